@@ -1,0 +1,1 @@
+"""From photo bytes to batches: sources, sync, records, splits, the data module."""

@@ -1,0 +1,86 @@
+"""What is known of each input photo: used photos as records, all others with the reason they are not used."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class BinRecord:
+    """One readable photo with its label.
+
+    Attributes:
+        id: relative path without its suffix's meaning being lost (bin folders: ``3/photo.jpg``), file stem for ABID.
+        path: the local file.
+        count: items in the bin.
+        group: number of the near-copy group the photo belongs to; photos of one group never straddle a split.
+    """
+
+    id: str
+    path: Path
+    count: int
+    group: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """One input that is not used, and why.
+
+    Attributes:
+        path: the file, relative to the root of its source where it lies under it.
+        reason: one clause in plain words, such as ``not an image`` or ``no metadata file``.
+    """
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One photo a layout lists, before anyone has opened it.
+
+    Attributes:
+        id: see :class:`BinRecord`.
+        path: the local file.
+        count: the label its layout gives it.
+        items: identifiers of the things in the bin (ASINs) where the layout knows them, else ``None``.
+        split: ``train``, ``validation`` or ``test`` where the layout fixes it, else ``None``.
+    """
+
+    id: str
+    path: Path
+    count: int
+    items: frozenset[str] | None = None
+    split: str | None = None
+
+
+@dataclass(slots=True)
+class Listing:
+    """What a layout finds under a root: candidates to open, and what it refuses outright."""
+
+    candidates: list[Candidate] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Every readable photo of a data set, all other inputs with their reasons, and what identifies the set.
+
+    Attributes:
+        root: the local folder the photos lie under.
+        records: readable photos inside and outside the wanted counts, sorted by id.
+        given_splits: for each record the split its layout fixes, or ``None``.
+        sizes: ``int32[N, 2]``, width and height of each photo in pixels, as stored in the file.
+        content: ``uint64[N]``, a hash of each file's bytes.
+        refusals: the quarantine list, sorted by path.
+        digest: hexadecimal name of the data: ids, counts, contents and groups; the same wherever the photos lie.
+    """
+
+    root: Path
+    records: tuple[BinRecord, ...]
+    given_splits: tuple[str | None, ...]
+    sizes: np.ndarray
+    content: np.ndarray
+    refusals: tuple[Refusal, ...]
+    digest: str

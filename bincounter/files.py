@@ -1,0 +1,53 @@
+"""Files that appear whole or not at all: written aside, flushed to disk, then renamed into place."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+# Read once: the only way to read the mask is to set it, which another thread could see.
+_UMASK = os.umask(0o022)
+os.umask(_UMASK)
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO]:
+    """Open a temporary file beside ``path`` that takes its place when the block ends without an error.
+
+    Args:
+        path: the file to create or replace; its folder is created when it is missing.
+        mode: ``"w"`` for text (UTF-8, newlines untouched) or ``"wb"`` for bytes.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the target, since a rename is atomic only inside one file system.
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    try:
+        with os.fdopen(descriptor, mode, **text) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_UMASK)  # mkstemp makes the file private to its owner
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write ``text`` (UTF-8) to ``path``, whole or not at all."""
+    with replacing(path) as file:
+        file.write(text)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself durable: without it a power cut can bring the old name back."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
