@@ -1,0 +1,1 @@
+"""Batches of photos -> distributions over counts, and the numbers that score them."""

@@ -1,0 +1,192 @@
+"""Backbones: ``float[B, 3, S, S]`` photos -> ``float[B, D]`` features.
+
+Bring your own by naming any callable that returns an ``nn.Module`` in a config file::
+
+    backbone:
+      _target_: timm.create_model
+      model_name: convnext_tiny
+      num_classes: 0
+
+What its module must have is little; :func:`feature_size`, :func:`stages` and :func:`cam_layer` find or infer the rest:
+
+===============  ============================================================  ===================================
+attribute        what                                                          without it
+===============  ============================================================  ===================================
+``forward``      ``float[B, 3, S, S] -> float[B, D]``                          required
+``feature_size`` ``D``                                                         ``num_features`` (timm's name), else
+                                                                               measured on one blank photo
+``stages``       sequence of sequences of modules, from input to output       ``trained=all`` and ``frozen`` only
+``cam_layer``    the layer whose maps Grad-CAM explains                        the last ``nn.Conv2d``
+``maps``         ``float[B, 3, S, S] -> float[B, C, h, w]``                    no spatial objectives
+===============  ============================================================  ===================================
+
+A backbone that takes an argument ``weights`` is given ``model.weights`` where that is not null.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import resnet as torchvision_resnet
+
+from bincounter.errors import ConfigError
+from bincounter.model.choices import check_choice
+from bincounter.model.weights import load_weights
+
+_BasicBlock, _Bottleneck = torchvision_resnet.BasicBlock, torchvision_resnet.Bottleneck
+_RESNETS = {
+    "resnet18": (_BasicBlock, [2, 2, 2, 2]),
+    "resnet34": (_BasicBlock, [3, 4, 6, 3]),
+    "resnet50": (_Bottleneck, [3, 4, 6, 3]),
+}
+
+
+class ResNet(torchvision_resnet.ResNet):
+    """torchvision's ResNet without its classifier; parameter names are torchvision's.
+
+    He et al., Deep Residual Learning for Image Recognition, CVPR 2016, https://arxiv.org/abs/1512.03385.
+    The last normalisation of each residual branch starts at zero (Goyal et al. 2017, https://arxiv.org/abs/1706.02677),
+    which helps when training from scratch and is overwritten by weights.
+    """
+
+    def __init__(self, name: str) -> None:
+        block, layers = _RESNETS[name]
+        super().__init__(block, layers, zero_init_residual=True)
+        self.feature_size: int = 512 * block.expansion
+        self.fc = nn.Identity()
+
+    @property
+    def stages(self) -> list[list[nn.Module]]:
+        """Five stages from input to output: the stem and the four residual stages."""
+        return [[self.conv1, self.bn1], [self.layer1], [self.layer2], [self.layer3], [self.layer4]]
+
+    @property
+    def cam_layer(self) -> nn.Module:
+        """The last residual stage."""
+        return self.layer4
+
+    def maps(self, image: Tensor) -> Tensor:
+        """``float[B, 3, S, S]`` -> ``float[B, D, S/32, S/32]``."""
+        stem = self.maxpool(self.relu(self.bn1(self.conv1(image))))
+        return self.layer4(self.layer3(self.layer2(self.layer1(stem))))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """``float[B, 3, S, S]`` -> ``float[B, D]``."""
+        return self.avgpool(self.maps(image)).flatten(1)
+
+
+class PlainCNN(nn.Module):
+    """Blocks of convolution, batch normalisation, ReLU and max pooling, then the mean over all places."""
+
+    def __init__(self, width: int, blocks: int) -> None:
+        super().__init__()
+        widths = [3, *(width * 2**block for block in range(blocks))]
+        self.blocks = nn.ModuleList(map(_conv_block, widths[:-1], widths[1:]))
+        self.feature_size = widths[-1]
+
+    @property
+    def stages(self) -> list[list[nn.Module]]:
+        """One stage per block, from input to output."""
+        return [[block] for block in self.blocks]
+
+    @property
+    def cam_layer(self) -> nn.Module:
+        """The last block."""
+        return self.blocks[-1]
+
+    def maps(self, image: Tensor) -> Tensor:
+        """``float[B, 3, S, S]`` -> ``float[B, D, S / 2**blocks, S / 2**blocks]``."""
+        for block in self.blocks:
+            image = block(image)
+        return image
+
+    def forward(self, image: Tensor) -> Tensor:
+        """``float[B, 3, S, S]`` -> ``float[B, D]``."""
+        return self.maps(image).mean((2, 3))
+
+
+def resnet(name: str = "resnet50", weights: str | None = None) -> ResNet:
+    """Build a ResNet backbone.
+
+    Args:
+        name: ``resnet18``, ``resnet34`` or ``resnet50``.
+        weights: see :func:`bincounter.model.weights.load_weights`.
+
+    Raises:
+        ConfigError: an unknown name, unknown weights, or a file that does not fit.
+        ResourceError: weights that cannot be downloaded.
+    """
+    check_choice("model.backbone.name", name, _RESNETS)
+    backbone = ResNet(name)
+    if weights is not None:
+        load_weights(backbone, weights, architecture=name)
+    return backbone
+
+
+def cnn(width: int = 32, blocks: int = 5, weights: str | None = None) -> PlainCNN:
+    """Build the plain CNN that is trained from scratch: the capstone projects' benchmark model.
+
+    Args:
+        width: channels of the first block; every further block doubles them.
+        blocks: number of blocks, each of which halves the resolution; photos need at least ``2**blocks`` pixels a side.
+        weights: a local file, see :func:`bincounter.model.weights.load_weights`.
+
+    Raises:
+        ConfigError: ``weights`` that are no file, or a file that does not fit.
+    """
+    backbone = PlainCNN(width, blocks)
+    if weights is not None:
+        load_weights(backbone, weights)
+    return backbone
+
+
+def _conv_block(in_channels: int, out_channels: int) -> nn.Sequential:
+    # The bias would be cancelled by the normalisation that follows.
+    convolution = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+    return nn.Sequential(convolution, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True), nn.MaxPool2d(2))
+
+
+def feature_size(backbone: nn.Module) -> int:
+    """Number of features ``D`` of a backbone: stated as ``feature_size`` or ``num_features``, else measured.
+
+    Raises:
+        ConfigError: the backbone does not turn a blank photo of 224 pixels into ``[1, D]``.
+    """
+    for attribute in ("feature_size", "num_features"):
+        if isinstance(size := getattr(backbone, attribute, None), int):
+            return size
+    mode = backbone.training
+    try:
+        with torch.no_grad():
+            features = backbone.eval()(torch.zeros(1, 3, 224, 224))
+    except Exception as error:
+        raise ConfigError(
+            f"model.backbone: {type(backbone).__name__} has no feature_size and failed on a blank photo of "
+            f"224 pixels ({error}); give the module an attribute feature_size."
+        ) from error
+    finally:
+        backbone.train(mode)
+    if not isinstance(features, Tensor) or features.ndim != 2:
+        shape = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise ConfigError(f"model.backbone: {type(backbone).__name__} must give features [B, D], but gave {shape}.")
+    return features.shape[1]
+
+
+def stages(backbone: nn.Module) -> Sequence[Sequence[nn.Module]] | None:
+    """Stages of a backbone from input to output, or ``None`` where it names none."""
+    return getattr(backbone, "stages", None)
+
+
+def cam_layer(backbone: nn.Module) -> nn.Module:
+    """The layer whose maps Grad-CAM explains: ``cam_layer`` where the backbone names it, else its last convolution.
+
+    Raises:
+        ConfigError: the backbone names none and has no convolution.
+    """
+    if isinstance(layer := getattr(backbone, "cam_layer", None), nn.Module):
+        return layer
+    convolutions = [module for module in backbone.modules() if isinstance(module, nn.Conv2d)]
+    if not convolutions:
+        raise ConfigError(f"model.backbone: {type(backbone).__name__} needs an attribute cam_layer for Grad-CAM.")
+    return convolutions[-1]

@@ -1,0 +1,17 @@
+"""The one sentence that answers a value outside a fixed set of names."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+from bincounter.errors import ConfigError
+
+
+def check_choice(key: str, value: object, allowed: Iterable[str]) -> None:
+    """Raise :class:`ConfigError` that names ``key``, the allowed names and the nearest one, unless ``value`` is one."""
+    names = list(allowed)
+    if value in names:
+        return
+    by_lower = {name.lower(): name for name in names}
+    nearest = get_close_matches(str(value).lower(), by_lower, n=1)
+    hint = f"; did you mean {by_lower[nearest[0]]}?" if nearest else "."
+    raise ConfigError(f"{key}={value} is not one of {', '.join(names)}{hint}")

@@ -1,0 +1,244 @@
+"""BinCounter: backbone -> head -> objective, as one LightningModule."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Self
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric
+
+from bincounter.errors import ConfigError
+from bincounter.model.backbones import cam_layer, feature_size
+from bincounter.model.choices import check_choice
+from bincounter.model.objectives import Objective
+from bincounter.model.scores import CountMetrics
+from bincounter.model.unfreezing import Unfreezing
+
+
+class BinCounter(L.LightningModule):
+    """Counts the items in bin photos.
+
+    Batches are ``{"image": float[B, 3, S, S] (normalised), "count": int[B], "id": list[str]}``; in training they may
+    hold ``"target": float[B, K]``, distributions over the support made by mixing photos. A count of -1 marks padding.
+
+    Before fitting, the caller sets :attr:`total_steps` and :attr:`steps_per_epoch`: reading them from the trainer in
+    ``configure_optimizers`` would discard the restored state of the data loader.
+
+    Args:
+        backbone: photos to features, see :mod:`bincounter.model.backbones`.
+        objective: what the outputs mean and the loss that teaches them.
+        optimizer: makes an optimizer of parameter groups; needed only to fit.
+        head: ``layers, width, dropout`` of :func:`bincounter.model.heads.head`.
+        schedule: ``name`` (``cosine`` or ``constant``), ``warmup_epochs`` (epochs, fractions allowed) and
+            ``final_factor`` (the last learning rate as a fraction of the highest, for ``cosine``).
+        trained: how much of the backbone is trained: ``all``, ``frozen``, ``last_stages`` or ``gradual``.
+        stages: stages that ``last_stages`` trains.
+        unfreeze_every: epochs between two stages of ``gradual``.
+        channels_last: keep photos and weights in channels-last memory order, which is quicker on CPUs and tensor cores.
+        class_weights: ``balanced`` weighs each photo by ``n / (K * n_count)`` over the training photos, else ``None``.
+        train_counts: photos per count in training; needed for ``balanced``.
+
+    Attributes:
+        total_steps: optimizer steps of the whole fit, or ``None`` where it has no set end.
+        steps_per_epoch: optimizer steps per epoch.
+        description: what a checkpoint says about the model and its data, see :mod:`bincounter.model.checkpoints`.
+
+    Raises:
+        ConfigError: options that do not go together, named in the message.
+    """
+
+    class_weights: Tensor
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        objective: Objective,
+        optimizer: Callable[[list[dict[str, Any]]], Optimizer] | None = None,
+        *,
+        head: Mapping[str, Any] | None = None,
+        schedule: Mapping[str, Any] | None = None,
+        trained: str = "all",
+        stages: int = 1,
+        unfreeze_every: int = 1,
+        channels_last: bool = True,
+        class_weights: str | None = None,
+        train_counts: Mapping[int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.total_steps: int | None = None
+        self.steps_per_epoch: int | None = None
+        self.description: dict[str, Any] | None = None
+        self._configure_model(backbone, objective, head or {}, channels_last)
+        self._configure_loss(class_weights, train_counts)
+        self._configure_metrics()
+        self._configure_fit(optimizer, dict(schedule or {}), Unfreezing(trained, stages, unfreeze_every))
+
+    def _configure_model(
+        self, backbone: nn.Module, objective: Objective, head: Mapping[str, Any], channels_last: bool
+    ) -> None:
+        if objective.spatial and not hasattr(backbone, "maps"):
+            raise ConfigError(
+                f"objective {type(objective).__name__} reads feature maps, but backbone {type(backbone).__name__} has "
+                "no method maps; choose another objective or backbone."
+            )
+        self.backbone = backbone
+        self.head = objective.head(feature_size(backbone), **head)
+        self.objective = objective
+        self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.to(memory_format=self._memory_format)
+
+    def _configure_loss(self, class_weights: str | None, train_counts: Mapping[int, int] | None) -> None:
+        weights = torch.ones(len(self.objective.counts))
+        if class_weights is not None:
+            check_choice("model.class_weights", class_weights, ["balanced", "null"])
+        if class_weights == "balanced":
+            if train_counts is None:
+                raise ValueError("class_weights=balanced needs train_counts")
+            weights = _balanced(train_counts, self.objective.counts)
+        self.register_buffer("class_weights", weights)
+
+    def _configure_metrics(self) -> None:
+        self.val_metrics = CountMetrics(self.objective.counts).clone(prefix="val/")
+        self.val_loss = MeanMetric()
+
+    def _configure_fit(
+        self,
+        optimizer: Callable[[list[dict[str, Any]]], Optimizer] | None,
+        schedule: dict[str, Any],
+        unfreezing: Unfreezing,
+    ) -> None:
+        check_choice("model.schedule.name", schedule.setdefault("name", "cosine"), ["cosine", "constant"])
+        unfreezing.check(self.backbone)
+        self._optimizer, self._schedule, self._unfreezing = optimizer, schedule, unfreezing
+        if unfreezing.trained != "gradual":  # DDP wraps the model before the first epoch and must see all it will train
+            unfreezing.require_gradients(self.backbone, epoch=0)
+        self.train()
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """The support: counts the model can answer, ascending."""
+        return self.objective.counts
+
+    @property
+    def cam_layer(self) -> nn.Module:
+        """The layer whose maps Grad-CAM explains."""
+        return cam_layer(self.backbone)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """``float[B, 3, S, S]``, normalised -> outputs that the objective reads, ``float[B, out_features]``."""
+        image = image.contiguous(memory_format=self._memory_format)
+        backbone: Any = self.backbone
+        return self.head(backbone.maps(image) if self.objective.spatial else backbone(image))
+
+    def probabilities(self, image: Tensor) -> Tensor:
+        """``float[B, 3, S, S]``, normalised -> distributions over the support, ``float32[B, K]``."""
+        return self._read(self(image))
+
+    def _read(self, outputs: Tensor) -> Tensor:
+        with torch.autocast(outputs.device.type, enabled=False):  # bfloat16 has too few digits for probabilities
+            return self.objective.probabilities(outputs.float())
+
+    def _losses(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Loss per photo before class weights, ``float32[B]``."""
+        with torch.autocast(outputs.device.type, enabled=False):
+            return self.objective.loss(outputs.float(), target)
+
+    def _labels(self, count: Tensor) -> Tensor:
+        """``int[B]`` -> one-hot rows ``float32[B, K]``; padding gives a row of zeros."""
+        return (count[:, None] == self.objective.support).float()
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Mean loss of a batch."""
+        target = batch["target"] if "target" in batch else self._labels(batch["count"])
+        loss = (self._losses(self(batch["image"]), target) * (target @ self.class_weights)).mean()
+        self.log("train/loss", loss, on_step=True, on_epoch=True, batch_size=len(target), sync_dist=True, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Add a batch to the validation metrics."""
+        outputs = self(batch["image"])
+        self.val_metrics.update(self._read(outputs), batch["count"])
+        photo = batch["count"] >= 0
+        self.val_loss.update(self._losses(outputs, self._labels(batch["count"])), weight=photo)
+        self.log_dict(self.val_metrics, on_step=False, on_epoch=True, batch_size=len(photo))
+        self.log("val/loss", self.val_loss, on_step=False, on_epoch=True, batch_size=len(photo))
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """``{"id": list[str], "count": int[B] where the batch has it, "probabilities": float32[B, K]}``."""
+        probabilities = self.probabilities(batch["image"])
+        return {"id": batch["id"], "count": batch.get("count"), "probabilities": probabilities}
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the training mode; what is frozen stays in evaluation mode."""
+        super().train(mode)
+        if mode and self._unfreezing.trained != "all":
+            self._unfreezing.train(self.backbone, self.current_epoch)
+        return self
+
+    def on_train_start(self) -> None:
+        """Open the stages of the epoch a resumed fit goes on with: in mid-epoch no epoch start is announced."""
+        self._open_stages()
+
+    def on_train_epoch_start(self) -> None:
+        """Open the stages trained in this epoch."""
+        self._open_stages()
+
+    def _open_stages(self) -> None:
+        self._unfreezing.require_gradients(self.backbone, self.current_epoch)
+        self.train()
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """The optimizer, and a learning rate set anew for each optimizer step."""
+        if self._optimizer is None:
+            raise ValueError("a BinCounter without an optimizer cannot be fitted")
+        optimizer = self._optimizer(_parameter_groups(self))
+        scheduler = LambdaLR(optimizer, self._learning_rate_factor())
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _learning_rate_factor(self) -> Callable[[int], float]:
+        """Linear warm-up, then constant or half a cosine (Loshchilov and Hutter 2017, https://arxiv.org/abs/1608.03983)."""
+        warmup_epochs, final = self._schedule.get("warmup_epochs", 0.0), self._schedule.get("final_factor", 0.0)
+        if warmup_epochs and self.steps_per_epoch is None:
+            raise ValueError("steps_per_epoch must be set before fitting with warmup_epochs")
+        warmup = round(warmup_epochs * (self.steps_per_epoch or 0))
+        total, cosine = self.total_steps, self._schedule["name"] == "cosine"
+        if cosine and total is None:
+            raise ConfigError(
+                "model.schedule.name=cosine needs the number of steps; set trainer.max_epochs or trainer.max_steps, or "
+                "model.schedule.name=constant."
+            )
+
+        def factor(step: int) -> float:
+            if step < warmup:
+                return (step + 1) / (warmup + 1)
+            if not cosine or total is None:
+                return 1.0
+            progress = min((step - warmup) / max(total - warmup, 1), 1.0)
+            return final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2
+
+        return factor
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store what is needed to build the model again."""
+        if self.description is not None:
+            checkpoint["bincounter"] = self.description
+
+
+def _balanced(train_counts: Mapping[int, int], counts: Iterable[int]) -> Tensor:
+    photos = torch.tensor([train_counts.get(count, 0) for count in counts], dtype=torch.float32)
+    # A count without photos has no loss to weigh.
+    return torch.where(photos > 0, photos.sum() / (len(photos) * photos.clamp(min=1)), 1.0)
+
+
+def _parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
+    """Parameters to train in two groups; biases and the scales of normalisations, all vectors, are not decayed."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [parameter for parameter in trained if parameter.ndim > 1]},
+        {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
+    ]

@@ -1,0 +1,169 @@
+"""Objectives: what a model's outputs mean, and the loss that teaches them."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bincounter.errors import ConfigError
+from bincounter.model.heads import head
+
+
+class Objective(nn.Module, ABC):
+    """How counts are learnt: the outputs a head must have, their loss, and the distribution over counts they stand for.
+
+    Targets are distributions over the support, so that mixup, label smoothing and softening are one mechanism; a plain
+    label is a row with a single 1. Scores, reports and endpoints see nothing but :meth:`probabilities`.
+
+    An objective of your own is a class in a file of yours, named by ``objective._target_``; it is constructed with
+    ``counts`` and the options of its config node. A Poisson regression, whole::
+
+        class Poisson(Objective):
+            out_features = 1
+
+            def log_rates(self, outputs):  # float[B, K]: log-likelihood of each count, up to the support's truncation
+                log_mean = outputs.clamp(-5, 5)
+                return self.support * log_mean - log_mean.exp() - torch.lgamma(self.support + 1)
+
+            def loss(self, outputs, target):
+                return -(target * self.log_rates(outputs)).sum(1)
+
+            def probabilities(self, outputs):
+                return self.log_rates(outputs).softmax(1)
+
+    Parameters of its own (a dispersion, mixture components) are trained and saved like the head's. One that needs more
+    than a vector of outputs overrides :meth:`head`; one that needs places (a density map) also sets ``spatial = True``,
+    so that its head is given the backbone's maps ``float[B, C, h, w]`` instead of pooled features ``float[B, D]``.
+
+    Args:
+        counts: the support: ``K >= 2`` distinct counts in ascending order.
+
+    Attributes:
+        counts: the support.
+        support: the support as ``float[K]`` on the module's device.
+        out_features: outputs per photo that :meth:`head` is asked for.
+        spatial: whether the head reads maps instead of pooled features.
+
+    Raises:
+        ConfigError: ``counts`` are fewer than two, not ascending, or negative.
+    """
+
+    spatial: ClassVar[bool] = False
+    out_features: int
+    support: Tensor
+
+    def __init__(self, counts: Sequence[int]) -> None:
+        super().__init__()
+        self.counts = tuple(int(count) for count in counts)
+        if len(self.counts) < 2 or list(self.counts) != sorted(set(self.counts)) or self.counts[0] < 0:
+            raise ConfigError(f"data.counts={list(counts)} must be at least two distinct counts from 0 up, ascending.")
+        self.register_buffer("support", torch.tensor(self.counts, dtype=torch.float32), persistent=False)
+
+    def head(self, in_features: int, *, layers: int = 0, width: int = 512, dropout: float = 0.0) -> nn.Module:
+        """Build the module between the backbone's features and this objective's outputs; see :func:`heads.head`."""
+        return head(in_features, self.out_features, layers=layers, width=width, dropout=dropout)
+
+    @abstractmethod
+    def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Loss per photo.
+
+        Args:
+            outputs: ``float32[B, out_features]``, or what the objective's own head gives.
+            target: ``float32[B, K]``, distributions over the support; a row of zeros (padding) must give 0.
+
+        Returns:
+            ``float32[B]``, in nats where the loss is a likelihood.
+        """
+
+    @abstractmethod
+    def probabilities(self, outputs: Tensor) -> Tensor:
+        """Distributions over the support, ``float32[B, K]`` with rows that sum to 1."""
+
+
+class Classification(Objective):
+    """Each count is a class; cross entropy.
+
+    Args:
+        counts: the support.
+        label_smoothing: probability moved from the label to all counts alike, 0-1 (Szegedy et al., Rethinking the
+            Inception Architecture, CVPR 2016, https://arxiv.org/abs/1512.00567).
+    """
+
+    def __init__(self, counts: Sequence[int], label_smoothing: float = 0.0) -> None:
+        super().__init__(counts)
+        if not 0 <= label_smoothing < 1:
+            raise ConfigError(f"objective.label_smoothing={label_smoothing} must be at least 0 and below 1.")
+        self.label_smoothing = label_smoothing
+        self.out_features = len(self.counts)
+
+    def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Cross entropy between the smoothed target and the softmax of ``outputs``."""
+        mass = target.sum(1, keepdim=True)  # 0 for padding, which smoothing must leave at 0
+        smoothed = (1 - self.label_smoothing) * target + self.label_smoothing * mass / target.shape[1]
+        return -(smoothed * outputs.log_softmax(1)).sum(1)
+
+    def probabilities(self, outputs: Tensor) -> Tensor:
+        """Softmax of ``outputs``."""
+        return outputs.softmax(1)
+
+
+class NeighbourSoftened(Objective):
+    """Cross entropy with labels softened over near counts, so that a near miss costs less than a far one.
+
+    The soft label of count ``t`` is ``softmax_k(-|k - t| / temperature)``: SORD with the absolute difference (Diaz and
+    Marathe, Soft Labels for Ordinal Regression, CVPR 2019,
+    https://openaccess.thecvf.com/content_CVPR_2019/html/Diaz_Soft_Labels_for_Ordinal_Regression_CVPR_2019_paper.html).
+
+    Args:
+        counts: the support.
+        temperature: in counts; towards 0 the labels become hard. At 0.5 a neighbour gets 0.14 times the label's share.
+    """
+
+    soft_labels: Tensor
+
+    def __init__(self, counts: Sequence[int], temperature: float = 0.5) -> None:
+        super().__init__(counts)
+        if not temperature > 0:
+            raise ConfigError(f"objective.temperature={temperature} must be above 0.")
+        self.out_features = len(self.counts)
+        distance = (self.support[:, None] - self.support[None, :]).abs()
+        self.register_buffer("soft_labels", (-distance / temperature).softmax(1), persistent=False)
+
+    def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Cross entropy between the softened target and the softmax of ``outputs``."""
+        return -((target @ self.soft_labels.to(target)) * outputs.log_softmax(1)).sum(1)
+
+    def probabilities(self, outputs: Tensor) -> Tensor:
+        """Softmax of ``outputs``."""
+        return outputs.softmax(1)
+
+
+class Corn(Objective):
+    """Conditional ordinal regression: output ``k`` is the logit of ``P(count > c_k | count > c_{k-1})``.
+
+    Shi, Cao and Raschka, Deep Neural Networks for Rank-Consistent Ordinal Regression Based On Conditional
+    Probabilities, 2021, https://arxiv.org/abs/2111.08851. Each of the ``K - 1`` tasks learns from the photos that reach
+    it. For a distribution as target, task ``k`` has the weight ``P(y > c_{k-1})`` and the label
+    ``P(y > c_k) / P(y > c_{k-1})``. The paper divides a batch's sum by the number of (photo, task) pairs; here it is
+    summed per photo, which makes the loss the cross entropy of the distribution over counts and comparable to others.
+    """
+
+    def __init__(self, counts: Sequence[int]) -> None:
+        super().__init__(counts)
+        self.out_features = len(self.counts) - 1
+
+    def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Sum of the conditional tasks' binary cross entropies."""
+        stops = target[:, :-1]  # P(y = c_k) = P(y > c_{k-1}) - P(y > c_k): the weight of answering "no more"
+        passes = target.flip(1).cumsum(1).flip(1)[:, 1:]  # P(y > c_k)
+        return -(passes * F.logsigmoid(outputs) + stops * F.logsigmoid(-outputs)).sum(1)
+
+    def probabilities(self, outputs: Tensor) -> Tensor:
+        """Products of conditionals: all tasks before a count passed, its own not."""
+        nothing = outputs.new_zeros(len(outputs), 1)
+        passed = torch.cat([nothing, F.logsigmoid(outputs).cumsum(1)], 1)
+        stopped = torch.cat([F.logsigmoid(-outputs), nothing], 1)
+        return (passed + stopped).exp()

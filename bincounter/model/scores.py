@@ -1,0 +1,253 @@
+"""The numbers that score a counter: metrics that add up over batches and devices, and one side of ``metrics.json``."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics import Metric, MetricCollection
+
+INTERVALS = ("accuracy", "rmse", "mae", "within_one")
+_PADDING = -1
+_BINS = 15
+
+
+class CountMetrics(MetricCollection):
+    """Accuracy, RMSE, MAE, within-one accuracy, macro F1, expected calibration error and cross entropy.
+
+    Updated with ``(probabilities float[B, K], counts int[B])``. Rows whose count is -1 are padding and ignored, so that
+    a sampler that pads does not bias the scores. Accuracy, RMSE, MAE and within-one are of the most likely count;
+    fractions are 0-1, cross entropy is in nats. ``.clone(prefix="val/")`` gives one side's own.
+
+    Args:
+        counts: the support, ascending.
+        dtype: of the sums; ``torch.float64`` where the device has it and digits matter.
+    """
+
+    def __init__(self, counts: Sequence[int], dtype: torch.dtype = torch.float32) -> None:
+        # Without compute groups: torchmetrics would join two metrics whose states happen to agree on the first batch.
+        super().__init__(
+            {
+                "accuracy": _PhotoMean(counts, dtype, lambda error, _: (error == 0).float()),
+                "rmse": _RootMeanSquare(counts, dtype, lambda error, _: error.square().float()),
+                "mae": _PhotoMean(counts, dtype, lambda error, _: error.abs().float()),
+                "within_one": _PhotoMean(counts, dtype, lambda error, _: (error.abs() <= 1).float()),
+                "macro_f1": MacroF1(counts, dtype),
+                "ece": CalibrationError(counts, dtype),
+                "cross_entropy": _PhotoMean(counts, dtype, lambda _, likelihood: -_log(likelihood)),
+            },
+            compute_groups=False,
+        )
+
+
+class _CountMetric(Metric):
+    """A metric over (probabilities, counts) that ignores padding and knows the support."""
+
+    full_state_update = False
+    support: Tensor
+
+    def __init__(self, counts: Sequence[int]) -> None:
+        super().__init__()
+        self.register_buffer("support", torch.tensor(list(counts)), persistent=False)
+
+    def _valid(self, probabilities: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Probabilities ``[V, K]``, positions of the labels ``[V]`` and of the predictions ``[V]`` without padding."""
+        valid = counts != _PADDING
+        probabilities, counts = probabilities[valid], counts[valid]
+        return probabilities, torch.searchsorted(self.support, counts), probabilities.argmax(1)
+
+
+class _PhotoMean(_CountMetric):
+    """Mean over photos of ``value(error int[V], likelihood of the label float[V])``."""
+
+    total: Tensor
+    photos: Tensor
+
+    def __init__(self, counts: Sequence[int], dtype: torch.dtype, value: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__(counts)
+        self.value = value
+        self.add_state("total", torch.tensor(0.0, dtype=dtype), dist_reduce_fx="sum")
+        self.add_state("photos", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, probabilities: Tensor, counts: Tensor) -> None:
+        probabilities, label, predicted = self._valid(probabilities, counts)
+        error = self.support[predicted] - self.support[label]
+        self.total += self.value(error, probabilities.gather(1, label[:, None]).squeeze(1)).sum()
+        self.photos += len(label)
+
+    def compute(self) -> Tensor:
+        return self.total / self.photos
+
+
+class _RootMeanSquare(_PhotoMean):
+    def compute(self) -> Tensor:
+        return super().compute().sqrt()
+
+
+class MacroF1(_CountMetric):
+    """Mean of the per-count F1 scores, over counts that occur as a label or as a prediction.
+
+    Attributes:
+        confusion: ``int64[K, K]``, rows true, columns predicted.
+    """
+
+    confusion: Tensor
+
+    def __init__(self, counts: Sequence[int], dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(counts)
+        self.result_dtype = dtype
+        self.add_state("confusion", torch.zeros(len(counts), len(counts), dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, probabilities: Tensor, counts: Tensor) -> None:
+        """Add a batch: ``float[B, K]`` and ``int[B]``."""
+        _, label, predicted = self._valid(probabilities, counts)
+        size = len(self.support)
+        self.confusion += torch.bincount(label * size + predicted, minlength=size**2).reshape(size, size)
+
+    def compute(self) -> Tensor:
+        """Macro F1, 0-1."""
+        occurrences = (self.confusion.sum(0) + self.confusion.sum(1)).to(self.result_dtype)
+        return (2 * self.confusion.diagonal() / occurrences)[occurrences > 0].mean()
+
+
+class CalibrationError(_CountMetric):
+    """Expected calibration error of the most likely count, in 15 bins of equal width.
+
+    Guo et al., On Calibration of Modern Neural Networks, ICML 2017, https://arxiv.org/abs/1706.04599.
+
+    Attributes:
+        photos, confidence, correct: ``[15]`` sums per bin of photos, of confidences and of right answers.
+    """
+
+    photos: Tensor
+    confidence: Tensor
+    correct: Tensor
+
+    def __init__(self, counts: Sequence[int], dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(counts)
+        for name in ("photos", "confidence", "correct"):
+            self.add_state(name, torch.zeros(_BINS, dtype=dtype), dist_reduce_fx="sum")
+
+    def update(self, probabilities: Tensor, counts: Tensor) -> None:
+        """Add a batch: ``float[B, K]`` and ``int[B]``."""
+        probabilities, label, predicted = self._valid(probabilities, counts)
+        confidence = probabilities.amax(1).to(self.confidence)
+        bins = (confidence * _BINS).ceil().long().sub(1).clamp(0, _BINS - 1)  # Guo et al.: ((m - 1) / 15, m / 15]
+        self.photos.index_add_(0, bins, torch.ones_like(confidence))
+        self.confidence.index_add_(0, bins, confidence)
+        self.correct.index_add_(0, bins, (predicted == label).to(confidence))
+
+    def compute(self) -> Tensor:
+        """Expected calibration error, 0-1."""
+        return (self.correct - self.confidence).abs().sum() / self.photos.sum()
+
+
+def score(
+    probabilities: Tensor, counts: Tensor | Sequence[int], support: Sequence[int], train_counts: Mapping[int, int]
+) -> dict[str, Any]:
+    """Score predictions: one side of ``metrics.json``, ready for JSON.
+
+    Args:
+        probabilities: ``float[N, K]``, rows sum to 1.
+        counts: ``int[N]``, labels, all in the support.
+        support: the ``K`` counts, ascending.
+        train_counts: photos per count in training, on which the baselines are fitted; may be empty.
+
+    Returns:
+        The scores of :class:`CountMetrics`; ``n``; the baselines ``majority_accuracy`` (always answering the most
+        frequent training count) and ``mean_rmse`` (always answering the training mean), ``None`` without training
+        counts; ``intervals`` (``{name: [low, high]}``, 95 %); ``per_count``; ``confusion``; ``counts``;
+        ``reliability``.
+
+    Raises:
+        ValueError: no photos, shapes that do not agree, or a count outside the support.
+    """
+    # Double precision on the CPU: sums over half a million photos, and the same digits on every device.
+    probabilities = torch.as_tensor(probabilities).detach().to("cpu", torch.float64)
+    labels = torch.as_tensor(counts).detach().to("cpu", torch.int64)
+    _check(probabilities, labels, support)
+    metrics = CountMetrics(support, torch.float64)
+    metrics.update(probabilities, labels)
+    errors = torch.tensor(list(support))[probabilities.argmax(1)] - labels
+    return {
+        **{name: value.item() for name, value in metrics.compute().items()},
+        "n": len(labels),
+        **_baselines(labels.double(), train_counts),
+        "intervals": _intervals(errors.numpy()),
+        "per_count": [_per_count(probabilities, labels, support, count, train_counts) for count in support],
+        "confusion": _state(metrics["macro_f1"], "confusion").tolist(),
+        "counts": [int(count) for count in support],
+        "reliability": _reliability(metrics["ece"]),
+    }
+
+
+def _check(probabilities: Tensor, labels: Tensor, support: Sequence[int]) -> None:
+    if len(labels) == 0 or probabilities.shape != (len(labels), len(support)):
+        raise ValueError(
+            f"probabilities {list(probabilities.shape)} do not fit {len(labels)} counts (at least one) and a support "
+            f"of {len(support)}"
+        )
+    if outside := sorted(set(labels.tolist()) - set(support)):
+        raise ValueError(f"counts {outside} lie outside the support {list(support)}")
+
+
+def _baselines(labels: Tensor, train_counts: Mapping[int, int]) -> dict[str, float | None]:
+    photos = sum(train_counts.values())
+    if photos == 0:
+        return {"majority_accuracy": None, "mean_rmse": None}
+    majority = max(sorted(train_counts), key=lambda count: train_counts[count])
+    mean = sum(count * number for count, number in train_counts.items()) / photos
+    return {
+        "majority_accuracy": (labels == majority).double().mean().item(),
+        "mean_rmse": (labels - mean).square().mean().sqrt().item(),
+    }
+
+
+def _intervals(errors: np.ndarray, resamples: int = 1000, seed: int = 0) -> dict[str, list[float]]:
+    """Percentile bootstrap, 95 % (Efron and Tibshirani 1993, chapter 13).
+
+    Drawing N photos with replacement and tabulating their errors is one multinomial draw over the distinct errors, so
+    that memory and time do not grow with N.
+    """
+    values, number = np.unique(errors, return_counts=True)
+    shares = np.random.default_rng(seed).multinomial(len(errors), number / len(errors), resamples) / len(errors)
+    samples = {
+        "accuracy": shares @ (values == 0),
+        "rmse": np.sqrt(shares @ values**2),
+        "mae": shares @ np.abs(values),
+        "within_one": shares @ (np.abs(values) <= 1),
+    }
+    return {name: np.percentile(samples[name], [2.5, 97.5]).tolist() for name in INTERVALS}
+
+
+def _per_count(
+    probabilities: Tensor, labels: Tensor, support: Sequence[int], count: int, train_counts: Mapping[int, int]
+) -> dict[str, int | float | None]:
+    chosen = labels == count
+    row: dict[str, int | float | None] = {"count": int(count), "n": int(chosen.sum())}
+    metrics = CountMetrics(support, torch.float64)
+    metrics.update(probabilities[chosen], labels[chosen])
+    for name in ("accuracy", "rmse", "cross_entropy"):
+        row[name] = metrics[name].compute().item() if row["n"] else None  # JSON has no NaN
+    row["train_n"] = int(train_counts.get(count, 0))
+    return row
+
+
+def _reliability(calibration: Metric) -> list[dict[str, float | int]]:
+    sums = zip(*(_state(calibration, name) for name in ("photos", "confidence", "correct")), strict=True)
+    return [
+        {"confidence": (confidence / photos).item(), "accuracy": (correct / photos).item(), "n": int(photos)}
+        for photos, confidence, correct in sums
+        if photos > 0
+    ]
+
+
+def _state(metric: Metric, name: str) -> Tensor:
+    state = metric.metric_state[name]
+    assert isinstance(state, Tensor)
+    return state
+
+
+def _log(likelihood: Tensor) -> Tensor:
+    return likelihood.clamp(min=torch.finfo(likelihood.dtype).tiny).log()

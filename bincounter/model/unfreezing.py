@@ -1,0 +1,81 @@
+"""How much of a backbone is trained: all of it, its last stages, one more stage every few epochs, or nothing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from bincounter.errors import ConfigError
+from bincounter.model.backbones import stages as stages_of
+from bincounter.model.choices import check_choice
+
+TRAINED = ("all", "frozen", "last_stages", "gradual")
+
+
+@dataclass(frozen=True, slots=True)
+class Unfreezing:
+    """Which stages of a backbone are trained in which epoch.
+
+    Gradual unfreezing follows Howard and Ruder (ULMFiT, ACL 2018, https://arxiv.org/abs/1801.06146): only the head in
+    the first ``every`` epochs, then one more stage from the output down.
+
+    Attributes:
+        trained: ``all``, ``frozen``, ``last_stages`` or ``gradual``.
+        stages: number of stages that ``last_stages`` trains.
+        every: epochs between two stages of ``gradual``.
+    """
+
+    trained: str = "all"
+    stages: int = 1
+    every: int = 1
+
+    def check(self, backbone: nn.Module) -> None:
+        """Refuse what this backbone cannot do.
+
+        Raises:
+            ConfigError: an unknown name, a backbone without stages, or a number out of range.
+        """
+        check_choice("model.trained", self.trained, TRAINED)
+        if self.trained in ("all", "frozen"):
+            return
+        stages = stages_of(backbone)
+        if not stages:
+            raise ConfigError(
+                f"model.trained={self.trained} needs a backbone with stages, which {type(backbone).__name__} does not "
+                "name; use model.trained=all or frozen."
+            )
+        if self.trained == "last_stages" and not 1 <= self.stages <= len(stages):
+            raise ConfigError(f"model.stages={self.stages} must be 1 to {len(stages)}, the stages of this backbone.")
+        if self.trained == "gradual" and self.every < 1:
+            raise ConfigError(f"model.unfreeze_every={self.every} must be at least 1 epoch.")
+
+    def open_stages(self, backbone: nn.Module, epoch: int) -> Sequence[Sequence[nn.Module]] | None:
+        """Stages trained in ``epoch``; ``None`` means the whole backbone, with what lies outside of its stages."""
+        if self.trained == "all":
+            return None
+        if self.trained == "frozen":
+            return ()
+        stages = stages_of(backbone) or ()
+        number = self.stages if self.trained == "last_stages" else epoch // self.every
+        return None if number >= len(stages) else stages[len(stages) - number :]
+
+    def require_gradients(self, backbone: nn.Module, epoch: int) -> None:
+        """Let gradients reach the stages trained in ``epoch``, and none below them."""
+        if self.trained == "all":
+            return  # a backbone may keep parts of its own frozen
+        opened = self.open_stages(backbone, epoch)
+        backbone.requires_grad_(opened is None)
+        for stage in opened or ():
+            for module in stage:
+                module.requires_grad_(True)
+
+    def train(self, backbone: nn.Module, epoch: int) -> None:
+        """Put stages trained in ``epoch`` in training mode and all others in evaluation mode.
+
+        In evaluation mode batch normalisation keeps its statistics, and dropout passes features through unchanged.
+        """
+        opened = self.open_stages(backbone, epoch)
+        backbone.train(opened is None)
+        for stage in opened or ():
+            for module in stage:
+                module.train()
