@@ -1,0 +1,153 @@
+"""Plots as inline SVG: drawn by Matplotlib, coloured and set by the style sheet of the page they stand in."""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+
+import matplotlib as mpl
+import numpy as np
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+# Stand-ins that the style sheet's variables replace in the SVG, so that one plot serves the light and the dark page.
+INK, MUTED, LINE, ACCENT, SURFACE = "#010a01", "#020a02", "#030a03", "#040a04", "#050a05"
+_VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", ACCENT: "accent", SURFACE: "surface"}
+_SIZE = (3.9, 2.45)  # inches: three abreast on a desk, one on a phone, with text near its nominal size on both
+_TINTS = (0.3, 0.6, 1.0)
+
+_RC = {
+    "svg.fonttype": "none",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": MUTED,
+    "axes.labelsize": 8.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.axisbelow": True,
+    "xtick.color": LINE,
+    "ytick.color": LINE,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "ytick.major.size": 0,
+    "xtick.major.size": 3,
+    "grid.color": LINE,
+    "grid.linewidth": 0.7,
+    "lines.linewidth": 1.6,
+    "lines.solid_capstyle": "round",
+}
+
+Points = Sequence[tuple[float, float]]
+
+
+def lines(
+    series: Mapping[str, Points], *, xlabel: str, label: str, percent: bool = False, baseline: float | None = None
+) -> Markup:
+    """Draw up to two lines, the last in the accent colour, the one before in grey.
+
+    Args:
+        series: name to points ``(x, y)``.
+        xlabel: what x counts.
+        label: what the plot shows, for screen readers.
+        percent: whether y is a fraction to be read in per cent.
+        baseline: a dashed level to compare with.
+    """
+    with mpl.rc_context(_RC):
+        figure, axes = _canvas(xlabel, percent)
+        for (name, points), colour in zip(reversed(series.items()), (ACCENT, MUTED), strict=False):
+            x, y = np.array(points, dtype=float).T
+            axes.plot(x, y, color=colour, marker="o" if len(x) < 16 else "", markersize=3.2, label=name)
+        if baseline is not None:
+            axes.axhline(baseline, color=INK, linewidth=1, linestyle=(0, (3, 3)))
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.margins(x=0.03, y=0.12)
+        return _svg(figure, label)
+
+
+def reliability(bins: Sequence[Mapping[str, float]], *, label: str) -> Markup:
+    """Draw accuracy against confidence (Guo et al. 2017, arXiv:1706.04599); a dot's area is its share of photos."""
+    kept = [each for each in bins if each["n"]]
+    confidence, accuracy, photos = (np.array([each[name] for each in kept]) for name in ("confidence", "accuracy", "n"))
+    with mpl.rc_context(_RC):
+        figure, axes = _canvas("Confidence", percent=True)
+        axes.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle=(0, (3, 3)))
+        axes.vlines(confidence, np.minimum(confidence, accuracy), np.maximum(confidence, accuracy), color=ACCENT, lw=1)
+        axes.scatter(confidence, accuracy, s=14 + 160 * photos / photos.sum(), color=ACCENT, linewidths=0)
+        axes.set_xlim(0, 1.02)
+        axes.set_ylim(0, 1.06)
+        axes.xaxis.set_major_formatter(FuncFormatter(_percent))
+        return _svg(figure, label)
+
+
+def stacked_bars(names: Sequence[str], parts: Mapping[str, Sequence[int]], *, xlabel: str, label: str) -> Markup:
+    """Draw one bar per name, its parts stacked from pale to full accent, the totals above."""
+    total = np.zeros(len(names))
+    with mpl.rc_context(_RC):
+        figure, axes = _canvas(xlabel)
+        for (part, heights), tint in zip(parts.items(), _TINTS[-len(parts) :], strict=True):
+            axes.bar(range(len(names)), heights, bottom=total, width=0.72, color=ACCENT, alpha=tint, label=part)
+            total = total + np.asarray(heights)
+        if len(names) <= 12:
+            for x, height in enumerate(total):
+                axes.annotate(f"{height:,.0f}", (x, height), (0, 3), textcoords="offset points", ha="center", size=8)
+        step = -(-len(names) // 16)
+        axes.set_xticks(range(0, len(names), step), [str(name) for name in names[::step]])
+        axes.tick_params(axis="x", length=0)
+        axes.margins(y=0.12)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        return _svg(figure, label)
+
+
+def sizes(pixels: np.ndarray, *, label: str) -> Markup:
+    """Draw photo heights against widths, ``int[N, 2]`` in pixels; the area of a dot is its share of photos.
+
+    Sizes fall into at most 32 x 32 cells, so that a large data set makes a small plot.
+    """
+    cells = np.maximum(np.ptp(pixels, axis=0) / 32, 1)
+    where, photos = np.unique(np.round(pixels / cells), axis=0, return_counts=True)
+    width, height = (where * cells).T
+    with mpl.rc_context(_RC):
+        figure, axes = _canvas("Width, pixels")
+        axes.scatter(width, height, s=4 + 240 * photos / photos.sum(), color=ACCENT, alpha=0.65, linewidths=0)
+        axes.set_ylabel("Height, pixels")
+        axes.margins(0.08)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        return _svg(figure, label)
+
+
+def _canvas(xlabel: str, percent: bool = False) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=_SIZE, layout="constrained")
+    axes = figure.subplots()
+    axes.grid(axis="y")
+    axes.set_xlabel(xlabel)
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    if percent:
+        axes.yaxis.set_major_formatter(FuncFormatter(_percent))
+    return figure, axes
+
+
+def _percent(value: float, _: object = None) -> str:
+    return f"{100 * value:.3g} %"
+
+
+def _svg(figure: Figure, label: str) -> Markup:
+    """Render a figure to an SVG element that takes its colours and font from the page, the same on every run."""
+    buffer = io.StringIO()
+    # The label salts the ids, since two plots of one page must not share any.
+    with mpl.rc_context({"svg.hashsalt": label}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)
+    text = re.sub(r'<g id="[^"]*"', "<g", text)
+    text = re.sub(r" font-family: [^;\"]*;", "", text)
+    for stand_in, name in _VARIABLES.items():
+        text = text.replace(stand_in, f"var(--{name})")
+    opening = f'<svg class="plot" role="img" aria-label="{escape(label)}"'
+    text = re.sub(r'^<svg [^>]*?(viewBox="[^"]*")[^>]*>', rf"{opening} \1>", text)
+    return Markup(re.sub(r"\n\s*", "\n", text))

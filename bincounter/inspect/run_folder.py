@@ -1,0 +1,156 @@
+"""A run's folder, read back: what its report and comparisons are made from."""
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from bincounter.errors import UserError
+
+SIDES = {"val": "validation", "test": "test", "train": "train"}
+"""Names of the splits in ``metrics.json``, and in ``split.csv`` and ``predictions.csv``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """The rows of ``predictions.csv``, as columns.
+
+    Attributes:
+        ids: photo ids ``[N]``.
+        splits: ``validation`` or ``test`` ``[N]``.
+        counts: true counts, int ``[N]``.
+        predicted: most likely counts, int ``[N]``.
+        probabilities: float ``[N, K]``.
+        support: the counts the columns of ``probabilities`` stand for, ascending ``[K]``.
+    """
+
+    ids: np.ndarray
+    splits: np.ndarray
+    counts: np.ndarray
+    predicted: np.ndarray
+    probabilities: np.ndarray
+    support: tuple[int, ...]
+
+    def of(self, split: str) -> "Predictions":
+        """Keep the rows of one split."""
+        return self.rows(np.flatnonzero(self.splits == split))
+
+    def rows(self, indices: np.ndarray) -> "Predictions":
+        """Keep the rows at ``indices``, in that order."""
+        columns = (self.ids, self.splits, self.counts, self.predicted, self.probabilities)
+        return Predictions(*(column[indices] for column in columns), support=self.support)
+
+    def probability_of_truth(self) -> np.ndarray:
+        """Probability given to the true count, float ``[N]``; 0 where the support lacks it."""
+        column = {count: k for k, count in enumerate(self.support)}
+        at = np.array([column.get(int(count), -1) for count in self.counts], dtype=int)
+        return np.where(at >= 0, self.probabilities[np.arange(len(at)), at], 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What one run left behind; a killed run lacks some of it.
+
+    Attributes:
+        path: its folder.
+        config: ``config.yaml``.
+        overrides: lines of ``overrides.txt``.
+        provenance: ``provenance.json``.
+        metrics: ``metrics.json``: scores by ``val``, ``test`` and ``train``.
+        predictions: ``predictions.csv``, or ``None``.
+        split: ``split.csv``: ``{id: (count, split)}``.
+        quarantine: ``quarantine.csv``: ``[(path, reason)]``, or ``None``.
+        log: ``logs/metrics.csv``: ``{name: [(epoch, step, value)]}``.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    overrides: list[str]
+    provenance: Mapping[str, Any]
+    metrics: Mapping[str, Mapping[str, Any]]
+    predictions: Predictions | None
+    split: Mapping[str, tuple[int, str]]
+    quarantine: list[tuple[str, str]] | None
+    log: Mapping[str, list[tuple[float, float, float]]]
+
+    def photos(self, split: str) -> dict[int, int]:
+        """Photos per count of one split (``train``, ``validation`` or ``test``), by ascending count."""
+        return dict(sorted(Counter(count for count, side in self.split.values() if side == split).items()))
+
+
+def read_run(path: Path) -> Run:
+    """Read a run's folder.
+
+    Raises:
+        UserError: the folder is no run's, or one of its files is damaged.
+    """
+    if not (path / "config.yaml").is_file():
+        raise UserError(f"{path} is no run folder (it holds no config.yaml): name the folder that train.py printed")
+    quarantine = _rows(path / "quarantine.csv")
+    return Run(
+        path=path,
+        config=_parsed(path / "config.yaml", yaml.safe_load) or {},
+        overrides=_parsed(path / "overrides.txt", str.splitlines) or [],
+        provenance=_parsed(path / "provenance.json", json.loads) or {},
+        metrics=_parsed(path / "metrics.json", json.loads) or {},
+        predictions=_predictions(path / "predictions.csv"),
+        split={row["id"]: (int(row["count"]), row["split"]) for row in _rows(path / "split.csv") or ()},
+        quarantine=None if quarantine is None else [(row["path"], row["reason"]) for row in quarantine],
+        log=_log(path / "logs" / "metrics.csv"),
+    )
+
+
+def _parsed(path: Path, parse: Any) -> Any:
+    """Parse a file of a run, or answer ``None`` where a killed run did not get to it."""
+    if not path.is_file():
+        return None
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path} is damaged ({type(error).__name__}): restore it or score the run again") from error
+
+
+def _rows(path: Path) -> list[dict[str, str]] | None:
+    if not path.is_file():
+        return None
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _predictions(path: Path) -> Predictions | None:
+    rows = _rows(path)
+    if not rows:
+        return None
+    names = [name for name in rows[0] if name.startswith("p_")]
+    try:
+        return Predictions(
+            ids=np.array([row["id"] for row in rows]),
+            splits=np.array([row["split"] for row in rows]),
+            counts=np.array([int(row["count"]) for row in rows]),
+            predicted=np.array([int(row["predicted"]) for row in rows]),
+            probabilities=np.array([[float(row[name]) for name in names] for row in rows]),
+            support=tuple(int(name.removeprefix("p_")) for name in names),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({type(error).__name__}): restore it or score the run again") from error
+
+
+def _log(path: Path) -> dict[str, list[tuple[float, float, float]]]:
+    """Read Lightning's CSV log; a line that a kill cut short is left out."""
+    series: dict[str, list[tuple[float, float, float]]] = {}
+    for row in _rows(path) or ():
+        for name, text in row.items():
+            if name in {"epoch", "step"} or not text:
+                continue
+            try:
+                point = (float(row["epoch"] or "nan"), float(row["step"]), float(text))
+            except (KeyError, TypeError, ValueError):
+                continue
+            series.setdefault(name, []).append(point)
+    return series
