@@ -1,8 +1,8 @@
 """Objectives: what a model's outputs mean, and the loss that teaches them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +60,12 @@ class Objective(nn.Module, ABC):
         self.counts = tuple(int(count) for count in counts)
         if len(self.counts) < 2 or list(self.counts) != sorted(set(self.counts)) or self.counts[0] < 0:
             raise ConfigError(f"data.counts={list(counts)} must be at least two distinct counts from 0 up, ascending.")
-        self.register_buffer("support", torch.tensor(self.counts, dtype=torch.float32), persistent=False)
+        # Not a buffer: averaging weights (EMA) averages buffers too, and what labels are compared with must stay exact.
+        self.support = torch.tensor(self.counts, dtype=torch.float32)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self.support = fn(self.support)
+        return super()._apply(fn, recurse)
 
     def head(self, in_features: int, *, layers: int = 0, width: int = 512, dropout: float = 0.0) -> nn.Module:
         """Build the module between the backbone's features and this objective's outputs; see :func:`heads.head`."""
@@ -122,19 +127,21 @@ class NeighbourSoftened(Objective):
         temperature: in counts; towards 0 the labels become hard. At 0.5 a neighbour gets 0.14 times the label's share.
     """
 
-    soft_labels: Tensor
-
     def __init__(self, counts: Sequence[int], temperature: float = 0.5) -> None:
         super().__init__(counts)
         if not temperature > 0:
             raise ConfigError(f"objective.temperature={temperature} must be above 0.")
         self.out_features = len(self.counts)
+        self.temperature = temperature
+
+    def soft_labels(self) -> Tensor:
+        """The soft label of each count in its row, ``float[K, K]``."""
         distance = (self.support[:, None] - self.support[None, :]).abs()
-        self.register_buffer("soft_labels", (-distance / temperature).softmax(1), persistent=False)
+        return (-distance / self.temperature).softmax(1)
 
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Cross entropy between the softened target and the softmax of ``outputs``."""
-        return -((target @ self.soft_labels.to(target)) * outputs.log_softmax(1)).sum(1)
+        return -((target @ self.soft_labels().to(target)) * outputs.log_softmax(1)).sum(1)
 
     def probabilities(self, outputs: Tensor) -> Tensor:
         """Softmax of ``outputs``."""

@@ -45,17 +45,21 @@ class _CountMetric(Metric):
     """A metric over (probabilities, counts) that ignores padding and knows the support."""
 
     full_state_update = False
-    support: Tensor
 
     def __init__(self, counts: Sequence[int]) -> None:
         super().__init__()
-        self.register_buffer("support", torch.tensor(list(counts)), persistent=False)
+        self.counts = tuple(counts)
 
-    def _valid(self, probabilities: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def support(self, like: Tensor) -> Tensor:
+        """The support on the device of ``like``, ``int64[K]``."""
+        # Not a buffer: averaging weights (EMA) averages buffers too, and truncates 0.9 * 3 + 0.1 * 3 to 2.
+        return torch.tensor(self.counts, device=like.device)
+
+    def valid(self, probabilities: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Probabilities ``[V, K]``, positions of the labels ``[V]`` and of the predictions ``[V]`` without padding."""
         valid = counts != _PADDING
         probabilities, counts = probabilities[valid], counts[valid]
-        return probabilities, torch.searchsorted(self.support, counts), probabilities.argmax(1)
+        return probabilities, torch.searchsorted(self.support(counts), counts), probabilities.argmax(1)
 
 
 class _PhotoMean(_CountMetric):
@@ -71,8 +75,9 @@ class _PhotoMean(_CountMetric):
         self.add_state("photos", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, probabilities: Tensor, counts: Tensor) -> None:
-        probabilities, label, predicted = self._valid(probabilities, counts)
-        error = self.support[predicted] - self.support[label]
+        probabilities, label, predicted = self.valid(probabilities, counts)
+        support = self.support(label)
+        error = support[predicted] - support[label]
         self.total += self.value(error, probabilities.gather(1, label[:, None]).squeeze(1)).sum()
         self.photos += len(label)
 
@@ -101,8 +106,8 @@ class MacroF1(_CountMetric):
 
     def update(self, probabilities: Tensor, counts: Tensor) -> None:
         """Add a batch: ``float[B, K]`` and ``int[B]``."""
-        _, label, predicted = self._valid(probabilities, counts)
-        size = len(self.support)
+        _, label, predicted = self.valid(probabilities, counts)
+        size = len(self.counts)
         self.confusion += torch.bincount(label * size + predicted, minlength=size**2).reshape(size, size)
 
     def compute(self) -> Tensor:
@@ -131,7 +136,7 @@ class CalibrationError(_CountMetric):
 
     def update(self, probabilities: Tensor, counts: Tensor) -> None:
         """Add a batch: ``float[B, K]`` and ``int[B]``."""
-        probabilities, label, predicted = self._valid(probabilities, counts)
+        probabilities, label, predicted = self.valid(probabilities, counts)
         confidence = probabilities.amax(1).to(self.confidence)
         bins = (confidence * _BINS).ceil().long().sub(1).clamp(0, _BINS - 1)  # Guo et al.: ((m - 1) / 15, m / 15]
         self.photos.index_add_(0, bins, torch.ones_like(confidence))
