@@ -1,0 +1,239 @@
+import io
+import struct
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from bincounter.data.preprocessing import MAX_PIXELS, Normalize, PhotoError, decode, photo_size
+
+pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning", "ignore:Corrupt EXIF")
+
+RED, GREEN, BLUE, YELLOW, WHITE = (200, 30, 30), (30, 160, 40), (30, 40, 190), (220, 210, 40), (255, 255, 255)
+
+
+def quarters(width: int = 96, height: int = 64) -> Image.Image:
+    """Four flat colours, one per quarter, so that every turn and every mirror image differs."""
+    photo = Image.new("RGB", (width, height))
+    for index, colour in enumerate((RED, GREEN, BLUE, YELLOW)):
+        left, top = (index % 2) * width // 2, (index // 2) * height // 2
+        photo.paste(colour, (left, top, left + width // 2, top + height // 2))
+    return photo
+
+
+def encoded(photo: Image.Image, form: str = "JPEG", **options) -> bytes:
+    if form == "JPEG":
+        options = {"quality": 95, "subsampling": 0} | options
+    buffer = io.BytesIO()
+    photo.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def colours(pixels: torch.Tensor) -> list[tuple[int, ...]]:
+    """The colour in the middle of each quarter: top left, top right, bottom left, bottom right."""
+    side = pixels.shape[1]
+    near, far = side // 4, 3 * side // 4
+    return [tuple(pixels[:, y, x].tolist()) for y in (near, far) for x in (near, far)]
+
+
+def assert_colours(pixels: torch.Tensor, expected, tolerance: int = 4) -> None:
+    assert torch.tensor(colours(pixels)).sub(torch.tensor(expected)).abs().max() <= tolerance, colours(pixels)
+
+
+def png_header(width: int, height: int) -> bytes:
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    start_of_pixels = struct.pack(">I", 1000) + b"IDAT"
+    return b"\x89PNG\r\n\x1a\n\x00\x00\x00\x0d" + header + struct.pack(">I", zlib.crc32(header)) + start_of_pixels
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("size", [1, 16, 64, 200])
+def test_every_format_is_stretched_to_a_square(form, size):
+    pixels = decode(encoded(quarters(), form), size)
+    assert pixels.shape == (3, size, size)
+    assert pixels.dtype == torch.uint8
+    assert pixels.is_contiguous()
+    if size > 1:
+        assert_colours(pixels, [RED, GREEN, BLUE, YELLOW], tolerance=20 if form == "WEBP" else 4)
+
+
+def test_a_photo_of_the_asked_size_keeps_its_pixels():
+    noise = torch.randint(0, 256, (20, 20, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    data = encoded(Image.fromarray(noise.numpy()), "PNG")
+    assert torch.equal(decode(data, 20), noise.permute(2, 0, 1))
+
+
+@pytest.mark.parametrize(
+    ("orientation", "upright"),
+    [
+        (1, [RED, GREEN, BLUE, YELLOW]),
+        (2, [GREEN, RED, YELLOW, BLUE]),
+        (3, [YELLOW, BLUE, GREEN, RED]),
+        (4, [BLUE, YELLOW, RED, GREEN]),
+        (5, [RED, BLUE, GREEN, YELLOW]),
+        (6, [BLUE, RED, YELLOW, GREEN]),
+        (7, [YELLOW, GREEN, BLUE, RED]),
+        (8, [GREEN, YELLOW, RED, BLUE]),
+    ],
+)
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+def test_exif_orientations_are_set_upright(orientation, upright, form):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    assert_colours(decode(encoded(quarters(), form, exif=exif), 64), upright)
+
+
+def test_a_broken_exif_block_does_not_cost_the_photo():
+    data = encoded(quarters(), exif=b"Exif\x00\x00II*\x00" + b"\xff" * 40)
+    assert_colours(decode(data, 64), [RED, GREEN, BLUE, YELLOW])
+
+
+def test_cmyk_is_read_as_adobe_writes_it():
+    data = encoded(quarters().convert("CMYK"))
+    assert Image.open(io.BytesIO(data)).mode == "CMYK"
+    assert_colours(decode(data, 64), [RED, GREEN, BLUE, YELLOW], tolerance=6)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+def test_grey_becomes_three_equal_channels(form):
+    pixels = decode(encoded(quarters().convert("L"), form), 64)
+    assert torch.equal(pixels[0], pixels[1])
+    assert torch.equal(pixels[0], pixels[2])
+    assert pixels.unique().numel() >= 4
+
+
+def test_sixteen_bit_grey_keeps_its_high_byte():
+    values = torch.tensor([[0, 255], [100 << 8, 65535]], dtype=torch.int32).repeat_interleave(8, 0)
+    photo = Image.fromarray(values.repeat_interleave(8, 1).numpy().astype("uint16"))
+    assert_colours(decode(encoded(photo, "PNG"), 16), [(0,) * 3, (0,) * 3, (100,) * 3, (255,) * 3], tolerance=0)
+
+
+def test_black_and_white_bits():
+    photo = quarters().convert("L").point(lambda level: 255 if level > 100 else 0).convert("1")
+    assert set(decode(encoded(photo, "PNG"), 96).unique().tolist()) >= {0, 255}
+
+
+def test_palette():
+    assert_colours(decode(encoded(quarters().quantize(8), "PNG"), 64), [RED, GREEN, BLUE, YELLOW])
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "P", "LA", "RGB"])
+def test_transparent_parts_are_white(mode):
+    photo = quarters().convert("RGBA")
+    photo.paste((0, 0, 0, 0), (0, 0, 48, 32))
+    if mode == "P":
+        data = encoded(photo.quantize(8), "PNG")
+    elif mode == "RGB":  # one colour of an opaque photo named as transparent
+        data = encoded(quarters(), "PNG", transparency=RED)
+    else:
+        data = encoded(photo.convert(mode), "PNG")
+    shown = colours(decode(data, 96))
+    assert shown[0] == WHITE
+    assert WHITE not in shown[1:]
+
+
+def test_the_name_says_nothing_only_the_content_does(tmp_path):
+    disguised = tmp_path / "photo.jpg"
+    disguised.write_bytes(encoded(quarters(), "PNG"))
+    assert_colours(decode(disguised.read_bytes(), 64), [RED, GREEN, BLUE, YELLOW], tolerance=0)
+
+
+def test_photo_size_is_the_stored_one():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert photo_size(encoded(quarters(96, 64), exif=exif)) == (96, 64)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty file"),
+        (b"these are only notes", "not a JPEG, PNG or WebP image"),
+        (encoded(quarters(), "GIF"), "not a JPEG, PNG or WebP image"),
+        (encoded(quarters())[:12], "damaged header"),
+        (encoded(quarters(), "PNG")[:20], "damaged header"),
+        (png_header(60_000, 60_000), "larger than 100 megapixels"),
+        (png_header(10_001, 10_000), "larger than 100 megapixels"),
+    ],
+)
+def test_headers_that_are_refused(data, reason):
+    for read in (photo_size, lambda data: decode(data, 32)):
+        with pytest.raises(PhotoError) as caught:
+            read(data)
+        assert str(caught.value) == reason
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_truncated_photos_are_refused(form, share):
+    noise = torch.randint(0, 256, (100, 100, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    data = encoded(Image.fromarray(noise.numpy()), form)
+    with pytest.raises(PhotoError, match=r"^truncated$"):
+        decode(data[: int(len(data) * share)], 32)
+
+
+def test_the_largest_photo_allowed_is_read():
+    side = int(MAX_PIXELS**0.5)
+    data = encoded(Image.new("L", (side, side), 77), quality=50)
+    assert_colours(decode(data, 32), [(77,) * 3] * 4, tolerance=1)
+
+
+SAMPLES = [
+    encoded(quarters(24, 16)),
+    encoded(quarters(24, 16).convert("CMYK")),
+    encoded(quarters(24, 16), progressive=True),
+    encoded(quarters(24, 16), "PNG"),
+    encoded(quarters(24, 16).quantize(4), "PNG"),
+    encoded(quarters(24, 16), "WEBP"),
+    encoded(quarters(24, 16), exif=Image.Exif()),
+]
+
+
+def refuses_or_reads(data: bytes) -> None:
+    """Anything but pixels or a PhotoError with a reason escapes and fails the test."""
+    try:
+        pixels = decode(data, 8)
+    except PhotoError as error:
+        assert str(error)
+    else:
+        assert pixels.shape == (3, 8, 8)
+        assert all(side > 0 for side in photo_size(data))
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_read_or_refused(data):
+    refuses_or_reads(data)
+
+
+@settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(st.sampled_from(SAMPLES), st.data())
+def test_damaged_photos_are_read_or_refused(sample, data):
+    damaged = bytearray(sample)
+    for _ in range(data.draw(st.integers(1, 8))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    refuses_or_reads(bytes(damaged[: data.draw(st.integers(0, len(damaged)))] if data.draw(st.booleans()) else damaged))
+
+
+def test_pixels_are_the_same_in_any_thread():
+    noise = torch.randint(0, 256, (120, 90, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    data = encoded(Image.fromarray(noise.numpy()))
+    alone = decode(data, 40)
+    with ThreadPoolExecutor(8) as pool:
+        assert all(torch.equal(alone, pixels) for pixels in pool.map(lambda _: decode(data, 40), range(64)))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.bfloat16])
+def test_normalize_by_hand(dtype):
+    images = torch.tensor([0, 128, 255], dtype=torch.uint8).view(1, 3, 1, 1).expand(2, 3, 4, 4).to(dtype)
+    normalised = Normalize()(images)
+    assert normalised.dtype == torch.float32
+    expected = torch.tensor([(0 - 0.485) / 0.229, (128 / 255 - 0.456) / 0.224, (1 - 0.406) / 0.225])
+    torch.testing.assert_close(normalised[1, :, 2, 3], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_normalize_leaves_nothing_in_a_checkpoint():
+    assert not Normalize().state_dict()
