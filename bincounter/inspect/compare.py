@@ -87,14 +87,17 @@ def compare(runs: Sequence[Path]) -> Comparison:
 
 
 def render(comparison: Comparison) -> RenderableType:
-    """Lay a comparison out for the terminal: settings that differ, then scores, best values bold."""
+    """Lay a comparison out for the terminal: settings that differ, then scores, best values marked."""
     parts: list[RenderableType] = []
     if comparison.settings:
         parts += [Text("Settings that differ", style="bold"), _settings_table(comparison)]
     else:
         parts.append(Text("Their settings do not differ."))
     where = "test" if comparison.side == "test" else "validation"
-    parts += [Text(f"\nScores on {where} photos, 95 % intervals beneath", style="bold"), _scores_table(comparison)]
+    parts += [
+        Text(f"\nScores on {where} photos, 95 % intervals beneath, * best", style="bold"),
+        _scores_table(comparison),
+    ]
     parts += [Padding(Text(f"Note: {remark}"), (1, 0, 0, 0)) for remark in comparison.remarks]
     return Group(*parts)
 
@@ -204,7 +207,7 @@ def _scores_table(comparison: Comparison) -> Table:
 
 
 def _cell(scores: Mapping[str, Any], score: str, write: Any, best: bool) -> Text:
-    cell = Text(write(scores.get(score)), style="bold" if best else "")
+    cell = Text(("* " if best else "") + write(scores.get(score)), style="bold" if best else "")
     if interval := scores.get("intervals", {}).get(score):
         cell.append(f"\n{write(interval[0])} to {write(interval[1])}", style="not bold dim")
     return cell

@@ -38,8 +38,8 @@ def decimals(value: float | None, digits: int = 3) -> str:
 
 
 def whole(value: float | None) -> str:
-    """Write a whole number with thin spaces between thousands, such as ``5 331``."""
-    return ABSENT if _missing(value) else f"{value:,.0f}".replace(",", " ")
+    """Write a whole number, such as ``5,331``."""
+    return ABSENT if _missing(value) else f"{value:,.0f}"
 
 
 def _missing(value: float | None) -> bool:

@@ -38,9 +38,9 @@ def inline_attention(data: bytes | None, heat: np.ndarray, side: int, quality: i
     if photo is None:
         return None
     mask = Image.fromarray(np.asarray(heat, dtype=np.float32)).resize(photo.size, Image.Resampling.BICUBIC)
-    light = np.clip(np.asarray(mask), 0, 1)[..., None]
+    light = np.clip(np.asarray(mask), 0, 1)[..., None] ** 0.7  # so that half the heat is still well lit
     colours = np.asarray(photo, dtype=np.float32)
-    grey = np.asarray(photo.convert("L"), dtype=np.float32)[..., None] * 0.35
+    grey = np.asarray(photo.convert("L"), dtype=np.float32)[..., None] * 0.45
     return _uri(Image.fromarray((grey + (colours - grey) * light).astype(np.uint8)), quality)
 
 

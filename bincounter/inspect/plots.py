@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -17,7 +18,7 @@ _VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", ACCENT: "accent", SURFAC
 _SIZE = (3.9, 2.45)  # inches: three abreast on a desk, one on a phone, with text near its nominal size on both
 _TINTS = (0.3, 0.6, 1.0)
 
-_RC = {
+_RC: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.size": 9,
     "text.color": INK,
@@ -59,7 +60,7 @@ def lines(
     """
     with mpl.rc_context(_RC):
         figure, axes = _canvas(xlabel, percent)
-        for (name, points), colour in zip(reversed(series.items()), (ACCENT, MUTED), strict=False):
+        for (name, points), colour in zip(reversed(list(series.items())), (ACCENT, MUTED), strict=False):
             x, y = np.array(points, dtype=float).T
             axes.plot(x, y, color=colour, marker="o" if len(x) < 16 else "", markersize=3.2, label=name)
         if baseline is not None:
@@ -104,7 +105,7 @@ def stacked_bars(names: Sequence[str], parts: Mapping[str, Sequence[int]], *, xl
 
 
 def sizes(pixels: np.ndarray, *, label: str) -> Markup:
-    """Draw photo heights against widths, ``int[N, 2]`` in pixels; the area of a dot is its share of photos.
+    """Draw photo heights against widths, ``int[N, 2]`` in pixels; the area of a dot grows with its photos.
 
     Sizes fall into at most 32 x 32 cells, so that a large data set makes a small plot.
     """
@@ -113,7 +114,7 @@ def sizes(pixels: np.ndarray, *, label: str) -> Markup:
     width, height = (where * cells).T
     with mpl.rc_context(_RC):
         figure, axes = _canvas("Width, pixels")
-        axes.scatter(width, height, s=4 + 240 * photos / photos.sum(), color=ACCENT, alpha=0.65, linewidths=0)
+        axes.scatter(width, height, s=3 + 42 * photos / photos.max(), color=ACCENT, alpha=0.65, linewidths=0)
         axes.set_ylabel("Height, pixels")
         axes.margins(0.08)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))

@@ -14,9 +14,9 @@ from bincounter.inspect.page import decimals, percent, whole, write_page
 from bincounter.inspect.photos import inline, inline_attention
 from bincounter.inspect.run_folder import SIDES, Predictions, Run, read_run
 
-# Pixels and photos: with these, even photos of pure noise keep the page under 8 MB.
+# Pixels and photos: with these, even photos of pure noise keep the page below 8 MB.
 GRID_PHOTOS, GRID_SIDE = 24, 232
-MISTAKES, MISTAKE_SIDE = 9, 720
+MISTAKES, MISTAKE_SIDE = 8, 800
 LOOKED_SIDE = 320
 QUARANTINE_ROWS = 300
 
@@ -208,7 +208,9 @@ def _curves(run: Run) -> list[tuple[str, Markup, list[tuple[str, str]]]]:
         if name in run.log
     }
     curves = []
-    losses = {name: by_epoch[name] for name in ("train/loss_epoch", "val/loss") if name in by_epoch}
+    losses: dict[str, plots.Points] = {
+        name: by_epoch[name] for name in ("train/loss_epoch", "val/loss") if name in by_epoch
+    }
     if losses:
         names = {"train/loss_epoch": ("other", "training"), "val/loss": ("", "validation")}
         key = [names[name] if len(losses) > 1 else ("", names[name][1]) for name in losses]

@@ -43,8 +43,14 @@ class Predictions:
 
     def rows(self, indices: np.ndarray) -> "Predictions":
         """Keep the rows at ``indices``, in that order."""
-        columns = (self.ids, self.splits, self.counts, self.predicted, self.probabilities)
-        return Predictions(*(column[indices] for column in columns), support=self.support)
+        return Predictions(
+            ids=self.ids[indices],
+            splits=self.splits[indices],
+            counts=self.counts[indices],
+            predicted=self.predicted[indices],
+            probabilities=self.probabilities[indices],
+            support=self.support,
+        )
 
     def probability_of_truth(self) -> np.ndarray:
         """Probability given to the true count, float ``[N]``; 0 where the support lacks it."""
