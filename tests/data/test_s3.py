@@ -1,0 +1,370 @@
+"""``s3://`` sources, against a real S3 server."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from s3_server import (
+    SECRET_KEY,
+    Fault,
+    FaultyProxy,
+    S3Server,
+    broken_off,
+    denied,
+    expired,
+    garbled,
+    listing,
+    unavailable,
+)
+
+from bincounter.data.mirror import refusal
+from bincounter.data.s3 import fetch, is_remote, parse
+from bincounter.errors import DataError, ResourceError
+
+FETCH = (
+    "import sys; from pathlib import Path; from bincounter.data.s3 import fetch; fetch(sys.argv[1], Path(sys.argv[2]))"
+)
+PHOTOS = {f"bins/{count}/{name}.jpg": f"{count}{name}".encode() * 100 for count in (1, 2) for name in "abc"}
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def below(prefix: str, objects: dict[str, bytes]) -> dict[str, bytes]:
+    return {key.removeprefix(prefix): body for key, body in objects.items() if key.startswith(prefix)}
+
+
+def start(source: str, data_dir: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", f"import logging; logging.basicConfig(); {FETCH}", source, str(data_dir)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_folder_of_a_bucket_is_made_the_same_here(s3: S3Server, tmp_path: Path) -> None:
+    s3.put("shop", PHOTOS | {"bins2/x.jpg": b"another folder", "bins.txt": b"no folder"})
+    folder = fetch("s3://shop/bins/", tmp_path)
+    assert folder == tmp_path / "s3" / "shop" / "bins"
+    assert files(folder) == below("bins/", PHOTOS)
+    assert files(tmp_path / "s3" / "shop").keys() == PHOTOS.keys()
+
+
+def test_a_whole_bucket_and_a_folder_of_it_share_their_files(s3_proxy: FaultyProxy, tmp_path: Path) -> None:
+    s3_proxy.server.put("shop", PHOTOS | {"more.jpg": b"more"})
+    fetch("s3://shop/bins", tmp_path)
+    assert files(fetch("s3://shop", tmp_path)) == PHOTOS | {"more.jpg": b"more"}
+    assert s3_proxy.objects_sent() == len(PHOTOS) + 1
+
+
+def test_nothing_is_transferred_when_nothing_changed(s3_proxy: FaultyProxy, tmp_path: Path) -> None:
+    s3_proxy.server.put("shop", PHOTOS)
+    folder = fetch("s3://shop/bins", tmp_path)
+    stamps = {path: path.stat().st_mtime_ns for path in folder.rglob("*.jpg")}
+    s3_proxy.requests.clear()
+    fetch("s3://shop/bins", tmp_path)
+    assert len(s3_proxy.requests) == 1 and s3_proxy.objects_sent() == 0
+    assert stamps == {path: path.stat().st_mtime_ns for path in folder.rglob("*.jpg")}
+
+
+def test_changed_new_and_deleted_objects_follow(s3_proxy: FaultyProxy, tmp_path: Path) -> None:
+    server = s3_proxy.server
+    server.put("shop", PHOTOS | {"bins/9/only.jpg": b"the last of its folder"})
+    folder = fetch("s3://shop/bins", tmp_path)
+    (folder / "1" / "mine.jpg").write_bytes(b"put here by a person")
+    same_size = PHOTOS["bins/1/a.jpg"][::-1]
+    server.put("shop", {"bins/1/a.jpg": same_size, "bins/3/new.jpg": b"new"})
+    (server.root / "shop/bins/1/b.jpg").unlink()
+    (server.root / "shop/bins/9/only.jpg").unlink()
+    s3_proxy.requests.clear()
+    fetch("s3://shop/bins", tmp_path)
+    expected = below("bins/", PHOTOS) | {
+        "1/a.jpg": same_size,
+        "3/new.jpg": b"new",
+        "1/mine.jpg": b"put here by a person",
+    }
+    del expected["1/b.jpg"]
+    assert files(folder) == expected
+    assert not (folder / "9").exists()
+    assert s3_proxy.objects_sent() == 2
+
+
+def test_a_folder_may_become_an_object_and_back(s3: S3Server, tmp_path: Path) -> None:
+    for objects in ({"x/a": b"1", "x/keep": b"k"}, {"x/a/b": b"2", "x/keep": b"k"}, {"x/a": b"3", "x/keep": b"k"}):
+        for path in sorted((s3.root / "shop").rglob("*"), reverse=True):
+            path.rmdir() if path.is_dir() else path.unlink()
+        s3.put("shop", objects)
+        assert files(fetch("s3://shop/x", tmp_path)) == below("x/", objects)
+
+
+def test_files_that_were_cut_or_deleted_here_are_fetched_again(s3_proxy: FaultyProxy, tmp_path: Path) -> None:
+    s3_proxy.server.put("shop", PHOTOS)
+    folder = fetch("s3://shop/bins", tmp_path)
+    (folder / "1/a.jpg").write_bytes(b"cut")
+    (folder / "2/c.jpg").unlink()
+    s3_proxy.requests.clear()
+    fetch("s3://shop/bins", tmp_path)
+    assert files(folder) == below("bins/", PHOTOS)
+    assert s3_proxy.objects_sent() == 2
+
+
+@pytest.mark.parametrize("damage", [b'["bins/1/a.jpg", "', b"\xff\x00 no json\n", b'["../../outside", "e", 1]\n'])
+def test_a_damaged_journal_costs_transfers_but_no_files(s3: S3Server, tmp_path: Path, damage: bytes) -> None:
+    s3.put("shop", PHOTOS)
+    fetch("s3://shop/bins", tmp_path)
+    (tmp_path / "outside").write_bytes(b"1")
+    journal = tmp_path / "s3/.sync/shop.jsonl"
+    journal.write_bytes(journal.read_bytes()[:-20] + damage)
+    (s3.root / "shop/bins/2/c.jpg").write_bytes(b"changed")
+    for _ in range(2):
+        folder = fetch("s3://shop/bins", tmp_path)
+        assert files(folder) == below("bins/", PHOTOS) | {"2/c.jpg": b"changed"}
+    assert (tmp_path / "outside").exists()
+
+
+def test_more_objects_than_a_listing_holds(s3: S3Server, tmp_path: Path) -> None:
+    objects = {f"{number // 50}/{number}": str(number).encode() for number in range(1050)}
+    s3.put("big", objects)
+    assert files(fetch("s3://big", tmp_path, workers=8)) == objects
+
+
+@pytest.mark.parametrize("fault", [unavailable, broken_off, garbled])
+def test_spoilt_answers_are_asked_for_again(s3_proxy: FaultyProxy, tmp_path: Path, fault: Fault) -> None:
+    s3_proxy.server.put("shop", PHOTOS)
+    s3_proxy.spoil(r"/[ab]\.jpg", fault, times=2)
+    if fault is not garbled:
+        s3_proxy.spoil("list-type", fault, times=1)
+    assert files(fetch("s3://shop/bins", tmp_path)) == below("bins/", PHOTOS)
+
+
+@pytest.mark.parametrize("fault", [broken_off, garbled])
+def test_an_object_that_never_arrives_leaves_no_file(s3_proxy: FaultyProxy, tmp_path: Path, fault: Fault) -> None:
+    s3_proxy.server.put("shop", PHOTOS)
+    s3_proxy.spoil(r"/b\.jpg", fault)
+    with pytest.raises(ResourceError, match=r"s3://shop/bins/[12]/b\.jpg"):
+        fetch("s3://shop/bins", tmp_path, workers=2)
+    here = files(tmp_path / "s3/shop/bins")
+    assert here.items() <= below("bins/", PHOTOS).items()
+    assert not any(name.endswith("b.jpg") for name in here)
+    assert not any((tmp_path / "s3/.sync/shop.parts").glob("*"))
+
+
+def test_an_object_deleted_after_the_listing_is_left_out(s3_proxy: FaultyProxy, tmp_path: Path) -> None:
+    s3_proxy.server.put("shop", PHOTOS)
+    s3_proxy.spoil("list-type", listing(("bins/9/gone.jpg", 5)))
+    assert files(fetch("s3://shop/bins", tmp_path)) == below("bins/", PHOTOS)
+
+
+def test_a_killed_fetch_goes_on_from_what_it_has(s3_proxy: FaultyProxy, tmp_path: Path) -> None:
+    objects = {f"bins/{number % 7}/{number}.jpg": os.urandom(3000) for number in range(300)}
+    s3_proxy.server.put("shop", objects)
+    folder = tmp_path / "s3/shop/bins"
+    for wanted in (10, 100, 200):
+        process = start("s3://shop/bins", tmp_path)
+        deadline = time.monotonic() + 60
+        while s3_proxy.objects_sent() < wanted and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        here = files(folder)
+        assert here.items() <= below("bins/", objects).items()  # whole, all of them
+        assert len(here) < len(objects)
+        s3_proxy.requests.clear()
+    for key in list(objects)[:5]:  # deleted while we were dead: must not stay behind, noted as arrived or not
+        (s3_proxy.server.root / "shop" / key).unlink()
+        del objects[key]
+    fetch("s3://shop/bins", tmp_path)
+    assert files(folder) == below("bins/", objects)
+    assert s3_proxy.objects_sent() <= len(objects) - len(here) + 5 + 32  # 32 may have been between rename and journal
+    assert not any((tmp_path / "s3/.sync/shop.parts").glob("*"))
+
+
+def test_two_processes_do_the_work_once(s3_proxy: FaultyProxy, tmp_path: Path) -> None:
+    objects = {f"bins/{number}.jpg": os.urandom(2000) for number in range(200)}
+    s3_proxy.server.put("shop", objects)
+    first, second = start("s3://shop/bins", tmp_path), start("s3://shop/bins", tmp_path)
+    output = first.communicate(timeout=120)[1] + second.communicate(timeout=120)[1]
+    assert (first.returncode, second.returncode) == (0, 0), output
+    assert "another process is fetching" in output
+    assert files(tmp_path / "s3/shop/bins") == below("bins/", objects)
+    assert s3_proxy.objects_sent() == len(objects)
+
+
+def test_a_full_disk_is_one_sentence_and_keeps_what_is_whole(s3: S3Server, tmp_path: Path) -> None:
+    s3.put("shop", PHOTOS | {"bins/zz.jpg": bytes(3_000_000)})
+    limit = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+    limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000)); "
+    command = [sys.executable, "-c", limit + FETCH, "s3://shop/bins", str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert "ResourceError" in result.stderr and "set paths.data_dir" in result.stderr
+    assert files(tmp_path / "s3/shop/bins").items() <= below("bins/", PHOTOS).items()
+    assert files(fetch("s3://shop/bins", tmp_path))["zz.jpg"] == bytes(3_000_000)
+
+
+def test_more_than_the_disk_holds_is_refused_before_it_starts(s3_proxy: FaultyProxy, tmp_path: Path) -> None:
+    s3_proxy.server.put("shop", PHOTOS)
+    s3_proxy.spoil("list-type", listing(("bins/9/huge.jpg", 10**17)))
+    with pytest.raises(ResourceError, match="GB are to be fetched"):
+        fetch("s3://shop/bins", tmp_path)
+    assert s3_proxy.objects_sent() == 0
+
+
+def test_keys_that_cannot_be_files_are_left_out_and_named(
+    s3_proxy: FaultyProxy, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    s3_proxy.server.put("shop", PHOTOS)
+    bad = ["bins/../../../escaped", "bins//double", "bins/./dot", "bins/1", "bins/" + "n" * 300]
+    s3_proxy.spoil("list-type", listing(*((key, 5) for key in bad), ("bins/marker/", 0)))
+    with caplog.at_level(logging.WARNING):
+        folder = fetch("s3://shop/bins", tmp_path)
+    assert files(folder) == below("bins/", PHOTOS)
+    assert not (tmp_path / "escaped").exists()
+    assert "5 objects cannot be local files" in caplog.text
+    assert all(repr(key) in caplog.text for key in bad) and "marker" not in caplog.text
+
+
+def abid(ids: list[str], prefix: str = "") -> dict[str, bytes]:
+    objects = {f"{prefix}bin-images/{name}.jpg": f"photo {name}".encode() for name in ids}
+    return objects | {f"{prefix}metadata/{name}.json": json.dumps({"id": name}).encode() for name in ids}
+
+
+def test_ids_are_fetched_without_a_listing(
+    s3_proxy: FaultyProxy, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    s3_proxy.server.put("shop", abid(["1", "00001", "7", "8"], "abid/"))
+    with caplog.at_level(logging.WARNING):
+        folder = fetch("s3://shop/abid", tmp_path, ids=["1", "00001", "404", "../8", "1"])
+    assert files(folder) == abid(["1", "00001"])
+    assert "bin-images/404.jpg" in caplog.text and "../8" in caplog.text
+    assert s3_proxy.objects_sent() == len(s3_proxy.requests) == 6
+
+
+def test_ids_again_transfer_only_what_changed(s3_proxy: FaultyProxy, tmp_path: Path) -> None:
+    s3_proxy.server.put("shop", abid(["1", "2", "3", "4"]))
+    fetch("s3://shop", tmp_path, ids=["1", "2", "3"])
+    (s3_proxy.server.root / "shop/bin-images/1.jpg").write_bytes(b"another")
+    (s3_proxy.server.root / "shop/metadata/2.json").unlink()
+    folder = tmp_path / "s3/shop"
+    unchanged = (folder / "bin-images/3.jpg").stat().st_mtime_ns
+    fetch("s3://shop", tmp_path, ids=["1", "2"])
+    expected = abid(["1", "2", "3"]) | {"bin-images/1.jpg": b"another"}
+    del expected["metadata/2.json"]
+    assert files(folder) == expected
+    assert (folder / "bin-images/3.jpg").stat().st_mtime_ns == unchanged
+    s3_proxy.requests.clear()
+    fetch("s3://shop", tmp_path)  # all of it: what the ids brought is not sent again
+    assert s3_proxy.objects_sent() == 2
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        ("s3://shop/nothing", "nothing lies under s3://shop/nothing/"),
+        ("s3://shop/bins/1/a.jpg", "nothing lies under"),
+        ("s3://no-such-bucket/x", "has no bucket for s3://no-such-bucket"),
+        ("s3:/shop/bins", "write it as s3://bucket/folder"),
+        ("S3://shop/bins", "write it as s3://bucket/folder"),
+        ("s3://", "names no bucket"),
+        ("s3://../x", "names no bucket"),
+        ("s3://shop/../x", "has . or .. as a folder"),
+        ("s3://shop//x", "empty folder"),
+    ],
+)
+def test_wrong_addresses_are_one_sentence(s3: S3Server, tmp_path: Path, source: str, sentence: str) -> None:
+    s3.put("shop", PHOTOS)
+    assert is_remote(source)
+    with pytest.raises(DataError) as caught:
+        fetch(source, tmp_path)
+    assert sentence in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_ids_of_which_none_exists_are_an_error(s3: S3Server, tmp_path: Path) -> None:
+    s3.put("shop", PHOTOS)
+    with pytest.raises(DataError, match="none of the 2 ids"):
+        fetch("s3://shop", tmp_path, ids=["1", "2"])
+    with pytest.raises(DataError, match="has no bucket"):
+        fetch("s3://no-such-bucket", tmp_path, ids=["1", "2"])
+
+
+@pytest.mark.parametrize(
+    ("environment", "sentence"),
+    [
+        ({"AWS_SECRET_ACCESS_KEY": "wrong"}, "correct AWS_SECRET_ACCESS_KEY"),
+        ({"AWS_ACCESS_KEY_ID": "unknown"}, "correct AWS_ACCESS_KEY_ID"),
+        ({"AWS_ACCESS_KEY_ID": None, "AWS_SECRET_ACCESS_KEY": None}, "none were found"),
+        ({"AWS_SECRET_ACCESS_KEY": None}, "Partial credentials"),
+        ({"AWS_PROFILE": "nobody"}, "nobody"),
+        ({"AWS_ENDPOINT_URL": "nonsense"}, "AWS_ENDPOINT_URL is no address"),
+        ({"AWS_ENDPOINT_URL": "http://user:pa55@127.0.0.1:1"}, "127.0.0.1:1 cannot be reached"),
+    ],
+)
+def test_wrong_settings_are_one_sentence(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str | None], sentence: str
+) -> None:
+    s3.put("shop", PHOTOS)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    for name, value in environment.items():
+        monkeypatch.delenv(name) if value is None else monkeypatch.setenv(name, value)
+    with pytest.raises((DataError, ResourceError)) as caught:
+        fetch("s3://shop/bins", tmp_path)
+    message = str(caught.value)
+    assert sentence in message and "\n" not in message and "pa55" not in message
+
+
+@pytest.mark.parametrize(("fault", "sentence"), [(expired, "they have expired"), (denied, "is denied")])
+@pytest.mark.parametrize("where", ["list-type", r"/b\.jpg"])
+def test_refusals_of_the_server_are_one_sentence(
+    s3_proxy: FaultyProxy, tmp_path: Path, fault: Fault, sentence: str, where: str
+) -> None:
+    s3_proxy.server.put("shop", PHOTOS)
+    s3_proxy.spoil(where, fault)
+    with pytest.raises(DataError, match=sentence):
+        fetch("s3://shop/bins", tmp_path)
+
+
+def test_no_credential_is_logged(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    s3.put("shop", PHOTOS)
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "a-session-token")
+    caplog.set_level(logging.DEBUG)
+    with pytest.raises(DataError, match="holds no credentials"):
+        fetch("s3://KEY:hidden@shop/bins", tmp_path)
+    try:
+        fetch("s3://shop/bins", tmp_path)
+    finally:
+        assert "listing s3://shop/bins" in caplog.text
+        assert not any(secret in caplog.text for secret in (SECRET_KEY, "a-session-token", "hidden"))
+
+
+NAMES = st.text(st.sampled_from("a./\\\0~ é-"), max_size=12) | st.text(max_size=300)
+
+
+@given(NAMES, NAMES)
+def test_keys_that_pass_name_different_files_inside_the_folder(first: str, second: str) -> None:
+    root = "/mirror"
+    passed = [key for key in (first, second) if refusal(key) is None]
+    paths = [os.path.normpath(f"{root}/{key}") for key in passed]
+    assert all(path.startswith(f"{root}/") for path in paths)
+    assert len(set(paths)) == len(set(passed))
+
+
+@given(st.text(max_size=60))
+def test_any_text_after_the_scheme_is_parsed_or_refused(rest: str) -> None:
+    try:
+        bucket, prefix = parse(f"s3://{rest}")
+    except DataError:
+        return
+    assert f"{bucket}/{prefix}".rstrip("/") == rest.rstrip("/")
+    assert prefix == "" or refusal(prefix) is None
+
+
+@pytest.mark.parametrize("source", ["../shared/abid", "/data/s3", "s3", "data/s3://x", "C:s3"])
+def test_local_folders_are_not_remote(source: str) -> None:
+    assert not is_remote(source)
