@@ -6,6 +6,9 @@ import io
 import numpy as np
 from PIL import Image, ImageOps
 
+# Brightness of what was looked at and of the rest: apart enough to be told at a glance on dull brown bins.
+_LAMP, _DUSK = 1.25, 0.45
+
 
 def inline(data: bytes | None, side: int, quality: int = 80) -> str | None:
     """Shrink a photo so that its longer side is at most ``side`` pixels and encode it as a JPEG data URI.
@@ -40,8 +43,9 @@ def inline_attention(data: bytes | None, heat: np.ndarray, side: int, quality: i
     mask = Image.fromarray(np.asarray(heat, dtype=np.float32)).resize(photo.size, Image.Resampling.BICUBIC)
     light = np.clip(np.asarray(mask), 0, 1)[..., None] ** 0.7  # so that half the heat is still well lit
     colours = np.asarray(photo, dtype=np.float32)
-    grey = np.asarray(photo.convert("L"), dtype=np.float32)[..., None] * 0.45
-    return _uri(Image.fromarray((grey + (colours - grey) * light).astype(np.uint8)), quality)
+    grey = np.asarray(photo.convert("L"), dtype=np.float32)[..., None] * _DUSK
+    lit = grey + (_LAMP * colours - grey) * light
+    return _uri(Image.fromarray(lit.clip(0, 255).astype(np.uint8)), quality)
 
 
 def _open(data: bytes | None, side: int) -> Image.Image | None:

@@ -150,6 +150,14 @@ def _constant_answer(run: Run) -> str:
     return f"always answering {max(training, key=lambda count: training[count])}" if training else "a constant answer"
 
 
+def _mean_answer(run: Run) -> str:
+    training = run.photos("train")
+    if not training:
+        return "a constant answer"
+    mean = sum(count * photos for count, photos in training.items()) / sum(training.values())
+    return f"always answering {mean:.2f}, the mean"
+
+
 def _footer(run: Run) -> str:
     commit = str(run.provenance.get("commit") or "")[:12]
     return "Made by bincounter" + (f" at commit {commit}" if commit else "") + ". This file needs no network."
@@ -165,7 +173,7 @@ def _cards(run: Run, scores: Mapping[str, Any]) -> list[dict[str, Any]]:
         value, baseline = scores[key], scores.get(BASELINES.get(key, ""))
         low, high = scores.get("intervals", {}).get(key) or (value, value)
         top = 1.0 if written is percent else max(high, baseline or 0) * 1.15 or 1.0
-        against = "the training mean as the answer" if key == "rmse" else _constant_answer(run)
+        against = _mean_answer(run) if key == "rmse" else _constant_answer(run)
         cards.append(
             {
                 "name": name,
