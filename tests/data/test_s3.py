@@ -25,7 +25,7 @@ from s3_server import (
     unavailable,
 )
 
-from bincounter.data.mirror import refusal
+from bincounter.data.mirror import Mirror, Stored, refusal
 from bincounter.data.s3 import fetch, is_remote, parse
 from bincounter.errors import DataError, ResourceError
 
@@ -126,6 +126,17 @@ def test_a_damaged_journal_costs_transfers_but_no_files(s3: S3Server, tmp_path: 
         folder = fetch("s3://shop/bins", tmp_path)
         assert files(folder) == below("bins/", PHOTOS) | {"2/c.jpg": b"changed"}
     assert (tmp_path / "outside").exists()
+
+
+def test_what_follows_a_torn_line_of_the_journal_is_known(tmp_path: Path) -> None:
+    with Mirror(tmp_path, "shop"):
+        pass
+    (tmp_path / "s3/.sync/shop.jsonl").write_text('["a", "to')
+    with Mirror(tmp_path, "shop") as mirror, mirror.incoming() as file:
+        file.write(b"body")
+        mirror.keep(file, "b", Stored("version", 4))
+    with Mirror(tmp_path, "shop") as mirror:
+        assert mirror.known("b") == Stored("version", 4) and mirror.known("a") is None
 
 
 def test_more_objects_than_a_listing_holds(s3: S3Server, tmp_path: Path) -> None:
