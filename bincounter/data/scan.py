@@ -1,0 +1,199 @@
+"""A folder of bin photos -> its manifest: every photo opened once, and never again while nothing changes."""
+
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import PIL
+import torch
+
+from bincounter.data.disk import full_disk_answered
+from bincounter.data.grouping import FINGERPRINT_BYTES, assign_groups, fingerprint
+from bincounter.data.layouts import CACHE_TAG, Found, Layout
+from bincounter.data.manifest_file import load_manifest, save_manifest
+from bincounter.data.ordered_threads import ordered_map
+from bincounter.data.preprocessing import PhotoError, decode, photo_size
+from bincounter.data.records import BinRecord, Candidate, Manifest, Refusal
+from bincounter.data.store import PhotoWriter, content_hash, has_room, stored_photos
+from bincounter.errors import DataError
+from bincounter.files import write_text
+from bincounter.progress import track
+
+log = logging.getLogger(__name__)
+
+MAX_BYTES = 500_000_000
+"""Size of the largest file that is read: more than a photo of the most pixels takes uncompressed."""
+
+_THUMB = 32  # pixels, what the fingerprint looks at
+_TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# What bincounter can make again; delete it at will.\n"
+
+
+def scan(root: Path, layout: Layout, cache_dir: Path, *, image_size: int | None, workers: int) -> Manifest:
+    """Read every photo of a data source once: which are readable, how large they are, which are near-copies.
+
+    The manifest is kept in ``cache_dir``. As long as no input's name, size or time of change differs, it comes from
+    there and no photo is opened.
+
+    Args:
+        root: folder of the photos.
+        layout: how they lie there.
+        cache_dir: folder of what can be made again, made when it is missing; it may lie inside the root.
+        image_size: when given, photos that have to be read are also kept at this size for ``PhotoStore``, where the
+            disk has room, so that they are decoded once.
+        workers: threads that read and decode.
+
+    Raises:
+        DataError: nothing of the layout is there, or no photo in it is readable.
+        ResourceError: the disk is full.
+    """
+    signature = _signature(layout.walk(root))
+    kept = cache_dir / "manifests" / f"{_key(root, layout)}.npz"
+    manifest = load_manifest(kept, root, signature)
+    if manifest is None:
+        with full_disk_answered(cache_dir):
+            write_text(cache_dir / CACHE_TAG, _TAG)
+            manifest = _read_source(root, layout, cache_dir, image_size, workers)
+            save_manifest(kept, manifest, signature)
+    _tell(manifest)
+    return manifest
+
+
+class _Looks(NamedTuple):
+    """What reading one photo yields."""
+
+    size: tuple[int, int]
+    content: np.uint64
+    fingerprint: np.ndarray
+    photo: torch.Tensor | None
+
+
+class _Rows:
+    """What reading all photos yields, in arrays, so that memory does not grow with the pixels."""
+
+    def __init__(self, most: int) -> None:
+        self.candidates: list[Candidate] = []
+        self._sizes = np.empty((most, 2), np.int32)
+        self._content = np.empty(most, np.uint64)
+        self._fingerprints = np.empty((most, FINGERPRINT_BYTES), np.uint8)
+
+    def append(self, candidate: Candidate, looks: _Looks) -> None:
+        row = len(self.candidates)
+        self.candidates.append(candidate)
+        self._sizes[row], self._content[row], self._fingerprints[row] = looks.size, looks.content, looks.fingerprint
+
+    def manifest(self, root: Path, refusals: Sequence[Refusal]) -> Manifest:
+        number = len(self.candidates)
+        content = self._content[:number].copy()
+        items = [candidate.items for candidate in self.candidates]
+        groups = assign_groups(items, self._fingerprints[:number], content).tolist()
+        return Manifest(
+            root=root,
+            records=tuple(
+                BinRecord(candidate.id, candidate.path, candidate.count, group)
+                for candidate, group in zip(self.candidates, groups, strict=True)
+            ),
+            given_splits=tuple(candidate.split for candidate in self.candidates),
+            sizes=self._sizes[:number].copy(),
+            content=content,
+            refusals=tuple(sorted(refusals, key=lambda refusal: refusal.path)),
+            digest=_digest(self.candidates, content.tolist(), groups),
+        )
+
+
+def _read_source(root: Path, layout: Layout, cache_dir: Path, image_size: int | None, workers: int) -> Manifest:
+    listing = layout.list(root)
+    candidates = sorted(listing.candidates, key=lambda candidate: candidate.id)
+    refusals = list(listing.refusals)
+    rows = _Rows(len(candidates))
+    photos = cache_dir / "photos"
+    keep = image_size is not None and has_room(photos, len(candidates), image_size)
+    with ExitStack() as stack:
+        writer = stack.enter_context(PhotoWriter(photos)) if keep else None
+        looks_of_all = ordered_map(partial(_look, image_size=image_size if keep else None), candidates, workers)
+        for candidate, looks in zip(candidates, track(looks_of_all, "Reading photos", len(candidates)), strict=True):
+            if isinstance(looks, str):
+                refusals.append(Refusal(_name(root, candidate.path), looks))
+                continue
+            rows.append(candidate, looks)
+            if writer and looks.photo is not None:
+                writer.append(looks.photo)
+        if not rows.candidates:
+            raise DataError(f"no readable photo in {root} ({_reasons(refusals)}): check data.source and data.layout.")
+        manifest = rows.manifest(root, refusals)
+        if writer and image_size is not None:
+            writer.publish(stored_photos(cache_dir, manifest, image_size))
+    return manifest
+
+
+def _look(candidate: Candidate, image_size: int | None) -> _Looks | str:
+    """Read one photo; a string is the reason why it cannot be used."""
+    try:
+        if candidate.path.stat().st_size > MAX_BYTES:
+            return f"larger than {MAX_BYTES // 1_000_000} megabytes"
+        data = candidate.path.read_bytes()
+        return _Looks(
+            photo_size(data),
+            content_hash(data),
+            fingerprint(decode(data, _THUMB)),
+            None if image_size is None else decode(data, image_size),
+        )
+    except PhotoError as error:
+        return str(error)
+    except OSError as error:
+        return f"cannot be read ({(error.strerror or type(error).__name__).lower()})"
+
+
+def _name(root: Path, path: Path) -> str:
+    return str(path).removeprefix(f"{root}/")
+
+
+def _key(root: Path, layout: Layout) -> str:
+    """Name what a manifest depends on, besides its inputs: the place, the layout and the code that reads it."""
+    folder = Path(__file__).parent
+    code = hashlib.sha256(PIL.__version__.encode())
+    sources = [
+        folder / "preprocessing.py",
+        folder / "grouping.py",
+        Path(__file__),
+        *sorted(folder.glob("layouts/*.py")),
+    ]
+    for source in sources:
+        code.update(source.read_bytes())
+    return hashlib.sha256(json.dumps([str(root.resolve()), repr(layout), code.hexdigest()]).encode()).hexdigest()[:16]
+
+
+def _signature(inputs: Iterable[Found]) -> str:
+    signature = hashlib.blake2b(digest_size=16)
+    for found in inputs:
+        signature.update(f"{found.name}\0{found.problem}\0{found.size}\0{found.modified}\n".encode())
+    return signature.hexdigest()
+
+
+def _digest(candidates: Sequence[Candidate], content: Sequence[int], groups: Sequence[int]) -> str:
+    digest = hashlib.sha256()
+    for candidate, hashed, group in zip(candidates, content, groups, strict=True):
+        digest.update(f"{candidate.id}\0{candidate.count}\0{hashed}\0{group}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _tell(manifest: Manifest) -> None:
+    log.info("%d readable photos in %s", len(manifest.records), manifest.root)
+    if manifest.refusals:
+        log.warning(
+            "%d inputs in %s are not used: %s", len(manifest.refusals), manifest.root, _reasons(manifest.refusals)
+        )
+
+
+def _reasons(refusals: Sequence[Refusal]) -> str:
+    """Count the reasons, the most frequent first."""
+    counts = Counter(refusal.reason for refusal in refusals).most_common()
+    shown = [f"{number} {reason}" for reason, number in counts[:4]]
+    others = sum(number for _, number in counts[4:])
+    return ", ".join(shown + ([f"{others} for other reasons"] if others else [])) or "it is empty"

@@ -1,0 +1,197 @@
+"""The pixels of a data set at one size: decoded once into a memory-mapped file, or anew whenever they are asked for."""
+
+import hashlib
+import logging
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import PIL
+import torch
+
+from bincounter.data import preprocessing
+from bincounter.data.disk import full_disk_answered
+from bincounter.data.ordered_threads import ordered_map
+from bincounter.data.preprocessing import PhotoError, decode
+from bincounter.data.records import Manifest
+from bincounter.errors import DataError
+from bincounter.progress import track
+
+log = logging.getLogger(__name__)
+
+_PART_PREFIX = ".photos-"
+_ABANDONED = 24 * 3600  # seconds without a write after which the part of a killed process is deleted
+
+# Whatever can change a pixel: photos stored under another recipe are not found.
+_RECIPE = hashlib.sha256(Path(preprocessing.__file__).read_bytes() + PIL.__version__.encode()).hexdigest()[:8]
+
+
+class PhotoStore:
+    """Photos of one manifest as ``uint8[3, S, S]``, the same pixels whether they are kept in a file or not.
+
+    It can be pickled and forked into DataLoader workers, where each maps the file anew.
+    """
+
+    def __init__(self, paths: Sequence[Path], content: np.ndarray, image_size: int, file: Path | None) -> None:
+        self._paths = tuple(paths)
+        self._content = content
+        self._image_size = image_size
+        self._file = file
+        self._photos: np.ndarray | None = None
+
+    @classmethod
+    def open(cls, manifest: Manifest, image_size: int, cache_dir: Path, *, cached: bool, workers: int) -> Self:
+        """Open the photos of a manifest.
+
+        Args:
+            manifest: of the data set; batches are asked for by index into its records.
+            image_size: side of the square photos, in pixels.
+            cache_dir: folder of the files, made when it is missing.
+            cached: decode all photos now, unless that was done before, and keep them in ``cache_dir``. When its disk
+                has no room for them, one warning is logged and they are decoded as they are asked for.
+            workers: threads that decode now.
+
+        Raises:
+            DataError: a photo was changed or lost since it was scanned.
+            ResourceError: the disk is full.
+        """
+        paths = [record.path for record in manifest.records]
+        store = cls(paths, manifest.content, image_size, None)
+        if cached:
+            file = stored_photos(cache_dir, manifest, image_size)
+            if _is_whole(file, len(paths), image_size) or store._keep(file, workers):
+                return cls(paths, manifest.content, image_size, file)
+        return store
+
+    def __len__(self) -> int:
+        """Count the photos."""
+        return len(self._paths)
+
+    @property
+    def cached(self) -> bool:
+        """Whether the pixels come out of a file."""
+        return self._file is not None
+
+    def batch(self, indices: np.ndarray | Sequence[int]) -> torch.Tensor:
+        """Read photos.
+
+        Args:
+            indices: ``int[B]`` into the records of the manifest, in any order.
+
+        Returns:
+            ``uint8[B, 3, S, S]``, contiguous and owned by the caller.
+
+        Raises:
+            DataError: a photo was changed or lost since it was scanned (only where they are not cached).
+        """
+        if self._file is None:
+            shape = (0, 3, self._image_size, self._image_size)
+            photos = [self._decode(int(index)) for index in indices]
+            return torch.stack(photos) if photos else torch.empty(shape, dtype=torch.uint8)
+        if self._photos is None:
+            self._photos = _mapped(self._file, len(self), self._image_size)
+        return torch.from_numpy(self._photos[np.asarray(indices, dtype=np.int64)])
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_photos": None}  # a pickled map would carry all the pixels
+
+    def _decode(self, index: int) -> torch.Tensor:
+        path = self._paths[index]
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{path} can no longer be read ({error.strerror}): restore it or run again.") from error
+        if content_hash(data) != self._content[index]:
+            raise DataError(f"{path} was changed after the data was scanned: run again to use it as it is now.")
+        try:
+            return decode(data, self._image_size)
+        except PhotoError as error:
+            raise DataError(f"{path} can no longer be decoded ({error}): replace it and run again.") from error
+
+    def _keep(self, file: Path, workers: int) -> bool:
+        """Decode all photos into the file; False when there is no room for them."""
+        if not has_room(file.parent, len(self), self._image_size):
+            log.warning(
+                "%s has no room for %.1f GB of decoded photos: they are decoded anew in every epoch, which is slower.",
+                file.parent,
+                len(self) * 3 * self._image_size**2 / 1e9,
+            )
+            return False
+        with full_disk_answered(file.parent), PhotoWriter(file.parent) as writer:
+            photos = ordered_map(self._decode, range(len(self)), workers)
+            for photo in track(photos, f"Decoding photos to {self._image_size} pixels", len(self)):
+                writer.append(photo)
+            writer.publish(file)
+        return True
+
+
+class PhotoWriter:
+    """A file of photos in the making; it gets its name when it is whole, and leaves nothing behind when it is not."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        _delete_abandoned(folder)
+        self._part = folder / f"{_PART_PREFIX}{os.getpid()}-{secrets.token_hex(4)}.part"
+        self._file = self._part.open("xb")
+
+    def append(self, photo: torch.Tensor) -> None:
+        """Write the next photo, ``uint8[3, S, S]``; photos lie in the order of the manifest's records."""
+        self._file.write(photo.numpy().tobytes())
+
+    def publish(self, file: Path) -> None:
+        """Give the photos their final name, once they are on disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._part.replace(file)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._file.close()  # on a full disk the last buffered bytes fail again here
+        finally:
+            self._part.unlink(missing_ok=True)
+
+
+def stored_photos(cache_dir: Path, manifest: Manifest, image_size: int) -> Path:
+    """Name the file that holds a manifest's photos at one size: N x 3 x S x S bytes and nothing else."""
+    return cache_dir / "photos" / f"{manifest.digest}-{image_size}-{_RECIPE}.uint8"
+
+
+def content_hash(data: bytes) -> np.uint64:
+    """Hash a file's bytes (BLAKE2b, 64 bits)."""
+    return np.uint64(int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little"))
+
+
+def has_room(folder: Path, photos: int, image_size: int) -> bool:
+    """Whether a folder's disk has room for so many photos, with a twentieth to spare."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return shutil.disk_usage(folder).free > 1.05 * photos * 3 * image_size**2
+
+
+def _is_whole(file: Path, photos: int, image_size: int) -> bool:
+    return file.is_file() and file.stat().st_size == photos * 3 * image_size**2
+
+
+def _mapped(file: Path, photos: int, image_size: int) -> np.ndarray:
+    try:
+        # As a plain array: a memmap subclass would make every batch one too.
+        return np.asarray(np.memmap(file, np.uint8, "r", shape=(photos, 3, image_size, image_size)))
+    except (OSError, ValueError) as error:
+        raise DataError(f"the decoded photos in {file} are gone: run again to decode them anew.") from error
+
+
+def _delete_abandoned(folder: Path) -> None:
+    """Free the disk of what killed processes left."""
+    for part in folder.glob(f"{_PART_PREFIX}*.part"):
+        try:
+            if time.time() - part.stat().st_mtime > _ABANDONED:
+                part.unlink()
+        except FileNotFoundError:  # another process was quicker
+            continue
