@@ -19,6 +19,7 @@ MEASURED
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,9 +36,11 @@ FINGERPRINT_BYTES = _SPECTRUM + 3
 
 JACCARD = 0.5
 COPY = 0.85  # cosine of two fingerprints from which any two photos are copies
-SCENE = 0.4  # cosine from which two photos taken in a row show the same bin
+SCENE = 0.4  # cosine from which two photos taken in a row show the same bin, where other bins do not look as alike
+_CHANCE = 0.01  # share of the pairs of other bins that may look as alike; ABID needs 0.42 for it, uniform bins more
 _COARSE_COPY = 0.8  # cosine of the coarse parts below which no pair is compared in full
 _IN_A_ROW = 2  # numbers apart; ABID holds a bin's photographs under id, id + 1 and id + 2
+_SAMPLED, _FAR = 50_000, 64  # pairs of other bins that are compared, and how far apart they lie in their series
 _SAME_NUMBER = 64  # photos looked at after each in a series: numbers that repeat more often say nothing
 _FLAT = 8.0  # root mean square of a spectrum below which there is only sensor and JPEG noise; ABID has 118 or more
 _BRIGHTNESS, _TINT = 64, 12  # largest differences of two mean colours, in grey levels, for a link
@@ -97,8 +100,9 @@ def assign_groups(
     unknown = np.flatnonzero([known is None for known in items])
     if len(unknown):
         photos = _Fingerprints(fingerprints[unknown])
-        pairs = [] if names is None else [photos.alike(_taken_in_a_row([names[i] for i in unknown.tolist()]), SCENE)]
-        pairs.extend(_copies(photos))
+        pairs = list(_copies(photos))
+        if names is not None:
+            pairs.append(_same_scenes(photos, _in_series([names[i] for i in unknown.tolist()])))
         links.extend((unknown[left], unknown[right]) for left, right in pairs)
     components = _components(links, total)
     _, first, inverse = np.unique(components, return_index=True, return_inverse=True)
@@ -151,17 +155,38 @@ def _runs(keys: np.ndarray) -> Pairs:
     return np.concatenate([[0], edges]), np.concatenate([edges, [len(keys)]])
 
 
-def _taken_in_a_row(names: Sequence[str]) -> Pairs:
-    """Pairs of photos whose names end in numbers at most ``_IN_A_ROW`` apart, in the same series."""
-    series: dict[tuple[str, int], int] = {}
+class _Series(NamedTuple):
+    """Photos whose names end in a number, sorted: which series each is of, its number in it, and its position."""
+
+    line: np.ndarray
+    number: np.ndarray
+    photo: np.ndarray
+
+
+def _in_series(names: Sequence[str]) -> _Series:
+    lines: dict[tuple[str, int], int] = {}
     numbered = []
     for index, name in enumerate(names):
         if match := _NUMBERED.fullmatch(PurePosixPath(name).stem):
             prefix, digits = match.groups()
             key = (prefix, len(digits) if digits.startswith("0") else 0)  # 1 and 00001 are different bins
-            numbered.append((series.setdefault(key, len(series)), int(digits), index))
-    numbered.sort()
-    line, number, photo = np.array(numbered, np.int64).reshape(-1, 3).T
+            numbered.append((lines.setdefault(key, len(lines)), int(digits), index))
+    return _Series(*np.array(sorted(numbered), np.int64).reshape(-1, 3).T)
+
+
+def _same_scenes(photos: "_Fingerprints", series: _Series) -> Pairs:
+    """Link photos taken in a row that look alike; how alike, the photos taken far apart decide."""
+    total = len(series.photo)
+    if total < 2:
+        return series.photo[:0], series.photo[:0]
+    places = np.random.default_rng(0).integers(0, total, (2, _SAMPLED))
+    left, right = series.photo[places[:, np.abs(places[0] - places[1]) > _FAR]]
+    by_chance = np.quantile(photos.cosine(left, right), 1 - _CHANCE) if len(left) else 0.0
+    return photos.alike(_taken_in_a_row(series), max(SCENE, float(by_chance)))
+
+
+def _taken_in_a_row(series: _Series) -> Pairs:
+    line, number, photo = series
     left, right = [photo[:0]], [photo[:0]]
     for shift in range(1, min(_SAME_NUMBER, len(photo) - 1) + 1):
         apart = number[shift:] - number[:-shift]
@@ -189,18 +214,19 @@ class _Fingerprints:
 
     def alike(self, pairs: Pairs, threshold: float, chunk: int = 65_536) -> Pairs:
         """Those of the pairs whose cosine reaches ``threshold`` and whose colours do not differ."""
-        keep = [
-            self._verdict(pairs[0][at : at + chunk], pairs[1][at : at + chunk], threshold)
-            for at in range(0, len(pairs[0]), chunk)
-        ]
-        linked = np.concatenate([np.zeros(0, bool), *keep])
-        return pairs[0][linked], pairs[1][linked]
+        linked = [np.zeros(0, bool)]
+        for at in range(0, len(pairs[0]), chunk):
+            left, right = pairs[0][at : at + chunk], pairs[1][at : at + chunk]
+            colour = np.abs(self._mean[left] - self._mean[right]) <= [_BRIGHTNESS, _TINT, _TINT]
+            linked.append(colour.all(axis=1) & (self.cosine(left, right) >= threshold))
+        alike = np.concatenate(linked)
+        return pairs[0][alike], pairs[1][alike]
 
-    def _verdict(self, left: np.ndarray, right: np.ndarray, threshold: float) -> np.ndarray:
-        colour = np.abs(self._mean[left] - self._mean[right])
+    def cosine(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """``float32[P]``: cosine of the whole spectra, pair by pair; 0 with a flat photo."""
         a, b = self._spectrum[left].astype(np.float32), self._spectrum[right].astype(np.float32)
-        product, size = np.einsum("ij,ij->i", a, b), np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-        return (size > 0) & (product >= threshold * size) & (colour <= [_BRIGHTNESS, _TINT, _TINT]).all(axis=1)
+        size = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+        return np.einsum("ij,ij->i", a, b) / np.maximum(size, 1)
 
 
 def _copies(photos: _Fingerprints, rows: int = 2048, columns: int = 8192) -> Iterator[Pairs]:
