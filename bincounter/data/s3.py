@@ -47,15 +47,16 @@ def parse(source: str) -> tuple[str, str]:
     Raises:
         DataError: it is no such address, or its folder cannot be one of this machine's.
     """
-    match = re.fullmatch(r"s3://([^/]*)/?(.*)", source, re.DOTALL)
-    if match is None:
-        raise DataError(f"{source!r} is no S3 address: write it as s3://bucket/folder")
-    bucket, prefix = match[1], match[2].rstrip("/")
-    if "@" in bucket or ":" in bucket:  # may be a secret: not repeated
+    authority = source.partition(":")[2].lstrip("/").partition("/")[0]
+    if "@" in authority or ":" in authority:  # may be a secret: not repeated
         raise DataError(
             "an s3:// address holds no credentials, port or ARN: write s3://bucket/folder, and set AWS_PROFILE or "
             "AWS_ENDPOINT_URL for the rest"
         )
+    match = re.fullmatch(r"s3://([^/]*)/?(.*)", source, re.DOTALL)
+    if match is None:
+        raise DataError(f"{source!r} is no S3 address: write it as s3://bucket/folder")
+    bucket, prefix = match[1], match[2].rstrip("/")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,62}", bucket):
         raise DataError(f"{source!r} names no bucket ({bucket!r} cannot be one): write it as s3://bucket/folder")
     reason = refusal(prefix) if prefix else None
@@ -112,9 +113,8 @@ def _fetch_all(bucket: Bucket, prefix: str, mirror: Mirror, workers: int) -> Non
     mirror.forget([key for key in mirror.under(below) if key not in objects])
     jobs = {key: _Job(stored, "") for key, stored in objects.items() if mirror.known(key) != stored}
     _check_room(mirror.folder, sum(objects[key].size for key in jobs))
-    fetched, _ = _transfer(
-        bucket, mirror, jobs, workers, tolerated=(MissingError,)
-    )  # those were deleted since the listing
+    # What is missing now was deleted since the listing.
+    fetched, _ = _transfer(bucket, mirror, jobs, workers, tolerated=(MissingError,))
     log.info("%s: %d objects, %d of them fetched now", address, len(objects), fetched)
 
 
