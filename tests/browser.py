@@ -50,8 +50,9 @@ def visit(browser: Browser, path: Path, *, width: int = 1280, dark: bool = False
         width: of the window, in CSS pixels.
         dark: whether the reader prefers dark pages.
     """
-    scheme = "dark" if dark else "light"
-    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
+    context = browser.new_context(
+        viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light", offline=True
+    )
     seen = Visit(context.new_page())
     address = path.resolve().as_uri()
 

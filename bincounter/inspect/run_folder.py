@@ -3,15 +3,17 @@
 import csv
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 import yaml
 
 from bincounter.errors import UserError
+
+Parsed = TypeVar("Parsed")
 
 SIDES = {"val": "validation", "test": "test", "train": "train"}
 """Names of the splits in ``metrics.json``, and in ``split.csv`` and ``predictions.csv``."""
@@ -98,59 +100,57 @@ def read_run(path: Path) -> Run:
     """
     if not (path / "config.yaml").is_file():
         raise UserError(f"{path} is no run folder (it holds no config.yaml): name the folder that train.py printed")
-    quarantine = _rows(path / "quarantine.csv")
     return Run(
         path=path,
-        config=_parsed(path / "config.yaml", yaml.safe_load) or {},
-        overrides=_parsed(path / "overrides.txt", str.splitlines) or [],
-        provenance=_parsed(path / "provenance.json", json.loads) or {},
-        metrics=_parsed(path / "metrics.json", json.loads) or {},
-        predictions=_predictions(path / "predictions.csv"),
-        split={row["id"]: (int(row["count"]), row["split"]) for row in _rows(path / "split.csv") or ()},
-        quarantine=None if quarantine is None else [(row["path"], row["reason"]) for row in quarantine],
-        log=_log(path / "logs" / "metrics.csv"),
+        config=_read(path / "config.yaml", yaml.safe_load) or {},
+        overrides=_read(path / "overrides.txt", lambda file: file.read().splitlines()) or [],
+        provenance=_read(path / "provenance.json", json.load) or {},
+        metrics=_read(path / "metrics.json", json.load) or {},
+        predictions=_read(path / "predictions.csv", _predictions),
+        split=_read(path / "split.csv", _split) or {},
+        quarantine=_read(path / "quarantine.csv", _quarantine),
+        log=_read(path / "logs" / "metrics.csv", _log) or {},
     )
 
 
-def _parsed(path: Path, parse: Any) -> Any:
+def _read(path: Path, parse: Callable[[IO[str]], Parsed]) -> Parsed | None:
     """Parse a file of a run, or answer ``None`` where a killed run did not get to it."""
     if not path.is_file():
         return None
     try:
-        return parse(path.read_text(encoding="utf-8"))
-    except (ValueError, yaml.YAMLError) as error:
+        with path.open(encoding="utf-8", newline="") as file:
+            return parse(file)
+    except (ValueError, KeyError, TypeError, csv.Error, yaml.YAMLError) as error:
         raise UserError(f"{path} is damaged ({type(error).__name__}): restore it or score the run again") from error
 
 
-def _rows(path: Path) -> list[dict[str, str]] | None:
-    if not path.is_file():
-        return None
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+def _split(file: IO[str]) -> dict[str, tuple[int, str]]:
+    return {row["id"]: (int(row["count"]), row["split"]) for row in csv.DictReader(file)}
 
 
-def _predictions(path: Path) -> Predictions | None:
-    rows = _rows(path)
+def _quarantine(file: IO[str]) -> list[tuple[str, str]]:
+    return [(row["path"], row["reason"]) for row in csv.DictReader(file)]
+
+
+def _predictions(file: IO[str]) -> Predictions | None:
+    rows = list(csv.DictReader(file))
     if not rows:
         return None
     names = [name for name in rows[0] if name.startswith("p_")]
-    try:
-        return Predictions(
-            ids=np.array([row["id"] for row in rows]),
-            splits=np.array([row["split"] for row in rows]),
-            counts=np.array([int(row["count"]) for row in rows]),
-            predicted=np.array([int(row["predicted"]) for row in rows]),
-            probabilities=np.array([[float(row[name]) for name in names] for row in rows]),
-            support=tuple(int(name.removeprefix("p_")) for name in names),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({type(error).__name__}): restore it or score the run again") from error
+    return Predictions(
+        ids=np.array([row["id"] for row in rows]),
+        splits=np.array([row["split"] for row in rows]),
+        counts=np.array([int(row["count"]) for row in rows]),
+        predicted=np.array([int(row["predicted"]) for row in rows]),
+        probabilities=np.array([[float(row[name]) for name in names] for row in rows]),
+        support=tuple(int(name.removeprefix("p_")) for name in names),
+    )
 
 
-def _log(path: Path) -> dict[str, list[tuple[float, float, float]]]:
+def _log(file: IO[str]) -> dict[str, list[tuple[float, float, float]]]:
     """Read Lightning's CSV log; a line that a kill cut short is left out."""
     series: dict[str, list[tuple[float, float, float]]] = {}
-    for row in _rows(path) or ():
+    for row in csv.DictReader(file):
         for name, text in row.items():
             if name in {"epoch", "step"} or not text:
                 continue

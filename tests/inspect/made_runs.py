@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from bincounter.model.scores import score
 
 SUPPORT = (1, 2, 3, 4, 5)
 SHARES = (0.11, 0.22, 0.27, 0.23, 0.17)
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "task_name": "capstone",
     "seed": 0,
     "data": {"source": "bins", "counts": list(SUPPORT), "image_size": 96, "batch_size": 64},
