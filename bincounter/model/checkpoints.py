@@ -110,7 +110,7 @@ def load_counter(path: str | Path, trusted: Sequence[str] = ()) -> tuple[BinCoun
     checkpoint = _read(Path(path))
     description = checkpoint["bincounter"]
     try:
-        model = {**description["model"], "weights": None, "optimizer": None}
+        model = _without_pretrained(description["model"])
         prefixes = [*OWN_PARTS, *(prefix.rstrip(".") + "." for prefix in trusted)]
         for node in (model, description["objective"]):
             _check_trusted(node, prefixes, path)
@@ -143,6 +143,13 @@ def _read(path: Path) -> Mapping[str, Any]:
             "use the bincounter version that wrote it."
         )
     return checkpoint
+
+
+def _without_pretrained(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``model`` node without the weights it started from, which the checkpoint's replace, and the optimizer."""
+    starts = {"weights": None, "pretrained": False}  # the names torchvision and timm give the argument
+    backbone = {key: starts.get(key, value) for key, value in model["backbone"].items()}
+    return {**model, "backbone": backbone, "weights": None, "optimizer": None}
 
 
 def _check_trusted(node: Any, prefixes: Sequence[str], path: str | Path) -> None:

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
-from bincounter.errors import ConfigError
+from bincounter.errors import ConfigError, UserError
 from bincounter.model.backbones import cam_layer, feature_size
 from bincounter.model.choices import check_choice
 from bincounter.model.objectives import Objective
@@ -104,7 +104,7 @@ class BinCounter(L.LightningModule):
 
     def _configure_metrics(self) -> None:
         self.val_metrics = CountMetrics(self.objective.counts).clone(prefix="val/")
-        self.val_loss = MeanMetric()
+        self.val_loss = MeanMetric(nan_strategy="disable")  # the default would drop the photos that show a divergence
 
     def _configure_fit(
         self,
@@ -167,6 +167,15 @@ class BinCounter(L.LightningModule):
         self.val_loss.update(self._losses(outputs, self._labels(batch["count"])), weight=photo)
         self.log_dict(self.val_metrics, on_step=False, on_epoch=True, batch_size=len(photo))
         self.log("val/loss", self.val_loss, on_step=False, on_epoch=True, batch_size=len(photo))
+
+    def on_validation_epoch_end(self) -> None:
+        """Stop a training that diverged.
+
+        Raises:
+            UserError: the validation loss is not finite.
+        """
+        if not self.val_loss.compute().isfinite():
+            raise UserError("The validation loss is no longer a finite number; lower model.optimizer.lr.")
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """``{"id": list[str], "count": int[B] where the batch has it, "probabilities": float32[B, K]}``."""

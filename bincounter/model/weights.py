@@ -4,6 +4,7 @@ import logging
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +52,12 @@ def _torchvision_state(name: str, architecture: str | None) -> Mapping[str, Tens
             f"model.weights={name} is no file, and this backbone has no weights by name; use a file or null."
         )
     known = torchvision.models.get_model_weights(architecture)
-    check_choice(f"model.weights of {architecture}", name, [*known.__members__, "DEFAULT"])
+    check_choice("model.weights", name, known.__members__, where=f" for {architecture}, or a file, or null")
     entry = known[name]
     try:
         with _socket_timeout(_CONNECT_TIMEOUT):
             return entry.get_state_dict(progress=True, check_hash=True, weights_only=True)
-    except (OSError, RuntimeError) as error:  # RuntimeError: the download's hash is wrong
+    except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: the hash is wrong
         raise ResourceError(
             f"Weights {name} of {architecture} cannot be downloaded ({error}); train from scratch with "
             f"model.weights=null, or fetch {entry.url} elsewhere and name the file with model.weights=FILE."

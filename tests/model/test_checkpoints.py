@@ -1,0 +1,215 @@
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from torch.utils.data import DataLoader
+
+from bincounter.errors import ConfigError, UserError
+from bincounter.model.backbones import cnn
+from bincounter.model.checkpoints import build_counter, describe, load_counter
+from bincounter.model.counter import BinCounter
+from bincounter.model.objectives import Objective
+
+COUNTS = [0, 1, 2, 3]
+CONF = Path(__file__).resolve().parents[2] / "conf"
+Config = dict[str, Any]
+SHOP_BACKBONES = """
+from torch import nn
+
+def tiny(features):
+    return nn.Sequential(nn.Conv2d(3, features, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+"""
+
+
+def save(path: Path, counter: BinCounter, model_cfg: Config, objective_cfg: Config) -> Path:
+    description = describe(
+        model_cfg,
+        objective_cfg,
+        COUNTS,
+        image_size=32,
+        train_counts={0: 3, 3: 5},
+        train_ids=["a.png", "b.png"],
+        train_content=torch.tensor([-1, 2]),
+    )
+    torch.save({"state_dict": counter.state_dict(), "bincounter": description}, path)
+    return path
+
+
+@pytest.fixture
+def saved(tmp_path: Path, model_cfg: Config, objective_cfg: Config) -> Path:
+    return save(tmp_path / "best.ckpt", build_counter(model_cfg, objective_cfg, COUNTS), model_cfg, objective_cfg)
+
+
+@pytest.mark.parametrize("objective", ["Classification", "NeighbourSoftened", "Corn"])
+def test_a_trained_checkpoint_gives_the_same_model_again(
+    objective: str, model_cfg: Config, loader: DataLoader, tmp_path: Path
+) -> None:
+    objective_cfg = {"_target_": f"bincounter.model.objectives.{objective}"}
+    model_cfg["class_weights"] = "balanced"
+    train_counts = dict.fromkeys(COUNTS, 8)
+    counter = build_counter(model_cfg, objective_cfg, COUNTS, train_counts)
+    counter.steps_per_epoch, counter.total_steps = 4, 8
+    counter.description = describe(
+        model_cfg,
+        objective_cfg,
+        COUNTS,
+        image_size=32,
+        train_counts=train_counts,
+        train_ids=["a.png"],
+        train_content=torch.tensor([-5]),
+    )
+    callbacks = [EMAWeightAveraging(decay=0.8), ModelCheckpoint(tmp_path, filename="last")]
+    quiet: Any = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = L.Trainer(max_epochs=2, accelerator="cpu", callbacks=callbacks, **quiet)
+    trainer.fit(counter, loader, loader)  # after which the averaged weights are the model's
+
+    again, description = load_counter(tmp_path / "last.ckpt")
+    image = next(iter(loader))["image"]
+    assert torch.equal(again.probabilities(image), counter.eval().probabilities(image))
+    assert not again.training and again.counts == tuple(COUNTS)
+    assert description["image_size"] == 32 and description["train_ids"] == ["a.png"]
+    assert description["train_counts"] == train_counts and description["train_content"].tolist() == [-5]
+    assert again.description == description
+
+
+def test_a_checkpoints_backbone_serves_as_weights(saved: Path, model_cfg: Config, objective_cfg: Config) -> None:
+    again = build_counter({**model_cfg, "weights": str(saved)}, objective_cfg, [1, 2])
+    kept = load_counter(saved)[0].backbone.state_dict()
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in again.backbone.state_dict().items())
+
+
+@pytest.mark.parametrize("place", ["model", "backbone"])
+def test_loading_does_not_look_for_the_weights_training_began_with(
+    place: str, saved: Path, model_cfg: Config, objective_cfg: Config
+) -> None:
+    node = model_cfg if place == "model" else model_cfg["backbone"]
+    node["weights"] = "gone.pth"
+    counter = load_counter(saved)[0]
+    again, _ = load_counter(save(saved, counter, model_cfg, objective_cfg))
+    assert torch.equal(again.backbone.blocks[0][0].weight, counter.backbone.blocks[0][0].weight)  # type: ignore[index, union-attr]
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system",
+        "torch.nn.Identity",
+        "bincounter.files.write_text",  # ours, but no part of a model
+        "bincounter.model.backbones.torch.nn.Identity",  # reached through a part of ours
+        "bincounter.model.backbones.nowhere",
+    ],
+)
+@pytest.mark.parametrize("place", ["backbone", "nested", "objective"])
+def test_only_parts_of_bincounter_are_called(
+    target: str, place: str, saved: Path, model_cfg: Config, objective_cfg: Config
+) -> None:
+    counter = load_counter(saved)[0]
+    if place == "nested":
+        model_cfg["backbone"]["width"] = {"_target_": target, "command": "exit 1"}
+    else:
+        {"backbone": model_cfg["backbone"], "objective": objective_cfg}[place]["_target_"] = target
+    with pytest.raises(UserError, match=target):
+        load_counter(save(saved, counter, model_cfg, objective_cfg))
+
+
+def test_interpolations_of_a_checkpoint_are_not_resolved(saved: Path, model_cfg: Config, objective_cfg: Config) -> None:
+    counter = load_counter(saved)[0]
+    model_cfg["backbone"]["width"] = "${oc.env:HOME}"
+    with pytest.raises(UserError, match="interpolation"):
+        load_counter(save(saved, counter, model_cfg, objective_cfg))
+
+
+def test_parts_of_ones_own_are_trusted_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_cfg: Config, objective_cfg: Config
+) -> None:
+    (tmp_path / "shop_backbones.py").write_text(SHOP_BACKBONES)
+    monkeypatch.syspath_prepend(tmp_path)
+    model_cfg["backbone"] = {"_target_": "shop_backbones.tiny", "features": 6}
+    counter = build_counter(model_cfg, objective_cfg, COUNTS)
+    path = save(tmp_path / "own.ckpt", counter, model_cfg, objective_cfg)
+    sys.modules.pop("shop_backbones")
+    with pytest.raises(UserError, match=r"shop_backbones\.tiny, which is not part of bincounter"):
+        load_counter(path)
+    assert "shop_backbones" not in sys.modules  # not even imported
+    image = torch.randn(2, 3, 32, 32)
+    again = load_counter(path, trusted=["shop_backbones"])[0]
+    assert torch.equal(again.probabilities(image), counter.eval().probabilities(image))
+
+
+def test_what_is_no_checkpoint_is_answered_in_one_sentence(saved: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"There is no checkpoint .*none\.ckpt"):
+        load_counter(tmp_path / "none.ckpt")
+    whole = saved.read_bytes()
+    broken = tmp_path / "broken.ckpt"
+    for content in (b"", b"not a checkpoint", whole[: len(whole) // 2]):
+        broken.write_bytes(content)
+        with pytest.raises(UserError, match="truncated or not a checkpoint"):
+            load_counter(broken)
+    others: list[Any] = [{"state_dict": {}}, [1, 2], torch.zeros(3), cnn(4, 2).state_dict()]
+    for other in others:
+        torch.save(other, broken)
+        with pytest.raises(UserError, match="not a checkpoint of bincounter"):
+            load_counter(broken)
+
+
+def test_a_checkpoint_that_does_not_fit_itself_is_refused(saved: Path, tmp_path: Path) -> None:
+    checkpoint = torch.load(saved, weights_only=True)
+    for name, value in (("counts", [0, 1]), ("model", {}), ("objective", None), ("counts", "all")):
+        broken = {**checkpoint, "bincounter": {**checkpoint["bincounter"], name: value}}
+        torch.save(broken, tmp_path / "broken.ckpt")
+        with pytest.raises(UserError, match=r"broken\.ckpt"):
+            load_counter(tmp_path / "broken.ckpt")
+    torch.save({**checkpoint, "bincounter": {**checkpoint["bincounter"], "version": 99}}, tmp_path / "broken.ckpt")
+    with pytest.raises(UserError, match="version 99"):
+        load_counter(tmp_path / "broken.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("model", "optimizer", "objective"),
+    [
+        ("resnet50", "adamw", "classification"),
+        ("resnet34", "sgd", "corn"),
+        ("resnet18", "adamw", "neighbour"),
+        ("cnn", "sgd", "classification"),
+    ],
+)
+def test_every_option_of_the_groups_builds_and_steps(model: str, optimizer: str, objective: str) -> None:
+    choices = [f"+model={model}", f"+objective={objective}", f"model/optimizer={optimizer}", "model.weights=null"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose(overrides=choices)
+    counter = build_counter(cfg.model, cfg.objective, [1, 2, 3])
+    counter.total_steps, counter.steps_per_epoch = 2, 2
+    configured: Any = counter.configure_optimizers()
+    loss = counter.training_step({"image": torch.randn(2, 3, 64, 64), "count": torch.tensor([1, 3])}, 0)
+    loss.backward()
+    configured["optimizer"].step()
+    assert loss.isfinite() and isinstance(counter.objective, Objective)
+
+
+@pytest.mark.parametrize(
+    ("part", "node", "answer"),
+    [
+        ("backbone", {"width": 8}, r"model\.backbone needs a _target_"),
+        ("backbone", {"_target_": "bincounter.nowhere"}, r"model\.backbone: bincounter\.nowhere cannot be built"),
+        ("backbone", {"_target_": "bincounter.model.backbones.cnn", "witdh": 8}, "witdh"),
+        ("backbone", {"_target_": "bincounter.model.backbones.resnet", "name": "resnet43"}, "did you mean resnet34"),
+        ("backbone", {"_target_": "builtins.dict"}, "gives a dict, which is no Module"),
+        ("optimizer", {"_target_": "torch.optim.Adamm"}, r"model\.optimizer: torch\.optim\.Adamm cannot be built"),
+    ],
+)
+def test_parts_that_cannot_be_built_are_named(
+    part: str, node: Config, answer: str, model_cfg: Config, objective_cfg: Config
+) -> None:
+    with pytest.raises(ConfigError, match=answer):
+        build_counter({**model_cfg, part: node}, objective_cfg, COUNTS)
+
+
+def test_weights_for_a_backbone_that_takes_none_are_refused(model_cfg: Config, objective_cfg: Config) -> None:
+    model_cfg["backbone"] = {"_target_": "torch.nn.Flatten"}
+    with pytest.raises(ConfigError, match=r"takes no weights; set model\.weights=null"):
+        build_counter({**model_cfg, "weights": "x.pth"}, objective_cfg, COUNTS)

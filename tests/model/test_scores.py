@@ -1,0 +1,118 @@
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torchmetrics.functional import calibration_error, f1_score
+
+from bincounter.model.scores import CountMetrics, score
+
+SUPPORT = [0, 1, 2, 5]
+FLAT = ("accuracy", "rmse", "mae", "within_one", "macro_f1", "ece", "cross_entropy")
+
+
+def predictions(photos: int, seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    probabilities = (2 * torch.randn(photos, len(SUPPORT), generator=generator)).softmax(1)
+    return probabilities, torch.tensor(SUPPORT)[torch.randint(len(SUPPORT), (photos,), generator=generator)]
+
+
+@settings(deadline=None, max_examples=40)
+@given(photos=st.integers(1, 60), seed=st.integers(0, 10_000))
+def test_scores_follow_their_formulas(photos: int, seed: int) -> None:
+    probabilities, counts = predictions(photos, seed)
+    result = score(probabilities, counts, SUPPORT, {0: 3, 5: 1})
+    p, y = probabilities.double().numpy(), counts.numpy()
+    position = np.searchsorted(SUPPORT, y)
+    error = np.array(SUPPORT)[p.argmax(1)] - y
+    assert result["n"] == photos
+    assert result["accuracy"] == pytest.approx(np.mean(error == 0))
+    assert result["rmse"] == pytest.approx(np.sqrt(np.mean(error**2.0)))
+    assert result["mae"] == pytest.approx(np.mean(np.abs(error)))
+    assert result["within_one"] == pytest.approx(np.mean(np.abs(error) <= 1))
+    assert result["cross_entropy"] == pytest.approx(-np.mean(np.log(p[np.arange(photos), position])))
+    assert result["majority_accuracy"] == pytest.approx(np.mean(y == 0))
+    assert result["mean_rmse"] == pytest.approx(np.sqrt(np.mean((y - 1.25) ** 2)))
+    options: dict[str, Any] = {"task": "multiclass", "num_classes": len(SUPPORT)}
+    label = torch.from_numpy(position)
+    f1 = f1_score(probabilities, label, average="macro", **options)
+    assert result["macro_f1"] == pytest.approx(f1.item(), abs=1e-5)
+    ece = calibration_error(probabilities, label, n_bins=15, norm="l1", **options)
+    assert result["ece"] == pytest.approx(ece.item(), abs=1e-4)
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 1000), cut=st.integers(1, 39))
+def test_batches_add_up_and_padding_is_ignored(seed: int, cut: int) -> None:
+    probabilities, counts = predictions(40, seed)
+    whole, parts = CountMetrics(SUPPORT), CountMetrics(SUPPORT).clone(prefix="val/")
+    whole.update(probabilities, counts)
+    parts.update(probabilities[:cut], counts[:cut])
+    padded = torch.cat([counts[cut:], torch.tensor([-1, -1])])
+    parts.update(torch.cat([probabilities[cut:], probabilities[:2]]), padded)
+    expected = {f"val/{name}": value for name, value in whole.compute().items()}
+    torch.testing.assert_close(dict(parts.compute()), expected)
+    assert set(expected) == {f"val/{name}" for name in FLAT}
+
+
+def test_metrics_stay_apart_though_their_first_batches_agree() -> None:
+    # Every error is 0 or 1, so that squared and absolute errors have the same sums until the second batch.
+    metrics = CountMetrics([0, 1, 2])
+    metrics.update(torch.eye(3), torch.tensor([0, 2, 1]))
+    metrics.update(torch.eye(3)[[2]], torch.tensor([0]))
+    result = metrics.compute()
+    assert result["mae"].item() == pytest.approx(1.0) and result["rmse"].item() == pytest.approx(1.5**0.5)
+
+
+@pytest.mark.parametrize("photos", [1, 3, 200])
+def test_one_side_of_metrics_json_is_json_and_consistent(photos: int) -> None:
+    probabilities, counts = predictions(photos, seed=4)
+    result = json.loads(json.dumps(score(probabilities, counts.tolist(), SUPPORT, {2: 7}), allow_nan=False))
+    assert result["counts"] == SUPPORT and np.sum(result["confusion"]) == photos
+    assert [row["n"] for row in result["per_count"]] == np.sum(result["confusion"], axis=1).tolist()
+    assert [row["train_n"] for row in result["per_count"]] == [0, 0, 7, 0]
+    present = [row for row in result["per_count"] if row["n"]]
+    assert sum(row["n"] * row["accuracy"] for row in present) / photos == pytest.approx(result["accuracy"])
+    assert sum(row["n"] * row["cross_entropy"] for row in present) / photos == pytest.approx(result["cross_entropy"])
+    assert all(row["accuracy"] is None and row["rmse"] is None for row in result["per_count"] if not row["n"])
+    bins = result["reliability"]
+    assert sum(row["n"] for row in bins) == photos
+    gap = sum(row["n"] * abs(row["accuracy"] - row["confidence"]) for row in bins) / photos
+    assert gap == pytest.approx(result["ece"])
+    for name, (low, high) in result["intervals"].items():
+        assert low <= result[name] <= high
+    assert set(result["intervals"]) == {"accuracy", "rmse", "mae", "within_one"}
+
+
+def test_intervals_agree_with_resampling_photo_by_photo() -> None:
+    probabilities, counts = predictions(300, seed=1)
+    intervals = score(probabilities, counts, SUPPORT, {})["intervals"]
+    error = np.array(SUPPORT)[probabilities.argmax(1).numpy()] - counts.numpy()
+    drawn = error[np.random.default_rng(1).integers(0, 300, (4000, 300))]
+    assert intervals["rmse"] == pytest.approx(np.percentile(np.sqrt((drawn**2).mean(1)), [2.5, 97.5]), rel=0.03)
+    assert intervals["accuracy"] == pytest.approx(np.percentile((drawn == 0).mean(1), [2.5, 97.5]), abs=0.015)
+    assert score(probabilities, counts, SUPPORT, {})["intervals"] == intervals
+
+
+def test_impossible_labels_cost_a_finite_cross_entropy() -> None:
+    result = score(torch.eye(4)[:1], [5], SUPPORT, {})
+    assert 80 < result["cross_entropy"] < 1000
+    assert result["majority_accuracy"] is None and result["mean_rmse"] is None
+
+
+def test_a_tie_of_the_majority_goes_to_the_smaller_count() -> None:
+    assert score(torch.eye(4)[:2], [0, 1], SUPPORT, {1: 4, 0: 4})["majority_accuracy"] == 0.5
+    assert score(torch.eye(4)[:2], [1, 1], SUPPORT, {1: 4, 0: 4})["majority_accuracy"] == 0.0
+
+
+def test_what_does_not_fit_together_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"\[3\] lie outside"):
+        score(torch.eye(4)[:2], [0, 3], SUPPORT, {})
+    with pytest.raises(ValueError, match="do not fit"):
+        score(torch.eye(3), [0, 1, 2], SUPPORT, {})
+    with pytest.raises(ValueError, match="at least one"):
+        score(torch.zeros(0, 4), [], SUPPORT, {})
