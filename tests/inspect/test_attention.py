@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,15 @@ from bincounter.model.checkpoints import build_counter
 
 COUNTS = (0, 1, 2, 3)
 OBJECTIVES = ("Classification", "NeighbourSoftened", "Corn")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small tensors on shared cores: threads would only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def counter(objective: str = "Classification", trained: str = "all") -> Any:
