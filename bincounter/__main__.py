@@ -1,0 +1,125 @@
+"""``python -m bincounter explore|predict|compare``: look at data, count photos, put runs side by side."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bincounter.errors import BinCounterError, UserError
+
+_CONF = Path(__file__).resolve().parent.parent / "conf"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand; returns its exit code (see bincounter.errors)."""
+    # Who has just used train.py writes ckpt_path=C: taken as --ckpt-path=C.
+    words = [f"--ckpt-path={w.partition('=')[2]}" if w.startswith("ckpt_path=") else w for w in argv or sys.argv[1:]]
+    arguments = _parser().parse_args(words)
+    try:
+        return arguments.command(arguments)
+    except BinCounterError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bincounter", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    explore = commands.add_parser("explore", help="write data.html: what a data set holds, before training on it")
+    explore.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py: data=abid data.source=...")
+    explore.add_argument("--output", type=Path, default=Path("data.html"), help="the page to write (data.html)")
+    explore.set_defaults(command=_explore)
+
+    predict = commands.add_parser("predict", help="count the items in photos")
+    predict.add_argument("sources", nargs="+", metavar="PHOTO|FOLDER|s3://...")
+    predict.add_argument("--ckpt-path", type=Path, help="the checkpoint; the newest best.ckpt under logs/ by default")
+    predict.add_argument("--csv", type=Path, help="write a table there instead of printing")
+    predict.add_argument("--data-dir", type=Path, default=Path("data"), help="where photos of buckets are kept (data)")
+    predict.add_argument(
+        "--trust",
+        action="append",
+        default=[],
+        metavar="PACKAGE",
+        help="a package of one's own that the checkpoint's model comes from",
+    )
+    predict.set_defaults(command=_predict)
+
+    compare = commands.add_parser("compare", help="runs side by side: what differed, and what it did to the scores")
+    compare.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs, or of sweeps")
+    compare.set_defaults(command=_compare)
+    return parser
+
+
+def _explore(arguments: argparse.Namespace) -> int:
+    from bincounter.command_line import composed, show_log
+
+    show_log()
+    cfg = composed(arguments.overrides, config_dir=_CONF, config_name="train")
+    from bincounter.config import validate
+    from bincounter.inspect.data_report import write_data_report
+    from bincounter.training.run import data_module
+
+    validate(cfg)
+    data = data_module(cfg)
+    data.prepare()
+    settings = {
+        "method": cfg.data.split.method,
+        "fractions": list(cfg.data.split.fractions),
+        "seed": cfg.data.split.seed,
+    }
+    source = cfg.data.source or "rendered demo bins"
+    write_data_report(arguments.output, data.manifest, data.kept, data.assignment, source=source, settings=settings)
+    print(arguments.output)
+    return 0
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    from bincounter.command_line import show_log
+
+    show_log()
+    checkpoint = arguments.ckpt_path or _newest_checkpoint()
+    from bincounter.training.predicting import Predictor, photos_of, summary, write_answers
+
+    photos = [photo for source in arguments.sources for photo in photos_of(source, arguments.data_dir)]
+    predictor = Predictor(checkpoint, arguments.trust)
+    answers = predictor.answers(photos)
+    if arguments.csv:
+        counted = write_answers(arguments.csv, predictor.counts, answers)
+        print(f"{counted} of {len(photos)} photos counted: {arguments.csv}")
+        return 0 if counted else 2
+    counted = 0
+    for answer in answers:
+        if not answer.probabilities:
+            print(f"{answer.path}: {answer.reason}", file=sys.stderr)
+            continue
+        counted += 1
+        predicted, expected = summary(predictor.counts, answer)
+        print(
+            f"{answer.path}\t{predicted}\t({max(answer.probabilities):.0%} sure, {expected:.2f} expected)", flush=True
+        )
+    return 0 if counted else 2
+
+
+def _newest_checkpoint() -> Path:
+    found = sorted(Path("logs").glob("**/checkpoints/best.ckpt"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise UserError("no checkpoint is under logs/: train one first (make demo), or name it with --ckpt-path")
+    print(f"Using {found[-1]}", file=sys.stderr)
+    return found[-1]
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from bincounter.inspect.compare import compare, render
+
+    Console().print(render(compare(arguments.runs)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,127 @@
+"""Around ``hydra.main``: errors become one sentence and an exit code, and a continued run gets its overrides back.
+
+Hydra exits with 1 on a bad key and lets a ``sys.exit`` inside one job end a whole multirun. So jobs raise, and this is
+the one place that turns what they raise into exit codes (see bincounter.errors).
+"""
+
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from bincounter.config import mode_of, override_errors, register
+from bincounter.errors import BinCounterError, ConfigError
+from bincounter.training import resume
+
+
+def main(job: Callable[[DictConfig], float | None], *, config_dir: Path, config_name: str) -> int:
+    """Run ``job`` on the configuration the command line composes.
+
+    Args:
+        job: what to do with one composed configuration; returns the value a sweep optimises. It must not call
+            ``sys.exit``.
+        config_dir: folder of the YAML files.
+        config_name: the primary file in it, without its suffix.
+
+    Returns:
+        The exit code: 0, 1, 2 or 143.
+    """
+    register()
+    OmegaConf.register_new_resolver("mode_of", mode_of, replace=True)
+    config_dir = config_dir.resolve()
+
+    def compose(overrides: list[str]) -> DictConfig:
+        return _compose(overrides, config_dir, config_name)
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting
+    try:
+        arguments = get_args_parser().parse_args()
+        sys.argv[1:] = resume.expand(sys.argv[1:], arguments.overrides, compose)
+        _run(job, config_dir, config_name)
+    except SystemExit as exit_request:
+        return exit_request.code if isinstance(exit_request.code, int) else 1
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except BinCounterError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return error.exit_code
+    except (HydraException, OmegaConfBaseException) as error:
+        print(f"Error: {override_errors.explain(error, sys.argv[1:], config_dir, compose)}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception:  # a bug: the traceback is what its report needs
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _run(job: Callable[[DictConfig], float | None], config_dir: Path, config_name: str) -> None:
+    """Run the Hydra app; in a single run an error comes out of here, not out of Hydra, which would print a line more."""
+    failures: list[Exception] = []
+
+    def task(cfg: DictConfig) -> float | None:
+        hydra_config = HydraConfig.get()
+        # Under -m the configured folder is the parent; the job's own is the one Hydra made for it.
+        cfg.paths.output_dir = hydra_config.runtime.output_dir
+        try:
+            value = job(cfg)
+        except Exception as error:
+            if hydra_config.mode == RunMode.MULTIRUN:
+                raise
+            failures.append(error)
+            return None
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(cfg.paths.output_dir, flush=True)
+        return value
+
+    hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)(task)()
+    if failures:
+        raise failures[0]
+
+
+def composed(overrides: list[str], *, config_dir: Path, config_name: str) -> DictConfig:
+    """The configuration that overrides compose, for commands that are no Hydra apps.
+
+    Raises:
+        ConfigError: an override is wrong.
+    """
+    register()
+    OmegaConf.register_new_resolver("mode_of", mode_of, replace=True)
+
+    def compose(given: list[str]) -> DictConfig:
+        return _compose(given, config_dir, config_name)
+
+    try:
+        return compose(overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(override_errors.explain(error, overrides, config_dir, compose)) from None
+
+
+def show_log() -> None:
+    """Plain sentences on stderr, as train.py shows them."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+
+
+def _compose(overrides: list[str], config_dir: Path, config_name: str) -> DictConfig:
+    """Compose a configuration outside of a Hydra app, as `hydra.main` would."""
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(str(config_dir), version_base="1.3"):
+            return hydra.compose(config_name, overrides=overrides, return_hydra_config=False)
+    finally:
+        GlobalHydra.instance().clear()

@@ -1,0 +1,123 @@
+"""One line for an override that Hydra refuses: the key, what was allowed, the nearest spelling."""
+
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from bincounter.config.choices import nearest
+
+Compose = Callable[[list[str]], DictConfig]
+
+
+def explain(error: Exception, overrides: list[str], config_dir: Path, compose: Compose) -> str:
+    """Say in one line what is wrong with the overrides that made Hydra raise ``error``.
+
+    Args:
+        error: a HydraException or an OmegaConf error.
+        overrides: the command line's overrides.
+        config_dir: folder of the YAML files; its subfolders are the groups.
+        compose: turns overrides into a configuration.
+    """
+    if isinstance(error, OverrideParseException):
+        return (
+            f"the override {error.override!r} cannot be read: write KEY=VALUE, and quote what the shell would take apart, "
+            "as in 'data.counts=[0,1,2]'"
+        )
+    parser = OverridesParser.create()
+    for override in parser.parse_overrides([o for o in overrides if not o.startswith("-")]):
+        reason = _unknown_option(override, config_dir) or _unknown_key(override, config_dir, overrides, compose)
+        if reason:
+            return reason
+    return _wrong_value(error)
+
+
+def _groups(config_dir: Path) -> dict[str, list[str]]:
+    folders = [p for p in config_dir.rglob("*") if p.is_dir() and any(p.glob("*.yaml"))]
+    return {
+        folder.relative_to(config_dir).as_posix(): sorted(p.stem for p in folder.glob("*.yaml")) for folder in folders
+    }
+
+
+def _unknown_option(override: Override, config_dir: Path) -> str | None:
+    options = _groups(config_dir).get(override.key_or_group)
+    if options is None or override.is_delete():
+        return None
+    value = override.value()
+    for option in value if isinstance(value, list) else [value]:
+        if isinstance(option, str) and option not in options and "," not in option:
+            guess = nearest(option, options)
+            hint = f"; did you mean {override.key_or_group}={guess}?" if guess else ""
+            return f"{override.key_or_group}={option} is not one of {', '.join(options)}{hint}"
+    return None
+
+
+def _unknown_key(override: Override, config_dir: Path, overrides: list[str], compose: Compose) -> str | None:
+    key = override.key_or_group
+    if override.is_add() or override.is_delete() or key in _groups(config_dir) or key.startswith("hydra"):
+        return None
+    cfg = _composed_groups(overrides, config_dir, compose)
+    if cfg is None or OmegaConf.select(cfg, key, throw_on_missing=False) is not None or key in _keys(cfg):
+        return None
+    known = _keys(cfg) | set(_groups(config_dir))
+    return f"{key} is no setting{_suggestion(key, known)}"
+
+
+def _composed_groups(overrides: list[str], config_dir: Path, compose: Compose) -> DictConfig | None:
+    """The configuration that the group choices alone give: the settings a key can name."""
+    groups = _groups(config_dir)
+    choices = [o for o in overrides if o.lstrip("+~").split("=")[0].split("@")[0] in groups]
+    try:
+        return compose(choices)
+    except (HydraException, OmegaConfBaseException):
+        return None
+
+
+def _keys(cfg: DictConfig) -> set[str]:
+    """Every dotted name in a configuration, inner nodes included."""
+
+    def walk(node: DictConfig, prefix: str) -> Iterable[str]:
+        for name in node:
+            yield f"{prefix}{name}"
+            child = node._get_node(name)
+            if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
+                yield from walk(child, f"{prefix}{name}.")
+
+    return set(walk(cfg, ""))
+
+
+def _suggestion(key: str, known: set[str]) -> str:
+    parent, _, name = key.rpartition(".")
+    siblings = sorted(k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == parent)
+    guess = nearest(name, siblings)
+    if guess:
+        return f"; did you mean {parent + '.' if parent else ''}{guess}? {parent or 'The top level'} has {', '.join(siblings)}"
+    guess = nearest(key, known) or next((k for k in sorted(known) if k.endswith(f".{name}")), None)
+    if guess:
+        return f"; did you mean {guess}?"
+    if siblings:
+        return f"; {parent or 'the top level'} has {', '.join(siblings)}"
+    return "; python train.py --cfg job prints every setting there is"
+
+
+def _wrong_value(error: Exception) -> str:
+    """OmegaConf's own sentence, with the key it speaks of in front."""
+    cause: BaseException = error
+    while cause.__cause__ is not None and not isinstance(cause, OmegaConfBaseException):
+        cause = cause.__cause__
+    text = str(cause).strip() or str(error).strip()
+    key = getattr(cause, "full_key", None) or _labelled(text, "full_key")
+    sentence = re.sub(r"\s+", " ", text.split("\n    full_key:")[0].split("\nfull_key")[0])
+    if key and "dots" not in sentence and ".." in sentence:
+        sentence += "; a range is written out, as in [0,1,2,3,4,5]"
+    return f"{key}: {sentence}" if key and key not in sentence.split(":")[0] else sentence
+
+
+def _labelled(text: str, label: str) -> str | None:
+    found = re.search(rf"{label}: (\S+)", text)
+    return found.group(1) if found else None

@@ -1,0 +1,137 @@
+"""Random changes to a batch of training photos, on the device the batch is on.
+
+Every number is drawn from (seed, epoch, photo id), those of mixing from (seed, epoch, step): a photo is changed the same
+way whichever process, batch size or resume brought it here.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# Numbers drawn per photo: flip, shift x and y, scale, rotation, brightness, contrast, saturation.
+_DRAWS = 8
+
+
+def draws(seed: int, epoch: int, ids: Sequence[str]) -> Tensor:
+    """Uniform numbers in [0, 1) for each photo, ``float32[B, 8]``, from nothing but the arguments."""
+    rows = np.empty((len(ids), _DRAWS), dtype=np.uint64)
+    for row, id_ in zip(rows, ids, strict=True):
+        digest = hashlib.blake2b(f"{seed}/{epoch}/{id_}".encode(), digest_size=8 * _DRAWS).digest()
+        row[:] = np.frombuffer(digest, dtype="<u8")
+    return torch.from_numpy((rows >> np.uint64(40)).astype(np.float32) / np.float32(2**24))
+
+
+class Augmentation:
+    """Flips, moves and recolours each photo of a batch.
+
+    Geometry is one affine resampling (bilinear, the border repeated), since every resampling blurs.
+
+    Args:
+        flip: mirror left and right with probability one half.
+        shift: largest move, as a fraction of the side.
+        scale: zoom by a factor between ``1 - scale`` and ``1 + scale``.
+        rotation: degrees, either way.
+        brightness: factor between ``1 - b`` and ``1 + b``; likewise contrast and saturation.
+        contrast: see brightness.
+        saturation: see brightness.
+        seed: of all draws.
+    """
+
+    def __init__(
+        self,
+        *,
+        flip: bool,
+        shift: float,
+        scale: float,
+        rotation: float,
+        brightness: float,
+        contrast: float,
+        saturation: float,
+        seed: int,
+    ) -> None:
+        self._flip, self._shift, self._scale, self._rotation = flip, shift, scale, rotation
+        self._colour = (brightness, contrast, saturation)
+        self._seed = seed
+
+    def __call__(self, image: Tensor, ids: Sequence[str], epoch: int) -> Tensor:
+        """``float32[B, 3, S, S]`` in 0..255 -> the same shape and range, changed photo by photo."""
+        # Drawn on the CPU, so that every device changes a photo alike.
+        uniform = draws(self._seed, epoch, ids)
+        if self._flip or self._shift or self._scale or self._rotation:
+            grid = F.affine_grid(self._geometry(uniform).to(image.device), list(image.shape), align_corners=False)
+            image = F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
+        if any(self._colour):
+            image = self._recolour(image, uniform[:, 5:8].to(image.device))
+        return image
+
+    def _geometry(self, uniform: Tensor) -> Tensor:
+        """Affine matrices from output to input coordinates, ``float32[B, 2, 3]``."""
+        signed = 2 * uniform - 1
+        mirror = torch.where(uniform[:, 0] < 0.5, -1.0, 1.0) if self._flip else torch.ones(len(uniform))
+        angle = signed[:, 4] * math.radians(self._rotation)
+        zoom = 1 / (1 + signed[:, 3] * self._scale)
+        cos, sin = torch.cos(angle) * zoom, torch.sin(angle) * zoom
+        # Coordinates run from -1 to 1, so a whole side is 2.
+        move_x, move_y = signed[:, 1] * 2 * self._shift, signed[:, 2] * 2 * self._shift
+        rows = [torch.stack([cos * mirror, -sin, move_x], dim=1), torch.stack([sin * mirror, cos, move_y], dim=1)]
+        return torch.stack(rows, dim=1)
+
+    def _recolour(self, image: Tensor, uniform: Tensor) -> Tensor:
+        strength = torch.tensor(self._colour, device=image.device)
+        brightness, contrast, saturation = (1 + (2 * uniform - 1) * strength).T[:, :, None, None, None]
+        image = image * brightness
+        grey = (image * image.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(dim=1, keepdim=True)  # ITU-R BT.601
+        image = grey + (image - grey) * saturation
+        mean = grey.mean(dim=(2, 3), keepdim=True)
+        return (mean + (image - mean) * contrast).clamp(0, 255)
+
+
+class Mixing:
+    """Mixes each photo with another of its batch, and their labels with it.
+
+    Mixup: Zhang et al., ICLR 2018, https://arxiv.org/abs/1710.09412. CutMix: Yun et al., ICCV 2019,
+    https://arxiv.org/abs/1905.04899. With both on, each batch takes one of them.
+
+    Args:
+        mixup: alpha of the Beta distribution that the share is drawn from; 0 is off.
+        cutmix: likewise.
+        seed: of all draws.
+    """
+
+    def __init__(self, *, mixup: float, cutmix: float, seed: int) -> None:
+        self._alphas = {"mixup": mixup, "cutmix": cutmix}
+        self._seed = seed
+
+    def __bool__(self) -> bool:
+        """Whether it changes anything."""
+        return any(self._alphas.values())
+
+    def __call__(self, image: Tensor, target: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
+        """Mix ``float[B, 3, S, S]`` and ``float[B, K]``; the partner of a photo is drawn from (seed, epoch, step)."""
+        generator = np.random.Generator(np.random.PCG64([self._seed, epoch, step]))
+        ways = [way for way, alpha in self._alphas.items() if alpha]
+        way = ways[generator.integers(len(ways))]
+        share = float(generator.beta(self._alphas[way], self._alphas[way]))
+        partner = torch.from_numpy(generator.permutation(len(image))).to(image.device)
+        if way == "mixup":
+            mixed = share * image + (1 - share) * image[partner]
+        else:
+            mixed, share = _paste(image, image[partner], share, generator)
+        return mixed, share * target + (1 - share) * target[partner]
+
+
+def _paste(image: Tensor, other: Tensor, share: float, generator: np.random.Generator) -> tuple[Tensor, float]:
+    """A box of ``other`` in ``image``; returns the result and the share of the area that is still ``image``."""
+    height, width = image.shape[-2:]
+    cut = math.sqrt(1 - share)
+    middle_y, middle_x = generator.integers(height), generator.integers(width)
+    top, bottom = (int(np.clip(middle_y + side * height * cut / 2, 0, height)) for side in (-1, 1))
+    left, right = (int(np.clip(middle_x + side * width * cut / 2, 0, width)) for side in (-1, 1))
+    mixed = image.clone()
+    mixed[..., top:bottom, left:right] = other[..., top:bottom, left:right]
+    return mixed, 1 - (bottom - top) * (right - left) / (height * width)

@@ -1,0 +1,266 @@
+"""BinDataModule: one data set, from wherever its photos lie to batches on the device."""
+
+import fcntl
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from bincounter.data import s3
+from bincounter.data.augmentation import Augmentation, Mixing
+from bincounter.data.layouts import Layout, ids_from
+from bincounter.data.preprocessing import Normalize
+from bincounter.data.records import BinRecord, Manifest
+from bincounter.data.sampler import EveryPhotoOnce, ResumableBatchSampler, TrainingBatch
+from bincounter.data.scan import scan
+from bincounter.data.splits import SPLITS, stored_split
+from bincounter.data.store import PhotoStore
+from bincounter.errors import DataError
+
+log = logging.getLogger(__name__)
+
+
+class BinDataModule(L.LightningDataModule):
+    """Photos of bins as batches ``{"image": float32[B, 3, S, S], "count": int64[B], "id": list[str]}``.
+
+    Training batches may hold ``"target": float32[B, K]`` too, the label distributions of mixed photos. A count of -1 in
+    a scoring batch marks padding.
+
+    Args:
+        source: a folder or an ``s3://`` URI; ``None`` when the layout makes its photos.
+        layout: reads what lies there.
+        counts: the counts to use; ``None`` for all there are. Photos with others are excluded, and counted.
+        image_size: side of the photos in pixels.
+        batch_size: photos per batch on each device.
+        balanced: draw every count equally often in training.
+        num_workers: processes that decode photos; ``None`` for none with a cache, else up to 8.
+        cache: keep decoded photos on disk.
+        split: ``method, fractions, seed`` of :func:`bincounter.data.splits.assign_splits`.
+        augmentation: arguments of :class:`Augmentation` and :class:`Mixing` but the seed.
+        seed: of order and augmentation.
+        data_dir: where photos that are made or fetched are kept.
+        cache_dir: where manifests, splits and decoded photos are kept.
+    """
+
+    def __init__(
+        self,
+        source: str | None,
+        layout: Layout,
+        *,
+        counts: Sequence[int] | None,
+        image_size: int,
+        batch_size: int,
+        split: Mapping[str, Any],
+        augmentation: Mapping[str, Any],
+        data_dir: str | Path,
+        cache_dir: str | Path,
+        seed: int = 0,
+        balanced: bool = False,
+        num_workers: int | None = None,
+        cache: bool = True,
+    ) -> None:
+        super().__init__()
+        self.image_size, self.batch_size = image_size, batch_size
+        self._source, self._layout, self._wanted = source, layout, counts
+        self._split, self._balanced, self._seed, self._cache = split, balanced, seed, cache
+        self._data_dir, self._cache_dir = Path(data_dir), Path(cache_dir)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self._decoders = cores
+        self._num_workers = num_workers if num_workers is not None else 0 if cache else min(8, max(cores - 1, 1))
+        options = dict(augmentation)
+        self._mixing = Mixing(mixup=options.pop("mixup"), cutmix=options.pop("cutmix"), seed=seed)
+        self._augmentation = Augmentation(**options, seed=seed)
+        self._normalize = Normalize()
+        self._resume_at = (0, 0)
+        self._prepared = False
+
+    # What is known once prepare() has run.
+    manifest: Manifest
+    counts: list[int]  # the support, ascending
+    kept: np.ndarray  # positions in manifest.records of the photos inside the support
+    assignment: np.ndarray  # for each of them 0 training, 1 validation, 2 test
+    store: PhotoStore
+
+    def prepare(self) -> None:
+        """Fetch or make the photos, open each of them once, and split them; does nothing the second time.
+
+        Raises:
+            DataError: there is nothing to read, or not enough to split as asked.
+            ResourceError: network or disk gave out.
+        """
+        if self._prepared:
+            return
+        with _one_at_a_time(self._cache_dir):
+            root = self._local_root()
+            size = self.image_size if self._cache else None
+            self.manifest = scan(root, self._layout, self._cache_dir, image_size=size, workers=self._decoders)
+            self._choose_counts()
+            self.assignment = stored_split(
+                self.manifest,
+                self.kept,
+                fractions=tuple(self._split["fractions"]),
+                method=self._split["method"],
+                seed=self._split["seed"],
+                cache_dir=self._cache_dir,
+            )
+            self.store = PhotoStore.open(
+                self.manifest, self.image_size, self._cache_dir, cached=self._cache, workers=self._decoders
+            )
+        self._prepared = True
+        self._say_what_there_is()
+
+    def _local_root(self) -> Path:
+        if self._source is None:
+            return self._layout.make(self._data_dir)  # type: ignore[attr-defined]  # validated: it has no source
+        if s3.is_remote(self._source):
+            id_list = getattr(self._layout, "ids", None)
+            return s3.fetch(self._source, self._data_dir, ids=ids_from(id_list) if id_list else None)
+        root = Path(self._source).expanduser()
+        if not root.is_dir():
+            raise DataError(f"data.source={self._source} is no folder: correct the path, or use an s3:// URI")
+        return root
+
+    def _choose_counts(self) -> None:
+        there = Counter(record.count for record in self.manifest.records)
+        self.counts = sorted(self._wanted if self._wanted is not None else there)
+        wanted = set(self.counts)
+        self.kept = np.array([i for i, r in enumerate(self.manifest.records) if r.count in wanted], dtype=np.int64)
+        if not len(self.kept):
+            raise DataError(
+                f"no photo has a count in data.counts={self.counts}: there are {sorted(there)} in {self.manifest.root}"
+            )
+        for count in sorted(wanted - set(there)):
+            log.warning("No photo has count %d; the model will learn not to answer it.", count)
+
+    def _say_what_there_is(self) -> None:
+        sizes = ", ".join(f"{(self.assignment == side).sum():,} {name}" for side, name in enumerate(SPLITS))
+        groups = len({self.manifest.records[i].group for i in self.kept})
+        excluded = len(self.manifest.records) - len(self.kept)
+        log.info("%s photos of %s scenes: %s", f"{len(self.kept):,}", f"{groups:,}", sizes)
+        if excluded:
+            log.info("%s photos excluded, their counts are outside %s", f"{excluded:,}", self.counts)
+        if self.manifest.refusals:
+            reasons = Counter(refusal.reason for refusal in self.manifest.refusals).most_common(3)
+            listed = ", ".join(f"{number:,} {reason}" for reason, number in reasons)
+            log.warning("%s inputs in quarantine: %s", f"{len(self.manifest.refusals):,}", listed)
+
+    @property
+    def records(self) -> list[BinRecord]:
+        """The photos inside the support, in the order of :attr:`assignment`."""
+        return [self.manifest.records[i] for i in self.kept]
+
+    def side(self, name: str) -> np.ndarray:
+        """Positions in ``manifest.records`` of the photos of ``training``, ``validation`` or ``test``."""
+        names = {"training": 0, "validation": 1, "test": 2}
+        return self.kept[self.assignment == names[name]]
+
+    def count_of(self, positions: np.ndarray) -> dict[int, int]:
+        """Photos per count of the support among ``positions`` in ``manifest.records``."""
+        found = Counter(self.manifest.records[i].count for i in positions)
+        return {count: found[count] for count in self.counts}
+
+    def prepare_data(self) -> None:
+        """Lightning's name for :meth:`prepare`, on one process per machine."""
+        self.prepare()
+
+    def setup(self, stage: str) -> None:
+        """Lightning's hook on every process."""
+        self.prepare()
+
+    def train_dataloader(self) -> DataLoader:
+        """Batches of this rank, from the place a resumed run had reached."""
+        positions = self.side("training")
+        weights = self._weights(positions) if self._balanced else None
+        sampler = ResumableBatchSampler(
+            len(positions), self.batch_size, seed=self._seed, weights=weights, **self._rank()
+        )
+        sampler.start_at(*self._resume_at)
+        return self._loader(positions, sampler)
+
+    def val_dataloader(self) -> DataLoader:
+        """The validation photos, each on one rank."""
+        positions = self.side("validation")
+        return self._loader(positions, EveryPhotoOnce(len(positions), self.batch_size, **self._rank()))
+
+    def scoring_loader(self, positions: np.ndarray) -> DataLoader:
+        """Photos at ``positions`` of ``manifest.records``, all on this process, in order and unchanged."""
+        return self._loader(positions, EveryPhotoOnce(len(positions), self.batch_size))
+
+    def _weights(self, positions: np.ndarray) -> np.ndarray:
+        numbers = self.count_of(positions)
+        return np.array([1 / numbers[self.manifest.records[i].count] for i in positions])
+
+    def _rank(self) -> dict[str, int]:
+        trainer = self.trainer
+        return {"rank": trainer.global_rank, "world_size": trainer.world_size} if trainer else {}
+
+    def _loader(self, positions: np.ndarray, sampler: ResumableBatchSampler | EveryPhotoOnce) -> DataLoader:
+        return DataLoader(
+            _Photos(self.store, self.manifest.records, positions),
+            sampler=sampler,
+            batch_size=None,  # an index of the sampler is a whole batch already
+            num_workers=self._num_workers,
+            persistent_workers=self._num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """On the device: bytes to floats, augmentation and mixing in training, normalisation."""
+        drawn: TrainingBatch | None = batch.pop("drawn", None)
+        image = batch["image"].float()
+        if drawn is not None:
+            image = self._augmentation(image, batch["id"], drawn.epoch)
+            if self._mixing:
+                support = torch.tensor(self.counts, device=image.device)
+                target = (batch["count"][:, None] == support).float()
+                image, batch["target"] = self._mixing(image, target, drawn.epoch, drawn.number)
+        return {**batch, "image": self._normalize.to(image.device)(image)}
+
+    def state_dict(self) -> dict[str, int]:
+        """The place in the training photos: the epoch, and the batches of it that are done."""
+        assert self.trainer is not None
+        fit = self.trainer.fit_loop
+        progress = fit.epoch_loop.batch_progress
+        batch = 0 if progress.is_last_batch else progress.current.ready
+        return {"epoch": fit.epoch_progress.current.processed, "batch": batch}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on from a place that :meth:`state_dict` told."""
+        self._resume_at = (state_dict["epoch"], state_dict["batch"])
+
+
+class _Photos(Dataset):
+    """Batches of decoded photos by the positions a sampler draws."""
+
+    def __init__(self, store: PhotoStore, records: Sequence[BinRecord], positions: np.ndarray) -> None:
+        self._store, self._positions = store, positions
+        self._counts = np.array([records[i].count for i in positions], dtype=np.int64)
+        self._ids = [records[i].id for i in positions]
+
+    def __getitem__(self, drawn: TrainingBatch | list[int]) -> dict[str, Any]:
+        rows = np.array(drawn.positions if isinstance(drawn, TrainingBatch) else drawn)
+        padding = rows < 0
+        rows = np.where(padding, 0, rows)
+        batch = {
+            "image": self._store.batch(self._positions[rows]),
+            "count": torch.from_numpy(np.where(padding, -1, self._counts[rows])),
+            "id": [self._ids[row] for row in rows],
+        }
+        return {**batch, "drawn": drawn} if isinstance(drawn, TrainingBatch) else batch
+
+
+@contextmanager
+def _one_at_a_time(cache_dir: Path) -> Iterator[None]:
+    """Let one process at a time prepare data: the ranks of a run, or runs started together, then find it done."""
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    with (cache_dir / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,117 @@
+"""The order of the training photos, as a function of (seed, epoch) alone, so that a run can go on at any batch."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import Sampler
+
+
+class TrainingBatch(NamedTuple):
+    """What one training batch is made of, and where in the run it stands.
+
+    Attributes:
+        epoch: counted from 0.
+        number: of the batch in its epoch, counted from 0.
+        positions: into the training photos.
+    """
+
+    epoch: int
+    number: int
+    positions: list[int]
+
+
+class ResumableBatchSampler(Sampler[TrainingBatch]):
+    """Batches of positions into the training photos.
+
+    The order of an epoch depends on nothing but the seed and the epoch's number, and one place in it can be set to
+    start from: a continued run sees the very photos an undisturbed one would have seen next. Under DDP every rank takes
+    its own part of each global batch, so that together they see the order one process would.
+
+    Args:
+        photos: number of training photos.
+        batch_size: photos per batch on each rank.
+        seed: of the order.
+        weights: ``float[photos]``; with them photos are drawn with replacement, in proportion.
+        rank: this process.
+        world_size: processes that share each global batch.
+    """
+
+    def __init__(
+        self,
+        photos: int,
+        batch_size: int,
+        *,
+        seed: int,
+        weights: np.ndarray | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self._photos, self._batch_size, self._seed = photos, batch_size, seed
+        self._weights = None if weights is None else weights / weights.sum()
+        self._rank, self._world_size = rank, world_size
+        self.epoch = 0
+        self._start = (0, 0)
+
+    def __len__(self) -> int:
+        """Batches in a whole epoch, wherever it is started from.
+
+        A last batch that is not full is dropped: batch normalisation is noisy on few photos and fails on one. A set
+        smaller than one batch is a batch.
+        """
+        return max(self._photos // (self._batch_size * self._world_size), 1)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next iteration (Lightning calls this as each one starts)."""
+        self.epoch = epoch
+
+    def start_at(self, epoch: int, batch: int) -> None:
+        """Begin epoch ``epoch`` at its batch number ``batch``; later epochs are whole."""
+        self.epoch = epoch
+        self._start = (epoch, batch)
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Positions of all photos in the order of an epoch, ``int64[photos]``."""
+        generator = np.random.Generator(np.random.PCG64([self._seed, epoch]))
+        if self._weights is None:
+            return generator.permutation(self._photos)
+        return generator.choice(self._photos, size=self._photos, p=self._weights)
+
+    def __iter__(self) -> Iterator[TrainingBatch]:
+        """Yield this rank's part of each global batch."""
+        order = self.order(self.epoch)
+        first = self._start[1] if self.epoch == self._start[0] else 0
+        stride = self._batch_size * self._world_size
+        for batch in range(first, len(self)):
+            positions = order[batch * stride : (batch + 1) * stride][self._rank :: self._world_size]
+            yield TrainingBatch(self.epoch, batch, positions.tolist())
+
+
+class EveryPhotoOnce(Sampler[list[int]]):
+    """Batches for scoring: every photo on exactly one rank, in order.
+
+    Ranks must make the same number of steps, so the shorter ones are filled with -1, which the data set turns into
+    padding (a count of -1) that metrics leave out.
+
+    Args:
+        photos: number of photos.
+        batch_size: photos per batch on each rank.
+        rank: this process.
+        world_size: processes that share the photos.
+    """
+
+    def __init__(self, photos: int, batch_size: int, *, rank: int = 0, world_size: int = 1) -> None:
+        per_rank = -(-photos // world_size)
+        positions = np.full(per_rank * world_size, -1, dtype=np.int64)
+        positions[:photos] = np.arange(photos)
+        self._mine = positions[rank::world_size]
+        self._batch_size = batch_size
+
+    def __len__(self) -> int:
+        """Batches on each rank."""
+        return -(-len(self._mine) // self._batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield positions, -1 for padding."""
+        for start in range(0, len(self._mine), self._batch_size):
+            yield self._mine[start : start + self._batch_size].tolist()

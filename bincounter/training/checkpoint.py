@@ -1,0 +1,135 @@
+"""Checkpoints that a run can be killed over and gone on from, bit for bit."""
+
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Checkpoint
+
+from bincounter.files import replacing
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Checkpoint files that appear whole or not at all, and hold nothing but tensors and plain containers.
+
+    Lightning writes through a temporary file that may lie on another disk, where moving it is no longer one step.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write ``checkpoint`` to ``path``."""
+        with replacing(path, "wb") as file:
+            torch.save(checkpoint, file)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Callable | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read ``path``, always with ``weights_only=True``."""
+        return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+
+
+class TimeIsUp(Exception):  # noqa: N818  # it is a state, not an error
+    """``trainer.max_time`` has passed and ``last.ckpt`` is written."""
+
+
+class RunCheckpoint(Checkpoint):
+    """Keeps ``best.ckpt`` and ``last.ckpt`` of a run.
+
+    Both are written as an epoch ends, once validation, early stopping and logs are done with it; ``last.ckpt`` also
+    every so many optimizer steps, and at the next step after SIGTERM. Lightning's ModelCheckpoint forgets its best
+    score when a run folder moves, and saves in the middle of what an epoch's end has yet to do.
+
+    Args:
+        folder: of the two files.
+        monitor: a logged validation metric, such as ``val/accuracy``.
+        mode: ``max`` or ``min``.
+        every_n_train_steps: optimizer steps between two writes of ``last.ckpt`` within an epoch.
+        max_time: the fit ends with :class:`TimeIsUp` and a checkpoint at the first step after it. Lightning's own timer
+            ends the epoch early instead, and a resume would leave out its rest.
+    """
+
+    def __init__(
+        self, folder: Path, *, monitor: str, mode: str, every_n_train_steps: int, max_time: timedelta | None = None
+    ) -> None:
+        self._folder, self._monitor, self._sign = folder, monitor, 1.0 if mode == "max" else -1.0
+        self._every = every_n_train_steps
+        self._ends = None if max_time is None else time.monotonic() + max_time.total_seconds()
+        self._validated = False
+        self._trainer: L.Trainer | None = None
+        self.best: float | None = None
+        self.best_epoch: int | None = None
+
+    @property
+    def best_path(self) -> Path:
+        """The checkpoint of the epoch with the best validation value."""
+        return self._folder / "best.ckpt"
+
+    @property
+    def last_path(self) -> Path:
+        """The checkpoint to go on from."""
+        return self._folder / "last.ckpt"
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best value so far, its epoch, and whether early stopping has ended the run."""
+        stopped = self._trainer is not None and self._trainer.should_stop
+        return {"best": self.best, "best_epoch": self.best_epoch, "stopped": stopped}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` told."""
+        self.best, self.best_epoch = state_dict["best"], state_dict["best_epoch"]
+        if state_dict["stopped"] and self._trainer is not None:
+            self._trainer.should_stop = True  # Lightning does not remember it
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Keep the trainer at hand for the state."""
+        self._trainer = trainer
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write ``last.ckpt`` when its turn has come, or the process was asked to stop."""
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        # The last batch's turn is after validation; within an accumulation half a gradient would be lost.
+        if progress.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        time_is_up = self._ends is not None and time.monotonic() > self._ends
+        if trainer.global_step % self._every == 0 or trainer.received_sigterm or time_is_up:
+            trainer.save_checkpoint(self.last_path)
+        if time_is_up:
+            raise TimeIsUp
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note that this epoch has a value to compare."""
+        self._validated = not trainer.sanity_checking
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write ``best.ckpt`` if the epoch was the best, then ``last.ckpt``."""
+        if self._validated and self._monitor in trainer.callback_metrics:
+            value = float(trainer.callback_metrics[self._monitor])
+            if self.best is None or self._sign * (value - self.best) > 0:
+                self.best, self.best_epoch = value, trainer.current_epoch
+                trainer.save_checkpoint(self.best_path)
+        self._validated = False
+        trainer.save_checkpoint(self.last_path)
+
+
+class StatelessRandomness(L.Callback):
+    """Seeds torch anew for every batch from (seed, epoch, batch, rank), for dropout and the like.
+
+    Lightning does not restore torch's generators; a stream that depends on nothing before the batch needs no restoring.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Seed the generators of all devices."""
+        place = [self._seed, trainer.current_epoch, batch_idx, trainer.global_rank]
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> np.uint64(1)))

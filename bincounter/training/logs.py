@@ -1,0 +1,169 @@
+"""What a run logs, in a way that a resume goes on with row for row."""
+
+import csv
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+
+from bincounter.files import replacing
+
+
+class MetricsCsv(Logger):
+    """Metrics in ``<folder>/metrics.csv``, one row per call, with the columns ``epoch`` and ``step`` first.
+
+    Lightning's CSVLogger deletes the file when a run is resumed. This one goes on with it: :class:`TrainingLog` tells
+    it how many rows the checkpoint knew, and later ones, which the resumed run writes again, are dropped.
+
+    Args:
+        folder: of the file.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__()
+        self._path = Path(folder) / "metrics.csv"
+        self._rows: list[dict[str, Any]] = []
+        self._columns = ["epoch", "step"]
+        self._written = 0  # rows in the file; -1 when its columns have changed
+
+    @property
+    def name(self) -> str:
+        """A name for Lightning."""
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        """One file per run folder: there are no versions."""
+        return ""
+
+    def __len__(self) -> int:
+        """Rows so far."""
+        return len(self._rows)
+
+    def continue_from(self, rows: int) -> None:
+        """Take up the file of an earlier part of the run, its first ``rows`` rows."""
+        if not self._path.exists():
+            return
+        with self._path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            self._rows = [row for row, _ in zip(reader, range(rows), strict=False)]
+            self._columns = list(reader.fieldnames or self._columns)
+        self._written = -1
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Add a row; ``step`` counts optimizer steps."""
+        row = {name: value.item() if isinstance(value, Tensor) else value for name, value in metrics.items()}
+        row["step"] = step
+        new = sorted(set(row) - set(self._columns))
+        if new:
+            self._columns += new
+            self._written = -1
+        self._rows.append(row)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Leave them out: config.yaml has them."""
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Bring the file up to date."""
+        if self._written == len(self._rows):
+            return
+        if self._written <= 0:
+            with replacing(self._path) as file:
+                self._write(file, self._rows, header=True)
+        else:
+            with self._path.open("a", encoding="utf-8", newline="") as file:
+                self._write(file, self._rows[self._written :], header=False)
+        self._written = len(self._rows)
+
+    def _write(self, file: Any, rows: list[dict[str, Any]], *, header: bool) -> None:
+        writer = csv.DictWriter(file, self._columns, lineterminator="\n")
+        if header:
+            writer.writeheader()
+        writer.writerows(rows)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Bring the file up to date for the last time."""
+        self.save()
+
+
+class TrainingLog(L.Callback):
+    """Logs training loss and learning rate, and makes logs survive a resume.
+
+    It writes to the loggers itself because Lightning logs a step after the checkpoint of that step is taken, and keeps
+    the running mean of an epoch to itself: both would differ after a resume.
+
+    Every ``log_every_n_steps`` optimizer steps it logs ``train/loss`` (mean over the photos since the last time; under DDP
+    those of the first rank) and ``lr``, and at the end of an epoch ``train/loss_epoch``.
+    """
+
+    def __init__(self) -> None:
+        self._epoch = _Mean()
+        self._recent = _Mean()
+        self._csv: MetricsCsv | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Find the logger whose rows are counted."""
+        self._csv = next((logger for logger in trainer.loggers if isinstance(logger, MetricsCsv)), None)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Add the batch's loss; log when its turn has come."""
+        photos = len(batch["count"])
+        loss = outputs["loss"].detach() * trainer.accumulate_grad_batches  # Lightning hands over the divided one
+        self._epoch.add(loss, photos)
+        self._recent.add(loss, photos)
+        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if stepped and trainer.global_step % trainer.log_every_n_steps == 0:
+            rate = trainer.optimizers[0].param_groups[0]["lr"]
+            self._log(trainer, {"train/loss": self._recent.take(), "lr": rate})
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log the mean over the epoch."""
+        self._log(trainer, {"train/loss_epoch": self._epoch.take()})
+
+    def _log(self, trainer: L.Trainer, metrics: dict[str, float]) -> None:
+        for logger in trainer.loggers:
+            logger.log_metrics({**metrics, "epoch": trainer.current_epoch}, step=trainer.global_step)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Flush the logs: what the checkpoint knows must be on disk before it is."""
+        for logger in trainer.loggers:
+            logger.save()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The means under way, and the rows logged so far."""
+        rows = len(self._csv) if self._csv else 0
+        return {"epoch": vars(self._epoch).copy(), "recent": vars(self._recent).copy(), "rows": rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` told."""
+        self._epoch, self._recent = _Mean(**state_dict["epoch"]), _Mean(**state_dict["recent"])
+        if self._csv:
+            self._csv.continue_from(state_dict["rows"])
+
+
+class _Mean:
+    """A running mean over photos, kept on the device so that adding to it waits for nothing."""
+
+    def __init__(self, total: Tensor | float = 0.0, photos: int = 0) -> None:
+        self.total, self.photos = total, photos
+
+    def add(self, value: Tensor, photos: int) -> None:
+        self.total = self.total + value.float() * photos
+        self.photos += photos
+
+    def take(self) -> float:
+        """The mean so far; starts over."""
+        mean = float(self.total) / max(self.photos, 1)
+        self.total, self.photos = 0.0, 0
+        return mean

@@ -1,0 +1,134 @@
+"""Going on with a run: its folder is found, its own overrides are taken up, and a changed configuration is refused.
+
+This module is imported before anything heavy, so that a wrong path is answered at once.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+
+from bincounter.errors import ConfigError
+from bincounter.training.secrets import MASK
+
+# Where a run is, what it writes and how quickly it reads do not change what it computes.
+FREE = (
+    "paths",
+    "logger",
+    "tags",
+    "task_name",
+    "ckpt_path",
+    "test",
+    "checkpoint",
+    "trainer.max_time",
+    "trainer.log_every_n_steps",
+    "trainer.enable_progress_bar",
+    "trainer.profiler",
+    "callbacks.progress_bar",
+    "data.num_workers",
+    "data.cache",
+)
+
+
+def expand(argv: list[str], overrides: list[str], compose: Callable[[list[str]], DictConfig]) -> list[str]:
+    """Put a continued run's own overrides in front of those given now.
+
+    Args:
+        argv: the command line's arguments.
+        overrides: those of them that are overrides.
+        compose: turns overrides into a configuration.
+
+    Returns:
+        The arguments to go on with: ``argv`` itself unless it says ``ckpt_path=last`` or ``latest``.
+
+    Raises:
+        ConfigError: the run to go on with is not named, or not there.
+    """
+    given = {override.key_or_group: override for override in OverridesParser.create().parse_overrides(overrides)}
+    wanted = given["ckpt_path"].value() if "ckpt_path" in given else None
+    if wanted not in ("last", "latest"):
+        return argv
+    folder = _latest(compose(_without(given, "ckpt_path"))) if wanted == "latest" else _named(given)
+    kept = _stored(folder, given)
+    if not kept and not folder.exists() and len(given) == 2:
+        raise ConfigError(
+            f"paths.output_dir={folder} holds no run to go on with; python train.py ckpt_path=latest finds the newest"
+        )
+    flags = [argument for argument in argv if argument not in overrides]
+    mine = _without(given, "ckpt_path", "paths.output_dir")
+    return [*flags, *kept, *mine, "ckpt_path=last", f"paths.output_dir={_quoted(folder)}"]
+
+
+def _named(given: Mapping[str, Override]) -> Path:
+    if "paths.output_dir" not in given:
+        raise ConfigError("ckpt_path=last needs the run's folder: add paths.output_dir=RUN, or use ckpt_path=latest")
+    return Path(str(given["paths.output_dir"].value()))
+
+
+def _latest(cfg: DictConfig) -> Path:
+    folder = Path(cfg.paths.log_dir) / cfg.task_name
+    unfinished = [p.parent for p in folder.glob("*/config.yaml") if not (p.parent / "metrics.json").exists()]
+    if not unfinished:
+        raise ConfigError(f"ckpt_path=latest: there is no unfinished run in {folder}; start one without ckpt_path")
+    return max(unfinished, key=lambda run: run.stat().st_mtime)
+
+
+def _stored(folder: Path, given: Mapping[str, Override]) -> list[str]:
+    """The overrides the run was started with, but those given anew and those that held a secret."""
+    path = folder / "overrides.txt"
+    if not path.exists():
+        return []
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line and MASK not in line]
+    stored = {override.key_or_group: override for override in OverridesParser.create().parse_overrides(lines)}
+    return _without(stored, "ckpt_path", "paths.output_dir", *given)
+
+
+def _without(overrides: Mapping[str, Override], *keys: str) -> list[str]:
+    return [override.input_line for key, override in overrides.items() if key not in keys and override.input_line]
+
+
+def _quoted(folder: Path) -> str:
+    return "'" + str(folder).replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], run: Path) -> None:
+    """Refuse to go on with a run under a configuration that would compute something else.
+
+    Args:
+        before: the run's own configuration, secrets masked.
+        now: the one composed for this command, secrets masked.
+        run: the run's folder, for the message.
+
+    Raises:
+        ConfigError: naming the first setting that differs.
+    """
+    old, new = _flat(before), _flat(now)
+    for key in sorted({*old, *new}):
+        if old.get(key) == new.get(key) or any(key == free or key.startswith(f"{free}.") for free in FREE):
+            continue
+        raise ConfigError(
+            f"{key} is {new.get(key, 'absent')} here and {old.get(key, 'absent')} in {run}: a run goes on with the "
+            f"configuration it has; leave the override out, or start a new run from its weights with "
+            f"model.weights={run}/checkpoints/best.ckpt"
+        )
+
+
+def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in node.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def stored_config(run: Path) -> dict[str, Any] | None:
+    """The configuration in a run's folder, or ``None`` where there is none yet."""
+    path = run / "config.yaml"
+    if not path.exists():
+        return None
+    return OmegaConf.to_container(OmegaConf.load(path))  # type: ignore[return-value]

@@ -1,0 +1,292 @@
+"""One run of train.py: claim a folder, prepare the data, fit or load a model, score it."""
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from omegaconf import DictConfig, OmegaConf
+
+from bincounter.config import mode_of
+from bincounter.data.datamodule import BinDataModule
+from bincounter.data.splits import write_split
+from bincounter.errors import DataError, ResourceError, Stopped
+from bincounter.model.checkpoints import build_counter, describe, load_counter
+from bincounter.model.counter import BinCounter
+from bincounter.training import resume
+from bincounter.training.checkpoint import AtomicCheckpointIO, RunCheckpoint, StatelessRandomness, TimeIsUp
+from bincounter.training.failures import explained
+from bincounter.training.folder import RunFolder
+from bincounter.training.logs import TrainingLog
+from bincounter.training.precision import resolved
+from bincounter.training.scoring import fabric_for, score_run, show
+from bincounter.training.secrets import masked
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a run leaves in memory, for the report.
+
+    Attributes:
+        folder: of the run.
+        model: the best one, in evaluation mode.
+        data: prepared.
+        fabric: the device and precision it was scored with.
+        objective: the best value of ``optimized_metric``, or ``None`` where nothing was fitted.
+    """
+
+    folder: RunFolder
+    model: BinCounter
+    data: BinDataModule
+    fabric: L.Fabric
+    objective: float | None
+
+
+def run(cfg: DictConfig) -> Finished | None:
+    """Fit and score, or only score, one validated configuration.
+
+    Args:
+        cfg: a configuration that `bincounter.config.validate` let through; ``paths.output_dir`` is the run's folder.
+
+    Returns:
+        What the report needs; ``None`` on all but the first process of a DDP run.
+
+    Raises:
+        BinCounterError: whatever a person has to know, in one sentence.
+    """
+    plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    torch.set_float32_matmul_precision(cfg.float32_matmul_precision)
+    folder = RunFolder(cfg.paths.output_dir)
+    try:
+        return _fit_and_score(cfg, plain, folder) if cfg.train else _score_only(cfg, plain, folder)
+    except Exception as error:
+        answer = explained(error, batch_size=cfg.data.batch_size, run=folder.path)
+        if answer is None:
+            raise
+        raise answer from error
+
+
+def _fit_and_score(cfg: DictConfig, plain: dict[str, Any], folder: RunFolder) -> Finished | None:
+    trainer = _trainer(cfg, folder)
+    first = trainer.global_rank == 0
+    continued = _continued(cfg, plain, folder) if first else _checkpoint_to_continue(cfg, folder)
+    if first and not (continued and continued == str(folder.last)):
+        folder.describe(plain, _overrides(), {"precision": trainer.precision})
+    data = data_module(cfg)
+    data.prepare()
+    _refuse_empty_sides(data, plain["data"]["split"]["fractions"])
+    if first:
+        write_split(folder.path / "split.csv", data.records, data.assignment)
+        folder.write_quarantine(data.manifest.refusals)
+    model = _model(plain, data)
+    _tell_length(model, trainer, data)
+    log.info("%s", _summary(model))
+    _fit(trainer, model, data, continued, folder)
+    if not first:
+        return None
+    checkpoint = _run_checkpoint(trainer)
+    best = checkpoint.best_path if checkpoint.best_path.exists() else checkpoint.last_path
+    loaded = load_counter(best, trusted=_own_targets(plain))
+    return _scored(plain, folder, data, loaded, checkpoint.best)
+
+
+def _score_only(cfg: DictConfig, plain: dict[str, Any], folder: RunFolder) -> Finished:
+    loaded = load_counter(cfg.ckpt_path, trusted=_own_targets(plain))
+    folder.claim(fresh=True)
+    _follow_checkpoint(cfg, loaded[1])
+    plain = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    folder.describe(plain, _overrides(), {"checkpoint": str(cfg.ckpt_path)})
+    data = data_module(cfg)
+    data.prepare()
+    write_split(folder.path / "split.csv", data.records, data.assignment)
+    folder.write_quarantine(data.manifest.refusals)
+    _say_what_was_seen(data, loaded[1])
+    return _scored(plain, folder, data, loaded, None)
+
+
+def _scored(
+    plain: dict[str, Any],
+    folder: RunFolder,
+    data: BinDataModule,
+    loaded: tuple[BinCounter, dict[str, Any]],
+    best: float | None,
+) -> Finished:
+    model, description = loaded
+    fabric = fabric_for(plain["trainer"])
+    sides = ["val", *(["test"] if plain["test"] else []), *(["train"] if plain["train"] else [])]
+    metrics = score_run(folder, model, data, fabric, sides=sides, train_counts=description["train_counts"])
+    show(metrics)
+    return Finished(folder, model, data, fabric, best)
+
+
+def data_module(cfg: DictConfig) -> BinDataModule:
+    """The data module of a configuration, not prepared yet."""
+    options: dict[str, Any] = OmegaConf.to_container(cfg.data, resolve=True)  # type: ignore[assignment]
+    layout = instantiate(options.pop("layout"))
+    return BinDataModule(
+        layout=layout, **options, data_dir=cfg.paths.data_dir, cache_dir=cfg.paths.cache_dir, seed=cfg.seed
+    )
+
+
+def _trainer(cfg: DictConfig, folder: RunFolder) -> L.Trainer:
+    options: dict[str, Any] = OmegaConf.to_container(cfg.trainer, resolve=True)  # type: ignore[assignment]
+    max_time = options.pop("max_time", None)
+    checkpoint = RunCheckpoint(
+        folder.checkpoints,
+        monitor=cfg.optimized_metric,
+        mode=mode_of(cfg.optimized_metric),
+        every_n_train_steps=cfg.checkpoint.every_n_train_steps,
+        max_time=_duration(max_time),
+    )
+    callbacks = [instantiate(node) for node in (cfg.callbacks or {}).values() if node]
+    loggers = [instantiate(node) for node in (cfg.logger or {}).values() if node]
+    options["precision"] = resolved(options["precision"], options["accelerator"])
+    return instantiate(
+        options,
+        # The log comes before the checkpoint, which has to know all of it.
+        callbacks=[*callbacks, StatelessRandomness(cfg.seed), TrainingLog(), checkpoint],
+        logger=loggers or False,
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=str(folder.path),
+        use_distributed_sampler=False,  # the data module deals the photos out itself
+        num_sanity_val_steps=0,  # the configuration was checked; a resume must not validate twice
+        enable_checkpointing=True,
+        enable_model_summary=False,
+    )
+
+
+def _duration(text: str | None) -> timedelta | None:
+    """``DD:HH:MM:SS``, as Lightning writes it."""
+    if text is None:
+        return None
+    days, hours, minutes, seconds = (int(part) for part in text.split(":"))
+    return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
+
+
+def _run_checkpoint(trainer: L.Trainer) -> RunCheckpoint:
+    return next(c for c in trainer.callbacks if isinstance(c, RunCheckpoint))  # type: ignore[attr-defined]
+
+
+def _continued(cfg: DictConfig, plain: dict[str, Any], folder: RunFolder) -> str | None:
+    """Claim the folder; the checkpoint to go on from, if there is one."""
+    going_on = cfg.ckpt_path == "last"
+    folder.claim(fresh=not going_on)
+    checkpoint = _checkpoint_to_continue(cfg, folder)
+    if going_on:
+        before = resume.stored_config(folder.path)
+        if before is not None:
+            resume.refuse_changes(before, masked(plain), folder.path)
+        if checkpoint is None:
+            log.warning("%s holds no checkpoint yet: the run starts from its beginning.", folder.path)
+        else:
+            log.info("Going on from %s", checkpoint)
+    return checkpoint
+
+
+def _checkpoint_to_continue(cfg: DictConfig, folder: RunFolder) -> str | None:
+    if cfg.ckpt_path == "last":
+        return str(folder.last) if folder.last.exists() else None
+    return cfg.ckpt_path
+
+
+def _refuse_empty_sides(data: BinDataModule, fractions: list[float]) -> None:
+    for name in ("training", "validation"):
+        if not len(data.side(name)):
+            raise DataError(
+                f"the {name} split is empty with data.split.fractions={fractions}: add photos or give it a larger share"
+            )
+
+
+def _model(plain: dict[str, Any], data: BinDataModule) -> BinCounter:
+    training = data.side("training")
+    train_counts = data.count_of(training)
+    with torch.random.fork_rng():
+        torch.manual_seed(plain["seed"])  # the random start depends on the seed alone
+        model = build_counter(plain["model"], plain["objective"], data.counts, train_counts)
+    model.description = describe(
+        plain["model"],
+        plain["objective"],
+        data.counts,
+        image_size=data.image_size,
+        train_counts=train_counts,
+        train_ids=[data.manifest.records[i].id for i in training],
+        train_content=torch.from_numpy(data.manifest.content[training].view(np.int64)),
+    )
+    return model
+
+
+def _tell_length(model: BinCounter, trainer: L.Trainer, data: BinDataModule) -> None:
+    """Optimizer steps per epoch and in all, counted here since asking the trainer would spoil a resume."""
+    batches = max(len(data.side("training")) // (data.batch_size * trainer.world_size), 1)
+    limit = trainer.overfit_batches or trainer.limit_train_batches
+    batches = min(limit, batches) if isinstance(limit, int) else max(int(limit * batches), 1)
+    model.steps_per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
+    epochs = trainer.max_epochs or 1
+    steps = model.steps_per_epoch * epochs
+    model.total_steps = steps if trainer.max_steps == -1 else min(trainer.max_steps, steps)
+
+
+def _summary(model: BinCounter) -> str:
+    parameters = list(model.parameters())
+    total, trained = sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+    return f"{total / 1e6:.1f} million parameters, {trained / 1e6:.1f} million of them trained"
+
+
+def _fit(trainer: L.Trainer, model: BinCounter, data: BinDataModule, continued: str | None, folder: RunFolder) -> None:
+    go_on = f"go on with: python train.py ckpt_path=last paths.output_dir={folder.path}"
+    try:
+        trainer.fit(model, datamodule=data, ckpt_path=continued, weights_only=True)
+    except SIGTERMException:
+        raise Stopped(f"Stopped by SIGTERM at step {trainer.global_step}; {go_on}") from None
+    except TimeIsUp:
+        raise ResourceError(
+            f"trainer.max_time is up at epoch {trainer.current_epoch + 1} of {trainer.max_epochs}; {go_on}"
+        ) from None
+
+
+def _overrides() -> list[str]:
+    return list(HydraConfig.get().overrides.task)
+
+
+def _own_targets(plain: Mapping[str, Any]) -> list[str]:
+    """Modules that the user's own configuration names: what a checkpoint may be built from besides bincounter's."""
+    targets = [node["_target_"] for node in (plain["model"]["backbone"], plain["objective"])]
+    return [target.rpartition(".")[0] for target in targets]
+
+
+def _follow_checkpoint(cfg: DictConfig, description: Mapping[str, Any]) -> None:
+    """Photos are made as the checkpoint knows them, unless the command line says otherwise."""
+    given = {override.split("=")[0] for override in _overrides()}
+    if "data.image_size" not in given:
+        cfg.data.image_size = description["image_size"]
+    elif cfg.data.image_size != description["image_size"]:
+        log.warning(
+            "The checkpoint was trained at data.image_size=%d, not %d.", description["image_size"], cfg.data.image_size
+        )
+    known = description["counts"]
+    unknown = sorted(set(cfg.data.counts or known) - set(known))
+    if unknown:
+        log.warning("The checkpoint knows no count %s: photos with it are excluded.", ", ".join(map(str, unknown)))
+    cfg.data.counts = [count for count in known if count in (cfg.data.counts or known)]
+
+
+def _say_what_was_seen(data: BinDataModule, description: Mapping[str, Any]) -> None:
+    """How many of the photos that are scored the checkpoint has learnt from, by their bytes or by their id."""
+    scored = np.concatenate([data.side("validation"), data.side("test")])
+    content = set(description["train_content"].tolist())
+    ids = set(description["train_ids"])
+    same_bytes = [int(data.manifest.content[i].view(np.int64)) in content for i in scored]
+    same_id = [data.manifest.records[i].id in ids for i in scored]
+    seen = sum(a or b for a, b in zip(same_bytes, same_id, strict=True))
+    detail = f" ({sum(same_bytes):,} by their bytes, {sum(same_id):,} by their id)" if seen else ""
+    log.info("The checkpoint was trained on %s of these %s photos%s.", f"{seen:,}", f"{len(scored):,}", detail)

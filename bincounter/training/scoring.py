@@ -1,0 +1,128 @@
+"""From a checkpoint and photos to predictions and scores, on one device, each photo once."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+
+from bincounter.data.datamodule import BinDataModule
+from bincounter.model.counter import BinCounter
+from bincounter.model.scores import score
+from bincounter.progress import track
+from bincounter.training.folder import Predicted, RunFolder
+from bincounter.training.precision import resolved
+
+log = logging.getLogger(__name__)
+
+TRAINING_SAMPLE = 2000
+"""Training photos scored for the report's table of losses, at most."""
+
+# As metrics.json and as split.csv call the sides.
+SIDES = {"val": "validation", "test": "test"}
+
+
+def fabric_for(trainer: Mapping[str, Any]) -> L.Fabric:
+    """One device with the precision a Trainer of this configuration would use."""
+    accelerator = trainer["accelerator"]
+    return L.Fabric(accelerator=accelerator, devices=1, precision=resolved(trainer["precision"], accelerator))  # type: ignore[arg-type]
+
+
+@torch.inference_mode()
+def predict(model: BinCounter, data: BinDataModule, positions: np.ndarray, fabric: L.Fabric, what: str) -> Predicted:
+    """Answer for photos at ``positions`` of ``data.manifest.records``, in that order.
+
+    Args:
+        model: in evaluation mode, on the device of ``fabric``.
+        data: prepared.
+        positions: ``int64[N]``, N > 0.
+        fabric: gives device and precision.
+        what: a name for the progress bar.
+    """
+    loader = data.scoring_loader(positions)
+    ids: list[str] = []
+    labels, probabilities = [], []
+    for batch in track(loader, f"Scoring {what}", len(loader)):
+        image = data.on_after_batch_transfer(fabric.to_device(batch), 0)["image"]
+        with fabric.autocast():
+            probabilities.append(model.probabilities(image).float().cpu())
+        labels.append(batch["count"].cpu())
+        ids += batch["id"]
+    return Predicted(ids, torch.cat(labels), torch.cat(probabilities))
+
+
+def score_run(
+    folder: RunFolder,
+    model: BinCounter,
+    data: BinDataModule,
+    fabric: L.Fabric,
+    *,
+    sides: list[str],
+    train_counts: Mapping[int, int],
+) -> dict[str, Any]:
+    """Score a model and write ``metrics.json`` and ``predictions.csv``.
+
+    Args:
+        folder: of the run.
+        model: in evaluation mode.
+        data: prepared, with a support that the model knows.
+        fabric: gives device and precision.
+        sides: which of ``val``, ``test`` and ``train`` to score; ``train`` is a sample.
+        train_counts: photos per count that the model was trained on, for the baselines.
+
+    Returns:
+        What ``metrics.json`` holds.
+    """
+    model = fabric.to_device(model).eval()  # type: ignore[assignment]
+    metrics: dict[str, Any] = {}
+    written: dict[str, Predicted] = {}
+    for side in sides:
+        positions = _positions(data, side)
+        if not len(positions):
+            continue
+        predicted = predict(model, data, positions, fabric, SIDES.get(side, "a training sample"))
+        metrics[side] = score(predicted.probabilities, predicted.labels, model.counts, train_counts)
+        if side in SIDES:
+            written[SIDES[side]] = predicted
+    folder.write_predictions(written, model.counts)
+    folder.write_json("metrics.json", metrics)  # last: a run with metrics is a finished one
+    return metrics
+
+
+def _positions(data: BinDataModule, side: str) -> np.ndarray:
+    if side != "train":
+        return data.side(SIDES[side])
+    training = data.side("training")
+    if len(training) <= TRAINING_SAMPLE:
+        return training
+    return np.sort(np.random.default_rng(0).choice(training, TRAINING_SAMPLE, replace=False))
+
+
+def show(metrics: Mapping[str, Any]) -> None:
+    """Print the headline scores with their intervals and the baselines beside them."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    for side in (side for side in SIDES if side in metrics):
+        table.add_column(f"{SIDES[side]} ({metrics[side]['n']:,} photos)", justify="right")
+    scored = [metrics[side] for side in SIDES if side in metrics]
+    for name in ("accuracy", "within_one", "rmse", "mae"):
+        table.add_row(name, *(_with_interval(scores, name) for scores in scored))
+    for name in ("macro_f1", "ece", "cross_entropy"):
+        table.add_row(name, *(f"{scores[name]:.3f}" for scores in scored))
+    table.add_row("majority baseline, accuracy", *(_or_dash(scores["majority_accuracy"]) for scores in scored))
+    table.add_row("mean baseline, rmse", *(_or_dash(scores["mean_rmse"]) for scores in scored))
+    Console().print(table)
+
+
+def _with_interval(scores: Mapping[str, Any], name: str) -> str:
+    low, high = scores["intervals"][name]
+    return f"{scores[name]:.3f} ({low:.3f}-{high:.3f})"
+
+
+def _or_dash(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

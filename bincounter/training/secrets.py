@@ -1,0 +1,28 @@
+"""Credentials are not written down: what looks like one is masked in everything a run saves."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+MASK = "***"
+_NAME = re.compile(
+    r"(^|[._-])(password|passwd|secret|token|api_?key|access_?key(_id)?|credentials?)($|[._-])", re.IGNORECASE
+)
+_IN_URL = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+
+
+def masked(node: Any, name: str = "") -> Any:
+    """A copy of plain containers in which the values of secret-sounding names, and logins in URLs, are masked."""
+    if isinstance(node, Mapping):
+        return {key: masked(value, str(key)) for key, value in node.items()}
+    if isinstance(node, list):
+        return [masked(value, name) for value in node]
+    if node is not None and _NAME.search(name):
+        return MASK
+    return _IN_URL.sub(MASK, node) if isinstance(node, str) else node
+
+
+def masked_argument(argument: str) -> str:
+    """A command-line argument with its value masked if its key sounds secret."""
+    key, equals, _ = argument.partition("=")
+    return f"{key}={MASK}" if equals and _NAME.search(key) else _IN_URL.sub(MASK, argument)

@@ -1,0 +1,24 @@
+"""A tiny data set to learn from: bright squares on noise, as many as the count says."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+COUNTS = (0, 1, 2, 3)
+
+
+def square_bins(root: Path, photos: int = 96, size: int = 32, seed: int = 0) -> Path:
+    """Write ``<root>/<count>/<name>.png``; every photo is a scene of its own."""
+    generator = np.random.default_rng(seed)
+    for index in range(photos):
+        count = COUNTS[index % len(COUNTS)]
+        pixels = generator.integers(0, 90, (size, size, 3), dtype=np.uint8)
+        for place in generator.permutation(16)[:count]:
+            top, left = divmod(int(place), 4)
+            side = int(generator.integers(4, 7))
+            pixels[top * 8 : top * 8 + side, left * 8 : left * 8 + side] = generator.integers(150, 256, 3)
+        path = root / str(count) / f"{generator.integers(10**9):09d}-{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    return root

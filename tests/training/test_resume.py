@@ -1,0 +1,150 @@
+"""A run that is killed at any moment and gone on with ends as if nothing had happened."""
+
+import csv
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from bins import square_bins
+from conftest import REPOSITORY, Run, command, environment
+
+# Everything that holds state or draws random numbers, at once.
+RECIPE = [
+    "data=folders",
+    "data.image_size=32",
+    "data.batch_size=8",
+    "data.num_workers=0",
+    "data.augmentation.mixup=0.2",
+    "data.augmentation.cutmix=0.5",
+    "model=cnn",
+    "model.head.layers=1",
+    "model.head.width=16",
+    "model.head.dropout=0.3",
+    "callbacks=[early_stopping,ema]",
+    "callbacks.early_stopping.patience=50",
+    "callbacks.ema.decay=0.9",
+    "trainer=cpu",
+    "trainer.max_epochs=4",
+    "trainer.accumulate_grad_batches=2",
+    "trainer.log_every_n_steps=1",
+    "trainer.enable_progress_bar=false",
+    "checkpoint.every_n_train_steps=1",
+    "logger=[csv]",
+    "test=false",
+]
+
+
+def last_checkpoint(folder: Path) -> dict:
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def tensors(node: object, path: str = "") -> dict[str, torch.Tensor]:
+    if isinstance(node, torch.Tensor):
+        return {path: node}
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, (list, tuple)) else ()
+    return {name: value for key, child in items for name, value in tensors(child, f"{path}/{key}").items()}
+
+
+def assert_same(first: Path, second: Path) -> None:
+    """Weights, averages, optimizer and counters bit for bit; the log row for row; the best score."""
+    ours, theirs = last_checkpoint(first), last_checkpoint(second)
+    a, b = tensors(ours), tensors(theirs)
+    assert a.keys() == b.keys()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+    assert (ours["epoch"], ours["global_step"]) == (theirs["epoch"], theirs["global_step"])
+    for callback in ("RunCheckpoint", "EarlyStopping", "TrainingLog"):
+        key = next(name for name in ours["callbacks"] if name.startswith(callback))
+        assert str(ours["callbacks"][key]) == str(theirs["callbacks"][key])
+    assert rows(first / "logs" / "metrics.csv") == rows(second / "logs" / "metrics.csv")
+    best = [torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True) for folder in (first, second)]
+    assert all(torch.equal(best[0]["state_dict"][name], best[1]["state_dict"][name]) for name in best[0]["state_dict"])
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def start(*overrides: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command("train.py", *overrides),
+        cwd=REPOSITORY,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def kill_after(folder: Path, writes: int, *overrides: str, how: signal.Signals = signal.SIGKILL) -> int:
+    """Start a run and kill it once ``last.ckpt`` was written so many times; returns its exit code."""
+    process = start(*overrides)
+    path, seen, stamp = folder / "checkpoints" / "last.ckpt", 0, None
+    if path.exists():
+        stamp = path.stat().st_mtime_ns
+    while process.poll() is None and seen < writes:
+        now = path.stat().st_mtime_ns if path.exists() else None
+        if now != stamp:
+            stamp, seen = now, seen + 1
+        time.sleep(0.002)
+    process.send_signal(how)
+    process.communicate(timeout=60)
+    return process.returncode
+
+
+@pytest.fixture(scope="module")
+def bins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return square_bins(tmp_path_factory.mktemp("bins"))
+
+
+@pytest.fixture(scope="module")
+def recipe(bins: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return [*RECIPE, f"data.source={bins}", f"paths.cache_dir={tmp_path_factory.mktemp('cache')}"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(recipe: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    process = start(*recipe, f"paths.output_dir={folder}")
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return folder
+
+
+def test_killed_at_random_points_a_run_ends_with_the_same_bits(
+    recipe: list[str], undisturbed: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    chance = random.Random(time.time_ns())  # other points in every run of the suite
+    assert kill_after(folder, chance.randint(1, 6), *recipe, f"paths.output_dir={folder}") == -signal.SIGKILL
+    for _ in range(2):
+        # Only the folder: the run's own overrides are in it.
+        kill_after(folder, chance.randint(1, 7), "ckpt_path=last", f"paths.output_dir={folder}")
+    process = start("ckpt_path=last", f"paths.output_dir={folder}")
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert_same(folder, undisturbed)
+
+
+def test_sigterm_leaves_a_checkpoint_and_exit_code_143(recipe: list[str], undisturbed: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert kill_after(folder, 3, *recipe, f"paths.output_dir={folder}", how=signal.SIGTERM) == 143
+    process = start(*recipe, "ckpt_path=last", f"paths.output_dir={folder}")  # the same configuration once more
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert_same(folder, undisturbed)
+
+
+def test_a_changed_configuration_is_refused(undisturbed: Path, run: Run) -> None:
+    done = run("train.py", "ckpt_path=last", f"paths.output_dir={undisturbed}", "model.optimizer.lr=0.5", code=2)
+    assert "model.optimizer.lr is 0.5 here and" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_new_run_does_not_write_over_an_old_one(recipe: list[str], undisturbed: Path, run: Run) -> None:
+    done = run("train.py", *recipe, f"paths.output_dir={undisturbed}", code=2)
+    assert "already holds a run" in done.stderr

@@ -1,0 +1,32 @@
+"""Fit, score and report one configuration: ``python train.py [GROUP=OPTION] [KEY=VALUE] ...``.
+
+See README.md for everyday commands; ``python train.py --help`` lists the configuration groups, ``--cfg job`` prints
+the configuration that a command line composes.
+"""
+
+import sys
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from bincounter.command_line import main
+
+
+def job(cfg: DictConfig) -> float | None:
+    """Run one composed configuration and write its report; returns the value a sweep optimises."""
+    # Imported here, so that --help and tab completion are quick.
+    from bincounter.config import validate
+
+    validate(cfg)
+    from bincounter.inspect.finished import report_run
+    from bincounter.training.run import run
+
+    finished = run(cfg)
+    if finished is None:
+        return None
+    report_run(finished.folder.path, finished.model, finished.data, finished.fabric)
+    return finished.objective
+
+
+if __name__ == "__main__":
+    sys.exit(main(job, config_dir=Path(__file__).parent / "conf", config_name="train"))
