@@ -163,10 +163,10 @@ class BinCounter(L.LightningModule):
         """Add a batch to the validation metrics."""
         outputs = self(batch["image"])
         self.val_metrics.update(self._read(outputs), batch["count"])
-        photo = batch["count"] >= 0
-        self.val_loss.update(self._losses(outputs, self._labels(batch["count"])), weight=photo)
-        self.log_dict(self.val_metrics, on_step=False, on_epoch=True, batch_size=len(photo))
-        self.log("val/loss", self.val_loss, on_step=False, on_epoch=True, batch_size=len(photo))
+        losses = self._losses(outputs, self._labels(batch["count"]))
+        self.val_loss.update(losses[batch["count"] >= 0])
+        self.log_dict(self.val_metrics, on_step=False, on_epoch=True, batch_size=len(losses))
+        self.log("val/loss", self.val_loss, on_step=False, on_epoch=True, batch_size=len(losses))
 
     def on_validation_epoch_end(self) -> None:
         """Stop a training that diverged.
