@@ -1,0 +1,341 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from made_photos import abid_bin, bin_folders, metadata, photo_bytes, write
+
+from bincounter.data.layouts import Abid, Detected, Folders, arrange, detect, ids_from
+from bincounter.data.records import Listing
+from bincounter.errors import DataError
+
+
+def refused(listing: Listing) -> dict[str, str]:
+    reasons = {refusal.path: refusal.reason for refusal in listing.refusals}
+    assert len(reasons) == len(listing.refusals), "an input is refused twice"
+    return reasons
+
+
+def counts(listing: Listing) -> dict[str, int]:
+    return {candidate.id: candidate.count for candidate in listing.candidates}
+
+
+def test_bin_folders(tmp_path):
+    for name in ("0/a.jpg", "3/b.JPEG", "3/c.Png", "12/d.webp", "007/e.jpg"):
+        write(tmp_path / name, b"unopened")
+    listing = Folders().list(tmp_path)
+    assert counts(listing) == {"0/a.jpg": 0, "007/e.jpg": 7, "12/d.webp": 12, "3/b.JPEG": 3, "3/c.Png": 3}
+    assert not listing.refusals
+    assert all(candidate.split is None and candidate.items is None for candidate in listing.candidates)
+    assert {candidate.path for candidate in listing.candidates} == {tmp_path / name for name in counts(listing)}
+
+
+@pytest.mark.parametrize(
+    ("folder", "split"),
+    [
+        ("train", "train"),
+        ("valid", "validation"),
+        ("validation", "validation"),
+        ("val", "validation"),
+        ("test", "test"),
+        ("Train", "train"),
+    ],
+)
+def test_bin_folders_split_beforehand(tmp_path, folder, split):
+    write(tmp_path / folder / "4" / "a.jpg", b"unopened")
+    (candidate,) = Folders().list(tmp_path).candidates
+    assert (candidate.id, candidate.count, candidate.split) == (f"{folder}/4/a.jpg", 4, split)
+
+
+def test_what_is_no_photo_in_a_count_folder_is_refused_with_the_reason(tmp_path):
+    for name in (
+        "README.md",
+        "3/notes.txt",
+        "3/deep/a.jpg",
+        "train/b.jpg",
+        "train/many/c.jpg",
+        "many/d.jpg",
+        "-1/e.jpg",
+        "1.5/f.jpg",
+        "\u0664/g.jpg",
+        "12345678/h.jpg",
+        "train/train/1/i.jpg",
+    ):
+        write(tmp_path / name, b"unopened")
+    (tmp_path / "4").mkdir()
+    (tmp_path / "3" / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (tmp_path / "3" / "round.jpg").symlink_to("round.jpg")
+    os.mkfifo(tmp_path / "3" / "pipe.jpg")
+    listing = Folders().list(tmp_path)
+    assert not listing.candidates
+    assert refused(listing) == {
+        "README.md": "not inside a count folder",
+        "3/notes.txt": "not a .jpg, .jpeg, .png or .webp file",
+        "3/deep/a.jpg": "nested deeper than its count folder",
+        "3/gone.jpg": "dangling link",
+        "3/round.jpg": "dangling link",
+        "3/pipe.jpg": "not a regular file",
+        "4/": "empty folder",
+        "train/b.jpg": "not inside a count folder",
+        "train/many/c.jpg": "folder name 'many' is no count",
+        "many/d.jpg": "folder name 'many' is no count",
+        "-1/e.jpg": "folder name '-1' is no count",
+        "1.5/f.jpg": "folder name '1.5' is no count",
+        "\u0664/g.jpg": "folder name '\u0664' is no count",
+        "12345678/h.jpg": "folder name '12345678' is no count",
+        "train/train/1/i.jpg": "folder name 'train' is no count",
+    }
+
+
+def test_hidden_files_are_passed_over(tmp_path):
+    for name in ("3/a.jpg", "3/.DS_Store", ".git/3/b.jpg", "3/._a.jpg"):
+        write(tmp_path / name, b"unopened")
+    listing = Folders().list(tmp_path)
+    assert counts(listing) == {"3/a.jpg": 3}
+    assert not listing.refusals
+
+
+def test_links_to_photos_and_folders_are_followed_and_loops_are_not(tmp_path):
+    write(tmp_path / "elsewhere" / "a.jpg", b"unopened")
+    root = tmp_path / "bins"
+    root.mkdir()
+    (root / "2").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "b.jpg").symlink_to(tmp_path / "elsewhere" / "a.jpg")
+    (tmp_path / "elsewhere" / "loop").symlink_to(root)
+    listing = Folders().list(root)
+    assert counts(listing) == {"2/a.jpg": 2, "2/b.jpg": 2}
+    assert refused(listing) == {"2/loop/": "link to a folder that contains it"}
+
+
+def test_names_that_no_text_file_can_hold_are_refused(tmp_path):
+    folder = write(tmp_path / "1" / "a.jpg", b"unopened").parent
+    Path(os.fsdecode(os.fsencode(folder) + b"/\xff.jpg")).write_bytes(b"unopened")
+    listing = Folders().list(tmp_path)
+    assert counts(listing) == {"1/a.jpg": 1}
+    assert refused(listing) == {"1/\\udcff.jpg": "file name that is not UTF-8"}
+
+
+def test_a_root_that_is_no_folder(tmp_path):
+    for layout in (Folders(), Abid(), Detected()):
+        with pytest.raises(DataError, match="missing"):
+            layout.list(tmp_path / "missing")
+
+
+names = st.text("ab1. -", min_size=1, max_size=4).filter(lambda name: name.strip(".") == name)
+
+
+@given(
+    tree=st.sets(
+        st.lists(st.one_of(names, st.sampled_from(["1", "22", "train", "val"])), min_size=1, max_size=4).map(tuple)
+    )
+)
+def test_every_file_is_listed_once_or_refused_once(tmp_path_factory, tree):
+    root = tmp_path_factory.mktemp("bins")
+    written = set()
+    for *folders, name in sorted(tree):
+        file = root.joinpath(*folders, name + ".jpg")
+        try:
+            write(file, b"unopened")
+        except (FileExistsError, NotADirectoryError):
+            continue
+        written.add(file.relative_to(root).as_posix())
+    listing = Folders().list(root)
+    listed = [candidate.id for candidate in listing.candidates]
+    told = listed + list(refused(listing))
+    assert sorted(told) == sorted(written or {""})
+
+
+def test_abid(tmp_path):
+    abid_bin(tmp_path, "1", 2, "B1", "B2")
+    abid_bin(tmp_path, "00001", 0)
+    listing = Abid().list(tmp_path)
+    assert counts(listing) == {"1": 2, "00001": 0}
+    assert {candidate.id: candidate.items for candidate in listing.candidates} == {
+        "1": {"B1", "B2"},
+        "00001": frozenset(),
+    }
+    assert not listing.refusals
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("", "metadata is no JSON"),
+        ('{"EXPECTED_QUANTITY": 3', "metadata is no JSON"),
+        (b"\xff\xfe{}", "metadata is no JSON"),
+        ("[" * 100_000, "metadata is no JSON"),
+        ("[3]", "metadata without EXPECTED_QUANTITY"),
+        ("{}", "metadata without EXPECTED_QUANTITY"),
+        (metadata(-1), "EXPECTED_QUANTITY is no whole number from 0 to 999999"),
+        (metadata(2.5), "EXPECTED_QUANTITY is no whole number from 0 to 999999"),
+        (metadata("3"), "EXPECTED_QUANTITY is no whole number from 0 to 999999"),
+        (metadata(True), "EXPECTED_QUANTITY is no whole number from 0 to 999999"),
+        (metadata(None), "EXPECTED_QUANTITY is no whole number from 0 to 999999"),
+        (metadata(10**30), "EXPECTED_QUANTITY is no whole number from 0 to 999999"),
+    ],
+)
+def test_abid_metadata_that_gives_no_count(tmp_path, content, reason):
+    abid_bin(tmp_path, "1", 2)
+    write(tmp_path / "metadata" / "1.json", content)
+    listing = Abid().list(tmp_path)
+    assert not listing.candidates
+    assert refused(listing) == {"bin-images/1.jpg": reason}
+
+
+@pytest.mark.parametrize("items", [None, [], "B1", 3])
+def test_abid_metadata_without_items_still_gives_the_count(tmp_path, items):
+    abid_bin(tmp_path, "1", 2)
+    write(tmp_path / "metadata" / "1.json", json.dumps({"BIN_FCSKU_DATA": items, "EXPECTED_QUANTITY": 2}))
+    (candidate,) = Abid().list(tmp_path).candidates
+    assert (candidate.count, candidate.items) == (2, None)
+
+
+def test_abid_inputs_without_their_other_half_are_refused(tmp_path):
+    abid_bin(tmp_path, "1", 2)
+    write(tmp_path / "bin-images" / "2.jpg", b"unopened")
+    write(tmp_path / "metadata" / "3.json", metadata(3))
+    write(tmp_path / "bin-images" / "1.png", b"unopened")
+    write(tmp_path / "bin-images" / "list.txt", "1")
+    write(tmp_path / "bin-images" / "more" / "4.jpg", b"unopened")
+    (tmp_path / "metadata" / "5.json").symlink_to("nowhere")
+    write(tmp_path / "bin-images" / "5.jpg", b"unopened")
+    (tmp_path / "bin-images" / "6.jpg").symlink_to("nowhere")
+    write(tmp_path / "metadata" / "6.json", metadata(3))
+    listing = Abid().list(tmp_path)
+    assert counts(listing) == {"1": 2}
+    assert refused(listing) == {
+        "bin-images/2.jpg": "no metadata file",
+        "metadata/3.json": "metadata without a photo",
+        "bin-images/1.png": "same id as bin-images/1.jpg",
+        "bin-images/list.txt": "not a .jpeg or .jpg or .png or .webp file right inside bin-images/",
+        "bin-images/more/4.jpg": "not a .jpeg or .jpg or .png or .webp file right inside bin-images/",
+        "bin-images/5.jpg": "metadata: dangling link",
+        "bin-images/6.jpg": "dangling link",
+    }
+
+
+def test_abid_needs_both_folders(tmp_path):
+    write(tmp_path / "bin-images" / "1.jpg", b"unopened")
+    with pytest.raises(DataError, match="metadata/"):
+        Abid().list(tmp_path)
+
+
+def test_abid_with_an_id_list(tmp_path):
+    root = tmp_path / "abid"
+    for name in ("1", "00001", "2"):
+        abid_bin(root, name, 1)
+    ids = write(tmp_path / "ids.txt", "00001\n2\n777\n")
+    listing = Abid(str(ids)).list(root)
+    assert counts(listing) == {"00001": 1, "2": 1}
+    assert refused(listing) == {"bin-images/777.jpg": "in the id list, but no such photo"}
+
+
+def test_ids_from_the_udacity_list(tmp_path):
+    lists = {"1": ["data/metadata/100313.json", "data/metadata/00001.json"], "2": ["data/metadata/1.json"], "3": []}
+    assert ids_from(write(tmp_path / "file_list.json", json.dumps(lists))) == ["100313", "00001", "1"]
+
+
+@pytest.mark.parametrize("text", ["00001\n1\n\n", "\ufeff00001\r\n1\r\n1", "  bin-images/00001.jpg\nmetadata/1.json"])
+def test_ids_from_text(tmp_path, text):
+    assert ids_from(write(tmp_path / "ids.txt", text)) == ["00001", "1"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "\n\n",
+        b"\xff\xd8\xff\xe0",
+        '{"1": "x"}',
+        '["1"]',
+        '{"1": [1]}',
+        '{"1": [',
+        "id,count\n1,2",
+        "a b",
+        "..",
+        "[" * 100_000,
+    ],
+)
+def test_what_is_no_id_list_is_refused(tmp_path, content):
+    with pytest.raises(DataError, match="ids") as caught:
+        ids_from(write(tmp_path / "ids.txt", content))
+    assert "ids.txt" in str(caught.value)
+
+
+def test_an_id_list_that_is_missing(tmp_path):
+    with pytest.raises(DataError, match="No such file"):
+        ids_from(tmp_path / "ids.txt")
+
+
+@given(st.text(max_size=60))
+def test_ids_are_plain_file_names_or_refused(tmp_path_factory, text):
+    file = write(tmp_path_factory.mktemp("ids") / "ids.txt", text.encode("utf-8", "replace"))
+    try:
+        ids = ids_from(file)
+    except DataError:
+        return
+    assert all(Path(name).name == name and name not in ("", ".", "..") for name in ids)
+
+
+def test_detect(tmp_path):
+    abid_bin(tmp_path / "abid", "1", 2)
+    bin_folders(tmp_path / "folders")
+    write(tmp_path / "split" / "Valid" / "1" / "a.jpg", b"unopened")
+    assert detect(tmp_path / "abid") == Abid()
+    assert detect(tmp_path / "folders") == Folders()
+    assert detect(tmp_path / "split") == Folders()
+    assert Detected().list(tmp_path / "abid") == Abid().list(tmp_path / "abid")
+
+
+def test_detect_says_what_it_looked_for(tmp_path):
+    write(tmp_path / "photos" / "a.jpg", b"unopened")
+    with pytest.raises(DataError, match=r"bin-images/.*metadata/.*0/.*train/"):
+        detect(tmp_path)
+
+
+@pytest.mark.parametrize("link", [True, False])
+def test_arranged_photos_are_bin_folders(tmp_path, link):
+    for index in range(5):
+        abid_bin(tmp_path / "abid", f"{index}", index % 2)
+    listing = Abid().list(tmp_path / "abid")
+    bins = tmp_path / "bins"
+    arrange(listing, bins, link)
+    arranged = Folders().list(bins)
+    assert counts(arranged) == {f"{index % 2}/{index}.jpg": index % 2 for index in range(5)}
+    assert not arranged.refusals
+    for candidate in listing.candidates:
+        copy = bins / str(candidate.count) / f"{candidate.id}.jpg"
+        assert copy.samefile(candidate.path) == link
+        assert copy.read_bytes() == candidate.path.read_bytes()
+
+
+@pytest.mark.parametrize("link", [True, False])
+def test_arranging_again_changes_nothing_but_what_is_missing(tmp_path, link):
+    for index in range(3):
+        abid_bin(tmp_path / "abid", f"{index}", 1)
+    listing, bins = Abid().list(tmp_path / "abid"), tmp_path / "bins"
+    arrange(listing, bins, link)
+    before = {path.name: path.stat() for path in (bins / "1").iterdir()}
+    (bins / "1" / "2.jpg").unlink()
+    arrange(listing, bins, link)
+    after = {path.name: path.stat() for path in (bins / "1").iterdir()}
+    assert after.keys() == before.keys()
+    assert all(os.path.samestat(after[name], before[name]) for name in ("0.jpg", "1.jpg"))
+
+
+def test_a_copy_of_an_older_photo_is_replaced(tmp_path):
+    abid_bin(tmp_path / "abid", "1", 1)
+    bins = tmp_path / "bins"
+    arrange(Abid().list(tmp_path / "abid"), bins, link=False)
+    newer = write(tmp_path / "abid" / "bin-images" / "1.jpg", photo_bytes(99, width=80))
+    arrange(Abid().list(tmp_path / "abid"), bins, link=False)
+    assert (bins / "1" / "1.jpg").read_bytes() == newer.read_bytes()
+
+
+def test_photos_are_not_arranged_among_others(tmp_path):
+    abid_bin(tmp_path / "abid", "1", 1)
+    bins = bin_folders(tmp_path / "bins")
+    with pytest.raises(DataError, match=r"holds other photos, such as 0/0\.jpg"):
+        arrange(Abid().list(tmp_path / "abid"), bins)
