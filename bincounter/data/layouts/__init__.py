@@ -2,7 +2,7 @@
 
 from bincounter.data.layouts.abid import Abid
 from bincounter.data.layouts.arrangement import arrange
-from bincounter.data.layouts.base import Layout
+from bincounter.data.layouts.base import PHOTO_SUFFIXES, Layout
 from bincounter.data.layouts.detection import Detected, detect
 from bincounter.data.layouts.folders import Folders
 from bincounter.data.layouts.id_lists import ids_from
@@ -10,6 +10,7 @@ from bincounter.data.layouts.walking import CACHE_TAG, Found, Refused, walk
 
 __all__ = [
     "CACHE_TAG",
+    "PHOTO_SUFFIXES",
     "Abid",
     "Detected",
     "Folders",
