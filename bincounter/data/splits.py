@@ -1,7 +1,7 @@
 """Train, validation and test photos: near-copies on one side, every count in proportion, written down and reused.
 
-The grouped split is greedy, like scikit-learn's ``StratifiedGroupKFold`` but for shares of any size: groups go, from the
-largest to the smallest, to the side that still lacks most of what they hold (Sechidis et al., 2011, "On the
+The grouped split is greedy, like scikit-learn's ``StratifiedGroupKFold`` but for shares of any size: groups go, from
+the largest to the smallest, to the side that still lacks most of what they hold (Sechidis et al., 2011, "On the
 Stratification of Multi-Label Data"). On ABID counts 1-5 (6,664 photos in 4,178 groups) every side ends within one photo
 of its share, and so does every count on every side (``pytest tests/data/test_splits.py -m photos``).
 """
@@ -237,5 +237,5 @@ def _refuse_empty(assignment: np.ndarray, groups: np.ndarray, fractions: Sequenc
             asked = ",".join(f"{float(fraction):g}" for fraction in fractions)
             raise DataError(
                 f"data.split.fractions=[{asked}] leaves no photo for the {side} split, as there are "
-                f"{len(assignment):,} photos in {len(np.unique(groups)):,} groups of near-copies: add photos or change the shares"
+                f"{len(assignment):,} photos in {len(np.unique(groups)):,} near-copy group(s): add photos or change the shares"
             )
