@@ -19,6 +19,7 @@ GRID_PHOTOS, GRID_SIDE = 24, 232
 MISTAKES, MISTAKE_SIDE = 8, 800
 LOOKED_SIDE = 320
 QUARANTINE_ROWS = 300
+READABLE_COUNTS = 12  # with more, figures in cells and over bars would not fit
 
 LABELS = {"test": "Test", "val": "Validation", "train": "Training sample"}
 SCORES: dict[str, tuple[str, Callable[[float | None], str]]] = {
@@ -244,7 +245,7 @@ def _confusion(scores: Mapping[str, Any]) -> dict[str, Any] | None:
     for count, row in zip(scores["counts"], scores["confusion"], strict=True):
         total = sum(row)
         rows.append((count, total, [(number, number / total if total else 0.0) for number in row]))
-    return {"counts": scores["counts"], "rows": rows}
+    return {"counts": scores["counts"], "rows": rows, "dense": len(rows) > READABLE_COUNTS}
 
 
 def _per_count(run: Run, side: str) -> list[dict[str, Any]]:
@@ -270,7 +271,12 @@ def _tile(each: dict[str, Any], photo: Photo) -> dict[str, Any]:
 
 def _mistake(each: dict[str, Any], photo: Photo) -> dict[str, Any]:
     bars = [(count, float(p)) for count, p in zip(each["support"], each["p"], strict=True)]
-    return {**each, "image": inline(photo(each["id"]), MISTAKE_SIDE), "bars": bars, "labelled": len(bars) <= 12}
+    return {
+        **each,
+        "image": inline(photo(each["id"]), MISTAKE_SIDE),
+        "bars": bars,
+        "labelled": len(bars) <= READABLE_COUNTS,
+    }
 
 
 def _look(each: dict[str, Any], photo: Photo, cams: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -31,7 +31,14 @@ CONFIG: dict[str, Any] = {
 
 
 def make_run(
-    path: Path, *, skill: float = 1.6, seed: int = 0, photos: int = 900, lr: float = 1e-3, prefix: str = "bin-"
+    path: Path,
+    *,
+    skill: float = 1.6,
+    seed: int = 0,
+    photos: int = 900,
+    lr: float = 1e-3,
+    prefix: str = "bin-",
+    support: Sequence[int] = SUPPORT,
 ) -> Path:
     """Write a finished run's folder.
 
@@ -42,20 +49,22 @@ def make_run(
         photos: in all splits together.
         lr: goes into the configuration.
         prefix: of the photos' ids.
+        support: the counts.
     """
+    shares = SHARES if tuple(support) == SUPPORT else np.full(len(support), 1 / len(support))
     path.mkdir(parents=True)
     data, answers = np.random.default_rng(7), np.random.default_rng(seed)
-    counts = data.choice(SUPPORT, photos, p=SHARES)
+    counts = data.choice(support, photos, p=shares)
     splits = data.choice(["train", "validation", "test"], photos, p=[0.6, 0.2, 0.2])
     ids = [f"{prefix}{number:05}" for number in range(photos)]
-    distance = np.abs(np.array(SUPPORT) - counts[:, None])
-    logits = -skill * distance**0.8 + answers.normal(0, 0.9, distance.shape) + np.log(SHARES)
+    distance = np.abs(np.array(support) - counts[:, None])
+    logits = -skill * distance**0.8 + answers.normal(0, 0.9, distance.shape) + np.log(shares)
     probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
 
     train_counts = Counter(counts[splits == "train"].tolist())
     metrics = {
         name: score(
-            torch.tensor(probabilities[splits == split]), counts[splits == split].tolist(), SUPPORT, train_counts
+            torch.tensor(probabilities[splits == split]), counts[splits == split].tolist(), support, train_counts
         )
         for name, split in (("val", "validation"), ("test", "test"), ("train", "train"))
     }
@@ -78,13 +87,13 @@ def make_run(
             ids[i],
             splits[i],
             counts[i],
-            SUPPORT[probabilities[i].argmax()],
-            probabilities[i] @ SUPPORT,
+            support[probabilities[i].argmax()],
+            probabilities[i] @ support,
             *probabilities[i],
         ]
         for i in scored
     ]
-    names = ["id", "split", "count", "predicted", "expected_count", *(f"p_{count}" for count in SUPPORT)]
+    names = ["id", "split", "count", "predicted", "expected_count", *(f"p_{count}" for count in support)]
     _write_csv(path / "predictions.csv", names, rows)
     refused = [["3/scan.jpg", "truncated"], ["3/empty.jpg", "empty file"], ["notes/todo.txt", "not an image"]]
     _write_csv(path / "quarantine.csv", ["path", "reason"], refused)

@@ -62,6 +62,15 @@ def test_report_shows_all_sections(browser: Browser, report: Path, width: int) -
 
 
 @pytest.mark.parametrize("width", WIDTHS)
+def test_report_of_many_counts_fits_too(browser: Browser, tmp_path: Path, width: int) -> None:
+    run = make_run(tmp_path / "run", support=range(31))
+    with visit(browser, write_report(run, photo=drawn_photo), width=width) as seen:
+        check_layout(seen, width)
+        cells = seen.page.locator("table.confusion td").count()
+    assert cells == 31 * 31
+
+
+@pytest.mark.parametrize("width", WIDTHS)
 def test_data_report_shows_all_sections(browser: Browser, data_report: Path, width: int) -> None:
     with visit(browser, data_report, width=width) as seen:
         check_layout(seen, width)
