@@ -43,7 +43,7 @@ _IN_A_ROW = 2  # numbers apart; ABID holds a bin's photographs under id, id + 1 
 _SAMPLED, _FAR = 50_000, 64  # pairs of other bins that are compared, and how far apart they lie in their series
 _SAME_NUMBER = 64  # photos looked at after each in a series: numbers that repeat more often say nothing
 _FLAT = 8.0  # root mean square of a spectrum below which there is only sensor and JPEG noise; ABID has 118 or more
-_BRIGHTNESS, _TINT = 64, 12  # largest differences of two mean colours, in grey levels, for a link
+_BRIGHTNESS, _TINT = 64, 12  # largest differences of the mean colours of two copies, in grey levels
 
 # ITU-R BT.601: brightness and the two colour differences of an RGB pixel.
 _YCBCR = np.array([[0.299, 0.587, 0.114], [-0.1687, -0.3313, 0.5], [0.5, -0.4187, -0.0813]], np.float32)
@@ -213,13 +213,17 @@ class _Fingerprints:
         self._mean = fingerprints[:, _SPECTRUM:].astype(np.int16)
 
     def alike(self, pairs: Pairs, threshold: float, chunk: int = 65_536) -> Pairs:
-        """Those of the pairs whose cosine reaches ``threshold`` and whose colours do not differ."""
-        linked = [np.zeros(0, bool)]
-        for at in range(0, len(pairs[0]), chunk):
-            left, right = pairs[0][at : at + chunk], pairs[1][at : at + chunk]
-            colour = np.abs(self._mean[left] - self._mean[right]) <= [_BRIGHTNESS, _TINT, _TINT]
-            linked.append(colour.all(axis=1) & (self.cosine(left, right) >= threshold))
-        alike = np.concatenate(linked)
+        """Those of the pairs whose cosine reaches ``threshold``."""
+        left, right = pairs
+        starts = range(0, len(left), chunk)
+        cosines = [self.cosine(left[at : at + chunk], right[at : at + chunk]) for at in starts]
+        alike = np.concatenate([np.zeros(0, np.float32), *cosines]) >= threshold
+        return left[alike], right[alike]
+
+    def coloured_alike(self, pairs: Pairs) -> Pairs:
+        """Those of the pairs whose mean colours differ no more than lighting and encoding make them differ."""
+        difference = np.abs(self._mean[pairs[0]] - self._mean[pairs[1]])
+        alike = (difference <= [_BRIGHTNESS, _TINT, _TINT]).all(axis=1)
         return pairs[0][alike], pairs[1][alike]
 
     def cosine(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -242,7 +246,7 @@ def _copies(photos: _Fingerprints, rows: int = 2048, columns: int = 8192) -> Ite
             row, column = np.divmod(np.flatnonzero(cosine >= _COARSE_COPY), cosine.shape[1])
             row, column = row + top, column + start
             fresh = (row < column) & (component[row] != component[column])
-            left, right = photos.alike((order[row[fresh]], order[column[fresh]]), COPY)
+            left, right = photos.alike(photos.coloured_alike((order[row[fresh]], order[column[fresh]])), COPY)
             if len(left):
                 yield left, right
                 joined = (component[np.searchsorted(order, left)], component[np.searchsorted(order, right)])

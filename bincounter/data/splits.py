@@ -237,5 +237,6 @@ def _refuse_empty(assignment: np.ndarray, groups: np.ndarray, fractions: Sequenc
             asked = ",".join(f"{float(fraction):g}" for fraction in fractions)
             raise DataError(
                 f"data.split.fractions=[{asked}] leaves no photo for the {side} split, as there are "
-                f"{len(assignment):,} photos in {len(np.unique(groups)):,} near-copy group(s): add photos or change the shares"
+                f"{len(assignment):,} photos in {len(np.unique(groups)):,} near-copy group(s): "
+                "add photos or change the shares"
             )
