@@ -1,0 +1,203 @@
+"""Where the items of a demo bin lie: standing, leaning, lying and stacked, each of them visible enough to be counted.
+
+The filled area is drawn before it is divided over the items, so that it tells next to nothing of their number.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from bincounter.data.demo.items import KINDS
+
+GRID = 56  # cells along the canvas on which arrangements are tried
+VISIBLE_FLOOR = 0.42  # of an item's outline; prints and round corners eat some of it before the exact check
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """The inside of a bin, in canvas units (the canvas is 256 units wide and high).
+
+    Attributes:
+        front: left, top, right and bottom of the opening.
+        back: the same of the back wall.
+    """
+
+    front: tuple[float, float, float, float]
+    back: tuple[float, float, float, float]
+
+    @property
+    def area(self) -> float:
+        """Area of the opening."""
+        left, top, right, bottom = self.front
+        return (right - left) * (bottom - top)
+
+    def at(self, depth: float) -> tuple[float, float, float, float]:
+        """Left, top, right and bottom of the room at a depth from 0 (front) to 1 (back wall)."""
+        return tuple(f + (b - f) * depth for f, b in zip(self.front, self.back, strict=True))  # type: ignore[return-value]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One item in its place, in canvas units.
+
+    Attributes:
+        kind: key of ``items.KINDS``.
+        design: seed of its look.
+        width: of the upright item.
+        height: of the upright item.
+        angle: turn against the clock, in degrees.
+        x: centre.
+        base: lowest point.
+        depth: from 0 (front) to 1 (back wall).
+    """
+
+    kind: str
+    design: int
+    width: float
+    height: float
+    angle: float
+    x: float = 0.0
+    base: float = 0.0
+    depth: float = 0.0
+
+    @property
+    def extent(self) -> tuple[float, float]:
+        """Width and height of the turned item's bounding box."""
+        cosine, sine = abs(np.cos(np.radians(self.angle))), abs(np.sin(np.radians(self.angle)))
+        return self.width * cosine + self.height * sine, self.width * sine + self.height * cosine
+
+    @property
+    def is_platform(self) -> bool:
+        """Whether something can lie on top of it."""
+        return KINDS[self.kind].flat and min(abs(self.angle), abs(abs(self.angle) - 90)) < 4
+
+
+def arrange(rng: np.random.Generator, space: Space, count: int, filled: float) -> list[Item]:
+    """Place items until every one can be seen and together they fill what they should.
+
+    Args:
+        rng: source of every choice.
+        space: the inside of the bin.
+        count: number of items, at least 1.
+        filled: the share of the opening that the visible parts of the items cover, within a seventh of it.
+
+    Returns:
+        The items from back to front.
+    """
+    items, scale = _choose(rng, space, count, filled), 1.0
+    for attempt in range(1, 10_000):
+        if attempt % 40 == 0:  # a choice of things that will not fit, such as five tall books
+            items, scale = _choose(rng, space, count, filled), 1.0
+        placed = _place(rng, space, [_grown(item, scale) for item in items])
+        visible, covered = _seen(placed, space)
+        if abs(covered / filled - 1) < 0.15 and visible.min() >= VISIBLE_FLOOR:
+            return placed
+        scale = float(np.clip(scale * np.clip(filled / max(covered, 0.01), 0.6, 1.6) ** 0.25, 0.6, 1.8))
+    raise RuntimeError(f"no arrangement of {count} items fills {filled:.2f} of the bin")
+
+
+def _choose(rng: np.random.Generator, space: Space, count: int, filled: float) -> list[Item]:
+    """Draw kinds, designs, shapes and sizes; areas differ by a factor of up to about 4 in one bin."""
+    names = list(KINDS)
+    shares = rng.uniform(1, 4, count)
+    alike = rng.random() < 0.35
+    first = _new_item(rng, names[rng.integers(len(names))])
+    others = [_new_item(rng, names[rng.integers(len(names))]) for _ in range(count - 1)]
+    for number in range(count - 1):
+        if alike and rng.random() < 0.75:
+            others[number] = replace(first, angle=_turn(rng, first.kind))
+            shares[number + 1] = shares[0]
+    areas = shares / shares.sum() * filled * space.area * (1.05 + 0.05 * count)
+    return [_sized(item, float(area), space) for item, area in zip([first, *others], areas, strict=True)]
+
+
+def _new_item(rng: np.random.Generator, kind: str) -> Item:
+    """An item of unit area."""
+    low, high = KINDS[kind].aspect
+    aspect = float(np.exp(rng.uniform(np.log(low), np.log(high))))
+    return Item(kind, int(rng.integers(2**31)), aspect**0.5, aspect**-0.5, _turn(rng, kind))
+
+
+def _turn(rng: np.random.Generator, kind: str) -> float:
+    """How it stands (most often), lies or leans, in degrees."""
+    upright = rng.normal(0, 1.5)
+    if rng.random() < KINDS[kind].lies:
+        return float(upright + rng.choice([-90, 90]))
+    return float(rng.choice([-1, 1]) * rng.uniform(6, 24)) if rng.random() < 0.22 else float(upright)
+
+
+def _sized(item: Item, area: float, space: Space) -> Item:
+    """Give it an area, but no more height or width than the bin has room for."""
+    left, top, right, bottom = space.front
+    item = _grown(item, float(np.sqrt(area / KINDS[item.kind].fullness)))
+    width, height = item.extent
+    return replace(
+        item,
+        width=item.width * min(1.0, 0.92 * (right - left) / width),
+        height=item.height * min(1.0, 0.95 * (bottom - top) / height),
+    )
+
+
+def _grown(item: Item, scale: float) -> Item:
+    return replace(item, width=item.width * scale, height=item.height * scale)
+
+
+def _place(rng: np.random.Generator, space: Space, items: list[Item]) -> list[Item]:
+    """Set each item on the floor or on another one; back to front."""
+    placed: list[Item] = []
+    order = rng.permutation(len(items))
+    depths = np.sort(rng.uniform(0.0, 0.85, len(items)))[::-1]
+    for index, depth in zip(order, depths, strict=True):
+        item = items[index]
+        support = _platform(rng, placed, item, space)
+        if support is not None:
+            width = max(support.extent[0] - 0.6 * item.extent[0], 1.0) / 2
+            x = support.x + rng.uniform(-width, width)
+            placed.append(replace(item, x=x, base=support.base - support.extent[1] + 2, depth=support.depth))
+            continue
+        left, _, right, floor = space.at(float(depth))
+        half = item.extent[0] / 2
+        low, high = left + half - 3, right - half + 3
+        x = rng.uniform(low, high) if high > low else (left + right) / 2
+        placed.append(replace(item, x=float(x), base=floor - rng.uniform(0, 3), depth=float(depth)))
+    return placed
+
+
+def _platform(rng: np.random.Generator, placed: list[Item], item: Item, space: Space) -> Item | None:
+    """Something already there that the item can lie on under the bin's roof."""
+    fitting = [
+        under
+        for under in placed
+        if under.is_platform
+        and under.extent[0] > 0.7 * item.extent[0]
+        and under.base - under.extent[1] - 0.9 * item.extent[1] > space.front[1]
+    ]
+    return fitting[rng.integers(len(fitting))] if fitting and rng.random() < 0.55 else None
+
+
+def _seen(items: list[Item], space: Space) -> tuple[np.ndarray, float]:
+    """Visible share of each item, and the share of the opening that they cover together."""
+    cell = 256 / GRID
+    centres = (np.arange(GRID, dtype=np.float32) + 0.5) * cell
+    left, top, right, bottom = space.front
+    columns, rows = (centres > left) & (centres < right), (centres > top) & (centres < bottom)
+    inside = np.stack([_outline(item, centres[columns][None, :], centres[rows][:, None]) for item in items])
+    hidden = np.logical_or.accumulate(inside[::-1])[::-1][1:]  # by any item before it
+    inside[:-1] &= ~hidden
+    seen = inside.sum((1, 2)) * cell**2
+    own = [item.width * item.height * KINDS[item.kind].fullness for item in items]
+    return seen / np.array(own), float(seen.sum() / space.area)
+
+
+def _outline(item: Item, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Cells inside the item's outline, a turned rectangle or a turned oval with blunt corners: bool [rows, columns]."""
+    turn = np.radians(item.angle)
+    cosine, sine = np.float32(np.cos(turn)), np.float32(np.sin(turn))
+    dx, dy = x - np.float32(item.x), y - np.float32(item.base - item.extent[1] / 2)
+    along = (dx * cosine - dy * sine) * np.float32(2 / item.width)
+    across = (dx * sine + dy * cosine) * np.float32(2 / item.height)
+    along *= along
+    across *= across
+    if KINDS[item.kind].fullness == 1:
+        return np.maximum(along, across) < 1
+    return along * along + across * across < 1
