@@ -175,3 +175,10 @@ def test_a_spatial_objective_needs_a_backbone_with_maps() -> None:
     backbone = nn.Sequential(nn.Flatten(), nn.LazyLinear(4))
     with pytest.raises(ConfigError, match="maps"):
         BinCounter(backbone, DensityMap([0, 1]))
+
+
+@pytest.mark.parametrize("kind", [Classification, NeighbourSoftened, Corn])
+def test_the_support_follows_the_module_and_stays_out_of_its_state(kind: type[Objective]) -> None:
+    objective = kind([0, 1, 2])
+    assert objective.to("meta").support.device.type == "meta"
+    assert not list(objective.buffers()) and not objective.state_dict()
