@@ -3,6 +3,7 @@
 The filled area is drawn before it is divided over the items, so that it tells next to nothing of their number.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from bincounter.data.demo.items import KINDS
 
 GRID = 56  # cells along the canvas on which arrangements are tried
+_SPOTS = 3  # places on the floor that are tried for an item; the one that hides least is taken
 VISIBLE_FLOOR = 0.42  # of an item's outline; prints and round corners eat some of it before the exact check
 
 
@@ -63,7 +65,8 @@ class Item:
     @property
     def extent(self) -> tuple[float, float]:
         """Width and height of the turned item's bounding box."""
-        cosine, sine = abs(np.cos(np.radians(self.angle))), abs(np.sin(np.radians(self.angle)))
+        turn = math.radians(self.angle)
+        cosine, sine = abs(math.cos(turn)), abs(math.sin(turn))
         return self.width * cosine + self.height * sine, self.width * sine + self.height * cosine
 
     @property
@@ -92,7 +95,7 @@ def arrange(rng: np.random.Generator, space: Space, count: int, filled: float) -
         visible, covered = _seen(placed, space)
         if abs(covered / filled - 1) < 0.15 and visible.min() >= VISIBLE_FLOOR:
             return placed
-        scale = float(np.clip(scale * np.clip(filled / max(covered, 0.01), 0.6, 1.6) ** 0.25, 0.6, 1.8))
+        scale = float(np.clip(scale * np.clip(filled / max(covered, 0.01), 0.6, 1.6) ** 0.5, 0.6, 1.8))
     raise RuntimeError(f"no arrangement of {count} items fills {filled:.2f} of the bin")
 
 
@@ -158,9 +161,19 @@ def _place(rng: np.random.Generator, space: Space, items: list[Item]) -> list[It
         left, _, right, floor = space.at(float(depth))
         half = item.extent[0] / 2
         low, high = left + half - 3, right - half + 3
-        x = rng.uniform(low, high) if high > low else (left + right) / 2
-        placed.append(replace(item, x=float(x), base=floor - rng.uniform(0, 3), depth=float(depth)))
+        xs = rng.uniform(low, high, _SPOTS) if high > low else [(left + right) / 2]
+        base = floor - rng.uniform(0, 3)
+        spots = [replace(item, x=float(x), base=float(base), depth=float(depth)) for x in xs]
+        placed.append(min(spots, key=lambda spot: max((_hidden(under, spot) for under in placed), default=0.0)))
     return placed
+
+
+def _hidden(behind: Item, ahead: Item) -> float:
+    """Share of one item's bounding box that another one's covers."""
+    (width, height), (other_width, other_height) = behind.extent, ahead.extent
+    across = min(behind.x + width / 2, ahead.x + other_width / 2) - max(behind.x - width / 2, ahead.x - other_width / 2)
+    upward = min(behind.base, ahead.base) - max(behind.base - height, ahead.base - other_height)
+    return max(0.0, across) * max(0.0, upward) / (width * height)
 
 
 def _platform(rng: np.random.Generator, placed: list[Item], item: Item, space: Space) -> Item | None:
@@ -191,8 +204,8 @@ def _seen(items: list[Item], space: Space) -> tuple[np.ndarray, float]:
 
 def _outline(item: Item, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Cells inside the item's outline, a turned rectangle or a turned oval with blunt corners: bool [rows, columns]."""
-    turn = np.radians(item.angle)
-    cosine, sine = np.float32(np.cos(turn)), np.float32(np.sin(turn))
+    turn = math.radians(item.angle)
+    cosine, sine = np.float32(math.cos(turn)), np.float32(math.sin(turn))
     dx, dy = x - np.float32(item.x), y - np.float32(item.base - item.extent[1] / 2)
     along = (dx * cosine - dy * sine) * np.float32(2 / item.width)
     across = (dx * sine + dy * cosine) * np.float32(2 / item.height)
