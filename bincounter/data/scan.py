@@ -35,6 +35,21 @@ _THUMB = 32  # pixels, what the fingerprint looks at
 _TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# What bincounter can make again; delete it at will.\n"
 
 
+def _code_hash() -> str:
+    """Hash the code whose results a manifest holds: what another version kept is not taken for this one's."""
+    folder = Path(__file__).parent
+    sources = [
+        Path(__file__),
+        folder / "preprocessing.py",
+        folder / "grouping.py",
+        *sorted(folder.glob("layouts/*.py")),
+    ]
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sources) + PIL.__version__.encode()).hexdigest()
+
+
+_CODE = _code_hash()
+
+
 def scan(root: Path, layout: Layout, cache_dir: Path, *, image_size: int | None, workers: int) -> Manifest:
     """Read every photo of a data source once: which are readable, how large they are, which are near-copies.
 
@@ -156,17 +171,7 @@ def _name(root: Path, path: Path) -> str:
 
 def _key(root: Path, layout: Layout) -> str:
     """Name what a manifest depends on, besides its inputs: the place, the layout and the code that reads it."""
-    folder = Path(__file__).parent
-    code = hashlib.sha256(PIL.__version__.encode())
-    sources = [
-        folder / "preprocessing.py",
-        folder / "grouping.py",
-        Path(__file__),
-        *sorted(folder.glob("layouts/*.py")),
-    ]
-    for source in sources:
-        code.update(source.read_bytes())
-    return hashlib.sha256(json.dumps([str(root.resolve()), repr(layout), code.hexdigest()]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([str(root.resolve()), repr(layout), _CODE]).encode()).hexdigest()[:16]
 
 
 def _signature(inputs: Iterable[Found]) -> str:
