@@ -13,6 +13,7 @@ from scipy.sparse.csgraph import connected_components
 
 from bincounter.data.grouping import FINGERPRINT_BYTES, assign_groups, fingerprint
 from bincounter.data.preprocessing import decode
+from bincounter.data.splits import assign_splits
 
 NAMES = st.one_of(st.from_regex(r"[a-c]{0,2}0{0,2}[0-9]{0,3}", fullmatch=True), st.text(max_size=8))
 
@@ -175,22 +176,43 @@ def real_bins(abid_photos):
     return [path.stem for path in paths], [frozenset(stated["BIN_FCSKU_DATA"]) for stated in metadata], prints
 
 
-@pytest.mark.photos
-def test_real_photographs_of_one_bin_are_linked_and_others_are_not(real_bins):
-    names, items, prints = real_bins
-    groups = np.array(grouped(prints, names=names))
+@pytest.fixture(scope="module")
+def real_pairs(real_bins):
+    """Which of the real photos show one scene, by their items, and which show bins with nothing in common."""
+    items = real_bins[1]
     known = {item: column for column, item in enumerate(sorted(frozenset().union(*items)))}
     holds = np.zeros((len(items), len(known)), np.float32)
     for row, inside in enumerate(items):
         holds[row, [known[item] for item in inside]] = 1
     shared, sizes = holds @ holds.T, holds.sum(axis=1)
-    pairs = np.triu_indices(len(items), 1)
-    together = (groups[:, None] == groups)[pairs]
-    one_scene = ((shared > 0) & (3 * shared >= sizes[:, None] + sizes))[pairs]  # Jaccard of one half
-    others = ((shared == 0) & (sizes[:, None] > 0) & (sizes > 0))[pairs]  # an empty bin may have been filled
+    one_scene = (shared > 0) & (3 * shared >= sizes[:, None] + sizes)  # Jaccard of one half
+    others = (shared == 0) & (sizes[:, None] > 0) & (sizes > 0)  # an empty bin may have been filled
+    return one_scene, others
+
+
+@pytest.mark.photos
+def test_real_photographs_of_one_bin_are_linked_and_others_are_not(real_bins, real_pairs):
+    names, _, prints = real_bins
+    groups = np.array(grouped(prints, names=names))
+    one_scene, others = (kind[np.triu_indices(len(names), 1)] for kind in real_pairs)
+    together = (groups[:, None] == groups)[np.triu_indices(len(names), 1)]
     assert together[one_scene].mean() >= 0.6
     assert others[together].mean() <= 0.1
     assert np.bincount(groups).max() <= 8
+
+
+@pytest.mark.photos
+def test_names_and_looks_keep_most_real_scenes_on_one_side(real_bins, real_pairs):
+    names, _, prints = real_bins
+
+    def leaked(groups):
+        sides = assign_splits(
+            np.zeros(len(names)), groups, fractions=(0.8, 0.1, 0.1), method="grouped", seed=0, given=[None] * len(names)
+        )
+        return real_pairs[0][np.ix_(sides == 2, sides == 0)].any(axis=1).mean()
+
+    assert leaked(np.arange(len(names))) > 0.4
+    assert leaked(np.array(grouped(prints, names=names))) < 0.25
 
 
 @pytest.mark.photos

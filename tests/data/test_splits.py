@@ -44,14 +44,14 @@ def test_groups_stay_whole_and_sides_near_their_shares(photos, fractions, seed):
     assert np.abs(held - np.array(fractions) * len(counts)).max() <= 2 * max(sizes)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(20, 80), min_size=1, max_size=6), FRACTIONS, st.integers(0, 2**32 - 1))
 def test_random_split_is_stratified_by_count(sizes, fractions, seed):
     counts = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
     sides = split(counts, np.zeros(len(counts), int), fractions, "random", seed)
     for count, size in enumerate(sizes):
         held = np.bincount(sides[counts == count], minlength=3)
-        assert np.abs(held - np.array(fractions) * size).max() <= 1.5
+        assert np.abs(held - np.array(fractions) * size).max() <= 2
 
 
 def test_same_seed_same_split_other_seed_other_split():
