@@ -83,8 +83,10 @@ def _predict(arguments: argparse.Namespace) -> int:
     show_log()
     checkpoint = arguments.ckpt_path or _newest_checkpoint()
     from bincounter.training.predicting import Predictor, photos_of, summary, write_answers
+    from bincounter.training.quiet import quiet_lightning
 
     photos = [photo for source in arguments.sources for photo in photos_of(source, arguments.data_dir)]
+    quiet_lightning()
     predictor = Predictor(checkpoint, arguments.trust)
     answers = predictor.answers(photos)
     if arguments.csv:

@@ -71,7 +71,7 @@ def main(job: Callable[[DictConfig], float | None], *, config_dir: Path, config_
 
 
 def _run(job: Callable[[DictConfig], float | None], config_dir: Path, config_name: str) -> None:
-    """Run the Hydra app; in a single run an error comes out of here, not out of Hydra, which would print a line more."""
+    """Run the Hydra app; the error of a single run comes out of here, since Hydra would print a line more."""
     failures: list[Exception] = []
 
     def task(cfg: DictConfig) -> float | None:

@@ -2,18 +2,17 @@
 
 import os
 import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from commands import REPOSITORY, Run, command, environment
 
-pytest_plugins = ["s3_server"]
+# Before torch is imported: on busy cores its threads wait for each other far longer than they work.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+pytest_plugins = ["s3_server", "squares"]
+
 _PHOTOS = REPOSITORY.parent / "shared" / "abid"
-
-Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def _photos(name: str) -> Path:
@@ -35,16 +34,6 @@ def abid_originals() -> Path:
     return _photos("originals")
 
 
-def environment() -> dict[str, str]:
-    """One thread for each command: two tests run at a time, and results do not depend on the machine's cores."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
-
-
-def command(*arguments: str) -> list[str]:
-    """``python ARGUMENTS`` with the interpreter that runs the tests."""
-    return [sys.executable, *arguments]
-
-
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     """Run ``python ARGUMENTS`` in the repository; ``code=`` is the exit code it must have."""
@@ -56,6 +45,7 @@ def run(tmp_path: Path) -> Run:
             env={**environment(), **env},
             capture_output=True,
             text=True,
+            check=False,
             timeout=500,
         )
         assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"

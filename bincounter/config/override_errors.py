@@ -26,8 +26,8 @@ def explain(error: Exception, overrides: list[str], config_dir: Path, compose: C
     """
     if isinstance(error, OverrideParseException):
         return (
-            f"the override {error.override!r} cannot be read: write KEY=VALUE, and quote what the shell would take apart, "
-            "as in 'data.counts=[0,1,2]'"
+            f"the override {error.override!r} cannot be read: write KEY=VALUE, and quote what the shell would "
+            "take apart, as in 'data.counts=[0,1,2]'"
         )
     parser = OverridesParser.create()
     for override in parser.parse_overrides([o for o in overrides if not o.startswith("-")]):
@@ -82,7 +82,7 @@ def _keys(cfg: DictConfig) -> set[str]:
     """Every dotted name in a configuration, inner nodes included."""
 
     def walk(node: DictConfig, prefix: str) -> Iterable[str]:
-        for name in node:
+        for name in map(str, node):
             yield f"{prefix}{name}"
             child = node._get_node(name)
             if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
@@ -96,7 +96,8 @@ def _suggestion(key: str, known: set[str]) -> str:
     siblings = sorted(k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == parent)
     guess = nearest(name, siblings)
     if guess:
-        return f"; did you mean {parent + '.' if parent else ''}{guess}? {parent or 'The top level'} has {', '.join(siblings)}"
+        meant = f"{parent}.{guess}" if parent else guess
+        return f"; did you mean {meant}? {parent or 'The top level'} has {', '.join(siblings)}"
     guess = nearest(key, known) or next((k for k in sorted(known) if k.endswith(f".{name}")), None)
     if guess:
         return f"; did you mean {guess}?"

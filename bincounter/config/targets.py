@@ -89,7 +89,7 @@ def _hints(target: Any) -> dict[str, Any]:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a YAML scalar can be what ``hint`` asks for; anything but plain scalars is given the benefit of the doubt."""
+    """Whether a YAML scalar can be what ``hint`` asks for; whatever is no plain scalar passes."""
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, part) for part in typing.get_args(hint))

@@ -29,10 +29,9 @@ def validate(cfg: DictConfig) -> None:
         ConfigError: the first thing that is wrong, with the key, what is allowed and what to write.
     """
     try:
-        plain = OmegaConf.to_container(cfg, resolve=True)
+        plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     except OmegaConfBaseException as error:
         raise ConfigError(str(error).splitlines()[0]) from None
-    assert isinstance(plain, dict)
     if not plain["train"] and not plain["ckpt_path"]:
         raise ConfigError("train=false scores a checkpoint: name it with ckpt_path=RUN/checkpoints/best.ckpt")
     _data(plain["data"], training=plain["train"])
@@ -161,11 +160,11 @@ def _trainer(trainer: Mapping[str, Any], model: Mapping[str, Any]) -> None:
     interval = trainer.get("val_check_interval")
     if interval not in (None, 1.0):
         raise ConfigError(
-            "trainer.val_check_interval is fixed: a run validates at the end of epochs (trainer.check_val_every_n_epoch)"
+            "trainer.val_check_interval is fixed: runs validate as epochs end (trainer.check_val_every_n_epoch)"
         )
     if "ddp" in str(trainer.get("strategy", "")) and model["trained"] == "gradual":
         raise ConfigError(
-            "model.trained=gradual changes what DDP has to exchange while it runs: use model.trained=last_stages with trainer=ddp"
+            "model.trained=gradual changes what DDP has to exchange as it runs: use model.trained=last_stages"
         )
     _accelerator(trainer)
 
@@ -176,7 +175,7 @@ def _accelerator(trainer: Mapping[str, Any]) -> None:
 
     if trainer["accelerator"] in ("gpu", "cuda") and not torch.cuda.is_available():
         raise ConfigError(
-            "trainer.accelerator=gpu: no CUDA GPU is visible here; use trainer=cpu, or check nvidia-smi and CUDA_VISIBLE_DEVICES"
+            "trainer.accelerator=gpu: no CUDA GPU is visible here; use trainer=cpu, or see what nvidia-smi says"
         )
     if trainer["accelerator"] == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("trainer.accelerator=mps: there is no Apple GPU here; use trainer=cpu")

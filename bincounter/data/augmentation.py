@@ -1,7 +1,7 @@
 """Random changes to a batch of training photos, on the device the batch is on.
 
-Every number is drawn from (seed, epoch, photo id), those of mixing from (seed, epoch, step): a photo is changed the same
-way whichever process, batch size or resume brought it here.
+Every number is drawn from (seed, epoch, photo id), those of mixing from (seed, epoch, step): a photo is changed
+the same way whichever process, batch size or resume brought it here.
 """
 
 import hashlib

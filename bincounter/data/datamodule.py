@@ -230,7 +230,8 @@ class BinDataModule(L.LightningDataModule):
         fit = self.trainer.fit_loop
         progress = fit.epoch_loop.batch_progress
         batch = 0 if progress.is_last_batch else progress.current.ready
-        return {"epoch": fit.epoch_progress.current.processed, "batch": batch}
+        epoch: int = fit.epoch_progress.current.processed  # type: ignore[attr-defined]
+        return {"epoch": epoch, "batch": batch}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Go on from a place that :meth:`state_dict` told."""

@@ -109,7 +109,7 @@ class EveryPhotoOnce(Sampler[list[int]]):
 
     def __len__(self) -> int:
         """Batches on each rank."""
-        return -(-len(self._mine) // self._batch_size)
+        return (len(self._mine) + self._batch_size - 1) // self._batch_size
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield positions, -1 for padding."""

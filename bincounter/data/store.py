@@ -90,9 +90,10 @@ class PhotoStore:
             DataError: a photo was changed or lost since it was scanned (only where they are not cached).
         """
         if self._file is None:
-            shape = (0, 3, self._image_size, self._image_size)
-            photos = [self._decode(int(index)) for index in indices]
-            return torch.stack(photos) if photos else torch.empty(shape, dtype=torch.uint8)
+            photos = np.empty((len(indices), 3, self._image_size, self._image_size), np.uint8)
+            for row, index in enumerate(indices):
+                photos[row] = self._decode(int(index)).numpy()  # torch would wake its thread pool for each
+            return torch.from_numpy(photos)
         if self._photos is None:
             self._photos = _mapped(self._file, len(self), self._image_size)
         return torch.from_numpy(self._photos[np.asarray(indices, dtype=np.int64)])

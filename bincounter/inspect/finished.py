@@ -29,8 +29,8 @@ def report_run(run: Path, model: BinCounter, data: BinDataModule, fabric: L.Fabr
     if ids:
         loader = data.scoring_loader(np.array([positions[id_] for id_ in ids]))
         for batch in loader:
-            batch = data.on_after_batch_transfer(fabric.to_device(batch), 0)
-            cams |= dict(zip(batch["id"], attention(model, batch["image"]), strict=True))
+            image = data.on_after_batch_transfer(fabric.to_device(batch), 0)["image"]
+            cams |= dict(zip(batch["id"], attention(model, image), strict=True))
 
     def photo(id_: str) -> bytes | None:
         try:

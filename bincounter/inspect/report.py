@@ -230,7 +230,7 @@ def _curves(run: Run) -> list[tuple[str, Markup, list[tuple[str, str]]]]:
         plot = plots.lines(shown, xlabel="Epoch", label="Accuracy by epoch", percent=True, baseline=baseline)
         key = [("", "validation")] + ([("level", _constant_answer(run))] if baseline is not None else [])
         curves.append(("Accuracy", plot, key))
-    rates = next((run.log[name] for name in sorted(run.log) if name.startswith("lr-")), None)
+    rates = run.log.get("lr")
     if rates:
         points = {"rate": [(step, value) for _, step, value in rates]}
         plot = plots.lines(points, xlabel="Optimizer step", label="Learning rate by step")

@@ -156,7 +156,9 @@ class BinCounter(L.LightningModule):
         """Mean loss of a batch."""
         target = batch["target"] if "target" in batch else self._labels(batch["count"])
         loss = (self._losses(self(batch["image"]), target) * (target @ self.class_weights)).mean()
-        self.log("train/loss", loss, on_step=True, on_epoch=True, batch_size=len(target), sync_dist=True, prog_bar=True)
+        self.log(
+            "train/loss", loss, prog_bar=True, logger=False
+        )  # for the eye; what is kept, a run's TrainingLog writes
         return loss
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:

@@ -33,7 +33,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return torch.load(path, map_location=map_location or "cpu", weights_only=True)
 
 
-class TimeIsUp(Exception):  # noqa: N818  # it is a state, not an error
+class TimeIsUp(Exception):  # it is a state, not an error
     """``trainer.max_time`` has passed and ``last.ckpt`` is written."""
 
 

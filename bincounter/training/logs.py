@@ -101,11 +101,13 @@ class TrainingLog(L.Callback):
     It writes to the loggers itself because Lightning logs a step after the checkpoint of that step is taken, and keeps
     the running mean of an epoch to itself: both would differ after a resume.
 
-    Every ``log_every_n_steps`` optimizer steps it logs ``train/loss`` (mean over the photos since the last time; under DDP
-    those of the first rank) and ``lr``, and at the end of an epoch ``train/loss_epoch``.
+    Args:
+        log_every_n_steps: optimizer steps between two rows of ``train/loss`` (the mean over the photos since the last
+            one; under DDP those of the first rank) and ``lr``. The end of an epoch adds ``train/loss_epoch``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, log_every_n_steps: int) -> None:
+        self._every = log_every_n_steps
         self._epoch = _Mean()
         self._recent = _Mean()
         self._csv: MetricsCsv | None = None
@@ -123,7 +125,7 @@ class TrainingLog(L.Callback):
         self._epoch.add(loss, photos)
         self._recent.add(loss, photos)
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if stepped and trainer.global_step % trainer.log_every_n_steps == 0:
+        if stepped and trainer.global_step % self._every == 0:
             rate = trainer.optimizers[0].param_groups[0]["lr"]
             self._log(trainer, {"train/loss": self._recent.take(), "lr": rate})
 
@@ -133,7 +135,8 @@ class TrainingLog(L.Callback):
 
     def _log(self, trainer: L.Trainer, metrics: dict[str, float]) -> None:
         for logger in trainer.loggers:
-            logger.log_metrics({**metrics, "epoch": trainer.current_epoch}, step=trainer.global_step)
+            # Counted from 0, as Lightning counts the steps of what it logs itself.
+            logger.log_metrics({**metrics, "epoch": trainer.current_epoch}, step=trainer.global_step - 1)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Flush the logs: what the checkpoint knows must be on disk before it is."""
@@ -142,13 +145,13 @@ class TrainingLog(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The means under way, and the rows logged so far."""
-        rows = len(self._csv) if self._csv else 0
+        rows = len(self._csv) if self._csv is not None else 0
         return {"epoch": vars(self._epoch).copy(), "recent": vars(self._recent).copy(), "rows": rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from what :meth:`state_dict` told."""
         self._epoch, self._recent = _Mean(**state_dict["epoch"]), _Mean(**state_dict["recent"])
-        if self._csv:
+        if self._csv is not None:  # it is false while it has no rows
             self._csv.continue_from(state_dict["rows"])
 
 

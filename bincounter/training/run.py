@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 
@@ -27,6 +28,7 @@ from bincounter.training.failures import explained
 from bincounter.training.folder import RunFolder
 from bincounter.training.logs import TrainingLog
 from bincounter.training.precision import resolved
+from bincounter.training.quiet import quiet_lightning
 from bincounter.training.scoring import fabric_for, score_run, show
 from bincounter.training.secrets import masked
 
@@ -65,6 +67,7 @@ def run(cfg: DictConfig) -> Finished | None:
         BinCounterError: whatever a person has to know, in one sentence.
     """
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    quiet_lightning()
     torch.set_float32_matmul_precision(cfg.float32_matmul_precision)
     folder = RunFolder(cfg.paths.output_dir)
     try:
@@ -77,10 +80,10 @@ def run(cfg: DictConfig) -> Finished | None:
 
 
 def _fit_and_score(cfg: DictConfig, plain: dict[str, Any], folder: RunFolder) -> Finished | None:
-    trainer = _trainer(cfg, folder)
-    first = trainer.global_rank == 0
+    first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
     continued = _continued(cfg, plain, folder) if first else _checkpoint_to_continue(cfg, folder)
-    if first and not (continued and continued == str(folder.last)):
+    trainer = _trainer(cfg, folder)
+    if first and continued != str(folder.last):
         folder.describe(plain, _overrides(), {"precision": trainer.precision})
     data = data_module(cfg)
     data.prepare()
@@ -154,7 +157,7 @@ def _trainer(cfg: DictConfig, folder: RunFolder) -> L.Trainer:
     return instantiate(
         options,
         # The log comes before the checkpoint, which has to know all of it.
-        callbacks=[*callbacks, StatelessRandomness(cfg.seed), TrainingLog(), checkpoint],
+        callbacks=[*callbacks, StatelessRandomness(cfg.seed), TrainingLog(options["log_every_n_steps"]), checkpoint],
         logger=loggers or False,
         plugins=[AtomicCheckpointIO()],
         default_root_dir=str(folder.path),
@@ -228,7 +231,7 @@ def _model(plain: dict[str, Any], data: BinDataModule) -> BinCounter:
 def _tell_length(model: BinCounter, trainer: L.Trainer, data: BinDataModule) -> None:
     """Optimizer steps per epoch and in all, counted here since asking the trainer would spoil a resume."""
     batches = max(len(data.side("training")) // (data.batch_size * trainer.world_size), 1)
-    limit = trainer.overfit_batches or trainer.limit_train_batches
+    limit = trainer.overfit_batches or trainer.limit_train_batches  # type: ignore[attr-defined]
     batches = min(limit, batches) if isinstance(limit, int) else max(int(limit * batches), 1)
     model.steps_per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
     epochs = trainer.max_epochs or 1

@@ -103,7 +103,7 @@ def make_run(
 
 def _write_log(path: Path, epochs: int = 8, steps: int = 84) -> None:
     """Write what Lightning's CSVLogger writes: one column per metric ever logged, most of them empty in each row."""
-    names = ["epoch", "step", "lr-AdamW", "train/loss_step", "train/loss_epoch", "val/loss", "val/accuracy", "val/rmse"]
+    names = ["epoch", "step", "lr", "train/loss_step", "train/loss_epoch", "val/loss", "val/accuracy", "val/rmse"]
     rows: list[list[object]] = []
     for epoch in range(epochs):
         for step in range(epoch * steps, (epoch + 1) * steps, 6):

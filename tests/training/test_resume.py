@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from bins import square_bins
-from conftest import REPOSITORY, Run, command, environment
+from commands import REPOSITORY, Run, command, environment
 
 # Everything that holds state or draws random numbers, at once.
 RECIPE = [
@@ -31,7 +31,7 @@ RECIPE = [
     "trainer.max_epochs=4",
     "trainer.accumulate_grad_batches=2",
     "trainer.log_every_n_steps=1",
-    "trainer.enable_progress_bar=false",
+    "+trainer.enable_progress_bar=false",
     "checkpoint.every_n_train_steps=1",
     "logger=[csv]",
     "test=false",

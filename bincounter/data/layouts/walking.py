@@ -13,7 +13,7 @@ CACHE_TAG = "CACHEDIR.TAG"
 _DEEPEST = 32  # folders inside each other: more is no data set, and recursion has to end somewhere
 
 
-class Refused(Exception):  # noqa: N818 - no error: an input that goes to the quarantine list
+class Refused(Exception):
     """An input is not used; the message is the reason, as a short clause."""
 
 
