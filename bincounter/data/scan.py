@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -25,8 +24,6 @@ from bincounter.data.store import PhotoWriter, content_hash, has_room, stored_ph
 from bincounter.errors import DataError
 from bincounter.files import write_text
 from bincounter.progress import track
-
-log = logging.getLogger(__name__)
 
 MAX_BYTES = 500_000_000
 """Size of the largest file that is read: more than a photo of the most pixels takes uncompressed."""
@@ -76,7 +73,6 @@ def scan(root: Path, layout: Layout, cache_dir: Path, *, image_size: int | None,
             write_text(cache_dir / CACHE_TAG, _TAG)
             manifest = _read_source(root, layout, cache_dir, image_size, workers)
             save_manifest(kept, manifest, signature)
-    _tell(manifest)
     return manifest
 
 
@@ -186,14 +182,6 @@ def _digest(candidates: Sequence[Candidate], content: Sequence[int], groups: Seq
     for candidate, hashed, group in zip(candidates, content, groups, strict=True):
         digest.update(f"{candidate.id}\0{candidate.count}\0{hashed}\0{group}\n".encode())
     return digest.hexdigest()[:16]
-
-
-def _tell(manifest: Manifest) -> None:
-    log.info("%d readable photos in %s", len(manifest.records), manifest.root)
-    if manifest.refusals:
-        log.warning(
-            "%d inputs in %s are not used: %s", len(manifest.refusals), manifest.root, _reasons(manifest.refusals)
-        )
 
 
 def _reasons(refusals: Sequence[Refusal]) -> str:

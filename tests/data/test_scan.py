@@ -1,5 +1,4 @@
 import json
-import logging
 import os
 import shutil
 import signal
@@ -58,7 +57,7 @@ def test_readable_photos_become_records(tmp_path):
     assert len({record.group for record in manifest.records}) == 3
 
 
-def test_unreadable_photos_are_listed_with_their_reason(tmp_path, caplog):
+def test_unreadable_photos_are_listed_with_their_reason(tmp_path):
     root = bin_folders(tmp_path / "bins")
     whole = photo_bytes(7, 200, 200)
     write(root / "1" / "empty.jpg", b"")
@@ -67,8 +66,7 @@ def test_unreadable_photos_are_listed_with_their_reason(tmp_path, caplog):
     write(root / "2" / "notes.txt", "not even called one")
     huge = write(root / "2" / "huge.jpg", b"\xff\xd8\xff")
     os.truncate(huge, 10**12)
-    with caplog.at_level(logging.INFO):
-        manifest = scanned(root, tmp_path / "cache")
+    manifest = scanned(root, tmp_path / "cache")
     assert len(manifest.records) == 6
     assert manifest.refusals == (
         Refusal("1/cut.jpg", "truncated"),
@@ -77,8 +75,6 @@ def test_unreadable_photos_are_listed_with_their_reason(tmp_path, caplog):
         Refusal("2/huge.jpg", "larger than 500 megabytes"),
         Refusal("2/notes.txt", "not a .jpg, .jpeg, .png or .webp file"),
     )
-    assert "5 inputs" in caplog.text
-    assert "1 truncated" in caplog.text
 
 
 def test_copies_share_content_and_group(tmp_path):
