@@ -1,11 +1,17 @@
-"""``python -m bincounter explore|predict|compare``: look at data, count photos, put runs side by side."""
+"""``python -m bincounter explore|arrange|predict|compare``: look at data, count photos, put runs side by side."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bincounter.errors import BinCounterError, UserError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from bincounter.data.datamodule import BinDataModule
 
 _CONF = Path(__file__).resolve().parent.parent / "conf"
 
@@ -34,6 +40,11 @@ def _parser() -> argparse.ArgumentParser:
     explore.add_argument("--output", type=Path, default=Path("data.html"), help="the page to write (data.html)")
     explore.set_defaults(command=_explore)
 
+    arrange = commands.add_parser("arrange", help="arrange the photos of a data source as <count>/<photo> folders")
+    arrange.add_argument("destination", type=Path, help="the folder to make")
+    arrange.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py: data=abid data.source=...")
+    arrange.set_defaults(command=_arrange)
+
     predict = commands.add_parser("predict", help="count the items in photos")
     predict.add_argument("sources", nargs="+", metavar="PHOTO|FOLDER|s3://...")
     predict.add_argument("--ckpt-path", type=Path, help="the checkpoint; the newest best.ckpt under logs/ by default")
@@ -54,18 +65,25 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _explore(arguments: argparse.Namespace) -> int:
+def _data_of(overrides: list[str]) -> "tuple[DictConfig, BinDataModule]":
+    """The configuration that overrides compose, and its data, prepared."""
     from bincounter.command_line import composed, show_log
 
     show_log()
-    cfg = composed(arguments.overrides, config_dir=_CONF, config_name="train")
+    cfg = composed(overrides, config_dir=_CONF, config_name="train")
     from bincounter.config import validate
-    from bincounter.inspect.data_report import write_data_report
     from bincounter.training.run import data_module
 
     validate(cfg)
     data = data_module(cfg)
     data.prepare()
+    return cfg, data
+
+
+def _explore(arguments: argparse.Namespace) -> int:
+    cfg, data = _data_of(arguments.overrides)
+    from bincounter.inspect.data_report import write_data_report
+
     settings = {
         "method": cfg.data.split.method,
         "fractions": list(cfg.data.split.fractions),
@@ -74,6 +92,17 @@ def _explore(arguments: argparse.Namespace) -> int:
     source = cfg.data.source or "rendered demo bins"
     write_data_report(arguments.output, data.manifest, data.kept, data.assignment, source=source, settings=settings)
     print(arguments.output)
+    return 0
+
+
+def _arrange(arguments: argparse.Namespace) -> int:
+    _, data = _data_of(arguments.overrides)
+    from bincounter.data.layouts import arrange
+    from bincounter.data.records import Candidate, Listing
+
+    photos = [Candidate(record.id, record.path, record.count) for record in data.records]
+    arrange(Listing(photos), arguments.destination)
+    print(arguments.destination)
     return 0
 
 

@@ -123,7 +123,7 @@ def test_two_processes_that_want_one_set_share_it(tmp_path: Path) -> None:
     processes = [start(tmp_path / "demo", 60) for _ in range(2)]
     assert [process.wait(timeout=120) for process in processes] == [0, 0]
     assert len(digest(tmp_path / "demo")) == 60
-    assert json.loads((tmp_path / "demo" / "demo.json").read_text())["photos"] == 60
+    assert json.loads((tmp_path / "demo" / ".demo.json").read_text())["photos"] == 60
 
 
 def shortcuts(photo: DemoPhoto) -> np.ndarray:

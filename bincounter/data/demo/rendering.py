@@ -20,7 +20,7 @@ from bincounter.files import write_text
 
 log = logging.getLogger(__name__)
 
-MARKER = "demo.json"
+MARKER = ".demo.json"
 DRAWING = 1  # raised when the same seed gives other photos, so that kept sets are not mistaken for the new ones
 _JOB = 25  # photos a worker process draws before it reports
 
@@ -40,7 +40,7 @@ def render(
     an index is the same whatever the number of photos: a smaller set is the beginning of a larger one.
 
     Args:
-        root: folder of the set; its settings are kept in ``demo.json`` inside.
+        root: folder of the set; its settings are kept in ``.demo.json`` inside.
         photos: number of photos, spread evenly over the counts.
         counts: numbers of items, each from 0 to 5.
         size: width and height of a photo in pixels.

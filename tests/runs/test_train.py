@@ -1,0 +1,231 @@
+"""train.py and the commands around it, as users run them."""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from bins import square_bins
+from commands import Run
+
+SMALL = [
+    "data=folders",
+    "data.image_size=32",
+    "data.batch_size=16",
+    "model=cnn",
+    "model.backbone.width=8",
+    "trainer=cpu",
+    "trainer.max_epochs=2",
+    "callbacks=[none]",
+    "+trainer.enable_progress_bar=false",
+]
+SCORES = {
+    "accuracy",
+    "rmse",
+    "mae",
+    "within_one",
+    "macro_f1",
+    "ece",
+    "cross_entropy",
+    "n",
+    "majority_accuracy",
+    "mean_rmse",
+}
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def bins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return square_bins(tmp_path_factory.mktemp("bins"), photos=160)
+
+
+@pytest.fixture
+def trained(train: Run, bins: Path, tmp_path: Path) -> Path:
+    done = train(*SMALL, f"data.source={bins}", f"paths.output_dir={tmp_path / 'run'}")
+    assert done.stdout.splitlines()[-1] == str(tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_a_run_leaves_what_the_contract_says_and_can_be_scored_predicted_and_compared(
+    trained: Path, bins: Path, train: Run, run: Run, tmp_path: Path
+) -> None:
+    names = {path.name for path in trained.iterdir()}
+    assert names >= {"config.yaml", "overrides.txt", "provenance.json", "split.csv", "metrics.json", "predictions.csv"}
+    assert names >= {"quarantine.csv", "report.html", "checkpoints", "logs"}
+    metrics = json.loads((trained / "metrics.json").read_text())
+    assert metrics.keys() >= {"val", "test"}
+    assert all(metrics[side].keys() >= SCORES for side in ("val", "test"))
+    split = rows(trained / "split.csv")
+    assert list(split[0]) == ["id", "count", "group", "split"]
+    assert len(split) == 160
+    predictions = rows(trained / "predictions.csv")
+    assert list(predictions[0]) == ["id", "split", "count", "predicted", "expected_count", "p_0", "p_1", "p_2", "p_3"]
+    right = [row["count"] == row["predicted"] for row in predictions if row["split"] == "test"]
+    assert sum(right) / len(right) == pytest.approx(metrics["test"]["accuracy"])
+    assert yaml.safe_load((trained / "config.yaml").read_text())["data"]["image_size"] == 32
+
+    # Every photo of the same source: what it was trained on is said, and its own preprocessing is used.
+    checkpoint = f"ckpt_path={trained / 'checkpoints' / 'best.ckpt'}"
+    again = tmp_path / "again"
+    options = ["data=folders", f"data.source={bins}", "data.split.fractions=[0,0,1]", "trainer=cpu"]
+    done = train("train=false", checkpoint, *options, f"paths.output_dir={again}")
+    trained_on = sum(row["split"] == "train" for row in split)
+    assert f"trained on {trained_on} of these 160 photos" in done.stderr
+    scored = json.loads((again / "metrics.json").read_text())
+    assert set(scored) == {"test"}
+    assert scored["test"]["n"] == 160
+
+    # Predictions of the command agree with those of the run.
+    done = run("-m", "bincounter", "predict", str(bins), checkpoint, "--csv", str(tmp_path / "counts.csv"))
+    counted = {str(Path(row["path"]).relative_to(bins)): row["predicted"] for row in rows(tmp_path / "counts.csv")}
+    assert len(counted) == 160
+    test = [row for row in predictions if row["split"] == "test"]
+    assert sum(counted[row["id"]] == row["predicted"] for row in test) >= len(test) - 1  # bf16 may tip a near-tie
+
+    done = run("-m", "bincounter", "compare", str(trained), str(again))
+    assert "accuracy" in done.stdout.lower()
+
+
+def test_a_folder_with_broken_inputs_is_trained_on_and_nothing_vanishes(
+    bins: Path, train: Run, run: Run, tmp_path: Path
+) -> None:
+    root = tmp_path / "bins"
+    good = sorted(bins.glob("*/*.png"))[:100]
+    for path in good:
+        target = root / path.relative_to(bins)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    (root / "0" / "zero.jpg").write_bytes(b"")
+    (root / "0" / "torn.png").write_bytes(good[0].read_bytes()[:200])
+    (root / "0" / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (root / "0" / "notes.txt").write_text("hello")
+    (root / "many").mkdir()
+    (root / "many" / "a.png").write_bytes(good[1].read_bytes())
+    done = train(*SMALL, f"data.source={root}", f"paths.output_dir={tmp_path / 'run'}")
+    listed = {row["path"]: row["reason"] for row in rows(tmp_path / "run" / "quarantine.csv")}
+    assert set(listed) == {"0/zero.jpg", "0/torn.png", "0/gone.jpg", "0/notes.txt", "many/a.png"}
+    assert all(listed.values())
+    assert len(rows(tmp_path / "run" / "split.csv")) == 100
+    assert "5 inputs" in done.stderr
+
+    page = tmp_path / "data.html"
+    run(
+        "-m",
+        "bincounter",
+        "explore",
+        "data=folders",
+        f"data.source={root}",
+        f"paths.cache_dir={tmp_path}",
+        "--output",
+        str(page),
+    )
+    assert "many/a.png" in page.read_text()
+
+
+def test_ckpt_path_latest_goes_on_with_the_newest_unfinished_run(bins: Path, train: Run, tmp_path: Path) -> None:
+    done = train(*SMALL, f"data.source={bins}", "test=false")
+    folder = Path(done.stdout.splitlines()[-1])
+    (folder / "metrics.json").unlink()  # as if it had been killed while it was scored
+    done = train("ckpt_path=latest")
+    assert Path(done.stdout.splitlines()[-1]) == folder
+    assert (folder / "metrics.json").exists()
+
+
+def test_a_multirun_has_a_folder_for_each_job_and_shares_the_split(bins: Path, train: Run, tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    train("-m", *SMALL, f"data.source={bins}", "trainer.max_epochs=1", "seed=1,2", f"paths.output_dir={sweep}")
+    splits = [(sweep / job / "split.csv").read_text() for job in ("0", "1")]
+    assert splits[0] == splits[1]
+    assert (sweep / "0" / "report.html").exists()
+
+
+def test_two_processes_train_what_one_would_and_score_each_photo_once(bins: Path, train: Run, tmp_path: Path) -> None:
+    options = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.sync_batchnorm=false"]
+    train(*SMALL, f"data.source={bins}", *options, "data.batch_size=8", f"paths.output_dir={tmp_path / 'run'}")
+    split = [row["id"] for row in rows(tmp_path / "run" / "split.csv") if row["split"] != "train"]
+    assert [row["id"] for row in rows(tmp_path / "run" / "predictions.csv")].sort() == split.sort()
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    logged = [row["val/accuracy"] for row in rows(tmp_path / "run" / "logs" / "metrics.csv") if row["val/accuracy"]]
+    # What two processes measured together is what one measures on the same checkpoint.
+    assert max(map(float, logged)) == pytest.approx(metrics["val"]["accuracy"])
+
+
+def test_an_s3_source_is_trained_on(bins: Path, train: Run, s3: object, tmp_path: Path) -> None:
+    photos = {path.relative_to(bins).as_posix(): path.read_bytes() for path in bins.glob("*/*.png")}
+    s3.put("bins", photos)  # type: ignore[attr-defined]
+    train(*SMALL, "data=s3", "data.source=s3://bins", f"paths.output_dir={tmp_path / 'run'}")
+    assert len(rows(tmp_path / "run" / "split.csv")) == 160
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["modl=resnet18"], "modl is no setting; did you mean model?"),
+        (["model=resnet51"], "model=resnet51 is not one of .*; did you mean model=resnet50?"),
+        (["data.batchsize=3"], "data.batchsize is no setting; did you mean data.batch_size?"),
+        (["batch_size=3"], "did you mean data.batch_size?"),
+        (["data.batch_size=many"], "data.batch_size: Value 'many'"),
+        (["data.batch_size=0"], "data.batch_size=0 is out of range: it must be at least 1"),
+        (["data.counts=[0..5]"], r"data.counts\[0\]: .* a range is written out"),
+        (["data.counts=[0,1"], "cannot be read"),
+        (["data.counts=[1,1]"], "names a count twice"),
+        (["data.split.fractions=[0.8,0.1]"], "three shares"),
+        (["data.split.method=grouping"], "did you mean data.split.method=grouped?"),
+        (["trainer.max_epoch=5"], "did you mean trainer.max_epochs?"),
+        (["+trainer.max_epoch=5"], "did you mean trainer.max_epochs?"),
+        (["trainer.max_epochs=abc"], "trainer.max_epochs=abc is not what"),
+        (["model.optimizer.lr=-1"], "model.optimizer.lr=-1 is out of range"),
+        (["model.backbone.nam=resnet18"], "did you mean model.backbone.name?"),
+        (["model.backbone._target_=no.such.thing"], "names nothing that can be called"),
+        (["optimized_metric=val/acuracy"], "did you mean optimized_metric=val/accuracy?"),
+        (["train=false"], "name it with ckpt_path="),
+        (["train=false", "ckpt_path=nothing.ckpt"], "nothing.ckpt is no file"),
+        (["data=folders"], "data.source is not set"),
+        (["data=folders", "data.source=nowhere"], "data.source=nowhere is no folder"),
+        (["ckpt_path=last"], "add paths.output_dir=RUN"),
+        (["ckpt_path=last", "paths.output_dir=nowhere"], "holds no run to go on with"),
+        (["trainer=gpu"], "no CUDA GPU is visible here"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
+def test_a_wrong_override_is_answered_in_one_line(
+    overrides: list[str], sentence: str, run: Run, tmp_path: Path
+) -> None:
+    paths = (
+        []
+        if any("output_dir" in o for o in overrides) or "ckpt_path=last" in overrides
+        else [f"paths.output_dir={tmp_path / 'run'}"]
+    )
+    done = run("train.py", *paths, *overrides, code=2, CUDA_VISIBLE_DEVICES="")
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("Error: ")
+    assert re.search(sentence.replace("?", r"\?"), lines[0]), lines[0]
+    assert done.stdout == ""
+
+
+def test_memory_that_runs_out_is_answered_with_a_smaller_batch(bins: Path, train: Run, tmp_path: Path) -> None:
+    done = train(*SMALL, f"data.source={bins}", "data.batch_size=128", "model.backbone.width=4096", code=1)
+    assert "data.batch_size=64" in done.stderr.splitlines()[-1]
+
+
+def test_no_secret_is_written_down(bins: Path, train: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    secret = "+logger.csv.api_key=hunter2"
+    train(*SMALL, f"data.source={bins}", secret, f"paths.output_dir={folder}", code=2)  # no logger takes one
+    train(
+        *SMALL,
+        "logger=[csv]",
+        f"data.source={bins}",
+        "trainer.max_epochs=1",
+        "tags=['https://me:hunter2@host/']",
+        f"paths.output_dir={folder}",
+    )
+    texts = [path.read_text(errors="replace") for path in folder.rglob("*") if path.is_file()]
+    assert not any("hunter2" in text for text in texts)
