@@ -103,7 +103,8 @@ class _Rows:
         number = len(self.candidates)
         content = self._content[:number].copy()
         items = [candidate.items for candidate in self.candidates]
-        groups = assign_groups(items, self._fingerprints[:number], content).tolist()
+        names = [candidate.id for candidate in self.candidates]
+        groups = assign_groups(items, self._fingerprints[:number], content, names).tolist()
         return Manifest(
             root=root,
             records=tuple(
