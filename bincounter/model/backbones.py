@@ -29,8 +29,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import resnet as torchvision_resnet
 
+from bincounter.config.choices import one_of
 from bincounter.errors import ConfigError
-from bincounter.model.choices import check_choice
 from bincounter.model.weights import load_weights
 
 _BasicBlock, _Bottleneck = torchvision_resnet.BasicBlock, torchvision_resnet.Bottleneck
@@ -116,7 +116,7 @@ def resnet(name: str = "resnet50", weights: str | None = None) -> ResNet:
         ConfigError: an unknown name, unknown weights, or a file that does not fit.
         ResourceError: weights that cannot be downloaded.
     """
-    check_choice("model.backbone.name", name, _RESNETS)
+    one_of("model.backbone.name", name, _RESNETS)
     backbone = ResNet(name)
     if weights is not None:
         load_weights(backbone, weights, architecture=name)

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from bincounter.config.choices import one_of
 from bincounter.errors import ConfigError
 from bincounter.model.backbones import stages as stages_of
-from bincounter.model.choices import check_choice
 
 TRAINED = ("all", "frozen", "last_stages", "gradual")
 
@@ -35,7 +35,7 @@ class Unfreezing:
         Raises:
             ConfigError: an unknown name, a backbone without stages, or a number out of range.
         """
-        check_choice("model.trained", self.trained, TRAINED)
+        one_of("model.trained", self.trained, TRAINED)
         if self.trained in ("all", "frozen"):
             return
         stages = stages_of(backbone)

@@ -12,8 +12,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from bincounter.config.choices import one_of
 from bincounter.errors import ConfigError, ResourceError
-from bincounter.model.choices import check_choice
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def _torchvision_state(name: str, architecture: str | None) -> Mapping[str, Tens
             f"model.weights={name} is no file, and this backbone has no weights by name; use a file or null."
         )
     known = torchvision.models.get_model_weights(architecture)
-    check_choice("model.weights", name, known.__members__, where=f" for {architecture}, or a file, or null")
+    one_of("model.weights", name, known.__members__, where=f" for {architecture}, or a file, or null")
     entry = known[name]
     try:
         with _socket_timeout(_CONNECT_TIMEOUT):

@@ -66,11 +66,11 @@ def test_a_backbone_without_features_is_refused() -> None:
 
 
 def test_unknown_names_are_answered_with_the_nearest() -> None:
-    with pytest.raises(ConfigError, match=r"model\.backbone\.name=resnet43 .*did you mean resnet34\?"):
+    with pytest.raises(ConfigError, match=r"model\.backbone\.name=resnet43 .*did you mean .*resnet34\?"):
         resnet("resnet43")
-    with pytest.raises(ConfigError, match=r"IMAGENET1K_V1, DEFAULT for resnet18.*did you mean IMAGENET1K_V1\?"):
+    with pytest.raises(ConfigError, match=r"IMAGENET1K_V1, DEFAULT for resnet18.*did you mean .*IMAGENET1K_V1\?"):
         resnet("resnet18", weights="IMAGENET1K_V2")
-    with pytest.raises(ConfigError, match=r"did you mean IMAGENET1K_V2\?"):
+    with pytest.raises(ConfigError, match=r"did you mean .*IMAGENET1K_V2\?"):
         resnet("resnet50", weights="imagenet1k_v2")
     with pytest.raises(ConfigError, match="no weights by name"):
         cnn(weights="IMAGENET1K_V1")

@@ -180,7 +180,7 @@ def test_balanced_weights_make_every_count_weigh_alike(build: Build) -> None:
     train_counts = {0: 1, 1: 2, 2: 5}
     weights = build(class_weights="balanced", train_counts=train_counts).class_weights
     torch.testing.assert_close(weights, torch.tensor([8 / 4, 8 / 8, 8 / 20, 1.0]))
-    with pytest.raises(ConfigError, match=r"model\.class_weights=balancd.*did you mean balanced\?"):
+    with pytest.raises(ConfigError, match=r"model\.class_weights=balancd.*did you mean .*balanced\?"):
         build(class_weights="balancd", train_counts=train_counts)
 
 
@@ -226,10 +226,10 @@ class Stageless(nn.Module):
 @pytest.mark.parametrize(
     ("options", "answer"),
     [
-        ({"trained": "gradul"}, r"model\.trained=gradul .*all, frozen, last_stages, gradual.*did you mean gradual\?"),
+        ({"trained": "gradul"}, r"model\.trained=gradul .*all, frozen, last_stages, gradual.*did you mean .*gradual\?"),
         ({"trained": "last_stages", "stages": 4}, r"model\.stages=4 must be 1 to 3"),
         ({"trained": "gradual", "unfreeze_every": 0}, r"model\.unfreeze_every=0"),
-        ({"schedule": {"name": "cosinus"}}, r"model\.schedule\.name=cosinus.*did you mean cosine\?"),
+        ({"schedule": {"name": "cosinus"}}, r"model\.schedule\.name=cosinus.*did you mean .*cosine\?"),
     ],
 )
 def test_options_that_do_not_work_are_refused(options: dict[str, Any], answer: str, build: Build) -> None:
