@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -18,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from bincounter.config import mode_of
 from bincounter.data.datamodule import BinDataModule
-from bincounter.data.splits import write_split
+from bincounter.data.splits import SPLITS, read_split, write_split
 from bincounter.errors import DataError, ResourceError, Stopped
 from bincounter.model.checkpoints import build_counter, describe, load_counter
 from bincounter.model.counter import BinCounter
@@ -89,6 +90,8 @@ def _fit_and_score(cfg: DictConfig, plain: dict[str, Any], folder: RunFolder) ->
     data.prepare()
     _refuse_empty_sides(data, plain["data"]["split"]["fractions"])
     if first:
+        if continued is not None:
+            _refuse_other_photos(Path(continued).parent.parent / "split.csv", data)
         write_split(folder.path / "split.csv", data.records, data.assignment)
         folder.write_quarantine(data.manifest.refusals)
     model = _model(plain, data)
@@ -185,10 +188,11 @@ def _continued(cfg: DictConfig, plain: dict[str, Any], folder: RunFolder) -> str
     going_on = cfg.ckpt_path == "last"
     folder.claim(fresh=not going_on)
     checkpoint = _checkpoint_to_continue(cfg, folder)
+    origin = folder.path if going_on or checkpoint is None else Path(checkpoint).parent.parent
+    before = resume.stored_config(origin)
+    if before is not None and cfg.ckpt_path is not None:
+        resume.refuse_changes(before, masked(plain), origin)
     if going_on:
-        before = resume.stored_config(folder.path)
-        if before is not None:
-            resume.refuse_changes(before, masked(plain), folder.path)
         if checkpoint is None:
             log.warning("%s holds no checkpoint yet: the run starts from its beginning.", folder.path)
         else:
@@ -208,6 +212,19 @@ def _refuse_empty_sides(data: BinDataModule, fractions: list[float]) -> None:
             raise DataError(
                 f"the {name} split is empty with data.split.fractions={fractions}: add photos or give it a larger share"
             )
+
+
+def _refuse_other_photos(split: Path, data: BinDataModule) -> None:
+    """A run goes on with the photos it began with."""
+    if not split.exists():
+        return
+    before = [(row.id, row.count, row.split) for row in read_split(split)]
+    now = [(r.id, r.count, SPLITS[side]) for r, side in zip(data.records, data.assignment.tolist(), strict=True)]
+    if before != now:
+        raise DataError(
+            f"the photos or their split are not those that {split} lists: bring them back to go on with the run, or "
+            "start a new one"
+        )
 
 
 def _model(plain: dict[str, Any], data: BinDataModule) -> BinCounter:

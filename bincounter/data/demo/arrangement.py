@@ -12,7 +12,7 @@ from bincounter.data.demo.items import KINDS
 
 GRID = 56  # cells along the canvas on which arrangements are tried
 _SPOTS = 3  # places on the floor that are tried for an item; the one that hides least is taken
-VISIBLE_FLOOR = 0.42  # of an item's outline; prints and round corners eat some of it before the exact check
+VISIBLE_FLOOR = 0.48  # of an item's outline; prints and round corners eat some of it before the exact check
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from bincounter.data.demo.arrangement import Item, arrange
 from bincounter.data.demo.items import KINDS, paint
 from bincounter.data.demo.textures import smooth_light
 
-VISIBLE_FLOOR = 0.35  # share of each counted item's own pixels that nothing hides
+VISIBLE_FLOOR = 0.42  # share of each counted item's own pixels that neither the bin nor other items hide
 _SOLID = [0] * 128 + [255] * 128  # maps a soft mask to a hard one
 
 Sprite = tuple[Image.Image, tuple[int, int]]  # RGBA, and where its upper left corner goes on the canvas
@@ -137,9 +137,9 @@ def _photograph(rng: np.random.Generator, image: Image.Image, size: int) -> Imag
     image = image.transform((side, side), Image.Transform.QUAD, quad, Image.Resampling.BILINEAR)
     image = image.reduce(2)
     sharpness = rng.random()
-    if sharpness < 0.3:
+    if sharpness < 0.22:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.4, 0.95) * size / 128))
-    elif sharpness < 0.42:
+    elif sharpness < 0.3:
         image = image.filter(ImageFilter.BoxBlur((rng.uniform(0.4, 1.3) * size / 128, 0.2)))
     exposure = np.exp(rng.normal(0, 0.16)) * rng.normal(1, 0.04, 3)
     light = smooth_light(rng, size, 3, 0.11)[..., None] * exposure.astype(np.float32)
