@@ -19,12 +19,14 @@ def job(cfg: DictConfig) -> float | None:
 
     validate(cfg)
     from bincounter.inspect.finished import report_run
+    from bincounter.training.failures import answered
     from bincounter.training.run import run
 
     finished = run(cfg)
     if finished is None:
         return None
-    report_run(finished.folder.path, finished.model, finished.data, finished.fabric)
+    with answered(batch_size=cfg.data.batch_size, run=finished.folder.path):
+        report_run(finished.folder.path, finished.model, finished.data, finished.fabric)
     return finished.objective
 
 

@@ -1,6 +1,7 @@
 """``python -m bincounter explore|arrange|predict|compare``: look at data, count photos, put runs side by side."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,13 +20,20 @@ _CONF = Path(__file__).resolve().parent.parent / "conf"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns its exit code (see bincounter.errors)."""
     # Who has just used train.py writes ckpt_path=C: taken as --ckpt-path=C.
-    words = [f"--ckpt-path={w.partition('=')[2]}" if w.startswith("ckpt_path=") else w for w in argv or sys.argv[1:]]
+    given = sys.argv[1:] if argv is None else argv
+    words = [f"--ckpt-path={word.partition('=')[2]}" if word.startswith("ckpt_path=") else word for word in given]
     arguments = _parser().parse_args(words)
     try:
         return arguments.command(arguments)
     except BinCounterError as error:
         print(f"Error: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        print(f"Error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return 1

@@ -6,7 +6,6 @@ the one place that turns what they raise into exit codes (see bincounter.errors)
 
 import logging
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bincounter.config import mode_of, override_errors, register
-from bincounter.errors import BinCounterError, ConfigError
+from bincounter.errors import BinCounterError, ConfigError, Stopped
 from bincounter.training import resume
 
 
@@ -53,8 +52,8 @@ def main(job: Callable[[DictConfig], float | None], *, config_dir: Path, config_
     except SystemExit as exit_request:
         return exit_request.code if isinstance(exit_request.code, int) else 1
     except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        return 128 + signal.SIGINT
+        print("Error: Interrupted.", file=sys.stderr)
+        return 1
     except BinCounterError as error:
         print(f"Error: {error}", file=sys.stderr)
         return error.exit_code
@@ -82,6 +81,7 @@ def _run(job: Callable[[DictConfig], float | None], config_dir: Path, config_nam
             value = job(cfg)
         except Exception as error:
             if hydra_config.mode == RunMode.MULTIRUN:
+                _tell_job(error, hydra_config.job.num)
                 raise
             failures.append(error)
             return None
@@ -92,6 +92,14 @@ def _run(job: Callable[[DictConfig], float | None], config_dir: Path, config_nam
     hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)(task)()
     if failures:
         raise failures[0]
+
+
+def _tell_job(error: Exception, number: int) -> None:
+    """Say now which job of a sweep failed: Hydra tells of the first one, once all have ended."""
+    if isinstance(error, BinCounterError):
+        print(f"Error in job {number}: {error}", file=sys.stderr)
+    if isinstance(error, Stopped):
+        raise SystemExit(error.exit_code)  # SIGTERM means the whole sweep
 
 
 def composed(overrides: list[str], *, config_dir: Path, config_name: str) -> DictConfig:

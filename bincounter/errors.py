@@ -29,6 +29,10 @@ class ResourceError(BinCounterError):
     """Memory, disk or the network gave out; the message says what to change."""
 
 
+class Interrupted(BinCounterError):
+    """Ctrl-C; the message says how to go on."""
+
+
 class Stopped(BinCounterError):
     """The process was asked to stop by SIGTERM and left a checkpoint to go on from."""
 

@@ -4,6 +4,7 @@ Runs before anything is downloaded, trained or paid for. Wrong keys and types ha
 """
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -139,9 +140,9 @@ def _run(cfg: Mapping[str, Any]) -> None:
     _number("data.split.seed", cfg["data"]["split"]["seed"], 0, 2**32 - 1)
     _number("checkpoint.every_n_train_steps", cfg["checkpoint"]["every_n_train_steps"], 1)
     path = cfg["ckpt_path"]
-    if path is None or (cfg["train"] and path == "last"):
+    if path is None or cfg["train"]:
         return
-    if not cfg["train"] and path in ("last", "latest"):
+    if path in ("last", "latest"):
         raise ConfigError(
             f"ckpt_path={path} continues training; to score, name a file: ckpt_path=RUN/checkpoints/best.ckpt"
         )
@@ -155,14 +156,20 @@ def _trainer(trainer: Mapping[str, Any], model: Mapping[str, Any]) -> None:
         raise ConfigError(f"trainer.max_epochs={trainer['max_epochs']} trains nothing: write 1 or more")
     if trainer.get("max_epochs") is None:
         raise ConfigError("trainer.max_epochs is not set: the learning-rate schedule needs to know how long a run is")
-    if (trainer.get("accumulate_grad_batches") or 1) < 1:
-        raise ConfigError("trainer.accumulate_grad_batches must be 1 or more")
+    for key in ("accumulate_grad_batches", "log_every_n_steps", "check_val_every_n_epoch"):
+        if trainer.get(key) is not None:
+            _number(f"trainer.{key}", trainer[key], 1)
+    if trainer.get("max_time") is not None and not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", str(trainer["max_time"])):
+        raise ConfigError(
+            f"trainer.max_time={trainer['max_time']} is not days:hours:minutes:seconds, as in 00:01:30:00"
+        )
     interval = trainer.get("val_check_interval")
     if interval not in (None, 1.0):
         raise ConfigError(
             "trainer.val_check_interval is fixed: runs validate as epochs end (trainer.check_val_every_n_epoch)"
         )
-    if "ddp" in str(trainer.get("strategy", "")) and model["trained"] == "gradual":
+    several = "ddp" in str(trainer.get("strategy", "")) or str(trainer.get("devices", 1)) != "1"
+    if several and model["trained"] == "gradual":
         raise ConfigError(
             "model.trained=gradual changes what DDP has to exchange as it runs: use model.trained=last_stages"
         )

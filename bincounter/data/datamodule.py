@@ -80,6 +80,7 @@ class BinDataModule(L.LightningDataModule):
         self._augmentation = Augmentation(**options, seed=seed)
         self._normalize = Normalize()
         self._resume_at = (0, 0)
+        self._same_order = False
         self._prepared = False
 
     # What is known once prepare() has run.
@@ -167,6 +168,10 @@ class BinDataModule(L.LightningDataModule):
         found = Counter(self.manifest.records[i].count for i in positions)
         return {count: found[count] for count in self.counts}
 
+    def repeat_order(self) -> None:
+        """Deal the training photos in the same order every epoch, to learn a few batches by heart."""
+        self._same_order = True
+
     def prepare_data(self) -> None:
         """Lightning's name for :meth:`prepare`, on one process per machine."""
         self.prepare()
@@ -180,7 +185,12 @@ class BinDataModule(L.LightningDataModule):
         positions = self.side("training")
         weights = self._weights(positions) if self._balanced else None
         sampler = ResumableBatchSampler(
-            len(positions), self.batch_size, seed=self._seed, weights=weights, **self._rank()
+            len(positions),
+            self.batch_size,
+            seed=self._seed,
+            weights=weights,
+            same_order=self._same_order,
+            **self._rank(),
         )
         sampler.start_at(*self._resume_at)
         return self._loader(positions, sampler)

@@ -33,6 +33,7 @@ class ResumableBatchSampler(Sampler[TrainingBatch]):
         batch_size: photos per batch on each rank.
         seed: of the order.
         weights: ``float[photos]``; with them photos are drawn with replacement, in proportion.
+        same_order: whether every epoch has the order of the first one.
         rank: this process.
         world_size: processes that share each global batch.
     """
@@ -44,11 +45,13 @@ class ResumableBatchSampler(Sampler[TrainingBatch]):
         *,
         seed: int,
         weights: np.ndarray | None = None,
+        same_order: bool = False,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         self._photos, self._batch_size, self._seed = photos, batch_size, seed
         self._weights = None if weights is None else weights / weights.sum()
+        self._same_order = same_order
         self._rank, self._world_size = rank, world_size
         self.epoch = 0
         self._start = (0, 0)
@@ -72,7 +75,7 @@ class ResumableBatchSampler(Sampler[TrainingBatch]):
 
     def order(self, epoch: int) -> np.ndarray:
         """Positions of all photos in the order of an epoch, ``int64[photos]``."""
-        generator = np.random.Generator(np.random.PCG64([self._seed, epoch]))
+        generator = np.random.Generator(np.random.PCG64([self._seed, 0 if self._same_order else epoch]))
         if self._weights is None:
             return generator.permutation(self._photos)
         return generator.choice(self._photos, size=self._photos, p=self._weights)

@@ -133,11 +133,16 @@ def _lead(run: Run, scores: Mapping[str, Any], side: str) -> str:
     return " ".join(sentences)
 
 
+def _training(run: Run) -> dict[int, int]:
+    """Photos per count that this run trained on; none where it only scored a checkpoint."""
+    return run.photos("train") if run.config.get("train", True) else {}
+
+
 def _what_was_trained(run: Run) -> str:
     model = run.config.get("model") or {}
     backbone = model.get("backbone") or {}
     name = str(backbone.get("name") or str(backbone.get("_target_", "A model")).rpartition(".")[2])
-    training = run.photos("train")
+    training = _training(run)
     if not training:
         return f"{name}, scored without training in this run."
     epochs = (run.config.get("trainer") or {}).get("max_epochs")
@@ -147,12 +152,12 @@ def _what_was_trained(run: Run) -> str:
 
 
 def _constant_answer(run: Run) -> str:
-    training = run.photos("train")
+    training = _training(run)
     return f"always answering {max(training, key=lambda count: training[count])}" if training else "a constant answer"
 
 
 def _mean_answer(run: Run) -> str:
-    training = run.photos("train")
+    training = _training(run)
     if not training:
         return "a constant answer"
     mean = sum(count * photos for count, photos in training.items()) / sum(training.values())

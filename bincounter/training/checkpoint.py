@@ -1,5 +1,7 @@
 """Checkpoints that a run can be killed over and gone on from, bit for bit."""
 
+import signal
+import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -33,6 +35,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return torch.load(path, map_location=map_location or "cpu", weights_only=True)
 
 
+class StopRequested(Exception):
+    """SIGTERM came and ``last.ckpt`` is written."""
+
+
 class TimeIsUp(Exception):  # it is a state, not an error
     """``trainer.max_time`` has passed and ``last.ckpt`` is written."""
 
@@ -41,8 +47,8 @@ class RunCheckpoint(Checkpoint):
     """Keeps ``best.ckpt`` and ``last.ckpt`` of a run.
 
     Both are written as an epoch ends, once validation, early stopping and logs are done with it; ``last.ckpt`` also
-    every so many optimizer steps, and at the next step after SIGTERM. Lightning's ModelCheckpoint forgets its best
-    score when a run folder moves, and saves in the middle of what an epoch's end has yet to do.
+    every so many optimizer steps, and after SIGTERM as soon as one is whole. Lightning's ModelCheckpoint forgets its
+    best score when a run folder moves, and saves in the middle of what an epoch's end has yet to do.
 
     Args:
         folder: of the two files.
@@ -60,6 +66,7 @@ class RunCheckpoint(Checkpoint):
         self._every = every_n_train_steps
         self._ends = None if max_time is None else time.monotonic() + max_time.total_seconds()
         self._validated = False
+        self._sigterm = False
         self._trainer: L.Trainer | None = None
         self.best: float | None = None
         self.best_epoch: int | None = None
@@ -89,6 +96,26 @@ class RunCheckpoint(Checkpoint):
         """Keep the trainer at hand for the state."""
         self._trainer = trainer
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take SIGTERM over: Lightning ends the fit at the very next batch, in mid-accumulation and without saving."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._request_stop)  # Lightning restores the former handler after the fit
+
+    def _request_stop(self, *_: object) -> None:
+        self._sigterm = True
+
+    def _stop_if_asked(self, trainer: L.Trainer) -> None:
+        """Write ``last.ckpt`` and leave, on all ranks together, if SIGTERM came to one of them or time is up."""
+        for exception, wanted in (
+            (StopRequested, self._sigterm),
+            (TimeIsUp, self._ends is not None and time.monotonic() > self._ends),
+        ):
+            if trainer.world_size > 1:
+                wanted = trainer.strategy.reduce_boolean_decision(wanted, all=False)  # noqa: PLW2901
+            if wanted:
+                trainer.save_checkpoint(self.last_path)
+                raise exception
+
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -97,11 +124,9 @@ class RunCheckpoint(Checkpoint):
         # The last batch's turn is after validation; within an accumulation half a gradient would be lost.
         if progress.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        time_is_up = self._ends is not None and time.monotonic() > self._ends
-        if trainer.global_step % self._every == 0 or trainer.received_sigterm or time_is_up:
+        self._stop_if_asked(trainer)
+        if trainer.global_step % self._every == 0:
             trainer.save_checkpoint(self.last_path)
-        if time_is_up:
-            raise TimeIsUp
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note that this epoch has a value to compare."""
@@ -116,6 +141,7 @@ class RunCheckpoint(Checkpoint):
                 trainer.save_checkpoint(self.best_path)
         self._validated = False
         trainer.save_checkpoint(self.last_path)
+        self._stop_if_asked(trainer)
 
 
 class StatelessRandomness(L.Callback):

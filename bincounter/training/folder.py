@@ -3,6 +3,7 @@
 import csv
 import fcntl
 import json
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -49,12 +50,8 @@ class RunFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = (self.path / ".lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"{self.path} is in use by another process: wait for it, or name another paths.output_dir"
-            ) from None
+        if not _locked(self._lock):
+            raise UserError(f"{self.path} is in use by another process: wait for it, or name another paths.output_dir")
         if fresh and (self.last.exists() or (self.checkpoints / "best.ckpt").exists()):
             raise UserError(
                 f"{self.path} already holds a run: go on with it by ckpt_path=last, or name another paths.output_dir"
@@ -86,6 +83,20 @@ class RunFolder:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(header)
             writer.writerows(rows)
+
+
+def _locked(file: IO, patience: float = 10.0) -> bool:
+    """Lock a file; for a while, since the workers of a killed process outlive it by seconds."""
+    ends = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if time.monotonic() > ends:
+                return False
+            time.sleep(0.2)
+        else:
+            return True
 
 
 class Predicted:

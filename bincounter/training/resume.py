@@ -3,6 +3,7 @@
 This module is imported before anything heavy, so that a wrong path is answered at once.
 """
 
+import fcntl
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -42,18 +43,22 @@ def expand(argv: list[str], overrides: list[str], compose: Callable[[list[str]],
         compose: turns overrides into a configuration.
 
     Returns:
-        The arguments to go on with: ``argv`` itself unless it says ``ckpt_path=last`` or ``latest``.
+        The arguments to go on with: ``argv`` itself unless it says ``ckpt_path=last``, ``latest`` or names a file
+        to train on from.
 
     Raises:
         ConfigError: the run to go on with is not named, or not there.
     """
     given = {override.key_or_group: override for override in OverridesParser.create().parse_overrides(overrides)}
     wanted = given["ckpt_path"].value() if "ckpt_path" in given else None
-    if wanted not in ("last", "latest"):
+    if wanted is None or ("train" in given and given["train"].value() is False):
         return argv
-    folder = _latest(compose(_without(given, "ckpt_path"))) if wanted == "latest" else _named(given)
+    if wanted == "latest":
+        folder = _latest(Path(compose(_without(given, "ckpt_path")).paths.log_dir))
+    else:
+        folder = _named(given) if wanted == "last" else _run_of(Path(str(wanted)), given)
     kept = _stored(folder, given)
-    if not kept and not folder.exists() and len(given) == 2:
+    if not (folder / "overrides.txt").exists() and given.keys() <= {"ckpt_path", "paths.output_dir"}:
         raise ConfigError(
             f"paths.output_dir={folder} holds no run to go on with; python train.py ckpt_path=latest finds the newest"
         )
@@ -68,12 +73,44 @@ def _named(given: Mapping[str, Override]) -> Path:
     return Path(str(given["paths.output_dir"].value()))
 
 
-def _latest(cfg: DictConfig) -> Path:
-    folder = Path(cfg.paths.log_dir) / cfg.task_name
-    unfinished = [p.parent for p in folder.glob("*/config.yaml") if not (p.parent / "metrics.json").exists()]
+def _run_of(checkpoint: Path, given: Mapping[str, Override]) -> Path:
+    """The run that a named checkpoint belongs to; training goes on where the run lies."""
+    folder = checkpoint.parent.parent
+    elsewhere = "paths.output_dir" in given and Path(str(given["paths.output_dir"].value())) != folder
+    if checkpoint.name != "last.ckpt" or not (folder / "overrides.txt").exists() or elsewhere:
+        raise ConfigError(
+            f"ckpt_path={checkpoint}: training goes on in the folder of its run, by ckpt_path=last "
+            f"paths.output_dir=RUN; to start a new run from its weights, say model.weights={checkpoint}"
+        )
+    return folder
+
+
+def _latest(log_dir: Path) -> Path:
+    unfinished = [path.parent for path in log_dir.rglob("config.yaml") if _can_go_on(path.parent)]
     if not unfinished:
-        raise ConfigError(f"ckpt_path=latest: there is no unfinished run in {folder}; start one without ckpt_path")
-    return max(unfinished, key=lambda run: run.stat().st_mtime)
+        raise ConfigError(f"ckpt_path=latest: there is no unfinished run in {log_dir}; start one without ckpt_path")
+    return max(unfinished, key=_progress)
+
+
+def _can_go_on(run: Path) -> bool:
+    """Whether a folder holds a training run that has not ended and that no process is at work in."""
+    if (run / "metrics.json").exists() or not (stored_config(run) or {}).get("train"):
+        return False
+    lock = run / ".lock"
+    if not lock.exists():
+        return True
+    with lock.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+    return True
+
+
+def _progress(run: Path) -> tuple[bool, float]:
+    """A run with a checkpoint comes before one that failed to start; then the newest."""
+    last = run / "checkpoints" / "last.ckpt"
+    return (True, last.stat().st_mtime) if last.exists() else (False, run.stat().st_mtime)
 
 
 def _stored(folder: Path, given: Mapping[str, Override]) -> list[str]:

@@ -4,7 +4,6 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +13,24 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import SIGTERMException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
-from bincounter.config import mode_of
 from bincounter.data.datamodule import BinDataModule
 from bincounter.data.splits import SPLITS, read_split, write_split
-from bincounter.errors import DataError, ResourceError, Stopped
+from bincounter.errors import ConfigError, DataError, Interrupted, ResourceError, Stopped
 from bincounter.model.checkpoints import build_counter, describe, load_counter
 from bincounter.model.counter import BinCounter
 from bincounter.training import resume
-from bincounter.training.checkpoint import AtomicCheckpointIO, RunCheckpoint, StatelessRandomness, TimeIsUp
-from bincounter.training.failures import explained
+from bincounter.training.checkpoint import (
+    StopRequested,
+    TimeIsUp,
+)
+from bincounter.training.failures import answered
 from bincounter.training.folder import RunFolder
-from bincounter.training.logs import TrainingLog
-from bincounter.training.precision import resolved
 from bincounter.training.quiet import quiet_lightning
 from bincounter.training.scoring import fabric_for, score_run, show
 from bincounter.training.secrets import masked
+from bincounter.training.trainer import make_trainer, run_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -71,36 +70,34 @@ def run(cfg: DictConfig) -> Finished | None:
     quiet_lightning()
     torch.set_float32_matmul_precision(cfg.float32_matmul_precision)
     folder = RunFolder(cfg.paths.output_dir)
-    try:
+    with answered(batch_size=cfg.data.batch_size, run=folder.path):
         return _fit_and_score(cfg, plain, folder) if cfg.train else _score_only(cfg, plain, folder)
-    except Exception as error:
-        answer = explained(error, batch_size=cfg.data.batch_size, run=folder.path)
-        if answer is None:
-            raise
-        raise answer from error
 
 
 def _fit_and_score(cfg: DictConfig, plain: dict[str, Any], folder: RunFolder) -> Finished | None:
     first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
     continued = _continued(cfg, plain, folder) if first else _checkpoint_to_continue(cfg, folder)
-    trainer = _trainer(cfg, folder)
-    if first and continued != str(folder.last):
+    trainer = make_trainer(cfg, folder, continued)
+    if first and continued is None:
         folder.describe(plain, _overrides(), {"precision": trainer.precision})
     data = data_module(cfg)
+    if cfg.trainer.get("overfit_batches"):
+        data.repeat_order()
     data.prepare()
     _refuse_empty_sides(data, plain["data"]["split"]["fractions"])
     if first:
         if continued is not None:
-            _refuse_other_photos(Path(continued).parent.parent / "split.csv", data)
+            _refuse_other_photos(folder.path / "split.csv", data)
         write_split(folder.path / "split.csv", data.records, data.assignment)
         folder.write_quarantine(data.manifest.refusals)
+    _refuse_fewer_photos_than_processes(data, trainer.world_size)
     model = _model(plain, data)
     _tell_length(model, trainer, data)
     log.info("%s", _summary(model))
     _fit(trainer, model, data, continued, folder)
     if not first:
         return None
-    checkpoint = _run_checkpoint(trainer)
+    checkpoint = run_checkpoint(trainer)
     best = checkpoint.best_path if checkpoint.best_path.exists() else checkpoint.last_path
     loaded = load_counter(best, trusted=_own_targets(plain))
     return _scored(plain, folder, data, loaded, checkpoint.best)
@@ -116,6 +113,8 @@ def _score_only(cfg: DictConfig, plain: dict[str, Any], folder: RunFolder) -> Fi
     data.prepare()
     write_split(folder.path / "split.csv", data.records, data.assignment)
     folder.write_quarantine(data.manifest.refusals)
+    if not len(data.side("validation")) and not (cfg.test and len(data.side("test"))):
+        raise DataError("nothing to score: with data.split.fractions=[0,0,1] all photos are scored as test photos")
     _say_what_was_seen(data, loaded[1])
     return _scored(plain, folder, data, loaded, None)
 
@@ -144,55 +143,15 @@ def data_module(cfg: DictConfig) -> BinDataModule:
     )
 
 
-def _trainer(cfg: DictConfig, folder: RunFolder) -> L.Trainer:
-    options: dict[str, Any] = OmegaConf.to_container(cfg.trainer, resolve=True)  # type: ignore[assignment]
-    max_time = options.pop("max_time", None)
-    checkpoint = RunCheckpoint(
-        folder.checkpoints,
-        monitor=cfg.optimized_metric,
-        mode=mode_of(cfg.optimized_metric),
-        every_n_train_steps=cfg.checkpoint.every_n_train_steps,
-        max_time=_duration(max_time),
-    )
-    callbacks = [instantiate(node) for node in (cfg.callbacks or {}).values() if node]
-    loggers = [instantiate(node) for node in (cfg.logger or {}).values() if node]
-    options["precision"] = resolved(options["precision"], options["accelerator"])
-    return instantiate(
-        options,
-        # The log comes before the checkpoint, which has to know all of it.
-        callbacks=[*callbacks, StatelessRandomness(cfg.seed), TrainingLog(options["log_every_n_steps"]), checkpoint],
-        logger=loggers or False,
-        plugins=[AtomicCheckpointIO()],
-        default_root_dir=str(folder.path),
-        use_distributed_sampler=False,  # the data module deals the photos out itself
-        num_sanity_val_steps=0,  # the configuration was checked; a resume must not validate twice
-        enable_checkpointing=True,
-        enable_model_summary=False,
-    )
-
-
-def _duration(text: str | None) -> timedelta | None:
-    """``DD:HH:MM:SS``, as Lightning writes it."""
-    if text is None:
-        return None
-    days, hours, minutes, seconds = (int(part) for part in text.split(":"))
-    return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
-
-
-def _run_checkpoint(trainer: L.Trainer) -> RunCheckpoint:
-    return next(c for c in trainer.callbacks if isinstance(c, RunCheckpoint))  # type: ignore[attr-defined]
-
-
 def _continued(cfg: DictConfig, plain: dict[str, Any], folder: RunFolder) -> str | None:
     """Claim the folder; the checkpoint to go on from, if there is one."""
     going_on = cfg.ckpt_path == "last"
     folder.claim(fresh=not going_on)
     checkpoint = _checkpoint_to_continue(cfg, folder)
-    origin = folder.path if going_on or checkpoint is None else Path(checkpoint).parent.parent
-    before = resume.stored_config(origin)
-    if before is not None and cfg.ckpt_path is not None:
-        resume.refuse_changes(before, masked(plain), origin)
     if going_on:
+        before = resume.stored_config(folder.path)
+        if before is not None:
+            resume.refuse_changes(before, masked(plain), folder.path)
         if checkpoint is None:
             log.warning("%s holds no checkpoint yet: the run starts from its beginning.", folder.path)
         else:
@@ -201,9 +160,7 @@ def _continued(cfg: DictConfig, plain: dict[str, Any], folder: RunFolder) -> str
 
 
 def _checkpoint_to_continue(cfg: DictConfig, folder: RunFolder) -> str | None:
-    if cfg.ckpt_path == "last":
-        return str(folder.last) if folder.last.exists() else None
-    return cfg.ckpt_path
+    return str(folder.last) if cfg.ckpt_path == "last" and folder.last.exists() else None
 
 
 def _refuse_empty_sides(data: BinDataModule, fractions: list[float]) -> None:
@@ -233,8 +190,9 @@ def _model(plain: dict[str, Any], data: BinDataModule) -> BinCounter:
     with torch.random.fork_rng():
         torch.manual_seed(plain["seed"])  # the random start depends on the seed alone
         model = build_counter(plain["model"], plain["objective"], data.counts, train_counts)
+    _try_one_photo(model, data.image_size)
     model.description = describe(
-        plain["model"],
+        masked(plain["model"]),
         plain["objective"],
         data.counts,
         image_size=data.image_size,
@@ -245,10 +203,29 @@ def _model(plain: dict[str, Any], data: BinDataModule) -> BinCounter:
     return model
 
 
+def _try_one_photo(model: BinCounter, image_size: int) -> None:
+    """Find out now, not at the first batch, that the backbone cannot take photos of this size."""
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, 3, image_size, image_size))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"the backbone cannot take data.image_size={image_size} ({reason}): use a larger one"
+        ) from None
+    model.train()
+
+
+def _refuse_fewer_photos_than_processes(data: BinDataModule, processes: int) -> None:
+    photos = len(data.side("training"))
+    if photos < processes:
+        raise DataError(f"{photos} training photos cannot be dealt out to {processes} processes: lower trainer.devices")
+
+
 def _tell_length(model: BinCounter, trainer: L.Trainer, data: BinDataModule) -> None:
     """Optimizer steps per epoch and in all, counted here since asking the trainer would spoil a resume."""
     batches = max(len(data.side("training")) // (data.batch_size * trainer.world_size), 1)
-    limit = trainer.overfit_batches or trainer.limit_train_batches  # type: ignore[attr-defined]
+    limit = trainer.limit_train_batches
     batches = min(limit, batches) if isinstance(limit, int) else max(int(limit * batches), 1)
     model.steps_per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
     epochs = trainer.max_epochs or 1
@@ -266,8 +243,10 @@ def _fit(trainer: L.Trainer, model: BinCounter, data: BinDataModule, continued: 
     go_on = f"go on with: python train.py ckpt_path=last paths.output_dir={folder.path}"
     try:
         trainer.fit(model, datamodule=data, ckpt_path=continued, weights_only=True)
-    except SIGTERMException:
+    except StopRequested:
         raise Stopped(f"Stopped by SIGTERM at step {trainer.global_step}; {go_on}") from None
+    except SystemExit:  # what Lightning makes of Ctrl-C
+        raise Interrupted(f"Interrupted at step {trainer.global_step}; {go_on}") from None
     except TimeIsUp:
         raise ResourceError(
             f"trainer.max_time is up at epoch {trainer.current_epoch + 1} of {trainer.max_epochs}; {go_on}"
@@ -298,6 +277,11 @@ def _follow_checkpoint(cfg: DictConfig, description: Mapping[str, Any]) -> None:
     if unknown:
         log.warning("The checkpoint knows no count %s: photos with it are excluded.", ", ".join(map(str, unknown)))
     cfg.data.counts = [count for count in known if count in (cfg.data.counts or known)]
+    # What is written down and reported is the model that is scored.
+    with open_dict(cfg):
+        cfg.objective = description["objective"]
+        for key, value in description["model"].items():
+            cfg.model[key] = value
 
 
 def _say_what_was_seen(data: BinDataModule, description: Mapping[str, Any]) -> None:

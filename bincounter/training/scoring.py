@@ -27,7 +27,7 @@ SIDES = {"val": "validation", "test": "test"}
 def fabric_for(trainer: Mapping[str, Any]) -> L.Fabric:
     """One device with the precision a Trainer of this configuration would use."""
     accelerator = trainer["accelerator"]
-    return L.Fabric(accelerator=accelerator, devices=1, precision=resolved(trainer["precision"], accelerator))  # type: ignore[arg-type]
+    return L.Fabric(accelerator=accelerator, devices=1, precision=resolved(trainer.get("precision"), accelerator))  # type: ignore[arg-type]
 
 
 @torch.inference_mode()

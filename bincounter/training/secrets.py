@@ -8,13 +8,15 @@ MASK = "***"
 _NAME = re.compile(
     r"(^|[._-])(password|passwd|secret|token|api_?key|access_?key(_id)?|credentials?)($|[._-])", re.IGNORECASE
 )
-_IN_URL = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+_INNER = re.compile(r"[{,]\s*['\"]?([\w.-]+)['\"]?\s*:")
+_IN_URL = re.compile(r"(?<=://)[^/\s]+(?=@)")
 
 
 def masked(node: Any, name: str = "") -> Any:
     """A copy of plain containers in which the values of secret-sounding names, and logins in URLs, are masked."""
     if isinstance(node, Mapping):
-        return {key: masked(value, str(key)) for key, value in node.items()}
+        # What lies under a secret name is secret too.
+        return {key: masked(value, name if _NAME.search(name) else str(key)) for key, value in node.items()}
     if isinstance(node, list):
         return [masked(value, name) for value in node]
     if node is not None and _NAME.search(name):
@@ -24,5 +26,6 @@ def masked(node: Any, name: str = "") -> Any:
 
 def masked_argument(argument: str) -> str:
     """A command-line argument with its value masked if its key sounds secret."""
-    key, equals, _ = argument.partition("=")
-    return f"{key}={MASK}" if equals and _NAME.search(key) else _IN_URL.sub(MASK, argument)
+    key, equals, value = argument.partition("=")
+    secret = _NAME.search(key) or any(_NAME.search(inner) for inner in _INNER.findall(value))
+    return f"{key}={MASK}" if equals and secret else _IN_URL.sub(MASK, argument)
