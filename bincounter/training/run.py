@@ -95,6 +95,8 @@ def _fit_and_score(cfg: DictConfig, plain: dict[str, Any], folder: RunFolder) ->
     _tell_length(model, trainer, data)
     log.info("%s", _summary(model))
     _fit(trainer, model, data, continued, folder)
+    if torch.distributed.is_initialized():  # one process scores, and must not wait for the others
+        torch.distributed.destroy_process_group()
     if not first:
         return None
     checkpoint = run_checkpoint(trainer)
@@ -281,7 +283,7 @@ def _follow_checkpoint(cfg: DictConfig, description: Mapping[str, Any]) -> None:
     with open_dict(cfg):
         cfg.objective = description["objective"]
         for key, value in description["model"].items():
-            cfg.model[key] = value
+            OmegaConf.update(cfg.model, key, value, merge=key != "backbone")
 
 
 def _say_what_was_seen(data: BinDataModule, description: Mapping[str, Any]) -> None:

@@ -3,12 +3,13 @@
 import csv
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 from bins import square_bins
-from commands import Run
+from commands import REPOSITORY, Run, command, environment
 
 SMALL = [
     "data=folders",
@@ -139,7 +140,7 @@ def test_ckpt_path_latest_goes_on_with_the_newest_unfinished_run(bins: Path, tra
 
 def test_a_multirun_has_a_folder_for_each_job_and_shares_the_split(bins: Path, train: Run, tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
-    train("-m", *SMALL, f"data.source={bins}", "trainer.max_epochs=1", "seed=1,2", f"paths.output_dir={sweep}")
+    train(*SMALL, f"data.source={bins}", "trainer.max_epochs=1", "seed=1,2", f"paths.output_dir={sweep}", "-m")
     splits = [(sweep / job / "split.csv").read_text() for job in ("0", "1")]
     assert splits[0] == splits[1]
     assert (sweep / "0" / "report.html").exists()
@@ -210,9 +211,19 @@ def test_a_wrong_override_is_answered_in_one_line(
     assert done.stdout == ""
 
 
-def test_memory_that_runs_out_is_answered_with_a_smaller_batch(bins: Path, train: Run, tmp_path: Path) -> None:
-    done = train(*SMALL, f"data.source={bins}", "data.batch_size=128", "model.backbone.width=4096", code=1)
-    assert "data.batch_size=64" in done.stderr.splitlines()[-1]
+def test_memory_that_runs_out_is_answered_with_a_smaller_batch(bins: Path, tmp_path: Path) -> None:
+    overrides = [
+        *SMALL,
+        f"data.source={bins}",
+        "data.batch_size=128",
+        "data.image_size=224",
+        "model.backbone.width=128",
+    ]
+    paths = [f"paths.output_dir={tmp_path / 'run'}", f"paths.cache_dir={tmp_path / 'cache'}"]
+    limited = ["bash", "-c", 'ulimit -v 14000000; exec "$@"', "-", *command("train.py", *overrides, *paths)]
+    done = subprocess.run(limited, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "start anew with data.batch_size=64" in done.stderr.splitlines()[-1]
 
 
 def test_no_secret_is_written_down(bins: Path, train: Run, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from bincounter.files import write_text
 log = logging.getLogger(__name__)
 
 MARKER = ".demo.json"
-DRAWING = 1  # raised when the same seed gives other photos, so that kept sets are not mistaken for the new ones
+DRAWING = 2  # raised when the same seed gives other photos, so that kept sets are not mistaken for the new ones
 _JOB = 25  # photos a worker process draws before it reports
 
 
