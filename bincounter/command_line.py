@@ -12,15 +12,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import hydra
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from bincounter.config import mode_of, override_errors, register
+from bincounter.config import mode_of, override_errors, register, validate
 from bincounter.errors import BinCounterError, ConfigError, Stopped
 from bincounter.training import resume
 
@@ -48,6 +50,8 @@ def main(job: Callable[[DictConfig], float | None], *, config_dir: Path, config_
     try:
         arguments = get_args_parser().parse_args()
         sys.argv[1:] = resume.expand(sys.argv[1:], arguments.overrides, compose)
+        if arguments.multirun:
+            _check_jobs(arguments.overrides, compose)
         _run(job, config_dir, config_name)
     except SystemExit as exit_request:
         return exit_request.code if isinstance(exit_request.code, int) else 1
@@ -94,6 +98,22 @@ def _run(job: Callable[[DictConfig], float | None], config_dir: Path, config_nam
         raise failures[0]
 
 
+def _check_jobs(overrides: list[str], compose: Callable[[list[str]], DictConfig]) -> None:
+    """Refuse a sweep of listed values if one of its jobs is wrong, before the first one starts."""
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    if any(override.is_interval_sweep() for override in parsed) or any("hparams_search" in o for o in overrides):
+        return  # a sweeper that chooses by itself
+    jobs = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
+    for number, job in enumerate(jobs):
+        try:
+            cfg = compose(list(job))
+            validate(cfg)
+            if str(cfg.trainer.get("devices", 1)) != "1":  # DDP starts this command anew on every device
+                raise ConfigError("a sweep runs its jobs on one device each: set trainer.devices=1")
+        except ConfigError as error:
+            raise ConfigError(f"job {number} ({' '.join(job)}): {error}") from None
+
+
 def _tell_job(error: Exception, number: int) -> None:
     """Say now which job of a sweep failed: Hydra tells of the first one, once all have ended."""
     if isinstance(error, BinCounterError):
@@ -123,6 +143,7 @@ def composed(overrides: list[str], *, config_dir: Path, config_name: str) -> Dic
 def show_log() -> None:
     """Plain sentences on stderr, as train.py shows them."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("botocore").setLevel(logging.WARNING)
 
 
 def _compose(overrides: list[str], config_dir: Path, config_name: str) -> DictConfig:

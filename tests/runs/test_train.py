@@ -3,10 +3,13 @@
 import csv
 import json
 import re
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from bins import square_bins
 from commands import REPOSITORY, Run, command, environment
@@ -162,6 +165,41 @@ def test_an_s3_source_is_trained_on(bins: Path, train: Run, s3: object, tmp_path
     s3.put("bins", photos)  # type: ignore[attr-defined]
     train(*SMALL, "data=s3", "data.source=s3://bins", f"paths.output_dir={tmp_path / 'run'}")
     assert len(rows(tmp_path / "run" / "split.csv")) == 160
+
+
+def test_a_sweep_with_a_wrong_job_starts_none(bins: Path, train: Run, tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    done = train(*SMALL, f"data.source={bins}", "seed=1,-1", f"paths.output_dir={sweep}", "-m", code=2)
+    assert "job 1 (" in done.stderr
+    assert "seed=-1 is out of range" in done.stderr
+    assert not sweep.exists()
+
+
+def test_sigterm_in_an_accumulation_leaves_a_checkpoint(bins: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    options = ["trainer.max_epochs=500", "trainer.accumulate_grad_batches=5", "data.batch_size=4", "logger=[none]"]
+    paths = [f"paths.output_dir={folder}", f"paths.cache_dir={tmp_path / 'cache'}"]
+    arguments = command("train.py", *SMALL, f"data.source={bins}", *options, *paths)
+    with subprocess.Popen(arguments, cwd=REPOSITORY, env=environment(), stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not (folder / "checkpoints" / "last.ckpt").exists():
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, errors
+    step = int(re.search(r"Stopped by SIGTERM at step (\d+)", errors)[1])  # type: ignore[index]
+    assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == step
+
+
+@pytest.mark.parametrize("debug", ["default", "fdr", "limit", "overfit", "profiler"])
+def test_debug_groups_run(debug: str, bins: Path, train: Run, tmp_path: Path) -> None:
+    train(
+        *SMALL[:-3],
+        f"debug={debug}",
+        f"data.source={bins}",
+        f"paths.output_dir={tmp_path / 'run'}",
+        "data.batch_size=4",
+    )
+    assert (tmp_path / "run" / "metrics.json").exists()
 
 
 @pytest.mark.parametrize(
