@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-slow lint clean
+.PHONY: install demo test lint clean
 
 install: .venv/.installed
 
@@ -22,9 +22,6 @@ lint: install
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest -n 2 -m 'not slow'
-
-test-slow: lint
 	$(BIN)/python -m pytest -n 2
 
 clean:
