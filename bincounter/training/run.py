@@ -110,14 +110,14 @@ def _score_only(cfg: DictConfig, plain: dict[str, Any], folder: RunFolder) -> Fi
     folder.claim(fresh=True)
     _follow_checkpoint(cfg, loaded[1])
     plain = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    folder.describe(plain, _overrides(), {"checkpoint": str(cfg.ckpt_path)})
     data = data_module(cfg)
     data.prepare()
     write_split(folder.path / "split.csv", data.records, data.assignment)
     folder.write_quarantine(data.manifest.refusals)
     if not len(data.side("validation")) and not (cfg.test and len(data.side("test"))):
         raise DataError("nothing to score: with data.split.fractions=[0,0,1] all photos are scored as test photos")
-    _say_what_was_seen(data, loaded[1])
+    seen = _say_what_was_seen(data, loaded[1])
+    folder.describe(plain, _overrides(), {"checkpoint": str(cfg.ckpt_path), "photos_seen_in_training": seen})
     return _scored(plain, folder, data, loaded, None)
 
 
@@ -286,8 +286,8 @@ def _follow_checkpoint(cfg: DictConfig, description: Mapping[str, Any]) -> None:
             OmegaConf.update(cfg.model, key, value, merge=key != "backbone")
 
 
-def _say_what_was_seen(data: BinDataModule, description: Mapping[str, Any]) -> None:
-    """How many of the photos that are scored the checkpoint has learnt from, by their bytes or by their id."""
+def _say_what_was_seen(data: BinDataModule, description: Mapping[str, Any]) -> int:
+    """Say and return how many of the photos to be scored the checkpoint was trained on, by bytes or by id."""
     scored = np.concatenate([data.side("validation"), data.side("test")])
     content = set(description["train_content"].tolist())
     ids = set(description["train_ids"])
@@ -296,3 +296,4 @@ def _say_what_was_seen(data: BinDataModule, description: Mapping[str, Any]) -> N
     seen = sum(a or b for a, b in zip(same_bytes, same_id, strict=True))
     detail = f" ({sum(same_bytes):,} by their bytes, {sum(same_id):,} by their id)" if seen else ""
     log.info("The checkpoint was trained on %s of these %s photos%s.", f"{seen:,}", f"{len(scored):,}", detail)
+    return seen

@@ -81,6 +81,7 @@ def test_a_run_leaves_what_the_contract_says_and_can_be_scored_predicted_and_com
     done = train("train=false", checkpoint, *options, f"paths.output_dir={again}")
     trained_on = sum(row["split"] == "train" for row in split)
     assert f"trained on {trained_on} of these 160 photos" in done.stderr
+    assert json.loads((again / "provenance.json").read_text())["photos_seen_in_training"] == trained_on
     scored = json.loads((again / "metrics.json").read_text())
     assert set(scored) == {"test"}
     assert scored["test"]["n"] == 160
