@@ -6,7 +6,7 @@ BIN := .venv/bin
 
 install: .venv/.installed
 
-# Exact versions from constraints.txt; torch first, since its sibling torchvision must match it.
+# Exact versions from constraints.txt.
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "bincounter needs Python 3.11 or newer: make PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     explore.add_argument("--output", type=Path, default=Path("data.html"), help="the page to write (data.html)")
     explore.set_defaults(command=_explore)
 
-    arrange = commands.add_parser("arrange", help="arrange the photos of a data source as <count>/<photo> folders")
+    arrange = commands.add_parser("arrange", help="link the photos of a data source into <count>/<photo> folders")
     arrange.add_argument("destination", type=Path, help="the folder to make")
     arrange.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py: data=abid data.source=...")
     arrange.set_defaults(command=_arrange)
@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _data_of(overrides: list[str]) -> "tuple[DictConfig, BinDataModule]":
-    """The configuration that overrides compose, and its data, prepared."""
+    """The configuration that overrides compose, and its data, not prepared yet."""
     from bincounter.command_line import composed, show_log
 
     show_log()
@@ -83,13 +83,12 @@ def _data_of(overrides: list[str]) -> "tuple[DictConfig, BinDataModule]":
     from bincounter.training.run import data_module
 
     validate(cfg)
-    data = data_module(cfg)
-    data.prepare()
-    return cfg, data
+    return cfg, data_module(cfg)
 
 
 def _explore(arguments: argparse.Namespace) -> int:
     cfg, data = _data_of(arguments.overrides)
+    data.prepare()
     from bincounter.inspect.data_report import write_data_report
 
     settings = {
@@ -108,7 +107,7 @@ def _arrange(arguments: argparse.Namespace) -> int:
     from bincounter.data.layouts import arrange
     from bincounter.data.records import Candidate, Listing
 
-    photos = [Candidate(record.id, record.path, record.count) for record in data.records]
+    photos = [Candidate(record.id, record.path, record.count) for record in data.find()]
     arrange(Listing(photos), arguments.destination)
     print(arguments.destination)
     return 0

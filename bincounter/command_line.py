@@ -101,7 +101,7 @@ def _run(job: Callable[[DictConfig], float | None], config_dir: Path, config_nam
 def _check_jobs(overrides: list[str], compose: Callable[[list[str]], DictConfig]) -> None:
     """Refuse a sweep of listed values if one of its jobs is wrong, before the first one starts."""
     parsed = OverridesParser.create().parse_overrides(overrides)
-    if any(override.is_interval_sweep() for override in parsed) or any("hparams_search" in o for o in overrides):
+    if any(override.is_interval_sweep() for override in parsed):
         return  # a sweeper that chooses by itself
     jobs = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
     for number, job in enumerate(jobs):

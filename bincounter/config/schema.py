@@ -1,8 +1,8 @@
 """The configuration's shape: one schema per group, known to Hydra before any YAML is read.
 
-Wrong keys and types are refused while Hydra composes; ranges and rules between keys are in `bincounter.validation`.
+Wrong keys and types are refused while Hydra composes; ranges and rules between keys, in `bincounter.config.validate`.
 Nodes typed ``Any`` are open: they hold a ``_target_`` and its arguments, which are checked against the target's
-signature there. Defaults stand here; the YAML files under ``conf/`` say only what an option changes.
+signature there. Every setting and its default stands here or in the YAML files under ``conf/``.
 """
 
 from dataclasses import dataclass, field
@@ -130,5 +130,4 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainConfig)
     store.store(group="data", name="schema", node=DataConfig)
-    store.store(group="model", name="schema", node=ModelConfig)
     store.store(group="paths", name="schema", node=PathsConfig)

@@ -100,10 +100,7 @@ class BinDataModule(L.LightningDataModule):
         if self._prepared:
             return
         with _one_at_a_time(self._cache_dir):
-            root = self._local_root()
-            size = self.image_size if self._cache else None
-            self.manifest = scan(root, self._layout, self._cache_dir, image_size=size, workers=self._decoders)
-            self._choose_counts()
+            self._find(self.image_size if self._cache else None)
             self.assignment = stored_split(
                 self.manifest,
                 self.kept,
@@ -117,6 +114,22 @@ class BinDataModule(L.LightningDataModule):
             )
         self._prepared = True
         self._say_what_there_is()
+
+    def find(self) -> list[BinRecord]:
+        """The photos inside the support, fetched or made and opened once, but neither split nor decoded to keep.
+
+        Raises:
+            DataError: there is nothing to read.
+            ResourceError: network or disk gave out.
+        """
+        with _one_at_a_time(self._cache_dir):
+            self._find(None)
+        return self.records
+
+    def _find(self, stored_size: int | None) -> None:
+        root = self._local_root()
+        self.manifest = scan(root, self._layout, self._cache_dir, image_size=stored_size, workers=self._decoders)
+        self._choose_counts()
 
     def _local_root(self) -> Path:
         if self._source is None:

@@ -1,5 +1,6 @@
 """Checkpoints that a run can be killed over and gone on from, bit for bit."""
 
+import io
 import signal
 import threading
 import time
@@ -25,8 +26,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write ``checkpoint`` to ``path``."""
+        # Through memory: torch's writer answers a full disk with an error that does not name it.
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
         with replacing(path, "wb") as file:
-            torch.save(checkpoint, file)
+            file.write(content.getbuffer())
 
     def load_checkpoint(
         self, path: str | Path, map_location: Callable | None = None, weights_only: bool | None = None

@@ -154,7 +154,7 @@ def test_two_processes_train_what_one_would_and_score_each_photo_once(bins: Path
     options = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.sync_batchnorm=false"]
     train(*SMALL, f"data.source={bins}", *options, "data.batch_size=8", f"paths.output_dir={tmp_path / 'run'}")
     split = [row["id"] for row in rows(tmp_path / "run" / "split.csv") if row["split"] != "train"]
-    assert [row["id"] for row in rows(tmp_path / "run" / "predictions.csv")].sort() == split.sort()
+    assert sorted(row["id"] for row in rows(tmp_path / "run" / "predictions.csv")) == sorted(split)
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     logged = [row["val/accuracy"] for row in rows(tmp_path / "run" / "logs" / "metrics.csv") if row["val/accuracy"]]
     # What two processes measured together is what one measures on the same checkpoint.

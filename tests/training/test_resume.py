@@ -18,6 +18,7 @@ RECIPE = [
     "data.image_size=32",
     "data.batch_size=8",
     "data.num_workers=0",
+    "data.balanced=true",
     "data.augmentation.mixup=0.2",
     "data.augmentation.cutmix=0.5",
     "model=cnn",
@@ -91,6 +92,7 @@ def kill_after(folder: Path, writes: int, *overrides: str, how: signal.Signals =
         if now != stamp:
             stamp, seen = now, seen + 1
         time.sleep(0.002)
+    time.sleep(random.uniform(0, 0.3))  # anywhere in a step, a validation, a write
     process.send_signal(how)
     process.communicate(timeout=60)
     return process.returncode

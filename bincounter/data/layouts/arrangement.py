@@ -3,7 +3,7 @@
 import os
 import shutil
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from bincounter.data.disk import full_disk_answered
 from bincounter.data.layouts.folders import Folders
@@ -13,21 +13,25 @@ from bincounter.progress import track
 
 
 def arrange(listing: Listing, destination: Path, link: bool = True) -> None:
-    """Arrange the photos of an ABID listing as ``<destination>/<count>/<id>.jpg``, which ``Folders`` reads.
+    """Arrange the photos of a listing as ``<destination>/<count>/<photo>``, which ``Folders`` reads.
 
     Each photo appears whole or not at all. Photos that are there already stay as they are, so that a call that was
     cut short can be repeated.
 
     Args:
-        listing: of a layout whose ids are plain file names.
+        listing: of any layout.
         destination: folder of the arrangement, made when it is missing.
         link: hard links, which take no space, where the file system allows them; copies otherwise.
 
     Raises:
-        DataError: the destination holds photos that the listing does not put there.
+        DataError: two photos would have one name, or the destination holds photos the listing does not put there.
         ResourceError: the disk is full.
     """
-    targets = {f"{photo.count}/{photo.id}{photo.path.suffix}": photo for photo in listing.candidates}
+    targets: dict[str, Candidate] = {}
+    for photo in listing.candidates:
+        name = PurePosixPath(photo.id).name.removesuffix(photo.path.suffix) + photo.path.suffix
+        if targets.setdefault(f"{photo.count}/{name}", photo) is not photo:
+            raise DataError(f"two photos of count {photo.count} are called {name}: rename one of them.")
     if destination.exists():
         strange = next((photo.id for photo in Folders().list(destination).candidates if photo.id not in targets), None)
         if strange is not None:
