@@ -179,6 +179,11 @@ class BinCounter(L.LightningModule):
         if not self.val_loss.compute().isfinite():
             raise UserError("The validation loss is no longer a finite number; lower model.optimizer.lr.")
 
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """``{"id": list[str], "count": int[B] where the batch has it, "probabilities": float32[B, K]}``."""
+        probabilities = self.probabilities(batch["image"])
+        return {"id": batch["id"], "count": batch.get("count"), "probabilities": probabilities}
+
     def train(self, mode: bool = True) -> Self:
         """Set the training mode; what is frozen stays in evaluation mode."""
         super().train(mode)
