@@ -11,6 +11,8 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from bincounter.config.launcher import LocalConfig, RehearsalConfig, SageMakerConfig
+
 
 @dataclass
 class SplitConfig:
@@ -123,6 +125,8 @@ class TrainConfig:
     trainer: Any = MISSING
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     paths: PathsConfig = MISSING
+    launcher: Any = MISSING  # typed by its own schemas: local, SageMaker, rehearsal
+    dry_run: bool = False  # print the request that a launcher would send, and end
 
 
 def register() -> None:
@@ -131,3 +135,6 @@ def register() -> None:
     store.store(name="train_schema", node=TrainConfig)
     store.store(group="data", name="schema", node=DataConfig)
     store.store(group="paths", name="schema", node=PathsConfig)
+    store.store(group="launcher", name="local_schema", node=LocalConfig)
+    store.store(group="launcher", name="sagemaker_schema", node=SageMakerConfig)
+    store.store(group="launcher", name="rehearsal_schema", node=RehearsalConfig)

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bincounter.config.choices import one_of
+from bincounter.config.launcher import check_launcher
 from bincounter.config.metrics import mode_of
 from bincounter.config.targets import check_target, imported
 from bincounter.errors import ConfigError
@@ -41,6 +42,7 @@ def validate(cfg: DictConfig) -> None:
     precision = plain["trainer"].get("precision")
     check_target("trainer", {**plain["trainer"], "precision": None if precision == "auto" else precision})
     _trainer(plain["trainer"], plain["model"])
+    _place(plain)
     check_target("objective", plain["objective"], given=("counts",))
     for group in ("callbacks", "logger"):
         for name, node in (plain[group] or {}).items():
@@ -173,7 +175,18 @@ def _trainer(trainer: Mapping[str, Any], model: Mapping[str, Any]) -> None:
         raise ConfigError(
             "model.trained=gradual changes what DDP has to exchange as it runs: use model.trained=last_stages"
         )
-    _accelerator(trainer)
+
+
+def _place(cfg: Mapping[str, Any]) -> None:
+    if cfg["launcher"]:
+        check_launcher(cfg)
+        return
+    if cfg["dry_run"]:
+        raise ConfigError(
+            "dry_run=true shows the request of a launcher, and launcher=local sends none: add launcher=sagemaker_spot, "
+            "or see the configuration by --cfg job"
+        )
+    _accelerator(cfg["trainer"])
 
 
 def _accelerator(trainer: Mapping[str, Any]) -> None:

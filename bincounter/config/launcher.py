@@ -1,0 +1,139 @@
+"""Where a run is carried out: the settings of ``launcher``, and the rules between them.
+
+The names are those of the SageMaker SDK where it has one. What has no setting of its own goes into ``request``, which is
+merged into CreateTrainingJob as it stands.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from bincounter.config.choices import one_of
+from bincounter.errors import ConfigError
+
+_LONGEST_RUN = 28 * 24 * 3600  # seconds; what SageMaker allows without a raised quota is 5 days, with one 28
+_NAME_LENGTH = 63
+
+
+@dataclass
+class LocalConfig:
+    """The run is carried out here, in this process."""
+
+
+@dataclass
+class SageMakerConfig:
+    """The run becomes a SageMaker training job."""
+
+    region: str | None = None  # null: that of AWS_REGION or the profile
+    role: str | None = None  # name or ARN of the execution role, see docs/sagemaker.md
+    image: str | None = None  # URI of a training image; null: AWS's own of framework_version
+    framework_version: str = "2.14"  # PyTorch of the image
+    instance_type: str = "ml.g5.xlarge"
+    instance_count: int = 1
+    volume_size: int = 50  # GB of disk on each instance
+    spot: bool = False
+    max_run: int = 4 * 3600  # seconds of training after which the job is stopped
+    max_wait: int | None = None  # seconds, waiting for spot capacity included; null: twice max_run
+    bucket: str | None = None  # for code, checkpoints and models; null: sagemaker-<region>-<account>
+    prefix: str = "bincounter"  # in that bucket
+    checkpoint_uri: str | None = None  # s3:// folder to keep the run in, or to go on from; null: one for each job
+    input_mode: str = "File"  # File | FastFile: how data.source reaches the instance
+    environment: dict[str, str] = field(default_factory=dict)
+    max_parallel_jobs: int = 4  # jobs of a multirun that run at a time
+    wait: bool = True  # false: submit, and tell how to attach later
+    max_cost_usd: float = 25.0  # a ceiling above it is refused
+    usd_per_hour: float | None = None  # of one instance; null: that of the table in bincounter/cloud/prices.yaml
+    request: dict[str, Any] = field(default_factory=dict)  # merged into CreateTrainingJob
+
+
+@dataclass
+class RehearsalConfig(SageMakerConfig):
+    """The same job, carried out on this machine by a local control plane."""
+
+    interruptions: list[float] = field(default_factory=list)  # seconds from an attempt's first checkpoint to its end
+
+
+def check_launcher(cfg: Mapping[str, Any]) -> None:
+    """Refuse what SageMaker would refuse, before anything is uploaded or paid for.
+
+    Args:
+        cfg: a whole configuration as plain containers; its ``launcher`` is not the local one.
+
+    Raises:
+        ConfigError: the first thing that is wrong.
+    """
+    launcher = cfg["launcher"]
+    if not launcher["instance_type"].startswith("ml."):
+        raise ConfigError(
+            f"launcher.instance_type={launcher['instance_type']} is none of SageMaker's: their names begin with ml., "
+            "as in ml.g5.xlarge"
+        )
+    one_of("launcher.input_mode", launcher["input_mode"], ("File", "FastFile"))
+    for key, low in {"instance_count": 1, "volume_size": 1, "max_run": 1, "max_parallel_jobs": 1}.items():
+        if launcher[key] < low:
+            raise ConfigError(f"launcher.{key}={launcher[key]} is out of range: it must be at least {low}")
+    if launcher["max_run"] > _LONGEST_RUN:
+        raise ConfigError(f"launcher.max_run={launcher['max_run']} is out of range: it is in seconds, at most 28 days")
+    for key in ("max_cost_usd", "usd_per_hour"):
+        if launcher[key] is not None and not launcher[key] > 0:
+            raise ConfigError(f"launcher.{key}={launcher[key]} is out of range: it must be above 0")
+    _spot(launcher)
+    _places(launcher)
+    _run(cfg, launcher)
+
+
+def _spot(launcher: Mapping[str, Any]) -> None:
+    keep_alive = (launcher["request"].get("ResourceConfig") or {}).get("KeepAlivePeriodInSeconds")
+    if launcher["spot"] and keep_alive:
+        raise ConfigError(
+            "launcher.request.ResourceConfig.KeepAlivePeriodInSeconds (a warm pool) and launcher.spot=true exclude each "
+            "other at AWS: use launcher=sagemaker for a warm pool, or leave it out"
+        )
+    if launcher["max_wait"] is None:
+        return
+    if not launcher["spot"]:
+        raise ConfigError(
+            "launcher.max_wait is for spot alone: leave it out, or set launcher.spot=true (launcher=sagemaker_spot)"
+        )
+    if launcher["max_wait"] < launcher["max_run"]:
+        raise ConfigError(
+            f"launcher.max_wait={launcher['max_wait']} is shorter than launcher.max_run={launcher['max_run']}: it "
+            "counts the run and the waiting before it, so make it at least as long"
+        )
+
+
+def _places(launcher: Mapping[str, Any]) -> None:
+    uri = launcher["checkpoint_uri"]
+    if uri is not None and not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]+(/.*)?", uri):
+        raise ConfigError(f"launcher.checkpoint_uri={uri} is no address in S3: write it as s3://bucket/folder")
+    if launcher["prefix"].startswith("/") or "//" in launcher["prefix"]:
+        raise ConfigError(f"launcher.prefix={launcher['prefix']} is no S3 folder: write it as in bincounter/mine")
+    for key in launcher["environment"]:
+        if not re.fullmatch(r"[a-zA-Z_][a-zA-Z0-9_]*", key):
+            raise ConfigError(f"launcher.environment.{key} is no name of an environment variable: use letters and _")
+
+
+def _run(cfg: Mapping[str, Any], launcher: Mapping[str, Any]) -> None:
+    """What a training job cannot do with this configuration."""
+    if not cfg["train"]:
+        raise ConfigError("train=false scores a checkpoint, which is done here: leave the launcher out")
+    if cfg["ckpt_path"]:
+        raise ConfigError(
+            f"ckpt_path={cfg['ckpt_path']} names something of this machine: a job goes on with "
+            "launcher.checkpoint_uri=s3://..., the folder that the job before kept its run in"
+        )
+    if cfg["model"]["weights"] and ("/" in cfg["model"]["weights"] or cfg["model"]["weights"].endswith(".ckpt")):
+        raise ConfigError(
+            f"model.weights={cfg['model']['weights']} is a file of this machine, which a job does not see: use a "
+            "torchvision name or null"
+        )
+    if cfg["trainer"].get("accelerator") == "mps":
+        raise ConfigError("trainer=mps is an Apple GPU, which SageMaker does not have: use trainer=gpu or trainer=auto")
+    if len(cfg["task_name"]) > _NAME_LENGTH:
+        raise ConfigError(f"task_name is longer than {_NAME_LENGTH} characters, which no job name can be: shorten it")
+    if launcher["instance_count"] > 1 and cfg["model"]["trained"] == "gradual":
+        raise ConfigError(
+            "model.trained=gradual changes what several instances have to exchange as they run: use "
+            "model.trained=last_stages, or launcher.instance_count=1"
+        )
