@@ -1,0 +1,52 @@
+"""The image a training job runs in: AWS's own for a PyTorch version."""
+
+from bincounter.errors import ConfigError
+
+_FRAMEWORK = "pytorch-amzn2023"  # the successor of the "pytorch" images, which end with PyTorch 2.10
+
+
+def training_image(*, framework_version: str, region: str, instance_type: str) -> str:
+    """The address of AWS's training image, with CUDA where the instance has GPUs.
+
+    The SDK's own list is read; no request is sent.
+
+    Args:
+        framework_version: of PyTorch, such as ``2.14``.
+        region: of the job, such as ``us-east-1``.
+        instance_type: such as ``ml.g5.xlarge``.
+
+    Raises:
+        ConfigError: there is no such image, or the SDK is not installed.
+    """
+    try:
+        from sagemaker.core import image_uris  # takes two seconds
+    except ImportError as error:
+        raise ConfigError(
+            "AWS's images are looked up with the SageMaker SDK, which is not installed: pip install "
+            "'bincounter[sagemaker]', or say launcher.image=URI"
+        ) from error
+    try:
+        return image_uris.retrieve(
+            _FRAMEWORK, region, version=framework_version, instance_type=instance_type, image_scope="training"
+        )
+    except ValueError as error:
+        versions = image_uris.config_for_framework(_FRAMEWORK)["training"]["versions"]
+        raise ConfigError(_explain(versions, framework_version, region, instance_type)) from error
+
+
+def _explain(versions: dict[str, dict], framework_version: str, region: str, instance_type: str) -> str:
+    """Why the SDK finds no image; its own sentences advise an upgrade whatever is wrong."""
+    if framework_version not in versions:
+        return (
+            f"launcher.framework_version={framework_version} has no training image of AWS: choose one of "
+            f"{', '.join(versions)}, or say launcher.image=URI"
+        )
+    if region not in versions[framework_version]["registries"]:
+        return (
+            f"region {region} has no training image of AWS: correct launcher.region, such as us-east-1, or say "
+            "launcher.image=URI"
+        )
+    return (
+        f"launcher.instance_type={instance_type} is no type of SageMaker: correct it, such as ml.g5.xlarge, or say "
+        "launcher.image=URI"
+    )
