@@ -1,0 +1,159 @@
+"""Hydra overrides as SageMaker hyperparameters, and back, value for value.
+
+A hyperparameter is a string under a string, in no order. Its key is the override's own, as written before the ``=``
+(``model.optimizer.lr``, ``+trainer.profiler``, ``~logger``), so that the console can be read; its value is JSON, or the
+bare word where JSON would not take it for anything else. What a tuning job sends is read alike.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+
+from bincounter.errors import ConfigError
+
+LONGEST_KEY = 256
+LONGEST_VALUE = 2500
+MOST = 90
+"""CreateTrainingJob takes 100; the toolkit's own and those of a tuning job need some of them."""
+
+# The toolkit's own, and what a tuning job adds.
+_NOT_OURS = ("sagemaker_", "_")
+_BARE = re.compile(r"[A-Za-z0-9_./:@%+=,-]+")
+# What JSON leaves as it is, and the shells and log viewers on the way to the container do not.
+_UNSAFE = re.compile(r"[^ -~]|['`$!]")
+# A word that Hydra reads as a string and nothing else.
+_WORD = re.compile(r"(?!(?:true|false|null|nan|inf)$)[A-Za-z_][A-Za-z0-9_./:-]*", re.IGNORECASE)
+
+
+def encode(overrides: Sequence[str]) -> dict[str, str]:
+    """Write overrides as hyperparameters.
+
+    Args:
+        overrides: as on a command line; of several for one key the last one counts.
+
+    Returns:
+        Key to text, for CreateTrainingJob.
+
+    Raises:
+        ConfigError: a sweep, or more than a training job takes.
+        HydraException: an override that cannot be parsed.
+    """
+    chosen: dict[str, Override] = {}
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        if override.is_sweep_override():
+            raise ConfigError(
+                f"{override.input_line} is a sweep, which is several jobs: add -m, or quote the value if it is one text"
+            )
+        _take(chosen, override)
+    encoded = {key: _text(override) for key, override in chosen.items()}
+    _refuse_too_much(encoded)
+    return encoded
+
+
+def decode(hyperparameters: Mapping[str, str]) -> list[str]:
+    """Read overrides out of hyperparameters; those of the toolkit and of a tuning job are left out.
+
+    Args:
+        hyperparameters: key to text, as in ``hyperparameters.json``.
+
+    Returns:
+        Overrides, quoted for Hydra's grammar, a node before what lies in it.
+    """
+    ours = {key: text for key, text in hyperparameters.items() if not key.startswith(_NOT_OURS)}
+    return [_override(key, ours[key]) for key in sorted(ours, key=_place)]
+
+
+def _take(chosen: dict[str, Override], override: Override) -> None:
+    """Let an override win over earlier ones for its key, with what those made of the key in mind."""
+    key = override.get_key_element()
+    name = key.lstrip("+~")
+    if override.is_delete():
+        for earlier in (name, f"+{name}", f"++{name}"):
+            chosen.pop(earlier, None)
+    else:
+        added = next((prefix for prefix in ("++", "+") if chosen.pop(f"{prefix}{name}", None) is not None), "")
+        chosen.pop(name, None)
+        key = key if key != name else f"{added}{name}"  # a plain change of what an earlier one added
+    chosen[key] = override
+
+
+def _text(override: Override) -> str:
+    if override.is_delete() and override.value_type is None:
+        return ""
+    value = override.value()
+    if isinstance(value, str) and _BARE.fullmatch(value) and not _is_json(value):
+        return value
+    text = json.dumps(_json_ready(value), ensure_ascii=True, separators=(",", ":"))
+    if "\\u0000" in text:
+        raise ConfigError(f"{override.get_key_element()} holds a NUL character, which no program can be given: drop it")
+    return _UNSAFE.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
+
+
+def _json_ready(value: Any) -> Any:
+    """Keys of a mapping become their own source text: JSON has strings alone, and Hydra does not quote them."""
+    if isinstance(value, dict):
+        return {_key_source(key): _json_ready(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_json_ready(item) for item in value]
+    return value
+
+
+def _key_source(key: Any) -> str:
+    return re.sub(r"([\\()\[\]{}:=, \t])", r"\\\1", key) if isinstance(key, str) else _source(key)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _refuse_too_much(encoded: Mapping[str, str]) -> None:
+    remedy = "keep them in an experiment file (conf/experiment), which holds as many as wanted"
+    if len(encoded) > MOST:
+        raise ConfigError(f"{len(encoded)} overrides are more than the {MOST} a training job takes: {remedy}")
+    for key, text in encoded.items():
+        if len(key) > LONGEST_KEY:
+            raise ConfigError(f"{key[:40]}... is longer than the {LONGEST_KEY} characters a key can have: {remedy}")
+        if len(text) > LONGEST_VALUE:
+            raise ConfigError(
+                f"the value of {key} is {len(text)} characters long, and a training job takes {LONGEST_VALUE}: {remedy}"
+            )
+        if key.startswith(_NOT_OURS):
+            raise ConfigError(
+                f"{key} begins like SageMaker's own hyperparameters: write ++{key}, which sets the same and does not"
+            )
+
+
+def _place(key: str) -> tuple[list[str], bool]:
+    """Where an override stands: behind those of the nodes it lies in, and behind a deletion of its own key."""
+    return re.split(r"[./@]", key.lstrip("+~")), not key.startswith("~")
+
+
+def _override(key: str, text: str) -> str:
+    if key.startswith("~") and not text:
+        return key
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = text
+    return f"{key}={_source(value)}"
+
+
+def _source(value: Any) -> str:
+    """A value in Hydra's grammar."""
+    if value is None:
+        return "null"
+    if isinstance(value, str):
+        return value if _WORD.fullmatch(value) else QuotedString(value, Quote.single).with_quotes()
+    if isinstance(value, list):
+        return f"[{','.join(map(_source, value))}]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{_source(item)}" for key, item in value.items()) + "}"
+    return str(value).lower() if isinstance(value, bool) else str(value)
