@@ -1,0 +1,77 @@
+"""What a container installs: the versions that bincounter runs with here, pinned.
+
+torch and torchvision are left to the image, which has them built for its GPUs, and so is what only they need.
+"""
+
+import json
+import tomllib
+from collections.abc import Collection, Iterator
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from bincounter.errors import ConfigError
+
+_OF_THE_IMAGE = {"torch", "torchvision"}
+
+
+def pinned_requirements(pyproject: Path, loggers: Collection[str]) -> str:
+    """The text of a requirements.txt with everything that a run imports.
+
+    What bincounter needs is read from its ``pyproject.toml``, not from the metadata of its installation, which is as
+    old as the last ``pip install -e .``; versions, and what each distribution needs in turn, from what is installed.
+
+    Args:
+        pyproject: bincounter's ``pyproject.toml``.
+        loggers: names of the loggers of the run; those that are an extra, as ``mlflow`` is, come along.
+
+    Raises:
+        ConfigError: something is not installed here, or not from a package index.
+    """
+    project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
+    extras = project.get("optional-dependencies", {})
+    roots = [*project["dependencies"]]
+    for logger in sorted(loggers):
+        roots += extras.get(logger, ())
+    versions = {}
+    for found in _closure([Requirement(root) for root in roots]):
+        _refuse_local(found)
+        versions[canonicalize_name(found.metadata["Name"])] = found.version
+    return "".join(f"{name}=={version}\n" for name, version in sorted(versions.items()))
+
+
+def _closure(roots: list[Requirement]) -> Iterator[Distribution]:
+    """Every installed distribution that the requirements lead to, once."""
+    pending = [(root, "") for root in roots]
+    seen: set[tuple[str, str]] = set()
+    while pending:
+        requirement, extra_asked = pending.pop()
+        name = canonicalize_name(requirement.name)
+        if name in _OF_THE_IMAGE or (requirement.marker and not requirement.marker.evaluate({"extra": extra_asked})):
+            continue
+        try:
+            found = distribution(name)
+        except PackageNotFoundError as error:
+            raise ConfigError(
+                f"{name} is needed in the container and not installed here, so that its version is not known: pip "
+                f"install -e . here, or pip install '{requirement.name}{requirement.specifier}'"
+            ) from error
+        new = {(name, extra) for extra in ("", *requirement.extras)} - seen
+        if (name, "") in new:
+            yield found
+        seen |= new
+        pending += [(Requirement(needed), extra) for _, extra in sorted(new) for needed in found.requires or ()]
+
+
+def _refuse_local(found: Distribution) -> None:
+    """A version that no index holds cannot be installed elsewhere."""
+    origin = json.loads(found.read_text("direct_url.json") or "{}")
+    if not origin and "+" not in found.version:
+        return
+    name = found.metadata["Name"]
+    raise ConfigError(  # the address may hold a token: not repeated
+        f"{name} {found.version} is installed here from a folder, a URL or another build, where the container cannot "
+        f"get it: pip install --force-reinstall {name}=={found.version.partition('+')[0]} from a package index"
+    )

@@ -1,0 +1,220 @@
+"""What is shipped to a training job: one archive of what git tracks, what starts it, and what it installs.
+
+The same files give the same bytes, so that the archive can be stored under its own digest and sent once.
+"""
+
+import gzip
+import hashlib
+import os
+import re
+import stat
+import subprocess
+import tarfile
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from bincounter.errors import ConfigError
+from bincounter.files import replacing
+
+LARGEST = 50_000_000
+"""Bytes, all files together: code that is larger holds something that is none."""
+
+_START = "import sys\n\nfrom bincounter.cloud.container.entry import main\n\nsys.exit(main())\n"
+_OURS = ("bincounter", "conf", "hydra_plugins", "train.py")  # a run does not start, or runs otherwise, without these
+_SUBMODULE = "160000"
+_NAMED = 5  # files named in one sentence
+_SECRET_FILE = re.compile(
+    r"\.env(\.(?!example$|sample$|template$).+)?|.+\.(pem|key|p12|pfx)|id_(rsa|dsa|ecdsa|ed25519).*|\.netrc|\.pypirc"
+    r"|credentials(\.(csv|ini|json|toml|txt|ya?ml))?|.*accesskeys\.csv|rootkey\.csv",
+    re.IGNORECASE,
+)
+_SECRET_TEXT = {
+    # AWS's manuals write keys that end in EXAMPLE.
+    "an AWS access key id": re.compile(rb"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b(?<!EXAMPLE)"),
+    "a private key": re.compile(rb"-----BEGIN (?:[A-Z0-9]+ ){0,2}PRIVATE KEY-----"),
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A packed archive.
+
+    Attributes:
+        path: of the ``.tar.gz``.
+        sha256: hexadecimal digest of the archive.
+        size: bytes of the archive.
+        files: how many it holds.
+    """
+
+    path: Path
+    sha256: str
+    size: int
+    files: int
+
+
+class _File(NamedTuple):
+    """One file of the archive; ``executable`` is the only bit of its mode that is kept."""
+
+    content: bytes
+    executable: bool = False
+
+
+def pack(
+    repository: Path, destination: Path, *, extra: Mapping[str, bytes] | None = None, loggers: Collection[str] = ()
+) -> Source:
+    """Write the archive of a checkout: tracked files as they are on disk, ``start.py`` and ``requirements.txt``.
+
+    Args:
+        repository: folder that holds bincounter's ``pyproject.toml``, in a checkout of git.
+        destination: the ``.tar.gz`` to write; it appears whole or not at all.
+        extra: further files, by their path in the archive.
+        loggers: names of the loggers of the run, see :func:`bincounter.cloud.pinned.pinned_requirements`.
+
+    Raises:
+        ConfigError: there is no checkout, or it holds what must not or need not be shipped, or misses what must.
+    """
+    from bincounter.cloud.pinned import pinned_requirements  # only who packs needs packaging
+
+    root = repository.resolve()
+    names = _tracked(root)
+    _refuse_untracked(root)
+    _refuse_names(names)
+    generated = {"start.py": _START.encode(), **(extra or {})}
+    generated["requirements.txt"] = pinned_requirements(root / "pyproject.toml", loggers).encode()
+    files = _read(root, names)
+    for name in generated.keys() & files.keys():
+        raise ConfigError(
+            f"git tracks {name}, which is written anew for every job: rename it, and list what it requires under "
+            "dependencies in pyproject.toml"
+        )
+    files |= {name: _File(content) for name, content in generated.items()}
+    for name, file in files.items():
+        _refuse_secret_text(name, file.content)
+    archive = _archive(files)
+    with replacing(destination, "wb") as out:
+        out.write(archive)
+    return Source(destination, hashlib.sha256(archive).hexdigest(), len(archive), len(files))
+
+
+def _tracked(root: Path) -> list[str]:
+    """The files that git tracks under ``root``, relative to it."""
+    entries = [entry.partition("\t") for entry in _git(root, "ls-files", "--stage", "-z")]
+    for described, _, name in entries:
+        if described.startswith(_SUBMODULE):
+            raise ConfigError(
+                f"{name} is a submodule of git, whose files would be missing in the container: add them to this "
+                "repository, or remove the submodule"
+            )
+    names = sorted({name for _, _, name in entries})  # a file in a merge conflict is listed more than once
+    if "pyproject.toml" not in names:
+        raise ConfigError(
+            f"{root} tracks no pyproject.toml, so it is no checkout of bincounter: start from a git clone of it"
+        )
+    return names
+
+
+def _git(root: Path, *arguments: str) -> list[str]:
+    """The entries that a git command with ``-z`` prints."""
+    try:
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, check=False)
+    except FileNotFoundError as error:
+        if not root.is_dir():
+            raise ConfigError(f"{root} does not exist: start from a git clone of bincounter") from error
+        raise ConfigError(
+            "git is not installed, and what it tracks is what a job is sent: install git, and start from a git clone "
+            "of bincounter"
+        ) from error
+    if done.returncode:
+        why = next(iter(done.stderr.decode(errors="replace").splitlines()), f"exit code {done.returncode}")
+        raise ConfigError(f"{root} is no checkout that git can read ({why}): start from a git clone of bincounter")
+    return [entry for entry in os.fsdecode(done.stdout).split("\0") if entry]
+
+
+def _refuse_untracked(root: Path) -> None:
+    untracked = _git(root, "ls-files", "--others", "--exclude-standard", "-z", "--", *_OURS)
+    if untracked:
+        raise ConfigError(
+            f"{_some(untracked)} {'is' if len(untracked) == 1 else 'are'} not tracked by git and would be missing in "
+            "the container: git add what belongs to the run, and add the rest to .gitignore"
+        )
+
+
+def _refuse_names(names: Iterable[str]) -> None:
+    for name in names:
+        if name == "setup.py":
+            raise ConfigError(
+                "a setup.py at the top of the repository makes SageMaker install it as a package instead of starting "
+                "the run: move what it says into pyproject.toml and delete it"
+            )
+        if _SECRET_FILE.fullmatch(PurePosixPath(name).name):
+            raise _secret(name, "looks like a file of secrets")
+
+
+def _read(root: Path, names: list[str]) -> dict[str, _File]:
+    """Read the tracked files that are still there; links among them are followed."""
+    tracked = set(names)
+    paths: dict[str, Path] = {}
+    for name in names:
+        path = root / name
+        if not path.is_symlink() and not path.is_file():
+            continue  # deleted, and not yet in git
+        target = path.resolve()
+        if not (target.is_relative_to(root) and target.relative_to(root).as_posix() in tracked and target.is_file()):
+            raise ConfigError(
+                f"{name} is a link to something other than a file that git tracks here: put a copy of it in the place "
+                "of the link, or remove it from git"
+            )
+        paths[name] = target
+    _refuse_large({name: path.stat().st_size for name, path in paths.items()})
+    return {name: _File(path.read_bytes(), bool(path.stat().st_mode & stat.S_IXUSR)) for name, path in paths.items()}
+
+
+def _refuse_large(sizes: Mapping[str, int]) -> None:
+    total = sum(sizes.values())
+    if total > LARGEST:
+        largest = sorted(sizes, key=lambda name: -sizes[name])[:_NAMED]
+        shown = ", ".join(f"{name} ({sizes[name] / 1e6:.1f} MB)" for name in largest)
+        raise ConfigError(
+            f"what git tracks has {total / 1e6:.1f} MB and a job is sent at most {LARGEST / 1e6:.0f}, the largest are "
+            f"{shown}: keep photos and weights out of git, with git rm --cached and .gitignore"
+        )
+
+
+def _refuse_secret_text(name: str, content: bytes) -> None:
+    for what, pattern in _SECRET_TEXT.items():
+        found = pattern.search(content)
+        if found:  # the value is not repeated
+            line = content.count(b"\n", 0, found.start()) + 1
+            raise _secret(f"{name}, line {line},", f"looks like {what}")
+
+
+def _secret(where: str, why: str) -> ConfigError:
+    return ConfigError(
+        f"{where} {why}, and a job is sent no secrets: remove it from git (git rm --cached), replace the secret if it "
+        "was ever pushed, and let the job's role give access"
+    )
+
+
+def _some(names: list[str]) -> str:
+    """The first few of many names."""
+    rest = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _archive(files: Mapping[str, _File]) -> bytes:
+    """A ``.tar.gz`` that depends on nothing but names, contents and executable bits."""
+    packed = BytesIO()
+    with (
+        gzip.GzipFile(filename="", mode="wb", fileobj=packed, mtime=0) as compressed,
+        tarfile.open(fileobj=compressed, mode="w", format=tarfile.PAX_FORMAT) as tar,
+    ):
+        for name in sorted(files):
+            content, executable = files[name]
+            member = tarfile.TarInfo(name)  # time 0, owner 0
+            member.size = len(content)
+            member.mode = 0o755 if executable else 0o644
+            tar.addfile(member, BytesIO(content))
+    return packed.getvalue()
