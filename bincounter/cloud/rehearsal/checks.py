@@ -1,0 +1,147 @@
+"""What AWS refuses about CreateTrainingJob, and what the rehearsal cannot do.
+
+Lengths, ranges, enumerations and patterns are those of botocore's service model, which the client itself does not
+check. The rules between fields are AWS's, from the API reference of CreateTrainingJob.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from botocore.validate import ParamValidator
+
+from bincounter.cloud.rehearsal.answers import Refused
+
+_DAY = 86_400  # AWS's default of MaxRuntimeInSeconds
+
+
+def check_shape(shape: Any, request: dict[str, Any]) -> None:
+    """Refuse a request that botocore's service model does not allow.
+
+    Args:
+        shape: the operation's ``input_shape``.
+        request: the decoded body.
+
+    Raises:
+        Refused: the first members that break a type, a length, a range, an enumeration or a pattern.
+    """
+    report = ParamValidator().validate(request, shape)
+    if report.has_errors():
+        raise Refused("ValidationException", report.generate_report())
+    broken = list(_violations(shape, request, ""))
+    if broken:
+        count = f"{len(broken)} validation error{'s' * (len(broken) > 1)} detected"
+        raise Refused("ValidationException", f"{count}: {'; '.join(broken)}")
+
+
+def _violations(shape: Any, value: Any, path: str) -> Iterator[str]:
+    for constraint in _broken_constraints(shape, value):
+        yield f"Value '{value}' at '{path}' failed to satisfy constraint: Member must {constraint}"
+    if shape.type_name == "structure":
+        for name, member in value.items():
+            inner = name[0].lower() + name[1:]
+            yield from _violations(shape.members[name], member, f"{path}.{inner}" if path else inner)
+    elif shape.type_name == "list":
+        for number, member in enumerate(value, start=1):
+            yield from _violations(shape.member, member, f"{path}.{number}.member")
+    elif shape.type_name == "map":
+        for key, member in value.items():
+            yield from _violations(shape.key, key, f"{path}.key")
+            yield from _violations(shape.value, member, f"{path}.{key}.member")
+
+
+def _broken_constraints(shape: Any, value: Any) -> Iterator[str]:
+    limits = shape.metadata
+    sized = shape.type_name in ("string", "list", "map")
+    size, measure = (len(value), "have length ") if sized else (value, "have value ")
+    if "max" in limits and size > limits["max"]:
+        yield f"{measure}less than or equal to {limits['max']}"
+    if "min" in limits and size < limits["min"]:
+        yield f"{measure}greater than or equal to {limits['min']}"
+    if shape.type_name == "string":
+        if shape.enum and value not in shape.enum:
+            yield f"satisfy enum value set: [{', '.join(shape.enum)}]"
+        if "pattern" in limits and not _matches(limits["pattern"], value):
+            yield f"satisfy regular expression pattern: {limits['pattern']}"
+
+
+def _matches(pattern: str, value: str) -> bool:
+    try:
+        return re.fullmatch(pattern, value) is not None
+    except re.error:  # the model's patterns are Java's, and a few of them are not Python's
+        return True
+
+
+def check_rules(request: dict[str, Any]) -> None:
+    """Refuse what AWS refuses though every member on its own is right.
+
+    Raises:
+        Refused: the rule that is broken.
+    """
+    spot = request.get("EnableManagedSpotTraining", False)
+    stopping = request.get("StoppingCondition", {})
+    longest, wait = stopping.get("MaxRuntimeInSeconds", _DAY), stopping.get("MaxWaitTimeInSeconds")
+    algorithm = request.get("AlgorithmSpecification", {})
+    channels = [channel["ChannelName"] for channel in request.get("InputDataConfig", [])]
+    rules = {
+        "AlgorithmSpecification needs exactly one of TrainingImage and AlgorithmName.": (
+            ("TrainingImage" in algorithm) == ("AlgorithmName" in algorithm)
+        ),
+        "ResourceConfig, StoppingCondition and OutputDataConfig are required.": not (
+            {"ResourceConfig", "StoppingCondition", "OutputDataConfig"} <= request.keys()
+        ),
+        "Managed spot training needs MaxWaitTimeInSeconds.": spot and wait is None,
+        f"MaxWaitTimeInSeconds must be at least MaxRuntimeInSeconds ({longest}).": wait is not None and wait < longest,
+        "MaxWaitTimeInSeconds is for managed spot training only.": wait is not None and not spot,
+        "A warm pool (KeepAlivePeriodInSeconds) cannot be used with managed spot training.": (
+            spot and "KeepAlivePeriodInSeconds" in request.get("ResourceConfig", {})
+        ),
+        "InputDataConfig names a channel twice.": len(set(channels)) < len(channels),
+    }
+    _refuse_first(rules)
+    for definition in algorithm.get("MetricDefinitions", []):
+        try:
+            re.compile(definition["Regex"])
+        except re.error as error:
+            raise Refused(
+                "ValidationException", f"Metric {definition['Name']}: bad regular expression: {error}"
+            ) from None
+
+
+def check_rehearsable(request: dict[str, Any]) -> None:
+    """Refuse what AWS could do and the rehearsal cannot, rather than to do something else.
+
+    Raises:
+        Refused: what it cannot do.
+    """
+    algorithm = request["AlgorithmSpecification"]
+    channels = request.get("InputDataConfig", [])
+    sources = [channel["DataSource"].get("S3DataSource", {}) for channel in channels]
+    modes = [algorithm["TrainingInputMode"], *(channel.get("InputMode", "File") for channel in channels)]
+    pauses = request.get("Environment", {}).get("REHEARSAL_INTERRUPTIONS")
+    limits = {
+        "script mode only, so no ContainerEntrypoint.": "ContainerEntrypoint" in algorithm,
+        "no input mode but File and FastFile.": not {*modes} <= {"File", "FastFile"},
+        "no channel but of S3 prefixes.": any(source.get("S3DataType") != "S3Prefix" for source in sources),
+        "no compressed channels.": any(channel.get("CompressionType", "None") != "None" for channel in channels),
+        "one group of equal instances (InstanceType and InstanceCount).": not (
+            {"InstanceType", "InstanceCount"} <= request["ResourceConfig"].keys()
+        ),
+        "checkpoints at /opt/ml/checkpoints only.": (
+            request.get("CheckpointConfig", {}).get("LocalPath", "/opt/ml/checkpoints") != "/opt/ml/checkpoints"
+        ),
+        "outputs as model.tar.gz only.": request["OutputDataConfig"].get("CompressionType", "GZIP") != "GZIP",
+        "interruptions of managed spot jobs only.": (
+            pauses is not None and not request.get("EnableManagedSpotTraining", False)
+        ),
+        'REHEARSAL_INTERRUPTIONS as seconds with commas between, such as "5,0.5".': (
+            pauses is not None and re.fullmatch(r"\d+(\.\d+)?(,\d+(\.\d+)?)*", pauses) is None
+        ),
+    }
+    _refuse_first({f"The rehearsal knows {limit}": broken for limit, broken in limits.items()})
+
+
+def _refuse_first(rules: dict[str, bool]) -> None:
+    for message, broken in rules.items():
+        if broken:
+            raise Refused("ValidationException", message)

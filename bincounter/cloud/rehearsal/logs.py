@@ -1,0 +1,92 @@
+"""A container's output in CloudWatch Logs, and the metrics found in it."""
+
+import re
+import threading
+import time
+from collections.abc import Iterator
+from typing import IO, Any
+
+GROUP = "/aws/sagemaker/TrainingJobs"
+
+# Limits of PutLogEvents: 256 KiB an event, 1 MiB and 10,000 events a call. One character takes up to four bytes.
+_EVENT_CHARACTERS = 60_000
+_CALL_CHARACTERS = 240_000
+_CALL_EVENTS = 5_000
+
+
+class Metrics:
+    """The last value of each metric of ``MetricDefinitions``, as its regular expression finds it in the log."""
+
+    def __init__(self, definitions: list[dict[str, str]]) -> None:
+        self._patterns = {definition["Name"]: re.compile(definition["Regex"]) for definition in definitions}
+        self._found: dict[str, dict[str, Any]] = {}
+
+    def read(self, line: str, moment: float) -> None:
+        """Look for every metric in one line."""
+        for name, pattern in self._patterns.items():
+            match = pattern.search(line)
+            if match is None or not match.groups():
+                continue
+            try:
+                self._found[name] = {"MetricName": name, "Value": float(match[1]), "Timestamp": moment}
+            except (TypeError, ValueError):  # a group that is no number is no metric, on AWS too
+                continue
+
+    def final(self) -> list[dict[str, Any]]:
+        """``FinalMetricDataList``."""
+        return list(self._found.values())
+
+
+class LogStream:
+    """Reads a container's output in a thread of its own and sends it to one log stream in order.
+
+    Args:
+        logs: a boto3 client of CloudWatch Logs.
+        name: of the stream; it is created.
+        output: the container's stdout and stderr.
+        metrics: looks into every line.
+    """
+
+    def __init__(self, logs: Any, name: str, output: IO[bytes], metrics: Metrics) -> None:
+        self._logs = logs
+        self._name = name
+        self._output = output
+        self._metrics = metrics
+        self._lock = threading.Lock()
+        self._waiting: list[dict[str, Any]] = []
+        logs.create_log_stream(logGroupName=GROUP, logStreamName=name)
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        for raw in self._output:
+            line, moment = raw.decode("utf-8", "replace").rstrip("\r\n"), time.time()
+            self._metrics.read(line, moment)
+            pieces = [line[start : start + _EVENT_CHARACTERS] for start in range(0, len(line), _EVENT_CHARACTERS)]
+            with self._lock:  # an empty line makes no event: CloudWatch refuses empty messages
+                self._waiting += [{"timestamp": int(moment * 1000), "message": piece} for piece in pieces]
+
+    def send(self) -> None:
+        """Send what was read since the last time."""
+        with self._lock:
+            events, self._waiting = self._waiting, []
+        for batch in _batches(events):
+            self._logs.put_log_events(logGroupName=GROUP, logStreamName=self._name, logEvents=batch)
+
+    def close(self) -> None:
+        """Send the rest, once the container's processes are gone."""
+        self._reader.join(5)  # a process that left the container's group may hold the pipe open for ever
+        self.send()
+
+
+def _batches(events: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    batch: list[dict[str, Any]] = []
+    size = 0
+    for event in events:
+        if batch and (size + len(event["message"]) > _CALL_CHARACTERS or len(batch) >= _CALL_EVENTS):
+            yield batch
+            batch, size = [], 0
+        batch.append(event)
+        size += len(event["message"])
+    if batch:
+        yield batch

@@ -1,0 +1,93 @@
+"""The server: moto behind a layer that answers some of SageMaker's operations itself."""
+
+import json
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import boto3
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+from werkzeug.serving import make_server
+
+from bincounter.cloud.rehearsal import BUCKET, REGION, ROLE, client_environment
+from bincounter.cloud.rehearsal.answers import Operation, answer
+from bincounter.cloud.rehearsal.processes import ProcessGroups
+from bincounter.cloud.rehearsal.site import Site
+from bincounter.cloud.rehearsal.training_jobs import TrainingJobs
+
+_SERVICE = "SageMaker."  # how SageMaker's operations begin in X-Amz-Target
+
+
+class _Application:
+    """WSGI: a table of operations before moto."""
+
+    def __init__(self) -> None:
+        self.operations: dict[str, Operation] = {}
+        self._moto = DomainDispatcherApplication(create_backend_app)
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        target = environ.get("HTTP_X_AMZ_TARGET", "")
+        operation = self.operations.get(target.removeprefix(_SERVICE)) if target.startswith(_SERVICE) else None
+        if operation is None:
+            return self._moto(environ, start_response)
+        return answer(operation, environ, start_response)
+
+
+class _QuietHandler(MotoRequestHandler):
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        """Requests are not worth a line each."""
+
+
+class ControlPlane:
+    """AWS on 127.0.0.1, from its construction until :meth:`close`.
+
+    Args:
+        folder: where jobs run.
+        port: 0 takes a free one.
+        grace: seconds between SIGTERM and SIGKILL for a job that is stopped or interrupted.
+    """
+
+    def __init__(self, folder: Path, port: int, grace: float) -> None:
+        application = _Application()
+        self._server = make_server("127.0.0.1", port, application, threaded=True, request_handler=_QuietHandler)
+        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
+        self._groups = ProcessGroups()
+        session = _session(self.endpoint)
+        s3, logs = (session.client(service, endpoint_url=self.endpoint) for service in ("s3", "logs"))
+        site = Site(folder, self.endpoint, grace, s3, logs, self._groups)
+        model = session.client("sagemaker", endpoint_url=self.endpoint).meta.service_model
+        application.operations |= TrainingJobs(site, model).operations()
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        self._furnish(session)
+
+    def _furnish(self, session: boto3.Session) -> None:
+        """What an account that has used SageMaker before has: a bucket and a role."""
+        trust = {
+            "Version": "2012-10-17",
+            "Statement": [
+                {
+                    "Effect": "Allow",
+                    "Principal": {"Service": "sagemaker.amazonaws.com"},
+                    "Action": "sts:AssumeRole",
+                }
+            ],
+        }
+        session.client("s3", endpoint_url=self.endpoint).create_bucket(Bucket=BUCKET)
+        iam = session.client("iam", endpoint_url=self.endpoint)
+        iam.create_role(RoleName=ROLE, AssumeRolePolicyDocument=json.dumps(trust))
+
+    def close(self) -> None:
+        """End all jobs' processes and the server."""
+        self._groups.close()
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def _session(endpoint: str) -> boto3.Session:
+    variables = client_environment(endpoint)
+    return boto3.Session(
+        aws_access_key_id=variables["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=variables["AWS_SECRET_ACCESS_KEY"],
+        region_name=REGION,
+    )

@@ -1,0 +1,113 @@
+"""What SageMaker's agent moves between a job's folders and S3."""
+
+import os
+import tarfile
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+
+def split_uri(uri: str) -> tuple[str, str]:
+    """``s3://bucket/some/prefix`` as bucket and prefix."""
+    parts = urlsplit(uri, allow_fragments=False)
+    return parts.netloc, parts.path.lstrip("/")
+
+
+def joined(uri: str, *names: str) -> str:
+    """The names below ``uri``, whether or not that ends in a slash."""
+    return "/".join([uri.rstrip("/"), *names])
+
+
+def list_objects(s3: Any, uri: str) -> list[str]:
+    """Keys of all objects whose key begins with the prefix, in S3's order; folder markers are left out."""
+    bucket, prefix = split_uri(uri)
+    pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+    keys = (found["Key"] for page in pages for found in page.get("Contents", []))
+    return [key for key in keys if not key.endswith("/")]
+
+
+def download(s3: Any, uri: str, keys: Iterable[str], folder: Path) -> None:
+    """Save objects that ``uri`` lists in ``folder`` under the part of their keys below the prefix."""
+    bucket, prefix = split_uri(uri)
+    for key in keys:
+        path = folder / _name_below(prefix, key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        s3.download_file(bucket, key, str(path))
+
+
+def _name_below(prefix: str, key: str) -> str:
+    """A prefix is the beginning of a string for S3; for people it is a folder, a file, or the beginning of a name."""
+    rest = key[len(prefix) :]
+    if rest.startswith("/") or (prefix.endswith("/") and rest):
+        return rest.lstrip("/")
+    return key[prefix.rfind("/") + 1 :]
+
+
+class SyncedFolder:
+    """A folder whose changed files go to S3 as they are: all of them, hidden ones too; none is ever deleted there.
+
+    Args:
+        s3: a boto3 client.
+        uri: where the files go.
+        folder: the local folder.
+    """
+
+    def __init__(self, s3: Any, uri: str, folder: Path) -> None:
+        self._s3 = s3
+        self._uri = uri
+        self._folder = folder
+        self._uploaded: dict[Path, tuple[int, ...]] = {}
+
+    def restore(self) -> None:
+        """Download what S3 holds; it counts as uploaded."""
+        below = self._uri.rstrip("/") + "/"  # not what another job's longer name begins with
+        download(self._s3, below, list_objects(self._s3, below), self._folder)
+        for path in self._files():
+            self._uploaded[path] = _signature(path.stat())
+
+    def upload_changes(self) -> list[str]:
+        """Upload every file that changed since the last time.
+
+        Returns:
+            The names of the uploaded files, without their folders.
+        """
+        names = []
+        bucket, prefix = split_uri(self._uri)
+        for path in self._files():
+            with suppress(FileNotFoundError), path.open("rb") as file:  # it may be gone since it was listed
+                signature = _signature(os.fstat(file.fileno()))
+                if self._uploaded.get(path) == signature:
+                    continue
+                # Through one descriptor and as one object: a file replaced meanwhile never mixes with its successor.
+                body = file.read()
+                key = joined(prefix, path.relative_to(self._folder).as_posix())
+                self._s3.put_object(Bucket=bucket, Key=key, Body=body)
+                self._uploaded[path] = signature
+                names.append(path.name)
+        return names
+
+    def _files(self) -> Iterator[Path]:
+        for folder, _, names in os.walk(self._folder):
+            yield from (path for name in names if (path := Path(folder) / name).is_file())
+
+
+def _signature(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def upload_archive(s3: Any, folders: list[Path], uri: str) -> None:
+    """Pack the contents of folders into one ``tar.gz`` at ``uri``; of files with one name, the first folder's."""
+    bucket, key = split_uri(uri)
+    members: dict[str, Path] = {}
+    for folder in folders:
+        for path in sorted(folder.rglob("*")):
+            members.setdefault(path.relative_to(folder).as_posix(), path)
+    with tempfile.TemporaryFile() as file:
+        with tarfile.open(fileobj=file, mode="w:gz") as archive:
+            for name, path in members.items():
+                archive.add(path, name, recursive=False)
+        file.seek(0)
+        s3.upload_fileobj(file, bucket, key)
