@@ -1,4 +1,4 @@
-"""``python -m bincounter explore|arrange|predict|compare``: look at data, count photos, put runs side by side."""
+"""``python -m bincounter COMMAND``: look at data, count photos, put runs side by side, follow jobs at SageMaker."""
 
 import argparse
 import os
@@ -70,6 +70,15 @@ def _parser() -> argparse.ArgumentParser:
     compare = commands.add_parser("compare", help="runs side by side: what differed, and what it did to the scores")
     compare.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs, or of sweeps")
     compare.set_defaults(command=_compare)
+
+    attach = commands.add_parser(
+        "attach", help="follow the SageMaker jobs of a run or a sweep, and fetch what they have"
+    )
+    attach.add_argument("folder", type=Path, help="of the run, or of the sweep")
+    attach.set_defaults(command=_attach)
+
+    rehearsal = commands.add_parser("rehearsal", help="a local stand-in for AWS that carries SageMaker jobs out here")
+    rehearsal.set_defaults(command=_rehearsal)
     return parser
 
 
@@ -156,6 +165,31 @@ def _compare(arguments: argparse.Namespace) -> int:
     from bincounter.inspect.compare import compare, render
 
     Console().print(render(compare(arguments.runs)))
+    return 0
+
+
+def _attach(arguments: argparse.Namespace) -> int:
+    from bincounter.cloud.crew import attach
+    from bincounter.command_line import show_log
+
+    show_log()
+    for folder in attach(arguments.folder):
+        print(folder)
+    return 0
+
+
+def _rehearsal(arguments: argparse.Namespace) -> int:
+    import tempfile
+    import threading
+
+    from bincounter.cloud.rehearsal import rehearsed
+
+    with tempfile.TemporaryDirectory(prefix="bincounter-rehearsal-") as folder, rehearsed(Path(folder)) as variables:
+        for name, value in variables.items():
+            print(f"export {name}={value}")
+        print("Paste these into another terminal; Ctrl-C ends it all.", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        threading.Event().wait()
     return 0
 
 

@@ -1,7 +1,7 @@
 """Where a run is carried out: the settings of ``launcher``, and the rules between them.
 
-The names are those of the SageMaker SDK where it has one. What has no setting of its own goes into ``request``, which is
-merged into CreateTrainingJob as it stands.
+The names are those of the SageMaker SDK where it has one. What has no setting of its own goes into ``request``, which
+is merged into CreateTrainingJob as it stands.
 """
 
 import re
@@ -87,8 +87,8 @@ def _spot(launcher: Mapping[str, Any]) -> None:
     keep_alive = (launcher["request"].get("ResourceConfig") or {}).get("KeepAlivePeriodInSeconds")
     if launcher["spot"] and keep_alive:
         raise ConfigError(
-            "launcher.request.ResourceConfig.KeepAlivePeriodInSeconds (a warm pool) and launcher.spot=true exclude each "
-            "other at AWS: use launcher=sagemaker for a warm pool, or leave it out"
+            "launcher.request.ResourceConfig.KeepAlivePeriodInSeconds (a warm pool) and launcher.spot=true exclude "
+            "each other at AWS: use launcher=sagemaker for a warm pool, or leave it out"
         )
     if launcher["max_wait"] is None:
         return

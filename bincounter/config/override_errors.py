@@ -30,7 +30,7 @@ def explain(error: Exception, overrides: list[str], config_dir: Path, compose: C
             "take apart, as in 'data.counts=[0,1,2]'"
         )
     parser = OverridesParser.create()
-    for override in parser.parse_overrides([o for o in overrides if not o.startswith("-")]):
+    for override in parser.parse_overrides(overrides):
         reason = _unknown_option(override, config_dir) or _unknown_key(override, config_dir, overrides, compose)
         if reason:
             return reason

@@ -41,6 +41,8 @@ def validate(cfg: DictConfig) -> None:
     _run(plain)
     precision = plain["trainer"].get("precision")
     check_target("trainer", {**plain["trainer"], "precision": None if precision == "auto" else precision})
+    for number, node in enumerate(plain["trainer"].get("plugins") or []):
+        check_target(f"trainer.plugins[{number}]", node)
     _trainer(plain["trainer"], plain["model"])
     _place(plain)
     check_target("objective", plain["objective"], given=("counts",))

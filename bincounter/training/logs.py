@@ -1,6 +1,7 @@
 """What a run logs, in a way that a resume goes on with row for row."""
 
 import csv
+import logging
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from bincounter.files import replacing
+
+log = logging.getLogger(__name__)
 
 
 class MetricsCsv(Logger):
@@ -130,8 +133,13 @@ class TrainingLog(L.Callback):
             self._log(trainer, {"train/loss": self._recent.take(), "lr": rate})
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log the mean over the epoch."""
-        self._log(trainer, {"train/loss_epoch": self._epoch.take()})
+        """Log the mean over the epoch, and say where the run stands in a line that programs can read too."""
+        loss = self._epoch.take()
+        self._log(trainer, {"train/loss_epoch": loss})
+        scores = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("val/")}
+        line = " ".join(f"{name}={value:.6g}" for name, value in {"train/loss": loss, **scores}.items())
+        if trainer.is_global_zero:
+            log.info("epoch %d of %s: %s", trainer.current_epoch + 1, trainer.max_epochs, line)
 
     def _log(self, trainer: L.Trainer, metrics: dict[str, float]) -> None:
         for logger in trainer.loggers:

@@ -1,0 +1,73 @@
+"""What a job left behind, brought into the run's folder: it then looks as if the run had been carried out here."""
+
+import csv
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bincounter.cloud.aws_errors import answered_by_aws
+from bincounter.cloud.jobs import Job
+from bincounter.cloud.prices import saving_percent
+from bincounter.data.mirror import refusal
+from bincounter.data.s3 import parse
+from bincounter.files import replacing
+
+if TYPE_CHECKING:
+    from bincounter.cloud.account import Account
+
+log = logging.getLogger(__name__)
+
+_AT_ONCE = 8  # objects
+
+
+def fetch(account: "Account", job: Job) -> None:
+    """Bring the run's folder here from where SageMaker keeps it, and note in ``job.json`` what the job came to."""
+    bucket, prefix = parse(job.checkpoint_uri)
+    below = f"{prefix}/"
+    with answered_by_aws(f"fetching {job.checkpoint_uri}"), ThreadPoolExecutor(_AT_ONCE) as pool:
+        pages = account.s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=below)
+        keys = [item["Key"] for page in pages for item in page.get("Contents", ())]
+        wanted = {key: key.removeprefix(below) for key in keys if _belongs_to_run(key.removeprefix(below))}
+        for _ in pool.map(lambda key: _fetch_one(account, bucket, key, job.folder / wanted[key]), wanted):
+            pass
+    job.save()
+
+
+def _belongs_to_run(name: str) -> bool:
+    """Whether an object is a file of the run, not a lock or what a killed write has left."""
+    last = name.rpartition("/")[2]
+    return bool(last) and last != ".lock" and not last.endswith(".part") and refusal(name) is None
+
+
+def _fetch_one(account: "Account", bucket: str, key: str, path: Path) -> None:
+    with replacing(path, "wb") as file:
+        account.s3.download_fileobj(bucket, key, file)
+
+
+def cost(job: Job) -> str:
+    """What a job took and cost, in a sentence."""
+    trained, billed = (job.description.get(key) for key in ("TrainingTimeInSeconds", "BillableTimeInSeconds"))
+    if trained is None or billed is None:
+        return "no time was billed"
+    usd = billed / 3600 * job.usd_per_hour
+    saved = ""
+    if job.description.get("EnableManagedSpotTraining"):
+        saved = f", managed spot saving {saving_percent(trained, billed):.1f} %"
+    return f"{trained} s of training, {billed} s billed{saved}, {usd:.4f} USD"
+
+
+def best_value(folder: Path, metric: str, mode: str) -> float | None:
+    """The best value of ``metric`` that a run logged: what a sweep optimises.
+
+    Args:
+        folder: of the run.
+        metric: such as ``val/accuracy``.
+        mode: ``max`` or ``min``.
+    """
+    path = folder / "logs" / "metrics.csv"
+    if not path.exists():
+        return None
+    with path.open(newline="", encoding="utf-8") as file:
+        values = [float(row[metric]) for row in csv.DictReader(file) if row.get(metric)]
+    return (max if mode == "max" else min)(values, default=None)

@@ -1,0 +1,102 @@
+"""One training job from its submission to its end, and the file that remembers it."""
+
+import json
+import re
+import secrets
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bincounter.cloud.aws_errors import answered_by_aws
+from bincounter.errors import ConfigError
+from bincounter.files import write_text
+
+if TYPE_CHECKING:
+    from bincounter.cloud.account import Account
+
+RECORD = "job.json"  # in the run's folder
+ENDED = ("Completed", "Failed", "Stopped")
+_NAME_LENGTH = 63  # SageMaker's limit
+_POLL_FIRST, _POLL_LONGEST = 1.0, 10.0  # seconds between two questions; DescribeTrainingJob is throttled
+
+
+@dataclass
+class Job:
+    """A training job and the run folder it fills.
+
+    Attributes:
+        name: of the job.
+        number: in its multirun; tells its lines on screen from those of others.
+        folder: of the run, on this machine.
+        region: of the job.
+        checkpoint_uri: where SageMaker keeps the run's folder.
+        command: what starts this run, for telling how to go on with it.
+        usd_per_hour: of all its instances, on demand.
+        description: what DescribeTrainingJob told last, the parts that are kept.
+    """
+
+    name: str
+    number: int
+    folder: Path
+    region: str
+    checkpoint_uri: str
+    command: list[str]
+    usd_per_hour: float
+    description: dict[str, Any] = field(default_factory=dict)
+
+    def save(self) -> None:
+        """Write ``job.json`` into the run's folder."""
+        content = {**vars(self), "folder": None}
+        del content["folder"]
+        write_text(self.folder / RECORD, json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def load(folder: Path) -> list[Job]:
+    """The jobs of a run's folder, or of a multirun's.
+
+    Raises:
+        ConfigError: no job was submitted from there.
+    """
+    records = sorted([*folder.glob(RECORD), *folder.glob(f"*/{RECORD}")])
+    if not records:
+        raise ConfigError(f"{folder} holds no {RECORD}: name the folder of a run that launcher=sagemaker has submitted")
+    return [Job(**json.loads(record.read_text(encoding="utf-8")), folder=record.parent) for record in records]
+
+
+def job_name(task_name: str, number: int) -> str:
+    """A name that no other job of the account has: the task, when, which one of a multirun, and a few random digits."""
+    ending = f"-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{number}-{secrets.token_hex(2)}"
+    task = re.sub(r"[^a-zA-Z0-9]+", "-", f"bincounter-{task_name}").strip("-")
+    return task[: _NAME_LENGTH - len(ending)].rstrip("-") + ending
+
+
+def submit(account: "Account", request: dict[str, Any]) -> None:
+    """Send CreateTrainingJob."""
+    with answered_by_aws(f"submitting {request['TrainingJobName']}"):
+        account.sagemaker.create_training_job(**request)
+
+
+def stop(account: "Account", name: str) -> None:
+    """Ask SageMaker to stop a job, which ends some minutes later with what it has."""
+    with answered_by_aws(f"stopping {name}"):
+        account.sagemaker.stop_training_job(TrainingJobName=name)
+
+
+def describe(account: "Account", name: str) -> dict[str, Any]:
+    """DescribeTrainingJob."""
+    with answered_by_aws(f"asking for {name}"):
+        return account.sagemaker.describe_training_job(TrainingJobName=name)
+
+
+class Pace:
+    """How often to ask: soon while things change, seldom while nothing does."""
+
+    def __init__(self, leave: threading.Event) -> None:
+        self._leave, self._seconds = leave, _POLL_FIRST
+
+    def rest(self, *, changed: bool) -> bool:
+        """Wait; returns whether to leave instead of asking again."""
+        self._seconds = _POLL_FIRST if changed else min(self._seconds * 1.3, _POLL_LONGEST)
+        return self._leave.wait(self._seconds)

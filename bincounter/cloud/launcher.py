@@ -1,0 +1,206 @@
+"""The Hydra launcher that turns jobs into SageMaker training jobs; hydra_plugins/bincounter registers it.
+
+Hydra imports this module at the start of every app of the environment, so that everything heavy is imported on use.
+"""
+
+import json
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from bincounter.config.launcher import RehearsalConfig, SageMakerConfig
+from bincounter.errors import ConfigError
+
+if TYPE_CHECKING:
+    from bincounter.cloud.crew import Task
+    from bincounter.cloud.plan import Planned
+
+log = logging.getLogger(__name__)
+
+_REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@dataclass
+class SageMakerPlugin:
+    """``hydra/launcher=sagemaker``, for any Hydra app."""
+
+    _target_: str = "hydra_plugins.bincounter.SageMakerLauncher"
+    settings: SageMakerConfig = field(default_factory=SageMakerConfig)
+
+
+@dataclass
+class RehearsalPlugin:
+    """``hydra/launcher=sagemaker_rehearsal``, for any Hydra app."""
+
+    _target_: str = "hydra_plugins.bincounter.SageMakerLauncher"
+    settings: RehearsalConfig = field(default_factory=RehearsalConfig)
+
+
+@dataclass
+class BinCounterPlugin:
+    """What conf/launcher chooses: settings are those of the ``launcher`` group."""
+
+    _target_: str = "hydra_plugins.bincounter.SageMakerLauncher"
+    settings: Any = "${launcher}"
+
+
+class SageMakerLauncher(Launcher):
+    """Carries a batch of jobs out as training jobs and returns what they came to.
+
+    Args:
+        settings: see :class:`bincounter.config.launcher.SageMakerConfig`.
+    """
+
+    def __init__(self, settings: DictConfig) -> None:
+        self._settings: dict[str, Any] = OmegaConf.to_container(settings, resolve=True)  # type: ignore[assignment]
+        kind = OmegaConf.get_type(settings)
+        self._rehearsed = isinstance(kind, type) and issubclass(kind, RehearsalConfig)
+        self._jobs_before = 0  # of earlier batches of the same sweep
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Take over what Hydra hands every launcher."""
+        self._context, self._task, self._config = hydra_context, task_function, config
+        # Another app's task function travels as it is; a configuration with our group is composed anew over there.
+        kind = OmegaConf.get_type(config, "launcher") if "launcher" in config else None
+        self._own = isinstance(kind, type) and issubclass(kind, SageMakerConfig)
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Carry the jobs out: all are composed and validated before the first is submitted.
+
+        Raises:
+            BinCounterError: nothing could be submitted, or Ctrl-C left the jobs to themselves.
+        """
+        if not logging.getLogger().hasHandlers():  # Hydra sets logging up for each job, not for the launch
+            logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+            logging.getLogger("botocore").setLevel(logging.WARNING)
+        from bincounter.cloud import plan
+
+        loader = self._context.config_loader
+        planned = [
+            plan.compose(loader, self._config, overrides, initial_job_idx + number)
+            for number, overrides in enumerate(job_overrides)
+        ]
+        if self._own:
+            self._refuse_absent_sweeper()
+            for one in planned:
+                with _named(one, alone=len(planned) == 1):
+                    plan.plan_run(one, loader, self._config)
+        else:
+            self._pickle(planned)
+        with self._place():
+            return self._launch(planned)
+
+    def _refuse_absent_sweeper(self) -> None:
+        sweeper = self._config.hydra.sweeper._target_
+        if not self._settings["wait"] and not sweeper.endswith("BasicSweeper"):
+            raise ConfigError("launcher.wait=false leaves a sweeper without the results it chooses by: drop it")
+
+    def _pickle(self, planned: "Sequence[Planned]") -> None:
+        from bincounter.cloud.task import pickled
+
+        for one in planned:
+            one.extra["task.pkl"] = pickled(self._task, self._context, one.config)
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        """Where the requests go: to AWS, or to a control plane on this machine."""
+        if not self._rehearsed:
+            yield
+            return
+        from bincounter.cloud.rehearsal import rehearsed
+
+        before = dict(os.environ)
+        with (
+            tempfile.TemporaryDirectory(prefix="bincounter-rehearsal-") as folder,
+            rehearsed(Path(folder)) as variables,
+        ):
+            log.info("Rehearsing on this machine: nothing is billed, and the spot discount shown is invented.")
+            os.environ.update(variables)
+            try:
+                yield
+            finally:
+                os.environ.clear()
+                os.environ.update(before)
+
+    def _launch(self, planned: "Sequence[Planned]") -> list[JobReturn]:
+        from bincounter.cloud.account import Account
+        from bincounter.cloud.crew import Crew, attach_command
+        from bincounter.cloud.submission import Submission
+
+        account = Account(self._settings["region"])
+        submission = Submission(account, self._settings, _REPOSITORY, rehearsed=self._rehearsed)
+        submission.show_cost(len(planned), before=self._jobs_before)
+        dry = bool(OmegaConf.select(self._config, "dry_run", default=False))
+        tasks = submission.tasks(planned, dry=dry)
+        if dry:
+            for task in tasks:
+                print(json.dumps(task.request, indent=2, ensure_ascii=False))
+            return [_returned(one, JobStatus.COMPLETED, None) for one in planned]
+        self._jobs_before += len(planned)
+        crew = Crew(account, tasks, at_once=self._settings["max_parallel_jobs"])
+        if self._settings["wait"]:
+            crew.carry_out()
+            return [self._result(one, task) for one, task in zip(planned, tasks, strict=True)]
+        crew.submit_all()
+        folder = planned[0].folder if len(planned) == 1 else planned[0].folder.parent
+        log.info("Follow them and fetch what they have with: %s", attach_command(folder))
+        return [self._told(one, None) for one in planned]
+
+    def _result(self, planned: "Planned", task: "Task") -> JobReturn:
+        from bincounter.cloud import task as pickles
+        from bincounter.cloud.fetch import best_value
+        from bincounter.config import mode_of
+
+        if not self._own and task.error is None:
+            return pickles.result(planned.folder)
+        if task.error is not None:
+            return _returned(planned, JobStatus.FAILED, task.error)
+        metric = planned.config.optimized_metric
+        return self._told(planned, best_value(planned.folder, metric, mode_of(metric)))
+
+    def _told(self, planned: "Planned", value: float | None) -> JobReturn:
+        print(planned.folder, flush=True)
+        return _returned(planned, JobStatus.COMPLETED, value)
+
+
+def _replace_environment(variables: Mapping[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(variables)
+
+
+@contextmanager
+def _named(planned: "Planned", *, alone: bool) -> Iterator[None]:
+    """Say which job of several is refused."""
+    try:
+        yield
+    except ConfigError as error:
+        if alone:
+            raise
+        raise ConfigError(f"job {planned.number} ({' '.join(planned.overrides)}): {error}") from None
+
+
+def _returned(planned: "Planned", status: JobStatus, value: Any) -> JobReturn:
+    from bincounter.cloud.plan import task_config
+
+    hydra: Mapping[str, Any] = planned.config.hydra
+    returned = JobReturn(
+        overrides=planned.overrides,
+        cfg=task_config(planned),
+        hydra_cfg=OmegaConf.create({"hydra": hydra}),
+        working_dir=str(planned.folder),
+        task_name=planned.config.hydra.job.name,
+        status=status,
+    )
+    returned.return_value = value
+    return returned

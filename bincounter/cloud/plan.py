@@ -1,0 +1,174 @@
+"""What a launch would do, job by job: composed, validated, and written as requests before anything is sent."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from bincounter.cloud.hyperparameters import decode, encode
+from bincounter.cloud.prices import gpus
+from bincounter.config import validate
+from bincounter.data.s3 import is_remote
+from bincounter.errors import ConfigError
+from bincounter.training.secrets import masked, masked_argument
+
+if TYPE_CHECKING:
+    from hydra.core.config_loader import ConfigLoader
+
+log = logging.getLogger(__name__)
+
+_NOT_SHIPPED = ("launcher", "dry_run", "paths")
+_IDS = "ids"  # folder in the archive that an id list is shipped in
+_EXTRAS = ("mlflow", "wandb")  # loggers that are extras of the package
+
+
+@dataclass
+class Planned:
+    """One job of a launch.
+
+    Attributes:
+        number: in the multirun.
+        overrides: as the sweeper gave them.
+        config: what they compose, Hydra's part included.
+        folder: of the run, on this machine.
+        shipped: the overrides that the container recomposes.
+        source: where the photos are: an ``s3://`` URI, a local folder to upload first, or ``None``.
+        channel: whether SageMaker hands the photos over; the run fetches them by itself otherwise.
+        extra: files to ship beside what git tracks.
+        loggers: extras of the package that the run needs.
+    """
+
+    number: int
+    overrides: list[str]
+    config: DictConfig
+    folder: Path
+    shipped: list[str] = field(default_factory=list)
+    source: str | None = None
+    channel: bool = False
+    extra: dict[str, bytes] = field(default_factory=dict)
+    loggers: list[str] = field(default_factory=list)
+
+    @property
+    def local_source(self) -> Path | None:
+        """The folder to upload before the job can start."""
+        return Path(self.source) if self.source and not is_remote(self.source) else None
+
+    def ship_source(self, uri: str) -> None:
+        """Name the photos' place in a bucket instead of a folder of this machine."""
+        self.source = uri
+        self.shipped = [*_without(self.shipped, "data.source"), f"data.source={uri}"]
+
+
+def compose(loader: "ConfigLoader", config: DictConfig, overrides: Sequence[str], number: int) -> Planned:
+    """One job as Hydra composes it."""
+    sweep = loader.load_sweep_config(config, list(overrides))
+    with open_dict(sweep):
+        sweep.hydra.job.id = sweep.hydra.job.num = number
+    folder = Path(sweep.hydra.sweep.dir) / str(sweep.hydra.sweep.subdir)
+    return Planned(number, list(overrides), sweep, folder)
+
+
+def task_config(planned: Planned) -> DictConfig:
+    """The job's configuration without Hydra's part."""
+    cfg = planned.config.copy()
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg
+
+
+def plan_run(planned: Planned, loader: "ConfigLoader", config: DictConfig) -> None:
+    """Validate a run of bincounter's own and settle what is shipped for it.
+
+    Raises:
+        ConfigError: the run cannot be carried out by a training job.
+    """
+    cfg = task_config(planned)
+    validate(cfg)
+    plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    _check_devices(plain)
+    planned.source = plain["data"]["source"]
+    planned.shipped = _without(planned.overrides, *_NOT_SHIPPED)
+    planned.loggers = [name for name in _EXTRAS if (plain["logger"] or {}).get(name)]
+    ids = plain["data"]["layout"].get("ids")
+    if isinstance(ids, str) and not is_remote(ids):
+        _ship_ids(planned, Path(ids))
+    # An id list names a few of a million objects: the run fetches those alone.
+    planned.channel = planned.source is not None and not ids
+    _refuse_secrets(planned.shipped, plain["launcher"]["environment"])
+    _check_recomposition(planned, cfg, loader, config)
+
+
+def _check_devices(plain: Mapping[str, Any]) -> None:
+    """A GPU run needs an instance with as many."""
+    launcher, trainer = plain["launcher"], plain["trainer"]
+    there = gpus(launcher["instance_type"])
+    if there is None:
+        return
+    if trainer["accelerator"] in ("gpu", "cuda") and there == 0:
+        raise ConfigError(
+            f"launcher.instance_type={launcher['instance_type']} has no GPU and trainer.accelerator is "
+            f"{trainer['accelerator']}: use trainer=cpu, or an instance with one, such as ml.g5.xlarge"
+        )
+    devices = trainer.get("devices")
+    if isinstance(devices, int) and there and devices > there:
+        raise ConfigError(
+            f"trainer.devices={devices} is more than the {there} of launcher.instance_type="
+            f"{launcher['instance_type']}: use a larger instance"
+        )
+    if trainer["accelerator"] == "cpu" and there:
+        log.warning("trainer=cpu leaves the GPU of %s idle: use trainer=gpu.", launcher["instance_type"])
+
+
+def _ship_ids(planned: Planned, path: Path) -> None:
+    if not path.is_file():
+        raise ConfigError(f"data.layout.ids={path} is no file: name the id list, as in data.layout.ids=file_list.json")
+    name = f"{_IDS}/{path.name}"
+    planned.extra[name] = path.read_bytes()
+    planned.shipped = [*_without(planned.shipped, "data.layout.ids"), f"data.layout.ids='{name}'"]
+
+
+def _refuse_secrets(overrides: Sequence[str], environment: Mapping[str, str]) -> None:
+    """Whoever may describe a job reads its request."""
+    named = [override.partition("=")[0] for override in overrides if masked_argument(override) != override]
+    named += [f"launcher.environment.{key}" for key, value in masked(environment).items() if value != environment[key]]
+    if named:
+        raise ConfigError(
+            f"{named[0]} looks like a secret, and a job's request can be read by whoever may describe it: leave it "
+            "out, and let the job read it by its role (AWS Secrets Manager), or use logger=csv"
+        )
+
+
+def _check_recomposition(planned: Planned, cfg: DictConfig, loader: "ConfigLoader", config: DictConfig) -> None:
+    """What the container will compose from the hyperparameters has to be what was composed here."""
+    shipped = [*decode(encode(planned.shipped)), "launcher=local"]
+    there = loader.load_sweep_config(config, shipped)
+    expected, found = (
+        {
+            str(key): value
+            for key, value in OmegaConf.to_container(node, resolve=False).items()  # type: ignore[union-attr]
+            if key not in (*_NOT_SHIPPED, "hydra")
+        }
+        for node in (cfg, there)
+    )
+    for node in (expected, found):
+        node["data"]["layout"].pop("ids", None)  # shipped under another name
+    different = [key for key in expected if expected[key] != found.get(key)]
+    if different:
+        raise ConfigError(
+            f"{different[0]} would be another in the container: its overrides depend on their order, so write them as "
+            "one (a.b={c: 1}), or put them into a file under conf/experiment"
+        )
+
+
+def _without(overrides: Sequence[str], *keys: str) -> list[str]:
+    """Overrides but those of ``keys`` and of what lies below them."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    return [
+        override.input_line
+        for override in parsed
+        if override.input_line and not any((override.key_or_group + ".").startswith(f"{key}.") for key in keys)
+    ]

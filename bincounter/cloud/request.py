@@ -1,0 +1,177 @@
+"""CreateTrainingJob, built from the settings and checked against botocore's service model before it is sent."""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from bincounter.config import METRICS
+from bincounter.config.choices import nearest
+from bincounter.errors import ConfigError
+
+PROGRAM = "start.py"  # what the image's toolkit runs; bincounter.cloud.source makes it
+CHANNEL = "bins"  # the channel that becomes data.source
+# Where a value of the request comes from, for messages.
+_SETTINGS = {
+    "ResourceConfig.InstanceType": "launcher.instance_type",
+    "ResourceConfig.InstanceCount": "launcher.instance_count",
+    "ResourceConfig.VolumeSizeInGB": "launcher.volume_size",
+    "StoppingCondition.MaxRuntimeInSeconds": "launcher.max_run",
+    "StoppingCondition.MaxWaitTimeInSeconds": "launcher.max_wait",
+    "AlgorithmSpecification.TrainingImage": "launcher.image",
+    "RoleArn": "launcher.role",
+    "CheckpointConfig.S3Uri": "launcher.checkpoint_uri",
+}
+
+
+def metric_definitions() -> list[dict[str, str]]:
+    """Regular expressions that find an epoch's metrics in the log (see bincounter.training.logs.TrainingLog)."""
+    names = ["train/loss", *(f"val/{name}" for name in METRICS)]
+    return [{"Name": name, "Regex": rf"\b{name}=([-+0-9.eE]+|nan)"} for name in names]
+
+
+def training_request(
+    settings: Mapping[str, Any],
+    *,
+    name: str,
+    hyperparameters: Mapping[str, str],
+    source_uri: str,
+    region: str,
+    image: str,
+    role: str,
+    folder_uri: str,
+    channel_uri: str | None,
+) -> dict[str, Any]:
+    """The request for one training job, ``launcher.request`` merged in and checked.
+
+    Args:
+        settings: ``launcher`` as plain containers.
+        name: of the job.
+        hyperparameters: the run's overrides, see bincounter.cloud.hyperparameters.
+        source_uri: the shipped archive.
+        region: of the job.
+        image: URI of the training image.
+        role: ARN of the execution role.
+        folder_uri: ``s3://`` folder under which SageMaker keeps a folder for each job.
+        channel_uri: the photos, or ``None`` where the run gets them by itself.
+
+    Raises:
+        ConfigError: CreateTrainingJob has no such parameter, or does not take such a value.
+    """
+    request: dict[str, Any] = {
+        "TrainingJobName": name,
+        "HyperParameters": {
+            **hyperparameters,
+            "sagemaker_program": PROGRAM,
+            "sagemaker_submit_directory": source_uri,
+            "sagemaker_region": region,
+        },
+        "AlgorithmSpecification": {
+            "TrainingImage": image,
+            "TrainingInputMode": settings["input_mode"],
+            "MetricDefinitions": metric_definitions(),
+        },
+        "RoleArn": role,
+        "OutputDataConfig": {"S3OutputPath": folder_uri},
+        "ResourceConfig": {
+            "InstanceType": settings["instance_type"],
+            "InstanceCount": settings["instance_count"],
+            "VolumeSizeInGB": settings["volume_size"],
+        },
+        "StoppingCondition": {"MaxRuntimeInSeconds": settings["max_run"]},
+        "CheckpointConfig": {
+            "S3Uri": settings["checkpoint_uri"] or f"{folder_uri}/{name}/checkpoints",
+            "LocalPath": "/opt/ml/checkpoints",
+        },
+        "EnableManagedSpotTraining": settings["spot"],
+    }
+    if settings["spot"]:
+        request["StoppingCondition"]["MaxWaitTimeInSeconds"] = settings["max_wait"] or 2 * settings["max_run"]
+    if settings["environment"]:
+        request["Environment"] = dict(settings["environment"])
+    if channel_uri is not None:
+        request["InputDataConfig"] = [_channel(channel_uri, settings["input_mode"])]
+    request = merged(request, settings["request"])
+    check(request, "CreateTrainingJob")
+    return request
+
+
+def _channel(uri: str, input_mode: str) -> dict[str, Any]:
+    # The slash matters: a prefix "bins" would also match what lies under "bins-old/".
+    source = {"S3DataType": "S3Prefix", "S3Uri": uri.rstrip("/") + "/", "S3DataDistributionType": "FullyReplicated"}
+    return {"ChannelName": CHANNEL, "DataSource": {"S3DataSource": source}, "InputMode": input_mode}
+
+
+def merged(request: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+    """``request`` with ``extra`` laid over it: mappings are merged, everything else is replaced."""
+    result = dict(request)
+    for key, value in extra.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merged(result[key], value) if both else value
+    return result
+
+
+def check(request: Mapping[str, Any], operation: str) -> None:
+    """Refuse a request that SageMaker's service model does not know.
+
+    Args:
+        request: the operation's parameters.
+        operation: its name, such as ``CreateTrainingJob``.
+
+    Raises:
+        ConfigError: an unknown, missing or mistyped parameter, or a value that is none of those allowed.
+    """
+    import botocore.session
+    from botocore.validate import ParamValidator
+
+    shape = botocore.session.get_session().get_service_model("sagemaker").operation_model(operation).input_shape
+    report = ParamValidator().validate(request, shape).generate_report()
+    if report:
+        raise ConfigError(_mistake(report.splitlines()[0], operation))
+    for path, value, member in _leaves(request, shape, ""):
+        _check_value(path, value, member)
+
+
+def _mistake(line: str, operation: str) -> str:
+    unknown = re.match(r'Unknown parameter in (\S+): "([^"]+)", must be one of: (.*)', line)
+    if not unknown:
+        return f"launcher.request does not make a {operation} request that SageMaker takes: {line}"
+    where = "" if unknown[1] == "input" else f"{unknown[1]}."
+    known = unknown[3].split(", ")
+    hint = nearest(unknown[2], known)
+    return f"launcher.request.{where}{unknown[2]} is no parameter of {operation}" + (
+        f": did you mean {hint}?" if hint else f": there are {', '.join(known)}"
+    )
+
+
+def _leaves(value: Any, shape: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
+    """Strings and numbers of a request, each with its path and its shape."""
+    if shape.type_name == "structure":
+        for name, inner in value.items():
+            yield from _leaves(inner, shape.members[name], f"{path}.{name}".lstrip("."))
+    elif shape.type_name == "map":
+        for name, inner in value.items():
+            yield from _leaves(inner, shape.value, f"{path}.{name}")
+    elif shape.type_name == "list":
+        for number, inner in enumerate(value):
+            yield from _leaves(inner, shape.member, f"{path}[{number}]")
+    else:
+        yield path, value, shape
+
+
+def _check_value(path: str, value: Any, shape: Any) -> None:
+    """What botocore leaves to the server: allowed values, largest values, patterns."""
+    name = _SETTINGS.get(path, f"launcher.request.{path}")
+    allowed = shape.metadata.get("enum")
+    if allowed and value not in allowed:
+        hint = nearest(str(value), list(allowed))
+        raise ConfigError(
+            f"{name}={value} is nothing that SageMaker knows: "
+            + (f"did you mean {hint}?" if hint else f"there are {', '.join(allowed)}")
+        )
+    most = shape.metadata.get("max")
+    size = len(value) if isinstance(value, str) else value
+    if most is not None and not isinstance(value, bool) and size > most:
+        raise ConfigError(f"{name}={value} is out of range: at most {most} is taken")
+    pattern = shape.metadata.get("pattern")
+    if pattern and isinstance(value, str) and not re.fullmatch(pattern, value, re.DOTALL):
+        raise ConfigError(f"{name}={value} does not have the form that SageMaker takes ({pattern})")

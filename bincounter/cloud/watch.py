@@ -1,0 +1,131 @@
+"""What a job is doing, on the screen: its states and its log, as they come."""
+
+import logging
+import threading
+from typing import TYPE_CHECKING, Any
+
+from bincounter.cloud.aws_errors import answered_by_aws
+from bincounter.cloud.jobs import ENDED, Job, Pace, describe
+
+if TYPE_CHECKING:
+    from bincounter.cloud.account import Account
+
+log = logging.getLogger(__name__)
+
+LOG_GROUP = "/aws/sagemaker/TrainingJobs"
+_KEPT = (
+    "TrainingJobStatus",
+    "SecondaryStatus",
+    "FailureReason",
+    "ModelArtifacts",
+    "CreationTime",
+    "TrainingStartTime",
+    "TrainingEndTime",
+    "TrainingTimeInSeconds",
+    "BillableTimeInSeconds",
+    "FinalMetricDataList",
+    "EnableManagedSpotTraining",
+)
+
+
+def follow(account: "Account", job: Job, leave: threading.Event, *, several: bool) -> bool:
+    """Show a job's states and log lines until it ends.
+
+    Args:
+        account: that it runs in.
+        job: its ``description`` is kept up to date.
+        leave: set by whoever wants this to return early.
+        several: whether lines need the job's number.
+
+    Returns:
+        whether the job has ended.
+    """
+    prefix = f"[{job.number}] " if several else ""
+    states, lines, pace = _States(prefix), _Lines(account, job.name, prefix), Pace(leave)
+    while True:
+        described = describe(account, job.name)
+        job.description = {key: described[key] for key in _KEPT if key in described}
+        changed = states.show(described)
+        changed = lines.show() or changed
+        if described["TrainingJobStatus"] in ENDED:
+            lines.show()  # what came since
+            return True
+        if pace.rest(changed=changed):
+            return False
+
+
+class _States:
+    """Tells each secondary status once, in order: between two questions there may have been several."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix, self._told = prefix, 0
+
+    def show(self, described: dict[str, Any]) -> bool:
+        transitions = described.get("SecondaryStatusTransitions") or []
+        for transition in transitions[self._told :]:
+            message = transition.get("StatusMessage") or ""
+            log.info("%s%s%s", self._prefix, transition["Status"], f": {message}" if message else "")
+        changed = len(transitions) > self._told
+        self._told = len(transitions)
+        return changed
+
+
+class _Lines:
+    """The lines that the run itself wrote; the toolkit's own, some two hundred, are left to the console."""
+
+    def __init__(self, account: "Account", name: str, prefix: str) -> None:
+        self._account, self._name, self._prefix = account, name, prefix
+        self._streams: dict[str, tuple[str | None, _Preamble]] = {}
+
+    def show(self) -> bool:
+        """Show what is new; returns whether anything was."""
+        with answered_by_aws(f"reading the log of {self._name}"):
+            found = [self._show_stream(stream) for stream in self._names()]
+        return any(found)
+
+    def _names(self) -> list[str]:
+        logs = self._account.logs
+        try:
+            pages = logs.get_paginator("describe_log_streams").paginate(
+                logGroupName=LOG_GROUP, logStreamNamePrefix=f"{self._name}/"
+            )
+            return sorted(stream["logStreamName"] for page in pages for stream in page["logStreams"])
+        except logs.exceptions.ResourceNotFoundException:  # nothing was logged yet
+            return []
+
+    def _show_stream(self, stream: str) -> bool:
+        token, preamble = self._streams.get(stream, (None, _Preamble()))
+        before = token
+        while True:
+            position: dict[str, Any] = {"nextToken": token} if token else {}
+            page = self._account.logs.get_log_events(
+                logGroupName=LOG_GROUP, logStreamName=stream, startFromHead=True, **position
+            )
+            for event in page["events"]:
+                if preamble.lets_through(event["message"]):
+                    log.info("%s%s", self._prefix, event["message"].rstrip())
+            if page["nextForwardToken"] == token:  # so CloudWatch says that this was all
+                break
+            token = page["nextForwardToken"]
+        self._streams[stream] = (token, preamble)
+        return token != before
+
+
+class _Preamble:
+    """Leaves out what the toolkit writes before and after the run's own output, in every attempt anew."""
+
+    def __init__(self) -> None:
+        self._command_follows = self._shown = False
+
+    def lets_through(self, line: str) -> bool:
+        if "sagemaker-training-toolkit" in line:
+            if "Reporting training" in line or "Invoking user script" in line:
+                self._shown = False
+            return False
+        if line.startswith("Invoking script with the following command"):
+            self._command_follows = True
+            return False
+        if self._command_follows and line.strip():
+            self._command_follows, self._shown = False, True
+            return False
+        return self._shown and bool(line.strip())
