@@ -1,0 +1,273 @@
+"""Who submits to SageMaker and where: credentials, region, account number, bucket and role.
+
+Everything comes from where every AWS tool looks for it: ``AWS_*`` variables (``AWS_PROFILE``, ``AWS_REGION``,
+``AWS_ENDPOINT_URL``), the files in ``~/.aws``, single sign-on, and the role of the machine.
+"""
+
+import logging
+import os
+import re
+import threading
+from functools import cached_property
+from typing import Any
+from urllib.parse import urlsplit
+
+from bincounter.cloud.aws_errors import answered_by_aws, explain
+from bincounter.config.choices import nearest
+from bincounter.errors import ConfigError
+
+_ROLE_ARN = re.compile(r"arn:aws[a-z-]*:iam::\d{12}:role/[\w+=,.@/-]+")
+_ROLE_NAME = re.compile(r"(?:[\w+=,.@-]+/)*[\w+=,.@-]{1,64}")
+_CONSOLES = {"aws-cn": "console.amazonaws.cn", "aws-us-gov": "console.amazonaws-us-gov.com"}
+_DENIED = ("403", "AccessDenied", "AccessDeniedException", "Forbidden")
+_MISSING = ("404", "NoSuchBucket", "NotFound")
+
+
+class Account:
+    """An AWS account in one region, as the credentials at hand reach it.
+
+    Creating one sends no request, nor does anything that needs none: a role given as an ARN works offline.
+
+    Args:
+        region: ``launcher.region``; ``None`` for that of ``AWS_REGION``, ``AWS_DEFAULT_REGION`` or the profile.
+
+    Attributes:
+        region: the region's name, one that has SageMaker.
+
+    Raises:
+        ConfigError: no region is set, SageMaker is not in it, or the profile does not exist.
+    """
+
+    def __init__(self, region: str | None) -> None:
+        import boto3
+
+        for name in ("boto3", "botocore", "urllib3"):
+            if logging.getLogger(name).isEnabledFor(logging.DEBUG):
+                logging.getLogger(name).setLevel(logging.INFO)  # at DEBUG they write session tokens
+        with answered_by_aws("reading the AWS settings"):
+            self._session = boto3.Session()
+            # boto3 itself knows AWS_DEFAULT_REGION only, every other AWS tool knows AWS_REGION.
+            self.region = region or os.environ.get("AWS_REGION") or self._session.region_name or ""
+            _check_region(self.region, self._session)
+        self._clients: dict[str, Any] = {}
+        self._lock = threading.RLock()  # jobs are submitted from several threads, and sessions are for one
+
+    @property
+    def sagemaker(self) -> Any:
+        """The boto3 client of SageMaker."""
+        return self._client("sagemaker")
+
+    @property
+    def s3(self) -> Any:
+        """The boto3 client of S3."""
+        return self._client("s3")
+
+    @property
+    def logs(self) -> Any:
+        """The boto3 client of CloudWatch Logs."""
+        return self._client("logs")
+
+    @property
+    def sts(self) -> Any:
+        """The boto3 client of STS, which knows who we are."""
+        return self._client("sts")
+
+    @property
+    def iam(self) -> Any:
+        """The boto3 client of IAM."""
+        return self._client("iam")
+
+    @cached_property
+    def number(self) -> str:
+        """The twelve digits of the account, asked for once.
+
+        Raises:
+            BinCounterError: there are no credentials, or AWS does not take them.
+        """
+        with answered_by_aws("asking whose the AWS credentials are"):
+            return str(self.sts.get_caller_identity()["Account"])
+
+    def bucket(self, name: str | None) -> str:
+        """The bucket that holds code, checkpoints and models.
+
+        Args:
+            name: of a bucket that exists in this region; ``None`` for ``sagemaker-<region>-<account>``, the SageMaker
+                SDK's own default, which is made when it is missing, closed to the public.
+
+        Raises:
+            ConfigError: the bucket does not exist, is not ours to use, or lies in another region.
+        """
+        from botocore.exceptions import ClientError
+
+        used = name or f"sagemaker-{self.region}-{self.number}"
+        # Bucket names are worldwide: somebody else may have taken the default one to collect what others put there.
+        owner = {} if name else {"ExpectedBucketOwner": self.number}
+        with answered_by_aws(f"using the bucket {used}"):
+            try:
+                there = self._bucket_region(used, **owner)
+            except ClientError as error:
+                if _code(error) in _DENIED:
+                    raise ConfigError(
+                        f"access to the bucket {used} is denied: have s3:ListBucket on it added to the policies of "
+                        "your AWS user (docs/sagemaker.md), or, if it is another account's, set launcher.bucket to one "
+                        "of yours"
+                    ) from error
+                if _code(error) not in _MISSING:
+                    raise
+                if name:
+                    raise ConfigError(
+                        f"launcher.bucket={name} does not exist: correct it, make it with `aws s3 mb s3://{name} "
+                        f"--region {self.region}`, or leave it out for the default one"
+                    ) from error
+                self._make_bucket(used)
+                return used
+        if there and there != self.region:
+            raise ConfigError(
+                f"launcher.bucket={used} is in {there} and the job in {self.region}: set launcher.region={there}, or "
+                f"leave launcher.bucket out for one in {self.region}"
+            )
+        return used
+
+    def role(self, name_or_arn: str | None) -> str:
+        """The ARN of the role that SageMaker runs the job as.
+
+        Args:
+            name_or_arn: ``launcher.role``. An ARN is taken as it is, without a request. A name is looked up; where that
+                is not allowed, its ARN is made from the account's number.
+
+        Raises:
+            ConfigError: there is none, it cannot be one, or AWS knows none of that name.
+        """
+        from botocore.exceptions import ClientError
+
+        if not name_or_arn:
+            raise ConfigError(
+                "SageMaker runs a job as a role, and none is set: make one with the commands of docs/sagemaker.md (The "
+                "role), then set launcher.role to its name or ARN"
+            )
+        if _ROLE_ARN.fullmatch(name_or_arn):
+            return name_or_arn
+        if name_or_arn.startswith("arn:") or not _ROLE_NAME.fullmatch(name_or_arn):
+            raise ConfigError(
+                f"launcher.role={name_or_arn} is neither the name of a role nor its ARN: write it as "
+                "arn:aws:iam::<account>:role/<name> (`aws iam list-roles` shows those there are)"
+            )
+        with answered_by_aws(f"looking up launcher.role={name_or_arn}"):
+            try:
+                return str(self.iam.get_role(RoleName=name_or_arn.rpartition("/")[2])["Role"]["Arn"])
+            except ClientError as error:
+                if _code(error) not in _DENIED:
+                    raise
+        partition = self._session.get_partition_for_region(self.region)
+        return f"arn:{partition}:iam::{self.number}:role/{name_or_arn}"
+
+    def check_source(self, uri: str) -> None:
+        """Refuse an ``s3://`` source that a job here could not read.
+
+        Args:
+            uri: ``data.source``, an address of a folder or a bucket.
+
+        Raises:
+            DataError: it is no address, or nothing that we may read lies there.
+            ConfigError: the bucket is in another region than the job, which SageMaker refuses.
+        """
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        from bincounter.data.bucket_errors import MissingError, explain_request
+        from bincounter.data.s3 import parse
+
+        name, folder = parse(uri)
+        host = urlsplit(self.s3.meta.endpoint_url).netloc.rpartition("@")[2]
+        try:
+            there = self._bucket_region(name)
+            if there and there != self.region:
+                raise ConfigError(
+                    f"data.source={uri} is in {there} and the job in {self.region}, from where SageMaker does not read "
+                    f"it: set launcher.region={there}, or copy the photos to a bucket in {self.region}"
+                )
+            prefix = f"{folder}/" if folder else ""
+            listed = self.s3.list_objects_v2(Bucket=name, Prefix=prefix, MaxKeys=1)
+        except ClientError as error:
+            raise explain_request(error, uri, host=host, signed=True, reached=True) from error
+        except BotoCoreError as error:
+            raise explain(error, f"looking at data.source={uri}") from error
+        if not listed.get("KeyCount", len(listed.get("Contents", ()))):
+            raise MissingError(f"nothing lies under {uri}: correct data.source, its letters' case included")
+
+    def console_link(self, job_name: str) -> str:
+        """Where a browser shows a training job."""
+        console = _CONSOLES.get(self._session.get_partition_for_region(self.region), "console.aws.amazon.com")
+        return f"https://{self.region}.{console}/sagemaker/home?region={self.region}#/jobs/{job_name}"
+
+    def _client(self, service: str) -> Any:
+        from botocore.config import Config
+        from botocore.exceptions import BotoCoreError
+
+        with self._lock:
+            if service not in self._clients:
+                retries: dict[str, Any] = {"mode": "adaptive"}  # slows down where AWS asks to
+                if "AWS_MAX_ATTEMPTS" not in os.environ:
+                    retries["total_max_attempts"] = 6
+                config = Config(
+                    retries=retries,
+                    connect_timeout=10,
+                    read_timeout=60,
+                    max_pool_connections=32,  # photos are uploaded by many threads
+                    user_agent_extra="bincounter",
+                )
+                try:
+                    self._clients[service] = self._session.client(service, region_name=self.region, config=config)
+                except (BotoCoreError, ValueError) as error:  # an endpoint that is none is a ValueError
+                    raise explain(error, f"reaching {service}") from error
+            return self._clients[service]
+
+    def _bucket_region(self, name: str, **condition: str) -> str | None:
+        """Where a bucket lies; ``None`` from servers that do not tell, which have one region."""
+        from botocore.exceptions import ClientError
+
+        try:
+            answer = self.s3.head_bucket(Bucket=name, **condition)
+        except ClientError as error:
+            there = _region_header(error.response)
+            if there and there != self.region and _code(error) not in _MISSING:
+                return there  # refused for that alone, or before anything else could be
+            raise
+        return answer.get("BucketRegion") or _region_header(answer)
+
+    def _make_bucket(self, name: str) -> None:
+        from botocore.exceptions import ClientError
+
+        place = {} if self.region == "us-east-1" else {"LocationConstraint": self.region}
+        with answered_by_aws(f"making the bucket {name}"):
+            try:
+                self.s3.create_bucket(Bucket=name, **({"CreateBucketConfiguration": place} if place else {}))
+            except ClientError as error:
+                if _code(error) != "BucketAlreadyOwnedByYou":  # another of our commands was quicker
+                    raise
+            closed = ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets")
+            self.s3.put_public_access_block(
+                Bucket=name, PublicAccessBlockConfiguration=dict.fromkeys(closed, True), ExpectedBucketOwner=self.number
+            )
+
+
+def _check_region(region: str, session: Any) -> None:
+    if not region:
+        raise ConfigError("no AWS region is set: say launcher.region=us-east-1 or another, or set AWS_REGION")
+    known = [
+        name
+        for partition in session.get_available_partitions()
+        for name in session.get_available_regions("sagemaker", partition_name=partition)
+    ]
+    if region not in known:
+        guess = nearest(region, known)
+        hint = f"did you mean launcher.region={guess}?" if guess else "say launcher.region=us-east-1 or another"
+        raise ConfigError(f"{region} is no region of SageMaker's: {hint} (AWS_REGION and the profile set it, too)")
+
+
+def _code(error: Any) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def _region_header(answer: dict[str, Any]) -> str | None:
+    headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    return headers.get("x-amz-bucket-region") or None

@@ -1,0 +1,187 @@
+"""What AWS's refusals mean, each in one sentence with the next step.
+
+:func:`explain` is for a request that failed, :func:`explain_failure` for a training job that did. Values out of a
+request are not repeated: an environment variable or a hyperparameter may be a secret.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from bincounter.cloud.aws_answers import CASES, FAILURES, OUT_OF_MEMORY
+from bincounter.errors import BinCounterError, ConfigError, ResourceError
+
+if TYPE_CHECKING:  # botocore takes a tenth of a second, which every start of every Hydra app would pay
+    from botocore.exceptions import ClientError
+
+_LONGEST = 240  # characters of a message of AWS's that are repeated
+
+
+def explain(error: Exception, doing: str) -> BinCounterError:
+    """The sentence for a request to AWS that failed for good.
+
+    Args:
+        error: what boto3 raised.
+        doing: what the request was for, as in ``"creating the training job x"``.
+
+    Returns:
+        an error of ours, to be raised from ``error``: a :class:`UserError` where the user has to change something,
+        a :class:`ResourceError` where quotas, the network or AWS itself gave out.
+    """
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import ClientError
+
+    if isinstance(error, Boto3Error) and isinstance(error.__context__, Exception):
+        error = error.__context__  # transfers wrap what happened in an error of their own
+    return _explain_answer(error, doing) if isinstance(error, ClientError) else _explain_own(error, doing)
+
+
+@contextmanager
+def answered_by_aws(doing: str) -> Iterator[None]:
+    """Turn every error of boto3 in the block into its sentence.
+
+    Args:
+        doing: what the block is for, see :func:`explain`.
+
+    Raises:
+        BinCounterError: in place of what boto3 raised.
+    """
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except (BotoCoreError, ClientError, Boto3Error) as error:
+        raise explain(error, doing) from error
+
+
+def explain_failure(reason: str) -> str:
+    """The sentence for a training job that failed.
+
+    Args:
+        reason: the ``FailureReason`` of DescribeTrainingJob.
+
+    Returns:
+        what our program said in the container, word for word and without what the toolkit and SageMaker put around
+        it; or else what went wrong around it, and the next step.
+    """
+    if reason.startswith("AlgorithmError"):
+        return _explain_program(reason)
+    url = re.search(r"s3://[^\s\"')]+", reason)
+    values = {"role": "launcher.role", "url": url[0].rstrip(".,:;") if url else "the job's data"}
+    for pattern, sentence in FAILURES:
+        match = re.search(pattern, reason, re.DOTALL)
+        if match:
+            return sentence.format(**values | {name: text for name, text in match.groupdict().items() if text})
+    return f"{_shortened(reason) or 'SageMaker gives no reason'}: see the log of the job for what came before"
+
+
+def _explain_program(reason: str) -> str:
+    """What the program in the container said, or why it said nothing."""
+    text = reason.removeprefix("AlgorithmError").lstrip(": ")
+    ending = re.search(r"(?:^|,)\s*exit code:?\s*(\d+)\s*$", text, re.IGNORECASE)
+    text, code = (text[: ending.start()].strip(), ending[1]) if ending else (text.strip(), "")
+    wrapped = re.match(r"(\w+Error):\s*ExitCode (\d+)\s+ErrorMessage \"(.*)", text, re.DOTALL)
+    if wrapped:
+        code, text = wrapped[2], re.split(r"\"\s+(?:ExtraInfo|Command) \"", wrapped[3])[0].strip(' \n"')
+    if code == "137" and (wrapped or not text):
+        return OUT_OF_MEMORY
+    lines = [line.strip(" :") for line in text.splitlines() if line.strip(" :")]
+    if not lines:
+        return f"the program ended with exit code {code or 'unknown'} and said nothing: see the log of the job"
+    if wrapped and wrapped[1] == "InstallRequirementsError":
+        return (
+            f"the container could not install its requirements ({_shortened(lines[-1])}): see that the job reaches a "
+            "package index, which a VPC without NAT and network isolation prevent, or bring an image that has them"
+        )
+    if "Traceback (most recent call last)" in text:
+        return f"{_shortened(lines[-1])}: see the log of the job for what came before"
+    return lines[-1] if wrapped else text  # wrapped is the end of what was on stderr, whose last line is our sentence
+
+
+def _explain_answer(error: "ClientError", doing: str) -> BinCounterError:
+    details = error.response.get("Error", {})
+    code, message = str(details.get("Code", "")), str(details.get("Message") or "")
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    for case in CASES:
+        match = case.match(code, message)
+        if match is None:
+            continue
+        values = {
+            "action": _action(error.operation_name),
+            "bucket": f" {details['BucketName']}" if "BucketName" in details else "",
+            **{name: text for name, text in match.groupdict().items() if text is not None},
+        }
+        return case.kind(
+            case.sentence.format(code=code, doing=doing, message=_shortened(message), login=_login(), **values)
+        )
+    if status >= 500:
+        return ResourceError(
+            f"AWS itself has trouble with {doing} ({code or status}): run the same command again later"
+        )
+    return ConfigError(
+        f"AWS refuses {doing} ({code or status}: {_shortened(message)}): correct what it names, or set AWS_PROFILE or "
+        "launcher.region to another"
+    )
+
+
+def _explain_own(error: Exception, doing: str) -> BinCounterError:
+    """The sentence for what botocore found out by itself, before or instead of an answer."""
+    from botocore import exceptions as boto
+
+    from bincounter.data.bucket_errors import explain_request, explain_settings
+
+    if isinstance(error, boto.SSOError | boto.TokenRetrievalError | boto.LoginError):
+        return ConfigError(f"the AWS login is missing or has expired: log in{_login()}, then run this again")
+    if isinstance(error, boto.ParamValidationError):
+        return ConfigError(
+            f"the API has no such request for {doing} ({_wrong_parameter(str(error))}): correct launcher.request, or "
+            "the setting it names"
+        )
+    if isinstance(error, boto.ProxyConnectionError):  # its text holds the proxy's password
+        return ResourceError(f"the proxy cannot be reached for {doing}: correct HTTPS_PROXY, or unset it")
+    host = urlsplit(str(getattr(error, "kwargs", {}).get("endpoint_url", ""))).netloc.rpartition("@")[2] or "AWS"
+    if isinstance(error, boto.SSLError):
+        return explain_request(error, doing, host=host, signed=True, reached=False)
+    if isinstance(error, boto.ConnectionError | boto.HTTPClientError):
+        own = any(name.startswith("AWS_ENDPOINT_URL") for name in os.environ)
+        check = "that the server of AWS_ENDPOINT_URL is running" if own else "the network and launcher.region"
+        return ResourceError(f"{host} cannot be reached for {doing}: check {check}, then run the same command again")
+    return explain_settings(error)
+
+
+def _login() -> str:
+    """How to log in, as a bracket after the words."""
+    profile = os.environ.get("AWS_PROFILE")
+    return (
+        f" (`aws sso login --profile {profile}`)" if profile else " (`aws sso login`, `aws login` or `aws configure`)"
+    )
+
+
+def _action(operation: str) -> str:
+    """The name under which policies know an operation; S3's differ, and its HEAD answers say nothing."""
+    listing = ("HeadBucket", "ListObjects", "ListObjectsV2")
+    known = {**dict.fromkeys(listing, "s3:ListBucket"), "HeadObject": "s3:GetObject", "UploadPart": "s3:PutObject"}
+    return known.get(operation, f"the action {operation}")
+
+
+def _wrong_parameter(report: str) -> str:
+    """The first complaint of botocore's validation without the value that it complains of."""
+    complaints = re.split(r"\n(?=Missing|Unknown|Invalid)", report)[1:]
+    if not complaints:
+        return "a parameter is invalid"
+    first = re.sub(r", value: .*(?=, (?:type: <|valid ))", "", complaints[0], flags=re.DOTALL)
+    first = re.sub(r", value: .*", "", first, flags=re.DOTALL)
+    more = f", and {len(complaints) - 1} more" if len(complaints) > 1 else ""
+    return _shortened(first) + more
+
+
+def _shortened(message: str) -> str:
+    """A message of AWS's in one line of bounded length, without the values that it quotes out of the request."""
+    wrong = re.findall(r"at '([^']+)' failed to satisfy constraint: (.+?)(?=; Value |; \w+ '|$)", message, re.DOTALL)
+    text = "; ".join(f"{path}: {rule}" for path, rule in wrong) if wrong else message
+    text = " ".join(text.split()).rstrip(".")
+    return text if len(text) <= _LONGEST else text[:_LONGEST].rsplit(" ", 1)[0] + " ..."
