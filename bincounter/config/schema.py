@@ -96,6 +96,7 @@ class PathsConfig:
     cache_dir: str = MISSING  # manifests, splits and decoded photos; safe to delete
     log_dir: str = MISSING  # the runs
     output_dir: str = MISSING  # this run
+    model_dir: str | None = None  # where each new best.ckpt is also copied, with its config.yaml; null: nowhere
 
 
 @dataclass

@@ -16,6 +16,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
 from bincounter.files import replacing
+from bincounter.training.model_folder import hand_over
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -61,13 +62,21 @@ class RunCheckpoint(Checkpoint):
         every_n_train_steps: optimizer steps between two writes of ``last.ckpt`` within an epoch.
         max_time: the fit ends with :class:`TimeIsUp` and a checkpoint at the first step after it. Lightning's own timer
             ends the epoch early instead, and a resume would leave out its rest.
+        model_dir: where each new ``best.ckpt`` is also handed over, see :func:`hand_over`.
     """
 
     def __init__(
-        self, folder: Path, *, monitor: str, mode: str, every_n_train_steps: int, max_time: timedelta | None = None
+        self,
+        folder: Path,
+        *,
+        monitor: str,
+        mode: str,
+        every_n_train_steps: int,
+        max_time: timedelta | None = None,
+        model_dir: Path | None = None,
     ) -> None:
         self._folder, self._monitor, self._sign = folder, monitor, 1.0 if mode == "max" else -1.0
-        self._every = every_n_train_steps
+        self._every, self._model_dir = every_n_train_steps, model_dir
         self._ends = None if max_time is None else time.monotonic() + max_time.total_seconds()
         self._validated = False
         self._sigterm = False
@@ -104,6 +113,11 @@ class RunCheckpoint(Checkpoint):
         """Take SIGTERM over: Lightning ends the fit at the very next batch, in mid-accumulation and without saving."""
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._request_stop)  # Lightning restores the former handler after the fit
+        self._hand_over(trainer)  # a continued run may have been moved to where the folder is still empty
+
+    def _hand_over(self, trainer: L.Trainer) -> None:
+        if self._model_dir is not None and trainer.is_global_zero and self.best_path.exists():
+            hand_over(self._folder.parent, self._model_dir)
 
     def _request_stop(self, *_: object) -> None:
         self._sigterm = True
@@ -143,6 +157,7 @@ class RunCheckpoint(Checkpoint):
             if self.best is None or self._sign * (value - self.best) > 0:
                 self.best, self.best_epoch = value, trainer.current_epoch
                 trainer.save_checkpoint(self.best_path)
+                self._hand_over(trainer)
         self._validated = False
         trainer.save_checkpoint(self.last_path)
         self._stop_if_asked(trainer)

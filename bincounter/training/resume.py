@@ -15,9 +15,13 @@ from omegaconf import DictConfig, OmegaConf
 from bincounter.errors import ConfigError
 from bincounter.training.secrets import MASK
 
-# Where a run is, what it writes and how quickly it reads do not change what it computes.
+# Where a run is, what it writes and how quickly it reads do not change what it computes. The photos themselves are
+# compared, so that they may lie elsewhere.
 FREE = (
     "paths",
+    "data.source",
+    "launcher",
+    "dry_run",
     "logger",
     "tags",
     "task_name",

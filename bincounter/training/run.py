@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from bincounter.data.datamodule import BinDataModule
@@ -27,6 +26,7 @@ from bincounter.training.checkpoint import (
 )
 from bincounter.training.failures import answered
 from bincounter.training.folder import RunFolder
+from bincounter.training.model_folder import hand_over
 from bincounter.training.quiet import quiet_lightning
 from bincounter.training.scoring import fabric_for, score_run, show
 from bincounter.training.secrets import masked
@@ -75,9 +75,9 @@ def run(cfg: DictConfig) -> Finished | None:
 
 
 def _fit_and_score(cfg: DictConfig, plain: dict[str, Any], folder: RunFolder) -> Finished | None:
-    first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+    trainer = make_trainer(cfg, folder, _checkpoint_to_continue(cfg, folder))
+    first = trainer.is_global_zero  # only now: until there is a trainer, every machine's first process has rank 0
     continued = _continued(cfg, plain, folder) if first else _checkpoint_to_continue(cfg, folder)
-    trainer = make_trainer(cfg, folder, continued)
     if first and continued is None:
         folder.describe(plain, _overrides(), {"precision": trainer.precision})
     data = data_module(cfg)
@@ -87,7 +87,7 @@ def _fit_and_score(cfg: DictConfig, plain: dict[str, Any], folder: RunFolder) ->
     _refuse_empty_sides(data, plain["data"]["split"]["fractions"])
     if first:
         if continued is not None:
-            _refuse_other_photos(folder.path / "split.csv", data)
+            _refuse_other_photos(folder.path / "split.csv", data, continued)
         write_split(folder.path / "split.csv", data.records, data.assignment)
         folder.write_quarantine(data.manifest.refusals)
     _refuse_fewer_photos_than_processes(data, trainer.world_size)
@@ -133,6 +133,8 @@ def _scored(
     sides = ["val", *(["test"] if plain["test"] else []), *(["train"] if plain["train"] else [])]
     metrics = score_run(folder, model, data, fabric, sides=sides, train_counts=description["train_counts"])
     show(metrics)
+    if plain["paths"]["model_dir"] is not None:
+        hand_over(folder.path, Path(plain["paths"]["model_dir"]))
     return Finished(folder, model, data, fabric, best)
 
 
@@ -173,10 +175,31 @@ def _refuse_empty_sides(data: BinDataModule, fractions: list[float]) -> None:
             )
 
 
-def _refuse_other_photos(split: Path, data: BinDataModule) -> None:
-    """A run goes on with the photos it began with."""
-    if not split.exists():
-        return
+def _refuse_other_photos(split: Path, data: BinDataModule, checkpoint: str) -> None:
+    """A run goes on with the photos it began with, wherever they lie now."""
+    if split.exists():
+        _refuse_another_split(split, data)
+    description = torch.load(checkpoint, weights_only=True, mmap=True)["bincounter"]
+    now = dict(zip(_train_ids(data), _train_content(data).tolist(), strict=True))
+    before = zip(description["train_ids"], description["train_content"].tolist(), strict=True)
+    changed = [id_ for id_, content in before if now.get(id_) != content]
+    if changed:
+        raise DataError(
+            f"{len(changed):,} of {len(now):,} training photos, {changed[0]} first, are not byte for byte those that "
+            f"{checkpoint} was trained on: bring them back to go on with the run, or start a new one"
+        )
+
+
+def _train_ids(data: BinDataModule) -> list[str]:
+    return [data.manifest.records[i].id for i in data.side("training")]
+
+
+def _train_content(data: BinDataModule) -> torch.Tensor:
+    """Content hashes of the training photos, ``int64[N]``."""
+    return torch.from_numpy(data.manifest.content[data.side("training")].view(np.int64))
+
+
+def _refuse_another_split(split: Path, data: BinDataModule) -> None:
     before = [(row.id, row.count, row.split) for row in read_split(split)]
     now = [(r.id, r.count, SPLITS[side]) for r, side in zip(data.records, data.assignment.tolist(), strict=True)]
     if before != now:
@@ -199,8 +222,8 @@ def _model(plain: dict[str, Any], data: BinDataModule) -> BinCounter:
         data.counts,
         image_size=data.image_size,
         train_counts=train_counts,
-        train_ids=[data.manifest.records[i].id for i in training],
-        train_content=torch.from_numpy(data.manifest.content[training].view(np.int64)),
+        train_ids=_train_ids(data),
+        train_content=_train_content(data),
     )
     return model
 

@@ -1,6 +1,7 @@
 """The Trainer a configuration asks for, with what makes a run exact."""
 
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -31,9 +32,11 @@ def make_trainer(cfg: DictConfig, folder: RunFolder, continued: str | None) -> L
         mode=mode_of(cfg.optimized_metric),
         every_n_train_steps=cfg.checkpoint.every_n_train_steps,
         max_time=_duration(max_time),
+        model_dir=None if cfg.paths.model_dir is None else Path(cfg.paths.model_dir),
     )
     callbacks = [instantiate(node) for node in (cfg.callbacks or {}).values() if node]
     options["precision"] = resolved(options.get("precision"), options["accelerator"])
+    plugins = [instantiate(node) for node in options.pop("plugins", None) or []]
     overfit = options.pop("overfit_batches", 0)
     if overfit:  # Lightning would put a sampler of its own in the place of ours
         options |= {"limit_train_batches": overfit, "limit_val_batches": overfit}
@@ -47,7 +50,7 @@ def make_trainer(cfg: DictConfig, folder: RunFolder, continued: str | None) -> L
             checkpoint,
         ],
         logger=_loggers(cfg, continued) or False,
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(), *plugins],
         default_root_dir=str(folder.path),
         use_distributed_sampler=False,  # the data module deals the photos out itself
         num_sanity_val_steps=0,  # the configuration was checked; a resume must not validate twice
