@@ -27,7 +27,13 @@ from bincounter.errors import BinCounterError, ConfigError, Stopped
 from bincounter.training import resume
 
 
-def main(job: Callable[[DictConfig], float | None], *, config_dir: Path, config_name: str) -> int:
+def main(
+    job: Callable[[DictConfig], float | None],
+    *,
+    config_dir: Path,
+    config_name: str,
+    keep_error: Callable[[str], None] = lambda _: None,
+) -> int:
     """Run ``job`` on the configuration the command line composes.
 
     Args:
@@ -35,6 +41,7 @@ def main(job: Callable[[DictConfig], float | None], *, config_dir: Path, config_
             ``sys.exit``.
         config_dir: folder of the YAML files.
         config_name: the primary file in it, without its suffix.
+        keep_error: is given what went wrong, in one sentence, besides its being shown on stderr.
 
     Returns:
         The exit code: 0, 1, 2 or 143.
@@ -46,6 +53,10 @@ def main(job: Callable[[DictConfig], float | None], *, config_dir: Path, config_
     def compose(overrides: list[str]) -> DictConfig:
         return _compose(overrides, config_dir, config_name)
 
+    def tell(sentence: str) -> None:
+        print(f"Error: {sentence}", file=sys.stderr)
+        keep_error(sentence)
+
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting
     try:
         arguments = get_args_parser().parse_args()
@@ -56,19 +67,20 @@ def main(job: Callable[[DictConfig], float | None], *, config_dir: Path, config_
     except SystemExit as exit_request:
         return exit_request.code if isinstance(exit_request.code, int) else 1
     except KeyboardInterrupt:
-        print("Error: Interrupted.", file=sys.stderr)
+        tell("Interrupted.")
         return 1
     except BinCounterError as error:
-        print(f"Error: {error}", file=sys.stderr)
+        tell(str(error))
         return error.exit_code
     except (HydraException, OmegaConfBaseException) as error:
-        print(f"Error: {override_errors.explain(error, sys.argv[1:], config_dir, compose)}", file=sys.stderr)
+        tell(override_errors.explain(error, sys.argv[1:], config_dir, compose))
         return 2
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except Exception:  # a bug: the traceback is what its report needs
+    except Exception as error:  # a bug: the traceback is what its report needs
         traceback.print_exc()
+        keep_error(f"{type(error).__name__}: {error}")
         return 1
     return 0
 
