@@ -1,0 +1,124 @@
+"""What SageMaker starts, for training jobs and for the trials of a tuning job: hyperparameters in, a run out.
+
+The run is kept in ``checkpoints`` under the base folder, which SageMaker brings to S3 as it changes and brings back
+when an interrupted job starts anew; each new best goes into ``model``, and a failure, in one sentence, into
+``output/failure``. It is the same train.py that runs anywhere else.
+"""
+
+import json
+import os
+import sys
+import traceback
+from functools import partial
+from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from bincounter.cloud.container.instance import Instances, base_folder, channel, described
+from bincounter.cloud.hyperparameters import decode
+from bincounter.errors import BinCounterError, ConfigError
+from bincounter.files import write_text
+from bincounter.training import resume
+
+# Settled by the container: where the run is carried out, and what it reads and writes.
+_SETTLED = ("launcher", "dry_run", "paths", "ckpt_path")
+
+
+def main() -> int:
+    """Run the job that the base folder describes, with the code this program lies in.
+
+    Returns:
+        The exit code, as train.py has it.
+    """
+    base, code = base_folder(), Path(sys.argv[0]).resolve().parent
+    keep = partial(_keep_failure, base / "output" / "failure")
+    try:
+        if (code / "task.pkl").exists():
+            from bincounter.cloud.task import run_pickled
+
+            return run_pickled(code / "task.pkl", base / "checkpoints")
+        # Lightning starts this program anew for each further process of an instance, with the overrides of the first.
+        if "LOCAL_RANK" not in os.environ:
+            sys.argv = [str(code / "start.py"), *_overrides(base)]
+    except BinCounterError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        keep(str(error))
+        return error.exit_code
+    except Exception as error:
+        traceback.print_exc()
+        keep(f"{type(error).__name__}: {error}")
+        return 1
+    from bincounter.command_line import main as run
+    from train import job
+
+    return run(job, config_dir=code / "conf", config_name="train", keep_error=keep)
+
+
+def _overrides(base: Path) -> list[str]:
+    """The command line of train.py that does the job."""
+    run = base / "checkpoints"
+    given = [override for override in decode(described(base, "hyperparameters")) if _key(override) not in _SETTLED]
+    settled = {
+        "paths.output_dir": run,
+        "paths.data_dir": base / "data",
+        "paths.cache_dir": base / "data" / "cache",
+        "paths.model_dir": base / "model",
+    }
+    photos = channel(base)
+    if photos is not None:
+        given = [override for override in given if _key(override, whole=True) != "data.source"]
+        settled["data.source"] = photos
+    quoted = decode({key: json.dumps(str(path)) for key, path in settled.items()})
+    overrides = [*given, *quoted, *_joined(base, given)]
+    _clear_leftovers(run)
+    # Of the two the checkpoint alone may have reached S3 when the job was interrupted.
+    if (run / "config.yaml").exists() or (run / "checkpoints" / "last.ckpt").exists():
+        overrides.append("ckpt_path=last")
+    return overrides
+
+
+def _key(override: str, *, whole: bool = False) -> str:
+    key = OverridesParser.create().parse_override(override).key_or_group
+    return key if whole else key.replace("/", ".").split(".")[0]
+
+
+def _joined(base: Path, given: list[str]) -> list[str]:
+    """What DDP over several instances adds."""
+    if not described(base, "resourceconfig"):
+        return []
+    instances = Instances.read(base)
+    number = len(instances.hosts)
+    _refuse_another_number(base / "checkpoints", number)
+    if number == 1:
+        return []
+    if instances.interface:
+        for library in ("NCCL", "GLOO"):
+            os.environ.setdefault(f"{library}_SOCKET_IFNAME", instances.interface)
+    strategy = [] if "trainer.strategy" in {_key(o, whole=True) for o in given} else ["++trainer.strategy=ddp"]
+    # All instances share one folder in S3: only the first may write to it.
+    quiet = [] if instances.rank == 0 else ["hydra/job_logging=stdout"]
+    environment = "bincounter.cloud.container.cluster.SageMakerEnvironment"
+    return [f"++trainer.num_nodes={number}", f"+trainer.plugins=[{{_target_:{environment}}}]", *strategy, *quiet]
+
+
+def _refuse_another_number(run: Path, instances: int) -> None:
+    """Another number of instances would deal the photos out in another way."""
+    before = resume.stored_config(run)
+    nodes = 1 if before is None else before["trainer"].get("num_nodes", 1)
+    if nodes != instances:
+        raise ConfigError(
+            f"the run to go on with was trained on {nodes} instances, and this job has {instances}: set "
+            f"launcher.instance_count={nodes}, or leave launcher.checkpoint_uri out to start a new run"
+        )
+
+
+def _clear_leftovers(run: Path) -> None:
+    """Remove what a killed process was writing aside; SageMaker keeps it with the rest."""
+    for leftover in run.rglob(".*.part"):
+        leftover.unlink()
+
+
+def _keep_failure(path: Path, sentence: str) -> None:
+    """Write what SageMaker shows as the reason; the first one, since others are often its consequence."""
+    if not path.exists():
+        write_text(path, sentence + "\n")

@@ -1,0 +1,73 @@
+"""What a training job's container finds under its base folder, as SageMaker documents it."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bincounter.errors import ConfigError
+
+
+def base_folder() -> Path:
+    """``/opt/ml``, or where a rehearsal has it."""
+    return Path(os.environ.get("SAGEMAKER_BASE_DIR", "/opt/ml"))
+
+
+def described(base: Path, name: str) -> Mapping[str, Any]:
+    """One of the files in ``input/config``; nothing where there is none.
+
+    Args:
+        base: of the container.
+        name: ``hyperparameters``, ``inputdataconfig`` or ``resourceconfig``.
+    """
+    path = base / "input" / "config" / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def channel(base: Path) -> Path | None:
+    """The folder that holds the photos, if they came by a channel: that called ``bins``, or the only one.
+
+    Raises:
+        ConfigError: there are several, and none is called ``bins``.
+    """
+    names = sorted(described(base, "inputdataconfig"))
+    if not names:
+        return None
+    if "bins" not in names and len(names) > 1:
+        raise ConfigError(
+            f"the job has the input channels {', '.join(names)}: call the one with the photos bins, or give only one"
+        )
+    return base / "input" / "data" / ("bins" if "bins" in names else names[0])
+
+
+@dataclass(frozen=True)
+class Instances:
+    """The instances of a job.
+
+    Attributes:
+        hosts: their names, sorted, so that all of them count alike.
+        rank: this one's number, from 0.
+        interface: the network interface that joins them, if it is named.
+    """
+
+    hosts: tuple[str, ...]
+    rank: int
+    interface: str | None
+
+    @classmethod
+    def read(cls, base: Path) -> "Instances":
+        """From ``resourceconfig.json``.
+
+        Raises:
+            ConfigError: there is none, so that this is no training job.
+        """
+        config = described(base, "resourceconfig")
+        if not config:
+            raise ConfigError(
+                f"there is no resourceconfig.json under {base}, so this is no SageMaker training job: go on with a run "
+                "of several instances by launcher.checkpoint_uri=..., or start a new one here"
+            )
+        hosts = tuple(sorted(config["hosts"]))
+        return cls(hosts, hosts.index(config["current_host"]), config.get("network_interface_name"))
