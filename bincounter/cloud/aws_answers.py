@@ -123,7 +123,7 @@ CASES = (
         "ResourceLimitExceeded",
         r"limit '(?P<quota>[^']+)' is (?P<limit>\d+).*?utilization of (?P<used>\d+).*?delta of (?P<more>\d+)",
         ResourceError,
-        "the quota of this account, '{quota}', is {limit}, of which {used} are in use and {more} more would be needed: "
+        "the quota '{quota}' of this account is {limit}, {used} are in use and {more} more asked for: "
         "ask for a higher one of exactly that name (console: Service Quotas, Amazon SageMaker; spot and on-demand "
         "have quotas of their own), set launcher.instance_type to another, or lower launcher.max_parallel_jobs",
     ),
