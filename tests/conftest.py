@@ -10,7 +10,7 @@ from commands import REPOSITORY, Run, command, environment
 # Before torch is imported: on busy cores its threads wait for each other far longer than they work.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-pytest_plugins = ["s3_server", "squares"]
+pytest_plugins = ["s3_server", "squares", "rehearsed"]
 
 _PHOTOS = REPOSITORY.parent / "shared" / "abid"
 

@@ -126,7 +126,9 @@ def check(request: Mapping[str, Any], operation: str) -> None:
     shape = botocore.session.get_session().get_service_model("sagemaker").operation_model(operation).input_shape
     report = ParamValidator().validate(request, shape).generate_report()
     if report:
-        raise ConfigError(_mistake(report.splitlines()[0], operation))
+        # A misspelt name comes before what is missing for its sake.
+        lines = sorted(report.splitlines(), key=lambda line: not line.startswith("Unknown parameter"))
+        raise ConfigError(_mistake(lines[0], operation))
     for path, value, member in _leaves(request, shape, ""):
         _check_value(path, value, member)
 
@@ -173,5 +175,12 @@ def _check_value(path: str, value: Any, shape: Any) -> None:
     if most is not None and not isinstance(value, bool) and size > most:
         raise ConfigError(f"{name}={value} is out of range: at most {most} is taken")
     pattern = shape.metadata.get("pattern")
-    if pattern and isinstance(value, str) and not re.fullmatch(pattern, value, re.DOTALL):
+    if pattern and isinstance(value, str) and not _matches(pattern, value):
         raise ConfigError(f"{name}={value} does not have the form that SageMaker takes ({pattern})")
+
+
+def _matches(pattern: str, value: str) -> bool:
+    try:
+        return re.fullmatch(pattern, value, re.DOTALL) is not None
+    except re.error:  # patterns are Java's; some, such as \p{L}, Python does not know, and the server decides
+        return True

@@ -35,7 +35,12 @@ class Submission:
 
     def __init__(self, account: "Account", settings: Mapping[str, Any], repository: Path, *, rehearsed: bool) -> None:
         self._account, self._settings, self._repository = account, settings, repository
-        self._rehearsed = rehearsed
+        if rehearsed and settings["interruptions"]:
+            asked = ",".join(f"{seconds:g}" for seconds in settings["interruptions"])
+            self._settings = {
+                **settings,
+                "environment": {**settings["environment"], "REHEARSAL_INTERRUPTIONS": asked},
+            }
         self._price = usd_per_hour(settings["instance_type"], settings["usd_per_hour"])
 
     def show_cost(self, jobs: int, *, before: int) -> None:

@@ -78,6 +78,8 @@ def check_launcher(cfg: Mapping[str, Any]) -> None:
     for key in ("max_cost_usd", "usd_per_hour"):
         if launcher[key] is not None and not launcher[key] > 0:
             raise ConfigError(f"launcher.{key}={launcher[key]} is out of range: it must be above 0")
+    if any(seconds < 0 for seconds in launcher.get("interruptions", ())):
+        raise ConfigError(f"launcher.interruptions={launcher['interruptions']} has a negative number of seconds")
     _spot(launcher)
     _places(launcher)
     _run(cfg, launcher)
