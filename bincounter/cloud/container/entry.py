@@ -103,12 +103,12 @@ def _joined(base: Path, given: list[str]) -> list[str]:
 
 def _refuse_another_number(run: Path, instances: int) -> None:
     """Another number of instances would deal the photos out in another way."""
-    before = resume.stored_config(run)
-    nodes = 1 if before is None else before["trainer"].get("num_nodes", 1)
-    if nodes != instances:
+    stored = resume.stored_config(run)
+    before = instances if stored is None else stored["trainer"].get("num_nodes", 1)
+    if before != instances:
         raise ConfigError(
-            f"the run to go on with was trained on {nodes} instances, and this job has {instances}: set "
-            f"launcher.instance_count={nodes}, or leave launcher.checkpoint_uri out to start a new run"
+            f"launcher.instance_count is {instances} here and {before} in the run to go on with: set "
+            f"launcher.instance_count={before}, or leave launcher.checkpoint_uri out to start a new run"
         )
 
 
