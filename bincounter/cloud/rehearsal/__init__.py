@@ -23,6 +23,10 @@ ACCOUNT = "123456789012"
 REGION = "us-east-1"
 BUCKET = f"sagemaker-{REGION}-{ACCOUNT}"
 ROLE = "rehearsal"
+INTERRUPTIONS = "REHEARSAL_INTERRUPTIONS"
+"""Key in a request's ``Environment``: attempt k of a managed spot job is interrupted the k-th number of seconds after
+its first upload of a ``last.ckpt``, so that every attempt gets on; ``"5,0"`` interrupts twice, the second time at once.
+"""
 
 
 def client_environment(endpoint: str) -> dict[str, str]:

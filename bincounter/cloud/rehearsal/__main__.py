@@ -52,6 +52,7 @@ def _serve(folder: Path, port: int, grace: float, with_parent: bool) -> None:
     plane = ControlPlane(folder.resolve(), port, grace)
     atexit.register(plane.close)
     print(plane.endpoint, flush=True)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # moto prints now and then, and nobody reads on
     if with_parent:
         threading.Thread(target=_wait_for_the_end_of_stdin, args=[stop], daemon=True).start()
     stop.wait()

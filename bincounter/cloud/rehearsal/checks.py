@@ -10,6 +10,7 @@ from typing import Any
 
 from botocore.validate import ParamValidator
 
+from bincounter.cloud.rehearsal import INTERRUPTIONS
 from bincounter.cloud.rehearsal.answers import Refused
 
 _DAY = 86_400  # AWS's default of MaxRuntimeInSeconds
@@ -118,7 +119,7 @@ def check_rehearsable(request: dict[str, Any]) -> None:
     channels = request.get("InputDataConfig", [])
     sources = [channel["DataSource"].get("S3DataSource", {}) for channel in channels]
     modes = [algorithm["TrainingInputMode"], *(channel.get("InputMode", "File") for channel in channels)]
-    pauses = request.get("Environment", {}).get("REHEARSAL_INTERRUPTIONS")
+    pauses = request.get("Environment", {}).get(INTERRUPTIONS)
     limits = {
         "script mode only, so no ContainerEntrypoint.": "ContainerEntrypoint" in algorithm,
         "no input mode but File and FastFile.": not {*modes} <= {"File", "FastFile"},
@@ -131,10 +132,11 @@ def check_rehearsable(request: dict[str, Any]) -> None:
             request.get("CheckpointConfig", {}).get("LocalPath", "/opt/ml/checkpoints") != "/opt/ml/checkpoints"
         ),
         "outputs as model.tar.gz only.": request["OutputDataConfig"].get("CompressionType", "GZIP") != "GZIP",
-        "interruptions of managed spot jobs only.": (
-            pauses is not None and not request.get("EnableManagedSpotTraining", False)
+        "interruptions of managed spot jobs with a CheckpointConfig only.": (
+            pauses is not None
+            and not (request.get("EnableManagedSpotTraining", False) and "CheckpointConfig" in request)
         ),
-        'REHEARSAL_INTERRUPTIONS as seconds with commas between, such as "5,0.5".': (
+        f'{INTERRUPTIONS} as seconds with commas between, such as "5,0.5".': (
             pauses is not None and re.fullmatch(r"\d+(\.\d+)?(,\d+(\.\d+)?)*", pauses) is None
         ),
     }

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from botocore.exceptions import ClientError
 
+from bincounter.cloud.rehearsal import INTERRUPTIONS
 from bincounter.cloud.rehearsal.host import Host, MissingData
 from bincounter.cloud.rehearsal.logs import GROUP
 from bincounter.cloud.rehearsal.record import JobRecord
@@ -46,7 +47,7 @@ class Job:
         self._site = site
         self._record = record
         request = record.request
-        pauses = request.get("Environment", {}).get("REHEARSAL_INTERRUPTIONS")
+        pauses = request.get("Environment", {}).get(INTERRUPTIONS)
         self._pauses = [float(pause) for pause in pauses.split(",")] if pauses else []
         limits = request["StoppingCondition"]
         self._max_runtime: float = limits.get("MaxRuntimeInSeconds", float("inf"))
@@ -61,6 +62,7 @@ class Job:
         threading.Thread(target=self._run, name=self._record.name, daemon=True).start()
 
     def _run(self) -> None:
+        _wipe(self._folder)  # a plane that was killed left it
         try:
             end = self._attempt_until_the_end()
             self._finish(end)
@@ -125,10 +127,10 @@ class Job:
     def _end_to_impose(self, interruption: float) -> _End | None:
         if self._record.stop_requested.is_set():
             return _End.STOPPED
-        if self._record.training_seconds() > self._max_runtime:
-            return _End.MAX_RUNTIME
         if time.time() - self._record.created > self._max_wait:
             return _End.MAX_WAIT
+        if self._record.training_seconds() > self._max_runtime:
+            return _End.MAX_RUNTIME
         return _End.INTERRUPTED if time.monotonic() >= interruption else None
 
     def _wait(self) -> None:

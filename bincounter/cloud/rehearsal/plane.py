@@ -1,6 +1,7 @@
 """The server: moto behind a layer that answers some of SageMaker's operations itself."""
 
 import json
+import shutil
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -49,6 +50,7 @@ class ControlPlane:
     """
 
     def __init__(self, folder: Path, port: int, grace: float) -> None:
+        self._folder = folder
         application = _Application()
         self._server = make_server("127.0.0.1", port, application, threaded=True, request_handler=_QuietHandler)
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
@@ -82,6 +84,7 @@ class ControlPlane:
         self._groups.close()
         self._server.shutdown()
         self._server.server_close()
+        shutil.rmtree(self._folder / "jobs", ignore_errors=True)
 
 
 def _session(endpoint: str) -> boto3.Session:

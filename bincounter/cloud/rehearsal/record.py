@@ -112,7 +112,7 @@ class JobRecord:
             started = [entry["StartTime"] for entry in self._transitions if entry["Status"] == "Downloading"]
         if started:
             description["TrainingStartTime"] = started[0]
-        if self.status in _ENDED:
+        if description["TrainingJobStatus"] in _ENDED:
             description |= self._result()
         return description
 
