@@ -17,6 +17,7 @@ from botocore.exceptions import ClientError
 from rehearsed import ROLE, Account, request
 
 from bincounter.cloud.rehearsal import BUCKET, rehearsed, without_aws
+from bincounter.errors import ConfigError
 
 
 def spot(interruptions: str) -> dict[str, Any]:
@@ -308,6 +309,12 @@ def test_what_the_plane_does_not_know_is_motos(account: Account) -> None:
     assert account.sagemaker.list_models()["Models"] == []
     iam = boto3.Session().client("iam")
     assert iam.get_role(RoleName="rehearsal")["Role"]["Arn"] == ROLE
+
+
+def test_without_its_extra_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sagemaker_training", None)  # as if it were not installed
+    with pytest.raises(ConfigError, match=r"pip install 'bincounter\[rehearsal\]'"), rehearsed(tmp_path):
+        pass
 
 
 def test_no_job_outlives_the_plane(tmp_path: Path) -> None:

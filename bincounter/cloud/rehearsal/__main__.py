@@ -25,7 +25,9 @@ def main() -> int:
     Returns:
         The exit code.
     """
-    parser = argparse.ArgumentParser(prog="python -m bincounter.cloud.rehearsal", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m bincounter.cloud.rehearsal", description="AWS on 127.0.0.1, with training jobs that really run."
+    )
     parser.add_argument("--port", type=int, default=0, help="port on 127.0.0.1 (default: a free one)")
     parser.add_argument("--folder", type=Path, help="where jobs run (default: a temporary folder)")
     parser.add_argument(
