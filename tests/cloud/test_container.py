@@ -195,6 +195,15 @@ def test_a_wrong_override_is_answered_in_one_sentence(code: Path, bins: Path, tm
     assert failure in output
 
 
+def test_an_unexpected_error_is_named_and_its_traceback_kept_in_the_log(code: Path, bins: Path, tmp_path: Path) -> None:
+    shipped = tmp_path / "shipped"
+    shutil.copytree(code, shipped)
+    (shipped / "task.pkl").write_bytes(b"no pickle")
+    base = container(tmp_path / "ml", shipped, bins)
+    assert "Traceback" in ends(start(base), code=1)
+    assert (base / "output" / "failure").read_text().startswith("UnpicklingError: ")
+
+
 def test_a_run_is_not_gone_on_with_on_another_number_of_instances(
     finished: Path, code: Path, bins: Path, tmp_path: Path
 ) -> None:
@@ -204,9 +213,10 @@ def test_a_run_is_not_gone_on_with_on_another_number_of_instances(
     assert "launcher.instance_count=1" in (base / "output" / "failure").read_text()
 
 
-def test_two_instances_train_as_one(code: Path, bins: Path, tmp_path: Path) -> None:
+def test_two_instances_of_two_processes_train_as_one(code: Path, bins: Path, tmp_path: Path) -> None:
     hosts = [f"127.0.0.{number}" for number in (1, 2)]
-    bases = [container(tmp_path / "job" / host, code, bins, "data.batch_size=4", host=host, hosts=2) for host in hosts]
+    options = ["data.batch_size=2", "trainer.devices=2", "trainer.max_epochs=1"]
+    bases = [container(tmp_path / "job" / host, code, bins, *options, host=host, hosts=2) for host in hosts]
     processes = [start(base) for base in bases]
     for process in processes:
         ends(process)
@@ -221,8 +231,8 @@ def test_two_instances_train_as_one(code: Path, bins: Path, tmp_path: Path) -> N
     logged = [row["val/accuracy"] for row in rows(run / "logs" / "metrics.csv") if row["val/accuracy"]]
     # What the instances measured together is what one measures on the same checkpoint.
     assert max(map(float, logged)) == pytest.approx(metrics["val"]["accuracy"])
-    # As many steps as one process with twice the batch takes.
-    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3 * (96 // 8)
+    # As many steps as one process with four times the batch takes.
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 96 // 8
 
 
 @pytest.mark.parametrize(
