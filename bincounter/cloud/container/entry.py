@@ -48,10 +48,9 @@ def main() -> int:
         traceback.print_exc()
         keep(f"{type(error).__name__}: {error}")
         return 1
-    from bincounter.command_line import main as run
-    from train import job
+    import train  # the one that was shipped, beside this program
 
-    return run(job, config_dir=code / "conf", config_name="train", keep_error=keep)
+    return train.main(train.job, config_dir=code / "conf", config_name="train", keep_error=keep)
 
 
 def _overrides(base: Path) -> list[str]:
@@ -119,6 +118,6 @@ def _clear_leftovers(run: Path) -> None:
 
 
 def _keep_failure(path: Path, sentence: str) -> None:
-    """Write what SageMaker shows as the reason; the first one, since others are often its consequence."""
+    """Write what SageMaker shows as the reason, on one line; the first one, as others are often its consequence."""
     if not path.exists():
-        write_text(path, sentence + "\n")
+        write_text(path, " ".join(sentence.split()) + "\n")
