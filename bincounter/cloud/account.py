@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import threading
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -48,7 +48,7 @@ class Account:
             self._session = boto3.Session()
             # boto3 itself knows AWS_DEFAULT_REGION only, every other AWS tool knows AWS_REGION.
             self.region = region or os.environ.get("AWS_REGION") or self._session.region_name or ""
-            _check_region(self.region, self._session)
+            _check_region(self.region)
         self._clients: dict[str, Any] = {}
         self._lock = threading.RLock()  # jobs are submitted from several threads, and sessions are for one
 
@@ -250,18 +250,27 @@ class Account:
             )
 
 
-def _check_region(region: str, session: Any) -> None:
+def _check_region(region: str) -> None:
     if not region:
         raise ConfigError("no AWS region is set: say launcher.region=us-east-1 or another, or set AWS_REGION")
-    known = [
-        name
-        for partition in session.get_available_partitions()
-        for name in session.get_available_regions("sagemaker", partition_name=partition)
-    ]
-    if region not in known:
-        guess = nearest(region, known)
+    if region not in _regions():
+        guess = nearest(region, _regions())
         hint = f"did you mean launcher.region={guess}?" if guess else "say launcher.region=us-east-1 or another"
         raise ConfigError(f"{region} is no region of SageMaker's: {hint} (AWS_REGION and the profile set it, too)")
+
+
+@cache
+def _regions() -> tuple[str, ...]:
+    """All regions that have SageMaker, by botocore's endpoint data; reading it takes a quarter of a second."""
+    import boto3
+
+    session = boto3.Session()
+    partitions = session.get_available_partitions()
+    return tuple(
+        name
+        for partition in partitions
+        for name in session.get_available_regions("sagemaker", partition_name=partition)
+    )
 
 
 def _code(error: Any) -> str:

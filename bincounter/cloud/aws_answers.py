@@ -184,7 +184,7 @@ CASES = (
         "NoSuchEntity",
         "",
         ConfigError,
-        "AWS knows no role of that name: correct launcher.role, or make the role as docs/sagemaker.md shows",
+        "{doing} finds nothing of that name: correct it, or make the role as docs/sagemaker.md shows",
     ),
     Case(
         "ResourceNotFound ResourceNotFoundException 404 NoSuchKey",

@@ -149,7 +149,7 @@ class TestRole:
         assert account.role("named") == f"arn:aws:iam::{NUMBER}:role/service-role/named"
 
     def test_a_name_nobody_knows(self, aws: Faults) -> None:
-        with pytest.raises(ConfigError, match="AWS knows no role of that name"):
+        with pytest.raises(ConfigError, match=r"launcher\.role=unknown finds nothing of that name: correct it"):
             Account(None).role("unknown")
 
     def test_looking_up_is_denied(self, aws: Faults) -> None:
