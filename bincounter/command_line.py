@@ -63,6 +63,8 @@ def main(
         sys.argv[1:] = resume.expand(sys.argv[1:], arguments.overrides, compose)
         if arguments.multirun:
             _check_jobs(arguments.overrides, compose)
+        else:  # a launcher makes a single run a multirun of one job, whose folder is the run's own
+            sys.argv.append("hydra.sweep.subdir=.")
         _run(job, config_dir, config_name)
     except SystemExit as exit_request:
         return exit_request.code if isinstance(exit_request.code, int) else 1
@@ -73,7 +75,8 @@ def main(
         tell(str(error))
         return error.exit_code
     except (HydraException, OmegaConfBaseException) as error:
-        tell(override_errors.explain(error, sys.argv[1:], config_dir, compose))
+        overrides = get_args_parser().parse_args().overrides
+        tell(override_errors.explain(error, overrides, config_dir, compose))
         return 2
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -120,7 +123,8 @@ def _check_jobs(overrides: list[str], compose: Callable[[list[str]], DictConfig]
         try:
             cfg = compose(list(job))
             validate(cfg)
-            if str(cfg.trainer.get("devices", 1)) != "1":  # DDP starts this command anew on every device
+            # DDP starts this command anew on every device.
+            if not cfg.launcher and str(cfg.trainer.get("devices", 1)) != "1":
                 raise ConfigError("a sweep runs its jobs on one device each: set trainer.devices=1")
         except ConfigError as error:
             raise ConfigError(f"job {number} ({' '.join(job)}): {error}") from None

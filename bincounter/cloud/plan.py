@@ -14,7 +14,7 @@ from bincounter.cloud.prices import gpus
 from bincounter.config import validate
 from bincounter.data.s3 import is_remote
 from bincounter.errors import ConfigError
-from bincounter.training.secrets import masked, masked_argument
+from bincounter.training.secrets import masked_argument
 
 if TYPE_CHECKING:
     from hydra.core.config_loader import ConfigLoader
@@ -87,6 +87,7 @@ def plan_run(planned: Planned, loader: "ConfigLoader", config: DictConfig) -> No
         ConfigError: the run cannot be carried out by a training job.
     """
     cfg = task_config(planned)
+    _refuse_secrets(planned.overrides)
     validate(cfg)
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     _check_devices(plain)
@@ -98,7 +99,6 @@ def plan_run(planned: Planned, loader: "ConfigLoader", config: DictConfig) -> No
         _ship_ids(planned, Path(ids))
     # An id list names a few of a million objects: the run fetches those alone.
     planned.channel = planned.source is not None and not ids
-    _refuse_secrets(planned.shipped, plain["launcher"]["environment"])
     _check_recomposition(planned, cfg, loader, config)
 
 
@@ -131,10 +131,9 @@ def _ship_ids(planned: Planned, path: Path) -> None:
     planned.shipped = [*_without(planned.shipped, "data.layout.ids"), f"data.layout.ids='{name}'"]
 
 
-def _refuse_secrets(overrides: Sequence[str], environment: Mapping[str, str]) -> None:
-    """Whoever may describe a job reads its request."""
+def _refuse_secrets(overrides: Sequence[str]) -> None:
+    """Whoever may describe a job reads its request; what stands in files is searched when they are packed."""
     named = [override.partition("=")[0] for override in overrides if masked_argument(override) != override]
-    named += [f"launcher.environment.{key}" for key, value in masked(environment).items() if value != environment[key]]
     if named:
         raise ConfigError(
             f"{named[0]} looks like a secret, and a job's request can be read by whoever may describe it: leave it "

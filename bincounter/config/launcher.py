@@ -9,11 +9,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from omegaconf import DictConfig
+
 from bincounter.config.choices import one_of
 from bincounter.errors import ConfigError
 
 _LONGEST_RUN = 28 * 24 * 3600  # seconds; what SageMaker allows without a raised quota is 5 days, with one 28
 _NAME_LENGTH = 63
+
+
+def _open() -> Any:
+    """A mapping that takes new keys without Hydra's ``+``."""
+    return DictConfig({}, flags={"struct": False})
 
 
 @dataclass
@@ -39,12 +46,12 @@ class SageMakerConfig:
     prefix: str = "bincounter"  # in that bucket
     checkpoint_uri: str | None = None  # s3:// folder to keep the run in, or to go on from; null: one for each job
     input_mode: str = "File"  # File | FastFile: how data.source reaches the instance
-    environment: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=_open)
     max_parallel_jobs: int = 4  # jobs of a multirun that run at a time
     wait: bool = True  # false: submit, and tell how to attach later
     max_cost_usd: float = 25.0  # a ceiling above it is refused
     usd_per_hour: float | None = None  # of one instance; null: that of the table in bincounter/cloud/prices.yaml
-    request: dict[str, Any] = field(default_factory=dict)  # merged into CreateTrainingJob
+    request: dict[str, Any] = field(default_factory=_open)  # merged into CreateTrainingJob
 
 
 @dataclass

@@ -1,20 +1,57 @@
 """launcher=... as users type it: what is refused before anything starts, and what a dry run prints."""
 
 import json
+import logging
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from bins import square_bins
-from commands import Run
+from commands import REPOSITORY
+from hydra.core.hydra_config import HydraConfig
+
+import train as program
+from bincounter.command_line import main
 
 ROLE = "launcher.role=arn:aws:iam::123456789012:role/bincounter"
 OFFLINE = ["launcher.region=eu-west-1", "launcher.bucket=my-bucket", ROLE]
-NOBODY = {"AWS_CONFIG_FILE": "/dev/null", "AWS_SHARED_CREDENTIALS_FILE": "/dev/null", "AWS_EC2_METADATA_DISABLED": "true"}
 BUCKET = ["data=s3", "data.source=s3://my-bucket/bins"]
 
+Train = Callable[..., tuple[str, str]]
 
-def test_a_dry_run_prints_the_exact_request_and_needs_no_account(train: Run) -> None:
-    done = train(
+
+@pytest.fixture
+def train(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> Train:
+    """``python train.py``, in this process and on a machine where nobody is logged in at AWS; gives back its output."""
+    for name, value in {
+        "AWS_CONFIG_FILE": "/dev/null",
+        "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(REPOSITORY)
+    caplog.set_level(logging.INFO)  # pytest takes the log, which goes to stderr otherwise
+
+    def train_(*arguments: str, code: int = 0) -> tuple[str, str]:
+        paths = [f"paths.{name}_dir={tmp_path / name}" for name in ("data", "cache", "log")]
+        monkeypatch.setattr(sys, "argv", ["train.py", *arguments, *paths])
+        returned = main(program.job, config_dir=REPOSITORY / "conf", config_name="train")
+        HydraConfig.instance().cfg = None
+        out, err = capsys.readouterr()
+        assert returned == code, err
+        return out, caplog.text + err
+
+    return train_
+
+
+def test_a_dry_run_prints_the_exact_request_and_needs_no_account(train: Train) -> None:
+    out, err = train(
         "launcher=sagemaker_spot",
         *OFFLINE,
         *BUCKET,
@@ -25,9 +62,8 @@ def test_a_dry_run_prints_the_exact_request_and_needs_no_account(train: Run) -> 
         "launcher.max_run=3600",
         "launcher.request.Tags=[{Key: team, Value: bins}]",
         "dry_run=true",
-        **NOBODY,
     )
-    request = json.loads(done.stdout[done.stdout.index("{") :])
+    request = json.loads(out[out.index("{") :])
     assert request["HyperParameters"]["model.optimizer.lr"] == "0.0003"
     assert request["HyperParameters"]["trainer"] == "gpu"
     assert not any(key.startswith("launcher") or key == "dry_run" for key in request["HyperParameters"])
@@ -35,14 +71,14 @@ def test_a_dry_run_prints_the_exact_request_and_needs_no_account(train: Run) -> 
     assert request["EnableManagedSpotTraining"] is True
     assert request["Tags"] == [{"Key": "team", "Value": "bins"}]
     assert request["InputDataConfig"][0]["DataSource"]["S3DataSource"]["S3Uri"] == "s3://my-bucket/bins/"
-    assert "at most 1.41 USD" in done.stderr
-    assert "MB packed" in done.stderr
+    assert "at most 1.41 USD" in err
+    assert "MB packed" in err
 
 
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        (["launcher.max_wait=60", "launcher.max_run=3600"], "launcher.max_wait=60 is shorter than launcher.max_run=3600"),
+        (["launcher.max_wait=60", "launcher.max_run=3600"], "launcher.max_wait=60 is shorter than"),
         (["launcher.request.ResourceConfig.KeepAlivePeriodInSeconds=60"], "a warm pool"),
         (["launcher.max_cost_usd=1"], "is above launcher.max_cost_usd=1"),
         (["launcher.instance_type=ml.m5.xlarge", "trainer=gpu"], "has no GPU and trainer.accelerator is gpu"),
@@ -52,10 +88,10 @@ def test_a_dry_run_prints_the_exact_request_and_needs_no_account(train: Run) -> 
         (["launcher.instance_count=two"], "launcher.instance_count"),
         (["launcher.input_mode=Pipe"], "launcher.input_mode=Pipe is not one of File, FastFile"),
         (["launcher.framework_version=1.0"], "2.14"),
-        (["launcher.region=eu-west-99"], "launcher.region=eu-west-99"),
-        (["ckpt_path=last", "paths.output_dir=nowhere"], "holds no run to go on with"),
+        (["launcher.region=eu-west-99"], "eu-west-99 is no region"),
+        (["ckpt_path=last", "paths.output_dir=logs"], "launcher.checkpoint_uri=s3://"),
         (["model.weights=runs/best.ckpt"], "is a file of this machine"),
-        (["train=false", "ckpt_path=best.ckpt"], "leave the launcher out"),
+        (["train=false", "ckpt_path=README.md"], "leave the launcher out"),
         (["+logger.wandb.api_key=0123456789abcdef"], "looks like a secret"),
         (["launcher.environment.WANDB_API_KEY=0123456789abcdef"], "looks like a secret"),
         (["model.optimizer.lr=-1"], "model.optimizer.lr=-1"),
@@ -63,44 +99,44 @@ def test_a_dry_run_prints_the_exact_request_and_needs_no_account(train: Run) -> 
     ],
 )
 def test_what_cannot_run_is_refused_in_a_line_before_anything_is_sent(
-    overrides: list[str], sentence: str, train: Run
+    overrides: list[str], sentence: str, train: Train
 ) -> None:
-    done = train("launcher=sagemaker_spot", *OFFLINE, *BUCKET, "dry_run=true", *overrides, code=2, **NOBODY)
-    message = done.stderr.splitlines()[-1]
+    out, err = train("launcher=sagemaker_spot", *OFFLINE, *BUCKET, "dry_run=true", *overrides, code=2)
+    message = err.splitlines()[-1]
     assert message.startswith("Error: ")
     assert sentence in message
-    assert "0123456789abcdef" not in done.stdout + done.stderr
-    assert "{" not in done.stdout  # no request was even shown
+    assert "0123456789abcdef" not in out + err
+    assert "{" not in out  # no request was even shown
 
 
-def test_no_credentials_is_one_sentence(train: Run) -> None:
-    done = train("launcher=sagemaker", "launcher.region=eu-west-1", ROLE, *BUCKET, code=2, **NOBODY)
-    assert "aws configure" in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
+def test_no_credentials_is_one_sentence(train: Train) -> None:
+    _out, err = train("launcher=sagemaker", "launcher.region=eu-west-1", ROLE, *BUCKET, code=2)
+    assert "aws configure" in err.splitlines()[-1]
+    assert "Traceback" not in err
 
 
-def test_every_job_of_a_multirun_is_checked_before_the_first_is_submitted(train: Run) -> None:
-    done = train("-m", "launcher=sagemaker", *OFFLINE, *BUCKET, "model.optimizer.lr=0.1,-1", code=2, **NOBODY)
-    assert "job 1 (" in done.stderr
-    assert "model.optimizer.lr=-1" in done.stderr
+def test_every_job_of_a_multirun_is_checked_before_the_first_is_submitted(train: Train) -> None:
+    _out, err = train("-m", "launcher=sagemaker", *OFFLINE, *BUCKET, "model.optimizer.lr=0.1,-1", code=2)
+    assert "job 1 (" in err
+    assert "model.optimizer.lr=-1" in err
 
 
-def test_the_ceiling_counts_all_jobs_and_instances(train: Run) -> None:
+def test_the_ceiling_counts_all_jobs_and_instances(train: Train) -> None:
     options = ["launcher.instance_count=2", "launcher.max_run=3600", "launcher.usd_per_hour=1", "seed=1,2,3"]
-    done = train("-m", "launcher=sagemaker", *OFFLINE, *BUCKET, *options, "dry_run=true", **NOBODY)
-    assert "3 jobs on 2 x ml.g5.xlarge" in done.stderr
-    assert "at most 6.00 USD" in done.stderr
+    _out, err = train("-m", "launcher=sagemaker", *OFFLINE, *BUCKET, *options, "dry_run=true")
+    assert "3 jobs on 2 x ml.g5.xlarge" in err
+    assert "at most 6.00 USD" in err
 
 
-def test_a_local_folder_is_uploaded_and_a_dry_run_only_says_so(train: Run, tmp_path: Path) -> None:
+def test_a_local_folder_is_uploaded_and_a_dry_run_only_says_so(train: Train, tmp_path: Path) -> None:
     bins = square_bins(tmp_path / "bins", photos=20)
-    done = train("launcher=sagemaker", *OFFLINE, "data=folders", f"data.source={bins}", "dry_run=true", **NOBODY)
-    request = json.loads(done.stdout[done.stdout.index("{") :])
+    out, _err = train("launcher=sagemaker", *OFFLINE, "data=folders", f"data.source={bins}", "dry_run=true")
+    request = json.loads(out[out.index("{") :])
     uri = request["InputDataConfig"][0]["DataSource"]["S3DataSource"]["S3Uri"]
     assert uri.startswith("s3://my-bucket/bincounter/data/bins-")
     assert request["HyperParameters"]["data.source"] == uri.rstrip("/")
 
 
-def test_dry_run_without_a_launcher_says_what_it_is_for(train: Run) -> None:
-    done = train("dry_run=true", code=2)
-    assert "launcher=local sends none" in done.stderr
+def test_dry_run_without_a_launcher_says_what_it_is_for(train: Train) -> None:
+    _out, err = train("dry_run=true", code=2)
+    assert "launcher=local sends none" in err

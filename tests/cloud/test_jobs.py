@@ -1,0 +1,208 @@
+"""launcher=sagemaker_spot from the command line to the fetched run, carried out by the rehearsal's control plane."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bins import square_bins
+from commands import REPOSITORY, Run, command, environment
+
+from bincounter.cloud.fetch import best_value
+from bincounter.cloud.rehearsal import without_aws
+
+ROLE = "launcher.role=arn:aws:iam::123456789012:role/rehearsal"
+LAUNCHER = ["launcher=sagemaker_spot", ROLE, "launcher.instance_type=ml.m5.xlarge"]
+SMALL = [
+    "data=folders",
+    "data.image_size=64",
+    "data.batch_size=16",
+    "model=cnn",
+    "model.backbone.width=8",
+    "trainer=cpu",
+    "callbacks=[none]",
+    "+trainer.enable_progress_bar=false",
+    "checkpoint.every_n_train_steps=3",
+]
+LONG = [*SMALL, "trainer.max_epochs=30"]  # some ten seconds, so that it can be interrupted
+
+
+@pytest.fixture(scope="module")
+def bins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return square_bins(tmp_path_factory.mktemp("bins"), photos=320, size=64)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(bins: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that jobs have to equal, carried out here and without a launcher."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    overrides = [
+        *LONG,
+        f"data.source={bins}",
+        f"paths.output_dir={folder / 'run'}",
+        f"paths.data_dir={folder / 'data'}",
+    ]
+    done = subprocess.run(
+        command("train.py", *LONG, f"data.source={bins}", *paths),
+        cwd=REPOSITORY,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder / "run"
+
+
+def tensors(run: Path) -> dict[str, torch.Tensor]:
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def record(run: Path) -> dict[str, Any]:
+    return json.loads((run / "job.json").read_text())
+
+
+def assert_same_run(run: Path, other: Path) -> None:
+    ours, theirs = tensors(run), tensors(other)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert (run / "logs" / "metrics.csv").read_bytes() == (other / "logs" / "metrics.csv").read_bytes()
+    assert (run / "predictions.csv").read_bytes() == (other / "predictions.csv").read_bytes()
+
+
+def test_a_spot_job_interrupted_twice_is_the_run_it_would_have_been_here(
+    bins: Path, undisturbed: Path, train: Run, plane: dict[str, str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    interrupted = "launcher.environment.REHEARSAL_INTERRUPTIONS='0,0'"
+    done = train(*LAUNCHER, *LONG, interrupted, f"data.source={bins}", f"paths.output_dir={folder}", **plane)
+
+    assert done.stdout.splitlines()[-1] == str(folder)
+    assert done.stderr.count("Interrupted: ") == 2
+    assert "epoch 30 of 30: " in done.stderr
+    assert "sagemaker-training-toolkit" not in done.stderr
+    assert_same_run(folder, undisturbed)
+    assert (folder / "report.html").exists()
+    assert {path.name for path in undisturbed.iterdir()} <= {path.name for path in folder.iterdir()} | {".lock"}
+
+    description = record(folder)["description"]
+    trained, billed = description["TrainingTimeInSeconds"], description["BillableTimeInSeconds"]
+    assert f"{trained} s of training, {billed} s billed" in done.stderr
+    assert f"managed spot saving {100 * (1 - billed / trained):.1f} %" in done.stderr
+    metrics = {metric["MetricName"]: metric["Value"] for metric in description["FinalMetricDataList"]}
+    assert metrics["val/accuracy"] == pytest.approx(last_logged(folder, "val/accuracy"), rel=1e-5)
+    best = best_value(folder, "val/accuracy", "max")
+    assert best == pytest.approx(json.loads((folder / "metrics.json").read_text())["val"]["accuracy"], abs=0.05)
+
+
+def last_logged(run: Path, metric: str) -> float:
+    lines = (run / "logs" / "metrics.csv").read_text().splitlines()
+    column = lines[0].split(",").index(metric)
+    return [float(line.split(",")[column]) for line in lines[1:] if line.split(",")[column]][-1]
+
+
+def test_of_four_jobs_one_fails_and_its_own_message_is_on_screen(
+    bins: Path, train: Run, run: Run, plane: dict[str, str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "sweep"
+    paths = [f"paths.output_dir={folder}", f"paths.log_dir={tmp_path}"]
+    counts = "data.counts=[0,1,2,3],[8,9],[0,1],[2,3]"
+    options = [*SMALL, "trainer.max_epochs=1", counts, f"data.source={bins}", "launcher.max_parallel_jobs=2"]
+    done = run("train.py", "-m", *LAUNCHER, *options, *paths, code=1, **plane)
+    assert "4 jobs on 1 x ml.m5.xlarge" in done.stderr
+    told = re.search(r"^Error in job 1: (.*)$", done.stderr, re.MULTILINE)
+    assert told, done.stderr
+    assert "data.counts=[8, 9]" in told[1] or "data.counts=[8,9]" in told[1]
+    assert "Traceback" not in done.stderr
+    assert done.stdout.splitlines() == [str(folder / number) for number in "023"]
+    assert all((folder / number / "report.html").exists() for number in "023")
+    assert not (folder / "1" / "metrics.json").exists()
+    assert record(folder / "1")["description"]["TrainingJobStatus"] == "Failed"
+    assert record(folder / "3")["description"]["TrainingJobStatus"] == "Completed"
+
+
+def test_a_job_out_of_time_is_fetched_and_the_command_it_names_goes_on_with_it(
+    bins: Path, undisturbed: Path, train: Run, run: Run, plane: dict[str, str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    # So slow that it cannot end in time, wherever this runs.
+    slow = [f"data.source={bins}", f"paths.output_dir={folder}", "launcher.max_run=25", "launcher.max_wait=600"]
+    done = train(*LAUNCHER, *SMALL, "trainer.max_epochs=3000", *slow, code=1, **plane)
+    message = done.stderr.splitlines()[-1]
+    assert "was stopped (MaxRuntimeExceeded) and is incomplete" in message
+    assert (folder / "checkpoints" / "last.ckpt").exists()
+    assert not (folder / "metrics.json").exists()
+    assert record(folder)["description"]["TrainingJobStatus"] == "Stopped"
+    uri = record(folder)["checkpoint_uri"]
+    assert f"launcher.checkpoint_uri={uri}" in message
+
+    # A run goes on with the configuration it has; this one was too long.
+    again = ["launcher.max_run=3600", "launcher.max_wait=3600", f"launcher.checkpoint_uri={uri}"]
+    refused = train(*LAUNCHER, *LONG, f"data.source={bins}", *again, f"paths.output_dir={folder}-2", code=1, **plane)
+    assert "trainer.max_epochs is 30 here and 3000" in refused.stderr.splitlines()[-1]
+
+
+def test_jobs_that_were_left_alone_are_attached_to_and_fetched(
+    bins: Path, train: Run, run: Run, plane: dict[str, str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    options = [*SMALL, "trainer.max_epochs=2", f"data.source={bins}", f"paths.output_dir={folder}"]
+    done = train(*LAUNCHER, *options, "launcher.wait=false", **plane)
+    assert f"python -m bincounter attach {folder}" in done.stderr
+    assert not (folder / "metrics.json").exists()
+
+    attached = run("-m", "bincounter", "attach", str(folder), **plane)
+    assert attached.stdout.splitlines()[-1] == str(folder)
+    assert (folder / "report.html").exists()
+    assert "epoch 2 of 2" in attached.stderr
+
+    nothing = run("-m", "bincounter", "attach", str(tmp_path / "data"), code=2, **plane)
+    assert "holds no job.json" in nothing.stderr
+
+
+def test_ctrl_c_leaves_the_job_and_says_how_to_attach(bins: Path, plane: dict[str, str], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    options = [*SMALL, "trainer.max_epochs=2", f"data.source={bins}", f"paths.output_dir={folder}"]
+    process = subprocess.Popen(
+        command("train.py", *LAUNCHER, *options),
+        cwd=REPOSITORY,
+        env={**without_aws(environment()), **plane},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("Training"):
+            os.kill(process.pid, signal.SIGINT)
+            break
+    _, rest = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert rest.splitlines()[-1].startswith("Error: Interrupted; submitted jobs go on and are paid for.")
+    assert f"python -m bincounter attach {folder}" in rest
+
+
+@pytest.mark.photos
+def test_real_photos_interrupted_twice_give_the_weights_of_an_undisturbed_job(
+    abid_photos: Path, train: Run, plane: dict[str, str], tmp_path: Path
+) -> None:
+    part = tmp_path / "abid"
+    for photo in sorted((abid_photos / "bin-images").iterdir())[:160]:
+        for folder, name in (("bin-images", photo.name), ("metadata", f"{photo.stem}.json")):
+            (part / folder).mkdir(parents=True, exist_ok=True)
+            shutil.copy(abid_photos / folder / name, part / folder / name)
+    options = ["data=abid", f"data.source={part}", "data.image_size=64", "data.batch_size=16", "model=resnet18"]
+    options += ["model.weights=null", "trainer=cpu", "trainer.max_epochs=4", "checkpoint.every_n_train_steps=1"]
+    options += ["callbacks=[none]", "+trainer.enable_progress_bar=false", "data.split.method=random"]
+    train(*LAUNCHER, *options, f"paths.output_dir={tmp_path / 'undisturbed'}", **plane)
+    interrupted = "launcher.environment.REHEARSAL_INTERRUPTIONS='0,0'"
+    done = train(*LAUNCHER, *options, interrupted, f"paths.output_dir={tmp_path / 'interrupted'}", **plane)
+    assert done.stderr.count("Interrupted: ") == 2
+    assert_same_run(tmp_path / "interrupted", tmp_path / "undisturbed")
