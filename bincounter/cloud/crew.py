@@ -1,6 +1,7 @@
 """Jobs carried out side by side: submitted, followed, fetched, and told of; Ctrl-C asks what becomes of them."""
 
 import logging
+import shlex
 import sys
 import threading
 from collections.abc import Sequence
@@ -117,6 +118,8 @@ class Crew:
             return
         fetch(self._account, job)
         log.info("%s: %s", job.name, cost(job))
+        if (job.folder / "report.html").exists():
+            log.info("Report: %s", job.folder / "report.html")
         task.error = _ending(job)
 
 
@@ -127,10 +130,12 @@ def _ending(job: Job) -> BinCounterError | None:
         return None
     if status == "Failed":
         return ResourceError(explain_failure(job.description.get("FailureReason", "")))
-    go_on = " ".join([*job.command, f"launcher.checkpoint_uri={job.checkpoint_uri}"])
+    given = [override for override in job.overrides if not override.startswith("paths.output_dir=")]
+    go_on = shlex.join(["python", "train.py", *given, f"launcher.checkpoint_uri={job.checkpoint_uri}"])
     return ResourceError(
         f"{job.name} was stopped ({job.description.get('SecondaryStatus')}) and is incomplete: what it has is in "
-        f"{job.folder}; go on with: {go_on}"
+        f"{job.folder}; go on there with: {go_on}, or here with: "
+        f"{shlex.join(['python', 'train.py', 'ckpt_path=last', f'paths.output_dir={job.folder}'])}"
     )
 
 

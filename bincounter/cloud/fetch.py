@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from bincounter.cloud.aws_errors import answered_by_aws
 from bincounter.cloud.jobs import Job
+from bincounter.cloud.overrides import HERE, without
 from bincounter.cloud.prices import saving_percent
 from bincounter.data.mirror import refusal
 from bincounter.data.s3 import parse
-from bincounter.files import replacing
+from bincounter.files import replacing, write_text
 
 if TYPE_CHECKING:
     from bincounter.cloud.account import Account
@@ -31,7 +32,15 @@ def fetch(account: "Account", job: Job) -> None:
         wanted = {key: key.removeprefix(below) for key in keys if _belongs_to_run(key.removeprefix(below))}
         for _ in pool.map(lambda key: _fetch_one(account, bucket, key, job.folder / wanted[key]), wanted):
             pass
+    _name_what_lies_here(job)
     job.save()
+
+
+def _name_what_lies_here(job: Job) -> None:
+    """The run's own overrides name the container's folders; to go on with it here, they have to be those given here."""
+    path = job.folder / "overrides.txt"
+    if path.exists():
+        write_text(path, "".join(f"{line}\n" for line in without(job.overrides, *HERE, "paths.output_dir")))
 
 
 def _belongs_to_run(name: str) -> bool:

@@ -32,7 +32,7 @@ class Job:
         folder: of the run, on this machine.
         region: of the job.
         checkpoint_uri: where SageMaker keeps the run's folder.
-        command: what starts this run, for telling how to go on with it.
+        overrides: what starts this run after ``python train.py``.
         usd_per_hour: of all its instances, on demand.
         description: what DescribeTrainingJob told last, the parts that are kept.
     """
@@ -42,7 +42,7 @@ class Job:
     folder: Path
     region: str
     checkpoint_uri: str
-    command: list[str]
+    overrides: list[str]
     usd_per_hour: float
     description: dict[str, Any] = field(default_factory=dict)
 

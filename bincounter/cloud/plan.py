@@ -1,19 +1,21 @@
 """What a launch would do, job by job: composed, validated, and written as requests before anything is sent."""
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from bincounter.cloud.hyperparameters import decode, encode
+from bincounter.cloud.overrides import HERE, without
 from bincounter.cloud.prices import gpus
 from bincounter.config import validate
 from bincounter.data.s3 import is_remote
 from bincounter.errors import ConfigError
+from bincounter.training.provenance import SHIPPED, commit
 from bincounter.training.secrets import masked_argument
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_NOT_SHIPPED = ("launcher", "dry_run", "paths")
+_NOT_SHIPPED = (*HERE, "paths")
 _IDS = "ids"  # folder in the archive that an id list is shipped in
 _EXTRAS = ("mlflow", "wandb")  # loggers that are extras of the package
 
@@ -60,7 +62,7 @@ class Planned:
     def ship_source(self, uri: str) -> None:
         """Name the photos' place in a bucket instead of a folder of this machine."""
         self.source = uri
-        self.shipped = [*_without(self.shipped, "data.source"), f"data.source={uri}"]
+        self.shipped = [*without(self.shipped, "data.source"), f"data.source={uri}"]
 
 
 def compose(loader: "ConfigLoader", config: DictConfig, overrides: Sequence[str], number: int) -> Planned:
@@ -91,8 +93,9 @@ def plan_run(planned: Planned, loader: "ConfigLoader", config: DictConfig) -> No
     validate(cfg)
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     _check_devices(plain)
+    planned.extra[SHIPPED] = json.dumps(commit()).encode()
     planned.source = plain["data"]["source"]
-    planned.shipped = _without(planned.overrides, *_NOT_SHIPPED)
+    planned.shipped = without(planned.overrides, *_NOT_SHIPPED)
     planned.loggers = [name for name in _EXTRAS if (plain["logger"] or {}).get(name)]
     ids = plain["data"]["layout"].get("ids")
     if isinstance(ids, str) and not is_remote(ids):
@@ -128,7 +131,7 @@ def _ship_ids(planned: Planned, path: Path) -> None:
         raise ConfigError(f"data.layout.ids={path} is no file: name the id list, as in data.layout.ids=file_list.json")
     name = f"{_IDS}/{path.name}"
     planned.extra[name] = path.read_bytes()
-    planned.shipped = [*_without(planned.shipped, "data.layout.ids"), f"data.layout.ids='{name}'"]
+    planned.shipped = [*without(planned.shipped, "data.layout.ids"), f"data.layout.ids='{name}'"]
 
 
 def _refuse_secrets(overrides: Sequence[str]) -> None:
@@ -161,13 +164,3 @@ def _check_recomposition(planned: Planned, cfg: DictConfig, loader: "ConfigLoade
             f"{different[0]} would be another in the container: its overrides depend on their order, so write them as "
             "one (a.b={c: 1}), or put them into a file under conf/experiment"
         )
-
-
-def _without(overrides: Sequence[str], *keys: str) -> list[str]:
-    """Overrides but those of ``keys`` and of what lies below them."""
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
-    return [
-        override.input_line
-        for override in parsed
-        if override.input_line and not any((override.key_or_group + ".").startswith(f"{key}.") for key in keys)
-    ]

@@ -121,7 +121,7 @@ class Submission:
             folder=planned.folder,
             region=self._account.region,
             checkpoint_uri=request["CheckpointConfig"]["S3Uri"].rstrip("/"),
-            command=["python", "train.py", *planned.overrides],
+            overrides=planned.overrides,
             usd_per_hour=self._price.usd * request["ResourceConfig"].get("InstanceCount", 1),
         )
 

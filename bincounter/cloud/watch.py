@@ -1,6 +1,7 @@
 """What a job is doing, on the screen: its states and its log, as they come."""
 
 import logging
+import re
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -114,6 +115,9 @@ class _Lines:
 class _Preamble:
     """Leaves out what the toolkit writes before and after the run's own output, in every attempt anew."""
 
+    # How a run ends on screen; once it is fetched, it lies elsewhere.
+    _FOLDER_OVER_THERE = re.compile(r"(Report: )?/\S*/checkpoints(/report\.html)?")
+
     def __init__(self) -> None:
         self._command_follows = self._shown = False
 
@@ -128,4 +132,4 @@ class _Preamble:
         if self._command_follows and line.strip():
             self._command_follows, self._shown = False, True
             return False
-        return self._shown and bool(line.strip())
+        return self._shown and bool(line.strip()) and not self._FOLDER_OVER_THERE.fullmatch(line.strip())

@@ -6,6 +6,7 @@ Credentials, region and endpoint come from where every AWS tool looks for them: 
 
 import hashlib
 import logging
+import os
 import random
 import re
 import time
@@ -131,7 +132,7 @@ def _connect(bucket: str, connections: int) -> tuple[Any, bool]:
     for name in ("boto3", "botocore", "urllib3"):
         if logging.getLogger(name).isEnabledFor(logging.DEBUG):
             logging.getLogger(name).setLevel(logging.INFO)  # at DEBUG they write session tokens
-    session = boto3.Session()
+    session = boto3.Session(region_name=os.environ.get("AWS_REGION"))  # boto3 reads AWS_DEFAULT_REGION alone
     config = Config(
         retries={"mode": "standard"},
         connect_timeout=10,

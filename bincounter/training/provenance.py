@@ -1,5 +1,6 @@
 """Where a result came from: the command, the code, the versions, the machine."""
 
+import json
 import os
 import platform
 import subprocess
@@ -14,6 +15,9 @@ import torch
 import bincounter
 from bincounter.training.secrets import masked_argument
 
+SHIPPED = "commit.json"
+"""Where code that was shipped without its repository says which commit it is."""
+
 _PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "numpy", "pillow")
 
 
@@ -23,8 +27,7 @@ def provenance() -> dict[str, Any]:
         "command": [masked_argument(argument) for argument in sys.argv],
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "bincounter": bincounter.__version__,
-        "commit": _git("rev-parse", "HEAD"),
-        "clean": _git("status", "--porcelain") == "",
+        **commit(),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
         "machine": {
             "system": platform.platform(),
@@ -36,6 +39,14 @@ def provenance() -> dict[str, Any]:
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         },
     }
+
+
+def commit() -> dict[str, Any]:
+    """The commit of the code that runs, and whether nothing was changed since; what is shipped brings it in a file."""
+    shipped = Path(bincounter.__file__).parent.parent / SHIPPED
+    if shipped.exists():
+        return json.loads(shipped.read_text(encoding="utf-8"))
+    return {"commit": _git("rev-parse", "HEAD"), "clean": _git("status", "--porcelain") == ""}
 
 
 def _version(package: str) -> str | None:

@@ -14,6 +14,7 @@ import torch
 from bins import square_bins
 from commands import REPOSITORY, Run, command, environment
 
+from bincounter.cloud.account import Account
 from bincounter.cloud.fetch import best_value
 from bincounter.cloud.rehearsal import without_aws
 
@@ -42,12 +43,7 @@ def bins(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def undisturbed(bins: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run that jobs have to equal, carried out here and without a launcher."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    overrides = [
-        *LONG,
-        f"data.source={bins}",
-        f"paths.output_dir={folder / 'run'}",
-        f"paths.data_dir={folder / 'data'}",
-    ]
+    paths = [f"paths.output_dir={folder / 'run'}", f"paths.data_dir={folder / 'data'}"]
     done = subprocess.run(
         command("train.py", *LONG, f"data.source={bins}", *paths),
         cwd=REPOSITORY,
@@ -66,6 +62,25 @@ def tensors(run: Path) -> dict[str, torch.Tensor]:
 
 def record(run: Path) -> dict[str, Any]:
     return json.loads((run / "job.json").read_text())
+
+
+def launched(*overrides: str, plane: dict[str, str]) -> subprocess.Popen[str]:
+    """``python train.py`` in the background."""
+    return subprocess.Popen(
+        command("train.py", *overrides),
+        cwd=REPOSITORY,
+        env={**without_aws(environment()), **plane},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(start: str, process: subprocess.Popen[str]) -> None:
+    """Read what a command says until a line begins with ``start``."""
+    assert process.stderr is not None
+    assert any(line.startswith(start) for line in process.stderr), f"it ended without {start!r}"
 
 
 def assert_same_run(run: Path, other: Path) -> None:
@@ -90,6 +105,8 @@ def test_a_spot_job_interrupted_twice_is_the_run_it_would_have_been_here(
     assert_same_run(folder, undisturbed)
     assert (folder / "report.html").exists()
     assert {path.name for path in undisturbed.iterdir()} <= {path.name for path in folder.iterdir()} | {".lock"}
+    provenance = json.loads((folder / "provenance.json").read_text())
+    assert provenance["commit"] == json.loads((undisturbed / "provenance.json").read_text())["commit"]
 
     description = record(folder)["description"]
     trained, billed = description["TrainingTimeInSeconds"], description["BillableTimeInSeconds"]
@@ -127,25 +144,35 @@ def test_of_four_jobs_one_fails_and_its_own_message_is_on_screen(
     assert record(folder / "3")["description"]["TrainingJobStatus"] == "Completed"
 
 
-def test_a_job_out_of_time_is_fetched_and_the_command_it_names_goes_on_with_it(
-    bins: Path, undisturbed: Path, train: Run, run: Run, plane: dict[str, str], tmp_path: Path
+def test_a_stopped_job_is_fetched_and_goes_on_here_and_there(
+    bins: Path, undisturbed: Path, train: Run, plane: dict[str, str], tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    # So slow that it cannot end in time, wherever this runs.
-    slow = [f"data.source={bins}", f"paths.output_dir={folder}", "launcher.max_run=25", "launcher.max_wait=600"]
-    done = train(*LAUNCHER, *SMALL, "trainer.max_epochs=3000", *slow, code=1, **plane)
-    message = done.stderr.splitlines()[-1]
-    assert "was stopped (MaxRuntimeExceeded) and is incomplete" in message
+    options = [*LAUNCHER, *LONG, f"data.source={bins}"]
+    process = launched(*options, f"paths.output_dir={folder}", plane=plane)
+    wait_for("epoch 5 of 30", process)
+    assert record(folder)["overrides"]
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in plane.items():
+            patch.setenv(name, value)
+        Account(None).sagemaker.stop_training_job(TrainingJobName=record(folder)["name"])
+    _, rest = process.communicate(timeout=120)
+    assert process.returncode == 1
+    message = rest.splitlines()[-1]
+    uri = record(folder)["checkpoint_uri"]
+    assert "was stopped (Stopped) and is incomplete" in message
+    assert f"launcher.checkpoint_uri={uri}" in message
+    assert f"ckpt_path=last paths.output_dir={folder}" in message
+    assert record(folder)["description"]["TrainingJobStatus"] == "Stopped"
     assert (folder / "checkpoints" / "last.ckpt").exists()
     assert not (folder / "metrics.json").exists()
-    assert record(folder)["description"]["TrainingJobStatus"] == "Stopped"
-    uri = record(folder)["checkpoint_uri"]
-    assert f"launcher.checkpoint_uri={uri}" in message
+    assert "/algo-1/" not in (folder / "overrides.txt").read_text()
 
-    # A run goes on with the configuration it has; this one was too long.
-    again = ["launcher.max_run=3600", "launcher.max_wait=3600", f"launcher.checkpoint_uri={uri}"]
-    refused = train(*LAUNCHER, *LONG, f"data.source={bins}", *again, f"paths.output_dir={folder}-2", code=1, **plane)
-    assert "trainer.max_epochs is 30 here and 3000" in refused.stderr.splitlines()[-1]
+    there = tmp_path / "there"
+    train(*options, f"launcher.checkpoint_uri={uri}", f"paths.output_dir={there}", **plane)
+    assert_same_run(there, undisturbed)
+    train("ckpt_path=last", f"paths.output_dir={folder}")
+    assert_same_run(folder, undisturbed)
 
 
 def test_jobs_that_were_left_alone_are_attached_to_and_fetched(
@@ -169,20 +196,9 @@ def test_jobs_that_were_left_alone_are_attached_to_and_fetched(
 def test_ctrl_c_leaves_the_job_and_says_how_to_attach(bins: Path, plane: dict[str, str], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     options = [*SMALL, "trainer.max_epochs=2", f"data.source={bins}", f"paths.output_dir={folder}"]
-    process = subprocess.Popen(
-        command("train.py", *LAUNCHER, *options),
-        cwd=REPOSITORY,
-        env={**without_aws(environment()), **plane},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("Training"):
-            os.kill(process.pid, signal.SIGINT)
-            break
+    process = launched(*LAUNCHER, *options, plane=plane)
+    wait_for("Training", process)
+    os.kill(process.pid, signal.SIGINT)
     _, rest = process.communicate(timeout=120)
     assert process.returncode == 1
     assert rest.splitlines()[-1].startswith("Error: Interrupted; submitted jobs go on and are paid for.")
