@@ -5,8 +5,10 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from aws_faults import faults
 from bins import square_bins
 from commands import REPOSITORY
 from hydra.core.hydra_config import HydraConfig
@@ -38,13 +40,13 @@ def train(
     monkeypatch.chdir(REPOSITORY)
     caplog.set_level(logging.INFO)  # pytest takes the log, which goes to stderr otherwise
 
-    def train_(*arguments: str, code: int = 0) -> tuple[str, str]:
+    def train_(*arguments: str, code: int | None = 0) -> tuple[str, str]:
         paths = [f"paths.{name}_dir={tmp_path / name}" for name in ("data", "cache", "log")]
         monkeypatch.setattr(sys, "argv", ["train.py", *arguments, *paths])
         returned = main(program.job, config_dir=REPOSITORY / "conf", config_name="train")
         HydraConfig.instance().cfg = None
         out, err = capsys.readouterr()
-        assert returned == code, err
+        assert returned == code if code is not None else returned in (1, 2), err
         return out, caplog.text + err
 
     return train_
@@ -112,6 +114,60 @@ def test_what_cannot_run_is_refused_in_a_line_before_anything_is_sent(
 def test_no_credentials_is_one_sentence(train: Train) -> None:
     _out, err = train("launcher=sagemaker", "launcher.region=eu-west-1", ROLE, *BUCKET, code=2)
     assert "aws configure" in err.splitlines()[-1]
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("operation", "code", "message", "options", "sentence"),
+    [
+        (
+            "CreateTrainingJob",
+            "ResourceLimitExceeded",
+            "The account-level service limit 'ml.g5.xlarge for spot training job usage' is 0 Instances, with current "
+            "utilization of 0 Instances and a request delta of 1 Instances.",
+            {},
+            "Service Quotas",
+        ),
+        (
+            "CreateTrainingJob",
+            "ValidationException",
+            "Could not assume role arn:aws:iam::123456789012:role/bincounter. Please ensure that the role exists and "
+            "allows principal 'sagemaker.amazonaws.com' to assume the role.",
+            {},
+            "docs/sagemaker.md",
+        ),
+        (
+            "CreateTrainingJob",
+            "AccessDeniedException",
+            "User: arn:aws:iam::123456789012:user/me is not authorized to perform: sagemaker:CreateTrainingJob on "
+            "resource: arn:aws:sagemaker:us-east-1:123456789012:training-job/x",
+            {},
+            "sagemaker:CreateTrainingJob",
+        ),
+        ("HEAD /theirs", "301", "", {"status": 301, "headers": {"x-amz-bucket-region": "eu-west-1"}}, "eu-west-1"),
+        ("HEAD /theirs", "403", "", {"status": 403}, "theirs"),
+        ("GetCallerIdentity", "ExpiredToken", "The security token is expired", {"status": 403}, "log in again"),
+    ],
+)
+def test_what_aws_refuses_is_one_sentence_with_the_next_step(
+    operation: str,
+    code: str,
+    message: str,
+    options: dict[str, Any],
+    sentence: str,
+    train: Train,
+    plane: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with faults(plane["AWS_ENDPOINT_URL"]) as server:
+        server.refuse(operation, code, message, **options)
+        for name, value in server.environment().items():
+            monkeypatch.setenv(name, value)
+        bucket = "launcher.bucket=theirs" if "theirs" in operation else "launcher.bucket=null"
+        _out, err = train("launcher=sagemaker_spot", ROLE, bucket, "model=resnet18", "model.weights=null", code=None)
+    told = err.splitlines()[-1]
+    assert told.startswith("Error: ")
+    assert sentence in told
     assert "Traceback" not in err
 
 
