@@ -97,6 +97,8 @@ class _Lines:
     def _show_stream(self, stream: str) -> bool:
         token, preamble = self._streams.get(stream, (None, _Preamble()))
         before = token
+        instance = re.search(r"/(algo-\d+)", stream)
+        prefix = self._prefix if not instance or instance[1] == "algo-1" else f"{self._prefix}{instance[1]}: "
         while True:
             position: dict[str, Any] = {"nextToken": token} if token else {}
             page = self._account.logs.get_log_events(
@@ -104,7 +106,7 @@ class _Lines:
             )
             for event in page["events"]:
                 if preamble.lets_through(event["message"]):
-                    log.info("%s%s", self._prefix, event["message"].rstrip())
+                    log.info("%s%s", prefix, event["message"].rstrip())
             if page["nextForwardToken"] == token:  # so CloudWatch says that this was all
                 break
             token = page["nextForwardToken"]

@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from bincounter.config import METRICS
 from bincounter.files import replacing
 
 log = logging.getLogger(__name__)
@@ -136,7 +137,8 @@ class TrainingLog(L.Callback):
         """Log the mean over the epoch, and say where the run stands in a line that programs can read too."""
         loss = self._epoch.take()
         self._log(trainer, {"train/loss_epoch": loss})
-        scores = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("val/")}
+        logged = {f"val/{name}" for name in METRICS} & trainer.callback_metrics.keys()
+        scores = {name: float(trainer.callback_metrics[name]) for name in sorted(logged)}
         line = " ".join(f"{name}={value:.6g}" for name, value in {"train/loss": loss, **scores}.items())
         if trainer.is_global_zero:
             log.info("epoch %d of %s: %s", trainer.current_epoch + 1, trainer.max_epochs, line)
