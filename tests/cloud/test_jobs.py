@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import re
 import shutil
 import signal
@@ -64,13 +65,13 @@ def record(run: Path) -> dict[str, Any]:
     return json.loads((run / "job.json").read_text())
 
 
-def launched(*overrides: str, plane: dict[str, str]) -> subprocess.Popen[str]:
+def launched(*overrides: str, plane: dict[str, str], stdin: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
     """``python train.py`` in the background."""
     return subprocess.Popen(
         command("train.py", *overrides),
         cwd=REPOSITORY,
         env={**without_aws(environment()), **plane},
-        stdin=subprocess.DEVNULL,
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -203,6 +204,21 @@ def test_ctrl_c_leaves_the_job_and_says_how_to_attach(bins: Path, plane: dict[st
     assert process.returncode == 1
     assert rest.splitlines()[-1].startswith("Error: Interrupted; submitted jobs go on and are paid for.")
     assert f"python -m bincounter attach {folder}" in rest
+
+
+def test_ctrl_c_at_a_terminal_asks_and_y_stops_the_job(bins: Path, plane: dict[str, str], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    ours, theirs = pty.openpty()
+    options = [*LONG, f"data.source={bins}", f"paths.output_dir={folder}"]
+    process = launched(*LAUNCHER, *options, plane=plane, stdin=theirs)
+    wait_for("epoch 3 of 30", process)
+    os.write(ours, b"y\n")
+    os.kill(process.pid, signal.SIGINT)
+    _, rest = process.communicate(timeout=120)
+    os.close(ours)
+    assert "Stop the 1 running job? [y/N]" in rest
+    assert "was stopped (Stopped) and is incomplete" in rest.splitlines()[-1]
+    assert (folder / "checkpoints" / "best.ckpt").exists()
 
 
 @pytest.mark.photos
