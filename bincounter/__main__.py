@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        print(f"Error: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"Error: {error.filename}: {error.strerror}" if error.filename else f"Error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
@@ -173,8 +173,13 @@ def _attach(arguments: argparse.Namespace) -> int:
     from bincounter.command_line import show_log
 
     show_log()
-    for folder in attach(arguments.folder):
-        print(folder)
+    tasks = attach(arguments.folder)
+    errors = [task.error for task in tasks if task.error is not None]
+    for task in tasks:
+        if task.error is None:
+            print(task.job.folder)
+    if errors:
+        raise errors[0]
     return 0
 
 
@@ -185,6 +190,8 @@ def _rehearsal(arguments: argparse.Namespace) -> int:
     from bincounter.cloud.rehearsal import rehearsed
 
     with tempfile.TemporaryDirectory(prefix="bincounter-rehearsal-") as folder, rehearsed(Path(folder)) as variables:
+        # A profile or a token that is left over would lead elsewhere.
+        print("unset $(env | grep -o '^AWS_[A-Z0-9_]*')")
         for name, value in variables.items():
             print(f"export {name}={value}")
         print("Paste these into another terminal; Ctrl-C ends it all.", file=sys.stderr, flush=True)

@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bincounter.config import mode_of, override_errors, register, validate
+from bincounter.config.launcher import carried_out_here
 from bincounter.errors import BinCounterError, ConfigError, Stopped
 from bincounter.training import resume
 
@@ -64,7 +65,8 @@ def main(
         if arguments.multirun:
             _check_jobs(arguments.overrides, compose)
         else:  # a launcher makes a single run a multirun of one job, whose folder is the run's own
-            sys.argv.append("hydra.sweep.subdir=.")
+            given = get_args_parser().parse_args().overrides
+            sys.argv.insert(sys.argv.index(given[0]) if given else 1, "hydra.sweep.subdir=.")
         _run(job, config_dir, config_name)
     except SystemExit as exit_request:
         return exit_request.code if isinstance(exit_request.code, int) else 1
@@ -118,13 +120,18 @@ def _check_jobs(overrides: list[str], compose: Callable[[list[str]], DictConfig]
     parsed = OverridesParser.create().parse_overrides(overrides)
     if any(override.is_interval_sweep() for override in parsed):
         return  # a sweeper that chooses by itself
+    for override in parsed:
+        if override.is_sweep_override() and override.key_or_group.partition(".")[0] == "launcher":
+            raise ConfigError(
+                f"{override.key_or_group} is one for all jobs of a sweep: start a sweep for each of its values"
+            )
     jobs = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
     for number, job in enumerate(jobs):
         try:
             cfg = compose(list(job))
             validate(cfg)
             # DDP starts this command anew on every device.
-            if not cfg.launcher and str(cfg.trainer.get("devices", 1)) != "1":
+            if carried_out_here(cfg.launcher) and str(cfg.trainer.get("devices", 1)) != "1":
                 raise ConfigError("a sweep runs its jobs on one device each: set trainer.devices=1")
         except ConfigError as error:
             raise ConfigError(f"job {number} ({' '.join(job)}): {error}") from None

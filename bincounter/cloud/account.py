@@ -87,6 +87,11 @@ class Account:
         with answered_by_aws("asking whose the AWS credentials are"):
             return str(self.sts.get_caller_identity()["Account"])
 
+    @property
+    def default_bucket(self) -> str:
+        """The name of the SageMaker SDK's own default bucket, whether it is there or not."""
+        return f"sagemaker-{self.region}-{self.number}"
+
     def bucket(self, name: str | None) -> str:
         """The bucket that holds code, checkpoints and models.
 
@@ -99,7 +104,7 @@ class Account:
         """
         from botocore.exceptions import ClientError
 
-        used = name or f"sagemaker-{self.region}-{self.number}"
+        used = name or self.default_bucket
         # Bucket names are worldwide: somebody else may have taken the default one to collect what others put there.
         owner = {} if name else {"ExpectedBucketOwner": self.number}
         with answered_by_aws(f"using the bucket {used}"):

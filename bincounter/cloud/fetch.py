@@ -1,6 +1,7 @@
 """What a job left behind, brought into the run's folder: it then looks as if the run had been carried out here."""
 
 import csv
+import json
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +24,7 @@ _AT_ONCE = 8  # objects
 
 
 def fetch(account: "Account", job: Job) -> None:
-    """Bring the run's folder here from where SageMaker keeps it, and note in ``job.json`` what the job came to."""
+    """Bring the run's folder here from where SageMaker keeps it."""
     bucket, prefix = parse(job.checkpoint_uri)
     below = f"{prefix}/"
     with answered_by_aws(f"fetching {job.checkpoint_uri}"), ThreadPoolExecutor(_AT_ONCE) as pool:
@@ -33,7 +34,6 @@ def fetch(account: "Account", job: Job) -> None:
         for _ in pool.map(lambda key: _fetch_one(account, bucket, key, job.folder / wanted[key]), wanted):
             pass
     _name_what_lies_here(job)
-    job.save()
 
 
 def _name_what_lies_here(job: Job) -> None:
@@ -75,8 +75,11 @@ def best_value(folder: Path, metric: str, mode: str) -> float | None:
         mode: ``max`` or ``min``.
     """
     path = folder / "logs" / "metrics.csv"
-    if not path.exists():
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as file:
+            values = [float(row[metric]) for row in csv.DictReader(file) if row.get(metric)]
+        return (max if mode == "max" else min)(values, default=None)
+    scores = folder / "metrics.json"  # without the CSV logger: what the best checkpoint scored
+    if not scores.exists():
         return None
-    with path.open(newline="", encoding="utf-8") as file:
-        values = [float(row[metric]) for row in csv.DictReader(file) if row.get(metric)]
-    return (max if mode == "max" else min)(values, default=None)
+    return json.loads(scores.read_text(encoding="utf-8"))["val"][metric.removeprefix("val/")]

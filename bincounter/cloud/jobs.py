@@ -72,16 +72,31 @@ def job_name(task_name: str, number: int) -> str:
     return task[: _NAME_LENGTH - len(ending)].rstrip("-") + ending
 
 
-def submit(account: "Account", request: dict[str, Any]) -> None:
-    """Send CreateTrainingJob."""
-    with answered_by_aws(f"submitting {request['TrainingJobName']}"):
-        account.sagemaker.create_training_job(**request)
+def submit(account: "Account", job: Job, request: dict[str, Any]) -> None:
+    """Send CreateTrainingJob; the record is there before the job is, so that none is lost."""
+    from botocore.exceptions import ClientError
+
+    job.save()
+    with answered_by_aws(f"submitting {job.name}"):
+        try:
+            account.sagemaker.create_training_job(**request)
+        except ClientError as error:
+            if error.response["Error"]["Code"] == "ResourceInUse":
+                return  # our own first try, whose answer was lost: nobody else has a name of ours
+            (job.folder / RECORD).unlink()
+            raise
 
 
 def stop(account: "Account", name: str) -> None:
-    """Ask SageMaker to stop a job, which ends some minutes later with what it has."""
+    """Ask SageMaker to stop a job, which ends some minutes later with what it has; one that has ended is left alone."""
+    from botocore.exceptions import ClientError
+
     with answered_by_aws(f"stopping {name}"):
-        account.sagemaker.stop_training_job(TrainingJobName=name)
+        try:
+            account.sagemaker.stop_training_job(TrainingJobName=name)
+        except ClientError as error:
+            if error.response["Error"]["Code"] != "ValidationException":  # it is stopping already, or has ended
+                raise
 
 
 def describe(account: "Account", name: str) -> dict[str, Any]:

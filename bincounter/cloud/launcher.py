@@ -92,7 +92,8 @@ class SageMakerLauncher(Launcher):
             for number, overrides in enumerate(job_overrides)
         ]
         if self._own:
-            self._refuse_absent_sweeper()
+            self._refuse_what_is_not_shipped()
+            plan.check_together(planned, self._settings)
             for one in planned:
                 with _named(one, alone=len(planned) == 1):
                     plan.plan_run(one, loader, self._config)
@@ -101,10 +102,19 @@ class SageMakerLauncher(Launcher):
         with self._place():
             return self._launch(planned)
 
-    def _refuse_absent_sweeper(self) -> None:
-        sweeper = self._config.hydra.sweeper._target_
-        if not self._settings["wait"] and not sweeper.endswith("BasicSweeper"):
+    def _refuse_what_is_not_shipped(self) -> None:
+        if not self._settings["wait"] and not self._listed:
             raise ConfigError("launcher.wait=false leaves a sweeper without the results it chooses by: drop it")
+        for source in self._config.hydra.runtime.config_sources:
+            if source.provider in ("command-line", "hydra.searchpath in main"):
+                raise ConfigError(
+                    f"the configuration in {source.path} would be missing over there: move it to conf/ and git add it"
+                )
+
+    @property
+    def _listed(self) -> bool:
+        """Whether jobs are those of the command line, not chosen by what others came to."""
+        return str(self._config.hydra.sweeper._target_).endswith(".BasicSweeper")
 
     def _pickle(self, planned: "Sequence[Planned]") -> None:
         from bincounter.cloud.task import pickled
@@ -118,7 +128,7 @@ class SageMakerLauncher(Launcher):
         if not self._rehearsed:
             yield
             return
-        from bincounter.cloud.rehearsal import rehearsed
+        from bincounter.cloud.rehearsal import rehearsed, without_aws
 
         before = dict(os.environ)
         with (
@@ -126,12 +136,11 @@ class SageMakerLauncher(Launcher):
             rehearsed(Path(folder)) as variables,
         ):
             log.info("Rehearsing on this machine: nothing is billed, and the spot discount shown is invented.")
-            os.environ.update(variables)
+            _replace_environment({**without_aws(before), **variables})
             try:
                 yield
             finally:
-                os.environ.clear()
-                os.environ.update(before)
+                _replace_environment(before)
 
     def _launch(self, planned: "Sequence[Planned]") -> list[JobReturn]:
         from bincounter.cloud.account import Account
@@ -143,14 +152,15 @@ class SageMakerLauncher(Launcher):
         submission.show_cost(len(planned), before=self._jobs_before)
         dry = bool(OmegaConf.select(self._config, "dry_run", default=False))
         tasks = submission.tasks(planned, dry=dry)
+        self._jobs_before += len(planned)
         if dry:
             for task in tasks:
                 print(json.dumps(task.request, indent=2, ensure_ascii=False))
             return [_returned(one, JobStatus.COMPLETED, None) for one in planned]
-        self._jobs_before += len(planned)
-        crew = Crew(account, tasks, at_once=self._settings["max_parallel_jobs"])
+        crew = Crew(account, tasks, at_once=self._settings["max_parallel_jobs"], rehearsed=self._rehearsed)
         if self._settings["wait"]:
             crew.carry_out()
+            self._alone = self._listed and len(planned) == 1
             return [self._result(one, task) for one, task in zip(planned, tasks, strict=True)]
         crew.submit_all()
         folder = planned[0].folder if len(planned) == 1 else planned[0].folder.parent
@@ -165,6 +175,8 @@ class SageMakerLauncher(Launcher):
         if not self._own and task.error is None:
             return pickles.result(planned.folder)
         if task.error is not None:
+            if self._alone:  # Hydra would add a line of its own to ours
+                raise task.error
             return _returned(planned, JobStatus.FAILED, task.error)
         metric = planned.config.optimized_metric
         return self._told(planned, best_value(planned.folder, metric, mode_of(metric)))

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _NOT_SHIPPED = (*HERE, "paths")
+_A_RUN = ("job.json", "checkpoints/last.ckpt", "checkpoints/best.ckpt")
 _IDS = "ids"  # folder in the archive that an id list is shipped in
 _EXTRAS = ("mlflow", "wandb")  # loggers that are extras of the package
 
@@ -105,6 +106,38 @@ def plan_run(planned: Planned, loader: "ConfigLoader", config: DictConfig) -> No
     _check_recomposition(planned, cfg, loader, config)
 
 
+def check_together(planned: Sequence[Planned], settings: Mapping[str, Any]) -> None:
+    """Refuse jobs that would get into each other's way, or that the launch cannot give what they ask for.
+
+    Args:
+        planned: the jobs of one launch, all of them bincounter's own.
+        settings: the launch's ``launcher``.
+
+    Raises:
+        ConfigError: the first thing that is wrong.
+    """
+    if len({one.folder for one in planned}) < len(planned):
+        raise ConfigError(f"{len(planned)} jobs would share the folder {planned[0].folder}: add -m for a sweep")
+    if len(planned) > 1 and settings["checkpoint_uri"]:
+        raise ConfigError(
+            f"launcher.checkpoint_uri={settings['checkpoint_uri']} keeps one run, not {len(planned)}: leave "
+            "it out, so that each job has a folder of its own"
+        )
+    if not settings["wait"] and len(planned) > settings["max_parallel_jobs"]:
+        raise ConfigError(
+            f"launcher.wait=false starts all {len(planned)} jobs at once, and launcher.max_parallel_jobs is "
+            f"{settings['max_parallel_jobs']}: raise it, or drop wait"
+        )
+    for one in planned:
+        own = OmegaConf.to_container(one.config.launcher, resolve=True)
+        different = [key for key in settings if own[key] != settings[key]]  # type: ignore[call-overload,index]
+        if different:
+            raise ConfigError(f"launcher.{different[0]} is one for all jobs of a launch: start one for each value")
+        taken = [name for name in _A_RUN if (one.folder / name).exists()]
+        if taken:
+            raise ConfigError(f"{one.folder} already holds a run ({taken[0]}): name another paths.output_dir")
+
+
 def _check_devices(plain: Mapping[str, Any]) -> None:
     """A GPU run needs an instance with as many."""
     launcher, trainer = plain["launcher"], plain["trainer"]
@@ -146,7 +179,7 @@ def _refuse_secrets(overrides: Sequence[str]) -> None:
 
 def _check_recomposition(planned: Planned, cfg: DictConfig, loader: "ConfigLoader", config: DictConfig) -> None:
     """What the container will compose from the hyperparameters has to be what was composed here."""
-    shipped = [*decode(encode(planned.shipped)), "launcher=local"]
+    shipped = [*decode(encode(planned.shipped)), "launcher=container"]
     there = loader.load_sweep_config(config, shipped)
     expected, found = (
         {

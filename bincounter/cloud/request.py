@@ -7,9 +7,11 @@ from typing import Any
 from bincounter.config import METRICS
 from bincounter.config.choices import nearest
 from bincounter.errors import ConfigError
+from bincounter.training.secrets import masked
 
 PROGRAM = "start.py"  # what the image's toolkit runs; bincounter.cloud.source makes it
 CHANNEL = "bins"  # the channel that becomes data.source
+_SECRET_NAME = re.compile(r"(^|_)(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
 # Where a value of the request comes from, for messages.
 _SETTINGS = {
     "ResourceConfig.InstanceType": "launcher.instance_type",
@@ -91,8 +93,22 @@ def training_request(
     if channel_uri is not None:
         request["InputDataConfig"] = [_channel(channel_uri, settings["input_mode"])]
     request = merged(request, settings["request"])
+    _refuse_secrets(request)
     check(request, "CreateTrainingJob")
     return request
+
+
+def _refuse_secrets(request: Mapping[str, Any]) -> None:
+    """Whoever may describe a job reads its request."""
+    for part, setting in (("Environment", "launcher.environment."), ("HyperParameters", "")):
+        values = request.get(part, {})
+        hidden = masked(values)
+        for key in values:
+            if hidden[key] != values[key] or _SECRET_NAME.search(key):
+                raise ConfigError(
+                    f"{setting}{key} looks like a secret, and a job's request can be read by whoever may describe it: "
+                    "leave it out, and use what the job's role may read by itself, or logger=csv"
+                )
 
 
 def _channel(uri: str, input_mode: str) -> dict[str, Any]:

@@ -22,7 +22,14 @@ from bincounter.files import replacing
 LARGEST = 50_000_000
 """Bytes, all files together: code that is larger holds something that is none."""
 
-_START = "import sys\n\nfrom bincounter.cloud.container.entry import main\n\nsys.exit(main())\n"
+# Processes that are spawned, as for rendering demo bins, import this file again.
+_START = """import sys
+
+from bincounter.cloud.container.entry import main
+
+if __name__ == "__main__":
+    sys.exit(main())
+"""
 _OURS = ("bincounter", "conf", "hydra_plugins", "train.py")  # a run does not start, or runs otherwise, without these
 _SUBMODULE = "160000"
 _NAMED = 5  # files named in one sentence
@@ -134,11 +141,16 @@ def _git(root: Path, *arguments: str) -> list[str]:
 
 
 def _refuse_untracked(root: Path) -> None:
-    untracked = _git(root, "ls-files", "--others", "--exclude-standard", "-z", "--", *_OURS)
+    others = ("ls-files", "--others", "--exclude-standard", "-z")
+    untracked = _git(root, *others, "--", *_OURS)
+    # A configuration composes here whether git ignores it or not.
+    untracked += _git(
+        root, "ls-files", "--others", "--ignored", "--exclude-standard", "-z", "--", ":(glob)conf/**/*.yaml"
+    )
     if untracked:
         raise ConfigError(
             f"{_some(untracked)} {'is' if len(untracked) == 1 else 'are'} not tracked by git and would be missing in "
-            "the container: git add what belongs to the run, and add the rest to .gitignore"
+            "the container: git add (-f) what belongs to the run, and move the rest elsewhere or add it to .gitignore"
         )
 
 

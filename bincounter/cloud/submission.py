@@ -2,7 +2,7 @@
 
 import logging
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,9 @@ from bincounter.cloud.images import training_image
 from bincounter.cloud.jobs import Job, job_name
 from bincounter.cloud.prices import ceiling, usd_per_hour
 from bincounter.cloud.request import training_request
-from bincounter.cloud.source import pack
+from bincounter.cloud.source import Source, pack
+from bincounter.cloud.upload import destination, upload
+from bincounter.config.launcher import keep_alive
 from bincounter.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from bincounter.cloud.plan import Planned
 
 log = logging.getLogger(__name__)
+
+Needs = tuple[tuple[tuple[str, bytes], ...], tuple[str, ...]]
+"""Files and packages that a job needs beside what git tracks."""
 
 
 class Submission:
@@ -54,9 +59,10 @@ class Submission:
             ConfigError: the ceiling is above ``launcher.max_cost_usd``.
         """
         settings = self._settings
-        instances, hours = settings["instance_count"], settings["max_run"] / 3600
+        instances, kept = settings["instance_count"], keep_alive(settings)
         total = jobs + before
-        most = ceiling(self._price, max_run=settings["max_run"], instances=instances, jobs=total)
+        seconds = settings["max_run"] + kept
+        most = ceiling(self._price, max_run=seconds, instances=instances, jobs=total)
         log.info(
             "%d job%s on %d x %s at %.4g USD/h on demand (%s): at most %.2f USD for at most %.4g h each%s",
             total,
@@ -66,7 +72,7 @@ class Submission:
             self._price.usd,
             self._price.origin,
             most,
-            hours,
+            seconds / 3600,
             ", less on spot" if settings["spot"] else "",
         )
         if most > settings["max_cost_usd"]:
@@ -76,15 +82,14 @@ class Submission:
             )
 
     def tasks(self, planned: "Sequence[Planned]", *, dry: bool) -> list[Task]:
-        """Upload what the jobs need and write their requests.
+        """Write the requests, check them, and only then upload what the jobs need.
 
         Args:
             planned: the jobs.
-            dry: upload nothing.
+            dry: change nothing at AWS.
         """
         settings, account = self._settings, self._account
-        # A dry run with everything named asks AWS nothing.
-        bucket = settings["bucket"] if dry and settings["bucket"] else account.bucket(settings["bucket"])
+        bucket = settings["bucket"] or account.default_bucket
         bucket_uri = f"s3://{bucket}/{settings['prefix']}".rstrip("/")
         role = account.role(settings["role"])
         image = settings["image"] or training_image(
@@ -92,26 +97,28 @@ class Submission:
             region=account.region,
             instance_type=settings["instance_type"],
         )
-        self._bring_photos(planned, bucket_uri, dry=dry)
-        archives: dict[tuple[Any, ...], str] = {}
-        tasks = []
-        for one in planned:
-            needs = (tuple(sorted(one.extra.items())), tuple(one.loggers))
-            if needs not in archives:
-                archives[needs] = self._ship(one, bucket_uri, dry=dry)
-            name = job_name(_task_name(one), one.number)
-            request = training_request(
-                settings,
-                name=name,
-                hyperparameters=encode(one.shipped),
-                source_uri=archives[needs],
-                region=account.region,
-                image=image,
-                role=role,
-                folder_uri=f"{bucket_uri}/jobs",
-                channel_uri=one.source if one.channel else None,
-            )
-            tasks.append(Task(self._job(one, request), request))
+        photos = _places(planned, f"{bucket_uri}/data")
+        with tempfile.TemporaryDirectory() as folder:
+            archives = self._pack(planned, Path(folder))
+            tasks = []
+            for one in planned:
+                request = training_request(
+                    settings,
+                    name=job_name(_task_name(one), one.number),
+                    hyperparameters=encode(one.shipped),
+                    source_uri=_source_uri(bucket_uri, archives[_needs(one)]),
+                    region=account.region,
+                    image=image,
+                    role=role,
+                    folder_uri=f"{bucket_uri}/jobs",
+                    channel_uri=one.source if one.channel else None,
+                )
+                tasks.append(Task(self._job(one, request), request))
+            if not dry:
+                account.bucket(settings["bucket"])
+                for source in {one.source for one in planned if one.channel and one.source} - set(photos.values()):
+                    account.check_source(source)
+                self._upload(photos, archives.values(), bucket_uri)
         return tasks
 
     def _job(self, planned: "Planned", request: Mapping[str, Any]) -> Job:
@@ -122,42 +129,50 @@ class Submission:
             region=self._account.region,
             checkpoint_uri=request["CheckpointConfig"]["S3Uri"].rstrip("/"),
             overrides=planned.overrides,
-            usd_per_hour=self._price.usd * request["ResourceConfig"].get("InstanceCount", 1),
+            usd_per_hour=self._price.usd * self._settings["instance_count"],
         )
 
-    def _bring_photos(self, planned: "Sequence[Planned]", bucket_uri: str, *, dry: bool) -> None:
-        """Upload local folders, each once; check the buckets of the others."""
-        from bincounter.cloud.upload import destination, upload
-
-        places: dict[str, str] = {}
+    def _pack(self, planned: "Sequence[Planned]", folder: Path) -> dict[Needs, Source]:
+        """An archive for each set of files and packages that jobs need."""
+        archives: dict[Needs, Source] = {}
         for one in planned:
-            folder = one.local_source
-            if folder is not None:
-                if str(folder) not in places:
-                    places[str(folder)] = destination(folder, f"{bucket_uri}/data")
-                    if dry:
-                        log.info("%s would be uploaded to %s", folder, places[str(folder)])
-                    else:
-                        upload(folder, places[str(folder)], client=self._account.s3)
-                one.ship_source(places[str(folder)])
-            elif one.channel and one.source is not None and one.source not in places:
-                places[one.source] = one.source
-                if not dry:
-                    self._account.check_source(one.source)
+            if _needs(one) not in archives:
+                path = folder / f"{len(archives)}.tar.gz"
+                source = pack(self._repository, path, extra=one.extra, loggers=one.loggers)
+                archives[_needs(one)] = source
+                log.info("Code: %d files that git tracks, %.1f MB packed", source.files, source.size / 1e6)
+        return archives
 
-    def _ship(self, planned: "Planned", bucket_uri: str, *, dry: bool) -> str:
-        """Upload the archive; returns its address, which its content decides."""
-        with tempfile.TemporaryDirectory() as folder:
-            source = pack(
-                self._repository, Path(folder) / "source.tar.gz", extra=planned.extra, loggers=planned.loggers
-            )
-            uri = f"{bucket_uri}/source/{source.sha256}.tar.gz"
-            log.info("Code: %d files that git tracks, %.1f MB packed", source.files, source.size / 1e6)
-            if not dry:
-                bucket, _, key = uri.removeprefix("s3://").partition("/")
-                with answered_by_aws(f"uploading the code to {uri}"):
-                    self._account.s3.upload_file(str(source.path), bucket, key)
-        return uri
+    def _upload(self, photos: Mapping[Path, str], archives: Iterable[Source], bucket_uri: str) -> None:
+        for folder, uri in photos.items():
+            upload(folder, uri, client=self._account.s3)
+        for source in archives:
+            uri = _source_uri(bucket_uri, source)
+            bucket, _, key = uri.removeprefix("s3://").partition("/")
+            with answered_by_aws(f"uploading the code to {uri}"):
+                self._account.s3.upload_file(str(source.path), bucket, key)
+
+
+def _needs(planned: "Planned") -> Needs:
+    return tuple(sorted(planned.extra.items())), tuple(planned.loggers)
+
+
+def _source_uri(bucket_uri: str, source: Source) -> str:
+    """Where an archive goes, which its content decides."""
+    return f"{bucket_uri}/source/{source.sha256}.tar.gz"
+
+
+def _places(planned: "Sequence[Planned]", below: str) -> dict[Path, str]:
+    """Where local folders of photos go, told to the jobs that read them; their content decides."""
+    places: dict[Path, str] = {}
+    for one in planned:
+        folder = one.local_source
+        if folder is not None:
+            if folder not in places:
+                places[folder] = destination(folder, below)
+                log.info("%s goes to %s", folder, places[folder])
+            one.ship_source(places[folder])
+    return places
 
 
 def _task_name(planned: "Planned") -> str:

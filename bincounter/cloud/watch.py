@@ -3,10 +3,12 @@
 import logging
 import re
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 from bincounter.cloud.aws_errors import answered_by_aws
 from bincounter.cloud.jobs import ENDED, Job, Pace, describe
+from bincounter.errors import BinCounterError, ResourceError
 
 if TYPE_CHECKING:
     from bincounter.cloud.account import Account
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LOG_GROUP = "/aws/sagemaker/TrainingJobs"
+_LATE = 2.0  # seconds that CloudWatch may be behind
+_PATIENCE = 600.0  # seconds without an answer
 _KEPT = (
     "TrainingJobStatus",
     "SecondaryStatus",
@@ -43,16 +47,41 @@ def follow(account: "Account", job: Job, leave: threading.Event, *, several: boo
     """
     prefix = f"[{job.number}] " if several else ""
     states, lines, pace = _States(prefix), _Lines(account, job.name, prefix), Pace(leave)
+    patience = _Patience()
     while True:
-        described = describe(account, job.name)
-        job.description = {key: described[key] for key in _KEPT if key in described}
-        changed = states.show(described)
+        changed = False
+        with patience:
+            described = describe(account, job.name)
+            job.description = {key: described[key] for key in _KEPT if key in described}
+            changed = states.show(described)
         changed = lines.show() or changed
-        if described["TrainingJobStatus"] in ENDED:
-            lines.show()  # what came since
+        if job.description.get("TrainingJobStatus") in ENDED:
+            leave.wait(_LATE)
+            lines.show()
             return True
         if pace.rest(changed=changed):
             return False
+
+
+class _Patience:
+    """Takes a network that is away for a while: the job goes on without it."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+        if error is None:
+            self._since = None
+            return False
+        if not isinstance(error, ResourceError):
+            return False
+        if self._since is None:
+            self._since = time.monotonic()
+            log.warning("%s. The job goes on; asking again.", error)
+        return time.monotonic() - self._since < _PATIENCE
 
 
 class _States:
@@ -77,11 +106,18 @@ class _Lines:
     def __init__(self, account: "Account", name: str, prefix: str) -> None:
         self._account, self._name, self._prefix = account, name, prefix
         self._streams: dict[str, tuple[str | None, _Preamble]] = {}
+        self._told = False
 
     def show(self) -> bool:
-        """Show what is new; returns whether anything was."""
-        with answered_by_aws(f"reading the log of {self._name}"):
-            found = [self._show_stream(stream) for stream in self._names()]
+        """Show what is new; returns whether anything was. A log that cannot be read is no reason to leave the job."""
+        try:
+            with answered_by_aws(f"reading the log of {self._name}"):
+                found = [self._show_stream(stream) for stream in self._names()]
+        except BinCounterError as error:
+            if not self._told:
+                log.warning("The log cannot be shown: %s", error)
+            self._told = True
+            return False
         return any(found)
 
     def _names(self) -> list[str]:

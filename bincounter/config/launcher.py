@@ -9,13 +9,30 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from bincounter.config.choices import one_of
 from bincounter.errors import ConfigError
 
 _LONGEST_RUN = 28 * 24 * 3600  # seconds; what SageMaker allows without a raised quota is 5 days, with one 28
 _NAME_LENGTH = 63
+_SETTLED = {  # parts of the request that have a setting, which the ceiling and other checks look at
+    "TrainingJobName": "task_name",
+    "HyperParameters": "overrides",
+    "RoleArn": "launcher.role",
+    "Environment": "launcher.environment",
+    "EnableManagedSpotTraining": "launcher.spot",
+    "CheckpointConfig": "launcher.checkpoint_uri",
+    "AlgorithmSpecification.TrainingImage": "launcher.image",
+    "AlgorithmSpecification.TrainingInputMode": "launcher.input_mode",
+    "ResourceConfig.InstanceType": "launcher.instance_type",
+    "ResourceConfig.InstanceCount": "launcher.instance_count",
+    "ResourceConfig.InstanceGroups": "launcher.instance_type and launcher.instance_count",
+    "ResourceConfig.VolumeSizeInGB": "launcher.volume_size",
+    "StoppingCondition.MaxRuntimeInSeconds": "launcher.max_run",
+    "StoppingCondition.MaxWaitTimeInSeconds": "launcher.max_wait",
+    "OutputDataConfig.S3OutputPath": "launcher.bucket and launcher.prefix",
+}
 
 
 def _open() -> Any:
@@ -61,6 +78,16 @@ class RehearsalConfig(SageMakerConfig):
     interruptions: list[float] = field(default_factory=list)  # seconds from an attempt's first checkpoint to its end
 
 
+@dataclass
+class ContainerConfig(RehearsalConfig):
+    """Inside a job: settings that an experiment brings along are taken and mean nothing."""
+
+
+def carried_out_here(launcher: Any) -> bool:
+    """Whether a composed ``launcher`` leaves the run to this process."""
+    return OmegaConf.get_type(launcher) in (LocalConfig, ContainerConfig)
+
+
 def check_launcher(cfg: Mapping[str, Any]) -> None:
     """Refuse what SageMaker would refuse, before anything is uploaded or paid for.
 
@@ -85,6 +112,12 @@ def check_launcher(cfg: Mapping[str, Any]) -> None:
     for key in ("max_cost_usd", "usd_per_hour"):
         if launcher[key] is not None and not launcher[key] > 0:
             raise ConfigError(f"launcher.{key}={launcher[key]} is out of range: it must be above 0")
+    _request(launcher["request"])
+    if "interruptions" in launcher and not launcher["wait"]:
+        raise ConfigError(
+            "launcher.wait=false leaves jobs to AWS, and a rehearsal ends with its command: leave it out, or keep one "
+            "running with python -m bincounter rehearsal and use launcher=sagemaker_spot"
+        )
     if any(seconds < 0 for seconds in launcher.get("interruptions", ())):
         raise ConfigError(f"launcher.interruptions={launcher['interruptions']} has a negative number of seconds")
     _spot(launcher)
@@ -92,9 +125,23 @@ def check_launcher(cfg: Mapping[str, Any]) -> None:
     _run(cfg, launcher)
 
 
+def _request(request: Mapping[str, Any]) -> None:
+    for path, setting in _SETTLED.items():
+        group, _, name = path.rpartition(".")
+        inside = request.get(group, {}) if group else request
+        if isinstance(inside, Mapping) and name in inside:
+            raise ConfigError(f"launcher.request.{path} has a setting of its own: use {setting}")
+
+
+def keep_alive(launcher: Mapping[str, Any]) -> int:
+    """Seconds that a warm pool keeps, and bills, the instances after the job."""
+    resources = launcher["request"].get("ResourceConfig")
+    seconds = resources.get("KeepAlivePeriodInSeconds") if isinstance(resources, Mapping) else None
+    return seconds if isinstance(seconds, int) else 0
+
+
 def _spot(launcher: Mapping[str, Any]) -> None:
-    keep_alive = (launcher["request"].get("ResourceConfig") or {}).get("KeepAlivePeriodInSeconds")
-    if launcher["spot"] and keep_alive:
+    if launcher["spot"] and keep_alive(launcher):
         raise ConfigError(
             "launcher.request.ResourceConfig.KeepAlivePeriodInSeconds (a warm pool) and launcher.spot=true exclude "
             "each other at AWS: use launcher=sagemaker for a warm pool, or leave it out"
@@ -114,8 +161,8 @@ def _spot(launcher: Mapping[str, Any]) -> None:
 
 def _places(launcher: Mapping[str, Any]) -> None:
     uri = launcher["checkpoint_uri"]
-    if uri is not None and not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]+(/.*)?", uri):
-        raise ConfigError(f"launcher.checkpoint_uri={uri} is no address in S3: write it as s3://bucket/folder")
+    if uri is not None and not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]+/[^/].*", uri):
+        raise ConfigError(f"launcher.checkpoint_uri={uri} is no folder in S3: write it as s3://bucket/folder")
     if launcher["prefix"].startswith("/") or "//" in launcher["prefix"]:
         raise ConfigError(f"launcher.prefix={launcher['prefix']} is no S3 folder: write it as in bincounter/mine")
     for key in launcher["environment"]:

@@ -11,7 +11,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from bincounter.config.launcher import LocalConfig, RehearsalConfig, SageMakerConfig
+from bincounter.config.launcher import ContainerConfig, LocalConfig, RehearsalConfig, SageMakerConfig
 
 
 @dataclass
@@ -139,3 +139,4 @@ def register() -> None:
     store.store(group="launcher", name="local_schema", node=LocalConfig)
     store.store(group="launcher", name="sagemaker_schema", node=SageMakerConfig)
     store.store(group="launcher", name="rehearsal_schema", node=RehearsalConfig)
+    store.store(group="launcher", name="container_schema", node=ContainerConfig)

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bincounter.config.choices import one_of
-from bincounter.config.launcher import check_launcher
+from bincounter.config.launcher import carried_out_here, check_launcher
 from bincounter.config.metrics import mode_of
 from bincounter.config.targets import check_target, imported
 from bincounter.errors import ConfigError
@@ -44,7 +44,7 @@ def validate(cfg: DictConfig) -> None:
     for number, node in enumerate(plain["trainer"].get("plugins") or []):
         check_target(f"trainer.plugins[{number}]", node)
     _trainer(plain["trainer"], plain["model"])
-    _place(plain)
+    _place(plain, here=carried_out_here(cfg.launcher))
     check_target("objective", plain["objective"], given=("counts",))
     for group in ("callbacks", "logger"):
         for name, node in (plain[group] or {}).items():
@@ -179,8 +179,8 @@ def _trainer(trainer: Mapping[str, Any], model: Mapping[str, Any]) -> None:
         )
 
 
-def _place(cfg: Mapping[str, Any]) -> None:
-    if cfg["launcher"]:
+def _place(cfg: Mapping[str, Any], *, here: bool) -> None:
+    if not here:
         check_launcher(cfg)
         return
     if cfg["dry_run"]:

@@ -14,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from bincounter.config.launcher import carried_out_here
 from bincounter.data.datamodule import BinDataModule
 from bincounter.data.splits import SPLITS, read_split, write_split
 from bincounter.errors import ConfigError, DataError, Interrupted, ResourceError, Stopped
@@ -66,6 +67,8 @@ def run(cfg: DictConfig) -> Finished | None:
     Raises:
         BinCounterError: whatever a person has to know, in one sentence.
     """
+    if not carried_out_here(cfg.launcher):
+        raise ConfigError("this run was meant for a launcher: name one launcher, and leave hydra.mode to it")
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     quiet_lightning()
     torch.set_float32_matmul_precision(cfg.float32_matmul_precision)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -52,6 +53,10 @@ class Faults:
         in the request, else method and path, such as ``HEAD /bucket``.
         """
         self._refusals.append(Refusal(operation, code, message, status, headers or {}, times))
+
+    def lose(self, operation: str, *, times: int) -> None:
+        """Carry an operation out, and break off instead of answering."""
+        self._refusals.append(Refusal(operation, "", "", 0, {}, times))
 
     def refusal(self, operation: str) -> Refusal | None:
         with self._lock:
@@ -106,6 +111,8 @@ def _handler(server: Faults) -> type[BaseHTTPRequestHandler]:
                 refusal = Refusal("", "NotImplemented", "nothing is behind this server", 501, {}, None)
             if refusal is None:
                 self.pass_on(body)
+            elif not refusal.status:
+                self.pass_on(body, answered=False)
             elif target:
                 text = json.dumps({"__type": refusal.code, "message": refusal.message})
                 self.reply(refusal.status, {"Content-Type": "application/x-amz-json-1.1", **refusal.headers}, text)
@@ -128,7 +135,7 @@ def _handler(server: Faults) -> type[BaseHTTPRequestHandler]:
                 pass  # trailers
             return b"".join(parts)
 
-        def pass_on(self, body: bytes) -> None:
+        def pass_on(self, body: bytes, *, answered: bool = True) -> None:
             upstream = HTTPConnection(urlsplit(server.upstream or "").netloc, timeout=60)
             kept = {name: value for name, value in self.headers.items() if name.lower() != "transfer-encoding"}
             upstream.request(self.command, self.path, body, {**kept, "Content-Length": str(len(body))})
@@ -137,6 +144,10 @@ def _handler(server: Faults) -> type[BaseHTTPRequestHandler]:
             length = response.headers.get("Content-Length", "0")
             text = response.read()
             upstream.close()
+            if not answered:
+                self.connection.shutdown(socket.SHUT_RDWR)
+                self.close_connection = True
+                return
             self.reply(response.status, headers, text, length)
 
         def reply(self, status: int, headers: Mapping[str, str], text: str | bytes, length: str = "") -> None:

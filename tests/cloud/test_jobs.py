@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from aws_faults import faults
 from bins import square_bins
 from commands import REPOSITORY, Run, command, environment
 
@@ -102,6 +103,7 @@ def test_a_spot_job_interrupted_twice_is_the_run_it_would_have_been_here(
     assert done.stdout.splitlines()[-1] == str(folder)
     assert done.stderr.count("Interrupted: ") == 2
     assert "epoch 30 of 30: " in done.stderr
+    assert "not resumable" not in done.stderr
     assert "sagemaker-training-toolkit" not in done.stderr
     assert_same_run(folder, undisturbed)
     assert (folder / "report.html").exists()
@@ -202,7 +204,8 @@ def test_ctrl_c_leaves_the_job_and_says_how_to_attach(bins: Path, plane: dict[st
     os.kill(process.pid, signal.SIGINT)
     _, rest = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert rest.splitlines()[-1].startswith("Error: Interrupted; submitted jobs go on and are paid for.")
+    assert rest.splitlines()[-1].startswith("Error: ")
+    assert "may go on, and be paid for" in rest
     assert f"python -m bincounter attach {folder}" in rest
 
 
@@ -221,8 +224,54 @@ def test_ctrl_c_at_a_terminal_asks_and_y_stops_the_job(bins: Path, plane: dict[s
     assert (folder / "checkpoints" / "best.ckpt").exists()
 
 
+def test_a_login_that_expires_leaves_the_job_and_says_how_to_follow_it_again(
+    bins: Path, train: Run, plane: dict[str, str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    options = [*SMALL, "trainer.max_epochs=1", f"data.source={bins}", f"paths.output_dir={folder}"]
+    with faults(plane["AWS_ENDPOINT_URL"]) as server:
+        server.refuse(
+            "DescribeLogStreams", "AccessDeniedException", "not authorized to perform: logs:DescribeLogStreams"
+        )
+        server.refuse("DescribeTrainingJob", "ExpiredTokenException", "The security token included is expired")
+        done = train(*LAUNCHER, *options, code=2, **{**plane, "AWS_ENDPOINT_URL": server.endpoint})
+    message = done.stderr.splitlines()[-1]
+    assert "log in again" in message
+    assert f"may go on, and be paid for: follow with python -m bincounter attach {folder}" in message
+
+
+def test_a_job_is_followed_without_its_log_and_submitted_once_though_the_answer_was_lost(
+    bins: Path, train: Run, plane: dict[str, str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    options = [*SMALL, "trainer.max_epochs=1", f"data.source={bins}", f"paths.output_dir={folder}"]
+    with faults(plane["AWS_ENDPOINT_URL"]) as server:
+        server.refuse(
+            "DescribeLogStreams", "AccessDeniedException", "not authorized to perform: logs:DescribeLogStreams"
+        )
+        server.lose("CreateTrainingJob", times=1)
+        done = train(*LAUNCHER, *options, **{**plane, "AWS_ENDPOINT_URL": server.endpoint})
+    assert server.operations.count("CreateTrainingJob") == 2
+    assert done.stderr.count("The log cannot be shown") == 1
+    assert done.stdout.splitlines()[-1] == str(folder)
+    assert (folder / "report.html").exists()
+
+
+def test_demo_bins_are_rendered_in_the_job(train: Run, tmp_path: Path) -> None:
+    options = ["experiment=demo", "data.layout.photos=120", "trainer.max_epochs=1", "callbacks=[none]"]
+    interrupted = [
+        "launcher.interruptions=[0]",
+        "checkpoint.every_n_train_steps=1",
+        f"paths.output_dir={tmp_path / 'run'}",
+    ]
+    done = train("launcher=rehearsal", *options, *interrupted, AWS_PROFILE="of-somebody")
+    assert done.stdout.splitlines()[-1] == str(tmp_path / "run")
+    assert "Rehearsing on this machine" in done.stderr
+    assert (tmp_path / "run" / "report.html").exists()
+
+
 @pytest.mark.photos
-def test_real_photos_interrupted_twice_give_the_weights_of_an_undisturbed_job(
+def test_real_photos_interrupted_twice_give_the_weights_of_an_undisturbed_run(
     abid_photos: Path, train: Run, plane: dict[str, str], tmp_path: Path
 ) -> None:
     part = tmp_path / "abid"
@@ -233,7 +282,7 @@ def test_real_photos_interrupted_twice_give_the_weights_of_an_undisturbed_job(
     options = ["data=abid", f"data.source={part}", "data.image_size=64", "data.batch_size=16", "model=resnet18"]
     options += ["model.weights=null", "trainer=cpu", "trainer.max_epochs=4", "checkpoint.every_n_train_steps=1"]
     options += ["callbacks=[none]", "+trainer.enable_progress_bar=false", "data.split.method=random"]
-    train(*LAUNCHER, *options, f"paths.output_dir={tmp_path / 'undisturbed'}", **plane)
+    train(*options, f"paths.output_dir={tmp_path / 'undisturbed'}")
     interrupted = "launcher.environment.REHEARSAL_INTERRUPTIONS='0,0'"
     done = train(*LAUNCHER, *options, interrupted, f"paths.output_dir={tmp_path / 'interrupted'}", **plane)
     assert done.stderr.count("Interrupted: ") == 2

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 from aws_faults import faults
 from bins import square_bins
-from commands import REPOSITORY
+from commands import REPOSITORY, command, environment
 from hydra.core.hydra_config import HydraConfig
 
 import train as program
@@ -42,7 +44,9 @@ def train(
 
     def train_(*arguments: str, code: int | None = 0) -> tuple[str, str]:
         paths = [f"paths.{name}_dir={tmp_path / name}" for name in ("data", "cache", "log")]
-        monkeypatch.setattr(sys, "argv", ["train.py", *arguments, *paths])
+        sweep = ["-m"] if "-m" in arguments else []
+        rest = [argument for argument in arguments if argument != "-m"]
+        monkeypatch.setattr(sys, "argv", ["train.py", *sweep, *paths, *rest])
         returned = main(program.job, config_dir=REPOSITORY / "conf", config_name="train")
         HydraConfig.instance().cfg = None
         out, err = capsys.readouterr()
@@ -82,6 +86,11 @@ def test_a_dry_run_prints_the_exact_request_and_needs_no_account(train: Train) -
     [
         (["launcher.max_wait=60", "launcher.max_run=3600"], "launcher.max_wait=60 is shorter than"),
         (["launcher.request.ResourceConfig.KeepAlivePeriodInSeconds=60"], "a warm pool"),
+        (["launcher.request.ResourceConfig.InstanceCount=20"], "use launcher.instance_count"),
+        (["launcher.request.EnableManagedSpotTraining=false"], "use launcher.spot"),
+        (["launcher.request.ResourceConfig=abc"], "ResourceConfig"),
+        (["launcher.checkpoint_uri=s3://bucket"], "is no folder in S3"),
+        (["seed=0,1"], "add -m"),
         (["launcher.max_cost_usd=1"], "is above launcher.max_cost_usd=1"),
         (["launcher.instance_type=ml.m5.xlarge", "trainer=gpu"], "has no GPU and trainer.accelerator is gpu"),
         (["launcher.instance_type=ml.x9.huge"], "launcher.instance_type=ml.x9.huge"),
@@ -175,6 +184,84 @@ def test_every_job_of_a_multirun_is_checked_before_the_first_is_submitted(train:
     _out, err = train("-m", "launcher=sagemaker", *OFFLINE, *BUCKET, "model.optimizer.lr=0.1,-1", code=2)
     assert "job 1 (" in err
     assert "model.optimizer.lr=-1" in err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["launcher.max_run=3600,7200"], "launcher.max_run is one for all jobs"),
+        (["launcher.checkpoint_uri=s3://my-bucket/mine", "seed=0,1"], "keeps one run, not 2"),
+        (["launcher.wait=false", "seed=range(6)"], "starts all 6 jobs at once"),
+    ],
+)
+def test_jobs_of_a_multirun_do_not_get_into_each_others_way(overrides: list[str], sentence: str, train: Train) -> None:
+    _out, err = train("-m", "launcher=sagemaker", *OFFLINE, *BUCKET, "dry_run=true", *overrides, code=2)
+    assert sentence in err.splitlines()[-1]
+
+
+def test_a_folder_that_holds_a_run_is_not_written_over(train: Train, tmp_path: Path) -> None:
+    (tmp_path / "job.json").write_text("{}")
+    _out, err = train("launcher=sagemaker", *OFFLINE, *BUCKET, f"paths.output_dir={tmp_path}", code=2)
+    assert "already holds a run (job.json)" in err
+
+
+def test_a_warm_pool_is_in_the_ceiling(train: Train) -> None:
+    warm = "launcher.request.ResourceConfig.KeepAlivePeriodInSeconds=3600"
+    options = ["launcher.max_run=3600", "launcher.usd_per_hour=1", warm]
+    _out, err = train("launcher=sagemaker", *OFFLINE, *BUCKET, *options, "dry_run=true")
+    assert "at most 2.00 USD" in err
+
+
+def test_a_secret_out_of_the_environment_does_not_enter_the_request(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MINE", "0123456789abcdef")
+    for key in ("WANDB_API_KEY", "OPENAI_KEY"):
+        secret = f"launcher.environment.{key}=${{oc.env:MINE}}"
+        out, err = train("launcher=sagemaker", *OFFLINE, *BUCKET, secret, "dry_run=true", code=2)
+        assert "looks like a secret" in err
+        assert "0123456789abcdef" not in out + err
+
+
+def test_a_rehearsal_cannot_be_left_alone(train: Train) -> None:
+    _out, err = train("launcher=rehearsal", "launcher.wait=false", code=2)
+    assert "python -m bincounter rehearsal" in err
+
+
+def test_an_experiment_may_choose_and_set_the_launcher(tmp_path: Path) -> None:
+    for name in subprocess.check_output(["git", "ls-files"], cwd=REPOSITORY, text=True).splitlines():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(REPOSITORY / name, tmp_path / name)
+    (tmp_path / "conf" / "experiment" / "lab.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /launcher: sagemaker_spot\nlauncher:\n  max_run: 3600\n"
+        "  request:\n    Tags: [{Key: project, Value: bins}]\n"
+    )
+
+    def lab() -> subprocess.CompletedProcess[str]:
+        overrides = ["experiment=lab", *OFFLINE, *BUCKET, "dry_run=true"]
+        return subprocess.run(
+            command("train.py", *overrides),
+            cwd=tmp_path,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    subprocess.run(["git", "add", ".", ":!conf/experiment/lab.yaml"], cwd=tmp_path, check=True)
+    assert "conf/experiment/lab.yaml is not tracked by git" in lab().stderr
+    subprocess.run(["git", "add", "."], cwd=tmp_path, check=True)
+    out = lab().stdout
+    request = json.loads(out[out.index("{") :])
+    assert request["Tags"] == [{"Key": "project", "Value": "bins"}]
+    assert request["StoppingCondition"]["MaxRuntimeInSeconds"] == 3600
+    assert request["HyperParameters"]["experiment"] == "lab"
+
+
+def test_flags_may_stand_behind_overrides(train: Train) -> None:
+    out, _err = train("seed=7", "--cfg", "job")
+    assert "seed: 7" in out
 
 
 def test_the_ceiling_counts_all_jobs_and_instances(train: Train) -> None:

@@ -68,8 +68,8 @@ def _overrides(base: Path) -> list[str]:
         given = [override for override in given if _key(override, whole=True) != "data.source"]
         settled["data.source"] = photos
     quoted = decode({key: json.dumps(str(path)) for key, path in settled.items()})
-    # An experiment file may choose a launcher, which must not launch from in here.
-    overrides = [*given, "launcher=local", *quoted, *_joined(base, given)]
+    # An experiment file may choose and set a launcher, which must not launch from in here.
+    overrides = [*given, "launcher=container", *quoted, *_joined(base, given)]
     _clear_leftovers(run)
     # Of the two the checkpoint alone may have reached S3 when the job was interrupted.
     if (run / "config.yaml").exists() or (run / "checkpoints" / "last.ckpt").exists():
