@@ -17,7 +17,7 @@ from bincounter.errors import ConfigError
 _OF_THE_IMAGE = {"torch", "torchvision"}
 
 
-def pinned_requirements(pyproject: Path, loggers: Collection[str]) -> str:
+def pinned_requirements(pyproject: Path, loggers: Collection[str], *, also: Collection[str] = ()) -> str:
     """The text of a requirements.txt with everything that a run imports.
 
     What bincounter needs is read from its ``pyproject.toml``, not from the metadata of its installation, which is as
@@ -26,13 +26,14 @@ def pinned_requirements(pyproject: Path, loggers: Collection[str]) -> str:
     Args:
         pyproject: bincounter's ``pyproject.toml``.
         loggers: names of the loggers of the run; those that are an extra, as ``mlflow`` is, come along.
+        also: further distributions.
 
     Raises:
         ConfigError: something is not installed here, or not from a package index.
     """
     project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
     extras = project.get("optional-dependencies", {})
-    roots = [*project["dependencies"]]
+    roots = [*project["dependencies"], *also]
     for logger in sorted(loggers):
         roots += extras.get(logger, ())
     versions = {}

@@ -155,6 +155,13 @@ def _check_devices(plain: Mapping[str, Any]) -> None:
             f"trainer.devices={devices} is more than the {there} of launcher.instance_type="
             f"{launcher['instance_type']}: use a larger instance"
         )
+    if trainer["accelerator"] != "cpu" and isinstance(devices, int) and devices < there:
+        log.warning(
+            "%s has %d GPUs and trainer.devices=%d uses fewer: use trainer=ddp.",
+            launcher["instance_type"],
+            there,
+            devices,
+        )
     if trainer["accelerator"] == "cpu" and there:
         log.warning("trainer=cpu leaves the GPU of %s idle: use trainer=gpu.", launcher["instance_type"])
 

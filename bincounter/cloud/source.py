@@ -34,13 +34,15 @@ _OURS = ("bincounter", "conf", "hydra_plugins", "train.py")  # a run does not st
 _SUBMODULE = "160000"
 _NAMED = 5  # files named in one sentence
 _SECRET_FILE = re.compile(
-    r"\.env(\.(?!example$|sample$|template$).+)?|.+\.(pem|key|p12|pfx)|id_(rsa|dsa|ecdsa|ed25519).*|\.netrc|\.pypirc"
+    r"\.env(\.(?!example$|sample$|template$).+)?|.+\.(pem|key|p12|pfx)|id_(rsa|dsa|ecdsa|ed25519).*|\.netrc|\.pypirc|\.npmrc|\.git-credentials|kubeconfig"
     r"|credentials(\.(csv|ini|json|toml|txt|ya?ml))?|.*accesskeys\.csv|rootkey\.csv",
     re.IGNORECASE,
 )
 _SECRET_TEXT = {
     # AWS's manuals write keys that end in EXAMPLE.
     "an AWS access key id": re.compile(rb"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b(?<!EXAMPLE)"),
+    "an AWS secret access key": re.compile(rb"aws_secret_access_key\s*[=:]\s*['\"]?[A-Za-z0-9/+]{40}\b", re.IGNORECASE),
+    "an access token": re.compile(rb"\b(?:gh[pousr]_\w{36}|hf_[A-Za-z0-9]{30,})\b"),
     "a private key": re.compile(rb"-----BEGIN (?:[A-Z0-9]+ ){0,2}PRIVATE KEY-----"),
 }
 
@@ -90,7 +92,9 @@ def pack(
     _refuse_untracked(root)
     _refuse_names(names)
     generated = {"start.py": _START.encode(), **(extra or {})}
-    generated["requirements.txt"] = pinned_requirements(root / "pyproject.toml", loggers).encode()
+    generated["requirements.txt"] = pinned_requirements(
+        root / "pyproject.toml", loggers, also=["cloudpickle"] if "task.pkl" in generated else []
+    ).encode()
     files = _read(root, names)
     for name in generated.keys() & files.keys():
         raise ConfigError(
@@ -126,7 +130,9 @@ def _tracked(root: Path) -> list[str]:
 def _git(root: Path, *arguments: str) -> list[str]:
     """The entries that a git command with ``-z`` prints."""
     try:
-        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, check=False)
+        # In a hook of git's, its variables name another repository.
+        own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+        done = subprocess.run(["git", *arguments], cwd=root, env=own, capture_output=True, check=False)
     except FileNotFoundError as error:
         if not root.is_dir():
             raise ConfigError(f"{root} does not exist: start from a git clone of bincounter") from error

@@ -1,12 +1,16 @@
 """Hydra apps other than bincounter's own: their task function travels pickled."""
 
+import sys
 from pathlib import Path
 
 from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from bincounter.errors import ConfigError
+
 RESULT = "job_return.pkl"  # in the job's folder
+_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
 def pickled(task_function: TaskFunction, hydra_context: HydraContext, config: DictConfig) -> bytes:
@@ -21,19 +25,27 @@ def pickled(task_function: TaskFunction, hydra_context: HydraContext, config: Di
     from hydra.core.singleton import Singleton
 
     # What the app registered, such as resolvers and schemas, has to travel too.
-    return cloudpickle.dumps((task_function, hydra_context, config, Singleton.get_state()))
+    task = cloudpickle.dumps((task_function, hydra_context, config, Singleton.get_state()))
+    return _PYTHON.encode() + b"\n" + task
 
 
 def run_pickled(path: Path, output: Path) -> int:
     """Run a pickled job, its folder at ``output``; its JobReturn is left there.
 
     Raises:
+        ConfigError: another version of Python pickled it.
         Exception: whatever the task raised.
     """
     import cloudpickle
     from hydra.core.singleton import Singleton
 
-    task_function, hydra_context, config, state = cloudpickle.loads(path.read_bytes())
+    python, _, task = path.read_bytes().partition(b"\n")
+    if python.decode() != _PYTHON:
+        raise ConfigError(
+            f"the task was pickled by Python {python.decode()}, which the image's {_PYTHON} cannot read: launch from "
+            "that version, or set launcher.image to one that has it"
+        )
+    task_function, hydra_context, config, state = cloudpickle.loads(task)
     setup_globals()
     Singleton.set_state(state)
     with open_dict(config):

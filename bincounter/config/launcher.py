@@ -132,6 +132,17 @@ def _request(request: Mapping[str, Any]) -> None:
         if isinstance(inside, Mapping) and name in inside:
             raise ConfigError(f"launcher.request.{path} has a setting of its own: use {setting}")
 
+    if request.get("EnableNetworkIsolation"):
+        raise ConfigError(
+            "launcher.request.EnableNetworkIsolation keeps a job from its code and requirements, which it gets itself: "
+            "use VpcConfig to bound what it reaches"
+        )
+    if "ShardedByS3Key" in str(request.get("InputDataConfig", "")):
+        raise ConfigError(
+            "launcher.request.InputDataConfig with ShardedByS3Key gives each instance other photos, and so another "
+            "split: use FullyReplicated"
+        )
+
 
 def keep_alive(launcher: Mapping[str, Any]) -> int:
     """Seconds that a warm pool keeps, and bills, the instances after the job."""

@@ -23,7 +23,7 @@ from bincounter.data.sampler import EveryPhotoOnce, ResumableBatchSampler, Train
 from bincounter.data.scan import scan
 from bincounter.data.splits import SPLITS, stored_split
 from bincounter.data.store import PhotoStore
-from bincounter.errors import DataError
+from bincounter.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
@@ -254,10 +254,20 @@ class BinDataModule(L.LightningDataModule):
         progress = fit.epoch_loop.batch_progress
         batch = 0 if progress.is_last_batch else progress.current.ready
         epoch: int = fit.epoch_progress.current.processed  # type: ignore[attr-defined]
-        return {"epoch": epoch, "batch": batch}
+        return {"epoch": epoch, "batch": batch, "processes": self.trainer.world_size}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on from a place that :meth:`state_dict` told."""
+        """Go on from a place that :meth:`state_dict` told.
+
+        Raises:
+            ConfigError: the photos were dealt out to another number of processes.
+        """
+        now = self.trainer.world_size if self.trainer else 1
+        if state_dict["processes"] != now:
+            raise ConfigError(
+                f"the run has {state_dict['processes']} processes and would go on with {now}: use as many devices "
+                "(trainer.devices, launcher.instance_type, launcher.instance_count) as it had"
+            )
         self._resume_at = (state_dict["epoch"], state_dict["batch"])
 
 

@@ -163,6 +163,36 @@ class RunCheckpoint(Checkpoint):
         self._stop_if_asked(trainer)
 
 
+def newest_whole(folder: Path) -> Path | None:
+    """The checkpoint that a run can be gone on from without losing its best model.
+
+    ``best.ckpt`` and ``last.ckpt`` are written one after the other, and brought elsewhere one by one: the ``last.ckpt``
+    that is found may remember a best that ``best.ckpt`` is not. The run then goes on from ``best.ckpt``, a whole state
+    of an earlier epoch, and repeats what lies between.
+
+    Args:
+        folder: of the two files.
+
+    Returns:
+        one of them, or ``None`` where the run has to start from its beginning.
+    """
+    last, best = folder / "last.ckpt", folder / "best.ckpt"
+    kept = _best_epoch(best)
+    if not last.exists():
+        return best if best.exists() else None
+    remembered = _best_epoch(last)
+    if remembered is None or (kept is not None and kept >= remembered):
+        return last  # a newer best is found again on the way
+    return best if best.exists() else None
+
+
+def _best_epoch(checkpoint: Path) -> int | None:
+    if not checkpoint.exists():
+        return None
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    return state["callbacks"][RunCheckpoint.__qualname__]["best_epoch"]
+
+
 class StatelessRandomness(L.Callback):
     """Seeds torch anew for every batch from (seed, epoch, batch, rank), for dropout and the like.
 

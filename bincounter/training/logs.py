@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 class MetricsCsv(Logger):
     """Metrics in ``<folder>/metrics.csv``, one row per call, with the columns ``epoch`` and ``step`` first.
 
-    Lightning's CSVLogger deletes the file when a run is resumed. This one goes on with it: :class:`TrainingLog` tells
-    it how many rows the checkpoint knew, and later ones, which the resumed run writes again, are dropped.
+    Lightning's CSVLogger deletes the file when a run is resumed. This one goes on with it: :class:`TrainingLog` keeps
+    the rows in the checkpoint, and later ones, which the resumed run writes again, are dropped.
 
     Args:
         folder: of the file.
@@ -49,14 +49,13 @@ class MetricsCsv(Logger):
         """Rows so far."""
         return len(self._rows)
 
-    def continue_from(self, rows: int) -> None:
-        """Take up the file of an earlier part of the run, its first ``rows`` rows."""
-        if not self._path.exists():
-            return
-        with self._path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            self._rows = [row for row, _ in zip(reader, range(rows), strict=False)]
-            self._columns = list(reader.fieldnames or self._columns)
+    def state_dict(self) -> dict[str, Any]:
+        """All rows so far: a checkpoint that was brought elsewhere may come with an older file, or with none."""
+        return {"columns": list(self._columns), "rows": [dict(row) for row in self._rows]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on after the rows that :meth:`state_dict` told; what the file holds beyond them is written again."""
+        self._columns, self._rows = list(state_dict["columns"]), list(state_dict["rows"])
         self._written = -1
 
     @rank_zero_only
@@ -155,14 +154,14 @@ class TrainingLog(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The means under way, and the rows logged so far."""
-        rows = len(self._csv) if self._csv is not None else 0
-        return {"epoch": vars(self._epoch).copy(), "recent": vars(self._recent).copy(), "rows": rows}
+        csv = None if self._csv is None else self._csv.state_dict()
+        return {"epoch": vars(self._epoch).copy(), "recent": vars(self._recent).copy(), "csv": csv}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from what :meth:`state_dict` told."""
         self._epoch, self._recent = _Mean(**state_dict["epoch"]), _Mean(**state_dict["recent"])
-        if self._csv is not None:  # it is false while it has no rows
-            self._csv.continue_from(state_dict["rows"])
+        if self._csv is not None and state_dict["csv"] is not None:
+            self._csv.load_state_dict(state_dict["csv"])
 
 
 class _Mean:

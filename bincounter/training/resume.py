@@ -4,7 +4,7 @@ This module is imported before anything heavy, so that a wrong path is answered 
 """
 
 import fcntl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +53,13 @@ def expand(argv: list[str], overrides: list[str], compose: Callable[[list[str]],
     Raises:
         ConfigError: the run to go on with is not named, or not there.
     """
-    given = {override.key_or_group: override for override in OverridesParser.create().parse_overrides(overrides)}
+    mine = OverridesParser.create().parse_overrides(overrides)
+    given = {override.key_or_group: override for override in mine}
     wanted = given["ckpt_path"].value() if "ckpt_path" in given else None
     if wanted is None or ("train" in given and given["train"].value() is False):
         return argv
     if wanted == "latest":
-        folder = _latest(Path(compose(_without(given, "ckpt_path")).paths.log_dir))
+        folder = _latest(Path(compose(_without(mine, "ckpt_path")).paths.log_dir))
     else:
         folder = _named(given) if wanted == "last" else _run_of(Path(str(wanted)), given)
     kept = _stored(folder, given)
@@ -67,8 +68,8 @@ def expand(argv: list[str], overrides: list[str], compose: Callable[[list[str]],
             f"paths.output_dir={folder} holds no run to go on with; python train.py ckpt_path=latest finds the newest"
         )
     flags = [argument for argument in argv if argument not in overrides]
-    mine = _without(given, "ckpt_path", "paths.output_dir")
-    return [*flags, *kept, *mine, "ckpt_path=last", f"paths.output_dir={_quoted(folder)}"]
+    now = _without(mine, "ckpt_path", "paths.output_dir")
+    return [*flags, *kept, *now, "ckpt_path=last", f"paths.output_dir={_quoted(folder)}"]
 
 
 def _named(given: Mapping[str, Override]) -> Path:
@@ -123,12 +124,13 @@ def _stored(folder: Path, given: Mapping[str, Override]) -> list[str]:
     if not path.exists():
         return []
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line and MASK not in line]
-    stored = {override.key_or_group: override for override in OverridesParser.create().parse_overrides(lines)}
+    stored = OverridesParser.create().parse_overrides(lines)
     return _without(stored, "ckpt_path", "paths.output_dir", *given)
 
 
-def _without(overrides: Mapping[str, Override], *keys: str) -> list[str]:
-    return [override.input_line for key, override in overrides.items() if key not in keys and override.input_line]
+def _without(overrides: Sequence[Override], *keys: str) -> list[str]:
+    """In their order and with repetitions: ``~a +a=...`` means something."""
+    return [o.input_line for o in overrides if o.key_or_group not in keys and o.input_line]
 
 
 def _quoted(folder: Path) -> str:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _SubprocessScriptLauncher
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from bincounter.config.launcher import carried_out_here
@@ -21,10 +23,7 @@ from bincounter.errors import ConfigError, DataError, Interrupted, ResourceError
 from bincounter.model.checkpoints import build_counter, describe, load_counter
 from bincounter.model.counter import BinCounter
 from bincounter.training import resume
-from bincounter.training.checkpoint import (
-    StopRequested,
-    TimeIsUp,
-)
+from bincounter.training.checkpoint import StopRequested, TimeIsUp, newest_whole
 from bincounter.training.failures import answered
 from bincounter.training.folder import RunFolder
 from bincounter.training.model_folder import hand_over
@@ -81,7 +80,7 @@ def _fit_and_score(cfg: DictConfig, plain: dict[str, Any], folder: RunFolder) ->
     trainer = make_trainer(cfg, folder, _checkpoint_to_continue(cfg, folder))
     first = trainer.is_global_zero  # only now: until there is a trainer, every machine's first process has rank 0
     continued = _continued(cfg, plain, folder) if first else _checkpoint_to_continue(cfg, folder)
-    if first and continued is None:
+    if first and (continued is None or resume.stored_config(folder.path) is None):
         folder.describe(plain, _overrides(), {"precision": trainer.precision})
     data = data_module(cfg)
     if cfg.trainer.get("overfit_batches"):
@@ -167,7 +166,8 @@ def _continued(cfg: DictConfig, plain: dict[str, Any], folder: RunFolder) -> str
 
 
 def _checkpoint_to_continue(cfg: DictConfig, folder: RunFolder) -> str | None:
-    return str(folder.last) if cfg.ckpt_path == "last" and folder.last.exists() else None
+    checkpoint = newest_whole(folder.checkpoints) if cfg.ckpt_path == "last" else None
+    return None if checkpoint is None else str(checkpoint)
 
 
 def _refuse_empty_sides(data: BinDataModule, fractions: list[float]) -> None:
@@ -279,6 +279,16 @@ def _fit(trainer: L.Trainer, model: BinCounter, data: BinDataModule, continued: 
         raise ResourceError(
             f"trainer.max_time is up at epoch {trainer.current_epoch + 1} of {trainer.max_epochs}; {go_on}"
         ) from None
+    except Exception:
+        _end_other_processes(trainer)
+        raise
+
+
+def _end_other_processes(trainer: L.Trainer) -> None:
+    """Without this one, those that it started would wait for it in the next exchange, on a machine that is paid for."""
+    launcher = trainer.strategy.launcher
+    if isinstance(launcher, _MultiProcessingLauncher | _SubprocessScriptLauncher):
+        launcher.kill(signal.SIGKILL)
 
 
 def _overrides() -> list[str]:

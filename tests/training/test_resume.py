@@ -117,6 +117,25 @@ def undisturbed(recipe: list[str], tmp_path_factory: pytest.TempPathFactory) -> 
     return folder
 
 
+@pytest.mark.parametrize("best_checkpoint", ["older", "missing"])
+def test_files_that_are_older_than_the_checkpoint_do_no_harm(
+    best_checkpoint: str, recipe: list[str], undisturbed: Path, train: Run, tmp_path: Path
+) -> None:
+    """Storage that keeps a run's folder file by file, as SageMaker does, may bring them back in different states."""
+    folder = tmp_path / "run"
+    overrides = [*recipe, f"paths.output_dir={folder}"]
+    assert kill_after(folder, 6, *overrides) == -signal.SIGKILL
+    best = folder / "checkpoints" / "best.ckpt"
+    older = best.read_bytes() if best.exists() and best_checkpoint == "older" else None
+    kill_after(folder, 9, *overrides, "ckpt_path=last")
+    (folder / "logs" / "metrics.csv").unlink()
+    best.unlink(missing_ok=True)
+    if older is not None:
+        best.write_bytes(older)
+    train("ckpt_path=last", f"paths.output_dir={folder}")
+    assert_same(folder, undisturbed)
+
+
 def test_killed_at_random_points_a_run_ends_with_the_same_bits(
     recipe: list[str], undisturbed: Path, tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ when an interrupted job starts anew; each new best goes into ``model``, and a fa
 import json
 import os
 import sys
+import tempfile
 import traceback
 from functools import partial
 from pathlib import Path
@@ -56,11 +57,13 @@ def main() -> int:
 def _overrides(base: Path) -> list[str]:
     """The command line of train.py that does the job."""
     run = base / "checkpoints"
+    # Of the folders that SageMaker keeps on the volume of launcher.volume_size, the one for anything.
+    scratch = Path(tempfile.gettempdir()) / "bincounter"
     given = [override for override in decode(described(base, "hyperparameters")) if _key(override) not in _SETTLED]
     settled = {
         "paths.output_dir": run,
-        "paths.data_dir": base / "data",
-        "paths.cache_dir": base / "data" / "cache",
+        "paths.data_dir": scratch,
+        "paths.cache_dir": scratch / "cache",
         "paths.model_dir": base / "model",
     }
     photos = channel(base)

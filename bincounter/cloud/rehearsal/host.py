@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,8 @@ class Host:
         )
         self._process: subprocess.Popen[bytes] | None = None
         self._log: LogStream | None = None
+        # Not below the base: the names of sockets in it may have no more than 107 characters.
+        self._scratch = tempfile.TemporaryDirectory(prefix="bincounter-", ignore_cleanup_errors=True)
 
     def prepare(self) -> None:
         """Make the folders, write the configuration, fetch channels and checkpoints.
@@ -109,7 +112,7 @@ class Host:
 
     def _environment(self) -> dict[str, str]:
         """What the container's processes see: the request's variables and the plane's, little of this machine's."""
-        kept = ("HOME", "TMPDIR", "OMP_NUM_THREADS")
+        kept = ("HOME", "OMP_NUM_THREADS")
         asked = self._record.request.get("Environment", {})
         return {
             **{name: os.environ[name] for name in kept if name in os.environ},
@@ -121,6 +124,7 @@ class Host:
             "PIP_NO_INDEX": "1",
             "PIP_DISABLE_PIP_VERSION_CHECK": "1",
             "SAGEMAKER_BASE_DIR": str(self.base),
+            "TMPDIR": self._scratch.name,
             "TRAINING_JOB_NAME": self._record.name,
             "TRAINING_JOB_ARN": self._record.arn,
         }
@@ -151,6 +155,7 @@ class Host:
         if self._process and self._log:
             self._site.groups.end(self._process)
             self._log.close()
+        self._scratch.cleanup()
 
     def failure(self) -> str:
         """The sentence that the container left for people, the first 1024 characters of it."""

@@ -79,9 +79,11 @@ class Job:
     def _attempt_until_the_end(self) -> _End:
         for pause in itertools.chain(self._pauses, itertools.repeat(None)):
             self._hosts = [Host(self._site, self._record, number, self._names) for number in range(len(self._names))]
-            end = self._attempt(pause)
-            for host in self._hosts:
-                host.end()
+            try:
+                end = self._attempt(pause)
+            finally:
+                for host in self._hosts:
+                    host.end()
             if end is not _End.INTERRUPTED:
                 return end
             self._record.enter("Interrupted", end.value)

@@ -47,7 +47,7 @@ def _name_below(prefix: str, key: str) -> str:
 
 
 class SyncedFolder:
-    """A folder whose changed files go to S3 as they are: all of them, hidden ones too; none is ever deleted there.
+    """A folder that S3 is kept like: changed files are uploaded, hidden ones too, and deleted ones deleted there.
 
     Args:
         s3: a boto3 client.
@@ -87,6 +87,10 @@ class SyncedFolder:
                 self._s3.put_object(Bucket=bucket, Key=key, Body=body)
                 self._uploaded[path] = signature
                 names.append(path.name)
+        for path in [path for path in self._uploaded if not path.exists()]:
+            key = joined(prefix, path.relative_to(self._folder).as_posix())
+            self._s3.delete_object(Bucket=bucket, Key=key)
+            del self._uploaded[path]
         return names
 
     def _files(self) -> Iterator[Path]:
