@@ -139,7 +139,7 @@ def test_a_job_leaves_its_run_where_sagemaker_keeps_it_and_its_model_where_it_ta
     for ours, theirs in (("checkpoints/best.ckpt", "best.ckpt"), ("metrics.json", "metrics.json")):
         assert (run / ours).read_bytes() == (model / theirs).read_bytes()
     assert not (finished / "output" / "failure").exists()
-    assert (finished / "data" / "cache").is_dir()
+    assert {path.name for path in finished.iterdir()} == {"input", "model", "output", "checkpoints", "code"}
 
 
 def test_a_killed_job_goes_on_in_a_new_container_and_ends_with_the_same_bits(
@@ -198,10 +198,20 @@ def test_a_wrong_override_is_answered_in_one_sentence(code: Path, bins: Path, tm
 def test_an_unexpected_error_is_named_and_its_traceback_kept_in_the_log(code: Path, bins: Path, tmp_path: Path) -> None:
     shipped = tmp_path / "shipped"
     shutil.copytree(code, shipped)
-    (shipped / "task.pkl").write_bytes(b"no pickle")
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    (shipped / "task.pkl").write_bytes(f"{python}\nno pickle".encode())
     base = container(tmp_path / "ml", shipped, bins)
     assert "Traceback" in ends(start(base), code=1)
     assert (base / "output" / "failure").read_text().startswith("UnpicklingError: ")
+
+
+def test_a_task_of_another_python_is_refused(code: Path, bins: Path, tmp_path: Path) -> None:
+    shipped = tmp_path / "shipped"
+    shutil.copytree(code, shipped)
+    (shipped / "task.pkl").write_bytes(b"3.99\n")
+    base = container(tmp_path / "ml", shipped, bins)
+    ends(start(base), code=1)
+    assert (base / "output" / "failure").read_text().startswith("the task was pickled by Python 3.99, which")
 
 
 def test_a_run_is_not_gone_on_with_on_another_number_of_instances(

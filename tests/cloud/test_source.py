@@ -237,6 +237,8 @@ def test_files_named_almost_like_secrets_are_not(checkout: Path, name: str) -> N
         (f"a: 1\nkey: {KEY_ID}\n", "an AWS access key id"),
         (f"a: 1\nkey='{KEY_ID.replace('AKIA', 'ASIA')}'", "an AWS access key id"),
         (f"\n{PRIVATE_KEY}", "a private key"),
+        ("\naws_secret_access_key" + " = " + "abcD" * 10, "an AWS secret access key"),
+        ("\ntoken: gh" + "p_" + "a1B2" * 9, "an access token"),
     ],
 )
 def test_text_that_looks_like_a_secret_is_refused_and_not_repeated(checkout: Path, text: str, what: str) -> None:
