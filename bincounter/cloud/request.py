@@ -1,9 +1,10 @@
 """CreateTrainingJob, built from the settings and checked against botocore's service model before it is sent."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from bincounter.cloud.service_model import Violation, violations
 from bincounter.config import METRICS
 from bincounter.config.choices import nearest
 from bincounter.errors import ConfigError
@@ -145,8 +146,8 @@ def check(request: Mapping[str, Any], operation: str) -> None:
         # A misspelt name comes before what is missing for its sake.
         lines = sorted(report.splitlines(), key=lambda line: not line.startswith("Unknown parameter"))
         raise ConfigError(_mistake(lines[0], operation))
-    for path, value, member in _leaves(request, shape, ""):
-        _check_value(path, value, member)
+    for violation in violations(shape, request):
+        raise ConfigError(_forbidden(violation))
 
 
 def _mistake(line: str, operation: str) -> str:
@@ -161,42 +162,17 @@ def _mistake(line: str, operation: str) -> str:
     )
 
 
-def _leaves(value: Any, shape: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
-    """Strings and numbers of a request, each with its path and its shape."""
-    if shape.type_name == "structure":
-        for name, inner in value.items():
-            yield from _leaves(inner, shape.members[name], f"{path}.{name}".lstrip("."))
-    elif shape.type_name == "map":
-        for name, inner in value.items():
-            yield from _leaves(inner, shape.value, f"{path}.{name}")
-    elif shape.type_name == "list":
-        for number, inner in enumerate(value):
-            yield from _leaves(inner, shape.member, f"{path}[{number}]")
-    else:
-        yield path, value, shape
-
-
-def _check_value(path: str, value: Any, shape: Any) -> None:
-    """What botocore leaves to the server: allowed values, largest values, patterns."""
-    name = _SETTINGS.get(path, f"launcher.request.{path}")
-    allowed = shape.metadata.get("enum")
-    if allowed and value not in allowed:
-        hint = nearest(str(value), list(allowed))
-        raise ConfigError(
-            f"{name}={value} is nothing that SageMaker knows: "
-            + (f"did you mean {hint}?" if hint else f"there are {', '.join(allowed)}")
+def _forbidden(violation: Violation) -> str:
+    path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in violation.path).lstrip(".")
+    name, value, limit = _SETTINGS.get(path, f"launcher.request.{path}"), violation.value, violation.limit
+    what = f"the key {value} of {name}" if violation.of_key else f"{name}={value}"
+    if violation.rule == "enum":
+        hint = nearest(str(value), limit)
+        return f"{what} is nothing that SageMaker knows: " + (
+            f"did you mean {hint}?" if hint else f"there are {', '.join(limit)}"
         )
-    most = shape.metadata.get("max")
-    size = len(value) if isinstance(value, str) else value
-    if most is not None and not isinstance(value, bool) and size > most:
-        raise ConfigError(f"{name}={value} is out of range: at most {most} is taken")
-    pattern = shape.metadata.get("pattern")
-    if pattern and isinstance(value, str) and not _matches(pattern, value):
-        raise ConfigError(f"{name}={value} does not have the form that SageMaker takes ({pattern})")
-
-
-def _matches(pattern: str, value: str) -> bool:
-    try:
-        return re.fullmatch(pattern, value, re.DOTALL) is not None
-    except re.error:  # patterns are Java's; some, such as \p{L}, Python does not know, and the server decides
-        return True
+    if violation.rule == "pattern":
+        return f"{what} does not have the form that SageMaker takes ({limit})"
+    bound = "at most" if violation.rule == "max" else "at least"
+    unit = (" characters" if isinstance(value, str) else " entries") if violation.sized else ""
+    return f"{what} is out of range: {bound} {limit}{unit}"

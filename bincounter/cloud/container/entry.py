@@ -13,10 +13,9 @@ import traceback
 from functools import partial
 from pathlib import Path
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-
 from bincounter.cloud.container.instance import Instances, base_folder, channel, described
 from bincounter.cloud.hyperparameters import decode
+from bincounter.cloud.overrides import without
 from bincounter.errors import BinCounterError, ConfigError
 from bincounter.files import write_text
 from bincounter.training import resume
@@ -59,7 +58,7 @@ def _overrides(base: Path) -> list[str]:
     run = base / "checkpoints"
     # Of the folders that SageMaker keeps on the volume of launcher.volume_size, the one for anything.
     scratch = Path(tempfile.gettempdir()) / "bincounter"
-    given = [override for override in decode(described(base, "hyperparameters")) if _key(override) not in _SETTLED]
+    given = without(decode(described(base, "hyperparameters")), *_SETTLED)
     settled = {
         "paths.output_dir": run,
         "paths.data_dir": scratch,
@@ -68,7 +67,7 @@ def _overrides(base: Path) -> list[str]:
     }
     photos = channel(base)
     if photos is not None:
-        given = [override for override in given if _key(override, whole=True) != "data.source"]
+        given = without(given, "data.source")
         settled["data.source"] = photos
     quoted = decode({key: json.dumps(str(path)) for key, path in settled.items()})
     # An experiment file may choose and set a launcher, which must not launch from in here.
@@ -78,11 +77,6 @@ def _overrides(base: Path) -> list[str]:
     if (run / "config.yaml").exists() or (run / "checkpoints" / "last.ckpt").exists():
         overrides.append("ckpt_path=last")
     return overrides
-
-
-def _key(override: str, *, whole: bool = False) -> str:
-    key = OverridesParser.create().parse_override(override).key_or_group
-    return key if whole else key.replace("/", ".").split(".")[0]
 
 
 def _joined(base: Path, given: list[str]) -> list[str]:
@@ -97,7 +91,8 @@ def _joined(base: Path, given: list[str]) -> list[str]:
     if instances.interface:
         for library in ("NCCL", "GLOO"):
             os.environ.setdefault(f"{library}_SOCKET_IFNAME", instances.interface)
-    strategy = [] if "trainer.strategy" in {_key(o, whole=True) for o in given} else ["++trainer.strategy=ddp"]
+    chosen = len(without(given, "trainer.strategy")) < len(given)
+    strategy = [] if chosen else ["++trainer.strategy=ddp"]
     # All instances share one folder in S3: only the first may write to it.
     quiet = [] if instances.rank == 0 else ["hydra/job_logging=stdout"]
     environment = "bincounter.cloud.container.cluster.SageMakerEnvironment"

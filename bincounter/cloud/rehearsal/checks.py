@@ -5,13 +5,13 @@ check. The rules between fields are AWS's, from the API reference of CreateTrain
 """
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 from botocore.validate import ParamValidator
 
 from bincounter.cloud.rehearsal import INTERRUPTIONS
 from bincounter.cloud.rehearsal.answers import Refused
+from bincounter.cloud.service_model import Violation, violations
 
 _DAY = 86_400  # AWS's default of MaxRuntimeInSeconds
 
@@ -29,48 +29,28 @@ def check_shape(shape: Any, request: dict[str, Any]) -> None:
     report = ParamValidator().validate(request, shape)
     if report.has_errors():
         raise Refused("ValidationException", report.generate_report())
-    broken = list(_violations(shape, request, ""))
+    broken = [_described(violation) for violation in violations(shape, request)]
     if broken:
         count = f"{len(broken)} validation error{'s' * (len(broken) > 1)} detected"
         raise Refused("ValidationException", f"{count}: {'; '.join(broken)}")
 
 
-def _violations(shape: Any, value: Any, path: str) -> Iterator[str]:
-    for constraint in _broken_constraints(shape, value):
-        yield f"Value '{value}' at '{path}' failed to satisfy constraint: Member must {constraint}"
-    if shape.type_name == "structure":
-        for name, member in value.items():
-            inner = name[0].lower() + name[1:]
-            yield from _violations(shape.members[name], member, f"{path}.{inner}" if path else inner)
-    elif shape.type_name == "list":
-        for number, member in enumerate(value, start=1):
-            yield from _violations(shape.member, member, f"{path}.{number}.member")
-    elif shape.type_name == "map":
-        for key, member in value.items():
-            yield from _violations(shape.key, key, f"{path}.key")
-            yield from _violations(shape.value, member, f"{path}.{key}.member")
+def _described(violation: Violation) -> str:
+    """As AWS words it."""
+    steps = [f"{step + 1}.member" if isinstance(step, int) else _lower(step) for step in violation.path]
+    path, limit = ".".join([*steps, *(["key"] if violation.of_key else [])]), violation.limit
+    measure = "length" if violation.sized else "value"
+    constraint = {
+        "max": f"have {measure} less than or equal to {limit}",
+        "min": f"have {measure} greater than or equal to {limit}",
+        "enum": f"satisfy enum value set: {limit}",
+        "pattern": f"satisfy regular expression pattern: {limit}",
+    }[violation.rule]
+    return f"Value '{violation.value}' at '{path}' failed to satisfy constraint: Member must {constraint}"
 
 
-def _broken_constraints(shape: Any, value: Any) -> Iterator[str]:
-    limits = shape.metadata
-    sized = shape.type_name in ("string", "list", "map")
-    size, measure = (len(value), "have length ") if sized else (value, "have value ")
-    if "max" in limits and size > limits["max"]:
-        yield f"{measure}less than or equal to {limits['max']}"
-    if "min" in limits and size < limits["min"]:
-        yield f"{measure}greater than or equal to {limits['min']}"
-    if shape.type_name == "string":
-        if shape.enum and value not in shape.enum:
-            yield f"satisfy enum value set: [{', '.join(shape.enum)}]"
-        if "pattern" in limits and not _matches(limits["pattern"], value):
-            yield f"satisfy regular expression pattern: {limits['pattern']}"
-
-
-def _matches(pattern: str, value: str) -> bool:
-    try:
-        return re.fullmatch(pattern, value) is not None
-    except re.error:  # the model's patterns are Java's, and a few of them are not Python's
-        return True
+def _lower(name: str) -> str:
+    return name[:1].lower() + name[1:]
 
 
 def check_rules(request: dict[str, Any]) -> None:
