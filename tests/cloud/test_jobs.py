@@ -1,5 +1,6 @@
 """launcher=sagemaker_spot from the command line to the fetched run, carried out by the rehearsal's control plane."""
 
+import io
 import json
 import os
 import pty
@@ -7,6 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,17 @@ def tensors(run: Path) -> dict[str, torch.Tensor]:
 
 def record(run: Path) -> dict[str, Any]:
     return json.loads((run / "job.json").read_text())
+
+
+def handed_over(run: Path, plane: dict[str, str]) -> set[str]:
+    """The files in a job's model archive."""
+    uri = record(run)["description"]["ModelArtifacts"]["S3ModelArtifacts"]
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in plane.items():
+            patch.setenv(name, value)
+        archive = io.BytesIO(Account(None).s3.get_object(Bucket=bucket, Key=key)["Body"].read())
+    return {Path(name).name for name in tarfile.open(fileobj=archive).getnames()} - {"."}
 
 
 def launched(*overrides: str, plane: dict[str, str], stdin: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
@@ -169,6 +182,7 @@ def test_a_stopped_job_is_fetched_and_goes_on_here_and_there(
     assert record(folder)["description"]["TrainingJobStatus"] == "Stopped"
     assert (folder / "checkpoints" / "last.ckpt").exists()
     assert not (folder / "metrics.json").exists()
+    assert handed_over(folder, plane) == {"best.ckpt", "config.yaml"}
     assert "/algo-1/" not in (folder / "overrides.txt").read_text()
 
     there = tmp_path / "there"
