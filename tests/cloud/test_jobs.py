@@ -81,15 +81,20 @@ def handed_over(run: Path, plane: dict[str, str]) -> set[str]:
 
 def launched(*overrides: str, plane: dict[str, str], stdin: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
     """``python train.py`` in the background."""
-    return subprocess.Popen(
-        command("train.py", *overrides),
-        cwd=REPOSITORY,
-        env={**without_aws(environment()), **plane},
-        stdin=stdin,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    # What a script runs in the background, as CI may run all this, has Ctrl-C ignored, and so have its children.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(
+            command("train.py", *overrides),
+            cwd=REPOSITORY,
+            env={**without_aws(environment()), **plane},
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def wait_for(start: str, process: subprocess.Popen[str]) -> None:
