@@ -12,6 +12,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from bincounter.config.launcher import ContainerConfig, LocalConfig, RehearsalConfig, SageMakerConfig
+from bincounter.config.search import OptunaConfig, TunerConfig
 
 
 @dataclass
@@ -127,6 +128,7 @@ class TrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     paths: PathsConfig = MISSING
     launcher: Any = MISSING  # typed by its own schemas: local, SageMaker, rehearsal
+    hparams_search: Any = None  # typed by its own schemas: Optuna, SageMaker's tuner
     dry_run: bool = False  # print the request that a launcher would send, and end
 
 
@@ -140,3 +142,5 @@ def register() -> None:
     store.store(group="launcher", name="sagemaker_schema", node=SageMakerConfig)
     store.store(group="launcher", name="rehearsal_schema", node=RehearsalConfig)
     store.store(group="launcher", name="container_schema", node=ContainerConfig)
+    store.store(group="hparams_search", name="optuna_schema", node=OptunaConfig)
+    store.store(group="hparams_search", name="tuner_schema", node=TunerConfig)

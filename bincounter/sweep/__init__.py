@@ -1,0 +1,1 @@
+"""One search space -> an Optuna study or a SageMaker tuning job."""
