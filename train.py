@@ -22,7 +22,12 @@ def job(cfg: DictConfig) -> float | None:
     from bincounter.training.failures import answered
     from bincounter.training.run import run
 
-    finished = run(cfg)
+    callbacks = []
+    if cfg.hparams_search is not None:
+        from bincounter.sweep.pruning import pruning_callbacks
+
+        callbacks = pruning_callbacks(cfg)
+    finished = run(cfg, callbacks)
     if finished is None:
         return None
     with answered(batch_size=cfg.data.batch_size, run=finished.folder.path):

@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bincounter.config import mode_of, override_errors, register, validate
 from bincounter.config.launcher import carried_out_here
-from bincounter.errors import BinCounterError, ConfigError, Stopped
+from bincounter.errors import BinCounterError, ConfigError, Pruned, Stopped
 from bincounter.training import resume
 
 
@@ -118,8 +118,14 @@ def _run(job: Callable[[DictConfig], float | None], config_dir: Path, config_nam
 def _check_jobs(overrides: list[str], compose: Callable[[list[str]], DictConfig]) -> None:
     """Refuse a sweep of listed values if one of its jobs is wrong, before the first one starts."""
     parsed = OverridesParser.create().parse_overrides(overrides)
-    if any(override.is_interval_sweep() for override in parsed):
-        return  # a sweeper that chooses by itself
+    if any(override.key_or_group in ("hparams_search", "hydra/sweeper") for override in parsed):
+        return  # the sweeper reads them
+    for override in parsed:
+        if override.is_interval_sweep():
+            raise ConfigError(
+                f"{override.input_line} has no end of values to try: add hparams_search=optuna, which chooses among "
+                "them, or list some"
+            )
     for override in parsed:
         if override.is_sweep_override() and override.key_or_group.partition(".")[0] == "launcher":
             raise ConfigError(
@@ -139,7 +145,9 @@ def _check_jobs(overrides: list[str], compose: Callable[[list[str]], DictConfig]
 
 def _tell_job(error: Exception, number: int) -> None:
     """Say now which job of a sweep failed: Hydra tells of the first one, once all have ended."""
-    if isinstance(error, BinCounterError):
+    if isinstance(error, Pruned):
+        print(error, file=sys.stderr)
+    elif isinstance(error, BinCounterError):
         print(f"Error in job {number}: {error}", file=sys.stderr)
     if isinstance(error, Stopped):
         raise SystemExit(error.exit_code)  # SIGTERM means the whole sweep

@@ -33,6 +33,10 @@ class Interrupted(BinCounterError):
     """Ctrl-C; the message says how to go on."""
 
 
+class Pruned(BinCounterError):
+    """A trial of a search was ended since others promise more; it has not failed."""
+
+
 class Stopped(BinCounterError):
     """The process was asked to stop by SIGTERM and left a checkpoint to go on from."""
 

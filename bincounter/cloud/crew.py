@@ -4,10 +4,11 @@ import logging
 import shlex
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +16,16 @@ from bincounter.cloud.aws_errors import explain_failure
 from bincounter.cloud.fetch import cost, fetch
 from bincounter.cloud.jobs import RECORD, Job, load, stop, submit
 from bincounter.cloud.overrides import without
-from bincounter.cloud.watch import follow
-from bincounter.errors import BinCounterError, Interrupted, ResourceError
+from bincounter.cloud.watch import epoch_scores, follow
+from bincounter.errors import BinCounterError, Interrupted, Pruned, ResourceError
 
 if TYPE_CHECKING:
     from bincounter.cloud.account import Account
 
 log = logging.getLogger(__name__)
+
+Judge = Callable[[int, int, Mapping[str, float]], bool]
+"""Told a job's number, an epoch counted from 1 and its scores: whether to stop the job, as others promise more."""
 
 
 @dataclass
@@ -33,12 +37,14 @@ class Task:
         request: to submit first, or ``None`` where the job is under way already.
         error: what became of it, if it did not complete.
         ended: whether it has.
+        pruned: whether it was stopped since others promise more.
     """
 
     job: Job
     request: dict[str, Any] | None
     error: BinCounterError | None = None
     ended: bool = False
+    pruned: bool = False
 
 
 class Crew:
@@ -49,10 +55,20 @@ class Crew:
         tasks: the jobs.
         at_once: how many of them run at a time.
         rehearsed: whether they end with this command.
+        judge: of their epochs, if they are trials of a search that prunes.
     """
 
-    def __init__(self, account: "Account", tasks: Sequence[Task], *, at_once: int, rehearsed: bool = False) -> None:
+    def __init__(
+        self,
+        account: "Account",
+        tasks: Sequence[Task],
+        *,
+        at_once: int,
+        rehearsed: bool = False,
+        judge: Judge | None = None,
+    ) -> None:
         self._account, self._tasks, self._at_once, self._rehearsed = account, tasks, at_once, rehearsed
+        self._judge = judge
         self._leave = threading.Event()  # followers return, jobs go on
         self._stopping = threading.Event()  # what runs is stopped, what does not is not submitted
         self._running: dict[str, Task] = {}
@@ -135,7 +151,9 @@ class Crew:
             task.error = error
         ended = sum(one.ended for one in self._tasks)
         if len(self._tasks) > 1 and not self._leave.is_set():
-            if task.error is not None:
+            if isinstance(task.error, Pruned):
+                log.info("%s", task.error)
+            elif task.error is not None:
                 print(f"Error in job {task.job.number}: {task.error}", file=sys.stderr)
             log.info("%d of %d jobs have ended", ended, len(self._tasks))
 
@@ -145,7 +163,13 @@ class Crew:
         if self._stopping.is_set() and not self._leave.is_set():  # Ctrl-C came while it was submitted
             stop(self._account, job.name)
         try:
-            task.ended = follow(self._account, job, self._leave, several=len(self._tasks) > 1)
+            task.ended = follow(
+                self._account,
+                job,
+                self._leave,
+                several=len(self._tasks) > 1,
+                hear=None if self._judge is None else partial(self._hear, task, self._judge),
+            )
         except BinCounterError as error:
             raise _and(error, self._left_behind([job])) from None
         finally:
@@ -153,6 +177,15 @@ class Crew:
         job.save()
         if task.ended:
             task.error = self._fetched(job)
+            if task.pruned and job.description["TrainingJobStatus"] == "Stopped":
+                task.error = Pruned(f"{job.name} was pruned: {cost(job)}")
+
+    def _hear(self, task: Task, judge: Judge, line: str) -> None:
+        """Stop a job whose line tells that it is not worth going on with; a resumed one tells an epoch twice."""
+        told = epoch_scores(line)
+        if told is not None and not task.pruned and judge(task.job.number, *told):
+            stop(self._account, task.job.name)
+            task.pruned = True
 
     def _fetched(self, job: Job) -> BinCounterError | None:
         """Fetch what a job has; what to tell of it, if it did not complete or cannot be fetched."""

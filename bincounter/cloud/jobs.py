@@ -65,6 +65,24 @@ def load(folder: Path) -> list[Job]:
     return [Job(**json.loads(record.read_text(encoding="utf-8")), folder=record.parent) for record in records]
 
 
+def under_way(account: "Account", folder: Path) -> Job | None:
+    """The job that was submitted for a run's folder, or ``None`` where the record is of one that never was."""
+    from botocore.exceptions import ClientError
+
+    if not (folder / RECORD).exists():
+        return None
+    job = load(folder)[0]
+    with answered_by_aws(f"asking for {job.name}"):
+        try:
+            account.sagemaker.describe_training_job(TrainingJobName=job.name)
+        except ClientError as error:
+            if error.response["Error"]["Code"] != "ValidationException":
+                raise
+            (folder / RECORD).unlink()
+            return None
+    return job
+
+
 def job_name(task_name: str, number: int) -> str:
     """A name that no other job of the account has: the task, when, which one of a multirun, and a few random digits."""
     ending = f"-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{number}-{secrets.token_hex(2)}"

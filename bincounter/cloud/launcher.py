@@ -23,8 +23,10 @@ from bincounter.config.launcher import RehearsalConfig, SageMakerConfig
 from bincounter.errors import ConfigError
 
 if TYPE_CHECKING:
-    from bincounter.cloud.crew import Task
+    from bincounter.cloud.account import Account
+    from bincounter.cloud.crew import Judge, Task
     from bincounter.cloud.plan import Planned
+    from bincounter.cloud.submission import Submission
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +69,8 @@ class SageMakerLauncher(Launcher):
         kind = OmegaConf.get_type(settings)
         self._rehearsed = isinstance(kind, type) and issubclass(kind, RehearsalConfig)
         self._jobs_before = 0  # of earlier batches of the same sweep
+        self._trials: int | None = None  # all that a search will launch
+        self._judge: Judge | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Take over what Hydra hands every launcher."""
@@ -74,6 +78,15 @@ class SageMakerLauncher(Launcher):
         # Another app's task function travels as it is; a configuration with our group is composed anew over there.
         kind = OmegaConf.get_type(config, "launcher") if "launcher" in config else None
         self._own = isinstance(kind, type) and issubclass(kind, SageMakerConfig)
+
+    def prepare_sweep(self, trials: int, judge: "Judge | None") -> None:
+        """What a sweeper tells that chooses trial by trial.
+
+        Args:
+            trials: that it will launch at most; the ceiling shown and refused is that of all of them.
+            judge: asked as each epoch's scores come in, from the threads that follow the jobs.
+        """
+        self._trials, self._judge = trials, judge
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Carry the jobs out: all are composed and validated before the first is submitted.
@@ -149,15 +162,21 @@ class SageMakerLauncher(Launcher):
 
         account = Account(self._settings["region"])
         submission = Submission(account, self._settings, _REPOSITORY, rehearsed=self._rehearsed)
-        submission.show_cost(len(planned), before=self._jobs_before)
+        self._show_cost(submission, len(planned))
         dry = bool(OmegaConf.select(self._config, "dry_run", default=False))
-        tasks = submission.tasks(planned, dry=dry)
+        tasks = self._tasks(planned, account, submission, dry=dry)
         self._jobs_before += len(planned)
         if dry:
             for task in tasks:
                 print(json.dumps(task.request, indent=2, ensure_ascii=False))
             return [_returned(one, JobStatus.COMPLETED, None) for one in planned]
-        crew = Crew(account, tasks, at_once=self._settings["max_parallel_jobs"], rehearsed=self._rehearsed)
+        crew = Crew(
+            account,
+            tasks,
+            at_once=self._settings["max_parallel_jobs"],
+            rehearsed=self._rehearsed,
+            judge=self._judge,
+        )
         if self._settings["wait"]:
             crew.carry_out()
             self._alone = self._listed and len(planned) == 1
@@ -166,6 +185,25 @@ class SageMakerLauncher(Launcher):
         folder = planned[0].folder if len(planned) == 1 else planned[0].folder.parent
         log.info("Follow them and fetch what they have with: %s", attach_command(folder))
         return [self._told(one, None) for one in planned]
+
+    def _show_cost(self, submission: "Submission", jobs: int) -> None:
+        """Show the ceiling: a search's before its first trial, for all of them."""
+        if self._trials is None:
+            submission.show_cost(jobs, before=self._jobs_before)
+        elif not self._jobs_before:
+            submission.show_cost(self._trials, before=0)
+
+    def _tasks(
+        self, planned: "Sequence[Planned]", account: "Account", submission: "Submission", *, dry: bool
+    ) -> "list[Task]":
+        """Requests to submit; a trial whose job an earlier, killed command has submitted is followed again instead."""
+        from bincounter.cloud.crew import Task
+        from bincounter.cloud.jobs import under_way
+
+        known = {one.number: under_way(account, one.folder) for one in planned if one.adopted}
+        new = iter(submission.tasks([one for one in planned if not known.get(one.number)], dry=dry))
+        jobs = [known.get(one.number) for one in planned]
+        return [next(new) if job is None else Task(job, None) for job in jobs]
 
     def _result(self, planned: "Planned", task: "Task") -> JobReturn:
         from bincounter.cloud import task as pickles

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-HERE = ("launcher", "dry_run")
-"""Keys that say where a run is carried out, not what it is."""
+HERE = ("launcher", "dry_run", "hparams_search")
+"""Keys that say where and what for a run is carried out, not what it is."""
 
 
 def without(overrides: Sequence[str], *keys: str) -> list[str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from bincounter.cloud.hyperparameters import decode, encode
+from bincounter.cloud.jobs import RECORD
 from bincounter.cloud.overrides import HERE, without
 from bincounter.cloud.prices import gpus
 from bincounter.config import validate
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _NOT_SHIPPED = (*HERE, "paths")
-_A_RUN = ("job.json", "checkpoints/last.ckpt", "checkpoints/best.ckpt")
+_A_RUN = (RECORD, "checkpoints/last.ckpt", "checkpoints/best.ckpt")
 _IDS = "ids"  # folder in the archive that an id list is shipped in
 _EXTRAS = ("mlflow", "wandb")  # loggers that are extras of the package
 
@@ -36,6 +37,7 @@ class Planned:
     Attributes:
         number: in the multirun.
         overrides: as the sweeper gave them.
+        adopted: whether it is a trial that an earlier, killed command may have submitted.
         config: what they compose, Hydra's part included.
         folder: of the run, on this machine.
         shipped: the overrides that the container recomposes.
@@ -54,6 +56,7 @@ class Planned:
     channel: bool = False
     extra: dict[str, bytes] = field(default_factory=dict)
     loggers: list[str] = field(default_factory=list)
+    adopted: bool = False
 
     @property
     def local_source(self) -> Path | None:
@@ -69,10 +72,13 @@ class Planned:
 def compose(loader: "ConfigLoader", config: DictConfig, overrides: Sequence[str], number: int) -> Planned:
     """One job as Hydra composes it."""
     sweep = loader.load_sweep_config(config, list(overrides))
+    trial = OmegaConf.select(sweep, "hparams_search.trial", default=None)
+    if trial is not None:
+        number = trial  # whatever place it has in its batch
     with open_dict(sweep):
         sweep.hydra.job.id = sweep.hydra.job.num = number
     folder = Path(sweep.hydra.sweep.dir) / str(sweep.hydra.sweep.subdir)
-    return Planned(number, list(overrides), sweep, folder)
+    return Planned(number, list(overrides), sweep, folder, adopted=trial is not None and (folder / RECORD).exists())
 
 
 def task_config(planned: Planned) -> DictConfig:
@@ -133,7 +139,7 @@ def check_together(planned: Sequence[Planned], settings: Mapping[str, Any]) -> N
         different = [key for key in settings if own[key] != settings[key]]  # type: ignore[call-overload,index]
         if different:
             raise ConfigError(f"launcher.{different[0]} is one for all jobs of a launch: start one for each value")
-        taken = [name for name in _A_RUN if (one.folder / name).exists()]
+        taken = [name for name in _A_RUN if (one.folder / name).exists() and not one.adopted]
         if taken:
             raise ConfigError(f"{one.folder} already holds a run ({taken[0]}): name another paths.output_dir")
 

@@ -4,6 +4,7 @@ import logging
 import re
 import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from bincounter.cloud.aws_errors import answered_by_aws
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LOG_GROUP = "/aws/sagemaker/TrainingJobs"
+_EPOCH = re.compile(r"epoch (\d+) of \d+: (.+)")  # see bincounter.training.logs.TrainingLog
 _LATE = 2.0  # seconds that CloudWatch may be behind
 _PATIENCE = 600.0  # seconds without an answer
 _KEPT = (
@@ -33,7 +35,14 @@ _KEPT = (
 )
 
 
-def follow(account: "Account", job: Job, leave: threading.Event, *, several: bool) -> bool:
+def follow(
+    account: "Account",
+    job: Job,
+    leave: threading.Event,
+    *,
+    several: bool,
+    hear: Callable[[str], None] | None = None,
+) -> bool:
     """Show a job's states and log lines until it ends.
 
     Args:
@@ -41,12 +50,13 @@ def follow(account: "Account", job: Job, leave: threading.Event, *, several: boo
         job: its ``description`` is kept up to date.
         leave: set by whoever wants this to return early.
         several: whether lines need the job's number.
+        hear: is given each line that the run wrote.
 
     Returns:
         whether the job has ended.
     """
     prefix = f"[{job.number}] " if several else ""
-    states, lines, pace = _States(prefix), _Lines(account, job.name, prefix), Pace(leave)
+    states, lines, pace = _States(prefix), _Lines(account, job.name, prefix, hear), Pace(leave)
     patience = _Patience()
     while True:
         changed = False
@@ -61,6 +71,15 @@ def follow(account: "Account", job: Job, leave: threading.Event, *, several: boo
             return True
         if pace.rest(changed=changed):
             return False
+
+
+def epoch_scores(line: str) -> tuple[int, dict[str, float]] | None:
+    """The epoch, counted from 1, and its scores that a line of a run's log tells; ``None`` for other lines."""
+    found = _EPOCH.fullmatch(line.strip())
+    if not found:
+        return None
+    pairs = (pair.partition("=") for pair in found[2].split())
+    return int(found[1]), {name: float(value) for name, _, value in pairs}
 
 
 class _Patience:
@@ -103,8 +122,8 @@ class _States:
 class _Lines:
     """The lines that the run itself wrote; the toolkit's own, some two hundred, are left to the console."""
 
-    def __init__(self, account: "Account", name: str, prefix: str) -> None:
-        self._account, self._name, self._prefix = account, name, prefix
+    def __init__(self, account: "Account", name: str, prefix: str, hear: Callable[[str], None] | None = None) -> None:
+        self._account, self._name, self._prefix, self._hear = account, name, prefix, hear
         self._streams: dict[str, tuple[str | None, _Preamble]] = {}
         self._told = False
 
@@ -143,6 +162,8 @@ class _Lines:
             for event in page["events"]:
                 if preamble.lets_through(event["message"]):
                     log.info("%s%s", prefix, event["message"].rstrip())
+                    if self._hear is not None:
+                        self._hear(event["message"])
             if page["nextForwardToken"] == token:  # so CloudWatch says that this was all
                 break
             token = page["nextForwardToken"]

@@ -13,11 +13,11 @@ METRICS = {
 }
 
 
-def mode_of(metric: str) -> str:
+def mode_of(metric: str, key: str = "optimized_metric") -> str:
     """``max`` or ``min``: the better direction of a logged metric such as ``val/accuracy``.
 
     Raises:
         ConfigError: when no run logs a metric of that name.
     """
-    one_of("optimized_metric", metric, [f"val/{name}" for name in METRICS])
+    one_of(key, metric, [f"val/{name}" for name in METRICS])
     return METRICS[metric.removeprefix("val/")]

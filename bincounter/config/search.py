@@ -1,9 +1,18 @@
 """Settings of a search: which values are tried, how often, and by whom they are chosen."""
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import DictConfig
+
+from bincounter.config.choices import one_of
+from bincounter.config.metrics import mode_of
+from bincounter.config.targets import check_target
+from bincounter.errors import ConfigError
+
+STRATEGIES = ("Bayesian", "Random", "Hyperband", "Grid")
 
 
 def _open() -> Any:
@@ -42,3 +51,52 @@ class TunerConfig(SearchConfig):
     strategy: str = "Bayesian"  # Bayesian | Random | Hyperband | Grid
     early_stopping: bool = False  # SageMaker stops trials that promise little
     request: dict[str, Any] = field(default_factory=_open)  # merged into CreateHyperParameterTuningJob
+
+
+def check_search(search: Mapping[str, Any]) -> None:
+    """Refuse settings that no search can have; the space is read by the sweeper (bincounter.sweep.space).
+
+    Args:
+        search: ``hparams_search`` as plain containers.
+
+    Raises:
+        ConfigError: the first thing that is wrong.
+    """
+    if search["n_trials"] < 1:
+        raise ConfigError(f"hparams_search.n_trials={search['n_trials']} tries nothing: write 1 or more")
+    name = search["study_name"]
+    if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ConfigError(
+            f"hparams_search.study_name={name} is to name a folder too: use letters, digits, dots, - and _"
+        )
+    if "strategy" in search:
+        _tuner(search)
+    else:
+        _optuna(search)
+
+
+def _tuner(search: Mapping[str, Any]) -> None:
+    one_of("hparams_search.strategy", search["strategy"], STRATEGIES)
+    if search["early_stopping"] and search["strategy"] == "Hyperband":
+        raise ConfigError(
+            "hparams_search.strategy=Hyperband stops trials by itself: leave hparams_search.early_stopping out"
+        )
+
+
+def _optuna(search: Mapping[str, Any]) -> None:
+    if search["n_jobs"] < 1:
+        raise ConfigError(f"hparams_search.n_jobs={search['n_jobs']} is out of range: it must be at least 1")
+    if not 0 <= search["max_failure_rate"] <= 1:
+        raise ConfigError(f"hparams_search.max_failure_rate={search['max_failure_rate']:g} is a share: write 0 to 1")
+    for metric in search["metrics"]:
+        mode_of(metric, key="hparams_search.metrics")
+    if len(set(search["metrics"])) < len(search["metrics"]):
+        raise ConfigError(f"hparams_search.metrics={search['metrics']} names a metric twice")
+    check_target("hparams_search.sampler", search["sampler"], given=("search_space",))
+    if search["pruner"]:
+        check_target("hparams_search.pruner", search["pruner"], given=("max_resource",))
+        if len(search["metrics"]) > 1:
+            raise ConfigError(
+                f"hparams_search.pruner ends trials by one metric, and hparams_search.metrics names "
+                f"{len(search['metrics'])}: leave one of the two out"
+            )

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from bincounter.config.choices import one_of
 from bincounter.config.launcher import carried_out_here, check_launcher
 from bincounter.config.metrics import mode_of
+from bincounter.config.search import check_search
 from bincounter.config.targets import check_target, imported
 from bincounter.errors import ConfigError
 
@@ -45,6 +46,8 @@ def validate(cfg: DictConfig) -> None:
         check_target(f"trainer.plugins[{number}]", node)
     _trainer(plain["trainer"], plain["model"])
     _place(plain, here=carried_out_here(cfg.launcher))
+    if plain["hparams_search"] is not None:
+        check_search(plain["hparams_search"])
     check_target("objective", plain["objective"], given=("counts",))
     for group in ("callbacks", "logger"):
         for name, node in (plain[group] or {}).items():

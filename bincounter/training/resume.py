@@ -21,6 +21,7 @@ FREE = (
     "paths",
     "data.source",
     "launcher",
+    "hparams_search",
     "dry_run",
     "logger",
     "tags",

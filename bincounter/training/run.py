@@ -3,7 +3,7 @@
 import logging
 import math
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,11 +54,12 @@ class Finished:
     objective: float | None
 
 
-def run(cfg: DictConfig) -> Finished | None:
+def run(cfg: DictConfig, callbacks: Sequence[L.Callback] = ()) -> Finished | None:
     """Fit and score, or only score, one validated configuration.
 
     Args:
         cfg: a configuration that `bincounter.config.validate` let through; ``paths.output_dir`` is the run's folder.
+        callbacks: that watch the fit and change nothing of what it computes, beside those of ``cfg``.
 
     Returns:
         What the report needs; ``None`` on all but the first process of a DDP run.
@@ -73,11 +74,13 @@ def run(cfg: DictConfig) -> Finished | None:
     torch.set_float32_matmul_precision(cfg.float32_matmul_precision)
     folder = RunFolder(cfg.paths.output_dir)
     with answered(batch_size=cfg.data.batch_size, run=folder.path):
-        return _fit_and_score(cfg, plain, folder) if cfg.train else _score_only(cfg, plain, folder)
+        return _fit_and_score(cfg, plain, folder, callbacks) if cfg.train else _score_only(cfg, plain, folder)
 
 
-def _fit_and_score(cfg: DictConfig, plain: dict[str, Any], folder: RunFolder) -> Finished | None:
-    trainer = make_trainer(cfg, folder, _checkpoint_to_continue(cfg, folder))
+def _fit_and_score(
+    cfg: DictConfig, plain: dict[str, Any], folder: RunFolder, callbacks: Sequence[L.Callback]
+) -> Finished | None:
+    trainer = make_trainer(cfg, folder, _checkpoint_to_continue(cfg, folder), callbacks)
     first = trainer.is_global_zero  # only now: until there is a trainer, every machine's first process has rank 0
     continued = _continued(cfg, plain, folder) if first else _checkpoint_to_continue(cfg, folder)
     if first and (continued is None or resume.stored_config(folder.path) is None):

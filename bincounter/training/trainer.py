@@ -1,5 +1,6 @@
 """The Trainer a configuration asks for, with what makes a run exact."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,16 @@ from bincounter.training.logs import TrainingLog
 from bincounter.training.precision import resolved
 
 
-def make_trainer(cfg: DictConfig, folder: RunFolder, continued: str | None) -> L.Trainer:
+def make_trainer(
+    cfg: DictConfig, folder: RunFolder, continued: str | None, watching: Sequence[L.Callback] = ()
+) -> L.Trainer:
     """The Trainer of a run, with the callbacks that every run has.
 
     Args:
         cfg: the whole configuration.
         folder: of the run.
         continued: the checkpoint that is gone on from, if there is one.
+        watching: further callbacks; Lightning tells them of an epoch before its checkpoint is written.
     """
     options: dict[str, Any] = OmegaConf.to_container(cfg.trainer, resolve=True)  # type: ignore[assignment]
     max_time = options.pop("max_time", None)
@@ -48,6 +52,7 @@ def make_trainer(cfg: DictConfig, folder: RunFolder, continued: str | None) -> L
             StatelessRandomness(cfg.seed),
             TrainingLog(options.get("log_every_n_steps") or 50),
             checkpoint,
+            *watching,
         ],
         logger=_loggers(cfg, continued) or False,
         plugins=[AtomicCheckpointIO(), *plugins],
