@@ -92,6 +92,10 @@ def _optuna(search: Mapping[str, Any]) -> None:
         mode_of(metric, key="hparams_search.metrics")
     if len(set(search["metrics"])) < len(search["metrics"]):
         raise ConfigError(f"hparams_search.metrics={search['metrics']} names a metric twice")
+    try:
+        import optuna  # noqa: F401
+    except ModuleNotFoundError:
+        raise ConfigError("hparams_search=optuna needs Optuna: pip install 'bincounter[sweep]'") from None
     check_target("hparams_search.sampler", search["sampler"], given=("search_space",))
     if search["pruner"]:
         check_target("hparams_search.pruner", search["pruner"], given=("max_resource",))
