@@ -1,0 +1,260 @@
+"""What a search costs: trials on cached features against a plain loop, and the sweeper's own time per trial.
+
+    python benchmarks/sweep.py            20 trials, 2,000 real photos; about 20 minutes on 2 cores
+    python benchmarks/sweep.py --quick    4 trials, 240 photos
+    python benchmarks/sweep.py --whole    the plain loop over all photos too instead of a slice: an hour and a half
+
+Trials: learning rate, batch size and epochs over a frozen ResNet50 (random weights: there is no network here, and the
+time is the same) at 224 pixels, chosen by ``hparams_search=optuna``. The plain loop is what the published scripts do
+with the same values: PIL, torchvision transforms, a DataLoader, ResNet50 in fp32, features computed anew in every epoch
+for training and validation photos. It is timed on a slice of the photos for every trial, before, between and after the
+two halves of the search, and scaled to all photos.
+
+Overhead: seconds per trial of a Hydra app that does nothing, of this sweeper, of Hydra's own sweeper with listed values
+(which composes and starts jobs all the same), and of a bare Optuna loop on the same kind of storage.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision import models, transforms
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PHOTOS = REPOSITORY.parent / "shared" / "abid" / "resized-224"
+COUNTS = (1, 2, 3, 4, 5)
+
+APP = """
+import hydra
+from omegaconf import DictConfig
+
+@hydra.main(version_base="1.3", config_path=None)
+def app(cfg: DictConfig) -> float:
+    return (float(cfg.x) - 0.3) ** 2
+
+app()
+"""
+
+
+def main() -> None:
+    """Measure, print the table, and the ratios as one JSON object."""
+    options = _options()
+    if not PHOTOS.is_dir():
+        sys.exit(f"the photos of ../shared/abid/resized-224 are not there ({PHOTOS})")
+    with tempfile.TemporaryDirectory() as folder:
+        overhead = _overhead(Path(folder), trials=20 if options.quick else 100, rounds=1 if options.quick else 3)
+        search = _search(Path(folder), options)
+    rows = {
+        "search, cache of features included, s": search["cached"],
+        "plain loop, s": search["plain"],
+        "ratio": search["ratio"],
+        "bare Optuna, ms per trial": overhead["bare"],
+        "Hydra's sweeper, ms per job": overhead["hydra"],
+        "this sweeper, ms per trial": overhead["ours"],
+        "its overhead over both, ms per trial": overhead["overhead"],
+    }
+    for name, value in rows.items():
+        print(f"{name:40}{value:12.1f}")
+    print(json.dumps({"sweep_speedup": round(search["ratio"], 2), "overhead_ms": round(overhead["overhead"], 2)}))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="4 trials, 240 photos")
+    parser.add_argument("--whole", action="store_true", help="run the plain loop over all photos")
+    options = parser.parse_args()
+    options.trials, options.photos, options.slice = (4, 240, 24) if options.quick else (20, 2000, 64)
+    return options
+
+
+def _overhead(folder: Path, *, trials: int, rounds: int) -> dict[str, float]:
+    """Milliseconds per trial, medians over interleaved rounds; the start of the program is taken out by difference."""
+    (folder / "app.py").write_text(APP)
+    few = 5
+    found: dict[str, list[float]] = {"bare": [], "hydra": [], "ours": []}
+    for number in range(rounds):
+        found["bare"].append(_bare(folder / f"bare{number}.db", trials))
+        for name in ("hydra", "ours"):
+            command = _listed if name == "hydra" else _chosen
+            short = _timed([sys.executable, "app.py", *command(few, folder / f"{name}{number}-short")], folder)
+            long = _timed([sys.executable, "app.py", *command(few + trials, folder / f"{name}{number}-long")], folder)
+            found[name].append((long - short) / trials)
+    medians = {name: 1000 * statistics.median(values) for name, values in found.items()}
+    return {**medians, "overhead": medians["ours"] - medians["hydra"] - medians["bare"]}
+
+
+def _bare(database: Path, trials: int) -> float:
+    """Seconds per trial of Optuna alone."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    sampler = optuna.samplers.TPESampler(seed=0)
+    study = optuna.create_study(storage=f"sqlite:///{database}", sampler=sampler)
+    space: dict[str, optuna.distributions.BaseDistribution] = {"x": optuna.distributions.FloatDistribution(0, 1)}
+    started = time.perf_counter()
+    for _ in range(trials):
+        trial = study.ask(space)
+        study.tell(trial, (trial.params["x"] - 0.3) ** 2)
+    return (time.perf_counter() - started) / trials
+
+
+def _listed(jobs: int, folder: Path) -> list[str]:
+    values = ",".join(f"{number / jobs:.4f}" for number in range(jobs))
+    return ["-m", f"+x={values}", f"hydra.sweep.dir={folder}"]
+
+
+def _chosen(trials: int, folder: Path) -> list[str]:
+    settings = f"hydra.sweeper.settings.n_trials={trials}"
+    return ["-m", "hydra/sweeper=bincounter_optuna", settings, "+x=interval(0,1)", f"hydra.sweep.dir={folder}"]
+
+
+def _timed(command: Sequence[str], folder: Path) -> float:
+    started = time.perf_counter()
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{done.stdout}\n{done.stderr}")
+    return time.perf_counter() - started
+
+
+def _search(folder: Path, options: argparse.Namespace) -> dict[str, float]:
+    """Seconds of the search, in two halves, and of the plain loop with its values, timed around them."""
+    photos = _photos(options.photos)
+    ids = folder / "ids.txt"
+    ids.write_text("".join(f"{path.stem}\n" for path, _ in photos))
+    plain = _Plain(photos, options.slice)
+    before = plain.slice(batch_size=64)
+    first = _half(folder, ids, options.trials // 2)
+    between = [plain.slice(trial["data.batch_size"]) for trial in _trials(folder)]
+    second = _half(folder, ids, options.trials)
+    trials = _trials(folder)
+    after = [plain.slice(trial["data.batch_size"]) for trial in trials[len(between) :]]
+    if options.whole:
+        loop = sum(plain.trial(**_plain_values(trial)) for trial in trials)
+    else:
+        epochs = sum(trial["trainer.max_epochs"] for trial in trials)
+        loop = statistics.median([before, *between, *after]) * plain.photos_per_epoch * epochs
+    return {"cached": first + second, "plain": loop, "ratio": loop / (first + second)}
+
+
+def _half(folder: Path, ids: Path, trials: int) -> float:
+    """Seconds of the same command, which goes on to as many trials as it is asked for."""
+    command = [sys.executable, str(REPOSITORY / "train.py"), "-m", "hparams_search=optuna"]
+    settings = {
+        "experiment": "capstone_80_10_10",
+        "data.source": PHOTOS,
+        "data.layout.ids": ids,
+        "data.augmentation.flip": "false",
+        "model.weights": "null",
+        "trainer": "cpu",
+        "hparams_search.n_trials": trials,
+        "paths.output_dir": folder / "search",
+        "paths.data_dir": folder / "data",
+    }
+    return _timed([*command, *(f"{key}={value}" for key, value in settings.items())], REPOSITORY)
+
+
+def _trials(folder: Path) -> list[dict[str, Any]]:
+    """The values of the completed trials so far."""
+    storage = f"sqlite:///{folder / 'search' / 'study.db'}"
+    study = optuna.load_study(study_name=optuna.get_all_study_names(storage)[0], storage=storage)
+    return [trial.params for trial in study.trials if trial.state == optuna.trial.TrialState.COMPLETE]
+
+
+def _plain_values(trial: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "lr": trial["model.optimizer.lr"],
+        "batch_size": trial["data.batch_size"],
+        "epochs": trial["trainer.max_epochs"],
+    }
+
+
+def _photos(number: int) -> list[tuple[Path, int]]:
+    """The first photos in the order of their names whose counts are 1 to 5."""
+    found: list[tuple[Path, int]] = []
+    for path in sorted((PHOTOS / "bin-images").glob("*.jpg")):
+        metadata = PHOTOS / "metadata" / f"{path.stem}.json"
+        count = json.loads(metadata.read_text())["EXPECTED_QUANTITY"] if metadata.exists() else None
+        if count in COUNTS and len(found) < number:
+            found.append((path, count))
+    return found
+
+
+class _Files(Dataset):
+    """Photos as the published scripts read them."""
+
+    def __init__(self, photos: Sequence[tuple[Path, int]]) -> None:
+        self._photos = photos
+        self._transform = transforms.Compose([transforms.Resize((224, 224)), transforms.ToTensor()])
+
+    def __len__(self) -> int:
+        return len(self._photos)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        path, count = self._photos[index]
+        with Image.open(path) as photo:
+            return self._transform(photo.convert("RGB")), count - COUNTS[0]
+
+
+class _Plain:
+    """The loop of the published scripts, in fp32, at PyTorch's own number of threads."""
+
+    def __init__(self, photos: list[tuple[Path, int]], slice_size: int) -> None:
+        tenth = len(photos) // 10
+        self._training, self._validation = photos[: -2 * tenth], photos[-2 * tenth : -tenth]
+        self.photos_per_epoch = len(self._training) + len(self._validation)
+        self._slice = slice_size
+
+    def slice(self, batch_size: int) -> float:
+        """Seconds per photo on some of the photos."""
+        training, validation = self._training[: self._slice], self._validation[: self._slice // 8]
+        seconds = self._fit(training, validation, lr=0.01, batch_size=batch_size, epochs=1)
+        return seconds / (len(training) + len(validation))
+
+    def trial(self, *, lr: float, batch_size: int, epochs: int) -> float:
+        """Seconds of a whole trial."""
+        return self._fit(self._training, self._validation, lr=lr, batch_size=batch_size, epochs=epochs)
+
+    @staticmethod
+    def _fit(
+        training: Sequence[tuple[Path, int]],
+        validation: Sequence[tuple[Path, int]],
+        *,
+        lr: float,
+        batch_size: int,
+        epochs: int,
+    ) -> float:
+        model = models.resnet50()
+        for parameter in model.parameters():
+            parameter.requires_grad = False
+        width = model.fc.in_features
+        model.fc = nn.Sequential(nn.Linear(width, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 5))
+        optimizer = torch.optim.Adagrad(model.fc.parameters(), lr=lr)
+        started = time.perf_counter()
+        for _ in range(epochs):
+            model.train()
+            for image, label in DataLoader(_Files(training), batch_size, shuffle=True):
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(model(image), label).backward()
+                optimizer.step()
+            model.eval()
+            with torch.no_grad():
+                right = sum(
+                    int((model(image).argmax(1) == label).sum())
+                    for image, label in DataLoader(_Files(validation), batch_size)
+                )
+        assert 0 <= right <= len(validation)
+        return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()
