@@ -54,6 +54,16 @@ def encode(overrides: Sequence[str]) -> dict[str, str]:
     return encoded
 
 
+def override_of(key: str, value: Any) -> str:
+    """Write one value as an override, quoted for Hydra's grammar.
+
+    Args:
+        key: with its prefix and package, if any: ``model.optimizer.lr``, ``+trainer.profiler``.
+        value: what Hydra reads from an override: numbers, truth values, texts, ``None``, lists or mappings of them.
+    """
+    return f"{key}={_source(_json_ready(value))}"
+
+
 def decode(hyperparameters: Mapping[str, str]) -> list[str]:
     """Read overrides out of hyperparameters; those of the toolkit and of a tuning job are left out.
 

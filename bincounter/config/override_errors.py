@@ -34,7 +34,13 @@ def explain(error: Exception, overrides: list[str], config_dir: Path, compose: C
         reason = _unknown_option(override, config_dir) or _unknown_key(override, config_dir, overrides, compose)
         if reason:
             return reason
-    return _wrong_value(error)
+    return wrong_value(error)
+
+
+def no_setting(key: str, cfg: DictConfig) -> str | None:
+    """Say that a configuration has no such key, and which one was meant; ``None`` where it has."""
+    known = _keys(cfg)
+    return None if key in known else f"{key} is no setting{_suggestion(key, known)}"
 
 
 def _groups(config_dir: Path) -> dict[str, list[str]]:
@@ -106,7 +112,7 @@ def _suggestion(key: str, known: set[str]) -> str:
     return "; python train.py --cfg job prints every setting there is"
 
 
-def _wrong_value(error: Exception) -> str:
+def wrong_value(error: Exception) -> str:
     """OmegaConf's own sentence, with the key it speaks of in front."""
     cause: BaseException = error
     while cause.__cause__ is not None and not isinstance(cause, OmegaConfBaseException):
