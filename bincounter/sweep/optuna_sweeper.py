@@ -3,36 +3,83 @@
 Hydra imports this module at the start of every app of the environment, so that everything heavy is imported on use.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import logging
+import sys
+from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+from bincounter.config.search import OptunaConfig
+from bincounter.errors import BinCounterError
 
 
 @dataclass
 class OptunaPlugin:
-    """``hydra/sweeper=bincounter_optuna``; settings are those of the ``hparams_search`` group."""
+    """``hydra/sweeper=bincounter_optuna``, for any Hydra app; train.py has its settings under ``hparams_search``."""
 
     _target_: str = "hydra_plugins.bincounter.OptunaSweeper"
-    settings: Any = "${hparams_search}"
+    _recursive_: bool = False  # samplers are made trial by trial
+    settings: OptunaConfig = field(default_factory=OptunaConfig)
 
 
 class OptunaSweeper(Sweeper):
-    """Asks an Optuna study for values, has the launcher try them, and tells the study what came of it."""
+    """Asks an Optuna study for values, has the launcher try them, and tells the study what came of it.
+
+    Args:
+        settings: see :class:`bincounter.config.search.OptunaConfig`.
+    """
 
     def __init__(self, settings: DictConfig) -> None:
         self._settings = settings
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Take over what Hydra hands every sweeper."""
-        raise NotImplementedError
+        from hydra.core.plugins import Plugins
+
+        from bincounter.sweep.trials import RecordedTask
+
+        self._context, self._config = hydra_context, config
+        kind = OmegaConf.get_type(config, "hparams_search") if "hparams_search" in config else None
+        self._own = kind is OptunaConfig
+        if self._own:
+            self._settings = config.hparams_search
+        _hide_storage(config)
+        self._launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=RecordedTask(task_function), config=config
+        )
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Search until there are ``n_trials``."""
-        raise NotImplementedError
+        """Search until there are ``n_trials``.
+
+        Raises:
+            BinCounterError: in train.py, whose command line answers it; other apps end with its sentence.
+        """
+        if not logging.getLogger().hasHandlers():  # Hydra sets logging up for each job, not for the search
+            logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+        try:
+            self._search(arguments)
+        except BinCounterError as error:
+            if self._own:
+                raise
+            print(f"Error: {error}", file=sys.stderr)
+            raise SystemExit(error.exit_code) from None
+
+    def _search(self, arguments: list[str]) -> None:
+        from bincounter.sweep.plan import read_plan
+
+        plan = read_plan(self._config, self._settings, arguments, self._context.config_loader)
+        from bincounter.sweep.optuna_search import search  # only now: wrong spaces are refused quickly
+
+        search(plan, self._launcher)
 
 
-_ = Sequence
+def _hide_storage(config: DictConfig) -> None:
+    """Keep a database's URL, which may hold a password, out of what Hydra writes down of every job."""
+    overrides = config.hydra.overrides.hydra
+    with read_write(config), open_dict(config):
+        config.hydra.overrides.hydra = [
+            each for each in overrides if not each.startswith("hydra.sweeper.settings.storage=")
+        ]

@@ -1,0 +1,72 @@
+"""``retrain_best=true``: the best values once more, as a run of their own that is scored on the test photos."""
+
+import json
+import logging
+from typing import TYPE_CHECKING
+
+from hydra.plugins.launcher import Launcher
+
+from bincounter.errors import ConfigError, ResourceError
+from bincounter.files import write_text
+from bincounter.sweep.distributions import values_of
+from bincounter.sweep.jobs import job_overrides
+from bincounter.sweep.ownership import Ownership
+from bincounter.sweep.plan import Plan
+from bincounter.sweep.results import best_trials
+from bincounter.sweep.trials import OUTCOME, of_return, recorded
+
+if TYPE_CHECKING:
+    from optuna import Study
+
+log = logging.getLogger(__name__)
+
+_PLACE = "best"  # folder inside the sweep's
+_OF = "best_trial.json"  # beside it: which trial it repeats
+
+
+def refuse_several(plan: Plan) -> None:
+    """Refuse what has no best trial.
+
+    Raises:
+        ConfigError: there are several objectives.
+    """
+    if plan.settings["retrain_best"] and len(plan.metrics) > 1:
+        raise ConfigError(
+            f"retrain_best=true takes one best trial, and {len(plan.metrics)} metrics have a front of them: leave it "
+            "out, and train the one you choose by its command"
+        )
+
+
+def retrain_best(plan: Plan, study: "Study", launcher: Launcher, ownership: Ownership) -> None:
+    """Train the best trial's values again, once; a killed run is gone on with.
+
+    Raises:
+        ResourceError: the run failed.
+    """
+    best = best_trials(study)
+    if not best:
+        return
+    folder, of = plan.folder / _PLACE, plan.folder / _OF
+    with ownership.alone():  # other processes of the search wait, and find it done
+        repeated = json.loads(of.read_text(encoding="utf-8"))["trial"] if of.exists() else None
+        if repeated not in (None, best[0].number):
+            log.warning(
+                "%s repeats trial %d, and the best is now trial %d: remove it and %s to have that one trained.",
+                folder,
+                repeated,
+                best[0].number,
+                of.name,
+            )
+            return
+        before = recorded(folder)
+        if (before is not None and before.error is None) or (folder / "metrics.json").exists():
+            return
+        (folder / OUTCOME).unlink(missing_ok=True)  # of a failure, whose cause may be gone
+        write_text(of, json.dumps({"trial": best[0].number}) + "\n")
+        overrides = job_overrides(
+            plan, values_of(best[0].params, plan.parameters), _PLACE, goes_on=repeated is not None
+        )
+        returned = launcher.launch([overrides], initial_job_idx=plan.settings["n_trials"])[0]
+    outcome = recorded(folder) or of_return(returned)
+    if outcome.error is not None:
+        raise ResourceError(f"the best trial's values could not be trained again: {outcome.error}")

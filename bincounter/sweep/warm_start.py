@@ -1,0 +1,96 @@
+"""Trials of earlier searches, from which a sampler learns; they are no trials of the search itself."""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bincounter.errors import ConfigError
+from bincounter.sweep.distributions import to_optuna
+from bincounter.sweep.study import WARM_START, objectives, open_storage
+from bincounter.training.secrets import masked
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import FrozenTrial
+
+    from bincounter.sweep.plan import Plan
+
+log = logging.getLogger(__name__)
+
+_TAKEN = "warm_start"  # attribute of the study: the sources whose trials it has
+
+
+def learn_from_earlier(study: "Study", plan: "Plan") -> None:
+    """Add what earlier searches found to a study, once; to be called by one process at a time.
+
+    Raises:
+        ConfigError: an earlier search is not there, or has other metrics.
+    """
+    taken: list[str] = study.user_attrs.get(_TAKEN, [])
+    for source in plan.settings["warm_start"]:
+        shown = masked(source)
+        if shown in taken:
+            continue
+        before = _open(source, shown)
+        if list(objectives(before)) != plan.metrics or before.directions != study.directions:
+            raise ConfigError(
+                f"hparams_search.warm_start={shown} searched {', '.join(objectives(before)) or 'something else'}, and "
+                f"this search {', '.join(plan.metrics)}: leave it out"
+            )
+        added = _add(study, before, shown, to_optuna(plan.parameters))
+        taken = [*taken, shown]
+        study.set_user_attr(_TAKEN, taken)
+        log.info("The search starts with what %d trials of %s found.", added, shown)
+
+
+def _open(source: str, shown: str) -> "Study":
+    import optuna
+
+    url, _, name = source.partition("#")
+    if "://" not in url:
+        database = Path(url) / "study.db"
+        if not database.is_file():
+            raise ConfigError(
+                f"hparams_search.warm_start={shown} holds no study.db: name a sweep's folder, or DATABASE_URL#STUDY"
+            )
+        url = f"sqlite:///{database.resolve()}"
+    storage = open_storage(url)
+    names = optuna.get_all_study_names(storage)
+    if name not in names and (name or len(names) != 1):
+        raise ConfigError(
+            f"hparams_search.warm_start={shown} names none of the studies there ({', '.join(names) or 'none'}): write "
+            "DATABASE_URL#STUDY"
+        )
+    return optuna.load_study(study_name=name or names[0], storage=storage)
+
+
+def _add(study: "Study", before: "Study", shown: str, space: "dict[str, BaseDistribution]") -> int:
+    """Add the completed trials that fit the space and are not there yet; how many those are."""
+    from optuna.trial import TrialState, create_trial
+
+    there = {trial.user_attrs.get(WARM_START) for trial in study.get_trials(deepcopy=False)}
+    found = before.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    fitting = [trial for trial in found if WARM_START not in trial.user_attrs and _fits(trial, space)]
+    for trial in fitting:
+        mark = f"{shown} trial {trial.number}"
+        if mark not in there:  # an earlier start was killed in between
+            study.add_trial(
+                create_trial(
+                    values=trial.values,
+                    params={name: trial.params[name] for name in space},
+                    distributions=space,
+                    user_attrs={WARM_START: mark},
+                )
+            )
+    return len(fitting)
+
+
+def _fits(trial: "FrozenTrial", space: "dict[str, BaseDistribution]") -> bool:
+    """Whether a trial has a value for each parameter and no other, all of them within the space."""
+    if trial.params.keys() != space.keys():
+        return False
+    try:
+        return all(space[name]._contains(space[name].to_internal_repr(value)) for name, value in trial.params.items())
+    except (TypeError, ValueError):  # such as a value that is none of the choices
+        return False
