@@ -3,20 +3,29 @@
 import math
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from bincounter.files import write_text
 
 ABSENT = "n/a"
 
 
-def write_page(path: Path, template: str, content: dict[str, object]) -> Path:
-    """Fill a template of this folder and write the page, whole or not at all.
+def write_page(path: Path, template: str, content: dict[str, object], *, package: str = "bincounter.inspect") -> Path:
+    """Fill a template and write the page, whole or not at all.
 
     Everything that came from data is escaped; only plots are taken as they are.
+
+    Args:
+        path: of the page.
+        template: its file, which may build on those of this folder.
+        content: what the template names.
+        package: whose folder ``templates`` it is in.
+
+    Returns:
+        ``path``.
     """
     environment = Environment(
-        loader=PackageLoader("bincounter.inspect"),
+        loader=ChoiceLoader([PackageLoader(package), PackageLoader("bincounter.inspect")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
