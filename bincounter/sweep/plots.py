@@ -101,7 +101,7 @@ def cost(study: "Study") -> list[Plot]:
         timeline.update_layout(xaxis_title=None)
     plots = [_plot("Timeline", timeline, "When each trial ran.")]
     saved = any("saved_seconds" in trial.user_attrs for trial in trials)
-    note = "Pale: what pruning saved, at the pace that the trial had." if saved else ""
+    note = "Faint: what pruning saved, at the pace that the trial had." if saved else ""
     plots.append(_plot("Time per trial", _bars(trials, "Seconds", seconds), note))
     if any("usd" in trial.user_attrs for trial in trials):
         figure = _bars(trials, "USD", lambda trial: trial.user_attrs.get("usd"))
@@ -158,7 +158,7 @@ def _slice(study: "Study", key: str, number: int, metrics: Sequence[str]) -> Plo
     if figure is not None:
         figure.update_xaxes(title=None, dtick="D2" if figure.layout.xaxis.type == "log" else None)
         figure.update_traces(marker_showscale=False, marker_size=8, marker_colorscale=_EARLY_TO_LATE)
-    return _plot(key, figure, "Darker dots are later trials.", height=_SMALL)
+    return _plot(key, figure, "The stronger a dot, the later its trial.", height=_SMALL)
 
 
 def _bars(trials: "Sequence[FrozenTrial]", unit: str, value: "Callable[[FrozenTrial], float | None]") -> "Figure":

@@ -72,7 +72,9 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
 
 
 def written(value: Any) -> str:
-    """A value with four digits, for the eye."""
+    """A value for the eye: four digits, and Hydra's words for the others."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

@@ -54,6 +54,7 @@ def _trial(
     if number % 6 == 3 and objectives == 1 and not failing:
         state = TrialState.PRUNED
     score = 0.5 if constant else 0.8 - 0.1 * abs(math.log10(params.get(LR, 0.01)) + 2) - chance.random() / 20
+    values = [score, 1 - score + chance.random() / 5, 0.3 + chance.random()]
     epochs = params.get(EPOCHS, 2) if state == TrialState.COMPLETE else 1
     attrs: dict[str, Any] = {"seconds": 40.0 * epochs + chance.random(), "usd": 0.01 * epochs}
     if state == TrialState.PRUNED:
@@ -62,7 +63,9 @@ def _trial(
         attrs["error"] = "the memory gave out at data.batch_size=128: <script>alert(1)</script>"
     trial = create_trial(
         state=state,
-        values=[score, 1 - score + chance.random() / 5][:objectives] if state == TrialState.COMPLETE else None,
+        values=[score, 1 - score + chance.random() / 5, 0.3 + chance.random()][:objectives]
+        if state == TrialState.COMPLETE
+        else None,
         params=params,
         distributions=dict(space),
         user_attrs=attrs,
