@@ -63,9 +63,7 @@ def _trial(
         attrs["error"] = "the memory gave out at data.batch_size=128: <script>alert(1)</script>"
     trial = create_trial(
         state=state,
-        values=[score, 1 - score + chance.random() / 5, 0.3 + chance.random()][:objectives]
-        if state == TrialState.COMPLETE
-        else None,
+        values=values[:objectives] if state == TrialState.COMPLETE else None,
         params=params,
         distributions=dict(space),
         user_attrs=attrs,

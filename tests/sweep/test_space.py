@@ -245,7 +245,7 @@ def parsed(override: str) -> Any:
     return OverridesParser.create().parse_override(override).value()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(st.lists(st.one_of(SCALARS, st.lists(SCALARS, max_size=3)), min_size=1, max_size=5, unique_by=repr))
 def test_a_choice_travels_to_either_chooser_and_back(values: list[Any]) -> None:
     choice = Choice("data.source", tuple(values))
