@@ -113,6 +113,8 @@ def of_value(value: Any) -> Outcome:
     try:
         values = [float(each) for each in (value if several else [value])]
     except (TypeError, ValueError):
+        values = []
+    if not values:
         kind = type(value).__name__
         return Outcome(error=f"the job returned a {kind}: have it return a number, or one for each objective")
     if not all(math.isfinite(each) for each in values):

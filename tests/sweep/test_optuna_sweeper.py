@@ -1,0 +1,198 @@
+"""Searches as users start, kill and share them."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+from bins import square_bins
+from commands import REPOSITORY, Run, command, environment
+from searches import Search, states, study_of
+
+GRID = {"sampler": "{_target_:optuna.samplers.GridSampler}"}
+
+
+@pytest.fixture
+def search(tmp_path: Path) -> Search:
+    return Search(tmp_path)
+
+
+def _until(condition, process: "subprocess.Popen[str]") -> None:  # type: ignore[no-untyped-def]
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+
+
+def test_five_kills_end_in_the_same_total_and_the_same_trials(search: Search, tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    for kills in range(1, 6):
+        process = search.start("+sleep=0.15", n_trials=14)
+        # At another moment of a trial each time: while it is chosen, composed, run or told.
+        _until(lambda runs=2 * kills: log.exists() and search.runs >= runs, process)
+        time.sleep(0.04 * kills)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    said = search.run("+sleep=0.15", n_trials=14)
+    assert said.strip().endswith("sweep")
+    assert states(search.trials) == ["COMPLETE"] * 14
+    assert [trial.number for trial in search.trials] == list(range(14))
+    assert search.runs <= 14 + 5  # those that were killed in the middle
+    (tmp_path / "undisturbed").mkdir()
+    undisturbed = Search(tmp_path / "undisturbed")
+    undisturbed.run("+sleep=0.15", n_trials=14)
+    assert [trial.params for trial in undisturbed.trials] == [trial.params for trial in search.trials]
+
+
+def test_two_processes_share_a_search(search: Search) -> None:
+    both = [search.start("+sleep=0.2", n_trials=9) for _ in range(2)]
+    for process in both:
+        said, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+    assert states(search.trials) == ["COMPLETE"] * 9
+    assert search.runs == 9
+    assert len({trial.params["+x"] for trial in search.trials}) == 9
+    assert len({trial.user_attrs["owner"]["id"] for trial in search.trials}) == 2
+
+
+def test_joblib_runs_batches_and_orphans_are_awaited(search: Search, tmp_path: Path) -> None:
+    parallel = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    process = search.start("+sleep=2", *parallel, n_trials=4, n_jobs=2)
+    log = tmp_path / "log.txt"
+    _until(lambda: log.exists() and search.runs == 2, process)
+    process.kill()  # its workers live on, and end their trials
+    said = search.run("+sleep=2", *parallel, n_trials=4, n_jobs=2)
+    assert states(search.trials) == ["COMPLETE"] * 4, said
+    assert search.runs == 4  # what the orphans did is not done again
+    assert all(trial.user_attrs["seconds"] > 1.9 for trial in search.trials[:2])
+
+
+def test_a_finished_search_says_its_result_again_and_a_raised_total_goes_on(search: Search, tmp_path: Path) -> None:
+    search.run(n_trials=2)
+    said = search.run(n_trials=2)
+    assert "2 trials: 2 completed" in said
+    assert "python app.py" in said
+    assert search.runs == 2
+    search.run(n_trials=3)
+    assert search.runs == 3
+    assert (tmp_path / "sweep" / "sweep.html").exists()
+
+
+def test_a_changed_search_is_refused(search: Search) -> None:
+    search.run(n_trials=1)
+    said = search.run("+x=interval(0.0,2.0)", n_trials=1, code=2)
+    assert "which has another space" in said
+    said = search.run("+other=1", n_trials=1, code=2)
+    assert "which has another configuration" in said
+    assert said.count("\n") == 1
+    assert search.runs == 1
+
+
+def test_failures_are_kept_until_they_are_too_many(search: Search) -> None:
+    search.run("+x=0.1,0.9", "+fails_below=0.5", n_trials=2, **GRID)
+    failed = next(trial for trial in search.trials if trial.state.name == "FAIL")
+    assert failed.params == {"+x": 0.1}
+    assert failed.user_attrs["error"] == "ValueError: x is 0.1"
+
+
+def test_a_search_of_failures_ends_early(search: Search) -> None:
+    said = search.run("+returns=nothing", n_trials=9, code=1)
+    assert search.runs == 3
+    assert (
+        "3 of 3 trials failed, which is more than max_failure_rate=0.5; the last one: the job returned nothing" in said
+    )
+
+
+def test_a_grid_ends_with_its_last_value(search: Search) -> None:
+    search.run("+x=range(0,3)", "+y=choice(a,b)", n_trials=50, **GRID)
+    assert sorted((trial.params["+x"], trial.params["+y"]) for trial in search.trials) == [
+        (x, y) for x in (0, 1, 2) for y in "ab"
+    ]
+
+
+def test_a_grid_of_an_interval_is_refused(search: Search) -> None:
+    said = search.run(n_trials=50, code=2, **GRID)
+    assert "+x is an interval without end: list values" in said
+
+
+def test_several_objectives_have_a_front(search: Search) -> None:
+    said = search.run("+returns=two", n_trials=4, metrics="['one:max',two]")
+    assert "Train them with:" in said
+    study = study_of(search.database)
+    assert [direction.name for direction in study.directions] == ["MAXIMIZE", "MINIMIZE"]
+    assert all(len(trial.values) == 2 for trial in study.trials)
+
+
+def test_a_search_starts_with_what_earlier_ones_found(search: Search, tmp_path: Path) -> None:
+    (tmp_path / "before").mkdir()
+    before = Search(tmp_path / "before")
+    before.run(n_trials=3)
+    for n_trials in (1, 2):
+        said = search.run(n_trials=n_trials, warm_start=f"[{tmp_path / 'before' / 'sweep'}]")
+        assert f"{n_trials} trial" in said
+        assert "and 3 trials of earlier searches" in said
+    assert search.runs == 2
+    assert [trial.params for trial in search.trials[:3]] == [trial.params for trial in before.trials]
+
+
+def test_a_search_of_other_metrics_is_no_start(search: Search, tmp_path: Path) -> None:
+    (tmp_path / "before").mkdir()
+    Search(tmp_path / "before").run(n_trials=1)
+    earlier = f"[{tmp_path / 'before' / 'sweep'}]"
+    said = search.run(n_trials=1, code=2, warm_start=earlier, metrics="[loss]")
+    assert "searched value, and this search loss" in said
+
+
+def test_the_best_is_trained_once_more(search: Search, tmp_path: Path) -> None:
+    for _ in range(2):
+        search.run(n_trials=2, retrain_best="true")
+    assert search.runs == 3
+    best = min(search.trials, key=lambda trial: trial.value)
+    assert (tmp_path / "log.txt").read_text().splitlines()[-1] == str(best.params["+x"])
+
+
+def test_a_password_is_not_written_down(search: Search, tmp_path: Path) -> None:
+    said = search.run(n_trials=1, code=2, storage="nobase://me:pass-word@host/study")
+    assert "***@host" in said
+    assert "pass-word" not in said
+    url = f"sqlite:///{tmp_path / 'own.db'}?comment=pass-word"
+    search.run(n_trials=1, storage=f"'{url}'")
+    kept = [path for path in (tmp_path / "sweep").rglob("*") if path.is_file()]
+    assert not any(b"pass-word" in path.read_bytes() for path in kept)
+
+
+@pytest.fixture
+def squares(tmp_path: Path) -> list[str]:
+    """Overrides of a run that takes seconds."""
+    source = square_bins(tmp_path / "bins", photos=48)
+    return [
+        *["data=folders", f"data.source={source}", "data.image_size=32", "model=cnn", "trainer=cpu", "logger=csv"],
+        *["trainer.max_epochs=2", "data.batch_size=8", f"paths.output_dir={tmp_path / 'sweep'}"],
+    ]
+
+
+def test_a_killed_training_is_gone_on_with(train: Run, squares: list[str], tmp_path: Path) -> None:
+    overrides = [*squares, "hparams_search=optuna", "hparams_search.n_trials=2", "checkpoint.every_n_train_steps=1"]
+    places = [f"paths.{name}_dir={tmp_path / name}" for name in ("data", "cache", "log")]
+    process = subprocess.Popen(
+        command("train.py", *overrides, *places),
+        cwd=REPOSITORY,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    _until((tmp_path / "sweep" / "0" / "checkpoints" / "last.ckpt").exists, process)
+    process.kill()
+    process.communicate()
+    done = train(*overrides, "hparams_search.retrain_best=true")
+    assert "Going on from" in done.stderr
+    study = study_of(f"sqlite:///{tmp_path / 'sweep' / 'study.db'}")
+    assert states(study.trials) == ["COMPLETE", "COMPLETE"]
+    assert not (tmp_path / "sweep" / "2").exists()
+    assert (tmp_path / "sweep" / "best" / "metrics.json").exists()
+    assert "test=false" in (tmp_path / "sweep" / "0" / "overrides.txt").read_text()
+    assert done.stdout.splitlines()[-1] == str(tmp_path / "sweep")
+    assert optuna.trial.TrialState.FAIL not in {trial.state for trial in study.trials}

@@ -1,0 +1,106 @@
+"""What samplers propose, where studies are stored, and what is refused of either."""
+
+from pathlib import Path
+
+import optuna
+import pytest
+
+from bincounter.errors import ConfigError, ResourceError
+from bincounter.sweep.parameters import Choice, Interval
+from bincounter.sweep.sampling import Sampling, make_pruner
+from bincounter.sweep.study import open_storage, quiet, storage_url
+from bincounter.sweep.trials import of_value
+
+SPACE = [Interval("x", 0.0, 1.0), Interval("n", 1, 4, integer=True), Choice("c", (32, 64))]
+DISTRIBUTIONS = {
+    "x": optuna.distributions.FloatDistribution(0, 1),
+    "n": optuna.distributions.IntDistribution(1, 4),
+    "c": optuna.distributions.CategoricalDistribution([32, 64]),
+}
+
+
+def _proposals(url: str, node: dict, starts: list[int]) -> list[dict]:
+    """Parameters of the trials that several starts of a search ask for, one after the other."""
+    quiet()
+    for trials in starts:
+        sampling = Sampling(node, SPACE, 1)
+        study = optuna.create_study(study_name="s", storage=open_storage(url), load_if_exists=True)
+        for _ in range(trials):
+            number = len(study.trials)
+            study.sampler = sampling.of(number)
+            trial = study.ask(DISTRIBUTIONS)
+            study.tell(trial, (trial.params["x"] - 0.4) ** 2 + trial.params["n"])
+    return [trial.params for trial in optuna.load_study(study_name="s", storage=url).trials]
+
+
+@pytest.mark.parametrize(
+    "name", ["TPESampler", "RandomSampler", "QMCSampler", "CmaEsSampler", "NSGAIISampler", "GPSampler"]
+)
+def test_a_search_in_two_starts_proposes_what_one_does(tmp_path: Path, name: str) -> None:
+    node = {"_target_": f"optuna.samplers.{name}", "seed": 3}
+    whole = _proposals(f"sqlite:///{tmp_path / 'whole.db'}", node, [13])
+    assert whole == _proposals(f"sqlite:///{tmp_path / 'parts.db'}", node, [1, 5, 7])
+    assert len({params["x"] for params in whole}) == 13
+    other = _proposals(f"sqlite:///{tmp_path / 'other.db'}", {**node, "seed": 4}, [2])
+    if name != "QMCSampler":  # unscrambled, its sequence has no seed
+        assert other != whole[:2]
+
+
+def test_a_grid_knows_its_end() -> None:
+    listed = [Choice("c", (32, 64)), Interval("n", 1, 5, integer=True)]
+    assert Sampling({"_target_": "optuna.samplers.GridSampler"}, listed, 1).most == 10
+
+
+@pytest.mark.parametrize(
+    ("node", "said"),
+    [
+        ({"_target_": "optuna.samplers.TPESampel"}, "names nothing that can be called"),
+        ({"_target_": "optuna.samplers.TPESampler", "seeed": 1}, "did you mean hparams_search.sampler.seed?"),
+        ({"_target_": "optuna.pruners.MedianPruner"}, "is no sampler of Optuna"),
+        ({"_target_": "optuna.samplers.GridSampler"}, "x is an interval without end"),
+        ({"_target_": "optuna.samplers.QMCSampler", "qmc_type": "dice"}, "cannot be made"),
+    ],
+)
+def test_wrong_samplers_are_refused(node: dict, said: str) -> None:
+    with pytest.raises(ConfigError, match=said.replace("?", r"\?")):
+        Sampling(node, SPACE, 1)
+
+
+def test_cmaes_searches_one_metric() -> None:
+    with pytest.raises(ConfigError, match="searches one metric"):
+        Sampling({"_target_": "optuna.samplers.CmaEsSampler"}, SPACE, 2)
+
+
+def test_a_sampler_is_no_pruner() -> None:
+    with pytest.raises(ConfigError, match="is no pruner of Optuna"):
+        make_pruner({"_target_": "optuna.samplers.TPESampler"})
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("study.db", "is no database URL"),
+        ("postgresql+psycopg://me:word@localhost/s", "needs a driver"),
+        ("nobase://host/s", "is no database URL"),
+    ],
+)
+def test_wrong_storages_are_refused(url: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as refused:
+        open_storage(url)
+    assert "word" not in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_missing_folder_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match="cannot be opened"):
+        open_storage(storage_url(None, tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf"), "good", {}, [1.0, None]])
+def test_what_cannot_be_compared_is_an_error(value: object) -> None:
+    assert of_value(value).error is not None
+
+
+@pytest.mark.parametrize(("value", "values"), [(1, [1.0]), ((0.5, 2), [0.5, 2.0]), (True, [1.0])])
+def test_numbers_are_values(value: object, values: list[float]) -> None:
+    assert of_value(value).values == values
