@@ -5,14 +5,15 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from bincounter.sweep.results import WORDS, completed, own_trials, seconds, short_names, state
+from bincounter.sweep.results import WORDS, completed, own_trials, seconds, short_names, shortened, state
 
 if TYPE_CHECKING:
     from optuna import Study
+    from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
     from plotly.graph_objects import Bar, Figure
 
@@ -62,6 +63,8 @@ def course(study: "Study", metrics: Sequence[str]) -> list[Plot]:
     for number, metric in enumerate(metrics):
         target = _target(number) if len(metrics) > 1 else None
         figure = _drawn(visualization.plot_optimization_history, study, target=target, target_name=metric)
+        if figure is not None:
+            figure.update_xaxes(dtick=_ones(len(own_trials(study))))
         note = "" if target else "One dot is a trial; the line is the best value so far."
         plots.append(_plot(f"History of {metric}", figure, note))
     if len(metrics) == 2:
@@ -73,7 +76,8 @@ def course(study: "Study", metrics: Sequence[str]) -> list[Plot]:
     if any(trial.intermediate_values for trial in own_trials(study)):
         figure = _drawn(visualization.plot_intermediate_values, study)
         if figure is not None:
-            figure.update_layout(xaxis_title="Epoch", yaxis_title=metrics[0])
+            longest = max(len(trial.intermediate_values) for trial in own_trials(study))
+            figure.update_layout(xaxis_title="Epoch", yaxis_title=metrics[0], xaxis_dtick=_ones(longest))
             figure.update_traces(line_width=1.2, opacity=0.75)
         plots.append(_plot("As epochs ended", figure, "One line is a trial; pruned ones end early."))
     return plots
@@ -98,7 +102,7 @@ def cost(study: "Study") -> list[Plot]:
     timeline = _drawn(visualization.plot_timeline, study)
     if timeline is not None:
         timeline.for_each_trace(_in_words)
-        timeline.update_layout(xaxis_title=None)
+        timeline.update_layout(xaxis_title=None, yaxis_dtick=_ones(len(trials)))
     plots = [_plot("Timeline", timeline, "When each trial ran.")]
     saved = any("saved_seconds" in trial.user_attrs for trial in trials)
     note = "Faint: what pruning saved, at the pace that the trial had." if saved else ""
@@ -146,6 +150,7 @@ def _parallel(study: "Study", metrics: Sequence[str]) -> Plot:
         figure.update_xaxes(
             ticktext=[*metrics, *(short[key] for key in keys)], range=[-0.3, len(metrics) + len(keys) - 0.8]
         )
+        figure.for_each_annotation(lambda annotation: annotation.update(text=shortened(annotation.text)))
         figure.update_traces(opacity=0.8, selector={"mode": "lines"})
     return _plot("Parallel coordinates", figure, "One line is a completed trial.", across=True)
 
@@ -156,9 +161,27 @@ def _slice(study: "Study", key: str, number: int, metrics: Sequence[str]) -> Plo
     target = _target(number) if len(metrics) > 1 else None
     figure = _drawn(visualization.plot_slice, study, params=[key], target=target, target_name=metrics[number])
     if figure is not None:
-        figure.update_xaxes(title=None, dtick="D2" if figure.layout.xaxis.type == "log" else None)
+        distribution = next(trial.distributions[key] for trial in completed(study) if key in trial.params)
+        figure.update_xaxes(title=None, **_ticks(figure, distribution))
         figure.update_traces(marker_showscale=False, marker_size=8, marker_colorscale=_EARLY_TO_LATE)
     return _plot(key, figure, "The stronger a dot, the later its trial.", height=_SMALL)
+
+
+def _ticks(figure: "Figure", distribution: "BaseDistribution") -> dict[str, Any]:
+    """Where the axis of a searched key has ticks: no longer than readable, and none between whole numbers."""
+    from optuna.distributions import IntDistribution
+
+    axis = figure.layout.xaxis
+    if axis.categoryarray:
+        return {"tickvals": axis.categoryarray, "ticktext": [shortened(name) for name in axis.categoryarray]}
+    if axis.type == "log":
+        return {"dtick": "D2"}  # 2 and 5 of each decade
+    return {"dtick": _ones(distribution.high - distribution.low)} if isinstance(distribution, IntDistribution) else {}
+
+
+def _ones(numbers: int) -> int | None:
+    """The distance of ticks on an axis of few whole numbers; Plotly would put some between them."""
+    return 1 if numbers <= 10 else None
 
 
 def _bars(trials: "Sequence[FrozenTrial]", unit: str, value: "Callable[[FrozenTrial], float | None]") -> "Figure":
@@ -175,7 +198,9 @@ def _bars(trials: "Sequence[FrozenTrial]", unit: str, value: "Callable[[FrozenTr
         heights = [trial.user_attrs["saved_seconds"] for trial in saved]
         numbers = [trial.number for trial in saved]
         figure.add_trace(go.Bar(x=numbers, y=heights, name="saved", marker_color=_STATES["pruned"], opacity=0.35))
-    figure.update_layout(barmode="stack", xaxis_title="Trial", yaxis_title=unit, showlegend=True)
+    figure.update_layout(
+        barmode="stack", xaxis_title="Trial", xaxis_dtick=_ones(len(trials)), yaxis_title=unit, showlegend=True
+    )
     return figure
 
 

@@ -67,8 +67,13 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
         parts = key.split(".")
         ends = (".".join(parts[-length:]) for length in range(1, len(parts) + 1))
         name = next(end for end in ends if sum(f".{other}".endswith(f".{end}") for other in keys) == 1 or end == key)
-        short[key] = name if len(name) <= _LONGEST else f"{name[:9]}…{name[10 - _LONGEST :]}"
+        short[key] = shortened(name)
     return short
+
+
+def shortened(text: str) -> str:
+    """At most 22 characters of a text, from both its ends."""
+    return text if len(text) <= _LONGEST else f"{text[:9]}…{text[10 - _LONGEST :]}"
 
 
 def written(value: Any) -> str:
