@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import optuna
@@ -12,7 +13,7 @@ from bins import square_bins
 from commands import REPOSITORY, Run, command, environment
 from searches import Search, states, study_of
 
-GRID = {"sampler": "{_target_:optuna.samplers.GridSampler}"}
+GRID = "hydra.sweeper.settings.sampler={_target_:optuna.samplers.GridSampler}"
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def search(tmp_path: Path) -> Search:
     return Search(tmp_path)
 
 
-def _until(condition, process: "subprocess.Popen[str]") -> None:  # type: ignore[no-untyped-def]
+def _until(condition: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
     while not condition():
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.02)
@@ -91,7 +92,7 @@ def test_a_changed_search_is_refused(search: Search) -> None:
 
 
 def test_failures_are_kept_until_they_are_too_many(search: Search) -> None:
-    search.run("+x=0.1,0.9", "+fails_below=0.5", n_trials=2, **GRID)
+    search.run(GRID, "+x=0.1,0.9", "+fails_below=0.5", n_trials=2)
     failed = next(trial for trial in search.trials if trial.state.name == "FAIL")
     assert failed.params == {"+x": 0.1}
     assert failed.user_attrs["error"] == "ValueError: x is 0.1"
@@ -106,14 +107,14 @@ def test_a_search_of_failures_ends_early(search: Search) -> None:
 
 
 def test_a_grid_ends_with_its_last_value(search: Search) -> None:
-    search.run("+x=range(0,3)", "+y=choice(a,b)", n_trials=50, **GRID)
+    search.run(GRID, "+x=range(0,3)", "+y=choice(a,b)", n_trials=50)
     assert sorted((trial.params["+x"], trial.params["+y"]) for trial in search.trials) == [
         (x, y) for x in (0, 1, 2) for y in "ab"
     ]
 
 
 def test_a_grid_of_an_interval_is_refused(search: Search) -> None:
-    said = search.run(n_trials=50, code=2, **GRID)
+    said = search.run(GRID, n_trials=50, code=2)
     assert "+x is an interval without end: list values" in said
 
 
@@ -149,7 +150,7 @@ def test_the_best_is_trained_once_more(search: Search, tmp_path: Path) -> None:
     for _ in range(2):
         search.run(n_trials=2, retrain_best="true")
     assert search.runs == 3
-    best = min(search.trials, key=lambda trial: trial.value)
+    best = study_of(search.database).best_trial
     assert (tmp_path / "log.txt").read_text().splitlines()[-1] == str(best.params["+x"])
 
 

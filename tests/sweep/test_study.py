@@ -6,12 +6,12 @@ import optuna
 import pytest
 
 from bincounter.errors import ConfigError, ResourceError
-from bincounter.sweep.parameters import Choice, Interval
+from bincounter.sweep.parameters import Choice, Interval, Parameter
 from bincounter.sweep.sampling import Sampling, make_pruner
 from bincounter.sweep.study import open_storage, quiet, storage_url
 from bincounter.sweep.trials import of_value
 
-SPACE = [Interval("x", 0.0, 1.0), Interval("n", 1, 4, integer=True), Choice("c", (32, 64))]
+SPACE: list[Parameter] = [Interval("x", 0.0, 1.0), Interval("n", 1, 4, integer=True), Choice("c", (32, 64))]
 DISTRIBUTIONS = {
     "x": optuna.distributions.FloatDistribution(0, 1),
     "n": optuna.distributions.IntDistribution(1, 4),
@@ -47,7 +47,7 @@ def test_a_search_in_two_starts_proposes_what_one_does(tmp_path: Path, name: str
 
 
 def test_a_grid_knows_its_end() -> None:
-    listed = [Choice("c", (32, 64)), Interval("n", 1, 5, integer=True)]
+    listed: list[Parameter] = [Choice("c", (32, 64)), Interval("n", 1, 5, integer=True)]
     assert Sampling({"_target_": "optuna.samplers.GridSampler"}, listed, 1).most == 10
 
 
