@@ -32,7 +32,7 @@ def test_five_kills_end_in_the_same_total_and_the_same_trials(search: Search, tm
     for kills in range(1, 6):
         process = search.start("+sleep=0.15", n_trials=14)
         # At another moment of a trial each time: while it is chosen, composed, run or told.
-        _until(lambda runs=2 * kills: log.exists() and search.runs >= runs, process)
+        _until(lambda: log.exists() and search.runs >= 2 * kills, process)  # noqa: B023
         time.sleep(0.04 * kills)
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()

@@ -28,6 +28,7 @@ def test_a_trial_is_pruned_and_says_what_it_saved(train: Run, overrides: list[st
     done = train(*overrides, "trainer.max_epochs=3", "hparams_search.n_trials=1", *pruner)
     assert "Trial 0 was pruned after epoch 1 of 3" in done.stderr
     assert "1 pruned" in done.stdout
+    assert "No trial has completed" in done.stdout
     study = study_of(f"sqlite:///{tmp_path / 'sweep' / 'study.db'}")
     assert states(study.trials) == ["PRUNED"]
     assert list(study.trials[0].intermediate_values) == [1]
