@@ -22,7 +22,8 @@ def own_trials(study: "Study") -> "list[FrozenTrial]":
 
 def completed(study: "Study") -> "list[FrozenTrial]":
     """Own trials that came to finite values."""
-    return [trial for trial in own_trials(study) if trial.values and all(map(math.isfinite, trial.values))]
+    trials = [trial for trial in own_trials(study) if trial.state.name == "COMPLETE"]  # pruned ones have values too
+    return [trial for trial in trials if trial.values and all(map(math.isfinite, trial.values))]
 
 
 def best_trials(study: "Study") -> "list[FrozenTrial]":
