@@ -49,6 +49,11 @@ class Account:
 
     def submit(self, name: str, program: str, **changes: Any) -> None:
         """Create a training job that runs ``program``; ``changes`` are members of the request."""
+        self.ship(name, program)
+        self.sagemaker.create_training_job(**request(name, **changes))
+
+    def ship(self, name: str, program: str) -> None:
+        """Put ``program`` where :func:`request` looks for it."""
         packed = io.BytesIO()
         with tarfile.open(fileobj=packed, mode="w:gz") as archive:
             source = dedent(program).encode()
@@ -56,7 +61,6 @@ class Account:
             member.size = len(source)
             archive.addfile(member, io.BytesIO(source))
         self.put(f"source/{name}.tar.gz", packed.getvalue())
-        self.sagemaker.create_training_job(**request(name, **changes))
 
     def describe(self, name: str) -> dict[str, Any]:
         return self.sagemaker.describe_training_job(TrainingJobName=name)

@@ -16,7 +16,7 @@ import yaml
 from bins import square_bins
 from commands import REPOSITORY, environment
 
-from bincounter.cloud.container.instance import channel
+from bincounter.cloud.container.instance import channel, run_folder
 from bincounter.cloud.hyperparameters import encode
 from bincounter.errors import ConfigError
 
@@ -184,6 +184,32 @@ def test_a_run_is_not_gone_on_with_on_other_photos(finished: Path, code: Path, b
     failure = (base / "output" / "failure").read_text()
     assert failure.startswith(f"1 of 96 training photos, {training} first, are not byte for byte those that")
     assert failure.count("\n") == 1
+
+
+def test_a_trial_of_a_tuning_job_keeps_its_run_apart_from_the_others(code: Path, bins: Path, tmp_path: Path) -> None:
+    tuned = {"_tuning_objective_metric": "val/accuracy", "trainer.max_epochs": "1", "model.optimizer.lr": "0.002"}
+    base = container(tmp_path / "search-002-0a1b2c3d" / "ml", code, bins)
+    path = base / "input" / "config" / "hyperparameters.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **tuned}))
+    other = base / "checkpoints" / "search-001-4e5f6a7b"  # SageMaker may bring it along
+    (other / "checkpoints").mkdir(parents=True)
+    for name in ("config.yaml", "checkpoints/last.ckpt", "checkpoints/.last.ckpt.part"):
+        (other / name).write_text("not mine")
+    assert "Going on from" not in ends(start(base))
+    run = base / "checkpoints" / "search-002-0a1b2c3d"
+    assert yaml.safe_load((run / "config.yaml").read_text())["model"]["optimizer"]["lr"] == 0.002
+    assert (run / "checkpoints" / "best.ckpt").exists()
+    assert {path.name for path in (base / "checkpoints").iterdir()} == {run.name, other.name}
+    assert (other / "checkpoints" / ".last.ckpt.part").exists()
+
+
+def test_a_trial_without_a_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tmp_path / "input" / "config"
+    config.mkdir(parents=True)
+    (config / "hyperparameters.json").write_text(json.dumps({"_tuning_objective_metric": "val/accuracy"}))
+    monkeypatch.delenv("TRAINING_JOB_NAME", raising=False)
+    with pytest.raises(ConfigError, match="TRAINING_JOB_NAME is not set"):
+        run_folder(tmp_path)
 
 
 def test_a_wrong_override_is_answered_in_one_sentence(code: Path, bins: Path, tmp_path: Path) -> None:

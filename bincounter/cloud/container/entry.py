@@ -1,8 +1,8 @@
 """What SageMaker starts, for training jobs and for the trials of a tuning job: hyperparameters in, a run out.
 
-The run is kept in ``checkpoints`` under the base folder, which SageMaker brings to S3 as it changes and brings back
-when an interrupted job starts anew; each new best goes into ``model``, and a failure, in one sentence, into
-``output/failure``. It is the same train.py that runs anywhere else.
+The run is kept in ``checkpoints`` under the base folder, a trial's in a folder of its own there. SageMaker brings it to
+S3 as it changes, and back when an interrupted job starts anew. Each new best goes into ``model``, and a failure, in one
+sentence, into ``output/failure``. It is the same train.py that runs anywhere else.
 """
 
 import json
@@ -13,7 +13,7 @@ import traceback
 from functools import partial
 from pathlib import Path
 
-from bincounter.cloud.container.instance import Instances, base_folder, channel, described
+from bincounter.cloud.container.instance import Instances, base_folder, channel, described, run_folder
 from bincounter.cloud.hyperparameters import decode
 from bincounter.cloud.overrides import without
 from bincounter.errors import BinCounterError, ConfigError
@@ -36,7 +36,7 @@ def main() -> int:
         if (code / "task.pkl").exists():
             from bincounter.cloud.task import run_pickled
 
-            return run_pickled(code / "task.pkl", base / "checkpoints")
+            return run_pickled(code / "task.pkl", run_folder(base))
         # Lightning starts this program anew for each further process of an instance, with the overrides of the first.
         if "LOCAL_RANK" not in os.environ:
             sys.argv = [str(code / "start.py"), *_overrides(base)]
@@ -55,7 +55,7 @@ def main() -> int:
 
 def _overrides(base: Path) -> list[str]:
     """The command line of train.py that does the job."""
-    run = base / "checkpoints"
+    run = run_folder(base)
     # Of the folders that SageMaker keeps on the volume of launcher.volume_size, the one for anything.
     scratch = Path(tempfile.gettempdir()) / "bincounter"
     given = without(decode(described(base, "hyperparameters")), *_SETTLED)
@@ -85,7 +85,7 @@ def _joined(base: Path, given: list[str]) -> list[str]:
         return []
     instances = Instances.read(base)
     number = len(instances.hosts)
-    _refuse_another_number(base / "checkpoints", number)
+    _refuse_another_number(run_folder(base), number)
     if number == 1:
         return []
     if instances.interface:

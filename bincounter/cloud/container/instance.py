@@ -26,6 +26,25 @@ def described(base: Path, name: str) -> Mapping[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
+def run_folder(base: Path) -> Path:
+    """Where the run is kept; SageMaker brings it to S3, and back when an interrupted job starts anew.
+
+    The training jobs of a tuning job may all be given one place in S3, so each has a folder of its own there.
+
+    Raises:
+        ConfigError: this is one of them, and its name is not in the environment.
+    """
+    if "_tuning_objective_metric" not in described(base, "hyperparameters"):
+        return base / "checkpoints"
+    name = os.environ.get("TRAINING_JOB_NAME")
+    if not name:
+        raise ConfigError(
+            "TRAINING_JOB_NAME is not set, so the folder of this training job cannot be told from those of the others "
+            "of its tuning job: use an image in which SageMaker's training toolkit runs the job"
+        )
+    return base / "checkpoints" / name
+
+
 def channel(base: Path) -> Path | None:
     """The folder that holds the photos, if they came by a channel: that called ``bins``, or the only one.
 

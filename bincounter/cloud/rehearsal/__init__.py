@@ -2,11 +2,13 @@
 
 A control plane (``python -m bincounter.cloud.rehearsal``) answers the real boto3 client. S3, CloudWatch Logs, STS, IAM
 and the rest are moto's; training jobs are ours: each one runs through the ``train`` command of the real
-``sagemaker-training`` toolkit, in a folder that looks like ``/opt/ml``, with spot interruptions on request.
+``sagemaker-training`` toolkit, in a folder that looks like ``/opt/ml``, with spot interruptions on request. Tuning jobs
+really run their training jobs, too.
 
 Where it cannot be true to AWS: the image is not pulled (the job runs in this Python environment), instance types are
 names only, ``/opt/ml`` is ``$SAGEMAKER_BASE_DIR``, hosts are called 127.0.0.1, 127.0.0.2, ... instead of algo-1,
-algo-2, ..., nobody checks permissions, pip finds no index, and the spot discount is invented.
+algo-2, ..., nobody checks permissions, pip finds no index, and the spot discount is invented. So is what a tuning job
+tries next, and when its Hyperband stops a training job (tuning_search.py, tuning_stops.py).
 """
 
 import importlib.util

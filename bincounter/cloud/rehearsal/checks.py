@@ -79,7 +79,7 @@ def check_rules(request: dict[str, Any]) -> None:
         ),
         "InputDataConfig names a channel twice.": len(set(channels)) < len(channels),
     }
-    _refuse_first(rules)
+    refuse_first(rules)
     for definition in algorithm.get("MetricDefinitions", []):
         try:
             re.compile(definition["Regex"])
@@ -120,10 +120,18 @@ def check_rehearsable(request: dict[str, Any]) -> None:
             pauses is not None and re.fullmatch(r"\d+(\.\d+)?(,\d+(\.\d+)?)*", pauses) is None
         ),
     }
-    _refuse_first({f"The rehearsal knows {limit}": broken for limit, broken in limits.items()})
+    refuse_first({f"The rehearsal knows {limit}": broken for limit, broken in limits.items()})
 
 
-def _refuse_first(rules: dict[str, bool]) -> None:
+def refuse_first(rules: dict[str, bool]) -> None:
+    """Refuse a request for the first of its faults.
+
+    Args:
+        rules: what is wrong to whether it is.
+
+    Raises:
+        Refused: something is.
+    """
     for message, broken in rules.items():
         if broken:
             raise Refused("ValidationException", message)

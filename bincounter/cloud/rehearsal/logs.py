@@ -1,5 +1,6 @@
 """A container's output in CloudWatch Logs, and the metrics found in it."""
 
+import math
 import re
 import threading
 import time
@@ -15,11 +16,11 @@ _CALL_EVENTS = 5_000
 
 
 class Metrics:
-    """The last value of each metric of ``MetricDefinitions``, as its regular expression finds it in the log."""
+    """The values of each metric of ``MetricDefinitions``, as its regular expression finds them in the log."""
 
     def __init__(self, definitions: list[dict[str, str]]) -> None:
         self._patterns = {definition["Name"]: re.compile(definition["Regex"]) for definition in definitions}
-        self._found: dict[str, dict[str, Any]] = {}
+        self._found: dict[str, list[dict[str, Any]]] = {}
 
     def read(self, line: str, moment: float) -> None:
         """Look for every metric in one line."""
@@ -28,13 +29,20 @@ class Metrics:
             if match is None or not match.groups():
                 continue
             try:
-                self._found[name] = {"MetricName": name, "Value": float(match[1]), "Timestamp": moment}
+                value = float(match[1])
             except (TypeError, ValueError):  # a group that is no number is no metric, on AWS too
                 continue
+            emitted = {"MetricName": name, "Value": value, "Timestamp": moment}
+            self._found.setdefault(name, []).append(emitted)
 
     def final(self) -> list[dict[str, Any]]:
-        """``FinalMetricDataList``."""
-        return list(self._found.values())
+        """``FinalMetricDataList``: the last value of each."""
+        return [emitted[-1] for emitted in list(self._found.values())]
+
+    def values(self, name: str) -> list[float]:
+        """All values of one metric that are numbers, in order; ``nan`` tells nobody anything."""
+        values = [emitted["Value"] for emitted in list(self._found.get(name, []))]
+        return [value for value in values if math.isfinite(value)]
 
 
 class LogStream:

@@ -16,6 +16,7 @@ from bincounter.cloud.rehearsal.answers import Operation, answer
 from bincounter.cloud.rehearsal.processes import ProcessGroups
 from bincounter.cloud.rehearsal.site import Site
 from bincounter.cloud.rehearsal.training_jobs import TrainingJobs
+from bincounter.cloud.rehearsal.tuning_jobs import TuningJobs
 
 _SERVICE = "SageMaker."  # how SageMaker's operations begin in X-Amz-Target
 
@@ -59,7 +60,9 @@ class ControlPlane:
         s3, logs = (session.client(service, endpoint_url=self.endpoint) for service in ("s3", "logs"))
         site = Site(folder, self.endpoint, grace, s3, logs, self._groups)
         model = session.client("sagemaker", endpoint_url=self.endpoint).meta.service_model
-        application.operations |= TrainingJobs(site, model).operations()
+        training_jobs = TrainingJobs(site, model)
+        self._tuning_jobs = TuningJobs(training_jobs, model)
+        application.operations |= training_jobs.operations() | self._tuning_jobs.operations()
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         self._furnish(session)
 
@@ -81,6 +84,7 @@ class ControlPlane:
 
     def close(self) -> None:
         """End all jobs' processes and the server."""
+        self._tuning_jobs.close()
         self._groups.close()
         self._server.shutdown()
         self._server.server_close()

@@ -13,7 +13,7 @@ from bincounter.cloud.rehearsal.storage import joined
 SPOT_PRICE = 0.3
 """Share of the training seconds that a spot job is billed for: an invention of the rehearsal, AWS's varies."""
 
-_ENDED = ("Completed", "Failed", "Stopped")
+ENDED = ("Completed", "Failed", "Stopped")
 _INSTANCES_HELD = ("Downloading", "Training", "Stopping", "Uploading")
 
 
@@ -22,10 +22,12 @@ class JobRecord:
 
     Args:
         request: the body of CreateTrainingJob.
+        tuning_job_arn: of the tuning job that made it, if one did.
     """
 
-    def __init__(self, request: dict[str, Any]) -> None:
+    def __init__(self, request: dict[str, Any], tuning_job_arn: str | None = None) -> None:
         self.request = request
+        self._tuning = {"TuningJobArn": tuning_job_arn} if tuning_job_arn else {}
         self.name: str = request["TrainingJobName"]
         self.arn = f"arn:aws:sagemaker:{REGION}:{ACCOUNT}:training-job/{self.name}"
         self.created = time.time()
@@ -51,7 +53,7 @@ class JobRecord:
             Refused: the job has ended.
         """
         with self._lock:
-            if self.status in _ENDED:
+            if self.status in ENDED:
                 raise Refused("ValidationException", f"The training job has ended: its status is {self.status}.")
             if self.status == "InProgress":
                 self.status = "Stopping"
@@ -98,21 +100,21 @@ class JobRecord:
                 "TrainingJobStatus": self.status,
                 "SecondaryStatus": self._transitions[-1]["Status"] if self._transitions else "Starting",
             }
-            if self.status in _ENDED:
+            if self.status in ENDED:
                 summary["TrainingEndTime"] = self._modified
             return summary
 
     def description(self) -> dict[str, Any]:
         """The answer of DescribeTrainingJob."""
         off = ("EnableManagedSpotTraining", "EnableNetworkIsolation", "EnableInterContainerTrafficEncryption")
-        description = {**dict.fromkeys(off, False), **self.request, **self.summary()}
+        description = {**dict.fromkeys(off, False), **self.request, **self._tuning, **self.summary()}
         description.pop("Tags", None)  # ListTags tells them
         with self._lock:
             description["SecondaryStatusTransitions"] = [dict(entry) for entry in self._transitions]
             started = [entry["StartTime"] for entry in self._transitions if entry["Status"] == "Downloading"]
         if started:
             description["TrainingStartTime"] = started[0]
-        if description["TrainingJobStatus"] in _ENDED:
+        if description["TrainingJobStatus"] in ENDED:
             description |= self._result()
         return description
 

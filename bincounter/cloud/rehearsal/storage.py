@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from botocore.exceptions import ClientError
+
 
 def split_uri(uri: str) -> tuple[str, str]:
     """``s3://bucket/some/prefix`` as bucket and prefix."""
@@ -64,7 +66,13 @@ class SyncedFolder:
     def restore(self) -> None:
         """Download what S3 holds; it counts as uploaded."""
         below = self._uri.rstrip("/") + "/"  # not what another job's longer name begins with
-        download(self._s3, below, list_objects(self._s3, below), self._folder)
+        for key in list_objects(self._s3, below):
+            try:
+                download(self._s3, below, [key], self._folder)
+            except ClientError as error:
+                # The trials of a tuning job share a prefix, and one may have deleted its file meanwhile.
+                if error.response["Error"]["Code"] != "404":
+                    raise
         for path in self._files():
             self._uploaded[path] = _signature(path.stat())
 

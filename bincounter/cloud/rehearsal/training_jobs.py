@@ -1,15 +1,16 @@
 """The API's operations on training jobs."""
 
 import threading
+from operator import itemgetter
 from typing import Any
 
 from bincounter.cloud.rehearsal.answers import Operation, Refused
 from bincounter.cloud.rehearsal.checks import check_rehearsable, check_rules, check_shape
 from bincounter.cloud.rehearsal.job import Job
+from bincounter.cloud.rehearsal.listing import is_wanted, page
 from bincounter.cloud.rehearsal.record import JobRecord
 from bincounter.cloud.rehearsal.site import Site
 
-_PAGE = 10  # AWS's default of MaxResults
 _SORT_KEYS = {"Name": "TrainingJobName", "CreationTime": "CreationTime", "Status": "TrainingJobStatus"}
 
 
@@ -40,16 +41,36 @@ class TrainingJobs:
         check_shape(self._model.operation_model(operation).input_shape, request)
 
     def _create(self, request: dict[str, Any]) -> dict[str, Any]:
+        self.check(request)
+        return {"TrainingJobArn": self.launch(request).arn}
+
+    def check(self, request: dict[str, Any]) -> None:
+        """Look through the body of a CreateTrainingJob.
+
+        Raises:
+            Refused: AWS, or the rehearsal, cannot do it.
+        """
         self._check_shape("CreateTrainingJob", request)
         check_rules(request)
         check_rehearsable(request)
-        record = JobRecord(request)
+
+    def launch(self, request: dict[str, Any], tuning_job_arn: str | None = None) -> JobRecord:
+        """Start a training job.
+
+        Args:
+            request: the body of CreateTrainingJob, checked.
+            tuning_job_arn: of the tuning job that makes it, if one does.
+
+        Raises:
+            Refused: its name is taken.
+        """
+        record = JobRecord(request, tuning_job_arn)
         with self._lock:
             if record.name in self._records:
                 raise Refused("ResourceInUse", f"A training job with this name exists already: {record.arn}")
             self._records[record.name] = record
         Job(self._site, record).start()
-        return {"TrainingJobArn": record.arn}
+        return record
 
     def _record(self, operation: str, request: dict[str, Any]) -> JobRecord:
         self._check_shape(operation, request)
@@ -73,21 +94,6 @@ class TrainingJobs:
             raise Refused("ValidationException", f"The rehearsal does not filter by {', '.join(sorted(unknown))}.")
         with self._lock:
             records = list(self._records.values())
-        found = [summary for record in records if _wanted(summary := record.summary(), request)]
-        key = _SORT_KEYS[request.get("SortBy", "CreationTime")]
-        found.sort(key=lambda summary: summary[key], reverse=request.get("SortOrder") == "Descending")
-        start = int(request.get("NextToken", "0"))
-        end = start + request.get("MaxResults", _PAGE)
-        page = {"TrainingJobSummaries": found[start:end]}
-        return {**page, "NextToken": str(end)} if end < len(found) else page
-
-
-def _wanted(summary: dict[str, Any], request: dict[str, Any]) -> bool:
-    if request.get("NameContains", "") not in summary["TrainingJobName"]:
-        return False
-    if request.get("StatusEquals", summary["TrainingJobStatus"]) != summary["TrainingJobStatus"]:
-        return False
-    return all(
-        request.get(f"{moment}After", float("-inf")) <= summary[moment] <= request.get(f"{moment}Before", float("inf"))
-        for moment in ("CreationTime", "LastModifiedTime")
-    )
+        found = [summary for record in records if is_wanted(summary := record.summary(), request, "TrainingJob")]
+        key = itemgetter(_SORT_KEYS[request.get("SortBy", "CreationTime")])
+        return page("TrainingJobSummaries", found, request, key)
