@@ -44,12 +44,11 @@ def training_request(request: dict[str, Any], number: int, values: Values) -> di
     definition = request["TrainingJobDefinition"]
     metric = request["HyperParameterTuningJobConfig"]["HyperParameterTuningJobObjective"]["MetricName"]
     static = definition.get("StaticHyperParameters", {})
-    made = {
+    return {
         "TrainingJobName": f"{request['HyperParameterTuningJobName']}-{number:03d}-{secrets.token_hex(4)}",
         "HyperParameters": {**static, **values, "_tuning_objective_metric": metric},
         **{name: definition[name] for name in _TAKEN if name in definition},
     }
-    return {**made, "Tags": request["Tags"]} if "Tags" in request else made
 
 
 class TuningJob:
