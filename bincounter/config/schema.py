@@ -50,7 +50,7 @@ class DataConfig:
     batch_size: int = 32  # photos per step on each device
     balanced: bool = False  # draw every count equally often in training
     num_workers: int | None = None  # processes that decode photos; null: as many as help
-    cache: bool = True  # keep decoded photos on disk as uint8, image_size^2 * 3 bytes each
+    cache: bool = True  # keep decoded photos (image_size^2 * 3 bytes each) and a frozen backbone's features on disk
     split: SplitConfig = field(default_factory=SplitConfig)
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
 

@@ -1,11 +1,9 @@
 """BinDataModule: one data set, from wherever its photos lie to batches on the device."""
 
-import fcntl
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from bincounter.data import s3
 from bincounter.data.augmentation import Augmentation, Mixing
+from bincounter.data.feature_store import FeatureStore
 from bincounter.data.layouts import Layout, ids_from
+from bincounter.data.locking import one_at_a_time
 from bincounter.data.preprocessing import Normalize
 from bincounter.data.records import BinRecord, Manifest
 from bincounter.data.sampler import EveryPhotoOnce, ResumableBatchSampler, TrainingBatch
@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 class BinDataModule(L.LightningDataModule):
     """Photos of bins as batches ``{"image": float32[B, 3, S, S], "count": int64[B], "id": list[str]}``.
 
+    Once :meth:`use_features` was called, batches hold ``"feature": [B, D]`` instead of ``"image"``.
+
     Training batches may hold ``"target": float32[B, K]`` too, the label distributions of mixed photos. A count of -1 in
     a scoring batch marks padding.
 
@@ -42,12 +44,12 @@ class BinDataModule(L.LightningDataModule):
         batch_size: photos per batch on each device.
         balanced: draw every count equally often in training.
         num_workers: processes that decode photos; ``None`` for none with a cache, else up to 8.
-        cache: keep decoded photos on disk.
+        cache: keep decoded photos on disk, and the features of a frozen backbone.
         split: ``method, fractions, seed`` of :func:`bincounter.data.splits.assign_splits`.
         augmentation: arguments of :class:`Augmentation` and :class:`Mixing` but the seed.
         seed: of order and augmentation.
         data_dir: where photos that are made or fetched are kept.
-        cache_dir: where manifests, splits and decoded photos are kept.
+        cache_dir: where manifests, splits, decoded photos and features are kept.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class BinDataModule(L.LightningDataModule):
         self._resume_at = (0, 0)
         self._same_order = False
         self._prepared = False
+        self._features: FeatureStore | None = None
 
     # What is known once prepare() has run.
     manifest: Manifest
@@ -99,7 +102,7 @@ class BinDataModule(L.LightningDataModule):
         """
         if self._prepared:
             return
-        with _one_at_a_time(self._cache_dir):
+        with one_at_a_time(self._cache_dir):
             self._find(self.image_size if self._cache else None)
             self.assignment = stored_split(
                 self.manifest,
@@ -122,7 +125,7 @@ class BinDataModule(L.LightningDataModule):
             DataError: there is nothing to read.
             ResourceError: network or disk gave out.
         """
-        with _one_at_a_time(self._cache_dir):
+        with one_at_a_time(self._cache_dir):
             self._find(None)
         return self.records
 
@@ -185,6 +188,10 @@ class BinDataModule(L.LightningDataModule):
         """Deal the training photos in the same order every epoch, to learn a few batches by heart."""
         self._same_order = True
 
+    def use_features(self, store: FeatureStore) -> None:
+        """Deal out the features of photos instead of their pixels, wherever the store holds them."""
+        self._features = store
+
     def prepare_data(self) -> None:
         """Lightning's name for :meth:`prepare`, on one process per machine."""
         self.prepare()
@@ -217,6 +224,10 @@ class BinDataModule(L.LightningDataModule):
         """Photos at ``positions`` of ``manifest.records``, all on this process, in order and unchanged."""
         return self._loader(positions, EveryPhotoOnce(len(positions), self.batch_size))
 
+    def photo_loader(self, positions: np.ndarray) -> DataLoader:
+        """Like :meth:`scoring_loader`, with pixels even where there are features."""
+        return self._photos(positions, EveryPhotoOnce(len(positions), self.batch_size))
+
     def _weights(self, positions: np.ndarray) -> np.ndarray:
         numbers = self.count_of(positions)
         return np.array([1 / numbers[self.manifest.records[i].count] for i in positions])
@@ -226,8 +237,15 @@ class BinDataModule(L.LightningDataModule):
         return {"rank": trainer.global_rank, "world_size": trainer.world_size} if trainer else {}
 
     def _loader(self, positions: np.ndarray, sampler: ResumableBatchSampler | EveryPhotoOnce) -> DataLoader:
+        if self._features is None or not self._features.holds(positions):
+            return self._photos(positions, sampler)
+        rows = _Rows("feature", self._features, self.manifest.records, positions)
+        # Without workers, which would take longer to hand a batch over than it takes to read.
+        return DataLoader(rows, sampler=sampler, batch_size=None, pin_memory=torch.cuda.is_available())
+
+    def _photos(self, positions: np.ndarray, sampler: ResumableBatchSampler | EveryPhotoOnce) -> DataLoader:
         return DataLoader(
-            _Photos(self.store, self.manifest.records, positions),
+            _Rows("image", self.store, self.manifest.records, positions),
             sampler=sampler,
             batch_size=None,  # an index of the sampler is a whole batch already
             num_workers=self._num_workers,
@@ -236,8 +254,10 @@ class BinDataModule(L.LightningDataModule):
         )
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """On the device: bytes to floats, augmentation and mixing in training, normalisation."""
+        """On the device: bytes to floats, augmentation and mixing in training, normalisation; features as they are."""
         drawn: TrainingBatch | None = batch.pop("drawn", None)
+        if "feature" in batch:
+            return batch
         image = batch["image"].float()
         if drawn is not None:
             image = self._augmentation(image, batch["id"], drawn.epoch)
@@ -271,11 +291,13 @@ class BinDataModule(L.LightningDataModule):
         self._resume_at = (state_dict["epoch"], state_dict["batch"])
 
 
-class _Photos(Dataset):
-    """Batches of decoded photos by the positions a sampler draws."""
+class _Rows(Dataset):
+    """Batches of what a store holds of photos, their pixels or features, by the positions a sampler draws."""
 
-    def __init__(self, store: PhotoStore, records: Sequence[BinRecord], positions: np.ndarray) -> None:
-        self._store, self._positions = store, positions
+    def __init__(
+        self, key: str, store: PhotoStore | FeatureStore, records: Sequence[BinRecord], positions: np.ndarray
+    ) -> None:
+        self._key, self._store, self._positions = key, store, positions
         self._counts = np.array([records[i].count for i in positions], dtype=np.int64)
         self._ids = [records[i].id for i in positions]
 
@@ -284,17 +306,8 @@ class _Photos(Dataset):
         padding = rows < 0
         rows = np.where(padding, 0, rows)
         batch = {
-            "image": self._store.batch(self._positions[rows]),
+            self._key: self._store.batch(self._positions[rows]),
             "count": torch.from_numpy(np.where(padding, -1, self._counts[rows])),
             "id": [self._ids[row] for row in rows],
         }
         return {**batch, "drawn": drawn} if isinstance(drawn, TrainingBatch) else batch
-
-
-@contextmanager
-def _one_at_a_time(cache_dir: Path) -> Iterator[None]:
-    """Let one process at a time prepare data: the ranks of a run, or runs started together, then find it done."""
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    with (cache_dir / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 _PART_PREFIX = ".photos-"
 _ABANDONED = 24 * 3600  # seconds without a write after which the part of a killed process is deleted
 
-# Whatever can change a pixel: photos stored under another recipe are not found.
-_RECIPE = hashlib.sha256(Path(preprocessing.__file__).read_bytes() + PIL.__version__.encode()).hexdigest()[:8]
+RECIPE = hashlib.sha256(Path(preprocessing.__file__).read_bytes() + PIL.__version__.encode()).hexdigest()[:8]
+"""Whatever can change a pixel: photos stored under another recipe are not found."""
 
 
 class PhotoStore:
@@ -162,7 +162,7 @@ class PhotoWriter:
 
 def stored_photos(cache_dir: Path, manifest: Manifest, image_size: int) -> Path:
     """Name the file that holds a manifest's photos at one size: N x 3 x S x S bytes and nothing else."""
-    return cache_dir / "photos" / f"{manifest.digest}-{image_size}-{_RECIPE}.uint8"
+    return cache_dir / "photos" / f"{manifest.digest}-{image_size}-{RECIPE}.uint8"
 
 
 def content_hash(data: bytes) -> np.uint64:

@@ -27,7 +27,7 @@ def report_run(run: Path, model: BinCounter, data: BinDataModule, fabric: L.Fabr
     ids = [id_ for id_ in photos_to_explain(run) if id_ in positions]
     cams: dict[str, np.ndarray] = {}
     if ids:
-        loader = data.scoring_loader(np.array([positions[id_] for id_ in ids]))
+        loader = data.photo_loader(np.array([positions[id_] for id_ in ids]))
         for batch in loader:
             image = data.on_after_batch_transfer(fabric.to_device(batch), 0)["image"]
             cams |= dict(zip(batch["id"], attention(model, image), strict=True))

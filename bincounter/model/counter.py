@@ -25,6 +25,7 @@ class BinCounter(L.LightningModule):
 
     Batches are ``{"image": float[B, 3, S, S] (normalised), "count": int[B], "id": list[str]}``; in training they may
     hold ``"target": float[B, K]``, distributions over the support made by mixing photos. A count of -1 marks padding.
+    Where the backbone is frozen, its features ``"feature": [B, D]`` may stand in the place of ``"image"``.
 
     Before fitting, the caller sets :attr:`total_steps` and :attr:`steps_per_epoch`: reading them from the trainer in
     ``configure_optimizers`` would discard the restored state of the data loader.
@@ -129,11 +130,24 @@ class BinCounter(L.LightningModule):
         """The layer whose maps Grad-CAM explains."""
         return cam_layer(self.backbone)
 
+    @property
+    def trained(self) -> str:
+        """How much of the backbone is trained."""
+        return self._unfreezing.trained
+
     def forward(self, image: Tensor) -> Tensor:
         """``float[B, 3, S, S]``, normalised -> outputs that the objective reads, ``float[B, out_features]``."""
+        return self.head(self.features(image))
+
+    def features(self, image: Tensor) -> Tensor:
+        """``float[B, 3, S, S]``, normalised -> what the head reads: ``float[B, D]``, or maps where that is spatial."""
         image = image.contiguous(memory_format=self._memory_format)
         backbone: Any = self.backbone
-        return self.head(backbone.maps(image) if self.objective.spatial else backbone(image))
+        return backbone.maps(image) if self.objective.spatial else backbone(image)
+
+    def _outputs(self, batch: Mapping[str, Any]) -> Tensor:
+        """Outputs for a batch; the backbone is passed over where its features are at hand."""
+        return self.head(batch["feature"]) if "feature" in batch else self(batch["image"])
 
     def probabilities(self, image: Tensor) -> Tensor:
         """``float[B, 3, S, S]``, normalised -> distributions over the support, ``float32[B, K]``."""
@@ -155,7 +169,7 @@ class BinCounter(L.LightningModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Mean loss of a batch."""
         target = batch["target"] if "target" in batch else self._labels(batch["count"])
-        loss = (self._losses(self(batch["image"]), target) * (target @ self.class_weights)).mean()
+        loss = (self._losses(self._outputs(batch), target) * (target @ self.class_weights)).mean()
         self.log(
             "train/loss", loss, prog_bar=True, logger=False
         )  # for the eye; what is kept, a run's TrainingLog writes
@@ -163,7 +177,7 @@ class BinCounter(L.LightningModule):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Add a batch to the validation metrics."""
-        outputs = self(batch["image"])
+        outputs = self._outputs(batch)
         self.val_metrics.update(self._read(outputs), batch["count"])
         losses = self._losses(outputs, self._labels(batch["count"]))
         self.val_loss.update(losses[batch["count"] >= 0])
@@ -181,8 +195,7 @@ class BinCounter(L.LightningModule):
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """``{"id": list[str], "count": int[B] where the batch has it, "probabilities": float32[B, K]}``."""
-        probabilities = self.probabilities(batch["image"])
-        return {"id": batch["id"], "count": batch.get("count"), "probabilities": probabilities}
+        return {"id": batch["id"], "count": batch.get("count"), "probabilities": self._read(self._outputs(batch))}
 
     def train(self, mode: bool = True) -> Self:
         """Set the training mode; what is frozen stays in evaluation mode."""

@@ -25,6 +25,7 @@ from bincounter.model.counter import BinCounter
 from bincounter.training import resume
 from bincounter.training.checkpoint import StopRequested, TimeIsUp, newest_whole
 from bincounter.training.failures import answered
+from bincounter.training.features import cached_features
 from bincounter.training.folder import RunFolder
 from bincounter.training.model_folder import hand_over
 from bincounter.training.quiet import quiet_lightning
@@ -99,6 +100,7 @@ def _fit_and_score(
     model = _model(plain, data)
     _tell_length(model, trainer, data)
     log.info("%s", _summary(model))
+    features = cached_features(plain, trainer, model, data, continued)
     _fit(trainer, model, data, continued, folder)
     if torch.distributed.is_initialized():  # one process scores, and must not wait for the others
         torch.distributed.destroy_process_group()
@@ -107,6 +109,8 @@ def _fit_and_score(
     checkpoint = run_checkpoint(trainer)
     best = checkpoint.best_path if checkpoint.best_path.exists() else checkpoint.last_path
     loaded = load_counter(best, trusted=_own_targets(plain))
+    if features is not None and plain["test"] and len(data.side("test")):
+        features.add(data.side("test"))
     return _scored(plain, folder, data, loaded, checkpoint.best)
 
 

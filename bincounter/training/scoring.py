@@ -45,9 +45,9 @@ def predict(model: BinCounter, data: BinDataModule, positions: np.ndarray, fabri
     ids: list[str] = []
     labels, probabilities = [], []
     for batch in track(loader, f"Scoring {what}", len(loader)):
-        image = data.on_after_batch_transfer(fabric.to_device(batch), 0)["image"]
+        moved = data.on_after_batch_transfer(fabric.to_device(batch), 0)
         with fabric.autocast():
-            probabilities.append(model.probabilities(image).float().cpu())
+            probabilities.append(model.predict_step(moved, 0)["probabilities"].float().cpu())
         labels.append(batch["count"].cpu())
         ids += batch["id"]
     return Predicted(ids, torch.cat(labels), torch.cat(probabilities))
