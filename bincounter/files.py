@@ -1,6 +1,8 @@
 """Files that appear whole or not at all: written aside, flushed to disk, then renamed into place."""
 
 import os
+import secrets
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,6 +44,26 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write ``text`` (UTF-8) to ``path``, whole or not at all."""
     with replacing(path) as file:
         file.write(text)
+
+
+def link(source: Path, path: Path) -> None:
+    """Give the content of a file a second name at once, instead of writing it again; a copy where links are unknown.
+
+    Both names last on their own as long as files are replaced and never written in place.
+
+    Args:
+        source: the file.
+        path: its other name in the same file system, which is taken from the file that has it now.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        temporary.hardlink_to(source)
+    except OSError:
+        with source.open("rb") as content, replacing(path, "wb") as copy:
+            shutil.copyfileobj(content, copy)
+        return
+    temporary.replace(path)
+    _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:

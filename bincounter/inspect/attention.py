@@ -45,7 +45,8 @@ def attention(model: nn.Module, images: torch.Tensor) -> np.ndarray:
         with torch.inference_mode(False), torch.enable_grad():
             images = images.detach().clone().requires_grad_()
             explained = _LogProbability(model)
-            likely = explained(images).argmax(dim=1)
+            with torch.no_grad():
+                likely = explained(images).argmax(dim=1)
             layer = cast(nn.Module, model.cam_layer)
             coarse = LayerGradCam(explained, layer).attribute(images, likely, relu_attributions=True)
             heat = LayerAttribution.interpolate(coarse, tuple(images.shape[-2:]), "bilinear")[:, 0].detach().float()

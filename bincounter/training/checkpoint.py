@@ -15,7 +15,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
-from bincounter.files import replacing
+from bincounter.files import link, replacing
 from bincounter.training.model_folder import hand_over
 
 
@@ -152,15 +152,25 @@ class RunCheckpoint(Checkpoint):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write ``best.ckpt`` if the epoch was the best, then ``last.ckpt``."""
-        if self._validated and self._monitor in trainer.callback_metrics:
-            value = float(trainer.callback_metrics[self._monitor])
-            if self.best is None or self._sign * (value - self.best) > 0:
-                self.best, self.best_epoch = value, trainer.current_epoch
-                trainer.save_checkpoint(self.best_path)
-                self._hand_over(trainer)
+        if self._is_best(trainer):
+            trainer.save_checkpoint(self.best_path)
+            self._hand_over(trainer)
+            if trainer.is_global_zero:
+                link(self.best_path, self.last_path)  # the same state at this moment, and hundreds of megabytes
+        else:
+            trainer.save_checkpoint(self.last_path)
         self._validated = False
-        trainer.save_checkpoint(self.last_path)
         self._stop_if_asked(trainer)
+
+    def _is_best(self, trainer: L.Trainer) -> bool:
+        """Whether the epoch has the best value so far, which is then noted."""
+        if not self._validated or self._monitor not in trainer.callback_metrics:
+            return False
+        value = float(trainer.callback_metrics[self._monitor])
+        if self.best is not None and self._sign * (value - self.best) <= 0:
+            return False
+        self.best, self.best_epoch = value, trainer.current_epoch
+        return True
 
 
 def newest_whole(folder: Path) -> Path | None:
