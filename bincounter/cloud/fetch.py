@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,15 +24,22 @@ log = logging.getLogger(__name__)
 _AT_ONCE = 8  # objects
 
 
-def fetch(account: "Account", job: Job) -> None:
-    """Bring the run's folder here from where SageMaker keeps it."""
+def fetch(account: "Account", job: Job, wanted: Callable[[str], bool] = lambda _: True) -> None:
+    """Bring the run's folder here from where SageMaker keeps it.
+
+    Args:
+        account: that the job ran in.
+        job: with its folder.
+        wanted: which of the run's files, by their names in it.
+    """
     bucket, prefix = parse(job.checkpoint_uri)
     below = f"{prefix}/"
     with answered_by_aws(f"fetching {job.checkpoint_uri}"), ThreadPoolExecutor(_AT_ONCE) as pool:
         pages = account.s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=below)
         keys = [item["Key"] for page in pages for item in page.get("Contents", ())]
-        wanted = {key: key.removeprefix(below) for key in keys if _belongs_to_run(key.removeprefix(below))}
-        for _ in pool.map(lambda key: _fetch_one(account, bucket, key, job.folder / wanted[key]), wanted):
+        names = {key: key.removeprefix(below) for key in keys}
+        names = {key: name for key, name in names.items() if _belongs_to_run(name) and wanted(name)}
+        for _ in pool.map(lambda key: _fetch_one(account, bucket, key, job.folder / names[key]), names):
             pass
     _name_what_lies_here(job)
 

@@ -5,9 +5,7 @@ Hydra imports this module at the start of every app of the environment, so that 
 
 import json
 import logging
-import os
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +17,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from bincounter.cloud.place import is_rehearsal, place
 from bincounter.config.launcher import RehearsalConfig, SageMakerConfig
 from bincounter.errors import ConfigError
 
@@ -30,7 +29,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[2]
+"""The checkout that jobs are shipped from."""
 
 
 @dataclass
@@ -66,8 +66,7 @@ class SageMakerLauncher(Launcher):
 
     def __init__(self, settings: DictConfig) -> None:
         self._settings: dict[str, Any] = OmegaConf.to_container(settings, resolve=True)  # type: ignore[assignment]
-        kind = OmegaConf.get_type(settings)
-        self._rehearsed = isinstance(kind, type) and issubclass(kind, RehearsalConfig)
+        self._rehearsed = is_rehearsal(settings)
         self._jobs_before = 0  # of earlier batches of the same sweep
         self._trials: int | None = None  # all that a search will launch
         self._judge: Judge | None = None
@@ -105,24 +104,17 @@ class SageMakerLauncher(Launcher):
             for number, overrides in enumerate(job_overrides)
         ]
         if self._own:
-            self._refuse_what_is_not_shipped()
+            if not self._settings["wait"] and not self._listed:
+                raise ConfigError("launcher.wait=false leaves a sweeper without the results it chooses by: drop it")
+            plan.refuse_what_is_not_shipped(self._config)
             plan.check_together(planned, self._settings)
             for one in planned:
                 with _named(one, alone=len(planned) == 1):
                     plan.plan_run(one, loader, self._config)
         else:
             self._pickle(planned)
-        with self._place():
+        with place(rehearsed=self._rehearsed):
             return self._launch(planned)
-
-    def _refuse_what_is_not_shipped(self) -> None:
-        if not self._settings["wait"] and not self._listed:
-            raise ConfigError("launcher.wait=false leaves a sweeper without the results it chooses by: drop it")
-        for source in self._config.hydra.runtime.config_sources:
-            if source.provider in ("command-line", "hydra.searchpath in main"):
-                raise ConfigError(
-                    f"the configuration in {source.path} would be missing over there: move it to conf/ and git add it"
-                )
 
     @property
     def _listed(self) -> bool:
@@ -135,33 +127,13 @@ class SageMakerLauncher(Launcher):
         for one in planned:
             one.extra["task.pkl"] = pickled(self._task, self._context, one.config)
 
-    @contextmanager
-    def _place(self) -> Iterator[None]:
-        """Where the requests go: to AWS, or to a control plane on this machine."""
-        if not self._rehearsed:
-            yield
-            return
-        from bincounter.cloud.rehearsal import rehearsed, without_aws
-
-        before = dict(os.environ)
-        with (
-            tempfile.TemporaryDirectory(prefix="bincounter-rehearsal-") as folder,
-            rehearsed(Path(folder)) as variables,
-        ):
-            log.info("Rehearsing on this machine: nothing is billed, and the spot discount shown is invented.")
-            _replace_environment({**without_aws(before), **variables})
-            try:
-                yield
-            finally:
-                _replace_environment(before)
-
     def _launch(self, planned: "Sequence[Planned]") -> list[JobReturn]:
         from bincounter.cloud.account import Account
         from bincounter.cloud.crew import Crew, attach_command
         from bincounter.cloud.submission import Submission
 
         account = Account(self._settings["region"])
-        submission = Submission(account, self._settings, _REPOSITORY, rehearsed=self._rehearsed)
+        submission = Submission(account, self._settings, REPOSITORY, rehearsed=self._rehearsed)
         self._show_cost(submission, len(planned))
         dry = bool(OmegaConf.select(self._config, "dry_run", default=False))
         tasks = self._tasks(planned, account, submission, dry=dry)
@@ -222,11 +194,6 @@ class SageMakerLauncher(Launcher):
     def _told(self, planned: "Planned", value: float | None) -> JobReturn:
         print(planned.folder, flush=True)
         return _returned(planned, JobStatus.COMPLETED, value)
-
-
-def _replace_environment(variables: Mapping[str, str]) -> None:
-    os.environ.clear()
-    os.environ.update(variables)
 
 
 @contextmanager

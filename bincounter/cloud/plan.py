@@ -89,6 +89,19 @@ def task_config(planned: Planned) -> DictConfig:
     return cfg
 
 
+def refuse_what_is_not_shipped(config: DictConfig) -> None:
+    """Refuse configuration files that no checkout of the repository holds.
+
+    Raises:
+        ConfigError: naming the folder.
+    """
+    for source in config.hydra.runtime.config_sources:
+        if source.provider in ("command-line", "hydra.searchpath in main"):
+            raise ConfigError(
+                f"the configuration in {source.path} would be missing over there: move it to conf/ and git add it"
+            )
+
+
 def plan_run(planned: Planned, loader: "ConfigLoader", config: DictConfig) -> None:
     """Validate a run of bincounter's own and settle what is shipped for it.
 

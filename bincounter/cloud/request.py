@@ -127,12 +127,13 @@ def merged(request: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, An
     return result
 
 
-def check(request: Mapping[str, Any], operation: str) -> None:
+def check(request: Mapping[str, Any], operation: str, setting: str = "launcher.request") -> None:
     """Refuse a request that SageMaker's service model does not know.
 
     Args:
         request: the operation's parameters.
         operation: its name, such as ``CreateTrainingJob``.
+        setting: that parts of it were given by, for messages.
 
     Raises:
         ConfigError: an unknown, missing or mistyped parameter, or a value that is none of those allowed.
@@ -145,26 +146,26 @@ def check(request: Mapping[str, Any], operation: str) -> None:
     if report:
         # A misspelt name comes before what is missing for its sake.
         lines = sorted(report.splitlines(), key=lambda line: not line.startswith("Unknown parameter"))
-        raise ConfigError(_mistake(lines[0], operation))
+        raise ConfigError(_mistake(lines[0], operation, setting))
     for violation in violations(shape, request):
-        raise ConfigError(_forbidden(violation))
+        raise ConfigError(_forbidden(violation, setting))
 
 
-def _mistake(line: str, operation: str) -> str:
+def _mistake(line: str, operation: str, setting: str) -> str:
     unknown = re.match(r'Unknown parameter in (\S+): "([^"]+)", must be one of: (.*)', line)
     if not unknown:
-        return f"launcher.request does not make a {operation} request that SageMaker takes: {line}"
+        return f"{setting} does not make a {operation} request that SageMaker takes: {line}"
     where = "" if unknown[1] == "input" else f"{unknown[1]}."
     known = unknown[3].split(", ")
     hint = nearest(unknown[2], known)
-    return f"launcher.request.{where}{unknown[2]} is no parameter of {operation}" + (
+    return f"{setting}.{where}{unknown[2]} is no parameter of {operation}" + (
         f": did you mean {hint}?" if hint else f": there are {', '.join(known)}"
     )
 
 
-def _forbidden(violation: Violation) -> str:
+def _forbidden(violation: Violation, setting: str) -> str:
     path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in violation.path).lstrip(".")
-    name, value, limit = _SETTINGS.get(path, f"launcher.request.{path}"), violation.value, violation.limit
+    name, value, limit = _SETTINGS.get(path, f"{setting}.{path}"), violation.value, violation.limit
     what = f"the key {value} of {name}" if violation.of_key else f"{name}={value}"
     if violation.rule == "enum":
         hint = nearest(str(value), limit)

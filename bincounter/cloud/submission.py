@@ -2,7 +2,7 @@
 
 import logging
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,12 +81,19 @@ class Submission:
                 f"launcher.max_run={settings['max_run']} (seconds), or raise it"
             )
 
-    def tasks(self, planned: "Sequence[Planned]", *, dry: bool) -> list[Task]:
+    def tasks(
+        self,
+        planned: "Sequence[Planned]",
+        *,
+        dry: bool,
+        checked: Callable[[Sequence[Task]], None] = lambda _: None,
+    ) -> list[Task]:
         """Write the requests, check them, and only then upload what the jobs need.
 
         Args:
             planned: the jobs.
             dry: change nothing at AWS.
+            checked: a further check of what was written.
         """
         settings, account = self._settings, self._account
         bucket = settings["bucket"] or account.default_bucket
@@ -114,6 +121,7 @@ class Submission:
                     channel_uri=one.source if one.channel else None,
                 )
                 tasks.append(Task(self._job(one, request), request))
+            checked(tasks)
             if not dry:
                 account.bucket(settings["bucket"])
                 for source in {one.source for one in planned if one.channel and one.source} - set(photos.values()):

@@ -1,0 +1,1 @@
+"""Hyperparameter tuning jobs: requested, remembered, followed, and fetched."""

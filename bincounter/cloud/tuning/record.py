@@ -1,0 +1,106 @@
+"""One tuning job, and the file that remembers it: a search that is started again follows it instead of paying twice."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bincounter.cloud.aws_errors import answered_by_aws
+from bincounter.files import write_text
+
+if TYPE_CHECKING:
+    from bincounter.cloud.account import Account
+
+RECORD = "tuning.json"  # in the search's folder
+ENDED = ("Completed", "Failed", "Stopped", "DeleteFailed")
+
+
+@dataclass(frozen=True)
+class TuningJob:
+    """A tuning job and the search it carries out.
+
+    Attributes:
+        name: of the job.
+        region: of the job.
+        trials: that it was asked for.
+        usd_per_hour: of all instances of one trial, on demand.
+        identity: digests of what is searched, as bincounter.sweep.plan has them.
+    """
+
+    name: str
+    region: str
+    trials: int
+    usd_per_hour: float
+    identity: Mapping[str, str]
+
+    def save(self, folder: Path) -> None:
+        """Write ``tuning.json`` into the search's folder."""
+        write_text(folder / RECORD, json.dumps(vars(self), indent=2) + "\n")
+
+
+def load(folder: Path) -> TuningJob | None:
+    """The tuning job of a search's folder, or ``None``."""
+    path = folder / RECORD
+    return TuningJob(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+
+
+def submit(account: "Account", job: TuningJob, request: dict[str, Any], folder: Path) -> None:
+    """Send CreateHyperParameterTuningJob; the record is there before the job is, so that none is lost."""
+    from botocore.exceptions import ClientError
+
+    job.save(folder)
+    with answered_by_aws(f"submitting {job.name}"):
+        try:
+            account.sagemaker.create_hyper_parameter_tuning_job(**request)
+        except ClientError as error:
+            if error.response["Error"]["Code"] == "ResourceInUse":
+                return  # our own first try, whose answer was lost: nobody else has a name of ours
+            (folder / RECORD).unlink()
+            raise
+
+
+def under_way(account: "Account", folder: Path) -> TuningJob | None:
+    """The tuning job that was submitted for a folder, or ``None`` where the record is of one that never was."""
+    from botocore.exceptions import ClientError
+
+    job = load(folder)
+    if job is None:
+        return None
+    with answered_by_aws(f"asking for {job.name}"):
+        try:
+            account.sagemaker.describe_hyper_parameter_tuning_job(HyperParameterTuningJobName=job.name)
+        except ClientError as error:
+            if error.response["Error"]["Code"] not in ("ResourceNotFound", "ValidationException"):
+                raise
+            (folder / RECORD).unlink()
+            return None
+    return job
+
+
+def describe(account: "Account", name: str) -> dict[str, Any]:
+    """DescribeHyperParameterTuningJob."""
+    with answered_by_aws(f"asking for {name}"):
+        return account.sagemaker.describe_hyper_parameter_tuning_job(HyperParameterTuningJobName=name)
+
+
+def trials(account: "Account", name: str) -> list[dict[str, Any]]:
+    """The summaries of a tuning job's training jobs, in the order they were begun."""
+    with answered_by_aws(f"listing the training jobs of {name}"):
+        pages = account.sagemaker.get_paginator("list_training_jobs_for_hyper_parameter_tuning_job").paginate(
+            HyperParameterTuningJobName=name, SortBy="CreationTime", SortOrder="Ascending"
+        )
+        found = [summary for page in pages for summary in page["TrainingJobSummaries"]]
+    return sorted(found, key=lambda summary: (summary["CreationTime"], summary["TrainingJobName"]))
+
+
+def stop(account: "Account", name: str) -> None:
+    """Ask SageMaker to stop a tuning job and its training jobs; one that has ended is left alone."""
+    from botocore.exceptions import ClientError
+
+    with answered_by_aws(f"stopping {name}"):
+        try:
+            account.sagemaker.stop_hyper_parameter_tuning_job(HyperParameterTuningJobName=name)
+        except ClientError as error:
+            if error.response["Error"]["Code"] != "ValidationException":  # it is stopping already, or has ended
+                raise

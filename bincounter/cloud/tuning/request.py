@@ -1,0 +1,140 @@
+"""CreateHyperParameterTuningJob, built around the request that one training job of the search would have."""
+
+import re
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bincounter.cloud.request import check, merged
+from bincounter.errors import ConfigError
+
+_NAME_LENGTH = 32  # SageMaker's limit
+_MOST_TRIALS, _MOST_AT_ONCE = 750, 100
+# What SageMaker has in another place for a tuning job, or decides by itself.
+_NOT_IN_DEFINITION = ("TrainingJobName", "HyperParameters", "Tags")
+# Parts of the request that have a setting; the ceiling could be evaded by some of them.
+_SETTLED = {
+    "HyperParameterTuningJobName": "hparams_search.study_name",
+    "HyperParameterTuningJobConfig.Strategy": "hparams_search.strategy",
+    "HyperParameterTuningJobConfig.HyperParameterTuningJobObjective": "optimized_metric",
+    "HyperParameterTuningJobConfig.ParameterRanges": "hparams_search.space",
+    "HyperParameterTuningJobConfig.ResourceLimits.MaxNumberOfTrainingJobs": "hparams_search.n_trials",
+    "HyperParameterTuningJobConfig.ResourceLimits.MaxParallelTrainingJobs": "launcher.max_parallel_jobs",
+    "HyperParameterTuningJobConfig.TrainingJobEarlyStoppingType": "hparams_search.early_stopping",
+    "HyperParameterTuningJobConfig.RandomSeed": "seed",
+    "TrainingJobDefinition": "launcher.*, and launcher.request for what has none",
+    "TrainingJobDefinitions": "launcher.*: a search has one definition",
+    "WarmStartConfig.ParentHyperParameterTuningJobs": "hparams_search.warm_start",
+}
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What a tuning job searches, and how.
+
+    Attributes:
+        strategy: ``Bayesian``, ``Random``, ``Hyperband`` or ``Grid``.
+        metric: the objective.
+        direction: ``Maximize`` or ``Minimize``.
+        ranges: ``ParameterRanges``.
+        trials: training jobs in all.
+        at_once: training jobs at a time.
+        epochs: the most that a trial has.
+        seed: of the choice.
+        early_stopping: whether SageMaker stops trials that promise little.
+        parents: names of earlier tuning jobs to learn from.
+        extra: merged into the request.
+    """
+
+    strategy: str
+    metric: str
+    direction: str
+    ranges: Mapping[str, Any]
+    trials: int
+    at_once: int
+    epochs: int
+    seed: int
+    early_stopping: bool
+    parents: Sequence[str]
+    extra: Mapping[str, Any]
+
+
+def tuning_name(study: str) -> str:
+    """A name that no other tuning job of the account has: the study, when, and a few random digits."""
+    ending = f"-{time.strftime('%m%d%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
+    name = re.sub(r"[^a-zA-Z0-9]+", "-", study).strip("-")
+    return name[: _NAME_LENGTH - len(ending)].rstrip("-") + ending
+
+
+def tuning_request(training: Mapping[str, Any], tuning: Tuning, name: str) -> dict[str, Any]:
+    """The request for a tuning job, checked.
+
+    Args:
+        training: CreateTrainingJob of the search's base run, without what is searched.
+        tuning: what is searched.
+        name: of the tuning job.
+
+    Raises:
+        ConfigError: SageMaker does not take such a search.
+    """
+    _refuse_settled(tuning.extra)
+    if tuning.trials > _MOST_TRIALS:
+        raise ConfigError(
+            f"hparams_search.n_trials={tuning.trials} is more than a tuning job's {_MOST_TRIALS}: lower it"
+        )
+    request: dict[str, Any] = {
+        "HyperParameterTuningJobName": name,
+        "HyperParameterTuningJobConfig": _config(tuning),
+        "TrainingJobDefinition": _definition(training, name),
+    }
+    if tuning.parents:
+        parents = [{"HyperParameterTuningJobName": parent} for parent in tuning.parents]
+        # Another command line is another algorithm to SageMaker, so that the identical kind would be refused.
+        request["WarmStartConfig"] = {
+            "ParentHyperParameterTuningJobs": parents,
+            "WarmStartType": "TransferLearning",
+        }
+    if "Tags" in training:
+        request["Tags"] = training["Tags"]
+    request = merged(request, tuning.extra)
+    check(request, "CreateHyperParameterTuningJob", setting="hparams_search.request")
+    return request
+
+
+def _config(tuning: Tuning) -> dict[str, Any]:
+    config: dict[str, Any] = {
+        "Strategy": tuning.strategy,
+        "HyperParameterTuningJobObjective": {"Type": tuning.direction, "MetricName": tuning.metric},
+        "ResourceLimits": {
+            "MaxNumberOfTrainingJobs": tuning.trials,
+            "MaxParallelTrainingJobs": min(tuning.at_once, tuning.trials, _MOST_AT_ONCE),
+        },
+        "ParameterRanges": {kind: list(ranges) for kind, ranges in tuning.ranges.items() if ranges},
+        "TrainingJobEarlyStoppingType": "Auto" if tuning.early_stopping else "Off",
+    }
+    if tuning.strategy == "Hyperband":
+        # A job that reaches the largest resource is stopped: one more than it has lets it end by itself.
+        config["StrategyConfig"] = {"HyperbandStrategyConfig": {"MinResource": 1, "MaxResource": tuning.epochs + 1}}
+    if tuning.strategy != "Grid":
+        config["RandomSeed"] = tuning.seed
+    return config
+
+
+def _definition(training: Mapping[str, Any], name: str) -> dict[str, Any]:
+    definition = {key: value for key, value in training.items() if key not in _NOT_IN_DEFINITION}
+    definition["StaticHyperParameters"] = training["HyperParameters"]
+    folder = training["OutputDataConfig"]["S3OutputPath"].rstrip("/")
+    # Each trial keeps its run in a folder of its own below it (see bincounter.cloud.container.instance).
+    definition["CheckpointConfig"] = {**training["CheckpointConfig"], "S3Uri": f"{folder}/{name}/checkpoints"}
+    return definition
+
+
+def _refuse_settled(extra: Mapping[str, Any]) -> None:
+    for path, setting in _SETTLED.items():
+        node: Any = extra
+        for step in path.split("."):
+            node = node.get(step) if isinstance(node, Mapping) else None
+        if node is not None:
+            raise ConfigError(f"hparams_search.request.{path} has a setting of its own: use {setting}")
