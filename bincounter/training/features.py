@@ -174,7 +174,9 @@ def _leaves_backbone_alone(callback: str) -> bool:
 
 
 def _restore_backbone(model: BinCounter, checkpoint: str) -> None:
-    state = torch.load(checkpoint, weights_only=True, mmap=True)["state_dict"]
+    stored = torch.load(checkpoint, weights_only=True, mmap=True)
+    # Beside averaged weights (EMA), whose frozen part is off by their rounding, stand those that are trained on.
+    state = stored.get("current_model_state", stored["state_dict"])
     kept = {name.removeprefix("backbone."): value for name, value in state.items() if name.startswith("backbone.")}
     model.backbone.load_state_dict(kept)
 
