@@ -113,7 +113,7 @@ class Crew:
         try:
             wait(futures)
         except KeyboardInterrupt:
-            if not self._rehearsed and not _wants_to_stop(len(self._running)):
+            if not self._rehearsed and not wants_to_stop(len(self._running)):
                 self._leave.set()
                 self._stopping.set()
                 wait(futures)
@@ -235,7 +235,8 @@ def _ending(job: Job, *, rehearsed: bool) -> BinCounterError | None:
     )
 
 
-def _wants_to_stop(running: int) -> bool:
+def wants_to_stop(running: int) -> bool:
+    """Ask at a terminal whether what runs is to be stopped; elsewhere it is left alone."""
     if not sys.stdin.isatty():
         return False
     print(f"\nStop the {running} running job{'s' if running != 1 else ''}? [y/N] ", end="", file=sys.stderr, flush=True)

@@ -20,7 +20,7 @@ LOG_GROUP = "/aws/sagemaker/TrainingJobs"
 _EPOCH = re.compile(r"epoch (\d+) of \d+: (.+)")  # see bincounter.training.logs.TrainingLog
 _LATE = 2.0  # seconds that CloudWatch may be behind
 _PATIENCE = 600.0  # seconds without an answer
-_KEPT = (
+KEPT = (
     "TrainingJobStatus",
     "SecondaryStatus",
     "FailureReason",
@@ -57,12 +57,12 @@ def follow(
     """
     prefix = f"[{job.number}] " if several else ""
     states, lines, pace = _States(prefix), _Lines(account, job.name, prefix, hear), Pace(leave)
-    patience = _Patience()
+    patience = Patience()
     while True:
         changed = False
         with patience:
             described = describe(account, job.name)
-            job.description = {key: described[key] for key in _KEPT if key in described}
+            job.description = {key: described[key] for key in KEPT if key in described}
             changed = states.show(described)
         changed = lines.show() or changed
         if job.description.get("TrainingJobStatus") in ENDED:
@@ -82,7 +82,7 @@ def epoch_scores(line: str) -> tuple[int, dict[str, float]] | None:
     return int(found[1]), {name: float(value) for name, _, value in pairs}
 
 
-class _Patience:
+class Patience:
     """Takes a network that is away for a while: the job goes on without it."""
 
     def __init__(self) -> None:

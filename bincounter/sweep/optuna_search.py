@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
@@ -15,16 +15,15 @@ from bincounter.errors import BinCounterError, Interrupted, ResourceError, Stopp
 from bincounter.sweep import trials
 from bincounter.sweep.batches import refuse_too_large
 from bincounter.sweep.claiming import Claimed, Claims
+from bincounter.sweep.conclusion import conclude
 from bincounter.sweep.distributions import to_optuna, values_of
 from bincounter.sweep.jobs import attributes, job_overrides, scored
 from bincounter.sweep.ownership import Ownership
-from bincounter.sweep.page import write_page
 from bincounter.sweep.plan import Plan
 from bincounter.sweep.results import own_trials
 from bincounter.sweep.retraining import refuse_several, retrain_best
 from bincounter.sweep.sampling import Sampling, make_pruner
 from bincounter.sweep.study import hand_to_jobs, open_storage, open_study, quiet, storage_url
-from bincounter.sweep.summary import Search, show
 from bincounter.sweep.trials import Outcome
 from bincounter.sweep.warm_start import learn_from_earlier
 
@@ -66,9 +65,9 @@ def search(plan: Plan, launcher: Launcher) -> None:
             print(_to_go_on("Stopped", claims), file=sys.stderr)
             raise
         except ResourceError:
-            _conclude(plan, study)
+            conclude(plan, study)
             raise
-        _conclude(plan, study)
+        conclude(plan, study)
         _refuse_all_failed(study)
         others = claims.running()
         if others:
@@ -107,17 +106,6 @@ def _prepare(launcher: Launcher, plan: Plan, claims: Claims, url: str) -> None:
 
 def _to_go_on(event: str, claims: Claims) -> str:
     return f"{event} after {claims.finished} of {claims.total} trials: the same command goes on with the search"
-
-
-def _conclude(plan: Plan, study: Study) -> None:
-    def command(params: Mapping[str, Any]) -> str:
-        return plan.command(values_of(params, plan.parameters))
-
-    told = Search(metrics=plan.metrics, command=command, title=plan.name)
-    show(study, told)
-    page = plan.folder / "sweep.html"
-    write_page(page, study, told)
-    print(f"More in {page}")
 
 
 class _Course:

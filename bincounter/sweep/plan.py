@@ -1,4 +1,4 @@
-"""What a search by Optuna is, read from the composed configuration before anything is asked or launched."""
+"""What a search is, read from the composed configuration before anything is asked or launched."""
 
 import hashlib
 import json
@@ -90,9 +90,11 @@ def read_plan(config: DictConfig, settings: DictConfig, arguments: list[str], lo
     cfg = _without_hydra(config)
     own = OmegaConf.get_type(cfg) is TrainConfig
     plain: dict[str, Any] = OmegaConf.to_container(settings, resolve=True)  # type: ignore[assignment]
-    plain["sampler"] = plain["sampler"] or _TPE
+    if "sampler" in plain:
+        plain["sampler"] = plain["sampler"] or _TPE
     if own:
         validate(cfg)
+        arguments = _with_launcher(config, arguments)
     else:  # objectives of other apps have names of their own
         check_search({**plain, "metrics": [], "pruner": None})
     parameters, others = read_space(plain["space"], arguments, cfg)
@@ -103,8 +105,9 @@ def read_plan(config: DictConfig, settings: DictConfig, arguments: list[str], lo
     refuse_bad(parameters, compose)
     if own:
         _refuse_more_than_a_search(others, cfg, config, loader)
-        plain["pruner"] = _with_epochs(settings, plain["pruner"], parameters, cfg)
-    metrics, directions = _objectives(plain["metrics"], cfg, own=own)
+        if "pruner" in plain:
+            plain["pruner"] = _with_epochs(settings, plain["pruner"], parameters, cfg)
+    metrics, directions = _objectives(plain.get("metrics", []), cfg, own=own)
     identity = _identity(cfg, parameters, list(zip(metrics, directions, strict=True)), own=own)
     name = plain["study_name"] or f"{config.hydra.job.name}-{_digest(identity)}"
     return Plan(
@@ -120,6 +123,13 @@ def read_plan(config: DictConfig, settings: DictConfig, arguments: list[str], lo
         directions=directions,
         identity=identity,
     )
+
+
+def _with_launcher(config: DictConfig, arguments: list[str]) -> list[str]:
+    """The launcher is said in every command, since a file of hparams_search may have chosen it."""
+    chosen = config.hydra.runtime.choices.launcher
+    said = any(each.partition("=")[0] == "launcher" for each in arguments)
+    return arguments if said or chosen == "local" else [*arguments, f"launcher={chosen}"]
 
 
 def _without_hydra(config: DictConfig) -> DictConfig:
@@ -149,10 +159,11 @@ def _with_epochs(
     raw: Mapping[str, Any] = OmegaConf.to_container(settings.pruner, resolve=False)  # type: ignore[assignment]
     if raw.get("max_resource") != f"${{{_EPOCHS}}}":
         return pruner
-    return {**pruner, "max_resource": _most_epochs(parameters, cfg)}
+    return {**pruner, "max_resource": most_epochs(parameters, cfg)}
 
 
-def _most_epochs(parameters: list[Parameter], cfg: DictConfig) -> int:
+def most_epochs(parameters: list[Parameter], cfg: DictConfig) -> int:
+    """The most epochs that a trial of a search has."""
     for parameter in parameters:
         if parameter.key == _EPOCHS:
             return int(parameter.high if isinstance(parameter, Interval) else max(parameter.values))

@@ -120,6 +120,16 @@ def open_study(plan: "Plan", storage: "BaseStorage", pruner: "BasePruner") -> "S
     return study
 
 
+def begin_study(plan: "Plan", url: str) -> "Study":
+    """Begin the study of a search anew, whatever there was under its name."""
+    import optuna
+
+    storage = open_storage(url)
+    if plan.name in optuna.get_all_study_names(storage):
+        optuna.delete_study(study_name=plan.name, storage=storage)
+    return open_study(plan, storage, optuna.pruners.NopPruner())
+
+
 def _changed(before: Mapping[str, str], now: Mapping[str, str]) -> str:
     return " and ".join(name for name in now if before.get(name) != now[name]) or "name"
 

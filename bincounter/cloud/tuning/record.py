@@ -26,6 +26,7 @@ class TuningJob:
         trials: that it was asked for.
         usd_per_hour: of all instances of one trial, on demand.
         identity: digests of what is searched, as bincounter.sweep.plan has them.
+        status: ``InProgress``, or what it ended with.
     """
 
     name: str
@@ -33,6 +34,7 @@ class TuningJob:
     trials: int
     usd_per_hour: float
     identity: Mapping[str, str]
+    status: str = "InProgress"
 
     def save(self, folder: Path) -> None:
         """Write ``tuning.json`` into the search's folder."""

@@ -81,9 +81,7 @@ def tuning_request(training: Mapping[str, Any], tuning: Tuning, name: str) -> di
     """
     _refuse_settled(tuning.extra)
     if tuning.trials > _MOST_TRIALS:
-        raise ConfigError(
-            f"hparams_search.n_trials={tuning.trials} is more than a tuning job's {_MOST_TRIALS}: lower it"
-        )
+        raise ConfigError(f"hparams_search.n_trials={tuning.trials} is above a tuning job's {_MOST_TRIALS}: lower it")
     request: dict[str, Any] = {
         "HyperParameterTuningJobName": name,
         "HyperParameterTuningJobConfig": _config(tuning),

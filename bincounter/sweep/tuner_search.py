@@ -1,0 +1,202 @@
+"""The course of a search by SageMaker: one tuning job is submitted or followed again; then its result."""
+
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from hydra.plugins.launcher import Launcher
+from omegaconf import DictConfig, OmegaConf
+
+from bincounter.cloud import plan as cloud_plan
+from bincounter.cloud.account import Account
+from bincounter.cloud.crew import Task
+from bincounter.cloud.launcher import REPOSITORY
+from bincounter.cloud.overrides import without
+from bincounter.cloud.place import is_rehearsal, place
+from bincounter.cloud.submission import Submission
+from bincounter.cloud.tuning.course import Course, fetch_runs, total_cost
+from bincounter.cloud.tuning.record import ENDED, TuningJob, load, submit, under_way
+from bincounter.cloud.tuning.request import Tuning, tuning_name, tuning_request
+from bincounter.errors import ConfigError, ResourceError
+from bincounter.sweep.batches import refuse_too_large
+from bincounter.sweep.conclusion import conclude
+from bincounter.sweep.ownership import Ownership
+from bincounter.sweep.plan import Plan, most_epochs
+from bincounter.sweep.ranges import from_sagemaker, to_sagemaker
+from bincounter.sweep.retraining import retrain_best
+from bincounter.sweep.space import override_of
+from bincounter.sweep.study import quiet, storage_url
+from bincounter.sweep.tuned_study import keep_trials
+
+if TYPE_CHECKING:
+    from hydra.core.config_loader import ConfigLoader
+
+log = logging.getLogger(__name__)
+
+
+def search(plan: Plan, config: DictConfig, loader: "ConfigLoader", launcher: Launcher) -> None:
+    """Carry a search out, or on, and show its result.
+
+    Args:
+        plan: what is searched.
+        config: the composed configuration, Hydra's part included.
+        loader: composes.
+        launcher: carries ``retrain_best`` out.
+
+    Raises:
+        BinCounterError: SageMaker does not take it, the tuning job failed, or Ctrl-C.
+    """
+    quiet()
+    cloud_plan.refuse_what_is_not_shipped(config)
+    settings: dict[str, Any] = OmegaConf.to_container(config.launcher, resolve=True)  # type: ignore[assignment]
+    tuner = _Tuner(plan, settings, cloud_plan.compose(loader, config, _base(plan), 0), is_rehearsal(config.launcher))
+    cloud_plan.plan_run(tuner.base, loader, config)
+    if plan.cfg.dry_run:
+        with place(rehearsed=tuner.rehearsed):
+            tuner.show_request()
+        return
+    with Ownership(plan.folder) as ownership:
+        with ownership.alone():  # another process of the same search waits, and finds it done
+            study = tuner.known() or tuner.carry_out()
+        if study is None:
+            return
+        conclude(plan, study)
+        if plan.settings["retrain_best"]:
+            retrain_best(plan, study, launcher, ownership)
+    print(plan.folder, flush=True)
+
+
+def _base(plan: Plan) -> list[str]:
+    """What all trials have in common; they do not touch the test photos."""
+    return [*plan.others, *([] if len(without(plan.others, "test")) < len(plan.others) else ["test=false"])]
+
+
+class _Tuner:
+    """One search's tuning job."""
+
+    def __init__(self, plan: Plan, settings: Mapping[str, Any], base: cloud_plan.Planned, rehearsed: bool) -> None:
+        self._plan, self._settings, self.base, self.rehearsed = plan, settings, base, rehearsed
+        self._url = storage_url(None, plan.folder)
+        ranges = to_sagemaker(plan.parameters, plan.settings["strategy"])
+        self._tuning = Tuning(
+            strategy=plan.settings["strategy"],
+            metric=plan.metrics[0],
+            direction=plan.directions[0].capitalize(),
+            ranges=ranges,
+            trials=_number(plan, ranges),
+            at_once=settings["max_parallel_jobs"],
+            epochs=most_epochs(plan.parameters, plan.cfg),
+            seed=plan.cfg.seed,
+            early_stopping=plan.settings["early_stopping"],
+            parents=plan.settings["warm_start"],
+            extra=plan.settings["request"],
+        )
+
+    def known(self) -> optuna.Study | None:
+        """The study of a tuning job that has ended and been fetched."""
+        job = load(self._plan.folder)
+        if job is None:
+            return None
+        self._refuse_other(job)
+        if job.status not in ENDED:
+            return None
+        return optuna.load_study(study_name=self._plan.name, storage=self._url)
+
+    def carry_out(self) -> optuna.Study | None:
+        """Submit the tuning job, or find it under way, and follow it; ``None`` if nobody is to wait for it."""
+        plan = self._plan
+        with place(rehearsed=self.rehearsed):
+            account = Account(self._settings["region"])
+            job = under_way(account, plan.folder)
+            if job is None:
+                refuse_too_large(plan.parameters, plan.cfg)
+                job = self._submitted(account)
+            if not self._settings["wait"]:
+                log.info("%s is at work; the same command with launcher.wait=true follows it.", job.name)
+                return None
+            course = Course(account, job, plan.folder, self._overrides, rehearsed=self.rehearsed)
+            described, trials = course.follow()
+            best = described.get("BestTrainingJob", {}).get("TrainingJobName")
+            fetch_runs(account, trials, best)
+        study = keep_trials(plan, self._url, trials, best)
+        replace(job, status=described["HyperParameterTuningJobStatus"]).save(plan.folder)
+        log.info("%s %s: %s", job.name, described["HyperParameterTuningJobStatus"], total_cost(trials))
+        if described["HyperParameterTuningJobStatus"] == "Failed":
+            conclude(plan, study)
+            raise ResourceError(
+                f"the tuning job {job.name} failed ({described.get('FailureReason', 'SageMaker tells no reason')}): "
+                "see the reasons of its trials above, then start it again under another hparams_search.study_name"
+            )
+        return study
+
+    def show_request(self) -> None:
+        """Print what would be sent."""
+        submission = self._submission(Account(self._settings["region"]))
+        (task,) = submission.tasks([self.base], dry=True)
+        print(json.dumps(self._request(task), indent=2, ensure_ascii=False))
+
+    def _submission(self, account: Account) -> Submission:
+        submission = Submission(account, self._settings, REPOSITORY, rehearsed=self.rehearsed)
+        submission.show_cost(self._tuning.trials + bool(self._plan.settings["retrain_best"]), before=0)
+        return submission
+
+    def _submitted(self, account: Account) -> TuningJob:
+        requests: list[dict[str, Any]] = []
+
+        def checked(tasks: Sequence[Task]) -> None:
+            requests.append(self._request(tasks[0]))
+
+        (task,) = self._submission(account).tasks([self.base], dry=False, checked=checked)
+        job = TuningJob(
+            name=requests[0]["HyperParameterTuningJobName"],
+            region=account.region,
+            trials=self._tuning.trials,
+            usd_per_hour=task.job.usd_per_hour,
+            identity=dict(self._plan.identity),
+        )
+        submit(account, job, requests[0], self._plan.folder)
+        log.info("%s: %d trials, %d at a time", job.name, job.trials, min(self._tuning.at_once, job.trials))
+        return job
+
+    def _request(self, task: Task) -> dict[str, Any]:
+        assert task.request is not None
+        return tuning_request(task.request, self._tuning, tuning_name(self._plan.name))
+
+    def _refuse_other(self, job: TuningJob) -> None:
+        plan = self._plan
+        if dict(job.identity) != dict(plan.identity):
+            raise ConfigError(
+                f"{plan.folder} holds the search of {job.name}, which is another: leave its command as it was, or name "
+                "another paths.output_dir or hparams_search.study_name"
+            )
+        if self._tuning.trials > job.trials:
+            raise ConfigError(
+                f"hparams_search.n_trials={self._tuning.trials} is above the {job.trials} of {job.name}, and SageMaker "
+                f"extends no tuning job: learn from it with 'hparams_search.warm_start=[{job.name}]' and another "
+                "hparams_search.study_name"
+            )
+
+    def _overrides(self, tuned: Mapping[str, str]) -> list[str]:
+        values = from_sagemaker(tuned, self._plan.parameters)
+        return [
+            *without(_base(self._plan), "hparams_search"),
+            *(override_of(key, each) for key, each in values.items()),
+        ]
+
+
+def _number(plan: Plan, ranges: Mapping[str, Any]) -> int:
+    """How many trials there are: a grid has as many as combinations."""
+    asked: int = plan.settings["n_trials"]
+    if plan.settings["strategy"] != "Grid":
+        return asked
+    combinations = math.prod(len(each["Values"]) for each in ranges["CategoricalParameterRanges"])
+    if combinations > asked:
+        raise ConfigError(
+            f"hparams_search.strategy=Grid tries all {combinations} combinations, and hparams_search.n_trials is "
+            f"{asked}: raise it, or list fewer values"
+        )
+    return combinations
