@@ -175,7 +175,7 @@ class _Preamble:
     """Leaves out what the toolkit writes before and after the run's own output, in every attempt anew."""
 
     # How a run ends on screen; once it is fetched, it lies elsewhere.
-    _FOLDER_OVER_THERE = re.compile(r"(Report: )?/\S*/checkpoints(/report\.html)?")
+    _FOLDER_OVER_THERE = re.compile(r"(Report: )?/\S*/checkpoints(/[^/\s]+)?(/report\.html)?")
 
     def __init__(self) -> None:
         self._command_follows = self._shown = False
