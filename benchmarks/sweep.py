@@ -1,7 +1,7 @@
 """What a search costs: trials on cached features against a plain loop, and the sweeper's own time per trial.
 
     python benchmarks/sweep.py            20 trials, 2,000 real photos; about 20 minutes on 2 cores
-    python benchmarks/sweep.py --quick    4 trials, 240 photos
+    python benchmarks/sweep.py --quick    4 trials, 700 photos
     python benchmarks/sweep.py --whole    the plain loop over all photos too instead of a slice: an hour and a half
 
 Trials: learning rate, batch size and epochs over a frozen ResNet50 (random weights: there is no network here, and the
@@ -72,10 +72,10 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="4 trials, 240 photos")
+    parser.add_argument("--quick", action="store_true", help="4 trials, 700 photos")
     parser.add_argument("--whole", action="store_true", help="run the plain loop over all photos")
     options = parser.parse_args()
-    options.trials, options.photos, options.slice = (4, 240, 24) if options.quick else (20, 2000, 64)
+    options.trials, options.photos, options.slice = (4, 700, 24) if options.quick else (20, 2000, 64)
     return options
 
 
