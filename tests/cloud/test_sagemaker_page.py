@@ -80,6 +80,7 @@ def test_only_sagemaker_becomes_the_role() -> None:
 
 
 JOB = "bincounter-train-20261121-044202-0-3696"
+TUNING = f"arn:aws:sagemaker:{REGION}:{NUMBER}:hyper-parameter-tuning-job"
 OBJECTS = f"arn:aws:s3:::{BUCKET}/bincounter"
 LOG = f"arn:aws:logs:{REGION}:{NUMBER}:log-group:/aws/sagemaker/TrainingJobs"
 
@@ -90,6 +91,10 @@ LOG = f"arn:aws:logs:{REGION}:{NUMBER}:log-group:/aws/sagemaker/TrainingJobs"
         *(
             (f"sagemaker:{verb}TrainingJob", f"arn:aws:sagemaker:{REGION}:{NUMBER}:training-job/{JOB}")
             for verb in ("Create", "Describe", "Stop")
+        ),
+        *(
+            (f"sagemaker:{verb}HyperParameterTuningJob", f"{TUNING}/bincounter-study-1121080817-b9da")
+            for verb in ("Create", "Describe", "Stop", "ListTrainingJobsFor")
         ),
         ("iam:PassRole", f"arn:aws:iam::{NUMBER}:role/bincounter"),
         ("s3:ListBucket", f"arn:aws:s3:::{BUCKET}"),

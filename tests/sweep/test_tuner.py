@@ -101,6 +101,7 @@ def test_what_sagemaker_would_refuse_is_refused_first(changes: dict[str, object]
 
 def test_names_are_sagemakers_whatever_the_study_is_called() -> None:
     for study in ("a", "a_very.long-study--name" * 4):
+        assert tuning_name(study).startswith("bincounter-a")
         assert re.fullmatch(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,31}", tuning_name(study))
 
 
@@ -155,7 +156,7 @@ def test_a_killed_search_is_followed_again_and_ends_with_the_best_run(
     process.wait()
 
     done = train(*overrides, **at_plane)
-    listed = account.sagemaker.list_hyper_parameter_tuning_jobs(NameContains="squares")
+    listed = account.sagemaker.list_hyper_parameter_tuning_jobs(NameContains="bincounter-squar")
     (tuned,) = listed["HyperParameterTuningJobSummaries"]  # no second one was paid for
     described = account.sagemaker.describe_hyper_parameter_tuning_job(
         HyperParameterTuningJobName=tuned["HyperParameterTuningJobName"]
