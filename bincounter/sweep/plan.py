@@ -141,9 +141,15 @@ def _without_hydra(config: DictConfig) -> DictConfig:
 
 def _refuse_more_than_a_search(others: list[str], cfg: DictConfig, config: DictConfig, loader: "ConfigLoader") -> None:
     """A file of hparams_search that set more would make the printed command another run than the trial was."""
-    bare = _without_hydra(loader.load_sweep_config(config, without(others, "hparams_search")))
-    for key in map(str, cfg):
-        if key not in ("hparams_search", "paths") and cfg._get_node(key) != bare._get_node(key):
+    # As written, since the default output folder is of the moment that it is read.
+    asked, bare = (
+        OmegaConf.to_container(each, resolve=False)
+        for each in (cfg, _without_hydra(loader.load_sweep_config(config, without(others, "hparams_search"))))
+    )
+    assert isinstance(asked, dict)
+    assert isinstance(bare, dict)
+    for key in asked:
+        if key != "hparams_search" and asked[key] != bare[key]:
             raise ConfigError(
                 f"hparams_search sets {key} too, which the best trial's own command would lack: put it into a file "
                 "under conf/experiment"
