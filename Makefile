@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test lint clean
+.PHONY: install demo test lint bench clean
 
 install: .venv/.installed
 
@@ -23,6 +23,9 @@ lint: install
 
 test: lint
 	$(BIN)/python -m pytest -n 2
+
+bench: install
+	$(BIN)/python benchmarks/sweep.py
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
