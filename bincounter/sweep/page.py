@@ -10,7 +10,17 @@ from markupsafe import Markup
 
 from bincounter.inspect import page
 from bincounter.sweep import plots
-from bincounter.sweep.results import best_trials, completed, own_trials, seconds, short_names, state, tally, written
+from bincounter.sweep.results import (
+    best_trials,
+    completed,
+    own_trials,
+    saved,
+    seconds,
+    short_names,
+    state,
+    tally,
+    written,
+)
 from bincounter.sweep.summary import Search
 
 if TYPE_CHECKING:
@@ -65,10 +75,11 @@ def _headline(best: "Sequence[FrozenTrial]", study: "Study", search: Search) -> 
 def _lead(study: "Study") -> str:
     trials = own_trials(study)
     spent = sum(seconds(trial) or 0 for trial in trials)
-    saved, usd = (sum(trial.user_attrs.get(name, 0) for trial in trials) for name in ("saved_seconds", "usd"))
+    spared = sum(map(saved, trials))
+    usd = sum(trial.user_attrs.get("usd", 0) for trial in trials)
     sentences = [f"{tally(study)}."]
     if spent:
-        sentences.append(f"They took {_duration(spent)}{f', and pruning saved {_duration(saved)}' if saved else ''}.")
+        sentences.append(f"They took {_duration(spent)}{f', and pruning saved {_duration(spared)}' if spared else ''}.")
     if usd:
         sentences.append(f"They cost {usd:.2f} USD.")
     return " ".join(sentences)
@@ -84,7 +95,11 @@ def _columns(trials: "Sequence[FrozenTrial]") -> dict[str, str]:
 
 def _row(trial: "FrozenTrial", keys: Sequence[str], path: Path) -> dict[str, object]:
     told = trial.user_attrs
-    times = {"seconds": seconds(trial), **{name: told.get(name) for name in ("billed_seconds", "saved_seconds")}}
+    times = {
+        "seconds": seconds(trial),
+        "billed_seconds": told.get("billed_seconds"),
+        "saved_seconds": saved(trial) or None,
+    }
     return {
         "number": trial.number,
         "state": state(trial),

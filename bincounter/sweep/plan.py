@@ -151,7 +151,7 @@ def _refuse_more_than_a_search(others: list[str], cfg: DictConfig, config: DictC
     for key in asked:
         if key != "hparams_search" and asked[key] != bare[key]:
             raise ConfigError(
-                f"hparams_search sets {key} too, which the best trial's own command would lack: put it into a file "
+                f"hparams_search sets {key!s} too, which the best trial's own command would lack: put it into a file "
                 "under conf/experiment"
             )
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from bincounter.sweep.results import WORDS, completed, own_trials, seconds, short_names, shortened, state
+from bincounter.sweep.results import WORDS, completed, own_trials, saved, seconds, short_names, shortened, state
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -104,8 +104,7 @@ def cost(study: "Study") -> list[Plot]:
         timeline.for_each_trace(_in_words)
         timeline.update_layout(xaxis_title=None, yaxis_dtick=_ones(len(trials)))
     plots = [_plot("Timeline", timeline, "When each trial ran.")]
-    saved = any("saved_seconds" in trial.user_attrs for trial in trials)
-    note = "Faint: what pruning saved, at the pace that the trial had." if saved else ""
+    note = "Faint: what pruning saved, at the pace that the trial had." if any(map(saved, trials)) else ""
     plots.append(_plot("Time per trial", _bars(trials, "Seconds", seconds), note))
     if any("usd" in trial.user_attrs for trial in trials):
         figure = _bars(trials, "USD", lambda trial: trial.user_attrs.get("usd"))
@@ -193,10 +192,10 @@ def _bars(trials: "Sequence[FrozenTrial]", unit: str, value: "Callable[[FrozenTr
         if some:
             bar = go.Bar(x=[t.number for t in some], y=[value(t) for t in some], name=word, marker_color=colour)
             figure.add_trace(bar)
-    saved = [trial for trial in trials if "saved_seconds" in trial.user_attrs]
-    if saved and unit == "Seconds":
-        heights = [trial.user_attrs["saved_seconds"] for trial in saved]
-        numbers = [trial.number for trial in saved]
+    spared = [trial for trial in trials if saved(trial)]
+    if spared and unit == "Seconds":
+        heights = [saved(trial) for trial in spared]
+        numbers = [trial.number for trial in spared]
         figure.add_trace(go.Bar(x=numbers, y=heights, name="saved", marker_color=_STATES["pruned"], opacity=0.35))
     figure.update_layout(
         barmode="stack", xaxis_title="Trial", xaxis_dtick=_ones(len(trials)), yaxis_title=unit, showlegend=True

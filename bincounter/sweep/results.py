@@ -46,6 +46,11 @@ def seconds(trial: "FrozenTrial") -> float | None:
     return told if told is not None or trial.duration is None else trial.duration.total_seconds()
 
 
+def saved(trial: "FrozenTrial") -> float:
+    """Seconds that were saved by pruning a trial; a job may have completed before it could be stopped."""
+    return float(trial.user_attrs.get("saved_seconds", 0)) if trial.state.name == "PRUNED" else 0.0
+
+
 def state(trial: "FrozenTrial") -> str:
     """In plain words, what has become of a trial."""
     return WORDS[trial.state.name]

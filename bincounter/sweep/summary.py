@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bincounter.sweep.results import best_trials, short_names, tally, written
+from bincounter.sweep.results import best_trials, own_trials, saved, short_names, tally, written
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -29,6 +29,9 @@ class Search:
 def show(study: "Study", search: Search) -> None:
     """Print the best trial, or the Pareto front of several objectives, with the commands that train them."""
     print(f"{search.title}: {tally(study)}")
+    spared = sum(map(saved, own_trials(study)))
+    if spared:
+        print(f"Pruning saved about {spared:.0f} s.")
     best = best_trials(study)
     if not best:
         print("No trial has completed, so that there is no best one.")

@@ -42,8 +42,10 @@ def test_the_best_trial_is_shown_with_its_command(capsys: pytest.CaptureFixture[
     show(study, search())
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "demo-12ab34cd: 12 trials: 8 completed, 2 pruned, 2 failed"
-    assert lines[1] == f"Best trial: {best.number}"
-    assert lines[2].split() == ["val/accuracy", f"{best.value:.5g}"]
+    spared = sum(trial.user_attrs["saved_seconds"] for trial in study.trials if trial.state.name == "PRUNED")
+    assert lines[1] == f"Pruning saved about {spared:.0f} s."
+    assert lines[2] == f"Best trial: {best.number}"
+    assert lines[3].split() == ["val/accuracy", f"{best.value:.5g}"]
     assert lines[-2:] == ["Train it with:", command(best.params)]
 
 
