@@ -120,9 +120,7 @@ def test_the_objective_is_found_in_a_real_log(train: Run, tmp_path: Path) -> Non
     ("overrides", "said"),
     [
         (["hparams_search.n_trials=1"], "tries all 2 combinations"),
-        (["model.optimizer.lr=tag(log,interval(0.001,0.1))"], "listed values"),
         (["data.batch_size=16,4096"], "larger than"),
-        (["hparams_search.strategy=Hyperband", "hparams_search.early_stopping=true"], "stops trials by itself"),
         (["launcher.max_cost_usd=0.01"], "above launcher.max_cost_usd"),
     ],
 )
