@@ -42,13 +42,13 @@ class Claims:
 
     Args:
         plan: what is searched.
+        sampling: makes the sampler of each trial.
         study: of the search.
         ownership: of this process.
     """
 
-    def __init__(self, plan: Plan, study: optuna.Study, ownership: Ownership) -> None:
-        self._plan, self._study, self._ownership = plan, study, ownership
-        self._sampling = Sampling(plan.settings["sampler"], plan.parameters, len(plan.directions))
+    def __init__(self, plan: Plan, sampling: Sampling, study: optuna.Study, ownership: Ownership) -> None:
+        self._plan, self._sampling, self._study, self._ownership = plan, sampling, study, ownership
         self._space = to_optuna(plan.parameters)
         # Samplers that try everything say so by ending Optuna's own loop, which is not run here.
         study.stop = lambda: study.set_user_attr(_EXHAUSTED, True)  # type: ignore[method-assign]

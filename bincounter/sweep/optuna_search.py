@@ -8,7 +8,7 @@ from typing import Any
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
-from optuna import Study, create_study
+from optuna import Study, create_study, get_all_study_names
 from optuna.trial import FrozenTrial, TrialState
 
 from bincounter.errors import BinCounterError, Interrupted, ResourceError, Stopped
@@ -23,6 +23,7 @@ from bincounter.sweep.plan import Plan
 from bincounter.sweep.results import own_trials
 from bincounter.sweep.retraining import refuse_several, retrain_best
 from bincounter.sweep.sampling import Sampling, make_pruner
+from bincounter.sweep.space import tell
 from bincounter.sweep.study import hand_to_jobs, open_storage, open_study, quiet, storage_url
 from bincounter.sweep.trials import Outcome
 from bincounter.sweep.warm_start import learn_from_earlier
@@ -44,17 +45,20 @@ def search(plan: Plan, launcher: Launcher) -> None:
     """
     quiet()
     refuse_several(plan)
+    sampling = Sampling(plan.settings["sampler"], plan.parameters, len(plan.directions))
+    tell(plan.parameters)
     if plan.own and plan.cfg.dry_run:
-        _show_requests(plan, launcher)
+        _show_requests(plan, sampling, launcher)
         return
     url = storage_url(plan.settings["storage"], plan.folder)
     with Ownership(plan.folder) as ownership:
         with ownership.alone():
-            study = open_study(plan, open_storage(url), make_pruner(plan.settings["pruner"]))
+            storage = open_storage(url)
+            if plan.own and plan.name not in get_all_study_names(storage):  # what is refused leaves no study
+                refuse_too_large(plan.parameters, plan.cfg)
+            study = open_study(plan, storage, make_pruner(plan.settings["pruner"]))
             learn_from_earlier(study, plan)
-        claims = Claims(plan, study, ownership)
-        if plan.own and claims.finished < claims.total:
-            refuse_too_large(plan.parameters, plan.cfg)
+        claims = Claims(plan, sampling, study, ownership)
         hand_to_jobs(url)
         _prepare(launcher, plan, claims, url)
         try:
@@ -79,9 +83,8 @@ def search(plan: Plan, launcher: Launcher) -> None:
     print(plan.folder, flush=True)
 
 
-def _show_requests(plan: Plan, launcher: Launcher) -> None:
+def _show_requests(plan: Plan, sampling: Sampling, launcher: Launcher) -> None:
     """``dry_run=true``: what the first trials would be launched with; nothing is kept."""
-    sampling = Sampling(plan.settings["sampler"], plan.parameters, len(plan.directions))
     study = create_study(directions=plan.directions, sampler=sampling.of(0))
     values = [study.ask(to_optuna(plan.parameters)).params for _ in range(plan.settings["n_jobs"])]
     overrides = [

@@ -9,6 +9,7 @@ from typing import Any
 from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, Override, RangeSweep
 from omegaconf import DictConfig, IntegerNode, OmegaConf
 
+from bincounter.cloud.hyperparameters import override_of
 from bincounter.errors import ConfigError
 
 _TAGS = ("log", "int", "float")
@@ -34,6 +35,11 @@ class Interval:
     log: bool = False
     step: float | None = None
 
+    def __str__(self) -> str:
+        """In plain words, such as ``1 to 5``: where ranges leave their end out, it is not named."""
+        step = f", in steps of {self.step:g}" if self.step not in (None, 1) else ""
+        return f"{self.low:g} to {self.high:g}{step}{', on a logarithmic scale' if self.log else ''}"
+
     def values(self) -> Sequence[float] | None:
         """Every value there is, from ``low`` on; ``None`` where they are not countable."""
         if self.integer:
@@ -54,6 +60,10 @@ class Choice:
 
     key: str
     values: tuple[Any, ...]
+
+    def __str__(self) -> str:
+        """In plain words: the values."""
+        return ", ".join(override_of("", value).removeprefix("=") for value in self.values)
 
 
 Parameter = Interval | Choice

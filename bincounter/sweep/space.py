@@ -1,5 +1,6 @@
 """The space of a search: written in Hydra's own sweep syntax, checked once, compiled for whoever chooses."""
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,11 +16,14 @@ from bincounter.cloud.hyperparameters import override_of
 from bincounter.cloud.overrides import HERE
 from bincounter.config import override_errors, validate
 from bincounter.config.choices import one_of
+from bincounter.config.launcher import carried_out_here
 from bincounter.config.schema import TrainConfig
 from bincounter.errors import ConfigError
 from bincounter.sweep.parameters import Choice, Interval, Parameter, parameter_of
 
-__all__ = ["Choice", "Interval", "Parameter", "Space", "override_of", "read_space", "refuse_bad"]
+__all__ = ["Choice", "Interval", "Parameter", "Space", "override_of", "read_space", "refuse_bad", "tell"]
+
+log = logging.getLogger(__name__)
 
 # What a run is compared by, and where and whether it is carried out, is the same for all trials.
 _FIXED = (*HERE, "hydra", "paths", "train", "test", "ckpt_path", "optimized_metric")
@@ -59,6 +63,11 @@ def read_space(
     others = []
     for text in overrides:
         override = _parsed(parser, text)
+        if override.key_or_group == "hparams_search.space" and override.value() == {}:
+            raise ConfigError(
+                "hparams_search.space={} leaves the space as it is: give a value to each key that is not to be "
+                "searched, or choose another file by hparams_search/space="
+            )
         searched.pop(_name(override), None)
         if override.is_sweep_override():
             searched[_name(override)] = parameter_of(override, base)
@@ -82,6 +91,12 @@ def _parsed(parser: OverridesParser, text: str) -> Override:
 def _name(override: Override) -> str:
     """A key without Hydra's prefixes."""
     return override.get_key_element().lstrip("+~")
+
+
+def tell(parameters: Space) -> None:
+    """Say what is searched, in plain words."""
+    for parameter in parameters:
+        log.info("Searching %s: %s", parameter.key, parameter)
 
 
 def refuse_bad(parameters: Space, compose: Callable[[list[str]], DictConfig]) -> None:
@@ -155,6 +170,19 @@ def _telling(parameter: Parameter, *, few: bool) -> list[Any]:
 def _validate(cfg: DictConfig) -> None:
     if OmegaConf.get_type(cfg) is TrainConfig:  # other Hydra apps check theirs by themselves
         validate(cfg)
+        _refuse_no_trial(cfg)
+
+
+def _refuse_no_trial(cfg: DictConfig) -> None:
+    if cfg.ckpt_path is not None:
+        raise ConfigError(
+            "ckpt_path goes on with one run, and a search goes on when its command is given again: leave ckpt_path out"
+        )
+    if not cfg.train:
+        raise ConfigError("train=false trains nothing that a search could compare: leave it out")
+    # DDP would start the search anew on every device.
+    if carried_out_here(cfg.launcher) and str(cfg.trainer.get("devices", 1)) != "1":
+        raise ConfigError("a search runs its trials on one device each: set trainer.devices=1")
 
 
 def _explained(key: str, value: Any, error: Exception, base: DictConfig) -> str:

@@ -28,7 +28,7 @@ from bincounter.sweep.ownership import Ownership
 from bincounter.sweep.plan import Plan, most_epochs
 from bincounter.sweep.ranges import from_sagemaker, to_sagemaker
 from bincounter.sweep.retraining import retrain_best
-from bincounter.sweep.space import override_of
+from bincounter.sweep.space import override_of, tell
 from bincounter.sweep.study import quiet, storage_url
 from bincounter.sweep.tuned_study import keep_trials
 
@@ -51,6 +51,7 @@ def search(plan: Plan, config: DictConfig, loader: "ConfigLoader", launcher: Lau
         BinCounterError: SageMaker does not take it, the tuning job failed, or Ctrl-C.
     """
     quiet()
+    tell(plan.parameters)
     cloud_plan.refuse_what_is_not_shipped(config)
     settings: dict[str, Any] = OmegaConf.to_container(config.launcher, resolve=True)  # type: ignore[assignment]
     tuner = _Tuner(plan, settings, cloud_plan.compose(loader, config, _base(plan), 0), is_rehearsal(config.launcher))

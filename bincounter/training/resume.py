@@ -4,6 +4,7 @@ This module is imported before anything heavy, so that a wrong path is answered 
 """
 
 import fcntl
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -99,8 +100,12 @@ def _latest(log_dir: Path) -> Path:
 
 
 def _can_go_on(run: Path) -> bool:
-    """Whether a folder holds a training run that has not ended and that no process is at work in."""
-    if (run / "metrics.json").exists() or not (stored_config(run) or {}).get("train"):
+    """Whether a folder holds a training run that has not ended and that no process is at work in.
+
+    A trial of a search is for the search to go on with, which may have pruned it.
+    """
+    config = stored_config(run) or {}
+    if (run / "metrics.json").exists() or not config.get("train") or config.get("hparams_search"):
         return False
     lock = run / ".lock"
     if not lock.exists():
@@ -126,7 +131,8 @@ def _stored(folder: Path, given: Mapping[str, Override]) -> list[str]:
         return []
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line and MASK not in line]
     stored = OverridesParser.create().parse_overrides(lines)
-    return _without(stored, "ckpt_path", "paths.output_dir", *given)
+    search = [o.key_or_group for o in stored if re.match(r"hparams_search\b", o.key_or_group)]  # gone on with alone
+    return _without(stored, "ckpt_path", "paths.output_dir", *search, *given)
 
 
 def _without(overrides: Sequence[Override], *keys: str) -> list[str]:
