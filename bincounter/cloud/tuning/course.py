@@ -124,8 +124,8 @@ class Course:
                 new.append(self._trials[name])
             self._trials[name].summary = summary
             if summary["TrainingJobStatus"] in jobs.ENDED and name not in self._told:
-                self._told.add(name)
                 self._tell_end(self._trials[name])
+                self._told.add(name)  # after it: what got no answer is asked for again
         return new
 
     def _job(self, name: str, number: int, summary: Mapping[str, Any]) -> Job:
