@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bincounter.config import mode_of, override_errors, register, validate
 from bincounter.config.launcher import carried_out_here
-from bincounter.errors import BinCounterError, ConfigError, Pruned, Stopped
+from bincounter.errors import BinCounterError, ConfigError, Interrupted, Pruned, Stopped
 from bincounter.training import resume
 
 
@@ -102,7 +102,7 @@ def _run(job: Callable[[DictConfig], float | None], config_dir: Path, config_nam
             value = job(cfg)
         except Exception as error:
             if hydra_config.mode == RunMode.MULTIRUN:
-                _tell_job(error, hydra_config.job.num)
+                _tell_job(error, hydra_config.job.num, searched=cfg.hparams_search is not None)
                 raise
             failures.append(error)
             return None
@@ -143,11 +143,12 @@ def _check_jobs(overrides: list[str], compose: Callable[[list[str]], DictConfig]
             raise ConfigError(f"job {number} ({' '.join(job)}): {error}") from None
 
 
-def _tell_job(error: Exception, number: int) -> None:
+def _tell_job(error: Exception, number: int, *, searched: bool) -> None:
     """Say now which job of a sweep failed: Hydra tells of the first one, once all have ended."""
     if isinstance(error, Pruned):
         print(error, file=sys.stderr)
-    elif isinstance(error, BinCounterError):
+    elif isinstance(error, BinCounterError) and not (searched and isinstance(error, (Interrupted, Stopped))):
+        # A search says by itself how it goes on.
         print(f"Error in job {number}: {error}", file=sys.stderr)
     if isinstance(error, Stopped):
         raise SystemExit(error.exit_code)  # SIGTERM means the whole sweep

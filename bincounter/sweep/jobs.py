@@ -26,8 +26,8 @@ def job_overrides(
     """
     overrides = [*plan.others, *(override_of(key, value) for key, value in values.items())]
     if plan.own:
-        # The storage's URL may hold a password, and a job's overrides are written down.
-        overrides = without(overrides, "paths.output_dir", "hparams_search.storage")
+        # URLs of databases may hold passwords, and a job's overrides are written down.
+        overrides = without(overrides, "paths.output_dir", "hparams_search.storage", "hparams_search.warm_start")
         if trial is None:
             overrides = without(overrides, "hparams_search")
         else:

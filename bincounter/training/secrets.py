@@ -10,6 +10,7 @@ _NAME = re.compile(
 )
 _INNER = re.compile(r"[{,]\s*['\"]?([\w.-]+)['\"]?\s*:")
 _IN_URL = re.compile(r"(?<=://)[^/\s]+(?=@)")
+_IN_QUERY = re.compile(r"([?&]\w*(?:password|passwd|secret|token)=)[^&#\s'\"]+", re.IGNORECASE)
 
 
 def masked(node: Any, name: str = "") -> Any:
@@ -21,11 +22,15 @@ def masked(node: Any, name: str = "") -> Any:
         return [masked(value, name) for value in node]
     if node is not None and _NAME.search(name):
         return MASK
-    return _IN_URL.sub(MASK, node) if isinstance(node, str) else node
+    return _masked_url(node) if isinstance(node, str) else node
 
 
 def masked_argument(argument: str) -> str:
     """A command-line argument with its value masked if its key sounds secret."""
     key, equals, value = argument.partition("=")
     secret = _NAME.search(key) or any(_NAME.search(inner) for inner in _INNER.findall(value))
-    return f"{key}={MASK}" if equals and secret else _IN_URL.sub(MASK, argument)
+    return f"{key}={MASK}" if equals and secret else _masked_url(argument)
+
+
+def _masked_url(text: str) -> str:
+    return _IN_QUERY.sub(rf"\1{MASK}", _IN_URL.sub(MASK, text))
