@@ -127,6 +127,13 @@ def merged(request: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, An
     return result
 
 
+def service_model() -> Any:
+    """What botocore knows of SageMaker's API."""
+    import botocore.session
+
+    return botocore.session.get_session().get_service_model("sagemaker")
+
+
 def check(request: Mapping[str, Any], operation: str, setting: str = "launcher.request") -> None:
     """Refuse a request that SageMaker's service model does not know.
 
@@ -138,10 +145,9 @@ def check(request: Mapping[str, Any], operation: str, setting: str = "launcher.r
     Raises:
         ConfigError: an unknown, missing or mistyped parameter, or a value that is none of those allowed.
     """
-    import botocore.session
     from botocore.validate import ParamValidator
 
-    shape = botocore.session.get_session().get_service_model("sagemaker").operation_model(operation).input_shape
+    shape = service_model().operation_model(operation).input_shape
     report = ParamValidator().validate(request, shape).generate_report()
     if report:
         # A misspelt name comes before what is missing for its sake.

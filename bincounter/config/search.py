@@ -12,6 +12,7 @@ from bincounter.config.metrics import mode_of
 from bincounter.config.targets import check_target
 from bincounter.errors import ConfigError
 
+_MOST_PARENTS = 5  # of a tuning job
 STRATEGIES = ("Bayesian", "Random", "Hyperband", "Grid")
 
 
@@ -76,6 +77,14 @@ def check_search(search: Mapping[str, Any]) -> None:
 
 
 def _tuner(search: Mapping[str, Any]) -> None:
+    for name in search["warm_start"]:
+        if not re.fullmatch(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,31}", name):
+            raise ConfigError(
+                f"hparams_search.warm_start={name} is no name of a tuning job, which SageMaker's search learns from: "
+                "take that of a sweep's tuning.json"
+            )
+    if len(search["warm_start"]) > _MOST_PARENTS:
+        raise ConfigError(f"hparams_search.warm_start names more than {_MOST_PARENTS} tuning jobs: name fewer")
     one_of("hparams_search.strategy", search["strategy"], STRATEGIES)
     if search["early_stopping"] and search["strategy"] == "Hyperband":
         raise ConfigError(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from bincounter.cloud.overrides import without
+from bincounter.cloud.place import is_rehearsal
 from bincounter.config import mode_of, validate
 from bincounter.config.launcher import carried_out_here
 from bincounter.config.schema import TrainConfig
@@ -108,7 +109,10 @@ def read_plan(config: DictConfig, settings: DictConfig, arguments: list[str], lo
         if "pruner" in plain:
             plain["pruner"] = _with_epochs(settings, plain["pruner"], parameters, cfg)
     metrics, directions = _objectives(plain.get("metrics", []), cfg, own=own)
-    identity = _identity(cfg, parameters, list(zip(metrics, directions, strict=True)), own=own)
+    identity = {
+        **_identity(cfg, parameters, list(zip(metrics, directions, strict=True)), own=own),
+        "chooser": _chooser(plain, cfg),
+    }
     name = plain["study_name"] or f"{config.hydra.job.name}-{_digest(identity)}"
     return Plan(
         own=own,
@@ -184,6 +188,13 @@ def _objectives(metrics: list[str], cfg: DictConfig, *, own: bool) -> tuple[list
     pairs = [metric.rpartition(":") if metric.endswith((":max", ":min")) else (metric, "", "min") for metric in metrics]
     pairs = pairs or [("value", "", "min")]
     return [name for name, _, _ in pairs], [_DIRECTIONS[mode] for _, _, mode in pairs]
+
+
+def _chooser(settings: Mapping[str, Any], cfg: DictConfig) -> str:
+    """Who chooses; what a rehearsal found is not taken for what SageMaker would have."""
+    if "strategy" not in settings:
+        return "optuna"
+    return f"{settings['strategy']} of {'a rehearsal' if is_rehearsal(cfg.launcher) else 'SageMaker'}"
 
 
 def _identity(

@@ -62,6 +62,8 @@ class TunerSweeper(Sweeper):
                 "hparams_search=sagemaker_tuner runs at SageMaker: leave launcher=local out, or use "
                 "hparams_search=optuna, which searches here"
             )
+        if self._config.launcher.checkpoint_uri is not None:
+            raise ConfigError("launcher.checkpoint_uri keeps one run, and a search has many: leave it out")
         from bincounter.sweep.tuner_search import search
 
         search(plan, self._config, self._context.config_loader, self._launcher)

@@ -19,7 +19,7 @@ from bincounter.cloud.overrides import without
 from bincounter.cloud.place import is_rehearsal, place
 from bincounter.cloud.submission import Submission
 from bincounter.cloud.tuning.course import Course, fetch_runs, total_cost
-from bincounter.cloud.tuning.record import ENDED, TuningJob, load, submit, under_way
+from bincounter.cloud.tuning.record import ENDED, RECORD, TuningJob, exists, load, submit
 from bincounter.cloud.tuning.request import Tuning, tuning_name, tuning_request
 from bincounter.errors import ConfigError, ResourceError
 from bincounter.sweep.batches import refuse_too_large
@@ -101,18 +101,20 @@ class _Tuner:
         """The study of a tuning job that has ended and been fetched."""
         job = load(self._plan.folder)
         if job is None:
+            self._refuse_study_of_others()
             return None
         self._refuse_other(job)
         if job.status not in ENDED:
             return None
+        if job.status == "Failed":
+            raise self._failed(job, "see the reasons of its trials in sweep.html")
         return optuna.load_study(study_name=self._plan.name, storage=self._url)
 
     def carry_out(self) -> optuna.Study | None:
         """Submit the tuning job, or find it under way, and follow it; ``None`` if nobody is to wait for it."""
         plan = self._plan
         with place(rehearsed=self.rehearsed):
-            account = Account(self._settings["region"])
-            job = under_way(account, plan.folder)
+            account, job = self._under_way()
             if job is None:
                 refuse_too_large(plan.parameters, plan.cfg)
                 job = self._submitted(account)
@@ -128,11 +130,30 @@ class _Tuner:
         log.info("%s %s: %s", job.name, described["HyperParameterTuningJobStatus"], total_cost(trials))
         if described["HyperParameterTuningJobStatus"] == "Failed":
             conclude(plan, study)
-            raise ResourceError(
-                f"the tuning job {job.name} failed ({described.get('FailureReason', 'SageMaker tells no reason')}): "
-                "see the reasons of its trials above, then start it again under another hparams_search.study_name"
-            )
+            raise self._failed(job, described.get("FailureReason", "SageMaker tells no reason"))
         return study
+
+    def _under_way(self) -> tuple[Account, TuningJob | None]:
+        """The tuning job that an earlier start has submitted, and the account to ask for it."""
+        record = self._plan.folder / RECORD
+        job = load(self._plan.folder)
+        account = Account(self._settings["region"] if job is None else job.region)
+        if job is None or exists(account, job):
+            return account, job
+        if not self.rehearsed:  # of another account, it may be at work and be paid for
+            raise ConfigError(
+                f"{record} names the tuning job {job.name}, which this account does not know in {job.region}: use the "
+                "credentials it was started with, or remove that file if it never was"
+            )
+        record.unlink()  # the rehearsal that it belonged to has ended
+        return account, None
+
+    @staticmethod
+    def _failed(job: TuningJob, reason: str) -> ResourceError:
+        return ResourceError(
+            f"the tuning job {job.name} failed ({reason}): mend what its trials tell, then start it again under "
+            "another hparams_search.study_name"
+        )
 
     def show_request(self) -> None:
         """Print what would be sent."""
@@ -154,6 +175,7 @@ class _Tuner:
         (task,) = self._submission(account).tasks([self.base], dry=False, checked=checked)
         job = TuningJob(
             name=requests[0]["HyperParameterTuningJobName"],
+            study=self._plan.name,
             region=account.region,
             trials=self._tuning.trials,
             usd_per_hour=task.job.usd_per_hour,
@@ -167,12 +189,17 @@ class _Tuner:
         assert task.request is not None
         return tuning_request(task.request, self._tuning, tuning_name(self._plan.name))
 
+    def _refuse_study_of_others(self) -> None:
+        folder = self._plan.folder
+        if (folder / "study.db").exists():
+            raise ConfigError(f"{folder} holds a search that Optuna chose in: name another paths.output_dir")
+
     def _refuse_other(self, job: TuningJob) -> None:
         plan = self._plan
-        if dict(job.identity) != dict(plan.identity):
+        if (job.study, dict(job.identity)) != (plan.name, dict(plan.identity)):
             raise ConfigError(
-                f"{plan.folder} holds the search of {job.name}, which is another: leave its command as it was, or name "
-                "another paths.output_dir or hparams_search.study_name"
+                f"{plan.folder} holds the search {job.study} of {job.name}, which is another: leave its command as "
+                "it was, or name another paths.output_dir or hparams_search.study_name"
             )
         if self._tuning.trials > job.trials:
             raise ConfigError(

@@ -86,6 +86,7 @@ def test_a_request_of_each_strategy_is_one_that_sagemaker_knows(strategy: str) -
     ("changes", "said"),
     [
         ({"trials": 751}, "n_trials=751"),
+        ({"seed": -1, "extra": {"Tags": [{"Key": "a"}]}}, "hparams_search.request"),
         ({"extra": {"HyperParameterTuningJobConfig": {"Strategy": "Random"}}}, "use hparams_search.strategy"),
         (
             {"extra": {"HyperParameterTuningJobConfig": {"ResourceLimits": {"MaxNumberOfTrainingJobs": 900}}}},
@@ -180,4 +181,8 @@ def test_a_killed_search_is_followed_again_and_ends_with_the_best_run(
     again = train(*overrides, **at_plane)
     assert again.stdout == done.stdout
     more = train(*overrides, "hparams_search.strategy=Random", "hparams_search.n_trials=40", code=2, **at_plane)
-    assert "warm_start" in more.stderr
+    assert "which is another: leave its command as it was" in more.stderr
+    elsewhere = train(*overrides, "launcher=rehearsal", code=2, **at_plane)  # its results are none of SageMaker's
+    assert "which is another: leave its command as it was" in elsewhere.stderr
+    by_optuna = train("hparams_search=optuna", *overrides[4:], code=2)
+    assert "another chooser" in by_optuna.stderr

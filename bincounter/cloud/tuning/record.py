@@ -22,6 +22,7 @@ class TuningJob:
 
     Attributes:
         name: of the job.
+        study: name of the search.
         region: of the job.
         trials: that it was asked for.
         usd_per_hour: of all instances of one trial, on demand.
@@ -30,6 +31,7 @@ class TuningJob:
     """
 
     name: str
+    study: str
     region: str
     trials: int
     usd_per_hour: float
@@ -62,22 +64,18 @@ def submit(account: "Account", job: TuningJob, request: dict[str, Any], folder: 
             raise
 
 
-def under_way(account: "Account", folder: Path) -> TuningJob | None:
-    """The tuning job that was submitted for a folder, or ``None`` where the record is of one that never was."""
+def exists(account: "Account", job: TuningJob) -> bool:
+    """Whether SageMaker knows a tuning job, in this account and the job's region."""
     from botocore.exceptions import ClientError
 
-    job = load(folder)
-    if job is None:
-        return None
     with answered_by_aws(f"asking for {job.name}"):
         try:
             account.sagemaker.describe_hyper_parameter_tuning_job(HyperParameterTuningJobName=job.name)
         except ClientError as error:
             if error.response["Error"]["Code"] not in ("ResourceNotFound", "ValidationException"):
                 raise
-            (folder / RECORD).unlink()
-            return None
-    return job
+            return False
+    return True
 
 
 def describe(account: "Account", name: str) -> dict[str, Any]:

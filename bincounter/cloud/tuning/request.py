@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bincounter.cloud.request import check, merged
+from bincounter.cloud.request import check, merged, service_model
 from bincounter.errors import ConfigError
 
 _NAME_LENGTH = 32  # SageMaker's limit
+_SEEDS = 2**31
 _MOST_TRIALS, _MOST_AT_ONCE = 750, 100
 # What SageMaker has in another place for a tuning job, or decides by itself.
 _NOT_IN_DEFINITION = ("TrainingJobName", "HyperParameters", "Tags")
@@ -117,12 +118,18 @@ def _config(tuning: Tuning) -> dict[str, Any]:
         # A job that reaches the largest resource is stopped: one more than it has lets it end by itself.
         config["StrategyConfig"] = {"HyperbandStrategyConfig": {"MinResource": 1, "MaxResource": tuning.epochs + 1}}
     if tuning.strategy != "Grid":
-        config["RandomSeed"] = tuning.seed
+        config["RandomSeed"] = tuning.seed % _SEEDS
     return config
 
 
 def _definition(training: Mapping[str, Any], name: str) -> dict[str, Any]:
     definition = {key: value for key, value in training.items() if key not in _NOT_IN_DEFINITION}
+    known = service_model().operation_model("CreateHyperParameterTuningJob").input_shape
+    for key in definition:
+        if key not in known.members["TrainingJobDefinition"].members:
+            raise ConfigError(
+                f"launcher.request.{key} is nothing that the trials of a tuning job can have: leave it out"
+            )
     definition["StaticHyperParameters"] = training["HyperParameters"]
     folder = training["OutputDataConfig"]["S3OutputPath"].rstrip("/")
     # Each trial keeps its run in a folder of its own below it (see bincounter.cloud.container.instance).
