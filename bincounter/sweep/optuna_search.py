@@ -46,7 +46,6 @@ def search(plan: Plan, launcher: Launcher) -> None:
     quiet()
     refuse_several(plan)
     sampling = Sampling(plan.settings["sampler"], plan.parameters, len(plan.directions))
-    tell(plan.parameters)
     if plan.own and plan.cfg.dry_run:
         _show_requests(plan, sampling, launcher)
         return
@@ -58,6 +57,7 @@ def search(plan: Plan, launcher: Launcher) -> None:
                 refuse_too_large(plan.parameters, plan.cfg)
             study = open_study(plan, storage, make_pruner(plan.settings["pruner"]))
             learn_from_earlier(study, plan)
+        tell(plan.parameters)
         claims = Claims(plan, sampling, study, ownership)
         hand_to_jobs(url)
         _prepare(launcher, plan, claims, url)
@@ -85,6 +85,7 @@ def search(plan: Plan, launcher: Launcher) -> None:
 
 def _show_requests(plan: Plan, sampling: Sampling, launcher: Launcher) -> None:
     """``dry_run=true``: what the first trials would be launched with; nothing is kept."""
+    tell(plan.parameters)
     study = create_study(directions=plan.directions, sampler=sampling.of(0))
     values = [study.ask(to_optuna(plan.parameters)).params for _ in range(plan.settings["n_jobs"])]
     overrides = [
