@@ -51,11 +51,11 @@ def search(plan: Plan, config: DictConfig, loader: "ConfigLoader", launcher: Lau
         BinCounterError: SageMaker does not take it, the tuning job failed, or Ctrl-C.
     """
     quiet()
-    tell(plan.parameters)
     cloud_plan.refuse_what_is_not_shipped(config)
     settings: dict[str, Any] = OmegaConf.to_container(config.launcher, resolve=True)  # type: ignore[assignment]
     tuner = _Tuner(plan, settings, cloud_plan.compose(loader, config, _base(plan), 0), is_rehearsal(config.launcher))
     cloud_plan.plan_run(tuner.base, loader, config)
+    tell(plan.parameters)
     if plan.cfg.dry_run:
         with place(rehearsed=tuner.rehearsed):
             tuner.show_request()
