@@ -92,13 +92,6 @@ def test_a_raised_total_goes_on_and_a_changed_search_is_refused(search: Search) 
     assert search.runs == 2
 
 
-def test_failures_are_kept_until_they_are_too_many(search: Search) -> None:
-    search.run(GRID, "+x=0.1,0.9", "+fails_below=0.5", n_trials=2)
-    failed = next(trial for trial in search.trials if trial.state.name == "FAIL")
-    assert failed.params == {"+x": 0.1}
-    assert failed.user_attrs["error"] == "ValueError: x is 0.1"
-
-
 def test_a_search_of_failures_ends_early(search: Search) -> None:
     said = search.run("+returns=nothing", n_trials=9, code=1)
     assert search.runs == 3
@@ -107,11 +100,13 @@ def test_a_search_of_failures_ends_early(search: Search) -> None:
     )
 
 
-def test_a_grid_ends_with_its_last_value(search: Search) -> None:
-    search.run(GRID, "+x=range(0,3)", "+y=choice(a,b)", n_trials=50)
-    assert sorted((trial.params["+x"], trial.params["+y"]) for trial in search.trials) == [
-        (x, y) for x in (0, 1, 2) for y in "ab"
+def test_a_grid_ends_with_its_last_value_and_keeps_its_failures(search: Search) -> None:
+    search.run(GRID, "+x=range(0,3)", "+y=choice(a,b)", "+fails_below=1", n_trials=50, max_failure_rate=1)
+    assert sorted((trial.params["+x"], trial.params["+y"], trial.state.name) for trial in search.trials) == [
+        (x, y, "COMPLETE" if x else "FAIL") for x in (0, 1, 2) for y in "ab"
     ]
+    errors = [trial.user_attrs["error"] for trial in search.trials if trial.state.name == "FAIL"]
+    assert errors == ["ValueError: x is 0"] * 2
 
 
 def test_several_objectives_have_a_front(search: Search) -> None:
@@ -150,14 +145,14 @@ def squares(tmp_path: Path) -> list[str]:
     source = square_bins(tmp_path / "bins", photos=48)
     return [
         *["data=folders", f"data.source={source}", "data.image_size=32", "model=cnn", "trainer=cpu", "logger=csv"],
-        *["trainer.max_epochs=2", "data.batch_size=8"],
+        *["trainer.max_epochs=range(2,4)", "data.batch_size=8"],
     ]
 
 
 def test_a_killed_training_is_gone_on_with(train: Run, squares: list[str], tmp_path: Path) -> None:
     sweep = tmp_path / "log" / "sweeps" / "killed"
     search = ["hparams_search=optuna", "hparams_search.n_trials=2", "hparams_search.study_name=killed"]
-    overrides = [*squares, *search, "checkpoint.every_n_train_steps=1"]
+    overrides = [*squares, *search, "checkpoint.every_n_train_steps=1", "hparams_search/pruner=hyperband"]
     places = [f"paths.{name}_dir={tmp_path / name}" for name in ("data", "cache", "log")]
     process = subprocess.Popen(
         command("train.py", *overrides, *places),
@@ -174,8 +169,12 @@ def test_a_killed_training_is_gone_on_with(train: Run, squares: list[str], tmp_p
     done = train(*overrides, "hparams_search.retrain_best=true")
     assert "Going on from" in done.stderr
     study = study_of(f"sqlite:///{sweep / 'study.db'}")
-    assert states(study.trials) == ["COMPLETE", "COMPLETE"]
+    assert len(study.trials) == 2
+    assert study.trials[0].state.name == "COMPLETE"
+    assert study.trials[1].state.is_finished()
     assert not (sweep / "2").exists()
     assert (sweep / "best" / "metrics.json").exists()
-    assert "test=false" in (sweep / "0" / "overrides.txt").read_text()
+    told = (sweep / "0" / "overrides.txt").read_text()
+    assert "test=false" in told
+    assert "hparams_search.pruner.max_resource=3" in told  # Hyperband knows the longest trial
     assert done.stdout.splitlines()[-1] == str(sweep)

@@ -162,6 +162,31 @@ def test_a_space_holds_no_fixed_values(base: DictConfig) -> None:
         read_space({BATCH: "64"}, [], base)
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("hparams_search.space={}", "leaves the space as it is"),
+        ("ckpt_path=last", "leave ckpt_path out"),
+        ("trainer.devices=2", "set trainer.devices=1"),
+    ],
+)
+def test_what_makes_no_search_is_refused(override: str, said: str, base: DictConfig) -> None:
+    assert said in refused(["data.batch_size=32,64", override], base)
+
+
+@pytest.mark.parametrize(
+    ("parameter", "told"),
+    [
+        (Interval("a", 1, 4, integer=True, step=1), "1 to 4"),
+        (Interval("a", 0.001, 0.1, log=True), "0.001 to 0.1, on a logarithmic scale"),
+        (Interval("a", 0, 0.5, step=0.25), "0 to 0.5, in steps of 0.25"),
+        (Choice("a", (32, "64", None, "b c")), "32, '64', null, 'b c'"),
+    ],
+)
+def test_a_space_is_told_in_plain_words(parameter: Parameter, told: str) -> None:
+    assert str(parameter) == told
+
+
 def test_outer_values_of_long_lists_are_tried(base: DictConfig) -> None:
     values = [*range(2, 90), 0, 90]
     assert "data.batch_size=0" in refused([f"data.batch_size={','.join(map(str, values))}"], base)
