@@ -42,8 +42,9 @@ class Account:
         import boto3
 
         for name in ("boto3", "botocore", "urllib3"):
-            if logging.getLogger(name).isEnabledFor(logging.DEBUG):
-                logging.getLogger(name).setLevel(logging.INFO)  # at DEBUG they write session tokens
+            debugging = logging.getLogger(name).isEnabledFor(logging.DEBUG)
+            # At DEBUG they write session tokens, and at INFO how they found the credentials.
+            logging.getLogger(name).setLevel(logging.INFO if debugging else logging.WARNING)
         with answered_by_aws("reading the AWS settings"):
             self._session = boto3.Session()
             # boto3 itself knows AWS_DEFAULT_REGION only, every other AWS tool knows AWS_REGION.

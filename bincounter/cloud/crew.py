@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Judge = Callable[[int, int, Mapping[str, float]], bool]
-"""Told a job's number, an epoch counted from 1 and its scores: whether to stop the job, as others promise more."""
+Judge = Callable[[int, int, Mapping[str, float], float], bool]
+"""Whether to stop a job, as others promise more; told its number, an epoch counted from 1, the epoch's scores, and the
+seconds that the run had taken until then."""
 
 
 @dataclass
@@ -37,14 +38,12 @@ class Task:
         request: to submit first, or ``None`` where the job is under way already.
         error: what became of it, if it did not complete.
         ended: whether it has.
-        pruned: whether it was stopped since others promise more.
     """
 
     job: Job
     request: dict[str, Any] | None
     error: BinCounterError | None = None
     ended: bool = False
-    pruned: bool = False
 
 
 class Crew:
@@ -72,6 +71,11 @@ class Crew:
         self._leave = threading.Event()  # followers return, jobs go on
         self._stopping = threading.Event()  # what runs is stopped, what does not is not submitted
         self._running: dict[str, Task] = {}
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C has stopped what ran."""
+        return self._stopping.is_set()
 
     def submit_all(self) -> None:
         """Submit all and return.
@@ -168,7 +172,7 @@ class Crew:
                 job,
                 self._leave,
                 several=len(self._tasks) > 1,
-                hear=None if self._judge is None else partial(self._hear, task, self._judge),
+                hear=None if self._judge is None else partial(self._hear, job, self._judge),
             )
         except BinCounterError as error:
             raise _and(error, self._left_behind([job])) from None
@@ -177,15 +181,21 @@ class Crew:
         job.save()
         if task.ended:
             task.error = self._fetched(job)
-            if task.pruned and job.description["TrainingJobStatus"] == "Stopped":
+            if job.pruned and job.description["TrainingJobStatus"] == "Stopped":
                 task.error = Pruned(f"{job.name} was pruned: {cost(job)}")
 
-    def _hear(self, task: Task, judge: Judge, line: str) -> None:
+    def _hear(self, job: Job, judge: Judge, line: str, seconds: float) -> None:
         """Stop a job whose line tells that it is not worth going on with; a resumed one tells an epoch twice."""
         told = epoch_scores(line)
-        if told is not None and not task.pruned and judge(task.job.number, *told):
-            stop(self._account, task.job.name)
-            task.pruned = True
+        if told is None or not judge(job.number, *told, seconds) or job.pruned:  # epochs until it stops count as run
+            return
+        job.pruned = True
+        job.save()  # whoever follows the job next knows why it was stopped
+        try:
+            stop(self._account, job.name)
+        except BinCounterError as error:
+            log.warning("%s. The job goes on until its next epoch.", error)
+            job.pruned = False
 
     def _fetched(self, job: Job) -> BinCounterError | None:
         """Fetch what a job has; what to tell of it, if it did not complete or cannot be fetched."""
@@ -225,7 +235,7 @@ def _ending(job: Job, *, rehearsed: bool) -> BinCounterError | None:
         return ResourceError(explain_failure(job.description.get("FailureReason", "")))
     ways = []
     if not rehearsed:
-        given = without(job.overrides, "paths.output_dir", "launcher.checkpoint_uri")
+        given = without(job.overrides, "paths.output_dir", "launcher.checkpoint_uri", "hparams_search", "hydra")
         ways.append(shlex.join(["python", "train.py", *given, f"launcher.checkpoint_uri={job.checkpoint_uri}"]))
     if (job.folder / "checkpoints" / "last.ckpt").exists():
         ways.append(shlex.join(["python", "train.py", "ckpt_path=last", f"paths.output_dir={job.folder}"]) + " (here)")

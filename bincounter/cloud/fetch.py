@@ -48,7 +48,7 @@ def _name_what_lies_here(job: Job) -> None:
     """The run's own overrides name the container's folders; to go on with it here, they have to be those given here."""
     path = job.folder / "overrides.txt"
     if path.exists():
-        write_text(path, "".join(f"{line}\n" for line in without(job.overrides, *HERE, "paths.output_dir")))
+        write_text(path, "".join(f"{line}\n" for line in without(job.overrides, *HERE, "paths.output_dir", "hydra")))
 
 
 def _belongs_to_run(name: str) -> bool:

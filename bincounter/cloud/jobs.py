@@ -35,6 +35,7 @@ class Job:
         overrides: what starts this run after ``python train.py``.
         usd_per_hour: of all its instances, on demand.
         description: what DescribeTrainingJob told last, the parts that are kept.
+        pruned: whether it was asked to stop since others promise more.
     """
 
     name: str
@@ -45,6 +46,12 @@ class Job:
     overrides: list[str]
     usd_per_hour: float
     description: dict[str, Any] = field(default_factory=dict)
+    pruned: bool = False
+
+    @property
+    def stopped_by_hand(self) -> bool:
+        """Whether a person has ended it, and it may be gone on with from its checkpoints."""
+        return self.description.get("SecondaryStatus") == "Stopped" and not self.pruned
 
     def save(self) -> None:
         """Write ``job.json`` into the run's folder."""
@@ -74,7 +81,7 @@ def under_way(account: "Account", folder: Path) -> Job | None:
     job = load(folder)[0]
     with answered_by_aws(f"asking for {job.name}"):
         try:
-            account.sagemaker.describe_training_job(TrainingJobName=job.name)
+            job.description = account.sagemaker.describe_training_job(TrainingJobName=job.name)
         except ClientError as error:
             if error.response["Error"]["Code"] != "ValidationException":
                 raise

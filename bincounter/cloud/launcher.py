@@ -19,11 +19,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from bincounter.cloud.place import is_rehearsal, place
 from bincounter.config.launcher import RehearsalConfig, SageMakerConfig
-from bincounter.errors import ConfigError
+from bincounter.errors import ConfigError, Interrupted
 
 if TYPE_CHECKING:
     from bincounter.cloud.account import Account
-    from bincounter.cloud.crew import Judge, Task
+    from bincounter.cloud.crew import Crew, Judge, Task
     from bincounter.cloud.plan import Planned
     from bincounter.cloud.submission import Submission
 
@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 """The checkout that jobs are shipped from."""
+
+_AGAIN = "Interrupted: the same command goes on with the search"
 
 
 @dataclass
@@ -68,7 +70,7 @@ class SageMakerLauncher(Launcher):
         self._settings: dict[str, Any] = OmegaConf.to_container(settings, resolve=True)  # type: ignore[assignment]
         self._rehearsed = is_rehearsal(settings)
         self._jobs_before = 0  # of earlier batches of the same sweep
-        self._trials: int | None = None  # all that a search will launch
+        self._searches = False  # for a sweeper that has prepared it
         self._judge: Judge | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -79,13 +81,21 @@ class SageMakerLauncher(Launcher):
         self._own = isinstance(kind, type) and issubclass(kind, SageMakerConfig)
 
     def prepare_sweep(self, trials: int, judge: "Judge | None") -> None:
-        """What a sweeper tells that chooses trial by trial.
+        """What a sweeper tells that chooses trial by trial, before it chooses the first.
 
         Args:
-            trials: that it will launch at most; the ceiling shown and refused is that of all of them.
+            trials: that it will launch at most; the ceiling of all of them is shown, once.
             judge: asked as each epoch's scores come in, from the threads that follow the jobs.
+
+        Raises:
+            ConfigError: no trial could be launched.
         """
-        self._trials, self._judge = trials, judge
+        from bincounter.cloud.submission import show_cost
+
+        self._searches, self._judge = True, judge
+        if self._own:
+            self._refuse_what_no_job_can_do()
+        show_cost(self._settings, trials)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Carry the jobs out: all are composed and validated before the first is submitted.
@@ -95,7 +105,6 @@ class SageMakerLauncher(Launcher):
         """
         if not logging.getLogger().hasHandlers():  # Hydra sets logging up for each job, not for the launch
             logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-            logging.getLogger("botocore").setLevel(logging.WARNING)
         from bincounter.cloud import plan
 
         loader = self._context.config_loader
@@ -103,10 +112,10 @@ class SageMakerLauncher(Launcher):
             plan.compose(loader, self._config, overrides, initial_job_idx + number)
             for number, overrides in enumerate(job_overrides)
         ]
+        for one in planned:
+            one.of_search = self._searches
         if self._own:
-            if not self._settings["wait"] and not self._listed:
-                raise ConfigError("launcher.wait=false leaves a sweeper without the results it chooses by: drop it")
-            plan.refuse_what_is_not_shipped(self._config)
+            self._refuse_what_no_job_can_do()
             plan.check_together(planned, self._settings)
             for one in planned:
                 with _named(one, alone=len(planned) == 1):
@@ -115,6 +124,13 @@ class SageMakerLauncher(Launcher):
             self._pickle(planned)
         with place(rehearsed=self._rehearsed):
             return self._launch(planned)
+
+    def _refuse_what_no_job_can_do(self) -> None:
+        from bincounter.cloud.plan import refuse_what_is_not_shipped
+
+        if not self._settings["wait"] and not self._listed:
+            raise ConfigError("launcher.wait=false leaves a sweeper without the results it chooses by: drop it")
+        refuse_what_is_not_shipped(self._config)
 
     @property
     def _listed(self) -> bool:
@@ -130,11 +146,12 @@ class SageMakerLauncher(Launcher):
     def _launch(self, planned: "Sequence[Planned]") -> list[JobReturn]:
         from bincounter.cloud.account import Account
         from bincounter.cloud.crew import Crew, attach_command
-        from bincounter.cloud.submission import Submission
+        from bincounter.cloud.submission import Submission, show_cost
 
         account = Account(self._settings["region"])
         submission = Submission(account, self._settings, REPOSITORY, rehearsed=self._rehearsed)
-        self._show_cost(submission, len(planned))
+        if not self._searches:
+            show_cost(self._settings, len(planned), before=self._jobs_before)
         dry = bool(OmegaConf.select(self._config, "dry_run", default=False))
         tasks = self._tasks(planned, account, submission, dry=dry)
         self._jobs_before += len(planned)
@@ -149,8 +166,11 @@ class SageMakerLauncher(Launcher):
             rehearsed=self._rehearsed,
             judge=self._judge,
         )
-        if self._settings["wait"]:
+        if self._searches:
+            self._carry_out_trials(crew, tasks)
+        elif self._settings["wait"]:
             crew.carry_out()
+        if self._settings["wait"]:
             self._alone = self._listed and len(planned) == 1
             return [self._result(one, task) for one, task in zip(planned, tasks, strict=True)]
         crew.submit_all()
@@ -158,24 +178,39 @@ class SageMakerLauncher(Launcher):
         log.info("Follow them and fetch what they have with: %s", attach_command(folder))
         return [self._told(one, None) for one in planned]
 
-    def _show_cost(self, submission: "Submission", jobs: int) -> None:
-        """Show the ceiling: a search's before its first trial, for all of them."""
-        if self._trials is None:
-            submission.show_cost(jobs, before=self._jobs_before)
-        elif not self._jobs_before:
-            submission.show_cost(self._trials, before=0)
+    def _carry_out_trials(self, crew: "Crew", tasks: "Sequence[Task]") -> None:
+        """Carry trials out; what leaves one without an outcome ends the search, which goes on with it when it is back.
+
+        Raises:
+            BinCounterError: a job could not be submitted, followed or fetched, or Ctrl-C.
+        """
+        try:
+            crew.carry_out()
+        except Interrupted as error:
+            log.warning("%s", error)
+            raise Interrupted(_AGAIN) from None
+        if crew.interrupted:
+            raise Interrupted(_AGAIN)
+        for task in tasks:
+            if task.error is not None and task.job.description.get("TrainingJobStatus") not in ("Failed", "Stopped"):
+                raise task.error
 
     def _tasks(
         self, planned: "Sequence[Planned]", account: "Account", submission: "Submission", *, dry: bool
     ) -> "list[Task]":
-        """Requests to submit; a trial whose job an earlier, killed command has submitted is followed again instead."""
+        """Requests to submit; a trial whose job an earlier command has submitted is followed again instead."""
         from bincounter.cloud.crew import Task
-        from bincounter.cloud.jobs import under_way
+        from bincounter.cloud.jobs import Job, under_way
 
-        known = {one.number: under_way(account, one.folder) for one in planned if one.adopted}
-        new = iter(submission.tasks([one for one in planned if not known.get(one.number)], dry=dry))
-        jobs = [known.get(one.number) for one in planned]
-        return [next(new) if job is None else Task(job, None) for job in jobs]
+        known: dict[int, Job] = {}
+        for one in planned:
+            job = under_way(account, one.folder) if one.of_search and not dry else None
+            if job is not None and job.stopped_by_hand:  # by Ctrl-C
+                one.checkpoint_uri = job.checkpoint_uri
+            elif job is not None:
+                known[one.number] = job
+        new = iter(submission.tasks([one for one in planned if one.number not in known], dry=dry))
+        return [Task(known[one.number], None) if one.number in known else next(new) for one in planned]
 
     def _result(self, planned: "Planned", task: "Task") -> JobReturn:
         from bincounter.cloud import task as pickles

@@ -37,7 +37,7 @@ class Planned:
     Attributes:
         number: in the multirun.
         overrides: as the sweeper gave them.
-        adopted: whether it is a trial that an earlier, killed command may have submitted.
+        of_search: whether a search launches it, of which an earlier, killed command may have filled the folder.
         config: what they compose, Hydra's part included.
         folder: of the run, on this machine.
         shipped: the overrides that the container recomposes.
@@ -45,6 +45,7 @@ class Planned:
         channel: whether SageMaker hands the photos over; the run fetches them by itself otherwise.
         extra: files to ship beside what git tracks.
         loggers: extras of the package that the run needs.
+        checkpoint_uri: of a run to go on with, other than ``launcher.checkpoint_uri``.
     """
 
     number: int
@@ -56,7 +57,8 @@ class Planned:
     channel: bool = False
     extra: dict[str, bytes] = field(default_factory=dict)
     loggers: list[str] = field(default_factory=list)
-    adopted: bool = False
+    of_search: bool = False
+    checkpoint_uri: str | None = None
 
     @property
     def local_source(self) -> Path | None:
@@ -78,7 +80,7 @@ def compose(loader: "ConfigLoader", config: DictConfig, overrides: Sequence[str]
     with open_dict(sweep):
         sweep.hydra.job.id = sweep.hydra.job.num = number
     folder = Path(sweep.hydra.sweep.dir) / str(sweep.hydra.sweep.subdir)
-    return Planned(number, list(overrides), sweep, folder, adopted=trial is not None and (folder / RECORD).exists())
+    return Planned(number, list(overrides), sweep, folder)
 
 
 def task_config(planned: Planned) -> DictConfig:
@@ -152,7 +154,7 @@ def check_together(planned: Sequence[Planned], settings: Mapping[str, Any]) -> N
         different = [key for key in settings if own[key] != settings[key]]  # type: ignore[call-overload,index]
         if different:
             raise ConfigError(f"launcher.{different[0]} is one for all jobs of a launch: start one for each value")
-        taken = [name for name in _A_RUN if (one.folder / name).exists() and not one.adopted]
+        taken = [name for name in _A_RUN if (one.folder / name).exists() and not one.of_search]
         if taken:
             raise ConfigError(f"{one.folder} already holds a run ({taken[0]}): name another paths.output_dir")
 

@@ -48,39 +48,6 @@ class Submission:
             }
         self._price = usd_per_hour(settings["instance_type"], settings["usd_per_hour"])
 
-    def show_cost(self, jobs: int, *, before: int) -> None:
-        """Print the price and the ceiling.
-
-        Args:
-            jobs: of this launch.
-            before: jobs of the same sweep that were launched already.
-
-        Raises:
-            ConfigError: the ceiling is above ``launcher.max_cost_usd``.
-        """
-        settings = self._settings
-        instances, kept = settings["instance_count"], keep_alive(settings)
-        total = jobs + before
-        seconds = settings["max_run"] + kept
-        most = ceiling(self._price, max_run=seconds, instances=instances, jobs=total)
-        log.info(
-            "%d job%s on %d x %s at %.4g USD/h on demand (%s): at most %.2f USD for at most %.4g h each%s",
-            total,
-            "s" if total != 1 else "",
-            instances,
-            settings["instance_type"],
-            self._price.usd,
-            self._price.origin,
-            most,
-            seconds / 3600,
-            ", less on spot" if settings["spot"] else "",
-        )
-        if most > settings["max_cost_usd"]:
-            raise ConfigError(
-                f"at most {most:.2f} USD is above launcher.max_cost_usd={settings['max_cost_usd']:g}: lower "
-                f"launcher.max_run={settings['max_run']} (seconds), or raise it"
-            )
-
     def tasks(
         self,
         planned: "Sequence[Planned]",
@@ -110,7 +77,7 @@ class Submission:
             tasks = []
             for one in planned:
                 request = training_request(
-                    settings,
+                    {**settings, "checkpoint_uri": one.checkpoint_uri or settings["checkpoint_uri"]},
                     name=job_name(_task_name(one), one.number),
                     hyperparameters=encode(one.shipped),
                     source_uri=_source_uri(bucket_uri, archives[_needs(one)]),
@@ -159,6 +126,41 @@ class Submission:
             bucket, _, key = uri.removeprefix("s3://").partition("/")
             with answered_by_aws(f"uploading the code to {uri}"):
                 self._account.s3.upload_file(str(source.path), bucket, key)
+
+
+def show_cost(settings: Mapping[str, Any], jobs: int, *, before: int = 0) -> None:
+    """Print the price and the ceiling.
+
+    Args:
+        settings: ``launcher`` as plain containers.
+        jobs: of this launch.
+        before: jobs of the same sweep that were launched already.
+
+    Raises:
+        ConfigError: the ceiling is above ``launcher.max_cost_usd``.
+    """
+    price = usd_per_hour(settings["instance_type"], settings["usd_per_hour"])
+    instances, kept = settings["instance_count"], keep_alive(settings)
+    total = jobs + before
+    seconds = settings["max_run"] + kept
+    most = ceiling(price, max_run=seconds, instances=instances, jobs=total)
+    log.info(
+        "%d job%s on %d x %s at %.4g USD/h on demand (%s): at most %.2f USD for at most %.4g h each%s",
+        total,
+        "s" if total != 1 else "",
+        instances,
+        settings["instance_type"],
+        price.usd,
+        price.origin,
+        most,
+        seconds / 3600,
+        ", less on spot" if settings["spot"] else "",
+    )
+    if most > settings["max_cost_usd"]:
+        raise ConfigError(
+            f"at most {most:.2f} USD is above launcher.max_cost_usd={settings['max_cost_usd']:g}: lower "
+            f"launcher.max_run={settings['max_run']} (seconds), or raise it"
+        )
 
 
 def _needs(planned: "Planned") -> Needs:

@@ -41,7 +41,7 @@ def follow(
     leave: threading.Event,
     *,
     several: bool,
-    hear: Callable[[str], None] | None = None,
+    hear: Callable[[str, float], None] | None = None,
 ) -> bool:
     """Show a job's states and log lines until it ends.
 
@@ -50,7 +50,7 @@ def follow(
         job: its ``description`` is kept up to date.
         leave: set by whoever wants this to return early.
         several: whether lines need the job's number.
-        hear: is given each line that the run wrote.
+        hear: is given each line that the run wrote, and how many seconds after its first one.
 
     Returns:
         whether the job has ended.
@@ -122,8 +122,9 @@ class _States:
 class _Lines:
     """The lines that the run itself wrote; the toolkit's own, some two hundred, are left to the console."""
 
-    def __init__(self, account: "Account", name: str, prefix: str, hear: Callable[[str], None] | None = None) -> None:
+    def __init__(self, account: "Account", name: str, prefix: str, hear: Callable[[str, float], None] | None) -> None:
         self._account, self._name, self._prefix, self._hear = account, name, prefix, hear
+        self._first: int | None = None  # when the run wrote its first line, in milliseconds
         self._streams: dict[str, tuple[str | None, _Preamble]] = {}
         self._told = False
 
@@ -162,8 +163,9 @@ class _Lines:
             for event in page["events"]:
                 if preamble.lets_through(event["message"]):
                     log.info("%s%s", prefix, event["message"].rstrip())
+                    self._first = event["timestamp"] if self._first is None else self._first
                     if self._hear is not None:
-                        self._hear(event["message"])
+                        self._hear(event["message"], (event["timestamp"] - self._first) / 1000)
             if page["nextForwardToken"] == token:  # so CloudWatch says that this was all
                 break
             token = page["nextForwardToken"]

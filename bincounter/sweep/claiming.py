@@ -9,13 +9,15 @@ from pathlib import Path
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from bincounter.cloud.jobs import RECORD
+from bincounter.errors import ConfigError
 from bincounter.sweep.distributions import to_optuna
 from bincounter.sweep.ownership import Ownership
 from bincounter.sweep.plan import Plan
 from bincounter.sweep.results import own_trials
 from bincounter.sweep.sampling import Sampling
 from bincounter.sweep.study import OWNER
-from bincounter.sweep.trials import at_work
+from bincounter.sweep.trials import OUTCOME, at_work
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +58,7 @@ class Claims:
     @property
     def total(self) -> int:
         """How many trials the search has in all."""
-        asked: int = self._plan.settings["n_trials"]
-        return asked if self._sampling.most is None else min(asked, self._sampling.most)
+        return self._sampling.total(self._plan.settings["n_trials"])
 
     @property
     def finished(self) -> int:
@@ -101,7 +102,12 @@ class Claims:
         return self._claimed(optuna.Trial(self._study, left._trial_id), adopted=True)
 
     def _ask(self) -> Claimed:
-        self._study.sampler = self._sampling.of(len(self._study.get_trials(deepcopy=False)))
+        number = len(self._study.get_trials(deepcopy=False))
+        if any((self._folder(number) / name).exists() for name in (OUTCOME, RECORD)):  # it would be taken for its own
+            raise ConfigError(
+                f"{self._folder(number)} holds the run of another search: remove it, or search in another folder"
+            )
+        self._study.sampler = self._sampling.of(number)
         return self._claimed(self._study.ask(), adopted=False)
 
     def _claimed(self, trial: optuna.Trial, *, adopted: bool) -> Claimed:

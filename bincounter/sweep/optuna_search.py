@@ -53,14 +53,18 @@ def search(plan: Plan, launcher: Launcher) -> None:
     with Ownership(plan.folder) as ownership:
         with ownership.alone():
             storage = open_storage(url)
-            if plan.own and plan.name not in get_all_study_names(storage):  # what is refused leaves no study
-                refuse_too_large(plan.parameters, plan.cfg)
+            begun = plan.name in get_all_study_names(storage)
+            if not begun:  # what is refused leaves no study
+                if plan.own:
+                    refuse_too_large(plan.parameters, plan.cfg)
+                _prepare(launcher, plan, sampling.total(plan.settings["n_trials"]), url)
             study = open_study(plan, storage, make_pruner(plan.settings["pruner"]))
             learn_from_earlier(study, plan)
         tell(plan.parameters)
         claims = Claims(plan, sampling, study, ownership)
         hand_to_jobs(url)
-        _prepare(launcher, plan, claims, url)
+        if begun:
+            _prepare(launcher, plan, max(claims.total - claims.finished, 0), url)
         try:
             _Course(plan, launcher, study, claims).run()
         except (KeyboardInterrupt, Interrupted):
@@ -84,18 +88,15 @@ def search(plan: Plan, launcher: Launcher) -> None:
 
 
 def _show_requests(plan: Plan, sampling: Sampling, launcher: Launcher) -> None:
-    """``dry_run=true``: what the first trials would be launched with; nothing is kept."""
+    """``dry_run=true``: what the first trial would be launched with; nothing is kept."""
     tell(plan.parameters)
     study = create_study(directions=plan.directions, sampler=sampling.of(0))
-    values = [study.ask(to_optuna(plan.parameters)).params for _ in range(plan.settings["n_jobs"])]
-    overrides = [
-        job_overrides(plan, values_of(each, plan.parameters), str(number), goes_on=False, trial=number)
-        for number, each in enumerate(values)
-    ]
-    launcher.launch(overrides, initial_job_idx=0)
+    values = values_of(study.ask(to_optuna(plan.parameters)).params, plan.parameters)
+    _prepare(launcher, plan, sampling.total(plan.settings["n_trials"]), "")
+    launcher.launch([job_overrides(plan, values, "0", goes_on=False, trial=0)], initial_job_idx=0)
 
 
-def _prepare(launcher: Launcher, plan: Plan, claims: Claims, url: str) -> None:
+def _prepare(launcher: Launcher, plan: Plan, to_come: int, url: str) -> None:
     """Tell a launcher that asks for it how much is to come, and who tells which jobs to end early."""
     prepare = getattr(launcher, "prepare_sweep", None)
     if prepare is None:
@@ -105,7 +106,7 @@ def _prepare(launcher: Launcher, plan: Plan, claims: Claims, url: str) -> None:
         from bincounter.sweep.pruning import judge_of_jobs
 
         judge = judge_of_jobs(url, {**plan.settings, "study_name": plan.name}, plan.cfg)
-    prepare(max(claims.total - claims.finished, 0) + bool(plan.settings["retrain_best"]), judge)
+    prepare(to_come + bool(plan.settings["retrain_best"]), judge)
 
 
 def _to_go_on(event: str, claims: Claims) -> str:

@@ -40,10 +40,15 @@ class Judge:
         self._first: int | None = None
         self._started = time.monotonic()
 
-    def ends(self, epoch: int, value: float) -> bool:
-        """Report an epoch, counted from 1; whether the trial is not worth going on with.
+    def ends(self, epoch: int, value: float, seconds: float | None = None) -> bool:
+        """Report an epoch; whether the trial is not worth going on with.
 
         After its last epoch a trial is complete, whatever its score.
+
+        Args:
+            epoch: counted from 1.
+            value: of the metric.
+            seconds: since the run began; by default since this judge was made.
         """
         first = self._first = epoch if self._first is None else self._first
         if epoch not in self._reported and not math.isnan(value):
@@ -51,7 +56,7 @@ class Judge:
             self._reported.add(epoch)
         if epoch >= self._epochs or not self._trial.should_prune():
             return False
-        per_epoch = (time.monotonic() - self._started) / (epoch - first + 1)
+        per_epoch = (time.monotonic() - self._started if seconds is None else seconds) / (epoch - first + 1)
         self._trial.set_user_attr(SAVED_SECONDS, round(per_epoch * (self._epochs - epoch), 3))
         return True
 
@@ -115,11 +120,11 @@ def pruned_by(cfg: DictConfig) -> str:
 
 def judge_of_jobs(
     url: str, settings: Mapping[str, Any], cfg: DictConfig
-) -> Callable[[int, int, Mapping[str, float]], bool]:
+) -> Callable[[int, int, Mapping[str, float], float], bool]:
     """A judge of trials whose jobs run elsewhere.
 
-    It is told a trial's number, an epoch counted from 1 and its scores, and says whether to stop the job; it may be
-    called from several threads.
+    It is told a trial's number, an epoch counted from 1, its scores and the seconds since the run began, and says
+    whether to stop the job; it may be called from several threads.
 
     Args:
         url: of the study's storage.
@@ -130,12 +135,12 @@ def judge_of_jobs(
     lock = threading.Lock()
     metric = pruned_by(cfg)
 
-    def ends(number: int, epoch: int, scores: Mapping[str, float]) -> bool:
+    def ends(number: int, epoch: int, scores: Mapping[str, float], seconds: float) -> bool:
         with lock:
             if number not in judges:
                 trial = running_trial(url, {**settings, "trial": number})
                 judges[number] = Judge(trial, int(trial.params.get(EPOCHS, cfg.trainer.max_epochs)))
-            return metric in scores and judges[number].ends(epoch, scores[metric])
+            return metric in scores and judges[number].ends(epoch, scores[metric], seconds)
 
     return ends
 

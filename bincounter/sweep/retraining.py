@@ -2,10 +2,12 @@
 
 import json
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydra.plugins.launcher import Launcher
 
+from bincounter.cloud.jobs import RECORD, load
 from bincounter.errors import ConfigError, ResourceError
 from bincounter.files import write_text
 from bincounter.sweep.distributions import values_of
@@ -61,7 +63,7 @@ def retrain_best(plan: Plan, study: "Study", launcher: Launcher, ownership: Owne
         before = recorded(folder)
         if (before is not None and before.error is None) or (folder / "metrics.json").exists():
             return
-        (folder / OUTCOME).unlink(missing_ok=True)  # of a failure, whose cause may be gone
+        _forget_failure(folder)
         write_text(of, json.dumps({"trial": best[0].number}) + "\n")
         overrides = job_overrides(
             plan, values_of(best[0].params, plan.parameters), _PLACE, goes_on=repeated is not None
@@ -70,3 +72,10 @@ def retrain_best(plan: Plan, study: "Study", launcher: Launcher, ownership: Owne
     outcome = recorded(folder) or of_return(returned)
     if outcome.error is not None:
         raise ResourceError(f"the best trial's values could not be trained again: {outcome.error}")
+
+
+def _forget_failure(folder: Path) -> None:
+    """A failure's cause may be gone; a job that still runs, or that has completed, is followed again."""
+    (folder / OUTCOME).unlink(missing_ok=True)
+    if (folder / RECORD).exists() and load(folder)[0].description.get("TrainingJobStatus") == "Failed":
+        (folder / RECORD).unlink()

@@ -59,6 +59,10 @@ class Sampling:
             self._node.setdefault("seed", 0)
         self.of(0)
 
+    def total(self, asked: int) -> int:
+        """How many of the trials asked for there can be."""
+        return asked if self.most is None else min(asked, self.most)
+
     def _fit_cmaes(self, parameters: Space, objectives: int) -> None:
         if objectives > 1:
             raise ConfigError(f"{_SAMPLER}=cmaes searches one metric: use nsgaii or tpe for several")

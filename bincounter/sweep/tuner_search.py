@@ -17,7 +17,7 @@ from bincounter.cloud.crew import Task
 from bincounter.cloud.launcher import REPOSITORY
 from bincounter.cloud.overrides import without
 from bincounter.cloud.place import is_rehearsal, place
-from bincounter.cloud.submission import Submission
+from bincounter.cloud.submission import Submission, show_cost
 from bincounter.cloud.tuning.course import Course, fetch_runs, total_cost
 from bincounter.cloud.tuning.record import ENDED, RECORD, TuningJob, exists, load, submit
 from bincounter.cloud.tuning.request import Tuning, tuning_name, tuning_request
@@ -163,7 +163,7 @@ class _Tuner:
 
     def _submission(self, account: Account) -> Submission:
         submission = Submission(account, self._settings, REPOSITORY, rehearsed=self.rehearsed)
-        submission.show_cost(self._tuning.trials + bool(self._plan.settings["retrain_best"]), before=0)
+        show_cost(self._settings, self._tuning.trials + bool(self._plan.settings["retrain_best"]))
         return submission
 
     def _submitted(self, account: Account) -> TuningJob:

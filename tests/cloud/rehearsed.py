@@ -2,6 +2,8 @@
 
 import io
 import os
+import signal
+import subprocess
 import tarfile
 import time
 from collections.abc import Callable, Iterator
@@ -10,8 +12,9 @@ from typing import Any
 
 import boto3
 import pytest
+from commands import REPOSITORY, command, environment
 
-from bincounter.cloud.rehearsal import BUCKET, rehearsed
+from bincounter.cloud.rehearsal import BUCKET, rehearsed, without_aws
 
 ROLE = "arn:aws:iam::123456789012:role/rehearsal"
 LOG_GROUP = "/aws/sagemaker/TrainingJobs"
@@ -109,6 +112,30 @@ def request(name: str, **changes: Any) -> dict[str, Any]:
         "StoppingCondition": {"MaxRuntimeInSeconds": 300},
         **changes,
     }
+
+
+def launched(*overrides: str, plane: dict[str, str], stdin: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
+    """``python train.py`` in the background."""
+    # What a script runs in the background, as CI may run all this, has Ctrl-C ignored, and so have its children.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(
+            command("train.py", *overrides),
+            cwd=REPOSITORY,
+            env={**without_aws(environment()), **plane},
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def wait_for(start: str, process: subprocess.Popen[str]) -> None:
+    """Read what a command says until a line begins with ``start``."""
+    assert process.stderr is not None
+    assert any(line.startswith(start) for line in process.stderr), f"it ended without {start!r}"
 
 
 @pytest.fixture(scope="session")

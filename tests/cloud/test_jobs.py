@@ -17,10 +17,10 @@ import torch
 from aws_faults import faults
 from bins import square_bins
 from commands import REPOSITORY, Run, command, environment
+from rehearsed import launched, wait_for
 
 from bincounter.cloud.account import Account
 from bincounter.cloud.fetch import best_value
-from bincounter.cloud.rehearsal import without_aws
 
 ROLE = "launcher.role=arn:aws:iam::123456789012:role/rehearsal"
 LAUNCHER = ["launcher=sagemaker_spot", ROLE, "launcher.instance_type=ml.m5.xlarge"]
@@ -77,30 +77,6 @@ def handed_over(run: Path, plane: dict[str, str]) -> set[str]:
             patch.setenv(name, value)
         archive = io.BytesIO(Account(None).s3.get_object(Bucket=bucket, Key=key)["Body"].read())
     return {Path(name).name for name in tarfile.open(fileobj=archive).getnames()} - {"."}
-
-
-def launched(*overrides: str, plane: dict[str, str], stdin: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
-    """``python train.py`` in the background."""
-    # What a script runs in the background, as CI may run all this, has Ctrl-C ignored, and so have its children.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        return subprocess.Popen(
-            command("train.py", *overrides),
-            cwd=REPOSITORY,
-            env={**without_aws(environment()), **plane},
-            stdin=stdin,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def wait_for(start: str, process: subprocess.Popen[str]) -> None:
-    """Read what a command says until a line begins with ``start``."""
-    assert process.stderr is not None
-    assert any(line.startswith(start) for line in process.stderr), f"it ended without {start!r}"
 
 
 def assert_same_run(run: Path, other: Path) -> None:
