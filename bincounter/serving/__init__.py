@@ -1,0 +1,1 @@
+"""A checkpoint -> an archive -> an application that answers requests."""
