@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bincounter.errors import BinCounterError, UserError
+from bincounter.errors import BinCounterError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -126,7 +126,9 @@ def _predict(arguments: argparse.Namespace) -> int:
     from bincounter.command_line import show_log
 
     show_log()
-    checkpoint = arguments.ckpt_path or _newest_checkpoint()
+    from bincounter.training.newest import newest_checkpoint
+
+    checkpoint = arguments.ckpt_path or newest_checkpoint(Path("logs"), named_by="--ckpt-path")
     from bincounter.training.predicting import Predictor, photos_of, summary, write_answers
     from bincounter.training.quiet import quiet_lightning
 
@@ -149,14 +151,6 @@ def _predict(arguments: argparse.Namespace) -> int:
             f"{answer.path}\t{predicted}\t({max(answer.probabilities):.0%} sure, {expected:.2f} expected)", flush=True
         )
     return 0 if counted else 2
-
-
-def _newest_checkpoint() -> Path:
-    found = sorted(Path("logs").glob("**/checkpoints/best.ckpt"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise UserError("no checkpoint is under logs/: train one first (make demo), or name it with --ckpt-path")
-    print(f"Using {found[-1]}", file=sys.stderr)
-    return found[-1]
 
 
 def _compare(arguments: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -22,10 +23,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from bincounter.config import mode_of, override_errors, register, validate
+from bincounter.config import deploy, mode_of, override_errors, register, validate
 from bincounter.config.launcher import carried_out_here
 from bincounter.errors import BinCounterError, ConfigError, Interrupted, Pruned, Stopped
 from bincounter.training import resume
+
+Compose = override_errors.Compose
 
 
 def main(
@@ -47,8 +50,57 @@ def main(
     Returns:
         The exit code: 0, 1, 2 or 143.
     """
-    register()
-    OmegaConf.register_new_resolver("mode_of", mode_of, replace=True)
+
+    def start(compose: Compose) -> int:
+        arguments = get_args_parser().parse_args()
+        sys.argv[1:] = resume.expand(sys.argv[1:], arguments.overrides, compose)
+        if arguments.multirun:
+            _check_jobs(arguments.overrides, compose)
+        else:  # a launcher makes a single run a multirun of one job, whose folder is the run's own
+            given = get_args_parser().parse_args().overrides
+            sys.argv.insert(sys.argv.index(given[0]) if given else 1, "hydra.sweep.subdir=.")
+        _run(_printing_its_folder(job), config_dir, config_name)
+        return 0
+
+    return _exit_code(start, config_dir, config_name, keep_error)
+
+
+def main_once(action: Callable[[DictConfig], int], *, config_dir: Path, config_name: str) -> int:
+    """Carry out ``action`` on the configuration the command line composes: for a command that is no run.
+
+    Nothing is swept and no folder is made.
+
+    Args:
+        action: what to do; returns the exit code.
+        config_dir: see :func:`main`.
+        config_name: see there.
+
+    Returns:
+        The exit code: 0, 1, 2 or 143.
+    """
+
+    def start(_: Compose) -> int:
+        arguments = get_args_parser().parse_args()
+        if arguments.multirun or any(override.startswith("hydra.mode=") for override in arguments.overrides):
+            raise ConfigError(
+                "-m sweeps the runs of train.py, and a checkpoint is deployed once: leave -m out, and start the "
+                "command again for another endpoint"
+            )
+        codes: list[int] = []
+        _run(lambda cfg: codes.append(action(cfg)), config_dir, config_name)
+        return codes[0] if codes else 0  # none after --help or --cfg
+
+    return _exit_code(start, config_dir, config_name)
+
+
+def _exit_code(
+    start: Callable[[Compose], int],
+    config_dir: Path,
+    config_name: str,
+    keep_error: Callable[[str], None] = lambda _: None,
+) -> int:
+    """Start a Hydra app, and turn what it raises into one sentence and an exit code."""
+    _make_schemas_known()
     config_dir = config_dir.resolve()
 
     def compose(overrides: list[str]) -> DictConfig:
@@ -60,14 +112,7 @@ def main(
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting
     try:
-        arguments = get_args_parser().parse_args()
-        sys.argv[1:] = resume.expand(sys.argv[1:], arguments.overrides, compose)
-        if arguments.multirun:
-            _check_jobs(arguments.overrides, compose)
-        else:  # a launcher makes a single run a multirun of one job, whose folder is the run's own
-            given = get_args_parser().parse_args().overrides
-            sys.argv.insert(sys.argv.index(given[0]) if given else 1, "hydra.sweep.subdir=.")
-        _run(job, config_dir, config_name)
+        return start(compose)
     except SystemExit as exit_request:
         return exit_request.code if isinstance(exit_request.code, int) else 1
     except KeyboardInterrupt:
@@ -78,7 +123,7 @@ def main(
         return error.exit_code
     except (HydraException, OmegaConfBaseException) as error:
         overrides = get_args_parser().parse_args().overrides
-        tell(override_errors.explain(error, overrides, config_dir, compose))
+        tell(override_errors.explain(error, overrides, config_dir / f"{config_name}.yaml", compose))
         return 2
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -87,32 +132,38 @@ def main(
         traceback.print_exc()
         keep_error(f"{type(error).__name__}: {error}")
         return 1
-    return 0
 
 
-def _run(job: Callable[[DictConfig], float | None], config_dir: Path, config_name: str) -> None:
+def _run(job: Callable[[DictConfig], Any], config_dir: Path, config_name: str) -> None:
     """Run the Hydra app; the error of a single run comes out of here, since Hydra would print a line more."""
     failures: list[Exception] = []
 
-    def task(cfg: DictConfig) -> float | None:
-        hydra_config = HydraConfig.get()
-        # Under -m the configured folder is the parent; the job's own is the one Hydra made for it.
-        cfg.paths.output_dir = hydra_config.runtime.output_dir
+    def task(cfg: DictConfig) -> Any:
         try:
-            value = job(cfg)
+            return job(cfg)
         except Exception as error:
+            hydra_config = HydraConfig.get()
             if hydra_config.mode == RunMode.MULTIRUN:
-                _tell_job(error, hydra_config.job.num, searched=cfg.hparams_search is not None)
+                _tell_job(error, hydra_config.job.num, searched=cfg.get("hparams_search") is not None)
                 raise
             failures.append(error)
             return None
+
+    hydra.main(version_base="1.3", config_path=str(config_dir.resolve()), config_name=config_name)(task)()
+    if failures:
+        raise failures[0]
+
+
+def _printing_its_folder(job: Callable[[DictConfig], float | None]) -> Callable[[DictConfig], float | None]:
+    def printing(cfg: DictConfig) -> float | None:
+        # Under -m the configured folder is the parent; the job's own is the one Hydra made for it.
+        cfg.paths.output_dir = HydraConfig.get().runtime.output_dir
+        value = job(cfg)
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(cfg.paths.output_dir, flush=True)
         return value
 
-    hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)(task)()
-    if failures:
-        raise failures[0]
+    return printing
 
 
 def _check_jobs(overrides: list[str], compose: Callable[[list[str]], DictConfig]) -> None:
@@ -160,8 +211,7 @@ def composed(overrides: list[str], *, config_dir: Path, config_name: str) -> Dic
     Raises:
         ConfigError: an override is wrong.
     """
-    register()
-    OmegaConf.register_new_resolver("mode_of", mode_of, replace=True)
+    _make_schemas_known()
 
     def compose(given: list[str]) -> DictConfig:
         return _compose(given, config_dir, config_name)
@@ -169,13 +219,21 @@ def composed(overrides: list[str], *, config_dir: Path, config_name: str) -> Dic
     try:
         return compose(overrides)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(override_errors.explain(error, overrides, config_dir, compose)) from None
+        raise ConfigError(
+            override_errors.explain(error, overrides, config_dir / f"{config_name}.yaml", compose)
+        ) from None
 
 
 def show_log() -> None:
     """Plain sentences on stderr, as train.py shows them."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("botocore").setLevel(logging.WARNING)
+
+
+def _make_schemas_known() -> None:
+    register()
+    deploy.register()
+    OmegaConf.register_new_resolver("mode_of", mode_of, replace=True)
 
 
 def _compose(overrides: list[str], config_dir: Path, config_name: str) -> DictConfig:

@@ -1,4 +1,4 @@
-"""What deploy.py does and where: the settings of ``conf/deploy.yaml`` and ``conf/target``.
+"""What deploy.py does and where: the settings of ``conf/deploy.yaml`` and ``conf/target``; rules: ``deploy_rules.py``.
 
 The names are those of the SageMaker SDK where it has one. What has no setting of its own goes into ``request``, a
 mapping per API object that is merged into the request as it stands.
@@ -8,9 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig
-
-from bincounter.config.schema import PathsConfig
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 
 def _open() -> Any:
@@ -34,8 +32,17 @@ class LimitsConfig:
 class ParityConfig:
     """The photos that must score the same in training and in the archive before anything is served."""
 
-    photos: int = 64
+    photos: int = 64  # 0: nothing is compared
     source: str | None = None  # a photo, a folder or an s3:// URI; null: the run's own photos, else rendered demo bins
+
+
+@dataclass
+class PlacesConfig:
+    """Where things are read and kept; relative ones start at the folder the command was given in."""
+
+    data_dir: str = "data"  # photos of buckets, and demo bins
+    cache_dir: str = "${.data_dir}/cache"  # unpacked archives, and which servers run here; safe to delete
+    log_dir: str = "logs"  # the runs
 
 
 @dataclass
@@ -91,8 +98,11 @@ class DeployConfig:
     """Everything a command of deploy.py is described by."""
 
     action: str = "deploy"  # deploy | invoke | update | status | delete | list | package | transform
-    ckpt_path: str | None = None  # the checkpoint to serve
-    archive: str | None = None  # where the archive is written; null: model.tar.gz in the folder endpoint/ of the run
+    ckpt_path: str | None = None  # the checkpoint to serve; latest: the newest best.ckpt under paths.log_dir
+    archive: str | None = (
+        None  # where the archive is written; null: endpoint/model.tar.gz of the run. An archive that is
+    )
+    # there already is served as it is when no ckpt_path is given
     name: str = "bincounter"  # of the endpoint
     input: str | None = None  # action=invoke: a photo, a folder or an s3:// URI; action=transform: an s3:// folder
     output: str | None = None  # action=transform: the s3:// folder of answers
@@ -101,16 +111,27 @@ class DeployConfig:
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     parity: ParityConfig = field(default_factory=ParityConfig)
     target: Any = MISSING  # typed by its own schemas
-    paths: PathsConfig = MISSING
+    paths: PlacesConfig = field(default_factory=PlacesConfig)
     dry_run: bool = False  # print the requests that would be sent, and end
+
+
+TARGETS = {
+    "local": LocalTargetConfig,
+    "realtime": RealtimeTargetConfig,
+    "serverless": ServerlessTargetConfig,
+    "async": AsyncTargetConfig,
+}
+
+
+def target_of(cfg: DictConfig) -> str:
+    """Which of :data:`TARGETS` a composed configuration has."""
+    kind = OmegaConf.get_type(cfg.target)
+    return next(name for name, schema in TARGETS.items() if schema is kind)
 
 
 def register() -> None:
     """Make the schemas known to Hydra; called once before it composes."""
     store = ConfigStore.instance()
     store.store(name="deploy_schema", node=DeployConfig)
-    store.store(group="paths", name="schema", node=PathsConfig)
-    store.store(group="target", name="local_schema", node=LocalTargetConfig)
-    store.store(group="target", name="realtime_schema", node=RealtimeTargetConfig)
-    store.store(group="target", name="async_schema", node=AsyncTargetConfig)
-    store.store(group="target", name="serverless_schema", node=ServerlessTargetConfig)
+    for name, schema in TARGETS.items():
+        store.store(group="target", name=f"{name}_schema", node=schema)

@@ -15,13 +15,13 @@ from bincounter.config.choices import nearest
 Compose = Callable[[list[str]], DictConfig]
 
 
-def explain(error: Exception, overrides: list[str], config_dir: Path, compose: Compose) -> str:
+def explain(error: Exception, overrides: list[str], primary: Path, compose: Compose) -> str:
     """Say in one line what is wrong with the overrides that made Hydra raise ``error``.
 
     Args:
         error: a HydraException or an OmegaConf error.
         overrides: the command line's overrides.
-        config_dir: folder of the YAML files; its subfolders are the groups.
+        primary: the YAML file composition starts at; the folders beside it are the groups.
         compose: turns overrides into a configuration.
     """
     if isinstance(error, OverrideParseException):
@@ -31,7 +31,7 @@ def explain(error: Exception, overrides: list[str], config_dir: Path, compose: C
         )
     parser = OverridesParser.create()
     for override in parser.parse_overrides(overrides):
-        reason = _unknown_option(override, config_dir) or _unknown_key(override, config_dir, overrides, compose)
+        reason = _unknown_option(override, primary) or _unknown_key(override, primary, overrides, compose)
         if reason:
             return reason
     return wrong_value(error)
@@ -40,18 +40,23 @@ def explain(error: Exception, overrides: list[str], config_dir: Path, compose: C
 def no_setting(key: str, cfg: DictConfig) -> str | None:
     """Say that a configuration has no such key, and which one was meant; ``None`` where it has."""
     known = _keys(cfg)
-    return None if key in known else f"{key} is no setting{_suggestion(key, known)}"
+    return None if key in known else f"{key} is no setting{_suggestion(key, known, 'train.py')}"
 
 
-def _groups(config_dir: Path) -> dict[str, list[str]]:
-    folders = [p for p in config_dir.rglob("*") if p.is_dir() and any(p.glob("*.yaml"))]
+def _groups(primary: Path) -> dict[str, list[str]]:
+    """Options by group, of the groups that ``primary`` has among its defaults."""
+    used = {group for entry in OmegaConf.load(primary)["defaults"] if isinstance(entry, DictConfig) for group in entry}
+    folders = [p for p in primary.parent.rglob("*") if p.is_dir() and any(p.glob("*.yaml"))]
+    names = {folder.relative_to(primary.parent).as_posix(): folder for folder in folders}
     return {
-        folder.relative_to(config_dir).as_posix(): sorted(p.stem for p in folder.glob("*.yaml")) for folder in folders
+        name: sorted(p.stem for p in folder.glob("*.yaml"))
+        for name, folder in names.items()
+        if name.partition("/")[0] in used
     }
 
 
-def _unknown_option(override: Override, config_dir: Path) -> str | None:
-    options = _groups(config_dir).get(override.key_or_group)
+def _unknown_option(override: Override, primary: Path) -> str | None:
+    options = _groups(primary).get(override.key_or_group)
     if options is None or override.is_delete():
         return None
     value = override.value()
@@ -63,20 +68,20 @@ def _unknown_option(override: Override, config_dir: Path) -> str | None:
     return None
 
 
-def _unknown_key(override: Override, config_dir: Path, overrides: list[str], compose: Compose) -> str | None:
+def _unknown_key(override: Override, primary: Path, overrides: list[str], compose: Compose) -> str | None:
     key = override.key_or_group
-    if override.is_add() or override.is_delete() or key in _groups(config_dir) or key.startswith("hydra"):
+    if override.is_add() or override.is_delete() or key in _groups(primary) or key.startswith("hydra"):
         return None
-    cfg = _composed_groups(overrides, config_dir, compose)
+    cfg = _composed_groups(overrides, primary, compose)
     if cfg is None or OmegaConf.select(cfg, key, throw_on_missing=False) is not None or key in _keys(cfg):
         return None
-    known = _keys(cfg) | set(_groups(config_dir))
-    return f"{key} is no setting{_suggestion(key, known)}"
+    known = _keys(cfg) | set(_groups(primary))
+    return f"{key} is no setting{_suggestion(key, known, f'{primary.stem}.py')}"
 
 
-def _composed_groups(overrides: list[str], config_dir: Path, compose: Compose) -> DictConfig | None:
+def _composed_groups(overrides: list[str], primary: Path, compose: Compose) -> DictConfig | None:
     """The configuration that the group choices alone give: the settings a key can name."""
-    groups = _groups(config_dir)
+    groups = _groups(primary)
     choices = [o for o in overrides if o.lstrip("+~").split("=")[0].split("@")[0] in groups]
     try:
         return compose(choices)
@@ -97,7 +102,7 @@ def _keys(cfg: DictConfig) -> set[str]:
     return set(walk(cfg, ""))
 
 
-def _suggestion(key: str, known: set[str]) -> str:
+def _suggestion(key: str, known: set[str], command: str) -> str:
     parent, _, name = key.rpartition(".")
     siblings = sorted(k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == parent)
     guess = nearest(name, siblings)
@@ -109,7 +114,7 @@ def _suggestion(key: str, known: set[str]) -> str:
         return f"; did you mean {guess}?"
     if siblings:
         return f"; {parent or 'the top level'} has {', '.join(siblings)}"
-    return "; python train.py --cfg job prints every setting there is"
+    return f"; python {command} --cfg job prints every setting there is"
 
 
 def wrong_value(error: Exception) -> str:

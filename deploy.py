@@ -1,0 +1,45 @@
+"""Put a checkpoint behind an endpoint: ``python deploy.py ckpt_path=RUN/checkpoints/best.ckpt [KEY=VALUE] ...``.
+
+The checkpoint becomes an archive, its answers are compared with those of training, and it is served: on this machine
+(``target=local``) or by SageMaker (``target=realtime|serverless|async``). ``action=`` says what else can be done;
+docs/deploy.md explains it all, ``--cfg job`` prints the configuration that a command line composes.
+"""
+
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+from omegaconf import DictConfig
+
+from bincounter.command_line import main_once
+from bincounter.errors import Stopped
+
+
+def action(cfg: DictConfig) -> int:
+    """Carry out what one composed configuration asks for; returns the exit code."""
+    # Imported here, so that --help and tab completion are quick.
+    from bincounter.config.deploy import target_of
+    from bincounter.config.deploy_rules import check_deploy
+
+    check_deploy(cfg)
+    signal.signal(signal.SIGTERM, _stop)
+    from bincounter.serving import deploying
+
+    if cfg.action == "package":
+        print(deploying.checked_package(cfg).path)
+        return 0
+    if target_of(cfg) == "local":
+        return deploying.carry_out_here(cfg)
+    package = deploying.checked_package(cfg) if cfg.action in deploying.SERVES else None
+    from bincounter.cloud.endpoints.actions import carry_out
+
+    return carry_out(cfg, package)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise Stopped("Stopped by SIGTERM.")
+
+
+if __name__ == "__main__":
+    sys.exit(main_once(action, config_dir=Path(__file__).parent / "conf", config_name="deploy"))
