@@ -1,8 +1,10 @@
 # make demo, make test: everything they need is set up on the way. PYTHON= names the interpreter to build .venv with.
 PYTHON ?= python3
+# The interpreter of AWS's serving image is 3.13.
+IMAGE_PYTHON ?= python3.13
 BIN := .venv/bin
 
-.PHONY: install demo test lint bench clean
+.PHONY: install demo test test-serving-image lint bench clean
 
 install: .venv/.installed
 
@@ -24,8 +26,26 @@ lint: install
 test: lint
 	$(BIN)/python -m pytest -n 2
 
-bench: install
+# What AWS's Ray Serve image holds: an archive has to serve there as it does here.
+.venv-serving-image/.installed: Makefile
+	test -x .venv-serving-image/bin/python || $(IMAGE_PYTHON) -m venv .venv-serving-image
+	.venv-serving-image/bin/python -m pip install --quiet --disable-pip-version-check \
+		torch==2.10.0 torchvision==0.25.0 'pillow>=12,<13' 'ray[serve]==2.57.1'
+	touch $@
+
+test-serving-image: install .venv-serving-image/.installed
+	$(BIN)/python -m pytest tests/serving_image
+
+# AWS's older PyTorch image: TorchServe and the toolkit that calls the four functions. It needs Java 17.
+.venv-torchserve/.installed: Makefile constraints.txt
+	test -x .venv-torchserve/bin/python || $(PYTHON) -m venv .venv-torchserve
+	.venv-torchserve/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		torch torchvision pillow 'setuptools<81' pyyaml torchserve==0.12.0 sagemaker-pytorch-inference==2.0.25
+	touch $@
+
+bench: install .venv-torchserve/.installed
 	$(BIN)/python benchmarks/sweep.py
+	$(BIN)/python benchmarks/serving.py --soak
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf .venv .venv-serving-image .venv-torchserve .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
