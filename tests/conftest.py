@@ -2,10 +2,12 @@
 
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from commands import REPOSITORY, Run, command, environment
+from commands import REPOSITORY, Run, environment
+from warm_python import WarmPython, warm_python
 
 # Before torch is imported: on busy cores its threads wait for each other far longer than they work.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -34,20 +36,19 @@ def abid_originals() -> Path:
     return _photos("originals")
 
 
+@pytest.fixture(scope="session")
+def python() -> Iterator[WarmPython]:
+    """Runs ``python ARGUMENTS`` with imports that all commands of the tests share."""
+    with warm_python(environment()) as python_:
+        yield python_
+
+
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
+def run(python: WarmPython) -> Run:
     """Run ``python ARGUMENTS`` in the repository; ``code=`` is the exit code it must have."""
 
     def run_(*arguments: str, code: int = 0, **env: str) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            command(*arguments),
-            cwd=REPOSITORY,
-            env={**environment(), **env},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=500,
-        )
+        done = python.run(arguments, REPOSITORY, {**environment(), **env})
         assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 
