@@ -110,7 +110,7 @@ def load_counter(path: str | Path, trusted: Sequence[str] = ()) -> tuple[BinCoun
     checkpoint = _read(Path(path))
     description = checkpoint["bincounter"]
     try:
-        model = _without_pretrained(description["model"])
+        model = without_pretrained(description["model"])
         prefixes = [*OWN_PARTS, *(prefix.rstrip(".") + "." for prefix in trusted)]
         for node in (model, description["objective"]):
             _check_trusted(node, prefixes, path)
@@ -145,15 +145,15 @@ def _read(path: Path) -> Mapping[str, Any]:
     return checkpoint
 
 
-def _without_pretrained(model: Mapping[str, Any]) -> dict[str, Any]:
-    """The ``model`` node without the weights it started from, which the checkpoint's replace, and the optimizer."""
+def without_pretrained(model: Mapping[str, Any]) -> dict[str, Any]:
+    """A ``model`` node without the weights it started from, which a checkpoint's replace, and the optimizer."""
     starts = {"weights": None, "pretrained": False}  # the names torchvision and timm give the argument
     backbone = {key: starts.get(key, value) for key, value in model["backbone"].items()}
     return {**model, "backbone": backbone, "weights": None, "optimizer": None}
 
 
 def _check_trusted(node: Any, prefixes: Sequence[str], path: str | Path) -> None:
-    for target in _targets(node):
+    for target in targets_of(node):
         # The prefix is checked first, since looking a name up imports its module.
         if not any(target.startswith(prefix) for prefix in prefixes) or not _defined_in(target, prefixes):
             raise UserError(
@@ -161,17 +161,22 @@ def _check_trusted(node: Any, prefixes: Sequence[str], path: str | Path) -> None
             )
 
 
-def _targets(node: Any) -> Iterator[str]:
+def targets_of(node: Any) -> Iterator[str]:
+    """The callables that a node is built by, its inner nodes' included.
+
+    Raises:
+        UserError: it holds an interpolation, which could name any.
+    """
     if isinstance(node, str) and "${" in node:
         raise UserError("its configuration holds an interpolation; use a checkpoint that train.py wrote.")
     if isinstance(node, Mapping):
         if "_target_" in node:
             yield str(node["_target_"])
         for value in node.values():
-            yield from _targets(value)
+            yield from targets_of(value)
     elif isinstance(node, (list, tuple)):
         for value in node:
-            yield from _targets(value)
+            yield from targets_of(value)
 
 
 def _defined_in(target: str, prefixes: Sequence[str]) -> bool:
