@@ -78,6 +78,16 @@ class Account:
         """The boto3 client of IAM."""
         return self._client("iam")
 
+    @property
+    def runtime(self) -> Any:
+        """The boto3 client of SageMaker's endpoints."""
+        return self._client("sagemaker-runtime")
+
+    @property
+    def autoscaling(self) -> Any:
+        """The boto3 client of Application Auto Scaling."""
+        return self._client("application-autoscaling")
+
     @cached_property
     def number(self) -> str:
         """The twelve digits of the account, asked for once.

@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Mapping
+from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 from bincounter.cloud.service_model import Violation, violations
@@ -94,14 +96,22 @@ def training_request(
     if channel_uri is not None:
         request["InputDataConfig"] = [_channel(channel_uri, settings["input_mode"])]
     request = merged(request, settings["request"])
-    _refuse_secrets(request)
+    refuse_secrets(request, {"Environment": "launcher.environment.", "HyperParameters": ""})
     check(request, "CreateTrainingJob")
     return request
 
 
-def _refuse_secrets(request: Mapping[str, Any]) -> None:
-    """Whoever may describe a job reads its request."""
-    for part, setting in (("Environment", "launcher.environment."), ("HyperParameters", "")):
+def refuse_secrets(request: Mapping[str, Any], parts: Mapping[str, str]) -> None:
+    """Refuse what looks like a secret: whoever may describe a job, or a model, reads its request.
+
+    Args:
+        request: the parameters.
+        parts: members of it that hold names and values, and the setting that each comes from.
+
+    Raises:
+        ConfigError: naming the first.
+    """
+    for part, setting in parts.items():
         values = request.get(part, {})
         hidden = masked(values)
         for key in values:
@@ -127,11 +137,12 @@ def merged(request: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, An
     return result
 
 
-def service_model() -> Any:
-    """What botocore knows of SageMaker's API."""
+@cache
+def service_model(service: str = "sagemaker") -> Any:
+    """What botocore knows of an API of AWS's."""
     import botocore.session
 
-    return botocore.session.get_session().get_service_model("sagemaker")
+    return botocore.session.get_session().get_service_model(service)
 
 
 def check(request: Mapping[str, Any], operation: str, setting: str = "launcher.request") -> None:
@@ -145,16 +156,37 @@ def check(request: Mapping[str, Any], operation: str, setting: str = "launcher.r
     Raises:
         ConfigError: an unknown, missing or mistyped parameter, or a value that is none of those allowed.
     """
+    check_shape(request, service_model().operation_model(operation).input_shape, operation, setting)
+
+
+def check_shape(
+    value: Mapping[str, Any],
+    shape: Any,
+    what: str,
+    setting: str,
+    settings: Mapping[str, str] = MappingProxyType(_SETTINGS),
+) -> None:
+    """Refuse parameters that a shape of a service model does not have.
+
+    Args:
+        value: the parameters.
+        shape: of the model.
+        what: has that shape, such as an operation, for messages.
+        setting: that parts of it were given by.
+        settings: the setting that a parameter comes from, by its path.
+
+    Raises:
+        ConfigError: an unknown, missing or mistyped parameter, or a value that is none of those allowed.
+    """
     from botocore.validate import ParamValidator
 
-    shape = service_model().operation_model(operation).input_shape
-    report = ParamValidator().validate(request, shape).generate_report()
+    report = ParamValidator().validate(value, shape).generate_report()
     if report:
         # A misspelt name comes before what is missing for its sake.
         lines = sorted(report.splitlines(), key=lambda line: not line.startswith("Unknown parameter"))
-        raise ConfigError(_mistake(lines[0], operation, setting))
-    for violation in violations(shape, request):
-        raise ConfigError(_forbidden(violation, setting))
+        raise ConfigError(_mistake(lines[0], what, setting))
+    for violation in violations(shape, value):
+        raise ConfigError(_forbidden(violation, setting, settings))
 
 
 def _mistake(line: str, operation: str, setting: str) -> str:
@@ -169,9 +201,9 @@ def _mistake(line: str, operation: str, setting: str) -> str:
     )
 
 
-def _forbidden(violation: Violation, setting: str) -> str:
+def _forbidden(violation: Violation, setting: str, settings: Mapping[str, str]) -> str:
     path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in violation.path).lstrip(".")
-    name, value, limit = _SETTINGS.get(path, f"{setting}.{path}"), violation.value, violation.limit
+    name, value, limit = settings.get(path, f"{setting}.{path}"), violation.value, violation.limit
     what = f"the key {value} of {name}" if violation.of_key else f"{name}={value}"
     if violation.rule == "enum":
         hint = nearest(str(value), limit)

@@ -52,7 +52,7 @@ def violations(shape: Any, value: Any, path: Path = ()) -> Iterator[Violation]:
 
 def _broken(shape: Any, value: Any) -> Iterator[tuple[str, Any, bool]]:
     limits = shape.metadata
-    sized = shape.type_name in ("string", "list", "map")
+    sized = shape.type_name in ("string", "list", "map", "blob")
     size = len(value) if sized else value
     if "max" in limits and size > limits["max"]:
         yield "max", limits["max"], sized

@@ -53,7 +53,8 @@ def test_gpus_of_an_unknown_type_are_unknown() -> None:
 def test_every_type_of_the_table_is_one_that_the_api_takes() -> None:
     table = yaml.safe_load(Path(prices.__file__).with_name("prices.yaml").read_text())
     client = boto3.client("sagemaker", "us-east-1", aws_access_key_id="none", aws_secret_access_key="none")
-    known = set(client.meta.service_model.shape_for("TrainingInstanceType").enum)
+    kinds = ("TrainingInstanceType", "ProductionVariantInstanceType")
+    known = {name for kind in kinds for name in client.meta.service_model.shape_for(kind).enum}
     assert set(table["types"]) <= known
     assert all(entry["gpus"] >= 0 and entry.get("usd", 1) > 0 for entry in table["types"].values())
 
