@@ -6,6 +6,7 @@ outputs, and runs the same program as ``python`` would. Tests that kill or inter
 
 import atexit
 import gc
+import importlib
 import json
 import os
 import runpy
@@ -20,6 +21,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+_WAITED_FOR = (
+    "bincounter.cloud.account",
+    "bincounter.inspect.report",
+    "bincounter.sweep.optuna_search",
+    "bincounter.sweep.page",
+    "bincounter.training.run",
+    "sagemaker.core.image_uris",
+)
+"""Modules whose imports are what commands take longest for."""
 _WORDS_AT_MOST = 200_000  # bytes of a request
 _LONGEST = 500.0  # seconds that a command may take
 
@@ -121,12 +131,8 @@ def _leave(code: int) -> None:
 
 
 if __name__ == "__main__":
-    # What these import is what commands wait for.
-    import bincounter.cloud.account
-    import bincounter.inspect.report
-    import bincounter.sweep.optuna_search
-    import bincounter.sweep.page
-    import bincounter.training.run  # noqa: F401
-
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # this bincounter, wherever another is installed
+    for module in _WAITED_FOR:
+        importlib.import_module(module)
     gc.freeze()  # a fork that looked for garbage in all this would copy it
     _leave(_run(*_asked(socket.socket(fileno=int(sys.argv[1])))))

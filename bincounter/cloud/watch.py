@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from bincounter.cloud.aws_errors import answered_by_aws
-from bincounter.cloud.jobs import ENDED, Job, Pace, describe
+from bincounter.cloud.jobs import ENDED, Job, Pace, answered_here, describe
 from bincounter.errors import BinCounterError, ResourceError
 
 if TYPE_CHECKING:
@@ -56,8 +56,9 @@ def follow(
         whether the job has ended.
     """
     prefix = f"[{job.number}] " if several else ""
-    states, lines, pace = _States(prefix), _Lines(account, job.name, prefix, hear), Pace(leave)
-    patience = Patience()
+    states, lines, patience = _States(prefix), _Lines(account, job.name, prefix, hear), Patience()
+    here = answered_here(account)
+    pace = Pace(leave, here=here)
     while True:
         changed = False
         with patience:
@@ -66,8 +67,9 @@ def follow(
             changed = states.show(described)
         changed = lines.show() or changed
         if job.description.get("TrainingJobStatus") in ENDED:
-            leave.wait(_LATE)
-            lines.show()
+            if not here:
+                leave.wait(_LATE)
+                lines.show()
             return True
         if pace.rest(changed=changed):
             return False

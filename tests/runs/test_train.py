@@ -256,7 +256,8 @@ def test_memory_that_runs_out_is_answered_with_a_smaller_batch(bins: Path, tmp_p
         f"data.source={bins}",
         "data.batch_size=128",
         "data.image_size=224",
-        "model.backbone.width=128",
+        "model.backbone.width=1024",
+        "model.backbone.blocks=1",
     ]
     paths = [f"paths.output_dir={tmp_path / 'run'}", f"paths.cache_dir={tmp_path / 'cache'}"]
     limited = ["bash", "-c", 'ulimit -v 14000000; exec "$@"', "-", *command("train.py", *overrides, *paths)]

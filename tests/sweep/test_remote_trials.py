@@ -24,13 +24,13 @@ ENDS_ALL = ["+hparams_search.pruner._target_=optuna.pruners.ThresholdPruner", "+
 
 @pytest.fixture
 def overrides(tmp_path: Path) -> list[str]:
-    """Of a search whose trials take some ten seconds, so that they can be interrupted."""
+    """Of a search whose trials take seconds, so that they can be interrupted."""
     source = square_bins(tmp_path / "bins", photos=80)
     return [
         *["-m", "hparams_search=optuna", GRID, ROLE, "launcher.instance_type=ml.m5.xlarge", "data=folders"],
-        *[f"data.source={source}", "data.image_size=32", "data.batch_size=4", "model=cnn", "model.backbone.width=8"],
-        *["trainer=cpu", "trainer.max_epochs=40", "callbacks=[none]", "+trainer.enable_progress_bar=false"],
-        *["checkpoint.every_n_train_steps=8", f"paths.output_dir={tmp_path / 'sweep'}"],
+        *[f"data.source={source}", "data.image_size=32", "data.batch_size=8", "model=cnn", "model.backbone.width=8"],
+        *["trainer=cpu", "trainer.max_epochs=20", "callbacks=[none]", "+trainer.enable_progress_bar=false"],
+        *["checkpoint.every_n_train_steps=4", f"paths.output_dir={tmp_path / 'sweep'}"],
         *[f"paths.{name}_dir={tmp_path / name}" for name in ("data", "cache", "log")],
     ]
 
@@ -65,7 +65,7 @@ def test_a_killed_search_follows_its_jobs_again_prunes_one_and_goes_on_after_a_f
     done = run("train.py", *options, **plane)
     assert done.stderr.count("3 jobs on 1 x ml.m5.xlarge") == 1
     assert done.stdout.splitlines()[-1] == str(tmp_path / "sweep")
-    assert re.search(r"^Pruning .*saved .*$|saved", done.stdout, re.MULTILINE)
+    assert "Pruning saved about" in done.stdout
     trials = study(tmp_path).trials
     assert sorted(ended) == ["Completed", "Failed"]
     told = {"Completed": "COMPLETE", "Failed": "FAIL"}  # what has completed before it could be stopped, has completed
@@ -103,7 +103,7 @@ def test_ctrl_c_at_a_terminal_stops_a_trial_that_the_next_start_goes_on_with(
     options.append("task_name=stopped")
     ours, theirs = pty.openpty()
     process = launched(*options, plane=plane, stdin=theirs)
-    wait_for("epoch 3 of 40", process)
+    wait_for("epoch 3 of 20", process)
     os.write(ours, b"y\n")
     os.kill(process.pid, signal.SIGINT)
     _, rest = process.communicate(timeout=120)
@@ -116,8 +116,8 @@ def test_ctrl_c_at_a_terminal_stops_a_trial_that_the_next_start_goes_on_with(
     done = run("train.py", *options, **plane)
     assert states(study(tmp_path).trials) == ["COMPLETE"]
     assert len(submitted(account, "stopped")) == 2
-    assert "epoch 40 of 40" in done.stderr
-    assert "epoch 1 of 40" not in done.stderr
+    assert "epoch 20 of 20" in done.stderr
+    assert "epoch 1 of 20" not in done.stderr
     assert record(tmp_path, 0)["checkpoint_uri"] == before["checkpoint_uri"]
 
 

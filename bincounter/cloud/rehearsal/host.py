@@ -122,6 +122,7 @@ class Host:
             "LANG": "C.UTF-8",
             "PYTHONUNBUFFERED": "1",  # as in AWS's images
             "PIP_NO_INDEX": "1",
+            "PIP_NO_DEPS": "1",  # all is listed: what each needs in turn would be compared for seconds
             "PIP_DISABLE_PIP_VERSION_CHECK": "1",
             "SAGEMAKER_BASE_DIR": str(self.base),
             "TMPDIR": self._scratch.name,

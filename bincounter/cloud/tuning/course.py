@@ -12,7 +12,7 @@ from bincounter.cloud import jobs
 from bincounter.cloud.aws_errors import explain_failure
 from bincounter.cloud.crew import wants_to_stop
 from bincounter.cloud.fetch import cost, fetch
-from bincounter.cloud.jobs import Job, Pace
+from bincounter.cloud.jobs import Job, Pace, answered_here
 from bincounter.cloud.tuning.record import ENDED, TuningJob, describe, stop, trials
 from bincounter.cloud.watch import KEPT, Patience, follow
 from bincounter.errors import BinCounterError, Interrupted
@@ -98,7 +98,8 @@ class Course:
                 self._leave.set()
 
     def _until_its_end(self, pool: ThreadPoolExecutor) -> tuple[dict[str, Any], list[Trial]]:
-        pace, patience, futures = Pace(self._leave), Patience(), []
+        pace, patience = Pace(self._leave, here=answered_here(self._account)), Patience()
+        futures = []
         described: dict[str, Any] = {}
         while described.get("HyperParameterTuningJobStatus") not in ENDED:
             try:
