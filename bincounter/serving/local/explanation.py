@@ -1,0 +1,108 @@
+"""Where an archive's model looked in a photo: a process of the server's own, beside the archive's.
+
+``python -m bincounter.serving.local.explanation FOLDER`` speaks as :mod:`bincounter.serving.local.worker` does. Its
+answers are ``{"count": 3, "width": 56, "height": 56, "heat": base64}``: the count that is explained, and how much each
+place of the upright photo spoke for it, 0-255, row by row.
+"""
+
+import asyncio
+import base64
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bincounter.data.preprocessing import Normalize, PhotoError, decode
+from bincounter.errors import ConfigError
+from bincounter.inspect.attention import attention
+from bincounter.model.backbones import cam_layer
+from bincounter.serving.application.model import ServedModel
+from bincounter.serving.application.problems import Problem
+from bincounter.serving.application.service import Reply
+from bincounter.serving.local.worker import answer, take_stdin
+
+_SIDE = 56  # Grad-CAM knows far fewer places
+
+
+class Explained(nn.Module):
+    """A served model as Grad-CAM wants it.
+
+    Args:
+        served: from an archive.
+    """
+
+    def __init__(self, served: ServedModel) -> None:
+        super().__init__()
+        self.backbone: Any = served.backbone
+        self.head, self.objective = served.head, served.objective
+
+    @property
+    def cam_layer(self) -> nn.Module:
+        """The layer whose maps are explained."""
+        return cam_layer(self.backbone)
+
+    def probabilities(self, image: Tensor) -> Tensor:
+        """``float[B, 3, S, S]``, normalised -> distributions over the support, ``float32[B, K]``."""
+        features = self.backbone.maps(image) if self.objective.spatial else self.backbone(image)
+        return self.objective.probabilities(self.head(features).float())
+
+
+class Explanations:
+    """Answers photos with where the model looked.
+
+    Args:
+        served: the model.
+    """
+
+    def __init__(self, served: ServedModel) -> None:
+        self._model = Explained(served).eval()
+        self._normalize = Normalize()
+        self._counts, self._size = served.counts, served.image_size
+
+    async def start(self) -> None:
+        """Nothing is left to do."""
+
+    def statistics(self) -> dict[str, float]:
+        """Nothing is counted."""
+        return {}
+
+    async def handle(self, body: bytes, content_type: str | None, accept: str | None) -> Reply:
+        """Explain the photo that ``body`` is."""
+        try:
+            answer = await asyncio.to_thread(self._explain, body)
+        except PhotoError as error:
+            problem = Problem(422, f"The photo cannot be read ({error}); send a JPEG, PNG or WebP.")
+            return Reply(problem.status, "application/json", problem.body(), {})
+        except ConfigError as error:
+            return Reply(501, "application/json", Problem(501, str(error)).body(), {})
+        return Reply(200, "application/json", json.dumps(answer).encode(), {})
+
+    def _explain(self, body: bytes) -> dict[str, object]:
+        image = self._normalize(decode(body, self._size)[None])
+        with torch.inference_mode():
+            likely = int(self._model.probabilities(image).argmax())
+        heat = F.adaptive_avg_pool2d(torch.from_numpy(attention(self._model, image)), min(_SIDE, self._size))[0]
+        grid = (255 * heat).round().to(torch.uint8)
+        height, width = grid.shape
+        encoded = base64.b64encode(grid.numpy().tobytes()).decode("ascii")
+        return {"count": self._counts[likely], "width": width, "height": height, "heat": encoded}
+
+
+def main() -> None:
+    """Load the model and answer."""
+    connection = take_stdin()
+    folder = Path(sys.argv[1])
+    os.nice(10)
+    sys.path.append(str(folder / "code"))  # a foreign backbone's files; bincounter itself is the installed one
+    served = ServedModel.load(folder)
+    torch.set_num_threads(1)
+    answer(connection, Explanations(served), {"name": served.name})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""A small unpacked archive, and photos to send it."""
+
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from commands import REPOSITORY
+from PIL import Image
+
+from bincounter.model.checkpoints import build_counter
+
+COUNTS = (0, 1, 2, 3)
+SIZE = 32
+MODEL = {"backbone": {"_target_": "bincounter.model.backbones.cnn", "width": 8, "blocks": 3}, "channels_last": True}
+OBJECTIVE = {"_target_": "bincounter.model.objectives.Classification"}
+LIMITS = {
+    "max_body_bytes": 2_000_000,
+    "max_instances": 8,
+    "max_batch": 8,
+    "max_queue": 64,
+    "timeout_s": 20.0,
+    "url_hosts": [],
+}
+_CODE = (
+    "__init__.py",
+    "errors.py",
+    "config/choices.py",
+    "data/__init__.py",
+    "data/preprocessing.py",
+    "model/__init__.py",
+    "model/backbones.py",
+    "model/heads.py",
+    "model/objectives.py",
+    "model/weights.py",
+    "serving/__init__.py",
+)
+
+
+def unpacked_archive(folder: Path, **limits: Any) -> Path:
+    """Write what an archive of a small model unpacks to."""
+    torch.manual_seed(0)
+    counter = build_counter(MODEL, OBJECTIVE, COUNTS)
+    folder.mkdir(parents=True)
+    parts = ("backbone.", "head.", "objective.")
+    torch.save({k: v for k, v in counter.state_dict().items() if k.startswith(parts)}, folder / "weights.pt")
+    described = {
+        "version": 1,
+        "model": "bincounter-0123456789ab",
+        "counts": COUNTS,
+        "image_size": SIZE,
+        "precision": "fp32",
+        "description": {"model": {**MODEL, "weights": None, "head": {}}, "objective": OBJECTIVE},
+        "limits": {**LIMITS, **limits},
+        "task_name": "squares",
+        "bincounter": "0.1.0",
+    }
+    (folder / "model.json").write_text(json.dumps(described), encoding="utf-8")
+    source, code = REPOSITORY / "bincounter", folder / "code" / "bincounter"
+    for name in _CODE:
+        (code / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source / name, code / name)
+    shutil.copytree(source / "serving/application", code / "serving/application", ignore=lambda *_: ["__pycache__"])
+    return folder
+
+
+def photo(seed: int = 0, format_: str = "JPEG", side: int = 96) -> bytes:
+    """A photo of bright squares on noise."""
+    generator = np.random.default_rng(seed)
+    pixels = generator.integers(0, 90, (side, side, 3), dtype=np.uint8)
+    for _ in range(seed % len(COUNTS)):
+        top, left = generator.integers(0, side - side // 5, 2)
+        pixels[top : top + side // 5, left : left + side // 5] = generator.integers(150, 256, 3)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format_)
+    return buffer.getvalue()

@@ -1,0 +1,142 @@
+"""The local server as a process of its own, and requests to it."""
+
+import http.client
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import psutil
+import pytest
+from commands import environment
+from prometheus_client.parser import text_string_to_metric_families
+
+_SERVE = """
+import logging, sys
+from pathlib import Path
+from bincounter.errors import BinCounterError
+from bincounter.serving.local.server import serve
+logging.basicConfig(level=logging.INFO)
+try:
+    sys.exit(serve(Path(sys.argv[1]), port=0))
+except BinCounterError as error:
+    print(f"Error: {error}", file=sys.stderr)
+    sys.exit(error.exit_code)
+"""
+
+
+class Answer(NamedTuple):
+    """A response, read."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        """The body, parsed."""
+        return json.loads(self.body)
+
+
+@dataclass
+class LocalServer:
+    """A server that was started.
+
+    Attributes:
+        process: the server's.
+        url: ``http://127.0.0.1:PORT``.
+        log: what it writes to stderr.
+    """
+
+    process: psutil.Popen
+    url: str
+    log: Path
+
+    def ask(self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> Answer:
+        """Send one request."""
+        connection = http.client.HTTPConnection(urlsplit(self.url).netloc, timeout=60)
+        try:
+            connection.request(method, path, body, headers or {})
+            response = connection.getresponse()
+            return Answer(
+                response.status, {key.lower(): value for key, value in response.getheaders()}, response.read()
+            )
+        finally:
+            connection.close()
+
+    def count(self, photo: bytes, **headers: str) -> Answer:
+        """Post a photo."""
+        return self.ask("POST", "/invocations", photo, {"Content-Type": "application/octet-stream", **headers})
+
+    def metrics(self) -> dict[str, float]:
+        """Values of ``/metrics`` by name, labels in brackets behind it."""
+        text = self.ask("GET", "/metrics").body.decode()
+        samples = [one for family in text_string_to_metric_families(text) for one in family.samples]
+        return {f"{one.name}{sorted(one.labels.items()) or ''}": one.value for one in samples}
+
+    @property
+    def port(self) -> int:
+        """On 127.0.0.1."""
+        port = urlsplit(self.url).port
+        assert port
+        return port
+
+    def worker(self) -> psutil.Process:
+        """The archive's process."""
+        return next(child for child in self.process.children() if "worker.py" in " ".join(child.cmdline()))
+
+    def wait_until_ready(self) -> None:
+        """Wait until the archive's process answers."""
+        while self.ask("GET", "/ping").status != 200:
+            assert self.process.poll() is None, self.log.read_text()
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Stop it and return its exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(30)
+
+
+@contextmanager
+def local_server(folder: Path) -> Iterator[LocalServer]:
+    """Serve an unpacked archive until the block ends."""
+    log = folder.with_name(f"{folder.name}.log")
+    with log.open("wb") as stderr:
+        process = psutil.Popen(
+            [sys.executable, "-c", _SERVE, str(folder)],
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            env={**environment(), "PYTHONUNBUFFERED": "1"},
+        )
+    try:
+        lines = [process.stdout.readline().decode() for _ in range(4)]
+        assert lines[1], log.read_text()
+        yield LocalServer(process, lines[1].split()[1].rstrip("/"), log)
+    finally:
+        children = process.children(recursive=True) if process.is_running() else []
+        if process.poll() is None:
+            process.terminate()
+        process.wait(30)
+        process.stdout.close()
+        assert not psutil.wait_procs(children, timeout=10)[1]
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
+    """A running server of a small model, for all tests that leave it running."""
+    from archives import unpacked_archive  # torch, which most tests do without
+
+    with local_server(unpacked_archive(tmp_path_factory.mktemp("served") / "archive")) as server:
+        yield server

@@ -1,0 +1,227 @@
+"""The server on 127.0.0.1, asked as clients ask: over HTTP, well-behaved or not."""
+
+import base64
+import json
+import signal
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from archives import COUNTS, photo, unpacked_archive
+from local_server import LocalServer, gone, local_server
+
+from bincounter.errors import UserError
+from bincounter.serving.local.server import serve
+
+
+def head_of(server: LocalServer, request: bytes) -> bytes:
+    """Send bytes, and read the answer up to the end of its sentence."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+        connection.sendall(request)
+        received = b""
+        while not received.endswith(b"}") and (chunk := connection.recv(1 << 16)):
+            received += chunk
+        return received
+
+
+def test_a_photo_is_counted(served: LocalServer) -> None:
+    assert served.ask("GET", "/ping").status == 200
+    answered = served.count(photo(3))
+    answer = answered.json()
+    assert answered.status == 200
+    assert answered.headers["content-type"] == "application/json"
+    assert answer["model"] == "bincounter-0123456789ab"
+    assert list(answer["probabilities"]) == [str(count) for count in COUNTS]
+    assert sum(answer["probabilities"].values()) == pytest.approx(1)
+    expected = sum(int(count) * share for count, share in answer["probabilities"].items())
+    assert answer["expected_count"] == pytest.approx(expected, abs=1e-4)
+    instances = {"instances": [{"image": base64.b64encode(photo(seed)).decode()} for seed in (3, 1)]}
+    several = served.ask("POST", "/invocations", json.dumps(instances).encode(), {"Content-Type": "application/json"})
+    assert [one["count"] for one in several.json()["predictions"]] == [
+        answer["count"],
+        served.count(photo(1)).json()["count"],
+    ]
+    table = served.count(photo(3), Accept="text/csv")
+    assert table.headers["content-type"].startswith("text/csv")
+    assert table.body.decode().split(",")[0] == str(answer["count"])
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"),
+    [
+        ("POST", "/invocations", b"no photo", 422),
+        ("POST", "/invocations", b"", 400),
+        ("POST", "/explanation", b"no photo", 422),
+        ("GET", "/invocations", None, 405),
+        ("OPTIONS", "/invocations", None, 405),
+        ("POST", "/ping", b"", 405),
+        ("GET", "/nothing", None, 404),
+        ("GET", "/page/../model.json", None, 404),
+        ("GET", "/page/%2e%2e%2fworker.py", None, 404),
+    ],
+)
+def test_what_is_wrong_is_answered_with_a_sentence(
+    served: LocalServer, method: str, path: str, body: bytes | None, status: int
+) -> None:
+    answered = served.ask(method, path, body)
+    assert answered.status == status
+    assert answered.headers["content-type"] == "application/json"
+    assert len(answered.json()["error"].split()) > 4
+    if status == 405:
+        assert answered.headers["allow"]
+
+
+def test_head_is_answered_without_a_body(served: LocalServer) -> None:
+    assert served.ask("HEAD", "/ping")[::2] == (200, b"")
+    assert served.ask("HEAD", "/nothing")[::2] == (404, b"")
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"POST /invocations HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000000\r\n\r\n",
+        b"POST /invocations HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3000000\r\n\r\n" + bytes(3_000_000),
+        b"POST /invocations HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+        + (b"80000\r\n" + bytes(0x80000) + b"\r\n") * 5,
+    ],
+    ids=["announced", "sent", "chunked"],
+)
+def test_a_body_that_is_too_large_is_refused_at_once(served: LocalServer, request_: bytes) -> None:
+    answer = head_of(served, request_)
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"more than 2 MB" in answer
+
+
+def test_garbage_instead_of_http_is_refused(served: LocalServer) -> None:
+    assert head_of(served, b"\x16\x03\x01 not http\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "bins.example.org"},
+        {"Host": "127.0.0.1.example.org:8080"},
+        {"Origin": "https://example.org"},
+        {"Origin": "null"},
+        {"Origin": "http://127.0.0.1:1"},
+        {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"},
+    ],
+    ids=["host", "longer host", "origin", "no origin", "other port", "embedded"],
+)
+def test_pages_of_other_sites_get_nothing(served: LocalServer, headers: dict[str, str]) -> None:
+    answered = served.ask("POST", "/invocations", photo(), headers)
+    assert answered.status == 403
+    assert "count" not in answered.json()
+    assert not [name for name in answered.headers if name.startswith("access-control")]
+
+
+def test_metrics_are_what_prometheus_reads(served: LocalServer) -> None:
+    before = served.metrics()
+    for seed in range(3):
+        served.count(photo(seed))
+    served.count(b"no photo")
+    after = served.metrics()
+
+    def grown(name: str) -> float:
+        return after[name] - before.get(name, 0)
+
+    assert grown("bincounter_requests_total[('status', '200')]") == 3
+    assert grown("bincounter_requests_total[('status', '422')]") == 1
+    assert grown("bincounter_request_seconds_count") == 4
+    assert grown("bincounter_photos_total") == 3
+    assert 1 <= grown("bincounter_batches_total") <= 3
+    assert grown("bincounter_decode_seconds_total") > 0
+    assert grown("bincounter_forward_seconds_total") > 0
+    assert after["bincounter_ready"] == 1
+    assert after["bincounter_queue_length"] == after["bincounter_requests_in_flight"] == 0
+    assert after["bincounter_model_info[('name', 'bincounter-0123456789ab'), ('precision', 'fp32')]"] == 1
+    assert after["process_resident_memory_bytes"] > 1e6
+
+
+def test_explanations_come_one_at_a_time(served: LocalServer) -> None:
+    served.ask("POST", "/explanation", photo(3))  # starts its process
+    with ThreadPoolExecutor(8) as clients:
+        answers = list(clients.map(lambda _: served.ask("POST", "/explanation", photo(3)), range(8)))
+    assert {answer.status for answer in answers} <= {200, 503}
+    explained = next(answer.json() for answer in answers if answer.status == 200)
+    assert explained["count"] == served.count(photo(3)).json()["count"]
+    heat = base64.b64decode(explained["heat"])
+    assert len(heat) == explained["width"] * explained["height"]
+    assert max(heat) > min(heat)
+
+
+def test_a_killed_worker_comes_back(served: LocalServer) -> None:
+    restarts = served.metrics()["bincounter_worker_restarts_total"]
+    dead = served.worker()
+    dead.kill()
+    dead.wait(10)
+    refused = served.count(photo())
+    assert refused.status == 503
+    assert refused.headers["retry-after"] == "1"
+    assert served.ask("GET", "/ping").status == 503
+    served.wait_until_ready()
+    assert served.count(photo()).status == 200
+    assert served.metrics()["bincounter_worker_restarts_total"] == restarts + 1
+
+
+def test_ends_on_sigterm_when_all_is_answered_and_nothing_is_left_over(tmp_path: Path) -> None:
+    """A server with narrow limits: slow and stopped clients and workers, then its end."""
+    with local_server(unpacked_archive(tmp_path / "archive", timeout_s=1.5, max_queue=2)) as server:
+        head = b"POST /invocations HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n"
+        with ThreadPoolExecutor(2) as clients:
+            slow = [clients.submit(head_of, server, head) for _ in range(2)]
+            while server.metrics()["bincounter_requests_in_flight"] < 2:
+                assert not slow[0].done()
+            assert server.count(photo()).status == 503
+            assert all(answer.result().startswith(b"HTTP/1.1 408 ") for answer in slow)
+        stopped = server.worker()
+        stopped.suspend()
+        assert server.count(photo()).status == 504
+        server.wait_until_ready()
+        assert gone(stopped.pid)
+        with ThreadPoolExecutor(1) as clients, socket.create_connection(("127.0.0.1", server.port)) as connection:
+            body = photo()
+            length = f"Content-Length: {len(body)}\r\n\r\n".encode()
+            connection.sendall(b"POST /invocations HTTP/1.1\r\nHost: localhost\r\n" + length + body[:100])
+            while server.metrics()["bincounter_requests_in_flight"] < 1:
+                pass
+            ended = clients.submit(server.end)
+            connection.sendall(body[100:])
+            assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+            assert ended.result() == 143
+
+
+def test_nothing_is_left_over_when_the_server_is_killed(tmp_path: Path) -> None:
+    with local_server(unpacked_archive(tmp_path / "archive")) as server:
+        worker = server.worker()
+        server.end(signal.SIGKILL)
+        until = time.monotonic() + 10
+        while not gone(worker.pid) and time.monotonic() < until:
+            time.sleep(0.05)
+        assert gone(worker.pid)
+
+
+def test_gives_up_with_the_reason_when_the_archive_cannot_be_loaded_any_more(tmp_path: Path) -> None:
+    folder = unpacked_archive(tmp_path / "archive")
+    with local_server(folder) as server:
+        (folder / "code/bincounter/serving/application/model.py").write_text("raise RuntimeError('gone bad')\n")
+        server.worker().kill()
+        assert server.process.wait(30) == 1
+        last = server.log.read_text().splitlines()[-1]
+    assert last.startswith("Error: The model's process died and could not be started again.")
+    assert "RuntimeError: gone bad" in last
+
+
+def test_a_taken_port_and_a_broken_archive_are_named(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(UserError, match=rf"Port {port} is taken.*target\.port"):
+            serve(tmp_path, port=port)
+    folder = unpacked_archive(tmp_path / "archive")
+    (folder / "code/bincounter/model/heads.py").write_text("import shelves\n")
+    with pytest.raises(UserError, match=r"No module named 'shelves'.*package"):
+        serve(folder, port=0)
