@@ -20,7 +20,7 @@ def action(cfg: DictConfig) -> int:
     """Carry out what one composed configuration asks for; returns the exit code."""
     # Imported here, so that --help and tab completion are quick.
     from bincounter.config.deploy import target_of
-    from bincounter.config.deploy_rules import check_deploy
+    from bincounter.config.deploy_rules import SERVES, check_deploy
 
     check_deploy(cfg)
     signal.signal(signal.SIGTERM, _stop)
@@ -31,7 +31,7 @@ def action(cfg: DictConfig) -> int:
         return 0
     if target_of(cfg) == "local":
         return deploying.carry_out_here(cfg)
-    package = deploying.checked_package(cfg) if cfg.action in deploying.SERVES else None
+    package = deploying.checked_package(cfg) if cfg.action in SERVES else None
     from bincounter.cloud.endpoints.actions import carry_out
 
     return carry_out(cfg, package)

@@ -129,7 +129,7 @@ def _predict(arguments: argparse.Namespace) -> int:
     from bincounter.training.newest import newest_checkpoint
 
     checkpoint = arguments.ckpt_path or newest_checkpoint(Path("logs"), named_by="--ckpt-path")
-    from bincounter.training.predicting import Predictor, photos_of, summary, write_answers
+    from bincounter.training.predicting import Predictor, photos_of, show_answers, write_answers
     from bincounter.training.quiet import quiet_lightning
 
     photos = [photo for source in arguments.sources for photo in photos_of(source, arguments.data_dir)]
@@ -140,17 +140,7 @@ def _predict(arguments: argparse.Namespace) -> int:
         counted = write_answers(arguments.csv, predictor.counts, answers)
         print(f"{counted} of {len(photos)} photos counted: {arguments.csv}")
         return 0 if counted else 2
-    counted = 0
-    for answer in answers:
-        if not answer.probabilities:
-            print(f"{answer.path}: {answer.reason}", file=sys.stderr)
-            continue
-        counted += 1
-        predicted, expected = summary(predictor.counts, answer)
-        print(
-            f"{answer.path}\t{predicted}\t({max(answer.probabilities):.0%} sure, {expected:.2f} expected)", flush=True
-        )
-    return 0 if counted else 2
+    return 0 if show_answers((answer, predictor.counts) for answer in answers) else 2
 
 
 def _compare(arguments: argparse.Namespace) -> int:

@@ -167,6 +167,8 @@ def _served(cfg: Mapping[str, Any]) -> None:
             f"action={cfg['action']} needs a checkpoint: name it with ckpt_path=RUN/checkpoints/best.ckpt, or take the "
             "newest with ckpt_path=latest"
         )
+    if archive is not None and Path(archive).is_dir():
+        raise ConfigError(f"archive={archive} is a folder: name the file, as in archive={archive}/model.tar.gz")
     if path is None:
         _existing(archive, cfg["parity"]["photos"])
     elif path == "last":

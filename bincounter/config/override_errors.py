@@ -45,7 +45,8 @@ def no_setting(key: str, cfg: DictConfig) -> str | None:
 
 def _groups(primary: Path) -> dict[str, list[str]]:
     """Options by group, of the groups that ``primary`` has among its defaults."""
-    used = {group for entry in OmegaConf.load(primary)["defaults"] if isinstance(entry, DictConfig) for group in entry}
+    defaults = OmegaConf.select(OmegaConf.load(primary), "defaults")
+    used = {group for entry in defaults if isinstance(entry, DictConfig) for group in entry}
     folders = [p for p in primary.parent.rglob("*") if p.is_dir() and any(p.glob("*.yaml"))]
     names = {folder.relative_to(primary.parent).as_posix(): folder for folder in folders}
     return {

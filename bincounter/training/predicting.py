@@ -1,6 +1,7 @@
 """Counts for photos that come without labels: one photo, a folder of them, or a bucket."""
 
 import csv
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -124,6 +125,28 @@ def write_answers(path: Path, counts: Sequence[int], answers: Iterable[Answer]) 
 
 
 def summary(counts: Sequence[int], answer: Answer) -> tuple[int, float]:
-    """The most likely count and the mean of the distribution."""
-    pairs = list(zip(answer.probabilities, counts, strict=True))
-    return max(pairs)[1], sum(probability * count for probability, count in pairs)
+    """The most likely count, of equally likely ones the smallest as in the scores, and the distribution's mean."""
+    likeliest = answer.probabilities.index(max(answer.probabilities))
+    expected = sum(probability * count for probability, count in zip(answer.probabilities, counts, strict=True))
+    return counts[likeliest], expected
+
+
+def show_answers(answers: Iterable[tuple[Answer, Sequence[int]]]) -> int:
+    """Print a line per photo, unreadable ones on stderr.
+
+    Args:
+        answers: and the counts that their probabilities are of.
+
+    Returns:
+        How many photos have a count.
+    """
+    counted = 0
+    for answer, counts in answers:
+        if not answer.probabilities:
+            print(f"{answer.path}: {answer.reason}", file=sys.stderr)
+            continue
+        counted += 1
+        predicted, expected = summary(counts, answer)
+        sure = f"{max(answer.probabilities):.0%} sure"
+        print(f"{answer.path}\t{predicted}\t({sure}, {expected:.2f} expected)", flush=True)
+    return counted

@@ -21,6 +21,7 @@ import sys
 import traceback
 from dataclasses import asdict
 from importlib.abc import MetaPathFinder
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -158,15 +159,17 @@ def answer(connection: socket.socket, handler: Handler, ready: dict[str, Any]) -
 
 
 class _Refusal(MetaPathFinder):
-    """Makes packages that are installed as good as missing."""
+    """Takes the place of the finder of what is installed, and finds all but some packages.
+
+    Raising from a finder of its own would not do: torch looks for packages that it can do without.
+    """
 
     def __init__(self, names: list[str]) -> None:
         self._names = set(names)
 
-    def find_spec(self, fullname: str, path: Any, target: Any = None) -> None:
-        """Raise where the package is one of those."""
-        if fullname.partition(".")[0] in self._names:
-            raise ModuleNotFoundError(f"No module named {fullname!r}", name=fullname)
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
+        """What is installed, ``None`` where the package is one of those."""
+        return None if fullname.partition(".")[0] in self._names else PathFinder.find_spec(fullname, path, target)
 
 
 def main() -> None:
@@ -174,7 +177,9 @@ def main() -> None:
     folder, refused = Path(sys.argv[1]).resolve(), sys.argv[2:]
     connection = take_stdin()
     sys.path[:0] = [str(folder), str(folder / "code")]  # as PYTHONPATH of the serving images
-    sys.meta_path.insert(0, _Refusal([name for names in refused for name in names.split(",")]))
+    if refused:
+        refusal = _Refusal(refused[0].split(","))
+        sys.meta_path[:] = [refusal if finder is PathFinder else finder for finder in sys.meta_path]
     try:
         service, ready = _load(folder)
     except Exception as error:

@@ -1,0 +1,69 @@
+"""Photos posted to a server on this machine."""
+
+import json
+import time
+from collections.abc import Iterable, Iterator
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+
+from bincounter.errors import ResourceError, UserError
+from bincounter.training.predicting import Answer
+
+_TIMEOUT = 120.0  # seconds
+_TRIES = 5  # of a server that is busy
+_BUSY = 503
+
+
+def ask(port: int, photos: Iterable[Path]) -> Iterator[tuple[Answer, tuple[int, ...]]]:
+    """Have photos counted, one after the other.
+
+    Args:
+        port: of the server on 127.0.0.1.
+        photos: to post as they are.
+
+    Yields:
+        The answer for a photo, and the counts its probabilities are of.
+
+    Raises:
+        UserError: nothing answers there, or something that is no endpoint.
+        ResourceError: the server stays busy.
+    """
+    for photo in photos:
+        try:
+            content = photo.read_bytes()
+        except OSError as error:
+            yield Answer(photo, reason=(error.strerror or "unreadable").lower()), ()
+            continue
+        status, body = _posted(port, content)
+        try:
+            answer = json.loads(body)
+            if status != 200:
+                yield Answer(photo, reason=answer["error"]), ()
+                continue
+            probabilities = {int(count): float(share) for count, share in answer["probabilities"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"http://127.0.0.1:{port} is no endpoint of bincounter: name its port by target.port, "
+                "python deploy.py action=list shows it"
+            ) from error
+        yield Answer(photo, tuple(probabilities.values())), tuple(probabilities)
+
+
+def _posted(port: int, content: bytes) -> tuple[int, bytes]:
+    for number in range(_TRIES):
+        time.sleep(number)
+        connection = HTTPConnection("127.0.0.1", port, timeout=_TIMEOUT)
+        try:
+            connection.request("POST", "/invocations", content, {"Content-Type": "application/octet-stream"})
+            response = connection.getresponse()
+            status, body = response.status, response.read()
+        except (OSError, HTTPException) as error:
+            raise UserError(
+                f"Nothing answers at http://127.0.0.1:{port}: start it with python deploy.py ckpt_path=..., or see "
+                "what runs with python deploy.py action=list"
+            ) from error
+        finally:
+            connection.close()
+        if status != _BUSY:
+            return status, body
+    raise ResourceError(f"http://127.0.0.1:{port} is busy: ask again later")

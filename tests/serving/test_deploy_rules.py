@@ -1,0 +1,130 @@
+"""What deploy.py is asked and cannot do is refused in one line, before a checkpoint is read."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from commands import REPOSITORY, Run, environment
+
+from bincounter.command_line import composed
+from bincounter.config.deploy_rules import check_deploy
+from bincounter.errors import ConfigError
+
+
+def refusal(*overrides: str) -> str:
+    with pytest.raises(ConfigError) as refused:
+        check_deploy(composed(list(overrides), config_dir=REPOSITORY / "conf", config_name="deploy"))
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> str:
+    (tmp_path / "best.ckpt").write_bytes(b"")
+    return f"ckpt_path={tmp_path / 'best.ckpt'}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["action=deplyo"], "did you mean action=deploy?"),
+        (["target=relatime"], "did you mean target=realtime?"),
+        (["target.prot=1"], "target.prot is no setting; did you mean target.port?"),
+        (["model=resnet18"], "model is no setting"),
+        (["target.port=eighty"], "target.port"),
+        (["target.port=70000"], "at most 65535"),
+        (["precision=fp8"], "not one of fp32, bf16"),
+        (["name=my_endpoint"], "letters, digits and hyphens"),
+        (["name=" + "a" * 64], "at most 63"),
+        (["trust=[a/b]"], "as it is imported"),
+        (["limits.max_batch=0"], "limits.max_batch=0 is out of range"),
+        (["limits.timeout_s=inf"], "limits.timeout_s=inf is out of range"),
+        (["limits.max_queue=8"], "below limits.max_instances=32"),
+        (["limits.url_hosts=[https://a.org]"], "without https://"),
+        (["limits.url_hosts=['*']"], "no name of a host"),
+        (["limits.url_hosts=['*.org']"], "no name of a host"),
+        (["limits.url_hosts=[10.0.0.1]"], "no name of a host"),
+        (["parity.photos=-1"], "at least 0"),
+        (["target=serverless", "target.memory_mb=1500"], "1024, 2048, 3072, 4096, 5120 or 6144"),
+        (["target=serverless", "target.max_concurrency=201"], "at most 200"),
+        (["target=realtime", "target.instance_type=m5.xlarge"], "begin with ml."),
+        (["target=realtime", "target.stack=triton"], "not one of ray, pytorch"),
+        (["target=realtime", "target.max_usd_per_hour=0"], "above 0"),
+        (["target=realtime", "target.environment.A-B=1"], "environment variable"),
+        (["target=async", "target.output_uri=bucket/out"], "s3://bucket/folder"),
+        ([], "action=deploy needs a checkpoint: name it with ckpt_path="),
+        (["action=package", "archive=there.tar.gz"], "needs a checkpoint"),
+        (["ckpt_path=nowhere.ckpt"], "is no file"),
+        (["ckpt_path=last"], "goes on with a training"),
+        (["archive=nowhere.tar.gz"], "is not there yet"),
+        (["archive=README.md"], "parity.photos=0"),
+        (["archive=docs"], "archive=docs/model.tar.gz"),
+        (["action=update"], "action=delete"),
+        (["action=invoke"], "add input=photo.jpg"),
+        (["action=list", "input=a.jpg"], "add action=invoke"),
+        (["action=invoke", "input=a.jpg", "output=b"], "action=transform alone"),
+        (["action=transform", "input=s3://b/in"], "python -m bincounter predict"),
+        (["action=transform", "target=serverless", "input=s3://b/in"], "use target=realtime"),
+        (["action=transform", "target=realtime", "input=photos"], "s3://bucket/folder"),
+        (["action=transform", "target=realtime", "input=s3://bucket/in"], "output=s3://bucket/answers"),
+    ],
+    ids=str,
+)
+def test_one_line_says_what_is_wrong_and_what_to_write(overrides: list[str], said: str) -> None:
+    assert said in refusal(*overrides)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["action=package", "precision=bf16", "trust=[timm, my_nets.]"],
+        ["target.port=0", "limits.url_hosts=[photos.example.org, '*.example.org', a-b.example.org:8443]"],
+        ["target=serverless", "target.memory_mb=6144", "target.max_concurrency=200"],
+        ["target=realtime", "target.instance_type=ml.g5.xlarge", "target.environment.A=1", "name=a-1"],
+        ["target=realtime", "action=transform", "input=s3://bucket/in", "output=s3://bucket/out/"],
+        ["target=async", "target.output_uri=s3://bucket/out"],
+    ],
+    ids=str,
+)
+def test_what_can_be_done_passes(overrides: list[str], checkpoint: str) -> None:
+    check_deploy(composed([checkpoint, *overrides], config_dir=REPOSITORY / "conf", config_name="deploy"))
+
+
+def test_the_command_answers_in_one_line_with_exit_code_2(run: Run) -> None:
+    for overrides, said in {
+        (): "needs a checkpoint",
+        ("nme=x",): "did you mean name?",
+        ("foo.bar.baz=1",): "python deploy.py --cfg job",
+        ("-m", "name=a,b"): "leave -m out",
+        ("hydra.mode=MULTIRUN",): "leave -m out",
+    }.items():
+        done = run("deploy.py", *overrides, code=2)
+        assert done.stdout == ""
+        assert len(done.stderr.splitlines()) == 1
+        assert said in done.stderr
+
+
+_QUICK = """
+import sys
+from pathlib import Path
+sys.argv = ["deploy.py", *sys.argv[1:]]
+import deploy
+code = deploy.main_once(deploy.action, config_dir=Path("conf"), config_name="deploy")
+sys.exit(code or ("torch" in sys.modules))
+"""
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"], ["ckpt_path=nowhere.ckpt"]], ids=str)
+def test_help_and_refusals_come_before_torch_is_imported(arguments: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _QUICK, *arguments],
+        cwd=REPOSITORY,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == (2 if "ckpt_path=nowhere.ckpt" in arguments else 0), done.stderr
+    assert "action" in done.stdout or "is no file" in done.stderr
