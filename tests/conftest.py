@@ -12,7 +12,7 @@ from warm_python import WarmPython, warm_python
 # Before torch is imported: on busy cores its threads wait for each other far longer than they work.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-pytest_plugins = ["s3_server", "squares", "rehearsed", "local_server"]
+pytest_plugins = ["s3_server", "squares", "rehearsed", "local_server", "served_runs"]
 
 _PHOTOS = REPOSITORY.parent / "shared" / "abid"
 
