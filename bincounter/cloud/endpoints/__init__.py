@@ -1,1 +1,1 @@
-"""SageMaker endpoints: their requests, their course, their cost, and how they are taken down."""
+"""A packed checkpoint behind a SageMaker endpoint: its requests, its price, its life, and its answers."""

@@ -1,0 +1,109 @@
+"""Batch Transform: a job that counts all photos of a folder in S3, and ends with its instances."""
+
+import logging
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from bincounter.cloud.endpoints.cost import show, transform_cost
+from bincounter.cloud.endpoints.errors import answered, explain_endpoint_failure
+from bincounter.cloud.endpoints.logs import TRANSFORM_JOBS, last_line
+from bincounter.cloud.endpoints.planning import plan_model, show_calls
+from bincounter.cloud.endpoints.requests import Wanted, transform_call
+from bincounter.cloud.endpoints.states import watched
+from bincounter.data.layouts import PHOTO_SUFFIXES
+from bincounter.errors import DataError, ResourceError
+
+if TYPE_CHECKING:
+    from bincounter.cloud.account import Account
+    from bincounter.serving.packing.archive import Package
+
+log = logging.getLogger(__name__)
+
+_ANY_PHOTO = "application/octet-stream"
+
+
+def transform(account: "Account", wanted: Wanted, package: "Package", *, source: str, output: str, dry: bool) -> None:
+    """Count all photos of a folder.
+
+    Args:
+        account: that the job runs in.
+        wanted: its instances.
+        package: the packed checkpoint.
+        source: ``s3://`` folder of photos.
+        output: ``s3://`` folder of answers, ``<photo>.out`` each.
+        dry: print the requests instead.
+
+    Raises:
+        BinCounterError: the job could not be started, or has failed.
+        Interrupted: by Ctrl-C; AWS goes on.
+    """
+    model = plan_model(account, wanted, package)
+    show("Transform job", transform_cost(wanted), wanted.target["max_usd_per_hour"])
+    content_type = _ANY_PHOTO if dry else _content_type(account, source)
+    call = transform_call(wanted, model=model.call, source=source, content_type=content_type, output=output)
+    if dry:
+        show_calls([model.call, call])
+        return
+    model.make(account, wanted)
+    name = call.request["TransformJobName"]
+    with answered(f"creating the transform job {name}"):
+        call.send(account)
+    if not wanted.target["wait"]:
+        log.info("%s is under way, and billed until it ends. See it with: python deploy.py action=list", name)
+        return
+    ended = watched(
+        account,
+        lambda: account.sagemaker.describe_transform_job(TransformJobName=name),
+        "TransformJobStatus",
+        name,
+        "python deploy.py action=list",
+    )
+    assert ended is not None
+    _tell(account, ended, source, output)
+
+
+def _tell(account: "Account", ended: dict[str, Any], source: str, output: str) -> None:
+    photos, answers = len(_names(account, source)), len(_names(account, output, ".out"))
+    name, state = ended["TransformJobName"], ended["TransformJobStatus"]
+    if state != "Completed":
+        line = last_line(account, TRANSFORM_JOBS, f"{name}/")
+        reason = explain_endpoint_failure(ended.get("FailureReason", ""), line)
+        raise ResourceError(
+            f"{name} is {state} ({reason}), with {answers} answers for {photos} photos in {output}: correct that, and "
+            "run the same command again"
+        )
+    seconds = (ended["TransformEndTime"] - ended["TransformStartTime"]).total_seconds()
+    log.info("%s: %d answers for %d photos in %.0f s", name, answers, photos, seconds)
+    log.info("Its model stays until action=delete, and is free.")
+    print(output, flush=True)
+
+
+def _content_type(account: "Account", source: str) -> str:
+    """What a job says of all its photos.
+
+    Raises:
+        DataError: nothing lies there, or something that is no photo, which would fail the job.
+    """
+    names = _names(account, source)
+    if not names:
+        raise DataError(f"nothing lies under {source}: correct input, its letters' case included")
+    strange = [name for name in names if PurePosixPath(name).suffix.lower() not in PHOTO_SUFFIXES]
+    if strange:
+        raise DataError(
+            f"{len(strange)} of the {len(names)} objects under {source} are no photos ({strange[0]}), and a transform "
+            f"job fails by them: name a folder of {', '.join(sorted(PHOTO_SUFFIXES))} files alone"
+        )
+    kinds = {PurePosixPath(name).suffix.lower() for name in names}
+    if kinds <= {".jpg", ".jpeg"}:
+        return "image/jpeg"
+    return "image/png" if kinds == {".png"} else _ANY_PHOTO
+
+
+def _names(account: "Account", uri: str, suffix: str = "") -> list[str]:
+    """Keys of the objects below an ``s3://`` folder."""
+    bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+    folder = f"{prefix.rstrip('/')}/" if prefix.rstrip("/") else ""
+    with answered(f"listing {uri}"):
+        pages = account.s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=folder)
+        keys = [one["Key"] for page in pages for one in page.get("Contents", ())]
+    return [key for key in keys if key.endswith(suffix) and not key.endswith("/")]

@@ -1,0 +1,138 @@
+"""Another checkpoint, or other settings, for an endpoint that goes on answering; SageMaker rolls back what fails."""
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from bincounter.cloud.endpoints.autoscaling import Registered, registered
+from bincounter.cloud.endpoints.belongings import remove_unused
+from bincounter.cloud.endpoints.errors import answered
+from bincounter.cloud.endpoints.planning import Planned, plan, show_calls
+from bincounter.cloud.endpoints.requests import Wanted, update_call
+from bincounter.cloud.endpoints.states import (
+    BUSY,
+    describe,
+    describe_config,
+    existing,
+    failure,
+    settled,
+    tell_how_to_see,
+    tell_in_service,
+)
+from bincounter.errors import BinCounterError, ConfigError, ResourceError
+
+if TYPE_CHECKING:
+    from bincounter.cloud.account import Account
+    from bincounter.serving.packing.archive import Package
+
+log = logging.getLogger(__name__)
+
+
+def update(account: "Account", wanted: Wanted, package: "Package", *, dry: bool) -> None:
+    """Update an endpoint.
+
+    Args:
+        account: that it is in.
+        wanted: what it is to become.
+        package: the packed checkpoint.
+        dry: print the requests instead.
+
+    Raises:
+        BinCounterError: it could not be updated, and goes on as it was.
+        Interrupted: by Ctrl-C; AWS goes on.
+    """
+    planned = plan(account, wanted, package)
+    log.info("During the update the old and the new instances both run, and both are billed.")
+    if dry:
+        show_calls([*planned.before, update_call(wanted, planned.config), *planned.scaling])
+        return
+    there = existing(account, wanted.name)
+    _refuse_busy(there, wanted)
+    old = str(there["EndpointConfigName"])
+    if old == planned.name:
+        log.info("Nothing to update: it has this checkpoint and these settings.")
+        planned.scale(account)
+        tell_in_service(account, wanted)
+        return
+    try:
+        planned.make(account, wanted)
+        suspended = _update(account, wanted, planned, old)
+    except BinCounterError:
+        _take_back(account, wanted)
+        raise
+    if not wanted.target["wait"]:
+        tell_how_to_see(wanted)
+        return
+    ended = settled(account, wanted.name)
+    if ended is None or ended["EndpointStatus"] != "InService" or ended["EndpointConfigName"] != planned.name:
+        raise _failed(account, wanted, ended, old, suspended)
+    _clear_up(account, wanted, planned)
+    tell_in_service(account, wanted)
+
+
+def _refuse_busy(there: dict[str, Any], wanted: Wanted) -> None:
+    state = there["EndpointStatus"]
+    if state == "InService":
+        return
+    step = "wait until action=status shows it InService" if state in BUSY else "use action=delete, then action=deploy"
+    raise ConfigError(f"the endpoint name={wanted.name} is {state}, and cannot be updated: {step}")
+
+
+def _update(account: "Account", wanted: Wanted, planned: Planned, old: str) -> Registered:
+    """Send UpdateEndpoint; returns the autoscaling that had to be taken away before."""
+    scaled = registered(account, wanted.name)
+    same = _instance_type(describe_config(account, old)) == _instance_type(planned.config.request)
+    # AWS refuses another instance type where autoscaling is registered.
+    suspended = Registered([], []) if same else scaled
+    suspended.remove(account)
+    try:
+        with answered(f"updating the endpoint {wanted.name}"):
+            keep = bool(scaled and same and planned.scaling)
+            update_call(wanted, planned.config, keep_capacity=keep).send(account)
+    except BinCounterError:
+        suspended.restore(account)
+        raise
+    return suspended
+
+
+def _take_back(account: "Account", wanted: Wanted) -> None:
+    """Delete what was made for an update that was refused."""
+    try:
+        there = describe(account, wanted.name)
+        if there and there["EndpointStatus"] == "InService":  # else it may be under way: an answer can be lost
+            remove_unused(account, wanted.name, keep=[there["EndpointConfigName"]])
+    except BinCounterError as error:
+        log.warning("What was made before it could not be deleted, and is free (%s): use action=delete.", error)
+
+
+def _failed(
+    account: "Account", wanted: Wanted, ended: dict[str, Any] | None, old: str, suspended: Registered
+) -> ResourceError:
+    """Clear up after an update that failed; returns the error to raise."""
+    reason = failure(account, wanted.name, ended)
+    state = ended["EndpointStatus"] if ended else "gone"
+    if ended and state == "InService" and ended["EndpointConfigName"] == old:
+        suspended.restore(account)
+        remove_unused(account, wanted.name, keep=[old])
+        return ResourceError(
+            f"the update failed ({reason}) and was rolled back, so that {wanted.name} goes on with what it had ({old}"
+            "): correct that, and run the same command again"
+        )
+    return ResourceError(
+        f"the update failed ({reason}) and {wanted.name} is {state}: look at it with action=status, and use "
+        "action=delete and action=deploy if it does not come back"
+    )
+
+
+def _clear_up(account: "Account", wanted: Wanted, planned: Planned) -> None:
+    """Settings are all there is: what they no longer name goes."""
+    if not planned.scaling:
+        scaled = registered(account, wanted.name)
+        if scaled:
+            scaled.remove(account)
+            log.info("Its autoscaling has ended, since target.request names none.")
+    planned.scale(account)
+    remove_unused(account, wanted.name, keep=[planned.name])
+
+
+def _instance_type(config: dict[str, Any] | None) -> str | None:
+    return config["ProductionVariants"][0].get("InstanceType") if config else None

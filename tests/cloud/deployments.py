@@ -1,0 +1,38 @@
+"""deploy.py's configurations as a command line composes them, carried out in this process."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import REPOSITORY
+
+from bincounter.cloud.endpoints.actions import carry_out
+from bincounter.command_line import composed
+from bincounter.serving.packing.archive import Package
+
+ROLE = "arn:aws:iam::123456789012:role/rehearsal"
+
+
+def act(*overrides: str, archive: Path | None = None) -> int:
+    """``python deploy.py OVERRIDES`` for a package that is there already; returns the exit code."""
+    cfg = composed(["target.region=us-east-1", *overrides], config_dir=REPOSITORY / "conf", config_name="deploy")
+    package = None
+    if archive is not None:
+        package = Package(archive, "bincounter-0", hashlib.sha256(archive.read_bytes()).hexdigest())
+    return carry_out(cfg, package)
+
+
+def requests(capsys: pytest.CaptureFixture[str], *overrides: str, archive: Path) -> dict[str, dict[str, Any]]:
+    """The requests that ``dry_run=true`` prints, by their operation."""
+    capsys.readouterr()
+    given = (f"target.role={ROLE}", "target.bucket=my-bucket", "target.image=123.dkr.ecr/ray:1", "dry_run=true")
+    assert act(*overrides, *given, archive=archive) == 0
+    text, decoder, position = capsys.readouterr().out, json.JSONDecoder(), 0
+    found: dict[str, dict[str, Any]] = {}
+    while position < len(text.rstrip()):
+        call, position = decoder.raw_decode(text, position)
+        position += 1  # the end of its last line
+        found[call["operation"].partition(":")[2]] = call["request"]
+    return found

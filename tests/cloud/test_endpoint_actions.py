@@ -1,0 +1,229 @@
+"""What deploy.py asks of SageMaker and what it leaves there: against moto, whose endpoints are there at once."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+from aws_faults import Faults, faults
+from deployments import ROLE, act
+from moto.server import ThreadedMotoServer
+
+from bincounter.errors import BinCounterError, ConfigError, ResourceError
+
+IMAGE = "target.image=123456789012.dkr.ecr.us-east-1.amazonaws.com/ray:1"
+REALTIME = ("target=realtime", f"target.role={ROLE}", IMAGE)
+GROUP = "target.request.ModelPackageGroup.ModelPackageGroupName=versions"
+SCALED = (
+    "target.request.ScalableTarget={MinCapacity:1,MaxCapacity:4}",
+    "target.request.ScalingPolicy.TargetTrackingScalingPolicyConfiguration={TargetValue:600,"
+    "PredefinedMetricSpecification:{PredefinedMetricType:SageMakerVariantInvocationsPerInstance}}",
+)
+
+
+@pytest.fixture(scope="module")
+def moto() -> Iterator[str]:
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def aws(moto: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
+    for name in ("PROFILE", "SESSION_TOKEN", "DEFAULT_REGION"):
+        monkeypatch.delenv(f"AWS_{name}", raising=False)
+    with faults(moto) as server:
+        for name, value in server.environment().items():
+            monkeypatch.setenv(name, value)
+        yield server
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    path = tmp_path / "model.tar.gz"
+    path.write_bytes(b"an archive")
+    return path
+
+
+def made(aws: Faults) -> list[str]:
+    """What was asked for that changes something."""
+    return [name for name in aws.operations if re.match("(Create|Delete|Update|Put|Register|Deregister)", name)]
+
+
+def test_a_second_deployment_of_the_same_changes_nothing(
+    aws: Faults, archive: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert act(*REALTIME, "action=deploy", "name=twice", archive=archive) == 0
+    assert made(aws) == ["CreateModel", "CreateEndpointConfig", "CreateEndpoint"]
+    assert act(*REALTIME, "action=deploy", "name=twice", archive=archive) == 0
+    assert len(made(aws)) == 3
+    assert capsys.readouterr().out.splitlines()[-1].endswith("/endpoints/twice/invocations")
+
+
+def test_another_deployment_of_the_name_is_refused(aws: Faults, archive: Path) -> None:
+    act(*REALTIME, "action=deploy", "name=taken", archive=archive)
+    with pytest.raises(ConfigError, match="use action=update, or another name"):
+        act(*REALTIME, "action=deploy", "name=taken", "target.instance_count=2", archive=archive)
+    assert len(made(aws)) == 3
+
+
+def test_status_and_list_say_what_bills(aws: Faults, archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    act(*REALTIME, "action=deploy", "name=billed", "target.instance_count=2", *SCALED, archive=archive)
+    act("target=realtime", "action=status", "name=billed")
+    status = capsys.readouterr().out
+    assert re.search(r"^state +InService since", status, re.MULTILINE)
+    assert re.search(r"^on +2 x ml.m5.xlarge$", status, re.MULTILINE)
+    assert re.search(r"^autoscaling +1 to 4$", status, re.MULTILINE)
+    assert re.search(r"^bills +0.46 USD/h$", status, re.MULTILINE)
+    client = boto3.client("sagemaker", "us-east-1")
+    config = client.describe_endpoint(EndpointName="billed")["EndpointConfigName"]
+    client.create_endpoint(EndpointName="of-somebody", EndpointConfigName=config)
+    act("target=realtime", "action=list")
+    listed = capsys.readouterr().out
+    assert "billed\tInService\t2 x ml.m5.xlarge\t0.46 USD/h" in listed
+    assert "of-somebody" not in listed and "1 endpoint, not bincounter's" in listed
+    client.delete_endpoint(EndpointName="of-somebody")
+
+
+def test_delete_leaves_nothing_that_bills(aws: Faults, archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    act(*REALTIME, "action=deploy", "name=gone", *SCALED, archive=archive)
+    act(*REALTIME, "action=deploy", "name=gone-too", archive=archive)
+    capsys.readouterr()
+    aws.operations.clear()
+    act("target=realtime", "action=delete", "name=gone", "dry_run=true")
+    assert not made(aws)
+    assert re.findall(r'"operation": "(.*)"', capsys.readouterr().out) == [
+        "application-autoscaling:DeregisterScalableTarget",
+        "sagemaker:DeleteEndpoint",
+        "sagemaker:DeleteEndpointConfig",
+        "sagemaker:DeleteModel",
+    ]
+    assert act("target=realtime", "action=delete", "name=gone") == 0
+    assert made(aws) == ["DeregisterScalableTarget", "DeleteEndpoint", "DeleteEndpointConfig", "DeleteModel"]
+    client = boto3.client("sagemaker", "us-east-1")
+    names = [config["EndpointConfigName"] for config in client.list_endpoint_configs()["EndpointConfigs"]]
+    assert not [name for name in names if re.fullmatch("gone-[0-9a-f]{8}", name)]
+    assert [name for name in names if re.fullmatch("gone-too-[0-9a-f]{8}", name)]
+    assert not boto3.client("application-autoscaling", "us-east-1").describe_scalable_targets(
+        ServiceNamespace="sagemaker", ResourceIds=["endpoint/gone/variant/AllTraffic"]
+    )["ScalableTargets"]
+    assert act("target=realtime", "action=delete", "name=gone") == 0
+
+
+def test_what_was_left_is_listed_as_free(aws: Faults, archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    act(*REALTIME, "action=deploy", "name=left", archive=archive)
+    boto3.client("sagemaker", "us-east-1").delete_endpoint(EndpointName="left")
+    capsys.readouterr()
+    act("target=realtime", "action=list")
+    assert re.search(r"Left over, and free: .*left-[0-9a-f]{8}", capsys.readouterr().out)
+    act("target=realtime", "action=delete", "name=left")
+    act("target=realtime", "action=list")
+    assert "left-" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "kind", "sentence"),
+    [
+        (
+            "ResourceLimitExceeded",
+            "The account-level service limit 'ml.m5.xlarge for endpoint usage' is 0 Instances, with current "
+            "utilization of 0 Instances and a request delta of 1 Instances. Please contact AWS support.",
+            ResourceError,
+            "the quota 'ml.m5.xlarge for endpoint usage' of this account is 0, 0 are in use and 1 more asked for",
+        ),
+        (
+            "AccessDeniedException",
+            "User: arn:aws:iam::123456789012:user/ada is not authorized to perform: sagemaker:CreateEndpoint on "
+            "resource: arn:aws:sagemaker:us-east-1:123456789012:endpoint/refused",
+            ConfigError,
+            "have sagemaker:CreateEndpoint on arn:aws:sagemaker:us-east-1:123456789012:endpoint/refused added",
+        ),
+        ("ThrottlingException", "Rate exceeded", ResourceError, "asked too often for creating the endpoint refused"),
+        (
+            "ValidationException",
+            "Cannot create already existing endpoint",
+            ConfigError,
+            "the name is taken, so creating the endpoint refused is refused",
+        ),
+    ],
+)
+def test_what_was_made_for_a_refused_endpoint_is_deleted(
+    code: str, message: str, kind: type[BinCounterError], sentence: str, aws: Faults, archive: Path
+) -> None:
+    aws.refuse("CreateEndpoint", code, message)
+    with pytest.raises(kind) as refused:
+        act(*REALTIME, "action=deploy", "name=refused", archive=archive)
+    assert sentence in str(refused.value) and "launcher" not in str(refused.value)
+    asked = ["CreateModel", "CreateEndpointConfig", "CreateEndpoint", "DeleteEndpointConfig", "DeleteModel"]
+    assert made(aws) == asked
+
+
+def test_a_lost_answer_is_no_failure(aws: Faults, archive: Path) -> None:
+    aws.lose("CreateEndpoint", times=1)
+    assert act(*REALTIME, "action=deploy", "name=lost", archive=archive) == 0
+    assert made(aws) == ["CreateModel", "CreateEndpointConfig", "CreateEndpoint"]
+
+
+@pytest.mark.parametrize(
+    ("message", "sentence"),
+    [
+        (
+            'Could not access model data at s3://bins/model.tar.gz. Please ensure that the role "x" exists',
+            "target.role may not read the archive s3://bins/model.tar.gz: give it s3:GetObject",
+        ),
+        (
+            "Could not assume role arn:aws:iam::1:role/x. Please ensure that the role exists",
+            "act as arn:aws:iam::1:role/x",
+        ),
+    ],
+)
+def test_a_refused_model(message: str, sentence: str, aws: Faults, archive: Path) -> None:
+    aws.refuse("CreateModel", "ValidationException", message)
+    with pytest.raises(ConfigError, match=sentence):
+        act(*REALTIME, "action=deploy", "name=no-model", archive=archive)
+    assert made(aws) == ["CreateModel"]
+
+
+def test_an_archive_is_uploaded_once(aws: Faults, archive: Path, caplog: pytest.LogCaptureFixture) -> None:
+    archive.write_bytes(b"an archive that nobody has uploaded yet")
+    with caplog.at_level("INFO"):
+        act(*REALTIME, "action=deploy", "name=one", "target.wait=false", archive=archive)
+    assert "python deploy.py target=realtime name=one action=status" in caplog.text
+    act(*REALTIME, "action=deploy", "name=another", archive=archive)
+    assert len([name for name in aws.operations if re.fullmatch(r"PUT .*/model\.tar\.gz", name)]) == 1
+
+
+def test_a_version_is_registered_once(aws: Faults, archive: Path) -> None:
+    registered = "target.request.ModelPackage.ModelApprovalStatus=Approved"
+    act(*REALTIME, "action=deploy", "name=versions", registered, archive=archive)
+    act(*REALTIME, "action=deploy", "name=versions-2", registered, GROUP, archive=archive)
+    assert made(aws).count("CreateModelPackage") == made(aws).count("CreateModelPackageGroup") == 1
+    archive.write_bytes(b"another checkpoint")
+    act(*REALTIME, "action=deploy", "name=versions-3", registered, GROUP, archive=archive)
+    assert made(aws).count("CreateModelPackage") == 2
+
+
+@pytest.mark.parametrize("action", ["status", "update", "invoke"])
+def test_an_endpoint_that_is_not_there(action: str, aws: Faults, archive: Path, tmp_path: Path) -> None:
+    act(*REALTIME, "action=deploy", "name=there", archive=archive)
+    photo = tmp_path / "bin.jpg"
+    photo.write_bytes(b"a photo")
+    given = [f"input={photo}"] if action == "invoke" else []
+    with pytest.raises(ConfigError, match=r"there is no endpoint name=ther in us-east-1 \(there are .*\bthere\b"):
+        act(*REALTIME, f"action={action}", "name=ther", *given, archive=archive)
+
+
+def test_a_folder_with_more_than_photos_is_no_batch(aws: Faults, archive: Path) -> None:
+    s3 = boto3.client("s3", "us-east-1")
+    s3.create_bucket(Bucket="photos")
+    given = (*REALTIME, "action=transform", "input=s3://photos/bins", "output=s3://photos/answers")
+    with pytest.raises(BinCounterError, match="nothing lies under s3://photos/bins"):
+        act(*given, archive=archive)
+    for key in ("bins/1.jpg", "bins/1.json"):
+        s3.put_object(Bucket="photos", Key=key, Body=b"x")
+    with pytest.raises(BinCounterError, match=r"1 of the 2 objects .* are no photos \(bins/1.json\)"):
+        act(*given, archive=archive)
+    assert not made(aws)
