@@ -48,6 +48,10 @@ class PhotoError(ValueError):
     """Bytes that are no readable photo; the message is the reason, as a short clause such as ``truncated``."""
 
 
+class PhotoTooLargeError(PhotoError):
+    """A photo of more than :data:`MAX_PIXELS`."""
+
+
 def decode(data: bytes, size: int) -> torch.Tensor:
     """Read a photo of any shape, colour mode and orientation as a square of RGB pixels.
 
@@ -130,8 +134,8 @@ def _opened(data: bytes) -> Image.Image:
     return photo
 
 
-def _too_large() -> PhotoError:
-    return PhotoError(f"larger than {MAX_PIXELS // 1_000_000} megapixels")
+def _too_large() -> PhotoTooLargeError:
+    return PhotoTooLargeError(f"larger than {MAX_PIXELS // 1_000_000} megapixels")
 
 
 def _rgb(photo: Image.Image) -> Image.Image:

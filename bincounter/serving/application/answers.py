@@ -1,15 +1,63 @@
 """Distributions over counts -> what is answered, as JSON or CSV."""
 
 import json
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
-
-from torch import Tensor
 
 from bincounter.serving.application.problems import Problem
 
 JSON, CSV = "application/json", "text/csv"
-_ANY = ("*/*", "application/*", "*")
+_KINDS = {JSON: JSON, "application/*": JSON, "*/*": JSON, "*": JSON, CSV: CSV, "text/*": CSV}
+
+
+@dataclass(frozen=True)
+class Form:
+    """How answers are written.
+
+    Attributes:
+        kind: :data:`JSON` or :data:`CSV`.
+        header: whether a CSV begins with the names of its columns.
+    """
+
+    kind: str = JSON
+    header: bool = False
+
+    @property
+    def content_type(self) -> str:
+        """The header's value."""
+        return f"{CSV}; charset=utf-8" if self.kind == CSV else JSON
+
+
+def wanted(accept: str | None) -> Form:
+    """Read an Accept header.
+
+    Args:
+        accept: such as ``text/csv; header=present``; of several types the one with the largest ``q`` is taken, of
+            equals the first. ``None`` or nothing asks for JSON.
+
+    Raises:
+        Problem: 415, none of its types can be given.
+    """
+    best, form = 0.0, None
+    for choice in (accept or "*/*").lower().split(","):
+        name, *parameters = (part.strip() for part in choice.split(";"))
+        given = dict(part.replace(" ", "").partition("=")[::2] for part in parameters)
+        quality = _quality(given.get("q", "1"))
+        if name in _KINDS and quality > best:
+            best, form = quality, Form(_KINDS[name], header=given.get("header") == "present")
+    if form is None:
+        raise Problem(415, f"Accept {(accept or '')[:60]!r} cannot be given; ask for {JSON} or {CSV}.")
+    return form
+
+
+def _quality(text: str) -> float:
+    try:
+        quality = float(text)
+    except ValueError:
+        return 0.0
+    return quality if 0 <= quality <= 1 else 0.0
 
 
 class Answers:
@@ -23,57 +71,44 @@ class Answers:
     def __init__(self, model: str, counts: Sequence[int]) -> None:
         self._model, self._counts = model, tuple(counts)
 
-    def one(self, probabilities: Tensor) -> dict[str, Any]:
-        """What is said of one photo.
+    def written(self, rows: Sequence[Sequence[float]], form: Form, *, several: bool) -> bytes:
+        """Write what is answered.
 
         Args:
-            probabilities: ``float32[K]``.
+            rows: a distribution for each photo, ``float32[K]``.
+            form: how.
+            several: whether JSON is to be ``{"predictions": [...]}``.
 
-        Returns:
-            The most likely count (of equally likely ones the smallest, as in the scores), the probability of each
-            count, the mean of the distribution, and the model.
+        Raises:
+            Problem: 500, a probability is no number.
         """
-        row = probabilities.tolist()
+        answers = [self._answer(row) for row in rows]
+        if form.kind == CSV:
+            return self._table(answers, form)
+        return json.dumps({"predictions": answers} if several else answers[0]).encode("ascii")
+
+    def _answer(self, row: Sequence[float]) -> dict[str, Any]:
+        if not all(map(math.isfinite, row)):
+            raise Problem(500, "The model gave no number for this photo; deploy another checkpoint, or in fp32.")
+        largest = max(range(len(row)), key=row.__getitem__)  # of equals the first, as in the scores
+        expected = sum(count * share for count, share in zip(self._counts, row, strict=True))
         return {
-            "count": self._counts[row.index(max(row))],
-            "probabilities": {str(count): probability for count, probability in zip(self._counts, row, strict=True)},
-            "expected_count": sum(count * probability for count, probability in zip(self._counts, row, strict=True)),
+            "count": self._counts[largest],
+            "probabilities": {str(count): _short(share) for count, share in zip(self._counts, row, strict=True)},
+            "expected_count": _short(expected),
             "model": self._model,
         }
 
-    def json(self, rows: Sequence[Tensor], *, several: bool) -> bytes:
-        """One photo's answer, or, where several were asked for, ``{"predictions": [...]}``."""
-        answers = [self.one(row) for row in rows]
-        return json.dumps({"predictions": answers} if several else answers[0]).encode()
-
-    def csv(self, rows: Sequence[Tensor], *, header: bool) -> bytes:
-        """A line per photo: ``count,expected_count,p_<count>...,model``."""
-        names = ["count", "expected_count", *(f"p_{count}" for count in self._counts), "model"]
-        lines = [",".join(names)] if header else []
-        for answer in map(self.one, rows):
-            cells = [answer["count"], answer["expected_count"], *answer["probabilities"].values(), answer["model"]]
-            lines.append(",".join(map(str, cells)))
-        return "".join(f"{line}\n" for line in lines).encode()
+    def _table(self, answers: Sequence[dict[str, Any]], form: Form) -> bytes:
+        lines = [
+            [answer["count"], answer["expected_count"], *answer["probabilities"].values(), answer["model"]]
+            for answer in answers
+        ]
+        if form.header:
+            lines.insert(0, ["count", "expected_count", *(f"p_{count}" for count in self._counts), "model"])
+        return "".join(",".join(map(str, cells)) + "\n" for cells in lines).encode("ascii")
 
 
-def wanted(accept: str | None) -> tuple[str, bool]:
-    """Read an Accept header.
-
-    Args:
-        accept: such as ``text/csv; header=present``; several types in the order of preference.
-
-    Returns:
-        The content type to answer in, and whether a CSV begins with a header line.
-
-    Raises:
-        Problem: 415, none of its types can be given.
-    """
-    for choice in (accept or "*/*").split(","):
-        kind, *parameters = (part.strip().lower() for part in choice.split(";"))
-        if kind in (JSON, "", *_ANY):
-            return JSON, False
-        if kind in (CSV, "text/*"):
-            return CSV, "header=present" in parameters
-    raise Problem(
-        415, f"Accept: {accept[:100] if accept else ''} is nothing that can be given; ask for {JSON} or {CSV}."
-    )
+def _short(number: float) -> float:
+    """Nine digits, which tell any two numbers of single precision apart."""
+    return float(f"{number:.9g}")

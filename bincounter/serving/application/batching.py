@@ -1,151 +1,171 @@
 """Photos of many requests -> batches: whatever waits when the model is free goes together."""
 
 import asyncio
+import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import torch
 from torch import Tensor
 
-from bincounter.data.preprocessing import PhotoError
-from bincounter.serving.application.model import ServedModel
+from bincounter.serving.application.limits import Limits
 from bincounter.serving.application.problems import Problem
+from bincounter.serving.application.threads import use_cores
+
+log = logging.getLogger(__name__)
+
+Reading = Callable[[], Coroutine[None, None, Tensor]]
+"""Reads one photo: ``uint8[3, S, S]``."""
 
 
 class _Waiting:
-    """A photo that waits, and what will become of it."""
+    """A photo on its way to the model.
 
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-        self.row: asyncio.Future[Tensor] = asyncio.get_running_loop().create_future()
+    Attributes:
+        pixels: set once it is read.
+        row: its distribution, in the end.
+        counts: whether it is one of those that wait.
+    """
+
+    def __init__(self) -> None:
+        self.pixels: Tensor | None = None
+        self.row: asyncio.Future[list[float]] = asyncio.get_running_loop().create_future()
+        self.counts = True
 
 
 class Batcher:
-    """Counts photos in batches, without a waiting window: a lone photo is counted at once.
+    """Runs a model on batches, without a waiting window: a lone photo is computed at once.
 
-    Photos are decoded right before their batch is computed. On a CPU that is done in turns, since both would want all
-    cores; on a GPU two batches are in hand, of which one is decoded while the other is computed.
+    The model runs in one thread; photos are read meanwhile. All else happens in the event loop.
 
     Args:
-        model: what counts.
+        forward: ``uint8[B, 3, S, S]`` -> ``float32[B, K]``.
+        limits: photos of a batch and of the queue, and the seconds after which a forward counts as stuck.
     """
 
-    def __init__(self, model: ServedModel) -> None:
-        self._model, self._limits = model, model.limits
-        self._queue: deque[_Waiting] = deque()
-        self._filled = asyncio.Event()
-        self._lanes: list[asyncio.Task[None]] = []
-        self._parallel = 2 if model.device.type == "cuda" else 1
-        self._batches = ThreadPoolExecutor(self._parallel, "batch")
-        self._decoders = ThreadPoolExecutor(torch.get_num_threads(), "decode")
-        self._done = {"photos": 0.0, "batches": 0.0, "decode_seconds": 0.0, "forward_seconds": 0.0}
+    def __init__(self, forward: Callable[[Tensor], Tensor], limits: Limits) -> None:
+        self._forward, self._limits = forward, limits
+        self._thread = ThreadPoolExecutor(1, "forward", initializer=use_cores)
+        self._read: deque[_Waiting] = deque()
+        self._some_read = asyncio.Event()
+        self._computing: asyncio.Task[None] | None = None
+        self._failed = False
+        self._since: float | None = None  # a forward runs
+        self.waiting = 0
+        self.photos = 0
+        self.batches = 0
+        self.seconds = 0.0
 
-    async def start(self) -> None:
-        """Compute once, so that the first request does not pay for it, and begin."""
-        size = self._model.image_size
-        blank = torch.zeros(1, 3, size, size, dtype=torch.uint8)
-        await asyncio.get_running_loop().run_in_executor(self._batches, self._model.probabilities, blank)
-        self._lanes = [asyncio.create_task(self._lane()) for _ in range(self._parallel)]
+    async def start(self, photo: Tensor) -> None:
+        """Begin; the model is run once, so that the first request does not pay for it.
+
+        Args:
+            photo: any one, ``uint8[3, S, S]``.
+        """
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._forward, photo[None])
+        self._computing = asyncio.create_task(self._compute())
 
     async def close(self) -> None:
         """End; what waits is given up."""
-        for lane in self._lanes:
-            lane.cancel()
-        await asyncio.gather(*self._lanes, return_exceptions=True)
-        while self._queue:
-            self._queue.popleft().row.cancel()
-        self._batches.shutdown(wait=False, cancel_futures=True)
-        self._decoders.shutdown(wait=False, cancel_futures=True)
+        if self._computing:
+            self._computing.cancel()
+            await asyncio.wait([self._computing])
+        for one in self._read:
+            one.row.cancel()
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
     @property
-    def running(self) -> bool:
-        """Whether photos are counted."""
-        return bool(self._lanes) and not any(lane.done() for lane in self._lanes)
+    def ready(self) -> bool:
+        """Whether the model answers: it has begun, its last batch succeeded, and none is stuck."""
+        stuck = self._since is not None and time.monotonic() - self._since > self._limits.timeout_s
+        return self._computing is not None and not self._computing.done() and not self._failed and not stuck
 
-    def statistics(self) -> dict[str, float]:
-        """What was done since the start: photos, batches, seconds of decoding (over all threads) and of computing."""
-        return {**self._done, "queue_length": float(len(self._queue))}
-
-    async def rows(self, photos: Sequence[bytes]) -> list[Tensor | Problem]:
-        """Count photos.
+    async def rows(self, readings: Sequence[Reading]) -> list[list[float]]:
+        """Compute the photos of one request; cancelled, they leave the queue.
 
         Args:
-            photos: their bytes.
+            readings: one for each photo.
 
         Returns:
-            For each photo its distribution, ``float32[K]``, or why it has none.
+            ``float32[K]`` for each.
 
         Raises:
-            Problem: 503, too many photos wait already.
+            Problem: 503 too many wait already, or memory gave out; 500 the model failed; or what a reading raises.
         """
-        if len(self._queue) + len(photos) > self._limits.max_queue:
-            raise Problem(503, f"{len(self._queue)} photos wait for the model already; ask again in a second.")
-        waiting = [_Waiting(data) for data in photos]
-        self._queue.extend(waiting)
-        self._filled.set()
+        if self.waiting + len(readings) > self._limits.max_queue:
+            raise Problem(503, f"{self.waiting} photos wait for the model; ask again in a second.")
+        waiting = [_Waiting() for _ in readings]
+        self.waiting += len(waiting)
+        tasks = [asyncio.create_task(self._row(*pair)) for pair in zip(waiting, readings, strict=True)]
         try:
-            results = await asyncio.gather(*(one.row for one in waiting), return_exceptions=True)
+            return await asyncio.gather(*tasks)
         finally:
-            for one in waiting:  # of a request that is given up
-                if not one.row.done():
-                    one.row.cancel()
-                with suppress(ValueError):
-                    self._queue.remove(one)
-        return [_outcome(result) for result in results]
+            for task, one in zip(tasks, waiting, strict=True):
+                task.cancel()
+                self._leave(one)
 
-    async def _lane(self) -> None:
-        loop = asyncio.get_running_loop()
+    async def _row(self, one: _Waiting, reading: Reading) -> list[float]:
+        one.pixels = await reading()
+        self._read.append(one)
+        self._some_read.set()
+        return await one.row
+
+    def _leave(self, one: _Waiting) -> None:
+        if one.counts:
+            one.counts = False
+            self.waiting -= 1
+            with suppress(ValueError):
+                self._read.remove(one)
+
+    async def _compute(self) -> None:
         while True:
-            await self._filled.wait()
-            batch = [self._queue.popleft() for _ in range(min(len(self._queue), self._limits.max_batch))]
-            if not self._queue:
-                self._filled.clear()
-            batch = [one for one in batch if not one.row.done()]
-            if not batch:
-                continue
-            results = await loop.run_in_executor(self._batches, self._computed, [one.data for one in batch])
-            for one, result in zip(batch, results, strict=True):
-                if one.row.done():
-                    continue
-                if isinstance(result, Tensor):
-                    one.row.set_result(result)
-                else:
-                    one.row.set_exception(result)
+            await self._some_read.wait()
+            batch = [self._read.popleft() for _ in range(min(len(self._read), self._limits.max_batch))]
+            if not self._read:
+                self._some_read.clear()
+            for one in batch:
+                self._leave(one)
+            if batch:
+                await self._answer(batch)
 
-    def _computed(self, photos: list[bytes]) -> list[Tensor | Exception]:
-        """Decode and count a batch, in a thread; a photo that cannot be read stands in nobody's way."""
-        decoded = list(self._decoders.map(self._decoded, photos)) if len(photos) > 1 else [self._decoded(photos[0])]
-        readable = [photo for photo in decoded if isinstance(photo, Tensor)]
-        started = time.perf_counter()
+    async def _answer(self, batch: Sequence[_Waiting]) -> None:
+        pixels = [one.pixels for one in batch if one.pixels is not None]
+        self._since = time.monotonic()
         try:
-            rows = iter(self._model.probabilities(torch.stack(readable)) if readable else ())
-        except Exception as error:  # of the model, whoever wrote it
-            failure = error
-            return [failure if isinstance(photo, Tensor) else photo for photo in decoded]
-        self._done["forward_seconds"] += time.perf_counter() - started
-        self._done["photos"] += len(readable)
-        self._done["batches"] += bool(readable)
-        return [next(rows) if isinstance(photo, Tensor) else photo for photo in decoded]
-
-    def _decoded(self, data: bytes) -> Tensor | Exception:
-        started = time.perf_counter()
-        try:
-            return self._model.decode(data)
+            rows = await asyncio.get_running_loop().run_in_executor(self._thread, self._rows, pixels)
         except Exception as error:
-            return error
+            problem = self._problem(error)
+            for one in batch:
+                if not one.row.done():
+                    one.row.set_exception(problem)
+        else:
+            self._failed = False
+            for one, row in zip(batch, rows, strict=True):
+                if not one.row.done():
+                    one.row.set_result(row)
         finally:
-            self._done["decode_seconds"] += time.perf_counter() - started
+            self._since = None
+
+    def _rows(self, pixels: Sequence[Tensor]) -> list[list[float]]:
+        started = time.perf_counter()
+        rows = self._forward(torch.stack(list(pixels))).tolist()
+        self.seconds += time.perf_counter() - started
+        self.photos += len(pixels)
+        self.batches += 1
+        return rows
+
+    def _problem(self, error: Exception) -> Problem:
+        if _is_memory(error):
+            log.error("Memory ran out in a batch: %s", error)
+            return Problem(503, "Memory ran out; ask again in a second, or lower limits.max_batch.")
+        self._failed = True
+        log.error("The model failed.", exc_info=error)
+        return Problem(500, f"The model failed ({type(error).__name__}); see the log of the endpoint.")
 
 
-def _outcome(result: Tensor | BaseException) -> Tensor | Problem:
-    if isinstance(result, Tensor):
-        return result
-    if isinstance(result, PhotoError):
-        status = 413 if "megapixels" in str(result) else 422
-        return Problem(status, f"the photo cannot be read ({result}); send a whole JPEG, PNG or WebP.")
-    if isinstance(result, (MemoryError, torch.OutOfMemoryError)):
-        return Problem(503, "memory ran out; ask again in a second, or send smaller photos.")
-    raise result
+def _is_memory(error: Exception) -> bool:
+    # On the CPU torch has no class of its own for it.
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)

@@ -52,7 +52,7 @@ class ServedModel(nn.Module):
         self.head = self.objective.head(feature_size(self.backbone), **(node.get("head") or {}))
         self._normalize = Normalize()
         self._memory_format = torch.channels_last if node.get("channels_last", True) else torch.contiguous_format
-        self.to(memory_format=self._memory_format)  # type: ignore[call-overload]
+        self.to(memory_format=self._memory_format)
         self.eval()
 
     @classmethod

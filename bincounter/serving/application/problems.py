@@ -21,6 +21,10 @@ class Problem(Exception):
         """Beside the content type: when to ask again."""
         return {"Retry-After": "1"} if self.status == 503 else {}
 
+    def at(self, where: str) -> "Problem":
+        """The same of a certain photo, such as ``instances[2]: ``."""
+        return Problem(self.status, f"{where}{self.sentence[:1].lower()}{self.sentence[1:]}") if where else self
+
     def body(self) -> bytes:
         """``{"error": sentence}``, in ASCII whatever of the request is quoted."""
         return json.dumps({"error": self.sentence}).encode("ascii")

@@ -2,24 +2,30 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+import os
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from bincounter.serving.application import requests
-from bincounter.serving.application.answers import CSV, JSON, Answers, wanted
+from bincounter.serving.application.answers import JSON, Answers, wanted
 from bincounter.serving.application.batching import Batcher
 from bincounter.serving.application.model import ServedModel
 from bincounter.serving.application.problems import Problem
+from bincounter.serving.application.reading import Reader
 from bincounter.serving.application.urls import Fetcher
 
 log = logging.getLogger(__name__)
 
-_LARGE = 1 << 18  # bytes; a body beyond it is read in a thread, since others wait meanwhile
-_BUSY = {"Retry-After": "1"}  # seconds
-_DOWNLOADS = 8  # photos fetched by URL at a time
+_T = TypeVar("_T")
+_LARGE = 1 << 20  # bytes; a body beyond it is parsed in a thread, since others wait meanwhile
+_FETCHES = 8  # photos by URL at a time; none of them keeps others from being decoded
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,11 @@ class Reply:
     body: bytes
     headers: dict[str, str] = field(default_factory=dict)
 
+    @classmethod
+    def refusing(cls, problem: Problem) -> "Reply":
+        """The answer that says why there is none."""
+        return cls(problem.status, JSON, problem.body(), problem.headers)
+
 
 class Service:
     """Answers requests for one model, many at a time.
@@ -48,29 +59,38 @@ class Service:
     """
 
     def __init__(self, model: ServedModel, fetcher: Fetcher | None = None) -> None:
-        self._limits = model.limits
-        self._batcher = Batcher(model)
+        self._limits, self._size = model.limits, model.image_size
+        self._reader = Reader(model, fetcher or Fetcher(model.limits))
+        self._batcher = Batcher(model.probabilities, model.limits)
         self._answers = Answers(model.name, model.counts)
-        self._fetcher = fetcher or Fetcher(model.limits)
-        self._threads = ThreadPoolExecutor(_DOWNLOADS, "request")
+        self._decoders = ThreadPoolExecutor(len(os.sched_getaffinity(0)), "decode")
+        self._fetchers = ThreadPoolExecutor(_FETCHES, "fetch")
+        self._reading_seconds = 0.0
 
     async def start(self) -> None:
         """Begin; the model has computed once when it returns."""
-        await self._batcher.start()
+        await self._batcher.start(torch.zeros(3, self._size, self._size, dtype=torch.uint8))
 
     async def close(self) -> None:
         """End; requests in hand are given up."""
         await self._batcher.close()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._decoders, self._fetchers):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     @property
     def ready(self) -> bool:
-        """Whether requests are answered."""
-        return self._batcher.running
+        """Whether the model answers."""
+        return self._batcher.ready
 
     def statistics(self) -> dict[str, float]:
-        """See :meth:`Batcher.statistics`."""
-        return self._batcher.statistics()
+        """Since the start: photos, batches, seconds of reading (over all threads) and of computing; and who waits."""
+        return {
+            "photos": self._batcher.photos,
+            "batches": self._batcher.batches,
+            "decode_seconds": self._reading_seconds,
+            "forward_seconds": self._batcher.seconds,
+            "queue_length": self._batcher.waiting,
+        }
 
     async def handle(self, body: bytes, content_type: str | None, accept: str | None) -> Reply:
         """Answer a request; never raises.
@@ -87,45 +107,34 @@ class Service:
             async with asyncio.timeout(self._limits.timeout_s):
                 return await self._answer(body, content_type, accept)
         except Problem as problem:
-            return _reply(problem)
+            return Reply.refusing(problem)
         except TimeoutError:
-            return _reply(
-                Problem(504, f"There was no answer within {self._limits.timeout_s:g} s; send less at a time.")
-            )
+            late = f"There was no answer within {self._limits.timeout_s:g} s; send fewer at a time."
+            return Reply.refusing(Problem(504, late))
         except Exception as error:
             log.exception("A request failed.")
-            return _reply(Problem(500, f"The model failed ({type(error).__name__}); see the endpoint's log."))
+            failed = f"The request failed ({type(error).__name__}); see the log of the endpoint."
+            return Reply.refusing(Problem(500, failed))
 
     async def _answer(self, body: bytes, content_type: str | None, accept: str | None) -> Reply:
-        answer_type, header = wanted(accept)
-        if len(body) > _LARGE:
-            asked = await self._in_thread(requests.read, body, content_type, self._limits)
-        else:
-            asked = requests.read(body, content_type, self._limits)
-        photos = await asyncio.gather(*(self._bytes_of(photo) for photo in asked.photos))
-        rows = _whole(await self._batcher.rows(photos), several=asked.several)
-        if answer_type == CSV:
-            return Reply(200, f"{CSV}; charset=utf-8", self._answers.csv(rows, header=header))
-        return Reply(200, JSON, self._answers.json(rows, several=asked.several))
+        form = wanted(accept)
+        reading = partial(requests.read, body, content_type, self._limits)
+        asked = reading() if len(body) <= _LARGE else await _in(self._decoders, reading)
+        photos = [partial(self._pixels, photo, asked.where(number)) for number, photo in enumerate(asked.photos)]
+        rows = await self._batcher.rows(photos)
+        return Reply(200, form.content_type, self._answers.written(rows, form, several=asked.several))
 
-    async def _bytes_of(self, photo: bytes | requests.Url) -> bytes:
-        if isinstance(photo, bytes):
-            return photo
-        return await self._in_thread(self._fetcher.fetch, photo.text)
-
-    async def _in_thread(self, function, *arguments):  # type: ignore[no-untyped-def]
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+    async def _pixels(self, photo: requests.Photo, where: str) -> Tensor:
+        pool = self._fetchers if isinstance(photo, requests.Url) else self._decoders
+        pixels, seconds = await _in(pool, partial(_timed, partial(self._reader.pixels, photo, where)))
+        self._reading_seconds += seconds
+        return pixels
 
 
-def _whole(results: Sequence[Tensor | Problem], *, several: bool) -> list[Tensor]:
-    """All distributions; of several photos the first that has none is named."""
-    for number, result in enumerate(results):
-        if isinstance(result, Problem):
-            sentence = str(result)
-            where = f"instances[{number}]: {sentence}" if several else sentence[:1].upper() + sentence[1:]
-            raise Problem(result.status, where)
-    return [result for result in results if isinstance(result, Tensor)]
+def _timed(function: Callable[[], _T]) -> tuple[_T, float]:
+    started = time.perf_counter()
+    return function(), time.perf_counter() - started
 
 
-def _reply(problem: Problem) -> Reply:
-    return Reply(problem.status, JSON, problem.body(), dict(_BUSY) if problem.status == 503 else {})
+async def _in(pool: ThreadPoolExecutor, function: Callable[[], _T]) -> _T:
+    return await asyncio.get_running_loop().run_in_executor(pool, function)

@@ -1,48 +1,68 @@
-"""The Ray Serve application of an archive: ``serve run config.yaml`` finds ``app`` here. Only this file imports ray."""
+"""What Ray Serve runs: ``serve run config.yaml`` imports ``deployment:app``, the archive's application as one replica."""
 
+import json
 from pathlib import Path
 
 import ray
-from bincounter.serving.application.model import ServedModel
-from bincounter.serving.application.problems import Problem
-from bincounter.serving.application.requests import too_large
-from bincounter.serving.application.service import Service
 from ray import serve
 from starlette.requests import Request
 from starlette.responses import Response
 
-_FOLDER = Path(__file__).resolve().parent
+from bincounter.serving.application import requests
+from bincounter.serving.application.limits import Limits
+from bincounter.serving.application.model import ServedModel
+from bincounter.serving.application.problems import Problem
+from bincounter.serving.application.service import Reply, Service
+
+FOLDER = Path(__file__).resolve().parent
+LIMITS = Limits(**json.loads((FOLDER / "model.json").read_text(encoding="utf-8"))["limits"])
+
+_IN_HAND = 2 * (LIMITS.max_queue + LIMITS.max_batch)
+"""Requests a replica takes at a time: more than can wait, so that it refuses itself, at once and with a sentence."""
 
 
-@serve.deployment
-class BinCounter:
-    """One replica: the model, and the queue before it."""
+def _gpus() -> int:
+    return int(ray.is_initialized() and ray.cluster_resources().get("GPU", 0) > 0)
+
+
+@serve.deployment(
+    name="bincounter",
+    max_ongoing_requests=_IN_HAND,
+    max_queued_requests=_IN_HAND,
+    ray_actor_options={"num_gpus": _gpus()},
+    health_check_period_s=5,
+    logging_config={"enable_access_log": False},
+)
+class Replica:
+    """Answers requests by the model that lies beside this file."""
 
     async def __init__(self) -> None:
-        self._model = ServedModel.load(_FOLDER)
-        self._service = Service(self._model)
+        self._service = Service(ServedModel.load(FOLDER))
         await self._service.start()
 
     async def __call__(self, request: Request) -> Response:
-        """Answer ``POST /``: what the image's adapter passes on of ``POST /invocations``."""
-        limits, body = self._model.limits, bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > limits.max_body_bytes:
-                problem: Problem = too_large(limits)
-                return Response(problem.body(), problem.status, media_type="application/json")
+        """Answer ``POST /``."""
         headers = request.headers
-        reply = await self._service.handle(bytes(body), headers.get("content-type"), headers.get("accept"))
+        try:
+            body = await _body(request)
+            reply = await self._service.handle(body, headers.get("content-type"), headers.get("accept"))
+        except Problem as problem:
+            reply = Reply.refusing(problem)
         return Response(reply.body, reply.status, {**reply.headers, "Content-Type": reply.content_type})
 
     def check_health(self) -> None:
-        """Raise where nothing is answered any more, so that Ray starts another replica."""
+        """Have Ray replace this replica when its model no longer answers."""
         if not self._service.ready:
-            raise RuntimeError("the model answers no more")
+            raise RuntimeError("the model no longer answers")
 
 
-# One replica computes on all cores; what it cannot take is refused at once instead of queueing without bound.
-_gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
-app = BinCounter.options(
-    max_ongoing_requests=256, max_queued_requests=64, ray_actor_options={"num_cpus": 1, "num_gpus": _gpus}
-).bind()
+async def _body(request: Request) -> bytes:
+    taken = bytearray()
+    async for chunk in request.stream():
+        taken += chunk
+        if len(taken) > LIMITS.max_body_bytes:
+            raise requests.too_large(LIMITS)
+    return bytes(taken)
+
+
+app = Replica.bind()
