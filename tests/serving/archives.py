@@ -25,6 +25,17 @@ LIMITS = {
     "timeout_s": 20.0,
     "url_hosts": [],
 }
+CARD = """---
+license: unknown
+model-index:
+- name: bincounter-0123456789ab
+  results:
+  - task: {type: image-classification}
+    dataset: {name: squares, type: image, split: test}
+    metrics: [{type: accuracy, value: 0.875}, {type: rmse, value: 0.25}]
+---
+# bincounter-0123456789ab
+"""
 _CODE = (
     "__init__.py",
     "errors.py",
@@ -59,6 +70,7 @@ def unpacked_archive(folder: Path, **limits: Any) -> Path:
         "bincounter": "0.1.0",
     }
     (folder / "model.json").write_text(json.dumps(described), encoding="utf-8")
+    (folder / "README.md").write_text(CARD, encoding="utf-8")
     source, code = REPOSITORY / "bincounter", folder / "code" / "bincounter"
     for name in _CODE:
         (code / name).parent.mkdir(parents=True, exist_ok=True)

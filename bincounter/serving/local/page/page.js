@@ -64,8 +64,8 @@ function listed(photo) {
 }
 
 function picture(image, photo) {
-  image.className = "";
-  image.onerror = () => { image.className = "none"; };
+  image.hidden = false;
+  image.onerror = () => { image.hidden = true; };
   image.alt = "";
   image.src = photo.url;
   return image;
@@ -82,7 +82,7 @@ function show(photo) {
   const { answer } = photo, count = element("count");
   count.classList.toggle("sentence", !answer);
   count.textContent = answer ? answer.count : photo.sentence ?? "Counting …";
-  if (answer) count.append(small(answer.count === 1 ? "item" : "items"));
+  if (answer) count.append(" ", small(answer.count === 1 ? "item" : "items"));
   element("expected").textContent = answer ? `Expected count ${answer.expected_count.toFixed(2)}` : "";
   element("took").textContent = answer ? `Answered in ${photo.milliseconds.toFixed(0)} ms.` : "";
   element("probabilities").hidden = !answer;
@@ -106,7 +106,7 @@ function rows({ count, probabilities }) {
     const meter = row.insertCell(), value = row.insertCell(), track = document.createElement("span"), bar = document.createElement("i");
     meter.className = "meter";
     meter.setAttribute("aria-hidden", "true");
-    bar.style.width = percent(probability);
+    bar.style.width = `${100 * probability}%`;
     track.append(bar);
     meter.append(track);
     value.textContent = percent(probability);
@@ -145,14 +145,19 @@ function dim() {
   element("heat").style.opacity = element("strength").value / 100;
 }
 
+function answerable(counts) {
+  const [first, last] = [counts[0], counts.at(-1)];
+  return last - first === counts.length - 1 ? `${first} to ${last}` : counts.join(", ");
+}
+
 function about({ name, counts, image_size, precision, limits, task_name, scores }) {
   element("model").textContent = name;
   const facts = {
-    "Counts it can answer": counts.join(", "),
+    "Counts it can answer": answerable(counts),
     "Reads photos at": `${image_size} × ${image_size} pixels, ${precision}`,
-    ...(task_name ? { "Trained as": task_name } : {}),
+    ...(task_name ? { "Task": task_name } : {}),
     ...scores,
-    "Takes": `${limits.max_body_bytes / 1e6} MB a request, ${limits.max_instances} photos in one, ${limits.max_queue} waiting`,
+    "Limits": `${limits.max_body_bytes / 1e6} MB and ${limits.max_instances} photos a request, ${limits.max_queue} requests at a time`,
   };
   for (const [term, fact] of Object.entries(facts)) {
     const key = document.createElement("dt"), value = document.createElement("dd");
