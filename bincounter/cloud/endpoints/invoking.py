@@ -1,8 +1,9 @@
 """Photos to an endpoint, and its answers on screen as ``python -m bincounter predict`` prints them."""
 
-import hashlib
 import json
 import logging
+import secrets
+import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -70,12 +71,13 @@ def invoke(account: "Account", wanted: Wanted, photos: list[Path], *, dry: bool)
     kind = _kind(config)
     if kind == "async" and not wanted.target["wait"]:
         return _leave(account, wanted, photos)
-    ask = _ask_later if kind == "async" else _ask
+    ask, leave = _ask_later if kind == "async" else _ask, threading.Event()
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        futures = [pool.submit(ask, account, wanted, photo, _LARGEST_MB[kind]) for photo in photos]
+        futures = [pool.submit(ask, account, wanted, photo, _LARGEST_MB[kind], leave) for photo in photos]
         try:
             counted = show_answers(_answer(*pair) for pair in zip(photos, futures, strict=True))
         except (BinCounterError, KeyboardInterrupt) as error:
+            leave.set()
             pool.shutdown(wait=False, cancel_futures=True)
             if isinstance(error, KeyboardInterrupt):
                 raise Interrupted("Interrupted: the same command asks again") from None
@@ -83,13 +85,17 @@ def invoke(account: "Account", wanted: Wanted, photos: list[Path], *, dry: bool)
     return 0 if counted else 2
 
 
-def _answer(photo: Path, future: "Future[dict[str, Any]]") -> tuple[Answer, list[int]]:
+def _answer(photo: Path, future: "Future[str]") -> tuple[Answer, list[int]]:
     """What was answered for a photo, and the counts that its probabilities are of."""
     try:
-        probabilities = future.result()["probabilities"]
+        probabilities = json.loads(future.result())["probabilities"]
+        return Answer(photo, tuple(probabilities.values())), [int(count) for count in probabilities]
     except _Refused as refusal:
         return Answer(photo, reason=str(refusal)), []
-    return Answer(photo, tuple(probabilities.values())), [int(count) for count in probabilities]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            "the endpoint answers otherwise than bincounter's do: correct name, action=list shows those there are"
+        ) from error
 
 
 def _kind(config: dict[str, Any]) -> str:
@@ -112,7 +118,7 @@ def _later_call(wanted: Wanted, photo: Path, source: str) -> Call:
 def _shown(account: "Account", wanted: Wanted, photo: Path) -> Call:
     """What is sent for a photo, to be looked at."""
     if wanted.kind == "async":
-        return _later_call(wanted, photo, _input_uri(account, wanted, photo, photo.read_bytes()))
+        return _later_call(wanted, photo, _input_uri(account, wanted, photo))
     return _call(wanted, photo, f"<{photo.stat().st_size} bytes of {photo}>")
 
 
@@ -130,19 +136,20 @@ def _read(photo: Path, largest_mb: int) -> bytes:
     return body
 
 
-def _ask(account: "Account", wanted: Wanted, photo: Path, largest_mb: int) -> dict[str, Any]:
+def _ask(account: "Account", wanted: Wanted, photo: Path, largest_mb: int, leave: threading.Event) -> str:
     from botocore.exceptions import ClientError
 
     call = _call(wanted, photo, _read(photo, largest_mb))
     for attempt in range(_TRIES):
         with answered(f"asking the endpoint {wanted.name}"):
             try:
-                return json.loads(call.send(account)["Body"].read())
+                return call.send(account)["Body"].read().decode("utf-8", "replace")
             except ClientError as error:
                 if error.response["Error"]["Code"] != "ModelError":
                     raise
                 _refuse(error)
-        time.sleep(0.5 * 2**attempt)
+        if leave.wait(0.5 * 2**attempt):
+            break
     raise ResourceError(f"the endpoint {wanted.name} has more to do than it can: ask again later, or give it more")
 
 
@@ -163,16 +170,15 @@ def _sentence(body: str) -> str:
         return " ".join(body.split())
 
 
-def _input_uri(account: "Account", wanted: Wanted, photo: Path, body: bytes) -> str:
-    """Where an asynchronous endpoint reads a photo, which its content names."""
-    name = f"{hashlib.sha256(body).hexdigest()[:16]}{photo.suffix.lower()}"
-    return f"{bucket_uri(account, wanted)}/{wanted.name}/input/{name}"
+def _input_uri(account: "Account", wanted: Wanted, photo: Path) -> str:
+    """Where an asynchronous endpoint reads a photo, apart from all others: it is deleted once it is counted."""
+    return f"{bucket_uri(account, wanted)}/{wanted.name}/input/{secrets.token_hex(8)}{photo.suffix.lower()}"
 
 
 def _submit(account: "Account", wanted: Wanted, photo: Path, largest_mb: int) -> _Asked:
     """Put a photo into S3 and ask for its count."""
     body = _read(photo, largest_mb)
-    source = _input_uri(account, wanted, photo, body)
+    source = _input_uri(account, wanted, photo)
     bucket, _, key = source.removeprefix("s3://").partition("/")
     with answered(f"uploading {photo} for the endpoint {wanted.name}"):
         account.s3.put_object(Bucket=bucket, Key=key, Body=body)
@@ -190,7 +196,7 @@ def _leave(account: "Account", wanted: Wanted, photos: list[Path]) -> int:
     return 0
 
 
-def _ask_later(account: "Account", wanted: Wanted, photo: Path, largest_mb: int) -> dict[str, Any]:
+def _ask_later(account: "Account", wanted: Wanted, photo: Path, largest_mb: int, leave: threading.Event) -> str:
     asked = _submit(account, wanted, photo, largest_mb)
     until = time.monotonic() + _PATIENCE_S
     while time.monotonic() < until:
@@ -199,10 +205,11 @@ def _ask_later(account: "Account", wanted: Wanted, photo: Path, largest_mb: int)
         if body is not None or failure is not None:
             _forget(account, asked.source)
         if body is not None:
-            return json.loads(body)
+            return body
         if failure is not None:
             raise _Refused(_sentence(failure))
-        time.sleep(_POLL_S)
+        if leave.wait(_POLL_S):
+            break
     raise ResourceError(
         f"the endpoint {wanted.name} has not answered for {_PATIENCE_S / 60:.0f} minutes: its answer will be in "
         f"{asked.output}, and action=status shows whether it is well"

@@ -1,0 +1,172 @@
+"""What becomes of an endpoint that fails, is rolled back, is busy, or whose container refuses a photo."""
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+from deployments import ROLE, act
+from scripted_endpoints import ScriptedEndpoints, scripted_endpoints
+
+from bincounter.cloud.rehearsal import client_environment
+from bincounter.errors import ConfigError, ResourceError
+
+IMAGE = "target.image=123456789012.dkr.ecr.us-east-1.amazonaws.com/ray:1"
+REALTIME = ("target=realtime", f"target.role={ROLE}", IMAGE)
+SCALED = (
+    "target.request.ScalableTarget={MinCapacity:1,MaxCapacity:4}",
+    "target.request.ScalingPolicy.TargetTrackingScalingPolicyConfiguration={TargetValue:600,"
+    "PredefinedMetricSpecification:{PredefinedMetricType:SageMakerVariantInvocationsPerInstance}}",
+)
+PING = (
+    "The primary container for production variant AllTraffic did not pass the ping health check. Please check "
+    "CloudWatch logs for this endpoint."
+)
+ANSWER = json.dumps(
+    {"count": 3, "probabilities": {"2": 0.25, "3": 0.75}, "expected_count": 2.75, "model": "bincounter-0"}
+)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[tuple[ScriptedEndpoints, str]]:
+    with scripted_endpoints() as served:
+        yield served
+
+
+@pytest.fixture
+def script(server: tuple[ScriptedEndpoints, str], monkeypatch: pytest.MonkeyPatch) -> ScriptedEndpoints:
+    for name, value in client_environment(server[1]).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("AWS_PROFILE", raising=False)
+    server[0].course, server[0].asked, server[0].rolls_back = [], [], False
+    return server[0]
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    path = tmp_path / "model.tar.gz"
+    path.write_bytes(b"an archive")
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("1.jpg", "2.png"):
+        (folder / name).write_bytes(name.encode())
+    return folder
+
+
+def configs(name: str) -> list[str]:
+    client = boto3.client("sagemaker", "us-east-1")
+    listed = client.list_endpoint_configs(NameContains=name)["EndpointConfigs"]
+    return [config["EndpointConfigName"] for config in listed]
+
+
+def test_a_failed_deployment_is_taken_away(
+    script: ScriptedEndpoints, archive: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    group = "/aws/sagemaker/Endpoints/failing"
+    logs = boto3.client("logs", "us-east-1")
+    logs.create_log_group(logGroupName=group)
+    logs.create_log_stream(logGroupName=group, logStreamName="AllTraffic/i-1")
+    said = ["starting", "\x1b[36mModuleNotFoundError: No module named 'timm'\x1b[0m", "shutting down"]
+    events = [{"timestamp": int(time.time() * 1000) + number, "message": line} for number, line in enumerate(said)]
+    logs.put_log_events(logGroupName=group, logStreamName="AllTraffic/i-1", logEvents=events)
+    script.course = [{"EndpointStatus": "Creating"}, {"EndpointStatus": "Failed", "FailureReason": PING}]
+    script.asked = []
+    with caplog.at_level("INFO"), pytest.raises(ResourceError) as failed:
+        act(*REALTIME, "action=deploy", "name=failing", archive=archive)
+    assert str(failed.value) == (
+        "the endpoint failing did not come into service (the container never answered its health check; its log ends "
+        "with \"ModuleNotFoundError: No module named 'timm'\"), and nothing of it is left or billed: correct that, and "
+        "run the same command again"
+    )
+    assert script.asked == [
+        *("CreateModel", "CreateEndpointConfig", "CreateEndpoint"),
+        *("DeleteEndpoint", "DeleteEndpointConfig", "DeleteModel"),
+    ]
+    assert re.search(r"failing: Creating \(\d+ s\)\n", caplog.text)
+
+
+UPDATING = [{"EndpointStatus": "InService"}, {"EndpointStatus": "Updating"}, {"EndpointStatus": "InService"}]
+
+
+def test_an_update_leaves_nothing_of_what_was_before(script: ScriptedEndpoints, archive: Path) -> None:
+    act(*REALTIME, "action=deploy", "name=updated", *SCALED, archive=archive)
+    before = configs("updated")
+    archive.write_bytes(b"another archive")
+    script.course, script.asked = [*UPDATING], []
+    assert act(*REALTIME, "action=update", "name=updated", *SCALED, archive=archive) == 0
+    assert script.asked == [
+        *("CreateModel", "CreateEndpointConfig", "UpdateEndpoint"),
+        *("RegisterScalableTarget", "DeleteEndpointConfig", "DeleteModel"),
+    ]
+    assert len(configs("updated")) == 1 and configs("updated") != before
+    script.asked = []
+    assert act(*REALTIME, "action=update", "name=updated", *SCALED, archive=archive) == 0
+    assert script.asked == ["RegisterScalableTarget"]
+
+
+def test_an_update_without_autoscaling_ends_it(script: ScriptedEndpoints, archive: Path) -> None:
+    act(*REALTIME, "action=deploy", "name=unscaled", *SCALED, archive=archive)
+    archive.write_bytes(b"another archive")
+    act(*REALTIME, "action=update", "name=unscaled", archive=archive)
+    assert "DeregisterScalableTarget" in script.asked
+
+
+def test_a_failed_update_is_rolled_back(script: ScriptedEndpoints, archive: Path) -> None:
+    act(*REALTIME, "action=deploy", "name=kept", *SCALED, archive=archive)
+    before = configs("kept")
+    script.course, script.asked = [*UPDATING[:2], {"EndpointStatus": "RollingBack"}, UPDATING[2]], []
+    script.rolls_back = True
+    with pytest.raises(ResourceError, match=rf"the update failed .* goes on with what it had \({before[0]}\): correct"):
+        act(*REALTIME, "action=update", "name=kept", "target.instance_type=ml.c5.xlarge", *SCALED, archive=archive)
+    # AWS refuses another instance type while autoscaling is registered.
+    assert script.asked == [
+        *("CreateEndpointConfig", "DeregisterScalableTarget", "UpdateEndpoint"),
+        *("RegisterScalableTarget", "DeleteEndpointConfig"),
+    ]
+    assert configs("kept") == before
+
+
+@pytest.mark.parametrize("state", ["Updating", "Failed"])
+def test_what_cannot_be_updated(state: str, script: ScriptedEndpoints, archive: Path) -> None:
+    act(*REALTIME, "action=deploy", "name=stuck", archive=archive)
+    script.course, script.asked = [{"EndpointStatus": state}], []
+    with pytest.raises(ConfigError, match=f"name=stuck is {state}, and cannot be updated: (wait|use)"):
+        act(*REALTIME, "action=update", "name=stuck", "target.instance_count=2", archive=archive)
+    assert not script.asked
+
+
+def test_a_busy_endpoint_is_deleted_when_it_may_be(
+    script: ScriptedEndpoints, archive: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    act(*REALTIME, "action=deploy", "name=busy", archive=archive)
+    script.course = [{"EndpointStatus": "Updating"}]
+    with pytest.raises(ConfigError, match="is Updating, and cannot be deleted until that has ended"):
+        act("target=realtime", "action=delete", "name=busy", "target.wait=false")
+    script.course = [{"EndpointStatus": "Updating"}] * 3 + [{"EndpointStatus": "InService"}]
+    with caplog.at_level("INFO"):
+        assert act("target=realtime", "action=delete", "name=busy") == 0
+    assert "It is Updating, and is deleted when that has ended." in caplog.text
+
+
+def test_answers_and_refusals_of_the_container(
+    script: ScriptedEndpoints, archive: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    act(*REALTIME, "action=deploy", "name=asked", archive=archive)
+    capsys.readouterr()
+    invoke = ("target=realtime", "action=invoke", "name=asked")
+    script.containers = [(503, '{"error": "too much to do"}'), (200, ANSWER)]  # one that is busy is asked again
+    assert act(*invoke, f"input={photos / '1.jpg'}") == 0
+    assert capsys.readouterr().out == f"{photos / '1.jpg'}\t3\t(75% sure, 2.75 expected)\n"
+    script.containers = [(422, '{"error": "no photo: send a JPEG"}')] * 2
+    assert act(*invoke, f"input={photos}") == 2
+    assert capsys.readouterr().err == "".join(
+        f"{photos / name}: no photo: send a JPEG\n" for name in ("1.jpg", "2.png")
+    )
