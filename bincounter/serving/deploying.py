@@ -2,7 +2,6 @@
 
 import logging
 import os
-import tempfile
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from omegaconf import DictConfig
 from bincounter.errors import UserError
 from bincounter.serving.application.limits import Limits
 from bincounter.serving.local import client
-from bincounter.serving.local.running import Server, announced, end, running
+from bincounter.serving.local.running import Server, announced, end, own_place, running
 from bincounter.serving.local.server import serve
 from bincounter.serving.packing.archive import Package, Settings, opened, package, unpack
 from bincounter.serving.packing.origin import Origin, origin_of
@@ -100,9 +99,7 @@ def _deploy(cfg: DictConfig) -> int:
         return 0
     packed = checked_package(cfg)
     state = _state(cfg)
-    state.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=state, prefix="archive-"))) / packed.model
+    with own_place(state) as folder, ExitStack() as stack:
 
         def started(port: int) -> None:
             server = Server(cfg.name, port, os.getpid(), packed.model, str(packed.path.resolve()))

@@ -6,10 +6,11 @@ The lock is what counts, since a process id outlives its process and is given to
 import fcntl
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -43,6 +44,17 @@ class Server:
 
 
 @contextmanager
+def own_place(folder: Path) -> Iterator[Path]:
+    """A path below ``folder`` for what this process serves; what lies there is gone after the block."""
+    path = folder / str(os.getpid())
+    shutil.rmtree(path, ignore_errors=True)  # of a killed process that had the same number
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
 def announced(server: Server, folder: Path) -> Iterator[None]:
     """Let others find a server of this process for as long as the block lasts.
 
@@ -51,7 +63,7 @@ def announced(server: Server, folder: Path) -> Iterator[None]:
         folder: of these files.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = _file(server, folder)
+    path = folder / f"{server.pid}.json"
     aside = path.with_suffix(".part")
     with aside.open("w", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -65,12 +77,13 @@ def announced(server: Server, folder: Path) -> Iterator[None]:
 
 
 def running(folder: Path) -> list[Server]:
-    """The servers of this machine that serve, by port; files of killed ones are cleared away."""
+    """The servers of this machine that serve, by port; what killed ones left is cleared away."""
     found = []
     for path in folder.glob("*.json"):
-        with path.open(encoding="utf-8") as file:
+        with suppress(FileNotFoundError), path.open(encoding="utf-8") as file:  # one may end meanwhile
             if _unlocked(file.fileno()):
-                path.unlink(missing_ok=True)
+                shutil.rmtree(path.with_suffix(""), ignore_errors=True)
+                path.unlink()
             else:
                 found.append(Server(**json.load(file)))
     return sorted(found, key=lambda server: server.port)
@@ -95,13 +108,9 @@ def end(server: Server, folder: Path) -> None:
         time.sleep(0.05)
 
 
-def _file(server: Server, folder: Path) -> Path:
-    return folder / f"{server.pid}.json"
-
-
 def _unlocked(descriptor: int) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two may look at once
     except OSError:
         return False
     return True

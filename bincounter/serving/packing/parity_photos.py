@@ -40,29 +40,26 @@ def parity_photos(origin: Origin, number: int, *, source: str | None, data_dir: 
     Raises:
         DataError: ``source`` is no such thing.
     """
-    paths = photos_of(source, data_dir) if source is not None else _own_photos(origin.run)
+    if source is not None:
+        paths = photos_of(source, data_dir)
+        log.info("Comparing answers on photos of %s.", source)
+    else:
+        paths = _own_photos(origin.run)
+        own = f"{len(paths)} photos that the run did not learn from lie here"
+        log.info("Comparing answers on %d photos (%s, others are rendered).", number, own)
     chosen = {str(path): path.read_bytes() for path in _spread(paths, number)}
-    chosen = chosen or dict(_rendered(number))
-    log.info("Comparing answers on %s.", _named(len(chosen), source, own=bool(paths)))
+    if source is None:
+        chosen |= _rendered(number - len(chosen))
     return chosen | dict(_odd(_first_readable(chosen.values())))
 
 
-def _named(number: int, source: str | None, *, own: bool) -> str:
-    if source is not None:
-        return f"{number} photos of {source}"
-    return f"{number} photos the run did not learn from" if own else f"{number} rendered demo bins"
-
-
 def _own_photos(run: Run | None) -> list[Path]:
-    """Test photos of a run, else its validation photos, as far as they lie here; nothing is downloaded."""
+    """Test and validation photos of a run, as far as they lie here; nothing is downloaded."""
     if run is None or run.config["data"]["source"] is None:
         return []
     root = _local(run.config["data"]["source"], Path(run.config["paths"]["data_dir"]))
-    for wanted in ("test", "validation"):
-        ids = [id_ for id_, (_, split) in run.split.items() if split == wanted]
-        if paths := [path for id_ in ids if (path := _photo(root, id_))]:
-            return paths
-    return []
+    unseen = (id_ for id_, (_, split) in run.split.items() if split in ("test", "validation"))
+    return [path for id_ in unseen if (path := _photo(root, id_))]
 
 
 def _local(source: str, data_dir: Path) -> Path:
@@ -83,14 +80,13 @@ def _spread(paths: Sequence[Path], number: int) -> list[Path]:
     return [paths[int(index * step)] for index in range(min(number, len(paths)))]
 
 
-def _rendered(number: int) -> Iterator[tuple[str, bytes]]:
-    for index in range(number):
-        photo = demo.compose(_SEED, index, index % (_MOST_ITEMS + 1), _RENDERED_SIZE)
-        yield f"demo bin {index}", _encoded(photo.image, "JPEG", quality=90)
+def _rendered(number: int) -> dict[str, bytes]:
+    bins = [demo.compose(_SEED, index, index % (_MOST_ITEMS + 1), _RENDERED_SIZE) for index in range(number)]
+    return {f"demo bin {index}": _encoded(photo.image, "JPEG", quality=90) for index, photo in enumerate(bins)}
 
 
 def _first_readable(photos: Iterable[bytes]) -> Image.Image:
-    for photo in [*photos, *dict(_rendered(1)).values()]:
+    for photo in [*photos, *_rendered(1).values()]:
         with suppress(PhotoError):
             decode(photo, 1)  # what it reads, Pillow opens
             return Image.open(io.BytesIO(photo)).convert("RGB")

@@ -1,0 +1,143 @@
+"""deploy.py on this machine, as users run it: from a checkpoint to an answer, and down again."""
+
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from commands import REPOSITORY, Run, command, environment
+from served_runs import checkpoint_alone
+
+from bincounter.command_line import composed
+from bincounter.serving.deploying import checked_package
+from bincounter.serving.packing.archive import Settings, opened, package
+
+Deploy = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Overrides that keep all of a module's commands in one folder."""
+    root = tmp_path_factory.mktemp("places")
+    return [f"paths.{name}_dir={root / name}" for name in ("data", "cache", "log")]
+
+
+@pytest.fixture
+def deploy(run: Run, places: list[str]) -> Deploy:
+    def deploy_(*overrides: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        return run("deploy.py", *places, *overrides, code=code)
+
+    return deploy_
+
+
+@contextmanager
+def deployed(*overrides: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A server that ``deploy.py`` started, and its port, once it answers."""
+    process = subprocess.Popen(
+        command("deploy.py", *overrides),
+        cwd=REPOSITORY,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout and process.stderr
+        said = ""
+        while not (found := re.search(r"http://127\.0\.0\.1:(\d+)/invocations", said)):
+            line = process.stdout.readline()
+            assert line, process.stderr.read()
+            said += line
+        yield process, int(found[1])
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def test_a_checkpoint_is_packed_into_its_run_with_the_same_bytes_everywhere_and_compared(
+    deploy: Deploy, served_run: Path, tmp_path: Path
+) -> None:
+    checkpoint = served_run / "checkpoints/best.ckpt"
+    done = deploy("action=package", f"ckpt_path={checkpoint}", "parity.photos=4")
+    archive = served_run / "endpoint/model.tar.gz"
+    assert done.stdout.splitlines()[-1] == str(archive)
+    assert re.search(r"Parity: 10 photos, .*bound 0\.0001\.", done.stderr)
+    assert [path.name for path in archive.parent.iterdir()] == ["model.tar.gz"]
+    packed = opened(archive)
+    assert packed.model in done.stderr
+    assert package(checkpoint, Settings(tmp_path / "other.tar.gz")).digest == packed.digest
+
+
+def test_from_a_checkpoint_to_an_answer_and_down_again(
+    deploy: Deploy, run: Run, places: list[str], served_run: Path
+) -> None:
+    checkpoint = served_run / "checkpoints/best.ckpt"
+    photos = served_run.parents[1] / "bins" / "3"
+    with deployed(f"ckpt_path={checkpoint}", "parity.photos=1", "target.port=0", *places) as (process, port):
+        url = f"http://127.0.0.1:{port}/"
+        assert url in deploy("action=list").stdout
+        shown = deploy("action=status").stdout.split("\t")
+        assert shown[:2] == ["bincounter", url]
+        asked = deploy("action=invoke", f"input={photos}", f"target.port={port}").stdout.splitlines()
+        told = run("-m", "bincounter", "predict", str(photos), f"ckpt_path={checkpoint}").stdout.splitlines()
+        assert asked == told
+        assert deploy("action=invoke", f"input={photos}", "target.port=0").stdout.splitlines() == told
+        assert deploy("action=status", "name=another").stdout.startswith("No server named another")
+        ended = deploy("action=delete").stdout
+        assert ended.startswith(f"Ended {url}")
+        assert process.wait(30) == 143
+    assert deploy("action=list").stdout == "No server runs on this machine.\n"
+    assert "nothing to end" in deploy("action=delete").stdout
+    done = deploy("action=invoke", f"input={photos}", f"target.port={port}", code=2)
+    assert done.stderr.startswith(f"Error: Nothing answers at http://127.0.0.1:{port}: ")
+    state = Path(places[1].partition("=")[2]) / "serving"
+    assert list(state.iterdir()) == []
+
+
+def test_an_archive_without_its_checkpoint_is_taken_as_it_is_and_said_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = package(checkpoint_alone(tmp_path), Settings(tmp_path / "model.tar.gz"))
+    cfg = composed([f"archive={made.path}"], config_dir=REPOSITORY / "conf", config_name="deploy")
+    assert checked_package(cfg) == made
+    assert "are not compared with training" in caplog.text
+
+
+def test_sigterm_while_a_checkpoint_is_compared_leaves_no_archive(served_run: Path, places: list[str]) -> None:
+    elsewhere = served_run.parents[1] / "elsewhere"
+    overrides = [f"ckpt_path={served_run}/checkpoints/best.ckpt", f"archive={elsewhere}/model.tar.gz", *places]
+    process = subprocess.Popen(
+        command("deploy.py", *overrides), cwd=REPOSITORY, env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    until = time.monotonic() + 60
+    while not list(elsewhere.glob("*")) and time.monotonic() < until:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert said.splitlines()[-1] == "Error: Stopped by SIGTERM."
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_dry_runs_say_what_would_be_done_and_do_nothing(deploy: Deploy, served_run: Path, tmp_path: Path) -> None:
+    checkpoint = served_run / "checkpoints/best.ckpt"
+    done = deploy(f"ckpt_path={checkpoint}", "dry_run=true", f"archive={tmp_path}/model.tar.gz", "target.port=8123")
+    assert done.stdout == (
+        f"Would pack {checkpoint} into {tmp_path}/model.tar.gz, compare 64 photos, "
+        "and serve it on 127.0.0.1, port 8123.\n"
+    )
+    photo = next((served_run.parents[1] / "bins").rglob("*.png"))
+    done = deploy("action=invoke", f"input={photo}", "dry_run=true")
+    assert done.stdout == "Would post 1 photos to http://127.0.0.1:8080/invocations.\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_newest_checkpoint_is_found_and_none_is_said(deploy: Deploy, run: Run, served_run: Path) -> None:
+    done = run("deploy.py", "ckpt_path=latest", f"paths.log_dir={served_run.parent}", "dry_run=true")
+    assert f"pack {served_run}/checkpoints/best.ckpt" in done.stdout
+    assert "name it with ckpt_path" in deploy("ckpt_path=latest", code=2).stderr

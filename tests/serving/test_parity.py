@@ -1,0 +1,133 @@
+"""An archive that does not answer as training does is found out before it is served."""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from served_runs import checkpoint_alone
+
+from bincounter.errors import DataError, UserError
+from bincounter.serving.packing.archive import Package, Settings, package, unpack
+from bincounter.serving.packing.origin import origin_of
+from bincounter.serving.packing.parity import check_parity
+from bincounter.serving.packing.parity_photos import parity_photos
+from bincounter.serving.packing.tarball import CHECKSUMS, write_tarball
+
+ODD = {"a grey JPEG", "a CMYK JPEG", "a rotated JPEG", "a transparent PNG", "a WebP", "a truncated JPEG"}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(served_run: Path) -> Path:
+    return served_run / "checkpoints/best.ckpt"
+
+
+@pytest.fixture(scope="module")
+def packed(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Package:
+    return package(checkpoint, Settings(tmp_path_factory.mktemp("packed") / "model.tar.gz"))
+
+
+@pytest.fixture(scope="module")
+def photos(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    return parity_photos(origin_of(checkpoint), 5, source=None, data_dir=tmp_path_factory.mktemp("data"))
+
+
+@contextmanager
+def changed(archive: Path, folder: Path) -> Iterator[Path]:
+    """Unpack an archive for the block to change; afterwards ``folder / "model.tar.gz"`` is a whole archive of that."""
+    inside = unpack(archive, folder / "inside")
+    yield inside
+    (inside / CHECKSUMS).unlink()
+    files = {path.relative_to(inside).as_posix(): path.read_bytes() for path in inside.rglob("*") if path.is_file()}
+    write_tarball(files, folder / "model.tar.gz")
+
+
+def _other_weights(inside: Path) -> None:
+    weights = torch.load(inside / "weights.pt", weights_only=True)
+    name = next(name for name in weights if name.startswith("head.") and name.endswith("bias"))
+    weights[name][0] += 0.1
+    torch.save(weights, inside / "weights.pt")
+
+
+def _no_orientation(inside: Path) -> None:
+    module = inside / "code/bincounter/data/preprocessing.py"
+    module.write_text(module.read_text().replace("_ORIENTATION_TAG = 0x0112", "_ORIENTATION_TAG = 0x0113"))
+
+
+def _training_library(inside: Path) -> None:
+    module = inside / "code/bincounter/model/heads.py"
+    module.write_text(module.read_text().replace("from torch import nn", "import lightning\nfrom torch import nn"))
+
+
+def test_an_archive_as_it_is_made_answers_as_training_does(
+    checkpoint: Path, packed: Package, photos: dict[str, bytes]
+) -> None:
+    parity = check_parity(checkpoint, packed.path, photos)
+    assert parity.photos == len(photos) == 5 + len(ODD)
+    assert parity.largest <= 1e-6
+    assert parity.bound == 1e-4
+    assert re.fullmatch(
+        r"Parity: 11 photos.*, largest difference of a probability \d\.\de-\d\d, bound 0\.0001\.", str(parity)
+    )
+
+
+def test_bfloat16_has_a_bound_of_its_own(checkpoint: Path, photos: dict[str, bytes], tmp_path: Path) -> None:
+    made = package(checkpoint, Settings(tmp_path / "model.tar.gz", precision="bf16"))
+    parity = check_parity(checkpoint, made.path, photos)
+    assert 0 < parity.largest <= parity.bound == 2e-2
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_other_weights, r"the probability of count \d is 0\.\d+ in training and 0\.\d+ in the archive"),
+        (_no_orientation, r"^a rotated JPEG: the probability"),
+        (_training_library, "lightning"),
+    ],
+)
+def test_a_broken_archive_is_stopped(
+    change: Callable[[Path], None],
+    said: str,
+    checkpoint: Path,
+    packed: Package,
+    photos: dict[str, bytes],
+    tmp_path: Path,
+) -> None:
+    with changed(packed.path, tmp_path) as inside:
+        change(inside)
+    with pytest.raises(UserError, match=said) as stopped:
+        check_parity(checkpoint, tmp_path / "model.tar.gz", photos)
+    assert re.search("package .*(anew|again)", str(stopped.value))
+
+
+def test_photos_are_those_the_run_did_not_learn_from_and_odd_ones(photos: dict[str, bytes], served_run: Path) -> None:
+    names = photos.keys() - ODD
+    assert len(names) == 5
+    lines = (served_run / "split.csv").read_text().splitlines()
+    unseen = {line.split(",")[0] for line in lines if not line.endswith(",train")}
+    assert {"/".join(Path(name).parts[-2:]) for name in names} <= unseen
+
+
+def test_where_the_runs_own_photos_are_few_others_are_rendered(checkpoint: Path, tmp_path: Path) -> None:
+    chosen = parity_photos(origin_of(checkpoint), 34, source=None, data_dir=tmp_path)
+    assert len(chosen) == 34 + len(ODD)
+    assert {name for name in chosen if name.startswith("demo")} == {"demo bin 0", "demo bin 1"}
+
+
+def test_photos_can_be_named_and_are_rendered_where_none_are_at_hand(served_run: Path, tmp_path: Path) -> None:
+    alone = origin_of(checkpoint_alone(tmp_path))
+    rendered = parity_photos(alone, 2, source=None, data_dir=tmp_path)
+    assert rendered.keys() == {"demo bin 0", "demo bin 1"} | ODD
+    named = parity_photos(alone, 3, source=str(served_run.parents[1] / "bins" / "2"), data_dir=tmp_path)
+    assert {Path(name).parent.name for name in named.keys() - ODD} == {"2"}
+    with pytest.raises(DataError):
+        parity_photos(alone, 3, source=str(tmp_path / "nowhere"), data_dir=tmp_path)
+
+
+def test_photos_that_cannot_be_read_are_compared_too(tmp_path: Path) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff broken")
+    alone = origin_of(checkpoint_alone(tmp_path))
+    chosen = parity_photos(alone, 3, source=str(tmp_path / "broken.jpg"), data_dir=tmp_path)
+    assert chosen.keys() == {str(tmp_path / "broken.jpg")} | ODD
