@@ -12,7 +12,7 @@ from bincounter.errors import UserError
 from bincounter.serving.application.limits import Limits
 from bincounter.serving.local import client
 from bincounter.serving.local.running import Server, announced, end, own_place, running
-from bincounter.serving.local.server import serve
+from bincounter.serving.local.server import check_port, serve
 from bincounter.serving.packing.archive import Package, Settings, opened, package, unpack
 from bincounter.serving.packing.origin import Origin, origin_of
 from bincounter.serving.packing.parity import check_parity
@@ -97,6 +97,7 @@ def _deploy(cfg: DictConfig) -> int:
         made = f"pack {origin.checkpoint} into {_place(cfg, origin)}" if origin else f"take {cfg.archive}"
         print(f"Would {made}, {checked}, and serve it on 127.0.0.1, port {cfg.target.port}.")
         return 0
+    check_port(cfg.target.port)  # packing and comparing take their time
     packed = checked_package(cfg)
     state = _state(cfg)
     with own_place(state) as folder, ExitStack() as stack:

@@ -43,6 +43,15 @@ def serve(folder: Path, *, port: int, started: Callable[[int], None] = lambda po
         return asyncio.run(_serve(folder, listener, started))
 
 
+def check_port(port: int) -> None:
+    """Find out early whether a port is free.
+
+    Raises:
+        UserError: it is not.
+    """
+    _listening(port).close()
+
+
 def _listening(port: int) -> socket.socket:
     # asyncio turns Nagle's algorithm off only where the protocol is named; on, it holds every answer for 40 ms.
     listener = socket.socket(proto=socket.IPPROTO_TCP)

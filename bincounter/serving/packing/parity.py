@@ -109,7 +109,7 @@ def _decoded(data: bytes, size: int) -> Tensor | None:
 
 
 async def _archived(folder: Path, photos: Mapping[str, bytes]) -> tuple[dict[str, Reply], str]:
-    worker = await Worker.start(folder, guard=True, CUDA_VISIBLE_DEVICES="")
+    worker = await Worker.start(folder, guard=True, CUDA_VISIBLE_DEVICES="", PYTHONPATH="")
     try:
         replies = {name: await worker.ask(data, None, "application/json") for name, data in photos.items()}
         return replies, worker.ready["precision"]

@@ -45,8 +45,8 @@ def parity_photos(origin: Origin, number: int, *, source: str | None, data_dir: 
         log.info("Comparing answers on photos of %s.", source)
     else:
         paths = _own_photos(origin.run)
-        own = f"{len(paths)} photos that the run did not learn from lie here"
-        log.info("Comparing answers on %d photos (%s, others are rendered).", number, own)
+        own = min(len(paths), number)
+        log.info("Comparing answers on %d photos of the run and %d rendered ones.", own, number - own)
     chosen = {str(path): path.read_bytes() for path in _spread(paths, number)}
     if source is None:
         chosen |= _rendered(number - len(chosen))
