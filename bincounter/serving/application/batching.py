@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -56,7 +56,7 @@ class Batcher:
         self._since: float | None = None  # a forward runs
         self.waiting = 0
         self.photos = 0
-        self.batches = 0
+        self.batches: Counter[int] = Counter()
         self.seconds = 0.0
 
     async def start(self, photo: Tensor) -> None:
@@ -154,7 +154,7 @@ class Batcher:
         rows = self._forward(torch.stack(list(pixels))).tolist()
         self.seconds += time.perf_counter() - started
         self.photos += len(pixels)
-        self.batches += 1
+        self.batches[len(pixels)] += 1
         return rows
 
     def _problem(self, error: Exception) -> Problem:

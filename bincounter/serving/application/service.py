@@ -83,10 +83,10 @@ class Service:
         return self._batcher.ready
 
     def statistics(self) -> dict[str, float]:
-        """Since the start: photos, batches, seconds of reading (over all threads) and of computing; and who waits."""
+        """Since the start: photos, batches by size, seconds of reading (all threads) and of computing; and who waits."""
         return {
             "photos": self._batcher.photos,
-            "batches": self._batcher.batches,
+            **{f"batches_of_{size}": number for size, number in sorted(self._batcher.batches.items())},
             "decode_seconds": self._reading_seconds,
             "forward_seconds": self._batcher.seconds,
             "queue_length": self._batcher.waiting,

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from bincounter.errors import BinCounterError
 from bincounter.serving.application.limits import Limits
@@ -22,19 +22,25 @@ log = logging.getLogger(__name__)
 GRACE = 5.0
 """Seconds beyond ``limits.timeout_s`` after which a process that has not answered counts as hung."""
 
-STATISTICS = 2.0
-"""Seconds a process that works may take to say what it has done."""
+_STATE = 2.0  # seconds that a process may take to say how it is
 
 _SCRIPT = Path(__file__).with_name("worker.py")
 _STARTS = 3  # failures in a row
 _LONGEST_PAUSE = 5.0  # seconds
 
 
+class State(NamedTuple):
+    """How a process is: whether it can answer, and what it has done since it was started."""
+
+    ready: bool
+    statistics: dict[str, float]
+
+
 class Worker:
     """A process that answers, and its successors; see :meth:`start` and :meth:`run`.
 
     No request hangs: one that a dead process had in hand is answered 503 at once, as is every other while there is
-    none, and a process that does not answer in time is killed.
+    none, and a process that does not answer in time, or whose model is stuck or broken, is killed.
 
     Attributes:
         ready: what the process says of its model: ``name, counts, image_size, precision, limits``.
@@ -107,26 +113,29 @@ class Worker:
                 )
         except Died:
             sentence = "The model's process ended and is being started again; ask again in a few seconds."
-            return refusal(503, sentence)
+            return Reply.refusing(Problem(503, sentence))
         except TimeoutError:
             log.error("The model's process has not answered for %.0f s and is killed.", self._timeout_s)
             assert process is not None
             process.kill()
             sentence = f"The model did not answer within {self._timeout_s:.0f} s and is being started again; ask again."
-            return refusal(504, sentence)
+            return Reply.refusing(Problem(504, sentence))
+        if head["status"] in (500, 504) and not (await self.state()).ready:
+            log.error("The model's process answers no more and is killed.")
+            process.kill()
         return Reply(head["status"], head["content_type"], content, head["headers"])
 
-    async def statistics(self) -> dict[str, float] | None:
-        """What the process has done since it was started; ``None`` where none answers."""
+    async def state(self) -> State:
+        """Whether the process can answer, and what it has done."""
         process = self._process
         try:
             if process is None:
                 raise Died
-            async with asyncio.timeout(STATISTICS):
-                head, _ = await process.ask({"do": "statistics"})
+            async with asyncio.timeout(_STATE):
+                head, _ = await process.ask({"do": "tell"})
         except (Died, TimeoutError):
-            return None
-        return head["statistics"]
+            return State(False, {})
+        return State(head["ready"], head["statistics"])
 
     async def close(self) -> None:
         """End the process for good."""
@@ -153,7 +162,7 @@ class Worker:
     async def _start_again(self) -> Process | None:
         for number in range(_STARTS):
             try:
-                await asyncio.sleep(number)
+                await asyncio.sleep(number / 2)
                 process = await Process.start(self._command, self._environment)
             except BinCounterError as error:
                 log.error("%s", error)
@@ -163,9 +172,3 @@ class Worker:
                 return process
         self.given_up.set_result(failure)
         return None
-
-
-def refusal(status: int, sentence: str) -> Reply:
-    """An answer that says why there is none, in the application's form."""
-    headers = {"Retry-After": "1"} if status == 503 else {}
-    return Reply(status, "application/json", Problem(status, sentence).body(), headers)

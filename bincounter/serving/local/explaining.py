@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 from bincounter.errors import BinCounterError
+from bincounter.serving.application.problems import Problem
 from bincounter.serving.application.service import Reply
-from bincounter.serving.local.backend import Worker, refusal
+from bincounter.serving.local.backend import Worker
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ class Explainer:
             worker = await self._started()
         except BinCounterError as error:
             log.error("%s", error)
-            return refusal(500, f"Explanations cannot be made here: {error}")
+            return Reply.refusing(Problem(500, f"Explanations cannot be made here: {error}"))
         return await worker.ask(body, content_type, accept)
 
     async def _started(self) -> Worker:

@@ -67,6 +67,11 @@ class Explanations:
     async def start(self) -> None:
         """Nothing is left to do."""
 
+    @property
+    def ready(self) -> bool:
+        """Always."""
+        return True
+
     def statistics(self) -> dict[str, float]:
         """Nothing is counted."""
         return {}
@@ -76,11 +81,10 @@ class Explanations:
         try:
             answer = await asyncio.to_thread(self._explain, body)
         except PhotoError as error:
-            problem = Problem(422, f"The photo cannot be read ({error}); send a JPEG, PNG or WebP.")
-            return Reply(problem.status, "application/json", problem.body(), {})
+            return Reply.refusing(Problem(422, f"The photo cannot be read ({error}); send a whole JPEG, PNG or WebP."))
         except ConfigError as error:
-            return Reply(501, "application/json", Problem(501, str(error)).body(), {})
-        return Reply(200, "application/json", json.dumps(answer).encode(), {})
+            return Reply.refusing(Problem(501, str(error)))
+        return Reply(200, "application/json", json.dumps(answer).encode())
 
     def _explain(self, body: bytes) -> dict[str, object]:
         image = self._normalize(decode(body, self._size)[None])

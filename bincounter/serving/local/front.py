@@ -70,12 +70,12 @@ class Front:
         return JSONResponse(self._model)
 
     async def _ping(self, _: Request) -> Response:
-        if await self._worker.statistics() is None:
+        if not (await self._worker.state()).ready:
             return Refusal(Problem(503, "The model is being loaded; ask again in a few seconds."))
         return JSONResponse({"model": self._worker.ready["name"]})
 
     async def _scrape(self, _: Request) -> Response:
-        text = self._metrics.text(await self._worker.statistics(), self._worker.restarts)
+        text = self._metrics.text(await self._worker.state(), self._worker.restarts)
         return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def _invoke(self, request: Request) -> Response:

@@ -43,18 +43,22 @@ class Intake:
         self.in_flight += 1
         taken = bytearray()
         try:
+            await self._read(request, taken)
+            yield bytes(taken)
+        finally:
+            self._bytes -= len(taken)
+            self.in_flight -= 1
+
+    async def _read(self, request: Request, taken: bytearray) -> None:
+        try:
             async with asyncio.timeout(self._limits.timeout_s):
                 async for chunk in request.stream():
                     self._check(len(taken) + len(chunk), new=len(chunk))
                     taken += chunk
                     self._bytes += len(chunk)
-            yield bytes(taken)
         except TimeoutError as error:
             sentence = f"The body did not come within {self._limits.timeout_s:g} s; send it at once."
             raise Problem(408, sentence) from error
-        finally:
-            self._bytes -= len(taken)
-            self.in_flight -= 1
 
     def _check(self, length: int, new: int | None = None) -> None:
         largest = self._limits.max_body_bytes

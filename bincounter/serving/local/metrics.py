@@ -4,16 +4,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from bincounter.serving.local.backend import State
 
 _SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2, 5, 10, 30)
 _WORK = {
     "photos": "Photos the model has counted.",
-    "batches": "Batches the model has seen.",
     "decode_seconds": "Seconds of decoding photos, over all threads.",
     "forward_seconds": "Seconds the model has computed.",
 }
+_BATCHES = "batches_of_"
+_SIZES = (1, 2, 4, 8, 16, 32, 64)
 _QUEUE = "queue_length", "Photos that wait for the model."
 
 
@@ -57,15 +60,15 @@ class Metrics:
             yield status
         self._requests.labels(str(status[-1])).inc()
 
-    def text(self, statistics: Mapping[str, float] | None, restarts: int) -> bytes:
+    def text(self, state: State, restarts: int) -> bytes:
         """Write all metrics in Prometheus's text format.
 
         Args:
-            statistics: of the model's process, ``None`` where there is none.
+            state: of the model's process.
             restarts: of that process.
         """
-        self._ready.set(statistics is not None)
-        self._work.statistics = statistics or {}
+        self._ready.set(state.ready)
+        self._work.statistics = state.statistics
         self._restarts.inc(restarts - self._known_restarts)
         self._known_restarts = restarts
         return generate_latest(self._registry)
@@ -85,3 +88,17 @@ class _Work(Collector):
         name, what = _QUEUE
         if name in self.statistics:
             yield GaugeMetricFamily(f"bincounter_{name}", what, self.statistics[name])
+            yield self._batch_sizes()
+
+    def _batch_sizes(self) -> Metric:
+        batches = {
+            int(name.removeprefix(_BATCHES)): number
+            for name, number in self.statistics.items()
+            if name.startswith(_BATCHES)
+        }
+        buckets = [
+            (str(float(bound)), sum(number for size, number in batches.items() if size <= bound)) for bound in _SIZES
+        ]
+        histogram = HistogramMetricFamily("bincounter_batch_size", "Photos in a batch.")
+        histogram.add_metric([], [*buckets, ("+Inf", sum(batches.values()))], self.statistics["photos"])
+        return histogram

@@ -23,10 +23,8 @@ class Refusal(Response):
     """
 
     def __init__(self, problem: Problem, headers: dict[str, str] | None = None) -> None:
-        again = {"Retry-After": "1"} if problem.status == 503 else {}
-        super().__init__(
-            problem.body(), problem.status, {**again, **(headers or {}), "Connection": "close"}, "application/json"
-        )
+        joined = {**problem.headers, **(headers or {}), "Connection": "close"}
+        super().__init__(problem.body(), problem.status, joined, "application/json")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it, and see the client off."""

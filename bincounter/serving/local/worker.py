@@ -5,11 +5,11 @@ seen: the standard library, what the serving images have, and the archive unpack
 on which both sides send frames: two lengths, a head in JSON, a body::
 
     server -> process   {"do": "handle", "id": 7, "content_type": "image/jpeg", "accept": null}  the request's body
-                        {"do": "statistics", "id": 8}
+                        {"do": "tell", "id": 8}
                         {"do": "cancel", "id": 7}
     process -> server   {"ready": {"name": ..., "counts": ..., ...}}                             once, first
                         {"id": 7, "status": 200, "content_type": ..., "headers": {}}             the answer's body
-                        {"id": 8, "statistics": {...}}
+                        {"id": 8, "ready": true, "statistics": {...}}
 """
 
 import asyncio
@@ -61,6 +61,10 @@ class Handler(Protocol):
 
     async def handle(self, body: bytes, content_type: str | None, accept: str | None) -> Reply:
         """Answer a request; never raises."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether it can answer."""
 
     def statistics(self) -> dict[str, float]:
         """What was done so far."""
@@ -126,8 +130,8 @@ async def answer_frames(connection: socket.socket, handler: Handler, ready: dict
             case {"do": "cancel", "id": int(number)}:
                 if number in running:
                     running[number].cancel()
-            case {"do": "statistics", "id": int(number)}:
-                writer.write(frame({"id": number, "statistics": handler.statistics()}))
+            case {"do": "tell", "id": int(number)}:
+                writer.write(frame({"id": number, "ready": handler.ready, "statistics": handler.statistics()}))
             case _:
                 raise FrameError(f"a frame that asks for nothing known: {head}")
 

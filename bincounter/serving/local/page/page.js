@@ -82,7 +82,7 @@ function show(photo) {
   const { answer } = photo, count = element("count");
   count.classList.toggle("sentence", !answer);
   count.textContent = answer ? answer.count : photo.sentence ?? "Counting …";
-  if (answer) count.append(" ", small(answer.count === 1 ? "item" : "items"));
+  if (answer) count.append(small(answer.count === 1 ? " item" : " items"));
   element("expected").textContent = answer ? `Expected count ${answer.expected_count.toFixed(2)}` : "";
   element("took").textContent = answer ? `Answered in ${photo.milliseconds.toFixed(0)} ms.` : "";
   element("probabilities").hidden = !answer;
@@ -119,8 +119,10 @@ function explain(photo) {
   photo.looked = "Finding out where it looked …";
   explaining = explaining.then(async () => {
     try {
-      photo.heat = await post("/explanation", photo.file);
-      photo.looked = `What is lit spoke for ${photo.heat.count}.`;
+      const { count, width, height, heat } = await post("/explanation", photo.file);
+      const values = Uint8Array.from(atob(heat), letter => letter.charCodeAt(0)), any = values.some(value => value);
+      photo.heat = any ? { width, height, values } : null;
+      photo.looked = any ? `What is lit spoke for ${count}.` : `No place in the photo spoke for ${count}.`;
     } catch (error) {
       photo.looked = error.message;
     }
@@ -135,9 +137,9 @@ function light({ heat, looked }) {
   canvas.width = width;
   canvas.height = height;
   if (!heat) return;
-  const values = Uint8Array.from(atob(heat.heat), letter => letter.charCodeAt(0)), shade = new ImageData(width, height);
+  const shade = new ImageData(width, height);
   // A shadow wherever it did not look, so that the photo keeps its colours where it did.
-  values.forEach((value, place) => { shade.data[4 * place + 3] = 255 * (1 - (value / 255) ** 0.7); });
+  heat.values.forEach((value, place) => { shade.data[4 * place + 3] = 255 * (1 - (value / 255) ** 0.7); });
   canvas.getContext("2d").putImageData(shade, 0, 0);
 }
 
