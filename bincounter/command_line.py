@@ -112,6 +112,7 @@ def _exit_code(
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting
     try:
+        override_errors.refuse_null_groups(get_args_parser().parse_args().overrides, config_dir / f"{config_name}.yaml")
         return start(compose)
     except SystemExit as exit_request:
         return exit_request.code if isinstance(exit_request.code, int) else 1

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bincounter.config.choices import nearest
+from bincounter.errors import ConfigError
 
 Compose = Callable[[list[str]], DictConfig]
 
@@ -35,6 +36,22 @@ def explain(error: Exception, overrides: list[str], primary: Path, compose: Comp
         if reason:
             return reason
     return wrong_value(error)
+
+
+def refuse_null_groups(overrides: list[str], primary: Path) -> None:
+    """Refuse a group that is to be null, which Hydra answers with a traceback.
+
+    Raises:
+        ConfigError: naming the group's options.
+        HydraException: such an override cannot be read.
+    """
+    nulls = [each for each in overrides if each.endswith("=null")]
+    for override in OverridesParser.create().parse_overrides(nulls):
+        options = _groups(primary).get(override.key_or_group)
+        if options is not None and not override.is_delete():
+            raise ConfigError(
+                f"{override.key_or_group}=null names no option: choose one of {', '.join(options)}, or leave it out"
+            )
 
 
 def no_setting(key: str, cfg: DictConfig) -> str | None:

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,6 +80,12 @@ class Claims:
             if self._study.user_attrs.get(_EXHAUSTED):
                 open_ = 0
             return taken + [self._ask() for _ in range(min(most - len(taken), open_))]
+
+    def give_back(self, claimed: Sequence[Claimed]) -> None:
+        """Leave trials that the launcher refused before their jobs began to the next start, values and all."""
+        for each in claimed:
+            if not each.adopted and not (each.folder / RECORD).exists():
+                self._study._storage.set_trial_state_values(each.trial._trial_id, TrialState.WAITING)
 
     def wait(self, take: Callable[[], list[Claimed]]) -> list[Claimed]:
         """Wait for jobs that outlived their process, which nobody else will tell the study of; then take them."""

@@ -24,10 +24,8 @@ def job_overrides(
         goes_on: whether it may have been begun before.
         trial: its number in the study; ``None`` for what is no trial, and is scored on the test photos.
     """
-    overrides = [*plan.others, *(override_of(key, value) for key, value in values.items())]
+    overrides = [*common_overrides(plan), *(override_of(key, value) for key, value in values.items())]
     if plan.own:
-        # URLs of databases may hold passwords, and a job's overrides are written down.
-        overrides = without(overrides, "paths.output_dir", "hparams_search.storage", "hparams_search.warm_start")
         if trial is None:
             overrides = without(overrides, "hparams_search")
         else:
@@ -35,6 +33,13 @@ def job_overrides(
         if goes_on and plan.here:
             overrides.append("ckpt_path=last")
     return [*overrides, override_of("hydra.sweep.dir", str(plan.folder)), f"hydra.sweep.subdir={place}"]
+
+
+def common_overrides(plan: Plan) -> list[str]:
+    """What every trial's overrides begin with."""
+    # URLs of databases may hold passwords, and a job's overrides are written down.
+    unsaid = ("paths.output_dir", "hparams_search.storage", "hparams_search.warm_start")
+    return without(plan.others, *unsaid) if plan.own else plan.others
 
 
 def _trial(plan: Plan, number: int, overrides: list[str]) -> list[str]:

@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
@@ -15,9 +16,10 @@ from bincounter.errors import BinCounterError, Interrupted, ResourceError, Stopp
 from bincounter.sweep import trials
 from bincounter.sweep.batches import refuse_too_large
 from bincounter.sweep.claiming import Claimed, Claims
+from bincounter.sweep.composing import TrialLoader
 from bincounter.sweep.conclusion import conclude
 from bincounter.sweep.distributions import to_optuna, values_of
-from bincounter.sweep.jobs import attributes, job_overrides, scored
+from bincounter.sweep.jobs import attributes, common_overrides, job_overrides, scored
 from bincounter.sweep.ownership import Ownership
 from bincounter.sweep.plan import Plan
 from bincounter.sweep.results import own_trials
@@ -50,20 +52,21 @@ def search(plan: Plan, launcher: Launcher) -> None:
         _show_requests(plan, sampling, launcher)
         return
     url = storage_url(plan.settings["storage"], plan.folder)
+    new = plan.settings["storage"] is None and not (plan.folder / "study.db").exists()
+    if new:
+        _check(plan, sampling, launcher, url)  # what is refused leaves nothing
     with Ownership(plan.folder) as ownership:
         with ownership.alone():
             storage = open_storage(url)
             begun = plan.name in get_all_study_names(storage)
-            if not begun:  # what is refused leaves no study
-                if plan.own:
-                    refuse_too_large(plan.parameters, plan.cfg)
-                _prepare(launcher, plan, sampling.total(plan.settings["n_trials"]), url)
+            if not (begun or new):
+                _check(plan, sampling, launcher, url)
             study = open_study(plan, storage, make_pruner(plan.settings["pruner"]))
             learn_from_earlier(study, plan)
         tell(plan.parameters)
         claims = Claims(plan, sampling, study, ownership)
         hand_to_jobs(url)
-        if begun:
+        if begun and not new:
             _prepare(launcher, plan, max(claims.total - claims.finished, 0), url)
         try:
             _Course(plan, launcher, study, claims).run()
@@ -85,6 +88,13 @@ def search(plan: Plan, launcher: Launcher) -> None:
         elif plan.settings["retrain_best"]:
             retrain_best(plan, study, launcher, ownership)
     print(plan.folder, flush=True)
+
+
+def _check(plan: Plan, sampling: Sampling, launcher: Launcher, url: str) -> None:
+    """Refuse a search that cannot be carried out."""
+    if plan.own:
+        refuse_too_large(plan.parameters, plan.cfg)
+    _prepare(launcher, plan, sampling.total(plan.settings["n_trials"]), url)
 
 
 def _show_requests(plan: Plan, sampling: Sampling, launcher: Launcher) -> None:
@@ -118,8 +128,12 @@ class _Course:
 
     def __init__(self, plan: Plan, launcher: Launcher, study: Study, claims: Claims) -> None:
         self._plan, self._launcher, self._study, self._claims = plan, launcher, study, claims
-        # Jobs that run one after the other are chosen one by one, so that each is known when the next is.
-        self._at_once = 1 if isinstance(launcher, BasicLauncher) else plan.settings["n_jobs"]
+        self._at_once: int = plan.settings["n_jobs"]
+        if isinstance(launcher, BasicLauncher):
+            self._at_once = 1  # jobs that run one after the other: each is known when the next is chosen
+            assert launcher.hydra_context is not None
+            loader = TrialLoader(launcher.hydra_context.config_loader, common_overrides(plan))
+            launcher.hydra_context = replace(launcher.hydra_context, config_loader=loader)
         self._told: list[FrozenTrial] = []
 
     def run(self) -> None:
@@ -155,7 +169,10 @@ class _Course:
         ]
         try:
             returned = self._launcher.launch(overrides, initial_job_idx=batch[0].trial.number)
+        except (Interrupted, Stopped):
+            raise
         except (BinCounterError, HydraException):
+            self._claims.give_back(batch)
             raise
         except Exception as error:  # such as a worker process that was killed: it takes the others with it
             lost = trials.of_error(error)

@@ -224,6 +224,7 @@ def test_debug_groups_run(debug: str, bins: Path, train: Run, tmp_path: Path) ->
         (["model.backbone.nam=resnet18"], "did you mean model.backbone.name?"),
         (["model.backbone._target_=no.such.thing"], "names nothing that can be called"),
         (["optimized_metric=val/acuracy"], "did you mean optimized_metric=val/accuracy?"),
+        (["hparams_search=optuna", "hparams_search/space=null"], "space=null names no option: choose one of capstone"),
         (["train=false"], "name it with ckpt_path="),
         (["train=false", "ckpt_path=nothing.ckpt"], "nothing.ckpt is no file"),
         (["data=folders"], "data.source is not set"),

@@ -1,11 +1,11 @@
 """Tiny Hydra apps to search over, and what a study holds afterwards."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import optuna
-from commands import environment
+from commands import command, environment
+from warm_python import WarmPython
 
 APP = """
 import sys, time
@@ -36,10 +36,11 @@ class Search:
 
     Args:
         folder: holds the app; the sweep lies in ``sweep``.
+        python: runs it.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, python: WarmPython) -> None:
+        self.folder, self.python = folder, python
         (folder / "app.py").write_text(APP)
 
     @property
@@ -51,14 +52,11 @@ class Search:
         space = [] if any(each.startswith("+x=") for each in overrides) else ["+x=interval(0.0,1.0)"]
         place = ["hydra.sweep.dir=sweep", f"+log={self.folder / 'log.txt'}"]
         total = f"hydra.sweeper.settings.n_trials={n_trials}"
-        return [
-            *[sys.executable, "app.py", "-m", "hydra/sweeper=bincounter_optuna"],
-            *[total, *chosen, *space, *place, *overrides],
-        ]
+        return ["app.py", "-m", "hydra/sweeper=bincounter_optuna", total, *chosen, *space, *place, *overrides]
 
     def start(self, *overrides: str, n_trials: int, **settings: object) -> "subprocess.Popen[str]":
         return subprocess.Popen(
-            self.command(*overrides, n_trials=n_trials, **settings),
+            command(*self.command(*overrides, n_trials=n_trials, **settings)),
             cwd=self.folder,
             env=environment(),
             stdout=subprocess.PIPE,
@@ -68,10 +66,10 @@ class Search:
         )
 
     def run(self, *overrides: str, n_trials: int, code: int = 0, **settings: object) -> str:
-        process = self.start(*overrides, n_trials=n_trials, **settings)
-        said, _ = process.communicate(timeout=120)
-        assert process.returncode == code, said
-        return said
+        arguments = self.command(*overrides, n_trials=n_trials, **settings)
+        done = self.python.run(tuple(arguments), self.folder, environment())
+        assert done.returncode == code, done.stderr + done.stdout
+        return done.stderr + done.stdout
 
     @property
     def trials(self) -> list[optuna.trial.FrozenTrial]:

@@ -11,13 +11,14 @@ import pytest
 from bins import square_bins
 from commands import REPOSITORY, Run, command, environment
 from searches import Search, states, study_of
+from warm_python import WarmPython
 
 GRID = "hydra.sweeper.settings.sampler={_target_:optuna.samplers.GridSampler}"
 
 
 @pytest.fixture
-def search(tmp_path: Path) -> Search:
-    return Search(tmp_path)
+def search(tmp_path: Path, python: WarmPython) -> Search:
+    return Search(tmp_path, python)
 
 
 def _until(condition: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
@@ -41,7 +42,7 @@ def test_five_kills_end_in_the_same_total_and_the_same_trials(search: Search, tm
     assert [trial.number for trial in search.trials] == list(range(14))
     assert search.runs <= 14 + 5  # those that were killed in the middle
     (tmp_path / "undisturbed").mkdir()
-    undisturbed = Search(tmp_path / "undisturbed")
+    undisturbed = Search(tmp_path / "undisturbed", search.python)
     undisturbed.run("+sleep=0.15", n_trials=14)
     assert [trial.params for trial in undisturbed.trials] == [trial.params for trial in search.trials]
 
@@ -119,7 +120,7 @@ def test_several_objectives_have_a_front(search: Search) -> None:
 
 def test_a_search_starts_with_what_earlier_ones_found(search: Search, tmp_path: Path) -> None:
     (tmp_path / "before").mkdir()
-    before = Search(tmp_path / "before")
+    before = Search(tmp_path / "before", search.python)
     before.run(n_trials=3)
     for n_trials in (1, 2):
         said = search.run(n_trials=n_trials, warm_start=f"[{tmp_path / 'before' / 'sweep'}]")
@@ -178,3 +179,11 @@ def test_a_killed_training_is_gone_on_with(train: Run, squares: list[str], tmp_p
     assert "test=false" in told
     assert "hparams_search.pruner.max_resource=3" in told  # Hyperband knows the longest trial
     assert done.stdout.splitlines()[-1] == str(sweep)
+
+
+def test_what_the_data_refuse_leaves_nothing(train: Run, squares: list[str], tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    batches = ["data.batch_size=8,4096", f"paths.output_dir={sweep}"]
+    done = train(*squares[:-1], "hparams_search=optuna", *batches, code=2)
+    assert "is larger than the" in done.stderr.splitlines()[-1]
+    assert not sweep.exists()

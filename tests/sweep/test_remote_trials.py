@@ -10,6 +10,7 @@ from typing import Any
 
 import optuna
 import pytest
+from aws_faults import faults
 from bins import square_bins
 from commands import Run
 from rehearsed import Account, launched, wait_for
@@ -135,4 +136,18 @@ def test_too_dear_a_search_is_refused_before_a_trial_is_chosen(overrides: list[s
     done = run("train.py", *options, "hparams_search.n_trials=3", "model.optimizer.lr=0.01,0.02,0.03", code=2)
     assert "at most 0.69 USD is above launcher.max_cost_usd=0.5" in done.stderr.splitlines()[-1]
     assert "{" not in done.stdout
-    assert not optuna.get_all_study_names(f"sqlite:///{tmp_path / 'sweep' / 'study.db'}")
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_trial_that_the_launcher_refuses_is_left_to_the_next_start(
+    overrides: list[str], run: Run, plane: dict[str, str], tmp_path: Path
+) -> None:
+    options = [*overrides, "launcher=sagemaker_spot", "hparams_search.n_trials=2", "model.optimizer.lr=0.01,0.02"]
+    with faults(plane["AWS_ENDPOINT_URL"]) as server:
+        server.refuse("GetCallerIdentity", "ExpiredToken", "The security token is expired", status=403)
+        for _ in range(2):
+            done = run("train.py", *options, code=2, **{**plane, "AWS_ENDPOINT_URL": server.endpoint})
+            assert "log in again" in done.stderr.splitlines()[-1]
+    (trial,) = study(tmp_path).trials
+    assert trial.state.name == "WAITING"
+    assert trial.params
