@@ -31,14 +31,17 @@ def action(cfg: DictConfig) -> int:
         return 0
     if target_of(cfg) == "local":
         return deploying.carry_out_here(cfg)
-    package = deploying.checked_package(cfg) if cfg.action in SERVES else None
-    from bincounter.cloud.endpoints.actions import carry_out
+    from bincounter.cloud.endpoints.actions import carry_out, check
 
-    return carry_out(cfg, package)
+    if cfg.action not in SERVES:
+        return carry_out(cfg, None)
+    check(cfg)  # what SageMaker would not take, or costs too much, is told before a checkpoint is packed
+    return carry_out(cfg, deploying.checked_package(cfg))
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    raise Stopped("Stopped by SIGTERM.")
+    print("Error: Stopped by SIGTERM.", file=sys.stderr)
+    raise SystemExit(Stopped.exit_code)  # no Stopped: whatever OmegaConf was at, it would add its own words to it
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from commands import REPOSITORY
 
-from bincounter.cloud.endpoints.actions import carry_out
+from bincounter.cloud.endpoints.actions import carry_out, check
 from bincounter.command_line import composed
 from bincounter.serving.packing.archive import Package
 
@@ -20,6 +20,7 @@ def act(*overrides: str, archive: Path | None = None) -> int:
     cfg = composed(["target.region=us-east-1", *overrides], config_dir=REPOSITORY / "conf", config_name="deploy")
     package = None
     if archive is not None:
+        check(cfg)
         package = Package(archive, "bincounter-0", hashlib.sha256(archive.read_bytes()).hexdigest())
     return carry_out(cfg, package)
 

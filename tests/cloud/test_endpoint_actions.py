@@ -124,39 +124,15 @@ def test_what_was_left_is_listed_as_free(aws: Faults, archive: Path, capsys: pyt
     assert "left-" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("code", "message", "kind", "sentence"),
-    [
-        (
-            "ResourceLimitExceeded",
-            "The account-level service limit 'ml.m5.xlarge for endpoint usage' is 0 Instances, with current "
-            "utilization of 0 Instances and a request delta of 1 Instances. Please contact AWS support.",
-            ResourceError,
-            "the quota 'ml.m5.xlarge for endpoint usage' of this account is 0, 0 are in use and 1 more asked for",
-        ),
-        (
-            "AccessDeniedException",
-            "User: arn:aws:iam::123456789012:user/ada is not authorized to perform: sagemaker:CreateEndpoint on "
-            "resource: arn:aws:sagemaker:us-east-1:123456789012:endpoint/refused",
-            ConfigError,
-            "have sagemaker:CreateEndpoint on arn:aws:sagemaker:us-east-1:123456789012:endpoint/refused added",
-        ),
-        ("ThrottlingException", "Rate exceeded", ResourceError, "asked too often for creating the endpoint refused"),
-        (
-            "ValidationException",
-            "Cannot create already existing endpoint",
-            ConfigError,
-            "the name is taken, so creating the endpoint refused is refused",
-        ),
-    ],
-)
-def test_what_was_made_for_a_refused_endpoint_is_deleted(
-    code: str, message: str, kind: type[BinCounterError], sentence: str, aws: Faults, archive: Path
-) -> None:
-    aws.refuse("CreateEndpoint", code, message)
-    with pytest.raises(kind) as refused:
+def test_what_was_made_for_a_refused_endpoint_is_deleted(aws: Faults, archive: Path) -> None:
+    aws.refuse(
+        "CreateEndpoint",
+        "ResourceLimitExceeded",
+        "The account-level service limit 'ml.m5.xlarge for endpoint usage' is 0 Instances, with current utilization of "
+        "0 Instances and a request delta of 1 Instances. Please contact AWS support.",
+    )
+    with pytest.raises(ResourceError, match=r"the quota 'ml\.m5\.xlarge for endpoint usage' of this account is 0, 0"):
         act(*REALTIME, "action=deploy", "name=refused", archive=archive)
-    assert sentence in str(refused.value) and "launcher" not in str(refused.value)
     asked = ["CreateModel", "CreateEndpointConfig", "CreateEndpoint", "DeleteEndpointConfig", "DeleteModel"]
     assert made(aws) == asked
 
@@ -165,26 +141,6 @@ def test_a_lost_answer_is_no_failure(aws: Faults, archive: Path) -> None:
     aws.lose("CreateEndpoint", times=1)
     assert act(*REALTIME, "action=deploy", "name=lost", archive=archive) == 0
     assert made(aws) == ["CreateModel", "CreateEndpointConfig", "CreateEndpoint"]
-
-
-@pytest.mark.parametrize(
-    ("message", "sentence"),
-    [
-        (
-            'Could not access model data at s3://bins/model.tar.gz. Please ensure that the role "x" exists',
-            "target.role may not read the archive s3://bins/model.tar.gz: give it s3:GetObject",
-        ),
-        (
-            "Could not assume role arn:aws:iam::1:role/x. Please ensure that the role exists",
-            "act as arn:aws:iam::1:role/x",
-        ),
-    ],
-)
-def test_a_refused_model(message: str, sentence: str, aws: Faults, archive: Path) -> None:
-    aws.refuse("CreateModel", "ValidationException", message)
-    with pytest.raises(ConfigError, match=sentence):
-        act(*REALTIME, "action=deploy", "name=no-model", archive=archive)
-    assert made(aws) == ["CreateModel"]
 
 
 def test_an_archive_is_uploaded_once(aws: Faults, archive: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -206,14 +162,12 @@ def test_a_version_is_registered_once(aws: Faults, archive: Path) -> None:
     assert made(aws).count("CreateModelPackage") == 2
 
 
-@pytest.mark.parametrize("action", ["status", "update", "invoke"])
-def test_an_endpoint_that_is_not_there(action: str, aws: Faults, archive: Path, tmp_path: Path) -> None:
+def test_an_endpoint_that_is_not_there(aws: Faults, archive: Path, tmp_path: Path) -> None:
     act(*REALTIME, "action=deploy", "name=there", archive=archive)
-    photo = tmp_path / "bin.jpg"
-    photo.write_bytes(b"a photo")
-    given = [f"input={photo}"] if action == "invoke" else []
-    with pytest.raises(ConfigError, match=r"there is no endpoint name=ther in us-east-1 \(there are .*\bthere\b"):
-        act(*REALTIME, f"action={action}", "name=ther", *given, archive=archive)
+    (tmp_path / "bin.jpg").write_bytes(b"a photo")
+    for action in (["action=status"], ["action=update"], ["action=invoke", f"input={tmp_path / 'bin.jpg'}"]):
+        with pytest.raises(ConfigError, match=r"there is no endpoint name=ther in us-east-1 \(there are .*\bthere\b"):
+            act(*REALTIME, *action, "name=ther", archive=archive)
 
 
 def test_a_folder_with_more_than_photos_is_no_batch(aws: Faults, archive: Path) -> None:

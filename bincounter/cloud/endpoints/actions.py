@@ -1,5 +1,6 @@
 """What deploy.py does with SageMaker: ``target=realtime``, ``serverless`` and ``async``."""
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,34 @@ from bincounter.config.deploy import target_of
 
 if TYPE_CHECKING:
     from bincounter.serving.packing.archive import Package
+
+log = logging.getLogger(__name__)
+
+
+def check(cfg: DictConfig) -> None:
+    """Show the price, and refuse what SageMaker would not take, before a checkpoint is packed for it.
+
+    Args:
+        cfg: a whole configuration whose ``action`` serves a checkpoint, as deploy.py composes and checks it.
+
+    Raises:
+        BinCounterError: there are no credentials or no role, a request is wrong, or the price is above the ceiling.
+    """
+    from bincounter.cloud.account import Account
+    from bincounter.cloud.endpoints import deployment, transforming, updating
+    from bincounter.serving.packing.archive import Package
+
+    with in_words_of_target():
+        wanted = _wanted(cfg)
+        account, unpacked = Account(wanted.target["region"]), Package(Path(), "", "0" * 64)
+        if cfg.action == "transform":
+            cost = transforming.planned(account, wanted, unpacked, source=cfg.input, output=cfg.output).cost
+            log.info("Transform job: %s", cost.words)
+            return
+        written = updating.planned if cfg.action == "update" else deployment.planned
+        log.info("Endpoint %s: %s", wanted.name, written(account, wanted, unpacked)[0].cost.words)
+        if cfg.action == "update":
+            log.info("During the update the old and the new instances both run, and both are billed.")
 
 
 def carry_out(cfg: DictConfig, package: "Package | None") -> int:
@@ -29,9 +58,13 @@ def carry_out(cfg: DictConfig, package: "Package | None") -> int:
         Interrupted: by Ctrl-C; AWS goes on with what it was asked for.
     """
     with in_words_of_target():
-        target: dict[str, Any] = OmegaConf.to_container(cfg.target, resolve=True)  # type: ignore[assignment]
-        check_names(target["request"])
-        return _carry_out(cfg, package, Wanted(cfg.name, target_of(cfg), target, cfg.limits.max_body_mb))
+        return _carry_out(cfg, package, _wanted(cfg))
+
+
+def _wanted(cfg: DictConfig) -> Wanted:
+    target: dict[str, Any] = OmegaConf.to_container(cfg.target, resolve=True)  # type: ignore[assignment]
+    check_names(target["request"])
+    return Wanted(cfg.name, target_of(cfg), target, cfg.limits.max_body_mb)
 
 
 def _carry_out(cfg: DictConfig, package: "Package | None", wanted: Wanted) -> int:

@@ -1,6 +1,5 @@
-"""What an endpoint, or a transform job, costs in an hour, at most; shown, and refused above the ceiling."""
+"""What an endpoint, or a transform job, costs in an hour, at most, and what is above the ceiling."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -8,8 +7,6 @@ from bincounter.cloud.endpoints.objects import Call
 from bincounter.cloud.endpoints.requests import Wanted
 from bincounter.cloud.prices import usd_per_hour, usd_per_second
 from bincounter.errors import ConfigError
-
-log = logging.getLogger(__name__)
 
 
 class Cost(NamedTuple):
@@ -69,18 +66,12 @@ def _serverless(target: Mapping[str, Any], config: Mapping[str, Any], scaled: in
     )
 
 
-def show(what: str, cost: Cost, ceiling: float) -> None:
-    """Print a price.
-
-    Args:
-        what: it is of, as a sentence begins with it.
-        cost: in an hour.
-        ceiling: ``target.max_usd_per_hour``.
+def refuse_above(cost: Cost, ceiling: float) -> None:
+    """Refuse a price above ``target.max_usd_per_hour``.
 
     Raises:
-        ConfigError: the price is above the ceiling.
+        ConfigError: it is.
     """
-    log.info("%s: %s", what, cost.words)
     if cost.usd > ceiling:
         raise ConfigError(
             f"{cost.usd:.4g} USD per hour is above target.max_usd_per_hour={ceiling:g}: take fewer or smaller "

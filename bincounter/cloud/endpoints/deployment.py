@@ -19,6 +19,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+def planned(account: "Account", wanted: Wanted, package: "Package") -> tuple[Planned, Call]:
+    """What an endpoint needs, and CreateEndpoint.
+
+    Raises:
+        BinCounterError: SageMaker would not take it, or it is above ``target.max_usd_per_hour``.
+    """
+    endpoint = plan(account, wanted, package)
+    return endpoint, create_call(wanted, endpoint.config)
+
+
 def deploy(account: "Account", wanted: Wanted, package: "Package", *, dry: bool) -> None:
     """Make an endpoint, unless it is there with the same checkpoint and settings.
 
@@ -32,17 +42,16 @@ def deploy(account: "Account", wanted: Wanted, package: "Package", *, dry: bool)
         BinCounterError: it could not be made, or is there with another checkpoint or other settings.
         Interrupted: by Ctrl-C; AWS goes on.
     """
-    planned = plan(account, wanted, package)
-    create = create_call(wanted, planned.config)
+    endpoint, create = planned(account, wanted, package)
     if dry:
-        show_calls([*planned.before, create, *planned.scaling])
+        show_calls([*endpoint.before, create, *endpoint.scaling])
         return
     there = describe(account, wanted.name)
     if there is not None:
-        _refuse_another(there, planned, wanted)
+        _refuse_another(there, endpoint, wanted)
         log.info("It is there already, with the same checkpoint and settings.")
     else:
-        _create(account, wanted, planned, create)
+        _create(account, wanted, endpoint, create)
     if not wanted.target["wait"]:
         tell_how_to_see(wanted)
         return
@@ -54,27 +63,27 @@ def deploy(account: "Account", wanted: Wanted, package: "Package", *, dry: bool)
             f"the endpoint {wanted.name} did not come into service ({reason}), and nothing of it is left or billed: "
             "correct that, and run the same command again"
         )
-    planned.scale(account)
+    endpoint.scale(account)
     tell_in_service(account, wanted)
 
 
-def _create(account: "Account", wanted: Wanted, planned: Planned, create: Call) -> None:
+def _create(account: "Account", wanted: Wanted, endpoint: Planned, create: Call) -> None:
     try:
-        planned.make(account, wanted)
+        endpoint.make(account, wanted)
         with answered(f"creating the endpoint {wanted.name}"):
             create.send(account)
     except BinCounterError as error:
-        if not _is_ours(account, wanted, planned):
+        if not _is_ours(account, wanted, endpoint):
             raise
         # The answer to our own first try was lost.
         log.info("%s. It is being made all the same.", error)
 
 
-def _is_ours(account: "Account", wanted: Wanted, planned: Planned) -> bool:
+def _is_ours(account: "Account", wanted: Wanted, endpoint: Planned) -> bool:
     """Whether the endpoint is there in spite of an error; if not, what was made for it is deleted."""
     try:
         there = describe(account, wanted.name)
-        if there and there["EndpointConfigName"] == planned.name:
+        if there and there["EndpointConfigName"] == endpoint.name:
             return True
         remove_unused(account, wanted.name, keep=[there["EndpointConfigName"]] if there else [])
     except BinCounterError as error:
@@ -82,11 +91,11 @@ def _is_ours(account: "Account", wanted: Wanted, planned: Planned) -> bool:
     return False
 
 
-def _refuse_another(there: dict[str, Any], planned: Planned, wanted: Wanted) -> None:
+def _refuse_another(there: dict[str, Any], endpoint: Planned, wanted: Wanted) -> None:
     state = there["EndpointStatus"]
     if state in ("Failed", "Deleting"):
         raise ConfigError(f"the endpoint name={wanted.name} is {state}, and cannot be mended: use action=delete first")
-    if there["EndpointConfigName"] != planned.name:
+    if there["EndpointConfigName"] != endpoint.name:
         raise ConfigError(
             f"there is an endpoint name={wanted.name} already ({state}), with another checkpoint or other settings: "
             "use action=update, or another name"

@@ -90,9 +90,9 @@ def answered(doing: str) -> Iterator[None]:
     try:
         yield
     except ClientError as error:
-        raise _explain_ours(error, doing) or explain(error, doing) from error
+        raise _explain_ours(error, doing) or _reworded(explain(error, doing)) from error
     except (BotoCoreError, Boto3Error) as error:
-        raise explain(error, doing) from error
+        raise _reworded(explain(error, doing)) from error
 
 
 def _explain_ours(error: "ClientError", doing: str) -> BinCounterError | None:
@@ -128,7 +128,7 @@ def _told(reason: str) -> str:
         if re.search(pattern, reason):
             return sentence.format(url=url[0].rstrip(".,:;") if url else "in S3")
     if any(re.search(pattern, reason, re.DOTALL) for pattern, _ in FAILURES):
-        return explain_failure(reason)
+        return _in_words_of_target(explain_failure(reason))
     return " ".join(reason.split()).rstrip(".") or "SageMaker gives no reason"
 
 
@@ -142,5 +142,12 @@ def in_words_of_target() -> Iterator[None]:
     try:
         yield
     except (ConfigError, DataError, ResourceError) as error:
-        sentence = str(error).replace("launcher.", "target.").replace("data.source", "input")
-        raise type(error)(sentence) from error.__cause__
+        raise _reworded(error) from error.__cause__
+
+
+def _reworded(error: BinCounterError) -> BinCounterError:
+    return type(error)(_in_words_of_target(str(error)))
+
+
+def _in_words_of_target(sentence: str) -> str:
+    return sentence.replace("launcher.", "target.").replace("data.source", "input")

@@ -1,7 +1,6 @@
 """Photos to an endpoint, and its answers on screen as ``python -m bincounter predict`` prints them."""
 
 import json
-import logging
 import secrets
 import threading
 import time
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from botocore.exceptions import ClientError
 
     from bincounter.cloud.account import Account
-
-log = logging.getLogger(__name__)
 
 _AT_ONCE = 8  # requests; more queue at the endpoint
 _TRIES = 6  # of a request that an endpoint with enough to do sends away

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from bincounter.cloud.endpoints.archives import archive_uri, upload_archive
 from bincounter.cloud.endpoints.autoscaling import scaling_calls
-from bincounter.cloud.endpoints.cost import endpoint_cost, show
+from bincounter.cloud.endpoints.cost import Cost, endpoint_cost, refuse_above
 from bincounter.cloud.endpoints.errors import answered
 from bincounter.cloud.endpoints.images import serving_image
 from bincounter.cloud.endpoints.objects import Call
@@ -56,12 +56,14 @@ class Planned:
         config: CreateEndpointConfig.
         registry: requests to the model registry, if that is asked for.
         scaling: requests to autoscaling, if that is asked for.
+        cost: of the endpoint.
     """
 
     model: PlannedModel
     config: Call
     registry: list[Call]
     scaling: list[Call]
+    cost: Cost
 
     @property
     def name(self) -> str:
@@ -115,7 +117,7 @@ def plan_model(account: "Account", wanted: Wanted, package: "Package") -> Planne
 
 
 def plan(account: "Account", wanted: Wanted, package: "Package") -> Planned:
-    """Write and check all requests of an endpoint, and show the price.
+    """Write and check all requests of an endpoint.
 
     Raises:
         BinCounterError: SageMaker would not take them, or they are above ``target.max_usd_per_hour``.
@@ -124,8 +126,9 @@ def plan(account: "Account", wanted: Wanted, package: "Package") -> Planned:
     config = config_call(wanted, model=model.call, bucket_uri=bucket_uri(account, wanted))
     scaling = scaling_calls(wanted)
     registry = registry_calls(wanted, model.call)
-    show(f"Endpoint {wanted.name}", endpoint_cost(wanted, config, scaling), wanted.target["max_usd_per_hour"])
-    return Planned(model, config, registry, scaling)
+    cost = endpoint_cost(wanted, config, scaling)
+    refuse_above(cost, wanted.target["max_usd_per_hour"])
+    return Planned(model, config, registry, scaling, cost)
 
 
 def show_calls(calls: list[Call]) -> None:

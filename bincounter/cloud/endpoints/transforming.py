@@ -2,12 +2,13 @@
 
 import logging
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bincounter.cloud.endpoints.cost import show, transform_cost
+from bincounter.cloud.endpoints.cost import Cost, refuse_above, transform_cost
 from bincounter.cloud.endpoints.errors import answered, explain_endpoint_failure
 from bincounter.cloud.endpoints.logs import TRANSFORM_JOBS, last_line
-from bincounter.cloud.endpoints.planning import plan_model, show_calls
+from bincounter.cloud.endpoints.objects import Call
+from bincounter.cloud.endpoints.planning import PlannedModel, plan_model, show_calls
 from bincounter.cloud.endpoints.requests import Wanted, transform_call
 from bincounter.cloud.endpoints.states import watched
 from bincounter.data.layouts import PHOTO_SUFFIXES
@@ -20,6 +21,27 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _ANY_PHOTO = "application/octet-stream"
+
+
+class PlannedJob(NamedTuple):
+    """A transform job: its model, CreateTransformJob, and what it costs."""
+
+    model: PlannedModel
+    call: Call
+    cost: Cost
+
+
+def planned(account: "Account", wanted: Wanted, package: "Package", *, source: str, output: str) -> PlannedJob:
+    """Write and check the requests of a job.
+
+    Raises:
+        BinCounterError: SageMaker would not take them, or they are above ``target.max_usd_per_hour``.
+    """
+    model = plan_model(account, wanted, package)
+    cost = transform_cost(wanted)
+    refuse_above(cost, wanted.target["max_usd_per_hour"])
+    call = transform_call(wanted, model=model.call, source=source, content_type=_ANY_PHOTO, output=output)
+    return PlannedJob(model, call, cost)
 
 
 def transform(account: "Account", wanted: Wanted, package: "Package", *, source: str, output: str, dry: bool) -> None:
@@ -37,17 +59,15 @@ def transform(account: "Account", wanted: Wanted, package: "Package", *, source:
         BinCounterError: the job could not be started, or has failed.
         Interrupted: by Ctrl-C; AWS goes on.
     """
-    model = plan_model(account, wanted, package)
-    show("Transform job", transform_cost(wanted), wanted.target["max_usd_per_hour"])
-    content_type = _ANY_PHOTO if dry else _content_type(account, source)
-    call = transform_call(wanted, model=model.call, source=source, content_type=content_type, output=output)
+    job = planned(account, wanted, package, source=source, output=output)
     if dry:
-        show_calls([model.call, call])
+        show_calls([job.model.call, job.call])
         return
-    model.make(account, wanted)
-    name = call.request["TransformJobName"]
+    job.call.request["TransformInput"]["ContentType"] = _content_type(account, source)
+    job.model.make(account, wanted)
+    name = job.call.request["TransformJobName"]
     with answered(f"creating the transform job {name}"):
-        call.send(account)
+        job.call.send(account)
     if not wanted.target["wait"]:
         log.info("%s is under way, and billed until it ends. See it with: python deploy.py action=list", name)
         return

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from bincounter.cloud.endpoints.autoscaling import Registered, registered
 from bincounter.cloud.endpoints.belongings import remove_unused
 from bincounter.cloud.endpoints.errors import answered
+from bincounter.cloud.endpoints.objects import Call
 from bincounter.cloud.endpoints.planning import Planned, plan, show_calls
 from bincounter.cloud.endpoints.requests import Wanted, update_call
 from bincounter.cloud.endpoints.states import (
@@ -27,6 +28,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+def planned(account: "Account", wanted: Wanted, package: "Package") -> tuple[Planned, Call]:
+    """What an endpoint is to have, and UpdateEndpoint.
+
+    Raises:
+        BinCounterError: SageMaker would not take it, or it is above ``target.max_usd_per_hour``.
+    """
+    endpoint = plan(account, wanted, package)
+    return endpoint, update_call(wanted, endpoint.config)
+
+
 def update(account: "Account", wanted: Wanted, package: "Package", *, dry: bool) -> None:
     """Update an endpoint.
 
@@ -40,22 +51,21 @@ def update(account: "Account", wanted: Wanted, package: "Package", *, dry: bool)
         BinCounterError: it could not be updated, and goes on as it was.
         Interrupted: by Ctrl-C; AWS goes on.
     """
-    planned = plan(account, wanted, package)
-    log.info("During the update the old and the new instances both run, and both are billed.")
+    endpoint, call = planned(account, wanted, package)
     if dry:
-        show_calls([*planned.before, update_call(wanted, planned.config), *planned.scaling])
+        show_calls([*endpoint.before, call, *endpoint.scaling])
         return
     there = existing(account, wanted.name)
     _refuse_busy(there, wanted)
     old = str(there["EndpointConfigName"])
-    if old == planned.name:
+    if old == endpoint.name:
         log.info("Nothing to update: it has this checkpoint and these settings.")
-        planned.scale(account)
+        endpoint.scale(account)
         tell_in_service(account, wanted)
         return
     try:
-        planned.make(account, wanted)
-        suspended = _update(account, wanted, planned, old)
+        endpoint.make(account, wanted)
+        suspended = _update(account, wanted, endpoint, old)
     except BinCounterError:
         _take_back(account, wanted)
         raise
@@ -63,9 +73,9 @@ def update(account: "Account", wanted: Wanted, package: "Package", *, dry: bool)
         tell_how_to_see(wanted)
         return
     ended = settled(account, wanted.name)
-    if ended is None or ended["EndpointStatus"] != "InService" or ended["EndpointConfigName"] != planned.name:
+    if ended is None or ended["EndpointStatus"] != "InService" or ended["EndpointConfigName"] != endpoint.name:
         raise _failed(account, wanted, ended, old, suspended)
-    _clear_up(account, wanted, planned)
+    _clear_up(account, wanted, endpoint)
     tell_in_service(account, wanted)
 
 
@@ -77,17 +87,17 @@ def _refuse_busy(there: dict[str, Any], wanted: Wanted) -> None:
     raise ConfigError(f"the endpoint name={wanted.name} is {state}, and cannot be updated: {step}")
 
 
-def _update(account: "Account", wanted: Wanted, planned: Planned, old: str) -> Registered:
+def _update(account: "Account", wanted: Wanted, endpoint: Planned, old: str) -> Registered:
     """Send UpdateEndpoint; returns the autoscaling that had to be taken away before."""
     scaled = registered(account, wanted.name)
-    same = _instance_type(describe_config(account, old)) == _instance_type(planned.config.request)
+    same = _instance_type(describe_config(account, old)) == _instance_type(endpoint.config.request)
     # AWS refuses another instance type where autoscaling is registered.
     suspended = Registered([], []) if same else scaled
     suspended.remove(account)
     try:
         with answered(f"updating the endpoint {wanted.name}"):
-            keep = bool(scaled and same and planned.scaling)
-            update_call(wanted, planned.config, keep_capacity=keep).send(account)
+            keep = bool(scaled and same and endpoint.scaling)
+            update_call(wanted, endpoint.config, keep_capacity=keep).send(account)
     except BinCounterError:
         suspended.restore(account)
         raise
@@ -123,15 +133,15 @@ def _failed(
     )
 
 
-def _clear_up(account: "Account", wanted: Wanted, planned: Planned) -> None:
+def _clear_up(account: "Account", wanted: Wanted, endpoint: Planned) -> None:
     """Settings are all there is: what they no longer name goes."""
-    if not planned.scaling:
+    if not endpoint.scaling:
         scaled = registered(account, wanted.name)
         if scaled:
             scaled.remove(account)
             log.info("Its autoscaling has ended, since target.request names none.")
-    planned.scale(account)
-    remove_unused(account, wanted.name, keep=[planned.name])
+    endpoint.scale(account)
+    remove_unused(account, wanted.name, keep=[endpoint.name])
 
 
 def _instance_type(config: dict[str, Any] | None) -> str | None:
