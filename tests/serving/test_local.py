@@ -1,7 +1,9 @@
 """The server on 127.0.0.1, asked as clients ask: over HTTP, well-behaved or not."""
 
+import asyncio
 import base64
 import json
+import re
 import signal
 import socket
 import time
@@ -12,7 +14,9 @@ import pytest
 from archives import COUNTS, photo, unpacked_archive
 from local_server import LocalServer, gone, local_server
 
-from bincounter.errors import UserError
+from bincounter.errors import BinCounterError, UserError
+from bincounter.serving.local.backend import Worker
+from bincounter.serving.local.guard import refused_packages
 from bincounter.serving.local.server import serve
 
 
@@ -217,14 +221,40 @@ def test_nothing_is_left_over_when_the_server_is_killed(tmp_path: Path) -> None:
         assert gone(worker.pid)
 
 
-def test_a_taken_port_and_a_broken_archive_are_named(tmp_path: Path) -> None:
+def test_a_taken_port_is_named(tmp_path: Path) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
         with pytest.raises(UserError, match=rf"Port {port} is taken.*target\.port"):
             serve(tmp_path, port=port)
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "guard", "reason"),
+    [
+        ("import shelves", False, "ModuleNotFoundError: No module named 'shelves'; package the checkpoint again"),
+        ("import hydra", True, "ModuleNotFoundError: No module named 'hydra'; package the checkpoint again"),
+        ("import os; os.abort()", False, "SIGABRT"),
+        (None, False, "ImportError: the archive lacks code/bincounter; package the checkpoint again"),
+    ],
+    ids=["missing", "guarded", "crash", "no code"],
+)
+def test_an_archive_that_cannot_be_loaded_is_refused_with_the_reason(
+    tmp_path: Path, spoilt: str | None, guard: bool, reason: str
+) -> None:
+    code = unpacked_archive(tmp_path / "archive") / "code" / "bincounter"
+    if spoilt is None:
+        code.rename(code.with_name("elsewhere"))
+    else:
+        (code / "__init__.py").write_text(spoilt)
+    with pytest.raises(BinCounterError, match=re.escape(reason)):
+        asyncio.run(Worker.start(tmp_path / "archive", guard=guard))
+
+
+def test_the_guard_leaves_what_the_archive_requires(tmp_path: Path) -> None:
     folder = unpacked_archive(tmp_path / "archive")
-    (folder / "code/bincounter/model/heads.py").write_text("import shelves\n")
-    with pytest.raises(UserError, match=r"No module named 'shelves'.*package"):
-        serve(folder, port=0)
+    assert {"hydra", "lightning", "captum"} <= set(refused_packages(folder))
+    assert not {"torch", "torchvision", "PIL", "numpy", "jinja2", "bincounter"} & set(refused_packages(folder))
+    (folder / "code" / "requirements.txt").write_text("# of a backbone\nhydra_core==1.3.8\n")
+    assert not {"hydra", "omegaconf"} & set(refused_packages(folder))

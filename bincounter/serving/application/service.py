@@ -83,7 +83,7 @@ class Service:
         return self._batcher.ready
 
     def statistics(self) -> dict[str, float]:
-        """Since the start: photos, batches by size, seconds of reading (all threads) and of computing; and who waits."""
+        """Since the start: photos, batches by size, seconds of reading (all threads) and computing; and who waits."""
         return {
             "photos": self._batcher.photos,
             **{f"batches_of_{size}": number for size, number in sorted(self._batcher.batches.items())},

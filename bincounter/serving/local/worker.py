@@ -194,13 +194,14 @@ def main() -> None:
 
 
 def _load(folder: Path) -> tuple[Handler, dict[str, Any]]:
-    import bincounter.serving.application.model as application
+    import bincounter
 
-    if not Path(application.__file__).resolve().is_relative_to(folder):
+    if not Path(bincounter.__file__).resolve().is_relative_to(folder):
         raise ImportError("the archive lacks code/bincounter")
+    from bincounter.serving.application.model import ServedModel
     from bincounter.serving.application.service import Service
 
-    model = application.ServedModel.load(folder)
+    model = ServedModel.load(folder)
     ready = {name: getattr(model, name) for name in ("name", "counts", "image_size", "precision")}
     return Service(model), {**ready, "limits": asdict(model.limits)}
 
