@@ -174,7 +174,7 @@ def _member(name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -> tarfi
 
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "a path upwards": lambda path: _tar(path, _member("../outside")),
-    "an absolute path": lambda path: _tar(path, _member("/tmp/outside")),
+    "an absolute path": lambda path: _tar(path, _member("/outside")),
     "a link": lambda path: _tar(path, _member("link", tarfile.SYMTYPE, "/etc/passwd")),
     "a hard link": lambda path: _tar(path, _member("link", tarfile.LNKTYPE, "/etc/passwd")),
     "a device": lambda path: _tar(path, _member("device", tarfile.CHRTYPE)),
