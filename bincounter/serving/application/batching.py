@@ -44,6 +44,12 @@ class Batcher:
     Args:
         forward: ``uint8[B, 3, S, S]`` -> ``float32[B, K]``.
         limits: photos of a batch and of the queue, and the seconds after which a forward counts as stuck.
+
+    Attributes:
+        waiting: photos that were taken and that the model has not begun with.
+        photos: it has computed since the start.
+        batches: how many of which size.
+        seconds: it has computed.
     """
 
     def __init__(self, forward: Callable[[Tensor], Tensor], limits: Limits) -> None:

@@ -7,6 +7,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 from bincounter.serving.application.limits import Limits
@@ -40,8 +41,8 @@ def resolved(host: str, port: int) -> list[str]:
 class Fetcher:
     """Fetches photos.
 
-    A name is resolved once, all its addresses are checked, and the connection goes to the first of them, so that a name
-    that changes in between (DNS rebinding) leads nowhere. Redirects are not followed.
+    A name is resolved once, all its addresses are checked, and the connection goes to one of them, so that a name that
+    changes in between (DNS rebinding) leads nowhere. Redirects are not followed.
 
     Args:
         limits: ``url_hosts``, each a name, ``*.`` before it for what lies under it, ``:port`` behind it for a port
@@ -69,9 +70,9 @@ class Fetcher:
             Problem: 400 the address is not allowed or does not answer with a photo, 413 there is too much of it.
         """
         host, port, target = self._checked(url)
-        address = self._address(host, port)
+        addresses = self._addresses(host, port)
         until = time.monotonic() + self._limits.timeout_s
-        connection = _Pinned(host, port, address, self._limits.timeout_s, self._context or ssl.create_default_context())
+        connection = _Pinned(host, port, addresses, until, self._context or ssl.create_default_context())
         # Timeouts of a socket are per read: who sends a byte now and then would hold it for good.
         watchdog = threading.Timer(self._limits.timeout_s, connection.cut)
         watchdog.daemon = True
@@ -81,7 +82,7 @@ class Fetcher:
             return self._content(connection.getresponse(), host)
         except (OSError, http.client.HTTPException, ValueError) as error:
             late = time.monotonic() >= until
-            reason = f"not within {self._limits.timeout_s:g} s" if late else type(error).__name__
+            reason = f"not within {self._limits.timeout_s:g} s" if late else _reason(error)
             raise Problem(400, f"{host} did not send the photo ({reason}); send its bytes instead.") from error
         finally:
             watchdog.cancel()
@@ -98,22 +99,21 @@ class Fetcher:
             raise Problem(400, "The URL cannot be read; write it as https://host/photo.jpg.") from error
         if parts.scheme != "https" or not host or parts.username is not None or parts.password is not None:
             raise Problem(400, "The URL must be https://host/photo.jpg, without a user; correct it.")
-        plain = url.isascii() and url.isprintable() and " " not in url
-        if not plain:
+        if not (url.isascii() and url.isprintable() and " " not in url):
             raise Problem(400, "The URL has characters that must be percent-encoded; correct it.")
         if not any(_matches(entry, host, port) for entry in self._limits.url_hosts):
             hosts = ", ".join(self._limits.url_hosts)
             raise Problem(400, f"Photos are not fetched from {host[:100]} here, only from {hosts}; send its bytes.")
         return host, port, (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
 
-    def _address(self, host: str, port: int) -> str:
+    def _addresses(self, host: str, port: int) -> Sequence[str]:
         try:
             addresses = self._resolve(host, port)
         except (OSError, UnicodeError) as error:
             raise Problem(400, f"{host} has no address; correct the URL.") from error
         if not addresses or not all(map(self._allowed, addresses)):
             raise Problem(400, f"{host} is not in the public internet; send the photo's bytes instead.")
-        return addresses[0]
+        return addresses
 
     def _content(self, response: http.client.HTTPResponse, host: str) -> bytes:
         if 300 <= response.status < 400:
@@ -132,29 +132,52 @@ class Fetcher:
 
 
 class _Pinned(http.client.HTTPSConnection):
-    """A connection to an address that was checked, which must prove to be the host."""
+    """A connection to one of the addresses that were checked, which must prove to be the host.
 
-    def __init__(self, host: str, port: int, address: str, timeout: float, context: ssl.SSLContext) -> None:
-        super().__init__(host, port, timeout=timeout, context=context)
-        self._address, self._tls = address, context
+    Args:
+        host: by name.
+        port: of it.
+        addresses: to try in turn.
+        until: when it has to be made, on the monotonic clock.
+        context: how the certificate is checked.
+    """
+
+    def __init__(self, host: str, port: int, addresses: Sequence[str], until: float, context: ssl.SSLContext) -> None:
+        super().__init__(host, port, context=context)
+        self._addresses, self._until, self._tls = addresses, until, context
 
     def connect(self) -> None:
         """Connect without asking the resolver again."""
-        plain = socket.create_connection((self._address, self.port), self.timeout)
+        plain = self._connected()
         try:
+            plain.settimeout(self._left())  # of the whole handshake
             self.sock = self._tls.wrap_socket(plain, server_hostname=self.host)
         except BaseException:
             plain.close()
             raise
 
+    def _connected(self) -> socket.socket:
+        failure = OSError("no address")
+        for address in self._addresses:
+            try:
+                return socket.create_connection((address, self.port), self._left())
+            except OSError as error:
+                failure = error
+        raise failure
+
+    def _left(self) -> float:
+        return max(self._until - time.monotonic(), 0.001)  # 0 would mean not to wait at all
+
     def cut(self) -> None:
         """End it from another thread: whoever reads from it gets an error or the end."""
-        sock = self.sock
-        if sock is not None:
-            try:
-                sock.shutdown(socket.SHUT_RDWR)
-            except OSError:  # it has ended by itself
-                sock.close()
+        if self.sock is not None:
+            with suppress(OSError):  # it has ended by itself
+                self.sock.shutdown(socket.SHUT_RDWR)
+
+
+def _reason(error: Exception) -> str:
+    distrusted = isinstance(error, ssl.SSLCertVerificationError)
+    return "its certificate is not trusted" if distrusted else type(error).__name__
 
 
 def _matches(entry: str, host: str, port: int) -> bool:

@@ -1,4 +1,4 @@
-"""What Ray Serve runs: ``serve run config.yaml`` imports ``deployment:app``, the archive's application as one replica."""
+"""The archive's application as one replica of Ray Serve: ``serve run config.yaml`` imports ``deployment:app``."""
 
 import json
 from pathlib import Path
@@ -10,9 +10,7 @@ from starlette.responses import Response
 
 from bincounter.serving.application import requests
 from bincounter.serving.application.limits import Limits
-from bincounter.serving.application.model import ServedModel
 from bincounter.serving.application.problems import Problem
-from bincounter.serving.application.service import Reply, Service
 
 FOLDER = Path(__file__).resolve().parent
 LIMITS = Limits(**json.loads((FOLDER / "model.json").read_text(encoding="utf-8"))["limits"])
@@ -36,7 +34,11 @@ def _gpus() -> int:
 class Replica:
     """Answers requests by the model that lies beside this file."""
 
-    async def __init__(self) -> None:
+    async def __init__(self) -> None:  # type: ignore[misc]  # Ray awaits it, in the loop that requests run in
+        # Here, since Ray also imports this file where it only wants to know what to start.
+        from bincounter.serving.application.model import ServedModel
+        from bincounter.serving.application.service import Service
+
         self._service = Service(ServedModel.load(FOLDER))
         await self._service.start()
 
@@ -45,9 +47,9 @@ class Replica:
         headers = request.headers
         try:
             body = await _body(request)
-            reply = await self._service.handle(body, headers.get("content-type"), headers.get("accept"))
         except Problem as problem:
-            reply = Reply.refusing(problem)
+            return Response(problem.body(), problem.status, problem.headers, requests.JSON)
+        reply = await self._service.handle(body, headers.get("content-type"), headers.get("accept"))
         return Response(reply.body, reply.status, {**reply.headers, "Content-Type": reply.content_type})
 
     def check_health(self) -> None:
@@ -65,4 +67,4 @@ async def _body(request: Request) -> bytes:
     return bytes(taken)
 
 
-app = Replica.bind()
+app = Replica.bind()  # type: ignore[attr-defined]  # Ray's decorator is typed as if it left the class as it is

@@ -1,0 +1,358 @@
+"""An archive's model and its service: exact answers, batches, overload, and what happens when something breaks."""
+
+import asyncio
+import base64
+import json
+import shutil
+import threading
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from archives import COUNTS, MODEL, OBJECTIVE, photo, unpacked_archive
+from torch import Tensor, nn
+
+from bincounter.data.preprocessing import Normalize
+from bincounter.model.checkpoints import build_counter
+from bincounter.serving.application.answers import Answers, wanted
+from bincounter.serving.application.batching import Batcher
+from bincounter.serving.application.building import build
+from bincounter.serving.application.limits import Limits
+from bincounter.serving.application.model import ArchiveError, ServedModel
+from bincounter.serving.application.problems import Problem
+from bincounter.serving.application.service import Reply, Service
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return unpacked_archive(tmp_path_factory.mktemp("application") / "archive")
+
+
+def described(folder: Path, **changes: Any) -> Path:
+    """Change what an archive says of itself."""
+    path = folder / "model.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**content, **changes}), encoding="utf-8")
+    return folder
+
+
+class Spatial(nn.Module):
+    """A head that reads maps."""
+
+    def __init__(self, in_features: int, counts: int) -> None:
+        super().__init__()
+        self.outputs = nn.Conv2d(in_features, counts, 1)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.outputs(maps).mean((2, 3))
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("head", [{}, {"layers": 1, "width": 16, "dropout": 0.5}])
+@pytest.mark.parametrize("objective", ["Classification", "Corn", "NeighbourSoftened"])
+def test_probabilities_are_training_s_bit_for_bit(
+    tmp_path: Path, archive: Path, objective: str, head: dict[str, Any], channels_last: bool
+) -> None:
+    node = {**MODEL, "head": head, "channels_last": channels_last}
+    objective_node = {"_target_": f"bincounter.model.objectives.{objective}"}
+    torch.manual_seed(1)
+    counter = build_counter(node, objective_node, COUNTS).eval()
+    parts = ("backbone.", "head.", "objective.")
+    torch.save({k: v for k, v in counter.state_dict().items() if k.startswith(parts)}, tmp_path / "weights.pt")
+    shutil.copy(archive / "model.json", tmp_path)
+    model = ServedModel.load(described(tmp_path, description={"model": node, "objective": objective_node}))
+    photos = torch.stack([model.decode(photo(seed)) for seed in range(5)])
+    with torch.inference_mode():
+        expected = counter.probabilities(Normalize()(photos))
+    assert torch.equal(model.to("cpu").probabilities(photos), expected)
+    assert not model.training
+
+
+def test_bf16_is_near(tmp_path: Path, archive: Path) -> None:
+    shutil.copytree(archive, tmp_path / "bf16")
+    exact, quick = ServedModel.load(archive), ServedModel.load(described(tmp_path / "bf16", precision="bf16"))
+    photos = torch.stack([exact.decode(photo(seed)) for seed in range(3)])
+    difference = (exact.probabilities(photos) - quick.probabilities(photos)).abs().max()
+    assert 0 < difference < 2e-2
+    assert quick.probabilities(photos).dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["model.json", "weights.pt"])
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[: len(data) // 2], lambda data: b"", None], ids=["half", "empty", "missing"]
+)
+def test_a_damaged_archive_is_refused_in_a_sentence(
+    tmp_path: Path, archive: Path, name: str, damage: Callable[[bytes], bytes] | None
+) -> None:
+    shutil.copytree(archive, tmp_path / "archive")
+    file = tmp_path / "archive" / name
+    if damage:
+        file.write_bytes(damage(file.read_bytes()))
+    else:
+        file.unlink()
+    with pytest.raises(ArchiveError, match=r"package it anew\.$"):
+        ServedModel.load(tmp_path / "archive")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"version": 2}, "version 2"),
+        ({"counts": [0, 1]}, "state_dict"),
+        ({"limits": {"max_body_kilos": 1}}, "max_body_kilos"),
+        (
+            {"description": {"model": {"backbone": {"_target_": "no_such_package.net"}}, "objective": OBJECTIVE}},
+            "no_such_package",
+        ),
+    ],
+)
+def test_an_archive_that_does_not_fit_is_refused(
+    tmp_path: Path, archive: Path, changes: dict[str, Any], words: str
+) -> None:
+    shutil.copytree(archive, tmp_path / "archive")
+    with pytest.raises(ArchiveError, match=words):
+        ServedModel.load(described(tmp_path / "archive", **changes))
+
+
+def test_nodes_are_built_as_by_hydra() -> None:
+    layers = [{"_target_": "torch.nn.Linear", "_args_": [3, 4], "bias": False}, {"_target_": "torch.nn.ReLU"}]
+    built = build({"_target_": "torch.nn.Sequential", "_args_": layers})
+    assert [type(layer) for layer in built] == [nn.Linear, nn.ReLU]
+    assert built[0].bias is None
+    assert build({"_target_": "builtins.int", "_partial_": True, "base": 2})("101") == 5
+    kept = build({"_target_": "builtins.dict", "_recursive_": False, "inner": {"_target_": "builtins.dict"}})
+    assert kept == {"inner": {"_target_": "builtins.dict"}}
+    assert build({"_target_": "builtins.int.from_bytes", "bytes": b"\1", "byteorder": "big"}) == 1
+    with pytest.raises(ImportError):
+        build({"_target_": "torch.nn.no.such.thing"})
+
+
+def test_of_equals_the_first_count_wins_as_in_the_scores() -> None:
+    answers = Answers("bincounter-1", [2, 3, 5])
+    answer = json.loads(answers.written([[0.25, 0.375, 0.375]], wanted(None), several=False))
+    assert answer == {
+        "count": 3,
+        "probabilities": {"2": 0.25, "3": 0.375, "5": 0.375},
+        "expected_count": 3.5,
+        "model": "bincounter-1",
+    }
+
+
+def test_probabilities_are_written_exactly() -> None:
+    row = torch.rand(200).softmax(0)
+    answer = json.loads(Answers("m", range(200)).written([row.tolist()], wanted(None), several=False))
+    assert torch.equal(torch.tensor(list(answer["probabilities"].values())), row)
+
+
+def test_what_is_no_number_is_no_answer() -> None:
+    with pytest.raises(Problem, match="no number") as raised:
+        Answers("m", [0, 1]).written([[float("nan"), 0.5]], wanted(None), several=False)
+    assert raised.value.status == 500
+
+
+class Gate:
+    """A model that computes only once it may; the mean of a photo is its first probability.
+
+    Attributes:
+        sizes: of the batches it saw.
+        failure: what it raises instead of an answer.
+    """
+
+    def __init__(self) -> None:
+        self._open = threading.Event()
+        self._entered = threading.Semaphore(0)
+        self.sizes: list[int] = []
+        self.failure: Exception | None = None
+        self.warm = False
+
+    def __call__(self, photos: Tensor) -> Tensor:
+        if not self.warm:
+            self.warm = True
+            return torch.zeros(1, 2)
+        self.sizes.append(len(photos))
+        self._entered.release()
+        assert self._open.wait(20)
+        if self.failure:
+            raise self.failure
+        return torch.stack([photos.float().mean((1, 2, 3)), torch.zeros(len(photos))], 1)
+
+    async def entered(self) -> None:
+        """Wait until a batch is being computed."""
+        await asyncio.to_thread(self._entered.acquire, timeout=20)
+
+    def open(self) -> None:
+        self._open.set()
+
+
+def pixels(value: int) -> Callable[[], Coroutine[None, None, Tensor]]:
+    async def read() -> Tensor:
+        return torch.full((3, 4, 4), value, dtype=torch.uint8)
+
+    return read
+
+
+async def unreadable() -> Tensor:
+    raise Problem(422, "It cannot be read; send another.")
+
+
+def batching(scenario: Callable[[Batcher, Gate], Coroutine[None, None, None]], **limits: Any) -> Gate:
+    """Run a scenario with a batcher."""
+    gate = Gate()
+
+    async def run() -> None:
+        batcher = Batcher(gate, Limits(**limits))
+        await batcher.start(torch.zeros(3, 4, 4, dtype=torch.uint8))
+        try:
+            await scenario(batcher, gate)
+            assert batcher.waiting == 0
+        finally:
+            gate.open()
+            await batcher.close()
+        assert not batcher.ready
+
+    asyncio.run(run())
+    return gate
+
+
+async def settled() -> None:
+    """Let what can happen in the loop happen."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+def test_whatever_waits_goes_in_one_batch() -> None:
+    async def scenario(batcher: Batcher, gate: Gate) -> None:
+        first = asyncio.create_task(batcher.rows([pixels(1)]))
+        await gate.entered()
+        others = [asyncio.create_task(batcher.rows([pixels(n), pixels(n + 1)])) for n in (2, 4, 6)]
+        await settled()
+        assert batcher.waiting == 6
+        gate.open()
+        assert [row[0] for rows in await asyncio.gather(first, *others) for row in rows] == [1, 2, 3, 4, 5, 6, 7]
+        assert (batcher.photos, batcher.batches) == (7, {1: 2, 5: 1})
+
+    assert batching(scenario, max_batch=5).sizes == [1, 5, 1]
+
+
+def test_too_many_are_refused_at_once_and_those_that_wait_are_answered() -> None:
+    async def scenario(batcher: Batcher, gate: Gate) -> None:
+        running = asyncio.create_task(batcher.rows([pixels(1)]))
+        await gate.entered()
+        waiting = asyncio.create_task(batcher.rows([pixels(2)] * 3))
+        await settled()
+        with pytest.raises(Problem) as raised:
+            await batcher.rows([pixels(3)] * 2)
+        assert raised.value.status == 503
+        assert raised.value.headers == {"Retry-After": "1"}
+        gate.open()
+        assert len(await running) + len(await waiting) == 4
+
+    batching(scenario, max_queue=4)
+
+
+def test_who_gives_up_leaves_the_queue() -> None:
+    async def scenario(batcher: Batcher, gate: Gate) -> None:
+        running = asyncio.create_task(batcher.rows([pixels(1)]))
+        await gate.entered()
+        gone = asyncio.create_task(batcher.rows([pixels(2), pixels(3)]))
+        stays = asyncio.create_task(batcher.rows([pixels(4)]))
+        await settled()
+        gone.cancel()
+        running.cancel()
+        await settled()
+        assert batcher.waiting == 1
+        gate.open()
+        assert await stays == [[4, 0]]
+
+    assert batching(scenario).sizes == [1, 1]
+
+
+def test_a_photo_that_cannot_be_read_fails_its_own_request_only() -> None:
+    async def scenario(batcher: Batcher, gate: Gate) -> None:
+        gate.open()
+        good, bad = await asyncio.gather(
+            batcher.rows([pixels(1)]), batcher.rows([pixels(2), unreadable]), return_exceptions=True
+        )
+        assert good == [[1, 0]]
+        assert isinstance(bad, Problem)
+        assert bad.status == 422
+
+    batching(scenario)
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "ready"),
+    [
+        (RuntimeError("some kernel broke"), 500, False),
+        (torch.OutOfMemoryError("CUDA out of memory"), 503, True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 503, True),
+    ],
+)
+def test_a_batch_that_fails_is_not_the_end(failure: Exception, status: int, ready: bool) -> None:
+    async def scenario(batcher: Batcher, gate: Gate) -> None:
+        gate.open()
+        gate.failure = failure
+        with pytest.raises(Problem) as raised:
+            await batcher.rows([pixels(1)])
+        assert raised.value.status == status
+        assert batcher.ready is ready
+        gate.failure = None
+        assert await batcher.rows([pixels(2)]) == [[2, 0]]
+        assert batcher.ready
+
+    batching(scenario)
+
+
+def test_a_request_that_is_late_is_answered_and_forgotten(archive: Path) -> None:
+    class Stuck(ServedModel):
+        """Computes the blank photo of the start, then only once it may."""
+
+        hold: threading.Event
+
+        def probabilities(self, photos: Tensor) -> Tensor:
+            if photos.any():
+                self.hold.wait(20)
+            return super().probabilities(photos)
+
+    model = Stuck.load(archive)
+    model.hold, model.limits = threading.Event(), Limits(timeout_s=0.3)
+
+    async def run() -> list[Reply]:
+        service = Service(model)
+        await service.start()
+        assert service.ready
+        late = await asyncio.gather(*(service.handle(photo(1), None, None) for _ in range(3)))
+        assert not service.ready
+        assert service.statistics()["queue_length"] == 0
+        model.hold.set()
+        while not service.ready:
+            await asyncio.sleep(0.01)
+        late.append(await service.handle(photo(1), None, None))
+        await service.close()
+        return late
+
+    *late, last = asyncio.run(run())
+    assert [reply.status for reply in late] == [504] * 3
+    assert last.status == 200
+
+
+def test_what_was_done_is_counted(archive: Path) -> None:
+    async def run() -> dict[str, float]:
+        service = Service(ServedModel.load(archive))
+        await service.start()
+        instances = {"instances": [{"image": base64.b64encode(photo(1, side=300)).decode()}] * 5}
+        for _ in range(2):
+            assert (await service.handle(json.dumps(instances).encode(), "application/json", None)).status == 200
+        statistics = service.statistics()
+        await service.close()
+        return statistics
+
+    done = asyncio.run(run())
+    assert done["photos"] == 10
+    batches = {name: number for name, number in done.items() if name.startswith("batches_of_")}
+    assert sum(int(name.removeprefix("batches_of_")) * number for name, number in batches.items()) == 10
+    assert done["queue_length"] == 0
+    assert done["decode_seconds"] > 0
+    assert done["forward_seconds"] > 0

@@ -1,0 +1,161 @@
+"""Photos by URL: which addresses are asked, and what a host may do to whoever asks."""
+
+import ssl
+from collections.abc import Callable, Iterator
+
+import pytest
+from archives import photo
+from hypothesis import given
+from hypothesis import strategies as st
+from tls_host import NAME, tls_host
+
+from bincounter.serving.application.limits import Limits
+from bincounter.serving.application.problems import Problem
+from bincounter.serving.application.urls import Fetcher, is_public
+
+Fetch = Callable[[str], bytes]
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, ssl.SSLContext]]:
+    with tls_host(tmp_path_factory.mktemp("tls")) as running:
+        yield running
+
+
+@pytest.fixture
+def fetch(host: tuple[int, ssl.SSLContext]) -> Fetch:
+    """Fetch from the host, which is allowed by the tests though it is no public one."""
+    port, context = host
+    limits = Limits(max_body_bytes=200_000, timeout_s=1, url_hosts=[f"*.example.org:{port}"])
+    fetcher = Fetcher(limits, resolve=lambda *_: ["127.0.0.1"], allowed=lambda _: True, context=context)
+    return lambda path: fetcher.fetch(f"https://{NAME}:{port}{path}")
+
+
+def refused(fetch: Fetch, url: str, status: int = 400) -> str:
+    with pytest.raises(Problem) as raised:
+        fetch(url)
+    assert raised.value.status == status
+    return raised.value.sentence
+
+
+def test_a_photo_is_fetched(fetch: Fetch) -> None:
+    assert fetch("/photo.jpg?size=large") == photo(1)
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "words"),
+    [
+        ("/elsewhere", 400, "not followed"),
+        ("/endless", 413, "more than 0.2 MB"),
+        ("/short", 400, "send its bytes instead"),
+        ("/drip", 400, "not within 1 s"),
+        ("/missing", 400, "answered 404"),
+    ],
+)
+def test_what_a_host_does_wrong_is_said(fetch: Fetch, path: str, status: int, words: str) -> None:
+    assert words in refused(fetch, path, status)
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused(host: tuple[int, ssl.SSLContext]) -> None:
+    port, _ = host
+    fetcher = Fetcher(Limits(url_hosts=[f"{NAME}:{port}"]), resolve=lambda *_: ["127.0.0.1"], allowed=lambda _: True)
+    assert "certificate is not trusted" in refused(fetcher.fetch, f"https://{NAME}:{port}/photo.jpg")
+
+
+def test_a_certificate_of_another_name_is_refused(host: tuple[int, ssl.SSLContext]) -> None:
+    port, context = host
+    limits = Limits(url_hosts=[f"other.example.org:{port}"])
+    fetcher = Fetcher(limits, resolve=lambda *_: ["127.0.0.1"], allowed=lambda _: True, context=context)
+    assert "certificate is not trusted" in refused(fetcher.fetch, f"https://other.example.org:{port}/photo.jpg")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://photos.example.org/1.jpg",
+        "https://user:secret@photos.example.org/1.jpg",
+        "https://photos.example.org:8443/1.jpg",
+        "https://photos.example.org.evil.test/1.jpg",
+        "https://evil.test/photos.example.org",
+        "https://evilexample.org/1.jpg",
+        "https://127.0.0.1/1.jpg",
+        "https://[::1]/1.jpg",
+        "https://photos.example.org/1.jpg\r\nHost: evil.test",
+        "https://photos.example.org/a b",
+        "https://[photos.example.org/1.jpg",
+        "https://photos.example.org:99999/1.jpg",
+        "https:///1.jpg",
+        "file:///etc/passwd",
+        "ftp://photos.example.org/1.jpg",
+        "",
+    ],
+)
+def test_only_allowed_hosts_are_even_looked_up(url: str) -> None:
+    def resolve(host: str, port: int) -> list[str]:
+        raise AssertionError(f"{host}:{port} was looked up")
+
+    fetcher = Fetcher(Limits(url_hosts=["photos.example.org", "*.example.org"]), resolve=resolve)
+    assert refused(fetcher.fetch, url).endswith(".")
+
+
+@given(st.text())
+def test_no_address_breaks_it(url: str) -> None:
+    refused(Fetcher(Limits(url_hosts=["photos.example.org"]), resolve=lambda *_: []).fetch, url)
+
+
+def test_no_url_is_fetched_unless_hosts_were_allowed() -> None:
+    assert "not fetched by URL here" in refused(Fetcher(Limits()).fetch, "https://photos.example.org/1.jpg")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "10.0.0.1",
+        "127.0.0.1",
+        "169.254.169.254",  # the credentials of an instance
+        "169.254.170.2",  # the credentials of a container
+        "172.16.0.1",
+        "192.168.1.1",
+        "100.64.0.1",
+        "0.0.0.0",
+        "224.0.0.1",
+        "255.255.255.255",
+        "::1",
+        "::",
+        "::127.0.0.1",
+        "::ffff:10.0.0.1",
+        "::ffff:8.8.8.8",
+        "64:ff9b::a9fe:a9fe",
+        "64:ff9b:1::a00:1",
+        "2002:a00:1::",
+        "fe80::1%eth0",
+        "fd00:ec2::254",
+        "ff02::1",
+    ],
+)
+def test_addresses_inside_are_not_asked(address: str) -> None:
+    assert not is_public(address)
+    outside = "93.184.215.14"
+    for addresses in ([address], [outside, address], [address, outside]):
+        fetcher = Fetcher(Limits(url_hosts=[NAME]), resolve=lambda *_, given=addresses: given)
+        assert "public internet" in refused(fetcher.fetch, f"https://{NAME}/1.jpg")
+
+
+@pytest.mark.parametrize("address", ["93.184.215.14", "8.8.8.8", "2606:2800:21f:cb07:6820:80da:af6b:8b2c"])
+def test_addresses_outside_are(address: str) -> None:
+    assert is_public(address)
+
+
+def test_a_name_is_looked_up_once(host: tuple[int, ssl.SSLContext]) -> None:
+    port, context = host
+    looked_up = []
+
+    def rebinding(name: str, _: int) -> list[str]:
+        looked_up.append(name)
+        return ["127.0.0.1"] if len(looked_up) == 1 else ["169.254.169.254"]
+
+    fetcher = Fetcher(
+        Limits(url_hosts=[f"{NAME}:{port}"]), resolve=rebinding, allowed=lambda ip: ip == "127.0.0.1", context=context
+    )
+    assert fetcher.fetch(f"https://{NAME}:{port}/photo.jpg") == photo(1)
+    assert looked_up == [NAME]
