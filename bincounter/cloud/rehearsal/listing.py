@@ -16,7 +16,8 @@ def is_wanted(summary: dict[str, Any], request: dict[str, Any], kind: str) -> bo
     """
     if request.get("NameContains", "") not in summary[f"{kind}Name"]:
         return False
-    if request.get("StatusEquals", summary[f"{kind}Status"]) != summary[f"{kind}Status"]:
+    status = summary.get(f"{kind}Status")  # what is but a description has none
+    if request.get("StatusEquals", status) != status:
         return False
     return all(
         request.get(f"{moment}After", float("-inf")) <= summary[moment] <= request.get(f"{moment}Before", float("inf"))

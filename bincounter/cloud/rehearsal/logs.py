@@ -53,16 +53,18 @@ class LogStream:
         name: of the stream; it is created.
         output: the container's stdout and stderr.
         metrics: looks into every line.
+        group: of the stream.
     """
 
-    def __init__(self, logs: Any, name: str, output: IO[bytes], metrics: Metrics) -> None:
+    def __init__(self, logs: Any, name: str, output: IO[bytes], metrics: Metrics, group: str = GROUP) -> None:
         self._logs = logs
+        self._group = group
         self._name = name
         self._output = output
         self._metrics = metrics
         self._lock = threading.Lock()
         self._waiting: list[dict[str, Any]] = []
-        logs.create_log_stream(logGroupName=GROUP, logStreamName=name)
+        logs.create_log_stream(logGroupName=group, logStreamName=name)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -79,7 +81,7 @@ class LogStream:
         with self._lock:
             events, self._waiting = self._waiting, []
         for batch in _batches(events):
-            self._logs.put_log_events(logGroupName=GROUP, logStreamName=self._name, logEvents=batch)
+            self._logs.put_log_events(logGroupName=self._group, logStreamName=self._name, logEvents=batch)
 
     def close(self) -> None:
         """Send the rest, once the container's processes are gone."""

@@ -1,4 +1,4 @@
-"""The server: moto behind a layer that answers some of SageMaker's operations itself."""
+"""The server: moto behind a layer that answers some of SageMaker's operations, and its endpoints, itself."""
 
 import json
 import shutil
@@ -13,6 +13,11 @@ from werkzeug.serving import make_server
 
 from bincounter.cloud.rehearsal import BUCKET, REGION, ROLE, client_environment
 from bincounter.cloud.rehearsal.answers import Operation, answer
+from bincounter.cloud.rehearsal.endpoints.models import EndpointConfigs, Models
+from bincounter.cloud.rehearsal.endpoints.named import Tags
+from bincounter.cloud.rehearsal.endpoints.operations import Endpoints
+from bincounter.cloud.rehearsal.endpoints.runtime import Runtime
+from bincounter.cloud.rehearsal.endpoints.transforms import TransformJobs
 from bincounter.cloud.rehearsal.processes import ProcessGroups
 from bincounter.cloud.rehearsal.site import Site
 from bincounter.cloud.rehearsal.training_jobs import TrainingJobs
@@ -26,9 +31,12 @@ class _Application:
 
     def __init__(self) -> None:
         self.operations: dict[str, Operation] = {}
+        self.runtime: Runtime | None = None
         self._moto = DomainDispatcherApplication(create_backend_app)
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if self.runtime is not None and self.runtime.concerns(environ):
+            return self.runtime.answer(environ, start_response)
         target = environ.get("HTTP_X_AMZ_TARGET", "")
         operation = self.operations.get(target.removeprefix(_SERVICE)) if target.startswith(_SERVICE) else None
         if operation is None:
@@ -63,6 +71,14 @@ class ControlPlane:
         training_jobs = TrainingJobs(site, model)
         self._tuning_jobs = TuningJobs(training_jobs, model)
         application.operations |= training_jobs.operations() | self._tuning_jobs.operations()
+        models = Models(model)
+        configs = EndpointConfigs(model, models.registry)
+        self._endpoints = Endpoints(site, model, models, configs)
+        self._transform_jobs = TransformJobs(site, model, models)
+        tags = Tags([models.registry, configs.registry, self._endpoints.registry, self._transform_jobs.registry], model)
+        for part in (models, configs, self._endpoints, self._transform_jobs, tags):
+            application.operations |= part.operations()
+        self._runtime = application.runtime = Runtime(site, self._endpoints.registry)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         self._furnish(session)
 
@@ -85,6 +101,9 @@ class ControlPlane:
     def close(self) -> None:
         """End all jobs' processes and the server."""
         self._tuning_jobs.close()
+        self._runtime.close()
+        self._transform_jobs.close()
+        self._endpoints.close()
         self._groups.close()
         self._server.shutdown()
         self._server.server_close()

@@ -1,0 +1,185 @@
+"""Batch Transform: jobs that send every object below an S3 prefix to a container of their own."""
+
+import secrets
+import threading
+import time
+from operator import itemgetter
+from typing import Any
+
+from botocore.exceptions import ClientError
+
+from bincounter.cloud.rehearsal.answers import Operation, Refused
+from bincounter.cloud.rehearsal.checks import check_shape, refuse_first
+from bincounter.cloud.rehearsal.endpoints.container import Container, NotServable
+from bincounter.cloud.rehearsal.endpoints.models import Models
+from bincounter.cloud.rehearsal.endpoints.named import Named, Registry
+from bincounter.cloud.rehearsal.listing import is_wanted, page
+from bincounter.cloud.rehearsal.site import Site
+from bincounter.cloud.rehearsal.storage import joined, list_objects, split_uri
+
+_GROUP = "/aws/sagemaker/TransformJobs"
+_LONGEST_START = 180.0  # seconds
+_TIMEOUT = 600.0  # seconds for one object, AWS's default
+_PAYLOAD_MB = 6  # AWS's default of MaxPayloadInMB
+_SORT_KEYS = {"Name": "TransformJobName", "CreationTime": "CreationTime", "Status": "TransformJobStatus"}
+
+
+class _TransformJob(Named):
+    """One job; its own thread runs it."""
+
+    def __init__(self, site: Site, request: dict[str, Any], model: dict[str, Any]) -> None:
+        super().__init__("transform-job", request["TransformJobName"], request)
+        self._site, self._model = site, model
+        self.status = "InProgress"
+        self.stopping = threading.Event()
+        self._failure = ""
+        self._started = self._ended = 0.0
+
+    def start(self) -> None:
+        """Begin."""
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def stop(self) -> None:
+        """StopTransformJob.
+
+        Raises:
+            Refused: it has ended.
+        """
+        if self.status != "InProgress":
+            raise Refused("ValidationException", f"The transform job has ended: its status is {self.status}.")
+        self.status = "Stopping"
+        self.stopping.set()
+
+    def description(self) -> dict[str, Any]:
+        """The answer to DescribeTransformJob."""
+        told = {key: value for key, value in self.request.items() if key != "Tags"}
+        times = {"TransformStartTime": self._started, "TransformEndTime": self._ended}
+        return {
+            **told,
+            **self.summary(),
+            **{key: moment for key, moment in times.items() if moment},
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """The entry in ListTransformJobs."""
+        return {
+            "TransformJobName": self.name,
+            "TransformJobArn": self.arn,
+            "CreationTime": self.created,
+            "TransformJobStatus": self.status,
+            **({"FailureReason": self._failure} if self._failure else {}),
+        }
+
+    def _run(self) -> None:
+        self._started = time.time()
+        container = Container(self._site, self._model, _GROUP, f"{self.name}/i-{secrets.token_hex(8)}")
+        try:
+            container.start()
+            self._wait(container)
+            self._transform(container)
+            status = "Stopped" if self.stopping.is_set() else "Completed"
+        except (NotServable, ClientError, OSError) as error:
+            self._failure, status = str(error), "Failed"
+        finally:
+            container.end()
+        self._ended = time.time()
+        self.status = status
+
+    def _wait(self, container: Container) -> None:
+        until = time.monotonic() + _LONGEST_START
+        while not container.healthy() and not self.stopping.is_set():
+            if container.ended() or time.monotonic() > until:
+                raise NotServable("AlgorithmError: the container did not pass the ping health check.")
+            time.sleep(0.2)
+
+    def _transform(self, container: Container) -> None:
+        source = self.request["TransformInput"]["DataSource"]["S3DataSource"]["S3Uri"]
+        output = self.request["TransformOutput"]
+        bucket, prefix = split_uri(source)
+        keys = list_objects(self._site.s3, source)
+        if not keys:
+            raise NotServable(f"ClientError: No S3 objects found under S3 URL {source}.")
+        headers = {"Content-Type": self.request["TransformInput"].get("ContentType", "application/octet-stream")}
+        if "Accept" in output:
+            headers["Accept"] = output["Accept"]
+        largest = self.request.get("MaxPayloadInMB", _PAYLOAD_MB) * 1_048_576
+        for key in keys:
+            if self.stopping.is_set():
+                return
+            body = self._site.s3.get_object(Bucket=bucket, Key=key)["Body"].read()
+            if largest and len(body) > largest:
+                raise NotServable(f"ClientError: {key} is larger than MaxPayloadInMB.")
+            status, _, answer = container.answer(body, headers, _TIMEOUT)
+            if status != 200:
+                told = answer.decode("utf-8", "replace")
+                raise NotServable(
+                    f"AlgorithmError: {key}: Bad HTTP status received from algorithm: {status}: {told}"[:1024]
+                )
+            below = key[prefix.rfind("/") + 1 :] if not prefix.endswith("/") else key[len(prefix) :]
+            to_bucket, to_key = split_uri(joined(output["S3OutputPath"], f"{below}.out"))
+            self._site.s3.put_object(Bucket=to_bucket, Key=to_key, Body=answer)
+
+
+class TransformJobs:
+    """All transform jobs of a control plane.
+
+    Args:
+        site: where they run.
+        model: botocore's service model of SageMaker.
+        models: that they may name.
+    """
+
+    def __init__(self, site: Site, model: Any, models: Models) -> None:
+        self._site, self._model, self._models = site, model, models.registry
+        self.registry: Registry[_TransformJob] = Registry("transform job")
+
+    def operations(self) -> dict[str, Operation]:
+        """What is answered here, by AWS's names."""
+        return {
+            "CreateTransformJob": self._create,
+            "DescribeTransformJob": self._describe,
+            "StopTransformJob": self._stop,
+            "ListTransformJobs": self._list,
+        }
+
+    def close(self) -> None:
+        """Have all of them end."""
+        for job in self.registry.all():
+            job.stopping.set()
+
+    def _check(self, operation: str, request: dict[str, Any]) -> None:
+        check_shape(self._model.operation_model(operation).input_shape, request)
+
+    def _create(self, request: dict[str, Any]) -> dict[str, Any]:
+        self._check("CreateTransformJob", request)
+        source, output = request["TransformInput"], request["TransformOutput"]
+        refuse_first(
+            {
+                "The rehearsal transforms objects under an S3 prefix.": (
+                    source["DataSource"]["S3DataSource"]["S3DataType"] != "S3Prefix"
+                ),
+                "The rehearsal sends one object a request.": source.get("SplitType", "None") != "None",
+                "The rehearsal puts no answers together.": output.get("AssembleWith", "None") != "None",
+                "The rehearsal sends what was not compressed.": source.get("CompressionType", "None") != "None",
+            }
+        )
+        job = _TransformJob(self._site, request, self._models.get(request["ModelName"]).request)
+        self.registry.add(job)
+        job.start()
+        return {"TransformJobArn": job.arn}
+
+    def _describe(self, request: dict[str, Any]) -> dict[str, Any]:
+        self._check("DescribeTransformJob", request)
+        return self.registry.get(request["TransformJobName"]).description()
+
+    def _stop(self, request: dict[str, Any]) -> dict[str, Any]:
+        self._check("StopTransformJob", request)
+        self.registry.get(request["TransformJobName"]).stop()
+        return {}
+
+    def _list(self, request: dict[str, Any]) -> dict[str, Any]:
+        self._check("ListTransformJobs", request)
+        found = [one for job in self.registry.all() if is_wanted(one := job.summary(), request, "TransformJob")]
+        order = request.get("SortOrder", "Descending")
+        key = itemgetter(_SORT_KEYS[request.get("SortBy", "CreationTime")])
+        return page("TransformJobSummaries", found, {**request, "SortOrder": order}, key)
