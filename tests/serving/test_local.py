@@ -36,7 +36,7 @@ def test_a_photo_is_counted(served: LocalServer) -> None:
     answer = answered.json()
     assert answered.status == 200
     assert answered.headers["content-type"] == "application/json"
-    assert answer["model"] == "bincounter-0123456789ab"
+    assert answer["model"] == served.ask("GET", "/ping").json()["model"]
     assert list(answer["probabilities"]) == [str(count) for count in COUNTS]
     assert sum(answer["probabilities"].values()) == pytest.approx(1)
     expected = sum(int(count) * share for count, share in answer["probabilities"].items())
@@ -141,7 +141,8 @@ def test_metrics_are_what_prometheus_reads(served: LocalServer) -> None:
     assert grown("bincounter_forward_seconds_total") > 0
     assert after["bincounter_ready"] == 1
     assert after["bincounter_queue_length"] == after["bincounter_requests_in_flight"] == 0
-    assert after["bincounter_model_info[('name', 'bincounter-0123456789ab'), ('precision', 'fp32')]"] == 1
+    name = served.ask("GET", "/ping").json()["model"]
+    assert after[f"bincounter_model_info[('name', '{name}'), ('precision', 'fp32')]"] == 1
     assert after["process_resident_memory_bytes"] > 1e6
 
 

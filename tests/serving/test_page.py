@@ -113,7 +113,7 @@ def test_what_is_no_photo_gets_the_servers_sentence(browser: Browser, served: Lo
 
 def test_the_model_is_described_and_the_keyboard_reaches_the_file_picker(browser: Browser, served: LocalServer) -> None:
     with opened(browser, served) as page:
-        assert page.inner_text("#model") == "bincounter-0123456789ab"
+        assert page.inner_text("#model") == served.ask("GET", "/ping").json()["model"]
         facts = dict(zip(page.locator("dt").all_inner_texts(), page.locator("dd").all_inner_texts(), strict=True))
         assert facts["Counts it can answer"] == "0 to 3"
         assert facts["Accuracy"] == "87.5 % on test photos of squares"
