@@ -126,6 +126,7 @@ class _Server(uvicorn.Server):
             access_log=False,
             proxy_headers=False,
             server_header=False,
+            timeout_keep_alive=75,  # a client that comes back after seconds finds its connection open
             timeout_graceful_shutdown=int(worker.limits.timeout_s + GRACE) + 1,
         )
         super().__init__(config)
