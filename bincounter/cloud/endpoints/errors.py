@@ -59,7 +59,7 @@ _CASES = (
     ),
     Case(
         "ValidationError ValidationException",
-        r"Endpoint (?P<name>\S+) of account \d+ not found",
+        r"Endpoint (?P<name>\S+) of account(?: \d+)? not found",
         ConfigError,
         "there is no endpoint named {name} in this region: action=list shows those there are",
     ),

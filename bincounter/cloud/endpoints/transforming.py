@@ -83,18 +83,20 @@ def transform(account: "Account", wanted: Wanted, package: "Package", *, source:
 
 
 def _tell(account: "Account", ended: dict[str, Any], source: str, output: str) -> None:
-    photos, answers = len(_names(account, source)), len(_names(account, output, ".out"))
+    answers = {PurePosixPath(name).name for name in _names(account, output)}
+    photos = _names(account, source)
+    missing = [name for name in photos if f"{PurePosixPath(name).name}.out" not in answers]
     name, state = ended["TransformJobName"], ended["TransformJobStatus"]
+    told = f"{len(photos) - len(missing)} of {len(photos)} photos have an answer in {output}"
     if state != "Completed":
         line = last_line(account, TRANSFORM_JOBS, f"{name}/")
         reason = explain_endpoint_failure(ended.get("FailureReason", ""), line)
-        raise ResourceError(
-            f"{name} is {state} ({reason}), with {answers} answers for {photos} photos in {output}: correct that, and "
-            "run the same command again"
-        )
+        raise ResourceError(f"{name} is {state} ({reason}), and {told}: correct that, and run the same command again")
     seconds = (ended["TransformEndTime"] - ended["TransformStartTime"]).total_seconds()
-    log.info("%s: %d answers for %d photos in %.0f s", name, answers, photos, seconds)
+    log.info("%s: %s, after %.0f s", name, told, seconds)
     log.info("Its model stays until action=delete, and is free.")
+    if missing:
+        raise ResourceError(f"{name} has no answer for {len(missing)} photos ({missing[0]}): see whether they are well")
     print(output, flush=True)
 
 
@@ -119,11 +121,11 @@ def _content_type(account: "Account", source: str) -> str:
     return "image/png" if kinds == {".png"} else _ANY_PHOTO
 
 
-def _names(account: "Account", uri: str, suffix: str = "") -> list[str]:
+def _names(account: "Account", uri: str) -> list[str]:
     """Keys of the objects below an ``s3://`` folder."""
     bucket, _, prefix = uri.removeprefix("s3://").partition("/")
     folder = f"{prefix.rstrip('/')}/" if prefix.rstrip("/") else ""
     with answered(f"listing {uri}"):
         pages = account.s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=folder)
         keys = [one["Key"] for page in pages for one in page.get("Contents", ())]
-    return [key for key in keys if key.endswith(suffix) and not key.endswith("/")]
+    return [key for key in keys if not key.endswith("/")]
