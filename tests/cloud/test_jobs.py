@@ -35,7 +35,7 @@ SMALL = [
     "+trainer.enable_progress_bar=false",
     "checkpoint.every_n_train_steps=3",
 ]
-LONG = [*SMALL, "trainer.max_epochs=30"]  # some ten seconds, so that it can be interrupted
+LONG = [*SMALL, "trainer.max_epochs=16"]  # some seconds, so that it can be interrupted
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_a_spot_job_interrupted_twice_is_the_run_it_would_have_been_here(
 
     assert done.stdout.splitlines()[-1] == str(folder)
     assert done.stderr.count("Interrupted: ") == 2
-    assert "epoch 30 of 30: " in done.stderr
+    assert "epoch 16 of 16: " in done.stderr
     assert "not resumable" not in done.stderr
     assert "sagemaker-training-toolkit" not in done.stderr
     assert_same_run(folder, undisturbed)
@@ -147,7 +147,7 @@ def test_a_stopped_job_is_fetched_and_goes_on_here_and_there(
     folder = tmp_path / "run"
     options = [*LAUNCHER, *LONG, f"data.source={bins}"]
     process = launched(*options, f"paths.output_dir={folder}", plane=plane)
-    wait_for("epoch 5 of 30", process)
+    wait_for("epoch 5 of 16", process)
     assert record(folder)["overrides"]
     with pytest.MonkeyPatch.context() as patch:
         for name, value in plane.items():
@@ -209,7 +209,7 @@ def test_ctrl_c_at_a_terminal_asks_and_y_stops_the_job(bins: Path, plane: dict[s
     ours, theirs = pty.openpty()
     options = [*LONG, f"data.source={bins}", f"paths.output_dir={folder}"]
     process = launched(*LAUNCHER, *options, plane=plane, stdin=theirs)
-    wait_for("epoch 3 of 30", process)
+    wait_for("epoch 3 of 16", process)
     os.write(ours, b"y\n")
     os.kill(process.pid, signal.SIGINT)
     _, rest = process.communicate(timeout=120)
