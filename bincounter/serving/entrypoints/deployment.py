@@ -38,7 +38,9 @@ class Replica:
         # Here, since Ray also imports this file where it only wants to know what to start.
         from bincounter.serving.application.model import ServedModel
         from bincounter.serving.application.service import Service
+        from bincounter.serving.application.threads import before_loading
 
+        before_loading()
         self._service = Service(ServedModel.load(FOLDER))
         await self._service.start()
 

@@ -200,7 +200,9 @@ def _load(folder: Path) -> tuple[Handler, dict[str, Any]]:
         raise ImportError("the archive lacks code/bincounter")
     from bincounter.serving.application.model import ServedModel
     from bincounter.serving.application.service import Service
+    from bincounter.serving.application.threads import before_loading
 
+    before_loading()
     model = ServedModel.load(folder)
     ready = {name: getattr(model, name) for name in ("name", "counts", "image_size", "precision")}
     return Service(model), {**ready, "limits": asdict(model.limits)}
