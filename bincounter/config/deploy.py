@@ -22,7 +22,7 @@ class LimitsConfig:
 
     max_body_mb: float = 25.0  # of one request, in units of 1e6 bytes; real-time endpoints pass no more than that on
     max_instances: int = 32  # photos of one JSON request
-    max_batch: int = 32  # photos the model sees at once
+    max_batch: int = 8  # photos the model sees at once; more outgrow a CPU's caches, and may suit a GPU
     max_queue: int = 128  # photos that wait for the model; more are refused at once with 503
     timeout_s: float = 30.0  # seconds until a request is given up with 504
     url_hosts: list[str] = field(default_factory=list)  # hosts photos may be fetched from by https; none: no URLs

@@ -11,7 +11,7 @@ class Limits:
     Attributes:
         max_body_bytes: of one request.
         max_instances: photos of one JSON request.
-        max_batch: photos the model sees at once.
+        max_batch: photos the model sees at once; more of them outgrow a CPU's caches.
         max_queue: photos that wait for the model; more are refused at once.
         timeout_s: seconds until a request is given up.
         url_hosts: hosts that photos may be fetched from, see :mod:`bincounter.serving.application.urls`; none: no URLs.
@@ -19,7 +19,7 @@ class Limits:
 
     max_body_bytes: int = 25_000_000
     max_instances: int = 32
-    max_batch: int = 32
+    max_batch: int = 8
     max_queue: int = 128
     timeout_s: float = 30.0
     url_hosts: Sequence[str] = ()
