@@ -34,7 +34,7 @@ test: lint
 	touch $@
 
 test-serving-image: install .venv-serving-image/.installed
-	$(BIN)/python -m pytest tests/serving_image
+	$(BIN)/python -m pytest tests/serving/test_image.py
 
 # AWS's older PyTorch image: TorchServe and the toolkit that calls the four functions. It needs Java 17.
 .venv-torchserve/.installed: Makefile constraints.txt

@@ -83,8 +83,8 @@ def ray_archive(folder: Path, port: int, **limits: object) -> Path:
 
 
 @contextmanager
-def ray_served(folder: Path, port: int) -> Iterator[RayServed]:
-    """Run ``serve run config.yaml``, and end all that it started."""
+def ray_served(folder: Path, port: int, *, python: Path = Path(sys.executable)) -> Iterator[RayServed]:
+    """Run ``serve run config.yaml`` in the environment of ``python``, and end all that it started."""
     # Ray's sockets lie in there, and their paths may have no more than 107 characters.
     temporary = tempfile.mkdtemp(prefix="bincounter-ray-", dir="/tmp")
     environment = {
@@ -97,7 +97,7 @@ def ray_served(folder: Path, port: int) -> Iterator[RayServed]:
     }
     log = Path(temporary) / "serve.log"
     with log.open("wb") as output:
-        command = [str(Path(sys.executable).with_name("serve")), "run", str(folder / "config.yaml")]
+        command = [str(python.with_name("serve")), "run", str(folder / "config.yaml")]
         process = subprocess.Popen(
             command, cwd=temporary, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
