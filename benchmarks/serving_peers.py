@@ -147,6 +147,7 @@ def torchserve(archive: Path) -> Server | None:
         "SAGEMAKER_MODEL_SERVER_WORKERS": "1",  # more of them share these cores and are slower
         "SAGEMAKER_PROGRAM": "inference.py",
         "SAGEMAKER_SUBMIT_DIRECTORY": str(folder / "code"),
+        "TMPDIR": str(folder.parent),  # it keeps its process id there
         "TS_METRICS_ADDRESS": f"http://127.0.0.1:{_free_port()}",
         "PATH": f"{TORCHSERVE.parent}:{os.environ['PATH']}",
     }

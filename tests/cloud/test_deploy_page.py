@@ -31,7 +31,7 @@ def test_what_is_asked_for_is_allowed() -> None:
     for service in ("sagemaker", "application-autoscaling"):
         for name in session.get_service_model(service).operation_names:
             method = re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
-            if re.search(rf'\.{method}\(|"{method}"|"{name}"', SOURCE):
+            if "_" in method and re.search(rf'\.{method}\(|"{method}"|"{name}"', SOURCE):
                 assert name in allowed, name
 
 

@@ -1,7 +1,13 @@
-"""The archive's application as one replica of Ray Serve: ``serve run config.yaml`` imports ``deployment:app``."""
+"""The archive's application as one replica of Ray Serve: ``serve run config.yaml`` builds ``deployment:app``.
+
+Ray's ``/-/healthz`` answers 200 as soon as the application is built, whatever becomes of its replica. So the model has
+to load before there is an application: what lies in a damaged archive never is healthy. What cannot be had is a health
+check that waits for the replica: while it loads the model once more, for seconds, requests wait for it.
+"""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray import serve
@@ -69,4 +75,9 @@ async def _body(request: Request) -> bytes:
     return bytes(taken)
 
 
-app = Replica.bind()  # type: ignore[attr-defined]  # Ray's decorator is typed as if it left the class as it is
+def app(_: dict[str, Any]) -> serve.Application:
+    """Build the application, in a process that ends then, if its model can be loaded."""
+    from bincounter.serving.application.model import ServedModel
+
+    ServedModel.load(FOLDER)
+    return Replica.bind()  # type: ignore[attr-defined,no-any-return]  # Ray's decorator is typed as if it did nothing

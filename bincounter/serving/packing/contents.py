@@ -36,11 +36,13 @@ _CARRIED = (  # config/ has no __init__.py there: it would import Hydra
 )
 _SERVED = ("backbone.", "head.", "objective.")  # the rest of a checkpoint is for training
 _ENTRYPOINTS = {"deployment.py": "deployment.py", "inference.py": "code/inference.py"}
-_RAY_SERVE = b"""# What AWS's Ray Serve image runs by `serve run`; its adapter asks port 8000.
-http_options: {host: 0.0.0.0, port: 8000}
+_RAY_SERVE = """# What AWS's Ray Serve image runs by `serve run`; its adapter asks port 8000.
+http_options: {{host: 0.0.0.0, port: 8000, request_timeout_s: {timeout}}}
+logging_config: {{enable_access_log: false}}
 applications:
-  - {name: bincounter, import_path: "deployment:app", route_prefix: /}
+  - {{name: bincounter, import_path: "deployment:app", route_prefix: /}}
 """
+_RAY_LATER = 5.0  # seconds: the application itself says that a request is late; Ray, where no replica is there to
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def contents(checkpoint: Path, *, precision: str, limits: Limits, trusted: Seque
         "weights.pt": _saved(state),
         "model.json": _json(about),
         "README.md": write_card(about, description, origin).encode(),
-        "config.yaml": _RAY_SERVE,
+        "config.yaml": _RAY_SERVE.format(timeout=limits.timeout_s + _RAY_LATER).encode(),
         "code/requirements.txt": _requirements(foreign.requirements),
         **_training(origin),
         **_own_code(),
