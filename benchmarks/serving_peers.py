@@ -95,10 +95,16 @@ class Server:
         max(self._process.children(recursive=True), key=lambda child: child.memory_info().rss).kill()
 
     def _processes(self) -> list[psutil.Process]:
-        return [self._process, *self._process.children(recursive=True)]
+        """Its own and those of its session: TorchServe's Java is nobody's child."""
+        found = {self._process, *(self._process.children(recursive=True) if self._process.is_running() else ())}
+        for process in psutil.process_iter():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                if os.getsid(process.pid) == self._process.pid:
+                    found.add(process)
+        return list(found)
 
     def _end(self) -> None:
-        processes = self._processes() if self._process.is_running() else []
+        processes = self._processes()
         with contextlib.suppress(psutil.NoSuchProcess):
             self._process.send_signal(signal.SIGINT)
         with contextlib.suppress(psutil.TimeoutExpired):
