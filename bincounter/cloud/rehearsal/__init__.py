@@ -5,10 +5,18 @@ and the rest are moto's; training jobs are ours: each one runs through the ``tra
 ``sagemaker-training`` toolkit, in a folder that looks like ``/opt/ml``, with spot interruptions on request. Tuning jobs
 really run their training jobs, too.
 
+Endpoints and transform jobs really serve, too: the archive comes from S3 and is unpacked, pip has to find its
+requirements, ``serve run`` starts, and only what passes the health check is in service. An update lets the old
+container answer until the new one can; one that fails leaves the old one. Containers' logs, data captures, asynchronous
+answers and failures are written where AWS writes them, and a transform job goes on after a bad object, to fail at its
+end. The sizes of bodies and the times of answers are bounded as AWS's are.
+
 Where it cannot be true to AWS: the image is not pulled (the job runs in this Python environment), instance types are
 names only, ``/opt/ml`` is ``$SAGEMAKER_BASE_DIR``, hosts are called 127.0.0.1, 127.0.0.2, ... instead of algo-1,
 algo-2, ..., nobody checks permissions, pip finds no index, and the spot discount is invented. So is what a tuning job
-tries next, and when its Hyperband stops a training job (tuning_search.py, tuning_stops.py).
+tries next, and when its Hyperband stops a training job (tuning_search.py, tuning_stops.py). An endpoint has one variant
+and one container, whatever its number of instances; serverless and idle ones stay started; nothing scales, traffic
+moves all at once, alarms are not looked at, and a container has 3 minutes to become healthy, not 10.
 """
 
 import importlib.util

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
+from io import BytesIO
 from typing import Any
 
 Operation = Callable[[dict[str, Any]], dict[str, Any]]
@@ -22,11 +23,23 @@ class Refused(Exception):
         self.code = code
 
 
+class NotHere(Exception):
+    """A request about something that moto keeps, and answers for."""
+
+
 def answer(operation: Operation, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-    """Answer one WSGI request with what ``operation`` makes of its body."""
+    """Answer one WSGI request with what ``operation`` makes of its body.
+
+    Raises:
+        NotHere: moto is to answer it; ``wsgi.input`` has its body again.
+    """
     length = int(environ.get("CONTENT_LENGTH") or 0)
+    asked = environ["wsgi.input"].read(length)
     try:
-        status, body = HTTPStatus.OK, operation(json.loads(environ["wsgi.input"].read(length) or b"{}"))
+        status, body = HTTPStatus.OK, operation(json.loads(asked or b"{}"))
+    except NotHere:
+        environ["wsgi.input"] = BytesIO(asked)
+        raise
     except Refused as refusal:
         status, body = HTTPStatus.BAD_REQUEST, {"__type": refusal.code, "message": str(refusal)}
     payload = json.dumps(body).encode()

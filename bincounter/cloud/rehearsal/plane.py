@@ -4,6 +4,7 @@ import json
 import shutil
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoReque
 from werkzeug.serving import make_server
 
 from bincounter.cloud.rehearsal import BUCKET, REGION, ROLE, client_environment
-from bincounter.cloud.rehearsal.answers import Operation, answer
+from bincounter.cloud.rehearsal.answers import NotHere, Operation, answer
 from bincounter.cloud.rehearsal.endpoints.models import EndpointConfigs, Models
 from bincounter.cloud.rehearsal.endpoints.named import Tags
 from bincounter.cloud.rehearsal.endpoints.operations import Endpoints
@@ -39,9 +40,10 @@ class _Application:
             return self.runtime.answer(environ, start_response)
         target = environ.get("HTTP_X_AMZ_TARGET", "")
         operation = self.operations.get(target.removeprefix(_SERVICE)) if target.startswith(_SERVICE) else None
-        if operation is None:
-            return self._moto(environ, start_response)
-        return answer(operation, environ, start_response)
+        if operation is not None:
+            with suppress(NotHere):
+                return answer(operation, environ, start_response)
+        return self._moto(environ, start_response)
 
 
 class _QuietHandler(MotoRequestHandler):

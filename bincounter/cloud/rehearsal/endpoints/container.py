@@ -2,20 +2,21 @@
 
 import http.client
 import os
+import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Mapping
-from contextlib import suppress
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
-from botocore.exceptions import ClientError
+from botocore.exceptions import BotoCoreError, ClientError
 
 from bincounter.cloud.rehearsal import client_environment
 from bincounter.cloud.rehearsal.logs import LogStream, Metrics
@@ -23,11 +24,26 @@ from bincounter.cloud.rehearsal.site import Site
 from bincounter.cloud.rehearsal.storage import split_uri
 
 HEALTH, ANSWERS = "/-/healthz", "/"
+_NOT_BUILT = re.compile(r"Deploying app '.*' failed with exception")
+_LOG_PERIOD = 1.0  # seconds
 _PASSED_ON = ("content-type", "accept")  # and all X-Amzn-SageMaker-* headers
 
 
 class NotServable(Exception):
     """The model cannot be served; the message is AWS's FailureReason."""
+
+
+class _Output(Metrics):
+    """Looks in the server's output for the news that its application cannot be built, which Ray does not try again."""
+
+    def __init__(self) -> None:
+        super().__init__([])
+        self.hopeless = threading.Event()
+
+    def read(self, line: str, moment: float) -> None:
+        """Look into one line."""
+        if _NOT_BUILT.search(line):
+            self.hopeless.set()
 
 
 class Container:
@@ -48,6 +64,10 @@ class Container:
         self._port = _free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self._log: LogStream | None = None
+        self._output = _Output()
+        self._ending = threading.Event()
+        self._idle = threading.Condition()
+        self._in_hand = 0
 
     def start(self) -> None:
         """Fetch the archive, install its requirements, and start the server.
@@ -59,23 +79,33 @@ class Container:
         environment = self._environment(folder)
         self._install(folder, environment)
         config = self._configuration(folder)
-        command = [str(Path(sys.executable).with_name("serve")), "run", str(config)]
-        self._process = self._site.groups.start(command, self._base, environment)
+        keeper = [sys.executable, "-I", str(Path(__file__).with_name("keeper.py"))]
+        serve = [str(Path(sys.executable).with_name("serve")), "run", str(config)]
+        # Not one of the site's groups: killing it would leave Ray's processes, which its end of stdin does not.
+        self._process = subprocess.Popen(
+            [*keeper, *serve],
+            cwd=self._base,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
         with suppress(ClientError):  # it exists already
             self._site.logs.create_log_group(logGroupName=self._group)
         assert self._process.stdout is not None
-        self._log = LogStream(self._site.logs, self._stream, self._process.stdout, Metrics([]), group=self._group)
+        self._log = LogStream(self._site.logs, self._stream, self._process.stdout, self._output, group=self._group)
+        threading.Thread(target=self._send_log, daemon=True).start()
 
     def healthy(self) -> bool:
         """What ``/ping`` of the image's adapter says."""
-        self._send_log()
         with suppress(OSError, http.client.HTTPException):
             return self._ask("GET", HEALTH, b"", {}, timeout=2)[0] == 200
         return False
 
     def ended(self) -> bool:
-        """Whether the server has given up."""
-        return self._process is not None and self._process.poll() is not None
+        """Whether the server has given up; on AWS, it would be asked for its health for minutes."""
+        return self._output.hopeless.is_set() or (self._process is not None and self._process.poll() is not None)
 
     def answer(self, body: bytes, headers: Mapping[str, str], timeout: float) -> tuple[int, str, bytes]:
         """Pass a request on, as ``/invocations`` of the image's adapter does.
@@ -97,18 +127,25 @@ class Container:
             if name.lower() in _PASSED_ON or name.lower().startswith("x-amzn-sagemaker-")
         }
         try:
-            return self._ask("POST", ANSWERS, body, kept, timeout)
+            with self._counted():
+                return self._ask("POST", ANSWERS, body, kept, timeout)
         except http.client.HTTPException as error:
             raise OSError(str(error)) from error
 
+    def drained(self, timeout: float) -> None:
+        """Wait until it has answered all it was asked, at most ``timeout`` seconds."""
+        with self._idle:
+            self._idle.wait_for(lambda: not self._in_hand, timeout)
+
     def end(self) -> None:
-        """End it, and send the rest of its log."""
-        if self._process is not None and self._log is not None:
-            self._process.send_signal(signal.SIGINT)
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(self._site.grace)
-            self._site.groups.end(self._process)
-            self._log.close()
+        """End all its processes, and send the rest of its log."""
+        self._ending.set()
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+            self._process.wait()
+        if self._log is not None:
+            with suppress(BotoCoreError, ClientError):  # the control plane may be ending, too
+                self._log.close()
         shutil.rmtree(self._base, ignore_errors=True)
 
     def _unpacked(self) -> Path:
@@ -134,7 +171,8 @@ class Container:
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "-r", str(requirements)]
         done = subprocess.run(command, env=dict(environment), capture_output=True, text=True, check=False)
         if done.returncode:
-            raise NotServable(f"The container could not install code/requirements.txt: {done.stderr.strip()[-500:]}")
+            told = (done.stderr.strip() or "pip says nothing").splitlines()[-1]
+            raise NotServable(f"The container could not install code/requirements.txt: {told[:500]}")
 
     def _configuration(self, folder: Path) -> Path:
         """The archive's config.yaml with a free port of this machine: containers have one network each, we do not."""
@@ -163,9 +201,24 @@ class Container:
             "RAY_USAGE_STATS_ENABLED": "0",
         }
 
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """One request in hand."""
+        with self._idle:
+            self._in_hand += 1
+        try:
+            yield
+        finally:
+            with self._idle:
+                self._in_hand -= 1
+                self._idle.notify_all()
+
     def _send_log(self) -> None:
-        if self._log is not None:
-            self._log.send()
+        """Send its log as long as it runs."""
+        assert self._log is not None
+        while not self._ending.wait(_LOG_PERIOD):
+            with suppress(BotoCoreError, ClientError):
+                self._log.send()
 
     def _ask(
         self, method: str, path: str, body: bytes, headers: Mapping[str, str], timeout: float

@@ -13,6 +13,7 @@ from bincounter.cloud.rehearsal.site import Site
 
 _LONGEST_START = 180.0  # seconds; AWS waits for 10 minutes unless the variant says otherwise
 _POLL = 0.2  # seconds
+_LONGEST_ANSWER = 60.0  # seconds that an old container has for the requests in hand
 
 
 class Endpoint(Named):
@@ -132,9 +133,9 @@ class Endpoint(Named):
     def _create(self) -> None:
         try:
             container = self._started(self.config)
-        except NotServable as reason:
+        except Exception as reason:  # also one of ours: nobody else would hear of it
             with self._lock:
-                self._enter("Failed", str(reason))
+                self._enter("Failed", _told(reason))
             return
         with self._lock:
             self._container = container
@@ -144,17 +145,15 @@ class Endpoint(Named):
         """The new container starts beside the old one, which answers until the new one is healthy."""
         try:
             container = self._started(config)
-        except NotServable as reason:
+        except Exception as reason:  # also one of ours: nobody else would hear of it
             with self._lock:
-                self._enter("RollingBack", str(reason))
-            with self._lock:
-                self._enter("InService", str(reason))
+                self._enter("InService", _told(reason))
             return
         with self._lock:
             old, self._container, self.config = self._container, container, config
             self._enter("InService")
         if old is not None:
-            time.sleep(self._site.grace)  # for what it has in hand
+            old.drained(_LONGEST_ANSWER)
             old.end()
 
     def _delete(self, registry: "Registry[Endpoint]") -> None:
@@ -190,3 +189,9 @@ class Endpoint(Named):
             container.end()
             raise
         return container
+
+
+def _told(reason: Exception) -> str:
+    """A FailureReason: one short paragraph, of 1,024 characters at most."""
+    words = " ".join(str(reason).split())
+    return (words if isinstance(reason, NotServable) else f"Internal error: {type(reason).__name__}: {words}")[:1024]

@@ -5,7 +5,7 @@ import time
 from typing import Any, Generic, TypeVar
 
 from bincounter.cloud.rehearsal import ACCOUNT, REGION
-from bincounter.cloud.rehearsal.answers import Operation, Refused
+from bincounter.cloud.rehearsal.answers import NotHere, Operation, Refused
 from bincounter.cloud.rehearsal.checks import check_shape
 
 
@@ -75,7 +75,7 @@ class Registry(Generic[Thing]):
 
 
 class Tags:
-    """AddTags, ListTags and DeleteTags.
+    """AddTags, ListTags and DeleteTags of what is in some registries; moto answers for everything else.
 
     Args:
         registries: of the things that have tags.
@@ -95,7 +95,7 @@ class Tags:
             for thing in registry.all():
                 if thing.arn == request["ResourceArn"]:
                     return thing.tags
-        raise Refused("ValidationException", f"Could not find resource {request['ResourceArn']}.")
+        raise NotHere
 
     def _add(self, request: dict[str, Any]) -> dict[str, Any]:
         tags = self._tags("AddTags", request)

@@ -3,10 +3,9 @@
 import secrets
 import threading
 import time
+from http import HTTPStatus
 from operator import itemgetter
 from typing import Any
-
-from botocore.exceptions import ClientError
 
 from bincounter.cloud.rehearsal.answers import Operation, Refused
 from bincounter.cloud.rehearsal.checks import check_shape, refuse_first
@@ -20,6 +19,7 @@ from bincounter.cloud.rehearsal.storage import joined, list_objects, split_uri
 _GROUP = "/aws/sagemaker/TransformJobs"
 _LONGEST_START = 180.0  # seconds
 _TIMEOUT = 600.0  # seconds for one object, AWS's default
+_RETRIES = 3  # AWS's default of InvocationsMaxRetries
 _PAYLOAD_MB = 6  # AWS's default of MaxPayloadInMB
 _SORT_KEYS = {"Name": "TransformJobName", "CreationTime": "CreationTime", "Status": "TransformJobStatus"}
 
@@ -78,8 +78,8 @@ class _TransformJob(Named):
             self._wait(container)
             self._transform(container)
             status = "Stopped" if self.stopping.is_set() else "Completed"
-        except (NotServable, ClientError, OSError) as error:
-            self._failure, status = str(error), "Failed"
+        except Exception as error:  # also one of ours: nobody else would hear of it
+            self._failure, status = " ".join(str(error).split())[:1024], "Failed"
         finally:
             container.end()
         self._ended = time.time()
@@ -103,21 +103,45 @@ class _TransformJob(Named):
         if "Accept" in output:
             headers["Accept"] = output["Accept"]
         largest = self.request.get("MaxPayloadInMB", _PAYLOAD_MB) * 1_048_576
+        failures = []
         for key in keys:
             if self.stopping.is_set():
                 return
             body = self._site.s3.get_object(Bucket=bucket, Key=key)["Body"].read()
             if largest and len(body) > largest:
-                raise NotServable(f"ClientError: {key} is larger than MaxPayloadInMB.")
-            status, _, answer = container.answer(body, headers, _TIMEOUT)
-            if status != 200:
-                told = answer.decode("utf-8", "replace")
-                raise NotServable(
-                    f"AlgorithmError: {key}: Bad HTTP status received from algorithm: {status}: {told}"[:1024]
-                )
+                failures.append(f"ClientError: {key} is larger than MaxPayloadInMB.")
+                continue
+            try:
+                answer = self._answer(container, body, headers)
+            except NotServable as error:
+                failures.append(f"AlgorithmError: {key}: {error}")
+                continue
             below = key[prefix.rfind("/") + 1 :] if not prefix.endswith("/") else key[len(prefix) :]
             to_bucket, to_key = split_uri(joined(output["S3OutputPath"], f"{below}.out"))
             self._site.s3.put_object(Bucket=to_bucket, Key=to_key, Body=answer)
+        if failures:  # the answers of the other objects stay
+            raise NotServable(failures[0][:1024])
+
+    def _answer(self, container: Container, body: bytes, headers: dict[str, str]) -> bytes:
+        """What the container answers; it is asked again when the fault is its own.
+
+        Raises:
+            NotServable: there is no answer.
+        """
+        client = self.request.get("ModelClientConfig", {})
+        timeout = client.get("InvocationsTimeoutInSeconds", _TIMEOUT)
+        for _ in range(1 + client.get("InvocationsMaxRetries", _RETRIES)):
+            try:
+                status, _, answer = container.answer(body, headers, timeout)
+            except OSError as error:
+                told = f"No answer from algorithm: {error}"
+                continue
+            if status == HTTPStatus.OK:
+                return answer
+            told = f"Bad HTTP status received from algorithm: {status}: {answer.decode('utf-8', 'replace')}"
+            if status < HTTPStatus.INTERNAL_SERVER_ERROR:
+                break
+        raise NotServable(told)
 
 
 class TransformJobs:
