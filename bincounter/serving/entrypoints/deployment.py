@@ -80,4 +80,4 @@ def app(_: dict[str, Any]) -> serve.Application:
     from bincounter.serving.application.model import ServedModel
 
     ServedModel.load(FOLDER)
-    return Replica.bind()  # type: ignore[attr-defined,no-any-return]  # Ray's decorator is typed as if it did nothing
+    return Replica.bind()  # type: ignore[attr-defined]  # Ray's decorator is typed as if it did nothing
