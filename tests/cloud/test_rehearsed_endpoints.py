@@ -1,8 +1,14 @@
 """What the control plane refuses of models, configurations, endpoints and transform jobs; no container starts."""
 
 import io
+import os
+import signal
+import subprocess
+import sys
 import tarfile
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -11,6 +17,7 @@ from botocore.exceptions import ClientError
 from rehearsed import ROLE, Account
 
 from bincounter.cloud.rehearsal import BUCKET
+from bincounter.cloud.rehearsal.endpoints import keeper
 
 
 def packed(**files: str) -> bytes:
@@ -129,3 +136,33 @@ def test_a_transform_job_needs_objects_that_the_rehearsal_can_send(account: Acco
             TransformOutput={"S3OutputPath": f"s3://{BUCKET}/answers"},
             TransformResources={"InstanceType": "ml.m5.large", "InstanceCount": 1},
         )
+
+
+def test_nothing_of_a_container_outlives_a_control_plane_that_is_killed(tmp_path: Path) -> None:
+    leaving = tmp_path / "leaving.py"  # like Ray's: in a session of its own, with a parent that ends
+    leaving.write_text(
+        "import os, pathlib, time\n"
+        "if os.fork() == 0:\n"
+        "    os.setsid()\n"
+        "    if os.fork(): os._exit(0)\n"
+        f"    pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))\n"
+        "time.sleep(600)\n"
+    )
+    plane = tmp_path / "plane.py"
+    plane.write_text(
+        "import subprocess, sys\nsubprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE, start_new_session=True).wait()\n"
+    )
+    command = [sys.executable, str(plane), sys.executable, "-I", str(keeper.__file__), sys.executable, str(leaving)]
+    with subprocess.Popen(command) as process:
+        _until(lambda: (tmp_path / "pid").exists() and bool((tmp_path / "pid").read_text()))
+        left = int((tmp_path / "pid").read_text())
+        os.kill(left, 0)
+        process.send_signal(signal.SIGKILL)
+    _until(lambda: not Path(f"/proc/{left}").exists())
+
+
+def _until(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
