@@ -58,7 +58,8 @@ class Front:
             Route("/invocations", self._invoke, methods=["POST"]),
             Route("/explanation", self._explain, methods=["POST"]),
         ]
-        return SameOrigin(Starlette(routes=routes, exception_handlers={HTTPException: _no_such_path}))
+        handlers: dict[Any, Any] = {HTTPException: _no_such_path, Exception: _unforeseen}
+        return SameOrigin(Starlette(routes=routes, exception_handlers=handlers))
 
     async def _page(self, request: Request) -> Response:
         name = request.path_params.get("name", "index.html")
@@ -129,3 +130,8 @@ async def _no_such_path(request: Request, error: Exception) -> Response:
     else:
         problem = Problem(404, "There is nothing here; post photos to /invocations, or open / in a browser.")
     return Refusal(problem, dict(error.headers or {}))
+
+
+async def _unforeseen(_: Request, error: Exception) -> Response:
+    """A mistake of this server's own, which is logged with its traceback."""
+    return Refusal(Problem(500, f"The server failed ({type(error).__name__}); see what it printed."))
