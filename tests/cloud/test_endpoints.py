@@ -139,21 +139,6 @@ def test_an_asynchronous_endpoint_answers_in_s3(
     assert not processes(plane)
 
 
-def test_a_serverless_endpoint_answers(
-    account: Account,
-    plane: dict[str, str],
-    archives: tuple[Path, Path, Path],
-    photos: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    little = ("target=serverless", "name=little", *GIVEN)
-    assert act(*little, "action=deploy", archive=archives[0]) == 0
-    assert act(*little, "action=invoke", f"input={photos / '2.png'}") == 0
-    assert "% sure" in capsys.readouterr().out
-    assert act(*little, "action=delete") == 0
-    assert not processes(plane)
-
-
 def test_a_folder_of_photos_is_counted_by_a_job_that_goes_on_after_a_bad_one(
     account: Account, plane: dict[str, str], archives: tuple[Path, Path, Path]
 ) -> None:
