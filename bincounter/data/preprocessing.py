@@ -5,6 +5,7 @@ and torchvision), and nothing of bincounter.
 """
 
 import io
+import re
 import warnings
 from contextlib import suppress
 
@@ -18,6 +19,9 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 MAX_PIXELS = 100_000_000
 """Width times height of the largest photo that is decoded; beyond it a few bytes could ask for gigabytes."""
+
+MAX_SCANS = 100
+"""Passes that a JPEG may be stored in; encoders write about ten, and each one walks over all pixels again."""
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -42,6 +46,10 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _HIGH_BYTES = [value >> 8 for value in range(1 << 16)]
+_STRIP = 256  # rows
+
+_SCAN, _END = b"\xda", b"\xd9"
+_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")  # of those that a length follows, and the end
 
 
 class PhotoError(ValueError):
@@ -131,7 +139,19 @@ def _opened(data: bytes) -> Image.Image:
         raise PhotoError("damaged header") from error
     if photo.width * photo.height > MAX_PIXELS:
         raise _too_large()
+    if photo.format == JpegImagePlugin.JpegImageFile.format and _has_too_many_scans(data):
+        raise PhotoError(f"stored in more than {MAX_SCANS} scans")
     return photo
+
+
+def _has_too_many_scans(data: bytes) -> bool:
+    if data.count(b"\xff" + _SCAN) <= MAX_SCANS:  # as good as always; more may lie in metadata or behind the photo
+        return False
+    scans, place = 0, 0
+    while scans <= MAX_SCANS and (marker := _MARKER.search(data, place)) and marker[1] != _END:
+        scans += marker[1] == _SCAN
+        place = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2])
+    return scans > MAX_SCANS
 
 
 def _too_large() -> PhotoTooLargeError:
@@ -143,9 +163,17 @@ def _rgb(photo: Image.Image) -> Image.Image:
     if photo.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion clips at 255
         return photo.convert("I").point(_HIGH_BYTES, "L").convert("RGB")
     if photo.has_transparency_data:
-        shown = photo.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown).convert("RGB")
+        return _on_white(photo)
     return photo if photo.mode == "RGB" else photo.convert("RGB")
+
+
+def _on_white(photo: Image.Image) -> Image.Image:
+    """By strips: of a large photo, all the copies together would take gigabytes."""
+    whole = Image.new("RGB", photo.size)
+    for top in range(0, photo.height, _STRIP):
+        strip = photo.crop((0, top, photo.width, min(top + _STRIP, photo.height))).convert("RGBA")
+        whole.paste(Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip).convert("RGB"), (0, top))
+    return whole
 
 
 def _orientation(photo: Image.Image) -> int:

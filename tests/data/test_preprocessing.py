@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from bincounter.data.preprocessing import MAX_PIXELS, Normalize, PhotoError, decode, photo_size
+from bincounter.data.preprocessing import MAX_PIXELS, MAX_SCANS, Normalize, PhotoError, decode, photo_size
 
 pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning", "ignore:Corrupt EXIF")
 
@@ -174,6 +174,28 @@ def test_truncated_photos_are_refused(form, share):
     data = encoded(Image.fromarray(noise.numpy()), form)
     with pytest.raises(PhotoError, match=r"^truncated$"):
         decode(data[: int(len(data) * share)], 32)
+
+
+def test_scans_beyond_any_encoders_are_refused():
+    data = encoded(quarters(), progressive=True)
+    last = data.rindex(b"\xff\xda")  # what it refines may be refined again and again
+    scan, before = data[last:-2], data.count(b"\xff\xda")
+    most = data[:-2] + scan * (MAX_SCANS - before) + b"\xff\xd9"
+    decode(most, 32)
+    with pytest.raises(PhotoError, match=r"^stored in more than 100 scans$"):
+        decode(data[:-2] + scan * (MAX_SCANS - before + 1) + b"\xff\xd9", 32)
+
+
+def test_what_looks_like_scans_in_metadata_or_behind_a_photo_does_not_count():
+    data, scans = encoded(quarters()), b"\xff\xda\x00\x02" * MAX_SCANS
+    comment = b"\xff\xfe" + struct.pack(">H", 2 + len(scans)) + scans
+    assert torch.equal(decode(data[:2] + comment + data[2:] + scans, 32), decode(data, 32))
+
+
+def test_transparent_photos_of_many_strips_are_whole():
+    photo = quarters(64, 1000).convert("RGBA")
+    photo.putpixel((0, 0), (0, 0, 0, 0))
+    assert_colours(decode(encoded(photo, "PNG"), 32), colours(decode(encoded(quarters(64, 1000), "PNG"), 32)), 0)
 
 
 def test_the_largest_photo_allowed_is_read():
