@@ -1,4 +1,4 @@
-"""docs/sagemaker.md against the code and botocore: its policies, its settings, and the marks of its commands."""
+"""docs/sagemaker.md against the code and botocore: its policies and that of docs/deploy.md, its settings, its marks."""
 
 import json
 import re
@@ -11,9 +11,11 @@ import pytest
 from commands import REPOSITORY
 
 from bincounter.cloud.jobs import job_name
+from bincounter.config.deploy import TARGETS, LimitsConfig
 from bincounter.config.launcher import RehearsalConfig
 
 PAGE = (REPOSITORY / "docs" / "sagemaker.md").read_text(encoding="utf-8")
+DEPLOY_PAGE = (REPOSITORY / "docs" / "deploy.md").read_text(encoding="utf-8")
 BLOCKS = {
     kind: re.findall(rf"```{kind}\n(.*?)```", PAGE, re.DOTALL)  # as the page has them, in order
     for kind in ("json", "bash", "yaml")
@@ -25,8 +27,16 @@ PERMISSIONS = {
     "s3:PutBucketPublicAccessBlock": "PutPublicAccessBlock",
     "iam:PassRole": None,
 }
-# AWS knows no resource for these.
-WITHOUT_RESOURCE = {"ecr:GetAuthorizationToken", "cloudwatch:PutMetricData"}
+# AWS knows no resource for these, or they look at those of all names.
+WITHOUT_RESOURCE = {
+    "ecr:GetAuthorizationToken",
+    "cloudwatch:PutMetricData",
+    "cloudwatch:DescribeAlarms",
+    *(f"sagemaker:List{kind}" for kind in ("Models", "EndpointConfigs", "Endpoints", "TransformJobs", "Tags")),
+    *(f"application-autoscaling:{verb}ScalableTarget" for verb in ("Register", "Deregister")),
+    *(f"application-autoscaling:{verb}ScalingPolicy" for verb in ("Put", "Delete")),
+    *(f"application-autoscaling:Describe{kind}" for kind in ("ScalableTargets", "ScalingPolicies")),
+}
 
 
 def filled(block: str) -> dict[str, Any]:
@@ -38,8 +48,9 @@ def filled(block: str) -> dict[str, Any]:
     return policy
 
 
-TRUST, ROLE, SUBMIT = (filled(block) for block in BLOCKS["json"])
-STATEMENTS = [statement for policy in (TRUST, ROLE, SUBMIT) for statement in policy["Statement"]]
+TRUST, ROLE, SUBMIT, SERVE = (filled(block) for block in BLOCKS["json"])
+(DEPLOY,) = (filled(block) for block in re.findall(r"```json\n(.*?)```", DEPLOY_PAGE, re.DOTALL))
+STATEMENTS = [statement for policy in (TRUST, ROLE, SUBMIT, SERVE, DEPLOY) for statement in policy["Statement"]]
 
 
 def listed(value: str | list[str]) -> list[str]:
@@ -60,6 +71,7 @@ def test_every_action_exists() -> None:
     session = botocore.session.get_session()
     for action in {action for statement in STATEMENTS for action in listed(statement["Action"])}:
         service, _, name = action.partition(":")
+        service = "sagemaker-runtime" if name.startswith("InvokeEndpoint") else service
         operation = PERMISSIONS.get(action, name)
         assert operation is None or operation in session.get_service_model(service).operation_names, action
 
@@ -120,6 +132,61 @@ def test_the_role_reads_code_and_photos_and_writes_its_run_alone() -> None:
     assert allowed(ROLE, "logs:PutLogEvents", f"{LOG}:log-stream:{JOB}/algo-1-1")
 
 
+ENDPOINT = "bincounter-shelves"
+MODEL = f"{ENDPOINT}-0123abcd"
+SAGEMAKER = f"arn:aws:sagemaker:{REGION}:{NUMBER}"
+ENDPOINT_LOG = f"arn:aws:logs:{REGION}:{NUMBER}:log-group:/aws/sagemaker/Endpoints/{ENDPOINT}"
+
+
+@pytest.mark.parametrize(
+    ("action", "resource"),
+    [
+        *((f"sagemaker:{verb}Model", f"{SAGEMAKER}:model/{MODEL}") for verb in ("Create", "Describe", "Delete")),
+        *(
+            (f"sagemaker:{verb}EndpointConfig", f"{SAGEMAKER}:endpoint-config/{MODEL}")
+            for verb in ("Create", "Describe", "Delete")
+        ),
+        *(
+            (f"sagemaker:{verb}Endpoint", f"{SAGEMAKER}:endpoint/{ENDPOINT}")
+            for verb in ("Create", "Update", "Describe", "Delete", "Invoke")
+        ),
+        ("sagemaker:InvokeEndpointAsync", f"{SAGEMAKER}:endpoint/{ENDPOINT}"),
+        *(
+            (f"sagemaker:{verb}TransformJob", f"{SAGEMAKER}:transform-job/{ENDPOINT}-1121121021-039f")
+            for verb in ("Create", "Describe", "Stop")
+        ),
+        ("sagemaker:AddTags", f"{SAGEMAKER}:endpoint/{ENDPOINT}"),
+        ("s3:DeleteObject", f"{OBJECTS}/{ENDPOINT}/input/0123.jpg"),
+        ("logs:DescribeLogStreams", ENDPOINT_LOG),
+        ("logs:GetLogEvents", f"{ENDPOINT_LOG}:log-stream:AllTraffic/i-0123"),
+    ],
+)
+def test_what_a_deployment_asks_for_is_allowed(action: str, resource: str) -> None:
+    assert allowed(DEPLOY, action, resource)
+    assert not allowed(DEPLOY, action, resource.replace("bincounter", "other"))
+
+
+def test_the_role_reads_archives_and_answers_below_the_name_of_the_endpoint_alone() -> None:
+    assert allowed(SERVE, "s3:GetObject", f"{OBJECTS}/models/0123/model.tar.gz")
+    assert not allowed(SERVE, "s3:PutObject", f"{OBJECTS}/models/0123/model.tar.gz")
+    for folder in ("input", "output", "failure"):
+        assert allowed(SERVE, "s3:PutObject", f"{OBJECTS}/{ENDPOINT}/{folder}/0123.out")
+    assert not allowed(SERVE, "s3:PutObject", f"{OBJECTS}/jobs/{JOB}/checkpoints/last.ckpt")
+    assert allowed(SERVE, "logs:PutLogEvents", f"{ENDPOINT_LOG}:log-stream:AllTraffic/i-0123")
+
+
+@pytest.mark.parametrize("stack", ["ray", "pytorch"])
+def test_the_role_pulls_the_serving_images(stack: str) -> None:
+    from bincounter.cloud.endpoints.images import serving_image
+
+    image = serving_image(stack=stack, region=REGION, instance_type=None)
+    registry, _, repository = image.partition("/")
+    number = registry.partition(".")[0]
+    assert allowed(
+        SERVE, "ecr:BatchGetImage", f"arn:aws:ecr:{REGION}:{number}:repository/{repository.partition(':')[0]}"
+    )
+
+
 def test_the_role_pulls_the_image_of_the_default_version() -> None:
     from bincounter.cloud.images import training_image
 
@@ -138,6 +205,13 @@ def test_every_setting_exists() -> None:
     known = {field.name for field in fields(RehearsalConfig)}
     named = set(re.findall(r"\blauncher\.([a-z_]+)", PAGE))
     assert named and named <= known
+
+
+def test_every_setting_of_a_deployment_exists() -> None:
+    known = {field.name for kind in TARGETS.values() for field in fields(kind)}
+    named = set(re.findall(r"\btarget\.([a-z_]+)\b", DEPLOY_PAGE))
+    assert named and named <= known
+    assert set(re.findall(r"\blimits\.([a-z_]+)", DEPLOY_PAGE)) <= {field.name for field in fields(LimitsConfig)}
 
 
 def test_request_example_is_one_that_sagemaker_takes() -> None:
@@ -163,15 +237,19 @@ def test_every_command_of_aws_or_ours_is_marked() -> None:
         assert re.search(r"# (rehearsed|unproven)", line), line
 
 
-def test_links_within_the_page_and_to_files_lead_somewhere() -> None:
-    headings = {
-        re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.*)$", PAGE, re.M)
-    }
-    for target in re.findall(r"\]\(([^)]+)\)", PAGE):
-        if target.startswith("#"):
-            assert target[1:] in headings, target
-        elif not target.startswith("http"):
-            assert (Path(REPOSITORY, "docs") / target).exists(), target
+def headings(page: str) -> set[str]:
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.*)$", page, re.M)}
+
+
+@pytest.mark.parametrize("page", [PAGE, DEPLOY_PAGE], ids=["sagemaker.md", "deploy.md"])
+def test_links_lead_somewhere(page: str) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", page):
+        if target.startswith("http"):
+            continue
+        name, _, heading = target.partition("#")
+        file = Path(REPOSITORY, "docs") / name
+        assert file.exists(), target
+        assert not heading or heading in headings(file.read_text(encoding="utf-8") if name else page), target
 
 
 def test_names_of_jobs_are_those_that_the_policies_allow() -> None:
