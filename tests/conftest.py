@@ -5,6 +5,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import boto3
 import pytest
 from commands import REPOSITORY, Run, environment
 from warm_python import WarmPython, warm_python
@@ -34,6 +35,13 @@ def abid_photos() -> Path:
 def abid_originals() -> Path:
     """ABID photos at original size."""
     return _photos("originals")
+
+
+@pytest.fixture(autouse=True)
+def _own_session() -> Iterator[None]:
+    """boto3 keeps the credentials it found first in a session that all of a process share."""
+    yield
+    boto3.DEFAULT_SESSION = None
 
 
 @pytest.fixture(scope="session")
