@@ -1,5 +1,6 @@
 """What deploy.py does on this machine: a checked archive for every target, and all of ``target=local``."""
 
+import importlib.util
 import logging
 import os
 from contextlib import ExitStack
@@ -8,11 +9,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from bincounter.errors import UserError
+from bincounter.errors import ConfigError, UserError
 from bincounter.serving.application.limits import Limits
 from bincounter.serving.local import client
 from bincounter.serving.local.running import Server, announced, end, own_place, running
-from bincounter.serving.local.server import check_port, serve
 from bincounter.serving.packing.archive import Package, Settings, opened, package, unpack
 from bincounter.serving.packing.origin import Origin, origin_of
 from bincounter.serving.packing.parity import check_parity
@@ -97,6 +97,9 @@ def _deploy(cfg: DictConfig) -> int:
         made = f"pack {origin.checkpoint} into {_place(cfg, origin)}" if origin else f"take {cfg.archive}"
         print(f"Would {made}, {checked}, and serve it on 127.0.0.1, port {cfg.target.port}.")
         return 0
+    _require_server()
+    from bincounter.serving.local.server import check_port, serve
+
     check_port(cfg.target.port)  # packing and comparing take their time
     packed = checked_package(cfg)
     state = _state(cfg)
@@ -107,6 +110,12 @@ def _deploy(cfg: DictConfig) -> int:
             stack.enter_context(announced(server, state))
 
         return serve(unpack(packed.path, folder), port=cfg.target.port, started=started)
+
+
+def _require_server() -> None:
+    for module in ("httptools", "prometheus_client", "starlette", "uvicorn"):
+        if importlib.util.find_spec(module) is None:
+            raise ConfigError(f"target=local needs {module}: pip install 'bincounter[serving]'")
 
 
 def _invoke(cfg: DictConfig) -> int:
