@@ -1,12 +1,18 @@
 """A photo of a request -> pixels, or a sentence about what is wrong with it."""
 
+import threading
+from contextlib import nullcontext
+
 from torch import Tensor
 
-from bincounter.data.preprocessing import PhotoError, PhotoTooLargeError
+from bincounter.data.preprocessing import PhotoError, PhotoTooLargeError, photo_size
 from bincounter.serving.application.model import ServedModel
 from bincounter.serving.application.problems import Problem
 from bincounter.serving.application.requests import Base64, Photo, Url
 from bincounter.serving.application.urls import Fetcher
+
+_LARGE = 25_000_000
+"""Pixels of a photo beyond which it is decoded alone: the largest take 2 GB, which every core at once has not."""
 
 
 class Reader:
@@ -19,6 +25,7 @@ class Reader:
 
     def __init__(self, model: ServedModel, fetcher: Fetcher) -> None:
         self._model, self._fetcher = model, fetcher
+        self._alone = threading.Lock()
 
     def pixels(self, photo: Photo, where: str = "") -> Tensor:
         """Read a photo: ``uint8[3, S, S]``; one that is given by URL is fetched meanwhile.
@@ -39,7 +46,9 @@ class Reader:
         if not data:
             raise Problem(400, "The photo is empty; send the bytes of a JPEG, PNG or WebP.")
         try:
-            return self._model.decode(data)
+            width, height = photo_size(data)
+            with self._alone if width * height > _LARGE else nullcontext():
+                return self._model.decode(data)
         except PhotoTooLargeError as error:
             raise Problem(413, f"The photo is {error}; send a smaller one.") from error
         except PhotoError as error:
