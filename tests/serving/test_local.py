@@ -98,8 +98,20 @@ def test_a_body_that_is_too_large_is_refused_at_once(served: LocalServer, reques
     assert b"more than 2 MB" in answer
 
 
-def test_garbage_instead_of_http_is_refused(served: LocalServer) -> None:
-    assert head_of(served, b"\x16\x03\x01 not http\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"\x16\x03\x01 not http\r\n\r\n", 400),
+        (b"POST /invocations HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n", 400),
+        (b"POST /invocations HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nabc", 400),
+        (b"GET /ping HTTP/1.1\r\nHost: localhost\r\nLong: " + b"a" * 400_000, 431),
+    ],
+    ids=["no http", "length", "chunk", "header"],
+)
+def test_garbage_instead_of_http_is_refused_with_a_sentence(served: LocalServer, request_: bytes, status: int) -> None:
+    head, _, body = head_of(served, request_).partition(b"\r\n\r\n")
+    assert head.startswith(f"HTTP/1.1 {status} ".encode())
+    assert len(json.loads(body)["error"].split()) > 4
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import uvicorn
 from bincounter.errors import ResourceError, UserError
 from bincounter.serving.local.backend import GRACE, Worker
 from bincounter.serving.local.card import read_card
+from bincounter.serving.local.connection import Connection
 from bincounter.serving.local.explaining import Explainer
 from bincounter.serving.local.front import Front
 
@@ -118,7 +119,7 @@ class _Server(uvicorn.Server):
         config = uvicorn.Config(
             Front(worker, explainer, read_card(folder)).application(),
             loop="asyncio",
-            http="httptools",
+            http=Connection,
             ws="none",
             lifespan="off",
             log_config=None,
