@@ -115,14 +115,12 @@ class Worker:
             sentence = "The model's process ended and is being started again; ask again in a few seconds."
             return Reply.refusing(Problem(503, sentence))
         except TimeoutError:
-            log.error("The model's process has not answered for %.0f s and is killed.", self._timeout_s)
             assert process is not None
-            process.kill()
+            process.kill(f"The model's process has not answered for {self._timeout_s:.0f} s and is killed.")
             sentence = f"The model did not answer within {self._timeout_s:.0f} s and is being started again; ask again."
             return Reply.refusing(Problem(504, sentence))
         if head["status"] in (500, 504) and not (await self.state()).ready:
-            log.error("The model's process answers no more and is killed.")
-            process.kill()
+            process.kill("The model's process answers no more and is killed.")
         return Reply(head["status"], head["content_type"], content, head["headers"])
 
     async def state(self) -> State:

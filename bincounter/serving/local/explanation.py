@@ -8,6 +8,7 @@ place of the upright photo spoke for it, 0-255, row by row.
 import asyncio
 import base64
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -25,6 +26,8 @@ from bincounter.serving.application.model import ServedModel
 from bincounter.serving.application.problems import Problem
 from bincounter.serving.application.service import Reply
 from bincounter.serving.local.worker import answer, take_stdin
+
+log = logging.getLogger(__name__)
 
 _SIDE = 56  # Grad-CAM knows far fewer places
 
@@ -77,13 +80,18 @@ class Explanations:
         return {}
 
     async def handle(self, body: bytes, content_type: str | None, accept: str | None) -> Reply:
-        """Explain the photo that ``body`` is."""
+        """Explain the photo that ``body`` is; never raises."""
         try:
             answer = await asyncio.to_thread(self._explain, body)
         except PhotoError as error:
             return Reply.refusing(Problem(422, f"The photo cannot be read ({error}); send a whole JPEG, PNG or WebP."))
         except ConfigError as error:
             return Reply.refusing(Problem(501, str(error)))
+        except Exception as error:  # unanswered, it would be waited for
+            log.exception("An explanation failed.")
+            return Reply.refusing(
+                Problem(500, f"The explanation failed ({type(error).__name__}); see the server's log.")
+            )
         return Reply(200, "application/json", json.dumps(answer).encode())
 
     def _explain(self, body: bytes) -> dict[str, object]:

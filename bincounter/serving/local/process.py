@@ -45,6 +45,7 @@ class Process:
         self._pending: dict[int, asyncio.Future[tuple[dict[str, Any], bytes] | None]] = {}
         self._last_lines: deque[str] = deque(maxlen=_LAST_LINES)
         self._logging = asyncio.create_task(self._log())
+        self._killed = False
         self.ready: dict[str, Any] = {}
         self.dead: asyncio.Task[None]
 
@@ -54,19 +55,12 @@ class Process:
 
         Raises:
             UserError: it ended by itself; the message has the last line of its stderr.
-            ResourceError: it was killed, or took too long.
+            ResourceError: it was killed, took too long, or the system had no room for it.
         """
-        ours, theirs = socket.socketpair()
-        with theirs:
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                stdin=theirs.fileno(),
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=asyncio.subprocess.PIPE,
-                env=environment,
-                start_new_session=True,  # Ctrl-C is for the server, which answers what it has taken
-            )
-        started = cls(process, *await asyncio.open_connection(sock=ours))
+        try:
+            started = await cls._spawn(command, environment)
+        except OSError as error:
+            raise ResourceError(f"No process can be started for the model ({error}); end others.") from error
         try:
             async with asyncio.timeout(START):
                 first = await read_frame(started._reader)
@@ -82,6 +76,20 @@ class Process:
         started.ready = first[0]["ready"]
         started.dead = asyncio.create_task(started._receive())
         return started
+
+    @classmethod
+    async def _spawn(cls, command: Sequence[str], environment: Mapping[str, str]) -> Self:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                stdin=theirs.fileno(),
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
+                env=environment,
+                start_new_session=True,  # Ctrl-C is for the server, which answers what it has taken
+            )
+        return cls(process, *await asyncio.open_connection(sock=ours))
 
     def _reason(self) -> BinCounterError:
         code = self._process.returncode or 0
@@ -135,9 +143,16 @@ class Process:
                     answer.set_result(None)
             await self._end()
 
-    def kill(self) -> None:
-        """End the process at once, also where it is stopped."""
-        if self._process.returncode is None:
+    def kill(self, why: str = "") -> None:
+        """End the process at once, also where it is stopped.
+
+        Args:
+            why: for the log, which has it once.
+        """
+        if self._process.returncode is None and not self._killed:
+            if why:
+                log.error("%s", why)
+            self._killed = True
             self._process.kill()
 
     async def close(self) -> None:
