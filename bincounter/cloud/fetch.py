@@ -12,8 +12,7 @@ from bincounter.cloud.aws_errors import answered_by_aws
 from bincounter.cloud.jobs import Job
 from bincounter.cloud.overrides import HERE, without
 from bincounter.cloud.prices import saving_percent
-from bincounter.data.mirror import refusal
-from bincounter.data.s3 import parse
+from bincounter.data.s3.address import parse, refusal
 from bincounter.files import replacing, write_text
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from bincounter.cloud.jobs import RECORD
 from bincounter.cloud.overrides import HERE, without
 from bincounter.cloud.prices import gpus
 from bincounter.config import validate
-from bincounter.data.s3 import is_remote
+from bincounter.data.s3.address import is_remote
 from bincounter.errors import ConfigError
 from bincounter.training.provenance import SHIPPED, commit
 from bincounter.training.secrets import masked_argument

@@ -96,7 +96,7 @@ def upload(folder: Path, uri: str, *, client: Any, workers: int = 16) -> Uploade
         ResourceError: the network or the server gave out.
     """
     from bincounter.data.ordered_threads import ordered_map
-    from bincounter.data.s3 import parse
+    from bincounter.data.s3.address import parse
     from bincounter.progress import track
 
     bucket, prefix = parse(uri)
@@ -170,7 +170,7 @@ class _BucketFolder:
         """The sentence for a request that failed for good; those of reading fit but for what only writing meets."""
         from botocore.exceptions import ClientError
 
-        from bincounter.data.bucket_errors import explain_request
+        from bincounter.data.s3.errors import explain_request
 
         address = f"s3://{self._bucket}/{self._prefix}{name}"
         code = error.response.get("Error", {}).get("Code", "") if isinstance(error, ClientError) else ""

@@ -40,6 +40,16 @@ class AugmentationConfig:
 
 
 @dataclass
+class SyncConfig:
+    """How the photos of an s3:// source get here."""
+
+    only: str = "all"  # all | counts: of photos whose count is not in data.counts, fetch none
+    deleted: str = "mirror"  # mirror | keep: what becomes of local copies of objects that are deleted in the bucket
+    connections: int = 64  # requests at a time
+    stream: bool = False  # photos in shards: read each by range when it is needed, instead of fetching the shards
+
+
+@dataclass
 class DataConfig:
     """One data set and how its photos become batches."""
 
@@ -52,6 +62,7 @@ class DataConfig:
     num_workers: int | None = None  # processes that decode photos; null: as many as help
     cache: bool = True  # keep decoded photos (image_size^2 * 3 bytes each) and a frozen backbone's features on disk
     split: SplitConfig = field(default_factory=SplitConfig)
+    sync: SyncConfig = field(default_factory=SyncConfig)
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
 
 

@@ -75,6 +75,10 @@ def _data(data: Mapping[str, Any], *, training: bool) -> None:
     split = data["split"]
     one_of("data.split.method", split["method"], ("grouped", "given", "random"))
     _fractions(split["fractions"], training=training)
+    sync = data["sync"]
+    one_of("data.sync.only", sync["only"], ("all", "counts"))
+    one_of("data.sync.deleted", sync["deleted"], ("mirror", "keep"))
+    _number("data.sync.connections", sync["connections"], 1, 1024)
     augmentation = data["augmentation"]
     for name, high in {
         "shift": 0.5,

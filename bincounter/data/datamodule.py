@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from bincounter.data import s3
 from bincounter.data.augmentation import Augmentation, Mixing
 from bincounter.data.feature_store import FeatureStore
 from bincounter.data.layouts import Layout, ids_from
 from bincounter.data.locking import one_at_a_time
 from bincounter.data.preprocessing import Normalize
 from bincounter.data.records import BinRecord, Manifest
+from bincounter.data.s3.address import is_remote
+from bincounter.data.s3.download import fetch
 from bincounter.data.sampler import EveryPhotoOnce, ResumableBatchSampler, TrainingBatch
 from bincounter.data.scan import scan
 from bincounter.data.splits import SPLITS, stored_split
@@ -45,6 +46,7 @@ class BinDataModule(L.LightningDataModule):
         balanced: draw every count equally often in training.
         num_workers: processes that decode photos; ``None`` for none with a cache, else up to 8.
         cache: keep decoded photos on disk, and the features of a frozen backbone.
+        sync: ``only, deleted, connections`` of :func:`bincounter.data.s3.download.fetch`, and ``stream``.
         split: ``method, fractions, seed`` of :func:`bincounter.data.splits.assign_splits`.
         augmentation: arguments of :class:`Augmentation` and :class:`Mixing` but the seed.
         seed: of order and augmentation.
@@ -68,11 +70,13 @@ class BinDataModule(L.LightningDataModule):
         balanced: bool = False,
         num_workers: int | None = None,
         cache: bool = True,
+        sync: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.image_size, self.batch_size = image_size, batch_size
         self._source, self._layout, self._wanted = source, layout, counts
         self._split, self._balanced, self._seed, self._cache = split, balanced, seed, cache
+        self._sync = dict(sync or {})
         self._data_dir, self._cache_dir = Path(data_dir), Path(cache_dir)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._decoders = cores
@@ -137,9 +141,9 @@ class BinDataModule(L.LightningDataModule):
     def _local_root(self) -> Path:
         if self._source is None:
             return self._layout.make(self._data_dir)  # type: ignore[attr-defined]  # validated: it has no source
-        if s3.is_remote(self._source):
+        if is_remote(self._source):
             id_list = getattr(self._layout, "ids", None)
-            return s3.fetch(self._source, self._data_dir, ids=ids_from(id_list) if id_list else None)
+            return fetch(self._source, self._data_dir, ids=ids_from(id_list) if id_list else None)
         root = Path(self._source).expanduser()
         if not root.is_dir():
             raise DataError(f"data.source={self._source} is no folder: correct the path, or use an s3:// URI")

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from omegaconf import DictConfig
 
 from bincounter.config.launcher import carried_out_here
-from bincounter.data.s3 import is_remote
+from bincounter.data.s3.address import is_remote
 from bincounter.errors import ConfigError
 from bincounter.sweep.space import Interval, Parameter
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import lightning as L
 import torch
 
-from bincounter.data import s3
 from bincounter.data.layouts import PHOTO_SUFFIXES
 from bincounter.data.preprocessing import Normalize, PhotoError, decode
+from bincounter.data.s3.address import is_remote
+from bincounter.data.s3.download import fetch
 from bincounter.errors import DataError
 from bincounter.files import replacing
 from bincounter.model.checkpoints import load_counter
@@ -96,7 +97,7 @@ def photos_of(source: str, data_dir: Path) -> list[Path]:
     Raises:
         DataError: there is no such thing, or no photo in it.
     """
-    root = s3.fetch(source, data_dir) if s3.is_remote(source) else Path(source)
+    root = fetch(source, data_dir) if is_remote(source) else Path(source)
     if root.is_file():
         return [root]
     if not root.is_dir():

@@ -17,7 +17,7 @@ from botocore.config import Config
 from s3_server import S3Server, faulty_proxy, serve, unavailable
 
 from bincounter.cloud.upload import LARGEST, Uploaded, destination, upload
-from bincounter.data.s3 import fetch
+from bincounter.data.s3.download import fetch
 from bincounter.errors import DataError, ResourceError
 
 PHOTOS = {f"{count}/{name}.jpg": f"{count}{name}".encode() * 100 for count in (1, 2) for name in "abc"}

@@ -25,12 +25,14 @@ from s3_server import (
     unavailable,
 )
 
-from bincounter.data.mirror import Mirror, Stored, refusal
-from bincounter.data.s3 import fetch, is_remote, parse
+from bincounter.data.s3.address import is_remote, parse, refusal
+from bincounter.data.s3.download import fetch
+from bincounter.data.s3.mirror import Mirror, Stored
 from bincounter.errors import DataError, ResourceError
 
 FETCH = (
-    "import sys; from pathlib import Path; from bincounter.data.s3 import fetch; fetch(sys.argv[1], Path(sys.argv[2]))"
+    "import sys; from pathlib import Path; from bincounter.data.s3.download import fetch; "
+    "fetch(sys.argv[1], Path(sys.argv[2]))"
 )
 PHOTOS = {f"bins/{count}/{name}.jpg": f"{count}{name}".encode() * 100 for count in (1, 2) for name in "abc"}
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from bincounter.data.s3 import is_remote
+from bincounter.data.s3.address import is_remote
 from bincounter.inspect.run_folder import SIDES, Run
 from bincounter.serving.packing.origin import Origin
 from bincounter.serving.packing.tarball import CHECKSUMS

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from bincounter.data import demo, s3
+from bincounter.data import demo
 from bincounter.data.layouts import PHOTO_SUFFIXES
 from bincounter.data.layouts.abid import PHOTOS
 from bincounter.data.preprocessing import PhotoError, decode
+from bincounter.data.s3.address import is_remote, parse
 from bincounter.inspect.run_folder import Run
 from bincounter.serving.packing.origin import Origin
 from bincounter.training.predicting import photos_of
@@ -63,9 +64,9 @@ def _own_photos(run: Run | None) -> list[Path]:
 
 
 def _local(source: str, data_dir: Path) -> Path:
-    if not s3.is_remote(source):
+    if not is_remote(source):
         return Path(source)
-    bucket, folder = s3.parse(source)
+    bucket, folder = parse(source)
     return data_dir / "s3" / bucket / folder
 
 

@@ -20,8 +20,8 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, SSLError
 from botocore.exceptions import ConnectionError as BotoConnectionError
 
-from bincounter.data.bucket_errors import BROKEN_OFF, DamagedError, explain_request, explain_settings, status
-from bincounter.data.mirror import Stored
+from bincounter.data.s3.errors import BROKEN_OFF, DamagedError, explain_request, explain_settings, status
+from bincounter.data.s3.mirror import Stored
 
 log = logging.getLogger(__name__)
 

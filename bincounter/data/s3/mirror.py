@@ -20,11 +20,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple, Self
 
+from bincounter.data.s3.address import refusal
 from bincounter.files import replacing
 
 log = logging.getLogger(__name__)
 
-_LONGEST_NAME = 255  # bytes, on every common file system
 _ON_ITS_WAY = -1  # the size of an object that was asked for and is not known to have arrived
 
 
@@ -38,23 +38,6 @@ class Stored(NamedTuple):
 
     etag: str
     size: int
-
-
-def refusal(key: str) -> str | None:
-    """Why ``key`` cannot be the path of a local file, or ``None`` when it can.
-
-    Keys that pass name different files below the mirror's folder, and nothing outside it.
-    """
-    parts = key.split("/")
-    if "" in parts:
-        return "has an empty folder or file name"
-    if "." in parts or ".." in parts:
-        return "has . or .. as a folder or file name"
-    if "\0" in key:
-        return "holds a zero byte"
-    if any(len(part.encode("utf-8", "surrogatepass")) > _LONGEST_NAME for part in parts):
-        return f"has a name of more than {_LONGEST_NAME} bytes"
-    return None
 
 
 class Mirror:

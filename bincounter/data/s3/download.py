@@ -5,16 +5,16 @@ is transferred when nothing changed. A run that was killed is gone on with; two 
 """
 
 import logging
-import re
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from bincounter.data.bucket import Bucket
-from bincounter.data.bucket_errors import DeniedError, MissingError
-from bincounter.data.mirror import Mirror, Stored, refusal
+from bincounter.data.s3.address import parse, refusal
+from bincounter.data.s3.client import Bucket
+from bincounter.data.s3.errors import DeniedError, MissingError
+from bincounter.data.s3.mirror import Mirror, Stored
 from bincounter.errors import DataError, ResourceError
 from bincounter.progress import track
 
@@ -34,35 +34,6 @@ class _Job(NamedTuple):
 
     listed: Stored | None
     unless: str
-
-
-def is_remote(source: str) -> bool:
-    """Whether ``source`` is meant as an S3 address, well written or not (``s3:/bucket``, ``S3://``, ``s3a://``)."""
-    return re.match(r"s3[an]?:", source, re.IGNORECASE) is not None
-
-
-def parse(source: str) -> tuple[str, str]:
-    """Split ``s3://bucket/folder`` into the bucket and the folder, the latter without slashes at its end.
-
-    Raises:
-        DataError: it is no such address, or its folder cannot be one of this machine's.
-    """
-    authority = source.partition(":")[2].lstrip("/").partition("/")[0]
-    if "@" in authority or ":" in authority:  # may be a secret: not repeated
-        raise DataError(
-            "an s3:// address holds no credentials, port or ARN: write s3://bucket/folder, and set AWS_PROFILE or "
-            "AWS_ENDPOINT_URL for the rest"
-        )
-    match = re.fullmatch(r"s3://([^/]*)/?(.*)", source, re.DOTALL)
-    if match is None:
-        raise DataError(f"{source!r} is no S3 address: write it as s3://bucket/folder")
-    bucket, prefix = match[1], match[2].rstrip("/")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,62}", bucket):
-        raise DataError(f"{source!r} names no bucket ({bucket!r} cannot be one): write it as s3://bucket/folder")
-    reason = refusal(prefix) if prefix else None
-    if reason:
-        raise DataError(f"{source!r} {reason}: write it as s3://bucket/folder")
-    return bucket, prefix
 
 
 def fetch(source: str, data_dir: Path, *, ids: Sequence[str] | None = None, workers: int = 32) -> Path:

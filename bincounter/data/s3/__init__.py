@@ -1,0 +1,1 @@
+"""Photos in S3: fetched whole to a folder here, read by range, and sent."""
