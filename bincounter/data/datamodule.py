@@ -143,7 +143,9 @@ class BinDataModule(L.LightningDataModule):
             return self._layout.make(self._data_dir)  # type: ignore[attr-defined]  # validated: it has no source
         if is_remote(self._source):
             id_list = getattr(self._layout, "ids", None)
-            return fetch(self._source, self._data_dir, ids=ids_from(id_list) if id_list else None)
+            settings = {name: value for name, value in self._sync.items() if name != "stream"}
+            ids = ids_from(id_list) if id_list else None
+            return fetch(self._source, self._data_dir, ids=ids, counts=self._wanted, **settings)
         root = Path(self._source).expanduser()
         if not root.is_dir():
             raise DataError(f"data.source={self._source} is no folder: correct the path, or use an s3:// URI")

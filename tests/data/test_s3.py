@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -27,7 +28,6 @@ from s3_server import (
 
 from bincounter.data.s3.address import is_remote, parse, refusal
 from bincounter.data.s3.download import fetch
-from bincounter.data.s3.mirror import Mirror, Stored
 from bincounter.errors import DataError, ResourceError
 
 FETCH = (
@@ -116,13 +116,19 @@ def test_files_that_were_cut_or_deleted_here_are_fetched_again(s3_proxy: FaultyP
     assert s3_proxy.objects_sent() == 2
 
 
-@pytest.mark.parametrize("damage", [b'["bins/1/a.jpg", "', b"\xff\x00 no json\n", b'["../../outside", "e", 1]\n'])
-def test_a_damaged_journal_costs_transfers_but_no_files(s3: S3Server, tmp_path: Path, damage: bytes) -> None:
+@pytest.mark.parametrize("damage", ["no database", "cut short", "foreign rows"])
+def test_a_damaged_catalogue_costs_transfers_but_no_files(s3: S3Server, tmp_path: Path, damage: str) -> None:
     s3.put("shop", PHOTOS)
     fetch("s3://shop/bins", tmp_path)
     (tmp_path / "outside").write_bytes(b"1")
-    journal = tmp_path / "s3/.sync/shop.jsonl"
-    journal.write_bytes(journal.read_bytes()[:-20] + damage)
+    catalogue = tmp_path / "s3/.sync/shop.sqlite"
+    if damage == "no database":
+        catalogue.write_bytes(b"\xff\x00 no database" * 1000)
+    elif damage == "cut short":
+        catalogue.write_bytes(catalogue.read_bytes()[:5000])
+    else:
+        with sqlite3.connect(catalogue) as rows:
+            rows.execute("INSERT INTO objects VALUES ('bins/../../../outside', 'e', 1)")
     (s3.root / "shop/bins/2/c.jpg").write_bytes(b"changed")
     for _ in range(2):
         folder = fetch("s3://shop/bins", tmp_path)
@@ -130,21 +136,10 @@ def test_a_damaged_journal_costs_transfers_but_no_files(s3: S3Server, tmp_path: 
     assert (tmp_path / "outside").exists()
 
 
-def test_what_follows_a_torn_line_of_the_journal_is_known(tmp_path: Path) -> None:
-    with Mirror(tmp_path, "shop"):
-        pass
-    (tmp_path / "s3/.sync/shop.jsonl").write_text('["a", "to')
-    with Mirror(tmp_path, "shop") as mirror, mirror.incoming() as file:
-        file.write(b"body")
-        mirror.keep(file, "b", Stored("version", 4))
-    with Mirror(tmp_path, "shop") as mirror:
-        assert mirror.known("b") == Stored("version", 4) and mirror.known("a") is None
-
-
 def test_more_objects_than_a_listing_holds(s3: S3Server, tmp_path: Path) -> None:
     objects = {f"{number // 50}/{number}": str(number).encode() for number in range(1050)}
     s3.put("big", objects)
-    assert files(fetch("s3://big", tmp_path, workers=8)) == objects
+    assert files(fetch("s3://big", tmp_path, connections=8)) == objects
 
 
 @pytest.mark.parametrize("fault", [unavailable, broken_off, garbled])
@@ -161,7 +156,7 @@ def test_objects_that_never_arrive_leave_no_file(s3_proxy: FaultyProxy, tmp_path
     s3_proxy.spoil(r"/1/b\.jpg", broken_off)
     s3_proxy.spoil(r"/2/b\.jpg", garbled)
     with pytest.raises(ResourceError, match=r"s3://shop/bins/[12]/b\.jpg"):
-        fetch("s3://shop/bins", tmp_path, workers=2)
+        fetch("s3://shop/bins", tmp_path, connections=2)
     here = files(tmp_path / "s3/shop/bins")
     assert here.items() <= below("bins/", PHOTOS).items()
     assert not any(name.endswith("b.jpg") for name in here)

@@ -91,11 +91,11 @@ def _candidate(root: Path, identifier: str, photo: Found, metadata: Found | None
         raise Refused("no metadata file")
     if metadata.problem:
         raise Refused(f"metadata: {metadata.problem}")
-    count, items = _read_metadata(root / metadata.name)
+    count, items = read_metadata(root / metadata.name)
     return Candidate(identifier, root / photo.name, count, items)
 
 
-def _read_metadata(path: Path) -> tuple[int, frozenset[str] | None]:
+def read_metadata(path: Path) -> tuple[int, frozenset[str] | None]:
     """Read the quantity and, where they are given, the ASINs."""
     try:
         metadata = json.loads(path.read_bytes())

@@ -1,79 +1,132 @@
-"""A bucket on an S3 server: who asks, how often, and what its errors mean in a sentence.
+"""The objects of a bucket, read and written many at a time.
 
-Credentials, region and endpoint come from where every AWS tool looks for them: ``AWS_*`` variables (such as
-``AWS_PROFILE``, ``AWS_REGION``, ``AWS_ENDPOINT_URL``), the files in ``~/.aws``, and the role of the machine.
+obstore moves the bytes: of the maintained clients it took the least time and CPU per small object
+(``benchmarks/s3.py``). Whatever it fails at is done once more through boto, which either succeeds (other regions, odd
+keys, etags that are no MD5) or fails with an error that has a name, hence a sentence.
 """
 
+import asyncio
 import hashlib
 import logging
-import os
-import random
-import re
-import time
-from collections.abc import Callable, Iterator
-from typing import IO, Any, TypeVar
-from urllib.parse import urlsplit
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, TypeVar
 
-import boto3
-from botocore import UNSIGNED
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, SSLError
-from botocore.exceptions import ConnectionError as BotoConnectionError
+import obstore
+from botocore.exceptions import BotoCoreError
+from obstore.exceptions import BaseError, NotModifiedError
+from obstore.store import S3Store
 
-from bincounter.data.s3.errors import BROKEN_OFF, DamagedError, explain_request, explain_settings, status
-from bincounter.data.s3.mirror import Stored
+from bincounter.data.s3 import etags
+from bincounter.data.s3.connection import Connection
+from bincounter.data.s3.errors import DamagedError, MissingError, explain_settings
+from bincounter.data.s3.objects import Listed, Stored
+from bincounter.data.s3.patient import PatientBucket
+from bincounter.errors import DataError
 
 log = logging.getLogger(__name__)
 
-_PUBLIC = {"aft-vbi-pds": "us-east-1"}  # the bucket of ABID, and its region
-_ATTEMPTS = 4  # times the attempts of botocore, which does not repeat a body that broke off
-_CHUNK = 1 << 20  # bytes
-_MD5 = re.compile(r"[0-9a-f]{32}")
+MD5_NOTE = "bincounter-md5"
+"""User metadata of every object that is sent: an etag is no MD5 where the bucket encrypts with KMS."""
+
+_SMALL = 1 << 20  # bytes; larger bodies are written as they arrive
+_AT_ONCE = 64 << 20  # bytes; larger files are sent in parts
+_PART = 16 << 20
+_RETRIES = 5
+_QUICK = (BaseError, DamagedError, OSError)  # obstore raises FileNotFoundError and other OSErrors, too
 _Answer = TypeVar("_Answer")
 
 
-class Bucket:
-    """The objects of one bucket, for reading by many threads.
+class _UnverifiedError(DamagedError):
+    """A body whose etag is not what such a body's would be."""
 
-    Without credentials, and for the public bucket of ABID, requests are anonymous. Errors are raised as
-    :class:`DataError` where the address or the credentials are wrong, as :class:`ResourceError` where the network or
-    the server is.
+
+class Bucket:
+    """The objects of one bucket; its methods may be called from many threads, in one process.
+
+    Errors are raised as :class:`DataError` where the address or the credentials are wrong, as :class:`ResourceError`
+    where the network or the server is.
 
     Args:
         name: the bucket.
         connections: most requests at a time.
+        region: ``None`` for that of the settings; should the bucket be elsewhere, it is found.
     """
 
-    def __init__(self, name: str, connections: int) -> None:
+    def __init__(self, name: str, connections: int = 64, region: str | None = None) -> None:
         self.name = name
-        self._reached = False
+        self._connections = connections
+        self._answered = False  # so that a 404 is an object's, not the bucket's
+        self._etags_tell = True
+        self._located = False
+        self._locating = threading.Lock()
+        self._threads = ThreadPoolExecutor(min(connections, 32), thread_name_prefix="s3")
+        self._reach(region)
+
+    def _reach(self, region: str | None) -> None:
         try:
-            self._client, self._signed = _connect(name, connections)
+            self._connection = Connection(self.name, self._connections, region)
+            self._patient = PatientBucket(self.name, self._connection)
+            self._store = self._connection.store(retries=_RETRIES)
+            self._lister = self._connection.store(retries=0)
+        except BaseError:  # settings that obstore does not know
+            self._store = self._lister = None
         except (BotoCoreError, ValueError) as error:
             raise explain_settings(error) from error
-        self._client.meta.events.register("response-received.s3", self._note_answer)
-        self._host = urlsplit(self._client.meta.endpoint_url).netloc.rpartition("@")[2]
 
-    def objects(self, prefix: str) -> Iterator[tuple[str, Stored]]:
-        """All keys that start with ``prefix``, in ascending order, a request per 1,000 of them."""
-        request = {"Bucket": self.name, "Prefix": prefix}
-        while True:
-            page = self._patiently(lambda: self._client.list_objects_v2(**request), prefix)
-            for item in page.get("Contents", ()):
-                yield item["Key"], Stored(item.get("ETag", "").strip('"'), item["Size"])
-            if not page.get("IsTruncated"):
+    @property
+    def signed(self) -> bool:
+        """Whether requests carry credentials."""
+        return self._connection.signed
+
+    @property
+    def host(self) -> str:
+        """Of the server, for messages."""
+        return self._connection.host
+
+    def pages(self, prefix: str, *, after: str = "") -> Iterator[list[Listed]]:
+        """All keys below a folder, in ascending order, a request per 1,000 of them.
+
+        Args:
+            prefix: empty, or a folder with its slash.
+            after: leave out the keys up to this one.
+        """
+        if self._lister is not None:
+            try:
+                for page in obstore.list(self._lister, prefix or None, offset=after or None, chunk_size=1000):
+                    yield [Listed(item["path"], (item["e_tag"] or "").strip('"'), item["size"]) for item in page]
+                    self._answered, after = True, page[-1]["path"] if page else after
                 return
-            request["ContinuationToken"] = page["NextContinuationToken"]
+            except _QUICK as error:
+                log.debug("listing s3://%s/%s through boto: %s", self.name, prefix, type(error).__name__)
+                self._locate()
+        yield from self._patient.pages(prefix, after=after)
 
     def read(self, key: str, file: IO[bytes], *, listed: Stored | None = None, unless: str = "") -> Stored | None:
-        """Write the object ``key`` to ``file`` and check it against what the server said of it.
-
-        Checked are its size (as announced and as listed), its MD5 where the server's name of the version is one, and
-        the checksums it carries.
+        """Write one object to ``file`` and check it, as :meth:`async_read` does.
 
         Args:
             key: the object.
             file: empty, open for writing.
+            listed: what a listing said of the object.
+            unless: do nothing if the object's version has this etag.
+        """
+        return self._patient.read(key, file, listed=listed, unless=unless)
+
+    async def async_read(
+        self, key: str, path: Path, *, listed: Stored | None = None, unless: str = ""
+    ) -> Stored | None:
+        """Write an object to a new file and check it against what the server said of it.
+
+        Checked are its size (as announced and as listed) and its etag, where that can be computed; else the object is
+        read through boto, which checks the checksums it carries.
+
+        Args:
+            key: the object.
+            path: the file.
             listed: what a listing said of the object.
             unless: do nothing if the object's version has this etag.
 
@@ -83,91 +136,154 @@ class Bucket:
         Raises:
             MissingError: no such object.
             DeniedError: it exists or not, but is not for us to read.
+            OSError: the file cannot be written.
         """
 
-        def once() -> Stored | None:
-            file.seek(0)
-            file.truncate()
-            condition = {"IfNoneMatch": f'"{unless}"'} if unless else {}
+        def thoroughly() -> Stored | None:
+            with path.open("wb") as file:
+                return self._patient.read(key, file, listed=listed, unless=unless)
+
+        store = self._store if self._etags_tell else None
+        if store is None or (listed and not etags.can_be_computed(listed.etag, listed.size)):
+            return await self._in_thread(thoroughly)
+        for _ in range(2):
+            assert store is not None
             try:
-                answer = self._client.get_object(Bucket=self.name, Key=key, **condition)
-            except ClientError as error:
-                if status(error) == 304:
-                    return None
+                return await self._quickly(store, key, path, listed, unless)
+            except MissingError:
                 raise
-            return _save(answer, file, listed, md5_etags=not self.name.endswith("--x-s3"))
-
-        return self._patiently(once, key)
-
-    def _patiently(self, request: Callable[[], _Answer], key: str) -> _Answer:
-        """Repeat a request while that may help; a server that never answered is not asked again."""
-        for attempt in range(_ATTEMPTS):
-            if attempt:
-                time.sleep(2**attempt * random.uniform(0.25, 0.5))
-            try:
-                return request()
-            except (*BROKEN_OFF, ClientError) as error:
-                last: Exception = error
-                if self._is_final(error):
-                    break
-            except BotoCoreError as error:
-                last = error
+            except (BaseError, DamagedError) as error:
+                failure = error
+            if not await self._in_thread(self._locate):
                 break
-        address = f"s3://{self.name}/{key}"
-        raise explain_request(last, address, host=self._host, signed=self._signed, reached=self._reached) from last
+            store = self._store
+        stored = await self._in_thread(thoroughly)
+        if isinstance(failure, _UnverifiedError) and stored and etags.is_md5(stored.etag) and self._etags_tell:
+            self._etags_tell = False
+            log.info(
+                "the etags of s3://%s are no MD5s: reading through boto, which is slower, for its checks", self.name
+            )
+        return stored
 
-    def _is_final(self, error: Exception) -> bool:
-        """Whether asking again is in vain."""
-        if isinstance(error, ClientError):
-            return status(error) < 500 and status(error) not in (408, 429)
-        never_answered = isinstance(error, BotoConnectionError | HTTPClientError) and not self._reached
-        return isinstance(error, SSLError) or never_answered
+    async def _quickly(self, store: S3Store, key: str, path: Path, listed: Stored | None, unless: str) -> Stored | None:
+        """Read through obstore; what it raises is worth a second opinion, but for what is missing."""
+        try:
+            answer = await obstore.get_async(store, key, options={"if_none_match": f'"{unless}"'} if unless else None)
+        except NotModifiedError:
+            return None
+        except FileNotFoundError as error:
+            if self._answered:
+                raise MissingError(f"s3://{self.name}/{key} does not exist: correct the address") from error
+            raise DamagedError("not found") from error
+        except OSError as error:
+            raise DamagedError(type(error).__name__) from error
+        self._answered = True
+        etag, size = (answer.meta["e_tag"] or "").strip('"'), answer.meta["size"]
+        digest, written = hashlib.md5(usedforsecurity=False), 0
+        with path.open("wb", buffering=0) as file:
+            if size <= _SMALL:
+                body = await answer.bytes_async()
+                digest.update(body)
+                written = file.write(body)
+            else:
+                async for chunk in answer.stream(min_chunk_size=_SMALL):
+                    digest.update(chunk)
+                    written += file.write(chunk)
+        if written != size or (listed and listed.etag == etag and listed.size != size):
+            raise DamagedError(f"{written} of {size} bytes")
+        if digest.hexdigest() != etag and not etags.names(etag, path, size):
+            raise _UnverifiedError("its MD5 is not the one announced")
+        return Stored(etag, size)
 
-    def _note_answer(self, *, exception: Exception | None, **_: object) -> None:
-        self._reached = self._reached or exception is None
+    def read_range(self, key: str, start: int, length: int) -> bytes:
+        """Read a part of an object, all of it or an error."""
+        return self.read_ranges(key, [start], [length])[0]
 
+    def read_ranges(self, key: str, starts: Sequence[int], lengths: Sequence[int]) -> list[bytes]:
+        """Read parts of an object; near ones come in one request.
 
-def _connect(bucket: str, connections: int) -> tuple[Any, bool]:
-    """A client for ``bucket``, and whether it signs its requests."""
-    for name in ("boto3", "botocore", "urllib3"):
-        if logging.getLogger(name).isEnabledFor(logging.DEBUG):
-            logging.getLogger(name).setLevel(logging.INFO)  # at DEBUG they write session tokens
-    session = boto3.Session(region_name=os.environ.get("AWS_REGION"))  # boto3 reads AWS_DEFAULT_REGION alone
-    config = Config(
-        retries={"mode": "standard"},
-        connect_timeout=10,
-        read_timeout=30,
-        max_pool_connections=connections,
-        user_agent_extra="bincounter",
-    )
-    unsigned = Config(signature_version=UNSIGNED)
-    client = session.client("s3", config=config.merge(unsigned))  # looks for no credentials, and tells the endpoint
-    region = None
-    if "amazonaws." in client.meta.endpoint_url:
-        region = _PUBLIC.get(bucket)
-    elif not (client.meta.config.s3 or {}).get("addressing_style"):
-        # Few other services have a host name per bucket.
-        config = config.merge(Config(s3={"addressing_style": "path"}))
-    signed = region is None and session.get_credentials() is not None
-    if not signed:
-        config = config.merge(unsigned)
-    return session.client("s3", config=config, region_name=region), signed
+        Args:
+            key: the object.
+            starts: of each part, in bytes from the object's beginning.
+            lengths: of each part, in bytes, none of them zero.
 
+        Raises:
+            MissingError: no such object.
+            ResourceError: the object ends before, or the network or the server gave out.
+        """
+        if self._store is not None:
+            try:
+                parts = [bytes(part) for part in obstore.get_ranges(self._store, key, starts=starts, lengths=lengths)]
+                if [len(part) for part in parts] == list(lengths):
+                    return parts
+            except _QUICK:
+                self._locate()
+        return [self._patient.read_range(key, start, length) for start, length in zip(starts, lengths, strict=True)]
 
-def _save(answer: dict[str, Any], file: IO[bytes], listed: Stored | None, *, md5_etags: bool) -> Stored:
-    """Write the body of ``answer`` to ``file``; raises :class:`DamagedError` where it is not what was announced."""
-    digest, size = hashlib.md5(usedforsecurity=False), 0
-    for chunk in answer["Body"].iter_chunks(_CHUNK):
-        file.write(chunk)
-        digest.update(chunk)
-        size += len(chunk)
-    etag = answer.get("ETag", "").strip('"')
-    announced = answer.get("ContentLength", size)
-    expected = listed.size if listed and listed.etag == etag else announced
-    if size != announced or size != expected:
-        raise DamagedError(f"{size} of {expected} bytes")
-    # The etag of an object in parts, encrypted with KMS or a customer's key, or in a directory bucket is no MD5.
-    plain = answer.get("ServerSideEncryption", "AES256") == "AES256" and "SSECustomerAlgorithm" not in answer
-    if md5_etags and plain and _MD5.fullmatch(etag) and etag != digest.hexdigest():
-        raise DamagedError("its MD5 is not the one announced")
-    return Stored(etag, size)
+    async def async_write(self, key: str, body: bytes | Path, md5: bytes) -> None:
+        """Send an object, and check by what the server answers that it arrived as it was.
+
+        Args:
+            key: the object, which is replaced if it exists.
+            body: its bytes, or the file that holds them.
+            md5: of the body, which is also noted with the object (:data:`MD5_NOTE`).
+
+        Raises:
+            DataError: no such bucket, no permission, or the file is changed while it is sent.
+            OSError: the file cannot be read.
+        """
+        if isinstance(body, Path) and body.stat().st_size > _AT_ONCE:
+            await self._send_parts(key, body, md5)
+            return
+        data = body.read_bytes() if isinstance(body, Path) else body
+        if hashlib.md5(data, usedforsecurity=False).digest() != md5:
+            raise DataError(f"{key} was changed while it was sent: run the same command again")
+        notes = {MD5_NOTE: md5.hex()}
+        if self._store is not None:
+            with suppress(*_QUICK):
+                answer = await obstore.put_async(self._store, key, data, attributes=notes, use_multipart=False)
+                # The signature holds the body's SHA-256, so that the server has checked it whatever its etag says.
+                if not self._etags_tell or (answer["e_tag"] or "").strip('"') == md5.hex():
+                    return
+        await self._in_thread(self._locate)
+        await self._in_thread(lambda: self._patient.write(key, data, md5, notes))
+
+    async def _send_parts(self, key: str, path: Path, md5: bytes) -> None:
+        """Send a large file in parts, whose signatures hold their SHA-256, and compare the etag of the whole."""
+        size = path.stat().st_size
+        etag = ""
+        if self._store is not None:
+            with suppress(*_QUICK):
+                answer = await obstore.put_async(
+                    self._store, key, path, attributes={MD5_NOTE: md5.hex()}, chunk_size=_PART, max_concurrency=4
+                )
+                etag = (answer["e_tag"] or "").strip('"')
+        if not etag:
+            await self._in_thread(self._locate)
+            await self._in_thread(lambda: self._patient.write(key, path, md5, {MD5_NOTE: md5.hex()}))
+        elif self._etags_tell and not etags.names(etag, path, size):
+            raise DataError(f"{path} was changed while it was sent: run the same command again")
+
+    def write(self, key: str, body: bytes | Path, md5: bytes) -> None:
+        """:meth:`async_write` for one object."""
+        asyncio.run(self.async_write(key, body, md5))
+
+    def metadata(self, key: str) -> dict[str, str]:
+        """The user metadata of an object, names in lower case."""
+        return self._patient.metadata(key)
+
+    async def _in_thread(self, function: Callable[[], _Answer]) -> _Answer:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+
+    def _locate(self) -> bool:
+        """Ask once where the bucket is; whether that is elsewhere, and it is asked there from now on."""
+        with self._locating:
+            if self._located:
+                return False
+            self._located = True
+            home = self._patient.home()
+            if home is None or home == self._connection.region:
+                return False
+            log.info("s3://%s is in %s", self.name, home)
+            self._reach(home)
+            return True

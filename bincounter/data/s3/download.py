@@ -6,48 +6,53 @@ is transferred when nothing changed. A run that was killed is gone on with; two 
 
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import sqlite3
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TypeVar
 
+from bincounter.data.layouts.abid import METADATA, PHOTOS
 from bincounter.data.s3.address import parse, refusal
+from bincounter.data.s3.choosing import Chooser
 from bincounter.data.s3.client import Bucket
 from bincounter.data.s3.errors import DeniedError, MissingError
-from bincounter.data.s3.mirror import Mirror, Stored
+from bincounter.data.s3.listing import list_into
+from bincounter.data.s3.mirror import Mirror
+from bincounter.data.s3.objects import Stored
+from bincounter.data.s3.transfer import Job, Outcome, transfer
+from bincounter.data.s3.transfer_progress import TransferProgress
+from bincounter.data.s3.unusable import leave_out_what_cannot_be_here, warn, warn_of_refused
 from bincounter.errors import DataError, ResourceError
-from bincounter.progress import track
 
 log = logging.getLogger(__name__)
 
-_AT_ONCE = 1000  # objects handed to the threads together
-_NAMED = 5  # objects named in one line of the log
+Verdict = TypeVar("Verdict", bool, bool | None)
 
 
-class _Job(NamedTuple):
-    """One object to fetch.
-
-    Attributes:
-        listed: what the listing said of it, or ``None`` where there was none.
-        unless: the version that is here already, or ``""``.
-    """
-
-    listed: Stored | None
-    unless: str
-
-
-def fetch(source: str, data_dir: Path, *, ids: Sequence[str] | None = None, workers: int = 32) -> Path:
+def fetch(
+    source: str,
+    data_dir: Path,
+    *,
+    ids: Sequence[str] | None = None,
+    counts: Sequence[int] | None = None,
+    only: str = "all",
+    deleted: str = "mirror",
+    connections: int = 64,
+) -> Path:
     """Make ``data_dir/s3/<bucket>/<folder>`` hold what ``s3://<bucket>/<folder>`` holds, and nothing it used to hold.
 
-    Each file appears whole or not at all, checked by size and, where the server tells it, by MD5. Files that were put
-    into the local folder by others stay. Keys that cannot be local files are left out and logged.
+    Each file appears whole or not at all, checked by size and etag. Files that were put into the local folder by
+    others stay. Keys that cannot be local files are left out and logged.
 
     Args:
-        source: an address, see :func:`parse`.
+        source: an address, see :func:`bincounter.data.s3.address.parse`.
         data_dir: the folder that holds the copies of all buckets.
         ids: of a source in ABID's layout fetch only the photos and the metadata of these bins, a request for each and
             no listing (the public bucket has a million objects); what is missing is left to the layout to report.
-        workers: requests at a time.
+        counts: that will be used; ``None`` for all.
+        only: ``counts`` to fetch no photo whose count, by folder or by metadata, is another.
+        deleted: ``mirror`` to delete local files whose object is gone, ``keep`` to leave them.
+        connections: requests at a time.
 
     Returns:
         the local folder.
@@ -57,108 +62,137 @@ def fetch(source: str, data_dir: Path, *, ids: Sequence[str] | None = None, work
         ResourceError: the network, the server or the disk gave out; the same call goes on from what is there.
     """
     name, prefix = parse(source)
-    bucket = Bucket(name, workers)
+    bucket = Bucket(name, connections)
     try:
         with Mirror(data_dir, name) as mirror:
             folder = mirror.path(prefix)
+            chooser = Chooser(folder, counts) if only == "counts" and counts is not None else None
+            sync = _Sync(bucket, mirror, prefix, connections, chooser)
             if ids is None:
-                _fetch_all(bucket, prefix, mirror, workers)
+                sync.fetch_all(keep_deleted=deleted == "keep")
             else:
-                _fetch_bins(bucket, prefix, ids, mirror, workers)
-            mirror.compact()
+                sync.fetch_bins(ids)
     except OSError as error:
         raise ResourceError(
             f"{error.filename or data_dir} cannot be written ({error.strerror}): make room for it, or set "
             "paths.data_dir to another folder; what was fetched is kept"
         ) from error
+    except sqlite3.Error as error:
+        raise ResourceError(
+            f"the list of what was fetched cannot be written to {data_dir} ({error}): make room for it, or set "
+            "paths.data_dir to another folder; what was fetched is kept"
+        ) from error
     return folder
 
 
-def _fetch_all(bucket: Bucket, prefix: str, mirror: Mirror, workers: int) -> None:
-    """Mirror every object below ``prefix``."""
-    address, below = _address(bucket, prefix)
-    log.info("listing %s", address)
-    objects = _usable(dict(bucket.objects(below)))
-    if not objects:
-        raise DataError(f"nothing lies under {address}: correct the folder, its letters' case included")
-    mirror.forget([key for key in mirror.under(below) if key not in objects])
-    jobs = {key: _Job(stored, "") for key, stored in objects.items() if mirror.known(key) != stored}
-    _check_room(mirror.folder, sum(objects[key].size for key in jobs))
-    # What is missing now was deleted since the listing.
-    fetched, _ = _transfer(bucket, mirror, jobs, workers, tolerated=(MissingError,))
-    log.info("%s: %d objects, %d of them fetched now", address, len(objects), fetched)
+class _Sync:
+    """One source on its way into the mirror of its bucket."""
 
+    def __init__(self, bucket: Bucket, mirror: Mirror, prefix: str, connections: int, chooser: Chooser | None) -> None:
+        self._bucket, self._mirror, self._catalogue = bucket, mirror, mirror.catalogue
+        self._connections, self._chooser = connections, chooser
+        self._below = f"{prefix}/" if prefix else ""
+        self._address = f"s3://{bucket.name}/{self._below}"
+        self._left = 0
 
-def _fetch_bins(bucket: Bucket, prefix: str, ids: Sequence[str], mirror: Mirror, workers: int) -> None:
-    """Mirror the photos and metadata of ``ids``; the files of other bins are left alone."""
-    address, below = _address(bucket, prefix)
-    names = [name for bin_id in ids for name in (f"bin-images/{bin_id}.jpg", f"metadata/{bin_id}.json")]
-    keys = _usable({below + name: Stored("", 0) for name in names})
-    here = {key: mirror.known(key) for key in keys}
-    jobs = {key: _Job(None, stored.etag if stored else "") for key, stored in here.items()}
-    # Who may not list a bucket is denied what does not exist, too.
-    fetched, absent = _transfer(bucket, mirror, jobs, workers, tolerated=(MissingError, DeniedError))
-    if len(absent) == len(jobs):
-        raise next(
-            (error for error in absent.values() if isinstance(error, DeniedError)),
-            DataError(f"none of the {len(ids)} ids lies under {address}: correct data.source or the list of ids"),
-        )
-    _warn("%d objects do not exist: %s", list(absent))
-    log.info("%s: %d of %d objects are here, %d fetched now", address, len(jobs) - len(absent), len(jobs), fetched)
+    def fetch_all(self, *, keep_deleted: bool) -> None:
+        """Mirror every object below the prefix."""
+        log.info("listing %s", self._address)
+        list_into(self._catalogue, self._bucket, self._below)
+        number = self._catalogue.listed()
+        if not number:
+            raise DataError(f"nothing lies under {self._address}: correct the folder, its letters' case included")
+        if not keep_deleted:
+            while gone := self._catalogue.gone(self._below):
+                self._mirror.forget(gone)
+        self._catalogue.plan(self._mirror.is_here)
+        leave_out_what_cannot_be_here(self._catalogue, self._mirror)
+        if self._chooser:
+            self._left += self._catalogue.sift(self._relative(self._chooser.by_name))
+        fetched = self._fetch_jobs()
+        if self._chooser and self._catalogue.bring_back():
+            self._left += self._catalogue.sift(self._relative(self._chooser.by_metadata))
+            fetched += self._fetch_jobs()
+        log.info("%s: %d objects, %d of them fetched now", self._address, number, fetched)
+        self._say_what_was_left()
 
-
-def _transfer(
-    bucket: Bucket, mirror: Mirror, jobs: dict[str, _Job], workers: int, tolerated: tuple[type[DataError], ...]
-) -> tuple[int, dict[str, DataError]]:
-    """Fetch ``jobs``; returns how many were, and the tolerated errors of those that could not be."""
-
-    def fetch_one(key: str) -> tuple[str, bool | DataError]:
-        job = jobs[key]
-        try:
-            with mirror.incoming() as file:
-                stored = bucket.read(key, file, listed=job.listed, unless=job.unless)
-                if stored:  # under the listing's name: should the object have changed since, the next listing tells
-                    mirror.keep(file, key, Stored(job.listed.etag if job.listed else stored.etag, stored.size))
-            return key, stored is not None
-        except tolerated as error:
-            return key, error
-
-    def results() -> Iterator[tuple[str, bool | DataError]]:
-        keys = list(jobs)
-        with ThreadPoolExecutor(workers) as pool:
-            for start in range(0, len(keys), _AT_ONCE):
-                some = keys[start : start + _AT_ONCE]
-                mirror.expect(key for key in some if not jobs[key].unless)
-                yield from pool.map(fetch_one, some)
-
-    outcomes = dict(track(results(), f"Fetching from s3://{bucket.name}", len(jobs))) if jobs else {}
-    absent = {key: outcome for key, outcome in outcomes.items() if isinstance(outcome, DataError)}
-    mirror.forget(absent)
-    return sum(outcome is True for outcome in outcomes.values()), absent
-
-
-def _usable(objects: dict[str, Stored]) -> dict[str, Stored]:
-    """The objects that can be local files together; the others are logged."""
-    folders: set[str] = set()
-    for key in objects:
-        while (cut := key.rfind("/")) >= 0 and (key := key[:cut]) not in folders:
-            folders.add(key)
-    usable, refused = {}, []
-    for key, stored in objects.items():
-        if key.endswith("/") and stored.size == 0:
-            continue  # what consoles make to show an empty folder
-        reason = "is a folder of other objects" if key in folders else refusal(key)
-        if reason:
-            refused.append(f"{key!r} {reason}")
+    def fetch_bins(self, ids: Sequence[str]) -> None:
+        """Mirror the photos and metadata of ``ids``; the files of other bins are left alone."""
+        metadata = self._usable(f"{METADATA}/{bin_id}.json" for bin_id in ids)
+        photos = self._usable(f"{PHOTOS}/{bin_id}.jpg" for bin_id in ids)
+        if self._chooser:
+            outcome = self._fetch_keys(metadata)
+            wanted = self._relative(self._chooser.by_metadata)
+            chosen = [key for key in photos if wanted(key)]
+            self._left = len(photos) - len(chosen)
+            photos, more = chosen, self._fetch_keys(chosen)
+            outcome = Outcome(outcome.fetched + more.fetched, outcome.absent | more.absent)
         else:
-            usable[key] = stored
-    _warn("%d objects cannot be local files and are left out: %s", refused)
-    return usable
+            outcome = self._fetch_keys(metadata + photos)
+        absent, number = outcome.absent, len(metadata) + len(photos)
+        if len(absent) == number:
+            raise next(
+                (error for error in absent.values() if isinstance(error, DeniedError)),
+                DataError(f"none of the {len(ids)} ids lies under {self._address}: correct data.source or the ids"),
+            )
+        warn("%d objects do not exist: %s", list(absent))
+        log.info(
+            "%s: %d of %d objects are here, %d fetched now",
+            self._address,
+            number - len(absent),
+            number,
+            outcome.fetched,
+        )
+        self._say_what_was_left()
 
+    def _fetch_jobs(self) -> int:
+        """Fetch what the catalogue planned."""
+        number, size = self._catalogue.work()
+        if not number:
+            return 0
+        _check_room(self._mirror.folder, size)
+        self._catalogue.expect_jobs()
+        jobs = (Job(key, Stored(etag, size)) for page in self._catalogue.jobs() for key, etag, size in page)
+        # What is missing now was deleted since the listing, or is the mark of an empty folder.
+        outcome = self._transfer(jobs, number, size, (MissingError,))
+        self._mirror.forget(outcome.absent)
+        self._catalogue.note_absent(outcome.absent)
+        return outcome.fetched
 
-def _warn(message: str, items: list[str]) -> None:
-    if items:
-        log.warning(message, len(items), ", ".join(items[:_NAMED]) + (", ..." if len(items) > _NAMED else ""))
+    def _fetch_keys(self, keys: Sequence[str]) -> Outcome:
+        """Fetch objects of which no listing told; each is asked for, on the condition that it is not what is here."""
+        here = {key: self._mirror.known(key) for key in keys}
+        jobs = [Job(key, None, stored.etag if stored else "") for key, stored in here.items()]
+        self._catalogue.expect(key for key, stored in here.items() if stored is None)
+        # Who may not list a bucket is denied what does not exist, too.
+        outcome = self._transfer(jobs, len(jobs), 0, (MissingError, DeniedError))
+        self._mirror.forget(outcome.absent)
+        return outcome
+
+    def _transfer(self, jobs: Iterable[Job], number: int, size: int, tolerated: tuple[type[DataError], ...]) -> Outcome:
+        with TransferProgress(f"Fetching from s3://{self._bucket.name}", number, size) as progress:
+            return transfer(
+                self._bucket,
+                self._mirror,
+                jobs,
+                progress=progress,
+                connections=min(self._connections, number),
+                tolerated=tolerated,
+            )
+
+    def _usable(self, names: Iterable[str]) -> list[str]:
+        """The keys of names, each once, that can be files here; the others are logged."""
+        keys = list(dict.fromkeys(self._below + name for name in names))
+        refused = {key: reason for key in keys if (reason := refusal(key))}
+        warn_of_refused(refused)
+        return [key for key in keys if key not in refused]
+
+    def _relative(self, verdict: Callable[[str], Verdict]) -> Callable[[str], Verdict]:
+        return lambda key: verdict(key.removeprefix(self._below))
+
+    def _say_what_was_left(self) -> None:
+        if self._left:
+            log.info("%d photos of counts outside data.counts were left in the bucket", self._left)
 
 
 def _check_room(folder: Path, needed: int) -> None:
@@ -168,9 +202,3 @@ def _check_room(folder: Path, needed: int) -> None:
             f"{needed / 1e9:.1f} GB are to be fetched and {free / 1e9:.1f} GB are free at {folder}: make room, or set "
             "paths.data_dir to another disk"
         )
-
-
-def _address(bucket: Bucket, prefix: str) -> tuple[str, str]:
-    """How a source is called in messages, and what its keys start with."""
-    below = f"{prefix}/" if prefix else ""
-    return f"s3://{bucket.name}/{below}", below

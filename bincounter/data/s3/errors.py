@@ -103,6 +103,21 @@ def explain_request(error: Exception, address: str, *, host: str, signed: bool, 
     return explain_settings(error)
 
 
+def explain_sending(error: Exception, address: str, *, host: str, signed: bool, reached: bool) -> BinCounterError:
+    """The sentence for a request that was to send ``address``; see :func:`explain_request`."""
+    code = error.response.get("Error", {}).get("Code", "") if isinstance(error, ClientError) else ""
+    bucket = address.removeprefix("s3://").partition("/")[0]
+    if code == "NoSuchBucket":
+        return DataError(f"there is no bucket {bucket}: create it (aws s3 mb s3://{bucket}), or name another")
+    if code == "AccessDenied":
+        return DeniedError(f"writing {address} is denied: have s3:PutObject allowed, or set AWS_PROFILE to another")
+    if code in ("BadDigest", "InvalidDigest"):
+        return DataError(
+            f"{address} arrived as something else, its file was changed meanwhile: run the same command again"
+        )
+    return explain_request(error, address, host=host, signed=signed, reached=reached)
+
+
 def explain_settings(error: Exception) -> DataError:
     """The sentence for what is wrong on this side: profiles, sources of credentials, the endpoint."""
     if isinstance(error, SSOError | TokenRetrievalError | CredentialRetrievalError):

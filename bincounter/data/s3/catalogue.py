@@ -1,0 +1,227 @@
+"""What lies here whole and what a listing told, in a SQLite file: memory stays flat, however many objects there are."""
+
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bincounter.data.s3.objects import Listed, Stored
+
+# Sizes that say more.
+ON_ITS_WAY = -1  # the object was asked for and is not known to have arrived
+ABSENT = -2  # it is listed but does not exist: consoles make such marks to show an empty folder
+
+_FORM = 1
+_CHUNK = 1000  # rows
+_AFTER_SLASH = chr(ord("/") + 1)
+_LAST = chr(0x10FFFF)
+
+
+class Catalogue:
+    """The objects of one bucket. Its methods may be called from several threads.
+
+    A file that is damaged or of another form is replaced by an empty one, which costs transfers and nothing else.
+
+    Args:
+        path: of the file, made when it is missing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._lock = threading.Lock()
+        try:
+            self._rows = _opened(path)
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):
+                raise
+            path.unlink()
+            self._rows = _opened(path)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._rows.close()
+
+    def known(self, key: str) -> Stored | None:
+        """The version of an object that was fetched, whether or not its file is still as it was."""
+        with self._lock:
+            row = self._rows.execute("SELECT etag, size FROM objects WHERE key = ? AND size >= 0", (key,)).fetchone()
+        return Stored(*row) if row else None
+
+    def has(self, key: str) -> bool:
+        """Whether an object was ever asked for."""
+        return self._number("SELECT count(*) FROM objects WHERE key = ?", key) > 0
+
+    def note(self, objects: Iterable[Listed]) -> None:
+        """Keep what was fetched, all of it or nothing."""
+        with self._writing() as rows:
+            rows.executemany("INSERT OR REPLACE INTO objects VALUES (?, ?, ?)", objects)
+
+    def forget(self, keys: Iterable[str]) -> None:
+        """Drop objects whose files are gone."""
+        with self._writing() as rows:
+            rows.executemany("DELETE FROM objects WHERE key = ?", ((key,) for key in keys))
+
+    def list_anew(self) -> None:
+        """Begin a listing."""
+        with self._writing() as rows:
+            rows.execute("DELETE FROM listed")
+
+    def add(self, page: Iterable[Listed]) -> None:
+        """Add objects to the listing."""
+        with self._writing() as rows:
+            rows.executemany("INSERT OR REPLACE INTO listed VALUES (?, ?, ?)", page)
+
+    def drop(self, keys: Iterable[str]) -> None:
+        """Take objects out of the listing, and out of what has to be fetched."""
+        with self._writing() as rows:
+            for key in keys:
+                rows.execute("DELETE FROM listed WHERE key = ?", (key,))
+                rows.execute("DELETE FROM jobs WHERE key = ?", (key,))
+
+    def listed(self) -> int:
+        """Count the objects of the listing."""
+        return self._number("SELECT count(*) FROM listed")
+
+    def is_listed(self, key: str) -> bool:
+        """Whether the listing has an object of this name."""
+        return self._number("SELECT count(*) FROM listed WHERE key = ?", key) > 0
+
+    def has_listed_below(self, folder: str) -> bool:
+        """Whether the listing has objects in a folder."""
+        query = "SELECT count(*) FROM (SELECT 1 FROM listed WHERE key > ? AND key < ? LIMIT 1)"
+        return self._number(query, f"{folder}/", f"{folder}{_AFTER_SLASH}") > 0
+
+    def gone(self, prefix: str) -> list[str]:
+        """Some of the objects that were asked for and are listed no more; none when there are none left."""
+        query = "SELECT key FROM objects WHERE key >= ? AND key < ? AND key NOT IN (SELECT key FROM listed) LIMIT ?"
+        with self._lock:
+            return [key for (key,) in self._rows.execute(query, (prefix, prefix + _LAST, _CHUNK))]
+
+    def boundaries(self, prefix: str, number: int) -> list[str]:
+        """Keys that cut what was listed last time into so many parts of about one size; none where there was little."""
+        with self._lock:
+            span = (prefix, prefix + _LAST)
+            (there,) = self._rows.execute("SELECT count(*) FROM objects WHERE key >= ? AND key < ?", span).fetchone()
+            if there < number * 5 * _CHUNK:
+                return []
+            query = "SELECT key FROM objects WHERE key >= ? AND key < ? ORDER BY key LIMIT 1 OFFSET ?"
+            return [
+                self._rows.execute(query, (*span, there * part // number)).fetchone()[0] for part in range(1, number)
+            ]
+
+    def plan(self, is_here: Callable[[str, int], bool]) -> None:
+        """Work out what has to be fetched: what is listed and new, changed, or here in another size.
+
+        Args:
+            is_here: whether the file of a key is there, in a size of bytes.
+        """
+        with self._writing() as rows:
+            rows.execute("DELETE FROM jobs")
+            rows.execute(
+                "INSERT INTO jobs SELECT key, etag, size FROM listed AS l WHERE NOT EXISTS "
+                "(SELECT 1 FROM objects AS o WHERE o.key = l.key AND o.etag = l.etag AND o.size IN (l.size, ?))",
+                (ABSENT,),
+            )
+        changed: list[Listed] = []
+        for page in self._pages("listed JOIN objects USING (key, etag, size)"):
+            changed += [item for item in page if not is_here(item.key, item.size)]
+        with self._writing() as rows:
+            rows.executemany("INSERT OR REPLACE INTO jobs VALUES (?, ?, ?)", changed)
+
+    def jobs(self) -> Iterator[list[Listed]]:
+        """What :meth:`plan` found, in order of key."""
+        return self._pages("jobs")
+
+    def sift(self, verdict: Callable[[str], bool | None]) -> int:
+        """Choose among what has to be fetched.
+
+        Args:
+            verdict: of a key; ``None`` puts it off until :meth:`bring_back`.
+
+        Returns:
+            how many objects were refused.
+        """
+        refused = 0
+        for page in self.jobs():
+            verdicts = [(verdict(item.key), item) for item in page]
+            refused += sum(choice is False for choice, _ in verdicts)
+            with self._writing() as rows:
+                put_off = (item for choice, item in verdicts if choice is None)
+                rows.executemany("INSERT INTO later VALUES (?, ?, ?)", put_off)
+                not_now = ((item.key,) for choice, item in verdicts if not choice)
+                rows.executemany("DELETE FROM jobs WHERE key = ?", not_now)
+        return refused
+
+    def bring_back(self) -> bool:
+        """Have what was put off fetched now, and nothing else; whether there is any."""
+        with self._writing() as rows:
+            rows.execute("DELETE FROM jobs")
+            rows.execute("INSERT INTO jobs SELECT * FROM later")
+            rows.execute("DELETE FROM later")
+        return self._number("SELECT count(*) FROM jobs") > 0
+
+    def work(self) -> tuple[int, int]:
+        """How many objects have to be fetched, and how many bytes."""
+        with self._lock:
+            number, size = self._rows.execute("SELECT count(*), coalesce(sum(size), 0) FROM jobs").fetchone()
+        return number, size
+
+    def expect_jobs(self) -> None:
+        """Note all that is about to be fetched, so that a kill leaves no file that nobody knows of."""
+        with self._writing() as rows:
+            rows.execute(f"INSERT OR IGNORE INTO objects SELECT key, '', {ON_ITS_WAY} FROM jobs")
+
+    def expect(self, keys: Iterable[str]) -> None:
+        """Note objects that are about to be fetched, and that no listing told of."""
+        with self._writing() as rows:
+            rows.executemany("INSERT OR IGNORE INTO objects VALUES (?, ?, ?)", ((key, "", ON_ITS_WAY) for key in keys))
+
+    def note_absent(self, keys: Iterable[str]) -> None:
+        """Note objects that are listed but do not exist, so that they are not asked for again."""
+        with self._writing() as rows:
+            rows.executemany(
+                f"INSERT OR REPLACE INTO objects SELECT key, etag, {ABSENT} FROM listed WHERE key = ?",
+                ((key,) for key in keys),
+            )
+
+    def _pages(self, table: str) -> Iterator[list[Listed]]:
+        """Rows of a table that may grow meanwhile, a page at a time."""
+        last = ""
+        while True:
+            with self._lock:
+                found = self._rows.execute(
+                    f"SELECT key, etag, size FROM {table} WHERE key > ? ORDER BY key LIMIT ?", (last, _CHUNK)
+                ).fetchall()
+            if not found:
+                return
+            yield [Listed(*row) for row in found]
+            last = found[-1][0]
+
+    def _number(self, query: str, *values: str) -> int:
+        with self._lock:
+            number: int = self._rows.execute(query, values).fetchone()[0]
+        return number
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        with self._lock, self._rows:
+            yield self._rows
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    rows = sqlite3.connect(path, check_same_thread=False)
+    try:
+        rows.execute("PRAGMA cache_size = -4000")  # kB
+        rows.execute("PRAGMA synchronous = NORMAL")
+        (form,) = rows.execute("PRAGMA user_version").fetchone()
+        if form != _FORM:
+            rows.execute("DROP TABLE IF EXISTS objects")
+            rows.execute("CREATE TABLE objects (key TEXT PRIMARY KEY, etag TEXT, size INTEGER) WITHOUT ROWID")
+            rows.execute(f"PRAGMA user_version = {_FORM}")
+        for table in ("listed", "jobs", "later"):
+            rows.execute(f"CREATE TEMP TABLE {table} (key TEXT PRIMARY KEY, etag TEXT, size INTEGER) WITHOUT ROWID")
+        rows.execute("SELECT key, etag, size FROM objects LIMIT 1").fetchone()
+    except BaseException:
+        rows.close()
+        raise
+    return rows

@@ -1,0 +1,131 @@
+"""Who asks an S3 server, and where it is.
+
+Credentials, region and endpoint come from where every AWS tool looks for them: ``AWS_*`` variables (such as
+``AWS_PROFILE``, ``AWS_REGION``, ``AWS_ENDPOINT_URL``), the files in ``~/.aws``, and the role of the machine.
+"""
+
+import logging
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from botocore import UNSIGNED
+from botocore.config import Config
+from botocore.session import Session
+from obstore.store import S3Store
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, S3Credential
+
+_PUBLIC = {"aft-vbi-pds": "us-east-1"}  # the bucket of ABID, and its region
+_CREDENTIALS_LAST = timedelta(minutes=5)  # before boto is asked again, which renews them when they are about to expire
+_EXPRESS = "--x-s3"  # ends the names of directory buckets, which need sessions of their own
+
+
+class Connection:
+    """How one bucket is reached: a client of boto3's kind, and stores of obstore that ask the same server.
+
+    Without credentials, and for the public bucket of ABID, requests are anonymous.
+
+    Args:
+        bucket: its name.
+        connections: most requests at a time.
+        region: ``None`` for that of the settings.
+
+    Attributes:
+        client: botocore's.
+        signed: whether requests carry credentials.
+        region: that requests are signed for.
+        host: of the server, for messages.
+    """
+
+    def __init__(self, bucket: str, connections: int, region: str | None = None) -> None:
+        for name in ("boto3", "botocore", "urllib3"):
+            if logging.getLogger(name).isEnabledFor(logging.DEBUG):
+                logging.getLogger(name).setLevel(logging.INFO)  # at DEBUG they write session tokens
+        self._bucket, self._connections = bucket, connections
+        self._session = Session()
+        # botocore itself reads AWS_DEFAULT_REGION alone.
+        region = region or os.environ.get("AWS_REGION") or self._session.get_config_variable("region")
+        config = Config(
+            retries={"mode": "standard"},
+            connect_timeout=10,
+            read_timeout=30,
+            max_pool_connections=connections,
+            user_agent_extra="bincounter",
+        )
+        unsigned = config.merge(Config(signature_version=UNSIGNED))
+        client = self._client(unsigned, region)  # looks for no credentials, and tells the endpoint
+        public = None
+        if "amazonaws." in client.meta.endpoint_url:
+            public = _PUBLIC.get(bucket)
+        elif not (client.meta.config.s3 or {}).get("addressing_style"):
+            # Few other services have a host name per bucket.
+            style = Config(s3={"addressing_style": "path"})
+            config, unsigned = config.merge(style), unsigned.merge(style)
+        self._credentials = None if public else self._session.get_credentials()
+        self.signed = self._credentials is not None
+        self.client = self._client(config if self.signed else unsigned, public or region)
+        self.region: str = self.client.meta.region_name
+        self.host = urlsplit(self.client.meta.endpoint_url).netloc.rpartition("@")[2]
+
+    def store(self, *, retries: int) -> S3Store | None:
+        """Open the bucket with obstore; ``None`` where that cannot speak to it.
+
+        Args:
+            retries: of a request that was not answered, or with a status of 500 or above.
+        """
+        if self._bucket.endswith(_EXPRESS):
+            return None
+        url = urlsplit(self.client.generate_presigned_url("get_object", Params={"Bucket": self._bucket, "Key": "key"}))
+        virtual = url.path == "/key"
+        folder = url.path.removesuffix("/key") if virtual else url.path.removesuffix(f"/{self._bucket}/key")
+        return S3Store(
+            self._bucket,
+            endpoint=f"{url.scheme}://{url.netloc}{folder}",
+            region=self.region if self.region != "aws-global" else "us-east-1",
+            virtual_hosted_style_request=virtual,
+            skip_signature=not self.signed,
+            credential_provider=self._provider() if self.signed else None,
+            client_options=self._options(url.scheme),
+            retry_config={
+                "max_retries": retries,
+                "backoff": {"init_backoff": timedelta(seconds=0.2), "max_backoff": timedelta(seconds=5), "base": 2},
+                "retry_timeout": timedelta(seconds=60),
+            },
+        )
+
+    def _client(self, config: Config, region: str | None) -> Any:
+        return self._session.create_client("s3", config=config, region_name=region)
+
+    def _provider(self) -> "Callable[[], S3Credential]":
+        credentials = self._credentials
+        assert credentials is not None
+
+        def current() -> "S3Credential":
+            frozen = credentials.get_frozen_credentials()
+            return {
+                "access_key_id": frozen.access_key,
+                "secret_access_key": frozen.secret_key,
+                "token": frozen.token,
+                "expires_at": datetime.now(UTC) + _CREDENTIALS_LAST,
+            }
+
+        return current
+
+    def _options(self, scheme: str) -> "ClientConfig":
+        options: ClientConfig = {
+            "allow_http": scheme == "http",
+            "connect_timeout": "10s",
+            "read_timeout": "30s",
+            "timeout": "1h",  # of a whole request: shards are large
+            "pool_max_idle_per_host": str(self._connections),
+            "user_agent": "bincounter",
+        }
+        authorities = self._session.get_config_variable("ca_bundle")
+        if authorities:
+            options["root_certificate"] = Path(authorities).expanduser().read_bytes()
+        return options
