@@ -9,11 +9,9 @@ import shutil
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from bincounter.data.layouts.abid import METADATA, PHOTOS
 from bincounter.data.s3.address import parse, refusal
-from bincounter.data.s3.choosing import Chooser
 from bincounter.data.s3.client import Bucket
 from bincounter.data.s3.errors import DeniedError, MissingError
 from bincounter.data.s3.listing import list_into
@@ -23,6 +21,11 @@ from bincounter.data.s3.transfer import Job, Outcome, transfer
 from bincounter.data.s3.transfer_progress import TransferProgress
 from bincounter.data.s3.unusable import leave_out_what_cannot_be_here, warn, warn_of_refused
 from bincounter.errors import DataError, ResourceError
+
+if TYPE_CHECKING:
+    from bincounter.data.s3.choosing import Chooser
+
+# What knows of layouts is imported by the functions: most syncs need none of it.
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +69,7 @@ def fetch(
     try:
         with Mirror(data_dir, name) as mirror:
             folder = mirror.path(prefix)
-            chooser = Chooser(folder, counts) if only == "counts" and counts is not None else None
+            chooser = _chooser(folder, counts) if only == "counts" else None
             sync = _Sync(bucket, mirror, prefix, connections, chooser)
             if ids is None:
                 sync.fetch_all(keep_deleted=deleted == "keep")
@@ -85,10 +88,18 @@ def fetch(
     return folder
 
 
+def _chooser(folder: Path, counts: Sequence[int] | None) -> "Chooser | None":
+    from bincounter.data.s3.choosing import Chooser
+
+    return None if counts is None else Chooser(folder, counts)
+
+
 class _Sync:
     """One source on its way into the mirror of its bucket."""
 
-    def __init__(self, bucket: Bucket, mirror: Mirror, prefix: str, connections: int, chooser: Chooser | None) -> None:
+    def __init__(
+        self, bucket: Bucket, mirror: Mirror, prefix: str, connections: int, chooser: "Chooser | None"
+    ) -> None:
         self._bucket, self._mirror, self._catalogue = bucket, mirror, mirror.catalogue
         self._connections, self._chooser = connections, chooser
         self._below = f"{prefix}/" if prefix else ""
@@ -118,6 +129,8 @@ class _Sync:
 
     def fetch_bins(self, ids: Sequence[str]) -> None:
         """Mirror the photos and metadata of ``ids``; the files of other bins are left alone."""
+        from bincounter.data.layouts.abid import METADATA, PHOTOS
+
         metadata = self._usable(f"{METADATA}/{bin_id}.json" for bin_id in ids)
         photos = self._usable(f"{PHOTOS}/{bin_id}.jpg" for bin_id in ids)
         if self._chooser:
