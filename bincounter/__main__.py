@@ -116,7 +116,7 @@ def _arrange(arguments: argparse.Namespace) -> int:
     from bincounter.data.layouts import arrange
     from bincounter.data.records import Candidate, Listing
 
-    photos = [Candidate(record.id, record.path, record.count) for record in data.find()]
+    photos = [Candidate(record.id, record.file, record.count) for record in data.find()]
     arrange(Listing(photos), arguments.destination)
     print(arguments.destination)
     return 0

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bincounter.data.photo_file import PhotoFile
 from bincounter.data.records import BinRecord, Manifest, Refusal
 from bincounter.files import replacing
 
@@ -19,7 +20,7 @@ def save_manifest(file: Path, manifest: Manifest, signature: str) -> None:
         "signature": signature,
         "digest": manifest.digest,
         "ids": [record.id for record in manifest.records],
-        "paths": [str(record.path).removeprefix(prefix) for record in manifest.records],
+        "paths": [str(record.file.path).removeprefix(prefix) for record in manifest.records],
         "splits": manifest.given_splits,
         "refusals": [(refusal.path, refusal.reason) for refusal in manifest.refusals],
     }
@@ -44,7 +45,7 @@ def load_manifest(file: Path, root: Path, signature: str) -> Manifest | None:
             rows = zip(header["ids"], header["paths"], kept["counts"].tolist(), kept["groups"].tolist(), strict=True)
             return Manifest(
                 root=root,
-                records=tuple(BinRecord(id, root / path, count, group) for id, path, count, group in rows),
+                records=tuple(BinRecord(id, PhotoFile(root / path), count, group) for id, path, count, group in rows),
                 given_splits=tuple(header["splits"]),
                 sizes=kept["sizes"],
                 content=kept["content"],

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from bincounter.data.photo_file import PhotoFile
+
 
 @dataclass(frozen=True, slots=True)
 class BinRecord:
@@ -12,13 +14,13 @@ class BinRecord:
 
     Attributes:
         id: relative path without its suffix's meaning being lost (bin folders: ``3/photo.jpg``), file stem for ABID.
-        path: the local file.
+        file: where its bytes lie.
         count: items in the bin.
         group: number of the near-copy group the photo belongs to; photos of one group never straddle a split.
     """
 
     id: str
-    path: Path
+    file: PhotoFile
     count: int
     group: int
 
@@ -42,14 +44,14 @@ class Candidate:
 
     Attributes:
         id: see :class:`BinRecord`.
-        path: the local file.
+        file: where its bytes lie.
         count: the label its layout gives it.
         items: identifiers of the things in the bin (ASINs) where the layout knows them, else ``None``.
         split: ``train``, ``validation`` or ``test`` where the layout fixes it, else ``None``.
     """
 
     id: str
-    path: Path
+    file: PhotoFile
     count: int
     items: frozenset[str] | None = None
     split: str | None = None

@@ -18,6 +18,7 @@ from bincounter.data.grouping import FINGERPRINT_BYTES, assign_groups, fingerpri
 from bincounter.data.layouts import CACHE_TAG, Found, Layout
 from bincounter.data.manifest_file import load_manifest, save_manifest
 from bincounter.data.ordered_threads import ordered_map
+from bincounter.data.photo_file import PhotoFile, read_photos
 from bincounter.data.preprocessing import PhotoError, decode, photo_size
 from bincounter.data.records import BinRecord, Candidate, Manifest, Refusal
 from bincounter.data.store import PhotoWriter, content_hash, has_room, stored_photos
@@ -108,7 +109,7 @@ class _Rows:
         return Manifest(
             root=root,
             records=tuple(
-                BinRecord(candidate.id, candidate.path, candidate.count, group)
+                BinRecord(candidate.id, candidate.file, candidate.count, group)
                 for candidate, group in zip(self.candidates, groups, strict=True)
             ),
             given_splits=tuple(candidate.split for candidate in self.candidates),
@@ -131,7 +132,7 @@ def _read_source(root: Path, layout: Layout, cache_dir: Path, image_size: int | 
         looks_of_all = ordered_map(partial(_look, image_size=image_size if keep else None), candidates, workers)
         for candidate, looks in zip(candidates, track(looks_of_all, "Reading photos", len(candidates)), strict=True):
             if isinstance(looks, str):
-                refusals.append(Refusal(_name(root, candidate.path), looks))
+                refusals.append(Refusal(_name(root, candidate.file), looks))
                 continue
             rows.append(candidate, looks)
             if writer and looks.photo is not None:
@@ -147,9 +148,9 @@ def _read_source(root: Path, layout: Layout, cache_dir: Path, image_size: int | 
 def _look(candidate: Candidate, image_size: int | None) -> _Looks | str:
     """Read one photo; a string is the reason why it cannot be used."""
     try:
-        if candidate.path.stat().st_size > MAX_BYTES:
+        if candidate.file.path.stat().st_size > MAX_BYTES:
             return f"larger than {MAX_BYTES // 1_000_000} megabytes"
-        data = candidate.path.read_bytes()
+        (data,) = read_photos([candidate.file])
         return _Looks(
             photo_size(data),
             content_hash(data),
@@ -162,8 +163,8 @@ def _look(candidate: Candidate, image_size: int | None) -> _Looks | str:
         return f"cannot be read ({(error.strerror or type(error).__name__).lower()})"
 
 
-def _name(root: Path, path: Path) -> str:
-    return str(path).removeprefix(f"{root}/")
+def _name(root: Path, file: PhotoFile) -> str:
+    return file.name.removeprefix(f"{root}/")
 
 
 def _key(root: Path, layout: Layout) -> str:

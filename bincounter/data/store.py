@@ -17,6 +17,7 @@ import torch
 from bincounter.data import preprocessing
 from bincounter.data.disk import full_disk_answered
 from bincounter.data.ordered_threads import ordered_map
+from bincounter.data.photo_file import PhotoFile, read_photos
 from bincounter.data.preprocessing import PhotoError, decode
 from bincounter.data.records import Manifest
 from bincounter.errors import DataError
@@ -37,8 +38,8 @@ class PhotoStore:
     It can be pickled and forked into DataLoader workers, where each maps the file anew.
     """
 
-    def __init__(self, paths: Sequence[Path], content: np.ndarray, image_size: int, file: Path | None) -> None:
-        self._paths = tuple(paths)
+    def __init__(self, files: Sequence[PhotoFile], content: np.ndarray, image_size: int, file: Path | None) -> None:
+        self._files = tuple(files)
         self._content = content
         self._image_size = image_size
         self._file = file
@@ -60,17 +61,17 @@ class PhotoStore:
             DataError: a photo was changed or lost since it was scanned.
             ResourceError: the disk is full.
         """
-        paths = [record.path for record in manifest.records]
-        store = cls(paths, manifest.content, image_size, None)
+        files = [record.file for record in manifest.records]
+        store = cls(files, manifest.content, image_size, None)
         if cached:
             file = stored_photos(cache_dir, manifest, image_size)
-            if _is_whole(file, len(paths), image_size) or store._keep(file, workers):
-                return cls(paths, manifest.content, image_size, file)
+            if _is_whole(file, len(files), image_size) or store._keep(file, workers):
+                return cls(files, manifest.content, image_size, file)
         return store
 
     def __len__(self) -> int:
         """Count the photos."""
-        return len(self._paths)
+        return len(self._files)
 
     @property
     def cached(self) -> bool:
@@ -102,17 +103,19 @@ class PhotoStore:
         return self.__dict__ | {"_photos": None}  # a pickled map would carry all the pixels
 
     def _decode(self, index: int) -> torch.Tensor:
-        path = self._paths[index]
+        file = self._files[index]
         try:
-            data = path.read_bytes()
+            (data,) = read_photos([file])
         except OSError as error:
-            raise DataError(f"{path} can no longer be read ({error.strerror}): restore it or run again.") from error
+            raise DataError(
+                f"{file.name} can no longer be read ({error.strerror}): restore it or run again."
+            ) from error
         if content_hash(data) != self._content[index]:
-            raise DataError(f"{path} was changed after the data was scanned: run again to use it as it is now.")
+            raise DataError(f"{file.name} was changed after the data was scanned: run again to use it as it is now.")
         try:
             return decode(data, self._image_size)
         except PhotoError as error:
-            raise DataError(f"{path} can no longer be decoded ({error}): replace it and run again.") from error
+            raise DataError(f"{file.name} can no longer be decoded ({error}): replace it and run again.") from error
 
     def _keep(self, file: Path, workers: int) -> bool:
         """Decode all photos into the file; False when there is no room for them."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from bincounter.data.photo_file import read_photos
 from bincounter.data.records import Manifest
 from bincounter.inspect import plots
 from bincounter.inspect.page import percent, whole, write_page
@@ -186,7 +187,7 @@ def _samples(manifest: Manifest, keep: np.ndarray, counts: np.ndarray, groups: n
 def _photo(manifest: Manifest, index: int) -> dict[str, Any]:
     record = manifest.records[index]
     try:
-        data = record.path.read_bytes()
+        image = inline(read_photos([record.file])[0], SIDE)
     except OSError:
-        data = None
-    return {"id": record.id, "count": record.count, "image": inline(data, SIDE)}
+        image = None
+    return {"id": record.id, "count": record.count, "image": image}

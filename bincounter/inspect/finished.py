@@ -7,6 +7,7 @@ import lightning as L
 import numpy as np
 
 from bincounter.data.datamodule import BinDataModule
+from bincounter.data.photo_file import read_photos
 from bincounter.inspect.attention import attention
 from bincounter.inspect.report import photos_to_explain, write_report
 from bincounter.model.counter import BinCounter
@@ -35,7 +36,7 @@ def report_run(run: Path, model: BinCounter, data: BinDataModule, fabric: L.Fabr
 
     def photo(id_: str) -> bytes | None:
         try:
-            return data.manifest.records[positions[id_]].path.read_bytes()
+            return read_photos([data.manifest.records[positions[id_]].file])[0]
         except (KeyError, OSError):
             return None
 

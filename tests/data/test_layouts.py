@@ -29,7 +29,7 @@ def test_bin_folders(tmp_path):
     assert counts(listing) == {"0/a.jpg": 0, "007/e.jpg": 7, "12/d.webp": 12, "3/b.JPEG": 3, "3/c.Png": 3}
     assert not listing.refusals
     assert all(candidate.split is None and candidate.items is None for candidate in listing.candidates)
-    assert {candidate.path for candidate in listing.candidates} == {tmp_path / name for name in counts(listing)}
+    assert {candidate.file.path for candidate in listing.candidates} == {tmp_path / name for name in counts(listing)}
 
 
 @pytest.mark.parametrize(
@@ -307,8 +307,8 @@ def test_arranged_photos_are_bin_folders(tmp_path, link):
     assert not arranged.refusals
     for candidate in listing.candidates:
         copy = bins / str(candidate.count) / f"{candidate.id}.jpg"
-        assert copy.samefile(candidate.path) == link
-        assert copy.read_bytes() == candidate.path.read_bytes()
+        assert copy.samefile(candidate.file.path) == link
+        assert copy.read_bytes() == candidate.file.path.read_bytes()
 
 
 @pytest.mark.parametrize("link", [True, False])

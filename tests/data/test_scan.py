@@ -50,7 +50,7 @@ def test_readable_photos_become_records(tmp_path):
         ("test/0/a.jpg", 0),
         ("train/2/b.jpg", 2),
     ]
-    assert [record.path for record in manifest.records] == [root / record.id for record in manifest.records]
+    assert [record.file.path for record in manifest.records] == [root / record.id for record in manifest.records]
     assert manifest.given_splits == (None, "test", "train")
     assert manifest.sizes.tolist() == [[16, 16], [30, 50], [60, 40]]
     assert manifest.refusals == ()
@@ -110,7 +110,7 @@ def test_an_unchanged_source_is_not_opened_again(tmp_path):
     write(root / "1" / "empty.jpg", b"")
     first = scanned(root, cache)
     for record in first.records:
-        spoil(record.path)
+        spoil(record.file.path)
     assert_same(scanned(root, cache), first)
 
 
@@ -162,7 +162,7 @@ def test_sources_and_layouts_do_not_share_a_manifest(tmp_path):
     both = scanned(tmp_path / "abid", cache, Abid())
     assert (len(one.records), len(both.records)) == (1, 2)
     shutil.copytree(tmp_path / "abid", tmp_path / "copy")
-    assert {record.path.parents[1] for record in scanned(tmp_path / "copy", cache, Abid()).records} == {
+    assert {record.file.path.parents[1] for record in scanned(tmp_path / "copy", cache, Abid()).records} == {
         tmp_path / "copy"
     }
 
@@ -181,7 +181,7 @@ def test_a_cache_inside_the_source_is_no_input(tmp_path):
     first = scanned(root, root / "cache", image_size=16)
     assert not first.refusals
     for record in first.records:
-        spoil(record.path)
+        spoil(record.file.path)
     assert_same(scanned(root, root / "cache", image_size=16), first)
 
 

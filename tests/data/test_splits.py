@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from bincounter.data.grouping import FINGERPRINT_BYTES, assign_groups
 from bincounter.data.layouts import Abid
+from bincounter.data.photo_file import PhotoFile
 from bincounter.data.records import BinRecord, Manifest
 from bincounter.data.splits import SPLITS, assign_splits, read_split, stored_split, write_split
 from bincounter.errors import ConfigError, DataError
@@ -119,7 +120,9 @@ class TestSidesOfTheLayout:
 
 
 def manifest(photos=40, digest="d1"):
-    records = tuple(BinRecord(f"{i % 4}/bin, {i:03d}", Path(f"{i}.jpg"), i % 4, i // 2) for i in range(photos))
+    records = tuple(
+        BinRecord(f"{i % 4}/bin, {i:03d}", PhotoFile(Path(f"{i}.jpg")), i % 4, i // 2) for i in range(photos)
+    )
     sizes, content = np.ones((photos, 2), np.int32), np.arange(photos, dtype=np.uint64)
     return Manifest(Path("bins"), records, (None,) * photos, sizes, content, (), digest)
 

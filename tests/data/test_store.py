@@ -38,7 +38,7 @@ def opened(manifest: Manifest, cache: Path, *, cached: bool = True, size: int = 
 
 
 def expected(manifest: Manifest, indices) -> torch.Tensor:
-    return torch.stack([decode(manifest.records[index].path.read_bytes(), SIZE) for index in indices])
+    return torch.stack([decode(manifest.records[index].file.path.read_bytes(), SIZE) for index in indices])
 
 
 @pytest.mark.parametrize("cached", [True, False])
@@ -65,14 +65,14 @@ def test_scanning_with_a_size_decodes_once_for_all(tmp_path, manifest):
     wanted = expected(manifest, range(8))
     again = scan(manifest.root, Folders(), cache, image_size=SIZE, workers=2)
     for record in again.records:
-        record.path.unlink()
+        record.file.path.unlink()
     assert torch.equal(opened(again, cache).batch(range(8)), wanted)
 
 
 def test_photos_are_kept_for_the_next_time(manifest, cache):
     wanted = opened(manifest, cache).batch(range(8))
     for record in manifest.records:
-        record.path.unlink()
+        record.file.path.unlink()
     assert torch.equal(opened(manifest, cache).batch(range(8)), wanted)
 
 
@@ -129,10 +129,10 @@ def test_a_pickled_store_carries_no_pixels(manifest, cache):
     ],
 )
 def test_a_photo_harmed_after_the_scan_is_named(manifest, cache, cached, harm, told):
-    harm(manifest.records[3].path)
+    harm(manifest.records[3].file.path)
     with pytest.raises(DataError, match=told) as caught:
         opened(manifest, cache, cached=cached).batch(range(8))
-    assert str(manifest.records[3].path) in str(caught.value)
+    assert str(manifest.records[3].file.path) in str(caught.value)
     assert not list(cache.glob("photos/*")), "half a file was left"
 
 

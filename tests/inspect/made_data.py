@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from made_runs import SHARES, SUPPORT, drawn_photo
 
+from bincounter.data.photo_file import PhotoFile
 from bincounter.data.records import BinRecord, Manifest, Refusal
 from bincounter.inspect.data_report import write_data_report
 
@@ -23,7 +24,7 @@ def made_manifest(root: Path, *, photos: int = 150, varied: bool = True) -> Mani
     for number, (count, group, size) in enumerate(zip(counts, groups, sizes, strict=True)):
         path = root / f"{number:05}.jpg"
         path.write_bytes(drawn_photo(path.stem, (int(size[0]), int(size[1]))))
-        records.append(BinRecord(path.stem, path, int(count), int(group)))
+        records.append(BinRecord(path.stem, PhotoFile(path), int(count), int(group)))
     refusals = (Refusal("bin-images/9.jpg", "truncated"), Refusal("bin-images/8.jpg", "truncated"))
     return Manifest(
         root=root,

@@ -42,7 +42,7 @@ def test_photos_of_one_size_need_no_plot_of_sizes(tmp_path: Path) -> None:
 def test_photos_that_are_gone_are_said_to_be(tmp_path: Path) -> None:
     manifest = made_manifest(tmp_path)
     for record in manifest.records:
-        record.path.unlink()
+        record.file.path.unlink()
     page = write_made_data_report(tmp_path, manifest).read_text()
     assert "no longer there" in page
     assert "data:image" not in page

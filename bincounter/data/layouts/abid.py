@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from bincounter.data.layouts.base import LARGEST_COUNT, PHOTO_SUFFIXES
 from bincounter.data.layouts.id_lists import ids_from
 from bincounter.data.layouts.walking import Found, Refused, look_at, walk
+from bincounter.data.photo_file import PhotoFile
 from bincounter.data.records import Candidate, Listing, Refusal
 from bincounter.errors import DataError
 from bincounter.progress import track
@@ -92,7 +93,7 @@ def _candidate(root: Path, identifier: str, photo: Found, metadata: Found | None
     if metadata.problem:
         raise Refused(f"metadata: {metadata.problem}")
     count, items = read_metadata(root / metadata.name)
-    return Candidate(identifier, root / photo.name, count, items)
+    return Candidate(identifier, PhotoFile(root / photo.name), count, items)
 
 
 def read_metadata(path: Path) -> tuple[int, frozenset[str] | None]:

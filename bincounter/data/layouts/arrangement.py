@@ -29,7 +29,7 @@ def arrange(listing: Listing, destination: Path, link: bool = True) -> None:
     """
     targets: dict[str, Candidate] = {}
     for photo in listing.candidates:
-        name = PurePosixPath(photo.id).name.removesuffix(photo.path.suffix) + photo.path.suffix
+        name = PurePosixPath(photo.id).name.removesuffix(photo.file.path.suffix) + photo.file.path.suffix
         if targets.setdefault(f"{photo.count}/{name}", photo) is not photo:
             raise DataError(f"two photos of count {photo.count} are called {name}: rename one of them.")
     if destination.exists():
@@ -44,13 +44,13 @@ def arrange(listing: Listing, destination: Path, link: bool = True) -> None:
 
 
 def _place(photo: Candidate, target: Path, link: bool) -> None:
-    if _is_there(photo.path, target):
+    if _is_there(photo.file.path, target):
         return
     aside = target.with_name(f".{target.name}.{os.getpid()}.part")
     aside.unlink(missing_ok=True)
     try:
-        if not (link and _linked(photo.path, aside)):
-            shutil.copy2(photo.path, aside)
+        if not (link and _linked(photo.file.path, aside)):
+            shutil.copy2(photo.file.path, aside)
         aside.replace(target)
     finally:
         aside.unlink(missing_ok=True)

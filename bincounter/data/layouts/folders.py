@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath
 
 from bincounter.data.layouts.base import COUNT_NAME, PHOTO_SUFFIXES
 from bincounter.data.layouts.walking import Found, Refused, walk
+from bincounter.data.photo_file import PhotoFile
 from bincounter.data.records import Candidate, Listing, Refusal
 from bincounter.errors import DataError
 
@@ -62,4 +63,4 @@ def _candidate(root: Path, found: Found) -> Candidate:
         raise Refused("nested deeper than its count folder")
     if PurePosixPath(name).suffix.lower() not in PHOTO_SUFFIXES:
         raise Refused("not a .jpg, .jpeg, .png or .webp file")
-    return Candidate(found.name, root / found.name, int(labels[0]), split=split)
+    return Candidate(found.name, PhotoFile(root / found.name), int(labels[0]), split=split)
