@@ -172,7 +172,7 @@ class Bucket:
         except NotModifiedError:
             return None
         except FileNotFoundError as error:
-            if self._answered:
+            if self._answered or "NoSuchKey" in str(error):  # a bucket may be what is missing
                 raise MissingError(f"s3://{self.name}/{key} does not exist: correct the address") from error
             raise DamagedError("not found") from error
         except OSError as error:

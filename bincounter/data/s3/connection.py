@@ -9,11 +9,12 @@ import os
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from botocore import UNSIGNED
 from botocore.config import Config
+from botocore.configprovider import ConfiguredEndpointProvider
 from botocore.session import Session
 from obstore.store import S3Store
 
@@ -57,18 +58,15 @@ class Connection:
             max_pool_connections=connections,
             user_agent_extra="bincounter",
         )
-        unsigned = config.merge(Config(signature_version=UNSIGNED))
-        client = self._client(unsigned, region)  # looks for no credentials, and tells the endpoint
-        public = None
-        if "amazonaws." in client.meta.endpoint_url:
-            public = _PUBLIC.get(bucket)
-        elif not (client.meta.config.s3 or {}).get("addressing_style"):
-            # Few other services have a host name per bucket.
-            style = Config(s3={"addressing_style": "path"})
-            config, unsigned = config.merge(style), unsigned.merge(style)
+        elsewhere = self._is_elsewhere()
+        if elsewhere and not (self._session.get_scoped_config().get("s3") or {}).get("addressing_style"):
+            config = config.merge(Config(s3={"addressing_style": "path"}))  # few others have a host name per bucket
+        public = None if elsewhere else _PUBLIC.get(bucket)
         self._credentials = None if public else self._session.get_credentials()
         self.signed = self._credentials is not None
-        self.client = self._client(config if self.signed else unsigned, public or region)
+        if not self.signed:
+            config = config.merge(Config(signature_version=UNSIGNED))
+        self.client = self._session.create_client("s3", config=config, region_name=public or region)
         self.region: str = self.client.meta.region_name
         self.host = urlsplit(self.client.meta.endpoint_url).netloc.rpartition("@")[2]
 
@@ -98,8 +96,14 @@ class Connection:
             },
         )
 
-    def _client(self, config: Config, region: str | None) -> Any:
-        return self._session.create_client("s3", config=config, region_name=region)
+    def _is_elsewhere(self) -> bool:
+        """Whether the settings lead to another service than AWS's."""
+        if self._session.get_config_variable("ignore_configured_endpoint_urls"):
+            return False
+        configured = ConfiguredEndpointProvider(
+            full_config=self._session.full_config, scoped_config=self._session.get_scoped_config(), client_name="s3"
+        ).provide()
+        return configured is not None and "amazonaws." not in configured
 
     def _provider(self) -> "Callable[[], S3Credential]":
         credentials = self._credentials
