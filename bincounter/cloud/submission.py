@@ -120,7 +120,7 @@ class Submission:
 
     def _upload(self, photos: Mapping[Path, str], archives: Iterable[Source], bucket_uri: str) -> None:
         for folder, uri in photos.items():
-            upload(folder, uri, client=self._account.s3)
+            upload(folder, uri, region=self._account.region)
         for source in archives:
             uri = _source_uri(bucket_uri, source)
             bucket, _, key = uri.removeprefix("s3://").partition("/")

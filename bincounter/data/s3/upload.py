@@ -1,0 +1,193 @@
+"""Files -> objects of a bucket: only what is missing there or different is sent, many at a time.
+
+Objects appear whole or not at all, and none is ever deleted. What was cut short is gone on with by the same call.
+"""
+
+import asyncio
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from botocore.exceptions import ClientError
+
+from bincounter.data.s3 import etags
+from bincounter.data.s3.address import parse
+from bincounter.data.s3.client import MD5_NOTE, Bucket
+from bincounter.data.s3.errors import explain_sending
+from bincounter.data.s3.objects import Listed
+from bincounter.data.s3.sending_plan import Parcel, SendingPlan, unreadable
+from bincounter.data.s3.transfer import run
+from bincounter.data.s3.transfer_progress import TransferProgress
+from bincounter.errors import DataError
+
+log = logging.getLogger(__name__)
+
+_SMALL = 1 << 20  # bytes; larger files are not kept in memory between reading and sending
+_LARGE_AT_ONCE = 4
+_NAMED = 5  # objects named in one line of the log
+_Answer = TypeVar("_Answer")
+_md5 = partial(hashlib.md5, usedforsecurity=False)
+
+
+@dataclass(frozen=True)
+class Uploaded:
+    """What an upload did.
+
+    Attributes:
+        objects: files, all of which are in the bucket now.
+        sent: those that were not there yet.
+        bytes: of those that were sent.
+        uri: the folder in the bucket, without a slash at its end.
+    """
+
+    objects: int
+    sent: int
+    bytes: int
+    uri: str
+
+
+def send(
+    files: Iterable[tuple[Path, str]],
+    uri: str,
+    *,
+    last: Sequence[tuple[Path, str]] = (),
+    refused: Callable[[str], bool] = lambda _: False,
+    connections: int = 64,
+    description: str | None = None,
+    region: str | None = None,
+) -> Uploaded:
+    """Have files in a folder of a bucket, sending those that are not there.
+
+    An object counts as there when its size and its MD5 are those of the file. Each is checked as it arrives. Objects
+    that are there besides stay, and are counted in the log.
+
+    Args:
+        files: each with its name in the folder, which may have slashes; may be lazy and of any length.
+        uri: ``s3://`` address of the folder.
+        last: files that vouch for the others, sent once all of those have arrived.
+        refused: tells of the name of an object that is there besides whether nothing may be sent beside it.
+        connections: files sent at a time.
+        description: for the progress.
+        region: of the bucket; ``None`` for that of the settings.
+
+    Raises:
+        DataError: a file cannot be read or sent or is changed meanwhile, something refused is there, or address, bucket
+            or credentials are wrong.
+        ResourceError: the network or the server gave out; the same call goes on from what has arrived.
+    """
+    name, prefix = parse(uri)
+    below = f"{prefix}/" if prefix else ""
+    bucket = Bucket(name, connections, region)
+    with SendingPlan(name, below) as plan:
+        plan.add_files(files)
+        plan.add_files(last, last=True)
+        for page in pages_there(bucket, below):
+            plan.add_there(page)
+        _look_at_others(plan.others(), uri, refused)
+        objects, size = plan.totals()
+        with TransferProgress(description or f"Sending to {uri}", objects, size) as progress:
+            sending = _Sending(bucket, progress)
+            for is_last in (False, True):
+                run(sending.carry_out(plan.parcels(last=is_last), connections))
+    return Uploaded(objects, sending.sent, sending.bytes, uri.rstrip("/"))
+
+
+def pages_there(bucket: Bucket, prefix: str) -> Iterator[list[Listed]]:
+    """The objects that are there already, in pages.
+
+    Raises:
+        DataError: there is no such bucket, or it is not for us.
+    """
+    try:
+        yield from bucket.pages(prefix)
+    except DataError as error:
+        cause = error.__cause__
+        if isinstance(cause, ClientError) and cause.response.get("Error", {}).get("Code") == "NoSuchBucket":
+            address = f"s3://{bucket.name}/{prefix}"
+            raise explain_sending(cause, address, host=bucket.host, signed=bucket.signed, reached=True) from cause
+        raise
+
+
+def _look_at_others(others: Iterator[str], uri: str, refused: Callable[[str], bool]) -> None:
+    """Count what is there besides; raises :class:`DataError` at what is refused."""
+    named: list[str] = []
+    number = 0
+    for name in others:
+        if refused(name):
+            raise DataError(f"{uri} holds other photos, such as {name}: name an empty folder of the bucket")
+        number += 1
+        named += [name] if number <= _NAMED else []
+    if number:
+        more = ", ..." if number > _NAMED else ""
+        log.info("%s holds %d other objects, which stay: %s%s", uri, number, ", ".join(named), more)
+
+
+class _Sending:
+    """Sends parcels that need it.
+
+    Attributes:
+        sent: how many did.
+        bytes: of those.
+    """
+
+    def __init__(self, bucket: Bucket, progress: TransferProgress) -> None:
+        self.sent = self.bytes = 0
+        self._bucket, self._progress = bucket, progress
+
+    async def carry_out(self, parcels: Iterator[Parcel], connections: int) -> None:
+        """Send so many parcels at a time; when one fails for good, the others end too."""
+        self._large = asyncio.Semaphore(_LARGE_AT_ONCE)
+        with ThreadPoolExecutor(connections, thread_name_prefix="sending") as self._threads:
+            workers = [asyncio.create_task(self._work(parcels)) for _ in range(connections)]
+            try:
+                await asyncio.gather(*workers)
+            finally:
+                for worker in workers:
+                    worker.cancel()
+                await asyncio.gather(*workers, return_exceptions=True)
+
+    async def _work(self, parcels: Iterator[Parcel]) -> None:
+        for parcel in parcels:
+            async with nullcontext() if parcel.size <= _SMALL else self._large:
+                await self._deliver(parcel)
+            self._progress.advance(parcel.size)
+
+    async def _deliver(self, parcel: Parcel) -> None:
+        body, md5 = await self._in_thread(_read, parcel)
+        if parcel.etag == md5.hex():
+            return
+        if parcel.etag is not None and await self._in_thread(self._is_same, parcel, md5):
+            return
+        await self._bucket.async_write(parcel.key, body, md5)
+        self.sent += 1
+        self.bytes += parcel.size
+
+    def _is_same(self, parcel: Parcel, md5: bytes) -> bool:
+        """Whether an object of the file's size, whose etag is not the file's MD5, is the same all the same."""
+        if etags.names(parcel.etag or "", parcel.path, parcel.size):
+            return True
+        return self._bucket.metadata(parcel.key).get(MD5_NOTE) == md5.hex()
+
+    async def _in_thread(self, function: Callable[..., _Answer], *arguments: object) -> _Answer:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+
+
+def _read(parcel: Parcel) -> tuple[bytes | Path, bytes]:
+    """What to send of a file, its bytes or, of a large one, where they are; and their MD5."""
+    try:
+        with parcel.path.open("rb", buffering=0) as file:
+            body = file.read() if parcel.size <= _SMALL else None
+            md5 = _md5(body) if body is not None else hashlib.file_digest(file, _md5)
+            status = os.fstat(file.fileno())
+    except OSError as error:
+        raise unreadable(parcel.path, error) from error
+    if (status.st_size, status.st_mtime_ns) != (parcel.size, parcel.modified):
+        raise DataError(f"{parcel.path} was changed while it was sent: run the same command again")
+    return parcel.path if body is None else body, md5.digest()
