@@ -47,6 +47,7 @@ class Candidate:
         file: where its bytes lie.
         count: the label its layout gives it.
         items: identifiers of the things in the bin (ASINs) where the layout knows them, else ``None``.
+        group: number of the near-copy group where the source says it, else ``None``.
         split: ``train``, ``validation`` or ``test`` where the layout fixes it, else ``None``.
     """
 
@@ -54,6 +55,7 @@ class Candidate:
     file: PhotoFile
     count: int
     items: frozenset[str] | None = None
+    group: int | None = None
     split: str | None = None
 
 

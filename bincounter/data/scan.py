@@ -105,7 +105,8 @@ class _Rows:
         content = self._content[:number].copy()
         items = [candidate.items for candidate in self.candidates]
         names = [candidate.id for candidate in self.candidates]
-        groups = assign_groups(items, self._fingerprints[:number], content, names).tolist()
+        said = [candidate.group for candidate in self.candidates]
+        groups = assign_groups(items, self._fingerprints[:number], content, names, said).tolist()
         return Manifest(
             root=root,
             records=tuple(

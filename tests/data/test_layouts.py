@@ -117,6 +117,59 @@ def test_names_that_no_text_file_can_hold_are_refused(tmp_path):
     assert refused(listing) == {"1/\\udcff.jpg": "file name that is not UTF-8"}
 
 
+SPLIT = "id,count,group,split\ntrain/3/a.jpg,3,5,train\ntest/0/b.jpg,0,2,test\n"
+
+
+def test_groups_come_from_the_split_of_prepared_folders(tmp_path):
+    for name in ("train/3/a.jpg", "train/3/new.jpg", "test/0/b.jpg"):
+        write(tmp_path / name, b"unopened")
+    write(tmp_path / "split.csv", SPLIT)
+    write(tmp_path / "quarantine.csv", 'path,reason\n"bin-images/9, 8.jpg",truncated\n')
+    listing = Folders().list(tmp_path)
+    groups = {candidate.id: candidate.group for candidate in listing.candidates}
+    assert groups == {"train/3/a.jpg": 5, "train/3/new.jpg": None, "test/0/b.jpg": 2}
+    assert refused(listing) == {"bin-images/9, 8.jpg": "truncated"}
+
+
+def test_photos_of_the_split_that_are_not_there_are_named(tmp_path):
+    write(tmp_path / "test" / "0" / "b.jpg", b"unopened")
+    write(tmp_path / "test" / "0" / "c.txt", b"unopened")
+    missing = "".join(f"{name},1,9,train\n" for name in ("test/0/c.txt", "test/0/d.jpg", "val/1/e.jpg", "val/1/f.jpg"))
+    write(tmp_path / "split.csv", SPLIT + missing)
+    assert refused(Folders().list(tmp_path)) == {
+        "train/3/": "listed in split.csv, but no such folder",
+        "test/0/c.txt": "not a .jpg, .jpeg, .png or .webp file",
+        "test/0/d.jpg": "listed in split.csv, but no such photo",
+        "val/1/": "listed in split.csv, but no such folder",
+    }
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "a,b\n1,2\n", SPLIT + SPLIT[21:], SPLIT.replace(",5,", ",-5,"), SPLIT.replace(",5,", ",x,"), b"\xff"],
+)
+def test_a_split_that_is_none_is_refused_and_said(tmp_path, content, caplog):
+    write(tmp_path / "train" / "3" / "a.jpg", b"unopened")
+    write(tmp_path / "split.csv", content)
+    write(tmp_path / "quarantine.csv", content)
+    listing = Folders().list(tmp_path)
+    assert [candidate.group for candidate in listing.candidates] == [None]
+    assert refused(listing) == {
+        "split.csv": "not a table of id,count,group,split",
+        "quarantine.csv": "not a table of path,reason",
+    }
+    assert caplog.text.count("is no split") == 1
+
+
+def test_tables_elsewhere_are_files_that_are_no_photos(tmp_path):
+    for name in ("3/split.csv", "quarantine.csv"):
+        write(tmp_path / name, SPLIT)
+    assert refused(Folders().list(tmp_path)) == {
+        "3/split.csv": "not a .jpg, .jpeg, .png or .webp file",
+        "quarantine.csv": "not inside a count folder",
+    }
+
+
 def test_a_root_that_is_no_folder(tmp_path):
     for layout in (Folders(), Abid(), Detected()):
         with pytest.raises(DataError, match="missing"):

@@ -16,6 +16,7 @@ from made_photos import abid_bin, bin_folders, metadata, photo_bytes, write
 from bincounter.data.layouts import Abid, Folders, Layout
 from bincounter.data.records import Manifest, Refusal
 from bincounter.data.scan import scan
+from bincounter.data.splits import stored_split, write_split
 from bincounter.errors import DataError
 
 
@@ -95,6 +96,24 @@ def test_the_items_of_abid_bins_make_groups(tmp_path):
     groups = [record.group for record in manifest.records]
     assert groups[0] == groups[1]
     assert len(set(groups)) == 4
+
+
+def test_a_prepared_split_is_the_split_that_is_read_back(tmp_path):
+    root = tmp_path / "bins"
+    for index in range(40):  # pairs of near-copies, which looks alone would tell apart
+        write(root / ("train", "valid", "test")[index // 2 % 3] / str(index % 2) / f"{index}.jpg", photo_bytes(index))
+    photos = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.jpg"))
+    sides = {"train": "train", "valid": "validation", "test": "test"}
+    lines = [
+        f"{name},{name.split('/')[1]},{50 - int(Path(name).stem) // 2},{sides[name.split('/')[0]]}" for name in photos
+    ]
+    write(root / "split.csv", "\n".join(["id,count,group,split", *lines, ""]))
+    manifest = scanned(root, tmp_path / "cache")
+    assignment = stored_split(
+        manifest, np.arange(40), fractions=(0.8, 0.1, 0.1), method="grouped", seed=0, cache_dir=tmp_path / "cache"
+    )
+    write_split(tmp_path / "split.csv", manifest.records, assignment)
+    assert (tmp_path / "split.csv").read_text() == (root / "split.csv").read_text()
 
 
 def test_nothing_readable_is_an_error_that_counts_the_reasons(tmp_path):
@@ -207,6 +226,7 @@ import sys
 from pathlib import Path
 from bincounter.data.layouts import Folders
 from bincounter.data.scan import scan
+from bincounter.data.splits import stored_split, write_split
 print(scan(Path(sys.argv[1]), Folders(), Path(sys.argv[2]), image_size=512, workers=1).digest)
 """
     return subprocess.Popen([sys.executable, "-c", code, str(root), str(cache)], stdout=subprocess.PIPE, text=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from bincounter.data.layouts.base import COUNT_NAME, PHOTO_SUFFIXES
+from bincounter.data.layouts.prepared import missing_photos, read_prepared
 from bincounter.data.layouts.walking import Found, Refused, walk
 from bincounter.data.photo_file import PhotoFile
 from bincounter.data.records import Candidate, Listing, Refusal
@@ -24,7 +25,8 @@ SPLIT_FOLDERS = {
 class Folders:
     """Photos in folders named by their count; a photo's id is its path relative to the root.
 
-    Every file under the root that is not hidden is a photo or is refused.
+    Every file under the root that is not hidden is a photo or is refused, but for the tables that ``prepare`` leaves
+    there: photos that ``split.csv`` lists have the groups it says, and what ``quarantine.csv`` lists stays refused.
     """
 
     def walk(self, root: Path) -> Iterator[Found]:
@@ -39,16 +41,20 @@ class Folders:
         """
         if not root.is_dir():
             raise DataError(f"{root} is no folder: give data.source the folder that holds the bin folders.")
-        listing = Listing()
+        prepared = read_prepared(root)
+        listing = Listing(refusals=prepared.refusals)
         for found in self.walk(root):
+            if found.name in prepared.tables:
+                continue
             try:
-                listing.candidates.append(_candidate(root, found))
+                listing.candidates.append(_candidate(root, found, prepared.groups.pop(found.name, None)))
             except Refused as reason:
                 listing.refusals.append(Refusal(found.name, str(reason)))
+        listing.refusals += missing_photos(root, prepared.groups)
         return listing
 
 
-def _candidate(root: Path, found: Found) -> Candidate:
+def _candidate(root: Path, found: Found, group: int | None) -> Candidate:
     """Read split and count off the path ``[split/]count/photo``."""
     if found.problem:
         raise Refused(found.problem)
@@ -63,4 +69,4 @@ def _candidate(root: Path, found: Found) -> Candidate:
         raise Refused("nested deeper than its count folder")
     if PurePosixPath(name).suffix.lower() not in PHOTO_SUFFIXES:
         raise Refused("not a .jpg, .jpeg, .png or .webp file")
-    return Candidate(found.name, PhotoFile(root / found.name), int(labels[0]), split=split)
+    return Candidate(found.name, PhotoFile(root / found.name), int(labels[0]), group=group, split=split)
