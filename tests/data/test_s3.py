@@ -3,28 +3,17 @@
 import json
 import logging
 import os
-import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from s3_server import (
-    SECRET_KEY,
-    Fault,
-    FaultyProxy,
-    S3Server,
-    broken_off,
-    denied,
-    expired,
-    garbled,
-    listing,
-    unavailable,
-)
+from s3_faults import broken_off, denied, expired, garbled, listing, unavailable
+from s3_proxy import Fault, FaultyProxy
+from s3_server import SECRET_KEY, S3Server
 
 from bincounter.data.s3.address import is_remote, parse, refusal
 from bincounter.data.s3.download import fetch
@@ -167,41 +156,6 @@ def test_an_object_deleted_after_the_listing_is_left_out(s3_proxy: FaultyProxy, 
     s3_proxy.server.put("shop", PHOTOS)
     s3_proxy.spoil("list-type", listing(("bins/9/gone.jpg", 5)))
     assert files(fetch("s3://shop/bins", tmp_path)) == below("bins/", PHOTOS)
-
-
-def test_a_killed_fetch_goes_on_from_what_it_has(s3_proxy: FaultyProxy, tmp_path: Path) -> None:
-    objects = {f"bins/{number % 7}/{number}.jpg": os.urandom(3000) for number in range(300)}
-    s3_proxy.server.put("shop", objects)
-    folder = tmp_path / "s3/shop/bins"
-    for wanted in (10, 100, 200):
-        process = start("s3://shop/bins", tmp_path)
-        deadline = time.monotonic() + 60
-        while s3_proxy.objects_sent() < wanted and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-        here = files(folder)
-        assert here.items() <= below("bins/", objects).items()  # whole, all of them
-        assert len(here) < len(objects)
-        s3_proxy.requests.clear()
-    for key in list(objects)[:5]:  # deleted while we were dead: must not stay behind, noted as arrived or not
-        (s3_proxy.server.root / "shop" / key).unlink()
-        del objects[key]
-    fetch("s3://shop/bins", tmp_path)
-    assert files(folder) == below("bins/", objects)
-    assert s3_proxy.objects_sent() <= len(objects) - len(here) + 5 + 32  # 32 may have been between rename and journal
-    assert not any((tmp_path / "s3/.sync/shop.parts").glob("*"))
-
-
-def test_two_processes_do_the_work_once(s3_proxy: FaultyProxy, tmp_path: Path) -> None:
-    objects = {f"bins/{number}.jpg": os.urandom(2000) for number in range(200)}
-    s3_proxy.server.put("shop", objects)
-    first, second = start("s3://shop/bins", tmp_path), start("s3://shop/bins", tmp_path)
-    output = first.communicate(timeout=120)[1] + second.communicate(timeout=120)[1]
-    assert (first.returncode, second.returncode) == (0, 0), output
-    assert "another process is fetching" in output
-    assert files(tmp_path / "s3/shop/bins") == below("bins/", objects)
-    assert s3_proxy.objects_sent() == len(objects)
 
 
 def test_a_full_disk_is_one_sentence_and_keeps_what_is_whole(s3: S3Server, tmp_path: Path) -> None:
