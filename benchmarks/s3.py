@@ -14,6 +14,8 @@ One server (rclone), and every client in every round, one after the other, as a 
 
 The server knows all MD5s beforehand, as S3 does, and what one client left to be written is written before the next
 starts. "On disk" adds to a client's time what the system then takes to write the rest: who flushes pays for it earlier.
+Nothing is deleted before the end, since ext4 takes several times as long for new files soon after others were deleted:
+let five minutes pass between two runs.
 
 Clients and server share the machine's cores: the table says how many each kept busy. Its first row is a client that
 only throws bodies away, so all that the server can do here.
@@ -25,13 +27,11 @@ missing).
 import argparse
 import json
 import os
-import shutil
 import statistics
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
-from s3_peers import AWS, OURS, S5CMD, Client, Sample, check, clients, measure
+from s3_peers import AWS, OURS, S5CMD, Client, Sample, check, clients, empty, measure
 from s3_scale import at_scale
 from s3_server import SENT, Limit, Server, limit, make_objects
 
@@ -74,50 +74,45 @@ def _compare(server: Server, size: int, options: argparse.Namespace) -> dict[str
     measured: Measured = {}
     for number in range(options.rounds):
         for client in clients():
-            taken = _fetch(server, client, bucket, options.objects, 1000 * size)
-            taken |= _send(server, client, bucket, options.objects, 1000 * size, f"{bucket}-{number}")
+            turn = f"{bucket}-{number}-{client.label}"
+            taken = _fetch(server, client, bucket, options.objects, 1000 * size, turn)
+            taken |= _send(server, client, bucket, options.objects, 1000 * size, turn)
             for state, sample in taken.items():
                 measured.setdefault((client.name, state), []).append(sample)
     return _report(measured, most, size, options.objects)
 
 
-def _fetch(server: Server, client: Client, bucket: str, number: int, size: int) -> dict[str, Sample]:
+def _fetch(server: Server, client: Client, bucket: str, number: int, size: int, turn: str) -> dict[str, Sample]:
     """A client's turn with each state of the target."""
-    target, log = server.root.parent / "target", server.root.parent / "client.log"
-    fetched = target / client.below.format(bucket=bucket)
-    preparing: dict[str, Callable[[], None]] = {
-        "cold": lambda: server.drop_pages(bucket),
-        "warm": lambda: server.load_pages(bucket),
-    }
+    log = server.root.parent / "client.log"
     taken = {}
-    for state in FETCHED:
-        before = check(fetched, number=number, size=size) if state == "unchanged" else None
-        if before is None:
-            shutil.rmtree(target, ignore_errors=True)
-            target.mkdir()
-            preparing[state]()
-        taken[state] = measure(server, client.fetching(bucket, target, server.endpoint), log)
-        after = check(fetched, number=number, size=size)
-        if before is not None and before != after:
-            raise RuntimeError(f"{client.name} fetched again what had not changed")
-    shutil.rmtree(target)
+    for state, prepare in (("cold", server.drop_pages), ("warm", server.load_pages)):
+        target = server.root.parent / f"{turn}-{state}"
+        target.mkdir()
+        fetched = target / client.below.format(bucket=bucket)
+        command = client.fetching(bucket, target, server.endpoint)
+        prepare(bucket)
+        taken[state] = measure(server, command, log)
+        whole = check(fetched, number=number, size=size)
+        if state == "warm":
+            taken["unchanged"] = measure(server, command, log)
+            if check(fetched, number=number, size=size) != whole:
+                raise RuntimeError(f"{client.name} fetched again what had not changed")
+        empty(target)
     return taken
 
 
-def _send(server: Server, client: Client, bucket: str, number: int, size: int, prefix: str) -> dict[str, Sample]:
+def _send(server: Server, client: Client, bucket: str, number: int, size: int, turn: str) -> dict[str, Sample]:
     """A client's turn with an empty prefix, and with a whole one."""
     if client.sending is None:
         return {}
-    # No prefix serves twice: the server would remember what lay there.
-    prefix = f"{prefix}-{client.label}"
-    log = server.root.parent / "client.log"
+    command = client.sending(server.root / bucket, f"s3://{SENT}/{turn}", server.endpoint)
     taken = {}
     for state in SENDING:
-        command = client.sending(server.root / bucket, f"s3://{SENT}/{prefix}", server.endpoint)
-        taken[state] = measure(server, command, log)
-        check(server.root / SENT / prefix, number=number, size=size)
-        server.keys(SENT, prefix)  # it reads all files for their MD5s
-    shutil.rmtree(server.root / SENT / prefix)
+        taken[state] = measure(server, command, server.root.parent / "client.log")
+        check(server.root / SENT / turn, number=number, size=size)
+        server.keys(SENT, turn)  # it reads all files for their MD5s
+    empty(server.root / SENT / turn)
     return taken
 
 
