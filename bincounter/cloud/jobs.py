@@ -1,6 +1,7 @@
 """One training job from its submission to its end, and the file that remembers it."""
 
 import json
+import math
 import re
 import secrets
 import threading
@@ -11,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from bincounter.cloud.aws_errors import answered_by_aws
-from bincounter.errors import ConfigError
+from bincounter.errors import ConfigError, UserError
 from bincounter.files import write_text
 
 if TYPE_CHECKING:
     from bincounter.cloud.account import Account
 
 RECORD = "job.json"  # in the run's folder
+EARLIER = "earlier_jobs"  # beside it: records of the run's jobs before, which were billed too
 ENDED = ("Completed", "Failed", "Stopped")
 _NAME_LENGTH = 63  # SageMaker's limit
 _POLL_FIRST, _POLL_LONGEST = 1.0, 10.0  # seconds between two questions; DescribeTrainingJob is throttled
@@ -38,6 +40,10 @@ class Job:
         usd_per_hour: of all its instances, on demand.
         description: what DescribeTrainingJob told last, the parts that are kept.
         pruned: whether it was asked to stop since others promise more.
+        instance_type: such as ``ml.g5.xlarge``; empty in a record that an earlier version wrote.
+        instance_count: how many of them.
+        price_origin: where ``usd_per_hour`` is from, in words.
+        rehearsed: whether it ran on this machine, so that nothing was paid.
     """
 
     name: str
@@ -49,6 +55,10 @@ class Job:
     usd_per_hour: float
     description: dict[str, Any] = field(default_factory=dict)
     pruned: bool = False
+    instance_type: str = ""
+    instance_count: int = 1
+    price_origin: str = ""
+    rehearsed: bool = False
 
     @property
     def stopped_by_hand(self) -> bool:
@@ -71,7 +81,40 @@ def load(folder: Path) -> list[Job]:
     records = sorted([*folder.glob(RECORD), *folder.glob(f"*/{RECORD}")])
     if not records:
         raise ConfigError(f"{folder} holds no {RECORD}: name the folder of a run that launcher=sagemaker has submitted")
-    return [Job(**json.loads(record.read_text(encoding="utf-8")), folder=record.parent) for record in records]
+    return [read(record) for record in records]
+
+
+def read(record: Path) -> Job:
+    """The job that a record is of; its folder is the record's.
+
+    Raises:
+        UserError: the record is damaged.
+    """
+    try:
+        job = Job(**json.loads(record.read_text(encoding="utf-8")), folder=record.parent)
+        whole = isinstance(job.name, str) and isinstance(job.description, dict) and 0 <= job.usd_per_hour < math.inf
+    except (ValueError, TypeError):
+        whole = False
+    if not whole:
+        raise UserError(f"{record} is damaged: bring it back from a copy, or remove it, which forgets its job here")
+    return job
+
+
+def set_aside(folder: Path) -> Path | None:
+    """Make room for the record of another job of a run; that of the one before is kept, since it was billed.
+
+    Args:
+        folder: of the run.
+
+    Returns:
+        where it lies now, or ``None`` where there was none.
+    """
+    record = folder / RECORD
+    if not record.exists():
+        return None
+    kept = folder / EARLIER / f"{read(record).name}.json"
+    kept.parent.mkdir(exist_ok=True)
+    return record.replace(kept)
 
 
 def under_way(account: "Account", folder: Path) -> Job | None:
@@ -103,6 +146,8 @@ def submit(account: "Account", job: Job, request: dict[str, Any]) -> None:
     """Send CreateTrainingJob; the record is there before the job is, so that none is lost."""
     from botocore.exceptions import ClientError
 
+    job.rehearsed = answered_here(account)
+    before = set_aside(job.folder)
     job.save()
     with answered_by_aws(f"submitting {job.name}"):
         try:
@@ -111,6 +156,8 @@ def submit(account: "Account", job: Job, request: dict[str, Any]) -> None:
             if error.response["Error"]["Code"] == "ResourceInUse":
                 return  # our own first try, whose answer was lost: nobody else has a name of ours
             (job.folder / RECORD).unlink()
+            if before is not None:
+                before.replace(job.folder / RECORD)
             raise
 
 

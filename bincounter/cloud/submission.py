@@ -105,6 +105,9 @@ class Submission:
             checkpoint_uri=request["CheckpointConfig"]["S3Uri"].rstrip("/"),
             overrides=planned.overrides,
             usd_per_hour=self._price.usd * self._settings["instance_count"],
+            instance_type=self._settings["instance_type"],
+            instance_count=self._settings["instance_count"],
+            price_origin=self._price.origin,
         )
 
     def _pack(self, planned: "Sequence[Planned]", folder: Path) -> dict[Needs, Source]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from hydra.plugins.launcher import Launcher
 
-from bincounter.cloud.jobs import RECORD, load
+from bincounter.cloud.jobs import RECORD, load, set_aside
 from bincounter.errors import ConfigError, ResourceError
 from bincounter.files import write_text
 from bincounter.sweep.distributions import values_of
@@ -78,4 +78,4 @@ def _forget_failure(folder: Path) -> None:
     """A failure's cause may be gone; a job that still runs, or that has completed, is followed again."""
     (folder / OUTCOME).unlink(missing_ok=True)
     if (folder / RECORD).exists() and load(folder)[0].description.get("TrainingJobStatus") == "Failed":
-        (folder / RECORD).unlink()
+        set_aside(folder)

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from bincounter.cloud import plan as cloud_plan
 from bincounter.cloud.account import Account
 from bincounter.cloud.crew import Task
+from bincounter.cloud.jobs import answered_here
 from bincounter.cloud.launcher import REPOSITORY
 from bincounter.cloud.overrides import without
 from bincounter.cloud.place import is_rehearsal, place
@@ -180,6 +181,10 @@ class _Tuner:
             trials=self._tuning.trials,
             usd_per_hour=task.job.usd_per_hour,
             identity=dict(self._plan.identity),
+            instance_type=task.job.instance_type,
+            instance_count=task.job.instance_count,
+            price_origin=task.job.price_origin,
+            rehearsed=answered_here(account),
         )
         submit(account, job, requests[0], self._plan.folder)
         log.info("%s: %d trials, %d at a time", job.name, job.trials, min(self._tuning.at_once, job.trials))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from bincounter.cloud.endpoints import record
 from bincounter.cloud.endpoints.errors import in_words_of_target
 from bincounter.cloud.endpoints.objects import check_names
 from bincounter.cloud.endpoints.requests import Wanted
@@ -88,6 +89,8 @@ def _carry_out(cfg: DictConfig, package: "Package | None", wanted: Wanted) -> in
         from bincounter.cloud.endpoints.removal import delete
 
         delete(account, wanted, dry=cfg.dry_run)
+        if not cfg.dry_run:
+            record.end(account, wanted.name, record.records_below(Path(cfg.paths.log_dir)), "deleted")
     else:
         assert package is not None
         _serve(cfg, package, wanted, account)
@@ -102,7 +105,10 @@ def _serve(cfg: DictConfig, package: "Package", wanted: Wanted, account: Any) ->
     elif cfg.action == "update":
         from bincounter.cloud.endpoints.updating import update
 
-        update(account, wanted, package, dry=cfg.dry_run)
+        config = update(account, wanted, package, dry=cfg.dry_run)
+        if not cfg.dry_run:  # what it served before may be of another run
+            earlier = record.records_below(Path(cfg.paths.log_dir))
+            record.end(account, wanted.name, earlier, "replaced", serves=config)
     else:
         from bincounter.cloud.endpoints.deployment import deploy
 

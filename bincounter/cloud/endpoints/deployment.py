@@ -3,6 +3,7 @@
 import logging
 from typing import TYPE_CHECKING, Any
 
+from bincounter.cloud.endpoints import record
 from bincounter.cloud.endpoints.belongings import remove_unused
 from bincounter.cloud.endpoints.errors import answered
 from bincounter.cloud.endpoints.objects import Call
@@ -52,6 +53,7 @@ def deploy(account: "Account", wanted: Wanted, package: "Package", *, dry: bool)
         log.info("It is there already, with the same checkpoint and settings.")
     else:
         _create(account, wanted, endpoint, create)
+    record.begin(account, wanted, endpoint, there["CreationTime"] if there else None)
     if not wanted.target["wait"]:
         tell_how_to_see(wanted)
         return
@@ -59,6 +61,7 @@ def deploy(account: "Account", wanted: Wanted, package: "Package", *, dry: bool)
     if ended is None or ended["EndpointStatus"] != "InService":
         reason = failure(account, wanted.name, ended)
         remove(account, wanted)
+        record.end(account, wanted.name, [package.path.parent / record.RECORD], "failed")
         raise ResourceError(
             f"the endpoint {wanted.name} did not come into service ({reason}), and nothing of it is left or billed: "
             "correct that, and run the same command again"

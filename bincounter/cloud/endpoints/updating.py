@@ -3,6 +3,7 @@
 import logging
 from typing import TYPE_CHECKING, Any
 
+from bincounter.cloud.endpoints import record
 from bincounter.cloud.endpoints.autoscaling import Registered, registered
 from bincounter.cloud.endpoints.belongings import remove_unused
 from bincounter.cloud.endpoints.errors import answered
@@ -38,7 +39,7 @@ def planned(account: "Account", wanted: Wanted, package: "Package") -> tuple[Pla
     return endpoint, update_call(wanted, endpoint.config)
 
 
-def update(account: "Account", wanted: Wanted, package: "Package", *, dry: bool) -> None:
+def update(account: "Account", wanted: Wanted, package: "Package", *, dry: bool) -> str:
     """Update an endpoint.
 
     Args:
@@ -47,6 +48,9 @@ def update(account: "Account", wanted: Wanted, package: "Package", *, dry: bool)
         package: the packed checkpoint.
         dry: print the requests instead.
 
+    Returns:
+        the name of the configuration that it goes on with.
+
     Raises:
         BinCounterError: it could not be updated, and goes on as it was.
         Interrupted: by Ctrl-C; AWS goes on.
@@ -54,7 +58,7 @@ def update(account: "Account", wanted: Wanted, package: "Package", *, dry: bool)
     endpoint, call = planned(account, wanted, package)
     if dry:
         show_calls([*endpoint.before, call, *endpoint.scaling])
-        return
+        return endpoint.name
     there = existing(account, wanted.name)
     _refuse_busy(there, wanted)
     old = str(there["EndpointConfigName"])
@@ -62,7 +66,7 @@ def update(account: "Account", wanted: Wanted, package: "Package", *, dry: bool)
         log.info("Nothing to update: it has this checkpoint and these settings.")
         endpoint.scale(account)
         tell_in_service(account, wanted)
-        return
+        return endpoint.name
     try:
         endpoint.make(account, wanted)
         suspended = _update(account, wanted, endpoint, old)
@@ -70,13 +74,16 @@ def update(account: "Account", wanted: Wanted, package: "Package", *, dry: bool)
         _take_back(account, wanted)
         raise
     if not wanted.target["wait"]:
+        record.begin(account, wanted, endpoint)
         tell_how_to_see(wanted)
-        return
+        return endpoint.name
     ended = settled(account, wanted.name)
     if ended is None or ended["EndpointStatus"] != "InService" or ended["EndpointConfigName"] != endpoint.name:
         raise _failed(account, wanted, ended, old, suspended)
+    record.begin(account, wanted, endpoint)
     _clear_up(account, wanted, endpoint)
     tell_in_service(account, wanted)
+    return endpoint.name
 
 
 def _refuse_busy(there: dict[str, Any], wanted: Wanted) -> None:

@@ -141,6 +141,10 @@ class Course:
             overrides=self._overrides(summary.get("TunedHyperParameters", {})),
             usd_per_hour=self._tuning.usd_per_hour,
             description={key: described[key] for key in KEPT if key in described},
+            instance_type=self._tuning.instance_type,
+            instance_count=self._tuning.instance_count,
+            price_origin=self._tuning.price_origin,
+            rehearsed=self._tuning.rehearsed,
         )
         job.save()
         values = " ".join(f"{key}={value}" for key, value in summary.get("TunedHyperParameters", {}).items())

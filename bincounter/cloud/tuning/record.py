@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bincounter.cloud.aws_errors import answered_by_aws
+from bincounter.errors import UserError
 from bincounter.files import write_text
 
 if TYPE_CHECKING:
@@ -28,6 +29,10 @@ class TuningJob:
         usd_per_hour: of all instances of one trial, on demand.
         identity: digests of what is searched, as bincounter.sweep.plan has them.
         status: ``InProgress``, or what it ended with.
+        instance_type: of a trial, such as ``ml.g5.xlarge``; empty in a record that an earlier version wrote.
+        instance_count: how many of them a trial has.
+        price_origin: where ``usd_per_hour`` is from, in words.
+        rehearsed: whether it runs on this machine, so that nothing is paid.
     """
 
     name: str
@@ -37,6 +42,10 @@ class TuningJob:
     usd_per_hour: float
     identity: Mapping[str, str]
     status: str = "InProgress"
+    instance_type: str = ""
+    instance_count: int = 1
+    price_origin: str = ""
+    rehearsed: bool = False
 
     def save(self, folder: Path) -> None:
         """Write ``tuning.json`` into the search's folder."""
@@ -44,9 +53,18 @@ class TuningJob:
 
 
 def load(folder: Path) -> TuningJob | None:
-    """The tuning job of a search's folder, or ``None``."""
+    """The tuning job of a search's folder, or ``None``.
+
+    Raises:
+        UserError: its record is damaged.
+    """
     path = folder / RECORD
-    return TuningJob(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        return TuningJob(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        raise UserError(f"{path} is damaged: bring it back from a copy, or remove it, which forgets its job") from None
 
 
 def submit(account: "Account", job: TuningJob, request: dict[str, Any], folder: Path) -> None:
