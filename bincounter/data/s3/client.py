@@ -36,7 +36,8 @@ _SMALL = 1 << 20  # bytes; larger bodies are written as they arrive
 _AT_ONCE = 64 << 20  # bytes; larger files are sent in parts
 _PART = 16 << 20
 _RETRIES = 5
-_QUICK = (BaseError, DamagedError, OSError)  # obstore raises FileNotFoundError and other OSErrors, too
+# obstore also raises FileNotFoundError, and ValueError for keys that it cannot parse.
+_QUICK = (BaseError, DamagedError, OSError, ValueError)
 _Answer = TypeVar("_Answer")
 
 
@@ -77,6 +78,11 @@ class Bucket:
         except (BotoCoreError, ValueError) as error:
             raise explain_settings(error) from error
 
+    def close(self) -> None:
+        """Give up what is still asked for in other threads; no other method may be called afterwards."""
+        self._patient.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
     @property
     def signed(self) -> bool:
         """Whether requests carry credentials."""
@@ -98,7 +104,8 @@ class Bucket:
             try:
                 for page in obstore.list(self._lister, prefix or None, offset=after or None, chunk_size=1000):
                     yield [Listed(item["path"], (item["e_tag"] or "").strip('"'), item["size"]) for item in page]
-                    self._answered, after = True, page[-1]["path"] if page else after
+                    self._note_answer()
+                    after = page[-1]["path"] if page else after
                 return
             except _QUICK as error:
                 log.debug("listing s3://%s/%s through boto: %s", self.name, prefix, type(error).__name__)
@@ -158,12 +165,17 @@ class Bucket:
                 break
             store = self._store
         stored = await self._in_thread(thoroughly)
-        if isinstance(failure, _UnverifiedError) and stored and etags.is_md5(stored.etag) and self._etags_tell:
+        if isinstance(failure, _UnverifiedError) and stored:
+            await self._in_thread(lambda: self._doubt_etags(path, stored))
+        return stored
+
+    def _doubt_etags(self, path: Path, stored: Stored) -> None:
+        """Stop to compute etags when one is not that of a body which is right."""
+        if self._etags_tell and etags.is_md5(stored.etag) and not etags.names(stored.etag, path, stored.size):
             self._etags_tell = False
             log.info(
                 "the etags of s3://%s are no MD5s: reading through boto, which is slower, for its checks", self.name
             )
-        return stored
 
     async def _quickly(self, store: S3Store, key: str, path: Path, listed: Stored | None, unless: str) -> Stored | None:
         """Read through obstore; what it raises is worth a second opinion, but for what is missing."""
@@ -175,9 +187,9 @@ class Bucket:
             if self._answered or "NoSuchKey" in str(error):  # a bucket may be what is missing
                 raise MissingError(f"s3://{self.name}/{key} does not exist: correct the address") from error
             raise DamagedError("not found") from error
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise DamagedError(type(error).__name__) from error
-        self._answered = True
+        self._note_answer()
         etag, size = (answer.meta["e_tag"] or "").strip('"'), answer.meta["size"]
         digest, written = hashlib.md5(usedforsecurity=False), 0
         with path.open("wb", buffering=0) as file:
@@ -191,7 +203,7 @@ class Bucket:
                     written += file.write(chunk)
         if written != size or (listed and listed.etag == etag and listed.size != size):
             raise DamagedError(f"{written} of {size} bytes")
-        if digest.hexdigest() != etag and not etags.names(etag, path, size):
+        if digest.hexdigest() != etag and not await self._in_thread(lambda: etags.names(etag, path, size)):
             raise _UnverifiedError("its MD5 is not the one announced")
         return Stored(etag, size)
 
@@ -271,6 +283,9 @@ class Bucket:
     def metadata(self, key: str) -> dict[str, str]:
         """The user metadata of an object, names in lower case."""
         return self._patient.metadata(key)
+
+    def _note_answer(self) -> None:
+        self._answered = self._patient.reached = True
 
     async def _in_thread(self, function: Callable[[], _Answer]) -> _Answer:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function)

@@ -18,6 +18,8 @@ from botocore.configprovider import ConfiguredEndpointProvider
 from botocore.session import Session
 from obstore.store import S3Store
 
+from bincounter.errors import DataError
+
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, S3Credential
 
@@ -131,5 +133,11 @@ class Connection:
         }
         authorities = self._session.get_config_variable("ca_bundle")
         if authorities:
-            options["root_certificate"] = Path(authorities).expanduser().read_bytes()
+            try:
+                options["root_certificate"] = Path(authorities).expanduser().read_bytes()
+            except OSError as error:
+                raise DataError(
+                    f"the certificates in {authorities} cannot be read ({error.strerror}): correct AWS_CA_BUNDLE or "
+                    "ca_bundle in ~/.aws/config"
+                ) from error
         return options

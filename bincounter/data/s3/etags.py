@@ -37,13 +37,16 @@ def can_be_computed(etag: str, size: int) -> bool:
 
 
 def names(etag: str, path: Path, size: int) -> bool:
-    """Whether the etag of an object in parts is that of a file.
+    """Whether an etag is that of a file.
 
     Args:
         etag: without quotes.
         path: the file, which is read once for each size of parts that comes into question.
         size: of the file, bytes.
     """
+    if is_md5(etag):
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest() == etag
     return any(_in_parts(path, part) == etag for part in _part_sizes(etag, size))
 
 

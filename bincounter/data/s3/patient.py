@@ -4,7 +4,7 @@ import base64
 import hashlib
 import logging
 import random
-import time
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -31,13 +31,21 @@ class PatientBucket:
     Args:
         bucket: its name.
         connection: to the server.
+
+    Attributes:
+        reached: whether the server ever answered; one that never did is not asked for long.
     """
 
     def __init__(self, bucket: str, connection: Connection) -> None:
         self._name, self._connection = bucket, connection
         self._client = connection.client
-        self._reached = False
+        self.reached = False
+        self._closed = threading.Event()
         self._client.meta.events.register("response-received.s3", self._note_answer)
+
+    def close(self) -> None:
+        """Have requests that are under way in other threads end soon."""
+        self._closed.set()
 
     def pages(self, prefix: str, *, after: str = "") -> Iterator[list[Listed]]:
         """All keys that start with ``prefix`` and come after ``after``, up to 1,000 in a page."""
@@ -126,8 +134,8 @@ class PatientBucket:
     ) -> _Answer:
         """Repeat a request while that may help; a server that never answered is not asked again."""
         for attempt in range(_ATTEMPTS):
-            if attempt:
-                time.sleep(2**attempt * random.uniform(0.25, 0.5))
+            if attempt and self._closed.wait(2**attempt * random.uniform(0.25, 0.5)):
+                break
             try:
                 return request()
             except (*BROKEN_OFF, ClientError) as error:
@@ -139,17 +147,17 @@ class PatientBucket:
                 break
         address = f"s3://{self._name}/{key}"
         connection = self._connection
-        raise explain(last, address, host=connection.host, signed=connection.signed, reached=self._reached) from last
+        raise explain(last, address, host=connection.host, signed=connection.signed, reached=self.reached) from last
 
     def _is_final(self, error: Exception) -> bool:
         """Whether asking again is in vain."""
         if isinstance(error, ClientError):
             return status(error) < 500 and status(error) not in (408, 429)
-        never_answered = isinstance(error, BotoConnectionError | HTTPClientError) and not self._reached
+        never_answered = isinstance(error, BotoConnectionError | HTTPClientError) and not self.reached
         return isinstance(error, SSLError) or never_answered
 
     def _note_answer(self, *, exception: Exception | None, **_: object) -> None:
-        self._reached = self._reached or exception is None
+        self.reached = self.reached or exception is None
 
 
 def _save(answer: dict[str, Any], file: IO[bytes], listed: Stored | None, *, md5_etags: bool) -> Stored:
