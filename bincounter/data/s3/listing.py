@@ -1,5 +1,6 @@
 """A listing of a bucket, taken in several parts at once where it is known how to cut it."""
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
@@ -27,13 +28,19 @@ def list_into(catalogue: Catalogue, bucket: Bucket, prefix: str) -> None:
     catalogue.list_anew()
     cuts = catalogue.boundaries(prefix, _PARTS)
 
+    broken_off = threading.Event()
+
     def list_part(after: str, until: str) -> None:
         for page in bucket.pages(prefix, after=after):
             inside = [item for item in page if not until or item.key <= until]
             catalogue.add(inside)
-            if len(inside) < len(page):
+            if len(inside) < len(page) or broken_off.is_set():
                 return
 
     with ThreadPoolExecutor(len(cuts) + 1) as pool:
-        for part in [pool.submit(list_part, after, until) for after, until in pairwise(["", *cuts, ""])]:
-            part.result()
+        parts = [pool.submit(list_part, after, until) for after, until in pairwise(["", *cuts, ""])]
+        try:
+            for part in parts:
+                part.result()
+        finally:
+            broken_off.set()

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Coroutine, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
 from bincounter.data.s3.client import Bucket
@@ -71,8 +72,20 @@ def run(coroutine: Coroutine[Any, Any, _Answer]) -> _Answer:
         asyncio.get_running_loop()
     except RuntimeError:
         return asyncio.run(coroutine)
+    running: list[asyncio.Task[_Answer]] = []
+
+    async def note_and_await() -> _Answer:
+        running.append(asyncio.create_task(coroutine))
+        return await running[0]
+
     with ThreadPoolExecutor(1) as pool:
-        return pool.submit(asyncio.run, coroutine).result()
+        try:
+            return pool.submit(asyncio.run, note_and_await()).result()
+        except KeyboardInterrupt:  # comes to this thread alone
+            for task in running:
+                with suppress(RuntimeError):  # it has just ended
+                    task.get_loop().call_soon_threadsafe(task.cancel)
+            raise
 
 
 class _Transfer:
