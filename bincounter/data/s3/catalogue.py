@@ -31,8 +31,8 @@ class Catalogue:
         self._lock = threading.Lock()
         try:
             self._rows = _opened(path)
-        except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):
+        except sqlite3.Error as error:
+            if not tells_of_damage(error):
                 raise
             path.unlink()
             self._rows = _opened(path)
@@ -167,9 +167,9 @@ class Catalogue:
         return number, size
 
     def expect_jobs(self) -> None:
-        """Note all that is about to be fetched, so that a kill leaves no file that nobody knows of."""
+        """Note all that is about to be fetched, so that a kill leaves no file unknown or taken for another."""
         with self._writing() as rows:
-            rows.execute(f"INSERT OR IGNORE INTO objects SELECT key, '', {ON_ITS_WAY} FROM jobs")
+            rows.execute(f"INSERT OR REPLACE INTO objects SELECT key, '', {ON_ITS_WAY} FROM jobs")
 
     def expect(self, keys: Iterable[str]) -> None:
         """Note objects that are about to be fetched, and that no listing told of."""
@@ -177,10 +177,10 @@ class Catalogue:
             rows.executemany("INSERT OR IGNORE INTO objects VALUES (?, ?, ?)", ((key, "", ON_ITS_WAY) for key in keys))
 
     def note_absent(self, keys: Iterable[str]) -> None:
-        """Note objects that are listed but do not exist, so that they are not asked for again."""
+        """Note marks of empty folders among objects that do not exist, so that they are not asked for again."""
         with self._writing() as rows:
             rows.executemany(
-                f"INSERT OR REPLACE INTO objects SELECT key, etag, {ABSENT} FROM listed WHERE key = ?",
+                f"INSERT OR REPLACE INTO objects SELECT key, etag, {ABSENT} FROM listed WHERE key = ? AND size = 0",
                 ((key,) for key in keys),
             )
 
@@ -206,6 +206,11 @@ class Catalogue:
     def _writing(self) -> Iterator[sqlite3.Connection]:
         with self._lock, self._rows:
             yield self._rows
+
+
+def tells_of_damage(error: BaseException | None) -> bool:
+    """Whether the file is no catalogue, or no longer; SQLite has no class of its own for that."""
+    return type(error) is sqlite3.DatabaseError
 
 
 def _opened(path: Path) -> sqlite3.Connection:

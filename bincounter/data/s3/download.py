@@ -8,10 +8,12 @@ import logging
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from bincounter.data.s3.address import parse, refusal
+from bincounter.data.s3.catalogue import tells_of_damage
 from bincounter.data.s3.client import Bucket
 from bincounter.data.s3.errors import DeniedError, MissingError
 from bincounter.data.s3.listing import list_into
@@ -65,9 +67,8 @@ def fetch(
         ResourceError: the network, the server or the disk gave out; the same call goes on from what is there.
     """
     name, prefix = parse(source)
-    bucket = Bucket(name, connections)
     try:
-        with Mirror(data_dir, name) as mirror:
+        with closing(Bucket(name, connections)) as bucket, Mirror(data_dir, name) as mirror:
             folder = mirror.path(prefix)
             chooser = _chooser(folder, counts) if only == "counts" else None
             sync = _Sync(bucket, mirror, prefix, connections, chooser)
@@ -81,6 +82,11 @@ def fetch(
             "paths.data_dir to another folder; what was fetched is kept"
         ) from error
     except sqlite3.Error as error:
+        if tells_of_damage(error):
+            raise ResourceError(
+                f"the list of what was fetched to {data_dir} is damaged and was deleted: run the same command again, "
+                "it fetches everything anew"
+            ) from error
         raise ResourceError(
             f"the list of what was fetched cannot be written to {data_dir} ({error}): make room for it, or set "
             "paths.data_dir to another folder; what was fetched is kept"

@@ -19,10 +19,11 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from itertools import count
 from pathlib import Path
+from types import TracebackType
 from typing import NamedTuple, Self
 
 from bincounter.data.s3.address import refusal
-from bincounter.data.s3.catalogue import Catalogue
+from bincounter.data.s3.catalogue import Catalogue, tells_of_damage
 from bincounter.data.s3.objects import Listed, Stored
 
 log = logging.getLogger(__name__)
@@ -82,9 +83,13 @@ class Mirror:
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
             self.catalogue.close()
+            if tells_of_damage(error):
+                self._catalogue_path.unlink()
             shutil.rmtree(self._staging, ignore_errors=True)
         finally:
             self._lock.close()
