@@ -64,7 +64,11 @@ def test_a_fetch_that_is_killed_at_any_point_goes_on_from_what_it_has(s3_proxy: 
     kept: dict[str, int] = {}
     for after in random.Random(3).sample(range(300), 5):
         running: list[subprocess.Popen[str]] = []
-        s3_proxy.spoil("GET", meanwhile(lambda killed=running: killed[0].kill()), times=1, after=after)
+
+        def kill(it: list[subprocess.Popen[str]] = running) -> None:
+            it[0].kill()
+
+        s3_proxy.spoil("GET", meanwhile(kill), times=1, after=after)
         running.append(start(tmp_path))
         running[0].communicate(timeout=60)
         here = files(tmp_path)
