@@ -53,6 +53,13 @@ def _parser() -> argparse.ArgumentParser:
     arrange.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py: data=abid data.source=...")
     arrange.set_defaults(command=_arrange)
 
+    prepare = commands.add_parser(
+        "prepare", help="split a data source into {train,valid,test}/<count>/<photo>, in a folder or a bucket"
+    )
+    prepare.add_argument("destination", metavar="DESTINATION", help="a folder or s3://bucket/prefix")
+    prepare.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py: data=abid data.source=...")
+    prepare.set_defaults(command=_prepare)
+
     predict = commands.add_parser("predict", help="count the items in photos")
     predict.add_argument("sources", nargs="+", metavar="PHOTO|FOLDER|s3://...")
     predict.add_argument("--ckpt-path", type=Path, help="the checkpoint; the newest best.ckpt under logs/ by default")
@@ -118,6 +125,27 @@ def _arrange(arguments: argparse.Namespace) -> int:
 
     photos = [Candidate(record.id, record.file, record.count) for record in data.find()]
     arrange(Listing(photos), arguments.destination)
+    print(arguments.destination)
+    return 0
+
+
+def _prepare(arguments: argparse.Namespace) -> int:
+    # Nobody will ask for the decoded photos that training keeps.
+    cfg, data = _data_of([*arguments.overrides, "data.cache=false"])
+    from bincounter.data.preparation import check_destination, prepare_folders
+
+    check_destination(arguments.destination, cfg.data.source)
+    data.prepare()
+    done = prepare_folders(
+        data.manifest,
+        data.kept,
+        data.assignment,
+        arguments.destination,
+        connections=cfg.data.sync.connections,
+    )
+    for side, photos in done.photos.items():
+        print(f"{side}: {photos:,} photos")
+    print(f"{done.files:,} files were not there yet, {done.bytes / 1e6:,.1f} MB")
     print(arguments.destination)
     return 0
 

@@ -71,7 +71,7 @@ def send(
     Args:
         files: each with its name in the folder, which may have slashes; may be lazy and of any length.
         uri: ``s3://`` address of the folder.
-        last: files that vouch for the others, sent once all of those have arrived.
+        last: files that vouch for the others, sent one after the other once all of those have arrived.
         refused: tells of the name of an object that is there besides whether nothing may be sent beside it.
         connections: files sent at a time.
         description: for the progress.
@@ -88,23 +88,30 @@ def send(
     with SendingPlan(name, below) as plan:
         plan.add_files(files)
         plan.add_files(last, last=True)
-        for page in pages_there(bucket, below):
+        for page in _pages_there(bucket, below):
             plan.add_there(page)
         _look_at_others(plan.others(), uri, refused)
         objects, size = plan.totals()
         with TransferProgress(description or f"Sending to {uri}", objects, size) as progress:
             sending = _Sending(bucket, progress)
-            for is_last in (False, True):
-                run(sending.carry_out(plan.parcels(last=is_last), connections))
+            run(sending.carry_out(plan.parcels(last=False), connections))
+            run(sending.carry_out(plan.parcels(last=True), 1))
     return Uploaded(objects, sending.sent, sending.bytes, uri.rstrip("/"))
 
 
-def pages_there(bucket: Bucket, prefix: str) -> Iterator[list[Listed]]:
-    """The objects that are there already, in pages.
+def reach(uri: str) -> None:
+    """Ask for the folder ``uri`` once, so that a wrong address is answered before work goes into what is to be sent.
 
     Raises:
-        DataError: there is no such bucket, or it is not for us.
+        DataError: address, bucket or credentials are wrong.
+        ResourceError: the network or the server gave out.
     """
+    name, prefix = parse(uri)
+    next(_pages_there(Bucket(name, 1), f"{prefix}/" if prefix else ""), None)
+
+
+def _pages_there(bucket: Bucket, prefix: str) -> Iterator[list[Listed]]:
+    """The objects that are there already, in pages."""
     try:
         yield from bucket.pages(prefix)
     except DataError as error:

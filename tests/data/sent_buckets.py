@@ -1,0 +1,40 @@
+"""Buckets that tests send to."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import boto3
+import pytest
+from botocore.config import Config
+from s3_server import S3Server, serve
+
+
+@contextmanager
+def writable_server(root: Path) -> Iterator[S3Server]:
+    """A server that remembers its folders, unlike that of ``s3``: many writers at a time make that one crawl.
+
+    It does not see what is changed in ``root`` behind its back.
+    """
+    with serve(root) as server:
+        yield server
+
+
+@contextmanager
+def empty_buckets(server: S3Server, monkeypatch: pytest.MonkeyPatch, *names: str) -> Iterator[None]:
+    """Buckets that vanish with all they hold; the environment leads to the server meanwhile."""
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in server.environment().items():
+        monkeypatch.setenv(name, value)
+    client = boto3.client("s3", endpoint_url=server.endpoint, config=Config(s3={"addressing_style": "path"}))
+    for name in names:
+        client.create_bucket(Bucket=name)
+    try:
+        yield
+    finally:
+        for name in names:
+            for page in client.get_paginator("list_objects_v2").paginate(Bucket=name):
+                for item in page.get("Contents", ()):
+                    client.delete_object(Bucket=name, Key=item["Key"])
+            client.delete_bucket(Bucket=name)

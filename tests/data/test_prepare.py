@@ -1,0 +1,172 @@
+"""``python -m bincounter prepare``: from any source to split bins, in a folder or in a bucket of a real S3 server."""
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from commands import Run
+from made_photos import abid_bin, bin_folders, photo_bytes, write
+from s3_server import S3Server
+from sent_buckets import empty_buckets, writable_server
+
+from bincounter.data.s3.upload import send
+from bincounter.data.splits import SplitRow, read_split
+
+PHOTOS = 24
+
+
+def public_bucket(root: Path, photos: int = PHOTOS) -> Path:
+    """A folder in the shape of ABID's bucket, each bin photographed twice, and beside it a list of the photos."""
+    for index in range(photos):
+        abid_bin(root, f"{index:05}", index // 2 % 3, f"ASIN{index // 2}")
+    listed = {"1": [f"data/metadata/{index:05}.json" for index in range(photos)]}
+    return write(root.parent / "file_list.json", json.dumps(listed))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with writable_server(tmp_path_factory.mktemp("prepared")) as running:
+        yield running
+
+
+@pytest.fixture
+def s3(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """The server with two empty buckets, ``public`` and ``mine``."""
+    with empty_buckets(server, monkeypatch, "public", "mine"):
+        yield server
+
+
+@pytest.fixture
+def prepare(run: Run, tmp_path: Path) -> Run:
+    """Run ``prepare`` with all that it keeps under ``tmp_path``."""
+
+    def prepare_(destination: object, *overrides: str, code: int = 0):
+        paths = [f"paths.{name}_dir={tmp_path / name}" for name in ("data", "cache")]
+        return run("-m", "bincounter", "prepare", str(destination), *paths, *overrides, code=code)
+
+    return prepare_
+
+
+def test_a_public_bucket_and_an_id_list_become_split_bins_in_a_bucket(
+    s3: S3Server, prepare: Run, tmp_path: Path
+) -> None:
+    ids = public_bucket(tmp_path / "public")
+    abid_bin(tmp_path / "public", "99999", 1)  # not in the list
+    send(
+        ((path, str(path.relative_to(tmp_path / "public"))) for path in (tmp_path / "public").glob("*/*")),
+        "s3://public",
+    )
+    source = ["data=abid", "data.source=s3://public", f"data.layout.ids={ids}", "data.counts=[0,1]"]
+    done = prepare("s3://mine/bins/v1", *source)
+    bins = contents(s3.root / "mine/bins/v1")
+    rows = read_split(s3.root / "mine/bins/v1/split.csv")
+    assert {row.id for row in rows} == bins.keys() - {"split.csv", "quarantine.csv"}
+    assert {Path(row.id).stem for row in rows} == {f"{i:05}" for i in range(PHOTOS) if i // 2 % 3 < 2}
+    for row in rows:
+        folder, count, name = row.id.split("/")
+        assert (folder, int(count)) == ({"validation": "valid"}.get(row.split, row.split), row.count)
+        assert bins[row.id] == (tmp_path / "public/bin-images" / name).read_bytes()
+    assert not straddling(rows)
+    sides = Counter(row.id.partition("/")[0] for row in rows)
+    assert done.stdout.splitlines() == [
+        *(f"{side}: {sides[side]} photos" for side in ("train", "valid", "test")),
+        f"{len(bins)} files were not there yet, 0.0 MB",
+        "s3://mine/bins/v1",
+    ]
+    again = prepare("s3://mine/bins/v1", *source)
+    assert "\n0 files were not there yet, 0.0 MB\n" in again.stdout
+
+
+def straddling(rows: list[SplitRow]) -> set[int]:
+    """Groups with photos on two sides."""
+    sides: dict[int, set[str]] = {}
+    for row in rows:
+        sides.setdefault(row.group, set()).add(row.split)
+    return {group for group, found in sides.items() if len(found) > 1}
+
+
+def test_a_folder_gets_links_a_split_and_a_quarantine(prepare: Run, tmp_path: Path) -> None:
+    bins = bin_folders(tmp_path / "source", 30)
+    write(bins / "1/broken.jpg", b"no photo")
+    (tmp_path / "made").mkdir()
+    source = ["data=folders", f"data.source={bins}"]
+    prepare(tmp_path / "made", *source)
+    rows = read_split(tmp_path / "made/split.csv")
+    assert len(rows) == 30
+    for row in rows:
+        assert (tmp_path / "made" / row.id).samefile(bins / str(row.count) / Path(row.id).name)
+    with (tmp_path / "made/quarantine.csv").open(newline="") as file:
+        assert [(line["path"], bool(line["reason"])) for line in csv.DictReader(file)] == [("1/broken.jpg", True)]
+    before = {path: path.stat() for path in (tmp_path / "made").rglob("*.*")}
+    again = prepare(tmp_path / "made", *source)
+    assert "\n0 files were not there yet" in again.stdout
+    assert {path: path.stat() for path in (tmp_path / "made").rglob("*.*")} == before
+
+
+def test_a_preparation_that_was_cut_short_is_gone_on_with(prepare: Run, tmp_path: Path) -> None:
+    bins = bin_folders(tmp_path / "source", 30)
+    source = ["data=folders", f"data.source={bins}"]
+    prepare(tmp_path / "made", *source)
+    whole = contents(tmp_path / "made")
+    (tmp_path / "made/split.csv").unlink()
+    for name in [name for name in whole if name.endswith("5.jpg")]:
+        (tmp_path / "made" / name).unlink()
+    again = prepare(tmp_path / "made", *source)
+    assert "\n4 files were not there yet" in again.stdout
+    assert contents(tmp_path / "made") == whole
+
+
+def test_photos_of_another_split_are_not_mixed_with(s3: S3Server, prepare: Run, tmp_path: Path) -> None:
+    bins = bin_folders(tmp_path / "source", 30)
+    source = ["data=folders", f"data.source={bins}"]
+    for destination, lies in [(str(tmp_path / "made"), tmp_path / "made"), ("s3://mine/made", s3.root / "mine/made")]:
+        prepare(destination, *source)
+        before = contents(lies)
+        done = prepare(destination, *source, "data.split.seed=1", code=2)
+        assert f"{destination} holds other photos, such as t" in done.stderr and "name an empty folder" in done.stderr
+        assert contents(lies) == before
+
+
+def test_two_photos_of_one_name_are_a_sentence(prepare: Run, tmp_path: Path) -> None:
+    for index in range(30):
+        write(tmp_path / f"source/train/1/{index}.jpg", photo_bytes(index))
+        write(tmp_path / f"source/test/1/{index}.jpg", photo_bytes(index + 100))
+    done = prepare(tmp_path / "made", "data=folders", f"data.source={tmp_path / 'source'}", code=2)
+    assert "would both be t" in done.stderr and "rename one of them" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("destination", "said"),
+    [
+        ("s3:/mine/bins", "is no S3 address: write it as s3://bucket/folder"),
+        ("s3://nowhere/bins", "there is no bucket nowhere: create it"),
+        ("s3://public", "lies in the source"),
+        ("s3://public/bin-images", "lies in the source"),
+        ("{tmp}/file", "is a file: name a folder to make"),
+        ("{tmp}/file/below", r"cannot be made (not a directory): name a folder that you may write to"),
+        ("/proc/bins", "cannot be made"),
+    ],
+)
+@pytest.mark.usefixtures("s3")
+def test_wrong_destinations_are_a_sentence_before_anything_is_fetched(
+    prepare: Run, tmp_path: Path, destination: str, said: str
+) -> None:
+    write(tmp_path / "file", "x")
+    done = prepare(destination.format(tmp=tmp_path), "data=s3", "data.source=s3://public", code=2)
+    assert said in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_folder_in_the_source_is_refused(prepare: Run, tmp_path: Path) -> None:
+    bins = bin_folders(tmp_path / "source")
+    for destination in (bins, bins / "made", tmp_path / "source/../source/made"):
+        done = prepare(destination, "data=folders", f"data.source={bins}", code=2)
+        assert "lies in the source" in done.stderr
+    assert not (bins / "made").exists()
