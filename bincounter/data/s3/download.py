@@ -184,11 +184,13 @@ class _Sync:
         jobs = [Job(key, None, stored.etag if stored else "") for key, stored in here.items()]
         self._catalogue.expect(key for key, stored in here.items() if stored is None)
         # Who may not list a bucket is denied what does not exist, too.
-        outcome = self._transfer(jobs, len(jobs), 0, (MissingError, DeniedError))
+        outcome = self._transfer(jobs, len(jobs), None, (MissingError, DeniedError))
         self._mirror.forget(outcome.absent)
         return outcome
 
-    def _transfer(self, jobs: Iterable[Job], number: int, size: int, tolerated: tuple[type[DataError], ...]) -> Outcome:
+    def _transfer(
+        self, jobs: Iterable[Job], number: int, size: int | None, tolerated: tuple[type[DataError], ...]
+    ) -> Outcome:
         with TransferProgress(f"Fetching from s3://{self._bucket.name}", number, size) as progress:
             return transfer(
                 self._bucket,

@@ -21,10 +21,10 @@ class TransferProgress:
     Args:
         description: such as ``Fetching from s3://bucket``.
         objects: how many there will be.
-        size: bytes of all of them.
+        size: bytes of all of them; ``None`` where that is not known beforehand.
     """
 
-    def __init__(self, description: str, objects: int, size: int) -> None:
+    def __init__(self, description: str, objects: int, size: int | None) -> None:
         self._description, self._objects, self._size = description, objects, size
         self._done = self._bytes = 0
         self._start = self._said = 0.0
@@ -37,7 +37,8 @@ class TransferProgress:
             self._bar.start()
             self._task = self._bar.add_task(self._description, total=self._objects, speed="")
         else:
-            log.info("%s: %s objects, %s to go", self._description, f"{self._objects:,}", _size(self._size))
+            size = f", {_size(self._size)}" if self._size is not None else ""
+            log.info("%s: %s objects%s to go", self._description, f"{self._objects:,}", size)
         return self
 
     def advance(self, size: int) -> None:
