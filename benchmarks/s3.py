@@ -15,7 +15,7 @@ One server (rclone), and every client in every round, one after the other, as a 
 The server knows all MD5s beforehand, as S3 does, and what one client left to be written is written before the next
 starts. "On disk" adds to a client's time what the system then takes to write the rest: who flushes pays for it earlier.
 Nothing is deleted before the end, since ext4 takes several times as long for new files soon after others were deleted:
-let five minutes pass between two runs.
+let two minutes pass between two runs.
 
 Clients and server share the machine's cores: the table says how many each kept busy. Its first row is a client that
 only throws bodies away, so all that the server can do here.

@@ -32,7 +32,7 @@ import sys
 from pathlib import Path
 from bincounter.data.s3.upload import send
 folder = Path(sys.argv[1])
-files = ((path, path.relative_to(folder).as_posix()) for path in folder.rglob("*.jpg"))
+files = ((path, count.name + "/" + path.name) for count in folder.iterdir() for path in count.iterdir())
 send(files, sys.argv[2], description="Sending")
 {_PEAK}
 """
