@@ -78,6 +78,11 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs, or of sweeps")
     compare.set_defaults(command=_compare)
 
+    cost = commands.add_parser("cost", help="what runs, sweeps and endpoints took and cost, per point of accuracy too")
+    cost.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="folders of runs, sweeps or endpoints")
+    cost.add_argument("--json", action="store_true", help="print one JSON document instead of tables")
+    cost.set_defaults(command=_cost)
+
     attach = commands.add_parser(
         "attach", help="follow the SageMaker jobs of a run or a sweep, and fetch what they have"
     )
@@ -178,6 +183,27 @@ def _compare(arguments: argparse.Namespace) -> int:
 
     Console().print(render(compare(arguments.runs)))
     return 0
+
+
+def _cost(arguments: argparse.Namespace) -> int:
+    from bincounter.cloud.spending.found import find
+
+    found = find(arguments.folders)
+    if arguments.json:
+        import json
+
+        from bincounter.cloud.spending.document import document
+
+        print(json.dumps(document(found), indent=2, ensure_ascii=False))
+    else:
+        from rich.console import Console
+
+        from bincounter.cloud.spending.table import render
+
+        Console(highlight=False).print(render(found))
+    for error in found.errors:
+        print(f"Error: {error}", file=sys.stderr)
+    return 2 if found.errors else 0
 
 
 def _attach(arguments: argparse.Namespace) -> int:

@@ -77,7 +77,7 @@ def compare(runs: Sequence[Path]) -> Comparison:
         raise UserError(f"{unscored.path} has no scores that the other runs have too: score its checkpoint first")
     scored = [run.predictions.of(SIDES[side]) if run.predictions else None for run in read]
     return Comparison(
-        names=_names([run.path for run in read]),
+        names=distinct_names([run.path for run in read]),
         settings=_differing([_settings(run) for run in read]),
         side=side,
         scores=tuple(run.metrics[side] for run in read),
@@ -113,7 +113,7 @@ def _expand(paths: Sequence[Path]) -> list[Path]:
     return runs
 
 
-def _names(paths: Sequence[Path]) -> tuple[str, ...]:
+def distinct_names(paths: Sequence[Path]) -> tuple[str, ...]:
     """Take as many trailing parts of the paths as it takes to tell them apart."""
     resolved = [path.resolve() for path in paths]
     for depth in range(1, max(len(path.parts) for path in resolved)):
