@@ -124,8 +124,8 @@ async def _serve(proxy: FaultyProxy, reader: asyncio.StreamReader, writer: async
             answer = proxy.handle(Answer(f"{method} {path}", asked, status, headers, body))
             if not await _pass_on(answer, writer, bodiless=bodiless):
                 return
-    except (asyncio.IncompleteReadError, ConnectionError):
-        pass  # someone has hung up
+    except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+        pass  # someone has hung up, or the test has ended
     finally:
         writer.transport.abort()
         to_server.transport.abort()

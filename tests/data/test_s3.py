@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from s3_faults import broken_off, denied, expired, garbled, listing, unavailable
-from s3_proxy import Fault, FaultyProxy
+from s3_faults import listing
+from s3_proxy import FaultyProxy
 from s3_server import SECRET_KEY, S3Server
 
 from bincounter.data.s3.address import is_remote, parse, refusal
@@ -131,42 +131,10 @@ def test_more_objects_than_a_listing_holds(s3: S3Server, tmp_path: Path) -> None
     assert files(fetch("s3://big", tmp_path, connections=8)) == objects
 
 
-@pytest.mark.parametrize("fault", [unavailable, broken_off, garbled])
-def test_spoilt_answers_are_asked_for_again(s3_proxy: FaultyProxy, tmp_path: Path, fault: Fault) -> None:
-    s3_proxy.server.put("shop", PHOTOS)
-    s3_proxy.spoil(r"/[ab]\.jpg", fault, times=2)
-    if fault is not garbled:
-        s3_proxy.spoil("list-type", fault, times=1)
-    assert files(fetch("s3://shop/bins", tmp_path)) == below("bins/", PHOTOS)
-
-
-def test_objects_that_never_arrive_leave_no_file(s3_proxy: FaultyProxy, tmp_path: Path) -> None:
-    s3_proxy.server.put("shop", PHOTOS)
-    s3_proxy.spoil(r"/1/b\.jpg", broken_off)
-    s3_proxy.spoil(r"/2/b\.jpg", garbled)
-    with pytest.raises(ResourceError, match=r"s3://shop/bins/[12]/b\.jpg"):
-        fetch("s3://shop/bins", tmp_path, connections=2)
-    here = files(tmp_path / "s3/shop/bins")
-    assert here.items() <= below("bins/", PHOTOS).items()
-    assert not any(name.endswith("b.jpg") for name in here)
-    assert not any((tmp_path / "s3/.sync/shop.parts").glob("*"))
-
-
 def test_an_object_deleted_after_the_listing_is_left_out(s3_proxy: FaultyProxy, tmp_path: Path) -> None:
     s3_proxy.server.put("shop", PHOTOS)
     s3_proxy.spoil("list-type", listing(("bins/9/gone.jpg", 5)))
     assert files(fetch("s3://shop/bins", tmp_path)) == below("bins/", PHOTOS)
-
-
-def test_a_full_disk_is_one_sentence_and_keeps_what_is_whole(s3: S3Server, tmp_path: Path) -> None:
-    s3.put("shop", PHOTOS | {"bins/zz.jpg": bytes(3_000_000)})
-    limit = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-    limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000)); "
-    command = [sys.executable, "-c", limit + FETCH, "s3://shop/bins", str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    assert "ResourceError" in result.stderr and "set paths.data_dir" in result.stderr
-    assert files(tmp_path / "s3/shop/bins").items() <= below("bins/", PHOTOS).items()
-    assert files(fetch("s3://shop/bins", tmp_path))["zz.jpg"] == bytes(3_000_000)
 
 
 def test_more_than_the_disk_holds_is_refused_before_it_starts(s3_proxy: FaultyProxy, tmp_path: Path) -> None:
@@ -277,17 +245,6 @@ def test_wrong_settings_are_one_sentence(
         fetch("s3://shop/bins", tmp_path)
     message = str(caught.value)
     assert sentence in message and "\n" not in message and "pa55" not in message
-
-
-@pytest.mark.parametrize(("fault", "sentence"), [(expired, "they have expired"), (denied, "is denied")])
-@pytest.mark.parametrize("where", ["list-type", r"/b\.jpg"])
-def test_refusals_of_the_server_are_one_sentence(
-    s3_proxy: FaultyProxy, tmp_path: Path, fault: Fault, sentence: str, where: str
-) -> None:
-    s3_proxy.server.put("shop", PHOTOS)
-    s3_proxy.spoil(where, fault)
-    with pytest.raises(DataError, match=sentence):
-        fetch("s3://shop/bins", tmp_path)
 
 
 def test_no_credential_is_logged(

@@ -1,110 +1,183 @@
-"""Fetching from ``s3://`` while the server, the network, the disk or the process itself gives out."""
+"""Fetching from ``s3://`` while the server or the network gives out."""
 
+import hashlib
+import logging
 import random
-import signal
-import sqlite3
-import subprocess
-import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
-from s3_faults import meanwhile
-from s3_proxy import FaultyProxy
+from s3_bins import assert_nothing_half_done, bins, files, inodes, put
+from s3_faults import (
+    broken_off,
+    denied,
+    expired,
+    failing,
+    garbled,
+    meanwhile,
+    renamed,
+    reset_at_once,
+    reset_midway,
+    stalled,
+    unavailable,
+)
+from s3_proxy import Fault, FaultyProxy
 
+from bincounter.data.s3 import client, connection, patient
+from bincounter.data.s3.client import Bucket
 from bincounter.data.s3.download import fetch
-
-FETCH = """
-import logging, sys
-from pathlib import Path
-from bincounter.data.s3 import download, transfer
-transfer._EVERY = 0.02  # seconds: a kill meets files being put into place, too
-logging.basicConfig()
-download.fetch(sys.argv[1], Path(sys.argv[2]))
-"""
+from bincounter.data.s3.errors import MissingError
+from bincounter.errors import DataError, ResourceError
 
 
-def start(data_dir: Path, source: str = "s3://shop/bins", first: str = "") -> subprocess.Popen[str]:
-    """Fetch in a process of its own, which runs some code first."""
-    return subprocess.Popen(
-        [sys.executable, "-c", first + FETCH, source, str(data_dir)], stderr=subprocess.PIPE, text=True
-    )
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give up soon, which otherwise takes a minute."""
+    monkeypatch.setattr(connection, "_SILENCE", 0.3)
+    monkeypatch.setattr(client, "_RETRIES", 1)
+    monkeypatch.setattr(patient, "_ATTEMPTS", 2)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
 
 
-def bins(number: int, size: int = 2000) -> dict[str, bytes]:
-    """Objects below ``bins/``, in several folders."""
-    return {f"{each % 7}/{each}.jpg": random.Random(each).randbytes(size) for each in range(number)}
+PASSING = [
+    pytest.param(unavailable, 20, id="SlowDown"),
+    pytest.param(failing, 4, id="InternalError"),
+    pytest.param(reset_at_once, 4, id="reset at once"),
+    pytest.param(reset_midway, 4, id="reset midway"),
+    pytest.param(broken_off, 4, id="cut short"),
+    pytest.param(garbled, 4, id="garbled"),
+    pytest.param(stalled(60), 4, id="silent"),
+]
 
 
-def put(proxy: FaultyProxy, objects: dict[str, bytes]) -> None:
-    proxy.server.put("shop", {f"bins/{name}": body for name, body in objects.items()})
-
-
-def files(data_dir: Path) -> dict[str, bytes]:
-    folder = data_dir / "s3" / "shop" / "bins"
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def inodes(data_dir: Path) -> dict[str, int]:
-    return {name: (data_dir / "s3/shop/bins" / name).stat().st_ino for name in files(data_dir)}
-
-
-def noted(data_dir: Path) -> list[str]:
-    """What a later run need not fetch."""
-    with sqlite3.connect(data_dir / "s3/.sync/shop.sqlite") as rows:
-        return [key.removeprefix("bins/") for (key,) in rows.execute("SELECT key FROM objects WHERE size >= 0")]
-
-
-def assert_nothing_half_done(data_dir: Path) -> None:
-    assert not (data_dir / "s3/.sync/shop.parts").exists()
-
-
-def test_a_fetch_that_is_killed_at_any_point_goes_on_from_what_it_has(s3_proxy: FaultyProxy, tmp_path: Path) -> None:
-    objects = bins(300)
-    put(s3_proxy, objects)
-    kept: dict[str, int] = {}
-    for after in random.Random(3).sample(range(300), 5):
-        running: list[subprocess.Popen[str]] = []
-
-        def kill(it: list[subprocess.Popen[str]] = running) -> None:
-            it[0].kill()
-
-        s3_proxy.spoil("GET", meanwhile(kill), times=1, after=after)
-        running.append(start(tmp_path))
-        running[0].communicate(timeout=60)
-        here = files(tmp_path)
-        assert here.items() <= objects.items()  # whole, all of them
-        known = inodes(tmp_path)
-        assert {name: known[name] for name in kept}.items() == kept.items()  # and none of it once more
-        if (tmp_path / "s3/.sync/shop.sqlite").exists():
-            kept = {name: known[name] for name in noted(tmp_path)}
-        s3_proxy.mend()
-    gone = sorted(objects)[:5]  # deleted while we were dead: must not stay behind, noted as arrived or not
-    for name in gone:
-        (s3_proxy.server.root / "shop/bins" / name).unlink()
-        del objects[name]
+@pytest.mark.parametrize(("fault", "times"), PASSING)
+def test_what_passes_is_waited_for(
+    s3_proxy: FaultyProxy,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    fault: Fault,
+    times: int,
+) -> None:
+    monkeypatch.setattr(connection, "_SILENCE", 0.3)
+    objects = bins(20) | {"empty.jpg": b"", "large.jpg": bytes(range(256)) * 10_000}
+    put(s3_proxy.server, objects)
+    s3_proxy.spoil(r"jpg", fault, times)
+    s3_proxy.spoil(r"large", fault, 1)
+    if fault is not garbled:
+        s3_proxy.spoil("list-type", fault, 1)
     fetch("s3://shop/bins", tmp_path)
     assert files(tmp_path) == objects
-    assert kept.keys() - gone and {name: inodes(tmp_path)[name] for name in kept.keys() - gone}.items() <= kept.items()
+    assert "no MD5s" not in caplog.text
+
+
+LASTING = [
+    pytest.param(unavailable, "answers SlowDown for s3://shop/bins/.*: run the same command again", id="SlowDown"),
+    pytest.param(reset_at_once, "broke off again and again .* run the same command again", id="reset at once"),
+    pytest.param(reset_midway, "broke off again and again .* run the same command again", id="reset midway"),
+    pytest.param(garbled, "its MD5 is not the one announced.* run the same command again", id="garbled"),
+    pytest.param(stalled(60), "broke off again and again .* run the same command again", id="silent"),
+    pytest.param(expired, "refuses the credentials .ExpiredToken.: log in again", id="expired"),
+    pytest.param(denied, "access to s3://shop/bins/.* is denied: have s3:ListBucket and s3:GetObject", id="denied"),
+]
+
+
+@pytest.mark.parametrize(("fault", "sentence"), LASTING)
+@pytest.mark.usefixtures("hasty")
+def test_what_lasts_ends_in_a_sentence_and_what_was_fetched_stays(
+    s3_proxy: FaultyProxy, tmp_path: Path, fault: Fault, sentence: str
+) -> None:
+    objects = bins(60)
+    put(s3_proxy.server, objects)
+    s3_proxy.spoil(r"jpg", fault, after=40)
+    with pytest.raises((DataError, ResourceError), match=sentence) as caught:
+        fetch("s3://shop/bins", tmp_path, connections=4)
+    assert "\n" not in str(caught.value) and s3_proxy.server.endpoint not in str(caught.value)
+    here = inodes(tmp_path)
+    assert files(tmp_path).items() <= objects.items() and len(here) >= 40
     assert_nothing_half_done(tmp_path)
-
-
-@pytest.mark.parametrize("first_is_killed", [False, True])
-def test_two_processes_do_the_work_once(s3_proxy: FaultyProxy, tmp_path: Path, first_is_killed: bool) -> None:
-    objects = bins(200)
-    put(s3_proxy, objects)
-    running: list[subprocess.Popen[str]] = []
-
-    def start_another() -> None:
-        running.append(start(tmp_path))
-        stderr = running[1].stderr
-        assert stderr and "another process is fetching" in stderr.readline()
-        if first_is_killed:
-            running[0].kill()
-
-    s3_proxy.spoil(r"GET .*\.jpg", meanwhile(start_another), times=1, after=100)
-    running.append(start(tmp_path))
-    output = "".join(running[each].communicate(timeout=60)[1] for each in range(2))  # the second starts meanwhile
-    assert [process.returncode for process in running] == [-signal.SIGKILL if first_is_killed else 0, 0], output
+    s3_proxy.mend()
+    fetch("s3://shop/bins", tmp_path)
     assert files(tmp_path) == objects
-    assert first_is_killed or s3_proxy.objects_sent() == len(objects)
-    assert_nothing_half_done(tmp_path)
+    assert here.items() <= inodes(tmp_path).items()  # none of them once more
+
+
+@pytest.mark.parametrize("fault", [reset_at_once, denied])
+@pytest.mark.usefixtures("hasty")
+def test_a_listing_that_breaks_off_deletes_nothing(s3_proxy: FaultyProxy, tmp_path: Path, fault: Fault) -> None:
+    objects = bins(10)
+    put(s3_proxy.server, objects)
+    fetch("s3://shop/bins", tmp_path)
+    s3_proxy.spoil("list-type", fault)
+    with pytest.raises((DataError, ResourceError)):
+        fetch("s3://shop/bins", tmp_path)
+    assert files(tmp_path) == objects
+
+
+def test_an_object_that_changes_after_the_listing_is_whole_and_then_right(
+    s3_proxy: FaultyProxy, tmp_path: Path
+) -> None:
+    put(s3_proxy.server, bins(3))
+    changed = bins(3) | {"0/0.jpg": b"longer or shorter"}
+    s3_proxy.spoil("list-type", meanwhile(lambda: put(s3_proxy.server, changed)), times=1)
+    for requests in (3, 4, 4):  # it is fetched once more, since the listing told of another version
+        fetch("s3://shop/bins", tmp_path)
+        assert files(tmp_path) == changed
+        assert s3_proxy.objects_sent() == requests
+
+
+def test_an_object_that_is_gone_for_a_moment_is_fetched_later(s3_proxy: FaultyProxy, tmp_path: Path) -> None:
+    put(s3_proxy.server, bins(3))
+    hidden = s3_proxy.server.root / "shop/bins/0/0.jpg"
+    s3_proxy.spoil("list-type", meanwhile(hidden.unlink), times=1)
+    fetch("s3://shop/bins", tmp_path)
+    assert files(tmp_path) == {name: body for name, body in bins(3).items() if name != "0/0.jpg"}
+    put(s3_proxy.server, bins(3))
+    fetch("s3://shop/bins", tmp_path)
+    assert files(tmp_path) == bins(3)
+
+
+def md5(text: str) -> str:
+    return hashlib.md5(text.encode()).hexdigest()
+
+
+def test_etags_that_are_no_md5s_are_believed_where_headers_say_so(
+    s3_proxy: FaultyProxy, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    put(s3_proxy.server, bins(20))
+    s3_proxy.spoil("", renamed(md5, x_amz_server_side_encryption="aws:kms"))
+    s3_proxy.spoil(r"1/1\.jpg", broken_off, times=3)
+    for _ in range(2):
+        fetch("s3://shop/bins", tmp_path, connections=4)
+        assert files(tmp_path) == bins(20)
+    assert caplog.text.count("no MD5s") == 1
+    assert s3_proxy.objects_sent() <= 20 + 4 + 3  # those on their way when it is found out, and those cut short
+
+
+@pytest.mark.usefixtures("hasty")
+def test_etags_that_are_no_md5s_are_damage_where_nothing_says_so(s3_proxy: FaultyProxy, tmp_path: Path) -> None:
+    put(s3_proxy.server, bins(3))
+    s3_proxy.spoil("", renamed(md5))
+    with pytest.raises(ResourceError, match="its MD5 is not the one announced"):
+        fetch("s3://shop/bins", tmp_path)
+    assert files(tmp_path) == {}
+
+
+@pytest.mark.usefixtures("hasty")
+def test_ranges_are_whole_or_an_error(s3_proxy: FaultyProxy) -> None:
+    body = random.Random(1).randbytes(100_000)
+    s3_proxy.server.put("shop", {"shard.tar": body})
+    with closing(Bucket("shop")) as bucket:
+        starts, lengths = [5, 90_000, 400, 0], [10, 10_000, 1, 5]
+        for fault in (unavailable, reset_at_once, broken_off, reset_midway, stalled(60)):
+            s3_proxy.spoil("GET", fault, times=1)
+            parts = bucket.read_ranges("shard.tar", starts, lengths)
+            assert parts == [body[start : start + length] for start, length in zip(starts, lengths, strict=True)]
+        with pytest.raises(ResourceError, match=r"s3://shop/shard\.tar"):
+            bucket.read_range("shard.tar", 99_999, 2)
+        with pytest.raises(MissingError, match="does not exist"):
+            bucket.read_range("none.tar", 0, 1)
+        s3_proxy.spoil("GET", broken_off)
+        with pytest.raises(ResourceError, match="broke off again and again"):
+            bucket.read_range("shard.tar", 0, 10)

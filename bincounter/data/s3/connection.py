@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from obstore.store import ClientConfig, S3Credential
 
 _PUBLIC = {"aft-vbi-pds": "us-east-1"}  # the bucket of ABID, and its region
+_CONNECTING = 10  # seconds at most
+_SILENCE = 30  # seconds without a byte, after which a request counts as lost
 _CREDENTIALS_LAST = timedelta(minutes=5)  # before boto is asked again, which renews them when they are about to expire
 _EXPRESS = "--x-s3"  # ends the names of directory buckets, which need sessions of their own
 
@@ -55,8 +57,8 @@ class Connection:
         region = region or os.environ.get("AWS_REGION") or self._session.get_config_variable("region")
         config = Config(
             retries={"mode": "standard"},
-            connect_timeout=10,
-            read_timeout=30,
+            connect_timeout=_CONNECTING,
+            read_timeout=_SILENCE,
             max_pool_connections=connections,
             user_agent_extra="bincounter",
         )
@@ -125,8 +127,8 @@ class Connection:
     def _options(self, scheme: str) -> "ClientConfig":
         options: ClientConfig = {
             "allow_http": scheme == "http",
-            "connect_timeout": "10s",
-            "read_timeout": "30s",
+            "connect_timeout": f"{_CONNECTING}s",
+            "read_timeout": f"{_SILENCE}s",
             "timeout": "1h",  # of a whole request: shards are large
             "pool_max_idle_per_host": str(self._connections),
             "user_agent": "bincounter",
