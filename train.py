@@ -18,15 +18,16 @@ def job(cfg: DictConfig) -> float | None:
     from bincounter.config import validate
 
     validate(cfg)
+    from bincounter.inspect.debugger import debugger_callbacks
     from bincounter.inspect.finished import report_run
     from bincounter.training.failures import answered
     from bincounter.training.run import run
 
-    callbacks = []
+    callbacks = debugger_callbacks(cfg)
     if cfg.hparams_search is not None:
         from bincounter.sweep.pruning import pruning_callbacks
 
-        callbacks = pruning_callbacks(cfg)
+        callbacks += pruning_callbacks(cfg)
     finished = run(cfg, callbacks)
     if finished is None:
         return None

@@ -11,6 +11,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from bincounter.config.debugger import NoDebugger, TensorsConfig
 from bincounter.config.launcher import ContainerConfig, LocalConfig, RehearsalConfig, SageMakerConfig
 from bincounter.config.search import OptunaConfig, TunerConfig
 
@@ -137,6 +138,7 @@ class TrainConfig:
     logger: Any = None
     trainer: Any = MISSING
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    debugger: Any = MISSING  # typed by its own schemas: none, tensors
     paths: PathsConfig = MISSING
     launcher: Any = MISSING  # typed by its own schemas: local, SageMaker, rehearsal
     hparams_search: Any = None  # typed by its own schemas: Optuna, SageMaker's tuner
@@ -149,6 +151,8 @@ def register() -> None:
     store.store(name="train_schema", node=TrainConfig)
     store.store(group="data", name="schema", node=DataConfig)
     store.store(group="paths", name="schema", node=PathsConfig)
+    store.store(group="debugger", name="none_schema", node=NoDebugger)
+    store.store(group="debugger", name="tensors_schema", node=TensorsConfig)
     store.store(group="launcher", name="local_schema", node=LocalConfig)
     store.store(group="launcher", name="sagemaker_schema", node=SageMakerConfig)
     store.store(group="launcher", name="rehearsal_schema", node=RehearsalConfig)

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bincounter.config.choices import one_of
+from bincounter.config.debugger import check_debugger
 from bincounter.config.launcher import carried_out_here, check_launcher
 from bincounter.config.metrics import mode_of
 from bincounter.config.search import check_search
@@ -45,6 +46,7 @@ def validate(cfg: DictConfig) -> None:
     for number, node in enumerate(plain["trainer"].get("plugins") or []):
         check_target(f"trainer.plugins[{number}]", node)
     _trainer(plain["trainer"], plain["model"])
+    check_debugger(plain["debugger"])
     _place(plain, here=carried_out_here(cfg.launcher))
     if plain["hparams_search"] is not None:
         check_search(plain["hparams_search"])

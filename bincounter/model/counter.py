@@ -188,9 +188,9 @@ class BinCounter(L.LightningModule):
         """Stop a training that diverged.
 
         Raises:
-            UserError: the validation loss is not finite.
+            UserError: the validation loss is not finite, and nobody has stopped the training for it yet.
         """
-        if not self.val_loss.compute().isfinite():
+        if not self.val_loss.compute().isfinite() and not self.trainer.should_stop:
             raise UserError("The validation loss is no longer a finite number; lower model.optimizer.lr.")
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:

@@ -80,6 +80,7 @@ class RunCheckpoint(Checkpoint):
         self._ends = None if max_time is None else time.monotonic() + max_time.total_seconds()
         self._validated = False
         self._sigterm = False
+        self._error: Exception | None = None
         self._trainer: L.Trainer | None = None
         self.best: float | None = None
         self.best_epoch: int | None = None
@@ -96,7 +97,7 @@ class RunCheckpoint(Checkpoint):
 
     def state_dict(self) -> dict[str, Any]:
         """The best value so far, its epoch, and whether early stopping has ended the run."""
-        stopped = self._trainer is not None and self._trainer.should_stop
+        stopped = self._trainer is not None and self._trainer.should_stop and self._error is None
         return {"best": self.best, "best_epoch": self.best_epoch, "stopped": stopped}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -119,11 +120,19 @@ class RunCheckpoint(Checkpoint):
         if self._model_dir is not None and trainer.is_global_zero and self.best_path.exists():
             hand_over(self._folder.parent, self._model_dir)
 
+    def end_with(self, trainer: L.Trainer, error: Exception) -> None:
+        """Have the fit end with ``error`` as soon as ``last.ckpt`` is written; to be called on all ranks alike."""
+        self._error = error
+        trainer.should_stop = True  # the epoch may be at its end: whatever its validation says, ``error`` comes first
+
     def _request_stop(self, *_: object) -> None:
         self._sigterm = True
 
     def _stop_if_asked(self, trainer: L.Trainer) -> None:
         """Write ``last.ckpt`` and leave, on all ranks together, if SIGTERM came to one of them or time is up."""
+        if self._error is not None:
+            trainer.save_checkpoint(self.last_path)
+            raise self._error
         for exception, wanted in (
             (StopRequested, self._sigterm),
             (TimeIsUp, self._ends is not None and time.monotonic() > self._ends),
@@ -167,6 +176,9 @@ class RunCheckpoint(Checkpoint):
         if not self._validated or self._monitor not in trainer.callback_metrics:
             return False
         value = float(trainer.callback_metrics[self._monitor])
+        # Whoever stops a training that diverged has it validated all the same.
+        if not trainer.callback_metrics.get("val/loss", torch.zeros(())).isfinite():
+            return False
         if self.best is not None and self._sign * (value - self.best) <= 0:
             return False
         self.best, self.best_epoch = value, trainer.current_epoch

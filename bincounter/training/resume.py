@@ -30,6 +30,7 @@ FREE = (
     "ckpt_path",
     "test",
     "checkpoint",
+    "debugger",
     "trainer.max_time",
     "trainer.log_every_n_steps",
     "trainer.enable_progress_bar",

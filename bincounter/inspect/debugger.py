@@ -1,0 +1,24 @@
+"""What watches the fit of a run, as its configuration asks for."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from omegaconf import DictConfig, OmegaConf
+
+from bincounter.inspect.rules.watch import RuleWatch
+from bincounter.inspect.tensors.record import FOLDER
+from bincounter.inspect.tensors.recorder import TensorRecorder
+
+
+def debugger_callbacks(cfg: DictConfig) -> list[L.Callback]:
+    """The callback of ``debugger=tensors``, or none.
+
+    Args:
+        cfg: the run's whole configuration.
+    """
+    settings: dict[str, Any] = OmegaConf.to_container(cfg.debugger, resolve=True)  # type: ignore[assignment]
+    if not cfg.train or "rules" not in settings:
+        return []
+    folder = Path(cfg.paths.output_dir) / FOLDER
+    return [TensorRecorder(folder, settings, RuleWatch(folder, settings["rules"]))]

@@ -1,0 +1,211 @@
+"""What was recorded: the files of ``RUN/debugger``, their columns, and the records that rules are told.
+
+Numbers are float32, written with the nine digits that give them back bit for bit, so that a rule that reads the files
+comes to the verdict it came to while the run was under way.
+"""
+
+import csv
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+
+from bincounter.errors import UserError
+from bincounter.inspect.tensors.statistics import STATISTICS
+
+FOLDER = "debugger"
+FILES = {
+    "tensors.csv": ("epoch", "step", "kind", "name", "module", *STATISTICS, "update_ratio", "inactive"),
+    "losses.csv": ("epoch", "step", "batch_loss", "train_loss", "epoch_loss", "val_loss"),
+    "counts.csv": ("epoch", "step", "count", "weight", "trained", "validated", "right"),
+}
+"""Columns by file; docs/debugger.md says what each means."""
+
+VALUES = (*STATISTICS, "update_ratio", "inactive")
+KINDS = ("gradient", "weight", "activation")
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The statistics of one kind of tensors in one step.
+
+    Attributes:
+        names: of the tensors ``[N]``.
+        modules: the class of the module that an activation comes from, else empty ``[N]``.
+        values: ``float32[N, 10]``, columns :data:`VALUES`; NaN where a column does not apply.
+    """
+
+    names: Sequence[str]
+    modules: Sequence[str]
+    values: np.ndarray
+
+    def column(self, name: str) -> np.ndarray:
+        """One statistic of all tensors, ``float32[N]``."""
+        return self.values[:, VALUES.index(name)]
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One recorded optimizer step.
+
+    Attributes:
+        epoch: counted from 0.
+        step: optimizer steps before it.
+        batch_loss: mean loss of its photos, in nats.
+        train_loss: mean loss of the photos since the last recorded step, its own included.
+        tables: by kind; a kind of which there was nothing is missing.
+    """
+
+    epoch: int
+    step: int
+    batch_loss: float
+    train_loss: float
+    tables: Mapping[str, Table] = field(default_factory=dict)
+
+    def rows(self) -> dict[str, list[str]]:
+        """Its lines by file."""
+        place = f"{self.epoch},{self.step}"
+        tensors = [
+            f"{place},{kind},{_quoted(name)},{module},{_cells(kind, values)}"
+            for kind, table in self.tables.items()
+            for name, module, values in zip(table.names, table.modules, table.values.tolist(), strict=True)
+        ]
+        losses = [f"{place},{_number(self.batch_loss)},{_number(self.train_loss)},,"]
+        return {"tensors.csv": tensors, "losses.csv": losses}
+
+
+@dataclass(frozen=True, slots=True)
+class EpochRecord:
+    """The end of an epoch.
+
+    Attributes:
+        epoch: counted from 0.
+        step: its last optimizer step.
+        epoch_loss: mean loss of its training photos, in nats.
+        val_loss: that of the validation photos, or ``None`` where the epoch was not validated.
+        counts: the support ``int[K]``.
+        weights: of the counts in the loss ``float[K]``.
+        trained: photos of each count in training batches since the run began ``int[K]``.
+        validated: photos of each count in this validation ``int[K]``.
+        right: of them, those counted right ``int[K]``.
+    """
+
+    epoch: int
+    step: int
+    epoch_loss: float
+    val_loss: float | None
+    counts: np.ndarray
+    weights: np.ndarray
+    trained: np.ndarray
+    validated: np.ndarray
+    right: np.ndarray
+
+    def rows(self) -> dict[str, list[str]]:
+        """Its lines by file."""
+        place = f"{self.epoch},{self.step}"
+        validated = "" if self.val_loss is None else _number(self.val_loss)
+        columns = (self.counts, self.weights, self.trained, self.validated, self.right)
+        counts = [
+            f"{place},{count},{_number(weight)},{trained},{seen},{right}"
+            for count, weight, trained, seen, right in zip(*(column.tolist() for column in columns), strict=True)
+        ]
+        return {"losses.csv": [f"{place},,,{_number(self.epoch_loss)},{validated}"], "counts.csv": counts}
+
+
+Record = StepRecord | EpochRecord
+
+
+def _number(value: float) -> str:
+    return f"{value:.9g}"
+
+
+def _cells(kind: str, values: list[float]) -> str:
+    """Cells of columns that do not apply are empty, which NaN is not."""
+    *statistics, ratio, inactive = values
+    cells = [_number(value) for value in statistics]
+    cells.append(_number(ratio) if kind == "weight" else "")
+    cells.append(_number(inactive) if kind == "activation" and not math.isnan(inactive) else "")
+    return ",".join(cells)
+
+
+def _quoted(name: str) -> str:
+    return name if not {",", '"', "\n"} & set(name) else '"' + name.replace('"', '""').replace("\n", " ") + '"'
+
+
+def read_records(folder: Path) -> Iterator[Record]:
+    """What a run recorded, in the order it did.
+
+    A line that a kill cut short is left out, and with it the record it belongs to.
+
+    Args:
+        folder: ``RUN/debugger``.
+
+    Raises:
+        UserError: there are no records, or a file is damaged.
+    """
+    if not (folder / "losses.csv").is_file():
+        raise UserError(f"{folder} holds no records: train with debugger=tensors to have some")
+    try:
+        tensors = groupby(_lines(folder, "tensors.csv"), key=lambda row: int(row["step"]))
+        counts = groupby(_lines(folder, "counts.csv"), key=lambda row: int(row["step"]))
+        tables = next(tensors, None)
+        classes = next(counts, None)
+        for row in _lines(folder, "losses.csv"):
+            step = int(row["step"])
+            if row["batch_loss"]:
+                taken: list[dict[str, str]] = []
+                if tables is not None and tables[0] == step:
+                    taken = list(tables[1])
+                    tables = next(tensors, None)
+                yield _step_record(row, taken)
+            else:
+                taken = []
+                if classes is not None and classes[0] == step:
+                    taken = list(classes[1])
+                    classes = next(counts, None)
+                yield _epoch_record(row, taken)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder} holds a damaged file ({type(error).__name__}: {error})") from error
+
+
+def _lines(folder: Path, name: str) -> Iterator[dict[str, str]]:
+    path = folder / name
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8", newline="") as file:
+        whole = (line for line in file if line.endswith("\n"))
+        yield from csv.DictReader(whole)
+
+
+def _step_record(row: Mapping[str, str], tensors: Iterable[Mapping[str, str]]) -> StepRecord:
+    tables = {}
+    for kind, rows in groupby(tensors, key=lambda each: each["kind"]):
+        of_kind = list(rows)
+        values = np.array([[_float(each[name]) for name in VALUES] for each in of_kind], dtype=np.float32)
+        tables[kind] = Table([each["name"] for each in of_kind], [each["module"] for each in of_kind], values)
+    return StepRecord(int(row["epoch"]), int(row["step"]), _float(row["batch_loss"]), _float(row["train_loss"]), tables)
+
+
+def _epoch_record(row: Mapping[str, str], counts: Sequence[Mapping[str, str]]) -> EpochRecord:
+    return EpochRecord(
+        int(row["epoch"]),
+        int(row["step"]),
+        _float(row["epoch_loss"]),
+        _float(row["val_loss"]) if row["val_loss"] else None,
+        _whole(counts, "count"),
+        np.array([_float(each["weight"]) for each in counts], np.float32),
+        _whole(counts, "trained"),
+        _whole(counts, "validated"),
+        _whole(counts, "right"),
+    )
+
+
+def _whole(counts: Sequence[Mapping[str, str]], name: str) -> np.ndarray:
+    return np.array([int(each[name]) for each in counts], int)
+
+
+def _float(text: str) -> float:
+    return float(np.float32(text)) if text else math.nan
