@@ -80,9 +80,8 @@ def renamed(name: Callable[[str], str], **headers: str) -> Fault:
 
 def listing(*objects: tuple[str, int]) -> Fault:
     """Add objects (key and size) to a listing that the server itself could not hold."""
-    extra = "".join(
-        f"<Contents><Key>{key}</Key><ETag>x</ETag><Size>{size}</Size></Contents>" for key, size in objects
-    ).encode()
+    rest = "<LastModified>2026-01-01T00:00:00Z</LastModified><ETag>&#34;x&#34;</ETag>"
+    extra = "".join(f"<Contents><Key>{key}</Key>{rest}<Size>{size}</Size></Contents>" for key, size in objects).encode()
     return lambda answer: replace(
         answer, body=answer.body.replace(b"</ListBucketResult>", extra + b"</ListBucketResult>")
     )

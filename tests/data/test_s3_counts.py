@@ -1,0 +1,136 @@
+"""Which objects of a source are fetched and which files are deleted: counts, ids, kept files, listings in parts."""
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from s3_bins import bins, files, put
+from s3_faults import denied, listing
+from s3_proxy import FaultyProxy
+from s3_server import S3Server
+
+from bincounter.data.s3 import catalogue
+from bincounter.data.s3.download import fetch
+from bincounter.errors import DataError
+
+FOLDERS = {f"{count}/{name}.jpg": f"{count}{name}".encode() for count in (0, 1, 2, 10) for name in "ab"}
+SPLIT = {f"{split}/{name}": body for split in ("train", "Valid", "test") for name, body in FOLDERS.items()}
+TABLES = {"split.csv": b"id,count,group,split\n", "read/me.txt": b"no photo", "x.jpg": b"in no folder of a count"}
+
+
+def abid(counts: dict[str, object]) -> dict[str, bytes]:
+    """Photos with metadata, by id."""
+    objects = {f"bin-images/{name}.jpg": f"photo {name}".encode() for name in counts}
+    return objects | {
+        f"metadata/{name}.json": json.dumps({"EXPECTED_QUANTITY": count}).encode() for name, count in counts.items()
+    }
+
+
+ABID = abid({"1": 1, "02": 2, "3": 1, "4": 40, "5": "many"})
+
+
+def without(objects: dict[str, bytes], *names: str) -> dict[str, bytes]:
+    return {name: body for name, body in objects.items() if name not in names}
+
+
+@pytest.mark.parametrize(
+    ("objects", "left"),
+    [
+        (FOLDERS, [name for name in FOLDERS if name.split("/")[0] in ("0", "10")]),
+        (SPLIT, [name for name in SPLIT if name.split("/")[1] in ("0", "10")]),
+        (ABID, ["bin-images/4.jpg"]),  # what has no count that can be read is for the layout to report
+    ],
+    ids=["bin folders", "split bin folders", "ABID"],
+)
+def test_only_photos_of_the_counts_are_fetched(
+    s3_proxy: FaultyProxy,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    objects: dict[str, bytes],
+    left: Sequence[str],
+) -> None:
+    put(s3_proxy.server, objects | TABLES)
+    caplog.set_level(logging.INFO)
+    for requests in (len(objects) + len(TABLES) - len(left), 0):
+        s3_proxy.requests.clear()
+        fetch("s3://shop/bins", tmp_path, counts=[1, 2], only="counts")
+        assert files(tmp_path) == without(objects, *left) | TABLES
+        assert s3_proxy.objects_sent() == requests
+        assert len(s3_proxy.requests) == requests + 1
+        assert f"{len(left)} photos of counts outside data.counts were left" in caplog.text
+    fetch("s3://shop/bins", tmp_path, counts=[1, 2])
+    assert files(tmp_path) == objects | TABLES
+    fetch("s3://shop/bins", tmp_path, counts=[1], only="counts")  # what is here stays, as long as it is in the bucket
+    assert files(tmp_path) == objects | TABLES
+    (s3_proxy.server.root / "shop/bins" / left[0]).unlink()
+    fetch("s3://shop/bins", tmp_path, counts=[1], only="counts")
+    assert files(tmp_path) == without(objects, left[0]) | TABLES
+
+
+def test_only_photos_of_the_counts_are_fetched_of_ids(
+    s3_proxy: FaultyProxy, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(s3_proxy.server, ABID | abid({"9": 1}))
+    ids = ["1", "4", "404", "5"]
+    expected = {name: body for name, body in ABID.items() if Path(name).stem in ids}
+    for counts, left in (([1], ["bin-images/4.jpg"]), ([1, 40], [])):
+        fetch("s3://shop/bins", tmp_path, ids=ids, counts=counts, only="counts")
+        assert files(tmp_path) == without(expected, *left)
+    assert "bin-images/404.jpg" in caplog.text and "metadata/404.json" in caplog.text
+    fetch("s3://shop/bins", tmp_path, ids=ids, only="counts")  # no counts are all counts
+    assert files(tmp_path) == expected
+
+
+def test_denied_ids_are_missing_ones_unless_all_are(s3_proxy: FaultyProxy, tmp_path: Path) -> None:
+    put(s3_proxy.server, ABID)
+    s3_proxy.spoil("/(bin-images|metadata)/3", denied)
+    fetch("s3://shop/bins", tmp_path, ids=["1", "3"])
+    assert files(tmp_path) == abid({"1": 1})
+    with pytest.raises(DataError, match=r"access to s3://shop/bins/.* is denied"):
+        fetch("s3://shop/bins", tmp_path / "other", ids=["3"])
+
+
+def test_deleted_objects_are_kept_on_demand(s3: S3Server, tmp_path: Path) -> None:
+    put(s3, FOLDERS)
+    fetch("s3://shop/bins", tmp_path)
+    (s3.root / "shop/bins/1/a.jpg").unlink()
+    put(s3, {"1/b.jpg": b"changed", "3/c.jpg": b"new"})
+    fetch("s3://shop/bins", tmp_path, deleted="keep")
+    assert files(tmp_path) == FOLDERS | {"1/b.jpg": b"changed", "3/c.jpg": b"new"}
+    fetch("s3://shop/bins", tmp_path)
+    assert files(tmp_path) == without(FOLDERS, "1/a.jpg") | {"1/b.jpg": b"changed", "3/c.jpg": b"new"}
+
+
+def test_the_mark_of_an_empty_folder_is_asked_for_once(s3_proxy: FaultyProxy, tmp_path: Path) -> None:
+    put(s3_proxy.server, FOLDERS)
+    s3_proxy.spoil("list-type", listing(("bins/7/", 0), ("bins/", 0), ("bins/1/", 0)))
+    for requests in (len(FOLDERS) + 1, 0):
+        s3_proxy.requests.clear()
+        fetch("s3://shop/bins", tmp_path)
+        assert files(tmp_path) == FOLDERS
+        assert s3_proxy.objects_sent() == requests
+
+
+def test_a_listing_in_parts_is_one_in_a_row(
+    s3_proxy: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objects = bins(250, size=10)
+    put(s3_proxy.server, objects)
+    s3_proxy.server.put("shop", {"bins2/1.jpg": b"another folder"})
+    fetch("s3://shop/bins", tmp_path)
+    monkeypatch.setattr(catalogue, "_CHUNK", 5)  # rows: with five times as many in each of 8 parts it is worth while
+    s3_proxy.requests.clear()
+    fetch("s3://shop/bins", tmp_path)
+    assert len(s3_proxy.requests) == 8 and s3_proxy.objects_sent() == 0
+    names = sorted(objects)
+    for name in (names[0], names[100], names[-1]):
+        (s3_proxy.server.root / "shop/bins" / name).unlink()
+        del objects[name]
+    more = {"!first.jpg": b"1", names[50]: b"2", f"{names[120]}.jpg": b"3", "~last.jpg": b"4"}
+    put(s3_proxy.server, more)
+    s3_proxy.requests.clear()
+    fetch("s3://shop/bins", tmp_path)
+    assert files(tmp_path) == objects | more
+    assert s3_proxy.objects_sent() == len(more)
