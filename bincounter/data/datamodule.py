@@ -4,6 +4,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from bincounter.data.augmentation import Augmentation, Mixing
 from bincounter.data.feature_store import FeatureStore
-from bincounter.data.layouts import Layout, ids_from
+from bincounter.data.layouts import Detected, KnownLayout, Layout, Shards, ids_from
 from bincounter.data.locking import one_at_a_time
 from bincounter.data.preprocessing import Normalize
 from bincounter.data.records import BinRecord, Manifest
@@ -22,6 +23,7 @@ from bincounter.data.s3.address import is_remote
 from bincounter.data.s3.download import fetch
 from bincounter.data.sampler import EveryPhotoOnce, ResumableBatchSampler, TrainingBatch
 from bincounter.data.scan import scan
+from bincounter.data.shards.streaming import limit_requests_of_worker, streamed_manifest
 from bincounter.data.splits import SPLITS, stored_split
 from bincounter.data.store import PhotoStore
 from bincounter.errors import ConfigError, DataError
@@ -57,7 +59,7 @@ class BinDataModule(L.LightningDataModule):
     def __init__(
         self,
         source: str | None,
-        layout: Layout,
+        layout: Layout | KnownLayout | Detected,
         *,
         counts: Sequence[int] | None,
         image_size: int,
@@ -134,13 +136,24 @@ class BinDataModule(L.LightningDataModule):
         return self.records
 
     def _find(self, stored_size: int | None) -> None:
-        root = self._local_root()
-        self.manifest = scan(root, self._layout, self._cache_dir, image_size=stored_size, workers=self._decoders)
+        if self._sync.get("stream"):
+            self.manifest = self._streamed_manifest()
+        else:
+            root = self._local_root()
+            self.manifest = scan(root, self._layout, self._cache_dir, image_size=stored_size, workers=self._decoders)
         self._choose_counts()
+
+    def _streamed_manifest(self) -> Manifest:
+        if self._source is None or not is_remote(self._source) or not isinstance(self._layout, Shards | Detected):
+            raise ConfigError(
+                "data.sync.stream=true is for shards in a bucket: set data=shards and data.source to their s3:// URI, "
+                "or leave it false"
+            )
+        return streamed_manifest(self._source, self._cache_dir, self._sync["connections"])
 
     def _local_root(self) -> Path:
         if self._source is None:
-            return self._layout.make(self._data_dir)  # type: ignore[attr-defined]  # validated: it has no source
+            return self._layout.make(self._data_dir)  # type: ignore[union-attr]  # validated: it has no source
         if is_remote(self._source):
             id_list = getattr(self._layout, "ids", None)
             settings = {name: value for name, value in self._sync.items() if name != "stream"}
@@ -158,7 +171,8 @@ class BinDataModule(L.LightningDataModule):
         self.kept = np.array([i for i, r in enumerate(self.manifest.records) if r.count in wanted], dtype=np.int64)
         if not len(self.kept):
             raise DataError(
-                f"no photo has a count in data.counts={self.counts}: there are {sorted(there)} in {self.manifest.root}"
+                f"no photo has a count in data.counts={self.counts}: there are {sorted(there)} in "
+                f"{self._source or self.manifest.root}"
             )
         for count in sorted(wanted - set(there)):
             log.warning("No photo has count %d; the model will learn not to answer it.", count)
@@ -257,7 +271,15 @@ class BinDataModule(L.LightningDataModule):
             num_workers=self._num_workers,
             persistent_workers=self._num_workers > 0,
             pin_memory=torch.cuda.is_available(),
+            **self._workers_that_stream(),
         )
+
+    def _workers_that_stream(self) -> dict[str, Any]:
+        """Options of a DataLoader whose workers read from a bucket: forked ones could not, and they share a bound."""
+        if not self._num_workers or not self.store.streams:
+            return {}
+        share = max(self._sync["connections"] // self._num_workers, 1)
+        return {"multiprocessing_context": "forkserver", "worker_init_fn": partial(limit_requests_of_worker, share)}
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """On the device: bytes to floats, augmentation and mixing in training, normalisation; features as they are."""

@@ -8,10 +8,12 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_AHEAD = 8  # tasks per worker that wait or are done: enough that none is idle, few enough that memory stays flat
+_AHEAD = 8
 
 
-def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+def ordered_map(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int, *, ahead: int = _AHEAD
+) -> Iterator[Result]:
     """Apply a function to items in threads and yield the results in the order of the items.
 
     Unlike ``Executor.map`` it takes items only as results are used, so that half a million photos need no more memory
@@ -21,6 +23,7 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], worke
         function: what to do with an item; it spends its time outside Python's global lock.
         items: may be lazy and of any length.
         workers: number of threads; fewer than 1 counts as 1.
+        ahead: tasks per worker that wait or are done: enough that none is idle, few enough that memory stays flat.
     """
     workers = max(1, workers)
     pending: deque[Future[Result]] = deque()
@@ -28,7 +31,7 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], worke
         try:
             for item in items:
                 pending.append(pool.submit(function, item))
-                if len(pending) > _AHEAD * workers:
+                if len(pending) > ahead * workers:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()

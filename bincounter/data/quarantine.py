@@ -15,7 +15,8 @@ _HEADER = ["path", "reason"]
 def write_quarantine(path: Path, refusals: Iterable[Refusal]) -> None:
     """Write refusals as a table of ``path,reason``, whole or not at all."""
     with replacing(path) as file:
-        writer = csv.writer(file, lineterminator="\n")
+        # In quotes, since Python before 3.13 leaves them out round a "\r", which then cannot be read back.
+        writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
         writer.writerow(_HEADER)
         writer.writerows((refusal.path, refusal.reason) for refusal in refusals)
 

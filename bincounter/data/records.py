@@ -1,5 +1,7 @@
 """What is known of each input photo: used photos as records, all others with the reason they are not used."""
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -88,3 +90,11 @@ class Manifest:
     content: np.ndarray
     refusals: tuple[Refusal, ...]
     digest: str
+
+
+def data_digest(records: Sequence[BinRecord], content: np.ndarray) -> str:
+    """Name a data set by its ids, counts, contents and groups, in 16 hexadecimal digits; see :class:`Manifest`."""
+    digest = hashlib.sha256()
+    for record, hashed in zip(records, content.tolist(), strict=True):
+        digest.update(f"{record.id}\0{record.count}\0{hashed}\0{record.group}\n".encode())
+    return digest.hexdigest()[:16]

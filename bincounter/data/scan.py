@@ -15,13 +15,14 @@ import torch
 
 from bincounter.data.disk import full_disk_answered
 from bincounter.data.grouping import FINGERPRINT_BYTES, assign_groups, fingerprint
-from bincounter.data.layouts import CACHE_TAG, Found, Layout
+from bincounter.data.layouts import CACHE_TAG, Detected, Found, KnownLayout, Layout, detect
 from bincounter.data.manifest_file import load_manifest, save_manifest
 from bincounter.data.ordered_threads import ordered_map
 from bincounter.data.photo_file import PhotoFile, read_photos
+from bincounter.data.photo_reading import content_hash
 from bincounter.data.preprocessing import PhotoError, decode, photo_size
-from bincounter.data.records import BinRecord, Candidate, Manifest, Refusal
-from bincounter.data.store import PhotoWriter, content_hash, has_room, stored_photos
+from bincounter.data.records import BinRecord, Candidate, Manifest, Refusal, data_digest
+from bincounter.data.store import PhotoWriter, has_room, stored_photos
 from bincounter.errors import DataError
 from bincounter.files import write_text
 from bincounter.progress import track
@@ -48,11 +49,13 @@ def _code_hash() -> str:
 _CODE = _code_hash()
 
 
-def scan(root: Path, layout: Layout, cache_dir: Path, *, image_size: int | None, workers: int) -> Manifest:
+def scan(
+    root: Path, layout: Layout | KnownLayout | Detected, cache_dir: Path, *, image_size: int | None, workers: int
+) -> Manifest:
     """Read every photo of a data source once: which are readable, how large they are, which are near-copies.
 
     The manifest is kept in ``cache_dir``. As long as no input's name, size or time of change differs, it comes from
-    there and no photo is opened.
+    there and no photo is opened; from a layout that knows what is in the photos, such as shards, it comes always.
 
     Args:
         root: folder of the photos.
@@ -66,6 +69,10 @@ def scan(root: Path, layout: Layout, cache_dir: Path, *, image_size: int | None,
         DataError: nothing of the layout is there, or no photo in it is readable.
         ResourceError: the disk is full.
     """
+    if isinstance(layout, Detected):
+        layout = detect(root)
+    if isinstance(layout, KnownLayout):
+        return layout.manifest(root)
     signature = _signature(layout.walk(root))
     kept = cache_dir / "manifests" / f"{_key(root, layout)}.npz"
     manifest = load_manifest(kept, root, signature)
@@ -107,17 +114,18 @@ class _Rows:
         names = [candidate.id for candidate in self.candidates]
         said = [candidate.group for candidate in self.candidates]
         groups = assign_groups(items, self._fingerprints[:number], content, names, said).tolist()
+        records = tuple(
+            BinRecord(candidate.id, candidate.file, candidate.count, group)
+            for candidate, group in zip(self.candidates, groups, strict=True)
+        )
         return Manifest(
             root=root,
-            records=tuple(
-                BinRecord(candidate.id, candidate.file, candidate.count, group)
-                for candidate, group in zip(self.candidates, groups, strict=True)
-            ),
+            records=records,
             given_splits=tuple(candidate.split for candidate in self.candidates),
             sizes=self._sizes[:number].copy(),
             content=content,
             refusals=tuple(sorted(refusals, key=lambda refusal: refusal.path)),
-            digest=_digest(self.candidates, content.tolist(), groups),
+            digest=data_digest(records, content),
         )
 
 
@@ -135,9 +143,9 @@ def _read_source(root: Path, layout: Layout, cache_dir: Path, image_size: int | 
             if isinstance(looks, str):
                 refusals.append(Refusal(_name(root, candidate.file), looks))
                 continue
-            rows.append(candidate, looks)
             if writer and looks.photo is not None:
-                writer.append(looks.photo)
+                writer.put(len(rows.candidates), looks.photo)
+            rows.append(candidate, looks)
         if not rows.candidates:
             raise DataError(f"no readable photo in {root} ({_reasons(refusals)}): check data.source and data.layout.")
         manifest = rows.manifest(root, refusals)
@@ -178,13 +186,6 @@ def _signature(inputs: Iterable[Found]) -> str:
     for found in inputs:
         signature.update(f"{found.name}\0{found.problem}\0{found.size}\0{found.modified}\n".encode())
     return signature.hexdigest()
-
-
-def _digest(candidates: Sequence[Candidate], content: Sequence[int], groups: Sequence[int]) -> str:
-    digest = hashlib.sha256()
-    for candidate, hashed, group in zip(candidates, content, groups, strict=True):
-        digest.update(f"{candidate.id}\0{candidate.count}\0{hashed}\0{group}\n".encode())
-    return digest.hexdigest()[:16]
 
 
 def _reasons(refusals: Sequence[Refusal]) -> str:

@@ -6,7 +6,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -17,7 +17,8 @@ import torch
 from bincounter.data import preprocessing
 from bincounter.data.disk import full_disk_answered
 from bincounter.data.ordered_threads import ordered_map
-from bincounter.data.photo_file import PhotoFile, read_photos
+from bincounter.data.photo_file import PhotoFile
+from bincounter.data.photo_reading import in_reading_order, read_ahead, read_checked
 from bincounter.data.preprocessing import PhotoError, decode
 from bincounter.data.records import Manifest
 from bincounter.errors import DataError
@@ -78,6 +79,11 @@ class PhotoStore:
         """Whether the pixels come out of a file."""
         return self._file is not None
 
+    @property
+    def streams(self) -> bool:
+        """Whether the photos are read out of a bucket each time they are asked for."""
+        return self._file is None and self._files[0].bucket is not None
+
     def batch(self, indices: np.ndarray | Sequence[int]) -> torch.Tensor:
         """Read photos.
 
@@ -92,8 +98,9 @@ class PhotoStore:
         """
         if self._file is None:
             photos = np.empty((len(indices), 3, self._image_size, self._image_size), np.uint8)
-            for row, index in enumerate(indices):
-                photos[row] = self._decode(int(index)).numpy()  # torch would wake its thread pool for each
+            wanted = np.asarray(indices, dtype=np.int64)
+            for row, photo in enumerate(zip(wanted.tolist(), self._read(wanted), strict=True)):
+                photos[row] = self._decode(photo).numpy()  # torch would wake its thread pool for each
             return torch.from_numpy(photos)
         if self._photos is None:
             self._photos = _mapped(self._file, len(self), self._image_size)
@@ -102,20 +109,19 @@ class PhotoStore:
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_photos": None}  # a pickled map would carry all the pixels
 
-    def _decode(self, index: int) -> torch.Tensor:
-        file = self._files[index]
-        try:
-            (data,) = read_photos([file])
-        except OSError as error:
-            raise DataError(
-                f"{file.name} can no longer be read ({error.strerror}): restore it or run again."
-            ) from error
-        if content_hash(data) != self._content[index]:
-            raise DataError(f"{file.name} was changed after the data was scanned: run again to use it as it is now.")
+    def _read(self, indices: np.ndarray) -> Iterator[bytes]:
+        """Those in buckets all at once, as each takes its time to come; those here one at a time, to save memory."""
+        remote = len(indices) > 0 and self._files[indices[0]].bucket is not None
+        for some in [indices] if remote else indices[:, None]:
+            yield from read_checked([self._files[index] for index in some], self._content[some])
+
+    def _decode(self, photo: tuple[int, bytes]) -> torch.Tensor:
+        index, data = photo
         try:
             return decode(data, self._image_size)
         except PhotoError as error:
-            raise DataError(f"{file.name} can no longer be decoded ({error}): replace it and run again.") from error
+            name = self._files[index].name
+            raise DataError(f"{name} can no longer be decoded ({error}): replace it and run again.") from error
 
     def _keep(self, file: Path, workers: int) -> bool:
         """Decode all photos into the file; False when there is no room for them."""
@@ -127,9 +133,13 @@ class PhotoStore:
             )
             return False
         with full_disk_answered(file.parent), PhotoWriter(file.parent) as writer:
-            photos = ordered_map(self._decode, range(len(self)), workers)
-            for photo in track(photos, f"Decoding photos to {self._image_size} pixels", len(self)):
-                writer.append(photo)
+            order = in_reading_order(self._files)
+            read = zip(order.tolist(), read_ahead(self._files, self._content, order, workers=workers), strict=True)
+            photos = track(
+                ordered_map(self._decode, read, workers), f"Decoding photos to {self._image_size} pixels", len(self)
+            )
+            for index, photo in zip(order.tolist(), photos, strict=True):
+                writer.put(index, photo)
             writer.publish(file)
         return True
 
@@ -143,9 +153,11 @@ class PhotoWriter:
         self._part = folder / f"{_PART_PREFIX}{os.getpid()}-{secrets.token_hex(4)}.part"
         self._file = self._part.open("xb")
 
-    def append(self, photo: torch.Tensor) -> None:
-        """Write the next photo, ``uint8[3, S, S]``; photos lie in the order of the manifest's records."""
-        self._file.write(photo.numpy().tobytes())
+    def put(self, row: int, photo: torch.Tensor) -> None:
+        """Write a photo, ``uint8[3, S, S]``, to its place, that of its record in the manifest; in any order."""
+        data = photo.numpy().tobytes()
+        self._file.seek(row * len(data))
+        self._file.write(data)
 
     def publish(self, file: Path) -> None:
         """Give the photos their final name, once they are on disk."""
@@ -166,11 +178,6 @@ class PhotoWriter:
 def stored_photos(cache_dir: Path, manifest: Manifest, image_size: int) -> Path:
     """Name the file that holds a manifest's photos at one size: N x 3 x S x S bytes and nothing else."""
     return cache_dir / "photos" / f"{manifest.digest}-{image_size}-{RECIPE}.uint8"
-
-
-def content_hash(data: bytes) -> np.uint64:
-    """Hash a file's bytes (BLAKE2b, 64 bits)."""
-    return np.uint64(int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little"))
 
 
 def has_room(folder: Path, photos: int, image_size: int) -> bool:

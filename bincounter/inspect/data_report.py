@@ -9,6 +9,7 @@ import numpy as np
 
 from bincounter.data.photo_file import read_photos
 from bincounter.data.records import Manifest
+from bincounter.errors import BinCounterError
 from bincounter.inspect import plots
 from bincounter.inspect.page import percent, whole, write_page
 from bincounter.inspect.photos import inline
@@ -188,6 +189,6 @@ def _photo(manifest: Manifest, index: int) -> dict[str, Any]:
     record = manifest.records[index]
     try:
         image = inline(read_photos([record.file])[0], SIDE)
-    except OSError:
+    except (OSError, BinCounterError):
         image = None
     return {"id": record.id, "count": record.count, "image": image}

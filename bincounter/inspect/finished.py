@@ -8,6 +8,7 @@ import numpy as np
 
 from bincounter.data.datamodule import BinDataModule
 from bincounter.data.photo_file import read_photos
+from bincounter.errors import BinCounterError
 from bincounter.inspect.attention import attention
 from bincounter.inspect.report import photos_to_explain, write_report
 from bincounter.model.counter import BinCounter
@@ -37,7 +38,7 @@ def report_run(run: Path, model: BinCounter, data: BinDataModule, fabric: L.Fabr
     def photo(id_: str) -> bytes | None:
         try:
             return read_photos([data.manifest.records[positions[id_]].file])[0]
-        except (KeyError, OSError):
+        except (KeyError, OSError, BinCounterError):
             return None
 
     path = write_report(run, photo=photo, cams=cams)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_photos import abid_bin, bin_folders, metadata, photo_bytes, write
 
-from bincounter.data.layouts import Abid, Detected, Folders, arrange, detect, ids_from
+from bincounter.data.layouts import Abid, Folders, arrange, detect, ids_from
 from bincounter.data.records import Listing
 from bincounter.errors import DataError
 
@@ -171,7 +171,7 @@ def test_tables_elsewhere_are_files_that_are_no_photos(tmp_path):
 
 
 def test_a_root_that_is_no_folder(tmp_path):
-    for layout in (Folders(), Abid(), Detected()):
+    for layout in (Folders(), Abid()):
         with pytest.raises(DataError, match="missing"):
             layout.list(tmp_path / "missing")
 
@@ -339,7 +339,6 @@ def test_detect(tmp_path):
     assert detect(tmp_path / "abid") == Abid()
     assert detect(tmp_path / "folders") == Folders()
     assert detect(tmp_path / "split") == Folders()
-    assert Detected().list(tmp_path / "abid") == Abid().list(tmp_path / "abid")
 
 
 def test_detect_says_what_it_looked_for(tmp_path):

@@ -3,10 +3,10 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from bincounter.data.layouts.walking import Found
-from bincounter.data.records import Listing
+from bincounter.data.records import Listing, Manifest
 
 PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 """Endings of photo files, in lower case; any case is read."""
@@ -32,4 +32,16 @@ class Layout(Protocol):
 
         Raises:
             DataError: the root holds nothing of this layout.
+        """
+
+
+@runtime_checkable
+class KnownLayout(Protocol):
+    """A layout that knows of each photo what reading it would tell, so that a scan opens none."""
+
+    def manifest(self, root: Path) -> Manifest:
+        """Tell what is known of the photos.
+
+        Raises:
+            DataError: the root holds nothing of this layout, or is damaged.
         """

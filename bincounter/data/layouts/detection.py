@@ -1,48 +1,44 @@
 """Which layout a folder has, by what lies in it."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from bincounter.data.layouts.abid import METADATA, PHOTOS, Abid
-from bincounter.data.layouts.base import COUNT_NAME, Layout
+from bincounter.data.layouts.base import COUNT_NAME
 from bincounter.data.layouts.folders import SPLIT_FOLDERS, Folders
-from bincounter.data.layouts.walking import Found
-from bincounter.data.records import Listing
+from bincounter.data.shards.index import INDEX_FILE, is_index, is_shard
+from bincounter.data.shards.layout import Shards
 from bincounter.errors import DataError
 
 
 @dataclass(frozen=True)
 class Detected:
-    """Whichever layout the root turns out to have."""
-
-    def walk(self, root: Path) -> Iterator[Found]:
-        """Go through the files of that layout."""
-        return detect(root).walk(root)
-
-    def list(self, root: Path) -> Listing:
-        """List the photos of that layout.
-
-        Raises:
-            DataError: it is none of the known ones.
-        """
-        return detect(root).list(root)
+    """Whichever layout the root turns out to have, see :func:`detect`."""
 
 
-def detect(root: Path) -> Layout:
-    """Tell the layout of a folder: ABID when it has both of its folders, else bin folders.
+def detect(root: Path) -> Abid | Folders | Shards:
+    """Tell the layout of a folder: shards by their index, ABID when it has both of its folders, else bin folders.
 
     Raises:
-        DataError: the root is no folder or holds neither.
+        DataError: the root is no folder or holds none of them.
     """
     if not root.is_dir():
         raise DataError(f"{root} is no folder: give data.source a folder of bin photos.")
-    names = {path.name for path in root.iterdir() if path.is_dir()}
+    if is_index(root / INDEX_FILE):
+        return Shards()
+    entries = list(root.iterdir())
+    names = {path.name for path in entries if path.is_dir()}
     if {PHOTOS, METADATA} <= names:
         return Abid()
     if any(COUNT_NAME.fullmatch(name) or name.lower() in SPLIT_FOLDERS for name in names):
         return Folders()
+    if any(is_shard(path.name) for path in entries):
+        raise DataError(
+            f"{root} holds shards, but no {INDEX_FILE} that tells where the photos lie in them: bring it back, or pack "
+            "the photos again"
+        )
     raise DataError(
         f"no bin photos in {root}: looked for {PHOTOS}/ beside {METADATA}/ (ABID), for folders named by "
-        "counts (0/, 1/, ...) and for train/, valid/ and test/; give data.source the folder right above them."
+        f"counts (0/, 1/, ...), for train/, valid/ and test/, and for the {INDEX_FILE} of shards; give data.source the "
+        "folder right above them."
     )

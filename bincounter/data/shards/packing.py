@@ -1,0 +1,192 @@
+"""Photos packed into shards; the same photos give the same bytes, whenever and wherever they are packed."""
+
+import hashlib
+import io
+import json
+import logging
+import re
+import tarfile
+from collections.abc import Generator, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+
+from bincounter.data.disk import full_disk_answered
+from bincounter.data.locking import one_at_a_time
+from bincounter.data.photo_file import suffix_of
+from bincounter.data.photo_reading import read_ahead
+from bincounter.data.quarantine import QUARANTINE_FILE, write_quarantine
+from bincounter.data.records import Manifest
+from bincounter.data.shards.index import INDEX_FILE, Place, is_shard, shard_name, write_index
+from bincounter.data.shards.journal import Journal
+from bincounter.data.shards.layout import Shards
+from bincounter.data.splits import SPLITS
+from bincounter.errors import DataError
+from bincounter.files import replacing
+from bincounter.progress import track
+
+log = logging.getLogger(__name__)
+
+SHARD_BYTES = 100_000_000
+"""Size of a shard: large enough that a thousand of them hold all of ABID, small enough to be copied again."""
+
+_READERS = 8  # threads that read photos of a file each
+_PART = re.compile(r"\..*\.part")
+
+
+def pack(
+    manifest: Manifest,
+    kept: np.ndarray,
+    assignment: np.ndarray | None,
+    folder: Path,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Pack photos into shards; the index is written last, so that a folder which has one is whole.
+
+    A call that was cut short is gone on with by the same call, and repeating one that was not does nothing.
+
+    Args:
+        manifest: of the source.
+        kept: ``int[N]``, positions in ``manifest.records`` of the photos to pack, ascending.
+        assignment: ``int8[N]``, their splits as positions in ``SPLITS``; ``None`` for those that the source fixes.
+        folder: of the shards, made when it is missing.
+        shard_bytes: size above which a shard gets no further photo.
+
+    Raises:
+        DataError: the folder holds other things, or a photo was changed or lost since it was scanned.
+        ResourceError: the disk is full.
+    """
+    for _ in pack_files(manifest, kept, assignment, folder, shard_bytes=shard_bytes):
+        pass
+
+
+def pack_files(
+    manifest: Manifest,
+    kept: np.ndarray,
+    assignment: np.ndarray | None,
+    folder: Path,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+) -> Generator[Path, None, None]:
+    """:func:`pack`, telling each file as soon as it is whole: the shards, the quarantine list and, last, the index."""
+    sides = [manifest.given_splits[i] for i in kept] if assignment is None else [SPLITS[side] for side in assignment]
+    folder.mkdir(parents=True, exist_ok=True)
+    with one_at_a_time(folder), full_disk_answered(folder):
+        packing = _Packing(manifest, kept, sides, folder, shard_bytes)
+        if (folder / INDEX_FILE).exists():
+            packing.refuse_other_photos()
+            log.info("%s holds these photos already", folder)
+        else:
+            yield from packing.carry_out()
+
+
+class _Packing:
+    """One set of photos on its way into one folder."""
+
+    def __init__(
+        self, manifest: Manifest, kept: np.ndarray, sides: Sequence[str | None], folder: Path, shard_bytes: int
+    ) -> None:
+        self._manifest, self._kept, self._sides = manifest, kept, sides
+        self._folder, self._shard_bytes = folder, shard_bytes
+        self._records = [manifest.records[i] for i in kept]
+        # Shuffled, so that those who read shard after shard see all counts from the beginning.
+        order = sorted(range(len(kept)), key=lambda i: hashlib.blake2b(self._records[i].id.encode()).digest())
+        self._order = np.array(order, np.int64)
+
+    def refuse_other_photos(self) -> None:
+        """Raise unless the folder is whole and holds what would be packed."""
+        try:
+            there = Shards().manifest(self._folder)
+        except DataError as error:
+            raise DataError(f"{self._folder} holds damaged shards ({error})") from error
+        theirs = [(record.id, record.count, record.group) for record in there.records]
+        ours = [(record.id, record.count, record.group) for record in self._records]
+        same_bytes = np.array_equal(there.content, self._manifest.content[self._kept])
+        if (theirs, list(there.given_splits)) != (ours, self._sides) or not same_bytes:
+            raise DataError(f"{self._folder} holds shards of other photos or another split: name an empty folder")
+
+    def carry_out(self) -> Iterator[Path]:
+        """Pack what is not packed yet."""
+        journal = Journal(self._folder, self._plan())
+        self._refuse_other_things(under_way=journal.exists())
+        finished = journal.finished()
+        self._delete_leftovers(finished)
+        places = []
+        for number, shard in enumerate(chain(finished, self._pack(finished))):
+            if number >= len(finished):
+                journal.note(shard)
+            places += shard
+            yield self._folder / shard[0].shard
+        write_quarantine(self._folder / QUARANTINE_FILE, self._manifest.refusals)
+        yield self._folder / QUARANTINE_FILE
+        by_row = [places[i] for i in np.argsort(self._order)]
+        write_index(self._folder / INDEX_FILE, self._manifest, self._kept, self._sides, by_row)
+        journal.close()
+        yield self._folder / INDEX_FILE
+
+    def _plan(self) -> str:
+        """Name everything that the bytes of the shards depend on."""
+        plan = json.dumps([self._manifest.digest, self._kept.tolist(), self._sides, self._shard_bytes])
+        return hashlib.sha256(plan.encode()).hexdigest()
+
+    def _refuse_other_things(self, *, under_way: bool) -> None:
+        for path in self._folder.iterdir():
+            ours = under_way and (is_shard(path.name) or path.name == QUARANTINE_FILE)
+            if not path.name.startswith(".") and not ours:
+                raise DataError(f"{self._folder} holds other things, such as {path.name}: name an empty folder")
+
+    def _delete_leftovers(self, finished: Sequence[list[Place]]) -> None:
+        whole = {shard[0].shard for shard in finished}
+        for path in self._folder.iterdir():
+            if path.name not in whole and (is_shard(path.name) or _PART.fullmatch(path.name)):
+                path.unlink()
+
+    def _pack(self, finished: Sequence[list[Place]]) -> Iterator[list[Place]]:
+        """Write the shards that follow the finished ones, and tell the places of the photos in each."""
+        order = self._order[sum(map(len, finished)) :]
+        files = [record.file for record in self._records]
+        content = self._manifest.content[self._kept]
+        read = read_ahead(files, content, order, workers=_READERS)
+        photos = zip(order.tolist(), track(read, "Packing photos", len(order)), strict=True)
+        photo = next(photos, None)
+        number = len(finished)
+        while photo is not None:
+            places: list[Place] = []
+            name = shard_name(number)
+            with (
+                replacing(self._folder / name, "wb") as file,
+                tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+            ):
+                while photo is not None and (not places or tar.offset + _room(photo[1]) <= self._shard_bytes):
+                    places.append(Place(name, self._add(tar, *photo), len(photo[1])))
+                    photo = next(photos, None)
+            yield places
+            number += 1
+
+    def _add(self, tar: tarfile.TarFile, row: int, photo: bytes) -> int:
+        """Write the three members of a photo; returns where its first byte is."""
+        record = self._records[row]
+        about = {"id": record.id, "count": record.count, "group": record.group, "split": self._sides[row]}
+        key = f"{row:09d}"
+        _add_member(tar, f"{key}{suffix_of(photo)}", photo)
+        offset = tar.offset - _padded(len(photo))
+        _add_member(tar, f"{key}.cls", str(record.count).encode())
+        _add_member(tar, f"{key}.json", json.dumps(about).encode())
+        return offset
+
+
+def _add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)  # of owner 0 and time 0
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+
+
+def _padded(size: int) -> int:
+    return -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+
+
+def _room(photo: bytes) -> int:
+    """Bytes that a photo takes in a shard, with its headers and labels."""
+    return _padded(len(photo)) + 5 * tarfile.BLOCKSIZE
