@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 _MD5 = re.compile(r"[0-9a-f]{32}")
-_PARTS = re.compile(r"([0-9a-f]{32})-([0-9]+)")
+_PARTS = re.compile(r"([0-9a-f]{32})-([1-9][0-9]*)")
 _MB = 1 << 20
 _PART_SIZES = [size * _MB for size in (5, 8, 10, 15, 16, 20, 25, 32, 50, 64, 100, 128, 256, 512, 1024)] + [
     5_000_000,
