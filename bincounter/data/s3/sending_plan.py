@@ -3,8 +3,7 @@
 import sqlite3
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 from bincounter.data.s3.address import refusal
 from bincounter.data.s3.objects import Listed
@@ -35,7 +34,7 @@ class Parcel(NamedTuple):
 
 
 class SendingPlan:
-    """Files, the objects they become, and the objects that are there; a context manager that forgets them at its end.
+    """Files, the objects they become, and the objects that are there.
 
     Args:
         bucket: the name of the bucket, for messages.
@@ -51,12 +50,8 @@ class SendingPlan:
         )
         self._rows.execute("CREATE TABLE there (key TEXT PRIMARY KEY, etag TEXT, size INTEGER) WITHOUT ROWID")
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Forget it all."""
         self._rows.close()
 
     def add_files(self, files: Iterable[tuple[Path, str]], *, last: bool = False) -> None:
@@ -81,6 +76,11 @@ class SendingPlan:
         """Note objects of a listing."""
         with self._rows:
             self._rows.executemany("INSERT OR REPLACE INTO there VALUES (?, ?, ?)", page)
+
+    def forget_files(self) -> None:
+        """Drop the files, which have been sent."""
+        with self._rows:
+            self._rows.execute("DELETE FROM files")
 
     def totals(self) -> tuple[int, int]:
         """How many files there are, and how many bytes."""

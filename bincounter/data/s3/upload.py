@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from botocore.exceptions import ClientError
 
@@ -82,21 +82,85 @@ def send(
             or credentials are wrong.
         ResourceError: the network or the server gave out; the same call goes on from what has arrived.
     """
-    name, prefix = parse(uri)
-    below = f"{prefix}/" if prefix else ""
-    bucket = Bucket(name, connections, region)
-    with SendingPlan(name, below) as plan:
-        plan.add_files(files)
-        plan.add_files(last, last=True)
-        for page in _pages_there(bucket, below):
-            plan.add_there(page)
-        _look_at_others(plan.others(), uri, refused)
-        objects, size = plan.totals()
-        with TransferProgress(description or f"Sending to {uri}", objects, size) as progress:
-            sending = _Sending(bucket, progress)
-            run(sending.carry_out(plan.parcels(last=False), connections))
-            run(sending.carry_out(plan.parcels(last=True), 1))
-    return Uploaded(objects, sending.sent, sending.bytes, uri.rstrip("/"))
+    with Outbox(uri, connections=connections, region=region) as outbox:
+        outbox.load(files)
+        outbox.load(last, last=True)
+        outbox.look()
+        outbox.tell_others(refused)
+        return outbox.send(description or f"Sending to {uri}")
+
+
+class Outbox:
+    """Files on their way into a folder of a bucket, for callers that do not have them all at once; see :func:`send`.
+
+    A context manager. What lies in the bucket is looked at once; files are loaded and sent as often as there are some.
+
+    Args:
+        uri: see :func:`send`, as ``connections`` and ``region``.
+    """
+
+    def __init__(self, uri: str, *, connections: int = 64, region: str | None = None) -> None:
+        name, prefix = parse(uri)
+        self._uri, self._connections = uri, connections
+        self._prefix = f"{prefix}/" if prefix else ""
+        self._bucket = Bucket(name, connections, region)
+        self._plan = SendingPlan(name, self._prefix)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._plan.close()
+
+    def load(self, files: Iterable[tuple[Path, str]], *, last: bool = False) -> None:
+        """Plan to send files, or to send them after all others.
+
+        Raises:
+            DataError: a file cannot be read, or cannot become an object.
+        """
+        self._plan.add_files(files, last=last)
+
+    def look(self) -> None:
+        """List what is there.
+
+        Raises:
+            DataError: address, bucket or credentials are wrong.
+            ResourceError: the network or the server gave out.
+        """
+        for page in _pages_there(self._bucket, self._prefix):
+            self._plan.add_there(page)
+
+    def tell_others(self, refused: Callable[[str], bool]) -> None:
+        """Count in the log what is there besides the files.
+
+        Raises:
+            DataError: there is something ``refused``.
+        """
+        named: list[str] = []
+        number = 0
+        for name in self._plan.others():
+            if refused(name):
+                raise DataError(f"{self._uri} holds other photos, such as {name}: name an empty folder of the bucket")
+            number += 1
+            named += [name] if number <= _NAMED else []
+        if number:
+            more = ", ..." if number > _NAMED else ""
+            log.info("%s holds %d other objects, which stay: %s%s", self._uri, number, ", ".join(named), more)
+
+    def send(self, description: str) -> Uploaded:
+        """Send what was loaded since the last time and is not there.
+
+        Raises:
+            DataError: see :func:`send`.
+            ResourceError: see there.
+        """
+        objects, size = self._plan.totals()
+        with TransferProgress(description, objects, size) as progress:
+            sending = _Sending(self._bucket, progress)
+            run(sending.carry_out(self._plan.parcels(last=False), self._connections))
+            run(sending.carry_out(self._plan.parcels(last=True), 1))
+        self._plan.forget_files()
+        return Uploaded(objects, sending.sent, sending.bytes, self._uri.rstrip("/"))
 
 
 def reach(uri: str) -> None:
@@ -120,20 +184,6 @@ def _pages_there(bucket: Bucket, prefix: str) -> Iterator[list[Listed]]:
             address = f"s3://{bucket.name}/{prefix}"
             raise explain_sending(cause, address, host=bucket.host, signed=bucket.signed, reached=True) from cause
         raise
-
-
-def _look_at_others(others: Iterator[str], uri: str, refused: Callable[[str], bool]) -> None:
-    """Count what is there besides; raises :class:`DataError` at what is refused."""
-    named: list[str] = []
-    number = 0
-    for name in others:
-        if refused(name):
-            raise DataError(f"{uri} holds other photos, such as {name}: name an empty folder of the bucket")
-        number += 1
-        named += [name] if number <= _NAMED else []
-    if number:
-        more = ", ..." if number > _NAMED else ""
-        log.info("%s holds %d other objects, which stay: %s%s", uri, number, ", ".join(named), more)
 
 
 class _Sending:
