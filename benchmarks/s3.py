@@ -1,8 +1,8 @@
 """What moving bins between S3 and disk costs: bincounter beside aws s3 sync, s5cmd and boto3 in threads.
 
-    python benchmarks/s3.py            3 rounds of 5,000 objects of 20 and of 55 kB; about 20 minutes on 2 cores
+    python benchmarks/s3.py            3 rounds of 5,000 objects of 20 and of 55 kB; about 15 minutes on 2 cores
     python benchmarks/s3.py --quick    1 round of 500
-    python benchmarks/s3.py --memory   200,000 objects of 1 kB too: peak memory, and re-syncs; 3 GB of disk
+    python benchmarks/s3.py --memory   200,000 objects of 1 kB too: peak memory, and re-syncs; as long again, 3 GB
 
 One server (rclone), and every client in every round, one after the other, as a process of its own whose start counts:
 
@@ -10,7 +10,7 @@ One server (rclone), and every client in every round, one after the other, as a 
     warm        into an empty folder; the server's files are in the page cache
     unchanged   into the folder that is whole
     sent        to an empty prefix
-    sent again  to the prefix that is whole
+    sent again  to the prefix that is whole; bincounter compares contents, the others sizes and times
 
 The server knows all MD5s beforehand, as S3 does, and what one client left to be written is written before the next
 starts. "On disk" adds to a client's time what the system then takes to write the rest: who flushes pays for it earlier.
