@@ -1,0 +1,254 @@
+"""python -m bincounter cost of runs and sweeps: records that the product writes, read back, added up and shown."""
+
+import json
+import re
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError
+from rehearsed import Account as Plane
+from rehearsed import request
+from spent import TABLE, made_here, nobody_to_ask, recorded, row, scored, shown  # noqa: F401 - a fixture for all tests
+
+from bincounter.__main__ import main
+from bincounter.cloud.account import Account
+from bincounter.cloud.crew import Crew, Task
+from bincounter.cloud.jobs import EARLIER, read, set_aside, submit
+from bincounter.cloud.spending.bills import add_up
+from bincounter.cloud.spending.document import document
+from bincounter.cloud.spending.found import find
+from bincounter.cloud.tuning.record import TuningJob
+from bincounter.errors import BinCounterError
+
+# A run as the container leaves it, after an interruption.
+PROGRAM = """
+import json, os, pathlib, sys, time
+folder = pathlib.Path(os.environ["SAGEMAKER_BASE_DIR"]) / "checkpoints"
+if not (folder / "last.ckpt").exists():
+    (folder / "last.ckpt").write_text("a checkpoint")
+    time.sleep(60)
+side = {"accuracy": 0.75, "majority_accuracy": 0.25}
+(folder / "metrics.json").write_text(json.dumps({"val": side}))
+"""
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    """Of spot jobs at 3.6 USD/h, a tenth of a cent per second: one of each ending."""
+    folder = tmp_path / "sweep"
+    scored(folder / "0", val=(0.45, 0.25))
+    recorded(folder / "0", "Completed", (1000, 300))
+    recorded(folder / "1", "Failed", (40, 10))
+    recorded(folder / "2", "Stopped", (500, 200), pruned=True)
+    scored(folder / "3", val=(0.2, 0.25))
+    recorded(folder / "3", "Stopped", (600, 250))
+    scored(folder / "10", val=(0.44, 0.25), test=(0.55, 0.25))
+    recorded(folder / "10", "Completed", (860, 240))
+    return folder
+
+
+def test_a_sweep_is_added_up_with_all_that_was_billed(sweep: Path) -> None:
+    text = shown(sweep, width=200)
+    assert text.startswith(f"{sweep}, a sweep of 5: 1 x ml.g5.xlarge at 3.6 USD/h\n")
+    assert row(text, "0") == "0 1000 300 70.0 % 0.3000 45.0 % val 0.015"
+    assert row(text, "1") == "1 40 10 75.0 % 0.0100 - no score failed"
+    assert row(text, "2") == "2 500 200 60.0 % 0.2000 - no score pruned"
+    assert row(text, "3") == "3 600 250 58.3 % 0.2500 20.0 % val no gain stopped"
+    assert row(text, "10") == "10 860 240 72.1 % 0.2400 55.0 % test 0.008"
+    assert row(text, "all") == "all 3000 1000 66.7 % 1.0000 45.0 % val 0.05"  # its best by validation accuracy
+    assert [line.split()[0] for line in text.splitlines()[3:8]] == ["0", "1", "2", "3", "10"]
+    assert "5 training jobs: 1.0000 USD paid for 1000 s billed, 2.0000 USD less than on demand" in text
+    assert f"Prices on demand: {TABLE}." in text
+    assert "USD/point: US dollars per percentage point of accuracy above the majority baseline" in text
+
+
+def test_the_document_says_the_same_with_units(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cost", "--json", str(sweep)]) == 0
+    told = json.loads(capsys.readouterr().out)
+    (group,) = told["groups"]
+    assert group["kind"] == "sweep"
+    assert [run["state"] for run in group["runs"]] == ["completed", "failed", "pruned", "stopped", "completed"]
+    first = group["runs"][0]
+    assert (first["training_seconds"], first["billable_seconds"]) == (1000, 300)
+    assert first["cost_usd"] == pytest.approx(0.3)
+    assert (first["usd_per_hour"], first["price_origin"]) == (3.6, TABLE)
+    assert first["usd_per_point"] == pytest.approx(0.015)
+    assert group["runs"][1]["usd_per_point_missing"] == "no score"
+    assert group["runs"][3]["usd_per_point_missing"] == "not above the majority baseline"
+    assert group["total"]["cost_usd"] == told["total"]["cost_usd"] == pytest.approx(1.0)
+    assert group["total"]["usd_per_point"] == pytest.approx(0.05)
+    assert told["errors"] == []
+
+
+def test_runs_of_several_kinds_stand_in_one_table(tmp_path: Path) -> None:
+    scored(tmp_path / "a", test=(0.35, 0.25))
+    recorded(tmp_path / "a", "Completed", (100, 40))
+    changes: dict[str, Any] = {"instance_type": "ml.p4d.24xlarge", "instance_count": 2, "usd_per_hour": 50.0}
+    on_demand = {"TrainingJobStatus": "Completed", "TrainingTimeInSeconds": 36, "BillableTimeInSeconds": 36}
+    recorded(tmp_path / "b", None, **changes, price_origin="launcher.usd_per_hour", description=on_demand)
+    made_here(tmp_path / "c")
+    for width in (80, 100):
+        text = shown(tmp_path / "a", tmp_path / "b", tmp_path / "c", width=width)
+        assert row(text, "a") == "a 100 40 60.0 % 0.0400 35.0 % test 0.004"
+        assert row(text, "b") == "b 36 36 - 0.5000 - no score"
+        assert row(text, "c") == "c 90 - - - 36.0 % test - here"
+    assert "2 x ml.p4d.24xlarge at 50 USD/h" in text
+    assert f"Prices on demand: {TABLE}; launcher.usd_per_hour." in text
+    assert "1 run here: 90 s" in text
+    told = document(find([tmp_path / "c"]))["groups"][0]["runs"][0]
+    assert told["wall_seconds"] == 90 and "cost_usd" not in told
+
+
+def test_a_run_here_that_did_not_end_is_marked(tmp_path: Path) -> None:
+    made_here(tmp_path)
+    (tmp_path / "metrics.json").unlink()
+    assert shown(tmp_path).splitlines()[3].endswith("here, unfinished")
+
+
+def test_a_job_that_still_runs_shows_what_is_known(tmp_path: Path) -> None:
+    recorded(tmp_path / "s" / "0", "Completed", (100, 50))
+    job = recorded(tmp_path / "s" / "1", "InProgress")
+    recorded(tmp_path / "s" / "2", None, description={})
+    begun = datetime.now(UTC) - timedelta(seconds=1000)
+    job.description["TrainingStartTime"] = begun
+    job.save()
+    text = shown(tmp_path / "s")
+    assert re.fullmatch(r"1 10\d\d - - < 1\.\d{4} - - still running", row(text, "1"))
+    assert row(text, "2") == "2 - - - - - - still running"
+    assert row(text, "all") == "all 100 50 50.0 % 0.0500 - -"  # what is not known is in no sum
+    assert "2 of them, whose billed seconds are not known yet, are in no sum." in text
+    told = " ".join(text.split())
+    assert "no AWS credentials are at hand" in told
+    assert f"python -m bincounter attach {tmp_path / 's' / '1'}" in told
+    total = document(find([tmp_path / "s"]))["groups"][0]["total"]
+    assert (total["jobs_of_unknown_cost"], total["usd_per_point_missing"]) == (2, "its cost is not known yet")
+
+
+def test_a_job_that_never_had_an_instance_cost_nothing(tmp_path: Path) -> None:
+    recorded(tmp_path / "none", None, description={"TrainingJobStatus": "Failed"})
+    recorded(tmp_path / "untold", "Failed")  # it had one, and SageMaker told no seconds
+    none, untold = find([tmp_path / "none", tmp_path / "untold"]).bills
+    assert (none.usd, untold.usd) == (0.0, None)
+
+
+def test_rehearsed_jobs_are_followed_through_an_interruption_and_nothing_was_paid(
+    account: Plane, plane: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in plane.items():
+        monkeypatch.setenv(name, value)
+    limits = {"MaxRuntimeInSeconds": 300, "MaxWaitTimeInSeconds": 600}
+    spot = {
+        "EnableManagedSpotTraining": True,
+        "StoppingCondition": limits,
+        "Environment": {"REHEARSAL_INTERRUPTIONS": "0"},
+    }
+    tasks = []
+    for number, (name, program) in enumerate({"spent-0": PROGRAM, "spent-1": "raise SystemExit(3)"}.items()):
+        account.ship(name, program)
+        asked = request(name, **spot)
+        job = recorded(tmp_path / str(number), None, name=name, description={})
+        (job.folder / "job.json").unlink()
+        tasks.append(Task(replace(job, checkpoint_uri=asked["CheckpointConfig"]["S3Uri"]), asked))
+    Crew(Account("us-east-1"), tasks, at_once=2, rehearsed=True).carry_out()
+    assert [task.error is None for task in tasks] == [True, False]
+
+    done, failed = find([tmp_path]).bills
+    told = tasks[0].job.description
+    assert (done.training_seconds, done.billable_seconds) == (
+        told["TrainingTimeInSeconds"],
+        told["BillableTimeInSeconds"],
+    )
+    assert done.saving == pytest.approx(100 * (1 - done.billable_seconds / done.training_seconds))  # type: ignore[operator]
+    assert (done.rehearsed, done.state, failed.state) == (True, "completed", "failed")
+    assert done.per_point == pytest.approx((done.usd or 0) / 50)
+    text = shown(tmp_path)
+    assert f"({done.usd:.4f})" in row(text, "0") and row(text, "0").endswith("rehearsed")
+    assert row(text, "1").endswith("no score failed, rehearsed")
+    assert "Rehearsed, nothing was paid" in text
+    total = document(find([tmp_path]))["total"]
+    assert (total["cost_usd"], total["rehearsed_cost_usd"]) == (0.0, pytest.approx(add_up([done, failed]).usd))
+
+    job = replace(tasks[0].job, description={})  # as launcher.wait=false leaves it
+    job.save()
+    found = find([tmp_path / "0"])
+    assert found.bills[0].billable_seconds == told["BillableTimeInSeconds"]
+    assert found.notes == [f"{job.name} has ended; what it has is fetched by: python -m bincounter attach {job.folder}"]
+    assert read(job.folder / "job.json").description == {}  # looking changes nothing
+
+    replace(job, name="spent-never").save()
+    assert find([tmp_path / "0"]).bills[0].state == "unknown"
+    replace(job, rehearsed=False).save()
+    assert "leads to a rehearsal" in find([tmp_path / "0"]).notes[0]
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    job.save()
+    assert find([tmp_path / "0"]).bills[0].state == "cut off"
+
+
+class _Sagemaker:
+    """Takes or refuses a job."""
+
+    meta = SimpleNamespace(endpoint_url="https://api.sagemaker.us-east-1.amazonaws.com")
+
+    def __init__(self, *, refuses: bool) -> None:
+        self._refuses = refuses
+
+    def create_training_job(self, **_: Any) -> None:
+        if self._refuses:
+            answer = {"Error": {"Code": "ResourceLimitExceeded", "Message": "no quota"}}
+            raise ClientError(answer, "CreateTrainingJob")
+
+
+def test_the_jobs_that_a_run_had_before_are_billed_too(tmp_path: Path) -> None:
+    before = recorded(tmp_path, "Stopped", (100, 100))
+    after = replace(before, name="after", description={})
+    refusing: Any = SimpleNamespace(sagemaker=_Sagemaker(refuses=True))
+    with pytest.raises(BinCounterError):
+        submit(refusing, after, {})
+    assert read(tmp_path / "job.json").name == before.name
+
+    taking: Any = SimpleNamespace(sagemaker=_Sagemaker(refuses=False))
+    submit(taking, after, {})
+    after.description = {**before.description, "TrainingJobStatus": "Completed", "BillableTimeInSeconds": 300}
+    after.save()
+    scored(tmp_path, val=(0.65, 0.25))
+    first, last = find([tmp_path]).bills
+    assert (first.state, first.usd, first.score) == ("stopped", pytest.approx(0.1), None)
+    assert (last.state, last.usd, last.per_point) == ("completed", pytest.approx(0.3), pytest.approx(0.01))
+    assert f"{tmp_path.name}, before " in shown(tmp_path, width=200)
+
+    assert set_aside(tmp_path) == tmp_path / EARLIER / "after.json"
+    assert [bill.job for bill in find([tmp_path]).bills] == ["after", before.name]
+    assert set_aside(tmp_path) is None
+
+
+def test_nothing_is_counted_twice(sweep: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(sweep)
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "job.json").write_bytes((sweep / "0" / "job.json").read_bytes())
+    found = find([sweep / "0", sweep, tmp_path / "link", tmp_path / "copy"])
+    assert add_up(found.bills).usd == pytest.approx(1.0)
+    assert found.notes == [f"{tmp_path / 'copy'} and {sweep / '0'} hold the same job, which is counted once"]
+
+
+def test_a_tuning_job_says_what_is_not_known(sweep: Path) -> None:
+    tuning = TuningJob("bincounter-bins", "bins", "us-east-1", 12, 3.6, {}, status="Completed")
+    tuning.save(sweep)
+    assert shown(sweep, width=200).startswith(f"{sweep}, a tuning job of 5: ")
+    replace(tuning, status="InProgress").save(sweep)
+    assert "bincounter-bins, of 12 trials, had not ended" in find([sweep]).notes[0]
+
+
+def test_records_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    recorded(tmp_path, "Completed", (100, 50))
+    path = tmp_path / "job.json"
+    told = json.loads(path.read_text())
+    for name in ("instance_type", "instance_count", "price_origin", "rehearsed"):
+        del told[name]
+    path.write_text(json.dumps(told))
+    text = shown(tmp_path)
+    assert "Runs: unknown instances at 3.6 USD/h" in text and "0.0500" in text
+    assert "Prices on demand: as it was recorded." in text

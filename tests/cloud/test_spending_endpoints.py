@@ -1,0 +1,134 @@
+"""python -m bincounter cost of endpoints: deployed, updated and deleted as users do."""
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from deployments import ROLE, act
+from scripted_endpoints import ScriptedEndpoints, scripted_endpoints
+from spent import nobody_to_ask, shown  # noqa: F401 - the fixture is for all tests here
+
+from bincounter.__main__ import main
+from bincounter.cloud.rehearsal import client_environment
+from bincounter.cloud.spending.found import find
+
+IMAGE = "target.image=123456789012.dkr.ecr.us-east-1.amazonaws.com/ray:1"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[tuple[ScriptedEndpoints, str]]:
+    with scripted_endpoints() as served:
+        yield served
+
+
+@pytest.fixture
+def script(server: tuple[ScriptedEndpoints, str], monkeypatch: pytest.MonkeyPatch) -> ScriptedEndpoints:
+    for name, value in client_environment(server[1]).items():
+        monkeypatch.setenv(name, value)
+    server[0].course, server[0].asked, server[0].rolls_back = [], [], False
+    return server[0]
+
+
+def deployed(run: Path, name: str, *overrides: str, action: str = "deploy", content: bytes = b"an archive") -> None:
+    """``python deploy.py`` with an archive in a run's folder."""
+    archive = run / "endpoint" / "model.tar.gz"
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    archive.write_bytes(content)
+    target = () if any(each.startswith("target=") for each in overrides) else ("target=realtime",)
+    act(*target, f"target.role={ROLE}", IMAGE, f"action={action}", f"name={name}", *overrides, archive=archive)
+
+
+def aged(run: Path, **changes: Any) -> None:
+    """Have an endpoint begun two hours ago, and whatever else."""
+    path = run / "endpoint" / "endpoint.json"
+    periods = json.loads(path.read_text())
+    periods[0] |= {"begun": (datetime.now(UTC) - timedelta(hours=2)).isoformat(), **changes}
+    path.write_text(json.dumps(periods))
+
+
+def test_an_endpoint_bills_until_it_is_deleted(script: ScriptedEndpoints, tmp_path: Path) -> None:
+    deployed(tmp_path / "run", "kept", "target.instance_count=2")
+    deployed(tmp_path / "run", "kept", "target.instance_count=2")  # it is there already: one period
+    aged(tmp_path / "run")
+    (bill,) = find([tmp_path / "run"]).endpoints
+    assert (bill.state, bill.capacity, bill.rehearsed) == ("InService", "2 x ml.m5.xlarge", True)
+    assert bill.usd_per_hour == pytest.approx(0.46)
+    assert bill.usd == pytest.approx(0.92, abs=0.01) and not bill.at_most
+    text = shown(tmp_path / "run" / "endpoint")
+    assert "2 x ml.m5.xlarge" in text and "(0.46)" in text and "Endpoints bill" not in text
+
+    act("target=realtime", "action=delete", "name=kept", f"paths.log_dir={tmp_path}")
+    (bill,) = find([tmp_path / "run"]).endpoints
+    assert (bill.state, bill.usd_per_hour) == ("deleted", 0.0)
+    assert bill.until is not None and bill.usd == pytest.approx(0.92, abs=0.01)
+
+
+def test_an_update_ends_the_bill_of_the_run_that_was_served_before(script: ScriptedEndpoints, tmp_path: Path) -> None:
+    deployed(tmp_path / "old", "moved")
+    script.course = [{"EndpointStatus": status} for status in ("InService", "Updating", "InService")]
+    deployed(tmp_path / "new", "moved", f"paths.log_dir={tmp_path}", action="update", content=b"another")
+    (old,), (new,) = (find([tmp_path / name]).endpoints for name in ("old", "new"))
+    assert (old.state, old.usd_per_hour) == ("replaced", 0.0)
+    assert (new.state, new.usd_per_hour) == ("InService", pytest.approx(0.23))
+
+
+def test_what_scales_or_serves_without_instances_says_so(script: ScriptedEndpoints, tmp_path: Path) -> None:
+    scaled = (
+        "target.request.ScalableTarget={MinCapacity:1,MaxCapacity:4}",
+        "target.request.ScalingPolicy.TargetTrackingScalingPolicyConfiguration={TargetValue:600,"
+        "PredefinedMetricSpecification:{PredefinedMetricType:SageMakerVariantInvocationsPerInstance}}",
+    )
+    deployed(tmp_path / "run", "scaled", *scaled)
+    deployed(tmp_path / "idle", "idle", "target=serverless")
+    aged(tmp_path / "run")
+    script.course = [
+        {
+            "EndpointStatus": "InService",
+            "ProductionVariants": [{"VariantName": "AllTraffic", "CurrentInstanceCount": 3}],
+        }
+    ]
+    (bill,) = find([tmp_path / "run"]).endpoints
+    assert bill.usd_per_hour == pytest.approx(0.69)
+    assert bill.at_most and bill.usd == pytest.approx(2 * 4 * 0.23, abs=0.01)
+    script.course = []
+    text = shown(tmp_path / "idle")
+    assert "4096 MB" in text and "(0)" in text and "(0.0000 + requests)" in text
+
+
+def test_an_endpoint_that_nobody_can_be_asked_about(
+    script: ScriptedEndpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deployed(tmp_path / "run", "lost")
+    aged(tmp_path / "run", rehearsed=False)
+    for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    capsys.readouterr()
+    assert main(["cost", str(tmp_path / "run")]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "not known" in told and "< 0.46" in told
+    assert "AWS could not be asked whether the endpoint lost is still there (no AWS credentials are at hand)" in told
+    assert "if it is, it bills 0.23 USD/h" in told and "Endpoints bill 0 USD/h or more now." in told
+
+
+def test_an_endpoint_that_was_deleted_or_changed_elsewhere(script: ScriptedEndpoints, tmp_path: Path) -> None:
+    deployed(tmp_path / "run", "gone")
+    script.course = [{"EndpointStatus": "InService", "EndpointConfigName": "somebody-elses"}]
+    assert [bill.state for bill in find([tmp_path / "run"]).endpoints] == ["replaced"]
+    script.course = []
+    act("target=realtime", "action=delete", "name=gone", f"paths.log_dir={tmp_path / 'elsewhere'}")
+    found = find([tmp_path / "run"])
+    assert [(bill.state, bill.at_most) for bill in found.endpoints] == [("gone", True)]
+    assert "when it was deleted is not known here" in found.notes[0]
+
+
+def test_a_record_that_cannot_be_written_is_no_error(
+    script: ScriptedEndpoints, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "run" / "endpoint").mkdir(parents=True)
+    (tmp_path / "run" / "endpoint" / "endpoint.json").write_text("{")
+    deployed(tmp_path / "run", "unwritten")
+    assert "What it costs is not written down" in caplog.text
+    assert "endpoint.json is damaged" in find([tmp_path / "run"]).errors[0]
