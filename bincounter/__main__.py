@@ -22,7 +22,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Who has just used train.py writes ckpt_path=C: taken as --ckpt-path=C.
     given = sys.argv[1:] if argv is None else argv
     words = [f"--ckpt-path={word.partition('=')[2]}" if word.startswith("ckpt_path=") else word for word in given]
-    arguments = _parser().parse_args(words)
+    parser = _parser()
+    # argparse takes overrides in one row alone; those behind an option are brought to the others here.
+    arguments, rest = parser.parse_known_args(words)
+    if rest and (not hasattr(arguments, "overrides") or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides += rest
     try:
         return arguments.command(arguments)
     except BinCounterError as error:
@@ -58,6 +64,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     prepare.add_argument("destination", metavar="DESTINATION", help="a folder or s3://bucket/prefix")
     prepare.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py: data=abid data.source=...")
+    prepare.add_argument(
+        "--as",
+        dest="form",
+        choices=["folders", "shards"],
+        default="folders",
+        help="one file per photo (folders), or many photos in each of a few large files (shards)",
+    )
     prepare.set_defaults(command=_prepare)
 
     predict = commands.add_parser("predict", help="count the items in photos")
@@ -82,6 +95,11 @@ def _parser() -> argparse.ArgumentParser:
     cost.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="folders of runs, sweeps or endpoints")
     cost.add_argument("--json", action="store_true", help="print one JSON document instead of tables")
     cost.set_defaults(command=_cost)
+
+    rules = commands.add_parser("rules", help="judge what debugger=tensors recorded of a run, by other bounds too")
+    rules.add_argument("run", type=Path, metavar="RUN", help="its folder")
+    rules.add_argument("overrides", nargs="*", metavar="debugger.rules.RULE.SETTING=VALUE")
+    rules.set_defaults(command=_rules)
 
     attach = commands.add_parser(
         "attach", help="follow the SageMaker jobs of a run or a sweep, and fetch what they have"
@@ -137,20 +155,22 @@ def _arrange(arguments: argparse.Namespace) -> int:
 def _prepare(arguments: argparse.Namespace) -> int:
     # Nobody will ask for the decoded photos that training keeps.
     cfg, data = _data_of([*arguments.overrides, "data.cache=false"])
-    from bincounter.data.preparation import check_destination, prepare_folders
+    from bincounter.data.preparation.bin_folders import SIDES, prepare_folders
+    from bincounter.data.preparation.destination import check_destination
+    from bincounter.data.preparation.shards import prepare_shards
 
     check_destination(arguments.destination, cfg.data.source)
     data.prepare()
-    done = prepare_folders(
-        data.manifest,
-        data.kept,
-        data.assignment,
-        arguments.destination,
-        connections=cfg.data.sync.connections,
-    )
-    for side, photos in done.photos.items():
-        print(f"{side}: {photos:,} photos")
-    print(f"{done.files:,} files were not there yet, {done.bytes / 1e6:,.1f} MB")
+    split = data.manifest, data.kept, data.assignment
+    connections = cfg.data.sync.connections
+    if arguments.form == "shards":
+        cache_dir = Path(cfg.paths.cache_dir)
+        placed = prepare_shards(*split, arguments.destination, cache_dir=cache_dir, connections=connections)
+    else:
+        placed = prepare_folders(*split, arguments.destination, connections=connections)
+    for number, side in enumerate(SIDES):
+        print(f"{side}: {(data.assignment == number).sum():,} photos")
+    print(f"{placed.files:,} files were not there yet, {placed.bytes / 1e6:,.1f} MB")
     print(arguments.destination)
     return 0
 
@@ -204,6 +224,20 @@ def _cost(arguments: argparse.Namespace) -> int:
     for error in found.errors:
         print(f"Error: {error}", file=sys.stderr)
     return 2 if found.errors else 0
+
+
+def _rules(arguments: argparse.Namespace) -> int:
+    from omegaconf import OmegaConf
+    from rich.console import Console
+
+    from bincounter.command_line import composed
+    from bincounter.inspect.rules.command import judged, overrides_of, render
+
+    overrides = overrides_of(arguments.run, arguments.overrides)
+    cfg = composed(overrides, config_dir=_CONF, config_name="train")
+    verdicts = judged(arguments.run, OmegaConf.to_container(cfg.debugger))  # type: ignore[arg-type]
+    Console().print(render(verdicts))
+    return int(any(verdict.action == "fail" for verdict in verdicts.found.values()))
 
 
 def _attach(arguments: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
@@ -27,7 +28,7 @@ def empty_buckets(server: S3Server, monkeypatch: pytest.MonkeyPatch, *names: str
         monkeypatch.delenv(name, raising=False)
     for name, value in server.environment().items():
         monkeypatch.setenv(name, value)
-    client = boto3.client("s3", endpoint_url=server.endpoint, config=Config(s3={"addressing_style": "path"}))
+    client = _client(server.endpoint)
     for name in names:
         client.create_bucket(Bucket=name)
     try:
@@ -38,3 +39,12 @@ def empty_buckets(server: S3Server, monkeypatch: pytest.MonkeyPatch, *names: str
                 for item in page.get("Contents", ()):
                     client.delete_object(Bucket=name, Key=item["Key"])
             client.delete_bucket(Bucket=name)
+
+
+def delete(bucket: str, key: str) -> None:
+    """Delete an object by way of the server that the environment leads to, so that it knows."""
+    _client(None).delete_object(Bucket=bucket, Key=key)
+
+
+def _client(endpoint: str | None) -> Any:
+    return boto3.client("s3", endpoint_url=endpoint, config=Config(s3={"addressing_style": "path"}))

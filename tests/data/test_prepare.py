@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from commands import Run
+from commands import REPOSITORY, Run
 from made_photos import abid_bin, bin_folders, photo_bytes, write
 from s3_server import S3Server
-from sent_buckets import empty_buckets, writable_server
+from sent_buckets import delete, empty_buckets, writable_server
 
+from bincounter.command_line import composed
 from bincounter.data.s3.upload import send
-from bincounter.data.splits import SplitRow, read_split
+from bincounter.data.splits import SPLITS, SplitRow, read_split
+from bincounter.training.run import data_module
 
 PHOTOS = 24
 
@@ -84,6 +86,22 @@ def test_a_public_bucket_and_an_id_list_become_split_bins_in_a_bucket(
     assert "\n0 files were not there yet, 0.0 MB\n" in again.stdout
 
 
+def test_who_trains_on_what_was_prepared_has_the_split_that_was_prepared(
+    s3: S3Server, prepare: Run, tmp_path: Path
+) -> None:
+    ids = public_bucket(tmp_path / "public", 60)
+    prepare("s3://mine/bins", "data=abid", f"data.source={tmp_path / 'public'}", f"data.layout.ids={ids}")
+    paths = [f"paths.{name}_dir={tmp_path / 'training' / name}" for name in ("data", "cache", "output")]
+    overrides = ["data=s3", "data.source=s3://mine/bins", *paths]
+    data = data_module(composed(overrides, config_dir=REPOSITORY / "conf", config_name="train"))
+    data.prepare()
+    sides = [SPLITS[side] for side in data.assignment]
+    trained_on = {record.id: (record.group, side) for record, side in zip(data.records, sides, strict=True)}
+    prepared = {row.id: (row.group, row.split) for row in read_split(s3.root / "mine/bins/split.csv")}
+    assert trained_on == prepared
+    assert not data.manifest.refusals
+
+
 def straddling(rows: list[SplitRow]) -> set[int]:
     """Groups with photos on two sides."""
     sides: dict[int, set[str]] = {}
@@ -132,6 +150,27 @@ def test_photos_of_another_split_are_not_mixed_with(s3: S3Server, prepare: Run, 
         done = prepare(destination, *source, "data.split.seed=1", code=2)
         assert f"{destination} holds other photos, such as t" in done.stderr and "name an empty folder" in done.stderr
         assert contents(lies) == before
+
+
+def test_shards_are_packed_and_sent_with_their_index_last(s3: S3Server, prepare: Run, tmp_path: Path) -> None:
+    source = ["data=folders", f"data.source={bin_folders(tmp_path / 'source', 30)}"]
+    prepare(tmp_path / "made", "--as", "shards", *source)
+    done = prepare("s3://mine/made", *source, "--as=shards")
+    there = contents(s3.root / "mine/made")
+    assert there.keys() == {"bins-000000.tar", "index.csv", "quarantine.csv"}
+    assert there == {path.name: path.read_bytes() for path in (tmp_path / "made").glob("[!.]*")}
+    assert done.stdout.splitlines()[-2].startswith("3 files were not there yet")
+    assert not list((tmp_path / "cache").rglob("*.tar"))
+    again = prepare("s3://mine/made", *source, "--as=shards")
+    assert "\n0 files were not there yet" in again.stdout
+    delete("mine", "made/bins-000000.tar")
+    healed = prepare("s3://mine/made", *source, "--as=shards")
+    assert "bins-000000.tar is missing" in healed.stderr and "\n1 files were not there yet" in healed.stdout
+    assert contents(s3.root / "mine/made") == there
+    for others in (["--as=shards", "data.split.seed=1"], ["--as=folders"]):
+        done = prepare("s3://mine/made", *source, *others, code=2)
+        assert "s3://mine/made holds " in done.stderr and "name an empty folder of the bucket" in done.stderr
+    assert contents(s3.root / "mine/made") == there
 
 
 def test_two_photos_of_one_name_are_a_sentence(prepare: Run, tmp_path: Path) -> None:

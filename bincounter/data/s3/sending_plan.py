@@ -87,6 +87,11 @@ class SendingPlan:
         objects, size = self._rows.execute("SELECT count(*), coalesce(sum(size), 0) FROM files").fetchone()
         return objects, size
 
+    def size_there(self, key: str) -> int | None:
+        """The bytes of an object that is there, or ``None``."""
+        row = self._rows.execute("SELECT size FROM there WHERE key = ?", (key,)).fetchone()
+        return row[0] if row else None
+
     def others(self) -> Iterator[str]:
         """Names below the prefix of the objects that no file becomes."""
         query = "SELECT key FROM there WHERE key NOT IN (SELECT key FROM files) ORDER BY key"

@@ -12,8 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import IO, Self, TypeVar
 
 from botocore.exceptions import ClientError
 
@@ -86,7 +87,8 @@ def send(
         outbox.load(files)
         outbox.load(last, last=True)
         outbox.look()
-        outbox.tell_others(refused)
+        outbox.refuse_others(refused)
+        outbox.tell_others()
         return outbox.send(description or f"Sending to {uri}")
 
 
@@ -130,22 +132,33 @@ class Outbox:
         for page in _pages_there(self._bucket, self._prefix):
             self._plan.add_there(page)
 
-    def tell_others(self, refused: Callable[[str], bool]) -> None:
-        """Count in the log what is there besides the files.
+    def size_of(self, name: str) -> int | None:
+        """The bytes of an object that was there, ``None`` where there was none of that name."""
+        return self._plan.size_there(self._prefix + name)
+
+    def read(self, name: str, file: IO[bytes]) -> None:
+        """Write an object to an empty file.
 
         Raises:
-            DataError: there is something ``refused``.
+            DataError: it does not exist, or is not for us to read.
+            ResourceError: the network or the server gave out.
         """
-        named: list[str] = []
-        number = 0
-        for name in self._plan.others():
-            if refused(name):
-                raise DataError(f"{self._uri} holds other photos, such as {name}: name an empty folder of the bucket")
-            number += 1
-            named += [name] if number <= _NAMED else []
-        if number:
-            more = ", ..." if number > _NAMED else ""
-            log.info("%s holds %d other objects, which stay: %s%s", self._uri, number, ", ".join(named), more)
+        self._bucket.read(self._prefix + name, file)
+
+    def refuse_others(self, refused: Callable[[str], bool]) -> None:
+        """Raise :class:`DataError` if there is something ``refused`` that no file becomes."""
+        name = next(filter(refused, self._plan.others()), None)
+        if name is not None:
+            raise DataError(f"{self._uri} holds other photos, such as {name}: name an empty folder of the bucket")
+
+    def tell_others(self) -> None:
+        """Count in the log what is there besides the files."""
+        others = self._plan.others()
+        named = list(islice(others, _NAMED))
+        more = sum(1 for _ in others)
+        if named:
+            shown = ", ".join(named) + (", ..." if more else "")
+            log.info("%s holds %d other objects, which stay: %s", self._uri, len(named) + more, shown)
 
     def send(self, description: str) -> Uploaded:
         """Send what was loaded since the last time and is not there.
