@@ -12,6 +12,7 @@ from bincounter.inspect import plots
 from bincounter.inspect.choices import look_closer, mistakes, sample
 from bincounter.inspect.page import decimals, percent, whole, write_page
 from bincounter.inspect.photos import inline, inline_attention
+from bincounter.inspect.rules.states import read_states
 from bincounter.inspect.run_folder import SIDES, Predictions, Run, read_run
 
 # Pixels and photos: with these, even photos of pure noise keep the page below 8 MB.
@@ -67,6 +68,7 @@ def write_report(run: Path, *, photo: Photo, cams: Mapping[str, np.ndarray] | No
         "cards": _cards(read, scores),
         "table": _table(read),
         "curves": _curves(read),
+        "rules": read_states(run),
         "confusion": _confusion(scores),
         "per_count": _per_count(read, side),
         "calibration": scores if scores.get("reliability") else None,

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bincounter.errors import UserError
 from bincounter.files import write_text
 from bincounter.inspect.rules.imbalance import ClassImbalance
 from bincounter.inspect.rules.initialization import PoorWeightInitialization
 from bincounter.inspect.rules.losses import LossNotDecreasing, Overfit, Overtraining
 from bincounter.inspect.rules.rule import Finding, Rule
 from bincounter.inspect.rules.values import DeadRelu, ExplodingTensor, SaturatedActivation, VanishingGradient
-from bincounter.inspect.tensors.record import FOLDER, Record
+from bincounter.inspect.tensors.record import Record
 
 RULES: dict[str, type[Rule]] = {
     rule.name: rule
@@ -111,21 +110,3 @@ class Verdicts:
     def write(self, folder: Path) -> None:
         """Write ``rules.json``."""
         write_text(folder / "rules.json", json.dumps(self.states(), indent=2, ensure_ascii=False) + "\n")
-
-
-def read_states(run: Path) -> list[dict[str, Any]]:
-    """The states of a run's rules as rows, with their names; none where nothing was recorded.
-
-    Raises:
-        UserError: ``rules.json`` is damaged.
-    """
-    path = run / FOLDER / "rules.json"
-    if not path.is_file():
-        return []
-    absent = {"reason": "", "advice": "", "step": None, "epoch": None}
-    try:
-        states = json.loads(path.read_text(encoding="utf-8"))
-        return [{**absent, "rule": name, **state} for name, state in states.items()]
-    except (ValueError, TypeError, AttributeError) as error:
-        answer = f"{path} is damaged ({type(error).__name__}): delete it; python -m bincounter rules reads the records"
-        raise UserError(answer) from error
