@@ -26,8 +26,14 @@ denied = error(403, "AccessDenied")
 
 
 def elsewhere(region: str, answered: Fault) -> Fault:
-    """Answer so what is not signed for ``region``."""
-    return lambda answer: answer if f"/{region}/s3/" in answer.asked.get("authorization", "") else answered(answer)
+    """Answer so what is not signed for ``region``; the rest tells the region, as S3 does."""
+
+    def fault(answer: Answer) -> Answer:
+        if f"/{region}/s3/" in answer.asked.get("authorization", ""):
+            return replace(answer, headers=answer.headers | {"x-amz-bucket-region": region})
+        return answered(answer)
+
+    return fault
 
 
 def broken_off(answer: Answer) -> Answer:

@@ -84,6 +84,11 @@ def explain_request(error: Exception, address: str, *, host: str, signed: bool, 
     """
     if isinstance(error, ClientError):
         return _explain_answer(error, address, host, signed)
+    if isinstance(error, RecursionError):  # botocore asks where the bucket is, and where that is, and so on
+        return DataError(
+            f"{host} sends requests for {address} elsewhere and does not say to which region: correct AWS_ENDPOINT_URL "
+            "(https instead of http, say), or AWS_REGION"
+        )
     if isinstance(error, SSLError):
         return ResourceError(
             f"the certificate of {host} is not trusted: set AWS_CA_BUNDLE to its authority's, or correct "

@@ -121,7 +121,7 @@ class PatientBucket:
             answer = self._client.head_bucket(Bucket=self._name)
         except ClientError as error:  # who is refused is told the region, too
             answer = error.response
-        except BotoCoreError:
+        except (BotoCoreError, RecursionError):
             return None
         headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
         return answer.get("BucketRegion") or headers.get("x-amz-bucket-region")
@@ -142,7 +142,7 @@ class PatientBucket:
                 last: Exception = error
                 if self._is_final(error):
                     break
-            except BotoCoreError as error:
+            except (BotoCoreError, RecursionError) as error:
                 last = error
                 break
         address = f"s3://{self._name}/{key}"
