@@ -162,6 +162,18 @@ class BinCounter(L.LightningModule):
         with torch.autocast(outputs.device.type, enabled=False):
             return self.objective.loss(outputs.float(), target)
 
+    def losses(self, outputs: Tensor, count: Tensor) -> Tensor:
+        """Losses of the photos whose count is known, before class weights.
+
+        Args:
+            outputs: ``float[B, out_features]``.
+            count: ``int[B]``, -1 where there is none.
+
+        Returns:
+            ``float32[n]`` with ``n <= B``.
+        """
+        return self._losses(outputs, self._labels(count))[count >= 0]
+
     def _labels(self, count: Tensor) -> Tensor:
         """``int[B]`` -> one-hot rows ``float32[B, K]``; padding gives a row of zeros."""
         return (count[:, None] == self.objective.support).float()
@@ -179,10 +191,9 @@ class BinCounter(L.LightningModule):
         """Add a batch to the validation metrics."""
         outputs = self._outputs(batch)
         self.val_metrics.update(self._read(outputs), batch["count"])
-        losses = self._losses(outputs, self._labels(batch["count"]))
-        self.val_loss.update(losses[batch["count"] >= 0])
-        self.log_dict(self.val_metrics, on_step=False, on_epoch=True, batch_size=len(losses))
-        self.log("val/loss", self.val_loss, on_step=False, on_epoch=True, batch_size=len(losses))
+        self.val_loss.update(self.losses(outputs, batch["count"]))
+        self.log_dict(self.val_metrics, on_step=False, on_epoch=True, batch_size=len(batch["count"]))
+        self.log("val/loss", self.val_loss, on_step=False, on_epoch=True, batch_size=len(batch["count"]))
 
     def on_validation_epoch_end(self) -> None:
         """Stop a training that diverged.

@@ -60,7 +60,8 @@ def run(cfg: DictConfig, callbacks: Sequence[L.Callback] = ()) -> Finished | Non
 
     Args:
         cfg: a configuration that `bincounter.config.validate` let through; ``paths.output_dir`` is the run's folder.
-        callbacks: that watch the fit and change nothing of what it computes, beside those of ``cfg``.
+        callbacks: that watch the fit and the scoring and change nothing of what they compute, beside those of
+            ``cfg``; see :func:`bincounter.training.scoring.fabric_for`.
 
     Returns:
         What the report needs; ``None`` on all but the first process of a DDP run.
@@ -75,7 +76,7 @@ def run(cfg: DictConfig, callbacks: Sequence[L.Callback] = ()) -> Finished | Non
     torch.set_float32_matmul_precision(cfg.float32_matmul_precision)
     folder = RunFolder(cfg.paths.output_dir)
     with answered(batch_size=cfg.data.batch_size, run=folder.path):
-        return _fit_and_score(cfg, plain, folder, callbacks) if cfg.train else _score_only(cfg, plain, folder)
+        return (_fit_and_score if cfg.train else _score_only)(cfg, plain, folder, callbacks)
 
 
 def _fit_and_score(
@@ -111,10 +112,10 @@ def _fit_and_score(
     loaded = load_counter(best, trusted=_own_targets(plain))
     if features is not None and plain["test"] and len(data.side("test")):
         features.add(data.side("test"))
-    return _scored(plain, folder, data, loaded, checkpoint.best)
+    return _scored(plain, folder, data, loaded, checkpoint.best, callbacks)
 
 
-def _score_only(cfg: DictConfig, plain: dict[str, Any], folder: RunFolder) -> Finished:
+def _score_only(cfg: DictConfig, plain: dict[str, Any], folder: RunFolder, callbacks: Sequence[L.Callback]) -> Finished:
     loaded = load_counter(cfg.ckpt_path, trusted=_own_targets(plain))
     folder.claim(fresh=True)
     _follow_checkpoint(cfg, loaded[1])
@@ -127,7 +128,7 @@ def _score_only(cfg: DictConfig, plain: dict[str, Any], folder: RunFolder) -> Fi
         raise DataError("nothing to score: with data.split.fractions=[0,0,1] all photos are scored as test photos")
     seen = _say_what_was_seen(data, loaded[1])
     folder.describe(plain, _overrides(), {"checkpoint": str(cfg.ckpt_path), "photos_seen_in_training": seen})
-    return _scored(plain, folder, data, loaded, None)
+    return _scored(plain, folder, data, loaded, None, callbacks)
 
 
 def _scored(
@@ -136,9 +137,10 @@ def _scored(
     data: BinDataModule,
     loaded: tuple[BinCounter, dict[str, Any]],
     best: float | None,
+    callbacks: Sequence[L.Callback],
 ) -> Finished:
     model, description = loaded
-    fabric = fabric_for(plain["trainer"])
+    fabric = fabric_for(plain["trainer"], callbacks)
     sides = ["val", *(["test"] if plain["test"] else []), *(["train"] if plain["train"] else [])]
     metrics = score_run(folder, model, data, fabric, sides=sides, train_counts=description["train_counts"])
     show(metrics)

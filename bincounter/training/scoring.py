@@ -1,7 +1,7 @@
 """From a checkpoint and photos to predictions and scores, on one device, each photo once."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -24,14 +24,22 @@ TRAINING_SAMPLE = 2000
 SIDES = {"val": "validation", "test": "test"}
 
 
-def fabric_for(trainer: Mapping[str, Any]) -> L.Fabric:
-    """One device with the precision a Trainer of this configuration would use."""
+def fabric_for(trainer: Mapping[str, Any], watching: Sequence[L.Callback] = ()) -> L.Fabric:
+    """One device with the precision a Trainer of this configuration would use.
+
+    Args:
+        trainer: its configuration.
+        watching: what is told of a scoring where it has these methods: ``on_scoring_start(model, side)`` before each
+            side, ``on_scoring_batch_start(model, side)``, ``on_scoring_batch_end(model, side, count)`` with
+            ``int[B]``, and ``on_scoring_end()`` after all of them.
+    """
     accelerator = trainer["accelerator"]
-    return L.Fabric(accelerator=accelerator, devices=1, precision=resolved(trainer.get("precision"), accelerator))  # type: ignore[arg-type]
+    precision: Any = resolved(trainer.get("precision"), accelerator)
+    return L.Fabric(accelerator=accelerator, devices=1, precision=precision, callbacks=list(watching))
 
 
 @torch.inference_mode()
-def predict(model: BinCounter, data: BinDataModule, positions: np.ndarray, fabric: L.Fabric, what: str) -> Predicted:
+def predict(model: BinCounter, data: BinDataModule, positions: np.ndarray, fabric: L.Fabric, side: str) -> Predicted:
     """Answer for photos at ``positions`` of ``data.manifest.records``, in that order.
 
     Args:
@@ -39,15 +47,18 @@ def predict(model: BinCounter, data: BinDataModule, positions: np.ndarray, fabri
         data: prepared.
         positions: ``int64[N]``, N > 0.
         fabric: gives device and precision.
-        what: a name for the progress bar.
+        side: ``val``, ``test`` or ``train``.
     """
     loader = data.scoring_loader(positions)
     ids: list[str] = []
     labels, probabilities = [], []
-    for batch in track(loader, f"Scoring {what}", len(loader)):
+    fabric.call("on_scoring_start", model, side)
+    for batch in track(loader, f"Scoring {SIDES.get(side, 'a training sample')}", len(loader)):
         moved = data.on_after_batch_transfer(fabric.to_device(batch), 0)
+        fabric.call("on_scoring_batch_start", model, side)
         with fabric.autocast():
             probabilities.append(model.predict_step(moved, 0)["probabilities"].float().cpu())
+        fabric.call("on_scoring_batch_end", model, side, moved["count"])
         labels.append(batch["count"].cpu())
         ids += batch["id"]
     return Predicted(ids, torch.cat(labels), torch.cat(probabilities))
@@ -82,10 +93,11 @@ def score_run(
         positions = _positions(data, side)
         if not len(positions):
             continue
-        predicted = predict(model, data, positions, fabric, SIDES.get(side, "a training sample"))
+        predicted = predict(model, data, positions, fabric, side)
         metrics[side] = score(predicted.probabilities, predicted.labels, model.counts, train_counts)
         if side in SIDES:
             written[SIDES[side]] = predicted
+    fabric.call("on_scoring_end")
     folder.write_predictions(written, model.counts)
     folder.write_json("metrics.json", metrics)  # last: a run with metrics is a finished one
     return metrics
