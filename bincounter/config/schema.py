@@ -14,6 +14,7 @@ from omegaconf import MISSING
 from bincounter.config.debugger import NoDebugger, TensorsConfig
 from bincounter.config.launcher import ContainerConfig, LocalConfig, RehearsalConfig, SageMakerConfig
 from bincounter.config.search import OptunaConfig, TunerConfig
+from bincounter.config.smdebug import SmdebugConfig
 
 
 @dataclass
@@ -138,7 +139,7 @@ class TrainConfig:
     logger: Any = None
     trainer: Any = MISSING
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    debugger: Any = MISSING  # typed by its own schemas: none, tensors
+    debugger: Any = MISSING  # typed by its own schemas: none, tensors, smdebug
     paths: PathsConfig = MISSING
     launcher: Any = MISSING  # typed by its own schemas: local, SageMaker, rehearsal
     hparams_search: Any = None  # typed by its own schemas: Optuna, SageMaker's tuner
@@ -153,6 +154,7 @@ def register() -> None:
     store.store(group="paths", name="schema", node=PathsConfig)
     store.store(group="debugger", name="none_schema", node=NoDebugger)
     store.store(group="debugger", name="tensors_schema", node=TensorsConfig)
+    store.store(group="debugger", name="smdebug_schema", node=SmdebugConfig)
     store.store(group="launcher", name="local_schema", node=LocalConfig)
     store.store(group="launcher", name="sagemaker_schema", node=SageMakerConfig)
     store.store(group="launcher", name="rehearsal_schema", node=RehearsalConfig)

@@ -17,6 +17,7 @@ from bincounter.config.debugger import check_debugger
 from bincounter.config.launcher import carried_out_here, check_launcher
 from bincounter.config.metrics import mode_of
 from bincounter.config.search import check_search
+from bincounter.config.smdebug import check_smdebug
 from bincounter.config.targets import check_target, imported
 from bincounter.errors import ConfigError
 
@@ -47,6 +48,7 @@ def validate(cfg: DictConfig) -> None:
         check_target(f"trainer.plugins[{number}]", node)
     _trainer(plain["trainer"], plain["model"])
     check_debugger(plain["debugger"])
+    check_smdebug(plain["debugger"], here=carried_out_here(cfg.launcher))
     _place(plain, here=carried_out_here(cfg.launcher))
     if plain["hparams_search"] is not None:
         check_search(plain["hparams_search"])

@@ -12,12 +12,16 @@ from bincounter.inspect.tensors.recorder import TensorRecorder
 
 
 def debugger_callbacks(cfg: DictConfig) -> list[L.Callback]:
-    """The callback of ``debugger=tensors``, or none.
+    """The callback of ``debugger=tensors`` or ``debugger=smdebug``, or none.
 
     Args:
         cfg: the run's whole configuration.
     """
     settings: dict[str, Any] = OmegaConf.to_container(cfg.debugger, resolve=True)  # type: ignore[assignment]
+    if "save_interval" in settings:
+        from bincounter.inspect.smdebug.callback import SmdebugCallback  # in an environment of its own
+
+        return [SmdebugCallback(settings, Path(cfg.paths.output_dir))]
     if not cfg.train or "rules" not in settings:
         return []
     folder = Path(cfg.paths.output_dir) / FOLDER
