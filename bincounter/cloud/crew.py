@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from bincounter.cloud.aws_errors import explain_failure
 from bincounter.cloud.fetch import cost, fetch
-from bincounter.cloud.jobs import RECORD, Job, load, stop, submit
+from bincounter.cloud.jobs import Job, is_recorded, load, stop, submit
 from bincounter.cloud.overrides import without
 from bincounter.cloud.watch import epoch_scores, follow
 from bincounter.errors import BinCounterError, Interrupted, Pruned, ResourceError
@@ -108,7 +108,7 @@ class Crew:
         try:
             yield
         except (BinCounterError, KeyboardInterrupt) as error:
-            submitted = [task.job for task in self._tasks if (task.job.folder / RECORD).exists()]
+            submitted = [task.job for task in self._tasks if is_recorded(task.job)]
             if isinstance(error, KeyboardInterrupt):
                 raise Interrupted(self._left_behind(submitted)) from None
             raise _and(error, self._left_behind(submitted)) if submitted else error from None
@@ -121,7 +121,7 @@ class Crew:
                 self._leave.set()
                 self._stopping.set()
                 wait(futures)
-                submitted = [task.job for task in self._tasks if (task.job.folder / RECORD).exists()]
+                submitted = [task.job for task in self._tasks if is_recorded(task.job)]
                 raise Interrupted(self._left_behind(submitted)) from None
             self._stop_running()
             return False

@@ -100,6 +100,12 @@ def read(record: Path) -> Job:
     return job
 
 
+def is_recorded(job: Job) -> bool:
+    """Whether the record in a job's folder is its own, not that of the run's job before."""
+    record = job.folder / RECORD
+    return record.exists() and read(record).name == job.name
+
+
 def set_aside(folder: Path) -> Path | None:
     """Make room for the record of another job of a run; that of the one before is kept, since it was billed.
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,7 +18,7 @@ from spent import TABLE, made_here, nobody_to_ask, recorded, row, scored, shown 
 from bincounter.__main__ import main
 from bincounter.cloud.account import Account
 from bincounter.cloud.crew import Crew, Task
-from bincounter.cloud.jobs import EARLIER, read, set_aside, submit
+from bincounter.cloud.jobs import EARLIER, is_recorded, read, set_aside, submit
 from bincounter.cloud.spending.bills import add_up
 from bincounter.cloud.spending.document import document
 from bincounter.cloud.spending.found import find
@@ -180,12 +181,22 @@ def test_rehearsed_jobs_are_followed_through_an_interruption_and_nothing_was_pai
     assert read(job.folder / "job.json").description == {}  # looking changes nothing
 
     replace(job, name="spent-never").save()
-    assert find([tmp_path / "0"]).bills[0].state == "unknown"
+    assert find([tmp_path / "0"]).bills[0].state == "cut off"  # of another rehearsal
     replace(job, rehearsed=False).save()
     assert "leads to a rehearsal" in find([tmp_path / "0"]).notes[0]
-    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    with monkeypatch.context() as patch:
+        patch.setattr("bincounter.cloud.spending.aws.answered_here", lambda account: False)
+        replace(job, name="spent-never", rehearsed=False).save()
+        assert find([tmp_path / "0"]).bills[0].state == "unknown"
     job.save()
-    assert find([tmp_path / "0"]).bills[0].state == "cut off"
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # a rehearsal that was, or none
+        for endpoint in (
+            f"http://127.0.0.1:{nobody.getsockname()[1]}",
+            "https://api.sagemaker.us-east-1.amazonaws.com",
+        ):
+            monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+            assert find([tmp_path / "0"]).bills[0].state == "cut off"
 
 
 class _Sagemaker:
@@ -209,6 +220,7 @@ def test_the_jobs_that_a_run_had_before_are_billed_too(tmp_path: Path) -> None:
     with pytest.raises(BinCounterError):
         submit(refusing, after, {})
     assert read(tmp_path / "job.json").name == before.name
+    assert is_recorded(before) and not is_recorded(after)
 
     taking: Any = SimpleNamespace(sagemaker=_Sagemaker(refuses=False))
     submit(taking, after, {})

@@ -49,7 +49,9 @@ def aged(run: Path, **changes: Any) -> None:
     path.write_text(json.dumps(periods))
 
 
-def test_an_endpoint_bills_until_it_is_deleted(script: ScriptedEndpoints, tmp_path: Path) -> None:
+def test_an_endpoint_bills_until_it_is_deleted(
+    script: ScriptedEndpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     deployed(tmp_path / "run", "kept", "target.instance_count=2")
     deployed(tmp_path / "run", "kept", "target.instance_count=2")  # it is there already: one period
     aged(tmp_path / "run")
@@ -59,6 +61,11 @@ def test_an_endpoint_bills_until_it_is_deleted(script: ScriptedEndpoints, tmp_pa
     assert bill.usd == pytest.approx(0.92, abs=0.01) and not bill.at_most
     text = shown(tmp_path / "run" / "endpoint")
     assert "2 x ml.m5.xlarge" in text and "(0.46)" in text and "Endpoints bill" not in text
+    with monkeypatch.context() as patch:
+        patch.setattr("bincounter.cloud.spending.aws.answered_here", lambda account: False)
+        aged(tmp_path / "run", rehearsed=False)
+        assert "Endpoints bill 0.46 USD/h now." in shown(tmp_path / "run")
+    aged(tmp_path / "run", rehearsed=True)
 
     act("target=realtime", "action=delete", "name=kept", f"paths.log_dir={tmp_path}")
     (bill,) = find([tmp_path / "run"]).endpoints

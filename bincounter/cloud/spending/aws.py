@@ -1,5 +1,6 @@
 """What only AWS can tell of something that may still be there; it is asked where credentials are at hand."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from bincounter.cloud.jobs import Job, answered_here
@@ -7,8 +8,6 @@ from bincounter.errors import BinCounterError, ConfigError, ResourceError
 
 if TYPE_CHECKING:
     from bincounter.cloud.account import Account
-
-NO_CREDENTIALS = "no AWS credentials are at hand"
 
 
 class Rehearsed(BinCounterError):
@@ -29,12 +28,12 @@ class Aws:
         """
         from bincounter.cloud.endpoints.states import found
 
-        account = self._account(job.region, rehearsed=job.rehearsed)
         return self._answer(
             job.region,
-            lambda: found(
+            lambda account: found(
                 lambda: account.sagemaker.describe_training_job(TrainingJobName=job.name), f"asking for {job.name}"
             ),
+            rehearsed=job.rehearsed,
         )
 
     def endpoint(self, name: str, region: str, *, rehearsed: bool) -> dict[str, Any] | None:
@@ -45,15 +44,17 @@ class Aws:
         """
         from bincounter.cloud.endpoints.states import describe
 
-        account = self._account(region, rehearsed=rehearsed)
-        return self._answer(region, lambda: describe(account, name))
+        return self._answer(region, lambda account: describe(account, name), rehearsed=rehearsed)
 
-    def _answer(self, region: str, ask: Any) -> dict[str, Any] | None:
+    def _answer(
+        self, region: str, ask: "Callable[[Account], dict[str, Any] | None]", *, rehearsed: bool
+    ) -> dict[str, Any] | None:
+        account = self._account(region, rehearsed=rehearsed)
         try:
-            return ask()
+            return ask(account)
         except BinCounterError as error:
             self._accounts[region] = error
-            raise
+            raise Rehearsed if rehearsed else error from None
 
     def _account(self, region: str, *, rehearsed: bool) -> "Account":
         if region not in self._accounts:
@@ -64,7 +65,7 @@ class Aws:
         account = self._accounts[region]
         here = not isinstance(account, BinCounterError) and answered_here(account)
         if rehearsed and not here:
-            raise Rehearsed("it has ended with its rehearsal")
+            raise Rehearsed
         if isinstance(account, BinCounterError):
             raise account
         if here and not rehearsed:
@@ -80,5 +81,5 @@ def _account(region: str) -> "Account":
 
     with answered_by_aws("reading the AWS settings"):
         if boto3.Session().get_credentials() is None:
-            raise ResourceError(NO_CREDENTIALS)
+            raise ResourceError("no AWS credentials are at hand")
     return Account(region)

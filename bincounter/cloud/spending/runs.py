@@ -84,8 +84,10 @@ def _asked(job: Job, aws: Aws, notes: list[str]) -> tuple[Mapping[str, Any], str
     """What is known now of a job that had not ended when it was last heard of, and its state."""
     try:
         told = aws.training_job(job)
-    except Rehearsed as error:
-        notes.append(f"{job.name}: {error}, unfinished")
+        if told is None and job.rehearsed:
+            raise Rehearsed
+    except Rehearsed:
+        notes.append(f"{job.name} ended with its rehearsal, unfinished")
         return job.description, "cut off"
     except BinCounterError as error:
         heard = datetime.fromtimestamp((job.folder / RECORD).stat().st_mtime, UTC)
