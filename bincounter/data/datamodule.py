@@ -1,6 +1,7 @@
 """BinDataModule: one data set, from wherever its photos lie to batches on the device."""
 
 import logging
+import multiprocessing
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,19 +12,18 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from bincounter.data.augmentation import Augmentation, Mixing
+from bincounter.data.batches import Batches
 from bincounter.data.feature_store import FeatureStore
-from bincounter.data.layouts import Detected, KnownLayout, Layout, Shards, ids_from
+from bincounter.data.layouts import Detected, KnownLayout, Layout
 from bincounter.data.locking import one_at_a_time
 from bincounter.data.preprocessing import Normalize
 from bincounter.data.records import BinRecord, Manifest
-from bincounter.data.s3.address import is_remote
-from bincounter.data.s3.download import fetch
 from bincounter.data.sampler import EveryPhotoOnce, ResumableBatchSampler, TrainingBatch
-from bincounter.data.scan import scan
-from bincounter.data.shards.streaming import limit_requests_of_worker, streamed_manifest
+from bincounter.data.shards.streaming import limit_requests_of_worker
+from bincounter.data.source import find_photos
 from bincounter.data.splits import SPLITS, stored_split
 from bincounter.data.store import PhotoStore
 from bincounter.errors import ConfigError, DataError
@@ -136,33 +136,17 @@ class BinDataModule(L.LightningDataModule):
         return self.records
 
     def _find(self, stored_size: int | None) -> None:
-        if self._sync.get("stream"):
-            self.manifest = self._streamed_manifest()
-        else:
-            root = self._local_root()
-            self.manifest = scan(root, self._layout, self._cache_dir, image_size=stored_size, workers=self._decoders)
+        self.manifest = find_photos(
+            self._source,
+            self._layout,
+            counts=self._wanted,
+            sync=self._sync,
+            data_dir=self._data_dir,
+            cache_dir=self._cache_dir,
+            stored_size=stored_size,
+            workers=self._decoders,
+        )
         self._choose_counts()
-
-    def _streamed_manifest(self) -> Manifest:
-        if self._source is None or not is_remote(self._source) or not isinstance(self._layout, Shards | Detected):
-            raise ConfigError(
-                "data.sync.stream=true is for shards in a bucket: set data=shards and data.source to their s3:// URI, "
-                "or leave it false"
-            )
-        return streamed_manifest(self._source, self._cache_dir, self._sync["connections"])
-
-    def _local_root(self) -> Path:
-        if self._source is None:
-            return self._layout.make(self._data_dir)  # type: ignore[union-attr]  # validated: it has no source
-        if is_remote(self._source):
-            id_list = getattr(self._layout, "ids", None)
-            settings = {name: value for name, value in self._sync.items() if name != "stream"}
-            ids = ids_from(id_list) if id_list else None
-            return fetch(self._source, self._data_dir, ids=ids, counts=self._wanted, **settings)
-        root = Path(self._source).expanduser()
-        if not root.is_dir():
-            raise DataError(f"data.source={self._source} is no folder: correct the path, or use an s3:// URI")
-        return root
 
     def _choose_counts(self) -> None:
         there = Counter(record.count for record in self.manifest.records)
@@ -259,13 +243,13 @@ class BinDataModule(L.LightningDataModule):
     def _loader(self, positions: np.ndarray, sampler: ResumableBatchSampler | EveryPhotoOnce) -> DataLoader:
         if self._features is None or not self._features.holds(positions):
             return self._photos(positions, sampler)
-        rows = _Rows("feature", self._features, self.manifest.records, positions)
+        rows = Batches("feature", self._features, self.manifest.records, positions)
         # Without workers, which would take longer to hand a batch over than it takes to read.
         return DataLoader(rows, sampler=sampler, batch_size=None, pin_memory=torch.cuda.is_available())
 
     def _photos(self, positions: np.ndarray, sampler: ResumableBatchSampler | EveryPhotoOnce) -> DataLoader:
         return DataLoader(
-            _Rows("image", self.store, self.manifest.records, positions),
+            Batches("image", self.store, self.manifest.records, positions),
             sampler=sampler,
             batch_size=None,  # an index of the sampler is a whole batch already
             num_workers=self._num_workers,
@@ -279,7 +263,9 @@ class BinDataModule(L.LightningDataModule):
         if not self._num_workers or not self.store.streams:
             return {}
         share = max(self._sync["connections"] // self._num_workers, 1)
-        return {"multiprocessing_context": "forkserver", "worker_init_fn": partial(limit_requests_of_worker, share)}
+        workers = multiprocessing.get_context("forkserver")
+        workers.set_forkserver_preload(["bincounter.data.batches"])  # torch is imported once, not by each of them
+        return {"multiprocessing_context": workers, "worker_init_fn": partial(limit_requests_of_worker, share)}
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """On the device: bytes to floats, augmentation and mixing in training, normalisation; features as they are."""
@@ -317,25 +303,3 @@ class BinDataModule(L.LightningDataModule):
                 "(trainer.devices, launcher.instance_type, launcher.instance_count) as it had"
             )
         self._resume_at = (state_dict["epoch"], state_dict["batch"])
-
-
-class _Rows(Dataset):
-    """Batches of what a store holds of photos, their pixels or features, by the positions a sampler draws."""
-
-    def __init__(
-        self, key: str, store: PhotoStore | FeatureStore, records: Sequence[BinRecord], positions: np.ndarray
-    ) -> None:
-        self._key, self._store, self._positions = key, store, positions
-        self._counts = np.array([records[i].count for i in positions], dtype=np.int64)
-        self._ids = [records[i].id for i in positions]
-
-    def __getitem__(self, drawn: TrainingBatch | list[int]) -> dict[str, Any]:
-        rows = np.array(drawn.positions if isinstance(drawn, TrainingBatch) else drawn)
-        padding = rows < 0
-        rows = np.where(padding, 0, rows)
-        batch = {
-            self._key: self._store.batch(self._positions[rows]),
-            "count": torch.from_numpy(np.where(padding, -1, self._counts[rows])),
-            "id": [self._ids[row] for row in rows],
-        }
-        return {**batch, "drawn": drawn} if isinstance(drawn, TrainingBatch) else batch

@@ -32,6 +32,10 @@ class PhotoFile:
         file = f"s3://{self.bucket}/{self.path}" if self.bucket else str(self.path)
         return file if self.size is None else f"{file} at byte {self.offset}"
 
+    def __reduce__(self) -> tuple[type["PhotoFile"], tuple[Path, int, int | None, str | None]]:
+        # In half the time of the default: half a million of them go to each worker that streams.
+        return PhotoFile, (self.path, self.offset, self.size, self.bucket)
+
 
 def read_photos(files: Sequence[PhotoFile]) -> list[bytes]:
     """Read the bytes of photos, in the order asked for; those in buckets many at a time.
