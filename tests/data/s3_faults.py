@@ -71,6 +71,8 @@ def renamed(name: Callable[[str], str], **headers: str) -> Fault:
     named = {header.replace("_", "-"): value for header, value in headers.items()}
 
     def fault(answer: Answer) -> Answer:
+        if "partNumber" in answer.request:  # the client hands these back
+            return answer
         etag = answer.headers.get("etag", "").strip('"')
         if etag:
             if answer.asked.get("if-none-match") == f'"{name(etag)}"':

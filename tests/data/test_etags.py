@@ -11,8 +11,9 @@ from s3_bins import files, put
 from s3_faults import broken_off, garbled, renamed
 from s3_proxy import Fault, FaultyProxy
 
-from bincounter.data.s3 import etags
+from bincounter.data.s3 import client, etags
 from bincounter.data.s3.download import fetch
+from bincounter.data.s3.upload import send
 
 MB = 1 << 20
 SIZES = st.integers(0, 40) | st.integers(0, 3 * MB)
@@ -90,3 +91,21 @@ def test_objects_that_were_sent_in_parts_are_checked(
         fetch("s3://shop/bins", tmp_path)
         assert files(tmp_path) == {"shard.tar": body}
     assert s3_proxy.objects_sent() == 2
+
+
+def test_what_is_sent_to_a_bucket_whose_etags_are_no_md5s_is_sent_once(
+    s3_proxy: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "_AT_ONCE", 6 * MB)
+    monkeypatch.setattr(client, "_PART", 5 * MB)
+    bodies = {"shard.tar": made(1, 6 * MB + 1)} | {f"{each}.jpg": made(each, 100) for each in range(9)}
+    for name, body in bodies.items():
+        (tmp_path / name).write_bytes(body)
+    (s3_proxy.server.root / "shop").mkdir()
+    s3_proxy.spoil("", renamed(lambda etag: etag[::-1], x_amz_server_side_encryption="aws:kms"))
+    for sent in (len(bodies), 0):
+        assert send([(tmp_path / name, name) for name in bodies], "s3://shop/bins", connections=1).sent == sent
+    stored = {path.name: path.read_bytes() for path in (s3_proxy.server.root / "shop/bins").iterdir()}
+    assert stored == bodies
+    puts = sum(request.startswith("PUT") for request in s3_proxy.requests)
+    assert puts <= len(bodies) + 2  # two parts, and one that is sent twice

@@ -250,15 +250,18 @@ class Bucket:
         data = body.read_bytes() if isinstance(body, Path) else body
         if hashlib.md5(data, usedforsecurity=False).digest() != md5:
             raise DataError(f"{key} was changed while it was sent: run the same command again")
-        notes = {MD5_NOTE: md5.hex()}
+        notes, sent = {MD5_NOTE: md5.hex()}, False
         if self._store is not None:
             with suppress(*_QUICK):
                 answer = await obstore.put_async(self._store, key, data, attributes=notes, use_multipart=False)
                 # The signature holds the body's SHA-256, so that the server has checked it whatever its etag says.
                 if not self._etags_tell or (answer["e_tag"] or "").strip('"') == md5.hex():
                     return
+                sent = True
         await self._in_thread(self._locate)
         await self._in_thread(lambda: self._patient.write(key, data, md5, notes))
+        if sent:  # and checked by its MD5 now: it was right, but its etag is none
+            self._etags_tell = False
 
     async def _send_parts(self, key: str, path: Path, md5: bytes) -> None:
         """Send a large file in parts, whose signatures hold their SHA-256, and compare the etag of the whole."""
@@ -273,12 +276,10 @@ class Bucket:
         if not etag:
             await self._in_thread(self._locate)
             await self._in_thread(lambda: self._patient.write(key, path, md5, {MD5_NOTE: md5.hex()}))
-        elif self._etags_tell and not etags.names(etag, path, size):
-            raise DataError(f"{path} was changed while it was sent: run the same command again")
-
-    def write(self, key: str, body: bytes | Path, md5: bytes) -> None:
-        """:meth:`async_write` for one object."""
-        asyncio.run(self.async_write(key, body, md5))
+        elif self._etags_tell and not await self._in_thread(lambda: etags.names(etag, path, size)):
+            if not await self._in_thread(lambda: etags.names(md5.hex(), path, size)):
+                raise DataError(f"{path} was changed while it was sent: run the same command again")
+            self._etags_tell = False
 
     def metadata(self, key: str) -> dict[str, str]:
         """The user metadata of an object, names in lower case."""
