@@ -20,10 +20,11 @@ def job(cfg: DictConfig) -> float | None:
     validate(cfg)
     from bincounter.inspect.debugger import debugger_callbacks
     from bincounter.inspect.finished import report_run
+    from bincounter.inspect.profile.watching import profiler_callbacks, say_where_the_time_went
     from bincounter.training.failures import answered
     from bincounter.training.run import run
 
-    callbacks = debugger_callbacks(cfg)
+    callbacks = [*debugger_callbacks(cfg), *profiler_callbacks(cfg)]
     if cfg.hparams_search is not None:
         from bincounter.sweep.pruning import pruning_callbacks
 
@@ -32,6 +33,7 @@ def job(cfg: DictConfig) -> float | None:
     if finished is None:
         return None
     with answered(batch_size=cfg.data.batch_size, run=finished.folder.path):
+        say_where_the_time_went(finished.folder.path, cfg)
         report_run(finished.folder.path, finished.model, finished.data, finished.fabric)
     return finished.objective
 

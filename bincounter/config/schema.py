@@ -13,6 +13,7 @@ from omegaconf import MISSING
 
 from bincounter.config.debugger import NoDebugger, TensorsConfig
 from bincounter.config.launcher import ContainerConfig, LocalConfig, RehearsalConfig, SageMakerConfig
+from bincounter.config.profiler import AdvancedProfiler, NoProfiler, PytorchProfiler, SimpleProfiler
 from bincounter.config.search import OptunaConfig, TunerConfig
 from bincounter.config.smdebug import SmdebugConfig
 
@@ -140,6 +141,7 @@ class TrainConfig:
     trainer: Any = MISSING
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     debugger: Any = MISSING  # typed by its own schemas: none, tensors, smdebug
+    profiler: Any = MISSING  # typed by its own schemas: none, simple, advanced, pytorch
     paths: PathsConfig = MISSING
     launcher: Any = MISSING  # typed by its own schemas: local, SageMaker, rehearsal
     hparams_search: Any = None  # typed by its own schemas: Optuna, SageMaker's tuner
@@ -155,6 +157,10 @@ def register() -> None:
     store.store(group="debugger", name="none_schema", node=NoDebugger)
     store.store(group="debugger", name="tensors_schema", node=TensorsConfig)
     store.store(group="debugger", name="smdebug_schema", node=SmdebugConfig)
+    store.store(group="profiler", name="no_profiler_schema", node=NoProfiler)
+    store.store(group="profiler", name="simple_profiler_schema", node=SimpleProfiler)
+    store.store(group="profiler", name="advanced_profiler_schema", node=AdvancedProfiler)
+    store.store(group="profiler", name="pytorch_profiler_schema", node=PytorchProfiler)
     store.store(group="launcher", name="local_schema", node=LocalConfig)
     store.store(group="launcher", name="sagemaker_schema", node=SageMakerConfig)
     store.store(group="launcher", name="rehearsal_schema", node=RehearsalConfig)

@@ -16,6 +16,7 @@ from bincounter.config.choices import one_of
 from bincounter.config.debugger import check_debugger
 from bincounter.config.launcher import carried_out_here, check_launcher
 from bincounter.config.metrics import mode_of
+from bincounter.config.profiler import check_profiler
 from bincounter.config.search import check_search
 from bincounter.config.smdebug import check_smdebug
 from bincounter.config.targets import check_target, imported
@@ -49,6 +50,7 @@ def validate(cfg: DictConfig) -> None:
     _trainer(plain["trainer"], plain["model"])
     check_debugger(plain["debugger"])
     check_smdebug(plain["debugger"], here=carried_out_here(cfg.launcher))
+    check_profiler(plain["profiler"], plain["trainer"])
     _place(plain, here=carried_out_here(cfg.launcher))
     if plain["hparams_search"] is not None:
         check_search(plain["hparams_search"])

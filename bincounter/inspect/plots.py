@@ -104,6 +104,32 @@ def stacked_bars(names: Sequence[str], parts: Mapping[str, Sequence[int]], *, xl
         return _svg(figure, label)
 
 
+def shares(
+    edges: np.ndarray, parts: Mapping[str, np.ndarray], *, xlabel: str, label: str, colours: Mapping[str, str]
+) -> Markup:
+    """Draw what stretches of time consisted of, stacked up to their whole.
+
+    Args:
+        edges: of the stretches, float ``[N + 1]``.
+        parts: by name, fractions ``[N]`` of each stretch, in the order of stacking.
+        xlabel: what the edges count.
+        label: what the plot shows, for screen readers.
+        colours: by name of the part: a colour of this module, and an opacity after a slash.
+    """
+    bottom = np.zeros(len(edges) - 1)
+    with mpl.rc_context(_RC):
+        figure, axes = _canvas(xlabel, percent=True)
+        figure.set_size_inches(2 * _SIZE[0], _SIZE[1])
+        for name, heights in parts.items():
+            colour, _, opacity = colours[name].partition("/")
+            axes.stairs(bottom + heights, edges, baseline=bottom, fill=True, color=colour, alpha=float(opacity), lw=0)
+            bottom = bottom + heights
+        axes.set_xlim(edges[0], edges[-1])
+        axes.set_ylim(0, 1)
+        axes.xaxis.set_major_locator(MaxNLocator(8))
+        return _svg(figure, label)
+
+
 def sizes(pixels: np.ndarray, *, label: str) -> Markup:
     """Draw photo heights against widths, ``int[N, 2]`` in pixels; the area of a dot grows with its photos.
 

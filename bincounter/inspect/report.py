@@ -12,6 +12,7 @@ from bincounter.inspect import plots
 from bincounter.inspect.choices import look_closer, mistakes, sample
 from bincounter.inspect.page import decimals, percent, whole, write_page
 from bincounter.inspect.photos import inline, inline_attention
+from bincounter.inspect.profile.section import profile_section
 from bincounter.inspect.rules.states import read_states
 from bincounter.inspect.run_folder import SIDES, Predictions, Run, read_run
 
@@ -69,6 +70,7 @@ def write_report(run: Path, *, photo: Photo, cams: Mapping[str, np.ndarray] | No
         "table": _table(read),
         "curves": _curves(read),
         "rules": read_states(run),
+        "profile": profile_section(run, read.config),
         "confusion": _confusion(scores),
         "per_count": _per_count(read, side),
         "calibration": scores if scores.get("reliability") else None,

@@ -31,6 +31,7 @@ FREE = (
     "test",
     "checkpoint",
     "debugger",
+    "profiler",
     "trainer.max_time",
     "trainer.log_every_n_steps",
     "trainer.enable_progress_bar",

@@ -1,0 +1,61 @@
+"""How the time of a run is measured: the settings of ``profiler``; docs/debugger.md says what the figures mean."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bincounter.errors import ConfigError
+
+
+@dataclass
+class NoProfiler:
+    """Nothing is measured."""
+
+
+@dataclass
+class SimpleProfiler:
+    """The phases of each step, and how busy the machine is."""
+
+    every_n_train_steps: int = 20  # on a GPU, batches between two that are waited for, phase by phase; on a CPU all are
+    usage_seconds: float = 1.0  # between two samples of CPU, memory, disk and GPU
+
+
+@dataclass
+class AdvancedProfiler(SimpleProfiler):
+    """Also the Python functions that take the time of each phase."""
+
+    functions: int = 25  # per phase, those that take longest themselves
+    first_step: int = 5  # batches before the first one that is looked into: they warm up
+    steps: int = 50  # batches that are looked into
+
+
+@dataclass
+class PytorchProfiler(SimpleProfiler):
+    """Also the operators that take the time of a few steps, and their trace."""
+
+    operators: int = 50  # those that take longest themselves
+    first_step: int = 5  # batches before the first one that is looked into: they warm up
+    steps: int = 3  # batches that are looked into; each adds megabytes to the trace
+
+
+def check_profiler(profiler: Mapping[str, Any], trainer: Mapping[str, Any]) -> None:
+    """Refuse settings that nothing can be measured by.
+
+    Args:
+        profiler: as plain containers; empty where nothing is measured.
+        trainer: the node ``trainer``, which may name a profiler of Lightning's.
+
+    Raises:
+        ConfigError: the first thing that is wrong.
+    """
+    if not profiler:
+        return
+    if trainer.get("profiler") is not None:
+        raise ConfigError(
+            "profiler= and trainer.profiler both measure the steps: keep one, or set trainer.profiler=null"
+        )
+    for name, value in profiler.items():
+        low = 0 if name == "first_step" else 0.1 if name == "usage_seconds" else 1
+        if not low <= value < math.inf:
+            raise ConfigError(f"profiler.{name}={value:g} is out of range: it must be at least {low:g}")
