@@ -34,4 +34,4 @@ def read_quarantine(path: Path) -> list[Refusal]:
                 raise ValueError
             return [Refusal(name, reason) for name, reason in lines]
     except (OSError, ValueError, csv.Error) as error:
-        raise DataError(f"{path} is no quarantine list: it has to be a table of {','.join(_HEADER)}") from error
+        raise DataError(f"{path} is no table of {','.join(_HEADER)}: bring it back as it was, or delete it") from error

@@ -21,6 +21,7 @@ from bincounter.data.layouts import Abid, Detected, Folders, Shards, detect
 from bincounter.data.photo_file import PhotoFile, read_photos, suffix_of
 from bincounter.data.photo_reading import content_hash
 from bincounter.data.records import BinRecord, Manifest, Refusal, data_digest
+from bincounter.data.sampler import ResumableBatchSampler
 from bincounter.data.scan import scan
 from bincounter.data.shards.packing import pack, pack_files
 from bincounter.data.splits import SPLITS, stored_split
@@ -88,6 +89,20 @@ def test_the_split_is_the_one_that_was_packed(manifest, tmp_path):
     assert again.given_splits == tuple(SPLITS[side] for side in assignment)
     there = stored_split(again, np.arange(len(kept)), **options | {"seed": 8, "cache_dir": tmp_path / "other"})
     np.testing.assert_array_equal(there, assignment)
+
+
+def test_every_rank_is_dealt_the_same_photos(manifest, tmp_path):
+    folder = packed(manifest, tmp_path / "shards")
+    dealt = []
+    for each in (manifest, scanned(folder, tmp_path / "other")):
+        options = {"fractions": (0.8, 0.1, 0.1), "method": "grouped", "seed": 0, "cache_dir": tmp_path / "c"}
+        training = np.flatnonzero(stored_split(each, np.arange(42), **options) == 0)
+        for rank in (0, 1):
+            sampler = ResumableBatchSampler(len(training), 4, seed=1, rank=rank, world_size=2)
+            sampler.start_at(2, 1)
+            dealt.append([[each.records[training[i]].id for i in batch.positions] for batch in sampler])
+    assert dealt[:2] == dealt[2:]
+    assert not {id_ for batch in dealt[0] for id_ in batch} & {id_ for batch in dealt[1] for id_ in batch}
 
 
 names = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=12)
@@ -260,6 +275,7 @@ DAMAGES = [
     pytest.param(lambda index: edit(index, 5, 8, "-1"), "damaged in line 6", id="offset"),
     pytest.param(lambda index: edit(index, 5, 0, "0/0.jpg"), "damaged in line 6", id="twice"),
     pytest.param(lambda index: index.write_text(index.read_text()[:-40]), "damaged in line 43", id="cut index"),
+    pytest.param(lambda index: write(index.with_name("quarantine.csv"), "a"), "no table of path,reason: ", id="list"),
     pytest.param(lambda index: index.with_name("bins-000001.tar").unlink(), r"01\.tar is missing: ", id="missing"),
     pytest.param(
         lambda index: index.with_name("bins-000001.tar").write_bytes(b"x" * 999),
