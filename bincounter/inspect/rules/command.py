@@ -46,9 +46,9 @@ def _own(run: Path) -> list[str]:
     if not path.is_file():
         raise UserError(f"{run} is no run folder (it holds no config.yaml): name the folder that train.py printed")
     stored = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("debugger") or {}
-    if "rules" not in stored:
+    if not (run / FOLDER / "losses.csv").is_file():
         raise UserError(f"{run} has no records: train with debugger=tensors to have some")
-    rules: Mapping[str, Mapping[str, Any]] = stored["rules"]
+    rules: Mapping[str, Mapping[str, Any]] = stored.get("rules") or {}  # none where recording began in mid-run
     return [
         f"{_KEY}{name}.{setting}={json.dumps(value)}" for name, rule in rules.items() for setting, value in rule.items()
     ]

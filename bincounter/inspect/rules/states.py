@@ -6,7 +6,7 @@ from typing import Any
 
 from bincounter.errors import UserError
 
-_SAID = {"off": "off", "waiting": "too little recorded", "passed": "nothing found"}
+_SAID = {"off": "off", "waiting": "nothing to judge by", "passed": "nothing found"}
 _DONE = {"warn": "warned", "stop": "stopped the run", "fail": "failed the run"}
 
 
