@@ -55,7 +55,7 @@ def test_a_fetch_that_is_killed_at_any_point_goes_on_from_what_it_has(s3_proxy: 
 
         s3_proxy.spoil("GET", meanwhile(kill), times=1, after=after)
         running.append(start(tmp_path))
-        running[0].communicate(timeout=60)
+        running[0].communicate(timeout=300)
         here = files(tmp_path)
         assert here.items() <= objects.items()  # whole, all of them
         known = inodes(tmp_path)
@@ -88,7 +88,7 @@ def test_two_processes_do_the_work_once(s3_proxy: FaultyProxy, tmp_path: Path, f
 
     s3_proxy.spoil(r"GET .*\.jpg", meanwhile(start_another), times=1, after=100)
     running.append(start(tmp_path))
-    output = "".join(running[each].communicate(timeout=60)[1] for each in range(2))  # the second starts meanwhile
+    output = "".join(running[each].communicate(timeout=300)[1] for each in range(2))  # the second starts meanwhile
     assert [process.returncode for process in running] == [-signal.SIGKILL if first_is_killed else 0, 0], output
     assert files(tmp_path) == objects
     assert first_is_killed or s3_proxy.objects_sent() == len(objects)
@@ -103,7 +103,7 @@ def test_an_interrupted_train_ends_soon_and_keeps_what_has_arrived(s3_proxy: Fau
     paths = [f"paths.{name}_dir={tmp_path / name}" for name in ("data", "cache", "log")]
     command = [sys.executable, str(REPOSITORY / "train.py"), "data=s3", "data.source=s3://shop/bins", *paths]
     train = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    output = train.communicate(timeout=60)[1]
+    output = train.communicate(timeout=300)[1]
     assert train.returncode == 1 and "Traceback" not in output
     assert output.strip().splitlines()[-1] == "Error: Interrupted."
     here = files(tmp_path / "data")
@@ -163,7 +163,7 @@ def test_a_file_may_be_too_large_for_its_file_system(s3: S3Server, tmp_path: Pat
     put(s3, {"a.jpg": b"small", "zz.jpg": bytes(3_000_000)})
     limit = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
     limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))"
-    output = start(tmp_path, first=limit).communicate(timeout=60)[1]
+    output = start(tmp_path, first=limit).communicate(timeout=300)[1]
     assert "ResourceError" in output and "set paths.data_dir" in output
     assert files(tmp_path).keys() <= {"a.jpg"}
     fetch("s3://shop/bins", tmp_path)
