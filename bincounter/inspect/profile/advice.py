@@ -150,9 +150,10 @@ def gpu_idle(facts: Facts) -> str | None:
     size = facts.setting("data.batch_size")
     precise = facts.machine.get("precision") == "32-true"
     also = " and trainer.precision=bf16-mixed" if precise else ""
+    free = percent(1 - _gpu_filled(facts), 0)
     return (
-        f"The GPU has nothing to do {percent(idle, 0)} of the time though batches are there, and "
-        f"{percent(1 - _gpu_filled(facts), 0)} of its memory is free: try data.batch_size={2 * size} (now {size}){also}."
+        f"The GPU has nothing to do {percent(idle, 0)} of the time though batches are there, and {free} of "
+        f"its memory is free: try data.batch_size={2 * size} (now {size}){also}."
     )
 
 

@@ -90,11 +90,12 @@ def _note(facts: Facts) -> str:
     said = f"Means over {facts.exact_steps:,} of {facts.steps:,} steps on {where}; a moment belongs to one phase only."
     if not facts.on_gpu or not facts.free_step_ms:
         return said
-    cost = facts.exact_step_ms / facts.free_step_ms - 1
+    longer = percent(facts.exact_step_ms / facts.free_step_ms - 1, 0)
+    idle = percent(facts.gpu_idle_ms / facts.free_step_ms, 0)
     return (
-        f"{said} In those steps the GPU was waited for at the end of each phase, which made them "
-        f"{percent(cost, 0)} longer than the others ({facts.free_step_ms:.1f} ms); in the others the GPU had nothing to do for at least "
-        f"{percent(facts.gpu_idle_ms / facts.free_step_ms, 0)} of the time."
+        f"{said} In those steps the GPU was waited for at the end of each phase, which made them {longer} longer than "
+        f"the others ({facts.free_step_ms:.1f} ms); in the others the GPU had nothing to do for at least {idle} of the "
+        "time."
     )
 
 
