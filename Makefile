@@ -4,7 +4,7 @@ PYTHON ?= python3
 IMAGE_PYTHON ?= python3.13
 BIN := .venv/bin
 
-.PHONY: install demo test test-serving-image lint bench clean
+.PHONY: install install-smdebug demo test test-serving-image test-smdebug lint bench clean
 
 install: .venv/.installed
 
@@ -36,6 +36,19 @@ test: lint
 test-serving-image: install .venv-serving-image/.installed
 	$(BIN)/python -m pytest tests/serving/test_image.py
 
+# SageMaker Debugger's hook runs beside an older numpy and protobuf than all else: train.py has a second environment for
+# debugger=smdebug.
+.venv-smdebug/.installed: pyproject.toml constraints-smdebug.txt
+	test -x .venv-smdebug/bin/python || $(PYTHON) -m venv .venv-smdebug
+	.venv-smdebug/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-smdebug.txt \
+		--editable '.[smdebug]' pytest pytest-timeout
+	touch $@
+
+install-smdebug: .venv-smdebug/.installed
+
+test-smdebug: install-smdebug
+	.venv-smdebug/bin/python -m pytest --confcutdir tests/smdebug tests/smdebug
+
 # AWS's older PyTorch image: TorchServe and the toolkit that calls the four functions. It needs Java 17.
 .venv-torchserve/.installed: Makefile constraints.txt
 	test -x .venv-torchserve/bin/python || $(PYTHON) -m venv .venv-torchserve
@@ -55,4 +68,4 @@ bench: install .venv-torchserve/.installed .venv-s3-peers/.installed
 	$(BIN)/python benchmarks/serving.py --soak
 
 clean:
-	rm -rf .venv .venv-serving-image .venv-torchserve .venv-s3-peers .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf .venv .venv-serving-image .venv-smdebug .venv-torchserve .venv-s3-peers .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

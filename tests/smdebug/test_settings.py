@@ -1,0 +1,76 @@
+"""Where smdebug does not run, debugger=smdebug says which commands to run; its settings are checked everywhere."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import REPOSITORY, Run
+
+from bincounter.config import smdebug
+from bincounter.config.smdebug import check_smdebug, require_smdebug
+from bincounter.errors import ConfigError
+
+SETTINGS = {
+    "collections": ["losses"],
+    "include_regex": [r"backbone\.layer4"],
+    "save_interval": {"train": 500, "eval": 10, "predict": 10},
+}
+
+elsewhere = pytest.mark.skipif(bool(smdebug._version("smdebug")), reason="smdebug runs here")
+
+
+@elsewhere
+def test_a_wrong_environment_is_answered_before_anything_starts(train: Run, tmp_path: Path) -> None:
+    done = train("debugger=smdebug", f"paths.output_dir={tmp_path / 'run'}", code=2)
+    (line,) = done.stderr.splitlines()
+    assert "smdebug is not installed here" in line
+    assert "make install-smdebug" in line
+    assert ".venv-smdebug/bin/python train.py debugger=smdebug" in line
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["train.log"]  # nothing else was begun
+
+
+@elsewhere
+def test_importing_it_in_a_wrong_environment_says_the_same() -> None:
+    code = "import bincounter.inspect.smdebug.callback"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert "make install-smdebug" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("versions", "said"),
+    [
+        ({"smdebug": "1.0.34", "numpy": "2.2.6", "protobuf": "3.20.3"}, None),
+        ({"smdebug": "1.0.34", "numpy": "2.4.6", "protobuf": "3.20.3"}, "smdebug does not run beside numpy 2.4.6;"),
+        (
+            {"smdebug": "1.0.34", "numpy": "1.26.4", "protobuf": "6.33.6"},
+            "smdebug does not run beside protobuf 6.33.6;",
+        ),
+        ({"smdebug": "", "numpy": "2.2.6", "protobuf": "3.20.3"}, "smdebug is not installed here;"),
+    ],
+)
+def test_what_is_in_the_way_is_named(
+    versions: dict[str, str], said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(smdebug, "_version", versions.__getitem__)
+    if said is None:
+        require_smdebug()
+    else:
+        with pytest.raises(ConfigError, match=said):
+            require_smdebug()
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"collections": ["gradient"]}, "did you mean debugger.collections=gradients"),
+        ({"include_regex": ["("]}, "no regular expression"),
+        ({"include_regex": ["a{1,2}"]}, "comma"),
+        ({"save_interval": {"train": 0}}, "debugger.save_interval.train=0"),
+    ],
+)
+def test_settings_that_smdebug_cannot_follow_are_refused(changed: dict[str, Any], said: str) -> None:
+    check_smdebug(SETTINGS, here=False)
+    with pytest.raises(ConfigError, match=said):
+        check_smdebug({**SETTINGS, **changed}, here=False)
