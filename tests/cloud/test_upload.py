@@ -3,10 +3,12 @@
 import logging
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from s3_server import S3Server
+from sent_buckets import empty_buckets, writable_server
 
 from bincounter.cloud.upload import destination, upload
 from bincounter.data.s3.download import fetch
@@ -29,11 +31,17 @@ def made(folder: Path, files: dict[str, bytes]) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with writable_server(tmp_path_factory.mktemp("uploads")) as running:
+        yield running
+
+
 @pytest.fixture
-def server(s3: S3Server) -> S3Server:
+def server(running: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
     """A server with an empty bucket ``shop``, which the environment leads to."""
-    (s3.root / "shop").mkdir()
-    return s3
+    with empty_buckets(running, monkeypatch, "shop"):
+        yield running
 
 
 def stored(server: S3Server) -> dict[str, bytes]:
