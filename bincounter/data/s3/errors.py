@@ -96,14 +96,13 @@ def explain_request(error: Exception, address: str, *, host: str, signed: bool, 
         )
     if isinstance(error, BotoConnectionError | HTTPClientError) and not reached:
         return ResourceError(
-            f"{host} cannot be reached for {address}: check the network and AWS_ENDPOINT_URL, or set data.source to a "
-            "local folder"
+            f"{host} cannot be reached for {address}: check the network and AWS_ENDPOINT_URL, or use a local folder"
         )
     if isinstance(error, BROKEN_OFF):
         what = str(error) if isinstance(error, DamagedError) else type(error).__name__  # others repeat the endpoint
         return ResourceError(
-            f"{host} broke off again and again while sending {address} ({what}): run the same command "
-            "again, it goes on from what is here"
+            f"{host} broke off again and again over {address} ({what}): run the same command again, it goes on from "
+            "what has arrived"
         )
     return explain_settings(error)
 
