@@ -11,8 +11,9 @@ from torch import nn
 
 _QUICK = {
     "loss_not_decreasing": ["rules.loss_not_decreasing.num_steps=8"],
-    "overtraining": ["rules.overtraining.delta=0.05"],
-    "class_imbalance": ["rules.class_imbalance.samples=100"],
+    "overfit": ["every_n_train_steps=100"],  # it looks at epochs
+    "overtraining": ["every_n_train_steps=100", "rules.overtraining.delta=0.05"],
+    "class_imbalance": ["every_n_train_steps=100", "rules.class_imbalance.samples=100"],
 }
 
 
@@ -24,7 +25,7 @@ FAULTS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "loss_not_decreasing": ({"lr": 1e-9}, {}, "the mean training loss of steps 8 to 15 is"),
     "overfit": (
         {"train": squares(8), "epochs": 12},
-        {"train": squares(512), "epochs": 4},
+        {"train": squares(512, batch_size=32)},
         "% above the training loss",
     ),
     "overtraining": ({"lr": 1e-9, "epochs": 7}, {"epochs": 7}, "nor for 5 the validation loss"),
