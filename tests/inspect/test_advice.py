@@ -83,7 +83,9 @@ TRIGGERED = {
     "Validation takes 40 % of the fit: try trainer.check_val_every_n_epoch=2 (now 1)": VALIDATING,
     # 6 ms per step of 94 ms of work: 638 ms each; 1 % of the time if one comes every 632 steps.
     "Checkpoints take 6 % of a step: try checkpoint.every_n_train_steps=640 (now 100)": facts(checkpoint=6),
-    "try trainer.log_every_n_steps=100 (now 10), debugger.every_n_train_steps=500, or callbacks=null": facts(logging=6),
+    "try trainer.log_every_n_steps=100 (now 10), debugger.every_n_train_steps=500, or callbacks.progress": facts(
+        logging=6
+    ),
     "nothing to do 60 % of the time though batches are there, and 90 % of its memory is free: try data.batch_size=64 "
     "(now 32) and trainer.precision=bf16-mixed": with_usage(facts(IDLE_GPU), gpu_percent=40.0),
     "nothing to do 38 % of the time though": facts(IDLE_GPU, free=160.0),
@@ -123,7 +125,7 @@ def test_where_nothing_stands_out_nothing_is_said(case: str) -> None:
 
 def test_whatever_is_advised_can_be_said_on_the_command_line() -> None:
     said = " ".join(sentence for each in TRIGGERED.values() for sentence in advice(each))
-    overrides = set(re.findall(r"[a-z_]+(?:\.[a-z_]+)+=[\w-]+", said))
+    overrides = set(re.findall(r"\+?[a-z_]+(?:\.[a-z_]+)+=[\w-]+", said))
     assert len(overrides) >= 15
     for override in overrides - {"debugger.every_n_train_steps=500"}:
         validate(composed([override], config_dir=REPOSITORY / "conf", config_name="train"))

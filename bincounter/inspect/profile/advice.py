@@ -133,7 +133,7 @@ def looks_on_often(facts: Facts) -> str | None:
     if facts.setting("debugger.every_n_train_steps"):
         watcher = f", debugger.every_n_train_steps={10 * facts.setting('debugger.every_n_train_steps')}"
     if facts.setting("callbacks.progress_bar"):
-        watcher += ", or callbacks=null for no progress bar"
+        watcher += ", or callbacks.progress_bar=null +trainer.enable_progress_bar=false"
     said = f"Logging takes {percent(share, 0)} of a step: "
     return said + f"try trainer.log_every_n_steps={10 * every} (now {every}){watcher}."
 

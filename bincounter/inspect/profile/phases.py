@@ -1,5 +1,7 @@
 """Which phase of training each moment belongs to, told by the actions that Lightning names as it starts them."""
 
+from functools import cache
+
 DATA, TRANSFER, AUGMENTATION = "data", "transfer", "augmentation"
 FORWARD, BACKWARD, OPTIMIZER = "forward", "backward", "optimizer"
 LOGGING, CHECKPOINT, VALIDATION, REST = "logging", "checkpoint", "validation", "rest"
@@ -37,6 +39,7 @@ _BY_HOOK = {
 _BY_CALLBACK = {"RunCheckpoint": CHECKPOINT, "WeightAveraging": OPTIMIZER, "StatelessRandomness": REST}
 
 
+@cache  # there are a few dozen of them, and each comes in every step
 def phase_of(action: str) -> str | None:
     """The phase that an action of Lightning's opens.
 
