@@ -11,10 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from s3_faults import unavailable
 from s3_proxy import FaultyProxy, faulty_proxy
-
-__all__ = ["FaultyProxy", "S3Server", "faulty_proxy", "serve", "unavailable"]
 
 ACCESS_KEY = "bincounter-tests-001"  # 20 characters, as rclone wants
 SECRET_KEY = "no-secret-at-all"

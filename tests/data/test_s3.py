@@ -204,6 +204,7 @@ def test_ids_again_transfer_only_what_changed(s3_proxy: FaultyProxy, tmp_path: P
         ("s3://../x", "names no bucket"),
         ("s3://shop/../x", "has . or .. as a folder"),
         ("s3://shop//x", "empty folder"),
+        ("s3://shop/\udcff", "is not UTF-8"),
     ],
 )
 def test_wrong_addresses_are_one_sentence(s3: S3Server, tmp_path: Path, source: str, sentence: str) -> None:
@@ -222,7 +223,7 @@ def test_ids_of_which_none_exists_are_an_error(s3: S3Server, tmp_path: Path) -> 
         fetch("s3://no-such-bucket", tmp_path, ids=["1", "2"])
 
 
-NAMES = st.text(st.sampled_from("a./\\\0~ é-"), max_size=12) | st.text(max_size=300)
+NAMES = st.text(st.sampled_from("a./\\\0~ é-\ud800"), max_size=12) | st.text(max_size=300)
 
 
 @given(NAMES, NAMES)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -73,12 +74,13 @@ def test_only_photos_of_the_counts_are_fetched_of_ids(
     s3_proxy: FaultyProxy, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     put(s3_proxy.server, ABID | abid({"9": 1}))
-    ids = ["1", "4", "404", "5"]
+    ids = ["1", "4", "404", "5", "tab\t", os.fsdecode(b"\xff")]
     expected = {name: body for name, body in ABID.items() if Path(name).stem in ids}
     for counts, left in (([1], ["bin-images/4.jpg"]), ([1, 40], [])):
         fetch("s3://shop/bins", tmp_path, ids=ids, counts=counts, only="counts")
         assert files(tmp_path) == without(expected, *left)
-    assert "bin-images/404.jpg" in caplog.text and "metadata/404.json" in caplog.text
+    assert all(name in caplog.text for name in ("bin-images/404.jpg", "metadata/404.json", "bin-images/tab\t.jpg"))
+    assert "'bins/bin-images/\\udcff.jpg' is not UTF-8" in caplog.text
     fetch("s3://shop/bins", tmp_path, ids=ids, only="counts")  # no counts are all counts
     assert files(tmp_path) == expected
 

@@ -141,12 +141,15 @@ def test_an_object_that_changes_after_the_listing_is_whole_and_then_right(
         assert s3_proxy.objects_sent() == requests
 
 
-def test_an_object_that_is_gone_for_a_moment_is_fetched_later(s3_proxy: FaultyProxy, tmp_path: Path) -> None:
+def test_an_object_that_is_gone_for_a_moment_is_fetched_later(
+    s3_proxy: FaultyProxy, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     put(s3_proxy.server, bins(3))
     hidden = s3_proxy.server.root / "shop/bins/0/0.jpg"
     s3_proxy.spoil("list-type", meanwhile(hidden.unlink), times=1)
     fetch("s3://shop/bins", tmp_path)
     assert files(tmp_path) == {name: body for name, body in bins(3).items() if name != "0/0.jpg"}
+    assert "1 objects are listed, but do not exist any more: bins/0/0.jpg" in caplog.text
     put(s3_proxy.server, bins(3))
     fetch("s3://shop/bins", tmp_path)
     assert files(tmp_path) == bins(3)

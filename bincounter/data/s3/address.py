@@ -48,6 +48,8 @@ def refusal(key: str) -> str | None:
         return "has . or .. as a folder or file name"
     if "\0" in key:
         return "holds a zero byte"
-    if any(len(part.encode("utf-8", "surrogatepass")) > _LONGEST_NAME for part in parts):
+    if any("\ud800" <= letter <= "\udfff" for letter in key):  # what Python makes of other bytes on a command line
+        return "is not UTF-8"
+    if any(len(part.encode()) > _LONGEST_NAME for part in parts):
         return f"has a name of more than {_LONGEST_NAME} bytes"
     return None

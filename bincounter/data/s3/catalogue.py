@@ -176,13 +176,21 @@ class Catalogue:
         with self._writing() as rows:
             rows.executemany("INSERT OR IGNORE INTO objects VALUES (?, ?, ?)", ((key, "", ON_ITS_WAY) for key in keys))
 
-    def note_absent(self, keys: Iterable[str]) -> None:
-        """Note marks of empty folders among objects that do not exist, so that they are not asked for again."""
+    def note_absent(self, keys: Iterable[str]) -> list[str]:
+        """Note marks of empty folders among objects that do not exist, so that they are not asked for again.
+
+        Returns:
+            those that are no marks.
+        """
+        others = []
         with self._writing() as rows:
-            rows.executemany(
-                f"INSERT OR REPLACE INTO objects SELECT key, etag, {ABSENT} FROM listed WHERE key = ? AND size = 0",
-                ((key,) for key in keys),
-            )
+            for key in keys:
+                row = rows.execute("SELECT etag FROM listed WHERE key = ? AND size = 0", (key,)).fetchone()
+                if row is None:
+                    others.append(key)
+                else:
+                    rows.execute(f"INSERT OR REPLACE INTO objects VALUES (?, ?, {ABSENT})", (key, *row))
+        return others
 
     def _pages(self, table: str) -> Iterator[list[Listed]]:
         """Rows of a table that may grow meanwhile, a page at a time."""

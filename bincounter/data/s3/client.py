@@ -21,7 +21,7 @@ from obstore.exceptions import BaseError, NotModifiedError
 from obstore.store import S3Store
 
 from bincounter.data.s3 import etags
-from bincounter.data.s3.connection import Connection
+from bincounter.data.s3.connection import DIRECTORY_BUCKET, Connection
 from bincounter.data.s3.errors import DamagedError, MissingError, explain_settings
 from bincounter.data.s3.objects import Listed, Stored
 from bincounter.data.s3.patient import PatientBucket
@@ -89,16 +89,21 @@ class Bucket:
         return self._connection.signed
 
     @property
+    def in_order(self) -> bool:
+        """Whether listings are in order of key, which those of directory buckets are not."""
+        return not self.name.endswith(DIRECTORY_BUCKET)
+
+    @property
     def host(self) -> str:
         """Of the server, for messages."""
         return self._connection.host
 
     def pages(self, prefix: str, *, after: str = "") -> Iterator[list[Listed]]:
-        """All keys below a folder, in ascending order, a request per 1,000 of them.
+        """All keys below a folder, a request per 1,000 of them.
 
         Args:
             prefix: empty, or a folder with its slash.
-            after: leave out the keys up to this one.
+            after: leave out the keys up to this one, where they are in order.
         """
         if self._lister is not None:
             try:
@@ -154,14 +159,13 @@ class Bucket:
         if store is None or (listed and not etags.can_be_computed(listed.etag, listed.size)):
             return await self._in_thread(thoroughly)
         for _ in range(2):
-            assert store is not None
             try:
                 return await self._quickly(store, key, path, listed, unless)
             except MissingError:
                 raise
             except (BaseError, DamagedError) as error:
                 failure = error
-            if not await self._in_thread(self._locate):
+            if not await self._in_thread(self._locate) or self._store is None:
                 break
             store = self._store
         stored = await self._in_thread(thoroughly)

@@ -27,7 +27,8 @@ _PUBLIC = {"aft-vbi-pds": "us-east-1"}  # the bucket of ABID, and its region
 _CONNECTING = 10  # seconds at most
 _SILENCE = 30  # seconds without a byte, after which a request counts as lost
 _CREDENTIALS_LAST = timedelta(minutes=5)  # before boto is asked again, which renews them when they are about to expire
-_EXPRESS = "--x-s3"  # ends the names of directory buckets, which need sessions of their own
+DIRECTORY_BUCKET = "--x-s3"
+"""Ends the names of directory buckets (S3 Express), which need sessions of their own."""
 
 
 class Connection:
@@ -80,7 +81,7 @@ class Connection:
         Args:
             retries: of a request that was not answered, or with a status of 500 or above.
         """
-        if self._bucket.endswith(_EXPRESS):
+        if self._bucket.endswith(DIRECTORY_BUCKET):
             return None
         url = urlsplit(self.client.generate_presigned_url("get_object", Params={"Bucket": self._bucket, "Key": "key"}))
         virtual = url.path == "/key"

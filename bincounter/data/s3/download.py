@@ -172,10 +172,9 @@ class _Sync:
         _check_room(self._mirror.folder, size)
         self._catalogue.expect_jobs()
         jobs = (Job(key, Stored(etag, size)) for page in self._catalogue.jobs() for key, etag, size in page)
-        # What is missing now was deleted since the listing, or is the mark of an empty folder.
         outcome = self._transfer(jobs, number, size, (MissingError,))
         self._mirror.forget(outcome.absent)
-        self._catalogue.note_absent(outcome.absent)
+        warn("%d objects are listed, but do not exist any more: %s", self._catalogue.note_absent(outcome.absent))
         return outcome.fetched
 
     def _fetch_keys(self, keys: Sequence[str]) -> Outcome:

@@ -26,7 +26,7 @@ def list_into(catalogue: Catalogue, bucket: Bucket, prefix: str) -> None:
         ResourceError: the network or the server gave out.
     """
     catalogue.list_anew()
-    cuts = catalogue.boundaries(prefix, _PARTS)
+    cuts = catalogue.boundaries(prefix, _PARTS) if bucket.in_order else []
 
     broken_off = threading.Event()
 
