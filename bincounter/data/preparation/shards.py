@@ -14,7 +14,7 @@ from bincounter.data.preparation.destination import folder_of, is_of_a_data_set,
 from bincounter.data.records import Manifest
 from bincounter.data.s3.address import is_remote
 from bincounter.data.s3.upload import Outbox
-from bincounter.data.shards.index import INDEX_FILE, is_shard, read_index
+from bincounter.data.shards.index import INDEX_FILE, are_shards_of, is_shard, read_index
 from bincounter.data.shards.packing import pack_files
 from bincounter.data.splits import SPLITS
 from bincounter.errors import DataError
@@ -89,7 +89,7 @@ def _holds(outbox: Outbox, uri: str, manifest: Manifest, kept: np.ndarray, assig
             raise DataError(
                 f"{uri} holds an {INDEX_FILE} that is damaged or of another version: name an empty folder of the bucket"
             ) from error
-        if not _are_the_same(there, manifest, kept, assignment):
+        if not are_shards_of(there, manifest, kept, [SPLITS[side] for side in assignment]):
             raise DataError(f"{uri} holds shards of other photos or another split: name an empty folder of the bucket")
         try:
             read_index(Path(copy), outbox.size_of)
@@ -97,13 +97,3 @@ def _holds(outbox: Outbox, uri: str, manifest: Manifest, kept: np.ndarray, assig
             log.warning("%s: sending again what is missing", error)
             return False
     return True
-
-
-def _are_the_same(there: Manifest, manifest: Manifest, kept: np.ndarray, assignment: np.ndarray) -> bool:
-    ours = [manifest.records[i] for i in kept]
-    return (
-        [(record.id, record.count, record.group) for record in there.records]
-        == [(record.id, record.count, record.group) for record in ours]
-        and list(there.given_splits) == [SPLITS[side] for side in assignment]
-        and np.array_equal(there.content, manifest.content[kept])
-    )

@@ -56,6 +56,24 @@ def is_index(path: Path) -> bool:
         return False
 
 
+def are_shards_of(there: Manifest, manifest: Manifest, kept: np.ndarray, sides: Sequence[str | None]) -> bool:
+    """Whether shards hold exactly these photos, divided so.
+
+    Args:
+        there: what the shards' index tells.
+        manifest: of the source.
+        kept: ``int[N]``, positions in ``manifest.records`` of the photos meant.
+        sides: the side of each of them, or ``None``.
+    """
+    ours = [manifest.records[i] for i in kept]
+    return (
+        [(record.id, record.count, record.group) for record in there.records]
+        == [(record.id, record.count, record.group) for record in ours]
+        and list(there.given_splits) == list(sides)
+        and np.array_equal(there.content, manifest.content[kept])
+    )
+
+
 def write_index(
     path: Path, manifest: Manifest, kept: np.ndarray, sides: Sequence[str | None], places: Sequence[Place]
 ) -> None:

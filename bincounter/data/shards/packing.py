@@ -18,7 +18,7 @@ from bincounter.data.photo_file import suffix_of
 from bincounter.data.photo_reading import read_ahead
 from bincounter.data.quarantine import QUARANTINE_FILE, write_quarantine
 from bincounter.data.records import Manifest
-from bincounter.data.shards.index import INDEX_FILE, Place, is_shard, shard_name, write_index
+from bincounter.data.shards.index import INDEX_FILE, Place, are_shards_of, is_shard, shard_name, write_index
 from bincounter.data.shards.journal import Journal
 from bincounter.data.shards.layout import Shards
 from bincounter.data.splits import SPLITS
@@ -101,10 +101,7 @@ class _Packing:
             there = Shards().manifest(self._folder)
         except DataError as error:
             raise DataError(f"{self._folder} holds damaged shards ({error})") from error
-        theirs = [(record.id, record.count, record.group) for record in there.records]
-        ours = [(record.id, record.count, record.group) for record in self._records]
-        same_bytes = np.array_equal(there.content, self._manifest.content[self._kept])
-        if (theirs, list(there.given_splits)) != (ours, self._sides) or not same_bytes:
+        if not are_shards_of(there, self._manifest, self._kept, self._sides):
             raise DataError(f"{self._folder} holds shards of other photos or another split: name an empty folder")
 
     def carry_out(self) -> Iterator[Path]:
