@@ -20,7 +20,8 @@ pytest.importorskip("smdebug.pytorch", reason="smdebug's own environment is miss
 
 from smdebug.pytorch import create_trial, modes
 
-from bincounter.inspect.smdebug.hook import open_hook
+from bincounter.errors import UserError
+from bincounter.inspect.smdebug.hook import BatchHook, open_hook
 
 RECIPE = [
     "data=demo",
@@ -241,6 +242,41 @@ def test_gradients_of_what_is_unfrozen_later_and_values_in_bfloat16(tmp_path: Pa
     assert "body_output_1" not in trial.tensor_names()
 
 
+def test_steps_that_a_stopped_run_saved_after_its_checkpoint_are_taken_back(tmp_path: Path) -> None:
+    settings = {
+        "collections": ["losses"],
+        "include_regex": [],
+        "save_interval": {"train": 1, "eval": 1, "predict": 1},
+    }
+
+    def steps(hook: BatchHook, mode: modes, values: list[float]) -> None:
+        model = Model()
+        hook.register(model, model.head)
+        for value in values:
+            hook.begin(model, mode)
+            model(torch.ones(4, 3))
+            hook.end(lambda value=value: torch.tensor(value))  # type: ignore[misc]
+
+    hook = open_hook(settings, tmp_path, None)
+    steps(hook, modes.TRAIN, [1, 2])
+    steps(hook, modes.EVAL, [3])
+    checkpoint = hook.state()
+    steps(hook, modes.TRAIN, [8, 9])
+    hook.close()
+
+    hook = open_hook(settings, tmp_path, checkpoint)
+    steps(hook, modes.TRAIN, [4])
+    steps(hook, modes.EVAL, [5])
+    hook.close()
+    trial = trial_of(tmp_path)
+    assert losses(trial, modes.TRAIN) == [1, 2, 4]
+    assert losses(trial, modes.EVAL) == [3, 5]
+    assert trial.steps() == [0, 1, 2, 3, 4]
+
+    assert open_hook(settings, tmp_path, None).state()["step"] == -1  # a run that starts anew in its own folder
+    assert list((tmp_path / "debugger" / "smdebug").rglob("*.tfevents")) == []
+
+
 def test_a_jobs_container_says_what_is_saved_and_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = tmp_path / "ml" / "input" / "config" / "debughookconfig.json"
     given.parent.mkdir(parents=True)
@@ -252,3 +288,5 @@ def test_a_jobs_container_says_what_is_saved_and_where(tmp_path: Path, monkeypat
     assert hook.include_collections == ["losses"]
     assert hook.save_config.get_save_config(modes.EVAL).save_interval == 3
     hook.close()
+    with pytest.raises(UserError, match="already holds a run's tensors"):
+        open_hook(settings, tmp_path / "other", None)

@@ -160,7 +160,8 @@ def _of_container() -> dict[str, Any] | None:
     if not path.is_file():
         return None
     log.info("smdebug saves what %s says.", path)
-    return {"LocalPath": str(base / "output" / "tensors"), **json.loads(path.read_text(encoding="utf-8"))}
+    config = json.loads(path.read_text(encoding="utf-8"))
+    return {**config, "LocalPath": config.get("LocalPath") or str(base / "output" / "tensors")}
 
 
 def rewind(tensors: Path, step: int) -> None:
@@ -175,7 +176,11 @@ def rewind(tensors: Path, step: int) -> None:
     """
     for name in (END_OF_JOB_FILENAME, CLAIM_FILENAME):
         (tensors / name).unlink(missing_ok=True)
+    lost = set()
     for path in [*tensors.glob("events/*/*"), *tensors.glob("index/*/*")]:
         saved = _STEP.match(path.name)
         if saved and (int(saved[1]) > step or path.suffix == ".tmp"):
             path.unlink()
+            lost.add(saved[1])
+    if lost:
+        log.info("Tensors of %d steps that came after the checkpoint are deleted, to be saved again.", len(lost))
