@@ -66,6 +66,7 @@ bench: install .venv-torchserve/.installed .venv-s3-peers/.installed
 	$(BIN)/python benchmarks/sweep.py
 	$(BIN)/python benchmarks/s3.py --memory
 	$(BIN)/python benchmarks/serving.py --soak
+	$(BIN)/python benchmarks/debugger.py
 
 clean:
 	rm -rf .venv .venv-serving-image .venv-smdebug .venv-torchserve .venv-s3-peers .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from bincounter.config.debugger import TensorsConfig, check_debugger
+from bincounter.inspect.rules.verdicts import Verdicts
 from bincounter.inspect.rules.watch import RuleWatch
+from bincounter.inspect.tensors.record import read_records
 from bincounter.inspect.tensors.recorder import TensorRecorder
 from bincounter.model.backbones import cnn
 from bincounter.model.counter import BinCounter
@@ -89,4 +91,8 @@ def fit(
         **trainer,
     )
     fitting.fit(model, train or squares(64), squares(48, seed=5, batch_size=16))
-    return watch._verdicts.states()
+    told = watch._verdicts.states()
+    again = Verdicts(watched["rules"])
+    again.judge_all(read_records(folder / "debugger"))
+    assert again.states() == told  # afterwards as under way
+    return told

@@ -3,11 +3,15 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from faulty import Dense, fit, imbalanced
 from squares import squares
 from torch import nn
+
+from bincounter.inspect.rules.values import ExplodingTensor
+from bincounter.inspect.tensors.record import VALUES, StepRecord, Table
 
 _QUICK = {
     "loss_not_decreasing": ["rules.loss_not_decreasing.num_steps=8"],
@@ -60,6 +64,18 @@ FAULTS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         "of their units saturated for 3 recorded steps",
     ),
 }
+
+
+@pytest.mark.parametrize(("update", "finds"), [(0.0, False), (1e-3, True), (np.nan, True)])
+def test_gradients_of_a_step_that_fp16_skips_do_not_explode(update: float, finds: bool) -> None:
+    """Loss scaling finds its bound by them; there is no GPU here to see it."""
+    values = np.zeros((1, len(VALUES)), np.float32)
+    gradient, weight = values.copy(), values.copy()
+    gradient[0, VALUES.index("nonfinite")] = 0.5
+    weight[0, VALUES.index("update_ratio")] = update
+    tables = {"gradient": Table(["head.0.weight"], [""], gradient), "weight": Table(["head.0.weight"], [""], weight)}
+    found = ExplodingTensor({"only_nan": False}).judge(StepRecord(0, 0, 1.0, 1.0, tables))
+    assert (found is not None) == finds
 
 
 @pytest.mark.parametrize("rule", FAULTS)
