@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -15,6 +16,7 @@ from urllib.parse import urlsplit
 from botocore import UNSIGNED
 from botocore.config import Config
 from botocore.configprovider import ConfiguredEndpointProvider
+from botocore.loaders import Loader, create_loader
 from botocore.session import Session
 from obstore.store import S3Store
 
@@ -29,6 +31,12 @@ _SILENCE = 30  # seconds without a byte, after which a request counts as lost
 _CREDENTIALS_LAST = timedelta(minutes=5)  # before boto is asked again, which renews them when they are about to expire
 DIRECTORY_BUCKET = "--x-s3"
 """Ends the names of directory buckets (S3 Express), which need sessions of their own."""
+
+
+@cache
+def _models(data_path: str | None) -> Loader:
+    """What botocore knows of services, which takes longer to read than a bucket to list: read once for all buckets."""
+    return create_loader(data_path)
 
 
 class Connection:
@@ -54,6 +62,7 @@ class Connection:
                 logging.getLogger(name).setLevel(logging.INFO)  # at DEBUG they write session tokens
         self._bucket, self._connections = bucket, connections
         self._session = Session()
+        self._session.register_component("data_loader", _models(self._session.get_config_variable("data_path")))
         # botocore itself reads AWS_DEFAULT_REGION alone.
         region = region or os.environ.get("AWS_REGION") or self._session.get_config_variable("region")
         config = Config(
