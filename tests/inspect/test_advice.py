@@ -108,6 +108,7 @@ QUIET = {
     "memory to spare": with_usage(facts(), memory_percent=89.0),
     "some workers": facts({"workers": 3}),
     "others that do little": with_usage(facts(), cpu_percent=310.0),
+    "few validations": replace(VALIDATING, config={"trainer": {"max_epochs": 3}}),
     "nothing to switch off": replace(facts(augmentation=40), config={}),
 }
 

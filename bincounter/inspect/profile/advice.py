@@ -99,7 +99,8 @@ def _off(value: object) -> str:
 def validates_often(facts: Facts) -> str | None:
     """Validation takes more than ``VALIDATING`` of the fit."""
     share, every = facts.fit_share(VALIDATION), facts.setting("trainer.check_val_every_n_epoch") or 1
-    if share <= VALIDATING:
+    epochs = facts.setting("trainer.max_epochs") or math.inf
+    if share <= VALIDATING or 4 * every > epochs:  # so few validations would choose no checkpoint
         return None
     said = f"Validation takes {percent(share, 0)} of the fit: "
     return said + f"try trainer.check_val_every_n_epoch={2 * every} (now {every})."

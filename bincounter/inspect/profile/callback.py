@@ -121,11 +121,13 @@ class StepProfiler(L.Callback):
             self._sampler.stop()
         if self._depth is not None:
             self._depth.close()
-        if torch.cuda.is_available():
+        self._clock = None
+        if not self._record.sessions[-1].steps:
+            return  # it ended before its first step: there is nothing to tell
+        if trainer.strategy.root_device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(trainer.strategy.root_device) / 1e6
             self._record.sessions[-1].machine["gpu_peak_mb"] = peak
         self._write()
-        self._clock = None
 
 
 def _origin(store: PhotoStore | None) -> str:
