@@ -175,3 +175,4 @@ def test_a_region_that_nobody_tells_is_one_sentence(s3_proxy: FaultyProxy, tmp_p
     s3_proxy.spoil("", elsewhere("eu-west-1", error(301, "PermanentRedirect")))
     with pytest.raises(DataError, match="elsewhere and does not say to which region: correct AWS_ENDPOINT_URL"):
         fetch("s3://shop/bins", tmp_path)
+    assert len(s3_proxy.requests) < 10

@@ -35,6 +35,10 @@ class DamagedError(Exception):
     """A body that is not what the server said it would send."""
 
 
+class LostError(Exception):
+    """A redirect that does not say to which region."""
+
+
 BROKEN_OFF = (
     BotoConnectionError,
     HTTPClientError,
@@ -84,7 +88,7 @@ def explain_request(error: Exception, address: str, *, host: str, signed: bool, 
     """
     if isinstance(error, ClientError):
         return _explain_answer(error, address, host, signed)
-    if isinstance(error, RecursionError):  # botocore asks where the bucket is, and where that is, and so on
+    if isinstance(error, LostError):
         return DataError(
             f"{host} sends requests for {address} elsewhere and does not say to which region: correct AWS_ENDPOINT_URL "
             "(https instead of http, say), or AWS_REGION"

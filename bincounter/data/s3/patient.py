@@ -13,7 +13,7 @@ from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, SSL
 from botocore.exceptions import ConnectionError as BotoConnectionError
 
 from bincounter.data.s3.connection import Connection
-from bincounter.data.s3.errors import BROKEN_OFF, DamagedError, explain_request, explain_sending, status
+from bincounter.data.s3.errors import BROKEN_OFF, DamagedError, LostError, explain_request, explain_sending, status
 from bincounter.data.s3.etags import is_md5
 from bincounter.data.s3.objects import Listed, Stored
 from bincounter.errors import BinCounterError
@@ -42,6 +42,7 @@ class PatientBucket:
         self.reached = False
         self._closed = threading.Event()
         self._client.meta.events.register("response-received.s3", self._note_answer)
+        self._client.meta.events.register("response-received.s3.HeadBucket", _stop_when_lost)
 
     def close(self) -> None:
         """Have requests that are under way in other threads end soon."""
@@ -121,7 +122,7 @@ class PatientBucket:
             answer = self._client.head_bucket(Bucket=self._name)
         except ClientError as error:  # who is refused is told the region, too
             answer = error.response
-        except (BotoCoreError, RecursionError):
+        except (BotoCoreError, LostError):
             return None
         headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
         return answer.get("BucketRegion") or headers.get("x-amz-bucket-region")
@@ -142,7 +143,7 @@ class PatientBucket:
                 last: Exception = error
                 if self._is_final(error):
                     break
-            except (BotoCoreError, RecursionError) as error:
+            except (BotoCoreError, LostError) as error:
                 last = error
                 break
         address = f"s3://{self._name}/{key}"
@@ -158,6 +159,13 @@ class PatientBucket:
 
     def _note_answer(self, *, exception: Exception | None, **_: object) -> None:
         self.reached = self.reached or exception is None
+
+
+def _stop_when_lost(*, parsed_response: dict[str, Any] | None, **_: object) -> None:
+    """Keep botocore from asking where a bucket is when it is told to ask elsewhere where that is, and so on."""
+    metadata = (parsed_response or {}).get("ResponseMetadata", {})
+    if metadata.get("HTTPStatusCode") in (301, 302, 307) and "x-amz-bucket-region" not in metadata["HTTPHeaders"]:
+        raise LostError
 
 
 def _save(answer: dict[str, Any], file: IO[bytes], listed: Stored | None, *, md5_etags: bool) -> Stored:
