@@ -44,10 +44,10 @@ def noted(data_dir: Path) -> list[str]:
 
 
 def test_a_fetch_that_is_killed_at_any_point_goes_on_from_what_it_has(s3_proxy: FaultyProxy, tmp_path: Path) -> None:
-    objects = bins(300)
+    objects = bins(200)
     put(s3_proxy.server, objects)
     kept: dict[str, int] = {}
-    for after in random.Random(3).sample(range(300), 5):
+    for after in random.Random(3).sample(range(200), 4):
         running: list[subprocess.Popen[str]] = []
 
         def kill(it: list[subprocess.Popen[str]] = running) -> None:
