@@ -63,7 +63,7 @@ class Overtraining(RuleConfig):
 class VanishingGradient(RuleConfig):
     """Gradients that teach nothing."""
 
-    threshold: float = 1e-7  # mean of absolute values, below which a tensor's gradient has vanished
+    threshold: float = 1e-9  # mean of absolute values, below which a tensor's gradient has vanished
     patience: int = 3  # recorded steps in a row
 
 
@@ -79,7 +79,7 @@ class PoorWeightInitialization(RuleConfig):
     """A start from which learning does not begin."""
 
     threshold: float = 10.0  # largest over smallest variance of activations, over layers
-    distribution_range: float = 1e-6  # smallest spread of a tensor's gradient, from its 5th to its 95th percentile
+    distribution_range: float = 1e-8  # smallest spread of a tensor's gradient, from its 5th to its 95th percentile
     patience: int = 5  # recorded steps without a lower loss
     steps: int = 10  # recorded steps that are looked at
 
