@@ -100,7 +100,7 @@ class _Packing:
         try:
             there = Shards().manifest(self._folder)
         except DataError as error:
-            raise DataError(f"{self._folder} holds damaged shards ({error})") from error
+            raise DataError(f"{self._folder} holds damaged shards ({error}): name an empty folder") from error
         if not are_shards_of(there, self._manifest, self._kept, self._sides):
             raise DataError(f"{self._folder} holds shards of other photos or another split: name an empty folder")
 
