@@ -1,12 +1,16 @@
 """From the name of a data source to its manifest: photos are made, fetched, left in their bucket, or here already."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bincounter.data.layouts import Detected, KnownLayout, Layout, Shards, ids_from
-from bincounter.data.records import Manifest
+from bincounter.data.layouts.abid import WITHOUT_A_PHOTO
+from bincounter.data.layouts.prepared import NOT_THERE
+from bincounter.data.records import Manifest, Refusal
 from bincounter.data.s3.address import is_remote
+from bincounter.data.s3.choosing import Chooser
 from bincounter.data.s3.download import fetch
 from bincounter.data.scan import scan
 from bincounter.data.shards.streaming import streamed_manifest
@@ -49,7 +53,21 @@ def find_photos(
             )
         return streamed_manifest(source, cache_dir, sync["connections"])
     root = _here(source, layout, counts, sync, data_dir)
-    return scan(root, layout, cache_dir, image_size=stored_size, workers=workers)
+    manifest = scan(root, layout, cache_dir, image_size=stored_size, workers=workers)
+    left = source is not None and is_remote(source) and sync.get("only") == "counts" and counts is not None
+    return _without_what_was_left(manifest, counts or ()) if left else manifest
+
+
+def _without_what_was_left(manifest: Manifest, counts: Sequence[int]) -> Manifest:
+    """Take bins out of quarantine whose photos were left in the bucket, since their counts are not wanted."""
+    chooser = Chooser(manifest.root, counts)
+
+    def was_left(refusal: Refusal) -> bool:
+        if refusal.reason in WITHOUT_A_PHOTO:
+            return not chooser.by_metadata(refusal.path)
+        return refusal.reason in NOT_THERE and chooser.by_name(refusal.path) is False
+
+    return replace(manifest, refusals=tuple(refusal for refusal in manifest.refusals if not was_left(refusal)))
 
 
 def _here(

@@ -7,13 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from made_photos import photo_bytes
 from s3_bins import bins, files, put
 from s3_faults import denied, listing
 from s3_proxy import FaultyProxy
 from s3_server import S3Server
 
+from bincounter.data.layouts import Abid, Folders
 from bincounter.data.s3 import catalogue
 from bincounter.data.s3.download import fetch
+from bincounter.data.source import find_photos
 from bincounter.errors import DataError
 
 FOLDERS = {f"{count}/{name}.jpg": f"{count}{name}".encode() for count in (0, 1, 2, 10) for name in "ab"}
@@ -83,6 +86,37 @@ def test_only_photos_of_the_counts_are_fetched_of_ids(
     assert "'bins/bin-images/\\udcff.jpg' is not UTF-8" in caplog.text
     fetch("s3://shop/bins", tmp_path, ids=ids, only="counts")  # no counts are all counts
     assert files(tmp_path) == expected
+
+
+SPLIT_TABLE = b"""id,count,group,split
+train/1/1.jpg,1,1,train
+train/3/3.jpg,3,3,train
+test/2/2.jpg,2,2,test
+"""
+
+
+def test_photos_that_were_left_are_not_in_quarantine(s3: S3Server, tmp_path: Path) -> None:
+    objects = {name: body for name, body in abid({"1": 1, "2": 2, "3": 3, "4": "many"}).items() if "metadata" in name}
+    objects |= {f"bin-images/{name}.jpg": photo_bytes(int(name)) for name in "1234"}
+    split = {f"{side}/{count}/{count}.jpg": photo_bytes(count) for side, count in (("train", 1), ("train", 3))}
+    s3.put("abid", objects | {"metadata/9.json": b'{"EXPECTED_QUANTITY": 1}'})
+    s3.put("split", split | {"split.csv": SPLIT_TABLE})
+    for source, layout, used, refused in (
+        ("s3://abid", Abid(), ["1", "2"], {"bin-images/4.jpg", "metadata/9.json"}),
+        ("s3://split", Folders(), ["train/1/1.jpg"], {"test/2/"}),
+    ):
+        manifest = find_photos(
+            source,
+            layout,
+            counts=[1, 2],
+            sync={"only": "counts", "deleted": "mirror", "connections": 4},
+            data_dir=tmp_path / "data",
+            cache_dir=tmp_path / "cache",
+            stored_size=None,
+            workers=1,
+        )
+        assert [record.id for record in manifest.records] == used
+        assert {refusal.path for refusal in manifest.refusals} == refused
 
 
 def test_denied_ids_are_missing_ones_unless_all_are(s3_proxy: FaultyProxy, tmp_path: Path) -> None:

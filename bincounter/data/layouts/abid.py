@@ -17,6 +17,9 @@ from bincounter.progress import track
 PHOTOS = "bin-images"
 METADATA = "metadata"
 
+WITHOUT_A_PHOTO = ("metadata without a photo", "in the id list, but no such photo")
+"""Why bins without a photo are refused, without an id list and with one."""
+
 
 @dataclass(frozen=True)
 class Abid:
@@ -56,12 +59,10 @@ class Abid:
             except Refused as reason:
                 listing.refusals.append(Refusal(photo.name, str(reason)))
         if wanted is None:
-            listing.refusals += [Refusal(found.name, "metadata without a photo") for found in metadata.values()]
+            listing.refusals += [Refusal(found.name, WITHOUT_A_PHOTO[0]) for found in metadata.values()]
         else:
             missing = [identifier for identifier in wanted if identifier not in photos]
-            listing.refusals += [
-                Refusal(f"{PHOTOS}/{name}.jpg", "in the id list, but no such photo") for name in missing
-            ]
+            listing.refusals += [Refusal(f"{PHOTOS}/{name}.jpg", WITHOUT_A_PHOTO[1]) for name in missing]
         return listing
 
 

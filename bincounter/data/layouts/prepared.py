@@ -13,6 +13,10 @@ from bincounter.errors import DataError
 log = logging.getLogger(__name__)
 
 SPLIT_FILE = "split.csv"
+
+NOT_THERE = ("listed in split.csv, but no such folder", "listed in split.csv, but no such photo")
+"""Why photos are refused that ``split.csv`` lists."""
+
 _LARGEST_GROUP = 10**9
 
 
@@ -59,9 +63,9 @@ def missing_photos(root: Path, ids: Iterable[str]) -> Iterator[Refusal]:
         if folder not in folders:
             folders[folder] = (root / folder).is_dir()
             if not folders[folder]:
-                yield Refusal(f"{folder}/", "listed in split.csv, but no such folder")
+                yield Refusal(f"{folder}/", NOT_THERE[0])
         if folders[folder]:
-            yield Refusal(name, "listed in split.csv, but no such photo")
+            yield Refusal(name, NOT_THERE[1])
 
 
 def _groups(path: Path) -> dict[str, int]:
