@@ -52,8 +52,8 @@ def aged(run: Path, **changes: Any) -> None:
 def test_an_endpoint_bills_until_it_is_deleted(
     script: ScriptedEndpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    deployed(tmp_path / "run", "kept", "target.instance_count=2")
-    deployed(tmp_path / "run", "kept", "target.instance_count=2")  # it is there already: one period
+    deployed(tmp_path / "run", "cost-kept", "target.instance_count=2")
+    deployed(tmp_path / "run", "cost-kept", "target.instance_count=2")  # it is there already: one period
     aged(tmp_path / "run")
     (bill,) = find([tmp_path / "run"]).endpoints
     assert (bill.state, bill.capacity, bill.rehearsed) == ("InService", "2 x ml.m5.xlarge", True)
@@ -67,16 +67,16 @@ def test_an_endpoint_bills_until_it_is_deleted(
         assert "Endpoints bill 0.46 USD/h now." in shown(tmp_path / "run")
     aged(tmp_path / "run", rehearsed=True)
 
-    act("target=realtime", "action=delete", "name=kept", f"paths.log_dir={tmp_path}")
+    act("target=realtime", "action=delete", "name=cost-kept", f"paths.log_dir={tmp_path}")
     (bill,) = find([tmp_path / "run"]).endpoints
     assert (bill.state, bill.usd_per_hour) == ("deleted", 0.0)
     assert bill.until is not None and bill.usd == pytest.approx(0.92, abs=0.01)
 
 
 def test_an_update_ends_the_bill_of_the_run_that_was_served_before(script: ScriptedEndpoints, tmp_path: Path) -> None:
-    deployed(tmp_path / "old", "moved")
+    deployed(tmp_path / "old", "cost-moved")
     script.course = [{"EndpointStatus": status} for status in ("InService", "Updating", "InService")]
-    deployed(tmp_path / "new", "moved", f"paths.log_dir={tmp_path}", action="update", content=b"another")
+    deployed(tmp_path / "new", "cost-moved", f"paths.log_dir={tmp_path}", action="update", content=b"another")
     (old,), (new,) = (find([tmp_path / name]).endpoints for name in ("old", "new"))
     assert (old.state, old.usd_per_hour) == ("replaced", 0.0)
     assert (new.state, new.usd_per_hour) == ("InService", pytest.approx(0.23))
@@ -88,8 +88,8 @@ def test_what_scales_or_serves_without_instances_says_so(script: ScriptedEndpoin
         "target.request.ScalingPolicy.TargetTrackingScalingPolicyConfiguration={TargetValue:600,"
         "PredefinedMetricSpecification:{PredefinedMetricType:SageMakerVariantInvocationsPerInstance}}",
     )
-    deployed(tmp_path / "run", "scaled", *scaled)
-    deployed(tmp_path / "idle", "idle", "target=serverless")
+    deployed(tmp_path / "run", "cost-scaled", *scaled)
+    deployed(tmp_path / "idle", "cost-idle", "target=serverless")
     aged(tmp_path / "run")
     script.course = [
         {
@@ -108,7 +108,7 @@ def test_what_scales_or_serves_without_instances_says_so(script: ScriptedEndpoin
 def test_an_endpoint_that_nobody_can_be_asked_about(
     script: ScriptedEndpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    deployed(tmp_path / "run", "lost")
+    deployed(tmp_path / "run", "cost-lost")
     aged(tmp_path / "run", rehearsed=False)
     for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
@@ -116,16 +116,18 @@ def test_an_endpoint_that_nobody_can_be_asked_about(
     assert main(["cost", str(tmp_path / "run")]) == 0
     told = " ".join(capsys.readouterr().out.split())
     assert "not known" in told and "< 0.46" in told
-    assert "AWS could not be asked whether the endpoint lost is still there (no AWS credentials are at hand)" in told
+    assert (
+        "AWS could not be asked whether the endpoint cost-lost is still there (no AWS credentials are at hand)" in told
+    )
     assert "if it is, it bills 0.23 USD/h" in told and "Endpoints bill 0 USD/h or more now." in told
 
 
 def test_an_endpoint_that_was_deleted_or_changed_elsewhere(script: ScriptedEndpoints, tmp_path: Path) -> None:
-    deployed(tmp_path / "run", "gone")
+    deployed(tmp_path / "run", "cost-gone")
     script.course = [{"EndpointStatus": "InService", "EndpointConfigName": "somebody-elses"}]
     assert [bill.state for bill in find([tmp_path / "run"]).endpoints] == ["replaced"]
     script.course = []
-    act("target=realtime", "action=delete", "name=gone", f"paths.log_dir={tmp_path / 'elsewhere'}")
+    act("target=realtime", "action=delete", "name=cost-gone", f"paths.log_dir={tmp_path / 'elsewhere'}")
     found = find([tmp_path / "run"])
     assert [(bill.state, bill.at_most) for bill in found.endpoints] == [("gone", True)]
     assert "when it was deleted is not known here" in found.notes[0]
@@ -136,6 +138,6 @@ def test_a_record_that_cannot_be_written_is_no_error(
 ) -> None:
     (tmp_path / "run" / "endpoint").mkdir(parents=True)
     (tmp_path / "run" / "endpoint" / "endpoint.json").write_text("{")
-    deployed(tmp_path / "run", "unwritten")
+    deployed(tmp_path / "run", "cost-unwritten")
     assert "What it costs is not written down" in caplog.text
     assert "endpoint.json is damaged" in find([tmp_path / "run"]).errors[0]
