@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_photos import bin_folders, photo_bytes, write
@@ -162,7 +163,6 @@ def test_whatever_is_packed_comes_back(tmp_path_factory, photos, shard_bytes):
 
 
 def test_webdataset_reads_them(manifest, tmp_path):
-    webdataset = pytest.importorskip("webdataset")
     folder = packed(manifest, tmp_path / "shards")
     shards = sorted(str(path) for path in folder.glob("*.tar"))
     samples = {sample["__key__"]: sample for sample in webdataset.WebDataset(shards, shardshuffle=False)}

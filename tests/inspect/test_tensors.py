@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from bins import square_bins
@@ -115,7 +116,6 @@ def test_recording_changes_nothing_of_what_is_computed(
 
 
 def test_records_are_whole_and_pandas_reads_them_in_a_line(undisturbed: Path) -> None:
-    pandas = pytest.importorskip("pandas")
     folder = undisturbed / "debugger"
     tables = {name: pandas.read_csv(folder / name) for name in FILES}
     assert all(list(table) == list(FILES[name]) for name, table in tables.items())

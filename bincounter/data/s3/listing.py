@@ -27,7 +27,6 @@ def list_into(catalogue: Catalogue, bucket: Bucket, prefix: str) -> None:
     """
     catalogue.list_anew()
     cuts = catalogue.boundaries(prefix, _PARTS) if bucket.in_order else []
-
     broken_off = threading.Event()
 
     def list_part(after: str, until: str) -> None:

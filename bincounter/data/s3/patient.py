@@ -12,7 +12,7 @@ from typing import IO, Any, TypeVar
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, SSLError
 from botocore.exceptions import ConnectionError as BotoConnectionError
 
-from bincounter.data.s3.connection import Connection
+from bincounter.data.s3.connection import DIRECTORY_BUCKET, Connection
 from bincounter.data.s3.errors import BROKEN_OFF, DamagedError, LostError, explain_request, explain_sending, status
 from bincounter.data.s3.etags import is_md5
 from bincounter.data.s3.objects import Listed, Stored
@@ -77,7 +77,7 @@ class PatientBucket:
                 if status(error) == 304:
                     return None
                 raise
-            return _save(answer, file, listed, md5_etags=not self._name.endswith("--x-s3"))
+            return _save(answer, file, listed, md5_etags=not self._name.endswith(DIRECTORY_BUCKET))
 
         return self._patiently(once, key)
 

@@ -88,6 +88,17 @@ def run(coroutine: Coroutine[Any, Any, _Answer]) -> _Answer:
             raise
 
 
+async def together(coroutines: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Carry coroutines out at the same time; when one fails, the others are ended before its error is raised."""
+    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
 class _Transfer:
     def __init__(
         self,
@@ -105,13 +116,9 @@ class _Transfer:
         self._fetched, self._absent = 0, dict[str, DataError]()
 
     async def carry_out(self, connections: int) -> Outcome:
-        workers = [asyncio.create_task(self._work()) for _ in range(connections)]
         try:
-            await asyncio.gather(*workers)
+            await together(self._work() for _ in range(connections))
         finally:
-            for worker in workers:
-                worker.cancel()
-            await asyncio.gather(*workers, return_exceptions=True)
             self._mirror.publish(self._arrived)
         return Outcome(self._fetched, self._absent)
 

@@ -24,7 +24,7 @@ from bincounter.data.s3.client import MD5_NOTE, Bucket
 from bincounter.data.s3.errors import explain_sending
 from bincounter.data.s3.objects import Listed
 from bincounter.data.s3.sending_plan import Parcel, SendingPlan, unreadable
-from bincounter.data.s3.transfer import run
+from bincounter.data.s3.transfer import run, together
 from bincounter.data.s3.transfer_progress import TransferProgress
 from bincounter.errors import DataError
 
@@ -215,13 +215,7 @@ class _Sending:
         """Send so many parcels at a time; when one fails for good, the others end too."""
         self._large = asyncio.Semaphore(_LARGE_AT_ONCE)
         with ThreadPoolExecutor(connections, thread_name_prefix="sending") as self._threads:
-            workers = [asyncio.create_task(self._work(parcels)) for _ in range(connections)]
-            try:
-                await asyncio.gather(*workers)
-            finally:
-                for worker in workers:
-                    worker.cancel()
-                await asyncio.gather(*workers, return_exceptions=True)
+            await together(self._work(parcels) for _ in range(connections))
 
     async def _work(self, parcels: Iterator[Parcel]) -> None:
         for parcel in parcels:
