@@ -21,6 +21,7 @@ from bincounter.training.secrets import MASK
 FREE = (
     "paths",
     "data.source",
+    "data.sync",
     "launcher",
     "hparams_search",
     "dry_run",

@@ -274,8 +274,8 @@ def test_real_photos_interrupted_twice_give_the_weights_of_an_undisturbed_run(
         for folder, name in (("bin-images", photo.name), ("metadata", f"{photo.stem}.json")):
             (part / folder).mkdir(parents=True, exist_ok=True)
             shutil.copy(abid_photos / folder / name, part / folder / name)
-    options = ["data=abid", f"data.source={part}", "data.image_size=64", "data.batch_size=16", "model=resnet18"]
-    options += ["model.weights=null", "trainer=cpu", "trainer.max_epochs=3", "checkpoint.every_n_train_steps=1"]
+    options = ["data=abid", f"data.source={part}", "data.image_size=64", "data.batch_size=16", "model=cnn"]
+    options += ["trainer=cpu", "trainer.max_epochs=20", "checkpoint.every_n_train_steps=1"]
     options += ["callbacks=[none]", "+trainer.enable_progress_bar=false", "data.split.method=random"]
     train(*options, f"paths.output_dir={tmp_path / 'undisturbed'}")
     interrupted = "launcher.environment.REHEARSAL_INTERRUPTIONS='0,0'"
