@@ -15,6 +15,7 @@ from bincounter.inspect.photos import inline, inline_attention
 from bincounter.inspect.profile.section import profile_section
 from bincounter.inspect.rules.states import read_states
 from bincounter.inspect.run_folder import SIDES, Predictions, Run, read_run
+from bincounter.inspect.wording import constant_answer, footer, headline, lead, mean_answer
 
 # Pixels and photos: with these, even photos of pure noise keep the page below 8 MB.
 GRID_PHOTOS, GRID_SIDE = 24, 232
@@ -62,9 +63,9 @@ def write_report(run: Path, *, photo: Photo, cams: Mapping[str, np.ndarray] | No
     content: dict[str, object] = {
         "title": _name(read),
         "kicker": f"bincounter run report · {_name(read)}",
-        "headline": _headline(scores, side),
-        "lead": _lead(read, scores, side),
-        "footer": _footer(read),
+        "headline": headline(scores, side),
+        "lead": lead(read, scores, side),
+        "footer": footer(read),
         "side": LABELS[side].lower(),
         "cards": _cards(read, scores),
         "table": _table(read),
@@ -114,65 +115,6 @@ def _name(run: Run) -> str:
     return f"{task} · {folder}" if task and task != folder else folder
 
 
-def _headline(scores: Mapping[str, Any], side: str) -> str:
-    if not scores:
-        return "This run has not been scored"
-    unseen = {"test": "test bins", "val": "validation bins"}[side]
-    return f"{percent(scores['accuracy'])} of {whole(scores['n'])} {unseen} counted right"
-
-
-def _lead(run: Run, scores: Mapping[str, Any], side: str) -> str:
-    """Say in plain words what was trained, and whether it beats always giving the same answer."""
-    sentences = [_what_was_trained(run)]
-    if not scores:
-        return f"{sentences[0]} It ended before its scores were written, so this page shows what there is."
-    majority = scores.get("majority_accuracy")
-    if majority is not None:
-        low, high = scores.get("intervals", {}).get("accuracy", (scores["accuracy"], scores["accuracy"]))
-        verdict = "no better than" if low <= majority <= high else "better than" if low > majority else "worse than"
-        strength = "" if low <= majority <= high else "clearly "
-        sentences.append(f"That is {strength}{verdict} {_constant_answer(run)}, right on {percent(majority)} of them.")
-    if side == "val":
-        sentences.append("There are no scores on test photos; checkpoints were chosen on these same validation photos.")
-    return " ".join(sentences)
-
-
-def _training(run: Run) -> dict[int, int]:
-    """Photos per count that this run trained on; none where it only scored a checkpoint."""
-    return run.photos("train") if run.config.get("train", True) else {}
-
-
-def _what_was_trained(run: Run) -> str:
-    model = run.config.get("model") or {}
-    backbone = model.get("backbone") or {}
-    name = str(backbone.get("name") or str(backbone.get("_target_", "A model")).rpartition(".")[2])
-    training = _training(run)
-    if not training:
-        return f"{name}, scored without training in this run."
-    epochs = (run.config.get("trainer") or {}).get("max_epochs")
-    limit = f" for at most {epochs} epoch{'s' * (epochs != 1)}" if epochs else ""
-    start = f"started from {model['weights']} weights" if model.get("weights") else "from scratch"
-    return f"{name}, {start}, trained on {whole(sum(training.values()))} photos{limit}."
-
-
-def _constant_answer(run: Run) -> str:
-    training = _training(run)
-    return f"always answering {max(training, key=lambda count: training[count])}" if training else "a constant answer"
-
-
-def _mean_answer(run: Run) -> str:
-    training = _training(run)
-    if not training:
-        return "a constant answer"
-    mean = sum(count * photos for count, photos in training.items()) / sum(training.values())
-    return f"always answering {mean:.2f}, the mean"
-
-
-def _footer(run: Run) -> str:
-    commit = str(run.provenance.get("commit") or "")[:12]
-    return "Made by bincounter" + (f" at commit {commit}" if commit else "") + ". This file needs no network."
-
-
 def _cards(run: Run, scores: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Headline scores, each with its interval and, where one exists, its baseline on a common scale."""
     cards = []
@@ -183,7 +125,7 @@ def _cards(run: Run, scores: Mapping[str, Any]) -> list[dict[str, Any]]:
         value, baseline = scores[key], scores.get(BASELINES.get(key, ""))
         low, high = scores.get("intervals", {}).get(key) or (value, value)
         top = 1.0 if written is percent else max(high, baseline or 0) * 1.15 or 1.0
-        against = _mean_answer(run) if key == "rmse" else _constant_answer(run)
+        against = mean_answer(run) if key == "rmse" else constant_answer(run)
         cards.append(
             {
                 "name": name,
@@ -237,7 +179,7 @@ def _curves(run: Run) -> list[tuple[str, Markup, list[tuple[str, str]]]]:
         baseline = (run.metrics.get("val") or {}).get("majority_accuracy")
         shown = {"validation": by_epoch["val/accuracy"]}
         plot = plots.lines(shown, xlabel="Epoch", label="Accuracy by epoch", percent=True, baseline=baseline)
-        key = [("", "validation")] + ([("level", _constant_answer(run))] if baseline is not None else [])
+        key = [("", "validation")] + ([("level", constant_answer(run))] if baseline is not None else [])
         curves.append(("Accuracy", plot, key))
     rates = run.log.get("lr")
     if rates:
