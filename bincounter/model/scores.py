@@ -35,7 +35,7 @@ class CountMetrics(MetricCollection):
                 "within_one": _PhotoMean(counts, dtype, lambda error, _: (error.abs() <= 1).float()),
                 "macro_f1": MacroF1(counts, dtype),
                 "ece": CalibrationError(counts, dtype),
-                "cross_entropy": _PhotoMean(counts, dtype, lambda _, likelihood: -_log(likelihood)),
+                "cross_entropy": _PhotoMean(counts, dtype, lambda _, likelihood: -clamped_log(likelihood)),
             },
             compute_groups=False,
         )
@@ -254,5 +254,6 @@ def _state(metric: Metric, name: str) -> Tensor:
     return state
 
 
-def _log(likelihood: Tensor) -> Tensor:
+def clamped_log(likelihood: Tensor) -> Tensor:
+    """Natural logarithm that stays finite at 0: a photo answered with certainty, and wrongly, costs much, not all."""
     return likelihood.clamp(min=torch.finfo(likelihood.dtype).tiny).log()

@@ -70,15 +70,16 @@ class RunFolder:
 
     def write_quarantine(self, refusals: Iterable[Refusal]) -> None:
         """Write ``quarantine.csv``."""
-        self._write_rows("quarantine.csv", ["path", "reason"], ([r.path, r.reason] for r in refusals))
+        self.write_rows("quarantine.csv", ["path", "reason"], ([r.path, r.reason] for r in refusals))
 
     def write_predictions(self, sides: Mapping[str, "Predicted"], counts: Sequence[int]) -> None:
         """Write ``predictions.csv``: a row for each scored photo."""
         header = ["id", "split", "count", "predicted", "expected_count", *(f"p_{count}" for count in counts)]
         rows = (row for split, predicted in sides.items() for row in predicted.rows(split, counts))
-        self._write_rows("predictions.csv", header, rows)
+        self.write_rows("predictions.csv", header, rows)
 
-    def _write_rows(self, name: str, header: list[str], rows: Iterable[Sequence[Any]]) -> None:
+    def write_rows(self, name: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+        """Write a CSV file, whole or not at all."""
         with replacing(self.path / name) as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(header)

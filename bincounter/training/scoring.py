@@ -7,20 +7,19 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from torch import Tensor
 
 from bincounter.data.datamodule import BinDataModule
 from bincounter.model.counter import BinCounter
 from bincounter.model.scores import score
 from bincounter.progress import track
 from bincounter.training.folder import Predicted, RunFolder
+from bincounter.training.per_count import training_sample, write_per_count
 from bincounter.training.precision import resolved
 
 log = logging.getLogger(__name__)
 
-TRAINING_SAMPLE = 2000
-"""Training photos scored for the report's table of losses, at most."""
-
-# As metrics.json and as split.csv call the sides.
+# As metrics.json and as split.csv call the sides that predictions.csv has.
 SIDES = {"val": "validation", "test": "test"}
 
 
@@ -73,7 +72,7 @@ def score_run(
     sides: list[str],
     train_counts: Mapping[int, int],
 ) -> dict[str, Any]:
-    """Score a model and write ``metrics.json`` and ``predictions.csv``.
+    """Score a model and write ``metrics.json``, ``predictions.csv`` and ``per_count.csv``.
 
     Args:
         folder: of the run.
@@ -88,28 +87,27 @@ def score_run(
     """
     model = fabric.to_device(model).eval()  # type: ignore[assignment]
     metrics: dict[str, Any] = {}
-    written: dict[str, Predicted] = {}
+    answered: dict[str, Predicted] = {}
     for side in sides:
-        positions = _positions(data, side)
+        positions, fair = _positions(data, side)
         if not len(positions):
             continue
-        predicted = predict(model, data, positions, fabric, side)
-        metrics[side] = score(predicted.probabilities, predicted.labels, model.counts, train_counts)
-        if side in SIDES:
-            written[SIDES[side]] = predicted
+        predicted = answered[SIDES.get(side, side)] = predict(model, data, positions, fabric, side)
+        metrics[side] = score(predicted.probabilities[fair], predicted.labels[fair], model.counts, train_counts)
     fabric.call("on_scoring_end")
-    folder.write_predictions(written, model.counts)
+    photos = {"train": train_counts, **{name: data.count_of(data.side(name)) for name in SIDES.values()}}
+    write_per_count(folder, photos, answered, model.counts)
+    folder.write_predictions({split: answered[split] for split in SIDES.values() if split in answered}, model.counts)
     folder.write_json("metrics.json", metrics)  # last: a run with metrics is a finished one
     return metrics
 
 
-def _positions(data: BinDataModule, side: str) -> np.ndarray:
-    if side != "train":
-        return data.side(SIDES[side])
-    training = data.side("training")
-    if len(training) <= TRAINING_SAMPLE:
-        return training
-    return np.sort(np.random.default_rng(0).choice(training, TRAINING_SAMPLE, replace=False))
+def _positions(data: BinDataModule, side: str) -> tuple[np.ndarray, Tensor]:
+    """Photos to score, ``int64[N]``, and which of them the scores of a whole side are of, ``bool[N]``."""
+    if side == "train":
+        return training_sample(data)
+    positions = data.side(SIDES[side])
+    return positions, torch.ones(len(positions), dtype=torch.bool)
 
 
 def show(metrics: Mapping[str, Any]) -> None:
