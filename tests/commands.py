@@ -6,9 +6,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from warm_python import Started
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
+Process = Started | subprocess.Popen[str]
+Start = Callable[..., Process]
 
 
 def environment() -> dict[str, str]:

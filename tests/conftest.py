@@ -7,7 +7,7 @@ from pathlib import Path
 
 import boto3
 import pytest
-from commands import REPOSITORY, Run, environment
+from commands import REPOSITORY, Run, Start, environment
 from warm_python import WarmPython, warm_python
 
 # Before torch is imported: on busy cores its threads wait for each other far longer than they work.
@@ -61,6 +61,12 @@ def run(python: WarmPython) -> Run:
         return done
 
     return run_
+
+
+@pytest.fixture(scope="session")
+def start(python: WarmPython) -> Start:
+    """Start ``python ARGUMENTS`` in the repository, and do not wait for its end."""
+    return lambda *arguments: python.start(arguments, REPOSITORY, environment())
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import pty
 import re
 import shutil
 import signal
-import subprocess
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import pytest
 import torch
 from aws_faults import faults
 from bins import square_bins
-from commands import REPOSITORY, Run, command, environment
+from commands import Run, Start
 from rehearsed import launched, wait_for
 
 from bincounter.cloud.account import Account
@@ -44,19 +43,13 @@ def bins(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(bins: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(bins: Path, start: Start, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run that jobs have to equal, carried out here and without a launcher."""
     folder = tmp_path_factory.mktemp("undisturbed")
     paths = [f"paths.output_dir={folder / 'run'}", f"paths.data_dir={folder / 'data'}"]
-    done = subprocess.run(
-        command("train.py", *LONG, f"data.source={bins}", *paths),
-        cwd=REPOSITORY,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    process = start("train.py", *LONG, f"data.source={bins}", *paths)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
     return folder / "run"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from bins import square_bins
-from commands import Run
+from commands import Run, Start
 from test_resume import RECIPE, assert_same, kill_after
 
 from bincounter.errors import UserError
@@ -70,9 +70,11 @@ def test_measuring_changes_nothing_and_all_of_the_time_is_told(recipe: list[str]
     assert "Where the time went" not in (tmp_path / "plain" / "report.html").read_text()
 
 
-def test_a_run_that_is_stopped_and_gone_on_with_has_both_parts(recipe: list[str], train: Run, tmp_path: Path) -> None:
+def test_a_run_that_is_stopped_and_gone_on_with_has_both_parts(
+    recipe: list[str], start: Start, train: Run, tmp_path: Path
+) -> None:
     folder = tmp_path / "run"
-    begun = kill_after(folder, 3, *recipe, "profiler=simple", f"paths.output_dir={folder}", how=signal.SIGTERM)
+    begun = kill_after(start, folder, 3, *recipe, "profiler=simple", f"paths.output_dir={folder}", how=signal.SIGTERM)
     assert begun == 143
     before = profile(folder).rows
     assert before and not (folder / "profile" / "trace.json.gz").exists()

@@ -13,8 +13,8 @@ import pandas
 import pytest
 import torch
 from bins import square_bins
-from commands import Run
-from test_resume import RECIPE, kill_after, last_checkpoint, start, tensors
+from commands import Run, Start
+from test_resume import RECIPE, kill_after, last_checkpoint, tensors
 from torch import Tensor
 
 from bincounter.inspect.tensors.record import FILES, EpochRecord, StepRecord, read_records
@@ -98,9 +98,9 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(recipe: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(recipe: list[str], start: Start, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    process = start(*recipe, *DEBUGGER, f"paths.output_dir={folder}")
+    process = start("train.py", *recipe, *DEBUGGER, f"paths.output_dir={folder}")
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     return folder
@@ -147,15 +147,15 @@ def test_records_are_whole_and_pandas_reads_them_in_a_line(undisturbed: Path) ->
 
 
 def test_killed_at_random_points_a_run_ends_with_the_same_records(
-    recipe: list[str], undisturbed: Path, tmp_path: Path
+    recipe: list[str], undisturbed: Path, start: Start, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
     chance = random.Random(time.time_ns())  # other points in every run of the suite
-    begun = kill_after(folder, chance.randint(1, 8), *recipe, *DEBUGGER, f"paths.output_dir={folder}")
+    begun = kill_after(start, folder, chance.randint(1, 8), *recipe, *DEBUGGER, f"paths.output_dir={folder}")
     assert begun == -signal.SIGKILL
     (folder / "debugger" / "tensors.csv").write_text("what storage that keeps a folder file by file brings back")
-    kill_after(folder, chance.randint(1, 7), "ckpt_path=last", f"paths.output_dir={folder}")
-    process = start("ckpt_path=last", f"paths.output_dir={folder}")
+    kill_after(start, folder, chance.randint(1, 7), "ckpt_path=last", f"paths.output_dir={folder}")
+    process = start("train.py", "ckpt_path=last", f"paths.output_dir={folder}")
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     for name in (*FILES, "rules.json"):

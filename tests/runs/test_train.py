@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from bins import square_bins
-from commands import REPOSITORY, Run, command, environment
+from commands import REPOSITORY, Run, Start, command, environment
 
 SMALL = [
     "data=folders",
@@ -176,16 +176,15 @@ def test_a_sweep_with_a_wrong_job_starts_none(bins: Path, train: Run, tmp_path: 
     assert not sweep.exists()
 
 
-def test_sigterm_in_an_accumulation_leaves_a_checkpoint(bins: Path, tmp_path: Path) -> None:
+def test_sigterm_in_an_accumulation_leaves_a_checkpoint(bins: Path, start: Start, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     options = ["trainer.max_epochs=500", "trainer.accumulate_grad_batches=5", "data.batch_size=4", "logger=[none]"]
     paths = [f"paths.output_dir={folder}", f"paths.cache_dir={tmp_path / 'cache'}"]
-    arguments = command("train.py", *SMALL, f"data.source={bins}", *options, *paths)
-    with subprocess.Popen(arguments, cwd=REPOSITORY, env=environment(), stderr=subprocess.PIPE, text=True) as process:
-        while process.poll() is None and not (folder / "checkpoints" / "last.ckpt").exists():
-            time.sleep(0.01)
-        process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=60)
+    process = start("train.py", *SMALL, f"data.source={bins}", *options, *paths)
+    while process.poll() is None and not (folder / "checkpoints" / "last.ckpt").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 143, errors
     step = int(re.search(r"Stopped by SIGTERM at step (\d+)", errors)[1])  # type: ignore[index]
     assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == step

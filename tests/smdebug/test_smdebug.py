@@ -5,6 +5,7 @@ It runs in an environment of its own: ``make test-smdebug`` builds that and runs
 
 import csv
 import json
+import subprocess
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_resume import assert_same, kill_after, start
+from commands import REPOSITORY, command, environment
+from test_resume import assert_same, kill_after
 from torch import nn
 
 pytest.importorskip("smdebug.pytorch", reason="smdebug's own environment is missing here: make test-smdebug")
@@ -71,9 +73,20 @@ SAVED = [
 ]
 
 
+def start(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(*arguments),
+        cwd=REPOSITORY,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 def started(folder: Path, *overrides: str) -> Callable[[], Path]:
     """Start a run; returns what waits for it and answers its folder."""
-    process = start(*overrides, f"paths.output_dir={folder}")
+    process = start("train.py", *overrides, f"paths.output_dir={folder}")
 
     def finished() -> Path:
         said, errors = process.communicate(timeout=300)
@@ -169,7 +182,7 @@ def test_a_killed_run_goes_on_with_its_tensors_and_nothing_computed_differs(
     runs: dict[str, Callable[[], Path]], recorded: Path, places: list[str], tmp_path: Path
 ) -> None:
     run = tmp_path / "killed"
-    kill_after(run, 7, *RECIPE, *STATEFUL, *SAVED, *places, f"paths.output_dir={run}")
+    kill_after(start, run, 7, *RECIPE, *STATEFUL, *SAVED, *places, f"paths.output_dir={run}")
     assert not (run / "metrics.json").exists()
     started(run, "ckpt_path=last", *places)()
     ours, theirs = trial_of(run), trial_of(recorded)

@@ -1,11 +1,10 @@
 """Tiny Hydra apps to search over, and what a study holds afterwards."""
 
-import subprocess
 from pathlib import Path
 
 import optuna
-from commands import command, environment
-from warm_python import WarmPython
+from commands import environment
+from warm_python import Started, WarmPython
 
 APP = """
 import sys, time
@@ -54,20 +53,12 @@ class Search:
         total = f"hydra.sweeper.settings.n_trials={n_trials}"
         return ["app.py", "-m", "hydra/sweeper=bincounter_optuna", total, *chosen, *space, *place, *overrides]
 
-    def start(self, *overrides: str, n_trials: int, **settings: object) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
-            command(*self.command(*overrides, n_trials=n_trials, **settings)),
-            cwd=self.folder,
-            env=environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+    def start(self, *overrides: str, n_trials: int, **settings: object) -> Started:
+        return self.python.start(self.command(*overrides, n_trials=n_trials, **settings), self.folder, environment())
 
     def run(self, *overrides: str, n_trials: int, code: int = 0, **settings: object) -> str:
         arguments = self.command(*overrides, n_trials=n_trials, **settings)
-        done = self.python.run(tuple(arguments), self.folder, environment())
+        done = self.python.run(arguments, self.folder, environment())
         assert done.returncode == code, done.stderr + done.stdout
         return done.stderr + done.stdout
 

@@ -1,15 +1,12 @@
 """Searches as users start, kill and share them."""
 
-import os
-import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from bins import square_bins
-from commands import REPOSITORY, Run, command, environment
+from commands import Process, Run, Start
 from searches import Search, states, study_of
 from warm_python import WarmPython
 
@@ -21,9 +18,9 @@ def search(tmp_path: Path, python: WarmPython) -> Search:
     return Search(tmp_path, python)
 
 
-def _until(condition: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
+def _until(condition: Callable[[], bool], process: Process) -> None:
     while not condition():
-        assert process.poll() is None, process.communicate()[0]
+        assert process.poll() is None, process.communicate()
         time.sleep(0.02)
 
 
@@ -34,8 +31,8 @@ def test_five_kills_end_in_the_same_total_and_the_same_trials(search: Search, tm
         # At another moment of a trial each time: while it is chosen, composed, run or told.
         _until(lambda: log.exists() and search.runs >= 2 * kills, process)  # noqa: B023
         time.sleep(0.04 * kills)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.kill()
+        process.wait()
     said = search.run("+sleep=0.15", n_trials=14)
     assert said.strip().endswith("sweep")
     assert states(search.trials) == ["COMPLETE"] * 14
@@ -50,7 +47,7 @@ def test_five_kills_end_in_the_same_total_and_the_same_trials(search: Search, tm
 def test_two_processes_share_a_search(search: Search) -> None:
     both = [search.start("+sleep=0.2", n_trials=9) for _ in range(2)]
     for process in both:
-        said, _ = process.communicate(timeout=120)
+        said = process.communicate(timeout=120)
         assert process.returncode == 0, said
     assert states(search.trials) == ["COMPLETE"] * 9
     assert search.runs == 9
@@ -150,22 +147,15 @@ def squares(tmp_path: Path) -> list[str]:
     ]
 
 
-def test_a_killed_training_is_gone_on_with(train: Run, squares: list[str], tmp_path: Path) -> None:
+def test_a_killed_training_is_gone_on_with(start: Start, train: Run, squares: list[str], tmp_path: Path) -> None:
     sweep = tmp_path / "log" / "sweeps" / "killed"
     search = ["hparams_search=optuna", "hparams_search.n_trials=2", "hparams_search.study_name=killed"]
     overrides = [*squares, *search, "checkpoint.every_n_train_steps=1", "hparams_search/pruner=hyperband"]
     places = [f"paths.{name}_dir={tmp_path / name}" for name in ("data", "cache", "log")]
-    process = subprocess.Popen(
-        command("train.py", *overrides, *places),
-        cwd=REPOSITORY,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    process = start("train.py", *overrides, *places)
     _until((sweep / "0" / "checkpoints" / "last.ckpt").exists, process)
     process.kill()
-    process.communicate()
+    process.wait()
     assert "no unfinished run" in train("ckpt_path=latest", code=2).stderr  # a trial is the search's to go on with
     done = train(*overrides, "hparams_search.retrain_best=true")
     assert "Going on from" in done.stderr

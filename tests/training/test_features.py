@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from bins import square_bins
-from commands import Run
+from commands import Run, Start
 from PIL import Image
 from test_resume import assert_same, kill_after, rows
 from torch import Tensor, nn
@@ -93,11 +93,13 @@ def test_scores_are_those_of_photos(bins: Path, train: Run, tmp_path: Path) -> N
         assert all(torch.equal(v, same["state_dict"][k]) for k, v in best["state_dict"].items() if "backbone." in k)
 
 
-def test_killed_and_without_its_cache_a_run_ends_with_the_same_bits(bins: Path, train: Run, tmp_path: Path) -> None:
+def test_killed_and_without_its_cache_a_run_ends_with_the_same_bits(
+    bins: Path, start: Start, train: Run, tmp_path: Path
+) -> None:
     recipe = [*RECIPE, "test=false", f"data.source={bins}", f"paths.cache_dir={tmp_path / 'cache'}"]
     undisturbed, folder = tmp_path / "undisturbed", tmp_path / "run"
     assert TOLD in train(*recipe, f"paths.output_dir={undisturbed}").stderr
-    assert kill_after(folder, 6, *recipe, f"paths.output_dir={folder}") == -signal.SIGKILL
+    assert kill_after(start, folder, 6, *recipe, f"paths.output_dir={folder}") == -signal.SIGKILL
     shutil.rmtree(tmp_path / "cache" / "features")
     done = train("ckpt_path=last", f"paths.output_dir={folder}")
     assert f"{TOLD}87 photos, computed in " in done.stderr

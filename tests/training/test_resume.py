@@ -3,14 +3,13 @@
 import csv
 import random
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from bins import square_bins
-from commands import REPOSITORY, Run, command, environment
+from commands import Run, Start
 
 # Everything that holds state or draws random numbers, at once.
 RECIPE = [
@@ -70,20 +69,9 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def start(*overrides: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command("train.py", *overrides),
-        cwd=REPOSITORY,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def kill_after(folder: Path, writes: int, *overrides: str, how: signal.Signals = signal.SIGKILL) -> int:
+def kill_after(start: Start, folder: Path, writes: int, *overrides: str, how: signal.Signals = signal.SIGKILL) -> int:
     """Start a run and kill it once ``last.ckpt`` was written so many times; returns its exit code."""
-    process = start(*overrides)
+    process = start("train.py", *overrides)
     path, seen, stamp = folder / "checkpoints" / "last.ckpt", 0, None
     if path.exists():
         stamp = path.stat().st_mtime_ns
@@ -94,8 +82,7 @@ def kill_after(folder: Path, writes: int, *overrides: str, how: signal.Signals =
         time.sleep(0.002)
     time.sleep(random.uniform(0, 0.3))  # anywhere in a step, a validation, a write
     process.send_signal(how)
-    process.communicate(timeout=60)
-    return process.returncode
+    return process.wait(timeout=60)
 
 
 @pytest.fixture(scope="module")
@@ -109,9 +96,9 @@ def recipe(bins: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(recipe: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(recipe: list[str], start: Start, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    process = start(*recipe, f"paths.output_dir={folder}")
+    process = start("train.py", *recipe, f"paths.output_dir={folder}")
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     return folder
@@ -119,15 +106,15 @@ def undisturbed(recipe: list[str], tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.mark.parametrize("best_checkpoint", ["older", "missing"])
 def test_files_that_are_older_than_the_checkpoint_do_no_harm(
-    best_checkpoint: str, recipe: list[str], undisturbed: Path, train: Run, tmp_path: Path
+    best_checkpoint: str, recipe: list[str], undisturbed: Path, start: Start, train: Run, tmp_path: Path
 ) -> None:
     """Storage that keeps a run's folder file by file, as SageMaker does, may bring them back in different states."""
     folder = tmp_path / "run"
     overrides = [*recipe, f"paths.output_dir={folder}"]
-    assert kill_after(folder, 6, *overrides) == -signal.SIGKILL
+    assert kill_after(start, folder, 6, *overrides) == -signal.SIGKILL
     best = folder / "checkpoints" / "best.ckpt"
     older = best.read_bytes() if best.exists() and best_checkpoint == "older" else None
-    kill_after(folder, 9, *overrides, "ckpt_path=last")
+    kill_after(start, folder, 9, *overrides, "ckpt_path=last")
     (folder / "logs" / "metrics.csv").unlink()
     best.unlink(missing_ok=True)
     if older is not None:
@@ -137,24 +124,26 @@ def test_files_that_are_older_than_the_checkpoint_do_no_harm(
 
 
 def test_killed_at_random_points_a_run_ends_with_the_same_bits(
-    recipe: list[str], undisturbed: Path, tmp_path: Path
+    recipe: list[str], undisturbed: Path, start: Start, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
     chance = random.Random(time.time_ns())  # other points in every run of the suite
-    assert kill_after(folder, chance.randint(1, 6), *recipe, f"paths.output_dir={folder}") == -signal.SIGKILL
+    assert kill_after(start, folder, chance.randint(1, 6), *recipe, f"paths.output_dir={folder}") == -signal.SIGKILL
     for _ in range(2):
         # Only the folder: the run's own overrides are in it.
-        kill_after(folder, chance.randint(1, 7), "ckpt_path=last", f"paths.output_dir={folder}")
-    process = start("ckpt_path=last", f"paths.output_dir={folder}")
+        kill_after(start, folder, chance.randint(1, 7), "ckpt_path=last", f"paths.output_dir={folder}")
+    process = start("train.py", "ckpt_path=last", f"paths.output_dir={folder}")
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert_same(folder, undisturbed)
 
 
-def test_sigterm_leaves_a_checkpoint_and_exit_code_143(recipe: list[str], undisturbed: Path, tmp_path: Path) -> None:
+def test_sigterm_leaves_a_checkpoint_and_exit_code_143(
+    recipe: list[str], undisturbed: Path, start: Start, tmp_path: Path
+) -> None:
     folder = tmp_path / "run"
-    assert kill_after(folder, 3, *recipe, f"paths.output_dir={folder}", how=signal.SIGTERM) == 143
-    process = start(*recipe, "ckpt_path=last", f"paths.output_dir={folder}")  # the same configuration once more
+    assert kill_after(start, folder, 3, *recipe, f"paths.output_dir={folder}", how=signal.SIGTERM) == 143
+    process = start("train.py", *recipe, "ckpt_path=last", f"paths.output_dir={folder}")  # as it was
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert_same(folder, undisturbed)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bins import square_bins
-from commands import Run
+from commands import Run, Start
 from s3_server import S3Server
 from test_resume import RECIPE, assert_same, kill_after
 
@@ -34,11 +34,13 @@ def shards(bins: Path, tmp_path: Path) -> Path:
     return tmp_path / "shards"
 
 
-def test_runs_from_shards_are_the_run_from_the_folder(bins: Path, shards: Path, train: Run, tmp_path: Path) -> None:
+def test_runs_from_shards_are_the_run_from_the_folder(
+    bins: Path, shards: Path, start: Start, train: Run, tmp_path: Path
+) -> None:
     train(*RECIPE, f"data.source={bins}", f"paths.output_dir={tmp_path / 'folder'}")
     run = tmp_path / "run"
     recipe = [*SHARDS, f"data.source={shards}", f"paths.cache_dir={tmp_path / 'fresh'}", f"paths.output_dir={run}"]
-    assert kill_after(run, 5, *recipe) == -signal.SIGKILL
+    assert kill_after(start, run, 5, *recipe) == -signal.SIGKILL
     train("ckpt_path=last", f"paths.output_dir={run}")
     assert_same(run, tmp_path / "folder")
     assert (run / "split.csv").read_text() == (tmp_path / "folder" / "split.csv").read_text()
