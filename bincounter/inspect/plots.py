@@ -17,6 +17,11 @@ INK, MUTED, LINE, ACCENT, SURFACE = "#010a01", "#020a02", "#030a03", "#040a04", 
 _VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", ACCENT: "accent", SURFACE: "surface"}
 _SIZE = (3.9, 2.45)  # inches: three abreast on a desk, one on a phone, with text near its nominal size on both
 _TINTS = (0.3, 0.6, 1.0)
+_LOSS_LINES: dict[str, tuple[str, Any]] = {
+    "train": (MUTED, "-"),
+    "validation": (INK, (0, (3, 3))),
+    "test": (ACCENT, "-"),
+}
 
 _RC: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -102,6 +107,59 @@ def stacked_bars(names: Sequence[str], parts: Mapping[str, Sequence[int]], *, xl
         axes.margins(y=0.12)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         return _svg(figure, label)
+
+
+Losses = Sequence[tuple[float | None, tuple[float, float] | None]]
+
+
+def photos_and_losses(
+    counts: Sequence[int], photos: Mapping[str, Sequence[int]], losses: Mapping[str, Losses], *, label: str
+) -> Markup:
+    """Draw bars of photos above lines of losses, over the same counts.
+
+    Args:
+        counts: ascending ``[K]``.
+        photos: by split ``[K]``, stacked from full to pale accent.
+        losses: of ``train`` in grey, ``validation`` dashed and ``test`` in the accent colour, as far as there are: of
+            each count the loss and its interval ``[K]``.
+        label: what the plot shows, for screen readers.
+    """
+    with mpl.rc_context(_RC):
+        figure = Figure(figsize=(_SIZE[0], 1.6 * _SIZE[1]), layout="constrained")
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 3))
+        bottom = np.zeros(len(counts))
+        for heights, tint in zip(photos.values(), reversed(_TINTS), strict=False):
+            above.bar(range(len(counts)), heights, bottom=bottom, width=0.72, color=ACCENT, alpha=tint)
+            bottom = bottom + np.asarray(heights)
+        above.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        for number, (split, of_counts) in enumerate(losses.items()):
+            colour, style = _LOSS_LINES[split]
+            _loss_line(below, of_counts, 0.1 * (number - (len(losses) - 1) / 2), colour, style)
+        below.set_ylim(bottom=0)
+        _name_axes(above, below, counts)
+        return _svg(figure, label)
+
+
+def _loss_line(axes: Axes, losses: Losses, aside: float, colour: str, style: Any) -> None:
+    """One split's losses with their intervals, moved aside so that those of another split stay visible."""
+    x = np.arange(len(losses)) + aside
+    y = np.array([np.nan if loss is None else loss for loss, _ in losses])
+    axes.plot(x, y, color=colour, linestyle=style, linewidth=1.2, marker="o", markersize=3.2)
+    known = [(at, *interval) for at, (_, interval) in zip(x, losses, strict=True) if interval]
+    if known:
+        at, low, high = np.array(known).T
+        axes.vlines(at, low, high, color=colour, linewidth=1, alpha=0.6)
+
+
+def _name_axes(above: Axes, below: Axes, counts: Sequence[int]) -> None:
+    for axes, name in ((above, "Photos"), (below, "Loss, nats")):
+        axes.grid(axis="y")
+        axes.set_title(name, loc="left", color=MUTED, fontsize=8.5)
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        axes.tick_params(axis="x", length=0)
+    step = -(-len(counts) // 16)
+    below.set_xticks(range(0, len(counts), step), [str(count) for count in counts[::step]])
+    below.set_xlabel("Count")
 
 
 def shares(

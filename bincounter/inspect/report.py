@@ -11,6 +11,7 @@ from markupsafe import Markup
 from bincounter.inspect import plots
 from bincounter.inspect.choices import look_closer, mistakes, sample
 from bincounter.inspect.page import decimals, percent, whole, write_page
+from bincounter.inspect.per_count import per_count_section
 from bincounter.inspect.photos import inline, inline_attention
 from bincounter.inspect.profile.section import profile_section
 from bincounter.inspect.rules.states import read_states
@@ -73,7 +74,7 @@ def write_report(run: Path, *, photo: Photo, cams: Mapping[str, np.ndarray] | No
         "rules": read_states(run),
         "profile": profile_section(run, read.config),
         "confusion": _confusion(scores),
-        "per_count": _per_count(read, side),
+        "per_count": per_count_section(read, side),
         "calibration": scores if scores.get("reliability") else None,
         "reliability": plots.reliability(scores["reliability"], label="Accuracy against confidence")
         if scores.get("reliability")
@@ -197,15 +198,6 @@ def _confusion(scores: Mapping[str, Any]) -> dict[str, Any] | None:
         total = sum(row)
         rows.append((count, total, [(number, number / total if total else 0.0) for number in row]))
     return {"counts": scores["counts"], "rows": rows, "dense": len(rows) > READABLE_COUNTS}
-
-
-def _per_count(run: Run, side: str) -> list[dict[str, Any]]:
-    """One row per count: photos, accuracy and RMSE, and the loss on training photos beside that on unseen ones."""
-    training = {row["count"]: row for row in (run.metrics.get("train") or {}).get("per_count", ())}
-    return [
-        {**row, "train_loss": training.get(row["count"], {}).get("cross_entropy")}
-        for row in (run.metrics.get(side) or {}).get("per_count", ())
-    ]
 
 
 def _each(predictions: Predictions) -> list[dict[str, Any]]:

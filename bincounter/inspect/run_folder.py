@@ -62,6 +62,27 @@ class Predictions:
 
 
 @dataclass(frozen=True, slots=True)
+class CountRow:
+    """One row of ``per_count.csv``: how the photos of one count in one split were answered.
+
+    Attributes:
+        photos: there are; ``None`` where nobody knows.
+        scored: how many of them the rest is of.
+        accuracy: 0-1, or ``None``.
+        accuracy_interval: 95 %, or ``None``.
+        loss: mean cross entropy in nats, or ``None``.
+        loss_interval: 95 %, or ``None``.
+    """
+
+    photos: int | None
+    scored: int
+    accuracy: float | None
+    accuracy_interval: tuple[float, float] | None
+    loss: float | None
+    loss_interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """What one run left behind; a killed run lacks some of it.
 
@@ -72,6 +93,7 @@ class Run:
         provenance: ``provenance.json``.
         metrics: ``metrics.json``: scores by ``val``, ``test`` and ``train``.
         predictions: ``predictions.csv``, or ``None``.
+        per_count: ``per_count.csv``: ``{(count, split): row}``; none in runs of older versions.
         split: ``split.csv``: ``{id: (count, split)}``.
         quarantine: ``quarantine.csv``: ``[(path, reason)]``, or ``None``.
         log: ``logs/metrics.csv``: ``{name: [(epoch, step, value)]}``.
@@ -83,6 +105,7 @@ class Run:
     provenance: Mapping[str, Any]
     metrics: Mapping[str, Mapping[str, Any]]
     predictions: Predictions | None
+    per_count: Mapping[tuple[int, str], CountRow]
     split: Mapping[str, tuple[int, str]]
     quarantine: list[tuple[str, str]] | None
     log: Mapping[str, list[tuple[float, float, float]]]
@@ -107,6 +130,7 @@ def read_run(path: Path) -> Run:
         provenance=_read(path / "provenance.json", json.load) or {},
         metrics=_read(path / "metrics.json", json.load) or {},
         predictions=_read(path / "predictions.csv", _predictions),
+        per_count=_read(path / "per_count.csv", _per_count) or {},
         split=_read(path / "split.csv", _split) or {},
         quarantine=_read(path / "quarantine.csv", _quarantine),
         log=_read(path / "logs" / "metrics.csv", _log) or {},
@@ -145,6 +169,29 @@ def _predictions(file: IO[str]) -> Predictions | None:
         probabilities=np.array([[float(row[name]) for name in names] for row in rows]),
         support=tuple(int(name.removeprefix("p_")) for name in names),
     )
+
+
+def _per_count(file: IO[str]) -> dict[tuple[int, str], CountRow]:
+    return {
+        (int(row["count"]), row["split"]): CountRow(
+            photos=int(row["photos"]) if row["photos"] else None,
+            scored=int(row["scored"]),
+            accuracy=_number(row["accuracy"]),
+            accuracy_interval=_interval(row, "accuracy"),
+            loss=_number(row["cross_entropy"]),
+            loss_interval=_interval(row, "cross_entropy"),
+        )
+        for row in csv.DictReader(file)
+    }
+
+
+def _number(text: str) -> float | None:
+    return float(text) if text else None
+
+
+def _interval(row: Mapping[str, str], name: str) -> tuple[float, float] | None:
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return (float(low), float(high)) if low and high else None
 
 
 def _log(file: IO[str]) -> dict[str, list[tuple[float, float, float]]]:

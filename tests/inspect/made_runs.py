@@ -14,6 +14,8 @@ import yaml
 from PIL import Image, ImageDraw
 
 from bincounter.model.scores import score
+from bincounter.training.folder import Predicted, RunFolder
+from bincounter.training.per_count import write_per_count
 
 SUPPORT = (1, 2, 3, 4, 5)
 SHARES = (0.11, 0.22, 0.27, 0.23, 0.17)
@@ -69,6 +71,13 @@ def make_run(
         for name, split in (("val", "validation"), ("test", "test"), ("train", "train"))
     }
     (path / "metrics.json").write_text(json.dumps(metrics))
+    sides = {split: splits == split for split in ("train", "validation", "test")}
+    answered = {
+        split: Predicted(ids, torch.tensor(counts[side]), torch.tensor(probabilities[side]))
+        for split, side in sides.items()
+    }
+    by_count = {split: Counter(counts[side].tolist()) for split, side in sides.items()}
+    write_per_count(RunFolder(path), by_count, answered, support)
     config = {**CONFIG, "model": {**CONFIG["model"], "optimizer": {"lr": lr}}, "paths": {"output_dir": str(path)}}
     (path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     (path / "overrides.txt").write_text(f"model=resnet18\nmodel.weights=null\nmodel.optimizer.lr={lr}\n")

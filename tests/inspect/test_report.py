@@ -144,7 +144,7 @@ def test_folder_that_is_no_run(tmp_path: Path) -> None:
         write_report(tmp_path, photo=drawn_photo)
 
 
-@pytest.mark.parametrize("name", ["metrics.json", "predictions.csv", "config.yaml", "split.csv"])
+@pytest.mark.parametrize("name", ["metrics.json", "predictions.csv", "config.yaml", "split.csv", "per_count.csv"])
 def test_damaged_file_is_named(run: Path, name: str) -> None:
     path = run / name
     half = path.read_text()[: path.stat().st_size // 2]

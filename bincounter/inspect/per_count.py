@@ -1,0 +1,168 @@
+"""Count by count: photos beside training and test loss, and what may be concluded from them."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from bincounter.inspect import plots
+from bincounter.inspect.page import decimals, percent, whole
+from bincounter.inspect.rank_correlation import FEWEST, rank_correlation
+from bincounter.inspect.run_folder import SIDES, CountRow, Run
+
+_SPLITS = {"train": "Training", "validation": "Validation", "test": "Test"}
+# Of the plot: class of the key for the bars and for the lines.
+_KEYS = {"train": ("block", "other"), "validation": ("pale", "level"), "test": ("palest", "")}
+_FEW = 10  # photos below which a count's scores say little
+_LISTED = 8  # counts that a sentence names one by one
+_CHANCE = 0.05  # of orders that may be as strong where two columns are said to go together
+
+Rows = Mapping[tuple[int, str], CountRow]
+
+
+def per_count_section(run: Run, side: str) -> dict[str, Any] | None:
+    """What the report's template needs.
+
+    Args:
+        run: read back.
+        side: ``test`` or ``val``, whose scores lead the page.
+
+    Returns:
+        ``None`` where that side was not scored.
+    """
+    scores = (run.metrics.get(side) or {}).get("per_count")
+    if not scores:
+        return None
+    rows = run.per_count or _rows_of_metrics(run)
+    counts = sorted({count for count, _ in rows})
+    splits = [split for split in _SPLITS if any(_there(rows, count, split) for count in counts)]
+    rmse = {row["count"]: row["rmse"] for row in scores}
+    return {
+        "splits": [_SPLITS[split] for split in splits],
+        "rows": [(count, [_cells(rows[count, split]) for split in splits], rmse.get(count)) for count in counts],
+        "rmse_of": _SPLITS[SIDES[side]],
+        "plot": _plot(rows, counts, splits),
+        "keys_of_plot": _keys(rows, counts, splits),
+        "even_guess": math.log(len(counts)),
+        "notes": _notes(run, rows, counts, SIDES[side]),
+        "file": bool(run.per_count),
+        "findings": _findings(run, rows, counts, SIDES[side]),
+    }
+
+
+def _there(rows: Rows, count: int, split: str) -> bool:
+    return bool((count, split) in rows and (rows[count, split].photos or rows[count, split].scored))
+
+
+def _rows_of_metrics(run: Run) -> dict[tuple[int, str], CountRow]:
+    """What ``metrics.json`` has, for a run that left no ``per_count.csv``."""
+    rows = {}
+    for side, split in SIDES.items():
+        scored = {row["count"]: row for row in (run.metrics.get(side) or {}).get("per_count", ())}
+        photos = run.photos(split)
+        for key in run.metrics:
+            for row in run.metrics[key].get("per_count", ()):
+                count, score = row["count"], scored.get(row["count"], {})
+                there = row["train_n"] if split == "train" else photos.get(count, score.get("n", 0))
+                rows[count, split] = CountRow(
+                    there, score.get("n", 0), score.get("accuracy"), None, score.get("cross_entropy"), None
+                )
+    return rows
+
+
+def _cells(row: CountRow) -> dict[str, str]:
+    """One split of one count, as the table writes it."""
+    return {
+        "photos": whole(row.photos),
+        "scored": f"{whole(row.scored)} scored" if 0 < row.scored != row.photos else "",
+        "loss": decimals(row.loss, 2),
+        "loss_range": _range(row.loss_interval, lambda value: f"{value:.2f}"),
+        "accuracy": percent(row.accuracy),
+        "accuracy_range": _range(row.accuracy_interval, lambda value: f"{100 * value:.0f}", " %"),
+    }
+
+
+def _range(interval: tuple[float, float] | None, written: Callable[[float], str], unit: str = "") -> str:
+    return "" if interval is None else f"{written(interval[0])} to {written(interval[1])}{unit}"
+
+
+def _with_loss(rows: Rows, counts: Sequence[int], split: str) -> list[int]:
+    return [count for count in counts if (count, split) in rows and rows[count, split].loss is not None]
+
+
+def _plot(rows: Rows, counts: Sequence[int], splits: Sequence[str]) -> Any:
+    photos = {split: [rows[count, split].photos or 0 for count in counts] for split in splits}
+    losses = {
+        split: [(rows[count, split].loss, rows[count, split].loss_interval) for count in counts]
+        for split in splits
+        if _with_loss(rows, counts, split)
+    }
+    return plots.photos_and_losses(counts, photos, losses, label="Photos, training and test loss of each count")
+
+
+def _keys(rows: Rows, counts: Sequence[int], splits: Sequence[str]) -> list[tuple[str, list[tuple[str, str]]]]:
+    bars = [(_KEYS[split][0], _SPLITS[split].lower()) for split in splits]
+    lines = [(_KEYS[split][1], _SPLITS[split].lower()) for split in splits if _with_loss(rows, counts, split)]
+    return [("Photos", bars), ("Loss", lines)]
+
+
+def _notes(run: Run, rows: Rows, counts: Sequence[int], split: str) -> list[str]:
+    """What the numbers are of, and how far they can be trusted."""
+    side = _SPLITS[split].lower()
+    notes = []
+    scored, photos = (
+        sum(getattr(rows[count, "train"], name) or 0 for count in counts) for name in ("scored", "photos")
+    )
+    if not scored and photos:
+        notes.append("This run trained nothing: its training photos are those the checkpoint learnt from, unscored.")
+    elif scored < photos:
+        notes.append(
+            f"Training losses are of {whole(scored)} of {whole(photos)} photos, drawn at random within each count."
+        )
+    if none := [count for count in counts if not rows[count, split].scored]:
+        notes.append(f"No {side} photo has {_listed(none, len(counts))}.")
+    if few := [count for count in counts if 0 < rows[count, split].scored < _FEW]:
+        notes.append(f"Fewer than {_FEW} {side} photos have {_listed(few, len(counts))}: their scores say little.")
+    if (run.config.get("data") or {}).get("balanced") and scored:
+        notes.append("Training drew every count equally often (data.balanced=true), however many photos it has.")
+    return notes
+
+
+def _findings(run: Run, rows: Rows, counts: Sequence[int], split: str) -> list[str]:
+    """Whether photos and loss go together over the counts, and what that leaves open."""
+    side = _SPLITS[split].lower()
+    scored = _with_loss(rows, counts, split)
+    photos = [rows[count, "train"].photos for count in scored]
+    if None in photos:
+        return ["How many photos of each count the model learnt from is not known."]
+    if len(scored) < FEWEST:
+        return [f"With {side} losses of fewer than {FEWEST} counts there is nothing to correlate with photos."]
+    losses = [float(rows[count, split].loss or 0) for count in scored]
+    by_photos = rank_correlation([float(number or 0) for number in photos], losses)
+    by_count = rank_correlation([float(count) for count in scored], losses)
+    findings = [
+        _finding(by_photos, len(scored), "Counts with more training photos", "Training photos", side)
+        if by_photos
+        else f"Every count has as many training photos or the same {side} loss: there is nothing to correlate."
+    ]
+    if by_count:
+        findings.append(_finding(by_count, len(scored), "Larger counts", "The count itself", side))
+    findings.append(
+        "Neither says why: counts differ in how hard they are as well as in photos, and here each count weighs the "
+        "same, however few its photos. Only runs on more or fewer photos of the same count show what photos do."
+    )
+    return findings
+
+
+def _finding(correlation: tuple[float, float], counts: int, more: str, subject: str, side: str) -> str:
+    strength, share = correlation
+    chance = "under 0.1 %" if share < 0.001 else percent(share)
+    orders = f"rank correlation {strength:+.2f} over {counts} counts; {chance} of their orders give one as strong"
+    if share <= _CHANCE:
+        return f"{more} have {'higher' if strength > 0 else 'lower'} {side} loss ({orders})."
+    return f"{subject} and {side} loss cannot be told to go together ({orders})."
+
+
+def _listed(some: Sequence[int], of: int) -> str:
+    if len(some) > _LISTED:
+        return f"{len(some)} of the {of} counts"
+    return "count " + " or ".join(filter(None, (", ".join(map(str, some[:-1])), str(some[-1]))))
