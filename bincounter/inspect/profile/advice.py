@@ -7,13 +7,13 @@ import math
 
 from bincounter.inspect.page import percent
 from bincounter.inspect.profile.facts import Facts
-from bincounter.inspect.profile.phases import AUGMENTATION, CHECKPOINT, LOGGING, VALIDATION
+from bincounter.inspect.profile.phases import AUGMENTATION, CHECKPOINT, DEBUGGER, LOGGING, VALIDATION
 
 WAITING = 0.15  # of a step's time without a batch
 READING = 20.0  # MB/s from disks, beyond which kept photos are not read from memory
 AUGMENTING = 0.25  # of a step's time
 SAVING, SAVING_AIM = 0.05, 0.01  # of the fit's time in checkpoints within epochs
-LOOKING_ON = 0.05  # of a step's time in logs, progress bars and recorders
+LOOKING_ON, LOOKING_ON_AIM = 0.05, 0.01  # of a step's time in logs and progress bars, or in the debugger
 VALIDATING = 0.3  # of the fit's time
 IDLE = 0.3  # of a step's time in which a GPU with batches has nothing to do
 GPU_ROOM = 0.5  # of a GPU's memory, up to which twice the batch fits
@@ -33,7 +33,8 @@ def advice(facts: Facts) -> list[str]:
         augmentation_dominates,
         validates_often,
         saves_often,
-        looks_on_often,
+        logs_often,
+        records_often,
         gpu_idle,
         memory_nearly_full,
         gpu_memory_nearly_full,
@@ -111,12 +112,16 @@ def saves_often(facts: Facts) -> str | None:
     share, every = facts.share(CHECKPOINT), facts.setting("checkpoint.every_n_train_steps")
     if share <= SAVING or not every:
         return None
-    cost = share / (1 - share) * every  # in steps
-    wanted = math.ceil(cost * (1 - SAVING_AIM) / SAVING_AIM)
     return (
-        f"Checkpoints take {percent(share, 0)} of a step: try checkpoint.every_n_train_steps={_round(wanted)} "
-        f"(now {every}); a killed run then repeats as many steps at most."
+        f"Checkpoints take {percent(share, 0)} of a step: try checkpoint.every_n_train_steps="
+        f"{_rarer(share, every, SAVING_AIM)} (now {every}); a killed run then repeats as many steps at most."
     )
+
+
+def _rarer(share: float, every: int, aim: float) -> int:
+    """After how many steps something has to be done, to take ``aim`` of the time instead of ``share``."""
+    cost = share / (1 - share) * every  # in steps
+    return _round(math.ceil(cost * (1 - aim) / aim))
 
 
 def _round(number: int) -> int:
@@ -125,18 +130,26 @@ def _round(number: int) -> int:
     return -(-number // unit) * unit
 
 
-def looks_on_often(facts: Facts) -> str | None:
-    """Logs, progress bars and recorders take more than ``LOOKING_ON`` of a step."""
+def logs_often(facts: Facts) -> str | None:
+    """Logs and progress bars take more than ``LOOKING_ON`` of a step."""
     share, every = facts.share(LOGGING), facts.setting("trainer.log_every_n_steps") or 50
     if share <= LOOKING_ON:
         return None
-    watcher = ""
-    if facts.setting("debugger.every_n_train_steps"):
-        watcher = f", debugger.every_n_train_steps={10 * facts.setting('debugger.every_n_train_steps')}"
-    if facts.setting("callbacks.progress_bar"):
-        watcher += ", or callbacks.progress_bar=null +trainer.enable_progress_bar=false"
+    bar = facts.setting("callbacks.progress_bar")
+    other = ", or callbacks.progress_bar=null +trainer.enable_progress_bar=false" if bar else ""
     said = f"Logging takes {percent(share, 0)} of a step: "
-    return said + f"try trainer.log_every_n_steps={10 * every} (now {every}){watcher}."
+    return said + f"try trainer.log_every_n_steps={10 * every} (now {every}){other}."
+
+
+def records_often(facts: Facts) -> str | None:
+    """The debugger takes more than ``LOOKING_ON`` of a step."""
+    share = facts.share(DEBUGGER)
+    for key in ("debugger.every_n_train_steps", "debugger.save_interval.train"):
+        every = facts.setting(key)
+        if share > LOOKING_ON and every:
+            said = f"The debugger takes {percent(share, 0)} of a step: "
+            return said + f"try {key}={_rarer(share, every, LOOKING_ON_AIM)} (now {every})."
+    return None
 
 
 def gpu_idle(facts: Facts) -> str | None:

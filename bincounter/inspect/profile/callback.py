@@ -99,7 +99,7 @@ class StepProfiler(L.Callback):
 
     def _keep(self, row: Row) -> None:
         row.session = len(self._record.sessions) - 1
-        self._record.sessions[-1].add(row)
+        self._record.sessions[-1].add(row, slowed=self._depth is not None and self._depth.looking)
         self._record.rows.append(row)
         if self._depth is not None and row.part == STEP:
             self._depth.step()

@@ -100,9 +100,9 @@ class PhaseClock(Profiler):
         assert row is not None
         self._charge()
         row.wall_ms = 1e3 * (self._mark - self._row_began)
-        self._row_began = self._mark
         self._row = None
         self._closed(row)
+        self._mark = self._row_began = time.perf_counter()  # what it takes to keep a profile is no step's
 
     def _enter(self) -> None:
         """Charge what has passed, if another phase begins with this moment."""

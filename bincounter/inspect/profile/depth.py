@@ -17,6 +17,10 @@ FUNCTIONS, OPERATORS, TRACE = "functions.csv", "operators.csv", "trace.json.gz"
 class Depth(Protocol):
     """What is told of phases and steps."""
 
+    @property
+    def looking(self) -> bool:
+        """Whether it looks into the step under way, and slows it down."""
+
     def phase(self, phase: str | None) -> None:
         """A phase begins; ``None``: the fit is over."""
 
@@ -51,10 +55,15 @@ class PythonFunctions:
         self._steps = 0
         self._closed = False
 
+    @property
+    def looking(self) -> bool:
+        """Whether functions are followed."""
+        return self._from <= self._steps < self._to
+
     def phase(self, phase: str | None) -> None:
         """Go over to the profile of a phase."""
         self._pause()
-        if phase is not None and self._from <= self._steps < self._to:
+        if phase is not None and self.looking:
             self._running = self._profiles.setdefault(phase, cProfile.Profile())
             self._running.enable()
 
@@ -98,18 +107,26 @@ class TorchOperators:
     def __init__(self, folder: Path, settings: Mapping[str, Any], device: torch.device) -> None:
         from torch.profiler import ProfilerActivity, profile, schedule
 
-        self._folder, self._operators, self._steps = folder, settings["operators"], settings["steps"]
+        self._folder, self._operators = folder, settings["operators"]
+        self._from, self._to = settings["first_step"], settings["first_step"] + 1 + settings["steps"]  # 1 to warm it up
+        self._steps = 0
         activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
-        course = schedule(skip_first=settings["first_step"], wait=0, warmup=1, active=self._steps, repeat=1)
+        course = schedule(skip_first=settings["first_step"], wait=0, warmup=1, active=settings["steps"], repeat=1)
         self._profile = profile(activities=activities, schedule=course, on_trace_ready=self._write)
         self._closed = False
         self._profile.start()
+
+    @property
+    def looking(self) -> bool:
+        """Whether operators are followed."""
+        return self._from <= self._steps < self._to
 
     def phase(self, phase: str | None) -> None:
         """Phases are told by the operators themselves."""
 
     def step(self) -> None:
         """Tell torch."""
+        self._steps += 1
         if not self._closed:
             self._profile.step()
 

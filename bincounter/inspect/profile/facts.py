@@ -23,11 +23,13 @@ class Facts:
     """Figures of all sessions of a run.
 
     Attributes:
-        step_ms: mean milliseconds of a step by phase, over the steps whose phases are exact.
+        step_ms: mean milliseconds of a step by phase, over the steps whose phases are exact; those that were looked
+            into only where there are no others.
         free_step_ms: of a step that nobody waited for; the sum of ``step_ms`` where there were none.
         fit_s: seconds of the whole fit by phase.
         steps: in number.
         exact_steps: of them, those behind ``step_ms``.
+        slowed: whether these were looked into, which slows them down.
         machine: of the last session, see :class:`~bincounter.inspect.profile.record.Session`.
         mean: of the usage samples, by column; columns that this machine did not tell are missing.
         peak: likewise, the largest.
@@ -39,6 +41,7 @@ class Facts:
     fit_s: Mapping[str, float]
     steps: int
     exact_steps: int
+    slowed: bool = False
     machine: Mapping[str, Any] = field(default_factory=dict)
     mean: Mapping[str, float] = field(default_factory=dict)
     peak: Mapping[str, float] = field(default_factory=dict)
@@ -97,11 +100,14 @@ def facts_of(record: Record, config: Mapping[str, Any]) -> Facts | None:
     Returns:
         ``None`` where no step was measured but the first, which warms up.
     """
-    exact = sum(session.exact_steps for session in record.sessions)
+    slowed = not any(session.exact_steps for session in record.sessions)
+    kind = "slowed" if slowed else "exact"
+    exact = sum(getattr(session, f"{kind}_steps") for session in record.sessions)
     if not exact:
         return None
     free = sum(session.free_steps for session in record.sessions)
-    step_ms = {phase: sum(each.exact_ms[phase] for each in record.sessions) / exact for phase in PHASES}
+    sums = [getattr(session, f"{kind}_ms") for session in record.sessions]
+    step_ms = {phase: sum(each[phase] for each in sums) / exact for phase in PHASES}
     whole = max(sum(step_ms.values()), 1e-9)
     steps_s = sum(session.steps_s for session in record.sessions)
     between = {phase: sum(each.between_s[phase] for each in record.sessions) for phase in PHASES}
@@ -116,6 +122,7 @@ def facts_of(record: Record, config: Mapping[str, Any]) -> Facts | None:
         fit_s={phase: steps_s * step_ms[phase] / whole + between[phase] for phase in PHASES},
         steps=sum(session.steps for session in record.sessions),
         exact_steps=exact,
+        slowed=slowed,
         machine=record.sessions[-1].machine,
         mean={name: sum(values) / len(values) for name, values in samples.items()},
         peak={name: max(values) for name, values in samples.items()},

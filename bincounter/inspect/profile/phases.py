@@ -4,7 +4,7 @@ from functools import cache
 
 DATA, TRANSFER, AUGMENTATION = "data", "transfer", "augmentation"
 FORWARD, BACKWARD, OPTIMIZER = "forward", "backward", "optimizer"
-LOGGING, CHECKPOINT, VALIDATION, REST = "logging", "checkpoint", "validation", "rest"
+LOGGING, DEBUGGER, CHECKPOINT, VALIDATION, REST = "logging", "debugger", "checkpoint", "validation", "rest"
 
 PHASES = {
     DATA: "Waiting for data",
@@ -13,7 +13,8 @@ PHASES = {
     FORWARD: "Forward",
     BACKWARD: "Backward",
     OPTIMIZER: "Optimizer",
-    LOGGING: "Logging and watching",
+    LOGGING: "Logging and progress",
+    DEBUGGER: "Debugger",
     CHECKPOINT: "Checkpoints",
     VALIDATION: "Validation",
     REST: "Rest",
@@ -36,7 +37,14 @@ _BY_HOOK = {
     "lr_scheduler_step": OPTIMIZER,
     "save_checkpoint": CHECKPOINT,
 }
-_BY_CALLBACK = {"RunCheckpoint": CHECKPOINT, "WeightAveraging": OPTIMIZER, "StatelessRandomness": REST}
+_BY_CALLBACK = {
+    "RunCheckpoint.on_train_epoch_end": CHECKPOINT,  # with the handing over of the best
+    "RunCheckpoint": REST,  # under DDP it waits for the others after each step; writing has an action of its own
+    "WeightAveraging": OPTIMIZER,
+    "StatelessRandomness": REST,
+    "TensorRecorder": DEBUGGER,
+    "SmdebugCallback": DEBUGGER,
+}
 
 
 @cache  # there are a few dozen of them, and each comes in every step
@@ -52,7 +60,7 @@ def phase_of(action: str) -> str | None:
     kind, _, name = action.rpartition("]")
     hook = name.rpartition(".")[2]
     if kind == "[Callback" and not hook.endswith(("_save_checkpoint", "_load_checkpoint")):
-        # Progress bars, logs, recorders of tensors, and whatever else a user added to look on.
+        # Progress bars, logs, and whatever else a user added to look on.
         return next((phase for part, phase in _BY_CALLBACK.items() if part in name), LOGGING)
     return _BY_HOOK.get(hook)
 

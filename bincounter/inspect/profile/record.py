@@ -120,9 +120,11 @@ class Session:
     Attributes:
         steps: in number.
         steps_s: seconds that they took.
-        exact_steps: those with ``exact`` rows, but for the first, which warms up.
+        exact_steps: those with ``exact`` rows, but for the first, which warms up, and those that were looked into.
         exact_ms: by phase, over those steps.
-        free_steps: steps that were not waited for, but for the first: what a step takes when nobody looks.
+        slowed_steps: those with ``exact`` rows that were looked into by ``profiler=advanced`` or ``pytorch``.
+        slowed_ms: by phase, over those steps.
+        free_steps: steps that were not waited for, likewise: what a step takes when nobody looks.
         free_ms: that they took.
         between_s: seconds by phase, between epochs.
         machine: cores, threads, workers, device, and where photos came from.
@@ -132,13 +134,20 @@ class Session:
     steps_s: float = 0.0
     exact_steps: int = 0
     exact_ms: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+    slowed_steps: int = 0
+    slowed_ms: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
     free_steps: int = 0
     free_ms: float = 0.0
     between_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
     machine: dict[str, Any] = field(default_factory=dict)
 
-    def add(self, row: Row) -> None:
-        """Count a row in."""
+    def add(self, row: Row, *, slowed: bool = False) -> None:
+        """Count a row in.
+
+        Args:
+            row: a step, or the end of an epoch.
+            slowed: whether more than the phases was looked at, which takes time itself.
+        """
         if row.part == BETWEEN:
             for phase, value in row.ms.items():
                 self.between_s[phase] += value / 1e3
@@ -148,10 +157,12 @@ class Session:
         if self.steps == 1:
             return
         if row.exact:
-            self.exact_steps += 1
+            self.slowed_steps += slowed
+            self.exact_steps += not slowed
+            sums = self.slowed_ms if slowed else self.exact_ms
             for phase, value in row.ms.items():
-                self.exact_ms[phase] += value
-        else:
+                sums[phase] += value
+        elif not slowed:
             self.free_steps += 1
             self.free_ms += row.wall_ms
 

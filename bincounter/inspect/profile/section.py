@@ -16,6 +16,7 @@ from bincounter.inspect.profile.phases import (
     BACKWARD,
     CHECKPOINT,
     DATA,
+    DEBUGGER,
     FORWARD,
     LOGGING,
     OPTIMIZER,
@@ -34,7 +35,7 @@ _GROUPS = {
     "transfer and augmentation": ("grey", f"{plots.MUTED}/0.6", (TRANSFER, AUGMENTATION)),
     "forward, backward, optimizer": ("block", f"{plots.ACCENT}/1", (FORWARD, BACKWARD, OPTIMIZER)),
     "validation": ("pale", f"{plots.ACCENT}/0.6", (VALIDATION,)),
-    "logging and checkpoints": ("palest", f"{plots.ACCENT}/0.3", (LOGGING, CHECKPOINT)),
+    "logging, debugger and checkpoints": ("palest", f"{plots.ACCENT}/0.3", (LOGGING, DEBUGGER, CHECKPOINT)),
     "rest": ("line", f"{plots.LINE}/1", (REST,)),
 }
 _USAGE: dict[str, tuple[str, float]] = {
@@ -88,6 +89,8 @@ def _note(facts: Facts) -> str:
     machine = facts.machine
     where = machine.get("gpu") or f"{machine.get('cores')} CPU cores with {machine.get('threads')} computing threads"
     said = f"Means over {facts.exact_steps:,} of {facts.steps:,} steps on {where}; a moment belongs to one phase only."
+    if facts.slowed:
+        said += " All of these were looked into, which slows them down: profiler=simple has the times."
     if not facts.on_gpu or not facts.free_step_ms:
         return said
     longer = percent(facts.exact_step_ms / facts.free_step_ms - 1, 0)
