@@ -1,4 +1,7 @@
-"""The image a training job runs in: AWS's own for a PyTorch version."""
+"""The images that AWS has for a training job: that for a PyTorch version, and that of its built-in rules."""
+
+from functools import cache
+from types import ModuleType
 
 from bincounter.errors import ConfigError
 
@@ -18,13 +21,7 @@ def training_image(*, framework_version: str, region: str, instance_type: str) -
     Raises:
         ConfigError: there is no such image, or the SDK is not installed.
     """
-    try:
-        from sagemaker.core import image_uris  # takes two seconds
-    except ImportError as error:
-        raise ConfigError(
-            "AWS's images are looked up with the SageMaker SDK, which is not installed: pip install "
-            "'bincounter[sagemaker]', or say launcher.image=URI"
-        ) from error
+    image_uris = _image_uris(", or say launcher.image=URI")
     try:
         return image_uris.retrieve(
             _FRAMEWORK, region, version=framework_version, instance_type=instance_type, image_scope="training"
@@ -32,6 +29,37 @@ def training_image(*, framework_version: str, region: str, instance_type: str) -
     except ValueError as error:
         versions = image_uris.config_for_framework(_FRAMEWORK)["training"]["versions"]
         raise ConfigError(_explain(versions, framework_version, region, instance_type)) from error
+
+
+@cache
+def rules_image(region: str) -> str:
+    """The address of the image that evaluates AWS's built-in rules of Debugger and Profiler.
+
+    Args:
+        region: of the job, such as ``us-east-1``.
+
+    Raises:
+        ConfigError: AWS has none in the region, or the SDK is not installed.
+    """
+    image_uris = _image_uris("")
+    try:
+        return image_uris.retrieve("debugger", region)
+    except ValueError as error:
+        raise ConfigError(
+            f"region {region} has none of AWS's rules for debugger= and profiler=: use another launcher.region, or ask "
+            "for none, with debugger.sagemaker_rules=[] or profiler.sagemaker_rules=[]"
+        ) from error
+
+
+def _image_uris(otherwise: str) -> ModuleType:
+    try:
+        from sagemaker.core import image_uris  # takes two seconds
+    except ImportError as error:
+        raise ConfigError(
+            "AWS's images are looked up with the SageMaker SDK, which is not installed: pip install "
+            f"'bincounter[sagemaker]'{otherwise}"
+        ) from error
+    return image_uris
 
 
 def _explain(versions: dict[str, dict], framework_version: str, region: str, instance_type: str) -> str:

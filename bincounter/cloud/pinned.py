@@ -15,9 +15,12 @@ from packaging.utils import canonicalize_name
 from bincounter.errors import ConfigError
 
 _OF_THE_IMAGE = {"torch", "torchvision"}
+_OF_SMDEBUG = {"numpy", "protobuf"}  # what it does not run beside in the versions that are installed here
 
 
-def pinned_requirements(pyproject: Path, loggers: Collection[str], *, also: Collection[str] = ()) -> str:
+def pinned_requirements(
+    pyproject: Path, loggers: Collection[str], *, also: Collection[str] = (), smdebug: bool = False
+) -> str:
     """The text of a requirements.txt with everything that a run imports.
 
     What bincounter needs is read from its ``pyproject.toml``, not from the metadata of its installation, which is as
@@ -27,6 +30,7 @@ def pinned_requirements(pyproject: Path, loggers: Collection[str], *, also: Coll
         pyproject: bincounter's ``pyproject.toml``.
         loggers: names of the loggers of the run; those that are an extra, as ``mlflow`` is, come along.
         also: further distributions.
+        smdebug: leave what smdebug needs in older versions to the image, which has smdebug with it.
 
     Raises:
         ConfigError: something is not installed here, or not from a package index.
@@ -37,20 +41,21 @@ def pinned_requirements(pyproject: Path, loggers: Collection[str], *, also: Coll
     for logger in sorted(loggers):
         roots += extras.get(logger, ())
     versions = {}
-    for found in _closure([Requirement(root) for root in roots]):
+    of_the_image = _OF_THE_IMAGE | (_OF_SMDEBUG if smdebug else set())
+    for found in _closure([Requirement(root) for root in roots], of_the_image):
         _refuse_local(found)
         versions[canonicalize_name(found.metadata["Name"])] = found.version
     return "".join(f"{name}=={version}\n" for name, version in sorted(versions.items()))
 
 
-def _closure(roots: list[Requirement]) -> Iterator[Distribution]:
-    """Every installed distribution that the requirements lead to, once."""
+def _closure(roots: list[Requirement], of_the_image: Collection[str]) -> Iterator[Distribution]:
+    """Every installed distribution that the requirements lead to, once; what the image has ends a path."""
     pending = [(root, "") for root in roots]
     seen: set[tuple[str, str]] = set()
     while pending:
         requirement, extra_asked = pending.pop()
         name = canonicalize_name(requirement.name)
-        if name in _OF_THE_IMAGE or (requirement.marker and not requirement.marker.evaluate({"extra": extra_asked})):
+        if name in of_the_image or (requirement.marker and not requirement.marker.evaluate({"extra": extra_asked})):
             continue
         try:
             found = distribution(name)

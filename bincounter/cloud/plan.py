@@ -46,6 +46,8 @@ class Planned:
         extra: files to ship beside what git tracks.
         loggers: extras of the package that the run needs.
         checkpoint_uri: of a run to go on with, other than ``launcher.checkpoint_uri``.
+        debugger: settings as plain containers; empty for an app other than bincounter's own.
+        profiler: the same.
     """
 
     number: int
@@ -59,6 +61,8 @@ class Planned:
     loggers: list[str] = field(default_factory=list)
     of_search: bool = False
     checkpoint_uri: str | None = None
+    debugger: dict[str, Any] = field(default_factory=dict)
+    profiler: dict[str, Any] = field(default_factory=dict)
 
     @property
     def local_source(self) -> Path | None:
@@ -118,6 +122,7 @@ def plan_run(planned: Planned, loader: "ConfigLoader", config: DictConfig) -> No
     planned.extra[SHIPPED] = json.dumps(commit()).encode()
     planned.source = plain["data"]["source"]
     planned.shipped = without(planned.overrides, *_NOT_SHIPPED)
+    planned.debugger, planned.profiler = plain["debugger"], plain["profiler"]
     planned.loggers = [name for name in _EXTRAS if (plain["logger"] or {}).get(name)]
     ids = plain["data"]["layout"].get("ids")
     if isinstance(ids, str) and not is_remote(ids):

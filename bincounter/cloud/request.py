@@ -25,6 +25,7 @@ _SETTINGS = {
     "AlgorithmSpecification.TrainingImage": "launcher.image",
     "RoleArn": "launcher.role",
     "CheckpointConfig.S3Uri": "launcher.checkpoint_uri",
+    "DebugHookConfig.HookParameters.include_regex": "debugger.include_regex",
 }
 
 
@@ -45,6 +46,7 @@ def training_request(
     role: str,
     folder_uri: str,
     channel_uri: str | None,
+    inspection: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """The request for one training job, ``launcher.request`` merged in and checked.
 
@@ -58,6 +60,7 @@ def training_request(
         role: ARN of the execution role.
         folder_uri: ``s3://`` folder under which SageMaker keeps a folder for each job.
         channel_uri: the photos, or ``None`` where the run gets them by itself.
+        inspection: members for Debugger and Profiler, see bincounter.cloud.inspection.
 
     Raises:
         ConfigError: CreateTrainingJob has no such parameter, or does not take such a value.
@@ -88,6 +91,7 @@ def training_request(
             "LocalPath": "/opt/ml/checkpoints",
         },
         "EnableManagedSpotTraining": settings["spot"],
+        **inspection,
     }
     if settings["spot"]:
         request["StoppingCondition"]["MaxWaitTimeInSeconds"] = settings["max_wait"] or 2 * settings["max_run"]

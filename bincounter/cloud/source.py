@@ -72,7 +72,12 @@ class _File(NamedTuple):
 
 
 def pack(
-    repository: Path, destination: Path, *, extra: Mapping[str, bytes] | None = None, loggers: Collection[str] = ()
+    repository: Path,
+    destination: Path,
+    *,
+    extra: Mapping[str, bytes] | None = None,
+    loggers: Collection[str] = (),
+    smdebug: bool = False,
 ) -> Source:
     """Write the archive of a checkout: tracked files as they are on disk, ``start.py`` and ``requirements.txt``.
 
@@ -81,6 +86,7 @@ def pack(
         destination: the ``.tar.gz`` to write; it appears whole or not at all.
         extra: further files, by their path in the archive.
         loggers: names of the loggers of the run, see :func:`bincounter.cloud.pinned.pinned_requirements`.
+        smdebug: whether the run needs smdebug, see there.
 
     Raises:
         ConfigError: there is no checkout, or it holds what must not or need not be shipped, or misses what must.
@@ -93,7 +99,10 @@ def pack(
     _refuse_names(names)
     generated = {"start.py": _START.encode(), **(extra or {})}
     generated["requirements.txt"] = pinned_requirements(
-        root / "pyproject.toml", loggers, also=["cloudpickle"] if "task.pkl" in generated else []
+        root / "pyproject.toml",
+        loggers,
+        also=["cloudpickle"] if "task.pkl" in generated else [],
+        smdebug=smdebug,
     ).encode()
     files = _read(root, names)
     for name in generated.keys() & files.keys():

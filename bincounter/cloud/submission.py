@@ -10,6 +10,7 @@ from bincounter.cloud.aws_errors import answered_by_aws
 from bincounter.cloud.crew import Task
 from bincounter.cloud.hyperparameters import encode
 from bincounter.cloud.images import training_image
+from bincounter.cloud.inspection import inspection_request
 from bincounter.cloud.jobs import Job, job_name
 from bincounter.cloud.prices import ceiling, usd_per_hour
 from bincounter.cloud.request import training_request
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Needs = tuple[tuple[tuple[str, bytes], ...], tuple[str, ...]]
-"""Files and packages that a job needs beside what git tracks."""
+Needs = tuple[tuple[tuple[str, bytes], ...], tuple[str, ...], bool]
+"""Files and packages that a job needs beside what git tracks, and whether smdebug's are left to its image."""
 
 
 class Submission:
@@ -86,6 +87,9 @@ class Submission:
                     role=role,
                     folder_uri=f"{bucket_uri}/jobs",
                     channel_uri=one.source if one.channel else None,
+                    inspection=inspection_request(
+                        one.debugger, one.profiler, folder_uri=f"{bucket_uri}/jobs", region=account.region
+                    ),
                 )
                 tasks.append(Task(self._job(one, request), request))
             checked(tasks)
@@ -116,7 +120,13 @@ class Submission:
         for one in planned:
             if _needs(one) not in archives:
                 path = folder / f"{len(archives)}.tar.gz"
-                source = pack(self._repository, path, extra=one.extra, loggers=one.loggers)
+                source = pack(
+                    self._repository,
+                    path,
+                    extra=one.extra,
+                    loggers=one.loggers,
+                    smdebug="save_interval" in one.debugger,
+                )
                 archives[_needs(one)] = source
                 log.info("Code: %d files that git tracks, %.1f MB packed", source.files, source.size / 1e6)
         return archives
@@ -167,7 +177,7 @@ def show_cost(settings: Mapping[str, Any], jobs: int, *, before: int = 0) -> Non
 
 
 def _needs(planned: "Planned") -> Needs:
-    return tuple(sorted(planned.extra.items())), tuple(planned.loggers)
+    return tuple(sorted(planned.extra.items())), tuple(planned.loggers), "save_interval" in planned.debugger
 
 
 def _source_uri(bucket_uri: str, source: Source) -> str:

@@ -52,6 +52,7 @@ class SageMakerConfig:
     region: str | None = None  # null: that of AWS_REGION or the profile
     role: str | None = None  # name or ARN of the execution role, see docs/sagemaker.md
     image: str | None = None  # URI of a training image; null: AWS's own of framework_version
+    image_has_smdebug: bool = False  # whether that image can run debugger=smdebug; AWS's own cannot
     framework_version: str = "2.14"  # PyTorch of the image
     instance_type: str = "ml.g5.xlarge"
     instance_count: int = 1
@@ -190,6 +191,8 @@ def _run(cfg: Mapping[str, Any], launcher: Mapping[str, Any]) -> None:
             f"ckpt_path={cfg['ckpt_path']} names something of this machine: a job goes on with "
             "launcher.checkpoint_uri=s3://..., the folder that the job before kept its run in"
         )
+    if "save_interval" in cfg["debugger"]:
+        _smdebug(launcher)
     if cfg["model"]["weights"] and ("/" in cfg["model"]["weights"] or cfg["model"]["weights"].endswith(".ckpt")):
         raise ConfigError(
             f"model.weights={cfg['model']['weights']} is a file of this machine, which a job does not see: use a "
@@ -203,4 +206,19 @@ def _run(cfg: Mapping[str, Any], launcher: Mapping[str, Any]) -> None:
         raise ConfigError(
             "model.trained=gradual changes what several instances have to exchange as they run: use "
             "model.trained=last_stages, or launcher.instance_count=1"
+        )
+
+
+def _smdebug(launcher: Mapping[str, Any]) -> None:
+    """Refuse an image without smdebug, whose last release knows numpy before 2.3 and protobuf before 3.21 only."""
+    own = "launcher.image=URI of one of your own that holds it, with launcher.image_has_smdebug=true"
+    if launcher["image"] is None:
+        raise ConfigError(
+            f"debugger=smdebug: AWS's image of PyTorch {launcher['framework_version']} cannot run smdebug, which needs "
+            f"numpy before 2.3 and protobuf before 3.21: use debugger=tensors, which runs everywhere, or {own}"
+        )
+    if not launcher["image_has_smdebug"]:
+        raise ConfigError(
+            "debugger=smdebug needs smdebug, numpy before 2.3 and protobuf before 3.21 in launcher.image, which cannot "
+            "be told from here: say launcher.image_has_smdebug=true if it has them, or use debugger=tensors"
         )

@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from bincounter.config.sagemaker_rules import check_profiler_rules
 from bincounter.errors import ConfigError
 
 
@@ -19,6 +20,8 @@ class SimpleProfiler:
 
     every_n_train_steps: int = 20  # on a GPU, batches between two that are waited for, phase by phase; on a CPU all are
     usage_seconds: float = 1.0  # between two samples of CPU, memory, disk and GPU
+    sagemaker_interval: int | None = None  # milliseconds between AWS's own samples in a SageMaker job; null: none
+    sagemaker_rules: list[str] = field(default_factory=lambda: ["ProfilerReport"])  # of AWS's, on those samples
 
 
 @dataclass
@@ -55,7 +58,10 @@ def check_profiler(profiler: Mapping[str, Any], trainer: Mapping[str, Any]) -> N
         raise ConfigError(
             "profiler= and trainer.profiler both measure the steps: keep one, or set trainer.profiler=null"
         )
+    check_profiler_rules(profiler)
     for name, value in profiler.items():
+        if name.startswith("sagemaker_"):
+            continue
         low = 0 if name == "first_step" else 0.1 if name == "usage_seconds" else 1
         if not low <= value < math.inf:
             raise ConfigError(f"profiler.{name}={value:g} is out of range: it must be at least {low:g}")

@@ -9,14 +9,21 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig
+
 from bincounter.config.choices import one_of
+from bincounter.config.sagemaker_rules import check_debug_rules
 from bincounter.errors import ConfigError
 
 COLLECTIONS = ("losses", "weights", "biases", "gradients")
 _OF_TRAINING = ("weights", "biases")  # what validation and scoring leave as it is
+_SAGEMAKER_RULES = ("loss_not_decreasing", "overfit", "overtraining", "vanishing_gradient", "exploding_tensor")
+
+
+def _open() -> Any:
+    return DictConfig({}, flags={"struct": False})  # takes new keys without Hydra's +
 
 
 @dataclass
@@ -35,6 +42,8 @@ class SmdebugConfig:
     collections: list[str] = field(default_factory=lambda: list(COLLECTIONS))  # losses are saved anyway
     include_regex: list[str] = field(default_factory=list)  # more tensors by name: 'backbone\.layer4.*_output_0'
     save_interval: SaveInterval = field(default_factory=SaveInterval)
+    sagemaker_rules: list[str] = field(default_factory=lambda: list(_SAGEMAKER_RULES))  # of AWS's, in a SageMaker job
+    sagemaker_parameters: dict[str, Any] = field(default_factory=_open)  # of these rules: {overfit: {patience: 3}}
 
 
 def check_smdebug(debugger: Mapping[str, Any], *, here: bool) -> None:
@@ -61,23 +70,22 @@ def check_smdebug(debugger: Mapping[str, Any], *, here: bool) -> None:
     for mode, batches in debugger["save_interval"].items():
         if batches < 1:
             raise ConfigError(f"debugger.save_interval.{mode}={batches} is out of range: it must be at least 1")
+    check_debug_rules(debugger, evaluated=not here)
     if here:
         require_smdebug()
 
 
-def hook_config(debugger: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The settings as SageMaker's ``DebugHookConfig``, but for the place in S3.
+def hook_config(debugger: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings as SageMaker's ``DebugHookConfig``, but for the places that tensors go to.
 
     Args:
         debugger: the settings as plain containers.
-        folder: where the tensors are to go.
     """
     parameters = {f"{mode}.save_interval": str(batches) for mode, batches in debugger["save_interval"].items()}
     if debugger["include_regex"]:
         parameters["include_regex"] = ",".join(debugger["include_regex"])
     only_train = {"eval.end_step": "0", "predict.end_step": "0"}
     return {
-        "LocalPath": str(folder),
         "HookParameters": parameters,
         "CollectionConfigurations": [
             {"CollectionName": name, "CollectionParameters": only_train if name in _OF_TRAINING else {}}

@@ -16,6 +16,8 @@ SETTINGS = {
     "collections": ["losses"],
     "include_regex": [r"backbone\.layer4"],
     "save_interval": {"train": 500, "eval": 10, "predict": 10},
+    "sagemaker_rules": ["overfit"],
+    "sagemaker_parameters": {"overfit": {"patience": 3}},
 }
 
 elsewhere = pytest.mark.skipif(bool(smdebug._version("smdebug")), reason="smdebug runs here")
@@ -68,6 +70,20 @@ def test_what_is_in_the_way_is_named(
         ({"include_regex": ["("]}, "no regular expression"),
         ({"include_regex": ["a{1,2}"]}, "comma"),
         ({"save_interval": {"train": 0}}, "debugger.save_interval.train=0"),
+        ({"sagemaker_rules": ["overfitting"]}, "did you mean debugger.sagemaker_rules=overfit"),
+        ({"sagemaker_rules": ["overfit", "overfit"]}, "names overfit twice"),
+        ({"sagemaker_rules": ["overfit", "vanishing_gradient"]}, "looks at gradients, which debugger.collections does"),
+        (
+            {"sagemaker_rules": ["overfit", "dead_relu"], "include_regex": []},
+            r"debugger.include_regex=\['relu_output'\]",
+        ),
+        ({"sagemaker_parameters": {"overtraining": {}}}, "add overtraining to debugger.sagemaker_rules"),
+        ({"sagemaker_parameters": {"overfit": 3}}, "debugger.sagemaker_parameters.overfit=3 names no parameter"),
+        (
+            {"sagemaker_parameters": {"overfit": {"patienc": 3}}},
+            "did you mean debugger.sagemaker_parameters.overfit=pat",
+        ),
+        ({"sagemaker_parameters": {"overfit": {"patience": [3]}}}, "write a number or a text"),
     ],
 )
 def test_settings_that_smdebug_cannot_follow_are_refused(changed: dict[str, Any], said: str) -> None:

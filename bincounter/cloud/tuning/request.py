@@ -15,6 +15,7 @@ _SEEDS = 2**31
 _MOST_TRIALS, _MOST_AT_ONCE = 750, 100
 # What SageMaker has in another place for a tuning job, or decides by itself.
 _NOT_IN_DEFINITION = ("TrainingJobName", "HyperParameters", "Tags")
+_ASKED_BY = {"DebugHookConfig": "debugger=smdebug", "ProfilerConfig": "profiler.sagemaker_interval"}
 # Parts of the request that have a setting; the ceiling could be evaded by some of them.
 _SETTLED = {
     "HyperParameterTuningJobName": "hparams_search.study_name",
@@ -127,8 +128,10 @@ def _definition(training: Mapping[str, Any], name: str) -> dict[str, Any]:
     known = service_model().operation_model("CreateHyperParameterTuningJob").input_shape
     for key in definition:
         if key not in known.members["TrainingJobDefinition"].members:
+            asked = _ASKED_BY.get(key, f"launcher.request.{key}")
             raise ConfigError(
-                f"launcher.request.{key} is nothing that the trials of a tuning job can have: leave it out"
+                f"{asked} is nothing that the trials of a tuning job can have: leave it out, or use "
+                "hparams_search=optuna"
             )
     definition["StaticHyperParameters"] = training["HyperParameters"]
     folder = training["OutputDataConfig"]["S3OutputPath"].rstrip("/")

@@ -140,7 +140,7 @@ def open_hook(debugger: Mapping[str, Any], folder: Path, state: Mapping[str, Any
     Raises:
         UserError: a new run would mix its tensors with another's.
     """
-    config = _of_container() or hook_config(debugger, folder / "debugger" / "smdebug")
+    config = _of_container() or {"LocalPath": str(folder / "debugger" / "smdebug"), **hook_config(debugger)}
     tensors = Path(config["LocalPath"])
     if state is not None or tensors.is_relative_to(folder):
         rewind(tensors, -1 if state is None else state["step"])
