@@ -138,7 +138,8 @@ def _quoted(name: str) -> str:
 def read_records(folder: Path) -> Iterator[Record]:
     """What a run recorded, in the order it did.
 
-    A line that a kill cut short is left out, and with it the record it belongs to.
+    A line that a kill cut short is left out. Files of which some are older than others, as a job's are that was cut off
+    while they were kept, give what they have of each step.
 
     Args:
         folder: ``RUN/debugger``.
@@ -149,35 +150,45 @@ def read_records(folder: Path) -> Iterator[Record]:
     if not (folder / "losses.csv").is_file():
         raise UserError(f"{folder} holds no records: train with debugger=tensors to have some")
     try:
-        tensors = groupby(_lines(folder, "tensors.csv"), key=lambda row: int(row["step"]))
-        counts = groupby(_lines(folder, "counts.csv"), key=lambda row: int(row["step"]))
-        tables = next(tensors, None)
-        classes = next(counts, None)
+        tensors, counts = _BySteps(folder, "tensors.csv"), _BySteps(folder, "counts.csv")
         for row in _lines(folder, "losses.csv"):
             step = int(row["step"])
-            if row["batch_loss"]:
-                taken: list[dict[str, str]] = []
-                if tables is not None and tables[0] == step:
-                    taken = list(tables[1])
-                    tables = next(tensors, None)
-                yield _step_record(row, taken)
-            else:
-                taken = []
-                if classes is not None and classes[0] == step:
-                    taken = list(classes[1])
-                    classes = next(counts, None)
-                yield _epoch_record(row, taken)
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder} holds a damaged file ({type(error).__name__}: {error})") from error
+            yield _step_record(row, tensors.of(step)) if row["batch_loss"] else _epoch_record(row, counts.of(step))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{folder} holds a damaged file ({error}): bring it back from a copy, or train anew with debugger=tensors"
+        ) from error
+
+
+class _BySteps:
+    """A file's lines, asked for step by step."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._groups = groupby(_lines(folder, name), key=lambda row: int(row["step"]))
+        self._next = next(self._groups, None)
+
+    def of(self, step: int) -> list[dict[str, str]]:
+        """Those of a step, which comes after all that were asked for before."""
+        while self._next is not None and self._next[0] < step:
+            self._next = next(self._groups, None)
+        return list(self._next[1]) if self._next is not None and self._next[0] == step else []
 
 
 def _lines(folder: Path, name: str) -> Iterator[dict[str, str]]:
-    path = folder / name
-    if not path.is_file():
-        return
-    with path.open(encoding="utf-8", newline="") as file:
-        whole = (line for line in file if line.endswith("\n"))
-        yield from csv.DictReader(whole)
+    """A file's whole lines.
+
+    Raises:
+        OSError: it is missing.
+        ValueError: it has other columns, or a line of another length.
+    """
+    with (folder / name).open(encoding="utf-8", newline="") as file:
+        reader = csv.reader(line for line in file if line.endswith("\n"))
+        if next(reader, None) != list(FILES[name]):
+            raise ValueError(f"{name} begins without the names of its columns")
+        for cells in reader:
+            if len(cells) != len(FILES[name]):
+                raise ValueError(f"line {reader.line_num} of {name} has {len(cells)} cells of {len(FILES[name])}")
+            yield dict(zip(FILES[name], cells, strict=True))
 
 
 def _step_record(row: Mapping[str, str], tensors: Iterable[Mapping[str, str]]) -> StepRecord:

@@ -32,8 +32,9 @@ class RecordFiles:
         """Make the files what the restored state says, or empty ones with their heads."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for name, columns in FILES.items():
+            head = ",".join(columns) + "\n"
             if not self._tails[name]:
-                self._tails[name] = ",".join(columns) + "\n"
+                self._tails[name] = head
             path, before = self.folder / name, self._before[name]
             with path.open("r+b" if path.exists() else "w+b") as file:
                 size = file.seek(0, 2)
@@ -42,6 +43,8 @@ class RecordFiles:
                         "%s has lost records: %d bytes in front of those in the checkpoint.", path, before - size
                     )
                     before = self._before[name] = _end_of_last_line(path, size)
+                    if not before:
+                        self._tails[name] = head + self._tails[name]
                 file.truncate(before)
                 file.seek(before)
                 file.write(self._tails[name].encode())

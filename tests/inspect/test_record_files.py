@@ -1,0 +1,81 @@
+"""Records as files: damaged ones are told with what to do, and files of different ages give what they have."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bincounter.errors import UserError
+from bincounter.inspect.tensors.record import FILES, VALUES, EpochRecord, Record, StepRecord, Table, read_records
+from bincounter.inspect.tensors.record_files import RecordFiles
+
+
+def step(number: int) -> StepRecord:
+    values = np.full((2, len(VALUES)), number, np.float32)
+    return StepRecord(0, number, 1.0, 1.5, {"gradient": Table(["first", "second"], ["", ""], values)})
+
+
+def epoch(number: int) -> EpochRecord:
+    five = np.full(2, 5)
+    return EpochRecord(0, number, 1.5, 1.25, np.array([1, 2]), np.ones(2, np.float32), five, five, five)
+
+
+def recorded(folder: Path) -> list[Record]:
+    files = RecordFiles(folder)
+    files.begin()
+    records: list[Record] = [*map(step, (0, 10, 20)), epoch(24), step(30), epoch(49)]
+    for record in records:
+        files.add(record)
+    return records
+
+
+def lines_without(path: Path, *left_out: str) -> None:
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if not line.startswith(left_out)))
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "losses.csv begins without the names": lambda folder: (folder / "losses.csv").write_text(""),
+    "tensors.csv begins without the names": lambda folder: lines_without(folder / "tensors.csv", "epoch"),
+    "tensors.csv'": lambda folder: (folder / "tensors.csv").unlink(),
+    "counts.csv'": lambda folder: (folder / "counts.csv").unlink(),
+    "line 10 of tensors.csv has 3 cells": lambda folder: (folder / "tensors.csv").open("a").write("0,40,weight\n"),
+    "could not convert": lambda folder: (folder / "losses.csv").open("a").write("0,40,some,1.5,,\n"),
+    "codec can't decode": lambda folder: (folder / "counts.csv").write_bytes(b"\xff\xfe\n"),
+}
+
+
+@pytest.mark.parametrize("said", DAMAGE)
+def test_damage_is_told_with_what_to_do(said: str, tmp_path: Path) -> None:
+    recorded(tmp_path)
+    DAMAGE[said](tmp_path)
+    with pytest.raises(UserError, match=r"damaged file .*: bring it back from a copy, or train anew") as answer:
+        list(read_records(tmp_path))
+    assert said in str(answer.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "left_out"), [("losses.csv", "0,10,"), ("tensors.csv", "0,10,"), ("counts.csv", "0,24")]
+)
+def test_what_one_file_lacks_costs_no_other_step_s_record(name: str, left_out: str, tmp_path: Path) -> None:
+    whole = recorded(tmp_path)
+    lines_without(tmp_path / name, left_out)
+    read = list(read_records(tmp_path))
+    assert len(read) == len(whole) - (name == "losses.csv")
+    with_tables = [record.step for record in read if isinstance(record, StepRecord) and record.tables]
+    assert with_tables == ([0, 10, 20, 30] if name == "counts.csv" else [0, 20, 30])
+    with_counts = [record.step for record in read if isinstance(record, EpochRecord) and len(record.counts)]
+    assert with_counts == ([49] if name == "counts.csv" else [24, 49])
+
+
+def test_files_that_are_lost_but_for_what_a_checkpoint_holds_can_be_read(tmp_path: Path) -> None:
+    recorded(tmp_path / "first")
+    size = (tmp_path / "first" / "tensors.csv").stat().st_size
+    files = RecordFiles(tmp_path / "second")
+    tail = "0,30,gradient,first,,1,1,1,1,1,1,0,0,,\n"
+    files.load_state_dict({name: {"before": size if name == "tensors.csv" else 0, "tail": ""} for name in FILES})
+    files._tails["tensors.csv"] = tail
+    files.begin()
+    assert (tmp_path / "second" / "tensors.csv").read_text().endswith(f"inactive\n{tail}")
+    assert list(read_records(tmp_path / "second")) == []
