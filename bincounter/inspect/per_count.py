@@ -112,6 +112,8 @@ def _notes(run: Run, rows: Rows, counts: Sequence[int], split: str) -> list[str]
     scored, photos = (
         sum(getattr(rows[count, "train"], name) or 0 for count in counts) for name in ("scored", "photos")
     )
+    if scored:
+        notes.append(f"A wide gap between training and {side} loss is overfitting.")
     if not scored and photos:
         notes.append("This run trained nothing: its training photos are those the checkpoint learnt from, unscored.")
     elif scored < photos:
