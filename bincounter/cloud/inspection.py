@@ -28,7 +28,7 @@ def inspection_request(
         ConfigError: AWS has no rules in the region.
     """
     members: dict[str, Any] = {}
-    if "save_interval" in debugger:
+    if debugger.get("kind") == "smdebug":
         # Without a LocalPath, tensors are saved in a folder of AWS's own, which goes to S3 as they come.
         members["DebugHookConfig"] = {"S3OutputPath": folder_uri, **hook_config(debugger)}
         parameters = debugger["sagemaker_parameters"]

@@ -125,7 +125,7 @@ class Submission:
                     path,
                     extra=one.extra,
                     loggers=one.loggers,
-                    smdebug="save_interval" in one.debugger,
+                    smdebug=one.debugger.get("kind") == "smdebug",
                 )
                 archives[_needs(one)] = source
                 log.info("Code: %d files that git tracks, %.1f MB packed", source.files, source.size / 1e6)
@@ -177,7 +177,7 @@ def show_cost(settings: Mapping[str, Any], jobs: int, *, before: int = 0) -> Non
 
 
 def _needs(planned: "Planned") -> Needs:
-    return tuple(sorted(planned.extra.items())), tuple(planned.loggers), "save_interval" in planned.debugger
+    return tuple(sorted(planned.extra.items())), tuple(planned.loggers), planned.debugger.get("kind") == "smdebug"
 
 
 def _source_uri(bucket_uri: str, source: Source) -> str:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bincounter.config.choices import one_of
+from bincounter.config.kinds import check_kind
+from bincounter.config.smdebug import SmdebugConfig
 from bincounter.errors import ConfigError
 
 ACTIONS = ("off", "warn", "stop", "fail")
@@ -24,6 +26,8 @@ MEASURED = {
 @dataclass
 class NoDebugger:
     """Nothing is recorded."""
+
+    kind: str = "none"
 
 
 @dataclass
@@ -133,6 +137,7 @@ class RulesConfig:
 class TensorsConfig:
     """Statistics of losses, gradients, weights and activations, and rules on them."""
 
+    kind: str = "tensors"
     every_n_train_steps: int = 50  # optimizer steps between two recorded ones
     layers: list[str] = field(default_factory=lambda: ["."])  # regular expressions, searched for in module names
     rules: RulesConfig = field(default_factory=RulesConfig)
@@ -142,12 +147,13 @@ def check_debugger(debugger: Mapping[str, Any]) -> None:
     """Refuse settings that nothing can be recorded or judged by.
 
     Args:
-        debugger: as plain containers; empty where nothing is recorded.
+        debugger: as plain containers.
 
     Raises:
         ConfigError: the first thing that is wrong.
     """
-    if "rules" not in debugger:
+    check_kind("debugger", debugger, {"none": NoDebugger, "tensors": TensorsConfig, "smdebug": SmdebugConfig})
+    if debugger["kind"] != "tensors":
         return
     _at_least("debugger.every_n_train_steps", debugger["every_n_train_steps"], 1)
     if not debugger["layers"]:

@@ -191,7 +191,7 @@ def _run(cfg: Mapping[str, Any], launcher: Mapping[str, Any]) -> None:
             f"ckpt_path={cfg['ckpt_path']} names something of this machine: a job goes on with "
             "launcher.checkpoint_uri=s3://..., the folder that the job before kept its run in"
         )
-    if "save_interval" in cfg["debugger"]:
+    if cfg["debugger"]["kind"] == "smdebug":
         _smdebug(launcher)
     if cfg["model"]["weights"] and ("/" in cfg["model"]["weights"] or cfg["model"]["weights"].endswith(".ckpt")):
         raise ConfigError(

@@ -39,6 +39,7 @@ class SaveInterval:
 class SmdebugConfig:
     """What SageMaker Debugger's hook saves, in full, in RUN/debugger/smdebug."""
 
+    kind: str = "smdebug"
     collections: list[str] = field(default_factory=lambda: list(COLLECTIONS))  # losses are saved anyway
     include_regex: list[str] = field(default_factory=list)  # more tensors by name: 'backbone\.layer4.*_output_0'
     save_interval: SaveInterval = field(default_factory=SaveInterval)
@@ -56,7 +57,7 @@ def check_smdebug(debugger: Mapping[str, Any], *, here: bool) -> None:
     Raises:
         ConfigError: the first thing that is wrong.
     """
-    if "save_interval" not in debugger:
+    if debugger["kind"] != "smdebug":
         return
     for name in debugger["collections"]:
         one_of("debugger.collections", name, COLLECTIONS)

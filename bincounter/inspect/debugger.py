@@ -18,11 +18,11 @@ def debugger_callbacks(cfg: DictConfig) -> list[L.Callback]:
         cfg: the run's whole configuration.
     """
     settings: dict[str, Any] = OmegaConf.to_container(cfg.debugger, resolve=True)  # type: ignore[assignment]
-    if "save_interval" in settings:
+    if settings["kind"] == "smdebug":
         from bincounter.inspect.smdebug.callback import SmdebugCallback  # in an environment of its own
 
         return [SmdebugCallback(settings, Path(cfg.paths.output_dir))]
-    if not cfg.train or "rules" not in settings:
+    if not cfg.train or settings["kind"] != "tensors":
         return []
     folder = Path(cfg.paths.output_dir) / FOLDER
     return [TensorRecorder(folder, settings, RuleWatch(folder, settings["rules"]))]

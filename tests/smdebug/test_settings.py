@@ -13,6 +13,7 @@ from bincounter.config.smdebug import check_smdebug, require_smdebug
 from bincounter.errors import ConfigError
 
 SETTINGS = {
+    "kind": "smdebug",
     "collections": ["losses"],
     "include_regex": [r"backbone\.layer4"],
     "save_interval": {"train": 500, "eval": 10, "predict": 10},

@@ -39,9 +39,9 @@ def depth_of(settings: Mapping[str, Any], folder: Path, device: torch.device) ->
         folder: ``RUN/profile``.
         device: of the run.
     """
-    if "functions" in settings:
+    if settings["kind"] == "advanced":
         return PythonFunctions(folder, settings)
-    return TorchOperators(folder, settings, device) if "operators" in settings else None
+    return TorchOperators(folder, settings, device) if settings["kind"] == "pytorch" else None
 
 
 class PythonFunctions:

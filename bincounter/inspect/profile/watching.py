@@ -24,7 +24,7 @@ def profiler_callbacks(cfg: DictConfig) -> list[L.Callback]:
         cfg: the run's whole configuration.
     """
     settings: dict[str, Any] = OmegaConf.to_container(cfg.profiler, resolve=True)  # type: ignore[assignment]
-    if not cfg.train or not settings:
+    if not cfg.train or settings["kind"] == "none":
         return []
     return [StepProfiler(Path(cfg.paths.output_dir) / FOLDER, settings)]
 
@@ -37,7 +37,7 @@ def say_where_the_time_went(run: Path, cfg: DictConfig) -> None:
         cfg: its configuration.
     """
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    record = read_record(run / FOLDER) if cfg.train and config["profiler"] else None
+    record = read_record(run / FOLDER) if cfg.train and config["profiler"]["kind"] != "none" else None
     facts = None if record is None else facts_of(record, config)
     if facts is None:
         return
