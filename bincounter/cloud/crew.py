@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bincounter.cloud.aws_errors import explain_failure
-from bincounter.cloud.fetch import cost, fetch
+from bincounter.cloud.fetch import cost, fetch, fetch_inspection
 from bincounter.cloud.jobs import Job, is_recorded, load, stop, submit
 from bincounter.cloud.overrides import without
 from bincounter.cloud.watch import epoch_scores, follow
@@ -202,6 +202,7 @@ class Crew:
         log.info("%s: %s", job.name, cost(job))
         try:
             fetch(self._account, job)
+            fetch_inspection(self._account, job)
         except (BinCounterError, OSError) as error:
             reason = str(error) if isinstance(error, BinCounterError) else f"{error.filename}: {error.strerror}"
             ended = _ending(job, rehearsed=self._rehearsed)

@@ -3,7 +3,7 @@
 import csv
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ from bincounter.cloud.aws_errors import answered_by_aws
 from bincounter.cloud.jobs import Job
 from bincounter.cloud.overrides import HERE, without
 from bincounter.cloud.prices import saving_percent
+from bincounter.cloud.rule_states import STATUSES
 from bincounter.data.s3.address import parse, refusal
 from bincounter.files import replacing, write_text
 
@@ -32,15 +33,47 @@ def fetch(account: "Account", job: Job, wanted: Callable[[str], bool] = lambda _
         wanted: which of the run's files, by their names in it.
     """
     bucket, prefix = parse(job.checkpoint_uri)
-    below = f"{prefix}/"
-    with answered_by_aws(f"fetching {job.checkpoint_uri}"), ThreadPoolExecutor(_AT_ONCE) as pool:
+    _fetch_below(account, bucket, f"{prefix}/", job.folder, wanted)
+    _name_what_lies_here(job)
+
+
+def fetch_inspection(account: "Account", job: Job) -> None:
+    """Bring here what AWS's Debugger and Profiler kept of a job: tensors, samples of the machine, output of rules.
+
+    Args:
+        account: that the job ran in.
+        job: with its folder, described.
+    """
+    for uri, folder in _inspected(job):
+        bucket, prefix = parse(uri)
+        _fetch_below(account, bucket, f"{prefix}/", folder)
+
+
+def _inspected(job: Job) -> Iterator[tuple[str, Path]]:
+    """Places in S3, and the folders that they come to."""
+    told, debugger, profile = job.description, job.folder / "debugger", job.folder / "profile"
+    if hook := told.get("DebugHookConfig"):
+        yield f"{hook['S3OutputPath'].rstrip('/')}/{job.name}/debug-output", debugger / "smdebug"
+    if samples := told.get("ProfilerConfig", {}).get("S3OutputPath"):
+        yield f"{samples.rstrip('/')}/{job.name}/profiler-output", profile / "aws" / "profiler-output"
+    for statuses, folder in zip(STATUSES, (debugger, profile), strict=True):
+        for rule in told.get(statuses, ()):
+            name = rule["RuleConfigurationName"]
+            output = told["OutputDataConfig"]["S3OutputPath"].rstrip("/")
+            yield f"{output}/{job.name}/rule-output/{name}", folder / "aws" / name
+
+
+def _fetch_below(
+    account: "Account", bucket: str, below: str, folder: Path, wanted: Callable[[str], bool] = lambda _: True
+) -> None:
+    """Bring a prefix's objects into a folder, under the rest of their names."""
+    with answered_by_aws(f"fetching s3://{bucket}/{below}"), ThreadPoolExecutor(_AT_ONCE) as pool:
         pages = account.s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=below)
         keys = [item["Key"] for page in pages for item in page.get("Contents", ())]
         names = {key: key.removeprefix(below) for key in keys}
         names = {key: name for key, name in names.items() if _belongs_to_run(name) and wanted(name)}
-        for _ in pool.map(lambda key: _fetch_one(account, bucket, key, job.folder / names[key]), names):
+        for _ in pool.map(lambda key: _fetch_one(account, bucket, key, folder / names[key]), names):
             pass
-    _name_what_lies_here(job)
 
 
 def _name_what_lies_here(job: Job) -> None:

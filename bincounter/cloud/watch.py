@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bincounter.cloud.aws_errors import answered_by_aws
 from bincounter.cloud.jobs import ENDED, Job, Pace, answered_here, describe
+from bincounter.cloud.rule_states import STATUSES, RuleStates
 from bincounter.errors import BinCounterError, ResourceError
 
 if TYPE_CHECKING:
@@ -32,6 +33,11 @@ KEPT = (
     "BillableTimeInSeconds",
     "FinalMetricDataList",
     "EnableManagedSpotTraining",
+    # Where AWS's watching of the job puts what it found, and what that is.
+    "OutputDataConfig",
+    "DebugHookConfig",
+    "ProfilerConfig",
+    *STATUSES,
 )
 
 
@@ -43,7 +49,7 @@ def follow(
     several: bool,
     hear: Callable[[str, float], None] | None = None,
 ) -> bool:
-    """Show a job's states and log lines until it ends.
+    """Show a job's states and log lines until it ends, and AWS's rules on it until they do.
 
     Args:
         account: that it runs in.
@@ -57,6 +63,7 @@ def follow(
     """
     prefix = f"[{job.number}] " if several else ""
     states, lines, patience = _States(prefix), _Lines(account, job.name, prefix, hear), Patience()
+    rules = RuleStates(prefix)
     here = answered_here(account)
     pace = Pace(leave, here=here)
     while True:
@@ -65,8 +72,9 @@ def follow(
             described = describe(account, job.name)
             job.description = {key: described[key] for key in KEPT if key in described}
             changed = states.show(described)
+            changed = rules.show(described) or changed
         changed = lines.show() or changed
-        if job.description.get("TrainingJobStatus") in ENDED:
+        if job.description.get("TrainingJobStatus") in ENDED and not rules.outlast():
             if not here:
                 leave.wait(_LATE)
                 lines.show()

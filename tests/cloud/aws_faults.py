@@ -4,15 +4,19 @@ import json
 import re
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 from xml.sax.saxutils import escape
 
 _NOT_PASSED_ON = ("content-length", "transfer-encoding", "connection", "date", "server")
+
+
+Change = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 @dataclass
@@ -35,6 +39,7 @@ class Faults:
     endpoint: str = ""
     operations: list[str] = field(default_factory=list)
     _refusals: list[Refusal] = field(default_factory=list)
+    _changes: dict[str, Change] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def refuse(
@@ -57,6 +62,15 @@ class Faults:
     def lose(self, operation: str, *, times: int) -> None:
         """Carry an operation out, and break off instead of answering."""
         self._refusals.append(Refusal(operation, "", "", 0, {}, times))
+
+    def change(self, operation: str, change: Change) -> None:
+        """Have what the server behind answers to an operation gone over."""
+        self._changes[operation] = change
+
+    def changed(self, operation: str, text: bytes) -> bytes:
+        """An answer to an operation, gone over."""
+        change = self._changes.get(operation)
+        return text if change is None else json.dumps(change(json.loads(text))).encode()
 
     def refusal(self, operation: str) -> Refusal | None:
         with self._lock:
@@ -148,7 +162,8 @@ def _handler(server: Faults) -> type[BaseHTTPRequestHandler]:
                 self.connection.shutdown(socket.SHUT_RDWR)
                 self.close_connection = True
                 return
-            self.reply(response.status, headers, text, length)
+            operation = self.headers.get("X-Amz-Target", "").rpartition(".")[2]
+            self.reply(response.status, headers, server.changed(operation, text), length)
 
         def reply(self, status: int, headers: Mapping[str, str], text: str | bytes, length: str = "") -> None:
             content = text.encode() if isinstance(text, str) else text

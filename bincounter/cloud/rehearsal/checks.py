@@ -14,6 +14,8 @@ from bincounter.cloud.rehearsal.answers import Refused
 from bincounter.cloud.service_model import Violation, violations
 
 _DAY = 86_400  # AWS's default of MaxRuntimeInSeconds
+_TENSORS = "/opt/ml/output/tensors"
+_INTERVALS = [100, 200, 500, 1000, 5000, 60000]
 
 
 def check_shape(shape: Any, request: dict[str, Any]) -> None:
@@ -64,6 +66,8 @@ def check_rules(request: dict[str, Any]) -> None:
     longest, wait = stopping.get("MaxRuntimeInSeconds", _DAY), stopping.get("MaxWaitTimeInSeconds")
     algorithm = request.get("AlgorithmSpecification", {})
     channels = [channel["ChannelName"] for channel in request.get("InputDataConfig", [])]
+    asked = [rule for kind in ("Debug", "Profiler") for rule in request.get(f"{kind}RuleConfigurations", [])]
+    interval = request.get("ProfilerConfig", {}).get("ProfilingIntervalInMilliseconds", 500)
     rules = {
         "AlgorithmSpecification needs exactly one of TrainingImage and AlgorithmName.": (
             ("TrainingImage" in algorithm) == ("AlgorithmName" in algorithm)
@@ -78,6 +82,8 @@ def check_rules(request: dict[str, Any]) -> None:
             spot and "KeepAlivePeriodInSeconds" in request.get("ResourceConfig", {})
         ),
         "InputDataConfig names a channel twice.": len(set(channels)) < len(channels),
+        "RuleConfigurationName must be unique.": len({rule["RuleConfigurationName"] for rule in asked}) < len(asked),
+        f"ProfilingIntervalInMilliseconds must be one of {_INTERVALS}.": interval not in _INTERVALS,
     }
     refuse_first(rules)
     for definition in algorithm.get("MetricDefinitions", []):
@@ -110,6 +116,9 @@ def check_rehearsable(request: dict[str, Any]) -> None:
         ),
         "checkpoints at /opt/ml/checkpoints only.": (
             request.get("CheckpointConfig", {}).get("LocalPath", "/opt/ml/checkpoints") != "/opt/ml/checkpoints"
+        ),
+        "tensors of a DebugHookConfig at /opt/ml/output/tensors only.": (
+            request.get("DebugHookConfig", {}).get("LocalPath", _TENSORS).rstrip("/") != _TENSORS
         ),
         "outputs as model.tar.gz only.": request["OutputDataConfig"].get("CompressionType", "GZIP") != "GZIP",
         "interruptions of managed spot jobs with a CheckpointConfig only.": (

@@ -13,7 +13,7 @@ from bincounter.cloud.rehearsal import client_environment
 from bincounter.cloud.rehearsal.logs import LogStream
 from bincounter.cloud.rehearsal.record import JobRecord
 from bincounter.cloud.rehearsal.site import Site
-from bincounter.cloud.rehearsal.storage import SyncedFolder, download, list_objects
+from bincounter.cloud.rehearsal.storage import SyncedFolder, download, joined, list_objects
 
 # In a container the toolkit is process 1, which SIGTERM does not end, while its children have the default action. A
 # handler that does nothing is the same: unlike an ignored signal it is not inherited.
@@ -25,6 +25,8 @@ main()
 """
 
 _GROUP = "homogeneousCluster"
+TENSORS = "output/tensors"
+"""Below the base, where SageMaker Debugger's hook saves what goes to S3."""
 
 
 class MissingData(Exception):
@@ -51,6 +53,12 @@ class Host:
         self._checkpoints = (
             SyncedFolder(site.s3, checkpoints["S3Uri"], self.base / "checkpoints") if checkpoints else None
         )
+        hook = record.request.get("DebugHookConfig")
+        self._tensors = (
+            SyncedFolder(site.s3, joined(hook["S3OutputPath"], record.name, "debug-output"), self.base / TENSORS)
+            if hook
+            else None
+        )
         self._process: subprocess.Popen[bytes] | None = None
         self._log: LogStream | None = None
         # Not below the base: the names of sockets in it may have no more than 107 characters.
@@ -71,6 +79,8 @@ class Host:
         channels = request.get("InputDataConfig", [])
         mode = request["AlgorithmSpecification"]["TrainingInputMode"]
         self._write("inputdataconfig.json", {channel["ChannelName"]: _described(channel, mode) for channel in channels})
+        if hook := request.get("DebugHookConfig"):
+            self._write("debughookconfig.json", {**hook, "LocalPath": str(self.base / TENSORS)})
         for channel in channels:
             self._fetch(channel)
         if self._checkpoints:
@@ -137,14 +147,17 @@ class Host:
         return code if code is None or code >= 0 else 128 - code
 
     def sync(self) -> list[str]:
-        """Send what the container printed and its changed checkpoints.
+        """Send what the container printed, its changed checkpoints and its changed tensors.
 
         Returns:
-            The names of the uploaded files.
+            The names of the uploaded checkpoints.
         """
         if self._log:
             self._log.send()
-        return self._checkpoints.upload_changes() if self._checkpoints else []
+        uploaded = self._checkpoints.upload_changes() if self._checkpoints else []
+        if self._tensors:  # after the checkpoints: nothing is missing of what came before one
+            self._tensors.upload_changes()
+        return uploaded
 
     def ask_to_stop(self) -> None:
         """SIGTERM, to the toolkit alone."""

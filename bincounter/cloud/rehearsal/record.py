@@ -13,6 +13,9 @@ from bincounter.cloud.rehearsal.storage import joined
 SPOT_PRICE = 0.3
 """Share of the training seconds that a spot job is billed for: an invention of the rehearsal, AWS's varies."""
 
+NO_RULES = "The rehearsal has none of AWS's rules: nothing was evaluated."
+"""``StatusDetails`` of every rule."""
+
 ENDED = ("Completed", "Failed", "Stopped")
 _INSTANCES_HELD = ("Downloading", "Training", "Stopping", "Uploading")
 
@@ -109,6 +112,7 @@ class JobRecord:
         off = ("EnableManagedSpotTraining", "EnableNetworkIsolation", "EnableInterContainerTrafficEncryption")
         description = {**dict.fromkeys(off, False), **self.request, **self._tuning, **self.summary()}
         description.pop("Tags", None)  # ListTags tells them
+        description |= self._rules()
         with self._lock:
             description["SecondaryStatusTransitions"] = [dict(entry) for entry in self._transitions]
             started = [entry["StartTime"] for entry in self._transitions if entry["Status"] == "Downloading"]
@@ -117,6 +121,23 @@ class JobRecord:
         if description["TrainingJobStatus"] in ENDED:
             description |= self._result()
         return description
+
+    def _rules(self) -> dict[str, Any]:
+        """What became of AWS's rules: nothing, which is told."""
+        asked = {kind: self.request.get(f"{kind}RuleConfigurations", []) for kind in ("Debug", "Profiler")}
+        return {
+            f"{kind}RuleEvaluationStatuses": [
+                {
+                    "RuleConfigurationName": rule["RuleConfigurationName"],
+                    "RuleEvaluationStatus": "Error",
+                    "StatusDetails": NO_RULES,
+                    "LastModifiedTime": self.created,
+                }
+                for rule in rules
+            ]
+            for kind, rules in asked.items()
+            if rules
+        }
 
     def _result(self) -> dict[str, Any]:
         seconds = math.ceil(self.training_seconds())

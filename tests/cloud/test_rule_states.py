@@ -1,0 +1,151 @@
+"""What AWS's rules and hook say and keep of a job, followed and fetched; what the rehearsal says of them."""
+
+import json
+import time
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import pytest
+from aws_faults import faults
+from botocore.exceptions import ClientError
+from commands import Run
+from rehearsed import Account, request
+
+from bincounter.cloud.jobs import Job
+from bincounter.cloud.rehearsal import BUCKET
+
+JOBS = f"s3://{BUCKET}/jobs"
+HOOK = {"S3OutputPath": JOBS, "HookParameters": {"train.save_interval": "2"}}
+PROFILER = {"S3OutputPath": JOBS, "ProfilingIntervalInMilliseconds": 500}
+
+
+def rules(*names: str) -> list[dict[str, str]]:
+    return [{"RuleConfigurationName": name, "RuleEvaluatorImage": "theirs"} for name in names]
+
+
+INSPECTED: dict[str, Any] = {
+    "DebugHookConfig": HOOK,
+    "DebugRuleConfigurations": rules("overfit", "exploding_tensor"),
+    "ProfilerConfig": PROFILER,
+    "ProfilerRuleConfigurations": rules("ProfilerReport"),
+}
+SAVES = dedent("""
+    import os, pathlib
+    base = pathlib.Path(os.environ["SAGEMAKER_BASE_DIR"])
+    config = (base / "input/config/debughookconfig.json").read_text()
+    print(config)
+    (base / "output/tensors/events").mkdir(parents=True)
+    (base / "output/tensors/events/one").write_text("tensors")
+    (base / "checkpoints/config.yaml").write_text("seed: 0")
+""")
+
+
+def recorded(name: str, folder: Path) -> Path:
+    """The folder of a run whose job this machine knows."""
+    folder.mkdir()
+    Job(name, 0, folder, "us-east-1", f"{JOBS}/{name}/checkpoints", [], 1.0, rehearsed=True).save()
+    return folder
+
+
+def test_rules_are_followed_past_the_jobs_end_and_what_they_found_is_fetched(
+    account: Account, plane: dict[str, str], run: Run, tmp_path: Path
+) -> None:
+    folder = recorded("watched", tmp_path / "run")
+    account.submit("watched", SAVES, **INSPECTED)
+    account.put("jobs/watched/rule-output/overfit/found.json", b"{}")
+    account.put("jobs/watched/rule-output/ProfilerReport/profiler-output/profiler-report.html", b"<html>")
+    account.put("jobs/watched/profiler-output/system/1.json", b"{}")
+    after = [("InProgress", "InProgress"), ("IssuesFound", "InProgress"), ("IssuesFound", "NoIssuesFound")]
+
+    def change(described: dict[str, Any]) -> dict[str, Any]:
+        """While the job runs rules are at work; then they end one after the other."""
+        overfit, report = ("InProgress", "InProgress")
+        if described["TrainingJobStatus"] == "Completed":
+            overfit, report = after.pop(0) if len(after) > 1 else after[0]
+        details = "RuleEvaluationConditionMet: condition met\nat step 3"
+        debug = [status("overfit", overfit, details if overfit == "IssuesFound" else None)]
+        return {
+            **described,
+            "DebugRuleEvaluationStatuses": [*debug, status("exploding_tensor", "Stopped")],
+            "ProfilerRuleEvaluationStatuses": [status("ProfilerReport", report)],
+        }
+
+    with faults(plane["AWS_ENDPOINT_URL"]) as server:
+        server.change("DescribeTrainingJob", change)
+        told = run("-m", "bincounter", "attach", str(folder), **{**plane, "AWS_ENDPOINT_URL": server.endpoint}).stderr
+
+    lines = [line for line in told.splitlines() if line.startswith(("rule ", "The job has ended"))]
+    assert lines == [
+        "rule overfit: InProgress",
+        "rule exploding_tensor: Stopped",
+        "rule ProfilerReport: InProgress",
+        "The job has ended, and is paid for no longer; still at work: rules ProfilerReport, overfit",
+        "rule overfit: IssuesFound: RuleEvaluationConditionMet: condition met at step 3",
+        "rule ProfilerReport: NoIssuesFound",
+    ]
+    description = json.loads((folder / "job.json").read_text())["description"]
+    assert description["DebugRuleEvaluationStatuses"][0]["RuleEvaluationStatus"] == "IssuesFound"
+    assert description["ProfilerRuleEvaluationStatuses"][0]["RuleEvaluationStatus"] == "NoIssuesFound"
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert files == {
+        "job.json",
+        "config.yaml",
+        "debugger/smdebug/events/one",
+        "debugger/aws/overfit/found.json",
+        "profile/aws/ProfilerReport/profiler-output/profiler-report.html",
+        "profile/aws/profiler-output/system/1.json",
+    }
+
+
+def status(name: str, said: str, details: str | None = None) -> dict[str, Any]:
+    told = {"RuleConfigurationName": name, "RuleEvaluationStatus": said, "LastModifiedTime": time.time()}
+    return told if details is None else {**told, "StatusDetails": details}
+
+
+def test_the_rehearsal_hands_the_hook_its_configuration_keeps_its_tensors_and_says_that_it_has_no_rules(
+    account: Account,
+) -> None:
+    account.submit("hooked", SAVES, **INSPECTED)
+    ended = account.end("hooked")
+    assert ended["TrainingJobStatus"] == "Completed"
+    assert {name: ended[name] for name in INSPECTED} == INSPECTED
+    (given,) = [json.loads(line) for line in account.log("hooked") if line.startswith('{"S3OutputPath"')]
+    assert given.pop("LocalPath").endswith("/output/tensors")
+    assert given == HOOK
+    assert account.keys("jobs/hooked/debug-output/") == {"events/one"}
+    statuses = [*ended["DebugRuleEvaluationStatuses"], *ended["ProfilerRuleEvaluationStatuses"]]
+    assert [each["RuleConfigurationName"] for each in statuses] == ["overfit", "exploding_tensor", "ProfilerReport"]
+    assert {each["RuleEvaluationStatus"] for each in statuses} == {"Error"}
+    assert {each["StatusDetails"] for each in statuses} == {
+        "The rehearsal has none of AWS's rules: nothing was evaluated."
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ProfilerRuleConfigurations": rules("overfit", "overfit")}, "must be unique"),
+        ({**INSPECTED, "ProfilerRuleConfigurations": rules("overfit")}, "must be unique"),
+        ({"ProfilerConfig": {**PROFILER, "ProfilingIntervalInMilliseconds": 300}}, "must be one of"),
+        ({"DebugHookConfig": {**HOOK, "LocalPath": "/opt/ml/checkpoints/tensors"}}, "/opt/ml/output/tensors only"),
+    ],
+)
+def test_the_rehearsal_refuses_a_wrong_request(account: Account, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ClientError, match=message):
+        account.sagemaker.create_training_job(**request("refused", **changes))
+
+
+def test_an_image_that_does_not_hold_its_promise_fails_the_job_with_the_reason(
+    train: Run, plane: dict[str, str], tmp_path: Path
+) -> None:
+    """What runs a rehearsed job is the Python that runs the tests, which has no smdebug."""
+    options = ["launcher=sagemaker_spot", "launcher.role=arn:aws:iam::123456789012:role/rehearsal", "experiment=demo"]
+    options += ["launcher.image=mine:1", "launcher.image_has_smdebug=true", "debugger=smdebug", "trainer=cpu"]
+    options += ["profiler=simple", "profiler.sagemaker_interval=500", f"paths.output_dir={tmp_path / 'run'}"]
+    done = train(*options, code=1, **plane)
+    assert "smdebug is not installed here" in done.stderr.splitlines()[-1]
+    assert "rule vanishing_gradient: Error: The rehearsal has none of AWS's rules" in done.stderr
+    description = json.loads((tmp_path / "run" / "job.json").read_text())["description"]
+    assert len(description["DebugRuleEvaluationStatuses"]) == 5
+    assert len(description["ProfilerRuleEvaluationStatuses"]) == 1
