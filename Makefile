@@ -4,7 +4,7 @@ PYTHON ?= python3
 IMAGE_PYTHON ?= python3.13
 BIN := .venv/bin
 
-.PHONY: install install-smdebug demo test test-serving-image test-smdebug lint bench clean
+.PHONY: install install-smdebug demo test test-long test-serving-image test-smdebug lint bench clean
 
 install: .venv/.installed
 
@@ -25,6 +25,10 @@ lint: install
 
 test: lint
 	$(BIN)/python -m pytest -n 2
+
+# What is left out there: long courses of which the suite has a small form.
+test-long: install
+	$(BIN)/python -m pytest -n 2 -m long
 
 # What AWS's Ray Serve image holds: an archive has to serve there as it does here.
 .venv-serving-image/.installed: Makefile

@@ -97,6 +97,7 @@ def _lines(path: Path) -> list[str]:
     return path.read_text().splitlines()
 
 
+@pytest.mark.long
 def test_ctrl_c_at_a_terminal_stops_a_trial_that_the_next_start_goes_on_with(
     overrides: list[str], run: Run, plane: dict[str, str], account: Account, tmp_path: Path
 ) -> None:
