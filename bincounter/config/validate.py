@@ -43,8 +43,8 @@ def validate(cfg: DictConfig) -> None:
     _data(plain["data"], training=plain["train"])
     _model(plain["model"], plain["data"])
     _run(plain)
-    precision = plain["trainer"].get("precision")
-    check_target("trainer", {**plain["trainer"], "precision": None if precision == "auto" else precision})
+    chosen_later = {key for key in ("precision", "sync_batchnorm") if plain["trainer"].get(key) == "auto"}
+    check_target("trainer", {key: value for key, value in plain["trainer"].items() if key not in chosen_later})
     for number, node in enumerate(plain["trainer"].get("plugins") or []):
         check_target(f"trainer.plugins[{number}]", node)
     _trainer(plain["trainer"], plain["model"])
@@ -190,6 +190,8 @@ def _trainer(trainer: Mapping[str, Any], model: Mapping[str, Any]) -> None:
         raise ConfigError(
             "model.trained=gradual changes what DDP has to exchange as it runs: use model.trained=last_stages"
         )
+    if several and trainer["accelerator"] == "cpu" and trainer.get("sync_batchnorm") is True:
+        raise ConfigError("trainer.sync_batchnorm=true needs GPUs: leave it at auto, or write false")
 
 
 def _place(cfg: Mapping[str, Any], *, here: bool) -> None:

@@ -40,6 +40,8 @@ def make_trainer(
     )
     callbacks = [instantiate(node) for node in (cfg.callbacks or {}).values() if node]
     options["precision"] = resolved(options.get("precision"), options["accelerator"])
+    if options.get("sync_batchnorm") == "auto":  # a CPU has no such layer
+        options["sync_batchnorm"] = options["accelerator"] != "cpu" and torch.cuda.is_available()
     plugins = [instantiate(node) for node in options.pop("plugins", None) or []]
     overfit = options.pop("overfit_batches", 0)
     if overfit:  # Lightning would put a sampler of its own in the place of ours

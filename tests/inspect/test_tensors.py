@@ -177,7 +177,7 @@ def test_chosen_layers_of_a_frozen_backbone_on_cached_features(recipe: list[str]
 
 
 def test_two_processes_record_once(recipe: list[str], train: Run, tmp_path: Path) -> None:
-    ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.sync_batchnorm=false"]
+    ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
     stop = ["debugger.rules.overtraining.action=stop", "debugger.rules.overtraining.patience_validation=1"]
     train(
         *recipe,

@@ -151,7 +151,7 @@ def test_a_multirun_has_a_folder_for_each_job_and_shares_the_split(bins: Path, t
 
 
 def test_two_processes_train_what_one_would_and_score_each_photo_once(bins: Path, train: Run, tmp_path: Path) -> None:
-    options = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.sync_batchnorm=false"]
+    options = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
     train(*SMALL, f"data.source={bins}", *options, "data.batch_size=8", f"paths.output_dir={tmp_path / 'run'}")
     split = [row["id"] for row in rows(tmp_path / "run" / "split.csv") if row["split"] != "train"]
     assert sorted(row["id"] for row in rows(tmp_path / "run" / "predictions.csv")) == sorted(split)
@@ -231,6 +231,7 @@ def test_debug_groups_run(debug: str, bins: Path, train: Run, tmp_path: Path) ->
         (["ckpt_path=last"], "add paths.output_dir=RUN"),
         (["ckpt_path=last", "paths.output_dir=nowhere"], "holds no run to go on with"),
         (["trainer=gpu"], "no CUDA GPU is visible here"),
+        (["trainer=ddp", "trainer.accelerator=cpu", "trainer.sync_batchnorm=true"], "sync_batchnorm=true needs GPUs"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
