@@ -86,6 +86,7 @@ class PoorWeightInitialization(RuleConfig):
     distribution_range: float = 1e-8  # smallest spread of a tensor's gradient, from its 5th to its 95th percentile
     patience: int = 5  # recorded steps without a lower loss
     steps: int = 10  # recorded steps that are looked at
+    diff_percent: float = 1.0  # by which a lower loss has to be below the lowest so far, in per cent
 
 
 @dataclass
@@ -105,6 +106,8 @@ class ClassImbalance(RuleConfig):
     threshold_misprediction: float = 0.7  # share of wrong answers on an underrepresented count
     samples: int = 500  # training photos seen before anything is said
     patience: int = 3  # validations in a row with too many wrong answers
+    threshold_rare: float = 0.5  # share of an even share of the training, below which a count is underrepresented
+    photos: int = 5  # validation photos of a count that it takes to judge its answers
 
 
 @dataclass
@@ -169,17 +172,24 @@ def check_debugger(debugger: Mapping[str, Any]) -> None:
         for setting, value in rule.items():
             if setting != "action":
                 _bounds(f"{key}.{setting}", setting, value)
+    patience, steps = (debugger["rules"]["poor_weight_initialization"][name] for name in ("patience", "steps"))
+    if patience >= steps:  # the first of them is the lowest so far
+        key = "debugger.rules.poor_weight_initialization"
+        raise ConfigError(
+            f"{key}.patience={patience} is never reached in {steps} recorded steps: raise {key}.steps above it, or set "
+            f"{key}.action=off"
+        )
 
 
 def _bounds(key: str, setting: str, value: Any) -> None:
     if isinstance(value, list):
         if len(value) != 2 or not value[0] < value[1]:
             raise ConfigError(f"{key}={value} is no interval: write its two ends, as in {key}=[-7,7]")
-    elif setting in ("num_steps", "steps", "samples") or setting.startswith("patience"):
+    elif setting in ("num_steps", "steps", "samples", "photos") or setting.startswith("patience"):
         _at_least(key, value, 1)
     elif setting in ("threshold_inactivity", "threshold_layer", "diff_percent"):
         _at_least(key, value, 0, 100)
-    elif setting == "threshold_misprediction":
+    elif setting in ("threshold_misprediction", "threshold_rare"):
         _at_least(key, value, 0, 1)
     elif setting == "threshold_imbalance" or key.endswith("poor_weight_initialization.threshold"):
         _at_least(key, value, 1)

@@ -6,12 +6,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from faulty import Dense, fit, imbalanced
+from faulty import Dense, fit, imbalanced, settings
 from squares import squares
 from torch import nn
 
+from bincounter.errors import ConfigError
+from bincounter.inspect.rules.imbalance import ClassImbalance
+from bincounter.inspect.rules.initialization import PoorWeightInitialization
+from bincounter.inspect.rules.losses import LossNotDecreasing, Overfit, Overtraining
+from bincounter.inspect.rules.rule import Finding, Rule
 from bincounter.inspect.rules.values import ExplodingTensor
-from bincounter.inspect.tensors.record import VALUES, StepRecord, Table
+from bincounter.inspect.tensors.record import VALUES, EpochRecord, Record, StepRecord, Table
 
 _QUICK = {
     "loss_not_decreasing": ["rules.loss_not_decreasing.num_steps=8"],
@@ -86,3 +91,67 @@ def test_a_rule_finds_its_fault_and_nothing_in_a_training_without_it(rule: str, 
     assert reason in found["reason"]
     assert found["advice"]
     assert fit(tmp_path / "sound", *_QUICK.get(rule, []), **sound)[rule]["state"] == "passed"
+
+
+def asked(rule: type[Rule], records: list[Record], *overrides: str) -> tuple[list[Finding | None], Rule]:
+    """What a rule says of records that are made up."""
+    one = rule(settings(*(f"rules.{rule.name}.{override}" for override in overrides))["rules"][rule.name])
+    return [one.judge(record) for record in records], one
+
+
+def losses(*values: float) -> list[Record]:
+    """Recorded steps that lie side by side."""
+    spread = np.zeros((1, len(VALUES)), np.float32)
+    return [StepRecord(0, n, each, each, {"gradient": Table(["w"], [""], spread)}) for n, each in enumerate(values)]
+
+
+def epochs(*values: tuple[float, float], trained: Any = (10, 10), right: Any = (10, 10)) -> list[Record]:
+    """Ends of epochs with a training and a validation loss, each second one validated."""
+    counts, ones, ten = np.array([1, 2]), np.ones(2, np.float32), np.full(2, 10)
+    return [
+        EpochRecord(2 * n + 1, 9 + 20 * n, train, val, counts, ones, np.array(trained) * (n + 1), ten, np.array(right))
+        for n, (train, val) in enumerate(values)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rule", "records", "overrides"),
+    [
+        (LossNotDecreasing, losses(2.0, 2.0, np.nan, np.nan, np.inf, np.inf), ["num_steps=2"]),
+        (Overtraining, epochs(*[(np.nan, 1.0)] * 8), []),
+        (PoorWeightInitialization, losses(*[np.nan] * 8), []),
+    ],
+)
+def test_losses_that_are_no_numbers_are_left_to_the_rule_for_them(
+    rule: type[Rule], records: list[Record], overrides: list[str]
+) -> None:
+    assert asked(rule, records, *overrides)[0] == [None] * len(records)
+
+
+def test_overtraining_counts_validations_not_epochs() -> None:
+    falling = [(1 / n, 1 / n) for n in range(1, 7)]
+    assert [asked(Overtraining, epochs(*falling[:number]))[1].judged for number in (4, 5, 6)] == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("patience", "said"), [(1, "25 %, in this validation"), (21, "25 %, in 21 validations in a row")]
+)
+def test_overfit_says_how_often_it_was_seen(patience: int, said: str) -> None:
+    findings, _ = asked(Overfit, epochs(*[(1.0, 2.0)] * patience), f"patience={patience}")
+    assert findings[:-1] == [None] * (patience - 1)
+    assert findings[-1] is not None and said in findings[-1].reason
+
+
+def test_what_is_rare_and_what_is_a_new_low_can_be_set() -> None:
+    few = epochs((1.0, 1.0), trained=(1000, 300), right=(10, 2))
+    assert asked(ClassImbalance, few, "patience=1")[0][0] is not None  # 300 are less than half of 650
+    assert asked(ClassImbalance, few, "patience=1", "threshold_rare=0.4")[0] == [None]
+    assert asked(ClassImbalance, few, "patience=1", "photos=11")[0] == [None]
+    slow = losses(*(2.0 * 0.995**n for n in range(8)))
+    assert any(asked(PoorWeightInitialization, slow, "patience=1")[0])
+    assert not any(asked(PoorWeightInitialization, slow, "patience=1", "diff_percent=0.1")[0])
+
+
+def test_a_patience_that_is_never_reached_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"patience=5 is never reached in 5 recorded steps: raise .*\.steps above it"):
+        settings("rules.poor_weight_initialization.steps=5")

@@ -8,9 +8,6 @@ import numpy as np
 from bincounter.inspect.rules.rule import Finding, Rule
 from bincounter.inspect.tensors.record import EpochRecord
 
-_RARE = 0.5  # of an even share: below it a count is underrepresented
-_FEWEST = 5  # validation photos of a count whose wrong answers say something
-
 
 class ClassImbalance(Rule):
     """Some counts are seen much more often in training than others, or rare ones are mostly counted wrong.
@@ -48,9 +45,9 @@ class ClassImbalance(Rule):
 
     def _wrong(self, record: EpochRecord, weight: np.ndarray) -> Finding | None:
         """An underrepresented count that has been counted wrong, in every validation for ``patience`` of them."""
-        seen = record.validated >= _FEWEST
+        seen = record.validated >= self._settings["photos"]
         wrong = 1 - record.right / np.maximum(record.validated, 1)
-        rare = weight < _RARE * weight.mean()
+        rare = weight < self._settings["threshold_rare"] * weight.mean()
         if record.val_loss is None:
             return None
         bad = np.flatnonzero(seen & rare & (wrong > self._settings["threshold_misprediction"]))
@@ -60,8 +57,8 @@ class ClassImbalance(Rule):
                 return Finding(
                     f"{100 * wrong[index]:.0f} % of the {record.validated[index]} validation photos with count "
                     f"{record.counts[index]} are counted wrong in {validations} validations running, and it has only "
-                    f"{100 * weight[index] / weight.sum():.1f} % of the weight in training, less than half an even "
-                    "share",
+                    f"{100 * weight[index] / weight.sum():.1f} % of the weight in training, less than "
+                    f"{self._settings['threshold_rare']:g} of an even share",
                     "Even the counts out with data.balanced=true or model.class_weights=balanced, or add photos with "
                     "that count",
                 )

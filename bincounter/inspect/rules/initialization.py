@@ -9,7 +9,6 @@ import numpy as np
 from bincounter.inspect.rules.rule import Finding, Rule
 from bincounter.inspect.tensors.record import StepRecord, Table
 
-_FALL = 0.01  # of the loss that is a new low; the output's bias alone finds as much in the counts' frequencies
 _SPREAD = 3.29  # from the 5th to the 95th percentile of a normal distribution, in standard deviations
 
 
@@ -18,7 +17,7 @@ class PoorWeightInitialization(Rule):
 
     Activations whose variances lie far apart, or gradients without spread, are no fault alone: many models that learn
     well show them, residual ones that begin as the identity among them. They are one where the loss finds no new low,
-    1 % below the last. Spread is that of a normal distribution with the gradient's standard deviation.
+    ``diff_percent`` below the last. Spread is that of a normal distribution with the gradient's standard deviation.
     """
 
     name = "poor_weight_initialization"
@@ -34,18 +33,18 @@ class PoorWeightInitialization(Rule):
         if self._records >= self._settings["steps"]:
             return None
         self._records += 1
-        lower = record.train_loss < self._lowest * (1 - _FALL)
+        lower = record.train_loss < self._lowest * (1 - self._settings["diff_percent"] / 100)
         self._lowest = record.train_loss if lower else self._lowest
         self._since = 0 if lower else self._since + 1
         self.judged = self.judged or self._records > self._settings["patience"]
-        if self._since < self._settings["patience"]:
+        if self._since < self._settings["patience"] or not math.isfinite(self._lowest):
             return None
         sign = self._variances(record.tables.get("activation")) or self._spread(record.tables.get("gradient"))
         if sign is None:
             return None
         return Finding(
-            f"the training loss has not come {100 * _FALL:g} % below {self._lowest:.4g} in {self._since} recorded "
-            f"steps of the first, and {sign}",
+            f"the training loss has not come {self._settings['diff_percent']:g} % below {self._lowest:.4g} in "
+            f"{self._since} recorded steps of the first, and {sign}",
             "Start from pretrained weights (model.weights), or initialise so that each layer keeps the variance of its "
             "input (Kaiming for ReLU, Xavier for tanh)",
         )

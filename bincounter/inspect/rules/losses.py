@@ -33,7 +33,7 @@ class LossNotDecreasing(Rule):
             return None
         mean, before, start = self._total / self._steps, self._before, self._from
         self._before, self._total, self._steps, self._from = mean, 0.0, 0, record.step + 1
-        if before is None:
+        if before is None or not math.isfinite(mean - before):  # exploding_tensor's business
             return None
         self.judged = True
         wanted = self._settings["diff_percent"]
@@ -67,8 +67,8 @@ class Overfit(Rule):
             return None
         return Finding(
             f"the validation loss {record.val_loss:.4g} is {100 * ratio:.0f} % above the training loss "
-            f"{record.epoch_loss:.4g}, more than {100 * self._settings['ratio_threshold']:g} % for the "
-            f"{_ordinal(self._in_a_row)} validation in a row",
+            f"{record.epoch_loss:.4g}, more than {100 * self._settings['ratio_threshold']:g} %, in "
+            + ("this validation" if self._in_a_row == 1 else f"{self._in_a_row} validations in a row"),
             "Use more photos, stronger data.augmentation, model.head.dropout or weight decay, fewer trained layers "
             "(model.trained=last_stages), or stop earlier (callbacks=[default,early_stopping])",
         )
@@ -83,17 +83,19 @@ class Overtraining(Rule):
         super().__init__(settings)
         self._best = {"train": math.inf, "validation": math.inf}
         self._since = {"train": 0, "validation": 0}
+        self._validations = 0
 
     def epoch(self, record: EpochRecord) -> Finding | None:
         """Compare both losses with the best so far."""
-        if record.val_loss is None:
-            return None
+        if record.val_loss is None or not math.isfinite(record.val_loss + record.epoch_loss):
+            return None  # not validated, or exploding_tensor's business
         for side, loss in (("train", record.epoch_loss), ("validation", record.val_loss)):
             better = loss < self._best[side] - self._settings["delta"]
             self._since[side] = 0 if better else self._since[side] + 1
             self._best[side] = loss if better else self._best[side]
         patience = {side: self._settings[f"patience_{side}"] for side in self._since}
-        self.judged = self.judged or record.epoch >= max(patience.values())
+        self._validations += 1
+        self.judged = self._validations > max(patience.values())  # the first is the best so far
         if any(self._since[side] < patience[side] for side in patience):
             return None
         return Finding(
@@ -103,7 +105,3 @@ class Overtraining(Rule):
             "Further epochs bring nothing at this learning rate: stop here (action=stop, or "
             "callbacks=[default,early_stopping]), or plan fewer with trainer.max_epochs",
         )
-
-
-def _ordinal(number: int) -> str:
-    return {1: "1st", 2: "2nd", 3: "3rd"}.get(number, f"{number}th")
