@@ -156,7 +156,7 @@ def test_a_listing_in_parts_is_one_in_a_row(
     put(s3_proxy.server, objects)
     s3_proxy.server.put("shop", {"bins2/1.jpg": b"another folder"})
     fetch("s3://shop/bins", tmp_path)
-    monkeypatch.setattr(catalogue, "_CHUNK", 5)  # rows: with five times as many in each of 8 parts it is worth while
+    monkeypatch.setattr(catalogue, "_CHUNK", 5)  # keys of a request
     s3_proxy.requests.clear()
     fetch("s3://shop/bins", tmp_path)
     assert len(s3_proxy.requests) == 8 and s3_proxy.objects_sent() == 0

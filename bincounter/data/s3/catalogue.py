@@ -97,13 +97,16 @@ class Catalogue:
         with self._lock:
             return [key for (key,) in self._rows.execute(query, (prefix, prefix + _LAST, _CHUNK))]
 
-    def boundaries(self, prefix: str, number: int) -> list[str]:
-        """Keys that cut what was listed last time into so many parts of about one size; none where there was little."""
+    def boundaries(self, prefix: str, most: int) -> list[str]:
+        """Keys that cut what was listed last time into up to ``most`` parts of about one size.
+
+        No part is so small that it would not take a request of its own.
+        """
         with self._lock:
             span = (prefix, prefix + _LAST)
             (there,) = self._rows.execute("SELECT count(*) FROM objects WHERE key >= ? AND key < ?", span).fetchone()
-            if there < number * 5 * _CHUNK:
-                return []
+            # A part with room for a few new keys ends within its last request, and needs no other to see its end.
+            number = min(most, 1 + there // (_CHUNK * 9 // 10))
             query = "SELECT key FROM objects WHERE key >= ? AND key < ? ORDER BY key LIMIT 1 OFFSET ?"
             return [
                 self._rows.execute(query, (*span, there * part // number)).fetchone()[0] for part in range(1, number)
