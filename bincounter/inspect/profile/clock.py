@@ -79,7 +79,7 @@ class PhaseClock(Profiler):
                 self._changed(None)
 
     def seconds(self) -> float:
-        """Seconds since the first step began; 0 before."""
+        """Seconds of the fit since the first step began; 0 before."""
         return time.perf_counter() - self._began if self._began else 0.0
 
     def _open(self, part: str) -> None:
@@ -102,7 +102,9 @@ class PhaseClock(Profiler):
         row.wall_ms = 1e3 * (self._mark - self._row_began)
         self._row = None
         self._closed(row)
-        self._mark = self._row_began = time.perf_counter()  # what it takes to keep a profile is no step's
+        now = time.perf_counter()
+        self._began += now - self._mark  # keeping a profile takes no time of the fit
+        self._mark = self._row_began = now
 
     def _enter(self) -> None:
         """Charge what has passed, if another phase begins with this moment."""

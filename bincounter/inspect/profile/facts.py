@@ -29,7 +29,8 @@ class Facts:
         fit_s: seconds of the whole fit by phase.
         steps: in number.
         exact_steps: of them, those behind ``step_ms``.
-        slowed: whether these were looked into, which slows them down.
+        slowed_steps: those that were looked into, which slows them down.
+        slowed: whether they are those behind ``step_ms``.
         machine: of the last session, see :class:`~bincounter.inspect.profile.record.Session`.
         mean: of the usage samples, by column; columns that this machine did not tell are missing.
         peak: likewise, the largest.
@@ -41,6 +42,7 @@ class Facts:
     fit_s: Mapping[str, float]
     steps: int
     exact_steps: int
+    slowed_steps: int = 0
     slowed: bool = False
     machine: Mapping[str, Any] = field(default_factory=dict)
     mean: Mapping[str, float] = field(default_factory=dict)
@@ -122,6 +124,7 @@ def facts_of(record: Record, config: Mapping[str, Any]) -> Facts | None:
         fit_s={phase: steps_s * step_ms[phase] / whole + between[phase] for phase in PHASES},
         steps=sum(session.steps for session in record.sessions),
         exact_steps=exact,
+        slowed_steps=sum(session.slowed_steps for session in record.sessions),
         slowed=slowed,
         machine=record.sessions[-1].machine,
         mean={name: sum(values) / len(values) for name, values in samples.items()},

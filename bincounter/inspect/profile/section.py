@@ -87,10 +87,15 @@ def profile_section(run: Path, config: Mapping[str, Any]) -> dict[str, Any] | No
 def _note(facts: Facts) -> str:
     """Say what the table's figures are means of."""
     machine = facts.machine
-    where = machine.get("gpu") or f"{machine.get('cores')} CPU cores with {machine.get('threads')} computing threads"
+    threads = machine.get("threads", 1)
+    where = (
+        machine.get("gpu") or f"{machine.get('cores')} CPU cores with {threads} computing thread{'s' * (threads > 1)}"
+    )
     said = f"Means over {facts.exact_steps:,} of {facts.steps:,} steps on {where}; a moment belongs to one phase only."
     if facts.slowed:
         said += " All of these were looked into, which slows them down: profiler=simple has the times."
+    elif facts.slowed_steps:
+        said += f" {facts.slowed_steps:,} others were looked into, which slows them down, and are left out."
     if not facts.on_gpu or not facts.free_step_ms:
         return said
     longer = percent(facts.exact_step_ms / facts.free_step_ms - 1, 0)
