@@ -92,6 +92,7 @@ def test_rules_are_followed_past_the_jobs_end_and_what_they_found_is_fetched(
         "job.json",
         "config.yaml",
         "debugger/smdebug/events/one",
+        "debugger/smdebug/training_job_end.ts",
         "debugger/aws/overfit/found.json",
         "profile/aws/ProfilerReport/profiler-output/profiler-report.html",
         "profile/aws/profiler-output/system/1.json",
@@ -113,7 +114,7 @@ def test_the_rehearsal_hands_the_hook_its_configuration_keeps_its_tensors_and_sa
     (given,) = [json.loads(line) for line in account.log("hooked") if line.startswith('{"S3OutputPath"')]
     assert given.pop("LocalPath").endswith("/output/tensors")
     assert given == HOOK
-    assert account.keys("jobs/hooked/debug-output/") == {"events/one"}
+    assert account.keys("jobs/hooked/debug-output/") == {"events/one", "training_job_end.ts"}
     statuses = [*ended["DebugRuleEvaluationStatuses"], *ended["ProfilerRuleEvaluationStatuses"]]
     assert [each["RuleConfigurationName"] for each in statuses] == ["overfit", "exploding_tensor", "ProfilerReport"]
     assert {each["RuleEvaluationStatus"] for each in statuses} == {"Error"}

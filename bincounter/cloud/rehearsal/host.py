@@ -28,6 +28,9 @@ _GROUP = "homogeneousCluster"
 TENSORS = "output/tensors"
 """Below the base, where SageMaker Debugger's hook saves what goes to S3."""
 
+TENSORS_IN_S3, TENSORS_END = "debug-output", "training_job_end.ts"
+"""Below the job's folder; and the file among them that says that there will be no more."""
+
 
 class MissingData(Exception):
     """Nothing is stored under a channel's prefix."""
@@ -55,7 +58,7 @@ class Host:
         )
         hook = record.request.get("DebugHookConfig")
         self._tensors = (
-            SyncedFolder(site.s3, joined(hook["S3OutputPath"], record.name, "debug-output"), self.base / TENSORS)
+            SyncedFolder(site.s3, joined(hook["S3OutputPath"], record.name, TENSORS_IN_S3), self.base / TENSORS)
             if hook
             else None
         )

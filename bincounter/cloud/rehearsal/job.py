@@ -12,11 +12,11 @@ from pathlib import Path
 from botocore.exceptions import ClientError
 
 from bincounter.cloud.rehearsal import INTERRUPTIONS
-from bincounter.cloud.rehearsal.host import Host, MissingData
+from bincounter.cloud.rehearsal.host import TENSORS_END, TENSORS_IN_S3, Host, MissingData
 from bincounter.cloud.rehearsal.logs import GROUP
 from bincounter.cloud.rehearsal.record import JobRecord
 from bincounter.cloud.rehearsal.site import Site
-from bincounter.cloud.rehearsal.storage import upload_archive
+from bincounter.cloud.rehearsal.storage import joined, split_uri, upload_archive
 
 _TICK = 0.3  # seconds between two looks at a running job: logs and checkpoints are sent that often
 
@@ -164,6 +164,12 @@ class Job:
                 return f"AlgorithmError: {host.failure()}, exit code: {code}"
         return ""
 
+    def _end_tensors(self) -> None:
+        """Mark them as complete: in a SageMaker job smdebug leaves that to the service."""
+        if hook := self._record.request.get("DebugHookConfig"):
+            bucket, key = split_uri(joined(hook["S3OutputPath"], self._record.name, TENSORS_IN_S3, TENSORS_END))
+            self._site.s3.put_object(Bucket=bucket, Key=key, Body=b"")
+
     def _finish(self, end: _End) -> None:
         """Upload what is left, as far as AWS does."""
         if end is _End.NO_DATA:
@@ -171,6 +177,7 @@ class Job:
             return
         self._record.enter("Uploading", "Uploading what the training job made")
         self._sync()
+        self._end_tensors()
         outputs = [host.base / "output/data" for host in self._hosts]
         if _hold_anything(outputs):
             upload_archive(self._site.s3, outputs, self._record.output_uri("output.tar.gz"))
