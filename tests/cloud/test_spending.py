@@ -19,7 +19,7 @@ from bincounter.__main__ import main
 from bincounter.cloud.account import Account
 from bincounter.cloud.crew import Crew, Task
 from bincounter.cloud.jobs import EARLIER, is_recorded, read, set_aside, submit
-from bincounter.cloud.spending.bills import add_up
+from bincounter.cloud.spending.bills import NoPoint, add_up
 from bincounter.cloud.spending.document import document
 from bincounter.cloud.spending.found import find
 from bincounter.cloud.tuning.record import TuningJob
@@ -235,6 +235,26 @@ def test_the_jobs_that_a_run_had_before_are_billed_too(tmp_path: Path) -> None:
     assert set_aside(tmp_path) == tmp_path / EARLIER / "after.json"
     assert [bill.job for bill in find([tmp_path]).bills] == ["after", before.name]
     assert set_aside(tmp_path) is None
+
+
+def test_a_point_costs_what_all_paid_jobs_of_its_run_did(tmp_path: Path) -> None:
+    recorded(tmp_path, "Completed", (300, 300))
+    scored(tmp_path, val=(0.65, 0.25))
+
+    def per_point(**before: Any) -> Any:
+        (tmp_path / EARLIER).mkdir(exist_ok=True)
+        job = recorded(tmp_path / EARLIER / "job", "Stopped", name="before", **before)
+        (job.folder / "job.json").replace(tmp_path / EARLIER / "before.json")
+        return find([tmp_path]).bills[-1].per_point
+
+    assert per_point(seconds=(100, 100)) == pytest.approx(0.4 / 40)
+    assert per_point(seconds=(100, 100), rehearsed=True) == pytest.approx(0.3 / 40)
+    assert per_point() is NoPoint.UNKNOWN
+
+
+def test_more_billed_than_trained_is_no_saving(tmp_path: Path) -> None:
+    recorded(tmp_path / "run", "Completed", (100, 110))
+    assert "0.1100 USD paid for 110 s billed, 0.0100 USD more than on demand" in shown(tmp_path / "run", width=200)
 
 
 def test_nothing_is_counted_twice(sweep: Path, tmp_path: Path) -> None:

@@ -47,7 +47,8 @@ class Bill:
         folder: of the run.
         job: name of the training job; ``None`` for a run that was carried out here.
         state: ``completed``, ``failed``, ``stopped``, ``pruned``, :data:`RUNNING`, or another word for what is known.
-        training_seconds: of the job, attempts on spot capacity together; wall time of a run that was carried out here.
+        training_seconds: of the job, attempts on spot capacity together; of a run that was carried out here, wall time
+            since it was last started.
         billable_seconds: of the job; ``None`` where that is not known.
         spot: whether it ran on spot capacity.
         instance_type: such as ``ml.g5.xlarge``; empty where that is not known.
@@ -57,7 +58,7 @@ class Bill:
         rehearsed: whether it was on this machine, so that nothing was paid.
         val: score on the validation photos.
         test: score on the test photos.
-        usd_before: what earlier jobs of the same run cost.
+        usd_before: what earlier jobs of the same run cost; ``None`` where that is not known.
     """
 
     folder: Path
@@ -73,7 +74,7 @@ class Bill:
     rehearsed: bool = False
     val: Score | None = None
     test: Score | None = None
-    usd_before: float = 0.0
+    usd_before: float | None = 0.0
 
     @property
     def usd(self) -> float | None:
@@ -104,7 +105,8 @@ class Bill:
         """US dollars per point, see the package's docstring; or why there is no such figure."""
         if self.job is None:
             return NoPoint.HERE
-        return _per_point(None if self.usd is None else self.usd + self.usd_before, self.score)
+        known = self.usd is not None and self.usd_before is not None
+        return _per_point(self.usd + self.usd_before if known else None, self.score)  # type: ignore[operator]
 
 
 @dataclass(frozen=True)

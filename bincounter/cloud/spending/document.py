@@ -24,6 +24,8 @@ def document(found: Found) -> dict[str, Any]:
         "endpoints": [_endpoint(bill) for bill in found.endpoints],
         "total": {
             **_total(add_up(found.bills), of_sweep=False),
+            "endpoints_cost_usd": sum(bill.usd for bill in found.endpoints if not bill.rehearsed),
+            "endpoints_cost_is_at_most": any(bill.at_most for bill in found.endpoints if not bill.rehearsed),
             "endpoints_usd_per_hour": sum(bill.usd_per_hour or 0 for bill in found.endpoints if not bill.rehearsed),
         },
         "notes": found.notes,

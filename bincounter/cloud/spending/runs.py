@@ -39,8 +39,10 @@ def bills_of(folder: Path, aws: Aws, notes: list[str]) -> list[Bill]:
     scores = _scores(folder / "metrics.json")
     if (folder / RECORD).is_file():
         job = read(folder / RECORD)
-        before = sum(bill.usd or 0.0 for bill in earlier)
-        return [*earlier, replace(_job_bill(job, aws, notes), **scores, usd_before=before)]
+        bill = _job_bill(job, aws, notes)
+        before = [one.usd for one in earlier if one.rehearsed == bill.rehearsed]  # nothing was paid for a rehearsal
+        known = [usd for usd in before if usd is not None]
+        return [*earlier, replace(bill, **scores, usd_before=sum(known) if len(known) == len(before) else None)]
     if (folder / CONFIG).is_file() and not earlier:
         return [_bill_of_run_here(folder, scores)]
     return earlier

@@ -24,7 +24,7 @@ _REHEARSED = (
     "Rehearsed, nothing was paid: in brackets, what the seconds would have cost; the spot saving in them is invented."
 )
 _BESIDE = "Instances alone are counted; disks, storage and the network come on top, mostly cents."
-_HERE = "Runs carried out here have a wall time and no price."
+_HERE = "Runs carried out here have a wall time, since they were last started, and no price."
 
 
 def render(found: Found) -> RenderableType:
@@ -153,7 +153,8 @@ def _sums(found: Found) -> list[str]:
     """What all of it comes to, in sentences."""
     total, lines = add_up(found.bills), []
     if total.jobs:
-        saved = f", {total.usd_saved:.4f} USD less than on demand" if total.saving is not None else ""
+        than = "less" if total.usd_saved >= 0 else "more"
+        saved = f", {abs(total.usd_saved):.4f} USD {than} than on demand" if total.saving is not None else ""
         paid = "would have been paid" if total.rehearsed else "paid"
         jobs = f"{total.jobs} {'rehearsed ' if total.rehearsed else ''}training job{'s' * (total.jobs != 1)}"
         lines.append(f"{jobs}: {total.usd:.4f} USD {paid} for {total.billable_seconds:.0f} s billed{saved}")
@@ -163,10 +164,14 @@ def _sums(found: Found) -> list[str]:
         lines.append(f"{total.unknown} of them, whose billed seconds are not known yet, are in no sum.")
     if total.runs_here:
         lines.append(f"{total.runs_here} run{'s' * (total.runs_here != 1)} here: {total.seconds_here:.0f} s")
-    running = [bill for bill in found.endpoints if not bill.rehearsed]
-    if running:
-        more = "" if all(bill.usd_per_hour is not None for bill in running) else " or more"
-        lines.append(f"Endpoints bill {sum(bill.usd_per_hour or 0.0 for bill in running):.4g} USD/h{more} now.")
+    served = [bill for bill in found.endpoints if not bill.rehearsed]
+    if served:
+        most = "at most " if any(bill.at_most for bill in served) else ""
+        more = "" if all(bill.usd_per_hour is not None for bill in served) else " or more"
+        now = sum(bill.usd_per_hour or 0.0 for bill in served)
+        requests = ", and requests" if any(bill.kind == "serverless" for bill in served) else ""
+        cost = f"{most}{sum(bill.usd for bill in served):.4f} USD{requests}"
+        lines.append(f"Endpoints: {cost} so far, {now:.4g} USD/h{more} now.")
     return lines
 
 
