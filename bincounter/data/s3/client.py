@@ -5,7 +5,6 @@ obstore moves the bytes: of the maintained clients it took the least time and CP
 keys, etags that are no MD5) or fails with an error that has a name, hence a sentence.
 """
 
-import asyncio
 import hashlib
 import logging
 import threading
@@ -293,6 +292,8 @@ class Bucket:
         self._answered = self._patient.reached = True
 
     async def _in_thread(self, function: Callable[[], _Answer]) -> _Answer:
+        import asyncio  # where a loop runs, this is done; what lists only does without
+
         return await asyncio.get_running_loop().run_in_executor(self._threads, function)
 
     def _locate(self) -> bool:

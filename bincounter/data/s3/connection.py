@@ -6,26 +6,30 @@ Credentials, region and endpoint come from where every AWS tool looks for them: 
 
 import logging
 import os
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from botocore import UNSIGNED
 from botocore.config import Config
 from botocore.configprovider import ConfiguredEndpointProvider
+from botocore.exceptions import BotoCoreError
 from botocore.loaders import Loader, create_loader
 from botocore.session import Session
 from obstore.store import S3Store
 
+from bincounter.data.s3.errors import explain_settings
 from bincounter.errors import DataError
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, S3Credential
 
 _PUBLIC = {"aft-vbi-pds": "us-east-1"}  # the bucket of ABID, and its region
+_PLAIN = re.compile(r"https?://[\w.-]+(:\d+)?(/[\w./-]*)?", re.ASCII)
 _CONNECTING = 10  # seconds at most
 _SILENCE = 30  # seconds without a byte, after which a request counts as lost
 _CREDENTIALS_LAST = timedelta(minutes=5)  # before boto is asked again, which renews them when they are about to expire
@@ -50,10 +54,7 @@ class Connection:
         region: ``None`` for that of the settings.
 
     Attributes:
-        client: botocore's.
         signed: whether requests carry credentials.
-        region: that requests are signed for.
-        host: of the server, for messages.
     """
 
     def __init__(self, bucket: str, connections: int, region: str | None = None) -> None:
@@ -65,6 +66,8 @@ class Connection:
         self._session.register_component("data_loader", _models(self._session.get_config_variable("data_path")))
         # botocore itself reads AWS_DEFAULT_REGION alone.
         region = region or os.environ.get("AWS_REGION") or self._session.get_config_variable("region")
+        configured = self._configured_endpoint()
+        elsewhere = configured is not None and "amazonaws." not in configured
         config = Config(
             retries={"mode": "standard"},
             connect_timeout=_CONNECTING,
@@ -72,17 +75,39 @@ class Connection:
             max_pool_connections=connections,
             user_agent_extra="bincounter",
         )
-        elsewhere = self._is_elsewhere()
+        self._plain: str | None = None  # an endpoint that botocore would use as it is
         if elsewhere and not (self._session.get_scoped_config().get("s3") or {}).get("addressing_style"):
             config = config.merge(Config(s3={"addressing_style": "path"}))  # few others have a host name per bucket
+            self._plain = configured if configured and _PLAIN.fullmatch(configured) else None
         public = None if elsewhere else _PUBLIC.get(bucket)
         self._credentials = None if public else self._session.get_credentials()
         self.signed = self._credentials is not None
         if not self.signed:
             config = config.merge(Config(signature_version=UNSIGNED))
-        self.client = self._session.create_client("s3", config=config, region_name=public or region)
-        self.region: str = self.client.meta.region_name
-        self.host = urlsplit(self.client.meta.endpoint_url).netloc.rpartition("@")[2]
+        self._config, self._region = config, public or region
+
+    @cached_property
+    def client(self) -> Any:
+        """botocore's, which takes longer to make than an unchanged folder of thousands to be listed.
+
+        Raises:
+            DataError: the settings cannot be used.
+        """
+        try:
+            return self._session.create_client("s3", config=self._config, region_name=self._region)
+        except (BotoCoreError, ValueError) as error:
+            raise explain_settings(error) from error
+
+    @property
+    def region(self) -> str:
+        """That requests are signed for."""
+        region = self._region if self._plain else self.client.meta.region_name
+        return region if region and region != "aws-global" else "us-east-1"
+
+    @property
+    def host(self) -> str:
+        """Of the server, for messages."""
+        return urlsplit(self._plain or self.client.meta.endpoint_url).netloc.rpartition("@")[2]
 
     def store(self, *, retries: int) -> S3Store | None:
         """Open the bucket with obstore; ``None`` where that cannot speak to it.
@@ -92,17 +117,15 @@ class Connection:
         """
         if self._bucket.endswith(DIRECTORY_BUCKET):
             return None
-        url = urlsplit(self.client.generate_presigned_url("get_object", Params={"Bucket": self._bucket, "Key": "key"}))
-        virtual = url.path == "/key"
-        folder = url.path.removesuffix("/key") if virtual else url.path.removesuffix(f"/{self._bucket}/key")
+        endpoint, virtual = (self._plain.rstrip("/"), False) if self._plain else self._resolved()
         return S3Store(
             self._bucket,
-            endpoint=f"{url.scheme}://{url.netloc}{folder}",
-            region=self.region if self.region != "aws-global" else "us-east-1",
+            endpoint=endpoint,
+            region=self.region,
             virtual_hosted_style_request=virtual,
             skip_signature=not self.signed,
             credential_provider=self._provider() if self.signed else None,
-            client_options=self._options(url.scheme),
+            client_options=self._options(urlsplit(endpoint).scheme),
             retry_config={
                 "max_retries": retries,
                 "backoff": {"init_backoff": timedelta(seconds=0.2), "max_backoff": timedelta(seconds=5), "base": 2},
@@ -110,14 +133,20 @@ class Connection:
             },
         )
 
-    def _is_elsewhere(self) -> bool:
-        """Whether the settings lead to another service than AWS's."""
+    def _resolved(self) -> tuple[str, bool]:
+        """Where botocore would look for the bucket's objects, and whether the host's name tells the bucket."""
+        url = urlsplit(self.client.generate_presigned_url("get_object", Params={"Bucket": self._bucket, "Key": "key"}))
+        virtual = url.path == "/key"
+        folder = url.path.removesuffix("/key") if virtual else url.path.removesuffix(f"/{self._bucket}/key")
+        return f"{url.scheme}://{url.netloc}{folder}", virtual
+
+    def _configured_endpoint(self) -> str | None:
         if self._session.get_config_variable("ignore_configured_endpoint_urls"):
-            return False
-        configured = ConfiguredEndpointProvider(
+            return None
+        endpoint: str | None = ConfiguredEndpointProvider(
             full_config=self._session.full_config, scoped_config=self._session.get_scoped_config(), client_name="s3"
         ).provide()
-        return configured is not None and "amazonaws." not in configured
+        return endpoint
 
     def _provider(self) -> "Callable[[], S3Credential]":
         credentials = self._credentials

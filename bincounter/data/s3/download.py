@@ -18,16 +18,15 @@ from bincounter.data.s3.client import Bucket
 from bincounter.data.s3.errors import DeniedError, MissingError
 from bincounter.data.s3.listing import list_into
 from bincounter.data.s3.mirror import Mirror
-from bincounter.data.s3.objects import Stored
-from bincounter.data.s3.transfer import Job, Outcome, transfer
-from bincounter.data.s3.transfer_progress import TransferProgress
+from bincounter.data.s3.objects import Job, Outcome, Stored
 from bincounter.data.s3.unusable import leave_out_what_cannot_be_here, warn, warn_of_refused
 from bincounter.errors import DataError, ResourceError
 
 if TYPE_CHECKING:
     from bincounter.data.s3.choosing import Chooser
 
-# What knows of layouts is imported by the functions: most syncs need none of it.
+# What knows of layouts and what transfers is imported by the functions: most syncs need neither, and take less time
+# than these imports.
 
 log = logging.getLogger(__name__)
 
@@ -190,6 +189,9 @@ class _Sync:
     def _transfer(
         self, jobs: Iterable[Job], number: int, size: int | None, tolerated: tuple[type[DataError], ...]
     ) -> Outcome:
+        from bincounter.data.s3.transfer import transfer
+        from bincounter.data.s3.transfer_progress import TransferProgress
+
         with TransferProgress(f"Fetching from s3://{self._bucket.name}", number, size) as progress:
             return transfer(
                 self._bucket,

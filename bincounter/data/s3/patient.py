@@ -6,6 +6,7 @@ import logging
 import random
 import threading
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -38,11 +39,15 @@ class PatientBucket:
 
     def __init__(self, bucket: str, connection: Connection) -> None:
         self._name, self._connection = bucket, connection
-        self._client = connection.client
         self.reached = False
         self._closed = threading.Event()
-        self._client.meta.events.register("response-received.s3", self._note_answer)
-        self._client.meta.events.register("response-received.s3.HeadBucket", _stop_when_lost)
+
+    @cached_property
+    def _client(self) -> Any:
+        client = self._connection.client
+        client.meta.events.register("response-received.s3", self._note_answer)
+        client.meta.events.register("response-received.s3.HeadBucket", _stop_when_lost)
+        return client
 
     def close(self) -> None:
         """Have requests that are under way in other threads end soon."""

@@ -5,43 +5,17 @@ import time
 from collections.abc import Coroutine, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from bincounter.data.s3.client import Bucket
 from bincounter.data.s3.mirror import Arrived, Mirror
-from bincounter.data.s3.objects import Stored
+from bincounter.data.s3.objects import Job, Outcome, Stored
 from bincounter.data.s3.transfer_progress import TransferProgress
 from bincounter.errors import DataError
 
 _EVERY = 0.5  # seconds after which what has arrived is put into place: so much work a kill can cost
 _MOST = 1024  # objects that wait for it
 _Answer = TypeVar("_Answer")
-
-
-class Job(NamedTuple):
-    """One object to fetch.
-
-    Attributes:
-        key: its name.
-        listed: what the listing said of it, or ``None`` where there was none.
-        unless: the version that is here already, or ``""``.
-    """
-
-    key: str
-    listed: Stored | None
-    unless: str = ""
-
-
-class Outcome(NamedTuple):
-    """What a transfer did.
-
-    Attributes:
-        fetched: objects that are here now and were not.
-        absent: those that could not be had, with the tolerated error.
-    """
-
-    fetched: int
-    absent: dict[str, DataError]
 
 
 def transfer(
