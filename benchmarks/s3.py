@@ -9,6 +9,7 @@ One server (rclone), and every client in every round, one after the other, as a 
     cold        into an empty folder; the server's files are out of the page cache, though not out of the disk's own
     warm        into an empty folder; the server's files are in the page cache
     unchanged   into the folder that is whole
+    in a run    the same, without the start of a process: what a training waits that has its bins here (bincounter only)
     sent        to an empty prefix
     sent again  to the prefix that is whole; bincounter compares contents, the others sizes and times
 
@@ -26,7 +27,9 @@ missing).
 
 import argparse
 import json
+import math
 import os
+import re
 import statistics
 import tempfile
 from pathlib import Path
@@ -36,8 +39,8 @@ from s3_scale import at_scale
 from s3_server import SENT, Limit, Server, limit, make_objects
 
 SIZES = (20, 55)  # kB
-FETCHED, SENDING = ("cold", "warm", "unchanged"), ("sent", "sent again")
-NOTHING_MOVED = ("unchanged", "sent again")
+FETCHED, SENDING = ("cold", "warm", "unchanged", "in a run"), ("sent", "sent again")
+NOTHING_MOVED = ("unchanged", "in a run", "sent again")
 
 Measured = dict[tuple[str, str], list[Sample]]
 
@@ -98,6 +101,8 @@ def _fetch(server: Server, client: Client, bucket: str, number: int, size: int, 
             taken["unchanged"] = measure(server, command, log)
             if check(fetched, number=number, size=size) != whole:
                 raise RuntimeError(f"{client.name} fetched again what had not changed")
+            if (within := re.search("fetch: (.*)", log.read_text())) is not None:
+                taken["in a run"] = Sample(float(within[1]), float(within[1]), math.nan, math.nan)
         empty(target)
     return taken
 
@@ -147,7 +152,8 @@ def _ratios(middle: dict[tuple[str, str], Sample], most: Limit, size: str, objec
     ratios: dict[str, float | None] = {}
     for state in (*FETCHED, *SENDING):
         ours = middle[OURS, state]
-        peers = {name: sample for (name, its), sample in middle.items() if its == state and name != OURS}
+        theirs = "unchanged" if state == "in a run" else state
+        peers = {name: sample for (name, its), sample in middle.items() if its == theirs and name != OURS}
         label = f"{size}_{state.replace(' ', '_')}"
         for short, named in (("aws", [AWS]), ("s5cmd", [S5CMD]), ("fastest", list(peers))):
             walls = [peers[name].wall for name in named if name in peers]
