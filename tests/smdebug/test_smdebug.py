@@ -22,7 +22,6 @@ pytest.importorskip("smdebug.pytorch", reason="smdebug's own environment is miss
 
 from smdebug.pytorch import create_trial, modes
 
-from bincounter.errors import UserError
 from bincounter.inspect.smdebug.hook import BatchHook, open_hook
 
 RECIPE = [
@@ -288,30 +287,3 @@ def test_steps_that_a_stopped_run_saved_after_its_checkpoint_are_taken_back(tmp_
 
     assert open_hook(settings, tmp_path, None).state()["step"] == -1  # a run that starts anew in its own folder
     assert list((tmp_path / "debugger" / "smdebug").rglob("*.tfevents")) == []
-
-
-def test_a_jobs_container_says_what_is_saved_and_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = tmp_path / "ml" / "input" / "config" / "debughookconfig.json"
-    given.parent.mkdir(parents=True)
-    given.write_text(json.dumps({"HookParameters": {"save_interval": "3"}, "CollectionConfigurations": None}))
-    monkeypatch.setenv("SAGEMAKER_BASE_DIR", str(tmp_path / "ml"))
-    _resumed_by_smdebug_itself(tmp_path / "ml", monkeypatch)
-    settings = {"collections": ["gradients"], "include_regex": [], "save_interval": {"train": 1, "eval": 1}}
-    hook = open_hook(settings, tmp_path / "run", None)
-    assert hook.out_dir == str(tmp_path / "ml" / "output" / "tensors")
-    assert hook.state()["step"] == -1
-    assert hook.include_collections == ["losses"]
-    assert hook.save_config.get_save_config(modes.EVAL).save_interval == 3
-    hook.close()
-    with pytest.raises(UserError, match="already holds a run's tensors"):
-        open_hook(settings, tmp_path / "other", None)
-
-
-def _resumed_by_smdebug_itself(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What makes smdebug go on from a state of its own, beside the one in our checkpoints."""
-    config = base / "input" / "config" / "checkpointconfig.json"
-    config.write_text(json.dumps({"LocalPath": str(base / "checkpoints")}))
-    monkeypatch.setenv("CHECKPOINT_CONFIG_FILE_PATH", str(config))
-    state = {"training-run": 0, "latest-global-step-saved": 4, "latest-global-step-seen": 4, "latest-mode-step": {}}
-    (base / "checkpoints").mkdir()
-    (base / "checkpoints" / "metadata.json").write_text(json.dumps([state]))
