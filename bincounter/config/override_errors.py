@@ -145,6 +145,8 @@ def wrong_value(error: Exception) -> str:
     sentence = re.sub(r"\s+", " ", text.split("\n    full_key:")[0].split("\nfull_key")[0])
     if key and "dots" not in sentence and ".." in sentence:
         sentence += "; a range is written out, as in [0,1,2,3,4,5]"
+    if key and "is not a ListConfig" in sentence:
+        sentence = f"this takes a list: write it in brackets, as in '{key}=[first,second]'"
     return f"{key}: {sentence}" if key and key not in sentence.split(":")[0] else sentence
 
 

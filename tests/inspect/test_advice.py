@@ -96,6 +96,12 @@ TRIGGERED = {
     "4 computing threads and 4 workers share 4 cores, and wait for each other: try data.num_workers=0": facts(
         {"workers": 4}
     ),
+    "4 computing threads and 4 workers share 4 cores, and wait for each other: try data.num_workers=0 (now 2)": facts(
+        {"workers": 2, "threads": 2, "processes": 2}
+    ),
+    "few processes; try data.num_workers=3 (now 2).": facts(
+        {"workers": 2, "threads": 1, "cores": 8, "processes": 2}, data=16
+    ),
     "Other programs kept 50 % of the cores busy": with_usage(facts(), cpu_percent=200.0),
 }
 QUIET = {

@@ -213,6 +213,7 @@ def test_debug_groups_run(debug: str, bins: Path, train: Run, tmp_path: Path) ->
         (["data.batch_size=0"], "data.batch_size=0 is out of range: it must be at least 1"),
         (["data.counts=[0..5]"], r"data.counts\[0\]: .* a range is written out"),
         (["data.counts=[0,1"], "cannot be read"),
+        (["debugger=tensors", "debugger.layers=head"], r"debugger.layers: .* write it in brackets, as in 'debugger"),
         (["data.counts=[1,1]"], "names a count twice"),
         (["data.split.fractions=[0.8,0.1]"], "three shares"),
         (["data.split.method=grouping"], "did you mean data.split.method=grouped?"),

@@ -57,7 +57,8 @@ def waits_for_data(facts: Facts) -> str | None:
 
 
 def _source_of_the_wait(facts: Facts) -> str:
-    cores, workers = facts.machine.get("cores", 1), facts.machine.get("workers", 0)
+    cores = max(facts.machine.get("cores", 1) // facts.machine.get("processes", 1), 1)  # each has workers of its own
+    workers = facts.machine.get("workers", 0)
     more = f"data.num_workers={min(max(2 * workers, 1), max(cores - 1, 1), 8)} (now {workers})"
     photos = facts.machine.get("photos")
     if photos == "streamed":
@@ -201,14 +202,13 @@ def _smaller_batch(facts: Facts) -> str:
 
 def too_many_threads(facts: Facts) -> str | None:
     """Threads that compute and workers that decode are ``OVERSUBSCRIBED`` per core or more."""
-    cores, workers = facts.machine.get("cores", 1), facts.machine.get("workers", 0)
-    threads = facts.machine.get("threads", 1) * facts.machine.get("processes", 1)
-    if facts.on_gpu or not workers or threads + workers < OVERSUBSCRIBED * cores:
+    cores, processes = facts.machine.get("cores", 1), facts.machine.get("processes", 1)
+    threads, workers = facts.machine.get("threads", 1), facts.machine.get("workers", 0)  # of each process
+    if facts.on_gpu or not workers or processes * (threads + workers) < OVERSUBSCRIBED * cores:
         return None
-    fewer = max(cores - threads, 0)
     return (
-        f"{threads} computing threads and {workers} workers share {cores} cores, and wait for each other: try "
-        f"data.num_workers={fewer} (now {workers})."
+        f"{processes * threads} computing threads and {processes * workers} workers share {cores} cores, and wait for "
+        f"each other: try data.num_workers={max(cores // processes - threads, 0)} (now {workers})."
     )
 
 

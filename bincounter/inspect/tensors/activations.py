@@ -54,6 +54,11 @@ class ActivationHooks:
         self._calls: Counter[str] = Counter()
         self._measured: dict[str, Tensor] = {}
 
+    @property
+    def measures(self) -> bool:
+        """Whether there is any such layer."""
+        return bool(self._modules)
+
     def attach(self) -> None:
         """Measure the forward passes from now on."""
         self.detach()

@@ -64,17 +64,18 @@ class TensorRecorder(L.Callback):
         """Bring the files to where the run is gone on from.
 
         Raises:
-            ConfigError: ``debugger.layers`` matches no layer.
+            ConfigError: ``debugger.layers`` matches nothing to record.
         """
         self._first = trainer.is_global_zero
         names = [name for name, _ in pl_module.named_modules() if name]
         self._layers = {name for name in names if any(pattern.search(name) for pattern in self._patterns)}
-        if not self._layers:
+        hooks = ActivationHooks(pl_module, [name for name in names if name in self._layers], self._bounds)
+        if not hooks.measures and not any(_owner(name) in self._layers for name, _ in pl_module.named_parameters()):
             patterns = ",".join(pattern.pattern for pattern in self._patterns)
-            raise ConfigError(f"debugger.layers=[{patterns}] matches no layer; there are {', '.join(_outer(names))}")
+            what = "matches no layer" if not self._layers else "matches no layer with weights or activations"
+            raise ConfigError(f"debugger.layers=[{patterns}] {what}; there are {', '.join(_outer(names))}")
         if self._first:
-            layers = [name for name in names if name in self._layers]
-            self._hooks = ActivationHooks(pl_module, layers, self._bounds)
+            self._hooks = hooks
             self._files.begin()
         if self._watch is not None:
             self._watch.begin(trainer, read_records(self._files.folder) if self._first else None)
@@ -179,7 +180,7 @@ class TensorRecorder(L.Callback):
         return {
             name: parameter
             for name, parameter in pl_module.named_parameters()
-            if parameter.requires_grad and parameter.numel() and name.rpartition(".")[0] in self._layers
+            if parameter.requires_grad and parameter.numel() and _owner(name) in self._layers
         }
 
     def _layout(self, kind: str, tensors: Mapping[str, Tensor]) -> Blocks:
@@ -245,6 +246,11 @@ class TensorRecorder(L.Callback):
             validated=confusion.sum(1).astype(int),
             right=confusion.diagonal().astype(int),
         )
+
+
+def _owner(parameter: str) -> str:
+    """The module that holds a parameter."""
+    return parameter.rpartition(".")[0]
 
 
 def _ends(pieces: Sequence[Tensor], measured: Sequence[Tensor]) -> np.ndarray:
