@@ -58,6 +58,18 @@ def find_photos(
     return _without_what_was_left(manifest, counts or ()) if left else manifest
 
 
+def folder_of(name: str) -> Path:
+    """The folder that a source or destination here names.
+
+    Raises:
+        DataError: it begins with ``~`` and a user whom this machine does not know.
+    """
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise DataError(f"{name} names the home of a user who has none here: write the folder out in full") from error
+
+
 def _without_what_was_left(manifest: Manifest, counts: Sequence[int]) -> Manifest:
     """Take bins out of quarantine whose photos were left in the bucket, since their counts are not wanted."""
     chooser = Chooser(manifest.root, counts)
@@ -83,7 +95,7 @@ def _here(
         id_list = getattr(layout, "ids", None)
         settings = {name: value for name, value in sync.items() if name != "stream"}
         return fetch(source, data_dir, ids=ids_from(id_list) if id_list else None, counts=counts, **settings)
-    root = Path(source).expanduser()
+    root = folder_of(source)
     if not root.is_dir():
         raise DataError(f"data.source={source} is no folder: correct the path, or use an s3:// URI")
     return root

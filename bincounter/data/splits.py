@@ -10,6 +10,7 @@ import csv
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
 _HEADER = ["id", "count", "group", "split"]
+_CONTROL = re.compile(r"[\x00-\x1f]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +121,13 @@ def stored_split(
 def write_split(path: str | Path, records: Sequence[BinRecord], assignment: np.ndarray) -> None:
     """Write ``split.csv``, whole or not at all: one line per photo, ``id,count,group,split``."""
     with replacing(path) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(_HEADER)
+        # An id with a line break is read back only in quotes, which Python before 3.13 leaves out round "\r".
+        plain, quoted = (
+            csv.writer(file, lineterminator="\n", quoting=quoting) for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)
+        )
+        plain.writerow(_HEADER)
         for record, side in zip(records, assignment.tolist(), strict=True):
+            writer = quoted if _CONTROL.search(record.id) else plain
             writer.writerow([record.id, record.count, record.group, SPLITS[side]])
 
 

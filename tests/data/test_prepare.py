@@ -2,10 +2,13 @@
 
 import csv
 import json
+import threading
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from commands import REPOSITORY, Run
 from made_photos import abid_bin, bin_folders, photo_bytes, write
@@ -13,7 +16,11 @@ from s3_server import S3Server
 from sent_buckets import delete, empty_buckets, writable_server
 
 from bincounter.command_line import composed
+from bincounter.data.layouts import Folders
+from bincounter.data.layouts.arrangement import Placed
+from bincounter.data.preparation.shards import prepare_shards
 from bincounter.data.s3.upload import send
+from bincounter.data.scan import scan
 from bincounter.data.splits import SPLITS, SplitRow, read_split
 from bincounter.training.run import data_module
 
@@ -173,6 +180,59 @@ def test_shards_are_packed_and_sent_with_their_index_last(s3: S3Server, prepare:
     assert contents(s3.root / "mine/made") == there
 
 
+def test_a_quarantine_list_that_is_missing_or_old_is_written_anew(s3: S3Server, prepare: Run, tmp_path: Path) -> None:
+    bins = bin_folders(tmp_path / "source", 30)
+    source = ["data=folders", f"data.source={bins}", "--as=shards"]
+    for destination, lies in [(str(tmp_path / "made"), tmp_path / "made"), ("s3://mine/made", s3.root / "mine/made")]:
+        broken = write(bins / "1/broken.jpg", b"no photo")
+        prepare(destination, *source)
+        assert "1/broken.jpg" in (lies / "quarantine.csv").read_text()
+        broken.rename(broken.with_name("renamed.jpg"))
+        assert "\n1 files were not there yet" in prepare(destination, *source).stdout
+        assert "1/renamed.jpg" in (lies / "quarantine.csv").read_text()
+        (bins / "1/renamed.jpg").unlink()
+    delete("mine", "made/quarantine.csv")
+    assert "\n1 files were not there yet" in prepare("s3://mine/made", *source).stdout
+    assert (s3.root / "mine/made/quarantine.csv").exists()
+
+
+def test_shards_are_not_finished_beside_those_of_others(s3: S3Server, prepare: Run, tmp_path: Path) -> None:
+    source = ["data=folders", f"data.source={bin_folders(tmp_path / 'source', 30)}", "--as=shards"]
+    others = write(tmp_path / "others.tar", b"of a preparation that was given up")
+    send([(others, f"bins-{number:06}.tar") for number in (0, 1)], "s3://mine/made")
+    done = prepare("s3://mine/made", *source, code=2)
+    assert "holds other photos, such as bins-000001.tar: name an empty folder of the bucket" in done.stderr
+    assert not (s3.root / "mine/made/index.csv").exists()
+    delete("mine", "made/bins-000001.tar")
+    prepare("s3://mine/made", *source)
+    assert (s3.root / "mine/made/index.csv").exists()
+
+
+@pytest.mark.usefixtures("s3")
+def test_of_two_who_pack_for_one_place_at_once_one_does_the_work(tmp_path: Path) -> None:
+    manifest = scan(bin_folders(tmp_path / "source", 30), Folders(), tmp_path / "cache", image_size=None, workers=1)
+    together = threading.Barrier(2)
+
+    def pack(_: int) -> Placed:
+        together.wait()
+        photos, sides = np.arange(30), np.zeros(30, np.int8)
+        return prepare_shards(manifest, photos, sides, "s3://mine/made", cache_dir=tmp_path / "cache")
+
+    with ThreadPoolExecutor(2) as pool:
+        assert sorted(placed.files for placed in pool.map(pack, range(2))) == [0, 3]
+
+
+def test_a_line_break_in_a_name_does_not_cost_the_split(prepare: Run, tmp_path: Path) -> None:
+    bins = bin_folders(tmp_path / "source", 30)
+    for number, name in enumerate(["a\rb.jpg", "a\nb.jpg", 'a",b.jpg']):
+        write(bins / "1" / name, photo_bytes(500 + number))
+    prepare(tmp_path / "made", "data=folders", f"data.source={bins}")
+    rows = read_split(tmp_path / "made/split.csv")
+    listing = Folders().list(tmp_path / "made")
+    assert not listing.refusals
+    assert {photo.id: photo.group for photo in listing.candidates} == {row.id: row.group for row in rows}
+
+
 def test_two_photos_of_one_name_are_a_sentence(prepare: Run, tmp_path: Path) -> None:
     for index in range(30):
         write(tmp_path / f"source/train/1/{index}.jpg", photo_bytes(index))
@@ -191,6 +251,7 @@ def test_two_photos_of_one_name_are_a_sentence(prepare: Run, tmp_path: Path) -> 
         ("{tmp}/file", "is a file: name a folder to make"),
         ("{tmp}/file/below", r"cannot be made (not a directory): name a folder that you may write to"),
         ("/proc/bins", "cannot be made"),
+        ("~no-such-user/bins", "names the home of a user who has none here: write the folder out in full"),
     ],
 )
 @pytest.mark.usefixtures("s3")

@@ -18,11 +18,12 @@ from bincounter.data.disk import full_disk_answered
 from bincounter.data.layouts import walk
 from bincounter.data.layouts.arrangement import Placed, named, place
 from bincounter.data.layouts.prepared import SPLIT_FILE
-from bincounter.data.preparation.destination import folder_of, is_of_a_data_set, refuse_inside
+from bincounter.data.preparation.destination import is_of_a_data_set, refuse_inside
 from bincounter.data.quarantine import QUARANTINE_FILE, write_quarantine
 from bincounter.data.records import BinRecord, Manifest
 from bincounter.data.s3.address import is_remote
 from bincounter.data.s3.upload import send
+from bincounter.data.source import folder_of
 from bincounter.data.splits import write_split
 from bincounter.errors import DataError
 from bincounter.files import replacing

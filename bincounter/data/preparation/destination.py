@@ -8,6 +8,7 @@ from bincounter.data.layouts.prepared import SPLIT_FILE
 from bincounter.data.s3.address import is_remote, parse
 from bincounter.data.s3.upload import reach
 from bincounter.data.shards.index import INDEX_FILE
+from bincounter.data.source import folder_of
 from bincounter.errors import DataError
 
 
@@ -49,11 +50,6 @@ def is_of_a_data_set(name: str) -> bool:
     path = PurePosixPath(name)
     hidden = any(part.startswith(".") for part in path.parts)
     return not hidden and (path.suffix.lower() in PHOTO_SUFFIXES | {".tar"} or name in (SPLIT_FILE, INDEX_FILE))
-
-
-def folder_of(destination: str) -> Path:
-    """The folder that a local destination, or source, names."""
-    return Path(destination).expanduser()
 
 
 def refuse_inside(folder: Path, source: Path) -> None:

@@ -10,12 +10,15 @@ from pathlib import Path
 import numpy as np
 
 from bincounter.data.layouts.arrangement import Placed
-from bincounter.data.preparation.destination import folder_of, is_of_a_data_set, refuse_inside
+from bincounter.data.locking import one_at_a_time
+from bincounter.data.preparation.destination import is_of_a_data_set, refuse_inside
+from bincounter.data.quarantine import QUARANTINE_FILE, write_quarantine
 from bincounter.data.records import Manifest
 from bincounter.data.s3.address import is_remote
 from bincounter.data.s3.upload import Outbox
 from bincounter.data.shards.index import INDEX_FILE, are_shards_of, is_shard, read_index
 from bincounter.data.shards.packing import pack_files
+from bincounter.data.source import folder_of
 from bincounter.data.splits import SPLITS
 from bincounter.errors import DataError
 
@@ -59,23 +62,43 @@ def prepare_shards(
 def _send(
     manifest: Manifest, kept: np.ndarray, assignment: np.ndarray, uri: str, cache_dir: Path, connections: int
 ) -> Placed:
-    folder = cache_dir / "packed" / hashlib.sha256(uri.encode()).hexdigest()[:16]
-    files = size = 0
-    with Outbox(uri, connections=connections) as outbox:
+    here = cache_dir / "packed" / hashlib.sha256(uri.encode()).hexdigest()[:16]
+    with one_at_a_time(here), Outbox(uri, connections=connections) as outbox:  # who had to wait finds the work done
         outbox.look()
         outbox.refuse_others(lambda name: is_of_a_data_set(name) and not is_shard(name) and name != INDEX_FILE)
         if outbox.size_of(INDEX_FILE) is not None and _holds(outbox, uri, manifest, kept, assignment):
-            return Placed(0, 0)
-        if (folder / INDEX_FILE).exists():  # of a call that was cut short when its shards were gone already
-            shutil.rmtree(folder)
-        for path in pack_files(manifest, kept, assignment, folder):
-            outbox.load([(path, path.name)])
-            sent = outbox.send(f"Sending {path.name} to {uri}")
-            files, size = files + sent.sent, size + sent.bytes
-            if is_shard(path.name):
-                path.unlink()
+            return _send_list(outbox, uri, manifest)
+        return _pack_and_send(outbox, uri, here / "shards", manifest, kept, assignment)
+
+
+def _pack_and_send(
+    outbox: Outbox, uri: str, folder: Path, manifest: Manifest, kept: np.ndarray, assignment: np.ndarray
+) -> Placed:
+    files = size = 0
+    names: set[str] = set()
+    if (folder / INDEX_FILE).exists():  # of a call that was cut short when its shards were gone already
+        shutil.rmtree(folder)
+    for path in pack_files(manifest, kept, assignment, folder):
+        names.add(path.name)
+        if path.name == INDEX_FILE:  # tools that read whatever is called like a shard would meet the others, too
+            outbox.refuse_others(lambda name: is_shard(name) and name not in names)
+        outbox.load([(path, path.name)])
+        sent = outbox.send(f"Sending {path.name} to {uri}")
+        files, size = files + sent.sent, size + sent.bytes
+        if is_shard(path.name):
+            path.unlink()
     shutil.rmtree(folder)
     return Placed(files, size)
+
+
+def _send_list(outbox: Outbox, uri: str, manifest: Manifest) -> Placed:
+    """Send the quarantine list, which the shards do not tell of, if it is missing or another."""
+    with tempfile.TemporaryDirectory(prefix="bincounter-") as folder:
+        path = Path(folder, QUARANTINE_FILE)
+        write_quarantine(path, manifest.refusals)
+        outbox.load([(path, path.name)])
+        sent = outbox.send(f"Sending {path.name} to {uri}")
+    return Placed(sent.sent, sent.bytes)
 
 
 def _holds(outbox: Outbox, uri: str, manifest: Manifest, kept: np.ndarray, assignment: np.ndarray) -> bool:

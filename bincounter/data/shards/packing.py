@@ -16,7 +16,7 @@ from bincounter.data.disk import full_disk_answered
 from bincounter.data.locking import one_at_a_time
 from bincounter.data.photo_file import suffix_of
 from bincounter.data.photo_reading import read_ahead
-from bincounter.data.quarantine import QUARANTINE_FILE, write_quarantine
+from bincounter.data.quarantine import QUARANTINE_FILE, read_quarantine, write_quarantine
 from bincounter.data.records import Manifest
 from bincounter.data.shards.index import INDEX_FILE, Place, are_shards_of, is_shard, shard_name, write_index
 from bincounter.data.shards.journal import Journal
@@ -78,6 +78,7 @@ def pack_files(
         if (folder / INDEX_FILE).exists():
             packing.refuse_other_photos()
             log.info("%s holds these photos already", folder)
+            yield from packing.bring_list_up_to_date()
         else:
             yield from packing.carry_out()
 
@@ -103,6 +104,13 @@ class _Packing:
             raise DataError(f"{self._folder} holds damaged shards ({error}): name an empty folder") from error
         if not are_shards_of(there, self._manifest, self._kept, self._sides):
             raise DataError(f"{self._folder} holds shards of other photos or another split: name an empty folder")
+
+    def bring_list_up_to_date(self) -> Iterator[Path]:
+        """Write the quarantine list of a whole folder anew if it is missing or tells of other refusals."""
+        path = self._folder / QUARANTINE_FILE
+        if not path.exists() or tuple(read_quarantine(path)) != self._manifest.refusals:
+            write_quarantine(path, self._manifest.refusals)
+            yield path
 
     def carry_out(self) -> Iterator[Path]:
         """Pack what is not packed yet."""
