@@ -135,7 +135,16 @@ def _stored(folder: Path, given: Mapping[str, Override]) -> list[str]:
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line and MASK not in line]
     stored = OverridesParser.create().parse_overrides(lines)
     search = [o.key_or_group for o in stored if re.match(r"hparams_search\b", o.key_or_group)]  # gone on with alone
-    return _without(stored, "ckpt_path", "paths.output_dir", *search, *given)
+    return _without(stored, "ckpt_path", "paths.output_dir", *search, *_of_others(stored, given), *given)
+
+
+def _of_others(stored: Sequence[Override], given: Mapping[str, Override]) -> list[str]:
+    """Settings of the debugger and the profiler that the run had, where it goes on with another one."""
+    before = {override.key_or_group: override.value() for override in stored}
+    other = {
+        group for group in ("debugger", "profiler") if group in given and given[group].value() != before.get(group)
+    }
+    return [key for key in before if key.partition(".")[0] in other]
 
 
 def _without(overrides: Sequence[Override], *keys: str) -> list[str]:

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
 from bincounter.errors import UserError
 from bincounter.inspect.tensors.record import FILES, VALUES, EpochRecord, Record, StepRecord, Table, read_records
 from bincounter.inspect.tensors.record_files import RecordFiles
+from bincounter.training.resume import expand
 
 
 def step(number: int) -> StepRecord:
@@ -79,3 +81,31 @@ def test_files_that_are_lost_but_for_what_a_checkpoint_holds_can_be_read(tmp_pat
     files.begin()
     assert (tmp_path / "second" / "tensors.csv").read_text().endswith(f"inactive\n{tail}")
     assert list(read_records(tmp_path / "second")) == []
+
+
+def test_a_run_that_recorded_nothing_for_a_time_keeps_what_it_had(tmp_path: Path) -> None:
+    """Its checkpoint knows nothing of the files; what came after it is repeated."""
+    whole = recorded(tmp_path)
+    (tmp_path / "tensors.csv").open("a").write("0,2")  # cut short
+    files = RecordFiles(tmp_path)
+    files.begin(25)
+    assert [record.step for record in read_records(tmp_path)] == [0, 10, 20, 24]
+    files.add(step(30))
+    read = list(read_records(tmp_path))
+    assert [record.rows() for record in read] == [record.rows() for record in whole[:5]]
+    RecordFiles(tmp_path).begin()  # a new run
+    assert list(read_records(tmp_path)) == []
+
+
+def test_a_run_goes_on_with_another_debugger_and_profiler(tmp_path: Path) -> None:
+    stored = ["trainer=cpu", "trainer.max_epochs=3", "debugger=tensors", "debugger.layers=[head]", "profiler=advanced"]
+    (tmp_path / "overrides.txt").write_text("\n".join([*stored, "profiler.functions=7"]))
+
+    def expanded(*given: str) -> list[str]:
+        overrides = ["ckpt_path=last", f"paths.output_dir={tmp_path}", *given]
+        return expand(overrides, overrides, lambda _: OmegaConf.create())[:-2]
+
+    assert expanded() == [*stored, "profiler.functions=7"]
+    assert expanded("debugger=none", "profiler=simple") == [*stored[:2], "debugger=none", "profiler=simple"]
+    assert "debugger.layers=[head]" in expanded("debugger=tensors")
+    assert "trainer.max_epochs=3" in expanded("trainer=gpu")

@@ -1,7 +1,9 @@
 """Files that a killed run goes on with: no line twice, and none lost of those that its checkpoint knows of."""
 
 import logging
+import re
 from collections.abc import Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from bincounter.inspect.tensors.record import FILES, Record
 
 log = logging.getLogger(__name__)
 
+_PLACE = re.compile(r"\d+,(\d+),.*\n")  # a whole line's epoch and step
 _KEPT = 4 * 2**20  # bytes at the end of a file that go into checkpoints; older ones are in the file alone
 
 
@@ -17,7 +20,8 @@ class RecordFiles:
 
     A checkpoint keeps where each file ended, and its last 4 to 8 MB. What a file holds beyond that when the run is gone
     on with was written by the part of the run that was lost, and is cut off; what it lacks, because storage that keeps
-    a run's folder file by file brought back an older one, is put back.
+    a run's folder file by file brought back an older one, is put back. A checkpoint of a run that recorded nothing at
+    the time knows nothing of the files: then lines of steps up to it are kept, and later ones cut off.
 
     Args:
         folder: ``RUN/debugger``.
@@ -28,13 +32,17 @@ class RecordFiles:
         self._tails = dict.fromkeys(FILES, "")
         self._before = dict.fromkeys(FILES, 0)  # bytes of each file in front of its tail
 
-    def begin(self) -> None:
-        """Make the files what the restored state says, or empty ones with their heads."""
+    def begin(self, step: int = 0) -> None:
+        """Make the files what the restored state says, or without one what there is of earlier steps, with heads.
+
+        Args:
+            step: optimizer steps that the run has taken.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         for name, columns in FILES.items():
             head = ",".join(columns) + "\n"
             if not self._tails[name]:
-                self._tails[name] = head
+                self._tails[name] = head + _lines_before(step, self.folder / name)
             path, before = self.folder / name, self._before[name]
             with path.open("r+b" if path.exists() else "w+b") as file:
                 size = file.seek(0, 2)
@@ -76,6 +84,16 @@ class RecordFiles:
         """Take up what :meth:`state_dict` told; :meth:`begin` brings the files there."""
         for name in FILES:
             self._before[name], self._tails[name] = state[name]["before"], state[name]["tail"]
+
+
+def _lines_before(step: int, path: Path) -> str:
+    """Whole lines of steps before ``step``; all of them begin with epoch and step."""
+    if not step or not path.is_file():
+        return ""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)[1:]
+    places = (_PLACE.match(line) for line in lines)
+    kept = takewhile(lambda place: place is not None and int(place[1]) < step, places)
+    return "".join(place.string for place in kept if place)
 
 
 def _end_of_last_line(path: Path, size: int) -> int:

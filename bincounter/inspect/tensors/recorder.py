@@ -49,7 +49,7 @@ class TensorRecorder(L.Callback):
         self._every = settings["every_n_train_steps"]
         self._patterns = [re.compile(pattern) for pattern in settings["layers"]]
         self._bounds, self._watch = settings["rules"], watch
-        self._files = RecordFiles(folder)
+        self._files, self._step = RecordFiles(folder), 0
         self._hooks: ActivationHooks | None = None
         self._layers: set[str] = set()
         self._layouts: dict[str, tuple[tuple[str, ...], Blocks]] = {}
@@ -59,6 +59,10 @@ class TensorRecorder(L.Callback):
         self._due = self._recording = self._first = self._validated = False
         self._gradients: tuple[tuple[str, ...], Tensor] | None = None
         self._before: tuple[tuple[str, ...], Tensor] | None = None
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Note where the run is gone on from; :meth:`load_state_dict` is not called if it recorded nothing so far."""
+        self._step = checkpoint["global_step"]
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Bring the files to where the run is gone on from.
@@ -76,7 +80,7 @@ class TensorRecorder(L.Callback):
             raise ConfigError(f"debugger.layers=[{patterns}] {what}; there are {', '.join(_outer(names))}")
         if self._first:
             self._hooks = hooks
-            self._files.begin()
+            self._files.begin(self._step)
         if self._watch is not None:
             self._watch.begin(trainer, read_records(self._files.folder) if self._first else None)
 
