@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import re
 import signal
 import time
 from pathlib import Path
@@ -83,7 +84,8 @@ def test_a_run_that_is_stopped_and_gone_on_with_has_both_parts(
     before = profile(folder).rows
     assert before and not (folder / "profile" / "trace.json.gz").exists()
     # How it is measured may change: it is no part of what is computed.
-    train("ckpt_path=last", f"paths.output_dir={folder}", "profiler=pytorch", "profiler.first_step=1")
+    done = train("ckpt_path=last", f"paths.output_dir={folder}", "profiler=pytorch", "profiler.first_step=1")
+    assert not re.search(r"^(ERROR|USDT|STAGE):", done.stderr, re.MULTILINE)  # torch's own, of a GPU that is not there
     record = profile(folder)
     assert record.rows[: len(before)] == before
     later = [(row.epoch, row.batch) for row in record.rows if row.session == 1 and row.part == STEP]

@@ -2,6 +2,7 @@
 
 import cProfile
 import csv
+import os
 import pstats
 from collections.abc import Mapping
 from pathlib import Path
@@ -110,6 +111,8 @@ class TorchOperators:
         self._folder, self._operators = folder, settings["operators"]
         self._from, self._to = settings["first_step"], settings["first_step"] + 1 + settings["steps"]  # 1 to warm it up
         self._steps = 0
+        if device.type != "cuda":
+            os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # none: it tells as an error that there is no GPU
         activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
         course = schedule(skip_first=settings["first_step"], wait=0, warmup=1, active=settings["steps"], repeat=1)
         self._profile = profile(activities=activities, schedule=course, on_trace_ready=self._write)
