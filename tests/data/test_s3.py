@@ -215,6 +215,19 @@ def test_wrong_addresses_are_one_sentence(s3: S3Server, tmp_path: Path, source: 
     assert sentence in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_ids_that_are_denied_later_cost_nothing_that_was_fetched(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3.put("shop", abid(["1"]))
+    fetch("s3://shop", tmp_path, ids=["1"])
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    with pytest.raises(DataError, match="is not readable without credentials"):
+        fetch("s3://shop", tmp_path, ids=["1"])
+    for name, body in abid(["1"]).items():
+        assert (tmp_path / "s3/shop" / name).read_bytes() == body
+
+
 def test_ids_of_which_none_exists_are_an_error(s3: S3Server, tmp_path: Path) -> None:
     s3.put("shop", PHOTOS)
     with pytest.raises(DataError, match="none of the 2 ids"):

@@ -205,6 +205,13 @@ def test_what_passes_is_waited_for_and_what_stays_is_told(shards, ranges, tmp_pa
         PhotoStore.open(manifest, 24, tmp_path / "c", cached=True, workers=2)
 
 
+@pytest.mark.parametrize("table", ["index.csv", "quarantine.csv"])
+def test_a_table_that_is_damaged_is_told_where_it_lies(shards, s3, tmp_path, table):
+    (shards / table).write_text("id,count\n")
+    with pytest.raises(DataError, match=f"^{SOURCE}/{table} is no "):
+        streamed(tmp_path)
+
+
 def test_a_bucket_without_shards_is_told_what_to_do(s3, tmp_path):
     s3.put("packed", {"3/a.jpg": photo_bytes(1)})
     with pytest.raises(DataError, match=r"no s3://packed/index\.csv: pack .* or set data\.sync\.stream=false"):

@@ -183,7 +183,9 @@ class _Sync:
         self._catalogue.expect(key for key, stored in here.items() if stored is None)
         # Who may not list a bucket is denied what does not exist, too.
         outcome = self._transfer(jobs, len(jobs), None, (MissingError, DeniedError))
-        self._mirror.forget(outcome.absent)
+        # What is here and denied now may well be there still: permissions change, and what was fetched stays.
+        gone = [key for key, error in outcome.absent.items() if isinstance(error, MissingError) or not here[key]]
+        self._mirror.forget(gone)
         return outcome
 
     def _transfer(

@@ -57,7 +57,10 @@ def streamed_manifest(source: str, cache_dir: Path, connections: int) -> Manifes
     except MissingError:
         (folder / QUARANTINE_FILE).unlink(missing_ok=True)
     sizes = dict(_shards(bucket, below))
-    return read_index(folder, sizes.get, bucket=name, prefix=Path(prefix))
+    try:
+        return read_index(folder, sizes.get, bucket=name, prefix=Path(prefix))
+    except DataError as error:  # the copy here is as good as what lies in the bucket, where it can be mended
+        raise DataError(str(error).replace(f"{folder}/", f"s3://{name}/{below}")) from error
 
 
 def limit_requests(connections: int) -> None:
