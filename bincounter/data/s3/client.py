@@ -62,7 +62,7 @@ class Bucket:
         self._answered = False  # so that a 404 is an object's, not the bucket's
         self._etags_tell = True
         self._located = False
-        self._locating = threading.Lock()
+        self._deciding = threading.Lock()
         self._threads = ThreadPoolExecutor(min(connections, 32), thread_name_prefix="s3")
         self._reach(region)
 
@@ -174,8 +174,11 @@ class Bucket:
 
     def _doubt_etags(self, path: Path, stored: Stored) -> None:
         """Stop to compute etags when one is not that of a body which is right."""
-        if self._etags_tell and etags.is_md5(stored.etag) and not etags.names(stored.etag, path, stored.size):
-            self._etags_tell = False
+        if not etags.is_md5(stored.etag) or etags.names(stored.etag, path, stored.size):
+            return
+        with self._deciding:
+            told, self._etags_tell = self._etags_tell, False
+        if told:
             log.info(
                 "the etags of s3://%s are no MD5s: reading through boto, which is slower, for its checks", self.name
             )
@@ -298,7 +301,7 @@ class Bucket:
 
     def _locate(self) -> bool:
         """Ask once where the bucket is; whether that is elsewhere, and it is asked there from now on."""
-        with self._locating:
+        with self._deciding:
             if self._located:
                 return False
             self._located = True
