@@ -14,6 +14,7 @@ _SPLITS = {"train": "Training", "validation": "Validation", "test": "Test"}
 _KEYS = {"train": ("block", "other"), "validation": ("pale", "level"), "test": ("palest", "")}
 _FEW = 10  # photos below which a count's scores say little
 _LISTED = 8  # counts that a sentence names one by one
+_EVEN = 1.1  # times as many photos, up to which counts have about as many
 _CHANCE = 0.05  # of orders that may be as strong where two columns are said to go together
 
 Rows = Mapping[tuple[int, str], CountRow]
@@ -139,13 +140,8 @@ def _findings(run: Run, rows: Rows, counts: Sequence[int], split: str) -> list[s
     if len(scored) < FEWEST:
         return [f"With {side} losses of fewer than {FEWEST} counts there is nothing to correlate with photos."]
     losses = [float(rows[count, split].loss or 0) for count in scored]
-    by_photos = rank_correlation([float(number or 0) for number in photos], losses)
     by_count = rank_correlation([float(count) for count in scored], losses)
-    findings = [
-        _finding(by_photos, len(scored), "Counts with more training photos", "Training photos", side)
-        if by_photos
-        else f"Every count has as many training photos or the same {side} loss: there is nothing to correlate."
-    ]
+    findings = [_finding_of_photos([float(number or 0) for number in photos], losses, side)]
     if by_count:
         findings.append(_finding(by_count, len(scored), "Larger counts", "The count itself", side))
     findings.append(
@@ -153,6 +149,18 @@ def _findings(run: Run, rows: Rows, counts: Sequence[int], split: str) -> list[s
         "same, however few its photos. Only runs on more or fewer photos of the same count show what photos do."
     )
     return findings
+
+
+def _finding_of_photos(photos: Sequence[float], losses: Sequence[float], side: str) -> str:
+    if max(photos) <= _EVEN * min(photos):  # ranks would make much of a photo more
+        return (
+            f"All counts have about as many training photos ({whole(int(min(photos)))} to {whole(int(max(photos)))}): "
+            "what their number does cannot be told from this run."
+        )
+    correlation = rank_correlation(photos, losses)
+    if correlation is None:
+        return f"Every count has the same {side} loss: there is nothing to correlate."
+    return _finding(correlation, len(photos), "Counts with more training photos", "Training photos", side)
 
 
 def _finding(correlation: tuple[float, float], counts: int, more: str, subject: str, side: str) -> str:

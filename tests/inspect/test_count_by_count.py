@@ -78,6 +78,13 @@ def test_losses_that_go_with_nothing_are_said_to(run: Path) -> None:
             assert f"{float(row['cross_entropy_low']):.2f} to {float(row['cross_entropy_high']):.2f}" in page
 
 
+def test_counts_with_about_as_many_photos_tell_nothing_of_photos(run: Path) -> None:
+    change(run, "train", photos=["748", "747", "746", "746", "747"], scored=["9"] * 5)
+    page = words(run)
+    assert "All counts have about as many training photos (746 to 748)" in page
+    assert "training photos have" not in page
+
+
 def test_a_count_without_photos_and_a_run_that_trained_nothing(run: Path) -> None:
     columns = [name for name in (run / "per_count.csv").read_text().splitlines()[0].split(",") if "_" in name]
     for split, left in (("train", ""), ("validation", None), ("test", None)):
@@ -85,12 +92,13 @@ def test_a_count_without_photos_and_a_run_that_trained_nothing(run: Path) -> Non
             change(run, split, **{name: [left or "", *([left] * 4 if left is not None else ["0.5"] * 4)]})
         change(run, split, scored=["0"] * 5 if left == "" else ["0", "9", "9", "9", "9"])
     change(run, "test", photos=["0", "9", "9", "9", "9"])
+    change(run, "train", photos=["10", "20", "30", "40", "50"])
     config = yaml.safe_load((run / "config.yaml").read_text())
     (run / "config.yaml").write_text(yaml.safe_dump({**config, "train": False}))
     page = words(run)
     assert "its training photos are those the checkpoint learnt from, unscored" in page
     assert "No test photo has count 1." in page
-    assert "or the same test loss: there is nothing to correlate" in page
+    assert "Every count has the same test loss: there is nothing to correlate" in page
     change(run, "train", photos=[""] * 5)
     assert "How many photos of each count the model learnt from is not known" in words(run)
 
