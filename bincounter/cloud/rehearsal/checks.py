@@ -12,10 +12,10 @@ from botocore.validate import ParamValidator
 from bincounter.cloud.rehearsal import INTERRUPTIONS
 from bincounter.cloud.rehearsal.answers import Refused
 from bincounter.cloud.service_model import Violation, violations
+from bincounter.config.sagemaker_rules import INTERVALS
 
 _DAY = 86_400  # AWS's default of MaxRuntimeInSeconds
 _TENSORS = "/opt/ml/output/tensors"
-_INTERVALS = [100, 200, 500, 1000, 5000, 60000]
 
 
 def check_shape(shape: Any, request: dict[str, Any]) -> None:
@@ -83,7 +83,7 @@ def check_rules(request: dict[str, Any]) -> None:
         ),
         "InputDataConfig names a channel twice.": len(set(channels)) < len(channels),
         "RuleConfigurationName must be unique.": len({rule["RuleConfigurationName"] for rule in asked}) < len(asked),
-        f"ProfilingIntervalInMilliseconds must be one of {_INTERVALS}.": interval not in _INTERVALS,
+        f"ProfilingIntervalInMilliseconds must be one of {list(INTERVALS)}.": interval not in INTERVALS,
     }
     refuse_first(rules)
     for definition in algorithm.get("MetricDefinitions", []):
@@ -117,7 +117,7 @@ def check_rehearsable(request: dict[str, Any]) -> None:
         "checkpoints at /opt/ml/checkpoints only.": (
             request.get("CheckpointConfig", {}).get("LocalPath", "/opt/ml/checkpoints") != "/opt/ml/checkpoints"
         ),
-        "tensors of a DebugHookConfig at /opt/ml/output/tensors only.": (
+        f"tensors of a DebugHookConfig at {_TENSORS} only.": (
             request.get("DebugHookConfig", {}).get("LocalPath", _TENSORS).rstrip("/") != _TENSORS
         ),
         "outputs as model.tar.gz only.": request["OutputDataConfig"].get("CompressionType", "GZIP") != "GZIP",
