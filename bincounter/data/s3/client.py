@@ -8,11 +8,10 @@ keys, etags that are no MD5) or fails with an error that has a name, hence a sen
 import hashlib
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO
 
 import obstore
 from botocore.exceptions import BotoCoreError
@@ -37,7 +36,6 @@ _PART = 16 << 20
 _RETRIES = 5
 # obstore also raises FileNotFoundError, and ValueError for keys that it cannot parse.
 _QUICK = (BaseError, DamagedError, OSError, ValueError)
-_Answer = TypeVar("_Answer")
 
 
 class _UnverifiedError(DamagedError):
@@ -63,7 +61,6 @@ class Bucket:
         self._etags_tell = True
         self._located = False
         self._deciding = threading.Lock()
-        self._threads = ThreadPoolExecutor(min(connections, 32), thread_name_prefix="s3")
         self._reach(region)
 
     def _reach(self, region: str | None) -> None:
@@ -80,7 +77,6 @@ class Bucket:
     def close(self) -> None:
         """Give up what is still asked for in other threads; no other method may be called afterwards."""
         self._patient.close()
-        self._threads.shutdown(wait=False, cancel_futures=True)
 
     @property
     def signed(self) -> bool:
@@ -117,7 +113,7 @@ class Bucket:
         yield from self._patient.pages(prefix, after=after)
 
     def read(self, key: str, file: IO[bytes], *, listed: Stored | None = None, unless: str = "") -> Stored | None:
-        """Write one object to ``file`` and check it, as :meth:`async_read` does.
+        """Write one object to ``file`` and check it, as :meth:`fetch` does.
 
         Args:
             key: the object.
@@ -127,9 +123,7 @@ class Bucket:
         """
         return self._patient.read(key, file, listed=listed, unless=unless)
 
-    async def async_read(
-        self, key: str, path: Path, *, listed: Stored | None = None, unless: str = ""
-    ) -> Stored | None:
+    def fetch(self, key: str, path: Path, *, listed: Stored | None = None, unless: str = "") -> Stored | None:
         """Write an object to a new file and check it against what the server said of it.
 
         Checked are its size (as announced and as listed) and its etag, where that can be computed; else the object is
@@ -156,20 +150,20 @@ class Bucket:
 
         store = self._store if self._etags_tell else None
         if store is None or (listed and not etags.can_be_computed(listed.etag, listed.size)):
-            return await self._in_thread(thoroughly)
+            return thoroughly()
         for _ in range(2):
             try:
-                return await self._quickly(store, key, path, listed, unless)
+                return self._quickly(store, key, path, listed, unless)
             except MissingError:
                 raise
             except (BaseError, DamagedError) as error:
                 failure = error
-            if not await self._in_thread(self._locate) or self._store is None:
+            if not self._locate() or self._store is None:
                 break
             store = self._store
-        stored = await self._in_thread(thoroughly)
+        stored = thoroughly()
         if isinstance(failure, _UnverifiedError) and stored:
-            await self._in_thread(lambda: self._doubt_etags(path, stored))
+            self._doubt_etags(path, stored)
         return stored
 
     def _doubt_etags(self, path: Path, stored: Stored) -> None:
@@ -183,10 +177,10 @@ class Bucket:
                 "the etags of s3://%s are no MD5s: reading through boto, which is slower, for its checks", self.name
             )
 
-    async def _quickly(self, store: S3Store, key: str, path: Path, listed: Stored | None, unless: str) -> Stored | None:
+    def _quickly(self, store: S3Store, key: str, path: Path, listed: Stored | None, unless: str) -> Stored | None:
         """Read through obstore; what it raises is worth a second opinion, but for what is missing."""
         try:
-            answer = await obstore.get_async(store, key, options={"if_none_match": f'"{unless}"'} if unless else None)
+            answer = obstore.get(store, key, options={"if_none_match": f'"{unless}"'} if unless else None)
         except NotModifiedError:
             return None
         except FileNotFoundError as error:
@@ -200,16 +194,16 @@ class Bucket:
         digest, written = hashlib.md5(usedforsecurity=False), 0
         with path.open("wb", buffering=0) as file:
             if size <= _SMALL:
-                body = await answer.bytes_async()
+                body = answer.bytes()
                 digest.update(body)
                 written = file.write(body)
             else:
-                async for chunk in answer.stream(min_chunk_size=_SMALL):
+                for chunk in answer.stream(min_chunk_size=_SMALL):
                     digest.update(chunk)
                     written += file.write(chunk)
         if written != size or (listed and listed.etag == etag and listed.size != size):
             raise DamagedError(f"{written} of {size} bytes")
-        if digest.hexdigest() != etag and not await self._in_thread(lambda: etags.names(etag, path, size)):
+        if digest.hexdigest() != etag and not etags.names(etag, path, size):
             raise _UnverifiedError("its MD5 is not the one announced")
         return Stored(etag, size)
 
@@ -238,7 +232,7 @@ class Bucket:
                 self._locate()
         return [self._patient.read_range(key, start, length) for start, length in zip(starts, lengths, strict=True)]
 
-    async def async_write(self, key: str, body: bytes | Path, md5: bytes) -> None:
+    def write(self, key: str, body: bytes | Path, md5: bytes) -> None:
         """Send an object, and check by what the server answers that it arrived as it was.
 
         Args:
@@ -251,7 +245,7 @@ class Bucket:
             OSError: the file cannot be read.
         """
         if isinstance(body, Path) and body.stat().st_size > _AT_ONCE:
-            await self._send_parts(key, body, md5)
+            self._send_parts(key, body, md5)
             return
         data = body.read_bytes() if isinstance(body, Path) else body
         if hashlib.md5(data, usedforsecurity=False).digest() != md5:
@@ -259,31 +253,31 @@ class Bucket:
         notes, sent = {MD5_NOTE: md5.hex()}, False
         if self._store is not None:
             with suppress(*_QUICK):
-                answer = await obstore.put_async(self._store, key, data, attributes=notes, use_multipart=False)
+                answer = obstore.put(self._store, key, data, attributes=notes, use_multipart=False)
                 # The signature holds the body's SHA-256, so that the server has checked it whatever its etag says.
                 if not self._etags_tell or (answer["e_tag"] or "").strip('"') == md5.hex():
                     return
                 sent = True
-        await self._in_thread(self._locate)
-        await self._in_thread(lambda: self._patient.write(key, data, md5, notes))
+        self._locate()
+        self._patient.write(key, data, md5, notes)
         if sent:  # and checked by its MD5 now: it was right, but its etag is none
             self._etags_tell = False
 
-    async def _send_parts(self, key: str, path: Path, md5: bytes) -> None:
+    def _send_parts(self, key: str, path: Path, md5: bytes) -> None:
         """Send a large file in parts, whose signatures hold their SHA-256, and compare the etag of the whole."""
         size = path.stat().st_size
         etag = ""
         if self._store is not None:
             with suppress(*_QUICK):
-                answer = await obstore.put_async(
+                answer = obstore.put(
                     self._store, key, path, attributes={MD5_NOTE: md5.hex()}, chunk_size=_PART, max_concurrency=4
                 )
                 etag = (answer["e_tag"] or "").strip('"')
         if not etag:
-            await self._in_thread(self._locate)
-            await self._in_thread(lambda: self._patient.write(key, path, md5, {MD5_NOTE: md5.hex()}))
-        elif self._etags_tell and not await self._in_thread(lambda: etags.names(etag, path, size)):
-            if not await self._in_thread(lambda: etags.names(md5.hex(), path, size)):
+            self._locate()
+            self._patient.write(key, path, md5, {MD5_NOTE: md5.hex()})
+        elif self._etags_tell and not etags.names(etag, path, size):
+            if not etags.names(md5.hex(), path, size):
                 raise DataError(f"{path} was changed while it was sent: run the same command again")
             self._etags_tell = False
 
@@ -293,11 +287,6 @@ class Bucket:
 
     def _note_answer(self) -> None:
         self._answered = self._patient.reached = True
-
-    async def _in_thread(self, function: Callable[[], _Answer]) -> _Answer:
-        import asyncio  # where a loop runs, this is done; what lists only does without
-
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function)
 
     def _locate(self) -> bool:
         """Ask once where the bucket is; whether that is elsewhere, and it is asked there from now on."""

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from itertools import count
 from pathlib import Path
+from secrets import token_hex
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -65,7 +66,8 @@ class Mirror:
         self._lock_path = state / f"{bucket}.lock"
         self._catalogue_path = state / f"{bucket}.sqlite"
         self._staging = state / f"{bucket}.parts"
-        self._numbers = count()
+        # A name of its own, since a thread that was left behind by another mirror may still write a file.
+        self._name, self._numbers = token_hex(4), count()
         self._publishing = threading.Lock()
         self._folders: set[str] = set()
 
@@ -112,7 +114,7 @@ class Mirror:
 
     def staged(self) -> Path:
         """A new place for a file on its way."""
-        return self._staging / str(next(self._numbers))
+        return self._staging / f"{self._name}-{next(self._numbers)}"
 
     def publish(self, arrived: Sequence[Arrived]) -> None:
         """Flush files to disk, then make them the local files of their keys."""

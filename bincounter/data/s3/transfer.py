@@ -1,21 +1,18 @@
 """Many objects at a time from a bucket into its mirror."""
 
-import asyncio
+import threading
 import time
-from collections.abc import Coroutine, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from typing import Any, TypeVar
+from collections.abc import Iterable
 
 from bincounter.data.s3.client import Bucket
 from bincounter.data.s3.mirror import Arrived, Mirror
 from bincounter.data.s3.objects import Job, Outcome, Stored
+from bincounter.data.s3.threads import for_each
 from bincounter.data.s3.transfer_progress import TransferProgress
 from bincounter.errors import DataError
 
 _EVERY = 0.5  # seconds after which what has arrived is put into place: so much work a kill can cost
 _MOST = 1024  # objects that wait for it
-_Answer = TypeVar("_Answer")
 
 
 def transfer(
@@ -37,96 +34,80 @@ def transfer(
         connections: objects at a time.
         tolerated: errors that do not end the transfer.
     """
-    return run(_Transfer(bucket, mirror, iter(jobs), progress, tolerated).carry_out(connections))
-
-
-def run(coroutine: Coroutine[Any, Any, _Answer]) -> _Answer:
-    """Run a coroutine from anywhere: a notebook's thread has a loop of its own running already."""
+    receiving = _Receiving(bucket, mirror, progress, tolerated)
     try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(coroutine)
-    running: list[asyncio.Task[_Answer]] = []
-
-    async def note_and_await() -> _Answer:
-        running.append(asyncio.create_task(coroutine))
-        return await running[0]
-
-    with ThreadPoolExecutor(1) as pool:
-        try:
-            return pool.submit(asyncio.run, note_and_await()).result()
-        except KeyboardInterrupt:  # comes to this thread alone
-            for task in running:
-                with suppress(RuntimeError):  # it has just ended
-                    task.get_loop().call_soon_threadsafe(task.cancel)
-            raise
-
-
-async def together(coroutines: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Carry coroutines out at the same time; when one fails, the others are ended before its error is raised."""
-    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
-    try:
-        await asyncio.gather(*tasks)
+        for_each(jobs, receiving.fetch, threads=connections)
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        receiving.end()
+    return Outcome(receiving.fetched, receiving.absent)
 
 
-class _Transfer:
+class _Receiving:
+    """Fetches objects and puts them into place, many at once.
+
+    Attributes:
+        fetched: objects that were not here.
+        absent: those that could not be had, with the tolerated error.
+    """
+
     def __init__(
-        self,
-        bucket: Bucket,
-        mirror: Mirror,
-        jobs: Iterator[Job],
-        progress: TransferProgress,
-        tolerated: tuple[type[DataError], ...],
+        self, bucket: Bucket, mirror: Mirror, progress: TransferProgress, tolerated: tuple[type[DataError], ...]
     ) -> None:
-        self._bucket, self._mirror, self._jobs = bucket, mirror, jobs
+        self.fetched, self.absent = 0, dict[str, DataError]()
+        self._bucket, self._mirror = bucket, mirror
         self._progress, self._tolerated = progress, tolerated
         self._arrived: list[Arrived] = []
         self._published = time.monotonic()
-        self._publishing = asyncio.Lock()
-        self._fetched, self._absent = 0, dict[str, DataError]()
+        self._noting, self._publishing = threading.Lock(), threading.Lock()
+        self._ended = False
 
-    async def carry_out(self, connections: int) -> Outcome:
-        try:
-            await together(self._work() for _ in range(connections))
-        finally:
-            self._mirror.publish(self._arrived)
-        return Outcome(self._fetched, self._absent)
-
-    async def _work(self) -> None:
-        for job in self._jobs:
-            await self._fetch(job)
-            if len(self._arrived) >= _MOST or time.monotonic() - self._published > _EVERY:
-                await self._publish()
-
-    async def _fetch(self, job: Job) -> None:
+    def fetch(self, job: Job) -> None:
+        """Fetch one object; may be called from many threads."""
         path = self._mirror.staged()
         try:
-            stored = await self._bucket.async_read(job.key, path, listed=job.listed, unless=job.unless)
+            stored = self._bucket.fetch(job.key, path, listed=job.listed, unless=job.unless)
         except self._tolerated as error:
-            self._absent[job.key] = error
+            self.absent[job.key] = error
             path.unlink(missing_ok=True)
-            self._progress.advance(job.listed.size if job.listed else 0)
+            self._note(job.listed.size if job.listed else 0)
             return
         if stored is None:
             path.unlink(missing_ok=True)
-        else:
-            # Under the listing's name: should the object have changed since, the next listing tells.
-            known = Stored(job.listed.etag, stored.size) if job.listed else stored
-            self._arrived.append(Arrived(job.key, path, known))
-            self._fetched += 1
-        self._progress.advance(stored.size if stored else 0)
-
-    async def _publish(self) -> None:
-        """Put into place what has arrived; the others go on fetching, until too much would wait."""
-        if self._publishing.locked() and len(self._arrived) < _MOST:
+            self._note(0)
             return
-        async with self._publishing:
-            self._published = time.monotonic()
-            arrived, self._arrived = self._arrived, []
+        # Under the listing's name: should the object have changed since, the next listing tells.
+        known = Stored(job.listed.etag, stored.size) if job.listed else stored
+        self._note(stored.size, Arrived(job.key, path, known))
+        if len(self._arrived) >= _MOST or time.monotonic() - self._published > _EVERY:
+            self._publish()
+
+    def end(self) -> None:
+        """Put the last ones into place; what arrives later, in a thread that was left behind, is dropped."""
+        with self._noting:
+            self._ended = True
+        with self._publishing:
+            self._mirror.publish(self._arrived)
+
+    def _note(self, size: int, arrived: Arrived | None = None) -> None:
+        with self._noting:
+            if self._ended:
+                return
+            self._progress.advance(size)
             if arrived:
-                await asyncio.to_thread(self._mirror.publish, arrived)
+                self._arrived.append(arrived)
+                self.fetched += 1
+
+    def _publish(self) -> None:
+        """Put into place what has arrived; the other threads go on fetching, until too much would wait."""
+        if not self._publishing.acquire(blocking=len(self._arrived) >= _MOST):
+            return
+        try:
+            with self._noting:
+                if self._ended:
+                    return
+                arrived, self._arrived = self._arrived, []
+            if arrived:
+                self._mirror.publish(arrived)
             self._published = time.monotonic()
+        finally:
+            self._publishing.release()

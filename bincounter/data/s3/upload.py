@@ -3,18 +3,17 @@
 Objects appear whole or not at all, and none is ever deleted. What was cut short is gone on with by the same call.
 """
 
-import asyncio
 import hashlib
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import IO, Self, TypeVar
+from typing import IO, Self
 
 from botocore.exceptions import ClientError
 
@@ -24,7 +23,7 @@ from bincounter.data.s3.client import MD5_NOTE, Bucket
 from bincounter.data.s3.errors import explain_sending
 from bincounter.data.s3.objects import Listed
 from bincounter.data.s3.sending_plan import Parcel, SendingPlan, unreadable
-from bincounter.data.s3.transfer import run, together
+from bincounter.data.s3.threads import for_each
 from bincounter.data.s3.transfer_progress import TransferProgress
 from bincounter.errors import DataError
 
@@ -33,7 +32,6 @@ log = logging.getLogger(__name__)
 _SMALL = 1 << 20  # bytes; larger files are not kept in memory between reading and sending
 _LARGE_AT_ONCE = 4
 _NAMED = 5  # objects named in one line of the log
-_Answer = TypeVar("_Answer")
 _md5 = partial(hashlib.md5, usedforsecurity=False)
 
 
@@ -170,8 +168,8 @@ class Outbox:
         objects, size = self._plan.totals()
         with TransferProgress(description, objects, size) as progress:
             sending = _Sending(self._bucket, progress)
-            run(sending.carry_out(self._plan.parcels(last=False), self._connections))
-            run(sending.carry_out(self._plan.parcels(last=True), 1))
+            for_each(self._plan.parcels(last=False), sending.deliver, threads=self._connections)
+            for_each(self._plan.parcels(last=True), sending.deliver, threads=1)
         self._plan.forget_files()
         return Uploaded(objects, sending.sent, sending.bytes, self._uri.rstrip("/"))
 
@@ -210,37 +208,30 @@ class _Sending:
     def __init__(self, bucket: Bucket, progress: TransferProgress) -> None:
         self.sent = self.bytes = 0
         self._bucket, self._progress = bucket, progress
+        self._large, self._noting = threading.Semaphore(_LARGE_AT_ONCE), threading.Lock()
 
-    async def carry_out(self, parcels: Iterator[Parcel], connections: int) -> None:
-        """Send so many parcels at a time; when one fails for good, the others end too."""
-        self._large = asyncio.Semaphore(_LARGE_AT_ONCE)
-        with ThreadPoolExecutor(connections, thread_name_prefix="sending") as self._threads:
-            await together(self._work(parcels) for _ in range(connections))
-
-    async def _work(self, parcels: Iterator[Parcel]) -> None:
-        for parcel in parcels:
-            async with nullcontext() if parcel.size <= _SMALL else self._large:
-                await self._deliver(parcel)
+    def deliver(self, parcel: Parcel) -> None:
+        """Send one parcel; may be called from many threads."""
+        with nullcontext() if parcel.size <= _SMALL else self._large:
+            sent = self._send(parcel)
+        with self._noting:
+            self.sent += sent
+            self.bytes += parcel.size if sent else 0
             self._progress.advance(parcel.size)
 
-    async def _deliver(self, parcel: Parcel) -> None:
-        body, md5 = await self._in_thread(_read, parcel)
-        if parcel.etag == md5.hex():
-            return
-        if parcel.etag is not None and await self._in_thread(self._is_same, parcel, md5):
-            return
-        await self._bucket.async_write(parcel.key, body, md5)
-        self.sent += 1
-        self.bytes += parcel.size
+    def _send(self, parcel: Parcel) -> bool:
+        """Whether that was needed."""
+        body, md5 = _read(parcel)
+        if parcel.etag == md5.hex() or (parcel.etag is not None and self._is_same(parcel, md5)):
+            return False
+        self._bucket.write(parcel.key, body, md5)
+        return True
 
     def _is_same(self, parcel: Parcel, md5: bytes) -> bool:
         """Whether an object of the file's size, whose etag is not the file's MD5, is the same all the same."""
         if etags.names(parcel.etag or "", parcel.path, parcel.size):
             return True
         return self._bucket.metadata(parcel.key).get(MD5_NOTE) == md5.hex()
-
-    async def _in_thread(self, function: Callable[..., _Answer], *arguments: object) -> _Answer:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 
 
 def _read(parcel: Parcel) -> tuple[bytes | Path, bytes]:
