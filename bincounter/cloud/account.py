@@ -190,7 +190,8 @@ class Account:
         from botocore.exceptions import BotoCoreError, ClientError
 
         from bincounter.data.s3.address import parse
-        from bincounter.data.s3.errors import MissingError, explain_request
+        from bincounter.data.s3.errors import MissingError
+        from bincounter.data.s3.explanations import explain_request
 
         name, folder = parse(uri)
         host = urlsplit(self.s3.meta.endpoint_url).netloc.rpartition("@")[2]

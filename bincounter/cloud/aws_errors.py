@@ -132,7 +132,7 @@ def _explain_own(error: Exception, doing: str) -> BinCounterError:
     """The sentence for what botocore found out by itself, before or instead of an answer."""
     from botocore import exceptions as boto
 
-    from bincounter.data.s3.errors import explain_request, explain_settings
+    from bincounter.data.s3.explanations import explain_request, explain_settings
 
     if isinstance(error, boto.SSOError | boto.TokenRetrievalError | boto.LoginError):
         return ConfigError(f"the AWS login is missing or has expired: log in{_login()}, then run this again")

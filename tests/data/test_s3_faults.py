@@ -23,7 +23,7 @@ from s3_faults import (
 )
 from s3_proxy import Fault, FaultyProxy
 
-from bincounter.data.s3 import client, connection, patient
+from bincounter.data.s3 import client, patient, timeouts
 from bincounter.data.s3.client import Bucket
 from bincounter.data.s3.download import fetch
 from bincounter.data.s3.errors import MissingError
@@ -41,7 +41,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take half a second of silence for a lost connection."""
-    monkeypatch.setattr(connection, "_SILENCE", 0.5)
+    monkeypatch.setattr(timeouts, "SILENCE", 0.5)
 
 
 PASSING = [

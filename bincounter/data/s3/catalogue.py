@@ -112,12 +112,20 @@ class Catalogue:
                 self._rows.execute(query, (*span, there * part // number)).fetchone()[0] for part in range(1, number)
             ]
 
-    def plan(self, is_here: Callable[[str, int], bool]) -> None:
-        """Work out what has to be fetched: what is listed and new, changed, or here in another size.
+    def look(self, prefix: str, is_here: Callable[[str, int], bool]) -> None:
+        """Note which files are not here any more, or in another size.
 
         Args:
+            prefix: of the keys that are looked at.
             is_here: whether the file of a key is there, in a size of bytes.
         """
+        for page in self._pages("objects", prefix):
+            missing = [item.key for item in page if item.size >= 0 and not is_here(item.key, item.size)]
+            with self._writing() as rows:
+                rows.executemany(f"UPDATE objects SET etag = '', size = {ON_ITS_WAY} WHERE key = ?", zip(missing))
+
+    def plan(self) -> None:
+        """Work out what has to be fetched: what is listed and new, changed, or not here."""
         with self._writing() as rows:
             rows.execute("DELETE FROM jobs")
             rows.execute(
@@ -125,11 +133,6 @@ class Catalogue:
                 "(SELECT 1 FROM objects AS o WHERE o.key = l.key AND o.etag = l.etag AND o.size IN (l.size, ?))",
                 (ABSENT,),
             )
-        changed: list[Listed] = []
-        for page in self._pages("listed JOIN objects USING (key, etag, size)"):
-            changed += [item for item in page if not is_here(item.key, item.size)]
-        with self._writing() as rows:
-            rows.executemany("INSERT OR REPLACE INTO jobs VALUES (?, ?, ?)", changed)
 
     def jobs(self) -> Iterator[list[Listed]]:
         """What :meth:`plan` found, in order of key."""
@@ -195,14 +198,13 @@ class Catalogue:
                     rows.execute(f"INSERT OR REPLACE INTO objects VALUES (?, ?, {ABSENT})", (key, *row))
         return others
 
-    def _pages(self, table: str) -> Iterator[list[Listed]]:
+    def _pages(self, table: str, prefix: str = "") -> Iterator[list[Listed]]:
         """Rows of a table that may grow meanwhile, a page at a time."""
-        last = ""
+        query = f"SELECT key, etag, size FROM {table} WHERE key > ? AND key < ? ORDER BY key LIMIT ?"
+        last = prefix
         while True:
             with self._lock:
-                found = self._rows.execute(
-                    f"SELECT key, etag, size FROM {table} WHERE key > ? ORDER BY key LIMIT ?", (last, _CHUNK)
-                ).fetchall()
+                found = self._rows.execute(query, (last, prefix + _LAST, _CHUNK)).fetchall()
             if not found:
                 return
             yield [Listed(*row) for row in found]

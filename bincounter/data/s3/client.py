@@ -11,19 +11,21 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import obstore
-from botocore.exceptions import BotoCoreError
 from obstore.exceptions import BaseError, NotModifiedError
 from obstore.store import S3Store
 
 from bincounter.data.s3 import etags
 from bincounter.data.s3.connection import DIRECTORY_BUCKET, Connection
-from bincounter.data.s3.errors import DamagedError, MissingError, explain_settings
+from bincounter.data.s3.errors import DamagedError, MissingError
 from bincounter.data.s3.objects import Listed, Stored
-from bincounter.data.s3.patient import PatientBucket
+from bincounter.data.s3.once import Once
 from bincounter.errors import DataError
+
+if TYPE_CHECKING:
+    from bincounter.data.s3.patient import PatientBucket
 
 log = logging.getLogger(__name__)
 
@@ -60,23 +62,26 @@ class Bucket:
         self._answered = False  # so that a 404 is an object's, not the bucket's
         self._etags_tell = True
         self._located = False
-        self._deciding = threading.Lock()
+        self._deciding, self._closed = threading.Lock(), threading.Event()
         self._reach(region)
 
     def _reach(self, region: str | None) -> None:
-        try:
-            self._connection = Connection(self.name, self._connections, region)
-            self._patient = PatientBucket(self.name, self._connection)
-            self._store = self._connection.store(retries=_RETRIES)
-            self._lister = self._connection.store(retries=0)
-        except BaseError:  # settings that obstore does not know
-            self._store = self._lister = None
-        except (BotoCoreError, ValueError) as error:
-            raise explain_settings(error) from error
+        connection = self._connection = Connection(self.name, self._connections, region)
+        self._lister = connection.store(retries=0)
+        self._opened = Once(lambda: connection.store(retries=_RETRIES))
+        self._fallback = Once(lambda: _patient_bucket(self.name, connection, self._closed))
 
     def close(self) -> None:
         """Give up what is still asked for in other threads; no other method may be called afterwards."""
-        self._patient.close()
+        self._closed.set()
+
+    @property
+    def _store(self) -> S3Store | None:
+        return self._opened()
+
+    @property
+    def _patient(self) -> "PatientBucket":
+        return self._fallback()
 
     @property
     def signed(self) -> bool:
@@ -286,7 +291,7 @@ class Bucket:
         return self._patient.metadata(key)
 
     def _note_answer(self) -> None:
-        self._answered = self._patient.reached = True
+        self._answered = self._connection.reached = True
 
     def _locate(self) -> bool:
         """Ask once where the bucket is; whether that is elsewhere, and it is asked there from now on."""
@@ -300,3 +305,9 @@ class Bucket:
             log.info("s3://%s is in %s", self.name, home)
             self._reach(home)
             return True
+
+
+def _patient_bucket(name: str, connection: Connection, closed: threading.Event) -> "PatientBucket":
+    from bincounter.data.s3.patient import PatientBucket  # which imports botocore
+
+    return PatientBucket(name, connection, closed)

@@ -19,6 +19,7 @@ from bincounter.data.s3.errors import DeniedError, MissingError
 from bincounter.data.s3.listing import list_into
 from bincounter.data.s3.mirror import Mirror
 from bincounter.data.s3.objects import Job, Outcome, Stored
+from bincounter.data.s3.threads import for_each
 from bincounter.data.s3.unusable import leave_out_what_cannot_be_here, warn, warn_of_refused
 from bincounter.errors import DataError, ResourceError
 
@@ -114,14 +115,19 @@ class _Sync:
     def fetch_all(self, *, keep_deleted: bool) -> None:
         """Mirror every object below the prefix."""
         log.info("listing %s", self._address)
-        list_into(self._catalogue, self._bucket, self._below)
+        # Both wait, for the server and for the disk, and neither needs the other.
+        tasks = (
+            lambda: list_into(self._catalogue, self._bucket, self._below),
+            lambda: self._catalogue.look(self._below, self._mirror.is_here),
+        )
+        for_each(tasks, lambda task: task(), threads=len(tasks))
         number = self._catalogue.listed()
         if not number:
             raise DataError(f"nothing lies under {self._address}: correct the folder, its letters' case included")
         if not keep_deleted:
             while gone := self._catalogue.gone(self._below):
                 self._mirror.forget(gone)
-        self._catalogue.plan(self._mirror.is_here)
+        self._catalogue.plan()
         leave_out_what_cannot_be_here(self._catalogue, self._mirror)
         if self._chooser:
             self._left += self._catalogue.sift(self._relative(self._chooser.by_name))

@@ -1,11 +1,11 @@
 """A listing of a bucket, taken in several parts at once where it is known how to cut it."""
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 from bincounter.data.s3.catalogue import Catalogue
 from bincounter.data.s3.client import Bucket
+from bincounter.data.s3.threads import for_each
 
 _PARTS = 8  # at a time
 
@@ -29,17 +29,15 @@ def list_into(catalogue: Catalogue, bucket: Bucket, prefix: str) -> None:
     cuts = catalogue.boundaries(prefix, _PARTS) if bucket.in_order else []
     broken_off = threading.Event()
 
-    def list_part(after: str, until: str) -> None:
+    def list_part(ends: tuple[str, str]) -> None:
+        after, until = ends
         for page in bucket.pages(prefix, after=after):
             inside = [item for item in page if not until or item.key <= until]
             catalogue.add(inside)
             if len(inside) < len(page) or broken_off.is_set():
                 return
 
-    with ThreadPoolExecutor(len(cuts) + 1) as pool:
-        parts = [pool.submit(list_part, after, until) for after, until in pairwise(["", *cuts, ""])]
-        try:
-            for part in parts:
-                part.result()
-        finally:
-            broken_off.set()
+    try:
+        for_each(pairwise(["", *cuts, ""]), list_part, threads=len(cuts) + 1)
+    finally:
+        broken_off.set()

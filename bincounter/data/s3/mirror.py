@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from itertools import count
 from pathlib import Path
-from secrets import token_hex
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -67,7 +66,7 @@ class Mirror:
         self._catalogue_path = state / f"{bucket}.sqlite"
         self._staging = state / f"{bucket}.parts"
         # A name of its own, since a thread that was left behind by another mirror may still write a file.
-        self._name, self._numbers = token_hex(4), count()
+        self._name, self._numbers = os.urandom(4).hex(), count()
         self._publishing = threading.Lock()
         self._folders: set[str] = set()
 

@@ -14,8 +14,9 @@ from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, SSL
 from botocore.exceptions import ConnectionError as BotoConnectionError
 
 from bincounter.data.s3.connection import DIRECTORY_BUCKET, Connection
-from bincounter.data.s3.errors import BROKEN_OFF, DamagedError, LostError, explain_request, explain_sending, status
+from bincounter.data.s3.errors import DamagedError, LostError
 from bincounter.data.s3.etags import is_md5
+from bincounter.data.s3.explanations import BROKEN_OFF, explain_request, explain_sending, status
 from bincounter.data.s3.objects import Listed, Stored
 from bincounter.errors import BinCounterError
 
@@ -31,16 +32,12 @@ class PatientBucket:
 
     Args:
         bucket: its name.
-        connection: to the server.
-
-    Attributes:
-        reached: whether the server ever answered; one that never did is not asked for long.
+        connection: to the server; one that never answered is not asked for long.
+        closed: once it is set, requests that are under way in other threads end soon.
     """
 
-    def __init__(self, bucket: str, connection: Connection) -> None:
-        self._name, self._connection = bucket, connection
-        self.reached = False
-        self._closed = threading.Event()
+    def __init__(self, bucket: str, connection: Connection, closed: threading.Event) -> None:
+        self._name, self._connection, self._closed = bucket, connection, closed
 
     @cached_property
     def _client(self) -> Any:
@@ -48,10 +45,6 @@ class PatientBucket:
         client.meta.events.register("response-received.s3", self._note_answer)
         client.meta.events.register("response-received.s3.HeadBucket", _stop_when_lost)
         return client
-
-    def close(self) -> None:
-        """Have requests that are under way in other threads end soon."""
-        self._closed.set()
 
     def pages(self, prefix: str, *, after: str = "") -> Iterator[list[Listed]]:
         """All keys that start with ``prefix`` and come after ``after``, up to 1,000 in a page."""
@@ -153,17 +146,19 @@ class PatientBucket:
                 break
         address = f"s3://{self._name}/{key}"
         connection = self._connection
-        raise explain(last, address, host=connection.host, signed=connection.signed, reached=self.reached) from last
+        raise explain(
+            last, address, host=connection.host, signed=connection.signed, reached=connection.reached
+        ) from last
 
     def _is_final(self, error: Exception) -> bool:
         """Whether asking again is in vain."""
         if isinstance(error, ClientError):
             return status(error) < 500 and status(error) not in (408, 429)
-        never_answered = isinstance(error, BotoConnectionError | HTTPClientError) and not self.reached
+        never_answered = isinstance(error, BotoConnectionError | HTTPClientError) and not self._connection.reached
         return isinstance(error, SSLError) or never_answered
 
     def _note_answer(self, *, exception: Exception | None, **_: object) -> None:
-        self.reached = self.reached or exception is None
+        self._connection.reached = self._connection.reached or exception is None
 
 
 def _stop_when_lost(*, parsed_response: dict[str, Any] | None, **_: object) -> None:

@@ -20,7 +20,7 @@ from botocore.exceptions import ClientError
 from bincounter.data.s3 import etags
 from bincounter.data.s3.address import parse
 from bincounter.data.s3.client import MD5_NOTE, Bucket
-from bincounter.data.s3.errors import explain_sending
+from bincounter.data.s3.explanations import explain_sending
 from bincounter.data.s3.objects import Listed
 from bincounter.data.s3.sending_plan import Parcel, SendingPlan, unreadable
 from bincounter.data.s3.threads import for_each

@@ -1,0 +1,73 @@
+"""Credentials and endpoint that stand in variables of the environment, all of them, and nowhere else.
+
+botocore would find the same, in more time than it takes to list an unchanged folder of thousands: it is imported only
+where there is more to find (:mod:`bincounter.data.s3.chain`).
+"""
+
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+# Those that are read here, and those that only matter where credentials are looked for elsewhere.
+_READ = {
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_CONFIG_FILE",
+    "AWS_SHARED_CREDENTIALS_FILE",
+    "AWS_EC2_METADATA_DISABLED",
+}
+_PLAIN = re.compile(r"https?://[\w.-]+(:\d+)?(/[\w./-]*)?", re.ASCII)
+
+
+class Variables(NamedTuple):
+    """What the environment says of an S3-compatible server.
+
+    Attributes:
+        endpoint: its address.
+        region: that requests are signed for.
+        key_id: of the credentials.
+        secret: of the credentials.
+        token: of temporary credentials.
+    """
+
+    endpoint: str
+    region: str
+    key_id: str
+    secret: str
+    token: str | None
+
+
+def is_plain(endpoint: str) -> bool:
+    """Whether an endpoint is used as it is: AWS's own depend on the bucket, and odd ones are refused by botocore."""
+    return _PLAIN.fullmatch(endpoint) is not None and "amazonaws." not in endpoint
+
+
+def read() -> Variables | None:
+    """The settings, or ``None`` where other variables or the files in ``~/.aws`` have a say."""
+    settings = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    endpoint = settings.get("AWS_ENDPOINT_URL_S3") or settings.get("AWS_ENDPOINT_URL") or ""
+    key_id, secret = settings.get("AWS_ACCESS_KEY_ID"), settings.get("AWS_SECRET_ACCESS_KEY")
+    if not (settings.keys() <= _READ and is_plain(endpoint) and key_id and secret) or _has_files(settings):
+        return None
+    region = settings.get("AWS_REGION") or settings.get("AWS_DEFAULT_REGION") or "us-east-1"
+    return Variables(endpoint, region, key_id, secret, settings.get("AWS_SESSION_TOKEN") or None)
+
+
+def _has_files(settings: dict[str, str]) -> bool:
+    """Whether there is a file of settings that has something in it."""
+    named = {"AWS_CONFIG_FILE": "~/.aws/config", "AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials"}
+    for name, default in named.items():
+        try:
+            if Path(settings.get(name, default)).expanduser().stat().st_size:
+                return True
+        except FileNotFoundError:
+            pass
+        except (OSError, RuntimeError):  # who knows what is in it
+            return True
+    return False

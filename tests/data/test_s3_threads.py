@@ -1,0 +1,69 @@
+"""Many items in threads: each once, in no more threads than asked for, and an end when one fails."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from s3_bins import bins, files, put
+from s3_faults import error, stalled
+from s3_proxy import FaultyProxy
+
+from bincounter.data.s3.download import fetch
+from bincounter.data.s3.threads import for_each
+from bincounter.errors import DataError
+
+
+@given(st.lists(st.integers()), st.integers(1, 8))
+@settings(deadline=None)
+def test_each_item_is_worked_on_once(items: list[int], threads: int) -> None:
+    done, taken = list[int](), list[int]()
+
+    def lazily() -> Iterator[int]:
+        for item in items:
+            assert len(taken) - len(done) <= threads  # taken as they are needed
+            taken.append(item)
+            yield item
+
+    for_each(lazily(), done.append, threads=threads)
+    assert sorted(done) == sorted(items)
+
+
+def test_those_under_way_end_before_an_error_is_raised() -> None:
+    begun, ended, failing = threading.Barrier(4), list[int](), threading.Event()
+
+    def work(item: int) -> None:
+        begun.wait(10)
+        if item == 0:
+            failing.set()
+            raise ValueError("broken")
+        failing.wait(10)
+        ended.append(item)
+
+    with pytest.raises(ValueError, match="broken"):
+        for_each(range(1000), work, threads=4)
+    assert sorted(ended) == [1, 2, 3]
+
+
+def test_an_error_of_the_items_is_raised() -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        raise ValueError("no more")
+
+    with pytest.raises(ValueError, match="no more"):
+        for_each(items(), lambda _: None, threads=3)
+
+
+def test_an_error_does_not_wait_for_objects_that_hang(s3_proxy: FaultyProxy, tmp_path: Path) -> None:
+    put(s3_proxy.server, bins(100))
+    s3_proxy.spoil(r"GET .*\.jpg", stalled(600), times=20, after=30)
+    s3_proxy.spoil(r"GET .*\.jpg", error(403, "AccessDenied"), after=50)
+    with pytest.raises(DataError, match="is denied"):
+        fetch("s3://shop/bins", tmp_path)
+    kept = files(tmp_path)
+    assert len(kept) >= 30 and kept.items() <= bins(100).items()
+    s3_proxy.mend()
+    fetch("s3://shop/bins", tmp_path)  # while the threads that hang are still there
+    assert files(tmp_path) == bins(100)
