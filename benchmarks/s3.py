@@ -158,7 +158,7 @@ def _ratios(middle: dict[tuple[str, str], Sample], most: Limit, size: str, objec
         for short, named in (("aws", [AWS]), ("s5cmd", [S5CMD]), ("fastest", list(peers))):
             walls = [peers[name].wall for name in named if name in peers]
             ratios[f"{label}_over_{short}"] = min(walls) / ours.wall if walls else None
-        if state not in NOTHING_MOVED:
+        if not math.isnan(ours.cpu):
             least = min((sample.cpu for sample in peers.values()), default=None)
             ratios[f"{label}_cpu_over_least"] = ours.cpu / least if least else None
     ratios[f"{size}_warm_over_server_limit"] = objects / middle[OURS, "warm"].wall / most.rate

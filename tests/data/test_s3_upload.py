@@ -215,7 +215,7 @@ def test_a_killed_call_leaves_whole_objects_and_is_gone_on_with(proxy: FaultyPro
     arrived = stored(proxy.server)
     assert 4 <= len(arrived) < len(FILES) + 1 and arrived.items() <= FILES.items()
     proxy.mend()
-    assert send(all_of(folder), URI).sent == len(FILES) - len(arrived)
+    assert send(all_of(folder), URI).sent <= len(FILES) - len(arrived)  # some were still on their way
     assert stored(proxy.server) == FILES
 
 
