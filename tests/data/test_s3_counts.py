@@ -84,6 +84,7 @@ def test_only_photos_of_the_counts_are_fetched_of_ids(
         assert files(tmp_path) == without(expected, *left)
     assert all(name in caplog.text for name in ("bin-images/404.jpg", "metadata/404.json", "bin-images/tab\t.jpg"))
     assert "'bins/bin-images/\\udcff.jpg' is not UTF-8" in caplog.text
+    fetch("s3://shop/bins", tmp_path, ids=["1", "4"], counts=[7], only="counts")  # which none of them has
     fetch("s3://shop/bins", tmp_path, ids=ids, only="counts")  # no counts are all counts
     assert files(tmp_path) == expected
 

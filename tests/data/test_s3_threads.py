@@ -1,6 +1,12 @@
 """Many items in threads: each once, in no more threads than asked for, and an end when one fails."""
 
+import itertools
+import os
+import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from s3_bins import bins, files, put
-from s3_faults import error, stalled
+from s3_faults import error, meanwhile, stalled
 from s3_proxy import FaultyProxy
 
 from bincounter.data.s3.download import fetch
@@ -16,14 +22,14 @@ from bincounter.data.s3.threads import for_each
 from bincounter.errors import DataError
 
 
-@given(st.lists(st.integers()), st.integers(1, 8))
+@given(st.lists(st.integers()), st.integers(0, 8))
 @settings(deadline=None)
 def test_each_item_is_worked_on_once(items: list[int], threads: int) -> None:
     done, taken = list[int](), list[int]()
 
     def lazily() -> Iterator[int]:
         for item in items:
-            assert len(taken) - len(done) <= threads  # taken as they are needed
+            assert len(taken) - len(done) <= max(threads, 1)  # taken as they are needed
             taken.append(item)
             yield item
 
@@ -47,6 +53,21 @@ def test_those_under_way_end_before_an_error_is_raised() -> None:
     assert sorted(ended) == [1, 2, 3]
 
 
+def test_ctrl_c_while_threads_are_started_ends_those_that_are() -> None:
+    done = list[int]()
+
+    def work(item: int) -> None:
+        done.append(item)
+        if item == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        for_each(itertools.count(), work, threads=64)
+    reached = len(done)
+    time.sleep(0.2)
+    assert len(done) == reached
+
+
 def test_an_error_of_the_items_is_raised() -> None:
     def items() -> Iterator[int]:
         yield 1
@@ -67,3 +88,39 @@ def test_an_error_does_not_wait_for_objects_that_hang(s3_proxy: FaultyProxy, tmp
     s3_proxy.mend()
     fetch("s3://shop/bins", tmp_path)  # while the threads that hang are still there
     assert files(tmp_path) == bins(100)
+
+
+def test_a_catalogue_is_closed_while_threads_that_were_left_behind_use_it(tmp_path: Path) -> None:
+    code = """
+import sys, threading, time
+from pathlib import Path
+from bincounter.data.s3.catalogue import Catalogue
+from bincounter.data.s3.objects import Listed
+
+def keep_adding(catalogue, part):
+    while True:
+        catalogue.add(Listed(f"{part}/{number}", "etag", 1) for number in range(1000))
+
+for number in range(5):
+    catalogue = Catalogue(Path(sys.argv[1]) / str(number))
+    for part in range(4):
+        threading.Thread(target=keep_adding, args=(catalogue, part), daemon=True).start()
+    time.sleep(0.05)
+    catalogue.close()
+print("alive")
+"""
+    process = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, capture_output=True, text=True)
+    assert process.stdout == "alive\n"
+
+
+def test_ctrl_c_ends_a_listing_in_parts(s3_proxy: FaultyProxy, tmp_path: Path) -> None:
+    objects = bins(2000, size=1)
+    put(s3_proxy.server, objects)
+    fetch("s3://shop/bins", tmp_path)
+    s3_proxy.spoil("list-type", meanwhile(lambda: os.kill(os.getpid(), signal.SIGINT)), times=1, after=1)
+    s3_proxy.spoil("list-type", stalled(600), after=2)
+    with pytest.raises(KeyboardInterrupt):
+        fetch("s3://shop/bins", tmp_path)
+    s3_proxy.mend()
+    fetch("s3://shop/bins", tmp_path)
+    assert files(tmp_path) == objects

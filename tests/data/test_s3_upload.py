@@ -5,13 +5,14 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from s3_faults import denied, error, expired, failing, meanwhile, renamed, reset_at_once, unavailable
+from s3_faults import denied, error, expired, failing, meanwhile, renamed, reset_at_once, stalled, unavailable
 from s3_proxy import Fault, FaultyProxy, faulty_proxy
 from s3_server import S3Server
 from sent_buckets import empty_buckets, writable_server
@@ -217,6 +218,17 @@ def test_a_killed_call_leaves_whole_objects_and_is_gone_on_with(proxy: FaultyPro
     proxy.mend()
     assert send(all_of(folder), URI).sent <= len(FILES) - len(arrived)  # some were still on their way
     assert stored(proxy.server) == FILES
+
+
+def test_no_large_file_is_begun_after_an_error(proxy: FaultyProxy, tmp_path: Path) -> None:
+    folder = made(tmp_path / "large", {f"{number}.png": os.urandom(2 << 20) for number in range(20)})
+    proxy.spoil(r"^PUT .*/0\.png", denied)
+    proxy.spoil("^PUT", stalled(1))
+    with pytest.raises(DataError, match="denied"):
+        send(all_of(folder), URI)
+    begun = len(requests(proxy, "PUT"))
+    time.sleep(3)  # longer than those take that were under way
+    assert len(requests(proxy, "PUT")) <= begun + 4
 
 
 def test_a_notebook_sends_from_within_its_loop(proxy: FaultyProxy, folder: Path) -> None:

@@ -38,8 +38,9 @@ class Catalogue:
             self._rows = _opened(path)
 
     def close(self) -> None:
-        """Close the file."""
-        self._rows.close()
+        """Close the file; a thread that was left behind fails with an error of SQLite's, and can do no harm."""
+        with self._lock:  # a connection that is closed while another thread uses it ends the process
+            self._rows.close()
 
     def known(self, key: str) -> Stored | None:
         """The version of an object that was fetched, whether or not its file is still as it was."""
@@ -121,8 +122,10 @@ class Catalogue:
         """
         for page in self._pages("objects", prefix):
             missing = [item.key for item in page if item.size >= 0 and not is_here(item.key, item.size)]
-            with self._writing() as rows:
-                rows.executemany(f"UPDATE objects SET etag = '', size = {ON_ITS_WAY} WHERE key = ?", zip(missing))
+            if missing:
+                with self._writing() as rows:
+                    query = f"UPDATE objects SET etag = '', size = {ON_ITS_WAY} WHERE key = ?"
+                    rows.executemany(query, ((key,) for key in missing))
 
     def plan(self) -> None:
         """Work out what has to be fetched: what is listed and new, changed, or not here."""

@@ -72,7 +72,7 @@ class Bucket:
         self._fallback = Once(lambda: _patient_bucket(self.name, connection, self._closed))
 
     def close(self) -> None:
-        """Give up what is still asked for in other threads; no other method may be called afterwards."""
+        """Repeat no request of threads that were left behind; no method may be called afterwards."""
         self._closed.set()
 
     @property

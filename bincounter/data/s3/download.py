@@ -9,6 +9,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -19,7 +20,6 @@ from bincounter.data.s3.errors import DeniedError, MissingError
 from bincounter.data.s3.listing import list_into
 from bincounter.data.s3.mirror import Mirror
 from bincounter.data.s3.objects import Job, Outcome, Stored
-from bincounter.data.s3.threads import for_each
 from bincounter.data.s3.unusable import leave_out_what_cannot_be_here, warn, warn_of_refused
 from bincounter.errors import DataError, ResourceError
 
@@ -115,12 +115,8 @@ class _Sync:
     def fetch_all(self, *, keep_deleted: bool) -> None:
         """Mirror every object below the prefix."""
         log.info("listing %s", self._address)
-        # Both wait, for the server and for the disk, and neither needs the other.
-        tasks = (
-            lambda: list_into(self._catalogue, self._bucket, self._below),
-            lambda: self._catalogue.look(self._below, self._mirror.is_here),
-        )
-        for_each(tasks, lambda task: task(), threads=len(tasks))
+        look = partial(self._catalogue.look, self._below, self._mirror.is_here)
+        list_into(self._catalogue, self._bucket, self._below, meanwhile=look)
         number = self._catalogue.listed()
         if not number:
             raise DataError(f"nothing lies under {self._address}: correct the folder, its letters' case included")

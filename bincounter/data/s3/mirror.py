@@ -14,7 +14,6 @@ import fcntl
 import logging
 import os
 import shutil
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from itertools import count
@@ -67,7 +66,6 @@ class Mirror:
         self._staging = state / f"{bucket}.parts"
         # A name of its own, since a thread that was left behind by another mirror may still write a file.
         self._name, self._numbers = os.urandom(4).hex(), count()
-        self._publishing = threading.Lock()
         self._folders: set[str] = set()
 
     def __enter__(self) -> Self:
@@ -77,7 +75,7 @@ class Mirror:
         try:
             self._acquire()
             shutil.rmtree(self._staging, ignore_errors=True)  # what a killed process left half done
-            self._staging.mkdir()
+            self._staging.mkdir(exist_ok=True)  # such a thread may have made a file just now
             self.catalogue = Catalogue(self._catalogue_path)
         except BaseException:
             self._lock.close()
@@ -116,14 +114,13 @@ class Mirror:
         return self._staging / f"{self._name}-{next(self._numbers)}"
 
     def publish(self, arrived: Sequence[Arrived]) -> None:
-        """Flush files to disk, then make them the local files of their keys."""
-        with self._publishing:
-            _flush(self._staging, [file for _, file, _ in arrived])
-            for key, file, _ in arrived:
-                path = f"{self.folder}/{key}"
-                self._make_folder(path.rpartition("/")[0])
-                os.replace(file, path)  # noqa: PTH105
-            self.catalogue.note(Listed(key, *stored) for key, _, stored in arrived)
+        """Flush files to disk, then make them the local files of their keys; called by one thread at a time."""
+        _flush(self._staging, [file for _, file, _ in arrived])
+        for key, file, _ in arrived:
+            path = f"{self.folder}/{key}"
+            self._make_folder(path.rpartition("/")[0])
+            os.replace(file, path)  # noqa: PTH105
+        self.catalogue.note(Listed(key, *stored) for key, _, stored in arrived)
 
     def forget(self, keys: Iterable[str]) -> None:
         """Delete the local files of ``keys``, and the folders which that leaves empty."""

@@ -6,7 +6,6 @@ import logging
 import random
 import threading
 from collections.abc import Callable, Iterator
-from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -18,6 +17,7 @@ from bincounter.data.s3.errors import DamagedError, LostError
 from bincounter.data.s3.etags import is_md5
 from bincounter.data.s3.explanations import BROKEN_OFF, explain_request, explain_sending, status
 from bincounter.data.s3.objects import Listed, Stored
+from bincounter.data.s3.once import Once
 from bincounter.errors import BinCounterError
 
 log = logging.getLogger(__name__)
@@ -33,14 +33,18 @@ class PatientBucket:
     Args:
         bucket: its name.
         connection: to the server; one that never answered is not asked for long.
-        closed: once it is set, requests that are under way in other threads end soon.
+        closed: once it is set, no request is repeated.
     """
 
     def __init__(self, bucket: str, connection: Connection, closed: threading.Event) -> None:
         self._name, self._connection, self._closed = bucket, connection, closed
+        self._listening = Once(self._listen)
 
-    @cached_property
+    @property
     def _client(self) -> Any:
+        return self._listening()
+
+    def _listen(self) -> Any:
         client = self._connection.client
         client.meta.events.register("response-received.s3", self._note_answer)
         client.meta.events.register("response-received.s3.HeadBucket", _stop_when_lost)

@@ -9,23 +9,37 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, TypeVar
 
+from bincounter.errors import ResourceError
+
 _Item = TypeVar("_Item")
 
 _PATIENCE = 2.0  # seconds for what is under way when the rest is given up; where a server hangs it takes a minute
 
 
-def for_each(items: Iterable[_Item], work: Callable[[_Item], None], *, threads: int) -> None:
-    """Work on items; when one fails, no other is begun, and those under way may end before its error is raised.
+def for_each(
+    items: Iterable[_Item],
+    work: Callable[[_Item], None],
+    *,
+    threads: int,
+    given_up: threading.Event | None = None,
+) -> None:
+    """Work on items; when one fails, no other is taken, and those under way may end before its error is raised.
 
-    Ctrl-C does likewise. A thread that does not end soon is left behind, and does not keep the process from ending.
+    Ctrl-C does likewise. A thread that does not end within two seconds is left behind, and does not keep the process
+    from ending.
 
     Args:
         items: may be lazy and of any length; taken by one thread at a time.
         work: on an item; called from any of the threads.
-        threads: how many.
+        threads: how many at most.
+        given_up: set once no other is taken, for work that takes long or waits.
+
+    Raises:
+        ResourceError: no thread can be started.
     """
-    crew = _Crew(items, work, threads)
+    crew = _Crew(items, work, given_up or threading.Event())
     try:
+        crew.start(max(threads, 1))
         crew.ended.wait()
     finally:
         crew.dismiss()
@@ -41,20 +55,38 @@ class _Crew(Generic[_Item]):
         errors: of those that failed.
     """
 
-    def __init__(self, items: Iterable[_Item], work: Callable[[_Item], None], number: int) -> None:
-        self.ended, self.errors = threading.Event(), list[BaseException]()
+    def __init__(self, items: Iterable[_Item], work: Callable[[_Item], None], ended: threading.Event) -> None:
+        self.ended, self.errors = ended, list[BaseException]()
         self._items, self._work = _Taken(items), work
-        self._at_work, self._leaving = number, threading.Lock()
-        self._threads = [threading.Thread(target=self._keep_working, daemon=True) for _ in range(number)]
-        for thread in self._threads:
-            thread.start()
+        self._threads: list[threading.Thread] = []
+        self._at_work, self._counting = 1, threading.Lock()  # who starts the others counts until they are started
+
+    def start(self, number: int) -> None:
+        """Start so many threads, or fewer where there is no work left for more, or no room."""
+        for _ in range(number):
+            if self.ended.is_set() or self._items.are_taken:
+                break
+            thread = threading.Thread(target=self._keep_working, daemon=True)
+            self._threads.append(thread)
+            self._count(1)
+            try:
+                thread.start()
+            except RuntimeError as error:
+                self._count(-1)
+                if len(self._threads) > 1:
+                    break
+                raise ResourceError(
+                    f"{error}: allow this process more threads (ulimit -u, or the container's limit of pids)"
+                ) from error
+        self._count(-1)
 
     def dismiss(self) -> None:
-        """Have no other item begun, and wait a little for those under way."""
+        """Have no other item taken, and wait a little for those under way."""
         self.ended.set()
         last = time.monotonic() + _PATIENCE
         for thread in self._threads:
-            thread.join(max(0.0, last - time.monotonic()))
+            if thread.is_alive():
+                thread.join(max(0.0, last - time.monotonic()))
 
     def _keep_working(self) -> None:
         try:
@@ -65,18 +97,30 @@ class _Crew(Generic[_Item]):
         except BaseException as error:  # raised again where the others are waited for
             self.errors.append(error)
             self.ended.set()
-        with self._leaving:
-            self._at_work -= 1
+        self._count(-1)
+
+    def _count(self, change: int) -> None:
+        with self._counting:
+            self._at_work += change
             if not self._at_work:
                 self.ended.set()
 
 
 class _Taken(Iterator[_Item]):
-    """Items that several threads take, each of them once."""
+    """Items that several threads take, each of them once.
+
+    Attributes:
+        are_taken: whether there are none left, as far as anybody has asked.
+    """
 
     def __init__(self, items: Iterable[_Item]) -> None:
+        self.are_taken = False
         self._items, self._lock = iter(items), threading.Lock()
 
     def __next__(self) -> _Item:
         with self._lock:
-            return next(self._items)
+            try:
+                return next(self._items)
+            except StopIteration:
+                self.are_taken = True
+                raise

@@ -24,7 +24,7 @@ def transfer(
     connections: int,
     tolerated: tuple[type[DataError], ...],
 ) -> Outcome:
-    """Fetch objects; when one fails for good, those that are on their way end first, and what has arrived is kept.
+    """Fetch objects; when one fails for good, those that are on their way may end, and what has arrived is kept.
 
     Args:
         bucket: where they are.

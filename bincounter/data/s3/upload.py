@@ -110,6 +110,7 @@ class Outbox:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._bucket.close()
         self._plan.close()
 
     def load(self, files: Iterable[tuple[Path, str]], *, last: bool = False) -> None:
@@ -168,8 +169,8 @@ class Outbox:
         objects, size = self._plan.totals()
         with TransferProgress(description, objects, size) as progress:
             sending = _Sending(self._bucket, progress)
-            for_each(self._plan.parcels(last=False), sending.deliver, threads=self._connections)
-            for_each(self._plan.parcels(last=True), sending.deliver, threads=1)
+            sending.carry_out(self._plan.parcels(last=False), self._connections)
+            sending.carry_out(self._plan.parcels(last=True), 1)
         self._plan.forget_files()
         return Uploaded(objects, sending.sent, sending.bytes, self._uri.rstrip("/"))
 
@@ -210,11 +211,19 @@ class _Sending:
         self._bucket, self._progress = bucket, progress
         self._large, self._noting = threading.Semaphore(_LARGE_AT_ONCE), threading.Lock()
 
-    def deliver(self, parcel: Parcel) -> None:
-        """Send one parcel; may be called from many threads."""
+    def carry_out(self, parcels: Iterable[Parcel], connections: int) -> None:
+        """Send so many parcels at a time."""
+        given_up = threading.Event()
+        for_each(parcels, partial(self._deliver, given_up), threads=connections, given_up=given_up)
+
+    def _deliver(self, given_up: threading.Event, parcel: Parcel) -> None:
         with nullcontext() if parcel.size <= _SMALL else self._large:
+            if given_up.is_set():
+                return
             sent = self._send(parcel)
         with self._noting:
+            if given_up.is_set():
+                return
             self.sent += sent
             self.bytes += parcel.size if sent else 0
             self._progress.advance(parcel.size)

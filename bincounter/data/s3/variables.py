@@ -49,14 +49,18 @@ def is_plain(endpoint: str) -> bool:
 
 
 def read() -> Variables | None:
-    """The settings, or ``None`` where other variables or the files in ``~/.aws`` have a say."""
+    """The settings, or ``None`` where other variables or the files in ``~/.aws`` have a say.
+
+    Nor are variables read that are empty, which obstore would take for settings, and botocore for none.
+    """
     settings = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
     endpoint = settings.get("AWS_ENDPOINT_URL_S3") or settings.get("AWS_ENDPOINT_URL") or ""
     key_id, secret = settings.get("AWS_ACCESS_KEY_ID"), settings.get("AWS_SECRET_ACCESS_KEY")
-    if not (settings.keys() <= _READ and is_plain(endpoint) and key_id and secret) or _has_files(settings):
-        return None
     region = settings.get("AWS_REGION") or settings.get("AWS_DEFAULT_REGION") or "us-east-1"
-    return Variables(endpoint, region, key_id, secret, settings.get("AWS_SESSION_TOKEN") or None)
+    known = settings.keys() <= _READ and "" not in settings.values() and region != "aws-global"
+    if not (known and is_plain(endpoint) and key_id and secret) or _has_files(settings):
+        return None
+    return Variables(endpoint, region, key_id, secret, settings.get("AWS_SESSION_TOKEN"))
 
 
 def _has_files(settings: dict[str, str]) -> bool:
@@ -64,7 +68,7 @@ def _has_files(settings: dict[str, str]) -> bool:
     named = {"AWS_CONFIG_FILE": "~/.aws/config", "AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials"}
     for name, default in named.items():
         try:
-            if Path(settings.get(name, default)).expanduser().stat().st_size:
+            if Path(os.path.expandvars(settings.get(name, default))).expanduser().stat().st_size:
                 return True
         except FileNotFoundError:
             pass
