@@ -13,11 +13,12 @@ from s3_server import S3Server, serve
 
 @contextmanager
 def writable_server(root: Path) -> Iterator[S3Server]:
-    """A server that remembers its folders, unlike that of ``s3``: many writers at a time make that one crawl.
+    """A server to send to.
 
-    It does not see what is changed in ``root`` behind its back.
+    It looks at its folders again at once: of a folder that two requests make at the same time, rclone remembers what
+    only one of them put there.
     """
-    with serve(root) as server:
+    with serve(root, "--dir-cache-time", "1ms") as server:
         yield server
 
 
