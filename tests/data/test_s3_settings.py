@@ -228,7 +228,7 @@ def test_variables_say_what_botocore_would_find(
         credentials = chain.provider()
         assert credentials is not None
         found = credentials()
-    assert (said.endpoint, said.region) == (chain.endpoint()[0], chain.region)
+    assert (said.endpoint(), said.host, said.region) == (chain.endpoint(), chain.host, chain.region)
     assert (said.key_id, said.secret, said.token) == (
         found["access_key_id"],
         found["secret_access_key"],

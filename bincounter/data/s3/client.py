@@ -117,16 +117,15 @@ class Bucket:
                 self._locate()
         yield from self._patient.pages(prefix, after=after)
 
-    def read(self, key: str, file: IO[bytes], *, listed: Stored | None = None, unless: str = "") -> Stored | None:
+    def read(self, key: str, file: IO[bytes], *, unless: str = "") -> Stored | None:
         """Write one object to ``file`` and check it, as :meth:`fetch` does.
 
         Args:
             key: the object.
             file: empty, open for writing.
-            listed: what a listing said of the object.
             unless: do nothing if the object's version has this etag.
         """
-        return self._patient.read(key, file, listed=listed, unless=unless)
+        return self._patient.read(key, file, unless=unless)
 
     def fetch(self, key: str, path: Path, *, listed: Stored | None = None, unless: str = "") -> Stored | None:
         """Write an object to a new file and check it against what the server said of it.

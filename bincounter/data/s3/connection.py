@@ -11,9 +11,10 @@ from bincounter.data.s3 import timeouts, variables
 from bincounter.data.s3.once import Once
 
 if TYPE_CHECKING:
-    from obstore.store import ClientConfig, S3Config
+    from obstore.store import ClientConfig
 
     from bincounter.data.s3.chain import Chain
+    from bincounter.data.s3.variables import Variables
 
 DIRECTORY_BUCKET = "--x-s3"
 """Ends the names of directory buckets (S3 Express), which need sessions of their own."""
@@ -36,26 +37,24 @@ class Connection:
 
     def __init__(self, bucket: str, connections: int, region: str | None = None) -> None:
         self.reached = False
-        self._bucket, self._connections, self._asked_region = bucket, connections, region
+        self._bucket, self._connections = bucket, connections
         self._chain = Once(lambda: _chain(bucket, connections, region))
-        self._variables = variables.read()
-        if not self._variables:
-            self._chain()  # settings that cannot be used are told now
+        self._settings: Variables | Chain = variables.read(region) or self._chain()
 
     @property
     def signed(self) -> bool:
         """Whether requests carry credentials."""
-        return self._variables is not None or self._chain().signed
+        return self._settings.signed
 
     @property
     def region(self) -> str:
         """That requests are signed for."""
-        return (self._asked_region or self._variables.region) if self._variables else self._chain().region
+        return self._settings.region
 
     @property
     def host(self) -> str:
         """Of the server, for messages."""
-        return urlsplit(self._variables.endpoint).netloc if self._variables else self._chain().host
+        return self._settings.host
 
     @property
     def client(self) -> Any:
@@ -70,13 +69,17 @@ class Connection:
         """
         if self._bucket.endswith(DIRECTORY_BUCKET):
             return None
-        settings, options = self._settings()
+        endpoint, virtual = self._settings.endpoint()
+        options = self._options(urlsplit(endpoint).scheme)
         try:
             return S3Store(
                 self._bucket,
-                config=settings,
+                endpoint=endpoint.rstrip("/"),
+                region=self.region,
+                virtual_hosted_style_request=virtual,
+                skip_signature=not self.signed,
                 client_options=options,
-                credential_provider=None if self._variables else self._chain().provider(),
+                credential_provider=self._settings.provider(),
                 retry_config={
                     "max_retries": retries,
                     "backoff": {"init_backoff": timedelta(seconds=0.2), "max_backoff": timedelta(seconds=5), "base": 2},
@@ -86,30 +89,19 @@ class Connection:
         except (BaseError, ValueError):  # settings that obstore does not know
             return None
 
-    def _settings(self) -> "tuple[S3Config, ClientConfig]":
-        endpoint, virtual = (self._variables.endpoint, False) if self._variables else self._chain().endpoint()
-        settings: S3Config = {
-            "endpoint": endpoint.rstrip("/"),
-            "region": self.region,
-            "virtual_hosted_style_request": virtual,
-            "skip_signature": not self.signed,
-        }
-        if self._variables:
-            settings["access_key_id"], settings["secret_access_key"] = self._variables.key_id, self._variables.secret
-            if self._variables.token:
-                settings["session_token"] = self._variables.token
+    def _options(self, scheme: str) -> "ClientConfig":
         options: ClientConfig = {
-            "allow_http": urlsplit(endpoint).scheme == "http",
+            "allow_http": scheme == "http",
             "connect_timeout": f"{timeouts.CONNECTING}s",
             "read_timeout": f"{timeouts.SILENCE}s",
             "timeout": "1h",  # of a whole request: shards are large
             "pool_max_idle_per_host": str(self._connections),
             "user_agent": "bincounter",
         }
-        authorities = None if self._variables else self._chain().authorities()
+        authorities = self._settings.authorities()
         if authorities:
             options["root_certificate"] = authorities
-        return settings, options
+        return options
 
 
 def _chain(bucket: str, connections: int, region: str | None) -> "Chain":

@@ -6,8 +6,13 @@ where there is more to find (:mod:`bincounter.data.s3.chain`).
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from obstore.store import S3Credential
 
 # Those that are read here, and those that only matter where credentials are looked for elsewhere.
 _READ = {
@@ -26,21 +31,47 @@ _PLAIN = re.compile(r"https?://[\w.-]+(:\d+)?(/[\w./-]*)?", re.ASCII)
 
 
 class Variables(NamedTuple):
-    """What the environment says of an S3-compatible server.
+    """What the environment says of an S3-compatible server; answers what :class:`bincounter.data.s3.chain.Chain` does.
 
     Attributes:
-        endpoint: its address.
+        address: the server's.
         region: that requests are signed for.
         key_id: of the credentials.
         secret: of the credentials.
         token: of temporary credentials.
     """
 
-    endpoint: str
+    address: str
     region: str
     key_id: str
     secret: str
     token: str | None
+
+    @property
+    def signed(self) -> bool:
+        """Whether requests carry credentials."""
+        return True
+
+    @property
+    def host(self) -> str:
+        """Of the server, for messages."""
+        return urlsplit(self.address).netloc
+
+    def endpoint(self) -> tuple[str, bool]:
+        """Where the bucket's objects are, and whether the host's name tells the bucket."""
+        return self.address, False
+
+    def provider(self) -> "Callable[[], S3Credential]":
+        """The credentials."""
+        return lambda: {
+            "access_key_id": self.key_id,
+            "secret_access_key": self.secret,
+            "token": self.token,
+            "expires_at": None,
+        }
+
+    def authorities(self) -> None:
+        """No certificates besides the usual ones."""
 
 
 def is_plain(endpoint: str) -> bool:
@@ -48,15 +79,18 @@ def is_plain(endpoint: str) -> bool:
     return _PLAIN.fullmatch(endpoint) is not None and "amazonaws." not in endpoint
 
 
-def read() -> Variables | None:
+def read(region: str | None = None) -> Variables | None:
     """The settings, or ``None`` where other variables or the files in ``~/.aws`` have a say.
 
     Nor are variables read that are empty, which obstore would take for settings, and botocore for none.
+
+    Args:
+        region: ``None`` for that of the settings.
     """
     settings = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
     endpoint = settings.get("AWS_ENDPOINT_URL_S3") or settings.get("AWS_ENDPOINT_URL") or ""
     key_id, secret = settings.get("AWS_ACCESS_KEY_ID"), settings.get("AWS_SECRET_ACCESS_KEY")
-    region = settings.get("AWS_REGION") or settings.get("AWS_DEFAULT_REGION") or "us-east-1"
+    region = region or settings.get("AWS_REGION") or settings.get("AWS_DEFAULT_REGION") or "us-east-1"
     known = settings.keys() <= _READ and "" not in settings.values() and region != "aws-global"
     if not (known and is_plain(endpoint) and key_id and secret) or _has_files(settings):
         return None
