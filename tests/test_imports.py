@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "bincounter"
-ROOMS = ("config", "data", "model", "training", "inspect", "serving", "cloud", "sweep")
+ROOMS = ("config", "data", "model", "training", "inspect", "serving", "cloud", "sweep", "cli")
 FREE = {"errors", "files", "progress"}
 
 

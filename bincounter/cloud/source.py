@@ -25,7 +25,7 @@ LARGEST = 50_000_000
 # Processes that are spawned, as for rendering demo bins, import this file again.
 _START = """import sys
 
-from bincounter.cloud.container.entry import main
+from bincounter.cli.container_command import main
 
 if __name__ == "__main__":
     sys.exit(main())

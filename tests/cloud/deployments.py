@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from commands import REPOSITORY
 
-from bincounter.cloud.endpoints.actions import carry_out, check
-from bincounter.command_line import composed
+from bincounter.cli.deploy_command import carry_out_at_sagemaker, check_sagemaker
+from bincounter.cli.hydra_app import composed
 from bincounter.serving.packing.archive import Package
 
 ROLE = "arn:aws:iam::123456789012:role/rehearsal"
@@ -20,9 +20,9 @@ def act(*overrides: str, archive: Path | None = None) -> int:
     cfg = composed(["target.region=us-east-1", *overrides], config_dir=REPOSITORY / "conf", config_name="deploy")
     package = None
     if archive is not None:
-        check(cfg)
+        check_sagemaker(cfg)
         package = Package(archive, "bincounter-0", hashlib.sha256(archive.read_bytes()).hexdigest())
-    return carry_out(cfg, package)
+    return carry_out_at_sagemaker(cfg, package)
 
 
 def requests(capsys: pytest.CaptureFixture[str], *overrides: str, archive: Path) -> dict[str, dict[str, Any]]:

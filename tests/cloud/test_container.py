@@ -59,7 +59,7 @@ def code(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(REPOSITORY / name, folder / name)
     (folder / "start.py").write_text(
-        "import sys\nfrom bincounter.cloud.container.entry import main\nsys.exit(main())\n"
+        "import sys\nfrom bincounter.cli.container_command import main\nsys.exit(main())\n"
     )
     return folder
 

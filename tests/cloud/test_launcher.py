@@ -15,8 +15,8 @@ from bins import square_bins
 from commands import REPOSITORY, command, environment
 from hydra.core.hydra_config import HydraConfig
 
-import train as program
-from bincounter.command_line import main
+from bincounter.cli import train_command as program
+from bincounter.cli.hydra_app import main
 
 ROLE = "launcher.role=arn:aws:iam::123456789012:role/bincounter"
 OFFLINE = ["launcher.region=eu-west-1", "launcher.bucket=my-bucket", ROLE]

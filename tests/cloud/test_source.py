@@ -137,7 +137,7 @@ def test_an_archive_of_bincounter_itself_runs(checkout: Path, tmp_path: Path) ->
     )
     assert done.returncode == 0, done.stderr
     assert "max_epochs" in done.stdout
-    assert "bincounter.cloud.container.entry" in (code / "start.py").read_text()
+    assert "bincounter.cli.container_command" in (code / "start.py").read_text()
 
 
 def test_links_among_tracked_files_are_followed(checkout: Path, tmp_path: Path) -> None:

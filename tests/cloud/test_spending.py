@@ -15,7 +15,7 @@ from rehearsed import Account as Plane
 from rehearsed import request
 from spent import TABLE, made_here, nobody_to_ask, recorded, row, scored, shown  # noqa: F401 - a fixture for all tests
 
-from bincounter.__main__ import main
+from bincounter.cli.main import main
 from bincounter.cloud.account import Account
 from bincounter.cloud.crew import Crew, Task
 from bincounter.cloud.jobs import EARLIER, is_recorded, read, set_aside, submit

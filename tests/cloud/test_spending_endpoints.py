@@ -12,7 +12,7 @@ from deployments import ROLE, act
 from scripted_endpoints import ScriptedEndpoints, scripted_endpoints
 from spent import nobody_to_ask, shown  # noqa: F401 - the fixture is for all tests here
 
-from bincounter.__main__ import main
+from bincounter.cli.main import main
 from bincounter.cloud.rehearsal import client_environment
 from bincounter.cloud.spending.found import find
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from spent import made_here, nobody_to_ask, recorded  # noqa: F401 - the fixture is for all tests here
 
-from bincounter.__main__ import main
+from bincounter.cli.main import main
 from bincounter.cloud.spending.bills import NoPoint
 from bincounter.cloud.spending.found import find
 

@@ -15,7 +15,7 @@ from made_photos import abid_bin, bin_folders, photo_bytes, write
 from s3_server import S3Server
 from sent_buckets import delete, empty_buckets, writable_server
 
-from bincounter.command_line import composed
+from bincounter.cli.hydra_app import composed
 from bincounter.data.layouts import Folders
 from bincounter.data.layouts.arrangement import Placed
 from bincounter.data.preparation.shards import prepare_shards

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from commands import REPOSITORY
 
-from bincounter.command_line import composed
+from bincounter.cli.hydra_app import composed
 from bincounter.config import validate
 from bincounter.errors import ConfigError
 from bincounter.inspect.profile.advice import advice

@@ -12,8 +12,8 @@ import pytest
 from commands import REPOSITORY, Run, command, environment
 from served_runs import checkpoint_alone
 
-from bincounter.command_line import composed
-from bincounter.serving.deploying import checked_package
+from bincounter.cli.deploy_command import checked_package
+from bincounter.cli.hydra_app import composed
 from bincounter.serving.packing.archive import Settings, opened, package
 
 Deploy = Callable[..., subprocess.CompletedProcess[str]]

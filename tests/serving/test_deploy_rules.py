@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from commands import REPOSITORY, Run, environment
 
-from bincounter.command_line import composed
+from bincounter.cli.hydra_app import composed
 from bincounter.config.deploy_rules import check_deploy
 from bincounter.errors import ConfigError
 
@@ -106,10 +106,9 @@ def test_the_command_answers_in_one_line_with_exit_code_2(run: Run) -> None:
 
 _QUICK = """
 import sys
-from pathlib import Path
 sys.argv = ["deploy.py", *sys.argv[1:]]
 import deploy
-code = deploy.main_once(deploy.action, config_dir=Path("conf"), config_name="deploy")
+code = deploy.main()
 sys.exit(code or ("torch" in sys.modules))
 """
 

@@ -53,7 +53,7 @@ def container(base: Path) -> Path:
     code.mkdir()
     for name in ("bincounter", "conf", "train.py"):
         (code / name).symlink_to(REPOSITORY / name)
-    program = "import sys\n\nfrom bincounter.cloud.container.entry import main\n\n"  # imported by its processes, too
+    program = "import sys\n\nfrom bincounter.cli.container_command import main\n\n"  # imported by its processes, too
     (code / "start.py").write_text(f'{program}if __name__ == "__main__":\n    sys.exit(main())\n')
     return code / "start.py"
 

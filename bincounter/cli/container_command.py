@@ -48,9 +48,10 @@ def main() -> int:
         traceback.print_exc()
         keep(f"{type(error).__name__}: {error}")
         return 1
-    import train  # the one that was shipped, beside this program
+    from bincounter.cli import hydra_app
+    from bincounter.cli.train_command import job
 
-    return train.main(train.job, config_dir=code / "conf", config_name="train", keep_error=keep)
+    return hydra_app.main(job, config_dir=code / "conf", config_name="train", keep_error=keep)
 
 
 def _overrides(base: Path) -> list[str]:

@@ -1,0 +1,1 @@
+"""Commands and entry points; the one room that knows all others."""

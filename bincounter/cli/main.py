@@ -1,0 +1,272 @@
+"""``python -m bincounter COMMAND``: look at data, count photos, put runs side by side, follow jobs at SageMaker."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bincounter.errors import BinCounterError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from bincounter.data.datamodule import BinDataModule
+
+_CONF = Path(__file__).resolve().parents[2] / "conf"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand; returns its exit code (see bincounter.errors)."""
+    # Who has just used train.py writes ckpt_path=C: taken as --ckpt-path=C.
+    given = sys.argv[1:] if argv is None else argv
+    words = [f"--ckpt-path={word.partition('=')[2]}" if word.startswith("ckpt_path=") else word for word in given]
+    parser = _parser()
+    # argparse takes overrides in one row alone; those behind an option are brought to the others here.
+    arguments, rest = parser.parse_known_args(words)
+    if rest and (not hasattr(arguments, "overrides") or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides += rest
+    try:
+        return arguments.command(arguments)
+    except BinCounterError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        print(f"Error: {error.filename}: {error.strerror}" if error.filename else f"Error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bincounter", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    explore = commands.add_parser("explore", help="write data.html: what a data set holds, before training on it")
+    explore.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py: data=abid data.source=...")
+    explore.add_argument("--output", type=Path, default=Path("data.html"), help="the page to write (data.html)")
+    explore.set_defaults(command=_explore)
+
+    arrange = commands.add_parser("arrange", help="link the photos of a data source into <count>/<photo> folders")
+    arrange.add_argument("destination", type=Path, help="the folder to make")
+    arrange.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py: data=abid data.source=...")
+    arrange.set_defaults(command=_arrange)
+
+    prepare = commands.add_parser(
+        "prepare", help="split a data source into {train,valid,test}/<count>/<photo>, in a folder or a bucket"
+    )
+    prepare.add_argument("destination", metavar="DESTINATION", help="a folder or s3://bucket/prefix")
+    prepare.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py: data=abid data.source=...")
+    prepare.add_argument(
+        "--as",
+        dest="form",
+        choices=["folders", "shards"],
+        default="folders",
+        help="one file per photo (folders), or many photos in each of a few large files (shards)",
+    )
+    prepare.set_defaults(command=_prepare)
+
+    predict = commands.add_parser("predict", help="count the items in photos")
+    predict.add_argument("sources", nargs="+", metavar="PHOTO|FOLDER|s3://...")
+    predict.add_argument("--ckpt-path", type=Path, help="the checkpoint; the newest best.ckpt under logs/ by default")
+    predict.add_argument("--csv", type=Path, help="write a table there instead of printing")
+    predict.add_argument("--data-dir", type=Path, default=Path("data"), help="where photos of buckets are kept (data)")
+    predict.add_argument(
+        "--trust",
+        action="append",
+        default=[],
+        metavar="PACKAGE",
+        help="a package of one's own that the checkpoint's model comes from",
+    )
+    predict.set_defaults(command=_predict)
+
+    compare = commands.add_parser("compare", help="runs side by side: what differed, and what it did to the scores")
+    compare.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs, or of sweeps")
+    compare.set_defaults(command=_compare)
+
+    cost = commands.add_parser("cost", help="what runs, sweeps and endpoints took and cost, per point of accuracy too")
+    cost.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="folders of runs, sweeps or endpoints")
+    cost.add_argument("--json", action="store_true", help="print one JSON document instead of tables")
+    cost.set_defaults(command=_cost)
+
+    rules = commands.add_parser("rules", help="judge what debugger=tensors recorded of a run, by other bounds too")
+    rules.add_argument("run", type=Path, metavar="RUN", help="its folder")
+    rules.add_argument("overrides", nargs="*", metavar="debugger.rules.RULE.SETTING=VALUE")
+    rules.set_defaults(command=_rules)
+
+    attach = commands.add_parser(
+        "attach", help="follow the SageMaker jobs of a run or a sweep, and fetch what they have"
+    )
+    attach.add_argument("folder", type=Path, help="of the run, or of the sweep")
+    attach.set_defaults(command=_attach)
+
+    rehearsal = commands.add_parser("rehearsal", help="a local stand-in for AWS that carries SageMaker jobs out here")
+    rehearsal.set_defaults(command=_rehearsal)
+    return parser
+
+
+def _data_of(overrides: list[str]) -> "tuple[DictConfig, BinDataModule]":
+    """The configuration that overrides compose, and its data, not prepared yet."""
+    from bincounter.cli.hydra_app import composed, show_log
+
+    show_log()
+    cfg = composed(overrides, config_dir=_CONF, config_name="train")
+    from bincounter.config import validate
+    from bincounter.training.run import data_module
+
+    validate(cfg)
+    return cfg, data_module(cfg)
+
+
+def _explore(arguments: argparse.Namespace) -> int:
+    cfg, data = _data_of(arguments.overrides)
+    data.prepare()
+    from bincounter.inspect.data_report import write_data_report
+
+    settings = {
+        "method": cfg.data.split.method,
+        "fractions": list(cfg.data.split.fractions),
+        "seed": cfg.data.split.seed,
+    }
+    source = cfg.data.source or "rendered demo bins"
+    write_data_report(arguments.output, data.manifest, data.kept, data.assignment, source=source, settings=settings)
+    print(arguments.output)
+    return 0
+
+
+def _arrange(arguments: argparse.Namespace) -> int:
+    _, data = _data_of(arguments.overrides)
+    from bincounter.data.layouts import arrange
+    from bincounter.data.records import Candidate, Listing
+
+    photos = [Candidate(record.id, record.file, record.count) for record in data.find()]
+    arrange(Listing(photos), arguments.destination)
+    print(arguments.destination)
+    return 0
+
+
+def _prepare(arguments: argparse.Namespace) -> int:
+    # Nobody will ask for the decoded photos that training keeps.
+    cfg, data = _data_of([*arguments.overrides, "data.cache=false"])
+    from bincounter.data.preparation.bin_folders import SIDES, prepare_folders
+    from bincounter.data.preparation.destination import check_destination
+    from bincounter.data.preparation.shards import prepare_shards
+
+    check_destination(arguments.destination, cfg.data.source)
+    data.prepare()
+    split = data.manifest, data.kept, data.assignment
+    connections = cfg.data.sync.connections
+    if arguments.form == "shards":
+        cache_dir = Path(cfg.paths.cache_dir)
+        placed = prepare_shards(*split, arguments.destination, cache_dir=cache_dir, connections=connections)
+    else:
+        placed = prepare_folders(*split, arguments.destination, connections=connections)
+    for number, side in enumerate(SIDES):
+        print(f"{side}: {(data.assignment == number).sum():,} photos")
+    print(f"{placed.files:,} files were not there yet, {placed.bytes / 1e6:,.1f} MB")
+    print(arguments.destination)
+    return 0
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    from bincounter.cli.hydra_app import show_log
+
+    show_log()
+    from bincounter.training.newest import newest_checkpoint
+
+    checkpoint = arguments.ckpt_path or newest_checkpoint(Path("logs"), named_by="--ckpt-path")
+    from bincounter.training.predicting import Predictor, photos_of, show_answers, write_answers
+    from bincounter.training.quiet import quiet_lightning
+
+    photos = [photo for source in arguments.sources for photo in photos_of(source, arguments.data_dir)]
+    quiet_lightning()
+    predictor = Predictor(checkpoint, arguments.trust)
+    answers = predictor.answers(photos)
+    if arguments.csv:
+        counted = write_answers(arguments.csv, predictor.counts, answers)
+        print(f"{counted} of {len(photos)} photos counted: {arguments.csv}")
+        return 0 if counted else 2
+    return 0 if show_answers((answer, predictor.counts) for answer in answers) else 2
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from bincounter.inspect.compare import compare, render
+
+    Console().print(render(compare(arguments.runs)))
+    return 0
+
+
+def _cost(arguments: argparse.Namespace) -> int:
+    from bincounter.cloud.spending.found import find
+
+    found = find(arguments.folders)
+    if arguments.json:
+        import json
+
+        from bincounter.cloud.spending.document import document
+
+        print(json.dumps(document(found), indent=2, ensure_ascii=False))
+    else:
+        from rich.console import Console
+
+        from bincounter.cloud.spending.table import render
+
+        Console(highlight=False).print(render(found))
+    for error in found.errors:
+        print(f"Error: {error}", file=sys.stderr)
+    return 2 if found.errors else 0
+
+
+def _rules(arguments: argparse.Namespace) -> int:
+    from omegaconf import OmegaConf
+    from rich.console import Console
+
+    from bincounter.cli.hydra_app import composed
+    from bincounter.inspect.rules.command import judged, overrides_of, render
+
+    overrides = overrides_of(arguments.run, arguments.overrides)
+    cfg = composed(overrides, config_dir=_CONF, config_name="train")
+    verdicts = judged(arguments.run, OmegaConf.to_container(cfg.debugger))  # type: ignore[arg-type]
+    Console().print(render(verdicts))
+    return int(any(verdict.action == "fail" for verdict in verdicts.found.values()))
+
+
+def _attach(arguments: argparse.Namespace) -> int:
+    from bincounter.cli.hydra_app import show_log
+    from bincounter.cloud.crew import attach
+
+    show_log()
+    tasks = attach(arguments.folder)
+    errors = [task.error for task in tasks if task.error is not None]
+    for task in tasks:
+        if task.error is None:
+            print(task.job.folder)
+    if errors:
+        raise errors[0]
+    return 0
+
+
+def _rehearsal(arguments: argparse.Namespace) -> int:
+    import tempfile
+    import threading
+
+    from bincounter.cloud.rehearsal import rehearsed
+
+    with tempfile.TemporaryDirectory(prefix="bincounter-rehearsal-") as folder, rehearsed(Path(folder)) as variables:
+        # A profile or a token that is left over would lead elsewhere.
+        print("unset $(env | grep -o '^AWS_[A-Z0-9_]*')")
+        for name, value in variables.items():
+            print(f"export {name}={value}")
+        print("Paste these into another terminal; Ctrl-C ends it all.", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        threading.Event().wait()
+    return 0
