@@ -259,7 +259,7 @@ def _rehearsal(arguments: argparse.Namespace) -> int:
     import tempfile
     import threading
 
-    from bincounter.cloud.rehearsal import rehearsed
+    from sagemaker_rehearsal import rehearsed
 
     with tempfile.TemporaryDirectory(prefix="bincounter-rehearsal-") as folder, rehearsed(Path(folder)) as variables:
         # A profile or a token that is left over would lead elsewhere.

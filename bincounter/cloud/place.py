@@ -34,8 +34,8 @@ def place(*, rehearsed: bool) -> Iterator[None]:
     if not rehearsed:
         yield
         return
-    from bincounter.cloud.rehearsal import rehearsed as control_plane
-    from bincounter.cloud.rehearsal import without_aws
+    from sagemaker_rehearsal import rehearsed as control_plane
+    from sagemaker_rehearsal import without_aws
 
     before = dict(os.environ)
     with (

@@ -11,8 +11,8 @@ import pytest
 from deployments import ROLE, act
 from scripted_endpoints import ScriptedEndpoints, scripted_endpoints
 
-from bincounter.cloud.rehearsal import client_environment
 from bincounter.errors import ConfigError, ResourceError
+from sagemaker_rehearsal import client_environment
 
 IMAGE = "target.image=123456789012.dkr.ecr.us-east-1.amazonaws.com/ray:1"
 REALTIME = ("target=realtime", f"target.role={ROLE}", IMAGE)

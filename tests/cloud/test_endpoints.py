@@ -15,9 +15,9 @@ from deployments import ROLE, act
 from rehearsed import Account
 from served_runs import checkpoint_alone
 
-from bincounter.cloud.rehearsal import BUCKET
 from bincounter.errors import ResourceError
 from bincounter.serving.packing.archive import Settings, package
+from sagemaker_rehearsal import BUCKET
 
 GIVEN = (f"target.role={ROLE}", "target.image=123456789012.dkr.ecr.us-east-1.amazonaws.com/ray:serve")
 

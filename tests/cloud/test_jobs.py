@@ -16,7 +16,7 @@ import torch
 from aws_faults import faults
 from bins import square_bins
 from commands import Run, Start
-from rehearsed import launched, wait_for
+from launched import launched, wait_for
 
 from bincounter.cloud.account import Account
 from bincounter.cloud.fetch import best_value

@@ -14,7 +14,7 @@ from rehearsed import Account, request
 
 from bincounter.cloud import rule_states
 from bincounter.cloud.jobs import Job
-from bincounter.cloud.rehearsal import BUCKET
+from sagemaker_rehearsal import BUCKET
 
 JOBS = f"s3://{BUCKET}/jobs"
 HOOK = {"S3OutputPath": JOBS, "HookParameters": {"train.save_interval": "2"}}

@@ -13,8 +13,8 @@ from scripted_endpoints import ScriptedEndpoints, scripted_endpoints
 from spent import nobody_to_ask, shown  # noqa: F401 - the fixture is for all tests here
 
 from bincounter.cli.main import main
-from bincounter.cloud.rehearsal import client_environment
 from bincounter.cloud.spending.found import find
+from sagemaker_rehearsal import client_environment
 
 IMAGE = "target.image=123456789012.dkr.ecr.us-east-1.amazonaws.com/ray:1"
 

@@ -13,7 +13,8 @@ import pytest
 from aws_faults import faults
 from bins import square_bins
 from commands import Run
-from rehearsed import Account, launched, wait_for
+from launched import launched, wait_for
+from rehearsed import Account
 from searches import states, study_of
 
 from bincounter.cloud.fetch import best_value

@@ -1,0 +1,213 @@
+"""A training job from its start to its end: attempts, interruptions, stops and limits."""
+
+import itertools
+import shutil
+import threading
+import time
+import traceback
+from contextlib import suppress
+from enum import Enum
+from pathlib import Path
+
+from botocore.exceptions import ClientError
+
+from sagemaker_rehearsal import INTERRUPTIONS
+from sagemaker_rehearsal.container_logs import GROUP
+from sagemaker_rehearsal.site import Site
+from sagemaker_rehearsal.storage import joined, split_uri, upload_archive
+from sagemaker_rehearsal.training_host import TENSORS_END, TENSORS_IN_S3, Host, MissingData
+from sagemaker_rehearsal.training_record import JobRecord
+
+_TICK = 0.3  # seconds between two looks at a running job: logs and checkpoints are sent that often
+
+
+class _End(Enum):
+    """Why an attempt ended; the value is the job's status message."""
+
+    EXITED = "The container ended"
+    NO_DATA = "Input data could not be downloaded"
+    INTERRUPTED = "Spot capacity was taken back"
+    STOPPED = "Training job stopped"
+    MAX_RUNTIME = "Training job ran for MaxRuntimeInSeconds"
+    MAX_WAIT = "Training job took MaxWaitTimeInSeconds"
+
+
+_STOPS = {_End.STOPPED: "Stopped", _End.MAX_RUNTIME: "MaxRuntimeExceeded", _End.MAX_WAIT: "MaxWaitTimeExceeded"}
+
+
+class Job:
+    """Runs one job in a thread.
+
+    Args:
+        site: where it runs.
+        record: what is asked for, and where its state goes.
+    """
+
+    def __init__(self, site: Site, record: JobRecord) -> None:
+        self._site = site
+        self._record = record
+        request = record.request
+        pauses = request.get("Environment", {}).get(INTERRUPTIONS)
+        self._pauses = [float(pause) for pause in pauses.split(",")] if pauses else []
+        limits = request["StoppingCondition"]
+        self._max_runtime: float = limits.get("MaxRuntimeInSeconds", float("inf"))
+        self._max_wait: float = limits.get("MaxWaitTimeInSeconds", float("inf"))
+        self._names = sorted(f"127.0.0.{number + 1}" for number in range(request["ResourceConfig"]["InstanceCount"]))
+        self._hosts: list[Host] = []
+        self._failure = ""
+        self._epoch = 0
+
+    def start(self) -> None:
+        """Start the job's thread."""
+        threading.Thread(target=self._run, name=self._record.name, daemon=True).start()
+
+    def _run(self) -> None:
+        _wipe(self._folder)  # a plane that was killed left it
+        try:
+            end = self._attempt_until_the_end()
+            self._finish(end)
+        except Exception as error:  # whatever goes wrong here, the client must see an end
+            traceback.print_exc()
+            message = f"InternalServerError: the rehearsal itself failed: {error!r}"
+            self._record.finish("Failed", "Failed", "Training job failed", failure=message)
+        _wipe(self._folder)
+
+    @property
+    def _folder(self) -> Path:
+        return self._site.folder / "jobs" / self._record.name
+
+    def _attempt_until_the_end(self) -> _End:
+        for pause in itertools.chain(self._pauses, itertools.repeat(None)):
+            self._hosts = [Host(self._site, self._record, number, self._names) for number in range(len(self._names))]
+            try:
+                end = self._attempt(pause)
+            finally:
+                for host in self._hosts:
+                    host.end()
+            if end is not _End.INTERRUPTED:
+                return end
+            self._record.enter("Interrupted", end.value)
+            _wipe(self._folder)
+        raise AssertionError("unreachable: the last attempts are never interrupted")
+
+    def _attempt(self, pause: float | None) -> _End:
+        self._record.enter("Starting", "Starting the training job")
+        self._record.enter("Downloading", "Downloading input data")
+        try:
+            for host in self._hosts:
+                host.prepare()
+        except (MissingData, ClientError) as error:
+            self._failure = _download_failure(error)
+            return _End.NO_DATA
+        if self._record.stop_requested.is_set():
+            return _End.STOPPED
+        self._record.enter("Training", "Training is in progress")
+        with suppress(self._site.logs.exceptions.ResourceAlreadyExistsException):
+            self._site.logs.create_log_group(logGroupName=GROUP)
+        self._epoch = max(int(time.time()), self._epoch + 1)
+        for host in self._hosts:
+            host.start(self._epoch)
+        return self._watch(pause)
+
+    def _watch(self, pause: float | None) -> _End:
+        """Send logs and checkpoints until the attempt ends by itself or is ended."""
+        interruption = float("inf")
+        while True:
+            self._wait()
+            uploaded = self._sync()
+            if pause is not None and "last.ckpt" in uploaded:
+                interruption, pause = time.monotonic() + pause, None
+            codes = [host.exit_code() for host in self._hosts]
+            if any(codes) or None not in codes:
+                self._failure = self._exit_failure()
+                return _End.EXITED
+            end = self._end_to_impose(interruption)
+            if end:
+                self._ask_to_stop()
+                return end
+
+    def _end_to_impose(self, interruption: float) -> _End | None:
+        if self._record.stop_requested.is_set():
+            return _End.STOPPED
+        if time.time() - self._record.created > self._max_wait:
+            return _End.MAX_WAIT
+        if self._record.training_seconds() > self._max_runtime:
+            return _End.MAX_RUNTIME
+        return _End.INTERRUPTED if time.monotonic() >= interruption else None
+
+    def _wait(self) -> None:
+        """Wait for the next look, or less when a container ends."""
+        running = self._running()
+        until = time.monotonic() + _TICK
+        while time.monotonic() < until and self._running() == running:
+            time.sleep(0.05)
+
+    def _running(self) -> int:
+        return sum(host.exit_code() is None for host in self._hosts)
+
+    def _sync(self) -> list[str]:
+        return [name for host in self._hosts for name in host.sync()]
+
+    def _ask_to_stop(self) -> None:
+        """SIGTERM; until the grace is over, checkpoints are still uploaded."""
+        for host in self._hosts:
+            host.ask_to_stop()
+        until = time.monotonic() + self._site.grace
+        while time.monotonic() < until and self._running():
+            self._wait()
+            self._sync()
+
+    def _exit_failure(self) -> str:
+        """FailureReason, from the first host that failed; the others are ended for it."""
+        for host in self._hosts:
+            if code := host.exit_code():
+                return f"AlgorithmError: {host.failure()}, exit code: {code}"
+        return ""
+
+    def _end_tensors(self) -> None:
+        """Mark them as complete: in a SageMaker job smdebug leaves that to the service."""
+        if hook := self._record.request.get("DebugHookConfig"):
+            bucket, key = split_uri(joined(hook["S3OutputPath"], self._record.name, TENSORS_IN_S3, TENSORS_END))
+            self._site.s3.put_object(Bucket=bucket, Key=key, Body=b"")
+
+    def _finish(self, end: _End) -> None:
+        """Upload what is left, as far as AWS does."""
+        if end is _End.NO_DATA:
+            self._record.finish("Failed", "Failed", end.value, failure=self._failure)
+            return
+        self._record.enter("Uploading", "Uploading what the training job made")
+        self._sync()
+        self._end_tensors()
+        outputs = [host.base / "output/data" for host in self._hosts]
+        if _hold_anything(outputs):
+            upload_archive(self._site.s3, outputs, self._record.output_uri("output.tar.gz"))
+        if self._failure:
+            self._record.finish("Failed", "Failed", "Training job failed", failure=self._failure)
+            return
+        if end is _End.EXITED and self._record.stop_requested.is_set():
+            end = _End.STOPPED
+        models = [host.base / "model" for host in self._hosts]
+        model = end is _End.EXITED or _hold_anything(models)
+        if model:
+            upload_archive(self._site.s3, models, self._record.output_uri("model.tar.gz"))
+        if end is _End.EXITED:
+            self._record.finish("Completed", "Completed", "Training job completed", model=model)
+        else:
+            self._record.finish("Stopped", _STOPS[end], end.value, model=model)
+
+
+def _hold_anything(folders: list[Path]) -> bool:
+    return any(any(folder.iterdir()) for folder in folders if folder.is_dir())
+
+
+def _download_failure(error: MissingData | ClientError) -> str:
+    code = error.response["Error"]["Code"] if isinstance(error, ClientError) else "NoSuchKey"
+    return f"ClientError: Data download failed:{code}: {error}"
+
+
+def _wipe(folder: Path) -> None:
+    """Make room for the next attempt at once, though a dying process may still write."""
+    gone = folder.with_name(f".{folder.name}.{time.time_ns()}")
+    with suppress(FileNotFoundError):
+        folder.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)

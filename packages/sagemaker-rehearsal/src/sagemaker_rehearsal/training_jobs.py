@@ -1,0 +1,98 @@
+"""The API's operations on training jobs."""
+
+import threading
+from operator import itemgetter
+from typing import Any
+
+from sagemaker_rehearsal.protocol import Operation, Refused, is_wanted, page
+from sagemaker_rehearsal.request_checks import check_rehearsable, check_rules, check_shape
+from sagemaker_rehearsal.site import Site
+from sagemaker_rehearsal.training_job import Job
+from sagemaker_rehearsal.training_record import JobRecord
+
+_SORT_KEYS = {"Name": "TrainingJobName", "CreationTime": "CreationTime", "Status": "TrainingJobStatus"}
+
+
+class TrainingJobs:
+    """All training jobs of a control plane.
+
+    Args:
+        site: where they run.
+        model: botocore's service model of SageMaker.
+    """
+
+    def __init__(self, site: Site, model: Any) -> None:
+        self._site = site
+        self._model = model
+        self._records: dict[str, JobRecord] = {}
+        self._lock = threading.Lock()
+
+    def operations(self) -> dict[str, Operation]:
+        """What is answered here, by AWS's names."""
+        return {
+            "CreateTrainingJob": self._create,
+            "DescribeTrainingJob": self._describe,
+            "StopTrainingJob": self._stop,
+            "ListTrainingJobs": self._list,
+        }
+
+    def _check_shape(self, operation: str, request: dict[str, Any]) -> None:
+        check_shape(self._model.operation_model(operation).input_shape, request)
+
+    def _create(self, request: dict[str, Any]) -> dict[str, Any]:
+        self.check(request)
+        return {"TrainingJobArn": self.launch(request).arn}
+
+    def check(self, request: dict[str, Any]) -> None:
+        """Look through the body of a CreateTrainingJob.
+
+        Raises:
+            Refused: AWS, or the rehearsal, cannot do it.
+        """
+        self._check_shape("CreateTrainingJob", request)
+        check_rules(request)
+        check_rehearsable(request)
+
+    def launch(self, request: dict[str, Any], tuning_job_arn: str | None = None) -> JobRecord:
+        """Start a training job.
+
+        Args:
+            request: the body of CreateTrainingJob, checked.
+            tuning_job_arn: of the tuning job that makes it, if one does.
+
+        Raises:
+            Refused: its name is taken.
+        """
+        record = JobRecord(request, tuning_job_arn)
+        with self._lock:
+            if record.name in self._records:
+                raise Refused("ResourceInUse", f"A training job with this name exists already: {record.arn}")
+            self._records[record.name] = record
+        Job(self._site, record).start()
+        return record
+
+    def _record(self, operation: str, request: dict[str, Any]) -> JobRecord:
+        self._check_shape(operation, request)
+        with self._lock:
+            record = self._records.get(request["TrainingJobName"])
+        if record is None:
+            raise Refused("ValidationException", "Requested resource not found.")
+        return record
+
+    def _describe(self, request: dict[str, Any]) -> dict[str, Any]:
+        return self._record("DescribeTrainingJob", request).description()
+
+    def _stop(self, request: dict[str, Any]) -> dict[str, Any]:
+        self._record("StopTrainingJob", request).stop()
+        return {}
+
+    def _list(self, request: dict[str, Any]) -> dict[str, Any]:
+        self._check_shape("ListTrainingJobs", request)
+        unknown = request.keys() & {"WarmPoolStatusEquals", "TrainingPlanArnEquals"}
+        if unknown:
+            raise Refused("ValidationException", f"The rehearsal does not filter by {', '.join(sorted(unknown))}.")
+        with self._lock:
+            records = list(self._records.values())
+        found = [summary for record in records if is_wanted(summary := record.summary(), request, "TrainingJob")]
+        key = itemgetter(_SORT_KEYS[request.get("SortBy", "CreationTime")])
+        return page("TrainingJobSummaries", found, request, key)

@@ -1,0 +1,187 @@
+"""What the control plane knows about one tuning job, as DescribeHyperParameterTuningJob tells it."""
+
+import threading
+import time
+from collections import Counter
+from contextlib import suppress
+from typing import Any
+
+from sagemaker_rehearsal import ACCOUNT, REGION
+from sagemaker_rehearsal.protocol import Refused
+from sagemaker_rehearsal.training_record import ENDED, JobRecord
+from sagemaker_rehearsal.tuning_search import Choice, Progress, Values
+
+_COUNTED = {
+    "Completed": "Completed",
+    "InProgress": "InProgress",
+    "Stopping": "InProgress",
+    "Failed": "NonRetryableError",
+    "Stopped": "Stopped",
+}
+
+
+class Trial:
+    """A training job of a tuning job.
+
+    Args:
+        record: of the training job.
+        choice: what it tries.
+        objective: ``HyperParameterTuningJobObjective``.
+    """
+
+    def __init__(self, record: JobRecord, choice: Choice, objective: dict[str, str]) -> None:
+        self.record = record
+        self.choice = choice
+        self._objective = objective
+        self._sign = 1 if objective["Type"] == "Maximize" else -1
+
+    @property
+    def ended(self) -> bool:
+        """Whether the training job has ended, in whichever way."""
+        return self.record.status in ENDED
+
+    @property
+    def value(self) -> float | None:
+        """The last value of the objective, of a job that ended well or was stopped."""
+        values = self.record.metrics.values(self._objective["MetricName"])
+        return values[-1] if values and self.record.status in ("Completed", "Stopped") else None
+
+    @property
+    def score(self) -> float:
+        """The value, so that more is better; minus infinity for none."""
+        return float("-inf") if self.value is None else self._sign * self.value
+
+    def progress(self) -> Progress:
+        """Its values so far, so that more is better."""
+        values = self.record.metrics.values(self._objective["MetricName"])
+        return Progress([self._sign * value for value in values], self.record.status == "Completed")
+
+    def stop(self) -> None:
+        """StopTrainingJob, if there is something to stop."""
+        with suppress(Refused):
+            self.record.stop()
+
+    def summary(self, tuning_job: str) -> dict[str, Any]:
+        """``HyperParameterTrainingJobSummary``."""
+        described, value = self.record.description(), self.value
+        names = ("TrainingJobName", "TrainingJobArn", "CreationTime", "TrainingStartTime", "TrainingEndTime")
+        kept = ("TrainingJobStatus", "FailureReason")
+        summary: dict[str, Any] = {name: described[name] for name in (*names, *kept) if name in described}
+        summary |= {"TuningJobName": tuning_job, "TunedHyperParameters": self.choice.values}
+        ended = summary["TrainingJobStatus"] in ENDED
+        summary["ObjectiveStatus"] = "Pending" if not ended else "Failed" if value is None else "Succeeded"
+        if ended and value is not None:
+            summary["FinalHyperParameterTuningJobObjectiveMetric"] = {
+                "Type": self._objective["Type"],
+                "MetricName": self._objective["MetricName"],
+                "Value": value,
+            }
+        return summary
+
+
+class TuningRecord:
+    """The state of a tuning job; its own thread writes it, and requests read it.
+
+    Args:
+        request: the body of CreateHyperParameterTuningJob.
+        parents: of its warm start.
+    """
+
+    def __init__(self, request: dict[str, Any], parents: "list[TuningRecord]") -> None:
+        self.request = request
+        self.parents = parents
+        self.name: str = request["HyperParameterTuningJobName"]
+        self.arn = f"arn:aws:sagemaker:{REGION}:{ACCOUNT}:hyper-parameter-tuning-job/{self.name}"
+        self.stop_requested = threading.Event()
+        self._lock = threading.Lock()
+        self._trials: list[Trial] = []
+        self._created = self._modified = time.time()
+        self._status = "InProgress"
+        self._failure = ""
+
+    @property
+    def trials(self) -> list[Trial]:
+        """Its training jobs so far, oldest first."""
+        with self._lock:
+            return list(self._trials)
+
+    def add(self, trial: Trial) -> None:
+        """Count a training job in."""
+        with self._lock:
+            self._trials.append(trial)
+
+    def stop(self) -> None:
+        """StopHyperParameterTuningJob.
+
+        Raises:
+            Refused: the tuning job has ended.
+        """
+        with self._lock:
+            if self._status in ENDED:
+                raise Refused("ValidationException", f"The tuning job has ended: its status is {self._status}.")
+            self._status, self._modified = "Stopping", time.time()
+        self.stop_requested.set()
+
+    def finish(self, status: str, failure: str = "") -> None:
+        """End the tuning job.
+
+        Args:
+            status: ``Completed``, ``Failed`` or ``Stopped``.
+            failure: ``FailureReason``.
+        """
+        with self._lock:
+            self._status, self._failure, self._modified = status, failure, time.time()
+
+    def evaluated(self) -> list[tuple[Values, float]]:
+        """What was tried and what it came to, of the training jobs with a value."""
+        found = [(trial.choice.values, trial.value) for trial in self.trials]
+        return [(values, value) for values, value in found if value is not None]
+
+    def best(self) -> Trial | None:
+        """The training job with the best value, the oldest of several."""
+        valued = [trial for trial in self.trials if trial.value is not None]
+        return max(valued, key=lambda trial: trial.score, default=None)
+
+    def summary(self) -> dict[str, Any]:
+        """``HyperParameterTuningJobSummary``."""
+        config = self.request["HyperParameterTuningJobConfig"]
+        # Before the training jobs: a tuning job that has ended must not count one in progress.
+        with self._lock:
+            status, modified = self._status, self._modified
+        trials = [trial.summary(self.name) for trial in self.trials]
+        jobs = Counter(_COUNTED[trial["TrainingJobStatus"]] for trial in trials)
+        objectives = Counter(trial["ObjectiveStatus"] for trial in trials)
+        summary = {
+            "HyperParameterTuningJobName": self.name,
+            "HyperParameterTuningJobArn": self.arn,
+            "HyperParameterTuningJobStatus": status,
+            "Strategy": config["Strategy"],
+            "CreationTime": self._created,
+            "LastModifiedTime": modified,
+            "TrainingJobStatusCounters": {name: jobs[name] for name in (*_COUNTED.values(), "RetryableError")},
+            "ObjectiveStatusCounters": {name: objectives[name] for name in ("Succeeded", "Pending", "Failed")},
+            "ResourceLimits": config["ResourceLimits"],
+        }
+        return {**summary, "HyperParameterTuningEndTime": modified} if status in ENDED else summary
+
+    def description(self) -> dict[str, Any]:
+        """The answer of DescribeHyperParameterTuningJob."""
+        summary = self.summary()
+        told = {name: member for name, member in self.request.items() if name != "Tags"}  # ListTags tells them
+        described = {**told, **summary}
+        del described["Strategy"], described["ResourceLimits"]  # they are in HyperParameterTuningJobConfig
+        until = summary.get("HyperParameterTuningEndTime", time.time())
+        described["ConsumedResources"] = {"RuntimeInSeconds": int(until - self._created)}
+        best = self.best()
+        if best:
+            described["BestTrainingJob"] = best.summary(self.name)
+        if self.request.get("WarmStartConfig", {}).get("WarmStartType") == "IdenticalDataAndAlgorithm":
+            described |= self._best_of_all()
+        return {**described, "FailureReason": self._failure} if self._failure else described
+
+    def _best_of_all(self) -> dict[str, Any]:
+        found = [(best, record.name) for record in (self, *self.parents) if (best := record.best())]
+        if not found:
+            return {}
+        best, name = max(found, key=lambda pair: pair[0].score)
+        return {"OverallBestTrainingJob": best.summary(name)}
