@@ -25,15 +25,14 @@ import torch
 from omegaconf import OmegaConf
 from torch.utils.data import DataLoader, Dataset
 
-from bincounter.config.debugger import TensorsConfig
-from bincounter.inspect.rules.watch import RuleWatch
-from bincounter.inspect.tensors.record import FILES
-from bincounter.inspect.tensors.recorder import TensorRecorder
+from bincounter.config.debugger_schema import TensorsConfig
+from bincounter.debugger.recorder import TensorRecorder
+from bincounter.debugger.rule_runner import RuleWatch
+from bincounter.debugger.tensor_records import FILES
 from bincounter.model.backbones import resnet
 from bincounter.model.counter import BinCounter
 from bincounter.model.objectives import Classification
-from bincounter.training.precision import resolved
-from bincounter.training.quiet import quiet_lightning
+from bincounter.training.trainer import quiet_lightning, resolved
 
 COUNTS = (1, 2, 3, 4, 5)
 KINDS = ("bare", "watched", "recorded")

@@ -22,7 +22,7 @@ print(next(line for line in Path("/proc/self/status").read_text().splitlines() i
 _FETCH = f"""
 import sys, time
 from pathlib import Path
-from bincounter.data.s3.download import fetch
+from bincounter.data.s3.sync import fetch
 started = time.perf_counter()
 fetch(sys.argv[1], Path(sys.argv[2]))
 print("fetch:", time.perf_counter() - started)

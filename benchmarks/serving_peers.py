@@ -162,7 +162,7 @@ def torchserve(archive: Path) -> Server | None:
 
 
 def _unpacked(archive: Path, name: str = "m") -> Path:
-    from bincounter.serving.packing.unpacking import unpack
+    from bincounter.serving.packing.tarball import unpack
 
     # Short names: Ray's sockets lie beside it and may have 107 characters.
     return unpack(archive, Path(tempfile.mkdtemp(dir=archive.parent)) / name)

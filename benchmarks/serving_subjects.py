@@ -27,7 +27,7 @@ def photos(number: int) -> list[bytes]:
 
 def archive_of(folder: Path, *, precision: str, backbone: str = "resnet50", image_size: int = 224) -> Path:
     """Package a model with random weights."""
-    from bincounter.model.checkpoints import build_counter, describe
+    from bincounter.model.build import build_counter, describe
     from bincounter.serving.packing.archive import Settings, package
 
     model = {"backbone": RESNET50 if backbone == "resnet50" else CNN, "channels_last": True}
@@ -49,8 +49,8 @@ def archive_of(folder: Path, *, precision: str, backbone: str = "resnet50", imag
 
 def bare_forward(archive: Path, jpegs: list[bytes], *, seconds: float) -> tuple[float, float, float]:
     """Seconds to decode one photo, seconds of the forward of one, and photos per second of the best batch size."""
-    from bincounter.serving.application.model import ServedModel
-    from bincounter.serving.packing.unpacking import unpack
+    from bincounter.serving.application.served_model import ServedModel
+    from bincounter.serving.packing.tarball import unpack
 
     model = ServedModel.load(unpack(archive, Path(tempfile.mkdtemp(dir=archive.parent)) / "bare"))
     started = time.perf_counter()

@@ -1,8 +1,12 @@
-"""Errors a person is meant to read: one sentence that ends in the next step, no traceback.
+"""Exceptions and their exit codes; ``check_choice``, ``closest_match`` (did you mean ...?).
 
 The entry points turn them into exit codes (DESIGN: 0 done, 2 the user has to change something, 143 stopped by SIGTERM
 with a checkpoint, 1 anything else).
 """
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
 
 
 class BinCounterError(Exception):
@@ -41,3 +45,30 @@ class Stopped(BinCounterError):
     """The process was asked to stop by SIGTERM and left a checkpoint to go on from."""
 
     exit_code = 143
+
+
+def nearest(word: str, allowed: Iterable[str]) -> str | None:
+    """The allowed word that ``word`` is most likely a misspelling of, if any is close; case is no difference."""
+    by_lower = {name.lower(): name for name in allowed}
+    found = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
+    return by_lower[found[0]] if found else None
+
+
+def one_of(key: str, value: Any, allowed: Iterable[str], where: str = "") -> None:
+    """Refuse a value that is not among ``allowed``, naming the key, the choices and the nearest spelling.
+
+    Args:
+        key: the override that sets the value.
+        value: what it was set to.
+        allowed: the names.
+        where: said after the names, such as ``" for resnet18"``.
+
+    Raises:
+        ConfigError: when it is none of them.
+    """
+    allowed = list(allowed)
+    if value in allowed:
+        return
+    guess = nearest(str(value), allowed)
+    hint = f"; did you mean {key}={guess}?" if guess else ""
+    raise ConfigError(f"{key}={value} is not one of {', '.join(allowed)}{where}{hint}")

@@ -1,5 +1,8 @@
-"""Files that appear whole or not at all: written aside, flushed to disk, then renamed into place."""
+"""Atomic writes (write aside, fsync, rename), advisory file locks, full-disk error."""
 
+import errno
+import fcntl
+import logging
 import os
 import secrets
 import shutil
@@ -8,6 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+from bincounter.errors import ResourceError
+
+log = logging.getLogger(__name__)
+
 
 # Read once: the only way to read the mask is to set it, which another thread could see.
 _UMASK = os.umask(0o022)
@@ -73,3 +81,37 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def full_disk_answered(folder: Path) -> Iterator[None]:
+    """Turn the system's "no space left" in this block into a sentence that names the folder.
+
+    Raises:
+        ResourceError: the disk or the quota is used up.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ResourceError(
+                f"no space is left on the disk of {folder}: free some, or name a folder on another disk."
+            ) from error
+        raise
+
+
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock in this block; the system frees it when the process ends, however it does.
+
+    Args:
+        folder: made when it is missing.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("Waiting for another process that is at work in %s", folder)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,12 +1,15 @@
-"""How far a long task is: a bar on a terminal, two log lines everywhere else."""
+"""Progress bar on a terminal, few log lines elsewhere; objects/s and MB/s for transfers."""
 
 import logging
 import sys
+import time
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from types import TracebackType
+from typing import Self, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 log = logging.getLogger(__name__)
 
@@ -30,3 +33,85 @@ def track(iterable: Iterable[Item], description: str, total: int) -> Iterator[It
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         yield from progress.track(iterable, total=total, description=description)
+
+
+_EVERY = 10.0  # seconds between two lines of a log
+
+
+class TransferProgress:
+    """Shows a transfer on stderr: a bar on a terminal, a line every ten seconds elsewhere.
+
+    Args:
+        description: such as ``Fetching from s3://bucket``.
+        objects: how many there will be.
+        size: bytes of all of them; ``None`` where that is not known beforehand.
+    """
+
+    def __init__(self, description: str, objects: int, size: int | None) -> None:
+        self._description, self._objects, self._size = description, objects, size
+        self._done = self._bytes = 0
+        self._start = self._said = 0.0
+        console = Console(file=sys.stderr)
+        self._bar = _bar(console) if console.is_terminal else None
+
+    def __enter__(self) -> Self:
+        self._start = self._said = time.monotonic()
+        if self._bar:
+            self._bar.start()
+            self._task = self._bar.add_task(self._description, total=self._objects, speed="")
+        else:
+            size = f", {_size(self._size)}" if self._size is not None else ""
+            log.info("%s: %s objects%s to go", self._description, f"{self._objects:,}", size)
+        return self
+
+    def advance(self, size: int) -> None:
+        """Count one more object of so many bytes."""
+        self._done += 1
+        self._bytes += size
+        if self._bar:
+            self._bar.update(self._task, advance=1, speed=self._speed())
+        elif time.monotonic() - self._said > _EVERY:
+            self._said = time.monotonic()
+            log.info(
+                "%s: %s of %s objects, %s", self._description, f"{self._done:,}", f"{self._objects:,}", self._left()
+            )
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+        what = "done" if kind is None else "broken off"
+        log.info(
+            "%s: %s, %s objects, %s, %s", self._description, what, f"{self._done:,}", _size(self._bytes), self._speed()
+        )
+
+    def _speed(self) -> str:
+        seconds = max(time.monotonic() - self._start, 1e-3)
+        return f"{self._done / seconds:,.0f} objects/s, {self._bytes / seconds / 1e6:,.1f} MB/s"
+
+    def _left(self) -> str:
+        """Speed, and the time left at it: by bytes, which large and small objects have in common."""
+        share = self._bytes / self._size if self._size else self._done / max(self._objects, 1)
+        seconds = (time.monotonic() - self._start) * (1 - share) / share if share else 0
+        return f"{self._speed()}, {int(seconds // 60)} min {int(seconds % 60)} s left"
+
+
+class _Speed(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(str(task.fields["speed"]), style="progress.data.speed")
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Speed(),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+def _size(number: int) -> str:
+    return f"{number / 1e9:,.1f} GB" if number >= 1e9 else f"{number / 1e6:,.1f} MB"

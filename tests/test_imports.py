@@ -6,8 +6,21 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "bincounter"
-ROOMS = ("config", "data", "model", "training", "inspect", "serving", "cloud", "sweep", "cli")
-FREE = {"errors", "files", "progress"}
+ROOMS = (
+    "model",
+    "data",
+    "smdebug",
+    "config",
+    "profiler",
+    "training",
+    "debugger",
+    "report",
+    "serving",
+    "cloud",
+    "sweep",
+    "cli",
+)
+FREE = {"errors", "files", "parallel", "progress", "redaction"}
 
 
 @pytest.mark.parametrize("room", ROOMS)

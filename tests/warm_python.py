@@ -26,9 +26,9 @@ from typing import IO
 
 _WAITED_FOR = (
     "bincounter.cloud.account",
-    "bincounter.inspect.report",
+    "bincounter.report.report",
     "bincounter.sweep.optuna_search",
-    "bincounter.sweep.page",
+    "bincounter.sweep.sweep_report",
     "bincounter.training.run",
     "sagemaker.core.image_uris",
 )

@@ -13,9 +13,9 @@ import traceback
 from functools import partial
 from pathlib import Path
 
-from bincounter.cloud.container.instance import Instances, base_folder, channel, described, run_folder
+from bincounter.cloud.container import Instances, base_folder, channel, described, run_folder
 from bincounter.cloud.hyperparameters import decode
-from bincounter.cloud.overrides import without
+from bincounter.config.overrides import without
 from bincounter.errors import BinCounterError, ConfigError
 from bincounter.files import write_text
 from bincounter.training import resume
@@ -34,6 +34,7 @@ def main() -> int:
     keep = partial(_keep_failure, base / "output" / "failure")
     try:
         if (code / "task.pkl").exists():
+            from bincounter.cli import hydra_app
             from bincounter.cloud.task import run_pickled
 
             return run_pickled(code / "task.pkl", run_folder(base))
@@ -96,7 +97,7 @@ def _joined(base: Path, given: list[str]) -> list[str]:
     strategy = [] if chosen else ["++trainer.strategy=ddp"]
     # All instances share one folder in S3: only the first may write to it.
     quiet = [] if instances.rank == 0 else ["hydra/job_logging=stdout"]
-    environment = "bincounter.cloud.container.cluster.SageMakerEnvironment"
+    environment = "bincounter.cloud.container.SageMakerEnvironment"
     return [f"++trainer.num_nodes={number}", f"+trainer.plugins=[{{_target_:{environment}}}]", *strategy, *quiet]
 
 

@@ -19,17 +19,16 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from bincounter.cli import hydra_app
-from bincounter.cloud.endpoints import record
-from bincounter.cloud.endpoints.errors import in_words_of_target
-from bincounter.cloud.endpoints.objects import check_names
-from bincounter.cloud.endpoints.requests import Wanted
-from bincounter.config.deploy import target_of
-from bincounter.config.deploy_rules import SERVES, check_deploy
+from bincounter.cloud.aws_errors import in_words_of_target
+from bincounter.cloud.endpoints import endpoint_record
+from bincounter.cloud.endpoints.api_objects import check_names
+from bincounter.cloud.endpoints.endpoint_requests import Wanted
+from bincounter.config.deploy_schema import SERVES, check_deploy, target_of
 from bincounter.errors import ConfigError, Stopped, UserError
-from bincounter.serving.application.limits import Limits
-from bincounter.serving.local.running import Server, announced, end, own_place, running
-from bincounter.serving.packing.origin import Origin, origin_of
-from bincounter.training.newest import newest_checkpoint
+from bincounter.serving.application.answers import Limits
+from bincounter.serving.local.server import Server, announced, end, own_place, running
+from bincounter.training.results import Origin, origin_of
+from bincounter.training.run_folder import newest_checkpoint
 
 if TYPE_CHECKING:
     from bincounter.serving.packing.archive import Package
@@ -75,8 +74,7 @@ def checked_package(cfg: DictConfig) -> "Package":
     """
     # Here as below, what imports torch is imported on use, so that --help and refusals are quick.
     from bincounter.serving.packing.archive import Settings, opened, package
-    from bincounter.serving.packing.parity import check_parity
-    from bincounter.serving.packing.parity_photos import parity_photos
+    from bincounter.serving.packing.parity import check_parity, parity_photos
 
     if cfg.ckpt_path is None:
         log.warning("The answers of %s are not compared with training.", cfg.archive)
@@ -145,7 +143,7 @@ def _deploy(cfg: DictConfig) -> int:
         return 0
     _require_server()
     from bincounter.serving.local.server import check_port, serve
-    from bincounter.serving.packing.archive import unpack
+    from bincounter.serving.packing.tarball import unpack
 
     check_port(cfg.target.port)  # packing and comparing take their time
     packed = checked_package(cfg)
@@ -167,7 +165,7 @@ def _require_server() -> None:
 
 def _invoke(cfg: DictConfig) -> int:
     from bincounter.serving.local import client
-    from bincounter.training.predicting import photos_of, show_answers
+    from bincounter.training.predictor import photos_of, show_answers
 
     port = cfg.target.port or _only_port(cfg)
     photos = photos_of(cfg.input, Path(cfg.paths.data_dir))
@@ -228,17 +226,18 @@ def check_sagemaker(cfg: DictConfig) -> None:
         BinCounterError: there are no credentials or no role, a request is wrong, or the price is above the ceiling.
     """
     from bincounter.cloud.account import Account
-    from bincounter.cloud.endpoints import deployment, transforming, updating
+    from bincounter.cloud.endpoints import batch_transform, deployment
+    from bincounter.cloud.endpoints.deployment import planned_update
     from bincounter.serving.packing.archive import Package
 
     with in_words_of_target():
         wanted = _wanted(cfg)
         account, unpacked = Account(wanted.target["region"]), Package(Path(), "", "0" * 64)
         if cfg.action == "transform":
-            cost = transforming.planned(account, wanted, unpacked, source=cfg.input, output=cfg.output).cost
+            cost = batch_transform.planned(account, wanted, unpacked, source=cfg.input, output=cfg.output).cost
             log.info("Transform job: %s", cost.words)
             return
-        written = updating.planned if cfg.action == "update" else deployment.planned
+        written = planned_update if cfg.action == "update" else deployment.planned_creation
         log.info("Endpoint %s: %s", wanted.name, written(account, wanted, unpacked)[0].cost.words)
         if cfg.action == "update":
             log.info("During the update the old and the new instances both run, and both are billed.")
@@ -273,24 +272,24 @@ def _act(cfg: DictConfig, package: "Package | None", wanted: Wanted) -> int:
 
     account = Account(wanted.target["region"])
     if cfg.action == "invoke":
-        from bincounter.cloud.endpoints.invoking import invoke
-        from bincounter.training.predicting import photos_of
+        from bincounter.cloud.endpoints.invoke import invoke
+        from bincounter.training.predictor import photos_of
 
         return invoke(account, wanted, photos_of(cfg.input, Path(cfg.paths.data_dir)), dry=cfg.dry_run)
     if cfg.action == "status":
-        from bincounter.cloud.endpoints.reporting import status
+        from bincounter.cloud.endpoints.endpoint_status import status
 
         status(account, wanted)
     elif cfg.action == "list":
-        from bincounter.cloud.endpoints.reporting import show_all
+        from bincounter.cloud.endpoints.endpoint_status import show_all
 
         show_all(account)
     elif cfg.action == "delete":
-        from bincounter.cloud.endpoints.removal import delete
+        from bincounter.cloud.endpoints.cleanup import delete
 
         delete(account, wanted, dry=cfg.dry_run)
         if not cfg.dry_run:
-            record.end(account, wanted.name, record.records_below(Path(cfg.paths.log_dir)), "deleted")
+            endpoint_record.end(account, wanted.name, endpoint_record.records_below(Path(cfg.paths.log_dir)), "deleted")
     else:
         assert package is not None
         _serve(cfg, package, wanted, account)
@@ -299,16 +298,16 @@ def _act(cfg: DictConfig, package: "Package | None", wanted: Wanted) -> int:
 
 def _serve(cfg: DictConfig, package: "Package", wanted: Wanted, account: Any) -> None:
     if cfg.action == "transform":
-        from bincounter.cloud.endpoints.transforming import transform
+        from bincounter.cloud.endpoints.batch_transform import transform
 
         transform(account, wanted, package, source=cfg.input, output=cfg.output, dry=cfg.dry_run)
     elif cfg.action == "update":
-        from bincounter.cloud.endpoints.updating import update
+        from bincounter.cloud.endpoints.deployment import update
 
         config = update(account, wanted, package, dry=cfg.dry_run)
         if not cfg.dry_run:  # what it served before may be of another run
-            earlier = record.records_below(Path(cfg.paths.log_dir))
-            record.end(account, wanted.name, earlier, "replaced", serves=config)
+            earlier = endpoint_record.records_below(Path(cfg.paths.log_dir))
+            endpoint_record.end(account, wanted.name, earlier, "replaced", serves=config)
     else:
         from bincounter.cloud.endpoints.deployment import deploy
 

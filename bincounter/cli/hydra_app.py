@@ -23,8 +23,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from bincounter.config import deploy, mode_of, override_errors, register, validate
-from bincounter.config.launcher import carried_out_here
+from bincounter.config import deploy_schema
+from bincounter.config import overrides as override_errors
+from bincounter.config.checks import mode_of
+from bincounter.config.launcher_schema import carried_out_here
+from bincounter.config.overrides import explain, refuse_null_groups
+from bincounter.config.train_schema import register
+from bincounter.config.validate import validate
 from bincounter.errors import BinCounterError, ConfigError, Interrupted, Pruned, Stopped
 from bincounter.training import resume
 
@@ -112,7 +117,7 @@ def _exit_code(
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting
     try:
-        override_errors.refuse_null_groups(get_args_parser().parse_args().overrides, config_dir / f"{config_name}.yaml")
+        refuse_null_groups(get_args_parser().parse_args().overrides, config_dir / f"{config_name}.yaml")
         return start(compose)
     except SystemExit as exit_request:
         return exit_request.code if isinstance(exit_request.code, int) else 1
@@ -124,7 +129,7 @@ def _exit_code(
         return error.exit_code
     except (HydraException, OmegaConfBaseException) as error:
         overrides = get_args_parser().parse_args().overrides
-        tell(override_errors.explain(error, overrides, config_dir / f"{config_name}.yaml", compose))
+        tell(explain(error, overrides, config_dir / f"{config_name}.yaml", compose))
         return 2
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -220,9 +225,7 @@ def composed(overrides: list[str], *, config_dir: Path, config_name: str) -> Dic
     try:
         return compose(overrides)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(
-            override_errors.explain(error, overrides, config_dir / f"{config_name}.yaml", compose)
-        ) from None
+        raise ConfigError(explain(error, overrides, config_dir / f"{config_name}.yaml", compose)) from None
 
 
 def show_log() -> None:
@@ -233,7 +236,7 @@ def show_log() -> None:
 
 def _make_schemas_known() -> None:
     register()
-    deploy.register()
+    deploy_schema.register()
     OmegaConf.register_new_resolver("mode_of", mode_of, replace=True)
 
 

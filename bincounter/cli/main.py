@@ -118,7 +118,7 @@ def _data_of(overrides: list[str]) -> "tuple[DictConfig, BinDataModule]":
 
     show_log()
     cfg = composed(overrides, config_dir=_CONF, config_name="train")
-    from bincounter.config import validate
+    from bincounter.config.validate import validate
     from bincounter.training.run import data_module
 
     validate(cfg)
@@ -128,7 +128,7 @@ def _data_of(overrides: list[str]) -> "tuple[DictConfig, BinDataModule]":
 def _explore(arguments: argparse.Namespace) -> int:
     cfg, data = _data_of(arguments.overrides)
     data.prepare()
-    from bincounter.inspect.data_report import write_data_report
+    from bincounter.report.explore import write_data_report
 
     settings = {
         "method": cfg.data.split.method,
@@ -143,7 +143,7 @@ def _explore(arguments: argparse.Namespace) -> int:
 
 def _arrange(arguments: argparse.Namespace) -> int:
     _, data = _data_of(arguments.overrides)
-    from bincounter.data.layouts import arrange
+    from bincounter.data.arrange import arrange
     from bincounter.data.records import Candidate, Listing
 
     photos = [Candidate(record.id, record.file, record.count) for record in data.find()]
@@ -155,9 +155,7 @@ def _arrange(arguments: argparse.Namespace) -> int:
 def _prepare(arguments: argparse.Namespace) -> int:
     # Nobody will ask for the decoded photos that training keeps.
     cfg, data = _data_of([*arguments.overrides, "data.cache=false"])
-    from bincounter.data.preparation.bin_folders import SIDES, prepare_folders
-    from bincounter.data.preparation.destination import check_destination
-    from bincounter.data.preparation.shards import prepare_shards
+    from bincounter.data.prepare import SIDES, check_destination, prepare_folders, prepare_shards
 
     check_destination(arguments.destination, cfg.data.source)
     data.prepare()
@@ -179,11 +177,11 @@ def _predict(arguments: argparse.Namespace) -> int:
     from bincounter.cli.hydra_app import show_log
 
     show_log()
-    from bincounter.training.newest import newest_checkpoint
+    from bincounter.training.run_folder import newest_checkpoint
 
     checkpoint = arguments.ckpt_path or newest_checkpoint(Path("logs"), named_by="--ckpt-path")
-    from bincounter.training.predicting import Predictor, photos_of, show_answers, write_answers
-    from bincounter.training.quiet import quiet_lightning
+    from bincounter.training.predictor import Predictor, photos_of, show_answers, write_answers
+    from bincounter.training.trainer import quiet_lightning
 
     photos = [photo for source in arguments.sources for photo in photos_of(source, arguments.data_dir)]
     quiet_lightning()
@@ -199,26 +197,26 @@ def _predict(arguments: argparse.Namespace) -> int:
 def _compare(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from bincounter.inspect.compare import compare, render
+    from bincounter.report.compare import compare, render
 
     Console().print(render(compare(arguments.runs)))
     return 0
 
 
 def _cost(arguments: argparse.Namespace) -> int:
-    from bincounter.cloud.spending.found import find
+    from bincounter.cloud.cost_records import find
 
     found = find(arguments.folders)
     if arguments.json:
         import json
 
-        from bincounter.cloud.spending.document import document
+        from bincounter.cloud.cost_report import document
 
         print(json.dumps(document(found), indent=2, ensure_ascii=False))
     else:
         from rich.console import Console
 
-        from bincounter.cloud.spending.table import render
+        from bincounter.cloud.cost_report import render
 
         Console(highlight=False).print(render(found))
     for error in found.errors:
@@ -231,7 +229,7 @@ def _rules(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from bincounter.cli.hydra_app import composed
-    from bincounter.inspect.rules.command import judged, overrides_of, render
+    from bincounter.debugger.rule_runner import judged, overrides_of, render
 
     overrides = overrides_of(arguments.run, arguments.overrides)
     cfg = composed(overrides, config_dir=_CONF, config_name="train")
@@ -242,7 +240,7 @@ def _rules(arguments: argparse.Namespace) -> int:
 
 def _attach(arguments: argparse.Namespace) -> int:
     from bincounter.cli.hydra_app import show_log
-    from bincounter.cloud.crew import attach
+    from bincounter.cloud.job_runner import attach
 
     show_log()
     tasks = attach(arguments.folder)

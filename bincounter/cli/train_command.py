@@ -33,13 +33,13 @@ def main() -> int:
 def job(cfg: DictConfig) -> float | None:
     """Run one composed configuration and write its report; returns the value a sweep optimises."""
     # Imported here, so that --help and tab completion are quick.
-    from bincounter.config import validate
+    from bincounter.config.validate import validate
 
     validate(cfg)
-    from bincounter.inspect.debugger import debugger_callbacks
-    from bincounter.inspect.profile.watching import profiler_callbacks, say_where_the_time_went
-    from bincounter.training.failures import answered
+    from bincounter.debugger.rule_runner import debugger_callbacks
+    from bincounter.profiler.step_profiler import profiler_callbacks, say_where_the_time_went
     from bincounter.training.run import run
+    from bincounter.training.trainer import answered
 
     callbacks = [*debugger_callbacks(cfg), *profiler_callbacks(cfg)]
     if cfg.hparams_search is not None:
@@ -66,9 +66,9 @@ def report_run(run: Path, model: "BinCounter", data: "BinDataModule", fabric: "L
     """
     import numpy as np
 
-    from bincounter.data.photo_file import read_photos
-    from bincounter.inspect.attention import attention
-    from bincounter.inspect.report import photos_to_explain, write_report
+    from bincounter.data.photos import read_photos
+    from bincounter.report.report import photos_to_explain, write_report
+    from bincounter.report.report_photos import attention
 
     positions = {record.id: i for i, record in enumerate(data.manifest.records)}
     ids = [id_ for id_ in photos_to_explain(run) if id_ in positions]

@@ -13,8 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from bincounter.cloud.aws_errors import answered_by_aws, explain
-from bincounter.config.choices import nearest
-from bincounter.errors import ConfigError
+from bincounter.errors import ConfigError, nearest
 
 _ROLE_ARN = re.compile(r"arn:aws[a-z-]*:iam::\d{12}:role/[\w+=,.@/-]+")
 _ROLE_NAME = re.compile(r"(?:[\w+=,.@-]+/)*[\w+=,.@-]{1,64}")
@@ -190,8 +189,7 @@ class Account:
         from botocore.exceptions import BotoCoreError, ClientError
 
         from bincounter.data.s3.address import parse
-        from bincounter.data.s3.errors import MissingError
-        from bincounter.data.s3.explanations import explain_request
+        from bincounter.data.s3.error_messages import MissingError, explain_request
 
         name, folder = parse(uri)
         host = urlsplit(self.s3.meta.endpoint_url).netloc.rpartition("@")[2]

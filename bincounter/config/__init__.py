@@ -1,7 +1,7 @@
 """What a run is described by: schemas, the rules between keys, and answers to wrong overrides."""
 
-from bincounter.config.metrics import METRICS, mode_of
-from bincounter.config.schema import register
+from bincounter.config.checks import METRICS, mode_of
+from bincounter.config.train_schema import register
 from bincounter.config.validate import validate
 
 __all__ = ["METRICS", "mode_of", "register", "validate"]

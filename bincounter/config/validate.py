@@ -12,15 +12,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from bincounter.config.choices import one_of
-from bincounter.config.debugger import check_debugger
-from bincounter.config.launcher import carried_out_here, check_launcher
-from bincounter.config.metrics import mode_of
-from bincounter.config.profiler import check_profiler
-from bincounter.config.search import check_search
-from bincounter.config.smdebug import check_smdebug
-from bincounter.config.targets import check_target, imported
-from bincounter.errors import ConfigError
+from bincounter.config.checks import check_target, imported, mode_of
+from bincounter.config.debugger_schema import check_debugger, check_profiler
+from bincounter.config.launcher_schema import carried_out_here, check_launcher
+from bincounter.config.search_schema import check_search
+from bincounter.errors import ConfigError, one_of
+from bincounter.smdebug.settings import check_smdebug
 
 _DECODED_LARGEST = 1024  # pixels per side; beyond it a batch no longer fits anywhere
 

@@ -15,18 +15,18 @@ import torch
 from torch.utils.data import DataLoader
 
 from bincounter.data.augmentation import Augmentation, Mixing
-from bincounter.data.batches import Batches
 from bincounter.data.feature_store import FeatureStore
-from bincounter.data.layouts import Detected, KnownLayout, Layout
-from bincounter.data.locking import one_at_a_time
+from bincounter.data.layouts import Detected
+from bincounter.data.layouts.base import KnownLayout, Layout
+from bincounter.data.photo_store import PhotoStore
 from bincounter.data.preprocessing import Normalize
-from bincounter.data.records import BinRecord, Manifest
-from bincounter.data.sampler import EveryPhotoOnce, ResumableBatchSampler, TrainingBatch
-from bincounter.data.shards.streaming import limit_requests_of_worker
+from bincounter.data.records import SPLITS, BinRecord, Manifest
+from bincounter.data.s3.ranges import limit_requests_of_worker
+from bincounter.data.sampler import Batches, EveryPhotoOnce, ResumableBatchSampler, TrainingBatch
 from bincounter.data.source import find_photos
-from bincounter.data.splits import SPLITS, stored_split
-from bincounter.data.store import PhotoStore
+from bincounter.data.splits import stored_split
 from bincounter.errors import ConfigError, DataError
+from bincounter.files import one_at_a_time
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class BinDataModule(L.LightningDataModule):
         balanced: draw every count equally often in training.
         num_workers: processes that decode photos; ``None`` for none with a cache, else up to 8.
         cache: keep decoded photos on disk, and the features of a frozen backbone.
-        sync: ``only, deleted, connections`` of :func:`bincounter.data.s3.download.fetch`, and ``stream``.
+        sync: ``only, deleted, connections`` of :func:`bincounter.data.s3.sync.fetch`, and ``stream``.
         split: ``method, fractions, seed`` of :func:`bincounter.data.splits.assign_splits`.
         augmentation: arguments of :class:`Augmentation` and :class:`Mixing` but the seed.
         seed: of order and augmentation.
@@ -264,7 +264,7 @@ class BinDataModule(L.LightningDataModule):
             return {}
         share = max(self._sync["connections"] // self._num_workers, 1)
         workers = multiprocessing.get_context("forkserver")
-        workers.set_forkserver_preload(["bincounter.data.batches"])  # torch is imported once, not by each of them
+        workers.set_forkserver_preload(["bincounter.data.sampler"])  # torch is imported once, not by each of them
         return {"multiprocessing_context": workers, "worker_init_fn": partial(limit_requests_of_worker, share)}
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:

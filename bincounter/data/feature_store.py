@@ -19,9 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bincounter.data.disk import full_disk_answered
-from bincounter.data.locking import one_at_a_time
-from bincounter.files import write_text
+from bincounter.files import full_disk_answered, one_at_a_time, write_text
 
 log = logging.getLogger(__name__)
 

@@ -1,10 +1,15 @@
-"""The order of the training photos, as a function of (seed, epoch) alone, so that a run can go on at any batch."""
+"""Resumable batch sampler and the dataset that serves whole batches."""
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
-from torch.utils.data import Sampler
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from bincounter.data.feature_store import FeatureStore
+from bincounter.data.photo_store import PhotoStore
+from bincounter.data.records import BinRecord
 
 
 class TrainingBatch(NamedTuple):
@@ -118,3 +123,33 @@ class EveryPhotoOnce(Sampler[list[int]]):
         """Yield positions, -1 for padding."""
         for start in range(0, len(self._mine), self._batch_size):
             yield self._mine[start : start + self._batch_size].tolist()
+
+
+class Batches(Dataset):
+    """Batches of what a store holds of photos, their pixels or features.
+
+    Args:
+        key: of the pixels or features in a batch.
+        store: holds them.
+        records: of all photos in the store.
+        positions: ``int[N]`` in ``records``, of the photos that are dealt out.
+    """
+
+    def __init__(
+        self, key: str, store: PhotoStore | FeatureStore, records: Sequence[BinRecord], positions: np.ndarray
+    ) -> None:
+        self._key, self._store, self._positions = key, store, positions
+        self._counts = np.array([records[i].count for i in positions], dtype=np.int64)
+        self._ids = [records[i].id for i in positions]
+
+    def __getitem__(self, drawn: TrainingBatch | list[int]) -> dict[str, Any]:
+        """Read one batch; a position of -1 is padding, which has the count -1."""
+        rows = np.array(drawn.positions if isinstance(drawn, TrainingBatch) else drawn)
+        padding = rows < 0
+        rows = np.where(padding, 0, rows)
+        batch = {
+            self._key: self._store.batch(self._positions[rows]),
+            "count": torch.from_numpy(np.where(padding, -1, self._counts[rows])),
+            "id": [self._ids[row] for row in rows],
+        }
+        return {**batch, "drawn": drawn} if isinstance(drawn, TrainingBatch) else batch

@@ -1,7 +1,8 @@
-"""A folder of bin photos -> its manifest: every photo opened once, and never again while nothing changes."""
+"""Folder -> manifest; cached, every photo opened once."""
 
 import hashlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -13,19 +14,20 @@ import numpy as np
 import PIL
 import torch
 
-from bincounter.data.disk import full_disk_answered
 from bincounter.data.grouping import FINGERPRINT_BYTES, assign_groups, fingerprint
-from bincounter.data.layouts import CACHE_TAG, Detected, Found, KnownLayout, Layout, detect
-from bincounter.data.manifest_file import load_manifest, save_manifest
-from bincounter.data.ordered_threads import ordered_map
-from bincounter.data.photo_file import PhotoFile, read_photos
-from bincounter.data.photo_reading import content_hash
+from bincounter.data.layouts import Detected, detect
+from bincounter.data.layouts.base import CACHE_TAG, Found, KnownLayout, Layout
+from bincounter.data.photo_store import PhotoWriter, has_room, stored_photos
+from bincounter.data.photos import content_hash, read_photos
 from bincounter.data.preprocessing import PhotoError, decode, photo_size
-from bincounter.data.records import BinRecord, Candidate, Manifest, Refusal, data_digest
-from bincounter.data.store import PhotoWriter, has_room, stored_photos
+from bincounter.data.records import BinRecord, Candidate, Manifest, PhotoFile, Refusal, data_digest
 from bincounter.errors import DataError
-from bincounter.files import write_text
+from bincounter.files import full_disk_answered, replacing, write_text
+from bincounter.parallel import ordered_map
 from bincounter.progress import track
+
+log = logging.getLogger(__name__)
+
 
 MAX_BYTES = 500_000_000
 """Size of the largest file that is read: more than a photo of the most pixels takes uncompressed."""
@@ -194,3 +196,49 @@ def _reasons(refusals: Sequence[Refusal]) -> str:
     shown = [f"{number} {reason}" for reason, number in counts[:4]]
     others = sum(number for _, number in counts[4:])
     return ", ".join(shown + ([f"{others} for other reasons"] if others else [])) or "it is empty"
+
+
+def save_manifest(file: Path, manifest: Manifest, signature: str) -> None:
+    """Keep a manifest with the signature of the inputs it was made from."""
+    prefix = f"{manifest.root}/"
+    header = {
+        "signature": signature,
+        "digest": manifest.digest,
+        "ids": [record.id for record in manifest.records],
+        "paths": [str(record.file.path).removeprefix(prefix) for record in manifest.records],
+        "splits": manifest.given_splits,
+        "refusals": [(refusal.path, refusal.reason) for refusal in manifest.refusals],
+    }
+    with replacing(file, "wb") as opened:
+        np.savez(
+            opened,
+            header=np.frombuffer(json.dumps(header).encode(), np.uint8),
+            counts=np.array([record.count for record in manifest.records], np.int64),
+            groups=np.array([record.group for record in manifest.records], np.int64),
+            sizes=manifest.sizes,
+            content=manifest.content,
+        )
+
+
+def load_manifest(file: Path, root: Path, signature: str) -> Manifest | None:
+    """Read a manifest kept before; ``None`` when there is none, it is broken or its inputs have changed since."""
+    try:
+        with np.load(file, allow_pickle=False) as kept:
+            header = json.loads(kept["header"].tobytes())
+            if header["signature"] != signature:
+                return None
+            rows = zip(header["ids"], header["paths"], kept["counts"].tolist(), kept["groups"].tolist(), strict=True)
+            return Manifest(
+                root=root,
+                records=tuple(BinRecord(id, PhotoFile(root / path), count, group) for id, path, count, group in rows),
+                given_splits=tuple(header["splits"]),
+                sizes=kept["sizes"],
+                content=kept["content"],
+                refusals=tuple(Refusal(path, reason) for path, reason in header["refusals"]),
+                digest=header["digest"],
+            )
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # whatever broken bytes cause: a scan makes a new one
+        log.info("%s is broken (%s): scanning again", file, error)
+        return None

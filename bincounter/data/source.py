@@ -1,19 +1,19 @@
-"""From the name of a data source to its manifest: photos are made, fetched, left in their bucket, or here already."""
+"""``data.source`` -> manifest: render, sync, stream or read; keeps only wanted counts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bincounter.data.layouts import Detected, KnownLayout, Layout, Shards, ids_from
-from bincounter.data.layouts.abid import WITHOUT_A_PHOTO
-from bincounter.data.layouts.prepared import NOT_THERE
+from bincounter.data.layouts import Detected
+from bincounter.data.layouts.abid import METADATA, PHOTOS, WITHOUT_A_PHOTO, ids_from, read_metadata
+from bincounter.data.layouts.base import COUNT_NAME, KnownLayout, Layout, Refused
+from bincounter.data.layouts.folders import NOT_THERE, SPLIT_FOLDERS
 from bincounter.data.records import Manifest, Refusal
 from bincounter.data.s3.address import is_remote
-from bincounter.data.s3.choosing import Chooser
-from bincounter.data.s3.download import fetch
+from bincounter.data.s3.sync import fetch
 from bincounter.data.scan import scan
-from bincounter.data.shards.streaming import streamed_manifest
+from bincounter.data.shards.index import Shards, streamed_manifest
 from bincounter.errors import ConfigError, DataError
 
 
@@ -34,7 +34,7 @@ def find_photos(
         source: a folder or an ``s3://`` URI; ``None`` when the layout makes its photos.
         layout: reads what lies there.
         counts: that will be used; ``None`` for all.
-        sync: ``only, deleted, connections`` of :func:`bincounter.data.s3.download.fetch`, and ``stream``.
+        sync: ``only, deleted, connections`` of :func:`bincounter.data.s3.sync.fetch`, and ``stream``.
         data_dir: where photos that are made or fetched are kept.
         cache_dir: see :func:`bincounter.data.scan.scan`.
         stored_size: ``image_size`` there.
@@ -99,3 +99,39 @@ def _here(
     if not root.is_dir():
         raise DataError(f"data.source={source} is no folder: correct the path, or use an s3:// URI")
     return root
+
+
+class Chooser:
+    """Tells by the name of an object whether it is wanted, and by its metadata where the name does not tell.
+
+    Args:
+        folder: of the local copy of the source.
+        counts: the wanted ones.
+    """
+
+    def __init__(self, folder: Path, counts: Collection[int]) -> None:
+        self._folder, self._counts = folder, frozenset(counts)
+
+    def by_name(self, name: str) -> bool | None:
+        """Whether the object is wanted; ``None`` for a photo whose metadata has to be here to tell.
+
+        Args:
+            name: of the object, relative to the source.
+        """
+        parts = name.split("/")
+        if parts[0] == PHOTOS:
+            return None
+        if parts[0].lower() in SPLIT_FOLDERS:
+            parts = parts[1:]
+        if len(parts) > 1 and COUNT_NAME.fullmatch(parts[0]):
+            return int(parts[0]) in self._counts
+        return True
+
+    def by_metadata(self, name: str) -> bool:
+        """Whether a photo is wanted whose metadata was fetched; it is, where there is none that tells its count."""
+        stem = name.rpartition("/")[2].rpartition(".")[0]
+        try:
+            count, _ = read_metadata(self._folder / METADATA / f"{stem}.json")
+        except Refused:
+            return True
+        return count in self._counts

@@ -1,4 +1,4 @@
-"""Train, validation and test photos: near-copies on one side, every count in proportion, written down and reused.
+"""Train, validation, test: grouped, stratified, stored; split.csv.
 
 The grouped split is greedy, like scikit-learn's ``StratifiedGroupKFold`` but for shares of any size: groups go, from
 the largest to the smallest, to the side that still lacks most of what they hold (Sechidis et al., 2011, "On the
@@ -17,13 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from bincounter.data.records import BinRecord, Manifest
+from bincounter.data.records import SPLITS, BinRecord, Manifest
 from bincounter.errors import ConfigError, DataError
 from bincounter.files import replacing
 
 log = logging.getLogger(__name__)
 
-SPLITS = ("train", "validation", "test")
 _HEADER = ["id", "count", "group", "split"]
 _CONTROL = re.compile(r"[\x00-\x1f]")
 

@@ -12,8 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
-from bincounter.config.choices import one_of
-from bincounter.errors import ConfigError, UserError
+from bincounter.errors import ConfigError, UserError, one_of
 from bincounter.model.backbones import cam_layer, feature_size
 from bincounter.model.objectives import Objective
 from bincounter.model.scores import CountMetrics
@@ -34,7 +33,7 @@ class BinCounter(L.LightningModule):
         backbone: photos to features, see :mod:`bincounter.model.backbones`.
         objective: what the outputs mean and the loss that teaches them.
         optimizer: makes an optimizer of parameter groups; needed only to fit.
-        head: ``layers, width, dropout`` of :func:`bincounter.model.heads.head`.
+        head: ``layers, width, dropout`` of :func:`bincounter.model.objectives.head`.
         schedule: ``name`` (``cosine`` or ``constant``), ``warmup_epochs`` (epochs, fractions allowed) and
             ``final_factor`` (the last learning rate as a fraction of the highest, for ``cosine``).
         trained: how much of the backbone is trained: ``all``, ``frozen``, ``last_stages`` or ``gradual``.
@@ -47,7 +46,7 @@ class BinCounter(L.LightningModule):
     Attributes:
         total_steps: optimizer steps of the whole fit, or ``None`` where it has no set end.
         steps_per_epoch: optimizer steps per epoch.
-        description: what a checkpoint says about the model and its data, see :mod:`bincounter.model.checkpoints`.
+        description: what a checkpoint says about the model and its data, see :mod:`bincounter.model.build`.
 
     Raises:
         ConfigError: options that do not go together, named in the message.

@@ -1,4 +1,4 @@
-"""Objectives: what a model's outputs mean, and the loss that teaches them."""
+"""Classification, neighbour, CORN; the head they need."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bincounter.errors import ConfigError
-from bincounter.model.heads import head
 
 
 class Objective(nn.Module, ABC):
@@ -174,3 +173,24 @@ class Corn(Objective):
         passed = torch.cat([nothing, F.logsigmoid(outputs).cumsum(1)], 1)
         stopped = torch.cat([F.logsigmoid(-outputs), nothing], 1)
         return (passed + stopped).exp()
+
+
+def head(
+    in_features: int, out_features: int, *, layers: int = 0, width: int = 512, dropout: float = 0.0
+) -> nn.Sequential:
+    """Build a fully connected head.
+
+    Args:
+        in_features: features per photo.
+        out_features: outputs per photo.
+        layers: extra fully connected layers (linear, ReLU, dropout) before the output layer.
+        width: features of each extra layer.
+        dropout: fraction of features dropped after each extra layer, or before the output layer where there is none.
+    """
+    modules: list[nn.Module] = []
+    for _ in range(layers):
+        modules += [nn.Linear(in_features, width), nn.ReLU(inplace=True), nn.Dropout(dropout)]
+        in_features = width
+    if layers == 0 and dropout > 0:
+        modules.append(nn.Dropout(dropout))
+    return nn.Sequential(*modules, nn.Linear(in_features, out_features))

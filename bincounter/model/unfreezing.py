@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from bincounter.config.choices import one_of
-from bincounter.errors import ConfigError
+from bincounter.errors import ConfigError, one_of
 from bincounter.model.backbones import stages as stages_of
 
 TRAINED = ("all", "frozen", "last_stages", "gradual")

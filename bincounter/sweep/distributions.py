@@ -1,13 +1,18 @@
-"""A space as Optuna's distributions, and Optuna's values as those of the configuration.
+"""The space as Optuna distributions and as SageMaker ranges.
 
 Optuna's categorical takes numbers, truth values, texts and ``None``, and cannot tell ``1`` from ``true``. Where that is
 not enough, all values of a choice stand in the study as the text that an override would have for them.
+
+Values of a choice travel as the texts that every hyperparameter of a job has (bincounter.cloud.hyperparameters), so
+that the container reads from a tuned one what it would read from a fixed one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from bincounter.sweep.space import Choice, Interval, Parameter, Space, override_of
+from bincounter.cloud.hyperparameters import encode, override_of
+from bincounter.errors import ConfigError
+from bincounter.sweep.search_space import Choice, Interval, Parameter, Space
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -30,7 +35,7 @@ def values_of(params: Mapping[str, Any], parameters: Space) -> dict[str, Any]:
     Returns:
         Key to value, in the order of the space.
     """
-    return {each.key: _value(params[each.key], each) for each in parameters if each.key in params}
+    return {each.key: _optuna_value(params[each.key], each) for each in parameters if each.key in params}
 
 
 def params_of(values: Mapping[str, Any], parameters: Space) -> dict[str, Any]:
@@ -49,7 +54,7 @@ def _distribution(parameter: Parameter) -> "BaseDistribution":
     return FloatDistribution(low, high, log=log, step=parameter.step)
 
 
-def _value(param: Any, parameter: Parameter) -> Any:
+def _optuna_value(param: Any, parameter: Parameter) -> Any:
     if isinstance(parameter, Interval):
         if parameter.integer or parameter.step is None:
             return param
@@ -67,3 +72,100 @@ def _param(value: Any, parameter: Parameter) -> Any:
 
 def _told_apart(choice: Choice) -> bool:
     return all(isinstance(value, _PLAIN) for value in choice.values) and len(set(choice.values)) == len(choice.values)
+
+
+MOST = 30
+"""Parameters of a tuning job, and values of a categorical one (CreateHyperParameterTuningJob)."""
+
+
+def to_sagemaker(parameters: Space, strategy: str = "Bayesian") -> dict[str, list[dict[str, Any]]]:
+    """Compile a space for CreateHyperParameterTuningJob.
+
+    Args:
+        parameters: the space.
+        strategy: ``Grid`` takes categorical ranges alone, so that whole numbers become a list of them.
+
+    Returns:
+        ``ParameterRanges``.
+
+    Raises:
+        ConfigError: SageMaker cannot search this space.
+    """
+    if len(parameters) > MOST:
+        raise ConfigError(f"a tuning job searches {MOST} keys at most, not {len(parameters)}: set some of them")
+    ranges: dict[str, list[dict[str, Any]]] = {
+        "IntegerParameterRanges": [],
+        "ContinuousParameterRanges": [],
+        "CategoricalParameterRanges": [],
+    }
+    for parameter in parameters:
+        values = _listed(parameter, strategy)
+        if values is not None:
+            ranges["CategoricalParameterRanges"].append({"Name": parameter.key, "Values": values})
+        else:
+            assert isinstance(parameter, Interval)
+            kind = "IntegerParameterRanges" if parameter.integer else "ContinuousParameterRanges"
+            ranges[kind].append(_bounds(parameter))
+    return ranges
+
+
+def from_sagemaker(hyperparameters: Mapping[str, str], parameters: Space) -> dict[str, Any]:
+    """Read what a tuning job chose for one of its training jobs.
+
+    Args:
+        hyperparameters: ``TunedHyperParameters`` of the training job; others are left out.
+        parameters: the space.
+
+    Returns:
+        Key to value, in the order of the space.
+    """
+    return {
+        each.key: _sagemaker_value(hyperparameters[each.key], each)
+        for each in parameters
+        if each.key in hyperparameters
+    }
+
+
+def _listed(parameter: Parameter, strategy: str) -> list[str] | None:
+    """The texts of a categorical range; ``None`` where bounds do better."""
+    values: Sequence[Any]
+    if isinstance(parameter, Choice):
+        values = parameter.values
+    else:
+        # Bounds that are the same are none to SageMaker, and it knows no steps.
+        countable = parameter.values()
+        one = parameter.low == parameter.high
+        if strategy != "Grid" and not one and parameter.step in (None, 1 if parameter.integer else None):
+            return None
+        if countable is None:
+            raise ConfigError(
+                f"hparams_search.strategy=Grid tries listed values, and {parameter.key} is any number from "
+                f"{parameter.low:g} to {parameter.high:g}: write {parameter.key}=choice({parameter.low:g},"
+                f"{parameter.high:g}), with as many as wanted"
+            )
+        values = countable
+    if len(values) > MOST:
+        raise ConfigError(
+            f"{parameter.key} has {len(values)} values, and a tuning job lists {MOST} at most: list fewer, or write "
+            "interval(LOW,HIGH)"
+        )
+    return [_text(parameter.key, value) for value in values]
+
+
+def _bounds(interval: Interval) -> dict[str, Any]:
+    return {
+        "Name": interval.key,
+        "MinValue": _text(interval.key, interval.low),
+        "MaxValue": _text(interval.key, interval.high),
+        "ScalingType": "Logarithmic" if interval.log else "Linear",
+    }
+
+
+def _text(key: str, value: Any) -> str:
+    return encode([override_of(key, value)])[key]
+
+
+def _sagemaker_value(text: str, parameter: Parameter) -> Any:
+    if isinstance(parameter, Choice):
+        return next(value for value in parameter.values if _text(parameter.key, value) == text)
+    return int(float(text)) if parameter.integer else float(text)

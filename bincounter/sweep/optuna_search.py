@@ -14,20 +14,15 @@ from optuna.trial import FrozenTrial, TrialState
 
 from bincounter.errors import BinCounterError, Interrupted, ResourceError, Stopped
 from bincounter.sweep import trials
-from bincounter.sweep.batches import refuse_too_large
-from bincounter.sweep.claiming import Claimed, Claims
 from bincounter.sweep.composing import TrialLoader
-from bincounter.sweep.conclusion import conclude
 from bincounter.sweep.distributions import to_optuna, values_of
-from bincounter.sweep.jobs import attributes, common_overrides, job_overrides, scored
-from bincounter.sweep.ownership import Ownership
-from bincounter.sweep.plan import Plan
-from bincounter.sweep.results import own_trials
-from bincounter.sweep.retraining import refuse_several, retrain_best
-from bincounter.sweep.sampling import Sampling, make_pruner
-from bincounter.sweep.space import tell
-from bincounter.sweep.study import hand_to_jobs, open_storage, open_study, quiet, storage_url
-from bincounter.sweep.trials import Outcome
+from bincounter.sweep.retraining import conclude, refuse_several, retrain_best
+from bincounter.sweep.search_plan import Plan, refuse_too_large
+from bincounter.sweep.search_results import own_trials
+from bincounter.sweep.search_space import tell
+from bincounter.sweep.study import Sampling, hand_to_jobs, make_pruner, open_storage, open_study, quiet, storage_url
+from bincounter.sweep.trial_queue import Claimed, Claims, Ownership
+from bincounter.sweep.trials import Outcome, attributes, common_overrides, job_overrides, scored
 from bincounter.sweep.warm_start import learn_from_earlier
 
 log = logging.getLogger(__name__)

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 import lightning as L
 from omegaconf import DictConfig, OmegaConf
 
-from bincounter.config.launcher import carried_out_here
-from bincounter.config.search import OptunaConfig
+from bincounter.config.launcher_schema import carried_out_here
+from bincounter.config.search_schema import OptunaConfig
 from bincounter.errors import Pruned
-from bincounter.sweep.sampling import make_pruner
-from bincounter.sweep.study import open_storage, storage_of_job
+from bincounter.sweep.study import make_pruner, open_storage, storage_of_job
 
 if TYPE_CHECKING:
     from optuna import Trial

@@ -1,9 +1,10 @@
-"""``retrain_best=true``: the best values once more, as a run of their own that is scored on the test photos."""
+"""The end of a search: its page, and the best trial trained once more."""
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hydra.plugins.launcher import Launcher
 
@@ -11,11 +12,11 @@ from bincounter.cloud.jobs import RECORD, load, set_aside
 from bincounter.errors import ConfigError, ResourceError
 from bincounter.files import write_text
 from bincounter.sweep.distributions import values_of
-from bincounter.sweep.jobs import job_overrides
-from bincounter.sweep.ownership import Ownership
-from bincounter.sweep.plan import Plan
-from bincounter.sweep.results import best_trials
-from bincounter.sweep.trials import OUTCOME, of_return, recorded
+from bincounter.sweep.search_plan import Plan
+from bincounter.sweep.search_results import Search, best_trials, show
+from bincounter.sweep.sweep_report import write_page
+from bincounter.sweep.trial_queue import Ownership
+from bincounter.sweep.trials import OUTCOME, job_overrides, of_return, recorded
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -79,3 +80,16 @@ def _forget_failure(folder: Path) -> None:
     (folder / OUTCOME).unlink(missing_ok=True)
     if (folder / RECORD).exists() and load(folder)[0].description.get("TrainingJobStatus") == "Failed":
         set_aside(folder)
+
+
+def conclude(plan: Plan, study: "Study") -> None:
+    """Print the best trial and the command that trains it, and write ``sweep.html``."""
+
+    def command(params: Mapping[str, Any]) -> str:
+        return plan.command(values_of(params, plan.parameters))
+
+    told = Search(metrics=plan.metrics, command=command, title=plan.name)
+    show(study, told)
+    page = plan.folder / "sweep.html"
+    write_page(page, study, told)
+    print(f"More in {page}")

@@ -1,37 +1,48 @@
-"""The course of a search by SageMaker: one tuning job is submitted or followed again; then its result."""
+"""A search by SageMaker's tuner, its trials as a study."""
 
+import csv
+import datetime
 import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from bincounter.cloud import plan as cloud_plan
+from bincounter.cloud import job_plan
 from bincounter.cloud.account import Account
-from bincounter.cloud.crew import Task
+from bincounter.cloud.aws_errors import explain_failure
+from bincounter.cloud.hyperparameters import override_of
+from bincounter.cloud.job_runner import Task
 from bincounter.cloud.jobs import answered_here
-from bincounter.cloud.launcher import REPOSITORY
-from bincounter.cloud.overrides import without
-from bincounter.cloud.place import is_rehearsal, place
+from bincounter.cloud.sagemaker_launcher import REPOSITORY, is_rehearsal, place
 from bincounter.cloud.submission import Submission, show_cost
-from bincounter.cloud.tuning.course import Course, fetch_runs, total_cost
-from bincounter.cloud.tuning.record import ENDED, RECORD, TuningJob, exists, load, submit
-from bincounter.cloud.tuning.request import Tuning, tuning_name, tuning_request
+from bincounter.cloud.tuning_job import (
+    TUNING_ENDED,
+    TUNING_RECORD,
+    Tuning,
+    TuningJob,
+    exists,
+    load_tuning_job,
+    submit,
+    tuning_name,
+    tuning_request,
+)
+from bincounter.cloud.tuning_monitor import Course, Trial, fetch_runs, total_cost
+from bincounter.config.overrides import without
 from bincounter.errors import ConfigError, ResourceError
-from bincounter.sweep.batches import refuse_too_large
-from bincounter.sweep.conclusion import conclude
-from bincounter.sweep.ownership import Ownership
-from bincounter.sweep.plan import Plan, most_epochs
-from bincounter.sweep.ranges import from_sagemaker, to_sagemaker
-from bincounter.sweep.retraining import retrain_best
-from bincounter.sweep.space import override_of, tell
-from bincounter.sweep.study import quiet, storage_url
-from bincounter.sweep.tuned_study import keep_trials
+from bincounter.sweep.distributions import from_sagemaker, params_of, to_optuna, to_sagemaker
+from bincounter.sweep.retraining import conclude, retrain_best
+from bincounter.sweep.search_plan import Plan, most_epochs, refuse_too_large
+from bincounter.sweep.search_space import Interval, Parameter, tell
+from bincounter.sweep.study import begin_study, quiet, storage_url
+from bincounter.sweep.trial_queue import Ownership
 
 if TYPE_CHECKING:
     from hydra.core.config_loader import ConfigLoader
@@ -52,10 +63,10 @@ def search(plan: Plan, config: DictConfig, loader: "ConfigLoader", launcher: Lau
         BinCounterError: SageMaker does not take it, the tuning job failed, or Ctrl-C.
     """
     quiet()
-    cloud_plan.refuse_what_is_not_shipped(config)
+    job_plan.refuse_what_is_not_shipped(config)
     settings: dict[str, Any] = OmegaConf.to_container(config.launcher, resolve=True)  # type: ignore[assignment]
-    tuner = _Tuner(plan, settings, cloud_plan.compose(loader, config, _base(plan), 0), is_rehearsal(config.launcher))
-    cloud_plan.plan_run(tuner.base, loader, config)
+    tuner = _Tuner(plan, settings, job_plan.compose(loader, config, _base(plan), 0), is_rehearsal(config.launcher))
+    job_plan.plan_run(tuner.base, loader, config)
     tell(plan.parameters)
     if plan.cfg.dry_run:
         with place(rehearsed=tuner.rehearsed):
@@ -80,7 +91,7 @@ def _base(plan: Plan) -> list[str]:
 class _Tuner:
     """One search's tuning job."""
 
-    def __init__(self, plan: Plan, settings: Mapping[str, Any], base: cloud_plan.Planned, rehearsed: bool) -> None:
+    def __init__(self, plan: Plan, settings: Mapping[str, Any], base: job_plan.Planned, rehearsed: bool) -> None:
         self._plan, self._settings, self.base, self.rehearsed = plan, settings, base, rehearsed
         self._url = storage_url(None, plan.folder)
         ranges = to_sagemaker(plan.parameters, plan.settings["strategy"])
@@ -100,12 +111,12 @@ class _Tuner:
 
     def known(self) -> optuna.Study | None:
         """The study of a tuning job that has ended and been fetched."""
-        job = load(self._plan.folder)
+        job = load_tuning_job(self._plan.folder)
         if job is None:
             self._refuse_study_of_others()
             return None
         self._refuse_other(job)
-        if job.status not in ENDED:
+        if job.status not in TUNING_ENDED:
             return None
         if job.status == "Failed":
             raise self._failed(job, "see the reasons of its trials in sweep.html")
@@ -136,8 +147,8 @@ class _Tuner:
 
     def _under_way(self) -> tuple[Account, TuningJob | None]:
         """The tuning job that an earlier start has submitted, and the account to ask for it."""
-        record = self._plan.folder / RECORD
-        job = load(self._plan.folder)
+        record = self._plan.folder / TUNING_RECORD
+        job = load_tuning_job(self._plan.folder)
         account = Account(self._settings["region"] if job is None else job.region)
         if job is None or exists(account, job):
             return account, job
@@ -233,3 +244,76 @@ def _number(plan: Plan, ranges: Mapping[str, Any]) -> int:
             f"{asked}: raise it, or list fewer values"
         )
     return combinations
+
+
+_STATES = {"Completed": TrialState.COMPLETE, "Stopped": TrialState.PRUNED}
+
+
+def keep_trials(plan: Plan, url: str, trials: Sequence[Trial], best: str | None) -> optuna.Study:
+    """Write the study of a tuning job that has ended.
+
+    Args:
+        plan: of the search.
+        url: of the storage; a study of that name is replaced.
+        trials: of the tuning job, in the order they were begun.
+        best: the training job that SageMaker calls the best.
+    """
+    study = begin_study(plan, url)
+    for trial in trials:
+        study.add_trial(_frozen(plan, trial, best=trial.job.name == best))
+    return study
+
+
+def _frozen(plan: Plan, trial: Trial, *, best: bool) -> FrozenTrial:
+    status, value = trial.summary["TrainingJobStatus"], trial.objective
+    state = TrialState.FAIL if value is None else _STATES.get(status, TrialState.FAIL)
+    if best:  # SageMaker compares those that it stopped early too
+        state = TrialState.COMPLETE
+    frozen = create_trial(
+        state=state,
+        value=None if state == TrialState.FAIL else value,
+        params=params_of(_within(from_sagemaker(trial.tuned, plan.parameters), plan.parameters), plan.parameters),
+        distributions=to_optuna(plan.parameters),
+        intermediate_values=_epochs(trial.job.folder, plan.metrics[0]),
+        user_attrs=_attributes(trial),
+    )
+    frozen.datetime_start, frozen.datetime_complete = _times(trial.summary)
+    return frozen
+
+
+def _within(values: Mapping[str, Any], parameters: Sequence[Parameter]) -> dict[str, Any]:
+    """Values inside their bounds: as decimal text, SageMaker's may lie beyond one by its last digit."""
+    bounds = {each.key: each for each in parameters if isinstance(each, Interval)}
+    return {
+        key: min(max(value, bounds[key].low), bounds[key].high) if key in bounds else value
+        for key, value in values.items()
+    }
+
+
+def _attributes(trial: Trial) -> dict[str, Any]:
+    described = trial.job.description
+    found: dict[str, Any] = {"folder": str(trial.job.folder), "job": trial.job.name}
+    if described.get("TrainingTimeInSeconds") is not None:
+        found["seconds"] = described["TrainingTimeInSeconds"]
+    billed = described.get("BillableTimeInSeconds")
+    if billed is not None:
+        found |= {"billed_seconds": billed, "usd": round(billed / 3600 * trial.job.usd_per_hour, 6)}
+    if trial.summary["TrainingJobStatus"] == "Failed":
+        found["error"] = explain_failure(described.get("FailureReason", ""))
+    return found
+
+
+def _epochs(folder: Path, metric: str) -> dict[int, float]:
+    """The metric after each epoch, counted from 1, where the trial's log was fetched."""
+    path = folder / "logs" / "metrics.csv"
+    if not path.exists():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        return {int(row["epoch"]) + 1: float(row[metric]) for row in csv.DictReader(file) if row.get(metric)}
+
+
+def _times(summary: Mapping[str, Any]) -> tuple[datetime.datetime, datetime.datetime]:
+    """Begin and end, in local time as Optuna has them."""
+    begun = summary.get("TrainingStartTime", summary["CreationTime"])
+    ended = summary.get("TrainingEndTime", begun)
+    return begun.astimezone().replace(tzinfo=None), ended.astimezone().replace(tzinfo=None)

@@ -5,16 +5,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bincounter.errors import ConfigError
+from bincounter.redaction import masked
 from bincounter.sweep.distributions import to_optuna
 from bincounter.sweep.study import WARM_START, objectives, open_storage
-from bincounter.training.secrets import masked
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 
-    from bincounter.sweep.plan import Plan
+    from bincounter.sweep.search_plan import Plan
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,7 @@
-"""Checkpoints that a run can be killed over and gone on from, bit for bit."""
+"""``RunCheckpoint``, atomic checkpoint files, copies into ``paths.model_dir``."""
 
 import io
+import shutil
 import signal
 import threading
 import time
@@ -16,7 +17,6 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
 from bincounter.files import link, replacing
-from bincounter.training.model_folder import hand_over
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -230,3 +230,21 @@ class StatelessRandomness(L.Callback):
         """Seed the generators of all devices."""
         place = [self._seed, trainer.current_epoch, batch_idx, trainer.global_rank]
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+
+
+# In this order: a model is never there without the configuration that it came from.
+_HANDED_OVER = ("config.yaml", "checkpoints/best.ckpt", "metrics.json")
+
+
+def hand_over(run: Path, target: Path) -> None:
+    """Copy a run's best checkpoint, its configuration and its scores, as far as they are there, into one folder.
+
+    Args:
+        run: the run's folder.
+        target: the folder to fill, ``paths.model_dir``; made when it is missing.
+    """
+    for name in _HANDED_OVER:
+        if not (run / name).exists():
+            continue
+        with (run / name).open("rb") as source, replacing(target / Path(name).name, "wb") as copy:
+            shutil.copyfileobj(source, copy)

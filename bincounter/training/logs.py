@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from bincounter.config import METRICS
+from bincounter.config.checks import METRICS
 from bincounter.files import replacing
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from bincounter.errors import ConfigError
-from bincounter.training.secrets import MASK
+from bincounter.redaction import MASK
 
 # Where a run is, what it writes and how quickly it reads do not change what it computes. The photos themselves are
 # compared, so that they may lie elsewhere.

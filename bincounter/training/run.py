@@ -16,22 +16,20 @@ from hydra.utils import instantiate
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _SubprocessScriptLauncher
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from bincounter.config.launcher import carried_out_here
+from bincounter.config.launcher_schema import carried_out_here
 from bincounter.data.datamodule import BinDataModule
-from bincounter.data.splits import SPLITS, read_split, write_split
+from bincounter.data.records import SPLITS
+from bincounter.data.splits import read_split, write_split
 from bincounter.errors import ConfigError, DataError, Interrupted, ResourceError, Stopped
-from bincounter.model.checkpoints import build_counter, describe, load_counter
+from bincounter.model.build import build_counter, describe, load_counter
 from bincounter.model.counter import BinCounter
+from bincounter.redaction import masked
 from bincounter.training import resume
-from bincounter.training.checkpoint import StopRequested, TimeIsUp, newest_whole
-from bincounter.training.failures import answered
-from bincounter.training.features import cached_features
-from bincounter.training.folder import RunFolder
-from bincounter.training.model_folder import hand_over
-from bincounter.training.quiet import quiet_lightning
+from bincounter.training.cached_features import cached_features
+from bincounter.training.checkpoint import StopRequested, TimeIsUp, hand_over, newest_whole
+from bincounter.training.run_folder import RunFolder
 from bincounter.training.scoring import fabric_for, score_run, show
-from bincounter.training.secrets import masked
-from bincounter.training.trainer import make_trainer, run_checkpoint
+from bincounter.training.trainer import answered, make_trainer, quiet_lightning, run_checkpoint
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,8 @@
-"""From a checkpoint and photos to predictions and scores, on one device, each photo once."""
+"""Predictions and scores on one device; scores of each count."""
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
@@ -10,14 +11,171 @@ import torch
 from torch import Tensor
 
 from bincounter.data.datamodule import BinDataModule
+from bincounter.data.records import SPLITS
 from bincounter.model.counter import BinCounter
-from bincounter.model.scores import score
+from bincounter.model.scores import clamped_log, score
 from bincounter.progress import track
-from bincounter.training.folder import Predicted, RunFolder
-from bincounter.training.per_count import training_sample, write_per_count
-from bincounter.training.precision import resolved
+from bincounter.training.run_folder import Predicted, RunFolder
+from bincounter.training.trainer import resolved
 
 log = logging.getLogger(__name__)
+
+
+FEWEST_FOR_LOSS = 5
+"""Photos below which a mean loss gets no interval: the spread of so few tells next to nothing."""
+
+_NORMAL = 1.959964  # quantile 0.975 of the standard normal distribution
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class CountScore:
+    """How the photos of one count were answered.
+
+    Attributes:
+        n: photos scored.
+        accuracy: share answered right, 0-1; ``None`` without photos.
+        accuracy_interval: 95 %, Wilson (1927), https://doi.org/10.1080/01621459.1927.10502953.
+        cross_entropy: mean in nats; ``None`` without photos.
+        cross_entropy_interval: 95 %, Student's t, of a mean over so many photos; ``None`` below
+            :data:`FEWEST_FOR_LOSS`.
+    """
+
+    n: int
+    accuracy: float | None = None
+    accuracy_interval: Interval | None = None
+    cross_entropy: float | None = None
+    cross_entropy_interval: Interval | None = None
+
+
+def score_each_count(probabilities: Tensor, labels: Tensor, support: Sequence[int]) -> dict[int, CountScore]:
+    """Score the photos of each count.
+
+    Args:
+        probabilities: ``float[N, K]``, rows sum to 1.
+        labels: ``int[N]``, all in the support; ``N`` may be 0.
+        support: the ``K`` counts, ascending.
+
+    Returns:
+        By count, for all of the support.
+    """
+    # Double precision on the CPU: the digits of metrics.json.
+    probabilities, labels = probabilities.detach().to("cpu", torch.float64), labels.detach().to("cpu", torch.int64)
+    counts = torch.tensor(list(support))
+    right = (counts[probabilities.argmax(1)] == labels).double()
+    loss = -clamped_log(probabilities.gather(1, torch.searchsorted(counts, labels)[:, None]).squeeze(1))
+    return {int(count): _score(right[labels == count], loss[labels == count]) for count in support}
+
+
+def _score(right: Tensor, loss: Tensor) -> CountScore:
+    if not len(loss):
+        return CountScore(0)
+    accuracy, cross_entropy = right.mean().item(), loss.mean().item()
+    return CountScore(len(loss), accuracy, _wilson(accuracy, len(right)), cross_entropy, _student(loss))
+
+
+def _wilson(share: float, n: int) -> Interval:
+    """Interval of a share that neither leaves 0-1 nor vanishes at its ends."""
+    squared = _NORMAL**2 / n
+    middle = share + squared / 2
+    half = _NORMAL * (share * (1 - share) / n + squared / (4 * n)) ** 0.5
+    return max((middle - half) / (1 + squared), 0.0), min((middle + half) / (1 + squared), 1.0)
+
+
+def _student(loss: Tensor) -> Interval | None:
+    from scipy.special import stdtrit
+
+    n = len(loss)
+    if n < FEWEST_FOR_LOSS:
+        return None
+    mean, half = loss.mean().item(), stdtrit(n - 1, 0.975) * loss.std().item() / n**0.5
+    return max(mean - half, 0.0), mean + half
+
+
+TRAINING_SAMPLE = 2000
+"""Training photos scored, at most, as a fair sample of all of them."""
+
+EACH_COUNT = 100
+"""Training photos of each count scored at least, or all that it has: rare counts would hardly be in the fair sample."""
+
+COLUMNS = (
+    "count",
+    "split",
+    "photos",
+    "scored",
+    "accuracy",
+    "accuracy_low",
+    "accuracy_high",
+    "cross_entropy",
+    "cross_entropy_low",
+    "cross_entropy_high",
+)
+
+
+def training_sample(data: BinDataModule) -> tuple[np.ndarray, Tensor]:
+    """Draw the training photos to score; the same ones for the same split.
+
+    Args:
+        data: prepared.
+
+    Returns:
+        Their positions in ``data.manifest.records``, ``int64[N]``, ascending; and ``bool[N]``, which of them are a fair
+        sample of all counts together. The others bring rare counts up to :data:`EACH_COUNT`. Of each count, all are a
+        fair sample.
+    """
+    training = data.side("training")
+    if len(training) <= TRAINING_SAMPLE:
+        return training, torch.ones(len(training), dtype=torch.bool)
+    rng = np.random.default_rng(0)
+    fair = rng.choice(training, TRAINING_SAMPLE, replace=False)
+    rest = np.setdiff1d(training, fair)
+    rest_counts = np.array([data.manifest.records[i].count for i in rest])
+    extra = [
+        rng.choice(others, min(max(EACH_COUNT - number, 0), len(others)), replace=False)
+        for count, number in data.count_of(fair).items()
+        for others in [rest[rest_counts == count]]
+    ]
+    positions = np.sort(np.concatenate([fair, *extra]))
+    return positions, torch.from_numpy(np.isin(positions, fair))
+
+
+def write_per_count(
+    folder: RunFolder, photos: Mapping[str, Mapping[int, int]], answered: Mapping[str, Predicted], counts: Sequence[int]
+) -> None:
+    """Write ``per_count.csv``: for each count a row for each of ``train``, ``validation`` and ``test``.
+
+    Its columns: ``count``; ``split``; ``photos``, of that count in that split, of ``train`` those that the model
+    learnt from, empty where nobody knows; ``scored``, how many of them the rest of the row is of; ``accuracy``, 0-1;
+    ``cross_entropy``, mean in nats of the final model on unchanged photos; ``_low`` and ``_high``, their 95 %
+    intervals, see :class:`bincounter.training.scoring.CountScore`. What was not scored is empty.
+
+    Args:
+        folder: of the run.
+        photos: per split and count.
+        answered: per split, as far as it was scored.
+        counts: the support, ascending.
+    """
+    unscored = dict.fromkeys(counts, CountScore(0))
+    scores = {
+        split: score_each_count(answered[split].probabilities, answered[split].labels, counts)
+        if split in answered
+        else unscored
+        for split in SPLITS
+    }
+    rows = (
+        [count, split, photos[split].get(count, 0) if photos[split] else "", *_cells(scores[split][count])]
+        for count in counts
+        for split in SPLITS
+    )
+    folder.write_rows("per_count.csv", COLUMNS, rows)
+
+
+def _cells(score: CountScore) -> list[int | str]:
+    accuracy, loss = score.accuracy_interval or (None, None), score.cross_entropy_interval or (None, None)
+    numbers = (score.accuracy, *accuracy, score.cross_entropy, *loss)
+    return [score.n, *("" if number is None else f"{number:.6g}" for number in numbers)]
+
 
 # As metrics.json and as split.csv call the sides that predictions.csv has.
 SIDES = {"val": "validation", "test": "test"}

@@ -2,28 +2,28 @@
 
 from hydra.core.config_store import ConfigStore
 
-from bincounter.cloud import launcher
-from bincounter.sweep import optuna_sweeper, tuner
+from bincounter.cloud import sagemaker_launcher
+from bincounter.sweep import sweepers
 
 
 # Here since Hydra takes plugins from hydra_plugins alone.
-class SageMakerLauncher(launcher.SageMakerLauncher):
-    """See bincounter.cloud.launcher."""
+class SageMakerLauncher(sagemaker_launcher.SageMakerLauncher):
+    """See bincounter.cloud.sagemaker_launcher."""
 
 
-class OptunaSweeper(optuna_sweeper.OptunaSweeper):
-    """See bincounter.sweep.optuna_sweeper."""
+class OptunaSweeper(sweepers.OptunaSweeper):
+    """See bincounter.sweep.sweepers."""
 
 
-class TunerSweeper(tuner.TunerSweeper):
-    """See bincounter.sweep.tuner."""
+class TunerSweeper(sweepers.TunerSweeper):
+    """See bincounter.sweep.sweepers."""
 
 
 for group, name, node in (
-    ("launcher", "bincounter", launcher.BinCounterPlugin),
-    ("launcher", "sagemaker", launcher.SageMakerPlugin),
-    ("launcher", "sagemaker_rehearsal", launcher.RehearsalPlugin),
-    ("sweeper", "bincounter_optuna", optuna_sweeper.OptunaPlugin),
-    ("sweeper", "bincounter_tuner", tuner.TunerPlugin),
+    ("launcher", "bincounter", sagemaker_launcher.BinCounterPlugin),
+    ("launcher", "sagemaker", sagemaker_launcher.SageMakerPlugin),
+    ("launcher", "sagemaker_rehearsal", sagemaker_launcher.RehearsalPlugin),
+    ("sweeper", "bincounter_optuna", sweepers.OptunaPlugin),
+    ("sweeper", "bincounter_tuner", sweepers.TunerPlugin),
 ):
     ConfigStore.instance().store(group=f"hydra/{group}", name=name, node=node, provider="bincounter")

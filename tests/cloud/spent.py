@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from bincounter.cloud.cost_records import find
+from bincounter.cloud.cost_report import render
 from bincounter.cloud.jobs import Job
-from bincounter.cloud.spending.found import find
-from bincounter.cloud.spending.table import render
 
 TABLE = "table of 2026-11-21 for us-east-1; other regions differ"
 STARTED = "2026-11-21 03:44:40.123000+00:00"  # as job.json has it

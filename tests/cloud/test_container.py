@@ -16,7 +16,7 @@ import yaml
 from bins import square_bins
 from commands import REPOSITORY, environment
 
-from bincounter.cloud.container.instance import channel, run_folder
+from bincounter.cloud.container import channel, run_folder
 from bincounter.cloud.hyperparameters import encode
 from bincounter.errors import ConfigError
 

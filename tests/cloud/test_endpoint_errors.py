@@ -3,7 +3,7 @@
 import pytest
 from botocore.exceptions import ClientError
 
-from bincounter.cloud.endpoints.errors import answered, explain_endpoint_failure, in_words_of_target
+from bincounter.cloud.aws_errors import answered, explain_endpoint_failure, in_words_of_target
 from bincounter.errors import BinCounterError, ConfigError, ResourceError
 
 REFUSALS = {

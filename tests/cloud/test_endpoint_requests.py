@@ -8,7 +8,7 @@ import pytest
 from aws_faults import Faults, faults
 from deployments import ROLE, act, requests
 
-from bincounter.cloud.endpoints.images import GPU_MACHINE, serving_image
+from bincounter.cloud.instances import GPU_MACHINE, serving_image
 from bincounter.errors import ConfigError
 
 # Each part of target.request as docs/deploy.md shows it: the target, the action, the overrides, and what comes of it.

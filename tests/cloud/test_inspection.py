@@ -7,10 +7,9 @@ import pytest
 import smdebug_rulesconfig  # type: ignore[import-untyped]
 from commands import REPOSITORY, Run
 
-from bincounter.cloud.pinned import pinned_requirements
-from bincounter.cloud.request import check
-from bincounter.config.sagemaker_rules import DEBUG_RULES, PROFILER_RULES
-from bincounter.config.smdebug import COLLECTIONS
+from bincounter.cloud.api_shapes import check
+from bincounter.cloud.code_archive import pinned_requirements
+from bincounter.smdebug.settings import COLLECTIONS, DEBUG_RULES, PROFILER_RULES
 
 ROLE = "launcher.role=arn:aws:iam::123456789012:role/bincounter"
 DRY = ["launcher=sagemaker_spot", "launcher.region=eu-west-1", "launcher.bucket=my-bucket", ROLE, "dry_run=true"]

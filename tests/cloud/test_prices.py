@@ -6,9 +6,8 @@ import boto3
 import pytest
 import yaml
 
-from bincounter.cloud import prices
-from bincounter.cloud.images import training_image
-from bincounter.cloud.prices import Price, ceiling, gpus, saving_percent, usd_per_hour
+from bincounter.cloud import instances
+from bincounter.cloud.instances import Price, ceiling, gpus, saving_percent, training_image, usd_per_hour
 from bincounter.errors import ConfigError
 
 
@@ -51,7 +50,7 @@ def test_gpus_of_an_unknown_type_are_unknown() -> None:
 
 
 def test_every_type_of_the_table_is_one_that_the_api_takes() -> None:
-    table = yaml.safe_load(Path(prices.__file__).with_name("prices.yaml").read_text())
+    table = yaml.safe_load(Path(instances.__file__).with_name("prices.yaml").read_text())
     client = boto3.client("sagemaker", "us-east-1", aws_access_key_id="none", aws_secret_access_key="none")
     kinds = ("TrainingInstanceType", "ProductionVariantInstanceType")
     known = {name for kind in kinds for name in client.meta.service_model.shape_for(kind).enum}

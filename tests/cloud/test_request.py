@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from bincounter.cloud.request import check, metric_definitions, training_request
-from bincounter.config.launcher import SageMakerConfig
+from bincounter.cloud.api_shapes import check
+from bincounter.cloud.job_request import metric_definitions, training_request
+from bincounter.config.launcher_schema import SageMakerConfig
 from bincounter.errors import ConfigError
 
 

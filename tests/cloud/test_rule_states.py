@@ -12,7 +12,7 @@ from botocore.exceptions import ClientError
 from commands import Run
 from rehearsed import Account, request
 
-from bincounter.cloud import rule_states
+from bincounter.cloud import debugger_rules
 from bincounter.cloud.jobs import Job
 from sagemaker_rehearsal import BUCKET
 
@@ -156,8 +156,8 @@ def test_an_image_that_does_not_hold_its_promise_fails_the_job_with_the_reason(
 def test_rules_are_not_waited_for_without_end(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(rule_states, "AFTER_THE_JOB", 0.0)
-    states = rule_states.RuleStates("[2] ")
+    monkeypatch.setattr(debugger_rules, "AFTER_THE_JOB", 0.0)
+    states = debugger_rules.RuleStates("[2] ")
     assert states.show({"ProfilerRuleEvaluationStatuses": [status("ProfilerReport", "InProgress")]})
     assert not states.outlast()
     assert "[2] rule ProfilerReport did not come to an end in 0 minutes: attach again later" in caplog.text

@@ -11,8 +11,8 @@ import pytest
 from commands import REPOSITORY
 
 from bincounter.cloud.jobs import job_name
-from bincounter.config.deploy import TARGETS, LimitsConfig
-from bincounter.config.launcher import RehearsalConfig
+from bincounter.config.deploy_schema import TARGETS, LimitsConfig
+from bincounter.config.launcher_schema import RehearsalConfig
 
 PAGE = (REPOSITORY / "docs" / "sagemaker.md").read_text(encoding="utf-8")
 DEPLOY_PAGE = (REPOSITORY / "docs" / "deploy.md").read_text(encoding="utf-8")
@@ -177,7 +177,7 @@ def test_the_role_reads_archives_and_answers_below_the_name_of_the_endpoint_alon
 
 @pytest.mark.parametrize("stack", ["ray", "pytorch"])
 def test_the_role_pulls_the_serving_images(stack: str) -> None:
-    from bincounter.cloud.endpoints.images import serving_image
+    from bincounter.cloud.instances import serving_image
 
     image = serving_image(stack=stack, region=REGION, instance_type=None)
     registry, _, repository = image.partition("/")
@@ -188,7 +188,7 @@ def test_the_role_pulls_the_serving_images(stack: str) -> None:
 
 
 def test_the_role_pulls_the_image_of_the_default_version() -> None:
-    from bincounter.cloud.images import training_image
+    from bincounter.cloud.instances import training_image
 
     launcher = RehearsalConfig()
     image = training_image(

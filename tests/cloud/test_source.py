@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 from commands import REPOSITORY, environment
 
-from bincounter.cloud.pinned import pinned_requirements
-from bincounter.cloud.source import Source, pack
+from bincounter.cloud.code_archive import Source, pack, pinned_requirements
 from bincounter.errors import ConfigError
 
 FILES = {

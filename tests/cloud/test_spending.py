@@ -17,12 +17,11 @@ from spent import TABLE, made_here, nobody_to_ask, recorded, row, scored, shown 
 
 from bincounter.cli.main import main
 from bincounter.cloud.account import Account
-from bincounter.cloud.crew import Crew, Task
+from bincounter.cloud.cost_records import NoPoint, add_up, find
+from bincounter.cloud.cost_report import document
+from bincounter.cloud.job_runner import Crew, Task
 from bincounter.cloud.jobs import EARLIER, is_recorded, read, set_aside, submit
-from bincounter.cloud.spending.bills import NoPoint, add_up
-from bincounter.cloud.spending.document import document
-from bincounter.cloud.spending.found import find
-from bincounter.cloud.tuning.record import TuningJob
+from bincounter.cloud.tuning_job import TuningJob
 from bincounter.errors import BinCounterError
 
 # A run as the container leaves it, after an interruption.
@@ -185,7 +184,7 @@ def test_rehearsed_jobs_are_followed_through_an_interruption_and_nothing_was_pai
     replace(job, rehearsed=False).save()
     assert "leads to a rehearsal" in find([tmp_path / "0"]).notes[0]
     with monkeypatch.context() as patch:
-        patch.setattr("bincounter.cloud.spending.aws.answered_here", lambda account: False)
+        patch.setattr("bincounter.cloud.jobs.answered_here", lambda account: False)
         replace(job, name="spent-never", rehearsed=False).save()
         assert find([tmp_path / "0"]).bills[0].state == "unknown"
     job.save()

@@ -13,7 +13,7 @@ from scripted_endpoints import ScriptedEndpoints, scripted_endpoints
 from spent import nobody_to_ask, shown  # noqa: F401 - the fixture is for all tests here
 
 from bincounter.cli.main import main
-from bincounter.cloud.spending.found import find
+from bincounter.cloud.cost_records import find
 from sagemaker_rehearsal import client_environment
 
 IMAGE = "target.image=123456789012.dkr.ecr.us-east-1.amazonaws.com/ray:1"
@@ -63,7 +63,7 @@ def test_an_endpoint_bills_until_it_is_deleted(
     text = shown(tmp_path / "run" / "endpoint")
     assert "2 x ml.m5.xlarge" in text and "(0.46)" in text and "Endpoints:" not in text
     with monkeypatch.context() as patch:
-        patch.setattr("bincounter.cloud.spending.aws.answered_here", lambda account: False)
+        patch.setattr("bincounter.cloud.jobs.answered_here", lambda account: False)
         aged(tmp_path / "run", rehearsed=False)
         assert re.search(r"Endpoints: 0\.92\d\d USD so far, 0\.46 USD/h now\.", shown(tmp_path / "run"))
     aged(tmp_path / "run", rehearsed=True)

@@ -9,8 +9,7 @@ import pytest
 from spent import made_here, nobody_to_ask, recorded  # noqa: F401 - the fixture is for all tests here
 
 from bincounter.cli.main import main
-from bincounter.cloud.spending.bills import NoPoint
-from bincounter.cloud.spending.found import find
+from bincounter.cloud.cost_records import NoPoint, find
 
 
 @pytest.mark.parametrize(

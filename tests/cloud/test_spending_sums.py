@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bincounter.cloud.spending.bills import Bill, NoPoint, Score, add_up
+from bincounter.cloud.cost_records import Bill, NoPoint, Score, add_up
 
 seconds = st.floats(0, 1e6)
 fractions = st.floats(0, 1)

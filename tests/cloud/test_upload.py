@@ -10,8 +10,8 @@ import pytest
 from s3_server import S3Server
 from sent_buckets import empty_buckets, writable_server
 
-from bincounter.cloud.upload import destination, upload
-from bincounter.data.s3.download import fetch
+from bincounter.cloud.submission import destination, upload
+from bincounter.data.s3.sync import fetch
 from bincounter.data.s3.upload import Uploaded
 from bincounter.errors import DataError
 

@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from bincounter.data.demo import DemoPhoto, compose, render
+from bincounter.data.demo.layout import render
+from bincounter.data.demo.scene import DemoPhoto, compose
 from bincounter.errors import ConfigError, DataError
 
 
@@ -99,7 +100,7 @@ def test_settings_that_make_no_set_are_refused(tmp_path: Path, wrong: dict) -> N
 
 def start(root: Path, photos: int) -> subprocess.Popen:
     settings = f"Path({str(root)!r}), photos={photos}, size=32, workers=1"
-    code = f"from pathlib import Path; from bincounter.data.demo import render; render({settings})"
+    code = f"from pathlib import Path; from bincounter.data.demo.layout import render; render({settings})"
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
 
 

@@ -11,8 +11,8 @@ from s3_bins import files, put
 from s3_faults import broken_off, garbled, renamed
 from s3_proxy import Fault, FaultyProxy
 
-from bincounter.data.s3 import client, etags
-from bincounter.data.s3.download import fetch
+from bincounter.data.s3 import bucket, objects
+from bincounter.data.s3.sync import fetch
 from bincounter.data.s3.upload import send
 
 MB = 1 << 20
@@ -42,25 +42,25 @@ def test_an_etag_names_its_body_and_no_other(
     tmp_path: Path, seed: int, size: int, part: int, known: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     part = max(part, size // 50)
-    monkeypatch.setattr(etags, "_PART_SIZES", [7, part, MB] if known else [])
+    monkeypatch.setattr(objects, "_PART_SIZES", [7, part, MB] if known else [])
     body, path = made(seed, size), tmp_path / "body"
     path.write_bytes(body)
     whole, parts = md5(body).hexdigest(), in_parts(body, part)
-    assert etags.is_md5(whole) and not etags.is_md5(parts)
-    assert etags.can_be_computed(whole, size) and etags.names(whole, path, size)
+    assert objects.is_md5(whole) and not objects.is_md5(parts)
+    assert objects.can_be_computed(whole, size) and objects.names(whole, path, size)
     can_tell = known or parts.endswith("-1")
-    assert etags.can_be_computed(parts, size) == can_tell == etags.names(parts, path, size)
+    assert objects.can_be_computed(parts, size) == can_tell == objects.names(parts, path, size)
     if size:
         at = random.Random(seed).randrange(size)
         path.write_bytes(body[:at] + bytes([body[at] ^ 1]) + body[at + 1 :])
-        assert not etags.names(whole, path, size) and not etags.names(parts, path, size)
+        assert not objects.names(whole, path, size) and not objects.names(parts, path, size)
 
 
 @pytest.mark.parametrize("part", [size * MB for size in (5, 8, 16, 64)] + [100_000_000])
 def test_what_common_senders_use_is_known(part: int) -> None:
     number = f"{md5(b'').hexdigest()}-{{}}"
     for size in (1, part - 1, part, part + 1, 7 * part - 1, 7 * part, 9_999 * part):
-        assert etags.can_be_computed(number.format(-(-size // part)), size)
+        assert objects.can_be_computed(number.format(-(-size // part)), size)
 
 
 @given(st.text(max_size=50), st.integers(0, 10**13))
@@ -69,7 +69,7 @@ def test_what_common_senders_use_is_known(part: int) -> None:
 @example(f"{md5(b'').hexdigest()}-0", 0)
 @example(f"{md5(b'').hexdigest()}-{10**40}", 5)
 def test_other_etags_are_not_held_against_bytes(etag: str, size: int) -> None:
-    assert not etags.can_be_computed(etag, size)
+    assert not objects.can_be_computed(etag, size)
 
 
 @pytest.mark.parametrize(
@@ -96,8 +96,8 @@ def test_objects_that_were_sent_in_parts_are_checked(
 def test_what_is_sent_to_a_bucket_whose_etags_are_no_md5s_is_sent_once(
     s3_proxy: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client, "_AT_ONCE", 6 * MB)
-    monkeypatch.setattr(client, "_PART", 5 * MB)
+    monkeypatch.setattr(bucket, "_AT_ONCE", 6 * MB)
+    monkeypatch.setattr(bucket, "_PART", 5 * MB)
     bodies = {"shard.tar": made(1, 6 * MB + 1)} | {f"{each}.jpg": made(each, 100) for each in range(9)}
     for name, body in bodies.items():
         (tmp_path / name).write_bytes(body)

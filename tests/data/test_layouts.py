@@ -7,7 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_photos import abid_bin, bin_folders, metadata, photo_bytes, write
 
-from bincounter.data.layouts import Abid, Folders, arrange, detect, ids_from
+from bincounter.data.arrange import arrange
+from bincounter.data.layouts import detect
+from bincounter.data.layouts.abid import Abid, ids_from
+from bincounter.data.layouts.folders import Folders
 from bincounter.data.records import Listing
 from bincounter.errors import DataError
 

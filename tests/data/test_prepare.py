@@ -16,12 +16,13 @@ from s3_server import S3Server
 from sent_buckets import delete, empty_buckets, writable_server
 
 from bincounter.cli.hydra_app import composed
-from bincounter.data.layouts import Folders
-from bincounter.data.layouts.arrangement import Placed
-from bincounter.data.preparation.shards import prepare_shards
+from bincounter.data.arrange import Placed
+from bincounter.data.layouts.folders import Folders
+from bincounter.data.prepare import prepare_shards
+from bincounter.data.records import SPLITS
 from bincounter.data.s3.upload import send
 from bincounter.data.scan import scan
-from bincounter.data.splits import SPLITS, SplitRow, read_split
+from bincounter.data.splits import SplitRow, read_split
 from bincounter.training.run import data_module
 
 PHOTOS = 24

@@ -16,11 +16,11 @@ from s3_proxy import FaultyProxy
 from s3_server import S3Server
 
 from bincounter.data.s3.address import is_remote, parse, refusal
-from bincounter.data.s3.download import fetch
+from bincounter.data.s3.sync import fetch
 from bincounter.errors import DataError, ResourceError
 
 FETCH = (
-    "import sys; from pathlib import Path; from bincounter.data.s3.download import fetch; "
+    "import sys; from pathlib import Path; from bincounter.data.s3.sync import fetch; "
     "fetch(sys.argv[1], Path(sys.argv[2]))"
 )
 PHOTOS = {f"bins/{count}/{name}.jpg": f"{count}{name}".encode() * 100 for count in (1, 2) for name in "abc"}

@@ -13,9 +13,10 @@ from s3_faults import denied, listing
 from s3_proxy import FaultyProxy
 from s3_server import S3Server
 
-from bincounter.data.layouts import Abid, Folders
+from bincounter.data.layouts.abid import Abid
+from bincounter.data.layouts.folders import Folders
 from bincounter.data.s3 import catalogue
-from bincounter.data.s3.download import fetch
+from bincounter.data.s3.sync import fetch
 from bincounter.data.source import find_photos
 from bincounter.errors import DataError
 

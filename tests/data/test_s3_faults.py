@@ -23,10 +23,11 @@ from s3_faults import (
 )
 from s3_proxy import Fault, FaultyProxy
 
-from bincounter.data.s3 import client, patient, timeouts
-from bincounter.data.s3.client import Bucket
-from bincounter.data.s3.download import fetch
-from bincounter.data.s3.errors import MissingError
+from bincounter.data.s3 import boto_fallback, credentials
+from bincounter.data.s3 import bucket as client
+from bincounter.data.s3.bucket import Bucket
+from bincounter.data.s3.error_messages import MissingError
+from bincounter.data.s3.sync import fetch
 from bincounter.errors import DataError, ResourceError
 
 
@@ -34,14 +35,14 @@ from bincounter.errors import DataError, ResourceError
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give up soon, which otherwise takes a minute."""
     monkeypatch.setattr(client, "_RETRIES", 1)
-    monkeypatch.setattr(patient, "_ATTEMPTS", 2)
+    monkeypatch.setattr(boto_fallback, "_ATTEMPTS", 2)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take half a second of silence for a lost connection."""
-    monkeypatch.setattr(timeouts, "SILENCE", 0.5)
+    monkeypatch.setattr(credentials, "SILENCE", 0.5)
 
 
 PASSING = [

@@ -17,7 +17,7 @@ from s3_faults import meanwhile, stalled
 from s3_proxy import FaultyProxy
 from s3_server import S3Server
 
-from bincounter.data.s3.download import fetch
+from bincounter.data.s3.sync import fetch
 from bincounter.errors import ResourceError
 
 FETCH = """

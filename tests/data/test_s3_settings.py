@@ -17,9 +17,8 @@ from s3_faults import elsewhere, error
 from s3_proxy import Answer, Fault, FaultyProxy, faulty_proxy
 from s3_server import ACCESS_KEY, SECRET_KEY, S3Server, serve
 
-from bincounter.data.s3 import variables
-from bincounter.data.s3.chain import Chain
-from bincounter.data.s3.download import fetch
+from bincounter.data.s3.credentials import Chain, read
+from bincounter.data.s3.sync import fetch
 from bincounter.errors import DataError, ResourceError
 
 
@@ -220,7 +219,7 @@ def test_variables_say_what_botocore_would_find(
         environment |= {"HERE": folder, "AWS_CONFIG_FILE": "$HERE/config", "AWS_SHARED_CREDENTIALS_FILE": "/dev/null"}
         for name, value in (environment | dict([also] if also else [])).items():
             patch.setenv(name, value)
-        said = variables.read()
+        said = read()
         if said is None:
             return
         assert also is None and not file  # the others are botocore's to read
@@ -239,7 +238,7 @@ def test_variables_say_what_botocore_would_find(
 def test_what_is_all_in_variables_does_not_take_botocore(s3: S3Server, tmp_path: Path) -> None:
     put(s3, bins(3))
     code = (
-        "import sys; from pathlib import Path; from bincounter.data.s3.download import fetch; "
+        "import sys; from pathlib import Path; from bincounter.data.s3.sync import fetch; "
         "fetch('s3://shop/bins', Path(sys.argv[1])); assert 'botocore' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)

@@ -17,9 +17,9 @@ from s3_bins import bins, files, put
 from s3_faults import error, meanwhile, stalled
 from s3_proxy import FaultyProxy
 
-from bincounter.data.s3.download import fetch
-from bincounter.data.s3.threads import for_each
+from bincounter.data.s3.sync import fetch
 from bincounter.errors import DataError
+from bincounter.parallel import for_each
 
 
 @given(st.lists(st.integers()), st.integers(0, 8))

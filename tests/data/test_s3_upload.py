@@ -17,10 +17,10 @@ from s3_proxy import Fault, FaultyProxy, faulty_proxy
 from s3_server import S3Server
 from sent_buckets import empty_buckets, writable_server
 
-from bincounter.data.s3 import client
+from bincounter.data.s3 import bucket
 from bincounter.data.s3.address import refusal
-from bincounter.data.s3.download import fetch
-from bincounter.data.s3.sending_plan import LARGEST
+from bincounter.data.s3.catalogue import LARGEST
+from bincounter.data.s3.sync import fetch
 from bincounter.data.s3.upload import Uploaded, send
 from bincounter.errors import DataError, ResourceError
 
@@ -121,8 +121,8 @@ def test_nothing_is_sent_beside_what_is_refused(proxy: FaultyProxy, folder: Path
 
 
 def test_large_files_are_sent_in_parts(proxy: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "_AT_ONCE", 6 << 20)
-    monkeypatch.setattr(client, "_PART", 5 << 20)
+    monkeypatch.setattr(bucket, "_AT_ONCE", 6 << 20)
+    monkeypatch.setattr(bucket, "_PART", 5 << 20)
     files = {"shard.tar": os.urandom(12 << 20), "photo.png": os.urandom(2 << 20)}
     folder = made(tmp_path / "large", files)
     assert send(all_of(folder), URI).sent == 2

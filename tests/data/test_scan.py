@@ -13,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_photos import abid_bin, bin_folders, metadata, photo_bytes, write
 
-from bincounter.data.layouts import Abid, Folders, Layout
+from bincounter.data.layouts.abid import Abid
+from bincounter.data.layouts.base import Layout
+from bincounter.data.layouts.folders import Folders
 from bincounter.data.records import Manifest, Refusal
 from bincounter.data.scan import scan
 from bincounter.data.splits import stored_split, write_split
@@ -224,7 +226,7 @@ def scanning(root: Path, cache: Path) -> subprocess.Popen[str]:
     code = """
 import sys
 from pathlib import Path
-from bincounter.data.layouts import Folders
+from bincounter.data.layouts.folders import Folders
 from bincounter.data.scan import scan
 from bincounter.data.splits import stored_split, write_split
 print(scan(Path(sys.argv[1]), Folders(), Path(sys.argv[2]), image_size=512, workers=1).digest)

@@ -18,15 +18,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_photos import bin_folders, photo_bytes, write
 
-from bincounter.data.layouts import Abid, Detected, Folders, Shards, detect
-from bincounter.data.photo_file import PhotoFile, read_photos, suffix_of
-from bincounter.data.photo_reading import content_hash
-from bincounter.data.records import BinRecord, Manifest, Refusal, data_digest
+from bincounter.data.layouts import Detected, detect
+from bincounter.data.layouts.abid import Abid
+from bincounter.data.layouts.folders import Folders
+from bincounter.data.photo_store import PhotoStore
+from bincounter.data.photos import content_hash, read_photos, suffix_of
+from bincounter.data.records import SPLITS, BinRecord, Manifest, PhotoFile, Refusal, data_digest
 from bincounter.data.sampler import ResumableBatchSampler
 from bincounter.data.scan import scan
+from bincounter.data.shards.index import Shards
 from bincounter.data.shards.packing import pack, pack_files
-from bincounter.data.splits import SPLITS, stored_split
-from bincounter.data.store import PhotoStore
+from bincounter.data.splits import stored_split
 from bincounter.errors import DataError
 
 SHARD_BYTES = 20_000  # a few of the photos below

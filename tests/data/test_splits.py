@@ -7,10 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bincounter.data.grouping import FINGERPRINT_BYTES, assign_groups
-from bincounter.data.layouts import Abid
-from bincounter.data.photo_file import PhotoFile
-from bincounter.data.records import BinRecord, Manifest
-from bincounter.data.splits import SPLITS, assign_splits, read_split, stored_split, write_split
+from bincounter.data.layouts.abid import Abid
+from bincounter.data.records import SPLITS, BinRecord, Manifest, PhotoFile
+from bincounter.data.splits import assign_splits, read_split, stored_split, write_split
 from bincounter.errors import ConfigError, DataError
 
 USUAL = (0.8, 0.1, 0.1)

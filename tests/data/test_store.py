@@ -9,13 +9,13 @@ import pytest
 import torch
 from made_photos import bin_folders, photo_bytes, write
 
-from bincounter.data.disk import full_disk_answered
-from bincounter.data.layouts import Folders
+from bincounter.data.layouts.folders import Folders
+from bincounter.data.photo_store import PhotoStore
 from bincounter.data.preprocessing import decode
 from bincounter.data.records import Manifest
 from bincounter.data.scan import scan
-from bincounter.data.store import PhotoStore
 from bincounter.errors import DataError, ResourceError
+from bincounter.files import full_disk_answered
 
 SIZE = 24
 

@@ -16,12 +16,15 @@ from s3_proxy import Answer, FaultyProxy
 from s3_server import S3Server
 
 from bincounter.data.datamodule import BinDataModule
-from bincounter.data.layouts import Abid, Detected, Folders, KnownLayout, Layout, Shards
+from bincounter.data.layouts import Detected
+from bincounter.data.layouts.abid import Abid
+from bincounter.data.layouts.base import KnownLayout, Layout
+from bincounter.data.layouts.folders import Folders
+from bincounter.data.photo_store import PhotoStore
 from bincounter.data.records import Manifest
 from bincounter.data.scan import scan
+from bincounter.data.shards.index import Shards, streamed_manifest
 from bincounter.data.shards.packing import pack
-from bincounter.data.shards.streaming import streamed_manifest
-from bincounter.data.store import PhotoStore
 from bincounter.errors import BinCounterError, ConfigError, DataError
 
 PHOTOS = 40

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from bincounter.errors import ConfigError, UserError
 from bincounter.model.backbones import cnn
-from bincounter.model.checkpoints import build_counter, describe, load_counter
+from bincounter.model.build import build_counter, describe, load_counter
 from bincounter.model.counter import BinCounter
 from bincounter.model.objectives import Objective
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from bincounter.errors import ConfigError, UserError
-from bincounter.model.checkpoints import build_counter
+from bincounter.model.build import build_counter
 from bincounter.model.counter import BinCounter
 
 COUNTS = [0, 1, 2, 3]

@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy import stats
 
-from bincounter.model.per_count import FEWEST_FOR_LOSS, score_each_count
 from bincounter.model.scores import score
+from bincounter.training.scoring import FEWEST_FOR_LOSS, score_each_count
 
 SUPPORT = [0, 1, 2, 5]
 

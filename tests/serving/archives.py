@@ -11,7 +11,7 @@ import torch
 from commands import REPOSITORY
 from PIL import Image
 
-from bincounter.model.checkpoints import build_counter
+from bincounter.model.build import build_counter
 
 COUNTS = (0, 1, 2, 3)
 SIZE = 32

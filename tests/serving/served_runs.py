@@ -10,7 +10,7 @@ from bins import COUNTS, square_bins
 from commands import REPOSITORY, environment
 from warm_python import WarmPython
 
-from bincounter.model.checkpoints import build_counter, describe
+from bincounter.model.build import build_counter, describe
 
 _CNN = {"_target_": "bincounter.model.backbones.cnn", "width": 8, "blocks": 3}
 _OBJECTIVE = {"_target_": "bincounter.model.objectives.Classification"}

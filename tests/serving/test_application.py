@@ -15,13 +15,10 @@ from archives import COUNTS, MODEL, OBJECTIVE, photo, unpacked_archive
 from torch import Tensor, nn
 
 from bincounter.data.preprocessing import Normalize
-from bincounter.model.checkpoints import build_counter
-from bincounter.serving.application.answers import Answers, wanted
-from bincounter.serving.application.batching import Batcher
-from bincounter.serving.application.building import build
-from bincounter.serving.application.limits import Limits
-from bincounter.serving.application.model import ArchiveError, ServedModel
-from bincounter.serving.application.problems import Problem
+from bincounter.model.build import build_counter
+from bincounter.serving.application.answers import Answers, Limits, Problem, wanted
+from bincounter.serving.application.batcher import Batcher
+from bincounter.serving.application.served_model import ArchiveError, ServedModel, build
 from bincounter.serving.application.service import Reply, Service
 
 

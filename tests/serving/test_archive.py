@@ -15,9 +15,9 @@ from commands import REPOSITORY
 from served_runs import checkpoint_alone
 
 from bincounter.errors import BinCounterError, UserError
-from bincounter.serving.application.limits import Limits
-from bincounter.serving.packing.archive import Package, Settings, package, unpack
-from bincounter.serving.packing.tarball import write_tarball
+from bincounter.serving.application.answers import Limits
+from bincounter.serving.packing.archive import Package, Settings, package
+from bincounter.serving.packing.tarball import unpack, write_tarball
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 from commands import REPOSITORY, Run, environment
 
 from bincounter.cli.hydra_app import composed
-from bincounter.config.deploy_rules import check_deploy
+from bincounter.config.deploy_schema import check_deploy
 from bincounter.errors import ConfigError
 
 

@@ -13,10 +13,11 @@ from commands import REPOSITORY
 from ray_served import free_port, ray_archive, ray_served
 from served_runs import checkpoint_alone
 
-from bincounter.serving.local.backend import Worker
-from bincounter.serving.packing.archive import Settings, package, unpack
-from bincounter.serving.packing.origin import origin_of
-from bincounter.serving.packing.parity_photos import parity_photos
+from bincounter.serving.local.server import Worker
+from bincounter.serving.packing.archive import Settings, package
+from bincounter.serving.packing.parity import parity_photos
+from bincounter.serving.packing.tarball import unpack
+from bincounter.training.results import origin_of
 
 IMAGE = REPOSITORY / ".venv-serving-image/bin/python"
 

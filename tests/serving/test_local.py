@@ -15,9 +15,8 @@ from archives import COUNTS, photo, unpacked_archive
 from local_server import LocalServer, gone, local_server
 
 from bincounter.errors import BinCounterError, UserError
-from bincounter.serving.local.backend import Worker
-from bincounter.serving.local.guard import refused_packages
-from bincounter.serving.local.server import serve
+from bincounter.serving.local.server import Worker, serve
+from bincounter.serving.packing.archive_probe import refused_packages
 
 
 def head_of(server: LocalServer, request: bytes) -> bytes:
@@ -199,7 +198,7 @@ def test_slow_clients_and_hung_or_lost_workers_hold_nobody_up(tmp_path: Path) ->
         assert server.count(photo()).status == 504
         server.wait_until_ready()
         assert gone(stopped.pid)
-        (folder / "code/bincounter/serving/application/model.py").write_text("raise RuntimeError('gone bad')\n")
+        (folder / "code/bincounter/serving/application/served_model.py").write_text("raise RuntimeError('gone bad')\n")
         server.worker().kill()
         assert server.process.wait(30) == 1
         last = server.log.read_text().splitlines()[-1]

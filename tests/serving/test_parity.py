@@ -10,11 +10,10 @@ import torch
 from served_runs import checkpoint_alone
 
 from bincounter.errors import DataError, UserError
-from bincounter.serving.packing.archive import Package, Settings, package, unpack
-from bincounter.serving.packing.origin import origin_of
-from bincounter.serving.packing.parity import check_parity
-from bincounter.serving.packing.parity_photos import parity_photos
-from bincounter.serving.packing.tarball import CHECKSUMS, write_tarball
+from bincounter.serving.packing.archive import Package, Settings, package
+from bincounter.serving.packing.parity import check_parity, parity_photos
+from bincounter.serving.packing.tarball import CHECKSUMS, unpack, write_tarball
+from bincounter.training.results import origin_of
 
 ODD = {"a grey JPEG", "a CMYK JPEG", "a rotated JPEG", "a transparent PNG", "a WebP", "a truncated JPEG"}
 
@@ -57,7 +56,7 @@ def _no_orientation(inside: Path) -> None:
 
 
 def _training_library(inside: Path) -> None:
-    module = inside / "code/bincounter/model/heads.py"
+    module = inside / "code/bincounter/model/objectives.py"
     module.write_text(module.read_text().replace("from torch import nn", "import lightning\nfrom torch import nn"))
 
 

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from bincounter.serving.application.model import ServedModel
+from bincounter.serving.application.served_model import ServedModel
 from bincounter.serving.application.service import Reply, Service
 
 JSON = "application/json"

@@ -9,9 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tls_host import NAME, tls_host
 
-from bincounter.serving.application.limits import Limits
-from bincounter.serving.application.problems import Problem
-from bincounter.serving.application.urls import Fetcher, is_public
+from bincounter.serving.application.answers import Limits, Problem
+from bincounter.serving.application.url_fetcher import Fetcher, is_public
 
 Fetch = Callable[[str], bytes]
 

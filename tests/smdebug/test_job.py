@@ -11,13 +11,12 @@ from commands import REPOSITORY, environment
 from test_resume import kill_after
 
 from bincounter.cloud.hyperparameters import encode
+from bincounter.errors import UserError
+from bincounter.smdebug.hook import open_hook
 
 pytest.importorskip("smdebug.pytorch", reason="smdebug's own environment is missing here: make test-smdebug")
 
 from smdebug.pytorch import create_trial, modes
-
-from bincounter.errors import UserError
-from bincounter.inspect.smdebug.hook import open_hook
 
 JOB = [
     "experiment=demo",

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from commands import REPOSITORY, Run
 
-from bincounter.config import smdebug
-from bincounter.config.smdebug import check_smdebug, require_smdebug
 from bincounter.errors import ConfigError
+from bincounter.smdebug import settings
+from bincounter.smdebug.settings import check_smdebug, require_smdebug
 
 SETTINGS = {
     "kind": "smdebug",
@@ -21,7 +21,7 @@ SETTINGS = {
     "sagemaker_parameters": {"overfit": {"patience": 3}},
 }
 
-elsewhere = pytest.mark.skipif(bool(smdebug._version("smdebug")), reason="smdebug runs here")
+elsewhere = pytest.mark.skipif(bool(settings._version("smdebug")), reason="smdebug runs here")
 
 
 @elsewhere
@@ -36,7 +36,7 @@ def test_a_wrong_environment_is_answered_before_anything_starts(train: Run, tmp_
 
 @elsewhere
 def test_importing_it_in_a_wrong_environment_says_the_same() -> None:
-    code = "import bincounter.inspect.smdebug.callback"
+    code = "import bincounter.smdebug.hook"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert "make install-smdebug" in done.stderr.splitlines()[-1]
 
@@ -56,7 +56,7 @@ def test_importing_it_in_a_wrong_environment_says_the_same() -> None:
 def test_what_is_in_the_way_is_named(
     versions: dict[str, str], said: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(smdebug, "_version", versions.__getitem__)
+    monkeypatch.setattr(settings, "_version", versions.__getitem__)
     if said is None:
         require_smdebug()
     else:

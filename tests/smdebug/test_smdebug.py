@@ -22,7 +22,7 @@ pytest.importorskip("smdebug.pytorch", reason="smdebug's own environment is miss
 
 from smdebug.pytorch import create_trial, modes
 
-from bincounter.inspect.smdebug.hook import BatchHook, open_hook
+from bincounter.smdebug.hook import BatchHook, open_hook
 
 RECIPE = [
     "data=demo",

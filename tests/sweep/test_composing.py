@@ -11,7 +11,8 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from bincounter.config import mode_of, register
+from bincounter.config.checks import mode_of
+from bincounter.config.train_schema import register
 from bincounter.sweep.composing import TrialLoader
 
 COMMON = ["data=abid", "trainer=cpu", "model=resnet18", "seed=3", "hparams_search=optuna", "hydra.verbose=false"]

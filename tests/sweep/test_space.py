@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from bincounter.cloud.hyperparameters import decode
-from bincounter.config import mode_of, register
+from bincounter.cloud.hyperparameters import decode, override_of
+from bincounter.config.checks import mode_of
+from bincounter.config.train_schema import register
 from bincounter.errors import ConfigError
-from bincounter.sweep.distributions import params_of, to_optuna, values_of
-from bincounter.sweep.ranges import from_sagemaker, to_sagemaker
-from bincounter.sweep.space import Choice, Interval, Parameter, override_of, read_space, refuse_bad
+from bincounter.sweep.distributions import from_sagemaker, params_of, to_optuna, to_sagemaker, values_of
+from bincounter.sweep.search_space import Choice, Interval, Parameter, read_space, refuse_bad
 
 LR, BATCH, EPOCHS = "model.optimizer.lr", "data.batch_size", "trainer.max_epochs"
 PUBLISHED: list[Parameter] = [

@@ -6,9 +6,8 @@ import optuna
 import pytest
 
 from bincounter.errors import ConfigError, ResourceError
-from bincounter.sweep.parameters import Choice, Interval, Parameter
-from bincounter.sweep.sampling import Sampling, make_pruner
-from bincounter.sweep.study import open_storage, quiet, storage_url
+from bincounter.sweep.search_space import Choice, Interval, Parameter
+from bincounter.sweep.study import Sampling, make_pruner, open_storage, quiet, storage_url
 from bincounter.sweep.trials import of_value
 
 SPACE: list[Parameter] = [Interval("x", 0.0, 1.0), Interval("n", 1, 4, integer=True), Choice("c", (32, 64))]

@@ -14,9 +14,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import TrialState, create_trial
 from playwright.sync_api import Browser
 
-from bincounter.sweep.page import write_page
-from bincounter.sweep.results import best_trials, short_names
-from bincounter.sweep.summary import Search, show
+from bincounter.sweep.search_results import Search, best_trials, short_names, show
+from bincounter.sweep.sweep_report import write_page
 
 METRICS = ["val/accuracy", "val/rmse", "val/mae"]
 

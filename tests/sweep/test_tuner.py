@@ -12,8 +12,8 @@ from bins import square_bins
 from commands import REPOSITORY, Run, command, environment
 from rehearsed import Account
 
-from bincounter.cloud.request import metric_definitions
-from bincounter.cloud.tuning.request import Tuning, tuning_name, tuning_request
+from bincounter.cloud.job_request import metric_definitions
+from bincounter.cloud.tuning_job import Tuning, tuning_name, tuning_request
 from bincounter.errors import ConfigError
 from sagemaker_rehearsal import without_aws
 

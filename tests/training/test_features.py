@@ -20,12 +20,11 @@ from test_resume import assert_same, kill_after, rows
 from torch import Tensor, nn
 
 from bincounter.data.datamodule import BinDataModule
-from bincounter.data.layouts import Folders
+from bincounter.data.layouts.folders import Folders
 from bincounter.model.backbones import PlainCNN
 from bincounter.model.counter import BinCounter
 from bincounter.model.objectives import Classification, Objective
-from bincounter.training.feature_identity import identity
-from bincounter.training.features import CachedFeatures, cached_features
+from bincounter.training.cached_features import CachedFeatures, cached_features, identity
 
 COUNTS = (0, 1, 2, 3)
 NO_CHANGES = {

@@ -12,8 +12,8 @@ from test_features import NO_CHANGES, RECIPE, TOLD
 from test_resume import rows
 
 from bincounter.data.datamodule import BinDataModule
-from bincounter.data.layouts import Folders
-from bincounter.training import per_count
+from bincounter.data.layouts.folders import Folders
+from bincounter.training import scoring
 
 SPLITS = ("train", "validation", "test")
 NUMBERS = ("accuracy", "accuracy_low", "accuracy_high", "cross_entropy", "cross_entropy_low", "cross_entropy_high")
@@ -74,16 +74,16 @@ def test_the_sample_of_training_photos_is_fair_and_holds_every_count(
     )
     data.prepare()
     training = data.side("training")
-    everything, fair = per_count.training_sample(data)
+    everything, fair = scoring.training_sample(data)
     assert np.array_equal(everything, training) and fair.all()
-    monkeypatch.setattr(per_count, "TRAINING_SAMPLE", 30)
-    monkeypatch.setattr(per_count, "EACH_COUNT", 12)
-    positions, fair = per_count.training_sample(data)
+    monkeypatch.setattr(scoring, "TRAINING_SAMPLE", 30)
+    monkeypatch.setattr(scoring, "EACH_COUNT", 12)
+    positions, fair = scoring.training_sample(data)
     assert fair.sum() == 30
     assert np.isin(positions, training).all() and (np.diff(positions) > 0).all()
     scored, there = data.count_of(positions), data.count_of(training)
     assert all(scored[count] >= min(there[count], 12) for count in there)
     assert 0 < there[3] < 12 and scored[3] == there[3]
     assert len(positions) <= 30 + 4 * 12
-    again, fair_again = per_count.training_sample(data)
+    again, fair_again = scoring.training_sample(data)
     assert np.array_equal(positions, again) and fair_again.equal(fair)

@@ -10,7 +10,7 @@ from commands import Run, Start
 from s3_server import S3Server
 from test_resume import RECIPE, assert_same, kill_after
 
-from bincounter.data.layouts import Folders
+from bincounter.data.layouts.folders import Folders
 from bincounter.data.scan import scan
 from bincounter.data.shards.packing import pack
 from bincounter.data.splits import stored_split

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bincounter.cloud.endpoints.errors import answered
-from bincounter.cloud.endpoints.objects import AUTOSCALING, Call, called
-from bincounter.cloud.endpoints.requests import VARIANT, Wanted
+from bincounter.cloud.aws_errors import answered
+from bincounter.cloud.endpoints.api_objects import AUTOSCALING, Call, called
+from bincounter.cloud.endpoints.endpoint_requests import VARIANT, Wanted
 from bincounter.errors import ConfigError
 
 if TYPE_CHECKING:

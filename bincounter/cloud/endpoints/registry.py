@@ -4,10 +4,10 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from bincounter.cloud.endpoints.errors import answered
-from bincounter.cloud.endpoints.objects import Call, called
-from bincounter.cloud.endpoints.requests import Wanted
-from bincounter.cloud.endpoints.states import found
+from bincounter.cloud.aws_errors import answered
+from bincounter.cloud.endpoints.api_objects import Call, called
+from bincounter.cloud.endpoints.endpoint_requests import Wanted
+from bincounter.cloud.endpoints.endpoint_state import found
 
 if TYPE_CHECKING:
     from bincounter.cloud.account import Account

@@ -4,8 +4,3 @@ Each photo is a fresh scene - boxes, books, bottles, cans and bags, some of them
 from (seed, index). What tells the count is the items alone: the filled area is drawn before the number of items that
 share it, empty bins hold packing paper, and at least a third of every item can be seen.
 """
-
-from bincounter.data.demo.photo import DemoPhoto, compose
-from bincounter.data.demo.rendering import render
-
-__all__ = ["DemoPhoto", "compose", "render"]

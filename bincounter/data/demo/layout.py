@@ -1,12 +1,28 @@
-"""The demo bins as a data source that makes its own photos."""
+"""``DemoBins`` (its ``_target_`` is data) and the rendering of a set."""
 
-from collections.abc import Iterator
+import fcntl
+import json
+import logging
+import multiprocessing
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from bincounter.data.demo.rendering import render
-from bincounter.data.layouts import Folders, Found
+import numpy as np
+
+from bincounter.data.demo.scene import compose
+from bincounter.data.layouts.base import Found
+from bincounter.data.layouts.folders import Folders
 from bincounter.data.records import Listing
+from bincounter.errors import ConfigError, DataError
+from bincounter.files import write_text
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,3 +51,120 @@ class DemoBins:
     def list(self, root: Path) -> Listing:
         """As :class:`Folders`."""
         return Folders().list(root)
+
+
+MARKER = ".demo.json"
+DRAWING = 2  # raised when the same seed gives other photos, so that kept sets are not mistaken for the new ones
+_JOB = 25  # photos a worker process draws before it reports
+
+
+def render(
+    root: Path,
+    *,
+    photos: int = 3000,
+    counts: Sequence[int] = (0, 1, 2, 3, 4, 5),
+    size: int = 128,
+    seed: int = 0,
+    workers: int | None = None,
+) -> Path:
+    """Render a set of demo bins as ``<root>/<count>/<index>.jpg``, unless it is there already.
+
+    The folder appears whole or not at all, and a second process that asks for it waits for the first one. The photo of
+    an index is the same whatever the number of photos: a smaller set is the beginning of a larger one.
+
+    Args:
+        root: folder of the set; its settings are kept in ``.demo.json`` inside.
+        photos: number of photos, spread evenly over the counts.
+        counts: numbers of items, each from 0 to 5.
+        size: width and height of a photo in pixels.
+        seed: of all scenes.
+        workers: processes that draw; all cores when ``None``, in this process when 1.
+
+    Returns:
+        ``root``.
+
+    Raises:
+        ConfigError: settings that make no set.
+        DataError: the folder holds something else.
+    """
+    root = Path(root)
+    _check(photos, counts, size, seed)
+    settings = {"drawing": DRAWING, "photos": photos, "counts": sorted(counts), "size": size, "seed": seed}
+    if _is_there(root, settings):
+        return root
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(root.with_name(f".{root.name}.lock")):
+        if _is_there(root, settings):
+            return root
+        aside = root.with_name(f".{root.name}.part")
+        shutil.rmtree(aside, ignore_errors=True)  # left by a rendering that was killed: we hold the lock
+        _draw_all(aside, settings, workers)
+        write_text(aside / MARKER, json.dumps(settings, indent=2) + "\n")
+        os.sync()  # one flush for thousands of small files
+        aside.rename(root)
+    log.info("rendered %d demo bins into %s", photos, root)
+    return root
+
+
+def _check(photos: int, counts: Sequence[int], size: int, seed: int) -> None:
+    if not counts or len(set(counts)) != len(counts) or not set(counts) <= set(range(6)):
+        raise ConfigError(f"demo bins hold 0 to 5 items, not {list(counts)}: name different counts from 0 to 5.")
+    if photos < len(counts):
+        raise ConfigError(
+            f"{photos} demo photos are fewer than the {len(counts)} counts: ask for at least one of each."
+        )
+    if not 32 <= size <= 1024:
+        raise ConfigError(f"demo photos of {size} pixels cannot be drawn: ask for 32 to 1024.")
+    if seed < 0:
+        raise ConfigError(f"the demo seed {seed} is negative: choose 0 or more.")
+
+
+def _is_there(root: Path, settings: dict[str, object]) -> bool:
+    """Whether the folder holds exactly this set; refuses to touch one that holds anything else."""
+    try:
+        found = json.loads((root / MARKER).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        if root.exists() and not (root.is_dir() and next(root.iterdir(), None) is None):
+            raise DataError(f"{root} exists and is no set of demo bins: name another folder.") from None
+        return False
+    except ValueError:
+        found = None
+    if found != settings:
+        raise DataError(f"{root} holds demo bins with other settings: delete that folder or name another one.")
+    return True
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock that the system releases however the process ends."""
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _draw_all(folder: Path, settings: dict, workers: int | None) -> None:
+    from bincounter.progress import track
+
+    counts, photos = settings["counts"], settings["photos"]
+    for count in counts:
+        (folder / str(count)).mkdir(parents=True)
+    draw = partial(_draw_some, folder, settings)
+    jobs = [range(start, min(start + _JOB, photos)) for start in range(0, photos, _JOB)]
+    workers = min(workers or os.cpu_count() or 1, len(jobs))
+    if workers == 1:
+        for _ in track(map(draw, jobs), "Rendering demo bins", len(jobs)):
+            pass
+        return
+    # spawn: a fork of a process in which torch has started its threads can hang
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for _ in track(pool.map(draw, jobs), "Rendering demo bins", len(jobs)):
+            pass
+
+
+def _draw_some(folder: Path, settings: dict, indices: range) -> None:
+    counts, seed = settings["counts"], settings["seed"]
+    for index in indices:
+        count = counts[index % len(counts)]
+        image = compose(seed, index, count, settings["size"]).image
+        quality = int(np.random.default_rng((seed, index)).integers(70, 93))
+        image.save(folder / str(count) / f"{index:05d}.jpg", quality=quality)

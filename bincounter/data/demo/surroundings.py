@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from bincounter.data.demo.arrangement import Space
 from bincounter.data.demo.items import INK, Colour, font
+from bincounter.data.demo.placement import Space
 from bincounter.data.demo.textures import crinkles, shade, weave
 
 CLOTHS: tuple[Colour, ...] = ((224, 194, 116), (222, 186, 112), (226, 202, 138), (198, 178, 140), (156, 164, 170))

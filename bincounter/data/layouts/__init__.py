@@ -1,27 +1,45 @@
-"""How bin photos and their labels lie on disk: bin folders, the Amazon Bin Image Dataset's own layout, or shards."""
+"""Layouts of photos in a folder; their ``_target_`` names are data of old runs. ``Detected`` picks one."""
 
-from bincounter.data.layouts.abid import Abid
-from bincounter.data.layouts.arrangement import arrange
-from bincounter.data.layouts.base import PHOTO_SUFFIXES, KnownLayout, Layout
-from bincounter.data.layouts.detection import Detected, detect
-from bincounter.data.layouts.folders import Folders
-from bincounter.data.layouts.id_lists import ids_from
-from bincounter.data.layouts.walking import CACHE_TAG, Found, Refused, walk
-from bincounter.data.shards.layout import Shards
+from dataclasses import dataclass
+from pathlib import Path
 
-__all__ = [
-    "CACHE_TAG",
-    "PHOTO_SUFFIXES",
-    "Abid",
-    "Detected",
-    "Folders",
-    "Found",
-    "KnownLayout",
-    "Layout",
-    "Refused",
-    "Shards",
-    "arrange",
-    "detect",
-    "ids_from",
-    "walk",
-]
+from bincounter.data.layouts.abid import METADATA, PHOTOS, Abid
+from bincounter.data.layouts.base import COUNT_NAME
+from bincounter.data.layouts.folders import SPLIT_FOLDERS, Folders
+from bincounter.data.shards.index import INDEX_FILE, Shards, is_index, is_shard
+from bincounter.errors import DataError
+
+__all__ = ["Abid", "Detected", "Folders", "Shards", "detect"]
+
+
+@dataclass(frozen=True)
+class Detected:
+    """Whichever layout the root turns out to have, see :func:`detect`."""
+
+
+def detect(root: Path) -> Abid | Folders | Shards:
+    """Tell the layout of a folder: shards by their index, ABID when it has both of its folders, else bin folders.
+
+    Raises:
+        DataError: the root is no folder or holds none of them.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root} is no folder: give data.source a folder of bin photos.")
+    if is_index(root / INDEX_FILE):
+        return Shards()
+    entries = list(root.iterdir())
+    names = {path.name for path in entries if path.is_dir()}
+    if {PHOTOS, METADATA} <= names:
+        return Abid()
+    if any(COUNT_NAME.fullmatch(name) or name.lower() in SPLIT_FOLDERS for name in names):
+        return Folders()
+    if any(is_shard(path.name) for path in entries):
+        raise DataError(
+            f"{root} holds shards, but no {INDEX_FILE} that tells where the photos lie in them: bring it back, or pack "
+            "the photos again"
+        )
+    raise DataError(
+        f"no bin photos in {root}: looked for {PHOTOS}/ beside {METADATA}/ (ABID), for folders named by "
+        f"counts (0/, 1/, ...), for train/, valid/ and test/, and for the {INDEX_FILE} of shards; give data.source the "
+        "folder right above them."
+    )

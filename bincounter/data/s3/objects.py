@@ -1,5 +1,14 @@
-"""What a server tells of an object, and what is done with many."""
+"""``Listed``, ``Stored``: size and etag; whether bytes match an etag.
 
+An etag is the MD5 of a body that was sent at once, and of one that was sent in parts the MD5 of the parts' MD5s, with
+their number behind a dash (https://docs.aws.amazon.com/AmazonS3/latest/API/API_Object.html). The size of the parts is
+not told, but senders use few. Where a key of KMS or a customer's own encrypts, an etag is neither, which only the
+headers of an answer tell.
+"""
+
+import hashlib
+import re
+from pathlib import Path
 from typing import NamedTuple
 
 from bincounter.errors import DataError
@@ -55,3 +64,69 @@ class Outcome(NamedTuple):
 
     fetched: int
     absent: dict[str, DataError]
+
+
+_MD5 = re.compile(r"[0-9a-f]{32}")
+_PARTS = re.compile(r"([0-9a-f]{32})-([1-9][0-9]*)")
+_MB = 1 << 20
+_PART_SIZES = [size * _MB for size in (5, 8, 10, 15, 16, 20, 25, 32, 50, 64, 100, 128, 256, 512, 1024)] + [
+    5_000_000,
+    10_000_000,
+    50_000_000,
+    100_000_000,
+]
+
+
+def is_md5(etag: str) -> bool:
+    """Whether the etag has the form of an MD5."""
+    return _MD5.fullmatch(etag) is not None
+
+
+def can_be_computed(etag: str, size: int) -> bool:
+    """Whether the etag has a form that bytes can be held against.
+
+    Args:
+        etag: without quotes.
+        size: of the object, bytes.
+    """
+    return is_md5(etag) or bool(_part_sizes(etag, size))
+
+
+def names(etag: str, path: Path, size: int) -> bool:
+    """Whether an etag is that of a file.
+
+    Args:
+        etag: without quotes.
+        path: the file, which is read once for each size of parts that comes into question.
+        size: of the file, bytes.
+    """
+    if is_md5(etag):
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest() == etag
+    return any(_in_parts(path, part) == etag for part in _part_sizes(etag, size))
+
+
+def _part_sizes(etag: str, size: int) -> list[int]:
+    match = _PARTS.fullmatch(etag)
+    if match is None:
+        return []
+    number = int(match[2])
+    if number == 1:
+        return [max(size, 1)]
+    return [part for part in _PART_SIZES if -(-size // part) == number]
+
+
+def _in_parts(path: Path, part: int) -> str:
+    digests: list[bytes] = []
+    with path.open("rb") as file:
+        while True:
+            digest, left = hashlib.md5(usedforsecurity=False), part
+            while left and (chunk := file.read(min(left, _MB))):
+                digest.update(chunk)
+                left -= len(chunk)
+            if left == part and digests:
+                break
+            digests.append(digest.digest())
+            if left:
+                break
+    return f"{hashlib.md5(b''.join(digests), usedforsecurity=False).hexdigest()}-{len(digests)}"

@@ -17,15 +17,14 @@ from typing import IO, Self
 
 from botocore.exceptions import ClientError
 
-from bincounter.data.s3 import etags
 from bincounter.data.s3.address import parse
-from bincounter.data.s3.client import MD5_NOTE, Bucket
-from bincounter.data.s3.explanations import explain_sending
-from bincounter.data.s3.objects import Listed
-from bincounter.data.s3.sending_plan import Parcel, SendingPlan, unreadable
-from bincounter.data.s3.threads import for_each
-from bincounter.data.s3.transfer_progress import TransferProgress
+from bincounter.data.s3.bucket import MD5_NOTE, Bucket
+from bincounter.data.s3.catalogue import Parcel, SendingPlan, unreadable
+from bincounter.data.s3.error_messages import explain_sending
+from bincounter.data.s3.objects import Listed, names
 from bincounter.errors import DataError
+from bincounter.parallel import for_each
+from bincounter.progress import TransferProgress
 
 log = logging.getLogger(__name__)
 
@@ -238,7 +237,7 @@ class _Sending:
 
     def _is_same(self, parcel: Parcel, md5: bytes) -> bool:
         """Whether an object of the file's size, whose etag is not the file's MD5, is the same all the same."""
-        if etags.names(parcel.etag or "", parcel.path, parcel.size):
+        if names(parcel.etag or "", parcel.path, parcel.size):
             return True
         return self._bucket.metadata(parcel.key).get(MD5_NOTE) == md5.hex()
 

@@ -1,6 +1,8 @@
-"""``index.csv``: a line per photo, in order of id, with what is known of it and where its bytes lie."""
+"""Index.csv, the ``Shards`` layout, and the manifest of shards that stay in a bucket."""
 
 import csv
+import hashlib
+import io
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,12 +11,22 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bincounter.data.photo_file import PhotoFile
-from bincounter.data.quarantine import QUARANTINE_FILE, read_quarantine
-from bincounter.data.records import BinRecord, Manifest, data_digest
-from bincounter.data.splits import SPLITS
+from bincounter.data.photos import forget_open_files
+from bincounter.data.records import (
+    QUARANTINE_FILE,
+    SPLITS,
+    BinRecord,
+    Manifest,
+    PhotoFile,
+    data_digest,
+    read_quarantine,
+)
+from bincounter.data.s3.address import parse
+from bincounter.data.s3.bucket import Bucket
+from bincounter.data.s3.error_messages import MissingError
+from bincounter.data.s3.ranges import _reader_here, limit_requests
 from bincounter.errors import DataError
-from bincounter.files import replacing
+from bincounter.files import replacing, write_text
 
 INDEX_FILE = "index.csv"
 _HEADER = ["id", "count", "group", "split", "width", "height", "content", "shard", "offset", "size"]
@@ -201,3 +213,87 @@ def _check_header(path: Path, names: list[str]) -> None:
     if _is_header(names):
         raise DataError(f"{path} is of another version of bincounter: use that one, or pack the photos again")
     raise DataError(f"{path} is no index of shards: name a folder that `prepare --as shards` has made")
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Photos in tar shards, see :mod:`bincounter.data.shards`; their ids are those of the source they were packed from.
+
+    Of the folder only the index is read and the shards' sizes are looked at. A photo that is not the one which the
+    index means is found out when it is read.
+    """
+
+    def manifest(self, root: Path) -> Manifest:
+        """Read what is known of the photos.
+
+        Raises:
+            DataError: see :func:`bincounter.data.shards.index.read_index`.
+        """
+        forget_open_files()
+
+        def size_of(shard: str) -> int | None:
+            try:
+                return (root / shard).stat().st_size
+            except FileNotFoundError:
+                return None
+
+        return read_index(root, size_of)
+
+
+def streamed_manifest(source: str, cache_dir: Path, connections: int) -> Manifest:
+    """Read the index of shards in a bucket, and look at the sizes of the shards there.
+
+    Args:
+        source: ``s3://bucket/folder`` that holds shards.
+        cache_dir: where indexes are kept; one that has not changed is not fetched again.
+        connections: most requests of this process at a time, for photos too.
+
+    Raises:
+        DataError: no shards lie there, or they are damaged; the address or the credentials are wrong.
+        ResourceError: the network or the server gave out.
+    """
+    name, prefix = parse(source)
+    below = f"{prefix}/" if prefix else ""
+    limit_requests(connections)
+    bucket = _reader_here().bucket(name)
+    folder = cache_dir / "indexes" / hashlib.sha256(source.encode()).hexdigest()[:16]
+    try:
+        _keep_copy(bucket, below + INDEX_FILE, folder / INDEX_FILE)
+    except MissingError as error:
+        raise DataError(
+            f"data.sync.stream=true reads photos out of shards, and there is no s3://{name}/{below}{INDEX_FILE}: pack "
+            "the photos by `python -m bincounter prepare s3://... --as shards`, or set data.sync.stream=false"
+        ) from error
+    try:
+        _keep_copy(bucket, below + QUARANTINE_FILE, folder / QUARANTINE_FILE)
+    except MissingError:
+        (folder / QUARANTINE_FILE).unlink(missing_ok=True)
+    sizes = dict(_shards(bucket, below))
+    try:
+        return read_index(folder, sizes.get, bucket=name, prefix=Path(prefix))
+    except DataError as error:  # the copy here is as good as what lies in the bucket, where it can be mended
+        raise DataError(str(error).replace(f"{folder}/", f"s3://{name}/{below}")) from error
+
+
+def _shards(bucket: Bucket, below: str) -> Iterator[tuple[str, int]]:
+    """Names and sizes of the shards below a prefix; whatever else lies there is not listed to its end."""
+    for page in bucket.pages(below, after=f"{below}bins-"):
+        for listed in page:
+            name = listed.key.removeprefix(below)
+            if not name.startswith("bins-"):
+                return
+            if is_shard(name):
+                yield name, listed.size
+
+
+def _keep_copy(bucket: Bucket, key: str, path: Path) -> None:
+    """Make a file hold what an object holds; it is fetched when that has changed."""
+    version = path.with_name(f"{path.name}.etag")
+    before = version.read_text(encoding="utf-8") if path.exists() and version.exists() else ""
+    body = io.BytesIO()
+    stored = bucket.read(key, body, unless=before)
+    if stored is None:
+        return
+    with replacing(path, "wb") as file:
+        file.write(body.getbuffer())
+    write_text(version, stored.etag)  # after the file: should it be lost, the file is fetched again

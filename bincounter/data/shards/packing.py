@@ -1,4 +1,4 @@
-"""Photos packed into shards; the same photos give the same bytes, whenever and wherever they are packed."""
+"""Photos -> tar shards, resumable, byte-identical."""
 
 import hashlib
 import io
@@ -12,18 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from bincounter.data.disk import full_disk_answered
-from bincounter.data.locking import one_at_a_time
-from bincounter.data.photo_file import suffix_of
-from bincounter.data.photo_reading import read_ahead
-from bincounter.data.quarantine import QUARANTINE_FILE, read_quarantine, write_quarantine
-from bincounter.data.records import Manifest
-from bincounter.data.shards.index import INDEX_FILE, Place, are_shards_of, is_shard, shard_name, write_index
-from bincounter.data.shards.journal import Journal
-from bincounter.data.shards.layout import Shards
-from bincounter.data.splits import SPLITS
+from bincounter.data.photos import read_ahead, suffix_of
+from bincounter.data.records import QUARANTINE_FILE, SPLITS, Manifest, read_quarantine, write_quarantine
+from bincounter.data.shards.index import INDEX_FILE, Place, Shards, are_shards_of, is_shard, shard_name, write_index
 from bincounter.errors import DataError
-from bincounter.files import replacing
+from bincounter.files import full_disk_answered, one_at_a_time, replacing
 from bincounter.progress import track
 
 log = logging.getLogger(__name__)
@@ -195,3 +188,57 @@ def _padded(size: int) -> int:
 def _room(photo: bytes) -> int:
     """Bytes that a photo takes in a shard, with its headers and labels."""
     return _padded(len(photo)) + 5 * tarfile.BLOCKSIZE
+
+
+JOURNAL = ".packing"
+
+
+class Journal:
+    """The places of the photos in all shards that are whole, a line per shard.
+
+    A line is written after its shard; torn or missing ones mean a shard that is packed again.
+
+    Args:
+        folder: of the shards.
+        plan: names what is packed, and how; the notes of another plan are not gone on with.
+    """
+
+    def __init__(self, folder: Path, plan: str) -> None:
+        self._folder, self._path = folder, folder / JOURNAL
+        self._plan = json.dumps(plan)
+
+    def exists(self) -> bool:
+        """Whether a packing was begun in the folder and not ended."""
+        return self._path.exists()
+
+    def finished(self) -> list[list[Place]]:
+        """Read the places in the shards that are there whole, and begin the notes anew if there are none."""
+        shards: list[list[Place]] = []
+        try:
+            plan, *lines = self._path.read_text(encoding="utf-8").splitlines()
+            if plan == self._plan:
+                for line in lines:
+                    size, places = json.loads(line)
+                    shard = [Place(*place) for place in places]
+                    if (self._folder / shard[0].shard).stat().st_size != size:
+                        break
+                    shards.append(shard)
+        except (OSError, ValueError, TypeError, IndexError):
+            pass  # what was read until then counts
+        self._begin(shards)
+        return shards
+
+    def note(self, shard: list[Place]) -> None:
+        """Note that a shard is whole."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(self._line(shard))
+
+    def close(self) -> None:
+        """The folder is whole: nothing is left to go on with."""
+        self._path.unlink()
+
+    def _begin(self, shards: list[list[Place]]) -> None:
+        self._path.write_text("".join([self._plan + "\n", *map(self._line, shards)]), encoding="utf-8")
+
+    def _line(self, shard: list[Place]) -> str:
+        return json.dumps([(self._folder / shard[0].shard).stat().st_size, shard]) + "\n"

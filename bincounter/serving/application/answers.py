@@ -1,12 +1,10 @@
-"""Distributions over counts -> what is answered, as JSON or CSV."""
+"""``Limits``, ``Problem`` (HTTP status and sentence), answers as JSON or CSV."""
 
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-
-from bincounter.serving.application.problems import Problem
 
 JSON, CSV = "application/json", "text/csv"
 _KINDS = {JSON: JSON, "application/*": JSON, "*/*": JSON, "*": JSON, CSV: CSV, "text/*": CSV}
@@ -112,3 +110,52 @@ class Answers:
 def _short(number: float) -> float:
     """Nine digits, which tell any two numbers of single precision apart."""
     return float(f"{number:.9g}")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of requests, as ``model.json`` holds them.
+
+    Attributes:
+        max_body_bytes: of one request.
+        max_instances: photos of one JSON request.
+        max_batch: photos the model sees at once; more of them outgrow a CPU's caches.
+        max_queue: photos that wait for the model; more are refused at once.
+        timeout_s: seconds until a request is given up.
+        url_hosts: hosts that photos may be fetched from, see
+            :mod:`bincounter.serving.application.url_fetcher`; none: no URLs.
+    """
+
+    max_body_bytes: int = 25_000_000
+    max_instances: int = 32
+    max_batch: int = 8
+    max_queue: int = 128
+    timeout_s: float = 30.0
+    url_hosts: Sequence[str] = ()
+
+
+class Problem(Exception):
+    """A request that cannot be answered.
+
+    Args:
+        status: 400 the request is malformed, 413 too large, 415 of an unknown type, 422 no photo that can be read;
+            503 too much at a time, 504 too late, 500 anything else that is not the client's fault.
+        sentence: what is wrong; it ends in the next step.
+    """
+
+    def __init__(self, status: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.status, self.sentence = status, sentence
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Beside the content type: when to ask again."""
+        return {"Retry-After": "1"} if self.status == 503 else {}
+
+    def at(self, where: str) -> "Problem":
+        """The same of a certain photo, such as ``instances[2]: ``."""
+        return Problem(self.status, f"{where}{self.sentence[:1].lower()}{self.sentence[1:]}") if where else self
+
+    def body(self) -> bytes:
+        """``{"error": sentence}``, in ASCII whatever of the request is quoted."""
+        return json.dumps({"error": self.sentence}).encode("ascii")

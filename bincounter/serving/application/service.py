@@ -1,11 +1,13 @@
-"""A request's bytes -> an answer's bytes: what every server of an archive calls."""
+"""Bytes of a request -> bytes of an answer."""
 
 import asyncio
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
@@ -13,13 +15,13 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from bincounter.serving.application import requests
-from bincounter.serving.application.answers import JSON, Answers, wanted
-from bincounter.serving.application.batching import Batcher
-from bincounter.serving.application.model import ServedModel
-from bincounter.serving.application.problems import Problem
-from bincounter.serving.application.reading import Reader
-from bincounter.serving.application.urls import Fetcher
+from bincounter.data.preprocessing import PhotoError, PhotoTooLargeError, photo_size
+from bincounter.serving.application import photo_requests
+from bincounter.serving.application.answers import JSON, Answers, Problem, wanted
+from bincounter.serving.application.batcher import Batcher
+from bincounter.serving.application.photo_requests import Base64, Photo, Url
+from bincounter.serving.application.served_model import ServedModel
+from bincounter.serving.application.url_fetcher import Fetcher
 
 log = logging.getLogger(__name__)
 
@@ -118,14 +120,14 @@ class Service:
 
     async def _answer(self, body: bytes, content_type: str | None, accept: str | None) -> Reply:
         form = wanted(accept)
-        reading = partial(requests.read, body, content_type, self._limits)
+        reading = partial(photo_requests.read, body, content_type, self._limits)
         asked = reading() if len(body) <= _LARGE else await _in(self._decoders, reading)
         photos = [partial(self._pixels, photo, asked.where(number)) for number, photo in enumerate(asked.photos)]
         rows = await self._batcher.rows(photos)
         return Reply(200, form.content_type, self._answers.written(rows, form, several=asked.several))
 
-    async def _pixels(self, photo: requests.Photo, where: str) -> Tensor:
-        pool = self._fetchers if isinstance(photo, requests.Url) else self._decoders
+    async def _pixels(self, photo: photo_requests.Photo, where: str) -> Tensor:
+        pool = self._fetchers if isinstance(photo, photo_requests.Url) else self._decoders
         pixels, seconds = await _in(pool, partial(_timed, partial(self._reader.pixels, photo, where)))
         self._reading_seconds += seconds
         return pixels
@@ -138,3 +140,56 @@ def _timed(function: Callable[[], _T]) -> tuple[_T, float]:
 
 async def _in(pool: ThreadPoolExecutor, function: Callable[[], _T]) -> _T:
     return await asyncio.get_running_loop().run_in_executor(pool, function)
+
+
+_LARGE_PHOTO = 25_000_000
+"""Pixels of a photo beyond which it is decoded alone: the largest take 2 GB, which every core at once has not."""
+
+
+class Reader:
+    """Reads photos as a model wants them.
+
+    Args:
+        model: that sees them.
+        fetcher: of those that are given by URL.
+    """
+
+    def __init__(self, model: ServedModel, fetcher: Fetcher) -> None:
+        self._model, self._fetcher = model, fetcher
+        self._alone = threading.Lock()
+
+    def pixels(self, photo: Photo, where: str = "") -> Tensor:
+        """Read a photo: ``uint8[3, S, S]``; one that is given by URL is fetched meanwhile.
+
+        Args:
+            photo: of a request.
+            where: what introduces a problem with it, see :meth:`Asked.where`.
+
+        Raises:
+            Problem: 400 it is empty, no base64 or cannot be fetched, 413 too large, 422 it cannot be read.
+        """
+        try:
+            return self._decoded(self._bytes(photo))
+        except Problem as problem:
+            raise problem.at(where) from None
+
+    def _decoded(self, data: bytes) -> Tensor:
+        if not data:
+            raise Problem(400, "The photo is empty; send the bytes of a JPEG, PNG or WebP.")
+        try:
+            width, height = photo_size(data)
+            with self._alone if width * height > _LARGE_PHOTO else nullcontext():
+                return self._model.decode(data)
+        except PhotoTooLargeError as error:
+            raise Problem(413, f"The photo is {error}; send a smaller one.") from error
+        except PhotoError as error:
+            raise Problem(422, f"The photo cannot be read ({error}); send a whole JPEG, PNG or WebP.") from error
+
+    def _bytes(self, photo: Photo) -> bytes:
+        match photo:
+            case Url(text):
+                return self._fetcher.fetch(text)
+            case Base64():
+                return photo.decoded()
+            case _:
+                return photo

@@ -7,7 +7,7 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 from bincounter.errors import ResourceError, UserError
-from bincounter.training.predicting import Answer
+from bincounter.training.predictor import Answer
 
 _TIMEOUT = 120.0  # seconds
 _TRIES = 5  # of a server that is busy

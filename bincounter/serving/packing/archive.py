@@ -1,18 +1,25 @@
-"""A checkpoint -> ``model.tar.gz``: the same checkpoint and settings give the same bytes."""
+"""Checkpoint -> model.tar.gz: its files by name, limits, digest."""
 
 import hashlib
+import io
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
+import torch
+from torch import Tensor
+
+import bincounter
 from bincounter.errors import UserError
-from bincounter.serving.application.limits import Limits
-from bincounter.serving.packing.contents import contents
-from bincounter.serving.packing.tarball import write_tarball
-from bincounter.serving.packing.unpacking import read_member, unpack
-
-__all__ = ["Package", "Settings", "opened", "package", "unpack"]
+from bincounter.model.build import OWN_PARTS, load_counter, targets_of, without_pretrained
+from bincounter.serving.application.answers import Limits
+from bincounter.serving.application.served_model import VERSION
+from bincounter.serving.packing.foreign_code import foreign_code
+from bincounter.serving.packing.model_card import write_card
+from bincounter.serving.packing.tarball import read_member, write_tarball
+from bincounter.training.results import Origin, origin_of
 
 
 @dataclass(frozen=True)
@@ -74,3 +81,124 @@ def opened(path: Path) -> Package:
         raise UserError(f"{path} has a damaged model.json: package the checkpoint anew with action=package") from error
     with path.open("rb") as file:
         return Package(path, model, hashlib.file_digest(file, "sha256").hexdigest())
+
+
+_PACKAGE = Path(bincounter.__file__).parent
+_CARRIED = (
+    "__init__.py",
+    "errors.py",
+    "data/__init__.py",
+    "data/preprocessing.py",
+    "model/__init__.py",
+    "model/backbones.py",
+    "model/objectives.py",
+    "serving/__init__.py",
+    *sorted(f"serving/application/{path.name}" for path in (_PACKAGE / "serving" / "application").glob("*.py")),
+)
+_SERVED = ("backbone.", "head.", "objective.")  # the rest of a checkpoint is for training
+_ENTRYPOINTS = {"deployment.py": "deployment.py", "inference.py": "code/inference.py"}
+_RAY_SERVE = """# What AWS's Ray Serve image runs by `serve run`; its adapter asks port 8000.
+http_options: {{host: 0.0.0.0, port: 8000, request_timeout_s: {timeout}}}
+logging_config: {{enable_access_log: false}}
+applications:
+  - {{name: bincounter, import_path: "deployment:app", route_prefix: /}}
+"""
+_RAY_LATER = 5.0  # seconds: the application itself says that a request is late; Ray, where no replica is there to
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What goes into an archive.
+
+    Attributes:
+        files: contents by name.
+        model: the model's id, which every answer carries.
+    """
+
+    files: dict[str, bytes]
+    model: str
+
+
+def contents(checkpoint: Path, *, precision: str, limits: Limits, trusted: Sequence[str] = ()) -> Contents:
+    """Collect everything that serves a checkpoint.
+
+    Args:
+        checkpoint: of a run; what lies beside it is told in the model card.
+        precision: ``fp32`` or ``bf16``.
+        limits: what an endpoint takes before it refuses.
+        trusted: dotted prefixes of foreign callables the model may be built from.
+
+    Raises:
+        UserError: the checkpoint cannot be used, or its foreign code cannot be found.
+    """
+    counter, description = load_counter(checkpoint, trusted)
+    state = {name: tensor for name, tensor in counter.state_dict().items() if name.startswith(_SERVED)}
+    parts = {"model": without_pretrained(description["model"]), "objective": dict(description["objective"])}
+    served: dict[str, Any] = {
+        "counts": list(description["counts"]),
+        "image_size": description["image_size"],
+        "precision": precision,
+        "description": parts,
+    }
+    model = f"bincounter-{_digest(state, served)[:12]}"
+    origin = origin_of(checkpoint)
+    foreign = foreign_code(target for target in targets_of(parts) if not target.startswith(OWN_PARTS))
+    about = {
+        "version": VERSION,
+        "model": model,
+        **served,
+        "limits": asdict(limits),
+        "task_name": origin.run.config.get("task_name") if origin.run else None,
+        "bincounter": bincounter.__version__,
+    }
+    files = {
+        "weights.pt": _saved(state),
+        "model.json": _json(about),
+        "README.md": write_card(about, description, origin).encode(),
+        "config.yaml": _RAY_SERVE.format(timeout=limits.timeout_s + _RAY_LATER).encode(),
+        "code/requirements.txt": _requirements(foreign.requirements),
+        **_training(origin),
+        **_own_code(),
+        **{f"code/{name}": source for name, source in foreign.files.items()},
+    }
+    return Contents(files, model)
+
+
+def _digest(state: Mapping[str, Tensor], served: Mapping[str, Any]) -> str:
+    """Of all that decides an answer, whatever file or version of torch it came from."""
+    digest = hashlib.sha256(_json(served))
+    for name in sorted(state):
+        tensor = state[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _saved(state: Mapping[str, Tensor]) -> bytes:
+    # In a memory of their own and in plain order, so that the file does not tell how the checkpoint was laid out.
+    plain = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
+    file = io.BytesIO()
+    torch.save(plain, file)
+    return file.getvalue()
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _requirements(names: set[str]) -> bytes:
+    lines = sorted(names) or ["# Nothing: torch, torchvision and Pillow are the image's own."]
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def _training(origin: Origin) -> dict[str, bytes]:
+    """The run's configuration; secrets were masked when the run wrote it."""
+    return {"training.yaml": (origin.run.path / "config.yaml").read_bytes()} if origin.run else {}
+
+
+def _own_code() -> dict[str, bytes]:
+    entrypoints = _PACKAGE / "serving" / "entrypoints"
+    return {
+        **{name: (entrypoints / file).read_bytes() for file, name in _ENTRYPOINTS.items()},
+        **{f"code/bincounter/{name}": (_PACKAGE / name).read_bytes() for name in _CARRIED},
+    }

@@ -1,25 +1,38 @@
-"""The gate before anything is served: a checkpoint and its archive have to give the same answers.
+"""The gate: same photos, same answers.
 
 Photos go as bytes through what trained the model and through the unpacked archive, which runs in a process of its own
 that sees nothing of bincounter but what the archive carries. Both compute on the CPU, training in single precision.
 """
 
 import asyncio
+import io
 import json
+import logging
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 
+from bincounter.data.demo import scene
+from bincounter.data.layouts.abid import PHOTOS
+from bincounter.data.layouts.base import PHOTO_SUFFIXES
 from bincounter.data.preprocessing import Normalize, PhotoError, decode
+from bincounter.data.s3.address import is_remote, parse
 from bincounter.errors import UserError
-from bincounter.model.checkpoints import load_counter
+from bincounter.model.build import load_counter
 from bincounter.serving.application.service import Reply
-from bincounter.serving.local.backend import Worker
-from bincounter.serving.packing.unpacking import unpack
+from bincounter.serving.local.server import Worker
+from bincounter.serving.packing.tarball import unpack
+from bincounter.training.predictor import photos_of
+from bincounter.training.results import Origin, Run
+
+log = logging.getLogger(__name__)
+
 
 BOUNDS = {"fp32": 1e-4, "bf16": 2e-2}
 """By how much a probability of the archive may differ from training's, by the archive's precision."""
@@ -144,3 +157,99 @@ def _difference(name: str, trained: Tensor, reply: Reply, counts: Sequence[int],
 def _near_tie(probabilities: Tensor, bound: float) -> bool:
     first, second = probabilities.topk(2).values
     return bool(first - second < 2 * bound)
+
+
+_SEED = 6
+_MOST_ITEMS = 5
+_RENDERED_SIZE = 320  # pixels: larger than what models see, so that resizing is compared too
+_ROTATED = 6  # EXIF's orientation of a camera held upright
+_ORIENTATION_TAG = 0x0112
+
+
+def parity_photos(origin: Origin, number: int, *, source: str | None, data_dir: Path) -> dict[str, bytes]:
+    """Choose photos by name.
+
+    Args:
+        origin: the checkpoint and its run, whose own photos are taken where they lie on this machine.
+        number: of photos, the odd ones not counted.
+        source: a photo, a folder or an ``s3://`` URI to take them from instead.
+        data_dir: where a bucket's photos are kept.
+
+    Returns:
+        ``number`` photos, or as many as the source has, and a few made of the first one in other formats.
+
+    Raises:
+        DataError: ``source`` is no such thing.
+    """
+    if source is not None:
+        paths = photos_of(source, data_dir)
+        log.info("Comparing answers on photos of %s.", source)
+    else:
+        paths = _own_photos(origin.run)
+        own = min(len(paths), number)
+        log.info("Comparing answers on %d photos of the run and %d rendered ones.", own, number - own)
+    chosen = {str(path): path.read_bytes() for path in _spread(paths, number)}
+    if source is None:
+        chosen |= _rendered(number - len(chosen))
+    return chosen | dict(_odd(_first_readable(chosen.values())))
+
+
+def _own_photos(run: Run | None) -> list[Path]:
+    """Test and validation photos of a run, as far as they lie here; nothing is downloaded."""
+    if run is None or run.config["data"]["source"] is None:
+        return []
+    root = _local(run.config["data"]["source"], Path(run.config["paths"]["data_dir"]))
+    unseen = (id_ for id_, (_, split) in run.split.items() if split in ("test", "validation"))
+    return [path for id_ in unseen if (path := _photo(root, id_))]
+
+
+def _local(source: str, data_dir: Path) -> Path:
+    if not is_remote(source):
+        return Path(source)
+    bucket, folder = parse(source)
+    return data_dir / "s3" / bucket / folder
+
+
+def _photo(root: Path, id_: str) -> Path | None:
+    """An id is a path in bin folders, and a file's stem in ABID's layout."""
+    places = [root / id_, *(root / PHOTOS / f"{id_}{suffix}" for suffix in sorted(PHOTO_SUFFIXES))]
+    return next((path for path in places if path.is_file()), None)
+
+
+def _spread(paths: Sequence[Path], number: int) -> list[Path]:
+    step = max(1, len(paths) / number)
+    return [paths[int(index * step)] for index in range(min(number, len(paths)))]
+
+
+def _rendered(number: int) -> dict[str, bytes]:
+    bins = [scene.compose(_SEED, index, index % (_MOST_ITEMS + 1), _RENDERED_SIZE) for index in range(number)]
+    return {f"demo bin {index}": _encoded(photo.image, "JPEG", quality=90) for index, photo in enumerate(bins)}
+
+
+def _first_readable(photos: Iterable[bytes]) -> Image.Image:
+    for photo in [*photos, *_rendered(1).values()]:
+        with suppress(PhotoError):
+            decode(photo, 1)  # what it reads, Pillow opens
+            return Image.open(io.BytesIO(photo)).convert("RGB")
+    raise AssertionError("a rendered photo can be read")
+
+
+def _odd(image: Image.Image) -> Iterator[tuple[str, bytes]]:
+    """What cameras and programs write besides plain colour JPEGs, and a file that was cut short."""
+    rotated = Image.Exif()
+    rotated[_ORIENTATION_TAG] = _ROTATED
+    see_through = image.copy()
+    see_through.putalpha(Image.linear_gradient("L").resize(image.size))
+    whole = _encoded(image, "JPEG")
+    yield "a grey JPEG", _encoded(image.convert("L"), "JPEG")
+    yield "a CMYK JPEG", _encoded(image.convert("CMYK"), "JPEG")
+    yield "a rotated JPEG", _encoded(image, "JPEG", exif=rotated)
+    yield "a transparent PNG", _encoded(see_through, "PNG")
+    yield "a WebP", _encoded(image, "WEBP")
+    yield "a truncated JPEG", whole[: len(whole) // 2]
+
+
+def _encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()

@@ -9,8 +9,8 @@ from typing import Any
 
 from botocore.validate import ParamValidator
 
-from bincounter.cloud.service_model import Violation, violations
-from bincounter.config.sagemaker_rules import INTERVALS
+from bincounter.cloud.api_shapes import Violation, violations
+from bincounter.smdebug.settings import INTERVALS
 from sagemaker_rehearsal import INTERRUPTIONS
 from sagemaker_rehearsal.protocol import Refused
 

@@ -1,0 +1,166 @@
+"""Extra request parameters merged and checked against botocore's service model."""
+
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from bincounter.cloud.job_request import _SETTINGS
+from bincounter.errors import ConfigError, nearest
+
+Path = tuple[str | int, ...]
+
+
+class Violation(NamedTuple):
+    """A value that the model does not allow.
+
+    Attributes:
+        path: names of members and keys, and positions in lists, that lead to the value.
+        value: the value, or, where ``of_key``, the key of a mapping.
+        rule: ``max``, ``min``, ``enum`` or ``pattern``.
+        limit: what the model has for it.
+        sized: whether ``max`` and ``min`` are of its length.
+        of_key: whether it is a mapping's key.
+    """
+
+    path: Path
+    value: Any
+    rule: str
+    limit: Any
+    sized: bool
+    of_key: bool = False
+
+
+def violations(shape: Any, value: Any, path: Path = ()) -> Iterator[Violation]:
+    """All that is wrong with a value whose names and types botocore's ``ParamValidator`` has let through.
+
+    Args:
+        shape: of the value, such as an operation's ``input_shape``.
+        value: parameters in plain containers.
+        path: of the value.
+    """
+    for rule, limit, sized in _broken(shape, value):
+        yield Violation(path, value, rule, limit, sized)
+    if shape.type_name == "structure":
+        for name, member in value.items():
+            yield from violations(shape.members[name], member, (*path, name))
+    elif shape.type_name == "list":
+        for number, member in enumerate(value):
+            yield from violations(shape.member, member, (*path, number))
+    elif shape.type_name == "map":
+        for key, member in value.items():
+            for rule, limit, sized in _broken(shape.key, key):
+                yield Violation(path, key, rule, limit, sized, of_key=True)
+            yield from violations(shape.value, member, (*path, key))
+
+
+def _broken(shape: Any, value: Any) -> Iterator[tuple[str, Any, bool]]:
+    limits = shape.metadata
+    sized = shape.type_name in ("string", "list", "map", "blob")
+    size = len(value) if sized else value
+    if "max" in limits and size > limits["max"]:
+        yield "max", limits["max"], sized
+    if "min" in limits and size < limits["min"]:
+        yield "min", limits["min"], sized
+    if shape.type_name == "string":
+        if limits.get("enum") and value not in limits["enum"]:
+            yield "enum", limits["enum"], sized
+        if "pattern" in limits and not _matches(limits["pattern"], value):
+            yield "pattern", limits["pattern"], sized
+
+
+def _matches(pattern: str, value: str) -> bool:
+    try:
+        return re.fullmatch(pattern, value) is not None
+    except re.error:  # patterns are Java's; some, such as \p{L}, Python does not know, and the server decides
+        return True
+
+
+def merged(request: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+    """``request`` with ``extra`` laid over it: mappings are merged, everything else is replaced."""
+    result = dict(request)
+    for key, value in extra.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merged(result[key], value) if both else value
+    return result
+
+
+@cache
+def service_model(service: str = "sagemaker") -> Any:
+    """What botocore knows of an API of AWS's."""
+    import botocore.session
+
+    return botocore.session.get_session().get_service_model(service)
+
+
+def check(request: Mapping[str, Any], operation: str, setting: str = "launcher.request") -> None:
+    """Refuse a request that SageMaker's service model does not know.
+
+    Args:
+        request: the operation's parameters.
+        operation: its name, such as ``CreateTrainingJob``.
+        setting: that parts of it were given by, for messages.
+
+    Raises:
+        ConfigError: an unknown, missing or mistyped parameter, or a value that is none of those allowed.
+    """
+    check_shape(request, service_model().operation_model(operation).input_shape, operation, setting)
+
+
+def check_shape(
+    value: Mapping[str, Any],
+    shape: Any,
+    what: str,
+    setting: str,
+    settings: Mapping[str, str] = MappingProxyType(_SETTINGS),
+) -> None:
+    """Refuse parameters that a shape of a service model does not have.
+
+    Args:
+        value: the parameters.
+        shape: of the model.
+        what: has that shape, such as an operation, for messages.
+        setting: that parts of it were given by.
+        settings: the setting that a parameter comes from, by its path.
+
+    Raises:
+        ConfigError: an unknown, missing or mistyped parameter, or a value that is none of those allowed.
+    """
+    from botocore.validate import ParamValidator
+
+    report = ParamValidator().validate(value, shape).generate_report()
+    if report:
+        # A misspelt name comes before what is missing for its sake.
+        lines = sorted(report.splitlines(), key=lambda line: not line.startswith("Unknown parameter"))
+        raise ConfigError(_mistake(lines[0], what, setting))
+    for violation in violations(shape, value):
+        raise ConfigError(_forbidden(violation, setting, settings))
+
+
+def _mistake(line: str, operation: str, setting: str) -> str:
+    unknown = re.match(r'Unknown parameter in (\S+): "([^"]+)", must be one of: (.*)', line)
+    if not unknown:
+        return f"{setting} does not make a {operation} request that SageMaker takes: {line}"
+    where = "" if unknown[1] == "input" else f"{unknown[1]}."
+    known = unknown[3].split(", ")
+    hint = nearest(unknown[2], known)
+    return f"{setting}.{where}{unknown[2]} is no parameter of {operation}" + (
+        f": did you mean {hint}?" if hint else f": there are {', '.join(known)}"
+    )
+
+
+def _forbidden(violation: Violation, setting: str, settings: Mapping[str, str]) -> str:
+    path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in violation.path).lstrip(".")
+    name, value, limit = settings.get(path, f"{setting}.{path}"), violation.value, violation.limit
+    what = f"the key {value} of {name}" if violation.of_key else f"{name}={value}"
+    if violation.rule == "enum":
+        hint = nearest(str(value), limit)
+        return f"{what} is nothing that SageMaker knows: " + (
+            f"did you mean {hint}?" if hint else f"there are {', '.join(limit)}"
+        )
+    if violation.rule == "pattern":
+        return f"{what} does not have the form that SageMaker takes ({limit})"
+    bound = "at most" if violation.rule == "max" else "at least"
+    unit = (" characters" if isinstance(value, str) else " entries") if violation.sized else ""
+    return f"{what} is out of range: {bound} {limit}{unit}"

@@ -1,0 +1,322 @@
+"""Code archive from git or from the installed wheel; pinned requirements.
+
+The same files give the same bytes, so that the archive can be stored under its own digest and sent once.
+
+torch and torchvision are left to the image, which has them built for its GPUs, and so is what only they need.
+"""
+
+import gzip
+import hashlib
+import json
+import os
+import re
+import stat
+import subprocess
+import tarfile
+import tomllib
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from io import BytesIO
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from bincounter.errors import ConfigError
+from bincounter.files import replacing
+
+LARGEST = 50_000_000
+"""Bytes, all files together: code that is larger holds something that is none."""
+
+# Processes that are spawned, as for rendering demo bins, import this file again.
+_START = """import sys
+
+from bincounter.cli.container_command import main
+
+if __name__ == "__main__":
+    sys.exit(main())
+"""
+_OURS = ("bincounter", "conf", "hydra_plugins", "train.py")  # a run does not start, or runs otherwise, without these
+_SUBMODULE = "160000"
+_NAMED = 5  # files named in one sentence
+_SECRET_FILE = re.compile(
+    r"\.env(\.(?!example$|sample$|template$).+)?|.+\.(pem|key|p12|pfx)|id_(rsa|dsa|ecdsa|ed25519).*|\.netrc|\.pypirc|\.npmrc|\.git-credentials|kubeconfig"
+    r"|credentials(\.(csv|ini|json|toml|txt|ya?ml))?|.*accesskeys\.csv|rootkey\.csv",
+    re.IGNORECASE,
+)
+_SECRET_TEXT = {
+    # AWS's manuals write keys that end in EXAMPLE.
+    "an AWS access key id": re.compile(rb"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b(?<!EXAMPLE)"),
+    "an AWS secret access key": re.compile(rb"aws_secret_access_key\s*[=:]\s*['\"]?[A-Za-z0-9/+]{40}\b", re.IGNORECASE),
+    "an access token": re.compile(rb"\b(?:gh[pousr]_\w{36}|hf_[A-Za-z0-9]{30,})\b"),
+    "a private key": re.compile(rb"-----BEGIN (?:[A-Z0-9]+ ){0,2}PRIVATE KEY-----"),
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A packed archive.
+
+    Attributes:
+        path: of the ``.tar.gz``.
+        sha256: hexadecimal digest of the archive.
+        size: bytes of the archive.
+        files: how many it holds.
+    """
+
+    path: Path
+    sha256: str
+    size: int
+    files: int
+
+
+class _File(NamedTuple):
+    """One file of the archive; ``executable`` is the only bit of its mode that is kept."""
+
+    content: bytes
+    executable: bool = False
+
+
+def pack(
+    repository: Path,
+    destination: Path,
+    *,
+    extra: Mapping[str, bytes] | None = None,
+    loggers: Collection[str] = (),
+    smdebug: bool = False,
+) -> Source:
+    """Write the archive of a checkout: tracked files as they are on disk, ``start.py`` and ``requirements.txt``.
+
+    Args:
+        repository: folder that holds bincounter's ``pyproject.toml``, in a checkout of git.
+        destination: the ``.tar.gz`` to write; it appears whole or not at all.
+        extra: further files, by their path in the archive.
+        loggers: names of the loggers of the run, see :func:`bincounter.cloud.code_archive.pinned_requirements`.
+        smdebug: whether the run needs smdebug, see there.
+
+    Raises:
+        ConfigError: there is no checkout, or it holds what must not or need not be shipped, or misses what must.
+    """
+    root = repository.resolve()
+    names = _tracked(root)
+    _refuse_untracked(root)
+    _refuse_names(names)
+    generated = {"start.py": _START.encode(), **(extra or {})}
+    generated["requirements.txt"] = pinned_requirements(
+        root / "pyproject.toml",
+        loggers,
+        also=["cloudpickle"] if "task.pkl" in generated else [],
+        smdebug=smdebug,
+    ).encode()
+    files = _read(root, names)
+    for name in generated.keys() & files.keys():
+        raise ConfigError(
+            f"git tracks {name}, which is written anew for every job: rename it, and list what it requires under "
+            "dependencies in pyproject.toml"
+        )
+    files |= {name: _File(content) for name, content in generated.items()}
+    for name, file in files.items():
+        _refuse_secret_text(name, file.content)
+    archive = _archive(files)
+    with replacing(destination, "wb") as out:
+        out.write(archive)
+    return Source(destination, hashlib.sha256(archive).hexdigest(), len(archive), len(files))
+
+
+def _tracked(root: Path) -> list[str]:
+    """The files that git tracks under ``root``, relative to it."""
+    entries = [entry.partition("\t") for entry in _git(root, "ls-files", "--stage", "-z")]
+    for described, _, name in entries:
+        if described.startswith(_SUBMODULE):
+            raise ConfigError(
+                f"{name} is a submodule of git, whose files would be missing in the container: add them to this "
+                "repository, or remove the submodule"
+            )
+    names = sorted({name for _, _, name in entries})  # a file in a merge conflict is listed more than once
+    if "pyproject.toml" not in names:
+        raise ConfigError(
+            f"{root} tracks no pyproject.toml, so it is no checkout of bincounter: start from a git clone of it"
+        )
+    return names
+
+
+def _git(root: Path, *arguments: str) -> list[str]:
+    """The entries that a git command with ``-z`` prints."""
+    try:
+        # In a hook of git's, its variables name another repository.
+        own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+        done = subprocess.run(["git", *arguments], cwd=root, env=own, capture_output=True, check=False)
+    except FileNotFoundError as error:
+        if not root.is_dir():
+            raise ConfigError(f"{root} does not exist: start from a git clone of bincounter") from error
+        raise ConfigError(
+            "git is not installed, and what it tracks is what a job is sent: install git, and start from a git clone "
+            "of bincounter"
+        ) from error
+    if done.returncode:
+        why = next(iter(done.stderr.decode(errors="replace").splitlines()), f"exit code {done.returncode}")
+        raise ConfigError(f"{root} is no checkout that git can read ({why}): start from a git clone of bincounter")
+    return [entry for entry in os.fsdecode(done.stdout).split("\0") if entry]
+
+
+def _refuse_untracked(root: Path) -> None:
+    others = ("ls-files", "--others", "--exclude-standard", "-z")
+    untracked = _git(root, *others, "--", *_OURS)
+    # A configuration composes here whether git ignores it or not.
+    untracked += _git(
+        root, "ls-files", "--others", "--ignored", "--exclude-standard", "-z", "--", ":(glob)conf/**/*.yaml"
+    )
+    if untracked:
+        raise ConfigError(
+            f"{_some(untracked)} {'is' if len(untracked) == 1 else 'are'} not tracked by git and would be missing in "
+            "the container: git add (-f) what belongs to the run, and move the rest elsewhere or add it to .gitignore"
+        )
+
+
+def _refuse_names(names: Iterable[str]) -> None:
+    for name in names:
+        if name == "setup.py":
+            raise ConfigError(
+                "a setup.py at the top of the repository makes SageMaker install it as a package instead of starting "
+                "the run: move what it says into pyproject.toml and delete it"
+            )
+        if _SECRET_FILE.fullmatch(PurePosixPath(name).name):
+            raise _secret(name, "looks like a file of secrets")
+
+
+def _read(root: Path, names: list[str]) -> dict[str, _File]:
+    """Read the tracked files that are still there; links among them are followed."""
+    tracked = set(names)
+    paths: dict[str, Path] = {}
+    for name in names:
+        path = root / name
+        if not path.is_symlink() and not path.is_file():
+            continue  # deleted, and not yet in git
+        target = path.resolve()
+        if not (target.is_relative_to(root) and target.relative_to(root).as_posix() in tracked and target.is_file()):
+            raise ConfigError(
+                f"{name} is a link to something other than a file that git tracks here: put a copy of it in the place "
+                "of the link, or remove it from git"
+            )
+        paths[name] = target
+    _refuse_large({name: path.stat().st_size for name, path in paths.items()})
+    return {name: _File(path.read_bytes(), bool(path.stat().st_mode & stat.S_IXUSR)) for name, path in paths.items()}
+
+
+def _refuse_large(sizes: Mapping[str, int]) -> None:
+    total = sum(sizes.values())
+    if total > LARGEST:
+        largest = sorted(sizes, key=lambda name: -sizes[name])[:_NAMED]
+        shown = ", ".join(f"{name} ({sizes[name] / 1e6:.1f} MB)" for name in largest)
+        raise ConfigError(
+            f"what git tracks has {total / 1e6:.1f} MB and a job is sent at most {LARGEST / 1e6:.0f}, the largest are "
+            f"{shown}: keep photos and weights out of git, with git rm --cached and .gitignore"
+        )
+
+
+def _refuse_secret_text(name: str, content: bytes) -> None:
+    for what, pattern in _SECRET_TEXT.items():
+        found = pattern.search(content)
+        if found:  # the value is not repeated
+            line = content.count(b"\n", 0, found.start()) + 1
+            raise _secret(f"{name}, line {line},", f"looks like {what}")
+
+
+def _secret(where: str, why: str) -> ConfigError:
+    return ConfigError(
+        f"{where} {why}, and a job is sent no secrets: remove it from git (git rm --cached), replace the secret if it "
+        "was ever pushed, and let the job's role give access"
+    )
+
+
+def _some(names: list[str]) -> str:
+    """The first few of many names."""
+    rest = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _archive(files: Mapping[str, _File]) -> bytes:
+    """A ``.tar.gz`` that depends on nothing but names, contents and executable bits."""
+    packed = BytesIO()
+    with (
+        gzip.GzipFile(filename="", mode="wb", fileobj=packed, mtime=0) as compressed,
+        tarfile.open(fileobj=compressed, mode="w", format=tarfile.PAX_FORMAT) as tar,
+    ):
+        for name in sorted(files):
+            content, executable = files[name]
+            member = tarfile.TarInfo(name)  # time 0, owner 0
+            member.size = len(content)
+            member.mode = 0o755 if executable else 0o644
+            tar.addfile(member, BytesIO(content))
+    return packed.getvalue()
+
+
+_OF_THE_IMAGE = {"torch", "torchvision"}
+_OF_SMDEBUG = {"numpy", "protobuf"}  # what it does not run beside in the versions that are installed here
+
+
+def pinned_requirements(
+    pyproject: Path, loggers: Collection[str], *, also: Collection[str] = (), smdebug: bool = False
+) -> str:
+    """The text of a requirements.txt with everything that a run imports.
+
+    What bincounter needs is read from its ``pyproject.toml``, not from the metadata of its installation, which is as
+    old as the last ``pip install -e .``; versions, and what each distribution needs in turn, from what is installed.
+
+    Args:
+        pyproject: bincounter's ``pyproject.toml``.
+        loggers: names of the loggers of the run; those that are an extra, as ``mlflow`` is, come along.
+        also: further distributions.
+        smdebug: leave what smdebug needs in older versions to the image, which has smdebug with it.
+
+    Raises:
+        ConfigError: something is not installed here, or not from a package index.
+    """
+    project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
+    extras = project.get("optional-dependencies", {})
+    roots = [*project["dependencies"], *also]
+    for logger in sorted(loggers):
+        roots += extras.get(logger, ())
+    versions = {}
+    of_the_image = _OF_THE_IMAGE | (_OF_SMDEBUG if smdebug else set())
+    for found in _closure([Requirement(root) for root in roots], of_the_image):
+        _refuse_local(found)
+        versions[canonicalize_name(found.metadata["Name"])] = found.version
+    return "".join(f"{name}=={version}\n" for name, version in sorted(versions.items()))
+
+
+def _closure(roots: list[Requirement], of_the_image: Collection[str]) -> Iterator[Distribution]:
+    """Every installed distribution that the requirements lead to, once; what the image has ends a path."""
+    pending = [(root, "") for root in roots]
+    seen: set[tuple[str, str]] = set()
+    while pending:
+        requirement, extra_asked = pending.pop()
+        name = canonicalize_name(requirement.name)
+        if name in of_the_image or (requirement.marker and not requirement.marker.evaluate({"extra": extra_asked})):
+            continue
+        try:
+            found = distribution(name)
+        except PackageNotFoundError as error:
+            raise ConfigError(
+                f"{name} is needed in the container and not installed here, so that its version is not known: pip "
+                f"install -e . here, or pip install '{requirement.name}{requirement.specifier}'"
+            ) from error
+        new = {(name, extra) for extra in ("", *requirement.extras)} - seen
+        if (name, "") in new:
+            yield found
+        seen |= new
+        pending += [(Requirement(needed), extra) for _, extra in sorted(new) for needed in found.requires or ()]
+
+
+def _refuse_local(found: Distribution) -> None:
+    """A version that no index holds cannot be installed elsewhere."""
+    origin = json.loads(found.read_text("direct_url.json") or "{}")
+    if not origin and "+" not in found.version:
+        return
+    name = found.metadata["Name"]
+    raise ConfigError(  # the address may hold a token: not repeated
+        f"{name} {found.version} is installed here from a folder, a URL or another build, where the container cannot "
+        f"get it: pip install --force-reinstall {name}=={found.version.partition('+')[0]} from a package index"
+    )

@@ -1,1 +1,0 @@
-"""What runs inside a SageMaker training job."""

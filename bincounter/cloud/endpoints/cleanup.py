@@ -1,0 +1,258 @@
+"""What belongs to an endpoint; delete."""
+
+import logging
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from bincounter.cloud.aws_errors import answered, is_missing
+from bincounter.cloud.endpoints.api_objects import SAGEMAKER, Call
+from bincounter.cloud.endpoints.autoscaling import registered
+from bincounter.cloud.endpoints.deployment_plan import bucket_uri, show_calls
+from bincounter.cloud.endpoints.endpoint_requests import TAG, Wanted
+from bincounter.cloud.endpoints.endpoint_state import describe, describe_config, describe_model, group_of, settled
+from bincounter.cloud.polling import watched
+from bincounter.errors import ConfigError, ResourceError
+
+if TYPE_CHECKING:
+    from bincounter.cloud.account import Account
+
+log = logging.getLogger(__name__)
+
+
+_OURS = re.compile(r".+-[0-9a-f]{8}")
+
+
+@dataclass
+class Belongings:
+    """Names of what carries an endpoint's tag.
+
+    Attributes:
+        configs: endpoint configurations; they cost nothing.
+        models: they cost nothing.
+        transforms: jobs that run.
+    """
+
+    configs: list[str] = field(default_factory=list)
+    models: list[str] = field(default_factory=list)
+    transforms: list[str] = field(default_factory=list)
+
+
+def belongings(account: "Account", name: str | None = None) -> Belongings:
+    """What carries the tag.
+
+    Args:
+        account: to look through.
+        name: of the endpoint; ``None`` for those of all endpoints.
+    """
+    with answered("listing what belongs to the endpoint"):
+        client = account.sagemaker
+        narrow: dict[str, Any] = {"NameContains": name} if name else {}
+        configs = _pages(client, "list_endpoint_configs", "EndpointConfigs", **narrow)
+        models = _pages(client, "list_models", "Models", **narrow)
+        jobs = _pages(client, "list_transform_jobs", "TransformJobSummaries", StatusEquals="InProgress")
+        return Belongings(
+            [one["EndpointConfigName"] for one in configs if _is_ours(client, one, "EndpointConfig", name)],
+            [one["ModelName"] for one in models if _is_ours(client, one, "Model", name)],
+            [one["TransformJobName"] for one in jobs if tagged(client, one["TransformJobArn"], name)],
+        )
+
+
+def tagged(client: Any, arn: str, name: str | None = None) -> bool:
+    """Whether something carries our tag.
+
+    Args:
+        client: boto3's of SageMaker.
+        arn: of it.
+        name: that the tag has to hold; ``None`` for any.
+    """
+    from botocore.exceptions import ClientError
+
+    try:
+        tags = _pages(client, "list_tags", "Tags", ResourceArn=arn)
+        values = [tag["Value"] for tag in tags if tag["Key"] == TAG]
+    except ClientError as error:
+        if is_missing(error):  # it went away meanwhile
+            return False
+        raise
+    return bool(values) and name in (None, *values)
+
+
+def remove_unused(account: "Account", name: str, *, keep: Collection[str]) -> Belongings:
+    """Delete an endpoint's configurations and models, but for those in use.
+
+    Args:
+        account: that they are in.
+        name: of the endpoint.
+        keep: names of configurations that stay, and their models with them.
+
+    Returns:
+        what was deleted, and the transform jobs that run, whose models stay.
+    """
+    there = belongings(account, name)
+    used: set[str] = set()
+    for config in keep:
+        used |= models_of(describe_config(account, config))
+    for job in there.transforms:
+        with answered(f"asking for the transform job {job}"):
+            used.add(account.sagemaker.describe_transform_job(TransformJobName=job)["ModelName"])
+    gone = Belongings(
+        [config for config in there.configs if config not in keep],
+        [model for model in there.models if model not in used],
+        there.transforms,
+    )
+    for config in gone.configs:
+        _delete(account, "endpoint_config", EndpointConfigName=config)
+    for model in gone.models:
+        _delete(account, "model", ModelName=model)
+    return gone
+
+
+def models_of(config: dict[str, Any] | None) -> set[str]:
+    """The models of an endpoint configuration."""
+    return {variant["ModelName"] for variant in config["ProductionVariants"]} if config else set()
+
+
+def _delete(account: "Account", kind: str, **which: str) -> None:
+    from botocore.exceptions import ClientError
+
+    with answered(f"deleting {', '.join(which.values())}"):
+        try:
+            getattr(account.sagemaker, f"delete_{kind}")(**which)
+        except ClientError as error:
+            if not is_missing(error):
+                raise
+
+
+def _is_ours(client: Any, listed: dict[str, Any], kind: str, name: str | None) -> bool:
+    """Names are looked at first: tags are one request each, and an account may have thousands of models."""
+    fits = _OURS.fullmatch(listed[f"{kind}Name"]) and listed[f"{kind}Name"].startswith(f"{name}-" if name else "")
+    return bool(fits) and tagged(client, listed[f"{kind}Arn"], name)
+
+
+def _pages(client: Any, operation: str, member: str, **asked: Any) -> Iterator[dict[str, Any]]:
+    for page in client.get_paginator(operation).paginate(**asked):
+        yield from page[member]
+
+
+_CHANGING = ("Creating", "Updating", "SystemUpdating", "RollingBack")
+
+
+def delete(account: "Account", wanted: Wanted, *, dry: bool) -> None:
+    """Take an endpoint away, and all that belongs to it; what is gone already is no error.
+
+    Args:
+        account: that it is in.
+        wanted: its name.
+        dry: print the requests instead.
+
+    Raises:
+        BinCounterError: something could not be deleted.
+        Interrupted: by Ctrl-C; AWS goes on.
+    """
+    there = describe(account, wanted.name)
+    if dry:
+        _show(account, wanted, there)
+        return
+    if there and there["EndpointStatus"] in _CHANGING and not wanted.target["wait"]:
+        raise ConfigError(
+            f"the endpoint name={wanted.name} is {there['EndpointStatus']}, and cannot be deleted until that has "
+            "ended: leave target.wait=false out, or try again later"
+        )
+    config = describe_config(account, there["EndpointConfigName"]) if there else None
+    stays = _what_stays(account, wanted, config)
+    gone = remove(account, wanted)
+    if there is None and not (gone.configs or gone.models or gone.transforms):
+        log.info("There is no endpoint %s, and nothing that belongs to one.", wanted.name)
+        return
+    log.info(
+        "%s: %d configuration%s and %d model%s deleted; nothing of it bills any more.",
+        wanted.name,
+        *_counted(gone.configs),
+        *_counted(gone.models),
+    )
+    log.info("What stays, and is yours to delete: %s", "; ".join(stays))
+
+
+def remove(account: "Account", wanted: Wanted) -> Belongings:
+    """Delete an endpoint, its autoscaling, configurations and models, and stop its transform jobs.
+
+    Raises:
+        BinCounterError: something could not be deleted.
+        Interrupted: by Ctrl-C; AWS goes on.
+    """
+    there = describe(account, wanted.name)
+    if there and there["EndpointStatus"] in _CHANGING:
+        log.info("It is %s, and is deleted when that has ended.", there["EndpointStatus"])
+        there = settled(account, wanted.name)
+    _stop_transforms(account, wanted)
+    if there:
+        registered(account, wanted.name).remove(account)
+        if there["EndpointStatus"] != "Deleting":
+            _send(account, Call(SAGEMAKER, "DeleteEndpoint", {"EndpointName": wanted.name}))
+        if wanted.target["wait"]:
+            _await_end(account, wanted)
+    return remove_unused(account, wanted.name, keep=[])
+
+
+def _stop_transforms(account: "Account", wanted: Wanted) -> None:
+    jobs = belongings(account, wanted.name).transforms
+    for job in jobs:
+        log.info("Stopping the transform job %s", job)
+        _send(account, Call(SAGEMAKER, "StopTransformJob", {"TransformJobName": job}))
+    for job in jobs if wanted.target["wait"] else ():
+        ask = partial(account.sagemaker.describe_transform_job, TransformJobName=job)
+        watched(account, ask, "TransformJobStatus", job, "python deploy.py action=list")
+
+
+def _await_end(account: "Account", wanted: Wanted) -> None:
+    left = settled(account, wanted.name)
+    if left is not None:
+        raise ResourceError(
+            f"the endpoint {wanted.name} is {left['EndpointStatus']} instead of gone, and may be billed: run "
+            "action=delete again"
+        )
+
+
+def _send(account: "Account", call: Call) -> None:
+    from botocore.exceptions import ClientError
+
+    with answered(f"deleting {', '.join(map(str, call.request.values()))}"):
+        try:
+            call.send(account)
+        except ClientError as error:
+            if not is_missing(error):
+                raise
+
+
+def _show(account: "Account", wanted: Wanted, there: dict[str, Any] | None) -> None:
+    ours = belongings(account, wanted.name)
+    calls = [Call(SAGEMAKER, "StopTransformJob", {"TransformJobName": job}) for job in ours.transforms]
+    if there:
+        calls += registered(account, wanted.name).removal()
+        calls.append(Call(SAGEMAKER, "DeleteEndpoint", {"EndpointName": wanted.name}))
+    calls += [Call(SAGEMAKER, "DeleteEndpointConfig", {"EndpointConfigName": name}) for name in ours.configs]
+    calls += [Call(SAGEMAKER, "DeleteModel", {"ModelName": name}) for name in ours.models]
+    show_calls(calls)
+
+
+def _what_stays(account: "Account", wanted: Wanted, config: dict[str, Any] | None) -> list[str]:
+    """Places that an endpoint has written to, for a few cents a month."""
+    models = [describe_model(account, name) for name in models_of(config)]
+    archives = [model["PrimaryContainer"]["ModelDataUrl"] for model in models if model]
+    stays = [f"the archive {uri}" for uri in archives] or [f"archives under {bucket_uri(account, wanted)}/models"]
+    stays.append(f"the log group {group_of(wanted.name)}")
+    outputs = (config or {}).get("AsyncInferenceConfig", {}).get("OutputConfig", {})
+    stays += [f"answers in {outputs[member]}" for member in ("S3OutputPath", "S3FailurePath") if member in outputs]
+    capture = (config or {}).get("DataCaptureConfig", {})
+    if "DestinationS3Uri" in capture:
+        stays.append(f"captured requests in {capture['DestinationS3Uri']}")
+    if {"ModelPackage", "ModelPackageGroup"} & set(wanted.extra):
+        stays.append("versions in the model registry")
+    return stays
+
+
+def _counted(names: list[str]) -> tuple[int, str]:
+    return len(names), "" if len(names) == 1 else "s"

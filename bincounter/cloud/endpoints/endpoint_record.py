@@ -1,0 +1,173 @@
+"""What a deployment leaves beside the archive it served: since when, until when, and what that bills."""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bincounter.cloud.endpoints.deployment_plan import running_cost
+from bincounter.cloud.endpoints.endpoint_requests import Wanted
+from bincounter.cloud.instances import usd_per_hour, usd_per_second
+from bincounter.cloud.jobs import answered_here
+from bincounter.errors import UserError
+from bincounter.files import write_text
+
+if TYPE_CHECKING:
+    from bincounter.cloud.account import Account
+    from bincounter.cloud.endpoints.deployment_plan import Planned
+
+log = logging.getLogger(__name__)
+
+ENDPOINT_RECORD = "endpoint.json"  # in the archive's folder, which is a run's endpoint/ by default
+
+
+@dataclass(frozen=True)
+class Period:
+    """A time in which an endpoint served one archive with one configuration.
+
+    Attributes:
+        name: of the endpoint.
+        region: that it is in.
+        kind: ``realtime``, ``serverless`` or ``async``.
+        config: name of the endpoint configuration.
+        capacity: what it was given, such as ``1 x ml.m5.xlarge`` or ``4096 MB``.
+        instance_count: at the beginning; 0 for a serverless one.
+        usd_per_hour: billed without any request, for that many instances.
+        usd_per_hour_most: billed at most; above ``usd_per_hour`` where it scales or bills by requests.
+        price_origin: where the price is from, in words.
+        begun: when, in ISO 8601 with its zone.
+        rehearsed: whether it was on this machine, so that nothing was paid.
+        ended: when, or ``None`` where nobody here has ended it.
+        ending: ``deleted``, ``replaced`` by an update, or ``failed``.
+    """
+
+    name: str
+    region: str
+    kind: str
+    config: str
+    capacity: str
+    instance_count: int
+    usd_per_hour: float
+    usd_per_hour_most: float
+    price_origin: str
+    begun: str
+    rehearsed: bool
+    ended: str | None = None
+    ending: str | None = None
+
+    @property
+    def hours(self) -> float:
+        """How long it was, or is by now."""
+        ended = datetime.fromisoformat(self.ended) if self.ended else datetime.now(UTC)
+        return max(0.0, (ended - datetime.fromisoformat(self.begun)).total_seconds() / 3600)
+
+
+def load_periods(path: Path) -> list[Period]:
+    """The periods of a record, in the order they were begun.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        periods = [Period(**one) for one in json.loads(path.read_text(encoding="utf-8"))]
+        prices = [(one.usd_per_hour, one.usd_per_hour_most) for one in periods if one.hours >= 0]
+        whole = len(periods) > 0 and all(0 <= usd <= most for usd, most in prices)
+    except (ValueError, TypeError):
+        whole = False
+    if not whole:
+        raise UserError(f"{path} is damaged: bring it back from a copy, or remove it and use deploy.py action=status")
+    return periods
+
+
+def begin(account: "Account", wanted: Wanted, endpoint: "Planned", begun: datetime | None = None) -> None:
+    """Note that an endpoint serves an archive from now on, once for each configuration; an open period ends by it.
+
+    What cannot be written is told and no error: the endpoint is there, and bills.
+
+    Args:
+        account: that it is in.
+        wanted: its settings.
+        endpoint: its configuration and what that costs.
+        begun: when, if it was before.
+    """
+    path = endpoint.model.package.path.parent / ENDPOINT_RECORD
+    period = _period(account, wanted, endpoint, begun or datetime.now(UTC))
+    try:
+        periods = load_periods(path) if path.exists() else []
+        if any(_same(one, period) and one.config == period.config and one.ended is None for one in periods):
+            return
+        _write(path, [*_ended(periods, period, "replaced"), period])
+    except (UserError, OSError) as error:
+        log.warning("What it costs is not written down for `python -m bincounter cost`: %s", error)
+
+
+def end(account: "Account", name: str, records: Sequence[Path], ending: str, *, serves: str | None = None) -> None:
+    """Note that an endpoint has ended to serve.
+
+    Args:
+        account: that it was in.
+        name: of the endpoint.
+        records: to look for it in; those that are missing or damaged are passed over.
+        ending: see :class:`Period`.
+        serves: name of the configuration that it goes on with.
+    """
+    gone = Period(name, account.region, "", "", "", 0, 0, 0, "", "", rehearsed=answered_here(account))
+    for path in records:
+        try:
+            periods = load_periods(path)
+            ended = _ended(periods, gone, ending, serves)
+            if ended != periods:
+                _write(path, ended)
+        except (UserError, OSError) as error:
+            log.debug("%s was passed over: %s", path, error)
+
+
+def records_below(folder: Path) -> list[Path]:
+    """The records of all runs below a folder."""
+    return sorted(folder.rglob(f"endpoint/{ENDPOINT_RECORD}"))
+
+
+def _ended(periods: Sequence[Period], of: Period, ending: str, serves: str | None = None) -> list[Period]:
+    """The periods, those of an endpoint ended that were open."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return [
+        replace(one, ended=now, ending=ending) if _same(one, of) and one.ended is None and one.config != serves else one
+        for one in periods
+    ]
+
+
+def _same(one: Period, other: Period) -> bool:
+    return (one.name, one.region, one.rehearsed) == (other.name, other.region, other.rehearsed)
+
+
+def _write(path: Path, periods: Sequence[Period]) -> None:
+    write_text(path, json.dumps([asdict(one) for one in periods], indent=2) + "\n")
+
+
+def _period(account: "Account", wanted: Wanted, endpoint: "Planned", begun: datetime) -> Period:
+    target = wanted.target
+    if wanted.kind == "serverless":
+        capacity, count = f"{target['memory_mb']} MB", 0
+        price = usd_per_second(target["memory_mb"])
+        idle = running_cost((), endpoint.config.request) or 0.0
+    else:
+        count = target["instance_count"]
+        capacity = f"{count} x {target['instance_type']}"
+        price = usd_per_hour(target["instance_type"], target["usd_per_hour"], "target")
+        idle = price.usd * count
+    return Period(
+        name=wanted.name,
+        region=account.region,
+        kind=wanted.kind,
+        config=endpoint.name,
+        capacity=capacity,
+        instance_count=count,
+        usd_per_hour=idle,
+        usd_per_hour_most=max(idle, endpoint.cost.usd),
+        price_origin=price.origin,
+        begun=begun.astimezone(UTC).isoformat(timespec="seconds"),
+        rehearsed=answered_here(account),
+    )

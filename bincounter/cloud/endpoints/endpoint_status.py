@@ -1,0 +1,103 @@
+"""What is there, in which state, and what it bills: ``action=status`` and ``action=list``."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from bincounter.cloud.aws_errors import answered
+from bincounter.cloud.endpoints.autoscaling import registered
+from bincounter.cloud.endpoints.cleanup import belongings, models_of, tagged
+from bincounter.cloud.endpoints.deployment_plan import running_cost, transform_bill
+from bincounter.cloud.endpoints.endpoint_requests import Wanted
+from bincounter.cloud.endpoints.endpoint_state import describe, describe_config, existing, failure, invocation_url
+
+if TYPE_CHECKING:
+    from bincounter.cloud.account import Account
+
+
+def status(account: "Account", wanted: Wanted) -> None:
+    """Print what an endpoint is and does.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    there = existing(account, wanted.name)
+    config = describe_config(account, there["EndpointConfigName"])
+    state = there["EndpointStatus"]
+    told = {
+        "endpoint": wanted.name,
+        "state": f"{state} since {_moment(there['LastModifiedTime'])}, made {_moment(there['CreationTime'])}",
+        "serves": ", ".join(sorted(models_of(config))) or "a configuration that is gone",
+        "on": _capacity(there, config),
+        "autoscaling": ", ".join(
+            f"{call.request['MinCapacity']} to {call.request['MaxCapacity']}"
+            for call in registered(account, wanted.name).targets
+        ),
+        "bills": _bill(running_cost(there.get("ProductionVariants", ()), config)),
+        "address": invocation_url(account, wanted),
+        "failure": failure(account, wanted.name, there) if state == "Failed" else there.get("FailureReason", ""),
+    }
+    for name, value in told.items():
+        if value:
+            print(f"{name:<12}{value}")
+
+
+def show_all(account: "Account") -> None:
+    """Print every endpoint of ours, what runs beside them, and how many others there are."""
+    with answered("listing the endpoints"):
+        pages = account.sagemaker.get_paginator("list_endpoints").paginate()
+        listed = [one for page in pages for one in page["Endpoints"]]
+        ours = [one for one in listed if tagged(account.sagemaker, one["EndpointArn"])]
+    used: set[str] = set()
+    total = 0.0
+    for one in sorted(ours, key=lambda one: one["EndpointName"]):
+        there = describe(account, one["EndpointName"])
+        if there is None:  # it went away meanwhile
+            continue
+        config = describe_config(account, there["EndpointConfigName"])
+        used |= {there["EndpointConfigName"], *models_of(config)}
+        cost = running_cost(there.get("ProductionVariants", ()), config)
+        total += cost or 0
+        print(f"{one['EndpointName']}\t{there['EndpointStatus']}\t{_capacity(there, config)}\t{_bill(cost)}")
+    left = belongings(account)
+    for job in left.transforms:
+        with answered(f"asking for the transform job {job}"):
+            described = account.sagemaker.describe_transform_job(TransformJobName=job)
+        used.add(described["ModelName"])
+        cost = transform_bill(described)
+        total += cost or 0
+        print(f"{job}\ttransform job {described['TransformJobStatus']}\t{_bill(cost)}")
+    unused = [name for name in (*left.configs, *left.models) if name not in used]
+    if unused:
+        print(f"Left over, and free: {', '.join(unused)}; action=delete with their endpoint's name takes them away")
+    if not ours and not left.transforms:
+        print(f"No endpoint of bincounter's is in {account.region}: nothing bills.")
+    else:
+        print(f"All of it: {_bill(total)}")
+    others = len(listed) - len(ours)
+    if others:
+        print(f"Others in {account.region}: {others} endpoint{'s' if others != 1 else ''}, not bincounter's")
+
+
+def _capacity(there: Mapping[str, Any], config: Mapping[str, Any] | None) -> str:
+    """The instances of an endpoint, or the memory of a serverless one."""
+    if config is None:
+        return "unknown instances"
+    variant = config["ProductionVariants"][0]
+    if "ServerlessConfig" in variant:
+        serverless = variant["ServerlessConfig"]
+        return f"serverless, {serverless['MemorySizeInMB']} MB, {serverless['MaxConcurrency']} requests at a time"
+    running = there.get("ProductionVariants") or [{}]
+    now = running[0].get("CurrentInstanceCount", variant["InitialInstanceCount"])
+    kind = ", asynchronous" if "AsyncInferenceConfig" in config else ""
+    return f"{now} x {variant['InstanceType']}{kind}"
+
+
+def _bill(usd: float | None) -> str:
+    if usd is None:
+        return "a price that is not in the table"
+    return f"{usd:.4g} USD/h" if usd else "nothing while idle"
+
+
+def _moment(when: datetime) -> str:
+    return f"{when.astimezone():%Y-%m-%d %H:%M}"

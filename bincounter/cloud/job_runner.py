@@ -1,0 +1,277 @@
+"""Jobs carried out side by side: submitted, followed, fetched, and told of; Ctrl-C asks what becomes of them."""
+
+import logging
+import shlex
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bincounter.cloud.aws_errors import explain_failure
+from bincounter.cloud.job_log import epoch_scores, follow
+from bincounter.cloud.jobs import Job, cost, fetch, fetch_inspection, is_recorded, load, stop, submit
+from bincounter.config.overrides import without
+from bincounter.errors import BinCounterError, Interrupted, Pruned, ResourceError
+
+if TYPE_CHECKING:
+    from bincounter.cloud.account import Account
+
+log = logging.getLogger(__name__)
+
+Judge = Callable[[int, int, Mapping[str, float], float], bool]
+"""Whether to stop a job, as others promise more; told its number, an epoch counted from 1, the epoch's scores, and the
+seconds that the run had taken until then."""
+
+
+@dataclass
+class Task:
+    """A job to carry out.
+
+    Attributes:
+        job: with its folder.
+        request: to submit first, or ``None`` where the job is under way already.
+        error: what became of it, if it did not complete.
+        ended: whether it has.
+    """
+
+    job: Job
+    request: dict[str, Any] | None
+    error: BinCounterError | None = None
+    ended: bool = False
+
+
+class Crew:
+    """Carries jobs out.
+
+    Args:
+        account: they run in.
+        tasks: the jobs.
+        at_once: how many of them run at a time.
+        rehearsed: whether they end with this command.
+        judge: of their epochs, if they are trials of a search that prunes.
+    """
+
+    def __init__(
+        self,
+        account: "Account",
+        tasks: Sequence[Task],
+        *,
+        at_once: int,
+        rehearsed: bool = False,
+        judge: Judge | None = None,
+    ) -> None:
+        self._account, self._tasks, self._at_once, self._rehearsed = account, tasks, at_once, rehearsed
+        self._judge = judge
+        self._leave = threading.Event()  # followers return, jobs go on
+        self._stopping = threading.Event()  # what runs is stopped, what does not is not submitted
+        self._running: dict[str, Task] = {}
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C has stopped what ran."""
+        return self._stopping.is_set()
+
+    def submit_all(self) -> None:
+        """Submit all and return.
+
+        Raises:
+            BinCounterError: one could not be submitted; the others have been.
+        """
+        with self._answered(), ThreadPoolExecutor(self._at_once) as pool:
+            for future in [pool.submit(self._submit, task) for task in self._tasks]:
+                future.result()
+
+    def carry_out(self) -> None:
+        """Submit, follow and fetch all; errors are left in the tasks.
+
+        Raises:
+            BinCounterError: not even the first job could be submitted.
+            Interrupted: by Ctrl-C; the jobs go on.
+        """
+        with self._answered():
+            if self._tasks[0].request is not None:  # what is wrong with the account is wrong for every job: told once
+                self._submit(self._tasks[0])
+        with ThreadPoolExecutor(self._at_once) as pool:
+            futures = [pool.submit(self._carry_out, task) for task in self._tasks]
+            while not self._all_done(futures):
+                pass
+
+    @contextmanager
+    def _answered(self) -> Iterator[None]:
+        """An error or Ctrl-C while jobs are submitted names those that are under way."""
+        try:
+            yield
+        except (BinCounterError, KeyboardInterrupt) as error:
+            submitted = [task.job for task in self._tasks if is_recorded(task.job)]
+            if isinstance(error, KeyboardInterrupt):
+                raise Interrupted(self._left_behind(submitted)) from None
+            raise _and(error, self._left_behind(submitted)) if submitted else error from None
+
+    def _all_done(self, futures: Sequence["Future[None]"]) -> bool:
+        try:
+            wait(futures)
+        except KeyboardInterrupt:
+            if not self._rehearsed and not wants_to_stop(len(self._running)):
+                self._leave.set()
+                self._stopping.set()
+                wait(futures)
+                submitted = [task.job for task in self._tasks if is_recorded(task.job)]
+                raise Interrupted(self._left_behind(submitted)) from None
+            self._stop_running()
+            return False
+        for future in futures:
+            future.result()
+        return True
+
+    def _stop_running(self) -> None:
+        self._stopping.set()
+        log.info("Stopping; what the jobs have is fetched as they end.")
+        for name in list(self._running):
+            try:
+                stop(self._account, name)
+            except BinCounterError as error:
+                log.warning("%s", error)
+
+    def _submit(self, task: Task) -> None:
+        assert task.request is not None
+        submit(self._account, task.job, task.request)
+        task.request = None
+        log.info("job %d: %s\n  %s", task.job.number, task.job.name, self._account.console_link(task.job.name))
+
+    def _carry_out(self, task: Task) -> None:
+        try:
+            if task.request is not None:
+                if self._stopping.is_set():
+                    raise ResourceError(f"job {task.job.number} was not submitted, since the launch was interrupted")
+                self._submit(task)
+            self._follow(task)
+        except BinCounterError as error:
+            task.error = error
+        ended = sum(one.ended for one in self._tasks)
+        if len(self._tasks) > 1 and not self._leave.is_set():
+            if isinstance(task.error, Pruned):
+                log.info("%s", task.error)
+            elif task.error is not None:
+                print(f"Error in job {task.job.number}: {task.error}", file=sys.stderr)
+            log.info("%d of %d jobs have ended", ended, len(self._tasks))
+
+    def _follow(self, task: Task) -> None:
+        job = task.job
+        self._running[job.name] = task
+        if self._stopping.is_set() and not self._leave.is_set():  # Ctrl-C came while it was submitted
+            stop(self._account, job.name)
+        try:
+            task.ended = follow(
+                self._account,
+                job,
+                self._leave,
+                several=len(self._tasks) > 1,
+                hear=None if self._judge is None else partial(self._hear, job, self._judge),
+            )
+        except BinCounterError as error:
+            raise _and(error, self._left_behind([job])) from None
+        finally:
+            del self._running[job.name]
+        job.save()
+        if task.ended:
+            task.error = self._fetched(job)
+            if job.pruned and job.description["TrainingJobStatus"] == "Stopped":
+                task.error = Pruned(f"{job.name} was pruned: {cost(job)}")
+
+    def _hear(self, job: Job, judge: Judge, line: str, seconds: float) -> None:
+        """Stop a job whose line tells that it is not worth going on with; a resumed one tells an epoch twice."""
+        told = epoch_scores(line)
+        if told is None or not judge(job.number, *told, seconds) or job.pruned:  # epochs until it stops count as run
+            return
+        job.pruned = True
+        job.save()  # whoever follows the job next knows why it was stopped
+        try:
+            stop(self._account, job.name)
+        except BinCounterError as error:
+            log.warning("%s. The job goes on until its next epoch.", error)
+            job.pruned = False
+
+    def _fetched(self, job: Job) -> BinCounterError | None:
+        """Fetch what a job has; what to tell of it, if it did not complete or cannot be fetched."""
+        log.info("%s: %s", job.name, cost(job))
+        try:
+            fetch(self._account, job)
+            fetch_inspection(self._account, job)
+        except (BinCounterError, OSError) as error:
+            reason = str(error) if isinstance(error, BinCounterError) else f"{error.filename}: {error.strerror}"
+            ended = _ending(job, rehearsed=self._rehearsed)
+            told = f"{ended}; what it has could not be fetched" if ended else f"{job.name} could not be fetched"
+            return ResourceError(f"{told} ({reason}): repeat that with {attach_command(job.folder)}")
+        if (job.folder / "report.html").exists():
+            log.info("Report: %s", job.folder / "report.html")
+        return _ending(job, rehearsed=self._rehearsed)
+
+    def _left_behind(self, jobs: Sequence[Job]) -> str:
+        if self._rehearsed:
+            return "Interrupted: the rehearsal has ended, and its jobs with it"
+        if not jobs:
+            return "Interrupted before any job was submitted"
+        folder = jobs[0].folder if len(self._tasks) == 1 else jobs[0].folder.parent
+        names = ", ".join(job.name for job in jobs) if len(jobs) < 3 else f"{len(jobs)} jobs"
+        return f"{names} may go on, and be paid for: follow with {attach_command(folder)}"
+
+
+def _and(error: BinCounterError, sentence: str) -> BinCounterError:
+    """The same kind of error, with a sentence more."""
+    return type(error)(f"{error}. {sentence}")
+
+
+def _ending(job: Job, *, rehearsed: bool) -> BinCounterError | None:
+    """What to tell of a job that did not complete."""
+    status = job.description["TrainingJobStatus"]
+    if status == "Completed":
+        return None
+    if status == "Failed":
+        return ResourceError(explain_failure(job.description.get("FailureReason", "")))
+    ways = []
+    if not rehearsed:
+        given = without(job.overrides, "paths.output_dir", "launcher.checkpoint_uri", "hparams_search", "hydra")
+        ways.append(shlex.join(["python", "train.py", *given, f"launcher.checkpoint_uri={job.checkpoint_uri}"]))
+    if (job.folder / "checkpoints" / "last.ckpt").exists():
+        ways.append(shlex.join(["python", "train.py", "ckpt_path=last", f"paths.output_dir={job.folder}"]) + " (here)")
+    return ResourceError(
+        f"{job.name} was stopped ({job.description.get('SecondaryStatus')}) and is incomplete: what it has is in "
+        f"{job.folder}; go on with: {', or '.join(ways) or 'the same command'}"
+    )
+
+
+def wants_to_stop(running: int) -> bool:
+    """Ask at a terminal whether what runs is to be stopped; elsewhere it is left alone."""
+    if not sys.stdin.isatty():
+        return False
+    print(f"\nStop the {running} running job{'s' if running != 1 else ''}? [y/N] ", end="", file=sys.stderr, flush=True)
+    try:
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+    except KeyboardInterrupt:
+        return False
+
+
+def attach(folder: Path) -> list[Task]:
+    """Follow submitted jobs again and fetch what they have.
+
+    Args:
+        folder: of a run or of a multirun.
+
+    Returns:
+        the jobs, with the errors of those that did not complete.
+    """
+    from bincounter.cloud.account import Account
+
+    tasks = [Task(job, None) for job in load(folder)]
+    Crew(Account(tasks[0].job.region), tasks, at_once=len(tasks)).carry_out()
+    return tasks
+
+
+def attach_command(folder: Path) -> str:
+    """What to type to follow the jobs of a folder again."""
+    return shlex.join(["python", "-m", "bincounter", "attach", str(folder)])

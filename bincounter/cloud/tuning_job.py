@@ -1,0 +1,267 @@
+"""CreateHyperParameterTuningJob, tuning.json."""
+
+import json
+import re
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bincounter.cloud.api_shapes import check, merged, service_model
+from bincounter.cloud.aws_errors import answered_by_aws
+from bincounter.errors import ConfigError, UserError
+from bincounter.files import write_text
+
+if TYPE_CHECKING:
+    from bincounter.cloud.account import Account
+
+TUNING_RECORD = "tuning.json"  # in the search's folder
+TUNING_ENDED = ("Completed", "Failed", "Stopped", "DeleteFailed")
+
+
+@dataclass(frozen=True)
+class TuningJob:
+    """A tuning job and the search it carries out.
+
+    Attributes:
+        name: of the job.
+        study: name of the search.
+        region: of the job.
+        trials: that it was asked for.
+        usd_per_hour: of all instances of one trial, on demand.
+        identity: digests of what is searched, as bincounter.sweep.search_plan has them.
+        status: ``InProgress``, or what it ended with.
+        instance_type: of a trial, such as ``ml.g5.xlarge``; empty in a record that an earlier version wrote.
+        instance_count: how many of them a trial has.
+        price_origin: where ``usd_per_hour`` is from, in words.
+        rehearsed: whether it runs on this machine, so that nothing is paid.
+    """
+
+    name: str
+    study: str
+    region: str
+    trials: int
+    usd_per_hour: float
+    identity: Mapping[str, str]
+    status: str = "InProgress"
+    instance_type: str = ""
+    instance_count: int = 1
+    price_origin: str = ""
+    rehearsed: bool = False
+
+    def save(self, folder: Path) -> None:
+        """Write ``tuning.json`` into the search's folder."""
+        write_text(folder / TUNING_RECORD, json.dumps(vars(self), indent=2) + "\n")
+
+
+def load_tuning_job(folder: Path) -> TuningJob | None:
+    """The tuning job of a search's folder, or ``None``.
+
+    Raises:
+        UserError: its record is damaged.
+    """
+    path = folder / TUNING_RECORD
+    if not path.exists():
+        return None
+    try:
+        return TuningJob(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        raise UserError(f"{path} is damaged: bring it back from a copy, or remove it, which forgets its job") from None
+
+
+def submit(account: "Account", job: TuningJob, request: dict[str, Any], folder: Path) -> None:
+    """Send CreateHyperParameterTuningJob; the record is there before the job is, so that none is lost."""
+    from botocore.exceptions import ClientError
+
+    job.save(folder)
+    with answered_by_aws(f"submitting {job.name}"):
+        try:
+            account.sagemaker.create_hyper_parameter_tuning_job(**request)
+        except ClientError as error:
+            if error.response["Error"]["Code"] == "ResourceInUse":
+                return  # our own first try, whose answer was lost: nobody else has a name of ours
+            (folder / TUNING_RECORD).unlink()
+            raise
+
+
+def exists(account: "Account", job: TuningJob) -> bool:
+    """Whether SageMaker knows a tuning job, in this account and the job's region."""
+    from botocore.exceptions import ClientError
+
+    with answered_by_aws(f"asking for {job.name}"):
+        try:
+            account.sagemaker.describe_hyper_parameter_tuning_job(HyperParameterTuningJobName=job.name)
+        except ClientError as error:
+            if error.response["Error"]["Code"] not in ("ResourceNotFound", "ValidationException"):
+                raise
+            return False
+    return True
+
+
+def describe(account: "Account", name: str) -> dict[str, Any]:
+    """DescribeHyperParameterTuningJob."""
+    with answered_by_aws(f"asking for {name}"):
+        return account.sagemaker.describe_hyper_parameter_tuning_job(HyperParameterTuningJobName=name)
+
+
+def trials(account: "Account", name: str) -> list[dict[str, Any]]:
+    """The summaries of a tuning job's training jobs, in the order they were begun."""
+    with answered_by_aws(f"listing the training jobs of {name}"):
+        pages = account.sagemaker.get_paginator("list_training_jobs_for_hyper_parameter_tuning_job").paginate(
+            HyperParameterTuningJobName=name, SortBy="CreationTime", SortOrder="Ascending"
+        )
+        found = [summary for page in pages for summary in page["TrainingJobSummaries"]]
+    return sorted(found, key=lambda summary: (summary["CreationTime"], summary["TrainingJobName"]))
+
+
+def stop(account: "Account", name: str) -> None:
+    """Ask SageMaker to stop a tuning job and its training jobs; one that has ended is left alone."""
+    from botocore.exceptions import ClientError
+
+    with answered_by_aws(f"stopping {name}"):
+        try:
+            account.sagemaker.stop_hyper_parameter_tuning_job(HyperParameterTuningJobName=name)
+        except ClientError as error:
+            if error.response["Error"]["Code"] != "ValidationException":  # it is stopping already, or has ended
+                raise
+
+
+_NAME_LENGTH = 32  # SageMaker's limit
+_SEEDS = 2**31
+_MOST_TRIALS, _MOST_AT_ONCE = 750, 100
+# What SageMaker has in another place for a tuning job, or decides by itself.
+_NOT_IN_DEFINITION = ("TrainingJobName", "HyperParameters", "Tags")
+_ASKED_BY = {"DebugHookConfig": "debugger=smdebug", "ProfilerConfig": "profiler.sagemaker_interval"}
+# Parts of the request that have a setting; the ceiling could be evaded by some of them.
+_SETTLED = {
+    "HyperParameterTuningJobName": "hparams_search.study_name",
+    "HyperParameterTuningJobConfig.Strategy": "hparams_search.strategy",
+    "HyperParameterTuningJobConfig.HyperParameterTuningJobObjective": "optimized_metric",
+    "HyperParameterTuningJobConfig.ParameterRanges": "hparams_search.space",
+    "HyperParameterTuningJobConfig.ResourceLimits.MaxNumberOfTrainingJobs": "hparams_search.n_trials",
+    "HyperParameterTuningJobConfig.ResourceLimits.MaxParallelTrainingJobs": "launcher.max_parallel_jobs",
+    "HyperParameterTuningJobConfig.TrainingJobEarlyStoppingType": "hparams_search.early_stopping",
+    "HyperParameterTuningJobConfig.RandomSeed": "seed",
+    "TrainingJobDefinition": "launcher.*, and launcher.request for what has none",
+    "TrainingJobDefinitions": "launcher.*: a search has one definition",
+    "WarmStartConfig.ParentHyperParameterTuningJobs": "hparams_search.warm_start",
+}
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What a tuning job searches, and how.
+
+    Attributes:
+        strategy: ``Bayesian``, ``Random``, ``Hyperband`` or ``Grid``.
+        metric: the objective.
+        direction: ``Maximize`` or ``Minimize``.
+        ranges: ``ParameterRanges``.
+        trials: training jobs in all.
+        at_once: training jobs at a time.
+        epochs: the most that a trial has.
+        seed: of the choice.
+        early_stopping: whether SageMaker stops trials that promise little.
+        parents: names of earlier tuning jobs to learn from.
+        extra: merged into the request.
+    """
+
+    strategy: str
+    metric: str
+    direction: str
+    ranges: Mapping[str, Any]
+    trials: int
+    at_once: int
+    epochs: int
+    seed: int
+    early_stopping: bool
+    parents: Sequence[str]
+    extra: Mapping[str, Any]
+
+
+def tuning_name(study: str) -> str:
+    """A name that no other tuning job of the account has: the study, when, and a few random digits."""
+    ending = f"-{time.strftime('%m%d%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
+    # Policies allow names of ours alone (docs/sagemaker.md); its training jobs' names begin with it.
+    name = re.sub(r"[^a-zA-Z0-9]+", "-", f"bincounter-{study}").strip("-")
+    return name[: _NAME_LENGTH - len(ending)].rstrip("-") + ending
+
+
+def tuning_request(training: Mapping[str, Any], tuning: Tuning, name: str) -> dict[str, Any]:
+    """The request for a tuning job, checked.
+
+    Args:
+        training: CreateTrainingJob of the search's base run, without what is searched.
+        tuning: what is searched.
+        name: of the tuning job.
+
+    Raises:
+        ConfigError: SageMaker does not take such a search.
+    """
+    _refuse_settled(tuning.extra)
+    if tuning.trials > _MOST_TRIALS:
+        raise ConfigError(f"hparams_search.n_trials={tuning.trials} is above a tuning job's {_MOST_TRIALS}: lower it")
+    request: dict[str, Any] = {
+        "HyperParameterTuningJobName": name,
+        "HyperParameterTuningJobConfig": _config(tuning),
+        "TrainingJobDefinition": _definition(training, name),
+    }
+    if tuning.parents:
+        parents = [{"HyperParameterTuningJobName": parent} for parent in tuning.parents]
+        # Another command line is another algorithm to SageMaker, so that the identical kind would be refused.
+        request["WarmStartConfig"] = {
+            "ParentHyperParameterTuningJobs": parents,
+            "WarmStartType": "TransferLearning",
+        }
+    if "Tags" in training:
+        request["Tags"] = training["Tags"]
+    request = merged(request, tuning.extra)
+    check(request, "CreateHyperParameterTuningJob", setting="hparams_search.request")
+    return request
+
+
+def _config(tuning: Tuning) -> dict[str, Any]:
+    config: dict[str, Any] = {
+        "Strategy": tuning.strategy,
+        "HyperParameterTuningJobObjective": {"Type": tuning.direction, "MetricName": tuning.metric},
+        "ResourceLimits": {
+            "MaxNumberOfTrainingJobs": tuning.trials,
+            "MaxParallelTrainingJobs": min(tuning.at_once, tuning.trials, _MOST_AT_ONCE),
+        },
+        "ParameterRanges": {kind: list(ranges) for kind, ranges in tuning.ranges.items() if ranges},
+        "TrainingJobEarlyStoppingType": "Auto" if tuning.early_stopping else "Off",
+    }
+    if tuning.strategy == "Hyperband":
+        # A job that reaches the largest resource is stopped: one more than it has lets it end by itself.
+        config["StrategyConfig"] = {"HyperbandStrategyConfig": {"MinResource": 1, "MaxResource": tuning.epochs + 1}}
+    if tuning.strategy != "Grid":
+        config["RandomSeed"] = tuning.seed % _SEEDS
+    return config
+
+
+def _definition(training: Mapping[str, Any], name: str) -> dict[str, Any]:
+    definition = {key: value for key, value in training.items() if key not in _NOT_IN_DEFINITION}
+    known = service_model().operation_model("CreateHyperParameterTuningJob").input_shape
+    for key in definition:
+        if key not in known.members["TrainingJobDefinition"].members:
+            asked = _ASKED_BY.get(key, f"launcher.request.{key}")
+            raise ConfigError(
+                f"{asked} is nothing that the trials of a tuning job can have: leave it out, or use "
+                "hparams_search=optuna"
+            )
+    definition["StaticHyperParameters"] = training["HyperParameters"]
+    folder = training["OutputDataConfig"]["S3OutputPath"].rstrip("/")
+    # Each trial keeps its run in a folder of its own below it (see bincounter.cloud.container).
+    definition["CheckpointConfig"] = {**training["CheckpointConfig"], "S3Uri": f"{folder}/{name}/checkpoints"}
+    return definition
+
+
+def _refuse_settled(extra: Mapping[str, Any]) -> None:
+    for path, setting in _SETTLED.items():
+        node: Any = extra
+        for step in path.split("."):
+            node = node.get(step) if isinstance(node, Mapping) else None
+        if node is not None:
+            raise ConfigError(f"hparams_search.request.{path} has a setting of its own: use {setting}")

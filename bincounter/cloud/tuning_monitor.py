@@ -1,0 +1,204 @@
+"""A tuning job from its submission to its end: its trials are shown as they run, and fetched when all is over."""
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bincounter.cloud import jobs
+from bincounter.cloud.aws_errors import explain_failure
+from bincounter.cloud.job_log import KEPT, follow
+from bincounter.cloud.job_runner import wants_to_stop
+from bincounter.cloud.jobs import Job, answered_here, cost, fetch
+from bincounter.cloud.polling import Pace, Patience
+from bincounter.cloud.tuning_job import TUNING_ENDED, TuningJob, describe, stop, trials
+from bincounter.errors import BinCounterError, Interrupted
+
+if TYPE_CHECKING:
+    from bincounter.cloud.account import Account
+
+log = logging.getLogger(__name__)
+
+_AT_ONCE = 100  # SageMaker's limit of a tuning job's training jobs at a time
+# Enough to compare trials by; the best one's run is fetched whole.
+_SMALL = ("config.yaml", "overrides.txt", "provenance.json", "metrics.json", "logs/metrics.csv")
+
+
+@dataclass
+class Trial:
+    """A training job of a tuning job.
+
+    Attributes:
+        job: with its folder, whose name is the trial's number.
+        summary: what ListTrainingJobsForHyperParameterTuningJob tells of it.
+    """
+
+    job: Job
+    summary: Mapping[str, Any]
+
+    @property
+    def objective(self) -> float | None:
+        """The value that SageMaker compares it by, if it has one."""
+        final = self.summary.get("FinalHyperParameterTuningJobObjectiveMetric")
+        return None if final is None else float(final["Value"])
+
+    @property
+    def tuned(self) -> Mapping[str, str]:
+        """The values that SageMaker chose, as texts."""
+        return self.summary.get("TunedHyperParameters", {})
+
+
+class Course:
+    """Follows a tuning job.
+
+    Args:
+        account: that it runs in.
+        tuning: the job.
+        folder: of the search.
+        overrides: from what was tuned to the overrides of that trial's run.
+        rehearsed: whether it ends with this command.
+    """
+
+    def __init__(
+        self,
+        account: "Account",
+        tuning: TuningJob,
+        folder: Path,
+        overrides: Callable[[Mapping[str, str]], list[str]],
+        *,
+        rehearsed: bool,
+    ) -> None:
+        self._account, self._tuning, self._folder, self._overrides = account, tuning, folder, overrides
+        self._rehearsed = rehearsed
+        self._leave = threading.Event()
+        self._trials: dict[str, Trial] = {}
+        self._told: set[str] = set()
+
+    def follow(self) -> tuple[dict[str, Any], list[Trial]]:
+        """Show the trials until the tuning job has ended.
+
+        Returns:
+            DescribeHyperParameterTuningJob, and the trials in the order they were begun.
+
+        Raises:
+            Interrupted: by Ctrl-C; the tuning job goes on.
+            BinCounterError: it cannot be asked for.
+        """
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            try:
+                return self._until_its_end(pool)
+            except Interrupted:
+                raise
+            except BinCounterError as error:
+                raise type(error)(f"{error}. {self._tuning.name} may go on: the same command follows it") from None
+            finally:
+                self._leave.set()
+
+    def _until_its_end(self, pool: ThreadPoolExecutor) -> tuple[dict[str, Any], list[Trial]]:
+        pace, patience = Pace(self._leave, here=answered_here(self._account)), Patience()
+        futures = []
+        described: dict[str, Any] = {}
+        while described.get("HyperParameterTuningJobStatus") not in TUNING_ENDED:
+            try:
+                new: list[Trial] = []
+                with patience:
+                    described = describe(self._account, self._tuning.name)
+                    new = self._look()
+                futures += [pool.submit(self._show, trial) for trial in new]
+                pace.rest(changed=bool(new))
+            except KeyboardInterrupt:
+                self._ask_what_to_do()
+        wait(futures)
+        self._look()
+        return described, list(self._trials.values())
+
+    def _look(self) -> list[Trial]:
+        """Take up what the list of training jobs says; returns those that are new."""
+        new = []
+        for number, summary in enumerate(trials(self._account, self._tuning.name)):
+            name = summary["TrainingJobName"]
+            if name not in self._trials:
+                self._trials[name] = Trial(self._job(name, number, summary), summary)
+                new.append(self._trials[name])
+            self._trials[name].summary = summary
+            if summary["TrainingJobStatus"] in jobs.ENDED and name not in self._told:
+                self._tell_end(self._trials[name])
+                self._told.add(name)  # after it: what got no answer is asked for again
+        return new
+
+    def _job(self, name: str, number: int, summary: Mapping[str, Any]) -> Job:
+        described = jobs.describe(self._account, name)
+        job = Job(
+            name=name,
+            number=number,
+            folder=self._folder / str(number),
+            region=self._tuning.region,
+            # The container adds the job's name, since all trials of a tuning job share the definition's URI.
+            checkpoint_uri=f"{described['CheckpointConfig']['S3Uri'].rstrip('/')}/{name}",
+            overrides=self._overrides(summary.get("TunedHyperParameters", {})),
+            usd_per_hour=self._tuning.usd_per_hour,
+            description={key: described[key] for key in KEPT if key in described},
+            instance_type=self._tuning.instance_type,
+            instance_count=self._tuning.instance_count,
+            price_origin=self._tuning.price_origin,
+            rehearsed=self._tuning.rehearsed,
+        )
+        job.save()
+        values = " ".join(f"{key}={value}" for key, value in summary.get("TunedHyperParameters", {}).items())
+        log.info("trial %d: %s\n  %s", number, values, self._account.console_link(name))
+        return job
+
+    def _show(self, trial: Trial) -> None:
+        """Show a training job's states and log; one that ended before this command began is not told again."""
+        if trial.job.description.get("TrainingJobStatus") in jobs.ENDED:
+            return
+        try:
+            follow(self._account, trial.job, self._leave, several=True)
+        except BinCounterError as error:
+            log.warning("trial %d cannot be shown: %s", trial.job.number, error)
+        trial.job.save()
+
+    def _tell_end(self, trial: Trial) -> None:
+        status, value = trial.summary["TrainingJobStatus"], trial.objective
+        described = jobs.describe(self._account, trial.job.name)
+        trial.job.description = {key: described[key] for key in KEPT if key in described}
+        trial.job.save()
+        told = f"trial {trial.job.number}: {status}, {cost(trial.job)}"
+        if value is not None:
+            told += f", objective {value:.6g}"
+        if status == "Failed":
+            told += f": {explain_failure(trial.job.description.get('FailureReason', ''))}"
+        log.info("%s", told)
+
+    def _ask_what_to_do(self) -> None:
+        running = len(self._trials) - len(self._told)
+        if self._rehearsed or wants_to_stop(running):
+            log.info("Stopping; what the trials have is fetched as they end.")
+            stop(self._account, self._tuning.name)
+            return
+        raise Interrupted(
+            f"Interrupted: the tuning job {self._tuning.name} goes on, and is paid for; the same command follows it"
+        )
+
+
+def fetch_runs(account: "Account", found: list[Trial], best: str | None) -> None:
+    """Bring the best trial's run here, and of the others what they are compared by."""
+    for trial in found:
+        whole = trial.job.name == best
+        try:
+            fetch(account, trial.job, (lambda _: True) if whole else (lambda name: name in _SMALL))
+        except (BinCounterError, OSError) as error:
+            log.warning("trial %d could not be fetched: %s", trial.job.number, error)
+
+
+def total_cost(found: list[Trial]) -> str:
+    """What all trials took and cost, in a sentence."""
+    described = [trial.job.description for trial in found]
+    trained, billed = (
+        sum(each.get(f"{kind}TimeInSeconds") or 0 for each in described) for kind in ("Training", "Billable")
+    )
+    usd = sum((trial.job.description.get("BillableTimeInSeconds") or 0) * trial.job.usd_per_hour for trial in found)
+    return f"{len(found)} trials: {trained} s of training, {billed} s billed, {usd / 3600:.4f} USD"

@@ -1,0 +1,323 @@
+"""Dataclasses of deploy.yaml and ``target``, and their rules.
+
+The names are those of the SageMaker SDK where it has one. What has no setting of its own goes into ``request``, a
+mapping per API object that is merged into the request as it stands.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from bincounter.errors import ConfigError, one_of
+
+
+def _open() -> Any:
+    """A mapping that takes new keys without Hydra's ``+``."""
+    return DictConfig({}, flags={"struct": False})
+
+
+@dataclass
+class LimitsConfig:
+    """What an endpoint takes before it refuses; written into the archive."""
+
+    max_body_mb: float = 25.0  # of one request, in units of 1e6 bytes; real-time endpoints pass no more than that on
+    max_instances: int = 32  # photos of one JSON request
+    max_batch: int = 8  # photos the model sees at once; more outgrow a CPU's caches, and may suit a GPU
+    max_queue: int = 128  # photos that wait for the model; more are refused at once with 503
+    timeout_s: float = 30.0  # seconds until a request is given up with 504
+    url_hosts: list[str] = field(default_factory=list)  # hosts photos may be fetched from by https; none: no URLs
+
+
+@dataclass
+class ParityConfig:
+    """The photos that must score the same in training and in the archive before anything is served."""
+
+    photos: int = 64  # 0: nothing is compared
+    source: str | None = None  # a photo, a folder or an s3:// URI; null: the run's own photos, else rendered demo bins
+
+
+@dataclass
+class PlacesConfig:
+    """Where things are read and kept; relative ones start at the folder the command was given in."""
+
+    data_dir: str = "data"  # photos of buckets, and demo bins
+    cache_dir: str = "${.data_dir}/cache"  # unpacked archives, and which servers run here; safe to delete
+    log_dir: str = "logs"  # the runs
+
+
+@dataclass
+class LocalTargetConfig:
+    """A server on 127.0.0.1, in this terminal until Ctrl-C."""
+
+    port: int = 8080  # 0 takes a free one
+
+
+@dataclass
+class SageMakerTargetConfig:
+    """What the endpoints of SageMaker have in common."""
+
+    region: str | None = None  # null: that of AWS_REGION or the profile
+    role: str | None = None  # name or ARN of the execution role, see docs/sagemaker.md
+    image: str | None = None  # URI of a serving image; null: AWS's own of the stack
+    stack: str = "ray"  # ray: AWS's Ray Serve image | pytorch: the older PyTorch inference image (PyTorch 2.6)
+    bucket: str | None = None  # for archives and outputs; null: sagemaker-<region>-<account>
+    prefix: str = "bincounter"  # in that bucket
+    environment: dict[str, str] = field(default_factory=_open)  # of the container
+    wait: bool = True  # until the endpoint is in service, or has failed
+    max_usd_per_hour: float = 5.0  # more is refused
+    request: dict[str, Any] = field(default_factory=_open)  # by API object: merged into its request
+
+
+@dataclass
+class RealtimeTargetConfig(SageMakerTargetConfig):
+    """Instances that are always there."""
+
+    instance_type: str = "ml.m5.xlarge"
+    instance_count: int = 1
+    usd_per_hour: float | None = None  # of one instance; null: that of the table in bincounter/cloud/prices.yaml
+
+
+@dataclass
+class AsyncTargetConfig(RealtimeTargetConfig):
+    """Instances that take requests from S3 and answer there."""
+
+    output_uri: str | None = None  # s3:// folder of answers; null: <bucket>/<prefix>/<endpoint>/output
+    failure_uri: str | None = None  # s3:// folder of failures; null: <bucket>/<prefix>/<endpoint>/failure
+
+
+@dataclass
+class ServerlessTargetConfig(SageMakerTargetConfig):
+    """No instances: memory that is billed while it answers."""
+
+    memory_mb: int = 4096
+    max_concurrency: int = 5
+
+
+@dataclass
+class DeployConfig:
+    """Everything a command of deploy.py is described by."""
+
+    action: str = "deploy"  # deploy | invoke | update | status | delete | list | package | transform
+    ckpt_path: str | None = None  # the checkpoint to serve; latest: the newest best.ckpt under paths.log_dir
+    archive: str | None = (
+        None  # where the archive is written; null: endpoint/model.tar.gz of the run. An archive that is
+    )
+    # there already is served as it is when no ckpt_path is given
+    name: str = "bincounter"  # of the endpoint
+    input: str | None = None  # action=invoke: a photo, a folder or an s3:// URI; action=transform: an s3:// folder
+    output: str | None = None  # action=transform: the s3:// folder of answers
+    precision: str = "fp32"  # fp32 | bf16, which a CPU or GPU that knows it does faster
+    trust: list[str] = field(default_factory=list)  # packages of one's own that the checkpoint's model comes from
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    parity: ParityConfig = field(default_factory=ParityConfig)
+    target: Any = MISSING  # typed by its own schemas
+    paths: PlacesConfig = field(default_factory=PlacesConfig)
+    dry_run: bool = False  # print the requests that would be sent, and end
+
+
+TARGETS = {
+    "local": LocalTargetConfig,
+    "realtime": RealtimeTargetConfig,
+    "serverless": ServerlessTargetConfig,
+    "async": AsyncTargetConfig,
+}
+
+
+def target_of(cfg: DictConfig) -> str:
+    """Which of :data:`TARGETS` a composed configuration has."""
+    kind = OmegaConf.get_type(cfg.target)
+    return next(name for name, schema in TARGETS.items() if schema is kind)
+
+
+def register() -> None:
+    """Make the schemas known to Hydra; called once before it composes."""
+    store = ConfigStore.instance()
+    store.store(name="deploy_schema", node=DeployConfig)
+    for name, schema in TARGETS.items():
+        store.store(group="target", name=f"{name}_schema", node=schema)
+
+
+ACTIONS = ("deploy", "invoke", "update", "status", "delete", "list", "package", "transform")
+SERVES = ("deploy", "update", "package", "transform")
+"""Actions that need an archive."""
+
+_NAME = r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}"  # of an endpoint, as SageMaker's service model has it
+_LABEL = r"[a-z0-9]([a-z0-9-]*[a-z0-9])?"
+_HOST = re.compile(rf"(\*\.)?{_LABEL}(\.{_LABEL})+(:\d{{1,5}})?")
+_ADDRESS = re.compile(r"[\d.]+(:\d+)?")
+_S3_FOLDER = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^/].*|/)?")
+_MEMORY = range(1024, 6145, 1024)
+
+
+def check_deploy(cfg: DictConfig) -> None:
+    """Refuse what cannot be carried out.
+
+    Args:
+        cfg: a whole configuration, as deploy.py composes it.
+
+    Raises:
+        ConfigError: the first thing that is wrong, with the key, what is allowed and what to write.
+    """
+    try:
+        plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error).splitlines()[0]) from None
+    target = target_of(cfg)
+    one_of("action", plain["action"], ACTIONS)
+    one_of("precision", plain["precision"], ("fp32", "bf16"))
+    if not re.fullmatch(_NAME, plain["name"]):
+        raise ConfigError(
+            f"name={plain['name']} cannot name an endpoint: use at most 63 letters, digits and hyphens, none at an end"
+        )
+    for package in plain["trust"]:
+        if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*\.?", package):
+            raise ConfigError(
+                f"trust={package} is no name of a package: write it as it is imported, as in trust=[timm]"
+            )
+    _limits(plain["limits"])
+    _within("parity.photos", plain["parity"]["photos"], 0, 100_000)
+    if target == "local":
+        _within("target.port", plain["target"]["port"], 0, 65535)
+    else:
+        _sagemaker(plain["target"])
+    _action(plain, target)
+
+
+def _within(key: str, value: float, low: float, high: float) -> None:
+    if not (math.isfinite(value) and low <= value <= high):
+        raise ConfigError(f"{key}={value:g} is out of range: it must be at least {low:g} and at most {high:g}")
+
+
+def _above_zero(key: str, value: float | None) -> None:
+    if value is not None and not (math.isfinite(value) and value > 0):
+        raise ConfigError(f"{key}={value:g} is out of range: it must be above 0")
+
+
+def _limits(limits: Mapping[str, Any]) -> None:
+    _within("limits.max_body_mb", limits["max_body_mb"], 0.001, 1000)
+    _within("limits.max_instances", limits["max_instances"], 1, 10_000)
+    _within("limits.max_batch", limits["max_batch"], 1, 1024)
+    _within("limits.max_queue", limits["max_queue"], 1, 100_000)
+    _within("limits.timeout_s", limits["timeout_s"], 0.1, 3600)
+    if limits["max_queue"] < limits["max_instances"]:
+        raise ConfigError(
+            f"limits.max_queue={limits['max_queue']} is below limits.max_instances={limits['max_instances']}, so that "
+            "no request of that many photos could ever be taken: raise the one or lower the other"
+        )
+    for host in limits["url_hosts"]:
+        if not _HOST.fullmatch(host) or _ADDRESS.fullmatch(host):
+            raise ConfigError(
+                f"limits.url_hosts={host} is no name of a host: write it in lower case and without https://, as in "
+                "photos.example.org, or *.example.org for all below it"
+            )
+
+
+def _sagemaker(target: Mapping[str, Any]) -> None:
+    one_of("target.stack", target["stack"], ("ray", "pytorch"))
+    _above_zero("target.max_usd_per_hour", target["max_usd_per_hour"])
+    if "memory_mb" in target:
+        if target["memory_mb"] not in _MEMORY:
+            raise ConfigError(
+                f"target.memory_mb={target['memory_mb']} is no size SageMaker has: use "
+                f"{', '.join(map(str, _MEMORY[:-1]))} or {_MEMORY[-1]}"
+            )
+        _within("target.max_concurrency", target["max_concurrency"], 1, 200)
+    else:
+        _instances(target)
+    if target["prefix"].startswith("/") or "//" in target["prefix"]:
+        raise ConfigError(f"target.prefix={target['prefix']} is no S3 folder: write it as in bincounter/mine")
+    for key in ("output_uri", "failure_uri"):
+        if target.get(key) is not None:
+            _s3(f"target.{key}", target[key])
+    for name in target["environment"]:
+        if not re.fullmatch(r"[a-zA-Z_][a-zA-Z0-9_]*", name):
+            raise ConfigError(f"target.environment.{name} is no name of an environment variable: use letters and _")
+
+
+def _instances(target: Mapping[str, Any]) -> None:
+    if not target["instance_type"].startswith("ml."):
+        raise ConfigError(
+            f"target.instance_type={target['instance_type']} is none of SageMaker's: their names begin with ml., as in "
+            "ml.m5.xlarge"
+        )
+    _within("target.instance_count", target["instance_count"], 1, 10_000)
+    _above_zero("target.usd_per_hour", target["usd_per_hour"])
+
+
+def _s3(key: str, uri: str) -> None:
+    if not _S3_FOLDER.fullmatch(uri):
+        raise ConfigError(f"{key}={uri} is no folder in S3: write it as s3://bucket/folder")
+
+
+def _action(cfg: Mapping[str, Any], target: str) -> None:
+    action = cfg["action"]
+    if action == "update" and target == "local":
+        raise ConfigError(
+            "action=update is for endpoints that must not stop, and target=local runs in a terminal: end it with "
+            "action=delete and start a new one"
+        )
+    if action == "transform" and target not in ("realtime", "async"):
+        raise ConfigError(
+            f"action=transform starts a job on instances, which target={target} has not: use target=realtime, or count "
+            "here with python -m bincounter predict"
+        )
+    _photos(cfg)
+    if action in SERVES:
+        _served(cfg)
+
+
+def _photos(cfg: Mapping[str, Any]) -> None:
+    action, given, output = cfg["action"], cfg["input"], cfg["output"]
+    if given is None and action in ("invoke", "transform"):
+        example = "s3://bucket/photos" if action == "transform" else "photo.jpg"
+        raise ConfigError(f"action={action} needs photos: add input={example}")
+    if given is not None and action not in ("invoke", "transform"):
+        raise ConfigError(
+            f"input={given} means nothing to action={action}: add action=invoke to have its photos counted"
+        )
+    if output is not None and action != "transform":
+        raise ConfigError(f"output={output} is for action=transform alone: leave it out")
+    if action == "transform":
+        _s3("input", given)
+        if output is None:
+            raise ConfigError("action=transform needs a place for its answers: add output=s3://bucket/answers")
+        _s3("output", output)
+
+
+def _served(cfg: Mapping[str, Any]) -> None:
+    path, archive = cfg["ckpt_path"], cfg["archive"]
+    if path is None and (archive is None or cfg["action"] == "package"):
+        raise ConfigError(
+            f"action={cfg['action']} needs a checkpoint: name it with ckpt_path=RUN/checkpoints/best.ckpt, or take the "
+            "newest with ckpt_path=latest"
+        )
+    if archive is not None and Path(archive).is_dir():
+        raise ConfigError(f"archive={archive} is a folder: name the file, as in archive={archive}/model.tar.gz")
+    if path is None:
+        _existing(archive, cfg["parity"]["photos"])
+    elif path == "last":
+        raise ConfigError(
+            "ckpt_path=last goes on with a training; to serve, name a file: ckpt_path=RUN/checkpoints/best.ckpt"
+        )
+    elif path != "latest" and not Path(path).is_file():
+        raise ConfigError(f"ckpt_path={path} is no file; a run keeps RUN/checkpoints/best.ckpt and last.ckpt")
+
+
+def _existing(archive: str, photos: int) -> None:
+    if not Path(archive).is_file():
+        raise ConfigError(
+            f"archive={archive} is not there yet: name the checkpoint to make it of with "
+            "ckpt_path=RUN/checkpoints/best.ckpt"
+        )
+    if photos:
+        raise ConfigError(
+            f"archive={archive} holds no checkpoint to compare its answers with: name that with ckpt_path=..., which "
+            "packs it anew, or serve the archive unchecked with parity.photos=0"
+        )

@@ -1,0 +1,223 @@
+"""Where a run is carried out: the settings of ``launcher``, and the rules between them.
+
+The names are those of the SageMaker SDK where it has one. What has no setting of its own goes into ``request``, which
+is merged into CreateTrainingJob as it stands.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from bincounter.errors import ConfigError, one_of
+
+_LONGEST_RUN = 28 * 24 * 3600  # seconds; what SageMaker allows without a raised quota is 5 days, with one 28
+_NAME_LENGTH = 63
+_SETTLED = {  # parts of the request that have a setting, which the ceiling and other checks look at
+    "TrainingJobName": "task_name",
+    "HyperParameters": "overrides",
+    "RoleArn": "launcher.role",
+    "Environment": "launcher.environment",
+    "EnableManagedSpotTraining": "launcher.spot",
+    "CheckpointConfig": "launcher.checkpoint_uri",
+    "AlgorithmSpecification.TrainingImage": "launcher.image",
+    "AlgorithmSpecification.TrainingInputMode": "launcher.input_mode",
+    "ResourceConfig.InstanceType": "launcher.instance_type",
+    "ResourceConfig.InstanceCount": "launcher.instance_count",
+    "ResourceConfig.InstanceGroups": "launcher.instance_type and launcher.instance_count",
+    "ResourceConfig.VolumeSizeInGB": "launcher.volume_size",
+    "StoppingCondition.MaxRuntimeInSeconds": "launcher.max_run",
+    "StoppingCondition.MaxWaitTimeInSeconds": "launcher.max_wait",
+    "OutputDataConfig.S3OutputPath": "launcher.bucket and launcher.prefix",
+}
+
+
+def _open() -> Any:
+    """A mapping that takes new keys without Hydra's ``+``."""
+    return DictConfig({}, flags={"struct": False})
+
+
+@dataclass
+class LocalConfig:
+    """The run is carried out here, in this process."""
+
+
+@dataclass
+class SageMakerConfig:
+    """The run becomes a SageMaker training job."""
+
+    region: str | None = None  # null: that of AWS_REGION or the profile
+    role: str | None = None  # name or ARN of the execution role, see docs/sagemaker.md
+    image: str | None = None  # URI of a training image; null: AWS's own of framework_version
+    image_has_smdebug: bool = False  # whether that image can run debugger=smdebug; AWS's own cannot
+    framework_version: str = "2.14"  # PyTorch of the image
+    instance_type: str = "ml.g5.xlarge"
+    instance_count: int = 1
+    volume_size: int = 50  # GB of disk on each instance
+    spot: bool = False
+    max_run: int = 4 * 3600  # seconds of training after which the job is stopped
+    max_wait: int | None = None  # seconds, waiting for spot capacity included; null: twice max_run
+    bucket: str | None = None  # for code, checkpoints and models; null: sagemaker-<region>-<account>
+    prefix: str = "bincounter"  # in that bucket
+    checkpoint_uri: str | None = None  # s3:// folder to keep the run in, or to go on from; null: one for each job
+    input_mode: str = "File"  # File | FastFile: how data.source reaches the instance
+    environment: dict[str, str] = field(default_factory=_open)
+    max_parallel_jobs: int = 4  # jobs of a multirun that run at a time
+    wait: bool = True  # false: submit, and tell how to attach later
+    max_cost_usd: float = 25.0  # a ceiling above it is refused
+    usd_per_hour: float | None = None  # of one instance; null: that of the table in bincounter/cloud/prices.yaml
+    request: dict[str, Any] = field(default_factory=_open)  # merged into CreateTrainingJob
+
+
+@dataclass
+class RehearsalConfig(SageMakerConfig):
+    """The same job, carried out on this machine by a local control plane."""
+
+    interruptions: list[float] = field(default_factory=list)  # seconds from an attempt's first checkpoint to its end
+
+
+@dataclass
+class ContainerConfig(RehearsalConfig):
+    """Inside a job: settings that an experiment brings along are taken and mean nothing."""
+
+
+def carried_out_here(launcher: Any) -> bool:
+    """Whether a composed ``launcher`` leaves the run to this process."""
+    return OmegaConf.get_type(launcher) in (LocalConfig, ContainerConfig)
+
+
+def check_launcher(cfg: Mapping[str, Any]) -> None:
+    """Refuse what SageMaker would refuse, before anything is uploaded or paid for.
+
+    Args:
+        cfg: a whole configuration as plain containers; its ``launcher`` is not the local one.
+
+    Raises:
+        ConfigError: the first thing that is wrong.
+    """
+    launcher = cfg["launcher"]
+    if not launcher["instance_type"].startswith("ml."):
+        raise ConfigError(
+            f"launcher.instance_type={launcher['instance_type']} is none of SageMaker's: their names begin with ml., "
+            "as in ml.g5.xlarge"
+        )
+    one_of("launcher.input_mode", launcher["input_mode"], ("File", "FastFile"))
+    for key, low in {"instance_count": 1, "volume_size": 1, "max_run": 1, "max_parallel_jobs": 1}.items():
+        if launcher[key] < low:
+            raise ConfigError(f"launcher.{key}={launcher[key]} is out of range: it must be at least {low}")
+    if launcher["max_run"] > _LONGEST_RUN:
+        raise ConfigError(f"launcher.max_run={launcher['max_run']} is out of range: it is in seconds, at most 28 days")
+    for key in ("max_cost_usd", "usd_per_hour"):
+        if launcher[key] is not None and not launcher[key] > 0:
+            raise ConfigError(f"launcher.{key}={launcher[key]} is out of range: it must be above 0")
+    _request(launcher["request"])
+    if "interruptions" in launcher and not launcher["wait"]:
+        raise ConfigError(
+            "launcher.wait=false leaves jobs to AWS, and a rehearsal ends with its command: leave it out, or keep one "
+            "running with python -m bincounter rehearsal and use launcher=sagemaker_spot"
+        )
+    if any(seconds < 0 for seconds in launcher.get("interruptions", ())):
+        raise ConfigError(f"launcher.interruptions={launcher['interruptions']} has a negative number of seconds")
+    _spot(launcher)
+    _places(launcher)
+    _run(cfg, launcher)
+
+
+def _request(request: Mapping[str, Any]) -> None:
+    for path, setting in _SETTLED.items():
+        group, _, name = path.rpartition(".")
+        inside = request.get(group, {}) if group else request
+        if isinstance(inside, Mapping) and name in inside:
+            raise ConfigError(f"launcher.request.{path} has a setting of its own: use {setting}")
+
+    if request.get("EnableNetworkIsolation"):
+        raise ConfigError(
+            "launcher.request.EnableNetworkIsolation keeps a job from its code and requirements, which it gets itself: "
+            "use VpcConfig to bound what it reaches"
+        )
+    if "ShardedByS3Key" in str(request.get("InputDataConfig", "")):
+        raise ConfigError(
+            "launcher.request.InputDataConfig with ShardedByS3Key gives each instance other photos, and so another "
+            "split: use FullyReplicated"
+        )
+
+
+def keep_alive(launcher: Mapping[str, Any]) -> int:
+    """Seconds that a warm pool keeps, and bills, the instances after the job."""
+    resources = launcher["request"].get("ResourceConfig")
+    seconds = resources.get("KeepAlivePeriodInSeconds") if isinstance(resources, Mapping) else None
+    return seconds if isinstance(seconds, int) else 0
+
+
+def _spot(launcher: Mapping[str, Any]) -> None:
+    if launcher["spot"] and keep_alive(launcher):
+        raise ConfigError(
+            "launcher.request.ResourceConfig.KeepAlivePeriodInSeconds (a warm pool) and launcher.spot=true exclude "
+            "each other at AWS: use launcher=sagemaker for a warm pool, or leave it out"
+        )
+    if launcher["max_wait"] is None:
+        return
+    if not launcher["spot"]:
+        raise ConfigError(
+            "launcher.max_wait is for spot alone: leave it out, or set launcher.spot=true (launcher=sagemaker_spot)"
+        )
+    if launcher["max_wait"] < launcher["max_run"]:
+        raise ConfigError(
+            f"launcher.max_wait={launcher['max_wait']} is shorter than launcher.max_run={launcher['max_run']}: it "
+            "counts the run and the waiting before it, so make it at least as long"
+        )
+
+
+def _places(launcher: Mapping[str, Any]) -> None:
+    uri = launcher["checkpoint_uri"]
+    if uri is not None and not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]+/[^/].*", uri):
+        raise ConfigError(f"launcher.checkpoint_uri={uri} is no folder in S3: write it as s3://bucket/folder")
+    if launcher["prefix"].startswith("/") or "//" in launcher["prefix"]:
+        raise ConfigError(f"launcher.prefix={launcher['prefix']} is no S3 folder: write it as in bincounter/mine")
+    for key in launcher["environment"]:
+        if not re.fullmatch(r"[a-zA-Z_][a-zA-Z0-9_]*", key):
+            raise ConfigError(f"launcher.environment.{key} is no name of an environment variable: use letters and _")
+
+
+def _run(cfg: Mapping[str, Any], launcher: Mapping[str, Any]) -> None:
+    """What a training job cannot do with this configuration."""
+    if not cfg["train"]:
+        raise ConfigError("train=false scores a checkpoint, which is done here: leave the launcher out")
+    if cfg["ckpt_path"]:
+        raise ConfigError(
+            f"ckpt_path={cfg['ckpt_path']} names something of this machine: a job goes on with "
+            "launcher.checkpoint_uri=s3://..., the folder that the job before kept its run in"
+        )
+    if cfg["debugger"]["kind"] == "smdebug":
+        _smdebug(launcher)
+    if cfg["model"]["weights"] and ("/" in cfg["model"]["weights"] or cfg["model"]["weights"].endswith(".ckpt")):
+        raise ConfigError(
+            f"model.weights={cfg['model']['weights']} is a file of this machine, which a job does not see: use a "
+            "torchvision name or null"
+        )
+    if cfg["trainer"].get("accelerator") == "mps":
+        raise ConfigError("trainer=mps is an Apple GPU, which SageMaker does not have: use trainer=gpu or trainer=auto")
+    if len(cfg["task_name"]) > _NAME_LENGTH:
+        raise ConfigError(f"task_name is longer than {_NAME_LENGTH} characters, which no job name can be: shorten it")
+    if launcher["instance_count"] > 1 and cfg["model"]["trained"] == "gradual":
+        raise ConfigError(
+            "model.trained=gradual changes what several instances have to exchange as they run: use "
+            "model.trained=last_stages, or launcher.instance_count=1"
+        )
+
+
+def _smdebug(launcher: Mapping[str, Any]) -> None:
+    """Refuse an image without smdebug, whose last release knows numpy before 2.3 and protobuf before 3.21 only."""
+    own = "launcher.image=URI of one of your own that holds it, with launcher.image_has_smdebug=true"
+    if launcher["image"] is None:
+        raise ConfigError(
+            f"debugger=smdebug: AWS's image of PyTorch {launcher['framework_version']} cannot run smdebug, which needs "
+            f"numpy before 2.3 and protobuf before 3.21: use debugger=tensors, which runs everywhere, or {own}"
+        )
+    if not launcher["image_has_smdebug"]:
+        raise ConfigError(
+            "debugger=smdebug needs smdebug, numpy before 2.3 and protobuf before 3.21 in launcher.image, which cannot "
+            "be told from here: say launcher.image_has_smdebug=true if it has them, or use debugger=tensors"
+        )

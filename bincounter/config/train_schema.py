@@ -1,0 +1,175 @@
+"""The configuration's shape: one schema per group, known to Hydra before any YAML is read.
+
+Wrong keys and types are refused while Hydra composes; ranges and rules between keys, in `bincounter.config.validate`.
+Nodes typed ``Any`` are open: they hold a ``_target_`` and its arguments, which are checked against the target's
+signature there. Every setting and its default stands here or in the YAML files under ``conf/``.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+from bincounter.config.debugger_schema import (
+    AdvancedProfiler,
+    NoDebugger,
+    NoProfiler,
+    PytorchProfiler,
+    SimpleProfiler,
+    TensorsConfig,
+)
+from bincounter.config.launcher_schema import ContainerConfig, LocalConfig, RehearsalConfig, SageMakerConfig
+from bincounter.config.search_schema import OptunaConfig, TunerConfig
+from bincounter.smdebug.settings import SmdebugConfig
+
+
+@dataclass
+class SplitConfig:
+    """How photos are divided into training, validation and test."""
+
+    method: str = "grouped"  # grouped | given | random
+    fractions: list[float] = field(default_factory=lambda: [0.8, 0.1, 0.1])  # training, validation, test; sum 1
+    seed: int = 0  # apart from the run's seed, so that runs of several seeds share their test photos
+
+
+@dataclass
+class AugmentationConfig:
+    """Random changes to the training photos; all zero and false means none."""
+
+    flip: bool = True  # left-right
+    shift: float = 0.06  # at most this fraction of the width and the height
+    scale: float = 0.1  # zoom between 1 - scale and 1 + scale
+    rotation: float = 5.0  # degrees, either way
+    brightness: float = 0.2  # factor between 1 - b and 1 + b; likewise the next two
+    contrast: float = 0.2
+    saturation: float = 0.2
+    mixup: float = 0.0  # alpha of the Beta distribution; 0 is off
+    cutmix: float = 0.0  # likewise; with both on, each batch takes one of them
+
+
+@dataclass
+class SyncConfig:
+    """How the photos of an s3:// source get here."""
+
+    only: str = "all"  # all | counts: of photos whose count is not in data.counts, fetch none
+    deleted: str = "mirror"  # mirror | keep: what becomes of local copies of objects that are deleted in the bucket
+    connections: int = 64  # requests at a time
+    stream: bool = False  # photos in shards: read each by range when it is needed, instead of fetching the shards
+
+
+@dataclass
+class DataConfig:
+    """One data set and how its photos become batches."""
+
+    source: str | None = None  # a folder or an s3:// URI
+    layout: Any = None  # open: what reads the source, see bincounter.data.layouts
+    counts: list[int] | None = None  # photos with other counts are excluded; null takes every count there is
+    image_size: int = 224  # pixels, both sides; the aspect ratio is not kept
+    batch_size: int = 32  # photos per step on each device
+    balanced: bool = False  # draw every count equally often in training
+    num_workers: int | None = None  # processes that decode photos; null: as many as help
+    cache: bool = True  # keep decoded photos (image_size^2 * 3 bytes each) and a frozen backbone's features on disk
+    split: SplitConfig = field(default_factory=SplitConfig)
+    sync: SyncConfig = field(default_factory=SyncConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+
+
+@dataclass
+class HeadConfig:
+    """Fully connected layers between the backbone's features and the objective's outputs."""
+
+    layers: int = 0  # extra hidden layers
+    width: int = 512  # units in each of them
+    dropout: float = 0.0  # after each hidden layer, and before the output when there is none
+
+
+@dataclass
+class ScheduleConfig:
+    """The learning rate over a run, as a factor of the optimizer's lr."""
+
+    name: str = "cosine"  # cosine | constant
+    warmup_epochs: float = 0.5  # linear warm-up
+    final_factor: float = 0.01  # where the cosine ends
+
+
+@dataclass
+class ModelConfig:
+    """The network and how it is optimised."""
+
+    backbone: Any = MISSING  # open: see bincounter.model.backbones
+    weights: str | None = None  # a torchvision name, a local file, or null for a random start
+    trained: str = "all"  # all | frozen | last_stages | gradual
+    stages: int = 1  # trained=last_stages: how many, counted from the output
+    unfreeze_every: int = 1  # trained=gradual: epochs between one more stage and the next
+    head: HeadConfig = field(default_factory=HeadConfig)
+    optimizer: Any = MISSING  # open, a group of its own: model/optimizer=adamw|sgd
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    class_weights: str | None = None  # balanced: the loss of a rare count weighs more
+    channels_last: bool = True  # memory format; several times faster on CPU and on tensor cores
+
+
+@dataclass
+class PathsConfig:
+    """Where things are read and written; relative ones start at the folder the command was given in."""
+
+    data_dir: str = MISSING  # demo bins and synced buckets
+    cache_dir: str = MISSING  # manifests, splits and decoded photos; safe to delete
+    log_dir: str = MISSING  # the runs
+    output_dir: str = MISSING  # this run
+    model_dir: str | None = None  # where each new best.ckpt is also copied, with its config.yaml; null: nowhere
+
+
+@dataclass
+class CheckpointConfig:
+    """When a run saves what it can go on from, beside the end of every epoch."""
+
+    every_n_train_steps: int = 100  # optimizer steps
+
+
+@dataclass
+class TrainConfig:
+    """Everything a run of train.py is described by."""
+
+    task_name: str = "train"
+    tags: list[str] = field(default_factory=list)
+    train: bool = True
+    test: bool = True
+    ckpt_path: str | None = None  # last | latest | a file
+    seed: int = 0
+    optimized_metric: str = "val/accuracy"  # chooses best.ckpt, and what a sweep gets back
+    float32_matmul_precision: str = "highest"  # highest | high | medium
+    data: DataConfig = MISSING
+    model: ModelConfig = MISSING
+    objective: Any = MISSING
+    callbacks: Any = None
+    logger: Any = None
+    trainer: Any = MISSING
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    debugger: Any = MISSING  # typed by its own schemas: none, tensors, smdebug
+    profiler: Any = MISSING  # typed by its own schemas: none, simple, advanced, pytorch
+    paths: PathsConfig = MISSING
+    launcher: Any = MISSING  # typed by its own schemas: local, SageMaker, rehearsal
+    hparams_search: Any = None  # typed by its own schemas: Optuna, SageMaker's tuner
+    dry_run: bool = False  # print the request that a launcher would send, and end
+
+
+def register() -> None:
+    """Make the schemas known to Hydra; called once before it composes."""
+    store = ConfigStore.instance()
+    store.store(name="train_schema", node=TrainConfig)
+    store.store(group="data", name="schema", node=DataConfig)
+    store.store(group="paths", name="schema", node=PathsConfig)
+    store.store(group="debugger", name="none_schema", node=NoDebugger)
+    store.store(group="debugger", name="tensors_schema", node=TensorsConfig)
+    store.store(group="debugger", name="smdebug_schema", node=SmdebugConfig)
+    store.store(group="profiler", name="no_profiler_schema", node=NoProfiler)
+    store.store(group="profiler", name="simple_profiler_schema", node=SimpleProfiler)
+    store.store(group="profiler", name="advanced_profiler_schema", node=AdvancedProfiler)
+    store.store(group="profiler", name="pytorch_profiler_schema", node=PytorchProfiler)
+    store.store(group="launcher", name="local_schema", node=LocalConfig)
+    store.store(group="launcher", name="sagemaker_schema", node=SageMakerConfig)
+    store.store(group="launcher", name="rehearsal_schema", node=RehearsalConfig)
+    store.store(group="launcher", name="container_schema", node=ContainerConfig)
+    store.store(group="hparams_search", name="optuna_schema", node=OptunaConfig)
+    store.store(group="hparams_search", name="tuner_schema", node=TunerConfig)

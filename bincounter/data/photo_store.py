@@ -1,0 +1,207 @@
+"""The pixels of a data set at one size: decoded once into a memory-mapped file, or anew whenever they are asked for."""
+
+import hashlib
+import logging
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import PIL
+import torch
+
+from bincounter.data import preprocessing
+from bincounter.data.photos import in_reading_order, read_ahead, read_checked
+from bincounter.data.preprocessing import PhotoError, decode
+from bincounter.data.records import Manifest, PhotoFile
+from bincounter.errors import DataError
+from bincounter.files import full_disk_answered
+from bincounter.parallel import ordered_map
+from bincounter.progress import track
+
+log = logging.getLogger(__name__)
+
+_PART_PREFIX = ".photos-"
+_ABANDONED = 24 * 3600  # seconds without a write after which the part of a killed process is deleted
+
+RECIPE = hashlib.sha256(Path(preprocessing.__file__).read_bytes() + PIL.__version__.encode()).hexdigest()[:8]
+"""Whatever can change a pixel: photos stored under another recipe are not found."""
+
+
+class PhotoStore:
+    """Photos of one manifest as ``uint8[3, S, S]``, the same pixels whether they are kept in a file or not.
+
+    It can be pickled and forked into DataLoader workers, where each maps the file anew.
+    """
+
+    def __init__(self, files: Sequence[PhotoFile], content: np.ndarray, image_size: int, file: Path | None) -> None:
+        self._files = tuple(files)
+        self._content = content
+        self._image_size = image_size
+        self._file = file
+        self._photos: np.ndarray | None = None
+
+    @classmethod
+    def open(cls, manifest: Manifest, image_size: int, cache_dir: Path, *, cached: bool, workers: int) -> Self:
+        """Open the photos of a manifest.
+
+        Args:
+            manifest: of the data set; batches are asked for by index into its records.
+            image_size: side of the square photos, in pixels.
+            cache_dir: folder of the files, made when it is missing.
+            cached: decode all photos now, unless that was done before, and keep them in ``cache_dir``. When its disk
+                has no room for them, one warning is logged and they are decoded as they are asked for.
+            workers: threads that decode now.
+
+        Raises:
+            DataError: a photo was changed or lost since it was scanned.
+            ResourceError: the disk is full.
+        """
+        files = [record.file for record in manifest.records]
+        store = cls(files, manifest.content, image_size, None)
+        if cached:
+            file = stored_photos(cache_dir, manifest, image_size)
+            if _is_whole(file, len(files), image_size) or store._keep(file, workers):
+                return cls(files, manifest.content, image_size, file)
+        return store
+
+    def __len__(self) -> int:
+        """Count the photos."""
+        return len(self._files)
+
+    @property
+    def cached(self) -> bool:
+        """Whether the pixels come out of a file."""
+        return self._file is not None
+
+    @property
+    def streams(self) -> bool:
+        """Whether the photos are read out of a bucket each time they are asked for."""
+        return self._file is None and self._files[0].bucket is not None
+
+    def batch(self, indices: np.ndarray | Sequence[int]) -> torch.Tensor:
+        """Read photos.
+
+        Args:
+            indices: ``int[B]`` into the records of the manifest, in any order.
+
+        Returns:
+            ``uint8[B, 3, S, S]``, contiguous and owned by the caller.
+
+        Raises:
+            DataError: a photo was changed or lost since it was scanned (only where they are not cached).
+        """
+        if self._file is None:
+            photos = np.empty((len(indices), 3, self._image_size, self._image_size), np.uint8)
+            wanted = np.asarray(indices, dtype=np.int64)
+            for row, photo in enumerate(zip(wanted.tolist(), self._read(wanted), strict=True)):
+                photos[row] = self._decode(photo).numpy()  # torch would wake its thread pool for each
+            return torch.from_numpy(photos)
+        if self._photos is None:
+            self._photos = _mapped(self._file, len(self), self._image_size)
+        return torch.from_numpy(self._photos[np.asarray(indices, dtype=np.int64)])
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_photos": None}  # a pickled map would carry all the pixels
+
+    def _read(self, indices: np.ndarray) -> Iterator[bytes]:
+        """Those in buckets all at once, as each takes its time to come; those here one at a time, to save memory."""
+        remote = len(indices) > 0 and self._files[indices[0]].bucket is not None
+        for some in [indices] if remote else indices[:, None]:
+            yield from read_checked([self._files[index] for index in some], self._content[some])
+
+    def _decode(self, photo: tuple[int, bytes]) -> torch.Tensor:
+        index, data = photo
+        try:
+            return decode(data, self._image_size)
+        except PhotoError as error:
+            name = self._files[index].name
+            raise DataError(f"{name} can no longer be decoded ({error}): replace it and run again.") from error
+
+    def _keep(self, file: Path, workers: int) -> bool:
+        """Decode all photos into the file; False when there is no room for them."""
+        if not has_room(file.parent, len(self), self._image_size):
+            log.warning(
+                "%s has no room for %.1f GB of decoded photos: they are decoded anew in every epoch, which is slower.",
+                file.parent,
+                len(self) * 3 * self._image_size**2 / 1e9,
+            )
+            return False
+        with full_disk_answered(file.parent), PhotoWriter(file.parent) as writer:
+            order = in_reading_order(self._files)
+            read = zip(order.tolist(), read_ahead(self._files, self._content, order, workers=workers), strict=True)
+            photos = track(
+                ordered_map(self._decode, read, workers), f"Decoding photos to {self._image_size} pixels", len(self)
+            )
+            for index, photo in zip(order.tolist(), photos, strict=True):
+                writer.put(index, photo)
+            writer.publish(file)
+        return True
+
+
+class PhotoWriter:
+    """A file of photos in the making; it gets its name when it is whole, and leaves nothing behind when it is not."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        _delete_abandoned(folder)
+        self._part = folder / f"{_PART_PREFIX}{os.getpid()}-{secrets.token_hex(4)}.part"
+        self._file = self._part.open("xb")
+
+    def put(self, row: int, photo: torch.Tensor) -> None:
+        """Write a photo, ``uint8[3, S, S]``, to its place, that of its record in the manifest; in any order."""
+        data = photo.numpy().tobytes()
+        self._file.seek(row * len(data))
+        self._file.write(data)
+
+    def publish(self, file: Path) -> None:
+        """Give the photos their final name, once they are on disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._part.replace(file)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._file.close()  # on a full disk the last buffered bytes fail again here
+        finally:
+            self._part.unlink(missing_ok=True)
+
+
+def stored_photos(cache_dir: Path, manifest: Manifest, image_size: int) -> Path:
+    """Name the file that holds a manifest's photos at one size: N x 3 x S x S bytes and nothing else."""
+    return cache_dir / "photos" / f"{manifest.digest}-{image_size}-{RECIPE}.uint8"
+
+
+def has_room(folder: Path, photos: int, image_size: int) -> bool:
+    """Whether a folder's disk has room for so many photos, with a twentieth to spare."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return shutil.disk_usage(folder).free > 1.05 * photos * 3 * image_size**2
+
+
+def _is_whole(file: Path, photos: int, image_size: int) -> bool:
+    return file.is_file() and file.stat().st_size == photos * 3 * image_size**2
+
+
+def _mapped(file: Path, photos: int, image_size: int) -> np.ndarray:
+    try:
+        # As a plain array: a memmap subclass would make every batch one too.
+        return np.asarray(np.memmap(file, np.uint8, "r", shape=(photos, 3, image_size, image_size)))
+    except (OSError, ValueError) as error:
+        raise DataError(f"the decoded photos in {file} are gone: run again to decode them anew.") from error
+
+
+def _delete_abandoned(folder: Path) -> None:
+    """Free the disk of what killed processes left."""
+    for part in folder.glob(f"{_PART_PREFIX}*.part"):
+        try:
+            if time.time() - part.stat().st_mtime > _ABANDONED:
+                part.unlink()
+        except FileNotFoundError:  # another process was quicker
+            continue

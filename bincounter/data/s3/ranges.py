@@ -1,0 +1,115 @@
+"""Photos read by range, many requests at a time; refuses forked processes.
+
+obstore's threads do not outlive a fork, and a forked process that asks it for bytes waits forever. So processes that
+read photos have to be started anew (``forkserver`` or ``spawn``); one that was forked is told so.
+"""
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+from bincounter.data.records import PhotoFile
+from bincounter.data.s3.bucket import Bucket
+from bincounter.errors import DataError
+
+_GAP = 1 << 18  # bytes between two photos that are rather read along than asked for separately
+_SPAN = 1 << 23  # bytes of one request
+_THREADS = 32  # most requests that one batch of photos makes at a time
+
+
+def limit_requests(connections: int) -> None:
+    """Bound the requests that this process makes at a time from now on, by the settings as they are now."""
+    global _reader  # noqa: PLW0603  # connections belong to a process
+    _reader = _Reader(connections)
+
+
+def limit_requests_of_worker(connections: int, _worker: int) -> None:
+    """:func:`limit_requests`, as a DataLoader calls it in each of its workers."""
+    limit_requests(connections)
+
+
+def read_objects(files: Sequence[PhotoFile]) -> list[bytes]:
+    """Read photos out of shards in a bucket, near ones by one request, and many requests at a time.
+
+    Raises:
+        DataError: a shard is missing or not for us to read, or this process was forked.
+        ResourceError: a shard ends before, or the network or the server gave out.
+    """
+    reader = _reader_here()
+    spans = list(_spans(files))
+    bodies = reader.threads.map(reader.read, spans) if len(spans) > 1 else map(reader.read, spans)
+    photos = [b""] * len(files)
+    for span, body in zip(spans, bodies, strict=True):
+        for row in span.rows:
+            start = files[row].offset - span.start
+            photos[row] = body[start : start + (files[row].size or 0)]
+    return photos
+
+
+class _Span(NamedTuple):
+    """One request: the bytes from ``start`` to ``end`` of an object, and the rows whose photos lie in them."""
+
+    bucket: str
+    key: str
+    start: int
+    end: int
+    rows: list[int]
+
+
+class _Reader:
+    """What this process reads buckets with."""
+
+    def __init__(self, connections: int) -> None:
+        self.connections = connections
+        self.process = os.getpid()
+        self.buckets: dict[str, Bucket] = {}
+        self.threads = ThreadPoolExecutor(min(connections, _THREADS), thread_name_prefix="photos")
+        self._requests = threading.BoundedSemaphore(connections)
+        self._opening = threading.Lock()
+
+    def bucket(self, name: str) -> Bucket:
+        """Open a bucket, once for all threads."""
+        with self._opening:
+            if name not in self.buckets:
+                self.buckets[name] = Bucket(name, self.connections)
+            return self.buckets[name]
+
+    def read(self, span: _Span) -> bytes:
+        """Make one request, when it is its turn."""
+        bucket = self.bucket(span.bucket)
+        with self._requests:
+            return bucket.read_range(span.key, span.start, span.end - span.start)
+
+
+_reader = _Reader(64)
+
+
+def _reader_here() -> _Reader:
+    if _reader.process != os.getpid():
+        if _reader.buckets:
+            raise DataError(
+                "photos cannot be streamed in a process that was forked from one that did: set data.sync.stream=false, "
+                "or start processes anew, as trainer.strategy=ddp does"
+            )
+        limit_requests(_reader.connections)
+    return _reader
+
+
+def _spans(files: Sequence[PhotoFile]) -> Iterator[_Span]:
+    """Join photos that lie near each other in one object."""
+    span: _Span | None = None
+    for row in sorted(range(len(files)), key=lambda row: (str(files[row].path), files[row].offset)):
+        file = files[row]
+        bucket, key, end = file.bucket or "", str(file.path), file.offset + (file.size or 0)
+        if not file.size:
+            continue
+        if span and span[:2] == (bucket, key) and file.offset - span.end <= _GAP and end - span.start <= _SPAN:
+            span = span._replace(end=max(end, span.end), rows=[*span.rows, row])
+            continue
+        if span:
+            yield span
+        span = _Span(bucket, key, file.offset, end, [row])
+    if span:
+        yield span

@@ -1,0 +1,1 @@
+"""Tensors recorded during a training, and rules on them: ``debugger=tensors``."""

@@ -1,0 +1,304 @@
+"""Callback ``TensorRecorder`` (its class name is a state key)."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from bincounter.debugger.tensor_records import VALUES, EpochRecord, Record, RecordFiles, StepRecord, Table, read_records
+from bincounter.debugger.tensor_statistics import STATISTICS, ActivationHooks, Blocks
+from bincounter.errors import ConfigError
+from bincounter.model.counter import BinCounter
+from bincounter.model.scores import MacroF1
+
+
+class Watch(Protocol):
+    """Who is told of records; on all processes of a run alike, with ``None`` on all but the first."""
+
+    def begin(self, trainer: L.Trainer, records: Iterator[Record] | None) -> None:
+        """What was recorded before the run was gone on with."""
+
+    def judge(self, trainer: L.Trainer, record: Record | None) -> None:
+        """A record as it is made."""
+
+
+class TensorRecorder(L.Callback):
+    """Records losses, gradients, weights and activations of every so many optimizer steps in ``RUN/debugger``.
+
+    Gradients are those of the whole step, unscaled and before clipping; weights are those after the update; activations
+    are of the step's last batch. Under DDP the first process records: its photos' losses and activations, the gradients
+    and weights that all share. Parameters that are not trained are left out, and so is a frozen backbone that is passed
+    over where its features are at hand.
+
+    Args:
+        folder: ``RUN/debugger``.
+        settings: ``debugger`` of the configuration, with ``every_n_train_steps``, ``layers`` and ``rules``.
+        watch: is told of every record.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], watch: Watch | None = None) -> None:
+        self._every = settings["every_n_train_steps"]
+        self._patterns = [re.compile(pattern) for pattern in settings["layers"]]
+        self._bounds, self._watch = settings["rules"], watch
+        self._files, self._step = RecordFiles(folder), 0
+        self._hooks: ActivationHooks | None = None
+        self._layers: set[str] = set()
+        self._layouts: dict[str, tuple[tuple[str, ...], Blocks]] = {}
+        self._step_loss, self._recent, self._epoch = PhotoMean(), PhotoMean(), PhotoMean()
+        self._trained: Tensor | None = None
+        self._confusion: np.ndarray | None = None
+        self._due = self._recording = self._first = self._validated = False
+        self._gradients: tuple[tuple[str, ...], Tensor] | None = None
+        self._before: tuple[tuple[str, ...], Tensor] | None = None
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Note where the run is gone on from; :meth:`load_state_dict` is not called if it recorded nothing so far."""
+        self._step = checkpoint["global_step"]
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Bring the files to where the run is gone on from.
+
+        Raises:
+            ConfigError: ``debugger.layers`` matches nothing to record.
+        """
+        self._first = trainer.is_global_zero
+        names = [name for name, _ in pl_module.named_modules() if name]
+        self._layers = {name for name in names if any(pattern.search(name) for pattern in self._patterns)}
+        hooks = ActivationHooks(pl_module, [name for name in names if name in self._layers], self._bounds)
+        if not hooks.measures and not any(_owner(name) in self._layers for name, _ in pl_module.named_parameters()):
+            patterns = ",".join(pattern.pattern for pattern in self._patterns)
+            what = "matches no layer" if not self._layers else "matches no layer with weights or activations"
+            raise ConfigError(f"debugger.layers=[{patterns}] {what}; there are {', '.join(_outer(names))}")
+        if self._first:
+            self._hooks = hooks
+            self._files.begin(self._step)
+        if self._watch is not None:
+            self._watch.begin(trainer, read_records(self._files.folder) if self._first else None)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Begin to look where the batch is the last one of a recorded step."""
+        # batch_idx does not tell: Lightning steps on the last batch of an epoch too.
+        steps = not trainer.fit_loop.epoch_loop._should_accumulate()
+        self._due = trainer.global_step % self._every == 0
+        self._recording = steps and self._due
+        if self._recording and self._hooks is not None:
+            self._hooks.attach()
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
+        """Look no further: recomputing activations for the backward pass is none of them."""
+        if self._hooks is not None:
+            self._hooks.detach()
+
+    @torch.no_grad()
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
+        """Take the gradients' statistics, and the weights as they are before the update."""
+        if not (self._recording and self._first):
+            return
+        trained = self._parameters(pl_module)
+        gradients = {
+            name: parameter.grad
+            for name, parameter in trained.items()
+            if parameter.grad is not None and not parameter.grad.is_sparse
+        }
+        self._gradients = self._before = None
+        if gradients:
+            layout = self._layout("gradient", gradients)
+            self._gradients = tuple(gradients), layout.statistics(layout.matrix(list(gradients.values())))
+        if trained:
+            self._before = tuple(trained), self._layout("weight", trained).matrix(list(trained.values()))
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Add the batch to the means; record the step when its turn has come."""
+        if self._first:
+            # Lightning hands over the loss divided by the number of batches in a step.
+            self._count(pl_module, batch["count"], outputs["loss"].detach() * trainer.accumulate_grad_batches)
+        if self._recording:
+            self._recording = False
+            record = self._step_record(trainer, pl_module) if self._first else None
+            self._tell(trainer, record)
+        if not trainer.fit_loop.epoch_loop._should_accumulate():
+            self._step_loss.clear()
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take right and wrong answers by count, which the metrics forget when validation is over."""
+        if self._first and not trainer.sanity_checking:
+            metric = next(each for each in pl_module.modules() if isinstance(each, MacroF1))
+            self._confusion = metric.confusion.cpu().numpy()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note that this epoch has a validation loss."""
+        self._validated = not trainer.sanity_checking
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Record the epoch; RunCheckpoint, which has to know of it, comes later."""
+        record = self._epoch_record(trainer, pl_module) if self._first else None
+        self._validated = False
+        self._tell(trainer, record)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The means under way, the photos seen, and where the files end."""
+        return {
+            "recent": self._recent.state_dict(),
+            "epoch": self._epoch.state_dict(),
+            "trained": None if self._trained is None else self._trained.tolist(),
+            "files": self._files.state_dict(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` told."""
+        self._recent.load_state_dict(state_dict["recent"])
+        self._epoch.load_state_dict(state_dict["epoch"])
+        self._trained = None if state_dict["trained"] is None else torch.tensor(state_dict["trained"])
+        self._files.load_state_dict(state_dict["files"])
+
+    def _tell(self, trainer: L.Trainer, record: Record | None) -> None:
+        if record is not None:
+            self._files.add(record)
+        if self._watch is not None:
+            self._watch.judge(trainer, record)
+
+    def _count(self, pl_module: L.LightningModule, count: Tensor, loss: Tensor) -> None:
+        """Add a batch's loss and labels, without waiting for the device."""
+        self._recent.add(loss, len(count))
+        if self._due:
+            self._step_loss.add(loss, len(count))
+        assert isinstance(pl_module, BinCounter)
+        seen = (count[:, None] == pl_module.objective.support).sum(0)
+        self._trained = seen if self._trained is None else self._trained.to(seen.device) + seen
+
+    def _parameters(self, pl_module: L.LightningModule) -> dict[str, Tensor]:
+        """Trained parameters of the layers that are looked at."""
+        return {
+            name: parameter
+            for name, parameter in pl_module.named_parameters()
+            if parameter.requires_grad and parameter.numel() and _owner(name) in self._layers
+        }
+
+    def _layout(self, kind: str, tensors: Mapping[str, Tensor]) -> Blocks:
+        """How the tensors lie side by side: made anew when other ones are trained than before."""
+        names = tuple(tensors)
+        known = self._layouts.get(kind)
+        if known is None or known[0] != names:
+            known = self._layouts[kind] = names, Blocks(list(tensors.values()))
+        return known[1]
+
+    @torch.no_grad()
+    def _step_record(self, trainer: L.Trainer, pl_module: L.LightningModule) -> StepRecord:
+        assert self._hooks is not None
+        pieces = [torch.stack([self._step_loss.mean(), self._recent.mean()])]
+        if self._gradients is not None:
+            pieces.append(self._gradients[1].flatten())
+        if self._before is not None:
+            names, before = self._before
+            pieces.append(self._weights(pl_module, names, before).flatten())
+        activations, modules, measured = self._hooks.take()
+        wide = pieces[-1].dtype
+        values = torch.cat([piece.to(wide) for piece in (*pieces, *measured)])
+        host = iter(np.split(values.cpu().numpy().astype(np.float32), _ends(pieces, measured)))  # the one wait
+        losses = next(host)
+        tables = {}
+        if self._gradients is not None:
+            tables["gradient"] = _table(self._gradients[0], next(host).reshape(-1, len(STATISTICS)))
+        if self._before is not None:
+            tables["weight"] = _table(self._before[0], next(host).reshape(-1, len(STATISTICS) + 1))
+        if activations:
+            each = np.stack(list(host)[: len(activations)])
+            tables["activation"] = _table(activations, np.insert(each, len(STATISTICS), np.nan, axis=1), modules)
+        self._gradients = self._before = None
+        self._epoch.take_over(self._recent)
+        return StepRecord(trainer.current_epoch, trainer.global_step - 1, float(losses[0]), float(losses[1]), tables)
+
+    def _weights(self, pl_module: L.LightningModule, names: Sequence[str], before: Tensor) -> Tensor:
+        """Statistics of the weights and how far the update moved each, ``float[N, 9]``; ``before`` is used up."""
+        layout = self._layouts["weight"][1]
+        parameters = dict(pl_module.named_parameters())
+        after = layout.matrix([parameters[name] for name in names])
+        was = layout.norms(before)
+        moved = layout.norms(before.sub_(after))
+        ratio = torch.where(moved == 0, moved, moved / was)  # infinite for what leaves zero
+        return torch.cat([layout.statistics(after), ratio[:, None]], dim=1)
+
+    def _epoch_record(self, trainer: L.Trainer, pl_module: L.LightningModule) -> EpochRecord:
+        assert isinstance(pl_module, BinCounter)
+        self._epoch.take_over(self._recent)
+        loss = np.float32(self._epoch.mean().item())
+        self._epoch.clear()
+        seen = np.zeros(len(pl_module.counts), dtype=int) if self._trained is None else self._trained.cpu().numpy()
+        confusion = self._confusion if self._validated and self._confusion is not None else np.zeros((len(seen),) * 2)
+        value = trainer.callback_metrics.get("val/loss") if self._validated else None
+        return EpochRecord(
+            epoch=trainer.current_epoch,
+            step=trainer.global_step - 1,
+            epoch_loss=float(loss),
+            val_loss=None if value is None else float(np.float32(value.item())),
+            counts=np.array(pl_module.counts),
+            weights=pl_module.class_weights.float().cpu().numpy(),
+            trained=seen,
+            validated=confusion.sum(1).astype(int),
+            right=confusion.diagonal().astype(int),
+        )
+
+
+def _owner(parameter: str) -> str:
+    """The module that holds a parameter."""
+    return parameter.rpartition(".")[0]
+
+
+def _ends(pieces: Sequence[Tensor], measured: Sequence[Tensor]) -> np.ndarray:
+    return np.cumsum([piece.numel() for piece in (*pieces, *measured)])
+
+
+def _table(names: Sequence[str], values: np.ndarray, modules: Sequence[str] = ()) -> Table:
+    """Fill the columns that do not apply with NaN."""
+    missing = np.full((len(values), len(VALUES) - values.shape[1]), np.nan, np.float32)
+    return Table(names, list(modules) or [""] * len(names), np.concatenate([values, missing], axis=1))
+
+
+def _outer(names: Sequence[str]) -> list[str]:
+    """The outermost modules, and those inside of them."""
+    return [name for name in names if name.count(".") <= 1 and not name.startswith("val_")][:12]
+
+
+class PhotoMean:
+    """A mean over photos; adding to it and reading it wait for nothing."""
+
+    def __init__(self) -> None:
+        self._total: Tensor = torch.zeros(())
+        self._photos = 0
+
+    def add(self, value: Tensor, photos: int) -> None:
+        """Add the mean ``value`` of so many photos."""
+        self._total = torch.add(self._total.to(value.device), value.float(), alpha=photos)
+        self._photos += photos
+
+    def take_over(self, other: Self) -> None:
+        """Add all that ``other`` has, which starts over."""
+        self._total = self._total.to(other._total.device) + other._total
+        self._photos += other._photos
+        other.clear()
+
+    def mean(self) -> Tensor:
+        """The mean so far, ``float32`` on the device; 0 of nothing."""
+        return self._total / max(self._photos, 1)
+
+    def clear(self) -> None:
+        """Start over."""
+        self._total, self._photos = torch.zeros_like(self._total), 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Sum and number of photos."""
+        return {"total": float(self._total), "photos": self._photos}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` told."""
+        self._total, self._photos = torch.tensor(state["total"]), state["photos"]

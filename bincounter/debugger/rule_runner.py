@@ -1,0 +1,288 @@
+"""All rules over one run: during the fit (warn, stop, fail), and by ``bincounter rules``; ``debugger_callbacks``."""
+
+import json
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from bincounter.config.debugger_schema import MEASURED, check_debugger
+from bincounter.debugger.loss_rules import ClassImbalance, LossNotDecreasing, Overfit, Overtraining
+from bincounter.debugger.recorder import TensorRecorder
+from bincounter.debugger.rule import Finding, Rule, verdict_of
+from bincounter.debugger.tensor_records import FOLDER, EpochRecord, Record, read_records
+from bincounter.debugger.tensor_rules import (
+    DeadRelu,
+    ExplodingTensor,
+    PoorWeightInitialization,
+    SaturatedActivation,
+    VanishingGradient,
+)
+from bincounter.errors import BinCounterError, UserError
+from bincounter.files import write_text
+from bincounter.training.trainer import run_checkpoint
+
+log = logging.getLogger(__name__)
+
+
+RULES: dict[str, type[Rule]] = {
+    rule.name: rule
+    for rule in (
+        LossNotDecreasing,
+        Overfit,
+        Overtraining,
+        VanishingGradient,
+        ExplodingTensor,
+        PoorWeightInitialization,
+        DeadRelu,
+        ClassImbalance,
+        SaturatedActivation,
+    )
+}
+"""Rules by name, in the order they are shown."""
+
+_SEVERITY = ("warn", "stop", "fail")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A rule that has found something.
+
+    Attributes:
+        rule: its name.
+        action: ``warn``, ``stop`` or ``fail``.
+        epoch: counted from 0.
+        step: optimizer steps before the one that it found it in.
+        finding: what it is.
+    """
+
+    rule: str
+    action: str
+    epoch: int
+    step: int
+    finding: Finding
+
+    def sentence(self) -> str:
+        """What is logged."""
+        place = f"step {self.step}, epoch {self.epoch + 1}"
+        return f"Rule {self.rule} at {place}: {self.finding.reason}. {self.finding.advice}."
+
+
+class Verdicts:
+    """Rules that have not found anything yet, and what the others did.
+
+    Args:
+        settings: ``debugger.rules``.
+    """
+
+    def __init__(self, settings: Mapping[str, Mapping[str, Any]]) -> None:
+        self._settings = settings
+        self._open = {name: rule(settings[name]) for name, rule in RULES.items() if settings[name]["action"] != "off"}
+        self._all = dict(self._open)
+        self.found: dict[str, Verdict] = {}
+
+    def judge(self, record: Record) -> list[Verdict]:
+        """What rules find in a record that they have not found before, the gravest action last."""
+        new = []
+        for name, rule in list(self._open.items()):
+            finding = rule.judge(record)
+            if finding is not None:
+                new.append(Verdict(name, self._settings[name]["action"], record.epoch, record.step, finding))
+                self.found[name] = new[-1]
+                del self._open[name]
+        return sorted(new, key=lambda verdict: _SEVERITY.index(verdict.action))
+
+    def judge_all(self, records: Iterable[Record]) -> None:
+        """Take records whose findings were acted on already."""
+        for record in records:
+            self.judge(record)
+
+    def gravest(self) -> Verdict | None:
+        """The finding with the gravest action."""
+        return max(self.found.values(), key=lambda verdict: _SEVERITY.index(verdict.action), default=None)
+
+    def states(self) -> dict[str, dict[str, Any]]:
+        """What ``rules.json`` holds of each rule: its ``action`` and its ``state``.
+
+        States are ``off``, ``waiting`` (for enough to judge by), ``passed`` (so far) and ``found``, which comes with
+        ``epoch``, ``step``, ``reason`` and ``advice``.
+        """
+        states: dict[str, dict[str, Any]] = {}
+        for name in RULES:
+            verdict, rule = self.found.get(name), self._all.get(name)
+            state = "off" if rule is None else "found" if verdict else "passed" if rule.judged else "waiting"
+            states[name] = {"action": self._settings[name]["action"], "state": state}
+            if verdict is not None:
+                finding = verdict.finding
+                states[name] |= {"epoch": verdict.epoch, "step": verdict.step}
+                states[name] |= {"reason": finding.reason, "advice": finding.advice}
+        return states
+
+    def write(self, folder: Path) -> None:
+        """Write ``rules.json``."""
+        write_text(folder / "rules.json", json.dumps(self.states(), indent=2, ensure_ascii=False) + "\n")
+
+
+class RuleFailed(BinCounterError):
+    """A rule whose action is ``fail`` has found something."""
+
+
+class RuleWatch:
+    """Judges records as they are made, on the first process; all of them act alike.
+
+    Args:
+        folder: ``RUN/debugger``.
+        settings: ``debugger.rules``.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Mapping[str, Any]]) -> None:
+        self._folder = folder
+        self._verdicts = Verdicts(settings)
+
+    def begin(self, trainer: L.Trainer, records: Iterator[Record] | None) -> None:
+        """Come to the state the run had; what stopped or failed it does so again.
+
+        Raises:
+            RuleFailed: a rule had failed the run, and is to fail it still.
+        """
+        verdict = None
+        if records is not None:
+            self._verdicts.judge_all(records)
+            self._verdicts.write(self._folder)
+            verdict = self._verdicts.gravest()
+        action, sentence = _agreed(trainer, self._decision(trainer, verdict))
+        if action == "fail":
+            raise RuleFailed(sentence)
+        trainer.should_stop = trainer.should_stop or action == "stop"
+
+    def judge(self, trainer: L.Trainer, record: Record | None) -> None:
+        """Say what rules find, and act on it.
+
+        ``stop`` ends the epoch here, validates and leaves the fit, as early stopping does; ``fail`` leaves it as soon
+        as ``last.ckpt`` is written.
+        """
+        new: list[Verdict] = []
+        if record is not None:
+            new = self._verdicts.judge(record)
+            if new or isinstance(record, EpochRecord):
+                self._verdicts.write(self._folder)
+        for verdict in new:
+            log.warning("%s", verdict.sentence())
+        action, sentence = _agreed(trainer, self._decision(trainer, new[-1] if new else None))
+        if action == "stop":
+            if trainer.is_global_zero:
+                log.warning("%s", sentence)
+            trainer.should_stop = True
+        elif action == "fail":
+            run_checkpoint(trainer).end_with(trainer, RuleFailed(sentence))
+
+    def _decision(self, trainer: L.Trainer, verdict: Verdict | None) -> tuple[str, str]:
+        """What to do, and what to say of it."""
+        if verdict is None or verdict.action == "warn":
+            return "go on", ""
+        key = f"debugger.rules.{verdict.rule}.action"
+        if verdict.action == "stop" and verdict.finding.diverged and not run_checkpoint(trainer).best_path.exists():
+            reason = f"{verdict.sentence()} There is no earlier checkpoint whose scores would mean something."
+            return "fail", reason
+        if verdict.action == "stop":
+            return "stop", f"{key}=stop ends the fit after step {verdict.step}."
+        return "fail", f"{verdict.sentence()} To go on from the checkpoint nevertheless: ckpt_path=last {key}=warn"
+
+
+def _agreed(trainer: L.Trainer, decision: tuple[str, str]) -> tuple[str, str]:
+    """What the first process decided."""
+    return trainer.strategy.broadcast(decision) if trainer.world_size > 1 else decision
+
+
+_KEY = "debugger.rules."
+
+
+def overrides_of(run: Path, given: Sequence[str]) -> list[str]:
+    """The overrides that make a configuration with a run's rules, changed as given.
+
+    Args:
+        run: the run's folder.
+        given: overrides of the command line.
+
+    Raises:
+        UserError: the run has no rules, or something else than rules is to be changed.
+    """
+    for override in given:
+        name, _, setting = override.partition("=")[0].removeprefix(_KEY).partition(".")
+        if not override.startswith(_KEY):
+            raise UserError(f"{override} is not about the rules: only {_KEY}RULE.SETTING=VALUE changes a verdict")
+        if setting in MEASURED.get(name, ()):
+            raise UserError(
+                f"{_KEY}{name}.{setting} is a bound of what was counted while the run was recorded: it takes another "
+                "run to change it"
+            )
+    return ["debugger=tensors", *_own(run), *given]
+
+
+def _own(run: Path) -> list[str]:
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"{run} is no run folder (it holds no config.yaml): name the folder that train.py printed")
+    stored = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("debugger") or {}
+    if not (run / FOLDER / "losses.csv").is_file():
+        raise UserError(f"{run} has no records: train with debugger=tensors to have some")
+    rules: Mapping[str, Mapping[str, Any]] = stored.get("rules") or {}  # none where recording began in mid-run
+    return [
+        f"{_KEY}{name}.{setting}={json.dumps(value)}" for name, rule in rules.items() for setting, value in rule.items()
+    ]
+
+
+def judged(run: Path, debugger: Mapping[str, Any]) -> Verdicts:
+    """What rules find in a run's records.
+
+    Args:
+        run: the run's folder.
+        debugger: of a configuration, as plain containers.
+
+    Raises:
+        ConfigError: a setting is out of range.
+        UserError: there are no records, or they are damaged.
+    """
+    check_debugger(debugger)
+    verdicts = Verdicts(debugger["rules"])
+    verdicts.judge_all(read_records(run / FOLDER))
+    return verdicts
+
+
+def render(verdicts: Verdicts) -> RenderableType:
+    """One row per rule, and beneath a paragraph for each that found something."""
+    rows = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for column in ("rule", "action", "verdict"):
+        rows.add_column(column, no_wrap=True)
+    rows.add_column("step", justify="right")
+    for name, state in verdicts.states().items():
+        found = state["state"] == "found"
+        verdict = "found something" if found else verdict_of(state)
+        style = "bold" if found else ""
+        rows.add_row(Text(name, style), state["action"], Text(verdict, style), f"{state['step']:,}" if found else "")
+    return Group(rows, *(Text(f"\n{verdict.sentence()}") for verdict in verdicts.found.values()))
+
+
+def debugger_callbacks(cfg: DictConfig) -> list[L.Callback]:
+    """The callback of ``debugger=tensors`` or ``debugger=smdebug``, or none.
+
+    Args:
+        cfg: the run's whole configuration.
+    """
+    settings: dict[str, Any] = OmegaConf.to_container(cfg.debugger, resolve=True)  # type: ignore[assignment]
+    if settings["kind"] == "smdebug":
+        from bincounter.smdebug.hook import SmdebugCallback  # in an environment of its own
+
+        return [SmdebugCallback(settings, Path(cfg.paths.output_dir))]
+    if not cfg.train or settings["kind"] != "tensors":
+        return []
+    folder = Path(cfg.paths.output_dir) / FOLDER
+    return [TensorRecorder(folder, settings, RuleWatch(folder, settings["rules"]))]

@@ -1,0 +1,317 @@
+"""Tensors.csv, losses.csv, counts.csv: written, cut back on resume, read.
+
+Numbers are float32, written with the nine digits that give them back bit for bit, so that a rule that reads the files
+comes to the verdict it came to while the run was under way.
+"""
+
+import csv
+import logging
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby, takewhile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bincounter.debugger.tensor_statistics import STATISTICS
+from bincounter.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+FOLDER = "debugger"
+FILES = {
+    "tensors.csv": ("epoch", "step", "kind", "name", "module", *STATISTICS, "update_ratio", "inactive"),
+    "losses.csv": ("epoch", "step", "batch_loss", "train_loss", "epoch_loss", "val_loss"),
+    "counts.csv": ("epoch", "step", "count", "weight", "trained", "validated", "right"),
+}
+"""Columns by file; docs/debugger.md says what each means."""
+
+VALUES = (*STATISTICS, "update_ratio", "inactive")
+KINDS = ("gradient", "weight", "activation")
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The statistics of one kind of tensors in one step.
+
+    Attributes:
+        names: of the tensors ``[N]``.
+        modules: the class of the module that an activation comes from, else empty ``[N]``.
+        values: ``float32[N, 10]``, columns :data:`VALUES`; NaN where a column does not apply.
+    """
+
+    names: Sequence[str]
+    modules: Sequence[str]
+    values: np.ndarray
+
+    def column(self, name: str) -> np.ndarray:
+        """One statistic of all tensors, ``float32[N]``."""
+        return self.values[:, VALUES.index(name)]
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One recorded optimizer step.
+
+    Attributes:
+        epoch: counted from 0.
+        step: optimizer steps before it.
+        batch_loss: mean loss of its photos, in nats.
+        train_loss: mean loss of the photos since the last recorded step, its own included.
+        tables: by kind; a kind of which there was nothing is missing.
+    """
+
+    epoch: int
+    step: int
+    batch_loss: float
+    train_loss: float
+    tables: Mapping[str, Table] = field(default_factory=dict)
+
+    def rows(self) -> dict[str, list[str]]:
+        """Its lines by file."""
+        place = f"{self.epoch},{self.step}"
+        tensors = [
+            f"{place},{kind},{_quoted(name)},{module},{_cells(kind, values)}"
+            for kind, table in self.tables.items()
+            for name, module, values in zip(table.names, table.modules, table.values.tolist(), strict=True)
+        ]
+        losses = [f"{place},{_number(self.batch_loss)},{_number(self.train_loss)},,"]
+        return {"tensors.csv": tensors, "losses.csv": losses}
+
+
+@dataclass(frozen=True, slots=True)
+class EpochRecord:
+    """The end of an epoch.
+
+    Attributes:
+        epoch: counted from 0.
+        step: its last optimizer step.
+        epoch_loss: mean loss of its training photos, in nats.
+        val_loss: that of the validation photos, or ``None`` where the epoch was not validated.
+        counts: the support ``int[K]``.
+        weights: of the counts in the loss ``float[K]``.
+        trained: photos of each count in training batches since the run began ``int[K]``.
+        validated: photos of each count in this validation ``int[K]``.
+        right: of them, those counted right ``int[K]``.
+    """
+
+    epoch: int
+    step: int
+    epoch_loss: float
+    val_loss: float | None
+    counts: np.ndarray
+    weights: np.ndarray
+    trained: np.ndarray
+    validated: np.ndarray
+    right: np.ndarray
+
+    def rows(self) -> dict[str, list[str]]:
+        """Its lines by file."""
+        place = f"{self.epoch},{self.step}"
+        validated = "" if self.val_loss is None else _number(self.val_loss)
+        columns = (self.counts, self.weights, self.trained, self.validated, self.right)
+        counts = [
+            f"{place},{count},{_number(weight)},{trained},{seen},{right}"
+            for count, weight, trained, seen, right in zip(*(column.tolist() for column in columns), strict=True)
+        ]
+        return {"losses.csv": [f"{place},,,{_number(self.epoch_loss)},{validated}"], "counts.csv": counts}
+
+
+Record = StepRecord | EpochRecord
+
+
+def _number(value: float) -> str:
+    return f"{value:.9g}"
+
+
+def _cells(kind: str, values: list[float]) -> str:
+    """Cells of columns that do not apply are empty, which NaN is not."""
+    *statistics, ratio, inactive = values
+    cells = [_number(value) for value in statistics]
+    cells.append(_number(ratio) if kind == "weight" else "")
+    cells.append(_number(inactive) if kind == "activation" and not math.isnan(inactive) else "")
+    return ",".join(cells)
+
+
+def _quoted(name: str) -> str:
+    return name if not {",", '"', "\n"} & set(name) else '"' + name.replace('"', '""').replace("\n", " ") + '"'
+
+
+def read_records(folder: Path) -> Iterator[Record]:
+    """What a run recorded, in the order it did.
+
+    A line that a kill cut short is left out. Files of which some are older than others, as a job's are that was cut off
+    while they were kept, give what they have of each step.
+
+    Args:
+        folder: ``RUN/debugger``.
+
+    Raises:
+        UserError: there are no records, or a file is damaged.
+    """
+    if not (folder / "losses.csv").is_file():
+        raise UserError(f"{folder} holds no records: train with debugger=tensors to have some")
+    try:
+        tensors, counts = _BySteps(folder, "tensors.csv"), _BySteps(folder, "counts.csv")
+        for row in _lines(folder, "losses.csv"):
+            step = int(row["step"])
+            yield _step_record(row, tensors.of(step)) if row["batch_loss"] else _epoch_record(row, counts.of(step))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{folder} holds a damaged file ({error}): bring it back from a copy, or train anew with debugger=tensors"
+        ) from error
+
+
+class _BySteps:
+    """A file's lines, asked for step by step."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._groups = groupby(_lines(folder, name), key=lambda row: int(row["step"]))
+        self._next = next(self._groups, None)
+
+    def of(self, step: int) -> list[dict[str, str]]:
+        """Those of a step, which comes after all that were asked for before."""
+        while self._next is not None and self._next[0] < step:
+            self._next = next(self._groups, None)
+        return list(self._next[1]) if self._next is not None and self._next[0] == step else []
+
+
+def _lines(folder: Path, name: str) -> Iterator[dict[str, str]]:
+    """A file's whole lines.
+
+    Raises:
+        OSError: it is missing.
+        ValueError: it has other columns, or a line of another length.
+    """
+    with (folder / name).open(encoding="utf-8", newline="") as file:
+        reader = csv.reader(line for line in file if line.endswith("\n"))
+        if next(reader, None) != list(FILES[name]):
+            raise ValueError(f"{name} begins without the names of its columns")
+        for cells in reader:
+            if len(cells) != len(FILES[name]):
+                raise ValueError(f"line {reader.line_num} of {name} has {len(cells)} cells of {len(FILES[name])}")
+            yield dict(zip(FILES[name], cells, strict=True))
+
+
+def _step_record(row: Mapping[str, str], tensors: Iterable[Mapping[str, str]]) -> StepRecord:
+    tables = {}
+    for kind, rows in groupby(tensors, key=lambda each: each["kind"]):
+        of_kind = list(rows)
+        values = np.array([[_float(each[name]) for name in VALUES] for each in of_kind], dtype=np.float32)
+        tables[kind] = Table([each["name"] for each in of_kind], [each["module"] for each in of_kind], values)
+    return StepRecord(int(row["epoch"]), int(row["step"]), _float(row["batch_loss"]), _float(row["train_loss"]), tables)
+
+
+def _epoch_record(row: Mapping[str, str], counts: Sequence[Mapping[str, str]]) -> EpochRecord:
+    return EpochRecord(
+        int(row["epoch"]),
+        int(row["step"]),
+        _float(row["epoch_loss"]),
+        _float(row["val_loss"]) if row["val_loss"] else None,
+        _whole(counts, "count"),
+        np.array([_float(each["weight"]) for each in counts], np.float32),
+        _whole(counts, "trained"),
+        _whole(counts, "validated"),
+        _whole(counts, "right"),
+    )
+
+
+def _whole(counts: Sequence[Mapping[str, str]], name: str) -> np.ndarray:
+    return np.array([int(each[name]) for each in counts], int)
+
+
+def _float(text: str) -> float:
+    return float(np.float32(text)) if text else math.nan
+
+
+_PLACE = re.compile(r"\d+,(\d+),.*\n")  # a whole line's epoch and step
+_KEPT = 4 * 2**20  # bytes at the end of a file that go into checkpoints; older ones are in the file alone
+
+
+class RecordFiles:
+    """Appends records to the files of a folder.
+
+    A checkpoint keeps where each file ended, and its last 4 to 8 MB. What a file holds beyond that when the run is gone
+    on with was written by the part of the run that was lost, and is cut off; what it lacks, because storage that keeps
+    a run's folder file by file brought back an older one, is put back. A checkpoint of a run that recorded nothing at
+    the time knows nothing of the files: then lines of steps up to it are kept, and later ones cut off.
+
+    Args:
+        folder: ``RUN/debugger``.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._tails = dict.fromkeys(FILES, "")
+        self._before = dict.fromkeys(FILES, 0)  # bytes of each file in front of its tail
+
+    def begin(self, step: int = 0) -> None:
+        """Make the files what the restored state says, or without one what there is of earlier steps, with heads.
+
+        Args:
+            step: optimizer steps that the run has taken.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name, columns in FILES.items():
+            head = ",".join(columns) + "\n"
+            if not self._tails[name]:
+                self._tails[name] = head + _lines_before(step, self.folder / name)
+            path, before = self.folder / name, self._before[name]
+            with path.open("r+b" if path.exists() else "w+b") as file:
+                size = file.seek(0, 2)
+                if size < before:
+                    log.warning(
+                        "%s has lost records: %d bytes in front of those in the checkpoint.", path, before - size
+                    )
+                    before = self._before[name] = _end_of_last_line(path, size)
+                    if not before:
+                        self._tails[name] = head + self._tails[name]
+                file.truncate(before)
+                file.seek(before)
+                file.write(self._tails[name].encode())
+
+    def add(self, record: Record) -> None:
+        """Append a record's lines, those of a file in one piece."""
+        for name, lines in record.rows().items():
+            text = "".join(f"{line}\n" for line in lines)
+            if not text:
+                continue
+            with (self.folder / name).open("ab", buffering=0) as file:
+                file.write(text.encode())
+            self._tails[name] += text
+        self._forget()
+
+    def _forget(self) -> None:
+        """Keep twice of what is needed at most, so that texts are cut rarely."""
+        for name, tail in self._tails.items():
+            if len(tail) > 2 * _KEPT:
+                cut = tail.index("\n", len(tail) - _KEPT) + 1
+                self._before[name] += len(tail[:cut].encode())
+                self._tails[name] = tail[cut:]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where each file ends, and its end."""
+        return {name: {"before": self._before[name], "tail": self._tails[name]} for name in FILES}
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take up what :meth:`state_dict` told; :meth:`begin` brings the files there."""
+        for name in FILES:
+            self._before[name], self._tails[name] = state[name]["before"], state[name]["tail"]
+
+
+def _lines_before(step: int, path: Path) -> str:
+    """Whole lines of steps before ``step``; all of them begin with epoch and step."""
+    if not step or not path.is_file():
+        return ""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)[1:]
+    places = (_PLACE.match(line) for line in lines)
+    kept = takewhile(lambda place: place is not None and int(place[1]) < step, places)
+    return "".join(place.string for place in kept if place)
+
+
+def _end_of_last_line(path: Path, size: int) -> int:
+    return path.read_bytes()[:size].rfind(b"\n") + 1

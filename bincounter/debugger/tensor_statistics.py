@@ -1,0 +1,263 @@
+"""Statistics of many tensors in few kernels; activation hooks."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+STATISTICS = ("mean", "std", "min", "max", "norm", "abs_mean", "zeros", "nonfinite")
+"""What each tensor is described by; ``norm`` is the Euclidean one, ``zeros`` and ``nonfinite`` are fractions 0-1."""
+
+_BLOCK = 4096  # values of a row; tensors of at most so many, such as biases and normalisations, are summed in float64
+_CPU_CHUNK = 2**20  # values of an activation looked at together: more would leave the processor's cache
+
+
+class Blocks:
+    """Tensors laid side by side in one matrix, each in rows of its own, so that one reduction serves them all.
+
+    Args:
+        tensors: N of them on one device, as long as their shapes and memory formats stay what they are.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._device = tensors[0].device
+        self._sizes = [tensor.numel() for tensor in tensors]
+        rows = [-(-size // _BLOCK) for size in self._sizes]
+        self._starts = [0]
+        for number in rows:
+            self._starts.append(self._starts[-1] + number)
+        wide = _wide(self._device)
+        self._rows = torch.tensor(rows, device=self._device)
+        self._last = torch.tensor([start - 1 for start in self._starts[1:]], device=self._device)
+        self._numel = torch.tensor(self._sizes, dtype=wide, device=self._device)
+        in_last = torch.tensor([(size - 1) % _BLOCK + 1 for size in self._sizes], device=self._device)
+        self._inside = torch.arange(_BLOCK, device=self._device) < in_last[:, None]
+
+    def matrix(self, tensors: Sequence[Tensor]) -> Tensor:
+        """The tensors' values, ``float32[rows, 4096]``; what is left of each tensor's last row is zero."""
+        matrix = torch.zeros(self._starts[-1], _BLOCK, device=self._device)
+        flat = matrix.view(-1)
+        places = [flat[start * _BLOCK :][:size] for start, size in zip(self._starts, self._sizes, strict=False)]
+        torch._foreach_copy_(places, [_in_memory_order(tensor) for tensor in tensors])
+        return matrix
+
+    def norms(self, matrix: Tensor) -> Tensor:
+        """Euclidean norm of each tensor, ``float[N]``."""
+        return self._reduce(torch.linalg.vector_norm(matrix, 2, dim=1).to(self._numel.dtype).square(), "sum").sqrt()
+
+    def statistics(self, matrix: Tensor) -> Tensor:
+        """:data:`STATISTICS` of each tensor, ``float[N, 8]``; ``matrix`` is used up.
+
+        Sums are of float32 values within a row and in float64 over rows, where the device has it: large weights and
+        gradients scatter around zero, so that their variance is no difference of large numbers. The last row of each
+        tensor, which is all of a small one, is summed in float64.
+        """
+        sums, squares = matrix.sum(1), torch.linalg.vector_norm(matrix, 2, dim=1)
+        lowest, highest = matrix.amin(1), matrix.amax(1)
+        last = matrix[self._last].to(self._numel.dtype)
+        nonfinite = _nonfinite(matrix, squares, dim=1)
+        absolute = matrix.abs_().sum(1)  # in place: fresh memory costs a CPU more than the sums
+        nonzero = _nonzero_(matrix, squares, dim=1)
+
+        sums, squares = sums.to(last.dtype), squares.to(last.dtype).square()
+        sums[self._last], squares[self._last] = last.sum(1), last.square().sum(1)
+        lowest[self._last] = last.masked_fill(~self._inside, torch.inf).amin(1).to(lowest.dtype)
+        highest[self._last] = last.masked_fill(~self._inside, -torch.inf).amax(1).to(highest.dtype)
+        total, square = self._reduce(sums, "sum"), self._reduce(squares, "sum")
+        mean = total / self._numel
+        columns = (
+            mean,
+            (square / self._numel - mean.square()).clamp(min=0).sqrt(),
+            self._reduce(lowest.to(last.dtype), "min"),
+            self._reduce(highest.to(last.dtype), "max"),
+            square.sqrt(),
+            self._reduce(absolute.to(last.dtype), "sum") / self._numel,
+            1 - self._reduce(nonzero.to(last.dtype), "sum") / self._numel,
+            self._reduce(nonfinite.to(last.dtype), "sum") / self._numel,
+        )
+        return torch.stack(columns, dim=1)
+
+    def _reduce(self, rows: Tensor, how: str) -> Tensor:
+        """Values of rows ``[rows]`` -> values of tensors ``[N]``."""
+        return torch.segment_reduce(rows, how, lengths=self._rows, unsafe=True)  # unsafe: checking would wait for a GPU
+
+
+def activation_statistics(output: Tensor, inside: tuple[Tensor, float, float] | None, active: float | None) -> Tensor:
+    """:data:`STATISTICS` of an activation and its share of inactive units, ``float[9]``.
+
+    A unit is a channel of ``[B, C, H, W]``, else an entry of the last dimension.
+
+    Args:
+        output: ``float[B, ...]``.
+        inside: the values, of the shape of ``output``, and the bounds between which they count as active; ``None``
+            counts what of ``output`` is not zero.
+        active: the share of a unit's values that has to be active, 0-1; ``None`` where that means nothing, which makes
+            the last number NaN.
+    """
+    wide = _wide(output.device)
+    units = output.shape[1 if output.ndim == 4 else -1]
+    total, square, absolute, nonfinite = (torch.zeros((), dtype=wide, device=output.device) for _ in range(4))
+    nonzero, working = (torch.zeros(units, device=output.device) for _ in range(2))
+    lowest, highest = [], []
+    whole = output.device.type != "cpu"
+    photos = len(output) if whole else max(_CPU_CHUNK // max(output[0].numel(), 1), 1)
+    chunks = _by_unit(output).split(photos)
+    sources = [None] * len(chunks) if inside is None else _by_unit(inside[0]).split(photos)
+    for chunk, source in zip(chunks, sources, strict=True):
+        values = chunk.reshape(-1, units).float()
+        total += values.sum(0).to(wide).sum()
+        norm = torch.linalg.vector_norm(values, 2)
+        square += norm.to(wide).square()
+        lowest.append(values.amin())
+        highest.append(values.amax())
+        nonfinite += _nonfinite(values, norm).to(wide)
+        values = values.abs()  # never in place: the activation itself is needed
+        absolute += values.sum(0).to(wide).sum()
+        there = _nonzero_(values, norm, dim=0)
+        nonzero += there
+        if source is None or inside is None:
+            working += there
+        else:
+            given = source.reshape(-1, units)
+            working += ((given > inside[1]) & (given < inside[2])).float().sum(0)
+    number = output.numel()
+    mean = total / number
+    columns = (
+        mean,
+        (square / number - mean.square()).clamp(min=0).sqrt(),
+        torch.stack(lowest).amin().to(wide),
+        torch.stack(highest).amax().to(wide),
+        square.sqrt(),
+        absolute / number,
+        1 - nonzero.to(wide).sum() / number,
+        nonfinite / number,
+        mean * torch.nan if active is None else (working * (units / number) < active).to(wide).mean(),
+    )
+    return torch.stack(columns)
+
+
+def _nonfinite(values: Tensor, norm: Tensor, dim: int | None = None) -> Tensor:
+    """How many of ``values`` are not finite; their norm answers on a CPU, where looking at it waits for nothing."""
+    return torch.zeros_like(norm) if _finite(norm) else torch.isfinite(values).logical_not().sum(dim=dim)
+
+
+def _nonzero_(values: Tensor, norm: Tensor, dim: int) -> Tensor:
+    """How many of ``values``, which are absolute ones and are used up, are not zero; NaN is not."""
+    # The quicker way on a CPU makes zeros of NaN.
+    return values.sign_().sum(dim) if _finite(norm) else (values != 0).sum(dim).float()
+
+
+def _finite(norm: Tensor) -> bool:
+    return norm.device.type == "cpu" and bool(norm.isfinite().all())
+
+
+def _by_unit(tensor: Tensor) -> Tensor:
+    """Units last: ``[B, ..., C]``, without a copy."""
+    return tensor.detach().movedim(1, -1) if tensor.ndim == 4 else tensor.detach()
+
+
+def _in_memory_order(tensor: Tensor) -> Tensor:
+    """All values of a dense tensor in the order they lie in, without a copy."""
+    strides = tensor.stride()
+    order = sorted(range(tensor.ndim), key=lambda dim: -strides[dim])
+    return tensor.detach().permute(order).reshape(-1)
+
+
+def _wide(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+# What a layer hands on lies behind its activation function; convolutions and normalisations are seen through it.
+_KINDS: tuple[type[nn.Module], ...] = (
+    nn.ReLU,
+    nn.LeakyReLU,
+    nn.PReLU,
+    nn.ELU,
+    nn.SELU,
+    nn.CELU,
+    nn.GELU,
+    nn.SiLU,
+    nn.Mish,
+    nn.Softplus,
+    nn.Hardtanh,  # ReLU6 too
+    nn.Hardswish,
+    nn.Hardsigmoid,
+    nn.Tanh,
+    nn.Sigmoid,
+    nn.Linear,
+)
+_RECTIFIED = (nn.ReLU, nn.ReLU6)
+
+
+class ActivationHooks:
+    """Measures the outputs of a model's activation functions and fully connected layers.
+
+    A ReLU that is a function call, as in ``F.relu``, is no module and cannot be seen; nor can what lies inside a module
+    that ``torch.compile`` has compiled.
+
+    Args:
+        model: whose modules they are.
+        layers: names of modules, as ``model.named_modules()`` gives them.
+        bounds: the settings ``dead_relu`` and ``saturated_activation`` of ``debugger.rules``.
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[str], bounds: Mapping[str, Any]) -> None:
+        modules = dict(model.named_modules())
+        self._modules = {name: modules[name] for name in layers if isinstance(modules[name], _KINDS)}
+        self._dead = bounds["dead_relu"]["threshold_inactivity"] / 100
+        saturated = bounds["saturated_activation"]
+        self._stuck = saturated["threshold_inactivity"] / 100
+        self._intervals = {nn.Tanh: saturated["threshold_tanh"], nn.Sigmoid: saturated["threshold_sigmoid"]}
+        self._handles: list[Any] = []
+        self._calls: Counter[str] = Counter()
+        self._measured: dict[str, Tensor] = {}
+
+    @property
+    def measures(self) -> bool:
+        """Whether there is any such layer."""
+        return bool(self._modules)
+
+    def attach(self) -> None:
+        """Measure the forward passes from now on."""
+        self.detach()
+        self._calls.clear()
+        self._measured = {}
+        self._handles = [module.register_forward_hook(self._hook(name)) for name, module in self._modules.items()]
+
+    def detach(self) -> None:
+        """Measure no more."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def take(self) -> tuple[list[str], list[str], list[Tensor]]:
+        """Names, kinds of modules and statistics ``float[9]`` of what was measured, in the order it was computed.
+
+        A module that is called several times, as the ReLUs of torchvision's residual blocks are, has a name for each
+        call: ``relu``, ``relu#2``, ``relu#3``.
+        """
+        measured, self._measured = self._measured, {}
+        kinds = [type(self._modules[name.partition("#")[0]]).__name__ for name in measured]
+        return list(measured), kinds, list(measured.values())
+
+    def _hook(self, name: str) -> Any:
+        def measure(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            if not isinstance(output, Tensor) or not output.is_floating_point() or not (output.ndim and output.numel()):
+                return
+            self._calls[name] += 1
+            call = self._calls[name]
+            with torch.no_grad(), torch.autocast(output.device.type, enabled=False):
+                measured = self._measure(module, inputs, output)
+            self._measured[name if call == 1 else f"{name}#{call}"] = measured
+
+        return measure
+
+    def _measure(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        for kind, (low, high) in self._intervals.items():
+            if isinstance(module, kind):
+                return activation_statistics(output, (inputs[0].detach(), low, high), self._stuck)
+        # Only a rectifier's zeros mean that a unit is off.
+        active = self._dead if isinstance(module, _RECTIFIED) else None
+        return activation_statistics(output, None, active)

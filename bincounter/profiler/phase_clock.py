@@ -1,0 +1,280 @@
+"""``PhaseClock(Profiler)``: charges time to phases; forwards to Lightning's Advanced/PyTorchProfiler."""
+
+import cProfile
+import csv
+import os
+import pstats
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from lightning.pytorch.profilers import Profiler
+
+from bincounter.files import replacing
+from bincounter.profiler.profile_record import (
+    BETWEEN,
+    LOGGING,
+    NEXT_BATCH,
+    REST,
+    STEP,
+    VALIDATION,
+    Row,
+    ends_a_step,
+    ends_the_work_of_a_step,
+    phase_of,
+)
+
+
+class PhaseClock(Profiler):
+    """Divides the time of a fit into steps, and the time of a step into phases that add up to it.
+
+    Actions lie inside each other, as backward does inside the optimizer's step: a moment is charged to the innermost
+    phase. The clock is read where the phase changes and nowhere else.
+
+    Args:
+        device: of the run. On a CUDA device, where calls return before they are computed, it is waited for at each
+            change of phase, in one of ``every`` steps: in the others the phases would be those of the queue.
+        every: batches between two exact ones on a CUDA device; everywhere else all are.
+        closed: is given each row as it ends.
+        place: tells ``(epoch, batch)``.
+        validating: tells whether a validation is under way.
+        changed: is told of each phase that begins; ``None`` at the end.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        every: int,
+        *,
+        closed: Callable[[Row], None],
+        place: Callable[[], tuple[int, int]],
+        validating: Callable[[], bool],
+        changed: Callable[[str | None], None] | None = None,
+    ) -> None:
+        super().__init__()
+        self._cuda, self._device, self._every = device.type == "cuda", device, every
+        self._closed, self._place, self._validating, self._changed = closed, place, validating, changed
+        self._stack: list[str | None] = []
+        self._base = REST
+        self._phase = REST
+        self._row: Row | None = None
+        self._batches = 0
+        self._began = self._mark = self._row_began = 0.0
+
+    def start(self, action_name: str) -> None:
+        """An action begins."""
+        if action_name.endswith(NEXT_BATCH):
+            self._open(STEP)
+        elif self._row is not None and self._row.part == STEP and ends_a_step(action_name):
+            self._open(BETWEEN)
+        self._stack.append(phase_of(action_name))
+        self._enter()
+
+    def stop(self, action_name: str) -> None:
+        """The action that began last is over."""
+        if self._stack:  # those that began before this profiler was there are not in it
+            self._stack.pop()
+        if ends_the_work_of_a_step(action_name):
+            self._base = LOGGING
+        self._enter()
+
+    def close(self) -> None:
+        """The fit is over, in whatever way."""
+        if self._row is not None:
+            self._end_row()
+            if self._changed is not None:
+                self._changed(None)
+
+    def seconds(self) -> float:
+        """Seconds of the fit since the first step began; 0 before."""
+        return time.perf_counter() - self._began if self._began else 0.0
+
+    def _open(self, part: str) -> None:
+        exact = not self._cuda or part == BETWEEN or self._batches % self._every == 0
+        if exact:
+            self._wait()  # what is still under way is the work of the step before
+        if self._row is not None:
+            self._end_row()
+        else:
+            self._began = self._row_began = self._mark = time.perf_counter()
+        self._batches += part == STEP
+        epoch, batch = self._place()
+        self._row = Row(0, epoch, batch, part, self._row_began - self._began, exact, 0.0)
+        self._base = REST
+
+    def _end_row(self) -> None:
+        row = self._row
+        assert row is not None
+        self._charge()
+        row.wall_ms = 1e3 * (self._mark - self._row_began)
+        self._row = None
+        self._closed(row)
+        now = time.perf_counter()
+        self._began += now - self._mark  # keeping a profile takes no time of the fit
+        self._mark = self._row_began = now
+
+    def _enter(self) -> None:
+        """Charge what has passed, if another phase begins with this moment."""
+        phase = VALIDATION if self._validating() else next((p for p in reversed(self._stack) if p), self._base)
+        if phase == self._phase:
+            return
+        self._charge()
+        self._phase = phase
+        if self._changed is not None and self._row is not None:
+            self._changed(phase)
+
+    def _charge(self) -> None:
+        if self._row is None:
+            return
+        if self._row.exact:
+            self._wait()
+        now = time.perf_counter()
+        self._row.ms[self._phase] += 1e3 * (now - self._mark)
+        self._mark = now
+
+    def _wait(self) -> None:
+        if self._cuda:
+            torch.cuda.synchronize(self._device)
+
+
+FUNCTIONS, OPERATORS, TRACE = "functions.csv", "operators.csv", "trace.json.gz"
+
+
+class Depth(Protocol):
+    """What is told of phases and steps."""
+
+    @property
+    def looking(self) -> bool:
+        """Whether it looks into the step under way, and slows it down."""
+
+    def phase(self, phase: str | None) -> None:
+        """A phase begins; ``None``: the fit is over."""
+
+    def step(self) -> None:
+        """A step is over."""
+
+    def close(self) -> None:
+        """Write what was found; does nothing the second time."""
+
+
+def depth_of(settings: Mapping[str, Any], folder: Path, device: torch.device) -> Depth | None:
+    """What the settings ask for beside ``profiler=simple``.
+
+    Args:
+        settings: the node ``profiler``.
+        folder: ``RUN/profile``.
+        device: of the run.
+    """
+    if settings["kind"] == "advanced":
+        return PythonFunctions(folder, settings)
+    return TorchOperators(folder, settings, device) if settings["kind"] == "pytorch" else None
+
+
+class PythonFunctions:
+    """One cProfile per phase, since one over all would not tell which phase called a function."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        self._folder, self._functions = folder, settings["functions"]
+        self._from, self._to = settings["first_step"], settings["first_step"] + settings["steps"]
+        self._profiles: dict[str, cProfile.Profile] = {}
+        self._running: cProfile.Profile | None = None
+        self._steps = 0
+        self._closed = False
+
+    @property
+    def looking(self) -> bool:
+        """Whether functions are followed."""
+        return self._from <= self._steps < self._to
+
+    def phase(self, phase: str | None) -> None:
+        """Go over to the profile of a phase."""
+        self._pause()
+        if phase is not None and self.looking:
+            self._running = self._profiles.setdefault(phase, cProfile.Profile())
+            self._running.enable()
+
+    def step(self) -> None:
+        """Count it."""
+        self._steps += 1
+        if self._steps == self._to:
+            self.close()
+
+    def close(self) -> None:
+        """Write ``functions.csv``."""
+        self._pause()
+        if self._closed or not self._profiles:
+            return
+        self._closed = True
+        with replacing(self._folder / FUNCTIONS) as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["phase", "function", "calls", "own_ms", "total_ms"])
+            for phase, profile in self._profiles.items():
+                writer.writerows([phase, *row] for row in _functions(profile)[: self._functions])
+
+    def _pause(self) -> None:
+        if self._running is not None:
+            self._running.disable()
+            self._running = None
+
+
+def _functions(profile: cProfile.Profile) -> list[tuple[str, int, float, float]]:
+    """Name, calls, own and total milliseconds of functions, those that take longest themselves first."""
+    stats: Any = pstats.Stats(profile)
+    rows = []
+    for (file, line, name), (_, calls, own, total, _) in stats.stats.items():
+        place = name if file == "~" else f"{'/'.join(Path(file).parts[-2:])}:{line} {name}"
+        rows.append((place, calls, round(1e3 * own, 3), round(1e3 * total, 3)))
+    return sorted(rows, key=lambda row: -row[2])
+
+
+class TorchOperators:
+    """torch.profiler over a few steps: a trace for chrome://tracing or Perfetto, and a table of operators."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], device: torch.device) -> None:
+        from torch.profiler import ProfilerActivity, profile, schedule
+
+        self._folder, self._operators = folder, settings["operators"]
+        self._from, self._to = settings["first_step"], settings["first_step"] + 1 + settings["steps"]  # 1 to warm it up
+        self._steps = 0
+        if device.type != "cuda":
+            os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # none: it tells as an error that there is no GPU
+        activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
+        course = schedule(skip_first=settings["first_step"], wait=0, warmup=1, active=settings["steps"], repeat=1)
+        self._profile = profile(activities=activities, schedule=course, on_trace_ready=self._write)
+        self._closed = False
+        self._profile.start()
+
+    @property
+    def looking(self) -> bool:
+        """Whether operators are followed."""
+        return self._from <= self._steps < self._to
+
+    def phase(self, phase: str | None) -> None:
+        """Phases are told by the operators themselves."""
+
+    def step(self) -> None:
+        """Tell torch."""
+        self._steps += 1
+        if not self._closed:
+            self._profile.step()
+
+    def close(self) -> None:
+        """End the profile; what it has so far is written."""
+        if not self._closed:
+            self._closed = True
+            self._profile.stop()
+
+    def _write(self, profile: Any) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        part = self._folder / f".{TRACE}"  # torch packs what ends in .gz
+        profile.export_chrome_trace(str(part))
+        part.replace(self._folder / TRACE)
+        rows = sorted(profile.key_averages(), key=lambda row: -(row.self_device_time_total or row.self_cpu_time_total))
+        with replacing(self._folder / OPERATORS) as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["operator", "calls", "cpu_ms", "gpu_ms"])  # without those that it calls
+            for row in rows[: self._operators]:
+                cpu, gpu = row.self_cpu_time_total / 1e3, row.self_device_time_total / 1e3
+                writer.writerow([row.key, row.count, round(cpu, 3), round(gpu, 3)])

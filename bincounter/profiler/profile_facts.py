@@ -1,0 +1,133 @@
+"""What a profile says, in the few figures that its table and its advice are made of."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from bincounter.profiler.profile_record import (
+    AUGMENTATION,
+    BACKWARD,
+    DATA,
+    FORWARD,
+    OPTIMIZER,
+    PHASES,
+    TRANSFER,
+    Record,
+)
+
+ON_DEVICE = (TRANSFER, AUGMENTATION, FORWARD, BACKWARD, OPTIMIZER)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Figures of all sessions of a run.
+
+    Attributes:
+        step_ms: mean milliseconds of a step by phase, over the steps whose phases are exact; those that were looked
+            into only where there are no others.
+        free_step_ms: of a step that nobody waited for; the sum of ``step_ms`` where there were none.
+        fit_s: seconds of the whole fit by phase.
+        steps: in number.
+        exact_steps: of them, those behind ``step_ms``.
+        slowed_steps: those that were looked into, which slows them down.
+        slowed: whether they are those behind ``step_ms``.
+        machine: of the last session, see :class:`~bincounter.profiler.profile_record.Session`.
+        mean: of the usage samples, by column; columns that this machine did not tell are missing.
+        peak: likewise, the largest.
+        config: of the run.
+    """
+
+    step_ms: Mapping[str, float]
+    free_step_ms: float
+    fit_s: Mapping[str, float]
+    steps: int
+    exact_steps: int
+    slowed_steps: int = 0
+    slowed: bool = False
+    machine: Mapping[str, Any] = field(default_factory=dict)
+    mean: Mapping[str, float] = field(default_factory=dict)
+    peak: Mapping[str, float] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def exact_step_ms(self) -> float:
+        """Milliseconds of a step whose phases were waited for."""
+        return sum(self.step_ms.values())
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the run computed on a CUDA device."""
+        return self.machine.get("device") == "cuda"
+
+    @property
+    def gpu_idle_ms(self) -> float:
+        """Milliseconds of an undisturbed step in which the GPU had nothing to do, at least.
+
+        Its work is counted with the time that the CPU took to ask for it.
+        """
+        busy = sum(self.step_ms[phase] for phase in ON_DEVICE)
+        return max(self.free_step_ms - busy, 0.0)
+
+    @property
+    def waiting_ms(self) -> float:
+        """Milliseconds of a step that go by for lack of a batch.
+
+        A GPU still computes while the next batch is fetched: only what it then lacks is waited for.
+        """
+        return min(self.step_ms[DATA], self.gpu_idle_ms) if self.on_gpu else self.step_ms[DATA]
+
+    def share(self, phase: str) -> float:
+        """A phase's fraction of a step."""
+        return self.step_ms[phase] / max(self.exact_step_ms, 1e-9)
+
+    def fit_share(self, phase: str) -> float:
+        """A phase's fraction of the whole fit."""
+        return self.fit_s[phase] / max(sum(self.fit_s.values()), 1e-9)
+
+    def setting(self, key: str) -> Any:
+        """A value of the run's configuration by its dotted name, or ``None``."""
+        node: Any = self.config
+        for part in key.split("."):
+            node = node.get(part) if isinstance(node, Mapping) else None
+        return node
+
+
+def facts_of(record: Record, config: Mapping[str, Any]) -> Facts | None:
+    """Sum a record up.
+
+    Args:
+        record: of a run.
+        config: of the run.
+
+    Returns:
+        ``None`` where no step was measured but the first, which warms up.
+    """
+    slowed = not any(session.exact_steps for session in record.sessions)
+    kind = "slowed" if slowed else "exact"
+    exact = sum(getattr(session, f"{kind}_steps") for session in record.sessions)
+    if not exact:
+        return None
+    free = sum(session.free_steps for session in record.sessions)
+    sums = [getattr(session, f"{kind}_ms") for session in record.sessions]
+    step_ms = {phase: sum(each[phase] for each in sums) / exact for phase in PHASES}
+    whole = max(sum(step_ms.values()), 1e-9)
+    steps_s = sum(session.steps_s for session in record.sessions)
+    between = {phase: sum(each.between_s[phase] for each in record.sessions) for phase in PHASES}
+    samples: dict[str, list[float]] = {}
+    for sample in record.usage:
+        for name, value in vars(sample).items():
+            if value is not None:
+                samples.setdefault(name, []).append(value)
+    return Facts(
+        step_ms=step_ms,
+        free_step_ms=sum(session.free_ms for session in record.sessions) / free if free else whole,
+        fit_s={phase: steps_s * step_ms[phase] / whole + between[phase] for phase in PHASES},
+        steps=sum(session.steps for session in record.sessions),
+        exact_steps=exact,
+        slowed_steps=sum(session.slowed_steps for session in record.sessions),
+        slowed=slowed,
+        machine=record.sessions[-1].machine,
+        mean={name: sum(values) / len(values) for name, values in samples.items()},
+        peak={name: max(values) for name, values in samples.items()},
+        config=config,
+    )

@@ -1,0 +1,306 @@
+"""The phases, and the files of RUN/profile.
+
+``steps.csv`` has a row per step and one per end of an epoch, ``usage.csv`` one per sample of the machine, and
+``sessions.json`` the sums over all steps, recorded or not. A session is one start of the run: what a resumed run
+repeats was done twice, and is counted twice.
+"""
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Self
+
+from bincounter.errors import UserError
+from bincounter.files import replacing, write_text
+
+DATA, TRANSFER, AUGMENTATION = "data", "transfer", "augmentation"
+FORWARD, BACKWARD, OPTIMIZER = "forward", "backward", "optimizer"
+LOGGING, DEBUGGER, CHECKPOINT, VALIDATION, REST = "logging", "debugger", "checkpoint", "validation", "rest"
+
+PHASES = {
+    DATA: "Waiting for data",
+    TRANSFER: "Transfer to the device",
+    AUGMENTATION: "Augmentation",
+    FORWARD: "Forward",
+    BACKWARD: "Backward",
+    OPTIMIZER: "Optimizer",
+    LOGGING: "Logging and progress",
+    DEBUGGER: "Debugger",
+    CHECKPOINT: "Checkpoints",
+    VALIDATION: "Validation",
+    REST: "Rest",
+}
+"""All phases, by the names of the files' columns."""
+
+NEXT_BATCH = "train_dataloader_next"
+
+# The ends of actions' names, without their class; see Lightning's trainer/call.py and loops.
+_BY_HOOK = {
+    NEXT_BATCH: DATA,
+    "batch_to_device": TRANSFER,
+    "on_after_batch_transfer": AUGMENTATION,
+    "training_step": FORWARD,
+    "backward": BACKWARD,
+    "optimizer_step": OPTIMIZER,
+    "optimizer_zero_grad": OPTIMIZER,
+    "on_before_optimizer_step": OPTIMIZER,
+    "configure_gradient_clipping": OPTIMIZER,
+    "lr_scheduler_step": OPTIMIZER,
+    "save_checkpoint": CHECKPOINT,
+}
+_BY_CALLBACK = {
+    "RunCheckpoint.on_train_epoch_end": CHECKPOINT,  # with the handing over of the best
+    "RunCheckpoint": REST,  # under DDP it waits for the others after each step; writing has an action of its own
+    "WeightAveraging": OPTIMIZER,
+    "StatelessRandomness": REST,
+    "TensorRecorder": DEBUGGER,
+    "SmdebugCallback": DEBUGGER,
+}
+
+
+@cache  # there are a few dozen of them, and each comes in every step
+def phase_of(action: str) -> str | None:
+    """The phase that an action of Lightning's opens.
+
+    Args:
+        action: its name, such as ``[Strategy]SingleDeviceStrategy.backward`` or ``save_checkpoint``.
+
+    Returns:
+        ``None`` where it belongs to the phase around it.
+    """
+    kind, _, name = action.rpartition("]")
+    hook = name.rpartition(".")[2]
+    if kind == "[Callback" and not hook.endswith(("_save_checkpoint", "_load_checkpoint")):
+        # Progress bars, logs, and whatever else a user added to look on.
+        return next((phase for part, phase in _BY_CALLBACK.items() if part in name), LOGGING)
+    return _BY_HOOK.get(hook)
+
+
+def ends_a_step(action: str) -> bool:
+    """Whether what begins with an action is no part of a step any more, but of the end of an epoch."""
+    return action.endswith((".on_validation_start", ".on_validation_model_zero_grad", ".on_train_epoch_end"))
+
+
+def ends_the_work_of_a_step(action: str) -> bool:
+    """Whether Lightning has nothing but metrics and loggers left to look after once an action is over."""
+    return action.startswith("[LightningModule]") and action.endswith(".on_train_batch_end")
+
+
+FOLDER = "profile"
+STEP, BETWEEN = "step", "between"  # the two kinds of rows
+_ROWS = 4000  # of each file; with more, every second one is left out
+_ABOUT = ("session", "epoch", "batch", "part", "start_s", "exact", "wall_ms")
+_MEASURED = (
+    "cpu_percent",
+    "machine_cpu_percent",
+    "rss_mb",
+    "memory_percent",
+    "read_mb_s",
+    "write_mb_s",
+    "gpu_percent",
+    "gpu_memory_mb",
+)
+
+
+@dataclass
+class Row:
+    """One step, or what lies between an epoch's last step and the next one's first.
+
+    Attributes:
+        session: starts of the run before this one.
+        epoch: from 0.
+        batch: in the epoch, from 0.
+        part: ``step`` or ``between``.
+        start_s: seconds since the session's first step.
+        exact: whether the device was waited for at the end of each phase; elsewhere only ``wall_ms`` is right.
+        wall_ms: from start to end.
+        ms: by phase; they add up to ``wall_ms``.
+    """
+
+    session: int
+    epoch: int
+    batch: int
+    part: str
+    start_s: float
+    exact: bool
+    wall_ms: float
+    ms: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+
+    def written(self) -> dict[str, Any]:
+        """As a row of ``steps.csv``."""
+        about = {name: getattr(self, name) for name in _ABOUT}
+        times = {f"{phase}_ms": round(value, 4) for phase, value in self.ms.items()}
+        rounded = {"start_s": round(self.start_s, 4), "exact": int(self.exact), "wall_ms": round(self.wall_ms, 4)}
+        return {**about, **rounded, **times}
+
+    @classmethod
+    def read(cls, row: dict[str, str]) -> Self:
+        """From a row of ``steps.csv``."""
+        return cls(
+            session=int(row["session"]),
+            epoch=int(row["epoch"]),
+            batch=int(row["batch"]),
+            part=row["part"],
+            start_s=float(row["start_s"]),
+            exact=row["exact"] == "1",
+            wall_ms=float(row["wall_ms"]),
+            ms={phase: float(row[f"{phase}_ms"]) for phase in PHASES},
+        )
+
+
+@dataclass
+class Usage:
+    """One sample of the machine; ``None`` where this machine does not tell.
+
+    Attributes:
+        session: as in :class:`Row`.
+        at_s: seconds since the session's first step.
+        cpu_percent: of the run's processes together; 100 is one core.
+        machine_cpu_percent: of all processes; 100 is all cores.
+        rss_mb: memory of the run's processes, what they share counted for each.
+        memory_percent: of the machine's memory, that is not available.
+        read_mb_s: what the run's processes read from disks.
+        write_mb_s: what they wrote to disks.
+        gpu_percent: share of the time in which the GPU computed.
+        gpu_memory_mb: of the GPU's memory, what all processes use.
+    """
+
+    session: int
+    at_s: float
+    cpu_percent: float
+    machine_cpu_percent: float
+    rss_mb: float
+    memory_percent: float
+    read_mb_s: float | None = None
+    write_mb_s: float | None = None
+    gpu_percent: float | None = None
+    gpu_memory_mb: float | None = None
+
+    @classmethod
+    def read(cls, row: dict[str, str]) -> Self:
+        """From a row of ``usage.csv``."""
+        measured = {name: float(row[name]) if row[name] else None for name in _MEASURED}
+        return cls(int(row["session"]), float(row["at_s"]), **measured)  # type: ignore[arg-type]
+
+
+@dataclass
+class Session:
+    """Sums over one start of a run, and the machine it ran on.
+
+    Attributes:
+        steps: in number.
+        steps_s: seconds that they took.
+        exact_steps: those with ``exact`` rows, but for the first, which warms up, and those that were looked into.
+        exact_ms: by phase, over those steps.
+        slowed_steps: those with ``exact`` rows that were looked into by ``profiler=advanced`` or ``pytorch``.
+        slowed_ms: by phase, over those steps.
+        free_steps: steps that were not waited for, likewise: what a step takes when nobody looks.
+        free_ms: that they took.
+        between_s: seconds by phase, between epochs.
+        machine: cores, threads, workers, device, and where photos came from.
+    """
+
+    steps: int = 0
+    steps_s: float = 0.0
+    exact_steps: int = 0
+    exact_ms: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+    slowed_steps: int = 0
+    slowed_ms: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+    free_steps: int = 0
+    free_ms: float = 0.0
+    between_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+    machine: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, row: Row, *, slowed: bool = False) -> None:
+        """Count a row in.
+
+        Args:
+            row: a step, or the end of an epoch.
+            slowed: whether more than the phases was looked at, which takes time itself.
+        """
+        if row.part == BETWEEN:
+            for phase, value in row.ms.items():
+                self.between_s[phase] += value / 1e3
+            return
+        self.steps += 1
+        self.steps_s += row.wall_ms / 1e3
+        if self.steps == 1:
+            return
+        if row.exact:
+            self.slowed_steps += slowed
+            self.exact_steps += not slowed
+            sums = self.slowed_ms if slowed else self.exact_ms
+            for phase, value in row.ms.items():
+                sums[phase] += value
+        elif not slowed:
+            self.free_steps += 1
+            self.free_ms += row.wall_ms
+
+
+@dataclass
+class Record:
+    """All of ``RUN/profile`` but traces and tables of functions."""
+
+    sessions: list[Session] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    usage: list[Usage] = field(default_factory=list)
+
+    def write(self, folder: Path) -> None:
+        """Write the files, each whole or not at all, with at most so many rows."""
+        self.rows, self.usage = _thinned(self.rows), _thinned(self.usage)
+        columns = [*_ABOUT, *(f"{phase}_ms" for phase in PHASES)]
+        _write(folder / "steps.csv", columns, [row.written() for row in self.rows])
+        samples = [asdict(sample) for sample in self.usage]
+        _write(folder / "usage.csv", ["session", "at_s", *_MEASURED], samples)
+        write_text(folder / "sessions.json", json.dumps([asdict(session) for session in self.sessions], indent=1))
+
+
+def read_record(folder: Path) -> Record | None:
+    """Read what profiling left.
+
+    Args:
+        folder: ``RUN/profile``.
+
+    Returns:
+        ``None`` where nothing was measured.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    if not (folder / "sessions.json").is_file():
+        return None
+    try:
+        sessions = [Session(**each) for each in json.loads((folder / "sessions.json").read_text(encoding="utf-8"))]
+        rows = [Row.read(each) for each in _read(folder / "steps.csv")]
+        return Record(sessions, rows, [Usage.read(each) for each in _read(folder / "usage.csv")])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder} is damaged ({type(error).__name__}): delete it to go on without") from error
+
+
+def _thinned(rows: list[Any]) -> list[Any]:
+    """At most so many rows: of steps and of the ends of epochs, every second one is left out until they are."""
+    while len(rows) > _ROWS:
+        parts: dict[str, int] = {}
+        kept = []
+        for row in rows:
+            part = getattr(row, "part", STEP)
+            parts[part] = parts.get(part, -1) + 1
+            if parts[part] % 2 == 0:
+                kept.append(row)
+        rows = kept
+    return rows
+
+
+def _write(path: Path, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
+    with replacing(path) as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))

@@ -1,0 +1,314 @@
+"""The callback, the sampler of machine usage, the summary in the log."""
+
+import ctypes
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import psutil
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from bincounter.data.photo_store import PhotoStore
+from bincounter.errors import UserError
+from bincounter.profiler.advice import advice
+from bincounter.profiler.phase_clock import Depth, PhaseClock, depth_of
+from bincounter.profiler.profile_facts import facts_of
+from bincounter.profiler.profile_record import FOLDER, PHASES, STEP, Record, Row, Session, Usage, read_record
+from bincounter.report.page import percent
+
+log = logging.getLogger(__name__)
+
+_WRITE_EVERY = 30.0  # seconds: what a killed run loses at most
+
+
+class StepProfiler(L.Callback):
+    """Puts a :class:`PhaseClock` in the place of the trainer's profiler, and keeps what it tells.
+
+    Nothing of it is in the checkpoints: a run that goes on adds a session to what the folder holds.
+
+    Args:
+        folder: ``RUN/profile``.
+        settings: the node ``profiler``.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        self._folder, self._settings = folder, settings
+        self._clock: PhaseClock | None = None
+        self._sampler: UsageSampler | None = None
+        self._depth: Depth | None = None
+        self._record = Record()
+        self._earlier = 0  # samples of sessions before this one
+        self._written = 0.0
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Begin, on the first process."""
+        if stage != "fit" or not trainer.is_global_zero:
+            return
+        self._record = self._so_far()
+        self._record.sessions.append(Session(machine=_machine(trainer)))
+        self._earlier = len(self._record.usage)
+        device = trainer.strategy.root_device
+        self._depth = depth_of(self._settings, self._folder, device)
+        self._clock = PhaseClock(
+            device,
+            self._settings["every_n_train_steps"],
+            closed=self._keep,
+            place=lambda: (trainer.current_epoch, trainer.fit_loop.epoch_loop.batch_progress.current.ready),
+            validating=lambda: bool(trainer.validating),
+            changed=self._depth.phase if self._depth else None,
+        )
+        trainer.profiler = self._clock  # type: ignore[attr-defined]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Sample the machine from here on: by now the workers' memory is what it will be."""
+        if self._clock is None:
+            return
+        session = len(self._record.sessions) - 1
+        device = trainer.strategy.root_device
+        self._sampler = UsageSampler(self._settings["usage_seconds"], device, self._clock.seconds, session)
+        self._written = time.monotonic()
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Note, once, where batches come from."""
+        if self._clock is None or "photos" in self._record.sessions[-1].machine:
+            return
+        loader: Any = trainer.train_dataloader
+        store = getattr(trainer.datamodule, "store", None)  # type: ignore[attr-defined]
+        self._record.sessions[-1].machine |= {
+            "photos": "features" if "feature" in batch else _origin(store),
+            "workers": getattr(loader, "num_workers", 0),
+        }
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """A run that is stopped has a profile, too."""
+        self._close(trainer)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Write what was measured."""
+        self._close(trainer)
+
+    def _so_far(self) -> Record:
+        try:
+            return read_record(self._folder) or Record()
+        except UserError as error:
+            log.warning("%s; the profile starts anew.", error)
+            return Record()
+
+    def _keep(self, row: Row) -> None:
+        row.session = len(self._record.sessions) - 1
+        self._record.sessions[-1].add(row, slowed=self._depth is not None and self._depth.looking)
+        self._record.rows.append(row)
+        if self._depth is not None and row.part == STEP:
+            self._depth.step()
+        if time.monotonic() - self._written > _WRITE_EVERY:
+            self._write()
+
+    def _write(self) -> None:
+        if self._sampler is not None:
+            self._record.usage[self._earlier :] = self._sampler.samples()
+        self._record.write(self._folder)
+        self._earlier = sum(sample.session < len(self._record.sessions) - 1 for sample in self._record.usage)
+        self._written = time.monotonic()
+
+    def _close(self, trainer: L.Trainer) -> None:
+        if self._clock is None:
+            return
+        self._clock.close()
+        if self._sampler is not None:
+            self._sampler.stop()
+        if self._depth is not None:
+            self._depth.close()
+        self._clock = None
+        if not self._record.sessions[-1].steps:
+            return  # it ended before its first step: there is nothing to tell
+        if trainer.strategy.root_device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(trainer.strategy.root_device) / 1e6
+            self._record.sessions[-1].machine["gpu_peak_mb"] = peak
+        self._write()
+
+
+def _origin(store: PhotoStore | None) -> str:
+    if store is None:
+        return "elsewhere"
+    return "kept" if store.cached else "streamed" if store.streams else "decoded"
+
+
+def _machine(trainer: L.Trainer) -> dict[str, Any]:
+    """What the figures have to be read against."""
+    device = trainer.strategy.root_device
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    machine: dict[str, Any] = {
+        "cores": cores,
+        "machine_cores": os.cpu_count() or cores,
+        "threads": torch.get_num_threads(),
+        "device": device.type,
+        "processes": trainer.world_size,
+        "precision": str(trainer.precision),
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        machine |= {"gpu": properties.name, "gpu_mb": properties.total_memory / 1e6}
+    return machine
+
+
+_MB = 1e6
+
+
+class UsageSampler:
+    """A thread that samples the run's processes and the machine until it is stopped.
+
+    Args:
+        every: seconds between two samples.
+        device: of the run.
+        clock: seconds since the session's first step.
+        session: the number that samples carry.
+        limit: samples kept; with more, every second one is dropped and half as many are taken.
+    """
+
+    def __init__(
+        self, every: float, device: torch.device, clock: Callable[[], float], session: int, limit: int = 4000
+    ) -> None:
+        self._every, self._clock, self._session, self._limit = every, clock, session, limit
+        self._processes = ProcessTree()
+        self._gpu = Gpu(device) if device.type == "cuda" else None
+        self._stop = threading.Event()
+        self._samples: list[Usage] = []
+        self._thread = threading.Thread(target=self._work, name="usage", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread, after a last sample."""
+        if not self._stop.is_set():
+            self._stop.set()
+            self._thread.join()
+
+    def samples(self) -> list[Usage]:
+        """Samples so far."""
+        return list(self._samples)
+
+    def _work(self) -> None:
+        self._processes.rates()  # the first calls only start their measurement, psutil's one of each thread
+        psutil.cpu_percent()
+        while not self._stop.wait(self._every):
+            self._sample()
+        self._sample()
+
+    def _sample(self) -> None:
+        cpu, rss, read, write = self._processes.rates()
+        memory = psutil.virtual_memory().percent
+        gpu, gpu_memory = self._gpu.busy() if self._gpu else (None, None)
+        sample = Usage(
+            self._session, self._clock(), cpu, psutil.cpu_percent(), rss, memory, read, write, gpu, gpu_memory
+        )
+        self._samples.append(sample)
+        if len(self._samples) > self._limit:
+            self._samples = self._samples[::2]
+            self._every *= 2
+
+
+class ProcessTree:
+    """This process and its children: DataLoader workers, other ranks."""
+
+    def __init__(self) -> None:
+        self._own = psutil.Process()
+        self._at = 0.0
+        self._cpu: dict[int, float] = {}
+        self._bytes: dict[int, tuple[int, int]] = {}
+
+    def rates(self) -> tuple[float, float, float | None, float | None]:
+        """Per cent of a core, MB of memory, and MB/s read from and written to disks, since the last call."""
+        now, cpu, moved, rss = time.perf_counter(), {}, {}, 0.0
+        for process in [self._own, *self._own.children(recursive=True)]:
+            try:
+                with process.oneshot():
+                    times = process.cpu_times()
+                    cpu[process.pid] = times.user + times.system
+                    rss += process.memory_info().rss / _MB
+                    if hasattr(process, "io_counters"):
+                        counters = process.io_counters()
+                        moved[process.pid] = (counters.read_bytes, counters.write_bytes)
+            except (psutil.Error, OSError):
+                continue  # it has just ended, or is not ours to look at
+        seconds = max(now - self._at, 1e-3)
+        busy = 100 * sum(value - self._cpu.get(pid, 0.0) for pid, value in cpu.items()) / seconds
+        read, write = (
+            sum(value[kind] - self._bytes.get(pid, (0, 0))[kind] for pid, value in moved.items()) / _MB / seconds
+            if moved
+            else None
+            for kind in (0, 1)
+        )
+        self._at, self._cpu, self._bytes = now, cpu, moved
+        return busy, rss, read, write
+
+
+class _Rates(ctypes.Structure):
+    _fields_ = (("gpu", ctypes.c_uint), ("memory", ctypes.c_uint))
+
+
+class _Memory(ctypes.Structure):
+    _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
+
+
+class Gpu:
+    """One CUDA device, asked by NVML, which comes with the driver and waits for nothing."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._nvml: ctypes.CDLL | None = None
+        self._handle = ctypes.c_void_p()
+        try:
+            nvml = ctypes.CDLL("libnvidia-ml.so.1" if os.name != "nt" else "nvml.dll")
+            name = f"GPU-{torch.cuda.get_device_properties(device).uuid}".encode()
+            if nvml.nvmlInit_v2() == 0 and nvml.nvmlDeviceGetHandleByUUID(name, ctypes.byref(self._handle)) == 0:
+                self._nvml = nvml
+        except (OSError, AttributeError):
+            return  # no NVML beside this driver: the figures stay empty
+
+    def busy(self) -> tuple[float | None, float | None]:
+        """Per cent of the last moments in which it computed, and MB of its memory that are used."""
+        if self._nvml is None:
+            return None, None
+        rates, memory = _Rates(), _Memory()
+        told = self._nvml.nvmlDeviceGetUtilizationRates(self._handle, ctypes.byref(rates)) == 0
+        known = self._nvml.nvmlDeviceGetMemoryInfo(self._handle, ctypes.byref(memory)) == 0
+        return float(rates.gpu) if told else None, memory.used / _MB if known else None
+
+
+def profiler_callbacks(cfg: DictConfig) -> list[L.Callback]:
+    """The callback of ``profiler=simple``, ``advanced`` and ``pytorch``, or none.
+
+    Args:
+        cfg: the run's whole configuration.
+    """
+    settings: dict[str, Any] = OmegaConf.to_container(cfg.profiler, resolve=True)  # type: ignore[assignment]
+    if not cfg.train or settings["kind"] == "none":
+        return []
+    return [StepProfiler(Path(cfg.paths.output_dir) / FOLDER, settings)]
+
+
+def say_where_the_time_went(run: Path, cfg: DictConfig) -> None:
+    """Log the phases of a step and the advice, where the run was measured.
+
+    Args:
+        run: its folder.
+        cfg: its configuration.
+    """
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    record = read_record(run / FOLDER) if cfg.train and config["profiler"]["kind"] != "none" else None
+    facts = None if record is None else facts_of(record, config)
+    if facts is None:
+        return
+    parts = sorted(PHASES, key=lambda phase: -facts.step_ms[phase])
+    listed = ", ".join(
+        f"{PHASES[phase].lower()} {percent(facts.share(phase), 0)}" for phase in parts if facts.share(phase) > 0.005
+    )
+    log.info("A step took %.1f ms: %s.", facts.free_step_ms, listed)
+    for sentence in advice(facts):
+        log.info("%s", sentence)

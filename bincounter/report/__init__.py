@@ -1,0 +1,1 @@
+"""Pages and tables for people: report.html, data.html, ``bincounter compare``."""

@@ -1,0 +1,55 @@
+"""Self-contained pages: one file that opens from disk with no network, with style, plots and photos inside."""
+
+import math
+from pathlib import Path
+
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+
+from bincounter.files import write_text
+
+ABSENT = "n/a"
+
+
+def write_page(path: Path, template: str, content: dict[str, object], *, package: str = "bincounter.report") -> Path:
+    """Fill a template and write the page, whole or not at all.
+
+    Everything that came from data is escaped; only plots are taken as they are.
+
+    Args:
+        path: of the page.
+        template: its file, which may build on those of this folder.
+        content: what the template names.
+        package: whose folder ``templates`` it is in.
+
+    Returns:
+        ``path``.
+    """
+    environment = Environment(
+        loader=ChoiceLoader([PackageLoader(package), PackageLoader("bincounter.report")]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(percent=percent, decimals=decimals, whole=whole)
+    write_text(path, environment.get_template(template).render(content))
+    return path
+
+
+def percent(fraction: float | None, digits: int = 1) -> str:
+    """Write a fraction in per cent, such as ``36.1 %`` for 0.3612."""
+    return ABSENT if _missing(fraction) else f"{100 * fraction:.{digits}f} %"  # type: ignore[operator]
+
+
+def decimals(value: float | None, digits: int = 3) -> str:
+    """Write a number with a fixed number of decimals."""
+    return ABSENT if _missing(value) else f"{value:.{digits}f}"
+
+
+def whole(value: float | None) -> str:
+    """Write a whole number, such as ``5,331``."""
+    return ABSENT if _missing(value) else f"{value:,.0f}"
+
+
+def _missing(value: float | None) -> bool:
+    return value is None or math.isnan(value)

@@ -1,0 +1,225 @@
+"""Photos and loss count by count, rank correlation."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from itertools import permutations
+from math import factorial
+from typing import Any
+
+import numpy as np
+
+from bincounter.report import plots
+from bincounter.report.page import decimals, percent, whole
+from bincounter.training.results import SIDES, CountRow, Run
+
+_SPLITS = {"train": "Training", "validation": "Validation", "test": "Test"}
+# Of the plot: class of the key for the bars and for the lines.
+_KEYS = {"train": ("block", "other"), "validation": ("pale", "level"), "test": ("palest", "")}
+_FEW = 10  # photos below which a count's scores say little
+_LISTED = 8  # counts that a sentence names one by one
+_EVEN = 1.1  # times as many photos, up to which counts have about as many
+_CHANCE = 0.05  # of orders that may be as strong where two columns are said to go together
+
+Rows = Mapping[tuple[int, str], CountRow]
+
+
+def per_count_section(run: Run, side: str) -> dict[str, Any] | None:
+    """What the report's template needs.
+
+    Args:
+        run: read back.
+        side: ``test`` or ``val``, whose scores lead the page.
+
+    Returns:
+        ``None`` where that side was not scored.
+    """
+    scores = (run.metrics.get(side) or {}).get("per_count")
+    if not scores:
+        return None
+    rows = run.per_count or _rows_of_metrics(run)
+    counts = sorted({count for count, _ in rows})
+    splits = [split for split in _SPLITS if any(_there(rows, count, split) for count in counts)]
+    rmse = {row["count"]: row["rmse"] for row in scores}
+    return {
+        "splits": [_SPLITS[split] for split in splits],
+        "rows": [(count, [_cells(rows[count, split]) for split in splits], rmse.get(count)) for count in counts],
+        "rmse_of": _SPLITS[SIDES[side]],
+        "plot": _plot(rows, counts, splits),
+        "keys_of_plot": _keys(rows, counts, splits),
+        "even_guess": math.log(len(counts)),
+        "notes": _notes(run, rows, counts, SIDES[side]),
+        "file": bool(run.per_count),
+        "findings": _findings(run, rows, counts, SIDES[side]),
+    }
+
+
+def _there(rows: Rows, count: int, split: str) -> bool:
+    return bool((count, split) in rows and (rows[count, split].photos or rows[count, split].scored))
+
+
+def _rows_of_metrics(run: Run) -> dict[tuple[int, str], CountRow]:
+    """What ``metrics.json`` has, for a run that left no ``per_count.csv``."""
+    rows = {}
+    for side, split in SIDES.items():
+        scored = {row["count"]: row for row in (run.metrics.get(side) or {}).get("per_count", ())}
+        photos = run.photos(split)
+        for key in run.metrics:
+            for row in run.metrics[key].get("per_count", ()):
+                count, score = row["count"], scored.get(row["count"], {})
+                there = row["train_n"] if split == "train" else photos.get(count, score.get("n", 0))
+                rows[count, split] = CountRow(
+                    there, score.get("n", 0), score.get("accuracy"), None, score.get("cross_entropy"), None
+                )
+    return rows
+
+
+def _cells(row: CountRow) -> dict[str, str]:
+    """One split of one count, as the table writes it."""
+    return {
+        "photos": whole(row.photos),
+        "scored": f"{whole(row.scored)} scored" if 0 < row.scored != row.photos else "",
+        "loss": decimals(row.loss, 2),
+        "loss_range": _range(row.loss_interval, lambda value: f"{value:.2f}"),
+        "accuracy": percent(row.accuracy),
+        "accuracy_range": _range(row.accuracy_interval, lambda value: f"{100 * value:.0f}", " %"),
+    }
+
+
+def _range(interval: tuple[float, float] | None, written: Callable[[float], str], unit: str = "") -> str:
+    return "" if interval is None else f"{written(interval[0])} to {written(interval[1])}{unit}"
+
+
+def _with_loss(rows: Rows, counts: Sequence[int], split: str) -> list[int]:
+    return [count for count in counts if (count, split) in rows and rows[count, split].loss is not None]
+
+
+def _plot(rows: Rows, counts: Sequence[int], splits: Sequence[str]) -> Any:
+    photos = {split: [rows[count, split].photos or 0 for count in counts] for split in splits}
+    losses = {
+        split: [(rows[count, split].loss, rows[count, split].loss_interval) for count in counts]
+        for split in splits
+        if _with_loss(rows, counts, split)
+    }
+    return plots.photos_and_losses(counts, photos, losses, label="Photos, training and test loss of each count")
+
+
+def _keys(rows: Rows, counts: Sequence[int], splits: Sequence[str]) -> list[tuple[str, list[tuple[str, str]]]]:
+    bars = [(_KEYS[split][0], _SPLITS[split].lower()) for split in splits]
+    lines = [(_KEYS[split][1], _SPLITS[split].lower()) for split in splits if _with_loss(rows, counts, split)]
+    return [("Photos", bars), ("Loss", lines)]
+
+
+def _notes(run: Run, rows: Rows, counts: Sequence[int], split: str) -> list[str]:
+    """What the numbers are of, and how far they can be trusted."""
+    side = _SPLITS[split].lower()
+    notes = []
+    scored, photos = (
+        sum(getattr(rows[count, "train"], name) or 0 for count in counts) for name in ("scored", "photos")
+    )
+    if scored:
+        notes.append(f"A wide gap between training and {side} loss is overfitting.")
+    if not scored and photos:
+        notes.append("This run trained nothing: its training photos are those the checkpoint learnt from, unscored.")
+    elif scored < photos:
+        notes.append(
+            f"Training losses are of {whole(scored)} of {whole(photos)} photos, drawn at random within each count."
+        )
+    if none := [count for count in counts if not rows[count, split].scored]:
+        notes.append(f"No {side} photo has {_listed(none, len(counts))}.")
+    if few := [count for count in counts if 0 < rows[count, split].scored < _FEW]:
+        notes.append(f"Fewer than {_FEW} {side} photos have {_listed(few, len(counts))}: their scores say little.")
+    if (run.config.get("data") or {}).get("balanced") and scored:
+        notes.append("Training drew every count equally often (data.balanced=true), however many photos it has.")
+    return notes
+
+
+def _findings(run: Run, rows: Rows, counts: Sequence[int], split: str) -> list[str]:
+    """Whether photos and loss go together over the counts, and what that leaves open."""
+    side = _SPLITS[split].lower()
+    scored = _with_loss(rows, counts, split)
+    photos = [rows[count, "train"].photos for count in scored]
+    if None in photos:
+        return ["How many photos of each count the model learnt from is not known."]
+    if len(scored) < FEWEST:
+        return [f"With {side} losses of fewer than {FEWEST} counts there is nothing to correlate with photos."]
+    losses = [float(rows[count, split].loss or 0) for count in scored]
+    by_count = rank_correlation([float(count) for count in scored], losses)
+    findings = [_finding_of_photos([float(number or 0) for number in photos], losses, side)]
+    if by_count:
+        findings.append(_finding(by_count, len(scored), "Larger counts", "The count itself", side))
+    findings.append(
+        "Neither says why: counts differ in how hard they are as well as in photos, and here each count weighs the "
+        "same, however few its photos. Only runs on more or fewer photos of the same count show what photos do."
+    )
+    return findings
+
+
+def _finding_of_photos(photos: Sequence[float], losses: Sequence[float], side: str) -> str:
+    if max(photos) <= _EVEN * min(photos):  # ranks would make much of a photo more
+        return (
+            f"All counts have about as many training photos ({whole(int(min(photos)))} to {whole(int(max(photos)))}): "
+            "what their number does cannot be told from this run."
+        )
+    correlation = rank_correlation(photos, losses)
+    if correlation is None:
+        return f"Every count has the same {side} loss: there is nothing to correlate."
+    return _finding(correlation, len(photos), "Counts with more training photos", "Training photos", side)
+
+
+def _finding(correlation: tuple[float, float], counts: int, more: str, subject: str, side: str) -> str:
+    strength, share = correlation
+    chance = "under 0.1 %" if share < 0.001 else percent(share)
+    orders = f"rank correlation {strength:+.2f} over {counts} counts; {chance} of their orders give one as strong"
+    if share <= _CHANCE:
+        return f"{more} have {'higher' if strength > 0 else 'lower'} {side} loss ({orders})."
+    return f"{subject} and {side} loss cannot be told to go together ({orders})."
+
+
+def _listed(some: Sequence[int], of: int) -> str:
+    if len(some) > _LISTED:
+        return f"{len(some)} of the {of} counts"
+    return "count " + " or ".join(filter(None, (", ".join(map(str, some[:-1])), str(some[-1]))))
+
+
+FEWEST = 4
+"""Rows below which even a perfect order is one that chance often makes."""
+
+_EXACT = 8  # rows up to which all their orders are gone through
+_DRAWN = 9999
+
+
+def rank_correlation(x: Sequence[float], y: Sequence[float]) -> tuple[float, float] | None:
+    """Spearman's rank correlation, and how much of it chance would make.
+
+    Spearman 1904, https://doi.org/10.2307/1412159; the test is by permutation: exact up to 8 rows, by 9,999 random
+    orders beyond.
+
+    Args:
+        x: ``float[N]``, finite.
+        y: ``float[N]``, finite.
+
+    Returns:
+        The correlation, -1 to 1, and the share of all orders of ``y`` whose correlation is as strong or stronger, 0-1;
+        ``None`` with fewer than :data:`FEWEST` rows, or where a column is constant.
+    """
+    from scipy.stats import rankdata
+
+    if len(x) < FEWEST or len(set(x)) == 1 or len(set(y)) == 1:
+        return None
+    a, b = (_standardised(rankdata(values)) for values in (x, y))
+    found = float(a @ b)
+    strong = int((np.abs(b[_orders(len(b))] @ a) >= abs(found) - 1e-9).sum())
+    share = strong / factorial(len(b)) if len(b) <= _EXACT else (strong + 1) / (_DRAWN + 1)
+    return found, share
+
+
+def _standardised(ranks: np.ndarray) -> np.ndarray:
+    centred = ranks - ranks.mean()
+    return centred / np.linalg.norm(centred)
+
+
+def _orders(rows: int) -> np.ndarray:
+    """Orders of so many rows, ``int[M, rows]``: all of them, or some at random, the same ones every time."""
+    if rows <= _EXACT:
+        return np.array(list(permutations(range(rows))))
+    return np.random.default_rng(0).permuted(np.tile(np.arange(rows), (_DRAWN, 1)), axis=1)

@@ -1,0 +1,183 @@
+"""The profile as the report shows it: what takes the time, when, how busy the machine was, and what to try."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from bincounter.profiler.advice import advice
+from bincounter.profiler.profile_facts import Facts, facts_of
+from bincounter.profiler.profile_record import (
+    AUGMENTATION,
+    BACKWARD,
+    CHECKPOINT,
+    DATA,
+    DEBUGGER,
+    FOLDER,
+    FORWARD,
+    LOGGING,
+    OPTIMIZER,
+    PHASES,
+    REST,
+    TRANSFER,
+    VALIDATION,
+    Row,
+    Session,
+    Usage,
+    read_record,
+)
+from bincounter.report import plots
+from bincounter.report.page import percent
+
+_STRETCHES = 96  # of the timeline
+_POINTS = 200  # of a line of usage
+# What the timeline tells apart: class of its key, colour and opacity, phases.
+_GROUPS = {
+    "waiting for data": ("dark", f"{plots.INK}/0.8", (DATA,)),
+    "transfer and augmentation": ("grey", f"{plots.MUTED}/0.6", (TRANSFER, AUGMENTATION)),
+    "forward, backward, optimizer": ("block", f"{plots.ACCENT}/1", (FORWARD, BACKWARD, OPTIMIZER)),
+    "validation": ("pale", f"{plots.ACCENT}/0.6", (VALIDATION,)),
+    "logging, debugger and checkpoints": ("palest", f"{plots.ACCENT}/0.3", (LOGGING, DEBUGGER, CHECKPOINT)),
+    "rest": ("line", f"{plots.LINE}/1", (REST,)),
+}
+_USAGE: dict[str, tuple[str, float]] = {
+    "cpu_percent": ("CPU of the run, cores", 0.01),
+    "machine_cpu_percent": ("CPU of the machine, %", 1),
+    "rss_mb": ("Memory of the run, GB", 0.001),
+    "memory_percent": ("Memory of the machine in use, %", 1),
+    "read_mb_s": ("Read from disk, MB/s", 1),
+    "write_mb_s": ("Written to disk, MB/s", 1),
+    "gpu_percent": ("GPU computing, %", 1),
+    "gpu_memory_mb": ("GPU memory in use, GB", 0.001),
+}
+
+
+def profile_section(run: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the report's template needs.
+
+    Args:
+        run: the run's folder.
+        config: of the run.
+
+    Returns:
+        ``None`` where nothing was measured, or too little.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    record = read_record(run / FOLDER)
+    facts = None if record is None else facts_of(record, config)
+    if record is None or facts is None:
+        return None
+    starts = _starts(record.sessions, record.rows)
+    return {
+        "note": _note(facts),
+        "rows": [
+            (name, facts.step_ms[phase], facts.share(phase), facts.fit_s[phase], facts.fit_share(phase))
+            for phase, name in PHASES.items()
+        ],
+        "step_ms": facts.exact_step_ms,
+        "fit_s": sum(facts.fit_s.values()),
+        "timeline": _timeline(record.rows, starts),
+        "key": [(group[0], name) for name, group in _GROUPS.items()],
+        "usage": _usage(record.usage, facts),
+        "curves": _curves(record.usage, starts, facts),
+        "advice": advice(facts),
+    }
+
+
+def _note(facts: Facts) -> str:
+    """Say what the table's figures are means of."""
+    machine = facts.machine
+    threads = machine.get("threads", 1)
+    where = (
+        machine.get("gpu") or f"{machine.get('cores')} CPU cores with {threads} computing thread{'s' * (threads > 1)}"
+    )
+    said = f"Means over {facts.exact_steps:,} of {facts.steps:,} steps on {where}; a moment belongs to one phase only."
+    if facts.slowed:
+        said += " All of these were looked into, which slows them down: profiler=simple has the times."
+    elif facts.slowed_steps:
+        said += f" {facts.slowed_steps:,} others were looked into, which slows them down, and are left out."
+    if not facts.on_gpu or not facts.free_step_ms:
+        return said
+    longer = percent(facts.exact_step_ms / facts.free_step_ms - 1, 0)
+    idle = percent(facts.gpu_idle_ms / facts.free_step_ms, 0)
+    return (
+        f"{said} In those steps the GPU was waited for at the end of each phase, which made them {longer} longer than "
+        f"the others ({facts.free_step_ms:.1f} ms); in the others the GPU had nothing to do for at least {idle} of the "
+        "time."
+    )
+
+
+def _starts(sessions: list[Session], rows: list[Row]) -> list[float]:
+    """Seconds at which each session began, as if one had followed on another at once."""
+    ends = [
+        max((row.start_s + row.wall_ms / 1e3 for row in rows if row.session == number), default=0.0)
+        for number in range(len(sessions))
+    ]
+    return [sum(ends[:number]) for number in range(len(ends))]
+
+
+def _timeline(rows: list[Row], starts: list[float]) -> Markup:
+    """What each stretch of the fit went into."""
+    exact = [row for row in rows if row.exact]
+    end = max(starts[row.session] + row.start_s + row.wall_ms / 1e3 for row in exact)
+    edges = np.linspace(0, end, _STRETCHES + 1)
+    spent = {name: np.zeros(_STRETCHES) for name in _GROUPS}
+    for row in exact:
+        begin = starts[row.session] + row.start_s
+        overlap = np.minimum(edges[1:], begin + row.wall_ms / 1e3) - np.maximum(edges[:-1], begin)
+        portion = np.clip(overlap, 0, None) / max(row.wall_ms / 1e3, 1e-9)
+        for name, (_, _, phases) in _GROUPS.items():
+            spent[name] += portion * sum(row.ms[phase] for phase in phases)
+    whole = sum(spent.values())
+    parts = {name: np.divide(each, whole, out=np.zeros_like(each), where=whole > 0) for name, each in spent.items()}
+    colours = {name: group[1] for name, group in _GROUPS.items()}
+    scale, unit = (60, "Minutes") if end > 300 else (1, "Seconds")
+    label = "What the time of the fit went into"
+    return plots.shares(edges / scale, parts, xlabel=f"{unit} of the fit", label=label, colours=colours)
+
+
+def _usage(samples: list[Usage], facts: Facts) -> list[tuple[str, float, float]]:
+    """Name, mean and peak of what this machine told."""
+    if not samples:
+        return []
+    return [
+        (name, facts.mean[column] * scale, facts.peak[column] * scale)
+        for column, (name, scale) in _USAGE.items()
+        if column in facts.mean
+    ]
+
+
+def _curves(samples: list[Usage], starts: list[float], facts: Facts) -> list[tuple[str, Markup, list[tuple[str, str]]]]:
+    """Plots of CPU, GPU and disks over time: title, plot, and key."""
+    some = samples[:: -(-len(samples) // _POINTS) or 1]
+    if len(some) < 3:
+        return []
+    seconds = [starts[sample.session] + sample.at_s for sample in some]
+    scale, unit = (60, "Minutes") if seconds[-1] > 300 else (1, "Seconds")
+    at = [second / scale for second in seconds]
+
+    def line(column: str, factor: float = 1.0) -> plots.Points:
+        values = [getattr(sample, column) for sample in some]
+        return [(x, value * factor) for x, value in zip(at, values, strict=True) if value is not None]
+
+    def drawn(title: str, label: str, series: dict[str, plots.Points], *, percent: bool) -> None:
+        key = [("other", name) for name in list(series)[:-1]] + [("", list(series)[-1])]
+        plot = plots.lines(series, xlabel=f"{unit} of the fit", label=label, percent=percent)
+        curves.append((title, plot, key))
+
+    curves: list[tuple[str, Markup, list[tuple[str, str]]]] = []
+    cores = facts.machine.get("machine_cores", 1)
+    processors = {"the whole machine": line("machine_cpu_percent", 0.01), "this run": line("cpu_percent", 0.01 / cores)}
+    drawn("CPU", "CPU by time", processors, percent=True)
+    if "gpu_percent" in facts.mean:
+        drawn("GPU", "GPU by time", {"computing": line("gpu_percent", 0.01)}, percent=True)
+    memory = {"in use on the machine": line("memory_percent", 0.01)}
+    drawn("Memory", "Memory by time", memory, percent=True)
+    if "read_mb_s" in facts.mean:
+        disks = {"read": line("read_mb_s"), "written": line("write_mb_s")}
+        drawn("Disk, MB/s", "Disk by time", disks, percent=False)
+    return curves

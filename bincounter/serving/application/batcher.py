@@ -1,0 +1,246 @@
+"""Photos of many requests -> batches; CPU threads."""
+
+import asyncio
+import ctypes
+import logging
+import os
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bincounter.serving.application.answers import Limits, Problem
+
+log = logging.getLogger(__name__)
+
+Reading = Callable[[], Coroutine[None, None, Tensor]]
+"""Reads one photo: ``uint8[3, S, S]``."""
+
+
+class _Waiting:
+    """A photo on its way to the model.
+
+    Attributes:
+        pixels: set once it is read.
+        row: its distribution, in the end.
+        counts: whether it is one of those that wait.
+    """
+
+    def __init__(self) -> None:
+        self.pixels: Tensor | None = None
+        self.row: asyncio.Future[list[float]] = asyncio.get_running_loop().create_future()
+        self.counts = True
+
+
+class Batcher:
+    """Runs a model on batches, without a waiting window: a lone photo is computed at once.
+
+    The model runs in one thread; photos are read meanwhile. All else happens in the event loop.
+
+    Args:
+        forward: ``uint8[B, 3, S, S]`` -> ``float32[B, K]``.
+        limits: photos of a batch and of the queue, and the seconds after which a forward counts as stuck.
+
+    Attributes:
+        waiting: photos that were taken and that the model has not begun with.
+        photos: it has computed since the start.
+        batches: how many of which size.
+        seconds: it has computed.
+    """
+
+    def __init__(self, forward: Callable[[Tensor], Tensor], limits: Limits) -> None:
+        self._forward, self._limits = forward, limits
+        self._thread = ThreadPoolExecutor(1, "forward", initializer=use_cores)
+        self._read: deque[_Waiting] = deque()
+        self._some_read = asyncio.Event()
+        self._computing: asyncio.Task[None] | None = None
+        self._failed = False
+        self._since: float | None = None  # a forward runs
+        self.waiting = 0
+        self.photos = 0
+        self.batches: Counter[int] = Counter()
+        self.seconds = 0.0
+
+    async def start(self, photo: Tensor) -> None:
+        """Begin; the model is run once, so that the first request does not pay for it.
+
+        Args:
+            photo: any one, ``uint8[3, S, S]``.
+        """
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._forward, photo[None])
+        self._computing = asyncio.create_task(self._compute())
+
+    async def close(self) -> None:
+        """End; what waits is given up."""
+        if self._computing:
+            self._computing.cancel()
+            await asyncio.wait([self._computing])
+        for one in self._read:
+            one.row.cancel()
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the model answers: it has begun, its last batch succeeded, and none is stuck."""
+        stuck = self._since is not None and time.monotonic() - self._since > self._limits.timeout_s
+        return self._computing is not None and not self._computing.done() and not self._failed and not stuck
+
+    async def rows(self, readings: Sequence[Reading]) -> list[list[float]]:
+        """Compute the photos of one request; cancelled, they leave the queue.
+
+        Args:
+            readings: one for each photo.
+
+        Returns:
+            ``float32[K]`` for each.
+
+        Raises:
+            Problem: 503 too many wait already, or memory gave out; 500 the model failed; or what a reading raises.
+        """
+        if self.waiting + len(readings) > self._limits.max_queue:
+            raise Problem(503, f"{self.waiting} photos wait for the model; ask again in a second.")
+        waiting = [_Waiting() for _ in readings]
+        self.waiting += len(waiting)
+        tasks = [asyncio.create_task(self._row(*pair)) for pair in zip(waiting, readings, strict=True)]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task, one in zip(tasks, waiting, strict=True):
+                task.cancel()
+                self._leave(one)
+
+    async def _row(self, one: _Waiting, reading: Reading) -> list[float]:
+        one.pixels = await reading()
+        self._read.append(one)
+        self._some_read.set()
+        return await one.row
+
+    def _leave(self, one: _Waiting) -> None:
+        if one.counts:
+            one.counts = False
+            self.waiting -= 1
+            with suppress(ValueError):
+                self._read.remove(one)
+
+    async def _compute(self) -> None:
+        while True:
+            await self._some_read.wait()
+            batch = [self._read.popleft() for _ in range(min(len(self._read), self._limits.max_batch))]
+            if not self._read:
+                self._some_read.clear()
+            for one in batch:
+                self._leave(one)
+            if batch:
+                await self._answer(batch)
+
+    async def _answer(self, batch: Sequence[_Waiting]) -> None:
+        pixels = [one.pixels for one in batch if one.pixels is not None]
+        self._since = time.monotonic()
+        try:
+            rows = await asyncio.get_running_loop().run_in_executor(self._thread, self._rows, pixels)
+        except Exception as error:
+            problem = self._problem(error)
+            for one in batch:
+                if not one.row.done():
+                    one.row.set_exception(problem)
+        else:
+            self._failed = False
+            for one, row in zip(batch, rows, strict=True):
+                if not one.row.done():
+                    one.row.set_result(row)
+        finally:
+            self._since = None
+
+    def _rows(self, pixels: Sequence[Tensor]) -> list[list[float]]:
+        started = time.perf_counter()
+        rows = self._forward(torch.stack(list(pixels))).tolist()
+        self.seconds += time.perf_counter() - started
+        self.photos += len(pixels)
+        self.batches[len(pixels)] += 1
+        return rows
+
+    def _problem(self, error: Exception) -> Problem:
+        if _is_memory(error):
+            log.error("Memory ran out in a batch: %s", error)
+            return Problem(503, "Memory ran out; ask again in a second, or lower limits.max_batch.")
+        self._failed = True
+        log.error("The model failed.", exc_info=error)
+        return Problem(500, f"The model failed ({type(error).__name__}); see the log of the endpoint.")
+
+
+def _is_memory(error: Exception) -> bool:
+    # On the CPU torch has no class of its own for it.
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
+
+
+_CPU = Path("/sys/devices/system/cpu")
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+_OLD_QUOTA = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
+_ENVIRONMENT = Path("/proc/self/environ")
+
+
+# glibc's mallopt: see its manual page.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
+
+
+def before_loading() -> None:
+    """Prepare a process that serves; called once, in the thread that then loads the model, which does not compute.
+
+    Two things slow a forward down that is not in a process's first thread. Where another thread has computed in
+    parallel before, OpenMP counts more threads than cores, and lets its own sleep between all layers: 12 ms of a
+    ResNet50 photo here. And glibc gives the memory of activations back to the system after each batch, to fetch it page
+    by page for the next: a fifth of the time of large batches.
+    """
+    torch.set_num_threads(1)
+    if sys.platform == "linux":
+        allocator = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+        if allocator is not None:
+            for option, value in ((_ARENA_MAX, 1), (_MMAP_THRESHOLD, 32 << 20), (_TRIM_THRESHOLD, (1 << 31) - 1)):
+                allocator(option, value)
+
+
+def use_cores() -> None:
+    """Let the calling thread compute on all cores that are this process's, unless OMP_NUM_THREADS says otherwise.
+
+    Ray sets that variable to 1 inside its workers; only what the process was started with is somebody's wish.
+    """
+    if not _chosen():
+        torch.set_num_threads(cores())
+
+
+def cores() -> int:
+    """Physical cores this process may run on, within the quota of its container."""
+    available = _physical()
+    quota = _quota()
+    return available if quota is None else max(1, min(available, round(quota)))
+
+
+def _chosen() -> bool:
+    try:
+        return b"\0OMP_NUM_THREADS=" in b"\0" + _ENVIRONMENT.read_bytes()
+    except OSError:  # not Linux
+        return "OMP_NUM_THREADS" in os.environ
+
+
+def _physical() -> int:
+    if not hasattr(os, "sched_getaffinity"):
+        return torch.get_num_threads()
+    usable = os.sched_getaffinity(0)
+    try:  # two threads of one core have the same list of siblings, and share what multiplies
+        return len({(_CPU / f"cpu{number}/topology/thread_siblings_list").read_text() for number in usable})
+    except OSError:
+        return len(usable)
+
+
+def _quota() -> float | None:
+    try:
+        quota, period = _QUOTA.read_text().split() if _QUOTA.exists() else [path.read_text() for path in _OLD_QUOTA]
+        return float(quota) / float(period) if quota != "max" and float(quota) > 0 else None
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,176 @@
+"""The body of a request -> the photos it asks about."""
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bincounter.errors import nearest
+from bincounter.serving.application.answers import Limits, Problem
+
+JSON = "application/json"
+UNNAMED = ("", "application/octet-stream", "binary/octet-stream")
+"""Content types that say nothing, so that the first bytes decide: what boto3, SageMaker and S3 send by default."""
+
+PHOTO_TYPES = ("image/jpeg", "image/jpg", "image/png", "image/webp", "application/x-image")
+"""Content types of photos; which one it really is, its content says."""
+
+_FORMS = 'send {"image": BASE64}, {"url": "https://..."} or {"instances": [...]} with a list of these'
+_BROWSER_PREFIX = re.compile(r"data:[^,]{0,100};base64,")
+_SPACES = b" \t\r\n"  # the base64 command wraps its lines
+_PARTS_OF_PHOTO = 16  # brackets and commas that one photo may take in JSON; it needs two
+
+
+@dataclass(frozen=True)
+class Url:
+    """A photo by its address."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Base64:
+    """A photo in base64."""
+
+    text: str
+
+    def decoded(self) -> bytes:
+        """The photo's bytes.
+
+        Raises:
+            Problem: 400, it is no base64.
+        """
+        prefix = _BROWSER_PREFIX.match(self.text)
+        try:
+            encoded = self.text[prefix.end() if prefix else 0 :].encode("ascii")
+            return base64.b64decode(encoded.translate(None, _SPACES), validate=True)
+        except (binascii.Error, UnicodeEncodeError) as error:
+            raise Problem(400, '"image" is no base64; send the bytes of a photo, base64-encoded.') from error
+
+
+Photo = bytes | Base64 | Url
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a request asks about.
+
+    Attributes:
+        photos: in order, at least one.
+        several: whether a list of answers is expected, be it of one.
+    """
+
+    photos: Sequence[Photo]
+    several: bool
+
+    def where(self, number: int) -> str:
+        """How a problem with a photo is introduced."""
+        return f"instances[{number}]: " if self.several else ""
+
+
+def read(body: bytes, content_type: str | None, limits: Limits) -> Asked:
+    """Read a request.
+
+    Args:
+        body: of the request.
+        content_type: its header; without one, or with one that says nothing, the body's first bytes decide.
+        limits: what is taken at most.
+
+    Raises:
+        Problem: 400 it has no form that is known, 413 it is too large, 415 its type is not known.
+    """
+    if len(body) > limits.max_body_bytes:
+        raise too_large(limits)
+    if not body:
+        raise Problem(400, f"The body is empty; send the bytes of a photo, or in JSON {_FORMS.removeprefix('send ')}.")
+    kind = (content_type or "").partition(";")[0].strip().lower()
+    if kind == JSON or (kind in UNNAMED and body[:64].lstrip()[:1] == b"{"):
+        return _asked(_parsed(body, limits), limits)
+    if kind not in PHOTO_TYPES and kind not in UNNAMED:
+        raise Problem(
+            415, f"Content-Type {kind[:60]!r} is not read here; send image/jpeg, image/png, image/webp or {JSON}."
+        )
+    return Asked([body], several=False)
+
+
+def too_large(limits: Limits) -> Problem:
+    """Of a body that has too many bytes."""
+    return Problem(
+        413,
+        f"The body has more than {limits.max_body_bytes / 1e6:g} MB; send a smaller photo, or fewer in one request.",
+    )
+
+
+def _parsed(body: bytes, limits: Limits) -> Any:
+    # Before anything is built of it: a few bytes of JSON can ask for many times their size in memory.
+    lists = body.count(b"[")
+    if lists > _PARTS_OF_PHOTO:
+        raise Problem(400, f"The JSON has {lists} lists, where one is enough; {_FORMS}.")
+    if body.count(b"{") + body.count(b",") > _PARTS_OF_PHOTO * (limits.max_instances + 1):
+        raise Problem(413, f"The JSON has more parts than {limits.max_instances} photos need; send fewer at a time.")
+    try:
+        return json.loads(body, object_pairs_hook=_unique)
+    except RecursionError as error:
+        raise Problem(400, f"The JSON is nested too deep; {_FORMS}.") from error
+    except UnicodeDecodeError as error:
+        raise Problem(400, "The JSON is not in UTF-8; encode it so.") from error
+    except ValueError as error:  # an integer of too many digits is one that is no JSONDecodeError
+        raise Problem(400, f"The body is no JSON ({str(error)[:100]}); {_FORMS}.") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        twice = next(key for key in content if sum(key == other for other, _ in pairs) > 1)
+        raise Problem(400, f"The JSON has {_quoted(twice)} twice in one object; give each key once.")
+    return content
+
+
+def _asked(content: Any, limits: Limits) -> Asked:
+    if not isinstance(content, dict):
+        raise Problem(400, f"The JSON is no object; {_FORMS}.")
+    if "instances" not in content:
+        return Asked([_photo(content, ("image", "url", "b64", "instances"))], several=False)
+    if len(content) > 1:
+        other = next(key for key in content if key != "instances")
+        raise Problem(400, f'{_quoted(other)} stands beside "instances"; put photos into the list, and leave it out.')
+    instances = content["instances"]
+    if not isinstance(instances, list) or not instances:
+        raise Problem(400, f'"instances" is no list with at least one photo; {_FORMS}.')
+    if len(instances) > limits.max_instances:
+        raise Problem(
+            413, f"There are {len(instances)} instances, and at most {limits.max_instances} are taken; send fewer."
+        )
+    asked = Asked([], several=True)
+    photos = []
+    for number, instance in enumerate(instances):
+        try:
+            photos.append(_photo(instance, ("image", "url", "b64")))
+        except Problem as problem:
+            raise problem.at(asked.where(number)) from None
+    return Asked(photos, several=True)
+
+
+def _photo(content: Any, known: Sequence[str]) -> Photo:
+    if not isinstance(content, dict):
+        raise Problem(400, 'A photo must be an object; send {"image": BASE64} or {"url": "https://..."}.')
+    for key in content:
+        if key not in known:
+            near = nearest(key[:40], known)
+            raise Problem(
+                400, f"{_quoted(key)} is no known key; " + (f'did you mean "{near}"?' if near else f"{_FORMS}.")
+            )
+    if len(content) != 1:
+        raise Problem(400, f'A photo has {"more than one" if content else "none"} of "image" and "url"; give one.')
+    [(key, value)] = content.items()
+    if not isinstance(value, str):
+        kind = "null" if value is None else type(value).__name__
+        raise Problem(400, f'"{key}" is no text but {kind}; {_FORMS}.')
+    return Url(value) if key == "url" else Base64(value)
+
+
+def _quoted(key: str) -> str:
+    return f'"{key}"' if len(key) <= 40 else f'"{key[:40]}..."'

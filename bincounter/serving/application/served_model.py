@@ -1,0 +1,158 @@
+"""Archive -> model -> probabilities."""
+
+import json
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from bincounter.data.preprocessing import Normalize, decode
+from bincounter.model.backbones import feature_size
+from bincounter.model.objectives import Objective
+from bincounter.serving.application.answers import Limits
+
+VERSION = 1
+
+
+class ArchiveError(ValueError):
+    """A folder that is no whole archive; the message says what to do."""
+
+
+class ServedModel(nn.Module):
+    """The model that an archive holds, in evaluation mode, on the GPU where there is one.
+
+    Args:
+        described: the content of ``model.json``.
+
+    Attributes:
+        name: the id that every answer carries.
+        counts: the support, ascending.
+        image_size: side of the photos the model reads, in pixels.
+        precision: ``fp32``, or ``bf16``: convolutions and matrix products in bfloat16. It works on any CPU, and is
+            quicker on those that multiply it.
+        limits: what an endpoint of it takes.
+        device: where it computes.
+    """
+
+    def __init__(self, described: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.name: str = described["model"]
+        self.counts: tuple[int, ...] = tuple(described["counts"])
+        self.image_size: int = described["image_size"]
+        self.precision: str = described["precision"]
+        self.limits = Limits(**described["limits"])
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        node, objective = described["description"]["model"], described["description"]["objective"]
+        self.backbone: nn.Module = build(node["backbone"])
+        self.objective: Objective = build(objective, counts=list(self.counts))
+        self.head = self.objective.head(feature_size(self.backbone), **(node.get("head") or {}))
+        self._normalize = Normalize()
+        self._memory_format = torch.channels_last if node.get("channels_last", True) else torch.contiguous_format
+        self.to(memory_format=self._memory_format)
+        self.eval()
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read an unpacked archive.
+
+        Args:
+            folder: with ``model.json`` and ``weights.pt``.
+
+        Raises:
+            ArchiveError: they are missing or damaged, or do not belong together.
+        """
+        described = _described(folder / "model.json")
+        try:
+            model = cls(described)
+            weights = torch.load(folder / "weights.pt", map_location="cpu", weights_only=True)
+            model.load_state_dict(weights)
+        except ModuleNotFoundError as error:
+            raise ArchiveError(
+                f"The model of {folder} needs {error.name}, which is not installed; install it."
+            ) from error
+        except Exception as error:  # a broken file makes torch raise almost anything, a description any constructor
+            raise ArchiveError(
+                f"The archive in {folder} is damaged ({_first_line(error)}); package it anew."
+            ) from error
+        return model.to(model.device)
+
+    def decode(self, data: bytes) -> Tensor:
+        """Read a photo: ``uint8[3, S, S]``.
+
+        Raises:
+            PhotoError: it cannot be read; the message is the reason.
+        """
+        return decode(data, self.image_size)
+
+    @torch.inference_mode()
+    def probabilities(self, photos: Tensor) -> Tensor:
+        """``uint8[B, 3, S, S]`` -> distributions over the support, ``float32[B, K]`` on the CPU."""
+        images = self._normalize(photos.to(self.device)).contiguous(memory_format=self._memory_format)
+        with self._autocast():
+            backbone = cast(Any, self.backbone)
+            outputs = self.head(backbone.maps(images) if self.objective.spatial else backbone(images))
+        return self.objective.probabilities(outputs.float()).cpu()
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
+
+
+def _described(path: Path) -> dict[str, Any]:
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+        version = described["version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArchiveError(f"{path} is missing or damaged; unpack the archive again, or package it anew.") from error
+    if version != VERSION:
+        raise ArchiveError(f"{path} has version {version}, this code reads version {VERSION}; package it anew.")
+    return described
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def build(node: Mapping[str, Any], **arguments: Any) -> Any:
+    """Call a node's ``_target_`` with its other keys; nodes inside of it are built first.
+
+    Args:
+        node: plain containers; ``_args_``, ``_partial_`` and ``_recursive_`` mean what they mean to Hydra.
+        arguments: take the place of the node's keys.
+    """
+    options = {key: value for key, value in {**node, **arguments}.items() if not _is_special(key)}
+    positional = node.get("_args_", [])
+    if node.get("_recursive_", True):
+        options = {key: _built(value) for key, value in options.items()}
+        positional = _built(positional)
+    target = named(node["_target_"])
+    return partial(target, *positional, **options) if node.get("_partial_") else target(*positional, **options)
+
+
+def named(path: str) -> Any:
+    """The object with a dotted name, such as ``torchvision.models.ResNet`` or ``package.module.Class.method``.
+
+    Raises:
+        ImportError: there is none.
+    """
+    parts = path.split(".")
+    found: Any = import_module(parts[0])
+    for number, part in enumerate(parts[1:], start=2):
+        if not hasattr(found, part):
+            import_module(".".join(parts[:number]))
+        found = getattr(found, part)
+    return found
+
+
+def _is_special(key: str) -> bool:
+    return key.startswith("_") and key.endswith("_")
+
+
+def _built(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return build(value) if "_target_" in value else {key: _built(inner) for key, inner in value.items()}
+    return [_built(inner) for inner in value] if isinstance(value, list) else value

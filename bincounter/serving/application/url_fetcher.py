@@ -1,0 +1,186 @@
+"""Photos fetched by https for a request, from hosts that were allowed, and never from inside a private network."""
+
+import http.client
+import ipaddress
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from urllib.parse import urlsplit
+
+from bincounter.serving.application.answers import Limits, Problem
+
+HTTPS = 443
+_CHUNK = 1 << 16  # bytes
+_NAT64 = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("64:ff9b:1::/48"))
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address lies in the public internet, in its plain form.
+
+    Private, loopback, link-local (where clouds keep credentials), multicast and reserved ones do not; IPv4 addresses
+    wrapped in IPv6 (mapped, NAT64, 6to4, Teredo) count as not public whatever they hold.
+    """
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        wrapped = ip.ipv4_mapped is not None or ip.sixtofour is not None or ip.teredo is not None
+        if wrapped or any(ip in network for network in _NAT64):
+            return False
+    barred = ip.is_private or ip.is_loopback or ip.is_link_local or ip.is_multicast or ip.is_reserved
+    return ip.is_global and not barred and not ip.is_unspecified
+
+
+def resolved(host: str, port: int) -> list[str]:
+    """The addresses of a host, as the system's resolver gives them."""
+    return [str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+
+
+class Fetcher:
+    """Fetches photos.
+
+    A name is resolved once, all its addresses are checked, and the connection goes to one of them, so that a name that
+    changes in between (DNS rebinding) leads nowhere. Redirects are not followed.
+
+    Args:
+        limits: ``url_hosts``, each a name, ``*.`` before it for what lies under it, ``:port`` behind it for a port
+            other than 443; and the bounds on bytes and seconds.
+        resolve: name and port to IP addresses.
+        allowed: whether an IP address may be connected to.
+        context: how certificates are checked; the system's way by default.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        *,
+        resolve: Callable[[str, int], Sequence[str]] = resolved,
+        allowed: Callable[[str], bool] = is_public,
+        context: ssl.SSLContext | None = None,
+    ) -> None:
+        self._limits, self._resolve, self._allowed = limits, resolve, allowed
+        self._context = context
+
+    def fetch(self, url: str) -> bytes:
+        """Fetch a photo; blocks for at most ``timeout_s`` seconds, the resolver's own time not counted.
+
+        Raises:
+            Problem: 400 the address is not allowed or does not answer with a photo, 413 there is too much of it.
+        """
+        host, port, target = self._checked(url)
+        addresses = self._addresses(host, port)
+        until = time.monotonic() + self._limits.timeout_s
+        connection = _Pinned(host, port, addresses, until, self._context or ssl.create_default_context())
+        # Timeouts of a socket are per read: who sends a byte now and then would hold it for good.
+        watchdog = threading.Timer(self._limits.timeout_s, connection.cut)
+        watchdog.daemon = True
+        watchdog.start()
+        try:
+            connection.request("GET", target, headers={"Accept": "image/*", "Accept-Encoding": "identity"})
+            return self._content(connection.getresponse(), host)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            late = time.monotonic() >= until
+            reason = f"not within {self._limits.timeout_s:g} s" if late else _reason(error)
+            raise Problem(400, f"{host} did not send the photo ({reason}); send its bytes instead.") from error
+        finally:
+            watchdog.cancel()
+            connection.close()
+
+    def _checked(self, url: str) -> tuple[str, int, str]:
+        """Host, port and target of an address that is allowed."""
+        if not self._limits.url_hosts:
+            raise Problem(400, "Photos are not fetched by URL here; send their bytes, or base64 in JSON.")
+        try:
+            parts = urlsplit(url)
+            host, port = (parts.hostname or "").lower().rstrip("."), parts.port or HTTPS
+        except ValueError as error:
+            raise Problem(400, "The URL cannot be read; write it as https://host/photo.jpg.") from error
+        if parts.scheme != "https" or not host or parts.username is not None or parts.password is not None:
+            raise Problem(400, "The URL must be https://host/photo.jpg, without a user; correct it.")
+        if not (url.isascii() and url.isprintable() and " " not in url):
+            raise Problem(400, "The URL has characters that must be percent-encoded; correct it.")
+        if not any(_matches(entry, host, port) for entry in self._limits.url_hosts):
+            hosts = ", ".join(self._limits.url_hosts)
+            raise Problem(400, f"Photos are not fetched from {host[:100]} here, only from {hosts}; send its bytes.")
+        return host, port, (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+
+    def _addresses(self, host: str, port: int) -> Sequence[str]:
+        try:
+            addresses = self._resolve(host, port)
+        except (OSError, UnicodeError) as error:
+            raise Problem(400, f"{host} has no address; correct the URL.") from error
+        if not addresses or not all(map(self._allowed, addresses)):
+            raise Problem(400, f"{host} is not in the public internet; send the photo's bytes instead.")
+        return addresses
+
+    def _content(self, response: http.client.HTTPResponse, host: str) -> bytes:
+        if 300 <= response.status < 400:
+            raise Problem(400, f"{host} sends elsewhere, which is not followed; send the final URL.")
+        if response.status != 200:
+            raise Problem(400, f"{host} answered {response.status}; correct the URL.")
+        most = self._limits.max_body_bytes
+        content = bytearray()
+        while chunk := response.read(_CHUNK):
+            content += chunk
+            if len(content) > most:
+                raise Problem(413, f"The photo at {host} has more than {most / 1e6:g} MB; take a smaller one.")
+        if response.length:  # announced, and not sent
+            raise Problem(400, f"{host} sent only a part of the photo; send its bytes instead.")
+        return bytes(content)
+
+
+class _Pinned(http.client.HTTPSConnection):
+    """A connection to one of the addresses that were checked, which must prove to be the host.
+
+    Args:
+        host: by name.
+        port: of it.
+        addresses: to try in turn.
+        until: when it has to be made, on the monotonic clock.
+        context: how the certificate is checked.
+    """
+
+    def __init__(self, host: str, port: int, addresses: Sequence[str], until: float, context: ssl.SSLContext) -> None:
+        super().__init__(host, port, context=context)
+        self._addresses, self._until, self._tls = addresses, until, context
+
+    def connect(self) -> None:
+        """Connect without asking the resolver again."""
+        plain = self._connected()
+        try:
+            plain.settimeout(self._left())  # of the whole handshake
+            self.sock = self._tls.wrap_socket(plain, server_hostname=self.host)
+        except BaseException:
+            plain.close()
+            raise
+
+    def _connected(self) -> socket.socket:
+        failure = OSError("no address")
+        for address in self._addresses:
+            try:
+                return socket.create_connection((address, self.port), self._left())
+            except OSError as error:
+                failure = error
+        raise failure
+
+    def _left(self) -> float:
+        return max(self._until - time.monotonic(), 0.001)  # 0 would mean not to wait at all
+
+    def cut(self) -> None:
+        """End it from another thread: whoever reads from it gets an error or the end."""
+        if self.sock is not None:
+            with suppress(OSError):  # it has ended by itself
+                self.sock.shutdown(socket.SHUT_RDWR)
+
+
+def _reason(error: Exception) -> str:
+    distrusted = isinstance(error, ssl.SSLCertVerificationError)
+    return "its certificate is not trusted" if distrusted else type(error).__name__
+
+
+def _matches(entry: str, host: str, port: int) -> bool:
+    name, _, own_port = entry.lower().partition(":")
+    if port != int(own_port or HTTPS):
+        return False
+    return host.endswith(name[1:]) if name.startswith("*.") else host == name

@@ -1,0 +1,82 @@
+"""The archive's application as one replica of Ray Serve: ``serve run config.yaml`` builds ``deployment:app``.
+
+Ray's ``/-/healthz`` answers 200 as soon as the application is built, whatever becomes of its replica. So the model has
+to load before there is an application: what lies in a damaged archive never is healthy. What cannot be had is a health
+check that waits for the replica: while it loads the model once more, for seconds, requests wait for it.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import serve
+from starlette.requests import Request
+from starlette.responses import Response
+
+from bincounter.serving.application import photo_requests
+from bincounter.serving.application.answers import Limits, Problem
+
+FOLDER = Path(__file__).resolve().parent
+LIMITS = Limits(**json.loads((FOLDER / "model.json").read_text(encoding="utf-8"))["limits"])
+
+_IN_HAND = 2 * (LIMITS.max_queue + LIMITS.max_batch)
+"""Requests a replica takes at a time: more than can wait, so that it refuses itself, at once and with a sentence."""
+
+
+def _gpus() -> int:
+    return int(ray.is_initialized() and ray.cluster_resources().get("GPU", 0) > 0)
+
+
+@serve.deployment(
+    name="bincounter",
+    max_ongoing_requests=_IN_HAND,
+    max_queued_requests=_IN_HAND,
+    ray_actor_options={"num_gpus": _gpus()},
+    health_check_period_s=5,
+    logging_config={"enable_access_log": False},
+)
+class Replica:
+    """Answers requests by the model that lies beside this file."""
+
+    async def __init__(self) -> None:  # type: ignore[misc]  # Ray awaits it, in the loop that requests run in
+        # Here, since Ray also imports this file where it only wants to know what to start.
+        from bincounter.serving.application.batcher import before_loading
+        from bincounter.serving.application.served_model import ServedModel
+        from bincounter.serving.application.service import Service
+
+        before_loading()
+        self._service = Service(ServedModel.load(FOLDER))
+        await self._service.start()
+
+    async def __call__(self, request: Request) -> Response:
+        """Answer ``POST /``."""
+        headers = request.headers
+        try:
+            body = await _body(request)
+        except Problem as problem:
+            return Response(problem.body(), problem.status, problem.headers, photo_requests.JSON)
+        reply = await self._service.handle(body, headers.get("content-type"), headers.get("accept"))
+        return Response(reply.body, reply.status, {**reply.headers, "Content-Type": reply.content_type})
+
+    def check_health(self) -> None:
+        """Have Ray replace this replica when its model no longer answers."""
+        if not self._service.ready:
+            raise RuntimeError("the model no longer answers")
+
+
+async def _body(request: Request) -> bytes:
+    taken = bytearray()
+    async for chunk in request.stream():
+        taken += chunk
+        if len(taken) > LIMITS.max_body_bytes:
+            raise photo_requests.too_large(LIMITS)
+    return bytes(taken)
+
+
+def app(_: dict[str, Any]) -> serve.Application:
+    """Build the application, in a process that ends then, if its model can be loaded."""
+    from bincounter.serving.application.served_model import ServedModel
+
+    ServedModel.load(FOLDER)
+    return Replica.bind()  # type: ignore[attr-defined]  # Ray's decorator is typed as if it did nothing

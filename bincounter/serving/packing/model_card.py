@@ -1,0 +1,211 @@
+"""The model card: README.md of an archive, in the form Hugging Face reads."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+import yaml
+
+from bincounter.data.s3.address import is_remote
+from bincounter.redaction import masked
+from bincounter.serving.packing.tarball import CHECKSUMS
+from bincounter.training.results import SIDES, Origin, Run
+
+_ABID_BUCKET = "aft-vbi-pds"
+_SCORES = {
+    "accuracy": "Accuracy",
+    "within_one": "Within one",
+    "macro_f1": "Macro F1",
+    "rmse": "RMSE",
+    "mae": "MAE",
+    "ece": "Calibration error",
+    "cross_entropy": "Cross entropy (nats)",
+}
+_BASELINES = {
+    "accuracy": ("majority_accuracy", "always the most frequent count"),
+    "rmse": ("mean_rmse", "always the mean of the training photos"),
+}
+_CONFIGURATION = (
+    "seed",
+    "data.image_size",
+    "data.batch_size",
+    "data.split.method",
+    "data.split.fractions",
+    "model.weights",
+    "model.trained",
+    "model.optimizer._target_",
+    "model.optimizer.lr",
+    "trainer.max_epochs",
+)
+
+
+def write_card(about: Mapping[str, Any], description: Mapping[str, Any], origin: Origin) -> str:
+    """Say what a model counts, how well, what it learnt from, what it cannot do and how it is asked.
+
+    Args:
+        about: the content of ``model.json``.
+        description: what the checkpoint says of itself.
+        origin: the checkpoint and its run.
+    """
+    run = origin.run
+    blocks = [
+        _front_matter(about, run),
+        f"# {about['model']}\n\nCounts the items in a warehouse bin from one photo: {_listed(about['counts'])} items.",
+        *_scores(run, origin.checkpoint.name),
+        *_data(run, description),
+        *_training(about, run),
+        _limits(about),
+        _requests(about),
+        f"## Files\n\n`{CHECKSUMS}` holds the sha256 of every other file: `sha256sum --check {CHECKSUMS}`.",
+    ]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _front_matter(about: Mapping[str, Any], run: Run | None) -> str:
+    front: dict[str, Any] = {
+        "license": "cc-by-nc-sa-3.0" if run and _is_abid(run) else "unknown",
+        "library_name": "pytorch",
+        "pipeline_tag": "image-classification",
+        "tags": ["bincounter", "counting", "warehouse"],
+    }
+    side = _scored_side(run)
+    if run and side:
+        metrics = [{"type": name, "value": run.metrics[side][name]} for name in ("accuracy", "rmse")]
+        result = {
+            "task": {"type": "image-classification"},
+            "dataset": {"name": _source(run), "type": "image", "split": SIDES[side]},
+            "metrics": metrics,
+        }
+        front["model-index"] = [{"name": about["model"], "results": [result]}]
+    return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---"
+
+
+def _scored_side(run: Run | None) -> str | None:
+    return next((side for side in ("test", "val") if run and run.metrics.get(side)), None)
+
+
+def _scores(run: Run | None, checkpoint: str) -> Iterator[str]:
+    side = _scored_side(run)
+    if run is None or side is None:
+        yield "## Scores\n\nNot known: the run that trained this model left none beside the checkpoint."
+        return
+    scores = run.metrics[side]
+    whose = "" if checkpoint == "best.ckpt" else f" They are those of the run's best.ckpt; this model is {checkpoint}."
+    rows = [
+        [
+            title,
+            _number(scores.get(name)),
+            _number(scores.get(baseline)) and f"{_number(scores.get(baseline))} ({what})",
+        ]
+        for name, title in _SCORES.items()
+        for baseline, what in [_BASELINES.get(name, ("", ""))]
+    ]
+    chosen = ", but by which the best checkpoint was chosen" if side == "val" else ""
+    yield (
+        f"## Scores\n\nOn {scores['n']:,} {SIDES[side]} photos, which it did not learn from{chosen}.{whose}\n\n"
+        + _table(["Score", "Model", "Baseline"], rows)
+    )
+    if per_count := scores.get("per_count"):
+        rows = [
+            [str(row["count"]), f"{row['n']:,}", _number(row["accuracy"]), _number(row["rmse"])] for row in per_count
+        ]
+        yield _table(["Count", "Photos", "Accuracy", "RMSE"], rows)
+
+
+def _data(run: Run | None, description: Mapping[str, Any]) -> Iterator[str]:
+    photos = description["train_counts"]
+    learnt = f"It learnt from {sum(photos.values()):,} photos ({_per_count(photos)})"
+    if run is None:
+        yield f"## Data\n\n{learnt}; where they came from is not known, and so neither is their licence."
+        return
+    sides = [f"{sum(run.photos(split).values()):,} {split}" for split in ("validation", "test")]
+    yield f"## Data\n\n{learnt} of {_source(run)}, beside {' and '.join(sides)} photos. {_licence(run)}"
+
+
+def _licence(run: Run) -> str:
+    if _is_abid(run):
+        return "They are of the Amazon Bin Image Dataset, licence CC BY-NC-SA 3.0 US: no commercial use."
+    if run.config["data"]["source"] is None:
+        return "A program drew them: no bin looks quite like that."
+    return "Their licence is not known here; whoever shares this model has to know it."
+
+
+def _per_count(photos: Mapping[int, int]) -> str:
+    return ", ".join(f"{number:,} of count {count}" for count, number in sorted(photos.items()))
+
+
+def _is_abid(run: Run) -> bool:
+    data = run.config["data"]
+    return str(data["layout"]["_target_"]).endswith(".Abid") or _ABID_BUCKET in str(data["source"])
+
+
+def _source(run: Run) -> str:
+    """The data source without what it says of a machine or a login."""
+    source = run.config["data"]["source"]
+    if source is None:
+        return "rendered demo bins"
+    return masked(source) if is_remote(source) else PurePath(source).name
+
+
+def _training(about: Mapping[str, Any], run: Run | None) -> Iterator[str]:
+    parts = about["description"]
+    rows = [["model.backbone", _call(parts["model"]["backbone"])], ["objective", _call(parts["objective"])]]
+    if run:
+        rows += [[key, f"`{value}`"] for key in _CONFIGURATION if (value := _setting(run.config, key)) is not None]
+        versions = run.provenance.get("versions", {})
+        rows += [[f"version of {name}", str(version)] for name, version in versions.items() if version]
+    where = "\n\n`training.yaml` holds the whole configuration." if run else ""
+    yield f"## Training\n\n{_table(['Setting', 'Value'], rows)}{where}"
+
+
+def _call(node: Mapping[str, Any]) -> str:
+    arguments = ", ".join(f"{key}={value}" for key, value in node.items() if key != "_target_" and value is not None)
+    return f"`{node['_target_']}({arguments})`"
+
+
+def _setting(config: Mapping[str, Any], key: str) -> Any:
+    value: Any = config
+    for name in key.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return PurePath(value).name if isinstance(value, str) and "/" in value else value
+
+
+def _limits(about: Mapping[str, Any]) -> str:
+    limits, side = about["limits"], about["image_size"]
+    return f"""## Limits
+
+- It knows photos of warehouse bins, taken as those it learnt from. Any other gets a count too, which means nothing.
+- It can answer {_listed(about["counts"])} and no other count: of a bin that holds more it gives one of these.
+- A photo is stretched to {side} x {side} pixels; what cannot be told at that size is not counted.
+- A request holds at most {limits["max_body_bytes"] / 1e6:g} MB and {limits["max_instances"]} photos."""
+
+
+def _requests(about: Mapping[str, Any]) -> str:
+    urls = about["limits"]["url_hosts"]
+    by_url = f', or `{{"url": "https://{urls[0]}/..."}}` for photos on {_listed(urls)}' if urls else ""
+    first = about["counts"][0]
+    return f"""## Requests
+
+| Content-Type | Body |
+|---|---|
+| `image/jpeg`, `image/png`, `image/webp` | the photo |
+| `application/json` | `{{"image": "<base64>"}}`{by_url}, or `{{"instances": [...]}}` of these for several photos |
+
+With `Accept: application/json` the answer is
+`{{"count": ..., "probabilities": {{"{first}": ...}}, "expected_count": ..., "model": "{about["model"]}"}}`,
+or `{{"predictions": [...]}}` for instances; with `Accept: text/csv` it is a line per photo: count, expected count, a
+probability per count, model. What cannot be answered gets a status of 400 or more and `{{"error": "..."}}`."""
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _listed(values: Sequence[Any]) -> str:
+    *others, last = map(str, values)
+    return f"{', '.join(others)} or {last}" if others else last

@@ -1,0 +1,1 @@
+"""SageMaker Debugger's hook, a plug-in: ``debugger=smdebug``. Only ``hook`` needs the library."""

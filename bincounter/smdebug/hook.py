@@ -1,0 +1,301 @@
+"""Smdebug's hook and the callback ``SmdebugCallback`` that drives it.
+
+smdebug runs in an environment of its own (``make install-smdebug``); elsewhere importing this package says so.
+"""
+
+import atexit
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from smdebug.core.access_layer.utils import END_OF_JOB_FILENAME
+from smdebug.core.config_constants import CLAIM_FILENAME
+from smdebug.pytorch import Hook, modes
+from torch import Tensor, nn
+
+from bincounter.errors import UserError
+from bincounter.files import write_text
+from bincounter.model.counter import BinCounter
+from bincounter.smdebug.settings import hook_config, require_smdebug
+
+log = logging.getLogger(__name__)
+
+LOSS = "loss"  # smdebug makes loss_output_0 of it, which its collection "losses" takes
+_STEP = re.compile(r"(\d{12})_")  # begins the name of each file of a step
+
+
+class BatchHook(Hook):
+    """A hook whose steps are the batches that it is told of.
+
+    smdebug itself begins a step when the registered module is called: not at all where only the head is, on cached
+    features, and twice under DDP. Calls between two batches, such as those of a report, save nothing here.
+
+    Attributes:
+        outputs: of :attr:`head` in the batch under way, ``float[B, out_features]``.
+        head: the module whose outputs are kept at hand.
+    """
+
+    exported_collections: bool  # smdebug's own
+    outputs: Tensor | None = None
+    head: nn.Module | None = None
+    _in_batch = False
+
+    def register(self, model: nn.Module, head: nn.Module) -> None:
+        """Watch a model."""
+        self.register_module(model)
+        self.head = head
+
+    def begin(self, model: nn.Module, mode: modes) -> bool:
+        """Begin a step; returns whether anything of it is saved."""
+        self.set_mode(mode)
+        super().forward_pre_hook(model, ())
+        if mode is modes.TRAIN:
+            self._follow_gradients(model)
+        self._in_batch = True
+        return bool(self._get_collections_to_save_for_step())
+
+    def end(self, loss: Callable[[], Tensor | None]) -> None:
+        """End a step and write it to disk, so that a checkpoint taken now finds it there.
+
+        Args:
+            loss: of the batch, asked for when it is saved.
+        """
+        if self._get_collections_to_save_for_step():
+            value = loss()
+            if value is not None:
+                self.record_tensor_value(LOSS, value.detach())
+            self._close_writers()
+            if not self.exported_collections:
+                self.export_collections()
+                self.exported_collections = True
+        self._in_batch, self.outputs = False, None
+
+    def close(self) -> None:
+        """Finish; nothing is saved from here on."""
+        self._in_batch, self.outputs, self.head = False, None, None
+        self.exported_collections = False  # tensors may have joined since
+        super().close()
+        atexit.unregister(self._cleanup)
+
+    def forward_pre_hook(self, module: nn.Module, inputs: Any) -> None:
+        """What a call of the model begins elsewhere, :meth:`begin` does here."""
+
+    def forward_hook(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
+        """Save what a module was given and made, where that is asked for."""
+        if not self._in_batch:
+            return
+        if module is self.head:
+            self.outputs = outputs
+        super().forward_hook(module, inputs, outputs)
+
+    def backward_hook(self, tname: str) -> Callable[[Tensor], None]:
+        """What saves the gradient of the parameter ``tname``."""
+        save = super().backward_hook(tname)
+
+        def back(gradient: Tensor) -> None:
+            if self._in_batch:
+                save(gradient)
+
+        return back
+
+    def _backward_apply(self, module: nn.Module) -> None:
+        """Gradients are followed from the first training batch on, when parameters are where they will be trained."""
+        self._followed: set[nn.Parameter] = set()
+
+    def _follow_gradients(self, module: nn.Module) -> None:
+        """Follow the gradients of what is trained; frozen stages may open from one epoch to the next."""
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad and parameter not in self._followed:
+                self._followed.add(parameter)
+                parameter.register_hook(self.backward_hook(f"{module._get_name()}_{name}"))
+
+    def _initialize_to_last_saved_state(self) -> None:
+        """Our checkpoints hold the state; in a SageMaker job smdebug would keep one of its own among them."""
+
+    def _write_state(self) -> None:
+        """See above."""
+
+    @staticmethod
+    def _make_numpy_array(tensor_value: Any) -> Any:
+        if isinstance(tensor_value, Tensor) and tensor_value.dtype == torch.bfloat16:  # numpy has none
+            tensor_value = tensor_value.float()
+        return Hook._make_numpy_array(tensor_value)
+
+    def state(self) -> dict[str, Any]:
+        """How far it has counted."""
+        steps = {mode.name: step for mode, step in self.mode_steps.items()}
+        return {"step": self.step, "last_saved_step": self.last_saved_step, "mode_steps": steps}
+
+    def go_on_from(self, state: Mapping[str, Any]) -> None:
+        """Count on from what :meth:`state` told."""
+        self.step, self.last_saved_step = state["step"], state["last_saved_step"]
+        self.mode_steps = {modes[name]: step for name, step in state["mode_steps"].items()}
+
+
+def open_hook(debugger: Mapping[str, Any], folder: Path, state: Mapping[str, Any] | None) -> BatchHook:
+    """The hook of a run.
+
+    In a SageMaker job that was given a ``DebugHookConfig``, the container's copy of it takes the place of the settings.
+
+    Args:
+        debugger: the settings as plain containers.
+        folder: of the run; what the hook was made by is written to ``debugger/smdebug.json`` in it.
+        state: what :meth:`BatchHook.state` told when the checkpoint that is gone on from was taken, if there is one.
+
+    Raises:
+        UserError: a new run would mix its tensors with another's.
+    """
+    config = _of_container() or {"LocalPath": str(folder / "debugger" / "smdebug"), **hook_config(debugger)}
+    tensors = Path(config["LocalPath"])
+    if state is not None or tensors.is_relative_to(folder):
+        rewind(tensors, -1 if state is None else state["step"])
+    elif (tensors / END_OF_JOB_FILENAME).exists():
+        raise UserError(f"{tensors} already holds a run's tensors: give debughookconfig.json another LocalPath")
+    file = folder / "debugger" / "smdebug.json"
+    write_text(file, json.dumps(config, indent=2) + "\n")
+    hook: BatchHook = BatchHook.create_from_json_file(str(file))
+    if state is not None:
+        hook.go_on_from(state)
+    return hook
+
+
+def _of_container() -> dict[str, Any] | None:
+    base = Path(os.environ.get("SAGEMAKER_BASE_DIR", "/opt/ml"))
+    path = Path(os.environ.get("SMDEBUG_CONFIG_FILE_PATH", base / "input" / "config" / "debughookconfig.json"))
+    if not path.is_file():
+        return None
+    log.info("smdebug saves what %s says.", path)
+    config = json.loads(path.read_text(encoding="utf-8"))
+    return {**config, "LocalPath": config.get("LocalPath") or str(base / "output" / "tensors")}
+
+
+def rewind(tensors: Path, step: int) -> None:
+    """Take back what a lost part of a run saved, which the resumed run saves again, so that one trial holds it all.
+
+    smdebug refuses a folder whose run has ended, writes nothing in one that an unended process has claimed, and would
+    mix the steps of both.
+
+    Args:
+        tensors: the folder.
+        step: the last one to keep.
+    """
+    for name in (END_OF_JOB_FILENAME, CLAIM_FILENAME):
+        (tensors / name).unlink(missing_ok=True)
+    lost = set()
+    for path in [*tensors.glob("events/*/*"), *tensors.glob("index/*/*")]:
+        saved = _STEP.match(path.name)
+        if saved and (int(saved[1]) > step or path.suffix == ".tmp"):
+            path.unlink()
+            lost.add(saved[1])
+    if lost:
+        log.info("Tensors of %d steps that came after the checkpoint are deleted, to be saved again.", len(lost))
+
+
+class SmdebugCallback(L.Callback):
+    """Saves losses, gradients, weights and more by smdebug; under DDP those of the first process.
+
+    A run that is gone on with also goes on with its tensors: where the checkpoint was taken, the hook's counts are in
+    it, and what was saved later is taken back.
+
+    Args:
+        debugger: the settings as plain containers, see :class:`bincounter.smdebug.settings.SmdebugConfig`.
+        folder: of the run.
+    """
+
+    def __init__(self, debugger: Mapping[str, Any], folder: Path) -> None:
+        self._debugger, self._folder = debugger, folder
+        self._hook: BatchHook | None = None
+        self._state: dict[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far the hook has counted."""
+        return {"hook": self._hook.state() if self._hook else self._state}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` told."""
+        self._state = state_dict["hook"]
+
+    def _watch(self, model: BinCounter) -> BatchHook:
+        if self._hook is None:
+            self._hook = open_hook(self._debugger, self._folder, self._state)
+        self._hook.register(model, model.head)
+        return self._hook
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Open the hook."""
+        if trainer.is_global_zero:
+            self._watch(pl_module)  # type: ignore[arg-type]
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Begin a step; weights are saved as they are before it."""
+        if self._hook:
+            self._hook.begin(pl_module, modes.TRAIN)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save the loss."""
+        if self._hook:  # Lightning has divided the loss
+            self._hook.end(lambda: outputs["loss"] * trainer.accumulate_grad_batches)
+
+    def on_validation_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Begin a step."""
+        if self._hook:
+            self._hook.begin(pl_module, modes.EVAL)
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Save the loss."""
+        self._end(pl_module, batch["count"])  # type: ignore[arg-type]
+
+    def _end(self, model: BinCounter, count: Tensor) -> None:
+        hook = self._hook
+        if hook:
+            hook.end(lambda: None if hook.outputs is None else model.losses(hook.outputs, count).mean())
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Leave whole files behind."""
+        self.on_scoring_end()
+
+    def on_scoring_start(self, model: BinCounter, side: str) -> None:
+        """The test photos are scored by the best model, which is not the one that was trained last."""
+        if side == "test":
+            self._watch(model)
+
+    def on_scoring_batch_start(self, model: BinCounter, side: str) -> None:
+        """Begin a step."""
+        if self._hook and side == "test":
+            self._hook.begin(model, modes.PREDICT)
+
+    def on_scoring_batch_end(self, model: BinCounter, side: str, count: Tensor) -> None:
+        """Save the loss."""
+        if side == "test":
+            self._end(model, count)
+
+    def on_scoring_end(self) -> None:
+        """Close the hook: what a report asks of the model is none of its business."""
+        if self._hook:
+            self._state = self._hook.state()
+            self._hook.close()
+            self._hook = None
+
+
+require_smdebug()
+os.environ.setdefault("SMDEBUG_LOG_LEVEL", "warning")  # it tells each parameter's size otherwise, on stdout

@@ -1,0 +1,274 @@
+"""What is searched, its name, folder, identity; batch sizes against photos."""
+
+import hashlib
+import json
+import shlex
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from bincounter.cloud.hyperparameters import override_of
+from bincounter.cloud.sagemaker_launcher import is_rehearsal
+from bincounter.config.checks import mode_of
+from bincounter.config.launcher_schema import carried_out_here
+from bincounter.config.overrides import without
+from bincounter.config.search_schema import check_search
+from bincounter.config.train_schema import TrainConfig
+from bincounter.config.validate import validate
+from bincounter.data.s3.address import is_remote
+from bincounter.errors import ConfigError
+from bincounter.redaction import masked_argument
+from bincounter.sweep.search_space import Interval, Parameter, read_space, refuse_bad
+from bincounter.training.resume import FREE
+
+if TYPE_CHECKING:
+    from hydra.core.config_loader import ConfigLoader
+
+_TPE = {"_target_": "optuna.samplers.TPESampler"}
+_EPOCHS = "trainer.max_epochs"
+
+Direction = Literal["minimize", "maximize"]
+_DIRECTIONS: dict[str, Direction] = {"min": "minimize", "max": "maximize"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A search.
+
+    Attributes:
+        own: whether its trials are runs of train.py, not of another Hydra app.
+        here: whether they are carried out on this machine.
+        cfg: what the trials have in common, without Hydra's part.
+        settings: ``hparams_search``, resolved.
+        parameters: what is searched.
+        others: the other overrides, as they go to every trial.
+        name: of the study.
+        folder: of the sweep.
+        metrics: the objectives; of another app, their names.
+        directions: ``minimize`` or ``maximize``, one for each.
+        identity: digests of what must not change while a search goes on, by what a person calls it.
+    """
+
+    own: bool
+    here: bool
+    cfg: DictConfig
+    settings: Mapping[str, Any]
+    parameters: list[Parameter]
+    others: list[str]
+    name: str
+    folder: Path
+    metrics: list[str]
+    directions: list[Direction]
+    identity: Mapping[str, str]
+
+    @property
+    def scored_in_folder(self) -> bool:
+        """Whether objectives are read from ``metrics.json``: a job returns its ``optimized_metric`` alone."""
+        return self.own and self.metrics != [self.cfg.optimized_metric]
+
+    def command(self, values: Mapping[str, Any]) -> str:
+        """The command that carries one trial out by itself."""
+        overrides = [*self.others, *(override_of(key, value) for key, value in values.items())]
+        program = ["python", "train.py" if self.own else sys.argv[0]]
+        if self.own:
+            overrides = without(overrides, "hparams_search", "paths.output_dir", "dry_run")
+        return shlex.join([*program, *map(masked_argument, overrides)])
+
+
+def read_plan(config: DictConfig, settings: DictConfig, arguments: list[str], loader: "ConfigLoader") -> Plan:
+    """Read a search and refuse a wrong one.
+
+    Args:
+        config: the composed configuration, Hydra's part included.
+        settings: of the search.
+        arguments: the command line's overrides, but Hydra's.
+        loader: composes.
+
+    Raises:
+        ConfigError: the first thing that is wrong.
+    """
+    cfg = _without_hydra(config)
+    own = OmegaConf.get_type(cfg) is TrainConfig
+    plain: dict[str, Any] = OmegaConf.to_container(settings, resolve=True)  # type: ignore[assignment]
+    if "sampler" in plain:
+        plain["sampler"] = plain["sampler"] or _TPE
+    if own:
+        validate(cfg)
+        arguments = _with_launcher(config, arguments)
+    else:  # objectives of other apps have names of their own
+        check_search({**plain, "metrics": [], "pruner": None})
+    parameters, others = read_space(plain["space"], arguments, cfg)
+
+    def compose(overrides: list[str]) -> DictConfig:
+        return _without_hydra(loader.load_sweep_config(config, [*others, *overrides]))
+
+    refuse_bad(parameters, compose)
+    if own:
+        _refuse_more_than_a_search(others, cfg, config, loader)
+        if "pruner" in plain:
+            plain["pruner"] = _with_epochs(settings, plain["pruner"], parameters, cfg)
+    metrics, directions = _objectives(plain.get("metrics", []), cfg, own=own)
+    identity = {
+        **_identity(cfg, parameters, list(zip(metrics, directions, strict=True)), own=own),
+        "chooser": _chooser(plain, cfg),
+    }
+    name = plain["study_name"] or f"{config.hydra.job.name}-{_digest(identity)}"
+    return Plan(
+        own=own,
+        here=not own or carried_out_here(cfg.launcher),
+        cfg=cfg,
+        settings=plain,
+        parameters=parameters,
+        others=others,
+        name=name,
+        folder=_folder(config, name, own=own),
+        metrics=metrics,
+        directions=directions,
+        identity=identity,
+    )
+
+
+def _with_launcher(config: DictConfig, arguments: list[str]) -> list[str]:
+    """The launcher is said in every command, since a file of hparams_search may have chosen it."""
+    chosen = config.hydra.runtime.choices.launcher
+    said = any(each.partition("=")[0] == "launcher" for each in arguments)
+    return arguments if said or chosen == "local" else [*arguments, f"launcher={chosen}"]
+
+
+def _without_hydra(config: DictConfig) -> DictConfig:
+    cfg = config.copy()
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg
+
+
+def _refuse_more_than_a_search(others: list[str], cfg: DictConfig, config: DictConfig, loader: "ConfigLoader") -> None:
+    """A file of hparams_search that set more would make the printed command another run than the trial was."""
+    # As written, since the default output folder is of the moment that it is read.
+    asked, bare = (
+        OmegaConf.to_container(each, resolve=False)
+        for each in (cfg, _without_hydra(loader.load_sweep_config(config, without(others, "hparams_search"))))
+    )
+    assert isinstance(asked, dict)
+    assert isinstance(bare, dict)
+    for key in asked:
+        if key != "hparams_search" and asked[key] != bare[key]:
+            raise ConfigError(
+                f"hparams_search sets {key!s} too, which the best trial's own command would lack: put it into a file "
+                "under conf/experiment"
+            )
+
+
+def _with_epochs(
+    settings: DictConfig, pruner: Mapping[str, Any] | None, parameters: list[Parameter], cfg: DictConfig
+) -> Mapping[str, Any] | None:
+    """The pruner with the most epochs that any trial has, where it asks for the epochs of one."""
+    if not pruner:
+        return None
+    raw: Mapping[str, Any] = OmegaConf.to_container(settings.pruner, resolve=False)  # type: ignore[assignment]
+    if raw.get("max_resource") != f"${{{_EPOCHS}}}":
+        return pruner
+    return {**pruner, "max_resource": most_epochs(parameters, cfg)}
+
+
+def most_epochs(parameters: list[Parameter], cfg: DictConfig) -> int:
+    """The most epochs that a trial of a search has."""
+    for parameter in parameters:
+        if parameter.key == _EPOCHS:
+            return int(parameter.high if isinstance(parameter, Interval) else max(parameter.values))
+    return int(cfg.trainer.max_epochs)
+
+
+def _objectives(metrics: list[str], cfg: DictConfig, *, own: bool) -> tuple[list[str], list[Direction]]:
+    """Names and directions; another app's are minimised unless they end in ``:max``."""
+    if own:
+        metrics = metrics or [cfg.optimized_metric]
+        return metrics, [_DIRECTIONS[mode_of(metric)] for metric in metrics]
+    pairs = [metric.rpartition(":") if metric.endswith((":max", ":min")) else (metric, "", "min") for metric in metrics]
+    pairs = pairs or [("value", "", "min")]
+    return [name for name, _, _ in pairs], [_DIRECTIONS[mode] for _, _, mode in pairs]
+
+
+def _chooser(settings: Mapping[str, Any], cfg: DictConfig) -> str:
+    """Who chooses; what a rehearsal found is not taken for what SageMaker would have."""
+    if "strategy" not in settings:
+        return "optuna"
+    return f"{settings['strategy']} of {'a rehearsal' if is_rehearsal(cfg.launcher) else 'SageMaker'}"
+
+
+def _identity(
+    cfg: DictConfig, parameters: list[Parameter], objectives: list[tuple[str, str]], *, own: bool
+) -> dict[str, str]:
+    plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=False)  # type: ignore[assignment]
+    searched = {parameter.key.lstrip("+") for parameter in parameters}
+    for key in (*(FREE if own else ()), *searched):
+        _drop(plain, key.replace("/", "."))
+    return {
+        "configuration": _digest(plain),
+        "space": _digest(sorted(repr(parameter) for parameter in parameters)),
+        "metrics": _digest(objectives),
+    }
+
+
+def _drop(node: Any, key: str) -> None:
+    name, _, rest = key.partition(".")
+    if isinstance(node, dict) and name in node:
+        if rest:
+            _drop(node[name], rest)
+        else:
+            del node[name]
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+def _folder(config: DictConfig, name: str, *, own: bool) -> Path:
+    """The folder that was asked for; one of the study's name where the configured one would be new at every start."""
+    written = str(OmegaConf.to_container(config.hydra.sweep, resolve=False)["dir"])  # type: ignore[index,call-overload]
+    if own and written == "${paths.output_dir}":
+        written = str(OmegaConf.to_container(config.paths, resolve=False)["output_dir"])  # type: ignore[index,call-overload]
+    if "${now:" not in written:
+        return Path(config.hydra.sweep.dir)
+    return (Path(config.paths.log_dir) / "sweeps" if own else Path("multirun")) / name
+
+
+def refuse_too_large(parameters: Iterable[Parameter], cfg: DictConfig) -> None:
+    """Refuse batch sizes above the number of training photos: such trials would all be the same.
+
+    Args:
+        parameters: of the search.
+        cfg: the configuration that they are laid over.
+
+    Raises:
+        ConfigError: naming the largest batch size and the number of photos.
+        DataError: the photos cannot be read.
+    """
+    parameter = next((parameter for parameter in parameters if parameter.key == "data.batch_size"), None)
+    photos = None if parameter is None else _training_photos(cfg)
+    if parameter is None or photos is None:
+        return
+    largest = parameter.high if isinstance(parameter, Interval) else max(parameter.values)
+    if largest > photos:
+        fitting = [str(2**power) for power in range(10) if 2**power <= max(photos // 2, 1)][-3:]
+        raise ConfigError(
+            f"data.batch_size={largest:g} is larger than the {photos} training photos: search smaller ones, as in "
+            f"data.batch_size={','.join(fitting)}"
+        )
+
+
+def _training_photos(cfg: DictConfig) -> int | None:
+    """How many there are, or ``None`` where only a job at SageMaker reads them."""
+    from bincounter.training.run import data_module
+
+    data = data_module(cfg)
+    if carried_out_here(cfg.launcher):
+        data.prepare()  # the trials need it too, and find it done
+        return len(data.side("training"))
+    if cfg.data.source is not None and is_remote(cfg.data.source):
+        return None
+    return round(len(data.find()) * cfg.data.split.fractions[0])

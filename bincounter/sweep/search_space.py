@@ -1,0 +1,350 @@
+"""Hydra sweep syntax -> checked parameters."""
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, Override, RangeSweep
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, IntegerNode, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from bincounter.cloud.hyperparameters import override_of
+from bincounter.config.launcher_schema import carried_out_here
+from bincounter.config.overrides import HERE, no_setting, wrong_value
+from bincounter.config.train_schema import TrainConfig
+from bincounter.config.validate import validate
+from bincounter.errors import ConfigError, one_of
+
+log = logging.getLogger(__name__)
+
+
+_TAGS = ("log", "int", "float")
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Numbers between two bounds, both included.
+
+    Attributes:
+        key: of the configuration, with Hydra's ``+`` or ``++`` where it was written.
+        low: smallest value.
+        high: largest value.
+        integer: whole numbers alone; ``low``, ``high`` and ``step`` are whole then.
+        log: drawn evenly on a logarithmic scale.
+        step: distance between neighbours, counted from ``low``; ``None`` for any number between.
+    """
+
+    key: str
+    low: float
+    high: float
+    integer: bool = False
+    log: bool = False
+    step: float | None = None
+
+    def __str__(self) -> str:
+        """In plain words, such as ``1 to 5``: where ranges leave their end out, it is not named."""
+        step = f", in steps of {self.step:g}" if self.step not in (None, 1) else ""
+        return f"{self.low:g} to {self.high:g}{step}{', on a logarithmic scale' if self.log else ''}"
+
+    def values(self) -> Sequence[float] | None:
+        """Every value there is, from ``low`` on; ``None`` where they are not countable."""
+        if self.integer:
+            return range(int(self.low), int(self.high) + 1, int(self.step or 1))
+        if self.low == self.high:
+            return [self.low]
+        return None if self.step is None else _listed(self.low, self.high, self.step)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of several values.
+
+    Attributes:
+        key: of the configuration, or a group.
+        values: as written, in their order: numbers, truth values, texts, ``None``, lists or mappings.
+    """
+
+    key: str
+    values: tuple[Any, ...]
+
+    def __str__(self) -> str:
+        """In plain words: the values."""
+        return ", ".join(override_of("", value).removeprefix("=") for value in self.values)
+
+
+Parameter = Interval | Choice
+
+
+def parameter_of(override: Override, base: DictConfig) -> Parameter:
+    """Read one sweep override.
+
+    Args:
+        override: ``choice``, ``range``, ``interval`` or ``glob``, or values with commas between them.
+        base: the composed configuration; an interval over what is a whole number there is one of whole numbers.
+
+    Raises:
+        ConfigError: it holds no value, or none that can be searched.
+    """
+    key, sweep, written = override.get_key_element(), override._value, str(override.input_line)
+    if isinstance(sweep, Glob):
+        return Choice(key, tuple(_options(override, written)))
+    assert isinstance(sweep, (ChoiceSweep, RangeSweep, IntervalSweep))
+    for tag in sweep.tags:
+        if tag not in _TAGS:
+            raise ConfigError(f"{written}: the tag {tag} is not one of {', '.join(_TAGS)}")
+    if isinstance(sweep, ChoiceSweep):
+        if sweep.tags:
+            raise ConfigError(f"{written}: tags are for intervals and ranges, so write the choice without")
+        return Choice(key, tuple(Override._convert_value(value) for value in sweep.list))
+    numbers = (sweep.start, sweep.end) if isinstance(sweep, IntervalSweep) else (sweep.start, sweep.stop, sweep.step)
+    if not all(number is not None and math.isfinite(number) for number in numbers):
+        raise ConfigError(f"{written} is not bounded by numbers: write finite ones")
+    found = _range(key, sweep, written) if isinstance(sweep, RangeSweep) else _interval(key, sweep, written, base)
+    if found.log and found.low <= 0:
+        least = "1 or more" if found.integer else "a low bound above 0, such as 1e-5"
+        raise ConfigError(f"{written} begins at {found.low:g}, which has no logarithm: write {least}, or drop log")
+    return found
+
+
+def _options(override: Override, written: str) -> Iterator[Any]:
+    if override.config_loader is None:
+        raise ConfigError(f"{written} looks for options where no Hydra app runs: list them, as in A,B")
+    return override.sweep_iterator()
+
+
+def _interval(key: str, sweep: IntervalSweep, written: str, base: DictConfig) -> Interval:
+    low, high = sweep.start, sweep.end
+    assert low is not None
+    assert high is not None
+    if low > high:
+        raise ConfigError(f"{written} has its bounds the wrong way round: write interval({high:g},{low:g})")
+    typed, whole = _whole(key, base)
+    integer = isinstance(low, int) or "int" in sweep.tags or typed or (whole and "float" not in sweep.tags)
+    if integer and not (float(low).is_integer() and float(high).is_integer()):
+        otherwise = "" if typed or "int" in sweep.tags else f", or tag(float, interval({low:g},{high:g}))"
+        raise ConfigError(
+            f"{written} searches whole numbers: write whole bounds, as in "
+            f"interval({math.floor(low)},{math.ceil(high)}){otherwise}"
+        )
+    log = "log" in sweep.tags
+    return Interval(key, int(low), int(high), integer=True, log=log) if integer else Interval(key, low, high, log=log)
+
+
+def _range(key: str, sweep: RangeSweep, written: str) -> Interval:
+    assert sweep.start is not None
+    assert sweep.stop is not None
+    if sweep.step == 0:
+        raise ConfigError(f"{written} has a step of 0: write another, or leave it out for 1")
+    # As decimals, since what was written is meant: in binary, 0.1 fits three times into 0.3 and once more.
+    start, stop, step = (Decimal(str(number)) for number in (sweep.start, sweep.stop, sweep.step))
+    last = start + (math.ceil((stop - start) / step) - 1) * step
+    if (last - start) / step < 0:
+        raise ConfigError(f"{written} is empty: its end is left out, so range(1,6) is 1 to 5")
+    low, high = sorted((start, last))
+    step = abs(step)
+    whole = all(number == int(number) for number in (low, high, step))
+    if "int" in sweep.tags and not whole:
+        raise ConfigError(f"{written} holds numbers that are not whole: write a whole start and step, or drop int")
+    written_whole = all(isinstance(number, int) for number in (sweep.start, sweep.stop, sweep.step))
+    integer = "float" not in sweep.tags and ("int" in sweep.tags or written_whole)
+    log = "log" in sweep.tags
+    if log and not (integer and step == 1):
+        raise ConfigError(
+            f"{written} has steps, which a logarithmic scale cannot keep: write tag(log, interval({low},{high})), or a "
+            "choice"
+        )
+    number = int if integer else float
+    return Interval(key, number(low), number(high), integer=integer, log=log, step=number(step))
+
+
+def _whole(key: str, base: DictConfig) -> tuple[bool, bool]:
+    """Whether a key takes whole numbers alone by its schema, and whether its value is one."""
+    parent, _, name = key.lstrip("+").rpartition(".")
+    node = OmegaConf.select(base, parent, throw_on_resolution_failure=False) if parent else base
+    child = node._get_node(name, validate_access=False) if isinstance(node, DictConfig) else None
+    value = OmegaConf.select(node, name, throw_on_resolution_failure=False) if child is not None else None
+    return isinstance(child, IntegerNode), isinstance(value, int) and not isinstance(value, bool)
+
+
+def _listed(low: float, high: float, step: float) -> list[float]:
+    first, distance = Decimal(str(low)), Decimal(str(step))
+    return [float(first + number * distance) for number in range(round((Decimal(str(high)) - first) / distance) + 1)]
+
+
+# What a run is compared by, and where and whether it is carried out, is the same for all trials.
+_FIXED = (*HERE, "hydra", "paths", "train", "test", "ckpt_path", "optimized_metric")
+_TRIED = 60  # composing takes some 50 ms
+
+Space = Sequence[Parameter]
+
+
+def read_space(
+    space: Mapping[str, str], overrides: Sequence[str], base: DictConfig
+) -> tuple[list[Parameter], list[str]]:
+    """Tell what is searched from what is set.
+
+    Args:
+        space: ``hparams_search.space``: key to what Hydra takes after the ``=``.
+        overrides: of the command line; sweeps add to the space, or replace what it has under their key, and plain ones
+            take their key out of it.
+        base: the composed configuration; an interval over what is a whole number there is one of whole numbers.
+
+    Returns:
+        The searched parameters, those of ``space`` first, and the overrides that are none, in their order.
+
+    Raises:
+        ConfigError: one of them cannot be read, or holds no value.
+    """
+    hydra = GlobalHydra.instance()
+    parser = OverridesParser.create(hydra.config_loader() if hydra.is_initialized() else None)
+    searched: dict[str, Parameter] = {}
+    for key, text in space.items():
+        override = _parsed(parser, f"{key}={text}")
+        if not override.is_sweep_override():
+            raise ConfigError(
+                f"hparams_search.space has one value for {key}, {text}: write choice(A,B), range(START,STOP) or "
+                "interval(LOW,HIGH), or set it on the command line"
+            )
+        searched[_name(override)] = parameter_of(override, base)
+    others = []
+    for text in overrides:
+        override = _parsed(parser, text)
+        if override.key_or_group == "hparams_search.space" and override.value() == {}:
+            raise ConfigError(
+                "hparams_search.space={} leaves the space as it is: give a value to each key that is not to be "
+                "searched, or choose another file by hparams_search/space="
+            )
+        searched.pop(_name(override), None)
+        if override.is_sweep_override():
+            searched[_name(override)] = parameter_of(override, base)
+        else:
+            others.append(text)
+    return list(searched.values()), others
+
+
+def _parsed(parser: OverridesParser, text: str) -> Override:
+    try:
+        return parser.parse_overrides([text])[0]
+    except HydraException as error:
+        said = [line for line in str(error).splitlines() if " while evaluating " in line]
+        reason = said[0].partition(" while evaluating ")[2].partition(": ")[2] if said else "a bracket or quote is off"
+        raise ConfigError(
+            f"{text} cannot be read ({reason}): write A,B or choice(A,B), range(START,STOP), interval(LOW,HIGH) or "
+            "tag(log, interval(LOW,HIGH))"
+        ) from None
+
+
+def _name(override: Override) -> str:
+    """A key without Hydra's prefixes."""
+    return override.get_key_element().lstrip("+~")
+
+
+def tell(parameters: Space) -> None:
+    """Say what is searched, in plain words."""
+    for parameter in parameters:
+        log.info("Searching %s: %s", parameter.key, parameter)
+
+
+def refuse_bad(parameters: Space, compose: Callable[[list[str]], DictConfig]) -> None:
+    """Refuse a space some of whose values no run could take, before the first trial.
+
+    Args:
+        parameters: the space.
+        compose: the configuration that the search's other overrides give, and those it is handed after them.
+
+    Raises:
+        ConfigError: the first thing that is wrong.
+    """
+    if not parameters:
+        raise ConfigError(
+            "nothing is left to search: name a key and its values, as in model.optimizer.lr=interval(0.001,0.1)"
+        )
+    for parameter in parameters:
+        _refuse_fixed(parameter.key)
+        if isinstance(parameter, Choice):
+            _refuse_choice(parameter)
+    base = compose([])
+    _validate(base)
+    for parameter, value in _tried(parameters):
+        override = override_of(parameter.key, value)
+        try:
+            _validate(compose([override]))
+        except ConfigError as error:
+            raise ConfigError(f"the search would try {override}: {error}") from None
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(_explained(parameter.key, value, error, base)) from None
+
+
+def _refuse_fixed(key: str) -> None:
+    group = key.lstrip("+").replace("/", ".").partition("@")[0]
+    if any(f"{group}.".startswith(f"{fixed}.") for fixed in _FIXED):
+        raise ConfigError(f"{key} is one for all trials of a search: start a search for each of its values")
+
+
+def _refuse_choice(choice: Choice) -> None:
+    if not choice.values:
+        raise ConfigError(f"{choice.key} has no option to choose from: list some")
+    seen = set()
+    for value in choice.values:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if number and not math.isfinite(value):
+            raise ConfigError(f"{choice.key}={value} is among the values searched: list finite ones")
+        same = f"{float(value)}" if number else override_of(choice.key, value)
+        if same in seen:
+            raise ConfigError(f"{override_of(choice.key, value)} is listed twice: list each value once")
+        seen.add(same)
+
+
+def _tried(parameters: Space) -> list[tuple[Parameter, Any]]:
+    """All values listed and both ends of each interval; of long lists, the outer ones."""
+    tried = [(parameter, value) for parameter in parameters for value in _telling(parameter, few=False)]
+    if len(tried) <= _TRIED:
+        return tried
+    return [(parameter, value) for parameter in parameters for value in _telling(parameter, few=True)]
+
+
+def _telling(parameter: Parameter, *, few: bool) -> list[Any]:
+    if isinstance(parameter, Interval):
+        return sorted({parameter.low, parameter.high})
+    if not few:
+        return list(parameter.values)
+    first, *_, last = parameter.values * 2
+    numbers = [value for value in parameter.values if isinstance(value, (int, float))]
+    return [first, last, *([min(numbers), max(numbers)] if numbers else [])]
+
+
+def _validate(cfg: DictConfig) -> None:
+    if OmegaConf.get_type(cfg) is TrainConfig:  # other Hydra apps check theirs by themselves
+        validate(cfg)
+        _refuse_no_trial(cfg)
+
+
+def _refuse_no_trial(cfg: DictConfig) -> None:
+    if cfg.ckpt_path is not None:
+        raise ConfigError(
+            "ckpt_path goes on with one run, and a search goes on when its command is given again: leave ckpt_path out"
+        )
+    if not cfg.train:
+        raise ConfigError("train=false trains nothing that a search could compare: leave it out")
+    # DDP would start the search anew on every device.
+    if carried_out_here(cfg.launcher) and str(cfg.trainer.get("devices", 1)) != "1":
+        raise ConfigError("a search runs its trials on one device each: set trainer.devices=1")
+
+
+def _explained(key: str, value: Any, error: Exception, base: DictConfig) -> str:
+    group = key.lstrip("+").replace("/", ".").partition("@")[0]
+    if isinstance(error, MissingConfigException) and error.options:
+        try:
+            one_of(key, value, error.options)
+        except ConfigError as unknown:
+            return str(unknown)
+    unknown_key = None if key.startswith("+") else no_setting(group, base)
+    if unknown_key:
+        return f"{unknown_key} (it is searched)"
+    return f"the search would try {override_of(key, value)}: {wrong_value(error)}"

@@ -1,0 +1,153 @@
+"""Counts for photos that come without labels: one photo, a folder of them, or a bucket."""
+
+import csv
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import lightning as L
+import torch
+
+from bincounter.data.layouts.base import PHOTO_SUFFIXES
+from bincounter.data.preprocessing import Normalize, PhotoError, decode
+from bincounter.data.s3.address import is_remote
+from bincounter.data.s3.sync import fetch
+from bincounter.errors import DataError
+from bincounter.files import replacing
+from bincounter.model.build import load_counter
+from bincounter.model.counter import BinCounter
+
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model says of one photo.
+
+    Attributes:
+        path: of the photo.
+        probabilities: one for each count of the model's support; empty when the photo could not be read.
+        reason: why it could not, else empty.
+    """
+
+    path: Path
+    probabilities: tuple[float, ...] = ()
+    reason: str = ""
+
+
+class Predictor:
+    """A checkpoint that answers for photos.
+
+    Args:
+        checkpoint: of a run.
+        trusted: dotted prefixes of foreign callables the checkpoint may be built from.
+
+    Raises:
+        UserError: the checkpoint cannot be used.
+    """
+
+    def __init__(self, checkpoint: str | Path, trusted: Sequence[str] = ()) -> None:
+        model, description = load_counter(checkpoint, trusted)
+        self._fabric = L.Fabric(accelerator="auto", devices=1)
+        self._model: BinCounter = self._fabric.to_device(model)  # type: ignore[assignment]
+        self._normalize = self._fabric.to_device(Normalize())
+        self._size: int = description["image_size"]
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """The counts it can answer, ascending."""
+        return self._model.counts
+
+    def answers(self, photos: Iterable[Path]) -> Iterator[Answer]:
+        """Answer for each photo, in order; unreadable ones with a reason."""
+        remaining = iter(photos)
+        with ThreadPoolExecutor() as pool:
+            while batch := list(islice(remaining, _BATCH)):
+                yield from self._batch(batch, list(pool.map(self._read, batch)))
+
+    def _read(self, path: Path) -> torch.Tensor | str:
+        try:
+            return decode(path.read_bytes(), self._size)
+        except PhotoError as error:
+            return str(error)
+        except OSError as error:
+            return (error.strerror or "unreadable").lower()
+
+    @torch.inference_mode()
+    def _batch(self, paths: Sequence[Path], read: Sequence[torch.Tensor | str]) -> Iterator[Answer]:
+        photos = [photo for photo in read if isinstance(photo, torch.Tensor)]
+        rows: Iterator[list[float]] = iter(())
+        if photos:
+            images = self._normalize(self._fabric.to_device(torch.stack(photos)))
+            rows = iter(self._model.probabilities(images).tolist())
+        for path, photo in zip(paths, read, strict=True):
+            yield Answer(path, reason=photo) if isinstance(photo, str) else Answer(path, tuple(next(rows)))
+
+
+def photos_of(source: str, data_dir: Path) -> list[Path]:
+    """The photos a person means by ``source``.
+
+    Args:
+        source: a photo, a folder (searched through) or an ``s3://`` URI.
+        data_dir: where a bucket's photos are kept.
+
+    Raises:
+        DataError: there is no such thing, or no photo in it.
+    """
+    root = fetch(source, data_dir) if is_remote(source) else Path(source)
+    if root.is_file():
+        return [root]
+    if not root.is_dir():
+        raise DataError(f"{source} is no photo and no folder: correct the path, or use an s3:// URI")
+    photos = sorted(path for path in root.rglob("*") if path.suffix.lower() in PHOTO_SUFFIXES and not path.is_dir())
+    if not photos:
+        raise DataError(f"{source} holds no photo: {', '.join(sorted(PHOTO_SUFFIXES))} files are looked for")
+    return photos
+
+
+def write_answers(path: Path, counts: Sequence[int], answers: Iterable[Answer]) -> int:
+    """Write answers as CSV (``path, predicted, expected_count, p_<k>..., reason``); returns how many have a count."""
+    counted = 0
+    with replacing(path) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["path", "predicted", "expected_count", *(f"p_{count}" for count in counts), "reason"])
+        for answer in answers:
+            if not answer.probabilities:
+                writer.writerow([answer.path, "", "", *("" for _ in counts), answer.reason])
+                continue
+            counted += 1
+            predicted, expected = summary(counts, answer)
+            cells = (f"{probability:.6g}" for probability in answer.probabilities)
+            writer.writerow([answer.path, predicted, f"{expected:.4f}", *cells, ""])
+    return counted
+
+
+def summary(counts: Sequence[int], answer: Answer) -> tuple[int, float]:
+    """The most likely count, of equally likely ones the smallest as in the scores, and the distribution's mean."""
+    likeliest = answer.probabilities.index(max(answer.probabilities))
+    expected = sum(probability * count for probability, count in zip(answer.probabilities, counts, strict=True))
+    return counts[likeliest], expected
+
+
+def show_answers(answers: Iterable[tuple[Answer, Sequence[int]]]) -> int:
+    """Print a line per photo, unreadable ones on stderr.
+
+    Args:
+        answers: and the counts that their probabilities are of.
+
+    Returns:
+        How many photos have a count.
+    """
+    counted = 0
+    for answer, counts in answers:
+        if not answer.probabilities:
+            print(f"{answer.path}: {answer.reason}", file=sys.stderr)
+            continue
+        counted += 1
+        predicted, expected = summary(counts, answer)
+        sure = f"{max(answer.probabilities):.0%} sure"
+        print(f"{answer.path}\t{predicted}\t({sure}, {expected:.2f} expected)", flush=True)
+    return counted

@@ -1,0 +1,239 @@
+"""The files of a run's folder, written and read here alone; the run of a checkpoint."""
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+import numpy as np
+import yaml
+
+from bincounter.errors import UserError
+from bincounter.training.resume import stored_config
+
+Parsed = TypeVar("Parsed")
+
+SIDES = {"val": "validation", "test": "test", "train": "train"}
+"""Names of the splits in ``metrics.json``, and in ``split.csv`` and ``predictions.csv``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """The rows of ``predictions.csv``, as columns.
+
+    Attributes:
+        ids: photo ids ``[N]``.
+        splits: ``validation`` or ``test`` ``[N]``.
+        counts: true counts, int ``[N]``.
+        predicted: most likely counts, int ``[N]``.
+        probabilities: float ``[N, K]``.
+        support: the counts the columns of ``probabilities`` stand for, ascending ``[K]``.
+    """
+
+    ids: np.ndarray
+    splits: np.ndarray
+    counts: np.ndarray
+    predicted: np.ndarray
+    probabilities: np.ndarray
+    support: tuple[int, ...]
+
+    def of(self, split: str) -> "Predictions":
+        """Keep the rows of one split."""
+        return self.rows(np.flatnonzero(self.splits == split))
+
+    def rows(self, indices: np.ndarray) -> "Predictions":
+        """Keep the rows at ``indices``, in that order."""
+        return Predictions(
+            ids=self.ids[indices],
+            splits=self.splits[indices],
+            counts=self.counts[indices],
+            predicted=self.predicted[indices],
+            probabilities=self.probabilities[indices],
+            support=self.support,
+        )
+
+    def probability_of_truth(self) -> np.ndarray:
+        """Probability given to the true count, float ``[N]``; 0 where the support lacks it."""
+        column = {count: k for k, count in enumerate(self.support)}
+        at = np.array([column.get(int(count), -1) for count in self.counts], dtype=int)
+        return np.where(at >= 0, self.probabilities[np.arange(len(at)), at], 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class CountRow:
+    """One row of ``per_count.csv``: how the photos of one count in one split were answered.
+
+    Attributes:
+        photos: there are; ``None`` where nobody knows.
+        scored: how many of them the rest is of.
+        accuracy: 0-1, or ``None``.
+        accuracy_interval: 95 %, or ``None``.
+        loss: mean cross entropy in nats, or ``None``.
+        loss_interval: 95 %, or ``None``.
+    """
+
+    photos: int | None
+    scored: int
+    accuracy: float | None
+    accuracy_interval: tuple[float, float] | None
+    loss: float | None
+    loss_interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What one run left behind; a killed run lacks some of it.
+
+    Attributes:
+        path: its folder.
+        config: ``config.yaml``.
+        overrides: lines of ``overrides.txt``.
+        provenance: ``provenance.json``.
+        metrics: ``metrics.json``: scores by ``val``, ``test`` and ``train``.
+        predictions: ``predictions.csv``, or ``None``.
+        per_count: ``per_count.csv``: ``{(count, split): row}``; none in runs of older versions.
+        split: ``split.csv``: ``{id: (count, split)}``.
+        quarantine: ``quarantine.csv``: ``[(path, reason)]``, or ``None``.
+        log: ``logs/metrics.csv``: ``{name: [(epoch, step, value)]}``.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    overrides: list[str]
+    provenance: Mapping[str, Any]
+    metrics: Mapping[str, Mapping[str, Any]]
+    predictions: Predictions | None
+    per_count: Mapping[tuple[int, str], CountRow]
+    split: Mapping[str, tuple[int, str]]
+    quarantine: list[tuple[str, str]] | None
+    log: Mapping[str, list[tuple[float, float, float]]]
+
+    def photos(self, split: str) -> dict[int, int]:
+        """Photos per count of one split (``train``, ``validation`` or ``test``), by ascending count."""
+        return dict(sorted(Counter(count for count, side in self.split.values() if side == split).items()))
+
+
+def read_run(path: Path) -> Run:
+    """Read a run's folder.
+
+    Raises:
+        UserError: the folder is no run's, or one of its files is damaged.
+    """
+    if not (path / "config.yaml").is_file():
+        raise UserError(f"{path} is no run folder (it holds no config.yaml): name the folder that train.py printed")
+    return Run(
+        path=path,
+        config=_read(path / "config.yaml", yaml.safe_load) or {},
+        overrides=_read(path / "overrides.txt", lambda file: file.read().splitlines()) or [],
+        provenance=_read(path / "provenance.json", json.load) or {},
+        metrics=_read(path / "metrics.json", json.load) or {},
+        predictions=_read(path / "predictions.csv", _predictions),
+        per_count=_read(path / "per_count.csv", _per_count) or {},
+        split=_read(path / "split.csv", _split) or {},
+        quarantine=_read(path / "quarantine.csv", _quarantine),
+        log=_read(path / "logs" / "metrics.csv", _log) or {},
+    )
+
+
+def _read(path: Path, parse: Callable[[IO[str]], Parsed]) -> Parsed | None:
+    """Parse a file of a run, or answer ``None`` where a killed run did not get to it."""
+    if not path.is_file():
+        return None
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return parse(file)
+    except (ValueError, KeyError, TypeError, csv.Error, yaml.YAMLError) as error:
+        raise UserError(f"{path} is damaged ({type(error).__name__}): restore it or score the run again") from error
+
+
+def _split(file: IO[str]) -> dict[str, tuple[int, str]]:
+    return {row["id"]: (int(row["count"]), row["split"]) for row in csv.DictReader(file)}
+
+
+def _quarantine(file: IO[str]) -> list[tuple[str, str]]:
+    return [(row["path"], row["reason"]) for row in csv.DictReader(file)]
+
+
+def _predictions(file: IO[str]) -> Predictions | None:
+    rows = list(csv.DictReader(file))
+    if not rows:
+        return None
+    names = [name for name in rows[0] if name.startswith("p_")]
+    return Predictions(
+        ids=np.array([row["id"] for row in rows]),
+        splits=np.array([row["split"] for row in rows]),
+        counts=np.array([int(row["count"]) for row in rows]),
+        predicted=np.array([int(row["predicted"]) for row in rows]),
+        probabilities=np.array([[float(row[name]) for name in names] for row in rows]),
+        support=tuple(int(name.removeprefix("p_")) for name in names),
+    )
+
+
+def _per_count(file: IO[str]) -> dict[tuple[int, str], CountRow]:
+    return {
+        (int(row["count"]), row["split"]): CountRow(
+            photos=int(row["photos"]) if row["photos"] else None,
+            scored=int(row["scored"]),
+            accuracy=_number(row["accuracy"]),
+            accuracy_interval=_interval(row, "accuracy"),
+            loss=_number(row["cross_entropy"]),
+            loss_interval=_interval(row, "cross_entropy"),
+        )
+        for row in csv.DictReader(file)
+    }
+
+
+def _number(text: str) -> float | None:
+    return float(text) if text else None
+
+
+def _interval(row: Mapping[str, str], name: str) -> tuple[float, float] | None:
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return (float(low), float(high)) if low and high else None
+
+
+def _log(file: IO[str]) -> dict[str, list[tuple[float, float, float]]]:
+    """Read Lightning's CSV log; a line that a kill cut short is left out."""
+    series: dict[str, list[tuple[float, float, float]]] = {}
+    for row in csv.DictReader(file):
+        for name, text in row.items():
+            if name in {"epoch", "step"} or not text:
+                continue
+            try:
+                point = (float(row["epoch"] or "nan"), float(row["step"]), float(text))
+            except (KeyError, TypeError, ValueError):
+                continue
+            series.setdefault(name, []).append(point)
+    return series
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A checkpoint and its run.
+
+    Attributes:
+        checkpoint: the file.
+        run: what the run left behind; ``None`` where the checkpoint lies alone.
+    """
+
+    checkpoint: Path
+    run: Run | None
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder, or the one the checkpoint lies in."""
+        return self.run.path if self.run else self.checkpoint.parent
+
+
+def origin_of(checkpoint: Path) -> Origin:
+    """Look for the run of a checkpoint: around ``checkpoints/``, or in the folder a run handed its model over in.
+
+    Raises:
+        UserError: a file of the run is damaged.
+    """
+    folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+    config = stored_config(folder)
+    return Origin(checkpoint, read_run(folder) if config and "task_name" in config else None)

@@ -1,0 +1,202 @@
+"""Paths of a run, its lock, config.yaml, provenance.json; newest checkpoint."""
+
+import csv
+import fcntl
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+import yaml
+from torch import Tensor
+
+import bincounter
+from bincounter.data.records import Refusal
+from bincounter.errors import UserError
+from bincounter.files import replacing, write_text
+from bincounter.redaction import masked, masked_argument
+
+log = logging.getLogger(__name__)
+
+
+class RunFolder:
+    """Where one run keeps what it was, what it learnt and what it scored.
+
+    Args:
+        path: of the folder; made when it is missing.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._lock: IO | None = None
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of ``best.ckpt`` and ``last.ckpt``."""
+        return self.path / "checkpoints"
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint to go on from, which may not be there yet."""
+        return self.checkpoints / "last.ckpt"
+
+    def claim(self, *, fresh: bool) -> None:
+        """Take the folder for this process until it ends.
+
+        Args:
+            fresh: the run is a new one, so that the folder must not hold another.
+
+        Raises:
+            UserError: another process is at work in it, or it holds a run that would be written over.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.path / ".lock").open("w")
+        if not _locked(self._lock):
+            raise UserError(f"{self.path} is in use by another process: wait for it, or name another paths.output_dir")
+        if fresh and (self.last.exists() or (self.checkpoints / "best.ckpt").exists()):
+            raise UserError(
+                f"{self.path} already holds a run: go on with it by ckpt_path=last, or name another paths.output_dir"
+            )
+
+    def describe(self, config: Mapping[str, Any], overrides: Sequence[str], facts: Mapping[str, Any]) -> None:
+        """Write ``config.yaml``, ``overrides.txt`` and ``provenance.json``; secrets are masked."""
+        lines = [masked_argument(override) for override in overrides]
+        write_text(self.path / "overrides.txt", "".join(f"{line}\n" for line in lines))
+        self.write_json("provenance.json", {**provenance(), **facts})
+        write_text(self.path / "config.yaml", yaml.safe_dump(masked(config), sort_keys=False, allow_unicode=True))
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write a JSON file, whole or not at all."""
+        write_text(self.path / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+    def write_quarantine(self, refusals: Iterable[Refusal]) -> None:
+        """Write ``quarantine.csv``."""
+        self.write_rows("quarantine.csv", ["path", "reason"], ([r.path, r.reason] for r in refusals))
+
+    def write_predictions(self, sides: Mapping[str, "Predicted"], counts: Sequence[int]) -> None:
+        """Write ``predictions.csv``: a row for each scored photo."""
+        header = ["id", "split", "count", "predicted", "expected_count", *(f"p_{count}" for count in counts)]
+        rows = (row for split, predicted in sides.items() for row in predicted.rows(split, counts))
+        self.write_rows("predictions.csv", header, rows)
+
+    def write_rows(self, name: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+        """Write a CSV file, whole or not at all."""
+        with replacing(self.path / name) as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(header)
+            writer.writerows(rows)
+
+
+def _locked(file: IO, patience: float = 10.0) -> bool:
+    """Lock a file; for a while, since the workers of a killed process outlive it by seconds."""
+    ends = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if time.monotonic() > ends:
+                return False
+            time.sleep(0.2)
+        else:
+            return True
+
+
+class Predicted:
+    """What a model answered for some photos.
+
+    Attributes:
+        ids: of the photos ``[N]``.
+        labels: their counts, ``int64[N]``.
+        probabilities: ``float32[N, K]``.
+    """
+
+    def __init__(self, ids: list[str], labels: Tensor, probabilities: Tensor) -> None:
+        self.ids, self.labels, self.probabilities = ids, labels, probabilities
+
+    def rows(self, split: str, counts: Sequence[int]) -> Iterable[list[Any]]:
+        """Rows of ``predictions.csv``."""
+        support = self.probabilities.new_tensor(list(counts))
+        expected = (self.probabilities * support).sum(dim=1).tolist()
+        best = self.probabilities.argmax(dim=1).tolist()
+        for id_, label, k, mean, row in zip(
+            self.ids, self.labels.tolist(), best, expected, self.probabilities.tolist(), strict=True
+        ):
+            yield [id_, split, label, counts[k], f"{mean:.4f}", *(f"{p:.6g}" for p in row)]
+
+
+SHIPPED = "commit.json"
+"""Where code that was shipped without its repository says which commit it is."""
+
+_PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "numpy", "pillow")
+
+
+def provenance() -> dict[str, Any]:
+    """Say how this process was started, on which code and which machine; secrets in the command line are masked."""
+    return {
+        "command": [masked_argument(argument) for argument in sys.argv],
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "bincounter": bincounter.__version__,
+        **commit(),
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+        "machine": {
+            "system": platform.platform(),
+            "processor": torch.cpu.get_capabilities().get("cpu_name", platform.machine())
+            if hasattr(torch.cpu, "get_capabilities")
+            else platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        },
+    }
+
+
+def commit() -> dict[str, Any]:
+    """The commit of the code that runs, and whether nothing was changed since; what is shipped brings it in a file."""
+    shipped = Path(bincounter.__file__).parent.parent / SHIPPED
+    if shipped.exists():
+        return json.loads(shipped.read_text(encoding="utf-8"))
+    return {"commit": _git("rev-parse", "HEAD"), "clean": _git("status", "--porcelain") == ""}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git(*arguments: str) -> str | None:
+    """What git says of the code that runs, ``None`` where it is no checkout."""
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def newest_checkpoint(log_dir: Path, *, named_by: str) -> Path:
+    """Find the ``best.ckpt`` written last, and say which one it is.
+
+    Args:
+        log_dir: the folder of the runs, searched through.
+        named_by: the option that names a checkpoint, for the message.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = sorted(log_dir.glob("**/checkpoints/best.ckpt"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise UserError(f"no checkpoint is under {log_dir}/: train one first (make demo), or name it with {named_by}")
+    log.info("Using %s", found[-1])
+    return found[-1]

@@ -1,0 +1,113 @@
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from made_runs import make_run
+from rich.console import Console
+
+from bincounter.errors import UserError
+from bincounter.report.compare import Comparison, compare, render
+
+
+def on_screen(comparison: Comparison) -> str:
+    console = Console(width=140)
+    with console.capture() as capture:
+        console.print(render(comparison))
+    return capture.get()
+
+
+def test_only_settings_that_differ_are_shown(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / "a", lr=0.001), make_run(tmp_path / "b", lr=0.003)]
+    comparison = compare(runs)
+    assert comparison.settings == {"model.optimizer.lr": ("0.001", "0.003")}
+    screen = on_screen(comparison)
+    assert "model.optimizer.lr" in screen
+    assert "output_dir" not in screen
+    assert "image_size" not in screen
+
+
+def test_equal_settings_are_said_to_be(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / "a", seed=1), make_run(tmp_path / "b", seed=2)]
+    assert "settings do not differ" in on_screen(compare(runs))
+
+
+def test_difference_is_paired_by_photo(tmp_path: Path) -> None:
+    weak, strong = make_run(tmp_path / "weak", skill=0.3), make_run(tmp_path / "strong", skill=1.6, seed=1)
+    _, gain = compare([weak, strong]).gains
+    accuracies = [json.loads((run / "metrics.json").read_text())["test"]["accuracy"] for run in (weak, strong)]
+    assert gain is not None
+    difference, low, high = gain
+    assert difference == pytest.approx(accuracies[1] - accuracies[0])
+    assert 0 < low < difference < high
+    assert f"{100 * difference:+.1f} points" in on_screen(compare([weak, strong]))
+
+
+def test_run_with_the_same_answers_gains_nothing(tmp_path: Path) -> None:
+    comparison = compare([make_run(tmp_path / "a"), make_run(tmp_path / "b")])
+    assert comparison.gains == (None, (0.0, 0.0, 0.0))
+    assert comparison.best("accuracy") is None
+    assert "may be chance" in on_screen(comparison)
+
+
+def test_best_is_the_highest_accuracy_and_the_lowest_error(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name, skill=skill, seed=1) for name, skill in (("a", 0.5), ("b", 2.5), ("c", 1.0))]
+    comparison = compare(runs)
+    assert {comparison.best(score) for score in ("accuracy", "within_one", "rmse", "mae")} == {1}
+
+
+def test_different_photos_are_remarked_on_and_not_paired(tmp_path: Path) -> None:
+    comparison = compare([make_run(tmp_path / "a"), make_run(tmp_path / "b", prefix="other-")])
+    assert comparison.gains == (None, None)
+    screen = on_screen(comparison)
+    assert "did not have the same photos and labels" in screen
+    assert "scored on different test photos" in screen
+
+
+def test_same_data_split_otherwise_is_remarked_on(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b")]
+    with (runs[1] / "predictions.csv").open(newline="") as file:
+        rows = list(csv.reader(file))
+    with (runs[1] / "predictions.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows[:-40])
+    remarks = " ".join(compare(runs).remarks)
+    assert "scored on different test photos" in remarks
+    assert "labels" not in remarks
+
+
+def test_sweep_folder_stands_for_its_runs_in_order(tmp_path: Path) -> None:
+    for number in (0, 1, 2, 10):
+        make_run(tmp_path / "sweep" / str(number), lr=0.001 * (number + 1), photos=120)
+    (tmp_path / "sweep" / "optuna").mkdir()
+    assert compare([tmp_path / "sweep"]).names == ("0", "1", "2", "10")
+
+
+def test_runs_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / "monday" / "0", photos=120), make_run(tmp_path / "tuesday" / "0", photos=120)]
+    assert compare(runs).names == ("monday/0", "tuesday/0")
+    assert len(set(compare([runs[0], runs[0]]).names)) == 2
+
+
+def test_validation_scores_where_a_run_was_not_tested(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b")]
+    metrics = json.loads((runs[1] / "metrics.json").read_text())
+    del metrics["test"]
+    (runs[1] / "metrics.json").write_text(json.dumps(metrics))
+    comparison = compare(runs)
+    assert comparison.side == "val"
+    assert "not all runs have test scores" in " ".join(comparison.remarks)
+
+
+def test_wrong_folders_are_answered_in_a_sentence(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", photos=120)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="at least two runs"):
+        compare([run])
+    with pytest.raises(UserError, match="empty is no run folder"):
+        compare([run, tmp_path / "empty"])
+    with pytest.raises(UserError, match="nowhere is no folder"):
+        compare([run, tmp_path / "nowhere"])
+    unscored = make_run(tmp_path / "unscored", photos=120)
+    (unscored / "metrics.json").unlink()
+    with pytest.raises(UserError, match="unscored has no scores"):
+        compare([run, unscored])

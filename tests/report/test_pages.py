@@ -1,0 +1,106 @@
+"""Both pages, looked at in a real browser: nothing is fetched, nothing overflows, everything asked for is on screen."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from browser import Visit, chromium, visit
+from made_data import write_made_data_report
+from made_runs import drawn_attention, drawn_photo, make_run
+from playwright.sync_api import Browser
+
+from bincounter.report.report import photos_to_explain, write_report
+
+pytestmark = pytest.mark.browser
+WIDTHS = (390, 1280)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = make_run(tmp_path_factory.mktemp("runs") / "2026-11-20_10-00-00")
+    return write_report(run, photo=drawn_photo, cams=drawn_attention(photos_to_explain(run)))
+
+
+@pytest.fixture(scope="module")
+def data_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_made_data_report(tmp_path_factory.mktemp("data"))
+
+
+def check_layout(seen: Visit, width: int) -> None:
+    """Nothing was fetched, nothing failed, every image decoded, nothing wider than the window."""
+    assert seen.requests == []
+    assert seen.errors == []
+    sizes = seen.page.evaluate("[...document.images].map(image => [image.complete, image.naturalWidth])")
+    assert sizes
+    assert all(complete and pixels > 0 for complete, pixels in sizes)
+    assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_report_shows_all_sections(browser: Browser, report: Path, width: int) -> None:
+    with visit(browser, report, width=width) as seen:
+        check_layout(seen, width)
+        headings = seen.page.locator("h2:visible").all_inner_texts()
+        plots = seen.page.locator("svg.plot")
+        boxes = [plots.nth(i).bounding_box() for i in range(plots.count())]
+        mistakes = seen.page.locator(".mistakes figure").count()
+        attention = seen.page.locator(".looked img").count()
+        links = seen.page.locator("nav a").evaluate_all("all => all.every(a => document.querySelector(a.hash))")
+    expected = ["Scores", "Learning", "Where it errs", "Predictions", "Worst mistakes", "Where it looked", "Data"]
+    assert headings == [*expected, "Settings"]
+    assert len(boxes) == 5  # loss, accuracy, learning rate, reliability, count by count
+    assert all(box and box["width"] > 200 and box["height"] > 100 for box in boxes)
+    assert mistakes == 8
+    assert attention == 12  # six photos, each beside its attention
+    assert links
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_report_of_many_counts_fits_too(browser: Browser, tmp_path: Path, width: int) -> None:
+    run = make_run(tmp_path / "run", support=range(31))
+    with visit(browser, write_report(run, photo=drawn_photo), width=width) as seen:
+        check_layout(seen, width)
+        cells = seen.page.locator("table.confusion td").count()
+    assert cells == 31 * 31
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_data_report_shows_all_sections(browser: Browser, data_report: Path, width: int) -> None:
+    with visit(browser, data_report, width=width) as seen:
+        check_layout(seen, width)
+        headings = seen.page.locator("h2:visible").all_inner_texts()
+        rows = seen.page.locator(".strip-row .count").all_inner_texts()
+        links = seen.page.locator("nav a").evaluate_all("all => all.every(a => document.querySelector(a.hash))")
+    assert headings == ["Counts and splits", "Photos of each count", "Near-copies", "Sizes", "Quarantine", "Source"]
+    assert [row.split()[0] for row in rows] == ["1", "2", "3", "4", "5"]
+    assert links
+
+
+def test_pages_follow_the_readers_colour_scheme(browser: Browser, report: Path, data_report: Path) -> None:
+    """On both schemes text, in and outside plots, stands out from its background (WCAG AA asks for 4.5)."""
+    contrast = """() => {
+        const luminance = colour => {
+            const [r, g, b] = colour.match(/[0-9.]+/g).slice(0, 3).map(v => v / 255)
+                .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+            return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+        };
+        const paper = luminance(getComputedStyle(document.body).backgroundColor);
+        const texts = [...document.querySelectorAll('h1, .lead, .kicker, p.note, svg.plot text')];
+        return [paper, ...texts.map(text => {
+            const style = getComputedStyle(text);
+            const ink = luminance(text instanceof SVGElement ? style.fill : style.color);
+            return (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05);
+        })];
+    }"""
+    for path in (report, data_report):
+        for dark in (False, True):
+            with visit(browser, path, dark=dark) as seen:
+                paper, *contrasts = seen.page.evaluate(contrast)
+            assert (paper < 0.05) if dark else (paper > 0.8)
+            assert min(contrasts) >= 4.5
