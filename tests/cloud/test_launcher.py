@@ -15,8 +15,7 @@ from bins import square_bins
 from commands import REPOSITORY, command, environment
 from hydra.core.hydra_config import HydraConfig
 
-from bincounter.cli import train_command as program
-from bincounter.cli.hydra_app import main
+from bincounter.cli import train_command
 
 ROLE = "launcher.role=arn:aws:iam::123456789012:role/bincounter"
 OFFLINE = ["launcher.region=eu-west-1", "launcher.bucket=my-bucket", ROLE]
@@ -47,7 +46,7 @@ def train(
         sweep = ["-m"] if "-m" in arguments else []
         rest = [argument for argument in arguments if argument != "-m"]
         monkeypatch.setattr(sys, "argv", ["train.py", *sweep, *paths, *rest])
-        returned = main(program.job, config_dir=REPOSITORY / "conf", config_name="train")
+        returned = train_command.main()
         HydraConfig.instance().cfg = None
         out, err = capsys.readouterr()
         assert returned == code if code is not None else returned in (1, 2), err
