@@ -19,15 +19,15 @@ _OF_SMDEBUG = {"numpy", "protobuf"}  # what it does not run beside in the versio
 
 
 def pinned_requirements(
-    pyproject: Path, loggers: Collection[str], *, also: Collection[str] = (), smdebug: bool = False
+    pyproject: Path | None, loggers: Collection[str], *, also: Collection[str] = (), smdebug: bool = False
 ) -> str:
     """The text of a requirements.txt with everything that a run imports.
 
-    What bincounter needs is read from its ``pyproject.toml``, not from the metadata of its installation, which is as
-    old as the last ``pip install -e .``; versions, and what each distribution needs in turn, from what is installed.
+    Versions, and what each distribution needs in turn, are those of what is installed.
 
     Args:
-        pyproject: bincounter's ``pyproject.toml``.
+        pyproject: bincounter's ``pyproject.toml``, since the metadata of an editable installation is as old as the
+            last ``pip install -e .``; ``None`` to read what was installed from a wheel.
         loggers: names of the loggers of the run; those that are an extra, as ``mlflow`` is, come along.
         also: further distributions.
         smdebug: leave what smdebug needs in older versions to the image, which has smdebug with it.
@@ -35,17 +35,30 @@ def pinned_requirements(
     Raises:
         ConfigError: something is not installed here, or not from a package index.
     """
-    project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
-    extras = project.get("optional-dependencies", {})
-    roots = [*project["dependencies"], *also]
-    for logger in sorted(loggers):
-        roots += extras.get(logger, ())
+    roots = _declared(pyproject, loggers) if pyproject else _installed(loggers)
     versions = {}
     of_the_image = _OF_THE_IMAGE | (_OF_SMDEBUG if smdebug else set())
-    for found in _closure([Requirement(root) for root in roots], of_the_image):
+    for found in _closure([*roots, *map(Requirement, also)], of_the_image):
         _refuse_local(found)
         versions[canonicalize_name(found.metadata["Name"])] = found.version
     return "".join(f"{name}=={version}\n" for name, version in sorted(versions.items()))
+
+
+def _declared(pyproject: Path, extras: Collection[str]) -> list[Requirement]:
+    """The dependencies of a checkout, with those of some extras."""
+    project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
+    optional = project.get("optional-dependencies", {})
+    return [Requirement(each) for each in (*project["dependencies"], *(n for e in extras for n in optional.get(e, ())))]
+
+
+def _installed(extras: Collection[str]) -> list[Requirement]:
+    """The dependencies of the installed bincounter, with those of some extras."""
+    found = []
+    for requirement in map(Requirement, distribution("bincounter").requires or ()):
+        marker, requirement.marker = requirement.marker, None
+        if marker is None or any(marker.evaluate({"extra": extra}) for extra in ("", *extras)):
+            found.append(requirement)
+    return found
 
 
 def _closure(roots: list[Requirement], of_the_image: Collection[str]) -> Iterator[Distribution]:

@@ -1,4 +1,6 @@
-"""What is shipped to a training job: one archive of what git tracks, what starts it, and what it installs.
+"""What is shipped to a training job: one archive of the code, what starts it, and what it installs.
+
+The code is what git tracks in a checkout, and the installed files where bincounter came from a wheel.
 
 The same files give the same bytes, so that the archive can be stored under its own digest and sent once.
 """
@@ -12,6 +14,7 @@ import subprocess
 import tarfile
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import Distribution, distributions
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -79,10 +82,10 @@ def pack(
     loggers: Collection[str] = (),
     smdebug: bool = False,
 ) -> Source:
-    """Write the archive of a checkout: tracked files as they are on disk, ``start.py`` and ``requirements.txt``.
+    """Write the archive: files of bincounter as they are on disk, ``start.py`` and ``requirements.txt``.
 
     Args:
-        repository: folder that holds bincounter's ``pyproject.toml``, in a checkout of git.
+        repository: folder that holds bincounter's ``pyproject.toml``, in a checkout of git, or that it is installed in.
         destination: the ``.tar.gz`` to write; it appears whole or not at all.
         extra: further files, by their path in the archive.
         loggers: names of the loggers of the run, see :func:`bincounter.cloud.pinned.pinned_requirements`.
@@ -94,17 +97,21 @@ def pack(
     from bincounter.cloud.pinned import pinned_requirements  # only who packs needs packaging
 
     root = repository.resolve()
-    names = _tracked(root)
-    _refuse_untracked(root)
-    _refuse_names(names)
+    installed = None if (root / "pyproject.toml").exists() else _installed(root)
+    if installed:
+        files = {name: _File((root / name).read_bytes()) for name in _recorded(installed)}
+    else:
+        names = _tracked(root)
+        _refuse_untracked(root)
+        _refuse_names(names)
+        files = _read(root, names)
     generated = {"start.py": _START.encode(), **(extra or {})}
     generated["requirements.txt"] = pinned_requirements(
-        root / "pyproject.toml",
+        None if installed else root / "pyproject.toml",
         loggers,
         also=["cloudpickle"] if "task.pkl" in generated else [],
         smdebug=smdebug,
     ).encode()
-    files = _read(root, names)
     for name in generated.keys() & files.keys():
         raise ConfigError(
             f"git tracks {name}, which is written anew for every job: rename it, and list what it requires under "
@@ -117,6 +124,22 @@ def pack(
     with replacing(destination, "wb") as out:
         out.write(archive)
     return Source(destination, hashlib.sha256(archive).hexdigest(), len(archive), len(files))
+
+
+def _installed(root: Path) -> Distribution | None:
+    """The distribution of bincounter that lies in ``root``, where a wheel was installed there."""
+    return next(iter(distributions(name="bincounter", path=[str(root)])), None)
+
+
+def _recorded(installed: Distribution) -> list[str]:
+    """The installed files that a run needs, relative to the folder of the distribution."""
+    files = [path for path in installed.files or () if path.parts[0] in _OURS and path.suffix != ".pyc"]
+    if not any(path.match("bincounter/conf/train.yaml") for path in files):
+        raise ConfigError(
+            f"the installation of bincounter in {installed.locate_file('')} does not list its files (RECORD), which a "
+            "job is sent: install its wheel by pip, or start from a git clone of it"
+        )
+    return sorted(path.as_posix() for path in files)
 
 
 def _tracked(root: Path) -> list[str]:

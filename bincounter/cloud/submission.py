@@ -128,7 +128,7 @@ class Submission:
                     smdebug=one.debugger.get("kind") == "smdebug",
                 )
                 archives[_needs(one)] = source
-                log.info("Code: %d files that git tracks, %.1f MB packed", source.files, source.size / 1e6)
+                log.info("Code: %d files, %.1f MB packed", source.files, source.size / 1e6)
         return archives
 
     def _upload(self, photos: Mapping[Path, str], archives: Iterable[Source], bucket_uri: str) -> None:
