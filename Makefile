@@ -4,7 +4,7 @@ PYTHON ?= python3
 IMAGE_PYTHON ?= python3.13
 BIN := .venv/bin
 
-.PHONY: install install-smdebug demo test test-long test-serving-image test-smdebug lint bench clean
+.PHONY: install install-smdebug demo test test-long test-serving-image test-smdebug test-wheel lint bench clean
 
 install: .venv/.installed
 
@@ -53,6 +53,15 @@ install-smdebug: .venv-smdebug/.installed
 test-smdebug: install-smdebug
 	.venv-smdebug/bin/python -m pytest --confcutdir tests/smdebug tests/smdebug
 
+# The wheel in an environment with nothing but what pip brings along, outside of the checkout.
+.venv-wheel/.installed: pyproject.toml constraints.txt
+	test -x .venv-wheel/bin/python || $(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt .
+	touch $@
+
+test-wheel: install .venv-wheel/.installed
+	WHEEL_PYTHON=.venv-wheel/bin/python $(BIN)/python -m pytest tests/test_wheel.py
+
 # AWS's older PyTorch image: TorchServe and the toolkit that calls the four functions. It needs Java 17.
 .venv-torchserve/.installed: Makefile constraints.txt
 	test -x .venv-torchserve/bin/python || $(PYTHON) -m venv .venv-torchserve
@@ -73,4 +82,4 @@ bench: install .venv-torchserve/.installed .venv-s3-peers/.installed
 	$(BIN)/python benchmarks/debugger.py
 
 clean:
-	rm -rf .venv .venv-serving-image .venv-smdebug .venv-torchserve .venv-s3-peers .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf .venv .venv-wheel .venv-serving-image .venv-smdebug .venv-torchserve .venv-s3-peers .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
