@@ -9,10 +9,11 @@ BIN := .venv/bin
 install: .venv/.installed
 
 # Exact versions from constraints.txt.
-.venv/.installed: pyproject.toml constraints.txt
+.venv/.installed: pyproject.toml packages/sagemaker-rehearsal/pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "bincounter needs Python 3.11 or newer: make PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--editable packages/sagemaker-rehearsal --editable '.[dev]'
 	touch $@
 
 demo: install

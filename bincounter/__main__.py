@@ -256,16 +256,16 @@ def _attach(arguments: argparse.Namespace) -> int:
 
 
 def _rehearsal(arguments: argparse.Namespace) -> int:
-    import tempfile
     import threading
 
-    from sagemaker_rehearsal import rehearsed
+    from bincounter.cloud.place import place
 
-    with tempfile.TemporaryDirectory(prefix="bincounter-rehearsal-") as folder, rehearsed(Path(folder)) as variables:
+    with place(rehearsed=True):
         # A profile or a token that is left over would lead elsewhere.
         print("unset $(env | grep -o '^AWS_[A-Z0-9_]*')")
-        for name, value in variables.items():
-            print(f"export {name}={value}")
+        for name, value in os.environ.items():
+            if name.startswith("AWS_"):
+                print(f"export {name}={value}")
         print("Paste these into another terminal; Ctrl-C ends it all.", file=sys.stderr, flush=True)
         sys.stdout.flush()
         threading.Event().wait()

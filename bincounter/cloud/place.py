@@ -7,13 +7,14 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from bincounter.config.launcher import RehearsalConfig
+from bincounter.errors import ConfigError, ResourceError
 
 log = logging.getLogger(__name__)
 
@@ -30,20 +31,29 @@ def place(*, rehearsed: bool) -> Iterator[None]:
 
     Args:
         rehearsed: start a control plane here, which ends with this context.
+
+    Raises:
+        ConfigError: the rehearsal is not installed.
+        ResourceError: it did not start.
     """
     if not rehearsed:
         yield
         return
-    from sagemaker_rehearsal import rehearsed as control_plane
-    from sagemaker_rehearsal import without_aws
-
+    try:
+        import sagemaker_rehearsal
+    except ModuleNotFoundError:
+        raise ConfigError(
+            "The rehearsal needs the package sagemaker-rehearsal: pip install 'bincounter[rehearsal]'"
+        ) from None
     before = dict(os.environ)
-    with (
-        tempfile.TemporaryDirectory(prefix="bincounter-rehearsal-") as folder,
-        control_plane(Path(folder)) as variables,
-    ):
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="bincounter-rehearsal-"))
+        try:
+            variables = stack.enter_context(sagemaker_rehearsal.rehearsed(Path(folder)))
+        except sagemaker_rehearsal.StartError as error:
+            raise ResourceError(str(error)) from None
         log.info("Rehearsing on this machine: nothing is billed, and the spot discount shown is invented.")
-        _replace_environment({**without_aws(before), **variables})
+        _replace_environment({**sagemaker_rehearsal.without_aws(before), **variables})
         try:
             yield
         finally:

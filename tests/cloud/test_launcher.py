@@ -228,6 +228,12 @@ def test_a_rehearsal_cannot_be_left_alone(train: Train) -> None:
     assert "python -m bincounter rehearsal" in err
 
 
+def test_without_the_rehearsal_the_message_names_what_to_install(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sagemaker_rehearsal", None)  # as if it were not installed
+    _out, err = train("launcher=rehearsal", "data=demo", code=2)
+    assert "needs the package sagemaker-rehearsal: pip install 'bincounter[rehearsal]'" in err
+
+
 def test_an_experiment_may_choose_and_set_the_launcher(tmp_path: Path) -> None:
     for name in subprocess.check_output(["git", "ls-files"], cwd=REPOSITORY, text=True).splitlines():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -8,8 +8,8 @@ from operator import itemgetter
 from typing import Any
 
 from sagemaker_rehearsal.models import EndpointConfigs, Models, Named, Registry
-from sagemaker_rehearsal.protocol import Operation, Refused, is_wanted, page
-from sagemaker_rehearsal.request_checks import check_shape, refuse_first
+from sagemaker_rehearsal.protocol import Operation, Refused, check_shape, is_wanted, page
+from sagemaker_rehearsal.request_checks import refuse_first
 from sagemaker_rehearsal.serving_container import Container, NotServable
 from sagemaker_rehearsal.site import Site
 
@@ -232,18 +232,15 @@ class Endpoints:
         for endpoint in self.registry.all():
             endpoint.close()
 
-    def _check(self, operation: str, request: dict[str, Any]) -> None:
-        check_shape(self._model.operation_model(operation).input_shape, request)
-
     def _create(self, request: dict[str, Any]) -> dict[str, Any]:
-        self._check("CreateEndpoint", request)
+        check_shape(self._model, "CreateEndpoint", request)
         endpoint = Endpoint(self._site, request, self._configs, self._models)
         self.registry.add(endpoint)
         endpoint.start()
         return {"EndpointArn": endpoint.arn}
 
     def _update(self, request: dict[str, Any]) -> dict[str, Any]:
-        self._check("UpdateEndpoint", request)
+        check_shape(self._model, "UpdateEndpoint", request)
         canary = request.get("DeploymentConfig", {}).get("BlueGreenUpdatePolicy", {})
         kind = canary.get("TrafficRoutingConfiguration", {}).get("Type", "ALL_AT_ONCE")
         refuse_first({"The rehearsal moves traffic all at once.": kind != "ALL_AT_ONCE"})
@@ -252,17 +249,17 @@ class Endpoints:
         return {"EndpointArn": endpoint.arn}
 
     def _describe(self, request: dict[str, Any]) -> dict[str, Any]:
-        self._check("DescribeEndpoint", request)
+        check_shape(self._model, "DescribeEndpoint", request)
         return self.registry.get(request["EndpointName"]).description()
 
     def _list(self, request: dict[str, Any]) -> dict[str, Any]:
-        self._check("ListEndpoints", request)
+        check_shape(self._model, "ListEndpoints", request)
         found = [one for endpoint in self.registry.all() if is_wanted(one := endpoint.summary(), request, "Endpoint")]
         order = request.get("SortOrder", "Descending")
         key = itemgetter(_SORT_KEYS[request.get("SortBy", "CreationTime")])
         return page("Endpoints", found, {**request, "SortOrder": order}, key)
 
     def _delete(self, request: dict[str, Any]) -> dict[str, Any]:
-        self._check("DeleteEndpoint", request)
+        check_shape(self._model, "DeleteEndpoint", request)
         self.registry.get(request["EndpointName"]).delete(self.registry)
         return {}

@@ -6,8 +6,8 @@ from operator import itemgetter
 from typing import Any, Generic, TypeVar
 
 from sagemaker_rehearsal import ACCOUNT, REGION
-from sagemaker_rehearsal.protocol import NotHere, Operation, Refused, is_wanted, page
-from sagemaker_rehearsal.request_checks import check_shape, refuse_first
+from sagemaker_rehearsal.protocol import NotHere, Operation, Refused, check_shape, is_wanted, page
+from sagemaker_rehearsal.request_checks import refuse_first
 
 
 class Named:
@@ -91,7 +91,7 @@ class Tags:
         return {"AddTags": self._add, "ListTags": self._list, "DeleteTags": self._delete}
 
     def _tags(self, operation: str, request: dict[str, Any]) -> dict[str, str]:
-        check_shape(self._model.operation_model(operation).input_shape, request)
+        check_shape(self._model, operation, request)
         for registry in self._registries:
             for thing in registry.all():
                 if thing.arn == request["ResourceArn"]:
@@ -141,7 +141,7 @@ class Models:
         }
 
     def _create(self, request: dict[str, Any]) -> dict[str, Any]:
-        check_shape(self._model.operation_model("CreateModel").input_shape, request)
+        check_shape(self._model, "CreateModel", request)
         container = request.get("PrimaryContainer", {})
         refuse_first(
             {
@@ -149,7 +149,7 @@ class Models:
                     {"Image", "ModelDataUrl"} <= container.keys()
                 ),
                 "CreateModel needs an ExecutionRoleArn.": "ExecutionRoleArn" not in request,
-                "The rehearsal serves AWS's Ray Serve image: it has no TorchServe, which stack=pytorch needs.": (
+                "The rehearsal serves archives for AWS's Ray Serve image; it has no TorchServe of the PyTorch image.": (
                     "pytorch-inference" in container.get("Image", "")
                 ),
             }
@@ -159,18 +159,18 @@ class Models:
         return {"ModelArn": created.arn}
 
     def _describe(self, request: dict[str, Any]) -> dict[str, Any]:
-        check_shape(self._model.operation_model("DescribeModel").input_shape, request)
+        check_shape(self._model, "DescribeModel", request)
         found = self.registry.get(request["ModelName"])
         told = {key: value for key, value in found.request.items() if key != "Tags"}
         return {**told, "ModelArn": found.arn, "CreationTime": found.created}
 
     def _delete(self, request: dict[str, Any]) -> dict[str, Any]:
-        check_shape(self._model.operation_model("DeleteModel").input_shape, request)
+        check_shape(self._model, "DeleteModel", request)
         self.registry.remove(self.registry.get(request["ModelName"]).name)
         return {}
 
     def _list(self, request: dict[str, Any]) -> dict[str, Any]:
-        check_shape(self._model.operation_model("ListModels").input_shape, request)
+        check_shape(self._model, "ListModels", request)
         found = [
             {"ModelName": one.name, "ModelArn": one.arn, "CreationTime": one.created} for one in self.registry.all()
         ]
@@ -199,7 +199,7 @@ class EndpointConfigs:
         }
 
     def _create(self, request: dict[str, Any]) -> dict[str, Any]:
-        check_shape(self._model.operation_model("CreateEndpointConfig").input_shape, request)
+        check_shape(self._model, "CreateEndpointConfig", request)
         variants = request["ProductionVariants"]
         refuse_first(
             {
@@ -224,18 +224,18 @@ class EndpointConfigs:
         return {"EndpointConfigArn": created.arn}
 
     def _describe(self, request: dict[str, Any]) -> dict[str, Any]:
-        check_shape(self._model.operation_model("DescribeEndpointConfig").input_shape, request)
+        check_shape(self._model, "DescribeEndpointConfig", request)
         found = self.registry.get(request["EndpointConfigName"])
         told = {key: value for key, value in found.request.items() if key != "Tags"}
         return {**told, "EndpointConfigArn": found.arn, "CreationTime": found.created}
 
     def _delete(self, request: dict[str, Any]) -> dict[str, Any]:
-        check_shape(self._model.operation_model("DeleteEndpointConfig").input_shape, request)
+        check_shape(self._model, "DeleteEndpointConfig", request)
         self.registry.remove(self.registry.get(request["EndpointConfigName"]).name)
         return {}
 
     def _list(self, request: dict[str, Any]) -> dict[str, Any]:
-        check_shape(self._model.operation_model("ListEndpointConfigs").input_shape, request)
+        check_shape(self._model, "ListEndpointConfigs", request)
         found = [
             {"EndpointConfigName": one.name, "EndpointConfigArn": one.arn, "CreationTime": one.created}
             for one in self.registry.all()

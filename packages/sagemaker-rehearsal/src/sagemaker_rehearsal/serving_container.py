@@ -60,7 +60,7 @@ class Container:
         self._site, self._model = site, model["PrimaryContainer"]
         self._group, self._stream = group, stream
         # The names of Ray's sockets in it may have no more than 107 characters.
-        self._base = Path(tempfile.mkdtemp(prefix="bc-"))
+        self._base = Path(tempfile.mkdtemp(prefix="rh-"))
         self._port = _free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self._log: LogStream | None = None

@@ -65,7 +65,7 @@ class Host:
         self._process: subprocess.Popen[bytes] | None = None
         self._log: LogStream | None = None
         # Not below the base: the names of sockets in it may have no more than 107 characters.
-        self._scratch = tempfile.TemporaryDirectory(prefix="bincounter-", ignore_cleanup_errors=True)
+        self._scratch = tempfile.TemporaryDirectory(prefix="rehearsal-", ignore_cleanup_errors=True)
 
     def prepare(self) -> None:
         """Make the folders, write the configuration, fetch channels and checkpoints.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from botocore.exceptions import ClientError
 
-from sagemaker_rehearsal import INTERRUPTIONS
+from sagemaker_rehearsal import INTERRUPT_AFTER, INTERRUPTIONS
 from sagemaker_rehearsal.container_logs import GROUP
 from sagemaker_rehearsal.site import Site
 from sagemaker_rehearsal.storage import joined, split_uri, upload_archive
@@ -47,8 +47,10 @@ class Job:
         self._site = site
         self._record = record
         request = record.request
-        pauses = request.get("Environment", {}).get(INTERRUPTIONS)
+        environment = request.get("Environment", {})
+        pauses = environment.get(INTERRUPTIONS)
         self._pauses = [float(pause) for pause in pauses.split(",")] if pauses else []
+        self._checkpoint: str | None = environment.get(INTERRUPT_AFTER)
         limits = request["StoppingCondition"]
         self._max_runtime: float = limits.get("MaxRuntimeInSeconds", float("inf"))
         self._max_wait: float = limits.get("MaxWaitTimeInSeconds", float("inf"))
@@ -115,7 +117,7 @@ class Job:
         while True:
             self._wait()
             uploaded = self._sync()
-            if pause is not None and "last.ckpt" in uploaded:
+            if pause is not None and self._holds_checkpoint(uploaded):
                 interruption, pause = time.monotonic() + pause, None
             codes = [host.exit_code() for host in self._hosts]
             if any(codes) or None not in codes:
@@ -125,6 +127,9 @@ class Job:
             if end:
                 self._ask_to_stop()
                 return end
+
+    def _holds_checkpoint(self, uploaded: list[str]) -> bool:
+        return bool(uploaded) if self._checkpoint is None else self._checkpoint in uploaded
 
     def _end_to_impose(self, interruption: float) -> _End | None:
         if self._record.stop_requested.is_set():

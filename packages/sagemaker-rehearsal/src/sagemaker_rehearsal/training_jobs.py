@@ -4,8 +4,8 @@ import threading
 from operator import itemgetter
 from typing import Any
 
-from sagemaker_rehearsal.protocol import Operation, Refused, is_wanted, page
-from sagemaker_rehearsal.request_checks import check_rehearsable, check_rules, check_shape
+from sagemaker_rehearsal.protocol import Operation, Refused, check_shape, is_wanted, page
+from sagemaker_rehearsal.request_checks import check_rehearsable, check_rules
 from sagemaker_rehearsal.site import Site
 from sagemaker_rehearsal.training_job import Job
 from sagemaker_rehearsal.training_record import JobRecord
@@ -36,9 +36,6 @@ class TrainingJobs:
             "ListTrainingJobs": self._list,
         }
 
-    def _check_shape(self, operation: str, request: dict[str, Any]) -> None:
-        check_shape(self._model.operation_model(operation).input_shape, request)
-
     def _create(self, request: dict[str, Any]) -> dict[str, Any]:
         self.check(request)
         return {"TrainingJobArn": self.launch(request).arn}
@@ -49,7 +46,7 @@ class TrainingJobs:
         Raises:
             Refused: AWS, or the rehearsal, cannot do it.
         """
-        self._check_shape("CreateTrainingJob", request)
+        check_shape(self._model, "CreateTrainingJob", request)
         check_rules(request)
         check_rehearsable(request)
 
@@ -72,7 +69,7 @@ class TrainingJobs:
         return record
 
     def _record(self, operation: str, request: dict[str, Any]) -> JobRecord:
-        self._check_shape(operation, request)
+        check_shape(self._model, operation, request)
         with self._lock:
             record = self._records.get(request["TrainingJobName"])
         if record is None:
@@ -87,7 +84,7 @@ class TrainingJobs:
         return {}
 
     def _list(self, request: dict[str, Any]) -> dict[str, Any]:
-        self._check_shape("ListTrainingJobs", request)
+        check_shape(self._model, "ListTrainingJobs", request)
         unknown = request.keys() & {"WarmPoolStatusEquals", "TrainingPlanArnEquals"}
         if unknown:
             raise Refused("ValidationException", f"The rehearsal does not filter by {', '.join(sorted(unknown))}.")

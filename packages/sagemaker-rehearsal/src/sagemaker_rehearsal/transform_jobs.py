@@ -8,8 +8,8 @@ from operator import itemgetter
 from typing import Any
 
 from sagemaker_rehearsal.models import Models, Named, Registry
-from sagemaker_rehearsal.protocol import Operation, Refused, is_wanted, page
-from sagemaker_rehearsal.request_checks import check_shape, refuse_first
+from sagemaker_rehearsal.protocol import Operation, Refused, check_shape, is_wanted, page
+from sagemaker_rehearsal.request_checks import refuse_first
 from sagemaker_rehearsal.serving_container import Container, NotServable
 from sagemaker_rehearsal.site import Site
 from sagemaker_rehearsal.storage import joined, list_objects, split_uri
@@ -169,11 +169,8 @@ class TransformJobs:
         for job in self.registry.all():
             job.stopping.set()
 
-    def _check(self, operation: str, request: dict[str, Any]) -> None:
-        check_shape(self._model.operation_model(operation).input_shape, request)
-
     def _create(self, request: dict[str, Any]) -> dict[str, Any]:
-        self._check("CreateTransformJob", request)
+        check_shape(self._model, "CreateTransformJob", request)
         source, output = request["TransformInput"], request["TransformOutput"]
         refuse_first(
             {
@@ -191,16 +188,16 @@ class TransformJobs:
         return {"TransformJobArn": job.arn}
 
     def _describe(self, request: dict[str, Any]) -> dict[str, Any]:
-        self._check("DescribeTransformJob", request)
+        check_shape(self._model, "DescribeTransformJob", request)
         return self.registry.get(request["TransformJobName"]).description()
 
     def _stop(self, request: dict[str, Any]) -> dict[str, Any]:
-        self._check("StopTransformJob", request)
+        check_shape(self._model, "StopTransformJob", request)
         self.registry.get(request["TransformJobName"]).stop()
         return {}
 
     def _list(self, request: dict[str, Any]) -> dict[str, Any]:
-        self._check("ListTransformJobs", request)
+        check_shape(self._model, "ListTransformJobs", request)
         found = [one for job in self.registry.all() if is_wanted(one := job.summary(), request, "TransformJob")]
         order = request.get("SortOrder", "Descending")
         key = itemgetter(_SORT_KEYS[request.get("SortBy", "CreationTime")])

@@ -9,7 +9,7 @@ from typing import Any
 from sagemaker_rehearsal import ACCOUNT, REGION
 from sagemaker_rehearsal.protocol import Refused
 from sagemaker_rehearsal.training_record import ENDED, JobRecord
-from sagemaker_rehearsal.tuning_search import Choice, Progress, Values
+from sagemaker_rehearsal.tuning_search import Progress, Values
 
 _COUNTED = {
     "Completed": "Completed",
@@ -25,13 +25,13 @@ class Trial:
 
     Args:
         record: of the training job.
-        choice: what it tries.
+        values: of the tuned hyperparameters.
         objective: ``HyperParameterTuningJobObjective``.
     """
 
-    def __init__(self, record: JobRecord, choice: Choice, objective: dict[str, str]) -> None:
+    def __init__(self, record: JobRecord, values: Values, objective: dict[str, str]) -> None:
         self.record = record
-        self.choice = choice
+        self._values = values
         self._objective = objective
         self._sign = 1 if objective["Type"] == "Maximize" else -1
 
@@ -67,7 +67,7 @@ class Trial:
         names = ("TrainingJobName", "TrainingJobArn", "CreationTime", "TrainingStartTime", "TrainingEndTime")
         kept = ("TrainingJobStatus", "FailureReason")
         summary: dict[str, Any] = {name: described[name] for name in (*names, *kept) if name in described}
-        summary |= {"TuningJobName": tuning_job, "TunedHyperParameters": self.choice.values}
+        summary |= {"TuningJobName": tuning_job, "TunedHyperParameters": self._values}
         ended = summary["TrainingJobStatus"] in ENDED
         summary["ObjectiveStatus"] = "Pending" if not ended else "Failed" if value is None else "Succeeded"
         if ended and value is not None:
@@ -84,12 +84,10 @@ class TuningRecord:
 
     Args:
         request: the body of CreateHyperParameterTuningJob.
-        parents: of its warm start.
     """
 
-    def __init__(self, request: dict[str, Any], parents: "list[TuningRecord]") -> None:
+    def __init__(self, request: dict[str, Any]) -> None:
         self.request = request
-        self.parents = parents
         self.name: str = request["HyperParameterTuningJobName"]
         self.arn = f"arn:aws:sagemaker:{REGION}:{ACCOUNT}:hyper-parameter-tuning-job/{self.name}"
         self.stop_requested = threading.Event()
@@ -132,11 +130,6 @@ class TuningRecord:
         with self._lock:
             self._status, self._failure, self._modified = status, failure, time.time()
 
-    def evaluated(self) -> list[tuple[Values, float]]:
-        """What was tried and what it came to, of the training jobs with a value."""
-        found = [(trial.choice.values, trial.value) for trial in self.trials]
-        return [(values, value) for values, value in found if value is not None]
-
     def best(self) -> Trial | None:
         """The training job with the best value, the oldest of several."""
         valued = [trial for trial in self.trials if trial.value is not None]
@@ -175,13 +168,4 @@ class TuningRecord:
         best = self.best()
         if best:
             described["BestTrainingJob"] = best.summary(self.name)
-        if self.request.get("WarmStartConfig", {}).get("WarmStartType") == "IdenticalDataAndAlgorithm":
-            described |= self._best_of_all()
         return {**described, "FailureReason": self._failure} if self._failure else described
-
-    def _best_of_all(self) -> dict[str, Any]:
-        found = [(best, record.name) for record in (self, *self.parents) if (best := record.best())]
-        if not found:
-            return {}
-        best, name = max(found, key=lambda pair: pair[0].score)
-        return {"OverallBestTrainingJob": best.summary(name)}
