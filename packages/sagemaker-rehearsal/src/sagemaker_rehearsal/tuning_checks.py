@@ -122,7 +122,9 @@ def _check_strategy(config: Mapping[str, Any]) -> None:
 
 
 def _check_limits(config: Mapping[str, Any]) -> None:
-    asked = {"MaxNumberOfTrainingJobs": combinations(config["ParameterRanges"]), **config["ResourceLimits"]}
+    limits = {"MaxNumberOfTrainingJobs": combinations(config["ParameterRanges"]), **config["ResourceLimits"]}
     for name, most in _MOST_JOBS.items():
-        if asked[name] > most:
-            raise Refused("ResourceLimitExceeded", f"{name} is {asked[name]}, and the limit of this account is {most}.")
+        if limits[name] > most:
+            raise Refused(
+                "ResourceLimitExceeded", f"{name} is {limits[name]}, and the limit of this account is {most}."
+            )

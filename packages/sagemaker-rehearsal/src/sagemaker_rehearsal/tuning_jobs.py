@@ -1,4 +1,4 @@
-"""The API's operations on hyperparameter tuning jobs."""
+"""Hyperparameter tuning jobs: their run, and the API operations on them."""
 
 import secrets
 import threading
@@ -12,10 +12,14 @@ from sagemaker_rehearsal.tuning_checks import check_tuning_rules
 from sagemaker_rehearsal.tuning_record import Trial, TuningRecord
 from sagemaker_rehearsal.tuning_search import Values, choices, is_behind_median
 
+_KIND = "HyperParameterTuningJob"
+_SORT_KEYS = {"Name": f"{_KIND}Name", "CreationTime": "CreationTime", "Status": f"{_KIND}Status"}
+_VALUE = "FinalHyperParameterTuningJobObjectiveMetric"
+_TRAINING_SORT_KEYS = {"Name": "TrainingJobName", "CreationTime": "CreationTime", "Status": "TrainingJobStatus"}
 _TICK = 0.1  # seconds between two looks at the training jobs
 
-# Members that a training job's request takes from the tuning job's definition as they are.
-_TAKEN = (
+# Members of a tuning job's definition that are copied to the requests of its training jobs.
+_COPIED = (
     "AlgorithmSpecification",
     "RoleArn",
     "InputDataConfig",
@@ -33,10 +37,10 @@ _TAKEN = (
 
 
 def training_request(request: dict[str, Any], number: int, values: Values) -> dict[str, Any]:
-    """CreateTrainingJob's body for one training job of a tuning job.
+    """Return the body of CreateTrainingJob for one training job of a tuning job.
 
-    ``CheckpointConfig`` is the same for all of them: whether AWS has a folder for each below it is not documented, and
-    without is the harder case.
+    ``CheckpointConfig`` is the same for all of them: AWS does not document a folder for each, and sharing one is the
+    harder case.
 
     Args:
         request: the body of CreateHyperParameterTuningJob.
@@ -49,17 +53,17 @@ def training_request(request: dict[str, Any], number: int, values: Values) -> di
     return {
         "TrainingJobName": f"{request['HyperParameterTuningJobName']}-{number:03d}-{secrets.token_hex(4)}",
         "HyperParameters": {**static, **values, "_tuning_objective_metric": metric},
-        **{name: definition[name] for name in _TAKEN if name in definition},
+        **{name: definition[name] for name in _COPIED if name in definition},
     }
 
 
 class TuningJob:
-    """Runs one tuning job in a thread.
+    """One tuning job, run by a thread of its own.
 
     Args:
-        training_jobs: where its training jobs run.
-        record: what is asked for, and where its state goes.
-        closed: is set when the plane ends.
+        training_jobs: launches its training jobs.
+        record: holds the request, and receives the tuning job's state.
+        closed: set when the plane ends.
     """
 
     def __init__(self, training_jobs: TrainingJobs, record: TuningRecord, closed: threading.Event) -> None:
@@ -83,7 +87,7 @@ class TuningJob:
         try:
             while self._advance() and not self._closed.wait(_TICK):
                 pass
-        except Exception as error:  # whatever goes wrong here, the client must see an end
+        except Exception as error:  # of any kind: clients wait for an end of the tuning job
             traceback.print_exc()
             for trial in self._running:
                 trial.stop()
@@ -123,35 +127,29 @@ class TuningJob:
         elif self._record.best():
             self._record.finish("Completed")
         elif all(trial.record.status == "Failed" for trial in self._record.trials):
-            self._record.finish("Failed", "All training jobs failed: look at the FailureReason of each.")
+            self._record.finish("Failed", "All training jobs failed: see the FailureReason of each.")
         else:
             metric = self._objective["MetricName"]
             self._record.finish("Failed", f"No training job logged the objective metric {metric}.")
-
-
-_KIND = "HyperParameterTuningJob"
-_SORT_KEYS = {"Name": f"{_KIND}Name", "CreationTime": "CreationTime", "Status": f"{_KIND}Status"}
-_VALUE = "FinalHyperParameterTuningJobObjectiveMetric"
-_TRAINING_SORT_KEYS = {"Name": "TrainingJobName", "CreationTime": "CreationTime", "Status": "TrainingJobStatus"}
 
 
 class TuningJobs:
     """All tuning jobs of a control plane.
 
     Args:
-        training_jobs: where their training jobs run.
+        training_jobs: launch their training jobs.
         model: botocore's service model of SageMaker.
     """
 
     def __init__(self, training_jobs: TrainingJobs, model: Any) -> None:
         self._training_jobs = training_jobs
         self._model = model
-        self._records: dict[str, TuningRecord] = {}  # by names in lower case: AWS takes no notice of case
+        self._records: dict[str, TuningRecord] = {}  # by names in lower case: AWS ignores case
         self._lock = threading.Lock()
         self._closed = threading.Event()
 
     def operations(self) -> dict[str, Operation]:
-        """What is answered here, by AWS's names."""
+        """Return the operations by AWS's names of them."""
         return {
             f"Create{_KIND}": self._create,
             f"Describe{_KIND}": self._describe,
@@ -161,7 +159,7 @@ class TuningJobs:
         }
 
     def close(self) -> None:
-        """Start no further training job."""
+        """Start no more training jobs."""
         self._closed.set()
 
     def _create(self, request: dict[str, Any]) -> dict[str, Any]:

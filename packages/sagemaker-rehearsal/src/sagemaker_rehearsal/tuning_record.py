@@ -1,4 +1,4 @@
-"""What the control plane knows about one tuning job, as DescribeHyperParameterTuningJob tells it."""
+"""State of a tuning job and its training jobs, in the form of DescribeHyperParameterTuningJob."""
 
 import threading
 import time
@@ -37,32 +37,32 @@ class Trial:
 
     @property
     def ended(self) -> bool:
-        """Whether the training job has ended, in whichever way."""
+        """Whether the training job has ended."""
         return self.record.status in ENDED
 
     @property
     def value(self) -> float | None:
-        """The last value of the objective, of a job that ended well or was stopped."""
+        """Last value of the objective, of a job that completed or was stopped."""
         values = self.record.metrics.values(self._objective["MetricName"])
         return values[-1] if values and self.record.status in ("Completed", "Stopped") else None
 
     @property
     def score(self) -> float:
-        """The value, so that more is better; minus infinity for none."""
+        """Value signed so that more is better; minus infinity without a value."""
         return float("-inf") if self.value is None else self._sign * self.value
 
     def progress(self) -> Progress:
-        """Its values so far, so that more is better."""
+        """Return its values so far, signed so that more is better."""
         values = self.record.metrics.values(self._objective["MetricName"])
         return Progress([self._sign * value for value in values], self.record.status == "Completed")
 
     def stop(self) -> None:
-        """StopTrainingJob, if there is something to stop."""
+        """Stop the training job, if it runs."""
         with suppress(Refused):
             self.record.stop()
 
     def summary(self, tuning_job: str) -> dict[str, Any]:
-        """``HyperParameterTrainingJobSummary``."""
+        """Return its ``HyperParameterTrainingJobSummary``."""
         described, value = self.record.description(), self.value
         names = ("TrainingJobName", "TrainingJobArn", "CreationTime", "TrainingStartTime", "TrainingEndTime")
         kept = ("TrainingJobStatus", "FailureReason")
@@ -80,7 +80,7 @@ class Trial:
 
 
 class TuningRecord:
-    """The state of a tuning job; its own thread writes it, and requests read it.
+    """State of a tuning job, written by its thread and read by requests.
 
     Args:
         request: the body of CreateHyperParameterTuningJob.
@@ -99,12 +99,12 @@ class TuningRecord:
 
     @property
     def trials(self) -> list[Trial]:
-        """Its training jobs so far, oldest first."""
+        """Training jobs so far, oldest first."""
         with self._lock:
             return list(self._trials)
 
     def add(self, trial: Trial) -> None:
-        """Count a training job in."""
+        """Add a training job."""
         with self._lock:
             self._trials.append(trial)
 
@@ -131,14 +131,14 @@ class TuningRecord:
             self._status, self._failure, self._modified = status, failure, time.time()
 
     def best(self) -> Trial | None:
-        """The training job with the best value, the oldest of several."""
+        """Return the training job with the best value, the oldest of several."""
         valued = [trial for trial in self.trials if trial.value is not None]
         return max(valued, key=lambda trial: trial.score, default=None)
 
     def summary(self) -> dict[str, Any]:
-        """``HyperParameterTuningJobSummary``."""
+        """Return its ``HyperParameterTuningJobSummary``."""
         config = self.request["HyperParameterTuningJobConfig"]
-        # Before the training jobs: a tuning job that has ended must not count one in progress.
+        # Read before the training jobs: a tuning job that has ended must not count one in progress.
         with self._lock:
             status, modified = self._status, self._modified
         trials = [trial.summary(self.name) for trial in self.trials]
@@ -158,10 +158,10 @@ class TuningRecord:
         return {**summary, "HyperParameterTuningEndTime": modified} if status in ENDED else summary
 
     def description(self) -> dict[str, Any]:
-        """The answer of DescribeHyperParameterTuningJob."""
+        """Return the answer of DescribeHyperParameterTuningJob."""
         summary = self.summary()
-        told = {name: member for name, member in self.request.items() if name != "Tags"}  # ListTags tells them
-        described = {**told, **summary}
+        requested = {name: member for name, member in self.request.items() if name != "Tags"}  # they are in ListTags
+        described = {**requested, **summary}
         del described["Strategy"], described["ResourceLimits"]  # they are in HyperParameterTuningJobConfig
         until = summary.get("HyperParameterTuningEndTime", time.time())
         described["ConsumedResources"] = {"RuntimeInSeconds": int(until - self._created)}
