@@ -119,7 +119,7 @@ def refuse_unsupported(features: dict[str, bool]) -> None:
         features: name of a feature -> whether the request uses it.
 
     Raises:
-        Refused: there is one.
+        Refused: the request uses one.
     """
     refuse_first({f"The rehearsal does not support {feature}.": used for feature, used in features.items()})
 
@@ -131,7 +131,7 @@ def refuse_first(rules: dict[str, bool]) -> None:
         rules: message -> whether the request is at fault.
 
     Raises:
-        Refused: there is a fault.
+        Refused: the request has one.
     """
     for message, broken in rules.items():
         if broken:

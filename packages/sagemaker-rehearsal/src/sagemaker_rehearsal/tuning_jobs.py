@@ -94,7 +94,7 @@ class TuningJob:
             self._record.finish("Failed", f"InternalServerError: the rehearsal itself failed: {error!r}")
 
     def _advance(self) -> bool:
-        """Start and stop training jobs as due; return whether the tuning job goes on."""
+        """Start and stop training jobs as due; return whether the tuning job continues."""
         self._running = [trial for trial in self._running if not trial.ended]
         stopping = self._record.stop_requested.is_set()
         for trial in self._running:
