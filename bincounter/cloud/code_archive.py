@@ -1,5 +1,7 @@
 """Code archive from git or from the installed wheel; pinned requirements.
 
+The code is what git tracks in a checkout, and the installed files where bincounter came from a wheel.
+
 The same files give the same bytes, so that the archive can be stored under its own digest and sent once.
 
 torch and torchvision are left to the image, which has them built for its GPUs, and so is what only they need.
@@ -16,7 +18,7 @@ import tarfile
 import tomllib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from importlib.metadata import Distribution, PackageNotFoundError, distribution, distributions
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -87,10 +89,10 @@ def pack(
     loggers: Collection[str] = (),
     smdebug: bool = False,
 ) -> Source:
-    """Write the archive of a checkout: tracked files as they are on disk, ``start.py`` and ``requirements.txt``.
+    """Write the archive: files of bincounter as they are on disk, ``start.py`` and ``requirements.txt``.
 
     Args:
-        repository: folder that holds bincounter's ``pyproject.toml``, in a checkout of git.
+        repository: folder that holds bincounter's ``pyproject.toml``, in a checkout of git, or that it is installed in.
         destination: the ``.tar.gz`` to write; it appears whole or not at all.
         extra: further files, by their path in the archive.
         loggers: names of the loggers of the run, see :func:`bincounter.cloud.code_archive.pinned_requirements`.
@@ -100,17 +102,21 @@ def pack(
         ConfigError: there is no checkout, or it holds what must not or need not be shipped, or misses what must.
     """
     root = repository.resolve()
-    names = _tracked(root)
-    _refuse_untracked(root)
-    _refuse_names(names)
+    installed = None if (root / "pyproject.toml").exists() else _installed(root)
+    if installed:
+        files = {name: _File((root / name).read_bytes()) for name in _recorded(installed)}
+    else:
+        names = _tracked(root)
+        _refuse_untracked(root)
+        _refuse_names(names)
+        files = _read(root, names)
     generated = {"start.py": _START.encode(), **(extra or {})}
     generated["requirements.txt"] = pinned_requirements(
-        root / "pyproject.toml",
+        None if installed else root / "pyproject.toml",
         loggers,
         also=["cloudpickle"] if "task.pkl" in generated else [],
         smdebug=smdebug,
     ).encode()
-    files = _read(root, names)
     for name in generated.keys() & files.keys():
         raise ConfigError(
             f"git tracks {name}, which is written anew for every job: rename it, and list what it requires under "
@@ -123,6 +129,22 @@ def pack(
     with replacing(destination, "wb") as out:
         out.write(archive)
     return Source(destination, hashlib.sha256(archive).hexdigest(), len(archive), len(files))
+
+
+def _installed(root: Path) -> Distribution | None:
+    """The distribution of bincounter that lies in ``root``, where a wheel was installed there."""
+    return next(iter(distributions(name="bincounter", path=[str(root)])), None)
+
+
+def _recorded(installed: Distribution) -> list[str]:
+    """The installed files that a run needs, relative to the folder of the distribution."""
+    files = [path for path in installed.files or () if path.parts[0] in _OURS and path.suffix != ".pyc"]
+    if not any(path.match("bincounter/conf/train.yaml") for path in files):
+        raise ConfigError(
+            f"the installation of bincounter in {installed.locate_file('')} does not list its files (RECORD), which a "
+            "job is sent: install its wheel by pip, or start from a git clone of it"
+        )
+    return sorted(path.as_posix() for path in files)
 
 
 def _tracked(root: Path) -> list[str]:
@@ -258,15 +280,15 @@ _OF_SMDEBUG = {"numpy", "protobuf"}  # what it does not run beside in the versio
 
 
 def pinned_requirements(
-    pyproject: Path, loggers: Collection[str], *, also: Collection[str] = (), smdebug: bool = False
+    pyproject: Path | None, loggers: Collection[str], *, also: Collection[str] = (), smdebug: bool = False
 ) -> str:
     """The text of a requirements.txt with everything that a run imports.
 
-    What bincounter needs is read from its ``pyproject.toml``, not from the metadata of its installation, which is as
-    old as the last ``pip install -e .``; versions, and what each distribution needs in turn, from what is installed.
+    Versions, and what each distribution needs in turn, are those of what is installed.
 
     Args:
-        pyproject: bincounter's ``pyproject.toml``.
+        pyproject: bincounter's ``pyproject.toml``, since the metadata of an editable installation is as old as the
+            last ``pip install -e .``; ``None`` to read what was installed from a wheel.
         loggers: names of the loggers of the run; those that are an extra, as ``mlflow`` is, come along.
         also: further distributions.
         smdebug: leave what smdebug needs in older versions to the image, which has smdebug with it.
@@ -274,17 +296,30 @@ def pinned_requirements(
     Raises:
         ConfigError: something is not installed here, or not from a package index.
     """
-    project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
-    extras = project.get("optional-dependencies", {})
-    roots = [*project["dependencies"], *also]
-    for logger in sorted(loggers):
-        roots += extras.get(logger, ())
+    roots = _declared(pyproject, loggers) if pyproject else _installed_version(loggers)
     versions = {}
     of_the_image = _OF_THE_IMAGE | (_OF_SMDEBUG if smdebug else set())
-    for found in _closure([Requirement(root) for root in roots], of_the_image):
+    for found in _closure([*roots, *map(Requirement, also)], of_the_image):
         _refuse_local(found)
         versions[canonicalize_name(found.metadata["Name"])] = found.version
     return "".join(f"{name}=={version}\n" for name, version in sorted(versions.items()))
+
+
+def _declared(pyproject: Path, extras: Collection[str]) -> list[Requirement]:
+    """The dependencies of a checkout, with those of some extras."""
+    project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
+    optional = project.get("optional-dependencies", {})
+    return [Requirement(each) for each in (*project["dependencies"], *(n for e in extras for n in optional.get(e, ())))]
+
+
+def _installed_version(extras: Collection[str]) -> list[Requirement]:
+    """The dependencies of the installed bincounter, with those of some extras."""
+    found = []
+    for requirement in map(Requirement, distribution("bincounter").requires or ()):
+        marker, requirement.marker = requirement.marker, None
+        if marker is None or any(marker.evaluate({"extra": extra}) for extra in ("", *extras)):
+            found.append(requirement)
+    return found
 
 
 def _closure(roots: list[Requirement], of_the_image: Collection[str]) -> Iterator[Distribution]:

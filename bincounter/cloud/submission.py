@@ -51,7 +51,11 @@ class Submission:
             asked = ",".join(f"{seconds:g}" for seconds in settings["interruptions"])
             self._settings = {
                 **settings,
-                "environment": {**settings["environment"], "REHEARSAL_INTERRUPTIONS": asked},
+                "environment": {
+                    **settings["environment"],
+                    "REHEARSAL_INTERRUPTIONS": asked,
+                    "REHEARSAL_INTERRUPT_AFTER": "last.ckpt",
+                },
             }
         self._price = usd_per_hour(settings["instance_type"], settings["usd_per_hour"])
 
@@ -134,7 +138,7 @@ class Submission:
                     smdebug=one.debugger.get("kind") == "smdebug",
                 )
                 archives[_needs(one)] = source
-                log.info("Code: %d files that git tracks, %.1f MB packed", source.files, source.size / 1e6)
+                log.info("Code: %d files, %.1f MB packed", source.files, source.size / 1e6)
         return archives
 
     def _upload(self, photos: Mapping[Path, str], archives: Iterable[Source], bucket_uri: str) -> None:
