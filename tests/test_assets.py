@@ -10,6 +10,7 @@ import shutil
 import socket
 import sqlite3
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,13 @@ from commands import REPOSITORY, Run, Start
 from s3_proxy import FaultyProxy
 from searches import study_of
 
+from bincounter.cloud.container.cluster import SageMakerEnvironment
+
 ASSETS = REPOSITORY / "tests" / "assets"
 PHOTOS = ASSETS / "photos"
 PLACE = "/srv/bins"  # where make.py worked
 CLOSE = 1e-4
+HOSTS = ["127.0.0.1", "127.0.0.2"]
 
 
 def close(value: Any) -> Any:
@@ -124,6 +128,28 @@ def test_a_killed_run_is_resumed_to_the_end_it_would_have_had(train: Run, tmp_pa
         }
 
 
+STORED_ENVIRONMENT = "bincounter.cloud.container.cluster.SageMakerEnvironment"
+ENVIRONMENT = f"{SageMakerEnvironment.__module__}.{SageMakerEnvironment.__qualname__}"
+
+
+def test_a_run_of_two_hosts_is_resumed_by_the_stored_and_by_the_present_name(train: Run, tmp_path: Path) -> None:
+    """The configuration holds the class that joins the hosts, in ``trainer.plugins``."""
+
+    def resume(host: str, environment: str) -> str:
+        folder = asset("two_hosts", tmp_path / host)
+        assert STORED_ENVIRONMENT in (folder / "config.yaml").read_text()
+        described = tmp_path / host / "input" / "config"
+        described.mkdir(parents=True)
+        (described / "resourceconfig.json").write_text(json.dumps({"current_host": host, "hosts": HOSTS}))
+        joined = ["++trainer.num_nodes=2", f"+trainer.plugins=[{{_target_:{environment}}}]", "++trainer.strategy=ddp"]
+        place = ["ckpt_path=last", f"paths.output_dir={folder}", f"data.source={PHOTOS}", *joined]
+        return train(*place, SAGEMAKER_BASE_DIR=str(tmp_path / host)).stderr
+
+    with ThreadPoolExecutor() as pool:
+        first, _ = pool.map(resume, HOSTS, (STORED_ENVIRONMENT, ENVIRONMENT))
+    assert "Going on from" in first
+
+
 def test_runs_are_compared_and_judged(run: Run) -> None:
     names = ["classification", "neighbour", "corn"]
     table = run("-m", "bincounter", "compare", *(str(ASSETS / name) for name in names)).stdout
@@ -136,7 +162,8 @@ def test_runs_are_compared_and_judged(run: Run) -> None:
 
 def test_an_archive_is_served_and_its_checkpoint_is_packed_again(start: Start, run: Run, tmp_path: Path) -> None:
     places = [f"paths.{name}_dir={tmp_path / name}" for name in ("data", "cache", "log")]
-    server = start("deploy.py", f"archive={ASSETS / 'archive' / 'model.tar.gz'}", "target.port=0", *places)
+    archive = f"archive={ASSETS / 'archive' / 'model.tar.gz'}"
+    server = start("deploy.py", archive, "parity.photos=0", "target.port=0", *places)
     try:
         packed = run(
             "deploy.py",

@@ -28,7 +28,7 @@ PLACE, ASSETS = Path("/srv/bins"), Path(__file__).resolve().parent
 ROLE = "arn:aws:iam::123456789012:role/rehearsal"
 ENVIRONMENT = {
     **{name: value for name, value in os.environ.items() if not name.startswith("AWS_")},
-    **{"PYTHONPATH": str(Path.cwd()), "TMPDIR": str(PLACE / "tmp"), "OMP_NUM_THREADS": "1", "COLUMNS": "160"},
+    **{"PYTHONPATH": str(Path.cwd()), "TMPDIR": str(PLACE / "scratch"), "OMP_NUM_THREADS": "1", "COLUMNS": "160"},
 }
 
 DATA = ["data=folders", f"data.source={PLACE}/photos", "data.image_size=32", "data.batch_size=8"]
@@ -214,7 +214,7 @@ def jobs() -> None:
     recipe = [*DATA, *CNN, *QUICK, *REHEARSED]
     spot = ["launcher.interruptions=[0]", "checkpoint.every_n_train_steps=1"]
     keep(train("job", *recipe, *spot), "job", "*.ckpt")
-    keep(train("two_hosts", *recipe, "launcher.instance_count=2"), "two_hosts", "best.ckpt")
+    keep(train("two_hosts", *recipe, "launcher.instance_count=2"), "two_hosts")
 
 
 def tuning() -> None:
@@ -236,7 +236,7 @@ def endpoint() -> None:
     (PLACE / "endpoint").mkdir(exist_ok=True)
     archive = shutil.copy(PLACE / "classification/endpoint/model.tar.gz", PLACE / "endpoint")
     target = ["target=realtime", f"target.role={ROLE}", "name=bins", *PLACES]
-    run("deploy.py", f"archive={archive}", *target, **variables)
+    run("deploy.py", f"archive={archive}", "parity.photos=0", *target, **variables)
     run("deploy.py", "action=delete", *target, f"paths.log_dir={PLACE}", **variables)
     plane.send_signal(signal.SIGINT)
     plane.wait()
@@ -257,7 +257,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Makes the assets of test_assets.py by the tag before-redesign.")
     parser.add_argument("--only", nargs="+", choices=[step.__name__ for step in STEPS], metavar="NAME")
     only = parser.parse_args().only
-    (PLACE / "tmp").mkdir(parents=True, exist_ok=True)
+    (PLACE / "scratch").mkdir(parents=True, exist_ok=True)
     for step in STEPS:
         if only is None or step.__name__ in only:
             step()
