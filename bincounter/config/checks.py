@@ -1,17 +1,106 @@
 """``bounded()`` fields and the one walker that checks them; ``_target_`` signatures; metric names and directions."""
 
 import inspect
+import math
 import pydoc
+import re
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
 
 from bincounter.errors import ConfigError, nearest, one_of
 
-# What Hydra itself reads from such a node.
-_HYDRA_KEYS = {"_target_", "_partial_", "_args_", "_recursive_", "_convert_"}
+_HYDRA_KEYS = {
+    "_target_",
+    "_partial_",
+    "_args_",
+    "_recursive_",
+    "_convert_",
+}  # what Hydra itself reads from a node with a _target_
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What a setting may be; kept in the metadata of its dataclass field, see :func:`bounded`."""
+
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    finite: bool = True
+    choices: tuple[str, ...] = ()
+    pattern: str = ""
+    hint: str = ""
+
+    def check(self, key: str, value: Any) -> None:
+        """Check one value.
+
+        Raises:
+            ConfigError: it is out of bounds.
+        """
+        if self.choices:
+            one_of(key, value, self.choices)
+        elif self.pattern:
+            if not re.fullmatch(self.pattern, value):
+                raise ConfigError(f"{key}={value} {self.hint}")
+        elif not self._holds(value):
+            low = f"above {self.gt:g}" if self.gt is not None else f"at least {self.ge:g}"
+            high = f" and at most {self.le:g}" if self.le is not None else ""
+            raise ConfigError(f"{key}={value:g} is out of range: it must be {low}{high}")
+
+    def _holds(self, value: float) -> bool:
+        return (
+            not math.isnan(value)
+            and (math.isfinite(value) or not self.finite)
+            and (self.ge is None or value >= self.ge)
+            and (self.gt is None or value > self.gt)
+            and (self.le is None or value <= self.le)
+        )
+
+
+def bounded(default: Any, **bounds: Any) -> Any:
+    """A dataclass field that :func:`check_bounds` checks.
+
+    Args:
+        default: the field's default; a list is copied for each instance. Each value of a list is checked.
+        bounds: those of :class:`Bound`. A number has ``ge`` or ``gt``, and ``le``; a string has ``choices``, or a
+            ``pattern`` and a ``hint``: the end of the sentence that begins with ``key=value``.
+    """
+    metadata = {"bound": Bound(**bounds)}
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def check_bounds(node: DictConfig, key: str = "") -> None:
+    """Check all :func:`bounded` fields of a typed configuration, its typed nodes included.
+
+    Args:
+        node: a configuration whose types are dataclasses; what has no type is left to others.
+        key: the node's dotted name.
+
+    Raises:
+        ConfigError: naming the first setting that is out of bounds, and what is allowed.
+    """
+    schema = OmegaConf.get_type(node)
+    for each in fields(schema) if hasattr(schema, "__dataclass_fields__") else ():
+        if OmegaConf.is_missing(node, each.name):
+            continue
+        name = f"{key}.{each.name}" if key else each.name
+        value, bound = node[each.name], each.metadata.get("bound")
+        if isinstance(value, DictConfig):
+            check_bounds(value, name)
+        elif bound and value is not None:
+            for one in value if OmegaConf.is_list(value) else [value]:
+                bound.check(name, one)
+
+
+def open_mapping() -> Any:
+    """A dataclass field: a mapping that takes new keys without Hydra's ``+``."""
+    return field(default_factory=lambda: DictConfig({}, flags={"struct": False}))
 
 
 def check_target(key: str, node: Any, *, given: tuple[str, ...] = ()) -> None:
