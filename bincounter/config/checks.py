@@ -25,7 +25,7 @@ _HYDRA_KEYS = {
 
 @dataclass(frozen=True)
 class Bound:
-    """What a setting may be; kept in the metadata of its dataclass field, see :func:`bounded`."""
+    """Allowed values of a setting, stored in its dataclass field's metadata by :func:`bounded`."""
 
     ge: float | None = None
     gt: float | None = None
@@ -99,17 +99,17 @@ def check_bounds(node: DictConfig, key: str = "") -> None:
 
 
 def open_mapping() -> Any:
-    """A dataclass field: a mapping that takes new keys without Hydra's ``+``."""
+    """A dataclass field for a mapping that accepts new keys without Hydra's ``+``."""
     return field(default_factory=lambda: DictConfig({}, flags={"struct": False}))
 
 
 def check_target(key: str, node: Any, *, given: tuple[str, ...] = ()) -> None:
-    """Refuse an open node whose target cannot be called with the node's arguments.
+    """Check that an open node's target can be called with the node's arguments.
 
     Args:
         key: the node's dotted name, for the message.
         node: a mapping with ``_target_`` and keyword arguments.
-        given: arguments that the program adds by itself.
+        given: arguments that bincounter adds.
 
     Raises:
         ConfigError: naming the key, what is allowed and the nearest spelling.
@@ -134,10 +134,10 @@ def check_target(key: str, node: Any, *, given: tuple[str, ...] = ()) -> None:
         if name not in names and not takes_any:
             guess = nearest(str(name), names)
             hint = f"; did you mean {key}.{guess}?" if guess else f"; it takes {', '.join(names)}"
-            raise ConfigError(f"{key}.{name} is no argument of {node['_target_']}{hint}")
+            raise ConfigError(f"{key}.{name} is not an argument of {node['_target_']}{hint}")
         if name in hints and not _fits(value, hints[name]):
             raise ConfigError(
-                f"{key}.{name}={value} is not what {node['_target_']} takes there: {_readable(hints[name])}"
+                f"{key}.{name}={value} has the wrong type for {node['_target_']}: {_readable(hints[name])}"
             )
     missing = [
         p.name
@@ -148,24 +148,22 @@ def check_target(key: str, node: Any, *, given: tuple[str, ...] = ()) -> None:
     ]
     if missing and not node.get("_partial_") and not node.get("_args_"):
         raise ConfigError(
-            f"{key} lacks {', '.join(f'{key}.{name}' for name in missing)}, which {node['_target_']} needs"
+            f"{key} is missing {', '.join(f'{key}.{name}' for name in missing)}, which {node['_target_']} needs"
         )
 
 
 def imported(key: str, dotted: str) -> Any:
-    """The callable a ``_target_`` names.
+    """Import the callable of a ``_target_``.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: it cannot be imported or called.
     """
     try:
         found = pydoc.locate(dotted)  # Hydra's own look-up logs an error before it raises one
     except pydoc.ErrorDuringImport as error:
         raise ConfigError(f"{key}._target_={dotted} cannot be imported: {error.value}") from None
     if not callable(found):
-        raise ConfigError(
-            f"{key}._target_={dotted} names nothing that can be called: correct the spelling, or install its package"
-        )
+        raise ConfigError(f"{key}._target_={dotted} is not callable: correct the spelling, or install its package")
     return found
 
 
@@ -178,7 +176,7 @@ def _hints(target: Any) -> dict[str, Any]:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a YAML scalar can be what ``hint`` asks for; whatever is no plain scalar passes."""
+    """Whether a YAML scalar fits a type hint; values that are not scalars always fit."""
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, part) for part in typing.get_args(hint))
@@ -205,20 +203,20 @@ def _readable(hint: Any) -> str:
 
 
 def check_kind(group: str, settings: Mapping[str, Any], schemas: Mapping[str, type]) -> None:
-    """Refuse a ``kind`` that was set apart from what it stands for.
+    """Check that a group's ``kind`` matches the chosen option.
 
     Args:
-        group: of the settings, such as ``debugger``.
-        settings: as plain containers.
-        schemas: of the group's options, by their names.
+        group: name of the group, such as ``debugger``.
+        settings: the group as plain containers.
+        schemas: dataclasses of the group's options, by name.
 
     Raises:
-        ConfigError: another option's settings are there.
+        ConfigError: ``kind`` was set without choosing the option.
     """
     kind = settings["kind"]
     one_of(f"{group}.kind", kind, schemas)
     if set(settings) != {each.name for each in fields(schemas[kind])}:
-        raise ConfigError(f"{group}.kind={kind} follows from {group}={kind}: write that instead")
+        raise ConfigError(f"{group}.kind={kind} is set by choosing the option: write {group}={kind} instead")
 
 
 METRICS = {
@@ -233,10 +231,10 @@ METRICS = {
 
 
 def mode_of(metric: str, key: str = "optimized_metric") -> str:
-    """``max`` or ``min``: the better direction of a logged metric such as ``val/accuracy``.
+    """Better direction of a logged metric such as ``val/accuracy``: ``max`` or ``min``.
 
     Raises:
-        ConfigError: when no run logs a metric of that name.
+        ConfigError: no run logs a metric of that name.
     """
     one_of(key, metric, [f"val/{name}" for name in METRICS])
     return METRICS[metric.removeprefix("val/")]

@@ -18,7 +18,7 @@ MEASURED = {
     "dead_relu": ("threshold_inactivity",),
     "saturated_activation": ("threshold_tanh", "threshold_sigmoid", "threshold_inactivity"),
 }
-"""Settings of rules that are bounds of what is counted while it is recorded: later on they are what they were."""
+"""Settings of rules that are applied while recording, so they cannot change afterwards."""
 
 
 @dataclass
@@ -30,7 +30,7 @@ class NoDebugger:
 
 @dataclass
 class RuleConfig:
-    """What every rule has."""
+    """Settings of every rule."""
 
     # Warn: one line in the log | stop: end the fit, and score it | fail: exit code 1.
     action: str = bounded("warn", choices=ACTIONS)
@@ -64,7 +64,7 @@ class Overtraining(RuleConfig):
 
 @dataclass
 class VanishingGradient(RuleConfig):
-    """Gradients that teach nothing."""
+    """Gradients too small to train on."""
 
     threshold: float = bounded(1e-9, ge=0)  # mean of absolute values, below which a tensor's gradient has vanished
     patience: int = bounded(3, ge=1)  # recorded steps in a row
@@ -72,14 +72,14 @@ class VanishingGradient(RuleConfig):
 
 @dataclass
 class ExplodingTensor(RuleConfig):
-    """Values that are no finite numbers."""
+    """Values that are not finite."""
 
     only_nan: bool = False  # infinities are let pass
 
 
 @dataclass
 class PoorWeightInitialization(RuleConfig):
-    """A start from which learning does not begin."""
+    """Initial weights from which training does not start."""
 
     threshold: float = bounded(10.0, ge=1)  # largest over smallest variance of activations, over layers
     # Smallest spread of a tensor's gradient, from its 5th to its 95th percentile.
@@ -92,7 +92,7 @@ class PoorWeightInitialization(RuleConfig):
 
 @dataclass
 class DeadRelu(RuleConfig):
-    """ReLUs that let nothing pass."""
+    """ReLUs whose output is always zero."""
 
     # Per cent of a unit's values above zero, below which it is dead.
     threshold_inactivity: float = bounded(1.0, ge=0, le=100)
@@ -102,7 +102,7 @@ class DeadRelu(RuleConfig):
 
 @dataclass
 class ClassImbalance(RuleConfig):
-    """Counts that are rare in training, and rarely counted right."""
+    """Counts that are rare in training and often predicted wrongly."""
 
     threshold_imbalance: float = bounded(10.0, ge=1)  # most frequent over rarest count
     threshold_misprediction: float = bounded(0.7, ge=0, le=1)  # share of wrong answers on an underrepresented count
@@ -115,7 +115,7 @@ class ClassImbalance(RuleConfig):
 
 @dataclass
 class SaturatedActivation(RuleConfig):
-    """Tanh and sigmoid units stuck at their ends."""
+    """Tanh and sigmoid units stuck at their limits."""
 
     threshold_tanh: list[float] = field(default_factory=lambda: [-4.2, 4.2])  # inputs outside are saturated
     threshold_sigmoid: list[float] = field(default_factory=lambda: [-7.0, 7.0])
@@ -127,7 +127,7 @@ class SaturatedActivation(RuleConfig):
 
 @dataclass
 class RulesConfig:
-    """All rules, by the names that SageMaker Debugger has for them."""
+    """All rules, by their names in SageMaker Debugger."""
 
     loss_not_decreasing: LossNotDecreasing = field(default_factory=LossNotDecreasing)
     overfit: Overfit = field(default_factory=Overfit)
@@ -151,13 +151,13 @@ class TensorsConfig:
 
 
 def check_debugger(debugger: Mapping[str, Any]) -> None:
-    """Refuse settings that nothing can be recorded or judged by.
+    """Check the settings of ``debugger``.
 
     Args:
         debugger: as plain containers.
 
     Raises:
-        ConfigError: the first thing that is wrong.
+        ConfigError: the first error.
     """
     check_kind("debugger", debugger, {"none": NoDebugger, "tensors": TensorsConfig, "smdebug": SmdebugConfig})
     if debugger["kind"] != "tensors":
@@ -168,11 +168,11 @@ def check_debugger(debugger: Mapping[str, Any]) -> None:
         try:
             re.compile(pattern)
         except re.error as error:
-            raise ConfigError(f"debugger.layers: {pattern!r} is no regular expression ({error})") from None
+            raise ConfigError(f"debugger.layers: {pattern!r} is not a regular expression ({error})") from None
     for name in ("threshold_tanh", "threshold_sigmoid"):
         key, ends = f"debugger.rules.saturated_activation.{name}", debugger["rules"]["saturated_activation"][name]
         if len(ends) != 2 or not ends[0] < ends[1]:
-            raise ConfigError(f"{key}={ends} is no interval: write its two ends, as in {key}=[-7,7]")
+            raise ConfigError(f"{key}={ends} is not an interval: write its two ends, as in {key}=[-7,7]")
     patience, steps = (debugger["rules"]["poor_weight_initialization"][name] for name in ("patience", "steps"))
     if patience >= steps:  # the first of them is the lowest so far
         key = "debugger.rules.poor_weight_initialization"
@@ -203,7 +203,7 @@ class SimpleProfiler:
 
 @dataclass
 class AdvancedProfiler(SimpleProfiler):
-    """Also the Python functions that take the time of each phase."""
+    """Also the Python functions that take most time in each phase."""
 
     kind: str = "advanced"
     functions: int = bounded(25, ge=1)  # per phase, those that take longest themselves
@@ -213,7 +213,7 @@ class AdvancedProfiler(SimpleProfiler):
 
 @dataclass
 class PytorchProfiler(SimpleProfiler):
-    """Also the operators that take the time of a few steps, and their trace."""
+    """Also the operators that take most time in a few steps, and their trace."""
 
     kind: str = "pytorch"
     operators: int = bounded(50, ge=1)  # those that take longest themselves
@@ -222,14 +222,14 @@ class PytorchProfiler(SimpleProfiler):
 
 
 def check_profiler(profiler: Mapping[str, Any], trainer: Mapping[str, Any]) -> None:
-    """Refuse settings that nothing can be measured by.
+    """Check the settings of ``profiler``.
 
     Args:
         profiler: as plain containers.
         trainer: the node ``trainer``, which may name a profiler of Lightning's.
 
     Raises:
-        ConfigError: the first thing that is wrong.
+        ConfigError: the first error.
     """
     schemas = {"none": NoProfiler, "simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PytorchProfiler}
     check_kind("profiler", profiler, schemas)

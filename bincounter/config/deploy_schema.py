@@ -1,7 +1,7 @@
 """Dataclasses of deploy.yaml and ``target``, and their rules.
 
-The names are those of the SageMaker SDK where it has one. What has no setting of its own goes into ``request``, a
-mapping per API object that is merged into the request as it stands.
+Names are those of the SageMaker SDK where it has one. Parts of a request without a setting go into ``request``, a
+mapping per API object that is merged into the request unchanged.
 """
 
 import re
@@ -24,26 +24,26 @@ SERVES = ("deploy", "update", "package", "transform")
 _NAME = r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}"  # of an endpoint, as SageMaker's service model has it
 _NO_NAME = "cannot name an endpoint: use at most 63 letters, digits and hyphens, none at an end"
 _PACKAGE = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*\.?"
-_NO_PACKAGE = "is no name of a package: write it as it is imported, as in trust=[timm]"
+_NO_PACKAGE = "is not a package name: write it as it is imported, as in trust=[timm]"
 _LABEL = r"[a-z0-9]([a-z0-9-]*[a-z0-9])?"
 _HOST = rf"(?![\d.]+(:\d+)?$)(\*\.)?{_LABEL}(\.{_LABEL})+(:\d{{1,5}})?"  # and no address
 _NO_HOST = (
-    "is no name of a host: write it in lower case and without https://, as in photos.example.org, or *.example.org for "
-    "all below it"
+    "is not a host name: write it in lower case and without https://, as in photos.example.org, or *.example.org for "
+    "all its subdomains"
 )
 _INSTANCE = r"ml\..*"
-_NO_INSTANCE = "is none of SageMaker's: their names begin with ml., as in ml.m5.xlarge"
+_NO_INSTANCE = "is not a SageMaker instance type: their names begin with ml., as in ml.m5.xlarge"
 _PREFIX = r"(?!/)(?!.*//).*"
-_NO_PREFIX = "is no S3 folder: write it as in bincounter/mine"
+_NO_PREFIX = "is not an S3 folder: write it as in bincounter/mine"
 _S3_FOLDER = r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^/].*|/)?"
-_NO_S3_FOLDER = "is no folder in S3: write it as s3://bucket/folder"
+_NO_S3_FOLDER = "is not an S3 folder: write it as s3://bucket/folder"
 _S3 = Bound(pattern=_S3_FOLDER, hint=_NO_S3_FOLDER)
 _MEMORY = range(1024, 6145, 1024)
 
 
 @dataclass
 class LimitsConfig:
-    """What an endpoint takes before it refuses; written into the archive."""
+    """Limits of an endpoint, written into the archive; requests beyond them are rejected."""
 
     # Of one request, in units of 1e6 bytes; real-time endpoints pass no more than that on.
     max_body_mb: float = bounded(25.0, ge=0.001, le=1000)
@@ -58,7 +58,7 @@ class LimitsConfig:
 
 @dataclass
 class ParityConfig:
-    """The photos that must score the same in training and in the archive before anything is served."""
+    """Photos that must be predicted alike by the checkpoint and by the archive before it is served."""
 
     photos: int = bounded(64, ge=0, le=100_000)  # 0: nothing is compared
     source: str | None = None  # a photo, a folder or an s3:// URI; null: the run's own photos, else rendered demo bins
@@ -66,7 +66,7 @@ class ParityConfig:
 
 @dataclass
 class PlacesConfig:
-    """Where things are read and kept; relative ones start at the folder the command was given in."""
+    """Folders; relative ones start at the working directory."""
 
     data_dir: str = "data"  # photos of buckets, and demo bins
     cache_dir: str = "${.data_dir}/cache"  # unpacked archives, and which servers run here; safe to delete
@@ -82,7 +82,7 @@ class LocalTargetConfig:
 
 @dataclass
 class SageMakerTargetConfig:
-    """What the endpoints of SageMaker have in common."""
+    """Settings of all SageMaker endpoints."""
 
     region: str | None = None  # null: that of AWS_REGION or the profile
     role: str | None = None  # name or ARN of the execution role, see docs/sagemaker.md
@@ -99,7 +99,7 @@ class SageMakerTargetConfig:
 
 @dataclass
 class RealtimeTargetConfig(SageMakerTargetConfig):
-    """Instances that are always there."""
+    """Instances that are always running."""
 
     instance_type: str = bounded("ml.m5.xlarge", pattern=_INSTANCE, hint=_NO_INSTANCE)
     instance_count: int = bounded(1, ge=1, le=10_000)
@@ -109,7 +109,7 @@ class RealtimeTargetConfig(SageMakerTargetConfig):
 
 @dataclass
 class AsyncTargetConfig(RealtimeTargetConfig):
-    """Instances that take requests from S3 and answer there."""
+    """Instances that read requests from S3 and write answers there."""
 
     # S3:// folder of answers; null: <bucket>/<prefix>/<endpoint>/output.
     output_uri: str | None = bounded(None, pattern=_S3_FOLDER, hint=_NO_S3_FOLDER)
@@ -119,7 +119,7 @@ class AsyncTargetConfig(RealtimeTargetConfig):
 
 @dataclass
 class ServerlessTargetConfig(SageMakerTargetConfig):
-    """No instances: memory that is billed while it answers."""
+    """No instances: memory that is billed while a request runs."""
 
     memory_mb: int = 4096
     max_concurrency: int = bounded(5, ge=1, le=200)
@@ -127,7 +127,7 @@ class ServerlessTargetConfig(SageMakerTargetConfig):
 
 @dataclass
 class DeployConfig:
-    """Everything a command of deploy.py is described by."""
+    """The whole configuration of deploy.py."""
 
     action: str = bounded("deploy", choices=ACTIONS)
     ckpt_path: str | None = None  # the checkpoint to serve; latest: the newest best.ckpt under paths.log_dir
@@ -157,13 +157,13 @@ TARGETS = {
 
 
 def target_of(cfg: DictConfig) -> str:
-    """Which of :data:`TARGETS` a composed configuration has."""
+    """Name of a composed configuration's option of :data:`TARGETS`."""
     kind = OmegaConf.get_type(cfg.target)
     return next(name for name, schema in TARGETS.items() if schema is kind)
 
 
 def register() -> None:
-    """Make the schemas known to Hydra; called once before it composes."""
+    """Register the schemas with Hydra; called once before it composes."""
     store = ConfigStore.instance()
     store.store(name="deploy_schema", node=DeployConfig)
     for name, schema in TARGETS.items():
@@ -171,13 +171,13 @@ def register() -> None:
 
 
 def check_deploy(cfg: DictConfig) -> None:
-    """Refuse what cannot be carried out.
+    """Check a composed configuration of deploy.py.
 
     Args:
         cfg: a whole configuration, as deploy.py composes it.
 
     Raises:
-        ConfigError: the first thing that is wrong, with the key, what is allowed and what to write.
+        ConfigError: the first error, with the key, the allowed values and the next step.
     """
     try:
         plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
@@ -189,7 +189,7 @@ def check_deploy(cfg: DictConfig) -> None:
     if limits["max_queue"] < limits["max_instances"]:
         raise ConfigError(
             f"limits.max_queue={limits['max_queue']} is below limits.max_instances={limits['max_instances']}, so that "
-            "no request of that many photos could ever be taken: raise the one or lower the other"
+            "no request of that many photos could ever be accepted: raise the one or lower the other"
         )
     if target != "local":
         _sagemaker(plain["target"])
@@ -199,12 +199,14 @@ def check_deploy(cfg: DictConfig) -> None:
 def _sagemaker(target: Mapping[str, Any]) -> None:
     if target.get("memory_mb", _MEMORY[0]) not in _MEMORY:
         raise ConfigError(
-            f"target.memory_mb={target['memory_mb']} is no size SageMaker has: use "
+            f"target.memory_mb={target['memory_mb']} is not a size that SageMaker offers: use "
             f"{', '.join(map(str, _MEMORY[:-1]))} or {_MEMORY[-1]}"
         )
     for name in target["environment"]:
         if not re.fullmatch(r"[a-zA-Z_][a-zA-Z0-9_]*", name):
-            raise ConfigError(f"target.environment.{name} is no name of an environment variable: use letters and _")
+            raise ConfigError(
+                f"target.environment.{name} is not the name of an environment variable: use letters, digits and _"
+            )
 
 
 def _action(cfg: Mapping[str, Any], target: str) -> None:
@@ -216,8 +218,9 @@ def _action(cfg: Mapping[str, Any], target: str) -> None:
         )
     if action == "transform" and target not in ("realtime", "async"):
         raise ConfigError(
-            f"action=transform starts a job on instances, which target={target} has not: use target=realtime, or count "
-            "here with python -m bincounter predict"
+            f"action=transform starts a job on instances, which target={target} does not have: use target=realtime, "
+            "or count "
+            "locally with python -m bincounter predict"
         )
     _photos(cfg)
     if action in SERVES:
@@ -231,14 +234,14 @@ def _photos(cfg: Mapping[str, Any]) -> None:
         raise ConfigError(f"action={action} needs photos: add input={example}")
     if given is not None and action not in ("invoke", "transform"):
         raise ConfigError(
-            f"input={given} means nothing to action={action}: add action=invoke to have its photos counted"
+            f"input={given} has no effect with action={action}: add action=invoke to have its photos counted"
         )
     if output is not None and action != "transform":
-        raise ConfigError(f"output={output} is for action=transform alone: leave it out")
+        raise ConfigError(f"output={output} is for action=transform only: remove it")
     if action == "transform":
         _S3.check("input", given)
         if output is None:
-            raise ConfigError("action=transform needs a place for its answers: add output=s3://bucket/answers")
+            raise ConfigError("action=transform needs a folder for its results: add output=s3://bucket/answers")
         _S3.check("output", output)
 
 
@@ -255,20 +258,19 @@ def _served(cfg: Mapping[str, Any]) -> None:
         _existing(archive, cfg["parity"]["photos"])
     elif path == "last":
         raise ConfigError(
-            "ckpt_path=last goes on with a training; to serve, name a file: ckpt_path=RUN/checkpoints/best.ckpt"
+            "ckpt_path=last resumes a training; to serve, name a file: ckpt_path=RUN/checkpoints/best.ckpt"
         )
     elif path != "latest" and not Path(path).is_file():
-        raise ConfigError(f"ckpt_path={path} is no file; a run keeps RUN/checkpoints/best.ckpt and last.ckpt")
+        raise ConfigError(f"ckpt_path={path} is not a file; a run has RUN/checkpoints/best.ckpt and last.ckpt")
 
 
 def _existing(archive: str, photos: int) -> None:
     if not Path(archive).is_file():
         raise ConfigError(
-            f"archive={archive} is not there yet: name the checkpoint to make it of with "
-            "ckpt_path=RUN/checkpoints/best.ckpt"
+            f"archive={archive} does not exist: name the checkpoint to pack with ckpt_path=RUN/checkpoints/best.ckpt"
         )
     if photos:
         raise ConfigError(
-            f"archive={archive} holds no checkpoint to compare its answers with: name that with ckpt_path=..., which "
-            "packs it anew, or serve the archive unchecked with parity.photos=0"
+            f"archive={archive} has no checkpoint to compare its predictions with: name one with ckpt_path=..., which "
+            "packs the archive again, or serve the archive unchecked with parity.photos=0"
         )

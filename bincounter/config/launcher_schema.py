@@ -1,7 +1,7 @@
-"""Where a run is carried out: the settings of ``launcher``, and the rules between them.
+"""Settings of ``launcher``, and the rules between them.
 
-The names are those of the SageMaker SDK where it has one. What has no setting of its own goes into ``request``, which
-is merged into CreateTrainingJob as it stands.
+Names are those of the SageMaker SDK where it has one. Parts of the request without a setting go into ``request``, which
+is merged into CreateTrainingJob unchanged.
 """
 
 import re
@@ -16,11 +16,11 @@ from bincounter.errors import ConfigError
 
 _LONGEST_RUN = 28 * 24 * 3600  # seconds; what SageMaker allows without a raised quota is 5 days, with one 28
 _NAME_LENGTH = 63
-_NO_INSTANCE = "is none of SageMaker's: their names begin with ml., as in ml.g5.xlarge"
+_NO_INSTANCE = "is not a SageMaker instance type: their names begin with ml., as in ml.g5.xlarge"
 _PREFIX = r"(?!/)(?!.*//).*"
-_NO_PREFIX = "is no S3 folder: write it as in bincounter/mine"
+_NO_PREFIX = "is not an S3 folder: write it as in bincounter/mine"
 _S3_FOLDER = r"s3://[a-z0-9][a-z0-9.-]+/[^/].*"
-_NO_S3_FOLDER = "is no folder in S3: write it as s3://bucket/folder"
+_NO_S3_FOLDER = "is not an S3 folder: write it as s3://bucket/folder"
 _SETTLED = {  # parts of the request that have a setting, which the ceiling and other checks look at
     "TrainingJobName": "task_name",
     "HyperParameters": "overrides",
@@ -42,12 +42,12 @@ _SETTLED = {  # parts of the request that have a setting, which the ceiling and 
 
 @dataclass
 class LocalConfig:
-    """The run is carried out here, in this process."""
+    """The run happens locally, in this process."""
 
 
 @dataclass
 class SageMakerConfig:
-    """The run becomes a SageMaker training job."""
+    """The run is a SageMaker training job."""
 
     region: str | None = None  # null: that of AWS_REGION or the profile
     role: str | None = None  # name or ARN of the execution role, see docs/sagemaker.md
@@ -76,29 +76,29 @@ class SageMakerConfig:
 
 @dataclass
 class RehearsalConfig(SageMakerConfig):
-    """The same job, carried out on this machine by a local control plane."""
+    """The same job, run on this machine by a local control plane."""
 
     interruptions: list[float] = field(default_factory=list)  # seconds from an attempt's first checkpoint to its end
 
 
 @dataclass
 class ContainerConfig(RehearsalConfig):
-    """Inside a job: settings that an experiment brings along are taken and mean nothing."""
+    """Inside a job: settings of the submitted command are accepted and have no effect."""
 
 
 def carried_out_here(launcher: Any) -> bool:
-    """Whether a composed ``launcher`` leaves the run to this process."""
+    """Whether a composed ``launcher`` runs in this process."""
     return OmegaConf.get_type(launcher) in (LocalConfig, ContainerConfig)
 
 
 def check_launcher(cfg: Mapping[str, Any]) -> None:
-    """Refuse what SageMaker would refuse, before anything is uploaded or paid for.
+    """Check what SageMaker would reject, before anything is uploaded or paid for.
 
     Args:
         cfg: a whole configuration as plain containers; its ``launcher`` is not the local one.
 
     Raises:
-        ConfigError: the first thing that is wrong.
+        ConfigError: the first error.
     """
     launcher = cfg["launcher"]
     if launcher["max_run"] > _LONGEST_RUN:
@@ -106,15 +106,17 @@ def check_launcher(cfg: Mapping[str, Any]) -> None:
     _request(launcher["request"])
     if "interruptions" in launcher and not launcher["wait"]:
         raise ConfigError(
-            "launcher.wait=false leaves jobs to AWS, and a rehearsal ends with its command: leave it out, or keep one "
-            "running with python -m bincounter rehearsal and use launcher=sagemaker_spot"
+            "launcher.wait=false leaves jobs running, and a rehearsal ends with its command: remove it, or keep a "
+            "rehearsal running with python -m bincounter rehearsal and use launcher=sagemaker_spot"
         )
     if any(seconds < 0 for seconds in launcher.get("interruptions", ())):
         raise ConfigError(f"launcher.interruptions={launcher['interruptions']} has a negative number of seconds")
     _spot(launcher)
     for key in launcher["environment"]:
         if not re.fullmatch(r"[a-zA-Z_][a-zA-Z0-9_]*", key):
-            raise ConfigError(f"launcher.environment.{key} is no name of an environment variable: use letters and _")
+            raise ConfigError(
+                f"launcher.environment.{key} is not the name of an environment variable: use letters, digits and _"
+            )
     _run(cfg, launcher)
 
 
@@ -138,7 +140,7 @@ def _request(request: Mapping[str, Any]) -> None:
 
 
 def keep_alive(launcher: Mapping[str, Any]) -> int:
-    """Seconds that a warm pool keeps, and bills, the instances after the job."""
+    """Seconds that a warm pool keeps and bills the instances after the job."""
     resources = launcher["request"].get("ResourceConfig")
     seconds = resources.get("KeepAlivePeriodInSeconds") if isinstance(resources, Mapping) else None
     return seconds if isinstance(seconds, int) else 0
@@ -164,13 +166,13 @@ def _spot(launcher: Mapping[str, Any]) -> None:
 
 
 def _run(cfg: Mapping[str, Any], launcher: Mapping[str, Any]) -> None:
-    """What a training job cannot do with this configuration."""
+    """Check what a training job cannot do with this configuration."""
     if not cfg["train"]:
-        raise ConfigError("train=false scores a checkpoint, which is done here: leave the launcher out")
+        raise ConfigError("train=false scores a checkpoint, which runs locally: remove the launcher")
     if cfg["ckpt_path"]:
         raise ConfigError(
-            f"ckpt_path={cfg['ckpt_path']} names something of this machine: a job goes on with "
-            "launcher.checkpoint_uri=s3://..., the folder that the job before kept its run in"
+            f"ckpt_path={cfg['ckpt_path']} is on this machine: a job resumes with launcher.checkpoint_uri=s3://..., "
+            "the folder of the earlier job's run"
         )
     if cfg["debugger"]["kind"] == "smdebug":
         _smdebug(launcher)
@@ -191,7 +193,7 @@ def _run(cfg: Mapping[str, Any], launcher: Mapping[str, Any]) -> None:
 
 
 def _smdebug(launcher: Mapping[str, Any]) -> None:
-    """Refuse an image without smdebug, whose last release knows numpy before 2.3 and protobuf before 3.21 only."""
+    """Reject an image without smdebug, whose last release knows numpy before 2.3 and protobuf before 3.21 only."""
     own = "launcher.image=URI of one of your own that holds it, with launcher.image_has_smdebug=true"
     if launcher["image"] is None:
         raise ConfigError(
@@ -200,6 +202,6 @@ def _smdebug(launcher: Mapping[str, Any]) -> None:
         )
     if not launcher["image_has_smdebug"]:
         raise ConfigError(
-            "debugger=smdebug needs smdebug, numpy before 2.3 and protobuf before 3.21 in launcher.image, which cannot "
-            "be told from here: say launcher.image_has_smdebug=true if it has them, or use debugger=tensors"
+            "debugger=smdebug needs smdebug, numpy before 2.3 and protobuf before 3.21 in launcher.image, which "
+            "cannot be checked from here: set launcher.image_has_smdebug=true if it has them, or use debugger=tensors"
         )

@@ -1,4 +1,4 @@
-"""Settings of a search: which values are tried, how often, and by whom they are chosen."""
+"""Settings of a hyperparameter search, and their rules."""
 
 import re
 from collections.abc import Mapping
@@ -9,13 +9,13 @@ from bincounter.config.checks import bounded, check_target, mode_of, open_mappin
 from bincounter.errors import ConfigError
 
 _MOST_PARENTS = 5  # of a tuning job
-_NO_STUDY_NAME = "is to name a folder too: use letters, digits, dots, - and _"
+_NO_STUDY_NAME = "also names a folder: use letters, digits, dots, - and _"
 STRATEGIES = ("Bayesian", "Random", "Hyperband", "Grid")
 
 
 @dataclass
 class SearchConfig:
-    """What every search has."""
+    """Settings of every search."""
 
     space: dict[str, str] = open_mapping()  # key of the configuration -> interval, choice or range
     n_trials: int = 20  # in all, those of earlier starts of the same search included
@@ -27,7 +27,7 @@ class SearchConfig:
 
 @dataclass
 class OptunaConfig(SearchConfig):
-    """Optuna chooses; whatever launcher there is carries the trials out."""
+    """Optuna chooses values; any launcher runs the trials."""
 
     n_jobs: int = bounded(1, ge=1)  # trials chosen and launched together
     storage: str | None = None  # any URL that Optuna takes; null: an SQLite file in the sweep's folder
@@ -40,7 +40,7 @@ class OptunaConfig(SearchConfig):
 
 @dataclass
 class TunerConfig(SearchConfig):
-    """SageMaker chooses and carries out: one hyperparameter tuning job."""
+    """SageMaker chooses values and runs the trials: one hyperparameter tuning job."""
 
     strategy: str = bounded("Bayesian", choices=STRATEGIES)
     early_stopping: bool = False  # SageMaker stops trials that promise little
@@ -48,16 +48,16 @@ class TunerConfig(SearchConfig):
 
 
 def check_search(search: Mapping[str, Any]) -> None:
-    """Refuse settings that no search can have; the space is read by the sweeper (bincounter.sweep.search_space).
+    """Check the settings of a search; the space is read by the sweeper (bincounter.sweep.search_space).
 
     Args:
         search: ``hparams_search`` as plain containers.
 
     Raises:
-        ConfigError: the first thing that is wrong.
+        ConfigError: the first error.
     """
     if search["n_trials"] < 1:
-        raise ConfigError(f"hparams_search.n_trials={search['n_trials']} tries nothing: write 1 or more")
+        raise ConfigError(f"hparams_search.n_trials={search['n_trials']} has no trials: write 1 or more")
     if "strategy" in search:
         _tuner(search)
     else:
@@ -68,8 +68,7 @@ def _tuner(search: Mapping[str, Any]) -> None:
     for name in search["warm_start"]:
         if not re.fullmatch(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,31}", name):
             raise ConfigError(
-                f"hparams_search.warm_start={name} is no name of a tuning job, which SageMaker's search learns from: "
-                "take that of a sweep's tuning.json"
+                f"hparams_search.warm_start={name} is not the name of a tuning job: take it from a sweep's tuning.json"
             )
     if len(search["warm_start"]) > _MOST_PARENTS:
         raise ConfigError(f"hparams_search.warm_start names more than {_MOST_PARENTS} tuning jobs: name fewer")

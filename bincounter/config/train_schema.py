@@ -1,8 +1,8 @@
-"""The configuration's shape: one schema per group, known to Hydra before any YAML is read.
+"""Schemas of a training configuration, one per group, registered with Hydra before any YAML is read.
 
-Wrong keys and types are refused while Hydra composes; ranges and rules between keys, in `bincounter.config.validate`.
-Nodes typed ``Any`` are open: they hold a ``_target_`` and its arguments, which are checked against the target's
-signature there. Every setting and its default stands here or in the YAML files under ``conf/``.
+Hydra rejects wrong keys and types while it composes; ``bincounter.config.validate`` checks bounds and rules between
+settings. Nodes typed ``Any`` are open: they hold a ``_target_`` and its arguments, which are checked against the
+target's signature. Every setting and its default is here or in the YAML files under ``conf/``.
 """
 
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ from bincounter.smdebug.settings import SmdebugConfig
 
 @dataclass
 class SplitConfig:
-    """How photos are divided into training, validation and test."""
+    """Split of the photos into training, validation and test."""
 
     method: str = bounded("grouped", choices=("grouped", "given", "random"))
     fractions: list[float] = field(default_factory=lambda: [0.8, 0.1, 0.1])  # training, validation, test; sum 1
@@ -37,7 +37,7 @@ class SplitConfig:
 
 @dataclass
 class AugmentationConfig:
-    """Random changes to the training photos; all zero and false means none."""
+    """Random changes to the training photos; none if all are zero and false."""
 
     flip: bool = True  # left-right
     shift: float = bounded(0.06, ge=0, le=0.5)  # at most this fraction of the width and the height
@@ -52,7 +52,7 @@ class AugmentationConfig:
 
 @dataclass
 class SyncConfig:
-    """How the photos of an s3:// source get here."""
+    """Download of an s3:// source."""
 
     # Counts: of photos whose count is not in data.counts, fetch none.
     only: str = bounded("all", choices=("all", "counts"))
@@ -64,7 +64,7 @@ class SyncConfig:
 
 @dataclass
 class DataConfig:
-    """One data set and how its photos become batches."""
+    """A data set, and how its photos become batches."""
 
     source: str | None = None  # a folder or an s3:// URI
     layout: Any = None  # open: what reads the source, see bincounter.data.layouts
@@ -99,7 +99,7 @@ class ScheduleConfig:
 
 @dataclass
 class ModelConfig:
-    """The network and how it is optimised."""
+    """The network and its optimisation."""
 
     backbone: Any = MISSING  # open: see bincounter.model.backbones
     weights: str | None = None  # a torchvision name, a local file, or null for a random start
@@ -115,7 +115,7 @@ class ModelConfig:
 
 @dataclass
 class PathsConfig:
-    """Where things are read and written; relative ones start at the folder the command was given in."""
+    """Folders; relative ones start at the working directory."""
 
     data_dir: str = MISSING  # demo bins and synced buckets
     cache_dir: str = MISSING  # manifests, splits and decoded photos; safe to delete
@@ -126,14 +126,14 @@ class PathsConfig:
 
 @dataclass
 class CheckpointConfig:
-    """When a run saves what it can go on from, beside the end of every epoch."""
+    """How often a run saves a checkpoint, besides the end of every epoch."""
 
     every_n_train_steps: int = bounded(100, ge=1)  # optimizer steps
 
 
 @dataclass
 class TrainConfig:
-    """Everything a run of train.py is described by."""
+    """The whole configuration of train.py."""
 
     task_name: str = "train"
     tags: list[str] = field(default_factory=list)
@@ -159,7 +159,7 @@ class TrainConfig:
 
 
 def register() -> None:
-    """Make the schemas known to Hydra; called once before it composes."""
+    """Register the schemas with Hydra; called once before it composes."""
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainConfig)
     store.store(group="data", name="schema", node=DataConfig)

@@ -1,6 +1,6 @@
-"""The one place that refuses a composed configuration: ranges, and rules between keys.
+"""Checks of a composed configuration: bounds of settings, and rules between settings of different groups.
 
-Runs before anything is downloaded, trained or paid for. Wrong keys and types have been refused by the schemas already.
+Runs before anything is downloaded, trained or paid for. Wrong keys and types were rejected by the schemas already.
 """
 
 import re
@@ -20,13 +20,13 @@ from bincounter.smdebug.settings import check_smdebug
 
 
 def validate(cfg: DictConfig) -> None:
-    """Refuse a configuration that cannot run.
+    """Check that a configuration can run.
 
     Args:
         cfg: a whole configuration, as train.py composes it.
 
     Raises:
-        ConfigError: the first thing that is wrong, with the key, what is allowed and what to write.
+        ConfigError: the first error, with the key, the allowed values and the next step.
     """
     try:
         plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
@@ -77,9 +77,9 @@ def _counts(counts: list[int] | None, *, training: bool) -> None:
     if any(count < 0 for count in counts):
         raise ConfigError(f"data.counts={counts} has a negative count; write what bins can hold, as in [0,1,2,3,4,5]")
     if len(set(counts)) != len(counts):
-        raise ConfigError(f"data.counts={counts} names a count twice")
+        raise ConfigError(f"data.counts={counts} has a count twice")
     if len(counts) < (2 if training else 1):
-        raise ConfigError(f"data.counts={counts} leaves nothing to tell apart: name two counts or more")
+        raise ConfigError(f"data.counts={counts} leaves nothing to distinguish: name two counts or more")
 
 
 def _fractions(fractions: list[float], *, training: bool) -> None:
@@ -113,13 +113,13 @@ def _run(cfg: Mapping[str, Any]) -> None:
             f"ckpt_path={path} continues training; to score, name a file: ckpt_path=RUN/checkpoints/best.ckpt"
         )
     if not Path(path).is_file():
-        raise ConfigError(f"ckpt_path={path} is no file; a run keeps RUN/checkpoints/best.ckpt and last.ckpt")
+        raise ConfigError(f"ckpt_path={path} is not a file; a run has RUN/checkpoints/best.ckpt and last.ckpt")
 
 
 def _trainer(trainer: Mapping[str, Any], model: Mapping[str, Any]) -> None:
     one_of("trainer.accelerator", str(trainer["accelerator"]), ("auto", "cpu", "gpu", "cuda", "mps", "tpu"))
     if trainer.get("max_epochs") is not None and trainer["max_epochs"] < 1:
-        raise ConfigError(f"trainer.max_epochs={trainer['max_epochs']} trains nothing: write 1 or more")
+        raise ConfigError(f"trainer.max_epochs={trainer['max_epochs']} does not train: write 1 or more")
     if trainer.get("max_epochs") is None:
         raise ConfigError("trainer.max_epochs is not set: the learning-rate schedule needs to know how long a run is")
     for key in ("accumulate_grad_batches", "log_every_n_steps", "check_val_every_n_epoch"):
@@ -156,12 +156,10 @@ def _place(cfg: Mapping[str, Any], *, here: bool) -> None:
 
 
 def _accelerator(trainer: Mapping[str, Any]) -> None:
-    """A missing GPU is a configuration to change, not a traceback half a minute later."""
+    """Report a missing GPU at once, not by a traceback half a minute later."""
     import torch
 
     if trainer["accelerator"] in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise ConfigError(
-            "trainer.accelerator=gpu: no CUDA GPU is visible here; use trainer=cpu, or see what nvidia-smi says"
-        )
+        raise ConfigError("trainer.accelerator=gpu: no CUDA GPU is visible here; use trainer=cpu, or check nvidia-smi")
     if trainer["accelerator"] == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError("trainer.accelerator=mps: there is no Apple GPU here; use trainer=cpu")
+        raise ConfigError("trainer.accelerator=mps: no Apple GPU is available; use trainer=cpu")
