@@ -67,7 +67,7 @@ def check_smdebug(debugger: Mapping[str, Any], *, here: bool) -> None:
         try:
             re.compile(pattern)
         except re.error as error:
-            raise ConfigError(f"debugger.include_regex: {pattern!r} is no regular expression ({error})") from None
+            raise ConfigError(f"debugger.include_regex: {pattern!r} is not a regular expression ({error})") from None
     for mode, batches in debugger["save_interval"].items():
         if batches < 1:
             raise ConfigError(f"debugger.save_interval.{mode}={batches} is out of range: it must be at least 1")

@@ -53,7 +53,7 @@ def test_a_grid_knows_its_end() -> None:
 @pytest.mark.parametrize(
     ("node", "said"),
     [
-        ({"_target_": "optuna.samplers.TPESampel"}, "names nothing that can be called"),
+        ({"_target_": "optuna.samplers.TPESampel"}, "is not callable"),
         ({"_target_": "optuna.samplers.TPESampler", "seeed": 1}, "did you mean hparams_search.sampler.seed?"),
         ({"_target_": "optuna.pruners.MedianPruner"}, "is no sampler of Optuna"),
         ({"_target_": "optuna.samplers.GridSampler"}, "x is an interval without end"),
