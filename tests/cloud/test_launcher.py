@@ -88,7 +88,7 @@ def test_a_dry_run_prints_the_exact_request_and_needs_no_account(train: Train) -
         (["launcher.request.ResourceConfig.InstanceCount=20"], "use launcher.instance_count"),
         (["launcher.request.EnableManagedSpotTraining=false"], "use launcher.spot"),
         (["launcher.request.ResourceConfig=abc"], "ResourceConfig"),
-        (["launcher.checkpoint_uri=s3://bucket"], "is no folder in S3"),
+        (["launcher.checkpoint_uri=s3://bucket"], "is not an S3 folder"),
         (["seed=0,1"], "add -m"),
         (["launcher.max_cost_usd=1"], "is above launcher.max_cost_usd=1"),
         (["launcher.instance_type=ml.m5.xlarge", "trainer=gpu"], "has no GPU and trainer.accelerator is gpu"),

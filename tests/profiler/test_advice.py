@@ -141,8 +141,8 @@ def test_whatever_is_advised_can_be_said_on_the_command_line() -> None:
     [
         (["profiler=simple", "profiler.every_n_train_steps=0"], "profiler.every_n_train_steps=0 is out of range"),
         (["profiler=pytorch", "profiler.usage_seconds=0"], "profiler.usage_seconds=0 is out of range"),
-        (["profiler=advanced", "profiler.kind=simple"], "profiler.kind=simple follows from profiler=simple"),
-        (["debugger=tensors", "debugger.kind=smdebug"], "debugger.kind=smdebug follows from debugger=smdebug"),
+        (["profiler=advanced", "profiler.kind=simple"], "profiler.kind=simple is set by choosing the option"),
+        (["debugger=tensors", "debugger.kind=smdebug"], "debugger.kind=smdebug is set by choosing the option"),
         (["profiler=simple", "+trainer.profiler=simple"], "keep one, or set trainer.profiler=null"),
     ],
 )

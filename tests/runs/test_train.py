@@ -236,7 +236,7 @@ def test_debug_groups_run(debug: str, bins: Path, train: Run, tmp_path: Path) ->
         (["optimized_metric=val/acuracy"], "did you mean optimized_metric=val/accuracy?"),
         (["hparams_search=optuna", "hparams_search/space=null"], "space=null is not an option: choose one of capstone"),
         (["train=false"], "name it with ckpt_path="),
-        (["train=false", "ckpt_path=nothing.ckpt"], "nothing.ckpt is no file"),
+        (["train=false", "ckpt_path=nothing.ckpt"], "nothing.ckpt is not a file"),
         (["data=folders"], "data.source is not set"),
         (["data=folders", "data.source=nowhere"], "data.source=nowhere is no folder"),
         (["ckpt_path=last"], "add paths.output_dir=RUN"),

@@ -42,9 +42,9 @@ def checkpoint(tmp_path: Path) -> str:
         (["limits.timeout_s=inf"], "limits.timeout_s=inf is out of range"),
         (["limits.max_queue=8"], "below limits.max_instances=32"),
         (["limits.url_hosts=[https://a.org]"], "without https://"),
-        (["limits.url_hosts=['*']"], "no name of a host"),
-        (["limits.url_hosts=['*.org']"], "no name of a host"),
-        (["limits.url_hosts=[10.0.0.1]"], "no name of a host"),
+        (["limits.url_hosts=['*']"], "is not a host name"),
+        (["limits.url_hosts=['*.org']"], "is not a host name"),
+        (["limits.url_hosts=[10.0.0.1]"], "is not a host name"),
         (["parity.photos=-1"], "at least 0"),
         (["target=serverless", "target.memory_mb=1500"], "1024, 2048, 3072, 4096, 5120 or 6144"),
         (["target=serverless", "target.max_concurrency=201"], "at most 200"),
@@ -55,9 +55,9 @@ def checkpoint(tmp_path: Path) -> str:
         (["target=async", "target.output_uri=bucket/out"], "s3://bucket/folder"),
         ([], "action=deploy needs a checkpoint: name it with ckpt_path="),
         (["action=package", "archive=there.tar.gz"], "needs a checkpoint"),
-        (["ckpt_path=nowhere.ckpt"], "is no file"),
-        (["ckpt_path=last"], "goes on with a training"),
-        (["archive=nowhere.tar.gz"], "is not there yet"),
+        (["ckpt_path=nowhere.ckpt"], "is not a file"),
+        (["ckpt_path=last"], "resumes a training"),
+        (["archive=nowhere.tar.gz"], "does not exist"),
         (["archive=README.md"], "parity.photos=0"),
         (["archive=docs"], "archive=docs/model.tar.gz"),
         (["action=update"], "action=delete"),
@@ -124,4 +124,4 @@ def test_help_and_refusals_come_before_torch_is_imported(arguments: list[str]) -
         check=False,
     )
     assert done.returncode == (2 if "ckpt_path=nowhere.ckpt" in arguments else 0), done.stderr
-    assert "action" in done.stdout or "is no file" in done.stderr
+    assert "action" in done.stdout or "is not a file" in done.stderr

@@ -68,7 +68,7 @@ def test_what_is_in_the_way_is_named(
     ("changed", "said"),
     [
         ({"collections": ["gradient"]}, "did you mean debugger.collections=gradients"),
-        ({"include_regex": ["("]}, "no regular expression"),
+        ({"include_regex": ["("]}, "not a regular expression"),
         ({"include_regex": ["a{1,2}"]}, "comma"),
         ({"save_interval": {"train": 0}}, "debugger.save_interval.train=0"),
         ({"sagemaker_rules": ["overfitting"]}, "did you mean debugger.sagemaker_rules=overfit"),
