@@ -10,7 +10,8 @@ from bincounter.data.layouts.abid import METADATA, PHOTOS, WITHOUT_A_PHOTO, ids_
 from bincounter.data.layouts.base import COUNT_NAME, KnownLayout, Layout, Refused
 from bincounter.data.layouts.folders import NOT_THERE, SPLIT_FOLDERS
 from bincounter.data.records import Manifest, Refusal
-from bincounter.data.s3.address import is_remote
+from bincounter.data.s3.address import is_remote, parse
+from bincounter.data.s3.mirror import local_folder
 from bincounter.data.s3.sync import fetch
 from bincounter.data.scan import scan
 from bincounter.data.shards.index import Shards, streamed_manifest
@@ -34,7 +35,7 @@ def find_photos(
         source: a folder or an ``s3://`` URI; ``None`` when the layout makes its photos.
         layout: reads what lies there.
         counts: that will be used; ``None`` for all.
-        sync: ``only, deleted, connections`` of :func:`bincounter.data.s3.sync.fetch`, and ``stream``.
+        sync: ``only, deleted, connections`` of :func:`fetch_photos`, and ``stream``.
         data_dir: where photos that are made or fetched are kept.
         cache_dir: see :func:`bincounter.data.scan.scan`.
         stored_size: ``image_size`` there.
@@ -52,7 +53,7 @@ def find_photos(
                 "or leave it false"
             )
         return streamed_manifest(source, cache_dir, sync["connections"])
-    root = _here(source, layout, counts, sync, data_dir)
+    root = _root(source, layout, counts, sync, data_dir)
     manifest = scan(root, layout, cache_dir, image_size=stored_size, workers=workers)
     left = source is not None and is_remote(source) and sync.get("only") == "counts" and counts is not None
     return _without_what_was_left(manifest, counts or ()) if left else manifest
@@ -82,23 +83,61 @@ def _without_what_was_left(manifest: Manifest, counts: Sequence[int]) -> Manifes
     return replace(manifest, refusals=tuple(refusal for refusal in manifest.refusals if not was_left(refusal)))
 
 
-def _here(
+def _root(
     source: str | None,
     layout: Layout | KnownLayout | Detected,
     counts: Sequence[int] | None,
     sync: Mapping[str, Any],
     data_dir: Path,
 ) -> Path:
+    """The local folder of the photos, which are rendered or fetched first."""
     if source is None:
         return layout.make(data_dir)  # type: ignore[union-attr]  # validated: it has no source
     if is_remote(source):
         id_list = getattr(layout, "ids", None)
         settings = {name: value for name, value in sync.items() if name != "stream"}
-        return fetch(source, data_dir, ids=ids_from(id_list) if id_list else None, counts=counts, **settings)
+        return fetch_photos(source, data_dir, ids=ids_from(id_list) if id_list else None, counts=counts, **settings)
     root = folder_of(source)
     if not root.is_dir():
         raise DataError(f"data.source={source} is no folder: correct the path, or use an s3:// URI")
     return root
+
+
+def fetch_photos(
+    source: str,
+    data_dir: Path,
+    *,
+    ids: Sequence[str] | None = None,
+    counts: Sequence[int] | None = None,
+    only: str = "all",
+    deleted: str = "mirror",
+    connections: int = 64,
+) -> Path:
+    """Sync photos from ``s3://`` into a local folder; see :func:`bincounter.data.s3.sync.fetch`.
+
+    Args:
+        source: see there, as ``data_dir``, ``deleted`` and ``connections``.
+        data_dir: the folder that holds the copies of all buckets.
+        ids: of a source in ABID's layout fetch only the photos and the metadata of these bins, without a listing (the
+            public bucket has a million objects); what is missing is left to the layout to report.
+        counts: that will be used; ``None`` for all.
+        only: ``counts`` to fetch no photo whose count, by folder or by metadata, is another.
+        deleted: ``mirror`` to delete local files whose object is gone, ``keep`` to leave them.
+        connections: requests at a time.
+
+    Returns:
+        the local folder.
+
+    Raises:
+        DataError: the address or the credentials are wrong, or nothing exists there.
+        ResourceError: the network, the server or the disk gave out; the same call resumes.
+    """
+    names = wanted = None
+    if ids is not None:
+        names = [f"{METADATA}/{each}.json" for each in ids] + [f"{PHOTOS}/{each}.jpg" for each in ids]
+    if only == "counts" and counts is not None:
+        wanted = Chooser(local_folder(data_dir, *parse(source)), counts)
+    return fetch(source, data_dir, names=names, wanted=wanted, deleted=deleted, connections=connections)
 
 
 class Chooser:

@@ -19,9 +19,8 @@ from sent_buckets import empty_buckets, writable_server
 
 from bincounter.data.s3 import bucket
 from bincounter.data.s3.address import refusal
-from bincounter.data.s3.catalogue import LARGEST
 from bincounter.data.s3.sync import fetch
-from bincounter.data.s3.upload import Uploaded, send
+from bincounter.data.s3.upload import LARGEST, Uploaded, send
 from bincounter.errors import DataError, ResourceError
 
 FILES = {f"{count}/{name}.jpg": f"{count}{name}".encode() * 100 for count in (1, 2) for name in "abc"} | {

@@ -4,18 +4,16 @@
 ``<data_dir>/s3/.sync`` (a bucket's name cannot start with a dot): a catalogue, a lock, and the files on their way. All
 sources in one bucket share these, so that ``s3://b`` and ``s3://b/photos`` agree.
 
-Files are flushed to disk before they are renamed into place, many at once, since each flush waits for the disk; the
-catalogue is written last. It may therefore not know of files that were in place before a kill or a power cut, whose
-objects are then fetched again, but it never vouches for a file that is not whole.
+Files are on disk before they are renamed into place, and the catalogue is written last. It may therefore not know of
+files that were in place before a kill or a power cut, whose objects are then fetched again, but it never lists a file
+that is not whole.
 """
 
-import ctypes
 import fcntl
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from types import TracebackType
@@ -44,6 +42,11 @@ class Arrived(NamedTuple):
     stored: Stored
 
 
+def local_folder(data_dir: Path, bucket: str, prefix: str = "") -> Path:
+    """Folder of the local copies of a bucket's objects below ``prefix``."""
+    return data_dir / "s3" / bucket / prefix
+
+
 class Mirror:
     """The local files of one bucket; a context manager that holds the bucket's lock.
 
@@ -60,12 +63,11 @@ class Mirror:
 
     def __init__(self, data_dir: Path, bucket: str) -> None:
         state = data_dir / "s3" / ".sync"
-        self.folder = data_dir / "s3" / bucket
+        self.folder = local_folder(data_dir, bucket)
         self._lock_path = state / f"{bucket}.lock"
         self._catalogue_path = state / f"{bucket}.sqlite"
         self._staging = state / f"{bucket}.parts"
-        # A name of its own, since a thread that was left behind by another mirror may still write a file.
-        self._name, self._numbers = os.urandom(4).hex(), count()
+        self._numbers = count()
         self._folders: set[str] = set()
 
     def __enter__(self) -> Self:
@@ -75,7 +77,7 @@ class Mirror:
         try:
             self._acquire()
             shutil.rmtree(self._staging, ignore_errors=True)  # what a killed process left half done
-            self._staging.mkdir(exist_ok=True)  # such a thread may have made a file just now
+            self._staging.mkdir(exist_ok=True)
             self.catalogue = Catalogue(self._catalogue_path)
         except BaseException:
             self._lock.close()
@@ -111,11 +113,10 @@ class Mirror:
 
     def staged(self) -> Path:
         """A new place for a file on its way."""
-        return self._staging / f"{self._name}-{next(self._numbers)}"
+        return self._staging / str(next(self._numbers))
 
     def publish(self, arrived: Sequence[Arrived]) -> None:
-        """Flush files to disk, then make them the local files of their keys; called by one thread at a time."""
-        _flush(self._staging, [file for _, file, _ in arrived])
+        """Make files, which are on disk, the local files of their keys; called by one thread at a time."""
         for key, file, _ in arrived:
             path = f"{self.folder}/{key}"
             self._make_folder(path.rpartition("/")[0])
@@ -150,28 +151,6 @@ class Mirror:
         except BlockingIOError:
             log.warning("another process is fetching into %s; waiting until it is done", self.folder)
             fcntl.flock(self._lock, fcntl.LOCK_EX)
-
-
-def _flush(folder: Path, files: Iterable[Path]) -> None:
-    """Wait until files are on disk, by one call for all of them where the system has it (Linux)."""
-    flush_all = _syncfs()
-    if flush_all is not None:
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            if flush_all(descriptor):
-                number = ctypes.get_errno()
-                raise OSError(number, os.strerror(number), str(folder))
-        finally:
-            os.close(descriptor)
-        return
-    for file in files:
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
-
-
-@cache
-def _syncfs() -> Callable[[int], int] | None:
-    return getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
 
 
 def _remove_empty(folder: Path, root: Path) -> None:

@@ -54,6 +54,24 @@ class Job(NamedTuple):
     unless: str = ""
 
 
+class Parcel(NamedTuple):
+    """One file to send.
+
+    Attributes:
+        path: the file.
+        key: the object it becomes.
+        size: bytes of the file.
+        modified: nanoseconds, the time of the file's last change.
+        etag: of the object that exists, ``None`` where there is none of the file's size.
+    """
+
+    path: Path
+    key: str
+    size: int
+    modified: int
+    etag: str | None = None
+
+
 class Outcome(NamedTuple):
     """What a transfer did.
 

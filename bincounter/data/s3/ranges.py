@@ -30,6 +30,15 @@ def limit_requests_of_worker(connections: int, _worker: int) -> None:
     limit_requests(connections)
 
 
+def bucket_here(name: str) -> Bucket:
+    """Open a bucket for this process, once.
+
+    Raises:
+        DataError: the address or the settings are wrong, or this process was forked.
+    """
+    return _reader_here().bucket(name)
+
+
 def read_objects(files: Sequence[PhotoFile]) -> list[bytes]:
     """Read photos out of shards in a bucket, near ones by one request, and many requests at a time.
 

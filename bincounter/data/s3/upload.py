@@ -13,21 +13,25 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import IO, Self
+from typing import Self
 
 from botocore.exceptions import ClientError
 
-from bincounter.data.s3.address import parse
+from bincounter.data.s3.address import parse, refusal
 from bincounter.data.s3.bucket import MD5_NOTE, Bucket
-from bincounter.data.s3.catalogue import Parcel, SendingPlan, unreadable
+from bincounter.data.s3.catalogue import Catalogue
 from bincounter.data.s3.error_messages import explain_sending
-from bincounter.data.s3.objects import Listed, names
+from bincounter.data.s3.objects import Listed, Parcel, names
 from bincounter.errors import DataError
 from bincounter.parallel import for_each
 from bincounter.progress import TransferProgress
 
 log = logging.getLogger(__name__)
 
+LARGEST = 5 * 1024**4
+"""Bytes of the largest object."""
+
+_LONGEST_KEY = 1024  # bytes
 _SMALL = 1 << 20  # bytes; larger files are not kept in memory between reading and sending
 _LARGE_AT_ONCE = 4
 _NAMED = 5  # objects named in one line of the log
@@ -103,22 +107,26 @@ class Outbox:
         self._uri, self._connections = uri, connections
         self._prefix = f"{prefix}/" if prefix else ""
         self._bucket = Bucket(name, connections, region)
-        self._plan = SendingPlan(name, self._prefix)
+        self._catalogue = Catalogue()
+        self._address = f"s3://{name}/{self._prefix}"
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bucket.close()
-        self._plan.close()
+        self._catalogue.close()
 
     def load(self, files: Iterable[tuple[Path, str]], *, last: bool = False) -> None:
         """Plan to send files, or to send them after all others.
 
         Raises:
-            DataError: a file cannot be read, or cannot become an object.
+            DataError: a file cannot be read, is too large, or has a name that no object can have.
         """
-        self._plan.add_files(files, last=last)
+        parcels = (self._parcel(path, self._prefix + name) for path, name in files)
+        twice = self._catalogue.add_files(parcels, last=last)
+        if twice is not None:
+            name = twice.removeprefix(self._prefix)
+            raise DataError(f"two files would become {self._address}{name}: rename one of them")
 
     def look(self) -> None:
         """List what is there.
@@ -128,30 +136,30 @@ class Outbox:
             ResourceError: the network or the server gave out.
         """
         for page in _pages_there(self._bucket, self._prefix):
-            self._plan.add_there(page)
+            self._catalogue.add(page)
 
     def size_of(self, name: str) -> int | None:
         """The bytes of an object that was there, ``None`` where there was none of that name."""
-        return self._plan.size_there(self._prefix + name)
+        return self._catalogue.listed_size(self._prefix + name)
 
-    def read(self, name: str, file: IO[bytes]) -> None:
-        """Write an object to an empty file.
+    def fetch(self, name: str, path: Path) -> None:
+        """Write an object to a new file.
 
         Raises:
             DataError: it does not exist, or is not for us to read.
             ResourceError: the network or the server gave out.
         """
-        self._bucket.read(self._prefix + name, file)
+        self._bucket.fetch(self._prefix + name, path)
 
     def refuse_others(self, refused: Callable[[str], bool]) -> None:
         """Raise :class:`DataError` if there is something ``refused`` that no file becomes."""
-        name = next(filter(refused, self._plan.others()), None)
+        name = next(filter(refused, self._others()), None)
         if name is not None:
             raise DataError(f"{self._uri} holds other photos, such as {name}: name an empty folder of the bucket")
 
     def tell_others(self) -> None:
         """Count in the log what is there besides the files."""
-        others = self._plan.others()
+        others = self._others()
         named = list(islice(others, _NAMED))
         more = sum(1 for _ in others)
         if named:
@@ -165,13 +173,27 @@ class Outbox:
             DataError: see :func:`send`.
             ResourceError: see there.
         """
-        objects, size = self._plan.totals()
+        objects, size = self._catalogue.files_work()
         with TransferProgress(description, objects, size) as progress:
             sending = _Sending(self._bucket, progress)
-            sending.carry_out(self._plan.parcels(last=False), self._connections)
-            sending.carry_out(self._plan.parcels(last=True), 1)
-        self._plan.forget_files()
+            sending.carry_out(self._catalogue.files(last=False), self._connections)
+            sending.carry_out(self._catalogue.files(last=True), 1)
+        self._catalogue.forget_files()
         return Uploaded(objects, sending.sent, sending.bytes, self._uri.rstrip("/"))
+
+    def _others(self) -> Iterator[str]:
+        """Names of the objects that no file becomes."""
+        return (key.removeprefix(self._prefix) for key in self._catalogue.listed_besides_files())
+
+    def _parcel(self, path: Path, key: str) -> Parcel:
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise unreadable(path, error) from error
+        reason = _refusal(key, status.st_size)
+        if reason:
+            raise DataError(f"{path} cannot become an object of {self._address}: it {reason}")
+        return Parcel(path, key, status.st_size, status.st_mtime_ns)
 
 
 def reach(uri: str) -> None:
@@ -212,17 +234,14 @@ class _Sending:
 
     def carry_out(self, parcels: Iterable[Parcel], connections: int) -> None:
         """Send so many parcels at a time."""
-        given_up = threading.Event()
-        for_each(parcels, partial(self._deliver, given_up), threads=connections, given_up=given_up)
+        for_each(parcels, self._deliver, threads=connections, stop=self._bucket.stop)
 
-    def _deliver(self, given_up: threading.Event, parcel: Parcel) -> None:
+    def _deliver(self, parcel: Parcel) -> None:
         with nullcontext() if parcel.size <= _SMALL else self._large:
-            if given_up.is_set():
+            if self._bucket.stop.is_set():
                 return
             sent = self._send(parcel)
         with self._noting:
-            if given_up.is_set():
-                return
             self.sent += sent
             self.bytes += parcel.size if sent else 0
             self._progress.advance(parcel.size)
@@ -254,3 +273,22 @@ def _read(parcel: Parcel) -> tuple[bytes | Path, bytes]:
     if (status.st_size, status.st_mtime_ns) != (parcel.size, parcel.modified):
         raise DataError(f"{parcel.path} was changed while it was sent: run the same command again")
     return parcel.path if body is None else body, md5.digest()
+
+
+def unreadable(path: Path, error: OSError) -> DataError:
+    """The sentence for a file that cannot be read."""
+    why = (error.strerror or type(error).__name__).lower()
+    return DataError(f"{path} cannot be read ({why}): make it readable, or move it out of the folder")
+
+
+def _refusal(key: str, size: int) -> str | None:
+    """Why a file cannot become the object ``key``, or ``None`` when it can."""
+    reason = refusal(key)
+    if reason:
+        return f"{reason}, rename it"
+    if size > LARGEST:
+        return "is larger than the 5 TB that S3 takes, divide it"
+    length = len(key.encode())
+    if length > _LONGEST_KEY:
+        return f"needs a key of {length} bytes and S3 takes {_LONGEST_KEY}, name a shorter folder or file"
+    return None

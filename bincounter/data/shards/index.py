@@ -2,8 +2,8 @@
 
 import csv
 import hashlib
-import io
 import re
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from bincounter.data.records import (
 from bincounter.data.s3.address import parse
 from bincounter.data.s3.bucket import Bucket
 from bincounter.data.s3.error_messages import MissingError
-from bincounter.data.s3.ranges import _reader_here, limit_requests
+from bincounter.data.s3.ranges import bucket_here, limit_requests
 from bincounter.errors import DataError
 from bincounter.files import replacing, write_text
 
@@ -255,7 +255,7 @@ def streamed_manifest(source: str, cache_dir: Path, connections: int) -> Manifes
     name, prefix = parse(source)
     below = f"{prefix}/" if prefix else ""
     limit_requests(connections)
-    bucket = _reader_here().bucket(name)
+    bucket = bucket_here(name)
     folder = cache_dir / "indexes" / hashlib.sha256(source.encode()).hexdigest()[:16]
     try:
         _keep_copy(bucket, below + INDEX_FILE, folder / INDEX_FILE)
@@ -290,10 +290,9 @@ def _keep_copy(bucket: Bucket, key: str, path: Path) -> None:
     """Make a file hold what an object holds; it is fetched when that has changed."""
     version = path.with_name(f"{path.name}.etag")
     before = version.read_text(encoding="utf-8") if path.exists() and version.exists() else ""
-    body = io.BytesIO()
-    stored = bucket.read(key, body, unless=before)
-    if stored is None:
-        return
-    with replacing(path, "wb") as file:
-        file.write(body.getbuffer())
-    write_text(version, stored.etag)  # after the file: should it be lost, the file is fetched again
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        stored = bucket.fetch(key, Path(folder, path.name), unless=before)
+        if stored is not None:
+            Path(folder, path.name).replace(path)
+            write_text(version, stored.etag)  # after the file: should it be lost, the file is fetched again
