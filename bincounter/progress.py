@@ -13,6 +13,8 @@ from rich.text import Text
 
 log = logging.getLogger(__name__)
 
+_EVERY = 10.0  # seconds between two lines of a log
+
 Item = TypeVar("Item")
 
 
@@ -33,9 +35,6 @@ def track(iterable: Iterable[Item], description: str, total: int) -> Iterator[It
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         yield from progress.track(iterable, total=total, description=description)
-
-
-_EVERY = 10.0  # seconds between two lines of a log
 
 
 class TransferProgress:

@@ -11,6 +11,11 @@ import numpy as np
 from bincounter.errors import DataError
 from bincounter.files import replacing
 
+SPLITS = ("train", "validation", "test")
+
+QUARANTINE_FILE = "quarantine.csv"
+_HEADER = ["path", "reason"]
+
 
 @dataclass(frozen=True, slots=True)
 class PhotoFile:
@@ -127,13 +132,6 @@ def data_digest(records: Sequence[BinRecord], content: np.ndarray) -> str:
     for record, hashed in zip(records, content.tolist(), strict=True):
         digest.update(f"{record.id}\0{record.count}\0{hashed}\0{record.group}\n".encode())
     return digest.hexdigest()[:16]
-
-
-SPLITS = ("train", "validation", "test")
-
-
-QUARANTINE_FILE = "quarantine.csv"
-_HEADER = ["path", "reason"]
 
 
 def write_quarantine(path: Path, refusals: Iterable[Refusal]) -> None:

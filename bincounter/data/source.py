@@ -59,50 +59,6 @@ def find_photos(
     return _without_what_was_left(manifest, counts or ()) if left else manifest
 
 
-def folder_of(name: str) -> Path:
-    """The folder that a source or destination here names.
-
-    Raises:
-        DataError: it begins with ``~`` and a user whom this machine does not know.
-    """
-    try:
-        return Path(name).expanduser()
-    except RuntimeError as error:
-        raise DataError(f"{name} names the home of a user who has none here: write the folder out in full") from error
-
-
-def _without_what_was_left(manifest: Manifest, counts: Sequence[int]) -> Manifest:
-    """Take bins out of quarantine whose photos were left in the bucket, since their counts are not wanted."""
-    chooser = Chooser(manifest.root, counts)
-
-    def was_left(refusal: Refusal) -> bool:
-        if refusal.reason in WITHOUT_A_PHOTO:
-            return not chooser.by_metadata(refusal.path)
-        return refusal.reason in NOT_THERE and chooser.by_name(refusal.path) is False
-
-    return replace(manifest, refusals=tuple(refusal for refusal in manifest.refusals if not was_left(refusal)))
-
-
-def _root(
-    source: str | None,
-    layout: Layout | KnownLayout | Detected,
-    counts: Sequence[int] | None,
-    sync: Mapping[str, Any],
-    data_dir: Path,
-) -> Path:
-    """The local folder of the photos, which are rendered or fetched first."""
-    if source is None:
-        return layout.make(data_dir)  # type: ignore[union-attr]  # validated: it has no source
-    if is_remote(source):
-        id_list = getattr(layout, "ids", None)
-        settings = {name: value for name, value in sync.items() if name != "stream"}
-        return fetch_photos(source, data_dir, ids=ids_from(id_list) if id_list else None, counts=counts, **settings)
-    root = folder_of(source)
-    if not root.is_dir():
-        raise DataError(f"data.source={source} is no folder: correct the path, or use an s3:// URI")
-    return root
-
-
 def fetch_photos(
     source: str,
     data_dir: Path,
@@ -140,6 +96,18 @@ def fetch_photos(
     return fetch(source, data_dir, names=names, wanted=wanted, deleted=deleted, connections=connections)
 
 
+def folder_of(name: str) -> Path:
+    """The folder that a source or destination here names.
+
+    Raises:
+        DataError: it begins with ``~`` and a user whom this machine does not know.
+    """
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise DataError(f"{name} names the home of a user who has none here: write the folder out in full") from error
+
+
 class Chooser:
     """Tells by the name of an object whether it is wanted, and by its metadata where the name does not tell.
 
@@ -174,3 +142,35 @@ class Chooser:
         except Refused:
             return True
         return count in self._counts
+
+
+def _root(
+    source: str | None,
+    layout: Layout | KnownLayout | Detected,
+    counts: Sequence[int] | None,
+    sync: Mapping[str, Any],
+    data_dir: Path,
+) -> Path:
+    """The local folder of the photos, which are rendered or fetched first."""
+    if source is None:
+        return layout.make(data_dir)  # type: ignore[union-attr]  # validated: it has no source
+    if is_remote(source):
+        id_list = getattr(layout, "ids", None)
+        settings = {name: value for name, value in sync.items() if name != "stream"}
+        return fetch_photos(source, data_dir, ids=ids_from(id_list) if id_list else None, counts=counts, **settings)
+    root = folder_of(source)
+    if not root.is_dir():
+        raise DataError(f"data.source={source} is no folder: correct the path, or use an s3:// URI")
+    return root
+
+
+def _without_what_was_left(manifest: Manifest, counts: Sequence[int]) -> Manifest:
+    """Take bins out of quarantine whose photos were left in the bucket, since their counts are not wanted."""
+    chooser = Chooser(manifest.root, counts)
+
+    def was_left(refusal: Refusal) -> bool:
+        if refusal.reason in WITHOUT_A_PHOTO:
+            return not chooser.by_metadata(refusal.path)
+        return refusal.reason in NOT_THERE and chooser.by_name(refusal.path) is False
+
+    return replace(manifest, refusals=tuple(refusal for refusal in manifest.refusals if not was_left(refusal)))

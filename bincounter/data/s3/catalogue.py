@@ -18,6 +18,11 @@ _AFTER_SLASH = chr(ord("/") + 1)
 _LAST = chr(0x10FFFF)
 
 
+def tells_of_damage(error: BaseException | None) -> bool:
+    """Whether the file is no catalogue, or no longer; SQLite has no class of its own for that."""
+    return type(error) is sqlite3.DatabaseError
+
+
 class Catalogue:
     """The objects of one bucket. Its methods may be called from several threads.
 
@@ -272,11 +277,6 @@ class Catalogue:
     def _writing(self) -> Iterator[sqlite3.Connection]:
         with self._lock, self._rows:
             yield self._rows
-
-
-def tells_of_damage(error: BaseException | None) -> bool:
-    """Whether the file is no catalogue, or no longer; SQLite has no class of its own for that."""
-    return type(error) is sqlite3.DatabaseError
 
 
 def _opened(path: Path | None) -> sqlite3.Connection:

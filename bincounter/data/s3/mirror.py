@@ -25,7 +25,8 @@ from bincounter.data.s3.objects import Listed, Stored
 
 log = logging.getLogger(__name__)
 
-_FOLDERS = 10_000  # of which is remembered that they were made
+_FOLDERS = 10_000  # of which is remembered that they exist, or that no object has their name
+_NAMED = 5  # objects named in one line of the log
 
 
 class Arrived(NamedTuple):
@@ -153,20 +154,6 @@ class Mirror:
             fcntl.flock(self._lock, fcntl.LOCK_EX)
 
 
-def _remove_empty(folder: Path, root: Path) -> None:
-    """Remove ``folder`` and its parents below ``root`` as far as they are empty."""
-    while folder != root:
-        try:
-            folder.rmdir()
-        except OSError:
-            return
-        folder = folder.parent
-
-
-_NAMED = 5  # objects named in one line of the log
-_REMEMBERED = 10_000  # folders of which is known that no object has their name
-
-
 def leave_out_what_cannot_be_here(catalogue: Catalogue, mirror: Mirror) -> None:
     """Take objects that cannot be local files out of what has to be fetched, and name them in the log.
 
@@ -207,6 +194,16 @@ def _in_the_way(item: Listed, catalogue: Catalogue, folders: set[str]) -> Iterat
     while (cut := folder.rfind("/")) >= 0 and (folder := folder[:cut]) not in folders:
         if catalogue.is_listed(folder):
             yield folder
-        if len(folders) == _REMEMBERED:
+        if len(folders) == _FOLDERS:
             folders.clear()
         folders.add(folder)
+
+
+def _remove_empty(folder: Path, root: Path) -> None:
+    """Remove ``folder`` and its parents below ``root`` as far as they are empty."""
+    while folder != root:
+        try:
+            folder.rmdir()
+        except OSError:
+            return
+        folder = folder.parent

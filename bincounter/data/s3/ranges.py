@@ -30,7 +30,7 @@ def limit_requests_of_worker(connections: int, _worker: int) -> None:
     limit_requests(connections)
 
 
-def bucket_here(name: str) -> Bucket:
+def open_bucket(name: str) -> Bucket:
     """Open a bucket for this process, once.
 
     Raises:

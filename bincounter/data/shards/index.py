@@ -1,4 +1,4 @@
-"""Index.csv, the ``Shards`` layout, and the manifest of shards that stay in a bucket."""
+"""The index of shards (``index.csv``), the ``Shards`` layout, and the manifest of shards that stay in a bucket."""
 
 import csv
 import hashlib
@@ -24,7 +24,7 @@ from bincounter.data.records import (
 from bincounter.data.s3.address import parse
 from bincounter.data.s3.bucket import Bucket
 from bincounter.data.s3.error_messages import MissingError
-from bincounter.data.s3.ranges import bucket_here, limit_requests
+from bincounter.data.s3.ranges import limit_requests, open_bucket
 from bincounter.errors import DataError
 from bincounter.files import replacing, write_text
 
@@ -255,7 +255,7 @@ def streamed_manifest(source: str, cache_dir: Path, connections: int) -> Manifes
     name, prefix = parse(source)
     below = f"{prefix}/" if prefix else ""
     limit_requests(connections)
-    bucket = bucket_here(name)
+    bucket = open_bucket(name)
     folder = cache_dir / "indexes" / hashlib.sha256(source.encode()).hexdigest()[:16]
     try:
         _keep_copy(bucket, below + INDEX_FILE, folder / INDEX_FILE)

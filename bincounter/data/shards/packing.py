@@ -24,35 +24,11 @@ log = logging.getLogger(__name__)
 SHARD_BYTES = 100_000_000
 """Size of a shard: large enough that a thousand of them hold all of ABID, small enough to be copied again."""
 
+JOURNAL = ".packing"
+"""Name of the file that lists the finished shards while a folder is packed."""
+
 _READERS = 8  # threads that read photos of a file each
 _PART = re.compile(r"\..*\.part")
-
-
-def pack(
-    manifest: Manifest,
-    kept: np.ndarray,
-    assignment: np.ndarray | None,
-    folder: Path,
-    *,
-    shard_bytes: int = SHARD_BYTES,
-) -> None:
-    """Pack photos into shards; the index is written last, so that a folder which has one is whole.
-
-    A call that was cut short is gone on with by the same call, and repeating one that was not does nothing.
-
-    Args:
-        manifest: of the source.
-        kept: ``int[N]``, positions in ``manifest.records`` of the photos to pack, ascending.
-        assignment: ``int8[N]``, their splits as positions in ``SPLITS``; ``None`` for those that the source fixes.
-        folder: of the shards, made when it is missing.
-        shard_bytes: size above which a shard gets no further photo.
-
-    Raises:
-        DataError: the folder holds other things, or a photo was changed or lost since it was scanned.
-        ResourceError: the disk is full.
-    """
-    for _ in pack_files(manifest, kept, assignment, folder, shard_bytes=shard_bytes):
-        pass
 
 
 def pack_files(
@@ -63,7 +39,24 @@ def pack_files(
     *,
     shard_bytes: int = SHARD_BYTES,
 ) -> Generator[Path, None, None]:
-    """:func:`pack`, telling each file as soon as it is whole: the shards, the quarantine list and, last, the index."""
+    """Pack photos into shards; the index is written last, so that a folder which has one is whole.
+
+    A call that was cut short is resumed by the same call, and repeating one that was not does nothing.
+
+    Args:
+        manifest: of the source.
+        kept: ``int[N]``, positions in ``manifest.records`` of the photos to pack, ascending.
+        assignment: ``int8[N]``, their splits as positions in ``SPLITS``; ``None`` for those that the source fixes.
+        folder: of the shards, made when it is missing.
+        shard_bytes: size above which a shard gets no further photo.
+
+    Yields:
+        each file as soon as it is whole: the shards, the quarantine list and, last, the index.
+
+    Raises:
+        DataError: the folder holds other things, or a photo was changed or lost since it was scanned.
+        ResourceError: the disk is full.
+    """
     sides = [manifest.given_splits[i] for i in kept] if assignment is None else [SPLITS[side] for side in assignment]
     folder.mkdir(parents=True, exist_ok=True)
     with one_at_a_time(folder), full_disk_answered(folder):
@@ -188,9 +181,6 @@ def _padded(size: int) -> int:
 def _room(photo: bytes) -> int:
     """Bytes that a photo takes in a shard, with its headers and labels."""
     return _padded(len(photo)) + 5 * tarfile.BLOCKSIZE
-
-
-JOURNAL = ".packing"
 
 
 class Journal:
