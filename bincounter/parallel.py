@@ -1,4 +1,4 @@
-"""``ordered_map`` and ``for_each`` on ThreadPoolExecutor: bounded look-ahead, first error stops.
+"""Work in threads on items of any number: bounded look-ahead, and the first error stops it.
 
 Threads rather than asyncio, since hashing and writing a file release Python's global lock: an event loop would do that
 for one object after the other, and took half as long again for photos of 55 kB.

@@ -1,4 +1,4 @@
-"""Bytes of photos: from files, tar shards or (through s3/ranges) buckets; checked by hash, read ahead in order."""
+"""Bytes of photos from files, tar shards or buckets, checked by hash and read ahead in order."""
 
 import errno
 import hashlib
@@ -14,27 +14,27 @@ from bincounter.errors import DataError
 from bincounter.parallel import ordered_map
 
 _OPEN = 256  # files of several photos that are kept open: to open one on a mounted bucket takes many milliseconds
-_SPAN = 2_000_000  # bytes of photos that lie behind each other and are read together
+_SPAN = 2_000_000  # bytes of consecutive photos that are read together
 _REQUESTS = 16  # to a bucket at a time: together with _SPAN more than a fast network holds in flight
 
 
 def read_photos(files: Sequence[PhotoFile]) -> list[bytes]:
-    """Read the bytes of photos, in the order asked for; those in buckets many at a time.
+    """Read the bytes of photos, in the given order; those in buckets many at a time.
 
     Raises:
         OSError: a local file, which ``filename`` names, cannot be read, or ends before the photo does.
-        DataError: an object is missing or not for us to read.
-        ResourceError: the network or the server gave out.
+        DataError: an object is missing or may not be read.
+        ResourceError: the network or the server failed.
     """
     if all(file.bucket is None for file in files):
         return [_read(file) for file in files]
-    from bincounter.data.s3.ranges import read_objects  # brings boto, which photos here have no use for
+    from bincounter.data.s3.ranges import read_objects  # imports botocore, which local photos do not need
 
     return read_objects(files)
 
 
 def read_checked(files: Sequence[PhotoFile], content: np.ndarray) -> list[bytes]:
-    """Read photos.
+    """Read photos and check their hashes.
 
     Args:
         files: of the photos.
@@ -42,7 +42,7 @@ def read_checked(files: Sequence[PhotoFile], content: np.ndarray) -> list[bytes]
 
     Raises:
         DataError: a photo was changed or lost since then.
-        ResourceError: the network or the server gave out.
+        ResourceError: the network or the server failed.
     """
     try:
         photos = read_photos(files)
@@ -57,7 +57,7 @@ def read_checked(files: Sequence[PhotoFile], content: np.ndarray) -> list[bytes]
 
 
 def read_ahead(files: Sequence[PhotoFile], content: np.ndarray, order: np.ndarray, *, workers: int) -> Iterator[bytes]:
-    """Read photos in threads, those that lie behind each other together; memory does not grow with their number.
+    """Read photos in threads, consecutive ones together; memory does not grow with their number.
 
     Args:
         files: of the photos.
@@ -82,7 +82,7 @@ def read_ahead(files: Sequence[PhotoFile], content: np.ndarray, order: np.ndarra
 
 
 def in_reading_order(files: Sequence[PhotoFile]) -> np.ndarray:
-    """Positions in ``files``, ``int64[N]``, in the order in which the photos of each shard lie in it."""
+    """Positions in ``files``, ``int64[N]``, sorted by shard and by offset in it."""
     if all(file.size is None for file in files):
         return np.arange(len(files))
     rank = {path: number for number, path in enumerate(sorted({file.path for file in files}))}
@@ -95,14 +95,14 @@ def content_hash(data: bytes) -> np.uint64:
 
 
 def suffix_of(data: bytes) -> str:
-    """The ending that a photo's file has by its content: ``.jpg``, ``.png`` or ``.webp``."""
+    """File suffix of a photo by its content: ``.jpg``, ``.png`` or ``.webp``."""
     if data.startswith(b"\x89PNG"):
         return ".png"
     return ".webp" if data[8:12] == b"WEBP" else ".jpg"
 
 
 def forget_open_files() -> None:
-    """Open files anew when they are read next: there may be others of their names by now."""
+    """Close the cached files, which may have been replaced."""
     _opened.cache_clear()
 
 
@@ -115,7 +115,7 @@ def _read(file: PhotoFile) -> bytes:
 
 
 class _Descriptor:
-    """A file that stays open as long as anyone reads it; forked processes share it, as reads name their place."""
+    """A file that stays open while it is read; forked processes may share it, since reads give their offset."""
 
     def __init__(self, path: Path) -> None:
         self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -156,4 +156,4 @@ def _spans(files: Sequence[PhotoFile], order: np.ndarray) -> Iterator[np.ndarray
 def _changed(file: PhotoFile) -> str:
     if file.size is None:
         return f"{file.name} was changed after the data was scanned: run again to use it as it is now."
-    return f"another photo than index.csv says lies in {file.name}: restore the shard, or pack the photos again."
+    return f"{file.name} is not the photo that index.csv describes: restore the shard, or pack the photos again."

@@ -196,13 +196,13 @@ def test_ids_again_transfer_only_what_changed(s3_proxy: FaultyProxy, tmp_path: P
 @pytest.mark.parametrize(
     ("source", "sentence"),
     [
-        ("s3://shop/nothing", "nothing lies under s3://shop/nothing/"),
-        ("s3://shop/bins/1/a.jpg", "nothing lies under"),
+        ("s3://shop/nothing", "no object exists under s3://shop/nothing/"),
+        ("s3://shop/bins/1/a.jpg", "no object exists under"),
         ("s3://no-such-bucket/x", "has no bucket for s3://no-such-bucket"),
         ("s3:/shop/bins", "write it as s3://bucket/folder"),
         ("S3://shop/bins", "write it as s3://bucket/folder"),
-        ("s3://", "names no bucket"),
-        ("s3://../x", "names no bucket"),
+        ("s3://", "has no valid bucket name"),
+        ("s3://../x", "has no valid bucket name"),
         ("s3://shop/../x", "has . or .. as a folder"),
         ("s3://shop//x", "empty folder"),
         ("s3://shop/\udcff", "is not UTF-8"),

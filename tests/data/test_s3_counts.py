@@ -64,7 +64,7 @@ def test_only_photos_of_the_counts_are_fetched(
         assert files(tmp_path) == without(objects, *left) | TABLES
         assert s3_proxy.objects_sent() == requests
         assert len(s3_proxy.requests) == requests + 1
-        assert f"{len(left)} objects that data.sync.only leaves out stay in the bucket" in caplog.text
+        assert f"{len(left)} objects are excluded by data.sync.only and stay in the bucket" in caplog.text
     fetch_photos("s3://shop/bins", tmp_path, counts=[1, 2])
     assert files(tmp_path) == objects | TABLES
     fetch_photos("s3://shop/bins", tmp_path, counts=[1], only="counts")

@@ -25,7 +25,7 @@ from bincounter.errors import DataError, ResourceError
         ({"AWS_SECRET_ACCESS_KEY": None}, "Partial credentials"),
         ({"AWS_PROFILE": "nobody"}, "nobody"),
         ({"AWS_CA_BUNDLE": "/no/such/file"}, "correct AWS_CA_BUNDLE"),
-        ({"AWS_ENDPOINT_URL": "nonsense"}, "AWS_ENDPOINT_URL is no address"),
+        ({"AWS_ENDPOINT_URL": "nonsense"}, "AWS_ENDPOINT_URL is not an address"),
         ({"AWS_ENDPOINT_URL": "http://user:pa55@127.0.0.1:1"}, "127.0.0.1:1 cannot be reached"),
     ],
 )
@@ -98,7 +98,7 @@ def test_credentials_that_cannot_be_renewed_in_mid_transfer_are_one_sentence(
     fails = f"if os.path.getsize({str(calls)!r}) > 1: sys.exit('no such login')"
     profile.write_text("\n".join([*lines, fails, printing("2026-01-01T00:00:00Z")]))
     put(s3_proxy.server, bins(3))
-    with pytest.raises(DataError, match=r"the AWS credentials cannot be had .*: log in again") as caught:
+    with pytest.raises(DataError, match=r"the AWS credentials are not available .*: log in again") as caught:
         fetch("s3://shop/bins", tmp_path)
     assert "\n" not in str(caught.value) and SECRET_KEY not in str(caught.value)
 
@@ -106,7 +106,7 @@ def test_credentials_that_cannot_be_renewed_in_mid_transfer_are_one_sentence(
 @pytest.mark.parametrize(
     ("script", "sentence"),
     [
-        ("raise SystemExit('expired login')", "the AWS credentials cannot be had .*: log in again"),
+        ("raise SystemExit('expired login')", "the AWS credentials are not available .*: log in again"),
         (printing(secret="wrong"), "correct AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"),
         ("print('no JSON')", "AWS"),
     ],
@@ -173,6 +173,6 @@ def test_a_bucket_in_another_region_is_found(s3_proxy: FaultyProxy, tmp_path: Pa
 def test_a_region_that_nobody_tells_is_one_sentence(s3_proxy: FaultyProxy, tmp_path: Path) -> None:
     put(s3_proxy.server, bins(3))
     s3_proxy.spoil("", elsewhere("eu-west-1", error(301, "PermanentRedirect")))
-    with pytest.raises(DataError, match="elsewhere and does not say to which region: correct AWS_ENDPOINT_URL"):
+    with pytest.raises(DataError, match="without naming a region: correct AWS_ENDPOINT_URL"):
         fetch("s3://shop/bins", tmp_path)
     assert len(s3_proxy.requests) < 10

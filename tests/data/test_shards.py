@@ -264,9 +264,9 @@ def edit(index: Path, line: int, column: int, value: str) -> None:
 
 DAMAGES = [
     pytest.param(lambda index: index.unlink(), r"index\.csv cannot be read .*name the folder", id="no index"),
-    pytest.param(lambda index: index.write_bytes(b""), "is no index of shards: name", id="empty index"),
+    pytest.param(lambda index: index.write_bytes(b""), "is not an index of shards: name", id="empty index"),
     pytest.param(lambda index: index.write_bytes(b"\xff\xfe"), "damaged in line", id="binary index"),
-    pytest.param(lambda index: index.write_text("a,b\n1,2\n"), "is no index of shards: name", id="another table"),
+    pytest.param(lambda index: index.write_text("a,b\n1,2\n"), "is not an index of shards: name", id="another table"),
     pytest.param(lambda index: edit(index, 0, 9, "bytes"), "another version of bincounter: use that", id="newer"),
     pytest.param(lambda index: index.write_text(",".join(lines_of(index)[0]) + "\n"), "no photo", id="no photo"),
     pytest.param(lambda index: edit(index, 5, 1, "many"), "damaged in line 6", id="count"),
@@ -316,7 +316,7 @@ def flip(folder: Path) -> None:
 def test_other_bytes_than_were_packed_are_told_when_they_are_read(manifest, tmp_path, harm, cached):
     folder = packed(manifest, tmp_path / "shards")
     harm(folder)
-    with pytest.raises(DataError, match=r"another photo than index\.csv says lies in .*bins-.*at byte \d+: restore"):
+    with pytest.raises(DataError, match=r"bins-.*at byte \d+ is not the photo that index\.csv describes: restore"):
         PhotoStore.open(scanned(folder, tmp_path / "c"), 24, tmp_path / "c", cached=cached, workers=2).batch(range(42))
 
 

@@ -184,7 +184,7 @@ def test_a_shard_that_changed_in_the_bucket_is_told(shards, s3, tmp_path):
     content[file.offset + 50] ^= 1
     shard.write_bytes(content)
     with pytest.raises(
-        DataError, match=r"another photo than index\.csv says lies in s3://packed/some/bins/bins-.*byte"
+        DataError, match=r"s3://packed/some/bins/bins-.*byte \d+ is not the photo that index\.csv describes"
     ):
         PhotoStore.open(manifest, 24, tmp_path / "c", cached=True, workers=2)
 
@@ -211,7 +211,7 @@ def test_what_passes_is_waited_for_and_what_stays_is_told(shards, ranges, tmp_pa
 @pytest.mark.parametrize("table", ["index.csv", "quarantine.csv"])
 def test_a_table_that_is_damaged_is_told_where_it_lies(shards, s3, tmp_path, table):
     (shards / table).write_text("id,count\n")
-    with pytest.raises(DataError, match=f"^{SOURCE}/{table} is no "):
+    with pytest.raises(DataError, match=f"^{SOURCE}/{table} is not "):
         streamed(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""One failed request once more through boto: the answer, or an error with a name.
+"""Repeats one failed request through boto, which returns the response or raises a named error.
 
 boto is slower than obstore, but it follows redirects, checks every checksum and names each error.
 """
@@ -27,9 +27,9 @@ from bincounter.data.s3.error_messages import (
 from bincounter.data.s3.objects import Listed, Stored, is_md5
 from bincounter.errors import BinCounterError
 
-_ATTEMPTS = 3  # times the attempts of botocore, which does not repeat a body that broke off
+_ATTEMPTS = 3  # times the attempts of botocore, which does not repeat a body that was cut short
 _CHUNK = 1 << 20  # bytes
-_Answer = TypeVar("_Answer")
+_Response = TypeVar("_Response")
 
 
 class BotoFallback:
@@ -38,10 +38,10 @@ class BotoFallback:
     Args:
         bucket: its name.
         settings: of its requests.
-        stop: once it is set, no request is begun.
+        stop: once it is set, no request is started.
 
     Attributes:
-        reached: whether the server ever answered; one that never did is not asked for long.
+        reached: whether the server ever responded; one that never did is given up on early.
     """
 
     def __init__(self, bucket: str, settings: S3Settings, stop: threading.Event) -> None:
@@ -71,12 +71,12 @@ class BotoFallback:
         def request(client: Any) -> Stored | None:
             condition = {"IfNoneMatch": f'"{unless}"'} if unless else {}
             try:
-                answer = client.get_object(Bucket=self._bucket, Key=key, **condition)
+                response = client.get_object(Bucket=self._bucket, Key=key, **condition)
             except ClientError as error:
                 if status(error) == 304:
                     return None
                 raise
-            return _save(answer, path, listed, md5_etags=not self._bucket.endswith(DIRECTORY_BUCKET))
+            return _save(response, path, listed, md5_etags=not self._bucket.endswith(DIRECTORY_BUCKET))
 
         return self._repeat(request, key)
 
@@ -112,35 +112,35 @@ class BotoFallback:
 
     def metadata(self, key: str) -> dict[str, str]:
         """Read the user metadata of an object; names in lower case, since not every service keeps theirs."""
-        answer = self._repeat(lambda client: client.head_object(Bucket=self._bucket, Key=key), key)
-        return {name.lower(): value for name, value in answer["Metadata"].items()}
+        response = self._repeat(lambda client: client.head_object(Bucket=self._bucket, Key=key), key)
+        return {name.lower(): value for name, value in response["Metadata"].items()}
 
     def bucket_region(self) -> str | None:
-        """Ask for the region of the bucket; ``None`` where the server does not report it."""
+        """Look up the region of the bucket; ``None`` where the server does not report it."""
         try:
-            answer = self._client().head_bucket(Bucket=self._bucket)
+            response = self._client().head_bucket(Bucket=self._bucket)
         except ClientError as error:  # a refusal holds the region, too
-            answer = error.response
+            response = error.response
         except (BotoCoreError, LostError):
             return None
-        headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
-        return answer.get("BucketRegion") or headers.get("x-amz-bucket-region")
+        headers = response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+        return response.get("BucketRegion") or headers.get("x-amz-bucket-region")
 
     def _client(self) -> Any:
         with self._opening:
             if self._opened is None:
                 client = self._opened = self._settings.client
-                client.meta.events.register("response-received.s3", self._note_answer)
+                client.meta.events.register("response-received.s3", self._note_response)
                 client.meta.events.register("response-received.s3.HeadBucket", _stop_when_lost)
             return self._opened
 
     def _repeat(
         self,
-        request: Callable[[Any], _Answer],
+        request: Callable[[Any], _Response],
         key: str,
         explain: Callable[..., BinCounterError] = explain_request,
-    ) -> _Answer:
-        """Make a request, again where it broke off on the way: other errors are botocore's to repeat."""
+    ) -> _Response:
+        """Make a request, again if the connection broke; botocore itself repeats the other errors that may pass."""
         client = self._client()
         last: Exception = DamagedError("stopped")
         for attempt in range(_ATTEMPTS):
@@ -161,34 +161,34 @@ class BotoFallback:
             last, f"s3://{self._bucket}/{key}", host=settings.host, signed=settings.signed, reached=self.reached
         ) from last
 
-    def _note_answer(self, *, exception: Exception | None, **_: object) -> None:
+    def _note_response(self, *, exception: Exception | None, **_: object) -> None:
         self.reached = self.reached or exception is None
 
 
 def _stop_when_lost(*, parsed_response: dict[str, Any] | None, **_: object) -> None:
-    """Keep botocore from asking for the bucket's region again and again where redirects do not hold it."""
+    """Keep botocore from looking up the bucket's region endlessly when redirects do not include it."""
     metadata = (parsed_response or {}).get("ResponseMetadata", {})
     if metadata.get("HTTPStatusCode") in (301, 302, 307) and "x-amz-bucket-region" not in metadata["HTTPHeaders"]:
         raise LostError
 
 
-def _save(answer: dict[str, Any], path: Path, listed: Stored | None, *, md5_etags: bool) -> Stored:
-    """Write the body of ``answer`` to a file; raises :class:`DamagedError` where it is not what was announced."""
+def _save(response: dict[str, Any], path: Path, listed: Stored | None, *, md5_etags: bool) -> Stored:
+    """Write a body to a file; raises :class:`DamagedError` if it does not match the headers."""
     digest, size = hashlib.md5(usedforsecurity=False), 0
     with path.open("wb") as file:
-        for chunk in answer["Body"].iter_chunks(_CHUNK):
+        for chunk in response["Body"].iter_chunks(_CHUNK):
             file.write(chunk)
             digest.update(chunk)
             size += len(chunk)
         file.flush()
         os.fsync(file.fileno())
-    etag = answer.get("ETag", "").strip('"')
-    announced = answer.get("ContentLength", size)
+    etag = response.get("ETag", "").strip('"')
+    announced = response.get("ContentLength", size)
     expected = listed.size if listed and listed.etag == etag else announced
     if size != announced or size != expected:
         raise DamagedError(f"{size} of {expected} bytes")
     # The etag of an object encrypted with KMS or a customer's key, or in a directory bucket is no MD5.
-    plain = answer.get("ServerSideEncryption", "AES256") == "AES256" and "SSECustomerAlgorithm" not in answer
+    plain = response.get("ServerSideEncryption", "AES256") == "AES256" and "SSECustomerAlgorithm" not in response
     if md5_etags and plain and is_md5(etag) and etag != digest.hexdigest():
-        raise DamagedError("its MD5 is not the one announced")
+        raise DamagedError("its MD5 does not match its etag")
     return Stored(etag, size)

@@ -1,4 +1,4 @@
-"""Credentials, region, endpoint and CA bundle by boto -> the obstore store.
+"""Credentials, region, endpoint and CA bundle, found by botocore, and the clients made from them.
 
 botocore reads the ``AWS_*`` variables (such as ``AWS_PROFILE``, ``AWS_REGION``, ``AWS_ENDPOINT_URL``), the files in
 ``~/.aws`` and the role of the machine, as every AWS tool does.
@@ -40,7 +40,7 @@ READ_TIMEOUT = 30
 """Seconds without a byte, after which a request counts as lost."""
 
 _PUBLIC = {"aft-vbi-pds": "us-east-1"}  # the bucket of ABID, and its region
-_CREDENTIALS_LAST = timedelta(minutes=5)  # before boto is asked again, which renews them when they are about to expire
+_CREDENTIALS_LAST = timedelta(minutes=5)  # until botocore is called again, which renews those about to expire
 _PLAIN = re.compile(r"https?://[\w.-]+(:\d+)?(/[\w./-]*)?", re.ASCII)
 
 
@@ -131,7 +131,7 @@ class S3Settings:
         """Open the bucket with obstore; ``None`` where obstore cannot use the settings.
 
         Args:
-            retries: of a request that was not answered, or with a status of 500 or above.
+            retries: of a request without a response, or with a status of 500 or above.
         """
         if self._bucket.endswith(DIRECTORY_BUCKET):
             return None
@@ -159,7 +159,7 @@ class S3Settings:
                 retry_config={
                     "max_retries": retries,
                     "backoff": {"init_backoff": timedelta(seconds=0.2), "max_backoff": timedelta(seconds=5), "base": 2},
-                    "retry_timeout": timedelta(seconds=READ_TIMEOUT),  # silence is not waited out twice
+                    "retry_timeout": timedelta(seconds=READ_TIMEOUT),  # a read timeout is not waited for twice
                 },
             )
         except (BaseError, ValueError):  # settings that obstore does not know

@@ -1,7 +1,7 @@
-"""``fetch()``: list, plan, transfer; a no-op when nothing changed.
+"""Sync of an ``s3://`` folder into a local one: list, plan, transfer.
 
-The folder mirrors the bucket: new and changed objects are fetched, files whose object is gone are deleted, and nothing
-is transferred when nothing changed. A killed run is resumed by the same call; two at once do the work once.
+The local folder mirrors the bucket: new and changed objects are fetched, files whose object is gone are deleted, and
+nothing is transferred when nothing changed. A killed run is resumed by the same call; two at once do the work once.
 """
 
 import logging
@@ -28,8 +28,8 @@ from bincounter.progress import TransferProgress
 log = logging.getLogger(__name__)
 
 _LISTINGS = 8  # at a time
-_EVERY = 0.5  # seconds after which what has arrived is put into place: so much work a kill can cost
-_MOST = 1024  # objects that wait for it
+_EVERY = 0.5  # seconds after which files are moved into place: the most work that a kill can cost
+_MOST = 1024  # files that wait for it
 
 _Verdict = TypeVar("_Verdict", bool, bool | None)
 
@@ -38,7 +38,7 @@ class ObjectFilter(Protocol):
     """Chooses the objects to fetch; names are relative to the source."""
 
     def by_name(self, name: str) -> bool | None:
-        """Whether an object is wanted; ``None`` where only the other objects tell."""
+        """Whether an object is wanted; ``None`` where that depends on other objects."""
 
     def by_metadata(self, name: str) -> bool:
         """Whether an object is wanted for which ``by_name`` gave ``None``; called once the others are here."""
@@ -63,7 +63,7 @@ def fetch(
         data_dir: the folder that holds the copies of all buckets.
         names: the only objects to fetch, relative to the source: a request for each and no listing. Those that do not
             exist are logged.
-        wanted: chooses the objects to fetch; the local files of others stay.
+        wanted: chooses the objects to fetch; the local files of the others stay.
         deleted: ``mirror`` to delete local files whose object is gone, ``keep`` to leave them.
         connections: requests at a time.
 
@@ -72,7 +72,7 @@ def fetch(
 
     Raises:
         DataError: the address or the credentials are wrong, or nothing exists there.
-        ResourceError: the network, the server or the disk gave out; the same call resumes.
+        ResourceError: the network, the server or the disk failed; the same call resumes.
     """
     bucket, prefix = parse(source)
     try:
@@ -118,23 +118,23 @@ class _Sync:
             self._catalogue,
             self._bucket,
             self._below,
-            meanwhile=partial(self._catalogue.look, self._below, self._mirror.is_here),
+            meanwhile=partial(self._catalogue.mark_missing, self._below, self._mirror.is_here),
         )
-        number = self._catalogue.listed()
+        number = self._catalogue.count_listed()
         if not number:
-            raise DataError(f"nothing lies under {self._address}: correct the folder, its letters' case included")
+            raise DataError(f"no object exists under {self._address}: correct the folder, its letters' case included")
         if not keep_deleted:
-            while gone := self._catalogue.gone(self._below):
+            while gone := self._catalogue.unlisted(self._below):
                 self._mirror.forget(gone)
-        self._catalogue.plan()
+        self._catalogue.plan_jobs()
         leave_out_what_cannot_be_here(self._catalogue, self._mirror)
-        left = self._catalogue.sift(self._relative(self._wanted.by_name)) if self._wanted else 0
+        left = self._catalogue.filter_jobs(self._relative(self._wanted.by_name)) if self._wanted else 0
         fetched = self._fetch_jobs()
-        if self._wanted and self._catalogue.bring_back():
-            left += self._catalogue.sift(self._relative(self._wanted.by_metadata))
+        if self._wanted and self._catalogue.restore_deferred():
+            left += self._catalogue.filter_jobs(self._relative(self._wanted.by_metadata))
             fetched += self._fetch_jobs()
         log.info("%s: %d objects, %d of them fetched now", self._address, number, fetched)
-        _log_left(left)
+        _log_excluded(left)
 
     def fetch_names(self, names: Sequence[str]) -> None:
         """Mirror the objects of these names below the prefix; all other files are left alone."""
@@ -143,7 +143,7 @@ class _Sync:
         warn_of_refused(refused)
         keys = [key for key in keys if key not in refused]
         if self._wanted is None:
-            asked, outcome = keys, self._fetch_keys(keys)
+            requested, outcome = keys, self._fetch_keys(keys)
         else:
             by_name, by_metadata = self._relative(self._wanted.by_name), self._relative(self._wanted.by_metadata)
             verdicts = {key: by_name(key) for key in keys}
@@ -151,21 +151,21 @@ class _Sync:
             outcome = self._fetch_keys(first)
             then = [key for key in keys if verdicts[key] is None and by_metadata(key)]
             more = self._fetch_keys(then)
-            asked, outcome = first + then, Outcome(outcome.fetched + more.fetched, outcome.absent | more.absent)
+            requested, outcome = first + then, Outcome(outcome.fetched + more.fetched, outcome.absent | more.absent)
         absent = outcome.absent
-        if len(absent) == len(asked):
+        if len(absent) == len(requested):
             raise next(
                 (error for error in absent.values() if isinstance(error, DeniedError)),
                 DataError(f"none of the {len(names)} objects exists under {self._address}: correct data.source or ids"),
             )
         warn("%d objects do not exist: %s", list(absent))
-        here = len(asked) - len(absent)
-        log.info("%s: %d of %d objects are here, %d fetched now", self._address, here, len(asked), outcome.fetched)
-        _log_left(len(keys) - len(asked))
+        here = len(requested) - len(absent)
+        log.info("%s: %d of %d objects are here, %d fetched now", self._address, here, len(requested), outcome.fetched)
+        _log_excluded(len(keys) - len(requested))
 
     def _fetch_jobs(self) -> int:
         """Fetch what the catalogue planned."""
-        number, size = self._catalogue.work()
+        number, size = self._catalogue.jobs_total()
         if not number:
             return 0
         free = shutil.disk_usage(self._mirror.folder).free
@@ -174,23 +174,23 @@ class _Sync:
                 f"{size / 1e9:.1f} GB are to be fetched and {free / 1e9:.1f} GB are free at {self._mirror.folder}: "
                 "make room, or set paths.data_dir to another disk"
             )
-        self._catalogue.expect_jobs()
+        self._catalogue.mark_jobs_pending()
         jobs = (Job(key, Stored(etag, size)) for page in self._catalogue.jobs() for key, etag, size in page)
         outcome = self._transfer(jobs, number, size, (MissingError,))
         self._mirror.forget(outcome.absent)
-        warn("%d objects are listed, but do not exist any more: %s", self._catalogue.note_absent(outcome.absent))
+        warn("%d objects are listed, but do not exist any more: %s", self._catalogue.record_absent(outcome.absent))
         return outcome.fetched
 
     def _fetch_keys(self, keys: Sequence[str]) -> Outcome:
-        """Fetch objects that were not listed; each is asked for, on the condition that it is not what is here."""
+        """Fetch objects that were not listed, each by a request that is conditional on the version here."""
         if not keys:
             return Outcome(0, {})
-        here = {key: self._mirror.known(key) for key in keys}
+        here = {key: self._mirror.local_version(key) for key in keys}
         jobs = [Job(key, None, stored.etag if stored else "") for key, stored in here.items()]
-        self._catalogue.expect(key for key, stored in here.items() if stored is None)
-        # Who may not list a bucket is denied what does not exist, too.
+        self._catalogue.mark_pending(key for key, stored in here.items() if stored is None)
+        # Without permission to list a bucket, objects that do not exist are denied, too.
         outcome = self._transfer(jobs, len(jobs), None, (MissingError, DeniedError))
-        # What is here and denied now may well be there still: permissions change, and what was fetched stays.
+        # A denied object may still exist: permissions change, and what was fetched stays.
         gone = [key for key, error in outcome.absent.items() if isinstance(error, MissingError) or not here[key]]
         self._mirror.forget(gone)
         return outcome
@@ -211,9 +211,9 @@ class _Sync:
         return lambda key: verdict(key.removeprefix(self._below))
 
 
-def _log_left(number: int) -> None:
+def _log_excluded(number: int) -> None:
     if number:
-        log.info("%d objects that data.sync.only leaves out stay in the bucket", number)
+        log.info("%d objects are excluded by data.sync.only and stay in the bucket", number)
 
 
 class _Transfer:
@@ -227,7 +227,7 @@ class _Transfer:
 
     Attributes:
         fetched: objects that were not here.
-        absent: those that could not be had, with the tolerated error.
+        absent: those that could not be fetched, with the tolerated error.
     """
 
     def __init__(
@@ -262,7 +262,7 @@ class _Transfer:
         self.publish_all()
 
     def publish_all(self) -> None:
-        """Put into place what has arrived; other threads go on fetching meanwhile."""
+        """Move what has arrived into place, while other threads keep fetching."""
         with self._publishing:
             with self._counting:
                 arrived, self._arrived = self._arrived, []
@@ -281,19 +281,19 @@ def _list_into(catalogue: Catalogue, bucket: Bucket, prefix: str, *, meanwhile: 
         catalogue: takes the objects.
         bucket: that is listed.
         prefix: empty, or a folder with its slash.
-        meanwhile: something else to do while the server is waited for.
+        meanwhile: called in a thread of its own meanwhile.
 
     Raises:
         DataError: the address or the credentials are wrong.
-        ResourceError: the network or the server gave out.
+        ResourceError: the network or the server failed.
     """
-    catalogue.list_anew()
+    catalogue.clear_listing()
     cuts = catalogue.boundaries(prefix, _LISTINGS) if bucket.in_order else []
 
     def list_part(after: str, until: str) -> None:
         for page in bucket.pages(prefix, after=after):
             inside = [item for item in page if not until or item.key <= until]
-            catalogue.add(inside)
+            catalogue.add_listed(inside)
             if len(inside) < len(page) or bucket.stop.is_set():
                 return
 
