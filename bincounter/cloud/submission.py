@@ -282,7 +282,7 @@ def _files(folder: Path) -> "list[Found]":
 
 
 def _md5(path: Path) -> bytes:
-    from bincounter.data.s3.catalogue import unreadable
+    from bincounter.data.s3.upload import unreadable
 
     try:
         with path.open("rb") as file:
