@@ -16,7 +16,8 @@ from bincounter.model.backbones import feature_size
 from bincounter.model.objectives import Objective
 from bincounter.serving.application.answers import Limits
 
-VERSION = 1
+FORMAT = 1
+"""Of model.json and what lies beside it; archives without a number are of format 1."""
 
 
 class ArchiveError(ValueError):
@@ -66,7 +67,7 @@ class ServedModel(nn.Module):
         Raises:
             ArchiveError: they are missing or damaged, or do not belong together.
         """
-        described = _described(folder / "model.json")
+        described = read_description(folder)
         try:
             model = cls(described)
             weights = torch.load(folder / "weights.pt", map_location="cpu", weights_only=True)
@@ -102,14 +103,24 @@ class ServedModel(nn.Module):
         return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
 
 
-def _described(path: Path) -> dict[str, Any]:
+def read_description(folder: Path) -> dict[str, Any]:
+    """Read ``model.json`` of an unpacked archive.
+
+    Raises:
+        ArchiveError: it is missing or damaged, or of a format that a newer bincounter writes.
+    """
+    path = folder / "model.json"
     try:
         described = json.loads(path.read_text(encoding="utf-8"))
-        version = described["version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        newer = described.get("format", 1) > FORMAT
+        Limits(**described["limits"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArchiveError(f"{path} is missing or damaged; unpack the archive again, or package it anew.") from error
-    if version != VERSION:
-        raise ArchiveError(f"{path} has version {version}, this code reads version {VERSION}; package it anew.")
+    if newer:
+        raise ArchiveError(
+            f"{path} has format {described['format']}, and this bincounter reads formats up to {FORMAT}; "
+            "install a newer bincounter, or package the checkpoint with this one."
+        )
     return described
 
 

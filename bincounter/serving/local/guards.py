@@ -3,21 +3,20 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from bincounter.serving.application.answers import Limits, Problem
+from bincounter.serving.application.photo_requests import too_large
 
 _LARGEST_BODIES = 8
 """Bodies of the largest size that are held in memory at a time."""
 
 
-class Intake:
+class RequestLimiter:
     """Admits requests and reads their bodies.
 
     Args:
@@ -65,19 +64,16 @@ class Intake:
             raise Problem(408, sentence) from error
 
     def _check(self, length: int, new: int | None = None) -> None:
-        largest = self._limits.max_body_bytes
-        if length > largest:
-            raise Problem(
-                413, f"The body has more than {largest / 1e6:g} MB; send a smaller photo, or fewer in one request."
-            )
-        if self._bytes + (length if new is None else new) > _LARGEST_BODIES * largest:
+        if length > self._limits.max_body_bytes:
+            raise too_large(self._limits)
+        if self._bytes + (length if new is None else new) > _LARGEST_BODIES * self._limits.max_body_bytes:
             raise Problem(503, "Too many large requests are being answered; ask again in a second.")
 
 
 _SECONDS, _BYTES = 2.0, 200_000_000
 
 
-class Refusal(Response):
+class ProblemResponse(Response):
     """A problem as an answer, sent at once; the connection ends with it.
 
     What the client still sends is thrown away for a while: a connection that is closed on unread bytes is reset, and
@@ -155,7 +151,7 @@ class SameOrigin:
             await send(message)
 
         sentence = _objection(Headers(scope=scope))
-        app = Refusal(Problem(403, sentence)) if sentence else self._app
+        app = ProblemResponse(Problem(403, sentence)) if sentence else self._app
         await app(scope, receive, send_guarded)
 
 
@@ -168,74 +164,3 @@ def _objection(headers: Headers) -> str | None:
     if foreign or (embedded and headers.get("sec-fetch-site") in ("cross-site", "same-site")):  # ports share a site
         return "This server answers no other site's pages; open its own page."
     return None
-
-
-_HEAD_SECONDS, _HEAD_BYTES = 20.0, 1 << 16
-
-
-class Connection(HttpToolsProtocol):
-    """uvicorn's, with bounds on what comes before a body, and sentences where that is wrong.
-
-    A browser opens connections for later: one on which nothing comes is closed without a word.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._head: int | None = 0  # bytes so far; None while a body is read
-        self._deadline: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin."""
-        super().connection_made(transport)
-        self._deadline = self.loop.call_later(_HEAD_SECONDS, self._late)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """End."""
-        self._in_time()
-        super().connection_lost(exc)
-
-    def on_message_begin(self) -> None:
-        """A request line begins."""
-        super().on_message_begin()
-        self._head = 0
-        self._in_time()
-        self._deadline = self.loop.call_later(_HEAD_SECONDS, self._late)
-
-    def data_received(self, data: bytes) -> None:
-        """Bytes came."""
-        if self._head is not None:
-            self._head += len(data)  # the parser tells of a header only once it is whole
-        super().data_received(data)
-        if self._head is not None and self._head > _HEAD_BYTES and not self.transport.is_closing():
-            self._refuse(Problem(431, f"The headers have more than {_HEAD_BYTES >> 10} KiB; send shorter ones."))
-
-    def on_headers_complete(self) -> None:
-        """What is above the body has come."""
-        self._in_time()
-        self._head = None
-        super().on_headers_complete()
-
-    def send_400_response(self, msg: str) -> None:
-        """Refuse what is no HTTP."""
-        self._refuse(Problem(400, "This is no HTTP that can be read; send a request as HTTP/1.1 has it."))
-
-    def _in_time(self) -> None:
-        if self._deadline:
-            self._deadline.cancel()
-            self._deadline = None
-
-    def _late(self) -> None:
-        if self.scope is None:
-            self.transport.close()
-        else:
-            self._refuse(Problem(408, f"The headers did not come within {_HEAD_SECONDS:g} s; send them at once."))
-
-    def _refuse(self, problem: Problem) -> None:
-        reasons = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}
-        body = problem.body()
-        head = (
-            f"HTTP/1.1 {problem.status} {reasons[problem.status]}\r\nContent-Type: application/json\r\n"
-            f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-        )
-        self.transport.write(head.encode("ascii") + body)
-        self.transport.close()

@@ -15,7 +15,7 @@ import bincounter
 from bincounter.errors import UserError
 from bincounter.model.build import OWN_PARTS, load_counter, targets_of, without_pretrained
 from bincounter.serving.application.answers import Limits
-from bincounter.serving.application.served_model import VERSION
+from bincounter.serving.application.served_model import FORMAT
 from bincounter.serving.packing.foreign_code import foreign_code
 from bincounter.serving.packing.model_card import write_card
 from bincounter.serving.packing.tarball import read_member, write_tarball
@@ -144,7 +144,7 @@ def contents(checkpoint: Path, *, precision: str, limits: Limits, trusted: Seque
     origin = origin_of(checkpoint)
     foreign = foreign_code(target for target in targets_of(parts) if not target.startswith(OWN_PARTS))
     about = {
-        "version": VERSION,
+        "format": FORMAT,
         "model": model,
         **served,
         "limits": asdict(limits),

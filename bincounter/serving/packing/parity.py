@@ -4,15 +4,19 @@ Photos go as bytes through what trained the model and through the unpacked archi
 that sees nothing of bincounter but what the archive carries. Both compute on the CPU, training in single precision.
 """
 
-import asyncio
 import io
 import json
 import logging
+import os
+import signal
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -23,10 +27,8 @@ from bincounter.data.layouts.abid import PHOTOS
 from bincounter.data.layouts.base import PHOTO_SUFFIXES
 from bincounter.data.preprocessing import Normalize, PhotoError, decode
 from bincounter.data.s3.address import is_remote, parse
-from bincounter.errors import UserError
+from bincounter.errors import ResourceError, UserError
 from bincounter.model.build import load_counter
-from bincounter.serving.application.service import Reply
-from bincounter.serving.local.server import Worker
 from bincounter.serving.packing.tarball import unpack
 from bincounter.training.predictor import photos_of
 from bincounter.training.results import Origin, Run
@@ -38,6 +40,8 @@ BOUNDS = {"fp32": 1e-4, "bf16": 2e-2}
 """By how much a probability of the archive may differ from training's, by the archive's precision."""
 
 _BATCH = 16
+_PROBE = Path(__file__).with_name("archive_probe.py")
+_LOADING_SECONDS, _PHOTO_SECONDS = 120.0, 30.0  # that the archive's process may take
 _REFUSED = range(400, 500)
 _ADVICE = "nothing is served: package the checkpoint anew with action=package, by the bincounter that trained it"
 
@@ -66,6 +70,19 @@ class Parity:
         )
 
 
+@dataclass(frozen=True)
+class ArchiveAnswer:
+    """Answer of an archive for one photo.
+
+    Attributes:
+        status: of HTTP.
+        body: parsed JSON.
+    """
+
+    status: int
+    body: dict[str, Any]
+
+
 def check_parity(
     checkpoint: Path, archive: Path, photos: Mapping[str, bytes], *, trusted: Sequence[str] = ()
 ) -> Parity:
@@ -83,7 +100,7 @@ def check_parity(
     """
     expected, counts = _trained(checkpoint, photos, trusted)
     with tempfile.TemporaryDirectory(prefix="bincounter-parity-") as folder:
-        replies, precision = asyncio.run(_archived(unpack(archive, Path(folder) / "archive"), photos))
+        replies, precision = archive_answers(unpack(archive, Path(folder) / "archive"), photos)
     bound = BOUNDS[precision]
     differences = [
         _difference(name, probabilities, replies[name], counts, bound)
@@ -121,22 +138,66 @@ def _decoded(data: bytes, size: int) -> Tensor | None:
         return None
 
 
-async def _archived(folder: Path, photos: Mapping[str, bytes]) -> tuple[dict[str, Reply], str]:
-    worker = await Worker.start(folder, guard=True, CUDA_VISIBLE_DEVICES="", PYTHONPATH="")
-    try:
-        replies = {name: await worker.ask(data, None, "application/json") for name, data in photos.items()}
-        return replies, worker.ready["precision"]
-    finally:
-        await worker.close()
+def archive_answers(
+    archive: Path, photos: Mapping[str, bytes], *, python: str = sys.executable
+) -> tuple[dict[str, ArchiveAnswer], str]:
+    """Count photos by an archive's own code, in a process of its own, on the CPU.
+
+    Args:
+        archive: unpacked.
+        photos: contents by name.
+        python: interpreter of the environment to run in.
+
+    Returns:
+        The answers by name, and the archive's precision.
+
+    Raises:
+        UserError: the archive cannot be loaded; the message has the last line of the process's stderr.
+        ResourceError: the process was killed, took too long, or could not be started.
+    """
+    with tempfile.TemporaryDirectory(prefix="bincounter-parity-") as folder:
+        inputs, out = Path(folder) / "photos", Path(folder) / "answers.json"
+        inputs.mkdir()
+        files = {name: f"{number:06}" for number, name in enumerate(photos)}
+        for name, file in files.items():
+            (inputs / file).write_bytes(photos[name])
+        seconds = _LOADING_SECONDS + _PHOTO_SECONDS * len(photos)
+        try:
+            done = subprocess.run(
+                [python, "-P", str(_PROBE), str(archive), str(inputs), str(out)],
+                env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": ""},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+                timeout=seconds,
+                check=False,
+            )
+        except OSError as error:
+            raise ResourceError(f"No process can be started for the archive ({error}); end others.") from error
+        except subprocess.TimeoutExpired as error:
+            raise ResourceError(
+                f"The archive has not answered within {seconds:.0f} s; free memory and cores."
+            ) from error
+        if done.returncode < 0:
+            name = signal.Signals(-done.returncode).name
+            raise ResourceError(f"The archive's process was ended by {name}; free memory.")
+        if done.returncode:
+            lines = done.stderr.split("\n") if done.stderr.strip() else [f"exit code {done.returncode}"]
+            raise UserError(f"The archive cannot be loaded: {next(line for line in reversed(lines) if line.strip())}")
+        written = json.loads(out.read_text(encoding="utf-8"))
+    answers = {name: ArchiveAnswer(**written["answers"][file]) for name, file in files.items()}
+    return answers, written["precision"]
 
 
-def _difference(name: str, trained: Tensor, reply: Reply, counts: Sequence[int], bound: float) -> float:
+def _difference(name: str, trained: Tensor, reply: ArchiveAnswer, counts: Sequence[int], bound: float) -> float:
     """The largest difference between two probabilities of a photo.
 
     Raises:
         UserError: it is above the bound, or the counts differ where they may not.
     """
-    answer = json.loads(reply.body)
+    answer = reply.body
     if reply.status != 200:
         raise UserError(f"{name} is counted in training and refused by the archive ({answer['error']}); {_ADVICE}")
     served = torch.tensor([answer["probabilities"].get(str(count), float("nan")) for count in counts])
