@@ -96,7 +96,7 @@ def test_a_damaged_archive_is_refused_in_a_sentence(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"version": 2}, "version 2"),
+        ({"format": 2}, "format 2"),
         ({"counts": [0, 1]}, "state_dict"),
         ({"limits": {"max_body_kilos": 1}}, "max_body_kilos"),
         (
