@@ -115,7 +115,9 @@ def read_description(folder: Path) -> dict[str, Any]:
         newer = described.get("format", 1) > FORMAT
         Limits(**described["limits"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArchiveError(f"{path} is missing or damaged; unpack the archive again, or package it anew.") from error
+        raise ArchiveError(
+            f"{path} is missing or damaged ({_first_line(error)}); unpack the archive again, or package it anew."
+        ) from error
     if newer:
         raise ArchiveError(
             f"{path} has format {described['format']}, and this bincounter reads formats up to {FORMAT}; "

@@ -57,6 +57,8 @@ def _posted(port: int, content: bytes) -> tuple[int, bytes]:
             connection.request("POST", "/invocations", content, {"Content-Type": "application/octet-stream"})
             response = connection.getresponse()
             status, body = response.status, response.read()
+        except ConnectionResetError:  # the worker died; the next request waits for the next worker
+            continue
         except (OSError, HTTPException) as error:
             raise UserError(
                 f"Nothing answers at http://127.0.0.1:{port}: start it with python deploy.py ckpt_path=..., or see "

@@ -96,7 +96,7 @@ _CARRIED = (
     *sorted(f"serving/application/{path.name}" for path in (_PACKAGE / "serving" / "application").glob("*.py")),
 )
 _SERVED = ("backbone.", "head.", "objective.")  # the rest of a checkpoint is for training
-_ENTRYPOINTS = {"deployment.py": "deployment.py", "inference.py": "code/inference.py"}
+_ENTRYPOINTS = {"ray_serve.py": "deployment.py", "pytorch_image.py": "code/inference.py"}
 _RAY_SERVE = """# What AWS's Ray Serve image runs by `serve run`; its adapter asks port 8000.
 http_options: {{host: 0.0.0.0, port: 8000, request_timeout_s: {timeout}}}
 logging_config: {{enable_access_log: false}}
