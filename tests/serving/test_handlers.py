@@ -59,7 +59,7 @@ Asked = Callable[..., dict[str, Any]]
 @pytest.fixture(scope="module")
 def ask(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = unpacked_archive(tmp_path_factory.mktemp("handlers") / "model", max_batch=2)
-    shutil.copy(REPOSITORY / "bincounter/serving/entrypoints/pytorch_image.py", folder / "code")
+    shutil.copy(REPOSITORY / "bincounter/serving/entrypoints/pytorch_image.py", folder / "code/inference.py")
     environment = {
         **os.environ,
         "PYTHONPATH": str(folder / "code"),

@@ -57,7 +57,7 @@ def _no_orientation(inside: Path) -> None:
 
 def _training_library(inside: Path) -> None:
     module = inside / "code/bincounter/model/objectives.py"
-    module.write_text(module.read_text().replace("from torch import nn", "import lightning\nfrom torch import nn"))
+    module.write_text(f"import lightning\n{module.read_text()}")
 
 
 def test_an_archive_as_it_is_made_answers_as_training_does(
