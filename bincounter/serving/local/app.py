@@ -50,6 +50,15 @@ _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 _GONE = 499  # the status by which logs know clients that did not wait
 _WATCH = 0.5  # seconds between two looks at the model
 _GRACE = 5.0  # seconds beyond limits.timeout_s after which an event loop counts as stuck
+_REQUEST_SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2, 5, 10, 30)
+_WORK = {
+    "photos": "Photos the model has counted.",
+    "decode_seconds": "Seconds of decoding photos, over all threads.",
+    "forward_seconds": "Seconds the model has computed.",
+}
+_BATCHES = "batches_of_"
+_BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
+_SCORES = {"accuracy": ("Accuracy", "{:.1%}"), "rmse": ("RMSE", "{:.3f}")}
 
 Handle = Callable[[bytes, str | None, str | None], Coroutine[Any, Any, Reply]]
 """Answers a body, its content type and the types that are accepted; never raises."""
@@ -116,7 +125,7 @@ class _Endpoints:
     async def ping(self, _: Request) -> Response:
         """Health check: 200 while the model answers."""
         if not self._service.ready:
-            return ProblemResponse(Problem(503, "The model does not answer and is restarted; ask again in a second."))
+            return ProblemResponse(Problem(503, "The model does not answer and is restarted; retry in a second."))
         return JSONResponse({"model": self._name})
 
     async def scrape(self, _: Request) -> Response:
@@ -167,10 +176,10 @@ async def _answer(request: Request, limiter: RequestLimiter, handle: Handle) -> 
 
 
 async def _while_connected(request: Request, asking: Coroutine[Any, Any, Reply]) -> Reply:
-    """Wait for an answer as long as the client does.
+    """Wait for an answer while the client is connected.
 
     Raises:
-        ClientDisconnect: it no longer does; what was asked is cancelled.
+        ClientDisconnect: it has disconnected; the work is cancelled.
     """
     asked = asyncio.create_task(asking)
     gone = asyncio.ensure_future(request.receive())  # the body has been read: nothing else can come
@@ -190,25 +199,15 @@ async def _no_such_path(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "")
-        problem = Problem(405, f"{request.url.path} takes {allowed}; send that.")
+        problem = Problem(405, f"{request.url.path} accepts {allowed}; send that.")
     else:
-        problem = Problem(404, "There is nothing here; post photos to /invocations, or open / in a browser.")
+        problem = Problem(404, "Unknown path; post photos to /invocations, or open / in a browser.")
     return ProblemResponse(problem, dict(error.headers or {}))
 
 
 async def _unforeseen(_: Request, error: Exception) -> Response:
-    """A mistake of this server's own, which is logged with its traceback."""
-    return ProblemResponse(Problem(500, f"The server failed ({type(error).__name__}); see what it printed."))
-
-
-_SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2, 5, 10, 30)
-_WORK = {
-    "photos": "Photos the model has counted.",
-    "decode_seconds": "Seconds of decoding photos, over all threads.",
-    "forward_seconds": "Seconds the model has computed.",
-}
-_BATCHES = "batches_of_"
-_SIZES = (1, 2, 4, 8, 16, 32, 64)
+    """Response to an unexpected error, which uvicorn logs with its traceback."""
+    return ProblemResponse(Problem(500, f"The server failed ({type(error).__name__}); see its log."))
 
 
 class Metrics(Collector):
@@ -234,7 +233,7 @@ class Metrics(Collector):
             "bincounter_request_seconds",
             "Seconds from a request's headers to its answer.",
             registry=registry,
-            buckets=_SECONDS,
+            buckets=_REQUEST_SECONDS,
         )
         self._in_flight = Gauge(
             "bincounter_requests_in_flight", "Requests that are being read or answered.", registry=registry
@@ -261,23 +260,22 @@ class Metrics(Collector):
             yield CounterMetricFamily(f"bincounter_{name}", what, done[name])
         yield GaugeMetricFamily("bincounter_queue_length", "Photos that wait for the model.", done["queue_length"])
         batches = {int(name.removeprefix(_BATCHES)): n for name, n in done.items() if name.startswith(_BATCHES)}
-        buckets = [(str(float(bound)), sum(n for size, n in batches.items() if size <= bound)) for bound in _SIZES]
+        buckets = [
+            (str(float(bound)), sum(n for size, n in batches.items() if size <= bound)) for bound in _BATCH_SIZES
+        ]
         histogram = HistogramMetricFamily("bincounter_batch_size", "Photos in a batch.")
         histogram.add_metric([], [*buckets, ("+Inf", sum(batches.values()))], done["photos"])
         yield histogram
 
 
-_SCORES = {"accuracy": ("Accuracy", "{:.1%}"), "rmse": ("RMSE", "{:.3f}")}
-
-
 def read_card(folder: Path) -> dict[str, Any]:
-    """Read ``model.json`` and the front matter of the model card, where there is one.
+    """Read ``model.json`` and the front matter of the model card, if there is one.
 
     Args:
         folder: the unpacked archive.
 
     Returns:
-        ``task_name``, and ``scores``: by title, with the photos they are of.
+        ``task_name``, and ``scores``: text by title, which names the photos.
     """
     described = json.loads((folder / "model.json").read_text(encoding="utf-8"))
     scores = {}

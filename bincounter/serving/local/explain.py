@@ -1,7 +1,7 @@
 """/explanation: Grad-CAM of one photo at a time.
 
 Answers are ``{"count": 3, "width": 56, "height": 56, "heat": base64}``: the count that is explained, and how much each
-place of the upright photo spoke for it, 0-255, row by row.
+place of the upright photo contributed to it, 0-255, row by row.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from bincounter.serving.application.service import Reply
 
 log = logging.getLogger(__name__)
 
-_SIDE = 56  # Grad-CAM knows far fewer places
+_SIDE = 56  # pixels of the heat map; Grad-CAM resolves far fewer
 _SECONDS = 60.0  # an explanation may take
 
 
@@ -57,7 +57,7 @@ class Explainer:
         except ConfigError as error:
             return Reply.refusing(Problem(501, str(error)))
         except TimeoutError:
-            return Reply.refusing(Problem(504, f"There was no explanation within {_SECONDS:.0f} s; ask again."))
+            return Reply.refusing(Problem(504, f"No explanation within {_SECONDS:.0f} s; retry."))
         except Exception as error:
             log.exception("An explanation failed.")
             return Reply.refusing(
@@ -85,7 +85,7 @@ class Explainer:
 
 
 class _ExplainedModel(nn.Module):
-    """A served model with what Grad-CAM asks of one.
+    """A served model with the interface of :func:`bincounter.report.report_photos.attention`.
 
     Args:
         served: from an archive.
