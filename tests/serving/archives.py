@@ -49,7 +49,7 @@ _CODE = (
 
 
 def unpacked_archive(folder: Path, **limits: Any) -> Path:
-    """Write what an archive of a small model unpacks to."""
+    """Write the unpacked archive of a small model."""
     torch.manual_seed(0)
     counter = build_counter(MODEL, OBJECTIVE, COUNTS)
     folder.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""An archive's model and its service: exact answers, batches, overload, and what happens when something breaks."""
+"""Model and service of an archive: exact answers, batches, overload and failures."""
 
 import asyncio
 import base64

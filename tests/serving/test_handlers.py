@@ -1,4 +1,4 @@
-"""The four functions in the archive, called by the toolkit that AWS's older PyTorch image calls them by."""
+"""Entry point of AWS's older PyTorch image: its four functions, called by the image's toolkit."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""The server on 127.0.0.1, asked as clients ask: over HTTP, well-behaved or not."""
+"""Local server over HTTP: answers, guards, metrics, and workers that die, hang or fail."""
 
 import base64
 import json

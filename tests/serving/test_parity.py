@@ -1,4 +1,4 @@
-"""An archive that does not answer as training does is found out before it is served."""
+"""Parity gate: an archive whose answers differ from training's is stopped before it is served."""
 
 import re
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""What a request may look like, and what is said of one that looks different."""
+"""Parsing of requests: accepted formats, and the status and message for all others."""
 
 import asyncio
 import base64

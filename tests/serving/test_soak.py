@@ -1,4 +1,4 @@
-"""Many clients at a time, good and bad, and a worker that dies under them: every request ends, and memory stays."""
+"""Soak test: many clients, good and bad requests, and a worker that dies under them; memory stays flat."""
 
 import signal
 import threading

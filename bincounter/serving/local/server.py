@@ -119,7 +119,7 @@ def _supervise(folder: Path, listener: socket.socket, timeout_s: float, announce
         timeout_graceful_shutdown=grace,
         timeout_worker_healthcheck=HEALTH_CHECK,
     )
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    handlers = {number: signal.getsignal(number) or signal.SIG_DFL for number in SIGNALS}
     supervisor = _Supervisor(config, listener, restarts, grace, announce)
     try:
         for number in handlers.keys() - _EXIT_CODES.keys():
