@@ -26,7 +26,7 @@ from bincounter.cloud.endpoints.endpoint_requests import Wanted
 from bincounter.config.deploy_schema import SERVES, check_deploy, target_of
 from bincounter.errors import ConfigError, Stopped, UserError
 from bincounter.serving.application.answers import Limits
-from bincounter.serving.local.server import Server, announced, end, own_place, running
+from bincounter.serving.local.running_servers import Server, announced, end, own_place, running
 from bincounter.training.results import Origin, origin_of
 from bincounter.training.run_folder import newest_checkpoint
 
@@ -156,7 +156,7 @@ def _deploy(cfg: DictConfig) -> int:
 
 
 def _require_server() -> None:
-    for module in ("httptools", "prometheus_client", "starlette", "uvicorn"):
+    for module in ("h11", "prometheus_client", "starlette", "uvicorn"):
         if importlib.util.find_spec(module) is None:
             raise ConfigError(f"target=local needs {module}: pip install 'bincounter[serving]'")
 

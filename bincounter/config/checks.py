@@ -7,7 +7,7 @@ import re
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -86,7 +86,7 @@ def check_bounds(node: DictConfig, key: str = "") -> None:
         ConfigError: naming the first setting that is out of bounds, and what is allowed.
     """
     schema = OmegaConf.get_type(node)
-    for each in fields(schema) if hasattr(schema, "__dataclass_fields__") else ():
+    for each in fields(schema) if is_dataclass(schema) else ():
         if OmegaConf.is_missing(node, each.name):
             continue
         name = f"{key}.{each.name}" if key else each.name

@@ -1,4 +1,4 @@
-"""A checkpoint becomes an archive, the same one everywhere, and back; nothing damaged or foreign gets through."""
+"""Archives: reproducible bytes, contents, model card, foreign code, and refusals of damaged ones."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""What deploy.py is asked and cannot do is refused in one line, before a checkpoint is read."""
+"""Refusals of deploy.py: one line each, before a checkpoint is read."""
 
 import subprocess
 import sys
