@@ -29,6 +29,7 @@ class Account:
 
     Args:
         region: ``launcher.region``; ``None`` for that of ``AWS_REGION``, ``AWS_DEFAULT_REGION`` or the profile.
+        group: of settings that messages name, ``launcher`` or ``target``.
 
     Attributes:
         region: the region's name, one that has SageMaker.
@@ -37,18 +38,19 @@ class Account:
         ConfigError: no region is set, SageMaker is not in it, or the profile does not exist.
     """
 
-    def __init__(self, region: str | None) -> None:
+    def __init__(self, region: str | None, group: str = "launcher") -> None:
         import boto3
 
         for name in ("boto3", "botocore", "urllib3"):
             debugging = logging.getLogger(name).isEnabledFor(logging.DEBUG)
             # At DEBUG they write session tokens, and at INFO how they found the credentials.
             logging.getLogger(name).setLevel(logging.INFO if debugging else logging.WARNING)
-        with answered_by_aws("reading the AWS settings"):
+        self._group = group
+        with answered_by_aws("reading the AWS settings", group):
             self._session = boto3.Session()
             # boto3 itself knows AWS_DEFAULT_REGION only, every other AWS tool knows AWS_REGION.
             self.region = region or os.environ.get("AWS_REGION") or self._session.region_name or ""
-            _check_region(self.region)
+            _check_region(self.region, group)
         self._clients: dict[str, Any] = {}
         self._lock = threading.RLock()  # jobs are submitted from several threads, and sessions are for one
 
@@ -94,7 +96,7 @@ class Account:
         Raises:
             BinCounterError: there are no credentials, or AWS does not take them.
         """
-        with answered_by_aws("asking whose the AWS credentials are"):
+        with answered_by_aws("asking whose the AWS credentials are", self._group):
             return str(self.sts.get_caller_identity()["Account"])
 
     @property
@@ -117,29 +119,29 @@ class Account:
         used = name or self.default_bucket
         # Bucket names are worldwide: somebody else may have taken the default one to collect what others put there.
         owner = {} if name else {"ExpectedBucketOwner": self.number}
-        with answered_by_aws(f"using the bucket {used}"):
+        with answered_by_aws(f"using the bucket {used}", self._group):
             try:
                 there = self._bucket_region(used, **owner)
             except ClientError as error:
                 if _code(error) in _DENIED:
                     raise ConfigError(
                         f"access to the bucket {used} is denied: have s3:ListBucket on it added to the policies of "
-                        "your AWS user (docs/sagemaker.md), or, if it is another account's, set launcher.bucket to one "
-                        "of yours"
+                        f"your AWS user (docs/sagemaker.md), or, if it is another account's, set {self._group}.bucket "
+                        "to one of yours"
                     ) from error
                 if _code(error) not in _MISSING:
                     raise
                 if name:
                     raise ConfigError(
-                        f"launcher.bucket={name} does not exist: correct it, make it with `aws s3 mb s3://{name} "
+                        f"{self._group}.bucket={name} does not exist: correct it, make it with `aws s3 mb s3://{name} "
                         f"--region {self.region}`, or leave it out for the default one"
                     ) from error
                 self._make_bucket(used)
                 return used
         if there and there != self.region:
             raise ConfigError(
-                f"launcher.bucket={used} is in {there} and the job in {self.region}: set launcher.region={there}, or "
-                f"leave launcher.bucket out for one in {self.region}"
+                f"{self._group}.bucket={used} is in {there} and what uses it in {self.region}: set "
+                f"{self._group}.region={there}, or leave {self._group}.bucket out for one in {self.region}"
             )
         return used
 
@@ -158,16 +160,16 @@ class Account:
         if not name_or_arn:
             raise ConfigError(
                 "SageMaker runs a job as a role, and none is set: make one with the commands of docs/sagemaker.md (The "
-                "role), then set launcher.role to its name or ARN"
+                f"role), then set {self._group}.role to its name or ARN"
             )
         if _ROLE_ARN.fullmatch(name_or_arn):
             return name_or_arn
         if name_or_arn.startswith("arn:") or not _ROLE_NAME.fullmatch(name_or_arn):
             raise ConfigError(
-                f"launcher.role={name_or_arn} is neither the name of a role nor its ARN: write it as "
+                f"{self._group}.role={name_or_arn} is neither the name of a role nor its ARN: write it as "
                 "arn:aws:iam::<account>:role/<name> (`aws iam list-roles` shows those there are)"
             )
-        with answered_by_aws(f"looking up launcher.role={name_or_arn}"):
+        with answered_by_aws(f"looking up {self._group}.role={name_or_arn}", self._group):
             try:
                 return str(self.iam.get_role(RoleName=name_or_arn.rpartition("/")[2])["Role"]["Arn"])
             except ClientError as error:
@@ -233,7 +235,7 @@ class Account:
                 try:
                     self._clients[service] = self._session.client(service, region_name=self.region, config=config)
                 except (BotoCoreError, ValueError) as error:  # an endpoint that is none is a ValueError
-                    raise explain(error, f"reaching {service}") from error
+                    raise explain(error, f"reaching {service}", self._group) from error
             return self._clients[service]
 
     def _bucket_region(self, name: str, **condition: str) -> str | None:
@@ -253,7 +255,7 @@ class Account:
         from botocore.exceptions import ClientError
 
         place = {} if self.region == "us-east-1" else {"LocationConstraint": self.region}
-        with answered_by_aws(f"making the bucket {name}"):
+        with answered_by_aws(f"making the bucket {name}", self._group):
             try:
                 self.s3.create_bucket(Bucket=name, **({"CreateBucketConfiguration": place} if place else {}))
             except ClientError as error:
@@ -265,12 +267,12 @@ class Account:
             )
 
 
-def _check_region(region: str) -> None:
+def _check_region(region: str, group: str) -> None:
     if not region:
-        raise ConfigError("no AWS region is set: say launcher.region=us-east-1 or another, or set AWS_REGION")
+        raise ConfigError(f"no AWS region is set: set {group}.region=us-east-1 or another, or AWS_REGION")
     if region not in _regions():
         guess = nearest(region, _regions())
-        hint = f"did you mean launcher.region={guess}?" if guess else "say launcher.region=us-east-1 or another"
+        hint = f"did you mean {group}.region={guess}?" if guess else f"set {group}.region=us-east-1 or another"
         raise ConfigError(f"{region} is no region of SageMaker's: {hint} (AWS_REGION and the profile set it, too)")
 
 

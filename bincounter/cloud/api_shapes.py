@@ -6,7 +6,6 @@ from functools import cache
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from bincounter.cloud.job_request import _SETTINGS
 from bincounter.errors import ConfigError, nearest
 
 Path = tuple[str | int, ...]
@@ -94,27 +93,27 @@ def service_model(service: str = "sagemaker") -> Any:
     return botocore.session.get_session().get_service_model(service)
 
 
-def check(request: Mapping[str, Any], operation: str, setting: str = "launcher.request") -> None:
+def check(
+    request: Mapping[str, Any],
+    operation: str,
+    setting: str = "launcher.request",
+    settings: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Refuse a request that SageMaker's service model does not know.
 
     Args:
         request: the operation's parameters.
         operation: its name, such as ``CreateTrainingJob``.
         setting: that parts of it were given by, for messages.
+        settings: see :func:`check_shape`.
 
     Raises:
         ConfigError: an unknown, missing or mistyped parameter, or a value that is none of those allowed.
     """
-    check_shape(request, service_model().operation_model(operation).input_shape, operation, setting)
+    check_shape(request, service_model().operation_model(operation).input_shape, operation, setting, settings)
 
 
-def check_shape(
-    value: Mapping[str, Any],
-    shape: Any,
-    what: str,
-    setting: str,
-    settings: Mapping[str, str] = MappingProxyType(_SETTINGS),
-) -> None:
+def check_shape(value: Mapping[str, Any], shape: Any, what: str, setting: str, settings: Mapping[str, str]) -> None:
     """Refuse parameters that a shape of a service model does not have.
 
     Args:
@@ -122,7 +121,7 @@ def check_shape(
         shape: of the model.
         what: has that shape, such as an operation, for messages.
         setting: that parts of it were given by.
-        settings: the setting that a parameter comes from, by its path.
+        settings: the setting that a parameter comes from, by its path; other parameters come from ``setting``.
 
     Raises:
         ConfigError: an unknown, missing or mistyped parameter, or a value that is none of those allowed.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from bincounter.cloud.aws_errors import answered_by_aws
 from bincounter.cloud.debugger_rules import STATUSES, RuleStates
 from bincounter.cloud.jobs import ENDED, Job, answered_here, describe
-from bincounter.cloud.polling import Pace, Patience
+from bincounter.cloud.polling import wait_until
 from bincounter.errors import BinCounterError
 
 if TYPE_CHECKING:
@@ -61,25 +61,20 @@ def follow(
         whether the job has ended.
     """
     prefix = f"[{job.number}] " if several else ""
-    states, lines, patience = _States(prefix), _Lines(account, job.name, prefix, hear), Patience()
-    rules = RuleStates(prefix)
-    here = answered_here(account)
-    pace = Pace(leave, here=here)
-    while True:
-        changed = False
-        with patience:
-            described = describe(account, job.name)
-            job.description = {key: described[key] for key in KEPT if key in described}
-            changed = states.show(described)
-            changed = rules.show(described) or changed
-        changed = lines.show() or changed
-        if job.description.get("TrainingJobStatus") in ENDED and not rules.outlast():
-            if not here:
-                leave.wait(_LATE)
-                lines.show()
-            return True
-        if pace.rest(changed=changed):
-            return False
+    states, lines, rules = _States(prefix), _Lines(account, job.name, prefix, hear), RuleStates(prefix)
+
+    def step() -> tuple[bool, bool]:
+        described = describe(account, job.name)
+        job.description = {key: described[key] for key in KEPT if key in described}
+        changed = [states.show(described), rules.show(described), lines.show()]
+        return job.description["TrainingJobStatus"] in ENDED and not rules.outlast(), any(changed)
+
+    local = answered_here(account)
+    ended = wait_until(step, leave, local=local)
+    if ended and not local:
+        leave.wait(_LATE)
+        lines.show()
+    return ended
 
 
 def epoch_scores(line: str) -> tuple[int, dict[str, float]] | None:

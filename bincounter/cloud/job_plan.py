@@ -46,7 +46,7 @@ class Planned:
         extra: files to ship beside what git tracks.
         loggers: extras of the package that the run needs.
         checkpoint_uri: of a run to go on with, other than ``launcher.checkpoint_uri``.
-        debugger: settings as plain containers; empty for an app other than bincounter's own.
+        debugger: settings as plain containers.
         profiler: the same.
     """
 
@@ -109,7 +109,7 @@ def refuse_what_is_not_shipped(config: DictConfig) -> None:
 
 
 def plan_run(planned: Planned, loader: "ConfigLoader", config: DictConfig) -> None:
-    """Validate a run of bincounter's own and settle what is shipped for it.
+    """Validate a run and settle what is shipped for it.
 
     Raises:
         ConfigError: the run cannot be carried out by a training job.
@@ -136,7 +136,7 @@ def check_together(planned: Sequence[Planned], settings: Mapping[str, Any]) -> N
     """Refuse jobs that would get into each other's way, or that the launch cannot give what they ask for.
 
     Args:
-        planned: the jobs of one launch, all of them bincounter's own.
+        planned: the jobs of one launch.
         settings: the launch's ``launcher``.
 
     Raises:

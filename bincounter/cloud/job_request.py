@@ -99,7 +99,7 @@ def training_request(
         request["InputDataConfig"] = [_channel(channel_uri, settings["input_mode"])]
     request = merged(request, settings["request"])
     refuse_secrets(request, {"Environment": "launcher.environment.", "HyperParameters": ""})
-    check(request, "CreateTrainingJob")
+    check(request, "CreateTrainingJob", settings=_SETTINGS)
     return request
 
 

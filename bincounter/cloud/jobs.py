@@ -32,7 +32,6 @@ RECORD = "job.json"  # in the run's folder
 EARLIER = "earlier_jobs"  # beside it: records of the run's jobs before, which were billed too
 ENDED = ("Completed", "Failed", "Stopped")
 _NAME_LENGTH = 63  # SageMaker's limit
-_POLL_FIRST, _POLL_LONGEST = 1.0, 10.0  # seconds between two questions; DescribeTrainingJob is throttled
 
 
 @dataclass

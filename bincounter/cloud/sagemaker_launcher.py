@@ -1,8 +1,6 @@
 """The Hydra launcher; starts a rehearsal when asked.
 
 Hydra imports this module at the start of every app of the environment, so that everything heavy is imported on use.
-
-Hydra imports this module at the start of every app of the environment, so that everything heavy is imported on use.
 """
 
 import json
@@ -12,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +19,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from bincounter.config.launcher_schema import RehearsalConfig, SageMakerConfig
+from bincounter.config.launcher_schema import RehearsalConfig
 from bincounter.errors import ConfigError, Interrupted
 
 if TYPE_CHECKING:
@@ -36,22 +34,6 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 """The checkout that jobs are shipped from."""
 
 _AGAIN = "Interrupted: the same command goes on with the search"
-
-
-@dataclass
-class SageMakerPlugin:
-    """``hydra/launcher=sagemaker``, for any Hydra app."""
-
-    _target_: str = "hydra_plugins.bincounter.SageMakerLauncher"
-    settings: SageMakerConfig = field(default_factory=SageMakerConfig)
-
-
-@dataclass
-class RehearsalPlugin:
-    """``hydra/launcher=sagemaker_rehearsal``, for any Hydra app."""
-
-    _target_: str = "hydra_plugins.bincounter.SageMakerLauncher"
-    settings: RehearsalConfig = field(default_factory=RehearsalConfig)
 
 
 @dataclass
@@ -78,10 +60,7 @@ class SageMakerLauncher(Launcher):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Take over what Hydra hands every launcher."""
-        self._context, self._task, self._config = hydra_context, task_function, config
-        # Another app's task function travels as it is; a configuration with our group is composed anew over there.
-        kind = OmegaConf.get_type(config, "launcher") if "launcher" in config else None
-        self._own = isinstance(kind, type) and issubclass(kind, SageMakerConfig)
+        self._context, self._config = hydra_context, config  # the container has a task function of its own
 
     def prepare_sweep(self, trials: int, judge: "Judge | None") -> None:
         """What a sweeper tells that chooses trial by trial, before it chooses the first.
@@ -96,8 +75,7 @@ class SageMakerLauncher(Launcher):
         from bincounter.cloud.submission import show_cost
 
         self._searches, self._judge = True, judge
-        if self._own:
-            self._refuse_what_no_job_can_do()
+        self._refuse_what_no_job_can_do()
         show_cost(self._settings, trials)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
@@ -117,14 +95,11 @@ class SageMakerLauncher(Launcher):
         ]
         for one in planned:
             one.of_search = self._searches
-        if self._own:
-            self._refuse_what_no_job_can_do()
-            job_plan.check_together(planned, self._settings)
-            for one in planned:
-                with _named(one, alone=len(planned) == 1):
-                    job_plan.plan_run(one, loader, self._config)
-        else:
-            self._pickle(planned)
+        self._refuse_what_no_job_can_do()
+        job_plan.check_together(planned, self._settings)
+        for one in planned:
+            with _named(one, alone=len(planned) == 1):
+                job_plan.plan_run(one, loader, self._config)
         with place(rehearsed=self._rehearsed):
             return self._launch(planned)
 
@@ -139,12 +114,6 @@ class SageMakerLauncher(Launcher):
     def _listed(self) -> bool:
         """Whether jobs are those of the command line, not chosen by what others came to."""
         return str(self._config.hydra.sweeper._target_).endswith(".BasicSweeper")
-
-    def _pickle(self, planned: "Sequence[Planned]") -> None:
-        from bincounter.cloud.task import pickled
-
-        for one in planned:
-            one.extra["task.pkl"] = pickled(self._task, self._context, one.config)
 
     def _launch(self, planned: "Sequence[Planned]") -> list[JobReturn]:
         from bincounter.cloud.account import Account
@@ -217,11 +186,8 @@ class SageMakerLauncher(Launcher):
 
     def _result(self, planned: "Planned", task: "Task") -> JobReturn:
         from bincounter.cloud.jobs import best_value
-        from bincounter.cloud.task import result
         from bincounter.config.checks import mode_of
 
-        if not self._own and task.error is None:
-            return result(planned.folder)
         if task.error is not None:
             if self._alone:  # Hydra would add a line of its own to ours
                 raise task.error

@@ -3,7 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from bincounter.cloud.aws_errors import explain_failure
 from bincounter.cloud.job_log import KEPT, follow
 from bincounter.cloud.job_runner import wants_to_stop
 from bincounter.cloud.jobs import Job, answered_here, cost, fetch
-from bincounter.cloud.polling import Pace, Patience
+from bincounter.cloud.polling import wait_until
 from bincounter.cloud.tuning_job import TUNING_ENDED, TuningJob, describe, stop, trials
 from bincounter.errors import BinCounterError, Interrupted
 
@@ -98,17 +98,20 @@ class Course:
                 self._leave.set()
 
     def _until_its_end(self, pool: ThreadPoolExecutor) -> tuple[dict[str, Any], list[Trial]]:
-        pace, patience = Pace(self._leave, here=answered_here(self._account)), Patience()
-        futures = []
+        futures: list[Future[None]] = []
         described: dict[str, Any] = {}
-        while described.get("HyperParameterTuningJobStatus") not in TUNING_ENDED:
+
+        def step() -> tuple[bool, bool]:
+            nonlocal described
+            described = describe(self._account, self._tuning.name)
+            new = self._look()
+            futures.extend(pool.submit(self._show, trial) for trial in new)
+            return described["HyperParameterTuningJobStatus"] in TUNING_ENDED, bool(new)
+
+        ended = False
+        while not ended:
             try:
-                new: list[Trial] = []
-                with patience:
-                    described = describe(self._account, self._tuning.name)
-                    new = self._look()
-                futures += [pool.submit(self._show, trial) for trial in new]
-                pace.rest(changed=bool(new))
+                ended = wait_until(step, self._leave, local=answered_here(self._account))
             except KeyboardInterrupt:
                 self._ask_what_to_do()
         wait(futures)

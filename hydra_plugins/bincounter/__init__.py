@@ -21,8 +21,6 @@ class TunerSweeper(sweepers.TunerSweeper):
 
 for group, name, node in (
     ("launcher", "bincounter", sagemaker_launcher.BinCounterPlugin),
-    ("launcher", "sagemaker", sagemaker_launcher.SageMakerPlugin),
-    ("launcher", "sagemaker_rehearsal", sagemaker_launcher.RehearsalPlugin),
     ("sweeper", "bincounter_optuna", sweepers.OptunaPlugin),
     ("sweeper", "bincounter_tuner", sweepers.TunerPlugin),
 ):

@@ -49,7 +49,7 @@ class TestRegion:
 
     def test_none(self, aws: Faults, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("AWS_REGION")
-        with pytest.raises(ConfigError, match=r"launcher\.region=us-east-1 or another, or set AWS_REGION"):
+        with pytest.raises(ConfigError, match=r"launcher\.region=us-east-1 or another, or AWS_REGION"):
             Account(None)
 
     @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ class TestBucket:
         place = {"LocationConstraint": "eu-west-1"}
         Account("eu-west-1").s3.create_bucket(Bucket="far", CreateBucketConfiguration=place)
         with pytest.raises(
-            ConfigError, match=r"far is in eu-west-1 and the job in us-east-1: set launcher\.region=eu-west-1"
+            ConfigError, match=r"far is in eu-west-1 and what uses it in us-east-1: set launcher\.region=eu-west-1"
         ):
             Account("us-east-1").bucket("far")
 
