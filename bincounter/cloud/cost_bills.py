@@ -206,7 +206,8 @@ def job_bill(
         trained, billed = (_seconds(described.get(f"{kind}TimeInSeconds")) for kind in ("Training", "Billable"))
         started = described.get("TrainingStartTime")
         if state == RUNNING:
-            trained = _seconds_since(started) if started else None
+            since = datetime.fromisoformat(str(started)) if started else None
+            trained = None if since is None else max(0.0, round((datetime.now(UTC) - since).total_seconds()))
         elif trained is None and billed is None and not started and state in _STATES.values():
             trained = billed = 0.0  # it ended before it was given an instance
     except (TypeError, ValueError):
@@ -304,11 +305,6 @@ def _per_point(usd: float | None, points: float | None, rehearsed: bool) -> dict
         "rehearsed_usd_per_point": value if rehearsed else None,
         "usd_per_point_missing": missing,
     }
-
-
-def _seconds_since(started: Any) -> float:
-    moment = started if isinstance(started, datetime) else datetime.fromisoformat(str(started))
-    return max(0.0, round((datetime.now(UTC) - moment).total_seconds()))
 
 
 def _seconds(value: Any) -> float | None:

@@ -15,6 +15,15 @@ from bincounter.smdebug.settings import DEBUG_RULES, hook_config
 
 log = logging.getLogger(__name__)
 
+STATUSES = ("DebugRuleEvaluationStatuses", "ProfilerRuleEvaluationStatuses")
+"""Where DescribeTrainingJob tells them."""
+
+AFTER_THE_JOB = 600.0
+"""Seconds that rules are waited for when the job has ended: a report is made from all of it, which takes minutes."""
+
+_AT_WORK = ("InProgress", "Stopping")
+_TO_BE_READ = ("IssuesFound", "Error")
+
 
 def inspection_request(
     debugger: Mapping[str, Any], profiler: Mapping[str, Any], *, folder_uri: str, region: str
@@ -57,16 +66,6 @@ def _rule(name: str, invoke: str, parameters: Mapping[str, Any], region: str) ->
     }
 
 
-STATUSES = ("DebugRuleEvaluationStatuses", "ProfilerRuleEvaluationStatuses")
-"""Where DescribeTrainingJob tells them."""
-
-AFTER_THE_JOB = 600.0
-"""Seconds that rules are waited for when the job has ended: a report is made from all of it, which takes minutes."""
-
-_AT_WORK = ("InProgress", "Stopping")
-_TO_BE_READ = ("IssuesFound", "Error")
-
-
 class RuleStates:
     """Tells each status of each rule once.
 
@@ -87,12 +86,10 @@ class RuleStates:
                 name, status = rule.get("RuleConfigurationName", "?"), rule.get("RuleEvaluationStatus", "?")
                 if self._told.get((kind, name)) != status:
                     self._told[kind, name] = status
-                    self._tell(name, status, " ".join((rule.get("StatusDetails") or "").split()))
+                    level = logging.WARNING if status in _TO_BE_READ else logging.INFO
+                    details = " ".join((rule.get("StatusDetails") or "").split())
+                    log.log(level, "%srule %s: %s%s", self._prefix, name, status, f": {details}" if details else "")
         return self._told != before
-
-    def _tell(self, name: str, status: str, details: str) -> None:
-        level = logging.WARNING if status in _TO_BE_READ else logging.INFO
-        log.log(level, "%srule %s: %s%s", self._prefix, name, status, f": {details}" if details else "")
 
     def outlast(self) -> bool:
         """Whether rules of a job that has ended are still at work, and worth waiting for."""

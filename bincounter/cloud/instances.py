@@ -10,6 +10,15 @@ import yaml
 
 from bincounter.errors import ConfigError
 
+GPU_MACHINE = "al2-ami-sagemaker-inference-gpu-3-1"
+"""The machine image whose driver the CUDA build of AWS's Ray Serve image needs."""
+
+_STACKS: dict[str, dict[str, Any]] = {
+    "ray": {"framework": "ray-serve", "version": "1.4"},  # Python 3.13, torch 2.10
+    "pytorch": {"framework": "pytorch", "version": "2.6", "py_version": "py312"},  # the last one of its kind
+}
+_FRAMEWORK = "pytorch-amzn2023"  # the successor of the "pytorch" images, which end with PyTorch 2.10
+
 
 class Price(NamedTuple):
     """What one instance costs on demand.
@@ -93,9 +102,6 @@ def _table() -> dict[str, Any]:
     return yaml.safe_load(Path(__file__).with_name("prices.yaml").read_text(encoding="utf-8"))
 
 
-_FRAMEWORK = "pytorch-amzn2023"  # the successor of the "pytorch" images, which end with PyTorch 2.10
-
-
 def training_image(*, framework_version: str, region: str, instance_type: str) -> str:
     """The address of AWS's training image, with CUDA where the instance has GPUs.
 
@@ -168,15 +174,6 @@ def _explain(versions: dict[str, dict], framework_version: str, region: str, ins
     )
 
 
-GPU_MACHINE = "al2-ami-sagemaker-inference-gpu-3-1"
-"""The machine image whose driver the CUDA build of AWS's Ray Serve image needs."""
-
-_STACKS: dict[str, dict[str, Any]] = {
-    "ray": {"framework": "ray-serve", "version": "1.4"},  # Python 3.13, torch 2.10
-    "pytorch": {"framework": "pytorch", "version": "2.6", "py_version": "py312"},  # the last one of its kind
-}
-
-
 def serving_image(*, stack: str, region: str, instance_type: str | None) -> str:
     """The address of AWS's serving image, with CUDA where the instance has GPUs.
 
@@ -190,14 +187,7 @@ def serving_image(*, stack: str, region: str, instance_type: str | None) -> str:
     Raises:
         ConfigError: there is no such image, or the SDK is not installed.
     """
-    try:
-        from sagemaker.core import image_uris  # takes two seconds
-    except ImportError as error:
-        raise ConfigError(
-            "AWS's images are looked up with the SageMaker SDK, which is not installed: pip install "
-            "'bincounter[sagemaker]', or say target.image=URI"
-        ) from error
-    asked = _STACKS[stack]
+    image_uris, asked = _image_uris(", or set target.image=URI"), _STACKS[stack]
     try:
         return image_uris.retrieve(
             region=region, instance_type=instance_type or "ml.m5.large", image_scope="inference", **asked

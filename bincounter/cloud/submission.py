@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_NAMED = 5  # files named in one line of the log
+
 Needs = tuple[tuple[tuple[str, bytes], ...], tuple[str, ...], bool]
 """Files and packages that a job needs beside what git tracks, and whether smdebug's are left to its image."""
 
@@ -85,7 +87,7 @@ class Submission:
             for one in planned:
                 request = training_request(
                     {**settings, "checkpoint_uri": one.checkpoint_uri or settings["checkpoint_uri"]},
-                    name=job_name(_task_name(one), one.number),
+                    name=job_name(str(one.config.get("task_name", one.config.hydra.job.name)), one.number),
                     hyperparameters=encode(one.shipped),
                     source_uri=_source_uri(bucket_uri, archives[_needs(one)]),
                     region=account.region,
@@ -202,13 +204,6 @@ def _places(planned: "Sequence[Planned]", below: str) -> dict[Path, str]:
                 log.info("%s goes to %s", folder, places[folder])
             one.ship_source(places[folder])
     return places
-
-
-def _task_name(planned: "Planned") -> str:
-    return str(planned.config.get("task_name", planned.config.hydra.job.name))
-
-
-_NAMED = 5  # files named in one line of the log
 
 
 def destination(folder: Path, base_uri: str, *, workers: int = 16) -> str:
