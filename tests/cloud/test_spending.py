@@ -158,7 +158,7 @@ def test_rehearsed_jobs_are_followed_through_an_interruption_and_nothing_was_pai
         job = recorded(tmp_path / str(number), None, name=name, description={})
         (job.folder / "job.json").unlink()
         tasks.append(Task(replace(job, checkpoint_uri=asked["CheckpointConfig"]["S3Uri"]), asked))
-    Crew(Account("us-east-1"), tasks, at_once=2, rehearsed=True).carry_out()
+    Crew(Account("us-east-1"), tasks, at_once=2, rehearsed=True).run_all()
     assert [task.error is None for task in tasks] == [True, False]
 
     done, failed = jobs(tmp_path)
