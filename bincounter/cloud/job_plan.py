@@ -229,6 +229,6 @@ def _check_recomposition(planned: Planned, cfg: DictConfig, loader: "ConfigLoade
     different = [key for key in expected if expected[key] != found.get(key)]
     if different:
         raise ConfigError(
-            f"{different[0]} would differ in the container, since its overrides depend on their order: write them as one "
-            "(a.b={c: 1}), or put them into a file under conf/experiment"
+            f"{different[0]} would differ in the container, since its overrides depend on their order: write them as "
+            "one (a.b={c: 1}), or put them into a file under conf/experiment"
         )

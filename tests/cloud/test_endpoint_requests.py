@@ -324,7 +324,7 @@ def test_images_are_those_of_the_sdk(stack: str, instance_type: str | None, ends
         ),
         (
             ["target=realtime", "target.request.ProductionVariant.RoutingConfig.RoutingStrategy=RANDM"],
-            "RoutingStrategy=RANDM is nothing that SageMaker knows: did you mean RANDOM?",
+            "RoutingStrategy=RANDM is not a value that SageMaker knows: did you mean RANDOM?",
         ),
         (["target=realtime", "target.request.ProductionVariant.InstanceType=ml.g5.xlarge"], "target.instance_type"),
         (["target=realtime", "target.request.EndpointConfig.ShadowProductionVariants=[{}]"], "one variant"),

@@ -66,7 +66,10 @@ def test_everything_else_the_api_knows_is_merged_in() -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"request": {"Tagz": []}}, "launcher.request.Tagz is no parameter of CreateTrainingJob: did you mean Tags?"),
+        (
+            {"request": {"Tagz": []}},
+            "launcher.request.Tagz is not a parameter of CreateTrainingJob: did you mean Tags?",
+        ),
         ({"request": {"VpcConfig": {"Subnetz": []}}}, "launcher.request.VpcConfig.Subnetz is no parameter"),
         ({"request": {"Tags": [{"Key": "team"}]}}, "Missing required parameter in Tags[0]"),
         ({"request": {"RetryStrategy": {"MaximumRetryAttempts": "three"}}}, "Invalid type for parameter"),
