@@ -53,7 +53,7 @@ class TestRegion:
             Account(None)
 
     @pytest.mark.parametrize(
-        ("region", "said"), [("us-east1", "did you mean launcher.region=us-east-1"), ("mars", "mars is no region")]
+        ("region", "said"), [("us-east1", "did you mean launcher.region=us-east-1"), ("mars", "mars is not a region")]
     )
     def test_misspelt(self, aws: Faults, region: str, said: str) -> None:
         with pytest.raises(ConfigError, match=said):
