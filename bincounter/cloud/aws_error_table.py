@@ -88,7 +88,7 @@ CASES = (
         "ValidationException ResourceInUse ConflictException",
         r"[Cc]annot create already existing|already exists",
         ConfigError,
-        "the name is taken, so {doing} is refused: set name to another, or use action=update",
+        "the name is in use, so {doing} is refused: set name to another, or use action=update",
         "target",
     ),
     AwsErrorCase(
@@ -109,7 +109,7 @@ CASES = (
         "ValidationError ValidationException",
         r"Endpoint (?P<name>\S+) of account(?: \d+)? not found",
         ConfigError,
-        "there is no endpoint named {name} in this region: action=list shows those there are",
+        "there is no endpoint named {name} in this region: action=list shows all",
         "target",
     ),
     AwsErrorCase(
@@ -122,7 +122,7 @@ CASES = (
         "InvalidSignatureException SignatureDoesNotMatch RequestTimeTooSkewed",
         r"(?:Signature expired|not yet current|RequestTime|too large)",
         ConfigError,
-        "AWS takes no signature of another time: set the clock of this machine",
+        "AWS refuses signatures of another time: set the clock of this machine",
     ),
     AwsErrorCase(
         "InvalidSignatureException SignatureDoesNotMatch IncompleteSignature",
@@ -150,15 +150,15 @@ CASES = (
         _DENIED,
         r"perform: iam:PassRole on resource: (?P<role>[^\s\"]+)",
         ConfigError,
-        "your AWS user may not hand {role} to SageMaker: have iam:PassRole allowed on that role, as the policy of the "
+        "your AWS user may not pass {role} to SageMaker: have iam:PassRole allowed on that role, as the policy of the "
         "submitting user in docs/sagemaker.md does",
     ),
     AwsErrorCase(
         _DENIED,
         r"perform: (?P<action>[\w-]+:\w+).*(?:explicit deny|service control policy|permissions boundary)",
         ConfigError,
-        "a policy of this account forbids {action}: ask whoever administers this AWS account, or set AWS_PROFILE "
-        "to one of another account",
+        "a policy of this account forbids {action}: ask the administrator of this AWS account, or set AWS_PROFILE "
+        "to a profile of another account",
     ),
     AwsErrorCase(
         _DENIED,
@@ -192,21 +192,20 @@ CASES = (
         "ResourceLimitExceeded ServiceQuotaExceededException LimitExceededException",
         "",
         ResourceError,
-        "a quota of this account stands against {doing} ({message}): ask for more under Service Quotas, Amazon "
+        "a quota of this account prevents {doing} ({message}): ask for more under Service Quotas, Amazon "
         "SageMaker, or wait until other jobs have ended",
     ),
     AwsErrorCase(
         _THROTTLED,
         "",
         ResourceError,
-        "AWS is asked too often for {doing} ({code}): run the same command again in a minute{fewer}",
+        "AWS throttles {doing} ({code}): run the same command again in a minute{fewer}",
     ),
     AwsErrorCase(
         "ResourceInUse ResourceInUseException ConflictException",
         "",
         ConfigError,
-        "the name is taken, or what has it is still busy, so {doing} is refused: set task_name to another, or wait "
-        "until it has ended",
+        "the name is in use, so {doing} is refused: set task_name to another, or wait until the job has ended",
     ),
     AwsErrorCase("", r"[Cc]ould not assume role (?P<role>\S+?)[.,]?(?:\s|$)", ConfigError, _NO_ROLE),
     AwsErrorCase("ValidationException", r"No S3 objects found under S3 URL \"(?P<url>[^\"]+)", DataError, _NO_OBJECTS),
@@ -238,13 +237,13 @@ CASES = (
         "NoSuchBucket",
         "",
         ConfigError,
-        "the bucket{bucket} does not exist: correct {group}.bucket or {source}, or make it with `aws s3 mb`",
+        "the bucket{bucket} does not exist: correct {group}.bucket or {source}, or create it with `aws s3 mb`",
     ),
     AwsErrorCase(
         "NoSuchEntity",
         "",
         ConfigError,
-        "{doing} finds nothing of that name: correct it, or make the role as docs/sagemaker.md shows",
+        "{doing} finds nothing of that name: correct it, or create the role as docs/sagemaker.md shows",
     ),
     AwsErrorCase(
         "ResourceNotFound ResourceNotFoundException 404 NoSuchKey",

@@ -17,7 +17,7 @@ from bincounter.errors import BinCounterError, ConfigError, ResourceError
 if TYPE_CHECKING:
     from botocore.exceptions import ClientError
 
-_LONGEST = 240  # characters of a message of AWS's that are repeated
+_LONGEST = 240  # characters that are repeated of a message of AWS
 _MISSING = re.compile(r"could not find|cannot find|does not exist|not found|unknown endpoint", re.IGNORECASE)
 _MISSING_CODES = ("ValidationException", "ValidationError", "ResourceNotFound", "ResourceNotFoundException")
 
@@ -62,7 +62,7 @@ def explain(error: Exception, doing: str, group: str = "launcher") -> BinCounter
     from botocore.exceptions import ClientError
 
     if isinstance(error, Boto3Error) and isinstance(error.__context__, Exception):
-        error = error.__context__  # transfers wrap what happened in an error of their own
+        error = error.__context__  # transfers wrap the error of the request
     if isinstance(error, ClientError):
         return _explain_answer(error, doing, group)
     return _explain_own(error, doing, group)
@@ -81,13 +81,13 @@ def explain_failure(reason: str) -> str:
         reason: the ``FailureReason`` of DescribeTrainingJob.
 
     Returns:
-        what our program said in the container, word for word and without what the toolkit and SageMaker put around
-        it; or else what went wrong around it, and the next step.
+        the message of our program in the container, without the text of the toolkit and SageMaker around it; or else
+        the cause outside of the program, and the next step.
     """
     if reason.startswith("AlgorithmError"):
         return _explain_program(reason)
-    told = _known_failure(reason, "launcher", url="the job's data")
-    return told or f"{_shortened(reason) or 'SageMaker gives no reason'}: see the log of the job for what came before"
+    known = _known_failure(reason, "launcher", url="the job's data")
+    return known or f"{_shortened(reason) or 'SageMaker gives no reason'}: see the log of the job for what came before"
 
 
 def explain_endpoint_failure(reason: str, last_line: str | None) -> str:
@@ -97,9 +97,9 @@ def explain_endpoint_failure(reason: str, last_line: str | None) -> str:
         reason: the ``FailureReason`` that AWS gives.
         last_line: of the container's log; ``None`` where there is none.
     """
-    told = _known_failure(reason, "target", url="in S3") or " ".join(reason.split()).rstrip(".")
-    told = told or "SageMaker gives no reason"
-    return f'{told}; its log ends with "{last_line}"' if last_line else told
+    known = _known_failure(reason, "target", url="in S3")
+    sentence = known or " ".join(reason.split()).rstrip(".") or "SageMaker gives no reason"
+    return f'{sentence}; its log ends with "{last_line}"' if last_line else sentence
 
 
 def _known_failure(reason: str, group: str, url: str) -> str | None:
@@ -114,7 +114,7 @@ def _known_failure(reason: str, group: str, url: str) -> str | None:
 
 
 def _explain_program(reason: str) -> str:
-    """What the program in the container said, or why it said nothing."""
+    """Message of the program in the container, or why there is none."""
     text = reason.removeprefix("AlgorithmError").lstrip(": ")
     ending = re.search(r"(?:^|,)\s*exit code:?\s*(\d+)\s*$", text, re.IGNORECASE)
     text, code = (text[: ending.start()].strip(), ending[1]) if ending else (text.strip(), "")
@@ -125,15 +125,15 @@ def _explain_program(reason: str) -> str:
         return OUT_OF_MEMORY
     lines = [line.strip(" :") for line in text.splitlines() if line.strip(" :")]
     if not lines:
-        return f"the program ended with exit code {code or 'unknown'} and said nothing: see the log of the job"
+        return f"the program ended with exit code {code or 'unknown'} and no message: see the log of the job"
     if wrapped and wrapped[1] == "InstallRequirementsError":
         return (
             f"the container could not install its requirements ({_shortened(lines[-1])}): see that the job reaches a "
-            "package index, which a VPC without NAT and network isolation prevent, or bring an image that has them"
+            "package index, which a VPC without NAT and network isolation prevent, or use an image that has them"
         )
     if "Traceback (most recent call last)" in text:
         return f"{_shortened(lines[-1])}: see the log of the job for what came before"
-    return lines[-1] if wrapped else text  # wrapped is the end of what was on stderr, whose last line is our sentence
+    return lines[-1] if wrapped else text  # wrapped: the end of stderr, whose last line is our message
 
 
 def _explain_answer(error: "ClientError", doing: str, group: str) -> BinCounterError:
@@ -156,7 +156,7 @@ def _explain_answer(error: "ClientError", doing: str, group: str) -> BinCounterE
         )
     if status >= 500:
         return ResourceError(
-            f"AWS itself has trouble with {doing} ({code or status}): run the same command again later"
+            f"AWS has an error of its own while {doing} ({code or status}): run the same command again later"
         )
     return ConfigError(
         f"AWS refuses {doing} ({code or status}: {_shortened(message)}): correct what it names, or set AWS_PROFILE or "
@@ -165,7 +165,7 @@ def _explain_answer(error: "ClientError", doing: str, group: str) -> BinCounterE
 
 
 def _explain_own(error: Exception, doing: str, group: str) -> BinCounterError:
-    """The sentence for what botocore found out by itself, before or instead of an answer."""
+    """The sentence for an error of botocore itself, without a response."""
     from botocore import exceptions as boto
 
     from bincounter.data.s3.error_messages import explain_request, explain_settings
@@ -174,7 +174,7 @@ def _explain_own(error: Exception, doing: str, group: str) -> BinCounterError:
         return ConfigError(f"the AWS login is missing or has expired: log in{_login()}, then run this again")
     if isinstance(error, boto.ParamValidationError):
         return ConfigError(
-            f"the API has no such request for {doing} ({_wrong_parameter(str(error))}): correct {group}.request, or "
+            f"The request for {doing} is not valid ({_wrong_parameter(str(error))}): correct {group}.request, or "
             "the setting it names"
         )
     if isinstance(error, boto.ProxyConnectionError):  # its text holds the proxy's password
@@ -190,7 +190,7 @@ def _explain_own(error: Exception, doing: str, group: str) -> BinCounterError:
 
 
 def _login() -> str:
-    """How to log in, as a bracket after the words."""
+    """Command to log in, in brackets."""
     profile = os.environ.get("AWS_PROFILE")
     return (
         f" (`aws sso login --profile {profile}`)" if profile else " (`aws sso login`, `aws login` or `aws configure`)"
@@ -198,25 +198,25 @@ def _login() -> str:
 
 
 def _action(operation: str) -> str:
-    """The name under which policies know an operation; S3's differ, and its HEAD answers say nothing."""
+    """Name of an operation in policies; those of S3 differ, and its HEAD responses have no message."""
     listing = ("HeadBucket", "ListObjects", "ListObjectsV2")
     known = {**dict.fromkeys(listing, "s3:ListBucket"), "HeadObject": "s3:GetObject", "UploadPart": "s3:PutObject"}
     return known.get(operation, f"the action {operation}")
 
 
 def _wrong_parameter(report: str) -> str:
-    """The first complaint of botocore's validation without the value that it complains of."""
-    complaints = re.split(r"\n(?=Missing|Unknown|Invalid)", report)[1:]
-    if not complaints:
+    """First line of a report of botocore's validation, without the value."""
+    errors = re.split(r"\n(?=Missing|Unknown|Invalid)", report)[1:]
+    if not errors:
         return "a parameter is invalid"
-    first = re.sub(r", value: .*(?=, (?:type: <|valid ))", "", complaints[0], flags=re.DOTALL)
+    first = re.sub(r", value: .*(?=, (?:type: <|valid ))", "", errors[0], flags=re.DOTALL)
     first = re.sub(r", value: .*", "", first, flags=re.DOTALL)
-    more = f", and {len(complaints) - 1} more" if len(complaints) > 1 else ""
+    more = f", and {len(errors) - 1} more" if len(errors) > 1 else ""
     return _shortened(first) + more
 
 
 def _shortened(message: str) -> str:
-    """A message of AWS's in one line of bounded length, without the values that it quotes out of the request."""
+    """A message of AWS in one line of bounded length, without the values that it quotes from the request."""
     wrong = re.findall(r"at '([^']+)' failed to satisfy constraint: (.+?)(?=; Value |; \w+ '|$)", message, re.DOTALL)
     text = "; ".join(f"{path}: {rule}" for path, rule in wrong) if wrong else message
     text = " ".join(text.split()).rstrip(".")

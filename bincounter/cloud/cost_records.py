@@ -75,7 +75,7 @@ class _Reader:
             self._read_sweep(folder, runs)
         elif not folder.is_dir():
             self.costs.errors.append(
-                f"{folder} is no folder: name the folder of a run or of a sweep, as train.py printed it"
+                f"{folder} is not a folder: name the folder of a run or of a sweep, as train.py printed it"
             )
         elif not _endpoint_records(folder):
             self.costs.errors.append(
@@ -96,8 +96,8 @@ class _Reader:
             group.kind = "tuning job"
             if tuning.status not in TUNING_ENDED:
                 self.costs.notes.append(
-                    f"{tuning.name}, of {tuning.trials} trials, had not ended when it was last heard of: the command "
-                    "that began it follows it, and trials begun since then are not counted here"
+                    f"{tuning.name}, of {tuning.trials} trials, had not ended when it was last seen: repeat its "
+                    "command to follow it; later trials are not counted here"
                 )
         for run in runs:
             self._read_run(run, group)
@@ -119,7 +119,7 @@ class _Reader:
                 group.runs.append(bill)
 
     def _bills(self, folder: Path) -> list[Bill]:
-        """The bills of one run: those of its earlier jobs, then its own.
+        """Make the bills of a run: those of its earlier jobs, then its own.
 
         Raises:
             UserError: a record is damaged.
@@ -133,7 +133,7 @@ class _Reader:
         return [*earlier] if earlier else [_local_bill(folder)]
 
     def _job_now(self, job: Job) -> tuple[Mapping[str, Any], str]:
-        """Description and state of a job; AWS is asked where it had not ended when it was last heard of."""
+        """Description and state of a job; AWS is asked where it had not ended when it was last seen."""
         from bincounter.cloud.endpoints.endpoint_state import found
 
         if (state := state_of(job.description)) != RUNNING:
@@ -147,9 +147,9 @@ class _Reader:
         try:
             described = self._ask(job.region, describe, rehearsed=job.rehearsed)
         except BinCounterError as error:
-            heard = datetime.fromtimestamp((job.folder / RECORD).stat().st_mtime, UTC)
+            seen = datetime.fromtimestamp((job.folder / RECORD).stat().st_mtime, UTC)
             self.costs.notes.append(
-                f"{job.name} was still running when it was last heard of, {heard:%Y-%m-%d %H:%M} UTC, and AWS could "
+                f"{job.name} was still running when it was last seen, {seen:%Y-%m-%d %H:%M} UTC, and AWS could "
                 f"not be asked ({error}): python -m bincounter attach {job.folder}"
             )
             return job.description, RUNNING
@@ -162,7 +162,7 @@ class _Reader:
             return job.description, "cut off" if job.rehearsed else "unknown"
         if described["TrainingJobStatus"] in ENDED:
             self.costs.notes.append(
-                f"{job.name} has ended; what it has is fetched by: python -m bincounter attach {job.folder}"
+                f"{job.name} has ended; fetch its results with: python -m bincounter attach {job.folder}"
             )
         return described, state_of(described)
 
@@ -212,18 +212,18 @@ class _Reader:
             )
         except BinCounterError as error:
             self.costs.notes.append(
-                f"AWS could not be asked whether the endpoint {period.name} is still there ({error}): if it is, it "
+                f"AWS could not be asked whether the endpoint {period.name} still exists ({error}): if it does, it "
                 f"bills {period.usd_per_hour:.4g} USD/h; see python deploy.py target={period.kind} name={period.name} "
                 "action=status"
             )
             return "not known", None
         if described is None:
             self.costs.notes.append(
-                f"The endpoint {period.name} is gone in {period.region}; when it was deleted is not known here"
+                f"The endpoint {period.name} no longer exists in {period.region}; the time of its end is not known"
             )
             return "gone", 0.0
         if described["EndpointConfigName"] != period.config:
-            self.costs.notes.append(f"The endpoint {period.name} has been given another configuration elsewhere")
+            self.costs.notes.append(f"The endpoint {period.name} has another configuration by now")
             return "replaced", 0.0
         variants = described.get("ProductionVariants") or [{}]
         running = variants[0].get("CurrentInstanceCount", period.instance_count)
@@ -251,7 +251,7 @@ class _Reader:
             if not rehearsed:
                 raise
         if not rehearsed:
-            raise ConfigError("AWS_ENDPOINT_URL leads to a rehearsal, which knows nothing of AWS")
+            raise ConfigError("AWS_ENDPOINT_URL is the address of a rehearsal, which does not know AWS's jobs")
         return None
 
 
@@ -264,7 +264,7 @@ def _connect(region: str) -> "Account | BinCounterError":
     try:
         with answered_by_aws("reading the AWS settings"):
             if boto3.Session().get_credentials() is None:
-                raise ResourceError("no AWS credentials are at hand")
+                raise ResourceError("no AWS credentials were found")
         return Account(region)
     except BinCounterError as error:
         return error
@@ -275,13 +275,13 @@ def _is_run(folder: Path) -> bool:
 
 
 def _runs_inside(folder: Path) -> list[Path]:
-    """The runs of a sweep, those with numbers first, in their order."""
+    """List the runs of a sweep, those with numbers first, in their order."""
     runs = [child for child in folder.iterdir() if child.is_dir() and _is_run(child)] if folder.is_dir() else []
     return sorted(runs, key=lambda run: (not run.name.isdecimal(), run.name.isdecimal() and int(run.name), run.name))
 
 
 def _endpoint_records(folder: Path) -> list[Path]:
-    """The endpoints' records of a folder that deploy.py has left, or of a run."""
+    """List the endpoints' records of deploy.py's folder, or of a run."""
     return [path for path in (folder / ENDPOINT_RECORD, folder / "endpoint" / ENDPOINT_RECORD) if path.is_file()]
 
 
@@ -320,7 +320,7 @@ def _scores(path: Path) -> dict[str, Any]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """A JSON file with an object in it, or an empty one where it is missing.
+    """Read a JSON object; empty where the file is missing.
 
     Raises:
         UserError: it is damaged.

@@ -137,7 +137,7 @@ def _time(moment: str | None) -> str:
 
 
 def _sums(costs: Costs) -> list[str]:
-    """What all of it comes to, in sentences."""
+    """Format the sums of all runs and endpoints."""
     total, lines = costs.total, []
     if total["jobs"]:
         saving = total["spot_saving_usd"]

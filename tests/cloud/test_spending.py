@@ -127,7 +127,7 @@ def test_a_job_that_still_runs_shows_what_is_known(tmp_path: Path) -> None:
     assert row(text, "all") == "all 100 50 50.0 % 0.0500 - -"  # what is not known is in no sum
     assert "2 of them, whose billed seconds are not known yet, are in no sum." in text
     told = " ".join(text.split())
-    assert "no AWS credentials are at hand" in told
+    assert "no AWS credentials were found" in told
     assert f"python -m bincounter attach {tmp_path / 's' / '1'}" in told
     total = read_costs([tmp_path / "s"]).document()["groups"][0]["total"]
     assert (total["jobs_of_unknown_cost"], total["usd_per_point_missing"]) == (2, "its cost is not known yet")
@@ -185,13 +185,13 @@ def test_rehearsed_jobs_are_followed_through_an_interruption_and_nothing_was_pai
     job.save()
     found = read_costs([tmp_path / "0"])
     assert jobs(tmp_path / "0")[0].billable_seconds == told["BillableTimeInSeconds"]
-    assert found.notes == [f"{job.name} has ended; what it has is fetched by: python -m bincounter attach {job.folder}"]
+    assert found.notes == [f"{job.name} has ended; fetch its results with: python -m bincounter attach {job.folder}"]
     assert read(job.folder / "job.json").description == {}  # looking changes nothing
 
     replace(job, name="spent-never").save()
     assert jobs(tmp_path / "0")[0].state == "cut off"  # of another rehearsal
     replace(job, rehearsed=False).save()
-    assert "leads to a rehearsal" in read_costs([tmp_path / "0"]).notes[0]
+    assert "is the address of a rehearsal" in read_costs([tmp_path / "0"]).notes[0]
     with monkeypatch.context() as patch:
         patch.setattr("bincounter.cloud.cost_records.answered_here", lambda account: False)
         replace(job, name="spent-never", rehearsed=False).save()

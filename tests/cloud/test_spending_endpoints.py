@@ -123,10 +123,8 @@ def test_an_endpoint_that_nobody_can_be_asked_about(
     assert main(["cost", str(tmp_path / "run")]) == 0
     told = " ".join(capsys.readouterr().out.split())
     assert "not known" in told and "< 0.46" in told
-    assert (
-        "AWS could not be asked whether the endpoint cost-lost is still there (no AWS credentials are at hand)" in told
-    )
-    assert "if it is, it bills 0.23 USD/h" in told
+    assert "AWS could not be asked whether the endpoint cost-lost still exists (no AWS credentials were found)" in told
+    assert "if it does, it bills 0.23 USD/h" in told
     assert re.search(r"Endpoints: at most [\d.]+ USD so far, 0 USD/h or more now\.", told)
 
 
@@ -138,7 +136,7 @@ def test_an_endpoint_that_was_deleted_or_changed_elsewhere(script: ScriptedEndpo
     act("target=realtime", "action=delete", "name=cost-gone", f"paths.log_dir={tmp_path / 'elsewhere'}")
     found = read_costs([tmp_path / "run"])
     assert [(bill.state, bill.cost_is_at_most) for bill in found.endpoints] == [("gone", True)]
-    assert "when it was deleted is not known here" in found.notes[0]
+    assert "the time of its end is not known" in found.notes[0]
 
 
 def test_a_record_that_cannot_be_written_is_no_error(

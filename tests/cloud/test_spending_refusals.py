@@ -53,7 +53,7 @@ def test_what_holds_no_record_is_refused(tmp_path: Path, capsys: pytest.CaptureF
     out, err = capsys.readouterr()
     missing, empty = err.splitlines()
     assert out.strip() == ""
-    assert missing.startswith(f"Error: {tmp_path / 'missing'} is no folder: name the folder of a run")
+    assert missing.startswith(f"Error: {tmp_path / 'missing'} is not a folder: name the folder of a run")
     assert empty.startswith(f"Error: {tmp_path / 'empty'} holds no record of a run, a sweep or an endpoint: name")
 
 
