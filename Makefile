@@ -4,15 +4,16 @@ PYTHON ?= python3
 IMAGE_PYTHON ?= python3.13
 BIN := .venv/bin
 
-.PHONY: install install-smdebug demo test test-long test-serving-image test-smdebug lint bench clean
+.PHONY: install install-smdebug demo test test-long test-serving-image test-smdebug test-wheel lint bench clean
 
 install: .venv/.installed
 
 # Exact versions from constraints.txt.
-.venv/.installed: pyproject.toml constraints.txt
+.venv/.installed: pyproject.toml packages/sagemaker-rehearsal/pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "bincounter needs Python 3.11 or newer: make PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--editable packages/sagemaker-rehearsal --editable '.[dev]'
 	touch $@
 
 demo: install
@@ -53,6 +54,15 @@ install-smdebug: .venv-smdebug/.installed
 test-smdebug: install-smdebug
 	.venv-smdebug/bin/python -m pytest --confcutdir tests/smdebug tests/smdebug
 
+# The wheel in an environment with nothing but what pip brings along, outside of the checkout.
+.venv-wheel/.installed: pyproject.toml constraints.txt
+	test -x .venv-wheel/bin/python || $(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt .
+	touch $@
+
+test-wheel: install .venv-wheel/.installed
+	WHEEL_PYTHON=.venv-wheel/bin/python $(BIN)/python -m pytest tests/test_wheel.py
+
 # AWS's older PyTorch image: TorchServe and the toolkit that calls the four functions. It needs Java 17.
 .venv-torchserve/.installed: Makefile constraints.txt
 	test -x .venv-torchserve/bin/python || $(PYTHON) -m venv .venv-torchserve
@@ -73,4 +83,4 @@ bench: install .venv-torchserve/.installed .venv-s3-peers/.installed
 	$(BIN)/python benchmarks/debugger.py
 
 clean:
-	rm -rf .venv .venv-serving-image .venv-smdebug .venv-torchserve .venv-s3-peers .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf .venv .venv-wheel .venv-serving-image .venv-smdebug .venv-torchserve .venv-s3-peers .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

@@ -44,10 +44,9 @@ def main() -> int:
         traceback.print_exc()
         keep(f"{type(error).__name__}: {error}")
         return 1
-    from bincounter.cli import hydra_app
-    from bincounter.cli.train_command import job
+    from bincounter.cli import train_command
 
-    return hydra_app.main(job, config_dir=code / "conf", config_name="train", keep_error=keep)
+    return train_command.main(keep_error=keep)
 
 
 def _overrides(base: Path) -> list[str]:

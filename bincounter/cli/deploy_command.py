@@ -34,12 +34,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_CONF = Path(__file__).resolve().parents[2] / "conf"
-
 
 def main() -> int:
-    """Run the command line; returns the exit code."""
-    return hydra_app.main_once(action, config_dir=_CONF, config_name="deploy")
+    """Run the command line in ``sys.argv``; returns the exit code."""
+    return hydra_app.main_once(action, config_name="deploy")
 
 
 def action(cfg: DictConfig) -> int:

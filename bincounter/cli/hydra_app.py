@@ -9,6 +9,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+import bincounter
 from bincounter.config import deploy_schema
 from bincounter.config import overrides as override_errors
 from bincounter.config.checks import mode_of
@@ -36,10 +38,30 @@ from bincounter.training import resume
 Compose = override_errors.Compose
 
 
+def conf_dir() -> Path:
+    """The folder of Hydra's groups: in the package where it was installed, beside it in a checkout."""
+    package = Path(bincounter.__file__).resolve().parent
+    installed = package / "conf"
+    return installed if installed.is_dir() else package.parent / "conf"
+
+
+def start_as_script(path: str, arguments: list[str]) -> None:
+    """Make ``bincounter COMMAND ...`` look like ``python PATH ...``, by which it can be started again.
+
+    Hydra reads ``sys.argv``, and Lightning starts the further processes of DDP from it, or from the module that
+    ``python -m`` has run: in both the name of the command would be an override.
+
+    Args:
+        path: a file that is runnable as a script.
+        arguments: of the command.
+    """
+    sys.argv = [path, *arguments]
+    sys.modules["__main__"].__spec__ = None
+
+
 def main(
     job: Callable[[DictConfig], float | None],
     *,
-    config_dir: Path,
     config_name: str,
     keep_error: Callable[[str], None] = lambda _: None,
 ) -> int:
@@ -48,8 +70,7 @@ def main(
     Args:
         job: what to do with one composed configuration; returns the value a sweep optimises. It must not call
             ``sys.exit``.
-        config_dir: folder of the YAML files.
-        config_name: the primary file in it, without its suffix.
+        config_name: the primary file in ``conf``, without its suffix.
         keep_error: is given what went wrong, in one sentence, besides its being shown on stderr.
 
     Returns:
@@ -64,21 +85,20 @@ def main(
         else:  # a launcher makes a single run a multirun of one job, whose folder is the run's own
             given = get_args_parser().parse_args().overrides
             sys.argv.insert(sys.argv.index(given[0]) if given else 1, "hydra.sweep.subdir=.")
-        _run(_printing_its_folder(job), config_dir, config_name)
+        _run(_printing_its_folder(job), config_name)
         return 0
 
-    return _exit_code(start, config_dir, config_name, keep_error)
+    return _exit_code(start, config_name, keep_error)
 
 
-def main_once(action: Callable[[DictConfig], int], *, config_dir: Path, config_name: str) -> int:
+def main_once(action: Callable[[DictConfig], int], *, config_name: str) -> int:
     """Carry out ``action`` on the configuration the command line composes: for a command that is no run.
 
     Nothing is swept and no folder is made.
 
     Args:
         action: what to do; returns the exit code.
-        config_dir: see :func:`main`.
-        config_name: see there.
+        config_name: the primary file in ``conf``, without its suffix.
 
     Returns:
         The exit code: 0, 1, 2 or 143.
@@ -92,24 +112,22 @@ def main_once(action: Callable[[DictConfig], int], *, config_dir: Path, config_n
                 "command again for another endpoint"
             )
         codes: list[int] = []
-        _run(lambda cfg: codes.append(action(cfg)), config_dir, config_name)
+        _run(lambda cfg: codes.append(action(cfg)), config_name)
         return codes[0] if codes else 0  # none after --help or --cfg
 
-    return _exit_code(start, config_dir, config_name)
+    return _exit_code(start, config_name)
 
 
 def _exit_code(
     start: Callable[[Compose], int],
-    config_dir: Path,
     config_name: str,
     keep_error: Callable[[str], None] = lambda _: None,
 ) -> int:
     """Start a Hydra app, and turn what it raises into one sentence and an exit code."""
     _make_schemas_known()
-    config_dir = config_dir.resolve()
+    primary = conf_dir() / f"{config_name}.yaml"
 
-    def compose(overrides: list[str]) -> DictConfig:
-        return _compose(overrides, config_dir, config_name)
+    composer = partial(_compose, config_name=config_name)
 
     def tell(sentence: str) -> None:
         print(f"Error: {sentence}", file=sys.stderr)
@@ -117,8 +135,8 @@ def _exit_code(
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting
     try:
-        refuse_null_groups(get_args_parser().parse_args().overrides, config_dir / f"{config_name}.yaml")
-        return start(compose)
+        refuse_null_groups(get_args_parser().parse_args().overrides, primary)
+        return start(composer)
     except SystemExit as exit_request:
         return exit_request.code if isinstance(exit_request.code, int) else 1
     except KeyboardInterrupt:
@@ -129,7 +147,7 @@ def _exit_code(
         return error.exit_code
     except (HydraException, OmegaConfBaseException) as error:
         overrides = get_args_parser().parse_args().overrides
-        tell(explain(error, overrides, config_dir / f"{config_name}.yaml", compose))
+        tell(explain(error, overrides, primary, composer))
         return 2
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -140,7 +158,7 @@ def _exit_code(
         return 1
 
 
-def _run(job: Callable[[DictConfig], Any], config_dir: Path, config_name: str) -> None:
+def _run(job: Callable[[DictConfig], Any], config_name: str) -> None:
     """Run the Hydra app; the error of a single run comes out of here, since Hydra would print a line more."""
     failures: list[Exception] = []
 
@@ -155,7 +173,7 @@ def _run(job: Callable[[DictConfig], Any], config_dir: Path, config_name: str) -
             failures.append(error)
             return None
 
-    hydra.main(version_base="1.3", config_path=str(config_dir.resolve()), config_name=config_name)(task)()
+    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(task)()
     if failures:
         raise failures[0]
 
@@ -211,21 +229,24 @@ def _tell_job(error: Exception, number: int, *, searched: bool) -> None:
         raise SystemExit(error.exit_code)  # SIGTERM means the whole sweep
 
 
-def composed(overrides: list[str], *, config_dir: Path, config_name: str) -> DictConfig:
+def compose(overrides: list[str], *, config_name: str = "train") -> DictConfig:
     """The configuration that overrides compose, for commands that are no Hydra apps.
+
+    Args:
+        overrides: as on a command line.
+        config_name: the primary file in ``conf``, without its suffix.
 
     Raises:
         ConfigError: an override is wrong.
     """
     _make_schemas_known()
 
-    def compose(given: list[str]) -> DictConfig:
-        return _compose(given, config_dir, config_name)
-
+    composer = partial(_compose, config_name=config_name)
     try:
-        return compose(overrides)
+        return composer(overrides)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(explain(error, overrides, config_dir / f"{config_name}.yaml", compose)) from None
+        primary = conf_dir() / f"{config_name}.yaml"
+        raise ConfigError(explain(error, overrides, primary, composer)) from None
 
 
 def show_log() -> None:
@@ -240,11 +261,11 @@ def _make_schemas_known() -> None:
     OmegaConf.register_new_resolver("mode_of", mode_of, replace=True)
 
 
-def _compose(overrides: list[str], config_dir: Path, config_name: str) -> DictConfig:
+def _compose(overrides: list[str], config_name: str) -> DictConfig:
     """Compose a configuration outside of a Hydra app, as `hydra.main` would."""
     GlobalHydra.instance().clear()
     try:
-        with hydra.initialize_config_dir(str(config_dir), version_base="1.3"):
+        with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
             return hydra.compose(config_name, overrides=overrides, return_hydra_config=False)
     finally:
         GlobalHydra.instance().clear()

@@ -1,12 +1,14 @@
-"""``python -m bincounter COMMAND``: look at data, count photos, put runs side by side, follow jobs at SageMaker."""
+"""``bincounter COMMAND``: train, deploy, look at data, count photos, compare runs, follow jobs at SageMaker."""
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bincounter import __version__
 from bincounter.errors import BinCounterError
 
 if TYPE_CHECKING:
@@ -14,13 +16,19 @@ if TYPE_CHECKING:
 
     from bincounter.data.datamodule import BinDataModule
 
-_CONF = Path(__file__).resolve().parents[2] / "conf"
+_HYDRA_APPS = {"train": "bincounter.cli.train_command", "deploy": "bincounter.cli.deploy_command"}
+_EPILOG = "bincounter COMMAND --help explains one; settings are written KEY=VALUE, and README.md has everyday commands."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns its exit code (see bincounter.errors)."""
+    if argv is None and not sys.flags.safe_path:
+        # As by `python -m`, a user's own modules are found in the folder that the command is started in.
+        sys.path.append("")
     # Who has just used train.py writes ckpt_path=C: taken as --ckpt-path=C.
-    given = sys.argv[1:] if argv is None else argv
+    given = list(sys.argv[1:] if argv is None else argv)
+    if given and given[0] in _HYDRA_APPS:
+        return _run_hydra_app(*given)
     words = [f"--ckpt-path={word.partition('=')[2]}" if word.startswith("ckpt_path=") else word for word in given]
     parser = _parser()
     # argparse takes overrides in one row alone; those behind an option are brought to the others here.
@@ -45,9 +53,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _run_hydra_app(command: str, *arguments: str) -> int:
+    """Run a command whose arguments Hydra parses, options included."""
+    from bincounter.cli.hydra_app import start_as_script
+
+    program = importlib.import_module(_HYDRA_APPS[command])
+    start_as_script(str(program.__file__), list(arguments))
+    return program.main()
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bincounter", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="bincounter", description="Count the items in a warehouse bin from one photo.", epilog=_EPILOG
+    )
+    parser.add_argument("--version", action="version", version=f"bincounter {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands.add_parser("train", add_help=False, help="fit, score and report one configuration, or a sweep of them")
+    commands.add_parser("deploy", add_help=False, help="put a checkpoint behind an endpoint, here or at SageMaker")
 
     explore = commands.add_parser("explore", help="write data.html: what a data set holds, before training on it")
     explore.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py: data=abid data.source=...")
@@ -114,10 +136,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _data_of(overrides: list[str]) -> "tuple[DictConfig, BinDataModule]":
     """The configuration that overrides compose, and its data, not prepared yet."""
-    from bincounter.cli.hydra_app import composed, show_log
+    from bincounter.cli.hydra_app import compose, show_log
 
     show_log()
-    cfg = composed(overrides, config_dir=_CONF, config_name="train")
+    cfg = compose(overrides)
     from bincounter.config.validate import validate
     from bincounter.training.run import data_module
 
@@ -226,11 +248,11 @@ def _rules(arguments: argparse.Namespace) -> int:
     from omegaconf import OmegaConf
     from rich.console import Console
 
-    from bincounter.cli.hydra_app import composed
+    from bincounter.cli.hydra_app import compose
     from bincounter.debugger.rule_runner import judged, overrides_of, render
 
     overrides = overrides_of(arguments.run, arguments.overrides)
-    cfg = composed(overrides, config_dir=_CONF, config_name="train")
+    cfg = compose(overrides)
     verdicts = judged(arguments.run, OmegaConf.to_container(cfg.debugger))  # type: ignore[arg-type]
     Console().print(render(verdicts))
     return int(any(verdict.action == "fail" for verdict in verdicts.found.values()))
@@ -252,16 +274,16 @@ def _attach(arguments: argparse.Namespace) -> int:
 
 
 def _rehearsal(arguments: argparse.Namespace) -> int:
-    import tempfile
     import threading
 
-    from sagemaker_rehearsal import rehearsed
+    from bincounter.cloud.sagemaker_launcher import place
 
-    with tempfile.TemporaryDirectory(prefix="bincounter-rehearsal-") as folder, rehearsed(Path(folder)) as variables:
+    with place(rehearsed=True):
         # A profile or a token that is left over would lead elsewhere.
         print("unset $(env | grep -o '^AWS_[A-Z0-9_]*')")
-        for name, value in variables.items():
-            print(f"export {name}={value}")
+        for name, value in os.environ.items():
+            if name.startswith("AWS_"):
+                print(f"export {name}={value}")
         print("Paste these into another terminal; Ctrl-C ends it all.", file=sys.stderr, flush=True)
         sys.stdout.flush()
         threading.Event().wait()

@@ -6,6 +6,7 @@ README.md. ``--help`` lists the configuration groups, ``--cfg job`` prints the c
 
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,12 +23,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_CONF = Path(__file__).resolve().parents[2] / "conf"
 
+def main(*, keep_error: Callable[[str], None] = lambda _: None) -> int:
+    """Run the command line in ``sys.argv``; returns the exit code.
 
-def main() -> int:
-    """Run the command line; returns the exit code."""
-    return hydra_app.main(job, config_dir=_CONF, config_name="train")
+    Args:
+        keep_error: is given what went wrong, in one sentence, besides its being shown on stderr.
+    """
+    return hydra_app.main(job, config_name="train", keep_error=keep_error)
 
 
 def job(cfg: DictConfig) -> float | None:
@@ -91,5 +94,6 @@ def report_run(run: Path, model: "BinCounter", data: "BinDataModule", fabric: "L
     return path
 
 
-if __name__ == "__main__":  # what DDP starts for each further device, where the command was bincounter train
+if __name__ == "__main__":  # DDP starts this for each further device, where the command was `bincounter train`
+    sys.path[0] = ""  # as there, a user's own modules are found in the folder that the command is started in
     sys.exit(main())

@@ -104,7 +104,8 @@ def refuse_what_is_not_shipped(config: DictConfig) -> None:
     for source in config.hydra.runtime.config_sources:
         if source.provider in ("command-line", "hydra.searchpath in main"):
             raise ConfigError(
-                f"The configuration in {source.path} would be missing in the container: move it to conf/ and git add it"
+                f"The configuration in {source.path} would be missing in the container: move it to conf/ of a checkout "
+                "and git add it"
             )
 
 

@@ -9,7 +9,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from bincounter.config.launcher_schema import RehearsalConfig
-from bincounter.errors import ConfigError, Interrupted
+from bincounter.errors import ConfigError, Interrupted, ResourceError
 
 if TYPE_CHECKING:
     from bincounter.cloud.account import Account
@@ -239,20 +239,29 @@ def place(*, rehearsed: bool) -> Iterator[None]:
 
     Args:
         rehearsed: start a rehearsal, which ends with this context.
+
+    Raises:
+        ConfigError: the rehearsal is not installed.
+        ResourceError: it did not start.
     """
     if not rehearsed:
         yield
         return
-    from sagemaker_rehearsal import rehearsed as control_plane
-    from sagemaker_rehearsal import without_aws
-
+    try:
+        import sagemaker_rehearsal
+    except ModuleNotFoundError:
+        raise ConfigError(
+            "The rehearsal needs the package sagemaker-rehearsal: pip install 'bincounter[rehearsal]'"
+        ) from None
     before = dict(os.environ)
-    with (
-        tempfile.TemporaryDirectory(prefix="bincounter-rehearsal-") as folder,
-        control_plane(Path(folder)) as variables,
-    ):
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="bincounter-rehearsal-"))
+        try:
+            variables = stack.enter_context(sagemaker_rehearsal.rehearsed(Path(folder)))
+        except sagemaker_rehearsal.StartError as error:
+            raise ResourceError(str(error)) from None
         log.info("Rehearsing on this machine: nothing is billed, and the spot saving shown is invented.")
-        _replace_environment({**without_aws(before), **variables})
+        _replace_environment({**sagemaker_rehearsal.without_aws(before), **variables})
         try:
             yield
         finally:

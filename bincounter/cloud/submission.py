@@ -53,7 +53,11 @@ class Submission:
             asked = ",".join(f"{seconds:g}" for seconds in settings["interruptions"])
             self._settings = {
                 **settings,
-                "environment": {**settings["environment"], "REHEARSAL_INTERRUPTIONS": asked},
+                "environment": {
+                    **settings["environment"],
+                    "REHEARSAL_INTERRUPTIONS": asked,
+                    "REHEARSAL_INTERRUPT_AFTER": "last.ckpt",
+                },
             }
         self._price = usd_per_hour(settings["instance_type"], settings["usd_per_hour"])
 

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import IO, Any
 
@@ -160,11 +160,31 @@ def provenance() -> dict[str, Any]:
 
 
 def commit() -> dict[str, Any]:
-    """The commit of the code that runs, and whether nothing was changed since; what is shipped brings it in a file."""
-    shipped = Path(bincounter.__file__).parent.parent / SHIPPED
+    """The commit of the code that runs, and whether nothing was changed since; both ``None`` where nobody knows.
+
+    What is shipped brings it in a file. git is asked about files that it tracks: a repository around the environment
+    that bincounter is installed in has commits of something else.
+    """
+    package = Path(bincounter.__file__).resolve().parent
+    shipped = package.parent / SHIPPED
     if shipped.exists():
         return json.loads(shipped.read_text(encoding="utf-8"))
-    return {"commit": _git("rev-parse", "HEAD"), "clean": _git("status", "--porcelain") == ""}
+    if _git(package, "ls-files", "--error-unmatch", "__init__.py"):
+        return {"commit": _git(package, "rev-parse", "HEAD"), "clean": _git(package, "status", "--porcelain") == ""}
+    installed = _installed_commit(package)
+    return {"commit": installed, "clean": True if installed else None}
+
+
+def _installed_commit(package: Path) -> str | None:
+    """The commit that pip installed, where it was given the address of a repository."""
+    try:
+        installed = distribution("bincounter")
+    except PackageNotFoundError:
+        return None
+    if Path(str(installed.locate_file("bincounter"))).resolve() != package:
+        return None
+    origin = json.loads(installed.read_text("direct_url.json") or "{}")
+    return origin.get("vcs_info", {}).get("commit_id")
 
 
 def _version(package: str) -> str | None:
@@ -174,12 +194,10 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _git(*arguments: str) -> str | None:
-    """What git says of the code that runs, ``None`` where it is no checkout."""
+def _git(folder: Path, *arguments: str) -> str | None:
+    """What git says in a folder, ``None`` where it fails."""
     try:
-        done = subprocess.run(
-            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
-        )
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import REPOSITORY
 
 from bincounter.cli.deploy_command import carry_out_at_sagemaker, check_sagemaker
-from bincounter.cli.hydra_app import composed
+from bincounter.cli.hydra_app import compose
 from bincounter.serving.packing.archive import Package
 
 ROLE = "arn:aws:iam::123456789012:role/rehearsal"
@@ -17,7 +16,7 @@ ROLE = "arn:aws:iam::123456789012:role/rehearsal"
 
 def act(*overrides: str, archive: Path | None = None) -> int:
     """``python deploy.py OVERRIDES`` for a package that is there already; returns the exit code."""
-    cfg = composed(["target.region=us-east-1", *overrides], config_dir=REPOSITORY / "conf", config_name="deploy")
+    cfg = compose(["target.region=us-east-1", *overrides], config_name="deploy")
     package = None
     if archive is not None:
         check_sagemaker(cfg)

@@ -23,6 +23,10 @@ from bincounter.cloud.jobs import best_value
 
 ROLE = "launcher.role=arn:aws:iam::123456789012:role/rehearsal"
 LAUNCHER = ["launcher=sagemaker_spot", ROLE, "launcher.instance_type=ml.m5.xlarge"]
+INTERRUPTED = [  # twice, each time as soon as there is something to resume from
+    "launcher.environment.REHEARSAL_INTERRUPTIONS='0,0'",
+    "launcher.environment.REHEARSAL_INTERRUPT_AFTER=last.ckpt",
+]
 SMALL = [
     "data=folders",
     "data.image_size=64",
@@ -84,8 +88,7 @@ def test_a_spot_job_interrupted_twice_is_the_run_it_would_have_been_here(
     bins: Path, undisturbed: Path, train: Run, plane: dict[str, str], tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    interrupted = "launcher.environment.REHEARSAL_INTERRUPTIONS='0,0'"
-    done = train(*LAUNCHER, *LONG, interrupted, f"data.source={bins}", f"paths.output_dir={folder}", **plane)
+    done = train(*LAUNCHER, *LONG, *INTERRUPTED, f"data.source={bins}", f"paths.output_dir={folder}", **plane)
 
     assert done.stdout.splitlines()[-1] == str(folder)
     assert done.stderr.count("Interrupted: ") == 2
@@ -272,7 +275,6 @@ def test_real_photos_interrupted_twice_give_the_weights_of_an_undisturbed_run(
     options += ["trainer=cpu", "trainer.max_epochs=20", "checkpoint.every_n_train_steps=1"]
     options += ["callbacks=[none]", "+trainer.enable_progress_bar=false", "data.split.method=random"]
     train(*options, f"paths.output_dir={tmp_path / 'undisturbed'}")
-    interrupted = "launcher.environment.REHEARSAL_INTERRUPTIONS='0,0'"
-    done = train(*LAUNCHER, *options, interrupted, f"paths.output_dir={tmp_path / 'interrupted'}", **plane)
+    done = train(*LAUNCHER, *options, *INTERRUPTED, f"paths.output_dir={tmp_path / 'interrupted'}", **plane)
     assert done.stderr.count("Interrupted: ") == 2
     assert_same_run(tmp_path / "interrupted", tmp_path / "undisturbed")

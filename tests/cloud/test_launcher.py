@@ -16,7 +16,6 @@ from commands import REPOSITORY, command, environment
 from hydra.core.hydra_config import HydraConfig
 
 from bincounter.cli import train_command
-from bincounter.cli.hydra_app import main
 
 ROLE = "launcher.role=arn:aws:iam::123456789012:role/bincounter"
 OFFLINE = ["launcher.region=eu-west-1", "launcher.bucket=my-bucket", ROLE]
@@ -47,7 +46,7 @@ def train(
         sweep = ["-m"] if "-m" in arguments else []
         rest = [argument for argument in arguments if argument != "-m"]
         monkeypatch.setattr(sys, "argv", ["train.py", *sweep, *paths, *rest])
-        returned = main(train_command.job, config_dir=REPOSITORY / "conf", config_name="train")
+        returned = train_command.main()
         HydraConfig.instance().cfg = None
         out, err = capsys.readouterr()
         assert returned == code if code is not None else returned in (1, 2), err
@@ -226,6 +225,12 @@ def test_a_secret_out_of_the_environment_does_not_enter_the_request(
 def test_a_rehearsal_cannot_be_left_alone(train: Train) -> None:
     _out, err = train("launcher=rehearsal", "launcher.wait=false", code=2)
     assert "python -m bincounter rehearsal" in err
+
+
+def test_without_the_rehearsal_the_message_names_what_to_install(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sagemaker_rehearsal", None)  # as if it were not installed
+    _out, err = train("launcher=rehearsal", "data=demo", code=2)
+    assert "needs the package sagemaker-rehearsal: pip install 'bincounter[rehearsal]'" in err
 
 
 def test_an_experiment_may_choose_and_set_the_launcher(tmp_path: Path) -> None:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import REPOSITORY, Run
+from commands import Run
 from made_photos import abid_bin, bin_folders, photo_bytes, write
 from s3_server import S3Server
 from sent_buckets import delete, empty_buckets, writable_server
 
-from bincounter.cli.hydra_app import composed
+from bincounter.cli.hydra_app import compose
 from bincounter.data.arrange import Placed
 from bincounter.data.layouts.folders import Folders
 from bincounter.data.prepare import prepare_shards
@@ -101,7 +101,7 @@ def test_who_trains_on_what_was_prepared_has_the_split_that_was_prepared(
     prepare("s3://mine/bins", "data=abid", f"data.source={tmp_path / 'public'}", f"data.layout.ids={ids}")
     paths = [f"paths.{name}_dir={tmp_path / 'training' / name}" for name in ("data", "cache", "output")]
     overrides = ["data=s3", "data.source=s3://mine/bins", *paths]
-    data = data_module(composed(overrides, config_dir=REPOSITORY / "conf", config_name="train"))
+    data = data_module(compose(overrides))
     data.prepare()
     sides = [SPLITS[side] for side in data.assignment]
     trained_on = {record.id: (record.group, side) for record, side in zip(data.records, sides, strict=True)}

@@ -5,9 +5,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from commands import REPOSITORY
 
-from bincounter.cli.hydra_app import composed
+from bincounter.cli.hydra_app import compose
 from bincounter.config.validate import validate
 from bincounter.errors import ConfigError
 from bincounter.profiler.advice import advice
@@ -134,7 +133,7 @@ def test_whatever_is_advised_can_be_said_on_the_command_line() -> None:
     overrides = set(re.findall(r"\+?[a-z_]+(?:\.[a-z_]+)+=[\w-]+", said))
     assert len(overrides) >= 15
     for override in overrides - {"debugger.every_n_train_steps=320"}:
-        validate(composed([override], config_dir=REPOSITORY / "conf", config_name="train"))
+        validate(compose([override]))
 
 
 @pytest.mark.parametrize(
@@ -149,4 +148,4 @@ def test_whatever_is_advised_can_be_said_on_the_command_line() -> None:
 )
 def test_settings_that_measure_nothing_are_refused(overrides: list[str], sentence: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(sentence)):
-        validate(composed(overrides, config_dir=REPOSITORY / "conf", config_name="train"))
+        validate(compose(overrides))

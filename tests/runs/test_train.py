@@ -5,6 +5,7 @@ import json
 import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -150,9 +151,18 @@ def test_a_multirun_has_a_folder_for_each_job_and_shares_the_split(bins: Path, t
     assert (sweep / "0" / "report.html").exists()
 
 
-def test_two_processes_train_what_one_would_and_score_each_photo_once(bins: Path, train: Run, tmp_path: Path) -> None:
-    options = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
-    train(*SMALL, f"data.source={bins}", *options, "data.batch_size=8", f"paths.output_dir={tmp_path / 'run'}")
+# Each names itself in another way to Lightning, which starts it anew for the second process.
+@pytest.mark.parametrize(
+    "program",
+    [["train.py"], [str(Path(sys.executable).parent / "bincounter"), "train"], ["-m", "bincounter", "train"]],
+    ids=["train.py", "bincounter train", "python -m bincounter train"],
+)
+def test_two_processes_train_what_one_would_and_score_each_photo_once(
+    program: list[str], bins: Path, run: Run, tmp_path: Path
+) -> None:
+    options = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "data.batch_size=8"]
+    paths = [f"paths.cache_dir={tmp_path / 'cache'}", f"paths.output_dir={tmp_path / 'run'}"]
+    run(*program, *SMALL, f"data.source={bins}", *options, *paths)
     split = [row["id"] for row in rows(tmp_path / "run" / "split.csv") if row["split"] != "train"]
     assert sorted(row["id"] for row in rows(tmp_path / "run" / "predictions.csv")) == sorted(split)
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())

@@ -13,7 +13,7 @@ from commands import REPOSITORY, Run, command, environment
 from served_runs import checkpoint_alone
 
 from bincounter.cli.deploy_command import checked_package
-from bincounter.cli.hydra_app import composed
+from bincounter.cli.hydra_app import compose
 from bincounter.serving.packing.archive import Settings, opened, package
 
 Deploy = Callable[..., subprocess.CompletedProcess[str]]
@@ -99,7 +99,7 @@ def test_an_archive_without_its_checkpoint_is_taken_as_it_is_and_said_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = package(checkpoint_alone(tmp_path), Settings(tmp_path / "model.tar.gz"))
-    cfg = composed([f"archive={made.path}"], config_dir=REPOSITORY / "conf", config_name="deploy")
+    cfg = compose([f"archive={made.path}"], config_name="deploy")
     assert checked_package(cfg) == made
     assert "are not compared with training" in caplog.text
 

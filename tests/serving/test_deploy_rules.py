@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 from commands import REPOSITORY, Run, environment
 
-from bincounter.cli.hydra_app import composed
+from bincounter.cli.hydra_app import compose
 from bincounter.config.deploy_schema import check_deploy
 from bincounter.errors import ConfigError
 
 
 def refusal(*overrides: str) -> str:
     with pytest.raises(ConfigError) as refused:
-        check_deploy(composed(list(overrides), config_dir=REPOSITORY / "conf", config_name="deploy"))
+        check_deploy(compose(list(overrides), config_name="deploy"))
     assert "\n" not in str(refused.value)
     return str(refused.value)
 
@@ -89,7 +89,7 @@ def test_one_line_says_what_is_wrong_and_what_to_write(overrides: list[str], sai
     ids=str,
 )
 def test_what_can_be_done_passes(overrides: list[str], checkpoint: str) -> None:
-    check_deploy(composed([checkpoint, *overrides], config_dir=REPOSITORY / "conf", config_name="deploy"))
+    check_deploy(compose([checkpoint, *overrides], config_name="deploy"))
 
 
 def test_the_command_answers_in_one_line_with_exit_code_2(run: Run) -> None:

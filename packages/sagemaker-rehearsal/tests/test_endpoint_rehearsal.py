@@ -127,7 +127,7 @@ def test_what_is_ours_has_tags_here_and_what_is_motos_has_them_there(account: Ac
 def test_a_transform_job_needs_objects_that_the_rehearsal_can_send(account: Account) -> None:
     model(account, "batched")
     source = {"S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": f"s3://{BUCKET}/nothing/"}}
-    with pytest.raises(ClientError, match="one object a request"):
+    with pytest.raises(ClientError, match="does not support splitting of objects"):
         account.sagemaker.create_transform_job(
             TransformJobName="split",
             ModelName="batched",

@@ -16,8 +16,7 @@ import pytest
 from botocore.exceptions import ClientError
 from rehearsed import ROLE, Account, request
 
-from bincounter.errors import ConfigError
-from sagemaker_rehearsal import BUCKET, rehearsed, without_aws
+from sagemaker_rehearsal import BUCKET, StartError, rehearsed, without_aws
 
 
 def spot(interruptions: str) -> dict[str, Any]:
@@ -154,6 +153,25 @@ def test_an_interrupted_job_counts_on_from_its_checkpoint(account: Account) -> N
     assert "environment [] yes" in account.log("interrupted")
 
 
+def test_an_interruption_waits_for_the_named_checkpoint(account: Account) -> None:
+    program = BASE + dedent("""
+        (base / "checkpoints/settings").touch()
+        last = base / "checkpoints/last.ckpt"
+        print("resumed" if last.exists() else "begun")
+        if not last.exists():
+            time.sleep(1)  # several looks at the folder
+            print("saving")
+            last.touch()
+            time.sleep(100)
+    """)
+    changes = spot("0")
+    changes["Environment"]["REHEARSAL_INTERRUPT_AFTER"] = "last.ckpt"
+    account.submit("waits", program, **changes)
+    assert account.end("waits")["TrainingJobStatus"] == "Completed"
+    printed = [line for line in account.log("waits") if line in ("begun", "saving", "resumed")]
+    assert printed == ["begun", "saving", "resumed"]
+
+
 def test_sigterm_reaches_the_toolkit_alone_and_checkpoints_are_kept_until_the_kill(account: Account) -> None:
     program = BASE + dedent("""
         import signal
@@ -276,9 +294,12 @@ RESOURCES = {"InstanceType": "ml.m5.xlarge", "InstanceCount": 1, "VolumeSizeInGB
         ({**spot("1"), "ResourceConfig": {**RESOURCES, "KeepAlivePeriodInSeconds": 60}}, "warm pool"),
         ({"AlgorithmSpecification": {"TrainingInputMode": "File"}}, "TrainingImage"),
         ({"InputDataConfig": [channel("a", f"s3://{BUCKET}/"), channel("a", f"s3://{BUCKET}/")]}, "channel twice"),
-        ({"CheckpointConfig": {"S3Uri": f"s3://{BUCKET}/", "LocalPath": "/elsewhere"}}, "/opt/ml/checkpoints only"),
-        ({"Environment": {"REHEARSAL_INTERRUPTIONS": "1"}}, "managed spot jobs with a CheckpointConfig only"),
-        (spot("1;2"), "as seconds"),
+        (
+            {"CheckpointConfig": {"S3Uri": f"s3://{BUCKET}/", "LocalPath": "/elsewhere"}},
+            "checkpoint paths other than /opt",
+        ),
+        ({"Environment": {"REHEARSAL_INTERRUPTIONS": "1"}}, "needs a managed spot job with a CheckpointConfig"),
+        (spot("1;2"), "must be seconds"),
     ],
 )
 def test_a_wrong_request_is_refused(account: Account, changes: dict[str, Any], message: str) -> None:
@@ -312,9 +333,10 @@ def test_what_the_plane_does_not_know_is_motos(account: Account) -> None:
     assert iam.get_role(RoleName="rehearsal")["Role"]["Arn"] == ROLE
 
 
-def test_without_its_extra_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "sagemaker_training", None)  # as if it were not installed
-    with pytest.raises(ConfigError, match=r"pip install 'bincounter\[rehearsal\]'"), rehearsed(tmp_path):
+def test_a_plane_that_cannot_start_raises_its_last_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "moto.py").write_text("raise ImportError('no moto for this test')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(StartError, match="did not start: ImportError: no moto for this test"), rehearsed(tmp_path):
         pass
 
 

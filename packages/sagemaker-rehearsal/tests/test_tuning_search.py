@@ -1,50 +1,49 @@
-"""What the rehearsal's tuning jobs try next, and which of their training jobs they stop."""
+"""Choice of hyperparameters, and the median rule."""
+
+from itertools import islice
+from typing import Any
 
 import pytest
 
-from sagemaker_rehearsal.tuning_search import Halving, Median, Progress, search_for
+from sagemaker_rehearsal.tuning_search import Progress, Values, choices, is_behind_median
 
-RANGES = {
+RANGES: dict[str, Any] = {
     "ContinuousParameterRanges": [
-        {"Name": "lr", "MinValue": "0.0001", "MaxValue": "0.1", "ScalingType": "Logarithmic"}
+        {"Name": "lr", "MinValue": "0.00001", "MaxValue": "0.1", "ScalingType": "Logarithmic"},
+        {"Name": "dropout", "MinValue": "0", "MaxValue": "0.5", "ScalingType": "Linear"},
     ],
-    "IntegerParameterRanges": [{"Name": "max_epochs", "MinValue": "1", "MaxValue": "5"}],
+    "IntegerParameterRanges": [
+        {"Name": "max_epochs", "MinValue": "1", "MaxValue": "3"},
+        {"Name": "width", "MinValue": "1", "MaxValue": "100", "ScalingType": "Logarithmic"},
+    ],
     "CategoricalParameterRanges": [{"Name": "size", "Values": ["32", "64"]}],
 }
 
 
-def chosen(strategy: str, seed: int, past: list[tuple[dict[str, str], float]], number: int = 6) -> list[dict[str, str]]:
-    objective = {"Type": "Maximize", "MetricName": "val/accuracy"}
-    config = {"Strategy": strategy, "HyperParameterTuningJobObjective": objective, "ParameterRanges": RANGES}
-    search = search_for({**config, "RandomSeed": seed}, past)
-    found = []
-    for _ in range(number):
-        choice = search.choose()
-        assert choice is not None
-        search.learn(choice.number, float(choice.values["lr"]))
-        found.append(choice.values)
-    return found
+def chosen(strategy: str, seed: int, number: int) -> list[Values]:
+    return list(islice(choices({"Strategy": strategy, "ParameterRanges": RANGES, "RandomSeed": seed}), number))
 
 
-@pytest.mark.parametrize("strategy", ["Random", "Bayesian", "Hyperband"])
+@pytest.mark.parametrize("strategy", ["Random", "Bayesian"])
 def test_the_same_seed_makes_the_same_choices(strategy: str) -> None:
-    assert chosen(strategy, 5, []) == chosen(strategy, 5, [])
-    assert chosen(strategy, 5, []) != chosen(strategy, 6, [])
+    assert chosen(strategy, 5, 4) == chosen(strategy, 5, 4)
+    assert chosen(strategy, 5, 4) != chosen(strategy, 6, 4)
 
 
-def test_what_parents_found_guides_the_bayesian_choice_alone() -> None:
-    past = [
-        ({"lr": f"{0.0001 * 1.26**number:.6f}", "max_epochs": "5", "size": "64"}, -abs(number - 10.0))
-        for number in range(30)
-    ]
-    outside = [({"lr": "3.5", "max_epochs": "5", "size": "64"}, 100.0), ({"lr": "0.01"}, 100.0)]
-    guided, unguided = (
-        [float(chosen("Bayesian", seed, known, 1)[0]["lr"]) for seed in range(9)] for known in ([*past, *outside], [])
-    )
-    assert 0.0003 < min(guided) < max(guided) < 0.003  # the best was 0.001
-    assert min(unguided) < 0.0003
-    assert max(unguided) > 0.003
-    assert chosen("Random", 1, past) == chosen("Random", 1, [])
+def test_draws_cover_their_ranges() -> None:
+    found = chosen("Random", 0, 500)
+    rates = [float(values["lr"]) for values in found]
+    assert 1e-5 <= min(rates) < max(rates) <= 0.1
+    assert not any("e" in values["lr"] for values in found)
+    small = sum(rate < 1e-3 for rate in rates) / len(rates)
+    assert 0.4 < small < 0.6  # half of the decades
+    assert {values["max_epochs"] for values in found} == {"1", "2", "3"}
+    widths = [int(values["width"]) for values in found]
+    assert (min(widths), max(widths)) == (1, 100)
+    assert 0.35 < sum(width <= 10 for width in widths) / len(widths) < 0.65
+    dropouts = [float(values["dropout"]) for values in found]
+    assert 0.2 < sum(dropouts) / len(dropouts) < 0.3
+    assert {values["size"] for values in found} == {"32", "64"}
 
 
 def test_the_median_is_of_means_up_to_the_epoch_of_completed_jobs() -> None:
@@ -52,21 +51,10 @@ def test_the_median_is_of_means_up_to_the_epoch_of_completed_jobs() -> None:
         Progress([0.1, 0.3, 0.9], completed=True),  # mean of the first two: 0.2
         Progress([0.4, 0.6], completed=True),  # 0.5
         Progress([0.6, 0.8], completed=True),  # 0.7
-        Progress([0.9], completed=True),  # not so far
+        Progress([0.9], completed=True),  # ended before the second
         Progress([0.9, 0.9], completed=False),
     ]
-    assert Median().gives_up([0.9, 0.49], others)
-    assert not Median().gives_up([0.0, 0.5], others)
-    assert not Median().gives_up([], others)
-    assert not Median().gives_up([0.0], [])
-
-
-def test_halving_keeps_a_third_at_each_rung() -> None:
-    rule = Halving(least=2, most=10)  # rungs at 2 and 6
-    others = [Progress([0.0, value / 10], completed=False) for value in range(1, 6)]
-    assert not rule.gives_up([0.0], others)
-    assert rule.gives_up([0.9, 0.35], others)
-    assert not rule.gives_up([0.0, 0.45], others)
-    assert not rule.gives_up([0.0, 0.1, 0.1, 0.1, 0.1, 0.1], others)  # alone at its rung
-    assert not rule.gives_up([1.0] * 10, others)
-    assert rule.gives_up([1.0] * 11, others)
+    assert is_behind_median([0.9, 0.49], others)
+    assert not is_behind_median([0.0, 0.5], others)
+    assert not is_behind_median([], others)
+    assert not is_behind_median([0.0], [])

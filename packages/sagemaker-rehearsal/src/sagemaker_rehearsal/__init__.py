@@ -1,25 +1,23 @@
-"""SageMaker on this machine: AWS's API on 127.0.0.1, with training jobs that really run.
+"""SageMaker on this machine: its API on 127.0.0.1, with training jobs, tuning jobs and endpoints that really run.
 
-A control plane (``python -m sagemaker_rehearsal``) answers the real boto3 client. S3, CloudWatch Logs, STS, IAM
-and the rest are moto's; training jobs are ours: each one runs through the ``train`` command of the real
-``sagemaker-training`` toolkit, in a folder that looks like ``/opt/ml``, with spot interruptions on request. Tuning jobs
-really run their training jobs, too.
+A control plane (``python -m sagemaker_rehearsal``) serves any boto3 client. S3, CloudWatch Logs, STS, IAM and all else
+are moto's. A training job runs through the ``train`` command of the real ``sagemaker-training`` toolkit, in a folder
+laid out like ``/opt/ml``, with spot interruptions on request. A tuning job runs its training jobs.
 
-Endpoints and transform jobs really serve, too: the archive comes from S3 and is unpacked, pip has to find its
-requirements, ``serve run`` starts, and only what passes the health check is in service. An update lets the old
-container answer until the new one can; one that fails leaves the old one. Containers' logs, data captures, asynchronous
-answers and failures are written where AWS writes them, and a transform job goes on after a bad object, to fail at its
-end. The sizes of bodies and the times of answers are bounded as AWS's are.
+An endpoint and a transform job serve the archive from S3: it is unpacked, pip has to find its requirements, ``serve
+run`` of Ray Serve starts, and only a container that passes the health check is in service. During an update the old
+container serves until the new one is healthy; a failed update keeps the old one. Logs, data captures, asynchronous
+answers and failures are written where AWS writes them. A transform job continues after a bad object and fails at its
+end. Bodies and response times have AWS's limits.
 
-Where it cannot be true to AWS: the image is not pulled (the job runs in this Python environment), instance types are
-names only, ``/opt/ml`` is ``$SAGEMAKER_BASE_DIR``, hosts are called 127.0.0.1, 127.0.0.2, ... instead of algo-1,
-algo-2, ..., nobody checks permissions, pip finds no index, and the spot discount is invented. So is what a tuning job
-tries next, and when its Hyperband stops a training job (tuning_search.py, tuning_stops.py). An endpoint has one variant
-and one container, whatever its number of instances; serverless and idle ones stay started; nothing scales, traffic
-moves all at once, alarms are not looked at, and a container has 3 minutes to become healthy, not 10.
+Differences to AWS: images are not pulled (jobs run in this Python environment), instance types are names only,
+``/opt/ml`` is ``$SAGEMAKER_BASE_DIR``, hosts are called 127.0.0.1, 127.0.0.2, ... instead of algo-1, algo-2, ..., no
+permission is checked, pip has no index, the spot discount is invented, and a Bayesian search draws at random. An
+endpoint has one variant and one container, whatever its number of instances; serverless and idle endpoints stay
+started; nothing scales, traffic moves all at once, alarms are ignored, and a container has 3 minutes to become healthy,
+not 10.
 """
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -27,23 +25,32 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from bincounter.errors import ConfigError, ResourceError
-
 ACCOUNT = "123456789012"
 REGION = "us-east-1"
 BUCKET = f"sagemaker-{REGION}-{ACCOUNT}"
 ROLE = "rehearsal"
 INTERRUPTIONS = "REHEARSAL_INTERRUPTIONS"
-"""Key in a request's ``Environment``: attempt k of a managed spot job is interrupted the k-th number of seconds after
-its first upload of a ``last.ckpt``, so that every attempt gets on; ``"5,0"`` interrupts twice, the second time at once.
+"""Variable in the ``Environment`` of a managed spot job: seconds before each interruption, such as ``"5,0"``.
+
+Attempt k is interrupted the k-th number of seconds after it first uploads a checkpoint, so that every attempt makes
+progress. ``"5,0"`` interrupts twice, the second time at once.
+"""
+INTERRUPT_AFTER = "REHEARSAL_INTERRUPT_AFTER"
+"""Variable beside :data:`INTERRUPTIONS`: name of the file that counts as a checkpoint, such as ``"last.ckpt"``.
+
+Without it every file in the checkpoint folder counts.
 """
 
 
-def client_environment(endpoint: str) -> dict[str, str]:
-    """The variables that lead every AWS client to the plane at ``endpoint``, and away from the user's own account.
+class StartError(Exception):
+    """The control plane did not start; its log has the reason."""
 
-    They have to replace all AWS variables there are, so add them to :func:`without_aws`: a left-over
-    ``AWS_SESSION_TOKEN`` or ``AWS_PROFILE`` would spoil them, and an empty value does not count as unset.
+
+def client_environment(endpoint: str) -> dict[str, str]:
+    """Return the variables that point AWS clients to the plane at ``endpoint``, and away from the user's own account.
+
+    Add them to an environment of :func:`without_aws`: a left-over ``AWS_SESSION_TOKEN`` or ``AWS_PROFILE`` would
+    override them, and an empty value does not count as unset.
     """
     return {
         "AWS_ENDPOINT_URL": endpoint,
@@ -58,41 +65,27 @@ def client_environment(endpoint: str) -> dict[str, str]:
 
 
 def without_aws(environment: Mapping[str, str]) -> dict[str, str]:
-    """``environment`` less everything AWS clients read: profiles, tokens, endpoints of single services."""
+    """Return ``environment`` without the variables of AWS clients: profiles, tokens, endpoints of single services."""
     return {name: value for name, value in environment.items() if not name.startswith("AWS_")}
-
-
-def require_rehearsal() -> None:
-    """Check that what the plane is made of is installed.
-
-    Raises:
-        ConfigError: moto's server or the training toolkit is missing.
-    """
-    # flask_cors comes with moto[server] only, so it tells that from a bare moto.
-    for module in ("moto", "flask_cors", "sagemaker_training"):
-        if importlib.util.find_spec(module) is None:
-            raise ConfigError(f"the rehearsal needs {module}: pip install 'bincounter[rehearsal]'")
 
 
 @contextmanager
 def rehearsed(folder: Path, grace: float = 2.0) -> Iterator[dict[str, str]]:
     """Run a control plane in a process of its own, which ends with the block or with this process.
 
-    It starts with the bucket ``sagemaker-us-east-1-123456789012`` and the role ``rehearsal``, and forgets everything
-    when it ends.
+    It starts with the bucket ``sagemaker-us-east-1-123456789012`` and the role ``rehearsal``, and keeps nothing when it
+    ends.
 
     Args:
-        folder: where jobs run, and where the plane's own log goes (``plane.log``).
+        folder: for the files of running jobs, and for the plane's own log (``plane.log``).
         grace: seconds between SIGTERM and SIGKILL for a job that is stopped or interrupted; 120 on AWS.
 
     Yields:
-        The variables that lead AWS clients to it: ``{**without_aws(os.environ), **variables}``.
+        The variables that point AWS clients to it: ``{**without_aws(os.environ), **variables}``.
 
     Raises:
-        ConfigError: the extra ``rehearsal`` is not installed.
-        ResourceError: the plane did not start.
+        StartError: the plane did not start.
     """
-    require_rehearsal()
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "plane.log"
@@ -100,20 +93,21 @@ def rehearsed(folder: Path, grace: float = 2.0) -> Iterator[dict[str, str]]:
     with log.open("wb") as log_file:
         process = subprocess.Popen(
             command,
-            cwd=Path(__file__).parents[1],  # wherever the caller is, this package is the one that runs
+            cwd=Path(__file__).parents[1],  # runs this package, whatever the caller's folder is
             env=without_aws(os.environ),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log_file,
             text=True,
-            start_new_session=True,  # Ctrl-C in a terminal is the launcher's to answer
+            start_new_session=True,  # Ctrl-C in a terminal is for the caller
         )
     assert process.stdin is not None
     assert process.stdout is not None
     try:
         endpoint = process.stdout.readline().strip()
         if not endpoint:
-            raise ResourceError(f"the rehearsal's control plane did not start: read {log}")
+            last = log.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
+            raise StartError(f"the rehearsal's control plane did not start: {last or 'it printed nothing'}")
         yield client_environment(endpoint)
     finally:
         process.terminate()

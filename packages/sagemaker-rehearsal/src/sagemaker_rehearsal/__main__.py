@@ -1,6 +1,6 @@
-"""Run a control plane: ``python -m sagemaker_rehearsal [--port N] [--folder DIR] [--grace SECONDS]``.
+"""Command ``python -m sagemaker_rehearsal [--port N] [--folder DIR] [--grace SECONDS]``: run a control plane.
 
-It prints its address, one line, and serves until SIGTERM or Ctrl-C. Lead AWS clients to it with::
+It prints its address on one line and serves until SIGTERM or Ctrl-C. Point AWS clients to it by::
 
     export AWS_ENDPOINT_URL=http://127.0.0.1:PORT AWS_REGION=us-east-1
     export AWS_ACCESS_KEY_ID=rehearsal AWS_SECRET_ACCESS_KEY=rehearsal
@@ -15,54 +15,46 @@ import tempfile
 import threading
 from pathlib import Path
 
-from bincounter.errors import BinCounterError
-from sagemaker_rehearsal import require_rehearsal
+from sagemaker_rehearsal.control_plane import ControlPlane
 
 
 def main() -> int:
-    """Serve until a signal comes.
+    """Serve until a signal arrives.
 
     Returns:
         The exit code.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m sagemaker_rehearsal", description="AWS on 127.0.0.1, with training jobs that really run."
+        prog="python -m sagemaker_rehearsal", description="SageMaker on 127.0.0.1, with jobs that really run."
     )
     parser.add_argument("--port", type=int, default=0, help="port on 127.0.0.1 (default: a free one)")
-    parser.add_argument("--folder", type=Path, help="where jobs run (default: a temporary folder)")
+    parser.add_argument("--folder", type=Path, help="folder for running jobs (default: a temporary one)")
     parser.add_argument(
         "--grace", type=float, default=2.0, help="seconds from SIGTERM to SIGKILL (default: 2; AWS: 120)"
     )
     parser.add_argument("--with-parent", action="store_true", help="end when stdin closes, too")
     options = parser.parse_args()
-    try:
-        require_rehearsal()
-    except BinCounterError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return error.exit_code
     with tempfile.TemporaryDirectory(prefix="rehearsal-", ignore_cleanup_errors=True) as temporary:
         _serve(options.folder or Path(temporary), options.port, options.grace, options.with_parent)
     return 0
 
 
 def _serve(folder: Path, port: int, grace: float, with_parent: bool) -> None:
-    from sagemaker_rehearsal.control_plane import ControlPlane
-
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     plane = ControlPlane(folder.resolve(), port, grace)
     atexit.register(plane.close)
     print(plane.endpoint, flush=True)
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # moto prints now and then, and nobody reads on
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # moto prints now and then; the caller has read its line
     if with_parent:
-        threading.Thread(target=_wait_for_the_end_of_stdin, args=[stop], daemon=True).start()
+        threading.Thread(target=_wait_for_end_of_stdin, args=[stop], daemon=True).start()
     stop.wait()
     plane.close()
     atexit.unregister(plane.close)
 
 
-def _wait_for_the_end_of_stdin(stop: threading.Event) -> None:
+def _wait_for_end_of_stdin(stop: threading.Event) -> None:
     os.read(0, 1)  # nobody writes to it: this returns when the other end closes
     stop.set()
 

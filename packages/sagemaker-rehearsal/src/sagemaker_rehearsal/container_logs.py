@@ -1,4 +1,4 @@
-"""A container's output in CloudWatch Logs, and the metrics found in it."""
+"""Output of containers: sent to CloudWatch Logs, and searched for metrics."""
 
 import math
 import re
@@ -16,43 +16,43 @@ _CALL_EVENTS = 5_000
 
 
 class Metrics:
-    """The values of each metric of ``MetricDefinitions``, as its regular expression finds them in the log."""
+    """Values of the metrics of ``MetricDefinitions``, found in a log by their regular expressions."""
 
     def __init__(self, definitions: list[dict[str, str]]) -> None:
         self._patterns = {definition["Name"]: re.compile(definition["Regex"]) for definition in definitions}
         self._found: dict[str, list[dict[str, Any]]] = {}
 
     def read(self, line: str, moment: float) -> None:
-        """Look for every metric in one line."""
+        """Search one line for every metric; ``moment`` is its time in seconds since 1970."""
         for name, pattern in self._patterns.items():
             match = pattern.search(line)
             if match is None or not match.groups():
                 continue
             try:
                 value = float(match[1])
-            except (TypeError, ValueError):  # a group that is no number is no metric, on AWS too
+            except (TypeError, ValueError):  # AWS, too, ignores a match that is not a number
                 continue
             emitted = {"MetricName": name, "Value": value, "Timestamp": moment}
             self._found.setdefault(name, []).append(emitted)
 
     def final(self) -> list[dict[str, Any]]:
-        """``FinalMetricDataList``: the last value of each."""
+        """Return ``FinalMetricDataList``: the last value of each metric."""
         return [emitted[-1] for emitted in list(self._found.values())]
 
     def values(self, name: str) -> list[float]:
-        """All values of one metric that are numbers, in order; ``nan`` tells nobody anything."""
+        """Return the finite values of one metric, in order."""
         values = [emitted["Value"] for emitted in list(self._found.get(name, []))]
         return [value for value in values if math.isfinite(value)]
 
 
 class LogStream:
-    """Reads a container's output in a thread of its own and sends it to one log stream in order.
+    """One log stream: a thread reads a container's output, :meth:`send` sends it in order.
 
     Args:
         logs: a boto3 client of CloudWatch Logs.
-        name: of the stream; it is created.
+        name: of the stream, which is created.
         output: the container's stdout and stderr.
-        metrics: looks into every line.
+        metrics: reads every line.
         group: of the stream.
     """
 
@@ -73,18 +73,18 @@ class LogStream:
             line, moment = raw.decode("utf-8", "replace").rstrip("\r\n"), time.time()
             self._metrics.read(line, moment)
             pieces = [line[start : start + _EVENT_CHARACTERS] for start in range(0, len(line), _EVENT_CHARACTERS)]
-            with self._lock:  # an empty line makes no event: CloudWatch refuses empty messages
+            with self._lock:  # an empty line gives no event: CloudWatch refuses empty messages
                 self._waiting += [{"timestamp": int(moment * 1000), "message": piece} for piece in pieces]
 
     def send(self) -> None:
-        """Send what was read since the last time."""
+        """Send the lines read since the last call."""
         with self._lock:
             events, self._waiting = self._waiting, []
         for batch in _batches(events):
             self._logs.put_log_events(logGroupName=self._group, logStreamName=self._name, logEvents=batch)
 
     def close(self) -> None:
-        """Send the rest, once the container's processes are gone."""
+        """Send the rest, after the container's processes have ended."""
         self._reader.join(5)  # a process that left the container's group may hold the pipe open for ever
         self.send()
 

@@ -1,4 +1,4 @@
-"""The server: moto behind a layer that answers some of SageMaker's operations, and its endpoints, itself."""
+"""HTTP server of the control plane: SageMaker's operations implemented here, moto for everything else."""
 
 import json
 import shutil
@@ -22,11 +22,11 @@ from sagemaker_rehearsal.training_jobs import TrainingJobs
 from sagemaker_rehearsal.transform_jobs import TransformJobs
 from sagemaker_rehearsal.tuning_jobs import TuningJobs
 
-_SERVICE = "SageMaker."  # how SageMaker's operations begin in X-Amz-Target
+_SERVICE = "SageMaker."  # prefix of SageMaker's operations in X-Amz-Target
 
 
 class _Application:
-    """WSGI: a table of operations before moto."""
+    """WSGI application: a table of operations in front of moto."""
 
     def __init__(self) -> None:
         self.operations: dict[str, Operation] = {}
@@ -34,7 +34,7 @@ class _Application:
         self._moto = DomainDispatcherApplication(create_backend_app)
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        if self.runtime is not None and self.runtime.concerns(environ):
+        if self.runtime is not None and self.runtime.matches(environ):
             return self.runtime.answer(environ, start_response)
         target = environ.get("HTTP_X_AMZ_TARGET", "")
         operation = self.operations.get(target.removeprefix(_SERVICE)) if target.startswith(_SERVICE) else None
@@ -46,15 +46,15 @@ class _Application:
 
 class _QuietHandler(MotoRequestHandler):
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-        """Requests are not worth a line each."""
+        """Log nothing."""
 
 
 class ControlPlane:
-    """AWS on 127.0.0.1, from its construction until :meth:`close`.
+    """AWS on 127.0.0.1, from construction until :meth:`close`.
 
     Args:
-        folder: where jobs run.
-        port: 0 takes a free one.
+        folder: for the files of running jobs.
+        port: on 127.0.0.1; 0 takes a free one.
         grace: seconds between SIGTERM and SIGKILL for a job that is stopped or interrupted.
     """
 
@@ -80,10 +80,10 @@ class ControlPlane:
             application.operations |= part.operations()
         self._runtime = application.runtime = Runtime(site, self._endpoints.registry)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        self._furnish(session)
+        self._create_bucket_and_role(session)
 
-    def _furnish(self, session: boto3.Session) -> None:
-        """What an account that has used SageMaker before has: a bucket and a role."""
+    def _create_bucket_and_role(self, session: boto3.Session) -> None:
+        """Create what an account that has used SageMaker before has."""
         trust = {
             "Version": "2012-10-17",
             "Statement": [
@@ -99,7 +99,7 @@ class ControlPlane:
         iam.create_role(RoleName=ROLE, AssumeRolePolicyDocument=json.dumps(trust))
 
     def close(self) -> None:
-        """End all jobs' processes and the server."""
+        """End the processes of all jobs, and the server."""
         self._tuning_jobs.close()
         self._runtime.close()
         self._transform_jobs.close()

@@ -1,4 +1,8 @@
-"""One endpoint: its container, the update that replaces it, and what DescribeEndpoint tells of both."""
+"""Endpoints: their creation, update and deletion, and the API operations on them.
+
+An instance is one process tree on this machine, however many instances are requested. The control plane takes the place
+of the image's adapter: ``/ping`` is Ray's health check, ``/invocations`` is forwarded to ``/``.
+"""
 
 import secrets
 import threading
@@ -7,28 +11,31 @@ from collections.abc import Mapping
 from operator import itemgetter
 from typing import Any
 
-from sagemaker_rehearsal.models import EndpointConfigs, Models, Named, Registry
-from sagemaker_rehearsal.protocol import Operation, Refused, is_wanted, page
-from sagemaker_rehearsal.request_checks import check_shape, refuse_first
+from sagemaker_rehearsal.models import EndpointConfigs, Models, Registry, Resource
+from sagemaker_rehearsal.protocol import Operation, Refused, check_shape, is_wanted, page
+from sagemaker_rehearsal.request_checks import refuse_unsupported
 from sagemaker_rehearsal.serving_container import Container, NotServable
 from sagemaker_rehearsal.site import Site
 
+_SORT_KEYS = {"Name": "EndpointName", "CreationTime": "CreationTime", "Status": "EndpointStatus"}
 _LONGEST_START = 180.0  # seconds; AWS waits for 10 minutes unless the variant says otherwise
 _POLL = 0.2  # seconds
-_LONGEST_ANSWER = 60.0  # seconds that an old container has for the requests in hand
+_LONGEST_ANSWER = 60.0  # seconds for requests that an old container is still working on
 
 
-class Endpoint(Named):
+class Endpoint(Resource):
     """An endpoint, from CreateEndpoint to DeleteEndpoint.
 
     Args:
-        site: where its containers run.
+        site: shared by all jobs.
         request: the body of CreateEndpoint.
         configs: all endpoint configurations.
         models: all models.
     """
 
-    def __init__(self, site: Site, request: dict[str, Any], configs: Registry[Named], models: Registry[Named]) -> None:
+    def __init__(
+        self, site: Site, request: dict[str, Any], configs: Registry[Resource], models: Registry[Resource]
+    ) -> None:
         super().__init__("endpoint", request["EndpointName"], request)
         self._site, self._configs, self._models = site, configs, models
         self._lock = threading.Lock()
@@ -37,22 +44,22 @@ class Endpoint(Named):
         self._gone = threading.Event()
         self._container: Container | None = None
         self.status = "Creating"
-        self.config = configs.get(request["EndpointConfigName"]).request  # as it is now: it may be deleted later
+        self.config = configs.get(request["EndpointConfigName"]).request  # kept, since it may be deleted later
 
     @property
     def variant(self) -> dict[str, Any]:
-        """Its one production variant."""
+        """The endpoint's only production variant."""
         return self.config["ProductionVariants"][0]
 
     def start(self) -> None:
-        """Begin to create it."""
+        """Start its creation."""
         threading.Thread(target=self._create, daemon=True).start()
 
     def update(self, config_name: str) -> None:
-        """Begin to replace its container by that of another configuration.
+        """Start replacing its container by that of another configuration.
 
         Raises:
-            Refused: it is busy, or has that configuration.
+            Refused: it is not in service, or has that configuration already.
         """
         config = self._configs.get(config_name).request
         with self._lock:
@@ -66,10 +73,10 @@ class Endpoint(Named):
         threading.Thread(target=self._update, args=[config], daemon=True).start()
 
     def delete(self, registry: "Registry[Endpoint]") -> None:
-        """Begin to delete it.
+        """Start its deletion.
 
         Raises:
-            Refused: it is busy.
+            Refused: it is being created, updated or deleted.
         """
         with self._lock:
             if self.status not in ("InService", "Failed"):
@@ -78,7 +85,7 @@ class Endpoint(Named):
         threading.Thread(target=self._delete, args=[registry], daemon=True).start()
 
     def close(self) -> None:
-        """End its containers, with the control plane."""
+        """End its containers."""
         self._gone.set()
         with self._lock:
             container, self._container = self._container, None
@@ -86,10 +93,10 @@ class Endpoint(Named):
             container.end()
 
     def serving(self) -> Container:
-        """What answers requests.
+        """Return the container that answers requests.
 
         Raises:
-            Refused: nothing does.
+            Refused: the endpoint is not in service.
         """
         with self._lock:
             if self._container is None or self.status in ("Creating", "Deleting", "Failed"):
@@ -97,7 +104,7 @@ class Endpoint(Named):
             return self._container
 
     def description(self) -> dict[str, Any]:
-        """The answer to DescribeEndpoint."""
+        """Return the answer of DescribeEndpoint."""
         with self._lock:
             variant = self.variant
             count = variant.get("InitialInstanceCount")
@@ -116,7 +123,7 @@ class Endpoint(Named):
             }
 
     def summary(self) -> dict[str, Any]:
-        """The entry in ListEndpoints."""
+        """Return the entry in ListEndpoints."""
         with self._lock:
             return self._summary()
 
@@ -135,27 +142,27 @@ class Endpoint(Named):
     def _create(self) -> None:
         try:
             container = self._started(self.config)
-        except Exception as reason:  # also one of ours: nobody else would hear of it
+        except Exception as reason:  # of any kind: this thread has no other way to report it
             with self._lock:
-                self._enter("Failed", _told(reason))
+                self._enter("Failed", _failure_reason(reason))
             return
         with self._lock:
             self._container = container
             self._enter("InService")
 
     def _update(self, config: dict[str, Any]) -> None:
-        """The new container starts beside the old one, which answers until the new one is healthy."""
+        """Start the new container beside the old one, which answers until the new one is healthy."""
         try:
             container = self._started(config)
-        except Exception as reason:  # also one of ours: nobody else would hear of it
+        except Exception as reason:  # of any kind: this thread has no other way to report it
             with self._lock:
-                self._enter("InService", _told(reason))
+                self._enter("InService", _failure_reason(reason))
             return
         with self._lock:
             old, self._container, self.config = self._container, container, config
             self._enter("InService")
         if old is not None:
-            old.drained(_LONGEST_ANSWER)
+            old.wait_until_idle(_LONGEST_ANSWER)
             old.end()
 
     def _delete(self, registry: "Registry[Endpoint]") -> None:
@@ -163,10 +170,10 @@ class Endpoint(Named):
         registry.remove(self.name)
 
     def _started(self, config: dict[str, Any]) -> Container:
-        """Start a configuration's container and wait until it is healthy.
+        """Start the container of a configuration and wait until it is healthy.
 
         Raises:
-            NotServable: it does not become so.
+            NotServable: it does not become healthy.
         """
         variant: Mapping[str, Any] = config["ProductionVariants"][0]
         name = variant["VariantName"]
@@ -193,23 +200,20 @@ class Endpoint(Named):
         return container
 
 
-def _told(reason: Exception) -> str:
-    """A FailureReason: one short paragraph, of 1,024 characters at most."""
+def _failure_reason(reason: Exception) -> str:
+    """Return an error as one paragraph of at most 1,024 characters."""
     words = " ".join(str(reason).split())
     return (words if isinstance(reason, NotServable) else f"Internal error: {type(reason).__name__}: {words}")[:1024]
-
-
-_SORT_KEYS = {"Name": "EndpointName", "CreationTime": "CreationTime", "Status": "EndpointStatus"}
 
 
 class Endpoints:
     """All endpoints of a control plane.
 
     Args:
-        site: where they run.
+        site: shared by all jobs.
         model: botocore's service model of SageMaker.
-        models: that configurations name.
-        configs: that endpoints name.
+        models: all models.
+        configs: all endpoint configurations.
     """
 
     def __init__(self, site: Site, model: Any, models: Models, configs: EndpointConfigs) -> None:
@@ -218,7 +222,7 @@ class Endpoints:
         self.registry: Registry[Endpoint] = Registry("endpoint")
 
     def operations(self) -> dict[str, Operation]:
-        """What is answered here, by AWS's names."""
+        """Return the operations by AWS's names of them."""
         return {
             "CreateEndpoint": self._create,
             "UpdateEndpoint": self._update,
@@ -232,37 +236,34 @@ class Endpoints:
         for endpoint in self.registry.all():
             endpoint.close()
 
-    def _check(self, operation: str, request: dict[str, Any]) -> None:
-        check_shape(self._model.operation_model(operation).input_shape, request)
-
     def _create(self, request: dict[str, Any]) -> dict[str, Any]:
-        self._check("CreateEndpoint", request)
+        check_shape(self._model, "CreateEndpoint", request)
         endpoint = Endpoint(self._site, request, self._configs, self._models)
         self.registry.add(endpoint)
         endpoint.start()
         return {"EndpointArn": endpoint.arn}
 
     def _update(self, request: dict[str, Any]) -> dict[str, Any]:
-        self._check("UpdateEndpoint", request)
+        check_shape(self._model, "UpdateEndpoint", request)
         canary = request.get("DeploymentConfig", {}).get("BlueGreenUpdatePolicy", {})
         kind = canary.get("TrafficRoutingConfiguration", {}).get("Type", "ALL_AT_ONCE")
-        refuse_first({"The rehearsal moves traffic all at once.": kind != "ALL_AT_ONCE"})
+        refuse_unsupported({"traffic routing other than ALL_AT_ONCE": kind != "ALL_AT_ONCE"})
         endpoint = self.registry.get(request["EndpointName"])
         endpoint.update(request["EndpointConfigName"])
         return {"EndpointArn": endpoint.arn}
 
     def _describe(self, request: dict[str, Any]) -> dict[str, Any]:
-        self._check("DescribeEndpoint", request)
+        check_shape(self._model, "DescribeEndpoint", request)
         return self.registry.get(request["EndpointName"]).description()
 
     def _list(self, request: dict[str, Any]) -> dict[str, Any]:
-        self._check("ListEndpoints", request)
+        check_shape(self._model, "ListEndpoints", request)
         found = [one for endpoint in self.registry.all() if is_wanted(one := endpoint.summary(), request, "Endpoint")]
         order = request.get("SortOrder", "Descending")
         key = itemgetter(_SORT_KEYS[request.get("SortBy", "CreationTime")])
         return page("Endpoints", found, {**request, "SortOrder": order}, key)
 
     def _delete(self, request: dict[str, Any]) -> dict[str, Any]:
-        self._check("DeleteEndpoint", request)
+        check_shape(self._model, "DeleteEndpoint", request)
         self.registry.get(request["EndpointName"]).delete(self.registry)
         return {}

@@ -1,8 +1,8 @@
-"""Runs a server so that nothing of it stays: ``python -I keeper.py COMMAND...``, a stand-alone script.
+"""Stand-alone script ``python -I keeper.py COMMAND...``: run a server and end all of its processes.
 
-It ends the server when its stdin closes, which happens when whoever started it wants that or is killed. Ray's processes
-begin sessions of their own and outlive their parents; as their subreaper this process gets all of them as children.
-Only Linux has subreapers: elsewhere Ray's processes end by themselves, seconds later.
+The server ends when stdin closes: the parent closed it, or was killed. Ray's processes begin sessions of their own and
+outlive their parents; as their subreaper this process inherits all of them as children. Only Linux has subreapers:
+elsewhere Ray's processes end by themselves, seconds later.
 """
 
 import ctypes
@@ -18,29 +18,29 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 def main(command: list[str]) -> int:
-    """Run ``command`` until it ends or stdin closes, and kill all that it has started.
+    """Run ``command`` until it ends or stdin closes, and kill all processes that it has started.
 
     Returns:
         The exit code of ``command``.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)  # its stdin is how it is told
+        signal.signal(number, signal.SIG_IGN)  # only stdin ends it
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-    threading.Thread(target=_kill_at_the_end_of_stdin, args=[process], daemon=True).start()
+    threading.Thread(target=_kill_at_end_of_stdin, args=[process], daemon=True).start()
     code = process.wait()
     while children := _children():
         for child in children:
             with suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
-        for child in children:  # their own children become ours then
+        for child in children:  # makes their own children ours
             with suppress(ChildProcessError):
                 os.waitpid(child, 0)
     return code
 
 
-def _kill_at_the_end_of_stdin(process: "subprocess.Popen[bytes]") -> None:
+def _kill_at_end_of_stdin(process: "subprocess.Popen[bytes]") -> None:
     os.read(0, 1)
     process.kill()
 

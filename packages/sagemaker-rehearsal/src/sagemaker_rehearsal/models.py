@@ -1,4 +1,4 @@
-"""The API's operations on models and endpoint configurations, which are but descriptions."""
+"""API operations on models, endpoint configurations and tags, and the registries that hold them."""
 
 import threading
 import time
@@ -6,16 +6,16 @@ from operator import itemgetter
 from typing import Any, Generic, TypeVar
 
 from sagemaker_rehearsal import ACCOUNT, REGION
-from sagemaker_rehearsal.protocol import NotHere, Operation, Refused, is_wanted, page
-from sagemaker_rehearsal.request_checks import check_shape, refuse_first
+from sagemaker_rehearsal.protocol import NotHere, Operation, Refused, check_shape, is_wanted, page
+from sagemaker_rehearsal.request_checks import refuse_first
 
 
-class Named:
-    """A thing that was created.
+class Resource:
+    """A resource with a name, an ARN and tags.
 
     Args:
         kind: in its ARN, such as ``endpoint-config``.
-        name: of it.
+        name: of the resource.
         request: the body that created it.
     """
 
@@ -26,60 +26,60 @@ class Named:
         self.tags: dict[str, str] = {tag["Key"]: tag["Value"] for tag in request.get("Tags", [])}
 
 
-Thing = TypeVar("Thing", bound=Named)
+AnyResource = TypeVar("AnyResource", bound=Resource)
 
 
-class Registry(Generic[Thing]):
-    """All things of one kind.
+class Registry(Generic[AnyResource]):
+    """All resources of one kind.
 
     Args:
-        what: they are called in AWS's messages, such as ``endpoint configuration``.
+        kind: in AWS's messages, such as ``endpoint configuration``.
     """
 
-    def __init__(self, what: str) -> None:
-        self._what = what
-        self._things: dict[str, Thing] = {}
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+        self._resources: dict[str, AnyResource] = {}
         self._lock = threading.Lock()
 
-    def add(self, thing: Thing) -> None:
-        """Keep a new one.
+    def add(self, resource: AnyResource) -> None:
+        """Add a new one.
 
         Raises:
-            Refused: its name is taken.
+            Refused: the name is taken.
         """
         with self._lock:
-            if thing.name in self._things:
-                raise Refused("ValidationException", f'Cannot create already existing {self._what} "{thing.arn}".')
-            self._things[thing.name] = thing
+            if resource.name in self._resources:
+                raise Refused("ValidationException", f'Cannot create already existing {self._kind} "{resource.arn}".')
+            self._resources[resource.name] = resource
 
-    def get(self, name: str) -> Thing:
-        """The one of a name.
+    def get(self, name: str) -> AnyResource:
+        """Return the resource of a name.
 
         Raises:
-            Refused: there is none.
+            Refused: it does not exist.
         """
         with self._lock:
-            thing = self._things.get(name)
-        if thing is None:
-            raise Refused("ValidationException", f'Could not find {self._what} "{name}".')
-        return thing
+            resource = self._resources.get(name)
+        if resource is None:
+            raise Refused("ValidationException", f'Could not find {self._kind} "{name}".')
+        return resource
 
     def remove(self, name: str) -> None:
-        """Forget one, if it is there."""
+        """Remove a resource, if it exists."""
         with self._lock:
-            self._things.pop(name, None)
+            self._resources.pop(name, None)
 
-    def all(self) -> list[Thing]:
-        """Those there are."""
+    def all(self) -> list[AnyResource]:
+        """Return all of them."""
         with self._lock:
-            return list(self._things.values())
+            return list(self._resources.values())
 
 
 class Tags:
-    """AddTags, ListTags and DeleteTags of what is in some registries; moto answers for everything else.
+    """AddTags, ListTags and DeleteTags of the resources held here; moto answers for all others.
 
     Args:
-        registries: of the things that have tags.
+        registries: of the resources that have tags.
         model: botocore's service model of SageMaker.
     """
 
@@ -87,15 +87,15 @@ class Tags:
         self._registries, self._model = registries, model
 
     def operations(self) -> dict[str, Operation]:
-        """What is answered here, by AWS's names."""
+        """Return the operations by AWS's names of them."""
         return {"AddTags": self._add, "ListTags": self._list, "DeleteTags": self._delete}
 
     def _tags(self, operation: str, request: dict[str, Any]) -> dict[str, str]:
-        check_shape(self._model.operation_model(operation).input_shape, request)
+        check_shape(self._model, operation, request)
         for registry in self._registries:
-            for thing in registry.all():
-                if thing.arn == request["ResourceArn"]:
-                    return thing.tags
+            for resource in registry.all():
+                if resource.arn == request["ResourceArn"]:
+                    return resource.tags
         raise NotHere
 
     def _add(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -117,9 +117,6 @@ def _listed(tags: dict[str, str]) -> list[dict[str, str]]:
     return [{"Key": key, "Value": value} for key, value in tags.items()]
 
 
-_SORT_KEYS = {"CreationTime": "CreationTime"}
-
-
 class Models:
     """All models of a control plane.
 
@@ -129,10 +126,10 @@ class Models:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self.registry: Registry[Named] = Registry("model")
+        self.registry: Registry[Resource] = Registry("model")
 
     def operations(self) -> dict[str, Operation]:
-        """What is answered here, by AWS's names."""
+        """Return the operations by AWS's names of them."""
         return {
             "CreateModel": self._create,
             "DescribeModel": self._describe,
@@ -141,36 +138,36 @@ class Models:
         }
 
     def _create(self, request: dict[str, Any]) -> dict[str, Any]:
-        check_shape(self._model.operation_model("CreateModel").input_shape, request)
+        check_shape(self._model, "CreateModel", request)
         container = request.get("PrimaryContainer", {})
         refuse_first(
             {
-                "The rehearsal knows models of one PrimaryContainer, with Image and ModelDataUrl.": not (
+                "The rehearsal needs models of one PrimaryContainer with Image and ModelDataUrl.": not (
                     {"Image", "ModelDataUrl"} <= container.keys()
                 ),
                 "CreateModel needs an ExecutionRoleArn.": "ExecutionRoleArn" not in request,
-                "The rehearsal serves AWS's Ray Serve image: it has no TorchServe, which stack=pytorch needs.": (
+                "The rehearsal serves archives for AWS's Ray Serve image; it has no TorchServe of the PyTorch image.": (
                     "pytorch-inference" in container.get("Image", "")
                 ),
             }
         )
-        created = Named("model", request["ModelName"], request)
+        created = Resource("model", request["ModelName"], request)
         self.registry.add(created)
         return {"ModelArn": created.arn}
 
     def _describe(self, request: dict[str, Any]) -> dict[str, Any]:
-        check_shape(self._model.operation_model("DescribeModel").input_shape, request)
+        check_shape(self._model, "DescribeModel", request)
         found = self.registry.get(request["ModelName"])
-        told = {key: value for key, value in found.request.items() if key != "Tags"}
-        return {**told, "ModelArn": found.arn, "CreationTime": found.created}
+        requested = {key: value for key, value in found.request.items() if key != "Tags"}
+        return {**requested, "ModelArn": found.arn, "CreationTime": found.created}
 
     def _delete(self, request: dict[str, Any]) -> dict[str, Any]:
-        check_shape(self._model.operation_model("DeleteModel").input_shape, request)
+        check_shape(self._model, "DeleteModel", request)
         self.registry.remove(self.registry.get(request["ModelName"]).name)
         return {}
 
     def _list(self, request: dict[str, Any]) -> dict[str, Any]:
-        check_shape(self._model.operation_model("ListModels").input_shape, request)
+        check_shape(self._model, "ListModels", request)
         found = [
             {"ModelName": one.name, "ModelArn": one.arn, "CreationTime": one.created} for one in self.registry.all()
         ]
@@ -182,15 +179,15 @@ class EndpointConfigs:
 
     Args:
         model: botocore's service model of SageMaker.
-        models: that they may name.
+        models: all models.
     """
 
-    def __init__(self, model: Any, models: Registry[Named]) -> None:
+    def __init__(self, model: Any, models: Registry[Resource]) -> None:
         self._model, self._models = model, models
-        self.registry: Registry[Named] = Registry("endpoint configuration")
+        self.registry: Registry[Resource] = Registry("endpoint configuration")
 
     def operations(self) -> dict[str, Operation]:
-        """What is answered here, by AWS's names."""
+        """Return the operations by AWS's names of them."""
         return {
             "CreateEndpointConfig": self._create,
             "DescribeEndpointConfig": self._describe,
@@ -199,12 +196,12 @@ class EndpointConfigs:
         }
 
     def _create(self, request: dict[str, Any]) -> dict[str, Any]:
-        check_shape(self._model.operation_model("CreateEndpointConfig").input_shape, request)
+        check_shape(self._model, "CreateEndpointConfig", request)
         variants = request["ProductionVariants"]
         refuse_first(
             {
-                "The rehearsal knows one production variant.": len(variants) != 1,
-                "The rehearsal knows no shadow variants.": bool(request.get("ShadowProductionVariants")),
+                "The rehearsal supports one production variant.": len(variants) != 1,
+                "The rehearsal does not support shadow variants.": bool(request.get("ShadowProductionVariants")),
             }
         )
         variant = variants[0]
@@ -219,23 +216,23 @@ class EndpointConfigs:
             }
         )
         self._models.get(variant["ModelName"])
-        created = Named("endpoint-config", request["EndpointConfigName"], request)
+        created = Resource("endpoint-config", request["EndpointConfigName"], request)
         self.registry.add(created)
         return {"EndpointConfigArn": created.arn}
 
     def _describe(self, request: dict[str, Any]) -> dict[str, Any]:
-        check_shape(self._model.operation_model("DescribeEndpointConfig").input_shape, request)
+        check_shape(self._model, "DescribeEndpointConfig", request)
         found = self.registry.get(request["EndpointConfigName"])
-        told = {key: value for key, value in found.request.items() if key != "Tags"}
-        return {**told, "EndpointConfigArn": found.arn, "CreationTime": found.created}
+        requested = {key: value for key, value in found.request.items() if key != "Tags"}
+        return {**requested, "EndpointConfigArn": found.arn, "CreationTime": found.created}
 
     def _delete(self, request: dict[str, Any]) -> dict[str, Any]:
-        check_shape(self._model.operation_model("DeleteEndpointConfig").input_shape, request)
+        check_shape(self._model, "DeleteEndpointConfig", request)
         self.registry.remove(self.registry.get(request["EndpointConfigName"]).name)
         return {}
 
     def _list(self, request: dict[str, Any]) -> dict[str, Any]:
-        check_shape(self._model.operation_model("ListEndpointConfigs").input_shape, request)
+        check_shape(self._model, "ListEndpointConfigs", request)
         found = [
             {"EndpointConfigName": one.name, "EndpointConfigArn": one.arn, "CreationTime": one.created}
             for one in self.registry.all()
@@ -246,5 +243,5 @@ class EndpointConfigs:
 def _page(member: str, kind: str, found: list[dict[str, Any]], request: dict[str, Any]) -> dict[str, Any]:
     wanted = [one for one in found if is_wanted(one, request, kind)]
     order = request.get("SortOrder", "Descending")  # AWS's default here, unlike that of jobs
-    key = itemgetter(_SORT_KEYS.get(request.get("SortBy", "CreationTime"), f"{kind}Name"))
+    key = itemgetter("CreationTime" if request.get("SortBy", "CreationTime") == "CreationTime" else f"{kind}Name")
     return page(member, wanted, {**request, "SortOrder": order}, key)

@@ -1,21 +1,26 @@
-"""AWS's JSON 1.1 protocol: answers, errors, and the pages of List operations."""
+"""AWS's JSON 1.1 protocol: answers, errors, request shapes, and the pages of List operations."""
 
 import json
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
 from io import BytesIO
 from typing import Any
 
+from botocore.validate import ParamValidator
+
 Operation = Callable[[dict[str, Any]], dict[str, Any]]
-"""One operation of an API: the request's body to the answer's body; times are seconds since 1970."""
+"""One operation of an API: body of the request -> body of the answer; times are seconds since 1970."""
+
+_PAGE = 10  # AWS's default of MaxResults
 
 
 class Refused(Exception):
     """A request that is answered with one of AWS's errors.
 
     Args:
-        code: AWS's name of the error, as ``ClientError.response["Error"]["Code"]`` gives it to the client.
-        message: what is wrong with the request.
+        code: AWS's name of the error, which the client finds in ``ClientError.response["Error"]["Code"]``.
+        message: the reason.
     """
 
     def __init__(self, code: str, message: str) -> None:
@@ -24,21 +29,21 @@ class Refused(Exception):
 
 
 class NotHere(Exception):
-    """A request about something that moto keeps, and answers for."""
+    """A request about an object that moto keeps, and that moto answers."""
 
 
 def answer(operation: Operation, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-    """Answer one WSGI request with what ``operation`` makes of its body.
+    """Answer one WSGI request by an operation.
 
     Raises:
-        NotHere: moto is to answer it; ``wsgi.input`` has its body again.
+        NotHere: moto has to answer it; ``wsgi.input`` holds its body again.
     """
     length = int(environ.get("CONTENT_LENGTH") or 0)
-    asked = environ["wsgi.input"].read(length)
+    request = environ["wsgi.input"].read(length)
     try:
-        status, body = HTTPStatus.OK, operation(json.loads(asked or b"{}"))
+        status, body = HTTPStatus.OK, operation(json.loads(request or b"{}"))
     except NotHere:
-        environ["wsgi.input"] = BytesIO(asked)
+        environ["wsgi.input"] = BytesIO(request)
         raise
     except Refused as refusal:
         status, body = HTTPStatus.BAD_REQUEST, {"__type": refusal.code, "message": str(refusal)}
@@ -48,20 +53,81 @@ def answer(operation: Operation, environ: dict[str, Any], start_response: Callab
     return [payload]
 
 
-_PAGE = 10  # AWS's default of MaxResults
+def check_shape(model: Any, operation: str, request: dict[str, Any]) -> None:
+    """Check a request against botocore's service model.
+
+    Args:
+        model: the service model.
+        operation: AWS's name of it, such as ``CreateModel``.
+        request: the decoded body.
+
+    Raises:
+        Refused: the members that break a type, a length, a range, an enumeration or a pattern.
+    """
+    shape = model.operation_model(operation).input_shape
+    report = ParamValidator().validate(request, shape)
+    if report.has_errors():
+        raise Refused("ValidationException", report.generate_report())
+    broken = list(_violations(shape, request, ()))
+    if broken:
+        count = f"{len(broken)} validation error{'s' * (len(broken) > 1)} detected"
+        raise Refused("ValidationException", f"{count}: {'; '.join(broken)}")
+
+
+def _violations(shape: Any, value: Any, path: tuple[str, ...]) -> Iterator[str]:
+    """AWS's sentence for each value outside the limits, which botocore's ``ParamValidator`` leaves to the server."""
+    for constraint in _broken_constraints(shape, value):
+        place = ".".join(path)
+        yield f"Value '{value}' at '{place}' failed to satisfy constraint: Member must {constraint}"
+    if shape.type_name == "structure":
+        for name, member in value.items():
+            yield from _violations(shape.members[name], member, (*path, _lower(name)))
+    elif shape.type_name == "list":
+        for number, member in enumerate(value, 1):
+            yield from _violations(shape.member, member, (*path, f"{number}.member"))
+    elif shape.type_name == "map":
+        for key, member in value.items():
+            yield from _violations(shape.key, key, (*path, "key"))
+            yield from _violations(shape.value, member, (*path, _lower(key)))
+
+
+def _lower(name: str) -> str:
+    return name[:1].lower() + name[1:]
+
+
+def _broken_constraints(shape: Any, value: Any) -> Iterator[str]:
+    limits = shape.metadata
+    is_sized = shape.type_name in ("string", "list", "map", "blob")
+    measure, size = ("length", len(value)) if is_sized else ("value", value)
+    if "max" in limits and size > limits["max"]:
+        yield f"have {measure} less than or equal to {limits['max']}"
+    if "min" in limits and size < limits["min"]:
+        yield f"have {measure} greater than or equal to {limits['min']}"
+    if shape.type_name == "string":
+        if limits.get("enum") and value not in limits["enum"]:
+            yield f"satisfy enum value set: {limits['enum']}"
+        if "pattern" in limits and not _matches(limits["pattern"], value):
+            yield f"satisfy regular expression pattern: {limits['pattern']}"
+
+
+def _matches(pattern: str, value: str) -> bool:
+    try:
+        return re.fullmatch(pattern, value) is not None
+    except re.error:  # patterns are Java's; Python does not know some of them, such as \p{L}
+        return True
 
 
 def is_wanted(summary: dict[str, Any], request: dict[str, Any], kind: str) -> bool:
-    """Whether a request's filters let an entry through.
+    """Return whether an entry passes the filters of a List request.
 
     Args:
         summary: the entry.
-        request: the body of a List operation.
-        kind: what the names of the entry's own members begin with, such as ``TrainingJob``.
+        request: the body of the request.
+        kind: prefix of the entry's own members, such as ``TrainingJob``.
     """
     if request.get("NameContains", "") not in summary[f"{kind}Name"]:
         return False
-    status = summary.get(f"{kind}Status")  # what is but a description has none
+    status = summary.get(f"{kind}Status")  # models and endpoint configurations have none
     if request.get("StatusEquals", status) != status:
         return False
     return all(
@@ -74,13 +140,13 @@ def is_wanted(summary: dict[str, Any], request: dict[str, Any], kind: str) -> bo
 def page(
     member: str, found: list[dict[str, Any]], request: dict[str, Any], key: Callable[[dict[str, Any]], Any]
 ) -> dict[str, Any]:
-    """One page of an answer.
+    """Return one page of a List operation's answer.
 
     Args:
         member: the answer's member that holds the entries.
-        found: all entries that are wanted.
+        found: all entries that pass the filters.
         request: with ``SortOrder``, ``NextToken`` and ``MaxResults``, if any.
-        key: what an entry is sorted by.
+        key: sort key of an entry.
     """
     found = sorted(found, key=key, reverse=request.get("SortOrder") == "Descending")
     start = int(request.get("NextToken", "0"))

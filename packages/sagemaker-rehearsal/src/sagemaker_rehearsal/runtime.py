@@ -1,4 +1,4 @@
-"""The runtime API: InvokeEndpoint and InvokeEndpointAsync, which endpoints answer for real."""
+"""Runtime API: InvokeEndpoint and InvokeEndpointAsync, and data capture of both sides."""
 
 import base64
 import json
@@ -17,26 +17,34 @@ from sagemaker_rehearsal.endpoints import Endpoint
 from sagemaker_rehearsal.models import Registry
 from sagemaker_rehearsal.protocol import Refused
 from sagemaker_rehearsal.site import Site
-from sagemaker_rehearsal.storage import joined, split_uri
+from sagemaker_rehearsal.storage import join_uri, split_uri
 
+_PATH = re.compile(r"/endpoints/([^/]+)/(async-)?invocations")
+_LARGEST = {"realtime": 25_000_000, "serverless": 4_000_000}  # bytes of a body
+_TIMEOUT = 60.0  # seconds AWS waits for a container
+_ASYNC_TIMEOUT = 900.0
+_SAGEMAKER = "X-Amzn-SageMaker-"
 _SIDES = {"Input": "endpointInput", "Output": "endpointOutput"}
 
+Answer = tuple[HTTPStatus, dict[str, str], bytes]
+"""Status, headers and body."""
 
-def capture(site: Site, endpoint: Endpoint, asked: tuple[str, bytes], answered: tuple[str, bytes]) -> None:
-    """Keep one request and its answer, if the endpoint's configuration wants that.
+
+def capture(site: Site, endpoint: Endpoint, request: tuple[str, bytes], answer: tuple[str, bytes]) -> None:
+    """Write a request and its answer to S3 as JSON lines, if the endpoint's configuration asks for it.
 
     Args:
-        site: whose S3 it goes to.
-        endpoint: that was asked.
-        asked: content type and body.
-        answered: content type and body.
+        site: holds the S3 client.
+        endpoint: that was invoked.
+        request: content type and body.
+        answer: content type and body.
     """
     config = endpoint.config.get("DataCaptureConfig", {})
     if not config.get("EnableCapture") or random.random() * 100 >= config["InitialSamplingPercentage"]:
         return
     modes = [option["CaptureMode"] for option in config["CaptureOptions"]]
     wanted = {"Input", "Output"} if "InputAndOutput" in modes else set(modes)
-    sides = {"Input": asked, "Output": answered}
+    sides = {"Input": request, "Output": answer}
     number, moment = str(uuid.uuid4()), time.gmtime()
     line = {
         "captureData": {_SIDES[side]: _side(side, *sides[side]) for side in sorted(wanted)},
@@ -45,7 +53,7 @@ def capture(site: Site, endpoint: Endpoint, asked: tuple[str, bytes], answered: 
     }
     folder = time.strftime("%Y/%m/%d/%H", moment)
     name = f"{time.strftime('%M-%S', moment)}-{number}.jsonl"
-    uri = joined(config["DestinationS3Uri"], endpoint.name, endpoint.variant["VariantName"], folder, name)
+    uri = join_uri(config["DestinationS3Uri"], endpoint.name, endpoint.variant["VariantName"], folder, name)
     bucket, key = split_uri(uri)
     site.s3.put_object(Bucket=bucket, Key=key, Body=json.dumps(line).encode() + b"\n")
 
@@ -62,29 +70,20 @@ def _side(side: str, content_type: str, body: bytes) -> dict[str, Any]:
     }
 
 
-_PATH = re.compile(r"/endpoints/([^/]+)/(async-)?invocations")
-_LARGEST = {"realtime": 25_000_000, "serverless": 4_000_000}  # bytes of a body
-_TIMEOUT = 60.0  # seconds AWS waits for a container
-_ASYNC_TIMEOUT = 900.0
-_SAGEMAKER = "X-Amzn-SageMaker-"
-
-Answer = tuple[HTTPStatus, dict[str, str], bytes]
-
-
 class Runtime:
-    """Answers clients of endpoints.
+    """The runtime API of all endpoints.
 
     Args:
-        site: whose S3 asynchronous requests and answers lie in.
-        endpoints: there are.
+        site: holds the S3 client for asynchronous requests and their answers.
+        endpoints: all endpoints.
     """
 
     def __init__(self, site: Site, endpoints: Registry[Endpoint]) -> None:
         self._site, self._endpoints = site, endpoints
-        self._later = ThreadPoolExecutor(4, "async-invocation")
+        self._executor = ThreadPoolExecutor(4, "async-invocation")
 
-    def concerns(self, environ: Mapping[str, Any]) -> bool:
-        """Whether a request is for an endpoint."""
+    def matches(self, environ: Mapping[str, Any]) -> bool:
+        """Return whether a request is for an endpoint."""
         return environ["REQUEST_METHOD"] == "POST" and _PATH.fullmatch(environ["PATH_INFO"]) is not None
 
     def answer(self, environ: Mapping[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -102,8 +101,8 @@ class Runtime:
         return [payload]
 
     def close(self) -> None:
-        """Take no more asynchronous requests."""
-        self._later.shutdown(wait=False, cancel_futures=True)
+        """Accept no more asynchronous requests."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _endpoint(self, name: str) -> Endpoint:
         try:
@@ -121,7 +120,7 @@ class Runtime:
         try:
             code, content_type, answer = container.answer(body, headers, _TIMEOUT)
         except OSError as error:
-            code, content_type, answer = 0, "", f"Your invocation timed out or broke off: {error}".encode()
+            code, content_type, answer = 0, "", f"Your invocation timed out or was cut off: {error}".encode()
         capture(self._site, endpoint, (headers.get("Content-Type", ""), body), (content_type, answer))
         if not 200 <= code < 300:
             return _model_error(code, answer)
@@ -138,26 +137,26 @@ class Runtime:
         endpoint.serving()
         number = headers.get(f"{_SAGEMAKER}Inference-Id") or str(uuid.uuid4())
         name, output = uuid.uuid4(), config["OutputConfig"]
-        places = {"OutputLocation": joined(output["S3OutputPath"], f"{name}.out")}
+        places = {"OutputLocation": join_uri(output["S3OutputPath"], f"{name}.out")}
         if "S3FailurePath" in output:
-            places["FailureLocation"] = joined(output["S3FailurePath"], f"{name}-error.out")
-        passed_on = {
+            places["FailureLocation"] = join_uri(output["S3FailurePath"], f"{name}-error.out")
+        forwarded = {
             kind: headers[f"{_SAGEMAKER}{kind}"]
             for kind in ("Content-Type", "Accept")
             if f"{_SAGEMAKER}{kind}" in headers
         }
-        self._later.submit(self._answer_later, endpoint, source, passed_on, places)
-        told = {f"{_SAGEMAKER}{place}": uri for place, uri in places.items()}
+        self._executor.submit(self._answer_later, endpoint, source, forwarded, places)
+        locations = {f"{_SAGEMAKER}{place}": uri for place, uri in places.items()}
         return (
             HTTPStatus.ACCEPTED,
-            {"Content-Type": "application/json", **told},
+            {"Content-Type": "application/json", **locations},
             json.dumps({"InferenceId": number}).encode(),
         )
 
     def _answer_later(
         self, endpoint: Endpoint, source: str, headers: dict[str, str], places: Mapping[str, str]
     ) -> None:
-        """Read the request from S3 and write its answer, or why there is none, there."""
+        """Read the request from S3, and write its answer or its failure there."""
         try:
             bucket, key = split_uri(source)
             body = self._site.s3.get_object(Bucket=bucket, Key=key)["Body"].read()
@@ -171,7 +170,7 @@ class Runtime:
 
 
 def _headers(environ: Mapping[str, Any]) -> dict[str, str]:
-    """A WSGI request's headers; words begin with capitals, others are small, but for SageMaker's name."""
+    """Return the headers of a WSGI request, in title case but for ``X-Amzn-SageMaker-``."""
     headers = {
         name.removeprefix("HTTP_").replace("_", "-").title(): value
         for name, value in environ.items()
@@ -182,12 +181,12 @@ def _headers(environ: Mapping[str, Any]) -> dict[str, str]:
 
 def _model_error(code: int, answer: bytes) -> Answer:
     original = answer.decode("utf-8", "replace")
-    told = f'Received client error ({code}) from primary with message "{original}".'
-    told = told if 400 <= code < 500 else told.replace("client error", "server error")
+    side = "client" if 400 <= code < 500 else "server"
+    message = f'Received {side} error ({code}) from primary with message "{original}".'
     return _error(
         HTTPStatus.FAILED_DEPENDENCY,
         "ModelError",
-        {"Message": told, "OriginalStatusCode": code, "OriginalMessage": original},
+        {"Message": message, "OriginalStatusCode": code, "OriginalMessage": original},
     )
 
 

@@ -1,4 +1,4 @@
-"""A serving container: an archive as /opt/ml/model, and Ray Serve started on it as the image's entry point does."""
+"""Serving container: an archive unpacked as /opt/ml/model, and Ray Serve started on it as by the image."""
 
 import http.client
 import os
@@ -23,34 +23,34 @@ from sagemaker_rehearsal.container_logs import LogStream, Metrics
 from sagemaker_rehearsal.site import Site
 from sagemaker_rehearsal.storage import split_uri
 
-HEALTH, ANSWERS = "/-/healthz", "/"
+_HEALTH, _INVOCATIONS = "/-/healthz", "/"
 _NOT_BUILT = re.compile(r"Deploying app '.*' failed with exception")
 _LOG_PERIOD = 1.0  # seconds
-_PASSED_ON = ("content-type", "accept")  # and all X-Amzn-SageMaker-* headers
+_FORWARDED = ("content-type", "accept")  # and all X-Amzn-SageMaker-* headers
 
 
 class NotServable(Exception):
-    """The model cannot be served; the message is AWS's FailureReason."""
+    """The model cannot be served; the message becomes the FailureReason."""
 
 
 class _Output(Metrics):
-    """Looks in the server's output for the news that its application cannot be built, which Ray does not try again."""
+    """Watches the server's output for an application that fails to deploy, which Ray does not retry."""
 
     def __init__(self) -> None:
         super().__init__([])
-        self.hopeless = threading.Event()
+        self.has_failed = threading.Event()
 
     def read(self, line: str, moment: float) -> None:
-        """Look into one line."""
+        """Search one line."""
         if _NOT_BUILT.search(line):
-            self.hopeless.set()
+            self.has_failed.set()
 
 
 class Container:
     """One container.
 
     Args:
-        site: where it runs.
+        site: shared by all jobs.
         model: the body of CreateModel.
         group: its log group, such as ``/aws/sagemaker/Endpoints/name``.
         stream: its log stream, such as ``AllTraffic/i-0123``.
@@ -59,31 +59,33 @@ class Container:
     def __init__(self, site: Site, model: Mapping[str, Any], group: str, stream: str) -> None:
         self._site, self._model = site, model["PrimaryContainer"]
         self._group, self._stream = group, stream
-        # The names of Ray's sockets in it may have no more than 107 characters.
-        self._base = Path(tempfile.mkdtemp(prefix="bc-"))
+        # Short, because the paths of Ray's sockets in it are limited to 107 characters.
+        self._base = Path(tempfile.mkdtemp(prefix="rh-"))
         self._port = _free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self._log: LogStream | None = None
         self._output = _Output()
         self._ending = threading.Event()
         self._idle = threading.Condition()
-        self._in_hand = 0
+        self._requests = 0
 
     def start(self) -> None:
-        """Fetch the archive, install its requirements, and start the server.
+        """Download the archive, install its requirements, and start the server.
 
         Raises:
-            NotServable: something of that is not possible.
+            NotServable: one of these fails.
         """
         folder = self._unpacked()
         environment = self._environment(folder)
         self._install(folder, environment)
         config = self._configuration(folder)
         keeper = [sys.executable, "-I", str(Path(__file__).with_name("keeper.py"))]
-        serve = [str(Path(sys.executable).with_name("serve")), "run", str(config)]
-        # Not one of the site's groups: killing it would leave Ray's processes, which its end of stdin does not.
+        serve = Path(sys.executable).with_name("serve")
+        if not serve.is_file():
+            raise NotServable("The rehearsal needs Ray Serve: pip install 'sagemaker-rehearsal[endpoints]'")
+        # Not in the site's groups: killing the keeper would leave Ray's processes, closing its stdin ends them.
         self._process = subprocess.Popen(
-            [*keeper, *serve],
+            [*keeper, str(serve), "run", str(config)],
             cwd=self._base,
             env=environment,
             stdin=subprocess.PIPE,
@@ -98,47 +100,47 @@ class Container:
         threading.Thread(target=self._send_log, daemon=True).start()
 
     def healthy(self) -> bool:
-        """What ``/ping`` of the image's adapter says."""
+        """Return whether ``/ping`` of the image's adapter would succeed."""
         with suppress(OSError, http.client.HTTPException):
-            return self._ask("GET", HEALTH, b"", {}, timeout=2)[0] == 200
+            return self._request("GET", _HEALTH, b"", {}, timeout=2)[0] == 200
         return False
 
     def ended(self) -> bool:
-        """Whether the server has given up; on AWS, it would be asked for its health for minutes."""
-        return self._output.hopeless.is_set() or (self._process is not None and self._process.poll() is not None)
+        """Return whether the server has ended or failed; AWS would repeat the health check for minutes."""
+        return self._output.has_failed.is_set() or (self._process is not None and self._process.poll() is not None)
 
     def answer(self, body: bytes, headers: Mapping[str, str], timeout: float) -> tuple[int, str, bytes]:
-        """Pass a request on, as ``/invocations`` of the image's adapter does.
+        """Forward a request, as ``/invocations`` of the image's adapter does.
 
         Args:
             body: of the request.
-            headers: of the request; those that the adapter passes on are.
+            headers: of the request; only those that the adapter forwards are sent.
             timeout: seconds.
 
         Returns:
             The status, the content type and the body.
 
         Raises:
-            OSError: there was no answer in time.
+            OSError: no answer arrived in time.
         """
         kept = {
             name: value
             for name, value in headers.items()
-            if name.lower() in _PASSED_ON or name.lower().startswith("x-amzn-sagemaker-")
+            if name.lower() in _FORWARDED or name.lower().startswith("x-amzn-sagemaker-")
         }
         try:
-            with self._counted():
-                return self._ask("POST", ANSWERS, body, kept, timeout)
+            with self._counting():
+                return self._request("POST", _INVOCATIONS, body, kept, timeout)
         except http.client.HTTPException as error:
             raise OSError(str(error)) from error
 
-    def drained(self, timeout: float) -> None:
-        """Wait until it has answered all it was asked, at most ``timeout`` seconds."""
+    def wait_until_idle(self, timeout: float) -> None:
+        """Wait until no request is in progress, at most ``timeout`` seconds."""
         with self._idle:
-            self._idle.wait_for(lambda: not self._in_hand, timeout)
+            self._idle.wait_for(lambda: not self._requests, timeout)
 
     def end(self) -> None:
-        """End all its processes, and send the rest of its log."""
+        """End the container's processes, and send the rest of its log."""
         self._ending.set()
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.close()
@@ -171,11 +173,11 @@ class Container:
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "-r", str(requirements)]
         done = subprocess.run(command, env=dict(environment), capture_output=True, text=True, check=False)
         if done.returncode:
-            told = (done.stderr.strip() or "pip says nothing").splitlines()[-1]
-            raise NotServable(f"The container could not install code/requirements.txt: {told[:500]}")
+            last = (done.stderr.strip() or "pip printed nothing").splitlines()[-1]
+            raise NotServable(f"The container could not install code/requirements.txt: {last[:500]}")
 
     def _configuration(self, folder: Path) -> Path:
-        """The archive's config.yaml with a free port of this machine: containers have one network each, we do not."""
+        """Write the archive's config.yaml with a free port, since all containers share this machine's network."""
         try:
             config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
             config["http_options"] = {**config.get("http_options", {}), "host": "127.0.0.1", "port": self._port}
@@ -202,25 +204,25 @@ class Container:
         }
 
     @contextmanager
-    def _counted(self) -> Iterator[None]:
-        """One request in hand."""
+    def _counting(self) -> Iterator[None]:
+        """Count one request in progress."""
         with self._idle:
-            self._in_hand += 1
+            self._requests += 1
         try:
             yield
         finally:
             with self._idle:
-                self._in_hand -= 1
+                self._requests -= 1
                 self._idle.notify_all()
 
     def _send_log(self) -> None:
-        """Send its log as long as it runs."""
+        """Send the log as long as the container runs."""
         assert self._log is not None
         while not self._ending.wait(_LOG_PERIOD):
             with suppress(BotoCoreError, ClientError):
                 self._log.send()
 
-    def _ask(
+    def _request(
         self, method: str, path: str, body: bytes, headers: Mapping[str, str], timeout: float
     ) -> tuple[int, str, bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=timeout)

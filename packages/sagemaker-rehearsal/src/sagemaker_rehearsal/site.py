@@ -11,7 +11,7 @@ from typing import Any
 
 
 class ProcessGroups:
-    """Starts processes, each in a group of its own, and can end all of them for good."""
+    """Processes in groups of their own, which end with the control plane at the latest."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -40,7 +40,7 @@ class ProcessGroups:
         return process
 
     def end(self, process: subprocess.Popen[bytes]) -> None:
-        """Kill what is left of a process and its group."""
+        """Kill a process and the rest of its group."""
         with self._lock:
             if process in self._running:
                 self._running.remove(process)
@@ -48,7 +48,7 @@ class ProcessGroups:
         process.wait()
 
     def close(self) -> None:
-        """Kill all groups; none can be started any more."""
+        """Kill all groups and start no more."""
         with self._lock:
             self._closed = True
             for process in self._running:
@@ -57,20 +57,20 @@ class ProcessGroups:
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    with suppress(ProcessLookupError):  # the whole group is gone
+    with suppress(ProcessLookupError):  # the whole group has ended
         os.killpg(process.pid, signal.SIGKILL)
 
 
 @dataclass(frozen=True)
 class Site:
-    """The place where jobs run.
+    """State shared by all jobs.
 
     Attributes:
-        folder: each job has a folder in it.
-        endpoint: the plane's own address, which jobs use as well.
+        folder: holds a folder for each running job.
+        endpoint: the plane's address, for itself and for jobs.
         grace: seconds between SIGTERM and SIGKILL.
-        s3: boto3 client of the plane's own S3, over HTTP like everybody's.
-        logs: boto3 client of its CloudWatch Logs.
+        s3: boto3 client of the plane's S3.
+        logs: boto3 client of the plane's CloudWatch Logs.
         groups: the processes of all jobs.
     """
 

@@ -1,4 +1,4 @@
-"""What SageMaker's agent moves between a job's folders and S3."""
+"""Transfers between a job's folders and S3, as SageMaker's agent makes them."""
 
 import os
 import tarfile
@@ -13,18 +13,18 @@ from botocore.exceptions import ClientError
 
 
 def split_uri(uri: str) -> tuple[str, str]:
-    """``s3://bucket/some/prefix`` as bucket and prefix."""
+    """Split ``s3://bucket/some/prefix`` into bucket and prefix."""
     parts = urlsplit(uri, allow_fragments=False)
     return parts.netloc, parts.path.lstrip("/")
 
 
-def joined(uri: str, *names: str) -> str:
-    """The names below ``uri``, whether or not that ends in a slash."""
+def join_uri(uri: str, *names: str) -> str:
+    """Append names to ``uri``, which may end in a slash."""
     return "/".join([uri.rstrip("/"), *names])
 
 
 def list_objects(s3: Any, uri: str) -> list[str]:
-    """Keys of all objects whose key begins with the prefix, in S3's order; folder markers are left out."""
+    """List the keys that begin with the prefix of ``uri``, in S3's order and without folder markers."""
     bucket, prefix = split_uri(uri)
     pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
     keys = (found["Key"] for page in pages for found in page.get("Contents", []))
@@ -32,7 +32,7 @@ def list_objects(s3: Any, uri: str) -> list[str]:
 
 
 def download(s3: Any, uri: str, keys: Iterable[str], folder: Path) -> None:
-    """Save objects that ``uri`` lists in ``folder`` under the part of their keys below the prefix."""
+    """Download objects listed at ``uri`` to ``folder``, named by the part of their keys below the prefix."""
     bucket, prefix = split_uri(uri)
     for key in keys:
         path = folder / _name_below(prefix, key)
@@ -41,7 +41,7 @@ def download(s3: Any, uri: str, keys: Iterable[str], folder: Path) -> None:
 
 
 def _name_below(prefix: str, key: str) -> str:
-    """A prefix is the beginning of a string for S3; for people it is a folder, a file, or the beginning of a name."""
+    """Return the file name of a key: a prefix can be a folder, a whole key, or the beginning of a name."""
     rest = key[len(prefix) :]
     if rest.startswith("/") or (prefix.endswith("/") and rest):
         return rest.lstrip("/")
@@ -49,11 +49,11 @@ def _name_below(prefix: str, key: str) -> str:
 
 
 class SyncedFolder:
-    """A folder that S3 is kept like: changed files are uploaded, hidden ones too, and deleted ones deleted there.
+    """A folder mirrored to S3: changed files are uploaded, hidden ones too, and deleted files are deleted there.
 
     Args:
         s3: a boto3 client.
-        uri: where the files go.
+        uri: destination of the files.
         folder: the local folder.
     """
 
@@ -64,20 +64,20 @@ class SyncedFolder:
         self._uploaded: dict[Path, tuple[int, ...]] = {}
 
     def restore(self) -> None:
-        """Download what S3 holds; it counts as uploaded."""
-        below = self._uri.rstrip("/") + "/"  # not what another job's longer name begins with
+        """Download the objects at the destination; they count as uploaded."""
+        below = self._uri.rstrip("/") + "/"  # the slash excludes jobs whose names only begin alike
         for key in list_objects(self._s3, below):
             try:
                 download(self._s3, below, [key], self._folder)
             except ClientError as error:
-                # The trials of a tuning job share a prefix, and one may have deleted its file meanwhile.
+                # The training jobs of a tuning job share a prefix, and another may have deleted its file meanwhile.
                 if error.response["Error"]["Code"] != "404":
                     raise
         for path in self._files():
             self._uploaded[path] = _signature(path.stat())
 
     def upload_changes(self) -> list[str]:
-        """Upload every file that changed since the last time.
+        """Upload the files that changed since the last call.
 
         Returns:
             The names of the uploaded files, without their folders.
@@ -85,18 +85,18 @@ class SyncedFolder:
         names = []
         bucket, prefix = split_uri(self._uri)
         for path in self._files():
-            with suppress(FileNotFoundError), path.open("rb") as file:  # it may be gone since it was listed
+            with suppress(FileNotFoundError), path.open("rb") as file:  # it may have been deleted since it was listed
                 signature = _signature(os.fstat(file.fileno()))
                 if self._uploaded.get(path) == signature:
                     continue
-                # Through one descriptor and as one object: a file replaced meanwhile never mixes with its successor.
+                # One descriptor and one object: a file that is replaced meanwhile is never mixed with its successor.
                 body = file.read()
-                key = joined(prefix, path.relative_to(self._folder).as_posix())
+                key = join_uri(prefix, path.relative_to(self._folder).as_posix())
                 self._s3.put_object(Bucket=bucket, Key=key, Body=body)
                 self._uploaded[path] = signature
                 names.append(path.name)
         for path in [path for path in self._uploaded if not path.exists()]:
-            key = joined(prefix, path.relative_to(self._folder).as_posix())
+            key = join_uri(prefix, path.relative_to(self._folder).as_posix())
             self._s3.delete_object(Bucket=bucket, Key=key)
             del self._uploaded[path]
         return names
@@ -111,7 +111,7 @@ def _signature(status: os.stat_result) -> tuple[int, ...]:
 
 
 def upload_archive(s3: Any, folders: list[Path], uri: str) -> None:
-    """Pack the contents of folders into one ``tar.gz`` at ``uri``; of files with one name, the first folder's."""
+    """Upload the contents of folders as one ``tar.gz``; where names are equal, the first folder's file is kept."""
     bucket, key = split_uri(uri)
     members: dict[str, Path] = {}
     for folder in folders:

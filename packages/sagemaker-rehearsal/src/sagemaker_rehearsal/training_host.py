@@ -1,4 +1,4 @@
-"""One instance of a training job: a folder like /opt/ml, and the toolkit's ``train`` in it."""
+"""One instance of a training job: a folder laid out like /opt/ml, and the toolkit's ``train`` in it."""
 
 import json
 import os
@@ -12,11 +12,11 @@ from typing import Any
 from sagemaker_rehearsal import client_environment
 from sagemaker_rehearsal.container_logs import LogStream
 from sagemaker_rehearsal.site import Site
-from sagemaker_rehearsal.storage import SyncedFolder, download, joined, list_objects
+from sagemaker_rehearsal.storage import SyncedFolder, download, join_uri, list_objects
 from sagemaker_rehearsal.training_record import JobRecord
 
-# In a container the toolkit is process 1, which SIGTERM does not end, while its children have the default action. A
-# handler that does nothing is the same: unlike an ignored signal it is not inherited.
+# In a container the toolkit is process 1, which SIGTERM does not end, while its children have the default action. An
+# empty handler does the same: children do not inherit it, as they would inherit an ignored signal.
 _TRAIN = """
 import signal
 signal.signal(signal.SIGTERM, lambda *_: None)
@@ -26,24 +26,24 @@ main()
 
 _GROUP = "homogeneousCluster"
 TENSORS = "output/tensors"
-"""Below the base, where SageMaker Debugger's hook saves what goes to S3."""
+"""Folder below the base into which SageMaker Debugger's hook saves tensors."""
 
 TENSORS_IN_S3, TENSORS_END = "debug-output", "training_job_end.ts"
-"""Below the job's folder; and the file among them that says that there will be no more."""
+"""Folder of tensors below the job's, and the file in it that marks them as complete."""
 
 
 class MissingData(Exception):
-    """Nothing is stored under a channel's prefix."""
+    """A channel's prefix holds no object."""
 
 
 class Host:
     """An instance.
 
     Args:
-        site: where it stands.
-        record: the job.
-        number: the instance's, from 0.
-        names: of all instances of the job, as they can be looked up.
+        site: shared by all jobs.
+        record: of the job.
+        number: of the instance, from 0.
+        names: host names of all instances of the job.
     """
 
     def __init__(self, site: Site, record: JobRecord, number: int, names: list[str]) -> None:
@@ -58,17 +58,17 @@ class Host:
         )
         hook = record.request.get("DebugHookConfig")
         self._tensors = (
-            SyncedFolder(site.s3, joined(hook["S3OutputPath"], record.name, TENSORS_IN_S3), self.base / TENSORS)
+            SyncedFolder(site.s3, join_uri(hook["S3OutputPath"], record.name, TENSORS_IN_S3), self.base / TENSORS)
             if hook
             else None
         )
         self._process: subprocess.Popen[bytes] | None = None
         self._log: LogStream | None = None
         # Not below the base: the names of sockets in it may have no more than 107 characters.
-        self._scratch = tempfile.TemporaryDirectory(prefix="bincounter-", ignore_cleanup_errors=True)
+        self._scratch = tempfile.TemporaryDirectory(prefix="rehearsal-", ignore_cleanup_errors=True)
 
     def prepare(self) -> None:
-        """Make the folders, write the configuration, fetch channels and checkpoints.
+        """Create the folders, write the configuration, download channels and checkpoints.
 
         Raises:
             MissingData: a channel is empty.
@@ -81,7 +81,9 @@ class Host:
         self._write("resourceconfig.json", self._resources(request["ResourceConfig"]["InstanceType"]))
         channels = request.get("InputDataConfig", [])
         mode = request["AlgorithmSpecification"]["TrainingInputMode"]
-        self._write("inputdataconfig.json", {channel["ChannelName"]: _described(channel, mode) for channel in channels})
+        self._write(
+            "inputdataconfig.json", {channel["ChannelName"]: _channel_config(channel, mode) for channel in channels}
+        )
         if hook := request.get("DebugHookConfig"):
             self._write("debughookconfig.json", {**hook, "LocalPath": str(self.base / TENSORS)})
         for channel in channels:
@@ -124,18 +126,18 @@ class Host:
         self._log = LogStream(self._site.logs, stream, self._process.stdout, self._record.metrics)
 
     def _environment(self) -> dict[str, str]:
-        """What the container's processes see: the request's variables and the plane's, little of this machine's."""
+        """Return the variables of the container: the request's, the plane's, and little of this machine's."""
         kept = ("HOME", "OMP_NUM_THREADS")
-        asked = self._record.request.get("Environment", {})
+        requested = self._record.request.get("Environment", {})
         return {
             **{name: os.environ[name] for name in kept if name in os.environ},
-            **{name: value for name, value in asked.items() if not name.startswith("REHEARSAL_")},
+            **{name: value for name, value in requested.items() if not name.startswith("REHEARSAL_")},
             **client_environment(self._site.endpoint),
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.defpath]),
             "LANG": "C.UTF-8",
             "PYTHONUNBUFFERED": "1",  # as in AWS's images
             "PIP_NO_INDEX": "1",
-            "PIP_NO_DEPS": "1",  # all is listed: what each needs in turn would be compared for seconds
+            "PIP_NO_DEPS": "1",  # jobs list all that they need, and resolving it takes seconds
             "PIP_DISABLE_PIP_VERSION_CHECK": "1",
             "SAGEMAKER_BASE_DIR": str(self.base),
             "TMPDIR": self._scratch.name,
@@ -144,13 +146,13 @@ class Host:
         }
 
     def exit_code(self) -> int | None:
-        """The container's exit code as a shell counts it, None while it runs."""
+        """Return the container's exit code as shells count it, ``None`` while it runs."""
         assert self._process is not None
         code = self._process.poll()
         return code if code is None or code >= 0 else 128 - code
 
     def sync(self) -> list[str]:
-        """Send what the container printed, its changed checkpoints and its changed tensors.
+        """Upload the container's new output, its changed checkpoints and its changed tensors.
 
         Returns:
             The names of the uploaded checkpoints.
@@ -158,36 +160,36 @@ class Host:
         if self._log:
             self._log.send()
         uploaded = self._checkpoints.upload_changes() if self._checkpoints else []
-        if self._tensors:  # after the checkpoints: nothing is missing of what came before one
+        if self._tensors:  # after the checkpoints, so that no tensor from before a checkpoint is missing
             self._tensors.upload_changes()
         return uploaded
 
     def ask_to_stop(self) -> None:
-        """SIGTERM, to the toolkit alone."""
+        """Send SIGTERM, to the toolkit alone."""
         assert self._process is not None
         self._process.send_signal(signal.SIGTERM)
 
     def end(self) -> None:
-        """End what is left of the container, and send the rest of its log."""
+        """End the container's processes, and send the rest of its log."""
         if self._process and self._log:
             self._site.groups.end(self._process)
             self._log.close()
         self._scratch.cleanup()
 
     def failure(self) -> str:
-        """The sentence that the container left for people, the first 1024 characters of it."""
+        """Return the first 1024 characters of the container's failure file."""
         path = self.base / "output/failure"
         return path.read_text(encoding="utf-8", errors="replace")[:1024] if path.is_file() else ""
 
 
-def _described(channel: dict[str, Any], mode: str) -> dict[str, str]:
-    """A channel's entry in inputdataconfig.json."""
+def _channel_config(channel: dict[str, Any], mode: str) -> dict[str, str]:
+    """Return a channel's entry in inputdataconfig.json."""
     source = channel["DataSource"]["S3DataSource"]
-    described = {
+    config = {
         "TrainingInputMode": channel.get("InputMode", mode),
         "S3DistributionType": source.get("S3DataDistributionType", "FullyReplicated"),
         "RecordWrapperType": channel.get("RecordWrapperType", "None"),
     }
     if "ContentType" in channel:
-        described["ContentType"] = channel["ContentType"]
-    return described
+        config["ContentType"] = channel["ContentType"]
+    return config

@@ -1,4 +1,4 @@
-"""A training job from its start to its end: attempts, interruptions, stops and limits."""
+"""Run of a training job: attempts, interruptions, stops and limits."""
 
 import itertools
 import shutil
@@ -11,18 +11,18 @@ from pathlib import Path
 
 from botocore.exceptions import ClientError
 
-from sagemaker_rehearsal import INTERRUPTIONS
+from sagemaker_rehearsal import INTERRUPT_AFTER, INTERRUPTIONS
 from sagemaker_rehearsal.container_logs import GROUP
 from sagemaker_rehearsal.site import Site
-from sagemaker_rehearsal.storage import joined, split_uri, upload_archive
+from sagemaker_rehearsal.storage import join_uri, split_uri, upload_archive
 from sagemaker_rehearsal.training_host import TENSORS_END, TENSORS_IN_S3, Host, MissingData
 from sagemaker_rehearsal.training_record import JobRecord
 
-_TICK = 0.3  # seconds between two looks at a running job: logs and checkpoints are sent that often
+_TICK = 0.3  # seconds between two uploads of a running job's log and checkpoints
 
 
 class _End(Enum):
-    """Why an attempt ended; the value is the job's status message."""
+    """Reason for the end of an attempt; the value is the job's status message."""
 
     EXITED = "The container ended"
     NO_DATA = "Input data could not be downloaded"
@@ -35,20 +35,22 @@ class _End(Enum):
 _STOPS = {_End.STOPPED: "Stopped", _End.MAX_RUNTIME: "MaxRuntimeExceeded", _End.MAX_WAIT: "MaxWaitTimeExceeded"}
 
 
-class Job:
-    """Runs one job in a thread.
+class TrainingJob:
+    """One training job, run by a thread of its own.
 
     Args:
-        site: where it runs.
-        record: what is asked for, and where its state goes.
+        site: shared by all jobs.
+        record: holds the request, and receives the job's state.
     """
 
     def __init__(self, site: Site, record: JobRecord) -> None:
         self._site = site
         self._record = record
         request = record.request
-        pauses = request.get("Environment", {}).get(INTERRUPTIONS)
+        environment = request.get("Environment", {})
+        pauses = environment.get(INTERRUPTIONS)
         self._pauses = [float(pause) for pause in pauses.split(",")] if pauses else []
+        self._checkpoint: str | None = environment.get(INTERRUPT_AFTER)
         limits = request["StoppingCondition"]
         self._max_runtime: float = limits.get("MaxRuntimeInSeconds", float("inf"))
         self._max_wait: float = limits.get("MaxWaitTimeInSeconds", float("inf"))
@@ -62,11 +64,11 @@ class Job:
         threading.Thread(target=self._run, name=self._record.name, daemon=True).start()
 
     def _run(self) -> None:
-        _wipe(self._folder)  # a plane that was killed left it
+        _wipe(self._folder)  # left by a plane that was killed
         try:
             end = self._attempt_until_the_end()
             self._finish(end)
-        except Exception as error:  # whatever goes wrong here, the client must see an end
+        except Exception as error:  # of any kind: clients wait for an end of the job
             traceback.print_exc()
             message = f"InternalServerError: the rehearsal itself failed: {error!r}"
             self._record.finish("Failed", "Failed", "Training job failed", failure=message)
@@ -88,7 +90,7 @@ class Job:
                 return end
             self._record.enter("Interrupted", end.value)
             _wipe(self._folder)
-        raise AssertionError("unreachable: the last attempts are never interrupted")
+        raise AssertionError("unreachable: the last attempt is never interrupted")
 
     def _attempt(self, pause: float | None) -> _End:
         self._record.enter("Starting", "Starting the training job")
@@ -110,23 +112,26 @@ class Job:
         return self._watch(pause)
 
     def _watch(self, pause: float | None) -> _End:
-        """Send logs and checkpoints until the attempt ends by itself or is ended."""
+        """Upload logs and checkpoints until the attempt ends or has to be ended."""
         interruption = float("inf")
         while True:
             self._wait()
             uploaded = self._sync()
-            if pause is not None and "last.ckpt" in uploaded:
+            if pause is not None and self._holds_checkpoint(uploaded):
                 interruption, pause = time.monotonic() + pause, None
             codes = [host.exit_code() for host in self._hosts]
             if any(codes) or None not in codes:
                 self._failure = self._exit_failure()
                 return _End.EXITED
-            end = self._end_to_impose(interruption)
+            end = self._due_end(interruption)
             if end:
                 self._ask_to_stop()
                 return end
 
-    def _end_to_impose(self, interruption: float) -> _End | None:
+    def _holds_checkpoint(self, uploaded: list[str]) -> bool:
+        return bool(uploaded) if self._checkpoint is None else self._checkpoint in uploaded
+
+    def _due_end(self, interruption: float) -> _End | None:
         if self._record.stop_requested.is_set():
             return _End.STOPPED
         if time.time() - self._record.created > self._max_wait:
@@ -136,7 +141,7 @@ class Job:
         return _End.INTERRUPTED if time.monotonic() >= interruption else None
 
     def _wait(self) -> None:
-        """Wait for the next look, or less when a container ends."""
+        """Wait for the next upload, or until a container ends."""
         running = self._running()
         until = time.monotonic() + _TICK
         while time.monotonic() < until and self._running() == running:
@@ -149,7 +154,7 @@ class Job:
         return [name for host in self._hosts for name in host.sync()]
 
     def _ask_to_stop(self) -> None:
-        """SIGTERM; until the grace is over, checkpoints are still uploaded."""
+        """Send SIGTERM, and upload checkpoints until the containers end or the grace is over."""
         for host in self._hosts:
             host.ask_to_stop()
         until = time.monotonic() + self._site.grace
@@ -158,24 +163,24 @@ class Job:
             self._sync()
 
     def _exit_failure(self) -> str:
-        """FailureReason, from the first host that failed; the others are ended for it."""
+        """Return the FailureReason, by the first host that failed; it ends the others."""
         for host in self._hosts:
             if code := host.exit_code():
                 return f"AlgorithmError: {host.failure()}, exit code: {code}"
         return ""
 
     def _end_tensors(self) -> None:
-        """Mark them as complete: in a SageMaker job smdebug leaves that to the service."""
+        """Mark saved tensors as complete: in a SageMaker job smdebug leaves that to the service."""
         if hook := self._record.request.get("DebugHookConfig"):
-            bucket, key = split_uri(joined(hook["S3OutputPath"], self._record.name, TENSORS_IN_S3, TENSORS_END))
+            bucket, key = split_uri(join_uri(hook["S3OutputPath"], self._record.name, TENSORS_IN_S3, TENSORS_END))
             self._site.s3.put_object(Bucket=bucket, Key=key, Body=b"")
 
     def _finish(self, end: _End) -> None:
-        """Upload what is left, as far as AWS does."""
+        """Upload the results that AWS would upload, and end the job."""
         if end is _End.NO_DATA:
             self._record.finish("Failed", "Failed", end.value, failure=self._failure)
             return
-        self._record.enter("Uploading", "Uploading what the training job made")
+        self._record.enter("Uploading", "Uploading generated training model")
         self._sync()
         self._end_tensors()
         outputs = [host.base / "output/data" for host in self._hosts]
@@ -206,8 +211,8 @@ def _download_failure(error: MissingData | ClientError) -> str:
 
 
 def _wipe(folder: Path) -> None:
-    """Make room for the next attempt at once, though a dying process may still write."""
-    gone = folder.with_name(f".{folder.name}.{time.time_ns()}")
+    """Delete a folder: renamed first, since a dying process may still write into it."""
+    renamed = folder.with_name(f".{folder.name}.{time.time_ns()}")
     with suppress(FileNotFoundError):
-        folder.rename(gone)
-        shutil.rmtree(gone, ignore_errors=True)
+        folder.rename(renamed)
+        shutil.rmtree(renamed, ignore_errors=True)

@@ -1,13 +1,13 @@
-"""The API's operations on training jobs."""
+"""API operations on training jobs."""
 
 import threading
 from operator import itemgetter
 from typing import Any
 
-from sagemaker_rehearsal.protocol import Operation, Refused, is_wanted, page
-from sagemaker_rehearsal.request_checks import check_rehearsable, check_rules, check_shape
+from sagemaker_rehearsal.protocol import Operation, Refused, check_shape, is_wanted, page
+from sagemaker_rehearsal.request_checks import check_rehearsable, check_rules
 from sagemaker_rehearsal.site import Site
-from sagemaker_rehearsal.training_job import Job
+from sagemaker_rehearsal.training_job import TrainingJob
 from sagemaker_rehearsal.training_record import JobRecord
 
 _SORT_KEYS = {"Name": "TrainingJobName", "CreationTime": "CreationTime", "Status": "TrainingJobStatus"}
@@ -17,7 +17,7 @@ class TrainingJobs:
     """All training jobs of a control plane.
 
     Args:
-        site: where they run.
+        site: shared by all jobs.
         model: botocore's service model of SageMaker.
     """
 
@@ -28,7 +28,7 @@ class TrainingJobs:
         self._lock = threading.Lock()
 
     def operations(self) -> dict[str, Operation]:
-        """What is answered here, by AWS's names."""
+        """Return the operations by AWS's names of them."""
         return {
             "CreateTrainingJob": self._create,
             "DescribeTrainingJob": self._describe,
@@ -36,20 +36,17 @@ class TrainingJobs:
             "ListTrainingJobs": self._list,
         }
 
-    def _check_shape(self, operation: str, request: dict[str, Any]) -> None:
-        check_shape(self._model.operation_model(operation).input_shape, request)
-
     def _create(self, request: dict[str, Any]) -> dict[str, Any]:
         self.check(request)
         return {"TrainingJobArn": self.launch(request).arn}
 
     def check(self, request: dict[str, Any]) -> None:
-        """Look through the body of a CreateTrainingJob.
+        """Check the body of a CreateTrainingJob.
 
         Raises:
-            Refused: AWS, or the rehearsal, cannot do it.
+            Refused: AWS refuses it, or it cannot be rehearsed.
         """
-        self._check_shape("CreateTrainingJob", request)
+        check_shape(self._model, "CreateTrainingJob", request)
         check_rules(request)
         check_rehearsable(request)
 
@@ -58,21 +55,21 @@ class TrainingJobs:
 
         Args:
             request: the body of CreateTrainingJob, checked.
-            tuning_job_arn: of the tuning job that makes it, if one does.
+            tuning_job_arn: of the tuning job that it belongs to, if any.
 
         Raises:
-            Refused: its name is taken.
+            Refused: the name is taken.
         """
         record = JobRecord(request, tuning_job_arn)
         with self._lock:
             if record.name in self._records:
                 raise Refused("ResourceInUse", f"A training job with this name exists already: {record.arn}")
             self._records[record.name] = record
-        Job(self._site, record).start()
+        TrainingJob(self._site, record).start()
         return record
 
     def _record(self, operation: str, request: dict[str, Any]) -> JobRecord:
-        self._check_shape(operation, request)
+        check_shape(self._model, operation, request)
         with self._lock:
             record = self._records.get(request["TrainingJobName"])
         if record is None:
@@ -87,10 +84,12 @@ class TrainingJobs:
         return {}
 
     def _list(self, request: dict[str, Any]) -> dict[str, Any]:
-        self._check_shape("ListTrainingJobs", request)
+        check_shape(self._model, "ListTrainingJobs", request)
         unknown = request.keys() & {"WarmPoolStatusEquals", "TrainingPlanArnEquals"}
         if unknown:
-            raise Refused("ValidationException", f"The rehearsal does not filter by {', '.join(sorted(unknown))}.")
+            raise Refused(
+                "ValidationException", f"The rehearsal does not support filtering by {', '.join(sorted(unknown))}."
+            )
         with self._lock:
             records = list(self._records.values())
         found = [summary for record in records if is_wanted(summary := record.summary(), request, "TrainingJob")]

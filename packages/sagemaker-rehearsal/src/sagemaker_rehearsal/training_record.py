@@ -1,4 +1,4 @@
-"""What the control plane knows about one training job, as DescribeTrainingJob tells it."""
+"""State of a training job, in the form of DescribeTrainingJob."""
 
 import math
 import threading
@@ -8,10 +8,10 @@ from typing import Any
 from sagemaker_rehearsal import ACCOUNT, REGION
 from sagemaker_rehearsal.container_logs import Metrics
 from sagemaker_rehearsal.protocol import Refused
-from sagemaker_rehearsal.storage import joined
+from sagemaker_rehearsal.storage import join_uri
 
 SPOT_PRICE = 0.3
-"""Share of the training seconds that a spot job is billed for: an invention of the rehearsal, AWS's varies."""
+"""Billed share of a spot job's training seconds; invented, since AWS's varies."""
 
 NO_RULES = "The rehearsal has none of AWS's rules: nothing was evaluated."
 """``StatusDetails`` of every rule."""
@@ -21,11 +21,11 @@ _INSTANCES_HELD = ("Downloading", "Training", "Stopping", "Uploading")
 
 
 class JobRecord:
-    """The state of a job; its own thread writes it, and requests read it.
+    """State of a training job, written by the job's thread and read by requests.
 
     Args:
         request: the body of CreateTrainingJob.
-        tuning_job_arn: of the tuning job that made it, if one did.
+        tuning_job_arn: of the tuning job that it belongs to, if any.
     """
 
     def __init__(self, request: dict[str, Any], tuning_job_arn: str | None = None) -> None:
@@ -44,7 +44,7 @@ class JobRecord:
         self._model = False
 
     def enter(self, secondary: str, message: str) -> None:
-        """Go on to another ``SecondaryStatus``; a job that is being stopped goes on to nothing but its upload."""
+        """Enter another ``SecondaryStatus``; a job that is being stopped can only enter ``Uploading``."""
         with self._lock:
             if self.status == "InProgress" or secondary == "Uploading":
                 self._enter(secondary, message)
@@ -86,14 +86,14 @@ class JobRecord:
         self._transitions.append({"Status": secondary, "StartTime": self._modified, "StatusMessage": message})
 
     def training_seconds(self) -> float:
-        """How long the job has held its instances, over all attempts."""
+        """Return the seconds for which the job has held its instances, over all attempts."""
         now = time.time()
         with self._lock:
             held = [entry for entry in self._transitions if entry["Status"] in _INSTANCES_HELD]
             return sum(entry.get("EndTime", now) - entry["StartTime"] for entry in held)
 
     def summary(self) -> dict[str, Any]:
-        """The job's entry in ListTrainingJobs."""
+        """Return the job's entry in ListTrainingJobs."""
         with self._lock:
             summary = {
                 "TrainingJobName": self.name,
@@ -108,10 +108,10 @@ class JobRecord:
             return summary
 
     def description(self) -> dict[str, Any]:
-        """The answer of DescribeTrainingJob."""
-        off = ("EnableManagedSpotTraining", "EnableNetworkIsolation", "EnableInterContainerTrafficEncryption")
-        description = {**dict.fromkeys(off, False), **self.request, **self._tuning, **self.summary()}
-        description.pop("Tags", None)  # ListTags tells them
+        """Return the answer of DescribeTrainingJob."""
+        disabled = ("EnableManagedSpotTraining", "EnableNetworkIsolation", "EnableInterContainerTrafficEncryption")
+        description = {**dict.fromkeys(disabled, False), **self.request, **self._tuning, **self.summary()}
+        description.pop("Tags", None)  # they are in ListTags
         description |= self._rules()
         with self._lock:
             description["SecondaryStatusTransitions"] = [dict(entry) for entry in self._transitions]
@@ -123,8 +123,8 @@ class JobRecord:
         return description
 
     def _rules(self) -> dict[str, Any]:
-        """What became of AWS's rules: nothing, which is told."""
-        asked = {kind: self.request.get(f"{kind}RuleConfigurations", []) for kind in ("Debug", "Profiler")}
+        """Return a status for each of AWS's rules, none of which is evaluated."""
+        requested = {kind: self.request.get(f"{kind}RuleConfigurations", []) for kind in ("Debug", "Profiler")}
         return {
             f"{kind}RuleEvaluationStatuses": [
                 {
@@ -135,7 +135,7 @@ class JobRecord:
                 }
                 for rule in rules
             ]
-            for kind, rules in asked.items()
+            for kind, rules in requested.items()
             if rules
         }
 
@@ -154,5 +154,5 @@ class JobRecord:
         return result
 
     def output_uri(self, name: str) -> str:
-        """Where an archive of the job goes."""
-        return joined(self.request["OutputDataConfig"]["S3OutputPath"], self.name, "output", name)
+        """Return the address of one of the job's archives."""
+        return join_uri(self.request["OutputDataConfig"]["S3OutputPath"], self.name, "output", name)

@@ -1,4 +1,4 @@
-"""Batch Transform: jobs that send every object below an S3 prefix to a container of their own."""
+"""Batch transform: each job sends every object below an S3 prefix to a container of its own."""
 
 import secrets
 import threading
@@ -7,12 +7,12 @@ from http import HTTPStatus
 from operator import itemgetter
 from typing import Any
 
-from sagemaker_rehearsal.models import Models, Named, Registry
-from sagemaker_rehearsal.protocol import Operation, Refused, is_wanted, page
-from sagemaker_rehearsal.request_checks import check_shape, refuse_first
+from sagemaker_rehearsal.models import Models, Registry, Resource
+from sagemaker_rehearsal.protocol import Operation, Refused, check_shape, is_wanted, page
+from sagemaker_rehearsal.request_checks import refuse_unsupported
 from sagemaker_rehearsal.serving_container import Container, NotServable
 from sagemaker_rehearsal.site import Site
-from sagemaker_rehearsal.storage import joined, list_objects, split_uri
+from sagemaker_rehearsal.storage import join_uri, list_objects, split_uri
 
 _GROUP = "/aws/sagemaker/TransformJobs"
 _LONGEST_START = 180.0  # seconds
@@ -22,8 +22,8 @@ _PAYLOAD_MB = 6  # AWS's default of MaxPayloadInMB
 _SORT_KEYS = {"Name": "TransformJobName", "CreationTime": "CreationTime", "Status": "TransformJobStatus"}
 
 
-class _TransformJob(Named):
-    """One job; its own thread runs it."""
+class _TransformJob(Resource):
+    """One transform job, run by a thread of its own."""
 
     def __init__(self, site: Site, request: dict[str, Any], model: dict[str, Any]) -> None:
         super().__init__("transform-job", request["TransformJobName"], request)
@@ -34,14 +34,14 @@ class _TransformJob(Named):
         self._started = self._ended = 0.0
 
     def start(self) -> None:
-        """Begin."""
+        """Start the job's thread."""
         threading.Thread(target=self._run, daemon=True).start()
 
     def stop(self) -> None:
         """StopTransformJob.
 
         Raises:
-            Refused: it has ended.
+            Refused: the job has ended.
         """
         if self.status != "InProgress":
             raise Refused("ValidationException", f"The transform job has ended: its status is {self.status}.")
@@ -49,17 +49,17 @@ class _TransformJob(Named):
         self.stopping.set()
 
     def description(self) -> dict[str, Any]:
-        """The answer to DescribeTransformJob."""
-        told = {key: value for key, value in self.request.items() if key != "Tags"}
+        """Return the answer of DescribeTransformJob."""
+        requested = {key: value for key, value in self.request.items() if key != "Tags"}
         times = {"TransformStartTime": self._started, "TransformEndTime": self._ended}
         return {
-            **told,
+            **requested,
             **self.summary(),
             **{key: moment for key, moment in times.items() if moment},
         }
 
     def summary(self) -> dict[str, Any]:
-        """The entry in ListTransformJobs."""
+        """Return the entry in ListTransformJobs."""
         return {
             "TransformJobName": self.name,
             "TransformJobArn": self.arn,
@@ -76,7 +76,7 @@ class _TransformJob(Named):
             self._wait(container)
             self._transform(container)
             status = "Stopped" if self.stopping.is_set() else "Completed"
-        except Exception as error:  # also one of ours: nobody else would hear of it
+        except Exception as error:  # of any kind: this thread has no other way to report it
             self._failure, status = " ".join(str(error).split())[:1024], "Failed"
         finally:
             container.end()
@@ -115,16 +115,16 @@ class _TransformJob(Named):
                 failures.append(f"AlgorithmError: {key}: {error}")
                 continue
             below = key[prefix.rfind("/") + 1 :] if not prefix.endswith("/") else key[len(prefix) :]
-            to_bucket, to_key = split_uri(joined(output["S3OutputPath"], f"{below}.out"))
+            to_bucket, to_key = split_uri(join_uri(output["S3OutputPath"], f"{below}.out"))
             self._site.s3.put_object(Bucket=to_bucket, Key=to_key, Body=answer)
-        if failures:  # the answers of the other objects stay
+        if failures:  # the answers to the other objects are kept
             raise NotServable(failures[0][:1024])
 
     def _answer(self, container: Container, body: bytes, headers: dict[str, str]) -> bytes:
-        """What the container answers; it is asked again when the fault is its own.
+        """Return the container's answer; errors of the server are retried.
 
         Raises:
-            NotServable: there is no answer.
+            NotServable: no attempt was answered.
         """
         client = self.request.get("ModelClientConfig", {})
         timeout = client.get("InvocationsTimeoutInSeconds", _TIMEOUT)
@@ -132,23 +132,23 @@ class _TransformJob(Named):
             try:
                 status, _, answer = container.answer(body, headers, timeout)
             except OSError as error:
-                told = f"No answer from algorithm: {error}"
+                message = f"No answer from algorithm: {error}"
                 continue
             if status == HTTPStatus.OK:
                 return answer
-            told = f"Bad HTTP status received from algorithm: {status}: {answer.decode('utf-8', 'replace')}"
+            message = f"Bad HTTP status received from algorithm: {status}: {answer.decode('utf-8', 'replace')}"
             if status < HTTPStatus.INTERNAL_SERVER_ERROR:
                 break
-        raise NotServable(told)
+        raise NotServable(message)
 
 
 class TransformJobs:
     """All transform jobs of a control plane.
 
     Args:
-        site: where they run.
+        site: shared by all jobs.
         model: botocore's service model of SageMaker.
-        models: that they may name.
+        models: all models.
     """
 
     def __init__(self, site: Site, model: Any, models: Models) -> None:
@@ -156,7 +156,7 @@ class TransformJobs:
         self.registry: Registry[_TransformJob] = Registry("transform job")
 
     def operations(self) -> dict[str, Operation]:
-        """What is answered here, by AWS's names."""
+        """Return the operations by AWS's names of them."""
         return {
             "CreateTransformJob": self._create,
             "DescribeTransformJob": self._describe,
@@ -165,24 +165,21 @@ class TransformJobs:
         }
 
     def close(self) -> None:
-        """Have all of them end."""
+        """Make all of them end."""
         for job in self.registry.all():
             job.stopping.set()
 
-    def _check(self, operation: str, request: dict[str, Any]) -> None:
-        check_shape(self._model.operation_model(operation).input_shape, request)
-
     def _create(self, request: dict[str, Any]) -> dict[str, Any]:
-        self._check("CreateTransformJob", request)
+        check_shape(self._model, "CreateTransformJob", request)
         source, output = request["TransformInput"], request["TransformOutput"]
-        refuse_first(
+        refuse_unsupported(
             {
-                "The rehearsal transforms objects under an S3 prefix.": (
+                "transform inputs other than an S3 prefix": (
                     source["DataSource"]["S3DataSource"]["S3DataType"] != "S3Prefix"
                 ),
-                "The rehearsal sends one object a request.": source.get("SplitType", "None") != "None",
-                "The rehearsal puts no answers together.": output.get("AssembleWith", "None") != "None",
-                "The rehearsal sends what was not compressed.": source.get("CompressionType", "None") != "None",
+                "splitting of objects (SplitType)": source.get("SplitType", "None") != "None",
+                "assembling of answers (AssembleWith)": output.get("AssembleWith", "None") != "None",
+                "compressed objects (CompressionType)": source.get("CompressionType", "None") != "None",
             }
         )
         job = _TransformJob(self._site, request, self._models.get(request["ModelName"]).request)
@@ -191,16 +188,16 @@ class TransformJobs:
         return {"TransformJobArn": job.arn}
 
     def _describe(self, request: dict[str, Any]) -> dict[str, Any]:
-        self._check("DescribeTransformJob", request)
+        check_shape(self._model, "DescribeTransformJob", request)
         return self.registry.get(request["TransformJobName"]).description()
 
     def _stop(self, request: dict[str, Any]) -> dict[str, Any]:
-        self._check("StopTransformJob", request)
+        check_shape(self._model, "StopTransformJob", request)
         self.registry.get(request["TransformJobName"]).stop()
         return {}
 
     def _list(self, request: dict[str, Any]) -> dict[str, Any]:
-        self._check("ListTransformJobs", request)
+        check_shape(self._model, "ListTransformJobs", request)
         found = [one for job in self.registry.all() if is_wanted(one := job.summary(), request, "TransformJob")]
         order = request.get("SortOrder", "Descending")
         key = itemgetter(_SORT_KEYS[request.get("SortBy", "CreationTime")])

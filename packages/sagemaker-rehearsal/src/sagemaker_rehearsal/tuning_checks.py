@@ -1,7 +1,7 @@
-"""What AWS refuses about CreateHyperParameterTuningJob though every member on its own is right.
+"""Rules on CreateHyperParameterTuningJob: requests that AWS refuses, and requests that cannot be rehearsed.
 
-The rules are AWS's, from the API reference and from its guide to automatic model tuning. What a tuning job's training
-jobs have in common with all training jobs is checked as theirs.
+The rules are AWS's, from the API reference and from its guide to automatic model tuning. The training jobs that a
+tuning job makes are checked as training jobs.
 """
 
 import math
@@ -10,17 +10,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from sagemaker_rehearsal.protocol import Refused
-from sagemaker_rehearsal.request_checks import refuse_first
-from sagemaker_rehearsal.tuning_search import combinations, most_epochs
+from sagemaker_rehearsal.request_checks import refuse_first, refuse_unsupported
+from sagemaker_rehearsal.tuning_search import combinations
 
 _MOST_PARAMETERS = 30
-_MOST_EPOCHS = 20_000
 _MOST_JOBS = {"MaxNumberOfTrainingJobs": 750, "MaxParallelTrainingJobs": 100}
 _WHOLE = re.compile(r"[-+]?\d+")
 
 
 def check_tuning_rules(request: dict[str, Any]) -> None:
-    """Refuse what AWS refuses, and what the rehearsal cannot do.
+    """Check the rules between the members of a request.
 
     Args:
         request: a body that the service model allows.
@@ -37,33 +36,36 @@ def check_tuning_rules(request: dict[str, Any]) -> None:
         {
             "TrainingJobDefinition is required.": not definition,
             "HyperParameterTuningJobObjective is required.": objective is None,
-            f"The objective metric {objective} is none of MetricDefinitions: {', '.join(metrics)}.": (
+            f"The objective metric {objective} is not one of MetricDefinitions: {', '.join(metrics)}.": (
                 objective not in metrics
             ),
         }
     )
     _check_ranges(config.get("ParameterRanges", {}), definition.get("StaticHyperParameters", {}))
-    _check_strategy(request, config)
+    _check_strategy(config)
     _check_limits(config)
 
 
 def _check_rehearsable(request: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     ranges = config.get("ParameterRanges", {})
     bounds = [*ranges.get("IntegerParameterRanges", []), *ranges.get("ContinuousParameterRanges", [])]
-    limits = {
-        "no Autotune.": "Autotune" in request or "AutoParameters" in ranges,
-        "one TrainingJobDefinition, with the objective and the ranges beside it.": (
-            "TrainingJobDefinitions" in request
-            or bool(request.get("TrainingJobDefinition", {}).keys() & {"TuningObjective", "HyperParameterRanges"})
-        ),
-        "no HyperParameterTuningResourceConfig.": (
-            "HyperParameterTuningResourceConfig" in request.get("TrainingJobDefinition", {})
-        ),
-        "no TuningJobCompletionCriteria.": "TuningJobCompletionCriteria" in config,
-        "no MaxRuntimeInSeconds of a tuning job.": "MaxRuntimeInSeconds" in config["ResourceLimits"],
-        "no ReverseLogarithmic scaling.": any(each.get("ScalingType") == "ReverseLogarithmic" for each in bounds),
-    }
-    refuse_first({f"The rehearsal knows {limit}": broken for limit, broken in limits.items()})
+    refuse_unsupported(
+        {
+            "the Hyperband strategy": config["Strategy"] == "Hyperband",
+            "warm starts (WarmStartConfig)": "WarmStartConfig" in request,
+            "Autotune": "Autotune" in request or "AutoParameters" in ranges,
+            "several TrainingJobDefinitions, or an objective and ranges inside of one": (
+                "TrainingJobDefinitions" in request
+                or bool(request.get("TrainingJobDefinition", {}).keys() & {"TuningObjective", "HyperParameterRanges"})
+            ),
+            "HyperParameterTuningResourceConfig": (
+                "HyperParameterTuningResourceConfig" in request.get("TrainingJobDefinition", {})
+            ),
+            "TuningJobCompletionCriteria": "TuningJobCompletionCriteria" in config,
+            "MaxRuntimeInSeconds of a tuning job": "MaxRuntimeInSeconds" in config["ResourceLimits"],
+            "ReverseLogarithmic scaling": any(each.get("ScalingType") == "ReverseLogarithmic" for each in bounds),
+        }
+    )
 
 
 def _check_ranges(ranges: Mapping[str, Any], static: Mapping[str, str]) -> None:
@@ -79,7 +81,7 @@ def _check_ranges(ranges: Mapping[str, Any], static: Mapping[str, str]) -> None:
     )
     for each in ranges.get("IntegerParameterRanges", []):
         if not (_WHOLE.fullmatch(each["MinValue"]) and _WHOLE.fullmatch(each["MaxValue"])):
-            raise Refused("ValidationException", f"The bounds of {each['Name']} are to be whole numbers.")
+            raise Refused("ValidationException", f"The bounds of {each['Name']} must be whole numbers.")
         _check_bounds(each)
     for each in ranges.get("ContinuousParameterRanges", []):
         _check_bounds(each)
@@ -90,11 +92,11 @@ def _check_bounds(bounds: Mapping[str, str]) -> None:
     try:
         low, high = float(bounds["MinValue"]), float(bounds["MaxValue"])
     except ValueError:
-        raise Refused("ValidationException", f"The bounds of {name} are to be numbers.") from None
+        raise Refused("ValidationException", f"The bounds of {name} must be numbers.") from None
     refuse_first(
         {
-            f"The bounds of {name} are to be finite.": not (math.isfinite(low) and math.isfinite(high)),
-            f"MinValue of {name} is to be less than its MaxValue.": low >= high,
+            f"The bounds of {name} must be finite.": not (math.isfinite(low) and math.isfinite(high)),
+            f"MinValue of {name} must be less than its MaxValue.": low >= high,
             f"Logarithmic scaling of {name} needs bounds greater than 0.": (
                 bounds.get("ScalingType") == "Logarithmic" and low <= 0
             ),
@@ -102,70 +104,27 @@ def _check_bounds(bounds: Mapping[str, str]) -> None:
     )
 
 
-def _check_strategy(request: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    strategy, ranges = config["Strategy"], config["ParameterRanges"]
-    grid, hyperband = strategy == "Grid", strategy == "Hyperband"
+def _check_strategy(config: Mapping[str, Any]) -> None:
+    ranges, is_grid = config["ParameterRanges"], config["Strategy"] == "Grid"
     jobs = config["ResourceLimits"].get("MaxNumberOfTrainingJobs")
-    most = most_epochs(request)
-    least = config.get("StrategyConfig", {}).get("HyperbandStrategyConfig", {}).get("MinResource", 1)
     cells = combinations(ranges)
     refuse_first(
         {
-            "The Grid strategy takes categorical ranges only.": grid
+            "The Grid strategy takes categorical ranges only.": is_grid
             and any(ranges.get(f"{kind}ParameterRanges") for kind in ("Integer", "Continuous")),
             f"MaxNumberOfTrainingJobs of a Grid is the number of its combinations, {cells}, or is left out.": (
-                grid and jobs not in (None, cells)
+                is_grid and jobs not in (None, cells)
             ),
-            "MaxNumberOfTrainingJobs is required.": not grid and jobs is None,
-            "StrategyConfig is for the Hyperband strategy only.": not hyperband and "StrategyConfig" in config,
-            "The Hyperband strategy needs TrainingJobEarlyStoppingType Off.": (
-                hyperband and config.get("TrainingJobEarlyStoppingType", "Off") != "Off"
-            ),
-            "The Hyperband strategy needs a MaxResource.": hyperband and most is None,
-            f"MaxResource is to be {_MOST_EPOCHS} at most, and at least MinResource ({least}).": (
-                hyperband and most is not None and not least <= most <= _MOST_EPOCHS
-            ),
+            "MaxNumberOfTrainingJobs is required.": not is_grid and jobs is None,
+            "StrategyConfig is for the Hyperband strategy only.": "StrategyConfig" in config,
         }
     )
 
 
 def _check_limits(config: Mapping[str, Any]) -> None:
-    asked = {"MaxNumberOfTrainingJobs": combinations(config["ParameterRanges"]), **config["ResourceLimits"]}
+    limits = {"MaxNumberOfTrainingJobs": combinations(config["ParameterRanges"]), **config["ResourceLimits"]}
     for name, most in _MOST_JOBS.items():
-        if asked[name] > most:
-            raise Refused("ResourceLimitExceeded", f"{name} is {asked[name]}, and the limit of this account is {most}.")
-
-
-def check_warm_start(request: Mapping[str, Any], parents: list[Mapping[str, Any]]) -> None:
-    """Refuse parents that a tuning job cannot go on from.
-
-    Args:
-        request: the body.
-        parents: ``HyperParameterTuningJobConfig``, ``TrainingJobDefinition`` and status of each, as described.
-
-    Raises:
-        Refused: the rule that is broken.
-    """
-    for parent in parents:
-        name = parent["HyperParameterTuningJobName"]
-        refuse_first(
-            {
-                f"The parent tuning job {name} has not ended.": parent["HyperParameterTuningJobStatus"]
-                in ("InProgress", "Stopping"),
-                f"The parent tuning job {name} has another objective metric.": _objective(parent)
-                != _objective(request),
-                f"The parent tuning job {name} has {_hyperparameters(parent)} static and tuned hyperparameters, not "
-                f"{_hyperparameters(request)}.": _hyperparameters(parent) != _hyperparameters(request),
-            }
-        )
-
-
-def _objective(request: Mapping[str, Any]) -> dict[str, str]:
-    objective: dict[str, str] = request["HyperParameterTuningJobConfig"]["HyperParameterTuningJobObjective"]
-    return objective
-
-
-def _hyperparameters(request: Mapping[str, Any]) -> int:
-    ranges = request["HyperParameterTuningJobConfig"]["ParameterRanges"]
-    static = request["TrainingJobDefinition"].get("StaticHyperParameters", {})
-    return len(static) + sum(map(len, ranges.values()))
+        if limits[name] > most:
+            raise Refused(
+                "ResourceLimitExceeded", f"{name} is {limits[name]}, and the limit of this account is {most}."
+            )

@@ -1,4 +1,4 @@
-"""The API's operations on hyperparameter tuning jobs."""
+"""Hyperparameter tuning jobs: their run, and the API operations on them."""
 
 import secrets
 import threading
@@ -6,17 +6,20 @@ import traceback
 from operator import itemgetter
 from typing import Any
 
-from sagemaker_rehearsal.protocol import Operation, Refused, is_wanted, page
-from sagemaker_rehearsal.request_checks import check_shape
+from sagemaker_rehearsal.protocol import Operation, Refused, check_shape, is_wanted, page
 from sagemaker_rehearsal.training_jobs import TrainingJobs
-from sagemaker_rehearsal.tuning_checks import check_tuning_rules, check_warm_start
+from sagemaker_rehearsal.tuning_checks import check_tuning_rules
 from sagemaker_rehearsal.tuning_record import Trial, TuningRecord
-from sagemaker_rehearsal.tuning_search import Search, Values, rule_for, search_for
+from sagemaker_rehearsal.tuning_search import Values, choices, is_behind_median
 
+_KIND = "HyperParameterTuningJob"
+_SORT_KEYS = {"Name": f"{_KIND}Name", "CreationTime": "CreationTime", "Status": f"{_KIND}Status"}
+_VALUE = "FinalHyperParameterTuningJobObjectiveMetric"
+_TRAINING_SORT_KEYS = {"Name": "TrainingJobName", "CreationTime": "CreationTime", "Status": "TrainingJobStatus"}
 _TICK = 0.1  # seconds between two looks at the training jobs
 
-# Members that a training job's request takes from the tuning job's definition as they are.
-_TAKEN = (
+# Members of a tuning job's definition that are copied to the requests of its training jobs.
+_COPIED = (
     "AlgorithmSpecification",
     "RoleArn",
     "InputDataConfig",
@@ -34,10 +37,10 @@ _TAKEN = (
 
 
 def training_request(request: dict[str, Any], number: int, values: Values) -> dict[str, Any]:
-    """CreateTrainingJob's body for one training job of a tuning job.
+    """Return the body of CreateTrainingJob for one training job of a tuning job.
 
-    ``CheckpointConfig`` is the same for all of them: whether AWS has a folder for each below it is not documented, and
-    without is the harder case.
+    ``CheckpointConfig`` is the same for all of them: AWS does not document a folder for each, and sharing one is the
+    harder case.
 
     Args:
         request: the body of CreateHyperParameterTuningJob.
@@ -50,33 +53,30 @@ def training_request(request: dict[str, Any], number: int, values: Values) -> di
     return {
         "TrainingJobName": f"{request['HyperParameterTuningJobName']}-{number:03d}-{secrets.token_hex(4)}",
         "HyperParameters": {**static, **values, "_tuning_objective_metric": metric},
-        **{name: definition[name] for name in _TAKEN if name in definition},
+        **{name: definition[name] for name in _COPIED if name in definition},
     }
 
 
 class TuningJob:
-    """Runs one tuning job in a thread.
+    """One tuning job, run by a thread of its own.
 
     Args:
-        training_jobs: where its training jobs run.
-        record: what is asked for, and where its state goes.
-        search: chooses the values.
-        closed: is set when the plane ends.
+        training_jobs: launches its training jobs.
+        record: holds the request, and receives the tuning job's state.
+        closed: set when the plane ends.
     """
 
-    def __init__(
-        self, training_jobs: TrainingJobs, record: TuningRecord, search: Search, closed: threading.Event
-    ) -> None:
+    def __init__(self, training_jobs: TrainingJobs, record: TuningRecord, closed: threading.Event) -> None:
         self._training_jobs = training_jobs
         self._record = record
-        self._search = search
         self._closed = closed
         config = record.request["HyperParameterTuningJobConfig"]
         limits = config["ResourceLimits"]
         self._objective = config["HyperParameterTuningJobObjective"]
         self._parallel: int = limits["MaxParallelTrainingJobs"]
         self._number: float = limits.get("MaxNumberOfTrainingJobs", float("inf"))  # a grid ends by itself
-        self._rule = rule_for(record.request)
+        self._choices = choices(config)
+        self._stops_early = config.get("TrainingJobEarlyStoppingType") == "Auto"
         self._running: list[Trial] = []
 
     def start(self) -> None:
@@ -87,18 +87,18 @@ class TuningJob:
         try:
             while self._advance() and not self._closed.wait(_TICK):
                 pass
-        except Exception as error:  # whatever goes wrong here, the client must see an end
+        except Exception as error:  # of any kind: clients wait for an end of the tuning job
             traceback.print_exc()
             for trial in self._running:
                 trial.stop()
             self._record.finish("Failed", f"InternalServerError: the rehearsal itself failed: {error!r}")
 
     def _advance(self) -> bool:
-        """Bring everything up to date; whether something is still to come."""
-        self._learn()
+        """Start and stop training jobs as due; return whether the tuning job continues."""
+        self._running = [trial for trial in self._running if not trial.ended]
         stopping = self._record.stop_requested.is_set()
         for trial in self._running:
-            if stopping or self._is_hopeless(trial):
+            if stopping or (self._stops_early and self._is_behind(trial)):
                 trial.stop()
         while not stopping and len(self._running) < self._parallel and self._start_next():
             pass
@@ -106,23 +106,17 @@ class TuningJob:
             self._finish(stopping)
         return bool(self._running)
 
-    def _learn(self) -> None:
-        """Tell the search what has ended."""
-        for trial in [trial for trial in self._running if trial.ended]:
-            self._running.remove(trial)
-            self._search.learn(trial.choice.number, trial.value)
-
-    def _is_hopeless(self, trial: Trial) -> bool:
+    def _is_behind(self, trial: Trial) -> bool:
         others = [other.progress() for other in self._record.trials if other is not trial]
-        return self._rule.gives_up(trial.progress().values, others)
+        return is_behind_median(trial.progress().values, others)
 
     def _start_next(self) -> bool:
         number = len(self._record.trials) + 1
-        choice = self._search.choose() if number <= self._number else None
-        if choice is None:
+        values = next(self._choices, None) if number <= self._number else None
+        if values is None:
             return False
-        request = training_request(self._record.request, number, choice.values)
-        trial = Trial(self._training_jobs.launch(request, self._record.arn), choice, self._objective)
+        request = training_request(self._record.request, number, values)
+        trial = Trial(self._training_jobs.launch(request, self._record.arn), values, self._objective)
         self._running.append(trial)
         self._record.add(trial)
         return True
@@ -133,35 +127,29 @@ class TuningJob:
         elif self._record.best():
             self._record.finish("Completed")
         elif all(trial.record.status == "Failed" for trial in self._record.trials):
-            self._record.finish("Failed", "All training jobs failed: look at the FailureReason of each.")
+            self._record.finish("Failed", "All training jobs failed: see the FailureReason of each.")
         else:
             metric = self._objective["MetricName"]
             self._record.finish("Failed", f"No training job logged the objective metric {metric}.")
-
-
-_KIND = "HyperParameterTuningJob"
-_SORT_KEYS = {"Name": f"{_KIND}Name", "CreationTime": "CreationTime", "Status": f"{_KIND}Status"}
-_VALUE = "FinalHyperParameterTuningJobObjectiveMetric"
-_TRAINING_SORT_KEYS = {"Name": "TrainingJobName", "CreationTime": "CreationTime", "Status": "TrainingJobStatus"}
 
 
 class TuningJobs:
     """All tuning jobs of a control plane.
 
     Args:
-        training_jobs: where their training jobs run.
+        training_jobs: launch their training jobs.
         model: botocore's service model of SageMaker.
     """
 
     def __init__(self, training_jobs: TrainingJobs, model: Any) -> None:
         self._training_jobs = training_jobs
         self._model = model
-        self._records: dict[str, TuningRecord] = {}  # by names in lower case: AWS takes no notice of case
+        self._records: dict[str, TuningRecord] = {}  # by names in lower case: AWS ignores case
         self._lock = threading.Lock()
         self._closed = threading.Event()
 
     def operations(self) -> dict[str, Operation]:
-        """What is answered here, by AWS's names."""
+        """Return the operations by AWS's names of them."""
         return {
             f"Create{_KIND}": self._create,
             f"Describe{_KIND}": self._describe,
@@ -171,43 +159,25 @@ class TuningJobs:
         }
 
     def close(self) -> None:
-        """Start no further training job."""
+        """Start no more training jobs."""
         self._closed.set()
 
-    def _check_shape(self, operation: str, request: dict[str, Any]) -> None:
-        check_shape(self._model.operation_model(operation).input_shape, request)
-
     def _create(self, request: dict[str, Any]) -> dict[str, Any]:
-        self._check_shape(f"Create{_KIND}", request)
+        check_shape(self._model, f"Create{_KIND}", request)
         check_tuning_rules(request)
         config = request["HyperParameterTuningJobConfig"]
         tuned = [each["Name"] for ranges in config["ParameterRanges"].values() for each in ranges]
         self._training_jobs.check(training_request(request, 1, dict.fromkeys(tuned, "")))
-        parents = self._parents(request)
-        past = [tried for parent in parents for tried in parent.evaluated()]
-        search = search_for(config, past)
-        record = TuningRecord(request, parents)
+        record = TuningRecord(request)
         with self._lock:
             if record.name.lower() in self._records:
                 raise Refused("ResourceInUse", f"A tuning job with this name exists already: {record.arn}")
             self._records[record.name.lower()] = record
-        TuningJob(self._training_jobs, record, search, self._closed).start()
+        TuningJob(self._training_jobs, record, self._closed).start()
         return {f"{_KIND}Arn": record.arn}
 
-    def _parents(self, request: dict[str, Any]) -> list[TuningRecord]:
-        named = request.get("WarmStartConfig", {}).get("ParentHyperParameterTuningJobs", [])
-        names = [parent.get(f"{_KIND}Name", "") for parent in named]
-        with self._lock:
-            parents = {name: self._records.get(name.lower()) for name in names}
-        missing = [name for name, parent in parents.items() if parent is None]
-        if missing:
-            raise Refused("ValidationException", f"There is no parent tuning job {', '.join(missing)}.")
-        found = [parent for parent in parents.values() if parent is not None]
-        check_warm_start(request, [parent.description() for parent in found])
-        return found
-
     def _record(self, operation: str, request: dict[str, Any]) -> TuningRecord:
-        self._check_shape(operation, request)
+        check_shape(self._model, operation, request)
         name = request[f"{_KIND}Name"]
         with self._lock:
             record = self._records.get(name.lower())
@@ -223,7 +193,7 @@ class TuningJobs:
         return {}
 
     def _list(self, request: dict[str, Any]) -> dict[str, Any]:
-        self._check_shape(f"List{_KIND}s", request)
+        check_shape(self._model, f"List{_KIND}s", request)
         with self._lock:
             records = list(self._records.values())
         found = [summary for record in records if is_wanted(summary := record.summary(), request, _KIND)]

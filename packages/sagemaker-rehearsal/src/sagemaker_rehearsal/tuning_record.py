@@ -1,4 +1,4 @@
-"""What the control plane knows about one tuning job, as DescribeHyperParameterTuningJob tells it."""
+"""State of a tuning job and its training jobs, in the form of DescribeHyperParameterTuningJob."""
 
 import threading
 import time
@@ -9,7 +9,7 @@ from typing import Any
 from sagemaker_rehearsal import ACCOUNT, REGION
 from sagemaker_rehearsal.protocol import Refused
 from sagemaker_rehearsal.training_record import ENDED, JobRecord
-from sagemaker_rehearsal.tuning_search import Choice, Progress, Values
+from sagemaker_rehearsal.tuning_search import Progress, Values
 
 _COUNTED = {
     "Completed": "Completed",
@@ -25,49 +25,49 @@ class Trial:
 
     Args:
         record: of the training job.
-        choice: what it tries.
+        values: of the tuned hyperparameters.
         objective: ``HyperParameterTuningJobObjective``.
     """
 
-    def __init__(self, record: JobRecord, choice: Choice, objective: dict[str, str]) -> None:
+    def __init__(self, record: JobRecord, values: Values, objective: dict[str, str]) -> None:
         self.record = record
-        self.choice = choice
+        self._values = values
         self._objective = objective
         self._sign = 1 if objective["Type"] == "Maximize" else -1
 
     @property
     def ended(self) -> bool:
-        """Whether the training job has ended, in whichever way."""
+        """Whether the training job has ended."""
         return self.record.status in ENDED
 
     @property
     def value(self) -> float | None:
-        """The last value of the objective, of a job that ended well or was stopped."""
+        """Last value of the objective, of a job that completed or was stopped."""
         values = self.record.metrics.values(self._objective["MetricName"])
         return values[-1] if values and self.record.status in ("Completed", "Stopped") else None
 
     @property
     def score(self) -> float:
-        """The value, so that more is better; minus infinity for none."""
+        """Value signed so that more is better; minus infinity without a value."""
         return float("-inf") if self.value is None else self._sign * self.value
 
     def progress(self) -> Progress:
-        """Its values so far, so that more is better."""
+        """Return its values so far, signed so that more is better."""
         values = self.record.metrics.values(self._objective["MetricName"])
         return Progress([self._sign * value for value in values], self.record.status == "Completed")
 
     def stop(self) -> None:
-        """StopTrainingJob, if there is something to stop."""
+        """Stop the training job, if it runs."""
         with suppress(Refused):
             self.record.stop()
 
     def summary(self, tuning_job: str) -> dict[str, Any]:
-        """``HyperParameterTrainingJobSummary``."""
+        """Return its ``HyperParameterTrainingJobSummary``."""
         described, value = self.record.description(), self.value
         names = ("TrainingJobName", "TrainingJobArn", "CreationTime", "TrainingStartTime", "TrainingEndTime")
         kept = ("TrainingJobStatus", "FailureReason")
         summary: dict[str, Any] = {name: described[name] for name in (*names, *kept) if name in described}
-        summary |= {"TuningJobName": tuning_job, "TunedHyperParameters": self.choice.values}
+        summary |= {"TuningJobName": tuning_job, "TunedHyperParameters": self._values}
         ended = summary["TrainingJobStatus"] in ENDED
         summary["ObjectiveStatus"] = "Pending" if not ended else "Failed" if value is None else "Succeeded"
         if ended and value is not None:
@@ -80,16 +80,14 @@ class Trial:
 
 
 class TuningRecord:
-    """The state of a tuning job; its own thread writes it, and requests read it.
+    """State of a tuning job, written by its thread and read by requests.
 
     Args:
         request: the body of CreateHyperParameterTuningJob.
-        parents: of its warm start.
     """
 
-    def __init__(self, request: dict[str, Any], parents: "list[TuningRecord]") -> None:
+    def __init__(self, request: dict[str, Any]) -> None:
         self.request = request
-        self.parents = parents
         self.name: str = request["HyperParameterTuningJobName"]
         self.arn = f"arn:aws:sagemaker:{REGION}:{ACCOUNT}:hyper-parameter-tuning-job/{self.name}"
         self.stop_requested = threading.Event()
@@ -101,12 +99,12 @@ class TuningRecord:
 
     @property
     def trials(self) -> list[Trial]:
-        """Its training jobs so far, oldest first."""
+        """Training jobs so far, oldest first."""
         with self._lock:
             return list(self._trials)
 
     def add(self, trial: Trial) -> None:
-        """Count a training job in."""
+        """Add a training job."""
         with self._lock:
             self._trials.append(trial)
 
@@ -132,20 +130,15 @@ class TuningRecord:
         with self._lock:
             self._status, self._failure, self._modified = status, failure, time.time()
 
-    def evaluated(self) -> list[tuple[Values, float]]:
-        """What was tried and what it came to, of the training jobs with a value."""
-        found = [(trial.choice.values, trial.value) for trial in self.trials]
-        return [(values, value) for values, value in found if value is not None]
-
     def best(self) -> Trial | None:
-        """The training job with the best value, the oldest of several."""
+        """Return the training job with the best value, the oldest of several."""
         valued = [trial for trial in self.trials if trial.value is not None]
         return max(valued, key=lambda trial: trial.score, default=None)
 
     def summary(self) -> dict[str, Any]:
-        """``HyperParameterTuningJobSummary``."""
+        """Return its ``HyperParameterTuningJobSummary``."""
         config = self.request["HyperParameterTuningJobConfig"]
-        # Before the training jobs: a tuning job that has ended must not count one in progress.
+        # Read before the training jobs: a tuning job that has ended must not count one in progress.
         with self._lock:
             status, modified = self._status, self._modified
         trials = [trial.summary(self.name) for trial in self.trials]
@@ -165,23 +158,14 @@ class TuningRecord:
         return {**summary, "HyperParameterTuningEndTime": modified} if status in ENDED else summary
 
     def description(self) -> dict[str, Any]:
-        """The answer of DescribeHyperParameterTuningJob."""
+        """Return the answer of DescribeHyperParameterTuningJob."""
         summary = self.summary()
-        told = {name: member for name, member in self.request.items() if name != "Tags"}  # ListTags tells them
-        described = {**told, **summary}
+        requested = {name: member for name, member in self.request.items() if name != "Tags"}  # they are in ListTags
+        described = {**requested, **summary}
         del described["Strategy"], described["ResourceLimits"]  # they are in HyperParameterTuningJobConfig
         until = summary.get("HyperParameterTuningEndTime", time.time())
         described["ConsumedResources"] = {"RuntimeInSeconds": int(until - self._created)}
         best = self.best()
         if best:
             described["BestTrainingJob"] = best.summary(self.name)
-        if self.request.get("WarmStartConfig", {}).get("WarmStartType") == "IdenticalDataAndAlgorithm":
-            described |= self._best_of_all()
         return {**described, "FailureReason": self._failure} if self._failure else described
-
-    def _best_of_all(self) -> dict[str, Any]:
-        found = [(best, record.name) for record in (self, *self.parents) if (best := record.best())]
-        if not found:
-            return {}
-        best, name = max(found, key=lambda pair: pair[0].score)
-        return {"OverallBestTrainingJob": best.summary(name)}

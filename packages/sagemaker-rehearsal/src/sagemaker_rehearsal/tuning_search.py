@@ -1,266 +1,94 @@
-"""Which values the next training job of a tuning job gets.
+"""Choice of the next hyperparameters of a tuning job, and the rule that stops training jobs early.
 
-This is an invention: AWS does not tell how its Bayesian search or its Hyperband choose. Here ``Random`` and
-``Hyperband`` draw every value by itself, ``Bayesian`` is Optuna's TPE, which knows what the ended training jobs came
-to, and, after a warm start, those of the parents, and ``Grid`` takes all combinations in the order of the request.
-``Auto`` scaling is linear.
+AWS does not publish how its Bayesian search chooses. Here ``Bayesian`` draws at random, as ``Random`` does: a rehearsal
+shows that a search runs, not what it finds. ``Grid`` takes all combinations in the order of the request. ``Auto``
+scaling is linear.
 """
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import random
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from statistics import fmean, median
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
-
-from sagemaker_rehearsal.protocol import Refused
-
-if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
-
-_DRAWN_FIRST = 3  # TPE's trials that are drawn by chance; Optuna's own 10 are more than many tuning jobs have
+from typing import Any, NamedTuple
 
 Values = dict[str, str]
-"""Hyperparameter to text, as a training job gets it."""
+"""Hyperparameter to text, as a training job receives it."""
 
 
-class Choice(NamedTuple):
-    """What a training job is to try.
-
-    Attributes:
-        number: for :meth:`Search.learn`.
-        values: hyperparameter to text.
-    """
-
-    number: int
-    values: Values
-
-
-class Search(Protocol):
-    """Chooses values, one training job after the other."""
-
-    def choose(self) -> Choice | None:
-        """The next choice, ``None`` where nothing is left."""
-        ...
-
-    def learn(self, number: int, objective: float | None) -> None:
-        """Take note of what a choice came to; ``None`` is no value at all."""
-        ...
-
-
-class _Grid:
-    def __init__(self, ranges: Mapping[str, Any]) -> None:
-        categories = ranges["CategoricalParameterRanges"]
-        names = [each["Name"] for each in categories]
-        combinations = itertools.product(*(each["Values"] for each in categories))
-        self._choices = enumerate(dict(zip(names, values, strict=True)) for values in combinations)
-
-    def choose(self) -> Choice | None:
-        found = next(self._choices, None)
-        return None if found is None else Choice(*found)
-
-    def learn(self, number: int, objective: float | None) -> None:
-        """A grid is the same whatever comes of it."""
-
-
-class _Sampled:
-    """Any sampler of Optuna's, asked and told."""
-
-    def __init__(self, config: Mapping[str, Any], past: Iterable[tuple[Values, float]]) -> None:
-        optuna = _optuna()
-        seed = config.get("RandomSeed")
-        informed = config["Strategy"] == "Bayesian"
-        sampler = (
-            optuna.samplers.TPESampler(n_startup_trials=_DRAWN_FIRST, seed=seed)
-            if informed
-            else optuna.samplers.RandomSampler(seed=seed)
-        )
-        direction = config["HyperParameterTuningJobObjective"]["Type"].lower()
-        self._distributions = _distributions(config["ParameterRanges"])
-        self._study = optuna.create_study(sampler=sampler, direction=direction)
-        for values, objective in past if informed else ():
-            self._add(values, objective)
-
-    def _add(self, texts: Values, objective: float) -> None:
-        """Learn of a parent's training job; of one outside the ranges there is nothing to learn."""
-        distributions = self._distributions
-        try:
-            values = {name: _read(texts[name], distribution) for name, distribution in distributions.items()}
-            trial = _optuna().create_trial(params=values, distributions=distributions, value=objective)
-        except (KeyError, ValueError):
-            return
-        self._study.add_trial(trial)
-
-    def choose(self) -> Choice | None:
-        trial = self._study.ask(self._distributions)
-        return Choice(trial.number, {name: _text(value) for name, value in trial.params.items()})
-
-    def learn(self, number: int, objective: float | None) -> None:
-        if objective is None:
-            self._study.tell(number, state=_optuna().trial.TrialState.FAIL)
-        else:
-            self._study.tell(number, objective)
-
-
-def search_for(config: Mapping[str, Any], past: Iterable[tuple[Values, float]]) -> Search:
-    """The search that a tuning job asks for.
+def choices(config: Mapping[str, Any]) -> Iterator[Values]:
+    """Iterate over the hyperparameters to try; only a grid ends.
 
     Args:
         config: ``HyperParameterTuningJobConfig``, checked.
-        past: what the parents of a warm start tried, and what it came to.
-
-    Raises:
-        Refused: Optuna is not installed.
     """
-    return _Grid(config["ParameterRanges"]) if config["Strategy"] == "Grid" else _Sampled(config, past)
+    if config["Strategy"] == "Grid":
+        return _grid(config["ParameterRanges"])
+    return _drawn(config["ParameterRanges"], random.Random(config.get("RandomSeed")))
 
 
 def combinations(ranges: Mapping[str, Any]) -> int:
-    """How many training jobs a grid has."""
+    """Return the number of training jobs of a grid."""
     return math.prod(len(each["Values"]) for each in ranges.get("CategoricalParameterRanges", []))
 
 
-def _optuna() -> Any:
-    try:
-        import optuna
-    except ModuleNotFoundError:
-        message = "The rehearsal's tuning jobs need Optuna: pip install 'bincounter[sweep]'"
-        raise Refused("ValidationException", message) from None
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna
+def _grid(ranges: Mapping[str, Any]) -> Iterator[Values]:
+    categories = ranges["CategoricalParameterRanges"]
+    names = [each["Name"] for each in categories]
+    for values in itertools.product(*(each["Values"] for each in categories)):
+        yield dict(zip(names, values, strict=True))
 
 
-def _distributions(ranges: Mapping[str, Any]) -> dict[str, "BaseDistribution"]:
-    kinds = _optuna().distributions
-    found: dict[str, BaseDistribution] = {}
-    for each in ranges.get("IntegerParameterRanges", []):
-        found[each["Name"]] = kinds.IntDistribution(int(each["MinValue"]), int(each["MaxValue"]), log=_is_log(each))
-    for each in ranges.get("ContinuousParameterRanges", []):
-        low, high = float(each["MinValue"]), float(each["MaxValue"])
-        found[each["Name"]] = kinds.FloatDistribution(low, high, log=_is_log(each))
-    for each in ranges.get("CategoricalParameterRanges", []):
-        found[each["Name"]] = kinds.CategoricalDistribution(each["Values"])
-    return found
+def _drawn(ranges: Mapping[str, Any], generator: random.Random) -> Iterator[Values]:
+    while True:
+        values: Values = {}
+        for each in ranges.get("IntegerParameterRanges", []):
+            values[each["Name"]] = str(_draw_integer(each, generator))
+        for each in ranges.get("ContinuousParameterRanges", []):
+            number = _draw(each, float(each["MinValue"]), float(each["MaxValue"]), generator)
+            values[each["Name"]] = format(Decimal(repr(number)), "f")  # decimal digits, never 1e-05
+        for each in ranges.get("CategoricalParameterRanges", []):
+            values[each["Name"]] = generator.choice(each["Values"])
+        yield values
 
 
-def _is_log(bounds: Mapping[str, str]) -> bool:
-    return bounds.get("ScalingType") == "Logarithmic"
+def _draw_integer(bounds: Mapping[str, str], generator: random.Random) -> int:
+    low, high = int(bounds["MinValue"]), int(bounds["MaxValue"])
+    if bounds.get("ScalingType") != "Logarithmic":
+        return generator.randint(low, high)
+    # Half a step beyond either end, so that the ends are as likely as their neighbours.
+    return min(max(round(_draw(bounds, low - 0.5, high + 0.5, generator)), low), high)
 
 
-def _text(value: str | int | float) -> str:
-    """As a training job is told: numbers in decimal digits, never 1e-05."""
-    return value if isinstance(value, str) else format(Decimal(repr(value)), "f")
-
-
-def _read(text: str, distribution: "BaseDistribution") -> str | int | float:
-    kinds = _optuna().distributions
-    if isinstance(distribution, kinds.IntDistribution):
-        return int(text)
-    return float(text) if isinstance(distribution, kinds.FloatDistribution) else text
-
-
-_ETA = 3  # of so many that reach a rung, Hyperband lets one go on
+def _draw(bounds: Mapping[str, str], low: float, high: float, generator: random.Random) -> float:
+    if bounds.get("ScalingType") != "Logarithmic":
+        return generator.uniform(low, high)
+    return min(max(math.exp(generator.uniform(math.log(low), math.log(high))), low), high)
 
 
 class Progress(NamedTuple):
-    """How far a training job has come.
+    """Progress of a training job.
 
     Attributes:
-        values: of the objective, one an epoch.
-        completed: whether it ran to its end.
+        values: of the objective, signed so that more is better; the k-th is taken for that of the k-th epoch.
+        completed: whether the job ran to its end.
     """
 
     values: Sequence[float]
     completed: bool
 
 
-class StoppingRule(Protocol):
-    """Decides on training jobs that run."""
-
-    def gives_up(self, values: Sequence[float], others: Sequence[Progress]) -> bool:
-        """Whether a job with these values is to be stopped, in view of the others of its tuning job."""
-        ...
-
-
-class Never:
-    """``TrainingJobEarlyStoppingType=Off``."""
-
-    def gives_up(self, values: Sequence[float], others: Sequence[Progress]) -> bool:
-        """No job is stopped."""
-        return False
-
-
-class Median:
-    """``TrainingJobEarlyStoppingType=Auto``, as AWS documents it ("Stop Training Jobs Early").
+def is_behind_median(values: Sequence[float], others: Sequence[Progress]) -> bool:
+    """Rule of ``TrainingJobEarlyStoppingType=Auto``, as AWS documents it in "Stop Training Jobs Early".
 
     After an epoch a job is stopped if its value is worse than the median, over the training jobs completed before, of
     the mean of their values up to that epoch.
-    """
-
-    def gives_up(self, values: Sequence[float], others: Sequence[Progress]) -> bool:
-        """Whether the newest value is worse than that median."""
-        epoch = len(values)
-        means = [fmean(other.values[:epoch]) for other in others if other.completed and len(other.values) >= epoch > 0]
-        return bool(means) and values[-1] < median(means)
-
-
-@dataclass(frozen=True)
-class Halving:
-    """Hyperband in its simplest form, asynchronous successive halving; AWS's own is more, and secret.
-
-    Rungs are at ``least``, 3 ``least``, 9 ``least``, ... epochs. At the last rung it has reached a job must be in the
-    best third of those that have reached it so far; later arrivals can push it out. A job that goes on past ``most``
-    epochs is stopped.
-
-    Attributes:
-        least: ``MinResource``.
-        most: ``MaxResource``.
-    """
-
-    least: int
-    most: int
-
-    def gives_up(self, values: Sequence[float], others: Sequence[Progress]) -> bool:
-        """Whether others leave no room at the rung, or the job has gone too far."""
-        if len(values) > self.most:
-            return True
-        rungs = [rung for rung in self._rungs() if rung <= len(values)]
-        if not rungs:
-            return False
-        rivals = [other.values[rungs[-1] - 1] for other in others if len(other.values) >= rungs[-1]]
-        better = sum(rival > values[rungs[-1] - 1] for rival in rivals)
-        return better >= math.ceil((len(rivals) + 1) / _ETA)
-
-    def _rungs(self) -> list[int]:
-        rungs, rung = [], self.least
-        while rung < self.most:
-            rungs.append(rung)
-            rung *= _ETA
-        return rungs
-
-
-_EPOCH_NAMES = ("epochs", "numepochs", "n-epochs", "n_epochs", "num_epochs")
-
-
-def most_epochs(request: Mapping[str, Any]) -> int | None:
-    """Hyperband's ``MaxResource``; where it is not given, AWS looks for one among the static hyperparameters."""
-    strategy = request["HyperParameterTuningJobConfig"].get("StrategyConfig", {})
-    given = strategy.get("HyperbandStrategyConfig", {}).get("MaxResource")
-    static = request.get("TrainingJobDefinition", {}).get("StaticHyperParameters", {})
-    named = [int(static[name]) for name in _EPOCH_NAMES if static.get(name, "").isdecimal()]
-    return given or next(iter(named), None)
-
-
-def rule_for(request: Mapping[str, Any]) -> StoppingRule:
-    """The rule that a tuning job asks for.
 
     Args:
-        request: the body of CreateHyperParameterTuningJob, checked.
+        values: of the job's objective so far, signed so that more is better.
+        others: the other training jobs of the tuning job.
     """
-    config = request["HyperParameterTuningJobConfig"]
-    if config["Strategy"] == "Hyperband":
-        most = most_epochs(request)
-        assert most is not None
-        return Halving(config.get("StrategyConfig", {}).get("HyperbandStrategyConfig", {}).get("MinResource", 1), most)
-    return Median() if config.get("TrainingJobEarlyStoppingType") == "Auto" else Never()
+    epoch = len(values)
+    means = [fmean(other.values[:epoch]) for other in others if other.completed and len(other.values) >= epoch > 0]
+    return bool(means) and values[-1] < median(means)

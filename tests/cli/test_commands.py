@@ -1,0 +1,80 @@
+"""The console script ``bincounter``: the same commands by any of its names, quick until one has work to do."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from commands import REPOSITORY, Run, command, environment
+
+import bincounter
+from bincounter.cli import hydra_app, train_command
+
+SCRIPT = str(Path(sys.executable).parent / "bincounter")
+TORCH_IS_MISSING = """
+import sys
+
+sys.modules["torch"] = None  # importing it raises
+from bincounter.cli.main import main
+
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["predict", "--help"], ["train", "--help"]], ids=str)
+def test_help_and_version_do_not_import_torch(arguments: list[str], tmp_path: Path) -> None:
+    done = subprocess.run(
+        command("-c", TORCH_IS_MISSING, *arguments), cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "bincounter" in done.stdout
+
+
+def test_the_version_is_that_of_the_package(run: Run) -> None:
+    assert run(SCRIPT, "--version").stdout == f"bincounter {bincounter.__version__}\n"
+
+
+@pytest.mark.parametrize("program", [["train.py"], [SCRIPT, "train"], ["-m", "bincounter", "train"]], ids=str)
+def test_options_of_hydra_stand_anywhere(program: list[str], run: Run) -> None:
+    for arguments in (["--cfg", "job", "seed=3"], ["seed=3", "--cfg", "job"]):
+        assert yaml.safe_load(run(*program, *arguments).stdout)["seed"] == 3
+
+
+def test_the_command_can_be_started_again_as_a_script(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["bincounter", "train", "seed=3"])
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", object())
+    hydra_app.start_as_script(str(train_command.__file__), ["seed=3"])
+    assert sys.modules["__main__"].__spec__ is None
+    assert yaml.safe_load(run(*sys.argv, "--cfg", "job").stdout)["seed"] == 3
+
+
+@pytest.mark.parametrize("program", [[SCRIPT], ["-m", "bincounter"]], ids=str)
+def test_own_modules_are_found_in_the_folder_that_a_command_is_started_in(program: list[str], tmp_path: Path) -> None:
+    (tmp_path / "my_models.py").write_text("raise SystemExit('it was imported')\n")
+    overrides = ["model.backbone._target_=my_models.tiny", "~model.backbone.name", "model.weights=null", "dry_run=true"]
+    done = subprocess.run(
+        command(*program, "train", *overrides),
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "it was imported" in done.stderr
+
+
+def test_an_installed_configuration_comes_before_that_of_a_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert hydra_app.conf_dir() == REPOSITORY / "conf"
+    package = tmp_path / "bincounter"
+    (package / "conf").mkdir(parents=True)
+    monkeypatch.setattr(bincounter, "__file__", str(package / "__init__.py"))
+    assert hydra_app.conf_dir() == package / "conf"
+
+
+def test_a_command_that_does_not_exist_is_refused_with_those_that_do(run: Run) -> None:
+    refused = run(SCRIPT, "trian", code=2).stderr
+    assert "'trian'" in refused
+    assert "'train'" in refused

@@ -1,0 +1,149 @@
+"""The wheel, installed outside of the checkout: commands, configuration, and the code that a job is sent.
+
+WHEEL_PYTHON names the interpreter of an environment that the wheel was installed in, with nothing but what pip brought
+along: see ``make test-wheel``. Otherwise one is made that borrows the third-party packages of the tests' environment.
+"""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+from commands import REPOSITORY, environment
+
+from bincounter.cloud.hyperparameters import encode
+
+QUICK = [
+    "experiment=demo",
+    "model=cnn",
+    "model.backbone.width=8",
+    "data.layout.photos=90",
+    "data.image_size=32",
+    "data.batch_size=8",
+    "data.num_workers=0",
+    "trainer=cpu",
+    "trainer.max_epochs=1",
+]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(REPOSITORY))
+    return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def interpreter(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Python with the wheel installed, and without the checkout."""
+    if "WHEEL_PYTHON" in os.environ:
+        python = REPOSITORY / os.environ["WHEEL_PYTHON"]
+    else:
+        python = tmp_path_factory.mktemp("environment") / "bin" / "python"
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(python.parents[1])], check=True)
+        # A path in a .pth file is not looked through for further .pth files, of which one leads to the checkout.
+        site_packages = next(python.parents[1].glob("lib/python*/site-packages"))
+        (site_packages / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    pip("--python", str(python), "install", "--no-deps", "--no-index", "--force-reinstall", str(wheel))
+    return python
+
+
+def pip(*arguments: str) -> None:
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", *arguments]
+    subprocess.run(command, check=True, timeout=300)
+
+
+def run(python: Path, folder: Path, *arguments: str) -> str:
+    """Run the installed Python or its script ``bincounter`` in a folder that is not the checkout."""
+    program = [str(python)] if arguments[0].startswith("-") else [str(python.parent / arguments[0])]
+    rest = arguments if arguments[0].startswith("-") else arguments[1:]
+    own = {name: value for name, value in environment().items() if not name.startswith("PYTHON")}
+    done = subprocess.run(
+        [*program, *rest], cwd=folder, env=own, capture_output=True, text=True, check=False, timeout=400
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def trained(interpreter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty folder that a run was started in; the run is in ``run``."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    out = run(interpreter, folder, "bincounter", "train", *QUICK, "paths.output_dir=run")
+    assert out.splitlines()[-1] == str(folder / "run")
+    return folder
+
+
+def test_everything_is_in_the_wheel(wheel: Path) -> None:
+    tracked = subprocess.check_output(
+        ["git", "ls-files", "bincounter", "conf", "hydra_plugins"], cwd=REPOSITORY, text=True
+    ).splitlines()
+    there = {name for name in tracked if (REPOSITORY / name).exists()}
+    expected = {f"bincounter/{name}" if name.startswith("conf/") else name for name in there}
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+        metadata = archive.read(next(name for name in archive.namelist() if name.endswith("/METADATA"))).decode()
+    assert expected <= names
+    assert not [name for name in names if not name.startswith(("bincounter/", "hydra_plugins/bincounter/"))]
+    assert "License-Expression: Apache-2.0\n" in metadata
+
+
+def test_the_code_that_runs_is_that_of_the_wheel(interpreter: Path, tmp_path: Path) -> None:
+    found = run(interpreter, tmp_path, "-c", "import bincounter; print(bincounter.__file__)").strip()
+    assert Path(found).is_relative_to(interpreter.parents[1])
+
+
+def test_the_demo_trains_and_reports(trained: Path) -> None:
+    assert (trained / "run" / "report.html").stat().st_size > 10_000
+    assert json.loads((trained / "run" / "metrics.json").read_text())["val"]["n"] > 0
+    # The environment may lie in some repository, which has no commit of bincounter.
+    assert json.loads((trained / "run" / "provenance.json").read_text())["commit"] is None
+
+
+def test_a_data_set_is_explored(interpreter: Path, trained: Path) -> None:
+    assert run(interpreter, trained, "bincounter", "explore", *QUICK).splitlines()[-1] == "data.html"
+    assert (trained / "data.html").stat().st_size > 10_000
+
+
+def test_photos_are_counted(interpreter: Path, trained: Path) -> None:
+    photo = next(path for path in (trained / "data").rglob("*") if path.suffix in (".jpg", ".png"))
+    checkpoint = ["--ckpt-path", "run/checkpoints/best.ckpt"]
+    run(interpreter, trained, "bincounter", "predict", str(photo), *checkpoint, "--csv", "counts.csv")
+    with (trained / "counts.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 1
+
+
+def test_the_code_that_a_job_is_sent_runs_without_the_wheel(interpreter: Path, tmp_path: Path) -> None:
+    pack = (
+        "from pathlib import Path; from bincounter.cloud import launcher, source; "
+        """commit = {'commit.json': b'{"commit": "shipped", "clean": true}'}; """
+        "source.pack(launcher.REPOSITORY, Path('code.tar.gz'), extra=commit, loggers=['csv'])"
+    )
+    run(interpreter, tmp_path, "-c", pack)
+    code, base = tmp_path / "code", tmp_path / "ml"
+    with tarfile.open(tmp_path / "code.tar.gz") as tar:
+        tar.extractall(code, filter="data")
+    generated = {"commit.json", "requirements.txt", "start.py"}
+    assert {path.name for path in code.iterdir()} == {"bincounter", "hydra_plugins", *generated}
+    pins = (code / "requirements.txt").read_text()
+    assert "\nhydra-core==" in pins and "\ntorch==" not in pins and "optuna" not in pins
+    (base / "input" / "config").mkdir(parents=True)
+    (base / "input" / "config" / "hyperparameters.json").write_text(json.dumps(encode(QUICK)))
+    done = subprocess.run(
+        [sys.executable, str(code / "start.py")],
+        cwd=code,
+        env={**environment(), "SAGEMAKER_BASE_DIR": str(base), "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr
+    (provenance,) = (base / "checkpoints").rglob("provenance.json")
+    assert json.loads(provenance.read_text())["commit"] == "shipped"
