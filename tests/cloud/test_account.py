@@ -115,7 +115,7 @@ class TestBucket:
     def test_that_may_not_be_made(self, aws: Faults) -> None:
         message = f"User: arn:aws:iam::{NUMBER}:user/ada is not authorized to perform: s3:CreateBucket on resource: x"
         aws.refuse("PUT /sagemaker-.*", "AccessDenied", message, status=403)
-        with pytest.raises(ConfigError, match=r"making the bucket .* is not allowed: have s3:CreateBucket on"):
+        with pytest.raises(ConfigError, match=r"creating the bucket .* is not allowed: have s3:CreateBucket on"):
             Account("ap-south-1").bucket(None)
 
 

@@ -320,7 +320,7 @@ def test_images_are_those_of_the_sdk(stack: str, instance_type: str | None, ends
         (["target=realtime", "target.request.Model=1"], "target.request.Model=1 is no mapping"),
         (
             ["target=realtime", "target.request.ProductionVariant.RoutingConfg={}"],
-            "target.request.ProductionVariant.RoutingConfg is no parameter",
+            "target.request.ProductionVariant.RoutingConfg is not a parameter",
         ),
         (
             ["target=realtime", "target.request.ProductionVariant.RoutingConfig.RoutingStrategy=RANDM"],
