@@ -254,7 +254,7 @@ def add_up(bills: Sequence[Bill], *, best: bool = False) -> dict[str, Any]:
     rehearsed = bool(jobs) and not paid
     known = [bill for bill in counted if bill.billable_seconds is not None]
     spot = [bill for bill in known if bill.spot_saving_percent is not None]
-    saved = [((bill.training_seconds or 0) - (bill.billable_seconds or 0)) * bill.usd_per_hour / 3600 for bill in spot]
+    saved = [((bill.training_seconds or 0) - (bill.billable_seconds or 0)) / 3600 * bill.usd_per_hour for bill in spot]
     usd = sum(bill.usd or 0.0 for bill in known)
     total = {
         "jobs": len(counted),
