@@ -98,7 +98,7 @@ def test_a_dry_run_prints_the_exact_request_and_needs_no_account(train: Train) -
         (["launcher.instance_count=two"], "launcher.instance_count"),
         (["launcher.input_mode=Pipe"], "launcher.input_mode=Pipe is not one of File, FastFile"),
         (["launcher.framework_version=1.0"], "2.14"),
-        (["launcher.region=eu-west-99"], "eu-west-99 is no region"),
+        (["launcher.region=eu-west-99"], "eu-west-99 is not a region"),
         (["ckpt_path=last", "paths.output_dir=logs"], "launcher.checkpoint_uri=s3://"),
         (["model.weights=runs/best.ckpt"], "is a file of this machine"),
         (["train=false", "ckpt_path=README.md"], "leave the launcher out"),

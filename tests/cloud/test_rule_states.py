@@ -78,7 +78,7 @@ def test_rules_are_followed_past_the_jobs_end_and_what_they_found_is_fetched(
         "rule overfit: InProgress",
         "rule exploding_tensor: Stopped",
         "rule ProfilerReport: InProgress",
-        "The job has ended, and is paid for no longer; still at work: rules ProfilerReport, overfit",
+        "The job has ended, and is no longer billed; still running: rules ProfilerReport, overfit",
         "rule overfit: IssuesFound: RuleEvaluationConditionMet: condition met at step 3",
         "rule ProfilerReport: NoIssuesFound",
     ]
