@@ -10,6 +10,14 @@ from typing import Any
 
 from bincounter.errors import ConfigError, nearest, one_of
 
+RENAMED_TARGETS = {
+    "bincounter.cloud.container.cluster.SageMakerEnvironment": "bincounter.cloud.container.SageMakerEnvironment",
+}
+"""Targets that have moved, by the names in configurations of earlier versions.
+
+Checkpoints name backbones and objectives only, whose names stay.
+"""
+
 # What Hydra itself reads from such a node.
 _HYDRA_KEYS = {"_target_", "_partial_", "_args_", "_recursive_", "_convert_"}
 
@@ -78,6 +86,15 @@ def imported(key: str, dotted: str) -> Any:
             f"{key}._target_={dotted} names nothing that can be called: correct the spelling, or install its package"
         )
     return found
+
+
+def renamed_targets(node: Any) -> Any:
+    """Copy a stored configuration, with the present names of :data:`RENAMED_TARGETS`."""
+    if isinstance(node, Mapping):
+        return {key: renamed_targets(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [renamed_targets(value) for value in node]
+    return RENAMED_TARGETS.get(node, node) if isinstance(node, str) else node
 
 
 def _hints(target: Any) -> dict[str, Any]:

@@ -145,6 +145,10 @@ class TensorsConfig:
     rules: RulesConfig = field(default_factory=RulesConfig)
 
 
+DEBUGGERS = {"none": NoDebugger, "tensors": TensorsConfig, "smdebug": SmdebugConfig}
+"""Schemas of the options of ``debugger``."""
+
+
 def check_debugger(debugger: Mapping[str, Any]) -> None:
     """Refuse settings that nothing can be recorded or judged by.
 
@@ -154,7 +158,7 @@ def check_debugger(debugger: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: the first thing that is wrong.
     """
-    check_kind("debugger", debugger, {"none": NoDebugger, "tensors": TensorsConfig, "smdebug": SmdebugConfig})
+    check_kind("debugger", debugger, DEBUGGERS)
     if debugger["kind"] != "tensors":
         return
     _at_least("debugger.every_n_train_steps", debugger["every_n_train_steps"], 1)

@@ -16,6 +16,7 @@ from bincounter.debugger.tensor_statistics import STATISTICS, ActivationHooks, B
 from bincounter.errors import ConfigError
 from bincounter.model.counter import BinCounter
 from bincounter.model.scores import MacroF1
+from bincounter.training.checkpoint import optimizer_steps_after
 
 
 class Watch(Protocol):
@@ -41,6 +42,8 @@ class TensorRecorder(L.Callback):
         settings: ``debugger`` of the configuration, with ``every_n_train_steps``, ``layers`` and ``rules``.
         watch: is told of every record.
     """
+
+    profiler_phase = "debugger"
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], watch: Watch | None = None) -> None:
         self._every = settings["every_n_train_steps"]
@@ -85,10 +88,8 @@ class TensorRecorder(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Begin to look where the batch is the last one of a recorded step."""
-        # batch_idx does not tell: Lightning steps on the last batch of an epoch too.
-        steps = not trainer.fit_loop.epoch_loop._should_accumulate()
         self._due = trainer.global_step % self._every == 0
-        self._recording = steps and self._due
+        self._recording = self._due and optimizer_steps_after(trainer)
         if self._recording and self._hooks is not None:
             self._hooks.attach()
 
@@ -126,7 +127,7 @@ class TensorRecorder(L.Callback):
             self._recording = False
             record = self._step_record(trainer, pl_module) if self._first else None
             self._tell(trainer, record)
-        if not trainer.fit_loop.epoch_loop._should_accumulate():
+        if optimizer_steps_after(trainer):
             self._step_loss.clear()
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -5,9 +5,8 @@ Whatever is advised names a setting of this project, and what it is now.
 
 import math
 
-from bincounter.profiler.profile_facts import Facts
+from bincounter.profiler.profile_facts import Facts, percent
 from bincounter.profiler.profile_record import AUGMENTATION, CHECKPOINT, DEBUGGER, LOGGING, VALIDATION
-from bincounter.report.page import percent
 
 WAITING = 0.15  # of a step's time without a batch
 READING = 20.0  # MB/s from disks, beyond which kept photos are not read from memory
@@ -50,9 +49,7 @@ def waits_for_data(facts: Facts) -> str | None:
     if share <= WAITING:
         return None
     who = "The GPU waits" if facts.on_gpu else "A step waits"
-    said = (
-        f"{who} {percent(share, 0)} of the time for its batch ({facts.waiting_ms:.1f} of {facts.free_step_ms:.1f} ms): "
-    )
+    said = f"{who} {percent(share)} of the time for its batch ({facts.waiting_ms:.1f} of {facts.free_step_ms:.1f} ms): "
     return said + _source_of_the_wait(facts)
 
 
@@ -91,7 +88,7 @@ def augmentation_dominates(facts: Facts) -> str | None:
         if chosen is shape
         else "each of them passes over all pixels"
     )
-    return f"Augmentation takes {percent(share, 0)} of a step: if the scores allow it, try {off} ({why})."
+    return f"Augmentation takes {percent(share)} of a step: if the scores allow it, try {off} ({why})."
 
 
 def _off(value: object) -> str:
@@ -104,7 +101,7 @@ def validates_often(facts: Facts) -> str | None:
     epochs = facts.setting("trainer.max_epochs") or math.inf
     if share <= VALIDATING or 4 * every > epochs:  # so few validations would choose no checkpoint
         return None
-    said = f"Validation takes {percent(share, 0)} of the fit: "
+    said = f"Validation takes {percent(share)} of the fit: "
     return said + f"try trainer.check_val_every_n_epoch={2 * every} (now {every})."
 
 
@@ -114,7 +111,7 @@ def saves_often(facts: Facts) -> str | None:
     if share <= SAVING or not every:
         return None
     return (
-        f"Checkpoints take {percent(share, 0)} of a step: try checkpoint.every_n_train_steps="
+        f"Checkpoints take {percent(share)} of a step: try checkpoint.every_n_train_steps="
         f"{_rarer(share, every, SAVING_AIM)} (now {every}); a killed run then repeats as many steps at most."
     )
 
@@ -138,7 +135,7 @@ def logs_often(facts: Facts) -> str | None:
         return None
     bar = facts.setting("callbacks.progress_bar")
     other = ", or callbacks.progress_bar=null +trainer.enable_progress_bar=false" if bar else ""
-    said = f"Logging takes {percent(share, 0)} of a step: "
+    said = f"Logging takes {percent(share)} of a step: "
     return said + f"try trainer.log_every_n_steps={10 * every} (now {every}){other}."
 
 
@@ -148,7 +145,7 @@ def records_often(facts: Facts) -> str | None:
     for key in ("debugger.every_n_train_steps", "debugger.save_interval.train"):
         every = facts.setting(key)
         if share > LOOKING_ON and every:
-            said = f"The debugger takes {percent(share, 0)} of a step: "
+            said = f"The debugger takes {percent(share)} of a step: "
             return said + f"try {key}={_rarer(share, every, LOOKING_ON_AIM)} (now {every})."
     return None
 
@@ -165,9 +162,9 @@ def gpu_idle(facts: Facts) -> str | None:
     size = facts.setting("data.batch_size")
     precise = facts.machine.get("precision") == "32-true"
     also = " and trainer.precision=bf16-mixed" if precise else ""
-    free = percent(1 - _gpu_filled(facts), 0)
+    free = percent(1 - _gpu_filled(facts))
     return (
-        f"The GPU has nothing to do {percent(idle, 0)} of the time though batches are there, and {free} of "
+        f"The GPU has nothing to do {percent(idle)} of the time though batches are there, and {free} of "
         f"its memory is free: try data.batch_size={2 * size} (now {size}){also}."
     )
 
@@ -190,7 +187,7 @@ def gpu_memory_nearly_full(facts: Facts) -> str | None:
     """Tensors filled more than ``GPU_FULL`` of the GPU's memory."""
     if not facts.on_gpu or _gpu_filled(facts) <= GPU_FULL:
         return None
-    said = f"Tensors filled {percent(_gpu_filled(facts), 0)} of the GPU's memory: "
+    said = f"Tensors filled {percent(_gpu_filled(facts))} of the GPU's memory: "
     return f"{said}{_smaller_batch(facts)} is on the safe side."
 
 
@@ -220,4 +217,4 @@ def machine_shared(facts: Facts) -> str | None:
     others = (facts.mean["machine_cpu_percent"] - facts.mean["cpu_percent"] / cores) / 100
     if others <= OTHERS:
         return None
-    return f"Other programs kept {percent(others, 0)} of the cores busy meanwhile: alone, the run would be quicker."
+    return f"Other programs kept {percent(others)} of the cores busy meanwhile: alone, the run would be quicker."

@@ -1,18 +1,17 @@
 """``PhaseClock(Profiler)``: charges time to phases; forwards to Lightning's Advanced/PyTorchProfiler."""
 
-import cProfile
 import csv
 import os
-import pstats
 import time
 from collections.abc import Callable, Mapping
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from lightning.pytorch.profilers import Profiler
+from lightning.pytorch.profilers import AdvancedProfiler, Profiler
 
-from bincounter.files import replacing
+from bincounter.files import replacing, write_text
 from bincounter.profiler.profile_record import (
     BETWEEN,
     LOGGING,
@@ -41,6 +40,7 @@ class PhaseClock(Profiler):
         place: tells ``(epoch, batch)``.
         validating: tells whether a validation is under way.
         changed: is told of each phase that begins; ``None`` at the end.
+        callbacks: phases of callbacks by their ``state_key``.
     """
 
     def __init__(
@@ -52,10 +52,13 @@ class PhaseClock(Profiler):
         place: Callable[[], tuple[int, int]],
         validating: Callable[[], bool],
         changed: Callable[[str | None], None] | None = None,
+        callbacks: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         self._cuda, self._device, self._every = device.type == "cuda", device, every
         self._closed, self._place, self._validating, self._changed = closed, place, validating, changed
+        # There are a few dozen actions, and each comes in every step.
+        self._phase_of = cache(partial(phase_of, callbacks=callbacks or {}))
         self._stack: list[str | None] = []
         self._base = REST
         self._phase = REST
@@ -69,7 +72,7 @@ class PhaseClock(Profiler):
             self._open(STEP)
         elif self._row is not None and self._row.part == STEP and ends_a_step(action_name):
             self._open(BETWEEN)
-        self._stack.append(phase_of(action_name))
+        self._stack.append(self._phase_of(action_name))
         self._enter()
 
     def stop(self, action_name: str) -> None:
@@ -139,7 +142,7 @@ class PhaseClock(Profiler):
             torch.cuda.synchronize(self._device)
 
 
-FUNCTIONS, OPERATORS, TRACE = "functions.csv", "operators.csv", "trace.json.gz"
+FUNCTIONS, OPERATORS, TRACE = "functions.txt", "operators.csv", "trace.json.gz"
 
 
 class Depth(Protocol):
@@ -173,60 +176,45 @@ def depth_of(settings: Mapping[str, Any], folder: Path, device: torch.device) ->
 
 
 class PythonFunctions:
-    """One cProfile per phase, since one over all would not tell which phase called a function."""
+    """Python functions of each phase over a few steps, by Lightning's AdvancedProfiler.
+
+    It gets our flat phases: its ``start`` disables whatever it was recording, so that of Lightning's own, nested
+    actions it would lose the outer ones.
+    """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        self._folder, self._functions = folder, settings["functions"]
+        self._path = folder / FUNCTIONS
         self._from, self._to = settings["first_step"], settings["first_step"] + settings["steps"]
-        self._profiles: dict[str, cProfile.Profile] = {}
-        self._running: cProfile.Profile | None = None
+        self._profiler = AdvancedProfiler(line_count_restriction=settings["functions"])
+        self._running: str | None = None
         self._steps = 0
         self._closed = False
 
     @property
     def looking(self) -> bool:
-        """Whether functions are followed."""
+        """Whether functions are recorded."""
         return self._from <= self._steps < self._to
 
     def phase(self, phase: str | None) -> None:
-        """Go over to the profile of a phase."""
-        self._pause()
-        if phase is not None and self.looking:
-            self._running = self._profiles.setdefault(phase, cProfile.Profile())
-            self._running.enable()
+        """Switch to the functions of a phase."""
+        if self._running is not None:
+            self._profiler.stop(self._running)
+        self._running = phase if self.looking else None
+        if self._running is not None:
+            self._profiler.start(self._running)
 
     def step(self) -> None:
-        """Count it."""
+        """Count a step."""
         self._steps += 1
         if self._steps == self._to:
             self.close()
 
     def close(self) -> None:
-        """Write ``functions.csv``."""
-        self._pause()
-        if self._closed or not self._profiles:
-            return
-        self._closed = True
-        with replacing(self._folder / FUNCTIONS) as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["phase", "function", "calls", "own_ms", "total_ms"])
-            for phase, profile in self._profiles.items():
-                writer.writerows([phase, *row] for row in _functions(profile)[: self._functions])
-
-    def _pause(self) -> None:
-        if self._running is not None:
-            self._running.disable()
-            self._running = None
-
-
-def _functions(profile: cProfile.Profile) -> list[tuple[str, int, float, float]]:
-    """Name, calls, own and total milliseconds of functions, those that take longest themselves first."""
-    stats: Any = pstats.Stats(profile)
-    rows = []
-    for (file, line, name), (_, calls, own, total, _) in stats.stats.items():
-        place = name if file == "~" else f"{'/'.join(Path(file).parts[-2:])}:{line} {name}"
-        rows.append((place, calls, round(1e3 * own, 3), round(1e3 * total, 3)))
-    return sorted(rows, key=lambda row: -row[2])
+        """Write ``functions.txt``."""
+        self.phase(None)
+        if self._profiler.profiled_actions and not self._closed:
+            self._closed = True
+            write_text(self._path, self._profiler.summary())
 
 
 class TorchOperators:

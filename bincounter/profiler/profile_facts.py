@@ -2,17 +2,20 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from bincounter.profiler.profile_record import (
     AUGMENTATION,
     BACKWARD,
     DATA,
+    FOLDER,
     FORWARD,
     OPTIMIZER,
     PHASES,
     TRANSFER,
     Record,
+    read_record,
 )
 
 ON_DEVICE = (TRANSFER, AUGMENTATION, FORWARD, BACKWARD, OPTIMIZER)
@@ -90,6 +93,42 @@ class Facts:
         for part in key.split("."):
             node = node.get(part) if isinstance(node, Mapping) else None
         return node
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The profile of a run, read back.
+
+    Attributes:
+        record: what was measured.
+        facts: its summary.
+    """
+
+    record: Record
+    facts: Facts
+
+
+def read_profile(run: Path, config: Mapping[str, Any]) -> Profile | None:
+    """Read the profile in a run's folder.
+
+    Args:
+        run: the folder.
+        config: of the run.
+
+    Returns:
+        ``None`` where nothing was measured, or only the first step, which warms up.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    record = read_record(run / FOLDER)
+    facts = None if record is None else facts_of(record, config)
+    return None if record is None or facts is None else Profile(record, facts)
+
+
+def percent(fraction: float) -> str:
+    """Write a fraction in per cent, such as ``36 %`` for 0.3612."""
+    return f"{100 * fraction:.0f} %"
 
 
 def facts_of(record: Record, config: Mapping[str, Any]) -> Facts | None:

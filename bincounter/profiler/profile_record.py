@@ -7,9 +7,8 @@ repeats was done twice, and is counted twice.
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -51,31 +50,22 @@ _BY_HOOK = {
     "lr_scheduler_step": OPTIMIZER,
     "save_checkpoint": CHECKPOINT,
 }
-_BY_CALLBACK = {
-    "RunCheckpoint.on_train_epoch_end": CHECKPOINT,  # with the handing over of the best
-    "RunCheckpoint": REST,  # under DDP it waits for the others after each step; writing has an action of its own
-    "WeightAveraging": OPTIMIZER,
-    "StatelessRandomness": REST,
-    "TensorRecorder": DEBUGGER,
-    "SmdebugCallback": DEBUGGER,
-}
 
 
-@cache  # there are a few dozen of them, and each comes in every step
-def phase_of(action: str) -> str | None:
-    """The phase that an action of Lightning's opens.
+def phase_of(action: str, callbacks: Mapping[str, str]) -> str | None:
+    """Return the phase that an action of Lightning opens.
 
     Args:
         action: its name, such as ``[Strategy]SingleDeviceStrategy.backward`` or ``save_checkpoint``.
+        callbacks: phases of callbacks by their ``state_key``; others count as logging, like progress bars and whatever
+            else a user added to look on.
 
     Returns:
         ``None`` where it belongs to the phase around it.
     """
-    kind, _, name = action.rpartition("]")
-    hook = name.rpartition(".")[2]
-    if kind == "[Callback" and not hook.endswith(("_save_checkpoint", "_load_checkpoint")):
-        # Progress bars, logs, and whatever else a user added to look on.
-        return next((phase for part, phase in _BY_CALLBACK.items() if part in name), LOGGING)
+    owner, _, hook = action.rpartition(".")
+    if owner.startswith("[Callback]") and not hook.endswith(("_save_checkpoint", "_load_checkpoint")):
+        return callbacks.get(owner.removeprefix("[Callback]"), LOGGING)
     return _BY_HOOK.get(hook)
 
 

@@ -12,15 +12,27 @@ from typing import Any
 import lightning as L
 import psutil
 import torch
+from lightning.pytorch.callbacks import WeightAveraging
 from omegaconf import DictConfig, OmegaConf
 
+from bincounter.data.datamodule import batch_progress
 from bincounter.data.photo_store import PhotoStore
 from bincounter.errors import UserError
 from bincounter.profiler.advice import advice
 from bincounter.profiler.phase_clock import Depth, PhaseClock, depth_of
-from bincounter.profiler.profile_facts import facts_of
-from bincounter.profiler.profile_record import FOLDER, PHASES, STEP, Record, Row, Session, Usage, read_record
-from bincounter.report.page import percent
+from bincounter.profiler.profile_facts import Profile, percent
+from bincounter.profiler.profile_record import (
+    FOLDER,
+    LOGGING,
+    OPTIMIZER,
+    PHASES,
+    STEP,
+    Record,
+    Row,
+    Session,
+    Usage,
+    read_record,
+)
 
 log = logging.getLogger(__name__)
 
@@ -59,9 +71,10 @@ class StepProfiler(L.Callback):
             device,
             self._settings["every_n_train_steps"],
             closed=self._keep,
-            place=lambda: (trainer.current_epoch, trainer.fit_loop.epoch_loop.batch_progress.current.ready),
+            place=lambda: (trainer.current_epoch, batch_progress(trainer).current.ready),
             validating=lambda: bool(trainer.validating),
             changed=self._depth.phase if self._depth else None,
+            callbacks={callback.state_key: _phase_of_callback(callback) for callback in trainer.callbacks},  # type: ignore[attr-defined]
         )
         trainer.profiler = self._clock  # type: ignore[attr-defined]
 
@@ -133,6 +146,12 @@ class StepProfiler(L.Callback):
             peak = torch.cuda.max_memory_allocated(trainer.strategy.root_device) / 1e6
             self._record.sessions[-1].machine["gpu_peak_mb"] = peak
         self._write()
+
+
+def _phase_of_callback(callback: L.Callback) -> str:
+    """The phase that a callback's class names by ``profiler_phase``, one of ``PHASES``."""
+    usual = OPTIMIZER if isinstance(callback, WeightAveraging) else LOGGING
+    return getattr(callback, "profiler_phase", usual)
 
 
 def _origin(store: PhotoStore | None) -> str:
@@ -293,21 +312,14 @@ def profiler_callbacks(cfg: DictConfig) -> list[L.Callback]:
     return [StepProfiler(Path(cfg.paths.output_dir) / FOLDER, settings)]
 
 
-def say_where_the_time_went(run: Path, cfg: DictConfig) -> None:
-    """Log the phases of a step and the advice, where the run was measured.
-
-    Args:
-        run: its folder.
-        cfg: its configuration.
-    """
-    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    record = read_record(run / FOLDER) if cfg.train and config["profiler"]["kind"] != "none" else None
-    facts = None if record is None else facts_of(record, config)
-    if facts is None:
+def log_profile_summary(profile: Profile | None) -> None:
+    """Log the phases of a step and the advice, where the run was measured."""
+    if profile is None:
         return
-    parts = sorted(PHASES, key=lambda phase: -facts.step_ms[phase])
+    facts = profile.facts
+    phases = sorted(PHASES, key=lambda phase: -facts.step_ms[phase])
     listed = ", ".join(
-        f"{PHASES[phase].lower()} {percent(facts.share(phase), 0)}" for phase in parts if facts.share(phase) > 0.005
+        f"{PHASES[phase].lower()} {percent(facts.share(phase))}" for phase in phases if facts.share(phase) > 0.005
     )
     log.info("A step took %.1f ms: %s.", facts.free_step_ms, listed)
     for sentence in advice(facts):

@@ -68,7 +68,10 @@ def _rows_of_metrics(run: Run) -> dict[tuple[int, str], CountRow]:
                 count, score = row["count"], scored.get(row["count"], {})
                 there = row["train_n"] if split == "train" else photos.get(count, score.get("n", 0))
                 rows[count, split] = CountRow(
-                    there, score.get("n", 0), score.get("accuracy"), None, score.get("cross_entropy"), None
+                    photos=there,
+                    scored=score.get("n", 0),
+                    accuracy=score.get("accuracy"),
+                    loss=score.get("cross_entropy"),
                 )
     return rows
 

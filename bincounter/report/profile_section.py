@@ -1,21 +1,18 @@
 """The profile as the report shows it: what takes the time, when, how busy the machine was, and what to try."""
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 
 from bincounter.profiler.advice import advice
-from bincounter.profiler.profile_facts import Facts, facts_of
+from bincounter.profiler.profile_facts import Facts, Profile
 from bincounter.profiler.profile_record import (
     AUGMENTATION,
     BACKWARD,
     CHECKPOINT,
     DATA,
     DEBUGGER,
-    FOLDER,
     FORWARD,
     LOGGING,
     OPTIMIZER,
@@ -26,7 +23,6 @@ from bincounter.profiler.profile_record import (
     Row,
     Session,
     Usage,
-    read_record,
 )
 from bincounter.report import plots
 from bincounter.report.page import percent
@@ -54,23 +50,11 @@ _USAGE: dict[str, tuple[str, float]] = {
 }
 
 
-def profile_section(run: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What the report's template needs.
-
-    Args:
-        run: the run's folder.
-        config: of the run.
-
-    Returns:
-        ``None`` where nothing was measured, or too little.
-
-    Raises:
-        UserError: a file is damaged.
-    """
-    record = read_record(run / FOLDER)
-    facts = None if record is None else facts_of(record, config)
-    if record is None or facts is None:
+def profile_section(profile: Profile | None) -> dict[str, Any] | None:
+    """Build the values of the template ``profile.html``; ``None`` without a profile."""
+    if profile is None:
         return None
+    record, facts = profile.record, profile.facts
     starts = _starts(record.sessions, record.rows)
     return {
         "note": _note(facts),

@@ -1,25 +1,21 @@
-"""Report.html from one ``RunResults``."""
+"""``report.html`` of a run: everything it shows is handed in."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 from markupsafe import Markup
 
-from bincounter.debugger.rule import read_states
+from bincounter.profiler.profile_facts import Profile
 from bincounter.report import plots
 from bincounter.report.page import decimals, percent, whole, write_page
 from bincounter.report.per_count_section import per_count_section
 from bincounter.report.profile_section import profile_section
-from bincounter.report.report_photos import inline, inline_attention, look_closer, mistakes, sample
-from bincounter.training.results import SIDES, Predictions, Run, read_run
+from bincounter.report.report_photos import PhotoSelection, ScoredPhoto, inline, inline_attention
+from bincounter.training.results import Run
 
-# Pixels and photos: with these, even photos of pure noise keep the page below 8 MB.
-GRID_PHOTOS, GRID_SIDE = 24, 232
-MISTAKES, MISTAKE_SIDE = 8, 800
-LOOKED_SIDE = 320
+GRID_SIDE, MISTAKE_SIDE, LOOKED_SIDE = 232, 800, 320  # pixels: even photos of pure noise keep the page below 8 MB
 QUARANTINE_ROWS = 300
 READABLE_COUNTS = 12  # with more, figures in cells and over bars would not fit
 
@@ -35,77 +31,53 @@ SCORES: dict[str, tuple[str, Callable[[float | None], str]]] = {
 }
 BASELINES = {"accuracy": "majority_accuracy", "rmse": "mean_rmse"}
 
-Photo = Callable[[str], bytes | None]
 
+def write_report(
+    results: Run, verdicts: Sequence[Mapping[str, Any]], profile: Profile | None, photos: PhotoSelection
+) -> Path:
+    """Write ``report.html`` into a run's folder; nothing is read from there.
 
-def write_report(run: Path, *, photo: Photo, cams: Mapping[str, np.ndarray] | None = None) -> Path:
-    """Write ``report.html`` into a run's folder, from the files it finds there.
-
-    Pieces that are missing (no test photos, no log, a killed run) are answered by a sentence in their place.
+    Sections whose data is missing (no test photos, no log, a killed run) hold a sentence instead.
 
     Args:
-        run: the run's folder.
-        photo: gives the bytes of a photo's file by its id, or ``None`` where it is gone.
-        cams: where the model looked, ``{id: float[H, W] in 0..1}``, best for the ids that :func:`photos_to_explain`
-            names.
+        results: of the run.
+        verdicts: of the debugger's rules, see :func:`bincounter.debugger.rule.read_states`.
+        profile: of the run; ``None`` where it was not measured.
+        photos: to show, with their bytes and heat maps.
 
     Returns:
         Path of the page.
-
-    Raises:
-        UserError: the folder is no run's, or one of its files is damaged.
     """
-    read = read_run(run)
-    side = _headline_side(read)
-    scores = read.metrics.get(side, {})
-    scored = _scored(read)
+    side = results.headline_side
+    scores = results.metrics.get(side, {})
+    reliability = scores.get("reliability")
     content: dict[str, object] = {
-        "title": _name(read),
-        "kicker": f"bincounter run report · {_name(read)}",
-        "headline": headline(scores, side),
-        "lead": lead(read, scores, side),
-        "footer": footer(read),
+        "title": _name(results),
+        "kicker": f"bincounter run report · {_name(results)}",
+        "headline": _headline(scores, side),
+        "lead": _lead(results, scores, side),
+        "footer": _footer(results),
         "side": LABELS[side].lower(),
-        "cards": _cards(read, scores),
-        "table": _table(read),
-        "curves": _curves(read),
-        "rules": read_states(run),
-        "profile": profile_section(run, read.config),
+        "cards": _cards(results, scores),
+        "table": _table(results),
+        "curves": _curves(results),
+        "rules": verdicts,
+        "profile": profile_section(profile),
         "confusion": _confusion(scores),
-        "per_count": per_count_section(read, side),
-        "calibration": scores if scores.get("reliability") else None,
-        "reliability": plots.reliability(scores["reliability"], label="Accuracy against confidence")
-        if scores.get("reliability")
-        else None,
-        "grid": [_tile(each, photo) for each in _each(sample(scored, GRID_PHOTOS))] if scored else [],
-        "mistakes": [_mistake(each, photo) for each in _each(mistakes(scored, MISTAKES))] if scored else [],
-        "looked": [_look(each, photo, cams) for each in _each(look_closer(scored))] if scored and cams else [],
-        "quarantine": None if read.quarantine is None else read.quarantine[:QUARANTINE_ROWS],
-        "refused": len(read.quarantine or ()),
-        "overrides": read.overrides,
-        "config": yaml.safe_dump(dict(read.config), sort_keys=False, allow_unicode=True),
-        "provenance": _flat(read.provenance),
-        "splits": _splits(read),
+        "per_count": per_count_section(results, side),
+        "calibration": scores if reliability else None,
+        "reliability": plots.reliability(reliability, label="Accuracy against confidence") if reliability else None,
+        "grid": [_tile(photo, photos, GRID_SIDE) for photo in photos.sample],
+        "mistakes": [_mistake(photo, photos) for photo in photos.mistakes],
+        "looked": [_look(photo, photos) for photo in photos.explained] if photos.heat else [],
+        "quarantine": None if results.quarantine is None else results.quarantine[:QUARANTINE_ROWS],
+        "refused": len(results.quarantine or ()),
+        "overrides": results.overrides,
+        "config": yaml.safe_dump(dict(results.config), sort_keys=False, allow_unicode=True),
+        "provenance": _flat(results.provenance),
+        "splits": _splits(results),
     }
-    return write_page(run / "report.html", "report.html", content)
-
-
-def photos_to_explain(run: Path) -> list[str]:
-    """Name the photos whose attention the report has room for: the worst mistakes and the surest right answers."""
-    scored = _scored(read_run(run))
-    return [] if scored is None else look_closer(scored).ids.tolist()
-
-
-def _headline_side(run: Run) -> str:
-    return "test" if run.metrics.get("test") else "val"
-
-
-def _scored(run: Run) -> Predictions | None:
-    """The predictions the page shows: of the test photos where there are any, else of the validation photos."""
-    if run.predictions is None:
-        return None
-    shown = run.predictions.of(SIDES[_headline_side(run)])
-    return shown if len(shown.ids) else None
+    return write_page(results.path / "report.html", "report.html", content)
 
 
 def _name(run: Run) -> str:
@@ -124,7 +96,7 @@ def _cards(run: Run, scores: Mapping[str, Any]) -> list[dict[str, Any]]:
         value, baseline = scores[key], scores.get(BASELINES.get(key, ""))
         low, high = scores.get("intervals", {}).get(key) or (value, value)
         top = 1.0 if written is percent else max(high, baseline or 0) * 1.15 or 1.0
-        against = mean_answer(run) if key == "rmse" else constant_answer(run)
+        against = _mean_answer(run) if key == "rmse" else _constant_answer(run)
         cards.append(
             {
                 "name": name,
@@ -178,7 +150,7 @@ def _curves(run: Run) -> list[tuple[str, Markup, list[tuple[str, str]]]]:
         baseline = (run.metrics.get("val") or {}).get("majority_accuracy")
         shown = {"validation": by_epoch["val/accuracy"]}
         plot = plots.lines(shown, xlabel="Epoch", label="Accuracy by epoch", percent=True, baseline=baseline)
-        key = [("", "validation")] + ([("level", constant_answer(run))] if baseline is not None else [])
+        key = [("", "validation")] + ([("level", _constant_answer(run))] if baseline is not None else [])
         curves.append(("Accuracy", plot, key))
     rates = run.log.get("lr")
     if rates:
@@ -198,32 +170,20 @@ def _confusion(scores: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"counts": scores["counts"], "rows": rows, "dense": len(rows) > READABLE_COUNTS}
 
 
-def _each(predictions: Predictions) -> list[dict[str, Any]]:
-    columns = zip(predictions.ids, predictions.counts, predictions.predicted, predictions.probabilities, strict=True)
-    return [
-        {"id": str(name), "count": int(count), "predicted": int(predicted), "support": predictions.support, "p": p}
-        for name, count, predicted, p in columns
-    ]
+def _tile(photo: ScoredPhoto, photos: PhotoSelection, side: int) -> dict[str, Any]:
+    image = inline(photos.files.get(photo.id), side)
+    return {"id": photo.id, "count": photo.count, "predicted": photo.predicted, "image": image}
 
 
-def _tile(each: dict[str, Any], photo: Photo) -> dict[str, Any]:
-    return {**each, "image": inline(photo(each["id"]), GRID_SIDE)}
+def _mistake(photo: ScoredPhoto, photos: PhotoSelection) -> dict[str, Any]:
+    bars = list(photo.probabilities.items())
+    return {**_tile(photo, photos, MISTAKE_SIDE), "bars": bars, "labelled": len(bars) <= READABLE_COUNTS}
 
 
-def _mistake(each: dict[str, Any], photo: Photo) -> dict[str, Any]:
-    bars = [(count, float(p)) for count, p in zip(each["support"], each["p"], strict=True)]
-    return {
-        **each,
-        "image": inline(photo(each["id"]), MISTAKE_SIDE),
-        "bars": bars,
-        "labelled": len(bars) <= READABLE_COUNTS,
-    }
-
-
-def _look(each: dict[str, Any], photo: Photo, cams: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    data, heat = photo(each["id"]), cams.get(each["id"])
-    attention = None if heat is None else inline_attention(data, heat, LOOKED_SIDE)
-    return {**each, "image": inline(data, LOOKED_SIDE), "attention": attention}
+def _look(photo: ScoredPhoto, photos: PhotoSelection) -> dict[str, Any]:
+    heat = photos.heat.get(photo.id)
+    lit = None if heat is None else inline_attention(photos.files.get(photo.id), heat, LOOKED_SIDE)
+    return {**_tile(photo, photos, LOOKED_SIDE), "attention": lit}
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -247,7 +207,7 @@ def _splits(run: Run) -> dict[str, Any] | None:
     return {"rows": rows, "totals": [sum(photos.values()) for photos in by_split.values()]}
 
 
-def headline(scores: Mapping[str, Any], side: str) -> str:
+def _headline(scores: Mapping[str, Any], side: str) -> str:
     """Put the score of ``side`` (``val`` or ``test``) into one line."""
     if not scores:
         return "This run has not been scored"
@@ -255,7 +215,7 @@ def headline(scores: Mapping[str, Any], side: str) -> str:
     return f"{percent(scores['accuracy'])} of {whole(scores['n'])} {unseen} counted right"
 
 
-def lead(run: Run, scores: Mapping[str, Any], side: str) -> str:
+def _lead(run: Run, scores: Mapping[str, Any], side: str) -> str:
     """Say in plain words what was trained, and whether it beats always giving the same answer."""
     sentences = [_what_was_trained(run)]
     if not scores:
@@ -265,7 +225,7 @@ def lead(run: Run, scores: Mapping[str, Any], side: str) -> str:
         low, high = scores.get("intervals", {}).get("accuracy", (scores["accuracy"], scores["accuracy"]))
         verdict = "no better than" if low <= majority <= high else "better than" if low > majority else "worse than"
         strength = "" if low <= majority <= high else "clearly "
-        sentences.append(f"That is {strength}{verdict} {constant_answer(run)}, right on {percent(majority)} of them.")
+        sentences.append(f"That is {strength}{verdict} {_constant_answer(run)}, right on {percent(majority)} of them.")
     if side == "val":
         sentences.append("There are no scores on test photos; checkpoints were chosen on these same validation photos.")
     return " ".join(sentences)
@@ -289,13 +249,13 @@ def _what_was_trained(run: Run) -> str:
     return f"{name}, {start}, trained on {whole(sum(training.values()))} photos{limit}."
 
 
-def constant_answer(run: Run) -> str:
+def _constant_answer(run: Run) -> str:
     """Name the majority baseline: the most frequent count of the training photos."""
     training = _training(run)
     return f"always answering {max(training, key=lambda count: training[count])}" if training else "a constant answer"
 
 
-def mean_answer(run: Run) -> str:
+def _mean_answer(run: Run) -> str:
     """Name the mean baseline."""
     training = _training(run)
     if not training:
@@ -304,7 +264,7 @@ def mean_answer(run: Run) -> str:
     return f"always answering {mean:.2f}, the mean"
 
 
-def footer(run: Run) -> str:
+def _footer(run: Run) -> str:
     """Say what made the page."""
     commit = str(run.provenance.get("commit") or "")[:12]
     return "Made by bincounter" + (f" at commit {commit}" if commit else "") + ". This file needs no network."

@@ -1,4 +1,4 @@
-"""Which photos are shown, as inline JPEG, with Grad-CAM.
+"""Photos of the report: their selection, Grad-CAM, and inline JPEG.
 
 Method: Selvaraju et al., Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization, ICCV 2017
 (arXiv:1610.02391), as implemented by Captum.
@@ -6,7 +6,10 @@ Method: Selvaraju et al., Grad-CAM: Visual Explanations from Deep Networks via G
 
 import base64
 import io
-from typing import cast
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -14,10 +17,114 @@ from captum.attr import LayerAttribution, LayerGradCam
 from PIL import Image, ImageOps
 from torch import nn
 
-from bincounter.training.results import Predictions
+from bincounter.data.photos import read_photos
+from bincounter.errors import BinCounterError
+from bincounter.training.results import SIDES, Run
+
+if TYPE_CHECKING:
+    from bincounter.training.run import Finished
+
+SAMPLE, MISTAKES = 24, 8
+EXPLAINED = 3  # right predictions, and as many mistakes
 
 # Brightness of what was looked at and of the rest: apart enough to be told at a glance on dull brown bins.
 _LAMP, _DUSK = 1.25, 0.45
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredPhoto:
+    """One photo that the report shows.
+
+    Attributes:
+        id: of the photo.
+        count: true count.
+        predicted: most likely count.
+        probabilities: by count of the support, ascending.
+    """
+
+    id: str
+    count: int
+    predicted: int
+    probabilities: Mapping[int, float]
+
+
+@dataclass(frozen=True)
+class PhotoSelection:
+    """All photos that the report shows.
+
+    Attributes:
+        sample: drawn at random, by ascending count.
+        mistakes: wrong predictions that gave the true count the least probability, the worst first.
+        explained: the surest right predictions, of different counts where possible, then the worst mistakes.
+        files: bytes of the photos' files by id; without those that cannot be read any more.
+        heat: Grad-CAM of ``explained`` by id, ``float[H, W]`` in 0..1.
+    """
+
+    sample: Sequence[ScoredPhoto] = ()
+    mistakes: Sequence[ScoredPhoto] = ()
+    explained: Sequence[ScoredPhoto] = ()
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    heat: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def ids(self) -> set[str]:
+        """Ids of all photos."""
+        return {photo.id for photo in (*self.sample, *self.mistakes, *self.explained)}
+
+
+def select_photos(results: Run) -> PhotoSelection:
+    """Choose the photos that the report shows, the same ones for the same predictions.
+
+    They are test photos where these were scored, else validation photos.
+    """
+    scored = results.predictions and results.predictions.of(SIDES[results.headline_side])
+    if not scored or not len(scored.ids):
+        return PhotoSelection()
+    truth = scored.probability_of_truth()
+    right, wrong = (np.flatnonzero((scored.counts == scored.predicted) == is_right) for is_right in (True, False))
+    worst = wrong[np.argsort(truth[wrong], kind="stable")]
+    surest = right[np.argsort(-truth[right], kind="stable")]
+    _, first = np.unique(scored.counts[surest], return_index=True)  # the surest of each count
+    ordered = np.concatenate([surest[np.sort(first)], np.delete(surest, first)])
+    drawn = np.random.default_rng(0).choice(len(scored.ids), min(SAMPLE, len(scored.ids)), replace=False)
+
+    def photos(rows: np.ndarray) -> list[ScoredPhoto]:
+        return [
+            ScoredPhoto(
+                id=str(scored.ids[row]),
+                count=int(scored.counts[row]),
+                predicted=int(scored.predicted[row]),
+                probabilities=dict(zip(scored.support, scored.probabilities[row].tolist(), strict=True)),
+            )
+            for row in rows
+        ]
+
+    return PhotoSelection(
+        sample=photos(drawn[np.lexsort((drawn, scored.counts[drawn]))]),
+        mistakes=photos(worst[:MISTAKES]),
+        explained=photos(np.concatenate([ordered[:EXPLAINED], worst[:EXPLAINED]])),
+    )
+
+
+def explain(photos: PhotoSelection, outcome: "Finished") -> PhotoSelection:
+    """Add the bytes of the photos, and Grad-CAM of those to explain.
+
+    Args:
+        photos: selected.
+        outcome: of the run, with the scored model on the device of its fabric.
+    """
+    data, fabric = outcome.data, outcome.fabric
+    positions = {record.id: i for i, record in enumerate(data.manifest.records)}
+    files: dict[str, bytes] = {}
+    for id_ in photos.ids() & positions.keys():
+        with suppress(OSError, BinCounterError):
+            files[id_] = read_photos([data.manifest.records[positions[id_]].file])[0]
+    heat: dict[str, np.ndarray] = {}
+    explained = [positions[photo.id] for photo in photos.explained if photo.id in positions]
+    for batch in data.photo_loader(np.array(explained)) if explained else ():
+        image = data.on_after_batch_transfer(fabric.to_device(batch), 0)["image"]
+        with fabric.autocast():  # as the run computed, and twice as fast where the hardware multiplies bfloat16
+            heat |= dict(zip(batch["id"], attention(outcome.model, image), strict=True))
+    return replace(photos, files=files, heat=heat)
 
 
 def inline(data: bytes | None, side: int, quality: int = 80) -> str | None:
@@ -76,33 +183,6 @@ def _uri(photo: Image.Image, quality: int) -> str:
     buffer = io.BytesIO()
     photo.save(buffer, "JPEG", quality=quality, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def sample(predictions: Predictions, photos: int) -> Predictions:
-    """Draw photos at random, the same ones every time, ordered by count."""
-    size = min(photos, len(predictions.ids))
-    drawn = np.random.default_rng(0).choice(len(predictions.ids), size, replace=False)
-    return predictions.rows(drawn[np.lexsort((drawn, predictions.counts[drawn]))])
-
-
-def mistakes(predictions: Predictions, photos: int) -> Predictions:
-    """Take the wrong answers that gave the true count the least probability, the worst first."""
-    wrong = np.flatnonzero(predictions.counts != predictions.predicted)
-    order = np.argsort(predictions.probability_of_truth()[wrong], kind="stable")
-    return predictions.rows(wrong[order][:photos])
-
-
-def look_closer(predictions: Predictions, each: int = 3) -> Predictions:
-    """Take the surest right answers, of different counts where possible, then the worst mistakes."""
-    right = np.flatnonzero(predictions.counts == predictions.predicted)
-    surest = right[np.argsort(-predictions.probability_of_truth()[right], kind="stable")]
-    _, first = np.unique(predictions.counts[surest], return_index=True)
-    preferred = surest[np.sort(first)]
-    others = surest[~np.isin(surest, preferred)]
-    chosen = np.concatenate([preferred, others])[:each]
-    worst = mistakes(predictions, each)
-    wrong = np.flatnonzero(np.isin(predictions.ids, worst.ids) & (predictions.counts != predictions.predicted))
-    return predictions.rows(np.concatenate([chosen, wrong]))
 
 
 class _LogProbability(nn.Module):

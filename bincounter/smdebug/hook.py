@@ -14,15 +14,19 @@ from typing import Any
 
 import lightning as L
 import torch
-from smdebug.core.access_layer.utils import END_OF_JOB_FILENAME
-from smdebug.core.config_constants import CLAIM_FILENAME
-from smdebug.pytorch import Hook, modes
 from torch import Tensor, nn
 
 from bincounter.errors import UserError
 from bincounter.files import write_text
 from bincounter.model.counter import BinCounter
 from bincounter.smdebug.settings import hook_config, require_smdebug
+
+require_smdebug()
+os.environ.setdefault("SMDEBUG_LOG_LEVEL", "warning")  # read on import: otherwise each parameter's size goes to stdout
+
+from smdebug.core.access_layer.utils import END_OF_JOB_FILENAME  # noqa: E402
+from smdebug.core.config_constants import CLAIM_FILENAME  # noqa: E402
+from smdebug.pytorch import Hook, modes  # noqa: E402
 
 log = logging.getLogger(__name__)
 
@@ -208,6 +212,8 @@ class SmdebugCallback(L.Callback):
         folder: of the run.
     """
 
+    profiler_phase = "debugger"
+
     def __init__(self, debugger: Mapping[str, Any], folder: Path) -> None:
         self._debugger, self._folder = debugger, folder
         self._hook: BatchHook | None = None
@@ -295,7 +301,3 @@ class SmdebugCallback(L.Callback):
             self._state = self._hook.state()
             self._hook.close()
             self._hook = None
-
-
-require_smdebug()
-os.environ.setdefault("SMDEBUG_LOG_LEVEL", "warning")  # it tells each parameter's size otherwise, on stdout

@@ -16,6 +16,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
+from bincounter.data.datamodule import batch_progress
 from bincounter.files import link, replacing
 
 
@@ -64,6 +65,9 @@ class RunCheckpoint(Checkpoint):
             ends the epoch early instead, and a resume would leave out its rest.
         model_dir: where each new ``best.ckpt`` is also handed over, see :func:`hand_over`.
     """
+
+    # Under DDP it waits for the other processes after each step; saving is an action of its own.
+    profiler_phase = "rest"
 
     def __init__(
         self,
@@ -147,9 +151,8 @@ class RunCheckpoint(Checkpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Write ``last.ckpt`` when its turn has come, or the process was asked to stop."""
-        progress = trainer.fit_loop.epoch_loop.batch_progress
         # The last batch's turn is after validation; within an accumulation half a gradient would be lost.
-        if progress.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches:
+        if batch_progress(trainer).is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         self._stop_if_asked(trainer)
         if trainer.global_step % self._every == 0:
@@ -161,13 +164,14 @@ class RunCheckpoint(Checkpoint):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write ``best.ckpt`` if the epoch was the best, then ``last.ckpt``."""
-        if self._is_best(trainer):
-            trainer.save_checkpoint(self.best_path)
-            self._hand_over(trainer)
-            if trainer.is_global_zero:
-                link(self.best_path, self.last_path)  # the same state at this moment, and hundreds of megabytes
-        else:
-            trainer.save_checkpoint(self.last_path)
+        with trainer.profiler.profile("RunCheckpoint.save_checkpoint"):  # type: ignore[attr-defined]
+            if self._is_best(trainer):
+                trainer.save_checkpoint(self.best_path)
+                self._hand_over(trainer)
+                if trainer.is_global_zero:
+                    link(self.best_path, self.last_path)  # the same state at this moment, and hundreds of megabytes
+            else:
+                trainer.save_checkpoint(self.last_path)
         self._validated = False
         self._stop_if_asked(trainer)
 
@@ -215,11 +219,18 @@ def _best_epoch(checkpoint: Path) -> int | None:
     return state["callbacks"][RunCheckpoint.__qualname__]["best_epoch"]
 
 
+def optimizer_steps_after(trainer: L.Trainer) -> bool:
+    """Whether the optimizer steps after the batch in progress: the last one of an accumulation, or of the epoch."""
+    return not trainer.fit_loop.epoch_loop._should_accumulate()
+
+
 class StatelessRandomness(L.Callback):
     """Seeds torch anew for every batch from (seed, epoch, batch, rank), for dropout and the like.
 
     Lightning does not restore torch's generators; a stream that depends on nothing before the batch needs no restoring.
     """
+
+    profiler_phase = "rest"
 
     def __init__(self, seed: int) -> None:
         self._seed = seed

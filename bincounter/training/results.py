@@ -3,21 +3,25 @@
 import csv
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import numpy as np
 import yaml
+from torch import Tensor
 
 from bincounter.errors import UserError
-from bincounter.training.resume import stored_config
+from bincounter.files import replacing, write_text
 
 Parsed = TypeVar("Parsed")
 
 SIDES = {"val": "validation", "test": "test", "train": "train"}
 """Names of the splits in ``metrics.json``, and in ``split.csv`` and ``predictions.csv``."""
+
+_NONE = (None, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,23 +68,24 @@ class Predictions:
 
 @dataclass(frozen=True, slots=True)
 class CountRow:
-    """One row of ``per_count.csv``: how the photos of one count in one split were answered.
+    """Scores of the photos of one count in one split: a row of ``per_count.csv``.
 
     Attributes:
-        photos: there are; ``None`` where nobody knows.
-        scored: how many of them the rest is of.
-        accuracy: 0-1, or ``None``.
-        accuracy_interval: 95 %, or ``None``.
-        loss: mean cross entropy in nats, or ``None``.
-        loss_interval: 95 %, or ``None``.
+        scored: number of photos scored.
+        accuracy: 0-1; ``None`` without photos.
+        accuracy_interval: 95 %, Wilson (1927), https://doi.org/10.1080/01621459.1927.10502953.
+        loss: mean cross entropy in nats; ``None`` without photos.
+        loss_interval: 95 %, Student's t; ``None`` for fewer photos than
+            :data:`~bincounter.training.scoring.FEWEST_FOR_LOSS`.
+        photos: number of photos that exist; ``None`` where it is unknown.
     """
 
-    photos: int | None
     scored: int
-    accuracy: float | None
-    accuracy_interval: tuple[float, float] | None
-    loss: float | None
-    loss_interval: tuple[float, float] | None
+    accuracy: float | None = None
+    accuracy_interval: tuple[float, float] | None = None
+    loss: float | None = None
+    loss_interval: tuple[float, float] | None = None
+    photos: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +116,11 @@ class Run:
     quarantine: list[tuple[str, str]] | None
     log: Mapping[str, list[tuple[float, float, float]]]
 
+    @property
+    def headline_side(self) -> str:
+        """The side whose scores lead the report: ``test`` where it was scored, else ``val``."""
+        return "test" if self.metrics.get("test") else "val"
+
     def photos(self, split: str) -> dict[int, int]:
         """Photos per count of one split (``train``, ``validation`` or ``test``), by ascending count."""
         return dict(sorted(Counter(count for count, side in self.split.values() if side == split).items()))
@@ -124,9 +134,13 @@ def read_run(path: Path) -> Run:
     """
     if not (path / "config.yaml").is_file():
         raise UserError(f"{path} is no run folder (it holds no config.yaml): name the folder that train.py printed")
+    return _results(path, _read(path / "config.yaml", yaml.safe_load) or {})
+
+
+def _results(path: Path, config: Mapping[str, Any]) -> Run:
     return Run(
         path=path,
-        config=_read(path / "config.yaml", yaml.safe_load) or {},
+        config=config,
         overrides=_read(path / "overrides.txt", lambda file: file.read().splitlines()) or [],
         provenance=_read(path / "provenance.json", json.load) or {},
         metrics=_read(path / "metrics.json", json.load) or {},
@@ -210,6 +224,78 @@ def _log(file: IO[str]) -> dict[str, list[tuple[float, float, float]]]:
     return series
 
 
+class Predicted:
+    """Predictions of a model, as they are written to ``predictions.csv``.
+
+    Attributes:
+        ids: of the photos ``[N]``.
+        labels: their counts, ``int64[N]``.
+        probabilities: ``float32[N, K]``.
+    """
+
+    def __init__(self, ids: list[str], labels: Tensor, probabilities: Tensor) -> None:
+        self.ids, self.labels, self.probabilities = ids, labels, probabilities
+
+    def rows(self, split: str, counts: Sequence[int]) -> Iterable[list[Any]]:
+        """Rows of ``predictions.csv``."""
+        support = self.probabilities.new_tensor(list(counts))
+        expected = (self.probabilities * support).sum(dim=1).tolist()
+        best = self.probabilities.argmax(dim=1).tolist()
+        for id_, label, k, mean, row in zip(
+            self.ids, self.labels.tolist(), best, expected, self.probabilities.tolist(), strict=True
+        ):
+            yield [id_, split, label, counts[k], f"{mean:.4f}", *(f"{p:.6g}" for p in row)]
+
+
+def write_predictions(run: Path, sides: Mapping[str, Predicted], counts: Sequence[int]) -> None:
+    """Write ``predictions.csv``: a row for each scored photo.
+
+    Args:
+        run: the run's folder.
+        sides: predictions by split.
+        counts: the support, ascending.
+    """
+    header = ["id", "split", "count", "predicted", "expected_count", *(f"p_{count}" for count in counts)]
+    _write_csv(run / "predictions.csv", header, chain.from_iterable(sides[s].rows(s, counts) for s in sides))
+
+
+def write_per_count(run: Path, rows: Mapping[tuple[int, str], CountRow]) -> None:
+    """Write ``per_count.csv``: for each count a row for each of ``train``, ``validation`` and ``test``.
+
+    Its columns: ``count``; ``split``; ``photos``, of that count in that split, of ``train`` those that the model
+    learnt from, empty where unknown; ``scored``, the number of photos the rest of the row is of; ``accuracy``, 0-1;
+    ``cross_entropy``, mean in nats of the final model on photos without augmentation; ``_low`` and ``_high``, their
+    95 % intervals. What was not scored is empty.
+
+    Args:
+        run: the run's folder.
+        rows: by count and split, in the order of the file.
+    """
+    scores = ("accuracy", "accuracy_low", "accuracy_high", "cross_entropy", "cross_entropy_low", "cross_entropy_high")
+
+    def cells(row: CountRow) -> Iterable[str]:
+        numbers = (row.accuracy, *(row.accuracy_interval or _NONE), row.loss, *(row.loss_interval or _NONE))
+        return ("" if number is None else f"{number:.6g}" for number in numbers)
+
+    lines = (
+        [count, split, "" if row.photos is None else row.photos, row.scored, *cells(row)]
+        for (count, split), row in rows.items()
+    )
+    _write_csv(run / "per_count.csv", ("count", "split", "photos", "scored", *scores), lines)
+
+
+def write_metrics(run: Path, metrics: Mapping[str, Any]) -> None:
+    """Write ``metrics.json``: scores by ``val``, ``test`` and ``train``."""
+    write_text(run / "metrics.json", json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    with replacing(path) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
 @dataclass(frozen=True)
 class Origin:
     """A checkpoint and its run.
@@ -235,5 +321,5 @@ def origin_of(checkpoint: Path) -> Origin:
         UserError: a file of the run is damaged.
     """
     folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
-    config = stored_config(folder)
-    return Origin(checkpoint, read_run(folder) if config and "task_name" in config else None)
+    config = _read(folder / "config.yaml", yaml.safe_load) or {}
+    return Origin(checkpoint, _results(folder, config) if "task_name" in config else None)  # else another tool's file

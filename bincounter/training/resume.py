@@ -13,6 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
+from bincounter.config.checks import RENAMED_TARGETS, renamed_targets
 from bincounter.errors import ConfigError
 from bincounter.redaction import MASK
 
@@ -132,7 +133,10 @@ def _stored(folder: Path, given: Mapping[str, Override]) -> list[str]:
     path = folder / "overrides.txt"
     if not path.exists():
         return []
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line and MASK not in line]
+    text = path.read_text(encoding="utf-8")
+    for before, now in RENAMED_TARGETS.items():
+        text = text.replace(before, now)
+    lines = [line for line in text.splitlines() if line and MASK not in line]
     stored = OverridesParser.create().parse_overrides(lines)
     search = [o.key_or_group for o in stored if re.match(r"hparams_search\b", o.key_or_group)]  # gone on with alone
     return _without(stored, "ckpt_path", "paths.output_dir", *search, *_of_others(stored, given), *given)
@@ -193,4 +197,4 @@ def stored_config(run: Path) -> dict[str, Any] | None:
     path = run / "config.yaml"
     if not path.exists():
         return None
-    return OmegaConf.to_container(OmegaConf.load(path))  # type: ignore[return-value]
+    return renamed_targets(OmegaConf.to_container(OmegaConf.load(path)))

@@ -13,12 +13,11 @@ import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _SubprocessScriptLauncher
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from bincounter.config.launcher_schema import carried_out_here
 from bincounter.data.datamodule import BinDataModule
-from bincounter.data.records import SPLITS
+from bincounter.data.records import QUARANTINE_FILE, SPLITS, write_quarantine
 from bincounter.data.splits import read_split, write_split
 from bincounter.errors import ConfigError, DataError, Interrupted, ResourceError, Stopped
 from bincounter.model.build import build_counter, describe, load_counter
@@ -94,7 +93,7 @@ def _fit_and_score(
         if continued is not None:
             _refuse_other_photos(folder.path / "split.csv", data, continued)
         write_split(folder.path / "split.csv", data.records, data.assignment)
-        folder.write_quarantine(data.manifest.refusals)
+        write_quarantine(folder.path / QUARANTINE_FILE, data.manifest.refusals)
     _refuse_fewer_photos_than_processes(data, trainer.world_size)
     model = _model(plain, data)
     _tell_length(model, trainer, data)
@@ -121,7 +120,7 @@ def _score_only(cfg: DictConfig, plain: dict[str, Any], folder: RunFolder, callb
     data = data_module(cfg)
     data.prepare()
     write_split(folder.path / "split.csv", data.records, data.assignment)
-    folder.write_quarantine(data.manifest.refusals)
+    write_quarantine(folder.path / QUARANTINE_FILE, data.manifest.refusals)
     if not len(data.side("validation")) and not (cfg.test and len(data.side("test"))):
         raise DataError("nothing to score: with data.split.fractions=[0,0,1] all photos are scored as test photos")
     seen = _say_what_was_seen(data, loaded[1])
@@ -140,7 +139,7 @@ def _scored(
     model, description = loaded
     fabric = fabric_for(plain["trainer"], callbacks)
     sides = ["val", *(["test"] if plain["test"] else []), *(["train"] if plain["train"] else [])]
-    metrics = score_run(folder, model, data, fabric, sides=sides, train_counts=description["train_counts"])
+    metrics = score_run(folder.path, model, data, fabric, sides=sides, train_counts=description["train_counts"])
     show(metrics)
     if plain["paths"]["model_dir"] is not None:
         hand_over(folder.path, Path(plain["paths"]["model_dir"]))
@@ -293,9 +292,9 @@ def _fit(trainer: L.Trainer, model: BinCounter, data: BinDataModule, continued: 
 
 def _end_other_processes(trainer: L.Trainer) -> None:
     """Without this one, those that it started would wait for it in the next exchange, on a machine that is paid for."""
-    launcher = trainer.strategy.launcher
-    if isinstance(launcher, _MultiProcessingLauncher | _SubprocessScriptLauncher):
-        launcher.kill(signal.SIGKILL)
+    kill = getattr(trainer.strategy.launcher, "kill", None)
+    if kill is not None:
+        kill(signal.SIGKILL)
 
 
 def _overrides() -> list[str]:

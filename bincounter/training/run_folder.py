@@ -1,6 +1,5 @@
 """Paths of a run, its lock, config.yaml, provenance.json; newest checkpoint."""
 
-import csv
 import fcntl
 import json
 import logging
@@ -9,20 +8,19 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+import tomllib
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 import yaml
-from torch import Tensor
 
 import bincounter
-from bincounter.data.records import Refusal
 from bincounter.errors import UserError
-from bincounter.files import replacing, write_text
+from bincounter.files import write_text
 from bincounter.redaction import masked, masked_argument
 
 log = logging.getLogger(__name__)
@@ -71,29 +69,9 @@ class RunFolder:
         """Write ``config.yaml``, ``overrides.txt`` and ``provenance.json``; secrets are masked."""
         lines = [masked_argument(override) for override in overrides]
         write_text(self.path / "overrides.txt", "".join(f"{line}\n" for line in lines))
-        self.write_json("provenance.json", {**provenance(), **facts})
+        origin = {**provenance(), **facts}
+        write_text(self.path / "provenance.json", json.dumps(origin, indent=2, ensure_ascii=False) + "\n")
         write_text(self.path / "config.yaml", yaml.safe_dump(masked(config), sort_keys=False, allow_unicode=True))
-
-    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        """Write a JSON file, whole or not at all."""
-        write_text(self.path / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-    def write_quarantine(self, refusals: Iterable[Refusal]) -> None:
-        """Write ``quarantine.csv``."""
-        self.write_rows("quarantine.csv", ["path", "reason"], ([r.path, r.reason] for r in refusals))
-
-    def write_predictions(self, sides: Mapping[str, "Predicted"], counts: Sequence[int]) -> None:
-        """Write ``predictions.csv``: a row for each scored photo."""
-        header = ["id", "split", "count", "predicted", "expected_count", *(f"p_{count}" for count in counts)]
-        rows = (row for split, predicted in sides.items() for row in predicted.rows(split, counts))
-        self.write_rows("predictions.csv", header, rows)
-
-    def write_rows(self, name: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-        """Write a CSV file, whole or not at all."""
-        with replacing(self.path / name) as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(header)
-            writer.writerows(rows)
 
 
 def _locked(file: IO, patience: float = 10.0) -> bool:
@@ -108,29 +86,6 @@ def _locked(file: IO, patience: float = 10.0) -> bool:
             time.sleep(0.2)
         else:
             return True
-
-
-class Predicted:
-    """What a model answered for some photos.
-
-    Attributes:
-        ids: of the photos ``[N]``.
-        labels: their counts, ``int64[N]``.
-        probabilities: ``float32[N, K]``.
-    """
-
-    def __init__(self, ids: list[str], labels: Tensor, probabilities: Tensor) -> None:
-        self.ids, self.labels, self.probabilities = ids, labels, probabilities
-
-    def rows(self, split: str, counts: Sequence[int]) -> Iterable[list[Any]]:
-        """Rows of ``predictions.csv``."""
-        support = self.probabilities.new_tensor(list(counts))
-        expected = (self.probabilities * support).sum(dim=1).tolist()
-        best = self.probabilities.argmax(dim=1).tolist()
-        for id_, label, k, mean, row in zip(
-            self.ids, self.labels.tolist(), best, expected, self.probabilities.tolist(), strict=True
-        ):
-            yield [id_, split, label, counts[k], f"{mean:.4f}", *(f"{p:.6g}" for p in row)]
 
 
 SHIPPED = "commit.json"
@@ -160,11 +115,36 @@ def provenance() -> dict[str, Any]:
 
 
 def commit() -> dict[str, Any]:
-    """The commit of the code that runs, and whether nothing was changed since; what is shipped brings it in a file."""
-    shipped = Path(bincounter.__file__).parent.parent / SHIPPED
-    if shipped.exists():
-        return json.loads(shipped.read_text(encoding="utf-8"))
-    return {"commit": _git("rev-parse", "HEAD"), "clean": _git("status", "--porcelain") == ""}
+    """Identify the code that runs: its commit, and whether anything was changed since.
+
+    Code shipped to a job brings ``commit.json``. Git is asked only in a checkout of this project: an installed package
+    may lie inside another one's repository. Elsewhere ``direct_url.json`` (PEP 610) holds the commit of an installation
+    from a repository; one from an index has its version alone.
+    """
+    root = Path(bincounter.__file__).parent.parent
+    if (root / SHIPPED).exists():
+        return json.loads((root / SHIPPED).read_text(encoding="utf-8"))
+    top = _git("rev-parse", "--show-toplevel", folder=root)
+    if top is not None and _is_own_checkout(Path(top)):
+        status = _git("status", "--porcelain", folder=root)
+        return {"commit": _git("rev-parse", "HEAD", folder=root), "clean": status == ""}
+    return {"commit": _installed_commit(), "clean": None}
+
+
+def _is_own_checkout(top: Path) -> bool:
+    try:
+        project = tomllib.loads((top / "pyproject.toml").read_text(encoding="utf-8"))["project"]["name"]
+    except (OSError, ValueError, KeyError):
+        return False
+    return project == "bincounter"
+
+
+def _installed_commit() -> str | None:
+    try:
+        url = distribution("bincounter").read_text("direct_url.json")
+    except PackageNotFoundError:
+        return None
+    return (json.loads(url) if url else {}).get("vcs_info", {}).get("commit_id")
 
 
 def _version(package: str) -> str | None:
@@ -174,12 +154,10 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _git(*arguments: str) -> str | None:
-    """What git says of the code that runs, ``None`` where it is no checkout."""
+def _git(*arguments: str, folder: Path) -> str | None:
+    """Output of a git command in ``folder``; ``None`` where it fails, as outside of a repository."""
     try:
-        done = subprocess.run(
-            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
-        )
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from made_runs import make_run
+from made_runs import make_run, write_run_report
 from scipy import stats
 from test_report import Text
 
 from bincounter.report.per_count_section import rank_correlation
-from bincounter.report.report import write_report
 
 
 @pytest.fixture
@@ -21,7 +20,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def words(run: Path) -> str:
-    return " ".join(Text(write_report(run, photo=lambda _: None)).text.split())
+    return " ".join(Text(write_run_report(run, photo=None)).text.split())
 
 
 def change(run: Path, split: str, **columns: list[str]) -> None:
