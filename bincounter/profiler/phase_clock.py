@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler
@@ -145,37 +145,35 @@ class PhaseClock(Profiler):
 FUNCTIONS, OPERATORS, TRACE = "functions.txt", "operators.csv", "trace.json.gz"
 
 
-class Depth(Protocol):
-    """What is told of phases and steps."""
+class Depth:
+    """Looks into a few steps, which slows them down.
+
+    Args:
+        first: step to begin with, from 0.
+        steps: number of steps.
+    """
+
+    def __init__(self, first: int, steps: int) -> None:
+        self._window = range(first, first + steps)
+        self._steps = 0
 
     @property
     def looking(self) -> bool:
-        """Whether it looks into the step under way, and slows it down."""
+        """Whether the current step is one of them."""
+        return self._steps in self._window
 
     def phase(self, phase: str | None) -> None:
-        """A phase begins; ``None``: the fit is over."""
+        """Note that a phase begins; ``None`` at the end of the fit."""
 
     def step(self) -> None:
-        """A step is over."""
+        """Note that a step has ended."""
+        self._steps += 1
 
     def close(self) -> None:
         """Write what was found; does nothing the second time."""
 
 
-def depth_of(settings: Mapping[str, Any], folder: Path, device: torch.device) -> Depth | None:
-    """What the settings ask for beside ``profiler=simple``.
-
-    Args:
-        settings: the node ``profiler``.
-        folder: ``RUN/profile``.
-        device: of the run.
-    """
-    if settings["kind"] == "advanced":
-        return PythonFunctions(folder, settings)
-    return TorchOperators(folder, settings, device) if settings["kind"] == "pytorch" else None
-
-
-class PythonFunctions:
+class PythonFunctions(Depth):
     """Python functions of each phase over a few steps, by Lightning's AdvancedProfiler.
 
     It gets our flat phases: its ``start`` disables whatever it was recording, so that of Lightning's own, nested
@@ -183,17 +181,11 @@ class PythonFunctions:
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        super().__init__(settings["first_step"], settings["steps"])
         self._path = folder / FUNCTIONS
-        self._from, self._to = settings["first_step"], settings["first_step"] + settings["steps"]
         self._profiler = AdvancedProfiler(line_count_restriction=settings["functions"])
         self._running: str | None = None
-        self._steps = 0
         self._closed = False
-
-    @property
-    def looking(self) -> bool:
-        """Whether functions are recorded."""
-        return self._from <= self._steps < self._to
 
     def phase(self, phase: str | None) -> None:
         """Switch to the functions of a phase."""
@@ -204,9 +196,9 @@ class PythonFunctions:
             self._profiler.start(self._running)
 
     def step(self) -> None:
-        """Count a step."""
-        self._steps += 1
-        if self._steps == self._to:
+        """Close after the last of the steps."""
+        super().step()
+        if self._steps == self._window.stop:
             self.close()
 
     def close(self) -> None:
@@ -217,15 +209,14 @@ class PythonFunctions:
             write_text(self._path, self._profiler.summary())
 
 
-class TorchOperators:
+class TorchOperators(Depth):
     """torch.profiler over a few steps: a trace for chrome://tracing or Perfetto, and a table of operators."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], device: torch.device) -> None:
         from torch.profiler import ProfilerActivity, profile, schedule
 
+        super().__init__(settings["first_step"], 1 + settings["steps"])  # one to warm it up
         self._folder, self._operators = folder, settings["operators"]
-        self._from, self._to = settings["first_step"], settings["first_step"] + 1 + settings["steps"]  # 1 to warm it up
-        self._steps = 0
         if device.type != "cuda":
             os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # none: it tells as an error that there is no GPU
         activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
@@ -234,17 +225,9 @@ class TorchOperators:
         self._closed = False
         self._profile.start()
 
-    @property
-    def looking(self) -> bool:
-        """Whether operators are followed."""
-        return self._from <= self._steps < self._to
-
-    def phase(self, phase: str | None) -> None:
-        """Phases are told by the operators themselves."""
-
     def step(self) -> None:
-        """Tell torch."""
-        self._steps += 1
+        """Advance torch's schedule."""
+        super().step()
         if not self._closed:
             self._profile.step()
 
@@ -266,3 +249,16 @@ class TorchOperators:
             for row in rows[: self._operators]:
                 cpu, gpu = row.self_cpu_time_total / 1e3, row.self_device_time_total / 1e3
                 writer.writerow([row.key, row.count, round(cpu, 3), round(gpu, 3)])
+
+
+def depth_of(settings: Mapping[str, Any], folder: Path, device: torch.device) -> Depth | None:
+    """What the settings ask for beside ``profiler=simple``.
+
+    Args:
+        settings: the node ``profiler``.
+        folder: ``RUN/profile``.
+        device: of the run.
+    """
+    if settings["kind"] == "advanced":
+        return PythonFunctions(folder, settings)
+    return TorchOperators(folder, settings, device) if settings["kind"] == "pytorch" else None

@@ -14,6 +14,7 @@ from rich.text import Text
 from bincounter.errors import UserError
 from bincounter.report.page import decimals, percent, whole
 from bincounter.training.results import SIDES, Predictions, Run, read_run
+from bincounter.training.resume import flatten
 
 SCORES = {
     "accuracy": ("accuracy", percent, 1),
@@ -124,21 +125,12 @@ def distinct_names(paths: Sequence[Path]) -> tuple[str, ...]:
 
 
 def _settings(run: Run) -> dict[str, str]:
-    flat = _flatten({key: value for key, value in run.config.items() if key not in _PLACES})
+    values = flatten({key: value for key, value in run.config.items() if key not in _PLACES})
+    flat = {key: "null" if value is None else str(value) for key, value in values.items()}
     folders = {str(run.path), str(run.path.resolve())}
     kept = {key: value for key, value in flat.items() if not any(folder in value for folder in folders)}
     commit = run.provenance.get("commit")
     return kept | ({"(commit)": str(commit)[:12]} if commit else {})
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = "null" if value is None else str(value)
-    return flat
 
 
 def _differing(settings: Sequence[Mapping[str, str]]) -> dict[str, tuple[str, ...]]:

@@ -14,6 +14,7 @@ from bincounter.report.per_count_section import per_count_section
 from bincounter.report.profile_section import profile_section
 from bincounter.report.report_photos import PhotoSelection, ScoredPhoto, inline, inline_attention
 from bincounter.training.results import Run
+from bincounter.training.resume import flatten
 
 GRID_SIDE, MISTAKE_SIDE, LOOKED_SIDE = 232, 800, 320  # pixels: even photos of pure noise keep the page below 8 MB
 QUARANTINE_ROWS = 300
@@ -74,7 +75,10 @@ def write_report(
         "refused": len(results.quarantine or ()),
         "overrides": results.overrides,
         "config": yaml.safe_dump(dict(results.config), sort_keys=False, allow_unicode=True),
-        "provenance": _flat(results.provenance),
+        "provenance": [
+            (name, " ".join(map(str, value)) if isinstance(value, list) else value)
+            for name, value in flatten(results.provenance).items()
+        ],
         "splits": _splits(results),
     }
     return write_page(results.path / "report.html", "report.html", content)
@@ -184,18 +188,6 @@ def _look(photo: ScoredPhoto, photos: PhotoSelection) -> dict[str, Any]:
     heat = photos.heat.get(photo.id)
     lit = None if heat is None else inline_attention(photos.files.get(photo.id), heat, LOOKED_SIDE)
     return {**_tile(photo, photos, LOOKED_SIDE), "attention": lit}
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    rows: list[tuple[str, str]] = []
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        rows += _flat(value, f"{name}.") if isinstance(value, Mapping) else [(name, _written(value))]
-    return rows
-
-
-def _written(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _splits(run: Run) -> dict[str, Any] | None:

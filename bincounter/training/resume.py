@@ -171,7 +171,7 @@ def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], run: Path)
     Raises:
         ConfigError: naming the first setting that differs.
     """
-    old, new = _flat(before), _flat(now)
+    old, new = flatten(before), flatten(now)
     for key in sorted({*old, *new}):
         if old.get(key) == new.get(key) or any(key == free or key.startswith(f"{free}.") for free in FREE):
             continue
@@ -182,11 +182,12 @@ def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], run: Path)
         )
 
 
-def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values of a nested mapping by their dotted keys."""
     flat: dict[str, Any] = {}
     for name, value in node.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
+            flat |= flatten(value, f"{prefix}{name}.")
         else:
             flat[f"{prefix}{name}"] = value
     return flat
