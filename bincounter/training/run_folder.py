@@ -8,7 +8,6 @@ import platform
 import subprocess
 import sys
 import time
-import tomllib
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, distribution, version
@@ -115,36 +114,31 @@ def provenance() -> dict[str, Any]:
 
 
 def commit() -> dict[str, Any]:
-    """Identify the code that runs: its commit, and whether anything was changed since.
+    """Return the commit of the code that runs, and whether it is unchanged since; both ``None`` where unknown.
 
-    Code shipped to a job brings ``commit.json``. Git is asked only in a checkout of this project: an installed package
-    may lie inside another one's repository. Elsewhere ``direct_url.json`` (PEP 610) holds the commit of an installation
-    from a repository; one from an index has its version alone.
+    Code shipped to a job brings them in a file. Git is asked about files that it tracks: a repository around the
+    environment that bincounter is installed in has commits of something else.
     """
-    root = Path(bincounter.__file__).parent.parent
-    if (root / SHIPPED).exists():
-        return json.loads((root / SHIPPED).read_text(encoding="utf-8"))
-    top = _git("rev-parse", "--show-toplevel", folder=root)
-    if top is not None and _is_own_checkout(Path(top)):
-        status = _git("status", "--porcelain", folder=root)
-        return {"commit": _git("rev-parse", "HEAD", folder=root), "clean": status == ""}
-    return {"commit": _installed_commit(), "clean": None}
+    package = Path(bincounter.__file__).resolve().parent
+    shipped = package.parent / SHIPPED
+    if shipped.exists():
+        return json.loads(shipped.read_text(encoding="utf-8"))
+    if _git(package, "ls-files", "--error-unmatch", "__init__.py"):
+        return {"commit": _git(package, "rev-parse", "HEAD"), "clean": _git(package, "status", "--porcelain") == ""}
+    installed = _installed_commit(package)
+    return {"commit": installed, "clean": True if installed else None}
 
 
-def _is_own_checkout(top: Path) -> bool:
+def _installed_commit(package: Path) -> str | None:
+    """The commit that pip installed, where it was given the address of a repository (PEP 610)."""
     try:
-        project = tomllib.loads((top / "pyproject.toml").read_text(encoding="utf-8"))["project"]["name"]
-    except (OSError, ValueError, KeyError):
-        return False
-    return project == "bincounter"
-
-
-def _installed_commit() -> str | None:
-    try:
-        url = distribution("bincounter").read_text("direct_url.json")
+        installed = distribution("bincounter")
     except PackageNotFoundError:
         return None
-    return (json.loads(url) if url else {}).get("vcs_info", {}).get("commit_id")
+    if Path(str(installed.locate_file("bincounter"))).resolve() != package:
+        return None
+    origin = json.loads(installed.read_text("direct_url.json") or "{}")
+    return origin.get("vcs_info", {}).get("commit_id")
 
 
 def _version(package: str) -> str | None:
@@ -154,8 +148,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _git(*arguments: str, folder: Path) -> str | None:
-    """Output of a git command in ``folder``; ``None`` where it fails, as outside of a repository."""
+def _git(folder: Path, *arguments: str) -> str | None:
+    """Output of a git command in a folder; ``None`` where it fails."""
     try:
         done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
