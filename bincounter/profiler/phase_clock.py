@@ -1,4 +1,4 @@
-"""``PhaseClock(Profiler)``: charges time to phases; forwards to Lightning's Advanced/PyTorchProfiler."""
+"""``PhaseClock``, a Lightning profiler that charges time to phases; functions and operators of a few steps."""
 
 import csv
 import os
@@ -30,16 +30,16 @@ class PhaseClock(Profiler):
     """Divides the time of a fit into steps, and the time of a step into phases that add up to it.
 
     Actions lie inside each other, as backward does inside the optimizer's step: a moment is charged to the innermost
-    phase. The clock is read where the phase changes and nowhere else.
+    phase. The clock is read only where the phase changes.
 
     Args:
-        device: of the run. On a CUDA device, where calls return before they are computed, it is waited for at each
-            change of phase, in one of ``every`` steps: in the others the phases would be those of the queue.
+        device: of the run. On a CUDA device, where calls return early, the clock synchronises at each change of phase
+            in one of ``every`` steps: in the others the phases would be those of the queue.
         every: batches between two exact ones on a CUDA device; everywhere else all are.
-        closed: is given each row as it ends.
-        place: tells ``(epoch, batch)``.
-        validating: tells whether a validation is under way.
-        changed: is told of each phase that begins; ``None`` at the end.
+        closed: called with each row as it ends.
+        place: returns ``(epoch, batch)``.
+        validating: returns whether a validation is running.
+        changed: called with each phase that begins; ``None`` at the end.
         callbacks: phases of callbacks by their ``state_key``.
     """
 
@@ -67,7 +67,7 @@ class PhaseClock(Profiler):
         self._began = self._mark = self._row_began = 0.0
 
     def start(self, action_name: str) -> None:
-        """An action begins."""
+        """Start an action."""
         if action_name.endswith(NEXT_BATCH):
             self._open(STEP)
         elif self._row is not None and self._row.part == STEP and ends_a_step(action_name):
@@ -76,15 +76,15 @@ class PhaseClock(Profiler):
         self._enter()
 
     def stop(self, action_name: str) -> None:
-        """The action that began last is over."""
-        if self._stack:  # those that began before this profiler was there are not in it
+        """Stop the last action."""
+        if self._stack:  # actions that began before this profiler are not in it
             self._stack.pop()
         if ends_the_work_of_a_step(action_name):
             self._base = LOGGING
         self._enter()
 
     def close(self) -> None:
-        """The fit is over, in whatever way."""
+        """End the profile of a fit."""
         if self._row is not None:
             self._end_row()
             if self._changed is not None:
@@ -97,7 +97,7 @@ class PhaseClock(Profiler):
     def _open(self, part: str) -> None:
         exact = not self._cuda or part == BETWEEN or self._batches % self._every == 0
         if exact:
-            self._wait()  # what is still under way is the work of the step before
+            self._wait()  # queued work belongs to the step before
         if self._row is not None:
             self._end_row()
         else:
@@ -115,11 +115,11 @@ class PhaseClock(Profiler):
         self._row = None
         self._closed(row)
         now = time.perf_counter()
-        self._began += now - self._mark  # keeping a profile takes no time of the fit
+        self._began += now - self._mark  # writing the profile is not time of the fit
         self._mark = self._row_began = now
 
     def _enter(self) -> None:
-        """Charge what has passed, if another phase begins with this moment."""
+        """Charge the time passed, if another phase begins now."""
         phase = VALIDATION if self._validating() else next((p for p in reversed(self._stack) if p), self._base)
         if phase == self._phase:
             return
@@ -146,7 +146,7 @@ FUNCTIONS, OPERATORS, TRACE = "functions.txt", "operators.csv", "trace.json.gz"
 
 
 class Depth:
-    """Looks into a few steps, which slows them down.
+    """A detailed profile of a few steps, which slows them down.
 
     Args:
         first: step to begin with, from 0.
@@ -170,7 +170,7 @@ class Depth:
         self._steps += 1
 
     def close(self) -> None:
-        """Write what was found; does nothing the second time."""
+        """Write the profile; the second call does nothing."""
 
 
 class PythonFunctions(Depth):
@@ -218,10 +218,10 @@ class TorchOperators(Depth):
         super().__init__(settings["first_step"], 1 + settings["steps"])  # one to warm it up
         self._folder, self._operators = folder, settings["operators"]
         if device.type != "cuda":
-            os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # none: it tells as an error that there is no GPU
+            os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # none: it logs a missing GPU as an error
         activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
-        course = schedule(skip_first=settings["first_step"], wait=0, warmup=1, active=settings["steps"], repeat=1)
-        self._profile = profile(activities=activities, schedule=course, on_trace_ready=self._write)
+        steps = schedule(skip_first=settings["first_step"], wait=0, warmup=1, active=settings["steps"], repeat=1)
+        self._profile = profile(activities=activities, schedule=steps, on_trace_ready=self._write)
         self._closed = False
         self._profile.start()
 
@@ -232,27 +232,27 @@ class TorchOperators(Depth):
             self._profile.step()
 
     def close(self) -> None:
-        """End the profile; what it has so far is written."""
+        """Stop the profile, which writes what it has."""
         if not self._closed:
             self._closed = True
             self._profile.stop()
 
     def _write(self, profile: Any) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        part = self._folder / f".{TRACE}"  # torch packs what ends in .gz
+        part = self._folder / f".{TRACE}"  # torch compresses names in .gz
         profile.export_chrome_trace(str(part))
         part.replace(self._folder / TRACE)
         rows = sorted(profile.key_averages(), key=lambda row: -(row.self_device_time_total or row.self_cpu_time_total))
         with replacing(self._folder / OPERATORS) as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["operator", "calls", "cpu_ms", "gpu_ms"])  # without those that it calls
+            writer.writerow(["operator", "calls", "cpu_ms", "gpu_ms"])  # times without the operators it calls
             for row in rows[: self._operators]:
                 cpu, gpu = row.self_cpu_time_total / 1e3, row.self_device_time_total / 1e3
                 writer.writerow([row.key, row.count, round(cpu, 3), round(gpu, 3)])
 
 
 def depth_of(settings: Mapping[str, Any], folder: Path, device: torch.device) -> Depth | None:
-    """What the settings ask for beside ``profiler=simple``.
+    """Return what ``profiler=advanced`` or ``pytorch`` adds to the phases, else ``None``.
 
     Args:
         settings: the node ``profiler``.

@@ -1,4 +1,4 @@
-"""``report.html`` of a run: everything it shows is handed in."""
+"""``report.html`` of a run, from values alone: no file of the run is read here."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ from bincounter.training.resume import flatten
 
 GRID_SIDE, MISTAKE_SIDE, LOOKED_SIDE = 232, 800, 320  # pixels: even photos of pure noise keep the page below 8 MB
 QUARANTINE_ROWS = 300
-READABLE_COUNTS = 12  # with more, figures in cells and over bars would not fit
+READABLE_COUNTS = 12  # with more, numbers in cells and above bars would not fit
 
 LABELS = {"test": "Test", "val": "Validation", "train": "Training sample"}
 SCORES: dict[str, tuple[str, Callable[[float | None], str]]] = {
@@ -91,7 +91,7 @@ def _name(run: Run) -> str:
 
 
 def _cards(run: Run, scores: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Headline scores, each with its interval and, where one exists, its baseline on a common scale."""
+    """Return headline scores, each with its interval and, if it has one, its baseline on a common scale."""
     cards = []
     for key in ("accuracy", "within_one", "rmse", "mae"):
         if scores.get(key) is None:
@@ -100,7 +100,7 @@ def _cards(run: Run, scores: Mapping[str, Any]) -> list[dict[str, Any]]:
         value, baseline = scores[key], scores.get(BASELINES.get(key, ""))
         low, high = scores.get("intervals", {}).get(key) or (value, value)
         top = 1.0 if written is percent else max(high, baseline or 0) * 1.15 or 1.0
-        against = _mean_answer(run) if key == "rmse" else _constant_answer(run)
+        against = _mean_baseline(run) if key == "rmse" else _majority_baseline(run)
         cards.append(
             {
                 "name": name,
@@ -116,7 +116,7 @@ def _cards(run: Run, scores: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _table(run: Run) -> dict[str, Any] | None:
-    """Every score of every side, baselines beneath the scores they belong to."""
+    """Return all scores of all sides, baselines below their scores."""
     sides = [side for side in LABELS if run.metrics.get(side)]
     if not sides:
         return None
@@ -136,7 +136,7 @@ def _table(run: Run) -> dict[str, Any] | None:
 
 
 def _curves(run: Run) -> list[tuple[str, Markup, list[tuple[str, str]]]]:
-    """The curves of the log: title, plot, and its key as ``(class, name)``."""
+    """Return the curves of the log: title, plot, and its key as ``(class, name)``."""
     by_epoch = {
         name: [(epoch + 1, value) for epoch, _, value in run.log[name]]
         for name in ("train/loss_epoch", "val/loss", "val/accuracy")
@@ -154,7 +154,7 @@ def _curves(run: Run) -> list[tuple[str, Markup, list[tuple[str, str]]]]:
         baseline = (run.metrics.get("val") or {}).get("majority_accuracy")
         shown = {"validation": by_epoch["val/accuracy"]}
         plot = plots.lines(shown, xlabel="Epoch", label="Accuracy by epoch", percent=True, baseline=baseline)
-        key = [("", "validation")] + ([("level", _constant_answer(run))] if baseline is not None else [])
+        key = [("", "validation")] + ([("level", _majority_baseline(run))] if baseline is not None else [])
         curves.append(("Accuracy", plot, key))
     rates = run.log.get("lr")
     if rates:
@@ -200,7 +200,7 @@ def _splits(run: Run) -> dict[str, Any] | None:
 
 
 def _headline(scores: Mapping[str, Any], side: str) -> str:
-    """Put the score of ``side`` (``val`` or ``test``) into one line."""
+    """Return the headline with the accuracy on ``side`` (``val`` or ``test``)."""
     if not scores:
         return "This run has not been scored"
     unseen = {"test": "test bins", "val": "validation bins"}[side]
@@ -208,27 +208,29 @@ def _headline(scores: Mapping[str, Any], side: str) -> str:
 
 
 def _lead(run: Run, scores: Mapping[str, Any], side: str) -> str:
-    """Say in plain words what was trained, and whether it beats always giving the same answer."""
-    sentences = [_what_was_trained(run)]
+    """Describe what was trained, and whether it beats a constant prediction."""
+    sentences = [_training_summary(run)]
     if not scores:
-        return f"{sentences[0]} It ended before its scores were written, so this page shows what there is."
+        return f"{sentences[0]} It ended before its scores were written, so this page is incomplete."
     majority = scores.get("majority_accuracy")
     if majority is not None:
         low, high = scores.get("intervals", {}).get("accuracy", (scores["accuracy"], scores["accuracy"]))
         verdict = "no better than" if low <= majority <= high else "better than" if low > majority else "worse than"
         strength = "" if low <= majority <= high else "clearly "
-        sentences.append(f"That is {strength}{verdict} {_constant_answer(run)}, right on {percent(majority)} of them.")
+        sentences.append(
+            f"That is {strength}{verdict} {_majority_baseline(run)}, right on {percent(majority)} of them."
+        )
     if side == "val":
         sentences.append("There are no scores on test photos; checkpoints were chosen on these same validation photos.")
     return " ".join(sentences)
 
 
 def _training(run: Run) -> dict[int, int]:
-    """Photos per count that this run trained on; none where it only scored a checkpoint."""
+    """Return photos per count that this run trained on; none if it only scored a checkpoint."""
     return run.photos("train") if run.config.get("train", True) else {}
 
 
-def _what_was_trained(run: Run) -> str:
+def _training_summary(run: Run) -> str:
     model = run.config.get("model") or {}
     backbone = model.get("backbone") or {}
     name = str(backbone.get("name") or str(backbone.get("_target_", "A model")).rpartition(".")[2])
@@ -241,22 +243,24 @@ def _what_was_trained(run: Run) -> str:
     return f"{name}, {start}, trained on {whole(sum(training.values()))} photos{limit}."
 
 
-def _constant_answer(run: Run) -> str:
-    """Name the majority baseline: the most frequent count of the training photos."""
+def _majority_baseline(run: Run) -> str:
+    """Describe the majority baseline: the most frequent count of the training photos."""
     training = _training(run)
-    return f"always answering {max(training, key=lambda count: training[count])}" if training else "a constant answer"
+    return (
+        f"always predicting {max(training, key=lambda count: training[count])}" if training else "a constant prediction"
+    )
 
 
-def _mean_answer(run: Run) -> str:
-    """Name the mean baseline."""
+def _mean_baseline(run: Run) -> str:
+    """Describe the mean baseline."""
     training = _training(run)
     if not training:
-        return "a constant answer"
+        return "a constant prediction"
     mean = sum(count * photos for count, photos in training.items()) / sum(training.values())
-    return f"always answering {mean:.2f}, the mean"
+    return f"always predicting {mean:.2f}, the mean"
 
 
 def _footer(run: Run) -> str:
-    """Say what made the page."""
+    """Describe the origin of the page."""
     commit = str(run.provenance.get("commit") or "")[:12]
     return "Made by bincounter" + (f" at commit {commit}" if commit else "") + ". This file needs no network."

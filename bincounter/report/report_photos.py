@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 SAMPLE, MISTAKES = 24, 8
 EXPLAINED = 3  # right predictions, and as many mistakes
 
-# Brightness of what was looked at and of the rest: apart enough to be told at a glance on dull brown bins.
-_LAMP, _DUSK = 1.25, 0.45
+# Brightness of highlighted and other parts: different enough on dull brown bins.
+_BRIGHT, _DIM = 1.25, 0.45
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,25 +131,24 @@ def inline(data: bytes | None, side: int, quality: int = 80) -> str | None:
     """Shrink a photo so that its longer side is at most ``side`` pixels and encode it as a JPEG data URI.
 
     Args:
-        data: the photo's file, or ``None`` where it is gone.
+        data: the photo's file; ``None`` if it is missing.
         side: pixels.
         quality: of the JPEG, 1 to 95.
 
     Returns:
-        The URI, or ``None`` where there is no photo to show.
+        The URI; ``None`` without a readable photo.
     """
     photo = _open(data, side)
     return None if photo is None else _uri(photo, quality)
 
 
 def inline_attention(data: bytes | None, heat: np.ndarray, side: int, quality: int = 80) -> str | None:
-    """Light up the parts of a photo a model looked at; the rest fades to a dark grey.
+    """Highlight parts of a photo by a heat map; the rest fades to a dark grey.
 
-    The photo's own colours stay where the light falls, so that what was looked at can be recognised, also by the
-    colour-blind.
+    Highlighted parts keep their colours, so that they can be recognised, also by the colour-blind.
 
     Args:
-        data: the photo's file, or ``None`` where it is gone.
+        data: the photo's file; ``None`` if it is missing.
         heat: float ``[H, W]`` in 0..1, stretched over the photo.
         side: pixels of the longer side.
         quality: of the JPEG, 1 to 95.
@@ -158,15 +157,15 @@ def inline_attention(data: bytes | None, heat: np.ndarray, side: int, quality: i
     if photo is None:
         return None
     mask = Image.fromarray(np.asarray(heat, dtype=np.float32)).resize(photo.size, Image.Resampling.BICUBIC)
-    light = np.clip(np.asarray(mask), 0, 1)[..., None] ** 0.7  # so that half the heat is still well lit
+    light = np.clip(np.asarray(mask), 0, 1)[..., None] ** 0.7  # so that half the heat is still bright
     colours = np.asarray(photo, dtype=np.float32)
-    grey = np.asarray(photo.convert("L"), dtype=np.float32)[..., None] * _DUSK
-    lit = grey + (_LAMP * colours - grey) * light
+    grey = np.asarray(photo.convert("L"), dtype=np.float32)[..., None] * _DIM
+    lit = grey + (_BRIGHT * colours - grey) * light
     return _uri(Image.fromarray(lit.clip(0, 255).astype(np.uint8)), quality)
 
 
 def _open(data: bytes | None, side: int) -> Image.Image | None:
-    """Decode to RGB, upright, at most ``side`` pixels long; ``None`` where the file cannot be read any more."""
+    """Decode to RGB, upright, at most ``side`` pixels long; ``None`` if the file cannot be read."""
     if not data:
         return None
     try:
@@ -186,7 +185,7 @@ def _uri(photo: Image.Image, quality: int) -> str:
 
 
 class _LogProbability(nn.Module):
-    """A counter whose outputs are log-probabilities of the counts, whatever its objective made of its logits."""
+    """A counter whose outputs are log-probabilities of the counts, for any objective."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -198,23 +197,23 @@ class _LogProbability(nn.Module):
 
 
 def attention(model: nn.Module, images: torch.Tensor) -> np.ndarray:
-    """Explain the most likely count of each photo.
+    """Compute Grad-CAM of the most likely count of each photo.
 
-    The log-probability of that count is what is explained, so that objectives whose logits are no class scores (CORN)
-    are explained the same way. Parameters are neither changed nor given gradients, and may be frozen.
+    It explains the log-probability of that count, which works for objectives whose logits are not class scores (CORN).
+    Parameters are neither changed nor given gradients, and may be frozen.
 
     Args:
         model: a counter with ``probabilities(image) -> [B, K]`` and ``cam_layer``, its last spatial layer.
         images: float ``[B, 3, S, S]``, normalised, on the model's device.
 
     Returns:
-        float32 ``[B, S, S]`` in 0..1, the largest value of each photo being 1; all zeros where nothing in the photo
-        spoke for the count.
+        float32 ``[B, S, S]`` in 0..1, the largest value of each photo being 1; all zeros if no part of the photo
+        supports the count.
     """
     was_training = model.training
     model.eval()
     try:
-        # A photo that asks for gradients carries them through frozen layers; the clone leaves inference mode behind.
+        # Gradients of the photo pass through frozen layers; the clone is not an inference tensor.
         with torch.inference_mode(False), torch.enable_grad():
             images = images.detach().clone().requires_grad_()
             explained = _LogProbability(model)

@@ -1,4 +1,4 @@
-"""The files of a run's folder, written and read here alone; the run of a checkpoint."""
+"""Result files of a run: their formats, written and read here alone; the run of a checkpoint."""
 
 import csv
 import json
@@ -34,7 +34,7 @@ class Predictions:
         counts: true counts, int ``[N]``.
         predicted: most likely counts, int ``[N]``.
         probabilities: float ``[N, K]``.
-        support: the counts the columns of ``probabilities`` stand for, ascending ``[K]``.
+        support: counts of the columns of ``probabilities``, ascending ``[K]``.
     """
 
     ids: np.ndarray
@@ -90,7 +90,7 @@ class CountRow:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What one run left behind; a killed run lacks some of it.
+    """Results of a run, read back; a killed run lacks some of them.
 
     Attributes:
         path: its folder.
@@ -99,7 +99,7 @@ class Run:
         provenance: ``provenance.json``.
         metrics: ``metrics.json``: scores by ``val``, ``test`` and ``train``.
         predictions: ``predictions.csv``, or ``None``.
-        per_count: ``per_count.csv``: ``{(count, split): row}``; none in runs of older versions.
+        per_count: ``per_count.csv``: ``{(count, split): row}``; empty in runs of older versions.
         split: ``split.csv``: ``{id: (count, split)}``.
         quarantine: ``quarantine.csv``: ``[(path, reason)]``, or ``None``.
         log: ``logs/metrics.csv``: ``{name: [(epoch, step, value)]}``.
@@ -130,10 +130,10 @@ def read_run(path: Path) -> Run:
     """Read a run's folder.
 
     Raises:
-        UserError: the folder is no run's, or one of its files is damaged.
+        UserError: it is not a run's folder, or one of its files is corrupt.
     """
     if not (path / "config.yaml").is_file():
-        raise UserError(f"{path} is no run folder (it holds no config.yaml): name the folder that train.py printed")
+        raise UserError(f"{path} is not a run's folder (it has no config.yaml): name the folder that train.py printed")
     return _results(path, _read(path / "config.yaml", yaml.safe_load) or {})
 
 
@@ -153,14 +153,14 @@ def _results(path: Path, config: Mapping[str, Any]) -> Run:
 
 
 def _read(path: Path, parse: Callable[[IO[str]], Parsed]) -> Parsed | None:
-    """Parse a file of a run, or answer ``None`` where a killed run did not get to it."""
+    """Parse a file of a run; ``None`` where it is missing."""
     if not path.is_file():
         return None
     try:
         with path.open(encoding="utf-8", newline="") as file:
             return parse(file)
     except (ValueError, KeyError, TypeError, csv.Error, yaml.YAMLError) as error:
-        raise UserError(f"{path} is damaged ({type(error).__name__}): restore it or score the run again") from error
+        raise UserError(f"{path} is corrupt ({type(error).__name__}): restore it or score the run again") from error
 
 
 def _split(file: IO[str]) -> dict[str, tuple[int, str]]:
@@ -210,7 +210,7 @@ def _interval(row: Mapping[str, str], name: str) -> tuple[float, float] | None:
 
 
 def _log(file: IO[str]) -> dict[str, list[tuple[float, float, float]]]:
-    """Read Lightning's CSV log; a line that a kill cut short is left out."""
+    """Read the CSV log; a line that a kill cut short is skipped."""
     series: dict[str, list[tuple[float, float, float]]] = {}
     for row in csv.DictReader(file):
         for name, text in row.items():
@@ -302,7 +302,7 @@ class Origin:
 
     Attributes:
         checkpoint: the file.
-        run: what the run left behind; ``None`` where the checkpoint lies alone.
+        run: its results; ``None`` for a checkpoint without a run.
     """
 
     checkpoint: Path
@@ -310,15 +310,15 @@ class Origin:
 
     @property
     def folder(self) -> Path:
-        """The run's folder, or the one the checkpoint lies in."""
+        """The run's folder, else that of the checkpoint."""
         return self.run.path if self.run else self.checkpoint.parent
 
 
 def origin_of(checkpoint: Path) -> Origin:
-    """Look for the run of a checkpoint: around ``checkpoints/``, or in the folder a run handed its model over in.
+    """Find the run of a checkpoint: the parent of ``checkpoints/``, or ``paths.model_dir`` with its copies.
 
     Raises:
-        UserError: a file of the run is damaged.
+        UserError: a file of the run is corrupt.
     """
     folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
     config = _read(folder / "config.yaml", yaml.safe_load) or {}

@@ -1,4 +1,4 @@
-"""Paths of a run, its lock, config.yaml, provenance.json; newest checkpoint."""
+"""Folder of a run: its paths, lock, config.yaml and provenance.json; the newest checkpoint."""
 
 import fcntl
 import json
@@ -26,10 +26,10 @@ log = logging.getLogger(__name__)
 
 
 class RunFolder:
-    """Where one run keeps what it was, what it learnt and what it scored.
+    """The folder of one run.
 
     Args:
-        path: of the folder; made when it is missing.
+        path: of the folder; created if missing.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -43,25 +43,27 @@ class RunFolder:
 
     @property
     def last(self) -> Path:
-        """The checkpoint to go on from, which may not be there yet."""
+        """The checkpoint to resume from, which may not exist yet."""
         return self.checkpoints / "last.ckpt"
 
     def claim(self, *, fresh: bool) -> None:
-        """Take the folder for this process until it ends.
+        """Lock the folder for this process until it ends.
 
         Args:
-            fresh: the run is a new one, so that the folder must not hold another.
+            fresh: a new run, so that the folder must not hold another.
 
         Raises:
-            UserError: another process is at work in it, or it holds a run that would be written over.
+            UserError: another process is using it, or it holds a run that would be overwritten.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = (self.path / ".lock").open("w")
         if not _locked(self._lock):
-            raise UserError(f"{self.path} is in use by another process: wait for it, or name another paths.output_dir")
+            raise UserError(
+                f"{self.path} is in use by another process: wait for it, or choose another paths.output_dir"
+            )
         if fresh and (self.last.exists() or (self.checkpoints / "best.ckpt").exists()):
             raise UserError(
-                f"{self.path} already holds a run: go on with it by ckpt_path=last, or name another paths.output_dir"
+                f"{self.path} already holds a run: resume it with ckpt_path=last, or choose another paths.output_dir"
             )
 
     def describe(self, config: Mapping[str, Any], overrides: Sequence[str], facts: Mapping[str, Any]) -> None:
@@ -74,7 +76,7 @@ class RunFolder:
 
 
 def _locked(file: IO, patience: float = 10.0) -> bool:
-    """Lock a file; for a while, since the workers of a killed process outlive it by seconds."""
+    """Try to lock a file for ``patience`` seconds, since workers of a killed process outlive it by seconds."""
     ends = time.monotonic() + patience
     while True:
         try:
@@ -88,13 +90,13 @@ def _locked(file: IO, patience: float = 10.0) -> bool:
 
 
 SHIPPED = "commit.json"
-"""Where code that was shipped without its repository says which commit it is."""
+"""Name of the file with the commit of code that was shipped without its repository."""
 
 _PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "numpy", "pillow")
 
 
 def provenance() -> dict[str, Any]:
-    """Say how this process was started, on which code and which machine; secrets in the command line are masked."""
+    """Describe command, code, versions and machine of this process; secrets in the command are masked."""
     return {
         "command": [masked_argument(argument) for argument in sys.argv],
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -158,17 +160,17 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def newest_checkpoint(log_dir: Path, *, named_by: str) -> Path:
-    """Find the ``best.ckpt`` written last, and say which one it is.
+    """Find the ``best.ckpt`` written last, and log its path.
 
     Args:
         log_dir: the folder of the runs, searched through.
-        named_by: the option that names a checkpoint, for the message.
+        named_by: the option that takes a checkpoint, for the message.
 
     Raises:
-        UserError: there is none.
+        UserError: none was found.
     """
     found = sorted(log_dir.glob("**/checkpoints/best.ckpt"), key=lambda path: path.stat().st_mtime)
     if not found:
-        raise UserError(f"no checkpoint is under {log_dir}/: train one first (make demo), or name it with {named_by}")
+        raise UserError(f"{log_dir}/ has no checkpoint: train one first (make demo), or give its path with {named_by}")
     log.info("Using %s", found[-1])
     return found[-1]

@@ -1,4 +1,4 @@
-"""Predictions and scores on one device; scores of each count."""
+"""Scoring of a run on one device: predictions, metrics, scores of each count."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 FEWEST_FOR_LOSS = 5
-"""Photos below which a mean loss gets no interval: the spread of so few tells next to nothing."""
+"""Photos below which a mean loss gets no interval: their spread is too uncertain."""
 
 _NORMAL = 1.959964  # quantile 0.975 of the standard normal distribution
 
@@ -63,7 +63,7 @@ def _score(right: Tensor, loss: Tensor) -> CountRow:
 
 
 def _wilson(share: float, n: int) -> Interval:
-    """Interval of a share that neither leaves 0-1 nor vanishes at its ends."""
+    """Interval of a share: it stays in 0-1 and does not vanish at the ends."""
     squared = _NORMAL**2 / n
     middle = share + squared / 2
     half = _NORMAL * (share * (1 - share) / n + squared / (4 * n)) ** 0.5
@@ -84,7 +84,7 @@ TRAINING_SAMPLE = 2000
 """Training photos scored, at most, as a fair sample of all of them."""
 
 EACH_COUNT = 100
-"""Training photos of each count scored at least, or all that it has: rare counts would hardly be in the fair sample."""
+"""Training photos of each count scored at least, or all it has: the fair sample has few of rare counts."""
 
 
 def training_sample(data: BinDataModule) -> tuple[np.ndarray, Tensor]:
@@ -95,8 +95,8 @@ def training_sample(data: BinDataModule) -> tuple[np.ndarray, Tensor]:
 
     Returns:
         Their positions in ``data.manifest.records``, ``int64[N]``, ascending; and ``bool[N]``, which of them are a fair
-        sample of all counts together. The others bring rare counts up to :data:`EACH_COUNT`. Of each count, all are a
-        fair sample.
+        sample of all counts together. The others bring rare counts up to :data:`EACH_COUNT`; within a count, all of
+        them are a fair sample.
     """
     training = data.side("training")
     if len(training) <= TRAINING_SAMPLE:
@@ -115,18 +115,18 @@ def training_sample(data: BinDataModule) -> tuple[np.ndarray, Tensor]:
 
 
 def per_count_rows(
-    photos: Mapping[str, Mapping[int, int]], answered: Mapping[str, Predicted], counts: Sequence[int]
+    photos: Mapping[str, Mapping[int, int]], predicted: Mapping[str, Predicted], counts: Sequence[int]
 ) -> dict[tuple[int, str], CountRow]:
     """Scores of each count in each of ``train``, ``validation`` and ``test``.
 
     Args:
         photos: per split and count; those of ``train`` are the photos that the model learnt from, none if unknown.
-        answered: per split, as far as it was scored.
+        predicted: per split, as far as it was scored.
         counts: the support, ascending.
     """
     rows = {}
     for split in SPLITS:
-        scored = answered.get(split)
+        scored = predicted.get(split)
         by_count = {} if scored is None else score_each_count(scored.probabilities, scored.labels, counts)
         for count in counts:
             known = photos[split].get(count, 0) if photos[split] else None
@@ -134,7 +134,7 @@ def per_count_rows(
     return {(count, split): rows[count, split] for count in counts for split in SPLITS}
 
 
-# As metrics.json and as split.csv call the sides that predictions.csv has.
+# Names in metrics.json and in split.csv of the sides in predictions.csv.
 SIDES = {"val": "validation", "test": "test"}
 
 
@@ -143,8 +143,8 @@ def fabric_for(trainer: Mapping[str, Any], watching: Sequence[L.Callback] = ()) 
 
     Args:
         trainer: its configuration.
-        watching: what is told of a scoring where it has these methods: ``on_scoring_start(model, side)`` before each
-            side, ``on_scoring_batch_start(model, side)``, ``on_scoring_batch_end(model, side, count)`` with
+        watching: callbacks of the scoring, as far as they have these methods: ``on_scoring_start(model, side)`` before
+            each side, ``on_scoring_batch_start(model, side)``, ``on_scoring_batch_end(model, side, count)`` with
             ``int[B]``, and ``on_scoring_end()`` after all of them.
     """
     accelerator = trainer["accelerator"]
@@ -154,7 +154,7 @@ def fabric_for(trainer: Mapping[str, Any], watching: Sequence[L.Callback] = ()) 
 
 @torch.inference_mode()
 def predict(model: BinCounter, data: BinDataModule, positions: np.ndarray, fabric: L.Fabric, side: str) -> Predicted:
-    """Answer for photos at ``positions`` of ``data.manifest.records``, in that order.
+    """Predict photos at ``positions`` of ``data.manifest.records``, in that order.
 
     Args:
         model: in evaluation mode, on the device of ``fabric``.
@@ -198,27 +198,27 @@ def score_run(
         train_counts: photos per count that the model was trained on, for the baselines.
 
     Returns:
-        What ``metrics.json`` holds.
+        The content of ``metrics.json``.
     """
     model = fabric.to_device(model).eval()  # type: ignore[assignment]
     metrics: dict[str, Any] = {}
-    answered: dict[str, Predicted] = {}
+    predicted: dict[str, Predicted] = {}
     for side in sides:
         positions, fair = _positions(data, side)
         if not len(positions):
             continue
-        predicted = answered[SIDES.get(side, side)] = predict(model, data, positions, fabric, side)
-        metrics[side] = score(predicted.probabilities[fair], predicted.labels[fair], model.counts, train_counts)
+        answers = predicted[SIDES.get(side, side)] = predict(model, data, positions, fabric, side)
+        metrics[side] = score(answers.probabilities[fair], answers.labels[fair], model.counts, train_counts)
     fabric.call("on_scoring_end")
     photos = {"train": train_counts, **{name: data.count_of(data.side(name)) for name in SIDES.values()}}
-    write_per_count(folder, per_count_rows(photos, answered, model.counts))
-    write_predictions(folder, {split: answered[split] for split in SIDES.values() if split in answered}, model.counts)
+    write_per_count(folder, per_count_rows(photos, predicted, model.counts))
+    write_predictions(folder, {split: predicted[split] for split in SIDES.values() if split in predicted}, model.counts)
     write_metrics(folder, metrics)  # last: a run with metrics is a finished one
     return metrics
 
 
 def _positions(data: BinDataModule, side: str) -> tuple[np.ndarray, Tensor]:
-    """Photos to score, ``int64[N]``, and which of them the scores of a whole side are of, ``bool[N]``."""
+    """Return the photos to score, ``int64[N]``, and which of them count for the scores of the side, ``bool[N]``."""
     if side == "train":
         return training_sample(data)
     positions = data.side(SIDES[side])

@@ -74,9 +74,9 @@ def test_measuring_changes_nothing_and_all_of_the_time_is_told(recipe: list[str]
     assert "training_step" in functions["forward"] and "fsync" in functions["checkpoint"]
     assert "fsync" not in functions["forward"]
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "Where the time went" in page and "Waiting for data" in page
-    assert " 10 others were looked into" in page
-    assert "Where the time went" not in (tmp_path / "plain" / "report.html").read_text()
+    assert "Time by phase" in page and "Waiting for data" in page
+    assert " 10 others were profiled in detail" in page
+    assert "Time by phase" not in (tmp_path / "plain" / "report.html").read_text()
 
 
 def test_a_run_that_is_stopped_and_gone_on_with_has_both_parts(
@@ -203,5 +203,5 @@ def test_files_stay_small_and_sums_stay_whole(tmp_path: Path) -> None:
     assert (facts.step_ms["forward"], facts.free_step_ms) == (12.0, 10.0)
     assert facts.fit_s["forward"] == pytest.approx(450 * 0.012 + 8550 * 0.010)
     (tmp_path / "steps.csv").write_text("session\nnone\n")
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match="corrupt"):
         read_record(tmp_path)

@@ -49,7 +49,7 @@ def test_scores_stand_beside_their_intervals_and_baselines(run: Path) -> None:
         assert f"{100 * low:.1f} % to {100 * high:.1f} %" in text
         assert f"{scores['rmse']:.3f}" in text
         assert f"{scores['mean_rmse']:.3f}" in text
-    assert "clearly better than always answering 3" in text
+    assert "clearly better than always predicting 3" in text
 
 
 def test_a_guessing_model_is_not_called_better(tmp_path: Path) -> None:
@@ -80,13 +80,13 @@ def test_text_from_data_stays_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("missing", "sentence"),
     [
-        ("metrics.json", "There are no scores"),
-        ("predictions.csv", "There are no predictions to show"),
-        ("logs", "There are no curves"),
-        ("split.csv", "The run left no list of its splits"),
-        ("quarantine.csv", "The run left no quarantine list"),
-        ("provenance.json", "The run left no provenance"),
-        ("overrides.txt", "None: every value is the default"),
+        ("metrics.json", "No scores: the run ended"),
+        ("predictions.csv", "No predictions to show"),
+        ("logs", "No curves"),
+        ("split.csv", "The run has no split.csv"),
+        ("quarantine.csv", "The run has no quarantine.csv"),
+        ("provenance.json", "The run has no provenance.json"),
+        ("overrides.txt", "None: all values are defaults"),
     ],
 )
 def test_missing_piece_is_answered_by_a_sentence(run: Path, missing: str, sentence: str) -> None:
@@ -122,8 +122,8 @@ def test_log_cut_short_by_a_kill_keeps_its_whole_lines(run: Path) -> None:
 
 
 def test_photos_that_are_gone_or_broken_are_said_to_be(run: Path) -> None:
-    assert "no longer there" in Text(write_run_report(run, photo=None)).text
-    assert "no longer there" in Text(write_run_report(run, photo=lambda name: drawn_photo(name)[:200])).text
+    assert "photo is missing" in Text(write_run_report(run, photo=None)).text
+    assert "photo is missing" in Text(write_run_report(run, photo=lambda name: drawn_photo(name)[:200])).text
 
 
 def test_large_noisy_photos_keep_the_page_below_8_megabytes(run: Path) -> None:
@@ -145,7 +145,7 @@ def test_the_photos_to_explain_are_right_and_wrong_ones(run: Path) -> None:
 
 
 def test_folder_that_is_no_run(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no run folder .*config\.yaml"):
+    with pytest.raises(UserError, match=r"not a run\'s folder .*config\.yaml"):
         write_run_report(tmp_path)
 
 
@@ -154,7 +154,7 @@ def test_damaged_file_is_named(run: Path, name: str) -> None:
     path = run / name
     half = path.read_text()[: path.stat().st_size // 2]
     path.write_text(half.rpartition(",")[0] + '\n: "[{' if name.endswith("yaml") else half + "\nx,y")
-    with pytest.raises(UserError, match=f"{name} is damaged"):
+    with pytest.raises(UserError, match=f"{name} is corrupt"):
         write_run_report(run)
 
 
@@ -180,5 +180,5 @@ def test_each_file_of_the_run_is_opened_once(run: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("builtins.open", counting)
     page = Text(write_run_report(run, explained=True)).text
     del opened["report.html"]  # this test's
-    assert "Where the time went" in page and "Nothing found: overfit" in page
+    assert "Time by phase" in page and "Nothing found: overfit" in page
     assert opened == dict.fromkeys(written, 1)
