@@ -10,14 +10,6 @@ from typing import Any
 
 from bincounter.errors import ConfigError, nearest, one_of
 
-RENAMED_TARGETS = {
-    "bincounter.cloud.container.cluster.SageMakerEnvironment": "bincounter.cloud.container.SageMakerEnvironment",
-}
-"""Targets that have moved, by the names in configurations of earlier versions.
-
-Checkpoints name backbones and objectives only, whose names stay.
-"""
-
 # What Hydra itself reads from such a node.
 _HYDRA_KEYS = {"_target_", "_partial_", "_args_", "_recursive_", "_convert_"}
 
@@ -86,6 +78,15 @@ def imported(key: str, dotted: str) -> Any:
             f"{key}._target_={dotted} names nothing that can be called: correct the spelling, or install its package"
         )
     return found
+
+
+RENAMED_TARGETS = {
+    "bincounter.cloud.container.cluster.SageMakerEnvironment": "bincounter.cloud.container.SageMakerEnvironment",
+}
+"""Targets that have moved, by the names in configurations of earlier versions.
+
+Checkpoints name backbones and objectives only, whose names stay.
+"""
 
 
 def renamed_targets(node: Any) -> Any:
