@@ -14,14 +14,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from bincounter.errors import ConfigError, nearest, one_of
 
-RENAMED_TARGETS = {
-    "bincounter.cloud.container.cluster.SageMakerEnvironment": "bincounter.cloud.container.SageMakerEnvironment",
-}
-"""Targets that have moved, by the names in configurations of earlier versions.
-
-Checkpoints name backbones and objectives only, whose names stay.
-"""
-
 _HYDRA_KEYS = {"_target_", "_partial_", "_args_", "_recursive_", "_convert_"}  # read by Hydra itself
 
 
@@ -167,6 +159,15 @@ def imported(key: str, dotted: str) -> Any:
     if not callable(found):
         raise ConfigError(f"{key}._target_={dotted} is not callable: correct the spelling, or install its package")
     return found
+
+
+RENAMED_TARGETS = {
+    "bincounter.cloud.container.cluster.SageMakerEnvironment": "bincounter.cloud.container.SageMakerEnvironment",
+}
+"""Targets that have moved, by the names in configurations of earlier versions.
+
+Checkpoints name backbones and objectives only, whose names stay.
+"""
 
 
 def renamed_targets(node: Any) -> Any:

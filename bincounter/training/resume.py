@@ -95,13 +95,13 @@ def _run_of(checkpoint: Path, given: Mapping[str, Override]) -> Path:
 
 
 def _latest(log_dir: Path) -> Path:
-    unfinished = [path.parent for path in log_dir.rglob("config.yaml") if _can_go_on(path.parent)]
+    unfinished = [path.parent for path in log_dir.rglob("config.yaml") if _is_resumable(path.parent)]
     if not unfinished:
         raise ConfigError(f"ckpt_path=latest: {log_dir} has no unfinished run; start one without ckpt_path")
     return max(unfinished, key=_progress)
 
 
-def _can_go_on(run: Path) -> bool:
+def _is_resumable(run: Path) -> bool:
     """Whether a folder holds an unfinished training run that no process is using.
 
     A trial of a search is not: the search resumes it, or has pruned it.
