@@ -146,9 +146,6 @@ class BinDataModule(L.LightningDataModule):
             stored_size=stored_size,
             workers=self._decoders,
         )
-        self._choose_counts()
-
-    def _choose_counts(self) -> None:
         there = Counter(record.count for record in self.manifest.records)
         self.counts = sorted(self._wanted if self._wanted is not None else there)
         wanted = set(self.counts)
@@ -207,7 +204,10 @@ class BinDataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Batches of this rank, from the place a resumed run had reached."""
         positions = self.side("training")
-        weights = self._weights(positions) if self._balanced else None
+        weights = None
+        if self._balanced:
+            numbers = self.count_of(positions)
+            weights = np.array([1 / numbers[self.manifest.records[i].count] for i in positions])
         sampler = ResumableBatchSampler(
             len(positions),
             self.batch_size,
@@ -231,10 +231,6 @@ class BinDataModule(L.LightningDataModule):
     def photo_loader(self, positions: np.ndarray) -> DataLoader:
         """Like :meth:`scoring_loader`, with pixels even where there are features."""
         return self._photos(positions, EveryPhotoOnce(len(positions), self.batch_size))
-
-    def _weights(self, positions: np.ndarray) -> np.ndarray:
-        numbers = self.count_of(positions)
-        return np.array([1 / numbers[self.manifest.records[i].count] for i in positions])
 
     def _rank(self) -> dict[str, int]:
         trainer = self.trainer
