@@ -2,10 +2,10 @@
 
 A change of these words shows in the difference of the files: ``UPDATE_SNAPSHOTS=1 pytest -n 0 tests/test_snapshots.py``
 writes down what the commands say now. A file is made of sections, which begin with ``#``; the commands of one run in
-turn. ``train.py``, ``deploy.py`` and ``-m bincounter`` are the commands as users type them. ``check train`` and ``check
-deploy`` compose a configuration and check it, and carry nothing out, which is quicker; ``config train`` and ``config
-deploy`` show what options change in the configuration above them. They run in a folder with photos, a run and
-records of what others cost.
+turn, in a folder with photos, a run and records of what others cost. ``train.py``, ``deploy.py`` and ``-m bincounter``
+are the commands as users type them. ``check train`` and ``check deploy`` compose a configuration and check it, and carry
+nothing out, which is quicker; ``config train`` and ``config deploy`` show what options change in the configuration above
+them.
 """
 
 import contextlib
@@ -49,13 +49,14 @@ _FOLDER = Path(__file__).parent / "snapshots"
 _CONF = REPOSITORY / "conf"
 _FILES = ("configs", "refusals", "requests", "costs")
 _UPDATES = bool(os.environ.get("UPDATE_SNAPSHOTS"))
-_NORMALISED = {  # what another day, version or commit changes
-    r"\d{4}-\d\d-\d\d-\d\d-\d\d-\d\d-[0-9a-f]{4,}": "TIME",
-    r"\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[^\s\"]*": "TIME",
-    r"\b[0-9a-f]{64}\b": "SHA256",
+_NORMALISED = {  # what another day, machine or version changes, and digests of code
+    r"\b\d{8}-\d{6}-(\d+)-[0-9a-f]{4}\b": r"TIME-\1-RANDOM",  # of a training job
+    r"\b\d{10}-[0-9a-f]{4}\b": "TIME-RANDOM",  # of a tuning job
+    r"\b[0-9a-f]{64}\b|(?<=models/)[0-9a-f]{16}|(?<=bincounter-)[0-9a-f]{8}\b|(?<=bins-)[0-9a-f]{12}\b": "DIGEST",
     r"127\.0\.0\.1:\d+": "127.0.0.1:PORT",
     r"\b(numpy|protobuf) \d[\d.]*\d": r"\1 VERSION",
-    r"\d+\.\d+ MB packed": "N MB packed",
+    r"\b\d+ files that git tracks": "N files that git tracks",
+    r"\b\d+\.\d+ MB\b": "N MB",
 }
 
 
@@ -75,13 +76,13 @@ def tmp(python: WarmPython, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with photos, records of cost and a small run on demo bins."""
     root = tmp_path_factory.mktemp("snapshots")
     square_bins(root / "bins", photos=20)
+    square_bins(root / "one", photos=1)
     scored(root / "sweep/0", val=(0.45, 0.25))
     recorded(root / "sweep/0", "Completed", (1000, 300))
     recorded(root / "sweep/1", "Failed", (40, 10))
     recorded(root / "sweep/2", "Stopped", (500, 200), pruned=True)
     scored(root / "sweep/3", val=(0.44, 0.25), test=(0.55, 0.25))
     recorded(root / "sweep/3", "Stopped", (860, 240))
-    recorded(root / "running", "InProgress")
     made_here(root / "here")
     (root / "a.ckpt").touch()
     overrides = (
@@ -190,7 +191,7 @@ def _composed(name: str, overrides: list[str]) -> DictConfig:
     try:
         cfg = copy.deepcopy(_chosen(name, *choices))
         for override in OverridesParser.create().parse_overrides([each for each in overrides if each not in choices]):
-            if override.is_add() or override.is_delete():
+            if override.is_add() or override.is_delete() or override.is_sweep_override():
                 return composed(overrides, config_dir=_CONF, config_name=name)
             OmegaConf.update(cfg, override.key_or_group, override.value())  # as Hydra does
     except (HydraException, OmegaConfBaseException):  # what the command says of it
