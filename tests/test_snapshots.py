@@ -2,10 +2,11 @@
 
 A change of these words shows in the difference of the files: ``UPDATE_SNAPSHOTS=1 pytest -n 0 tests/test_snapshots.py``
 writes down what the commands say now. A file is made of sections, which begin with ``#``; the commands of one run in
-turn, in a folder with photos, a run and records of what others cost. ``train.py``, ``deploy.py`` and ``-m bincounter``
-are the commands as users type them. ``check train`` and ``check deploy`` compose a configuration and check it, and carry
-nothing out, which is quicker; ``config train`` and ``config deploy`` show what options change in the configuration above
-them.
+turn, in a folder with photos, a run and records of what others cost.
+
+``train.py``, ``deploy.py`` and ``-m bincounter`` are the commands as users type them. ``check train`` and ``check
+deploy`` compose a configuration and check it, and carry nothing out, which is quicker. ``config train`` and ``config
+deploy`` show what options change in the configuration above them.
 """
 
 import contextlib
