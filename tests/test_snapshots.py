@@ -52,12 +52,14 @@ _FILES = ("configs", "refusals", "requests", "costs")
 _UPDATES = bool(os.environ.get("UPDATE_SNAPSHOTS"))
 _NORMALISED = {  # what another day, machine or version changes, and digests of code
     r"\b\d{8}-\d{6}-(\d+)-[0-9a-f]{4}\b": r"TIME-\1-RANDOM",  # of a training job
+    r"\b\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_\d+": "TIME",  # of a run's folder
     r"\b\d{10}-[0-9a-f]{4}\b": "TIME-RANDOM",  # of a tuning job
     r"\b[0-9a-f]{64}\b|(?<=models/)[0-9a-f]{16}|(?<=bincounter-)[0-9a-f]{8}\b|(?<=bins-)[0-9a-f]{12}\b": "DIGEST",
     r"127\.0\.0\.1:\d+": "127.0.0.1:PORT",
     r"\b(numpy|protobuf) \d[\d.]*\d": r"\1 VERSION",
     r"\b\d+ files that git tracks": "N files that git tracks",
     r"\b\d+\.\d+ MB\b": "N MB",
+    r"\(\d+ s\)": "(N s)",
 }
 
 
@@ -102,6 +104,7 @@ def tmp(python: WarmPython, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def aws() -> Iterator[dict[str, str]]:
     """The environment of commands: an AWS of its own, no settings of whoever runs the tests, and no GPU."""
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # no line for each request
     server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
