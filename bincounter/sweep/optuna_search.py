@@ -3,10 +3,8 @@
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from optuna import Study, create_study, get_all_study_names
@@ -14,7 +12,6 @@ from optuna.trial import FrozenTrial, TrialState
 
 from bincounter.errors import BinCounterError, Interrupted, ResourceError, Stopped
 from bincounter.sweep import trials
-from bincounter.sweep.composing import TrialLoader
 from bincounter.sweep.distributions import to_optuna, values_of
 from bincounter.sweep.retraining import conclude, refuse_several, retrain_best
 from bincounter.sweep.search_plan import Plan, refuse_too_large
@@ -22,7 +19,7 @@ from bincounter.sweep.search_results import own_trials
 from bincounter.sweep.search_space import tell
 from bincounter.sweep.study import Sampling, hand_to_jobs, make_pruner, open_storage, open_study, quiet, storage_url
 from bincounter.sweep.trial_queue import Claimed, Claims, Ownership
-from bincounter.sweep.trials import Outcome, attributes, common_overrides, job_overrides, scored
+from bincounter.sweep.trials import Outcome, attributes, job_overrides, scored
 from bincounter.sweep.warm_start import learn_from_earlier
 
 log = logging.getLogger(__name__)
@@ -123,12 +120,6 @@ class _Course:
 
     def __init__(self, plan: Plan, launcher: Launcher, study: Study, claims: Claims) -> None:
         self._plan, self._launcher, self._study, self._claims = plan, launcher, study, claims
-        self._at_once: int = plan.settings["n_jobs"]
-        if isinstance(launcher, BasicLauncher):
-            self._at_once = 1  # jobs that run one after the other: each is known when the next is chosen
-            assert launcher.hydra_context is not None
-            loader = TrialLoader(launcher.hydra_context.config_loader, common_overrides(plan))
-            launcher.hydra_context = replace(launcher.hydra_context, config_loader=loader)
         self._told: list[FrozenTrial] = []
 
     def run(self) -> None:
@@ -138,7 +129,7 @@ class _Course:
             self._refuse_failures()
 
     def _take(self) -> list[Claimed]:
-        return self._claims.take(self._at_once)
+        return self._claims.take(self._plan.settings["n_jobs"])
 
     def _carry_out(self, batch: Sequence[Claimed]) -> None:
         done = {each.folder: trials.recorded(each.folder) for each in batch}  # by a job that outlived its sweeper
@@ -164,10 +155,7 @@ class _Course:
         ]
         try:
             returned = self._launcher.launch(overrides, initial_job_idx=batch[0].trial.number)
-        except (Interrupted, Stopped):
-            raise
-        except (BinCounterError, HydraException):
-            self._claims.give_back(batch)
+        except (BinCounterError, HydraException):  # the next start adopts these trials
             raise
         except Exception as error:  # such as a worker process that was killed: it takes the others with it
             lost = trials.of_error(error)

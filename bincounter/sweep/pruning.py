@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from bincounter.config.launcher_schema import carried_out_here
 from bincounter.config.search_schema import OptunaConfig
 from bincounter.errors import Pruned
-from bincounter.sweep.study import make_pruner, open_storage, storage_of_job
+from bincounter.sweep.study import make_pruner, open_storage, reopen_trial, storage_of_job
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -35,7 +35,7 @@ class Judge:
     def __init__(self, trial: "Trial", epochs: int) -> None:
         self._trial, self._epochs = trial, epochs
         # A trial that was gone on with tells an epoch twice; the first report stands.
-        self._reported = set(trial.storage.get_trial(trial._trial_id).intermediate_values)
+        self._reported = set(trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values)
         self._first: int | None = None
         self._started = time.monotonic()
 
@@ -155,4 +155,4 @@ def running_trial(url: str, settings: Mapping[str, Any]) -> "Trial":
         pruner=make_pruner(settings["pruner"]),
     )
     running = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,))
-    return optuna.Trial(study, next(trial._trial_id for trial in running if trial.number == settings["trial"]))
+    return reopen_trial(study, next(trial for trial in running if trial.number == settings["trial"]))

@@ -96,6 +96,8 @@ def read_plan(config: DictConfig, settings: DictConfig, arguments: list[str], lo
     plain: dict[str, Any] = OmegaConf.to_container(settings, resolve=True)  # type: ignore[assignment]
     if "sampler" in plain:
         plain["sampler"] = plain["sampler"] or _TPE
+    if config.hydra.runtime.choices.get("hydra/launcher") == "basic" and "n_jobs" in plain:
+        plain["n_jobs"] = 1  # jobs run one after the other: each result is known when the next trial is chosen
     if own:
         validate(cfg)
         arguments = _with_launcher(config, arguments)

@@ -22,11 +22,12 @@ from bincounter.sweep.distributions import to_optuna
 from bincounter.sweep.search_space import Choice, Interval, Space
 
 if TYPE_CHECKING:
-    from optuna import Study
+    from optuna import Study, Trial
     from optuna.distributions import BaseDistribution
     from optuna.pruners import BasePruner
     from optuna.samplers import BaseSampler
     from optuna.storages import BaseStorage
+    from optuna.trial import FrozenTrial
 
     from bincounter.sweep.search_plan import Plan
 
@@ -36,6 +37,7 @@ OWNER = "owner"  # attributes of trials
 WARM_START = "warm_start"
 _SEARCH = "search"  # attributes of studies
 _OBJECTIVES = "objectives"
+_EXHAUSTED = "exhausted"
 _STORAGE = "BINCOUNTER_STUDY"
 """The storage's URL, for the jobs of a search: it may hold a password, and overrides are written down."""
 
@@ -150,6 +152,40 @@ def _changed(before: Mapping[str, str], now: Mapping[str, str]) -> str:
 def objectives(study: "Study") -> Sequence[str]:
     """Names of the metrics a study is about."""
     return study.user_attrs.get(_OBJECTIVES, [])
+
+
+def reopen_trial(study: "Study", running: "FrozenTrial") -> "Trial":
+    """Return a running trial that another process began, to report to it and to finish it."""
+    import optuna
+
+    return optuna.Trial(study, running._trial_id)  # Optuna has no public way
+
+
+def suggest(trial: "Trial", space: "Mapping[str, BaseDistribution]") -> None:
+    """Choose the values that a trial lacks; those it has stay."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    for name, each in space.items():
+        if isinstance(each, CategoricalDistribution):
+            trial.suggest_categorical(name, each.choices)
+        elif isinstance(each, IntDistribution):
+            trial.suggest_int(name, each.low, each.high, step=each.step, log=each.log)
+        else:
+            assert isinstance(each, FloatDistribution)
+            trial.suggest_float(name, each.low, each.high, step=each.step, log=each.log)
+
+
+def note_exhaustion(study: "Study") -> None:
+    """Have the study note when its sampler has no more to propose.
+
+    Samplers that try every value then call ``study.stop()``, which Optuna allows inside of ``study.optimize`` alone.
+    """
+    study.stop = lambda: study.set_user_attr(_EXHAUSTED, True)  # type: ignore[method-assign]
+
+
+def is_exhausted(study: "Study") -> bool:
+    """Whether the sampler has proposed every value."""
+    return bool(study.user_attrs.get(_EXHAUSTED))
 
 
 _SAMPLER, _PRUNER = "hparams_search.sampler", "hparams_search.pruner"

@@ -10,7 +10,7 @@ import logging
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from bincounter.errors import ConfigError, ResourceError
 from bincounter.sweep.distributions import to_optuna
 from bincounter.sweep.search_plan import Plan
 from bincounter.sweep.search_results import own_trials
-from bincounter.sweep.study import OWNER, Sampling
+from bincounter.sweep.study import OWNER, Sampling, is_exhausted, note_exhaustion, reopen_trial, suggest
 from bincounter.sweep.trials import OUTCOME, at_work, locked
 
 log = logging.getLogger(__name__)
@@ -91,9 +91,6 @@ class Ownership:
         return self._folder / f"{id_}.lock"
 
 
-_EXHAUSTED = "exhausted"  # attribute of a study whose sampler has no more to propose
-
-
 @dataclass(frozen=True)
 class Claimed:
     """A trial that is this process's to carry out.
@@ -122,8 +119,7 @@ class Claims:
     def __init__(self, plan: Plan, sampling: Sampling, study: optuna.Study, ownership: Ownership) -> None:
         self._plan, self._sampling, self._study, self._ownership = plan, sampling, study, ownership
         self._space = to_optuna(plan.parameters)
-        # Samplers that try everything say so by ending Optuna's own loop, which is not run here.
-        study.stop = lambda: study.set_user_attr(_EXHAUSTED, True)  # type: ignore[method-assign]
+        note_exhaustion(study)
 
     @property
     def total(self) -> int:
@@ -147,15 +143,9 @@ class Claims:
             left = [each for each in running if self._is_left(each) and not at_work(self._folder(each.number))]
             taken = [self._adopt(trial) for trial in left[:most]]
             open_ = self.total - len(running) - sum(trial.state.is_finished() for trial in there)
-            if self._study.user_attrs.get(_EXHAUSTED):
+            if is_exhausted(self._study):
                 open_ = 0
             return taken + [self._ask() for _ in range(min(most - len(taken), open_))]
-
-    def give_back(self, claimed: Sequence[Claimed]) -> None:
-        """Leave trials that the launcher refused before their jobs began to the next start, values and all."""
-        for each in claimed:
-            if not each.adopted and not (each.folder / RECORD).exists():
-                self._study._storage.set_trial_state_values(each.trial._trial_id, TrialState.WAITING)
 
     def wait(self, take: Callable[[], list[Claimed]]) -> list[Claimed]:
         """Wait for jobs that outlived their process, which nobody else will tell the study of; then take them."""
@@ -175,7 +165,9 @@ class Claims:
     def _adopt(self, left: FrozenTrial) -> Claimed:
         self._study.sampler = self._sampling.of(left.number)
         log.info("Going on with trial %d, which an earlier start of this search has begun.", left.number)
-        return self._claimed(optuna.Trial(self._study, left._trial_id), adopted=True)
+        trial = reopen_trial(self._study, left)
+        suggest(trial, self._space)
+        return self._claimed(trial, adopted=True)
 
     def _ask(self) -> Claimed:
         number = len(self._study.get_trials(deepcopy=False))
@@ -184,12 +176,10 @@ class Claims:
                 f"{self._folder(number)} holds the run of another search: remove it, or search in another folder"
             )
         self._study.sampler = self._sampling.of(number)
-        return self._claimed(self._study.ask(), adopted=False)
+        return self._claimed(self._study.ask(fixed_distributions=self._space), adopted=False)
 
     def _claimed(self, trial: optuna.Trial, *, adopted: bool) -> Claimed:
         trial.set_user_attr(OWNER, self._ownership.mark)
-        for name, distribution in self._space.items():  # what an adopted one has already stays
-            trial._suggest(name, distribution)
         return Claimed(trial, self._folder(trial.number), adopted)
 
     def _folder(self, number: int) -> Path:

@@ -66,31 +66,32 @@ def _open(source: str, shown: str) -> "Study":
 
 
 def _add(study: "Study", before: "Study", shown: str, space: "dict[str, BaseDistribution]") -> int:
-    """Add the completed trials that fit the space and are not there yet; how many those are."""
-    from optuna.trial import TrialState, create_trial
+    """Add the completed trials that fit the space and are missing here; return how many fit."""
+    from optuna.trial import TrialState
 
-    there = {trial.user_attrs.get(WARM_START) for trial in study.get_trials(deepcopy=False)}
-    found = before.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    fitting = [trial for trial in found if WARM_START not in trial.user_attrs and _fits(trial, space)]
-    for trial in fitting:
-        mark = f"{shown} trial {trial.number}"
-        if mark not in there:  # an earlier start was killed in between
-            study.add_trial(
-                create_trial(
-                    values=trial.values,
-                    params={name: trial.params[name] for name in space},
-                    distributions=space,
-                    user_attrs={WARM_START: mark},
-                )
-            )
-    return len(fitting)
+    known = {trial.user_attrs.get(WARM_START) for trial in study.get_trials(deepcopy=False)}
+    fitting = 0
+    for trial in before.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        copy = None if WARM_START in trial.user_attrs else _copied(trial, space, f"{shown} trial {trial.number}")
+        if copy is not None:
+            fitting += 1
+            if copy.user_attrs[WARM_START] not in known:  # else an earlier start that was killed has added it
+                study.add_trial(copy)
+    return fitting
 
 
-def _fits(trial: "FrozenTrial", space: "dict[str, BaseDistribution]") -> bool:
-    """Whether a trial has a value for each parameter and no other, all of them within the space."""
+def _copied(trial: "FrozenTrial", space: "dict[str, BaseDistribution]", mark: str) -> "FrozenTrial | None":
+    """A trial as one of this space; ``None`` unless it has exactly its parameters, with values inside of it."""
+    from optuna.trial import create_trial
+
     if trial.params.keys() != space.keys():
-        return False
+        return None
     try:
-        return all(space[name]._contains(space[name].to_internal_repr(value)) for name, value in trial.params.items())
-    except (TypeError, ValueError):  # such as a value that is none of the choices
-        return False
+        return create_trial(
+            values=trial.values,
+            params={name: trial.params[name] for name in space},
+            distributions=space,
+            user_attrs={WARM_START: mark},
+        )
+    except (TypeError, ValueError):  # create_trial checks every value
+        return None

@@ -7,7 +7,17 @@ import pytest
 
 from bincounter.errors import ConfigError, ResourceError
 from bincounter.sweep.search_space import Choice, Interval, Parameter
-from bincounter.sweep.study import Sampling, make_pruner, open_storage, quiet, storage_url
+from bincounter.sweep.study import (
+    Sampling,
+    is_exhausted,
+    make_pruner,
+    note_exhaustion,
+    open_storage,
+    quiet,
+    reopen_trial,
+    storage_url,
+    suggest,
+)
 from bincounter.sweep.trials import of_value
 
 SPACE: list[Parameter] = [Interval("x", 0.0, 1.0), Interval("n", 1, 4, integer=True), Choice("c", (32, 64))]
@@ -48,6 +58,31 @@ def test_a_search_in_two_starts_proposes_what_one_does(tmp_path: Path, name: str
 def test_a_grid_knows_its_end() -> None:
     listed: list[Parameter] = [Choice("c", (32, 64)), Interval("n", 1, 5, integer=True)]
     assert Sampling({"_target_": "optuna.samplers.GridSampler"}, listed, 1).most == 10
+
+
+def test_a_grid_notes_its_end_without_optunas_loop() -> None:
+    sampler = optuna.samplers.GridSampler({"c": [32, 64]})
+    study = optuna.create_study(sampler=sampler)
+    note_exhaustion(study)
+    for _ in range(2):
+        assert not is_exhausted(study)
+        study.tell(study.ask({"c": DISTRIBUTIONS["c"]}), 0.0)
+    assert is_exhausted(study)
+
+
+def test_a_running_trial_is_reopened_with_its_values(tmp_path: Path) -> None:
+    url = storage_url(None, tmp_path)
+    study = optuna.create_study(study_name="s", storage=open_storage(url))
+    begun = study.ask({"x": DISTRIBUTIONS["x"]})  # killed before it had all of its values
+    other = optuna.load_study(study_name="s", storage=open_storage(url))
+    trial = reopen_trial(other, other.trials[0])
+    suggest(trial, DISTRIBUTIONS)
+    assert (trial.number, trial.params["x"]) == (begun.number, begun.params["x"])
+    assert trial.distributions == DISTRIBUTIONS
+    trial.report(0.5, 1)
+    other.tell(trial, 1.0)
+    (told,) = study.trials
+    assert (told.state.name, told.value, told.intermediate_values) == ("COMPLETE", 1.0, {1: 0.5})
 
 
 @pytest.mark.parametrize(
