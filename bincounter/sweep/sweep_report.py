@@ -1,4 +1,4 @@
-"""Sweep.html with optuna.visualization figures."""
+"""The page ``sweep.html``: headline, table of trials, and the figures of optuna.visualization."""
 
 import logging
 import os
@@ -32,17 +32,17 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_FEWEST = 5  # completed trials from which an importance says anything
+_FEWEST = 5  # completed trials that an importance needs
 _OPTIONAL = {"seconds": "Time", "billed_seconds": "Billed", "usd": "USD", "saved_seconds": "Saved", "error": "Error"}
 
 
 def write_page(path: Path, study: "Study", search: Search) -> None:
-    """Write the page of a search, whole or not at all.
+    """Write the page of a search atomically.
 
     Args:
         path: of the page; links to the runs' reports are relative to it.
         study: finished or not, on any storage.
-        search: what the study does not know of itself.
+        search: facts that the study lacks.
     """
     from plotly.offline import get_plotlyjs
 
@@ -53,7 +53,7 @@ def write_page(path: Path, study: "Study", search: Search) -> None:
         "kicker": f"bincounter search · {search.title}",
         "headline": _headline(best, study, search),
         "lead": _lead(study),
-        "footer": "Made by bincounter with Optuna's plots. This file needs no network.",
+        "footer": "Made by bincounter with Optuna's plots. This file works offline.",
         "plotly": Markup(get_plotlyjs()),
         "metrics": search.metrics,
         "keys": keys,
@@ -73,8 +73,8 @@ def _headline(best: "Sequence[FrozenTrial]", study: "Study", search: Search) -> 
         return "No trial has completed"
     among = len(completed(study))
     if len(search.metrics) > 1:
-        return f"{len(best)} of {among} completed trials outdone by no other"
-    only = "the only one completed" if among == 1 else f"the best of {among} completed"
+        return f"{len(best)} of {among} completed trials are on the Pareto front"
+    only = "the only completed trial" if among == 1 else f"the best of {among} completed trials"
     return f"{search.metrics[0]} {best[0].value:.4g} by trial {best[0].number}, {only}"
 
 
@@ -92,18 +92,18 @@ def _lead(study: "Study") -> str:
 
 
 def _columns(trials: "Sequence[FrozenTrial]") -> dict[str, str]:
-    """What beside values and parameters there is to say about any of the trials: name to heading."""
-    told = {name for trial in trials for name in trial.user_attrs}
+    """Return the columns beside values and parameters that any trial fills: name to heading."""
+    attrs = {name for trial in trials for name in trial.user_attrs}
     if any(seconds(trial) is not None for trial in trials):
-        told.add("seconds")
-    return {name: heading for name, heading in _OPTIONAL.items() if name in told}
+        attrs.add("seconds")
+    return {name: heading for name, heading in _OPTIONAL.items() if name in attrs}
 
 
 def _row(trial: "FrozenTrial", keys: Sequence[str], path: Path) -> dict[str, object]:
-    told = trial.user_attrs
+    attrs = trial.user_attrs
     times = {
         "seconds": seconds(trial),
-        "billed_seconds": told.get("billed_seconds"),
+        "billed_seconds": attrs.get("billed_seconds"),
         "saved_seconds": saved(trial) or None,
     }
     return {
@@ -113,22 +113,22 @@ def _row(trial: "FrozenTrial", keys: Sequence[str], path: Path) -> dict[str, obj
         "scores": [f"{value:.5g}" for value in trial.values or ()],
         "params": [written(trial.params[key]) if key in trial.params else "" for key in keys],
         **{name: "" if value is None else _duration(value) for name, value in times.items()},
-        "usd": f"{told['usd']:.4f}" if "usd" in told else "",
-        "error": told.get("error", ""),
+        "usd": f"{attrs['usd']:.4f}" if "usd" in attrs else "",
+        "error": attrs.get("error", ""),
     }
 
 
 def _report(trial: "FrozenTrial", path: Path) -> str | None:
-    """Where the page finds the report of a trial's run, even after its folder has moved together with the page."""
-    told = trial.user_attrs.get("folder")
-    for folder in ([Path(told)] if told else []) + [path.parent / str(trial.number)]:
+    """Return the link to the report of a trial's run, also after the sweep's folder was moved."""
+    attrs = trial.user_attrs.get("folder")
+    for folder in ([Path(attrs)] if attrs else []) + [path.parent / str(trial.number)]:
         if (folder / "report.html").is_file():
             return quote(os.path.relpath(folder / "report.html", path.parent))
     return None
 
 
 def _duration(length: float) -> str:
-    """Seconds in the unit that suits them."""
+    """Format seconds, such as ``3 min 05 s``."""
     if length < 60:
         return f"{length:.1f} s"
     minutes, rest = divmod(round(length), 60)
@@ -138,13 +138,13 @@ def _duration(length: float) -> str:
 
 @dataclass(frozen=True)
 class Plot:
-    """One plot, or the reason why there is none.
+    """One plot, or the reason for its absence.
 
     Attributes:
         name: of the plot.
         figure: HTML that draws it with the page's plotly.js; ``None`` for none.
-        note: what it shows, or why it does not.
-        across: whether it takes the page's whole width.
+        note: caption.
+        across: whether it spans the page's width.
     """
 
     name: str
@@ -163,16 +163,16 @@ def _course(study: "Study", metrics: Sequence[str]) -> list[Plot]:
     for number, metric in enumerate(metrics):
         target = _target(number) if len(metrics) > 1 else None
         figure = _drawn(visualization.plot_optimization_history, study, target=target, target_name=metric)
-        note = "" if target else "One dot is a trial; the line is the best value so far."
+        note = "" if target else "Each dot is a trial; the line is the best value so far."
         plots.append(_plot(f"History of {metric}", figure, note))
     if len(metrics) == 2:
         figure = _drawn(visualization.plot_pareto_front, study, target_names=list(metrics))
-        plots.append(_plot("Pareto front", figure, "Best trials are outdone by no other."))
+        plots.append(_plot("Pareto front", figure, "No other trial is better in both metrics."))
     if any(trial.intermediate_values for trial in own_trials(study)):
         figure = _drawn(visualization.plot_intermediate_values, study)
         if figure is not None:
             figure.update_layout(xaxis_title="Epoch", yaxis_title=metrics[0])
-        plots.append(_plot("As epochs ended", figure, "One line is a trial; pruned ones end early."))
+        plots.append(_plot("Metric by epoch", figure, "Each line is a trial; pruned ones end early."))
     return plots
 
 
@@ -188,7 +188,7 @@ def _parameters(study: "Study", metrics: Sequence[str]) -> list[Plot]:
         figure = _drawn(visualization.plot_slice, study, target=target, target_name=metric)
         plots.append(_plot(f"Slices of {metric}", figure, "The darker a dot, the later its trial.", across=True))
     figure = _drawn(visualization.plot_parallel_coordinate, study, target_name=metrics[0])
-    return [*plots, _plot("Parallel coordinates", figure, "One line is a completed trial.", across=True)]
+    return [*plots, _plot("Parallel coordinates", figure, "Each line is a completed trial.", across=True)]
 
 
 def _importance(study: "Study", number: int, metric: str) -> Plot:
@@ -197,18 +197,18 @@ def _importance(study: "Study", number: int, metric: str) -> Plot:
 
     name, trials = f"Importance for {metric}", completed(study)
     if len({key for trial in trials for key in trial.params}) < 2:
-        return Plot(name, None, "One key was searched, so that there is nothing to compare it with.")
+        return Plot(name, None, "Only one parameter was searched.")
     if len(trials) < _FEWEST:
-        return Plot(name, None, f"It takes {_FEWEST} completed trials or more to tell which key matters.")
+        return Plot(name, None, f"Importance needs {_FEWEST} completed trials or more.")
     if len({trial.values[number] for trial in trials}) == 1:
-        return Plot(name, None, f"All trials came to the same {metric}, so that no key matters.")
-    # PED-ANOVA (arXiv:2304.10255) asks what the best trials have in common; it wants some 5 of them.
+        return Plot(name, None, f"All trials have the same {metric}.")
+    # PED-ANOVA (arXiv:2304.10255) compares the best trials to all; it needs about 5 of them.
     evaluator = PedAnovaImportanceEvaluator(target_quantile=min(0.5, max(0.1, 5 / len(trials))))
     target = None
-    if len(study.directions) > 1:  # of a target, lower is taken for better
+    if len(study.directions) > 1:  # Optuna minimises a target
         target = _target(number, -1 if study.directions[number].name == "MAXIMIZE" else 1)
     figure = _drawn(visualization.plot_param_importances, study, evaluator=evaluator, target=target, target_name=metric)
-    return _plot(name, figure, "How far the best trials differ from all in a key (PED-ANOVA); shares of 1.")
+    return _plot(name, figure, "How far the best trials differ from all in a parameter (PED-ANOVA); shares of 1.")
 
 
 def _timeline(study: "Study") -> Plot:
@@ -224,13 +224,13 @@ def _target(number: int, sign: int = 1) -> "Callable[[FrozenTrial], float]":
 
 
 def _drawn(draw: "Callable[..., Figure]", study: "Study", **options: object) -> "Figure | None":
-    """One of Optuna's plots; a page must not fail with the one that it cannot draw."""
+    """Return a plot of Optuna; ``None`` if it fails, so that the page is still written."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what is done here on purpose, and of experimental features
+            warnings.simplefilter("ignore")  # of experimental features and of several objectives
             return draw(study, **options)
     except Exception as error:
-        log.warning("sweep.html goes without %s: %s", draw.__name__.removeprefix("plot_"), error)
+        log.warning("sweep.html lacks the plot %s: %s", draw.__name__.removeprefix("plot_"), error)
         return None
 
 

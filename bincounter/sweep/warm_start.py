@@ -1,4 +1,4 @@
-"""Trials of earlier searches, from which a sampler learns; they are no trials of the search itself."""
+"""Warm start: copies trials of earlier searches into a study for its sampler."""
 
 import logging
 from pathlib import Path
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_TAKEN = "warm_start"  # attribute of the study: the sources whose trials it has
+_TAKEN = "warm_start"  # attribute of the study: sources already added
 
 
 def learn_from_earlier(study: "Study", plan: "Plan") -> None:
-    """Add what earlier searches found to a study, once; to be called by one process at a time.
+    """Add the trials of earlier searches to a study, once; call it from one process at a time.
 
     Raises:
-        ConfigError: an earlier search is not there, or has other metrics.
+        ConfigError: an earlier search is missing, or has other metrics.
     """
     taken: list[str] = study.user_attrs.get(_TAKEN, [])
     for source in plan.settings["warm_start"]:
@@ -36,12 +36,12 @@ def learn_from_earlier(study: "Study", plan: "Plan") -> None:
         if list(objectives(before)) != plan.metrics or before.directions != study.directions:
             raise ConfigError(
                 f"hparams_search.warm_start={shown} searched {', '.join(objectives(before)) or 'something else'}, and "
-                f"this search {', '.join(plan.metrics)}: leave it out"
+                f"this search {', '.join(plan.metrics)}: remove it"
             )
         added = _add(study, before, shown, to_optuna(plan.parameters))
         taken = [*taken, shown]
         study.set_user_attr(_TAKEN, taken)
-        log.info("The search starts with what %d trials of %s found.", added, shown)
+        log.info("The search starts with %d trials of %s.", added, shown)
 
 
 def _open(source: str, shown: str) -> "Study":
@@ -59,7 +59,7 @@ def _open(source: str, shown: str) -> "Study":
     names = optuna.get_all_study_names(storage)
     if name not in names and (name or len(names) != 1):
         raise ConfigError(
-            f"hparams_search.warm_start={shown} names none of the studies there ({', '.join(names) or 'none'}): write "
+            f"hparams_search.warm_start={shown} names none of the studies in it ({', '.join(names) or 'none'}): write "
             "DATABASE_URL#STUDY"
         )
     return optuna.load_study(study_name=name or names[0], storage=storage)

@@ -1,4 +1,4 @@
-"""What samplers propose, where studies are stored, and what is refused of either."""
+"""Samplers, storages and pruners of a search."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def _proposals(url: str, node: dict, starts: list[int]) -> list[dict]:
         study = optuna.create_study(study_name="s", storage=open_storage(url), load_if_exists=True)
         for _ in range(trials):
             number = len(study.trials)
-            study.sampler = sampling.of(number)
+            study.sampler = sampling.sampler_for(number)
             trial = study.ask(DISTRIBUTIONS)
             study.tell(trial, (trial.params["x"] - 0.4) ** 2 + trial.params["n"])
     return [trial.params for trial in optuna.load_study(study_name="s", storage=url).trials]
@@ -90,9 +90,9 @@ def test_a_running_trial_is_reopened_with_its_values(tmp_path: Path) -> None:
     [
         ({"_target_": "optuna.samplers.TPESampel"}, "names nothing that can be called"),
         ({"_target_": "optuna.samplers.TPESampler", "seeed": 1}, "did you mean hparams_search.sampler.seed?"),
-        ({"_target_": "optuna.pruners.MedianPruner"}, "is no sampler of Optuna"),
-        ({"_target_": "optuna.samplers.GridSampler"}, "x is an interval without end"),
-        ({"_target_": "optuna.samplers.QMCSampler", "qmc_type": "dice"}, "cannot be made"),
+        ({"_target_": "optuna.pruners.MedianPruner"}, "is not a sampler of Optuna"),
+        ({"_target_": "optuna.samplers.GridSampler"}, "x is a continuous interval"),
+        ({"_target_": "optuna.samplers.QMCSampler", "qmc_type": "dice"}, "cannot be created"),
     ],
 )
 def test_wrong_samplers_are_refused(node: dict, said: str) -> None:
@@ -106,16 +106,16 @@ def test_cmaes_searches_one_metric() -> None:
 
 
 def test_a_sampler_is_no_pruner() -> None:
-    with pytest.raises(ConfigError, match="is no pruner of Optuna"):
+    with pytest.raises(ConfigError, match="is not a pruner of Optuna"):
         make_pruner({"_target_": "optuna.samplers.TPESampler"})
 
 
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("study.db", "is no database URL"),
+        ("study.db", "is not a database URL"),
         ("postgresql+psycopg://me:word@localhost/s", "needs a driver"),
-        ("nobase://host/s", "is no database URL"),
+        ("nobase://host/s", "is not a database URL"),
     ],
 )
 def test_wrong_storages_are_refused(url: str, said: str) -> None:
@@ -125,7 +125,7 @@ def test_wrong_storages_are_refused(url: str, said: str) -> None:
     assert "\n" not in str(refused.value)
 
 
-def test_a_missing_folder_is_said(tmp_path: Path) -> None:
+def test_a_missing_folder_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match="cannot be opened"):
         open_storage(storage_url(None, tmp_path / "nowhere"))
 
