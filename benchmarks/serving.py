@@ -121,7 +121,7 @@ def _soak(folder: Path, jpegs: list[bytes]) -> dict[str, float | None]:
         started = time.perf_counter()
         killed = overload(server.url, jpegs, clients=32, meanwhile=server.kill_worker)
         seconds = time.perf_counter() - started
-        print(f"worker killed under 32 requests: {killed.statuses}, all answered within {seconds:.1f} s")
+        print(f"worker killed under 32 requests: {killed.statuses}, all ended within {seconds:.1f} s")
         server.wait_until_ready()
         print("and back")
     return {"memory_after_20000_over_4000": after / before}

@@ -1,7 +1,7 @@
 """Exceptions and their exit codes; ``check_choice``, ``closest_match`` (did you mean ...?).
 
-The entry points turn them into exit codes (DESIGN: 0 done, 2 the user has to change something, 143 stopped by SIGTERM
-with a checkpoint, 1 anything else).
+The entry points turn them into exit codes: 0 done, 2 the user has to change something, 143 stopped by SIGTERM with a
+checkpoint, 1 anything else.
 """
 
 import difflib
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class BinCounterError(Exception):
-    """A failure that is answered in one sentence instead of a traceback."""
+    """An error that is printed as one sentence, without a traceback."""
 
     exit_code = 1
 
@@ -22,49 +22,49 @@ class UserError(BinCounterError):
 
 
 class ConfigError(UserError):
-    """An override or a configuration file that is refused before anything starts."""
+    """A wrong override or configuration file, rejected before anything starts."""
 
 
 class DataError(UserError):
-    """A data source that cannot be read as asked: a missing folder, bucket or layout, or no usable photo in it."""
+    """A data source that cannot be read: a missing folder, bucket or layout, or no usable photo in it."""
 
 
 class ResourceError(BinCounterError):
-    """Memory, disk or the network gave out; the message says what to change."""
+    """Memory, disk or network failed; the message says what to change."""
 
 
 class Interrupted(BinCounterError):
-    """Ctrl-C; the message says how to go on."""
+    """Ctrl-C; the message says how to resume."""
 
 
 class Pruned(BinCounterError):
-    """A trial of a search was ended since others promise more; it has not failed."""
+    """A trial was ended by the pruner; it has not failed."""
 
 
 class Stopped(BinCounterError):
-    """The process was asked to stop by SIGTERM and left a checkpoint to go on from."""
+    """The process was stopped by SIGTERM and left a checkpoint to resume from."""
 
     exit_code = 143
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str | None:
-    """The allowed word that ``word`` is most likely a misspelling of, if any is close; case is no difference."""
+    """The allowed word closest to ``word``, ignoring case; ``None`` if none is close."""
     by_lower = {name.lower(): name for name in allowed}
     found = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
     return by_lower[found[0]] if found else None
 
 
 def one_of(key: str, value: Any, allowed: Iterable[str], where: str = "") -> None:
-    """Refuse a value that is not among ``allowed``, naming the key, the choices and the nearest spelling.
+    """Check that a value is one of ``allowed``.
 
     Args:
         key: the override that sets the value.
         value: what it was set to.
         allowed: the names.
-        where: said after the names, such as ``" for resnet18"``.
+        where: appended to the names, such as ``" for resnet18"``.
 
     Raises:
-        ConfigError: when it is none of them.
+        ConfigError: it is not; the message has the key, the choices and the nearest spelling.
     """
     allowed = list(allowed)
     if value in allowed:

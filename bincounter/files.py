@@ -1,4 +1,4 @@
-"""Atomic writes (write aside, fsync, rename), advisory file locks, full-disk error."""
+"""Atomic writes (write aside, fsync, rename), advisory file locks, full-disk errors."""
 
 import errno
 import fcntl
@@ -17,17 +17,17 @@ from bincounter.errors import ResourceError
 log = logging.getLogger(__name__)
 
 
-# Read once: the only way to read the mask is to set it, which another thread could see.
+# Read once, at import: the mask can only be read by setting it, which other threads would see.
 _UMASK = os.umask(0o022)
 os.umask(_UMASK)
 
 
 @contextmanager
 def replacing(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO]:
-    """Open a temporary file beside ``path`` that takes its place when the block ends without an error.
+    """Open a temporary file beside ``path`` that replaces it when the block ends without an error.
 
     Args:
-        path: the file to create or replace; its folder is created when it is missing.
+        path: the file to create or replace; its folder is created if missing.
         mode: ``"w"`` for text (UTF-8, newlines untouched) or ``"wb"`` for bytes.
     """
     path = Path(path)
@@ -49,19 +49,19 @@ def replacing(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO]:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write ``text`` (UTF-8) to ``path``, whole or not at all."""
+    """Write ``text`` (UTF-8) to ``path`` atomically."""
     with replacing(path) as file:
         file.write(text)
 
 
 def link(source: Path, path: Path) -> None:
-    """Give the content of a file a second name at once, instead of writing it again; a copy where links are unknown.
+    """Hard-link a file atomically; copies where the file system has no links.
 
-    Both names last on their own as long as files are replaced and never written in place.
+    The two names are independent as long as files are replaced and never written in place.
 
     Args:
         source: the file.
-        path: its other name in the same file system, which is taken from the file that has it now.
+        path: its second name, on the same file system; an existing file is replaced.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
@@ -75,7 +75,7 @@ def link(source: Path, path: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable: without it a power cut can bring the old name back."""
+    """Make a rename durable: without it a power cut can undo it."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -85,10 +85,10 @@ def _sync_folder(folder: Path) -> None:
 
 @contextmanager
 def full_disk_answered(folder: Path) -> Iterator[None]:
-    """Turn the system's "no space left" in this block into a sentence that names the folder.
+    """Translate "no space left on device" in this block into a sentence that names the folder.
 
     Raises:
-        ResourceError: the disk or the quota is used up.
+        ResourceError: the disk or the quota is full.
     """
     try:
         yield
@@ -102,16 +102,16 @@ def full_disk_answered(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def one_at_a_time(folder: Path) -> Iterator[None]:
-    """Hold a folder's lock in this block; the system frees it when the process ends, however it does.
+    """Hold a folder's lock in this block; the system releases it when the process ends in any way.
 
     Args:
-        folder: made when it is missing.
+        folder: created if missing.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            log.info("Waiting for another process that is at work in %s", folder)
+            log.info("Waiting for another process that uses %s", folder)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

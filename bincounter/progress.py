@@ -1,4 +1,4 @@
-"""Progress bar on a terminal, few log lines elsewhere; objects/s and MB/s for transfers."""
+"""Progress bar on a terminal, few log lines elsewhere; with objects/s and MB/s for transfers."""
 
 import logging
 import sys
@@ -13,16 +13,18 @@ from rich.text import Text
 
 log = logging.getLogger(__name__)
 
+_EVERY = 10.0  # seconds between two lines of a log
+
 Item = TypeVar("Item")
 
 
 def track(iterable: Iterable[Item], description: str, total: int) -> Iterator[Item]:
-    """Pass items on while showing on stderr how many of them are done.
+    """Yield items while showing on stderr how many of them are done.
 
     Args:
-        iterable: what to go through; it may be lazy.
-        description: what happens to the items, such as ``reading photos``.
-        total: how many items there will be.
+        iterable: the items; may be lazy.
+        description: such as ``reading photos``.
+        total: number of items.
     """
     console = Console(file=sys.stderr)
     if not console.is_terminal:
@@ -35,27 +37,24 @@ def track(iterable: Iterable[Item], description: str, total: int) -> Iterator[It
         yield from progress.track(iterable, total=total, description=description)
 
 
-_EVERY = 10.0  # seconds between two lines of a log
-
-
 class TransferProgress:
     """Shows a transfer on stderr: a bar on a terminal, a line every ten seconds elsewhere.
 
     Args:
         description: such as ``Fetching from s3://bucket``.
-        objects: how many there will be.
-        size: bytes of all of them; ``None`` where that is not known beforehand.
+        objects: number of objects.
+        size: bytes of all of them; ``None`` if unknown.
     """
 
     def __init__(self, description: str, objects: int, size: int | None) -> None:
         self._description, self._objects, self._size = description, objects, size
         self._done = self._bytes = 0
-        self._start = self._said = 0.0
+        self._start = self._logged = 0.0
         console = Console(file=sys.stderr)
         self._bar = _bar(console) if console.is_terminal else None
 
     def __enter__(self) -> Self:
-        self._start = self._said = time.monotonic()
+        self._start = self._logged = time.monotonic()
         if self._bar:
             self._bar.start()
             self._task = self._bar.add_task(self._description, total=self._objects, speed="")
@@ -70,10 +69,14 @@ class TransferProgress:
         self._bytes += size
         if self._bar:
             self._bar.update(self._task, advance=1, speed=self._speed())
-        elif time.monotonic() - self._said > _EVERY:
-            self._said = time.monotonic()
+        elif time.monotonic() - self._logged > _EVERY:
+            self._logged = time.monotonic()
             log.info(
-                "%s: %s of %s objects, %s", self._description, f"{self._done:,}", f"{self._objects:,}", self._left()
+                "%s: %s of %s objects, %s",
+                self._description,
+                f"{self._done:,}",
+                f"{self._objects:,}",
+                self._speed_and_time_left(),
             )
 
     def __exit__(
@@ -81,7 +84,7 @@ class TransferProgress:
     ) -> None:
         if self._bar:
             self._bar.stop()
-        what = "done" if kind is None else "broken off"
+        what = "done" if kind is None else "interrupted"
         log.info(
             "%s: %s, %s objects, %s, %s", self._description, what, f"{self._done:,}", _size(self._bytes), self._speed()
         )
@@ -90,8 +93,8 @@ class TransferProgress:
         seconds = max(time.monotonic() - self._start, 1e-3)
         return f"{self._done / seconds:,.0f} objects/s, {self._bytes / seconds / 1e6:,.1f} MB/s"
 
-    def _left(self) -> str:
-        """Speed, and the time left at it: by bytes, which large and small objects have in common."""
+    def _speed_and_time_left(self) -> str:
+        """Speed, and the time left at it, by bytes where they are known."""
         share = self._bytes / self._size if self._size else self._done / max(self._objects, 1)
         seconds = (time.monotonic() - self._start) * (1 - share) / share if share else 0
         return f"{self._speed()}, {int(seconds // 60)} min {int(seconds % 60)} s left"

@@ -1,4 +1,4 @@
-"""Credentials are not written down: what looks like one is masked in everything a run saves."""
+"""Masks of passwords, tokens and keys in everything that a run saves or prints."""
 
 import re
 from collections.abc import Mapping
@@ -14,9 +14,9 @@ _IN_QUERY = re.compile(r"([?&]\w*(?:password|passwd|secret|token)=)[^&#\s'\"]+",
 
 
 def masked(node: Any, name: str = "") -> Any:
-    """A copy of plain containers in which the values of secret-sounding names, and logins in URLs, are masked."""
+    """Copy plain containers with the values of secret names, and logins in URLs, masked."""
     if isinstance(node, Mapping):
-        # What lies under a secret name is secret too.
+        # Everything below a secret name is secret, too.
         return {key: masked(value, name if _NAME.search(name) else str(key)) for key, value in node.items()}
     if isinstance(node, list):
         return [masked(value, name) for value in node]
@@ -26,7 +26,7 @@ def masked(node: Any, name: str = "") -> Any:
 
 
 def masked_argument(argument: str) -> str:
-    """A command-line argument with its value masked if its key sounds secret."""
+    """Mask the value of a command-line argument if its key is a secret name."""
     key, equals, value = argument.partition("=")
     secret = _NAME.search(key) or any(_NAME.search(inner) for inner in _INNER.findall(value))
     return f"{key}={MASK}" if equals and secret else _masked_url(argument)

@@ -20,7 +20,7 @@ from commands import REPOSITORY, Run, Start
 from s3_proxy import FaultyProxy
 from searches import study_of
 
-from bincounter.cloud.container.cluster import SageMakerEnvironment
+from bincounter.cloud.container import SageMakerEnvironment
 
 ASSETS = REPOSITORY / "tests" / "assets"
 PHOTOS = ASSETS / "photos"

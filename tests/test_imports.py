@@ -1,11 +1,11 @@
-"""Imports point one way: each room of the package knows only the rooms before it."""
+"""Imports point one way: each room of the package imports only rooms before it, and no files import each other."""
 
 import ast
 from pathlib import Path
 
 import pytest
+from package_graph import PACKAGE, imports, room
 
-PACKAGE = Path(__file__).parent.parent / "bincounter"
 ROOMS = (
     "model",
     "data",
@@ -20,22 +20,42 @@ ROOMS = (
     "sweep",
     "cli",
 )
-FREE = {"errors", "files", "parallel", "progress", "redaction"}
-
-
-@pytest.mark.parametrize("room", ROOMS)
-def test_a_room_imports_only_from_rooms_before_it(room: str) -> None:
-    allowed = {*ROOMS[: ROOMS.index(room) + 1], *FREE}
-    found = set()
-    for path in (PACKAGE / room).rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("bincounter."):
-                found.add(node.module.split(".")[1])
-    assert found
-    assert found <= allowed
-
-
+SMDEBUG_IMPORTERS = {
+    "bincounter.config.train_schema",
+    "bincounter.config.debugger_schema",
+    "bincounter.config.validate",
+    "bincounter.debugger.rule_runner",
+    "bincounter.cloud.debugger_rules",
+}
 REHEARSAL = PACKAGE.parent / "packages" / "sagemaker-rehearsal"
+
+
+def test_the_rooms_are_the_folders() -> None:
+    assert {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()} == set(ROOMS)
+
+
+@pytest.mark.parametrize("name", ROOMS)
+def test_a_room_imports_only_rooms_before_it(name: str) -> None:
+    imported = {room(target) for module, targets in imports().items() if room(module) == name for target in targets}
+    assert imported - {""} <= set(ROOMS[: ROOMS.index(name) + 1])
+
+
+def test_the_ground_floor_imports_no_room() -> None:
+    ground = {module: targets for module, targets in imports().items() if room(module) == ""}
+    del ground["bincounter.__main__"]  # the console script
+    assert {room(target) for targets in ground.values() for target in targets} == {""}
+
+
+def test_no_files_import_each_other() -> None:
+    left = {module: set(targets) for module, targets in imports().items()}
+    while ends := {module for module, targets in left.items() if not targets & set(left)}:
+        left = {module: targets for module, targets in left.items() if module not in ends}
+    assert not left, f"in a circle, or above one: {sorted(left)}"
+
+
+def test_smdebug_is_a_plug_in() -> None:
+    importers = {m for m, targets in imports().items() if room(m) != "smdebug" and "smdebug" in map(room, targets)}
+    assert importers <= SMDEBUG_IMPORTERS
 
 
 def importers(folder: Path, package: str) -> set[str]:
@@ -51,7 +71,20 @@ def importers(folder: Path, package: str) -> set[str]:
 
 
 def test_the_rehearsal_is_a_package_of_its_own() -> None:
-    assert importers(PACKAGE, "sagemaker_rehearsal") == {"cloud/place.py"}
+    assert importers(PACKAGE, "sagemaker_rehearsal") == {"cloud/sagemaker_launcher.py"}
     assert importers(REHEARSAL, "sagemaker_rehearsal")
     assert not importers(REHEARSAL, "bincounter")
     assert not [path for path in REHEARSAL.rglob("*.py") if "bincounter" in path.read_text()]
+
+
+@pytest.mark.parametrize(
+    ("private", "home"),
+    [
+        ("hydra._internal", {"cli/hydra_app.py"}),
+        ("optuna._", {"sweep/study.py"}),
+        ("trial._trial_id", {"sweep/study.py"}),
+    ],
+)
+def test_private_apis_of_libraries_have_one_home(private: str, home: set[str]) -> None:
+    users = {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py") if private in path.read_text()}
+    assert users <= home

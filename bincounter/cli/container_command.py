@@ -33,11 +33,6 @@ def main() -> int:
     base, code = base_folder(), Path(sys.argv[0]).resolve().parent
     keep = partial(_keep_failure, base / "output" / "failure")
     try:
-        if (code / "task.pkl").exists():
-            from bincounter.cli import train_command
-            from bincounter.cloud.task import run_pickled
-
-            return run_pickled(code / "task.pkl", run_folder(base))
         # Lightning starts this program anew for each further process of an instance, with the overrides of the first.
         if "LOCAL_RANK" not in os.environ:
             sys.argv = [str(code / "start.py"), *_overrides(base)]

@@ -19,14 +19,13 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from bincounter.cli import hydra_app
-from bincounter.cloud.aws_errors import in_words_of_target
 from bincounter.cloud.endpoints import endpoint_record
 from bincounter.cloud.endpoints.api_objects import check_names
 from bincounter.cloud.endpoints.endpoint_requests import Wanted
 from bincounter.config.deploy_schema import SERVES, check_deploy, target_of
 from bincounter.errors import ConfigError, Stopped, UserError
 from bincounter.serving.application.answers import Limits
-from bincounter.serving.local.server import Server, announced, end, own_place, running
+from bincounter.serving.local.running_servers import Server, announced, end, own_place, running
 from bincounter.training.results import Origin, origin_of
 from bincounter.training.run_folder import newest_checkpoint
 
@@ -156,7 +155,7 @@ def _deploy(cfg: DictConfig) -> int:
 
 
 def _require_server() -> None:
-    for module in ("httptools", "prometheus_client", "starlette", "uvicorn"):
+    for module in ("h11", "prometheus_client", "starlette", "uvicorn"):
         if importlib.util.find_spec(module) is None:
             raise ConfigError(f"target=local needs {module}: pip install 'bincounter[serving]'")
 
@@ -228,17 +227,16 @@ def check_sagemaker(cfg: DictConfig) -> None:
     from bincounter.cloud.endpoints.deployment import planned_update
     from bincounter.serving.packing.archive import Package
 
-    with in_words_of_target():
-        wanted = _wanted(cfg)
-        account, unpacked = Account(wanted.target["region"]), Package(Path(), "", "0" * 64)
-        if cfg.action == "transform":
-            cost = batch_transform.planned(account, wanted, unpacked, source=cfg.input, output=cfg.output).cost
-            log.info("Transform job: %s", cost.words)
-            return
-        written = planned_update if cfg.action == "update" else deployment.planned_creation
-        log.info("Endpoint %s: %s", wanted.name, written(account, wanted, unpacked)[0].cost.words)
-        if cfg.action == "update":
-            log.info("During the update the old and the new instances both run, and both are billed.")
+    wanted = _wanted(cfg)
+    account, unpacked = Account(wanted.target["region"], "target"), Package(Path(), "", "0" * 64)
+    if cfg.action == "transform":
+        cost = batch_transform.planned(account, wanted, unpacked, source=cfg.input, output=cfg.output).cost
+        log.info("Transform job: %s", cost.words)
+        return
+    written = planned_update if cfg.action == "update" else deployment.planned_creation
+    log.info("Endpoint %s: %s", wanted.name, written(account, wanted, unpacked)[0].cost.words)
+    if cfg.action == "update":
+        log.info("During the update the old and the new instances both run, and both are billed.")
 
 
 def carry_out_at_sagemaker(cfg: DictConfig, package: "Package | None") -> int:
@@ -255,8 +253,7 @@ def carry_out_at_sagemaker(cfg: DictConfig, package: "Package | None") -> int:
         BinCounterError: it could not be carried out.
         Interrupted: by Ctrl-C; AWS goes on with what it was asked for.
     """
-    with in_words_of_target():
-        return _act(cfg, package, _wanted(cfg))
+    return _act(cfg, package, _wanted(cfg))
 
 
 def _wanted(cfg: DictConfig) -> Wanted:
@@ -268,7 +265,7 @@ def _wanted(cfg: DictConfig) -> Wanted:
 def _act(cfg: DictConfig, package: "Package | None", wanted: Wanted) -> int:
     from bincounter.cloud.account import Account
 
-    account = Account(wanted.target["region"])
+    account = Account(wanted.target["region"], "target")
     if cfg.action == "invoke":
         from bincounter.cloud.endpoints.invoke import invoke
         from bincounter.training.predictor import photos_of

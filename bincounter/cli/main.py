@@ -226,24 +226,22 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _cost(arguments: argparse.Namespace) -> int:
-    from bincounter.cloud.cost_records import find
+    from bincounter.cloud.cost_records import read_costs
 
-    found = find(arguments.folders)
+    costs = read_costs(arguments.folders)
     if arguments.json:
         import json
 
-        from bincounter.cloud.cost_report import document
-
-        print(json.dumps(document(found), indent=2, ensure_ascii=False))
+        print(json.dumps(costs.document(), indent=2, ensure_ascii=False))
     else:
         from rich.console import Console
 
         from bincounter.cloud.cost_report import render
 
-        Console(highlight=False).print(render(found))
-    for error in found.errors:
+        Console(highlight=False).print(render(costs))
+    for error in costs.errors:
         print(f"Error: {error}", file=sys.stderr)
-    return 2 if found.errors else 0
+    return 2 if costs.errors else 0
 
 
 def _rules(arguments: argparse.Namespace) -> int:

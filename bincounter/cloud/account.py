@@ -1,6 +1,6 @@
-"""Who submits to SageMaker and where: credentials, region, account number, bucket and role.
+"""AWS account: credentials, region, account number, bucket and role.
 
-Everything comes from where every AWS tool looks for it: ``AWS_*`` variables (``AWS_PROFILE``, ``AWS_REGION``,
+Settings come from where every AWS tool looks for them: ``AWS_*`` variables (``AWS_PROFILE``, ``AWS_REGION``,
 ``AWS_ENDPOINT_URL``), the files in ``~/.aws``, single sign-on, and the role of the machine.
 """
 
@@ -23,12 +23,11 @@ _MISSING = ("404", "NoSuchBucket", "NotFound")
 
 
 class Account:
-    """An AWS account in one region, as the credentials at hand reach it.
-
-    Creating one sends no request, nor does anything that needs none: a role given as an ARN works offline.
+    """AWS account in one region. Creating it sends no request, and a role given as an ARN works offline.
 
     Args:
         region: ``launcher.region``; ``None`` for that of ``AWS_REGION``, ``AWS_DEFAULT_REGION`` or the profile.
+        group: of settings that messages name, ``launcher`` or ``target``.
 
     Attributes:
         region: the region's name, one that has SageMaker.
@@ -37,18 +36,19 @@ class Account:
         ConfigError: no region is set, SageMaker is not in it, or the profile does not exist.
     """
 
-    def __init__(self, region: str | None) -> None:
+    def __init__(self, region: str | None, group: str = "launcher") -> None:
         import boto3
 
         for name in ("boto3", "botocore", "urllib3"):
             debugging = logging.getLogger(name).isEnabledFor(logging.DEBUG)
             # At DEBUG they write session tokens, and at INFO how they found the credentials.
             logging.getLogger(name).setLevel(logging.INFO if debugging else logging.WARNING)
-        with answered_by_aws("reading the AWS settings"):
+        self._group = group
+        with answered_by_aws("reading the AWS settings", group):
             self._session = boto3.Session()
             # boto3 itself knows AWS_DEFAULT_REGION only, every other AWS tool knows AWS_REGION.
             self.region = region or os.environ.get("AWS_REGION") or self._session.region_name or ""
-            _check_region(self.region)
+            _check_region(self.region, group)
         self._clients: dict[str, Any] = {}
         self._lock = threading.RLock()  # jobs are submitted from several threads, and sessions are for one
 
@@ -69,7 +69,7 @@ class Account:
 
     @property
     def sts(self) -> Any:
-        """The boto3 client of STS, which knows who we are."""
+        """The boto3 client of STS."""
         return self._client("sts")
 
     @property
@@ -89,85 +89,85 @@ class Account:
 
     @cached_property
     def number(self) -> str:
-        """The twelve digits of the account, asked for once.
+        """The twelve digits of the account, requested once.
 
         Raises:
-            BinCounterError: there are no credentials, or AWS does not take them.
+            BinCounterError: there are no credentials, or AWS refuses them.
         """
-        with answered_by_aws("asking whose the AWS credentials are"):
+        with answered_by_aws("asking whose the AWS credentials are", self._group):
             return str(self.sts.get_caller_identity()["Account"])
 
     @property
     def default_bucket(self) -> str:
-        """The name of the SageMaker SDK's own default bucket, whether it is there or not."""
+        """Name of the SageMaker SDK's default bucket, which may not exist yet."""
         return f"sagemaker-{self.region}-{self.number}"
 
     def bucket(self, name: str | None) -> str:
-        """The bucket that holds code, checkpoints and models.
+        """Check the bucket for code, checkpoints and models, and return its name.
 
         Args:
             name: of a bucket that exists in this region; ``None`` for ``sagemaker-<region>-<account>``, the SageMaker
-                SDK's own default, which is made when it is missing, closed to the public.
+                SDK's default, which is created when it is missing, closed to the public.
 
         Raises:
-            ConfigError: the bucket does not exist, is not ours to use, or lies in another region.
+            ConfigError: the bucket does not exist, access is denied, or it is in another region.
         """
         from botocore.exceptions import ClientError
 
         used = name or self.default_bucket
-        # Bucket names are worldwide: somebody else may have taken the default one to collect what others put there.
+        # Bucket names are worldwide: somebody else may have taken the default one to collect other people's uploads.
         owner = {} if name else {"ExpectedBucketOwner": self.number}
-        with answered_by_aws(f"using the bucket {used}"):
+        with answered_by_aws(f"using the bucket {used}", self._group):
             try:
-                there = self._bucket_region(used, **owner)
+                bucket_region = self._bucket_region(used, **owner)
             except ClientError as error:
                 if _code(error) in _DENIED:
                     raise ConfigError(
                         f"access to the bucket {used} is denied: have s3:ListBucket on it added to the policies of "
-                        "your AWS user (docs/sagemaker.md), or, if it is another account's, set launcher.bucket to one "
-                        "of yours"
+                        f"your AWS user (docs/sagemaker.md), or, if it is another account's, set {self._group}.bucket "
+                        "to one of yours"
                     ) from error
                 if _code(error) not in _MISSING:
                     raise
                 if name:
                     raise ConfigError(
-                        f"launcher.bucket={name} does not exist: correct it, make it with `aws s3 mb s3://{name} "
+                        f"{self._group}.bucket={name} does not exist: correct it, make it with `aws s3 mb s3://{name} "
                         f"--region {self.region}`, or leave it out for the default one"
                     ) from error
                 self._make_bucket(used)
                 return used
-        if there and there != self.region:
+        if bucket_region and bucket_region != self.region:
             raise ConfigError(
-                f"launcher.bucket={used} is in {there} and the job in {self.region}: set launcher.region={there}, or "
-                f"leave launcher.bucket out for one in {self.region}"
+                f"{self._group}.bucket={used} is in {bucket_region} and what uses it in {self.region}: set "
+                f"{self._group}.region={bucket_region}, or leave {self._group}.bucket out for one in {self.region}"
             )
         return used
 
     def role(self, name_or_arn: str | None) -> str:
-        """The ARN of the role that SageMaker runs the job as.
+        """Return the ARN of the role that SageMaker runs the job as.
 
         Args:
             name_or_arn: ``launcher.role``. An ARN is taken as it is, without a request. A name is looked up; where that
                 is not allowed, its ARN is made from the account's number.
 
         Raises:
-            ConfigError: there is none, it cannot be one, or AWS knows none of that name.
+            ConfigError: no role is set, it is not a name or an ARN, or it does not exist.
         """
         from botocore.exceptions import ClientError
 
         if not name_or_arn:
             raise ConfigError(
-                "SageMaker runs a job as a role, and none is set: make one with the commands of docs/sagemaker.md (The "
-                "role), then set launcher.role to its name or ARN"
+                "SageMaker runs a job as a role, and none is set: create one with the commands of docs/sagemaker.md "
+                f"(The role), then set {self._group}.role to its name or ARN"
             )
         if _ROLE_ARN.fullmatch(name_or_arn):
             return name_or_arn
         if name_or_arn.startswith("arn:") or not _ROLE_NAME.fullmatch(name_or_arn):
             raise ConfigError(
-                f"launcher.role={name_or_arn} is neither the name of a role nor its ARN: write it as "
-                "arn:aws:iam::<account>:role/<name> (`aws iam list-roles` shows those there are)"
+                f"{self._group}.role={name_or_arn} is neither the name of a role nor its ARN: write it as "
+                "arn:aws:iam::<account>:role/<name> (`aws iam list-roles` lists them)"
             )
-        with answered_by_aws(f"looking up launcher.role={name_or_arn}"):
+        with answered_by_aws(f"looking up {self._group}.role={name_or_arn}", self._group):
             try:
                 return str(self.iam.get_role(RoleName=name_or_arn.rpartition("/")[2])["Role"]["Arn"])
             except ClientError as error:
@@ -177,13 +177,13 @@ class Account:
         return f"arn:{partition}:iam::{self.number}:role/{name_or_arn}"
 
     def check_source(self, uri: str) -> None:
-        """Refuse an ``s3://`` source that a job here could not read.
+        """Check that a job in this region can read an ``s3://`` source.
 
         Args:
             uri: ``data.source``, an address of a folder or a bucket.
 
         Raises:
-            DataError: it is no address, or nothing that we may read lies there.
+            DataError: it is not an address, or there is nothing that we may read.
             ConfigError: the bucket is in another region than the job, which SageMaker refuses.
         """
         from botocore.exceptions import BotoCoreError, ClientError
@@ -194,11 +194,11 @@ class Account:
         name, folder = parse(uri)
         host = urlsplit(self.s3.meta.endpoint_url).netloc.rpartition("@")[2]
         try:
-            there = self._bucket_region(name)
-            if there and there != self.region:
+            bucket_region = self._bucket_region(name)
+            if bucket_region and bucket_region != self.region:
                 raise ConfigError(
-                    f"data.source={uri} is in {there} and the job in {self.region}, from where SageMaker does not read "
-                    f"it: set launcher.region={there}, or copy the photos to a bucket in {self.region}"
+                    f"data.source={uri} is in {bucket_region} and the job in {self.region}, from where SageMaker does "
+                    f"not read it: set launcher.region={bucket_region}, or copy the photos to a bucket in {self.region}"
                 )
             prefix = f"{folder}/" if folder else ""
             listed = self.s3.list_objects_v2(Bucket=name, Prefix=prefix, MaxKeys=1)
@@ -207,10 +207,10 @@ class Account:
         except BotoCoreError as error:
             raise explain(error, f"looking at data.source={uri}") from error
         if not listed.get("KeyCount", len(listed.get("Contents", ()))):
-            raise MissingError(f"nothing lies under {uri}: correct data.source, its letters' case included")
+            raise MissingError(f"there is nothing under {uri}: correct data.source, its letters' case included")
 
     def console_link(self, job_name: str) -> str:
-        """Where a browser shows a training job."""
+        """URL of a training job in the AWS console."""
         console = _CONSOLES.get(self._session.get_partition_for_region(self.region), "console.aws.amazon.com")
         return f"https://{self.region}.{console}/sagemaker/home?region={self.region}#/jobs/{job_name}"
 
@@ -220,7 +220,7 @@ class Account:
 
         with self._lock:
             if service not in self._clients:
-                retries: dict[str, Any] = {"mode": "adaptive"}  # slows down where AWS asks to
+                retries: dict[str, Any] = {"mode": "adaptive"}  # slows down when AWS throttles
                 if "AWS_MAX_ATTEMPTS" not in os.environ:
                     retries["total_max_attempts"] = 6
                 config = Config(
@@ -232,20 +232,20 @@ class Account:
                 )
                 try:
                     self._clients[service] = self._session.client(service, region_name=self.region, config=config)
-                except (BotoCoreError, ValueError) as error:  # an endpoint that is none is a ValueError
-                    raise explain(error, f"reaching {service}") from error
+                except (BotoCoreError, ValueError) as error:  # an invalid endpoint is a ValueError
+                    raise explain(error, f"reaching {service}", self._group) from error
             return self._clients[service]
 
     def _bucket_region(self, name: str, **condition: str) -> str | None:
-        """Where a bucket lies; ``None`` from servers that do not tell, which have one region."""
+        """Region of a bucket; ``None`` from servers that have one region and do not name it."""
         from botocore.exceptions import ClientError
 
         try:
             answer = self.s3.head_bucket(Bucket=name, **condition)
         except ClientError as error:
-            there = _region_header(error.response)
-            if there and there != self.region and _code(error) not in _MISSING:
-                return there  # refused for that alone, or before anything else could be
+            region = _region_header(error.response)
+            if region and region != self.region and _code(error) not in _MISSING:
+                return region  # refused for the region, before anything else was checked
             raise
         return answer.get("BucketRegion") or _region_header(answer)
 
@@ -253,11 +253,11 @@ class Account:
         from botocore.exceptions import ClientError
 
         place = {} if self.region == "us-east-1" else {"LocationConstraint": self.region}
-        with answered_by_aws(f"making the bucket {name}"):
+        with answered_by_aws(f"creating the bucket {name}", self._group):
             try:
                 self.s3.create_bucket(Bucket=name, **({"CreateBucketConfiguration": place} if place else {}))
             except ClientError as error:
-                if _code(error) != "BucketAlreadyOwnedByYou":  # another of our commands was quicker
+                if _code(error) != "BucketAlreadyOwnedByYou":  # another command was faster
                     raise
             closed = ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets")
             self.s3.put_public_access_block(
@@ -265,18 +265,18 @@ class Account:
             )
 
 
-def _check_region(region: str) -> None:
+def _check_region(region: str, group: str) -> None:
     if not region:
-        raise ConfigError("no AWS region is set: say launcher.region=us-east-1 or another, or set AWS_REGION")
+        raise ConfigError(f"no AWS region is set: set {group}.region=us-east-1 or another, or AWS_REGION")
     if region not in _regions():
         guess = nearest(region, _regions())
-        hint = f"did you mean launcher.region={guess}?" if guess else "say launcher.region=us-east-1 or another"
-        raise ConfigError(f"{region} is no region of SageMaker's: {hint} (AWS_REGION and the profile set it, too)")
+        hint = f"did you mean {group}.region={guess}?" if guess else f"set {group}.region=us-east-1 or another"
+        raise ConfigError(f"{region} is not a region of SageMaker: {hint} (AWS_REGION and the profile set it, too)")
 
 
 @cache
 def _regions() -> tuple[str, ...]:
-    """All regions that have SageMaker, by botocore's endpoint data; reading it takes a quarter of a second."""
+    """List all regions with SageMaker, by botocore's endpoint data; reading it takes a quarter of a second."""
     import boto3
 
     session = boto3.Session()

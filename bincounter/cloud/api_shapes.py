@@ -1,4 +1,4 @@
-"""Extra request parameters merged and checked against botocore's service model."""
+"""Extra parameters of requests: merged, and checked against botocore's service model."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -6,20 +6,19 @@ from functools import cache
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from bincounter.cloud.job_request import _SETTINGS
 from bincounter.errors import ConfigError, nearest
 
 Path = tuple[str | int, ...]
 
 
 class Violation(NamedTuple):
-    """A value that the model does not allow.
+    """Value that the service model does not allow.
 
     Attributes:
         path: names of members and keys, and positions in lists, that lead to the value.
         value: the value, or, where ``of_key``, the key of a mapping.
         rule: ``max``, ``min``, ``enum`` or ``pattern``.
-        limit: what the model has for it.
+        limit: the bound, the allowed values or the pattern.
         sized: whether ``max`` and ``min`` are of its length.
         of_key: whether it is a mapping's key.
     """
@@ -33,7 +32,7 @@ class Violation(NamedTuple):
 
 
 def violations(shape: Any, value: Any, path: Path = ()) -> Iterator[Violation]:
-    """All that is wrong with a value whose names and types botocore's ``ParamValidator`` has let through.
+    """Yield the violations of a value whose names and types botocore's ``ParamValidator`` has accepted.
 
     Args:
         shape: of the value, such as an operation's ``input_shape``.
@@ -73,12 +72,12 @@ def _broken(shape: Any, value: Any) -> Iterator[tuple[str, Any, bool]]:
 def _matches(pattern: str, value: str) -> bool:
     try:
         return re.fullmatch(pattern, value) is not None
-    except re.error:  # patterns are Java's; some, such as \p{L}, Python does not know, and the server decides
+    except re.error:  # Java's patterns; Python does not know some, such as \p{L}, and the server decides
         return True
 
 
 def merged(request: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
-    """``request`` with ``extra`` laid over it: mappings are merged, everything else is replaced."""
+    """Merge ``extra`` into a copy of ``request``: mappings are merged, other values replaced."""
     result = dict(request)
     for key, value in extra.items():
         both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
@@ -88,41 +87,41 @@ def merged(request: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, An
 
 @cache
 def service_model(service: str = "sagemaker") -> Any:
-    """What botocore knows of an API of AWS's."""
+    """Load botocore's service model."""
     import botocore.session
 
     return botocore.session.get_session().get_service_model(service)
 
 
-def check(request: Mapping[str, Any], operation: str, setting: str = "launcher.request") -> None:
-    """Refuse a request that SageMaker's service model does not know.
+def check(
+    request: Mapping[str, Any],
+    operation: str,
+    setting: str = "launcher.request",
+    settings: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Check a request against SageMaker's service model.
 
     Args:
         request: the operation's parameters.
         operation: its name, such as ``CreateTrainingJob``.
-        setting: that parts of it were given by, for messages.
+        setting: that extra parameters come from, for messages.
+        settings: see :func:`check_shape`.
 
     Raises:
         ConfigError: an unknown, missing or mistyped parameter, or a value that is none of those allowed.
     """
-    check_shape(request, service_model().operation_model(operation).input_shape, operation, setting)
+    check_shape(request, service_model().operation_model(operation).input_shape, operation, setting, settings)
 
 
-def check_shape(
-    value: Mapping[str, Any],
-    shape: Any,
-    what: str,
-    setting: str,
-    settings: Mapping[str, str] = MappingProxyType(_SETTINGS),
-) -> None:
-    """Refuse parameters that a shape of a service model does not have.
+def check_shape(value: Mapping[str, Any], shape: Any, what: str, setting: str, settings: Mapping[str, str]) -> None:
+    """Check parameters against a shape of a service model.
 
     Args:
         value: the parameters.
         shape: of the model.
-        what: has that shape, such as an operation, for messages.
-        setting: that parts of it were given by.
-        settings: the setting that a parameter comes from, by its path.
+        what: name of the operation or object, for messages.
+        setting: that extra parameters come from.
+        settings: the setting that a parameter comes from, by its path; other parameters come from ``setting``.
 
     Raises:
         ConfigError: an unknown, missing or mistyped parameter, or a value that is none of those allowed.
@@ -131,7 +130,7 @@ def check_shape(
 
     report = ParamValidator().validate(value, shape).generate_report()
     if report:
-        # A misspelt name comes before what is missing for its sake.
+        # A misspelt name first: it explains a missing one.
         lines = sorted(report.splitlines(), key=lambda line: not line.startswith("Unknown parameter"))
         raise ConfigError(_mistake(lines[0], what, setting))
     for violation in violations(shape, value):
@@ -141,12 +140,12 @@ def check_shape(
 def _mistake(line: str, operation: str, setting: str) -> str:
     unknown = re.match(r'Unknown parameter in (\S+): "([^"]+)", must be one of: (.*)', line)
     if not unknown:
-        return f"{setting} does not make a {operation} request that SageMaker takes: {line}"
+        return f"{setting} does not give a valid {operation} request: {line}"
     where = "" if unknown[1] == "input" else f"{unknown[1]}."
     known = unknown[3].split(", ")
     hint = nearest(unknown[2], known)
-    return f"{setting}.{where}{unknown[2]} is no parameter of {operation}" + (
-        f": did you mean {hint}?" if hint else f": there are {', '.join(known)}"
+    return f"{setting}.{where}{unknown[2]} is not a parameter of {operation}" + (
+        f": did you mean {hint}?" if hint else f": it has {', '.join(known)}"
     )
 
 
@@ -156,11 +155,11 @@ def _forbidden(violation: Violation, setting: str, settings: Mapping[str, str]) 
     what = f"the key {value} of {name}" if violation.of_key else f"{name}={value}"
     if violation.rule == "enum":
         hint = nearest(str(value), limit)
-        return f"{what} is nothing that SageMaker knows: " + (
-            f"did you mean {hint}?" if hint else f"there are {', '.join(limit)}"
+        return f"{what} is not a value that SageMaker knows: " + (
+            f"did you mean {hint}?" if hint else f"use one of {', '.join(limit)}"
         )
     if violation.rule == "pattern":
-        return f"{what} does not have the form that SageMaker takes ({limit})"
+        return f"{what} does not have the form that SageMaker accepts ({limit})"
     bound = "at most" if violation.rule == "max" else "at least"
     unit = (" characters" if isinstance(value, str) else " entries") if violation.sized else ""
     return f"{what} is out of range: {bound} {limit}{unit}"

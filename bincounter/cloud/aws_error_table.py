@@ -1,7 +1,8 @@
-"""The answers by which AWS refuses a request or fails a job, and the sentence for each.
+"""Errors by which AWS refuses a request or fails a job or an endpoint, and the message for each.
 
-The patterns are the wording of the services in 2026, as users report it; where one no longer fits, a more general one
-further down does. The first that fits is taken.
+The patterns are the wording of the services in 2026, as users report it. The first case that matches counts, so that
+general ones stand last. ``{group}`` in a message is the group of settings that the request was made from, ``launcher``
+or ``target``; the other names are in :data:`SETTINGS`.
 """
 
 import re
@@ -15,35 +16,67 @@ _IMAGE = (
     r"|(?:Image|Repository)NotFoundException)"
 )
 _NO_IMAGE = (
-    "the training image does not exist in this region, or launcher.role may not pull it: correct "
-    "launcher.framework_version or launcher.image, or give the role the ECR actions of docs/sagemaker.md"
+    "the image does not exist in this region, or {group}.role may not pull it: correct {image}, or give the role the "
+    "ECR actions of docs/sagemaker.md"
 )
 _NO_ROLE = (
     "SageMaker cannot act as {role}: make sure that the role exists and that its trust policy names "
     "sagemaker.amazonaws.com, as docs/sagemaker.md shows (a new role takes some seconds to be known)"
 )
 _NO_OBJECTS = (
-    "SageMaker finds no object under {url}: correct data.source, its letters' case included, or give launcher.role "
+    "SageMaker finds no object under {url}: correct {source}, its letters' case included, or give {group}.role "
     "s3:ListBucket and s3:GetObject on it (docs/sagemaker.md)"
 )
 _ELSEWHERE = (
-    "a bucket of this job is in another region than the job: set launcher.region to the bucket's, or use a bucket of "
-    "launcher.region"
+    "a bucket is in another region than what uses it: set {group}.region to the bucket's, or use a bucket of "
+    "{group}.region"
 )
 
 
+_NO_ARCHIVE = (
+    "target.role may not read the archive {url}: give it s3:GetObject there, as docs/sagemaker.md shows, and "
+    "kms:Decrypt where the bucket is encrypted with a key of its own"
+)
+SETTINGS = {
+    "launcher": {
+        "source": "data.source",
+        "image": "launcher.framework_version or launcher.image",
+        "amount": "launcher.instance_type, launcher.instance_count or launcher.max_parallel_jobs",
+        "fewer": ", or lower launcher.max_parallel_jobs",
+        "vpc": "launcher.request.VpcConfig",
+    },
+    "target": {
+        "source": "input",
+        "image": "target.image",
+        "amount": "target.instance_type, target.instance_count, target.memory_mb or target.max_concurrency",
+        "fewer": "",
+        "vpc": "target.request.Model.VpcConfig",
+    },
+}
+"""By group: the settings of photos, image, capacity and network, and what sends fewer requests."""
+
+
 @dataclass(frozen=True)
-class Case:
-    """One refusal: the error codes it comes under (none: any), what its message looks like, and the sentence."""
+class AwsErrorCase:
+    """One refusal or failure.
+
+    Attributes:
+        codes: error codes it comes under, separated by spaces; empty for any.
+        message: regular expression that AWS's message matches.
+        error: class to raise.
+        sentence: message to raise it with, a format string.
+        group: the only group that it is for; empty for both.
+    """
 
     codes: str
     message: str
-    kind: type[BinCounterError]
+    error: type[BinCounterError]
     sentence: str
+    group: str = ""
 
-    def match(self, code: str, message: str) -> re.Match[str] | None:
-        """What the message's pattern found, if this is the case."""
-        if self.codes and code not in self.codes.split():
+    def match(self, code: str, message: str, group: str) -> re.Match[str] | None:
+        """Match an error code and a message of AWS's."""
+        if (self.codes and code not in self.codes.split()) or self.group not in ("", group):
             return None
         return re.search(self.message, message, re.DOTALL)
 
@@ -51,25 +84,53 @@ class Case:
 _DENIED = "AccessDenied AccessDeniedException UnauthorizedOperation AuthorizationError Forbidden 403"
 _THROTTLED = "Throttling ThrottlingException ThrottledException TooManyRequestsException RequestLimitExceeded SlowDown"
 CASES = (
-    Case(
+    AwsErrorCase(
+        "ValidationException ResourceInUse ConflictException",
+        r"[Cc]annot create already existing|already exists",
+        ConfigError,
+        "the name is in use, so {doing} is refused: set name to another, or use action=update",
+        "target",
+    ),
+    AwsErrorCase(
+        "ValidationException ResourceInUse ConflictException",
+        r"in-progress|in progress|[Cc]annot (?:update|delete) endpoint.*(?:Creating|Updating|RollingBack|Deleting)",
+        ConfigError,
+        "the endpoint is busy, so {doing} is refused: wait until action=status shows it InService",
+        "target",
+    ),
+    AwsErrorCase(
+        "ValidationException",
+        r"model data at (?P<url>s3://[^\s,\"]+?)[.,]?(?:\s|$)",
+        ConfigError,
+        _NO_ARCHIVE,
+        "target",
+    ),
+    AwsErrorCase(
+        "ValidationError ValidationException",
+        r"Endpoint (?P<name>\S+) of account(?: \d+)? not found",
+        ConfigError,
+        "there is no endpoint named {name} in this region: action=list shows all",
+        "target",
+    ),
+    AwsErrorCase(
         "ExpiredToken ExpiredTokenException RequestExpired TokenRefreshRequired",
         "",
         ConfigError,
         "the AWS credentials have expired: log in again{login}",
     ),
-    Case(
+    AwsErrorCase(
         "InvalidSignatureException SignatureDoesNotMatch RequestTimeTooSkewed",
         r"(?:Signature expired|not yet current|RequestTime|too large)",
         ConfigError,
-        "AWS takes no signature of another time: set the clock of this machine",
+        "AWS refuses signatures of another time: set the clock of this machine",
     ),
-    Case(
+    AwsErrorCase(
         "InvalidSignatureException SignatureDoesNotMatch IncompleteSignature",
         "",
         ConfigError,
         "the secret key does not belong to the access key ({code}): correct AWS_SECRET_ACCESS_KEY, or set AWS_PROFILE",
     ),
-    Case(
+    AwsErrorCase(
         "UnrecognizedClientException InvalidClientTokenId InvalidAccessKeyId InvalidToken AuthFailure "
         "MissingAuthenticationToken MissingAuthenticationTokenException",
         "",
@@ -77,120 +138,118 @@ CASES = (
         "AWS does not know these credentials, or not in this region ({code}): log in again{login}, correct "
         "AWS_ACCESS_KEY_ID, or set AWS_PROFILE to another profile",
     ),
-    Case(
+    AwsErrorCase(
         "OptInRequired SubscriptionRequiredException",
         "",
         ConfigError,
         "this AWS account is not yet active for what was asked ({code}): finish its sign-up in the console, or set "
-        "launcher.region to a region it has enabled",
+        "{group}.region to a region it has enabled",
     ),
-    Case("", _IMAGE, ConfigError, _NO_IMAGE),
-    Case(
+    AwsErrorCase("", _IMAGE, ConfigError, _NO_IMAGE),
+    AwsErrorCase(
         _DENIED,
         r"perform: iam:PassRole on resource: (?P<role>[^\s\"]+)",
         ConfigError,
-        "your AWS user may not hand {role} to SageMaker: have iam:PassRole allowed on that role, as the policy of the "
+        "your AWS user may not pass {role} to SageMaker: have iam:PassRole allowed on that role, as the policy of the "
         "submitting user in docs/sagemaker.md does",
     ),
-    Case(
+    AwsErrorCase(
         _DENIED,
         r"perform: (?P<action>[\w-]+:\w+).*(?:explicit deny|service control policy|permissions boundary)",
         ConfigError,
-        "a policy of this account forbids {action}: ask whoever administers this AWS account, or set AWS_PROFILE "
-        "to one of another account",
+        "a policy of this account forbids {action}: ask the administrator of this AWS account, or set AWS_PROFILE "
+        "to a profile of another account",
     ),
-    Case(
+    AwsErrorCase(
         _DENIED,
         r"perform: (?P<action>[\w-]+:\w+) on resource: \"?(?P<resource>[^\s\"]+)",
         ConfigError,
         "{doing} is not allowed: have {action} on {resource} added to the policies of your AWS user (docs/sagemaker.md "
         "has all that is needed), or set AWS_PROFILE to another",
     ),
-    Case(
+    AwsErrorCase(
         _DENIED,
         r"(?:.*perform: (?P<action>[\w-]+:\w+))?",
         ConfigError,
         "{doing} is not allowed: have {action} added to the policies of your AWS user (docs/sagemaker.md has all that "
         "is needed), or set AWS_PROFILE to another",
     ),
-    Case(
+    AwsErrorCase(
         "ResourceLimitExceeded",
         r"(?P<instance>ml\.[\w.-]+) is not available in this region",
         ConfigError,
-        "SageMaker has no {instance} in this region: set launcher.instance_type or launcher.region to another",
+        "SageMaker has no {instance} in this region: set {group}.instance_type or {group}.region to another",
     ),
-    Case(
+    AwsErrorCase(
         "ResourceLimitExceeded",
         r"limit '(?P<quota>[^']+)' is (?P<limit>\d+).*?utilization of (?P<used>\d+).*?delta of (?P<more>\d+)",
         ResourceError,
-        "the quota '{quota}' of this account is {limit}, {used} are in use and {more} more asked for: "
-        "ask for a higher one of exactly that name (console: Service Quotas, Amazon SageMaker; spot and on-demand "
-        "have quotas of their own), set launcher.instance_type to another, or lower launcher.max_parallel_jobs",
+        "the quota '{quota}' of this account is {limit}, {used} are in use and {more} more asked for: ask for a higher "
+        "one of exactly that name (console: Service Quotas, Amazon SageMaker; spot and on-demand have quotas of their "
+        "own), or change {amount}",
     ),
-    Case(
+    AwsErrorCase(
         "ResourceLimitExceeded ServiceQuotaExceededException LimitExceededException",
         "",
         ResourceError,
-        "a quota of this account stands against {doing} ({message}): ask for more under Service Quotas, Amazon "
+        "a quota of this account prevents {doing} ({message}): ask for more under Service Quotas, Amazon "
         "SageMaker, or wait until other jobs have ended",
     ),
-    Case(
+    AwsErrorCase(
         _THROTTLED,
         "",
         ResourceError,
-        "AWS is asked too often for {doing} ({code}): run the same command again in a minute, or lower "
-        "launcher.max_parallel_jobs",
+        "AWS throttles {doing} ({code}): run the same command again in a minute{fewer}",
     ),
-    Case(
+    AwsErrorCase(
         "ResourceInUse ResourceInUseException ConflictException",
         "",
         ConfigError,
-        "the name is taken, or what has it is still busy, so {doing} is refused: set task_name to another, or wait "
-        "until it has ended",
+        "the name is in use, so {doing} is refused: set task_name to another, or wait until the job has ended",
     ),
-    Case("", r"[Cc]ould not assume role (?P<role>\S+?)[.,]?(?:\s|$)", ConfigError, _NO_ROLE),
-    Case("ValidationException", r"No S3 objects found under S3 URL \"(?P<url>[^\"]+)", DataError, _NO_OBJECTS),
-    Case(
+    AwsErrorCase("", r"[Cc]ould not assume role (?P<role>\S+?)[.,]?(?:\s|$)", ConfigError, _NO_ROLE),
+    AwsErrorCase("ValidationException", r"No S3 objects found under S3 URL \"(?P<url>[^\"]+)", DataError, _NO_OBJECTS),
+    AwsErrorCase(
         "ValidationException",
         r"bucket.*(?:same|different|another|wrong) .*region",
         ConfigError,
         _ELSEWHERE,
     ),
-    Case(
+    AwsErrorCase(
         "PermanentRedirect AuthorizationHeaderMalformed IllegalLocationConstraintException BucketRegionError 301",
         "",
         ConfigError,
         _ELSEWHERE,
     ),
-    Case(
+    AwsErrorCase(
         "ValidationException",
         r"Value '(?P<instance>ml\.[\w.-]+)' at '[\w.]*[iI]nstanceType' failed",
         ConfigError,
-        "launcher.instance_type={instance} is no instance type that SageMaker trains on: correct it",
+        "{group}.instance_type={instance} is not an instance type of SageMaker: correct it",
     ),
-    Case(
+    AwsErrorCase(
         "ValidationException ValidationError InvalidParameterException",
         "",
         ConfigError,
-        "AWS refuses {doing} ({message}): correct the setting it names, or what launcher.request adds to it",
+        "AWS refuses {doing} ({message}): correct the setting it names, or what {group}.request adds to it",
     ),
-    Case(
+    AwsErrorCase(
         "NoSuchBucket",
         "",
         ConfigError,
-        "the bucket{bucket} does not exist: correct launcher.bucket or data.source, or make it with `aws s3 mb`",
+        "the bucket{bucket} does not exist: correct {group}.bucket or {source}, or create it with `aws s3 mb`",
     ),
-    Case(
+    AwsErrorCase(
         "NoSuchEntity",
         "",
         ConfigError,
-        "{doing} finds nothing of that name: correct it, or make the role as docs/sagemaker.md shows",
+        "{doing} finds nothing of that name: correct it, or create the role as docs/sagemaker.md shows",
     ),
-    Case(
+    AwsErrorCase(
         "ResourceNotFound ResourceNotFoundException 404 NoSuchKey",
         "",
         ConfigError,
-        "what {doing} needs does not exist ({message}): correct its name, and launcher.region",
+        "what {doing} needs does not exist ({message}): correct its name, and {group}.region",
     ),
 )
 
@@ -199,43 +258,57 @@ OUT_OF_MEMORY = (
     "with more"
 )
 _UNREADABLE = (
-    "launcher.role may not read {url}: give it s3:ListBucket and s3:GetObject there, as docs/sagemaker.md shows, and "
+    "{group}.role may not read {url}: give it s3:ListBucket and s3:GetObject there, as docs/sagemaker.md shows, and "
     "kms:Decrypt where the bucket is encrypted with a key of its own"
 )
 _UNWRITABLE = (
-    "launcher.role may not write {url}: give it s3:PutObject there, as docs/sagemaker.md shows, and "
+    "{group}.role may not write {url}: give it s3:PutObject there, as docs/sagemaker.md shows, and "
     "kms:GenerateDataKey where the bucket is encrypted with a key of its own"
 )
 _FORBIDDEN = r"(?:Access ?Denied|403|Forbidden|not authorized)"
+
+
+def _failure(reason: str, sentence: str, group: str = "") -> AwsErrorCase:
+    return AwsErrorCase("", reason, ResourceError, sentence, group)
+
+
 FAILURES = (
-    (
+    _failure(r"ping health check", "the container never answered its health check", "target"),
+    _failure(r"(?i:download|read|access|find)\w* (?:the )?(?:model|archive|artifact)", _NO_ARCHIVE, "target"),
+    _failure(r"(?i:alarm)", "an alarm of target.request.UpdateEndpoint.DeploymentConfig went off", "target"),
+    _failure(
         r"CapacityError|Insufficient\w*Capacity",
         "AWS has no free machine of this type at the moment: run the same command again later, or set "
-        "launcher.instance_type or launcher.region to another",
+        "{group}.instance_type or {group}.region to another",
     ),
-    (_IMAGE, _NO_IMAGE),
-    (r"(?:assume (?:the )?role|AssumeRole on the role) ?'?(?P<role>arn:[^\s'\"]+?)?(?:['.,\s]|$)", _NO_ROLE),
-    (
+    _failure(_IMAGE, _NO_IMAGE),
+    _failure(r"(?:assume (?:the )?role|AssumeRole on the role) ?'?(?P<role>arn:[^\s'\"]+?)?(?:['.,\s]|$)", _NO_ROLE),
+    _failure(
         r"partial S3 prefix is not supported",
         "launcher.input_mode=FastFile reads whole folders only: end data.source with a slash, or use File",
     ),
-    (rf"[Dd]ownload.*{_FORBIDDEN}", _UNREADABLE),
-    (r"[Dd]ownload.*(?:No S3 objects|NoSuchKey|NoSuchBucket|404|does not exist)", _NO_OBJECTS),
-    (
+    _failure(rf"[Dd]ownload.*{_FORBIDDEN}", _UNREADABLE),
+    _failure(r"[Dd]ownload.*(?:No S3 objects|NoSuchKey|NoSuchBucket|404|does not exist)", _NO_OBJECTS),
+    _failure(
         r"route table|VPC endpoint|Unable to execute request to S3",
-        "the job's network does not reach S3: give the VPC of launcher.request.VpcConfig an S3 gateway endpoint, or "
-        "leave VpcConfig out",
+        "the network of the instance does not reach S3: give the VPC of {vpc} an S3 gateway endpoint, or leave "
+        "VpcConfig out",
     ),
-    (rf"(?:[Uu]pload|[Cc]heckpoint|[Oo]utput).*{_FORBIDDEN}", _UNWRITABLE),
-    (r"BucketRegionError|bucket.*region", _ELSEWHERE),
-    (r"instance type with more memory|(?i:out ?of ?memory)", OUT_OF_MEMORY),
-    (
+    _failure(rf"(?:[Uu]pload|[Cc]heckpoint|[Oo]utput).*{_FORBIDDEN}", _UNWRITABLE),
+    _failure(r"BucketRegionError|bucket.*region", _ELSEWHERE),
+    _failure(
+        r"instance type with more memory|(?i:out ?of ?memory)",
+        "the container ran out of memory: set target.instance_type or target.memory_mb to more",
+        "target",
+    ),
+    _failure(r"instance type with more memory|(?i:out ?of ?memory)", OUT_OF_MEMORY),
+    _failure(
         r"No space left|[Dd]isk|storage volume",
-        "the disk of the instance is full: set launcher.volume_size to more GB",
+        "the disk of the instance is full: set {group}.volume_size to more GB",
     ),
-    (
+    _failure(
         r"Internal(?:Server|Service)?(?:Error|Failure)",
         "SageMaker failed on its own side: run the same command again",
     ),
 )
-"""What the reason of a failed job looks like where our program is not the cause, and the sentence for it."""
+"""Reasons of a failed job or endpoint whose cause is not our program."""

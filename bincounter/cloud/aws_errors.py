@@ -1,50 +1,34 @@
 """Botocore errors and failure reasons -> one sentence.
 
-:func:`explain` is for a request that failed, :func:`explain_failure` for a training job that did. Values out of a
-request are not repeated: an environment variable or a hyperparameter may be a secret.
+Values of a request are not repeated: an environment variable or a hyperparameter may be a secret.
 """
 
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from bincounter.cloud.aws_error_table import CASES, FAILURES, OUT_OF_MEMORY, Case
-from bincounter.errors import BinCounterError, ConfigError, DataError, ResourceError
+from bincounter.cloud.aws_error_table import CASES, FAILURES, OUT_OF_MEMORY, SETTINGS
+from bincounter.errors import BinCounterError, ConfigError, ResourceError
 
 if TYPE_CHECKING:
     from botocore.exceptions import ClientError
 
-_LONGEST = 240  # characters of a message of AWS's that are repeated
-
-
-def explain(error: Exception, doing: str) -> BinCounterError:
-    """The sentence for a request to AWS that failed for good.
-
-    Args:
-        error: what boto3 raised.
-        doing: what the request was for, as in ``"creating the training job x"``.
-
-    Returns:
-        an error of ours, to be raised from ``error``: a :class:`UserError` where the user has to change something,
-        a :class:`ResourceError` where quotas, the network or AWS itself gave out.
-    """
-    from boto3.exceptions import Boto3Error
-    from botocore.exceptions import ClientError
-
-    if isinstance(error, Boto3Error) and isinstance(error.__context__, Exception):
-        error = error.__context__  # transfers wrap what happened in an error of their own
-    return _explain_answer(error, doing) if isinstance(error, ClientError) else _explain_own(error, doing)
+_LONGEST = 240  # characters that are repeated of a message of AWS
+_MISSING = re.compile(r"could not find|cannot find|does not exist|not found|unknown endpoint", re.IGNORECASE)
+_MISSING_CODES = ("ValidationException", "ValidationError", "ResourceNotFound", "ResourceNotFoundException")
 
 
 @contextmanager
-def answered_by_aws(doing: str) -> Iterator[None]:
+def answered_by_aws(doing: str, group: str = "launcher") -> Iterator[None]:
     """Turn every error of boto3 in the block into its sentence.
 
     Args:
-        doing: what the block is for, see :func:`explain`.
+        doing: purpose of the block, as in ``"creating the training job x"``.
+        group: settings that the requests are made from, ``launcher`` or ``target``.
 
     Raises:
         BinCounterError: in place of what boto3 raised.
@@ -55,32 +39,82 @@ def answered_by_aws(doing: str) -> Iterator[None]:
     try:
         yield
     except (BotoCoreError, ClientError, Boto3Error) as error:
-        raise explain(error, doing) from error
+        raise explain(error, doing, group) from error
+
+
+answered = partial(answered_by_aws, group="target")
+"""The same for endpoints."""
+
+
+def explain(error: Exception, doing: str, group: str = "launcher") -> BinCounterError:
+    """Make one sentence of a request that failed for good.
+
+    Args:
+        error: what boto3 raised.
+        doing: purpose of the request, as in ``"creating the training job x"``.
+        group: settings that the request is made from, ``launcher`` or ``target``.
+
+    Returns:
+        the error to raise: a :class:`UserError` where the user has to change something, a :class:`ResourceError`
+        for quotas, the network and AWS's own trouble.
+    """
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import ClientError
+
+    if isinstance(error, Boto3Error) and isinstance(error.__context__, Exception):
+        error = error.__context__  # transfers wrap the error of the request
+    if isinstance(error, ClientError):
+        return _explain_answer(error, doing, group)
+    return _explain_own(error, doing, group)
+
+
+def is_missing(error: "ClientError") -> bool:
+    """Return whether AWS says that what was asked for does not exist."""
+    details = error.response.get("Error", {})
+    return details.get("Code") in _MISSING_CODES and bool(_MISSING.search(details.get("Message") or ""))
 
 
 def explain_failure(reason: str) -> str:
-    """The sentence for a training job that failed.
+    """Make one sentence of a training job's failure.
 
     Args:
         reason: the ``FailureReason`` of DescribeTrainingJob.
 
     Returns:
-        what our program said in the container, word for word and without what the toolkit and SageMaker put around
-        it; or else what went wrong around it, and the next step.
+        the message of our program in the container, without the text of the toolkit and SageMaker around it; or else
+        the cause outside of the program, and the next step.
     """
     if reason.startswith("AlgorithmError"):
         return _explain_program(reason)
-    url = re.search(r"s3://[^\s\"')]+", reason)
-    values = {"role": "launcher.role", "url": url[0].rstrip(".,:;") if url else "the job's data"}
-    for pattern, sentence in FAILURES:
-        match = re.search(pattern, reason, re.DOTALL)
-        if match:
-            return sentence.format(**values | {name: text for name, text in match.groupdict().items() if text})
-    return f"{_shortened(reason) or 'SageMaker gives no reason'}: see the log of the job for what came before"
+    known = _known_failure(reason, "launcher", url="the job's data")
+    return known or f"{_shortened(reason) or 'SageMaker gives no reason'}: see the log of the job for what came before"
+
+
+def explain_endpoint_failure(reason: str, last_line: str | None) -> str:
+    """Make one sentence of the failure of an endpoint or a transform job.
+
+    Args:
+        reason: the ``FailureReason`` that AWS gives.
+        last_line: of the container's log; ``None`` where there is none.
+    """
+    known = _known_failure(reason, "target", url="in S3")
+    sentence = known or " ".join(reason.split()).rstrip(".") or "SageMaker gives no reason"
+    return f'{sentence}; its log ends with "{last_line}"' if last_line else sentence
+
+
+def _known_failure(reason: str, group: str, url: str) -> str | None:
+    """The sentence of the first case in the table that a reason matches."""
+    named = re.search(r"s3://[^\s\"')]+", reason)
+    values = {"role": f"{group}.role", "url": named[0].rstrip(".,:;") if named else url}
+    for case in FAILURES:
+        if match := case.match("", reason, group):
+            found = {name: text for name, text in match.groupdict().items() if text}
+            return case.sentence.format(group=group, **SETTINGS[group] | values | found)
+    return None
 
 
 def _explain_program(reason: str) -> str:
-    """What the program in the container said, or why it said nothing."""
+    """Message of the program in the container, or why there is none."""
     text = reason.removeprefix("AlgorithmError").lstrip(": ")
     ending = re.search(r"(?:^|,)\s*exit code:?\s*(\d+)\s*$", text, re.IGNORECASE)
     text, code = (text[: ending.start()].strip(), ending[1]) if ending else (text.strip(), "")
@@ -91,45 +125,47 @@ def _explain_program(reason: str) -> str:
         return OUT_OF_MEMORY
     lines = [line.strip(" :") for line in text.splitlines() if line.strip(" :")]
     if not lines:
-        return f"the program ended with exit code {code or 'unknown'} and said nothing: see the log of the job"
+        return f"the program ended with exit code {code or 'unknown'} and no message: see the log of the job"
     if wrapped and wrapped[1] == "InstallRequirementsError":
         return (
             f"the container could not install its requirements ({_shortened(lines[-1])}): see that the job reaches a "
-            "package index, which a VPC without NAT and network isolation prevent, or bring an image that has them"
+            "package index, which a VPC without NAT and network isolation prevent, or use an image that has them"
         )
     if "Traceback (most recent call last)" in text:
         return f"{_shortened(lines[-1])}: see the log of the job for what came before"
-    return lines[-1] if wrapped else text  # wrapped is the end of what was on stderr, whose last line is our sentence
+    return lines[-1] if wrapped else text  # wrapped: the end of stderr, whose last line is our message
 
 
-def _explain_answer(error: "ClientError", doing: str) -> BinCounterError:
+def _explain_answer(error: "ClientError", doing: str, group: str) -> BinCounterError:
     details = error.response.get("Error", {})
     code, message = str(details.get("Code", "")), str(details.get("Message") or "")
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     for case in CASES:
-        match = case.match(code, message)
+        match = case.match(code, message, group)
         if match is None:
             continue
         values = {
+            **SETTINGS[group],
+            "group": group,
             "action": _action(error.operation_name),
             "bucket": f" {details['BucketName']}" if "BucketName" in details else "",
             **{name: text for name, text in match.groupdict().items() if text is not None},
         }
-        return case.kind(
+        return case.error(
             case.sentence.format(code=code, doing=doing, message=_shortened(message), login=_login(), **values)
         )
     if status >= 500:
         return ResourceError(
-            f"AWS itself has trouble with {doing} ({code or status}): run the same command again later"
+            f"AWS has an error of its own while {doing} ({code or status}): run the same command again later"
         )
     return ConfigError(
         f"AWS refuses {doing} ({code or status}: {_shortened(message)}): correct what it names, or set AWS_PROFILE or "
-        "launcher.region to another"
+        f"{group}.region to another"
     )
 
 
-def _explain_own(error: Exception, doing: str) -> BinCounterError:
-    """The sentence for what botocore found out by itself, before or instead of an answer."""
+def _explain_own(error: Exception, doing: str, group: str) -> BinCounterError:
+    """The sentence for an error of botocore itself, without a response."""
     from botocore import exceptions as boto
 
     from bincounter.data.s3.error_messages import explain_request, explain_settings
@@ -138,7 +174,7 @@ def _explain_own(error: Exception, doing: str) -> BinCounterError:
         return ConfigError(f"the AWS login is missing or has expired: log in{_login()}, then run this again")
     if isinstance(error, boto.ParamValidationError):
         return ConfigError(
-            f"the API has no such request for {doing} ({_wrong_parameter(str(error))}): correct launcher.request, or "
+            f"The request for {doing} is not valid ({_wrong_parameter(str(error))}): correct {group}.request, or "
             "the setting it names"
         )
     if isinstance(error, boto.ProxyConnectionError):  # its text holds the proxy's password
@@ -148,13 +184,13 @@ def _explain_own(error: Exception, doing: str) -> BinCounterError:
         return explain_request(error, doing, host=host, signed=True, reached=False)
     if isinstance(error, boto.ConnectionError | boto.HTTPClientError):
         own = any(name.startswith("AWS_ENDPOINT_URL") for name in os.environ)
-        check = "that the server of AWS_ENDPOINT_URL is running" if own else "the network and launcher.region"
+        check = "that the server of AWS_ENDPOINT_URL is running" if own else f"the network and {group}.region"
         return ResourceError(f"{host} cannot be reached for {doing}: check {check}, then run the same command again")
     return explain_settings(error)
 
 
 def _login() -> str:
-    """How to log in, as a bracket after the words."""
+    """Command to log in, in brackets."""
     profile = os.environ.get("AWS_PROFILE")
     return (
         f" (`aws sso login --profile {profile}`)" if profile else " (`aws sso login`, `aws login` or `aws configure`)"
@@ -162,167 +198,26 @@ def _login() -> str:
 
 
 def _action(operation: str) -> str:
-    """The name under which policies know an operation; S3's differ, and its HEAD answers say nothing."""
+    """Name of an operation in policies; those of S3 differ, and its HEAD responses have no message."""
     listing = ("HeadBucket", "ListObjects", "ListObjectsV2")
     known = {**dict.fromkeys(listing, "s3:ListBucket"), "HeadObject": "s3:GetObject", "UploadPart": "s3:PutObject"}
     return known.get(operation, f"the action {operation}")
 
 
 def _wrong_parameter(report: str) -> str:
-    """The first complaint of botocore's validation without the value that it complains of."""
-    complaints = re.split(r"\n(?=Missing|Unknown|Invalid)", report)[1:]
-    if not complaints:
+    """First line of a report of botocore's validation, without the value."""
+    errors = re.split(r"\n(?=Missing|Unknown|Invalid)", report)[1:]
+    if not errors:
         return "a parameter is invalid"
-    first = re.sub(r", value: .*(?=, (?:type: <|valid ))", "", complaints[0], flags=re.DOTALL)
+    first = re.sub(r", value: .*(?=, (?:type: <|valid ))", "", errors[0], flags=re.DOTALL)
     first = re.sub(r", value: .*", "", first, flags=re.DOTALL)
-    more = f", and {len(complaints) - 1} more" if len(complaints) > 1 else ""
+    more = f", and {len(errors) - 1} more" if len(errors) > 1 else ""
     return _shortened(first) + more
 
 
 def _shortened(message: str) -> str:
-    """A message of AWS's in one line of bounded length, without the values that it quotes out of the request."""
+    """A message of AWS in one line of bounded length, without the values that it quotes from the request."""
     wrong = re.findall(r"at '([^']+)' failed to satisfy constraint: (.+?)(?=; Value |; \w+ '|$)", message, re.DOTALL)
     text = "; ".join(f"{path}: {rule}" for path, rule in wrong) if wrong else message
     text = " ".join(text.split()).rstrip(".")
     return text if len(text) <= _LONGEST else text[:_LONGEST].rsplit(" ", 1)[0] + " ..."
-
-
-_MISSING = re.compile(r"could not find|cannot find|does not exist|not found|unknown endpoint", re.IGNORECASE)
-_MISSING_CODES = ("ValidationException", "ValidationError", "ResourceNotFound", "ResourceNotFoundException")
-_NO_ARCHIVE = (
-    "{role} may not read the archive {url}: give it s3:GetObject there, as docs/sagemaker.md shows, and kms:Decrypt "
-    "where the bucket is encrypted with a key of its own"
-)
-_CASES = (
-    Case(
-        "ResourceLimitExceeded",
-        r"limit '(?P<quota>[^']+)' is (?P<limit>\d+).*?utilization of (?P<used>\d+).*?delta of (?P<more>\d+)",
-        ResourceError,
-        "the quota '{quota}' of this account is {limit}, {used} are in use and {more} more asked for: ask for a higher "
-        "one of exactly that name (console: Service Quotas, Amazon SageMaker), or lower what target asks for "
-        "(instance_type, instance_count, memory_mb, max_concurrency)",
-    ),
-    Case(
-        "Throttling ThrottlingException ThrottledException TooManyRequestsException RequestLimitExceeded",
-        "",
-        ResourceError,
-        "AWS is asked too often for {doing} ({code}): run the same command again in a minute",
-    ),
-    Case(
-        "ValidationException ResourceInUse ConflictException",
-        r"[Cc]annot create already existing|already exists",
-        ConfigError,
-        "the name is taken, so {doing} is refused: set name to another, or use action=update",
-    ),
-    Case(
-        "ValidationException ResourceInUse ConflictException",
-        r"in-progress|in progress|[Cc]annot (?:update|delete) endpoint.*(?:Creating|Updating|RollingBack|Deleting)",
-        ConfigError,
-        "the endpoint is busy, so {doing} is refused: wait until action=status shows it InService",
-    ),
-    Case(
-        "ValidationException",
-        r"model data at (?P<url>s3://[^\s,\"]+?)[.,]?(?:\s|$)",
-        ConfigError,
-        _NO_ARCHIVE.replace("{role}", "target.role"),
-    ),
-    Case(
-        "ValidationException",
-        r"Value '(?P<instance>ml\.[\w.-]+)' at '[\w.]*[iI]nstanceType' failed",
-        ConfigError,
-        "target.instance_type={instance} is no instance type that SageMaker serves on: correct it",
-    ),
-    Case(
-        "ValidationError ValidationException",
-        r"Endpoint (?P<name>\S+) of account(?: \d+)? not found",
-        ConfigError,
-        "there is no endpoint named {name} in this region: action=list shows those there are",
-    ),
-)
-_FAILURES = (
-    (r"ping health check", "the container never answered its health check"),
-    (
-        r"(?i:download|read|access|find)\w* (?:the )?(?:model|archive|artifact)",
-        _NO_ARCHIVE.replace("{role}", "target.role"),
-    ),
-    (r"(?i:alarm)", "an alarm of target.request.UpdateEndpoint.DeploymentConfig went off"),
-)
-
-
-@contextmanager
-def answered(doing: str) -> Iterator[None]:
-    """Turn every error of boto3 in the block into its sentence.
-
-    Args:
-        doing: what the block is for, as in ``"creating the endpoint x"``.
-
-    Raises:
-        BinCounterError: in place of what boto3 raised.
-    """
-    from boto3.exceptions import Boto3Error
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    try:
-        yield
-    except ClientError as error:
-        raise _explain_ours(error, doing) or _reworded(explain(error, doing)) from error
-    except (BotoCoreError, Boto3Error) as error:
-        raise _reworded(explain(error, doing)) from error
-
-
-def _explain_ours(error: "ClientError", doing: str) -> BinCounterError | None:
-    details = error.response.get("Error", {})
-    code, message = str(details.get("Code", "")), str(details.get("Message") or "")
-    for case in _CASES:
-        match = case.match(code, message)
-        if match:
-            return case.kind(case.sentence.format(code=code, doing=doing, **match.groupdict()))
-    return None
-
-
-def is_missing(error: "ClientError") -> bool:
-    """Whether AWS says that what was asked for is not there."""
-    details = error.response.get("Error", {})
-    return details.get("Code") in _MISSING_CODES and bool(_MISSING.search(details.get("Message") or ""))
-
-
-def explain_endpoint_failure(reason: str, last_line: str | None) -> str:
-    """Why an endpoint, or a transform job, failed.
-
-    Args:
-        reason: the ``FailureReason`` that AWS gives.
-        last_line: of the container's log; ``None`` where there is none.
-    """
-    told = _told(reason)
-    return f'{told}; its log ends with "{last_line}"' if last_line else told
-
-
-def _told(reason: str) -> str:
-    url = re.search(r"s3://[^\s\"')]+", reason)
-    for pattern, sentence in _FAILURES:
-        if re.search(pattern, reason):
-            return sentence.format(url=url[0].rstrip(".,:;") if url else "in S3")
-    if any(re.search(pattern, reason, re.DOTALL) for pattern, _ in FAILURES):
-        return _in_words_of_target(explain_failure(reason))
-    return " ".join(reason.split()).rstrip(".") or "SageMaker gives no reason"
-
-
-@contextmanager
-def in_words_of_target() -> Iterator[None]:
-    """Name settings as deploy.py does: ``target`` has what train.py calls ``launcher``, under the same names.
-
-    Raises:
-        BinCounterError: of the block, reworded.
-    """
-    try:
-        yield
-    except (ConfigError, DataError, ResourceError) as error:
-        raise _reworded(error) from error.__cause__
-
-
-def _reworded(error: BinCounterError) -> BinCounterError:
-    return type(error)(_in_words_of_target(str(error)))
-
-
-def _in_words_of_target(sentence: str) -> str:
-    return sentence.replace("launcher.", "target.").replace("data.source", "input")

@@ -1,10 +1,7 @@
-"""Code archive from git or from the installed wheel; pinned requirements.
+"""Code archive of a job: the files that git tracks in a checkout, or those of an installed wheel; pinned requirements.
 
-The code is what git tracks in a checkout, and the installed files where bincounter came from a wheel.
-
-The same files give the same bytes, so that the archive can be stored under its own digest and sent once.
-
-torch and torchvision are left to the image, which has them built for its GPUs, and so is what only they need.
+The same files give the same bytes, so that an archive is stored under its digest and sent once. torch, torchvision and
+what only they need are left to the image, which has builds for its GPUs.
 """
 
 import gzip
@@ -30,9 +27,9 @@ from bincounter.errors import ConfigError
 from bincounter.files import replacing
 
 LARGEST = 50_000_000
-"""Bytes, all files together: code that is larger holds something that is none."""
+"""Bytes of all files together; more is not code."""
 
-# Processes that are spawned, as for rendering demo bins, import this file again.
+# Spawned processes, such as those that render demo bins, import this file again.
 _START = """import sys
 
 from bincounter.cli.container_command import main
@@ -40,7 +37,7 @@ from bincounter.cli.container_command import main
 if __name__ == "__main__":
     sys.exit(main())
 """
-_OURS = ("bincounter", "conf", "hydra_plugins", "train.py")  # a run does not start, or runs otherwise, without these
+_OURS = ("bincounter", "conf", "hydra_plugins", "train.py")  # what a run needs
 _SUBMODULE = "160000"
 _NAMED = 5  # files named in one sentence
 _SECRET_FILE = re.compile(
@@ -55,17 +52,19 @@ _SECRET_TEXT = {
     "an access token": re.compile(rb"\b(?:gh[pousr]_\w{36}|hf_[A-Za-z0-9]{30,})\b"),
     "a private key": re.compile(rb"-----BEGIN (?:[A-Z0-9]+ ){0,2}PRIVATE KEY-----"),
 }
+_OF_THE_IMAGE = {"torch", "torchvision"}
+_OF_SMDEBUG = {"numpy", "protobuf"}  # it needs older versions than those installed here
 
 
 @dataclass(frozen=True)
 class Source:
-    """A packed archive.
+    """Packed archive.
 
     Attributes:
         path: of the ``.tar.gz``.
         sha256: hexadecimal digest of the archive.
         size: bytes of the archive.
-        files: how many it holds.
+        files: number of files in it.
     """
 
     path: Path
@@ -75,7 +74,7 @@ class Source:
 
 
 class _File(NamedTuple):
-    """One file of the archive; ``executable`` is the only bit of its mode that is kept."""
+    """File of the archive; ``executable`` is the only bit of its mode that is kept."""
 
     content: bytes
     executable: bool = False
@@ -96,10 +95,10 @@ def pack(
         destination: the ``.tar.gz`` to write; it appears whole or not at all.
         extra: further files, by their path in the archive.
         loggers: names of the loggers of the run, see :func:`bincounter.cloud.code_archive.pinned_requirements`.
-        smdebug: whether the run needs smdebug, see there.
+        smdebug: whether the run needs smdebug, see the same.
 
     Raises:
-        ConfigError: there is no checkout, or it holds what must not or need not be shipped, or misses what must.
+        ConfigError: there is no checkout, or a file is missing, untracked, too large or looks like a secret.
     """
     root = repository.resolve()
     installed = None if (root / "pyproject.toml").exists() else _installed(root)
@@ -114,7 +113,6 @@ def pack(
     generated["requirements.txt"] = pinned_requirements(
         None if installed else root / "pyproject.toml",
         loggers,
-        also=["cloudpickle"] if "task.pkl" in generated else [],
         smdebug=smdebug,
     ).encode()
     for name in generated.keys() & files.keys():
@@ -132,12 +130,12 @@ def pack(
 
 
 def _installed(root: Path) -> Distribution | None:
-    """The distribution of bincounter that lies in ``root``, where a wheel was installed there."""
+    """Find the distribution of bincounter that a wheel has installed in ``root``."""
     return next(iter(distributions(name="bincounter", path=[str(root)])), None)
 
 
 def _recorded(installed: Distribution) -> list[str]:
-    """The installed files that a run needs, relative to the folder of the distribution."""
+    """List the installed files that a run needs, relative to the folder of the distribution."""
     files = [path for path in installed.files or () if path.parts[0] in _OURS and path.suffix != ".pyc"]
     if not any(path.match("bincounter/conf/train.yaml") for path in files):
         raise ConfigError(
@@ -148,7 +146,7 @@ def _recorded(installed: Distribution) -> list[str]:
 
 
 def _tracked(root: Path) -> list[str]:
-    """The files that git tracks under ``root``, relative to it."""
+    """List the files that git tracks under ``root``, relative to it."""
     entries = [entry.partition("\t") for entry in _git(root, "ls-files", "--stage", "-z")]
     for described, _, name in entries:
         if described.startswith(_SUBMODULE):
@@ -159,34 +157,34 @@ def _tracked(root: Path) -> list[str]:
     names = sorted({name for _, _, name in entries})  # a file in a merge conflict is listed more than once
     if "pyproject.toml" not in names:
         raise ConfigError(
-            f"{root} tracks no pyproject.toml, so it is no checkout of bincounter: start from a git clone of it"
+            f"{root} tracks no pyproject.toml, so it is not a checkout of bincounter: start from a git clone of it"
         )
     return names
 
 
 def _git(root: Path, *arguments: str) -> list[str]:
-    """The entries that a git command with ``-z`` prints."""
+    """Run a git command with ``-z`` and return its entries."""
     try:
-        # In a hook of git's, its variables name another repository.
+        # In a git hook, these variables name another repository.
         own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
         done = subprocess.run(["git", *arguments], cwd=root, env=own, capture_output=True, check=False)
     except FileNotFoundError as error:
         if not root.is_dir():
             raise ConfigError(f"{root} does not exist: start from a git clone of bincounter") from error
         raise ConfigError(
-            "git is not installed, and what it tracks is what a job is sent: install git, and start from a git clone "
-            "of bincounter"
+            "git is not installed, and a job gets the files that it tracks: install git, and start from a git clone of "
+            "bincounter"
         ) from error
     if done.returncode:
         why = next(iter(done.stderr.decode(errors="replace").splitlines()), f"exit code {done.returncode}")
-        raise ConfigError(f"{root} is no checkout that git can read ({why}): start from a git clone of bincounter")
+        raise ConfigError(f"{root} is not a checkout that git can read ({why}): start from a git clone of bincounter")
     return [entry for entry in os.fsdecode(done.stdout).split("\0") if entry]
 
 
 def _refuse_untracked(root: Path) -> None:
     others = ("ls-files", "--others", "--exclude-standard", "-z")
     untracked = _git(root, *others, "--", *_OURS)
-    # A configuration composes here whether git ignores it or not.
+    # An ignored configuration file composes here, too.
     untracked += _git(
         root, "ls-files", "--others", "--ignored", "--exclude-standard", "-z", "--", ":(glob)conf/**/*.yaml"
     )
@@ -202,14 +200,14 @@ def _refuse_names(names: Iterable[str]) -> None:
         if name == "setup.py":
             raise ConfigError(
                 "a setup.py at the top of the repository makes SageMaker install it as a package instead of starting "
-                "the run: move what it says into pyproject.toml and delete it"
+                "the run: move its content to pyproject.toml and delete it"
             )
         if _SECRET_FILE.fullmatch(PurePosixPath(name).name):
             raise _secret(name, "looks like a file of secrets")
 
 
 def _read(root: Path, names: list[str]) -> dict[str, _File]:
-    """Read the tracked files that are still there; links among them are followed."""
+    """Read the tracked files that exist; links among them are followed."""
     tracked = set(names)
     paths: dict[str, Path] = {}
     for name in names:
@@ -233,8 +231,8 @@ def _refuse_large(sizes: Mapping[str, int]) -> None:
         largest = sorted(sizes, key=lambda name: -sizes[name])[:_NAMED]
         shown = ", ".join(f"{name} ({sizes[name] / 1e6:.1f} MB)" for name in largest)
         raise ConfigError(
-            f"what git tracks has {total / 1e6:.1f} MB and a job is sent at most {LARGEST / 1e6:.0f}, the largest are "
-            f"{shown}: keep photos and weights out of git, with git rm --cached and .gitignore"
+            f"the files that git tracks have {total / 1e6:.1f} MB, more than the {LARGEST / 1e6:.0f} MB of a code "
+            f"archive; the largest are {shown}: keep photos and weights out of git, with git rm --cached and .gitignore"
         )
 
 
@@ -248,19 +246,19 @@ def _refuse_secret_text(name: str, content: bytes) -> None:
 
 def _secret(where: str, why: str) -> ConfigError:
     return ConfigError(
-        f"{where} {why}, and a job is sent no secrets: remove it from git (git rm --cached), replace the secret if it "
-        "was ever pushed, and let the job's role give access"
+        f"{where} {why}, and a code archive holds no secrets: remove it from git (git rm --cached), replace the secret "
+        "if it was ever pushed, and let the job's role give access"
     )
 
 
 def _some(names: list[str]) -> str:
-    """The first few of many names."""
+    """Format the first few of many names."""
     rest = len(names) - _NAMED
     return ", ".join(names[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _archive(files: Mapping[str, _File]) -> bytes:
-    """A ``.tar.gz`` that depends on nothing but names, contents and executable bits."""
+    """Make a ``.tar.gz`` that depends on names, contents and executable bits only."""
     packed = BytesIO()
     with (
         gzip.GzipFile(filename="", mode="wb", fileobj=packed, mtime=0) as compressed,
@@ -275,31 +273,24 @@ def _archive(files: Mapping[str, _File]) -> bytes:
     return packed.getvalue()
 
 
-_OF_THE_IMAGE = {"torch", "torchvision"}
-_OF_SMDEBUG = {"numpy", "protobuf"}  # what it does not run beside in the versions that are installed here
+def pinned_requirements(pyproject: Path | None, loggers: Collection[str], *, smdebug: bool = False) -> str:
+    """Write a requirements.txt with everything that a run imports.
 
-
-def pinned_requirements(
-    pyproject: Path | None, loggers: Collection[str], *, also: Collection[str] = (), smdebug: bool = False
-) -> str:
-    """The text of a requirements.txt with everything that a run imports.
-
-    Versions, and what each distribution needs in turn, are those of what is installed.
+    Versions, and the requirements of each distribution, are the installed ones.
 
     Args:
         pyproject: bincounter's ``pyproject.toml``, since the metadata of an editable installation is as old as the
             last ``pip install -e .``; ``None`` to read what was installed from a wheel.
-        loggers: names of the loggers of the run; those that are an extra, as ``mlflow`` is, come along.
-        also: further distributions.
-        smdebug: leave what smdebug needs in older versions to the image, which has smdebug with it.
+        loggers: names of the loggers of the run; extras of those names are included.
+        smdebug: leave smdebug's older requirements to the image.
 
     Raises:
-        ConfigError: something is not installed here, or not from a package index.
+        ConfigError: a requirement is not installed here, or not from a package index.
     """
     roots = _declared(pyproject, loggers) if pyproject else _installed_version(loggers)
     versions = {}
     of_the_image = _OF_THE_IMAGE | (_OF_SMDEBUG if smdebug else set())
-    for found in _closure([*roots, *map(Requirement, also)], of_the_image):
+    for found in _closure(roots, of_the_image):
         _refuse_local(found)
         versions[canonicalize_name(found.metadata["Name"])] = found.version
     return "".join(f"{name}=={version}\n" for name, version in sorted(versions.items()))
@@ -323,7 +314,7 @@ def _installed_version(extras: Collection[str]) -> list[Requirement]:
 
 
 def _closure(roots: list[Requirement], of_the_image: Collection[str]) -> Iterator[Distribution]:
-    """Every installed distribution that the requirements lead to, once; what the image has ends a path."""
+    """Yield every distribution that the requirements need, once; those of the image are skipped with their needs."""
     pending = [(root, "") for root in roots]
     seen: set[tuple[str, str]] = set()
     while pending:
@@ -335,7 +326,7 @@ def _closure(roots: list[Requirement], of_the_image: Collection[str]) -> Iterato
             found = distribution(name)
         except PackageNotFoundError as error:
             raise ConfigError(
-                f"{name} is needed in the container and not installed here, so that its version is not known: pip "
+                f"{name} is needed in the container, and its version is unknown since it is not installed here: pip "
                 f"install -e . here, or pip install '{requirement.name}{requirement.specifier}'"
             ) from error
         new = {(name, extra) for extra in ("", *requirement.extras)} - seen
@@ -346,12 +337,12 @@ def _closure(roots: list[Requirement], of_the_image: Collection[str]) -> Iterato
 
 
 def _refuse_local(found: Distribution) -> None:
-    """A version that no index holds cannot be installed elsewhere."""
+    """Refuse a version that no package index has, since the container could not install it."""
     origin = json.loads(found.read_text("direct_url.json") or "{}")
     if not origin and "+" not in found.version:
         return
     name = found.metadata["Name"]
-    raise ConfigError(  # the address may hold a token: not repeated
+    raise ConfigError(  # the address may contain a token
         f"{name} {found.version} is installed here from a folder, a URL or another build, where the container cannot "
         f"get it: pip install --force-reinstall {name}=={found.version.partition('+')[0]} from a package index"
     )

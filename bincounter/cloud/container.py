@@ -1,4 +1,4 @@
-"""Inside a training container: its folders, its hosts, DDP over them."""
+"""Training container: its folders, its hosts, DDP over the hosts."""
 
 import json
 import os
@@ -14,12 +14,12 @@ from bincounter.errors import ConfigError
 
 
 def base_folder() -> Path:
-    """``/opt/ml``, or where a rehearsal has it."""
+    """``/opt/ml``, or its place in a rehearsal."""
     return Path(os.environ.get("SAGEMAKER_BASE_DIR", "/opt/ml"))
 
 
 def described(base: Path, name: str) -> Mapping[str, Any]:
-    """One of the files in ``input/config``; nothing where there is none.
+    """Read a file of ``input/config``; empty where it is missing.
 
     Args:
         base: of the container.
@@ -30,48 +30,48 @@ def described(base: Path, name: str) -> Mapping[str, Any]:
 
 
 def run_folder(base: Path) -> Path:
-    """Where the run is kept; SageMaker brings it to S3, and back when an interrupted job starts anew.
+    """Folder of the run. SageMaker copies it to S3, and back when an interrupted job starts again.
 
-    The training jobs of a tuning job may all be given one place in S3, so each has a folder of its own there.
+    The training jobs of a tuning job may share one place in S3, so that each has its own folder there.
 
     Raises:
-        ConfigError: this is one of them, and its name is not in the environment.
+        ConfigError: this is such a job, and its name is not in the environment.
     """
     if "_tuning_objective_metric" not in described(base, "hyperparameters"):
         return base / "checkpoints"
     name = os.environ.get("TRAINING_JOB_NAME")
     if not name:
         raise ConfigError(
-            "TRAINING_JOB_NAME is not set, so the folder of this training job cannot be told from those of the others "
-            "of its tuning job: use an image in which SageMaker's training toolkit runs the job"
+            "TRAINING_JOB_NAME is not set, and without it the training jobs of a tuning job would share one folder: "
+            "use an image in which SageMaker's training toolkit runs the job"
         )
     return base / "checkpoints" / name
 
 
 def channel(base: Path) -> Path | None:
-    """The folder that holds the photos, if they came by a channel: that called ``bins``, or the only one.
+    """Folder of the input channel with the photos, if there is one: ``bins``, or the only channel.
 
     Raises:
-        ConfigError: there are several, and none is called ``bins``.
+        ConfigError: there are several, none of them ``bins``.
     """
     names = sorted(described(base, "inputdataconfig"))
     if not names:
         return None
     if "bins" not in names and len(names) > 1:
         raise ConfigError(
-            f"the job has the input channels {', '.join(names)}: call the one with the photos bins, or give only one"
+            f"The job has the input channels {', '.join(names)}: name the one with the photos bins, or use only one"
         )
     return base / "input" / "data" / ("bins" if "bins" in names else names[0])
 
 
 @dataclass(frozen=True)
 class Instances:
-    """The instances of a job.
+    """Instances of a job.
 
     Attributes:
-        hosts: their names, sorted, so that all of them count alike.
-        rank: this one's number, from 0.
-        interface: the network interface that joins them, if it is named.
+        hosts: their names, sorted, so that ranks are the same on all of them.
+        rank: number of this instance, from 0.
+        interface: network interface between them, if it is named.
     """
 
     hosts: tuple[str, ...]
@@ -80,26 +80,26 @@ class Instances:
 
     @classmethod
     def read(cls, base: Path) -> "Instances":
-        """From ``resourceconfig.json``.
+        """Read ``resourceconfig.json``.
 
         Raises:
-            ConfigError: there is none, so that this is no training job.
+            ConfigError: it is missing, so that this is not a training job.
         """
         config = described(base, "resourceconfig")
         if not config:
             raise ConfigError(
-                f"there is no resourceconfig.json under {base}, so this is no SageMaker training job: go on with a run "
-                "of several instances by launcher.checkpoint_uri=..., or start a new one here"
+                f"{base} has no resourceconfig.json, so this is not a SageMaker training job: resume a run of several "
+                "instances with launcher.checkpoint_uri=..., or start a new one here"
             )
         hosts = tuple(sorted(config["hosts"]))
         return cls(hosts, hosts.index(config["current_host"]), config.get("network_interface_name"))
 
 
 class SageMakerEnvironment(LightningEnvironment):
-    """Tells Lightning which instance this is and where the first one is; each starts its own further processes.
+    """Lightning's cluster environment over the instances of a training job; each starts its own processes.
 
     Raises:
-        ConfigError: this is no training job.
+        ConfigError: this is not a training job.
     """
 
     def __init__(self) -> None:
@@ -113,9 +113,9 @@ class SageMakerEnvironment(LightningEnvironment):
 
     @property
     def main_port(self) -> int:
-        """The same on all instances, and another one for each job, since a rehearsal has several on one machine."""
+        """Port of a job, the same on all instances; a rehearsal has several jobs on one machine."""
         job = os.environ.get("TRAINING_JOB_NAME", "")
-        # Below what systems deal out by themselves.
+        # Below the ports that systems assign themselves.
         return int(os.environ.get("MASTER_PORT", 12_000 + zlib.crc32(job.encode()) % 20_000))
 
     def node_rank(self) -> int:

@@ -1,7 +1,7 @@
-"""AWS Debugger and Profiler: their parts of CreateTrainingJob, their rule states on screen.
+"""AWS Debugger and Profiler: their members of CreateTrainingJob, and the states of their rules.
 
-``debugger=smdebug`` and ``profiler.sagemaker_interval`` alone ask for it; whatever else watches a run does so inside
-the container. Output goes where AWS puts it below the folder of all jobs: ``<job>/debug-output``,
+Only ``debugger=smdebug`` and ``profiler.sagemaker_interval`` use them; all other rules and profilers run inside the
+container. AWS puts output below the folder of all jobs: ``<job>/debug-output``,
 ``<job>/profiler-output`` and ``<job>/rule-output/<rule>``.
 """
 
@@ -15,15 +15,24 @@ from bincounter.smdebug.settings import DEBUG_RULES, hook_config
 
 log = logging.getLogger(__name__)
 
+STATUSES = ("DebugRuleEvaluationStatuses", "ProfilerRuleEvaluationStatuses")
+"""Members of DescribeTrainingJob with the states of rules."""
+
+AFTER_THE_JOB = 600.0
+"""Seconds to wait for rules after the end of the job: a report covers all of it and takes minutes."""
+
+_IN_PROGRESS = ("InProgress", "Stopping")
+_WARNINGS = ("IssuesFound", "Error")
+
 
 def inspection_request(
     debugger: Mapping[str, Any], profiler: Mapping[str, Any], *, folder_uri: str, region: str
 ) -> dict[str, Any]:
-    """The members of CreateTrainingJob that the settings stand for; none where nothing is asked of AWS.
+    """Make the members of CreateTrainingJob for the settings; empty where neither is used.
 
     Args:
         debugger: the settings as plain containers.
-        profiler: the same.
+        profiler: the settings as plain containers.
         folder_uri: ``s3://`` folder under which SageMaker keeps a folder for each job.
         region: of the job.
 
@@ -32,7 +41,7 @@ def inspection_request(
     """
     members: dict[str, Any] = {}
     if debugger.get("kind") == "smdebug":
-        # Without a LocalPath, tensors are saved in a folder of AWS's own, which goes to S3 as they come.
+        # Without a LocalPath, tensors are saved in a folder of AWS's, which is copied to S3 all the time.
         members["DebugHookConfig"] = {"S3OutputPath": folder_uri, **hook_config(debugger)}
         parameters = debugger["sagemaker_parameters"]
         members["DebugRuleConfigurations"] = [
@@ -49,7 +58,7 @@ def inspection_request(
 
 
 def _rule(name: str, invoke: str, parameters: Mapping[str, Any], region: str) -> dict[str, Any]:
-    """Without an instance of its own a built-in rule is AWS's, and free."""
+    """Configure a built-in rule; without an instance type it runs on AWS's machines, and is free."""
     return {
         "RuleConfigurationName": name,
         "RuleEvaluatorImage": rules_image(region),
@@ -57,18 +66,8 @@ def _rule(name: str, invoke: str, parameters: Mapping[str, Any], region: str) ->
     }
 
 
-STATUSES = ("DebugRuleEvaluationStatuses", "ProfilerRuleEvaluationStatuses")
-"""Where DescribeTrainingJob tells them."""
-
-AFTER_THE_JOB = 600.0
-"""Seconds that rules are waited for when the job has ended: a report is made from all of it, which takes minutes."""
-
-_AT_WORK = ("InProgress", "Stopping")
-_TO_BE_READ = ("IssuesFound", "Error")
-
-
 class RuleStates:
-    """Tells each status of each rule once.
+    """Log each status of each rule once.
 
     Args:
         prefix: of its lines.
@@ -76,38 +75,36 @@ class RuleStates:
 
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix
-        self._told: dict[tuple[str, str], str] = {}
+        self._states: dict[tuple[str, str], str] = {}
         self._ended: float | None = None  # when the job had first ended
 
     def show(self, described: dict[str, Any]) -> bool:
-        """Show what is new in an answer of DescribeTrainingJob; returns whether anything was."""
-        before = dict(self._told)
+        """Log new states in a DescribeTrainingJob; return whether there were any."""
+        before = dict(self._states)
         for kind in STATUSES:
             for rule in described.get(kind) or ():
                 name, status = rule.get("RuleConfigurationName", "?"), rule.get("RuleEvaluationStatus", "?")
-                if self._told.get((kind, name)) != status:
-                    self._told[kind, name] = status
-                    self._tell(name, status, " ".join((rule.get("StatusDetails") or "").split()))
-        return self._told != before
-
-    def _tell(self, name: str, status: str, details: str) -> None:
-        level = logging.WARNING if status in _TO_BE_READ else logging.INFO
-        log.log(level, "%srule %s: %s%s", self._prefix, name, status, f": {details}" if details else "")
+                if self._states.get((kind, name)) != status:
+                    self._states[kind, name] = status
+                    level = logging.WARNING if status in _WARNINGS else logging.INFO
+                    details = " ".join((rule.get("StatusDetails") or "").split())
+                    log.log(level, "%srule %s: %s%s", self._prefix, name, status, f": {details}" if details else "")
+        return self._states != before
 
     def outlast(self) -> bool:
-        """Whether rules of a job that has ended are still at work, and worth waiting for."""
-        at_work = sorted(name for (_, name), status in self._told.items() if status in _AT_WORK)
-        if not at_work:
+        """Return whether to wait for rules of a job that has ended."""
+        running = sorted(name for (_, name), status in self._states.items() if status in _IN_PROGRESS)
+        if not running:
             return False
         if self._ended is None:
             self._ended = time.monotonic()
-            log.info("%sThe job has ended, and is paid for no longer; still at work: %s", self._prefix, _rules(at_work))
+            log.info("%sThe job has ended, and is no longer billed; still running: %s", self._prefix, _rules(running))
         if time.monotonic() - self._ended < AFTER_THE_JOB:
             return True
         log.warning(
-            "%s%s did not come to an end in %.0f minutes: attach again later for what they find",
+            "%s%s did not end in %.0f minutes: attach again later for their results",
             self._prefix,
-            _rules(at_work),
+            _rules(running),
             AFTER_THE_JOB / 60,
         )
         return False

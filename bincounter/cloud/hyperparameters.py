@@ -1,8 +1,8 @@
-"""Hydra overrides as SageMaker hyperparameters, and back, value for value.
+"""Hydra overrides as SageMaker hyperparameters, and back, without a change of values.
 
 A hyperparameter is a string under a string, in no order. Its key is the override's own, as written before the ``=``
-(``model.optimizer.lr``, ``+trainer.profiler``, ``~logger``), so that the console can be read; its value is JSON, or the
-bare word where JSON would not take it for anything else. What a tuning job sends is read alike.
+(``model.optimizer.lr``, ``+trainer.profiler``, ``~logger``), so that the console can be read; its value is JSON, or a
+bare word that is not JSON. Values from a tuning job have the same form.
 """
 
 import json
@@ -18,14 +18,14 @@ from bincounter.errors import ConfigError
 LONGEST_KEY = 256
 LONGEST_VALUE = 2500
 MOST = 90
-"""CreateTrainingJob takes 100; the toolkit's own and those of a tuning job need some of them."""
+"""CreateTrainingJob accepts 100; the toolkit and tuning jobs need some of them."""
 
-# The toolkit's own, and what a tuning job adds.
+# Prefixes of the toolkit's hyperparameters and of those that a tuning job adds.
 _NOT_OURS = ("sagemaker_", "_")
 _BARE = re.compile(r"[A-Za-z0-9_./:@%+=,-]+")
-# What JSON leaves as it is, and the shells and log viewers on the way to the container do not.
+# JSON allows these, and the shells and log viewers on the way to the container change them.
 _UNSAFE = re.compile(r"[^ -~]|['`$!]")
-# A word that Hydra reads as a string and nothing else.
+# A word that Hydra reads as a string.
 _WORD = re.compile(r"(?!(?:true|false|null|nan|inf)$)[A-Za-z_][A-Za-z0-9_./:-]*", re.IGNORECASE)
 
 
@@ -39,7 +39,7 @@ def encode(overrides: Sequence[str]) -> dict[str, str]:
         Key to text, for CreateTrainingJob.
 
     Raises:
-        ConfigError: a sweep, or more than a training job takes.
+        ConfigError: a sweep, or more than a training job accepts.
         HydraException: an override that cannot be parsed.
     """
     chosen: dict[str, Override] = {}
@@ -65,20 +65,20 @@ def override_of(key: str, value: Any) -> str:
 
 
 def decode(hyperparameters: Mapping[str, str]) -> list[str]:
-    """Read overrides out of hyperparameters; those of the toolkit and of a tuning job are left out.
+    """Read overrides from hyperparameters; those of the toolkit and of a tuning job are skipped.
 
     Args:
         hyperparameters: key to text, as in ``hyperparameters.json``.
 
     Returns:
-        Overrides, quoted for Hydra's grammar, a node before what lies in it.
+        Overrides, quoted for Hydra's grammar, a node before its members.
     """
     ours = {key: text for key, text in hyperparameters.items() if not key.startswith(_NOT_OURS)}
     return [_override(key, ours[key]) for key in sorted(ours, key=_place)]
 
 
 def _take(chosen: dict[str, Override], override: Override) -> None:
-    """Let an override win over earlier ones for its key, with what those made of the key in mind."""
+    """Replace earlier overrides of the same key; a ``+`` of theirs is kept."""
     key = override.get_key_element()
     name = key.lstrip("+~")
     if override.is_delete():
@@ -87,7 +87,7 @@ def _take(chosen: dict[str, Override], override: Override) -> None:
     else:
         added = next((prefix for prefix in ("++", "+") if chosen.pop(f"{prefix}{name}", None) is not None), "")
         chosen.pop(name, None)
-        key = key if key != name else f"{added}{name}"  # a plain change of what an earlier one added
+        key = key if key != name else f"{added}{name}"  # it changes what an earlier one added
     chosen[key] = override
 
 
@@ -99,12 +99,12 @@ def _text(override: Override) -> str:
         return value
     text = json.dumps(_json_ready(value), ensure_ascii=True, separators=(",", ":"))
     if "\\u0000" in text:
-        raise ConfigError(f"{override.get_key_element()} holds a NUL character, which no program can be given: drop it")
+        raise ConfigError(f"{override.get_key_element()} contains a NUL character: remove it")
     return _UNSAFE.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
 
 
 def _json_ready(value: Any) -> Any:
-    """Keys of a mapping become their own source text: JSON has strings alone, and Hydra does not quote them."""
+    """Turn the keys of mappings into their source text: JSON has string keys only, and Hydra does not quote keys."""
     if isinstance(value, dict):
         return {_key_source(key): _json_ready(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -125,24 +125,22 @@ def _is_json(text: str) -> bool:
 
 
 def _refuse_too_much(encoded: Mapping[str, str]) -> None:
-    remedy = "keep them in an experiment file (conf/experiment), which holds as many as wanted"
+    remedy = "put them into an experiment file (conf/experiment), which has no limit"
     if len(encoded) > MOST:
-        raise ConfigError(f"{len(encoded)} overrides are more than the {MOST} a training job takes: {remedy}")
+        raise ConfigError(f"{len(encoded)} overrides are more than the {MOST} that a training job accepts: {remedy}")
     for key, text in encoded.items():
         if len(key) > LONGEST_KEY:
-            raise ConfigError(f"{key[:40]}... is longer than the {LONGEST_KEY} characters a key can have: {remedy}")
+            raise ConfigError(f"{key[:40]}... is longer than the {LONGEST_KEY} characters of a key: {remedy}")
         if len(text) > LONGEST_VALUE:
             raise ConfigError(
-                f"the value of {key} is {len(text)} characters long, and a training job takes {LONGEST_VALUE}: {remedy}"
+                f"the value of {key} has {len(text)} characters, and a training job accepts {LONGEST_VALUE}: {remedy}"
             )
         if key.startswith(_NOT_OURS):
-            raise ConfigError(
-                f"{key} begins like SageMaker's own hyperparameters: write ++{key}, which sets the same and does not"
-            )
+            raise ConfigError(f"{key} begins like SageMaker's own hyperparameters: write ++{key}, which sets the same")
 
 
 def _place(key: str) -> tuple[list[str], bool]:
-    """Where an override stands: behind those of the nodes it lies in, and behind a deletion of its own key."""
+    """Sort key of an override: after those of its parent nodes, and after a deletion of its key."""
     return re.split(r"[./@]", key.lstrip("+~")), not key.startswith("~")
 
 
@@ -157,7 +155,7 @@ def _override(key: str, text: str) -> str:
 
 
 def _source(value: Any) -> str:
-    """A value in Hydra's grammar."""
+    """Write a value in Hydra's grammar."""
     if value is None:
         return "null"
     if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""By instance type: price (prices.yaml), GPUs, training and serving image."""
+"""Instance types: price (prices.yaml), GPUs, training and serving image."""
 
 import difflib
 from functools import cache
@@ -10,13 +10,22 @@ import yaml
 
 from bincounter.errors import ConfigError
 
+GPU_MACHINE = "al2-ami-sagemaker-inference-gpu-3-1"
+"""Machine image with the driver that the CUDA build of AWS's Ray Serve image needs."""
+
+_STACKS: dict[str, dict[str, Any]] = {
+    "ray": {"framework": "ray-serve", "version": "1.4"},  # Python 3.13, torch 2.10
+    "pytorch": {"framework": "pytorch", "version": "2.6", "py_version": "py312"},  # the last one of its kind
+}
+_FRAMEWORK = "pytorch-amzn2023"  # the successor of the "pytorch" images, which end with PyTorch 2.10
+
 
 class Price(NamedTuple):
-    """What one instance costs on demand.
+    """On-demand price.
 
     Attributes:
-        usd: US dollars per hour.
-        origin: where the figure comes from, in words to show beside it.
+        usd: US dollars per hour, or per second.
+        origin: where the figure comes from, to show beside it.
     """
 
     usd: float
@@ -24,15 +33,15 @@ class Price(NamedTuple):
 
 
 def usd_per_hour(instance_type: str, given: float | None, group: str = "launcher") -> Price:
-    """The price of one instance on demand.
+    """Look up the on-demand price of one instance.
 
     Args:
         instance_type: such as ``ml.g5.xlarge``.
-        given: US dollars per hour that a person named, or ``None`` to look it up.
+        given: US dollars per hour from the settings; ``None`` to use the table.
         group: of settings that both come from.
 
     Raises:
-        ConfigError: neither the person nor the table names a price.
+        ConfigError: neither the settings nor the table have a price.
     """
     if given is not None:
         return Price(float(given), f"{group}.usd_per_hour")
@@ -41,7 +50,7 @@ def usd_per_hour(instance_type: str, given: float | None, group: str = "launcher
     usd = types.get(instance_type, {}).get("usd")
     if usd is not None:
         return Price(float(usd), _origin(table))
-    step = f"say {group}.usd_per_hour=DOLLARS, the price of one instance"
+    step = f"set {group}.usd_per_hour=DOLLARS, the price of one instance"
     if instance_type not in types:
         near = difflib.get_close_matches(instance_type, types, n=1)
         step = f"correct it to {near[0]}, or {step}" if near else step
@@ -49,7 +58,7 @@ def usd_per_hour(instance_type: str, given: float | None, group: str = "launcher
 
 
 def usd_per_second(memory_mb: int) -> Price:
-    """The price of one second in which a serverless endpoint answers one request.
+    """Return the price of one second of a request to a serverless endpoint.
 
     Args:
         memory_mb: of the endpoint.
@@ -59,26 +68,24 @@ def usd_per_second(memory_mb: int) -> Price:
 
 
 def gpus(instance_type: str) -> int | None:
-    """How many GPUs an instance has, or ``None`` where that is not known."""
+    """Number of GPUs of an instance; ``None`` where it is not known."""
     return _table()["types"].get(instance_type, {}).get("gpus")
 
 
 def ceiling(price: Price, *, max_run: int, instances: int, jobs: int) -> float:
-    """The most US dollars that the instances can cost, should every job run to its limit on demand.
-
-    Disks and storage come on top: cents beside the instances.
+    """Compute the highest cost in US dollars: every job runs to its limit, on demand. Disks and storage add cents.
 
     Args:
         price: of one instance.
         max_run: seconds after which a job is stopped.
         instances: of each job.
-        jobs: how many of them there are.
+        jobs: number of jobs.
     """
     return price.usd * max_run / 3600 * instances * jobs
 
 
 def saving_percent(training_seconds: float, billable_seconds: float) -> float:
-    """What spot capacity saved, as SageMaker reckons it: 100 x (1 - billable / training), and 0 for no training."""
+    """Compute the saving of spot capacity as SageMaker does: 100 x (1 - billable / training); 0 without training."""
     if training_seconds <= 0:
         return 0.0
     return 100 * (1 - billable_seconds / training_seconds)
@@ -93,13 +100,8 @@ def _table() -> dict[str, Any]:
     return yaml.safe_load(Path(__file__).with_name("prices.yaml").read_text(encoding="utf-8"))
 
 
-_FRAMEWORK = "pytorch-amzn2023"  # the successor of the "pytorch" images, which end with PyTorch 2.10
-
-
 def training_image(*, framework_version: str, region: str, instance_type: str) -> str:
-    """The address of AWS's training image, with CUDA where the instance has GPUs.
-
-    The SDK's own list is read; no request is sent.
+    """Return the URI of AWS's training image, with CUDA where the instance has GPUs, by the SDK's list.
 
     Args:
         framework_version: of PyTorch, such as ``2.14``.
@@ -109,7 +111,7 @@ def training_image(*, framework_version: str, region: str, instance_type: str) -
     Raises:
         ConfigError: there is no such image, or the SDK is not installed.
     """
-    image_uris = _image_uris(", or say launcher.image=URI")
+    image_uris = _image_uris(", or set launcher.image=URI")
     try:
         return image_uris.retrieve(
             _FRAMEWORK, region, version=framework_version, instance_type=instance_type, image_scope="training"
@@ -121,7 +123,7 @@ def training_image(*, framework_version: str, region: str, instance_type: str) -
 
 @cache
 def rules_image(region: str) -> str:
-    """The address of the image that evaluates AWS's built-in rules of Debugger and Profiler.
+    """Return the URI of the image that evaluates AWS's built-in rules of Debugger and Profiler.
 
     Args:
         region: of the job, such as ``us-east-1``.
@@ -134,8 +136,8 @@ def rules_image(region: str) -> str:
         return image_uris.retrieve("debugger", region)
     except ValueError as error:
         raise ConfigError(
-            f"region {region} has none of AWS's rules for debugger= and profiler=: use another launcher.region, or ask "
-            "for none, with debugger.sagemaker_rules=[] or profiler.sagemaker_rules=[]"
+            f"region {region} has none of AWS's rules for debugger= and profiler=: use another launcher.region, or no "
+            "rules, with debugger.sagemaker_rules=[] or profiler.sagemaker_rules=[]"
         ) from error
 
 
@@ -151,11 +153,11 @@ def _image_uris(otherwise: str) -> ModuleType:
 
 
 def _explain(versions: dict[str, dict], framework_version: str, region: str, instance_type: str) -> str:
-    """Why the SDK finds no image; its own sentences advise an upgrade whatever is wrong."""
+    """Make a message for a missing image; the SDK's messages advise an upgrade for any reason."""
     if framework_version not in versions:
         return (
             f"launcher.framework_version={framework_version} has no training image of AWS: choose one of "
-            f"{', '.join(versions)}, or say launcher.image=URI"
+            f"{', '.join(versions)}, or set launcher.image=URI"
         )
     if region not in versions[framework_version]["registries"]:
         return (
@@ -163,24 +165,13 @@ def _explain(versions: dict[str, dict], framework_version: str, region: str, ins
             "launcher.image=URI"
         )
     return (
-        f"launcher.instance_type={instance_type} is no type of SageMaker: correct it, such as ml.g5.xlarge, or say "
+        f"launcher.instance_type={instance_type} is not a type of SageMaker: correct it, such as ml.g5.xlarge, or say "
         "launcher.image=URI"
     )
 
 
-GPU_MACHINE = "al2-ami-sagemaker-inference-gpu-3-1"
-"""The machine image whose driver the CUDA build of AWS's Ray Serve image needs."""
-
-_STACKS: dict[str, dict[str, Any]] = {
-    "ray": {"framework": "ray-serve", "version": "1.4"},  # Python 3.13, torch 2.10
-    "pytorch": {"framework": "pytorch", "version": "2.6", "py_version": "py312"},  # the last one of its kind
-}
-
-
 def serving_image(*, stack: str, region: str, instance_type: str | None) -> str:
-    """The address of AWS's serving image, with CUDA where the instance has GPUs.
-
-    The SDK's own list is read; no request is sent.
+    """Return the URI of AWS's serving image, with CUDA where the instance has GPUs, by the SDK's list.
 
     Args:
         stack: ``ray`` or ``pytorch``.
@@ -190,14 +181,7 @@ def serving_image(*, stack: str, region: str, instance_type: str | None) -> str:
     Raises:
         ConfigError: there is no such image, or the SDK is not installed.
     """
-    try:
-        from sagemaker.core import image_uris  # takes two seconds
-    except ImportError as error:
-        raise ConfigError(
-            "AWS's images are looked up with the SageMaker SDK, which is not installed: pip install "
-            "'bincounter[sagemaker]', or say target.image=URI"
-        ) from error
-    asked = _STACKS[stack]
+    image_uris, asked = _image_uris(", or set target.image=URI"), _STACKS[stack]
     try:
         return image_uris.retrieve(
             region=region, instance_type=instance_type or "ml.m5.large", image_scope="inference", **asked
@@ -206,11 +190,11 @@ def serving_image(*, stack: str, region: str, instance_type: str | None) -> str:
         raise ConfigError(
             f"AWS has no image of target.stack={stack} (version {asked['version']}) in {region} for "
             f"{instance_type or 'serverless endpoints'}: correct target.region or target.instance_type, update the "
-            "SageMaker SDK, or say target.image=URI"
+            "SageMaker SDK, or set target.image=URI"
         ) from error
 
 
 def has_gpus(instance_type: str, image: str) -> bool:
-    """Whether an instance has GPUs, as far as the table of prices or the image's own name tells."""
+    """Return whether an instance has GPUs, by the table of prices or the image's name."""
     number = gpus(instance_type)
     return number > 0 if number is not None else "cuda" in image or "gpu" in image

@@ -1,4 +1,4 @@
-"""State and log of a job as they come; epoch scores from log lines."""
+"""State and log of a running job; epoch scores from its log lines."""
 
 import logging
 import re
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from bincounter.cloud.aws_errors import answered_by_aws
 from bincounter.cloud.debugger_rules import STATUSES, RuleStates
 from bincounter.cloud.jobs import ENDED, Job, answered_here, describe
-from bincounter.cloud.polling import Pace, Patience
+from bincounter.cloud.polling import wait_until
 from bincounter.errors import BinCounterError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ KEPT = (
     "BillableTimeInSeconds",
     "FinalMetricDataList",
     "EnableManagedSpotTraining",
-    # Where AWS's watching of the job puts what it found, and what that is.
+    # Output of AWS's Debugger and Profiler: where it is, and the states of their rules.
     "OutputDataConfig",
     "DebugHookConfig",
     "ProfilerConfig",
@@ -48,42 +48,37 @@ def follow(
     several: bool,
     hear: Callable[[str, float], None] | None = None,
 ) -> bool:
-    """Show a job's states and log lines until it ends, and AWS's rules on it until they do.
+    """Log a job's states and log lines until it ends, and the states of AWS's rules until they end.
 
     Args:
         account: that it runs in.
-        job: its ``description`` is kept up to date.
-        leave: set by whoever wants this to return early.
-        several: whether lines need the job's number.
-        hear: is given each line that the run wrote, and how many seconds after its first one.
+        job: its ``description`` is updated.
+        leave: set it to return early.
+        several: prefix lines with the job's number.
+        hear: called with each line of the run, and its seconds since the first one.
 
     Returns:
         whether the job has ended.
     """
     prefix = f"[{job.number}] " if several else ""
-    states, lines, patience = _States(prefix), _Lines(account, job.name, prefix, hear), Patience()
-    rules = RuleStates(prefix)
-    here = answered_here(account)
-    pace = Pace(leave, here=here)
-    while True:
-        changed = False
-        with patience:
-            described = describe(account, job.name)
-            job.description = {key: described[key] for key in KEPT if key in described}
-            changed = states.show(described)
-            changed = rules.show(described) or changed
-        changed = lines.show() or changed
-        if job.description.get("TrainingJobStatus") in ENDED and not rules.outlast():
-            if not here:
-                leave.wait(_LATE)
-                lines.show()
-            return True
-        if pace.rest(changed=changed):
-            return False
+    states, lines, rules = _States(prefix), _Lines(account, job.name, prefix, hear), RuleStates(prefix)
+
+    def step() -> tuple[bool, bool]:
+        described = describe(account, job.name)
+        job.description = {key: described[key] for key in KEPT if key in described}
+        changed = [states.show(described), rules.show(described), lines.show()]
+        return job.description["TrainingJobStatus"] in ENDED and not rules.outlast(), any(changed)
+
+    local = answered_here(account)
+    ended = wait_until(step, leave, local=local)
+    if ended and not local:
+        leave.wait(_LATE)
+        lines.show()
+    return ended
 
 
 def epoch_scores(line: str) -> tuple[int, dict[str, float]] | None:
-    """The epoch, counted from 1, and its scores that a line of a run's log tells; ``None`` for other lines."""
+    """Parse the log line that ends an epoch: the epoch, from 1, and its scores; ``None`` for other lines."""
     found = _EPOCH.fullmatch(line.strip())
     if not found:
         return None
@@ -92,39 +87,39 @@ def epoch_scores(line: str) -> tuple[int, dict[str, float]] | None:
 
 
 class _States:
-    """Tells each secondary status once, in order: between two questions there may have been several."""
+    """Log each secondary status once, in order: there may be several between two requests."""
 
     def __init__(self, prefix: str) -> None:
-        self._prefix, self._told = prefix, 0
+        self._prefix, self._logged = prefix, 0
 
     def show(self, described: dict[str, Any]) -> bool:
         transitions = described.get("SecondaryStatusTransitions") or []
-        for transition in transitions[self._told :]:
+        for transition in transitions[self._logged :]:
             message = transition.get("StatusMessage") or ""
             log.info("%s%s%s", self._prefix, transition["Status"], f": {message}" if message else "")
-        changed = len(transitions) > self._told
-        self._told = len(transitions)
+        changed = len(transitions) > self._logged
+        self._logged = len(transitions)
         return changed
 
 
 class _Lines:
-    """The lines that the run itself wrote; the toolkit's own, some two hundred, are left to the console."""
+    """Log the lines of the run itself, without the two hundred or so of SageMaker's toolkit."""
 
     def __init__(self, account: "Account", name: str, prefix: str, hear: Callable[[str, float], None] | None) -> None:
         self._account, self._name, self._prefix, self._hear = account, name, prefix, hear
-        self._first: int | None = None  # when the run wrote its first line, in milliseconds
+        self._first: int | None = None  # time of the run's first line, in milliseconds
         self._streams: dict[str, tuple[str | None, _Preamble]] = {}
-        self._told = False
+        self._logged = False
 
     def show(self) -> bool:
-        """Show what is new; returns whether anything was. A log that cannot be read is no reason to leave the job."""
+        """Log new lines; return whether there were any. A log that cannot be read does not end the wait."""
         try:
             with answered_by_aws(f"reading the log of {self._name}"):
                 found = [self._show_stream(stream) for stream in self._names()]
         except BinCounterError as error:
-            if not self._told:
-                log.warning("The log cannot be shown: %s", error)
-            self._told = True
+            if not self._logged:
+                log.warning("The log cannot be read: %s", error)
+            self._logged = True
             return False
         return any(found)
 
@@ -154,7 +149,7 @@ class _Lines:
                     self._first = event["timestamp"] if self._first is None else self._first
                     if self._hear is not None:
                         self._hear(event["message"], (event["timestamp"] - self._first) / 1000)
-            if page["nextForwardToken"] == token:  # so CloudWatch says that this was all
+            if page["nextForwardToken"] == token:  # CloudWatch's sign for the last page
                 break
             token = page["nextForwardToken"]
         self._streams[stream] = (token, preamble)
@@ -162,10 +157,10 @@ class _Lines:
 
 
 class _Preamble:
-    """Leaves out what the toolkit writes before and after the run's own output, in every attempt anew."""
+    """Skip the lines of the toolkit before and after the run's own output, in each attempt."""
 
-    # How a run ends on screen; once it is fetched, it lies elsewhere.
-    _FOLDER_OVER_THERE = re.compile(r"(Report: )?/\S*/checkpoints(/[^/\s]+)?(/report\.html)?")
+    # The last lines of a run name its folder in the container.
+    _CONTAINER_FOLDER = re.compile(r"(Report: )?/\S*/checkpoints(/[^/\s]+)?(/report\.html)?")
 
     def __init__(self) -> None:
         self._command_follows = self._shown = False
@@ -181,4 +176,4 @@ class _Preamble:
         if self._command_follows and line.strip():
             self._command_follows, self._shown = False, True
             return False
-        return self._shown and bool(line.strip()) and not self._FOLDER_OVER_THERE.fullmatch(line.strip())
+        return self._shown and bool(line.strip()) and not self._CONTAINER_FOLDER.fullmatch(line.strip())

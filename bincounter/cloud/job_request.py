@@ -1,4 +1,4 @@
-"""CreateTrainingJob."""
+"""Request of a training job: CreateTrainingJob."""
 
 import re
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from bincounter.redaction import masked
 PROGRAM = "start.py"  # what the image's toolkit runs; bincounter.cloud.code_archive makes it
 CHANNEL = "bins"  # the channel that becomes data.source
 _SECRET_NAME = re.compile(r"(^|_)(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
-# Where a value of the request comes from, for messages.
+# Settings that members of the request come from, for messages.
 _SETTINGS = {
     "ResourceConfig.InstanceType": "launcher.instance_type",
     "ResourceConfig.InstanceCount": "launcher.instance_count",
@@ -28,7 +28,7 @@ _SETTINGS = {
 
 
 def metric_definitions() -> list[dict[str, str]]:
-    """Regular expressions that find an epoch's metrics in the log (see bincounter.training.logs.TrainingLog)."""
+    """Make regular expressions for an epoch's metrics in the log of bincounter.training.logs.TrainingLog."""
     names = ["train/loss", *(f"val/{name}" for name in METRICS)]
     return [{"Name": name, "Regex": rf"\b{name}=([-+0-9.eE]+|nan)"} for name in names]
 
@@ -46,22 +46,22 @@ def training_request(
     channel_uri: str | None,
     inspection: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """The request for one training job, ``launcher.request`` merged in and checked.
+    """Make the request for a training job, merge ``launcher.request`` into it, and check it.
 
     Args:
         settings: ``launcher`` as plain containers.
         name: of the job.
         hyperparameters: the run's overrides, see bincounter.cloud.hyperparameters.
-        source_uri: the shipped archive.
+        source_uri: ``s3://`` address of the code archive.
         region: of the job.
         image: URI of the training image.
         role: ARN of the execution role.
         folder_uri: ``s3://`` folder under which SageMaker keeps a folder for each job.
-        channel_uri: the photos, or ``None`` where the run gets them by itself.
+        channel_uri: ``s3://`` folder of the photos, or ``None`` where the run fetches them itself.
         inspection: members for Debugger and Profiler, see bincounter.cloud.debugger_rules.
 
     Raises:
-        ConfigError: CreateTrainingJob has no such parameter, or does not take such a value.
+        ConfigError: CreateTrainingJob does not accept a parameter or a value.
     """
     request: dict[str, Any] = {
         "TrainingJobName": name,
@@ -99,19 +99,19 @@ def training_request(
         request["InputDataConfig"] = [_channel(channel_uri, settings["input_mode"])]
     request = merged(request, settings["request"])
     refuse_secrets(request, {"Environment": "launcher.environment.", "HyperParameters": ""})
-    check(request, "CreateTrainingJob")
+    check(request, "CreateTrainingJob", settings=_SETTINGS)
     return request
 
 
 def refuse_secrets(request: Mapping[str, Any], parts: Mapping[str, str]) -> None:
-    """Refuse what looks like a secret: whoever may describe a job, or a model, reads its request.
+    """Check a request for secrets: everybody who may describe a job, or a model, reads its request.
 
     Args:
         request: the parameters.
-        parts: members of it that hold names and values, and the setting that each comes from.
+        parts: members of it that hold names and values, with the prefix of the setting that each comes from.
 
     Raises:
-        ConfigError: naming the first.
+        ConfigError: a name or a value looks like a secret.
     """
     for part, setting in parts.items():
         values = request.get(part, {})

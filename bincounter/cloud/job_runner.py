@@ -1,4 +1,4 @@
-"""Jobs carried out side by side: submitted, followed, fetched, and told of; Ctrl-C asks what becomes of them."""
+"""Runs jobs side by side: submit, follow, fetch; Ctrl-C asks whether to stop them."""
 
 import logging
 import shlex
@@ -24,19 +24,18 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Judge = Callable[[int, int, Mapping[str, float], float], bool]
-"""Whether to stop a job, as others promise more; told its number, an epoch counted from 1, the epoch's scores, and the
-seconds that the run had taken until then."""
+"""Pruning policy: (job number, epoch from 1, its scores, seconds of the run until then) -> stop the job?"""
 
 
 @dataclass
 class Task:
-    """A job to carry out.
+    """Job to run.
 
     Attributes:
-        job: with its folder.
-        request: to submit first, or ``None`` where the job is under way already.
-        error: what became of it, if it did not complete.
-        ended: whether it has.
+        job: its record.
+        request: to submit first, or ``None`` where the job runs already.
+        error: why it did not complete, or why it was pruned.
+        ended: whether it has ended.
     """
 
     job: Job
@@ -46,14 +45,14 @@ class Task:
 
 
 class Crew:
-    """Carries jobs out.
+    """Run jobs side by side.
 
     Args:
-        account: they run in.
+        account: to run them in.
         tasks: the jobs.
-        at_once: how many of them run at a time.
+        at_once: jobs at a time.
         rehearsed: whether they end with this command.
-        judge: of their epochs, if they are trials of a search that prunes.
+        judge: pruning policy, where they are trials of a search that prunes.
     """
 
     def __init__(
@@ -68,42 +67,42 @@ class Crew:
         self._account, self._tasks, self._at_once, self._rehearsed = account, tasks, at_once, rehearsed
         self._judge = judge
         self._leave = threading.Event()  # followers return, jobs go on
-        self._stopping = threading.Event()  # what runs is stopped, what does not is not submitted
+        self._stopping = threading.Event()  # running jobs are stopped, others are not submitted
         self._running: dict[str, Task] = {}
 
     @property
     def interrupted(self) -> bool:
-        """Whether Ctrl-C has stopped what ran."""
+        """Return whether Ctrl-C has stopped the running jobs."""
         return self._stopping.is_set()
 
     def submit_all(self) -> None:
-        """Submit all and return.
+        """Submit all jobs and return.
 
         Raises:
             BinCounterError: one could not be submitted; the others have been.
         """
-        with self._answered(), ThreadPoolExecutor(self._at_once) as pool:
+        with self._naming_submitted(), ThreadPoolExecutor(self._at_once) as pool:
             for future in [pool.submit(self._submit, task) for task in self._tasks]:
                 future.result()
 
-    def carry_out(self) -> None:
-        """Submit, follow and fetch all; errors are left in the tasks.
+    def run_all(self) -> None:
+        """Submit, follow and fetch all jobs; errors are left in the tasks.
 
         Raises:
             BinCounterError: not even the first job could be submitted.
             Interrupted: by Ctrl-C; the jobs go on.
         """
-        with self._answered():
-            if self._tasks[0].request is not None:  # what is wrong with the account is wrong for every job: told once
+        with self._naming_submitted():
+            if self._tasks[0].request is not None:  # an error of the account is one of every job: raised once
                 self._submit(self._tasks[0])
         with ThreadPoolExecutor(self._at_once) as pool:
-            futures = [pool.submit(self._carry_out, task) for task in self._tasks]
+            futures = [pool.submit(self._run, task) for task in self._tasks]
             while not self._all_done(futures):
                 pass
 
     @contextmanager
-    def _answered(self) -> Iterator[None]:
-        """An error or Ctrl-C while jobs are submitted names those that are under way."""
+    def _naming_submitted(self) -> Iterator[None]:
+        """Name the running jobs in the message of an error, or of Ctrl-C, while jobs are submitted."""
         try:
             yield
         except (BinCounterError, KeyboardInterrupt) as error:
@@ -130,7 +129,7 @@ class Crew:
 
     def _stop_running(self) -> None:
         self._stopping.set()
-        log.info("Stopping; what the jobs have is fetched as they end.")
+        log.info("Stopping; results are fetched as the jobs end.")
         for name in list(self._running):
             try:
                 stop(self._account, name)
@@ -143,7 +142,7 @@ class Crew:
         task.request = None
         log.info("job %d: %s\n  %s", task.job.number, task.job.name, self._account.console_link(task.job.name))
 
-    def _carry_out(self, task: Task) -> None:
+    def _run(self, task: Task) -> None:
         try:
             if task.request is not None:
                 if self._stopping.is_set():
@@ -171,7 +170,7 @@ class Crew:
                 job,
                 self._leave,
                 several=len(self._tasks) > 1,
-                hear=None if self._judge is None else partial(self._hear, job, self._judge),
+                hear=None if self._judge is None else partial(self._check_epoch, job, self._judge),
             )
         except BinCounterError as error:
             raise _and(error, self._left_behind([job])) from None
@@ -183,21 +182,21 @@ class Crew:
             if job.pruned and job.description["TrainingJobStatus"] == "Stopped":
                 task.error = Pruned(f"{job.name} was pruned: {cost(job)}")
 
-    def _hear(self, job: Job, judge: Judge, line: str, seconds: float) -> None:
-        """Stop a job whose line tells that it is not worth going on with; a resumed one tells an epoch twice."""
-        told = epoch_scores(line)
-        if told is None or not judge(job.number, *told, seconds) or job.pruned:  # epochs until it stops count as run
+    def _check_epoch(self, job: Job, judge: Judge, line: str, seconds: float) -> None:
+        """Stop a job by a log line that ends an epoch, if the policy says so; a resumed job logs an epoch twice."""
+        scores = epoch_scores(line)
+        if scores is None or not judge(job.number, *scores, seconds) or job.pruned:  # later epochs count as run, too
             return
         job.pruned = True
-        job.save()  # whoever follows the job next knows why it was stopped
+        job.save()  # a later command must know why it was stopped
         try:
             stop(self._account, job.name)
         except BinCounterError as error:
-            log.warning("%s. The job goes on until its next epoch.", error)
+            log.warning("%s. The job runs until its next epoch.", error)
             job.pruned = False
 
     def _fetched(self, job: Job) -> BinCounterError | None:
-        """Fetch what a job has; what to tell of it, if it did not complete or cannot be fetched."""
+        """Fetch the results of a job; return the error if it did not complete or cannot be fetched."""
         log.info("%s: %s", job.name, cost(job))
         try:
             fetch(self._account, job)
@@ -205,8 +204,8 @@ class Crew:
         except (BinCounterError, OSError) as error:
             reason = str(error) if isinstance(error, BinCounterError) else f"{error.filename}: {error.strerror}"
             ended = _ending(job, rehearsed=self._rehearsed)
-            told = f"{ended}; what it has could not be fetched" if ended else f"{job.name} could not be fetched"
-            return ResourceError(f"{told} ({reason}): repeat that with {attach_command(job.folder)}")
+            failed = f"{ended}; its results could not be fetched" if ended else f"{job.name} could not be fetched"
+            return ResourceError(f"{failed} ({reason}): repeat it with {attach_command(job.folder)}")
         if (job.folder / "report.html").exists():
             log.info("Report: %s", job.folder / "report.html")
         return _ending(job, rehearsed=self._rehearsed)
@@ -218,16 +217,16 @@ class Crew:
             return "Interrupted before any job was submitted"
         folder = jobs[0].folder if len(self._tasks) == 1 else jobs[0].folder.parent
         names = ", ".join(job.name for job in jobs) if len(jobs) < 3 else f"{len(jobs)} jobs"
-        return f"{names} may go on, and be paid for: follow with {attach_command(folder)}"
+        return f"{names} may still run, and be billed: follow with {attach_command(folder)}"
 
 
 def _and(error: BinCounterError, sentence: str) -> BinCounterError:
-    """The same kind of error, with a sentence more."""
+    """Append a sentence to the message of an error."""
     return type(error)(f"{error}. {sentence}")
 
 
 def _ending(job: Job, *, rehearsed: bool) -> BinCounterError | None:
-    """What to tell of a job that did not complete."""
+    """Return the error of a job that did not complete."""
     status = job.description["TrainingJobStatus"]
     if status == "Completed":
         return None
@@ -240,13 +239,13 @@ def _ending(job: Job, *, rehearsed: bool) -> BinCounterError | None:
     if (job.folder / "checkpoints" / "last.ckpt").exists():
         ways.append(shlex.join(["python", "train.py", "ckpt_path=last", f"paths.output_dir={job.folder}"]) + " (here)")
     return ResourceError(
-        f"{job.name} was stopped ({job.description.get('SecondaryStatus')}) and is incomplete: what it has is in "
-        f"{job.folder}; go on with: {', or '.join(ways) or 'the same command'}"
+        f"{job.name} was stopped ({job.description.get('SecondaryStatus')}) and is incomplete: its files are in "
+        f"{job.folder}; resume with: {', or '.join(ways) or 'the same command'}"
     )
 
 
 def wants_to_stop(running: int) -> bool:
-    """Ask at a terminal whether what runs is to be stopped; elsewhere it is left alone."""
+    """Ask at a terminal whether to stop the running jobs; without one they are not stopped."""
     if not sys.stdin.isatty():
         return False
     print(f"\nStop the {running} running job{'s' if running != 1 else ''}? [y/N] ", end="", file=sys.stderr, flush=True)
@@ -257,7 +256,7 @@ def wants_to_stop(running: int) -> bool:
 
 
 def attach(folder: Path) -> list[Task]:
-    """Follow submitted jobs again and fetch what they have.
+    """Follow submitted jobs again and fetch their results.
 
     Args:
         folder: of a run or of a multirun.
@@ -268,10 +267,10 @@ def attach(folder: Path) -> list[Task]:
     from bincounter.cloud.account import Account
 
     tasks = [Task(job, None) for job in load(folder)]
-    Crew(Account(tasks[0].job.region), tasks, at_once=len(tasks)).carry_out()
+    Crew(Account(tasks[0].job.region), tasks, at_once=len(tasks)).run_all()
     return tasks
 
 
 def attach_command(folder: Path) -> str:
-    """What to type to follow the jobs of a folder again."""
+    """Return the command that follows the jobs of a folder again."""
     return shlex.join(["python", "-m", "bincounter", "attach", str(folder)])

@@ -1,4 +1,4 @@
-"""Job.json: submit, describe, stop, fetch results."""
+"""Training jobs and their record job.json: submit, describe, stop, fetch results."""
 
 import csv
 import json
@@ -29,29 +29,29 @@ log = logging.getLogger(__name__)
 
 
 RECORD = "job.json"  # in the run's folder
-EARLIER = "earlier_jobs"  # beside it: records of the run's jobs before, which were billed too
+EARLIER = "earlier_jobs"  # beside it: records of the run's earlier jobs, which were billed too
 ENDED = ("Completed", "Failed", "Stopped")
 _NAME_LENGTH = 63  # SageMaker's limit
-_POLL_FIRST, _POLL_LONGEST = 1.0, 10.0  # seconds between two questions; DescribeTrainingJob is throttled
+_AT_ONCE = 8  # objects fetched at a time
 
 
 @dataclass
 class Job:
-    """A training job and the run folder it fills.
+    """Training job and the folder of its run.
 
     Attributes:
         name: of the job.
-        number: in its multirun; tells its lines on screen from those of others.
+        number: in its multirun; marks its log lines.
         folder: of the run, on this machine.
         region: of the job.
-        checkpoint_uri: where SageMaker keeps the run's folder.
-        overrides: what starts this run after ``python train.py``.
+        checkpoint_uri: ``s3://`` folder where SageMaker keeps the run's folder.
+        overrides: arguments of ``train.py`` that start this run.
         usd_per_hour: of all its instances, on demand.
-        description: what DescribeTrainingJob told last, the parts that are kept.
-        pruned: whether it was asked to stop since others promise more.
+        description: the kept parts of the last DescribeTrainingJob.
+        pruned: whether the pruning policy has stopped it.
         instance_type: such as ``ml.g5.xlarge``; empty in a record that an earlier version wrote.
         instance_count: how many of them.
-        price_origin: where ``usd_per_hour`` is from, in words.
+        price_origin: where ``usd_per_hour`` is from.
         rehearsed: whether it ran on this machine, so that nothing was paid.
     """
 
@@ -71,7 +71,7 @@ class Job:
 
     @property
     def stopped_by_hand(self) -> bool:
-        """Whether a person has ended it, and it may be gone on with from its checkpoints."""
+        """Return whether a person has stopped it, so that it can be resumed from its checkpoints."""
         return self.description.get("SecondaryStatus") == "Stopped" and not self.pruned
 
     def save(self) -> None:
@@ -82,7 +82,7 @@ class Job:
 
 
 def load(folder: Path) -> list[Job]:
-    """The jobs of a run's folder, or of a multirun's.
+    """Read the jobs of a run's folder, or of a multirun's.
 
     Raises:
         ConfigError: no job was submitted from there.
@@ -94,7 +94,7 @@ def load(folder: Path) -> list[Job]:
 
 
 def read(record: Path) -> Job:
-    """The job that a record is of; its folder is the record's.
+    """Read a record; the job's folder is the record's.
 
     Raises:
         UserError: the record is damaged.
@@ -110,19 +110,19 @@ def read(record: Path) -> Job:
 
 
 def is_recorded(job: Job) -> bool:
-    """Whether the record in a job's folder is its own, not that of the run's job before."""
+    """Return whether the record in a job's folder is its own, not that of the run's earlier job."""
     record = job.folder / RECORD
     return record.exists() and read(record).name == job.name
 
 
 def set_aside(folder: Path) -> Path | None:
-    """Make room for the record of another job of a run; that of the one before is kept, since it was billed.
+    """Move the record of a run's job to its earlier ones, which were billed too.
 
     Args:
         folder: of the run.
 
     Returns:
-        where it lies now, or ``None`` where there was none.
+        its new path, or ``None`` where there was no record.
     """
     record = folder / RECORD
     if not record.exists():
@@ -133,7 +133,7 @@ def set_aside(folder: Path) -> Path | None:
 
 
 def under_way(account: "Account", folder: Path) -> Job | None:
-    """The job that was submitted for a run's folder, or ``None`` where the record is of one that never was."""
+    """Describe the job of a run's folder; a record of a job that SageMaker does not know is deleted."""
     from botocore.exceptions import ClientError
 
     if not (folder / RECORD).exists():
@@ -151,14 +151,14 @@ def under_way(account: "Account", folder: Path) -> Job | None:
 
 
 def job_name(task_name: str, number: int) -> str:
-    """A name that no other job of the account has: the task, when, which one of a multirun, and a few random digits."""
+    """Make a unique name: task, time, number in the multirun, random digits."""
     ending = f"-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{number}-{secrets.token_hex(2)}"
     task = re.sub(r"[^a-zA-Z0-9]+", "-", f"bincounter-{task_name}").strip("-")
     return task[: _NAME_LENGTH - len(ending)].rstrip("-") + ending
 
 
 def submit(account: "Account", job: Job, request: dict[str, Any]) -> None:
-    """Send CreateTrainingJob; the record is there before the job is, so that none is lost."""
+    """Send CreateTrainingJob; the record is written first, so that no job is lost."""
     from botocore.exceptions import ClientError
 
     job.rehearsed = answered_here(account)
@@ -169,7 +169,7 @@ def submit(account: "Account", job: Job, request: dict[str, Any]) -> None:
             account.sagemaker.create_training_job(**request)
         except ClientError as error:
             if error.response["Error"]["Code"] == "ResourceInUse":
-                return  # our own first try, whose answer was lost: nobody else has a name of ours
+                return  # our own first try, whose response was lost: names are unique
             (job.folder / RECORD).unlink()
             if before is not None:
                 before.replace(job.folder / RECORD)
@@ -177,7 +177,7 @@ def submit(account: "Account", job: Job, request: dict[str, Any]) -> None:
 
 
 def stop(account: "Account", name: str) -> None:
-    """Ask SageMaker to stop a job, which ends some minutes later with what it has; one that has ended is left alone."""
+    """Send StopTrainingJob; a job that has ended is left alone."""
     from botocore.exceptions import ClientError
 
     with answered_by_aws(f"stopping {name}"):
@@ -195,28 +195,25 @@ def describe(account: "Account", name: str) -> dict[str, Any]:
 
 
 def answered_here(account: "Account") -> bool:
-    """Whether requests go to a control plane on this machine, which throttles nobody and whose logs are never late."""
+    """Return whether requests go to a rehearsal on this machine, which throttles nobody and has its logs in time."""
     return urlsplit(account.sagemaker.meta.endpoint_url).hostname in ("127.0.0.1", "localhost")
 
 
-_AT_ONCE = 8  # objects
-
-
 def fetch(account: "Account", job: Job, wanted: Callable[[str], bool] = lambda _: True) -> None:
-    """Bring the run's folder here from where SageMaker keeps it.
+    """Download the run's folder from where SageMaker keeps it.
 
     Args:
         account: that the job ran in.
         job: with its folder.
-        wanted: which of the run's files, by their names in it.
+        wanted: filter of the run's files, by their names in it.
     """
     bucket, prefix = parse(job.checkpoint_uri)
     _fetch_below(account, bucket, f"{prefix}/", job.folder, wanted)
-    _name_what_lies_here(job)
+    _rewrite_overrides(job)
 
 
 def fetch_inspection(account: "Account", job: Job) -> None:
-    """Bring here what AWS's Debugger and Profiler kept of a job: tensors, samples of the machine, output of rules.
+    """Download what AWS's Debugger and Profiler saved of a job: tensors, samples of the machine, output of rules.
 
     Args:
         account: that the job ran in.
@@ -228,23 +225,23 @@ def fetch_inspection(account: "Account", job: Job) -> None:
 
 
 def _inspected(job: Job) -> Iterator[tuple[str, Path]]:
-    """Places in S3, and the folders that they come to."""
-    told, debugger, profile = job.description, job.folder / "debugger", job.folder / "profile"
-    if hook := told.get("DebugHookConfig"):
+    """Yield places in S3, and the folders to download them to."""
+    described, debugger, profile = job.description, job.folder / "debugger", job.folder / "profile"
+    if hook := described.get("DebugHookConfig"):
         yield f"{hook['S3OutputPath'].rstrip('/')}/{job.name}/debug-output", debugger / "smdebug"
-    if samples := told.get("ProfilerConfig", {}).get("S3OutputPath"):
+    if samples := described.get("ProfilerConfig", {}).get("S3OutputPath"):
         yield f"{samples.rstrip('/')}/{job.name}/profiler-output", profile / "aws" / "profiler-output"
     for statuses, folder in zip(STATUSES, (debugger, profile), strict=True):
-        for rule in told.get(statuses, ()):
+        for rule in described.get(statuses, ()):
             name = rule["RuleConfigurationName"]
-            output = told["OutputDataConfig"]["S3OutputPath"].rstrip("/")
+            output = described["OutputDataConfig"]["S3OutputPath"].rstrip("/")
             yield f"{output}/{job.name}/rule-output/{name}", folder / "aws" / name
 
 
 def _fetch_below(
     account: "Account", bucket: str, below: str, folder: Path, wanted: Callable[[str], bool] = lambda _: True
 ) -> None:
-    """Bring a prefix's objects into a folder, under the rest of their names."""
+    """Download the objects below a prefix into a folder, under the rest of their names."""
     with answered_by_aws(f"fetching s3://{bucket}/{below}"), ThreadPoolExecutor(_AT_ONCE) as pool:
         pages = account.s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=below)
         keys = [item["Key"] for page in pages for item in page.get("Contents", ())]
@@ -254,15 +251,15 @@ def _fetch_below(
             pass
 
 
-def _name_what_lies_here(job: Job) -> None:
-    """The run's own overrides name the container's folders; to go on with it here, they have to be those given here."""
+def _rewrite_overrides(job: Job) -> None:
+    """Write the overrides that were given here: those of the container name its folders, and could not be resumed."""
     path = job.folder / "overrides.txt"
     if path.exists():
         write_text(path, "".join(f"{line}\n" for line in without(job.overrides, *HERE, "paths.output_dir", "hydra")))
 
 
 def _belongs_to_run(name: str) -> bool:
-    """Whether an object is a file of the run, not a lock or what a killed write has left."""
+    """Return whether an object is a file of the run, not a lock or the rest of a killed write."""
     last = name.rpartition("/")[2]
     return bool(last) and last != ".lock" and not last.endswith(".part") and refusal(name) is None
 
@@ -273,7 +270,7 @@ def _fetch_one(account: "Account", bucket: str, key: str, path: Path) -> None:
 
 
 def cost(job: Job) -> str:
-    """What a job took and cost, in a sentence."""
+    """Format time and cost of a job."""
     trained, billed = (job.description.get(key) for key in ("TrainingTimeInSeconds", "BillableTimeInSeconds"))
     if trained is None or billed is None:
         return "no time was billed"
@@ -285,7 +282,7 @@ def cost(job: Job) -> str:
 
 
 def best_value(folder: Path, metric: str, mode: str) -> float | None:
-    """The best value of ``metric`` that a run logged: what a sweep optimises.
+    """Read the best value of a metric that a run logged, which a sweep optimises.
 
     Args:
         folder: of the run.

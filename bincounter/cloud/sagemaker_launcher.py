@@ -1,6 +1,4 @@
-"""The Hydra launcher; starts a rehearsal when asked.
-
-Hydra imports this module at the start of every app of the environment, so that everything heavy is imported on use.
+"""Hydra launcher that runs jobs as training jobs on SageMaker, or in a rehearsal of it.
 
 Hydra imports this module at the start of every app of the environment, so that everything heavy is imported on use.
 """
@@ -12,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +19,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from bincounter.config.launcher_schema import RehearsalConfig, SageMakerConfig
+from bincounter.config.launcher_schema import RehearsalConfig
 from bincounter.errors import ConfigError, Interrupted, ResourceError
 
 if TYPE_CHECKING:
@@ -33,37 +31,21 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-"""The checkout that jobs are shipped from."""
+"""Checkout that jobs are shipped from."""
 
-_AGAIN = "Interrupted: the same command goes on with the search"
-
-
-@dataclass
-class SageMakerPlugin:
-    """``hydra/launcher=sagemaker``, for any Hydra app."""
-
-    _target_: str = "hydra_plugins.bincounter.SageMakerLauncher"
-    settings: SageMakerConfig = field(default_factory=SageMakerConfig)
-
-
-@dataclass
-class RehearsalPlugin:
-    """``hydra/launcher=sagemaker_rehearsal``, for any Hydra app."""
-
-    _target_: str = "hydra_plugins.bincounter.SageMakerLauncher"
-    settings: RehearsalConfig = field(default_factory=RehearsalConfig)
+_RESUME = "Interrupted: run the same command again to resume the search"
 
 
 @dataclass
 class BinCounterPlugin:
-    """What conf/launcher chooses: settings are those of the ``launcher`` group."""
+    """Node ``hydra/launcher=bincounter``, which conf/launcher selects; its settings are the ``launcher`` group."""
 
     _target_: str = "hydra_plugins.bincounter.SageMakerLauncher"
     settings: Any = "${launcher}"
 
 
 class SageMakerLauncher(Launcher):
-    """Carries a batch of jobs out as training jobs and returns what they came to.
+    """Run a batch of jobs as training jobs and return their results.
 
     Args:
         settings: see :class:`bincounter.config.launcher_schema.SageMakerConfig`.
@@ -72,23 +54,20 @@ class SageMakerLauncher(Launcher):
     def __init__(self, settings: DictConfig) -> None:
         self._settings: dict[str, Any] = OmegaConf.to_container(settings, resolve=True)  # type: ignore[assignment]
         self._rehearsed = is_rehearsal(settings)
-        self._jobs_before = 0  # of earlier batches of the same sweep
-        self._searches = False  # for a sweeper that has prepared it
+        self._jobs_before = 0  # in earlier batches of the same sweep
+        self._searches = False  # set by a sweeper that calls prepare_sweep
         self._judge: Judge | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Take over what Hydra hands every launcher."""
-        self._context, self._task, self._config = hydra_context, task_function, config
-        # Another app's task function travels as it is; a configuration with our group is composed anew over there.
-        kind = OmegaConf.get_type(config, "launcher") if "launcher" in config else None
-        self._own = isinstance(kind, type) and issubclass(kind, SageMakerConfig)
+        """Store what Hydra gives every launcher."""
+        self._context, self._config = hydra_context, config  # the container has a task function of its own
 
     def prepare_sweep(self, trials: int, judge: "Judge | None") -> None:
-        """What a sweeper tells that chooses trial by trial, before it chooses the first.
+        """Announce a search that chooses trial by trial, before it chooses the first.
 
         Args:
-            trials: that it will launch at most; the ceiling of all of them is shown, once.
-            judge: asked as each epoch's scores come in, from the threads that follow the jobs.
+            trials: number of trials at most; the price ceiling of all of them is logged, once.
+            judge: called with each epoch's scores, from the threads that follow the jobs.
 
         Raises:
             ConfigError: no trial could be launched.
@@ -96,15 +75,14 @@ class SageMakerLauncher(Launcher):
         from bincounter.cloud.submission import show_cost
 
         self._searches, self._judge = True, judge
-        if self._own:
-            self._refuse_what_no_job_can_do()
+        self._check_launchable()
         show_cost(self._settings, trials)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Carry the jobs out: all are composed and validated before the first is submitted.
+        """Run the jobs; all are composed and validated before the first is submitted.
 
         Raises:
-            BinCounterError: nothing could be submitted, or Ctrl-C left the jobs to themselves.
+            BinCounterError: nothing could be submitted, or Ctrl-C left the jobs running.
         """
         if not logging.getLogger().hasHandlers():  # Hydra sets logging up for each job, not for the launch
             logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -117,34 +95,25 @@ class SageMakerLauncher(Launcher):
         ]
         for one in planned:
             one.of_search = self._searches
-        if self._own:
-            self._refuse_what_no_job_can_do()
-            job_plan.check_together(planned, self._settings)
-            for one in planned:
-                with _named(one, alone=len(planned) == 1):
-                    job_plan.plan_run(one, loader, self._config)
-        else:
-            self._pickle(planned)
+        self._check_launchable()
+        job_plan.check_together(planned, self._settings)
+        for one in planned:
+            with _named(one, alone=len(planned) == 1):
+                job_plan.plan_run(one, loader, self._config)
         with place(rehearsed=self._rehearsed):
             return self._launch(planned)
 
-    def _refuse_what_no_job_can_do(self) -> None:
+    def _check_launchable(self) -> None:
         from bincounter.cloud.job_plan import refuse_what_is_not_shipped
 
         if not self._settings["wait"] and not self._listed:
-            raise ConfigError("launcher.wait=false leaves a sweeper without the results it chooses by: drop it")
+            raise ConfigError("launcher.wait=false gives a sweeper no results to choose by: remove it")
         refuse_what_is_not_shipped(self._config)
 
     @property
     def _listed(self) -> bool:
-        """Whether jobs are those of the command line, not chosen by what others came to."""
+        """Return whether the command line lists the jobs, instead of a search that chooses them."""
         return str(self._config.hydra.sweeper._target_).endswith(".BasicSweeper")
-
-    def _pickle(self, planned: "Sequence[Planned]") -> None:
-        from bincounter.cloud.task import pickled
-
-        for one in planned:
-            one.extra["task.pkl"] = pickled(self._task, self._context, one.config)
 
     def _launch(self, planned: "Sequence[Planned]") -> list[JobReturn]:
         from bincounter.cloud.account import Account
@@ -170,30 +139,30 @@ class SageMakerLauncher(Launcher):
             judge=self._judge,
         )
         if self._searches:
-            self._carry_out_trials(crew, tasks)
+            self._run_trials(crew, tasks)
         elif self._settings["wait"]:
-            crew.carry_out()
+            crew.run_all()
         if self._settings["wait"]:
             self._alone = self._listed and len(planned) == 1
             return [self._result(one, task) for one, task in zip(planned, tasks, strict=True)]
         crew.submit_all()
         folder = planned[0].folder if len(planned) == 1 else planned[0].folder.parent
-        log.info("Follow them and fetch what they have with: %s", attach_command(folder))
-        return [self._told(one, None) for one in planned]
+        log.info("Follow the jobs and fetch their results with: %s", attach_command(folder))
+        return [self._completed(one, None) for one in planned]
 
-    def _carry_out_trials(self, crew: "Crew", tasks: "Sequence[Task]") -> None:
-        """Carry trials out; what leaves one without an outcome ends the search, which goes on with it when it is back.
+    def _run_trials(self, crew: "Crew", tasks: "Sequence[Task]") -> None:
+        """Run trials; a trial without an outcome ends the search, which resumes with that trial.
 
         Raises:
             BinCounterError: a job could not be submitted, followed or fetched, or Ctrl-C.
         """
         try:
-            crew.carry_out()
+            crew.run_all()
         except Interrupted as error:
             log.warning("%s", error)
-            raise Interrupted(_AGAIN) from None
+            raise Interrupted(_RESUME) from None
         if crew.interrupted:
-            raise Interrupted(_AGAIN)
+            raise Interrupted(_RESUME)
         for task in tasks:
             if task.error is not None and task.job.description.get("TrainingJobStatus") not in ("Failed", "Stopped"):
                 raise task.error
@@ -201,7 +170,7 @@ class SageMakerLauncher(Launcher):
     def _tasks(
         self, planned: "Sequence[Planned]", account: "Account", submission: "Submission", *, dry: bool
     ) -> "list[Task]":
-        """Requests to submit; a trial whose job an earlier command has submitted is followed again instead."""
+        """Return tasks to run; a trial whose job an earlier command has submitted is followed instead."""
         from bincounter.cloud.job_runner import Task
         from bincounter.cloud.jobs import Job, under_way
 
@@ -217,26 +186,23 @@ class SageMakerLauncher(Launcher):
 
     def _result(self, planned: "Planned", task: "Task") -> JobReturn:
         from bincounter.cloud.jobs import best_value
-        from bincounter.cloud.task import result
         from bincounter.config.checks import mode_of
 
-        if not self._own and task.error is None:
-            return result(planned.folder)
         if task.error is not None:
-            if self._alone:  # Hydra would add a line of its own to ours
+            if self._alone:  # Hydra would add a line to our message
                 raise task.error
             return _returned(planned, JobStatus.FAILED, task.error)
         metric = planned.config.optimized_metric
-        return self._told(planned, best_value(planned.folder, metric, mode_of(metric)))
+        return self._completed(planned, best_value(planned.folder, metric, mode_of(metric)))
 
-    def _told(self, planned: "Planned", value: float | None) -> JobReturn:
+    def _completed(self, planned: "Planned", value: float | None) -> JobReturn:
         print(planned.folder, flush=True)
         return _returned(planned, JobStatus.COMPLETED, value)
 
 
 @contextmanager
 def _named(planned: "Planned", *, alone: bool) -> Iterator[None]:
-    """Say which job of several is refused."""
+    """Name the job in the message of a ConfigError, where there are several."""
     try:
         yield
     except ConfigError as error:
@@ -262,17 +228,17 @@ def _returned(planned: "Planned", status: JobStatus, value: Any) -> JobReturn:
 
 
 def is_rehearsal(settings: Any) -> bool:
-    """Whether a composed ``launcher`` asks for a control plane on this machine."""
+    """Return whether a composed ``launcher`` is a rehearsal."""
     kind = OmegaConf.get_type(settings)
     return isinstance(kind, type) and issubclass(kind, RehearsalConfig)
 
 
 @contextmanager
 def place(*, rehearsed: bool) -> Iterator[None]:
-    """Let AWS's clients find what they are to speak to.
+    """Point AWS's clients to a rehearsal, or leave them alone.
 
     Args:
-        rehearsed: start a control plane here, which ends with this context.
+        rehearsed: start a rehearsal, which ends with this context.
 
     Raises:
         ConfigError: the rehearsal is not installed.
@@ -294,7 +260,7 @@ def place(*, rehearsed: bool) -> Iterator[None]:
             variables = stack.enter_context(sagemaker_rehearsal.rehearsed(Path(folder)))
         except sagemaker_rehearsal.StartError as error:
             raise ResourceError(str(error)) from None
-        log.info("Rehearsing on this machine: nothing is billed, and the spot discount shown is invented.")
+        log.info("Rehearsing on this machine: nothing is billed, and the spot saving shown is invented.")
         _replace_environment({**sagemaker_rehearsal.without_aws(before), **variables})
         try:
             yield

@@ -1,7 +1,7 @@
-"""Cost shown, data and code uploaded, jobs created.
+"""Submission of jobs: price ceiling, requests, upload of photos and code.
 
-Where it goes is named by what it holds: a changed folder goes elsewhere, and what it used to hold is neither deleted
-nor read. The same folder goes to the same place, where only what is missing is sent.
+Uploads are named by a digest of their content. A changed folder goes to another place, and its earlier content is
+neither deleted nor read; of an unchanged folder, missing files alone are sent.
 """
 
 import hashlib
@@ -31,18 +31,20 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_NAMED = 5  # files named in one line of the log
+
 Needs = tuple[tuple[tuple[str, bytes], ...], tuple[str, ...], bool]
-"""Files and packages that a job needs beside what git tracks, and whether smdebug's are left to its image."""
+"""Extra files, logger packages, and whether smdebug is needed: jobs with equal needs share a code archive."""
 
 
 class Submission:
-    """What the jobs of one launch share.
+    """Settings, account and code that the jobs of one launch share.
 
     Args:
-        account: they run in.
+        account: to run the jobs in.
         settings: ``launcher`` as plain containers.
-        repository: the checkout that is shipped.
-        rehearsed: whether it all happens on this machine.
+        repository: checkout to ship.
+        rehearsed: whether the jobs run in a rehearsal.
     """
 
     def __init__(self, account: "Account", settings: Mapping[str, Any], repository: Path, *, rehearsed: bool) -> None:
@@ -66,12 +68,12 @@ class Submission:
         dry: bool,
         checked: Callable[[Sequence[Task]], None] = lambda _: None,
     ) -> list[Task]:
-        """Write the requests, check them, and only then upload what the jobs need.
+        """Make and check all requests, then upload photos and code.
 
         Args:
             planned: the jobs.
-            dry: change nothing at AWS.
-            checked: a further check of what was written.
+            dry: upload nothing.
+            checked: called with the tasks before the upload, for further checks.
         """
         settings, account = self._settings, self._account
         bucket = settings["bucket"] or account.default_bucket
@@ -89,7 +91,7 @@ class Submission:
             for one in planned:
                 request = training_request(
                     {**settings, "checkpoint_uri": one.checkpoint_uri or settings["checkpoint_uri"]},
-                    name=job_name(_task_name(one), one.number),
+                    name=job_name(str(one.config.get("task_name", one.config.hydra.job.name)), one.number),
                     hyperparameters=encode(one.shipped),
                     source_uri=_source_uri(bucket_uri, archives[_needs(one)]),
                     region=account.region,
@@ -125,7 +127,7 @@ class Submission:
         )
 
     def _pack(self, planned: "Sequence[Planned]", folder: Path) -> dict[Needs, Source]:
-        """An archive for each set of files and packages that jobs need."""
+        """Pack one archive for all jobs with equal needs."""
         archives: dict[Needs, Source] = {}
         for one in planned:
             if _needs(one) not in archives:
@@ -152,12 +154,12 @@ class Submission:
 
 
 def show_cost(settings: Mapping[str, Any], jobs: int, *, before: int = 0) -> None:
-    """Print the price and the ceiling.
+    """Log price and price ceiling.
 
     Args:
         settings: ``launcher`` as plain containers.
-        jobs: of this launch.
-        before: jobs of the same sweep that were launched already.
+        jobs: number of jobs in this launch.
+        before: number of jobs in earlier launches of the same sweep.
 
     Raises:
         ConfigError: the ceiling is above ``launcher.max_cost_usd``.
@@ -182,7 +184,7 @@ def show_cost(settings: Mapping[str, Any], jobs: int, *, before: int = 0) -> Non
     if most > settings["max_cost_usd"]:
         raise ConfigError(
             f"at most {most:.2f} USD is above launcher.max_cost_usd={settings['max_cost_usd']:g}: lower "
-            f"launcher.max_run={settings['max_run']} (seconds), or raise it"
+            f"launcher.max_run={settings['max_run']} (seconds), or raise launcher.max_cost_usd"
         )
 
 
@@ -191,12 +193,12 @@ def _needs(planned: "Planned") -> Needs:
 
 
 def _source_uri(bucket_uri: str, source: Source) -> str:
-    """Where an archive goes, which its content decides."""
+    """Address of an archive, by its digest."""
     return f"{bucket_uri}/source/{source.sha256}.tar.gz"
 
 
 def _places(planned: "Sequence[Planned]", below: str) -> dict[Path, str]:
-    """Where local folders of photos go, told to the jobs that read them; their content decides."""
+    """Set the address of each local folder of photos in its jobs; return folders and addresses."""
     places: dict[Path, str] = {}
     for one in planned:
         folder = one.local_source
@@ -208,22 +210,15 @@ def _places(planned: "Sequence[Planned]", below: str) -> dict[Path, str]:
     return places
 
 
-def _task_name(planned: "Planned") -> str:
-    return str(planned.config.get("task_name", planned.config.hydra.job.name))
-
-
-_NAMED = 5  # files named in one line of the log
-
-
 def destination(folder: Path, base_uri: str, *, workers: int = 16) -> str:
-    """The place of a folder's present content: ``base_uri/<name>-<digest>``.
+    """Return the address of a folder's present content: ``base_uri/<name>-<digest>``.
 
-    Every file is read. The digest is of names, sizes and MD5s; hidden files, and what cannot be uploaded, do not count.
+    Reads every file. The digest is of names, sizes and MD5s, without hidden files and those that cannot be uploaded.
 
     Args:
         folder: of data, in any layout.
         base_uri: an ``s3://`` address.
-        workers: files that are read at a time.
+        workers: files to read at a time.
 
     Raises:
         DataError: there is nothing to upload, or a file cannot be read.
@@ -241,9 +236,7 @@ def destination(folder: Path, base_uri: str, *, workers: int = 16) -> str:
 
 
 def upload(folder: Path, uri: str, *, region: str | None = None) -> "Uploaded":
-    """Send the files of a folder that are not in the bucket yet; links are followed, hidden files left out.
-
-    See :func:`bincounter.data.s3.upload.send`, which does it.
+    """Upload the files of a folder that are not in the bucket yet; links are followed, hidden files skipped.
 
     Args:
         folder: of data, in any layout.
@@ -261,28 +254,28 @@ def upload(folder: Path, uri: str, *, region: str | None = None) -> "Uploaded":
 
 
 def _files(folder: Path) -> "list[Found]":
-    """What can be uploaded; the rest is named in the log."""
+    """List the files to upload; the rest is logged."""
     from bincounter.data.layouts.base import walk
 
     if not folder.is_dir():
         what = "is no folder" if folder.exists() else "does not exist"
         raise DataError(f"{folder} {what}: set data.source to a folder of photos, or to an s3:// address")
-    files, left_out = [], []
+    files, skipped = [], []
     for found in walk(folder):
         if found.problem:
-            left_out.append(f"{found.name or folder} ({found.problem})")
+            skipped.append(f"{found.name or folder} ({found.problem})")
         else:
             files.append(found)
-    if left_out:
-        more = ", ..." if len(left_out) > _NAMED else ""
-        log.warning("%d left out of the upload: %s", len(left_out), ", ".join(left_out[:_NAMED]) + more)
+    if skipped:
+        more = ", ..." if len(skipped) > _NAMED else ""
+        log.warning("%d skipped in the upload: %s", len(skipped), ", ".join(skipped[:_NAMED]) + more)
     if not files:
         raise DataError(f"{folder} holds no file to upload: set data.source to a folder of photos")
     return files
 
 
 def _md5(path: Path) -> bytes:
-    from bincounter.data.s3.catalogue import unreadable
+    from bincounter.data.s3.upload import unreadable
 
     try:
         with path.open("rb") as file:

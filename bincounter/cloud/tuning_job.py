@@ -1,4 +1,4 @@
-"""CreateHyperParameterTuningJob, tuning.json."""
+"""Tuning jobs and their record tuning.json: CreateHyperParameterTuningJob, describe, stop."""
 
 import json
 import re
@@ -19,23 +19,43 @@ if TYPE_CHECKING:
 
 TUNING_RECORD = "tuning.json"  # in the search's folder
 TUNING_ENDED = ("Completed", "Failed", "Stopped", "DeleteFailed")
+_NAME_LENGTH = 32  # SageMaker's limit
+_SEEDS = 2**31
+_MOST_TRIALS, _MOST_AT_ONCE = 750, 100
+# Members that a tuning job has elsewhere, or that SageMaker sets.
+_NOT_IN_DEFINITION = ("TrainingJobName", "HyperParameters", "Tags")
+_ASKED_BY = {"DebugHookConfig": "debugger=smdebug", "ProfilerConfig": "profiler.sagemaker_interval"}
+# Parts of the request that have a setting; some of them would evade the price ceiling.
+_RESERVED_PARAMETERS = {
+    "HyperParameterTuningJobName": "hparams_search.study_name",
+    "HyperParameterTuningJobConfig.Strategy": "hparams_search.strategy",
+    "HyperParameterTuningJobConfig.HyperParameterTuningJobObjective": "optimized_metric",
+    "HyperParameterTuningJobConfig.ParameterRanges": "hparams_search.space",
+    "HyperParameterTuningJobConfig.ResourceLimits.MaxNumberOfTrainingJobs": "hparams_search.n_trials",
+    "HyperParameterTuningJobConfig.ResourceLimits.MaxParallelTrainingJobs": "launcher.max_parallel_jobs",
+    "HyperParameterTuningJobConfig.TrainingJobEarlyStoppingType": "hparams_search.early_stopping",
+    "HyperParameterTuningJobConfig.RandomSeed": "seed",
+    "TrainingJobDefinition": "launcher.*, and launcher.request for what has none",
+    "TrainingJobDefinitions": "launcher.*: a search has one definition",
+    "WarmStartConfig.ParentHyperParameterTuningJobs": "hparams_search.warm_start",
+}
 
 
 @dataclass(frozen=True)
 class TuningJob:
-    """A tuning job and the search it carries out.
+    """Tuning job and the search that it runs.
 
     Attributes:
         name: of the job.
         study: name of the search.
         region: of the job.
-        trials: that it was asked for.
+        trials: number of trials that was asked for.
         usd_per_hour: of all instances of one trial, on demand.
-        identity: digests of what is searched, as bincounter.sweep.search_plan has them.
+        identity: digests of the search, see bincounter.sweep.search_plan.
         status: ``InProgress``, or what it ended with.
         instance_type: of a trial, such as ``ml.g5.xlarge``; empty in a record that an earlier version wrote.
         instance_count: how many of them a trial has.
-        price_origin: where ``usd_per_hour`` is from, in words.
+        price_origin: where ``usd_per_hour`` is from.
         rehearsed: whether it runs on this machine, so that nothing is paid.
     """
 
@@ -57,7 +77,7 @@ class TuningJob:
 
 
 def load_tuning_job(folder: Path) -> TuningJob | None:
-    """The tuning job of a search's folder, or ``None``.
+    """Read the tuning job of a search's folder; ``None`` where there is none.
 
     Raises:
         UserError: its record is damaged.
@@ -72,7 +92,7 @@ def load_tuning_job(folder: Path) -> TuningJob | None:
 
 
 def submit(account: "Account", job: TuningJob, request: dict[str, Any], folder: Path) -> None:
-    """Send CreateHyperParameterTuningJob; the record is there before the job is, so that none is lost."""
+    """Send CreateHyperParameterTuningJob; the record is written first, so that no job is lost."""
     from botocore.exceptions import ClientError
 
     job.save(folder)
@@ -81,13 +101,13 @@ def submit(account: "Account", job: TuningJob, request: dict[str, Any], folder: 
             account.sagemaker.create_hyper_parameter_tuning_job(**request)
         except ClientError as error:
             if error.response["Error"]["Code"] == "ResourceInUse":
-                return  # our own first try, whose answer was lost: nobody else has a name of ours
+                return  # our own first try, whose response was lost: names are unique
             (folder / TUNING_RECORD).unlink()
             raise
 
 
 def exists(account: "Account", job: TuningJob) -> bool:
-    """Whether SageMaker knows a tuning job, in this account and the job's region."""
+    """Return whether SageMaker knows a tuning job, in this account and the job's region."""
     from botocore.exceptions import ClientError
 
     with answered_by_aws(f"asking for {job.name}"):
@@ -107,7 +127,7 @@ def describe(account: "Account", name: str) -> dict[str, Any]:
 
 
 def trials(account: "Account", name: str) -> list[dict[str, Any]]:
-    """The summaries of a tuning job's training jobs, in the order they were begun."""
+    """List the summaries of a tuning job's training jobs, in the order of their creation."""
     with answered_by_aws(f"listing the training jobs of {name}"):
         pages = account.sagemaker.get_paginator("list_training_jobs_for_hyper_parameter_tuning_job").paginate(
             HyperParameterTuningJobName=name, SortBy="CreationTime", SortOrder="Ascending"
@@ -117,7 +137,7 @@ def trials(account: "Account", name: str) -> list[dict[str, Any]]:
 
 
 def stop(account: "Account", name: str) -> None:
-    """Ask SageMaker to stop a tuning job and its training jobs; one that has ended is left alone."""
+    """Send StopHyperParameterTuningJob; a tuning job that has ended is left alone."""
     from botocore.exceptions import ClientError
 
     with answered_by_aws(f"stopping {name}"):
@@ -128,31 +148,9 @@ def stop(account: "Account", name: str) -> None:
                 raise
 
 
-_NAME_LENGTH = 32  # SageMaker's limit
-_SEEDS = 2**31
-_MOST_TRIALS, _MOST_AT_ONCE = 750, 100
-# What SageMaker has in another place for a tuning job, or decides by itself.
-_NOT_IN_DEFINITION = ("TrainingJobName", "HyperParameters", "Tags")
-_ASKED_BY = {"DebugHookConfig": "debugger=smdebug", "ProfilerConfig": "profiler.sagemaker_interval"}
-# Parts of the request that have a setting; the ceiling could be evaded by some of them.
-_SETTLED = {
-    "HyperParameterTuningJobName": "hparams_search.study_name",
-    "HyperParameterTuningJobConfig.Strategy": "hparams_search.strategy",
-    "HyperParameterTuningJobConfig.HyperParameterTuningJobObjective": "optimized_metric",
-    "HyperParameterTuningJobConfig.ParameterRanges": "hparams_search.space",
-    "HyperParameterTuningJobConfig.ResourceLimits.MaxNumberOfTrainingJobs": "hparams_search.n_trials",
-    "HyperParameterTuningJobConfig.ResourceLimits.MaxParallelTrainingJobs": "launcher.max_parallel_jobs",
-    "HyperParameterTuningJobConfig.TrainingJobEarlyStoppingType": "hparams_search.early_stopping",
-    "HyperParameterTuningJobConfig.RandomSeed": "seed",
-    "TrainingJobDefinition": "launcher.*, and launcher.request for what has none",
-    "TrainingJobDefinitions": "launcher.*: a search has one definition",
-    "WarmStartConfig.ParentHyperParameterTuningJobs": "hparams_search.warm_start",
-}
-
-
 @dataclass(frozen=True)
 class Tuning:
-    """What a tuning job searches, and how.
+    """Settings of a tuning job's search.
 
     Attributes:
         strategy: ``Bayesian``, ``Random``, ``Hyperband`` or ``Grid``.
@@ -163,7 +161,7 @@ class Tuning:
         at_once: training jobs at a time.
         epochs: the most that a trial has.
         seed: of the choice.
-        early_stopping: whether SageMaker stops trials that promise little.
+        early_stopping: whether SageMaker stops poor trials.
         parents: names of earlier tuning jobs to learn from.
         extra: merged into the request.
     """
@@ -182,25 +180,25 @@ class Tuning:
 
 
 def tuning_name(study: str) -> str:
-    """A name that no other tuning job of the account has: the study, when, and a few random digits."""
+    """Make a unique name: study, time, random digits."""
     ending = f"-{time.strftime('%m%d%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
-    # Policies allow names of ours alone (docs/sagemaker.md); its training jobs' names begin with it.
+    # Policies allow names with our prefix alone (docs/sagemaker.md); its training jobs' names begin with it.
     name = re.sub(r"[^a-zA-Z0-9]+", "-", f"bincounter-{study}").strip("-")
     return name[: _NAME_LENGTH - len(ending)].rstrip("-") + ending
 
 
 def tuning_request(training: Mapping[str, Any], tuning: Tuning, name: str) -> dict[str, Any]:
-    """The request for a tuning job, checked.
+    """Make and check the request for a tuning job.
 
     Args:
-        training: CreateTrainingJob of the search's base run, without what is searched.
-        tuning: what is searched.
+        training: CreateTrainingJob of the search's base run, without the searched hyperparameters.
+        tuning: the search.
         name: of the tuning job.
 
     Raises:
-        ConfigError: SageMaker does not take such a search.
+        ConfigError: SageMaker does not accept such a search.
     """
-    _refuse_settled(tuning.extra)
+    _refuse_reserved(tuning.extra)
     if tuning.trials > _MOST_TRIALS:
         raise ConfigError(f"hparams_search.n_trials={tuning.trials} is above a tuning job's {_MOST_TRIALS}: lower it")
     request: dict[str, Any] = {
@@ -248,8 +246,7 @@ def _definition(training: Mapping[str, Any], name: str) -> dict[str, Any]:
         if key not in known.members["TrainingJobDefinition"].members:
             asked = _ASKED_BY.get(key, f"launcher.request.{key}")
             raise ConfigError(
-                f"{asked} is nothing that the trials of a tuning job can have: leave it out, or use "
-                "hparams_search=optuna"
+                f"{asked} is not available to the trials of a tuning job: leave it out, or use hparams_search=optuna"
             )
     definition["StaticHyperParameters"] = training["HyperParameters"]
     folder = training["OutputDataConfig"]["S3OutputPath"].rstrip("/")
@@ -258,8 +255,8 @@ def _definition(training: Mapping[str, Any], name: str) -> dict[str, Any]:
     return definition
 
 
-def _refuse_settled(extra: Mapping[str, Any]) -> None:
-    for path, setting in _SETTLED.items():
+def _refuse_reserved(extra: Mapping[str, Any]) -> None:
+    for path, setting in _RESERVED_PARAMETERS.items():
         node: Any = extra
         for step in path.split("."):
             node = node.get(step) if isinstance(node, Mapping) else None

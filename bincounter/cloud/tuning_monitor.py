@@ -1,9 +1,9 @@
-"""A tuning job from its submission to its end: its trials are shown as they run, and fetched when all is over."""
+"""Follows a tuning job: shows its trials as they run, and fetches them at the end."""
 
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from bincounter.cloud.aws_errors import explain_failure
 from bincounter.cloud.job_log import KEPT, follow
 from bincounter.cloud.job_runner import wants_to_stop
 from bincounter.cloud.jobs import Job, answered_here, cost, fetch
-from bincounter.cloud.polling import Pace, Patience
+from bincounter.cloud.polling import wait_until
 from bincounter.cloud.tuning_job import TUNING_ENDED, TuningJob, describe, stop, trials
 from bincounter.errors import BinCounterError, Interrupted
 
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _AT_ONCE = 100  # SageMaker's limit of a tuning job's training jobs at a time
-# Enough to compare trials by; the best one's run is fetched whole.
+# Enough to compare trials; only the best trial's run is fetched whole.
 _SMALL = ("config.yaml", "overrides.txt", "provenance.json", "metrics.json", "logs/metrics.csv")
 
 
 @dataclass
 class Trial:
-    """A training job of a tuning job.
+    """Training job of a tuning job.
 
     Attributes:
         job: with its folder, whose name is the trial's number.
-        summary: what ListTrainingJobsForHyperParameterTuningJob tells of it.
+        summary: its entry in ListTrainingJobsForHyperParameterTuningJob.
     """
 
     job: Job
@@ -41,24 +41,24 @@ class Trial:
 
     @property
     def objective(self) -> float | None:
-        """The value that SageMaker compares it by, if it has one."""
+        """Value of the objective metric, if there is one."""
         final = self.summary.get("FinalHyperParameterTuningJobObjectiveMetric")
         return None if final is None else float(final["Value"])
 
     @property
     def tuned(self) -> Mapping[str, str]:
-        """The values that SageMaker chose, as texts."""
+        """Hyperparameters that SageMaker chose, as texts."""
         return self.summary.get("TunedHyperParameters", {})
 
 
 class Course:
-    """Follows a tuning job.
+    """Follow a tuning job.
 
     Args:
         account: that it runs in.
         tuning: the job.
         folder: of the search.
-        overrides: from what was tuned to the overrides of that trial's run.
+        overrides: turns tuned hyperparameters into the overrides of the trial's run.
         rehearsed: whether it ends with this command.
     """
 
@@ -75,17 +75,17 @@ class Course:
         self._rehearsed = rehearsed
         self._leave = threading.Event()
         self._trials: dict[str, Trial] = {}
-        self._told: set[str] = set()
+        self._ended: set[str] = set()
 
     def follow(self) -> tuple[dict[str, Any], list[Trial]]:
-        """Show the trials until the tuning job has ended.
+        """Log the trials until the tuning job ends.
 
         Returns:
-            DescribeHyperParameterTuningJob, and the trials in the order they were begun.
+            DescribeHyperParameterTuningJob, and the trials in the order of their creation.
 
         Raises:
-            Interrupted: by Ctrl-C; the tuning job goes on.
-            BinCounterError: it cannot be asked for.
+            Interrupted: by Ctrl-C; the tuning job still runs.
+            BinCounterError: it cannot be described.
         """
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             try:
@@ -93,30 +93,33 @@ class Course:
             except Interrupted:
                 raise
             except BinCounterError as error:
-                raise type(error)(f"{error}. {self._tuning.name} may go on: the same command follows it") from None
+                raise type(error)(f"{error}. {self._tuning.name} may still run: the same command follows it") from None
             finally:
                 self._leave.set()
 
     def _until_its_end(self, pool: ThreadPoolExecutor) -> tuple[dict[str, Any], list[Trial]]:
-        pace, patience = Pace(self._leave, here=answered_here(self._account)), Patience()
-        futures = []
+        futures: list[Future[None]] = []
         described: dict[str, Any] = {}
-        while described.get("HyperParameterTuningJobStatus") not in TUNING_ENDED:
+
+        def step() -> tuple[bool, bool]:
+            nonlocal described
+            described = describe(self._account, self._tuning.name)
+            new = self._update_trials()
+            futures.extend(pool.submit(self._show, trial) for trial in new)
+            return described["HyperParameterTuningJobStatus"] in TUNING_ENDED, bool(new)
+
+        ended = False
+        while not ended:
             try:
-                new: list[Trial] = []
-                with patience:
-                    described = describe(self._account, self._tuning.name)
-                    new = self._look()
-                futures += [pool.submit(self._show, trial) for trial in new]
-                pace.rest(changed=bool(new))
+                ended = wait_until(step, self._leave, local=answered_here(self._account))
             except KeyboardInterrupt:
-                self._ask_what_to_do()
+                self._stop_or_leave()
         wait(futures)
-        self._look()
+        self._update_trials()
         return described, list(self._trials.values())
 
-    def _look(self) -> list[Trial]:
-        """Take up what the list of training jobs says; returns those that are new."""
+    def _update_trials(self) -> list[Trial]:
+        """Update the trials by the list of training jobs; return the new ones."""
         new = []
         for number, summary in enumerate(trials(self._account, self._tuning.name)):
             name = summary["TrainingJobName"]
@@ -124,9 +127,9 @@ class Course:
                 self._trials[name] = Trial(self._job(name, number, summary), summary)
                 new.append(self._trials[name])
             self._trials[name].summary = summary
-            if summary["TrainingJobStatus"] in jobs.ENDED and name not in self._told:
-                self._tell_end(self._trials[name])
-                self._told.add(name)  # after it: what got no answer is asked for again
+            if summary["TrainingJobStatus"] in jobs.ENDED and name not in self._ended:
+                self._log_end(self._trials[name])
+                self._ended.add(name)  # last: a request that failed is repeated
         return new
 
     def _job(self, name: str, number: int, summary: Mapping[str, Any]) -> Job:
@@ -152,40 +155,37 @@ class Course:
         return job
 
     def _show(self, trial: Trial) -> None:
-        """Show a training job's states and log; one that ended before this command began is not told again."""
+        """Log a training job's states and lines, unless it had ended before this command began."""
         if trial.job.description.get("TrainingJobStatus") in jobs.ENDED:
             return
         try:
             follow(self._account, trial.job, self._leave, several=True)
         except BinCounterError as error:
-            log.warning("trial %d cannot be shown: %s", trial.job.number, error)
+            log.warning("trial %d cannot be followed: %s", trial.job.number, error)
         trial.job.save()
 
-    def _tell_end(self, trial: Trial) -> None:
+    def _log_end(self, trial: Trial) -> None:
         status, value = trial.summary["TrainingJobStatus"], trial.objective
         described = jobs.describe(self._account, trial.job.name)
         trial.job.description = {key: described[key] for key in KEPT if key in described}
         trial.job.save()
-        told = f"trial {trial.job.number}: {status}, {cost(trial.job)}"
-        if value is not None:
-            told += f", objective {value:.6g}"
-        if status == "Failed":
-            told += f": {explain_failure(trial.job.description.get('FailureReason', ''))}"
-        log.info("%s", told)
+        objective = "" if value is None else f", objective {value:.6g}"
+        reason = f": {explain_failure(described.get('FailureReason', ''))}" if status == "Failed" else ""
+        log.info("trial %d: %s, %s%s%s", trial.job.number, status, cost(trial.job), objective, reason)
 
-    def _ask_what_to_do(self) -> None:
-        running = len(self._trials) - len(self._told)
+    def _stop_or_leave(self) -> None:
+        running = len(self._trials) - len(self._ended)
         if self._rehearsed or wants_to_stop(running):
-            log.info("Stopping; what the trials have is fetched as they end.")
+            log.info("Stopping; results are fetched as the trials end.")
             stop(self._account, self._tuning.name)
             return
         raise Interrupted(
-            f"Interrupted: the tuning job {self._tuning.name} goes on, and is paid for; the same command follows it"
+            f"Interrupted: the tuning job {self._tuning.name} still runs, and is billed; the same command follows it"
         )
 
 
 def fetch_runs(account: "Account", found: list[Trial], best: str | None) -> None:
-    """Bring the best trial's run here, and of the others what they are compared by."""
+    """Download the best trial's run, and of the others the files that they are compared by."""
     for trial in found:
         whole = trial.job.name == best
         try:
@@ -195,7 +195,7 @@ def fetch_runs(account: "Account", found: list[Trial], best: str | None) -> None
 
 
 def total_cost(found: list[Trial]) -> str:
-    """What all trials took and cost, in a sentence."""
+    """Format time and cost of all trials."""
     described = [trial.job.description for trial in found]
     trained, billed = (
         sum(each.get(f"{kind}TimeInSeconds") or 0 for each in described) for kind in ("Training", "Billable")

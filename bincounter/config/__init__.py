@@ -1,4 +1,4 @@
-"""What a run is described by: schemas, the rules between keys, and answers to wrong overrides."""
+"""Configuration: schemas with bounds, rules between settings, messages for wrong overrides."""
 
 from bincounter.config.checks import METRICS, mode_of
 from bincounter.config.train_schema import register

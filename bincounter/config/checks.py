@@ -1,26 +1,117 @@
 """``bounded()`` fields and the one walker that checks them; ``_target_`` signatures; metric names and directions."""
 
 import inspect
+import math
 import pydoc
+import re
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
 
 from bincounter.errors import ConfigError, nearest, one_of
 
-# What Hydra itself reads from such a node.
-_HYDRA_KEYS = {"_target_", "_partial_", "_args_", "_recursive_", "_convert_"}
+RENAMED_TARGETS = {
+    "bincounter.cloud.container.cluster.SageMakerEnvironment": "bincounter.cloud.container.SageMakerEnvironment",
+}
+"""Targets that have moved, by the names in configurations of earlier versions.
+
+Checkpoints name backbones and objectives only, whose names stay.
+"""
+
+_HYDRA_KEYS = {"_target_", "_partial_", "_args_", "_recursive_", "_convert_"}  # read by Hydra itself
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Allowed values of a setting, stored in its dataclass field's metadata by :func:`bounded`."""
+
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    finite: bool = True
+    choices: tuple[str, ...] = ()
+    pattern: str = ""
+    hint: str = ""
+
+    def check(self, key: str, value: Any) -> None:
+        """Check one value.
+
+        Raises:
+            ConfigError: it is out of bounds.
+        """
+        if self.choices:
+            one_of(key, value, self.choices)
+        elif self.pattern:
+            if not re.fullmatch(self.pattern, value):
+                raise ConfigError(f"{key}={value} {self.hint}")
+        elif not self._holds(value):
+            low = f"above {self.gt:g}" if self.gt is not None else f"at least {self.ge:g}"
+            high = f" and at most {self.le:g}" if self.le is not None else ""
+            raise ConfigError(f"{key}={value:g} is out of range: it must be {low}{high}")
+
+    def _holds(self, value: float) -> bool:
+        return (
+            not math.isnan(value)
+            and (math.isfinite(value) or not self.finite)
+            and (self.ge is None or value >= self.ge)
+            and (self.gt is None or value > self.gt)
+            and (self.le is None or value <= self.le)
+        )
+
+
+def bounded(default: Any, **bounds: Any) -> Any:
+    """A dataclass field that :func:`check_bounds` checks.
+
+    Args:
+        default: the field's default; a list is copied for each instance. Each value of a list is checked.
+        bounds: those of :class:`Bound`. A number has ``ge`` or ``gt``, and ``le``; a string has ``choices``, or a
+            ``pattern`` and a ``hint``: the end of the sentence that begins with ``key=value``.
+    """
+    metadata = {"bound": Bound(**bounds)}
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def check_bounds(node: DictConfig, key: str = "") -> None:
+    """Check all :func:`bounded` fields of a typed configuration, its typed nodes included.
+
+    Args:
+        node: a configuration whose types are dataclasses; what has no type is left to others.
+        key: the node's dotted name.
+
+    Raises:
+        ConfigError: naming the first setting that is out of bounds, and what is allowed.
+    """
+    schema = OmegaConf.get_type(node)
+    for each in fields(schema) if is_dataclass(schema) else ():
+        if OmegaConf.is_missing(node, each.name):
+            continue
+        name = f"{key}.{each.name}" if key else each.name
+        value, bound = node[each.name], each.metadata.get("bound")
+        if isinstance(value, DictConfig):
+            check_bounds(value, name)
+        elif bound and value is not None:
+            for one in value if OmegaConf.is_list(value) else [value]:
+                bound.check(name, one)
+
+
+def open_mapping() -> Any:
+    """A dataclass field for a mapping that accepts new keys without Hydra's ``+``."""
+    return field(default_factory=lambda: DictConfig({}, flags={"struct": False}))
 
 
 def check_target(key: str, node: Any, *, given: tuple[str, ...] = ()) -> None:
-    """Refuse an open node whose target cannot be called with the node's arguments.
+    """Check that an open node's target can be called with the node's arguments.
 
     Args:
         key: the node's dotted name, for the message.
         node: a mapping with ``_target_`` and keyword arguments.
-        given: arguments that the program adds by itself.
+        given: arguments that bincounter adds.
 
     Raises:
         ConfigError: naming the key, what is allowed and the nearest spelling.
@@ -45,10 +136,10 @@ def check_target(key: str, node: Any, *, given: tuple[str, ...] = ()) -> None:
         if name not in names and not takes_any:
             guess = nearest(str(name), names)
             hint = f"; did you mean {key}.{guess}?" if guess else f"; it takes {', '.join(names)}"
-            raise ConfigError(f"{key}.{name} is no argument of {node['_target_']}{hint}")
+            raise ConfigError(f"{key}.{name} is not an argument of {node['_target_']}{hint}")
         if name in hints and not _fits(value, hints[name]):
             raise ConfigError(
-                f"{key}.{name}={value} is not what {node['_target_']} takes there: {_readable(hints[name])}"
+                f"{key}.{name}={value} has the wrong type for {node['_target_']}: {_readable(hints[name])}"
             )
     missing = [
         p.name
@@ -59,25 +150,32 @@ def check_target(key: str, node: Any, *, given: tuple[str, ...] = ()) -> None:
     ]
     if missing and not node.get("_partial_") and not node.get("_args_"):
         raise ConfigError(
-            f"{key} lacks {', '.join(f'{key}.{name}' for name in missing)}, which {node['_target_']} needs"
+            f"{key} is missing {', '.join(f'{key}.{name}' for name in missing)}, which {node['_target_']} needs"
         )
 
 
 def imported(key: str, dotted: str) -> Any:
-    """The callable a ``_target_`` names.
+    """Import the callable of a ``_target_``.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: it cannot be imported or called.
     """
     try:
         found = pydoc.locate(dotted)  # Hydra's own look-up logs an error before it raises one
     except pydoc.ErrorDuringImport as error:
         raise ConfigError(f"{key}._target_={dotted} cannot be imported: {error.value}") from None
     if not callable(found):
-        raise ConfigError(
-            f"{key}._target_={dotted} names nothing that can be called: correct the spelling, or install its package"
-        )
+        raise ConfigError(f"{key}._target_={dotted} is not callable: correct the spelling, or install its package")
     return found
+
+
+def renamed_targets(node: Any) -> Any:
+    """Copy a stored configuration, with the present names of :data:`RENAMED_TARGETS`."""
+    if isinstance(node, Mapping):
+        return {key: renamed_targets(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [renamed_targets(value) for value in node]
+    return RENAMED_TARGETS.get(node, node) if isinstance(node, str) else node
 
 
 def _hints(target: Any) -> dict[str, Any]:
@@ -89,7 +187,7 @@ def _hints(target: Any) -> dict[str, Any]:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a YAML scalar can be what ``hint`` asks for; whatever is no plain scalar passes."""
+    """Whether a YAML scalar fits a type hint; values that are not scalars always fit."""
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, part) for part in typing.get_args(hint))
@@ -116,20 +214,20 @@ def _readable(hint: Any) -> str:
 
 
 def check_kind(group: str, settings: Mapping[str, Any], schemas: Mapping[str, type]) -> None:
-    """Refuse a ``kind`` that was set apart from what it stands for.
+    """Check that a group's ``kind`` matches the chosen option.
 
     Args:
-        group: of the settings, such as ``debugger``.
-        settings: as plain containers.
-        schemas: of the group's options, by their names.
+        group: name of the group, such as ``debugger``.
+        settings: the group as plain containers.
+        schemas: dataclasses of the group's options, by name.
 
     Raises:
-        ConfigError: another option's settings are there.
+        ConfigError: ``kind`` was set without choosing the option.
     """
     kind = settings["kind"]
     one_of(f"{group}.kind", kind, schemas)
     if set(settings) != {each.name for each in fields(schemas[kind])}:
-        raise ConfigError(f"{group}.kind={kind} follows from {group}={kind}: write that instead")
+        raise ConfigError(f"{group}.kind={kind} is set by choosing the option: write {group}={kind} instead")
 
 
 METRICS = {
@@ -144,10 +242,10 @@ METRICS = {
 
 
 def mode_of(metric: str, key: str = "optimized_metric") -> str:
-    """``max`` or ``min``: the better direction of a logged metric such as ``val/accuracy``.
+    """Better direction of a logged metric such as ``val/accuracy``: ``max`` or ``min``.
 
     Raises:
-        ConfigError: when no run logs a metric of that name.
+        ConfigError: no run logs a metric of that name.
     """
     one_of(key, metric, [f"val/{name}" for name in METRICS])
     return METRICS[metric.removeprefix("val/")]

@@ -4,14 +4,13 @@ Rules and their settings carry the names of SageMaker Debugger's built-in ones; 
 and where a default is another than there.
 """
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from bincounter.config.checks import check_kind
-from bincounter.errors import ConfigError, one_of
+from bincounter.config.checks import bounded, check_kind
+from bincounter.errors import ConfigError
 from bincounter.smdebug.settings import SmdebugConfig, check_profiler_rules
 
 ACTIONS = ("off", "warn", "stop", "fail")
@@ -19,7 +18,7 @@ MEASURED = {
     "dead_relu": ("threshold_inactivity",),
     "saturated_activation": ("threshold_tanh", "threshold_sigmoid", "threshold_inactivity"),
 }
-"""Settings of rules that are bounds of what is counted while it is recorded: later on they are what they were."""
+"""Settings of rules that are applied while recording, so they cannot change afterwards."""
 
 
 @dataclass
@@ -31,98 +30,104 @@ class NoDebugger:
 
 @dataclass
 class RuleConfig:
-    """What every rule has."""
+    """Settings of every rule."""
 
-    action: str = "warn"  # off | warn: one line in the log | stop: end the fit, and score it | fail: exit code 1
+    # Warn: one line in the log | stop: end the fit, and score it | fail: exit code 1.
+    action: str = bounded("warn", choices=ACTIONS)
 
 
 @dataclass
 class LossNotDecreasing(RuleConfig):
     """The training loss stays where it is."""
 
-    num_steps: int = 500  # optimizer steps whose mean loss is compared with that of as many before them
-    diff_percent: float = 0.1  # by which it has to fall, in per cent
+    num_steps: int = bounded(500, ge=1)  # optimizer steps whose mean loss is compared with that of as many before them
+    diff_percent: float = bounded(0.1, ge=0, le=100)  # by which it has to fall, in per cent
 
 
 @dataclass
 class Overfit(RuleConfig):
     """The validation loss is far above the training loss."""
 
-    start_step: int = 0  # optimizer steps before the first comparison
-    patience: int = 3  # validations in a row
-    ratio_threshold: float = 0.25  # (validation - training) / training
+    start_step: int = bounded(0, ge=0)  # optimizer steps before the first comparison
+    patience: int = bounded(3, ge=1)  # validations in a row
+    ratio_threshold: float = bounded(0.25, ge=0)  # (validation - training) / training
 
 
 @dataclass
 class Overtraining(RuleConfig):
     """Neither loss improves any more."""
 
-    patience_train: int = 3  # validations without a better training loss
-    patience_validation: int = 5  # validations without a better validation loss
-    delta: float = 0.01  # by how much a loss has to be lower than the best to be better, in nats
+    patience_train: int = bounded(3, ge=1)  # validations without a better training loss
+    patience_validation: int = bounded(5, ge=1)  # validations without a better validation loss
+    delta: float = bounded(0.01, ge=0)  # by how much a loss has to be lower than the best to be better, in nats
 
 
 @dataclass
 class VanishingGradient(RuleConfig):
-    """Gradients that teach nothing."""
+    """Gradients too small to train on."""
 
-    threshold: float = 1e-9  # mean of absolute values, below which a tensor's gradient has vanished
-    patience: int = 3  # recorded steps in a row
+    threshold: float = bounded(1e-9, ge=0)  # mean of absolute values, below which a tensor's gradient has vanished
+    patience: int = bounded(3, ge=1)  # recorded steps in a row
 
 
 @dataclass
 class ExplodingTensor(RuleConfig):
-    """Values that are no finite numbers."""
+    """Values that are not finite."""
 
     only_nan: bool = False  # infinities are let pass
 
 
 @dataclass
 class PoorWeightInitialization(RuleConfig):
-    """A start from which learning does not begin."""
+    """Initial weights from which training does not start."""
 
-    threshold: float = 10.0  # largest over smallest variance of activations, over layers
-    distribution_range: float = 1e-8  # smallest spread of a tensor's gradient, from its 5th to its 95th percentile
-    patience: int = 5  # recorded steps without a lower loss
-    steps: int = 10  # recorded steps that are looked at
-    diff_percent: float = 1.0  # by which a lower loss has to be below the lowest so far, in per cent
+    threshold: float = bounded(10.0, ge=1)  # largest over smallest variance of activations, over layers
+    # Smallest spread of a tensor's gradient, from its 5th to its 95th percentile.
+    distribution_range: float = bounded(1e-8, ge=0)
+    patience: int = bounded(5, ge=1)  # recorded steps without a lower loss
+    steps: int = bounded(10, ge=1)  # recorded steps that are looked at
+    # By which a lower loss has to be below the lowest so far, in per cent.
+    diff_percent: float = bounded(1.0, ge=0, le=100)
 
 
 @dataclass
 class DeadRelu(RuleConfig):
-    """ReLUs that let nothing pass."""
+    """ReLUs whose output is always zero."""
 
-    threshold_inactivity: float = 1.0  # per cent of a unit's values above zero, below which it is dead
-    threshold_layer: float = 50.0  # per cent of a layer's units
-    patience: int = 3  # recorded steps in a row
+    # Per cent of a unit's values above zero, below which it is dead.
+    threshold_inactivity: float = bounded(1.0, ge=0, le=100)
+    threshold_layer: float = bounded(50.0, ge=0, le=100)  # per cent of a layer's units
+    patience: int = bounded(3, ge=1)  # recorded steps in a row
 
 
 @dataclass
 class ClassImbalance(RuleConfig):
-    """Counts that are rare in training, and rarely counted right."""
+    """Counts that are rare in training and often predicted wrongly."""
 
-    threshold_imbalance: float = 10.0  # most frequent over rarest count
-    threshold_misprediction: float = 0.7  # share of wrong answers on an underrepresented count
-    samples: int = 500  # training photos seen before anything is said
-    patience: int = 3  # validations in a row with too many wrong answers
-    threshold_rare: float = 0.5  # share of an even share of the training, below which a count is underrepresented
-    photos: int = 5  # validation photos of a count that it takes to judge its answers
+    threshold_imbalance: float = bounded(10.0, ge=1)  # most frequent over rarest count
+    threshold_misprediction: float = bounded(0.7, ge=0, le=1)  # share of wrong answers on an underrepresented count
+    samples: int = bounded(500, ge=1)  # training photos seen before anything is said
+    patience: int = bounded(3, ge=1)  # validations in a row with too many wrong answers
+    # Share of an even share of the training, below which a count is underrepresented.
+    threshold_rare: float = bounded(0.5, ge=0, le=1)
+    photos: int = bounded(5, ge=1)  # validation photos of a count that it takes to judge its answers
 
 
 @dataclass
 class SaturatedActivation(RuleConfig):
-    """Tanh and sigmoid units stuck at their ends."""
+    """Tanh and sigmoid units stuck at their limits."""
 
     threshold_tanh: list[float] = field(default_factory=lambda: [-4.2, 4.2])  # inputs outside are saturated
     threshold_sigmoid: list[float] = field(default_factory=lambda: [-7.0, 7.0])
-    threshold_inactivity: float = 1.0  # per cent of a unit's inputs inside, below which it is saturated
-    threshold_layer: float = 50.0  # per cent of a layer's units
-    patience: int = 3  # recorded steps in a row
+    # Per cent of a unit's inputs inside, below which it is saturated.
+    threshold_inactivity: float = bounded(1.0, ge=0, le=100)
+    threshold_layer: float = bounded(50.0, ge=0, le=100)  # per cent of a layer's units
+    patience: int = bounded(3, ge=1)  # recorded steps in a row
 
 
 @dataclass
 class RulesConfig:
-    """All rules, by the names that SageMaker Debugger has for them."""
+    """All rules, by their names in SageMaker Debugger."""
 
     loss_not_decreasing: LossNotDecreasing = field(default_factory=LossNotDecreasing)
     overfit: Overfit = field(default_factory=Overfit)
@@ -140,37 +145,38 @@ class TensorsConfig:
     """Statistics of losses, gradients, weights and activations, and rules on them."""
 
     kind: str = "tensors"
-    every_n_train_steps: int = 50  # optimizer steps between two recorded ones
+    every_n_train_steps: int = bounded(50, ge=1)  # optimizer steps between two recorded ones
     layers: list[str] = field(default_factory=lambda: ["."])  # regular expressions, searched for in module names
     rules: RulesConfig = field(default_factory=RulesConfig)
 
 
+DEBUGGERS = {"none": NoDebugger, "tensors": TensorsConfig, "smdebug": SmdebugConfig}
+"""Schemas of the options of ``debugger``."""
+
+
 def check_debugger(debugger: Mapping[str, Any]) -> None:
-    """Refuse settings that nothing can be recorded or judged by.
+    """Check the settings of ``debugger``.
 
     Args:
         debugger: as plain containers.
 
     Raises:
-        ConfigError: the first thing that is wrong.
+        ConfigError: the first error.
     """
-    check_kind("debugger", debugger, {"none": NoDebugger, "tensors": TensorsConfig, "smdebug": SmdebugConfig})
+    check_kind("debugger", debugger, DEBUGGERS)
     if debugger["kind"] != "tensors":
         return
-    _at_least("debugger.every_n_train_steps", debugger["every_n_train_steps"], 1)
     if not debugger["layers"]:
         raise ConfigError("debugger.layers=[] records no layer: name some, as in 'debugger.layers=[layer4,head]'")
     for pattern in debugger["layers"]:
         try:
             re.compile(pattern)
         except re.error as error:
-            raise ConfigError(f"debugger.layers: {pattern!r} is no regular expression ({error})") from None
-    for name, rule in debugger["rules"].items():
-        key = f"debugger.rules.{name}"
-        one_of(f"{key}.action", rule["action"], ACTIONS)
-        for setting, value in rule.items():
-            if setting != "action":
-                _bounds(f"{key}.{setting}", setting, value)
+            raise ConfigError(f"debugger.layers: {pattern!r} is not a regular expression ({error})") from None
+    for name in ("threshold_tanh", "threshold_sigmoid"):
+        key, ends = f"debugger.rules.saturated_activation.{name}", debugger["rules"]["saturated_activation"][name]
+        if len(ends) != 2 or not ends[0] < ends[1]:
+            raise ConfigError(f"{key}={ends} is not an interval: write its two ends, as in {key}=[-7,7]")
     patience, steps = (debugger["rules"]["poor_weight_initialization"][name] for name in ("patience", "steps"))
     if patience >= steps:  # the first of them is the lowest so far
         key = "debugger.rules.poor_weight_initialization"
@@ -178,28 +184,6 @@ def check_debugger(debugger: Mapping[str, Any]) -> None:
             f"{key}.patience={patience} is never reached in {steps} recorded steps: raise {key}.steps above it, or set "
             f"{key}.action=off"
         )
-
-
-def _bounds(key: str, setting: str, value: Any) -> None:
-    if isinstance(value, list):
-        if len(value) != 2 or not value[0] < value[1]:
-            raise ConfigError(f"{key}={value} is no interval: write its two ends, as in {key}=[-7,7]")
-    elif setting in ("num_steps", "steps", "samples", "photos") or setting.startswith("patience"):
-        _at_least(key, value, 1)
-    elif setting in ("threshold_inactivity", "threshold_layer", "diff_percent"):
-        _at_least(key, value, 0, 100)
-    elif setting in ("threshold_misprediction", "threshold_rare"):
-        _at_least(key, value, 0, 1)
-    elif setting == "threshold_imbalance" or key.endswith("poor_weight_initialization.threshold"):
-        _at_least(key, value, 1)
-    elif not isinstance(value, bool):
-        _at_least(key, value, 0)
-
-
-def _at_least(key: str, value: float, low: float, high: float = math.inf) -> None:
-    if not low <= value <= high or not math.isfinite(value):
-        bound = f" and at most {high:g}" if high < math.inf else ""
-        raise ConfigError(f"{key}={value:g} is out of range: it must be at least {low:g}{bound}")
 
 
 @dataclass
@@ -214,41 +198,42 @@ class SimpleProfiler:
     """The phases of each step, and how busy the machine is."""
 
     kind: str = "simple"
-    every_n_train_steps: int = 20  # on a GPU, batches between two that are waited for, phase by phase; on a CPU all are
-    usage_seconds: float = 1.0  # between two samples of CPU, memory, disk and GPU
+    # On a GPU, batches between two that are waited for, phase by phase; on a CPU all are.
+    every_n_train_steps: int = bounded(20, ge=1)
+    usage_seconds: float = bounded(1.0, ge=0.1)  # between two samples of CPU, memory, disk and GPU
     sagemaker_interval: int | None = None  # milliseconds between AWS's own samples in a SageMaker job; null: none
     sagemaker_rules: list[str] = field(default_factory=lambda: ["ProfilerReport"])  # of AWS's, on those samples
 
 
 @dataclass
 class AdvancedProfiler(SimpleProfiler):
-    """Also the Python functions that take the time of each phase."""
+    """Also the Python functions that take most time in each phase."""
 
     kind: str = "advanced"
-    functions: int = 25  # per phase, those that take longest themselves
-    first_step: int = 5  # batches before the first one that is looked into: they warm up
-    steps: int = 50  # batches that are looked into
+    functions: int = bounded(25, ge=1)  # per phase, those that take longest themselves
+    first_step: int = bounded(5, ge=0)  # batches before the first one that is looked into: they warm up
+    steps: int = bounded(50, ge=1)  # batches that are looked into
 
 
 @dataclass
 class PytorchProfiler(SimpleProfiler):
-    """Also the operators that take the time of a few steps, and their trace."""
+    """Also the operators that take most time in a few steps, and their trace."""
 
     kind: str = "pytorch"
-    operators: int = 50  # those that take longest themselves
-    first_step: int = 5  # batches before the first one that is looked into: they warm up
-    steps: int = 3  # batches that are looked into; each adds megabytes to the trace
+    operators: int = bounded(50, ge=1)  # those that take longest themselves
+    first_step: int = bounded(5, ge=0)  # batches before the first one that is looked into: they warm up
+    steps: int = bounded(3, ge=1)  # batches that are looked into; each adds megabytes to the trace
 
 
 def check_profiler(profiler: Mapping[str, Any], trainer: Mapping[str, Any]) -> None:
-    """Refuse settings that nothing can be measured by.
+    """Check the settings of ``profiler``.
 
     Args:
         profiler: as plain containers.
         trainer: the node ``trainer``, which may name a profiler of Lightning's.
 
     Raises:
-        ConfigError: the first thing that is wrong.
+        ConfigError: the first error.
     """
     schemas = {"none": NoProfiler, "simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PytorchProfiler}
     check_kind("profiler", profiler, schemas)
@@ -259,9 +244,3 @@ def check_profiler(profiler: Mapping[str, Any], trainer: Mapping[str, Any]) -> N
             "profiler= and trainer.profiler both measure the steps: keep one, or set trainer.profiler=null"
         )
     check_profiler_rules(profiler)
-    for name, value in profiler.items():
-        if name == "kind" or name.startswith("sagemaker_"):
-            continue
-        low = 0 if name == "first_step" else 0.1 if name == "usage_seconds" else 1
-        if not low <= value < math.inf:
-            raise ConfigError(f"profiler.{name}={value:g} is out of range: it must be at least {low:g}")

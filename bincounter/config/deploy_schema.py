@@ -1,10 +1,9 @@
 """Dataclasses of deploy.yaml and ``target``, and their rules.
 
-The names are those of the SageMaker SDK where it has one. What has no setting of its own goes into ``request``, a
-mapping per API object that is merged into the request as it stands.
+Names are those of the SageMaker SDK where it has one. Parts of a request without a setting go into ``request``, a
+mapping per API object that is merged into the request unchanged.
 """
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,37 +14,59 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from bincounter.errors import ConfigError, one_of
+from bincounter.config.checks import Bound, bounded, check_bounds, open_mapping
+from bincounter.errors import ConfigError
 
+ACTIONS = ("deploy", "invoke", "update", "status", "delete", "list", "package", "transform")
+SERVES = ("deploy", "update", "package", "transform")
+"""Actions that need an archive."""
 
-def _open() -> Any:
-    """A mapping that takes new keys without Hydra's ``+``."""
-    return DictConfig({}, flags={"struct": False})
+_NAME = r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}"  # of an endpoint, as SageMaker's service model has it
+_NO_NAME = "cannot name an endpoint: use at most 63 letters, digits and hyphens, none at an end"
+_PACKAGE = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*\.?"
+_NO_PACKAGE = "is not a package name: write it as it is imported, as in trust=[timm]"
+_LABEL = r"[a-z0-9]([a-z0-9-]*[a-z0-9])?"
+_HOST = rf"(?![\d.]+(:\d+)?$)(\*\.)?{_LABEL}(\.{_LABEL})+(:\d{{1,5}})?"  # and no address
+_NO_HOST = (
+    "is not a host name: write it in lower case and without https://, as in photos.example.org, or *.example.org for "
+    "all its subdomains"
+)
+_INSTANCE = r"ml\..*"
+_NO_INSTANCE = "is not a SageMaker instance type: their names begin with ml., as in ml.m5.xlarge"
+_PREFIX = r"(?!/)(?!.*//).*"
+_NO_PREFIX = "is not an S3 folder: write it as in bincounter/mine"
+_S3_FOLDER = r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^/].*|/)?"
+_NO_S3_FOLDER = "is not an S3 folder: write it as s3://bucket/folder"
+_S3 = Bound(pattern=_S3_FOLDER, hint=_NO_S3_FOLDER)
+_MEMORY = range(1024, 6145, 1024)
 
 
 @dataclass
 class LimitsConfig:
-    """What an endpoint takes before it refuses; written into the archive."""
+    """Limits of an endpoint, written into the archive; requests beyond them are rejected."""
 
-    max_body_mb: float = 25.0  # of one request, in units of 1e6 bytes; real-time endpoints pass no more than that on
-    max_instances: int = 32  # photos of one JSON request
-    max_batch: int = 8  # photos the model sees at once; more outgrow a CPU's caches, and may suit a GPU
-    max_queue: int = 128  # photos that wait for the model; more are refused at once with 503
-    timeout_s: float = 30.0  # seconds until a request is given up with 504
-    url_hosts: list[str] = field(default_factory=list)  # hosts photos may be fetched from by https; none: no URLs
+    # Of one request, in units of 1e6 bytes; real-time endpoints pass no more than that on.
+    max_body_mb: float = bounded(25.0, ge=0.001, le=1000)
+    max_instances: int = bounded(32, ge=1, le=10_000)  # photos of one JSON request
+    # Photos the model sees at once; more outgrow a CPU's caches, and may suit a GPU.
+    max_batch: int = bounded(8, ge=1, le=1024)
+    max_queue: int = bounded(128, ge=1, le=100_000)  # photos that wait for the model; more are refused at once with 503
+    timeout_s: float = bounded(30.0, ge=0.1, le=3600)  # seconds until a request is given up with 504
+    # Hosts photos may be fetched from by https; none: no URLs.
+    url_hosts: list[str] = bounded([], pattern=_HOST, hint=_NO_HOST)
 
 
 @dataclass
 class ParityConfig:
-    """The photos that must score the same in training and in the archive before anything is served."""
+    """Photos that must be predicted alike by the checkpoint and by the archive before it is served."""
 
-    photos: int = 64  # 0: nothing is compared
+    photos: int = bounded(64, ge=0, le=100_000)  # 0: nothing is compared
     source: str | None = None  # a photo, a folder or an s3:// URI; null: the run's own photos, else rendered demo bins
 
 
 @dataclass
 class PlacesConfig:
-    """Where things are read and kept; relative ones start at the folder the command was given in."""
+    """Folders; relative ones start at the working directory."""
 
     data_dir: str = "data"  # photos of buckets, and demo bins
     cache_dir: str = "${.data_dir}/cache"  # unpacked archives, and which servers run here; safe to delete
@@ -56,65 +77,70 @@ class PlacesConfig:
 class LocalTargetConfig:
     """A server on 127.0.0.1, in this terminal until Ctrl-C."""
 
-    port: int = 8080  # 0 takes a free one
+    port: int = bounded(8080, ge=0, le=65535)  # 0 takes a free one
 
 
 @dataclass
 class SageMakerTargetConfig:
-    """What the endpoints of SageMaker have in common."""
+    """Settings of all SageMaker endpoints."""
 
     region: str | None = None  # null: that of AWS_REGION or the profile
     role: str | None = None  # name or ARN of the execution role, see docs/sagemaker.md
     image: str | None = None  # URI of a serving image; null: AWS's own of the stack
-    stack: str = "ray"  # ray: AWS's Ray Serve image | pytorch: the older PyTorch inference image (PyTorch 2.6)
+    # Ray: AWS's Ray Serve image | pytorch: the older PyTorch inference image (PyTorch 2.6).
+    stack: str = bounded("ray", choices=("ray", "pytorch"))
     bucket: str | None = None  # for archives and outputs; null: sagemaker-<region>-<account>
-    prefix: str = "bincounter"  # in that bucket
-    environment: dict[str, str] = field(default_factory=_open)  # of the container
+    prefix: str = bounded("bincounter", pattern=_PREFIX, hint=_NO_PREFIX)  # in that bucket
+    environment: dict[str, str] = open_mapping()  # of the container
     wait: bool = True  # until the endpoint is in service, or has failed
-    max_usd_per_hour: float = 5.0  # more is refused
-    request: dict[str, Any] = field(default_factory=_open)  # by API object: merged into its request
+    max_usd_per_hour: float = bounded(5.0, gt=0)  # more is refused
+    request: dict[str, Any] = open_mapping()  # by API object: merged into its request
 
 
 @dataclass
 class RealtimeTargetConfig(SageMakerTargetConfig):
-    """Instances that are always there."""
+    """Instances that are always running."""
 
-    instance_type: str = "ml.m5.xlarge"
-    instance_count: int = 1
-    usd_per_hour: float | None = None  # of one instance; null: that of the table in bincounter/cloud/prices.yaml
+    instance_type: str = bounded("ml.m5.xlarge", pattern=_INSTANCE, hint=_NO_INSTANCE)
+    instance_count: int = bounded(1, ge=1, le=10_000)
+    # Of one instance; null: that of the table in bincounter/cloud/prices.yaml.
+    usd_per_hour: float | None = bounded(None, gt=0)
 
 
 @dataclass
 class AsyncTargetConfig(RealtimeTargetConfig):
-    """Instances that take requests from S3 and answer there."""
+    """Instances that read requests from S3 and write answers there."""
 
-    output_uri: str | None = None  # s3:// folder of answers; null: <bucket>/<prefix>/<endpoint>/output
-    failure_uri: str | None = None  # s3:// folder of failures; null: <bucket>/<prefix>/<endpoint>/failure
+    # S3:// folder of answers; null: <bucket>/<prefix>/<endpoint>/output.
+    output_uri: str | None = bounded(None, pattern=_S3_FOLDER, hint=_NO_S3_FOLDER)
+    # S3:// folder of failures; null: <bucket>/<prefix>/<endpoint>/failure.
+    failure_uri: str | None = bounded(None, pattern=_S3_FOLDER, hint=_NO_S3_FOLDER)
 
 
 @dataclass
 class ServerlessTargetConfig(SageMakerTargetConfig):
-    """No instances: memory that is billed while it answers."""
+    """No instances: memory that is billed while a request runs."""
 
     memory_mb: int = 4096
-    max_concurrency: int = 5
+    max_concurrency: int = bounded(5, ge=1, le=200)
 
 
 @dataclass
 class DeployConfig:
-    """Everything a command of deploy.py is described by."""
+    """The whole configuration of deploy.py."""
 
-    action: str = "deploy"  # deploy | invoke | update | status | delete | list | package | transform
+    action: str = bounded("deploy", choices=ACTIONS)
     ckpt_path: str | None = None  # the checkpoint to serve; latest: the newest best.ckpt under paths.log_dir
-    archive: str | None = (
-        None  # where the archive is written; null: endpoint/model.tar.gz of the run. An archive that is
-    )
-    # there already is served as it is when no ckpt_path is given
-    name: str = "bincounter"  # of the endpoint
+    # Where the archive is written; null: endpoint/model.tar.gz of the run. An archive that exists is served as it is
+    # when no ckpt_path is given.
+    archive: str | None = None
+    name: str = bounded("bincounter", pattern=_NAME, hint=_NO_NAME)  # of the endpoint
     input: str | None = None  # action=invoke: a photo, a folder or an s3:// URI; action=transform: an s3:// folder
     output: str | None = None  # action=transform: the s3:// folder of answers
-    precision: str = "fp32"  # fp32 | bf16, which a CPU or GPU that knows it does faster
-    trust: list[str] = field(default_factory=list)  # packages of one's own that the checkpoint's model comes from
+    # Fp32 | bf16, which a CPU or GPU that knows it does faster.
+    precision: str = bounded("fp32", choices=("fp32", "bf16"))
+    # Packages of one's own that the checkpoint's model comes from.
+    trust: list[str] = bounded([], pattern=_PACKAGE, hint=_NO_PACKAGE)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     parity: ParityConfig = field(default_factory=ParityConfig)
     target: Any = MISSING  # typed by its own schemas
@@ -131,129 +157,56 @@ TARGETS = {
 
 
 def target_of(cfg: DictConfig) -> str:
-    """Which of :data:`TARGETS` a composed configuration has."""
+    """Name of a composed configuration's option of :data:`TARGETS`."""
     kind = OmegaConf.get_type(cfg.target)
     return next(name for name, schema in TARGETS.items() if schema is kind)
 
 
 def register() -> None:
-    """Make the schemas known to Hydra; called once before it composes."""
+    """Register the schemas with Hydra; called once before it composes."""
     store = ConfigStore.instance()
     store.store(name="deploy_schema", node=DeployConfig)
     for name, schema in TARGETS.items():
         store.store(group="target", name=f"{name}_schema", node=schema)
 
 
-ACTIONS = ("deploy", "invoke", "update", "status", "delete", "list", "package", "transform")
-SERVES = ("deploy", "update", "package", "transform")
-"""Actions that need an archive."""
-
-_NAME = r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}"  # of an endpoint, as SageMaker's service model has it
-_LABEL = r"[a-z0-9]([a-z0-9-]*[a-z0-9])?"
-_HOST = re.compile(rf"(\*\.)?{_LABEL}(\.{_LABEL})+(:\d{{1,5}})?")
-_ADDRESS = re.compile(r"[\d.]+(:\d+)?")
-_S3_FOLDER = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^/].*|/)?")
-_MEMORY = range(1024, 6145, 1024)
-
-
 def check_deploy(cfg: DictConfig) -> None:
-    """Refuse what cannot be carried out.
+    """Check a composed configuration of deploy.py.
 
     Args:
         cfg: a whole configuration, as deploy.py composes it.
 
     Raises:
-        ConfigError: the first thing that is wrong, with the key, what is allowed and what to write.
+        ConfigError: the first error, with the key, the allowed values and the next step.
     """
     try:
         plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     except OmegaConfBaseException as error:
         raise ConfigError(str(error).splitlines()[0]) from None
     target = target_of(cfg)
-    one_of("action", plain["action"], ACTIONS)
-    one_of("precision", plain["precision"], ("fp32", "bf16"))
-    if not re.fullmatch(_NAME, plain["name"]):
+    check_bounds(cfg)
+    limits = plain["limits"]
+    if limits["max_queue"] < limits["max_instances"]:
         raise ConfigError(
-            f"name={plain['name']} cannot name an endpoint: use at most 63 letters, digits and hyphens, none at an end"
+            f"limits.max_queue={limits['max_queue']} is below limits.max_instances={limits['max_instances']}, so that "
+            "no request of that many photos could ever be accepted: raise the one or lower the other"
         )
-    for package in plain["trust"]:
-        if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*\.?", package):
-            raise ConfigError(
-                f"trust={package} is no name of a package: write it as it is imported, as in trust=[timm]"
-            )
-    _limits(plain["limits"])
-    _within("parity.photos", plain["parity"]["photos"], 0, 100_000)
-    if target == "local":
-        _within("target.port", plain["target"]["port"], 0, 65535)
-    else:
+    if target != "local":
         _sagemaker(plain["target"])
     _action(plain, target)
 
 
-def _within(key: str, value: float, low: float, high: float) -> None:
-    if not (math.isfinite(value) and low <= value <= high):
-        raise ConfigError(f"{key}={value:g} is out of range: it must be at least {low:g} and at most {high:g}")
-
-
-def _above_zero(key: str, value: float | None) -> None:
-    if value is not None and not (math.isfinite(value) and value > 0):
-        raise ConfigError(f"{key}={value:g} is out of range: it must be above 0")
-
-
-def _limits(limits: Mapping[str, Any]) -> None:
-    _within("limits.max_body_mb", limits["max_body_mb"], 0.001, 1000)
-    _within("limits.max_instances", limits["max_instances"], 1, 10_000)
-    _within("limits.max_batch", limits["max_batch"], 1, 1024)
-    _within("limits.max_queue", limits["max_queue"], 1, 100_000)
-    _within("limits.timeout_s", limits["timeout_s"], 0.1, 3600)
-    if limits["max_queue"] < limits["max_instances"]:
-        raise ConfigError(
-            f"limits.max_queue={limits['max_queue']} is below limits.max_instances={limits['max_instances']}, so that "
-            "no request of that many photos could ever be taken: raise the one or lower the other"
-        )
-    for host in limits["url_hosts"]:
-        if not _HOST.fullmatch(host) or _ADDRESS.fullmatch(host):
-            raise ConfigError(
-                f"limits.url_hosts={host} is no name of a host: write it in lower case and without https://, as in "
-                "photos.example.org, or *.example.org for all below it"
-            )
-
-
 def _sagemaker(target: Mapping[str, Any]) -> None:
-    one_of("target.stack", target["stack"], ("ray", "pytorch"))
-    _above_zero("target.max_usd_per_hour", target["max_usd_per_hour"])
-    if "memory_mb" in target:
-        if target["memory_mb"] not in _MEMORY:
-            raise ConfigError(
-                f"target.memory_mb={target['memory_mb']} is no size SageMaker has: use "
-                f"{', '.join(map(str, _MEMORY[:-1]))} or {_MEMORY[-1]}"
-            )
-        _within("target.max_concurrency", target["max_concurrency"], 1, 200)
-    else:
-        _instances(target)
-    if target["prefix"].startswith("/") or "//" in target["prefix"]:
-        raise ConfigError(f"target.prefix={target['prefix']} is no S3 folder: write it as in bincounter/mine")
-    for key in ("output_uri", "failure_uri"):
-        if target.get(key) is not None:
-            _s3(f"target.{key}", target[key])
+    if target.get("memory_mb", _MEMORY[0]) not in _MEMORY:
+        raise ConfigError(
+            f"target.memory_mb={target['memory_mb']} is not a size that SageMaker offers: use "
+            f"{', '.join(map(str, _MEMORY[:-1]))} or {_MEMORY[-1]}"
+        )
     for name in target["environment"]:
         if not re.fullmatch(r"[a-zA-Z_][a-zA-Z0-9_]*", name):
-            raise ConfigError(f"target.environment.{name} is no name of an environment variable: use letters and _")
-
-
-def _instances(target: Mapping[str, Any]) -> None:
-    if not target["instance_type"].startswith("ml."):
-        raise ConfigError(
-            f"target.instance_type={target['instance_type']} is none of SageMaker's: their names begin with ml., as in "
-            "ml.m5.xlarge"
-        )
-    _within("target.instance_count", target["instance_count"], 1, 10_000)
-    _above_zero("target.usd_per_hour", target["usd_per_hour"])
-
-
-def _s3(key: str, uri: str) -> None:
-    if not _S3_FOLDER.fullmatch(uri):
-        raise ConfigError(f"{key}={uri} is no folder in S3: write it as s3://bucket/folder")
+            raise ConfigError(
+                f"target.environment.{name} is not the name of an environment variable: use letters, digits and _"
+            )
 
 
 def _action(cfg: Mapping[str, Any], target: str) -> None:
@@ -265,8 +218,9 @@ def _action(cfg: Mapping[str, Any], target: str) -> None:
         )
     if action == "transform" and target not in ("realtime", "async"):
         raise ConfigError(
-            f"action=transform starts a job on instances, which target={target} has not: use target=realtime, or count "
-            "here with python -m bincounter predict"
+            f"action=transform starts a job on instances, which target={target} does not have: use target=realtime, "
+            "or count "
+            "locally with python -m bincounter predict"
         )
     _photos(cfg)
     if action in SERVES:
@@ -280,15 +234,15 @@ def _photos(cfg: Mapping[str, Any]) -> None:
         raise ConfigError(f"action={action} needs photos: add input={example}")
     if given is not None and action not in ("invoke", "transform"):
         raise ConfigError(
-            f"input={given} means nothing to action={action}: add action=invoke to have its photos counted"
+            f"input={given} has no effect with action={action}: add action=invoke to have its photos counted"
         )
     if output is not None and action != "transform":
-        raise ConfigError(f"output={output} is for action=transform alone: leave it out")
+        raise ConfigError(f"output={output} is for action=transform only: remove it")
     if action == "transform":
-        _s3("input", given)
+        _S3.check("input", given)
         if output is None:
-            raise ConfigError("action=transform needs a place for its answers: add output=s3://bucket/answers")
-        _s3("output", output)
+            raise ConfigError("action=transform needs a folder for its results: add output=s3://bucket/answers")
+        _S3.check("output", output)
 
 
 def _served(cfg: Mapping[str, Any]) -> None:
@@ -304,20 +258,19 @@ def _served(cfg: Mapping[str, Any]) -> None:
         _existing(archive, cfg["parity"]["photos"])
     elif path == "last":
         raise ConfigError(
-            "ckpt_path=last goes on with a training; to serve, name a file: ckpt_path=RUN/checkpoints/best.ckpt"
+            "ckpt_path=last resumes a training; to serve, name a file: ckpt_path=RUN/checkpoints/best.ckpt"
         )
     elif path != "latest" and not Path(path).is_file():
-        raise ConfigError(f"ckpt_path={path} is no file; a run keeps RUN/checkpoints/best.ckpt and last.ckpt")
+        raise ConfigError(f"ckpt_path={path} is not a file; a run has RUN/checkpoints/best.ckpt and last.ckpt")
 
 
 def _existing(archive: str, photos: int) -> None:
     if not Path(archive).is_file():
         raise ConfigError(
-            f"archive={archive} is not there yet: name the checkpoint to make it of with "
-            "ckpt_path=RUN/checkpoints/best.ckpt"
+            f"archive={archive} does not exist: name the checkpoint to pack with ckpt_path=RUN/checkpoints/best.ckpt"
         )
     if photos:
         raise ConfigError(
-            f"archive={archive} holds no checkpoint to compare its answers with: name that with ckpt_path=..., which "
-            "packs it anew, or serve the archive unchecked with parity.photos=0"
+            f"archive={archive} has no checkpoint to compare its predictions with: name one with ckpt_path=..., which "
+            "packs the archive again, or serve the archive unchecked with parity.photos=0"
         )

@@ -1,7 +1,7 @@
-"""Where a run is carried out: the settings of ``launcher``, and the rules between them.
+"""Settings of ``launcher``, and the rules between them.
 
-The names are those of the SageMaker SDK where it has one. What has no setting of its own goes into ``request``, which
-is merged into CreateTrainingJob as it stands.
+Names are those of the SageMaker SDK where it has one. Parts of the request without a setting go into ``request``, which
+is merged into CreateTrainingJob unchanged.
 """
 
 import re
@@ -9,12 +9,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
-from bincounter.errors import ConfigError, one_of
+from bincounter.config.checks import bounded, open_mapping
+from bincounter.errors import ConfigError
 
 _LONGEST_RUN = 28 * 24 * 3600  # seconds; what SageMaker allows without a raised quota is 5 days, with one 28
 _NAME_LENGTH = 63
+_NO_INSTANCE = "is not a SageMaker instance type: their names begin with ml., as in ml.g5.xlarge"
+_PREFIX = r"(?!/)(?!.*//).*"
+_NO_PREFIX = "is not an S3 folder: write it as in bincounter/mine"
+_S3_FOLDER = r"s3://[a-z0-9][a-z0-9.-]+/[^/].*"
+_NO_S3_FOLDER = "is not an S3 folder: write it as s3://bucket/folder"
 _SETTLED = {  # parts of the request that have a setting, which the ceiling and other checks look at
     "TrainingJobName": "task_name",
     "HyperParameters": "overrides",
@@ -34,94 +40,83 @@ _SETTLED = {  # parts of the request that have a setting, which the ceiling and 
 }
 
 
-def _open() -> Any:
-    """A mapping that takes new keys without Hydra's ``+``."""
-    return DictConfig({}, flags={"struct": False})
-
-
 @dataclass
 class LocalConfig:
-    """The run is carried out here, in this process."""
+    """The run happens locally, in this process."""
 
 
 @dataclass
 class SageMakerConfig:
-    """The run becomes a SageMaker training job."""
+    """The run is a SageMaker training job."""
 
     region: str | None = None  # null: that of AWS_REGION or the profile
     role: str | None = None  # name or ARN of the execution role, see docs/sagemaker.md
     image: str | None = None  # URI of a training image; null: AWS's own of framework_version
     image_has_smdebug: bool = False  # whether that image can run debugger=smdebug; AWS's own cannot
     framework_version: str = "2.14"  # PyTorch of the image
-    instance_type: str = "ml.g5.xlarge"
-    instance_count: int = 1
-    volume_size: int = 50  # GB of disk on each instance
+    instance_type: str = bounded("ml.g5.xlarge", pattern=r"ml\..*", hint=_NO_INSTANCE)
+    instance_count: int = bounded(1, ge=1)
+    volume_size: int = bounded(50, ge=1)  # GB of disk on each instance
     spot: bool = False
-    max_run: int = 4 * 3600  # seconds of training after which the job is stopped
+    max_run: int = bounded(4 * 3600, ge=1)  # seconds of training after which the job is stopped
     max_wait: int | None = None  # seconds, waiting for spot capacity included; null: twice max_run
     bucket: str | None = None  # for code, checkpoints and models; null: sagemaker-<region>-<account>
-    prefix: str = "bincounter"  # in that bucket
-    checkpoint_uri: str | None = None  # s3:// folder to keep the run in, or to go on from; null: one for each job
-    input_mode: str = "File"  # File | FastFile: how data.source reaches the instance
-    environment: dict[str, str] = field(default_factory=_open)
-    max_parallel_jobs: int = 4  # jobs of a multirun that run at a time
+    prefix: str = bounded("bincounter", pattern=_PREFIX, hint=_NO_PREFIX)  # in that bucket
+    # S3:// folder to keep the run in, or to go on from; null: one for each job.
+    checkpoint_uri: str | None = bounded(None, pattern=_S3_FOLDER, hint=_NO_S3_FOLDER)
+    input_mode: str = bounded("File", choices=("File", "FastFile"))  # how data.source reaches the instance
+    environment: dict[str, str] = open_mapping()
+    max_parallel_jobs: int = bounded(4, ge=1)  # jobs of a multirun that run at a time
     wait: bool = True  # false: submit, and tell how to attach later
-    max_cost_usd: float = 25.0  # a ceiling above it is refused
-    usd_per_hour: float | None = None  # of one instance; null: that of the table in bincounter/cloud/prices.yaml
-    request: dict[str, Any] = field(default_factory=_open)  # merged into CreateTrainingJob
+    max_cost_usd: float = bounded(25.0, gt=0, finite=False)  # a ceiling above it is refused
+    # Of one instance; null: that of the table in bincounter/cloud/prices.yaml.
+    usd_per_hour: float | None = bounded(None, gt=0, finite=False)
+    request: dict[str, Any] = open_mapping()  # merged into CreateTrainingJob
 
 
 @dataclass
 class RehearsalConfig(SageMakerConfig):
-    """The same job, carried out on this machine by a local control plane."""
+    """The same job, run on this machine by a local control plane."""
 
     interruptions: list[float] = field(default_factory=list)  # seconds from an attempt's first checkpoint to its end
 
 
 @dataclass
 class ContainerConfig(RehearsalConfig):
-    """Inside a job: settings that an experiment brings along are taken and mean nothing."""
+    """Inside a job: settings of the submitted command are accepted and have no effect."""
 
 
 def carried_out_here(launcher: Any) -> bool:
-    """Whether a composed ``launcher`` leaves the run to this process."""
+    """Whether a composed ``launcher`` runs in this process."""
     return OmegaConf.get_type(launcher) in (LocalConfig, ContainerConfig)
 
 
 def check_launcher(cfg: Mapping[str, Any]) -> None:
-    """Refuse what SageMaker would refuse, before anything is uploaded or paid for.
+    """Check what SageMaker would reject, before anything is uploaded or paid for.
 
     Args:
         cfg: a whole configuration as plain containers; its ``launcher`` is not the local one.
 
     Raises:
-        ConfigError: the first thing that is wrong.
+        ConfigError: the first error.
     """
     launcher = cfg["launcher"]
-    if not launcher["instance_type"].startswith("ml."):
-        raise ConfigError(
-            f"launcher.instance_type={launcher['instance_type']} is none of SageMaker's: their names begin with ml., "
-            "as in ml.g5.xlarge"
-        )
-    one_of("launcher.input_mode", launcher["input_mode"], ("File", "FastFile"))
-    for key, low in {"instance_count": 1, "volume_size": 1, "max_run": 1, "max_parallel_jobs": 1}.items():
-        if launcher[key] < low:
-            raise ConfigError(f"launcher.{key}={launcher[key]} is out of range: it must be at least {low}")
     if launcher["max_run"] > _LONGEST_RUN:
         raise ConfigError(f"launcher.max_run={launcher['max_run']} is out of range: it is in seconds, at most 28 days")
-    for key in ("max_cost_usd", "usd_per_hour"):
-        if launcher[key] is not None and not launcher[key] > 0:
-            raise ConfigError(f"launcher.{key}={launcher[key]} is out of range: it must be above 0")
     _request(launcher["request"])
     if "interruptions" in launcher and not launcher["wait"]:
         raise ConfigError(
-            "launcher.wait=false leaves jobs to AWS, and a rehearsal ends with its command: leave it out, or keep one "
-            "running with python -m bincounter rehearsal and use launcher=sagemaker_spot"
+            "launcher.wait=false leaves jobs running, and a rehearsal ends with its command: remove it, or keep a "
+            "rehearsal running with python -m bincounter rehearsal and use launcher=sagemaker_spot"
         )
     if any(seconds < 0 for seconds in launcher.get("interruptions", ())):
         raise ConfigError(f"launcher.interruptions={launcher['interruptions']} has a negative number of seconds")
     _spot(launcher)
-    _places(launcher)
+    for key in launcher["environment"]:
+        if not re.fullmatch(r"[a-zA-Z_][a-zA-Z0-9_]*", key):
+            raise ConfigError(
+                f"launcher.environment.{key} is not the name of an environment variable: use letters, digits and _"
+            )
     _run(cfg, launcher)
 
 
@@ -145,7 +140,7 @@ def _request(request: Mapping[str, Any]) -> None:
 
 
 def keep_alive(launcher: Mapping[str, Any]) -> int:
-    """Seconds that a warm pool keeps, and bills, the instances after the job."""
+    """Seconds that a warm pool keeps and bills the instances after the job."""
     resources = launcher["request"].get("ResourceConfig")
     seconds = resources.get("KeepAlivePeriodInSeconds") if isinstance(resources, Mapping) else None
     return seconds if isinstance(seconds, int) else 0
@@ -170,25 +165,14 @@ def _spot(launcher: Mapping[str, Any]) -> None:
         )
 
 
-def _places(launcher: Mapping[str, Any]) -> None:
-    uri = launcher["checkpoint_uri"]
-    if uri is not None and not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]+/[^/].*", uri):
-        raise ConfigError(f"launcher.checkpoint_uri={uri} is no folder in S3: write it as s3://bucket/folder")
-    if launcher["prefix"].startswith("/") or "//" in launcher["prefix"]:
-        raise ConfigError(f"launcher.prefix={launcher['prefix']} is no S3 folder: write it as in bincounter/mine")
-    for key in launcher["environment"]:
-        if not re.fullmatch(r"[a-zA-Z_][a-zA-Z0-9_]*", key):
-            raise ConfigError(f"launcher.environment.{key} is no name of an environment variable: use letters and _")
-
-
 def _run(cfg: Mapping[str, Any], launcher: Mapping[str, Any]) -> None:
-    """What a training job cannot do with this configuration."""
+    """Check what a training job cannot do with this configuration."""
     if not cfg["train"]:
-        raise ConfigError("train=false scores a checkpoint, which is done here: leave the launcher out")
+        raise ConfigError("train=false scores a checkpoint, which runs locally: remove the launcher")
     if cfg["ckpt_path"]:
         raise ConfigError(
-            f"ckpt_path={cfg['ckpt_path']} names something of this machine: a job goes on with "
-            "launcher.checkpoint_uri=s3://..., the folder that the job before kept its run in"
+            f"ckpt_path={cfg['ckpt_path']} is on this machine: a job resumes with launcher.checkpoint_uri=s3://..., "
+            "the folder of the earlier job's run"
         )
     if cfg["debugger"]["kind"] == "smdebug":
         _smdebug(launcher)
@@ -209,7 +193,7 @@ def _run(cfg: Mapping[str, Any], launcher: Mapping[str, Any]) -> None:
 
 
 def _smdebug(launcher: Mapping[str, Any]) -> None:
-    """Refuse an image without smdebug, whose last release knows numpy before 2.3 and protobuf before 3.21 only."""
+    """Reject an image without smdebug, whose last release knows numpy before 2.3 and protobuf before 3.21 only."""
     own = "launcher.image=URI of one of your own that holds it, with launcher.image_has_smdebug=true"
     if launcher["image"] is None:
         raise ConfigError(
@@ -218,6 +202,6 @@ def _smdebug(launcher: Mapping[str, Any]) -> None:
         )
     if not launcher["image_has_smdebug"]:
         raise ConfigError(
-            "debugger=smdebug needs smdebug, numpy before 2.3 and protobuf before 3.21 in launcher.image, which cannot "
-            "be told from here: say launcher.image_has_smdebug=true if it has them, or use debugger=tensors"
+            "debugger=smdebug needs smdebug, numpy before 2.3 and protobuf before 3.21 in launcher.image, which "
+            "cannot be checked from here: set launcher.image_has_smdebug=true if it has them, or use debugger=tensors"
         )

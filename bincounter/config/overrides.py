@@ -1,4 +1,4 @@
-"""One-line answer to a wrong override; overrides filtered by key."""
+"""One-line error messages for wrong overrides, and filters of overrides by key."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -16,7 +16,7 @@ Compose = Callable[[list[str]], DictConfig]
 
 
 def explain(error: Exception, overrides: list[str], primary: Path, compose: Compose) -> str:
-    """Say in one line what is wrong with the overrides that made Hydra raise ``error``.
+    """Explain in one line which override made Hydra raise ``error``.
 
     Args:
         error: a HydraException or an OmegaConf error.
@@ -26,8 +26,8 @@ def explain(error: Exception, overrides: list[str], primary: Path, compose: Comp
     """
     if isinstance(error, OverrideParseException):
         return (
-            f"the override {error.override!r} cannot be read: write KEY=VALUE, and quote what the shell would "
-            "take apart, as in 'data.counts=[0,1,2]'"
+            f"the override {error.override!r} cannot be parsed: write KEY=VALUE, and quote what the shell would "
+            "split, as in 'data.counts=[0,1,2]'"
         )
     parser = OverridesParser.create()
     for override in parser.parse_overrides(overrides):
@@ -38,25 +38,25 @@ def explain(error: Exception, overrides: list[str], primary: Path, compose: Comp
 
 
 def refuse_null_groups(overrides: list[str], primary: Path) -> None:
-    """Refuse a group that is to be null, which Hydra answers with a traceback.
+    """Reject ``group=null``, for which Hydra raises a traceback.
 
     Raises:
         ConfigError: naming the group's options.
-        HydraException: such an override cannot be read.
+        HydraException: an override cannot be parsed.
     """
     nulls = [each for each in overrides if each.endswith("=null")]
     for override in OverridesParser.create().parse_overrides(nulls):
         options = _groups(primary).get(override.key_or_group)
         if options is not None and not override.is_delete():
             raise ConfigError(
-                f"{override.key_or_group}=null names no option: choose one of {', '.join(options)}, or leave it out"
+                f"{override.key_or_group}=null is not an option: choose one of {', '.join(options)}, or remove it"
             )
 
 
 def no_setting(key: str, cfg: DictConfig) -> str | None:
-    """Say that a configuration has no such key, and which one was meant; ``None`` where it has."""
+    """Message for a key that a configuration does not have, with the nearest spelling; ``None`` if it has it."""
     known = _keys(cfg)
-    return None if key in known else f"{key} is no setting{_suggestion(key, known, 'train.py')}"
+    return None if key in known else f"Unknown setting '{key}'{_suggestion(key, known, 'train.py')}"
 
 
 def _groups(primary: Path) -> dict[str, list[str]]:
@@ -93,11 +93,11 @@ def _unknown_key(override: Override, primary: Path, overrides: list[str], compos
     if cfg is None or OmegaConf.select(cfg, key, throw_on_missing=False) is not None or key in _keys(cfg):
         return None
     known = _keys(cfg) | set(_groups(primary))
-    return f"{key} is no setting{_suggestion(key, known, f'{primary.stem}.py')}"
+    return f"Unknown setting '{key}'{_suggestion(key, known, f'{primary.stem}.py')}"
 
 
 def _composed_groups(overrides: list[str], primary: Path, compose: Compose) -> DictConfig | None:
-    """The configuration that the group choices alone give: the settings a key can name."""
+    """The configuration that the group choices alone compose: all settings a key can name."""
     groups = _groups(primary)
     choices = [o for o in overrides if o.lstrip("+~").split("=")[0].split("@")[0] in groups]
     try:
@@ -125,17 +125,17 @@ def _suggestion(key: str, known: set[str], command: str) -> str:
     guess = nearest(name, siblings)
     if guess:
         meant = f"{parent}.{guess}" if parent else guess
-        return f"; did you mean {meant}? {parent or 'The top level'} has {', '.join(siblings)}"
+        return f"; did you mean '{meant}'? {parent or 'The top level'} has {', '.join(siblings)}"
     guess = nearest(key, known) or next((k for k in sorted(known) if k.endswith(f".{name}")), None)
     if guess:
-        return f"; did you mean {guess}?"
+        return f"; did you mean '{guess}'?"
     if siblings:
         return f"; {parent or 'the top level'} has {', '.join(siblings)}"
-    return f"; python {command} --cfg job prints every setting there is"
+    return f"; python {command} --cfg job prints all settings"
 
 
 def wrong_value(error: Exception) -> str:
-    """OmegaConf's own sentence, with the key it speaks of in front."""
+    """OmegaConf's own message, prefixed with its key."""
     cause: BaseException = error
     while cause.__cause__ is not None and not isinstance(cause, OmegaConfBaseException):
         cause = cause.__cause__
@@ -155,11 +155,11 @@ def _labelled(text: str, label: str) -> str | None:
 
 
 HERE = ("launcher", "dry_run", "hparams_search")
-"""Keys that say where and what for a run is carried out, not what it is."""
+"""Keys for where and why a run is started; they do not change the run itself."""
 
 
 def without(overrides: Sequence[str], *keys: str) -> list[str]:
-    """Overrides but those of ``keys`` and of what lies below them."""
+    """Overrides without those of ``keys`` and of the keys below them."""
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     return [
         override.input_line

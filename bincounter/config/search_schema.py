@@ -1,40 +1,35 @@
-"""Settings of a search: which values are tried, how often, and by whom they are chosen."""
+"""Settings of a hyperparameter search, and their rules."""
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import DictConfig
-
-from bincounter.config.checks import check_target, mode_of
-from bincounter.errors import ConfigError, one_of
+from bincounter.config.checks import bounded, check_target, mode_of, open_mapping
+from bincounter.errors import ConfigError
 
 _MOST_PARENTS = 5  # of a tuning job
+_NO_STUDY_NAME = "also names a folder: use letters, digits, dots, - and _"
 STRATEGIES = ("Bayesian", "Random", "Hyperband", "Grid")
-
-
-def _open() -> Any:
-    """A mapping that takes new keys without Hydra's ``+``."""
-    return DictConfig({}, flags={"struct": False})
 
 
 @dataclass
 class SearchConfig:
-    """What every search has."""
+    """Settings of every search."""
 
-    space: dict[str, str] = field(default_factory=_open)  # key of the configuration -> interval, choice or range
+    space: dict[str, str] = open_mapping()  # key of the configuration -> interval, choice or range
     n_trials: int = 20  # in all, those of earlier starts of the same search included
-    study_name: str | None = None  # null: from task_name and a digest of what is searched, so that a command goes on
+    # Null: from task_name and a digest of what is searched, so that a command goes on.
+    study_name: str | None = bounded(None, pattern=r"[A-Za-z0-9][A-Za-z0-9._-]*", hint=_NO_STUDY_NAME)
     warm_start: list[str] = field(default_factory=list)  # past searches to learn from
     retrain_best: bool = False  # train the best values once more at the end, and score them on the test photos
 
 
 @dataclass
 class OptunaConfig(SearchConfig):
-    """Optuna chooses; whatever launcher there is carries the trials out."""
+    """Optuna chooses values; any launcher runs the trials."""
 
-    n_jobs: int = 1  # trials chosen and launched together
+    n_jobs: int = bounded(1, ge=1)  # trials chosen and launched together
     storage: str | None = None  # any URL that Optuna takes; null: an SQLite file in the sweep's folder
     metrics: list[str] = field(default_factory=list)  # objectives; empty: optimized_metric alone
     sampler: Any = None  # open: an optuna sampler, a group of its own: hparams_search/sampler=tpe|random|grid|...
@@ -45,29 +40,24 @@ class OptunaConfig(SearchConfig):
 
 @dataclass
 class TunerConfig(SearchConfig):
-    """SageMaker chooses and carries out: one hyperparameter tuning job."""
+    """SageMaker chooses values and runs the trials: one hyperparameter tuning job."""
 
-    strategy: str = "Bayesian"  # Bayesian | Random | Hyperband | Grid
+    strategy: str = bounded("Bayesian", choices=STRATEGIES)
     early_stopping: bool = False  # SageMaker stops trials that promise little
-    request: dict[str, Any] = field(default_factory=_open)  # merged into CreateHyperParameterTuningJob
+    request: dict[str, Any] = open_mapping()  # merged into CreateHyperParameterTuningJob
 
 
 def check_search(search: Mapping[str, Any]) -> None:
-    """Refuse settings that no search can have; the space is read by the sweeper (bincounter.sweep.search_space).
+    """Check the settings of a search; the space is read by the sweeper (bincounter.sweep.search_space).
 
     Args:
         search: ``hparams_search`` as plain containers.
 
     Raises:
-        ConfigError: the first thing that is wrong.
+        ConfigError: the first error.
     """
     if search["n_trials"] < 1:
-        raise ConfigError(f"hparams_search.n_trials={search['n_trials']} tries nothing: write 1 or more")
-    name = search["study_name"]
-    if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise ConfigError(
-            f"hparams_search.study_name={name} is to name a folder too: use letters, digits, dots, - and _"
-        )
+        raise ConfigError(f"hparams_search.n_trials={search['n_trials']} has no trials: write 1 or more")
     if "strategy" in search:
         _tuner(search)
     else:
@@ -78,12 +68,10 @@ def _tuner(search: Mapping[str, Any]) -> None:
     for name in search["warm_start"]:
         if not re.fullmatch(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,31}", name):
             raise ConfigError(
-                f"hparams_search.warm_start={name} is no name of a tuning job, which SageMaker's search learns from: "
-                "take that of a sweep's tuning.json"
+                f"hparams_search.warm_start={name} is not the name of a tuning job: take it from a sweep's tuning.json"
             )
     if len(search["warm_start"]) > _MOST_PARENTS:
         raise ConfigError(f"hparams_search.warm_start names more than {_MOST_PARENTS} tuning jobs: name fewer")
-    one_of("hparams_search.strategy", search["strategy"], STRATEGIES)
     if search["early_stopping"] and search["strategy"] == "Hyperband":
         raise ConfigError(
             "hparams_search.strategy=Hyperband stops trials by itself: leave hparams_search.early_stopping out"
@@ -91,8 +79,6 @@ def _tuner(search: Mapping[str, Any]) -> None:
 
 
 def _optuna(search: Mapping[str, Any]) -> None:
-    if search["n_jobs"] < 1:
-        raise ConfigError(f"hparams_search.n_jobs={search['n_jobs']} is out of range: it must be at least 1")
     if not 0 <= search["max_failure_rate"] <= 1:
         raise ConfigError(f"hparams_search.max_failure_rate={search['max_failure_rate']:g} is a share: write 0 to 1")
     for metric in search["metrics"]:

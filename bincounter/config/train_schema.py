@@ -1,8 +1,8 @@
-"""The configuration's shape: one schema per group, known to Hydra before any YAML is read.
+"""Schemas of a training configuration, one per group, registered with Hydra before any YAML is read.
 
-Wrong keys and types are refused while Hydra composes; ranges and rules between keys, in `bincounter.config.validate`.
-Nodes typed ``Any`` are open: they hold a ``_target_`` and its arguments, which are checked against the target's
-signature there. Every setting and its default stands here or in the YAML files under ``conf/``.
+Hydra rejects wrong keys and types while it composes; ``bincounter.config.validate`` checks bounds and rules between
+settings. Nodes typed ``Any`` are open: they hold a ``_target_`` and its arguments, which are checked against the
+target's signature. Every setting and its default is here or in the YAML files under ``conf/``.
 """
 
 from dataclasses import dataclass, field
@@ -11,64 +11,66 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from bincounter.config.checks import bounded
 from bincounter.config.debugger_schema import (
+    DEBUGGERS,
     AdvancedProfiler,
-    NoDebugger,
     NoProfiler,
     PytorchProfiler,
     SimpleProfiler,
-    TensorsConfig,
 )
 from bincounter.config.launcher_schema import ContainerConfig, LocalConfig, RehearsalConfig, SageMakerConfig
 from bincounter.config.search_schema import OptunaConfig, TunerConfig
-from bincounter.smdebug.settings import SmdebugConfig
 
 
 @dataclass
 class SplitConfig:
-    """How photos are divided into training, validation and test."""
+    """Split of the photos into training, validation and test."""
 
-    method: str = "grouped"  # grouped | given | random
+    method: str = bounded("grouped", choices=("grouped", "given", "random"))
     fractions: list[float] = field(default_factory=lambda: [0.8, 0.1, 0.1])  # training, validation, test; sum 1
-    seed: int = 0  # apart from the run's seed, so that runs of several seeds share their test photos
+    # Apart from the run's seed, so that runs of several seeds share their test photos.
+    seed: int = bounded(0, ge=0, le=2**32 - 1)
 
 
 @dataclass
 class AugmentationConfig:
-    """Random changes to the training photos; all zero and false means none."""
+    """Random changes to the training photos; none if all are zero and false."""
 
     flip: bool = True  # left-right
-    shift: float = 0.06  # at most this fraction of the width and the height
-    scale: float = 0.1  # zoom between 1 - scale and 1 + scale
-    rotation: float = 5.0  # degrees, either way
-    brightness: float = 0.2  # factor between 1 - b and 1 + b; likewise the next two
-    contrast: float = 0.2
-    saturation: float = 0.2
-    mixup: float = 0.0  # alpha of the Beta distribution; 0 is off
-    cutmix: float = 0.0  # likewise; with both on, each batch takes one of them
+    shift: float = bounded(0.06, ge=0, le=0.5)  # at most this fraction of the width and the height
+    scale: float = bounded(0.1, ge=0, le=0.9)  # zoom between 1 - scale and 1 + scale
+    rotation: float = bounded(5.0, ge=0, le=180)  # degrees, either way
+    brightness: float = bounded(0.2, ge=0, le=1)  # factor between 1 - b and 1 + b; likewise the next two
+    contrast: float = bounded(0.2, ge=0, le=1)
+    saturation: float = bounded(0.2, ge=0, le=1)
+    mixup: float = bounded(0.0, ge=0)  # alpha of the Beta distribution; 0 is off
+    cutmix: float = bounded(0.0, ge=0)  # likewise; with both on, each batch takes one of them
 
 
 @dataclass
 class SyncConfig:
-    """How the photos of an s3:// source get here."""
+    """Download of an s3:// source."""
 
-    only: str = "all"  # all | counts: of photos whose count is not in data.counts, fetch none
-    deleted: str = "mirror"  # mirror | keep: what becomes of local copies of objects that are deleted in the bucket
-    connections: int = 64  # requests at a time
+    # Counts: of photos whose count is not in data.counts, fetch none.
+    only: str = bounded("all", choices=("all", "counts"))
+    # What becomes of local copies of objects that are deleted in the bucket.
+    deleted: str = bounded("mirror", choices=("mirror", "keep"))
+    connections: int = bounded(64, ge=1, le=1024)  # requests at a time
     stream: bool = False  # photos in shards: read each by range when it is needed, instead of fetching the shards
 
 
 @dataclass
 class DataConfig:
-    """One data set and how its photos become batches."""
+    """A data set, and how its photos become batches."""
 
     source: str | None = None  # a folder or an s3:// URI
     layout: Any = None  # open: what reads the source, see bincounter.data.layouts
     counts: list[int] | None = None  # photos with other counts are excluded; null takes every count there is
-    image_size: int = 224  # pixels, both sides; the aspect ratio is not kept
-    batch_size: int = 32  # photos per step on each device
+    image_size: int = bounded(224, ge=16, le=1024)  # pixels, both sides; the aspect ratio is not kept
+    batch_size: int = bounded(32, ge=1)  # photos per step on each device
     balanced: bool = False  # draw every count equally often in training
-    num_workers: int | None = None  # processes that decode photos; null: as many as help
+    num_workers: int | None = bounded(None, ge=0)  # processes that decode photos; null: as many as help
     cache: bool = True  # keep decoded photos (image_size^2 * 3 bytes each) and a frozen backbone's features on disk
     split: SplitConfig = field(default_factory=SplitConfig)
     sync: SyncConfig = field(default_factory=SyncConfig)
@@ -79,39 +81,39 @@ class DataConfig:
 class HeadConfig:
     """Fully connected layers between the backbone's features and the objective's outputs."""
 
-    layers: int = 0  # extra hidden layers
-    width: int = 512  # units in each of them
-    dropout: float = 0.0  # after each hidden layer, and before the output when there is none
+    layers: int = bounded(0, ge=0)  # extra hidden layers
+    width: int = bounded(512, ge=1)  # units in each of them
+    dropout: float = bounded(0.0, ge=0, le=0.99)  # after each hidden layer, and before the output when there is none
 
 
 @dataclass
 class ScheduleConfig:
     """The learning rate over a run, as a factor of the optimizer's lr."""
 
-    name: str = "cosine"  # cosine | constant
-    warmup_epochs: float = 0.5  # linear warm-up
-    final_factor: float = 0.01  # where the cosine ends
+    name: str = bounded("cosine", choices=("cosine", "constant"))
+    warmup_epochs: float = bounded(0.5, ge=0)  # linear warm-up
+    final_factor: float = bounded(0.01, ge=0, le=1)  # where the cosine ends
 
 
 @dataclass
 class ModelConfig:
-    """The network and how it is optimised."""
+    """The network and its optimisation."""
 
     backbone: Any = MISSING  # open: see bincounter.model.backbones
     weights: str | None = None  # a torchvision name, a local file, or null for a random start
-    trained: str = "all"  # all | frozen | last_stages | gradual
-    stages: int = 1  # trained=last_stages: how many, counted from the output
-    unfreeze_every: int = 1  # trained=gradual: epochs between one more stage and the next
+    trained: str = bounded("all", choices=("all", "frozen", "last_stages", "gradual"))
+    stages: int = bounded(1, ge=1)  # trained=last_stages: how many, counted from the output
+    unfreeze_every: int = bounded(1, ge=1)  # trained=gradual: epochs between one more stage and the next
     head: HeadConfig = field(default_factory=HeadConfig)
     optimizer: Any = MISSING  # open, a group of its own: model/optimizer=adamw|sgd
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    class_weights: str | None = None  # balanced: the loss of a rare count weighs more
+    class_weights: str | None = bounded(None, choices=("balanced",))  # balanced: the loss of a rare count weighs more
     channels_last: bool = True  # memory format; several times faster on CPU and on tensor cores
 
 
 @dataclass
 class PathsConfig:
-    """Where things are read and written; relative ones start at the folder the command was given in."""
+    """Folders; relative ones start at the working directory."""
 
     data_dir: str = MISSING  # demo bins and synced buckets
     cache_dir: str = MISSING  # manifests, splits and decoded photos; safe to delete
@@ -122,23 +124,23 @@ class PathsConfig:
 
 @dataclass
 class CheckpointConfig:
-    """When a run saves what it can go on from, beside the end of every epoch."""
+    """How often a run saves a checkpoint, besides the end of every epoch."""
 
-    every_n_train_steps: int = 100  # optimizer steps
+    every_n_train_steps: int = bounded(100, ge=1)  # optimizer steps
 
 
 @dataclass
 class TrainConfig:
-    """Everything a run of train.py is described by."""
+    """The whole configuration of train.py."""
 
     task_name: str = "train"
     tags: list[str] = field(default_factory=list)
     train: bool = True
     test: bool = True
     ckpt_path: str | None = None  # last | latest | a file
-    seed: int = 0
+    seed: int = bounded(0, ge=0, le=2**32 - 1)
     optimized_metric: str = "val/accuracy"  # chooses best.ckpt, and what a sweep gets back
-    float32_matmul_precision: str = "highest"  # highest | high | medium
+    float32_matmul_precision: str = bounded("highest", choices=("highest", "high", "medium"))
     data: DataConfig = MISSING
     model: ModelConfig = MISSING
     objective: Any = MISSING
@@ -155,14 +157,13 @@ class TrainConfig:
 
 
 def register() -> None:
-    """Make the schemas known to Hydra; called once before it composes."""
+    """Register the schemas with Hydra; called once before it composes."""
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainConfig)
     store.store(group="data", name="schema", node=DataConfig)
     store.store(group="paths", name="schema", node=PathsConfig)
-    store.store(group="debugger", name="none_schema", node=NoDebugger)
-    store.store(group="debugger", name="tensors_schema", node=TensorsConfig)
-    store.store(group="debugger", name="smdebug_schema", node=SmdebugConfig)
+    for name, schema in DEBUGGERS.items():
+        store.store(group="debugger", name=f"{name}_schema", node=schema)
     store.store(group="profiler", name="no_profiler_schema", node=NoProfiler)
     store.store(group="profiler", name="simple_profiler_schema", node=SimpleProfiler)
     store.store(group="profiler", name="advanced_profiler_schema", node=AdvancedProfiler)

@@ -1,9 +1,8 @@
-"""The one place that refuses a composed configuration: ranges, and rules between keys.
+"""Checks of a composed configuration: bounds of settings, and rules between settings of different groups.
 
-Runs before anything is downloaded, trained or paid for. Wrong keys and types have been refused by the schemas already.
+Runs before anything is downloaded, trained or paid for. Wrong keys and types were rejected by the schemas already.
 """
 
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,29 +11,29 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from bincounter.config.checks import check_target, imported, mode_of
+from bincounter.config.checks import Bound, check_bounds, check_target, imported, mode_of
 from bincounter.config.debugger_schema import check_debugger, check_profiler
 from bincounter.config.launcher_schema import carried_out_here, check_launcher
 from bincounter.config.search_schema import check_search
 from bincounter.errors import ConfigError, one_of
 from bincounter.smdebug.settings import check_smdebug
 
-_DECODED_LARGEST = 1024  # pixels per side; beyond it a batch no longer fits anywhere
-
 
 def validate(cfg: DictConfig) -> None:
-    """Refuse a configuration that cannot run.
+    """Check that a configuration can run.
 
     Args:
         cfg: a whole configuration, as train.py composes it.
 
     Raises:
-        ConfigError: the first thing that is wrong, with the key, what is allowed and what to write.
+        ConfigError: the first error, with the key, the allowed values and the next step.
     """
     try:
         plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     except OmegaConfBaseException as error:
         raise ConfigError(str(error).splitlines()[0]) from None
+    here = carried_out_here(cfg.launcher)
+    check_bounds(cfg)
     if not plain["train"] and not plain["ckpt_path"]:
         raise ConfigError("train=false scores a checkpoint: name it with ckpt_path=RUN/checkpoints/best.ckpt")
     _data(plain["data"], training=plain["train"])
@@ -46,9 +45,9 @@ def validate(cfg: DictConfig) -> None:
         check_target(f"trainer.plugins[{number}]", node)
     _trainer(plain["trainer"], plain["model"])
     check_debugger(plain["debugger"])
-    check_smdebug(plain["debugger"], here=carried_out_here(cfg.launcher))
+    check_smdebug(plain["debugger"], here=here)
     check_profiler(plain["profiler"], plain["trainer"])
-    _place(plain, here=carried_out_here(cfg.launcher))
+    _place(plain, here=here)
     if plain["hparams_search"] is not None:
         check_search(plain["hparams_search"])
     check_target("objective", plain["objective"], given=("counts",))
@@ -58,42 +57,10 @@ def validate(cfg: DictConfig) -> None:
                 check_target(f"{group}.{name}", node)
 
 
-def _number(key: str, value: float, low: float, high: float = math.inf, *, open_low: bool = False) -> None:
-    too_low = value <= low if open_low else value < low
-    if too_low or value > high or not math.isfinite(value):
-        bound = f"above {low:g}" if open_low else f"at least {low:g}"
-        raise ConfigError(
-            f"{key}={value:g} is out of range: it must be {bound}"
-            + (f" and at most {high:g}" if high < math.inf else "")
-        )
-
-
 def _data(data: Mapping[str, Any], *, training: bool) -> None:
     check_target("data.layout", data["layout"])
-    _number("data.image_size", data["image_size"], 16, _DECODED_LARGEST)
-    _number("data.batch_size", data["batch_size"], 1)
-    if data["num_workers"] is not None:
-        _number("data.num_workers", data["num_workers"], 0)
     _counts(data["counts"], training=training)
-    split = data["split"]
-    one_of("data.split.method", split["method"], ("grouped", "given", "random"))
-    _fractions(split["fractions"], training=training)
-    sync = data["sync"]
-    one_of("data.sync.only", sync["only"], ("all", "counts"))
-    one_of("data.sync.deleted", sync["deleted"], ("mirror", "keep"))
-    _number("data.sync.connections", sync["connections"], 1, 1024)
-    augmentation = data["augmentation"]
-    for name, high in {
-        "shift": 0.5,
-        "scale": 0.9,
-        "rotation": 180,
-        "brightness": 1,
-        "contrast": 1,
-        "saturation": 1,
-    }.items():
-        _number(f"data.augmentation.{name}", augmentation[name], 0, high)
-    for name in ("mixup", "cutmix"):
-        _number(f"data.augmentation.{name}", augmentation[name], 0)
+    _fractions(data["split"]["fractions"], training=training)
     if data["source"] is None and not _makes_its_photos(data["layout"]):
         raise ConfigError(
             "data.source is not set: name the folder or the s3:// URI of the photos, as in data.source=bins"
@@ -110,9 +77,9 @@ def _counts(counts: list[int] | None, *, training: bool) -> None:
     if any(count < 0 for count in counts):
         raise ConfigError(f"data.counts={counts} has a negative count; write what bins can hold, as in [0,1,2,3,4,5]")
     if len(set(counts)) != len(counts):
-        raise ConfigError(f"data.counts={counts} names a count twice")
+        raise ConfigError(f"data.counts={counts} has a count twice")
     if len(counts) < (2 if training else 1):
-        raise ConfigError(f"data.counts={counts} leaves nothing to tell apart: name two counts or more")
+        raise ConfigError(f"data.counts={counts} leaves nothing to distinguish: name two counts or more")
 
 
 def _fractions(fractions: list[float], *, training: bool) -> None:
@@ -128,31 +95,16 @@ def _fractions(fractions: list[float], *, training: bool) -> None:
 def _model(model: Mapping[str, Any], data: Mapping[str, Any]) -> None:
     check_target("model.backbone", model["backbone"])
     check_target("model.optimizer", model["optimizer"], given=("params",))
-    one_of("model.trained", model["trained"], ("all", "frozen", "last_stages", "gradual"))
-    one_of("model.schedule.name", model["schedule"]["name"], ("cosine", "constant"))
-    if model["class_weights"] is not None:
-        one_of("model.class_weights", model["class_weights"], ("balanced",))
     if model["class_weights"] and data["balanced"]:
         raise ConfigError(
             "data.balanced=true and model.class_weights=balanced both even out the counts: keep one of them"
         )
     if "lr" in model["optimizer"]:
-        _number("model.optimizer.lr", model["optimizer"]["lr"], 0, open_low=True)
-    _number("model.stages", model["stages"], 1)
-    _number("model.unfreeze_every", model["unfreeze_every"], 1)
-    _number("model.head.layers", model["head"]["layers"], 0)
-    _number("model.head.width", model["head"]["width"], 1)
-    _number("model.head.dropout", model["head"]["dropout"], 0, 0.99)
-    _number("model.schedule.warmup_epochs", model["schedule"]["warmup_epochs"], 0)
-    _number("model.schedule.final_factor", model["schedule"]["final_factor"], 0, 1)
+        Bound(gt=0).check("model.optimizer.lr", model["optimizer"]["lr"])
 
 
 def _run(cfg: Mapping[str, Any]) -> None:
     mode_of(cfg["optimized_metric"])
-    one_of("float32_matmul_precision", cfg["float32_matmul_precision"], ("highest", "high", "medium"))
-    _number("seed", cfg["seed"], 0, 2**32 - 1)
-    _number("data.split.seed", cfg["data"]["split"]["seed"], 0, 2**32 - 1)
-    _number("checkpoint.every_n_train_steps", cfg["checkpoint"]["every_n_train_steps"], 1)
     path = cfg["ckpt_path"]
     if path is None or cfg["train"]:
         return
@@ -161,18 +113,18 @@ def _run(cfg: Mapping[str, Any]) -> None:
             f"ckpt_path={path} continues training; to score, name a file: ckpt_path=RUN/checkpoints/best.ckpt"
         )
     if not Path(path).is_file():
-        raise ConfigError(f"ckpt_path={path} is no file; a run keeps RUN/checkpoints/best.ckpt and last.ckpt")
+        raise ConfigError(f"ckpt_path={path} is not a file; a run has RUN/checkpoints/best.ckpt and last.ckpt")
 
 
 def _trainer(trainer: Mapping[str, Any], model: Mapping[str, Any]) -> None:
     one_of("trainer.accelerator", str(trainer["accelerator"]), ("auto", "cpu", "gpu", "cuda", "mps", "tpu"))
     if trainer.get("max_epochs") is not None and trainer["max_epochs"] < 1:
-        raise ConfigError(f"trainer.max_epochs={trainer['max_epochs']} trains nothing: write 1 or more")
+        raise ConfigError(f"trainer.max_epochs={trainer['max_epochs']} does not train: write 1 or more")
     if trainer.get("max_epochs") is None:
         raise ConfigError("trainer.max_epochs is not set: the learning-rate schedule needs to know how long a run is")
     for key in ("accumulate_grad_batches", "log_every_n_steps", "check_val_every_n_epoch"):
         if trainer.get(key) is not None:
-            _number(f"trainer.{key}", trainer[key], 1)
+            Bound(ge=1).check(f"trainer.{key}", trainer[key])
     if trainer.get("max_time") is not None and not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", str(trainer["max_time"])):
         raise ConfigError(
             f"trainer.max_time={trainer['max_time']} is not days:hours:minutes:seconds, as in 00:01:30:00"
@@ -204,12 +156,10 @@ def _place(cfg: Mapping[str, Any], *, here: bool) -> None:
 
 
 def _accelerator(trainer: Mapping[str, Any]) -> None:
-    """A missing GPU is a configuration to change, not a traceback half a minute later."""
+    """Report a missing GPU at once, not by a traceback half a minute later."""
     import torch
 
     if trainer["accelerator"] in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise ConfigError(
-            "trainer.accelerator=gpu: no CUDA GPU is visible here; use trainer=cpu, or see what nvidia-smi says"
-        )
+        raise ConfigError("trainer.accelerator=gpu: no CUDA GPU is visible here; use trainer=cpu, or check nvidia-smi")
     if trainer["accelerator"] == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError("trainer.accelerator=mps: there is no Apple GPU here; use trainer=cpu")
+        raise ConfigError("trainer.accelerator=mps: no Apple GPU is available; use trainer=cpu")

@@ -285,7 +285,7 @@ class BinDataModule(L.LightningDataModule):
         """The place in the training photos: the epoch, and the batches of it that are done."""
         assert self.trainer is not None
         fit = self.trainer.fit_loop
-        progress = fit.epoch_loop.batch_progress
+        progress = batch_progress(self.trainer)
         batch = 0 if progress.is_last_batch else progress.current.ready
         epoch: int = fit.epoch_progress.current.processed  # type: ignore[attr-defined]
         return {"epoch": epoch, "batch": batch, "processes": self.trainer.world_size}
@@ -303,3 +303,8 @@ class BinDataModule(L.LightningDataModule):
                 "(trainer.devices, launcher.instance_type, launcher.instance_count) as it had"
             )
         self._resume_at = (state_dict["epoch"], state_dict["batch"])
+
+
+def batch_progress(trainer: L.Trainer) -> Any:
+    """Lightning's counts of this epoch's training batches: ``current.ready`` of them have begun; ``is_last_batch``."""
+    return trainer.fit_loop.epoch_loop.batch_progress

@@ -1,4 +1,4 @@
-"""Bytes of photos: from files, tar shards or (through s3/ranges) buckets; checked by hash, read ahead in order."""
+"""Bytes of photos from files, tar shards or buckets, checked by hash and read ahead in order."""
 
 import errno
 import hashlib
@@ -14,32 +14,95 @@ from bincounter.errors import DataError
 from bincounter.parallel import ordered_map
 
 _OPEN = 256  # files of several photos that are kept open: to open one on a mounted bucket takes many milliseconds
+_SPAN = 2_000_000  # bytes of consecutive photos that are read together
+_REQUESTS = 16  # to a bucket at a time: together with _SPAN more than a fast network holds in flight
 
 
 def read_photos(files: Sequence[PhotoFile]) -> list[bytes]:
-    """Read the bytes of photos, in the order asked for; those in buckets many at a time.
+    """Read the bytes of photos, in the given order; those in buckets many at a time.
 
     Raises:
         OSError: a local file, which ``filename`` names, cannot be read, or ends before the photo does.
-        DataError: an object is missing or not for us to read.
-        ResourceError: the network or the server gave out.
+        DataError: an object is missing or may not be read.
+        ResourceError: the network or the server failed.
     """
     if all(file.bucket is None for file in files):
         return [_read(file) for file in files]
-    from bincounter.data.s3.ranges import read_objects  # brings boto, which photos here have no use for
+    from bincounter.data.s3.ranges import read_objects  # imports botocore, which local photos do not need
 
     return read_objects(files)
 
 
+def read_checked(files: Sequence[PhotoFile], content: np.ndarray) -> list[bytes]:
+    """Read photos and check their hashes.
+
+    Args:
+        files: of the photos.
+        content: ``uint64[N]``, the hash of each photo's bytes when the data was scanned or packed.
+
+    Raises:
+        DataError: a photo was changed or lost since then.
+        ResourceError: the network or the server failed.
+    """
+    try:
+        photos = read_photos(files)
+    except OSError as error:
+        raise DataError(
+            f"{error.filename} can no longer be read ({error.strerror}): restore it or run again."
+        ) from error
+    for file, data, expected in zip(files, photos, content, strict=True):
+        if content_hash(data) != expected:
+            raise DataError(_changed(file))
+    return photos
+
+
+def read_ahead(files: Sequence[PhotoFile], content: np.ndarray, order: np.ndarray, *, workers: int) -> Iterator[bytes]:
+    """Read photos in threads, consecutive ones together; memory does not grow with their number.
+
+    Args:
+        files: of the photos.
+        content: see :func:`read_checked`.
+        order: ``int64[M]``, positions in ``files``.
+        workers: threads for files of one photo each. Shards here are read by one, from beginning to end, as mounted
+            buckets and spinning disks like best.
+
+    Yields:
+        the bytes of each photo, in that order.
+    """
+    if not len(order):
+        return
+    first = files[order[0]]
+    threads = _REQUESTS if first.bucket else 1 if first.size is not None else workers
+
+    def read(span: np.ndarray) -> list[bytes]:
+        return read_checked([files[i] for i in span], content[span])
+
+    for photos in ordered_map(read, _spans(files, order), threads, ahead=1):
+        yield from photos
+
+
+def in_reading_order(files: Sequence[PhotoFile]) -> np.ndarray:
+    """Positions in ``files``, ``int64[N]``, sorted by shard and by offset in it."""
+    if all(file.size is None for file in files):
+        return np.arange(len(files))
+    rank = {path: number for number, path in enumerate(sorted({file.path for file in files}))}
+    return np.array(sorted(range(len(files)), key=lambda i: (rank[files[i].path], files[i].offset)), np.int64)
+
+
+def content_hash(data: bytes) -> np.uint64:
+    """Hash a file's bytes (BLAKE2b, 64 bits)."""
+    return np.uint64(int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little"))
+
+
 def suffix_of(data: bytes) -> str:
-    """The ending that a photo's file has by its content: ``.jpg``, ``.png`` or ``.webp``."""
+    """File suffix of a photo by its content: ``.jpg``, ``.png`` or ``.webp``."""
     if data.startswith(b"\x89PNG"):
         return ".png"
     return ".webp" if data[8:12] == b"WEBP" else ".jpg"
 
 
 def forget_open_files() -> None:
-    """Open files anew when they are read next: there may be others of their names by now."""
+    """Close the cached files, which may have been replaced."""
     _opened.cache_clear()
 
 
@@ -52,7 +115,7 @@ def _read(file: PhotoFile) -> bytes:
 
 
 class _Descriptor:
-    """A file that stays open as long as anyone reads it; forked processes share it, as reads name their place."""
+    """A file that stays open while it is read; forked processes may share it, since reads give their offset."""
 
     def __init__(self, path: Path) -> None:
         self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -78,71 +141,6 @@ def _part(file: PhotoFile, size: int) -> bytes:
     return data
 
 
-_SPAN = 2_000_000  # bytes of photos that lie behind each other and are read together
-_REQUESTS = 16  # to a bucket at a time: together with _SPAN more than a fast network holds in flight
-
-
-def content_hash(data: bytes) -> np.uint64:
-    """Hash a file's bytes (BLAKE2b, 64 bits)."""
-    return np.uint64(int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little"))
-
-
-def read_checked(files: Sequence[PhotoFile], content: np.ndarray) -> list[bytes]:
-    """Read photos.
-
-    Args:
-        files: of the photos.
-        content: ``uint64[N]``, the hash of each photo's bytes when the data was scanned or packed.
-
-    Raises:
-        DataError: a photo was changed or lost since then.
-        ResourceError: the network or the server gave out.
-    """
-    try:
-        photos = read_photos(files)
-    except OSError as error:
-        raise DataError(
-            f"{error.filename} can no longer be read ({error.strerror}): restore it or run again."
-        ) from error
-    for file, data, expected in zip(files, photos, content, strict=True):
-        if content_hash(data) != expected:
-            raise DataError(_changed(file))
-    return photos
-
-
-def in_reading_order(files: Sequence[PhotoFile]) -> np.ndarray:
-    """Positions in ``files``, ``int64[N]``, in the order in which the photos of each shard lie in it."""
-    if all(file.size is None for file in files):
-        return np.arange(len(files))
-    rank = {path: number for number, path in enumerate(sorted({file.path for file in files}))}
-    return np.array(sorted(range(len(files)), key=lambda i: (rank[files[i].path], files[i].offset)), np.int64)
-
-
-def read_ahead(files: Sequence[PhotoFile], content: np.ndarray, order: np.ndarray, *, workers: int) -> Iterator[bytes]:
-    """Read photos in threads, those that lie behind each other together; memory does not grow with their number.
-
-    Args:
-        files: of the photos.
-        content: see :func:`read_checked`.
-        order: ``int64[M]``, positions in ``files``.
-        workers: threads for files of one photo each. Shards here are read by one, from beginning to end, as mounted
-            buckets and spinning disks like best.
-
-    Yields:
-        the bytes of each photo, in that order.
-    """
-    if not len(order):
-        return
-    first = files[order[0]]
-    threads = _REQUESTS if first.bucket else 1 if first.size is not None else workers
-
-    def read(span: np.ndarray) -> list[bytes]:
-        return read_checked([files[i] for i in span], content[span])
-
-    for photos in ordered_map(read, _spans(files, order), threads, ahead=1):
-        yield from photos
-
-
 def _spans(files: Sequence[PhotoFile], order: np.ndarray) -> Iterator[np.ndarray]:
     """Cut ``order`` into runs of photos in one file, of some megabytes each."""
     start, size = 0, 0
@@ -158,4 +156,4 @@ def _spans(files: Sequence[PhotoFile], order: np.ndarray) -> Iterator[np.ndarray
 def _changed(file: PhotoFile) -> str:
     if file.size is None:
         return f"{file.name} was changed after the data was scanned: run again to use it as it is now."
-    return f"another photo than index.csv says lies in {file.name}: restore the shard, or pack the photos again."
+    return f"{file.name} is not the photo that index.csv describes: restore the shard, or pack the photos again."

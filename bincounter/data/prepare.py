@@ -239,8 +239,7 @@ def _send_list(outbox: Outbox, uri: str, manifest: Manifest) -> Placed:
 def _holds(outbox: Outbox, uri: str, manifest: Manifest, kept: np.ndarray, assignment: np.ndarray) -> bool:
     """Whether all shards of these photos are there; raises :class:`DataError` if they are of others."""
     with tempfile.TemporaryDirectory(prefix="bincounter-") as copy:
-        with Path(copy, INDEX_FILE).open("wb") as file:
-            outbox.read(INDEX_FILE, file)
+        outbox.fetch(INDEX_FILE, Path(copy, INDEX_FILE))
         try:
             there = read_index(Path(copy), lambda _: sys.maxsize)
         except DataError as error:

@@ -1,4 +1,4 @@
-"""What is known of photos before they are read: ``PhotoFile``, ``BinRecord``, ``Manifest``; quarantine.csv."""
+"""Records of photos and of rejected inputs: ``PhotoFile``, ``BinRecord``, ``Manifest``; quarantine.csv."""
 
 import csv
 import hashlib
@@ -10,6 +10,11 @@ import numpy as np
 
 from bincounter.errors import DataError
 from bincounter.files import replacing
+
+SPLITS = ("train", "validation", "test")
+
+QUARANTINE_FILE = "quarantine.csv"
+_HEADER = ["path", "reason"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +35,7 @@ class PhotoFile:
 
     @property
     def name(self) -> str:
-        """The file or object, and the place in it where it holds more than the photo."""
+        """The file or object, with the offset if it holds more than the photo."""
         file = f"s3://{self.bucket}/{self.path}" if self.bucket else str(self.path)
         return file if self.size is None else f"{file} at byte {self.offset}"
 
@@ -44,8 +49,8 @@ class BinRecord:
     """One readable photo with its label.
 
     Attributes:
-        id: relative path without its suffix's meaning being lost (bin folders: ``3/photo.jpg``), file stem for ABID.
-        file: where its bytes lie.
+        id: relative path (bin folders: ``3/photo.jpg``), or file stem for ABID.
+        file: location of its bytes.
         count: items in the bin.
         group: number of the near-copy group the photo belongs to; photos of one group never straddle a split.
     """
@@ -58,10 +63,10 @@ class BinRecord:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """One input that is not used, and why.
+    """One rejected input, and the reason.
 
     Attributes:
-        path: the file, relative to the root of its source where it lies under it.
+        path: the file, relative to the root of its source if it is below it.
         reason: one clause in plain words, such as ``not an image`` or ``no metadata file``.
     """
 
@@ -71,14 +76,14 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One photo a layout lists, before anyone has opened it.
+    """One photo that a layout lists, before it is opened.
 
     Attributes:
         id: see :class:`BinRecord`.
-        file: where its bytes lie.
+        file: location of its bytes.
         count: the label its layout gives it.
-        items: identifiers of the things in the bin (ASINs) where the layout knows them, else ``None``.
-        group: number of the near-copy group where the source says it, else ``None``.
+        items: identifiers of the items in the bin (ASINs) where the layout knows them, else ``None``.
+        group: number of the near-copy group where the source has it, else ``None``.
         split: ``train``, ``validation`` or ``test`` where the layout fixes it, else ``None``.
     """
 
@@ -92,7 +97,7 @@ class Candidate:
 
 @dataclass(slots=True)
 class Listing:
-    """What a layout finds under a root: candidates to open, and what it refuses outright."""
+    """Photos that a layout finds under a root, and the inputs that it rejects."""
 
     candidates: list[Candidate] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
@@ -100,16 +105,16 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """Every readable photo of a data set, all other inputs with their reasons, and what identifies the set.
+    """All readable photos of a data set, all rejected inputs with their reasons, and the digest of the set.
 
     Attributes:
-        root: the local folder the photos lie under.
+        root: local folder of the photos.
         records: readable photos inside and outside the wanted counts, sorted by id.
         given_splits: for each record the split its layout fixes, or ``None``.
         sizes: ``int32[N, 2]``, width and height of each photo in pixels, as stored in the file.
         content: ``uint64[N]``, a hash of each file's bytes.
         refusals: the quarantine list, sorted by path.
-        digest: hexadecimal name of the data: ids, counts, contents and groups; the same wherever the photos lie.
+        digest: hexadecimal name of the data: ids, counts, contents and groups; the same wherever the photos are.
     """
 
     root: Path
@@ -129,17 +134,10 @@ def data_digest(records: Sequence[BinRecord], content: np.ndarray) -> str:
     return digest.hexdigest()[:16]
 
 
-SPLITS = ("train", "validation", "test")
-
-
-QUARANTINE_FILE = "quarantine.csv"
-_HEADER = ["path", "reason"]
-
-
 def write_quarantine(path: Path, refusals: Iterable[Refusal]) -> None:
-    """Write refusals as a table of ``path,reason``, whole or not at all."""
+    """Write rejected inputs as a table of ``path,reason``, atomically."""
     with replacing(path) as file:
-        # In quotes, since Python before 3.13 leaves them out round a "\r", which then cannot be read back.
+        # In quotes, since Python before 3.13 omits them around a "\r", which then cannot be read back.
         writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
         writer.writerow(_HEADER)
         writer.writerows((refusal.path, refusal.reason) for refusal in refusals)
@@ -149,7 +147,7 @@ def read_quarantine(path: Path) -> list[Refusal]:
     """Read what :func:`write_quarantine` wrote.
 
     Raises:
-        DataError: the file is missing or is no such table.
+        DataError: the file is missing or is not such a table.
     """
     try:
         with path.open(encoding="utf-8", newline="") as file:
@@ -158,4 +156,6 @@ def read_quarantine(path: Path) -> list[Refusal]:
                 raise ValueError
             return [Refusal(name, reason) for name, reason in lines]
     except (OSError, ValueError, csv.Error) as error:
-        raise DataError(f"{path} is no table of {','.join(_HEADER)}: bring it back as it was, or delete it") from error
+        raise DataError(
+            f"{path} is not a table of {','.join(_HEADER)}: bring it back as it was, or delete it"
+        ) from error

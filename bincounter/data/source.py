@@ -1,4 +1,4 @@
-"""``data.source`` -> manifest: render, sync, stream or read; keeps only wanted counts."""
+"""Photos of ``data.source``: rendered, synced, streamed or read from a folder, as a manifest."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -10,7 +10,8 @@ from bincounter.data.layouts.abid import METADATA, PHOTOS, WITHOUT_A_PHOTO, ids_
 from bincounter.data.layouts.base import COUNT_NAME, KnownLayout, Layout, Refused
 from bincounter.data.layouts.folders import NOT_THERE, SPLIT_FOLDERS
 from bincounter.data.records import Manifest, Refusal
-from bincounter.data.s3.address import is_remote
+from bincounter.data.s3.address import is_remote, parse
+from bincounter.data.s3.mirror import local_folder
 from bincounter.data.s3.sync import fetch
 from bincounter.data.scan import scan
 from bincounter.data.shards.index import Shards, streamed_manifest
@@ -28,22 +29,22 @@ def find_photos(
     stored_size: int | None,
     workers: int,
 ) -> Manifest:
-    """Fetch or make photos where they are not here, and find out what they are.
+    """Fetch or render photos that are not here, and scan them.
 
     Args:
         source: a folder or an ``s3://`` URI; ``None`` when the layout makes its photos.
-        layout: reads what lies there.
+        layout: of the source.
         counts: that will be used; ``None`` for all.
-        sync: ``only, deleted, connections`` of :func:`bincounter.data.s3.sync.fetch`, and ``stream``.
+        sync: ``only, deleted, connections`` of :func:`fetch_photos`, and ``stream``.
         data_dir: where photos that are made or fetched are kept.
         cache_dir: see :func:`bincounter.data.scan.scan`.
-        stored_size: ``image_size`` there.
-        workers: see there.
+        stored_size: ``image_size`` of the scan.
+        workers: threads of the scan.
 
     Raises:
-        ConfigError: what cannot be streamed is asked to be.
-        DataError: there is nothing to read.
-        ResourceError: network or disk gave out.
+        ConfigError: the source cannot be streamed.
+        DataError: the source has no photos, or its address is wrong.
+        ResourceError: the network, the server or the disk failed.
     """
     if sync.get("stream"):
         if source is None or not is_remote(source) or not isinstance(layout, Shards | Detected):
@@ -52,57 +53,63 @@ def find_photos(
                 "or leave it false"
             )
         return streamed_manifest(source, cache_dir, sync["connections"])
-    root = _here(source, layout, counts, sync, data_dir)
+    root = _root(source, layout, counts, sync, data_dir)
     manifest = scan(root, layout, cache_dir, image_size=stored_size, workers=workers)
     left = source is not None and is_remote(source) and sync.get("only") == "counts" and counts is not None
-    return _without_what_was_left(manifest, counts or ()) if left else manifest
+    return _without_excluded(manifest, counts or ()) if left else manifest
+
+
+def fetch_photos(
+    source: str,
+    data_dir: Path,
+    *,
+    ids: Sequence[str] | None = None,
+    counts: Sequence[int] | None = None,
+    only: str = "all",
+    deleted: str = "mirror",
+    connections: int = 64,
+) -> Path:
+    """Sync photos from ``s3://`` into a local folder; see :func:`bincounter.data.s3.sync.fetch`.
+
+    Args:
+        source: an ``s3://`` address.
+        data_dir: the folder that holds the copies of all buckets.
+        ids: of a source in ABID's layout fetch only the photos and the metadata of these bins, without a listing (the
+            public bucket has a million objects); what is missing is left to the layout to report.
+        counts: that will be used; ``None`` for all.
+        only: ``counts`` to fetch no photo whose count, by folder or by metadata, is another.
+        deleted: ``mirror`` to delete local files whose object is gone, ``keep`` to leave them.
+        connections: requests at a time.
+
+    Returns:
+        the local folder.
+
+    Raises:
+        DataError: the address or the credentials are wrong, or nothing exists there.
+        ResourceError: the network, the server or the disk failed; the same call resumes.
+    """
+    names = wanted = None
+    if ids is not None:
+        names = [f"{METADATA}/{each}.json" for each in ids] + [f"{PHOTOS}/{each}.jpg" for each in ids]
+    if only == "counts" and counts is not None:
+        wanted = Chooser(local_folder(data_dir, *parse(source)), counts)
+    return fetch(source, data_dir, names=names, wanted=wanted, deleted=deleted, connections=connections)
 
 
 def folder_of(name: str) -> Path:
-    """The folder that a source or destination here names.
+    """Path of a local source or destination, with ``~`` expanded.
 
     Raises:
-        DataError: it begins with ``~`` and a user whom this machine does not know.
+        DataError: it begins with ``~`` and an unknown user.
     """
     try:
         return Path(name).expanduser()
     except RuntimeError as error:
-        raise DataError(f"{name} names the home of a user who has none here: write the folder out in full") from error
-
-
-def _without_what_was_left(manifest: Manifest, counts: Sequence[int]) -> Manifest:
-    """Take bins out of quarantine whose photos were left in the bucket, since their counts are not wanted."""
-    chooser = Chooser(manifest.root, counts)
-
-    def was_left(refusal: Refusal) -> bool:
-        if refusal.reason in WITHOUT_A_PHOTO:
-            return not chooser.by_metadata(refusal.path)
-        return refusal.reason in NOT_THERE and chooser.by_name(refusal.path) is False
-
-    return replace(manifest, refusals=tuple(refusal for refusal in manifest.refusals if not was_left(refusal)))
-
-
-def _here(
-    source: str | None,
-    layout: Layout | KnownLayout | Detected,
-    counts: Sequence[int] | None,
-    sync: Mapping[str, Any],
-    data_dir: Path,
-) -> Path:
-    if source is None:
-        return layout.make(data_dir)  # type: ignore[union-attr]  # validated: it has no source
-    if is_remote(source):
-        id_list = getattr(layout, "ids", None)
-        settings = {name: value for name, value in sync.items() if name != "stream"}
-        return fetch(source, data_dir, ids=ids_from(id_list) if id_list else None, counts=counts, **settings)
-    root = folder_of(source)
-    if not root.is_dir():
-        raise DataError(f"data.source={source} is no folder: correct the path, or use an s3:// URI")
-    return root
+        raise DataError(f"{name} is the home folder of an unknown user: write its full path") from error
 
 
 class Chooser:
-    """Tells by the name of an object whether it is wanted, and by its metadata where the name does not tell.
+    """Filter of objects by count: by name, or by metadata where the name does not contain the count.
 
     Args:
         folder: of the local copy of the source.
@@ -113,7 +120,7 @@ class Chooser:
         self._folder, self._counts = folder, frozenset(counts)
 
     def by_name(self, name: str) -> bool | None:
-        """Whether the object is wanted; ``None`` for a photo whose metadata has to be here to tell.
+        """Whether the object is wanted; ``None`` for a photo whose count is in its metadata.
 
         Args:
             name: of the object, relative to the source.
@@ -128,10 +135,42 @@ class Chooser:
         return True
 
     def by_metadata(self, name: str) -> bool:
-        """Whether a photo is wanted whose metadata was fetched; it is, where there is none that tells its count."""
+        """Whether a photo is wanted whose metadata was fetched; it is, if that has no count."""
         stem = name.rpartition("/")[2].rpartition(".")[0]
         try:
             count, _ = read_metadata(self._folder / METADATA / f"{stem}.json")
         except Refused:
             return True
         return count in self._counts
+
+
+def _root(
+    source: str | None,
+    layout: Layout | KnownLayout | Detected,
+    counts: Sequence[int] | None,
+    sync: Mapping[str, Any],
+    data_dir: Path,
+) -> Path:
+    """The local folder of the photos, which are rendered or fetched first."""
+    if source is None:
+        return layout.make(data_dir)  # type: ignore[union-attr]  # validated: it has no source
+    if is_remote(source):
+        id_list = getattr(layout, "ids", None)
+        settings = {name: value for name, value in sync.items() if name != "stream"}
+        return fetch_photos(source, data_dir, ids=ids_from(id_list) if id_list else None, counts=counts, **settings)
+    root = folder_of(source)
+    if not root.is_dir():
+        raise DataError(f"data.source={source} is not a folder: correct the path, or use an s3:// URI")
+    return root
+
+
+def _without_excluded(manifest: Manifest, counts: Sequence[int]) -> Manifest:
+    """Remove bins from quarantine whose photos stay in the bucket, since their counts are not wanted."""
+    chooser = Chooser(manifest.root, counts)
+
+    def is_excluded(refusal: Refusal) -> bool:
+        if refusal.reason in WITHOUT_A_PHOTO:
+            return not chooser.by_metadata(refusal.path)
+        return refusal.reason in NOT_THERE and chooser.by_name(refusal.path) is False
+
+    return replace(manifest, refusals=tuple(refusal for refusal in manifest.refusals if not is_excluded(refusal)))

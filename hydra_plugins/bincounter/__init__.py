@@ -1,4 +1,4 @@
-"""Registers what Hydra has to know of bincounter; the code is in bincounter/cloud and bincounter/sweep."""
+"""Registers bincounter's launcher and sweepers with Hydra; their code is in bincounter/cloud and bincounter/sweep."""
 
 from hydra.core.config_store import ConfigStore
 
@@ -6,7 +6,7 @@ from bincounter.cloud import sagemaker_launcher
 from bincounter.sweep import sweepers
 
 
-# Here since Hydra takes plugins from hydra_plugins alone.
+# Hydra finds plug-ins in hydra_plugins only.
 class SageMakerLauncher(sagemaker_launcher.SageMakerLauncher):
     """See bincounter.cloud.sagemaker_launcher."""
 
@@ -21,8 +21,6 @@ class TunerSweeper(sweepers.TunerSweeper):
 
 for group, name, node in (
     ("launcher", "bincounter", sagemaker_launcher.BinCounterPlugin),
-    ("launcher", "sagemaker", sagemaker_launcher.SageMakerPlugin),
-    ("launcher", "sagemaker_rehearsal", sagemaker_launcher.RehearsalPlugin),
     ("sweeper", "bincounter_optuna", sweepers.OptunaPlugin),
     ("sweeper", "bincounter_tuner", sweepers.TunerPlugin),
 ):

@@ -49,11 +49,11 @@ class TestRegion:
 
     def test_none(self, aws: Faults, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("AWS_REGION")
-        with pytest.raises(ConfigError, match=r"launcher\.region=us-east-1 or another, or set AWS_REGION"):
+        with pytest.raises(ConfigError, match=r"launcher\.region=us-east-1 or another, or AWS_REGION"):
             Account(None)
 
     @pytest.mark.parametrize(
-        ("region", "said"), [("us-east1", "did you mean launcher.region=us-east-1"), ("mars", "mars is no region")]
+        ("region", "said"), [("us-east1", "did you mean launcher.region=us-east-1"), ("mars", "mars is not a region")]
     )
     def test_misspelt(self, aws: Faults, region: str, said: str) -> None:
         with pytest.raises(ConfigError, match=said):
@@ -92,7 +92,7 @@ class TestBucket:
         place = {"LocationConstraint": "eu-west-1"}
         Account("eu-west-1").s3.create_bucket(Bucket="far", CreateBucketConfiguration=place)
         with pytest.raises(
-            ConfigError, match=r"far is in eu-west-1 and the job in us-east-1: set launcher\.region=eu-west-1"
+            ConfigError, match=r"far is in eu-west-1 and what uses it in us-east-1: set launcher\.region=eu-west-1"
         ):
             Account("us-east-1").bucket("far")
 
@@ -115,7 +115,7 @@ class TestBucket:
     def test_that_may_not_be_made(self, aws: Faults) -> None:
         message = f"User: arn:aws:iam::{NUMBER}:user/ada is not authorized to perform: s3:CreateBucket on resource: x"
         aws.refuse("PUT /sagemaker-.*", "AccessDenied", message, status=403)
-        with pytest.raises(ConfigError, match=r"making the bucket .* is not allowed: have s3:CreateBucket on"):
+        with pytest.raises(ConfigError, match=r"creating the bucket .* is not allowed: have s3:CreateBucket on"):
             Account("ap-south-1").bucket(None)
 
 

@@ -127,14 +127,14 @@ REFUSALS = {
         f"{USER} is not authorized to perform: sagemaker:CreateTrainingJob on resource: arn:aws:sagemaker:x with an "
         "explicit deny in a service control policy",
         ConfigError,
-        ["forbids sagemaker:CreateTrainingJob", "administers"],
+        ["forbids sagemaker:CreateTrainingJob", "administrator"],
     ),
     "pass role": (
         "AccessDeniedException",
         f"{USER} is not authorized to perform: iam:PassRole on resource: {ROLE} because no identity-based policy "
         "allows the iam:PassRole action",
         ConfigError,
-        [f"hand {ROLE} to SageMaker", "iam:PassRole", "docs/sagemaker.md"],
+        [f"pass {ROLE} to SageMaker", "iam:PassRole", "docs/sagemaker.md"],
     ),
     "trust": (
         "ValidationException",
@@ -173,7 +173,7 @@ REFUSALS = {
         "ResourceInUse",
         "Training job names must be unique within an AWS account and region, and one of this name already exists",
         ConfigError,
-        ["the name is taken", "task_name"],
+        ["the name is in use", "task_name"],
     ),
     "no photos": (
         "ValidationException",

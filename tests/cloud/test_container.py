@@ -158,7 +158,7 @@ def test_a_killed_job_goes_on_in_a_new_container_and_ends_with_the_same_bits(
     shutil.copytree(first / "checkpoints", second / "checkpoints", dirs_exist_ok=True)
     leftover = second / "checkpoints" / "checkpoints" / ".last.ckpt.killed.part"
     leftover.write_bytes(b"half")
-    assert "Going on from" in ends(start(second))
+    assert "Resuming from" in ends(start(second))
     assert not leftover.exists()
     ours, theirs = (
         tensors(torch.load(base / "checkpoints" / "checkpoints" / "last.ckpt", weights_only=True))
@@ -195,7 +195,7 @@ def test_a_trial_of_a_tuning_job_keeps_its_run_apart_from_the_others(code: Path,
     (other / "checkpoints").mkdir(parents=True)
     for name in ("config.yaml", "checkpoints/last.ckpt", "checkpoints/.last.ckpt.part"):
         (other / name).write_text("not mine")
-    assert "Going on from" not in ends(start(base))
+    assert "Resuming from" not in ends(start(base))
     run = base / "checkpoints" / "search-002-0a1b2c3d"
     assert yaml.safe_load((run / "config.yaml").read_text())["model"]["optimizer"]["lr"] == 0.002
     assert (run / "checkpoints" / "best.ckpt").exists()
@@ -222,22 +222,10 @@ def test_a_wrong_override_is_answered_in_one_sentence(code: Path, bins: Path, tm
 
 
 def test_an_unexpected_error_is_named_and_its_traceback_kept_in_the_log(code: Path, bins: Path, tmp_path: Path) -> None:
-    shipped = tmp_path / "shipped"
-    shutil.copytree(code, shipped)
-    python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    (shipped / "task.pkl").write_bytes(f"{python}\nno pickle".encode())
-    base = container(tmp_path / "ml", shipped, bins)
+    base = container(tmp_path / "ml", code, bins)
+    (base / "checkpoints" / ".folder.part").mkdir()  # a killed write leaves files alone
     assert "Traceback" in ends(start(base), code=1)
-    assert (base / "output" / "failure").read_text().startswith("UnpicklingError: ")
-
-
-def test_a_task_of_another_python_is_refused(code: Path, bins: Path, tmp_path: Path) -> None:
-    shipped = tmp_path / "shipped"
-    shutil.copytree(code, shipped)
-    (shipped / "task.pkl").write_bytes(b"3.99\n")
-    base = container(tmp_path / "ml", shipped, bins)
-    ends(start(base), code=1)
-    assert (base / "output" / "failure").read_text().startswith("the task was pickled by Python 3.99, which")
+    assert (base / "output" / "failure").read_text().startswith("IsADirectoryError: ")
 
 
 def test_a_run_is_not_gone_on_with_on_another_number_of_instances(

@@ -3,7 +3,7 @@
 import pytest
 from botocore.exceptions import ClientError
 
-from bincounter.cloud.aws_errors import answered, explain_endpoint_failure, in_words_of_target
+from bincounter.cloud.aws_errors import answered, explain_endpoint_failure
 from bincounter.errors import BinCounterError, ConfigError, ResourceError
 
 REFUSALS = {
@@ -57,7 +57,7 @@ REFUSALS = {
         "1 validation error detected: Value 'ml.m9.huge' at 'productionVariants.1.member.instanceType' failed to "
         "satisfy constraint: Member must satisfy enum value set",
         ConfigError,
-        "target.instance_type=ml.m9.huge is no instance type that SageMaker serves on",
+        "target.instance_type=ml.m9.huge is not an instance type of SageMaker",
     ),
     "not there": (
         "ValidationError",
@@ -72,7 +72,7 @@ REFUSALS = {
 @pytest.mark.parametrize(("code", "message", "kind", "sentence"), REFUSALS.values(), ids=REFUSALS)
 def test_refusals(code: str, message: str, kind: type[BinCounterError], sentence: str) -> None:
     error = ClientError({"Error": {"Code": code, "Message": message}}, "CreateEndpoint")
-    with pytest.raises(kind) as refused, in_words_of_target(), answered("creating the endpoint bins"):
+    with pytest.raises(kind) as refused, answered("creating the endpoint bins"):
         raise error
     assert sentence in str(refused.value)
     assert "launcher" not in str(refused.value) and "\n" not in str(refused.value)

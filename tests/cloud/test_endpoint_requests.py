@@ -320,11 +320,11 @@ def test_images_are_those_of_the_sdk(stack: str, instance_type: str | None, ends
         (["target=realtime", "target.request.Model=1"], "target.request.Model=1 is no mapping"),
         (
             ["target=realtime", "target.request.ProductionVariant.RoutingConfg={}"],
-            "target.request.ProductionVariant.RoutingConfg is no parameter",
+            "target.request.ProductionVariant.RoutingConfg is not a parameter",
         ),
         (
             ["target=realtime", "target.request.ProductionVariant.RoutingConfig.RoutingStrategy=RANDM"],
-            "RoutingStrategy=RANDM is nothing that SageMaker knows: did you mean RANDOM?",
+            "RoutingStrategy=RANDM is not a value that SageMaker knows: did you mean RANDOM?",
         ),
         (["target=realtime", "target.request.ProductionVariant.InstanceType=ml.g5.xlarge"], "target.instance_type"),
         (["target=realtime", "target.request.EndpointConfig.ShadowProductionVariants=[{}]"], "one variant"),

@@ -99,7 +99,7 @@ def test_what_watches_a_run_by_itself_asks_nothing_of_aws(train: Run) -> None:
         ),
         (
             ["hparams_search=sagemaker_tuner", *PROFILED, "launcher.max_cost_usd=1000"],
-            "profiler.sagemaker_interval is nothing that the trials of a tuning job can have",
+            "profiler.sagemaker_interval is not available to the trials of a tuning job",
         ),
     ],
 )

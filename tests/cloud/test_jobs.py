@@ -196,7 +196,7 @@ def test_ctrl_c_leaves_the_job_and_says_how_to_attach(bins: Path, plane: dict[st
     _, rest = process.communicate(timeout=120)
     assert process.returncode == 1
     assert rest.splitlines()[-1].startswith("Error: ")
-    assert "may go on, and be paid for" in rest
+    assert "may still run, and be billed" in rest
     assert f"python -m bincounter attach {folder}" in rest
 
 
@@ -228,7 +228,7 @@ def test_a_login_that_expires_leaves_the_job_and_says_how_to_follow_it_again(
         done = train(*LAUNCHER, *options, code=2, **{**plane, "AWS_ENDPOINT_URL": server.endpoint})
     message = done.stderr.splitlines()[-1]
     assert "log in again" in message
-    assert f"may go on, and be paid for: follow with python -m bincounter attach {folder}" in message
+    assert f"may still run, and be billed: follow with python -m bincounter attach {folder}" in message
 
 
 def test_a_job_is_followed_without_its_log_and_submitted_once_though_the_answer_was_lost(

@@ -25,9 +25,9 @@ def test_a_given_price_goes_before_the_table_and_beyond_it() -> None:
 @pytest.mark.parametrize(
     ("instance_type", "step"),
     [
-        ("ml.g5.xlrge", "correct it to ml.g5.xlarge, or say launcher.usd_per_hour="),
-        ("ml.g6e.xlarge", ": say launcher.usd_per_hour="),  # known, its price is not
-        ("warehouse", ": say launcher.usd_per_hour="),
+        ("ml.g5.xlrge", "correct it to ml.g5.xlarge, or set launcher.usd_per_hour="),
+        ("ml.g6e.xlarge", ": set launcher.usd_per_hour="),  # known, its price is not
+        ("warehouse", ": set launcher.usd_per_hour="),
     ],
 )
 def test_a_missing_price_is_asked_for(instance_type: str, step: str) -> None:
@@ -82,7 +82,7 @@ def test_the_image_has_cuda_where_the_instance_has_gpus() -> None:
             r"launcher.framework_version=9\.9 has no .*choose one of .*2\.14.* launcher\.image=",
         ),
         ({"region": "mars-north-1"}, r"region mars-north-1 has no .*launcher\.region"),
-        ({"instance_type": "warehouse"}, r"launcher\.instance_type=warehouse is no type"),
+        ({"instance_type": "warehouse"}, r"launcher\.instance_type=warehouse is not a type"),
     ],
 )
 def test_a_missing_image_is_one_sentence(wrong: dict[str, str], sentence: str) -> None:

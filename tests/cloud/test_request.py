@@ -66,8 +66,11 @@ def test_everything_else_the_api_knows_is_merged_in() -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"request": {"Tagz": []}}, "launcher.request.Tagz is no parameter of CreateTrainingJob: did you mean Tags?"),
-        ({"request": {"VpcConfig": {"Subnetz": []}}}, "launcher.request.VpcConfig.Subnetz is no parameter"),
+        (
+            {"request": {"Tagz": []}},
+            "launcher.request.Tagz is not a parameter of CreateTrainingJob: did you mean Tags?",
+        ),
+        ({"request": {"VpcConfig": {"Subnetz": []}}}, "launcher.request.VpcConfig.Subnetz is not a parameter"),
         ({"request": {"Tags": [{"Key": "team"}]}}, "Missing required parameter in Tags[0]"),
         ({"request": {"RetryStrategy": {"MaximumRetryAttempts": "three"}}}, "Invalid type for parameter"),
         ({"request": {"RetryStrategy": {"MaximumRetryAttempts": 99}}}, "MaximumRetryAttempts=99 is out of range"),

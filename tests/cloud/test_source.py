@@ -180,7 +180,7 @@ def test_a_folder_without_git_is_refused(tmp_path: Path, checkout: Path, monkeyp
 
 def test_a_checkout_of_something_else_is_refused(checkout: Path) -> None:
     git(checkout, "rm", "--quiet", "--cached", "pyproject.toml")
-    assert "no checkout of bincounter" in refusal(checkout)
+    assert "not a checkout of bincounter" in refusal(checkout)
 
 
 def test_a_submodule_is_refused(checkout: Path) -> None:

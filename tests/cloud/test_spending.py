@@ -17,8 +17,8 @@ from spent import TABLE, made_here, nobody_to_ask, recorded, row, scored, shown 
 
 from bincounter.cli.main import main
 from bincounter.cloud.account import Account
-from bincounter.cloud.cost_records import NoPoint, add_up, find
-from bincounter.cloud.cost_report import document
+from bincounter.cloud.cost_bills import JobBill
+from bincounter.cloud.cost_records import read_costs
 from bincounter.cloud.job_runner import Crew, Task
 from bincounter.cloud.jobs import EARLIER, is_recorded, read, set_aside, submit
 from bincounter.cloud.tuning_job import TuningJob
@@ -34,6 +34,11 @@ if not (folder / "last.ckpt").exists():
 side = {"accuracy": 0.75, "majority_accuracy": 0.25}
 (folder / "metrics.json").write_text(json.dumps({"val": side}))
 """
+
+
+def jobs(*folders: Path) -> list[JobBill]:
+    """The bills of training jobs."""
+    return [bill for group in read_costs(folders).groups for bill in group.runs if isinstance(bill, JobBill)]
 
 
 @pytest.fixture
@@ -98,8 +103,8 @@ def test_runs_of_several_kinds_stand_in_one_table(tmp_path: Path) -> None:
         assert row(text, "c") == "c 90 - - - 36.0 % test - here"
     assert "2 x ml.p4d.24xlarge at 50 USD/h" in text
     assert f"Prices on demand: {TABLE}; launcher.usd_per_hour." in text
-    assert "1 run here: 90 s" in text
-    told = document(find([tmp_path / "c"]))["groups"][0]["runs"][0]
+    assert "1 run on this machine: 90 s" in text
+    told = read_costs([tmp_path / "c"]).document()["groups"][0]["runs"][0]
     assert told["wall_seconds"] == 90 and "cost_usd" not in told
 
 
@@ -122,16 +127,16 @@ def test_a_job_that_still_runs_shows_what_is_known(tmp_path: Path) -> None:
     assert row(text, "all") == "all 100 50 50.0 % 0.0500 - -"  # what is not known is in no sum
     assert "2 of them, whose billed seconds are not known yet, are in no sum." in text
     told = " ".join(text.split())
-    assert "no AWS credentials are at hand" in told
+    assert "no AWS credentials were found" in told
     assert f"python -m bincounter attach {tmp_path / 's' / '1'}" in told
-    total = document(find([tmp_path / "s"]))["groups"][0]["total"]
+    total = read_costs([tmp_path / "s"]).document()["groups"][0]["total"]
     assert (total["jobs_of_unknown_cost"], total["usd_per_point_missing"]) == (2, "its cost is not known yet")
 
 
 def test_a_job_that_never_had_an_instance_cost_nothing(tmp_path: Path) -> None:
     recorded(tmp_path / "none", None, description={"TrainingJobStatus": "Failed"})
     recorded(tmp_path / "untold", "Failed")  # it had one, and SageMaker told no seconds
-    none, untold = find([tmp_path / "none", tmp_path / "untold"]).bills
+    none, untold = jobs(tmp_path / "none", tmp_path / "untold")
     assert (none.usd, untold.usd) == (0.0, None)
 
 
@@ -153,40 +158,44 @@ def test_rehearsed_jobs_are_followed_through_an_interruption_and_nothing_was_pai
         job = recorded(tmp_path / str(number), None, name=name, description={})
         (job.folder / "job.json").unlink()
         tasks.append(Task(replace(job, checkpoint_uri=asked["CheckpointConfig"]["S3Uri"]), asked))
-    Crew(Account("us-east-1"), tasks, at_once=2, rehearsed=True).carry_out()
+    Crew(Account("us-east-1"), tasks, at_once=2, rehearsed=True).run_all()
     assert [task.error is None for task in tasks] == [True, False]
 
-    done, failed = find([tmp_path]).bills
+    done, failed = jobs(tmp_path)
     told = tasks[0].job.description
     assert (done.training_seconds, done.billable_seconds) == (
         told["TrainingTimeInSeconds"],
         told["BillableTimeInSeconds"],
     )
-    assert done.saving == pytest.approx(100 * (1 - done.billable_seconds / done.training_seconds))  # type: ignore[operator]
+    saving = 100 * (1 - told["BillableTimeInSeconds"] / told["TrainingTimeInSeconds"])
+    assert done.spot_saving_percent == pytest.approx(saving)
     assert (done.rehearsed, done.state, failed.state) == (True, "completed", "failed")
-    assert done.per_point == pytest.approx((done.usd or 0) / 50)
+    assert done.rehearsed_usd_per_point == pytest.approx((done.usd or 0) / 50)
     text = shown(tmp_path)
     assert f"({done.usd:.4f})" in row(text, "0") and row(text, "0").endswith("rehearsed")
     assert row(text, "1").endswith("no score failed, rehearsed")
     assert "Rehearsed, nothing was paid" in text
-    total = document(find([tmp_path]))["total"]
-    assert (total["cost_usd"], total["rehearsed_cost_usd"]) == (0.0, pytest.approx(add_up([done, failed]).usd))
+    total = read_costs([tmp_path]).document()["total"]
+    assert (total["cost_usd"], total["rehearsed_cost_usd"]) == (
+        0.0,
+        pytest.approx(sum(bill.usd or 0 for bill in jobs(tmp_path))),
+    )
 
     job = replace(tasks[0].job, description={})  # as launcher.wait=false leaves it
     job.save()
-    found = find([tmp_path / "0"])
-    assert found.bills[0].billable_seconds == told["BillableTimeInSeconds"]
-    assert found.notes == [f"{job.name} has ended; what it has is fetched by: python -m bincounter attach {job.folder}"]
+    found = read_costs([tmp_path / "0"])
+    assert jobs(tmp_path / "0")[0].billable_seconds == told["BillableTimeInSeconds"]
+    assert found.notes == [f"{job.name} has ended; fetch its results with: python -m bincounter attach {job.folder}"]
     assert read(job.folder / "job.json").description == {}  # looking changes nothing
 
     replace(job, name="spent-never").save()
-    assert find([tmp_path / "0"]).bills[0].state == "cut off"  # of another rehearsal
+    assert jobs(tmp_path / "0")[0].state == "cut off"  # of another rehearsal
     replace(job, rehearsed=False).save()
-    assert "leads to a rehearsal" in find([tmp_path / "0"]).notes[0]
+    assert "is the address of a rehearsal" in read_costs([tmp_path / "0"]).notes[0]
     with monkeypatch.context() as patch:
-        patch.setattr("bincounter.cloud.jobs.answered_here", lambda account: False)
+        patch.setattr("bincounter.cloud.cost_records.answered_here", lambda account: False)
         replace(job, name="spent-never", rehearsed=False).save()
-        assert find([tmp_path / "0"]).bills[0].state == "unknown"
+        assert jobs(tmp_path / "0")[0].state == "unknown"
     job.save()
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))  # a rehearsal that was, or none
@@ -195,7 +204,7 @@ def test_rehearsed_jobs_are_followed_through_an_interruption_and_nothing_was_pai
             "https://api.sagemaker.us-east-1.amazonaws.com",
         ):
             monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-            assert find([tmp_path / "0"]).bills[0].state == "cut off"
+            assert jobs(tmp_path / "0")[0].state == "cut off"
 
 
 class _Sagemaker:
@@ -226,13 +235,13 @@ def test_the_jobs_that_a_run_had_before_are_billed_too(tmp_path: Path) -> None:
     after.description = {**before.description, "TrainingJobStatus": "Completed", "BillableTimeInSeconds": 300}
     after.save()
     scored(tmp_path, val=(0.65, 0.25))
-    first, last = find([tmp_path]).bills
-    assert (first.state, first.usd, first.score) == ("stopped", pytest.approx(0.1), None)
-    assert (last.state, last.usd, last.per_point) == ("completed", pytest.approx(0.3), pytest.approx(0.01))
+    first, last = jobs(tmp_path)
+    assert (first.state, first.cost_usd, first.points) == ("stopped", pytest.approx(0.1), None)
+    assert (last.state, last.cost_usd, last.usd_per_point) == ("completed", pytest.approx(0.3), pytest.approx(0.01))
     assert f"{tmp_path.name}, before " in shown(tmp_path, width=200)
 
     assert set_aside(tmp_path) == tmp_path / EARLIER / "after.json"
-    assert [bill.job for bill in find([tmp_path]).bills] == ["after", before.name]
+    assert [bill.job for bill in jobs(tmp_path)] == ["after", before.name]
     assert set_aside(tmp_path) is None
 
 
@@ -240,15 +249,15 @@ def test_a_point_costs_what_all_paid_jobs_of_its_run_did(tmp_path: Path) -> None
     recorded(tmp_path, "Completed", (300, 300))
     scored(tmp_path, val=(0.65, 0.25))
 
-    def per_point(**before: Any) -> Any:
+    def last_bill(**before: Any) -> JobBill:
         (tmp_path / EARLIER).mkdir(exist_ok=True)
         job = recorded(tmp_path / EARLIER / "job", "Stopped", name="before", **before)
         (job.folder / "job.json").replace(tmp_path / EARLIER / "before.json")
-        return find([tmp_path]).bills[-1].per_point
+        return jobs(tmp_path)[-1]
 
-    assert per_point(seconds=(100, 100)) == pytest.approx(0.4 / 40)
-    assert per_point(seconds=(100, 100), rehearsed=True) == pytest.approx(0.3 / 40)
-    assert per_point() is NoPoint.UNKNOWN
+    assert last_bill(seconds=(100, 100)).usd_per_point == pytest.approx(0.4 / 40)
+    assert last_bill(seconds=(100, 100), rehearsed=True).usd_per_point == pytest.approx(0.3 / 40)
+    assert last_bill().usd_per_point_missing == "its cost is not known yet"
 
 
 def test_more_billed_than_trained_is_no_saving(tmp_path: Path) -> None:
@@ -260,8 +269,8 @@ def test_nothing_is_counted_twice(sweep: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(sweep)
     (tmp_path / "copy").mkdir()
     (tmp_path / "copy" / "job.json").write_bytes((sweep / "0" / "job.json").read_bytes())
-    found = find([sweep / "0", sweep, tmp_path / "link", tmp_path / "copy"])
-    assert add_up(found.bills).usd == pytest.approx(1.0)
+    found = read_costs([sweep / "0", sweep, tmp_path / "link", tmp_path / "copy"])
+    assert found.total["cost_usd"] == pytest.approx(1.0)
     assert found.notes == [f"{tmp_path / 'copy'} and {sweep / '0'} hold the same job, which is counted once"]
 
 
@@ -270,7 +279,7 @@ def test_a_tuning_job_says_what_is_not_known(sweep: Path) -> None:
     tuning.save(sweep)
     assert shown(sweep, width=200).startswith(f"{sweep}, a tuning job of 5: ")
     replace(tuning, status="InProgress").save(sweep)
-    assert "bincounter-bins, of 12 trials, had not ended" in find([sweep]).notes[0]
+    assert "bincounter-bins, of 12 trials, had not ended" in read_costs([sweep]).notes[0]
 
 
 def test_records_of_earlier_versions_are_read(tmp_path: Path) -> None:

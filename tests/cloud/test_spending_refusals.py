@@ -9,7 +9,7 @@ import pytest
 from spent import made_here, nobody_to_ask, recorded  # noqa: F401 - the fixture is for all tests here
 
 from bincounter.cli.main import main
-from bincounter.cloud.cost_records import NoPoint, find
+from bincounter.cloud.cost_records import read_costs
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_seconds_that_are_none_are_refused(seconds: Any, tmp_path: Path) -> None
     job = recorded(tmp_path, "Completed", (100, 50))
     job.description["BillableTimeInSeconds"] = seconds
     job.save()
-    assert "job.json is damaged (its seconds)" in find([tmp_path]).errors[0]
+    assert "job.json is damaged (its seconds)" in read_costs([tmp_path]).errors[0]
 
 
 def test_what_holds_no_record_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,7 +53,7 @@ def test_what_holds_no_record_is_refused(tmp_path: Path, capsys: pytest.CaptureF
     out, err = capsys.readouterr()
     missing, empty = err.splitlines()
     assert out.strip() == ""
-    assert missing.startswith(f"Error: {tmp_path / 'missing'} is no folder: name the folder of a run")
+    assert missing.startswith(f"Error: {tmp_path / 'missing'} is not a folder: name the folder of a run")
     assert empty.startswith(f"Error: {tmp_path / 'empty'} holds no record of a run, a sweep or an endpoint: name")
 
 
@@ -61,4 +61,4 @@ def test_scores_that_are_none_are_no_scores(tmp_path: Path) -> None:
     recorded(tmp_path, "Completed", (100, 50))
     for side in ({}, {"accuracy": None}, {"accuracy": 0.5}, {"accuracy": math.nan, "majority_accuracy": 0.2}, 7):
         (tmp_path / "metrics.json").write_text(json.dumps({"val": side}))
-        assert find([tmp_path]).bills[0].per_point is NoPoint.UNSCORED
+        assert read_costs([tmp_path]).document()["groups"][0]["runs"][0]["usd_per_point_missing"] == "no score"

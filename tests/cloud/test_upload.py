@@ -78,9 +78,7 @@ def test_what_is_left_out_is_named(server: S3Server, folder: Path, caplog: pytes
         done = upload(folder, "s3://shop/data")
     assert done.objects == len(PHOTOS | OTHERS)
     assert stored(server) == PHOTOS | OTHERS
-    assert [record.getMessage() for record in caplog.records] == [
-        "1 left out of the upload: 1/gone.jpg (dangling link)"
-    ]
+    assert [record.getMessage() for record in caplog.records] == ["1 skipped in the upload: 1/gone.jpg (dangling link)"]
 
 
 def test_the_place_of_a_folder_is_named_by_what_it_holds(folder: Path, tmp_path: Path) -> None:

@@ -245,14 +245,14 @@ def test_two_photos_of_one_name_are_a_sentence(prepare: Run, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("destination", "said"),
     [
-        ("s3:/mine/bins", "is no S3 address: write it as s3://bucket/folder"),
+        ("s3:/mine/bins", "is not an S3 address: write it as s3://bucket/folder"),
         ("s3://nowhere/bins", "there is no bucket nowhere: create it"),
         ("s3://public", "lies in the source"),
         ("s3://public/bin-images", "lies in the source"),
         ("{tmp}/file", "is a file: name a folder to make"),
         ("{tmp}/file/below", r"cannot be made (not a directory): name a folder that you may write to"),
         ("/proc/bins", "cannot be made"),
-        ("~no-such-user/bins", "names the home of a user who has none here: write the folder out in full"),
+        ("~no-such-user/bins", "is the home folder of an unknown user: write its full path"),
     ],
 )
 @pytest.mark.usefixtures("s3")

@@ -17,6 +17,7 @@ from s3_server import S3Server
 
 from bincounter.data.s3.address import is_remote, parse, refusal
 from bincounter.data.s3.sync import fetch
+from bincounter.data.source import fetch_photos
 from bincounter.errors import DataError, ResourceError
 
 FETCH = (
@@ -169,7 +170,7 @@ def test_ids_are_fetched_without_a_listing(
 ) -> None:
     s3_proxy.server.put("shop", abid(["1", "00001", "7", "8"], "abid/"))
     with caplog.at_level(logging.WARNING):
-        folder = fetch("s3://shop/abid", tmp_path, ids=["1", "00001", "404", "../8", "1"])
+        folder = fetch_photos("s3://shop/abid", tmp_path, ids=["1", "00001", "404", "../8", "1"])
     assert files(folder) == abid(["1", "00001"])
     assert "bin-images/404.jpg" in caplog.text and "../8" in caplog.text
     assert s3_proxy.objects_sent() == len(s3_proxy.requests) == 6
@@ -177,12 +178,12 @@ def test_ids_are_fetched_without_a_listing(
 
 def test_ids_again_transfer_only_what_changed(s3_proxy: FaultyProxy, tmp_path: Path) -> None:
     s3_proxy.server.put("shop", abid(["1", "2", "3", "4"]))
-    fetch("s3://shop", tmp_path, ids=["1", "2", "3"])
+    fetch_photos("s3://shop", tmp_path, ids=["1", "2", "3"])
     (s3_proxy.server.root / "shop/bin-images/1.jpg").write_bytes(b"another")
     (s3_proxy.server.root / "shop/metadata/2.json").unlink()
     folder = tmp_path / "s3/shop"
     unchanged = (folder / "bin-images/3.jpg").stat().st_mtime_ns
-    fetch("s3://shop", tmp_path, ids=["1", "2"])
+    fetch_photos("s3://shop", tmp_path, ids=["1", "2"])
     expected = abid(["1", "2", "3"]) | {"bin-images/1.jpg": b"another"}
     del expected["metadata/2.json"]
     assert files(folder) == expected
@@ -195,13 +196,13 @@ def test_ids_again_transfer_only_what_changed(s3_proxy: FaultyProxy, tmp_path: P
 @pytest.mark.parametrize(
     ("source", "sentence"),
     [
-        ("s3://shop/nothing", "nothing lies under s3://shop/nothing/"),
-        ("s3://shop/bins/1/a.jpg", "nothing lies under"),
+        ("s3://shop/nothing", "no object exists under s3://shop/nothing/"),
+        ("s3://shop/bins/1/a.jpg", "no object exists under"),
         ("s3://no-such-bucket/x", "has no bucket for s3://no-such-bucket"),
         ("s3:/shop/bins", "write it as s3://bucket/folder"),
         ("S3://shop/bins", "write it as s3://bucket/folder"),
-        ("s3://", "names no bucket"),
-        ("s3://../x", "names no bucket"),
+        ("s3://", "has no valid bucket name"),
+        ("s3://../x", "has no valid bucket name"),
         ("s3://shop/../x", "has . or .. as a folder"),
         ("s3://shop//x", "empty folder"),
         ("s3://shop/\udcff", "is not UTF-8"),
@@ -219,21 +220,21 @@ def test_ids_that_are_denied_later_cost_nothing_that_was_fetched(
     s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     s3.put("shop", abid(["1"]))
-    fetch("s3://shop", tmp_path, ids=["1"])
+    fetch_photos("s3://shop", tmp_path, ids=["1"])
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     with pytest.raises(DataError, match="is not readable without credentials"):
-        fetch("s3://shop", tmp_path, ids=["1"])
+        fetch_photos("s3://shop", tmp_path, ids=["1"])
     for name, body in abid(["1"]).items():
         assert (tmp_path / "s3/shop" / name).read_bytes() == body
 
 
 def test_ids_of_which_none_exists_are_an_error(s3: S3Server, tmp_path: Path) -> None:
     s3.put("shop", PHOTOS)
-    with pytest.raises(DataError, match="none of the 2 ids"):
-        fetch("s3://shop", tmp_path, ids=["1", "2"])
+    with pytest.raises(DataError, match="none of the 4 objects exists"):
+        fetch_photos("s3://shop", tmp_path, ids=["1", "2"])
     with pytest.raises(DataError, match="has no bucket"):
-        fetch("s3://no-such-bucket", tmp_path, ids=["1", "2"])
+        fetch_photos("s3://no-such-bucket", tmp_path, ids=["1", "2"])
 
 
 NAMES = st.text(st.sampled_from("a./\\\0~ é-\ud800"), max_size=12) | st.text(max_size=300)

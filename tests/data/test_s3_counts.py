@@ -17,7 +17,7 @@ from bincounter.data.layouts.abid import Abid
 from bincounter.data.layouts.folders import Folders
 from bincounter.data.s3 import catalogue
 from bincounter.data.s3.sync import fetch
-from bincounter.data.source import find_photos
+from bincounter.data.source import fetch_photos, find_photos
 from bincounter.errors import DataError
 
 FOLDERS = {f"{count}/{name}.jpg": f"{count}{name}".encode() for count in (0, 1, 2, 10) for name in "ab"}
@@ -60,17 +60,18 @@ def test_only_photos_of_the_counts_are_fetched(
     caplog.set_level(logging.INFO)
     for requests in (len(objects) + len(TABLES) - len(left), 0):
         s3_proxy.requests.clear()
-        fetch("s3://shop/bins", tmp_path, counts=[1, 2], only="counts")
+        fetch_photos("s3://shop/bins", tmp_path, counts=[1, 2], only="counts")
         assert files(tmp_path) == without(objects, *left) | TABLES
         assert s3_proxy.objects_sent() == requests
         assert len(s3_proxy.requests) == requests + 1
-        assert f"{len(left)} photos of counts outside data.counts were left" in caplog.text
-    fetch("s3://shop/bins", tmp_path, counts=[1, 2])
+        assert f"{len(left)} objects are excluded by data.sync.only and stay in the bucket" in caplog.text
+    fetch_photos("s3://shop/bins", tmp_path, counts=[1, 2])
     assert files(tmp_path) == objects | TABLES
-    fetch("s3://shop/bins", tmp_path, counts=[1], only="counts")  # what is here stays, as long as it is in the bucket
+    fetch_photos("s3://shop/bins", tmp_path, counts=[1], only="counts")
+    # what is here stays, as long as it is in the bucket
     assert files(tmp_path) == objects | TABLES
     (s3_proxy.server.root / "shop/bins" / left[0]).unlink()
-    fetch("s3://shop/bins", tmp_path, counts=[1], only="counts")
+    fetch_photos("s3://shop/bins", tmp_path, counts=[1], only="counts")
     assert files(tmp_path) == without(objects, left[0]) | TABLES
 
 
@@ -81,12 +82,12 @@ def test_only_photos_of_the_counts_are_fetched_of_ids(
     ids = ["1", "4", "404", "5", "tab\t", os.fsdecode(b"\xff")]
     expected = {name: body for name, body in ABID.items() if Path(name).stem in ids}
     for counts, left in (([1], ["bin-images/4.jpg"]), ([1, 40], [])):
-        fetch("s3://shop/bins", tmp_path, ids=ids, counts=counts, only="counts")
+        fetch_photos("s3://shop/bins", tmp_path, ids=ids, counts=counts, only="counts")
         assert files(tmp_path) == without(expected, *left)
     assert all(name in caplog.text for name in ("bin-images/404.jpg", "metadata/404.json", "bin-images/tab\t.jpg"))
     assert "'bins/bin-images/\\udcff.jpg' is not UTF-8" in caplog.text
-    fetch("s3://shop/bins", tmp_path, ids=["1", "4"], counts=[7], only="counts")  # which none of them has
-    fetch("s3://shop/bins", tmp_path, ids=ids, only="counts")  # no counts are all counts
+    fetch_photos("s3://shop/bins", tmp_path, ids=["1", "4"], counts=[7], only="counts")  # which none of them has
+    fetch_photos("s3://shop/bins", tmp_path, ids=ids, only="counts")  # no counts are all counts
     assert files(tmp_path) == expected
 
 
@@ -124,10 +125,10 @@ def test_photos_that_were_left_are_not_in_quarantine(s3: S3Server, tmp_path: Pat
 def test_denied_ids_are_missing_ones_unless_all_are(s3_proxy: FaultyProxy, tmp_path: Path) -> None:
     put(s3_proxy.server, ABID)
     s3_proxy.spoil("/(bin-images|metadata)/3", denied)
-    fetch("s3://shop/bins", tmp_path, ids=["1", "3"])
+    fetch_photos("s3://shop/bins", tmp_path, ids=["1", "3"])
     assert files(tmp_path) == abid({"1": 1})
     with pytest.raises(DataError, match=r"access to s3://shop/bins/.* is denied"):
-        fetch("s3://shop/bins", tmp_path / "other", ids=["3"])
+        fetch_photos("s3://shop/bins", tmp_path / "other", ids=["3"])
 
 
 def test_deleted_objects_are_kept_on_demand(s3: S3Server, tmp_path: Path) -> None:

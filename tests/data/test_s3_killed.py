@@ -17,16 +17,25 @@ from s3_faults import meanwhile, stalled
 from s3_proxy import FaultyProxy
 from s3_server import S3Server
 
+from bincounter.data.s3 import credentials
 from bincounter.data.s3.sync import fetch
 from bincounter.errors import ResourceError
 
 FETCH = """
 import logging, sys
 from pathlib import Path
-from bincounter.data.s3 import download, transfer
-transfer._EVERY = 0.02  # seconds: a kill meets files being put into place, too
+from bincounter.data.s3 import sync
+sync._EVERY = 0.02  # seconds: a kill meets files being put into place, too
 logging.basicConfig()
-download.fetch(sys.argv[1], Path(sys.argv[2]))
+sync.fetch(sys.argv[1], Path(sys.argv[2]))
+"""
+
+IMPATIENT_TRAIN = """
+import runpy, sys
+from bincounter.data.s3 import credentials
+credentials.READ_TIMEOUT = 1  # seconds of silence after which Ctrl-C ends
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
@@ -101,7 +110,15 @@ def test_an_interrupted_train_ends_soon_and_keeps_what_has_arrived(s3_proxy: Fau
     s3_proxy.spoil(r"GET .*\.jpg", meanwhile(lambda: train.send_signal(signal.SIGINT)), times=1, after=200)
     s3_proxy.spoil(r"GET .*\.jpg", stalled(600), after=200)
     paths = [f"paths.{name}_dir={tmp_path / name}" for name in ("data", "cache", "log")]
-    command = [sys.executable, str(REPOSITORY / "train.py"), "data=s3", "data.source=s3://shop/bins", *paths]
+    command = [
+        sys.executable,
+        "-c",
+        IMPATIENT_TRAIN,
+        str(REPOSITORY / "train.py"),
+        "data=s3",
+        "data.source=s3://shop/bins",
+        *paths,
+    ]
     train = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     output = train.communicate(timeout=300)[1]
     assert train.returncode == 1 and "Traceback" not in output
@@ -111,7 +128,10 @@ def test_an_interrupted_train_ends_soon_and_keeps_what_has_arrived(s3_proxy: Fau
     assert_nothing_half_done(tmp_path / "data")
 
 
-def test_a_notebook_has_a_loop_of_its_own(s3_proxy: FaultyProxy, tmp_path: Path) -> None:
+def test_a_notebook_has_a_loop_of_its_own(
+    s3_proxy: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(credentials, "READ_TIMEOUT", 1)
     put(s3_proxy.server, bins(100))
 
     async def cell() -> None:

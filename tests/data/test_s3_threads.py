@@ -3,8 +3,6 @@
 import itertools
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +15,7 @@ from s3_bins import bins, files, put
 from s3_faults import error, meanwhile, stalled
 from s3_proxy import FaultyProxy
 
+from bincounter.data.s3 import credentials
 from bincounter.data.s3.sync import fetch
 from bincounter.errors import DataError
 from bincounter.parallel import for_each
@@ -77,7 +76,14 @@ def test_an_error_of_the_items_is_raised() -> None:
         for_each(items(), lambda _: None, threads=3)
 
 
-def test_an_error_does_not_wait_for_objects_that_hang(s3_proxy: FaultyProxy, tmp_path: Path) -> None:
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take a second of silence for a lost connection."""
+    monkeypatch.setattr(credentials, "READ_TIMEOUT", 1)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_after_an_error_objects_that_hang_are_not_asked_for_again(s3_proxy: FaultyProxy, tmp_path: Path) -> None:
     put(s3_proxy.server, bins(100))
     s3_proxy.spoil(r"GET .*\.jpg", stalled(600), times=20, after=30)
     s3_proxy.spoil(r"GET .*\.jpg", error(403, "AccessDenied"), after=50)
@@ -86,33 +92,11 @@ def test_an_error_does_not_wait_for_objects_that_hang(s3_proxy: FaultyProxy, tmp
     kept = files(tmp_path)
     assert len(kept) >= 30 and kept.items() <= bins(100).items()
     s3_proxy.mend()
-    fetch("s3://shop/bins", tmp_path)  # while the threads that hang are still there
+    fetch("s3://shop/bins", tmp_path)
     assert files(tmp_path) == bins(100)
 
 
-def test_a_catalogue_is_closed_while_threads_that_were_left_behind_use_it(tmp_path: Path) -> None:
-    code = """
-import sys, threading, time
-from pathlib import Path
-from bincounter.data.s3.catalogue import Catalogue
-from bincounter.data.s3.objects import Listed
-
-def keep_adding(catalogue, part):
-    while True:
-        catalogue.add(Listed(f"{part}/{number}", "etag", 1) for number in range(1000))
-
-for number in range(5):
-    catalogue = Catalogue(Path(sys.argv[1]) / str(number))
-    for part in range(4):
-        threading.Thread(target=keep_adding, args=(catalogue, part), daemon=True).start()
-    time.sleep(0.05)
-    catalogue.close()
-print("alive")
-"""
-    process = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, capture_output=True, text=True)
-    assert process.stdout == "alive\n"
-
-
+@pytest.mark.usefixtures("impatient")
 def test_ctrl_c_ends_a_listing_in_parts(s3_proxy: FaultyProxy, tmp_path: Path) -> None:
     objects = bins(2000, size=1)
     put(s3_proxy.server, objects)

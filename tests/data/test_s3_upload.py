@@ -19,9 +19,8 @@ from sent_buckets import empty_buckets, writable_server
 
 from bincounter.data.s3 import bucket
 from bincounter.data.s3.address import refusal
-from bincounter.data.s3.catalogue import LARGEST
 from bincounter.data.s3.sync import fetch
-from bincounter.data.s3.upload import Uploaded, send
+from bincounter.data.s3.upload import LARGEST, Uploaded, send
 from bincounter.errors import DataError, ResourceError
 
 FILES = {f"{count}/{name}.jpg": f"{count}{name}".encode() * 100 for count in (1, 2) for name in "abc"} | {
@@ -143,10 +142,10 @@ def test_what_fails_for_a_moment_is_tried_again(proxy: FaultyProxy, folder: Path
     ("fault", "said"),
     [
         (denied, r"writing s3://shop/data/\S.* is denied: have s3:PutObject allowed"),
-        (error(400, "BadDigest"), r"s3://shop/data/\S.* arrived as something else.* run the same command again"),
+        (error(400, "BadDigest"), r"s3://shop/data/\S.* arrived with another MD5.* run the same command again"),
         (expired, r"refuses the credentials \(ExpiredToken\): log in again"),
         (error(301, "PermanentRedirect"), r"is in another region: set AWS_REGION"),
-        (error(404, "NoSuchBucket"), r"there is no bucket shop: create it"),
+        (error(404, "NoSuchBucket"), r"bucket shop does not exist: create it"),
     ],
 )
 def test_what_fails_for_good_is_a_sentence_and_the_same_call_goes_on(
@@ -164,7 +163,7 @@ def test_what_fails_for_good_is_a_sentence_and_the_same_call_goes_on(
 
 
 def test_wrong_places_are_sentences(proxy: FaultyProxy, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(DataError, match="there is no bucket market: create it"):
+    with pytest.raises(DataError, match="bucket market does not exist: create it"):
         send(all_of(folder), "s3://market/data")
     with pytest.raises(DataError, match="write it as s3://bucket/folder"):
         send(all_of(folder), "s3:/shop/data")

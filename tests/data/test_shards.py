@@ -27,7 +27,7 @@ from bincounter.data.records import SPLITS, BinRecord, Manifest, PhotoFile, Refu
 from bincounter.data.sampler import ResumableBatchSampler
 from bincounter.data.scan import scan
 from bincounter.data.shards.index import Shards
-from bincounter.data.shards.packing import pack, pack_files
+from bincounter.data.shards.packing import pack_files
 from bincounter.data.splits import stored_split
 from bincounter.errors import DataError
 
@@ -39,7 +39,7 @@ def scanned(root: Path, cache: Path) -> Manifest:
 
 
 def packed(manifest: Manifest, folder: Path, assignment: np.ndarray | None = None) -> Path:
-    pack(manifest, np.arange(len(manifest.records)), assignment, folder, shard_bytes=SHARD_BYTES)
+    list(pack_files(manifest, np.arange(len(manifest.records)), assignment, folder, shard_bytes=SHARD_BYTES))
     return folder
 
 
@@ -86,7 +86,7 @@ def test_the_split_is_the_one_that_was_packed(manifest, tmp_path):
     kept = np.flatnonzero([record.count != 0 for record in manifest.records])
     options = {"fractions": (0.6, 0.2, 0.2), "method": "grouped", "seed": 3, "cache_dir": tmp_path / "cache"}
     assignment = stored_split(manifest, kept, **options)
-    pack(manifest, kept, assignment, tmp_path / "shards", shard_bytes=SHARD_BYTES)
+    list(pack_files(manifest, kept, assignment, tmp_path / "shards", shard_bytes=SHARD_BYTES))
     again = scanned(tmp_path / "shards", tmp_path / "other")
     assert [record.id for record in again.records] == [manifest.records[i].id for i in kept]
     assert again.given_splits == tuple(SPLITS[side] for side in assignment)
@@ -145,7 +145,7 @@ def test_whatever_is_packed_comes_back(tmp_path_factory, photos, shard_bytes):
         data_digest(records, content),
     )
     for name in ("one", "other"):
-        pack(manifest, np.arange(len(ids)), None, folder / name, shard_bytes=shard_bytes)
+        list(pack_files(manifest, np.arange(len(ids)), None, folder / name, shard_bytes=shard_bytes))
     assert contents(folder / "one") == contents(folder / "other")
     again = Shards().manifest(folder / "one")
     assert_same_photos(again, manifest)
@@ -264,9 +264,9 @@ def edit(index: Path, line: int, column: int, value: str) -> None:
 
 DAMAGES = [
     pytest.param(lambda index: index.unlink(), r"index\.csv cannot be read .*name the folder", id="no index"),
-    pytest.param(lambda index: index.write_bytes(b""), "is no index of shards: name", id="empty index"),
+    pytest.param(lambda index: index.write_bytes(b""), "is not an index of shards: name", id="empty index"),
     pytest.param(lambda index: index.write_bytes(b"\xff\xfe"), "damaged in line", id="binary index"),
-    pytest.param(lambda index: index.write_text("a,b\n1,2\n"), "is no index of shards: name", id="another table"),
+    pytest.param(lambda index: index.write_text("a,b\n1,2\n"), "is not an index of shards: name", id="another table"),
     pytest.param(lambda index: edit(index, 0, 9, "bytes"), "another version of bincounter: use that", id="newer"),
     pytest.param(lambda index: index.write_text(",".join(lines_of(index)[0]) + "\n"), "no photo", id="no photo"),
     pytest.param(lambda index: edit(index, 5, 1, "many"), "damaged in line 6", id="count"),
@@ -316,7 +316,7 @@ def flip(folder: Path) -> None:
 def test_other_bytes_than_were_packed_are_told_when_they_are_read(manifest, tmp_path, harm, cached):
     folder = packed(manifest, tmp_path / "shards")
     harm(folder)
-    with pytest.raises(DataError, match=r"another photo than index\.csv says lies in .*bins-.*at byte \d+: restore"):
+    with pytest.raises(DataError, match=r"bins-.*at byte \d+ is not the photo that index\.csv describes: restore"):
         PhotoStore.open(scanned(folder, tmp_path / "c"), 24, tmp_path / "c", cached=cached, workers=2).batch(range(42))
 
 
@@ -337,7 +337,7 @@ def test_shards_packed_anew_are_read_anew(manifest, tmp_path):
     store.batch(range(42))  # the shards stay open
     shutil.rmtree(folder)
     some = np.arange(5, 42)
-    pack(manifest, some, None, folder, shard_bytes=SHARD_BYTES)
+    list(pack_files(manifest, some, None, folder, shard_bytes=SHARD_BYTES))
     again = PhotoStore.open(scanned(folder, tmp_path / "c"), 24, tmp_path / "c", cached=False, workers=1)
     whole = PhotoStore.open(manifest, 24, tmp_path / "c", cached=False, workers=1)
     assert again.batch(range(37)).equal(whole.batch(some))
@@ -359,7 +359,7 @@ def test_real_photos(abid_photos, tmp_path):
     names_ = sorted(path.stem for path in (abid_photos / "bin-images").iterdir())[:100]
     layout = Abid(str(write(tmp_path / "ids.txt", "\n".join(names_))))
     manifest = scan(abid_photos, layout, tmp_path / "cache", image_size=None, workers=2)
-    pack(manifest, np.arange(100), None, tmp_path / "shards", shard_bytes=500_000)
+    list(pack_files(manifest, np.arange(100), None, tmp_path / "shards", shard_bytes=500_000))
     again = scanned(tmp_path / "shards", tmp_path / "other")
     assert_same_photos(again, manifest)
     stores = [

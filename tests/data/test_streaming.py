@@ -24,7 +24,7 @@ from bincounter.data.photo_store import PhotoStore
 from bincounter.data.records import Manifest
 from bincounter.data.scan import scan
 from bincounter.data.shards.index import Shards, streamed_manifest
-from bincounter.data.shards.packing import pack
+from bincounter.data.shards.packing import pack_files
 from bincounter.errors import BinCounterError, ConfigError, DataError
 
 PHOTOS = 40
@@ -49,7 +49,7 @@ def shards(s3: S3Server, tmp_path: Path) -> Path:
         bin_folders(tmp_path / "bins", photos=PHOTOS), Folders(), tmp_path / "cache", image_size=None, workers=2
     )
     folder = s3.root / "packed" / "some" / "bins"
-    pack(manifest, np.arange(PHOTOS), None, folder, shard_bytes=20_000)
+    list(pack_files(manifest, np.arange(PHOTOS), None, folder, shard_bytes=20_000))
     return folder
 
 
@@ -128,7 +128,7 @@ def test_an_unchanged_index_is_not_fetched_again(shards, s3_proxy, tmp_path):
     assert sent == [0]
     shutil.rmtree(shards)
     fewer = scan(tmp_path / "bins", Folders(), tmp_path / "cache", image_size=None, workers=2)
-    pack(fewer, np.arange(7), None, shards)
+    list(pack_files(fewer, np.arange(7), None, shards))
     assert [record.id for record in streamed(tmp_path).records] == [record.id for record in fewer.records[:7]]
     assert 0 < sent[-1] < size
 
@@ -184,7 +184,7 @@ def test_a_shard_that_changed_in_the_bucket_is_told(shards, s3, tmp_path):
     content[file.offset + 50] ^= 1
     shard.write_bytes(content)
     with pytest.raises(
-        DataError, match=r"another photo than index\.csv says lies in s3://packed/some/bins/bins-.*byte"
+        DataError, match=r"s3://packed/some/bins/bins-.*byte \d+ is not the photo that index\.csv describes"
     ):
         PhotoStore.open(manifest, 24, tmp_path / "c", cached=True, workers=2)
 
@@ -211,7 +211,7 @@ def test_what_passes_is_waited_for_and_what_stays_is_told(shards, ranges, tmp_pa
 @pytest.mark.parametrize("table", ["index.csv", "quarantine.csv"])
 def test_a_table_that_is_damaged_is_told_where_it_lies(shards, s3, tmp_path, table):
     (shards / table).write_text("id,count\n")
-    with pytest.raises(DataError, match=f"^{SOURCE}/{table} is no "):
+    with pytest.raises(DataError, match=f"^{SOURCE}/{table} is not "):
         streamed(tmp_path)
 
 

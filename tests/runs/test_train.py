@@ -215,16 +215,16 @@ def test_debug_groups_run(debug: str, bins: Path, train: Run, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        (["modl=resnet18"], "modl is no setting; did you mean model?"),
+        (["modl=resnet18"], "Unknown setting 'modl'; did you mean 'model'?"),
         (["model=resnet51"], "model=resnet51 is not one of .*; did you mean model=resnet50?"),
-        (["data.batchsize=3"], "data.batchsize is no setting; did you mean data.batch_size?"),
+        (["data.batchsize=3"], "Unknown setting 'data.batchsize'; did you mean 'data.batch_size'?"),
         (["batch_size=3"], "did you mean data.batch_size?"),
         (["data.batch_size=many"], "data.batch_size: Value 'many'"),
         (["data.batch_size=0"], "data.batch_size=0 is out of range: it must be at least 1"),
         (["data.counts=[0..5]"], r"data.counts\[0\]: .* a range is written out"),
         (["data.counts=[0,1"], "cannot be read"),
         (["debugger=tensors", "debugger.layers=head"], r"debugger.layers: .* write it in brackets, as in 'debugger"),
-        (["data.counts=[1,1]"], "names a count twice"),
+        (["data.counts=[1,1]"], "has a count twice"),
         (["data.split.fractions=[0.8,0.1]"], "three shares"),
         (["data.split.method=grouping"], "did you mean data.split.method=grouped?"),
         (["trainer.max_epoch=5"], "did you mean trainer.max_epochs?"),
@@ -232,15 +232,15 @@ def test_debug_groups_run(debug: str, bins: Path, train: Run, tmp_path: Path) ->
         (["trainer.max_epochs=abc"], "trainer.max_epochs=abc is not what"),
         (["model.optimizer.lr=-1"], "model.optimizer.lr=-1 is out of range"),
         (["model.backbone.nam=resnet18"], "did you mean model.backbone.name?"),
-        (["model.backbone._target_=no.such.thing"], "names nothing that can be called"),
+        (["model.backbone._target_=no.such.thing"], "is not callable"),
         (["optimized_metric=val/acuracy"], "did you mean optimized_metric=val/accuracy?"),
-        (["hparams_search=optuna", "hparams_search/space=null"], "space=null names no option: choose one of capstone"),
+        (["hparams_search=optuna", "hparams_search/space=null"], "space=null is not an option: choose one of capstone"),
         (["train=false"], "name it with ckpt_path="),
-        (["train=false", "ckpt_path=nothing.ckpt"], "nothing.ckpt is no file"),
+        (["train=false", "ckpt_path=nothing.ckpt"], "nothing.ckpt is not a file"),
         (["data=folders"], "data.source is not set"),
         (["data=folders", "data.source=nowhere"], "data.source=nowhere is no folder"),
         (["ckpt_path=last"], "add paths.output_dir=RUN"),
-        (["ckpt_path=last", "paths.output_dir=nowhere"], "holds no run to go on with"),
+        (["ckpt_path=last", "paths.output_dir=nowhere"], "has no run to resume"),
         (["trainer=gpu"], "no CUDA GPU is visible here"),
         (["trainer=ddp", "trainer.accelerator=cpu", "trainer.sync_batchnorm=true"], "sync_batchnorm=true needs GPUs"),
     ],
@@ -275,7 +275,7 @@ def test_memory_that_runs_out_is_answered_with_a_smaller_batch(bins: Path, tmp_p
     limited = ["bash", "-c", 'ulimit -v 14000000; exec "$@"', "-", *command("train.py", *overrides, *paths)]
     done = subprocess.run(limited, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
-    assert "start anew with data.batch_size=64" in done.stderr.splitlines()[-1]
+    assert "start again with data.batch_size=64" in done.stderr.splitlines()[-1]
 
 
 def test_no_secret_is_written_down(bins: Path, train: Run, tmp_path: Path) -> None:

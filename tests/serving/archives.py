@@ -39,27 +39,24 @@ model-index:
 _CODE = (
     "__init__.py",
     "errors.py",
-    "config/choices.py",
     "data/__init__.py",
     "data/preprocessing.py",
     "model/__init__.py",
     "model/backbones.py",
-    "model/heads.py",
     "model/objectives.py",
-    "model/weights.py",
     "serving/__init__.py",
 )
 
 
 def unpacked_archive(folder: Path, **limits: Any) -> Path:
-    """Write what an archive of a small model unpacks to."""
+    """Write the unpacked archive of a small model."""
     torch.manual_seed(0)
     counter = build_counter(MODEL, OBJECTIVE, COUNTS)
     folder.mkdir(parents=True)
     parts = ("backbone.", "head.", "objective.")
     torch.save({k: v for k, v in counter.state_dict().items() if k.startswith(parts)}, folder / "weights.pt")
     described = {
-        "version": 1,
+        "format": 1,
         "model": "bincounter-0123456789ab",
         "counts": COUNTS,
         "image_size": SIZE,

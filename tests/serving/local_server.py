@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,10 +21,11 @@ _SERVE = """
 import logging, sys
 from pathlib import Path
 from bincounter.errors import BinCounterError
-from bincounter.serving.local.server import serve
+from bincounter.serving.local import server
 logging.basicConfig(level=logging.INFO)
+server.HEALTH_CHECK = int(sys.argv[2])
 try:
-    sys.exit(serve(Path(sys.argv[1]), port=0))
+    sys.exit(server.serve(Path(sys.argv[1]), port=0))
 except BinCounterError as error:
     print(f"Error: {error}", file=sys.stderr)
     sys.exit(error.exit_code)
@@ -87,13 +88,24 @@ class LocalServer:
         return port
 
     def worker(self) -> psutil.Process:
-        """The archive's process."""
-        return next(child for child in self.process.children() if "worker.py" in " ".join(child.cmdline()))
+        """The process that answers."""
+        worker = self.next_worker()
+        assert worker
+        return worker
+
+    def next_worker(self) -> psutil.Process | None:
+        """The process that answers or is to answer; ``None`` while there is none."""
+        with suppress(psutil.NoSuchProcess):
+            return next((child for child in self.process.children() if "spawn_main" in " ".join(child.cmdline())), None)
+        return None
 
     def wait_until_ready(self) -> None:
-        """Wait until the archive's process answers."""
-        while self.ask("GET", "/ping").status != 200:
+        """Wait until the worker answers; one that dies meanwhile resets the connection."""
+        status = 0
+        while status != 200:
             assert self.process.poll() is None, self.log.read_text()
+            with suppress(OSError, http.client.HTTPException):
+                status = self.ask("GET", "/ping").status
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Stop it and return its exit code."""
@@ -102,12 +114,12 @@ class LocalServer:
 
 
 @contextmanager
-def local_server(folder: Path) -> Iterator[LocalServer]:
-    """Serve an unpacked archive until the block ends."""
+def local_server(folder: Path, *, health_check: int = 30) -> Iterator[LocalServer]:
+    """Serve an unpacked archive until the block ends; its worker answers health checks within so many seconds."""
     log = folder.with_name(f"{folder.name}.log")
     with log.open("wb") as stderr:
         process = psutil.Popen(
-            [sys.executable, "-c", _SERVE, str(folder)],
+            [sys.executable, "-c", _SERVE, str(folder), str(health_check)],
             stdout=subprocess.PIPE,
             stderr=stderr,
             env={**environment(), "PYTHONUNBUFFERED": "1"},

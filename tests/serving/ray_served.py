@@ -77,7 +77,7 @@ def ray_archive(folder: Path, port: int, **limits: object) -> Path:
     """An unpacked archive with what Ray Serve starts from."""
     unpacked_archive(folder, **limits)
     entrypoints = REPOSITORY / "bincounter/serving/entrypoints"
-    shutil.copy(entrypoints / "deployment.py", folder)
+    shutil.copy(entrypoints / "ray_serve.py", folder / "deployment.py")
     (folder / "config.yaml").write_text(_CONFIG.format(port=port), encoding="utf-8")
     return folder
 

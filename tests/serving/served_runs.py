@@ -1,4 +1,4 @@
-"""A run whose checkpoint is served, and a checkpoint that lies alone."""
+"""A finished run to serve, and a checkpoint without a run."""
 
 from collections.abc import Mapping
 from pathlib import Path

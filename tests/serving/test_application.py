@@ -1,4 +1,4 @@
-"""An archive's model and its service: exact answers, batches, overload, and what happens when something breaks."""
+"""Model and service of an archive: exact answers, batches, overload and failures."""
 
 import asyncio
 import base64
@@ -89,14 +89,14 @@ def test_a_damaged_archive_is_refused_in_a_sentence(
         file.write_bytes(damage(file.read_bytes()))
     else:
         file.unlink()
-    with pytest.raises(ArchiveError, match=r"package it anew\.$"):
+    with pytest.raises(ArchiveError, match=r"package it again\.$"):
         ServedModel.load(tmp_path / "archive")
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"version": 2}, "version 2"),
+        ({"format": 2}, "format 2"),
         ({"counts": [0, 1]}, "state_dict"),
         ({"limits": {"max_body_kilos": 1}}, "max_body_kilos"),
         (
@@ -128,7 +128,7 @@ def test_nodes_are_built_as_by_hydra() -> None:
 
 def test_of_equals_the_first_count_wins_as_in_the_scores() -> None:
     answers = Answers("bincounter-1", [2, 3, 5])
-    answer = json.loads(answers.written([[0.25, 0.375, 0.375]], wanted(None), several=False))
+    answer = json.loads(answers.format([[0.25, 0.375, 0.375]], wanted(None), several=False))
     assert answer == {
         "count": 3,
         "probabilities": {"2": 0.25, "3": 0.375, "5": 0.375},
@@ -139,13 +139,13 @@ def test_of_equals_the_first_count_wins_as_in_the_scores() -> None:
 
 def test_probabilities_are_written_exactly() -> None:
     row = torch.rand(200).softmax(0)
-    answer = json.loads(Answers("m", range(200)).written([row.tolist()], wanted(None), several=False))
+    answer = json.loads(Answers("m", range(200)).format([row.tolist()], wanted(None), several=False))
     assert torch.equal(torch.tensor(list(answer["probabilities"].values())), row)
 
 
 def test_what_is_no_number_is_no_answer() -> None:
-    with pytest.raises(Problem, match="no number") as raised:
-        Answers("m", [0, 1]).written([[float("nan"), 0.5]], wanted(None), several=False)
+    with pytest.raises(Problem, match="NaN") as raised:
+        Answers("m", [0, 1]).format([[float("nan"), 0.5]], wanted(None), several=False)
     assert raised.value.status == 500
 
 

@@ -1,4 +1,4 @@
-"""What deploy.py is asked and cannot do is refused in one line, before a checkpoint is read."""
+"""Refusals of deploy.py: one line each, before a checkpoint is read."""
 
 import subprocess
 import sys
@@ -30,8 +30,8 @@ def checkpoint(tmp_path: Path) -> str:
     [
         (["action=deplyo"], "did you mean action=deploy?"),
         (["target=relatime"], "did you mean target=realtime?"),
-        (["target.prot=1"], "target.prot is no setting; did you mean target.port?"),
-        (["model=resnet18"], "model is no setting"),
+        (["target.prot=1"], "Unknown setting 'target.prot'; did you mean 'target.port'?"),
+        (["model=resnet18"], "Unknown setting 'model'"),
         (["target.port=eighty"], "target.port"),
         (["target.port=70000"], "at most 65535"),
         (["precision=fp8"], "not one of fp32, bf16"),
@@ -42,9 +42,9 @@ def checkpoint(tmp_path: Path) -> str:
         (["limits.timeout_s=inf"], "limits.timeout_s=inf is out of range"),
         (["limits.max_queue=8"], "below limits.max_instances=32"),
         (["limits.url_hosts=[https://a.org]"], "without https://"),
-        (["limits.url_hosts=['*']"], "no name of a host"),
-        (["limits.url_hosts=['*.org']"], "no name of a host"),
-        (["limits.url_hosts=[10.0.0.1]"], "no name of a host"),
+        (["limits.url_hosts=['*']"], "is not a host name"),
+        (["limits.url_hosts=['*.org']"], "is not a host name"),
+        (["limits.url_hosts=[10.0.0.1]"], "is not a host name"),
         (["parity.photos=-1"], "at least 0"),
         (["target=serverless", "target.memory_mb=1500"], "1024, 2048, 3072, 4096, 5120 or 6144"),
         (["target=serverless", "target.max_concurrency=201"], "at most 200"),
@@ -55,15 +55,15 @@ def checkpoint(tmp_path: Path) -> str:
         (["target=async", "target.output_uri=bucket/out"], "s3://bucket/folder"),
         ([], "action=deploy needs a checkpoint: name it with ckpt_path="),
         (["action=package", "archive=there.tar.gz"], "needs a checkpoint"),
-        (["ckpt_path=nowhere.ckpt"], "is no file"),
-        (["ckpt_path=last"], "goes on with a training"),
-        (["archive=nowhere.tar.gz"], "is not there yet"),
+        (["ckpt_path=nowhere.ckpt"], "is not a file"),
+        (["ckpt_path=last"], "resumes a training"),
+        (["archive=nowhere.tar.gz"], "does not exist"),
         (["archive=README.md"], "parity.photos=0"),
         (["archive=docs"], "archive=docs/model.tar.gz"),
         (["action=update"], "action=delete"),
         (["action=invoke"], "add input=photo.jpg"),
         (["action=list", "input=a.jpg"], "add action=invoke"),
-        (["action=invoke", "input=a.jpg", "output=b"], "action=transform alone"),
+        (["action=invoke", "input=a.jpg", "output=b"], "action=transform only"),
         (["action=transform", "input=s3://b/in"], "python -m bincounter predict"),
         (["action=transform", "target=serverless", "input=s3://b/in"], "use target=realtime"),
         (["action=transform", "target=realtime", "input=photos"], "s3://bucket/folder"),
@@ -124,4 +124,4 @@ def test_help_and_refusals_come_before_torch_is_imported(arguments: list[str]) -
         check=False,
     )
     assert done.returncode == (2 if "ckpt_path=nowhere.ckpt" in arguments else 0), done.stderr
-    assert "action" in done.stdout or "is no file" in done.stderr
+    assert "action" in done.stdout or "is not a file" in done.stderr

@@ -1,4 +1,4 @@
-"""The four functions in the archive, called by the toolkit that AWS's older PyTorch image calls them by."""
+"""Entry point of AWS's older PyTorch image: its four functions, called by the image's toolkit."""
 
 import base64
 import json
@@ -59,7 +59,7 @@ Asked = Callable[..., dict[str, Any]]
 @pytest.fixture(scope="module")
 def ask(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = unpacked_archive(tmp_path_factory.mktemp("handlers") / "model", max_batch=2)
-    shutil.copy(REPOSITORY / "bincounter/serving/entrypoints/pytorch_image.py", folder / "code")
+    shutil.copy(REPOSITORY / "bincounter/serving/entrypoints/pytorch_image.py", folder / "code/inference.py")
     environment = {
         **os.environ,
         "PYTHONPATH": str(folder / "code"),

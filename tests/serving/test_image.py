@@ -3,7 +3,6 @@
 They live in an environment of their own: ``make test-serving-image`` builds it and runs this file.
 """
 
-import asyncio
 import json
 import sys
 from pathlib import Path
@@ -13,9 +12,8 @@ from commands import REPOSITORY
 from ray_served import free_port, ray_archive, ray_served
 from served_runs import checkpoint_alone
 
-from bincounter.serving.local.server import Worker
 from bincounter.serving.packing.archive import Settings, package
-from bincounter.serving.packing.parity import parity_photos
+from bincounter.serving.packing.parity import archive_answers, parity_photos
 from bincounter.serving.packing.tarball import unpack
 from bincounter.training.results import origin_of
 
@@ -26,15 +24,11 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-async def answers(folder: Path, photos: list[bytes], python: str) -> list[dict[str, float]]:
-    """Probabilities by count, by an archive's process under an interpreter; refused photos are left out."""
-    worker = await Worker.start(folder, python=python, CUDA_VISIBLE_DEVICES="")
-    try:
-        replies = [await worker.ask(photo, "application/octet-stream", None) for photo in photos]
-    finally:
-        await worker.close()
-    assert {reply.status for reply in replies} <= {200, 422}
-    return [json.loads(reply.body).get("probabilities", {}) for reply in replies]
+def answers(folder: Path, photos: dict[str, bytes], python: str) -> list[dict[str, float]]:
+    """Probabilities by count, by an archive's code under an interpreter; none for refused photos."""
+    replies, _ = archive_answers(folder, photos, python=python)
+    assert {reply.status for reply in replies.values()} <= {200, 422}
+    return [reply.body.get("probabilities", {}) for reply in replies.values()]
 
 
 @pytest.mark.parametrize("backbone", ["cnn", "resnet18"])
@@ -44,8 +38,8 @@ def test_the_images_versions_answer_as_ours_do(tmp_path: Path, backbone: str) ->
     )
     checkpoint = checkpoint_alone(tmp_path / "run", backbone=target)
     folder = unpack(package(checkpoint, Settings(tmp_path / "model.tar.gz")).path, tmp_path / "unpacked")
-    photos = list(parity_photos(origin_of(checkpoint), 16, source=None, data_dir=tmp_path / "data").values())
-    ours, theirs = (asyncio.run(answers(folder, photos, python)) for python in (sys.executable, str(IMAGE)))
+    photos = parity_photos(origin_of(checkpoint), 16, source=None, data_dir=tmp_path / "data")
+    ours, theirs = (answers(folder, photos, python) for python in (sys.executable, str(IMAGE)))
     assert sum(map(bool, ours)) >= 16
     for one, other in zip(ours, theirs, strict=True):
         assert other == pytest.approx(one, abs=1e-4)

@@ -1,4 +1,4 @@
-"""The page of the local server in a real browser: photos in, counts, bars and heat out, and nothing from elsewhere."""
+"""Page of the local server in a real browser: photos in, counts, bars and heat map out, and no foreign request."""
 
 import re
 from collections.abc import Iterator

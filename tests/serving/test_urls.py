@@ -1,4 +1,4 @@
-"""Photos by URL: which addresses are asked, and what a host may do to whoever asks."""
+"""Photos by URL: allowed addresses, and hosts that misbehave."""
 
 import ssl
 from collections.abc import Callable, Iterator

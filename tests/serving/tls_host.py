@@ -1,4 +1,4 @@
-"""A host of photos on the internet, as far as a test can tell: TLS, a certificate, and bad habits by path."""
+"""HTTPS host of photos with a certificate of its own, and misbehaviour by path."""
 
 import datetime
 import ssl

@@ -158,7 +158,7 @@ def test_a_killed_training_is_resumed(start: Start, train: Run, squares: list[st
     process.wait()
     assert "no unfinished run" in train("ckpt_path=latest", code=2).stderr  # the search resumes its trials
     done = train(*overrides, "hparams_search.retrain_best=true")
-    assert "Going on from" in done.stderr
+    assert "Resuming from" in done.stderr
     study = study_of(f"sqlite:///{sweep / 'study.db'}")
     assert len(study.trials) == 2
     assert study.trials[0].state.name == "COMPLETE"

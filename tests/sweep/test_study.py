@@ -88,7 +88,7 @@ def test_a_running_trial_is_reopened_with_its_values(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("node", "said"),
     [
-        ({"_target_": "optuna.samplers.TPESampel"}, "names nothing that can be called"),
+        ({"_target_": "optuna.samplers.TPESampel"}, "is not callable"),
         ({"_target_": "optuna.samplers.TPESampler", "seeed": 1}, "did you mean hparams_search.sampler.seed?"),
         ({"_target_": "optuna.pruners.MedianPruner"}, "is not a sampler of Optuna"),
         ({"_target_": "optuna.samplers.GridSampler"}, "x is a continuous interval"),

@@ -163,7 +163,7 @@ def test_a_killed_search_is_followed_again_and_ends_with_the_best_run(
     study = optuna.load_study(study_name="squares", storage=f"sqlite:///{sweep / 'study.db'}")
     assert sorted(trial.state.name for trial in study.trials) == ["COMPLETE", "FAIL"]
     failed = next(trial for trial in study.trials if trial.state.name == "FAIL")
-    assert "no longer a finite number" in failed.user_attrs["error"]
+    assert "not finite any more" in failed.user_attrs["error"]
     final = described["BestTrainingJob"]["FinalHyperParameterTuningJobObjectiveMetric"]
     assert study.best_value == pytest.approx(float(final["Value"]))
     assert study.best_params == {"model.optimizer.lr": 0.01}

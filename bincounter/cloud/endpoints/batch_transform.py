@@ -15,8 +15,7 @@ from bincounter.cloud.endpoints.deployment_plan import (
     transform_cost,
 )
 from bincounter.cloud.endpoints.endpoint_requests import Wanted, transform_call
-from bincounter.cloud.endpoints.endpoint_state import TRANSFORM_JOBS, last_line
-from bincounter.cloud.polling import watched
+from bincounter.cloud.endpoints.endpoint_state import TRANSFORM_JOBS, last_line, watched
 from bincounter.data.layouts.base import PHOTO_SUFFIXES
 from bincounter.errors import DataError, ResourceError
 

@@ -12,8 +12,14 @@ from bincounter.cloud.endpoints.api_objects import SAGEMAKER, Call
 from bincounter.cloud.endpoints.autoscaling import registered
 from bincounter.cloud.endpoints.deployment_plan import bucket_uri, show_calls
 from bincounter.cloud.endpoints.endpoint_requests import TAG, Wanted
-from bincounter.cloud.endpoints.endpoint_state import describe, describe_config, describe_model, group_of, settled
-from bincounter.cloud.polling import watched
+from bincounter.cloud.endpoints.endpoint_state import (
+    describe,
+    describe_config,
+    describe_model,
+    group_of,
+    settled,
+    watched,
+)
 from bincounter.errors import ConfigError, ResourceError
 
 if TYPE_CHECKING:

@@ -2,13 +2,16 @@
 
 import logging
 import re
+import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from bincounter.cloud.aws_errors import answered, explain_endpoint_failure, is_missing
 from bincounter.cloud.endpoints.endpoint_requests import Wanted
-from bincounter.cloud.polling import watched
-from bincounter.errors import BinCounterError, ConfigError
+from bincounter.cloud.jobs import answered_here
+from bincounter.cloud.polling import wait_until
+from bincounter.errors import BinCounterError, ConfigError, Interrupted
 
 if TYPE_CHECKING:
     from bincounter.cloud.account import Account
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BUSY = ("Creating", "Updating", "SystemUpdating", "RollingBack", "Deleting")
+_REMIND_S = 60.0  # between two log lines of an unchanged state
 
 
 def describe(account: "Account", name: str) -> dict[str, Any] | None:
@@ -88,6 +92,48 @@ def settled(account: "Account", name: str) -> dict[str, Any] | None:
     """
     see = f"python deploy.py action=status name={name}"
     return watched(account, lambda: describe(account, name), "EndpointStatus", name, see)
+
+
+def watched(
+    account: "Account", ask: Callable[[], dict[str, Any] | None], member: str, name: str, see: str
+) -> dict[str, Any] | None:
+    """Wait until the state of an endpoint or a transform job lasts, and log each state.
+
+    Args:
+        account: that it is in.
+        ask: describes it; ``None`` where it is gone.
+        member: of the description that holds the state.
+        name: of the endpoint or job.
+        see: the command that shows it later.
+
+    Returns:
+        its last description.
+
+    Raises:
+        Interrupted: by Ctrl-C; AWS goes on.
+    """
+    begun = logged_at = time.monotonic()
+    last = ""
+    described: dict[str, Any] | None = None
+
+    def step() -> tuple[bool, bool]:
+        nonlocal described, last, logged_at
+        described = ask()
+        state = described[member] if described else "gone"
+        changed = state != last
+        if changed or time.monotonic() - logged_at > _REMIND_S:
+            log.info("%s: %s (%.0f s)", name, state, time.monotonic() - begun)
+            logged_at, last = time.monotonic(), state
+        return state not in (*BUSY, "InProgress", "Stopping"), changed
+
+    try:
+        wait_until(step, threading.Event(), local=answered_here(account))
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"Interrupted: {name} goes on at AWS, and may be paid for: see it with {see}, and take it away with "
+            "action=delete"
+        ) from None
+    return described
 
 
 def failure(account: "Account", name: str, described: dict[str, Any] | None) -> str:

@@ -1,4 +1,4 @@
-"""``s3://`` addresses: what they name, and which keys can be files of this machine."""
+"""Parser of ``s3://`` addresses, and the rules for keys that can be local files."""
 
 import re
 
@@ -8,7 +8,7 @@ _LONGEST_NAME = 255  # bytes, on every common file system
 
 
 def is_remote(source: str) -> bool:
-    """Whether ``source`` is meant as an S3 address, well written or not (``s3:/bucket``, ``S3://``, ``s3a://``)."""
+    """Whether ``source`` is meant as an S3 address, correct or not (``s3:/bucket``, ``S3://``, ``s3a://``)."""
     return re.match(r"s3[an]?:", source, re.IGNORECASE) is not None
 
 
@@ -16,7 +16,7 @@ def parse(source: str) -> tuple[str, str]:
     """Split ``s3://bucket/folder`` into the bucket and the folder, the latter without slashes at its end.
 
     Raises:
-        DataError: it is no such address, or its folder cannot be one of this machine's.
+        DataError: it is not such an address, or its folder cannot be a local one.
     """
     authority = source.partition(":")[2].lstrip("/").partition("/")[0]
     if "@" in authority or ":" in authority:  # may be a secret: not repeated
@@ -26,10 +26,10 @@ def parse(source: str) -> tuple[str, str]:
         )
     match = re.fullmatch(r"s3://([^/]*)/?(.*)", source, re.DOTALL)
     if match is None:
-        raise DataError(f"{source!r} is no S3 address: write it as s3://bucket/folder")
+        raise DataError(f"{source!r} is not an S3 address: write it as s3://bucket/folder")
     bucket, prefix = match[1], match[2].rstrip("/")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,62}", bucket):
-        raise DataError(f"{source!r} names no bucket ({bucket!r} cannot be one): write it as s3://bucket/folder")
+        raise DataError(f"{source!r} has no valid bucket name ({bucket!r}): write it as s3://bucket/folder")
     reason = refusal(prefix) if prefix else None
     if reason:
         raise DataError(f"{source!r} {reason}: write it as s3://bucket/folder")
@@ -37,7 +37,7 @@ def parse(source: str) -> tuple[str, str]:
 
 
 def refusal(key: str) -> str | None:
-    """Why ``key`` cannot be the path of a local file, or ``None`` when it can.
+    """Reason why ``key`` cannot be the path of a local file, or ``None`` when it can.
 
     Keys that pass name different files below the mirror's folder, and nothing outside it.
     """

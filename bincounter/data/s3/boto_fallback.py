@@ -1,18 +1,21 @@
-"""A bucket through boto: slower than obstore, but it follows redirects, checks every checksum and names each error."""
+"""Repeats one failed request through boto, which returns the response or raises a named error.
+
+boto is slower than obstore, but it follows redirects, checks every checksum and names each error.
+"""
 
 import base64
 import hashlib
-import logging
+import os
 import random
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, SSLError
 from botocore.exceptions import ConnectionError as BotoConnectionError
 
-from bincounter.data.s3.credentials import DIRECTORY_BUCKET, Connection, Once
+from bincounter.data.s3.credentials import DIRECTORY_BUCKET, S3Settings
 from bincounter.data.s3.error_messages import (
     BROKEN_OFF,
     DamagedError,
@@ -24,41 +27,34 @@ from bincounter.data.s3.error_messages import (
 from bincounter.data.s3.objects import Listed, Stored, is_md5
 from bincounter.errors import BinCounterError
 
-log = logging.getLogger(__name__)
-
-_ATTEMPTS = 4  # times the attempts of botocore, which does not repeat a body that broke off
+_ATTEMPTS = 3  # times the attempts of botocore, which does not repeat a body that was cut short
 _CHUNK = 1 << 20  # bytes
-_Answer = TypeVar("_Answer")
+_Response = TypeVar("_Response")
 
 
-class PatientBucket:
-    """The objects of one bucket; requests are repeated while that may help, and then explained in a sentence.
+class BotoFallback:
+    """Requests to one bucket; errors are raised as one sentence.
 
     Args:
         bucket: its name.
-        connection: to the server; one that never answered is not asked for long.
-        closed: once it is set, no request is repeated.
+        settings: of its requests.
+        stop: once it is set, no request is started.
+
+    Attributes:
+        reached: whether the server ever responded; one that never did is given up on early.
     """
 
-    def __init__(self, bucket: str, connection: Connection, closed: threading.Event) -> None:
-        self._name, self._connection, self._closed = bucket, connection, closed
-        self._listening = Once(self._listen)
-
-    @property
-    def _client(self) -> Any:
-        return self._listening()
-
-    def _listen(self) -> Any:
-        client = self._connection.client
-        client.meta.events.register("response-received.s3", self._note_answer)
-        client.meta.events.register("response-received.s3.HeadBucket", _stop_when_lost)
-        return client
+    def __init__(self, bucket: str, settings: S3Settings, stop: threading.Event) -> None:
+        self.reached = False
+        self._bucket, self._settings, self._stop = bucket, settings, stop
+        self._opened: Any = None
+        self._opening = threading.Lock()
 
     def pages(self, prefix: str, *, after: str = "") -> Iterator[list[Listed]]:
-        """All keys that start with ``prefix`` and come after ``after``, up to 1,000 in a page."""
-        request = {"Bucket": self._name, "Prefix": prefix} | ({"StartAfter": after} if after else {})
+        """List the keys that start with ``prefix`` and come after ``after``, up to 1,000 in a page."""
+        request = {"Bucket": self._bucket, "Prefix": prefix} | ({"StartAfter": after} if after else {})
         while True:
-            page = self._patiently(lambda: self._client.list_objects_v2(**request), prefix)
+            page = self._repeat(lambda client: client.list_objects_v2(**request), prefix)
             yield [
                 Listed(item["Key"], item.get("ETag", "").strip('"'), item["Size"]) for item in page.get("Contents", ())
             ]
@@ -66,130 +62,133 @@ class PatientBucket:
                 return
             request["ContinuationToken"] = page["NextContinuationToken"]
 
-    def read(self, key: str, file: IO[bytes], *, listed: Stored | None = None, unless: str = "") -> Stored | None:
-        """Write an object to a file and check it against what the server said of it.
+    def fetch(self, key: str, path: Path, *, listed: Stored | None = None, unless: str = "") -> Stored | None:
+        """Write an object to a file and flush it to disk; see :meth:`bincounter.data.s3.bucket.Bucket.fetch`.
 
-        Checked are its size (as announced and as listed), its MD5 where the server's name of the version is one, and
-        the checksums it carries. See :meth:`bincounter.data.s3.bucket.Bucket.read`.
+        Checked are its size (as announced and as listed), its MD5 where the etag is one, and the checksums it carries.
         """
 
-        def once() -> Stored | None:
-            file.seek(0)
-            file.truncate()
+        def request(client: Any) -> Stored | None:
             condition = {"IfNoneMatch": f'"{unless}"'} if unless else {}
             try:
-                answer = self._client.get_object(Bucket=self._name, Key=key, **condition)
+                response = client.get_object(Bucket=self._bucket, Key=key, **condition)
             except ClientError as error:
                 if status(error) == 304:
                     return None
                 raise
-            return _save(answer, file, listed, md5_etags=not self._name.endswith(DIRECTORY_BUCKET))
+            return _save(response, path, listed, md5_etags=not self._bucket.endswith(DIRECTORY_BUCKET))
 
-        return self._patiently(once, key)
+        return self._repeat(request, key)
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
         """Read a part of an object, all of it or an error."""
 
-        def once() -> bytes:
+        def request(client: Any) -> bytes:
             span = f"bytes={start}-{start + length - 1}"
-            body: bytes = self._client.get_object(Bucket=self._name, Key=key, Range=span)["Body"].read()
+            body: bytes = client.get_object(Bucket=self._bucket, Key=key, Range=span)["Body"].read()
             if len(body) != length:
                 raise DamagedError(f"{len(body)} of {length} bytes")
             return body
 
-        return self._patiently(once, key)
+        return self._repeat(request, key)
 
-    def write(self, key: str, body: bytes | Path, md5: bytes, notes: dict[str, str]) -> None:
+    def write(self, key: str, body: bytes | Path, md5: bytes, metadata: dict[str, str]) -> None:
         """Send an object at once; the server checks it by its MD5."""
+        arguments = {
+            "Bucket": self._bucket,
+            "Key": key,
+            "ContentMD5": base64.b64encode(md5).decode(),
+            "Metadata": metadata,
+        }
 
-        def once() -> None:
-            request = {
-                "Bucket": self._name,
-                "Key": key,
-                "ContentMD5": base64.b64encode(md5).decode(),
-                "Metadata": notes,
-            }
+        def request(client: Any) -> None:
             if isinstance(body, Path):
                 with body.open("rb") as file:
-                    self._client.put_object(**request, Body=file)
+                    client.put_object(**arguments, Body=file)
             else:
-                self._client.put_object(**request, Body=body)
+                client.put_object(**arguments, Body=body)
 
-        self._patiently(once, key, explain_sending)
+        self._repeat(request, key, explain_sending)
 
     def metadata(self, key: str) -> dict[str, str]:
-        """The user metadata of an object; names in lower case, since not every service keeps theirs."""
-        answer = self._patiently(lambda: self._client.head_object(Bucket=self._name, Key=key), key)
-        return {name.lower(): value for name, value in answer["Metadata"].items()}
+        """Read the user metadata of an object; names in lower case, since not every service keeps theirs."""
+        response = self._repeat(lambda client: client.head_object(Bucket=self._bucket, Key=key), key)
+        return {name.lower(): value for name, value in response["Metadata"].items()}
 
-    def home(self) -> str | None:
-        """The region that the bucket says it is in, or ``None``."""
+    def bucket_region(self) -> str | None:
+        """Look up the region of the bucket; ``None`` where the server does not report it."""
         try:
-            answer = self._client.head_bucket(Bucket=self._name)
-        except ClientError as error:  # who is refused is told the region, too
-            answer = error.response
+            response = self._client().head_bucket(Bucket=self._bucket)
+        except ClientError as error:  # a refusal holds the region, too
+            response = error.response
         except (BotoCoreError, LostError):
             return None
-        headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
-        return answer.get("BucketRegion") or headers.get("x-amz-bucket-region")
+        headers = response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+        return response.get("BucketRegion") or headers.get("x-amz-bucket-region")
 
-    def _patiently(
+    def _client(self) -> Any:
+        with self._opening:
+            if self._opened is None:
+                client = self._opened = self._settings.client
+                client.meta.events.register("response-received.s3", self._note_response)
+                client.meta.events.register("response-received.s3.HeadBucket", _stop_when_lost)
+            return self._opened
+
+    def _repeat(
         self,
-        request: Callable[[], _Answer],
+        request: Callable[[Any], _Response],
         key: str,
         explain: Callable[..., BinCounterError] = explain_request,
-    ) -> _Answer:
-        """Repeat a request while that may help; a server that never answered is not asked again."""
+    ) -> _Response:
+        """Make a request, again if the connection broke; botocore itself repeats the other errors that may pass."""
+        client = self._client()
+        last: Exception = DamagedError("stopped")
         for attempt in range(_ATTEMPTS):
-            if attempt and self._closed.wait(2**attempt * random.uniform(0.25, 0.5)):
+            if self._stop.wait(2**attempt * random.uniform(0.25, 0.5) if attempt else 0):
                 break
             try:
-                return request()
-            except (*BROKEN_OFF, ClientError) as error:
-                last: Exception = error
-                if self._is_final(error):
+                return request(client)
+            except BROKEN_OFF as error:
+                last = error
+                unreached = isinstance(error, BotoConnectionError | HTTPClientError) and not self.reached
+                if unreached or isinstance(error, SSLError):
                     break
-            except (BotoCoreError, LostError) as error:
+            except (BotoCoreError, ClientError, LostError) as error:
                 last = error
                 break
-        address = f"s3://{self._name}/{key}"
-        connection = self._connection
+        settings = self._settings
         raise explain(
-            last, address, host=connection.host, signed=connection.signed, reached=connection.reached
+            last, f"s3://{self._bucket}/{key}", host=settings.host, signed=settings.signed, reached=self.reached
         ) from last
 
-    def _is_final(self, error: Exception) -> bool:
-        """Whether asking again is in vain."""
-        if isinstance(error, ClientError):
-            return status(error) < 500 and status(error) not in (408, 429)
-        never_answered = isinstance(error, BotoConnectionError | HTTPClientError) and not self._connection.reached
-        return isinstance(error, SSLError) or never_answered
-
-    def _note_answer(self, *, exception: Exception | None, **_: object) -> None:
-        self._connection.reached = self._connection.reached or exception is None
+    def _note_response(self, *, exception: Exception | None, **_: object) -> None:
+        self.reached = self.reached or exception is None
 
 
 def _stop_when_lost(*, parsed_response: dict[str, Any] | None, **_: object) -> None:
-    """Keep botocore from asking where a bucket is when it is told to ask elsewhere where that is, and so on."""
+    """Keep botocore from looking up the bucket's region endlessly when redirects do not include it."""
     metadata = (parsed_response or {}).get("ResponseMetadata", {})
     if metadata.get("HTTPStatusCode") in (301, 302, 307) and "x-amz-bucket-region" not in metadata["HTTPHeaders"]:
         raise LostError
 
 
-def _save(answer: dict[str, Any], file: IO[bytes], listed: Stored | None, *, md5_etags: bool) -> Stored:
-    """Write the body of ``answer`` to ``file``; raises :class:`DamagedError` where it is not what was announced."""
+def _save(response: dict[str, Any], path: Path, listed: Stored | None, *, md5_etags: bool) -> Stored:
+    """Write a body to a file; raises :class:`DamagedError` if it does not match the headers."""
     digest, size = hashlib.md5(usedforsecurity=False), 0
-    for chunk in answer["Body"].iter_chunks(_CHUNK):
-        file.write(chunk)
-        digest.update(chunk)
-        size += len(chunk)
-    etag = answer.get("ETag", "").strip('"')
-    announced = answer.get("ContentLength", size)
+    with path.open("wb") as file:
+        for chunk in response["Body"].iter_chunks(_CHUNK):
+            file.write(chunk)
+            digest.update(chunk)
+            size += len(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+    etag = response.get("ETag", "").strip('"')
+    announced = response.get("ContentLength", size)
     expected = listed.size if listed and listed.etag == etag else announced
     if size != announced or size != expected:
         raise DamagedError(f"{size} of {expected} bytes")
     # The etag of an object encrypted with KMS or a customer's key, or in a directory bucket is no MD5.
-    plain = answer.get("ServerSideEncryption", "AES256") == "AES256" and "SSECustomerAlgorithm" not in answer
+    plain = response.get("ServerSideEncryption", "AES256") == "AES256" and "SSECustomerAlgorithm" not in response
     if md5_etags and plain and is_md5(etag) and etag != digest.hexdigest():
-        raise DamagedError("its MD5 is not the one announced")
+        raise DamagedError("its MD5 does not match its etag")
     return Stored(etag, size)

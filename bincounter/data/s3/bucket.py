@@ -1,46 +1,44 @@
-"""The objects of a bucket, read and written many at a time.
+"""``Bucket``: list, get, get ranges, put through obstore, checked by etag.
 
 obstore moves the bytes: of the maintained clients it took the least time and CPU per small object
-(``benchmarks/s3.py``). Whatever it fails at is done once more through boto, which either succeeds (other regions, odd
-keys, etags that are no MD5) or fails with an error that has a name, hence a sentence.
+(``benchmarks/s3.py``). A request that fails is repeated through boto, which either succeeds (other regions, odd keys,
+etags that are not MD5s) or raises an error with a name, which becomes one sentence.
 """
 
 import hashlib
 import logging
+import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
 
 import obstore
 from obstore.exceptions import BaseError, NotModifiedError
 from obstore.store import S3Store
 
 from bincounter.data.s3 import objects
-from bincounter.data.s3.credentials import DIRECTORY_BUCKET, Connection, Once
+from bincounter.data.s3.boto_fallback import BotoFallback
+from bincounter.data.s3.credentials import DIRECTORY_BUCKET, S3Settings
 from bincounter.data.s3.error_messages import DamagedError, MissingError
 from bincounter.data.s3.objects import Listed, Stored
 from bincounter.errors import DataError
 
-if TYPE_CHECKING:
-    from bincounter.data.s3.boto_fallback import PatientBucket
-
 log = logging.getLogger(__name__)
 
 MD5_NOTE = "bincounter-md5"
-"""User metadata of every object that is sent: an etag is no MD5 where the bucket encrypts with KMS."""
+"""User metadata of every object that is sent: an etag is not an MD5 where the bucket encrypts with KMS."""
 
 _SMALL = 1 << 20  # bytes; larger bodies are written as they arrive
 _AT_ONCE = 64 << 20  # bytes; larger files are sent in parts
 _PART = 16 << 20
-_RETRIES = 5
+_RETRIES = 8  # by obstore, which waits 20 seconds between them
 # obstore also raises FileNotFoundError, and ValueError for keys that it cannot parse.
 _QUICK = (BaseError, DamagedError, OSError, ValueError)
 
 
 class _UnverifiedError(DamagedError):
-    """A body whose etag is not what such a body's would be."""
+    """A body whose etag cannot be confirmed."""
 
 
 class Bucket:
@@ -52,40 +50,31 @@ class Bucket:
     Args:
         name: the bucket.
         connections: most requests at a time.
-        region: ``None`` for that of the settings; should the bucket be elsewhere, it is found.
+        region: ``None`` for that of the settings. A bucket in another region is found.
+
+    Attributes:
+        stop: once it is set, no failed request is repeated; set when a transfer ends by an error or Ctrl-C.
     """
 
     def __init__(self, name: str, connections: int = 64, region: str | None = None) -> None:
-        self.name = name
+        self.name, self.stop = name, threading.Event()
         self._connections = connections
-        self._answered = False  # so that a 404 is an object's, not the bucket's
-        self._etags_tell = True
-        self._located = False
-        self._deciding, self._closed = threading.Lock(), threading.Event()
-        self._reach(region)
+        self._responded = False  # so that a 404 is an object's, not the bucket's
+        self._etags_are_md5s = True
+        self._region_checked = False
+        self._deciding = threading.Lock()
+        self._open(region)
 
-    def _reach(self, region: str | None) -> None:
-        connection = self._connection = Connection(self.name, self._connections, region)
-        self._lister = connection.store(retries=0)
-        self._opened = Once(lambda: connection.store(retries=_RETRIES))
-        self._fallback = Once(lambda: _patient_bucket(self.name, connection, self._closed))
-
-    def close(self) -> None:
-        """Repeat no request of threads that were left behind; no method may be called afterwards."""
-        self._closed.set()
-
-    @property
-    def _store(self) -> S3Store | None:
-        return self._opened()
-
-    @property
-    def _patient(self) -> "PatientBucket":
-        return self._fallback()
+    def _open(self, region: str | None) -> None:
+        settings = self._settings = S3Settings(self.name, self._connections, region)
+        self._lister = settings.store(retries=0)  # no retries: a wrong address or credential shows at once
+        self._store = settings.store(retries=_RETRIES)
+        self._fallback = BotoFallback(self.name, settings, self.stop)
 
     @property
     def signed(self) -> bool:
         """Whether requests carry credentials."""
-        return self._connection.signed
+        return self._settings.signed
 
     @property
     def in_order(self) -> bool:
@@ -94,40 +83,30 @@ class Bucket:
 
     @property
     def host(self) -> str:
-        """Of the server, for messages."""
-        return self._connection.host
+        """Host of the server, for messages."""
+        return self._settings.host
 
     def pages(self, prefix: str, *, after: str = "") -> Iterator[list[Listed]]:
-        """All keys below a folder, a request per 1,000 of them.
+        """List all keys below a folder, a request per 1,000 of them.
 
         Args:
             prefix: empty, or a folder with its slash.
-            after: leave out the keys up to this one, where they are in order.
+            after: skip the keys up to this one, where they are in order.
         """
         if self._lister is not None:
             try:
                 for page in obstore.list(self._lister, prefix or None, offset=after or None, chunk_size=1000):
                     yield [Listed(item["path"], (item["e_tag"] or "").strip('"'), item["size"]) for item in page]
-                    self._note_answer()
+                    self._note_response()
                     after = page[-1]["path"] if page else after
                 return
             except _QUICK as error:
                 log.debug("listing s3://%s/%s through boto: %s", self.name, prefix, type(error).__name__)
-                self._locate()
-        yield from self._patient.pages(prefix, after=after)
-
-    def read(self, key: str, file: IO[bytes], *, unless: str = "") -> Stored | None:
-        """Write one object to ``file`` and check it, as :meth:`fetch` does.
-
-        Args:
-            key: the object.
-            file: empty, open for writing.
-            unless: do nothing if the object's version has this etag.
-        """
-        return self._patient.read(key, file, unless=unless)
+                self._find_region()
+        yield from self._fallback.pages(prefix, after=after)
 
     def fetch(self, key: str, path: Path, *, listed: Stored | None = None, unless: str = "") -> Stored | None:
-        """Write an object to a new file and check it against what the server said of it.
+        """Write an object to a new file, flush it to disk and check it against the server's headers.
 
         Checked are its size (as announced and as listed) and its etag, where that can be computed; else the object is
         read through boto, which checks the checksums it carries.
@@ -135,7 +114,7 @@ class Bucket:
         Args:
             key: the object.
             path: the file.
-            listed: what a listing said of the object.
+            listed: size and etag of the object in a listing.
             unless: do nothing if the object's version has this etag.
 
         Returns:
@@ -143,17 +122,12 @@ class Bucket:
 
         Raises:
             MissingError: no such object.
-            DeniedError: it exists or not, but is not for us to read.
+            DeniedError: reading it is not permitted, whether it exists or not.
             OSError: the file cannot be written.
         """
-
-        def thoroughly() -> Stored | None:
-            with path.open("wb") as file:
-                return self._patient.read(key, file, listed=listed, unless=unless)
-
-        store = self._store if self._etags_tell else None
+        store = self._store if self._etags_are_md5s else None
         if store is None or (listed and not objects.can_be_computed(listed.etag, listed.size)):
-            return thoroughly()
+            return self._fallback.fetch(key, path, listed=listed, unless=unless)
         for _ in range(2):
             try:
                 return self._quickly(store, key, path, listed, unless)
@@ -161,87 +135,85 @@ class Bucket:
                 raise
             except (BaseError, DamagedError) as error:
                 failure = error
-            if not self._locate() or self._store is None:
+            if not self._find_region() or self._store is None:
                 break
             store = self._store
-        stored = thoroughly()
+        stored = self._fallback.fetch(key, path, listed=listed, unless=unless)
         if isinstance(failure, _UnverifiedError) and stored:
             self._doubt_etags(path, stored)
         return stored
 
     def _doubt_etags(self, path: Path, stored: Stored) -> None:
-        """Stop to compute etags when one is not that of a body which is right."""
+        """Stop computing etags once one does not belong to a body that is intact."""
         if not objects.is_md5(stored.etag) or objects.names(stored.etag, path, stored.size):
             return
         with self._deciding:
-            told, self._etags_tell = self._etags_tell, False
-        if told:
+            trusted, self._etags_are_md5s = self._etags_are_md5s, False
+        if trusted:
             log.info(
-                "the etags of s3://%s are no MD5s: reading through boto, which is slower, for its checks", self.name
+                "the etags of s3://%s are not MD5s: reading through boto for its checksums, which is slower",
+                self.name,
             )
 
     def _quickly(self, store: S3Store, key: str, path: Path, listed: Stored | None, unless: str) -> Stored | None:
-        """Read through obstore; what it raises is worth a second opinion, but for what is missing."""
+        """Read through obstore; all errors but a missing object are to be repeated through boto."""
         try:
-            answer = obstore.get(store, key, options={"if_none_match": f'"{unless}"'} if unless else None)
+            response = obstore.get(store, key, options={"if_none_match": f'"{unless}"'} if unless else None)
         except NotModifiedError:
             return None
         except FileNotFoundError as error:
-            if self._answered or "NoSuchKey" in str(error):  # a bucket may be what is missing
+            if self._responded or "NoSuchKey" in str(error):  # a bucket may be what is missing
                 raise MissingError(f"s3://{self.name}/{key} does not exist: correct the address") from error
             raise DamagedError("not found") from error
         except (OSError, ValueError) as error:
             raise DamagedError(type(error).__name__) from error
-        self._note_answer()
-        etag, size = (answer.meta["e_tag"] or "").strip('"'), answer.meta["size"]
+        self._note_response()
+        etag, size = (response.meta["e_tag"] or "").strip('"'), response.meta["size"]
         digest, written = hashlib.md5(usedforsecurity=False), 0
         with path.open("wb", buffering=0) as file:
             if size <= _SMALL:
-                body = answer.bytes()
+                body = response.bytes()
                 digest.update(body)
                 written = file.write(body)
             else:
-                for chunk in answer.stream(min_chunk_size=_SMALL):
+                for chunk in response.stream(min_chunk_size=_SMALL):
                     digest.update(chunk)
                     written += file.write(chunk)
+            os.fsync(file.fileno())
         if written != size or (listed and listed.etag == etag and listed.size != size):
             raise DamagedError(f"{written} of {size} bytes")
         if digest.hexdigest() != etag and not objects.names(etag, path, size):
-            raise _UnverifiedError("its MD5 is not the one announced")
+            raise _UnverifiedError("its MD5 does not match its etag")
         return Stored(etag, size)
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
-        """Read a part of an object, all of it or an error."""
-        return self.read_ranges(key, [start], [length])[0]
-
-    def read_ranges(self, key: str, starts: Sequence[int], lengths: Sequence[int]) -> list[bytes]:
-        """Read parts of an object; near ones come in one request.
+        """Read a part of an object, all of it or an error.
 
         Args:
             key: the object.
-            starts: of each part, in bytes from the object's beginning.
-            lengths: of each part, in bytes, none of them zero.
+            start: bytes from the object's beginning.
+            length: bytes, not zero.
 
         Raises:
             MissingError: no such object.
-            ResourceError: the object ends before, or the network or the server gave out.
+            ResourceError: the object is shorter, or the network or the server failed.
         """
         if self._store is not None:
             try:
-                parts = [bytes(part) for part in obstore.get_ranges(self._store, key, starts=starts, lengths=lengths)]
-                if [len(part) for part in parts] == list(lengths):
-                    return parts
+                part = bytes(obstore.get_range(self._store, key, start=start, length=length))
+                if len(part) == length:
+                    return part
             except _QUICK:
-                self._locate()
-        return [self._patient.read_range(key, start, length) for start, length in zip(starts, lengths, strict=True)]
+                self._find_region()
+        return self._fallback.read_range(key, start, length)
 
     def write(self, key: str, body: bytes | Path, md5: bytes) -> None:
-        """Send an object, and check by what the server answers that it arrived as it was.
+        """Send an object, and check by the response that it arrived intact.
 
         Args:
             key: the object, which is replaced if it exists.
             body: its bytes, or the file that holds them.
-            md5: of the body, which is also noted with the object (:data:`MD5_NOTE`).
+            md5: of the body, which is also stored in the object's metadata (:data:`MD5_NOTE`).
 
         Raises:
             DataError: no such bucket, no permission, or the file is changed while it is sent.
@@ -253,18 +225,18 @@ class Bucket:
         data = body.read_bytes() if isinstance(body, Path) else body
         if hashlib.md5(data, usedforsecurity=False).digest() != md5:
             raise DataError(f"{key} was changed while it was sent: run the same command again")
-        notes, sent = {MD5_NOTE: md5.hex()}, False
+        metadata, sent = {MD5_NOTE: md5.hex()}, False
         if self._store is not None:
             with suppress(*_QUICK):
-                answer = obstore.put(self._store, key, data, attributes=notes, use_multipart=False)
-                # The signature holds the body's SHA-256, so that the server has checked it whatever its etag says.
-                if not self._etags_tell or (answer["e_tag"] or "").strip('"') == md5.hex():
+                response = obstore.put(self._store, key, data, attributes=metadata, use_multipart=False)
+                # The signature holds the body's SHA-256, so that the server has checked it whatever its etag is.
+                if not self._etags_are_md5s or (response["e_tag"] or "").strip('"') == md5.hex():
                     return
                 sent = True
-        self._locate()
-        self._patient.write(key, data, md5, notes)
-        if sent:  # and checked by its MD5 now: it was right, but its etag is none
-            self._etags_tell = False
+        self._find_region()
+        self._fallback.write(key, data, md5, metadata)
+        if sent:  # and its MD5 is checked now: the body was intact, but its etag is not an MD5
+            self._etags_are_md5s = False
 
     def _send_parts(self, key: str, path: Path, md5: bytes) -> None:
         """Send a large file in parts, whose signatures hold their SHA-256, and compare the etag of the whole."""
@@ -272,40 +244,34 @@ class Bucket:
         etag = ""
         if self._store is not None:
             with suppress(*_QUICK):
-                answer = obstore.put(
+                response = obstore.put(
                     self._store, key, path, attributes={MD5_NOTE: md5.hex()}, chunk_size=_PART, max_concurrency=4
                 )
-                etag = (answer["e_tag"] or "").strip('"')
+                etag = (response["e_tag"] or "").strip('"')
         if not etag:
-            self._locate()
-            self._patient.write(key, path, md5, {MD5_NOTE: md5.hex()})
-        elif self._etags_tell and not objects.names(etag, path, size):
+            self._find_region()
+            self._fallback.write(key, path, md5, {MD5_NOTE: md5.hex()})
+        elif self._etags_are_md5s and not objects.names(etag, path, size):
             if not objects.names(md5.hex(), path, size):
                 raise DataError(f"{path} was changed while it was sent: run the same command again")
-            self._etags_tell = False
+            self._etags_are_md5s = False
 
     def metadata(self, key: str) -> dict[str, str]:
         """The user metadata of an object, names in lower case."""
-        return self._patient.metadata(key)
+        return self._fallback.metadata(key)
 
-    def _note_answer(self) -> None:
-        self._answered = self._connection.reached = True
+    def _note_response(self) -> None:
+        self._responded = self._fallback.reached = True
 
-    def _locate(self) -> bool:
-        """Ask once where the bucket is; whether that is elsewhere, and it is asked there from now on."""
+    def _find_region(self) -> bool:
+        """Look up the bucket's region, once; ``True`` if that is another and requests go there from now on."""
         with self._deciding:
-            if self._located:
+            if self._region_checked:
                 return False
-            self._located = True
-            home = self._patient.home()
-            if home is None or home == self._connection.region:
+            self._region_checked = True
+            region = self._fallback.bucket_region()
+            if region is None or region == self._settings.region:
                 return False
-            log.info("s3://%s is in %s", self.name, home)
-            self._reach(home)
+            log.info("s3://%s is in %s", self.name, region)
+            self._open(region)
             return True
-
-
-def _patient_bucket(name: str, connection: Connection, closed: threading.Event) -> "PatientBucket":
-    from bincounter.data.s3.boto_fallback import PatientBucket  # which imports botocore
-
-    return PatientBucket(name, connection, closed)

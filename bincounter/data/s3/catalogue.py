@@ -5,84 +5,85 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
-from bincounter.data.s3.address import refusal
-from bincounter.data.s3.objects import Listed, Stored
-from bincounter.errors import DataError
+from bincounter.data.s3.objects import Listed, Parcel, Stored
 
-# Sizes that say more.
-ON_ITS_WAY = -1  # the object was asked for and is not known to have arrived
-ABSENT = -2  # it is listed but does not exist: consoles make such marks to show an empty folder
+# Sizes with a meaning of their own.
+_PENDING = -1  # the object was requested and is not known to have arrived
+_ABSENT = -2  # it is listed but does not exist: consoles make such markers to show an empty folder
 
-_FORM = 1
+_VERSION = 1
 _CHUNK = 1000  # rows
 _AFTER_SLASH = chr(ord("/") + 1)
 _LAST = chr(0x10FFFF)
 
 
+def tells_of_damage(error: BaseException | None) -> bool:
+    """Whether SQLite reports a corrupt file, for which it has no class of its own."""
+    return type(error) is sqlite3.DatabaseError
+
+
 class Catalogue:
     """The objects of one bucket. Its methods may be called from several threads.
 
-    A file that is damaged or of another form is replaced by an empty one, which costs transfers and nothing else.
+    A file that is corrupt or of another version is replaced by an empty one, which costs transfers and nothing else.
 
     Args:
-        path: of the file, made when it is missing.
+        path: of the file, made when it is missing; ``None`` for a temporary one that vanishes when it is closed.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None = None) -> None:
         self._lock = threading.Lock()
         try:
             self._rows = _opened(path)
         except sqlite3.Error as error:
-            if not tells_of_damage(error):
+            if path is None or not tells_of_damage(error):
                 raise
             path.unlink()
             self._rows = _opened(path)
 
     def close(self) -> None:
-        """Close the file; a thread that was left behind fails with an error of SQLite's, and can do no harm."""
-        with self._lock:  # a connection that is closed while another thread uses it ends the process
-            self._rows.close()
+        """Close the file."""
+        self._rows.close()
 
-    def known(self, key: str) -> Stored | None:
-        """The version of an object that was fetched, whether or not its file is still as it was."""
+    def stored_version(self, key: str) -> Stored | None:
+        """Etag and size of an object that was fetched, whether or not its file is unchanged."""
         with self._lock:
             row = self._rows.execute("SELECT etag, size FROM objects WHERE key = ? AND size >= 0", (key,)).fetchone()
         return Stored(*row) if row else None
 
-    def has(self, key: str) -> bool:
-        """Whether an object was ever asked for."""
+    def is_recorded(self, key: str) -> bool:
+        """Whether an object was ever requested."""
         return self._number("SELECT count(*) FROM objects WHERE key = ?", key) > 0
 
-    def note(self, objects: Iterable[Listed]) -> None:
-        """Keep what was fetched, all of it or nothing."""
+    def record(self, objects: Iterable[Listed]) -> None:
+        """Record fetched objects, all of them or none."""
         with self._writing() as rows:
             rows.executemany("INSERT OR REPLACE INTO objects VALUES (?, ?, ?)", objects)
 
     def forget(self, keys: Iterable[str]) -> None:
-        """Drop objects whose files are gone."""
+        """Delete the records of objects whose files are gone."""
         with self._writing() as rows:
             rows.executemany("DELETE FROM objects WHERE key = ?", ((key,) for key in keys))
 
-    def list_anew(self) -> None:
-        """Begin a listing."""
+    def clear_listing(self) -> None:
+        """Begin a new listing."""
         with self._writing() as rows:
             rows.execute("DELETE FROM listed")
 
-    def add(self, page: Iterable[Listed]) -> None:
+    def add_listed(self, page: Iterable[Listed]) -> None:
         """Add objects to the listing."""
         with self._writing() as rows:
             rows.executemany("INSERT OR REPLACE INTO listed VALUES (?, ?, ?)", page)
 
-    def drop(self, keys: Iterable[str]) -> None:
-        """Take objects out of the listing, and out of what has to be fetched."""
+    def drop_listed(self, keys: Iterable[str]) -> None:
+        """Delete objects from the listing and from the jobs."""
         with self._writing() as rows:
             for key in keys:
                 rows.execute("DELETE FROM listed WHERE key = ?", (key,))
                 rows.execute("DELETE FROM jobs WHERE key = ?", (key,))
 
-    def listed(self) -> int:
+    def count_listed(self) -> int:
         """Count the objects of the listing."""
         return self._number("SELECT count(*) FROM listed")
 
@@ -95,14 +96,14 @@ class Catalogue:
         query = "SELECT count(*) FROM (SELECT 1 FROM listed WHERE key > ? AND key < ? LIMIT 1)"
         return self._number(query, f"{folder}/", f"{folder}{_AFTER_SLASH}") > 0
 
-    def gone(self, prefix: str) -> list[str]:
-        """Some of the objects that were asked for and are listed no more; none when there are none left."""
+    def unlisted(self, prefix: str) -> list[str]:
+        """Up to 1,000 recorded objects that the listing does not have; none when there are none left."""
         query = "SELECT key FROM objects WHERE key >= ? AND key < ? AND key NOT IN (SELECT key FROM listed) LIMIT ?"
         with self._lock:
             return [key for (key,) in self._rows.execute(query, (prefix, prefix + _LAST, _CHUNK))]
 
     def boundaries(self, prefix: str, most: int) -> list[str]:
-        """Keys that cut what was listed last time into up to ``most`` parts of about one size.
+        """Keys that cut the recorded objects into up to ``most`` parts of about one size.
 
         No part is so small that it would not take a request of its own.
         """
@@ -116,83 +117,81 @@ class Catalogue:
                 self._rows.execute(query, (*span, there * part // number)).fetchone()[0] for part in range(1, number)
             ]
 
-    def look(self, prefix: str, is_here: Callable[[str, int], bool]) -> None:
-        """Note which files are not here any more, or in another size.
+    def mark_missing(self, prefix: str, is_here: Callable[[str, int], bool]) -> None:
+        """Mark the objects whose files are missing or of another size.
 
         Args:
-            prefix: of the keys that are looked at.
-            is_here: whether the file of a key is there, in a size of bytes.
+            prefix: of the keys to check.
+            is_here: (key, size in bytes) -> whether the file exists in that size.
         """
         for page in self._pages("objects", prefix):
             missing = [item.key for item in page if item.size >= 0 and not is_here(item.key, item.size)]
             if missing:
                 with self._writing() as rows:
-                    query = f"UPDATE objects SET etag = '', size = {ON_ITS_WAY} WHERE key = ?"
+                    query = f"UPDATE objects SET etag = '', size = {_PENDING} WHERE key = ?"
                     rows.executemany(query, ((key,) for key in missing))
 
-    def plan(self) -> None:
-        """Work out what has to be fetched: what is listed and new, changed, or not here."""
+    def plan_jobs(self) -> None:
+        """Make a job of each listed object that is new, changed or missing here."""
         with self._writing() as rows:
             rows.execute("DELETE FROM jobs")
             rows.execute(
                 "INSERT INTO jobs SELECT key, etag, size FROM listed AS l WHERE NOT EXISTS "
                 "(SELECT 1 FROM objects AS o WHERE o.key = l.key AND o.etag = l.etag AND o.size IN (l.size, ?))",
-                (ABSENT,),
+                (_ABSENT,),
             )
 
     def jobs(self) -> Iterator[list[Listed]]:
-        """What :meth:`plan` found, in order of key."""
+        """The objects to fetch, in order of key."""
         return self._pages("jobs")
 
-    def sift(self, verdict: Callable[[str], bool | None]) -> int:
-        """Choose among what has to be fetched.
+    def filter_jobs(self, verdict: Callable[[str], bool | None]) -> int:
+        """Drop or defer jobs.
 
         Args:
-            verdict: of a key; ``None`` puts it off until :meth:`bring_back`.
+            verdict: key -> whether to keep its job; ``None`` defers it until :meth:`restore_deferred`.
 
         Returns:
-            how many objects were refused.
+            how many jobs were dropped.
         """
         refused = 0
         for page in self.jobs():
             verdicts = [(verdict(item.key), item) for item in page]
             refused += sum(choice is False for choice, _ in verdicts)
             with self._writing() as rows:
-                put_off = (item for choice, item in verdicts if choice is None)
-                rows.executemany("INSERT INTO later VALUES (?, ?, ?)", put_off)
+                deferred = (item for choice, item in verdicts if choice is None)
+                rows.executemany("INSERT INTO deferred VALUES (?, ?, ?)", deferred)
                 not_now = ((item.key,) for choice, item in verdicts if not choice)
                 rows.executemany("DELETE FROM jobs WHERE key = ?", not_now)
         return refused
 
-    def bring_back(self) -> bool:
-        """Have what was put off fetched now, and nothing else; whether there is any."""
+    def restore_deferred(self) -> bool:
+        """Replace the jobs by the deferred ones; whether there are any."""
         with self._writing() as rows:
             rows.execute("DELETE FROM jobs")
-            rows.execute("INSERT INTO jobs SELECT * FROM later")
-            rows.execute("DELETE FROM later")
+            rows.execute("INSERT INTO jobs SELECT * FROM deferred")
+            rows.execute("DELETE FROM deferred")
         return self._number("SELECT count(*) FROM jobs") > 0
 
-    def work(self) -> tuple[int, int]:
-        """How many objects have to be fetched, and how many bytes."""
-        with self._lock:
-            number, size = self._rows.execute("SELECT count(*), coalesce(sum(size), 0) FROM jobs").fetchone()
-        return number, size
+    def jobs_total(self) -> tuple[int, int]:
+        """Number of objects to fetch, and their bytes."""
+        return self._total("jobs")
 
-    def expect_jobs(self) -> None:
-        """Note all that is about to be fetched, so that a kill leaves no file unknown or taken for another."""
+    def mark_jobs_pending(self) -> None:
+        """Record all jobs before they start, so that a kill leaves no file unrecorded or taken for another version."""
         with self._writing() as rows:
-            rows.execute(f"INSERT OR REPLACE INTO objects SELECT key, '', {ON_ITS_WAY} FROM jobs")
+            rows.execute(f"INSERT OR REPLACE INTO objects SELECT key, '', {_PENDING} FROM jobs")
 
-    def expect(self, keys: Iterable[str]) -> None:
-        """Note objects that are about to be fetched, and that no listing told of."""
+    def mark_pending(self, keys: Iterable[str]) -> None:
+        """Record objects that are about to be fetched without a listing."""
         with self._writing() as rows:
-            rows.executemany("INSERT OR IGNORE INTO objects VALUES (?, ?, ?)", ((key, "", ON_ITS_WAY) for key in keys))
+            rows.executemany("INSERT OR IGNORE INTO objects VALUES (?, ?, ?)", ((key, "", _PENDING) for key in keys))
 
-    def note_absent(self, keys: Iterable[str]) -> list[str]:
-        """Note marks of empty folders among objects that do not exist, so that they are not asked for again.
+    def record_absent(self, keys: Iterable[str]) -> list[str]:
+        """Record the markers of empty folders among objects that do not exist, so that they are not requested again.
 
         Returns:
-            those that are no marks.
+            those that are not markers.
         """
         others = []
         with self._writing() as rows:
@@ -201,8 +200,61 @@ class Catalogue:
                 if row is None:
                     others.append(key)
                 else:
-                    rows.execute(f"INSERT OR REPLACE INTO objects VALUES (?, ?, {ABSENT})", (key, *row))
+                    rows.execute(f"INSERT OR REPLACE INTO objects VALUES (?, ?, {_ABSENT})", (key, *row))
         return others
+
+    def add_files(self, parcels: Iterable[Parcel], *, last: bool) -> str | None:
+        """Plan to send files, all of them or none.
+
+        Args:
+            parcels: may be lazy and of any length.
+            last: send them once all others have arrived.
+
+        Returns:
+            a key that two files have, or ``None``.
+        """
+        key = None
+        try:
+            with self._writing() as rows:
+                for path, key, size, modified, _ in parcels:
+                    rows.execute("INSERT INTO files VALUES (?, ?, ?, ?, ?)", (key, str(path), size, modified, last))
+        except sqlite3.IntegrityError:
+            return key
+        return None
+
+    def files(self, *, last: bool) -> Iterator[Parcel]:
+        """The files to send, or those to send last, in the order in which they were added."""
+        query = (
+            "SELECT path, key, files.size, modified, etag FROM files LEFT JOIN listed USING (key, size) "
+            "WHERE last = ? ORDER BY files.rowid"
+        )
+        for path, *rest in self._rows.execute(query, (last,)):
+            yield Parcel(Path(path), *rest)
+
+    def files_total(self) -> tuple[int, int]:
+        """Number of files to send, and their bytes."""
+        return self._total("files")
+
+    def forget_files(self) -> None:
+        """Drop the files to send."""
+        with self._writing() as rows:
+            rows.execute("DELETE FROM files")
+
+    def listed_besides_files(self) -> Iterator[str]:
+        """Keys of the listing that no file becomes, in order."""
+        query = "SELECT key FROM listed WHERE key NOT IN (SELECT key FROM files) ORDER BY key"
+        return (key for (key,) in self._rows.execute(query))
+
+    def listed_size(self, key: str) -> int | None:
+        """Bytes of a listed object, ``None`` if it is not listed."""
+        with self._lock:
+            row = self._rows.execute("SELECT size FROM listed WHERE key = ?", (key,)).fetchone()
+        return row[0] if row else None
+
+    def _total(self, table: str) -> tuple[int, int]:
+        with self._lock:
+            number, size = self._rows.execute(f"SELECT count(*), coalesce(sum(size), 0) FROM {table}").fetchone()
+        return number, size
 
     def _pages(self, table: str, prefix: str = "") -> Iterator[list[Listed]]:
         """Rows of a table that may grow meanwhile, a page at a time."""
@@ -227,159 +279,23 @@ class Catalogue:
             yield self._rows
 
 
-def tells_of_damage(error: BaseException | None) -> bool:
-    """Whether the file is no catalogue, or no longer; SQLite has no class of its own for that."""
-    return type(error) is sqlite3.DatabaseError
-
-
-def _opened(path: Path) -> sqlite3.Connection:
-    rows = sqlite3.connect(path, check_same_thread=False)
+def _opened(path: Path | None) -> sqlite3.Connection:
+    rows = sqlite3.connect(path or "", check_same_thread=False)
     try:
         rows.execute("PRAGMA cache_size = -4000")  # kB
         rows.execute("PRAGMA synchronous = NORMAL")
-        (form,) = rows.execute("PRAGMA user_version").fetchone()
-        if form != _FORM:
+        (version,) = rows.execute("PRAGMA user_version").fetchone()
+        if version != _VERSION:
             rows.execute("DROP TABLE IF EXISTS objects")
             rows.execute("CREATE TABLE objects (key TEXT PRIMARY KEY, etag TEXT, size INTEGER) WITHOUT ROWID")
-            rows.execute(f"PRAGMA user_version = {_FORM}")
-        for table in ("listed", "jobs", "later"):
+            rows.execute(f"PRAGMA user_version = {_VERSION}")
+        for table in ("listed", "jobs", "deferred"):
             rows.execute(f"CREATE TEMP TABLE {table} (key TEXT PRIMARY KEY, etag TEXT, size INTEGER) WITHOUT ROWID")
+        rows.execute(
+            "CREATE TEMP TABLE files (key TEXT UNIQUE, path TEXT, size INTEGER, modified INTEGER, last INTEGER)"
+        )
         rows.execute("SELECT key, etag, size FROM objects LIMIT 1").fetchone()
     except BaseException:
         rows.close()
         raise
     return rows
-
-
-LARGEST = 5 * 1024**4
-"""Bytes of the largest object."""
-
-_LONGEST_KEY = 1024  # bytes
-
-
-class Parcel(NamedTuple):
-    """One file to send.
-
-    Attributes:
-        path: the file.
-        key: the object it becomes.
-        size: bytes of the file.
-        modified: nanoseconds, the time of the file's last change.
-        etag: of the object that is there, ``None`` where there is none of the file's size.
-    """
-
-    path: Path
-    key: str
-    size: int
-    modified: int
-    etag: str | None
-
-
-class SendingPlan:
-    """Files, the objects they become, and the objects that are there.
-
-    Args:
-        bucket: the name of the bucket, for messages.
-        prefix: of all keys, empty or ending in a slash.
-    """
-
-    def __init__(self, bucket: str, prefix: str) -> None:
-        self._bucket, self._prefix = bucket, prefix
-        self._rows = sqlite3.connect("", check_same_thread=False)  # without a name: a file that vanishes when closed
-        self._rows.execute("PRAGMA cache_size = -4000")  # kB
-        self._rows.execute(
-            "CREATE TABLE files (key TEXT UNIQUE, path TEXT, size INTEGER, modified INTEGER, last INTEGER)"
-        )
-        self._rows.execute("CREATE TABLE there (key TEXT PRIMARY KEY, etag TEXT, size INTEGER) WITHOUT ROWID")
-
-    def close(self) -> None:
-        """Forget it all."""
-        self._rows.close()
-
-    def add_files(self, files: Iterable[tuple[Path, str]], *, last: bool = False) -> None:
-        """Plan to send files.
-
-        Args:
-            files: each with its name below the prefix; may be lazy and of any length.
-            last: once all others have arrived.
-
-        Raises:
-            DataError: a file cannot be read, is too large or has a name that no object can have.
-        """
-        with self._rows:
-            for path, name in files:
-                status = self._checked(path, self._prefix + name)
-                try:
-                    self._rows.execute("INSERT INTO files VALUES (?, ?, ?, ?, ?)", (*status, last))
-                except sqlite3.IntegrityError as error:
-                    raise DataError(f"two files would become {self._address}{name}: rename one of them") from error
-
-    def add_there(self, page: Iterable[Listed]) -> None:
-        """Note objects of a listing."""
-        with self._rows:
-            self._rows.executemany("INSERT OR REPLACE INTO there VALUES (?, ?, ?)", page)
-
-    def forget_files(self) -> None:
-        """Drop the files, which have been sent."""
-        with self._rows:
-            self._rows.execute("DELETE FROM files")
-
-    def totals(self) -> tuple[int, int]:
-        """How many files there are, and how many bytes."""
-        objects, size = self._rows.execute("SELECT count(*), coalesce(sum(size), 0) FROM files").fetchone()
-        return objects, size
-
-    def size_there(self, key: str) -> int | None:
-        """The bytes of an object that is there, or ``None``."""
-        row = self._rows.execute("SELECT size FROM there WHERE key = ?", (key,)).fetchone()
-        return row[0] if row else None
-
-    def others(self) -> Iterator[str]:
-        """Names below the prefix of the objects that no file becomes."""
-        query = "SELECT key FROM there WHERE key NOT IN (SELECT key FROM files) ORDER BY key"
-        return (key.removeprefix(self._prefix) for (key,) in self._rows.execute(query))
-
-    def parcels(self, *, last: bool) -> Iterator[Parcel]:
-        """The files in the order in which they were added, apart from those of the other kind."""
-        query = (
-            "SELECT path, key, files.size, modified, etag FROM files LEFT JOIN there USING (key, size) "
-            "WHERE last = ? ORDER BY files.rowid"
-        )
-        for path, *rest in self._rows.execute(query, (last,)):
-            yield Parcel(Path(path), *rest)
-
-    def _checked(self, path: Path, key: str) -> tuple[str, str, int, int]:
-        try:
-            status = path.stat()
-            reason = _refusal(key, status.st_size)
-        except OSError as error:
-            raise unreadable(path, error) from error
-        if reason:
-            raise DataError(f"{path} cannot become an object of {self._address}: it {reason}")
-        return key, str(path), status.st_size, status.st_mtime_ns
-
-    @property
-    def _address(self) -> str:
-        return f"s3://{self._bucket}/{self._prefix}"
-
-
-def unreadable(path: Path, error: OSError) -> DataError:
-    """The sentence for a file that cannot be read."""
-    why = (error.strerror or type(error).__name__).lower()
-    return DataError(f"{path} cannot be read ({why}): make it readable, or move it out of the folder")
-
-
-def _refusal(key: str, size: int) -> str | None:
-    """Why a file cannot become the object ``key``, or ``None`` when it can."""
-    reason = refusal(key)
-    if reason:
-        return f"{reason}, rename it"
-    if size > LARGEST:
-        return "is larger than the 5 TB that S3 takes, divide it"
-    try:
-        length = len(key.encode())
-    except UnicodeEncodeError:
-        return "has a name that is not UTF-8, rename it"
-    if length > _LONGEST_KEY:
-        return f"needs a key of {length} bytes and S3 takes {_LONGEST_KEY}, name a shorter folder or file"
-    return None

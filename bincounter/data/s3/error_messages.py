@@ -1,4 +1,4 @@
-"""``MissingError``, ``DeniedError``; one sentence per error, from the one place that knows S3's error names.
+"""Sentences for the errors of S3 and botocore, and the exceptions that carry them.
 
 No sentence repeats an address or a setting that may hold a secret.
 """
@@ -24,19 +24,19 @@ from bincounter.errors import BinCounterError, DataError, ResourceError
 
 
 class MissingError(DataError):
-    """There is no object of that name."""
+    """No object has this name."""
 
 
 class DeniedError(DataError):
-    """The server does not let us read it."""
+    """Reading or writing the object is not permitted."""
 
 
 class DamagedError(Exception):
-    """A body that is not what the server said it would send."""
+    """A body that does not match its headers."""
 
 
 class LostError(Exception):
-    """A redirect that does not say to which region."""
+    """A redirect without a region."""
 
 
 BROKEN_OFF = (
@@ -47,11 +47,11 @@ BROKEN_OFF = (
     ResponseParserError,
     DamagedError,
 )
-"""Errors on the way, after which the same request may well succeed."""
+"""Errors of the connection, after which the same request may succeed."""
 
 _REFUSED = "{host} refuses the credentials ({code}): "
 _ELSEWHERE = "{address} is in another region: set AWS_REGION to that of its bucket"
-_ANSWERS = {
+_SENTENCES = {
     "NoSuchBucket": "{host} has no bucket for {address}: correct data.source, or AWS_ENDPOINT_URL for another service",
     "ExpiredToken": _REFUSED + "log in again, they have expired",
     "ExpiredTokenException": _REFUSED + "log in again, they have expired",
@@ -72,26 +72,26 @@ _DENIED = "access to {address} is denied: have s3:ListBucket and s3:GetObject al
 
 
 def status(error: ClientError) -> int:
-    """The HTTP status of the server's answer, 0 where there is none."""
+    """HTTP status of an error response, 0 where there is none."""
     return error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
 
 
 def explain_request(error: Exception, address: str, *, host: str, signed: bool, reached: bool) -> BinCounterError:
-    """The sentence for a request that failed for good.
+    """Describe a request that failed for good.
 
     Args:
-        error: what boto raised.
-        address: of the object or folder that was asked for.
+        error: raised by boto.
+        address: of the object or folder that was requested.
         host: of the server.
         signed: whether the request carried credentials.
-        reached: whether this server ever answered.
+        reached: whether this server ever responded.
     """
     if isinstance(error, ClientError):
-        return _explain_answer(error, address, host, signed)
+        return _explain_response(error, address, host, signed)
     if isinstance(error, LostError):
         return DataError(
-            f"{host} sends requests for {address} elsewhere and does not say to which region: correct AWS_ENDPOINT_URL "
-            "(https instead of http, say), or AWS_REGION"
+            f"{host} redirects requests for {address} without naming a region: correct AWS_ENDPOINT_URL (such as https "
+            "instead of http), or AWS_REGION"
         )
     if isinstance(error, SSLError):
         return ResourceError(
@@ -105,47 +105,49 @@ def explain_request(error: Exception, address: str, *, host: str, signed: bool, 
     if isinstance(error, BROKEN_OFF):
         what = str(error) if isinstance(error, DamagedError) else type(error).__name__  # others repeat the endpoint
         return ResourceError(
-            f"{host} broke off again and again over {address} ({what}): run the same command again, it goes on from "
-            "what has arrived"
+            f"the connection to {host} failed repeatedly for {address} ({what}): run the same command again, it "
+            "resumes from what has arrived"
         )
     return explain_settings(error)
 
 
 def explain_sending(error: Exception, address: str, *, host: str, signed: bool, reached: bool) -> BinCounterError:
-    """The sentence for a request that was to send ``address``; see :func:`explain_request`."""
+    """Describe a failed request to send ``address``; see :func:`explain_request`."""
     code = error.response.get("Error", {}).get("Code", "") if isinstance(error, ClientError) else ""
     bucket = address.removeprefix("s3://").partition("/")[0]
     if code == "NoSuchBucket":
-        return DataError(f"there is no bucket {bucket}: create it (aws s3 mb s3://{bucket}), or name another")
+        return DataError(f"bucket {bucket} does not exist: create it (aws s3 mb s3://{bucket}), or name another")
     if code == "AccessDenied":
         return DeniedError(f"writing {address} is denied: have s3:PutObject allowed, or set AWS_PROFILE to another")
     if code in ("BadDigest", "InvalidDigest"):
         return DataError(
-            f"{address} arrived as something else, its file was changed meanwhile: run the same command again"
+            f"{address} arrived with another MD5, its file was changed meanwhile: run the same command again"
         )
     return explain_request(error, address, host=host, signed=signed, reached=reached)
 
 
 def explain_settings(error: Exception) -> DataError:
-    """The sentence for what is wrong on this side: profiles, sources of credentials, the endpoint."""
+    """Describe wrong local settings: profiles, sources of credentials, the endpoint."""
     if isinstance(error, SSOError | TokenRetrievalError | CredentialRetrievalError):
-        return DataError(f"the AWS credentials cannot be had ({_in_a_line(error)}): log in again, or set AWS_PROFILE")
+        return DataError(
+            f"the AWS credentials are not available ({_in_a_line(error)}): log in again, or set AWS_PROFILE"
+        )
     if isinstance(error, ProfileNotFound | PartialCredentialsError | NoCredentialsError):
         return DataError(f"{_in_a_line(error)}: run `aws configure`, or set AWS_PROFILE to a profile that is complete")
     if not isinstance(error, BotoCoreError):  # botocore's ValueError repeats the endpoint, user name and all
-        return DataError("AWS_ENDPOINT_URL is no address: write it as http://host:port, or unset it")
+        return DataError("AWS_ENDPOINT_URL is not an address: write it as http://host:port, or unset it")
     return DataError(f"the AWS settings cannot be used ({_in_a_line(error)}): correct them, or set AWS_PROFILE")
 
 
-def _explain_answer(error: ClientError, address: str, host: str, signed: bool) -> BinCounterError:
+def _explain_response(error: ClientError, address: str, host: str, signed: bool) -> BinCounterError:
     code, number = error.response.get("Error", {}).get("Code", ""), status(error)
-    if code in _ANSWERS:
-        return DataError(_ANSWERS[code].format(address=address, host=host, code=code))
+    if code in _SENTENCES:
+        return DataError(_SENTENCES[code].format(address=address, host=host, code=code))
     if number == 404:
         return MissingError(f"{address} does not exist: correct the address")
     if number in (401, 403) or (number == 400 and not signed):
         return DeniedError((_DENIED if signed else _ANONYMOUS).format(address=address))
-    return ResourceError(f"{host} answers {code or number} for {address}: run the same command again later")
+    return ResourceError(f"{host} returned {code or number} for {address}: run the same command again later")
 
 
 def _in_a_line(error: Exception) -> str:

@@ -1,21 +1,19 @@
-"""Local copy of a bucket: lock, staging, publish, unusable keys.
+"""Local copy of a bucket: lock, staging folder, atomic publication, unusable keys.
 
-``<data_dir>/s3/<bucket>/<key>`` holds one object each. What is known of them is kept out of the layouts' sight in
-``<data_dir>/s3/.sync`` (a bucket's name cannot start with a dot): a catalogue, a lock, and the files on their way. All
-sources in one bucket share these, so that ``s3://b`` and ``s3://b/photos`` agree.
+``<data_dir>/s3/<bucket>/<key>`` holds one object each. Their state is in ``<data_dir>/s3/.sync``, where no layout
+reads (a bucket's name cannot start with a dot): a catalogue, a lock, and the unfinished files. All sources in one
+bucket share these, so that ``s3://b`` and ``s3://b/photos`` agree.
 
-Files are flushed to disk before they are renamed into place, many at once, since each flush waits for the disk; the
-catalogue is written last. It may therefore not know of files that were in place before a kill or a power cut, whose
-objects are then fetched again, but it never vouches for a file that is not whole.
+Files are on disk before they are renamed into place, and the catalogue is written last. It may therefore not know of
+files that were in place before a kill or a power cut, whose objects are then fetched again, but it never lists a file
+that is not whole.
 """
 
-import ctypes
 import fcntl
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from types import TracebackType
@@ -27,7 +25,8 @@ from bincounter.data.s3.objects import Listed, Stored
 
 log = logging.getLogger(__name__)
 
-_FOLDERS = 10_000  # of which is remembered that they were made
+_FOLDERS = 10_000  # of which is remembered that they exist, or that no object has their name
+_NAMED = 5  # objects named in one line of the log
 
 
 class Arrived(NamedTuple):
@@ -44,6 +43,11 @@ class Arrived(NamedTuple):
     stored: Stored
 
 
+def local_folder(data_dir: Path, bucket: str, prefix: str = "") -> Path:
+    """Folder of the local copies of a bucket's objects below ``prefix``."""
+    return data_dir / "s3" / bucket / prefix
+
+
 class Mirror:
     """The local files of one bucket; a context manager that holds the bucket's lock.
 
@@ -53,19 +57,18 @@ class Mirror:
 
     Attributes:
         folder: of the files.
-        catalogue: what is known of them.
+        catalogue: records them.
     """
 
     catalogue: Catalogue
 
     def __init__(self, data_dir: Path, bucket: str) -> None:
         state = data_dir / "s3" / ".sync"
-        self.folder = data_dir / "s3" / bucket
+        self.folder = local_folder(data_dir, bucket)
         self._lock_path = state / f"{bucket}.lock"
         self._catalogue_path = state / f"{bucket}.sqlite"
         self._staging = state / f"{bucket}.parts"
-        # A name of its own, since a thread that was left behind by another mirror may still write a file.
-        self._name, self._numbers = os.urandom(4).hex(), count()
+        self._numbers = count()
         self._folders: set[str] = set()
 
     def __enter__(self) -> Self:
@@ -75,7 +78,7 @@ class Mirror:
         try:
             self._acquire()
             shutil.rmtree(self._staging, ignore_errors=True)  # what a killed process left half done
-            self._staging.mkdir(exist_ok=True)  # such a thread may have made a file just now
+            self._staging.mkdir(exist_ok=True)
             self.catalogue = Catalogue(self._catalogue_path)
         except BaseException:
             self._lock.close()
@@ -94,46 +97,45 @@ class Mirror:
             self._lock.close()
 
     def path(self, key: str) -> Path:
-        """The local file of ``key``, which :func:`refusal` let pass."""
+        """The local file of ``key``, which :func:`refusal` accepts."""
         return self.folder / key
 
     def is_here(self, key: str, size: int) -> bool:
-        """Whether the local file of ``key`` is there and has so many bytes."""
+        """Whether the local file of ``key`` exists and has ``size`` bytes."""
         try:
             return os.stat(f"{self.folder}/{key}").st_size == size  # noqa: PTH116  # half the time of a Path, for each object
         except (FileNotFoundError, NotADirectoryError):
             return False
 
-    def known(self, key: str) -> Stored | None:
-        """The version of ``key`` that lies here whole, or ``None``; a file whose size was changed does not count."""
-        stored = self.catalogue.known(key)
+    def local_version(self, key: str) -> Stored | None:
+        """Etag and size of the local file of ``key``; ``None`` if it is missing or its size was changed."""
+        stored = self.catalogue.stored_version(key)
         return stored if stored and self.is_here(key, stored.size) else None
 
     def staged(self) -> Path:
-        """A new place for a file on its way."""
-        return self._staging / f"{self._name}-{next(self._numbers)}"
+        """A new path for a file that is being fetched."""
+        return self._staging / str(next(self._numbers))
 
     def publish(self, arrived: Sequence[Arrived]) -> None:
-        """Flush files to disk, then make them the local files of their keys; called by one thread at a time."""
-        _flush(self._staging, [file for _, file, _ in arrived])
+        """Make files, which are on disk, the local files of their keys; called by one thread at a time."""
         for key, file, _ in arrived:
             path = f"{self.folder}/{key}"
             self._make_folder(path.rpartition("/")[0])
             os.replace(file, path)  # noqa: PTH105
-        self.catalogue.note(Listed(key, *stored) for key, _, stored in arrived)
+        self.catalogue.record(Listed(key, *stored) for key, _, stored in arrived)
 
     def forget(self, keys: Iterable[str]) -> None:
         """Delete the local files of ``keys``, and the folders which that leaves empty."""
         keys = list(keys)
         for key in keys:
-            if refusal(key) or not self.catalogue.has(key):  # no file of ours
+            if refusal(key) or not self.catalogue.is_recorded(key):  # no file of ours
                 continue
             path = self.path(key)
             try:
                 path.unlink()
                 _remove_empty(path.parent, self.folder)
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-                pass  # asked for, but it never arrived, or someone else deleted it
+                pass  # it never arrived, or someone else deleted it
         self._folders.clear()
         self.catalogue.forget(keys)
 
@@ -148,30 +150,53 @@ class Mirror:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            log.warning("another process is fetching into %s; waiting until it is done", self.folder)
+            log.warning("another process is fetching into %s; waiting for it", self.folder)
             fcntl.flock(self._lock, fcntl.LOCK_EX)
 
 
-def _flush(folder: Path, files: Iterable[Path]) -> None:
-    """Wait until files are on disk, by one call for all of them where the system has it (Linux)."""
-    flush_all = _syncfs()
-    if flush_all is not None:
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            if flush_all(descriptor):
-                number = ctypes.get_errno()
-                raise OSError(number, os.strerror(number), str(folder))
-        finally:
-            os.close(descriptor)
-        return
-    for file in files:
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
+def leave_out_what_cannot_be_here(catalogue: Catalogue, mirror: Mirror) -> None:
+    """Drop the jobs of objects that cannot be local files, and log their keys.
+
+    An object whose key is also a folder of other objects is dropped, and its local file is deleted.
+    """
+    refused: dict[str, str] = {}
+    folders: set[str] = set()
+    for page in catalogue.jobs():
+        for item in page:
+            if item.key.endswith("/") and not item.size:
+                catalogue.drop_listed([item.key])  # what consoles make to show an empty folder
+            elif reason := refusal(item.key):
+                refused[item.key] = reason
+            elif catalogue.has_listed_below(item.key):
+                refused[item.key] = "is a folder of other objects" if item.size else ""
+            else:
+                refused |= dict.fromkeys(_in_the_way(item, catalogue, folders), "is a folder of other objects")
+    catalogue.drop_listed(refused)
+    mirror.forget(refused)
+    warn_of_refused(refused)
 
 
-@cache
-def _syncfs() -> Callable[[int], int] | None:
-    return getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
+def warn_of_refused(reasons: Mapping[str, str]) -> None:
+    """Log the keys that cannot be local files; those with an empty reason are markers of folders and are not logged."""
+    named = [f"{key!r} {reason}" for key, reason in reasons.items() if reason]
+    warn("%d objects cannot be local files and are skipped: %s", named)
+
+
+def warn(message: str, items: Sequence[str]) -> None:
+    """Log a warning with the number of items and the first few of them."""
+    if items:
+        log.warning(message, len(items), ", ".join(items[:_NAMED]) + (", ..." if len(items) > _NAMED else ""))
+
+
+def _in_the_way(item: Listed, catalogue: Catalogue, folders: set[str]) -> Iterator[str]:
+    """Objects whose key is a folder that the item is in."""
+    folder = item.key
+    while (cut := folder.rfind("/")) >= 0 and (folder := folder[:cut]) not in folders:
+        if catalogue.is_listed(folder):
+            yield folder
+        if len(folders) == _FOLDERS:
+            folders.clear()
+        folders.add(folder)
 
 
 def _remove_empty(folder: Path, root: Path) -> None:
@@ -182,52 +207,3 @@ def _remove_empty(folder: Path, root: Path) -> None:
         except OSError:
             return
         folder = folder.parent
-
-
-_NAMED = 5  # objects named in one line of the log
-_REMEMBERED = 10_000  # folders of which is known that no object has their name
-
-
-def leave_out_what_cannot_be_here(catalogue: Catalogue, mirror: Mirror) -> None:
-    """Take objects that cannot be local files out of what has to be fetched, and name them in the log.
-
-    Of an object and others in a folder of its name the object is left out; its file, should it be here, makes way.
-    """
-    refused: dict[str, str] = {}
-    folders: set[str] = set()
-    for page in catalogue.jobs():
-        for item in page:
-            if item.key.endswith("/") and not item.size:
-                catalogue.drop([item.key])  # what consoles make to show an empty folder
-            elif reason := refusal(item.key):
-                refused[item.key] = reason
-            elif catalogue.has_listed_below(item.key):
-                refused[item.key] = "is a folder of other objects" if item.size else ""
-            else:
-                refused |= dict.fromkeys(_in_the_way(item, catalogue, folders), "is a folder of other objects")
-    catalogue.drop(refused)
-    mirror.forget(refused)
-    warn_of_refused(refused)
-
-
-def warn_of_refused(reasons: Mapping[str, str]) -> None:
-    """Log the keys that cannot be local files, but those without a reason, which nobody misses."""
-    named = [f"{key!r} {reason}" for key, reason in reasons.items() if reason]
-    warn("%d objects cannot be local files and are left out: %s", named)
-
-
-def warn(message: str, items: Sequence[str]) -> None:
-    """Log a warning that takes a number and names; of many only the first are named."""
-    if items:
-        log.warning(message, len(items), ", ".join(items[:_NAMED]) + (", ..." if len(items) > _NAMED else ""))
-
-
-def _in_the_way(item: Listed, catalogue: Catalogue, folders: set[str]) -> Iterator[str]:
-    """Objects with the name of a folder that the item is in."""
-    folder = item.key
-    while (cut := folder.rfind("/")) >= 0 and (folder := folder[:cut]) not in folders:
-        if catalogue.is_listed(folder):
-            yield folder
-        if len(folders) == _REMEMBERED:
-            folders.clear()
-        folders.add(folder)

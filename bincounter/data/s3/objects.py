@@ -1,9 +1,9 @@
-"""``Listed``, ``Stored``: size and etag; whether bytes match an etag.
+"""Size and etag of objects, and the check of a file against an etag.
 
 An etag is the MD5 of a body that was sent at once, and of one that was sent in parts the MD5 of the parts' MD5s, with
 their number behind a dash (https://docs.aws.amazon.com/AmazonS3/latest/API/API_Object.html). The size of the parts is
-not told, but senders use few. Where a key of KMS or a customer's own encrypts, an etag is neither, which only the
-headers of an answer tell.
+not reported, but senders use few. Where a key of KMS or a customer's own encrypts, an etag is neither, which only the
+headers of a response show.
 """
 
 import hashlib
@@ -45,8 +45,8 @@ class Job(NamedTuple):
 
     Attributes:
         key: its name.
-        listed: what the listing said of it, or ``None`` where there was none.
-        unless: the version that is here already, or ``""``.
+        listed: its version in the listing, or ``None`` without a listing.
+        unless: etag of the version that is here already, or ``""``.
     """
 
     key: str
@@ -54,12 +54,30 @@ class Job(NamedTuple):
     unless: str = ""
 
 
+class Parcel(NamedTuple):
+    """One file to send.
+
+    Attributes:
+        path: the file.
+        key: the object it becomes.
+        size: bytes of the file.
+        modified: nanoseconds, the time of the file's last change.
+        etag: of the object that exists, ``None`` where there is none of the file's size.
+    """
+
+    path: Path
+    key: str
+    size: int
+    modified: int
+    etag: str | None = None
+
+
 class Outcome(NamedTuple):
-    """What a transfer did.
+    """Result of a transfer.
 
     Attributes:
         fetched: objects that are here now and were not.
-        absent: those that could not be had, with the tolerated error.
+        absent: those that could not be fetched, with the tolerated error.
     """
 
     fetched: int
@@ -83,7 +101,7 @@ def is_md5(etag: str) -> bool:
 
 
 def can_be_computed(etag: str, size: int) -> bool:
-    """Whether the etag has a form that bytes can be held against.
+    """Whether the etag has a form that can be computed from bytes.
 
     Args:
         etag: without quotes.
@@ -97,7 +115,7 @@ def names(etag: str, path: Path, size: int) -> bool:
 
     Args:
         etag: without quotes.
-        path: the file, which is read once for each size of parts that comes into question.
+        path: the file, which is read once for each possible size of parts.
         size: of the file, bytes.
     """
     if is_md5(etag):

@@ -1,7 +1,7 @@
-"""Photos read by range, many requests at a time; refuses forked processes.
+"""Photos read by range out of objects, many requests at a time.
 
-obstore's threads do not outlive a fork, and a forked process that asks it for bytes waits forever. So processes that
-read photos have to be started anew (``forkserver`` or ``spawn``); one that was forked is told so.
+The threads of obstore do not survive a fork, and a request in a forked process would wait forever. So processes that
+read photos have to be started by ``forkserver`` or ``spawn``; a forked one gets an error.
 """
 
 import os
@@ -14,13 +14,13 @@ from bincounter.data.records import PhotoFile
 from bincounter.data.s3.bucket import Bucket
 from bincounter.errors import DataError
 
-_GAP = 1 << 18  # bytes between two photos that are rather read along than asked for separately
+_GAP = 1 << 18  # bytes between two photos that are read in one request
 _SPAN = 1 << 23  # bytes of one request
 _THREADS = 32  # most requests that one batch of photos makes at a time
 
 
 def limit_requests(connections: int) -> None:
-    """Bound the requests that this process makes at a time from now on, by the settings as they are now."""
+    """Set the most requests that this process makes at a time, and read the AWS settings anew."""
     global _reader  # noqa: PLW0603  # connections belong to a process
     _reader = _Reader(connections)
 
@@ -30,12 +30,21 @@ def limit_requests_of_worker(connections: int, _worker: int) -> None:
     limit_requests(connections)
 
 
+def open_bucket(name: str) -> Bucket:
+    """Open a bucket for this process, once.
+
+    Raises:
+        DataError: the address or the settings are wrong, or this process was forked.
+    """
+    return _reader_here().bucket(name)
+
+
 def read_objects(files: Sequence[PhotoFile]) -> list[bytes]:
     """Read photos out of shards in a bucket, near ones by one request, and many requests at a time.
 
     Raises:
-        DataError: a shard is missing or not for us to read, or this process was forked.
-        ResourceError: a shard ends before, or the network or the server gave out.
+        DataError: a shard is missing or may not be read, or this process was forked.
+        ResourceError: a shard is too short, or the network or the server failed.
     """
     reader = _reader_here()
     spans = list(_spans(files))
@@ -49,7 +58,7 @@ def read_objects(files: Sequence[PhotoFile]) -> list[bytes]:
 
 
 class _Span(NamedTuple):
-    """One request: the bytes from ``start`` to ``end`` of an object, and the rows whose photos lie in them."""
+    """One request: the bytes from ``start`` to ``end`` of an object, and the rows of the photos in them."""
 
     bucket: str
     key: str
@@ -59,7 +68,7 @@ class _Span(NamedTuple):
 
 
 class _Reader:
-    """What this process reads buckets with."""
+    """Buckets and threads of one process."""
 
     def __init__(self, connections: int) -> None:
         self.connections = connections
@@ -98,7 +107,7 @@ def _reader_here() -> _Reader:
 
 
 def _spans(files: Sequence[PhotoFile]) -> Iterator[_Span]:
-    """Join photos that lie near each other in one object."""
+    """Join photos that are near each other in one object."""
     span: _Span | None = None
     for row in sorted(range(len(files)), key=lambda row: (str(files[row].path), files[row].offset)):
         file = files[row]

@@ -1,7 +1,7 @@
-"""``fetch()``: list, plan, transfer; a no-op when nothing changed.
+"""Sync of an ``s3://`` folder into a local one: list, plan, transfer.
 
-The folder mirrors the bucket: new and changed objects are fetched, files whose object is gone are deleted, and nothing
-is transferred when nothing changed. A run that was killed is gone on with; two at once do the work once.
+The local folder mirrors the bucket: new and changed objects are fetched, files whose object is gone are deleted, and
+nothing is transferred when nothing changed. A killed run is resumed by the same call; two at once do the work once.
 """
 
 import logging
@@ -10,11 +10,10 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import Protocol, TypeVar
 
 from bincounter.data.s3.address import parse, refusal
 from bincounter.data.s3.bucket import Bucket
@@ -26,36 +25,45 @@ from bincounter.errors import DataError, ResourceError
 from bincounter.parallel import for_each
 from bincounter.progress import TransferProgress
 
-if TYPE_CHECKING:
-    from bincounter.data.source import Chooser
-
 log = logging.getLogger(__name__)
 
-Verdict = TypeVar("Verdict", bool, bool | None)
+_LISTINGS = 8  # at a time
+_EVERY = 0.5  # seconds after which files are moved into place: the most work that a kill can cost
+_MOST = 1024  # files that wait for it
+
+_Verdict = TypeVar("_Verdict", bool, bool | None)
+
+
+class ObjectFilter(Protocol):
+    """Chooses the objects to fetch; names are relative to the source."""
+
+    def by_name(self, name: str) -> bool | None:
+        """Whether an object is wanted; ``None`` where that depends on other objects."""
+
+    def by_metadata(self, name: str) -> bool:
+        """Whether an object is wanted for which ``by_name`` gave ``None``; called once the others are here."""
 
 
 def fetch(
     source: str,
     data_dir: Path,
     *,
-    ids: Sequence[str] | None = None,
-    counts: Sequence[int] | None = None,
-    only: str = "all",
+    names: Sequence[str] | None = None,
+    wanted: ObjectFilter | None = None,
     deleted: str = "mirror",
     connections: int = 64,
 ) -> Path:
     """Make ``data_dir/s3/<bucket>/<folder>`` hold what ``s3://<bucket>/<folder>`` holds, and nothing it used to hold.
 
     Each file appears whole or not at all, checked by size and etag. Files that were put into the local folder by
-    others stay. Keys that cannot be local files are left out and logged.
+    others stay. Keys that cannot be local files are skipped and logged.
 
     Args:
         source: an address, see :func:`bincounter.data.s3.address.parse`.
         data_dir: the folder that holds the copies of all buckets.
-        ids: of a source in ABID's layout fetch only the photos and the metadata of these bins, a request for each and
-            no listing (the public bucket has a million objects); what is missing is left to the layout to report.
-        counts: that will be used; ``None`` for all.
-        only: ``counts`` to fetch no photo whose count, by folder or by metadata, is another.
+        names: the only objects to fetch, relative to the source: a request for each and no listing. Those that do not
+            exist are logged.
+        wanted: chooses the objects to fetch; the local files of the others stay.
         deleted: ``mirror`` to delete local files whose object is gone, ``keep`` to leave them.
         connections: requests at a time.
 
@@ -63,19 +71,18 @@ def fetch(
         the local folder.
 
     Raises:
-        DataError: the address or the credentials are wrong, or nothing lies there.
-        ResourceError: the network, the server or the disk gave out; the same call goes on from what is there.
+        DataError: the address or the credentials are wrong, or nothing exists there.
+        ResourceError: the network, the server or the disk failed; the same call resumes.
     """
-    name, prefix = parse(source)
+    bucket, prefix = parse(source)
     try:
-        with closing(Bucket(name, connections)) as bucket, Mirror(data_dir, name) as mirror:
-            folder = mirror.path(prefix)
-            chooser = _chooser(folder, counts) if only == "counts" else None
-            sync = _Sync(bucket, mirror, prefix, connections, chooser)
-            if ids is None:
+        with Mirror(data_dir, bucket) as mirror:
+            sync = _Sync(Bucket(bucket, connections), mirror, prefix, connections, wanted)
+            if names is None:
                 sync.fetch_all(keep_deleted=deleted == "keep")
             else:
-                sync.fetch_bins(ids)
+                sync.fetch_names(names)
+            return mirror.path(prefix)
     except OSError as error:
         raise ResourceError(
             f"{error.filename or data_dir} cannot be written ({error.strerror}): make room for it, or set "
@@ -91,101 +98,99 @@ def fetch(
             f"the list of what was fetched cannot be written to {data_dir} ({error}): make room for it, or set "
             "paths.data_dir to another folder; what was fetched is kept"
         ) from error
-    return folder
-
-
-def _chooser(folder: Path, counts: Sequence[int] | None) -> "Chooser | None":
-    from bincounter.data.source import Chooser
-
-    return None if counts is None else Chooser(folder, counts)
 
 
 class _Sync:
     """One source on its way into the mirror of its bucket."""
 
     def __init__(
-        self, bucket: Bucket, mirror: Mirror, prefix: str, connections: int, chooser: "Chooser | None"
+        self, bucket: Bucket, mirror: Mirror, prefix: str, connections: int, wanted: ObjectFilter | None
     ) -> None:
         self._bucket, self._mirror, self._catalogue = bucket, mirror, mirror.catalogue
-        self._connections, self._chooser = connections, chooser
+        self._connections, self._wanted = connections, wanted
         self._below = f"{prefix}/" if prefix else ""
         self._address = f"s3://{bucket.name}/{self._below}"
-        self._left = 0
 
     def fetch_all(self, *, keep_deleted: bool) -> None:
         """Mirror every object below the prefix."""
         log.info("listing %s", self._address)
-        look = partial(self._catalogue.look, self._below, self._mirror.is_here)
-        list_into(self._catalogue, self._bucket, self._below, meanwhile=look)
-        number = self._catalogue.listed()
+        _list_into(
+            self._catalogue,
+            self._bucket,
+            self._below,
+            meanwhile=partial(self._catalogue.mark_missing, self._below, self._mirror.is_here),
+        )
+        number = self._catalogue.count_listed()
         if not number:
-            raise DataError(f"nothing lies under {self._address}: correct the folder, its letters' case included")
+            raise DataError(f"no object exists under {self._address}: correct the folder, its letters' case included")
         if not keep_deleted:
-            while gone := self._catalogue.gone(self._below):
+            while gone := self._catalogue.unlisted(self._below):
                 self._mirror.forget(gone)
-        self._catalogue.plan()
+        self._catalogue.plan_jobs()
         leave_out_what_cannot_be_here(self._catalogue, self._mirror)
-        if self._chooser:
-            self._left += self._catalogue.sift(self._relative(self._chooser.by_name))
+        left = self._catalogue.filter_jobs(self._relative(self._wanted.by_name)) if self._wanted else 0
         fetched = self._fetch_jobs()
-        if self._chooser and self._catalogue.bring_back():
-            self._left += self._catalogue.sift(self._relative(self._chooser.by_metadata))
+        if self._wanted and self._catalogue.restore_deferred():
+            left += self._catalogue.filter_jobs(self._relative(self._wanted.by_metadata))
             fetched += self._fetch_jobs()
         log.info("%s: %d objects, %d of them fetched now", self._address, number, fetched)
-        self._say_what_was_left()
+        _log_excluded(left)
 
-    def fetch_bins(self, ids: Sequence[str]) -> None:
-        """Mirror the photos and metadata of ``ids``; the files of other bins are left alone."""
-        from bincounter.data.layouts.abid import METADATA, PHOTOS
-
-        metadata = self._usable(f"{METADATA}/{bin_id}.json" for bin_id in ids)
-        photos = self._usable(f"{PHOTOS}/{bin_id}.jpg" for bin_id in ids)
-        if self._chooser:
-            outcome = self._fetch_keys(metadata)
-            wanted = self._relative(self._chooser.by_metadata)
-            chosen = [key for key in photos if wanted(key)]
-            self._left = len(photos) - len(chosen)
-            photos, more = chosen, self._fetch_keys(chosen)
-            outcome = Outcome(outcome.fetched + more.fetched, outcome.absent | more.absent)
+    def fetch_names(self, names: Sequence[str]) -> None:
+        """Mirror the objects of these names below the prefix; all other files are left alone."""
+        keys = list(dict.fromkeys(self._below + name for name in names))
+        refused = {key: reason for key in keys if (reason := refusal(key))}
+        warn_of_refused(refused)
+        keys = [key for key in keys if key not in refused]
+        if self._wanted is None:
+            requested, outcome = keys, self._fetch_keys(keys)
         else:
-            outcome = self._fetch_keys(metadata + photos)
-        absent, number = outcome.absent, len(metadata) + len(photos)
-        if len(absent) == number:
+            by_name, by_metadata = self._relative(self._wanted.by_name), self._relative(self._wanted.by_metadata)
+            verdicts = {key: by_name(key) for key in keys}
+            first = [key for key in keys if verdicts[key]]
+            outcome = self._fetch_keys(first)
+            then = [key for key in keys if verdicts[key] is None and by_metadata(key)]
+            more = self._fetch_keys(then)
+            requested, outcome = first + then, Outcome(outcome.fetched + more.fetched, outcome.absent | more.absent)
+        absent = outcome.absent
+        if len(absent) == len(requested):
             raise next(
                 (error for error in absent.values() if isinstance(error, DeniedError)),
-                DataError(f"none of the {len(ids)} ids lies under {self._address}: correct data.source or the ids"),
+                DataError(f"none of the {len(names)} objects exists under {self._address}: correct data.source or ids"),
             )
         warn("%d objects do not exist: %s", list(absent))
-        log.info(
-            "%s: %d of %d objects are here, %d fetched now",
-            self._address,
-            number - len(absent),
-            number,
-            outcome.fetched,
-        )
-        self._say_what_was_left()
+        here = len(requested) - len(absent)
+        log.info("%s: %d of %d objects are here, %d fetched now", self._address, here, len(requested), outcome.fetched)
+        _log_excluded(len(keys) - len(requested))
 
     def _fetch_jobs(self) -> int:
         """Fetch what the catalogue planned."""
-        number, size = self._catalogue.work()
+        number, size = self._catalogue.jobs_total()
         if not number:
             return 0
-        _check_room(self._mirror.folder, size)
-        self._catalogue.expect_jobs()
+        free = shutil.disk_usage(self._mirror.folder).free
+        if size > free:
+            raise ResourceError(
+                f"{size / 1e9:.1f} GB are to be fetched and {free / 1e9:.1f} GB are free at {self._mirror.folder}: "
+                "make room, or set paths.data_dir to another disk"
+            )
+        self._catalogue.mark_jobs_pending()
         jobs = (Job(key, Stored(etag, size)) for page in self._catalogue.jobs() for key, etag, size in page)
         outcome = self._transfer(jobs, number, size, (MissingError,))
         self._mirror.forget(outcome.absent)
-        warn("%d objects are listed, but do not exist any more: %s", self._catalogue.note_absent(outcome.absent))
+        warn("%d objects are listed, but do not exist any more: %s", self._catalogue.record_absent(outcome.absent))
         return outcome.fetched
 
     def _fetch_keys(self, keys: Sequence[str]) -> Outcome:
-        """Fetch objects of which no listing told; each is asked for, on the condition that it is not what is here."""
-        here = {key: self._mirror.known(key) for key in keys}
+        """Fetch objects that were not listed, each by a request that is conditional on the version here."""
+        if not keys:
+            return Outcome(0, {})
+        here = {key: self._mirror.local_version(key) for key in keys}
         jobs = [Job(key, None, stored.etag if stored else "") for key, stored in here.items()]
-        self._catalogue.expect(key for key, stored in here.items() if stored is None)
-        # Who may not list a bucket is denied what does not exist, too.
+        self._catalogue.mark_pending(key for key, stored in here.items() if stored is None)
+        # Without permission to list a bucket, objects that do not exist are denied, too.
         outcome = self._transfer(jobs, len(jobs), None, (MissingError, DeniedError))
-        # What is here and denied now may well be there still: permissions change, and what was fetched stays.
+        # A denied object may still exist: permissions change, and what was fetched stays.
         gone = [key for key, error in outcome.absent.items() if isinstance(error, MissingError) or not here[key]]
         self._mirror.forget(gone)
         return outcome
@@ -193,79 +198,36 @@ class _Sync:
     def _transfer(
         self, jobs: Iterable[Job], number: int, size: int | None, tolerated: tuple[type[DataError], ...]
     ) -> Outcome:
-        from bincounter.progress import TransferProgress
-
+        """Fetch objects; when one fails for good, those under way end first, and what has arrived is kept."""
         with TransferProgress(f"Fetching from s3://{self._bucket.name}", number, size) as progress:
-            return transfer(
-                self._bucket,
-                self._mirror,
-                jobs,
-                progress=progress,
-                connections=min(self._connections, number),
-                tolerated=tolerated,
-            )
+            transfer = _Transfer(self._bucket, self._mirror, progress, tolerated)
+            try:
+                for_each(jobs, transfer.fetch, threads=min(self._connections, number), stop=self._bucket.stop)
+            finally:
+                transfer.publish_all()
+        return Outcome(transfer.fetched, transfer.absent)
 
-    def _usable(self, names: Iterable[str]) -> list[str]:
-        """The keys of names, each once, that can be files here; the others are logged."""
-        keys = list(dict.fromkeys(self._below + name for name in names))
-        refused = {key: reason for key in keys if (reason := refusal(key))}
-        warn_of_refused(refused)
-        return [key for key in keys if key not in refused]
-
-    def _relative(self, verdict: Callable[[str], Verdict]) -> Callable[[str], Verdict]:
+    def _relative(self, verdict: Callable[[str], _Verdict]) -> Callable[[str], _Verdict]:
         return lambda key: verdict(key.removeprefix(self._below))
 
-    def _say_what_was_left(self) -> None:
-        if self._left:
-            log.info("%d photos of counts outside data.counts were left in the bucket", self._left)
+
+def _log_excluded(number: int) -> None:
+    if number:
+        log.info("%d objects are excluded by data.sync.only and stay in the bucket", number)
 
 
-def _check_room(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise ResourceError(
-            f"{needed / 1e9:.1f} GB are to be fetched and {free / 1e9:.1f} GB are free at {folder}: make room, or set "
-            "paths.data_dir to another disk"
-        )
-
-
-_EVERY = 0.5  # seconds after which what has arrived is put into place: so much work a kill can cost
-_MOST = 1024  # objects that wait for it
-
-
-def transfer(
-    bucket: Bucket,
-    mirror: Mirror,
-    jobs: Iterable[Job],
-    *,
-    progress: TransferProgress,
-    connections: int,
-    tolerated: tuple[type[DataError], ...],
-) -> Outcome:
-    """Fetch objects; when one fails for good, those that are on their way may end, and what has arrived is kept.
+class _Transfer:
+    """Fetches objects and puts them into place, many at once.
 
     Args:
         bucket: where they are.
         mirror: where they go.
-        jobs: may be lazy and of any length.
-        progress: is told of each.
-        connections: objects at a time.
+        progress: counts each.
         tolerated: errors that do not end the transfer.
-    """
-    receiving = _Receiving(bucket, mirror, progress, tolerated)
-    try:
-        for_each(jobs, receiving.fetch, threads=connections)
-    finally:
-        receiving.end()
-    return Outcome(receiving.fetched, receiving.absent)
-
-
-class _Receiving:
-    """Fetches objects and puts them into place, many at once.
 
     Attributes:
         fetched: objects that were not here.
-        absent: those that could not be had, with the tolerated error.
+        absent: those that could not be fetched, with the tolerated error.
     """
 
     def __init__(
@@ -276,8 +238,7 @@ class _Receiving:
         self._progress, self._tolerated = progress, tolerated
         self._arrived: list[Arrived] = []
         self._published = time.monotonic()
-        self._noting, self._publishing = threading.Lock(), threading.Lock()
-        self._ended = False
+        self._counting, self._publishing = threading.Lock(), threading.Lock()
 
     def fetch(self, job: Job) -> None:
         """Fetch one object; may be called from many threads."""
@@ -286,80 +247,55 @@ class _Receiving:
             stored = self._bucket.fetch(job.key, path, listed=job.listed, unless=job.unless)
         except self._tolerated as error:
             self.absent[job.key] = error
-            path.unlink(missing_ok=True)
-            self._note(job.listed.size if job.listed else 0)
-            return
+            stored = None
         if stored is None:
             path.unlink(missing_ok=True)
-            self._note(0)
-            return
-        # Under the listing's name: should the object have changed since, the next listing tells.
-        known = Stored(job.listed.etag, stored.size) if job.listed else stored
-        self._note(stored.size, Arrived(job.key, path, known))
-        if len(self._arrived) >= _MOST or time.monotonic() - self._published > _EVERY:
-            self._publish()
-
-    def end(self) -> None:
-        """Put the last ones into place; what arrives later, in a thread that was left behind, is dropped."""
-        with self._noting:
-            self._ended = True
-        with self._publishing:
-            self._mirror.publish(self._arrived)
-
-    def _note(self, size: int, arrived: Arrived | None = None) -> None:
-        with self._noting:
-            if self._ended:
-                return
-            self._progress.advance(size)
-            if arrived:
-                self._arrived.append(arrived)
+        with self._counting:
+            self._progress.advance(stored.size if stored else job.listed.size if job.listed else 0)
+            if stored:
+                # Under the listing's etag: should the object have changed since, the next listing shows it.
+                known = Stored(job.listed.etag, stored.size) if job.listed else stored
+                self._arrived.append(Arrived(job.key, path, known))
                 self.fetched += 1
+            if len(self._arrived) < _MOST and time.monotonic() - self._published < _EVERY:
+                return
+        self.publish_all()
 
-    def _publish(self) -> None:
-        """Put into place what has arrived; the other threads go on fetching, until too much would wait."""
-        if not self._publishing.acquire(blocking=len(self._arrived) >= _MOST):
-            return
-        try:
-            with self._noting:
-                if self._ended:
-                    return
+    def publish_all(self) -> None:
+        """Move what has arrived into place, while other threads keep fetching."""
+        with self._publishing:
+            with self._counting:
                 arrived, self._arrived = self._arrived, []
+                self._published = time.monotonic()
             if arrived:
                 self._mirror.publish(arrived)
-            self._published = time.monotonic()
-        finally:
-            self._publishing.release()
 
 
-_PARTS = 8  # at a time
-
-
-def list_into(catalogue: Catalogue, bucket: Bucket, prefix: str, *, meanwhile: Callable[[], None]) -> None:
+def _list_into(catalogue: Catalogue, bucket: Bucket, prefix: str, *, meanwhile: Callable[[], None]) -> None:
     """List all objects below a prefix.
 
-    A server hands out 1,000 keys a request, each only after the one before. Where a former listing tells which keys
+    A server returns 1,000 keys a request, each only after the one before. Where a former listing shows which keys
     there are, they are cut into parts, and the parts listed at the same time.
 
     Args:
         catalogue: takes the objects.
         bucket: that is listed.
         prefix: empty, or a folder with its slash.
-        meanwhile: something else to do while the server is waited for.
+        meanwhile: called in a thread of its own meanwhile.
 
     Raises:
         DataError: the address or the credentials are wrong.
-        ResourceError: the network or the server gave out.
+        ResourceError: the network or the server failed.
     """
-    catalogue.list_anew()
-    cuts = catalogue.boundaries(prefix, _PARTS) if bucket.in_order else []
-    given_up = threading.Event()
+    catalogue.clear_listing()
+    cuts = catalogue.boundaries(prefix, _LISTINGS) if bucket.in_order else []
 
     def list_part(after: str, until: str) -> None:
         for page in bucket.pages(prefix, after=after):
             inside = [item for item in page if not until or item.key <= until]
-            catalogue.add(inside)
-            if len(inside) < len(page) or given_up.is_set():
+            catalogue.add_listed(inside)
+            if len(inside) < len(page) or bucket.stop.is_set():
                 return
 
     tasks: list[Callable[[], None]] = [partial(list_part, *ends) for ends in pairwise(["", *cuts, ""])]
-    for_each([*tasks, meanwhile], lambda task: task(), threads=len(tasks) + 1, given_up=given_up)
+    for_each([*tasks, meanwhile], lambda task: task(), threads=len(tasks) + 1, stop=bucket.stop)

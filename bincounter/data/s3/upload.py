@@ -1,6 +1,6 @@
-"""Files -> objects of a bucket: only what is missing there or different is sent, many at a time.
+"""Upload of files to a bucket: only what is missing there or different is sent, many at a time.
 
-Objects appear whole or not at all, and none is ever deleted. What was cut short is gone on with by the same call.
+Objects appear whole or not at all, and none is ever deleted. An interrupted upload is resumed by the same call.
 """
 
 import hashlib
@@ -13,21 +13,25 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import IO, Self
+from typing import Self
 
 from botocore.exceptions import ClientError
 
-from bincounter.data.s3.address import parse
+from bincounter.data.s3.address import parse, refusal
 from bincounter.data.s3.bucket import MD5_NOTE, Bucket
-from bincounter.data.s3.catalogue import Parcel, SendingPlan, unreadable
+from bincounter.data.s3.catalogue import Catalogue
 from bincounter.data.s3.error_messages import explain_sending
-from bincounter.data.s3.objects import Listed, names
+from bincounter.data.s3.objects import Listed, Parcel, names
 from bincounter.errors import DataError
 from bincounter.parallel import for_each
 from bincounter.progress import TransferProgress
 
 log = logging.getLogger(__name__)
 
+LARGEST = 5 * 1024**4
+"""Bytes of the largest object."""
+
+_LONGEST_KEY = 1024  # bytes
 _SMALL = 1 << 20  # bytes; larger files are not kept in memory between reading and sending
 _LARGE_AT_ONCE = 4
 _NAMED = 5  # objects named in one line of the log
@@ -36,7 +40,7 @@ _md5 = partial(hashlib.md5, usedforsecurity=False)
 
 @dataclass(frozen=True)
 class Uploaded:
-    """What an upload did.
+    """Result of an upload.
 
     Attributes:
         objects: files, all of which are in the bucket now.
@@ -61,41 +65,43 @@ def send(
     description: str | None = None,
     region: str | None = None,
 ) -> Uploaded:
-    """Have files in a folder of a bucket, sending those that are not there.
+    """Send the files that a folder of a bucket does not have yet.
 
-    An object counts as there when its size and its MD5 are those of the file. Each is checked as it arrives. Objects
-    that are there besides stay, and are counted in the log.
+    A file is skipped if an object with its name, size and MD5 exists. Each object is checked as it arrives. Other
+    objects of the folder stay, and are counted in the log.
 
     Args:
         files: each with its name in the folder, which may have slashes; may be lazy and of any length.
         uri: ``s3://`` address of the folder.
-        last: files that vouch for the others, sent one after the other once all of those have arrived.
-        refused: tells of the name of an object that is there besides whether nothing may be sent beside it.
+        last: files that mark the others as complete, sent one after the other once all of those have arrived.
+        refused: name of another object in the folder -> whether it forbids the upload.
         connections: files sent at a time.
-        description: for the progress.
+        description: for the progress bar.
         region: of the bucket; ``None`` for that of the settings.
 
     Raises:
-        DataError: a file cannot be read or sent or is changed meanwhile, something refused is there, or address, bucket
+        DataError: a file cannot be read or sent or is changed meanwhile, a refused object exists, or address, bucket
             or credentials are wrong.
-        ResourceError: the network or the server gave out; the same call goes on from what has arrived.
+        ResourceError: the network or the server failed; the same call resumes.
     """
     with Outbox(uri, connections=connections, region=region) as outbox:
         outbox.load(files)
         outbox.load(last, last=True)
         outbox.look()
         outbox.refuse_others(refused)
-        outbox.tell_others()
+        outbox.log_other_objects()
         return outbox.send(description or f"Sending to {uri}")
 
 
 class Outbox:
-    """Files on their way into a folder of a bucket, for callers that do not have them all at once; see :func:`send`.
+    """Upload into a folder of a bucket by a caller that does not have all files at once; see :func:`send`.
 
-    A context manager. What lies in the bucket is looked at once; files are loaded and sent as often as there are some.
+    A context manager. The bucket is listed once; files are loaded and sent as often as there are some.
 
     Args:
-        uri: see :func:`send`, as ``connections`` and ``region``.
+        uri: ``s3://`` address of the folder.
+        connections: files sent at a time.
+        region: of the bucket; ``None`` for that of the settings.
     """
 
     def __init__(self, uri: str, *, connections: int = 64, region: str | None = None) -> None:
@@ -103,55 +109,59 @@ class Outbox:
         self._uri, self._connections = uri, connections
         self._prefix = f"{prefix}/" if prefix else ""
         self._bucket = Bucket(name, connections, region)
-        self._plan = SendingPlan(name, self._prefix)
+        self._catalogue = Catalogue()
+        self._address = f"s3://{name}/{self._prefix}"
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bucket.close()
-        self._plan.close()
+        self._catalogue.close()
 
     def load(self, files: Iterable[tuple[Path, str]], *, last: bool = False) -> None:
         """Plan to send files, or to send them after all others.
 
         Raises:
-            DataError: a file cannot be read, or cannot become an object.
+            DataError: a file cannot be read, is too large, or has a name that no object can have.
         """
-        self._plan.add_files(files, last=last)
+        parcels = (self._parcel(path, self._prefix + name) for path, name in files)
+        duplicate = self._catalogue.add_files(parcels, last=last)
+        if duplicate is not None:
+            name = duplicate.removeprefix(self._prefix)
+            raise DataError(f"two files would become {self._address}{name}: rename one of them")
 
     def look(self) -> None:
-        """List what is there.
+        """List the objects of the folder.
 
         Raises:
             DataError: address, bucket or credentials are wrong.
-            ResourceError: the network or the server gave out.
+            ResourceError: the network or the server failed.
         """
-        for page in _pages_there(self._bucket, self._prefix):
-            self._plan.add_there(page)
+        for page in _existing_pages(self._bucket, self._prefix):
+            self._catalogue.add_listed(page)
 
     def size_of(self, name: str) -> int | None:
-        """The bytes of an object that was there, ``None`` where there was none of that name."""
-        return self._plan.size_there(self._prefix + name)
+        """Bytes of an object of the folder, ``None`` if it did not exist."""
+        return self._catalogue.listed_size(self._prefix + name)
 
-    def read(self, name: str, file: IO[bytes]) -> None:
-        """Write an object to an empty file.
+    def fetch(self, name: str, path: Path) -> None:
+        """Write an object to a new file.
 
         Raises:
-            DataError: it does not exist, or is not for us to read.
-            ResourceError: the network or the server gave out.
+            DataError: it does not exist, or may not be read.
+            ResourceError: the network or the server failed.
         """
-        self._bucket.read(self._prefix + name, file)
+        self._bucket.fetch(self._prefix + name, path)
 
     def refuse_others(self, refused: Callable[[str], bool]) -> None:
-        """Raise :class:`DataError` if there is something ``refused`` that no file becomes."""
-        name = next(filter(refused, self._plan.others()), None)
+        """Raise :class:`DataError` if an object that no file becomes is ``refused``."""
+        name = next(filter(refused, self._others()), None)
         if name is not None:
             raise DataError(f"{self._uri} holds other photos, such as {name}: name an empty folder of the bucket")
 
-    def tell_others(self) -> None:
-        """Count in the log what is there besides the files."""
-        others = self._plan.others()
+    def log_other_objects(self) -> None:
+        """Log the number of objects in the folder that no file becomes."""
+        others = self._others()
         named = list(islice(others, _NAMED))
         more = sum(1 for _ in others)
         if named:
@@ -159,34 +169,48 @@ class Outbox:
             log.info("%s holds %d other objects, which stay: %s", self._uri, len(named) + more, shown)
 
     def send(self, description: str) -> Uploaded:
-        """Send what was loaded since the last time and is not there.
+        """Send the files that were loaded since the last call and are missing.
 
         Raises:
-            DataError: see :func:`send`.
-            ResourceError: see there.
+            DataError: a file or the bucket cannot be used; see :func:`send`.
+            ResourceError: the network or the server failed.
         """
-        objects, size = self._plan.totals()
+        objects, size = self._catalogue.files_total()
         with TransferProgress(description, objects, size) as progress:
-            sending = _Sending(self._bucket, progress)
-            sending.carry_out(self._plan.parcels(last=False), self._connections)
-            sending.carry_out(self._plan.parcels(last=True), 1)
-        self._plan.forget_files()
-        return Uploaded(objects, sending.sent, sending.bytes, self._uri.rstrip("/"))
+            sender = _Sender(self._bucket, progress)
+            sender.send_all(self._catalogue.files(last=False), self._connections)
+            sender.send_all(self._catalogue.files(last=True), 1)
+        self._catalogue.forget_files()
+        return Uploaded(objects, sender.sent, sender.bytes, self._uri.rstrip("/"))
+
+    def _others(self) -> Iterator[str]:
+        """Names of the objects that no file becomes."""
+        return (key.removeprefix(self._prefix) for key in self._catalogue.listed_besides_files())
+
+    def _parcel(self, path: Path, key: str) -> Parcel:
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise unreadable(path, error) from error
+        reason = _refusal(key, status.st_size)
+        if reason:
+            raise DataError(f"{path} cannot become an object of {self._address}: it {reason}")
+        return Parcel(path, key, status.st_size, status.st_mtime_ns)
 
 
 def reach(uri: str) -> None:
-    """Ask for the folder ``uri`` once, so that a wrong address is answered before work goes into what is to be sent.
+    """Check that the folder ``uri`` can be listed, before work goes into the files to send.
 
     Raises:
         DataError: address, bucket or credentials are wrong.
-        ResourceError: the network or the server gave out.
+        ResourceError: the network or the server failed.
     """
     name, prefix = parse(uri)
-    next(_pages_there(Bucket(name, 1), f"{prefix}/" if prefix else ""), None)
+    next(_existing_pages(Bucket(name, 1), f"{prefix}/" if prefix else ""), None)
 
 
-def _pages_there(bucket: Bucket, prefix: str) -> Iterator[list[Listed]]:
-    """The objects that are there already, in pages."""
+def _existing_pages(bucket: Bucket, prefix: str) -> Iterator[list[Listed]]:
+    """The objects that exist already, in pages."""
     try:
         yield from bucket.pages(prefix)
     except DataError as error:
@@ -197,11 +221,11 @@ def _pages_there(bucket: Bucket, prefix: str) -> Iterator[list[Listed]]:
         raise
 
 
-class _Sending:
-    """Sends parcels that need it.
+class _Sender:
+    """Sends files whose objects are missing or different.
 
     Attributes:
-        sent: how many did.
+        sent: number of files sent.
         bytes: of those.
     """
 
@@ -210,25 +234,22 @@ class _Sending:
         self._bucket, self._progress = bucket, progress
         self._large, self._noting = threading.Semaphore(_LARGE_AT_ONCE), threading.Lock()
 
-    def carry_out(self, parcels: Iterable[Parcel], connections: int) -> None:
-        """Send so many parcels at a time."""
-        given_up = threading.Event()
-        for_each(parcels, partial(self._deliver, given_up), threads=connections, given_up=given_up)
+    def send_all(self, parcels: Iterable[Parcel], connections: int) -> None:
+        """Send files, ``connections`` at a time."""
+        for_each(parcels, self._send_counted, threads=connections, stop=self._bucket.stop)
 
-    def _deliver(self, given_up: threading.Event, parcel: Parcel) -> None:
+    def _send_counted(self, parcel: Parcel) -> None:
         with nullcontext() if parcel.size <= _SMALL else self._large:
-            if given_up.is_set():
+            if self._bucket.stop.is_set():
                 return
             sent = self._send(parcel)
         with self._noting:
-            if given_up.is_set():
-                return
             self.sent += sent
             self.bytes += parcel.size if sent else 0
             self._progress.advance(parcel.size)
 
     def _send(self, parcel: Parcel) -> bool:
-        """Whether that was needed."""
+        """Send a file if needed; whether it was."""
         body, md5 = _read(parcel)
         if parcel.etag == md5.hex() or (parcel.etag is not None and self._is_same(parcel, md5)):
             return False
@@ -236,14 +257,14 @@ class _Sending:
         return True
 
     def _is_same(self, parcel: Parcel, md5: bytes) -> bool:
-        """Whether an object of the file's size, whose etag is not the file's MD5, is the same all the same."""
+        """Whether an object of the file's size holds the file, although its etag is not the file's MD5."""
         if names(parcel.etag or "", parcel.path, parcel.size):
             return True
         return self._bucket.metadata(parcel.key).get(MD5_NOTE) == md5.hex()
 
 
 def _read(parcel: Parcel) -> tuple[bytes | Path, bytes]:
-    """What to send of a file, its bytes or, of a large one, where they are; and their MD5."""
+    """Body and MD5 of a file; of a large one the path takes the place of the bytes."""
     try:
         with parcel.path.open("rb", buffering=0) as file:
             body = file.read() if parcel.size <= _SMALL else None
@@ -254,3 +275,22 @@ def _read(parcel: Parcel) -> tuple[bytes | Path, bytes]:
     if (status.st_size, status.st_mtime_ns) != (parcel.size, parcel.modified):
         raise DataError(f"{parcel.path} was changed while it was sent: run the same command again")
     return parcel.path if body is None else body, md5.digest()
+
+
+def unreadable(path: Path, error: OSError) -> DataError:
+    """Error for a file that cannot be read."""
+    why = (error.strerror or type(error).__name__).lower()
+    return DataError(f"{path} cannot be read ({why}): make it readable, or move it out of the folder")
+
+
+def _refusal(key: str, size: int) -> str | None:
+    """Reason why a file cannot become the object ``key``, or ``None`` when it can."""
+    reason = refusal(key)
+    if reason:
+        return f"{reason}, rename it"
+    if size > LARGEST:
+        return "is larger than the 5 TB that S3 takes, divide it"
+    length = len(key.encode())
+    if length > _LONGEST_KEY:
+        return f"needs a key of {length} bytes and S3 takes {_LONGEST_KEY}, name a shorter folder or file"
+    return None

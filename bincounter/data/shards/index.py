@@ -1,9 +1,9 @@
-"""Index.csv, the ``Shards`` layout, and the manifest of shards that stay in a bucket."""
+"""The index of shards (``index.csv``), the ``Shards`` layout, and the manifest of shards that stay in a bucket."""
 
 import csv
 import hashlib
-import io
 import re
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from bincounter.data.records import (
 from bincounter.data.s3.address import parse
 from bincounter.data.s3.bucket import Bucket
 from bincounter.data.s3.error_messages import MissingError
-from bincounter.data.s3.ranges import _reader_here, limit_requests
+from bincounter.data.s3.ranges import limit_requests, open_bucket
 from bincounter.errors import DataError
 from bincounter.files import replacing, write_text
 
@@ -36,7 +36,7 @@ _SIDES = {"": None, **{side: side for side in SPLITS}}
 
 
 class Place(NamedTuple):
-    """Where a photo's bytes lie.
+    """Location of a photo's bytes.
 
     Attributes:
         shard: name of the file.
@@ -50,12 +50,12 @@ class Place(NamedTuple):
 
 
 def shard_name(number: int) -> str:
-    """Name the shards, from 0."""
+    """File name of a shard; numbers start at 0."""
     return f"bins-{number:06d}.tar"
 
 
 def is_shard(name: str) -> bool:
-    """Whether a file is called like a shard."""
+    """Whether a file has the name of a shard."""
     return _SHARD.fullmatch(name) is not None
 
 
@@ -72,7 +72,7 @@ def are_shards_of(there: Manifest, manifest: Manifest, kept: np.ndarray, sides: 
     """Whether shards hold exactly these photos, divided so.
 
     Args:
-        there: what the shards' index tells.
+        there: manifest of the shards.
         manifest: of the source.
         kept: ``int[N]``, positions in ``manifest.records`` of the photos meant.
         sides: the side of each of them, or ``None``.
@@ -93,13 +93,13 @@ def write_index(
 
     Args:
         path: of the file.
-        manifest: what is known of the photos.
+        manifest: of the source.
         kept: ``int[N]``, positions in ``manifest.records`` of the photos that were packed, ascending.
         sides: the split of each of them, or ``None``.
-        places: where each of them lies.
+        places: location of each of them.
     """
     with replacing(path) as file:
-        # An id with a line break is read back only in quotes, which Python before 3.13 leaves out round "\r".
+        # An id with a line break is read back only in quotes, which Python before 3.13 omits around "\r".
         plain, quoted = (
             csv.writer(file, lineterminator="\n", quoting=quoting) for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)
         )
@@ -114,16 +114,16 @@ def write_index(
 def read_index(
     folder: Path, size_of: Callable[[str], int | None], *, bucket: str | None = None, prefix: Path | None = None
 ) -> Manifest:
-    """Read the manifest of a folder of shards off its index, and what was refused off the list beside it.
+    """Read the manifest of a folder of shards from its index and quarantine list.
 
     Args:
-        folder: that holds both.
-        size_of: gives the bytes of a shard, ``None`` for one that is missing.
+        folder: of the index and the list.
+        size_of: shard name -> its bytes, ``None`` if it is missing.
         bucket: that holds the shards, where they are not in ``folder``.
         prefix: of their keys in it.
 
     Raises:
-        DataError: there is no index, it is none, or it is of another version; a shard is missing or cut short.
+        DataError: the index is missing, corrupt or of another version; a shard is missing or cut short.
     """
     where = folder if bucket is None else f"s3://{bucket}/{prefix}"
     records, sides, sizes, content = [], [], [], []
@@ -212,19 +212,19 @@ def _check_header(path: Path, names: list[str]) -> None:
         return
     if _is_header(names):
         raise DataError(f"{path} is of another version of bincounter: use that one, or pack the photos again")
-    raise DataError(f"{path} is no index of shards: name a folder that `prepare --as shards` has made")
+    raise DataError(f"{path} is not an index of shards: name a folder that `prepare --as shards` has made")
 
 
 @dataclass(frozen=True)
 class Shards:
     """Photos in tar shards, see :mod:`bincounter.data.shards`; their ids are those of the source they were packed from.
 
-    Of the folder only the index is read and the shards' sizes are looked at. A photo that is not the one which the
-    index means is found out when it is read.
+    Of the folder only the index and the shards' sizes are read. A photo that does not match the index is detected when
+    it is read.
     """
 
     def manifest(self, root: Path) -> Manifest:
-        """Read what is known of the photos.
+        """Read the manifest of the photos.
 
         Raises:
             DataError: see :func:`bincounter.data.shards.index.read_index`.
@@ -241,7 +241,7 @@ class Shards:
 
 
 def streamed_manifest(source: str, cache_dir: Path, connections: int) -> Manifest:
-    """Read the index of shards in a bucket, and look at the sizes of the shards there.
+    """Read the index of shards in a bucket, and the sizes of the shards there.
 
     Args:
         source: ``s3://bucket/folder`` that holds shards.
@@ -249,34 +249,34 @@ def streamed_manifest(source: str, cache_dir: Path, connections: int) -> Manifes
         connections: most requests of this process at a time, for photos too.
 
     Raises:
-        DataError: no shards lie there, or they are damaged; the address or the credentials are wrong.
-        ResourceError: the network or the server gave out.
+        DataError: the shards are missing or damaged; the address or the credentials are wrong.
+        ResourceError: the network or the server failed.
     """
     name, prefix = parse(source)
     below = f"{prefix}/" if prefix else ""
     limit_requests(connections)
-    bucket = _reader_here().bucket(name)
+    bucket = open_bucket(name)
     folder = cache_dir / "indexes" / hashlib.sha256(source.encode()).hexdigest()[:16]
     try:
-        _keep_copy(bucket, below + INDEX_FILE, folder / INDEX_FILE)
+        _update_copy(bucket, below + INDEX_FILE, folder / INDEX_FILE)
     except MissingError as error:
         raise DataError(
             f"data.sync.stream=true reads photos out of shards, and there is no s3://{name}/{below}{INDEX_FILE}: pack "
             "the photos by `python -m bincounter prepare s3://... --as shards`, or set data.sync.stream=false"
         ) from error
     try:
-        _keep_copy(bucket, below + QUARANTINE_FILE, folder / QUARANTINE_FILE)
+        _update_copy(bucket, below + QUARANTINE_FILE, folder / QUARANTINE_FILE)
     except MissingError:
         (folder / QUARANTINE_FILE).unlink(missing_ok=True)
     sizes = dict(_shards(bucket, below))
     try:
         return read_index(folder, sizes.get, bucket=name, prefix=Path(prefix))
-    except DataError as error:  # the copy here is as good as what lies in the bucket, where it can be mended
+    except DataError as error:  # name the file in the bucket, where it can be repaired
         raise DataError(str(error).replace(f"{folder}/", f"s3://{name}/{below}")) from error
 
 
 def _shards(bucket: Bucket, below: str) -> Iterator[tuple[str, int]]:
-    """Names and sizes of the shards below a prefix; whatever else lies there is not listed to its end."""
+    """Names and sizes of the shards below a prefix; other objects are not listed to the end."""
     for page in bucket.pages(below, after=f"{below}bins-"):
         for listed in page:
             name = listed.key.removeprefix(below)
@@ -286,14 +286,13 @@ def _shards(bucket: Bucket, below: str) -> Iterator[tuple[str, int]]:
                 yield name, listed.size
 
 
-def _keep_copy(bucket: Bucket, key: str, path: Path) -> None:
-    """Make a file hold what an object holds; it is fetched when that has changed."""
+def _update_copy(bucket: Bucket, key: str, path: Path) -> None:
+    """Fetch an object into a file if it has changed."""
     version = path.with_name(f"{path.name}.etag")
     before = version.read_text(encoding="utf-8") if path.exists() and version.exists() else ""
-    body = io.BytesIO()
-    stored = bucket.read(key, body, unless=before)
-    if stored is None:
-        return
-    with replacing(path, "wb") as file:
-        file.write(body.getbuffer())
-    write_text(version, stored.etag)  # after the file: should it be lost, the file is fetched again
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        stored = bucket.fetch(key, Path(folder, path.name), unless=before)
+        if stored is not None:
+            Path(folder, path.name).replace(path)
+            write_text(version, stored.etag)  # after the file: should it be lost, the file is fetched again

@@ -1,4 +1,4 @@
-"""Photos -> tar shards, resumable, byte-identical."""
+"""Packing of photos into tar shards: resumable, with the same bytes each time."""
 
 import hashlib
 import io
@@ -24,35 +24,11 @@ log = logging.getLogger(__name__)
 SHARD_BYTES = 100_000_000
 """Size of a shard: large enough that a thousand of them hold all of ABID, small enough to be copied again."""
 
+JOURNAL = ".packing"
+"""Name of the file that lists the finished shards while a folder is packed."""
+
 _READERS = 8  # threads that read photos of a file each
 _PART = re.compile(r"\..*\.part")
-
-
-def pack(
-    manifest: Manifest,
-    kept: np.ndarray,
-    assignment: np.ndarray | None,
-    folder: Path,
-    *,
-    shard_bytes: int = SHARD_BYTES,
-) -> None:
-    """Pack photos into shards; the index is written last, so that a folder which has one is whole.
-
-    A call that was cut short is gone on with by the same call, and repeating one that was not does nothing.
-
-    Args:
-        manifest: of the source.
-        kept: ``int[N]``, positions in ``manifest.records`` of the photos to pack, ascending.
-        assignment: ``int8[N]``, their splits as positions in ``SPLITS``; ``None`` for those that the source fixes.
-        folder: of the shards, made when it is missing.
-        shard_bytes: size above which a shard gets no further photo.
-
-    Raises:
-        DataError: the folder holds other things, or a photo was changed or lost since it was scanned.
-        ResourceError: the disk is full.
-    """
-    for _ in pack_files(manifest, kept, assignment, folder, shard_bytes=shard_bytes):
-        pass
 
 
 def pack_files(
@@ -63,17 +39,34 @@ def pack_files(
     *,
     shard_bytes: int = SHARD_BYTES,
 ) -> Generator[Path, None, None]:
-    """:func:`pack`, telling each file as soon as it is whole: the shards, the quarantine list and, last, the index."""
+    """Pack photos into shards; the index is written last, so that a folder which has one is complete.
+
+    The same call resumes an interrupted one; after a complete one it does nothing.
+
+    Args:
+        manifest: of the source.
+        kept: ``int[N]``, positions in ``manifest.records`` of the photos to pack, ascending.
+        assignment: ``int8[N]``, their splits as positions in ``SPLITS``; ``None`` for those that the source fixes.
+        folder: of the shards, made when it is missing.
+        shard_bytes: size above which a shard gets no further photo.
+
+    Yields:
+        each file as soon as it is finished: the shards, the quarantine list and, last, the index.
+
+    Raises:
+        DataError: the folder holds other files, or a photo was changed or lost since it was scanned.
+        ResourceError: the disk is full.
+    """
     sides = [manifest.given_splits[i] for i in kept] if assignment is None else [SPLITS[side] for side in assignment]
     folder.mkdir(parents=True, exist_ok=True)
     with one_at_a_time(folder), full_disk_answered(folder):
         packing = _Packing(manifest, kept, sides, folder, shard_bytes)
         if (folder / INDEX_FILE).exists():
-            packing.refuse_other_photos()
+            packing.check_same_photos()
             log.info("%s holds these photos already", folder)
-            yield from packing.bring_list_up_to_date()
+            yield from packing.update_quarantine()
         else:
-            yield from packing.carry_out()
+            yield from packing.pack()
 
 
 class _Packing:
@@ -85,12 +78,12 @@ class _Packing:
         self._manifest, self._kept, self._sides = manifest, kept, sides
         self._folder, self._shard_bytes = folder, shard_bytes
         self._records = [manifest.records[i] for i in kept]
-        # Shuffled, so that those who read shard after shard see all counts from the beginning.
+        # Shuffled, so that reading shard after shard gives all counts from the beginning.
         order = sorted(range(len(kept)), key=lambda i: hashlib.blake2b(self._records[i].id.encode()).digest())
         self._order = np.array(order, np.int64)
 
-    def refuse_other_photos(self) -> None:
-        """Raise unless the folder is whole and holds what would be packed."""
+    def check_same_photos(self) -> None:
+        """Raise unless the folder is complete and holds the photos that would be packed."""
         try:
             there = Shards().manifest(self._folder)
         except DataError as error:
@@ -98,23 +91,23 @@ class _Packing:
         if not are_shards_of(there, self._manifest, self._kept, self._sides):
             raise DataError(f"{self._folder} holds shards of other photos or another split: name an empty folder")
 
-    def bring_list_up_to_date(self) -> Iterator[Path]:
-        """Write the quarantine list of a whole folder anew if it is missing or tells of other refusals."""
+    def update_quarantine(self) -> Iterator[Path]:
+        """Rewrite the quarantine list of a complete folder if it is missing or outdated."""
         path = self._folder / QUARANTINE_FILE
         if not path.exists() or tuple(read_quarantine(path)) != self._manifest.refusals:
             write_quarantine(path, self._manifest.refusals)
             yield path
 
-    def carry_out(self) -> Iterator[Path]:
-        """Pack what is not packed yet."""
+    def pack(self) -> Iterator[Path]:
+        """Pack the photos that are not packed yet."""
         journal = Journal(self._folder, self._plan())
-        self._refuse_other_things(under_way=journal.exists())
+        self._check_other_files(unfinished=journal.exists())
         finished = journal.finished()
         self._delete_leftovers(finished)
         places = []
         for number, shard in enumerate(chain(finished, self._pack(finished))):
             if number >= len(finished):
-                journal.note(shard)
+                journal.record(shard)
             places += shard
             yield self._folder / shard[0].shard
         write_quarantine(self._folder / QUARANTINE_FILE, self._manifest.refusals)
@@ -125,15 +118,15 @@ class _Packing:
         yield self._folder / INDEX_FILE
 
     def _plan(self) -> str:
-        """Name everything that the bytes of the shards depend on."""
+        """Hash of everything that the bytes of the shards depend on."""
         plan = json.dumps([self._manifest.digest, self._kept.tolist(), self._sides, self._shard_bytes])
         return hashlib.sha256(plan.encode()).hexdigest()
 
-    def _refuse_other_things(self, *, under_way: bool) -> None:
+    def _check_other_files(self, *, unfinished: bool) -> None:
         for path in self._folder.iterdir():
-            ours = under_way and (is_shard(path.name) or path.name == QUARANTINE_FILE)
+            ours = unfinished and (is_shard(path.name) or path.name == QUARANTINE_FILE)
             if not path.name.startswith(".") and not ours:
-                raise DataError(f"{self._folder} holds other things, such as {path.name}: name an empty folder")
+                raise DataError(f"{self._folder} holds other files, such as {path.name}: name an empty folder")
 
     def _delete_leftovers(self, finished: Sequence[list[Place]]) -> None:
         whole = {shard[0].shard for shard in finished}
@@ -142,7 +135,7 @@ class _Packing:
                 path.unlink()
 
     def _pack(self, finished: Sequence[list[Place]]) -> Iterator[list[Place]]:
-        """Write the shards that follow the finished ones, and tell the places of the photos in each."""
+        """Write the shards that follow the finished ones, and yield the places of the photos in each."""
         order = self._order[sum(map(len, finished)) :]
         files = [record.file for record in self._records]
         content = self._manifest.content[self._kept]
@@ -186,21 +179,18 @@ def _padded(size: int) -> int:
 
 
 def _room(photo: bytes) -> int:
-    """Bytes that a photo takes in a shard, with its headers and labels."""
+    """Bytes of a photo in a shard, with its headers and labels."""
     return _padded(len(photo)) + 5 * tarfile.BLOCKSIZE
 
 
-JOURNAL = ".packing"
-
-
 class Journal:
-    """The places of the photos in all shards that are whole, a line per shard.
+    """Places of the photos in all finished shards, a line per shard.
 
-    A line is written after its shard; torn or missing ones mean a shard that is packed again.
+    A line is written after its shard; a shard whose line is torn or missing is packed again.
 
     Args:
         folder: of the shards.
-        plan: names what is packed, and how; the notes of another plan are not gone on with.
+        plan: hash of what is packed, and how; a journal of another plan is discarded.
     """
 
     def __init__(self, folder: Path, plan: str) -> None:
@@ -208,11 +198,11 @@ class Journal:
         self._plan = json.dumps(plan)
 
     def exists(self) -> bool:
-        """Whether a packing was begun in the folder and not ended."""
+        """Whether the folder holds an unfinished packing."""
         return self._path.exists()
 
     def finished(self) -> list[list[Place]]:
-        """Read the places in the shards that are there whole, and begin the notes anew if there are none."""
+        """Read the places in the finished shards, and start the journal anew with these."""
         shards: list[list[Place]] = []
         try:
             plan, *lines = self._path.read_text(encoding="utf-8").splitlines()
@@ -225,19 +215,19 @@ class Journal:
                     shards.append(shard)
         except (OSError, ValueError, TypeError, IndexError):
             pass  # what was read until then counts
-        self._begin(shards)
+        self._write(shards)
         return shards
 
-    def note(self, shard: list[Place]) -> None:
-        """Note that a shard is whole."""
+    def record(self, shard: list[Place]) -> None:
+        """Record a finished shard."""
         with self._path.open("a", encoding="utf-8") as file:
             file.write(self._line(shard))
 
     def close(self) -> None:
-        """The folder is whole: nothing is left to go on with."""
+        """Delete the journal of a folder that is complete."""
         self._path.unlink()
 
-    def _begin(self, shards: list[list[Place]]) -> None:
+    def _write(self, shards: list[list[Place]]) -> None:
         self._path.write_text("".join([self._plan + "\n", *map(self._line, shards)]), encoding="utf-8")
 
     def _line(self, shard: list[Place]) -> str:

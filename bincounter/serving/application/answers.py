@@ -1,4 +1,4 @@
-"""``Limits``, ``Problem`` (HTTP status and sentence), answers as JSON or CSV."""
+"""Limits of requests, problems (HTTP status and message), and answers as JSON or CSV."""
 
 import json
 import math
@@ -12,7 +12,7 @@ _KINDS = {JSON: JSON, "application/*": JSON, "*/*": JSON, "*": JSON, CSV: CSV, "
 
 @dataclass(frozen=True)
 class Form:
-    """How answers are written.
+    """Format of an answer.
 
     Attributes:
         kind: :data:`JSON` or :data:`CSV`.
@@ -24,19 +24,19 @@ class Form:
 
     @property
     def content_type(self) -> str:
-        """The header's value."""
+        """Value of the Content-Type header."""
         return f"{CSV}; charset=utf-8" if self.kind == CSV else JSON
 
 
 def wanted(accept: str | None) -> Form:
-    """Read an Accept header.
+    """Parse an Accept header.
 
     Args:
-        accept: such as ``text/csv; header=present``; of several types the one with the largest ``q`` is taken, of
-            equals the first. ``None`` or nothing asks for JSON.
+        accept: such as ``text/csv; header=present``; of several types the one with the largest ``q`` is taken, the
+            first of equals. ``None`` or an empty string asks for JSON.
 
     Raises:
-        Problem: 415, none of its types can be given.
+        Problem: 415, none of its types is supported.
     """
     best, form = 0.0, None
     for choice in (accept or "*/*").lower().split(","):
@@ -46,7 +46,7 @@ def wanted(accept: str | None) -> Form:
         if name in _KINDS and quality > best:
             best, form = quality, Form(_KINDS[name], header=given.get("header") == "present")
     if form is None:
-        raise Problem(415, f"Accept {(accept or '')[:60]!r} cannot be given; ask for {JSON} or {CSV}.")
+        raise Problem(415, f"Accept {(accept or '')[:60]!r} is not supported; ask for {JSON} or {CSV}.")
     return form
 
 
@@ -59,7 +59,7 @@ def _quality(text: str) -> float:
 
 
 class Answers:
-    """Writes the answers of one model.
+    """Formats the answers of one model.
 
     Args:
         model: the model's id.
@@ -69,16 +69,16 @@ class Answers:
     def __init__(self, model: str, counts: Sequence[int]) -> None:
         self._model, self._counts = model, tuple(counts)
 
-    def written(self, rows: Sequence[Sequence[float]], form: Form, *, several: bool) -> bytes:
-        """Write what is answered.
+    def format(self, rows: Sequence[Sequence[float]], form: Form, *, several: bool) -> bytes:
+        """Format the answers of a request.
 
         Args:
             rows: a distribution for each photo, ``float32[K]``.
-            form: how.
-            several: whether JSON is to be ``{"predictions": [...]}``.
+            form: JSON or CSV.
+            several: JSON is ``{"predictions": [...]}``.
 
         Raises:
-            Problem: 500, a probability is no number.
+            Problem: 500, a probability is not a number.
         """
         answers = [self._answer(row) for row in rows]
         if form.kind == CSV:
@@ -87,7 +87,7 @@ class Answers:
 
     def _answer(self, row: Sequence[float]) -> dict[str, Any]:
         if not all(map(math.isfinite, row)):
-            raise Problem(500, "The model gave no number for this photo; deploy another checkpoint, or in fp32.")
+            raise Problem(500, "The model returned NaN for this photo; deploy another checkpoint, or this one in fp32.")
         largest = max(range(len(row)), key=row.__getitem__)  # of equals the first, as in the scores
         expected = sum(count * share for count, share in zip(self._counts, row, strict=True))
         return {
@@ -108,7 +108,7 @@ class Answers:
 
 
 def _short(number: float) -> float:
-    """Nine digits, which tell any two numbers of single precision apart."""
+    """Round to nine digits, which keep any two float32 values distinct."""
     return float(f"{number:.9g}")
 
 
@@ -120,10 +120,10 @@ class Limits:
         max_body_bytes: of one request.
         max_instances: photos of one JSON request.
         max_batch: photos the model sees at once; more of them outgrow a CPU's caches.
-        max_queue: photos that wait for the model; more are refused at once.
-        timeout_s: seconds until a request is given up.
-        url_hosts: hosts that photos may be fetched from, see
-            :mod:`bincounter.serving.application.url_fetcher`; none: no URLs.
+        max_queue: photos that wait for the model; further ones are refused at once.
+        timeout_s: seconds until a request is abandoned.
+        url_hosts: hosts that photos may be fetched from, as patterns of
+            :class:`bincounter.serving.application.url_fetcher.Fetcher`; empty refuses URLs.
     """
 
     max_body_bytes: int = 25_000_000
@@ -135,12 +135,12 @@ class Limits:
 
 
 class Problem(Exception):
-    """A request that cannot be answered.
+    """A request that is refused or failed.
 
     Args:
-        status: 400 the request is malformed, 413 too large, 415 of an unknown type, 422 no photo that can be read;
-            503 too much at a time, 504 too late, 500 anything else that is not the client's fault.
-        sentence: what is wrong; it ends in the next step.
+        status: 400 malformed, 413 too large, 415 of an unknown type, 422 the photo is unreadable; 503 overload,
+            504 timeout, 500 any other failure of the server.
+        sentence: message that ends with the next step.
     """
 
     def __init__(self, status: int, sentence: str) -> None:
@@ -149,13 +149,13 @@ class Problem(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        """Beside the content type: when to ask again."""
+        """Headers beside the content type: Retry-After on overload."""
         return {"Retry-After": "1"} if self.status == 503 else {}
 
     def at(self, where: str) -> "Problem":
-        """The same of a certain photo, such as ``instances[2]: ``."""
+        """Return the same problem with a prefix that names the photo, such as ``instances[2]: ``."""
         return Problem(self.status, f"{where}{self.sentence[:1].lower()}{self.sentence[1:]}") if where else self
 
     def body(self) -> bytes:
-        """``{"error": sentence}``, in ASCII whatever of the request is quoted."""
+        """``{"error": sentence}`` as ASCII JSON."""
         return json.dumps({"error": self.sentence}).encode("ascii")

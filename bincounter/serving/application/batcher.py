@@ -1,4 +1,4 @@
-"""Photos of many requests -> batches; CPU threads."""
+"""Dynamic batches over the photos of concurrent requests, and the threads that compute them."""
 
 import asyncio
 import ctypes
@@ -19,17 +19,24 @@ from bincounter.serving.application.answers import Limits, Problem
 
 log = logging.getLogger(__name__)
 
+_CPU = Path("/sys/devices/system/cpu")
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+_OLD_QUOTA = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
+_ENVIRONMENT = Path("/proc/self/environ")
+# glibc's mallopt: see its manual page.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
+
 Reading = Callable[[], Coroutine[None, None, Tensor]]
-"""Reads one photo: ``uint8[3, S, S]``."""
+"""Coroutine function that reads one photo: ``uint8[3, S, S]``."""
 
 
 class _Waiting:
-    """A photo on its way to the model.
+    """A photo that waits for the model.
 
     Attributes:
         pixels: set once it is read.
-        row: its distribution, in the end.
-        counts: whether it is one of those that wait.
+        row: future of its distribution.
+        counts: it is part of :attr:`Batcher.waiting`.
     """
 
     def __init__(self) -> None:
@@ -41,17 +48,17 @@ class _Waiting:
 class Batcher:
     """Runs a model on batches, without a waiting window: a lone photo is computed at once.
 
-    The model runs in one thread; photos are read meanwhile. All else happens in the event loop.
+    The model runs in one thread; photos are read meanwhile. Everything else runs in the event loop.
 
     Args:
         forward: ``uint8[B, 3, S, S]`` -> ``float32[B, K]``.
         limits: photos of a batch and of the queue, and the seconds after which a forward counts as stuck.
 
     Attributes:
-        waiting: photos that were taken and that the model has not begun with.
-        photos: it has computed since the start.
-        batches: how many of which size.
-        seconds: it has computed.
+        waiting: photos that were accepted and are not yet in a batch.
+        photos: number computed since the start.
+        batches: number of batches by size.
+        seconds: spent in the model.
     """
 
     def __init__(self, forward: Callable[[Tensor], Tensor], limits: Limits) -> None:
@@ -68,16 +75,16 @@ class Batcher:
         self.seconds = 0.0
 
     async def start(self, photo: Tensor) -> None:
-        """Begin; the model is run once, so that the first request does not pay for it.
+        """Start; runs the model once, so that the first request does not pay for the warm-up.
 
         Args:
-            photo: any one, ``uint8[3, S, S]``.
+            photo: any photo, ``uint8[3, S, S]``.
         """
         await asyncio.get_running_loop().run_in_executor(self._thread, self._forward, photo[None])
         self._computing = asyncio.create_task(self._compute())
 
     async def close(self) -> None:
-        """End; what waits is given up."""
+        """Stop; cancels the photos that wait."""
         if self._computing:
             self._computing.cancel()
             await asyncio.wait([self._computing])
@@ -87,24 +94,24 @@ class Batcher:
 
     @property
     def ready(self) -> bool:
-        """Whether the model answers: it has begun, its last batch succeeded, and none is stuck."""
+        """True once started, while the last batch succeeded and none is stuck."""
         stuck = self._since is not None and time.monotonic() - self._since > self._limits.timeout_s
         return self._computing is not None and not self._computing.done() and not self._failed and not stuck
 
     async def rows(self, readings: Sequence[Reading]) -> list[list[float]]:
-        """Compute the photos of one request; cancelled, they leave the queue.
+        """Compute the photos of one request; a cancelled request leaves the queue.
 
         Args:
-            readings: one for each photo.
+            readings: one per photo.
 
         Returns:
             ``float32[K]`` for each.
 
         Raises:
-            Problem: 503 too many wait already, or memory gave out; 500 the model failed; or what a reading raises.
+            Problem: 503 the queue is full, or out of memory; 500 the model failed; or what a reading raises.
         """
         if self.waiting + len(readings) > self._limits.max_queue:
-            raise Problem(503, f"{self.waiting} photos wait for the model; ask again in a second.")
+            raise Problem(503, f"{self.waiting} photos wait for the model; retry in a second.")
         waiting = [_Waiting() for _ in readings]
         self.waiting += len(waiting)
         tasks = [asyncio.create_task(self._row(*pair)) for pair in zip(waiting, readings, strict=True)]
@@ -167,35 +174,25 @@ class Batcher:
 
     def _problem(self, error: Exception) -> Problem:
         if _is_memory(error):
-            log.error("Memory ran out in a batch: %s", error)
-            return Problem(503, "Memory ran out; ask again in a second, or lower limits.max_batch.")
+            log.error("Out of memory in a batch: %s", error)
+            return Problem(503, "Out of memory; retry in a second, or lower limits.max_batch.")
         self._failed = True
         log.error("The model failed.", exc_info=error)
         return Problem(500, f"The model failed ({type(error).__name__}); see the log of the endpoint.")
 
 
 def _is_memory(error: Exception) -> bool:
-    # On the CPU torch has no class of its own for it.
+    # torch raises a plain RuntimeError on the CPU.
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
 
 
-_CPU = Path("/sys/devices/system/cpu")
-_QUOTA = Path("/sys/fs/cgroup/cpu.max")
-_OLD_QUOTA = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
-_ENVIRONMENT = Path("/proc/self/environ")
-
-
-# glibc's mallopt: see its manual page.
-_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
-
-
 def before_loading() -> None:
-    """Prepare a process that serves; called once, in the thread that then loads the model, which does not compute.
+    """Configure threads and malloc of a serving process; call once, from the thread that then loads the model.
 
-    Two things slow a forward down that is not in a process's first thread. Where another thread has computed in
-    parallel before, OpenMP counts more threads than cores, and lets its own sleep between all layers: 12 ms of a
-    ResNet50 photo here. And glibc gives the memory of activations back to the system after each batch, to fetch it page
-    by page for the next: a fifth of the time of large batches.
+    Two things slow down a forward outside of a process's first thread. Once another thread has computed in parallel,
+    OpenMP counts more threads than cores and lets its own sleep between layers: 12 ms of a ResNet50 photo here. And
+    glibc returns the memory of activations to the system after each batch, only to fault it in again page by page: a
+    fifth of the time of large batches.
     """
     torch.set_num_threads(1)
     if sys.platform == "linux":
@@ -206,16 +203,16 @@ def before_loading() -> None:
 
 
 def use_cores() -> None:
-    """Let the calling thread compute on all cores that are this process's, unless OMP_NUM_THREADS says otherwise.
+    """Let the calling thread compute on all cores of this process, unless it was started with OMP_NUM_THREADS.
 
-    Ray sets that variable to 1 inside its workers; only what the process was started with is somebody's wish.
+    Ray sets that variable to 1 inside its workers, so that only the environment at process start counts.
     """
     if not _chosen():
         torch.set_num_threads(cores())
 
 
 def cores() -> int:
-    """Physical cores this process may run on, within the quota of its container."""
+    """Number of physical cores this process may use, within the CPU quota of its container."""
     available = _physical()
     quota = _quota()
     return available if quota is None else max(1, min(available, round(quota)))
@@ -232,7 +229,7 @@ def _physical() -> int:
     if not hasattr(os, "sched_getaffinity"):
         return torch.get_num_threads()
     usable = os.sched_getaffinity(0)
-    try:  # two threads of one core have the same list of siblings, and share what multiplies
+    try:  # hardware threads of one core have the same list of siblings
         return len({(_CPU / f"cpu{number}/topology/thread_siblings_list").read_text() for number in usable})
     except OSError:
         return len(usable)

@@ -1,4 +1,4 @@
-"""The body of a request -> the photos it asks about."""
+"""Parse the body of a request into its photos."""
 
 import base64
 import binascii
@@ -13,10 +13,10 @@ from bincounter.serving.application.answers import Limits, Problem
 
 JSON = "application/json"
 UNNAMED = ("", "application/octet-stream", "binary/octet-stream")
-"""Content types that say nothing, so that the first bytes decide: what boto3, SageMaker and S3 send by default."""
+"""Content types that boto3, SageMaker and S3 send by default; the first bytes of the body decide."""
 
 PHOTO_TYPES = ("image/jpeg", "image/jpg", "image/png", "image/webp", "application/x-image")
-"""Content types of photos; which one it really is, its content says."""
+"""Content types of photos; the format is read from the content."""
 
 _FORMS = 'send {"image": BASE64}, {"url": "https://..."} or {"instances": [...]} with a list of these'
 _BROWSER_PREFIX = re.compile(r"data:[^,]{0,100};base64,")
@@ -26,7 +26,7 @@ _PARTS_OF_PHOTO = 16  # brackets and commas that one photo may take in JSON; it 
 
 @dataclass(frozen=True)
 class Url:
-    """A photo by its address."""
+    """A photo given by its URL."""
 
     text: str
 
@@ -41,14 +41,14 @@ class Base64:
         """The photo's bytes.
 
         Raises:
-            Problem: 400, it is no base64.
+            Problem: 400, it is not base64.
         """
         prefix = _BROWSER_PREFIX.match(self.text)
         try:
             encoded = self.text[prefix.end() if prefix else 0 :].encode("ascii")
             return base64.b64decode(encoded.translate(None, _SPACES), validate=True)
         except (binascii.Error, UnicodeEncodeError) as error:
-            raise Problem(400, '"image" is no base64; send the bytes of a photo, base64-encoded.') from error
+            raise Problem(400, '"image" is not base64; send the bytes of a photo, base64-encoded.') from error
 
 
 Photo = bytes | Base64 | Url
@@ -56,31 +56,31 @@ Photo = bytes | Base64 | Url
 
 @dataclass(frozen=True)
 class Asked:
-    """What a request asks about.
+    """Photos of a request.
 
     Attributes:
         photos: in order, at least one.
-        several: whether a list of answers is expected, be it of one.
+        several: a list of answers is expected, even for one photo.
     """
 
     photos: Sequence[Photo]
     several: bool
 
     def where(self, number: int) -> str:
-        """How a problem with a photo is introduced."""
+        """Prefix of a problem with a photo: ``instances[2]: ``, or an empty string."""
         return f"instances[{number}]: " if self.several else ""
 
 
 def read(body: bytes, content_type: str | None, limits: Limits) -> Asked:
-    """Read a request.
+    """Parse a request.
 
     Args:
         body: of the request.
-        content_type: its header; without one, or with one that says nothing, the body's first bytes decide.
-        limits: what is taken at most.
+        content_type: its header; where it is missing or one of :data:`UNNAMED`, the first bytes of the body decide.
+        limits: of the archive.
 
     Raises:
-        Problem: 400 it has no form that is known, 413 it is too large, 415 its type is not known.
+        Problem: 400 malformed, 413 too large, 415 of an unknown type.
     """
     if len(body) > limits.max_body_bytes:
         raise too_large(limits)
@@ -91,13 +91,13 @@ def read(body: bytes, content_type: str | None, limits: Limits) -> Asked:
         return _asked(_parsed(body, limits), limits)
     if kind not in PHOTO_TYPES and kind not in UNNAMED:
         raise Problem(
-            415, f"Content-Type {kind[:60]!r} is not read here; send image/jpeg, image/png, image/webp or {JSON}."
+            415, f"Content-Type {kind[:60]!r} is not supported; send image/jpeg, image/png, image/webp or {JSON}."
         )
     return Asked([body], several=False)
 
 
 def too_large(limits: Limits) -> Problem:
-    """Of a body that has too many bytes."""
+    """Problem of a body with too many bytes."""
     return Problem(
         413,
         f"The body has more than {limits.max_body_bytes / 1e6:g} MB; send a smaller photo, or fewer in one request.",
@@ -105,10 +105,10 @@ def too_large(limits: Limits) -> Problem:
 
 
 def _parsed(body: bytes, limits: Limits) -> Any:
-    # Before anything is built of it: a few bytes of JSON can ask for many times their size in memory.
+    # Before parsing: a few bytes of JSON can take many times their size in memory.
     lists = body.count(b"[")
     if lists > _PARTS_OF_PHOTO:
-        raise Problem(400, f"The JSON has {lists} lists, where one is enough; {_FORMS}.")
+        raise Problem(400, f"The JSON has {lists} lists, and one is enough; {_FORMS}.")
     if body.count(b"{") + body.count(b",") > _PARTS_OF_PHOTO * (limits.max_instances + 1):
         raise Problem(413, f"The JSON has more parts than {limits.max_instances} photos need; send fewer at a time.")
     try:
@@ -116,9 +116,9 @@ def _parsed(body: bytes, limits: Limits) -> Any:
     except RecursionError as error:
         raise Problem(400, f"The JSON is nested too deep; {_FORMS}.") from error
     except UnicodeDecodeError as error:
-        raise Problem(400, "The JSON is not in UTF-8; encode it so.") from error
+        raise Problem(400, "The JSON is not in UTF-8; encode it in UTF-8.") from error
     except ValueError as error:  # an integer of too many digits is one that is no JSONDecodeError
-        raise Problem(400, f"The body is no JSON ({str(error)[:100]}); {_FORMS}.") from error
+        raise Problem(400, f"The body is not JSON ({str(error)[:100]}); {_FORMS}.") from error
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -131,15 +131,15 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _asked(content: Any, limits: Limits) -> Asked:
     if not isinstance(content, dict):
-        raise Problem(400, f"The JSON is no object; {_FORMS}.")
+        raise Problem(400, f"The JSON is not an object; {_FORMS}.")
     if "instances" not in content:
         return Asked([_photo(content, ("image", "url", "b64", "instances"))], several=False)
     if len(content) > 1:
         other = next(key for key in content if key != "instances")
-        raise Problem(400, f'{_quoted(other)} stands beside "instances"; put photos into the list, and leave it out.')
+        raise Problem(400, f'{_quoted(other)} is given beside "instances"; put photos into the list, and remove it.')
     instances = content["instances"]
     if not isinstance(instances, list) or not instances:
-        raise Problem(400, f'"instances" is no list with at least one photo; {_FORMS}.')
+        raise Problem(400, f'"instances" is not a list of at least one photo; {_FORMS}.')
     if len(instances) > limits.max_instances:
         raise Problem(
             413, f"There are {len(instances)} instances, and at most {limits.max_instances} are taken; send fewer."
@@ -161,14 +161,14 @@ def _photo(content: Any, known: Sequence[str]) -> Photo:
         if key not in known:
             near = nearest(key[:40], known)
             raise Problem(
-                400, f"{_quoted(key)} is no known key; " + (f'did you mean "{near}"?' if near else f"{_FORMS}.")
+                400, f"{_quoted(key)} is not a known key; " + (f'did you mean "{near}"?' if near else f"{_FORMS}.")
             )
     if len(content) != 1:
         raise Problem(400, f'A photo has {"more than one" if content else "none"} of "image" and "url"; give one.')
     [(key, value)] = content.items()
     if not isinstance(value, str):
         kind = "null" if value is None else type(value).__name__
-        raise Problem(400, f'"{key}" is no text but {kind}; {_FORMS}.')
+        raise Problem(400, f'"{key}" is {kind} and must be a string; {_FORMS}.')
     return Url(value) if key == "url" else Base64(value)
 
 

@@ -1,4 +1,4 @@
-"""Archive -> model -> probabilities."""
+"""Model of an unpacked archive: weights and model.json in, probabilities out."""
 
 import json
 from collections.abc import Mapping
@@ -16,27 +16,28 @@ from bincounter.model.backbones import feature_size
 from bincounter.model.objectives import Objective
 from bincounter.serving.application.answers import Limits
 
-VERSION = 1
+FORMAT = 1
+"""Of model.json and what lies beside it; archives without a number are of format 1."""
 
 
 class ArchiveError(ValueError):
-    """A folder that is no whole archive; the message says what to do."""
+    """A folder that is not a complete archive; the message ends with the next step."""
 
 
 class ServedModel(nn.Module):
-    """The model that an archive holds, in evaluation mode, on the GPU where there is one.
+    """Model of an archive in evaluation mode, on the GPU if there is one.
 
     Args:
         described: the content of ``model.json``.
 
     Attributes:
-        name: the id that every answer carries.
+        name: id of the model, part of every answer.
         counts: the support, ascending.
         image_size: side of the photos the model reads, in pixels.
-        precision: ``fp32``, or ``bf16``: convolutions and matrix products in bfloat16. It works on any CPU, and is
-            quicker on those that multiply it.
-        limits: what an endpoint of it takes.
-        device: where it computes.
+        precision: ``fp32``, or ``bf16``: convolutions and matrix products in bfloat16. It runs on any CPU, and is
+            faster on those with bfloat16 instructions.
+        limits: bounds of requests.
+        device: of the weights.
     """
 
     def __init__(self, described: Mapping[str, Any]) -> None:
@@ -58,15 +59,15 @@ class ServedModel(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Read an unpacked archive.
+        """Load the model of an unpacked archive.
 
         Args:
             folder: with ``model.json`` and ``weights.pt``.
 
         Raises:
-            ArchiveError: they are missing or damaged, or do not belong together.
+            ArchiveError: they are missing, damaged or do not fit each other.
         """
-        described = _described(folder / "model.json")
+        described = read_description(folder)
         try:
             model = cls(described)
             weights = torch.load(folder / "weights.pt", map_location="cpu", weights_only=True)
@@ -75,17 +76,17 @@ class ServedModel(nn.Module):
             raise ArchiveError(
                 f"The model of {folder} needs {error.name}, which is not installed; install it."
             ) from error
-        except Exception as error:  # a broken file makes torch raise almost anything, a description any constructor
+        except Exception as error:  # torch and constructors raise almost anything on broken input
             raise ArchiveError(
-                f"The archive in {folder} is damaged ({_first_line(error)}); package it anew."
+                f"The archive in {folder} is damaged ({_first_line(error)}); package it again."
             ) from error
         return model.to(model.device)
 
     def decode(self, data: bytes) -> Tensor:
-        """Read a photo: ``uint8[3, S, S]``.
+        """Decode a photo: ``uint8[3, S, S]``.
 
         Raises:
-            PhotoError: it cannot be read; the message is the reason.
+            PhotoError: it is unreadable; the message is the reason.
         """
         return decode(data, self.image_size)
 
@@ -102,14 +103,26 @@ class ServedModel(nn.Module):
         return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
 
 
-def _described(path: Path) -> dict[str, Any]:
+def read_description(folder: Path) -> dict[str, Any]:
+    """Read ``model.json`` of an unpacked archive.
+
+    Raises:
+        ArchiveError: it is missing or damaged, or of a format that a newer bincounter writes.
+    """
+    path = folder / "model.json"
     try:
         described = json.loads(path.read_text(encoding="utf-8"))
-        version = described["version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArchiveError(f"{path} is missing or damaged; unpack the archive again, or package it anew.") from error
-    if version != VERSION:
-        raise ArchiveError(f"{path} has version {version}, this code reads version {VERSION}; package it anew.")
+        newer = described.get("format", 1) > FORMAT
+        Limits(**described["limits"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArchiveError(
+            f"{path} is missing or damaged ({_first_line(error)}); unpack the archive again, or package it again."
+        ) from error
+    if newer:
+        raise ArchiveError(
+            f"{path} has format {described['format']}, and this bincounter reads formats up to {FORMAT}; "
+            "install a newer bincounter, or package the checkpoint with this one."
+        )
     return described
 
 
@@ -118,11 +131,11 @@ def _first_line(error: BaseException) -> str:
 
 
 def build(node: Mapping[str, Any], **arguments: Any) -> Any:
-    """Call a node's ``_target_`` with its other keys; nodes inside of it are built first.
+    """Instantiate a configuration node: call its ``_target_`` with its other keys, nested nodes first.
 
     Args:
-        node: plain containers; ``_args_``, ``_partial_`` and ``_recursive_`` mean what they mean to Hydra.
-        arguments: take the place of the node's keys.
+        node: plain containers; ``_args_``, ``_partial_`` and ``_recursive_`` as in Hydra.
+        arguments: override the node's keys.
     """
     options = {key: value for key, value in {**node, **arguments}.items() if not _is_special(key)}
     positional = node.get("_args_", [])
@@ -134,10 +147,10 @@ def build(node: Mapping[str, Any], **arguments: Any) -> Any:
 
 
 def named(path: str) -> Any:
-    """The object with a dotted name, such as ``torchvision.models.ResNet`` or ``package.module.Class.method``.
+    """Import the object with a dotted name, such as ``torchvision.models.ResNet`` or ``package.module.Class.method``.
 
     Raises:
-        ImportError: there is none.
+        ImportError: it does not exist.
     """
     parts = path.split(".")
     found: Any = import_module(parts[0])

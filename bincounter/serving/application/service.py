@@ -1,4 +1,4 @@
-"""Bytes of a request -> bytes of an answer."""
+"""Answer requests for one model: bytes of a request in, bytes of an answer out."""
 
 import asyncio
 import logging
@@ -26,8 +26,9 @@ from bincounter.serving.application.url_fetcher import Fetcher
 log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
-_LARGE = 1 << 20  # bytes; a body beyond it is parsed in a thread, since others wait meanwhile
-_FETCHES = 8  # photos by URL at a time; none of them keeps others from being decoded
+_LARGE_BODY = 1 << 20  # bytes; larger bodies are parsed in a thread, so that the event loop stays free
+_FETCHES = 8  # photos by URL at a time, in threads of their own
+_LARGE_PHOTO = 25_000_000  # pixels; larger photos are decoded one at a time, since they take up to 2 GB of memory
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Reply:
     Attributes:
         status: of HTTP.
         content_type: of the body.
-        body: JSON, or CSV where that was asked for.
+        body: JSON, or CSV if requested.
         headers: beside the content type.
     """
 
@@ -48,7 +49,7 @@ class Reply:
 
     @classmethod
     def refusing(cls, problem: Problem) -> "Reply":
-        """The answer that says why there is none."""
+        """Answer with the status and message of a problem."""
         return cls(problem.status, JSON, problem.body(), problem.headers)
 
 
@@ -57,7 +58,7 @@ class Service:
 
     Args:
         model: from an archive.
-        fetcher: of photos that are given by URL.
+        fetcher: of photos given by URL; by default one with the limits of the model.
     """
 
     def __init__(self, model: ServedModel, fetcher: Fetcher | None = None) -> None:
@@ -70,22 +71,22 @@ class Service:
         self._reading_seconds = 0.0
 
     async def start(self) -> None:
-        """Begin; the model has computed once when it returns."""
+        """Start; the model is warmed up when it returns."""
         await self._batcher.start(torch.zeros(3, self._size, self._size, dtype=torch.uint8))
 
     async def close(self) -> None:
-        """End; requests in hand are given up."""
+        """Stop; cancels requests in progress."""
         await self._batcher.close()
         for pool in (self._decoders, self._fetchers):
             pool.shutdown(wait=False, cancel_futures=True)
 
     @property
     def ready(self) -> bool:
-        """Whether the model answers."""
+        """True while the model answers."""
         return self._batcher.ready
 
     def statistics(self) -> dict[str, float]:
-        """Since the start: photos, batches by size, seconds of reading (all threads) and computing; and who waits."""
+        """Totals since the start (photos, batches by size, seconds of decoding and forward), and the queue length."""
         return {
             "photos": self._batcher.photos,
             **{f"batches_of_{size}": number for size, number in sorted(self._batcher.batches.items())},
@@ -103,7 +104,7 @@ class Service:
             accept: its header.
 
         Returns:
-            Status 200 with the counts, or another one with a sentence in JSON.
+            Status 200 with the counts, or an error status with ``{"error": message}``.
         """
         try:
             async with asyncio.timeout(self._limits.timeout_s):
@@ -111,7 +112,7 @@ class Service:
         except Problem as problem:
             return Reply.refusing(problem)
         except TimeoutError:
-            late = f"There was no answer within {self._limits.timeout_s:g} s; send fewer at a time."
+            late = f"No answer within {self._limits.timeout_s:g} s; send fewer photos at a time."
             return Reply.refusing(Problem(504, late))
         except Exception as error:
             log.exception("A request failed.")
@@ -121,10 +122,10 @@ class Service:
     async def _answer(self, body: bytes, content_type: str | None, accept: str | None) -> Reply:
         form = wanted(accept)
         reading = partial(photo_requests.read, body, content_type, self._limits)
-        asked = reading() if len(body) <= _LARGE else await _in(self._decoders, reading)
+        asked = reading() if len(body) <= _LARGE_BODY else await _in(self._decoders, reading)
         photos = [partial(self._pixels, photo, asked.where(number)) for number, photo in enumerate(asked.photos)]
         rows = await self._batcher.rows(photos)
-        return Reply(200, form.content_type, self._answers.written(rows, form, several=asked.several))
+        return Reply(200, form.content_type, self._answers.format(rows, form, several=asked.several))
 
     async def _pixels(self, photo: photo_requests.Photo, where: str) -> Tensor:
         pool = self._fetchers if isinstance(photo, photo_requests.Url) else self._decoders
@@ -142,16 +143,12 @@ async def _in(pool: ThreadPoolExecutor, function: Callable[[], _T]) -> _T:
     return await asyncio.get_running_loop().run_in_executor(pool, function)
 
 
-_LARGE_PHOTO = 25_000_000
-"""Pixels of a photo beyond which it is decoded alone: the largest take 2 GB, which every core at once has not."""
-
-
 class Reader:
-    """Reads photos as a model wants them.
+    """Reads photos into the input of a model.
 
     Args:
-        model: that sees them.
-        fetcher: of those that are given by URL.
+        model: that decodes them.
+        fetcher: of photos given by URL.
     """
 
     def __init__(self, model: ServedModel, fetcher: Fetcher) -> None:
@@ -159,14 +156,14 @@ class Reader:
         self._alone = threading.Lock()
 
     def pixels(self, photo: Photo, where: str = "") -> Tensor:
-        """Read a photo: ``uint8[3, S, S]``; one that is given by URL is fetched meanwhile.
+        """Read a photo, fetched first where it is given by URL: ``uint8[3, S, S]``.
 
         Args:
             photo: of a request.
-            where: what introduces a problem with it, see :meth:`Asked.where`.
+            where: prefix of a problem with it, from :meth:`Asked.where`.
 
         Raises:
-            Problem: 400 it is empty, no base64 or cannot be fetched, 413 too large, 422 it cannot be read.
+            Problem: 400 empty, not base64 or not fetched, 413 too large, 422 unreadable.
         """
         try:
             return self._decoded(self._bytes(photo))

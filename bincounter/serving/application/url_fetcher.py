@@ -1,4 +1,4 @@
-"""Photos fetched by https for a request, from hosts that were allowed, and never from inside a private network."""
+"""Fetch photos by https from allowed hosts, never from a private network."""
 
 import http.client
 import ipaddress
@@ -18,10 +18,10 @@ _NAT64 = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("64:ff9b:1:
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address lies in the public internet, in its plain form.
+    """Check that an IP address is public.
 
-    Private, loopback, link-local (where clouds keep credentials), multicast and reserved ones do not; IPv4 addresses
-    wrapped in IPv6 (mapped, NAT64, 6to4, Teredo) count as not public whatever they hold.
+    Private, loopback, link-local (cloud credentials), multicast and reserved addresses are not; neither are IPv4
+    addresses wrapped in IPv6 (mapped, NAT64, 6to4, Teredo).
     """
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
@@ -33,22 +33,22 @@ def is_public(address: str) -> bool:
 
 
 def resolved(host: str, port: int) -> list[str]:
-    """The addresses of a host, as the system's resolver gives them."""
+    """Resolve a host to its IP addresses by the system's resolver."""
     return [str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
 
 
 class Fetcher:
     """Fetches photos.
 
-    A name is resolved once, all its addresses are checked, and the connection goes to one of them, so that a name that
-    changes in between (DNS rebinding) leads nowhere. Redirects are not followed.
+    A name is resolved once, all its addresses are checked, and the connection goes to one of them, against DNS
+    rebinding. Redirects are not followed.
 
     Args:
-        limits: ``url_hosts``, each a name, ``*.`` before it for what lies under it, ``:port`` behind it for a port
-            other than 443; and the bounds on bytes and seconds.
-        resolve: name and port to IP addresses.
-        allowed: whether an IP address may be connected to.
-        context: how certificates are checked; the system's way by default.
+        limits: ``url_hosts``, each a name, ``*.name`` for its subdomains, ``name:port`` for a port other than 443; and
+            the bounds on bytes and seconds.
+        resolve: (name, port) -> IP addresses.
+        allowed: IP address -> may be connected to.
+        context: for TLS; the system's default if not given.
     """
 
     def __init__(
@@ -63,16 +63,16 @@ class Fetcher:
         self._context = context
 
     def fetch(self, url: str) -> bytes:
-        """Fetch a photo; blocks for at most ``timeout_s`` seconds, the resolver's own time not counted.
+        """Fetch a photo; blocks for at most ``timeout_s`` seconds plus the time of the resolver.
 
         Raises:
-            Problem: 400 the address is not allowed or does not answer with a photo, 413 there is too much of it.
+            Problem: 400 the URL is not allowed or does not return a photo, 413 the photo is too large.
         """
         host, port, target = self._checked(url)
         addresses = self._addresses(host, port)
         until = time.monotonic() + self._limits.timeout_s
         connection = _Pinned(host, port, addresses, until, self._context or ssl.create_default_context())
-        # Timeouts of a socket are per read: who sends a byte now and then would hold it for good.
+        # Socket timeouts are per read: a host that sends a byte now and then would hold the connection forever.
         watchdog = threading.Timer(self._limits.timeout_s, connection.cut)
         watchdog.daemon = True
         watchdog.start()
@@ -88,7 +88,7 @@ class Fetcher:
             connection.close()
 
     def _checked(self, url: str) -> tuple[str, int, str]:
-        """Host, port and target of an address that is allowed."""
+        """Host, port and request target of an allowed URL."""
         if not self._limits.url_hosts:
             raise Problem(400, "Photos are not fetched by URL here; send their bytes, or base64 in JSON.")
         try:
@@ -125,20 +125,20 @@ class Fetcher:
             content += chunk
             if len(content) > most:
                 raise Problem(413, f"The photo at {host} has more than {most / 1e6:g} MB; take a smaller one.")
-        if response.length:  # announced, and not sent
+        if response.length:  # of Content-Length, not received
             raise Problem(400, f"{host} sent only a part of the photo; send its bytes instead.")
         return bytes(content)
 
 
 class _Pinned(http.client.HTTPSConnection):
-    """A connection to one of the addresses that were checked, which must prove to be the host.
+    """HTTPS connection to one of the checked addresses; the certificate must match the host.
 
     Args:
-        host: by name.
-        port: of it.
+        host: name that the certificate must have.
+        port: of the host.
         addresses: to try in turn.
-        until: when it has to be made, on the monotonic clock.
-        context: how the certificate is checked.
+        until: deadline on the monotonic clock, in seconds.
+        context: for TLS.
     """
 
     def __init__(self, host: str, port: int, addresses: Sequence[str], until: float, context: ssl.SSLContext) -> None:
@@ -146,7 +146,7 @@ class _Pinned(http.client.HTTPSConnection):
         self._addresses, self._until, self._tls = addresses, until, context
 
     def connect(self) -> None:
-        """Connect without asking the resolver again."""
+        """Connect without resolving the name again."""
         plain = self._connected()
         try:
             plain.settimeout(self._left())  # of the whole handshake
@@ -168,9 +168,9 @@ class _Pinned(http.client.HTTPSConnection):
         return max(self._until - time.monotonic(), 0.001)  # 0 would mean not to wait at all
 
     def cut(self) -> None:
-        """End it from another thread: whoever reads from it gets an error or the end."""
+        """Close the socket from another thread; pending reads fail."""
         if self.sock is not None:
-            with suppress(OSError):  # it has ended by itself
+            with suppress(OSError):  # already closed
                 self.sock.shutdown(socket.SHUT_RDWR)
 
 

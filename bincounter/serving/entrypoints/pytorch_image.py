@@ -1,7 +1,7 @@
-"""The four functions by which AWS's PyTorch inference images call a model, those before Ray Serve's.
+"""Entry point ``code/inference.py`` of AWS's older PyTorch inference images: four functions that serve a model.
 
-A wrong request raises nothing here, since such an image answers an exception with its traceback: the problem is passed
-on to :func:`output_fn`, which sets the status.
+A wrong request raises nothing here, since these images return an exception's traceback to the client: the problem is
+passed on to :func:`output_fn`, which sets the status.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from bincounter.serving.application.url_fetcher import Fetcher
 
 @dataclass(frozen=True)
 class Received:
-    """A request as it came; the model says what of it is taken."""
+    """Body and content type of a request; parsed once the limits of the model are known."""
 
     body: bytes
     content_type: str | None
@@ -28,7 +28,7 @@ class Received:
 
 @dataclass(frozen=True)
 class Counted:
-    """Distributions for the photos of a request, and what writes them."""
+    """Distributions for the photos of a request, and the formatter of the answer."""
 
     rows: list[list[float]]
     several: bool
@@ -36,18 +36,18 @@ class Counted:
 
 
 def model_fn(model_dir: str) -> ServedModel:
-    """Load the archive that was unpacked to ``model_dir``."""
+    """Load the archive unpacked to ``model_dir``."""
     return ServedModel.load(Path(model_dir))
 
 
 def input_fn(input_data: bytes | bytearray | str, content_type: str | None) -> Received:
-    """Take a request; of JSON the image has made a text."""
+    """Accept a request; the image passes JSON as a string."""
     body = input_data.encode("utf-8", "surrogatepass") if isinstance(input_data, str) else bytes(input_data)
     return Received(body, content_type)
 
 
 def predict_fn(received: Received, model: ServedModel) -> Counted | Problem:
-    """Read the photos and count what is in them."""
+    """Read the photos of a request and count their items."""
     limits, reader = model.limits, Reader(model, Fetcher(model.limits))
     try:
         asked = photo_requests.read(received.body, received.content_type, limits)
@@ -60,12 +60,12 @@ def predict_fn(received: Received, model: ServedModel) -> Counted | Problem:
 
 
 def output_fn(counted: Counted | Problem, accept: str | None, context: Any) -> tuple[bytes, str]:
-    """Write the answer in a type that ``accept`` names, or what is wrong."""
+    """Format the answer in an accepted type, or the problem."""
     try:
         if isinstance(counted, Problem):
             raise counted
         form = wanted(accept)
-        return counted.answers.written(counted.rows, form, several=counted.several), form.content_type
+        return counted.answers.format(counted.rows, form, several=counted.several), form.content_type
     except Problem as problem:
         context.set_response_status(code=problem.status, phrase=HTTPStatus(problem.status).phrase)
         return problem.body(), JSON

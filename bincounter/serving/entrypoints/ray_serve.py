@@ -1,8 +1,8 @@
-"""The archive's application as one replica of Ray Serve: ``serve run config.yaml`` builds ``deployment:app``.
+"""Entry point ``deployment.py`` for Ray Serve: one replica that serves the archive, built by ``serve run config.yaml``.
 
-Ray's ``/-/healthz`` answers 200 as soon as the application is built, whatever becomes of its replica. So the model has
-to load before there is an application: what lies in a damaged archive never is healthy. What cannot be had is a health
-check that waits for the replica: while it loads the model once more, for seconds, requests wait for it.
+Ray's ``/-/healthz`` returns 200 as soon as the application is built, whatever happens to its replica. The model is
+therefore loaded once before the application exists, so that a damaged archive is never healthy. The replica then loads
+it again; requests wait meanwhile.
 """
 
 import json
@@ -21,7 +21,7 @@ FOLDER = Path(__file__).resolve().parent
 LIMITS = Limits(**json.loads((FOLDER / "model.json").read_text(encoding="utf-8"))["limits"])
 
 _IN_HAND = 2 * (LIMITS.max_queue + LIMITS.max_batch)
-"""Requests a replica takes at a time: more than can wait, so that it refuses itself, at once and with a sentence."""
+"""Requests a replica accepts at a time: more than its queue holds, so that it refuses them itself, with a message."""
 
 
 def _gpus() -> int:
@@ -37,10 +37,10 @@ def _gpus() -> int:
     logging_config={"enable_access_log": False},
 )
 class Replica:
-    """Answers requests by the model that lies beside this file."""
+    """Answers requests with the model beside this file."""
 
     async def __init__(self) -> None:  # type: ignore[misc]  # Ray awaits it, in the loop that requests run in
-        # Here, since Ray also imports this file where it only wants to know what to start.
+        # Ray also imports this file in processes that need no torch.
         from bincounter.serving.application.batcher import before_loading
         from bincounter.serving.application.served_model import ServedModel
         from bincounter.serving.application.service import Service
@@ -50,7 +50,7 @@ class Replica:
         await self._service.start()
 
     async def __call__(self, request: Request) -> Response:
-        """Answer ``POST /``."""
+        """Handle ``POST /``."""
         headers = request.headers
         try:
             body = await _body(request)
@@ -60,7 +60,7 @@ class Replica:
         return Response(reply.body, reply.status, {**reply.headers, "Content-Type": reply.content_type})
 
     def check_health(self) -> None:
-        """Have Ray replace this replica when its model no longer answers."""
+        """Raise once the model no longer answers, so that Ray replaces this replica."""
         if not self._service.ready:
             raise RuntimeError("the model no longer answers")
 
@@ -75,7 +75,7 @@ async def _body(request: Request) -> bytes:
 
 
 def app(_: dict[str, Any]) -> serve.Application:
-    """Build the application, in a process that ends then, if its model can be loaded."""
+    """Build the application, after checking that the model loads."""
     from bincounter.serving.application.served_model import ServedModel
 
     ServedModel.load(FOLDER)

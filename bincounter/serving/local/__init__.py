@@ -1,1 +1,1 @@
-"""The archive served on 127.0.0.1, with a page to drop photos on."""
+"""Local server of an archive on 127.0.0.1, with a page for photos."""

@@ -1,9 +1,17 @@
-"""Starlette app: /invocations, /ping, /metrics, /model, page."""
+"""Starlette app of the local server: /invocations, /ping, /metrics, /model, /explanation and the page.
+
+It holds the service, and a thread that ends the process once the model is stuck or broken.
+"""
 
 import asyncio
 import json
-from collections.abc import Coroutine, Iterator, Mapping
-from contextlib import contextmanager, suppress
+import logging
+import multiprocessing
+import os
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -29,94 +37,149 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from bincounter.serving.application.answers import Problem
-from bincounter.serving.application.service import Reply
+from bincounter.serving.application.served_model import ServedModel
+from bincounter.serving.application.service import Reply, Service
 from bincounter.serving.local.explain import Explainer
-from bincounter.serving.local.guards import Intake, Refusal, SameOrigin
-from bincounter.serving.local.server import State, Worker
+from bincounter.serving.local.guards import ProblemResponse, RequestLimiter, SameOrigin
+
+log = logging.getLogger(__name__)
 
 _PAGE = Path(__file__).with_name("page")
 _STYLE = files("bincounter.report") / "templates" / "style.css"  # the reports' own
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
-_GONE = 499  # the status that logs know clients by who did not wait
+_GONE = 499  # the status by which logs know clients that did not wait
+_WATCH = 0.5  # seconds between two looks at the model
+_GRACE = 5.0  # seconds beyond limits.timeout_s after which an event loop counts as stuck
+_REQUEST_SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2, 5, 10, 30)
+_WORK = {
+    "photos": "Photos the model has counted.",
+    "decode_seconds": "Seconds of decoding photos, over all threads.",
+    "forward_seconds": "Seconds the model has computed.",
+}
+_BATCHES = "batches_of_"
+_BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
+_SCORES = {"accuracy": ("Accuracy", "{:.1%}"), "rmse": ("RMSE", "{:.3f}")}
+
+Handle = Callable[[bytes, str | None, str | None], Coroutine[Any, Any, Reply]]
+"""Answers a body, its content type and the types that are accepted; never raises."""
 
 
-class Front:
-    """What each path answers.
+def create_app(model: ServedModel, folder: Path, *, restarts: Callable[[], int] = lambda: 0) -> ASGIApp:
+    """Build the ASGI application that serves a model.
 
     Args:
-        worker: the archive's process.
-        explainer: where its model looked.
-        card: what the page says of the model beside what the worker knows: ``scores``, a mapping.
+        model: of the archive.
+        folder: the unpacked archive, for its model card.
+        restarts: returns how often the worker was replaced, for ``/metrics``.
     """
+    endpoints = _Endpoints(model, folder, restarts)
+    routes = [
+        Route("/", endpoints.page),
+        Route("/page/{name}", endpoints.page),
+        Route("/model", endpoints.describe),
+        Route("/ping", endpoints.ping),
+        Route("/metrics", endpoints.scrape),
+        Route("/invocations", endpoints.invoke, methods=["POST"]),
+        Route("/explanation", endpoints.explain, methods=["POST"]),
+    ]
+    handlers: dict[Any, Any] = {HTTPException: _no_such_path, Exception: _unforeseen}
+    return SameOrigin(Starlette(routes=routes, exception_handlers=handlers, lifespan=endpoints.lifespan))
 
-    def __init__(self, worker: Worker, explainer: Explainer, card: Mapping[str, Any]) -> None:
-        self._worker, self._explainer = worker, explainer
-        self._model = {**worker.ready, **card}
-        self._metrics = Metrics({name: str(worker.ready[name]) for name in ("name", "precision")})
-        self._intake = Intake(worker.limits, worker.limits.max_queue)
-        self._explained = Intake(worker.limits, 1)
+
+class _Endpoints:
+    """Handlers of the paths, and the service behind them."""
+
+    def __init__(self, model: ServedModel, folder: Path, restarts: Callable[[], int]) -> None:
+        self._name, self._timeout_s = model.name, model.limits.timeout_s
+        self._service, self._explainer = Service(model), Explainer(model)
+        described = {name: getattr(model, name) for name in ("name", "counts", "image_size", "precision")}
+        self._model = {**described, "limits": asdict(model.limits), **read_card(folder)}
+        self._metrics = Metrics(model, self._service, restarts)
+        self._limiter = RequestLimiter(model.limits, model.limits.max_queue)
+        self._explain_limiter = RequestLimiter(model.limits, 1)
         self._files = {path.name: path.read_bytes() for path in (*_PAGE.iterdir(), _STYLE)}
 
-    def application(self) -> ASGIApp:
-        """The ASGI application."""
-        routes = [
-            Route("/", self._page),
-            Route("/page/{name}", self._page),
-            Route("/model", self._describe),
-            Route("/ping", self._ping),
-            Route("/metrics", self._scrape),
-            Route("/invocations", self._invoke, methods=["POST"]),
-            Route("/explanation", self._explain, methods=["POST"]),
-        ]
-        handlers: dict[Any, Any] = {HTTPException: _no_such_path, Exception: _unforeseen}
-        return SameOrigin(Starlette(routes=routes, exception_handlers=handlers))
+    @asynccontextmanager
+    async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        """Run the service, and watch it."""
+        await self._service.start()
+        stopping = threading.Event()
+        watched = self._service, asyncio.get_running_loop(), self._timeout_s + _GRACE, stopping
+        threading.Thread(target=_watch, args=watched, daemon=True).start()
+        yield
+        stopping.set()
+        self._explainer.close()
+        await self._service.close()
 
-    async def _page(self, request: Request) -> Response:
+    async def page(self, request: Request) -> Response:
+        """A file of the page."""
         name = request.path_params.get("name", "index.html")
         if name not in self._files:
             raise HTTPException(404)
         return Response(self._files[name], media_type=_TYPES[Path(name).suffix])
 
-    async def _describe(self, _: Request) -> Response:
+    async def describe(self, _: Request) -> Response:
+        """The model, its limits and its scores."""
         return JSONResponse(self._model)
 
-    async def _ping(self, _: Request) -> Response:
-        if not (await self._worker.state()).ready:
-            return Refusal(Problem(503, "The model is being loaded; ask again in a few seconds."))
-        return JSONResponse({"model": self._worker.ready["name"]})
+    async def ping(self, _: Request) -> Response:
+        """Health check: 200 while the model answers."""
+        if not self._service.ready:
+            return ProblemResponse(Problem(503, "The model does not answer and is restarted; retry in a second."))
+        return JSONResponse({"model": self._name})
 
-    async def _scrape(self, _: Request) -> Response:
-        text = self._metrics.text(await self._worker.state(), self._worker.restarts)
-        return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
+    async def scrape(self, _: Request) -> Response:
+        """Metrics for Prometheus."""
+        return Response(self._metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
-    async def _invoke(self, request: Request) -> Response:
+    async def invoke(self, request: Request) -> Response:
+        """Count photos."""
         with self._metrics.request() as status:
-            response = await _answer(request, self._intake, self._worker)
+            response = await _answer(request, self._limiter, self._service.handle)
             status.append(response.status_code)
         return response
 
-    async def _explain(self, request: Request) -> Response:
-        return await _answer(request, self._explained, self._explainer)
+    async def explain(self, request: Request) -> Response:
+        """Grad-CAM of one photo."""
+        return await _answer(request, self._explain_limiter, self._explainer.handle)
 
 
-async def _answer(request: Request, intake: Intake, backend: Worker | Explainer) -> Response:
+def _watch(service: Service, loop: asyncio.AbstractEventLoop, timeout_s: float, stopping: threading.Event) -> None:
+    """End this process once its model is broken, its model or event loop is stuck, or its supervisor is gone."""
+    parent = multiprocessing.parent_process()
+
+    async def is_ready() -> bool:
+        return service.ready
+
+    while not stopping.wait(_WATCH):
+        if parent and not parent.is_alive():
+            os._exit(1)
+        try:
+            ready = asyncio.run_coroutine_threadsafe(is_ready(), loop).result(timeout_s)
+        except TimeoutError:
+            ready = False
+        if not ready and not stopping.is_set():
+            log.error("The model no longer answers; its process is ended.")
+            os._exit(1)
+
+
+async def _answer(request: Request, limiter: RequestLimiter, handle: Handle) -> Response:
     try:
-        async with intake.body(request) as body:
+        async with limiter.body(request) as body:
             headers = request.headers
-            asking = backend.ask(body, headers.get("content-type"), headers.get("accept"))
-            reply = await _while_connected(request, asking)
+            reply = await _while_connected(request, handle(body, headers.get("content-type"), headers.get("accept")))
     except Problem as problem:
-        return Refusal(problem)
+        return ProblemResponse(problem)
     except ClientDisconnect:
         return Response(status_code=_GONE)
     return Response(reply.body, reply.status, {**reply.headers, "Content-Type": reply.content_type})
 
 
 async def _while_connected(request: Request, asking: Coroutine[Any, Any, Reply]) -> Reply:
-    """Wait for an answer as long as the client does.
+    """Wait for an answer while the client is connected.
 
     Raises:
-        ClientDisconnect: it no longer does; what was asked is cancelled.
+        ClientDisconnect: it has disconnected; the work is cancelled.
     """
     asked = asyncio.create_task(asking)
     gone = asyncio.ensure_future(request.receive())  # the body has been read: nothing else can come
@@ -136,43 +199,33 @@ async def _no_such_path(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "")
-        problem = Problem(405, f"{request.url.path} takes {allowed}; send that.")
+        problem = Problem(405, f"{request.url.path} accepts {allowed}; send that.")
     else:
-        problem = Problem(404, "There is nothing here; post photos to /invocations, or open / in a browser.")
-    return Refusal(problem, dict(error.headers or {}))
+        problem = Problem(404, "Unknown path; post photos to /invocations, or open / in a browser.")
+    return ProblemResponse(problem, dict(error.headers or {}))
 
 
 async def _unforeseen(_: Request, error: Exception) -> Response:
-    """A mistake of this server's own, which is logged with its traceback."""
-    return Refusal(Problem(500, f"The server failed ({type(error).__name__}); see what it printed."))
+    """Response to an unexpected error, which uvicorn logs with its traceback."""
+    return ProblemResponse(Problem(500, f"The server failed ({type(error).__name__}); see its log."))
 
 
-_SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2, 5, 10, 30)
-_WORK = {
-    "photos": "Photos the model has counted.",
-    "decode_seconds": "Seconds of decoding photos, over all threads.",
-    "forward_seconds": "Seconds the model has computed.",
-}
-_BATCHES = "batches_of_"
-_SIZES = (1, 2, 4, 8, 16, 32, 64)
-_QUEUE = "queue_length", "Photos that wait for the model."
-
-
-class Metrics:
-    """Counts requests, and shows them beside what the model's process says it has done.
+class Metrics(Collector):
+    """Metrics of requests, of the service and of this process, for Prometheus.
 
     Args:
-        model: name of the model and of its precision.
+        model: name and precision of the model.
+        service: that answers.
+        restarts: returns how often the worker was replaced.
     """
 
-    def __init__(self, model: Mapping[str, str]) -> None:
-        self._registry = CollectorRegistry()
-        self._work = _Work()
-        self._registry.register(self._work)
-        ProcessCollector(registry=self._registry)
-        registry = self._registry
-        Info("bincounter_model", "The model that is served.", registry=registry).info(dict(model))
-        self._ready = Gauge("bincounter_ready", "Whether the model answers.", registry=registry)
+    def __init__(self, model: ServedModel, service: Service, restarts: Callable[[], int]) -> None:
+        self._service, self._restarts = service, restarts
+        self._registry = registry = CollectorRegistry()
+        registry.register(self)
+        ProcessCollector(registry=registry)
+        described = {"name": model.name, "precision": model.precision}
+        Info("bincounter_model", "The model that is served.", registry=registry).info(described)
         self._requests = Counter(
             "bincounter_requests", "Requests to /invocations by status.", ["status"], registry=registry
         )
@@ -180,79 +233,49 @@ class Metrics:
             "bincounter_request_seconds",
             "Seconds from a request's headers to its answer.",
             registry=registry,
-            buckets=_SECONDS,
+            buckets=_REQUEST_SECONDS,
         )
         self._in_flight = Gauge(
             "bincounter_requests_in_flight", "Requests that are being read or answered.", registry=registry
         )
-        self._restarts = Counter(
-            "bincounter_worker_restarts", "How often the model's process was started again.", registry=registry
-        )
-        self._known_restarts = 0
 
     @contextmanager
     def request(self) -> Iterator[list[int]]:
-        """Time a request; its status is put into the list that the block is given."""
+        """Time a request; the block appends its status to the list it is given."""
         status: list[int] = []
         with self._in_flight.track_inprogress(), self._seconds.time():
             yield status
         self._requests.labels(str(status[-1])).inc()
 
-    def text(self, state: State, restarts: int) -> bytes:
-        """Write all metrics in Prometheus's text format.
-
-        Args:
-            state: of the model's process.
-            restarts: of that process.
-        """
-        self._ready.set(state.ready)
-        self._work.statistics = state.statistics
-        self._restarts.inc(restarts - self._known_restarts)
-        self._known_restarts = restarts
+    def text(self) -> bytes:
+        """Write all metrics in Prometheus's text format."""
         return generate_latest(self._registry)
 
-
-class _Work(Collector):
-    """What the model's process has done since it was started."""
-
-    def __init__(self) -> None:
-        self.statistics: Mapping[str, float] = {}
-
     def collect(self) -> Iterator[Metric]:
-        """The metrics of the statistics at hand."""
+        """Yield the metrics of the service since the worker started."""
+        done = self._service.statistics()
+        yield GaugeMetricFamily("bincounter_ready", "Whether the model answers.", self._service.ready)
+        yield CounterMetricFamily("bincounter_worker_restarts", "Times the worker was replaced.", self._restarts())
         for name, what in _WORK.items():
-            if name in self.statistics:
-                yield CounterMetricFamily(f"bincounter_{name}", what, self.statistics[name])
-        name, what = _QUEUE
-        if name in self.statistics:
-            yield GaugeMetricFamily(f"bincounter_{name}", what, self.statistics[name])
-            yield self._batch_sizes()
-
-    def _batch_sizes(self) -> Metric:
-        batches = {
-            int(name.removeprefix(_BATCHES)): number
-            for name, number in self.statistics.items()
-            if name.startswith(_BATCHES)
-        }
+            yield CounterMetricFamily(f"bincounter_{name}", what, done[name])
+        yield GaugeMetricFamily("bincounter_queue_length", "Photos that wait for the model.", done["queue_length"])
+        batches = {int(name.removeprefix(_BATCHES)): n for name, n in done.items() if name.startswith(_BATCHES)}
         buckets = [
-            (str(float(bound)), sum(number for size, number in batches.items() if size <= bound)) for bound in _SIZES
+            (str(float(bound)), sum(n for size, n in batches.items() if size <= bound)) for bound in _BATCH_SIZES
         ]
         histogram = HistogramMetricFamily("bincounter_batch_size", "Photos in a batch.")
-        histogram.add_metric([], [*buckets, ("+Inf", sum(batches.values()))], self.statistics["photos"])
-        return histogram
-
-
-_SCORES = {"accuracy": ("Accuracy", "{:.1%}"), "rmse": ("RMSE", "{:.3f}")}
+        histogram.add_metric([], [*buckets, ("+Inf", sum(batches.values()))], done["photos"])
+        yield histogram
 
 
 def read_card(folder: Path) -> dict[str, Any]:
-    """Read ``model.json`` and the front matter of the model card, where there is one.
+    """Read ``model.json`` and the front matter of the model card, if there is one.
 
     Args:
         folder: the unpacked archive.
 
     Returns:
-        ``task_name``, and ``scores``: by title, with the photos they are of.
+        ``task_name``, and ``scores``: text by title, which names the photos.
     """
     described = json.loads((folder / "model.json").read_text(encoding="utf-8"))
     scores = {}

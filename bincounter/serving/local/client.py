@@ -1,4 +1,4 @@
-"""Photos posted to a server on this machine."""
+"""HTTP client that posts photos to a server on this machine."""
 
 import json
 import time
@@ -10,22 +10,22 @@ from bincounter.errors import ResourceError, UserError
 from bincounter.training.predictor import Answer
 
 _TIMEOUT = 120.0  # seconds
-_TRIES = 5  # of a server that is busy
+_TRIES = 5  # while the server is busy
 _BUSY = 503
 
 
 def ask(port: int, photos: Iterable[Path]) -> Iterator[tuple[Answer, tuple[int, ...]]]:
-    """Have photos counted, one after the other.
+    """Post photos one after the other.
 
     Args:
         port: of the server on 127.0.0.1.
-        photos: to post as they are.
+        photos: files to post unchanged.
 
     Yields:
-        The answer for a photo, and the counts its probabilities are of.
+        The answer for a photo, and the counts of its probabilities.
 
     Raises:
-        UserError: nothing answers there, or something that is no endpoint.
+        UserError: nothing listens on the port, or it is not a server of bincounter.
         ResourceError: the server stays busy.
     """
     for photo in photos:
@@ -43,8 +43,8 @@ def ask(port: int, photos: Iterable[Path]) -> Iterator[tuple[Answer, tuple[int, 
             probabilities = {int(count): float(share) for count, share in answer["probabilities"].items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
-                f"http://127.0.0.1:{port} is no endpoint of bincounter: name its port by target.port, "
-                "python deploy.py action=list shows it"
+                f"http://127.0.0.1:{port} is not a server of bincounter: set target.port to its port, "
+                "which python deploy.py action=list shows"
             ) from error
         yield Answer(photo, tuple(probabilities.values())), tuple(probabilities)
 
@@ -57,6 +57,8 @@ def _posted(port: int, content: bytes) -> tuple[int, bytes]:
             connection.request("POST", "/invocations", content, {"Content-Type": "application/octet-stream"})
             response = connection.getresponse()
             status, body = response.status, response.read()
+        except ConnectionResetError:  # the worker died; the next request waits for the next worker
+            continue
         except (OSError, HTTPException) as error:
             raise UserError(
                 f"Nothing answers at http://127.0.0.1:{port}: start it with python deploy.py ckpt_path=..., or see "
@@ -66,4 +68,4 @@ def _posted(port: int, content: bytes) -> tuple[int, bytes]:
             connection.close()
         if status != _BUSY:
             return status, body
-    raise ResourceError(f"http://127.0.0.1:{port} is busy: ask again later")
+    raise ResourceError(f"http://127.0.0.1:{port} is busy: retry later")

@@ -1,18 +1,17 @@
 """/explanation: Grad-CAM of one photo at a time.
 
-``python -m bincounter.serving.local.explain FOLDER`` speaks as
-:mod:`bincounter.serving.packing.archive_probe` does. Its
-answers are ``{"count": 3, "width": 56, "height": 56, "heat": base64}``: the count that is explained, and how much each
-place of the upright photo spoke for it, 0-255, row by row.
+Answers are ``{"count": 3, "width": 56, "height": 56, "heat": base64}``: the count that is explained, and how much each
+place of the upright photo contributed to it, 0-255, row by row.
 """
 
 import asyncio
 import base64
+import copy
 import json
 import logging
 import os
 import sys
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -20,22 +19,73 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bincounter.data.preprocessing import Normalize, PhotoError, decode
-from bincounter.errors import BinCounterError, ConfigError
+from bincounter.errors import ConfigError
 from bincounter.model.backbones import cam_layer
-from bincounter.report.report_photos import attention
 from bincounter.serving.application.answers import Problem
 from bincounter.serving.application.served_model import ServedModel
 from bincounter.serving.application.service import Reply
-from bincounter.serving.local.server import Worker
-from bincounter.serving.packing.archive_probe import answer, take_stdin
 
 log = logging.getLogger(__name__)
 
-_SIDE = 56  # Grad-CAM knows far fewer places
+_SIDE = 56  # pixels of the heat map; Grad-CAM resolves far fewer
+_SECONDS = 60.0  # an explanation may take
 
 
-class Explained(nn.Module):
-    """A served model as Grad-CAM wants it.
+class Explainer:
+    """Explains photos in one thread of low priority, so that requests hardly notice it.
+
+    It works on a copy of the model on the CPU, made for the first photo: Grad-CAM hooks into layers, which the model
+    of the requests passes at the same time.
+
+    Args:
+        model: that is served.
+    """
+
+    def __init__(self, model: ServedModel) -> None:
+        self._served = model
+        self._normalize = Normalize()
+        self._thread = ThreadPoolExecutor(1, "explain", initializer=_step_back)
+        self._explained: _ExplainedModel | None = None
+
+    async def handle(self, body: bytes, content_type: str | None, accept: str | None) -> Reply:
+        """Explain the photo that ``body`` is; never raises."""
+        try:
+            async with asyncio.timeout(_SECONDS):
+                answer = await asyncio.get_running_loop().run_in_executor(self._thread, self._explain, body)
+        except PhotoError as error:
+            return Reply.refusing(Problem(422, f"The photo cannot be read ({error}); send a whole JPEG, PNG or WebP."))
+        except ConfigError as error:
+            return Reply.refusing(Problem(501, str(error)))
+        except TimeoutError:
+            return Reply.refusing(Problem(504, f"No explanation within {_SECONDS:.0f} s; retry."))
+        except Exception as error:
+            log.exception("An explanation failed.")
+            return Reply.refusing(
+                Problem(500, f"The explanation failed ({type(error).__name__}); see the server's log.")
+            )
+        return Reply(200, "application/json", json.dumps(answer).encode())
+
+    def close(self) -> None:
+        """Stop without waiting for a photo in work."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _explain(self, body: bytes) -> dict[str, object]:
+        from bincounter.report.report_photos import attention  # captum, which serving does without
+
+        model = self._explained = self._explained or _ExplainedModel(copy.deepcopy(self._served).cpu()).eval()
+        size = self._served.image_size
+        image = self._normalize(decode(body, size)[None])
+        with torch.inference_mode():
+            likely = int(model.probabilities(image).argmax())
+        heat = F.adaptive_avg_pool2d(torch.from_numpy(attention(model, image)), min(_SIDE, size))[0]
+        grid = (255 * heat).round().to(torch.uint8)
+        height, width = grid.shape
+        encoded = base64.b64encode(grid.numpy().tobytes()).decode("ascii")
+        return {"count": self._served.counts[likely], "width": width, "height": height, "heat": encoded}
+
+
+class _ExplainedModel(nn.Module):
+    """A served model with the interface of :func:`bincounter.report.report_photos.attention`.
 
     Args:
         served: from an archive.
@@ -57,106 +107,7 @@ class Explained(nn.Module):
         return self.objective.probabilities(self.head(features).float())
 
 
-class Explanations:
-    """Answers photos with where the model looked.
-
-    Args:
-        served: the model.
-    """
-
-    def __init__(self, served: ServedModel) -> None:
-        self._model = Explained(served).eval()
-        self._normalize = Normalize()
-        self._counts, self._size = served.counts, served.image_size
-
-    async def start(self) -> None:
-        """Nothing is left to do."""
-
-    @property
-    def ready(self) -> bool:
-        """Always."""
-        return True
-
-    def statistics(self) -> dict[str, float]:
-        """Nothing is counted."""
-        return {}
-
-    async def handle(self, body: bytes, content_type: str | None, accept: str | None) -> Reply:
-        """Explain the photo that ``body`` is; never raises."""
-        try:
-            answer = await asyncio.to_thread(self._explain, body)
-        except PhotoError as error:
-            return Reply.refusing(Problem(422, f"The photo cannot be read ({error}); send a whole JPEG, PNG or WebP."))
-        except ConfigError as error:
-            return Reply.refusing(Problem(501, str(error)))
-        except Exception as error:  # unanswered, it would be waited for
-            log.exception("An explanation failed.")
-            return Reply.refusing(
-                Problem(500, f"The explanation failed ({type(error).__name__}); see the server's log.")
-            )
-        return Reply(200, "application/json", json.dumps(answer).encode())
-
-    def _explain(self, body: bytes) -> dict[str, object]:
-        image = self._normalize(decode(body, self._size)[None])
-        with torch.inference_mode():
-            likely = int(self._model.probabilities(image).argmax())
-        heat = F.adaptive_avg_pool2d(torch.from_numpy(attention(self._model, image)), min(_SIDE, self._size))[0]
-        grid = (255 * heat).round().to(torch.uint8)
-        height, width = grid.shape
-        encoded = base64.b64encode(grid.numpy().tobytes()).decode("ascii")
-        return {"count": self._counts[likely], "width": width, "height": height, "heat": encoded}
-
-
-def main() -> None:
-    """Load the model and answer."""
-    connection = take_stdin()
-    folder = Path(sys.argv[1])
-    os.nice(10)
-    sys.path.append(str(folder / "code"))  # a foreign backbone's files; bincounter itself is the installed one
-    served = ServedModel.load(folder)
+def _step_back() -> None:
     torch.set_num_threads(1)
-    answer(connection, Explanations(served), {"name": served.name})
-
-
-if __name__ == "__main__":
-    main()
-
-
-_SECONDS = 60.0  # an explanation may take
-
-
-class Explainer:
-    """Says where a model looked, one photo at a time.
-
-    It runs beside the archive's process, with one thread and a low priority, so that requests hardly notice it.
-
-    Args:
-        folder: an unpacked archive.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._worker: Worker | None = None
-        self._starting = asyncio.Lock()
-
-    async def ask(self, body: bytes, content_type: str | None, accept: str | None) -> Reply:
-        """Explain a photo; always answered, see :mod:`bincounter.serving.local.explain`."""
-        try:
-            worker = await self._started()
-        except BinCounterError as error:
-            log.error("%s", error)
-            return Reply.refusing(Problem(500, f"Explanations cannot be made here: {error}"))
-        return await worker.ask(body, content_type, accept)
-
-    async def _started(self) -> Worker:
-        async with self._starting:
-            if self._worker is None or self._worker.given_up.done():
-                module = "bincounter.serving.local.explain"
-                command = [sys.executable, "-m", module, str(self._folder)]
-                self._worker = await Worker.run(command, timeout_s=_SECONDS, CUDA_VISIBLE_DEVICES="")
-            return self._worker
-
-    async def close(self) -> None:
-        """End the process, where it was started."""
-        if self._worker:
-            await self._worker.close()
+    if sys.platform == "linux":  # elsewhere it is the priority of the whole process
+        os.nice(10)

@@ -1,110 +1,19 @@
-"""Same-origin check, size and concurrency bounds, early refusals."""
+"""Guards of the local server: same-origin check, bounds on size, concurrency and time, and error responses."""
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from bincounter.serving.application.answers import Limits, Problem
+from bincounter.serving.application.photo_requests import too_large
 
-_LARGEST_BODIES = 8
-"""Bodies of the largest size that are held in memory at a time."""
-
-
-class Intake:
-    """Admits requests and reads their bodies.
-
-    Args:
-        limits: of the archive.
-        requests: that may be in hand at a time.
-    """
-
-    def __init__(self, limits: Limits, requests: int) -> None:
-        self._limits, self._requests = limits, requests
-        self._bytes = 0
-        self.in_flight = 0
-
-    @asynccontextmanager
-    async def body(self, request: Request) -> AsyncIterator[bytes]:
-        """Admit a request for as long as the block lasts, and read its body.
-
-        Raises:
-            Problem: 503 where too much is in hand, before anything of the body is read; 413, also by the announced
-                length alone; 408 where the body comes too slowly.
-            ClientDisconnect: the client went away.
-        """
-        if self.in_flight >= self._requests:
-            raise Problem(503, f"{self._requests} requests are being answered; ask again in a second.")
-        announced = request.headers.get("content-length", "")
-        if announced.isdecimal():
-            self._check(int(announced))
-        self.in_flight += 1
-        taken = bytearray()
-        try:
-            await self._read(request, taken)
-            yield bytes(taken)
-        finally:
-            self._bytes -= len(taken)
-            self.in_flight -= 1
-
-    async def _read(self, request: Request, taken: bytearray) -> None:
-        try:
-            async with asyncio.timeout(self._limits.timeout_s):
-                async for chunk in request.stream():
-                    self._check(len(taken) + len(chunk), new=len(chunk))
-                    taken += chunk
-                    self._bytes += len(chunk)
-        except TimeoutError as error:
-            sentence = f"The body did not come within {self._limits.timeout_s:g} s; send it at once."
-            raise Problem(408, sentence) from error
-
-    def _check(self, length: int, new: int | None = None) -> None:
-        largest = self._limits.max_body_bytes
-        if length > largest:
-            raise Problem(
-                413, f"The body has more than {largest / 1e6:g} MB; send a smaller photo, or fewer in one request."
-            )
-        if self._bytes + (length if new is None else new) > _LARGEST_BODIES * largest:
-            raise Problem(503, "Too many large requests are being answered; ask again in a second.")
-
-
-_SECONDS, _BYTES = 2.0, 200_000_000
-
-
-class Refusal(Response):
-    """A problem as an answer, sent at once; the connection ends with it.
-
-    What the client still sends is thrown away for a while: a connection that is closed on unread bytes is reset, and
-    most clients then never see the answer.
-
-    Args:
-        problem: what is wrong.
-        headers: beside the content type.
-    """
-
-    def __init__(self, problem: Problem, headers: dict[str, str] | None = None) -> None:
-        joined = {**problem.headers, **(headers or {}), "Connection": "close"}
-        super().__init__(problem.body(), problem.status, joined, "application/json")
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it, and see the client off."""
-        body = b"" if scope["method"] == "HEAD" else self.body
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        await send({"type": "http.response.body", "body": body, "more_body": True})
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_SECONDS):
-                left = _BYTES
-                while left > 0 and (message := await receive()).get("more_body"):
-                    left -= len(message["body"])
-        await send({"type": "http.response.body"})
-
-
+_LARGEST_BODIES = 8  # bodies of the largest size that are kept in memory at a time
+_DISCARD_SECONDS, _DISCARD_BYTES = 2.0, 200_000_000  # of a refused request
 _NAMES = ("127.0.0.1", "localhost")
 _POLICY = "; ".join(
     (
@@ -128,21 +37,103 @@ _HEADERS = {
 }
 
 
-class SameOrigin:
-    """Refuses what a page from elsewhere sends, and keeps answers from it.
-
-    The name that the client believes to talk to must be this machine's: a foreign name that was made to resolve to
-    127.0.0.1 (DNS rebinding) would make a foreign page one of ours.
+class RequestLimiter:
+    """Limits concurrent requests, and reads their bodies.
 
     Args:
-        app: what answers the others.
+        limits: of the archive.
+        requests: largest number at a time.
+    """
+
+    def __init__(self, limits: Limits, requests: int) -> None:
+        self._limits, self._requests = limits, requests
+        self._bytes = 0
+        self.in_flight = 0
+
+    @asynccontextmanager
+    async def body(self, request: Request) -> AsyncIterator[bytes]:
+        """Accept a request while the block runs, and read its body.
+
+        Raises:
+            Problem: 503 too many requests, before the body is read; 413 too large, by Content-Length alone if that is
+                sent; 408 the body is too slow.
+            ClientDisconnect: the client went away.
+        """
+        if self.in_flight >= self._requests:
+            raise Problem(503, f"{self._requests} requests are being answered; retry in a second.")
+        announced = request.headers.get("content-length", "")
+        if announced.isdecimal():
+            self._check(int(announced))
+        self.in_flight += 1
+        taken = bytearray()
+        try:
+            await self._read(request, taken)
+            yield bytes(taken)
+        finally:
+            self._bytes -= len(taken)
+            self.in_flight -= 1
+
+    async def _read(self, request: Request, taken: bytearray) -> None:
+        try:
+            async with asyncio.timeout(self._limits.timeout_s):
+                async for chunk in request.stream():
+                    self._check(len(taken) + len(chunk), new=len(chunk))
+                    taken += chunk
+                    self._bytes += len(chunk)
+        except TimeoutError as error:
+            sentence = f"The body did not arrive within {self._limits.timeout_s:g} s; send it at once."
+            raise Problem(408, sentence) from error
+
+    def _check(self, length: int, new: int | None = None) -> None:
+        if length > self._limits.max_body_bytes:
+            raise too_large(self._limits)
+        if self._bytes + (length if new is None else new) > _LARGEST_BODIES * self._limits.max_body_bytes:
+            raise Problem(503, "Too many large requests are being answered; retry in a second.")
+
+
+class ProblemResponse(Response):
+    """Error response that is sent at once and closes the connection.
+
+    What the client still sends is read and discarded for up to 2 s: a connection that is closed with unread bytes is
+    reset, and most clients then never see the response.
+
+    Args:
+        problem: status and message.
+        headers: beside the content type.
+    """
+
+    def __init__(self, problem: Problem, headers: dict[str, str] | None = None) -> None:
+        joined = {**problem.headers, **(headers or {}), "Connection": "close"}
+        super().__init__(problem.body(), problem.status, joined, "application/json")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the response, and discard the rest of the request."""
+        body = b"" if scope["method"] == "HEAD" else self.body
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_DISCARD_SECONDS):
+                left = _DISCARD_BYTES
+                while left > 0 and (message := await receive()).get("more_body"):
+                    left -= len(message["body"])
+        await send({"type": "http.response.body"})
+
+
+class SameOrigin:
+    """Middleware that refuses requests of other sites' pages, and sets headers that keep answers from them.
+
+    The Host header must name this machine: under DNS rebinding, a foreign name resolves to 127.0.0.1, and the browser
+    takes a foreign page for one of ours.
+
+    Args:
+        app: that answers all other requests.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer or refuse one request."""
+        """Refuse a request, or pass it on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -155,87 +146,16 @@ class SameOrigin:
             await send(message)
 
         sentence = _objection(Headers(scope=scope))
-        app = Refusal(Problem(403, sentence)) if sentence else self._app
+        app = ProblemResponse(Problem(403, sentence)) if sentence else self._app
         await app(scope, receive, send_guarded)
 
 
 def _objection(headers: Headers) -> str | None:
     host = headers.get("host", "")
     if host.rpartition(":")[0] not in _NAMES and host not in _NAMES:
-        return "This server answers to the names 127.0.0.1 and localhost alone; use one of them in the URL."
+        return "This server is reached only as 127.0.0.1 or localhost; use one of them in the URL."
     foreign = headers.get("origin", f"http://{host}") != f"http://{host}"
     embedded = headers.get("sec-fetch-mode", "navigate") != "navigate"
     if foreign or (embedded and headers.get("sec-fetch-site") in ("cross-site", "same-site")):  # ports share a site
-        return "This server answers no other site's pages; open its own page."
+        return "This server refuses requests of other sites' pages; open its own page."
     return None
-
-
-_HEAD_SECONDS, _HEAD_BYTES = 20.0, 1 << 16
-
-
-class Connection(HttpToolsProtocol):
-    """uvicorn's, with bounds on what comes before a body, and sentences where that is wrong.
-
-    A browser opens connections for later: one on which nothing comes is closed without a word.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._head: int | None = 0  # bytes so far; None while a body is read
-        self._deadline: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin."""
-        super().connection_made(transport)
-        self._deadline = self.loop.call_later(_HEAD_SECONDS, self._late)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """End."""
-        self._in_time()
-        super().connection_lost(exc)
-
-    def on_message_begin(self) -> None:
-        """A request line begins."""
-        super().on_message_begin()
-        self._head = 0
-        self._in_time()
-        self._deadline = self.loop.call_later(_HEAD_SECONDS, self._late)
-
-    def data_received(self, data: bytes) -> None:
-        """Bytes came."""
-        if self._head is not None:
-            self._head += len(data)  # the parser tells of a header only once it is whole
-        super().data_received(data)
-        if self._head is not None and self._head > _HEAD_BYTES and not self.transport.is_closing():
-            self._refuse(Problem(431, f"The headers have more than {_HEAD_BYTES >> 10} KiB; send shorter ones."))
-
-    def on_headers_complete(self) -> None:
-        """What is above the body has come."""
-        self._in_time()
-        self._head = None
-        super().on_headers_complete()
-
-    def send_400_response(self, msg: str) -> None:
-        """Refuse what is no HTTP."""
-        self._refuse(Problem(400, "This is no HTTP that can be read; send a request as HTTP/1.1 has it."))
-
-    def _in_time(self) -> None:
-        if self._deadline:
-            self._deadline.cancel()
-            self._deadline = None
-
-    def _late(self) -> None:
-        if self.scope is None:
-            self.transport.close()
-        else:
-            self._refuse(Problem(408, f"The headers did not come within {_HEAD_SECONDS:g} s; send them at once."))
-
-    def _refuse(self, problem: Problem) -> None:
-        reasons = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}
-        body = problem.body()
-        head = (
-            f"HTTP/1.1 {problem.status} {reasons[problem.status]}\r\nContent-Type: application/json\r\n"
-            f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-        )
-        self.transport.write(head.encode("ascii") + body)
-        self.transport.close()

@@ -1,4 +1,4 @@
-"""Checkpoint -> model.tar.gz: its files by name, limits, digest."""
+"""Pack a checkpoint into model.tar.gz: weights, description, model card and serving code."""
 
 import hashlib
 import io
@@ -15,73 +15,11 @@ import bincounter
 from bincounter.errors import UserError
 from bincounter.model.build import OWN_PARTS, load_counter, targets_of, without_pretrained
 from bincounter.serving.application.answers import Limits
-from bincounter.serving.application.served_model import VERSION
+from bincounter.serving.application.served_model import FORMAT
 from bincounter.serving.packing.foreign_code import foreign_code
 from bincounter.serving.packing.model_card import write_card
 from bincounter.serving.packing.tarball import read_member, write_tarball
 from bincounter.training.results import Origin, origin_of
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What an archive is made with.
-
-    Attributes:
-        path: of the ``.tar.gz`` to write.
-        precision: ``fp32`` or ``bf16``.
-        limits: what an endpoint takes before it refuses.
-    """
-
-    path: Path
-    precision: str = "fp32"
-    limits: Limits = field(default_factory=Limits)
-
-
-@dataclass(frozen=True)
-class Package:
-    """An archive.
-
-    Attributes:
-        path: of the ``.tar.gz``.
-        model: the id that its answers carry.
-        digest: hexadecimal sha256 of the file.
-    """
-
-    path: Path
-    model: str
-    digest: str
-
-
-def package(checkpoint: Path, settings: Settings, *, trusted: Sequence[str] = ()) -> Package:
-    """Pack a checkpoint.
-
-    Args:
-        checkpoint: of a run.
-        settings: where and with which limits.
-        trusted: dotted prefixes of foreign callables the model may be built from.
-
-    Raises:
-        UserError: the checkpoint cannot be used, or its foreign code cannot be found.
-        ResourceError: the archive cannot be written.
-    """
-    packed = contents(checkpoint, precision=settings.precision, limits=settings.limits, trusted=trusted)
-    digest = write_tarball(packed.files, settings.path)
-    return Package(settings.path, packed.model, digest)
-
-
-def opened(path: Path) -> Package:
-    """An archive that is there already.
-
-    Raises:
-        UserError: there is none, or it is damaged.
-    """
-    try:
-        model = str(json.loads(read_member(path, "model.json"))["model"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} has a damaged model.json: package the checkpoint anew with action=package") from error
-    with path.open("rb") as file:
-        return Package(path, model, hashlib.file_digest(file, "sha256").hexdigest())
-
 
 _PACKAGE = Path(bincounter.__file__).parent
 _CARRIED = (
@@ -96,41 +34,78 @@ _CARRIED = (
     *sorted(f"serving/application/{path.name}" for path in (_PACKAGE / "serving" / "application").glob("*.py")),
 )
 _SERVED = ("backbone.", "head.", "objective.")  # the rest of a checkpoint is for training
-_ENTRYPOINTS = {"deployment.py": "deployment.py", "inference.py": "code/inference.py"}
+_ENTRYPOINTS = {"ray_serve.py": "deployment.py", "pytorch_image.py": "code/inference.py"}
 _RAY_SERVE = """# What AWS's Ray Serve image runs by `serve run`; its adapter asks port 8000.
 http_options: {{host: 0.0.0.0, port: 8000, request_timeout_s: {timeout}}}
 logging_config: {{enable_access_log: false}}
 applications:
   - {{name: bincounter, import_path: "deployment:app", route_prefix: /}}
 """
-_RAY_LATER = 5.0  # seconds: the application itself says that a request is late; Ray, where no replica is there to
+_RAY_LATER = 5.0  # seconds beyond the application's own timeout, for requests that no replica accepts
 
 
 @dataclass(frozen=True)
-class Contents:
-    """What goes into an archive.
+class Settings:
+    """Settings of an archive.
 
     Attributes:
-        files: contents by name.
-        model: the model's id, which every answer carries.
+        path: of the ``.tar.gz`` to write.
+        precision: ``fp32`` or ``bf16``.
+        limits: bounds of requests.
     """
 
-    files: dict[str, bytes]
+    path: Path
+    precision: str = "fp32"
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True)
+class Package:
+    """A packed archive.
+
+    Attributes:
+        path: of the ``.tar.gz``.
+        model: id of the model, part of every answer.
+        digest: hexadecimal sha256 of the file.
+    """
+
+    path: Path
     model: str
+    digest: str
 
 
-def contents(checkpoint: Path, *, precision: str, limits: Limits, trusted: Sequence[str] = ()) -> Contents:
-    """Collect everything that serves a checkpoint.
+def package(checkpoint: Path, settings: Settings, *, trusted: Sequence[str] = ()) -> Package:
+    """Pack a checkpoint.
 
     Args:
-        checkpoint: of a run; what lies beside it is told in the model card.
-        precision: ``fp32`` or ``bf16``.
-        limits: what an endpoint takes before it refuses.
+        checkpoint: of a run.
+        settings: path, precision and limits.
         trusted: dotted prefixes of foreign callables the model may be built from.
 
     Raises:
         UserError: the checkpoint cannot be used, or its foreign code cannot be found.
+        ResourceError: the archive cannot be written.
     """
+    model, files = _files(checkpoint, settings.precision, settings.limits, trusted)
+    return Package(settings.path, model, write_tarball(files, settings.path))
+
+
+def opened(path: Path) -> Package:
+    """Read an existing archive.
+
+    Raises:
+        UserError: it does not exist or is damaged.
+    """
+    try:
+        model = str(json.loads(read_member(path, "model.json"))["model"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} has a damaged model.json: package the checkpoint again with action=package") from error
+    with path.open("rb") as file:
+        return Package(path, model, hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def _files(checkpoint: Path, precision: str, limits: Limits, trusted: Sequence[str]) -> tuple[str, dict[str, bytes]]:
+    """Id of the model, and the contents of the archive by name."""
     counter, description = load_counter(checkpoint, trusted)
     state = {name: tensor for name, tensor in counter.state_dict().items() if name.startswith(_SERVED)}
     parts = {"model": without_pretrained(description["model"]), "objective": dict(description["objective"])}
@@ -144,14 +119,14 @@ def contents(checkpoint: Path, *, precision: str, limits: Limits, trusted: Seque
     origin = origin_of(checkpoint)
     foreign = foreign_code(target for target in targets_of(parts) if not target.startswith(OWN_PARTS))
     about = {
-        "version": VERSION,
+        "format": FORMAT,
         "model": model,
         **served,
         "limits": asdict(limits),
         "task_name": origin.run.config.get("task_name") if origin.run else None,
         "bincounter": bincounter.__version__,
     }
-    files = {
+    return model, {
         "weights.pt": _saved(state),
         "model.json": _json(about),
         "README.md": write_card(about, description, origin).encode(),
@@ -161,11 +136,10 @@ def contents(checkpoint: Path, *, precision: str, limits: Limits, trusted: Seque
         **_own_code(),
         **{f"code/{name}": source for name, source in foreign.files.items()},
     }
-    return Contents(files, model)
 
 
 def _digest(state: Mapping[str, Tensor], served: Mapping[str, Any]) -> str:
-    """Of all that decides an answer, whatever file or version of torch it came from."""
+    """Digest of everything that decides an answer, independent of file format and torch version."""
     digest = hashlib.sha256(_json(served))
     for name in sorted(state):
         tensor = state[name].contiguous()
@@ -175,7 +149,7 @@ def _digest(state: Mapping[str, Tensor], served: Mapping[str, Any]) -> str:
 
 
 def _saved(state: Mapping[str, Tensor]) -> bytes:
-    # In a memory of their own and in plain order, so that the file does not tell how the checkpoint was laid out.
+    # Cloned and contiguous, so that the bytes do not depend on the storage layout of the checkpoint.
     plain = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
     file = io.BytesIO()
     torch.save(plain, file)
@@ -192,7 +166,7 @@ def _requirements(names: set[str]) -> bytes:
 
 
 def _training(origin: Origin) -> dict[str, bytes]:
-    """The run's configuration; secrets were masked when the run wrote it."""
+    """Configuration of the run; secrets were masked when it was written."""
     return {"training.yaml": (origin.run.path / "config.yaml").read_bytes()} if origin.run else {}
 
 

@@ -1,4 +1,4 @@
-"""Code of a model that is not bincounter's: a distribution becomes a requirement, one's own files travel along."""
+"""Code of a model outside of bincounter: a distribution becomes a requirement, source files go into the archive."""
 
 import ast
 import importlib.util
@@ -21,7 +21,7 @@ _TAKEN = frozenset({"bincounter", "inference", "deployment"})  # modules of the 
 
 @dataclass
 class ForeignCode:
-    """What an archive needs beside bincounter's own code.
+    """Files and requirements of an archive beside bincounter's own code.
 
     Attributes:
         files: source files by their path below ``code/``.
@@ -33,13 +33,13 @@ class ForeignCode:
 
 
 def foreign_code(targets: Iterable[str]) -> ForeignCode:
-    """Collect what callables need that are not part of bincounter, with all that their own files import.
+    """Collect the code of callables outside of bincounter, and of everything their source files import.
 
     Args:
-        targets: dotted names of callables that can be imported here.
+        targets: dotted names of importable callables.
 
     Raises:
-        UserError: code that cannot be found as files, or has a name that the archive's own code has.
+        UserError: code that is not in source files, or whose name is taken by the archive's own code.
     """
     code = ForeignCode()
     waiting = [(name, True) for target in targets for name in _modules_of(target)]
@@ -51,7 +51,7 @@ def foreign_code(targets: Iterable[str]) -> ForeignCode:
         seen.add(name)
         spec = importlib.util.find_spec(name)
         if spec is None and not required:
-            continue  # an import that is tried; what is really missing, the parity gate finds
+            continue  # perhaps an optional import; the parity gate finds what is really missing
         if (installed := _from_index(distributions.get(name, ()))) is not None:
             code.requirements.add(f"{installed.name}=={installed.version.partition('+')[0]}")
             continue
@@ -62,32 +62,32 @@ def foreign_code(targets: Iterable[str]) -> ForeignCode:
 
 
 def _modules_of(target: str) -> set[str]:
-    """Top-level modules of a callable: where it is named, and where it is defined."""
+    """Top-level modules of a callable: those of its name and of its definition."""
     defined = getattr(get_object(target), "__module__", target)
     for module in (target, defined):
         if f"{module}.".startswith("bincounter.") and not f"{module}.".startswith(OWN_PARTS):
             raise UserError(
-                f"The model is built by {target}, which lies in bincounter but not among its backbones and objectives: "
+                f"The model is built by {target}, which is in bincounter but not one of its backbones and objectives: "
                 "move it to a file of your own, and train or score from there"
             )
     return {target.partition(".")[0], defined.partition(".")[0]}
 
 
 def _from_index(names: Iterable[str]) -> Distribution | None:
-    """The first of these distributions that a package index has; ``None`` where a module is a file of one's own."""
+    """First of these distributions that came from a package index; ``None`` for local source files."""
     for name in names:
         installed = distribution(name)
         origin = json.loads(installed.read_text("direct_url.json") or "{}")
-        if not str(origin.get("url", "")).startswith("file:"):  # an index cannot bring what was installed from a folder
+        if not str(origin.get("url", "")).startswith("file:"):  # installed from a folder
             return installed
     return None
 
 
 def _sources(name: str, spec: ModuleSpec | None) -> Iterator[tuple[str, bytes]]:
-    """The source files of a module or a package, by their path beside it."""
+    """Yield the source files of a module or package, by their path relative to its parent."""
     if name in _TAKEN:
         raise UserError(
-            f"The model's own module {name} has the name of one of the archive's: rename it, and train anew"
+            f"The model's own module {name} has the name of a module of the archive: rename it, and train again"
         )
     folders = [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []
     paths = {
@@ -97,15 +97,15 @@ def _sources(name: str, spec: ModuleSpec | None) -> Iterator[tuple[str, bytes]]:
         paths = {f"{name}.py": Path(spec.origin)}
     if not paths:
         raise UserError(
-            f"The code of {name}, which builds the model, is in no source file that could go into the archive: start "
-            "this command where its files lie"
+            f"The code of {name}, which builds the model, is not in source files that could go into the archive: "
+            "run this command in the folder of its files"
         )
     for path in sorted(paths):
         yield path, paths[path].read_bytes()
 
 
 def _imports(source: bytes) -> Iterator[str]:
-    """Top-level names of what a source file imports."""
+    """Yield the top-level names that a source file imports."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name.partition(".")[0] for alias in node.names)

@@ -1,4 +1,4 @@
-"""The model card: README.md of an archive, in the form Hugging Face reads."""
+"""Model card: README.md of an archive, with the front matter of Hugging Face."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
@@ -40,11 +40,11 @@ _CONFIGURATION = (
 
 
 def write_card(about: Mapping[str, Any], description: Mapping[str, Any], origin: Origin) -> str:
-    """Say what a model counts, how well, what it learnt from, what it cannot do and how it is asked.
+    """Write the model card: scores, training data, configuration, limits and request format.
 
     Args:
         about: the content of ``model.json``.
-        description: what the checkpoint says of itself.
+        description: metadata of the checkpoint.
         origin: the checkpoint and its run.
     """
     run = origin.run
@@ -140,7 +140,7 @@ def _is_abid(run: Run) -> bool:
 
 
 def _source(run: Run) -> str:
-    """The data source without what it says of a machine or a login."""
+    """Data source without local paths and logins."""
     source = run.config["data"]["source"]
     if source is None:
         return "rendered demo bins"

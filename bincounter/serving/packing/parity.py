@@ -1,18 +1,22 @@
-"""The gate: same photos, same answers.
+"""Parity gate: the same photos through training's code and through the packed archive, with the same answers.
 
-Photos go as bytes through what trained the model and through the unpacked archive, which runs in a process of its own
-that sees nothing of bincounter but what the archive carries. Both compute on the CPU, training in single precision.
+The unpacked archive runs in a process of its own that sees nothing of bincounter but the archive's code. Both sides
+compute on the CPU, training in single precision.
 """
 
-import asyncio
 import io
 import json
 import logging
+import os
+import signal
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -23,10 +27,8 @@ from bincounter.data.layouts.abid import PHOTOS
 from bincounter.data.layouts.base import PHOTO_SUFFIXES
 from bincounter.data.preprocessing import Normalize, PhotoError, decode
 from bincounter.data.s3.address import is_remote, parse
-from bincounter.errors import UserError
+from bincounter.errors import ResourceError, UserError
 from bincounter.model.build import load_counter
-from bincounter.serving.application.service import Reply
-from bincounter.serving.local.server import Worker
 from bincounter.serving.packing.tarball import unpack
 from bincounter.training.predictor import photos_of
 from bincounter.training.results import Origin, Run
@@ -35,22 +37,29 @@ log = logging.getLogger(__name__)
 
 
 BOUNDS = {"fp32": 1e-4, "bf16": 2e-2}
-"""By how much a probability of the archive may differ from training's, by the archive's precision."""
+"""Largest allowed difference between probabilities, by the archive's precision."""
 
 _BATCH = 16
+_PROBE = Path(__file__).with_name("archive_probe.py")
+_LOADING_SECONDS, _PHOTO_SECONDS = 120.0, 30.0  # that the archive's process may take
+_SEED = 6
+_MOST_ITEMS = 5
+_RENDERED_SIZE = 320  # pixels: larger than what models see, so that resizing is compared too
+_ROTATED = 6  # EXIF's orientation of a camera held upright
+_ORIENTATION_TAG = 0x0112
 _REFUSED = range(400, 500)
-_ADVICE = "nothing is served: package the checkpoint anew with action=package, by the bincounter that trained it"
+_ADVICE = "nothing is served: package the checkpoint again with action=package, by the bincounter that trained it"
 
 
 @dataclass(frozen=True)
 class Parity:
-    """That the answers agree, and how well.
+    """Result of a comparison that passed.
 
     Attributes:
-        photos: compared.
-        largest: difference between two probabilities.
+        photos: number of photos compared.
+        largest: largest difference between two probabilities.
         near_ties: photos whose two largest probabilities are so close that the count may differ.
-        bound: that no difference may exceed.
+        bound: largest allowed difference.
     """
 
     photos: int
@@ -66,6 +75,19 @@ class Parity:
         )
 
 
+@dataclass(frozen=True)
+class ArchiveAnswer:
+    """Answer of an archive for one photo.
+
+    Attributes:
+        status: of HTTP.
+        body: parsed JSON.
+    """
+
+    status: int
+    body: dict[str, Any]
+
+
 def check_parity(
     checkpoint: Path, archive: Path, photos: Mapping[str, bytes], *, trusted: Sequence[str] = ()
 ) -> Parity:
@@ -74,16 +96,16 @@ def check_parity(
     Args:
         checkpoint: of a run.
         archive: the ``model.tar.gz`` made of it.
-        photos: contents by name; what training refuses as no photo, the archive has to refuse too.
+        photos: contents by name; those that training rejects as unreadable, the archive has to refuse too.
         trusted: dotted prefixes of foreign callables the checkpoint may be built from.
 
     Raises:
-        UserError: they differ, or the archive cannot answer at all; the message says for which photo and by how much.
-        ResourceError: memory, disk or time gave out.
+        UserError: they differ, or the archive cannot be loaded; the message names the photo and the difference.
+        ResourceError: out of memory, disk or time.
     """
     expected, counts = _trained(checkpoint, photos, trusted)
     with tempfile.TemporaryDirectory(prefix="bincounter-parity-") as folder:
-        replies, precision = asyncio.run(_archived(unpack(archive, Path(folder) / "archive"), photos))
+        replies, precision = archive_answers(unpack(archive, Path(folder) / "archive"), photos)
     bound = BOUNDS[precision]
     differences = [
         _difference(name, probabilities, replies[name], counts, bound)
@@ -92,7 +114,7 @@ def check_parity(
     ]
     for name, probabilities in expected.items():
         if probabilities is None and replies[name].status not in _REFUSED:
-            raise UserError(f"{name} is refused in training and answered by the archive; {_ADVICE}")
+            raise UserError(f"{name} is rejected by training and counted by the archive; {_ADVICE}")
     near = sum(_near_tie(row, bound) for row in expected.values() if row is not None)
     return Parity(len(photos), max(differences, default=0.0), near, bound)
 
@@ -100,7 +122,7 @@ def check_parity(
 def _trained(
     checkpoint: Path, photos: Mapping[str, bytes], trusted: Sequence[str]
 ) -> tuple[dict[str, Tensor | None], tuple[int, ...]]:
-    """``float32[K]`` for each photo as training computes it; ``None`` for those it refuses."""
+    """``float32[K]`` for each photo as training computes it, ``None`` for unreadable ones; and the counts."""
     counter, description = load_counter(checkpoint, trusted)
     normalize, size = Normalize(), description["image_size"]
     read = {name: _decoded(data, size) for name, data in photos.items()}
@@ -121,29 +143,73 @@ def _decoded(data: bytes, size: int) -> Tensor | None:
         return None
 
 
-async def _archived(folder: Path, photos: Mapping[str, bytes]) -> tuple[dict[str, Reply], str]:
-    worker = await Worker.start(folder, guard=True, CUDA_VISIBLE_DEVICES="", PYTHONPATH="")
-    try:
-        replies = {name: await worker.ask(data, None, "application/json") for name, data in photos.items()}
-        return replies, worker.ready["precision"]
-    finally:
-        await worker.close()
+def archive_answers(
+    archive: Path, photos: Mapping[str, bytes], *, python: str = sys.executable
+) -> tuple[dict[str, ArchiveAnswer], str]:
+    """Count photos by an archive's own code, in a process of its own, on the CPU.
 
+    Args:
+        archive: unpacked.
+        photos: contents by name.
+        python: interpreter of the environment to run in.
 
-def _difference(name: str, trained: Tensor, reply: Reply, counts: Sequence[int], bound: float) -> float:
-    """The largest difference between two probabilities of a photo.
+    Returns:
+        The answers by name, and the archive's precision.
 
     Raises:
-        UserError: it is above the bound, or the counts differ where they may not.
+        UserError: the archive cannot be loaded; the message has the last line of the process's stderr.
+        ResourceError: the process was killed, took too long, or could not be started.
     """
-    answer = json.loads(reply.body)
+    with tempfile.TemporaryDirectory(prefix="bincounter-parity-") as folder:
+        inputs, out = Path(folder) / "photos", Path(folder) / "answers.json"
+        inputs.mkdir()
+        files = {name: f"{number:06}" for number, name in enumerate(photos)}
+        for name, file in files.items():
+            (inputs / file).write_bytes(photos[name])
+        seconds = _LOADING_SECONDS + _PHOTO_SECONDS * len(photos)
+        try:
+            done = subprocess.run(
+                [python, "-P", str(_PROBE), str(archive), str(inputs), str(out)],
+                env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": ""},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+                timeout=seconds,
+                check=False,
+            )
+        except OSError as error:
+            raise ResourceError(f"No process can be started for the archive ({error}); end others.") from error
+        except subprocess.TimeoutExpired as error:
+            raise ResourceError(
+                f"The archive has not answered within {seconds:.0f} s; free memory and cores."
+            ) from error
+        if done.returncode < 0:
+            name = signal.Signals(-done.returncode).name
+            raise ResourceError(f"The archive's process was ended by {name}; free memory.")
+        if done.returncode:
+            lines = done.stderr.split("\n") if done.stderr.strip() else [f"exit code {done.returncode}"]
+            raise UserError(f"The archive cannot be loaded: {next(line for line in reversed(lines) if line.strip())}")
+        written = json.loads(out.read_text(encoding="utf-8"))
+    answers = {name: ArchiveAnswer(**written["answers"][file]) for name, file in files.items()}
+    return answers, written["precision"]
+
+
+def _difference(name: str, trained: Tensor, reply: ArchiveAnswer, counts: Sequence[int], bound: float) -> float:
+    """Return the largest difference between two probabilities of a photo.
+
+    Raises:
+        UserError: it exceeds the bound, or the counts differ and are not a near-tie.
+    """
+    answer = reply.body
     if reply.status != 200:
-        raise UserError(f"{name} is counted in training and refused by the archive ({answer['error']}); {_ADVICE}")
+        raise UserError(f"{name} is counted by training and refused by the archive ({answer['error']}); {_ADVICE}")
     served = torch.tensor([answer["probabilities"].get(str(count), float("nan")) for count in counts])
     differences = (served - trained).abs().nan_to_num(nan=torch.inf)
     worst = int(differences.argmax())
     if differences[worst] > bound:
-        precise = "; leave precision=bf16 out, or" if bound > BOUNDS["fp32"] else ";"
+        precise = "; remove precision=bf16, or" if bound > BOUNDS["fp32"] else ";"
         raise UserError(
             f"{name}: the probability of count {counts[worst]} is {trained[worst]:.6f} in training and "
             f"{served[worst]:.6f} in the archive, and they may differ by {bound:g}{precise} {_ADVICE}"
@@ -159,27 +225,20 @@ def _near_tie(probabilities: Tensor, bound: float) -> bool:
     return bool(first - second < 2 * bound)
 
 
-_SEED = 6
-_MOST_ITEMS = 5
-_RENDERED_SIZE = 320  # pixels: larger than what models see, so that resizing is compared too
-_ROTATED = 6  # EXIF's orientation of a camera held upright
-_ORIENTATION_TAG = 0x0112
-
-
 def parity_photos(origin: Origin, number: int, *, source: str | None, data_dir: Path) -> dict[str, bytes]:
-    """Choose photos by name.
+    """Choose the photos to compare.
 
     Args:
-        origin: the checkpoint and its run, whose own photos are taken where they lie on this machine.
-        number: of photos, the odd ones not counted.
-        source: a photo, a folder or an ``s3://`` URI to take them from instead.
-        data_dir: where a bucket's photos are kept.
+        origin: the checkpoint and its run, whose own photos are used if they are on this machine.
+        number: of photos, beside those in odd formats.
+        source: a photo, a folder or an ``s3://`` URI to use instead.
+        data_dir: folder of downloaded photos.
 
     Returns:
-        ``number`` photos, or as many as the source has, and a few made of the first one in other formats.
+        Contents by name: ``number`` photos, or as many as the source has, and the first one in other formats.
 
     Raises:
-        DataError: ``source`` is no such thing.
+        DataError: ``source`` does not exist or has no photos.
     """
     if source is not None:
         paths = photos_of(source, data_dir)
@@ -195,7 +254,7 @@ def parity_photos(origin: Origin, number: int, *, source: str | None, data_dir: 
 
 
 def _own_photos(run: Run | None) -> list[Path]:
-    """Test and validation photos of a run, as far as they lie here; nothing is downloaded."""
+    """Test and validation photos of a run that are on this machine; nothing is downloaded."""
     if run is None or run.config["data"]["source"] is None:
         return []
     root = _local(run.config["data"]["source"], Path(run.config["paths"]["data_dir"]))
@@ -211,7 +270,7 @@ def _local(source: str, data_dir: Path) -> Path:
 
 
 def _photo(root: Path, id_: str) -> Path | None:
-    """An id is a path in bin folders, and a file's stem in ABID's layout."""
+    """Path of a photo: its id is a path in bin folders, and a file's stem in ABID's layout."""
     places = [root / id_, *(root / PHOTOS / f"{id_}{suffix}" for suffix in sorted(PHOTO_SUFFIXES))]
     return next((path for path in places if path.is_file()), None)
 
@@ -235,7 +294,7 @@ def _first_readable(photos: Iterable[bytes]) -> Image.Image:
 
 
 def _odd(image: Image.Image) -> Iterator[tuple[str, bytes]]:
-    """What cameras and programs write besides plain colour JPEGs, and a file that was cut short."""
+    """Yield a photo in formats other than a plain colour JPEG, and truncated."""
     rotated = Image.Exif()
     rotated[_ORIENTATION_TAG] = _ROTATED
     see_through = image.copy()

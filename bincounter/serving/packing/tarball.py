@@ -1,4 +1,4 @@
-"""Tar.gz written reproducibly, unpacked with checks.
+"""Reproducible tar.gz files, and checked unpacking.
 
 The gzip stream is stored, not deflated: weights hardly shrink, zlib and its relatives do not agree on bytes, and an
 archive of 100 MB is written and read in a fraction of a second.
@@ -20,25 +20,26 @@ from bincounter.errors import ResourceError, UserError
 from bincounter.files import replacing
 
 CHECKSUMS = "checksums.sha256"
-"""What ``sha256sum --check`` reads: a line for every other file."""
+"""Name of the file with checksums of all others, in the format of ``sha256sum --check``."""
 
 _GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"  # no name, no time, no operating system
 _STORED = 0xFFFF  # bytes of the largest stored block
+_ADVICE = "package the checkpoint again with action=package"
 
 
 def write_tarball(files: Mapping[str, bytes], path: Path) -> str:
-    """Write files and their checksums, whole or not at all.
+    """Write files and their checksums atomically.
 
     Args:
         files: contents by name, with ``/`` between folders.
-        path: of the ``.tar.gz``; its folder is made when it is missing.
+        path: of the ``.tar.gz``; a missing folder is created.
 
     Returns:
-        The hexadecimal sha256 of what was written.
+        Hexadecimal sha256 of the file.
 
     Raises:
-        UserError: ``path`` cannot be written to.
-        ResourceError: there is no room for it.
+        UserError: ``path`` is not writable.
+        ResourceError: the disk is full.
     """
     digest = hashlib.sha256()
     try:
@@ -50,13 +51,13 @@ def write_tarball(files: Mapping[str, bytes], path: Path) -> str:
         kind = ResourceError if error.errno in (errno.ENOSPC, errno.EDQUOT) else UserError
         why = (error.strerror or str(error)).lower()
         raise kind(
-            f"{path.parent} cannot be written to ({why}): free the place, or name another by archive=FILE"
+            f"{path.parent} cannot be written to ({why}): free disk space, or set archive= to another file"
         ) from error
     return digest.hexdigest()
 
 
 def checksums(files: Mapping[str, bytes]) -> bytes:
-    """A line for each file, as ``sha256sum`` writes it, in the order of names."""
+    """Format the checksums of files as ``sha256sum`` does, by name."""
     return "".join(f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in sorted(files)).encode()
 
 
@@ -82,22 +83,19 @@ def _gzipped(content: memoryview) -> Iterator[bytes]:
     yield struct.pack("<II", zlib.crc32(content), len(content) & 0xFFFFFFFF)
 
 
-_ADVICE = "package the checkpoint anew with action=package"
-
-
 def unpack(archive: Path, folder: Path) -> Path:
-    """Unpack an archive into a new folder, whole or not at all.
+    """Unpack an archive into a new folder atomically.
 
     Args:
         archive: a ``model.tar.gz``.
-        folder: to make; it must not be there yet, or be empty.
+        folder: to create; it must not exist yet, or be empty.
 
     Returns:
-        The folder.
+        ``folder``.
 
     Raises:
-        UserError: there is no such archive, it is damaged, or it holds what no archive holds.
-        ResourceError: there is no place for it.
+        UserError: it does not exist, is damaged or holds unsafe members.
+        ResourceError: the disk is full.
     """
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty: name a new folder to unpack {archive} into")
@@ -114,34 +112,34 @@ def unpack(archive: Path, folder: Path) -> Path:
             whole.replace(folder)
     except OSError as error:
         raise ResourceError(
-            f"{archive} cannot be unpacked into {folder} ({(error.strerror or str(error)).lower()}): free the place, "
-            "or name another by paths.cache_dir"
+            f"{archive} cannot be unpacked into {folder} ({(error.strerror or str(error)).lower()}): free disk "
+            "space, or set paths.cache_dir to another folder"
         ) from error
     return folder
 
 
 def read_member(archive: Path, wanted: str) -> bytes:
-    """The content of one file of an archive.
+    """Read one file of an archive.
 
     Raises:
-        UserError: there is no such archive, it is damaged, or it holds no such file.
+        UserError: the archive does not exist or is damaged, or the file is not in it.
     """
     with _opened(archive) as tar:
         for name, content in _members(tar, archive):
             if name == wanted:
                 return content
-    raise UserError(f"{archive} is no archive of bincounter, since it holds no {wanted}: {_ADVICE}")
+    raise UserError(f"{archive} is not an archive of bincounter, since it has no {wanted}: {_ADVICE}")
 
 
 @contextmanager
 def _opened(archive: Path) -> Iterator[tarfile.TarFile]:
     if not archive.is_file():
-        raise UserError(f"There is no archive {archive}: make it with action=package, or correct the path")
+        raise UserError(f"The archive {archive} does not exist: create it with action=package, or correct the path")
     try:
         with tarfile.open(archive, "r:gz") as tar:
             yield tar
     except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(f"{archive} is truncated or no archive: {_ADVICE}") from error
+        raise UserError(f"{archive} is truncated or not an archive: {_ADVICE}") from error
 
 
 def _members(tar: tarfile.TarFile, archive: Path) -> Iterator[tuple[str, bytes]]:
@@ -150,7 +148,7 @@ def _members(tar: tarfile.TarFile, archive: Path) -> Iterator[tuple[str, bytes]]
         path = PurePosixPath(member.name)
         inside = not path.is_absolute() and ".." not in path.parts and "\\" not in member.name
         if not (member.isreg() and inside and path.as_posix() == member.name) or member.name in seen:
-            raise UserError(f"{archive} holds {member.name}, which is no plain file of its own: {_ADVICE}")
+            raise UserError(f"{archive} holds {member.name}, which is not a plain file of its own: {_ADVICE}")
         seen.add(member.name)
         content = tar.extractfile(member)
         assert content is not None  # a regular file has content
@@ -160,7 +158,7 @@ def _members(tar: tarfile.TarFile, archive: Path) -> Iterator[tuple[str, bytes]]
 def _verify(folder: Path, archive: Path) -> None:
     listing = folder / CHECKSUMS
     if not listing.is_file():
-        raise UserError(f"{archive} is no archive of bincounter, since it holds no {CHECKSUMS}: {_ADVICE}")
+        raise UserError(f"{archive} is not an archive of bincounter, since it has no {CHECKSUMS}: {_ADVICE}")
     lines = listing.read_text(encoding="utf-8").splitlines()
     stated = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {CHECKSUMS}
@@ -168,4 +166,6 @@ def _verify(folder: Path, archive: Path) -> None:
         name for name in found if hashlib.sha256((folder / name).read_bytes()).hexdigest() != stated[name]
     )
     if wrong:
-        raise UserError(f"{archive} was changed after it was made ({wrong[0]} is not as its checksum says): {_ADVICE}")
+        raise UserError(
+            f"{archive} was changed after it was packed (the checksum of {wrong[0]} does not match): {_ADVICE}"
+        )

@@ -7,16 +7,19 @@ let shown = null, explaining = Promise.resolve();
 
 async function post(path, file) {
   for (let left = TRIES; ; left--) {
-    let reply;
+    let reply = null;
     try {
       // What the photo is, the server sees better than a file's name.
       reply = await fetch(path, { method: "POST", body: file, headers: { "Content-Type": "application/octet-stream" } });
     } catch {
-      throw new Error("The server does not answer; start it again and reload this page.");
+      // A worker that dies resets what it has in hand; the next request waits for the next worker.
+      if (left < TRIES) throw new Error("The server does not answer; start it again and reload this page.");
     }
-    const answer = await reply.json();
-    if (reply.ok) return answer;
-    if (reply.status !== 503 || left <= 1) throw new Error(answer.error);
+    if (reply) {
+      const answer = await reply.json();
+      if (reply.ok) return answer;
+      if (reply.status !== 503 || left <= 1) throw new Error(answer.error);
+    }
     await new Promise(resolve => setTimeout(resolve, 1000));
   }
 }
