@@ -41,9 +41,9 @@ from spent import made_here, recorded, scored
 from warm_python import WarmPython
 
 # All that this needs of the product, beside its commands.
-from bincounter.command_line import composed
+from bincounter.cli.hydra_app import compose
 from bincounter.config import validate
-from bincounter.config.deploy_rules import check_deploy
+from bincounter.config.deploy_schema import check_deploy
 from bincounter.errors import BinCounterError
 
 _FOLDER = Path(__file__).parent / "snapshots"
@@ -196,16 +196,16 @@ def _composed(name: str, overrides: list[str]) -> DictConfig:
         cfg = copy.deepcopy(_chosen(name, *choices))
         for override in OverridesParser.create().parse_overrides([each for each in overrides if each not in choices]):
             if override.is_add() or override.is_delete() or override.is_sweep_override():
-                return composed(overrides, config_dir=_CONF, config_name=name)
+                return compose(overrides, config_name=name)
             OmegaConf.update(cfg, override.key_or_group, override.value())  # as Hydra does
     except (HydraException, OmegaConfBaseException):  # what the command says of it
-        return composed(overrides, config_dir=_CONF, config_name=name)
+        return compose(overrides, config_name=name)
     return cfg
 
 
 @functools.cache
 def _chosen(name: str, *choices: str) -> DictConfig:
-    return composed([*choices], config_dir=_CONF, config_name=name)
+    return compose([*choices], config_name=name)
 
 
 def _changed(first: str, other: str) -> str:
