@@ -5,11 +5,11 @@ Three rules link two photos; groups are the connected components of all links.
 1. Identical files are always linked.
 2. Where the items of a bin are known, two bins are one scene when their item sets have a Jaccard similarity of at least
    one half. A bin known to be empty is a scene of its own.
-3. Where they are not known, the photos themselves decide. A fingerprint is a colour thumbnail in the frequency domain,
+3. Where they are not known, photos are compared. A fingerprint is a colour thumbnail in the frequency domain,
    its spectrum flattened (natural images fall off with 1/f) and compressed, so that no single edge or lamp outweighs
    the rest; two fingerprints are compared by their cosine. It is a perceptual hash that keeps magnitudes (Zauner, 2010,
    "Implementation and benchmarking of perceptual image hash functions"). Copies of a file - re-encoded, resized,
-   brightened, cropped by a percent - reach ``COPY`` and are linked wherever they are. Another photograph of a bin
+   brightened, cropped by a percent - reach ``COPY`` and are always linked. Another photograph of a bin
    reaches no value that different bins do not reach as well, so the lower ``SCENE`` is asked only of photos whose names
    end in consecutive numbers, such as ``00017`` and ``00018``: cameras number what they take in a row.
 
@@ -46,7 +46,7 @@ SCENE = 0.4  # cosine from which two photos taken in a row show the same bin, wh
 _CHANCE = 0.01  # share of the pairs of other bins that may look as alike; ABID needs 0.42 for it, uniform bins more
 _COARSE_COPY = 0.8  # cosine of the coarse parts below which no pair is compared in full
 _IN_A_ROW = 2  # numbers apart; ABID holds a bin's photographs under id, id + 1 and id + 2
-_SAMPLED, _FAR = 50_000, 64  # pairs of other bins that are compared, and how far apart they lie in their series
+_SAMPLED, _FAR = 50_000, 64  # pairs of other bins that are compared, and their least distance in the series
 _SAME_NUMBER = 64  # photos looked at after each in a series: numbers that repeat more often are ignored
 _FLAT = 8.0  # root mean square of a spectrum below which there is only sensor and JPEG noise; ABID has 118 or more
 _BRIGHTNESS, _TINT = 64, 12  # largest differences of the mean colours of two copies, in grey levels

@@ -109,7 +109,7 @@ class PhotoStore:
                 self._photos = np.asarray(np.memmap(self._file, np.uint8, "r", shape=shape))
             except (OSError, ValueError) as error:
                 raise DataError(
-                    f"the decoded photos in {self._file} are gone: run again to decode them anew."
+                    f"The decoded photos in {self._file} are missing: run again to decode them again."
                 ) from error
         return torch.from_numpy(self._photos[np.asarray(indices, dtype=np.int64)])
 

@@ -169,10 +169,12 @@ def _fill(folder: Path, manifest: Manifest, photos: Mapping[str, BinRecord], tab
     strange = next((f.name for f in walk(folder) if is_of_a_data_set(f.name) and f.name not in expected), None)
     if strange is not None:
         raise DataError(f"{folder} holds other photos, such as {strange}: name an empty folder")
-    kept = {path for path in tables if (folder / path.name).is_file() and filecmp.cmp(path, folder / path.name, False)}
-    changed = [table for table in tables if table not in kept]
-    for table in changed:
-        (folder / table.name).unlink(missing_ok=True)  # outdated as soon as the first photo is placed
+    changed = []
+    for table in tables:
+        old = folder / table.name
+        if not (old.is_file() and filecmp.cmp(table, old, shallow=False)):
+            old.unlink(missing_ok=True)  # outdated as soon as the first photo is placed
+            changed.append(table)
     files, size = place({name: photo.file for name, photo in photos.items()}, folder)
     with full_disk_answered(folder):
         for table in changed:

@@ -35,7 +35,7 @@ _THUMB = 32  # pixels, side of the input of `fingerprint`
 _TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# Cache of bincounter: may be deleted at any time.\n"
 
 
-# The code whose results a manifest holds: one kept by another version is not read.
+# The code whose results a manifest holds: part of the cache key.
 _SOURCES = [
     *(Path(__file__).with_name(name) for name in ("scan.py", "preprocessing.py", "grouping.py")),
     *sorted(Path(__file__).parent.glob("layouts/*.py")),
