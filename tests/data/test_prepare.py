@@ -246,10 +246,10 @@ def test_two_photos_of_one_name_are_a_sentence(prepare: Run, tmp_path: Path) -> 
     ("destination", "said"),
     [
         ("s3:/mine/bins", "is not an S3 address: write it as s3://bucket/folder"),
-        ("s3://nowhere/bins", "there is no bucket nowhere: create it"),
+        ("s3://nowhere/bins", "bucket nowhere does not exist: create it"),
         ("s3://public", "is inside the source"),
         ("s3://public/bin-images", "is inside the source"),
-        ("{tmp}/file", "is a file: name a folder to make"),
+        ("{tmp}/file", "is a file: name a folder"),
         ("{tmp}/file/below", r"cannot be created (not a directory): name a folder that you can write to"),
         ("/proc/bins", "cannot be created"),
         ("~no-such-user/bins", "is the home folder of an unknown user: write its full path"),
