@@ -1,4 +1,4 @@
-"""Photos of any layout as bin folders: hard links or copies of their files."""
+"""Arrange photos of any layout as bin folders, by hard links or copies."""
 
 import os
 import shutil
@@ -17,11 +17,11 @@ Photo = TypeVar("Photo", BinRecord, Candidate)
 
 
 class Placed(NamedTuple):
-    """What was put into a folder.
+    """Result of placing files.
 
     Attributes:
-        files: how many were not there yet.
-        bytes: of those.
+        files: number of files that were missing and are now placed.
+        bytes: their total size.
     """
 
     files: int
@@ -31,16 +31,15 @@ class Placed(NamedTuple):
 def arrange(listing: Listing, destination: Path, link: bool = True) -> None:
     """Arrange the photos of a listing as ``<destination>/<count>/<photo>``, which ``Folders`` reads.
 
-    Each photo appears whole or not at all. Photos that are there already stay as they are, so that a call that was
-    cut short can be repeated.
+    Each photo is placed atomically. Existing photos are kept, so that an interrupted call can be repeated.
 
     Args:
         listing: of any layout.
-        destination: folder of the arrangement, made when it is missing.
-        link: hard links, which take no space, where the file system allows them; copies otherwise.
+        destination: folder of the arrangement, created if missing.
+        link: use hard links where the file system allows them, copies otherwise; ``False`` for copies only.
 
     Raises:
-        DataError: two photos would have one name, or the destination holds photos the listing does not put there.
+        DataError: two photos would have the same name, or the destination holds photos that are not in the listing.
         ResourceError: the disk is full.
     """
     targets = named((str(photo.count), photo) for photo in listing.candidates)
@@ -52,34 +51,34 @@ def arrange(listing: Listing, destination: Path, link: bool = True) -> None:
 
 
 def named(photos: Iterable[tuple[str, Photo]]) -> dict[str, Photo]:
-    """Name photos ``<folder>/<photo>``: by the last part of their ids, with their files' endings.
+    """Name photos ``<folder>/<photo>``: the last part of the id, with the suffix of the file.
 
     Args:
-        photos: each behind the folder it belongs into.
+        photos: pairs of folder and photo.
 
     Raises:
-        DataError: two photos would have one name, or a photo lies in a shard, whose file holds others, too.
+        DataError: two photos would have the same name, or a photo is part of a shard.
     """
     targets: dict[str, Photo] = {}
     for folder, photo in photos:
         if photo.file.size is not None:
-            raise DataError(
-                f"{photo.file.name} is no file of its own: name the source that the shards were packed from"
-            )
+            raise DataError(f"{photo.file.name} is part of a shard: use the source that the shards were packed from")
         ending = photo.file.path.suffix
         name = f"{folder}/{PurePosixPath(photo.id).name.removesuffix(ending)}{ending}"
         if targets.setdefault(name, photo) is not photo:
-            raise DataError(f"{targets[name].file.name} and {photo.file.name} would both be {name}: rename one of them")
+            raise DataError(
+                f"{targets[name].file.name} and {photo.file.name} would both be named {name}: rename one of them"
+            )
     return targets
 
 
 def place(targets: Mapping[str, PhotoFile], destination: Path, *, link: bool = True) -> Placed:
-    """Put files into a folder, those that are not there; each appears whole or not at all.
+    """Place the files that are missing in a folder, each one atomically.
 
     Args:
-        targets: files, each whole, by their names in the folder.
-        destination: the folder, made when it is missing.
-        link: hard links, which take no space, where the file system allows them; copies otherwise.
+        targets: name in the folder -> file of a single photo.
+        destination: the folder, created if missing.
+        link: use hard links where the file system allows them, copies otherwise; ``False`` for copies only.
 
     Raises:
         ResourceError: the disk is full.
@@ -90,7 +89,7 @@ def place(targets: Mapping[str, PhotoFile], destination: Path, *, link: bool = T
             (destination / folder).mkdir(parents=True, exist_ok=True)
         for name, file in track(targets.items(), "Arranging photos", len(targets)):
             target = destination / name
-            if not _is_there(file.path, target):
+            if not _is_same(file.path, target):
                 _put(file.path, target, link)
                 files += 1
                 size += target.stat().st_size
@@ -104,24 +103,21 @@ def _put(source: Path, target: Path, link: bool) -> None:
         if not (link and _linked(source, aside)):
             shutil.copy2(source, aside)
             with aside.open("rb") as file:
-                os.fsync(file.fileno())  # before it gets its name: a power cut shall not leave it empty
+                os.fsync(file.fileno())  # before the rename: a power cut must not leave an empty file
         aside.replace(target)
     finally:
         aside.unlink(missing_ok=True)
 
 
-def _is_there(source: Path, target: Path) -> bool:
+def _is_same(source: Path, target: Path) -> bool:
     with suppress(FileNotFoundError):
-        there, wanted = target.stat(), source.stat()
-        return os.path.samestat(there, wanted) or (there.st_size, there.st_mtime_ns) == (
-            wanted.st_size,
-            wanted.st_mtime_ns,
-        )
+        old, new = target.stat(), source.stat()
+        return os.path.samestat(old, new) or (old.st_size, old.st_mtime_ns) == (new.st_size, new.st_mtime_ns)
     return False
 
 
 def _linked(source: Path, aside: Path) -> bool:
-    """Make a hard link unless the file system, the device or the owner forbids it."""
+    """Make a hard link; returns False if the file system, the device or the owner forbids it."""
     with suppress(OSError):
         aside.hardlink_to(source.resolve())
         return True

@@ -1,7 +1,7 @@
-"""Random changes to a batch of training photos, on the device the batch is on.
+"""Augmentation and mixing of training batches, on the device of the batch.
 
-Every number is drawn from (seed, epoch, photo id), those of mixing from (seed, epoch, step): a photo is changed
-the same way whichever process, batch size or resume brought it here.
+Random numbers are drawn from (seed, epoch, photo id), those of mixing from (seed, epoch, step): the augmentation of a
+photo does not depend on the process, the batch size or a resume.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ _DRAWS = 8
 
 
 def draws(seed: int, epoch: int, ids: Sequence[str]) -> Tensor:
-    """Uniform numbers in [0, 1) for each photo, ``float32[B, 8]``, from nothing but the arguments."""
+    """Uniform numbers in [0, 1) for each photo, ``float32[B, 8]``, a pure function of the arguments."""
     rows = np.empty((len(ids), _DRAWS), dtype=np.uint64)
     for row, id_ in zip(rows, ids, strict=True):
         digest = hashlib.blake2b(f"{seed}/{epoch}/{id_}".encode(), digest_size=8 * _DRAWS).digest()
@@ -27,13 +27,13 @@ def draws(seed: int, epoch: int, ids: Sequence[str]) -> Tensor:
 
 
 class Augmentation:
-    """Flips, moves and recolours each photo of a batch.
+    """Flip, shift, scale, rotate and recolour each photo of a batch.
 
-    Geometry is one affine resampling (bilinear, the border repeated), since every resampling blurs.
+    Geometry is a single affine resampling (bilinear, border repeated), since every resampling blurs.
 
     Args:
         flip: mirror left and right with probability one half.
-        shift: largest move, as a fraction of the side.
+        shift: largest shift, as a fraction of the side.
         scale: zoom by a factor between ``1 - scale`` and ``1 + scale``.
         rotation: degrees, either way.
         brightness: factor between ``1 - b`` and ``1 + b``; likewise contrast and saturation.
@@ -59,8 +59,8 @@ class Augmentation:
         self._seed = seed
 
     def __call__(self, image: Tensor, ids: Sequence[str], epoch: int) -> Tensor:
-        """``float32[B, 3, S, S]`` in 0..255 -> the same shape and range, changed photo by photo."""
-        # Drawn on the CPU, so that every device changes a photo alike.
+        """Augment ``float32[B, 3, S, S]`` in 0..255; returns the same shape and range."""
+        # Drawn on the CPU, so that the numbers are the same for every device.
         uniform = draws(self._seed, epoch, ids)
         if self._flip or self._shift or self._scale or self._rotation:
             grid = F.affine_grid(self._geometry(uniform).to(image.device), list(image.shape), align_corners=False)
@@ -92,14 +92,14 @@ class Augmentation:
 
 
 class Mixing:
-    """Mixes each photo with another of its batch, and their labels with it.
+    """Mixup or CutMix: mix each photo, and its label, with another of its batch.
 
     Mixup: Zhang et al., ICLR 2018, https://arxiv.org/abs/1710.09412. CutMix: Yun et al., ICCV 2019,
-    https://arxiv.org/abs/1905.04899. With both on, each batch takes one of them.
+    https://arxiv.org/abs/1905.04899. If both are on, one is drawn for each batch.
 
     Args:
-        mixup: alpha of the Beta distribution that the share is drawn from; 0 is off.
-        cutmix: likewise.
+        mixup: alpha of the Beta distribution of the share; 0 is off.
+        cutmix: the same for CutMix.
         seed: of all draws.
     """
 
@@ -108,7 +108,7 @@ class Mixing:
         self._seed = seed
 
     def __bool__(self) -> bool:
-        """Whether it changes anything."""
+        """True if either is on."""
         return any(self._alphas.values())
 
     def __call__(self, image: Tensor, target: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
@@ -126,7 +126,7 @@ class Mixing:
 
 
 def _paste(image: Tensor, other: Tensor, share: float, generator: np.random.Generator) -> tuple[Tensor, float]:
-    """A box of ``other`` in ``image``; returns the result and the share of the area that is still ``image``."""
+    """Paste a box of ``other`` into ``image``; returns the result and the remaining area share of ``image``."""
     height, width = image.shape[-2:]
     cut = math.sqrt(1 - share)
     middle_y, middle_x = generator.integers(height), generator.integers(width)

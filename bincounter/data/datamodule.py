@@ -1,4 +1,4 @@
-"""BinDataModule: one data set, from wherever its photos lie to batches on the device."""
+"""``BinDataModule``: one data set, from its source to batches on the device."""
 
 import logging
 import multiprocessing
@@ -34,26 +34,25 @@ log = logging.getLogger(__name__)
 class BinDataModule(L.LightningDataModule):
     """Photos of bins as batches ``{"image": float32[B, 3, S, S], "count": int64[B], "id": list[str]}``.
 
-    Once :meth:`use_features` was called, batches hold ``"feature": [B, D]`` instead of ``"image"``.
-
-    Training batches may hold ``"target": float32[B, K]`` too, the label distributions of mixed photos. A count of -1 in
-    a scoring batch marks padding.
+    After :meth:`use_features`, batches hold ``"feature": [B, D]`` instead of ``"image"``. Training batches of mixed
+    photos also hold ``"target": float32[B, K]``, their label distributions. A count of -1 in a scoring batch is
+    padding.
 
     Args:
-        source: a folder or an ``s3://`` URI; ``None`` when the layout makes its photos.
-        layout: reads what lies there.
-        counts: the counts to use; ``None`` for all there are. Photos with others are excluded, and counted.
+        source: a folder or an ``s3://`` URI; ``None`` for a layout that renders its photos.
+        layout: of the source.
+        counts: the counts to use; ``None`` for all in the data. Photos with other counts are excluded.
         image_size: side of the photos in pixels.
         batch_size: photos per batch on each device.
         balanced: draw every count equally often in training.
         num_workers: processes that decode photos; ``None`` for none with a cache, else up to 8.
-        cache: keep decoded photos on disk, and the features of a frozen backbone.
+        cache: store decoded photos, and the features of a frozen backbone, on disk.
         sync: ``only, deleted, connections`` of :func:`bincounter.data.s3.sync.fetch`, and ``stream``.
         split: ``method, fractions, seed`` of :func:`bincounter.data.splits.assign_splits`.
-        augmentation: arguments of :class:`Augmentation` and :class:`Mixing` but the seed.
+        augmentation: arguments of :class:`Augmentation` and :class:`Mixing` without the seed.
         seed: of order and augmentation.
-        data_dir: where photos that are made or fetched are kept.
-        cache_dir: where manifests, splits, decoded photos and features are kept.
+        data_dir: folder of rendered and fetched photos.
+        cache_dir: folder of manifests, splits, decoded photos and features.
     """
 
     def __init__(
@@ -92,7 +91,7 @@ class BinDataModule(L.LightningDataModule):
         self._prepared = False
         self._features: FeatureStore | None = None
 
-    # What is known once prepare() has run.
+    # Set by prepare().
     manifest: Manifest
     counts: list[int]  # the support, ascending
     kept: np.ndarray  # positions in manifest.records of the photos inside the support
@@ -100,11 +99,11 @@ class BinDataModule(L.LightningDataModule):
     store: PhotoStore
 
     def prepare(self) -> None:
-        """Fetch or make the photos, open each of them once, and split them; does nothing the second time.
+        """Fetch or render the photos, open each of them once, and split them; does nothing when called again.
 
         Raises:
-            DataError: there is nothing to read, or not enough to split as asked.
-            ResourceError: network or disk gave out.
+            DataError: there are no photos, or too few for the configured split.
+            ResourceError: the network or the disk failed.
         """
         if self._prepared:
             return
@@ -122,14 +121,14 @@ class BinDataModule(L.LightningDataModule):
                 self.manifest, self.image_size, self._cache_dir, cached=self._cache, workers=self._decoders
             )
         self._prepared = True
-        self._say_what_there_is()
+        self._log_summary()
 
     def find(self) -> list[BinRecord]:
-        """The photos inside the support, fetched or made and opened once, but neither split nor decoded to keep.
+        """Return the photos with counts in the support: fetched or rendered and scanned, but neither split nor stored.
 
         Raises:
-            DataError: there is nothing to read.
-            ResourceError: network or disk gave out.
+            DataError: there are no photos.
+            ResourceError: the network or the disk failed.
         """
         with one_at_a_time(self._cache_dir):
             self._find(None)
@@ -146,19 +145,19 @@ class BinDataModule(L.LightningDataModule):
             stored_size=stored_size,
             workers=self._decoders,
         )
-        there = Counter(record.count for record in self.manifest.records)
-        self.counts = sorted(self._wanted if self._wanted is not None else there)
+        found = Counter(record.count for record in self.manifest.records)
+        self.counts = sorted(self._wanted if self._wanted is not None else found)
         wanted = set(self.counts)
         self.kept = np.array([i for i, r in enumerate(self.manifest.records) if r.count in wanted], dtype=np.int64)
         if not len(self.kept):
             raise DataError(
-                f"no photo has a count in data.counts={self.counts}: there are {sorted(there)} in "
+                f"No photo has a count in data.counts={self.counts}: the counts are {sorted(found)} in "
                 f"{self._source or self.manifest.root}"
             )
-        for count in sorted(wanted - set(there)):
-            log.warning("No photo has count %d; the model will learn not to answer it.", count)
+        for count in sorted(wanted - set(found)):
+            log.warning("No photo has count %d: the model will learn never to predict it.", count)
 
-    def _say_what_there_is(self) -> None:
+    def _log_summary(self) -> None:
         sizes = ", ".join(f"{(self.assignment == side).sum():,} {name}" for side, name in enumerate(SPLITS))
         groups = len({self.manifest.records[i].group for i in self.kept})
         excluded = len(self.manifest.records) - len(self.kept)
@@ -172,7 +171,7 @@ class BinDataModule(L.LightningDataModule):
 
     @property
     def records(self) -> list[BinRecord]:
-        """The photos inside the support, in the order of :attr:`assignment`."""
+        """The photos with counts in the support, in the order of :attr:`assignment`."""
         return [self.manifest.records[i] for i in self.kept]
 
     def side(self, name: str) -> np.ndarray:
@@ -186,23 +185,23 @@ class BinDataModule(L.LightningDataModule):
         return {count: found[count] for count in self.counts}
 
     def repeat_order(self) -> None:
-        """Deal the training photos in the same order every epoch, to learn a few batches by heart."""
+        """Use the same order of training photos in every epoch, to overfit a few batches."""
         self._same_order = True
 
     def use_features(self, store: FeatureStore) -> None:
-        """Deal out the features of photos instead of their pixels, wherever the store holds them."""
+        """Serve the features of photos instead of their pixels, where the store holds them."""
         self._features = store
 
     def prepare_data(self) -> None:
-        """Lightning's name for :meth:`prepare`, on one process per machine."""
+        """Lightning hook, called on one process per machine: :meth:`prepare`."""
         self.prepare()
 
     def setup(self, stage: str) -> None:
-        """Lightning's hook on every process."""
+        """Lightning hook, called on every process: :meth:`prepare`."""
         self.prepare()
 
     def train_dataloader(self) -> DataLoader:
-        """Batches of this rank, from the place a resumed run had reached."""
+        """Training batches of this rank, from the position of the resumed run."""
         positions = self.side("training")
         weights = None
         if self._balanced:
@@ -220,7 +219,7 @@ class BinDataModule(L.LightningDataModule):
         return self._loader(positions, sampler)
 
     def val_dataloader(self) -> DataLoader:
-        """The validation photos, each on one rank."""
+        """Validation photos, each on one rank."""
         positions = self.side("validation")
         return self._loader(positions, EveryPhotoOnce(len(positions), self.batch_size, **self._rank()))
 
@@ -240,7 +239,7 @@ class BinDataModule(L.LightningDataModule):
         if self._features is None or not self._features.holds(positions):
             return self._photos(positions, sampler)
         rows = Batches("feature", self._features, self.manifest.records, positions)
-        # Without workers, which would take longer to hand a batch over than it takes to read.
+        # Without workers: handing a batch over would take longer than reading it.
         return DataLoader(rows, sampler=sampler, batch_size=None, pin_memory=torch.cuda.is_available())
 
     def _photos(self, positions: np.ndarray, sampler: ResumableBatchSampler | EveryPhotoOnce) -> DataLoader:
@@ -255,7 +254,7 @@ class BinDataModule(L.LightningDataModule):
         )
 
     def _workers_that_stream(self) -> dict[str, Any]:
-        """Options of a DataLoader whose workers read from a bucket: forked ones could not, and they share a bound."""
+        """DataLoader options for workers that read from a bucket: not forked, and with a shared request limit."""
         if not self._num_workers or not self.store.streams:
             return {}
         share = max(self._sync["connections"] // self._num_workers, 1)
@@ -264,7 +263,7 @@ class BinDataModule(L.LightningDataModule):
         return {"multiprocessing_context": workers, "worker_init_fn": partial(limit_requests_of_worker, share)}
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """On the device: bytes to floats, augmentation and mixing in training, normalisation; features as they are."""
+        """Augment and mix training photos and normalise pixels, on the device; features are returned unchanged."""
         drawn: TrainingBatch | None = batch.pop("drawn", None)
         if "feature" in batch:
             return batch
@@ -278,7 +277,7 @@ class BinDataModule(L.LightningDataModule):
         return {**batch, "image": self._normalize.to(image.device)(image)}
 
     def state_dict(self) -> dict[str, int]:
-        """The place in the training photos: the epoch, and the batches of it that are done."""
+        """Return the position in training: the epoch, and the number of its batches that are done."""
         assert self.trainer is not None
         fit = self.trainer.fit_loop
         progress = batch_progress(self.trainer)
@@ -287,16 +286,16 @@ class BinDataModule(L.LightningDataModule):
         return {"epoch": epoch, "batch": batch, "processes": self.trainer.world_size}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on from a place that :meth:`state_dict` told.
+        """Resume from a position that :meth:`state_dict` returned.
 
         Raises:
-            ConfigError: the photos were dealt out to another number of processes.
+            ConfigError: the run had another number of processes.
         """
         now = self.trainer.world_size if self.trainer else 1
         if state_dict["processes"] != now:
             raise ConfigError(
-                f"the run has {state_dict['processes']} processes and would go on with {now}: use as many devices "
-                "(trainer.devices, launcher.instance_type, launcher.instance_count) as it had"
+                f"The run had {state_dict['processes']} processes and would resume with {now}: use as many devices "
+                "(trainer.devices, launcher.instance_type, launcher.instance_count) as before"
             )
         self._resume_at = (state_dict["epoch"], state_dict["batch"])
 

@@ -1,8 +1,7 @@
-"""Features of a data set's photos: computed once, as far as they are needed, and kept in a memory-mapped file.
+"""Features of a data set's photos: computed once, on demand, and stored in a memory-mapped file.
 
-A folder ``features/<digest of the header>`` holds ``header.json``, which says what the rows are features of,
-``features`` (``[N, D]``, a row for each record of a manifest) and ``checks`` (a checksum for each row, 0 where there is
-none yet).
+A folder ``features/<digest of the header>`` holds ``header.json``, the identity of the features, ``features``
+(``[N, D]``, a row for each record of a manifest) and ``checks`` (a checksum for each row, 0 for rows that are missing).
 """
 
 import hashlib
@@ -28,14 +27,14 @@ Compute = Callable[[np.ndarray], Iterable[tuple[np.ndarray, Tensor]]]
 
 
 class FeatureStore:
-    """Rows of features, each with a checksum that knows the header and the row's place.
+    """Rows of features, each with a checksum over the header, the row's position and its content.
 
-    A row counts only as long as it matches its checksum: what was cut short, edited or brought from elsewhere is
-    computed again. Processes that fill one store take turns, and a row that is right is never written again.
+    A row is valid only if it matches its checksum: rows that are truncated, edited or copied from elsewhere are
+    computed again. Processes that fill one store take turns, and a valid row is never written again.
 
     Args:
-        cache_dir: where features are kept.
-        identity: whatever the features depend on, as JSON; a store under another identity is another store.
+        cache_dir: the cache folder.
+        identity: everything the features depend on, JSON-serialisable; another identity is another store.
         rows: number of records in the manifest.
         size: features per row.
         dtype: of the features.
@@ -56,48 +55,48 @@ class FeatureStore:
         self._held = np.zeros(rows, dtype=bool)
 
     def holds(self, rows: np.ndarray) -> bool:
-        """Whether all of ``rows`` can be read."""
+        """Return True if all of ``rows`` can be read."""
         return bool(self._held[rows].all())
 
     def batch(self, rows: np.ndarray) -> Tensor:
         """Read rows, ``int64[B]`` in any order, as ``[B, D]`` owned by the caller.
 
         Raises:
-            ValueError: some of them were never filled.
+            ValueError: some of them have not been filled.
         """
         if self._bytes is None or not self.holds(rows):
-            raise ValueError("features that were not filled cannot be read")
+            raise ValueError("features were read that have not been filled")
         return torch.from_numpy(self._bytes[rows]).view(self._dtype)
 
     def fill(self, rows: np.ndarray, compute: Compute) -> bool:
-        """Make sure that ``rows`` can be read, computing those that are not there.
+        """Compute those of ``rows`` that are missing, so that all can be read.
 
         Args:
             rows: ``int64[M]``.
-            compute: gives the features of rows; is not called when all are there. What it gave is kept block by block,
-                so that the next process goes on where a killed one was.
+            compute: returns the features of rows; not called if none is missing. Its blocks are written one by one, so
+                that the next process resumes after the last block of a killed one.
 
         Returns:
-            Whether they can; ``False`` where the disk has no room for them, of which a warning is logged.
+            ``False``, with a warning in the log, if the disk has no room for them.
 
         Raises:
             ResourceError: the disk is full.
         """
-        wanted = np.union1d(rows, np.flatnonzero(self._held))  # all of them: the file may be another one by now
+        wanted = np.union1d(rows, np.flatnonzero(self._held))  # including held rows: the file may have been replaced
         with one_at_a_time(self.folder), full_disk_answered(self.folder):
-            self._make_anew_unless_whole()
+            self._create_unless_valid()
             missing = self._missing(wanted)
             if not self._has_room(len(missing)):
                 return False
             if len(missing):
-                self._keep(compute(missing))
+                self._write(compute(missing))
             # As a plain array: a memmap subclass would make every batch one too.
             self._bytes = np.asarray(np.memmap(self._rows_file, np.uint8, "r", shape=self._shape))
         self._held[wanted] = True
         return True
 
     def clear(self) -> None:
-        """Forget all rows, here and on disk."""
+        """Discard all rows, in memory and on disk."""
         with one_at_a_time(self.folder):
             self._header_file.unlink(missing_ok=True)
         self._held[:] = False
@@ -114,29 +113,29 @@ class FeatureStore:
     def _checks_file(self) -> Path:
         return self.folder / "checks"
 
-    def _make_anew_unless_whole(self) -> None:
-        described = self._header_file.exists()
+    def _create_unless_valid(self) -> None:
+        exists = self._header_file.exists()
         sizes = {self._rows_file: self._shape[0] * self._shape[1], self._checks_file: 4 * self._shape[0]}
         right = all(file.is_file() and file.stat().st_size == size for file, size in sizes.items())
-        if described and right and self._header_file.read_bytes() == self._header.encode():
+        if exists and right and self._header_file.read_bytes() == self._header.encode():
             return
-        if described:
-            log.warning("The features in %s are not what they should be: they are computed again.", self.folder)
+        if exists:
+            log.warning("The features in %s are corrupt: computing them again.", self.folder)
         self._header_file.unlink(missing_ok=True)
         for file, size in sizes.items():
-            file.unlink(missing_ok=True)  # who has mapped the old file keeps it
+            file.unlink(missing_ok=True)  # processes that have mapped the old file keep it
             with file.open("xb") as new:
-                new.truncate(size)  # zeros that take no room yet
-        write_text(self._header_file, self._header)  # last: without it the other two count for nothing
+                new.truncate(size)  # sparse zeros
+        write_text(self._header_file, self._header)  # last: without it the other two are ignored
 
     def _missing(self, rows: np.ndarray) -> np.ndarray:
-        """Those of ``rows`` that were not computed yet, or do not match their checksums."""
+        """Return those of ``rows`` that are missing or do not match their checksums."""
         checks = np.fromfile(self._checks_file, np.uint32)
         features = np.asarray(np.memmap(self._rows_file, np.uint8, "r", shape=self._shape))
         wrong = np.array([self._check(row, features[row]) != checks[row] for row in rows.tolist()], dtype=bool)
         damaged = int((checks[rows[wrong]] != 0).sum())
         if damaged:
-            log.warning("%s of the features in %s are damaged: they are computed again.", f"{damaged:,}", self.folder)
+            log.warning("%s of the features in %s are corrupt: computing them again.", f"{damaged:,}", self.folder)
         return rows[wrong]
 
     def _check(self, row: int, content: np.ndarray) -> int:
@@ -148,13 +147,13 @@ class FeatureStore:
         if shutil.disk_usage(self.folder).free > 1.05 * needed:
             return True
         log.warning(
-            "%s has no room for %.1f GB of features: they are computed anew in every epoch, which is slower.",
+            "%s has no room for %.1f GB of features: they are computed again in every epoch, which is slower.",
             self.folder,
             needed / 1e9,
         )
         return False
 
-    def _keep(self, blocks: Iterable[tuple[np.ndarray, Tensor]]) -> None:
+    def _write(self, blocks: Iterable[tuple[np.ndarray, Tensor]]) -> None:
         # Written, not mapped: on a full disk a write fails with an error, and a map with a signal.
         with self._rows_file.open("r+b", buffering=0) as lines, self._checks_file.open("r+b", buffering=0) as checks:
             for rows, features in blocks:

@@ -1,20 +1,20 @@
-"""Near-copy groups: which photos show the same bin, so that a split can keep them on one side.
+"""Near-copy groups: photos that show the same bin, so that a split can keep them on one side.
 
 Three rules link two photos; groups are the connected components of all links.
 
 1. Identical files are always linked.
 2. Where the items of a bin are known, two bins are one scene when their item sets have a Jaccard similarity of at least
    one half. A bin known to be empty is a scene of its own.
-3. Where they are not known, the photos themselves decide. A fingerprint is a colour thumbnail in the frequency domain,
+3. Where they are not known, photos are compared. A fingerprint is a colour thumbnail in the frequency domain,
    its spectrum flattened (natural images fall off with 1/f) and compressed, so that no single edge or lamp outweighs
    the rest; two fingerprints are compared by their cosine. It is a perceptual hash that keeps magnitudes (Zauner, 2010,
    "Implementation and benchmarking of perceptual image hash functions"). Copies of a file - re-encoded, resized,
-   brightened, cropped by a percent - reach ``COPY`` and are linked wherever they are. Another photograph of a bin
+   brightened, cropped by a percent - reach ``COPY`` and are always linked. Another photograph of a bin
    reaches no value that different bins do not reach as well, so the lower ``SCENE`` is asked only of photos whose names
    end in consecutive numbers, such as ``00017`` and ``00018``: cameras number what they take in a row.
 
-Where the data source itself says the groups, as the ``split.csv`` of prepared bins does, they are taken as they are
-and joined by rule 1 alone; photos it says nothing of are compared with all others.
+Groups that the data source gives, as the ``split.csv`` of prepared bins does, are used as they are and joined by rule 1
+alone; photos without a given group are compared with all others.
 
 Measured against the item sets of the 9,847 photos of ABID's ``resized-224`` sample (``pytest
 tests/data/test_grouping.py -m photos`` asserts floors on 4,000 of them): rule 3 puts 64 % of the pairs that rule 2
@@ -46,8 +46,8 @@ SCENE = 0.4  # cosine from which two photos taken in a row show the same bin, wh
 _CHANCE = 0.01  # share of the pairs of other bins that may look as alike; ABID needs 0.42 for it, uniform bins more
 _COARSE_COPY = 0.8  # cosine of the coarse parts below which no pair is compared in full
 _IN_A_ROW = 2  # numbers apart; ABID holds a bin's photographs under id, id + 1 and id + 2
-_SAMPLED, _FAR = 50_000, 64  # pairs of other bins that are compared, and how far apart they lie in their series
-_SAME_NUMBER = 64  # photos looked at after each in a series: numbers that repeat more often say nothing
+_SAMPLED, _FAR = 50_000, 64  # pairs of other bins that are compared, and their least distance in the series
+_SAME_NUMBER = 64  # photos looked at after each in a series: numbers that repeat more often are ignored
 _FLAT = 8.0  # root mean square of a spectrum below which there is only sensor and JPEG noise; ABID has 118 or more
 _BRIGHTNESS, _TINT = 64, 12  # largest differences of the mean colours of two copies, in grey levels
 
@@ -61,7 +61,7 @@ Pairs = tuple[np.ndarray, np.ndarray]
 
 
 def fingerprint(thumb: torch.Tensor) -> np.ndarray:
-    """Describe a photo so that near-copies can be found.
+    """Compute the fingerprint of a photo, by which near-copies are found.
 
     Args:
         thumb: ``uint8[3, 32, 32]``, RGB, the photo stretched to 32 x 32 pixels.
@@ -86,7 +86,7 @@ def assign_groups(
     fingerprints: np.ndarray,
     content: np.ndarray,
     names: Sequence[str] | None = None,
-    said: Sequence[int | None] | None = None,
+    given: Sequence[int | None] | None = None,
 ) -> np.ndarray:
     """Number the near-copy groups of a data set by the rules above.
 
@@ -97,31 +97,31 @@ def assign_groups(
         items: for each photo the identifiers of the things in its bin, or ``None`` where they are not known.
         fingerprints: ``uint8[N, FINGERPRINT_BYTES]``, see :func:`fingerprint`.
         content: ``uint64[N]``, a hash of each file's bytes.
-        names: ids or relative paths of the photos, with or without suffix; numbers at their ends tell which photos
-            were taken in a row. Without them only copies are found among photos whose items are not known.
-        said: the groups that the data source says, where it says any.
+        names: ids or relative paths of the photos, with or without suffix; numbers at their ends identify photos
+            that were taken in a row. Without them only copies are found among photos whose items are not known.
+        given: the group that the data source gives for each photo, or ``None``.
 
     Returns:
-        ``int32[N]``, groups numbered from 0 in order of first appearance; said ones keep their numbers, a joined one
+        ``int32[N]``, groups numbered from 0 in order of first appearance; given ones keep their numbers, a joined one
         has the smallest of its numbers, and the others follow.
     """
     total = len(items)
     links = [_same_content(content), *_similar_items(items)]
-    unknown = np.flatnonzero([known is None for known in items])
-    given = np.array([-1 if group is None else group for group in said or [None] * total], np.int64)
-    if (given[unknown] < 0).any():
+    unknown = np.flatnonzero([item_set is None for item_set in items])
+    numbers = np.array([-1 if group is None else group for group in given or [None] * total], np.int64)
+    if (numbers[unknown] < 0).any():
         photos = _Fingerprints(fingerprints[unknown])
         pairs = list(_copies(photos))
         if names is not None:
             pairs.append(_same_scenes(photos, _in_series([names[i] for i in unknown.tolist()])))
         compared = [(unknown[left], unknown[right]) for left, right in pairs]
-        links.extend(_where(pair, (given[pair[0]] < 0) | (given[pair[1]] < 0)) for pair in compared)
-    told = np.flatnonzero(given >= 0)
-    _, first, inverse = np.unique(given[told], return_index=True, return_inverse=True)
-    links.append((told, told[first[inverse]]))
+        links.extend(_where(pair, (numbers[pair[0]] < 0) | (numbers[pair[1]] < 0)) for pair in compared)
+    known = np.flatnonzero(numbers >= 0)
+    _, first, inverse = np.unique(numbers[known], return_index=True, return_inverse=True)
+    links.append((known, known[first[inverse]]))
     components = _components(links, total)
     _, first, inverse = np.unique(components, return_index=True, return_inverse=True)
-    return _numbered(np.argsort(np.argsort(first))[inverse], given).astype(np.int32)
+    return _numbered(np.argsort(np.argsort(first))[inverse], numbers).astype(np.int32)
 
 
 def _where(pairs: Pairs, chosen: np.ndarray) -> Pairs:
@@ -139,7 +139,7 @@ def _numbered(groups: np.ndarray, given: np.ndarray) -> np.ndarray:
 
 
 def _compress(coefficients: np.ndarray) -> np.ndarray:
-    """Squeeze coefficients into -1..1 relative to their root mean square; noise becomes nothing."""
+    """Compress coefficients to -1..1 relative to their root mean square; noise becomes zero."""
     scale = np.sqrt(np.mean(coefficients**2))
     return np.tanh(2 * coefficients / scale) if scale >= _FLAT else np.zeros_like(coefficients)
 
@@ -204,7 +204,7 @@ def _in_series(names: Sequence[str]) -> _Series:
 
 
 def _same_scenes(photos: "_Fingerprints", series: _Series) -> Pairs:
-    """Link photos taken in a row that look alike; how alike, the photos taken far apart decide."""
+    """Link similar photos taken in a row; the threshold is set by the similarity of photos taken far apart."""
     total = len(series.photo)
     if total < 2:
         return series.photo[:0], series.photo[:0]
@@ -242,7 +242,7 @@ class _Fingerprints:
         self._mean = fingerprints[:, _SPECTRUM:].astype(np.int16)
 
     def alike(self, pairs: Pairs, threshold: float, chunk: int = 65_536) -> Pairs:
-        """Those of the pairs whose cosine reaches ``threshold``."""
+        """Select the pairs whose cosine reaches ``threshold``."""
         left, right = pairs
         starts = range(0, len(left), chunk)
         cosines = [self.cosine(left[at : at + chunk], right[at : at + chunk]) for at in starts]
@@ -250,7 +250,7 @@ class _Fingerprints:
         return left[alike], right[alike]
 
     def coloured_alike(self, pairs: Pairs) -> Pairs:
-        """Those of the pairs whose mean colours differ no more than lighting and encoding make them differ."""
+        """Select the pairs whose mean colours differ no more than by lighting and encoding."""
         difference = np.abs(self._mean[pairs[0]] - self._mean[pairs[1]])
         alike = (difference <= [_BRIGHTNESS, _TINT, _TINT]).all(axis=1)
         return pairs[0][alike], pairs[1][alike]

@@ -1,4 +1,4 @@
-"""The pixels of a data set at one size: decoded once into a memory-mapped file, or anew whenever they are asked for."""
+"""Pixels of a data set at one size: decoded once into a memory-mapped file, or on every read."""
 
 import hashlib
 import logging
@@ -26,16 +26,16 @@ from bincounter.progress import track
 log = logging.getLogger(__name__)
 
 _PART_PREFIX = ".photos-"
-_ABANDONED = 24 * 3600  # seconds without a write after which the part of a killed process is deleted
+_ABANDONED = 24 * 3600  # seconds without a write after which the temporary file of a killed process is deleted
 
 RECIPE = hashlib.sha256(Path(preprocessing.__file__).read_bytes() + PIL.__version__.encode()).hexdigest()[:8]
-"""Whatever can change a pixel: photos stored under another recipe are not found."""
+"""Hash of everything that can change a pixel: photos stored under another recipe are decoded again."""
 
 
 class PhotoStore:
-    """Photos of one manifest as ``uint8[3, S, S]``, the same pixels whether they are kept in a file or not.
+    """Photos of one manifest as ``uint8[3, S, S]``, with the same pixels whether they are cached or not.
 
-    It can be pickled and forked into DataLoader workers, where each maps the file anew.
+    It can be pickled and forked into DataLoader workers, each of which maps the file itself.
     """
 
     def __init__(self, files: Sequence[PhotoFile], content: np.ndarray, image_size: int, file: Path | None) -> None:
@@ -50,12 +50,12 @@ class PhotoStore:
         """Open the photos of a manifest.
 
         Args:
-            manifest: of the data set; batches are asked for by index into its records.
+            manifest: of the data set; :meth:`batch` takes positions in its records.
             image_size: side of the square photos, in pixels.
-            cache_dir: folder of the files, made when it is missing.
-            cached: decode all photos now, unless that was done before, and keep them in ``cache_dir``. When its disk
-                has no room for them, one warning is logged and they are decoded as they are asked for.
-            workers: threads that decode now.
+            cache_dir: folder of the files, created if missing.
+            cached: decode all photos now, unless ``cache_dir`` has them, and store them there. If its disk has no room,
+                a warning is logged and photos are decoded on every read.
+            workers: threads that decode.
 
         Raises:
             DataError: a photo was changed or lost since it was scanned.
@@ -71,24 +71,24 @@ class PhotoStore:
         return store
 
     def __len__(self) -> int:
-        """Count the photos."""
+        """Number of photos."""
         return len(self._files)
 
     @property
     def cached(self) -> bool:
-        """Whether the pixels come out of a file."""
+        """True if the pixels are read from a file of decoded photos."""
         return self._file is not None
 
     @property
     def streams(self) -> bool:
-        """Whether the photos are read out of a bucket each time they are asked for."""
+        """True if photos are read from a bucket on every read."""
         return self._file is None and self._files[0].bucket is not None
 
     def batch(self, indices: np.ndarray | Sequence[int]) -> torch.Tensor:
         """Read photos.
 
         Args:
-            indices: ``int[B]`` into the records of the manifest, in any order.
+            indices: ``int[B]``, positions in the records of the manifest, in any order.
 
         Returns:
             ``uint8[B, 3, S, S]``, contiguous and owned by the caller.
@@ -109,7 +109,7 @@ class PhotoStore:
                 self._photos = np.asarray(np.memmap(self._file, np.uint8, "r", shape=shape))
             except (OSError, ValueError) as error:
                 raise DataError(
-                    f"the decoded photos in {self._file} are gone: run again to decode them anew."
+                    f"The decoded photos in {self._file} are missing: run again to decode them again."
                 ) from error
         return torch.from_numpy(self._photos[np.asarray(indices, dtype=np.int64)])
 
@@ -117,7 +117,7 @@ class PhotoStore:
         return self.__dict__ | {"_photos": None}  # a pickled map would carry all the pixels
 
     def _read(self, indices: np.ndarray) -> Iterator[bytes]:
-        """Those in buckets all at once, as each takes its time to come; those here one at a time, to save memory."""
+        """Read bytes: from buckets all at once, since latency dominates; local files one by one, to save memory."""
         remote = len(indices) > 0 and self._files[indices[0]].bucket is not None
         for some in [indices] if remote else indices[:, None]:
             yield from read_checked([self._files[index] for index in some], self._content[some])
@@ -131,10 +131,10 @@ class PhotoStore:
             raise DataError(f"{name} can no longer be decoded ({error}): replace it and run again.") from error
 
     def _keep(self, file: Path, workers: int) -> bool:
-        """Decode all photos into the file; False when there is no room for them."""
+        """Decode all photos into the file; returns False if the disk has no room for them."""
         if not has_room(file.parent, len(self), self._image_size):
             log.warning(
-                "%s has no room for %.1f GB of decoded photos: they are decoded anew in every epoch, which is slower.",
+                "%s has no room for %.1f GB of decoded photos: they are decoded again in every epoch, which is slower.",
                 file.parent,
                 len(self) * 3 * self._image_size**2 / 1e9,
             )
@@ -152,7 +152,7 @@ class PhotoStore:
 
 
 class PhotoWriter:
-    """A file of photos in the making; it gets its name when it is whole, and leaves nothing behind when it is not."""
+    """Write a file of photos atomically: it gets its name when complete, and is deleted otherwise."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -161,13 +161,13 @@ class PhotoWriter:
         self._file = self._part.open("xb")
 
     def put(self, row: int, photo: torch.Tensor) -> None:
-        """Write a photo, ``uint8[3, S, S]``, to its place, that of its record in the manifest; in any order."""
+        """Write a photo, ``uint8[3, S, S]``, to the row of its record in the manifest; in any order."""
         data = photo.numpy().tobytes()
         self._file.seek(row * len(data))
         self._file.write(data)
 
     def publish(self, file: Path) -> None:
-        """Give the photos their final name, once they are on disk."""
+        """Flush to disk, then rename to the final name."""
         self._file.flush()
         os.fsync(self._file.fileno())
         self._part.replace(file)
@@ -183,21 +183,21 @@ class PhotoWriter:
 
 
 def stored_photos(cache_dir: Path, manifest: Manifest, image_size: int) -> Path:
-    """Name the file that holds a manifest's photos at one size: N x 3 x S x S bytes and nothing else."""
+    """Path of the file with a manifest's photos at one size: exactly N x 3 x S x S bytes."""
     return cache_dir / "photos" / f"{manifest.digest}-{image_size}-{RECIPE}.uint8"
 
 
 def has_room(folder: Path, photos: int, image_size: int) -> bool:
-    """Whether a folder's disk has room for so many photos, with a twentieth to spare."""
+    """Return True if the folder's disk has room for this many photos, plus 5 %."""
     folder.mkdir(parents=True, exist_ok=True)
     return shutil.disk_usage(folder).free > 1.05 * photos * 3 * image_size**2
 
 
 def _delete_abandoned(folder: Path) -> None:
-    """Free the disk of what killed processes left."""
+    """Delete temporary files of killed processes."""
     for part in folder.glob(f"{_PART_PREFIX}*.part"):
         try:
             if time.time() - part.stat().st_mtime > _ABANDONED:
                 part.unlink()
-        except FileNotFoundError:  # another process was quicker
+        except FileNotFoundError:  # another process deleted it first
             continue

@@ -1,7 +1,8 @@
-"""``bincounter prepare``: a split data set as folders or shards, here or in a bucket.
+"""``bincounter prepare``: a split data set as folders or shards, in a local folder or a bucket.
 
-Beside the photos lie ``quarantine.csv``, with what was left out and why, and ``split.csv``, which comes last, so that a
-place that has one is whole. ``Folders`` takes the groups from it: who trains on what was prepared has the same split.
+Beside the photos are ``quarantine.csv``, the rejected inputs with reasons, and ``split.csv``, which is written last, so
+that a destination with a ``split.csv`` is complete. ``Folders`` reads the groups from it: training on prepared photos
+gives the same split.
 """
 
 import filecmp
@@ -34,29 +35,29 @@ from bincounter.files import full_disk_answered, one_at_a_time, replacing
 log = logging.getLogger(__name__)
 
 SIDES = ("train", "valid", "test")
-"""Folders of training, validation and test photos."""
+"""Folder names of training, validation and test photos."""
 
 
 def prepare_folders(
     manifest: Manifest, kept: np.ndarray, assignment: np.ndarray, destination: str, *, connections: int = 64
 ) -> Placed:
-    """Make ``destination`` hold the photos of a split data set, and send or place only what is not there.
+    """Write the photos of a split data set to ``destination``; only missing or changed files are sent or placed.
 
-    Photos appear whole or not at all. A call that was cut short is gone on with by the same call.
+    Each photo is written atomically. An interrupted call is resumed by the same call.
 
     Args:
         manifest: of the source.
         kept: ``int[N]``, positions in ``manifest.records`` of the photos to prepare.
         assignment: ``int8[N]``, the side of each of them.
-        destination: a folder or an ``s3://`` address that :func:`check_destination` let pass.
-        connections: files sent at a time.
-
-    Raises:
-        DataError: two photos would have one name, the destination holds other photos, or it cannot be written.
-        ResourceError: disk, network or server gave out.
+        destination: a folder or an ``s3://`` address that passed :func:`check_destination`.
+        connections: number of concurrent uploads.
 
     Returns:
-        what was not there yet, tables included.
+        The files that were missing or changed, tables included.
+
+    Raises:
+        DataError: two photos would have the same name, the destination holds other photos, or it cannot be written.
+        ResourceError: the disk, the network or the server failed.
     """
     photos = named(
         (f"{SIDES[side]}/{manifest.records[position].count}", manifest.records[position])
@@ -84,22 +85,22 @@ def prepare_shards(
     cache_dir: Path,
     connections: int = 64,
 ) -> Placed:
-    """Make ``destination`` hold the shards of a split data set, whose index comes last.
+    """Write the shards of a split data set to ``destination``, the index last.
 
     Args:
         manifest: of the source.
         kept: ``int[N]``, positions in ``manifest.records`` of the photos to prepare.
         assignment: ``int8[N]``, the side of each of them.
-        destination: a folder or an ``s3://`` address that ``check_destination`` let pass.
-        cache_dir: where shards are packed before they are sent.
-        connections: requests at a time.
+        destination: a folder or an ``s3://`` address that passed :func:`check_destination`.
+        cache_dir: folder in which shards are packed before they are sent.
+        connections: number of concurrent requests.
 
     Returns:
-        what was not there yet, tables included.
+        The files that were missing, tables included.
 
     Raises:
         DataError: the destination holds other photos, or it cannot be written.
-        ResourceError: disk, network or server gave out.
+        ResourceError: the disk, the network or the server failed.
     """
     if is_remote(destination):
         return _send(manifest, kept, assignment, destination, cache_dir, connections)
@@ -110,15 +111,15 @@ def prepare_shards(
 
 
 def check_destination(destination: str, source: str | None) -> None:
-    """Refuse a place that cannot be prepared, before hours go into fetching what should go there.
+    """Check that a destination can be written, before hours are spent on fetching its photos.
 
     Args:
-        destination: a folder, which is made when it is missing, or an ``s3://`` address, whose bucket is asked.
+        destination: a folder, created if missing, or an ``s3://`` address, whose bucket is requested.
         source: of the photos, ``data.source``.
 
     Raises:
-        DataError: it is in the source, cannot be written, or is no address.
-        ResourceError: the network or the server gave out.
+        DataError: the destination is inside the source, cannot be written, or is not an address.
+        ResourceError: the network or the server failed.
     """
     if is_remote(destination):
         bucket, prefix = parse(destination)
@@ -132,44 +133,48 @@ def check_destination(destination: str, source: str | None) -> None:
     if source and not is_remote(source):
         refuse_inside(folder, folder_of(source))
     if folder.exists() and not folder.is_dir():
-        raise DataError(f"{folder} is a file: name a folder to make")
+        raise DataError(f"{folder} is a file: name a folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         why = (error.strerror or type(error).__name__).lower()
-        raise DataError(f"{folder} cannot be made ({why}): name a folder that you may write to") from error
+        raise DataError(f"{folder} cannot be created ({why}): name a folder that you can write to") from error
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise DataError(f"{folder} cannot be written: name a folder that you may write to")
+        raise DataError(f"{folder} cannot be written: name a folder that you can write to")
 
 
 def is_of_a_data_set(name: str) -> bool:
-    """Whether a file, by its name in the folder, is read by who trains on the folder, or tells what is."""
+    """Return True if a file of this name is part of a data set: a photo, a shard, a split or an index."""
     path = PurePosixPath(name)
     hidden = any(part.startswith(".") for part in path.parts)
     return not hidden and (path.suffix.lower() in PHOTO_SUFFIXES | {".tar"} or name in (SPLIT_FILE, INDEX_FILE))
 
 
 def refuse_inside(folder: Path, source: Path) -> None:
-    """Raise :class:`DataError` if a folder is the source or lies in it."""
+    """Raise :class:`DataError` if a folder is the source or inside it."""
     if folder.resolve().is_relative_to(source.resolve()):
         raise _inside(str(folder), str(source))
 
 
 def _inside(destination: str, source: str) -> DataError:
-    return DataError(f"{destination} lies in the source {source}, which would then hold each photo twice: name another")
+    return DataError(
+        f"{destination} is inside the source {source}, which would then hold each photo twice: name another"
+    )
 
 
 def _fill(folder: Path, manifest: Manifest, photos: Mapping[str, BinRecord], tables: list[Path]) -> Placed:
-    """Put photos and tables into a folder here."""
+    """Place photos and tables in a local folder."""
     refuse_inside(folder, manifest.root)
     expected = photos.keys() | {table.name for table in tables}
     strange = next((f.name for f in walk(folder) if is_of_a_data_set(f.name) and f.name not in expected), None)
     if strange is not None:
         raise DataError(f"{folder} holds other photos, such as {strange}: name an empty folder")
-    kept = {path for path in tables if (folder / path.name).is_file() and filecmp.cmp(path, folder / path.name, False)}
-    changed = [table for table in tables if table not in kept]
-    for table in changed:
-        (folder / table.name).unlink(missing_ok=True)  # what it tells is true no more once the first photo is there
+    changed = []
+    for table in tables:
+        old = folder / table.name
+        if not (old.is_file() and filecmp.cmp(table, old, shallow=False)):
+            old.unlink(missing_ok=True)  # outdated as soon as the first photo is placed
+            changed.append(table)
     files, size = place({name: photo.file for name, photo in photos.items()}, folder)
     with full_disk_answered(folder):
         for table in changed:
@@ -180,7 +185,7 @@ def _fill(folder: Path, manifest: Manifest, photos: Mapping[str, BinRecord], tab
 
 @contextmanager
 def _tables(manifest: Manifest, photos: Mapping[str, BinRecord]) -> Iterator[list[Path]]:
-    """Write quarantine and split into a folder that goes away; the split is the last of them."""
+    """Write quarantine.csv and split.csv, in this order, to a temporary folder."""
     names = sorted(photos)
     with tempfile.TemporaryDirectory(prefix="bincounter-") as folder, full_disk_answered(Path(folder)):
         quarantine, split = Path(folder, QUARANTINE_FILE), Path(folder, SPLIT_FILE)
@@ -194,7 +199,10 @@ def _send(
     manifest: Manifest, kept: np.ndarray, assignment: np.ndarray, uri: str, cache_dir: Path, connections: int
 ) -> Placed:
     here = cache_dir / "packed" / hashlib.sha256(uri.encode()).hexdigest()[:16]
-    with one_at_a_time(here), Outbox(uri, connections=connections) as outbox:  # who had to wait finds the work done
+    with (
+        one_at_a_time(here),
+        Outbox(uri, connections=connections) as outbox,
+    ):  # a process that waited finds the work done
         outbox.look()
         outbox.refuse_others(lambda name: is_of_a_data_set(name) and not is_shard(name) and name != INDEX_FILE)
         if outbox.size_of(INDEX_FILE) is not None and _holds(outbox, uri, manifest, kept, assignment):
@@ -207,11 +215,11 @@ def _pack_and_send(
 ) -> Placed:
     files = size = 0
     names: set[str] = set()
-    if (folder / INDEX_FILE).exists():  # of a call that was cut short when its shards were gone already
+    if (folder / INDEX_FILE).exists():  # of a call that was interrupted after its shards were deleted
         shutil.rmtree(folder)
     for path in pack_files(manifest, kept, assignment, folder):
         names.add(path.name)
-        if path.name == INDEX_FILE:  # tools that read whatever is called like a shard would meet the others, too
+        if path.name == INDEX_FILE:  # tools that read every file named like a shard would read the others, too
             outbox.refuse_others(lambda name: is_shard(name) and name not in names)
         outbox.load([(path, path.name)])
         sent = outbox.send(f"Sending {path.name} to {uri}")
@@ -223,7 +231,7 @@ def _pack_and_send(
 
 
 def _send_list(outbox: Outbox, uri: str, manifest: Manifest) -> Placed:
-    """Send the quarantine list, which the shards do not tell of, if it is missing or another."""
+    """Send quarantine.csv, which the index does not cover, if it is missing or different."""
     with tempfile.TemporaryDirectory(prefix="bincounter-") as folder:
         path = Path(folder, QUARANTINE_FILE)
         write_quarantine(path, manifest.refusals)
@@ -233,20 +241,20 @@ def _send_list(outbox: Outbox, uri: str, manifest: Manifest) -> Placed:
 
 
 def _holds(outbox: Outbox, uri: str, manifest: Manifest, kept: np.ndarray, assignment: np.ndarray) -> bool:
-    """Whether all shards of these photos are there; raises :class:`DataError` if they are of others."""
+    """Return True if the bucket holds all shards of these photos; raises :class:`DataError` for other shards."""
     with tempfile.TemporaryDirectory(prefix="bincounter-") as copy:
         outbox.fetch(INDEX_FILE, Path(copy, INDEX_FILE))
         try:
-            there = read_index(Path(copy), lambda _: sys.maxsize)
+            index = read_index(Path(copy), lambda _: sys.maxsize)
         except DataError as error:
             raise DataError(
-                f"{uri} holds an {INDEX_FILE} that is damaged or of another version: name an empty folder of the bucket"
+                f"{uri} holds an {INDEX_FILE} that is corrupt or of another version: name an empty folder of the bucket"
             ) from error
-        if not are_shards_of(there, manifest, kept, [SPLITS[side] for side in assignment]):
+        if not are_shards_of(index, manifest, kept, [SPLITS[side] for side in assignment]):
             raise DataError(f"{uri} holds shards of other photos or another split: name an empty folder of the bucket")
         try:
             read_index(Path(copy), outbox.size_of)
         except DataError as error:
-            log.warning("%s: sending again what is missing", error)
+            log.warning("%s: sending the missing files again", error)
             return False
     return True

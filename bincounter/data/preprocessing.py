@@ -1,7 +1,7 @@
-"""Photo bytes -> the pixels a model sees: one module for training and for serving, so that both see the same.
+"""Photo bytes -> pixels. Training and serving share this module, so that both see the same pixels.
 
-A model archive carries a copy of this file. That is why it imports torch and Pillow only (the serving image has these
-and torchvision), and nothing of bincounter.
+A model archive holds a copy of this file, which therefore imports torch and Pillow only (the serving image has these
+and torchvision) and nothing of bincounter.
 """
 
 import io
@@ -14,19 +14,19 @@ import torch
 # Imported by name: Pillow loads its plugins lazily, which two threads may do at once, and WebP only as a last resort.
 from PIL import Image, JpegImagePlugin, PngImagePlugin, UnidentifiedImageError, WebPImagePlugin
 
-# Pillow warns of what is settled here: large photos are refused, broken EXIF is ignored, odd palettes are converted.
+# Pillow warns of cases that are handled here: large photos are rejected, broken EXIF is ignored, palettes converted.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 MAX_PIXELS = 100_000_000
-"""Width times height of the largest photo that is decoded; beyond it a few bytes could ask for gigabytes."""
+"""Width times height of the largest photo that is decoded; above it a few bytes could demand gigabytes of memory."""
 
 MAX_SCANS = 100
-"""Passes that a JPEG may be stored in; encoders write about ten, and each one walks over all pixels again."""
+"""Most scans of a JPEG; encoders write about ten, and each one costs a pass over all pixels."""
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# The photo formats and nothing else: some of Pillow's other readers start programs or have no bounds.
+# Photo formats only: some of Pillow's other readers start programs or have no bounds.
 _FORMATS = (
     JpegImagePlugin.JpegImageFile.format,
     PngImagePlugin.PngImageFile.format,
@@ -34,7 +34,7 @@ _FORMATS = (
 )
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 
-# EXIF tag 0x0112 says how the camera was held: the transposition that sets the photo upright.
+# EXIF tag 0x0112 (orientation) -> the transposition that turns the photo upright.
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -49,11 +49,11 @@ _HIGH_BYTES = [value >> 8 for value in range(1 << 16)]
 _STRIP = 256  # rows
 
 _SCAN, _END = b"\xda", b"\xd9"
-_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")  # of those that a length follows, and the end
+_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")  # segments with a length, and the end marker
 
 
 class PhotoError(ValueError):
-    """Bytes that are no readable photo; the message is the reason, as a short clause such as ``truncated``."""
+    """Bytes that cannot be decoded as a photo; the message is a short clause such as ``truncated``."""
 
 
 class PhotoTooLargeError(PhotoError):
@@ -61,10 +61,10 @@ class PhotoTooLargeError(PhotoError):
 
 
 def decode(data: bytes, size: int) -> torch.Tensor:
-    """Read a photo of any shape, colour mode and orientation as a square of RGB pixels.
+    """Decode a photo of any shape, colour mode and orientation to a square of RGB pixels.
 
-    JPEG, PNG and WebP are read, by content whatever the name; of an animation the first frame. The photo is set
-    upright as its EXIF orientation says, transparent parts are shown on white, 16-bit greys keep their high byte,
+    JPEG, PNG and WebP are recognised by their content; of an animation the first frame is read. The photo is turned
+    upright by its EXIF orientation, transparent parts are composited on white, 16-bit greys keep their high byte,
     and CMYK is read as Adobe writes it (inverted). The aspect ratio is not kept: the whole photo is stretched to the
     square, with antialiased bilinear filtering, after the JPEG decoder's own reduction (by 2, 4 or 8) where the photo
     is that much larger. The pixels depend on the bytes and the size alone, in any thread.
@@ -77,7 +77,7 @@ def decode(data: bytes, size: int) -> torch.Tensor:
         ``uint8[3, size, size]``, contiguous.
 
     Raises:
-        PhotoError: with the reason, whatever is wrong with the bytes.
+        PhotoError: the bytes cannot be decoded, for any reason.
     """
     try:
         with _opened(data) as photo:
@@ -87,11 +87,11 @@ def decode(data: bytes, size: int) -> torch.Tensor:
             turn = _UPRIGHT.get(_orientation(photo))
     except PhotoError:
         raise
-    except Exception as error:  # Pillow's readers let through whatever broken bytes cause: OSError, SyntaxError, ...
+    except Exception as error:  # broken bytes make Pillow raise nearly anything: OSError, SyntaxError, ...
         raise PhotoError("truncated" if "truncated" in str(error).lower() else "damaged") from error
     if turn is not None:
         square = square.transpose(turn)
-    # By band: torch's own permutation would wake its thread pool for every photo, 20 times slower here.
+    # Band by band: a permutation by torch would wake its thread pool for every photo, 20 times slower here.
     planes = b"".join(band.tobytes() for band in square.split())
     return torch.frombuffer(bytearray(planes), dtype=torch.uint8).view(3, size, size)
 
@@ -100,16 +100,16 @@ def photo_size(data: bytes) -> tuple[int, int]:
     """Read the width and height of a photo, in pixels as stored (before its EXIF orientation), from its header alone.
 
     Raises:
-        PhotoError: where :func:`decode` would refuse the header.
+        PhotoError: the header is invalid, as in :func:`decode`.
     """
     with _opened(data) as photo:
         return photo.size
 
 
 class Normalize(torch.nn.Module):
-    """Scale pixels to what ImageNet weights were trained on: ``(x / 255 - mean) / std``, per channel.
+    """Normalise pixels as for ImageNet weights: ``(x / 255 - mean) / std``, per channel.
 
-    It holds no weights and nothing in a checkpoint; move it to a device to use it there.
+    It has no parameters and no state in a checkpoint; move it to the device of its input.
     """
 
     def __init__(self) -> None:
@@ -125,7 +125,7 @@ class Normalize(torch.nn.Module):
 
 
 def _opened(data: bytes) -> Image.Image:
-    """Read the header; no memory is taken for pixels yet."""
+    """Read the header; allocates no memory for pixels yet."""
     if not data:
         raise PhotoError("empty file")
     try:
@@ -145,7 +145,7 @@ def _opened(data: bytes) -> Image.Image:
 
 
 def _has_too_many_scans(data: bytes) -> bool:
-    if data.count(b"\xff" + _SCAN) <= MAX_SCANS:  # as good as always; more may lie in metadata or behind the photo
+    if data.count(b"\xff" + _SCAN) <= MAX_SCANS:  # nearly always; matches may also be in metadata or after the photo
         return False
     scans, place = 0, 0
     while scans <= MAX_SCANS and (marker := _MARKER.search(data, place)) and marker[1] != _END:
@@ -159,7 +159,7 @@ def _too_large() -> PhotoTooLargeError:
 
 
 def _rgb(photo: Image.Image) -> Image.Image:
-    """Convert any colour mode of the readers above to RGB, with transparent parts on white."""
+    """Convert any colour mode to RGB, with transparent parts on white."""
     if photo.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion clips at 255
         return photo.convert("I").point(_HIGH_BYTES, "L").convert("RGB")
     if not photo.has_transparency_data:
@@ -172,7 +172,7 @@ def _rgb(photo: Image.Image) -> Image.Image:
 
 
 def _orientation(photo: Image.Image) -> int:
-    """Read the EXIF orientation, 1 to 8; a broken EXIF block says nothing against the pixels, so it counts as 1."""
+    """Read the EXIF orientation, 1 to 8; 1 where the EXIF block is broken."""
     with suppress(Exception):
         return int(photo.getexif().get(_ORIENTATION_TAG, 1))
     return 1

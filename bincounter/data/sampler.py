@@ -13,12 +13,12 @@ from bincounter.data.records import BinRecord
 
 
 class TrainingBatch(NamedTuple):
-    """What one training batch is made of, and where in the run it stands.
+    """One training batch: its position in the run and its photos.
 
     Attributes:
         epoch: counted from 0.
         number: of the batch in its epoch, counted from 0.
-        positions: into the training photos.
+        positions: in the training photos.
     """
 
     epoch: int
@@ -27,18 +27,18 @@ class TrainingBatch(NamedTuple):
 
 
 class ResumableBatchSampler(Sampler[TrainingBatch]):
-    """Batches of positions into the training photos.
+    """Batches of positions in the training photos, resumable at any batch.
 
-    The order of an epoch depends on nothing but the seed and the epoch's number, and one place in it can be set to
-    start from: a continued run sees the very photos an undisturbed one would have seen next. Under DDP every rank takes
-    its own part of each global batch, so that together they see the order one process would.
+    The order of an epoch depends only on the seed and the epoch's number, and iteration can start at any batch of it: a
+    resumed run sees the photos that an uninterrupted one would have seen next. Under DDP every rank takes its own part
+    of each global batch, so that together they see the order of a single process.
 
     Args:
         photos: number of training photos.
         batch_size: photos per batch on each rank.
         seed: of the order.
-        weights: ``float[photos]``; with them photos are drawn with replacement, in proportion.
-        same_order: whether every epoch has the order of the first one.
+        weights: ``float[photos]``; if given, photos are drawn with replacement, in proportion.
+        same_order: use the order of the first epoch in every epoch.
         rank: this process.
         world_size: processes that share each global batch.
     """
@@ -62,19 +62,19 @@ class ResumableBatchSampler(Sampler[TrainingBatch]):
         self._start = (0, 0)
 
     def __len__(self) -> int:
-        """Batches in a whole epoch, wherever it is started from.
+        """Batches in a whole epoch, whatever batch it starts at.
 
         A last batch that is not full is dropped: batch normalisation is noisy on few photos and fails on one. A set
-        smaller than one batch is a batch.
+        smaller than one batch is one batch.
         """
         return max(self._photos // (self._batch_size * self._world_size), 1)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration (Lightning calls this as each one starts)."""
+        """Set the epoch of the next iteration (Lightning calls this before each one)."""
         self.epoch = epoch
 
     def start_at(self, epoch: int, batch: int) -> None:
-        """Begin epoch ``epoch`` at its batch number ``batch``; later epochs are whole."""
+        """Start epoch ``epoch`` at its batch number ``batch``; later epochs are whole."""
         self.epoch = epoch
         self._start = (epoch, batch)
 
@@ -98,8 +98,8 @@ class ResumableBatchSampler(Sampler[TrainingBatch]):
 class EveryPhotoOnce(Sampler[list[int]]):
     """Batches for scoring: every photo on exactly one rank, in order.
 
-    Ranks must make the same number of steps, so the shorter ones are filled with -1, which the data set turns into
-    padding (a count of -1) that metrics leave out.
+    Ranks must make the same number of steps, so the shorter ones are padded with -1; the data set returns a count of -1
+    for padding, which metrics ignore.
 
     Args:
         photos: number of photos.
@@ -126,13 +126,13 @@ class EveryPhotoOnce(Sampler[list[int]]):
 
 
 class Batches(Dataset):
-    """Batches of what a store holds of photos, their pixels or features.
+    """Dataset of whole batches: pixels or features from a store, with counts and ids.
 
     Args:
         key: of the pixels or features in a batch.
-        store: holds them.
+        store: of the pixels or features.
         records: of all photos in the store.
-        positions: ``int[N]`` in ``records``, of the photos that are dealt out.
+        positions: ``int[N]`` in ``records``, of the photos to serve.
     """
 
     def __init__(

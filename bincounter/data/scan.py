@@ -1,4 +1,4 @@
-"""Folder -> manifest; cached, every photo opened once."""
+"""Folder -> manifest. The manifest is cached, and each photo is opened once."""
 
 import hashlib
 import json
@@ -29,13 +29,13 @@ from bincounter.progress import track
 log = logging.getLogger(__name__)
 
 MAX_BYTES = 500_000_000
-"""Size of the largest file that is read: more than a photo of the most pixels takes uncompressed."""
+"""Largest file that is read: above the uncompressed size of the largest photo that is decoded."""
 
-_THUMB = 32  # pixels, what the fingerprint looks at
-_TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# What bincounter can make again; delete it at will.\n"
+_THUMB = 32  # pixels, side of the input of `fingerprint`
+_TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# Cache of bincounter: may be deleted at any time.\n"
 
 
-# The code whose results a manifest holds: one kept by another version is not read.
+# The code whose results a manifest holds: part of the cache key.
 _SOURCES = [
     *(Path(__file__).with_name(name) for name in ("scan.py", "preprocessing.py", "grouping.py")),
     *sorted(Path(__file__).parent.glob("layouts/*.py")),
@@ -46,21 +46,21 @@ _CODE = hashlib.sha256(b"".join(file.read_bytes() for file in _SOURCES) + PIL.__
 def scan(
     root: Path, layout: Layout | KnownLayout | Detected, cache_dir: Path, *, image_size: int | None, workers: int
 ) -> Manifest:
-    """Read every photo of a data source once: which are readable, how large they are, which are near-copies.
+    """Read every photo of a data source once and return the manifest: readable photos, sizes and near-copy groups.
 
-    The manifest is kept in ``cache_dir``. As long as no input's name, size or time of change differs, it comes from
-    there and no photo is opened; from a layout that knows what is in the photos, such as shards, it comes always.
+    The manifest is cached in ``cache_dir``: while no input changes its name, size or modification time, no photo is
+    opened. A layout with an index of its own, such as shards, supplies the manifest itself.
 
     Args:
         root: folder of the photos.
-        layout: how they lie there.
-        cache_dir: folder of what can be made again, made when it is missing; it may lie inside the root.
-        image_size: when given, photos that have to be read are also kept at this size for ``PhotoStore``, where the
-            disk has room, so that they are decoded once.
+        layout: of the photos in it.
+        cache_dir: cache folder, created if missing; it may be inside the root.
+        image_size: side in pixels at which photos that are read are also stored for ``PhotoStore``, if the disk has
+            room, so that they are decoded once; ``None`` to store none.
         workers: threads that read and decode.
 
     Raises:
-        DataError: nothing of the layout is there, or no photo in it is readable.
+        DataError: the root does not have the layout, or has no readable photo.
         ResourceError: the disk is full.
     """
     if isinstance(layout, Detected):
@@ -80,7 +80,7 @@ def scan(
 
 
 def save_manifest(file: Path, manifest: Manifest, signature: str) -> None:
-    """Keep a manifest with the signature of the inputs it was made from."""
+    """Write a manifest with the signature of the inputs it was made from."""
     prefix = f"{manifest.root}/"
     header = {
         "signature": signature,
@@ -102,7 +102,7 @@ def save_manifest(file: Path, manifest: Manifest, signature: str) -> None:
 
 
 def load_manifest(file: Path, root: Path, signature: str) -> Manifest | None:
-    """Read a manifest kept before; ``None`` when there is none, it is broken or its inputs have changed since."""
+    """Read a cached manifest; ``None`` if it is missing or corrupt, or its inputs have changed."""
     try:
         with np.load(file, allow_pickle=False) as kept:
             header = json.loads(kept["header"].tobytes())
@@ -120,13 +120,13 @@ def load_manifest(file: Path, root: Path, signature: str) -> Manifest | None:
             )
     except FileNotFoundError:
         return None
-    except Exception as error:  # whatever broken bytes cause: a scan makes a new one
-        log.info("%s is broken (%s): scanning again", file, error)
+    except Exception as error:  # broken bytes raise nearly anything; a scan makes a new manifest
+        log.info("%s is corrupt (%s): scanning again", file, error)
         return None
 
 
 class _Looks(NamedTuple):
-    """What reading one photo yields."""
+    """Values read from one photo."""
 
     size: tuple[int, int]
     content: np.uint64
@@ -135,7 +135,7 @@ class _Looks(NamedTuple):
 
 
 class _Rows:
-    """What reading all photos yields, in arrays, so that memory does not grow with the pixels."""
+    """Values read from all photos, in arrays, so that memory does not grow with the pixels."""
 
     def __init__(self, most: int) -> None:
         self.candidates: list[Candidate] = []
@@ -153,8 +153,8 @@ class _Rows:
         content = self._content[:number].copy()
         items = [candidate.items for candidate in self.candidates]
         names = [candidate.id for candidate in self.candidates]
-        said = [candidate.group for candidate in self.candidates]
-        groups = assign_groups(items, self._fingerprints[:number], content, names, said).tolist()
+        given = [candidate.group for candidate in self.candidates]
+        groups = assign_groups(items, self._fingerprints[:number], content, names, given).tolist()
         records = tuple(
             BinRecord(candidate.id, candidate.file, candidate.count, group)
             for candidate, group in zip(self.candidates, groups, strict=True)
@@ -188,7 +188,7 @@ def _read_source(root: Path, layout: Layout, cache_dir: Path, image_size: int | 
                 writer.put(len(rows.candidates), looks.photo)
             rows.append(candidate, looks)
         if not rows.candidates:
-            raise DataError(f"no readable photo in {root} ({_reasons(refusals)}): check data.source and data.layout.")
+            raise DataError(f"No readable photo in {root} ({_reasons(refusals)}): check data.source and data.layout.")
         manifest = rows.manifest(root, refusals)
         if writer and image_size is not None:
             writer.publish(stored_photos(cache_dir, manifest, image_size))
@@ -196,7 +196,7 @@ def _read_source(root: Path, layout: Layout, cache_dir: Path, image_size: int | 
 
 
 def _look(candidate: Candidate, image_size: int | None) -> _Looks | str:
-    """Read one photo; a string is the reason why it cannot be used."""
+    """Read one photo; returns the reason as a string if it cannot be used."""
     try:
         if candidate.file.path.stat().st_size > MAX_BYTES:
             return f"larger than {MAX_BYTES // 1_000_000} megabytes"

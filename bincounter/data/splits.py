@@ -1,7 +1,7 @@
-"""Train, validation, test: grouped, stratified, stored; split.csv.
+"""Split into train, validation and test: grouped, stratified and stored; reads and writes split.csv.
 
 The grouped split is greedy, like scikit-learn's ``StratifiedGroupKFold`` but for shares of any size: groups go, from
-the largest to the smallest, to the side that still lacks most of what they hold (Sechidis et al., 2011, "On the
+the largest to the smallest, to the side that still lacks most of their counts (Sechidis et al., 2011, "On the
 Stratification of Multi-Label Data"). On ABID counts 1-5 (6,664 photos in 4,178 groups) every side ends within one photo
 of its share, and so does every count on every side (``pytest tests/data/test_splits.py -m photos``).
 """
@@ -46,22 +46,22 @@ def assign_splits(
     seed: int,
     given: Sequence[str | None],
 ) -> np.ndarray:
-    """Divide photos into training, validation and test.
+    """Split photos into training, validation and test.
 
     Args:
         counts: ``int[N]``, the label of each photo; photos in an order that does not depend on the machine.
         groups: ``int[N]``, the near-copy group of each photo.
         fractions: shares of the photos for training, validation and test, adding up to 1; a share of 0 gets nothing.
-        method: ``grouped`` keeps groups whole, and the layout's own sides where those keep them whole too; ``given``
-            takes the layout's own sides as they are; ``random`` ignores groups.
-        seed: decides between divisions that are equally good.
-        given: for each photo the side its layout fixes (one of :data:`SPLITS`), or ``None``.
+        method: ``grouped`` keeps groups whole, and uses the layout's own sides if those keep them whole too; ``given``
+            uses the layout's own sides as they are; ``random`` ignores groups.
+        seed: decides between equally good splits.
+        given: for each photo the side that its layout gives (one of :data:`SPLITS`), or ``None``.
 
     Returns:
         ``int8[N]``, positions in :data:`SPLITS`.
 
     Raises:
-        ConfigError: ``given`` is asked of a layout that fixes no sides, or not all of them.
+        ConfigError: ``method="given"`` with a layout that gives no sides, or not for every photo.
         DataError: a side with a positive share gets no photo.
     """
     if method == "given":
@@ -85,22 +85,22 @@ def stored_split(
     seed: int,
     cache_dir: Path,
 ) -> np.ndarray:
-    """The split of a data set, made once and read from ``<cache_dir>/splits`` ever after.
+    """Return the split of a data set, computed once and stored in ``<cache_dir>/splits``.
 
     Args:
         manifest: all readable photos.
         keep: ``int[N]``, positions in ``manifest.records`` of the photos with wanted counts.
-        fractions: see :func:`assign_splits`, as ``method`` and ``seed``.
-        method: see there.
-        seed: see there.
-        cache_dir: the folder of everything that can be made again.
+        fractions: as for :func:`assign_splits`.
+        method: as for :func:`assign_splits`.
+        seed: as for :func:`assign_splits`.
+        cache_dir: the cache folder.
 
     Returns:
         ``int8[N]``, positions in :data:`SPLITS`.
 
     Raises:
-        ConfigError: see :func:`assign_splits`.
-        DataError: see :func:`assign_splits`.
+        ConfigError: as :func:`assign_splits`.
+        DataError: as :func:`assign_splits`.
     """
     positions = keep.tolist()
     records = [manifest.records[i] for i in positions]
@@ -118,9 +118,9 @@ def stored_split(
 
 
 def write_split(path: str | Path, records: Sequence[BinRecord], assignment: np.ndarray) -> None:
-    """Write ``split.csv``, whole or not at all: one line per photo, ``id,count,group,split``."""
+    """Write ``split.csv`` atomically: one line per photo, ``id,count,group,split``."""
     with replacing(path) as file:
-        # An id with a line break is read back only in quotes, which Python before 3.13 leaves out round "\r".
+        # An id with a line break is read back only in quotes, which Python before 3.13 omits around "\r".
         plain, quoted = (
             csv.writer(file, lineterminator="\n", quoting=quoting) for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)
         )
@@ -134,7 +134,7 @@ def read_split(path: str | Path) -> list[SplitRow]:
     """Read what :func:`write_split` wrote.
 
     Raises:
-        DataError: the file is missing or is no split.
+        DataError: the file is missing or is not a split.
     """
     try:
         with Path(path).open(encoding="utf-8", newline="") as file:
@@ -145,12 +145,12 @@ def read_split(path: str | Path) -> list[SplitRow]:
     except (OSError, ValueError, csv.Error):
         rows = []
     if not rows or {row.split for row in rows} - set(SPLITS):
-        raise DataError(f"{path} is no split: it has to be a table of {','.join(_HEADER)}")
+        raise DataError(f"{path} is not a split: it must be a table of {','.join(_HEADER)}")
     return rows
 
 
 def _stored(path: Path, records: Sequence[BinRecord]) -> np.ndarray | None:
-    """The sides kept in ``path``, unless they are missing, damaged or of other photos."""
+    """Read the stored sides; ``None`` if they are missing, corrupt or of other photos."""
     if not path.exists():
         return None
     try:
@@ -160,7 +160,7 @@ def _stored(path: Path, records: Sequence[BinRecord]) -> np.ndarray | None:
     if [(row.id, row.count, row.group) for row in rows] != [
         (record.id, record.count, record.group) for record in records
     ]:
-        log.warning("the stored split %s is damaged: making it again", path)
+        log.warning("The stored split %s is corrupt: computing it again", path)
         return None
     return np.array([SPLITS.index(row.split) for row in rows], np.int8)
 
@@ -168,23 +168,23 @@ def _stored(path: Path, records: Sequence[BinRecord]) -> np.ndarray | None:
 def _given_sides(given: Sequence[str | None]) -> np.ndarray:
     missing = sum(side is None for side in given)
     if missing:
-        without = "no photo" if missing == len(given) else f"only {len(given) - missing:,} of {len(given):,} photos"
+        inside = "no photo" if missing == len(given) else f"only {len(given) - missing:,} of {len(given):,} photos"
         raise ConfigError(
-            f"data.split.method=given needs folders named train, valid and test, but {without} lies in one: "
+            f"data.split.method=given needs folders named train, valid and test, but {inside} is in one: "
             "set data.split.method=grouped"
         )
     return np.array([SPLITS.index(side) for side in given if side], np.int8)
 
 
 def _keeps_groups(groups: np.ndarray, fractions: Sequence[float], given: Sequence[str | None]) -> bool:
-    """Whether the layout's own sides are those asked for and have no group on two of them; if not, say why."""
+    """Check that the layout's own sides are those with a share and keep groups whole; logs why they do not."""
     if not any(given):
         return False
     asked = {side for side, share in zip(SPLITS, fractions, strict=True) if share > 0}
     if set(given) != asked:
         if len(asked) > 1:
             log.warning(
-                "the folders' own splits are not %s for every photo: splitting anew by group",
+                "The split folders are not %s for every photo: splitting by group instead",
                 " and ".join(sorted(asked, key=SPLITS.index)),
             )
         return False
@@ -195,8 +195,8 @@ def _keeps_groups(groups: np.ndarray, fractions: Sequence[float], given: Sequenc
     straddling = int((holds.sum(axis=1) > 1)[group].sum())
     if straddling:
         log.warning(
-            "%s of %s photos are near-copies of photos in another of the folders' own splits: splitting anew by group "
-            "(data.split.method=given keeps the folders' own)",
+            "%s of %s photos are near-copies of photos in another split folder: splitting by group instead "
+            "(data.split.method=given keeps the folders' split)",
             f"{straddling:,}",
             f"{len(groups):,}",
         )
@@ -204,9 +204,9 @@ def _keeps_groups(groups: np.ndarray, fractions: Sequence[float], given: Sequenc
 
 
 def _divided(counts: np.ndarray, groups: np.ndarray, fractions: Sequence[float], seed: int) -> np.ndarray:
-    """Send whole groups, the largest first, to the side where they reduce the weighted squared lack most.
+    """Assign whole groups, the largest first, to the side where they reduce the weighted squared error most.
 
-    With ``w`` wanted and ``h`` held photos of a count on a side, the lack costs ``(h - w)^2 / w``. The photos of all
+    With ``w`` wanted and ``h`` assigned photos of a count on a side, the error is ``(h - w)^2 / w``. The photos of all
     counts together weigh as much as the counts do, so that many rare counts cannot starve a small side.
     """
     sides = [side for side, share in enumerate(fractions) if share > 0]
@@ -227,7 +227,7 @@ def _divided(counts: np.ndarray, groups: np.ndarray, fractions: Sequence[float],
 
 
 def _largest_first(groups: np.ndarray, seed: int) -> Iterator[np.ndarray]:
-    """Positions of the photos of each group; groups of one size in an order drawn from ``seed``."""
+    """Yield positions of the photos of each group; groups of equal size in an order drawn from ``seed``."""
     _, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     members = np.split(np.argsort(group, kind="stable"), np.cumsum(sizes)[:-1])
     shuffled = np.random.default_rng(seed).permutation(len(sizes))
@@ -243,5 +243,5 @@ def _refuse_empty(assignment: np.ndarray, groups: np.ndarray, fractions: Sequenc
             raise DataError(
                 f"data.split.fractions=[{asked}] leaves no photo for the {side} split, as there are "
                 f"{len(assignment):,} photos in {len(np.unique(groups)):,} near-copy group(s): "
-                "add photos or change the shares"
+                "add photos or change data.split.fractions"
             )

@@ -83,7 +83,7 @@ def test_a_folder_that_holds_something_else_is_refused_and_left_alone(tmp_path: 
     assert digest(root) == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
-    with pytest.raises(DataError, match="no set of demo bins"):
+    with pytest.raises(DataError, match="not a set of demo bins"):
         render(tmp_path / "mine", photos=12, size=32, workers=1)
     (tmp_path / "empty").mkdir()
     assert len(digest(render(tmp_path / "empty", photos=12, size=32, workers=1))) == 12

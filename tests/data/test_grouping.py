@@ -45,10 +45,10 @@ def groups_of(images, names=None):
     return grouped(np.stack([printed(image) for image in images]), names=names)
 
 
-def grouped(fingerprints, items=None, content=None, names=None, said=None):
+def grouped(fingerprints, items=None, content=None, names=None, given=None):
     number = len(fingerprints)
     content = np.arange(number, dtype=np.uint64) if content is None else np.asarray(content, np.uint64)
-    return assign_groups(items or [None] * number, fingerprints, content, names, said).tolist()
+    return assign_groups(items or [None] * number, fingerprints, content, names, given).tolist()
 
 
 def by_items(*sets, content=None):
@@ -63,15 +63,15 @@ def test_fingerprint_has_its_size_and_type():
 class TestGroupsThatTheSourceSays:
     def test_they_keep_their_numbers_whatever_the_photos_show(self):
         same = np.stack([printed(scene(1))] * 4)
-        assert grouped(same, said=[7, 3, 3, 7]) == [7, 3, 3, 7]
+        assert grouped(same, given=[7, 3, 3, 7]) == [7, 3, 3, 7]
 
     def test_identical_files_join_them(self):
         apart = np.stack([printed(scene(seed)) for seed in range(4)])
-        assert grouped(apart, content=[1, 2, 2, 4], said=[9, 5, 6, 6]) == [9, 5, 5, 5]
+        assert grouped(apart, content=[1, 2, 2, 4], given=[9, 5, 6, 6]) == [9, 5, 5, 5]
 
     def test_photos_without_one_are_compared_with_all_others(self):
         shown = np.stack([printed(scene(seed)) for seed in (1, 2, 1, 3, 3)])
-        assert grouped(shown, said=[4, 0, None, None, None]) == [4, 0, 4, 5, 5]
+        assert grouped(shown, given=[4, 0, None, None, None]) == [4, 0, 4, 5, 5]
 
 
 class TestItems:

@@ -82,13 +82,13 @@ def test_what_is_no_photo_in_a_count_folder_is_refused_with_the_reason(tmp_path)
         "3/pipe.jpg": "not a regular file",
         "4/": "empty folder",
         "train/b.jpg": "not inside a count folder",
-        "train/many/c.jpg": "folder name 'many' is no count",
-        "many/d.jpg": "folder name 'many' is no count",
-        "-1/e.jpg": "folder name '-1' is no count",
-        "1.5/f.jpg": "folder name '1.5' is no count",
-        "\u0664/g.jpg": "folder name '\u0664' is no count",
-        "12345678/h.jpg": "folder name '12345678' is no count",
-        "train/train/1/i.jpg": "folder name 'train' is no count",
+        "train/many/c.jpg": "folder name 'many' is not a count",
+        "many/d.jpg": "folder name 'many' is not a count",
+        "-1/e.jpg": "folder name '-1' is not a count",
+        "1.5/f.jpg": "folder name '1.5' is not a count",
+        "\u0664/g.jpg": "folder name '\u0664' is not a count",
+        "12345678/h.jpg": "folder name '12345678' is not a count",
+        "train/train/1/i.jpg": "folder name 'train' is not a count",
     }
 
 
@@ -161,7 +161,7 @@ def test_a_split_that_is_none_is_refused_and_said(tmp_path, content, caplog):
         "split.csv": "not a table of id,count,group,split",
         "quarantine.csv": "not a table of path,reason",
     }
-    assert caplog.text.count("is no split") == 1
+    assert caplog.text.count("is not a split") == 1
 
 
 def test_tables_elsewhere_are_files_that_are_no_photos(tmp_path):
@@ -218,18 +218,18 @@ def test_abid(tmp_path):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ("", "metadata is no JSON"),
-        ('{"EXPECTED_QUANTITY": 3', "metadata is no JSON"),
-        (b"\xff\xfe{}", "metadata is no JSON"),
-        ("[" * 100_000, "metadata is no JSON"),
+        ("", "metadata is not JSON"),
+        ('{"EXPECTED_QUANTITY": 3', "metadata is not JSON"),
+        (b"\xff\xfe{}", "metadata is not JSON"),
+        ("[" * 100_000, "metadata is not JSON"),
         ("[3]", "metadata without EXPECTED_QUANTITY"),
         ("{}", "metadata without EXPECTED_QUANTITY"),
-        (metadata(-1), "EXPECTED_QUANTITY is no whole number from 0 to 999999"),
-        (metadata(2.5), "EXPECTED_QUANTITY is no whole number from 0 to 999999"),
-        (metadata("3"), "EXPECTED_QUANTITY is no whole number from 0 to 999999"),
-        (metadata(True), "EXPECTED_QUANTITY is no whole number from 0 to 999999"),
-        (metadata(None), "EXPECTED_QUANTITY is no whole number from 0 to 999999"),
-        (metadata(10**30), "EXPECTED_QUANTITY is no whole number from 0 to 999999"),
+        (metadata(-1), "EXPECTED_QUANTITY is not an integer from 0 to 999999"),
+        (metadata(2.5), "EXPECTED_QUANTITY is not an integer from 0 to 999999"),
+        (metadata("3"), "EXPECTED_QUANTITY is not an integer from 0 to 999999"),
+        (metadata(True), "EXPECTED_QUANTITY is not an integer from 0 to 999999"),
+        (metadata(None), "EXPECTED_QUANTITY is not an integer from 0 to 999999"),
+        (metadata(10**30), "EXPECTED_QUANTITY is not an integer from 0 to 999999"),
     ],
 )
 def test_abid_metadata_that_gives_no_count(tmp_path, content, reason):

@@ -239,7 +239,7 @@ def test_two_photos_of_one_name_are_a_sentence(prepare: Run, tmp_path: Path) -> 
         write(tmp_path / f"source/train/1/{index}.jpg", photo_bytes(index))
         write(tmp_path / f"source/test/1/{index}.jpg", photo_bytes(index + 100))
     done = prepare(tmp_path / "made", "data=folders", f"data.source={tmp_path / 'source'}", code=2)
-    assert "would both be t" in done.stderr and "rename one of them" in done.stderr
+    assert "would both be named t" in done.stderr and "rename one of them" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -247,11 +247,11 @@ def test_two_photos_of_one_name_are_a_sentence(prepare: Run, tmp_path: Path) -> 
     [
         ("s3:/mine/bins", "is not an S3 address: write it as s3://bucket/folder"),
         ("s3://nowhere/bins", "bucket nowhere does not exist: create it"),
-        ("s3://public", "lies in the source"),
-        ("s3://public/bin-images", "lies in the source"),
-        ("{tmp}/file", "is a file: name a folder to make"),
-        ("{tmp}/file/below", r"cannot be made (not a directory): name a folder that you may write to"),
-        ("/proc/bins", "cannot be made"),
+        ("s3://public", "is inside the source"),
+        ("s3://public/bin-images", "is inside the source"),
+        ("{tmp}/file", "is a file: name a folder"),
+        ("{tmp}/file/below", r"cannot be created (not a directory): name a folder that you can write to"),
+        ("/proc/bins", "cannot be created"),
         ("~no-such-user/bins", "is the home folder of an unknown user: write its full path"),
     ],
 )
@@ -269,5 +269,5 @@ def test_a_folder_in_the_source_is_refused(prepare: Run, tmp_path: Path) -> None
     bins = bin_folders(tmp_path / "source")
     for destination in (bins, bins / "made", tmp_path / "source/../source/made"):
         done = prepare(destination, "data=folders", f"data.source={bins}", code=2)
-        assert "lies in the source" in done.stderr
+        assert "is inside the source" in done.stderr
     assert not (bins / "made").exists()

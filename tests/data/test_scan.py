@@ -122,7 +122,7 @@ def test_nothing_readable_is_an_error_that_counts_the_reasons(tmp_path):
     write(tmp_path / "bins" / "1" / "a.jpg", b"")
     write(tmp_path / "bins" / "1" / "b.jpg", b"")
     (tmp_path / "bins" / "2").mkdir()
-    with pytest.raises(DataError, match=r"no readable photo .*2 empty file, 1 empty folder"):
+    with pytest.raises(DataError, match=r"No readable photo .*2 empty file, 1 empty folder"):
         scanned(tmp_path / "bins", tmp_path / "cache")
 
 

@@ -93,8 +93,8 @@ class TestSidesOfTheLayout:
             assignment = split([1] * 100, groups, sides=sides)
         assert all(len(set(assignment[groups == group])) == 1 for group in range(50))
         assert [record.getMessage() for record in caplog.records] == [
-            "20 of 100 photos are near-copies of photos in another of the folders' own splits: splitting anew by group "
-            "(data.split.method=given keeps the folders' own)"
+            "20 of 100 photos are near-copies of photos in another split folder: splitting by group instead "
+            "(data.split.method=given keeps the folders' split)"
         ]
 
     def test_are_kept_by_name_even_then(self):
@@ -114,7 +114,7 @@ class TestSidesOfTheLayout:
         ("sides", "there"), [([None] * 3, "no photo"), (["train", None, "test"], "only 2 of 3 photos")]
     )
     def test_are_asked_for_and_missing(self, sides, there):
-        with pytest.raises(ConfigError, match=f"{there} lies in one: set data.split.method=grouped"):
+        with pytest.raises(ConfigError, match=f"{there} is in one: set data.split.method=grouped"):
             split([1, 2, 3], method="given", sides=sides)
 
 
@@ -179,7 +179,7 @@ def test_written_split_is_read_back(tmp_path):
 def test_what_is_no_split_is_answered(tmp_path, text):
     if text is not None:
         (tmp_path / "split.csv").write_text(text)
-    with pytest.raises(DataError, match="is no split"):
+    with pytest.raises(DataError, match="is not a split"):
         read_split(tmp_path / "split.csv")
 
 

@@ -295,7 +295,7 @@ def test_damaged_features_are_computed_again(build: Build, tmp_path: Path, caplo
         edited.write(b"\0" * 100)
     features, _, data = build()
     assert computed(features, every)
-    assert "are damaged: they are computed again" in caplog.text
+    assert "are corrupt: computing them again" in caplog.text
     assert torch.equal(dealt(data, every), before)
 
 

@@ -1,7 +1,7 @@
-"""The things that lie in a demo bin, each drawn upright on a transparent ground and then turned.
+"""Items of a demo bin, each drawn upright on a transparent ground and then rotated.
 
 Prints are sized in canvas units rather than relative to the item, so that a large item carries as many edges per area
-as several small ones: edge density must not tell the count.
+as several small ones: edge density must not reveal the count.
 """
 
 import colorsys
@@ -32,8 +32,8 @@ class Kind:
         draw: paints one upright item of a given width and height in pixels.
         aspect: smallest and largest width divided by height when upright.
         fullness: share of its bounding rectangle that it fills.
-        flat: whether other items can lie on top of it.
-        lies: how often it lies on its side.
+        flat: other items can lie on top of it.
+        lies: probability that it lies on its side.
     """
 
     draw: Callable[["Pen", float], None]
@@ -45,7 +45,7 @@ class Kind:
 
 @dataclass(slots=True)
 class Pen:
-    """What a kind of item is drawn with: a transparent sheet, its own random numbers, and pixels per canvas unit."""
+    """Drawing tools of one item: a transparent sheet, its own random numbers, and pixels per canvas unit."""
 
     sheet: Image.Image
     rng: np.random.Generator

@@ -1,4 +1,4 @@
-"""``DemoBins`` (its ``_target_`` is data) and the rendering of a set."""
+"""The ``DemoBins`` layout and the rendering of a set of demo photos."""
 
 import json
 import logging
@@ -24,16 +24,16 @@ from bincounter.progress import track
 log = logging.getLogger(__name__)
 
 MARKER = ".demo.json"
-DRAWING = 2  # raised when the same seed gives other photos, so that kept sets are not mistaken for the new ones
-_JOB = 25  # photos a worker process draws before it reports
+DRAWING = 2  # increased when a seed gives other photos, so that old sets are not reused
+_JOB = 25  # photos per task of a worker process
 
 
 @dataclass(frozen=True)
 class DemoBins:
-    """Rendered bins in bin folders; ``make`` is what tells a layout that needs no ``data.source``.
+    """Rendered bins in bin folders; a layout with a ``make`` method needs no ``data.source``.
 
     Args:
-        photos: how many.
+        photos: number of photos.
         size: width and height in pixels.
         seed: of all scenes.
     """
@@ -43,7 +43,7 @@ class DemoBins:
     seed: int = 0
 
     def make(self, data_dir: Path) -> Path:
-        """Render the photos, unless they are there; returns their folder."""
+        """Render the photos, unless they exist; returns their folder."""
         folder = data_dir / f"demo-{self.photos}-{self.size}-{self.seed}"
         return render(folder, photos=self.photos, size=self.size, seed=self.seed)
 
@@ -65,10 +65,10 @@ def render(
     seed: int = 0,
     workers: int | None = None,
 ) -> Path:
-    """Render a set of demo bins as ``<root>/<count>/<index>.jpg``, unless it is there already.
+    """Render a set of demo bins as ``<root>/<count>/<index>.jpg``, unless it exists.
 
-    The folder appears whole or not at all, and a second process that asks for it waits for the first one. The photo of
-    an index is the same whatever the number of photos: a smaller set is the beginning of a larger one.
+    The folder appears complete or not at all; a second process waits for the first one. The photo of an index does not
+    depend on the number of photos: a smaller set is the beginning of a larger one.
 
     Args:
         root: folder of the set; its settings are kept in ``.demo.json`` inside.
@@ -76,59 +76,57 @@ def render(
         counts: numbers of items, each from 0 to 5.
         size: width and height of a photo in pixels.
         seed: of all scenes.
-        workers: processes that draw; all cores when ``None``, in this process when 1.
+        workers: processes that draw; ``None`` for all cores, 1 for this process.
 
     Returns:
         ``root``.
 
     Raises:
-        ConfigError: settings that make no set.
-        DataError: the folder holds something else.
+        ConfigError: invalid settings.
+        DataError: the folder holds other files.
     """
     root = Path(root)
     _check(photos, counts, size, seed)
     settings = {"drawing": DRAWING, "photos": photos, "counts": sorted(counts), "size": size, "seed": seed}
-    if _is_there(root, settings):
+    if _is_rendered(root, settings):
         return root
     workspace = root.with_name(f".{root.name}")
     with one_at_a_time(workspace):
-        if _is_there(root, settings):
+        if _is_rendered(root, settings):
             return root
         aside = workspace / "part"
-        shutil.rmtree(aside, ignore_errors=True)  # left by a rendering that was killed: we hold the lock
+        shutil.rmtree(aside, ignore_errors=True)  # of a killed rendering: we hold the lock
         _draw_all(aside, settings, workers)
         write_text(aside / MARKER, json.dumps(settings, indent=2) + "\n")
         os.sync()  # one flush for thousands of small files
         aside.rename(root)
-    log.info("rendered %d demo bins into %s", photos, root)
+    log.info("Rendered %d demo bins into %s", photos, root)
     return root
 
 
 def _check(photos: int, counts: Sequence[int], size: int, seed: int) -> None:
     if not counts or len(set(counts)) != len(counts) or not set(counts) <= set(range(6)):
-        raise ConfigError(f"demo bins hold 0 to 5 items, not {list(counts)}: name different counts from 0 to 5.")
+        raise ConfigError(f"Demo bins hold 0 to 5 items, not {list(counts)}: use distinct counts from 0 to 5.")
     if photos < len(counts):
-        raise ConfigError(
-            f"{photos} demo photos are fewer than the {len(counts)} counts: ask for at least one of each."
-        )
+        raise ConfigError(f"{photos} demo photos are fewer than the {len(counts)} counts: render at least one of each.")
     if not 32 <= size <= 1024:
-        raise ConfigError(f"demo photos of {size} pixels cannot be drawn: ask for 32 to 1024.")
+        raise ConfigError(f"Demo photos of {size} pixels cannot be rendered: use 32 to 1024.")
     if seed < 0:
-        raise ConfigError(f"the demo seed {seed} is negative: choose 0 or more.")
+        raise ConfigError(f"The demo seed {seed} is negative: use 0 or more.")
 
 
-def _is_there(root: Path, settings: dict[str, object]) -> bool:
-    """Whether the folder holds exactly this set; refuses to touch one that holds anything else."""
+def _is_rendered(root: Path, settings: dict[str, object]) -> bool:
+    """Return True if the folder holds exactly this set, False if it is missing or empty; raises for other contents."""
     try:
         found = json.loads((root / MARKER).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         if root.exists() and not (root.is_dir() and next(root.iterdir(), None) is None):
-            raise DataError(f"{root} exists and is no set of demo bins: name another folder.") from None
+            raise DataError(f"{root} exists and is not a set of demo bins: use another folder.") from None
         return False
     except ValueError:
         found = None
     if found != settings:
-        raise DataError(f"{root} holds demo bins with other settings: delete that folder or name another one.")
+        raise DataError(f"{root} holds demo bins with other settings: delete that folder or use another one.")
     return True
 
 

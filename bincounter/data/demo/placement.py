@@ -1,6 +1,6 @@
-"""Where the items of a demo bin lie: standing, leaning, lying and stacked, each of them visible enough to be counted.
+"""Placement of the items of a demo bin: standing, leaning, lying or stacked, each visible enough to be counted.
 
-The filled area is drawn before it is divided over the items, so that it tells next to nothing of their number.
+The filled area is drawn before it is divided among the items, so that it reveals next to nothing of their number.
 """
 
 import math
@@ -10,9 +10,9 @@ import numpy as np
 
 from bincounter.data.demo.items import KINDS
 
-GRID = 56  # cells along the canvas on which arrangements are tried
-_SPOTS = 3  # places on the floor that are tried for an item; the one that hides least is taken
-VISIBLE_FLOOR = 0.48  # of an item's outline; prints and round corners eat some of it before the exact check
+GRID = 56  # cells per side of the grid on which visibility is estimated
+_SPOTS = 3  # places on the floor that are tried for an item; the one that hides least is used
+VISIBLE_FLOOR = 0.48  # of an item's outline; above the exact limit, since round corners reduce it
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Space:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One item in its place, in canvas units.
+    """One placed item, in canvas units.
 
     Attributes:
         kind: key of ``items.KINDS``.
@@ -71,12 +71,12 @@ class Item:
 
     @property
     def is_platform(self) -> bool:
-        """Whether something can lie on top of it."""
+        """True if another item can lie on top of it."""
         return KINDS[self.kind].flat and min(abs(self.angle), abs(abs(self.angle) - 90)) < 4
 
 
 def arrange(rng: np.random.Generator, space: Space, count: int, filled: float) -> list[Item]:
-    """Place items until every one can be seen and together they fill what they should.
+    """Place items until each one is visible and together they fill the given area.
 
     Args:
         rng: source of every choice.
@@ -89,7 +89,7 @@ def arrange(rng: np.random.Generator, space: Space, count: int, filled: float) -
     """
     items, scale = _choose(rng, space, count, filled), 1.0
     for attempt in range(1, 10_000):
-        if attempt % 40 == 0:  # a choice of things that will not fit, such as five tall books
+        if attempt % 40 == 0:  # items that do not fit, such as five tall books
             items, scale = _choose(rng, space, count, filled), 1.0
         placed = _place(rng, space, [_grown(item, scale) for item in items])
         visible, covered = _seen(placed, space)
@@ -122,7 +122,7 @@ def _new_item(rng: np.random.Generator, kind: str) -> Item:
 
 
 def _turn(rng: np.random.Generator, kind: str) -> float:
-    """How it stands (most often), lies or leans, in degrees."""
+    """Draw the angle in degrees: mostly standing, else lying or leaning."""
     upright = rng.normal(0, 1.5)
     if rng.random() < KINDS[kind].lies:
         return float(upright + rng.choice([-90, 90]))
@@ -130,7 +130,7 @@ def _turn(rng: np.random.Generator, kind: str) -> float:
 
 
 def _sized(item: Item, area: float, space: Space) -> Item:
-    """Give it an area, but no more height or width than the bin has room for."""
+    """Scale an item to an area, limited to the height and width of the bin."""
     left, top, right, bottom = space.front
     item = _grown(item, float(np.sqrt(area / KINDS[item.kind].fullness)))
     width, height = item.extent
@@ -146,7 +146,7 @@ def _grown(item: Item, scale: float) -> Item:
 
 
 def _place(rng: np.random.Generator, space: Space, items: list[Item]) -> list[Item]:
-    """Set each item on the floor or on another one; back to front."""
+    """Place each item on the floor or on another one, from back to front."""
     placed: list[Item] = []
     order = rng.permutation(len(items))
     depths = np.sort(rng.uniform(0.0, 0.85, len(items)))[::-1]
@@ -177,7 +177,7 @@ def _hidden(behind: Item, ahead: Item) -> float:
 
 
 def _platform(rng: np.random.Generator, placed: list[Item], item: Item, space: Space) -> Item | None:
-    """Something already there that the item can lie on under the bin's roof."""
+    """Choose a placed item that the item can lie on below the bin's roof, or None."""
     fitting = [
         under
         for under in placed

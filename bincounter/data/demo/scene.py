@@ -1,4 +1,4 @@
-"""One demo photo, from a seed: a bin, its items, what else is in it, and the camera."""
+"""One demo photo from a seed: a bin, its items, packing paper and bands, and the camera."""
 
 from dataclasses import dataclass
 
@@ -10,15 +10,15 @@ from bincounter.data.demo.items import KINDS, paint
 from bincounter.data.demo.placement import Item, arrange
 from bincounter.data.demo.textures import smooth_light
 
-VISIBLE_FLOOR = 0.42  # share of each counted item's own pixels that neither the bin nor other items hide
+VISIBLE_FLOOR = 0.42  # least share of an item's own pixels that neither the bin nor other items hide
 _SOLID = [0] * 128 + [255] * 128  # maps a soft mask to a hard one
 
-Sprite = tuple[Image.Image, tuple[int, int]]  # RGBA, and where its upper left corner goes on the canvas
+Sprite = tuple[Image.Image, tuple[int, int]]  # RGBA image, and the position of its upper left corner on the canvas
 
 
 @dataclass(frozen=True, slots=True)
 class DemoPhoto:
-    """A rendered photo and what is known of it.
+    """A rendered photo and its ground truth.
 
     Attributes:
         image: RGB, ``size`` x ``size`` pixels.
@@ -63,7 +63,7 @@ def compose(seed: int, index: int, count: int, size: int) -> DemoPhoto:
 
 
 def _shares(rng: np.random.Generator, count: int) -> tuple[float, float]:
-    """Shares of the opening for items and for paper: an empty bin has as much in it as any other."""
+    """Draw the shares of the opening for items and for paper; empty bins are filled as much as others."""
     items = rng.uniform(0.28, 0.52)
     paper = rng.uniform(0.15, 0.5) if rng.random() < 0.5 else 0.0
     if count == 0:
@@ -74,7 +74,7 @@ def _shares(rng: np.random.Generator, count: int) -> tuple[float, float]:
 def _arranged(
     rng: np.random.Generator, a_bin: surroundings.Bin, opening: Image.Image, count: int, area: float
 ) -> tuple[list[Sprite], tuple[float, ...]]:
-    """Items in their places, from back to front, and what is seen of each: again until the exact masks show enough."""
+    """Place items until each is visible enough by exact masks; returns sprites from back to front, and visibilities."""
     while True:
         sprites = [_sprite(item, a_bin) for item in arrange(rng, a_bin.space, count, area)]
         visible = _visible(sprites, opening)
@@ -83,14 +83,14 @@ def _arranged(
 
 
 def _sprite(item: Item, a_bin: surroundings.Bin) -> Sprite:
-    """An item's picture and where its upper left corner goes on the canvas."""
+    """Paint an item; returns its image and the position of its upper left corner on the canvas."""
     unit, (left, _, right, _) = a_bin.unit, a_bin.space.front
     side = float(np.clip(((left + right) / 2 - item.x) / (right - left) * 2, -1, 1))
     size = max(3, round(item.width * unit)), max(3, round(item.height * unit))
     sprite = paint(KINDS[item.kind], item.design, size, unit, side)
     if abs(item.angle) > 1e-3:
         sprite = sprite.rotate(item.angle, Image.Resampling.BICUBIC, expand=True)
-    sprite = sprite.crop(sprite.getchannel("A").getbbox())  # so that a round outline, too, touches what it rests on
+    sprite = sprite.crop(sprite.getchannel("A").getbbox())  # so that round outlines touch the floor, too
     x = round(item.x * unit - sprite.width / 2)
     return sprite, (x, round(item.base * unit) - sprite.height)
 
@@ -105,7 +105,7 @@ def _visible(sprites: list[Sprite], opening: Image.Image) -> tuple[float, ...]:
 
 
 def _cast_shadow(canvas: Image.Image, sprite: Image.Image, corner: tuple[int, int], unit: float) -> None:
-    """Darken what is behind an item around its outline; most below it."""
+    """Draw a soft shadow around an item's outline, strongest below it."""
     margin = round(12 * unit)
     small = (sprite.width + 2 * margin) // 4 + 1, (sprite.height + 2 * margin) // 4 + 1
     soft = Image.new("L", small)
@@ -118,7 +118,7 @@ def _cast_shadow(canvas: Image.Image, sprite: Image.Image, corner: tuple[int, in
 
 
 def _darken(rng: np.random.Generator, interior: Image.Image, a_bin: surroundings.Bin) -> None:
-    """Let the roof throw its shadow into the bin, deeper on one side."""
+    """Draw the shadow of the roof in the bin, darker on one side."""
     size = interior.width
     y = np.arange(size, dtype=np.float32)[:, None] / a_bin.unit
     x = np.arange(size, dtype=np.float32)[None, :] / size
@@ -128,7 +128,7 @@ def _darken(rng: np.random.Generator, interior: Image.Image, a_bin: surroundings
 
 
 def _photograph(rng: np.random.Generator, image: Image.Image, size: int) -> Image.Image:
-    """Take the photo: a hand that is not still, uneven light, a lens out of focus and a noisy sensor."""
+    """Simulate the camera: perspective jitter, uneven light, defocus and sensor noise."""
     side = image.width
     jitter = rng.uniform(-0.02, 0.02, (4, 2)) * side + rng.uniform(-0.015, 0.015, 2) * side
     corners = np.array([(0, 0), (0, side), (side, side), (side, 0)]) + jitter

@@ -1,4 +1,4 @@
-"""What is in a demo photo besides items: the cloth bin, its labels, packing paper, stains and elastic bands."""
+"""Surroundings of the items in a demo photo: the cloth bin, its labels, packing paper, stains and elastic bands."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ PAPERS: tuple[Colour, ...] = ((178, 142, 98), (206, 176, 132), (214, 210, 200), 
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """An empty bin before the camera.
+    """An empty bin in front of the camera.
 
     Attributes:
         space: its inside, in canvas units.
@@ -45,13 +45,13 @@ def choose_bin(rng: np.random.Generator, unit: float) -> Bin:
 
 
 def inside(rng: np.random.Generator, a_bin: Bin) -> Image.Image:
-    """Paint the walls, the floor and what has soiled them, on a whole canvas (RGB)."""
+    """Paint the walls, the floor and stains on a whole canvas (RGB)."""
     space, cloth, unit, size = a_bin.space, a_bin.cloth, a_bin.unit, a_bin.size
     image = Image.new("RGB", (size, size), cloth)
     draw = ImageDraw.Draw(image)
     left, top, right, bottom = (v * unit for v in space.front)
     b_left, b_top, b_right, b_bottom = (v * unit for v in space.back)
-    near, far = 40 * unit, size + 40 * unit  # walls run on past the opening, which crops them
+    near, far = 40 * unit, size + 40 * unit  # walls extend past the opening, which crops them
     draw.polygon([(left - near, -near), (b_left, b_top), (b_left, b_bottom), (left - near, far)], _times(cloth, 0.62))
     draw.polygon(
         [(right + near, -near), (b_right, b_top), (b_right, b_bottom), (right + near, far)], _times(cloth, 0.7)
@@ -70,7 +70,7 @@ def inside(rng: np.random.Generator, a_bin: Bin) -> Image.Image:
 
 
 def _ribs(rng: np.random.Generator, image: Image.Image, a_bin: Bin) -> None:
-    """Line the back wall with ribs or a grid: edges that are no item's."""
+    """Draw ribs or a grid on the back wall: edges that belong to no item."""
     draw = ImageDraw.Draw(image)
     (left, top, right, bottom), unit = a_bin.space.back, a_bin.unit
     line = _times(a_bin.cloth, rng.uniform(0.45, 0.9))
@@ -83,13 +83,13 @@ def _ribs(rng: np.random.Generator, image: Image.Image, a_bin: Bin) -> None:
 
 
 def paper(rng: np.random.Generator, a_bin: Bin, image: Image.Image, filled: float) -> Image.Image:
-    """Lay crumpled packing paper from wall to wall, behind the items.
+    """Paint crumpled packing paper from wall to wall, behind the items.
 
     Args:
         rng: source of every choice.
-        a_bin: what it lies in.
-        image: the canvas that is painted on.
-        filled: share of the opening that it covers.
+        a_bin: the bin.
+        image: the canvas, changed in place.
+        filled: share of the opening that the paper covers.
 
     Returns:
         Mask of the paper on the canvas (L).
@@ -139,7 +139,7 @@ def front(rng: np.random.Generator, a_bin: Bin) -> tuple[Image.Image, Image.Imag
 
 
 def _bin_label(rng: np.random.Generator, image: Image.Image, top: float, unit: float) -> None:
-    """Stick a coloured label with the bin's place and a square code on the front."""
+    """Draw a coloured label with the bin's name and a square code on the front."""
     draw, left = ImageDraw.Draw(image), rng.uniform(50, 120)
     width, height = rng.uniform(76, 92), rng.uniform(27, 32)
     box = tuple(v * unit for v in (left, top, left + width, top + height))
@@ -157,7 +157,7 @@ def _bin_label(rng: np.random.Generator, image: Image.Image, top: float, unit: f
 
 
 def bands(rng: np.random.Generator, a_bin: Bin, image: Image.Image) -> None:
-    """Stretch elastic bands of fine threads across the opening, as bins of the Amazon Bin Image Dataset have them."""
+    """Draw elastic bands of fine threads across the opening, as in the Amazon Bin Image Dataset."""
     size, unit = a_bin.size, a_bin.unit
     _, top, _, bottom = a_bin.space.front
     veil = Image.new("L", (size, size))

@@ -1,4 +1,4 @@
-"""Surfaces of demo bins: creases, woven cloth and smooth light; tiles are made once per process and cut at random."""
+"""Textures of demo bins: creases, woven cloth and smooth light, cut at random from tiles made once per process."""
 
 from functools import lru_cache
 
@@ -36,7 +36,7 @@ def _woven_tile() -> np.ndarray:
 
 
 def _cut(tile: np.ndarray, rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
-    """A random piece of a tile, mirrored at random; larger pieces than the tile wrap around."""
+    """Cut a random piece of a tile, mirrored at random; pieces larger than the tile wrap around."""
     rows = (rng.integers(TILE) + np.arange(shape[0])) % TILE
     columns = (rng.integers(TILE) + np.arange(shape[1])) % TILE
     piece = tile[rows[:, None], columns[None, :]]

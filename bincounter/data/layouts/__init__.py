@@ -14,17 +14,17 @@ __all__ = ["Abid", "Detected", "Folders", "Shards", "detect"]
 
 @dataclass(frozen=True)
 class Detected:
-    """Whichever layout the root turns out to have, see :func:`detect`."""
+    """Layout that is detected from the root by :func:`detect`."""
 
 
 def detect(root: Path) -> Abid | Folders | Shards:
-    """Tell the layout of a folder: shards by their index, ABID when it has both of its folders, else bin folders.
+    """Detect the layout of a folder: shards by their index, ABID by its two folders, else bin folders.
 
     Raises:
-        DataError: the root is no folder or holds none of them.
+        DataError: the root is not a folder or has none of these layouts.
     """
     if not root.is_dir():
-        raise DataError(f"{root} is no folder: give data.source a folder of bin photos.")
+        raise DataError(f"{root} is not a folder: set data.source to a folder of bin photos.")
     if is_index(root / INDEX_FILE):
         return Shards()
     entries = list(root.iterdir())
@@ -35,11 +35,11 @@ def detect(root: Path) -> Abid | Folders | Shards:
         return Folders()
     if any(is_shard(path.name) for path in entries):
         raise DataError(
-            f"{root} holds shards, but no {INDEX_FILE} that tells where the photos lie in them: bring it back, or pack "
-            "the photos again"
+            f"{root} holds shards, but no {INDEX_FILE}, which locates the photos in them: restore it, or pack the "
+            "photos again"
         )
     raise DataError(
-        f"no bin photos in {root}: looked for {PHOTOS}/ beside {METADATA}/ (ABID), for folders named by "
-        f"counts (0/, 1/, ...), for train/, valid/ and test/, and for the {INDEX_FILE} of shards; give data.source the "
-        "folder right above them."
+        f"No bin photos in {root}: looked for {PHOTOS}/ beside {METADATA}/ (ABID), for folders named by "
+        f"counts (0/, 1/, ...), for train/, valid/ and test/, and for the {INDEX_FILE} of shards; set data.source to "
+        "the folder right above them."
     )

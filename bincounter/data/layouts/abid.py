@@ -1,4 +1,4 @@
-"""Amazon Bin Image Dataset, and id lists."""
+"""Layout of the Amazon Bin Image Dataset (ABID), and id lists."""
 
 import json
 import re
@@ -16,7 +16,7 @@ PHOTOS = "bin-images"
 METADATA = "metadata"
 
 WITHOUT_A_PHOTO = ("metadata without a photo", "in the id list, but no such photo")
-"""Why bins without a photo are refused, without an id list and with one."""
+"""Reasons for rejecting bins without a photo: without an id list, and with one."""
 
 _ID = re.compile(r"\w[\w.-]*")
 _SUFFIXES = frozenset({".json", ".jpg"})
@@ -33,7 +33,7 @@ class Abid:
     ids: str | None = None
 
     def walk(self, root: Path) -> Iterator[Found]:
-        """Go through photos, metadata and the id list."""
+        """Yield photos, metadata and the id list."""
         if self.ids is not None:
             yield look_at(Path(self.ids).absolute())
         yield from walk(root, PHOTOS)
@@ -43,12 +43,12 @@ class Abid:
         """List the photos with count and ASINs from their metadata.
 
         Raises:
-            DataError: one of the two folders is missing, or the id list is none.
+            DataError: one of the two folders is missing, or the id list is invalid.
         """
         for folder in (PHOTOS, METADATA):
             if not (root / folder).is_dir():
                 raise DataError(
-                    f"{root} has no {folder}/ folder: the ABID layout needs {PHOTOS}/ and {METADATA}/ there."
+                    f"{root} has no {folder}/ folder: the ABID layout needs {PHOTOS}/ and {METADATA}/ in it."
                 )
         wanted = None if self.ids is None else dict.fromkeys(ids_from(self.ids))
         listing = Listing()
@@ -70,7 +70,7 @@ class Abid:
 def _by_id(
     root: Path, folder: str, suffixes: frozenset[str], wanted: dict[str, None] | None, listing: Listing
 ) -> dict[str, Found]:
-    """Index the files of a folder by their stem; refuse what is no such file."""
+    """Index the files of a folder by their stem; rejects other files."""
     files: dict[str, Found] = {}
     for found in walk(root, folder):
         name = PurePosixPath(found.name)
@@ -99,38 +99,42 @@ def _candidate(root: Path, identifier: str, photo: Found, metadata: Found | None
 
 
 def read_metadata(path: Path) -> tuple[int, frozenset[str] | None]:
-    """Read the quantity and, where they are given, the ASINs."""
+    """Read the quantity and, if present, the ASINs.
+
+    Raises:
+        Refused: the file cannot be read or has no valid quantity.
+    """
     try:
         metadata = json.loads(path.read_bytes())
     except OSError as error:
         raise Refused(f"metadata that cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
-        raise Refused("metadata is no JSON") from error
+        raise Refused("metadata is not JSON") from error
     if not isinstance(metadata, dict) or "EXPECTED_QUANTITY" not in metadata:
         raise Refused("metadata without EXPECTED_QUANTITY")
     count = metadata["EXPECTED_QUANTITY"]
-    if type(count) is not int or not 0 <= count <= LARGEST_COUNT:  # true is an int to Python, but no quantity
-        raise Refused(f"EXPECTED_QUANTITY is no whole number from 0 to {LARGEST_COUNT}")
+    if type(count) is not int or not 0 <= count <= LARGEST_COUNT:  # bool is a subclass of int
+        raise Refused(f"EXPECTED_QUANTITY is not an integer from 0 to {LARGEST_COUNT}")
     items = metadata.get("BIN_FCSKU_DATA")
-    # Interned: the same ASINs lie in many bins, and half a million bins name millions of them.
+    # Interned: half a million bins name millions of ASINs, most of them many times.
     return count, frozenset(map(sys.intern, items)) if isinstance(items, dict) else None
 
 
 def ids_from(path: str | Path) -> list[str]:
-    """Read the ids of a list, in its order, each once.
+    """Read an id list: its distinct ids, in order.
 
-    Two forms are read: JSON that maps each count to paths of metadata files, as the Udacity project publishes it
-    (``{"1": ["data/metadata/100313.json", ...], ...}``), and text with an id per line. An id may stand as the path of
-    its photo or metadata. Ids are strings: ``1`` and ``00001`` are two photos.
+    Two formats are read: JSON that maps each count to paths of metadata files, as the Udacity project publishes it
+    (``{"1": ["data/metadata/100313.json", ...], ...}``), and text with one id per line. An id may be given as the
+    path of its photo or metadata. Ids are strings: ``1`` and ``00001`` are two photos.
 
     Raises:
-        DataError: there is no such file, or it is no such list.
+        DataError: the file cannot be read, or is not an id list.
     """
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise DataError(f"the id list {path} cannot be read ({error.strerror}): check data.layout.ids.") from error
+        raise DataError(f"The id list {path} cannot be read ({error.strerror}): check data.layout.ids.") from error
     except UnicodeDecodeError as error:
         raise _no_list(path, "it is not text") from error
     if text.lstrip().startswith(("{", "[")):
@@ -147,24 +151,24 @@ def _json_entries(path: Path, text: str) -> list[str]:
     try:
         lists = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise _no_list(path, "it is broken JSON") from error
+        raise _no_list(path, "it is not valid JSON") from error
     if not isinstance(lists, dict) or not all(isinstance(entries, list) for entries in lists.values()):
         raise _no_list(path, "it does not map counts to lists")
     entries = [entry for entries in lists.values() for entry in entries]
     if not all(isinstance(entry, str) for entry in entries):
-        raise _no_list(path, "its lists hold something else than names")
+        raise _no_list(path, "its lists hold values that are not strings")
     return entries
 
 
 def _id(path: Path, entry: str) -> str:
-    """Take the id out of an id or a path; the result is always a plain file name."""
+    """Return the id in an id or a path; always a plain file name."""
     name = PurePosixPath(entry)
     identifier = name.stem if name.suffix.lower() in _SUFFIXES else name.name
     if not _ID.fullmatch(identifier):
-        raise _no_list(path, f"{entry[:60]!r} is no id")
+        raise _no_list(path, f"{entry[:60]!r} is not an id")
     return identifier
 
 
 def _no_list(path: Path, why: str) -> DataError:
-    expected = 'a line per id, or JSON like {"1": ["data/metadata/100313.json"]}'
-    return DataError(f"{path} is no list of ids, {why}: data.layout.ids takes {expected}.")
+    expected = 'one id per line, or JSON like {"1": ["data/metadata/100313.json"]}'
+    return DataError(f"{path} is not an id list, {why}: data.layout.ids takes {expected}.")

@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 from bincounter.data.records import Listing, Manifest
 
 PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
-"""Endings of photo files, in lower case; any case is read."""
+"""Suffixes of photo files, in lower case; any case is read."""
 
 LARGEST_COUNT = 999_999
 """More items than any bin holds: a larger label is a mistake."""
@@ -21,13 +21,13 @@ COUNT_NAME = re.compile(r"[0-9]{1,6}")
 """Names of folders that are counts, up to :data:`LARGEST_COUNT`."""
 
 CACHE_TAG = "CACHEDIR.TAG"
-"""File that marks a folder as a cache (https://bford.info/cachedir): such folders below the root are passed over."""
+"""File that marks a folder as a cache (https://bford.info/cachedir): such folders below the root are skipped."""
 
-_DEEPEST = 32  # folders inside each other: more is no data set, and recursion has to end somewhere
+_DEEPEST = 32  # nested folders; bounds the recursion
 
 
 class Refused(Exception):
-    """An input is not used; the message is the reason, as a short clause."""
+    """An input is rejected; the message is the reason, as a short clause."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +36,9 @@ class Found:
 
     Attributes:
         name: path relative to the root, with ``/``; a folder's name ends in ``/``.
-        problem: why it cannot be opened, such as ``dangling link``; ``None`` for a regular file.
-        size: in bytes, 0 when there is a problem.
-        modified: time of the last change in nanoseconds, 0 when there is a problem.
+        problem: reason why it cannot be opened, such as ``dangling link``; ``None`` for a regular file.
+        size: in bytes; 0 if it has a problem.
+        modified: time of the last change in nanoseconds; 0 if it has a problem.
     """
 
     name: str
@@ -48,49 +48,50 @@ class Found:
 
 
 class Layout(Protocol):
-    """How a data source lies on disk; its ``repr`` holds all its settings, since scans are kept under it.
+    """Arrangement of a data source on disk. Its ``repr`` must hold all its settings: it is part of the cache key.
 
-    To bring another one, write these two methods and name the class as ``data.layout._target_``.
+    To add a layout, write these two methods and set ``data.layout._target_`` to the class.
     """
 
     def walk(self, root: Path) -> Iterator[Found]:
-        """Go through every file whose change could change the listing or a photo, opening none."""
+        """Yield every file whose change could change the listing or a photo, without opening any."""
 
     def list(self, root: Path) -> Listing:
-        """List the photos with their labels, opening none of them.
+        """List the photos with their labels, without opening any.
 
         Raises:
-            DataError: the root holds nothing of this layout.
+            DataError: the root does not have this layout.
         """
 
 
 @runtime_checkable
 class KnownLayout(Protocol):
-    """A layout that knows of each photo what reading it would tell, so that a scan opens none."""
+    """Layout that supplies the manifest from its own index, so that a scan opens no photo."""
 
     def manifest(self, root: Path) -> Manifest:
-        """Tell what is known of the photos.
+        """Return the manifest of the photos.
 
         Raises:
-            DataError: the root holds nothing of this layout, or is damaged.
+            DataError: the root does not have this layout, or is corrupt.
         """
 
 
 def walk(root: Path, folder: str = "") -> Iterator[Found]:
     """Find every file under ``root/folder``, sorted by name within each folder.
 
-    Hidden files and folders (``.DS_Store``) and tagged caches are passed over. What cannot be read as a file
-    comes with its problem: dangling links, pipes, empty or unreadable folders, links to a folder that contains them.
+    Hidden files and folders (``.DS_Store``) and tagged caches are skipped. Inputs that cannot be read as files are
+    yielded with their problem: dangling links, pipes, empty or unreadable folders, links to a folder
+    that contains them.
 
     Args:
-        root: where names start.
-        folder: the part to walk, relative to the root; all of it when empty.
+        root: folder that names are relative to.
+        folder: the part to walk, relative to the root; empty for all of it.
     """
     yield from _walk(root / folder, f"{folder}/" if folder else "", ())
 
 
 def look_at(path: Path) -> Found:
-    """Find one file outside the root, such as an id list; its name is the path as given."""
+    """Return one file outside the root, such as an id list; its name is the path as given."""
     try:
         status = path.stat()
     except OSError as error:
@@ -141,7 +142,7 @@ def _problem(name: str, problem: str) -> Found:
 
 
 def _printable(name: str) -> str:
-    """Escape the bytes of a name that are no UTF-8, which no text file could hold."""
+    """Escape the bytes of a name that are not UTF-8, which no text file could hold."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 

@@ -1,4 +1,4 @@
-"""Bin folders, and what ``prepare`` left beside them."""
+"""Layout of bin folders, and the tables that ``prepare`` writes beside them."""
 
 import logging
 from collections.abc import Iterable, Iterator
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 SPLIT_FILE = "split.csv"
 
 NOT_THERE = ("listed in split.csv, but no such folder", "listed in split.csv, but no such photo")
-"""Why photos are refused that ``split.csv`` lists."""
+"""Reasons for rejecting photos that ``split.csv`` lists."""
 
 _LARGEST_GROUP = 10**9
 
@@ -26,29 +26,29 @@ SPLIT_FOLDERS = {
     "val": "validation",
     "test": "test",
 }
-"""Names of split folders (in any case) and the split they stand for."""
+"""Names of split folders (in any case) -> split."""
 
 
 @dataclass(frozen=True)
 class Folders:
     """Photos in folders named by their count; a photo's id is its path relative to the root.
 
-    Every file under the root that is not hidden is a photo or is refused, but for the tables that ``prepare`` leaves
-    there: photos that ``split.csv`` lists have the groups it says, and what ``quarantine.csv`` lists stays refused.
+    Every file under the root that is not hidden is a photo or is rejected, except for the tables of ``prepare``: photos
+    in ``split.csv`` have the groups given there, and inputs in ``quarantine.csv`` stay rejected.
     """
 
     def walk(self, root: Path) -> Iterator[Found]:
-        """Go through every file under the root."""
+        """Yield every file under the root."""
         return walk(root)
 
     def list(self, root: Path) -> Listing:
         """List the photos of all count folders.
 
         Raises:
-            DataError: the root is no folder.
+            DataError: the root is not a folder.
         """
         if not root.is_dir():
-            raise DataError(f"{root} is no folder: give data.source the folder that holds the bin folders.")
+            raise DataError(f"{root} is not a folder: set data.source to the folder that holds the bin folders.")
         prepared = read_prepared(root)
         listing = Listing(refusals=prepared.refusals)
         for found in self.walk(root):
@@ -63,7 +63,7 @@ class Folders:
 
 
 def _candidate(root: Path, found: Found, group: int | None) -> Candidate:
-    """Read split and count off the path ``[split/]count/photo``."""
+    """Parse split and count from the path ``[split/]count/photo``."""
     if found.problem:
         raise Refused(found.problem)
     *folders, name = found.name.split("/")
@@ -72,7 +72,7 @@ def _candidate(root: Path, found: Found, group: int | None) -> Candidate:
     if not labels:
         raise Refused("not inside a count folder")
     if not COUNT_NAME.fullmatch(labels[0]):
-        raise Refused(f"folder name {labels[0]!r} is no count")
+        raise Refused(f"folder name {labels[0]!r} is not a count")
     if len(labels) > 1:
         raise Refused("nested deeper than its count folder")
     if PurePosixPath(name).suffix.lower() not in PHOTO_SUFFIXES:
@@ -85,9 +85,9 @@ class Prepared:
     """The tables right under the root of bin folders.
 
     Attributes:
-        tables: names of the files that are such tables, hence no photos.
-        groups: the group of each photo that ``split.csv`` lists, by its id.
-        refusals: what was refused when the photos were prepared, and tables that are none.
+        tables: names of the files that are tables, not photos.
+        groups: id -> group, for each photo in ``split.csv``.
+        refusals: inputs that were rejected when the photos were prepared, and invalid tables.
     """
 
     tables: set[str] = field(default_factory=set)
@@ -96,7 +96,7 @@ class Prepared:
 
 
 def read_prepared(root: Path) -> Prepared:
-    """Read ``split.csv`` and the ``quarantine.csv`` beside it, where there are any."""
+    """Read ``split.csv`` and the ``quarantine.csv`` beside it, if they exist."""
     prepared = Prepared()
     if not (root / SPLIT_FILE).is_file():
         return prepared
@@ -104,7 +104,7 @@ def read_prepared(root: Path) -> Prepared:
     try:
         prepared.groups = _groups(root / SPLIT_FILE)
     except DataError as error:
-        log.warning("%s; photos are grouped by what they show", error)
+        log.warning("%s; photos are grouped by their content instead", error)
         prepared.refusals.append(Refusal(SPLIT_FILE, "not a table of id,count,group,split"))
     if (root / QUARANTINE_FILE).is_file():
         prepared.tables.add(QUARANTINE_FILE)
@@ -116,7 +116,7 @@ def read_prepared(root: Path) -> Prepared:
 
 
 def missing_photos(root: Path, ids: Iterable[str]) -> Iterator[Refusal]:
-    """Refuse photos that ``split.csv`` lists and that are not there; folders that are not there once for all."""
+    """Yield a rejection for each photo of ``split.csv`` that is missing; one for all photos of a missing folder."""
     folders: dict[str, bool] = {}
     for name in ids:
         folder = name.rpartition("/")[0]
@@ -132,7 +132,7 @@ def _groups(path: Path) -> dict[str, int]:
     rows = read_split(path)
     groups = {row.id: row.group for row in rows}
     if len(groups) < len(rows):
-        raise DataError(f"{path} is no split: it lists a photo twice")
+        raise DataError(f"{path} is not a split: it lists a photo twice")
     if not all(0 <= group <= _LARGEST_GROUP for group in groups.values()):
-        raise DataError(f"{path} is no split: its groups have to be numbers from 0 to {_LARGEST_GROUP}")
+        raise DataError(f"{path} is not a split: its groups must be integers from 0 to {_LARGEST_GROUP}")
     return groups
