@@ -223,8 +223,7 @@ def check_sagemaker(cfg: DictConfig) -> None:
         BinCounterError: there are no credentials or no role, a request is wrong, or the price is above the ceiling.
     """
     from bincounter.cloud.account import Account
-    from bincounter.cloud.endpoints import batch_transform, deployment
-    from bincounter.cloud.endpoints.deployment import planned_update
+    from bincounter.cloud.endpoints import batch_transform, deployment_plan
     from bincounter.serving.packing.archive import Package
 
     wanted = _wanted(cfg)
@@ -233,8 +232,8 @@ def check_sagemaker(cfg: DictConfig) -> None:
         cost = batch_transform.planned(account, wanted, unpacked, source=cfg.input, output=cfg.output).cost
         log.info("Transform job: %s", cost.words)
         return
-    written = planned_update if cfg.action == "update" else deployment.planned_creation
-    log.info("Endpoint %s: %s", wanted.name, written(account, wanted, unpacked)[0].cost.words)
+    cost = deployment_plan.plan(account, wanted, unpacked, update=cfg.action == "update").cost
+    log.info("Endpoint %s: %s", wanted.name, cost.words)
     if cfg.action == "update":
         log.info("During the update the old and the new instances both run, and both are billed.")
 
@@ -253,18 +252,9 @@ def carry_out_at_sagemaker(cfg: DictConfig, package: "Package | None") -> int:
         BinCounterError: it could not be carried out.
         Interrupted: by Ctrl-C; AWS goes on with what it was asked for.
     """
-    return _act(cfg, package, _wanted(cfg))
-
-
-def _wanted(cfg: DictConfig) -> Wanted:
-    target: dict[str, Any] = OmegaConf.to_container(cfg.target, resolve=True)  # type: ignore[assignment]
-    check_names(target["request"])
-    return Wanted(cfg.name, target_of(cfg), target, cfg.limits.max_body_mb)
-
-
-def _act(cfg: DictConfig, package: "Package | None", wanted: Wanted) -> int:
     from bincounter.cloud.account import Account
 
+    wanted = _wanted(cfg)
     account = Account(wanted.target["region"], "target")
     if cfg.action == "invoke":
         from bincounter.cloud.endpoints.invoke import invoke
@@ -285,25 +275,24 @@ def _act(cfg: DictConfig, package: "Package | None", wanted: Wanted) -> int:
         delete(account, wanted, dry=cfg.dry_run)
         if not cfg.dry_run:
             endpoint_record.end(account, wanted.name, endpoint_record.records_below(Path(cfg.paths.log_dir)), "deleted")
-    else:
-        assert package is not None
-        _serve(cfg, package, wanted, account)
-    return 0
-
-
-def _serve(cfg: DictConfig, package: "Package", wanted: Wanted, account: Any) -> None:
-    if cfg.action == "transform":
+    elif cfg.action == "transform":
         from bincounter.cloud.endpoints.batch_transform import transform
 
+        assert package is not None
         transform(account, wanted, package, source=cfg.input, output=cfg.output, dry=cfg.dry_run)
-    elif cfg.action == "update":
-        from bincounter.cloud.endpoints.deployment import update
-
-        config = update(account, wanted, package, dry=cfg.dry_run)
-        if not cfg.dry_run:  # what it served before may be of another run
-            earlier = endpoint_record.records_below(Path(cfg.paths.log_dir))
-            endpoint_record.end(account, wanted.name, earlier, "replaced", serves=config)
     else:
         from bincounter.cloud.endpoints.deployment import deploy
 
-        deploy(account, wanted, package, dry=cfg.dry_run)
+        assert package is not None
+        update = cfg.action == "update"
+        config = deploy(account, wanted, package, update=update, dry=cfg.dry_run)
+        if update and not cfg.dry_run:  # what it served before may be of another run
+            earlier = endpoint_record.records_below(Path(cfg.paths.log_dir))
+            endpoint_record.end(account, wanted.name, earlier, "replaced", serves=config)
+    return 0
+
+
+def _wanted(cfg: DictConfig) -> Wanted:
+    target: dict[str, Any] = OmegaConf.to_container(cfg.target, resolve=True)  # type: ignore[assignment]
+    check_names(target["request"])
+    return Wanted(cfg.name, target_of(cfg), target, cfg.limits.max_body_mb)

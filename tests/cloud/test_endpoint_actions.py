@@ -14,7 +14,6 @@ from bincounter.errors import BinCounterError, ConfigError, ResourceError
 
 IMAGE = "target.image=123456789012.dkr.ecr.us-east-1.amazonaws.com/ray:1"
 REALTIME = ("target=realtime", f"target.role={ROLE}", IMAGE)
-GROUP = "target.request.ModelPackageGroup.ModelPackageGroupName=versions"
 SCALED = (
     "target.request.ScalableTarget={MinCapacity:1,MaxCapacity:4}",
     "target.request.ScalingPolicy.TargetTrackingScalingPolicyConfiguration={TargetValue:600,"
@@ -150,16 +149,6 @@ def test_an_archive_is_uploaded_once(aws: Faults, archive: Path, caplog: pytest.
     assert "python deploy.py target=realtime name=one action=status" in caplog.text
     act(*REALTIME, "action=deploy", "name=another", archive=archive)
     assert len([name for name in aws.operations if re.fullmatch(r"PUT .*/model\.tar\.gz", name)]) == 1
-
-
-def test_a_version_is_registered_once(aws: Faults, archive: Path) -> None:
-    registered = "target.request.ModelPackage.ModelApprovalStatus=Approved"
-    act(*REALTIME, "action=deploy", "name=versions", registered, archive=archive)
-    act(*REALTIME, "action=deploy", "name=versions-2", registered, GROUP, archive=archive)
-    assert made(aws).count("CreateModelPackage") == made(aws).count("CreateModelPackageGroup") == 1
-    archive.write_bytes(b"another checkpoint")
-    act(*REALTIME, "action=deploy", "name=versions-3", registered, GROUP, archive=archive)
-    assert made(aws).count("CreateModelPackage") == 2
 
 
 def test_an_endpoint_that_is_not_there(aws: Faults, archive: Path, tmp_path: Path) -> None:

@@ -163,20 +163,6 @@ EXAMPLES: dict[str, tuple[str, str, list[str], str, dict[str, Any]]] = {
             },
         },
     ),
-    "ModelPackageGroup: a registry of one's own name": (
-        "realtime",
-        "deploy",
-        ["target.request.ModelPackageGroup.ModelPackageGroupName=bins"],
-        "CreateModelPackageGroup",
-        {"ModelPackageGroupName": "bins"},
-    ),
-    "ModelPackage: a version that waits for approval": (
-        "realtime",
-        "deploy",
-        ["target.request.ModelPackage.ModelApprovalStatus=PendingManualApproval"],
-        "CreateModelPackage",
-        {"ModelApprovalStatus": "PendingManualApproval", "ModelPackageGroupName": "bincounter"},
-    ),
     "TransformJob: four photos at a time": (
         "realtime",
         "transform",
@@ -317,6 +303,10 @@ def test_images_are_those_of_the_sdk(stack: str, instance_type: str | None, ends
     ("overrides", "sentence"),
     [
         (["target=realtime", "target.request.Modle.Tags=[]"], "did you mean Model?"),
+        (
+            ["target=realtime", "target.request.ModelPackage={}"],
+            "register the model with `aws sagemaker create-model-pack",
+        ),
         (["target=realtime", "target.request.Model=1"], "target.request.Model=1 is no mapping"),
         (
             ["target=realtime", "target.request.ProductionVariant.RoutingConfg={}"],

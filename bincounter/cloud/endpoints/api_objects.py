@@ -112,15 +112,6 @@ OBJECTS = {
             "Environment": "target.environment",
         },
     ),
-    "ModelPackageGroup": ApiObject("CreateModelPackageGroup"),
-    "ModelPackage": ApiObject(
-        "CreateModelPackage",
-        settled={
-            "ModelPackageName": "target.request.ModelPackageGroup.ModelPackageGroupName",
-            "ModelPackageGroupName": "target.request.ModelPackageGroup.ModelPackageGroupName",
-            "InferenceSpecification.Containers": "target.request.Model.PrimaryContainer",
-        },
-    ),
     "ScalableTarget": ApiObject(
         "RegisterScalableTarget",
         AUTOSCALING,
@@ -153,6 +144,11 @@ def check_names(extra: Mapping[str, Any]) -> None:
         ConfigError: naming the first.
     """
     for name, given in extra.items():
+        if name in ("ModelPackage", "ModelPackageGroup"):
+            raise ConfigError(
+                f"target.request.{name} is not a part of an endpoint: register the model with "
+                "`aws sagemaker create-model-package`"
+            )
         if name not in OBJECTS:
             hint = nearest(name, OBJECTS)
             told = f"did you mean {hint}?" if hint else f"there are {', '.join(OBJECTS)}"

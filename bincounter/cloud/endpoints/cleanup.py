@@ -109,10 +109,8 @@ def remove_unused(account: "Account", name: str, *, keep: Collection[str]) -> Be
         [model for model in there.models if model not in used],
         there.transforms,
     )
-    for config in gone.configs:
-        _delete(account, "endpoint_config", EndpointConfigName=config)
-    for model in gone.models:
-        _delete(account, "model", ModelName=model)
+    for call in _removal_calls(gone):
+        _send(account, call)
     return gone
 
 
@@ -121,12 +119,20 @@ def models_of(config: dict[str, Any] | None) -> set[str]:
     return {variant["ModelName"] for variant in config["ProductionVariants"]} if config else set()
 
 
-def _delete(account: "Account", kind: str, **which: str) -> None:
+def _removal_calls(there: Belongings) -> list[Call]:
+    return [
+        *(Call(SAGEMAKER, "DeleteEndpointConfig", {"EndpointConfigName": name}) for name in there.configs),
+        *(Call(SAGEMAKER, "DeleteModel", {"ModelName": name}) for name in there.models),
+    ]
+
+
+def _send(account: "Account", call: Call) -> None:
+    """Send a request that deletes or stops something; what is gone already is no error."""
     from botocore.exceptions import ClientError
 
-    with answered(f"deleting {', '.join(which.values())}"):
+    with answered(f"deleting {', '.join(map(str, call.request.values()))}"):
         try:
-            getattr(account.sagemaker, f"delete_{kind}")(**which)
+            call.send(account)
         except ClientError as error:
             if not is_missing(error):
                 raise
@@ -199,7 +205,12 @@ def remove(account: "Account", wanted: Wanted) -> Belongings:
         if there["EndpointStatus"] != "Deleting":
             _send(account, Call(SAGEMAKER, "DeleteEndpoint", {"EndpointName": wanted.name}))
         if wanted.target["wait"]:
-            _await_end(account, wanted)
+            left = settled(account, wanted.name)
+            if left is not None:
+                raise ResourceError(
+                    f"the endpoint {wanted.name} is {left['EndpointStatus']} instead of gone, and may be billed: run "
+                    "action=delete again"
+                )
     return remove_unused(account, wanted.name, keep=[])
 
 
@@ -213,35 +224,13 @@ def _stop_transforms(account: "Account", wanted: Wanted) -> None:
         watched(account, ask, "TransformJobStatus", job, "python deploy.py action=list")
 
 
-def _await_end(account: "Account", wanted: Wanted) -> None:
-    left = settled(account, wanted.name)
-    if left is not None:
-        raise ResourceError(
-            f"the endpoint {wanted.name} is {left['EndpointStatus']} instead of gone, and may be billed: run "
-            "action=delete again"
-        )
-
-
-def _send(account: "Account", call: Call) -> None:
-    from botocore.exceptions import ClientError
-
-    with answered(f"deleting {', '.join(map(str, call.request.values()))}"):
-        try:
-            call.send(account)
-        except ClientError as error:
-            if not is_missing(error):
-                raise
-
-
 def _show(account: "Account", wanted: Wanted, there: dict[str, Any] | None) -> None:
     ours = belongings(account, wanted.name)
     calls = [Call(SAGEMAKER, "StopTransformJob", {"TransformJobName": job}) for job in ours.transforms]
     if there:
         calls += registered(account, wanted.name).removal()
         calls.append(Call(SAGEMAKER, "DeleteEndpoint", {"EndpointName": wanted.name}))
-    calls += [Call(SAGEMAKER, "DeleteEndpointConfig", {"EndpointConfigName": name}) for name in ours.configs]
-    calls += [Call(SAGEMAKER, "DeleteModel", {"ModelName": name}) for name in ours.models]
-    show_calls(calls)
+    show_calls([*calls, *_removal_calls(ours)])
 
 
 def _what_stays(account: "Account", wanted: Wanted, config: dict[str, Any] | None) -> list[str]:
@@ -255,8 +244,6 @@ def _what_stays(account: "Account", wanted: Wanted, config: dict[str, Any] | Non
     capture = (config or {}).get("DataCaptureConfig", {})
     if "DestinationS3Uri" in capture:
         stays.append(f"captured requests in {capture['DestinationS3Uri']}")
-    if {"ModelPackage", "ModelPackageGroup"} & set(wanted.extra):
-        stays.append("versions in the model registry")
     return stays
 
 

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from bincounter.cloud.aws_errors import answered
 from bincounter.cloud.endpoints.api_objects import Call
 from bincounter.cloud.endpoints.autoscaling import scaling_calls
-from bincounter.cloud.endpoints.endpoint_requests import Wanted, config_call, config_name, model_call
+from bincounter.cloud.endpoints.endpoint_requests import Wanted, config_call, endpoint_call, model_call
 from bincounter.cloud.endpoints.endpoint_state import describe_config, describe_model
-from bincounter.cloud.endpoints.registry import enter, registry_calls
 from bincounter.cloud.instances import serving_image, usd_per_hour, usd_per_second
 from bincounter.errors import ConfigError
 
@@ -208,26 +207,26 @@ class Planned:
     Attributes:
         model: that it serves.
         config: CreateEndpointConfig.
-        registry: requests to the model registry, if that is asked for.
+        endpoint: CreateEndpoint or UpdateEndpoint.
         scaling: requests to autoscaling, if that is asked for.
         cost: of the endpoint.
     """
 
     model: PlannedModel
     config: Call
-    registry: list[Call]
+    endpoint: Call
     scaling: list[Call]
     cost: Cost
 
     @property
     def name(self) -> str:
         """Of the configuration."""
-        return config_name(self.config)
+        return str(self.config.request["EndpointConfigName"])
 
     @property
-    def before(self) -> list[Call]:
-        """What is sent before the endpoint is asked for."""
-        return [self.model.call, self.config, *self.registry]
+    def calls(self) -> list[Call]:
+        """All requests, in the order they are sent."""
+        return [self.model.call, self.config, self.endpoint, *self.scaling]
 
     def make(self, account: "Account", wanted: Wanted) -> None:
         """Make all that an endpoint needs, where it lacks.
@@ -239,14 +238,6 @@ class Planned:
         if describe_config(account, self.name) is None:
             with answered(f"creating the configuration {self.name}"):
                 self.config.send(account)
-        if self.registry:
-            enter(account, *self.registry)
-
-    def scale(self, account: "Account") -> None:
-        """Register the autoscaling of an endpoint that is in service."""
-        for call in self.scaling:
-            with answered("registering the endpoint's autoscaling"):
-                call.send(account)
 
 
 def bucket_uri(account: "Account", wanted: Wanted) -> str:
@@ -270,8 +261,14 @@ def plan_model(account: "Account", wanted: Wanted, package: "Package") -> Planne
     return PlannedModel(package, uri, call)
 
 
-def plan(account: "Account", wanted: Wanted, package: "Package") -> Planned:
+def plan(account: "Account", wanted: Wanted, package: "Package", *, update: bool) -> Planned:
     """Write and check all requests of an endpoint.
+
+    Args:
+        account: that the endpoint is in.
+        wanted: what the command wants.
+        package: the packed checkpoint.
+        update: update an endpoint instead of creating one.
 
     Raises:
         BinCounterError: SageMaker would not take them, or they are above ``target.max_usd_per_hour``.
@@ -279,10 +276,9 @@ def plan(account: "Account", wanted: Wanted, package: "Package") -> Planned:
     model = plan_model(account, wanted, package)
     config = config_call(wanted, model=model.call, bucket_uri=bucket_uri(account, wanted))
     scaling = scaling_calls(wanted)
-    registry = registry_calls(wanted, model.call)
     cost = endpoint_cost(wanted, config, scaling)
     refuse_above(cost, wanted.target["max_usd_per_hour"])
-    return Planned(model, config, registry, scaling, cost)
+    return Planned(model, config, endpoint_call(wanted, config, update=update), scaling, cost)
 
 
 def show_calls(calls: list[Call]) -> None:

@@ -137,24 +137,12 @@ def _variant(wanted: Wanted, model: Call) -> dict[str, Any]:
     return completed("ProductionVariant", variant, wanted.extra)
 
 
-def create_call(wanted: Wanted, config: Call) -> Call:
-    """CreateEndpoint."""
-    request = {"EndpointName": wanted.name, "EndpointConfigName": config_name(config), "Tags": wanted.tags}
-    return called("Endpoint", request, wanted.extra)
-
-
-def update_call(wanted: Wanted, config: Call, *, keep_capacity: bool = False) -> Call:
-    """UpdateEndpoint.
-
-    Args:
-        wanted: what the command wants.
-        config: CreateEndpointConfig of what the endpoint is to become.
-        keep_capacity: leave it as many instances as autoscaling has given it.
-    """
-    request: dict[str, Any] = {"EndpointName": wanted.name, "EndpointConfigName": config_name(config)}
-    if keep_capacity:
-        request["RetainAllVariantProperties"] = True
-    return called("UpdateEndpoint", request, wanted.extra)
+def endpoint_call(wanted: Wanted, config: Call, *, update: bool) -> Call:
+    """CreateEndpoint or UpdateEndpoint, with the configuration that ``config`` creates."""
+    request = {"EndpointName": wanted.name, "EndpointConfigName": config.request["EndpointConfigName"]}
+    if update:
+        return called("UpdateEndpoint", request, wanted.extra)
+    return called("Endpoint", {**request, "Tags": wanted.tags}, wanted.extra)
 
 
 def transform_call(wanted: Wanted, *, model: Call, source: str, content_type: str, output: str) -> Call:
@@ -190,11 +178,6 @@ def transform_call(wanted: Wanted, *, model: Call, source: str, content_type: st
         "Tags": wanted.tags,
     }
     return called("TransformJob", request, wanted.extra)
-
-
-def config_name(config: Call) -> str:
-    """The name that a CreateEndpointConfig gives."""
-    return str(config.request["EndpointConfigName"])
 
 
 def _named_by_content(kind: str, member: str, request: dict[str, Any], wanted: Wanted) -> Call:
