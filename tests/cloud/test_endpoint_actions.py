@@ -1,4 +1,4 @@
-"""What deploy.py asks of SageMaker and what it leaves there: against moto, whose endpoints are there at once."""
+"""Requests of deploy.py to SageMaker and the resources it leaves, against moto, whose endpoints exist at once."""
 
 import re
 from collections.abc import Iterator
@@ -48,7 +48,7 @@ def archive(tmp_path: Path) -> Path:
 
 
 def made(aws: Faults) -> list[str]:
-    """What was asked for that changes something."""
+    """The operations that changed something, in order."""
     return [name for name in aws.operations if re.match("(Create|Delete|Update|Put|Register|Deregister)", name)]
 
 
@@ -83,7 +83,7 @@ def test_status_and_list_say_what_bills(aws: Faults, archive: Path, capsys: pyte
     act("target=realtime", "action=list")
     listed = capsys.readouterr().out
     assert "billed\tInService\t2 x ml.m5.xlarge\t0.46 USD/h" in listed
-    assert "of-somebody" not in listed and "1 endpoint, not bincounter's" in listed
+    assert "of-somebody" not in listed and "1 endpoint, not of bincounter" in listed
     client.delete_endpoint(EndpointName="of-somebody")
 
 
@@ -163,10 +163,10 @@ def test_a_folder_with_more_than_photos_is_no_batch(aws: Faults, archive: Path) 
     s3 = boto3.client("s3", "us-east-1")
     s3.create_bucket(Bucket="photos")
     given = (*REALTIME, "action=transform", "input=s3://photos/bins", "output=s3://photos/answers")
-    with pytest.raises(BinCounterError, match="nothing lies under s3://photos/bins"):
+    with pytest.raises(BinCounterError, match="no objects under s3://photos/bins"):
         act(*given, archive=archive)
     for key in ("bins/1.jpg", "bins/1.json"):
         s3.put_object(Bucket="photos", Key=key, Body=b"x")
-    with pytest.raises(BinCounterError, match=r"1 of the 2 objects .* are no photos \(bins/1.json\)"):
+    with pytest.raises(BinCounterError, match=r"1 of the 2 objects .* are not photos \(bins/1.json\)"):
         act(*given, archive=archive)
     assert not made(aws)

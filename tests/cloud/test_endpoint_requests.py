@@ -1,4 +1,4 @@
-"""The requests an endpoint is made of: what is in them, what they cost, and what is refused before anything is sent."""
+"""Requests of an endpoint: their content, their price, and refusals before anything is sent."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -307,7 +307,7 @@ def test_images_are_those_of_the_sdk(stack: str, instance_type: str | None, ends
             ["target=realtime", "target.request.ModelPackage={}"],
             "register the model with `aws sagemaker create-model-pack",
         ),
-        (["target=realtime", "target.request.Model=1"], "target.request.Model=1 is no mapping"),
+        (["target=realtime", "target.request.Model=1"], "target.request.Model=1 is not a mapping"),
         (
             ["target=realtime", "target.request.ProductionVariant.RoutingConfg={}"],
             "target.request.ProductionVariant.RoutingConfg is not a parameter",

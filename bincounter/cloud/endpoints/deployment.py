@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def deploy(account: "Account", wanted: Wanted, package: "Package", *, update: bool, dry: bool) -> str:
-    """Create or update an endpoint, unless it has this checkpoint and these settings already.
+def deploy(account: "Account", spec: Wanted, package: "Package", *, update: bool, dry: bool) -> str:
+    """Create or update an endpoint, unless it already has this checkpoint and these settings.
 
     Args:
         account: that the endpoint is in.
-        wanted: its settings.
+        spec: its settings.
         package: the packed checkpoint.
         update: update an endpoint that exists; otherwise create one.
         dry: print the requests instead.
@@ -43,69 +43,69 @@ def deploy(account: "Account", wanted: Wanted, package: "Package", *, update: bo
 
     Raises:
         BinCounterError: it could not be created, or exists with another checkpoint or other settings; or it could not
-            be updated, and goes on as it was.
-        Interrupted: by Ctrl-C; AWS goes on.
+            be updated, and keeps serving as before.
+        Interrupted: by Ctrl-C; the deployment goes on at AWS.
     """
-    planned = plan(account, wanted, package, update=update)
+    planned = plan(account, spec, package, update=update)
     if dry:
         show_calls(planned.calls)
         return planned.name
-    before = existing(account, wanted.name) if update else describe(account, wanted.name)
+    before = existing(account, spec.name) if update else describe(account, spec.name)
     if before:
-        _check_state(before, planned, wanted, update=update)
+        _check_state(before, planned, spec, update=update)
     unchanged = before is not None and before["EndpointConfigName"] == planned.name
     suspended = Registered([], [])
     if unchanged:
-        log.info("Nothing to do: the endpoint %s has this checkpoint and these settings.", wanted.name)
+        log.info("Nothing to do: the endpoint %s has this checkpoint and these settings.", spec.name)
     else:
-        suspended = _send(account, wanted, planned, before)
-    wait = wanted.target["wait"] or (unchanged and before is not None and before["EndpointStatus"] == "InService")
+        suspended = _send(account, spec, planned, before)
+    wait = spec.target["wait"] or (unchanged and before is not None and before["EndpointStatus"] == "InService")
     if not (update and wait):  # an update may be rolled back: it is recorded once it has succeeded
-        endpoint_record.begin(account, wanted, planned, before["CreationTime"] if before and not update else None)
+        endpoint_record.begin(account, spec, planned, before["CreationTime"] if before and not update else None)
     if not wait:
-        tell_how_to_see(wanted)
+        tell_how_to_see(spec)
         return planned.name
-    ended = settled(account, wanted.name)
+    ended = settled(account, spec.name)
     in_service = ended is not None and ended["EndpointStatus"] == "InService"
     if update:
         if before and not (in_service and ended and ended["EndpointConfigName"] == planned.name):
-            raise _update_failed(account, wanted, ended, before["EndpointConfigName"], suspended)
-        endpoint_record.begin(account, wanted, planned)
+            raise _update_failed(account, spec, ended, before["EndpointConfigName"], suspended)
+        endpoint_record.begin(account, spec, planned)
     elif not in_service:
-        reason = failure(account, wanted.name, ended)
-        remove(account, wanted)
-        endpoint_record.end(account, wanted.name, [package.path.parent / endpoint_record.ENDPOINT_RECORD], "failed")
+        reason = failure(account, spec.name, ended)
+        remove(account, spec)
+        endpoint_record.end(account, spec.name, [package.path.parent / endpoint_record.ENDPOINT_RECORD], "failed")
         raise ResourceError(
-            f"the endpoint {wanted.name} did not come into service ({reason}), and nothing of it is left or billed: "
-            "correct that, and run the same command again"
+            f"the endpoint {spec.name} did not come into service ({reason}); it was deleted, and nothing is billed: "
+            "correct the cause, and run the same command again"
         )
     for call in planned.scaling:
         with answered("registering the endpoint's autoscaling"):
             call.send(account)
     if update:
-        _remove_superseded(account, wanted, planned)
-    tell_in_service(account, wanted)
+        _remove_superseded(account, spec, planned)
+    tell_in_service(account, spec)
     return planned.name
 
 
-def _check_state(before: dict[str, Any], planned: Planned, wanted: Wanted, *, update: bool) -> None:
+def _check_state(before: dict[str, Any], planned: Planned, spec: Wanted, *, update: bool) -> None:
     """Raise a ConfigError unless an endpoint that exists can be updated, or is the one to create."""
     state = before["EndpointStatus"]
     if update:
         if state != "InService":
             busy = state in BUSY
             step = "wait until action=status shows it InService" if busy else "use action=delete, then action=deploy"
-            raise ConfigError(f"the endpoint name={wanted.name} is {state}, and cannot be updated: {step}")
+            raise ConfigError(f"the endpoint name={spec.name} is {state}, and cannot be updated: {step}")
     elif state in ("Failed", "Deleting"):
-        raise ConfigError(f"the endpoint name={wanted.name} is {state}, and cannot be mended: use action=delete first")
+        raise ConfigError(f"the endpoint name={spec.name} is {state}, and cannot be used: run action=delete first")
     elif before["EndpointConfigName"] != planned.name:
         raise ConfigError(
-            f"there is an endpoint name={wanted.name} already ({state}), with another checkpoint or other settings: "
+            f"the endpoint name={spec.name} exists ({state}) with another checkpoint or other settings: "
             "use action=update, or another name"
         )
 
 
-def _send(account: "Account", wanted: Wanted, planned: Planned, before: dict[str, Any] | None) -> Registered:
+def _send(account: "Account", spec: Wanted, planned: Planned, before: dict[str, Any] | None) -> Registered:
     """Create the model and the configuration, and send CreateEndpoint or UpdateEndpoint.
 
     Returns:
@@ -113,9 +113,9 @@ def _send(account: "Account", wanted: Wanted, planned: Planned, before: dict[str
     """
     suspended = Registered([], [])
     try:
-        planned.make(account, wanted)
+        planned.make(account, spec)
         if before:
-            scaled = registered(account, wanted.name)
+            scaled = registered(account, spec.name)
             config = describe_config(account, before["EndpointConfigName"])
             if _instance_type(config) != _instance_type(planned.config.request):
                 suspended = scaled  # AWS refuses another instance type while autoscaling is registered
@@ -123,60 +123,60 @@ def _send(account: "Account", wanted: Wanted, planned: Planned, before: dict[str
             elif scaled and planned.scaling:  # keep as many instances as autoscaling has started
                 planned.endpoint.request.setdefault("RetainAllVariantProperties", True)
         try:
-            with answered(f"{'updating' if before else 'creating'} the endpoint {wanted.name}"):
+            with answered(f"{'updating' if before else 'creating'} the endpoint {spec.name}"):
                 planned.endpoint.send(account)
         except BinCounterError:
             suspended.restore(account)
             raise
     except BinCounterError as error:
-        if not _is_created(account, wanted, planned, before):
+        if not _is_created(account, spec, planned, before):
             raise
-        # The first try got through, and its answer was lost.
-        log.info("%s. It is being made all the same.", error)
+        # The first attempt succeeded, and its response was lost.
+        log.info("%s. The endpoint is being created nevertheless.", error)
     return suspended
 
 
-def _is_created(account: "Account", wanted: Wanted, planned: Planned, before: dict[str, Any] | None) -> bool:
+def _is_created(account: "Account", spec: Wanted, planned: Planned, before: dict[str, Any] | None) -> bool:
     """Return whether an endpoint is being created in spite of an error; if not, delete what was made for it."""
     try:
-        now = describe(account, wanted.name)
+        now = describe(account, spec.name)
         if now and not before and now["EndpointConfigName"] == planned.name:
             return True
-        # The answer to an update may be lost, too: what it needs stays while it may be under way.
+        # The response to an update may be lost, too: keep what it needs while it may be running.
         if now is None or not before or now["EndpointStatus"] == "InService":
-            remove_unused(account, wanted.name, keep=[now["EndpointConfigName"]] if now else [])
+            remove_unused(account, spec.name, keep=[now["EndpointConfigName"]] if now else [])
     except BinCounterError as error:
-        log.warning("What was made before it could not be deleted, and is free (%s): use action=delete.", error)
+        log.warning("Free resources of the failed request could not be deleted (%s): use action=delete.", error)
     return False
 
 
 def _update_failed(
-    account: "Account", wanted: Wanted, ended: dict[str, Any] | None, old: str, suspended: Registered
+    account: "Account", spec: Wanted, ended: dict[str, Any] | None, old: str, suspended: Registered
 ) -> ResourceError:
     """Clean up after an update that failed; returns the error to raise."""
-    reason = failure(account, wanted.name, ended)
-    state = ended["EndpointStatus"] if ended else "gone"
+    reason = failure(account, spec.name, ended)
+    state = ended["EndpointStatus"] if ended else "deleted"
     if ended and state == "InService" and ended["EndpointConfigName"] == old:
         suspended.restore(account)
-        remove_unused(account, wanted.name, keep=[old])
+        remove_unused(account, spec.name, keep=[old])
         return ResourceError(
-            f"the update failed ({reason}) and was rolled back, so that {wanted.name} goes on with what it had ({old}"
-            "): correct that, and run the same command again"
+            f"the update failed ({reason}) and was rolled back: {spec.name} serves {old} as "
+            "before. Correct the cause, and run the same command again"
         )
     return ResourceError(
-        f"the update failed ({reason}) and {wanted.name} is {state}: look at it with action=status, and use "
-        "action=delete and action=deploy if it does not come back"
+        f"the update failed ({reason}) and {spec.name} is {state}: check it with action=status, and use "
+        "action=delete and action=deploy if it does not recover"
     )
 
 
-def _remove_superseded(account: "Account", wanted: Wanted, planned: Planned) -> None:
-    """Delete what the settings of an updated endpoint no longer name."""
+def _remove_superseded(account: "Account", spec: Wanted, planned: Planned) -> None:
+    """Delete the resources of an updated endpoint that its settings no longer name."""
     if not planned.scaling:
-        scaled = registered(account, wanted.name)
+        scaled = registered(account, spec.name)
         if scaled:
             scaled.remove(account)
-            log.info("Its autoscaling has ended, since target.request names none.")
-    remove_unused(account, wanted.name, keep=[planned.name])
+            log.info("Autoscaling was deregistered, since target.request has none.")
+    remove_unused(account, spec.name, keep=[planned.name])
 
 
 def _instance_type(config: dict[str, Any] | None) -> str | None:
