@@ -1,17 +1,17 @@
-"""What a search costs: trials on cached features against a plain loop, and the sweeper's own time per trial.
+"""Time of a search: trials on cached features against a plain loop, and the sweeper's overhead per trial.
 
     python benchmarks/sweep.py            20 trials, 2,000 real photos; about 20 minutes on 2 cores
     python benchmarks/sweep.py --quick    4 trials, 700 photos
-    python benchmarks/sweep.py --whole    the plain loop over all photos too instead of a slice: an hour and a half
+    python benchmarks/sweep.py --whole    the plain loop over all photos instead of a slice: 90 minutes
 
-Trials: learning rate, batch size and epochs over a frozen ResNet50 (random weights: there is no network here, and the
-time is the same) at 224 pixels, chosen by ``hparams_search=optuna``. The plain loop is what the published scripts do
-with the same values: PIL, torchvision transforms, a DataLoader, ResNet50 in fp32, features computed anew in every epoch
-for training and validation photos. It is timed on a slice of the photos for every trial, before, between and after the
-two halves of the search, and scaled to all photos.
+Trials: learning rate, batch size and epochs over a frozen ResNet50 (random weights: the benchmark needs no network,
+and the time is the same) at 224 pixels, sampled by ``hparams_search=optuna``. The plain loop trains as the published
+scripts do, with the same values: PIL, torchvision transforms, a DataLoader, ResNet50 in fp32, features recomputed in
+every epoch for training and validation photos. It is timed on a slice of the photos for every trial, before, between
+and after the two halves of the search, and scaled to all photos.
 
-Overhead: seconds per trial of a Hydra app that does nothing, of this sweeper, of Hydra's own sweeper with listed values
-(which composes and starts jobs all the same), and of a bare Optuna loop on the same kind of storage.
+Overhead: milliseconds per trial of an empty Hydra app under this sweeper, under Hydra's own sweeper with listed values
+(which composes and starts jobs too), and of a bare Optuna loop on the same kind of storage.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def main() -> None:
     """Measure, print the table, and the ratios as one JSON object."""
     options = _options()
     if not PHOTOS.is_dir():
-        sys.exit(f"the photos of ../shared/abid/resized-224 are not there ({PHOTOS})")
+        sys.exit(f"the photos of ../shared/abid/resized-224 are missing ({PHOTOS})")
     with tempfile.TemporaryDirectory() as folder:
         overhead = _overhead(Path(folder), trials=20 if options.quick else 100, rounds=1 if options.quick else 3)
         search = _search(Path(folder), options)
@@ -85,7 +85,7 @@ def _options() -> argparse.Namespace:
 
 
 def _overhead(folder: Path, *, trials: int, rounds: int) -> dict[str, float]:
-    """Milliseconds per trial, medians over interleaved rounds; the start of the program is taken out by difference."""
+    """Milliseconds per trial, medians over interleaved rounds; the start of the program is subtracted."""
     (folder / "app.py").write_text(APP)
     few = 5
     found: dict[str, list[float]] = {"bare": [], "hydra": [], "ours": []}
@@ -151,7 +151,7 @@ def _search(folder: Path, options: argparse.Namespace) -> dict[str, float]:
 
 
 def _half(folder: Path, ids: Path, trials: int) -> float:
-    """Seconds of the same command, which goes on to as many trials as it is asked for."""
+    """Seconds of the command, which resumes the search up to ``trials``."""
     command = [sys.executable, str(REPOSITORY / "train.py"), "-m", "hparams_search=optuna"]
     settings = {
         "experiment": "capstone_80_10_10",
@@ -194,7 +194,7 @@ def _photos(number: int) -> list[tuple[Path, int]]:
 
 
 class _Files(Dataset):
-    """Photos as the published scripts read them."""
+    """Dataset that reads photos as the published scripts do."""
 
     def __init__(self, photos: Sequence[tuple[Path, int]]) -> None:
         self._photos = photos
@@ -210,7 +210,7 @@ class _Files(Dataset):
 
 
 class _Plain:
-    """The loop of the published scripts, in fp32, at PyTorch's own number of threads."""
+    """The training loop of the published scripts, in fp32, with PyTorch's default number of threads."""
 
     def __init__(self, photos: list[tuple[Path, int]], slice_size: int) -> None:
         tenth = len(photos) // 10

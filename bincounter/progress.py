@@ -5,11 +5,10 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
+if TYPE_CHECKING:  # imported where something is shown: it takes a quarter of an unchanged sync
+    from rich.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -26,15 +25,14 @@ def track(iterable: Iterable[Item], description: str, total: int) -> Iterator[It
         description: such as ``reading photos``.
         total: number of items.
     """
-    console = Console(file=sys.stderr)
-    if not console.is_terminal:
+    bar = _bar()
+    if bar is None:
         log.info("%s: %d to go", description, total)
         yield from iterable
         log.info("%s: done", description)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
-        yield from progress.track(iterable, total=total, description=description)
+    with bar:
+        yield from bar.track(iterable, total=total, description=description)
 
 
 class TransferProgress:
@@ -50,8 +48,7 @@ class TransferProgress:
         self._description, self._objects, self._size = description, objects, size
         self._done = self._bytes = 0
         self._start = self._logged = 0.0
-        console = Console(file=sys.stderr)
-        self._bar = _bar(console) if console.is_terminal else None
+        self._bar = _bar(speed=True)
 
     def __enter__(self) -> Self:
         self._start = self._logged = time.monotonic()
@@ -100,20 +97,18 @@ class TransferProgress:
         return f"{self._speed()}, {int(seconds // 60)} min {int(seconds % 60)} s left"
 
 
-class _Speed(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(str(task.fields["speed"]), style="progress.data.speed")
+def _bar(*, speed: bool = False) -> "Progress | None":
+    """Progress bar for stderr; ``None`` if that is not a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-
-def _bar(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _Speed(),
-        TimeRemainingColumn(),
-        console=console,
-    )
+    console = Console(file=sys.stderr)
+    if not console.is_terminal:
+        return None
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
+    if speed:
+        columns.append(TextColumn("{task.fields[speed]}", style="progress.data.speed"))
+    return Progress(*columns, TimeRemainingColumn(), console=console)
 
 
 def _size(number: int) -> str:

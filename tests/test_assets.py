@@ -147,7 +147,7 @@ def test_a_run_of_two_hosts_is_resumed_by_the_stored_and_by_the_present_name(tra
 
     with ThreadPoolExecutor() as pool:
         first, _ = pool.map(resume, HOSTS, (STORED_ENVIRONMENT, ENVIRONMENT))
-    assert "Going on from" in first
+    assert "Resuming from" in first
 
 
 def test_runs_are_compared_and_judged(run: Run) -> None:
@@ -219,7 +219,7 @@ def test_a_killed_search_is_resumed_to_the_trials_it_would_have_had(train: Run, 
         query = "UPDATE trial_user_attributes SET value_json = replace(value_json, '\"bins\"', ?) WHERE key = 'owner'"
         assert study.execute(query, (json.dumps(socket.gethostname()),)).rowcount > 0
     done = train(*SEARCH, f"paths.output_dir={sweep}")
-    assert "Going on from" in done.stderr
+    assert "Resuming from" in done.stderr
     ours, theirs = (study_of(f"sqlite:///{each / 'study.db'}").trials for each in (sweep, ASSETS / "sweep"))
     assert [(trial.number, trial.state, trial.params) for trial in ours] == [
         (trial.number, trial.state, trial.params) for trial in theirs

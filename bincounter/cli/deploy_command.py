@@ -27,7 +27,6 @@ from bincounter.errors import ConfigError, Stopped, UserError
 from bincounter.serving.application.answers import Limits
 from bincounter.serving.local.running_servers import Server, announced, end, own_place, running
 from bincounter.training.results import Origin, origin_of
-from bincounter.training.run_folder import newest_checkpoint
 
 if TYPE_CHECKING:
     from bincounter.serving.packing.archive import Package
@@ -123,6 +122,8 @@ def carry_out_here(cfg: DictConfig) -> int:
 
 def _origin(cfg: DictConfig) -> Origin:
     if cfg.ckpt_path == "latest":
+        from bincounter.training.run_folder import newest_checkpoint
+
         return origin_of(newest_checkpoint(Path(cfg.paths.log_dir), named_by="ckpt_path"))
     return origin_of(Path(cfg.ckpt_path))
 

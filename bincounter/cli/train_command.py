@@ -7,19 +7,10 @@ README.md. ``--help`` lists the configuration groups, ``--cfg job`` prints the c
 import logging
 import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
 from bincounter.cli import hydra_app
-from bincounter.errors import BinCounterError
-
-if TYPE_CHECKING:
-    import lightning as L
-
-    from bincounter.data.datamodule import BinDataModule
-    from bincounter.model.counter import BinCounter
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +30,13 @@ def job(cfg: DictConfig) -> float | None:
     from bincounter.config.validate import validate
 
     validate(cfg)
+    from bincounter.debugger.rule import read_states
     from bincounter.debugger.rule_runner import debugger_callbacks
-    from bincounter.profiler.step_profiler import profiler_callbacks, say_where_the_time_went
+    from bincounter.profiler.profile_facts import read_profile
+    from bincounter.profiler.step_profiler import log_profile_summary, profiler_callbacks
+    from bincounter.report.report import write_report
+    from bincounter.report.report_photos import explain, select_photos
+    from bincounter.training.results import read_run
     from bincounter.training.run import run
     from bincounter.training.trainer import answered
 
@@ -49,49 +45,17 @@ def job(cfg: DictConfig) -> float | None:
         from bincounter.sweep.pruning import pruning_callbacks
 
         callbacks += pruning_callbacks(cfg)
-    finished = run(cfg, callbacks)
-    if finished is None:
+    outcome = run(cfg, callbacks)
+    if outcome is None:
         return None
-    with answered(batch_size=cfg.data.batch_size, run=finished.folder.path):
-        say_where_the_time_went(finished.folder.path, cfg)
-        report_run(finished.folder.path, finished.model, finished.data, finished.fabric)
-    return finished.objective
-
-
-def report_run(run: Path, model: "BinCounter", data: "BinDataModule", fabric: "L.Fabric") -> Path:
-    """Write ``report.html`` into a run's folder, with maps of where the model looked.
-
-    Args:
-        run: the folder, with scores and predictions in it.
-        model: in evaluation mode, on the device of ``fabric``.
-        data: prepared.
-        fabric: gives device and precision.
-    """
-    import numpy as np
-
-    from bincounter.data.photos import read_photos
-    from bincounter.report.report import photos_to_explain, write_report
-    from bincounter.report.report_photos import attention
-
-    positions = {record.id: i for i, record in enumerate(data.manifest.records)}
-    ids = [id_ for id_ in photos_to_explain(run) if id_ in positions]
-    cams: dict[str, np.ndarray] = {}
-    if ids:
-        loader = data.photo_loader(np.array([positions[id_] for id_ in ids]))
-        for batch in loader:
-            image = data.on_after_batch_transfer(fabric.to_device(batch), 0)["image"]
-            with fabric.autocast():  # as the run computed, and twice as fast where the hardware multiplies bfloat16
-                cams |= dict(zip(batch["id"], attention(model, image), strict=True))
-
-    def photo(id_: str) -> bytes | None:
-        try:
-            return read_photos([data.manifest.records[positions[id_]].file])[0]
-        except (KeyError, OSError, BinCounterError):
-            return None
-
-    path = write_report(run, photo=photo, cams=cams)
-    log.info("Report: %s", path)
-    return path
+    with answered(batch_size=cfg.data.batch_size, run=outcome.folder.path):
+        results = read_run(outcome.folder.path)  # each file of the run is read once
+        verdicts = read_states(results.path)
+        profile = read_profile(results.path, results.config)
+        log_profile_summary(profile)
+        photos = explain(select_photos(results), outcome)
+        log.info("Report: %s", write_report(results, verdicts, profile, photos))
+    return outcome.objective
 
 
 if __name__ == "__main__":  # DDP starts this for each further device, where the command was `bincounter train`

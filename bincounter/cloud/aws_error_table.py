@@ -109,7 +109,7 @@ CASES = (
         "ValidationError ValidationException",
         r"Endpoint (?P<name>\S+) of account(?: \d+)? not found",
         ConfigError,
-        "there is no endpoint named {name} in this region: action=list shows all",
+        "the endpoint {name} does not exist in this region: action=list shows all",
         "target",
     ),
     AwsErrorCase(

@@ -43,7 +43,7 @@ def answered_by_aws(doing: str, group: str = "launcher") -> Iterator[None]:
 
 
 answered = partial(answered_by_aws, group="target")
-"""The same for endpoints."""
+"""Like :func:`answered_by_aws`, for requests of endpoints."""
 
 
 def explain(error: Exception, doing: str, group: str = "launcher") -> BinCounterError:
@@ -69,7 +69,7 @@ def explain(error: Exception, doing: str, group: str = "launcher") -> BinCounter
 
 
 def is_missing(error: "ClientError") -> bool:
-    """Return whether AWS says that what was asked for does not exist."""
+    """Return whether an error means that the requested object does not exist."""
     details = error.response.get("Error", {})
     return details.get("Code") in _MISSING_CODES and bool(_MISSING.search(details.get("Message") or ""))
 

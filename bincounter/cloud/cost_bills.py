@@ -19,7 +19,7 @@ SCORE_KEYS = ("scored_on", "accuracy_percent", "majority_accuracy_percent", "poi
 
 @dataclass(frozen=True, kw_only=True)
 class Bill:
-    """What the bills of all runs have.
+    """Common part of all bills of runs.
 
     Attributes:
         folder: of the run.
@@ -284,7 +284,7 @@ def add_up(bills: Sequence[Bill], *, best: bool = False) -> dict[str, Any]:
 
 
 def cost_in_usd(usd: float | None, rehearsed: bool) -> dict[str, Any]:
-    """What was paid and what a rehearsal would have cost, by the keys of a bill."""
+    """Cost, and that of a rehearsal, by the keys of a bill."""
     return {"cost_usd": 0.0 if rehearsed else usd, "rehearsed_cost_usd": usd if rehearsed else None}
 
 

@@ -286,7 +286,7 @@ def _endpoint_records(folder: Path) -> list[Path]:
 
 
 def _local_bill(folder: Path) -> LocalBill:
-    """Bill of a run on this machine; its files say when it began and when it wrote last."""
+    """Bill of a run on this machine; its files tell when it began and last wrote."""
     started = _json(folder / "provenance.json").get("started")
     ended = next((path.stat().st_mtime for name in _LAST_WRITTEN if (path := folder / name).exists()), None)
     seconds = None

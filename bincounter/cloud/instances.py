@@ -161,11 +161,11 @@ def _explain(versions: dict[str, dict], framework_version: str, region: str, ins
         )
     if region not in versions[framework_version]["registries"]:
         return (
-            f"region {region} has no training image of AWS: correct launcher.region, such as us-east-1, or say "
+            f"region {region} has no training image of AWS: correct launcher.region, such as us-east-1, or set "
             "launcher.image=URI"
         )
     return (
-        f"launcher.instance_type={instance_type} is not a type of SageMaker: correct it, such as ml.g5.xlarge, or say "
+        f"launcher.instance_type={instance_type} is not a type of SageMaker: correct it, such as ml.g5.xlarge, or set "
         "launcher.image=URI"
     )
 

@@ -46,7 +46,7 @@ def follow(
     leave: threading.Event,
     *,
     several: bool,
-    hear: Callable[[str, float], None] | None = None,
+    on_line: Callable[[str, float], None] | None = None,
 ) -> bool:
     """Log a job's states and log lines until it ends, and the states of AWS's rules until they end.
 
@@ -55,13 +55,13 @@ def follow(
         job: its ``description`` is updated.
         leave: set it to return early.
         several: prefix lines with the job's number.
-        hear: called with each line of the run, and its seconds since the first one.
+        on_line: called with each line of the run, and its seconds since the first one.
 
     Returns:
         whether the job has ended.
     """
     prefix = f"[{job.number}] " if several else ""
-    states, lines, rules = _States(prefix), _Lines(account, job.name, prefix, hear), RuleStates(prefix)
+    states, lines, rules = _States(prefix), _Lines(account, job.name, prefix, on_line), RuleStates(prefix)
 
     def step() -> tuple[bool, bool]:
         described = describe(account, job.name)
@@ -105,8 +105,10 @@ class _States:
 class _Lines:
     """Log the lines of the run itself, without the two hundred or so of SageMaker's toolkit."""
 
-    def __init__(self, account: "Account", name: str, prefix: str, hear: Callable[[str, float], None] | None) -> None:
-        self._account, self._name, self._prefix, self._hear = account, name, prefix, hear
+    def __init__(
+        self, account: "Account", name: str, prefix: str, on_line: Callable[[str, float], None] | None
+    ) -> None:
+        self._account, self._name, self._prefix, self._on_line = account, name, prefix, on_line
         self._first: int | None = None  # time of the run's first line, in milliseconds
         self._streams: dict[str, tuple[str | None, _Preamble]] = {}
         self._logged = False
@@ -147,8 +149,8 @@ class _Lines:
                 if preamble.lets_through(event["message"]):
                     log.info("%s%s", prefix, event["message"].rstrip())
                     self._first = event["timestamp"] if self._first is None else self._first
-                    if self._hear is not None:
-                        self._hear(event["message"], (event["timestamp"] - self._first) / 1000)
+                    if self._on_line is not None:
+                        self._on_line(event["message"], (event["timestamp"] - self._first) / 1000)
             if page["nextForwardToken"] == token:  # CloudWatch's sign for the last page
                 break
             token = page["nextForwardToken"]

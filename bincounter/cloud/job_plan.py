@@ -208,7 +208,7 @@ def _refuse_secrets(overrides: Sequence[str]) -> None:
     named = [override.partition("=")[0] for override in overrides if masked_argument(override) != override]
     if named:
         raise ConfigError(
-            f"{named[0]} looks like a secret, and a job's request can be read by whoever may describe it: leave it "
+            f"{named[0]} looks like a secret, and everybody who may describe a job can read its request: leave it "
             "out, and let the job read it by its role (AWS Secrets Manager), or use logger=csv"
         )
 

@@ -119,12 +119,12 @@ def refuse_secrets(request: Mapping[str, Any], parts: Mapping[str, str]) -> None
         for key in values:
             if hidden[key] != values[key] or _SECRET_NAME.search(key):
                 raise ConfigError(
-                    f"{setting}{key} looks like a secret, and a job's request can be read by whoever may describe it: "
+                    f"{setting}{key} looks like a secret, and everybody who may describe a job can read its request: "
                     "leave it out, and use what the job's role may read by itself, or logger=csv"
                 )
 
 
 def _channel(uri: str, input_mode: str) -> dict[str, Any]:
-    # The slash matters: a prefix "bins" would also match what lies under "bins-old/".
+    # The slash matters: a prefix "bins" would also match "bins-old/".
     source = {"S3DataType": "S3Prefix", "S3Uri": uri.rstrip("/") + "/", "S3DataDistributionType": "FullyReplicated"}
     return {"ChannelName": CHANNEL, "DataSource": {"S3DataSource": source}, "InputMode": input_mode}

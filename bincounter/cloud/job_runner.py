@@ -66,7 +66,7 @@ class Crew:
     ) -> None:
         self._account, self._tasks, self._at_once, self._rehearsed = account, tasks, at_once, rehearsed
         self._judge = judge
-        self._leave = threading.Event()  # followers return, jobs go on
+        self._leave = threading.Event()  # followers return, jobs still run
         self._stopping = threading.Event()  # running jobs are stopped, others are not submitted
         self._running: dict[str, Task] = {}
 
@@ -90,7 +90,7 @@ class Crew:
 
         Raises:
             BinCounterError: not even the first job could be submitted.
-            Interrupted: by Ctrl-C; the jobs go on.
+            Interrupted: by Ctrl-C; the jobs still run.
         """
         with self._naming_submitted():
             if self._tasks[0].request is not None:  # an error of the account is one of every job: raised once
@@ -170,7 +170,7 @@ class Crew:
                 job,
                 self._leave,
                 several=len(self._tasks) > 1,
-                hear=None if self._judge is None else partial(self._check_epoch, job, self._judge),
+                on_line=None if self._judge is None else partial(self._check_epoch, job, self._judge),
             )
         except BinCounterError as error:
             raise _and(error, self._left_behind([job])) from None
@@ -183,7 +183,7 @@ class Crew:
                 task.error = Pruned(f"{job.name} was pruned: {cost(job)}")
 
     def _check_epoch(self, job: Job, judge: Judge, line: str, seconds: float) -> None:
-        """Stop a job by a log line that ends an epoch, if the policy says so; a resumed job logs an epoch twice."""
+        """Stop a job by a log line that ends an epoch, if the policy prunes it; a resumed job logs an epoch twice."""
         scores = epoch_scores(line)
         if scores is None or not judge(job.number, *scores, seconds) or job.pruned:  # later epochs count as run, too
             return

@@ -44,7 +44,7 @@ def wait_until(step: Callable[[], tuple[bool, bool]], leave: threading.Event, *,
         except ResourceError as error:
             if failing_since is None:
                 failing_since = time.monotonic()
-                log.warning("%s. What runs at AWS goes on; asking again.", error)
+                log.warning("%s. It still runs on AWS; asking again.", error)
             if time.monotonic() - failing_since >= _RETRY_WINDOW:
                 raise
         pause = _SHORTEST if changed else min(pause * 1.3, _LONGEST)

@@ -60,7 +60,7 @@ class SageMakerLauncher(Launcher):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Store what Hydra gives every launcher."""
-        self._context, self._config = hydra_context, config  # the container has a task function of its own
+        self._context, self._config = hydra_context, config  # the container has its own task function
 
     def prepare_sweep(self, trials: int, judge: "Judge | None") -> None:
         """Announce a search that chooses trial by trial, before it chooses the first.

@@ -258,7 +258,7 @@ def _files(folder: Path) -> "list[Found]":
     from bincounter.data.layouts.base import walk
 
     if not folder.is_dir():
-        what = "is no folder" if folder.exists() else "does not exist"
+        what = "is not a folder" if folder.exists() else "does not exist"
         raise DataError(f"{folder} {what}: set data.source to a folder of photos, or to an s3:// address")
     files, skipped = [], []
     for found in walk(folder):

@@ -250,7 +250,7 @@ def _definition(training: Mapping[str, Any], name: str) -> dict[str, Any]:
             )
     definition["StaticHyperParameters"] = training["HyperParameters"]
     folder = training["OutputDataConfig"]["S3OutputPath"].rstrip("/")
-    # Each trial keeps its run in a folder of its own below it (see bincounter.cloud.container).
+    # Each trial has its own folder below it (see bincounter.cloud.container).
     definition["CheckpointConfig"] = {**training["CheckpointConfig"], "S3Uri": f"{folder}/{name}/checkpoints"}
     return definition
 
@@ -261,4 +261,4 @@ def _refuse_reserved(extra: Mapping[str, Any]) -> None:
         for step in path.split("."):
             node = node.get(step) if isinstance(node, Mapping) else None
         if node is not None:
-            raise ConfigError(f"hparams_search.request.{path} has a setting of its own: use {setting}")
+            raise ConfigError(f"hparams_search.request.{path} has its own setting: use {setting}")

@@ -14,13 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from bincounter.errors import ConfigError, nearest, one_of
 
-_HYDRA_KEYS = {
-    "_target_",
-    "_partial_",
-    "_args_",
-    "_recursive_",
-    "_convert_",
-}  # what Hydra itself reads from a node with a _target_
+_HYDRA_KEYS = {"_target_", "_partial_", "_args_", "_recursive_", "_convert_"}  # read by Hydra itself
 
 
 @dataclass(frozen=True)
@@ -165,6 +159,24 @@ def imported(key: str, dotted: str) -> Any:
     if not callable(found):
         raise ConfigError(f"{key}._target_={dotted} is not callable: correct the spelling, or install its package")
     return found
+
+
+RENAMED_TARGETS = {
+    "bincounter.cloud.container.cluster.SageMakerEnvironment": "bincounter.cloud.container.SageMakerEnvironment",
+}
+"""Targets that have moved, by the names in configurations of earlier versions.
+
+Checkpoints name backbones and objectives only, whose names stay.
+"""
+
+
+def renamed_targets(node: Any) -> Any:
+    """Copy a stored configuration, with the present names of :data:`RENAMED_TARGETS`."""
+    if isinstance(node, Mapping):
+        return {key: renamed_targets(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [renamed_targets(value) for value in node]
+    return RENAMED_TARGETS.get(node, node) if isinstance(node, str) else node
 
 
 def _hints(target: Any) -> dict[str, Any]:

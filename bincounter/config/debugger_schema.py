@@ -150,6 +150,10 @@ class TensorsConfig:
     rules: RulesConfig = field(default_factory=RulesConfig)
 
 
+DEBUGGERS = {"none": NoDebugger, "tensors": TensorsConfig, "smdebug": SmdebugConfig}
+"""Schemas of the options of ``debugger``."""
+
+
 def check_debugger(debugger: Mapping[str, Any]) -> None:
     """Check the settings of ``debugger``.
 
@@ -159,7 +163,7 @@ def check_debugger(debugger: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: the first error.
     """
-    check_kind("debugger", debugger, {"none": NoDebugger, "tensors": TensorsConfig, "smdebug": SmdebugConfig})
+    check_kind("debugger", debugger, DEBUGGERS)
     if debugger["kind"] != "tensors":
         return
     if not debugger["layers"]:

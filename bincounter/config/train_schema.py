@@ -13,16 +13,14 @@ from omegaconf import MISSING
 
 from bincounter.config.checks import bounded
 from bincounter.config.debugger_schema import (
+    DEBUGGERS,
     AdvancedProfiler,
-    NoDebugger,
     NoProfiler,
     PytorchProfiler,
     SimpleProfiler,
-    TensorsConfig,
 )
 from bincounter.config.launcher_schema import ContainerConfig, LocalConfig, RehearsalConfig, SageMakerConfig
 from bincounter.config.search_schema import OptunaConfig, TunerConfig
-from bincounter.smdebug.settings import SmdebugConfig
 
 
 @dataclass
@@ -164,9 +162,8 @@ def register() -> None:
     store.store(name="train_schema", node=TrainConfig)
     store.store(group="data", name="schema", node=DataConfig)
     store.store(group="paths", name="schema", node=PathsConfig)
-    store.store(group="debugger", name="none_schema", node=NoDebugger)
-    store.store(group="debugger", name="tensors_schema", node=TensorsConfig)
-    store.store(group="debugger", name="smdebug_schema", node=SmdebugConfig)
+    for name, schema in DEBUGGERS.items():
+        store.store(group="debugger", name=f"{name}_schema", node=schema)
     store.store(group="profiler", name="no_profiler_schema", node=NoProfiler)
     store.store(group="profiler", name="simple_profiler_schema", node=SimpleProfiler)
     store.store(group="profiler", name="advanced_profiler_schema", node=AdvancedProfiler)

@@ -102,16 +102,12 @@ def _put(source: Path, target: Path, link: bool) -> None:
     aside.unlink(missing_ok=True)
     try:
         if not (link and _linked(source, aside)):
-            _copy(source, aside)
+            shutil.copy2(source, aside)
+            with aside.open("rb") as file:
+                os.fsync(file.fileno())  # before it gets its name: a power cut shall not leave it empty
         aside.replace(target)
     finally:
         aside.unlink(missing_ok=True)
-
-
-def _copy(source: Path, target: Path) -> None:
-    shutil.copy2(source, target)
-    with target.open("rb") as file:
-        os.fsync(file.fileno())  # before it gets its name: a power cut shall not leave it empty
 
 
 def _is_there(source: Path, target: Path) -> bool:

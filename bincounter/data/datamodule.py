@@ -146,9 +146,6 @@ class BinDataModule(L.LightningDataModule):
             stored_size=stored_size,
             workers=self._decoders,
         )
-        self._choose_counts()
-
-    def _choose_counts(self) -> None:
         there = Counter(record.count for record in self.manifest.records)
         self.counts = sorted(self._wanted if self._wanted is not None else there)
         wanted = set(self.counts)
@@ -207,7 +204,10 @@ class BinDataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Batches of this rank, from the place a resumed run had reached."""
         positions = self.side("training")
-        weights = self._weights(positions) if self._balanced else None
+        weights = None
+        if self._balanced:
+            numbers = self.count_of(positions)
+            weights = np.array([1 / numbers[self.manifest.records[i].count] for i in positions])
         sampler = ResumableBatchSampler(
             len(positions),
             self.batch_size,
@@ -231,10 +231,6 @@ class BinDataModule(L.LightningDataModule):
     def photo_loader(self, positions: np.ndarray) -> DataLoader:
         """Like :meth:`scoring_loader`, with pixels even where there are features."""
         return self._photos(positions, EveryPhotoOnce(len(positions), self.batch_size))
-
-    def _weights(self, positions: np.ndarray) -> np.ndarray:
-        numbers = self.count_of(positions)
-        return np.array([1 / numbers[self.manifest.records[i].count] for i in positions])
 
     def _rank(self) -> dict[str, int]:
         trainer = self.trainer
@@ -285,7 +281,7 @@ class BinDataModule(L.LightningDataModule):
         """The place in the training photos: the epoch, and the batches of it that are done."""
         assert self.trainer is not None
         fit = self.trainer.fit_loop
-        progress = fit.epoch_loop.batch_progress
+        progress = batch_progress(self.trainer)
         batch = 0 if progress.is_last_batch else progress.current.ready
         epoch: int = fit.epoch_progress.current.processed  # type: ignore[attr-defined]
         return {"epoch": epoch, "batch": batch, "processes": self.trainer.world_size}
@@ -303,3 +299,8 @@ class BinDataModule(L.LightningDataModule):
                 "(trainer.devices, launcher.instance_type, launcher.instance_count) as it had"
             )
         self._resume_at = (state_dict["epoch"], state_dict["batch"])
+
+
+def batch_progress(trainer: L.Trainer) -> Any:
+    """Lightning's counts of this epoch's training batches: ``current.ready`` of them have begun; ``is_last_batch``."""
+    return trainer.fit_loop.epoch_loop.batch_progress

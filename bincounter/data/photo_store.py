@@ -65,7 +65,8 @@ class PhotoStore:
         store = cls(files, manifest.content, image_size, None)
         if cached:
             file = stored_photos(cache_dir, manifest, image_size)
-            if _is_whole(file, len(files), image_size) or store._keep(file, workers):
+            is_whole = file.is_file() and file.stat().st_size == len(files) * 3 * image_size**2
+            if is_whole or store._keep(file, workers):
                 return cls(files, manifest.content, image_size, file)
         return store
 
@@ -102,7 +103,14 @@ class PhotoStore:
                 photos[row] = self._decode(photo).numpy()  # torch would wake its thread pool for each
             return torch.from_numpy(photos)
         if self._photos is None:
-            self._photos = _mapped(self._file, len(self), self._image_size)
+            shape = (len(self), 3, self._image_size, self._image_size)
+            try:
+                # As a plain array: a memmap subclass would make every batch one too.
+                self._photos = np.asarray(np.memmap(self._file, np.uint8, "r", shape=shape))
+            except (OSError, ValueError) as error:
+                raise DataError(
+                    f"the decoded photos in {self._file} are gone: run again to decode them anew."
+                ) from error
         return torch.from_numpy(self._photos[np.asarray(indices, dtype=np.int64)])
 
     def __getstate__(self) -> dict:
@@ -183,18 +191,6 @@ def has_room(folder: Path, photos: int, image_size: int) -> bool:
     """Whether a folder's disk has room for so many photos, with a twentieth to spare."""
     folder.mkdir(parents=True, exist_ok=True)
     return shutil.disk_usage(folder).free > 1.05 * photos * 3 * image_size**2
-
-
-def _is_whole(file: Path, photos: int, image_size: int) -> bool:
-    return file.is_file() and file.stat().st_size == photos * 3 * image_size**2
-
-
-def _mapped(file: Path, photos: int, image_size: int) -> np.ndarray:
-    try:
-        # As a plain array: a memmap subclass would make every batch one too.
-        return np.asarray(np.memmap(file, np.uint8, "r", shape=(photos, 3, image_size, image_size)))
-    except (OSError, ValueError) as error:
-        raise DataError(f"the decoded photos in {file} are gone: run again to decode them anew.") from error
 
 
 def _delete_abandoned(folder: Path) -> None:

@@ -33,7 +33,6 @@ from bincounter.files import full_disk_answered, one_at_a_time, replacing
 
 log = logging.getLogger(__name__)
 
-
 SIDES = ("train", "valid", "test")
 """Folders of training, validation and test photos."""
 
@@ -76,38 +75,38 @@ def prepare_folders(
         return _fill(folder_of(destination), manifest, photos, tables)
 
 
-def _fill(folder: Path, manifest: Manifest, photos: Mapping[str, BinRecord], tables: list[Path]) -> Placed:
-    """Put photos and tables into a folder here."""
+def prepare_shards(
+    manifest: Manifest,
+    kept: np.ndarray,
+    assignment: np.ndarray,
+    destination: str,
+    *,
+    cache_dir: Path,
+    connections: int = 64,
+) -> Placed:
+    """Make ``destination`` hold the shards of a split data set, whose index comes last.
+
+    Args:
+        manifest: of the source.
+        kept: ``int[N]``, positions in ``manifest.records`` of the photos to prepare.
+        assignment: ``int8[N]``, the side of each of them.
+        destination: a folder or an ``s3://`` address that ``check_destination`` let pass.
+        cache_dir: where shards are packed before they are sent.
+        connections: requests at a time.
+
+    Returns:
+        what was not there yet, tables included.
+
+    Raises:
+        DataError: the destination holds other photos, or it cannot be written.
+        ResourceError: disk, network or server gave out.
+    """
+    if is_remote(destination):
+        return _send(manifest, kept, assignment, destination, cache_dir, connections)
+    folder = folder_of(destination)
     refuse_inside(folder, manifest.root)
-    expected = photos.keys() | {table.name for table in tables}
-    strange = next((f.name for f in walk(folder) if is_of_a_data_set(f.name) and f.name not in expected), None)
-    if strange is not None:
-        raise DataError(f"{folder} holds other photos, such as {strange}: name an empty folder")
-    changed = [table for table in tables if not _is_same(table, folder / table.name)]
-    for table in changed:
-        (folder / table.name).unlink(missing_ok=True)  # what it tells is true no more once the first photo is there
-    files, size = place({name: photo.file for name, photo in photos.items()}, folder)
-    with full_disk_answered(folder):
-        for table in changed:
-            with table.open("rb") as content, replacing(folder / table.name, "wb") as file:
-                shutil.copyfileobj(content, file)
-    return Placed(files + len(changed), size + sum(table.stat().st_size for table in changed))
-
-
-@contextmanager
-def _tables(manifest: Manifest, photos: Mapping[str, BinRecord]) -> Iterator[list[Path]]:
-    """Write quarantine and split into a folder that goes away; the split is the last of them."""
-    names = sorted(photos)
-    with tempfile.TemporaryDirectory(prefix="bincounter-") as folder, full_disk_answered(Path(folder)):
-        quarantine, split = Path(folder, QUARANTINE_FILE), Path(folder, SPLIT_FILE)
-        write_quarantine(quarantine, manifest.refusals)
-        sides = np.array([SIDES.index(name.partition("/")[0]) for name in names], np.int8)
-        write_split(split, [replace(photos[name], id=name) for name in names], sides)
-        yield [quarantine, split]
-
-
-def _is_same(table: Path, there: Path) -> bool:
-    return there.is_file() and filecmp.cmp(table, there, shallow=False)
+    sizes = [path.stat().st_size for path in pack_files(manifest, kept, assignment, folder)]
+    return Placed(len(sizes), sum(sizes))
 
 
 def check_destination(destination: str, source: str | None) -> None:
@@ -160,38 +159,35 @@ def _inside(destination: str, source: str) -> DataError:
     return DataError(f"{destination} lies in the source {source}, which would then hold each photo twice: name another")
 
 
-def prepare_shards(
-    manifest: Manifest,
-    kept: np.ndarray,
-    assignment: np.ndarray,
-    destination: str,
-    *,
-    cache_dir: Path,
-    connections: int = 64,
-) -> Placed:
-    """Make ``destination`` hold the shards of a split data set, whose index comes last.
-
-    Args:
-        manifest: of the source.
-        kept: ``int[N]``, positions in ``manifest.records`` of the photos to prepare.
-        assignment: ``int8[N]``, the side of each of them.
-        destination: a folder or an ``s3://`` address that ``check_destination`` let pass.
-        cache_dir: where shards are packed before they are sent.
-        connections: requests at a time.
-
-    Returns:
-        what was not there yet, tables included.
-
-    Raises:
-        DataError: the destination holds other photos, or it cannot be written.
-        ResourceError: disk, network or server gave out.
-    """
-    if is_remote(destination):
-        return _send(manifest, kept, assignment, destination, cache_dir, connections)
-    folder = folder_of(destination)
+def _fill(folder: Path, manifest: Manifest, photos: Mapping[str, BinRecord], tables: list[Path]) -> Placed:
+    """Put photos and tables into a folder here."""
     refuse_inside(folder, manifest.root)
-    sizes = [path.stat().st_size for path in pack_files(manifest, kept, assignment, folder)]
-    return Placed(len(sizes), sum(sizes))
+    expected = photos.keys() | {table.name for table in tables}
+    strange = next((f.name for f in walk(folder) if is_of_a_data_set(f.name) and f.name not in expected), None)
+    if strange is not None:
+        raise DataError(f"{folder} holds other photos, such as {strange}: name an empty folder")
+    kept = {path for path in tables if (folder / path.name).is_file() and filecmp.cmp(path, folder / path.name, False)}
+    changed = [table for table in tables if table not in kept]
+    for table in changed:
+        (folder / table.name).unlink(missing_ok=True)  # what it tells is true no more once the first photo is there
+    files, size = place({name: photo.file for name, photo in photos.items()}, folder)
+    with full_disk_answered(folder):
+        for table in changed:
+            with table.open("rb") as content, replacing(folder / table.name, "wb") as file:
+                shutil.copyfileobj(content, file)
+    return Placed(files + len(changed), size + sum(table.stat().st_size for table in changed))
+
+
+@contextmanager
+def _tables(manifest: Manifest, photos: Mapping[str, BinRecord]) -> Iterator[list[Path]]:
+    """Write quarantine and split into a folder that goes away; the split is the last of them."""
+    names = sorted(photos)
+    with tempfile.TemporaryDirectory(prefix="bincounter-") as folder, full_disk_answered(Path(folder)):
+        quarantine, split = Path(folder, QUARANTINE_FILE), Path(folder, SPLIT_FILE)
+        write_quarantine(quarantine, manifest.refusals)
+        sides = np.array([SIDES.index(name.partition("/")[0]) for name in names], np.int8)
+        write_split(split, [replace(photos[name], id=name) for name in names], sides)
+        yield [quarantine, split]
 
 
 def _send(

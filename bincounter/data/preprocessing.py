@@ -162,14 +162,9 @@ def _rgb(photo: Image.Image) -> Image.Image:
     """Convert any colour mode of the readers above to RGB, with transparent parts on white."""
     if photo.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion clips at 255
         return photo.convert("I").point(_HIGH_BYTES, "L").convert("RGB")
-    if photo.has_transparency_data:
-        return _on_white(photo)
-    return photo if photo.mode == "RGB" else photo.convert("RGB")
-
-
-def _on_white(photo: Image.Image) -> Image.Image:
-    """By strips: of a large photo, all the copies together would take gigabytes."""
-    whole = Image.new("RGB", photo.size)
+    if not photo.has_transparency_data:
+        return photo if photo.mode == "RGB" else photo.convert("RGB")
+    whole = Image.new("RGB", photo.size)  # in strips: all copies of a large photo would take gigabytes
     for top in range(0, photo.height, _STRIP):
         strip = photo.crop((0, top, photo.width, min(top + _STRIP, photo.height))).convert("RGBA")
         whole.paste(Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip).convert("RGB"), (0, top))

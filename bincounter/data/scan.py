@@ -28,7 +28,6 @@ from bincounter.progress import track
 
 log = logging.getLogger(__name__)
 
-
 MAX_BYTES = 500_000_000
 """Size of the largest file that is read: more than a photo of the most pixels takes uncompressed."""
 
@@ -36,19 +35,12 @@ _THUMB = 32  # pixels, what the fingerprint looks at
 _TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# What bincounter can make again; delete it at will.\n"
 
 
-def _code_hash() -> str:
-    """Hash the code whose results a manifest holds: what another version kept is not taken for this one's."""
-    folder = Path(__file__).parent
-    sources = [
-        Path(__file__),
-        folder / "preprocessing.py",
-        folder / "grouping.py",
-        *sorted(folder.glob("layouts/*.py")),
-    ]
-    return hashlib.sha256(b"".join(source.read_bytes() for source in sources) + PIL.__version__.encode()).hexdigest()
-
-
-_CODE = _code_hash()
+# The code whose results a manifest holds: one kept by another version is not read.
+_SOURCES = [
+    *(Path(__file__).with_name(name) for name in ("scan.py", "preprocessing.py", "grouping.py")),
+    *sorted(Path(__file__).parent.glob("layouts/*.py")),
+]
+_CODE = hashlib.sha256(b"".join(file.read_bytes() for file in _SOURCES) + PIL.__version__.encode()).hexdigest()
 
 
 def scan(
@@ -76,7 +68,8 @@ def scan(
     if isinstance(layout, KnownLayout):
         return layout.manifest(root)
     signature = _signature(layout.walk(root))
-    kept = cache_dir / "manifests" / f"{_key(root, layout)}.npz"
+    key = hashlib.sha256(json.dumps([str(root.resolve()), repr(layout), _CODE]).encode()).hexdigest()[:16]
+    kept = cache_dir / "manifests" / f"{key}.npz"
     manifest = load_manifest(kept, root, signature)
     if manifest is None:
         with full_disk_answered(cache_dir):
@@ -84,6 +77,52 @@ def scan(
             manifest = _read_source(root, layout, cache_dir, image_size, workers)
             save_manifest(kept, manifest, signature)
     return manifest
+
+
+def save_manifest(file: Path, manifest: Manifest, signature: str) -> None:
+    """Keep a manifest with the signature of the inputs it was made from."""
+    prefix = f"{manifest.root}/"
+    header = {
+        "signature": signature,
+        "digest": manifest.digest,
+        "ids": [record.id for record in manifest.records],
+        "paths": [str(record.file.path).removeprefix(prefix) for record in manifest.records],
+        "splits": manifest.given_splits,
+        "refusals": [(refusal.path, refusal.reason) for refusal in manifest.refusals],
+    }
+    with replacing(file, "wb") as opened:
+        np.savez(
+            opened,
+            header=np.frombuffer(json.dumps(header).encode(), np.uint8),
+            counts=np.array([record.count for record in manifest.records], np.int64),
+            groups=np.array([record.group for record in manifest.records], np.int64),
+            sizes=manifest.sizes,
+            content=manifest.content,
+        )
+
+
+def load_manifest(file: Path, root: Path, signature: str) -> Manifest | None:
+    """Read a manifest kept before; ``None`` when there is none, it is broken or its inputs have changed since."""
+    try:
+        with np.load(file, allow_pickle=False) as kept:
+            header = json.loads(kept["header"].tobytes())
+            if header["signature"] != signature:
+                return None
+            rows = zip(header["ids"], header["paths"], kept["counts"].tolist(), kept["groups"].tolist(), strict=True)
+            return Manifest(
+                root=root,
+                records=tuple(BinRecord(id, PhotoFile(root / path), count, group) for id, path, count, group in rows),
+                given_splits=tuple(header["splits"]),
+                sizes=kept["sizes"],
+                content=kept["content"],
+                refusals=tuple(Refusal(path, reason) for path, reason in header["refusals"]),
+                digest=header["digest"],
+            )
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # whatever broken bytes cause: a scan makes a new one
+        log.info("%s is broken (%s): scanning again", file, error)
+        return None
 
 
 class _Looks(NamedTuple):
@@ -143,7 +182,7 @@ def _read_source(root: Path, layout: Layout, cache_dir: Path, image_size: int | 
         looks_of_all = ordered_map(partial(_look, image_size=image_size if keep else None), candidates, workers)
         for candidate, looks in zip(candidates, track(looks_of_all, "Reading photos", len(candidates)), strict=True):
             if isinstance(looks, str):
-                refusals.append(Refusal(_name(root, candidate.file), looks))
+                refusals.append(Refusal(candidate.file.name.removeprefix(f"{root}/"), looks))
                 continue
             if writer and looks.photo is not None:
                 writer.put(len(rows.candidates), looks.photo)
@@ -174,15 +213,6 @@ def _look(candidate: Candidate, image_size: int | None) -> _Looks | str:
         return f"cannot be read ({(error.strerror or type(error).__name__).lower()})"
 
 
-def _name(root: Path, file: PhotoFile) -> str:
-    return file.name.removeprefix(f"{root}/")
-
-
-def _key(root: Path, layout: Layout) -> str:
-    """Name what a manifest depends on, besides its inputs: the place, the layout and the code that reads it."""
-    return hashlib.sha256(json.dumps([str(root.resolve()), repr(layout), _CODE]).encode()).hexdigest()[:16]
-
-
 def _signature(inputs: Iterable[Found]) -> str:
     signature = hashlib.blake2b(digest_size=16)
     for found in inputs:
@@ -196,49 +226,3 @@ def _reasons(refusals: Sequence[Refusal]) -> str:
     shown = [f"{number} {reason}" for reason, number in counts[:4]]
     others = sum(number for _, number in counts[4:])
     return ", ".join(shown + ([f"{others} for other reasons"] if others else [])) or "it is empty"
-
-
-def save_manifest(file: Path, manifest: Manifest, signature: str) -> None:
-    """Keep a manifest with the signature of the inputs it was made from."""
-    prefix = f"{manifest.root}/"
-    header = {
-        "signature": signature,
-        "digest": manifest.digest,
-        "ids": [record.id for record in manifest.records],
-        "paths": [str(record.file.path).removeprefix(prefix) for record in manifest.records],
-        "splits": manifest.given_splits,
-        "refusals": [(refusal.path, refusal.reason) for refusal in manifest.refusals],
-    }
-    with replacing(file, "wb") as opened:
-        np.savez(
-            opened,
-            header=np.frombuffer(json.dumps(header).encode(), np.uint8),
-            counts=np.array([record.count for record in manifest.records], np.int64),
-            groups=np.array([record.group for record in manifest.records], np.int64),
-            sizes=manifest.sizes,
-            content=manifest.content,
-        )
-
-
-def load_manifest(file: Path, root: Path, signature: str) -> Manifest | None:
-    """Read a manifest kept before; ``None`` when there is none, it is broken or its inputs have changed since."""
-    try:
-        with np.load(file, allow_pickle=False) as kept:
-            header = json.loads(kept["header"].tobytes())
-            if header["signature"] != signature:
-                return None
-            rows = zip(header["ids"], header["paths"], kept["counts"].tolist(), kept["groups"].tolist(), strict=True)
-            return Manifest(
-                root=root,
-                records=tuple(BinRecord(id, PhotoFile(root / path), count, group) for id, path, count, group in rows),
-                given_splits=tuple(header["splits"]),
-                sizes=kept["sizes"],
-                content=kept["content"],
-                refusals=tuple(Refusal(path, reason) for path, reason in header["refusals"]),
-                digest=header["digest"],
-            )
-    except FileNotFoundError:
-        return None
-    except Exception as error:  # whatever broken bytes cause: a scan makes a new one
-        log.info("%s is broken (%s): scanning again", file, error)
-        return None

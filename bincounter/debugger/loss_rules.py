@@ -1,4 +1,4 @@
-"""Loss_not_decreasing, overfit, overtraining, class_imbalance."""
+"""Rules on losses and counts: loss not decreasing, overfit, overtraining, class imbalance."""
 
 import math
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ class LossNotDecreasing(Rule):
         self._before: float | None = None
 
     def step(self, record: StepRecord) -> Finding | None:
-        """Add the loss since the last record; compare when there are steps enough."""
+        """Add the loss since the last record; compare after enough steps."""
         steps = record.step - self._last
         self._last = record.step
         self._total += record.train_loss * steps
@@ -35,7 +35,7 @@ class LossNotDecreasing(Rule):
             return None
         mean, before, start = self._total / self._steps, self._before, self._from
         self._before, self._total, self._steps, self._from = mean, 0.0, 0, record.step + 1
-        if before is None or not math.isfinite(mean - before):  # exploding_tensor's business
+        if before is None or not math.isfinite(mean - before):  # left to exploding_tensor
             return None
         self.judged = True
         wanted = self._settings["diff_percent"]
@@ -43,9 +43,9 @@ class LossNotDecreasing(Rule):
             return None
         return Finding(
             f"the mean training loss of steps {start} to {record.step} is {mean:.4g}, that of as many steps before "
-            f"{before:.4g}: it changed by {100 * (mean - before) / before:+.2g} %, and -{wanted:g} % was asked for",
-            "Raise model.optimizer.lr if the loss never fell, lower it if it jumps about; if it fell before, what this "
-            "model can learn at this rate is learnt",
+            f"{before:.4g}: it changed by {100 * (mean - before) / before:+.2g} %, and -{wanted:g} % is required",
+            "Raise model.optimizer.lr if the loss never fell, lower it if it jumps; if it fell before, this model "
+            "learns nothing more at this rate",
         )
 
 
@@ -77,7 +77,7 @@ class Overfit(Rule):
 
 
 class Overtraining(Rule):
-    """Neither the training nor the validation loss has become better for some time."""
+    """Neither the training nor the validation loss has improved for some time."""
 
     name = "overtraining"
 
@@ -90,7 +90,7 @@ class Overtraining(Rule):
     def epoch(self, record: EpochRecord) -> Finding | None:
         """Compare both losses with the best so far."""
         if record.val_loss is None or not math.isfinite(record.val_loss + record.epoch_loss):
-            return None  # not validated, or exploding_tensor's business
+            return None  # not validated, or left to exploding_tensor
         for side, loss in (("train", record.epoch_loss), ("validation", record.val_loss)):
             better = loss < self._best[side] - self._settings["delta"]
             self._since[side] = 0 if better else self._since[side] + 1
@@ -104,7 +104,7 @@ class Overtraining(Rule):
             f"for {self._since['train']} validations the training loss has not been {self._settings['delta']:g} below "
             f"{self._best['train']:.4g}, nor for {self._since['validation']} the validation loss below "
             f"{self._best['validation']:.4g}",
-            "Further epochs bring nothing at this learning rate: stop here (action=stop, or "
+            "Further epochs gain nothing at this learning rate: stop here (action=stop, or "
             "callbacks=[default,early_stopping]), or plan fewer with trainer.max_epochs",
         )
 

@@ -1,4 +1,4 @@
-"""Callback ``TensorRecorder`` (its class name is a state key)."""
+"""Callback ``TensorRecorder``: losses, gradients, weights and activations of recorded steps."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,31 +16,36 @@ from bincounter.debugger.tensor_statistics import STATISTICS, ActivationHooks, B
 from bincounter.errors import ConfigError
 from bincounter.model.counter import BinCounter
 from bincounter.model.scores import MacroF1
+from bincounter.training.checkpoint import optimizer_steps_after
 
 
 class Watch(Protocol):
-    """Who is told of records; on all processes of a run alike, with ``None`` on all but the first."""
+    """Receiver of records; called on all processes of a run, with ``None`` on all but the first."""
 
     def begin(self, trainer: L.Trainer, records: Iterator[Record] | None) -> None:
-        """What was recorded before the run was gone on with."""
+        """Receive the records from before the run was resumed."""
 
     def judge(self, trainer: L.Trainer, record: Record | None) -> None:
-        """A record as it is made."""
+        """Receive a new record."""
 
 
 class TensorRecorder(L.Callback):
-    """Records losses, gradients, weights and activations of every so many optimizer steps in ``RUN/debugger``.
+    """Records losses, gradients, weights and activations of every few optimizer steps in ``RUN/debugger``.
 
     Gradients are those of the whole step, unscaled and before clipping; weights are those after the update; activations
     are of the step's last batch. Under DDP the first process records: its photos' losses and activations, the gradients
-    and weights that all share. Parameters that are not trained are left out, and so is a frozen backbone that is passed
-    over where its features are at hand.
+    and weights that all share. Parameters that are not trained are skipped, and so is a frozen backbone whose features
+    are cached.
+
+    The class name is a key in checkpoints.
 
     Args:
         folder: ``RUN/debugger``.
         settings: ``debugger`` of the configuration, with ``every_n_train_steps``, ``layers`` and ``rules``.
-        watch: is told of every record.
+        watch: receives every record.
     """
+
+    profiler_phase = "debugger"
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], watch: Watch | None = None) -> None:
         self._every = settings["every_n_train_steps"]
@@ -58,11 +63,11 @@ class TensorRecorder(L.Callback):
         self._before: tuple[tuple[str, ...], Tensor] | None = None
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Note where the run is gone on from; :meth:`load_state_dict` is not called if it recorded nothing so far."""
+        """Store the step the run resumes from; :meth:`load_state_dict` is not called if it recorded nothing so far."""
         self._step = checkpoint["global_step"]
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Bring the files to where the run is gone on from.
+        """Cut the files back to where the run resumes.
 
         Raises:
             ConfigError: ``debugger.layers`` matches nothing to record.
@@ -74,7 +79,7 @@ class TensorRecorder(L.Callback):
         if not hooks.measures and not any(_owner(name) in self._layers for name, _ in pl_module.named_parameters()):
             patterns = ",".join(pattern.pattern for pattern in self._patterns)
             what = "matches no layer" if not self._layers else "matches no layer with weights or activations"
-            raise ConfigError(f"debugger.layers=[{patterns}] {what}; there are {', '.join(_outer(names))}")
+            raise ConfigError(f"debugger.layers=[{patterns}] {what}; layers are {', '.join(_outer(names))}")
         if self._first:
             self._hooks = hooks
             self._files.begin(self._step)
@@ -84,22 +89,20 @@ class TensorRecorder(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Begin to look where the batch is the last one of a recorded step."""
-        # batch_idx does not tell: Lightning steps on the last batch of an epoch too.
-        steps = not trainer.fit_loop.epoch_loop._should_accumulate()
+        """Attach the hooks if the batch is the last one of a recorded step."""
         self._due = trainer.global_step % self._every == 0
-        self._recording = steps and self._due
+        self._recording = self._due and optimizer_steps_after(trainer)
         if self._recording and self._hooks is not None:
             self._hooks.attach()
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
-        """Look no further: recomputing activations for the backward pass is none of them."""
+        """Detach the hooks: activations recomputed for the backward pass are not recorded."""
         if self._hooks is not None:
             self._hooks.detach()
 
     @torch.no_grad()
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
-        """Take the gradients' statistics, and the weights as they are before the update."""
+        """Compute the gradients' statistics, and copy the weights before the update."""
         if not (self._recording and self._first):
             return
         trained = self._parameters(pl_module)
@@ -118,19 +121,19 @@ class TensorRecorder(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Add the batch to the means; record the step when its turn has come."""
+        """Add the batch to the means; record the step if it is due."""
         if self._first:
-            # Lightning hands over the loss divided by the number of batches in a step.
+            # Lightning passes the loss divided by the number of batches in a step.
             self._count(pl_module, batch["count"], outputs["loss"].detach() * trainer.accumulate_grad_batches)
         if self._recording:
             self._recording = False
             record = self._step_record(trainer, pl_module) if self._first else None
-            self._tell(trainer, record)
-        if not trainer.fit_loop.epoch_loop._should_accumulate():
+            self._add(trainer, record)
+        if optimizer_steps_after(trainer):
             self._step_loss.clear()
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take right and wrong answers by count, which the metrics forget when validation is over."""
+        """Copy the confusion matrix, which the metrics reset after validation."""
         if self._first and not trainer.sanity_checking:
             metric = next(each for each in pl_module.modules() if isinstance(each, MacroF1))
             self._confusion = metric.confusion.cpu().numpy()
@@ -140,13 +143,13 @@ class TensorRecorder(L.Callback):
         self._validated = not trainer.sanity_checking
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Record the epoch; RunCheckpoint, which has to know of it, comes later."""
+        """Record the epoch; RunCheckpoint, which stores the record, comes later."""
         record = self._epoch_record(trainer, pl_module) if self._first else None
         self._validated = False
-        self._tell(trainer, record)
+        self._add(trainer, record)
 
     def state_dict(self) -> dict[str, Any]:
-        """The means under way, the photos seen, and where the files end."""
+        """Return the running means, the photos seen, and the ends of the files."""
         return {
             "recent": self._recent.state_dict(),
             "epoch": self._epoch.state_dict(),
@@ -155,20 +158,20 @@ class TensorRecorder(L.Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` told."""
+        """Restore the state of :meth:`state_dict`."""
         self._recent.load_state_dict(state_dict["recent"])
         self._epoch.load_state_dict(state_dict["epoch"])
         self._trained = None if state_dict["trained"] is None else torch.tensor(state_dict["trained"])
         self._files.load_state_dict(state_dict["files"])
 
-    def _tell(self, trainer: L.Trainer, record: Record | None) -> None:
+    def _add(self, trainer: L.Trainer, record: Record | None) -> None:
         if record is not None:
             self._files.add(record)
         if self._watch is not None:
             self._watch.judge(trainer, record)
 
     def _count(self, pl_module: L.LightningModule, count: Tensor, loss: Tensor) -> None:
-        """Add a batch's loss and labels, without waiting for the device."""
+        """Add a batch's loss and labels, without synchronising."""
         self._recent.add(loss, len(count))
         if self._due:
             self._step_loss.add(loss, len(count))
@@ -177,7 +180,7 @@ class TensorRecorder(L.Callback):
         self._trained = seen if self._trained is None else self._trained.to(seen.device) + seen
 
     def _parameters(self, pl_module: L.LightningModule) -> dict[str, Tensor]:
-        """Trained parameters of the layers that are looked at."""
+        """Return trained parameters of the recorded layers."""
         return {
             name: parameter
             for name, parameter in pl_module.named_parameters()
@@ -185,7 +188,7 @@ class TensorRecorder(L.Callback):
         }
 
     def _layout(self, kind: str, tensors: Mapping[str, Tensor]) -> Blocks:
-        """How the tensors lie side by side: made anew when other ones are trained than before."""
+        """Return the tensors' block layout, built again when other ones are trained."""
         names = tuple(tensors)
         known = self._layouts.get(kind)
         if known is None or known[0] != names:
@@ -204,7 +207,9 @@ class TensorRecorder(L.Callback):
         activations, modules, measured = self._hooks.take()
         wide = pieces[-1].dtype
         values = torch.cat([piece.to(wide) for piece in (*pieces, *measured)])
-        host = iter(np.split(values.cpu().numpy().astype(np.float32), _ends(pieces, measured)))  # the one wait
+        host = iter(
+            np.split(values.cpu().numpy().astype(np.float32), _ends(pieces, measured))
+        )  # the only synchronisation
         losses = next(host)
         tables = {}
         if self._gradients is not None:
@@ -219,13 +224,13 @@ class TensorRecorder(L.Callback):
         return StepRecord(trainer.current_epoch, trainer.global_step - 1, float(losses[0]), float(losses[1]), tables)
 
     def _weights(self, pl_module: L.LightningModule, names: Sequence[str], before: Tensor) -> Tensor:
-        """Statistics of the weights and how far the update moved each, ``float[N, 9]``; ``before`` is used up."""
+        """Return statistics of the weights and the update ratio, ``float[N, 9]``; ``before`` is overwritten."""
         layout = self._layouts["weight"][1]
         parameters = dict(pl_module.named_parameters())
         after = layout.matrix([parameters[name] for name in names])
         was = layout.norms(before)
         moved = layout.norms(before.sub_(after))
-        ratio = torch.where(moved == 0, moved, moved / was)  # infinite for what leaves zero
+        ratio = torch.where(moved == 0, moved, moved / was)  # infinite for weights that leave zero
         return torch.cat([layout.statistics(after), ratio[:, None]], dim=1)
 
     def _epoch_record(self, trainer: L.Trainer, pl_module: L.LightningModule) -> EpochRecord:
@@ -250,7 +255,7 @@ class TensorRecorder(L.Callback):
 
 
 def _owner(parameter: str) -> str:
-    """The module that holds a parameter."""
+    """Return the name of the module that holds a parameter."""
     return parameter.rpartition(".")[0]
 
 
@@ -265,40 +270,40 @@ def _table(names: Sequence[str], values: np.ndarray, modules: Sequence[str] = ()
 
 
 def _outer(names: Sequence[str]) -> list[str]:
-    """The outermost modules, and those inside of them."""
+    """Return the outermost modules and their children."""
     return [name for name in names if name.count(".") <= 1 and not name.startswith("val_")][:12]
 
 
 class PhotoMean:
-    """A mean over photos; adding to it and reading it wait for nothing."""
+    """A running mean over photos that never synchronises with the device."""
 
     def __init__(self) -> None:
         self._total: Tensor = torch.zeros(())
         self._photos = 0
 
     def add(self, value: Tensor, photos: int) -> None:
-        """Add the mean ``value`` of so many photos."""
+        """Add the mean ``value`` of ``photos`` photos."""
         self._total = torch.add(self._total.to(value.device), value.float(), alpha=photos)
         self._photos += photos
 
     def take_over(self, other: Self) -> None:
-        """Add all that ``other`` has, which starts over."""
+        """Add all of ``other``, and reset it."""
         self._total = self._total.to(other._total.device) + other._total
         self._photos += other._photos
         other.clear()
 
     def mean(self) -> Tensor:
-        """The mean so far, ``float32`` on the device; 0 of nothing."""
+        """Return the mean so far, ``float32`` on the device; 0 without photos."""
         return self._total / max(self._photos, 1)
 
     def clear(self) -> None:
-        """Start over."""
+        """Reset the mean."""
         self._total, self._photos = torch.zeros_like(self._total), 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Sum and number of photos."""
+        """Return the sum and the number of photos."""
         return {"total": float(self._total), "photos": self._photos}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` told."""
+        """Restore the state of :meth:`state_dict`."""
         self._total, self._photos = torch.tensor(state["total"]), state["photos"]

@@ -47,21 +47,21 @@ RULES: dict[str, type[Rule]] = {
         SaturatedActivation,
     )
 }
-"""Rules by name, in the order they are shown."""
+"""Rules by name, in the order of tables."""
 
 _SEVERITY = ("warn", "stop", "fail")
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A rule that has found something.
+    """A finding with its rule, action and place.
 
     Attributes:
         rule: its name.
         action: ``warn``, ``stop`` or ``fail``.
         epoch: counted from 0.
-        step: optimizer steps before the one that it found it in.
-        finding: what it is.
+        step: number of optimizer steps before that of the finding.
+        finding: reason and advice.
     """
 
     rule: str
@@ -71,13 +71,13 @@ class Verdict:
     finding: Finding
 
     def sentence(self) -> str:
-        """What is logged."""
+        """Return the line of the log."""
         place = f"step {self.step}, epoch {self.epoch + 1}"
         return f"Rule {self.rule} at {place}: {self.finding.reason}. {self.finding.advice}."
 
 
 class Verdicts:
-    """Rules that have not found anything yet, and what the others did.
+    """State of all rules over one run.
 
     Args:
         settings: ``debugger.rules``.
@@ -90,7 +90,7 @@ class Verdicts:
         self.found: dict[str, Verdict] = {}
 
     def judge(self, record: Record) -> list[Verdict]:
-        """What rules find in a record that they have not found before, the gravest action last."""
+        """Evaluate a record; return new findings, the most severe action last."""
         new = []
         for name, rule in list(self._open.items()):
             finding = rule.judge(record)
@@ -101,18 +101,18 @@ class Verdicts:
         return sorted(new, key=lambda verdict: _SEVERITY.index(verdict.action))
 
     def judge_all(self, records: Iterable[Record]) -> None:
-        """Take records whose findings were acted on already."""
+        """Evaluate records whose findings were acted on already."""
         for record in records:
             self.judge(record)
 
-    def gravest(self) -> Verdict | None:
-        """The finding with the gravest action."""
+    def most_severe(self) -> Verdict | None:
+        """Return the finding with the most severe action."""
         return max(self.found.values(), key=lambda verdict: _SEVERITY.index(verdict.action), default=None)
 
     def states(self) -> dict[str, dict[str, Any]]:
-        """What ``rules.json`` holds of each rule: its ``action`` and its ``state``.
+        """Return the content of ``rules.json``: the ``action`` and ``state`` of each rule.
 
-        States are ``off``, ``waiting`` (for enough to judge by), ``passed`` (so far) and ``found``, which comes with
+        States are ``off``, ``waiting`` (for enough data), ``passed`` (so far) and ``found``, which comes with
         ``epoch``, ``step``, ``reason`` and ``advice``.
         """
         states: dict[str, dict[str, Any]] = {}
@@ -132,11 +132,11 @@ class Verdicts:
 
 
 class RuleFailed(BinCounterError):
-    """A rule whose action is ``fail`` has found something."""
+    """A rule with action ``fail`` has a finding."""
 
 
 class RuleWatch:
-    """Judges records as they are made, on the first process; all of them act alike.
+    """Evaluates records as they are made, on the first process; all processes act alike.
 
     Args:
         folder: ``RUN/debugger``.
@@ -148,26 +148,26 @@ class RuleWatch:
         self._verdicts = Verdicts(settings)
 
     def begin(self, trainer: L.Trainer, records: Iterator[Record] | None) -> None:
-        """Come to the state the run had; what stopped or failed it does so again.
+        """Restore the state of the run from its records; what stopped or failed it does so again.
 
         Raises:
-            RuleFailed: a rule had failed the run, and is to fail it still.
+            RuleFailed: a rule had failed the run, and its action is still ``fail``.
         """
         verdict = None
         if records is not None:
             self._verdicts.judge_all(records)
             self._verdicts.write(self._folder)
-            verdict = self._verdicts.gravest()
+            verdict = self._verdicts.most_severe()
         action, sentence = _agreed(trainer, self._decision(trainer, verdict))
         if action == "fail":
             raise RuleFailed(sentence)
         trainer.should_stop = trainer.should_stop or action == "stop"
 
     def judge(self, trainer: L.Trainer, record: Record | None) -> None:
-        """Say what rules find, and act on it.
+        """Log new findings, and act on them.
 
-        ``stop`` ends the epoch here, validates and leaves the fit, as early stopping does; ``fail`` leaves it as soon
-        as ``last.ckpt`` is written.
+        ``stop`` ends the epoch here, validates and ends the fit, as early stopping does; ``fail`` ends it as soon as
+        ``last.ckpt`` is written.
         """
         new: list[Verdict] = []
         if record is not None:
@@ -185,20 +185,20 @@ class RuleWatch:
             run_checkpoint(trainer).end_with(trainer, RuleFailed(sentence))
 
     def _decision(self, trainer: L.Trainer, verdict: Verdict | None) -> tuple[str, str]:
-        """What to do, and what to say of it."""
+        """Return the action, and a sentence for the log."""
         if verdict is None or verdict.action == "warn":
-            return "go on", ""
+            return "continue", ""
         key = f"debugger.rules.{verdict.rule}.action"
         if verdict.action == "stop" and verdict.finding.diverged and not run_checkpoint(trainer).best_path.exists():
-            reason = f"{verdict.sentence()} There is no earlier checkpoint whose scores would mean something."
+            reason = f"{verdict.sentence()} No earlier checkpoint exists that could be scored."
             return "fail", reason
         if verdict.action == "stop":
             return "stop", f"{key}=stop ends the fit after step {verdict.step}."
-        return "fail", f"{verdict.sentence()} To go on from the checkpoint nevertheless: ckpt_path=last {key}=warn"
+        return "fail", f"{verdict.sentence()} To resume from the checkpoint anyway: ckpt_path=last {key}=warn"
 
 
 def _agreed(trainer: L.Trainer, decision: tuple[str, str]) -> tuple[str, str]:
-    """What the first process decided."""
+    """Return the decision of the first process."""
     return trainer.strategy.broadcast(decision) if trainer.world_size > 1 else decision
 
 
@@ -206,23 +206,23 @@ _KEY = "debugger.rules."
 
 
 def overrides_of(run: Path, given: Sequence[str]) -> list[str]:
-    """The overrides that make a configuration with a run's rules, changed as given.
+    """Return overrides that compose a run's rules, changed as given.
 
     Args:
         run: the run's folder.
         given: overrides of the command line.
 
     Raises:
-        UserError: the run has no rules, or something else than rules is to be changed.
+        UserError: the run has no rules, or an override is not about rules.
     """
     for override in given:
         name, _, setting = override.partition("=")[0].removeprefix(_KEY).partition(".")
         if not override.startswith(_KEY):
-            raise UserError(f"{override} is not about the rules: only {_KEY}RULE.SETTING=VALUE changes a verdict")
+            raise UserError(f"{override} is not about rules: only {_KEY}RULE.SETTING=VALUE changes a verdict")
         if setting in MEASURED.get(name, ()):
             raise UserError(
-                f"{_KEY}{name}.{setting} is a bound of what was counted while the run was recorded: it takes another "
-                "run to change it"
+                f"{_KEY}{name}.{setting} is a bound of counts made while the run was recorded: changing it takes "
+                "another run"
             )
     return ["debugger=tensors", *_own(run), *given]
 
@@ -230,18 +230,18 @@ def overrides_of(run: Path, given: Sequence[str]) -> list[str]:
 def _own(run: Path) -> list[str]:
     path = run / "config.yaml"
     if not path.is_file():
-        raise UserError(f"{run} is no run folder (it holds no config.yaml): name the folder that train.py printed")
+        raise UserError(f"{run} is not a run's folder (it has no config.yaml): name the folder that train.py printed")
     stored = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("debugger") or {}
     if not (run / FOLDER / "losses.csv").is_file():
-        raise UserError(f"{run} has no records: train with debugger=tensors to have some")
-    rules: Mapping[str, Mapping[str, Any]] = stored.get("rules") or {}  # none where recording began in mid-run
+        raise UserError(f"{run} has no records: train with debugger=tensors")
+    rules: Mapping[str, Mapping[str, Any]] = stored.get("rules") or {}  # empty where recording began in mid-run
     return [
         f"{_KEY}{name}.{setting}={json.dumps(value)}" for name, rule in rules.items() for setting, value in rule.items()
     ]
 
 
 def judged(run: Path, debugger: Mapping[str, Any]) -> Verdicts:
-    """What rules find in a run's records.
+    """Evaluate the rules on a run's records.
 
     Args:
         run: the run's folder.
@@ -249,7 +249,7 @@ def judged(run: Path, debugger: Mapping[str, Any]) -> Verdicts:
 
     Raises:
         ConfigError: a setting is out of range.
-        UserError: there are no records, or they are damaged.
+        UserError: records are missing or corrupt.
     """
     check_debugger(debugger)
     verdicts = Verdicts(debugger["rules"])
@@ -258,21 +258,21 @@ def judged(run: Path, debugger: Mapping[str, Any]) -> Verdicts:
 
 
 def render(verdicts: Verdicts) -> RenderableType:
-    """One row per rule, and beneath a paragraph for each that found something."""
+    """Format a table with one row per rule, and below it a paragraph per finding."""
     rows = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     for column in ("rule", "action", "verdict"):
         rows.add_column(column, no_wrap=True)
     rows.add_column("step", justify="right")
     for name, state in verdicts.states().items():
         found = state["state"] == "found"
-        verdict = "found something" if found else verdict_of(state)
+        verdict = "finding" if found else verdict_of(state)
         style = "bold" if found else ""
         rows.add_row(Text(name, style), state["action"], Text(verdict, style), f"{state['step']:,}" if found else "")
     return Group(rows, *(Text(f"\n{verdict.sentence()}") for verdict in verdicts.found.values()))
 
 
 def debugger_callbacks(cfg: DictConfig) -> list[L.Callback]:
-    """The callback of ``debugger=tensors`` or ``debugger=smdebug``, or none.
+    """Return the callback of ``debugger=tensors`` or ``debugger=smdebug``, or none.
 
     Args:
         cfg: the run's whole configuration.

@@ -1,7 +1,7 @@
-"""Tensors.csv, losses.csv, counts.csv: written, cut back on resume, read.
+"""Records of ``debugger=tensors``: tensors.csv, losses.csv and counts.csv, written, cut back on resume, read.
 
-Numbers are float32, written with the nine digits that give them back bit for bit, so that a rule that reads the files
-comes to the verdict it came to while the run was under way.
+Numbers are float32, written with the nine digits that restore them bit for bit, so that a rule on the files has the
+same verdict as during the run.
 """
 
 import csv
@@ -28,7 +28,7 @@ FILES = {
     "losses.csv": ("epoch", "step", "batch_loss", "train_loss", "epoch_loss", "val_loss"),
     "counts.csv": ("epoch", "step", "count", "weight", "trained", "validated", "right"),
 }
-"""Columns by file; docs/debugger.md says what each means."""
+"""Columns by file; docs/debugger.md describes them."""
 
 VALUES = (*STATISTICS, "update_ratio", "inactive")
 KINDS = ("gradient", "weight", "activation")
@@ -49,7 +49,7 @@ class Table:
     values: np.ndarray
 
     def column(self, name: str) -> np.ndarray:
-        """One statistic of all tensors, ``float32[N]``."""
+        """Return one statistic of all tensors, ``float32[N]``."""
         return self.values[:, VALUES.index(name)]
 
 
@@ -59,10 +59,10 @@ class StepRecord:
 
     Attributes:
         epoch: counted from 0.
-        step: optimizer steps before it.
+        step: number of optimizer steps before it.
         batch_loss: mean loss of its photos, in nats.
         train_loss: mean loss of the photos since the last recorded step, its own included.
-        tables: by kind; a kind of which there was nothing is missing.
+        tables: by kind; kinds without tensors are missing.
     """
 
     epoch: int
@@ -72,7 +72,7 @@ class StepRecord:
     tables: Mapping[str, Table] = field(default_factory=dict)
 
     def rows(self) -> dict[str, list[str]]:
-        """Its lines by file."""
+        """Return its lines by file."""
         place = f"{self.epoch},{self.step}"
         tensors = [
             f"{place},{kind},{_quoted(name)},{module},{_cells(kind, values)}"
@@ -91,12 +91,12 @@ class EpochRecord:
         epoch: counted from 0.
         step: its last optimizer step.
         epoch_loss: mean loss of its training photos, in nats.
-        val_loss: that of the validation photos, or ``None`` where the epoch was not validated.
+        val_loss: that of the validation photos, ``None`` if the epoch was not validated.
         counts: the support ``int[K]``.
         weights: of the counts in the loss ``float[K]``.
         trained: photos of each count in training batches since the run began ``int[K]``.
         validated: photos of each count in this validation ``int[K]``.
-        right: of them, those counted right ``int[K]``.
+        right: number of them counted right ``int[K]``.
     """
 
     epoch: int
@@ -110,7 +110,7 @@ class EpochRecord:
     right: np.ndarray
 
     def rows(self) -> dict[str, list[str]]:
-        """Its lines by file."""
+        """Return its lines by file."""
         place = f"{self.epoch},{self.step}"
         validated = "" if self.val_loss is None else _number(self.val_loss)
         columns = (self.counts, self.weights, self.trained, self.validated, self.right)
@@ -129,7 +129,7 @@ def _number(value: float) -> str:
 
 
 def _cells(kind: str, values: list[float]) -> str:
-    """Cells of columns that do not apply are empty, which NaN is not."""
+    """Format cells; those of columns that do not apply are empty, unlike NaN."""
     *statistics, ratio, inactive = values
     cells = [_number(value) for value in statistics]
     cells.append(_number(ratio) if kind == "weight" else "")
@@ -142,19 +142,19 @@ def _quoted(name: str) -> str:
 
 
 def read_records(folder: Path) -> Iterator[Record]:
-    """What a run recorded, in the order it did.
+    """Yield the records of a run, in their order.
 
-    A line that a kill cut short is left out. Files of which some are older than others, as a job's are that was cut off
-    while they were kept, give what they have of each step.
+    A line that a kill cut short is skipped. If some files are older than others, as after a job that was cut off during
+    its upload, each step has what the files have.
 
     Args:
         folder: ``RUN/debugger``.
 
     Raises:
-        UserError: there are no records, or a file is damaged.
+        UserError: records are missing, or a file is corrupt.
     """
     if not (folder / "losses.csv").is_file():
-        raise UserError(f"{folder} holds no records: train with debugger=tensors to have some")
+        raise UserError(f"{folder} has no records: train with debugger=tensors")
     try:
         tensors, counts = _BySteps(folder, "tensors.csv"), _BySteps(folder, "counts.csv")
         for row in _lines(folder, "losses.csv"):
@@ -162,38 +162,40 @@ def read_records(folder: Path) -> Iterator[Record]:
             yield _step_record(row, tensors.of(step)) if row["batch_loss"] else _epoch_record(row, counts.of(step))
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{folder} holds a damaged file ({error}): bring it back from a copy, or train anew with debugger=tensors"
+            f"{folder} has a corrupt file ({error}): restore it from a copy, or train again with debugger=tensors"
         ) from error
 
 
 class _BySteps:
-    """A file's lines, asked for step by step."""
+    """Lines of a file, read step by step."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self._groups = groupby(_lines(folder, name), key=lambda row: int(row["step"]))
         self._next = next(self._groups, None)
 
     def of(self, step: int) -> list[dict[str, str]]:
-        """Those of a step, which comes after all that were asked for before."""
+        """Return the lines of a step; steps have to ascend."""
         while self._next is not None and self._next[0] < step:
             self._next = next(self._groups, None)
         return list(self._next[1]) if self._next is not None and self._next[0] == step else []
 
 
 def _lines(folder: Path, name: str) -> Iterator[dict[str, str]]:
-    """A file's whole lines.
+    """Yield the complete lines of a file.
 
     Raises:
-        OSError: it is missing.
+        OSError: the file is missing.
         ValueError: it has other columns, or a line of another length.
     """
     with (folder / name).open(encoding="utf-8", newline="") as file:
         reader = csv.reader(line for line in file if line.endswith("\n"))
         if next(reader, None) != list(FILES[name]):
-            raise ValueError(f"{name} begins without the names of its columns")
+            raise ValueError(f"{name} does not begin with the names of its columns")
         for cells in reader:
             if len(cells) != len(FILES[name]):
-                raise ValueError(f"line {reader.line_num} of {name} has {len(cells)} cells of {len(FILES[name])}")
+                raise ValueError(
+                    f"line {reader.line_num} of {name} has {len(cells)} cells instead of {len(FILES[name])}"
+                )
             yield dict(zip(FILES[name], cells, strict=True))
 
 
@@ -228,17 +230,17 @@ def _float(text: str) -> float:
     return float(np.float32(text)) if text else math.nan
 
 
-_PLACE = re.compile(r"\d+,(\d+),.*\n")  # a whole line's epoch and step
-_KEPT = 4 * 2**20  # bytes at the end of a file that go into checkpoints; older ones are in the file alone
+_PLACE = re.compile(r"\d+,(\d+),.*\n")  # epoch and step of a complete line
+_KEPT = 4 * 2**20  # bytes at the end of a file that checkpoints hold too
 
 
 class RecordFiles:
     """Appends records to the files of a folder.
 
-    A checkpoint keeps where each file ended, and its last 4 to 8 MB. What a file holds beyond that when the run is gone
-    on with was written by the part of the run that was lost, and is cut off; what it lacks, because storage that keeps
-    a run's folder file by file brought back an older one, is put back. A checkpoint of a run that recorded nothing at
-    the time knows nothing of the files: then lines of steps up to it are kept, and later ones cut off.
+    A checkpoint holds the end position of each file, and its last 4 to 8 MB. When the run is resumed, lines after that
+    position are of the lost part of the run and are cut off; lines that are missing, because storage that copies a
+    run's folder file by file restored an older file, are added. A checkpoint of a run that recorded nothing at the
+    time has no positions: then lines of steps before it are kept, and later ones cut off.
 
     Args:
         folder: ``RUN/debugger``.
@@ -247,13 +249,13 @@ class RecordFiles:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._tails = dict.fromkeys(FILES, "")
-        self._before = dict.fromkeys(FILES, 0)  # bytes of each file in front of its tail
+        self._before = dict.fromkeys(FILES, 0)  # bytes of each file before its tail
 
     def begin(self, step: int = 0) -> None:
-        """Make the files what the restored state says, or without one what there is of earlier steps, with heads.
+        """Bring the files to the restored state, or without one to the lines of earlier steps, with headers.
 
         Args:
-            step: optimizer steps that the run has taken.
+            step: number of optimizer steps that the run has taken.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         for name, columns in FILES.items():
@@ -264,9 +266,7 @@ class RecordFiles:
             with path.open("r+b" if path.exists() else "w+b") as file:
                 size = file.seek(0, 2)
                 if size < before:
-                    log.warning(
-                        "%s has lost records: %d bytes in front of those in the checkpoint.", path, before - size
-                    )
+                    log.warning("%s has lost records: %d bytes before those in the checkpoint.", path, before - size)
                     before = self._before[name] = _end_of_last_line(path, size)
                     if not before:
                         self._tails[name] = head + self._tails[name]
@@ -275,7 +275,7 @@ class RecordFiles:
                 file.write(self._tails[name].encode())
 
     def add(self, record: Record) -> None:
-        """Append a record's lines, those of a file in one piece."""
+        """Append a record's lines, with one write per file."""
         for name, lines in record.rows().items():
             text = "".join(f"{line}\n" for line in lines)
             if not text:
@@ -286,7 +286,7 @@ class RecordFiles:
         self._forget()
 
     def _forget(self) -> None:
-        """Keep twice of what is needed at most, so that texts are cut rarely."""
+        """Cut tails only at twice the needed length, which is rarely."""
         for name, tail in self._tails.items():
             if len(tail) > 2 * _KEPT:
                 cut = tail.index("\n", len(tail) - _KEPT) + 1
@@ -294,17 +294,17 @@ class RecordFiles:
                 self._tails[name] = tail[cut:]
 
     def state_dict(self) -> dict[str, Any]:
-        """Where each file ends, and its end."""
+        """Return the end position and the tail of each file."""
         return {name: {"before": self._before[name], "tail": self._tails[name]} for name in FILES}
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
-        """Take up what :meth:`state_dict` told; :meth:`begin` brings the files there."""
+        """Restore the state of :meth:`state_dict`; :meth:`begin` brings the files there."""
         for name in FILES:
             self._before[name], self._tails[name] = state[name]["before"], state[name]["tail"]
 
 
 def _lines_before(step: int, path: Path) -> str:
-    """Whole lines of steps before ``step``; all of them begin with epoch and step."""
+    """Return complete lines of steps before ``step``; lines begin with epoch and step."""
     if not step or not path.is_file():
         return ""
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)[1:]

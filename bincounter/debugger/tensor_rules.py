@@ -1,4 +1,4 @@
-"""Vanishing_gradient, exploding_tensor, dead_relu, saturated_activation, poor_weight_initialization."""
+"""Rules on tensors: vanishing gradients, exploding tensors, dead or saturated units, poor initialisation."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -20,7 +20,7 @@ class VanishingGradient(Rule):
         self._streaks = Streaks(settings["patience"])
 
     def step(self, record: StepRecord) -> Finding | None:
-        """Look at every gradient."""
+        """Evaluate every gradient."""
         table = record.tables.get("gradient")
         if table is None:
             return None
@@ -44,19 +44,19 @@ class ExplodingTensor(Rule):
     name = "exploding_tensor"
 
     def step(self, record: StepRecord) -> Finding | None:
-        """Look at everything that was recorded of the step."""
+        """Evaluate all tensors of the step."""
         self.judged = True
         found: dict[str, str] = {}
         skipped = _not_updated(record.tables.get("weight"))
         for kind, table in record.tables.items():
             for name, share in self._exploded(table):
-                # With fp16 a loss scaler finds its bound by such gradients, and skips their steps.
+                # With fp16 a loss scaler finds its limit by such gradients, and skips their steps.
                 if kind != "gradient" or name not in skipped:
                     found[f"{kind} of {name}"] = f"{100 * share:.3g} %"
         return self._finding("training loss", record.batch_loss, found)
 
     def epoch(self, record: EpochRecord) -> Finding | None:
-        """Look at the validation loss."""
+        """Evaluate the validation loss."""
         return None if record.val_loss is None else self._finding("validation loss", record.val_loss, {})
 
     def _exploded(self, table: Table) -> Iterator[tuple[str, float]]:
@@ -72,7 +72,7 @@ class ExplodingTensor(Rule):
         if not found:
             return None
         return Finding(
-            f"there are values that are no finite numbers: {named(found)}",
+            f"values are not finite: {named(found)}",
             "Lower model.optimizer.lr, clip gradients (trainer.gradient_clip_val=1), lengthen "
             "model.schedule.warmup_epochs, or train with trainer.precision=32-true",
             diverged=True,
@@ -97,7 +97,7 @@ class _InactiveUnits(Rule):
         self._streaks = Streaks(settings["patience"])
 
     def step(self, record: StepRecord) -> Finding | None:
-        """Look at every layer of these modules."""
+        """Evaluate every layer of these modules."""
         table = record.tables.get("activation")
         shares = {} if table is None else self._shares(table)
         if not shares:
@@ -107,11 +107,11 @@ class _InactiveUnits(Rule):
         layers = self._streaks.longest(name for name, share in shares.items() if 100 * share > threshold)
         if not layers:
             return None
-        said = (
+        reason = (
             f"{len(layers)} of {len(shares)} layers have had more than {threshold:g} % of their units {self.what} for "
             f"{self._settings['patience']} recorded steps: "
         )
-        return Finding(said + named({name: f"{100 * shares[name]:.0f} %" for name in layers}), self.advice)
+        return Finding(reason + named({name: f"{100 * shares[name]:.0f} %" for name in layers}), self.advice)
 
     def _shares(self, table: Table) -> dict[str, float]:
         inactive = table.column("inactive").tolist()
@@ -132,7 +132,7 @@ class DeadRelu(_InactiveUnits):
 
 
 class SaturatedActivation(_InactiveUnits):
-    """Most units of a tanh or sigmoid layer are at an end of what they can put out on nearly all photos."""
+    """Most units of a tanh or sigmoid layer are at an end of their range on nearly all photos."""
 
     name = "saturated_activation"
     modules = ("Tanh", "Sigmoid")
@@ -149,8 +149,8 @@ _SPREAD = 3.29  # from the 5th to the 95th percentile of a normal distribution, 
 class PoorWeightInitialization(Rule):
     """In the first records the loss does not fall while layers differ wildly or gradients are all alike.
 
-    Activations whose variances lie far apart, or gradients without spread, are no fault alone: many models that learn
-    well show them, residual ones that begin as the identity among them. They are one where the loss finds no new low,
+    Variances of activations that differ widely, or gradients without spread, are not a fault alone: many models that
+    learn well show them, such as residual ones that begin as the identity. They are if the loss reaches no new low,
     ``diff_percent`` below the last. Spread is that of a normal distribution with the gradient's standard deviation.
     """
 
@@ -163,7 +163,7 @@ class PoorWeightInitialization(Rule):
         self._since = 0
 
     def step(self, record: StepRecord) -> Finding | None:
-        """Look at the first records."""
+        """Evaluate the first records."""
         if self._records >= self._settings["steps"]:
             return None
         self._records += 1
@@ -184,7 +184,7 @@ class PoorWeightInitialization(Rule):
         )
 
     def _variances(self, table: Table | None) -> str | None:
-        """What layers say whose activations' variances lie too far apart."""
+        """Return a reason if the variances of activations differ too much between layers."""
         if table is None:
             return None
         functions = [index for index, module in enumerate(table.modules) if module != "Linear"]
@@ -201,7 +201,7 @@ class PoorWeightInitialization(Rule):
         )
 
     def _spread(self, table: Table | None) -> str | None:
-        """What gradients say that hardly differ within a tensor."""
+        """Return a reason if values of a gradient hardly differ."""
         if table is None:
             return None
         spread = _SPREAD * table.column("std")
@@ -209,6 +209,6 @@ class PoorWeightInitialization(Rule):
         if not spread[least] < self._settings["distribution_range"]:
             return None
         return (
-            f"the gradient of {table.names[least]} spreads over {spread[least]:.2g} only, where "
+            f"the gradient of {table.names[least]} has a spread of only {spread[least]:.2g}, where "
             f"{self._settings['distribution_range']:g} is the bound"
         )

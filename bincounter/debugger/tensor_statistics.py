@@ -1,4 +1,4 @@
-"""Statistics of many tensors in few kernels; activation hooks."""
+"""Statistics of many tensors in few kernels; hooks that measure activations."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -8,17 +8,17 @@ import torch
 from torch import Tensor, nn
 
 STATISTICS = ("mean", "std", "min", "max", "norm", "abs_mean", "zeros", "nonfinite")
-"""What each tensor is described by; ``norm`` is the Euclidean one, ``zeros`` and ``nonfinite`` are fractions 0-1."""
+"""Statistics of each tensor; ``norm`` is the Euclidean one, ``zeros`` and ``nonfinite`` are fractions 0-1."""
 
-_BLOCK = 4096  # values of a row; tensors of at most so many, such as biases and normalisations, are summed in float64
-_CPU_CHUNK = 2**20  # values of an activation looked at together: more would leave the processor's cache
+_BLOCK = 4096  # values of a row; tensors of at most one row, such as biases, are summed in float64
+_CPU_CHUNK = 2**20  # values of an activation processed together: more would leave the processor's cache
 
 
 class Blocks:
-    """Tensors laid side by side in one matrix, each in rows of its own, so that one reduction serves them all.
+    """Layout of tensors in one matrix, each in its own rows, so that one reduction covers all of them.
 
     Args:
-        tensors: N of them on one device, as long as their shapes and memory formats stay what they are.
+        tensors: ``N`` tensors on one device; their shapes and memory formats have to stay the same.
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
@@ -36,7 +36,7 @@ class Blocks:
         self._inside = torch.arange(_BLOCK, device=self._device) < in_last[:, None]
 
     def matrix(self, tensors: Sequence[Tensor]) -> Tensor:
-        """The tensors' values, ``float32[rows, 4096]``; what is left of each tensor's last row is zero."""
+        """Return the tensors' values, ``float32[rows, 4096]``; the rest of each tensor's last row is zero."""
         matrix = torch.zeros(self._starts[-1], _BLOCK, device=self._device)
         flat = matrix.view(-1)
         places = [flat[start * _BLOCK :][:size] for start, size in zip(self._starts, self._sizes, strict=False)]
@@ -44,14 +44,14 @@ class Blocks:
         return matrix
 
     def norms(self, matrix: Tensor) -> Tensor:
-        """Euclidean norm of each tensor, ``float[N]``."""
+        """Return the Euclidean norm of each tensor, ``float[N]``."""
         return self._reduce(torch.linalg.vector_norm(matrix, 2, dim=1).to(self._numel.dtype).square(), "sum").sqrt()
 
     def statistics(self, matrix: Tensor) -> Tensor:
-        """:data:`STATISTICS` of each tensor, ``float[N, 8]``; ``matrix`` is used up.
+        """Return :data:`STATISTICS` of each tensor, ``float[N, 8]``; ``matrix`` is overwritten.
 
         Sums are of float32 values within a row and in float64 over rows, where the device has it: large weights and
-        gradients scatter around zero, so that their variance is no difference of large numbers. The last row of each
+        gradients scatter around zero, so that their variance is not a difference of large numbers. The last row of each
         tensor, which is all of a small one, is summed in float64.
         """
         sums, squares = matrix.sum(1), torch.linalg.vector_norm(matrix, 2, dim=1)
@@ -81,19 +81,21 @@ class Blocks:
 
     def _reduce(self, rows: Tensor, how: str) -> Tensor:
         """Values of rows ``[rows]`` -> values of tensors ``[N]``."""
-        return torch.segment_reduce(rows, how, lengths=self._rows, unsafe=True)  # unsafe: checking would wait for a GPU
+        return torch.segment_reduce(
+            rows, how, lengths=self._rows, unsafe=True
+        )  # unsafe: checking would synchronise with a GPU
 
 
 def activation_statistics(output: Tensor, inside: tuple[Tensor, float, float] | None, active: float | None) -> Tensor:
-    """:data:`STATISTICS` of an activation and its share of inactive units, ``float[9]``.
+    """Return :data:`STATISTICS` of an activation and its share of inactive units, ``float[9]``.
 
     A unit is a channel of ``[B, C, H, W]``, else an entry of the last dimension.
 
     Args:
         output: ``float[B, ...]``.
         inside: the values, of the shape of ``output``, and the bounds between which they count as active; ``None``
-            counts what of ``output`` is not zero.
-        active: the share of a unit's values that has to be active, 0-1; ``None`` where that means nothing, which makes
+            counts values of ``output`` that are not zero.
+        active: the share of a unit's values that has to be active, 0-1; ``None`` where it does not apply, which makes
             the last number NaN.
     """
     wide = _wide(output.device)
@@ -139,13 +141,13 @@ def activation_statistics(output: Tensor, inside: tuple[Tensor, float, float] | 
 
 
 def _nonfinite(values: Tensor, norm: Tensor, dim: int | None = None) -> Tensor:
-    """How many of ``values`` are not finite; their norm answers on a CPU, where looking at it waits for nothing."""
+    """Count the values that are not finite; on a CPU the norm shows if there are any, without synchronising."""
     return torch.zeros_like(norm) if _finite(norm) else torch.isfinite(values).logical_not().sum(dim=dim)
 
 
 def _nonzero_(values: Tensor, norm: Tensor, dim: int) -> Tensor:
-    """How many of ``values``, which are absolute ones and are used up, are not zero; NaN is not."""
-    # The quicker way on a CPU makes zeros of NaN.
+    """Count the values, absolute ones that are overwritten, that are not zero; NaN is not zero."""
+    # The faster way on a CPU turns NaN into zero.
     return values.sign_().sum(dim) if _finite(norm) else (values != 0).sum(dim).float()
 
 
@@ -154,12 +156,12 @@ def _finite(norm: Tensor) -> bool:
 
 
 def _by_unit(tensor: Tensor) -> Tensor:
-    """Units last: ``[B, ..., C]``, without a copy."""
+    """Move units last: ``[B, ..., C]``, without a copy."""
     return tensor.detach().movedim(1, -1) if tensor.ndim == 4 else tensor.detach()
 
 
 def _in_memory_order(tensor: Tensor) -> Tensor:
-    """All values of a dense tensor in the order they lie in, without a copy."""
+    """Return all values of a dense tensor in memory order, without a copy."""
     strides = tensor.stride()
     order = sorted(range(tensor.ndim), key=lambda dim: -strides[dim])
     return tensor.detach().permute(order).reshape(-1)
@@ -169,7 +171,7 @@ def _wide(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-# What a layer hands on lies behind its activation function; convolutions and normalisations are seen through it.
+# A layer's output is that of its activation function, which shows convolutions and normalisations too.
 _KINDS: tuple[type[nn.Module], ...] = (
     nn.ReLU,
     nn.LeakyReLU,
@@ -194,11 +196,11 @@ _RECTIFIED = (nn.ReLU, nn.ReLU6)
 class ActivationHooks:
     """Measures the outputs of a model's activation functions and fully connected layers.
 
-    A ReLU that is a function call, as in ``F.relu``, is no module and cannot be seen; nor can what lies inside a module
+    A ReLU that is a function call, as in ``F.relu``, is not a module and cannot be hooked; nor can parts of a module
     that ``torch.compile`` has compiled.
 
     Args:
-        model: whose modules they are.
+        model: the model with these modules.
         layers: names of modules, as ``model.named_modules()`` gives them.
         bounds: the settings ``dead_relu`` and ``saturated_activation`` of ``debugger.rules``.
     """
@@ -216,24 +218,24 @@ class ActivationHooks:
 
     @property
     def measures(self) -> bool:
-        """Whether there is any such layer."""
+        """Whether the layers have such a module."""
         return bool(self._modules)
 
     def attach(self) -> None:
-        """Measure the forward passes from now on."""
+        """Measure forward passes from now on."""
         self.detach()
         self._calls.clear()
         self._measured = {}
         self._handles = [module.register_forward_hook(self._hook(name)) for name, module in self._modules.items()]
 
     def detach(self) -> None:
-        """Measure no more."""
+        """Stop measuring."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
 
     def take(self) -> tuple[list[str], list[str], list[Tensor]]:
-        """Names, kinds of modules and statistics ``float[9]`` of what was measured, in the order it was computed.
+        """Return names, module classes and statistics ``float[9]`` of the measured outputs, in computing order.
 
         A module that is called several times, as the ReLUs of torchvision's residual blocks are, has a name for each
         call: ``relu``, ``relu#2``, ``relu#3``.
@@ -258,6 +260,6 @@ class ActivationHooks:
         for kind, (low, high) in self._intervals.items():
             if isinstance(module, kind):
                 return activation_statistics(output, (inputs[0].detach(), low, high), self._stuck)
-        # Only a rectifier's zeros mean that a unit is off.
+        # Only a rectifier's zeros mean that a unit is inactive.
         active = self._dead if isinstance(module, _RECTIFIED) else None
         return activation_statistics(output, None, active)

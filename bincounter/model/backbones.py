@@ -140,7 +140,7 @@ def cnn(width: int = 32, blocks: int = 5, weights: str | None = None) -> PlainCN
         weights: a local file, see :func:`bincounter.model.backbones.load_weights`.
 
     Raises:
-        ConfigError: ``weights`` that are no file, or a file that does not fit.
+        ConfigError: ``weights`` that are not a file, or a file that does not fit.
     """
     backbone = PlainCNN(width, blocks)
     if weights is not None:
@@ -182,7 +182,7 @@ def feature_size(backbone: nn.Module) -> int:
 
 
 def stages(backbone: nn.Module) -> Sequence[Sequence[nn.Module]] | None:
-    """Stages of a backbone from input to output, or ``None`` where it names none."""
+    """Stages of a backbone from input to output, or ``None`` if it does not name any."""
     return getattr(backbone, "stages", None)
 
 
@@ -210,9 +210,9 @@ def load_weights(backbone: nn.Module, weights: str, architecture: str | None = N
     Args:
         backbone: the module to fill.
         weights: a torchvision weights name of ``architecture`` (``IMAGENET1K_V1``, ``IMAGENET1K_V2``, ``DEFAULT``: the
-            best there is), or a local file: a state dict with the backbone's own parameter names (torchvision's for a
-            ResNet; a classifier ``fc`` is left out), or a bincounter checkpoint, from which the backbone's part is
-            taken. Files are read with ``weights_only=True``.
+            the best available), or a local file: a state dict with the backbone's own parameter names (torchvision's
+            for a ResNet; a classifier ``fc`` is skipped), or a bincounter checkpoint, of which the backbone's part is
+            used. Files are read with ``weights_only=True``.
         architecture: torchvision's name of the model, or ``None`` where torchvision has no weights for it.
 
     Raises:
@@ -232,7 +232,7 @@ def _is_file_name(weights: str) -> bool:
 def _torchvision_state(name: str, architecture: str | None) -> Mapping[str, Tensor]:
     if architecture is None:
         raise ConfigError(
-            f"model.weights={name} is no file, and this backbone has no weights by name; use a file or null."
+            f"model.weights={name} is not a file, and this backbone has no weights by name; use a file or null."
         )
     known = torchvision.models.get_model_weights(architecture)
     one_of("model.weights", name, known.__members__, where=f" for {architecture}, or a file, or null")
@@ -260,7 +260,9 @@ def _socket_timeout(seconds: float) -> Iterator[None]:
 
 def _read(path: Path) -> Mapping[str, Tensor]:
     if not path.is_file():
-        raise ConfigError(f"model.weights={path} is no file; name a weights file, a torchvision weights name, or null.")
+        raise ConfigError(
+            f"model.weights={path} is not a file; use a weights file, a torchvision weights name or null."
+        )
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises almost anything on a broken file

@@ -1,4 +1,4 @@
-"""From a configuration to a model, and from a checkpoint back to the model it holds."""
+"""Models built from a configuration, and from a checkpoint; only trusted targets are called."""
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
@@ -62,10 +62,10 @@ def describe(
     train_ids: Sequence[str],
     train_content: Tensor,
 ) -> dict[str, Any]:
-    """Say what a checkpoint has to say so that anyone can rebuild the model: the value of ``BinCounter.description``.
+    """Return the metadata from which a checkpoint's model can be rebuilt: the value of ``BinCounter.description``.
 
     Args:
-        model_cfg: the ``model`` node; its optimizer is left out.
+        model_cfg: the ``model`` node; its optimizer is dropped.
         objective_cfg: the ``objective`` node.
         counts: the support, ascending.
         image_size: side of the photos the model was trained on, in pixels.
@@ -93,7 +93,7 @@ def describe(
 def load_counter(path: str | Path, trusted: Sequence[str] = ()) -> tuple[BinCounter, dict[str, Any]]:
     """Rebuild the model a checkpoint holds, on the CPU and in evaluation mode; nothing is downloaded.
 
-    A checkpoint says which callables build its model, so one from a stranger could name any. Only backbones and
+    A checkpoint names the callables that build its model, so one from a stranger could name any. Only backbones and
     objectives of bincounter are called, and those under the prefixes in ``trusted``; a callable has to be *defined*
     there, since ``trusted_module.os.system`` also starts with a trusted prefix.
 
@@ -129,7 +129,7 @@ def load_counter(path: str | Path, trusted: Sequence[str] = ()) -> tuple[BinCoun
 
 def _read(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
-        raise UserError(f"There is no checkpoint {path}; give the path of a .ckpt file.")
+        raise UserError(f"Checkpoint {path} does not exist; give the path of a .ckpt file.")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises almost anything on a broken file
@@ -146,7 +146,7 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 
 def without_pretrained(model: Mapping[str, Any]) -> dict[str, Any]:
-    """A ``model`` node without the weights it started from, which a checkpoint's replace, and the optimizer."""
+    """Return a ``model`` node without optimizer and initial weights, which those of a checkpoint replace."""
     starts = {"weights": None, "pretrained": False}  # the names torchvision and timm give the argument
     backbone = {key: starts.get(key, value) for key, value in model["backbone"].items()}
     return {**model, "backbone": backbone, "weights": None, "optimizer": None}
@@ -162,7 +162,7 @@ def _check_trusted(node: Any, prefixes: Sequence[str], path: str | Path) -> None
 
 
 def targets_of(node: Any) -> Iterator[str]:
-    """The callables that a node is built by, its inner nodes' included.
+    """Yield the targets of a node and its inner nodes.
 
     Raises:
         UserError: it holds an interpolation, which could name any.
@@ -205,7 +205,7 @@ def _instantiate(key: str, node: Mapping[str, Any], kind: type, **arguments: Any
             ) from error
         raise ConfigError(f"{key}: {node['_target_']} cannot be built: {_first_line(cause)}") from error
     if not isinstance(built, kind):
-        raise ConfigError(f"{key}: {node['_target_']} gives a {type(built).__name__}, which is no {kind.__name__}.")
+        raise ConfigError(f"{key}: {node['_target_']} returns a {type(built).__name__}, not a {kind.__name__}.")
     return built
 
 

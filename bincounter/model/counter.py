@@ -46,7 +46,7 @@ class BinCounter(L.LightningModule):
     Attributes:
         total_steps: optimizer steps of the whole fit, or ``None`` where it has no set end.
         steps_per_epoch: optimizer steps per epoch.
-        description: what a checkpoint says about the model and its data, see :mod:`bincounter.model.build`.
+        description: metadata of checkpoints on the model and its data, see :mod:`bincounter.model.build`.
 
     Raises:
         ConfigError: options that do not go together, named in the message.
@@ -121,7 +121,7 @@ class BinCounter(L.LightningModule):
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """The support: counts the model can answer, ascending."""
+        """The support: counts the model can predict, ascending."""
         return self.objective.counts
 
     @property
@@ -145,7 +145,7 @@ class BinCounter(L.LightningModule):
         return backbone.maps(image) if self.objective.spatial else backbone(image)
 
     def _outputs(self, batch: Mapping[str, Any]) -> Tensor:
-        """Outputs for a batch; the backbone is passed over where its features are at hand."""
+        """Outputs for a batch; the backbone is skipped where its features are given."""
         return self.head(batch["feature"]) if "feature" in batch else self(batch["image"])
 
     def probabilities(self, image: Tensor) -> Tensor:
@@ -157,7 +157,7 @@ class BinCounter(L.LightningModule):
             return self.objective.probabilities(outputs.float())
 
     def _losses(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """Loss per photo before class weights, ``float32[B]``."""
+        """Return the loss per photo before class weights, ``float32[B]``."""
         with torch.autocast(outputs.device.type, enabled=False):
             return self.objective.loss(outputs.float(), target)
 
@@ -166,7 +166,7 @@ class BinCounter(L.LightningModule):
 
         Args:
             outputs: ``float[B, out_features]``.
-            count: ``int[B]``, -1 where there is none.
+            count: ``int[B]``, -1 where it is unknown.
 
         Returns:
             ``float32[n]`` with ``n <= B``.
@@ -181,9 +181,7 @@ class BinCounter(L.LightningModule):
         """Mean loss of a batch."""
         target = batch["target"] if "target" in batch else self._labels(batch["count"])
         loss = (self._losses(self._outputs(batch), target) * (target @ self.class_weights)).mean()
-        self.log(
-            "train/loss", loss, prog_bar=True, logger=False
-        )  # for the eye; what is kept, a run's TrainingLog writes
+        self.log("train/loss", loss, prog_bar=True, logger=False)  # for display; TrainingLog writes what is kept
         return loss
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
@@ -195,13 +193,13 @@ class BinCounter(L.LightningModule):
         self.log("val/loss", self.val_loss, on_step=False, on_epoch=True, batch_size=len(batch["count"]))
 
     def on_validation_epoch_end(self) -> None:
-        """Stop a training that diverged.
+        """Stop a training that has diverged.
 
         Raises:
-            UserError: the validation loss is not finite, and nobody has stopped the training for it yet.
+            UserError: the validation loss is not finite, and the training is not being stopped yet.
         """
         if not self.val_loss.compute().isfinite() and not self.trainer.should_stop:
-            raise UserError("The validation loss is no longer a finite number; lower model.optimizer.lr.")
+            raise UserError("The validation loss is not finite any more; lower model.optimizer.lr.")
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """``{"id": list[str], "count": int[B] where the batch has it, "probabilities": float32[B, K]}``."""
@@ -215,7 +213,7 @@ class BinCounter(L.LightningModule):
         return self
 
     def on_train_start(self) -> None:
-        """Open the stages of the epoch a resumed fit goes on with: in mid-epoch no epoch start is announced."""
+        """Open the stages of the current epoch: resuming in mid-epoch calls no ``on_train_epoch_start``."""
         self._open_stages()
 
     def on_train_epoch_start(self) -> None:

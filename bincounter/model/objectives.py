@@ -1,4 +1,4 @@
-"""Classification, neighbour, CORN; the head they need."""
+"""Objectives: outputs to a distribution over counts, and the loss; the head that they need."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from bincounter.errors import ConfigError
 
 
 class Objective(nn.Module, ABC):
-    """How counts are learnt: the outputs a head must have, their loss, and the distribution over counts they stand for.
+    """A way to learn counts: the outputs of the head, their loss, and the distribution over counts they stand for.
 
     Targets are distributions over the support, so that mixup, label smoothing and softening are one mechanism; a plain
     label is a row with a single 1. Scores, reports and endpoints see nothing but :meth:`probabilities`.
@@ -43,7 +43,7 @@ class Objective(nn.Module, ABC):
     Attributes:
         counts: the support.
         support: the support as ``float[K]`` on the module's device.
-        out_features: outputs per photo that :meth:`head` is asked for.
+        out_features: outputs per photo of :meth:`head`.
         spatial: whether the head reads maps instead of pooled features.
 
     Raises:
@@ -163,7 +163,7 @@ class Corn(Objective):
 
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Sum of the conditional tasks' binary cross entropies."""
-        stops = target[:, :-1]  # P(y = c_k) = P(y > c_{k-1}) - P(y > c_k): the weight of answering "no more"
+        stops = target[:, :-1]  # P(y = c_k) = P(y > c_{k-1}) - P(y > c_k): the weight of stopping there
         passes = target.flip(1).cumsum(1).flip(1)[:, 1:]  # P(y > c_k)
         return -(passes * F.logsigmoid(outputs) + stops * F.logsigmoid(-outputs)).sum(1)
 
@@ -185,7 +185,7 @@ def head(
         out_features: outputs per photo.
         layers: extra fully connected layers (linear, ReLU, dropout) before the output layer.
         width: features of each extra layer.
-        dropout: fraction of features dropped after each extra layer, or before the output layer where there is none.
+        dropout: fraction of features dropped after each extra layer, or before the output layer if it has none.
     """
     modules: list[nn.Module] = []
     for _ in range(layers):

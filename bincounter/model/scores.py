@@ -122,7 +122,7 @@ class CalibrationError(_CountMetric):
     Guo et al., On Calibration of Modern Neural Networks, ICML 2017, https://arxiv.org/abs/1706.04599.
 
     Attributes:
-        photos, confidence, correct: ``[15]`` sums per bin of photos, of confidences and of right answers.
+        photos, confidence, correct: ``[15]`` sums per bin of photos, of confidences and of right predictions.
     """
 
     photos: Tensor
@@ -151,7 +151,7 @@ class CalibrationError(_CountMetric):
 def score(
     probabilities: Tensor, counts: Tensor | Sequence[int], support: Sequence[int], train_counts: Mapping[int, int]
 ) -> dict[str, Any]:
-    """Score predictions: one side of ``metrics.json``, ready for JSON.
+    """Score predictions: the values of one side of ``metrics.json``.
 
     Args:
         probabilities: ``float[N, K]``, rows sum to 1.
@@ -160,8 +160,8 @@ def score(
         train_counts: photos per count in training, on which the baselines are fitted; may be empty.
 
     Returns:
-        The scores of :class:`CountMetrics`; ``n``; the baselines ``majority_accuracy`` (always answering the most
-        frequent training count) and ``mean_rmse`` (always answering the training mean), ``None`` without training
+        The scores of :class:`CountMetrics`; ``n``; the baselines ``majority_accuracy`` (always predicting the most
+        frequent training count) and ``mean_rmse`` (always predicting the training mean), ``None`` without training
         counts; ``intervals`` (``{name: [low, high]}``, 95 %); ``per_count``; ``confusion``; ``counts``;
         ``reliability``.
 
@@ -255,5 +255,5 @@ def _state(metric: Metric, name: str) -> Tensor:
 
 
 def clamped_log(likelihood: Tensor) -> Tensor:
-    """Natural logarithm that stays finite at 0: a photo answered with certainty, and wrongly, costs much, not all."""
+    """Natural logarithm that stays finite at 0, so that one certain but wrong prediction costs a finite loss."""
     return likelihood.clamp(min=torch.finfo(likelihood.dtype).tiny).log()

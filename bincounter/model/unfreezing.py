@@ -1,4 +1,4 @@
-"""How much of a backbone is trained: all of it, its last stages, one more stage every few epochs, or nothing."""
+"""Trained part of a backbone by epoch: all, its last stages, one more stage every few epochs, or nothing."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ TRAINED = ("all", "frozen", "last_stages", "gradual")
 
 @dataclass(frozen=True, slots=True)
 class Unfreezing:
-    """Which stages of a backbone are trained in which epoch.
+    """Schedule of the stages of a backbone that are trained.
 
     Gradual unfreezing follows Howard and Ruder (ULMFiT, ACL 2018, https://arxiv.org/abs/1801.06146): only the head in
     the first ``every`` epochs, then one more stage from the output down.
@@ -29,7 +29,7 @@ class Unfreezing:
     every: int = 1
 
     def check(self, backbone: nn.Module) -> None:
-        """Refuse what this backbone cannot do.
+        """Check that the backbone has what the schedule needs.
 
         Raises:
             ConfigError: an unknown name, a backbone without stages, or a number out of range.
@@ -49,7 +49,7 @@ class Unfreezing:
             raise ConfigError(f"model.unfreeze_every={self.every} must be at least 1 epoch.")
 
     def open_stages(self, backbone: nn.Module, epoch: int) -> Sequence[Sequence[nn.Module]] | None:
-        """Stages trained in ``epoch``; ``None`` means the whole backbone, with what lies outside of its stages."""
+        """Stages trained in ``epoch``; ``None`` means the whole backbone, including what is outside of its stages."""
         if self.trained == "all":
             return None
         if self.trained == "frozen":

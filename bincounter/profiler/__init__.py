@@ -1,1 +1,1 @@
-"""Where the time of a training step goes: ``profiler=simple|advanced|pytorch``."""
+"""Time of a training step by phase: ``profiler=simple|advanced|pytorch``."""

@@ -1,21 +1,20 @@
-"""Advice that follows from a profile's figures: one small function each, with the threshold beyond which it speaks.
+"""Advice derived from a profile: one function per finding, with its threshold.
 
-Whatever is advised names a setting of this project, and what it is now.
+All advice names a setting of this project and its present value.
 """
 
 import math
 
-from bincounter.profiler.profile_facts import Facts
+from bincounter.profiler.profile_facts import Facts, percent
 from bincounter.profiler.profile_record import AUGMENTATION, CHECKPOINT, DEBUGGER, LOGGING, VALIDATION
-from bincounter.report.page import percent
 
 WAITING = 0.15  # of a step's time without a batch
-READING = 20.0  # MB/s from disks, beyond which kept photos are not read from memory
+READING = 20.0  # MB/s from disks, beyond which cached photos are not read from memory
 AUGMENTING = 0.25  # of a step's time
 SAVING, SAVING_AIM = 0.05, 0.01  # of the fit's time in checkpoints within epochs
 LOOKING_ON, LOOKING_ON_AIM = 0.05, 0.01  # of a step's time in logs and progress bars, or in the debugger
 VALIDATING = 0.3  # of the fit's time
-IDLE = 0.3  # of a step's time in which a GPU with batches has nothing to do
+IDLE = 0.3  # of a step's time in which a GPU with batches is idle
 GPU_ROOM = 0.5  # of a GPU's memory, up to which twice the batch fits
 MEMORY_FULL, GPU_FULL = 90.0, 0.9  # per cent of the machine's memory; fraction of the GPU's
 OVERSUBSCRIBED = 2.0  # threads and workers per core
@@ -23,10 +22,10 @@ OTHERS = 0.25  # of the cores, busy for other programs
 
 
 def advice(facts: Facts) -> list[str]:
-    """What to try, what gains most first.
+    """Return settings to try, the largest gain first.
 
     Returns:
-        Whole sentences; none where nothing stands out.
+        Sentences; none if nothing exceeds its threshold.
     """
     checks = (
         waits_for_data,
@@ -49,11 +48,9 @@ def waits_for_data(facts: Facts) -> str | None:
     share = facts.waiting_ms / max(facts.free_step_ms, 1e-9)
     if share <= WAITING:
         return None
-    who = "The GPU waits" if facts.on_gpu else "A step waits"
-    said = (
-        f"{who} {percent(share, 0)} of the time for its batch ({facts.waiting_ms:.1f} of {facts.free_step_ms:.1f} ms): "
-    )
-    return said + _source_of_the_wait(facts)
+    subject = "The GPU waits" if facts.on_gpu else "A step waits"
+    milliseconds = f"{facts.waiting_ms:.1f} of {facts.free_step_ms:.1f} ms"
+    return f"{subject} {percent(share)} of the time for its batch ({milliseconds}): {_source_of_the_wait(facts)}"
 
 
 def _source_of_the_wait(facts: Facts) -> str:
@@ -62,19 +59,17 @@ def _source_of_the_wait(facts: Facts) -> str:
     more = f"data.num_workers={min(max(2 * workers, 1), max(cores - 1, 1), 8)} (now {workers})"
     photos = facts.machine.get("photos")
     if photos == "streamed":
-        return "photos come out of a bucket each time; try data.sync.stream=false, which fetches them once."
+        return "photos are read from a bucket each time; try data.sync.stream=false, which fetches them once."
     if photos == "decoded" and facts.setting("data.cache") is False:
-        return "every photo is decoded anew in every epoch; try data.cache=true, which decodes it once."
+        return "every photo is decoded in every epoch; try data.cache=true, which decodes it once."
     if photos == "decoded":
-        return f"the disk had no room to keep decoded photos; name another by paths.cache_dir, or try {more}."
+        return f"the disk had no room for decoded photos; try another paths.cache_dir, or {more}."
     if facts.mean.get("read_mb_s", 0.0) > READING:
         read = facts.mean["read_mb_s"]
-        return (
-            f"kept photos are read from disk at {read:.0f} MB/s; name a faster one by paths.cache_dir, or try {more}."
-        )
+        return f"cached photos are read from disk at {read:.0f} MB/s; try a faster paths.cache_dir, or {more}."
     if workers < cores - 1:
-        return f"batches are put together by too few processes; try {more}."
-    return "all cores put batches together already; a smaller data.image_size has less to read."
+        return f"too few processes prepare batches; try {more}."
+    return "all cores prepare batches already; a smaller data.image_size has less to read."
 
 
 def augmentation_dominates(facts: Facts) -> str | None:
@@ -87,11 +82,9 @@ def augmentation_dominates(facts: Facts) -> str | None:
         return None
     off = " ".join(f"data.augmentation.{name}={_off(value)}" for name, value in chosen.items() if value)
     why = (
-        "one resampling that goes only when all of them do"
-        if chosen is shape
-        else "each of them passes over all pixels"
+        "one resampling, skipped only without all of them" if chosen is shape else "each of them passes over all pixels"
     )
-    return f"Augmentation takes {percent(share, 0)} of a step: if the scores allow it, try {off} ({why})."
+    return f"Augmentation takes {percent(share)} of a step: if the scores allow it, try {off} ({why})."
 
 
 def _off(value: object) -> str:
@@ -102,31 +95,31 @@ def validates_often(facts: Facts) -> str | None:
     """Validation takes more than ``VALIDATING`` of the fit."""
     share, every = facts.fit_share(VALIDATION), facts.setting("trainer.check_val_every_n_epoch") or 1
     epochs = facts.setting("trainer.max_epochs") or math.inf
-    if share <= VALIDATING or 4 * every > epochs:  # so few validations would choose no checkpoint
+    if share <= VALIDATING or 4 * every > epochs:  # fewer validations could not choose a checkpoint
         return None
-    said = f"Validation takes {percent(share, 0)} of the fit: "
-    return said + f"try trainer.check_val_every_n_epoch={2 * every} (now {every})."
+    finding = f"Validation takes {percent(share)} of the fit: "
+    return finding + f"try trainer.check_val_every_n_epoch={2 * every} (now {every})."
 
 
 def saves_often(facts: Facts) -> str | None:
-    """Checkpoints within epochs take more than ``SAVING`` of a step; advises what would take ``SAVING_AIM``."""
+    """Checkpoints within epochs take more than ``SAVING`` of a step; advises an interval that takes ``SAVING_AIM``."""
     share, every = facts.share(CHECKPOINT), facts.setting("checkpoint.every_n_train_steps")
     if share <= SAVING or not every:
         return None
     return (
-        f"Checkpoints take {percent(share, 0)} of a step: try checkpoint.every_n_train_steps="
-        f"{_rarer(share, every, SAVING_AIM)} (now {every}); a killed run then repeats as many steps at most."
+        f"Checkpoints take {percent(share)} of a step: try checkpoint.every_n_train_steps="
+        f"{_rarer(share, every, SAVING_AIM)} (now {every}); a killed run then repeats at most as many steps."
     )
 
 
 def _rarer(share: float, every: int, aim: float) -> int:
-    """After how many steps something has to be done, to take ``aim`` of the time instead of ``share``."""
+    """Return the interval in steps at which something takes ``aim`` of the time instead of ``share``."""
     cost = share / (1 - share) * every  # in steps
     return _round(math.ceil(cost * (1 - aim) / aim))
 
 
 def _round(number: int) -> int:
-    """Up to two digits."""
+    """Round up to two digits."""
     unit = 10 ** max(len(str(number)) - 2, 0)
     return -(-number // unit) * unit
 
@@ -138,8 +131,8 @@ def logs_often(facts: Facts) -> str | None:
         return None
     bar = facts.setting("callbacks.progress_bar")
     other = ", or callbacks.progress_bar=null +trainer.enable_progress_bar=false" if bar else ""
-    said = f"Logging takes {percent(share, 0)} of a step: "
-    return said + f"try trainer.log_every_n_steps={10 * every} (now {every}){other}."
+    finding = f"Logging takes {percent(share)} of a step: "
+    return finding + f"try trainer.log_every_n_steps={10 * every} (now {every}){other}."
 
 
 def records_often(facts: Facts) -> str | None:
@@ -148,26 +141,26 @@ def records_often(facts: Facts) -> str | None:
     for key in ("debugger.every_n_train_steps", "debugger.save_interval.train"):
         every = facts.setting(key)
         if share > LOOKING_ON and every:
-            said = f"The debugger takes {percent(share, 0)} of a step: "
-            return said + f"try {key}={_rarer(share, every, LOOKING_ON_AIM)} (now {every})."
+            finding = f"The debugger takes {percent(share)} of a step: "
+            return finding + f"try {key}={_rarer(share, every, LOOKING_ON_AIM)} (now {every})."
     return None
 
 
 def gpu_idle(facts: Facts) -> str | None:
-    """A GPU has nothing to do for more than ``IDLE`` of a step, waiting for data apart, and memory to spare."""
+    """A GPU is idle for more than ``IDLE`` of a step, not counting data, and has free memory."""
     if not facts.on_gpu:
         return None
-    told = facts.mean.get("gpu_percent")  # by the driver, where it says; else by the clock
-    without_work = facts.gpu_idle_ms / facts.free_step_ms if told is None else 1 - told / 100
+    busy = facts.mean.get("gpu_percent")  # by the driver where known, else by the clock
+    without_work = facts.gpu_idle_ms / facts.free_step_ms if busy is None else 1 - busy / 100
     idle = without_work - facts.waiting_ms / facts.free_step_ms
     if idle <= IDLE or _gpu_filled(facts) > GPU_ROOM:
         return None
     size = facts.setting("data.batch_size")
     precise = facts.machine.get("precision") == "32-true"
     also = " and trainer.precision=bf16-mixed" if precise else ""
-    free = percent(1 - _gpu_filled(facts), 0)
+    free = percent(1 - _gpu_filled(facts))
     return (
-        f"The GPU has nothing to do {percent(idle, 0)} of the time though batches are there, and {free} of "
+        f"The GPU is idle {percent(idle)} of the time although batches are ready, and {free} of "
         f"its memory is free: try data.batch_size={2 * size} (now {size}){also}."
     )
 
@@ -183,15 +176,15 @@ def memory_nearly_full(facts: Facts) -> str | None:
     if peak <= MEMORY_FULL:
         return None
     try_ = f"data.num_workers={workers // 2} (now {workers})" if workers else _smaller_batch(facts)
-    return f"{peak:.0f} % of the machine's memory was in use, and beyond it runs are killed: try {try_}."
+    return f"{peak:.0f} % of the machine's memory was in use; a run that needs more is killed: try {try_}."
 
 
 def gpu_memory_nearly_full(facts: Facts) -> str | None:
     """Tensors filled more than ``GPU_FULL`` of the GPU's memory."""
     if not facts.on_gpu or _gpu_filled(facts) <= GPU_FULL:
         return None
-    said = f"Tensors filled {percent(_gpu_filled(facts), 0)} of the GPU's memory: "
-    return f"{said}{_smaller_batch(facts)} is on the safe side."
+    finding = f"Tensors filled {percent(_gpu_filled(facts))} of the GPU's memory: "
+    return f"{finding}{_smaller_batch(facts)} is safer."
 
 
 def _smaller_batch(facts: Facts) -> str:
@@ -213,11 +206,11 @@ def too_many_threads(facts: Facts) -> str | None:
 
 
 def machine_shared(facts: Facts) -> str | None:
-    """Other programs kept more than ``OTHERS`` of the cores busy: a remark on the figures."""
+    """Other programs kept more than ``OTHERS`` of the cores busy: a caveat."""
     cores = facts.machine.get("machine_cores", 1)
     if "machine_cpu_percent" not in facts.mean:
         return None
     others = (facts.mean["machine_cpu_percent"] - facts.mean["cpu_percent"] / cores) / 100
     if others <= OTHERS:
         return None
-    return f"Other programs kept {percent(others, 0)} of the cores busy meanwhile: alone, the run would be quicker."
+    return f"Other programs kept {percent(others)} of the cores busy: without them the run would be faster."

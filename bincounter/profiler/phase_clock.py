@@ -1,18 +1,17 @@
-"""``PhaseClock(Profiler)``: charges time to phases; forwards to Lightning's Advanced/PyTorchProfiler."""
+"""``PhaseClock``, a Lightning profiler that charges time to phases; functions and operators of a few steps."""
 
-import cProfile
 import csv
 import os
-import pstats
 import time
 from collections.abc import Callable, Mapping
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from lightning.pytorch.profilers import Profiler
+from lightning.pytorch.profilers import AdvancedProfiler, Profiler
 
-from bincounter.files import replacing
+from bincounter.files import replacing, write_text
 from bincounter.profiler.profile_record import (
     BETWEEN,
     LOGGING,
@@ -31,16 +30,17 @@ class PhaseClock(Profiler):
     """Divides the time of a fit into steps, and the time of a step into phases that add up to it.
 
     Actions lie inside each other, as backward does inside the optimizer's step: a moment is charged to the innermost
-    phase. The clock is read where the phase changes and nowhere else.
+    phase. The clock is read only where the phase changes.
 
     Args:
-        device: of the run. On a CUDA device, where calls return before they are computed, it is waited for at each
-            change of phase, in one of ``every`` steps: in the others the phases would be those of the queue.
+        device: of the run. On a CUDA device, where calls return early, the clock synchronises at each change of phase
+            in one of ``every`` steps: in the others the phases would be those of the queue.
         every: batches between two exact ones on a CUDA device; everywhere else all are.
-        closed: is given each row as it ends.
-        place: tells ``(epoch, batch)``.
-        validating: tells whether a validation is under way.
-        changed: is told of each phase that begins; ``None`` at the end.
+        closed: called with each row as it ends.
+        place: returns ``(epoch, batch)``.
+        validating: returns whether a validation is running.
+        changed: called with each phase that begins; ``None`` at the end.
+        callbacks: phases of callbacks by their ``state_key``.
     """
 
     def __init__(
@@ -52,10 +52,13 @@ class PhaseClock(Profiler):
         place: Callable[[], tuple[int, int]],
         validating: Callable[[], bool],
         changed: Callable[[str | None], None] | None = None,
+        callbacks: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         self._cuda, self._device, self._every = device.type == "cuda", device, every
         self._closed, self._place, self._validating, self._changed = closed, place, validating, changed
+        # There are a few dozen actions, and each comes in every step.
+        self._phase_of = cache(partial(phase_of, callbacks=callbacks or {}))
         self._stack: list[str | None] = []
         self._base = REST
         self._phase = REST
@@ -64,24 +67,24 @@ class PhaseClock(Profiler):
         self._began = self._mark = self._row_began = 0.0
 
     def start(self, action_name: str) -> None:
-        """An action begins."""
+        """Start an action."""
         if action_name.endswith(NEXT_BATCH):
             self._open(STEP)
         elif self._row is not None and self._row.part == STEP and ends_a_step(action_name):
             self._open(BETWEEN)
-        self._stack.append(phase_of(action_name))
+        self._stack.append(self._phase_of(action_name))
         self._enter()
 
     def stop(self, action_name: str) -> None:
-        """The action that began last is over."""
-        if self._stack:  # those that began before this profiler was there are not in it
+        """Stop the last action."""
+        if self._stack:  # actions that began before this profiler are not in it
             self._stack.pop()
         if ends_the_work_of_a_step(action_name):
             self._base = LOGGING
         self._enter()
 
     def close(self) -> None:
-        """The fit is over, in whatever way."""
+        """End the profile of a fit."""
         if self._row is not None:
             self._end_row()
             if self._changed is not None:
@@ -94,7 +97,7 @@ class PhaseClock(Profiler):
     def _open(self, part: str) -> None:
         exact = not self._cuda or part == BETWEEN or self._batches % self._every == 0
         if exact:
-            self._wait()  # what is still under way is the work of the step before
+            self._wait()  # queued work belongs to the step before
         if self._row is not None:
             self._end_row()
         else:
@@ -112,11 +115,11 @@ class PhaseClock(Profiler):
         self._row = None
         self._closed(row)
         now = time.perf_counter()
-        self._began += now - self._mark  # keeping a profile takes no time of the fit
+        self._began += now - self._mark  # writing the profile is not time of the fit
         self._mark = self._row_began = now
 
     def _enter(self) -> None:
-        """Charge what has passed, if another phase begins with this moment."""
+        """Charge the time passed, if another phase begins now."""
         phase = VALIDATION if self._validating() else next((p for p in reversed(self._stack) if p), self._base)
         if phase == self._phase:
             return
@@ -139,28 +142,117 @@ class PhaseClock(Profiler):
             torch.cuda.synchronize(self._device)
 
 
-FUNCTIONS, OPERATORS, TRACE = "functions.csv", "operators.csv", "trace.json.gz"
+FUNCTIONS, OPERATORS, TRACE = "functions.txt", "operators.csv", "trace.json.gz"
 
 
-class Depth(Protocol):
-    """What is told of phases and steps."""
+class Depth:
+    """A detailed profile of a few steps, which slows them down.
+
+    Args:
+        first: step to begin with, from 0.
+        steps: number of steps.
+    """
+
+    def __init__(self, first: int, steps: int) -> None:
+        self._window = range(first, first + steps)
+        self._steps = 0
 
     @property
     def looking(self) -> bool:
-        """Whether it looks into the step under way, and slows it down."""
+        """Whether the current step is one of them."""
+        return self._steps in self._window
 
     def phase(self, phase: str | None) -> None:
-        """A phase begins; ``None``: the fit is over."""
+        """Note that a phase begins; ``None`` at the end of the fit."""
 
     def step(self) -> None:
-        """A step is over."""
+        """Note that a step has ended."""
+        self._steps += 1
 
     def close(self) -> None:
-        """Write what was found; does nothing the second time."""
+        """Write the profile; the second call does nothing."""
+
+
+class PythonFunctions(Depth):
+    """Python functions of each phase over a few steps, by Lightning's AdvancedProfiler.
+
+    It gets our flat phases: its ``start`` disables whatever it was recording, so that of Lightning's own, nested
+    actions it would lose the outer ones.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        super().__init__(settings["first_step"], settings["steps"])
+        self._path = folder / FUNCTIONS
+        self._profiler = AdvancedProfiler(line_count_restriction=settings["functions"])
+        self._running: str | None = None
+        self._closed = False
+
+    def phase(self, phase: str | None) -> None:
+        """Switch to the functions of a phase."""
+        if self._running is not None:
+            self._profiler.stop(self._running)
+        self._running = phase if self.looking else None
+        if self._running is not None:
+            self._profiler.start(self._running)
+
+    def step(self) -> None:
+        """Close after the last of the steps."""
+        super().step()
+        if self._steps == self._window.stop:
+            self.close()
+
+    def close(self) -> None:
+        """Write ``functions.txt``."""
+        self.phase(None)
+        if self._profiler.profiled_actions and not self._closed:
+            self._closed = True
+            write_text(self._path, self._profiler.summary())
+
+
+class TorchOperators(Depth):
+    """torch.profiler over a few steps: a trace for chrome://tracing or Perfetto, and a table of operators."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], device: torch.device) -> None:
+        from torch.profiler import ProfilerActivity, profile, schedule
+
+        super().__init__(settings["first_step"], 1 + settings["steps"])  # one to warm it up
+        self._folder, self._operators = folder, settings["operators"]
+        if device.type != "cuda":
+            os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # none: it logs a missing GPU as an error
+        activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
+        steps = schedule(skip_first=settings["first_step"], wait=0, warmup=1, active=settings["steps"], repeat=1)
+        self._profile = profile(activities=activities, schedule=steps, on_trace_ready=self._write)
+        self._closed = False
+        self._profile.start()
+
+    def step(self) -> None:
+        """Advance torch's schedule."""
+        super().step()
+        if not self._closed:
+            self._profile.step()
+
+    def close(self) -> None:
+        """Stop the profile, which writes what it has."""
+        if not self._closed:
+            self._closed = True
+            self._profile.stop()
+
+    def _write(self, profile: Any) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        part = self._folder / f".{TRACE}"  # torch compresses names in .gz
+        profile.export_chrome_trace(str(part))
+        part.replace(self._folder / TRACE)
+        rows = sorted(profile.key_averages(), key=lambda row: -(row.self_device_time_total or row.self_cpu_time_total))
+        with replacing(self._folder / OPERATORS) as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["operator", "calls", "cpu_ms", "gpu_ms"])  # times without the operators it calls
+            for row in rows[: self._operators]:
+                cpu, gpu = row.self_cpu_time_total / 1e3, row.self_device_time_total / 1e3
+                writer.writerow([row.key, row.count, round(cpu, 3), round(gpu, 3)])
 
 
 def depth_of(settings: Mapping[str, Any], folder: Path, device: torch.device) -> Depth | None:
-    """What the settings ask for beside ``profiler=simple``.
+    """Return what ``profiler=advanced`` or ``pytorch`` adds to the phases, else ``None``.
 
     Args:
         settings: the node ``profiler``.
@@ -170,111 +262,3 @@ def depth_of(settings: Mapping[str, Any], folder: Path, device: torch.device) ->
     if settings["kind"] == "advanced":
         return PythonFunctions(folder, settings)
     return TorchOperators(folder, settings, device) if settings["kind"] == "pytorch" else None
-
-
-class PythonFunctions:
-    """One cProfile per phase, since one over all would not tell which phase called a function."""
-
-    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        self._folder, self._functions = folder, settings["functions"]
-        self._from, self._to = settings["first_step"], settings["first_step"] + settings["steps"]
-        self._profiles: dict[str, cProfile.Profile] = {}
-        self._running: cProfile.Profile | None = None
-        self._steps = 0
-        self._closed = False
-
-    @property
-    def looking(self) -> bool:
-        """Whether functions are followed."""
-        return self._from <= self._steps < self._to
-
-    def phase(self, phase: str | None) -> None:
-        """Go over to the profile of a phase."""
-        self._pause()
-        if phase is not None and self.looking:
-            self._running = self._profiles.setdefault(phase, cProfile.Profile())
-            self._running.enable()
-
-    def step(self) -> None:
-        """Count it."""
-        self._steps += 1
-        if self._steps == self._to:
-            self.close()
-
-    def close(self) -> None:
-        """Write ``functions.csv``."""
-        self._pause()
-        if self._closed or not self._profiles:
-            return
-        self._closed = True
-        with replacing(self._folder / FUNCTIONS) as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["phase", "function", "calls", "own_ms", "total_ms"])
-            for phase, profile in self._profiles.items():
-                writer.writerows([phase, *row] for row in _functions(profile)[: self._functions])
-
-    def _pause(self) -> None:
-        if self._running is not None:
-            self._running.disable()
-            self._running = None
-
-
-def _functions(profile: cProfile.Profile) -> list[tuple[str, int, float, float]]:
-    """Name, calls, own and total milliseconds of functions, those that take longest themselves first."""
-    stats: Any = pstats.Stats(profile)
-    rows = []
-    for (file, line, name), (_, calls, own, total, _) in stats.stats.items():
-        place = name if file == "~" else f"{'/'.join(Path(file).parts[-2:])}:{line} {name}"
-        rows.append((place, calls, round(1e3 * own, 3), round(1e3 * total, 3)))
-    return sorted(rows, key=lambda row: -row[2])
-
-
-class TorchOperators:
-    """torch.profiler over a few steps: a trace for chrome://tracing or Perfetto, and a table of operators."""
-
-    def __init__(self, folder: Path, settings: Mapping[str, Any], device: torch.device) -> None:
-        from torch.profiler import ProfilerActivity, profile, schedule
-
-        self._folder, self._operators = folder, settings["operators"]
-        self._from, self._to = settings["first_step"], settings["first_step"] + 1 + settings["steps"]  # 1 to warm it up
-        self._steps = 0
-        if device.type != "cuda":
-            os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # none: it tells as an error that there is no GPU
-        activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
-        course = schedule(skip_first=settings["first_step"], wait=0, warmup=1, active=settings["steps"], repeat=1)
-        self._profile = profile(activities=activities, schedule=course, on_trace_ready=self._write)
-        self._closed = False
-        self._profile.start()
-
-    @property
-    def looking(self) -> bool:
-        """Whether operators are followed."""
-        return self._from <= self._steps < self._to
-
-    def phase(self, phase: str | None) -> None:
-        """Phases are told by the operators themselves."""
-
-    def step(self) -> None:
-        """Tell torch."""
-        self._steps += 1
-        if not self._closed:
-            self._profile.step()
-
-    def close(self) -> None:
-        """End the profile; what it has so far is written."""
-        if not self._closed:
-            self._closed = True
-            self._profile.stop()
-
-    def _write(self, profile: Any) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        part = self._folder / f".{TRACE}"  # torch packs what ends in .gz
-        profile.export_chrome_trace(str(part))
-        part.replace(self._folder / TRACE)
-        rows = sorted(profile.key_averages(), key=lambda row: -(row.self_device_time_total or row.self_cpu_time_total))
-        with replacing(self._folder / OPERATORS) as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["operator", "calls", "cpu_ms", "gpu_ms"])  # without those that it calls
-            for row in rows[: self._operators]:
-                cpu, gpu = row.self_cpu_time_total / 1e3, row.self_device_time_total / 1e3
-                writer.writerow([row.key, row.count, round(cpu, 3), round(gpu, 3)])

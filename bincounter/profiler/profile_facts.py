@@ -1,18 +1,21 @@
-"""What a profile says, in the few figures that its table and its advice are made of."""
+"""Summary of a profile: the figures behind its table and its advice."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from bincounter.profiler.profile_record import (
     AUGMENTATION,
     BACKWARD,
     DATA,
+    FOLDER,
     FORWARD,
     OPTIMIZER,
     PHASES,
     TRANSFER,
     Record,
+    read_record,
 )
 
 ON_DEVICE = (TRANSFER, AUGMENTATION, FORWARD, BACKWARD, OPTIMIZER)
@@ -23,17 +26,17 @@ class Facts:
     """Figures of all sessions of a run.
 
     Attributes:
-        step_ms: mean milliseconds of a step by phase, over the steps whose phases are exact; those that were looked
-            into only where there are no others.
-        free_step_ms: of a step that nobody waited for; the sum of ``step_ms`` where there were none.
+        step_ms: mean milliseconds of a step by phase, over the steps whose phases are exact; those profiled in
+            detail only where there are no others.
+        free_step_ms: mean milliseconds of a step without synchronisation; the sum of ``step_ms`` where none was.
         fit_s: seconds of the whole fit by phase.
-        steps: in number.
-        exact_steps: of them, those behind ``step_ms``.
-        slowed_steps: those that were looked into, which slows them down.
-        slowed: whether they are those behind ``step_ms``.
+        steps: number of steps.
+        exact_steps: number of them behind ``step_ms``.
+        slowed_steps: number of them profiled in detail, which slows them down.
+        slowed: whether these are the ones behind ``step_ms``.
         machine: of the last session, see :class:`~bincounter.profiler.profile_record.Session`.
-        mean: of the usage samples, by column; columns that this machine did not tell are missing.
-        peak: likewise, the largest.
+        mean: of the usage samples, by column; columns that this machine lacks are missing.
+        peak: the largest of each column.
         config: of the run.
     """
 
@@ -51,7 +54,7 @@ class Facts:
 
     @property
     def exact_step_ms(self) -> float:
-        """Milliseconds of a step whose phases were waited for."""
+        """Milliseconds of a step with synchronised phases."""
         return sum(self.step_ms.values())
 
     @property
@@ -61,18 +64,18 @@ class Facts:
 
     @property
     def gpu_idle_ms(self) -> float:
-        """Milliseconds of an undisturbed step in which the GPU had nothing to do, at least.
+        """Milliseconds of an undisturbed step in which the GPU was idle, at least.
 
-        Its work is counted with the time that the CPU took to ask for it.
+        The time that the CPU took to launch its work counts as work.
         """
         busy = sum(self.step_ms[phase] for phase in ON_DEVICE)
         return max(self.free_step_ms - busy, 0.0)
 
     @property
     def waiting_ms(self) -> float:
-        """Milliseconds of a step that go by for lack of a batch.
+        """Milliseconds of a step spent waiting for a batch.
 
-        A GPU still computes while the next batch is fetched: only what it then lacks is waited for.
+        A GPU still computes while the next batch is fetched: only the rest is waiting.
         """
         return min(self.step_ms[DATA], self.gpu_idle_ms) if self.on_gpu else self.step_ms[DATA]
 
@@ -92,15 +95,51 @@ class Facts:
         return node
 
 
+@dataclass(frozen=True)
+class Profile:
+    """The profile of a run, read back.
+
+    Attributes:
+        record: what was measured.
+        facts: its summary.
+    """
+
+    record: Record
+    facts: Facts
+
+
+def read_profile(run: Path, config: Mapping[str, Any]) -> Profile | None:
+    """Read the profile in a run's folder.
+
+    Args:
+        run: the folder.
+        config: of the run.
+
+    Returns:
+        ``None`` if nothing was measured, or only the first step, which warms up.
+
+    Raises:
+        UserError: a file is corrupt.
+    """
+    record = read_record(run / FOLDER)
+    facts = None if record is None else facts_of(record, config)
+    return None if record is None or facts is None else Profile(record, facts)
+
+
+def percent(fraction: float) -> str:
+    """Write a fraction in per cent, such as ``36 %`` for 0.3612."""
+    return f"{100 * fraction:.0f} %"
+
+
 def facts_of(record: Record, config: Mapping[str, Any]) -> Facts | None:
-    """Sum a record up.
+    """Summarise a record.
 
     Args:
         record: of a run.
         config: of the run.
 
     Returns:
-        ``None`` where no step was measured but the first, which warms up.
+        ``None`` if only the first step was measured, which warms up.
     """
     slowed = not any(session.exact_steps for session in record.sessions)
     kind = "slowed" if slowed else "exact"

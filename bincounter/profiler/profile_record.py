@@ -1,15 +1,14 @@
-"""The phases, and the files of RUN/profile.
+"""Phases of a step, and the files of ``RUN/profile``.
 
 ``steps.csv`` has a row per step and one per end of an epoch, ``usage.csv`` one per sample of the machine, and
-``sessions.json`` the sums over all steps, recorded or not. A session is one start of the run: what a resumed run
-repeats was done twice, and is counted twice.
+``sessions.json`` the sums over all steps, recorded or not. A session is one start of the run: steps that a
+resumed run repeats are counted twice.
 """
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -51,47 +50,38 @@ _BY_HOOK = {
     "lr_scheduler_step": OPTIMIZER,
     "save_checkpoint": CHECKPOINT,
 }
-_BY_CALLBACK = {
-    "RunCheckpoint.on_train_epoch_end": CHECKPOINT,  # with the handing over of the best
-    "RunCheckpoint": REST,  # under DDP it waits for the others after each step; writing has an action of its own
-    "WeightAveraging": OPTIMIZER,
-    "StatelessRandomness": REST,
-    "TensorRecorder": DEBUGGER,
-    "SmdebugCallback": DEBUGGER,
-}
 
 
-@cache  # there are a few dozen of them, and each comes in every step
-def phase_of(action: str) -> str | None:
-    """The phase that an action of Lightning's opens.
+def phase_of(action: str, callbacks: Mapping[str, str]) -> str | None:
+    """Return the phase that an action of Lightning opens.
 
     Args:
         action: its name, such as ``[Strategy]SingleDeviceStrategy.backward`` or ``save_checkpoint``.
+        callbacks: phases of callbacks by their ``state_key``; others count as logging, like progress bars and whatever
+            else a user added to look on.
 
     Returns:
         ``None`` where it belongs to the phase around it.
     """
-    kind, _, name = action.rpartition("]")
-    hook = name.rpartition(".")[2]
-    if kind == "[Callback" and not hook.endswith(("_save_checkpoint", "_load_checkpoint")):
-        # Progress bars, logs, and whatever else a user added to look on.
-        return next((phase for part, phase in _BY_CALLBACK.items() if part in name), LOGGING)
+    owner, _, hook = action.rpartition(".")
+    if owner.startswith("[Callback]") and not hook.endswith(("_save_checkpoint", "_load_checkpoint")):
+        return callbacks.get(owner.removeprefix("[Callback]"), LOGGING)
     return _BY_HOOK.get(hook)
 
 
 def ends_a_step(action: str) -> bool:
-    """Whether what begins with an action is no part of a step any more, but of the end of an epoch."""
+    """Whether an action begins the end of an epoch, which is not part of a step."""
     return action.endswith((".on_validation_start", ".on_validation_model_zero_grad", ".on_train_epoch_end"))
 
 
 def ends_the_work_of_a_step(action: str) -> bool:
-    """Whether Lightning has nothing but metrics and loggers left to look after once an action is over."""
+    """Whether only metrics and loggers remain of a step after an action."""
     return action.startswith("[LightningModule]") and action.endswith(".on_train_batch_end")
 
 
 FOLDER = "profile"
 STEP, BETWEEN = "step", "between"  # the two kinds of rows
-_ROWS = 4000  # of each file; with more, every second one is left out
+_ROWS = 4000  # of each file; with more, every second one is dropped
 _ABOUT = ("session", "epoch", "batch", "part", "start_s", "exact", "wall_ms")
 _MEASURED = (
     "cpu_percent",
@@ -107,15 +97,15 @@ _MEASURED = (
 
 @dataclass
 class Row:
-    """One step, or what lies between an epoch's last step and the next one's first.
+    """One step, or the time between an epoch's last step and the next one's first.
 
     Attributes:
-        session: starts of the run before this one.
+        session: number of earlier starts of the run.
         epoch: from 0.
         batch: in the epoch, from 0.
         part: ``step`` or ``between``.
         start_s: seconds since the session's first step.
-        exact: whether the device was waited for at the end of each phase; elsewhere only ``wall_ms`` is right.
+        exact: whether phases were synchronised with the device; otherwise only ``wall_ms`` is right.
         wall_ms: from start to end.
         ms: by phase; they add up to ``wall_ms``.
     """
@@ -130,7 +120,7 @@ class Row:
     ms: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
 
     def written(self) -> dict[str, Any]:
-        """As a row of ``steps.csv``."""
+        """Return a row of ``steps.csv``."""
         about = {name: getattr(self, name) for name in _ABOUT}
         times = {f"{phase}_ms": round(value, 4) for phase, value in self.ms.items()}
         rounded = {"start_s": round(self.start_s, 4), "exact": int(self.exact), "wall_ms": round(self.wall_ms, 4)}
@@ -138,7 +128,7 @@ class Row:
 
     @classmethod
     def read(cls, row: dict[str, str]) -> Self:
-        """From a row of ``steps.csv``."""
+        """Parse a row of ``steps.csv``."""
         return cls(
             session=int(row["session"]),
             epoch=int(row["epoch"]),
@@ -153,19 +143,19 @@ class Row:
 
 @dataclass
 class Usage:
-    """One sample of the machine; ``None`` where this machine does not tell.
+    """One sample of the machine; ``None`` where it is unknown.
 
     Attributes:
         session: as in :class:`Row`.
         at_s: seconds since the session's first step.
         cpu_percent: of the run's processes together; 100 is one core.
         machine_cpu_percent: of all processes; 100 is all cores.
-        rss_mb: memory of the run's processes, what they share counted for each.
-        memory_percent: of the machine's memory, that is not available.
-        read_mb_s: what the run's processes read from disks.
-        write_mb_s: what they wrote to disks.
+        rss_mb: memory of the run's processes; shared memory counts for each.
+        memory_percent: unavailable memory of the machine.
+        read_mb_s: read from disks by the run's processes.
+        write_mb_s: written to disks by them.
         gpu_percent: share of the time in which the GPU computed.
-        gpu_memory_mb: of the GPU's memory, what all processes use.
+        gpu_memory_mb: GPU memory in use by all processes.
     """
 
     session: int
@@ -181,7 +171,7 @@ class Usage:
 
     @classmethod
     def read(cls, row: dict[str, str]) -> Self:
-        """From a row of ``usage.csv``."""
+        """Parse a row of ``usage.csv``."""
         measured = {name: float(row[name]) if row[name] else None for name in _MEASURED}
         return cls(int(row["session"]), float(row["at_s"]), **measured)  # type: ignore[arg-type]
 
@@ -191,14 +181,14 @@ class Session:
     """Sums over one start of a run, and the machine it ran on.
 
     Attributes:
-        steps: in number.
-        steps_s: seconds that they took.
-        exact_steps: those with ``exact`` rows, but for the first, which warms up, and those that were looked into.
+        steps: number of steps.
+        steps_s: their seconds.
+        exact_steps: those with ``exact`` rows, except the first, which warms up, and those profiled in detail.
         exact_ms: by phase, over those steps.
-        slowed_steps: those with ``exact`` rows that were looked into by ``profiler=advanced`` or ``pytorch``.
+        slowed_steps: those with ``exact`` rows profiled in detail by ``profiler=advanced`` or ``pytorch``.
         slowed_ms: by phase, over those steps.
-        free_steps: steps that were not waited for, likewise: what a step takes when nobody looks.
-        free_ms: that they took.
+        free_steps: those without synchronisation, with the same exceptions.
+        free_ms: their milliseconds.
         between_s: seconds by phase, between epochs.
         machine: cores, threads, workers, device, and where photos came from.
     """
@@ -215,11 +205,11 @@ class Session:
     machine: dict[str, Any] = field(default_factory=dict)
 
     def add(self, row: Row, *, slowed: bool = False) -> None:
-        """Count a row in.
+        """Add a row.
 
         Args:
             row: a step, or the end of an epoch.
-            slowed: whether more than the phases was looked at, which takes time itself.
+            slowed: whether it was profiled in detail.
         """
         if row.part == BETWEEN:
             for phase, value in row.ms.items():
@@ -242,7 +232,7 @@ class Session:
 
 @dataclass
 class Record:
-    """All of ``RUN/profile`` but traces and tables of functions."""
+    """Content of ``RUN/profile``, without traces and tables of functions."""
 
     sessions: list[Session] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
@@ -259,16 +249,16 @@ class Record:
 
 
 def read_record(folder: Path) -> Record | None:
-    """Read what profiling left.
+    """Read a record.
 
     Args:
         folder: ``RUN/profile``.
 
     Returns:
-        ``None`` where nothing was measured.
+        ``None`` if nothing was measured.
 
     Raises:
-        UserError: a file is damaged.
+        UserError: a file is corrupt.
     """
     if not (folder / "sessions.json").is_file():
         return None
@@ -277,11 +267,11 @@ def read_record(folder: Path) -> Record | None:
         rows = [Row.read(each) for each in _read(folder / "steps.csv")]
         return Record(sessions, rows, [Usage.read(each) for each in _read(folder / "usage.csv")])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder} is damaged ({type(error).__name__}): delete it to go on without") from error
+        raise UserError(f"{folder} is corrupt ({type(error).__name__}): delete it to continue without") from error
 
 
 def _thinned(rows: list[Any]) -> list[Any]:
-    """At most so many rows: of steps and of the ends of epochs, every second one is left out until they are."""
+    """Drop every second row of each part until at most ``_ROWS`` are left."""
     while len(rows) > _ROWS:
         parts: dict[str, int] = {}
         kept = []

@@ -1,4 +1,4 @@
-"""The callback, the sampler of machine usage, the summary in the log."""
+"""Callback ``StepProfiler``, the sampler of machine usage, the summary in the log."""
 
 import ctypes
 import logging
@@ -12,25 +12,37 @@ from typing import Any
 import lightning as L
 import psutil
 import torch
+from lightning.pytorch.callbacks import WeightAveraging
 from omegaconf import DictConfig, OmegaConf
 
+from bincounter.data.datamodule import batch_progress
 from bincounter.data.photo_store import PhotoStore
 from bincounter.errors import UserError
 from bincounter.profiler.advice import advice
 from bincounter.profiler.phase_clock import Depth, PhaseClock, depth_of
-from bincounter.profiler.profile_facts import facts_of
-from bincounter.profiler.profile_record import FOLDER, PHASES, STEP, Record, Row, Session, Usage, read_record
-from bincounter.report.page import percent
+from bincounter.profiler.profile_facts import Profile, percent
+from bincounter.profiler.profile_record import (
+    FOLDER,
+    LOGGING,
+    OPTIMIZER,
+    PHASES,
+    STEP,
+    Record,
+    Row,
+    Session,
+    Usage,
+    read_record,
+)
 
 log = logging.getLogger(__name__)
 
-_WRITE_EVERY = 30.0  # seconds: what a killed run loses at most
+_WRITE_EVERY = 30.0  # seconds: lost by a killed run at most
 
 
 class StepProfiler(L.Callback):
-    """Puts a :class:`PhaseClock` in the place of the trainer's profiler, and keeps what it tells.
+    """Replaces the trainer's profiler by a :class:`PhaseClock`, and records its rows.
 
-    Nothing of it is in the checkpoints: a run that goes on adds a session to what the folder holds.
+    Checkpoints hold nothing of it: a resumed run adds a session to the files of the folder.
 
     Args:
         folder: ``RUN/profile``.
@@ -47,7 +59,7 @@ class StepProfiler(L.Callback):
         self._written = 0.0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Begin, on the first process."""
+        """Start the clock, on the first process."""
         if stage != "fit" or not trainer.is_global_zero:
             return
         self._record = self._so_far()
@@ -59,14 +71,15 @@ class StepProfiler(L.Callback):
             device,
             self._settings["every_n_train_steps"],
             closed=self._keep,
-            place=lambda: (trainer.current_epoch, trainer.fit_loop.epoch_loop.batch_progress.current.ready),
+            place=lambda: (trainer.current_epoch, batch_progress(trainer).current.ready),
             validating=lambda: bool(trainer.validating),
             changed=self._depth.phase if self._depth else None,
+            callbacks={callback.state_key: _phase_of_callback(callback) for callback in trainer.callbacks},  # type: ignore[attr-defined]
         )
         trainer.profiler = self._clock  # type: ignore[attr-defined]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Sample the machine from here on: by now the workers' memory is what it will be."""
+        """Start to sample the machine, now that the workers have allocated their memory."""
         if self._clock is None:
             return
         session = len(self._record.sessions) - 1
@@ -77,7 +90,7 @@ class StepProfiler(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Note, once, where batches come from."""
+        """Record once where batches come from."""
         if self._clock is None or "photos" in self._record.sessions[-1].machine:
             return
         loader: Any = trainer.train_dataloader
@@ -88,18 +101,18 @@ class StepProfiler(L.Callback):
         }
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """A run that is stopped has a profile, too."""
+        """Write the profile of a stopped run."""
         self._close(trainer)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Write what was measured."""
+        """Write the profile."""
         self._close(trainer)
 
     def _so_far(self) -> Record:
         try:
             return read_record(self._folder) or Record()
         except UserError as error:
-            log.warning("%s; the profile starts anew.", error)
+            log.warning("%s; starting a new profile.", error)
             return Record()
 
     def _keep(self, row: Row) -> None:
@@ -128,11 +141,17 @@ class StepProfiler(L.Callback):
             self._depth.close()
         self._clock = None
         if not self._record.sessions[-1].steps:
-            return  # it ended before its first step: there is nothing to tell
+            return  # it ended before its first step
         if trainer.strategy.root_device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(trainer.strategy.root_device) / 1e6
             self._record.sessions[-1].machine["gpu_peak_mb"] = peak
         self._write()
+
+
+def _phase_of_callback(callback: L.Callback) -> str:
+    """The phase that a callback's class names by ``profiler_phase``, one of ``PHASES``."""
+    usual = OPTIMIZER if isinstance(callback, WeightAveraging) else LOGGING
+    return getattr(callback, "profiler_phase", usual)
 
 
 def _origin(store: PhotoStore | None) -> str:
@@ -142,7 +161,7 @@ def _origin(store: PhotoStore | None) -> str:
 
 
 def _machine(trainer: L.Trainer) -> dict[str, Any]:
-    """What the figures have to be read against."""
+    """Describe the machine that the figures are of."""
     device = trainer.strategy.root_device
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     machine: dict[str, Any] = {
@@ -163,14 +182,14 @@ _MB = 1e6
 
 
 class UsageSampler:
-    """A thread that samples the run's processes and the machine until it is stopped.
+    """Thread that samples the run's processes and the machine until it is stopped.
 
     Args:
         every: seconds between two samples.
         device: of the run.
         clock: seconds since the session's first step.
-        session: the number that samples carry.
-        limit: samples kept; with more, every second one is dropped and half as many are taken.
+        session: number of the session, for the samples.
+        limit: samples stored; beyond it every second one is dropped and the interval doubled.
     """
 
     def __init__(
@@ -195,7 +214,7 @@ class UsageSampler:
         return list(self._samples)
 
     def _work(self) -> None:
-        self._processes.rates()  # the first calls only start their measurement, psutil's one of each thread
+        self._processes.rates()  # the first calls only start the measurement, psutil's once per thread
         psutil.cpu_percent()
         while not self._stop.wait(self._every):
             self._sample()
@@ -224,7 +243,7 @@ class ProcessTree:
         self._bytes: dict[int, tuple[int, int]] = {}
 
     def rates(self) -> tuple[float, float, float | None, float | None]:
-        """Per cent of a core, MB of memory, and MB/s read from and written to disks, since the last call."""
+        """Return per cent of a core, MB of memory, and MB/s read from and written to disks, since the last call."""
         now, cpu, moved, rss = time.perf_counter(), {}, {}, 0.0
         for process in [self._own, *self._own.children(recursive=True)]:
             try:
@@ -236,7 +255,7 @@ class ProcessTree:
                         counters = process.io_counters()
                         moved[process.pid] = (counters.read_bytes, counters.write_bytes)
             except (psutil.Error, OSError):
-                continue  # it has just ended, or is not ours to look at
+                continue  # it has just ended, or may not be read
         seconds = max(now - self._at, 1e-3)
         busy = 100 * sum(value - self._cpu.get(pid, 0.0) for pid, value in cpu.items()) / seconds
         read, write = (
@@ -258,7 +277,7 @@ class _Memory(ctypes.Structure):
 
 
 class Gpu:
-    """One CUDA device, asked by NVML, which comes with the driver and waits for nothing."""
+    """One CUDA device, read through NVML, which comes with the driver and does not synchronise."""
 
     def __init__(self, device: torch.device) -> None:
         self._nvml: ctypes.CDLL | None = None
@@ -269,20 +288,20 @@ class Gpu:
             if nvml.nvmlInit_v2() == 0 and nvml.nvmlDeviceGetHandleByUUID(name, ctypes.byref(self._handle)) == 0:
                 self._nvml = nvml
         except (OSError, AttributeError):
-            return  # no NVML beside this driver: the figures stay empty
+            return  # this driver has no NVML: the columns stay empty
 
     def busy(self) -> tuple[float | None, float | None]:
-        """Per cent of the last moments in which it computed, and MB of its memory that are used."""
+        """Return its recent utilisation in per cent, and MB of its memory in use."""
         if self._nvml is None:
             return None, None
         rates, memory = _Rates(), _Memory()
-        told = self._nvml.nvmlDeviceGetUtilizationRates(self._handle, ctypes.byref(rates)) == 0
+        measured = self._nvml.nvmlDeviceGetUtilizationRates(self._handle, ctypes.byref(rates)) == 0
         known = self._nvml.nvmlDeviceGetMemoryInfo(self._handle, ctypes.byref(memory)) == 0
-        return float(rates.gpu) if told else None, memory.used / _MB if known else None
+        return float(rates.gpu) if measured else None, memory.used / _MB if known else None
 
 
 def profiler_callbacks(cfg: DictConfig) -> list[L.Callback]:
-    """The callback of ``profiler=simple``, ``advanced`` and ``pytorch``, or none.
+    """Return the callback of ``profiler=simple``, ``advanced`` and ``pytorch``, or none.
 
     Args:
         cfg: the run's whole configuration.
@@ -293,21 +312,14 @@ def profiler_callbacks(cfg: DictConfig) -> list[L.Callback]:
     return [StepProfiler(Path(cfg.paths.output_dir) / FOLDER, settings)]
 
 
-def say_where_the_time_went(run: Path, cfg: DictConfig) -> None:
-    """Log the phases of a step and the advice, where the run was measured.
-
-    Args:
-        run: its folder.
-        cfg: its configuration.
-    """
-    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    record = read_record(run / FOLDER) if cfg.train and config["profiler"]["kind"] != "none" else None
-    facts = None if record is None else facts_of(record, config)
-    if facts is None:
+def log_profile_summary(profile: Profile | None) -> None:
+    """Log the phases of a step and the advice, where the run was measured."""
+    if profile is None:
         return
-    parts = sorted(PHASES, key=lambda phase: -facts.step_ms[phase])
+    facts = profile.facts
+    phases = sorted(PHASES, key=lambda phase: -facts.step_ms[phase])
     listed = ", ".join(
-        f"{PHASES[phase].lower()} {percent(facts.share(phase), 0)}" for phase in parts if facts.share(phase) > 0.005
+        f"{PHASES[phase].lower()} {percent(facts.share(phase))}" for phase in phases if facts.share(phase) > 0.005
     )
     log.info("A step took %.1f ms: %s.", facts.free_step_ms, listed)
     for sentence in advice(facts):

@@ -1,4 +1,4 @@
-"""Runs side by side: what differed in their configuration, and what it did to their scores."""
+"""Comparison of runs: settings that differ, scores, and their differences."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from rich.text import Text
 from bincounter.errors import UserError
 from bincounter.report.page import decimals, percent, whole
 from bincounter.training.results import SIDES, Predictions, Run, read_run
+from bincounter.training.resume import flatten
 
 SCORES = {
     "accuracy": ("accuracy", percent, 1),
@@ -24,24 +25,24 @@ SCORES = {
     "cross_entropy": ("cross entropy", decimals, -1),
     "ece": ("calibration error", percent, -1),
 }
-"""Name on screen, how it is written, and 1 where more is better, -1 where less is."""
+"""Name on screen, number format, and 1 if higher is better, else -1."""
 
-_PLACES = ("paths", "hydra", "ckpt_path", "logger")  # where a run lives or continued from, not what it was
+_PLACES = ("paths", "hydra", "ckpt_path", "logger")  # where a run is stored or resumed from, which changes no score
 _UNSET = "(not set)"
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What :func:`compare` found; runs are in the order they were named.
+    """Result of :func:`compare`; runs are in the given order.
 
     Attributes:
         names: one per run ``[R]``, short and different from each other.
         settings: configuration keys that differ: ``{key: value of each run [R]}``.
-        side: ``test`` or ``val``: where the scores are from.
+        side: ``test`` or ``val``: the side of the scores.
         scores: each run's scores on that side ``[R]``.
         gains: for each run, accuracy minus that of the first on the same photos, and its 95 % interval (paired
-            bootstrap): ``(difference, low, high)``; ``None`` for the first, and where the photos differ ``[R]``.
-        remarks: sentences on what makes the runs less comparable than they look.
+            bootstrap): ``(difference, low, high)``; ``None`` for the first, and if the photos differ ``[R]``.
+        remarks: sentences on what limits the comparison.
     """
 
     names: tuple[str, ...]
@@ -52,7 +53,7 @@ class Comparison:
     remarks: tuple[str, ...]
 
     def best(self, score: str) -> int | None:
-        """Index of the run with the best value of a score; ``None`` where no run is ahead."""
+        """Index of the run with the best value of a score; ``None`` if no run is ahead."""
         values = [scores.get(score) for scores in self.scores]
         if None in values or len(set(values)) == 1:
             return None
@@ -63,10 +64,10 @@ def compare(runs: Sequence[Path]) -> Comparison:
     """Compare runs with the first of them.
 
     Args:
-        runs: run folders; the folder of a sweep stands for the numbered runs inside it.
+        runs: run folders; the folder of a sweep stands for the numbered runs in it.
 
     Raises:
-        UserError: fewer than two runs, a folder that is no run's, or no scores that all runs have.
+        UserError: fewer than two runs, a folder that is not a run's, or no side that all runs were scored on.
     """
     read = [read_run(path) for path in _expand(runs)]
     if len(read) < 2:
@@ -74,7 +75,7 @@ def compare(runs: Sequence[Path]) -> Comparison:
     side = next((side for side in ("test", "val") if all(run.metrics.get(side) for run in read)), None)
     if side is None:
         unscored = next((run for run in read if not run.metrics), read[0])
-        raise UserError(f"{unscored.path} has no scores that the other runs have too: score its checkpoint first")
+        raise UserError(f"{unscored.path} has no scores in common with the other runs: score its checkpoint first")
     scored = [run.predictions.of(SIDES[side]) if run.predictions else None for run in read]
     return Comparison(
         names=distinct_names([run.path for run in read]),
@@ -87,15 +88,15 @@ def compare(runs: Sequence[Path]) -> Comparison:
 
 
 def render(comparison: Comparison) -> RenderableType:
-    """Lay a comparison out for the terminal: settings that differ, then scores, best values marked."""
+    """Format a comparison for the terminal: settings that differ, then scores, best values marked."""
     parts: list[RenderableType] = []
     if comparison.settings:
         parts += [Text("Settings that differ", style="bold"), _settings_table(comparison)]
     else:
-        parts.append(Text("Their settings do not differ."))
+        parts.append(Text("The settings do not differ."))
     where = "test" if comparison.side == "test" else "validation"
     parts += [
-        Text(f"\nScores on {where} photos, 95 % intervals beneath, * best", style="bold"),
+        Text(f"\nScores on {where} photos, 95 % intervals below, * best", style="bold"),
         _scores_table(comparison),
     ]
     parts += [Padding(Text(f"Note: {remark}"), (1, 0, 0, 0)) for remark in comparison.remarks]
@@ -107,14 +108,14 @@ def _expand(paths: Sequence[Path]) -> list[Path]:
     runs: list[Path] = []
     for path in paths:
         if not path.is_dir():
-            raise UserError(f"{path} is no folder: name the run folders that train.py printed")
+            raise UserError(f"{path} is not a folder: name the run folders that train.py printed")
         jobs = [job for job in path.iterdir() if job.name.isdecimal() and (job / "config.yaml").is_file()]
         runs += [path] if (path / "config.yaml").is_file() or not jobs else sorted(jobs, key=lambda job: int(job.name))
     return runs
 
 
 def distinct_names(paths: Sequence[Path]) -> tuple[str, ...]:
-    """Take as many trailing parts of the paths as it takes to tell them apart."""
+    """Return the shortest trailing parts of the paths that are all different."""
     resolved = [path.resolve() for path in paths]
     for depth in range(1, max(len(path.parts) for path in resolved)):
         names = tuple("/".join(path.parts[-depth:]) for path in resolved)
@@ -124,21 +125,12 @@ def distinct_names(paths: Sequence[Path]) -> tuple[str, ...]:
 
 
 def _settings(run: Run) -> dict[str, str]:
-    flat = _flatten({key: value for key, value in run.config.items() if key not in _PLACES})
+    values = flatten({key: value for key, value in run.config.items() if key not in _PLACES})
+    flat = {key: "null" if value is None else str(value) for key, value in values.items()}
     folders = {str(run.path), str(run.path.resolve())}
     kept = {key: value for key, value in flat.items() if not any(folder in value for folder in folders)}
     commit = run.provenance.get("commit")
     return kept | ({"(commit)": str(commit)[:12]} if commit else {})
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = "null" if value is None else str(value)
-    return flat
 
 
 def _differing(settings: Sequence[Mapping[str, str]]) -> dict[str, tuple[str, ...]]:
@@ -148,7 +140,7 @@ def _differing(settings: Sequence[Mapping[str, str]]) -> dict[str, tuple[str, ..
 
 
 def _gain(first: Predictions | None, other: Predictions | None) -> tuple[float, float, float] | None:
-    """Accuracy of ``other`` minus that of ``first`` on the photos both scored, with a 95 % interval.
+    """Return the accuracy of ``other`` minus that of ``first`` on the photos both scored, with a 95 % interval.
 
     Paired percentile bootstrap (Efron and Tibshirani 1993): each photo's difference is -1, 0 or 1, so drawing photos
     with replacement is one multinomial draw over how often each occurs.
@@ -167,13 +159,13 @@ def _remarks(runs: Sequence[Run], scored: Sequence[Predictions | None], side: st
     remarks = []
     labels = [{name: count for name, (count, _) in run.split.items()} for run in runs]
     if any(each != labels[0] for each in labels[1:]):
-        remarks.append("these runs did not have the same photos and labels to learn from and be scored on.")
+        remarks.append("the photos or labels of these runs differ.")
     photos = [None if each is None else frozenset(each.ids.tolist()) for each in scored]
     if any(each != photos[0] for each in photos[1:]):
         where = "test" if side == "test" else "validation"
-        remarks.append(f"they were scored on different {where} photos, so their scores differ for that reason too.")
+        remarks.append(f"they were scored on different {where} photos, so that scores differ for that reason too.")
     if side == "val" and any(run.metrics.get("test") for run in runs):
-        remarks.append("not all runs have test scores, so those on validation photos are shown.")
+        remarks.append("not all runs have test scores, so validation scores are shown.")
     return tuple(remarks)
 
 
@@ -214,7 +206,7 @@ def _cell(scores: Mapping[str, Any], score: str, write: Any, best: bool) -> Text
 
 
 def _gain_cell(gain: tuple[float, float, float] | None) -> Text:
-    """Write a difference in percentage points; the interval says whether it is more than chance."""
+    """Format a difference in percentage points, with a note if the interval includes 0."""
     if gain is None:
         return Text("")
     points, low, high = (f"{100 * value:+.1f}" for value in gain)

@@ -1,4 +1,4 @@
-"""``data.html``: a data set on one page, before anything is trained on it."""
+"""``bincounter explore``: data.html, a data set on one page."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -33,14 +33,14 @@ def write_data_report(
     source: str,
     settings: Mapping[str, object],
 ) -> Path:
-    """Write the page that shows a data set: counts, sizes, near-copies, splits, sample photos, quarantine.
+    """Write the page of a data set: counts, sizes, near-copies, splits, sample photos, quarantine.
 
     Args:
         path: of the page.
-        manifest: every photo of the data set, and what was refused.
-        keep: int ``[N]``, indices into ``manifest.records`` of the photos inside the wanted counts.
+        manifest: all photos of the data set, and rejected inputs.
+        keep: int ``[N]``, indices into ``manifest.records`` of the photos within ``data.counts``.
         assignment: int ``[N]``, their splits: 0 training, 1 validation, 2 test.
-        source: the data source as the user named it.
+        source: ``data.source``.
         settings: of the split (method, fractions, seed), as configured.
 
     Returns:
@@ -74,7 +74,7 @@ def write_data_report(
 
 
 def leak(groups: np.ndarray, assignment: np.ndarray) -> dict[str, float]:
-    """Count the test photos with a near-copy in training: in this split, and in a random one of the same sizes.
+    """Count test photos with a near-copy in training: in this split, and expected in a random one.
 
     Args:
         groups: int ``[N]``, near-copy group of each photo.
@@ -82,7 +82,7 @@ def leak(groups: np.ndarray, assignment: np.ndarray) -> dict[str, float]:
 
     Returns:
         ``test`` photos in all, how many ``now`` have a near-copy in training, and how many would be ``expected`` to
-        if the same numbers of photos were drawn at random (hypergeometric).
+        in a random split of the same sizes (hypergeometric).
     """
     photos, training = len(groups), int((assignment == 0).sum())
     test = groups[assignment == 2]
@@ -109,13 +109,13 @@ def _lead(counts: np.ndarray, groups: np.ndarray, excluded: int, refused: int) -
     commonest = values[photos.argmax()]
     _, inverse, size = np.unique(groups, return_inverse=True, return_counts=True)
     sentences = [
-        f"Always answering {commonest} would be right on {percent(photos.max() / len(counts))} of them.",
+        f"Always predicting {commonest} would be right on {percent(photos.max() / len(counts))} of them.",
         f"{percent((size[inverse] > 1).mean(), 0)} have a near-copy among the others.",
     ]
     if excluded:
-        sentences.append(f"{whole(excluded)} more lie outside the wanted counts.")
+        sentences.append(f"{whole(excluded)} more are outside of data.counts.")
     verb = "input was" if refused == 1 else "inputs were"
-    sentences.append(f"{whole(refused)} {verb} refused." if refused else "No input was refused.")
+    sentences.append(f"{whole(refused)} {verb} rejected." if refused else "No input was rejected.")
     return " ".join(sentences)
 
 
@@ -157,7 +157,7 @@ def _near_copies(groups: np.ndarray) -> dict[str, Any]:
 def _sample_groups(
     manifest: Manifest, keep: np.ndarray, groups: np.ndarray, assignment: np.ndarray
 ) -> list[dict[str, Any]]:
-    """Show groups of two to four photos, drawn at random, and the largest group of all."""
+    """Return groups of two to four photos, drawn at random, and the largest group."""
     names, size = np.unique(groups, return_counts=True)
     small = names[(size > 1) & (size <= PHOTOS_PER_GROUP)]
     drawn = np.random.default_rng(0).choice(small, min(GROUPS - 1, len(small)), replace=False)
@@ -173,7 +173,7 @@ def _sample_groups(
 
 
 def _samples(manifest: Manifest, keep: np.ndarray, counts: np.ndarray, groups: np.ndarray) -> list[dict[str, Any]]:
-    """Show photos of each count, drawn at random, no two of one near-copy group."""
+    """Return photos of each count, drawn at random, no two of one near-copy group."""
     rng = np.random.default_rng(0)
     samples = []
     for count in np.unique(counts)[:COUNT_ROWS]:

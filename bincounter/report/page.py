@@ -13,13 +13,13 @@ ABSENT = "n/a"
 def write_page(path: Path, template: str, content: dict[str, object], *, package: str = "bincounter.report") -> Path:
     """Fill a template and write the page, whole or not at all.
 
-    Everything that came from data is escaped; only plots are taken as they are.
+    Values from data are escaped; only plots are inserted as they are.
 
     Args:
         path: of the page.
-        template: its file, which may build on those of this folder.
-        content: what the template names.
-        package: whose folder ``templates`` it is in.
+        template: its file, which may extend those of this folder.
+        content: variables of the template.
+        package: the package with the folder ``templates``.
 
     Returns:
         ``path``.
@@ -37,17 +37,17 @@ def write_page(path: Path, template: str, content: dict[str, object], *, package
 
 
 def percent(fraction: float | None, digits: int = 1) -> str:
-    """Write a fraction in per cent, such as ``36.1 %`` for 0.3612."""
+    """Format a fraction in per cent, such as ``36.1 %`` for 0.3612."""
     return ABSENT if _missing(fraction) else f"{100 * fraction:.{digits}f} %"  # type: ignore[operator]
 
 
 def decimals(value: float | None, digits: int = 3) -> str:
-    """Write a number with a fixed number of decimals."""
+    """Format a number with a fixed number of decimals."""
     return ABSENT if _missing(value) else f"{value:.{digits}f}"
 
 
 def whole(value: float | None) -> str:
-    """Write a whole number, such as ``5,331``."""
+    """Format a whole number, such as ``5,331``."""
     return ABSENT if _missing(value) else f"{value:,.0f}"
 
 

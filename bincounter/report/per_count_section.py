@@ -1,4 +1,4 @@
-"""Photos and loss count by count, rank correlation."""
+"""Section of the report with photos and loss of each count, and their rank correlation."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -15,23 +15,23 @@ from bincounter.training.results import SIDES, CountRow, Run
 _SPLITS = {"train": "Training", "validation": "Validation", "test": "Test"}
 # Of the plot: class of the key for the bars and for the lines.
 _KEYS = {"train": ("block", "other"), "validation": ("pale", "level"), "test": ("palest", "")}
-_FEW = 10  # photos below which a count's scores say little
-_LISTED = 8  # counts that a sentence names one by one
-_EVEN = 1.1  # times as many photos, up to which counts have about as many
-_CHANCE = 0.05  # of orders that may be as strong where two columns are said to go together
+_FEW = 10  # photos below which a count's scores are uncertain
+_LISTED = 8  # counts that a sentence lists one by one
+_EVEN = 1.1  # ratio of photos up to which counts are about equal
+_CHANCE = 0.05  # share of orders as strong, below which a correlation is reported
 
 Rows = Mapping[tuple[int, str], CountRow]
 
 
 def per_count_section(run: Run, side: str) -> dict[str, Any] | None:
-    """What the report's template needs.
+    """Return the values of the template ``per_count.html``.
 
     Args:
-        run: read back.
-        side: ``test`` or ``val``, whose scores lead the page.
+        run: the results.
+        side: ``test`` or ``val``, the headline side.
 
     Returns:
-        ``None`` where that side was not scored.
+        ``None`` if that side was not scored.
     """
     scores = (run.metrics.get(side) or {}).get("per_count")
     if not scores:
@@ -58,7 +58,7 @@ def _there(rows: Rows, count: int, split: str) -> bool:
 
 
 def _rows_of_metrics(run: Run) -> dict[tuple[int, str], CountRow]:
-    """What ``metrics.json`` has, for a run that left no ``per_count.csv``."""
+    """Read rows from ``metrics.json``, for runs of versions without ``per_count.csv``."""
     rows = {}
     for side, split in SIDES.items():
         scored = {row["count"]: row for row in (run.metrics.get(side) or {}).get("per_count", ())}
@@ -68,13 +68,16 @@ def _rows_of_metrics(run: Run) -> dict[tuple[int, str], CountRow]:
                 count, score = row["count"], scored.get(row["count"], {})
                 there = row["train_n"] if split == "train" else photos.get(count, score.get("n", 0))
                 rows[count, split] = CountRow(
-                    there, score.get("n", 0), score.get("accuracy"), None, score.get("cross_entropy"), None
+                    photos=there,
+                    scored=score.get("n", 0),
+                    accuracy=score.get("accuracy"),
+                    loss=score.get("cross_entropy"),
                 )
     return rows
 
 
 def _cells(row: CountRow) -> dict[str, str]:
-    """One split of one count, as the table writes it."""
+    """Format one split of one count."""
     return {
         "photos": whole(row.photos),
         "scored": f"{whole(row.scored)} scored" if 0 < row.scored != row.photos else "",
@@ -110,7 +113,7 @@ def _keys(rows: Rows, counts: Sequence[int], splits: Sequence[str]) -> list[tupl
 
 
 def _notes(run: Run, rows: Rows, counts: Sequence[int], split: str) -> list[str]:
-    """What the numbers are of, and how far they can be trusted."""
+    """Notes on the origin of the numbers and their limits."""
     side = _SPLITS[split].lower()
     notes = []
     scored, photos = (
@@ -119,7 +122,7 @@ def _notes(run: Run, rows: Rows, counts: Sequence[int], split: str) -> list[str]
     if scored:
         notes.append(f"A wide gap between training and {side} loss is overfitting.")
     if not scored and photos:
-        notes.append("This run trained nothing: its training photos are those the checkpoint learnt from, unscored.")
+        notes.append("This run did not train: its training photos are those of the checkpoint, unscored.")
     elif scored < photos:
         notes.append(
             f"Training losses are of {whole(scored)} of {whole(photos)} photos, drawn at random within each count."
@@ -127,52 +130,52 @@ def _notes(run: Run, rows: Rows, counts: Sequence[int], split: str) -> list[str]
     if none := [count for count in counts if not rows[count, split].scored]:
         notes.append(f"No {side} photo has {_listed(none, len(counts))}.")
     if few := [count for count in counts if 0 < rows[count, split].scored < _FEW]:
-        notes.append(f"Fewer than {_FEW} {side} photos have {_listed(few, len(counts))}: their scores say little.")
+        notes.append(f"Fewer than {_FEW} {side} photos have {_listed(few, len(counts))}: their scores are uncertain.")
     if (run.config.get("data") or {}).get("balanced") and scored:
         notes.append("Training drew every count equally often (data.balanced=true), however many photos it has.")
     return notes
 
 
 def _findings(run: Run, rows: Rows, counts: Sequence[int], split: str) -> list[str]:
-    """Whether photos and loss go together over the counts, and what that leaves open."""
+    """Sentences on the correlation of photos and loss over the counts, and its limits."""
     side = _SPLITS[split].lower()
     scored = _with_loss(rows, counts, split)
     photos = [rows[count, "train"].photos for count in scored]
     if None in photos:
-        return ["How many photos of each count the model learnt from is not known."]
+        return ["The number of training photos of each count is unknown."]
     if len(scored) < FEWEST:
-        return [f"With {side} losses of fewer than {FEWEST} counts there is nothing to correlate with photos."]
+        return [f"Fewer than {FEWEST} counts have a {side} loss: too few for a correlation with photos."]
     losses = [float(rows[count, split].loss or 0) for count in scored]
     by_count = rank_correlation([float(count) for count in scored], losses)
     findings = [_finding_of_photos([float(number or 0) for number in photos], losses, side)]
     if by_count:
-        findings.append(_finding(by_count, len(scored), "Larger counts", "The count itself", side))
+        findings.append(_finding(by_count, len(scored), "Larger counts", "the count itself", side))
     findings.append(
-        "Neither says why: counts differ in how hard they are as well as in photos, and here each count weighs the "
-        "same, however few its photos. Only runs on more or fewer photos of the same count show what photos do."
+        "Neither is a cause: counts differ in difficulty as well as in photos, and each count weighs the same here, "
+        "however few its photos. Only runs with more or fewer photos of the same count show their effect."
     )
     return findings
 
 
 def _finding_of_photos(photos: Sequence[float], losses: Sequence[float], side: str) -> str:
-    if max(photos) <= _EVEN * min(photos):  # ranks would make much of a photo more
+    if max(photos) <= _EVEN * min(photos):  # ranks would exaggerate a difference of few photos
         return (
             f"All counts have about as many training photos ({whole(int(min(photos)))} to {whole(int(max(photos)))}): "
-            "what their number does cannot be told from this run."
+            "this run cannot show the effect of their number."
         )
     correlation = rank_correlation(photos, losses)
     if correlation is None:
-        return f"Every count has the same {side} loss: there is nothing to correlate."
-    return _finding(correlation, len(photos), "Counts with more training photos", "Training photos", side)
+        return f"Every count has the same {side} loss: a correlation is undefined."
+    return _finding(correlation, len(photos), "Counts with more training photos", "training photos", side)
 
 
 def _finding(correlation: tuple[float, float], counts: int, more: str, subject: str, side: str) -> str:
     strength, share = correlation
     chance = "under 0.1 %" if share < 0.001 else percent(share)
-    orders = f"rank correlation {strength:+.2f} over {counts} counts; {chance} of their orders give one as strong"
+    orders = f"rank correlation {strength:+.2f} over {counts} counts; {chance} of all orders give one as strong"
     if share <= _CHANCE:
         return f"{more} have {'higher' if strength > 0 else 'lower'} {side} loss ({orders})."
-    return f"{subject} and {side} loss cannot be told to go together ({orders})."
+    return f"No clear correlation of {subject} and {side} loss ({orders})."
 
 
 def _listed(some: Sequence[int], of: int) -> str:
@@ -182,17 +185,17 @@ def _listed(some: Sequence[int], of: int) -> str:
 
 
 FEWEST = 4
-"""Rows below which even a perfect order is one that chance often makes."""
+"""Rows below which even a perfect order often arises by chance."""
 
-_EXACT = 8  # rows up to which all their orders are gone through
+_EXACT = 8  # rows up to which all orders are enumerated
 _DRAWN = 9999
 
 
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> tuple[float, float] | None:
-    """Spearman's rank correlation, and how much of it chance would make.
+    """Spearman's rank correlation, with a permutation test.
 
-    Spearman 1904, https://doi.org/10.2307/1412159; the test is by permutation: exact up to 8 rows, by 9,999 random
-    orders beyond.
+    Spearman 1904, https://doi.org/10.2307/1412159; the test is exact up to 8 rows, with 9,999 random orders
+    beyond.
 
     Args:
         x: ``float[N]``, finite.
@@ -200,7 +203,7 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> tuple[float, flo
 
     Returns:
         The correlation, -1 to 1, and the share of all orders of ``y`` whose correlation is as strong or stronger, 0-1;
-        ``None`` with fewer than :data:`FEWEST` rows, or where a column is constant.
+        ``None`` with fewer than :data:`FEWEST` rows, or if a column is constant.
     """
     from scipy.stats import rankdata
 
@@ -219,7 +222,7 @@ def _standardised(ranks: np.ndarray) -> np.ndarray:
 
 
 def _orders(rows: int) -> np.ndarray:
-    """Orders of so many rows, ``int[M, rows]``: all of them, or some at random, the same ones every time."""
+    """Return orders of ``rows`` rows, ``int[M, rows]``: all of them, or random ones from a fixed seed."""
     if rows <= _EXACT:
         return np.array(list(permutations(range(rows))))
     return np.random.default_rng(0).permuted(np.tile(np.arange(rows), (_DRAWN, 1)), axis=1)

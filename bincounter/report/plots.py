@@ -1,4 +1,4 @@
-"""Plots as inline SVG: drawn by Matplotlib, coloured and set by the style sheet of the page they stand in."""
+"""Plots as inline SVG: drawn by Matplotlib, with colours and fonts of the page's style sheet."""
 
 import io
 import re
@@ -12,10 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-# Stand-ins that the style sheet's variables replace in the SVG, so that one plot serves the light and the dark page.
+# Placeholders for variables of the style sheet, so that one plot fits the light and the dark page.
 INK, MUTED, LINE, ACCENT, SURFACE = "#010a01", "#020a02", "#030a03", "#040a04", "#050a05"
 _VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", ACCENT: "accent", SURFACE: "surface"}
-_SIZE = (3.9, 2.45)  # inches: three abreast on a desk, one on a phone, with text near its nominal size on both
+_SIZE = (3.9, 2.45)  # inches: three side by side on a desktop, one on a phone, with text near its nominal size on both
 _TINTS = (0.3, 0.6, 1.0)
 _LOSS_LINES: dict[str, tuple[str, Any]] = {
     "train": (MUTED, "-"),
@@ -58,9 +58,9 @@ def lines(
 
     Args:
         series: name to points ``(x, y)``.
-        xlabel: what x counts.
-        label: what the plot shows, for screen readers.
-        percent: whether y is a fraction to be read in per cent.
+        xlabel: label of x.
+        label: description for screen readers.
+        percent: format y, a fraction, in per cent.
         baseline: a dashed level to compare with.
     """
     with mpl.rc_context(_RC):
@@ -120,9 +120,9 @@ def photos_and_losses(
     Args:
         counts: ascending ``[K]``.
         photos: by split ``[K]``, stacked from full to pale accent.
-        losses: of ``train`` in grey, ``validation`` dashed and ``test`` in the accent colour, as far as there are: of
-            each count the loss and its interval ``[K]``.
-        label: what the plot shows, for screen readers.
+        losses: of ``train`` in grey, ``validation`` dashed and ``test`` in the accent colour, as far as they exist:
+            loss and interval of each count ``[K]``.
+        label: description for screen readers.
     """
     with mpl.rc_context(_RC):
         figure = Figure(figsize=(_SIZE[0], 1.6 * _SIZE[1]), layout="constrained")
@@ -141,7 +141,7 @@ def photos_and_losses(
 
 
 def _loss_line(axes: Axes, losses: Losses, aside: float, colour: str, style: Any) -> None:
-    """One split's losses with their intervals, moved aside so that those of another split stay visible."""
+    """Draw a split's losses with their intervals, shifted so that other splits stay visible."""
     x = np.arange(len(losses)) + aside
     y = np.array([np.nan if loss is None else loss for loss, _ in losses])
     axes.plot(x, y, color=colour, linestyle=style, linewidth=1.2, marker="o", markersize=3.2)
@@ -165,13 +165,13 @@ def _name_axes(above: Axes, below: Axes, counts: Sequence[int]) -> None:
 def shares(
     edges: np.ndarray, parts: Mapping[str, np.ndarray], *, xlabel: str, label: str, colours: Mapping[str, str]
 ) -> Markup:
-    """Draw what stretches of time consisted of, stacked up to their whole.
+    """Draw shares of intervals of time, stacked to 1.
 
     Args:
-        edges: of the stretches, float ``[N + 1]``.
-        parts: by name, fractions ``[N]`` of each stretch, in the order of stacking.
-        xlabel: what the edges count.
-        label: what the plot shows, for screen readers.
+        edges: of the intervals, float ``[N + 1]``.
+        parts: by name, fractions ``[N]`` of each interval, in the order of stacking.
+        xlabel: label of the edges.
+        label: description for screen readers.
         colours: by name of the part: a colour of this module, and an opacity after a slash.
     """
     bottom = np.zeros(len(edges) - 1)
@@ -191,7 +191,7 @@ def shares(
 def sizes(pixels: np.ndarray, *, label: str) -> Markup:
     """Draw photo heights against widths, ``int[N, 2]`` in pixels; the area of a dot grows with its photos.
 
-    Sizes fall into at most 32 x 32 cells, so that a large data set makes a small plot.
+    Sizes are binned into at most 32 x 32 cells, which keeps the plot small.
     """
     cells = np.maximum(np.ptp(pixels, axis=0) / 32, 1)
     where, photos = np.unique(np.round(pixels / cells), axis=0, return_counts=True)
@@ -221,9 +221,9 @@ def _percent(value: float, _: object = None) -> str:
 
 
 def _svg(figure: Figure, label: str) -> Markup:
-    """Render a figure to an SVG element that takes its colours and font from the page, the same on every run."""
+    """Render a figure to a reproducible SVG element with colours and font of the page."""
     buffer = io.StringIO()
-    # The label salts the ids, since two plots of one page must not share any.
+    # The label salts the ids, which have to differ between the plots of a page.
     with mpl.rc_context({"svg.hashsalt": label}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()

@@ -1,21 +1,18 @@
-"""The profile as the report shows it: what takes the time, when, how busy the machine was, and what to try."""
+"""Section of the report with the profile: phases, timeline, usage of the machine, and advice."""
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 
 from bincounter.profiler.advice import advice
-from bincounter.profiler.profile_facts import Facts, facts_of
+from bincounter.profiler.profile_facts import Facts, Profile
 from bincounter.profiler.profile_record import (
     AUGMENTATION,
     BACKWARD,
     CHECKPOINT,
     DATA,
     DEBUGGER,
-    FOLDER,
     FORWARD,
     LOGGING,
     OPTIMIZER,
@@ -26,14 +23,13 @@ from bincounter.profiler.profile_record import (
     Row,
     Session,
     Usage,
-    read_record,
 )
 from bincounter.report import plots
 from bincounter.report.page import percent
 
-_STRETCHES = 96  # of the timeline
+_INTERVALS = 96  # intervals of the timeline
 _POINTS = 200  # of a line of usage
-# What the timeline tells apart: class of its key, colour and opacity, phases.
+# Groups of the timeline: class of the key, colour and opacity, phases.
 _GROUPS = {
     "waiting for data": ("dark", f"{plots.INK}/0.8", (DATA,)),
     "transfer and augmentation": ("grey", f"{plots.MUTED}/0.6", (TRANSFER, AUGMENTATION)),
@@ -54,23 +50,11 @@ _USAGE: dict[str, tuple[str, float]] = {
 }
 
 
-def profile_section(run: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What the report's template needs.
-
-    Args:
-        run: the run's folder.
-        config: of the run.
-
-    Returns:
-        ``None`` where nothing was measured, or too little.
-
-    Raises:
-        UserError: a file is damaged.
-    """
-    record = read_record(run / FOLDER)
-    facts = None if record is None else facts_of(record, config)
-    if record is None or facts is None:
+def profile_section(profile: Profile | None) -> dict[str, Any] | None:
+    """Build the values of the template ``profile.html``; ``None`` without a profile."""
+    if profile is None:
         return None
+    record, facts = profile.record, profile.facts
     starts = _starts(record.sessions, record.rows)
     return {
         "note": _note(facts),
@@ -89,30 +73,29 @@ def profile_section(run: Path, config: Mapping[str, Any]) -> dict[str, Any] | No
 
 
 def _note(facts: Facts) -> str:
-    """Say what the table's figures are means of."""
+    """Describe what the table's figures are means of."""
     machine = facts.machine
     threads = machine.get("threads", 1)
     where = (
         machine.get("gpu") or f"{machine.get('cores')} CPU cores with {threads} computing thread{'s' * (threads > 1)}"
     )
-    said = f"Means over {facts.exact_steps:,} of {facts.steps:,} steps on {where}; a moment belongs to one phase only."
+    note = f"Means over {facts.exact_steps:,} of {facts.steps:,} steps on {where}; each moment belongs to one phase."
     if facts.slowed:
-        said += " All of these were looked into, which slows them down: profiler=simple has the times."
+        note += " All of these were profiled in detail, which slows them down: profiler=simple has the times."
     elif facts.slowed_steps:
-        said += f" {facts.slowed_steps:,} others were looked into, which slows them down, and are left out."
+        note += f" {facts.slowed_steps:,} others were profiled in detail, which slows them down, and are not included."
     if not facts.on_gpu or not facts.free_step_ms:
-        return said
+        return note
     longer = percent(facts.exact_step_ms / facts.free_step_ms - 1, 0)
     idle = percent(facts.gpu_idle_ms / facts.free_step_ms, 0)
     return (
-        f"{said} In those steps the GPU was waited for at the end of each phase, which made them {longer} longer than "
-        f"the others ({facts.free_step_ms:.1f} ms); in the others the GPU had nothing to do for at least {idle} of the "
-        "time."
+        f"{note} In those steps phases were synchronised with the GPU, which made them {longer} longer than the others "
+        f"({facts.free_step_ms:.1f} ms); in the others the GPU was idle for at least {idle} of the time."
     )
 
 
 def _starts(sessions: list[Session], rows: list[Row]) -> list[float]:
-    """Seconds at which each session began, as if one had followed on another at once."""
+    """Return the second at which each session starts, if sessions follow each other without a gap."""
     ends = [
         max((row.start_s + row.wall_ms / 1e3 for row in rows if row.session == number), default=0.0)
         for number in range(len(sessions))
@@ -121,11 +104,11 @@ def _starts(sessions: list[Session], rows: list[Row]) -> list[float]:
 
 
 def _timeline(rows: list[Row], starts: list[float]) -> Markup:
-    """What each stretch of the fit went into."""
+    """Plot the shares of phases over the fit."""
     exact = [row for row in rows if row.exact]
     end = max(starts[row.session] + row.start_s + row.wall_ms / 1e3 for row in exact)
-    edges = np.linspace(0, end, _STRETCHES + 1)
-    spent = {name: np.zeros(_STRETCHES) for name in _GROUPS}
+    edges = np.linspace(0, end, _INTERVALS + 1)
+    spent = {name: np.zeros(_INTERVALS) for name in _GROUPS}
     for row in exact:
         begin = starts[row.session] + row.start_s
         overlap = np.minimum(edges[1:], begin + row.wall_ms / 1e3) - np.maximum(edges[:-1], begin)
@@ -136,12 +119,12 @@ def _timeline(rows: list[Row], starts: list[float]) -> Markup:
     parts = {name: np.divide(each, whole, out=np.zeros_like(each), where=whole > 0) for name, each in spent.items()}
     colours = {name: group[1] for name, group in _GROUPS.items()}
     scale, unit = (60, "Minutes") if end > 300 else (1, "Seconds")
-    label = "What the time of the fit went into"
+    label = "Shares of phases over the fit"
     return plots.shares(edges / scale, parts, xlabel=f"{unit} of the fit", label=label, colours=colours)
 
 
 def _usage(samples: list[Usage], facts: Facts) -> list[tuple[str, float, float]]:
-    """Name, mean and peak of what this machine told."""
+    """Return name, mean and peak of the columns that this machine has."""
     if not samples:
         return []
     return [
@@ -152,7 +135,7 @@ def _usage(samples: list[Usage], facts: Facts) -> list[tuple[str, float, float]]
 
 
 def _curves(samples: list[Usage], starts: list[float], facts: Facts) -> list[tuple[str, Markup, list[tuple[str, str]]]]:
-    """Plots of CPU, GPU and disks over time: title, plot, and key."""
+    """Return plots of CPU, GPU, memory and disks over time: title, plot, and key."""
     some = samples[:: -(-len(samples) // _POINTS) or 1]
     if len(some) < 3:
         return []

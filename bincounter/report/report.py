@@ -1,27 +1,24 @@
-"""Report.html from one ``RunResults``."""
+"""``report.html`` of a run, from values alone: no file of the run is read here."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 from markupsafe import Markup
 
-from bincounter.debugger.rule import read_states
+from bincounter.profiler.profile_facts import Profile
 from bincounter.report import plots
 from bincounter.report.page import decimals, percent, whole, write_page
 from bincounter.report.per_count_section import per_count_section
 from bincounter.report.profile_section import profile_section
-from bincounter.report.report_photos import inline, inline_attention, look_closer, mistakes, sample
-from bincounter.training.results import SIDES, Predictions, Run, read_run
+from bincounter.report.report_photos import PhotoSelection, ScoredPhoto, inline, inline_attention
+from bincounter.training.results import Run
+from bincounter.training.resume import flatten
 
-# Pixels and photos: with these, even photos of pure noise keep the page below 8 MB.
-GRID_PHOTOS, GRID_SIDE = 24, 232
-MISTAKES, MISTAKE_SIDE = 8, 800
-LOOKED_SIDE = 320
+GRID_SIDE, MISTAKE_SIDE, LOOKED_SIDE = 232, 800, 320  # pixels: even photos of pure noise keep the page below 8 MB
 QUARANTINE_ROWS = 300
-READABLE_COUNTS = 12  # with more, figures in cells and over bars would not fit
+READABLE_COUNTS = 12  # with more, numbers in cells and above bars would not fit
 
 LABELS = {"test": "Test", "val": "Validation", "train": "Training sample"}
 SCORES: dict[str, tuple[str, Callable[[float | None], str]]] = {
@@ -35,77 +32,56 @@ SCORES: dict[str, tuple[str, Callable[[float | None], str]]] = {
 }
 BASELINES = {"accuracy": "majority_accuracy", "rmse": "mean_rmse"}
 
-Photo = Callable[[str], bytes | None]
 
+def write_report(
+    results: Run, verdicts: Sequence[Mapping[str, Any]], profile: Profile | None, photos: PhotoSelection
+) -> Path:
+    """Write ``report.html`` into a run's folder; nothing is read from there.
 
-def write_report(run: Path, *, photo: Photo, cams: Mapping[str, np.ndarray] | None = None) -> Path:
-    """Write ``report.html`` into a run's folder, from the files it finds there.
-
-    Pieces that are missing (no test photos, no log, a killed run) are answered by a sentence in their place.
+    Sections whose data is missing (no test photos, no log, a killed run) hold a sentence instead.
 
     Args:
-        run: the run's folder.
-        photo: gives the bytes of a photo's file by its id, or ``None`` where it is gone.
-        cams: where the model looked, ``{id: float[H, W] in 0..1}``, best for the ids that :func:`photos_to_explain`
-            names.
+        results: of the run.
+        verdicts: of the debugger's rules, see :func:`bincounter.debugger.rule.read_states`.
+        profile: of the run; ``None`` where it was not measured.
+        photos: to show, with their bytes and heat maps.
 
     Returns:
         Path of the page.
-
-    Raises:
-        UserError: the folder is no run's, or one of its files is damaged.
     """
-    read = read_run(run)
-    side = _headline_side(read)
-    scores = read.metrics.get(side, {})
-    scored = _scored(read)
+    side = results.headline_side
+    scores = results.metrics.get(side, {})
+    reliability = scores.get("reliability")
     content: dict[str, object] = {
-        "title": _name(read),
-        "kicker": f"bincounter run report · {_name(read)}",
-        "headline": headline(scores, side),
-        "lead": lead(read, scores, side),
-        "footer": footer(read),
+        "title": _name(results),
+        "kicker": f"bincounter run report · {_name(results)}",
+        "headline": _headline(scores, side),
+        "lead": _lead(results, scores, side),
+        "footer": _footer(results),
         "side": LABELS[side].lower(),
-        "cards": _cards(read, scores),
-        "table": _table(read),
-        "curves": _curves(read),
-        "rules": read_states(run),
-        "profile": profile_section(run, read.config),
+        "cards": _cards(results, scores),
+        "table": _table(results),
+        "curves": _curves(results),
+        "rules": verdicts,
+        "profile": profile_section(profile),
         "confusion": _confusion(scores),
-        "per_count": per_count_section(read, side),
-        "calibration": scores if scores.get("reliability") else None,
-        "reliability": plots.reliability(scores["reliability"], label="Accuracy against confidence")
-        if scores.get("reliability")
-        else None,
-        "grid": [_tile(each, photo) for each in _each(sample(scored, GRID_PHOTOS))] if scored else [],
-        "mistakes": [_mistake(each, photo) for each in _each(mistakes(scored, MISTAKES))] if scored else [],
-        "looked": [_look(each, photo, cams) for each in _each(look_closer(scored))] if scored and cams else [],
-        "quarantine": None if read.quarantine is None else read.quarantine[:QUARANTINE_ROWS],
-        "refused": len(read.quarantine or ()),
-        "overrides": read.overrides,
-        "config": yaml.safe_dump(dict(read.config), sort_keys=False, allow_unicode=True),
-        "provenance": _flat(read.provenance),
-        "splits": _splits(read),
+        "per_count": per_count_section(results, side),
+        "calibration": scores if reliability else None,
+        "reliability": plots.reliability(reliability, label="Accuracy against confidence") if reliability else None,
+        "grid": [_tile(photo, photos, GRID_SIDE) for photo in photos.sample],
+        "mistakes": [_mistake(photo, photos) for photo in photos.mistakes],
+        "looked": [_look(photo, photos) for photo in photos.explained] if photos.heat else [],
+        "quarantine": None if results.quarantine is None else results.quarantine[:QUARANTINE_ROWS],
+        "refused": len(results.quarantine or ()),
+        "overrides": results.overrides,
+        "config": yaml.safe_dump(dict(results.config), sort_keys=False, allow_unicode=True),
+        "provenance": [
+            (name, " ".join(map(str, value)) if isinstance(value, list) else value)
+            for name, value in flatten(results.provenance).items()
+        ],
+        "splits": _splits(results),
     }
-    return write_page(run / "report.html", "report.html", content)
-
-
-def photos_to_explain(run: Path) -> list[str]:
-    """Name the photos whose attention the report has room for: the worst mistakes and the surest right answers."""
-    scored = _scored(read_run(run))
-    return [] if scored is None else look_closer(scored).ids.tolist()
-
-
-def _headline_side(run: Run) -> str:
-    return "test" if run.metrics.get("test") else "val"
-
-
-def _scored(run: Run) -> Predictions | None:
-    """The predictions the page shows: of the test photos where there are any, else of the validation photos."""
-    if run.predictions is None:
-        return None
-    shown = run.predictions.of(SIDES[_headline_side(run)])
-    return shown if len(shown.ids) else None
+    return write_page(results.path / "report.html", "report.html", content)
 
 
 def _name(run: Run) -> str:
@@ -115,7 +91,7 @@ def _name(run: Run) -> str:
 
 
 def _cards(run: Run, scores: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Headline scores, each with its interval and, where one exists, its baseline on a common scale."""
+    """Return headline scores, each with its interval and, if it has one, its baseline on a common scale."""
     cards = []
     for key in ("accuracy", "within_one", "rmse", "mae"):
         if scores.get(key) is None:
@@ -124,7 +100,7 @@ def _cards(run: Run, scores: Mapping[str, Any]) -> list[dict[str, Any]]:
         value, baseline = scores[key], scores.get(BASELINES.get(key, ""))
         low, high = scores.get("intervals", {}).get(key) or (value, value)
         top = 1.0 if written is percent else max(high, baseline or 0) * 1.15 or 1.0
-        against = mean_answer(run) if key == "rmse" else constant_answer(run)
+        against = _mean_baseline(run) if key == "rmse" else _majority_baseline(run)
         cards.append(
             {
                 "name": name,
@@ -140,7 +116,7 @@ def _cards(run: Run, scores: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _table(run: Run) -> dict[str, Any] | None:
-    """Every score of every side, baselines beneath the scores they belong to."""
+    """Return all scores of all sides, baselines below their scores."""
     sides = [side for side in LABELS if run.metrics.get(side)]
     if not sides:
         return None
@@ -160,7 +136,7 @@ def _table(run: Run) -> dict[str, Any] | None:
 
 
 def _curves(run: Run) -> list[tuple[str, Markup, list[tuple[str, str]]]]:
-    """The curves of the log: title, plot, and its key as ``(class, name)``."""
+    """Return the curves of the log: title, plot, and its key as ``(class, name)``."""
     by_epoch = {
         name: [(epoch + 1, value) for epoch, _, value in run.log[name]]
         for name in ("train/loss_epoch", "val/loss", "val/accuracy")
@@ -178,7 +154,7 @@ def _curves(run: Run) -> list[tuple[str, Markup, list[tuple[str, str]]]]:
         baseline = (run.metrics.get("val") or {}).get("majority_accuracy")
         shown = {"validation": by_epoch["val/accuracy"]}
         plot = plots.lines(shown, xlabel="Epoch", label="Accuracy by epoch", percent=True, baseline=baseline)
-        key = [("", "validation")] + ([("level", constant_answer(run))] if baseline is not None else [])
+        key = [("", "validation")] + ([("level", _majority_baseline(run))] if baseline is not None else [])
         curves.append(("Accuracy", plot, key))
     rates = run.log.get("lr")
     if rates:
@@ -198,44 +174,20 @@ def _confusion(scores: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"counts": scores["counts"], "rows": rows, "dense": len(rows) > READABLE_COUNTS}
 
 
-def _each(predictions: Predictions) -> list[dict[str, Any]]:
-    columns = zip(predictions.ids, predictions.counts, predictions.predicted, predictions.probabilities, strict=True)
-    return [
-        {"id": str(name), "count": int(count), "predicted": int(predicted), "support": predictions.support, "p": p}
-        for name, count, predicted, p in columns
-    ]
+def _tile(photo: ScoredPhoto, photos: PhotoSelection, side: int) -> dict[str, Any]:
+    image = inline(photos.files.get(photo.id), side)
+    return {"id": photo.id, "count": photo.count, "predicted": photo.predicted, "image": image}
 
 
-def _tile(each: dict[str, Any], photo: Photo) -> dict[str, Any]:
-    return {**each, "image": inline(photo(each["id"]), GRID_SIDE)}
+def _mistake(photo: ScoredPhoto, photos: PhotoSelection) -> dict[str, Any]:
+    bars = list(photo.probabilities.items())
+    return {**_tile(photo, photos, MISTAKE_SIDE), "bars": bars, "labelled": len(bars) <= READABLE_COUNTS}
 
 
-def _mistake(each: dict[str, Any], photo: Photo) -> dict[str, Any]:
-    bars = [(count, float(p)) for count, p in zip(each["support"], each["p"], strict=True)]
-    return {
-        **each,
-        "image": inline(photo(each["id"]), MISTAKE_SIDE),
-        "bars": bars,
-        "labelled": len(bars) <= READABLE_COUNTS,
-    }
-
-
-def _look(each: dict[str, Any], photo: Photo, cams: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    data, heat = photo(each["id"]), cams.get(each["id"])
-    attention = None if heat is None else inline_attention(data, heat, LOOKED_SIDE)
-    return {**each, "image": inline(data, LOOKED_SIDE), "attention": attention}
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    rows: list[tuple[str, str]] = []
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        rows += _flat(value, f"{name}.") if isinstance(value, Mapping) else [(name, _written(value))]
-    return rows
-
-
-def _written(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+def _look(photo: ScoredPhoto, photos: PhotoSelection) -> dict[str, Any]:
+    heat = photos.heat.get(photo.id)
+    lit = None if heat is None else inline_attention(photos.files.get(photo.id), heat, LOOKED_SIDE)
+    return {**_tile(photo, photos, LOOKED_SIDE), "attention": lit}
 
 
 def _splits(run: Run) -> dict[str, Any] | None:
@@ -247,36 +199,38 @@ def _splits(run: Run) -> dict[str, Any] | None:
     return {"rows": rows, "totals": [sum(photos.values()) for photos in by_split.values()]}
 
 
-def headline(scores: Mapping[str, Any], side: str) -> str:
-    """Put the score of ``side`` (``val`` or ``test``) into one line."""
+def _headline(scores: Mapping[str, Any], side: str) -> str:
+    """Return the headline with the accuracy on ``side`` (``val`` or ``test``)."""
     if not scores:
         return "This run has not been scored"
     unseen = {"test": "test bins", "val": "validation bins"}[side]
     return f"{percent(scores['accuracy'])} of {whole(scores['n'])} {unseen} counted right"
 
 
-def lead(run: Run, scores: Mapping[str, Any], side: str) -> str:
-    """Say in plain words what was trained, and whether it beats always giving the same answer."""
-    sentences = [_what_was_trained(run)]
+def _lead(run: Run, scores: Mapping[str, Any], side: str) -> str:
+    """Describe what was trained, and whether it beats a constant prediction."""
+    sentences = [_training_summary(run)]
     if not scores:
-        return f"{sentences[0]} It ended before its scores were written, so this page shows what there is."
+        return f"{sentences[0]} It ended before its scores were written, so this page is incomplete."
     majority = scores.get("majority_accuracy")
     if majority is not None:
         low, high = scores.get("intervals", {}).get("accuracy", (scores["accuracy"], scores["accuracy"]))
         verdict = "no better than" if low <= majority <= high else "better than" if low > majority else "worse than"
         strength = "" if low <= majority <= high else "clearly "
-        sentences.append(f"That is {strength}{verdict} {constant_answer(run)}, right on {percent(majority)} of them.")
+        sentences.append(
+            f"That is {strength}{verdict} {_majority_baseline(run)}, right on {percent(majority)} of them."
+        )
     if side == "val":
         sentences.append("There are no scores on test photos; checkpoints were chosen on these same validation photos.")
     return " ".join(sentences)
 
 
 def _training(run: Run) -> dict[int, int]:
-    """Photos per count that this run trained on; none where it only scored a checkpoint."""
+    """Return photos per count that this run trained on; none if it only scored a checkpoint."""
     return run.photos("train") if run.config.get("train", True) else {}
 
 
-def _what_was_trained(run: Run) -> str:
+def _training_summary(run: Run) -> str:
     model = run.config.get("model") or {}
     backbone = model.get("backbone") or {}
     name = str(backbone.get("name") or str(backbone.get("_target_", "A model")).rpartition(".")[2])
@@ -289,22 +243,24 @@ def _what_was_trained(run: Run) -> str:
     return f"{name}, {start}, trained on {whole(sum(training.values()))} photos{limit}."
 
 
-def constant_answer(run: Run) -> str:
-    """Name the majority baseline: the most frequent count of the training photos."""
+def _majority_baseline(run: Run) -> str:
+    """Describe the majority baseline: the most frequent count of the training photos."""
     training = _training(run)
-    return f"always answering {max(training, key=lambda count: training[count])}" if training else "a constant answer"
+    return (
+        f"always predicting {max(training, key=lambda count: training[count])}" if training else "a constant prediction"
+    )
 
 
-def mean_answer(run: Run) -> str:
-    """Name the mean baseline."""
+def _mean_baseline(run: Run) -> str:
+    """Describe the mean baseline."""
     training = _training(run)
     if not training:
-        return "a constant answer"
+        return "a constant prediction"
     mean = sum(count * photos for count, photos in training.items()) / sum(training.values())
-    return f"always answering {mean:.2f}, the mean"
+    return f"always predicting {mean:.2f}, the mean"
 
 
-def footer(run: Run) -> str:
-    """Say what made the page."""
+def _footer(run: Run) -> str:
+    """Describe the origin of the page."""
     commit = str(run.provenance.get("commit") or "")[:12]
     return "Made by bincounter" + (f" at commit {commit}" if commit else "") + ". This file needs no network."

@@ -1,4 +1,4 @@
-"""Which photos are shown, as inline JPEG, with Grad-CAM.
+"""Photos of the report: their selection, Grad-CAM, and inline JPEG.
 
 Method: Selvaraju et al., Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization, ICCV 2017
 (arXiv:1610.02391), as implemented by Captum.
@@ -6,7 +6,10 @@ Method: Selvaraju et al., Grad-CAM: Visual Explanations from Deep Networks via G
 
 import base64
 import io
-from typing import cast
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -14,35 +17,138 @@ from captum.attr import LayerAttribution, LayerGradCam
 from PIL import Image, ImageOps
 from torch import nn
 
-from bincounter.training.results import Predictions
+from bincounter.data.photos import read_photos
+from bincounter.errors import BinCounterError
+from bincounter.training.results import SIDES, Run
 
-# Brightness of what was looked at and of the rest: apart enough to be told at a glance on dull brown bins.
-_LAMP, _DUSK = 1.25, 0.45
+if TYPE_CHECKING:
+    from bincounter.training.run import Finished
+
+SAMPLE, MISTAKES = 24, 8
+EXPLAINED = 3  # right predictions, and as many mistakes
+
+# Brightness of highlighted and other parts: different enough on dull brown bins.
+_BRIGHT, _DIM = 1.25, 0.45
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredPhoto:
+    """One photo that the report shows.
+
+    Attributes:
+        id: of the photo.
+        count: true count.
+        predicted: most likely count.
+        probabilities: by count of the support, ascending.
+    """
+
+    id: str
+    count: int
+    predicted: int
+    probabilities: Mapping[int, float]
+
+
+@dataclass(frozen=True)
+class PhotoSelection:
+    """All photos that the report shows.
+
+    Attributes:
+        sample: drawn at random, by ascending count.
+        mistakes: wrong predictions that gave the true count the least probability, the worst first.
+        explained: the surest right predictions, of different counts where possible, then the worst mistakes.
+        files: bytes of the photos' files by id; without those that cannot be read any more.
+        heat: Grad-CAM of ``explained`` by id, ``float[H, W]`` in 0..1.
+    """
+
+    sample: Sequence[ScoredPhoto] = ()
+    mistakes: Sequence[ScoredPhoto] = ()
+    explained: Sequence[ScoredPhoto] = ()
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    heat: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def ids(self) -> set[str]:
+        """Ids of all photos."""
+        return {photo.id for photo in (*self.sample, *self.mistakes, *self.explained)}
+
+
+def select_photos(results: Run) -> PhotoSelection:
+    """Choose the photos that the report shows, the same ones for the same predictions.
+
+    They are test photos where these were scored, else validation photos.
+    """
+    scored = results.predictions and results.predictions.of(SIDES[results.headline_side])
+    if not scored or not len(scored.ids):
+        return PhotoSelection()
+    truth = scored.probability_of_truth()
+    right, wrong = (np.flatnonzero((scored.counts == scored.predicted) == is_right) for is_right in (True, False))
+    worst = wrong[np.argsort(truth[wrong], kind="stable")]
+    surest = right[np.argsort(-truth[right], kind="stable")]
+    _, first = np.unique(scored.counts[surest], return_index=True)  # the surest of each count
+    ordered = np.concatenate([surest[np.sort(first)], np.delete(surest, first)])
+    drawn = np.random.default_rng(0).choice(len(scored.ids), min(SAMPLE, len(scored.ids)), replace=False)
+
+    def photos(rows: np.ndarray) -> list[ScoredPhoto]:
+        return [
+            ScoredPhoto(
+                id=str(scored.ids[row]),
+                count=int(scored.counts[row]),
+                predicted=int(scored.predicted[row]),
+                probabilities=dict(zip(scored.support, scored.probabilities[row].tolist(), strict=True)),
+            )
+            for row in rows
+        ]
+
+    return PhotoSelection(
+        sample=photos(drawn[np.lexsort((drawn, scored.counts[drawn]))]),
+        mistakes=photos(worst[:MISTAKES]),
+        explained=photos(np.concatenate([ordered[:EXPLAINED], worst[:EXPLAINED]])),
+    )
+
+
+def explain(photos: PhotoSelection, outcome: "Finished") -> PhotoSelection:
+    """Add the bytes of the photos, and Grad-CAM of those to explain.
+
+    Args:
+        photos: selected.
+        outcome: of the run, with the scored model on the device of its fabric.
+    """
+    data, fabric = outcome.data, outcome.fabric
+    positions = {record.id: i for i, record in enumerate(data.manifest.records)}
+    files: dict[str, bytes] = {}
+    for id_ in photos.ids() & positions.keys():
+        with suppress(OSError, BinCounterError):
+            files[id_] = read_photos([data.manifest.records[positions[id_]].file])[0]
+    heat: dict[str, np.ndarray] = {}
+    explained = [positions[photo.id] for photo in photos.explained if photo.id in positions]
+    for batch in data.photo_loader(np.array(explained)) if explained else ():
+        image = data.on_after_batch_transfer(fabric.to_device(batch), 0)["image"]
+        with fabric.autocast():  # as the run computed, and twice as fast where the hardware multiplies bfloat16
+            heat |= dict(zip(batch["id"], attention(outcome.model, image), strict=True))
+    return replace(photos, files=files, heat=heat)
 
 
 def inline(data: bytes | None, side: int, quality: int = 80) -> str | None:
     """Shrink a photo so that its longer side is at most ``side`` pixels and encode it as a JPEG data URI.
 
     Args:
-        data: the photo's file, or ``None`` where it is gone.
+        data: the photo's file; ``None`` if it is missing.
         side: pixels.
         quality: of the JPEG, 1 to 95.
 
     Returns:
-        The URI, or ``None`` where there is no photo to show.
+        The URI; ``None`` without a readable photo.
     """
     photo = _open(data, side)
     return None if photo is None else _uri(photo, quality)
 
 
 def inline_attention(data: bytes | None, heat: np.ndarray, side: int, quality: int = 80) -> str | None:
-    """Light up the parts of a photo a model looked at; the rest fades to a dark grey.
+    """Highlight parts of a photo by a heat map; the rest fades to a dark grey.
 
-    The photo's own colours stay where the light falls, so that what was looked at can be recognised, also by the
-    colour-blind.
+    Highlighted parts keep their colours, so that they can be recognised, also by the colour-blind.
 
     Args:
-        data: the photo's file, or ``None`` where it is gone.
+        data: the photo's file; ``None`` if it is missing.
         heat: float ``[H, W]`` in 0..1, stretched over the photo.
         side: pixels of the longer side.
         quality: of the JPEG, 1 to 95.
@@ -51,15 +157,15 @@ def inline_attention(data: bytes | None, heat: np.ndarray, side: int, quality: i
     if photo is None:
         return None
     mask = Image.fromarray(np.asarray(heat, dtype=np.float32)).resize(photo.size, Image.Resampling.BICUBIC)
-    light = np.clip(np.asarray(mask), 0, 1)[..., None] ** 0.7  # so that half the heat is still well lit
+    light = np.clip(np.asarray(mask), 0, 1)[..., None] ** 0.7  # so that half the heat is still bright
     colours = np.asarray(photo, dtype=np.float32)
-    grey = np.asarray(photo.convert("L"), dtype=np.float32)[..., None] * _DUSK
-    lit = grey + (_LAMP * colours - grey) * light
+    grey = np.asarray(photo.convert("L"), dtype=np.float32)[..., None] * _DIM
+    lit = grey + (_BRIGHT * colours - grey) * light
     return _uri(Image.fromarray(lit.clip(0, 255).astype(np.uint8)), quality)
 
 
 def _open(data: bytes | None, side: int) -> Image.Image | None:
-    """Decode to RGB, upright, at most ``side`` pixels long; ``None`` where the file cannot be read any more."""
+    """Decode to RGB, upright, at most ``side`` pixels long; ``None`` if the file cannot be read."""
     if not data:
         return None
     try:
@@ -78,35 +184,8 @@ def _uri(photo: Image.Image, quality: int) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def sample(predictions: Predictions, photos: int) -> Predictions:
-    """Draw photos at random, the same ones every time, ordered by count."""
-    size = min(photos, len(predictions.ids))
-    drawn = np.random.default_rng(0).choice(len(predictions.ids), size, replace=False)
-    return predictions.rows(drawn[np.lexsort((drawn, predictions.counts[drawn]))])
-
-
-def mistakes(predictions: Predictions, photos: int) -> Predictions:
-    """Take the wrong answers that gave the true count the least probability, the worst first."""
-    wrong = np.flatnonzero(predictions.counts != predictions.predicted)
-    order = np.argsort(predictions.probability_of_truth()[wrong], kind="stable")
-    return predictions.rows(wrong[order][:photos])
-
-
-def look_closer(predictions: Predictions, each: int = 3) -> Predictions:
-    """Take the surest right answers, of different counts where possible, then the worst mistakes."""
-    right = np.flatnonzero(predictions.counts == predictions.predicted)
-    surest = right[np.argsort(-predictions.probability_of_truth()[right], kind="stable")]
-    _, first = np.unique(predictions.counts[surest], return_index=True)
-    preferred = surest[np.sort(first)]
-    others = surest[~np.isin(surest, preferred)]
-    chosen = np.concatenate([preferred, others])[:each]
-    worst = mistakes(predictions, each)
-    wrong = np.flatnonzero(np.isin(predictions.ids, worst.ids) & (predictions.counts != predictions.predicted))
-    return predictions.rows(np.concatenate([chosen, wrong]))
-
-
 class _LogProbability(nn.Module):
-    """A counter whose outputs are log-probabilities of the counts, whatever its objective made of its logits."""
+    """A counter whose outputs are log-probabilities of the counts, for any objective."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -118,23 +197,23 @@ class _LogProbability(nn.Module):
 
 
 def attention(model: nn.Module, images: torch.Tensor) -> np.ndarray:
-    """Explain the most likely count of each photo.
+    """Compute Grad-CAM of the most likely count of each photo.
 
-    The log-probability of that count is what is explained, so that objectives whose logits are no class scores (CORN)
-    are explained the same way. Parameters are neither changed nor given gradients, and may be frozen.
+    It explains the log-probability of that count, which works for objectives whose logits are not class scores (CORN).
+    Parameters are neither changed nor given gradients, and may be frozen.
 
     Args:
         model: a counter with ``probabilities(image) -> [B, K]`` and ``cam_layer``, its last spatial layer.
         images: float ``[B, 3, S, S]``, normalised, on the model's device.
 
     Returns:
-        float32 ``[B, S, S]`` in 0..1, the largest value of each photo being 1; all zeros where nothing in the photo
-        spoke for the count.
+        float32 ``[B, S, S]`` in 0..1, the largest value of each photo being 1; all zeros if no part of the photo
+        supports the count.
     """
     was_training = model.training
     model.eval()
     try:
-        # A photo that asks for gradients carries them through frozen layers; the clone leaves inference mode behind.
+        # Gradients of the photo pass through frozen layers; the clone is not an inference tensor.
         with torch.inference_mode(False), torch.enable_grad():
             images = images.detach().clone().requires_grad_()
             explained = _LogProbability(model)

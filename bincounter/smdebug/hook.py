@@ -1,6 +1,7 @@
-"""Smdebug's hook and the callback ``SmdebugCallback`` that drives it.
+"""Hook of smdebug and the callback ``SmdebugCallback`` that drives it.
 
-smdebug runs in an environment of its own (``make install-smdebug``); elsewhere importing this package says so.
+smdebug runs in an environment of its own (``make install-smdebug``); elsewhere importing this module raises an error
+that names it.
 """
 
 import atexit
@@ -14,9 +15,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from smdebug.core.access_layer.utils import END_OF_JOB_FILENAME
-from smdebug.core.config_constants import CLAIM_FILENAME
-from smdebug.pytorch import Hook, modes
 from torch import Tensor, nn
 
 from bincounter.errors import UserError
@@ -24,21 +22,28 @@ from bincounter.files import write_text
 from bincounter.model.counter import BinCounter
 from bincounter.smdebug.settings import hook_config, require_smdebug
 
+require_smdebug()
+os.environ.setdefault("SMDEBUG_LOG_LEVEL", "warning")  # read on import: otherwise each parameter's size goes to stdout
+
+from smdebug.core.access_layer.utils import END_OF_JOB_FILENAME  # noqa: E402
+from smdebug.core.config_constants import CLAIM_FILENAME  # noqa: E402
+from smdebug.pytorch import Hook, modes  # noqa: E402
+
 log = logging.getLogger(__name__)
 
-LOSS = "loss"  # smdebug makes loss_output_0 of it, which its collection "losses" takes
-_STEP = re.compile(r"(\d{12})_")  # begins the name of each file of a step
+LOSS = "loss"  # smdebug stores it as loss_output_0, in its collection "losses"
+_STEP = re.compile(r"(\d{12})_")  # prefix of the files of a step
 
 
 class BatchHook(Hook):
-    """A hook whose steps are the batches that it is told of.
+    """A hook whose steps are explicit batches.
 
     smdebug itself begins a step when the registered module is called: not at all where only the head is, on cached
-    features, and twice under DDP. Calls between two batches, such as those of a report, save nothing here.
+    features, and twice under DDP. Calls between two batches, such as those of a report, save nothing.
 
     Attributes:
-        outputs: of :attr:`head` in the batch under way, ``float[B, out_features]``.
-        head: the module whose outputs are kept at hand.
+        outputs: of :attr:`head` in the current batch, ``float[B, out_features]``.
+        head: the module whose outputs are stored.
     """
 
     exported_collections: bool  # smdebug's own
@@ -64,7 +69,7 @@ class BatchHook(Hook):
         """End a step and write it to disk, so that a checkpoint taken now finds it there.
 
         Args:
-            loss: of the batch, asked for when it is saved.
+            loss: returns the loss of the batch; called if it is saved.
         """
         if self._get_collections_to_save_for_step():
             value = loss()
@@ -77,17 +82,17 @@ class BatchHook(Hook):
         self._in_batch, self.outputs = False, None
 
     def close(self) -> None:
-        """Finish; nothing is saved from here on."""
+        """Close the hook; nothing is saved any more."""
         self._in_batch, self.outputs, self.head = False, None, None
-        self.exported_collections = False  # tensors may have joined since
+        self.exported_collections = False  # tensors may have been added since
         super().close()
         atexit.unregister(self._cleanup)
 
     def forward_pre_hook(self, module: nn.Module, inputs: Any) -> None:
-        """What a call of the model begins elsewhere, :meth:`begin` does here."""
+        """Do nothing: :meth:`begin` begins a step."""
 
     def forward_hook(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
-        """Save what a module was given and made, where that is asked for."""
+        """Save inputs and outputs of a module, where the settings include them."""
         if not self._in_batch:
             return
         if module is self.head:
@@ -95,7 +100,7 @@ class BatchHook(Hook):
         super().forward_hook(module, inputs, outputs)
 
     def backward_hook(self, tname: str) -> Callable[[Tensor], None]:
-        """What saves the gradient of the parameter ``tname``."""
+        """Return the function that saves the gradient of the parameter ``tname``."""
         save = super().backward_hook(tname)
 
         def back(gradient: Tensor) -> None:
@@ -105,21 +110,21 @@ class BatchHook(Hook):
         return back
 
     def _backward_apply(self, module: nn.Module) -> None:
-        """Gradients are followed from the first training batch on, when parameters are where they will be trained."""
+        """Do nothing yet: hooks on gradients are added at the first training batch, after parameters were moved."""
         self._followed: set[nn.Parameter] = set()
 
     def _follow_gradients(self, module: nn.Module) -> None:
-        """Follow the gradients of what is trained; frozen stages may open from one epoch to the next."""
+        """Add hooks on gradients of trained parameters; frozen stages may be opened between epochs."""
         for name, parameter in module.named_parameters():
             if parameter.requires_grad and parameter not in self._followed:
                 self._followed.add(parameter)
                 parameter.register_hook(self.backward_hook(f"{module._get_name()}_{name}"))
 
     def _initialize_to_last_saved_state(self) -> None:
-        """Our checkpoints hold the state; in a SageMaker job smdebug would keep one of its own among them."""
+        """Do nothing: our checkpoints hold the state; in a SageMaker job smdebug would add a file to them."""
 
     def _write_state(self) -> None:
-        """See above."""
+        """Do nothing, for the same reason."""
 
     @staticmethod
     def _make_numpy_array(tensor_value: Any) -> Any:
@@ -128,40 +133,40 @@ class BatchHook(Hook):
         return Hook._make_numpy_array(tensor_value)
 
     def state(self) -> dict[str, Any]:
-        """How far it has counted."""
+        """Return the step counts."""
         steps = {mode.name: step for mode, step in self.mode_steps.items()}
         return {"step": self.step, "last_saved_step": self.last_saved_step, "mode_steps": steps}
 
-    def go_on_from(self, state: Mapping[str, Any]) -> None:
-        """Count on from what :meth:`state` told."""
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Restore the counts of :meth:`state`."""
         self.step, self.last_saved_step = state["step"], state["last_saved_step"]
         self.mode_steps = {modes[name]: step for name, step in state["mode_steps"].items()}
 
 
 def open_hook(debugger: Mapping[str, Any], folder: Path, state: Mapping[str, Any] | None) -> BatchHook:
-    """The hook of a run.
+    """Create the hook of a run.
 
-    In a SageMaker job that was given a ``DebugHookConfig``, the container's copy of it takes the place of the settings.
+    In a SageMaker job with a ``DebugHookConfig``, the container's copy of it replaces the settings.
 
     Args:
         debugger: the settings as plain containers.
-        folder: of the run; what the hook was made by is written to ``debugger/smdebug.json`` in it.
-        state: what :meth:`BatchHook.state` told when the checkpoint that is gone on from was taken, if there is one.
+        folder: of the run; the hook's configuration is written to its ``debugger/smdebug.json``.
+        state: of :meth:`BatchHook.state`, from the checkpoint to resume from, if any.
 
     Raises:
-        UserError: a new run would mix its tensors with another's.
+        UserError: the folder has tensors of another run.
     """
     config = _of_container() or {"LocalPath": str(folder / "debugger" / "smdebug"), **hook_config(debugger)}
     tensors = Path(config["LocalPath"])
     if state is not None or tensors.is_relative_to(folder):
         rewind(tensors, -1 if state is None else state["step"])
     elif (tensors / END_OF_JOB_FILENAME).exists():
-        raise UserError(f"{tensors} already holds a run's tensors: give debughookconfig.json another LocalPath")
+        raise UserError(f"{tensors} already has tensors of a run: give debughookconfig.json another LocalPath")
     file = folder / "debugger" / "smdebug.json"
     write_text(file, json.dumps(config, indent=2) + "\n")
     hook: BatchHook = BatchHook.create_from_json_file(str(file))
     if state is not None:
-        hook.go_on_from(state)
+        hook.restore(state)
     return hook
 
 
@@ -170,20 +175,20 @@ def _of_container() -> dict[str, Any] | None:
     path = Path(os.environ.get("SMDEBUG_CONFIG_FILE_PATH", base / "input" / "config" / "debughookconfig.json"))
     if not path.is_file():
         return None
-    log.info("smdebug saves what %s says.", path)
+    log.info("smdebug is configured by %s.", path)
     config = json.loads(path.read_text(encoding="utf-8"))
     return {**config, "LocalPath": config.get("LocalPath") or str(base / "output" / "tensors")}
 
 
 def rewind(tensors: Path, step: int) -> None:
-    """Take back what a lost part of a run saved, which the resumed run saves again, so that one trial holds it all.
+    """Delete what a lost part of a run saved, which the resumed run saves again, so that one trial holds all steps.
 
-    smdebug refuses a folder whose run has ended, writes nothing in one that an unended process has claimed, and would
-    mix the steps of both.
+    smdebug rejects a folder whose run has ended, writes nothing into one that an unfinished process has claimed, and
+    would mix the steps of both.
 
     Args:
         tensors: the folder.
-        step: the last one to keep.
+        step: the last step to keep.
     """
     for name in (END_OF_JOB_FILENAME, CLAIM_FILENAME):
         (tensors / name).unlink(missing_ok=True)
@@ -194,19 +199,20 @@ def rewind(tensors: Path, step: int) -> None:
             path.unlink()
             lost.add(saved[1])
     if lost:
-        log.info("Tensors of %d steps that came after the checkpoint are deleted, to be saved again.", len(lost))
+        log.info("Deleted tensors of %d steps after the checkpoint; they will be saved again.", len(lost))
 
 
 class SmdebugCallback(L.Callback):
     """Saves losses, gradients, weights and more by smdebug; under DDP those of the first process.
 
-    A run that is gone on with also goes on with its tensors: where the checkpoint was taken, the hook's counts are in
-    it, and what was saved later is taken back.
+    A resumed run continues its tensors: checkpoints hold the hook's counts, and tensors saved after them are deleted.
 
     Args:
         debugger: the settings as plain containers, see :class:`bincounter.smdebug.settings.SmdebugConfig`.
         folder: of the run.
     """
+
+    profiler_phase = "debugger"
 
     def __init__(self, debugger: Mapping[str, Any], folder: Path) -> None:
         self._debugger, self._folder = debugger, folder
@@ -214,11 +220,11 @@ class SmdebugCallback(L.Callback):
         self._state: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """How far the hook has counted."""
+        """Return the hook's step counts."""
         return {"hook": self._hook.state() if self._hook else self._state}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` told."""
+        """Restore the state of :meth:`state_dict`."""
         self._state = state_dict["hook"]
 
     def _watch(self, model: BinCounter) -> BatchHook:
@@ -235,7 +241,7 @@ class SmdebugCallback(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Begin a step; weights are saved as they are before it."""
+        """Begin a step; weights are saved as before it."""
         if self._hook:
             self._hook.begin(pl_module, modes.TRAIN)
 
@@ -271,11 +277,11 @@ class SmdebugCallback(L.Callback):
             hook.end(lambda: None if hook.outputs is None else model.losses(hook.outputs, count).mean())
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Leave whole files behind."""
+        """Close the hook, so that files are complete."""
         self.on_scoring_end()
 
     def on_scoring_start(self, model: BinCounter, side: str) -> None:
-        """The test photos are scored by the best model, which is not the one that was trained last."""
+        """Watch the best model, which scores the test photos."""
         if side == "test":
             self._watch(model)
 
@@ -290,12 +296,8 @@ class SmdebugCallback(L.Callback):
             self._end(model, count)
 
     def on_scoring_end(self) -> None:
-        """Close the hook: what a report asks of the model is none of its business."""
+        """Close the hook, before the report runs the model."""
         if self._hook:
             self._state = self._hook.state()
             self._hook.close()
             self._hook = None
-
-
-require_smdebug()
-os.environ.setdefault("SMDEBUG_LOG_LEVEL", "warning")  # it tells each parameter's size otherwise, on stdout

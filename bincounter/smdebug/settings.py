@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from bincounter.errors import ConfigError, one_of
 
 COLLECTIONS = ("losses", "weights", "biases", "gradients")
-_OF_TRAINING = ("weights", "biases")  # what validation and scoring leave as it is
+_OF_TRAINING = ("weights", "biases")  # what validation and scoring do not change
 _SAGEMAKER_RULES = ("loss_not_decreasing", "overfit", "overtraining", "vanishing_gradient", "exploding_tensor")
 
 
@@ -28,7 +28,7 @@ def _open() -> Any:
 
 @dataclass
 class SaveInterval:
-    """Batches between two whose tensors are saved, the first of which always is; one count over all epochs."""
+    """Batches from one saved batch to the next, counted over all epochs; the first is always saved."""
 
     train: int = 500  # smdebug's own default; weights and gradients take 200 MB each time for a ResNet50
     eval: int = 10
@@ -37,7 +37,7 @@ class SaveInterval:
 
 @dataclass
 class SmdebugConfig:
-    """What SageMaker Debugger's hook saves, in full, in RUN/debugger/smdebug."""
+    """Tensors that SageMaker Debugger's hook saves in full, in RUN/debugger/smdebug."""
 
     kind: str = "smdebug"
     collections: list[str] = field(default_factory=lambda: list(COLLECTIONS))  # losses are saved anyway
@@ -48,14 +48,14 @@ class SmdebugConfig:
 
 
 def check_smdebug(debugger: Mapping[str, Any], *, here: bool) -> None:
-    """Refuse settings that smdebug cannot follow, and an environment that it cannot run in.
+    """Check the settings of smdebug, and that it can run in this environment.
 
     Args:
         debugger: the settings as plain containers; others than smdebug's pass.
-        here: the run is carried out by this interpreter, not by a launcher's machines.
+        here: the run is in this interpreter, not on a launcher's machines.
 
     Raises:
-        ConfigError: the first thing that is wrong.
+        ConfigError: the first error.
     """
     if debugger["kind"] != "smdebug":
         return
@@ -63,7 +63,7 @@ def check_smdebug(debugger: Mapping[str, Any], *, here: bool) -> None:
         one_of("debugger.collections", name, COLLECTIONS)
     for pattern in debugger["include_regex"]:
         if "," in pattern:
-            raise ConfigError(f"debugger.include_regex: smdebug takes {pattern!r} apart at its comma: do without")
+            raise ConfigError(f"debugger.include_regex: smdebug splits {pattern!r} at its comma: write it without one")
         try:
             re.compile(pattern)
         except re.error as error:
@@ -77,7 +77,7 @@ def check_smdebug(debugger: Mapping[str, Any], *, here: bool) -> None:
 
 
 def hook_config(debugger: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings as SageMaker's ``DebugHookConfig``, but for the places that tensors go to.
+    """Return the settings as SageMaker's ``DebugHookConfig``, without output paths.
 
     Args:
         debugger: the settings as plain containers.
@@ -96,10 +96,10 @@ def hook_config(debugger: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def require_smdebug() -> None:
-    """Answer an interpreter that smdebug does not run in.
+    """Check that smdebug runs in this interpreter.
 
     Raises:
-        ConfigError: what is in the way, and the command that makes an environment for it.
+        ConfigError: the reason it does not, and the command that makes an environment for it.
     """
     smdebug, numpy, protobuf = (_version(name) for name in ("smdebug", "numpy", "protobuf"))
     in_python = os.environ.get("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION") == "python"
@@ -130,7 +130,7 @@ def _number(version: str) -> tuple[int, ...]:
 
 
 INTERVALS = (100, 200, 500, 1000, 5000, 60000)
-"""Milliseconds between two samples of the machine that AWS knows."""
+"""Milliseconds between two samples of the machine that AWS allows."""
 
 PROFILER_RULES = (
     "ProfilerReport",
@@ -142,7 +142,7 @@ PROFILER_RULES = (
     "LowGPUUtilization",
     "OverallSystemUsage",
 )
-"""Those on metrics of the machine; AWS's others read metrics of the framework, which end with PyTorch 2.0."""
+"""AWS's rules on metrics of the machine; its others read framework metrics, which end with PyTorch 2.0."""
 
 
 @dataclass(frozen=True)
@@ -150,10 +150,10 @@ class DebugRule:
     """A rule on tensors.
 
     Attributes:
-        invoke: what AWS calls it.
-        parameters: names of what it can be told.
-        collection: that smdebug has to save for it.
-        regex: of the tensors that it looks at, none of which are in a collection.
+        invoke: its name at AWS.
+        parameters: names of its parameters.
+        collection: the collection that smdebug has to save for it.
+        regex: of the tensors that it reads, none of which are in a collection.
     """
 
     invoke: str
@@ -189,51 +189,51 @@ DEBUG_RULES: Mapping[str, DebugRule] = {
 
 
 def check_debug_rules(debugger: Mapping[str, Any], *, evaluated: bool) -> None:
-    """Refuse rules that AWS does not have, or that could find nothing in what is saved.
+    """Check that AWS has the rules, and that the tensors they read are saved.
 
     Args:
         debugger: the settings of ``debugger=smdebug`` as plain containers.
         evaluated: whether the run becomes a SageMaker job.
 
     Raises:
-        ConfigError: the first thing that is wrong.
+        ConfigError: the first error.
     """
     rules, key = debugger["sagemaker_rules"], "debugger.sagemaker_rules"
     for name in rules:
-        one_of(key, name, DEBUG_RULES, where="; AWS's others need tensors that are not saved here")
-    _refuse_twice(key, rules)
+        one_of(key, name, DEBUG_RULES, where="; AWS's others need tensors that are not saved")
+    _check_distinct(key, rules)
     for name, given in debugger["sagemaker_parameters"].items():
         where = f"debugger.sagemaker_parameters.{name}"
         if name not in rules:
-            raise ConfigError(f"{where} is of no rule that is asked for: add {name} to {key}, or leave it out")
+            raise ConfigError(f"{where}: the rule is not in {key}: add {name} there, or drop the parameter")
         if not isinstance(given, Mapping):
-            raise ConfigError(f"{where}={given} names no parameter: write it as in {where}.threshold=0.1")
+            raise ConfigError(f"{where}={given} has no parameter name: write {where}.threshold=0.1")
         for parameter, value in given.items():
             one_of(where, parameter, DEBUG_RULES[name].parameters)
             if isinstance(value, (Mapping, list)) or value is None:
-                raise ConfigError(f"{where}.{parameter}={value} is nothing that AWS takes: write a number or a text")
+                raise ConfigError(f"{where}.{parameter}={value} is not allowed by AWS: write a number or a string")
     for name in rules if evaluated else ():
         rule = DEBUG_RULES[name]
         if rule.collection and rule.collection not in debugger["collections"]:
             raise ConfigError(
-                f"{key}: {name} looks at {rule.collection}, which debugger.collections does not save: add "
-                f"{rule.collection} there, or leave the rule out"
+                f"{key}: {name} reads {rule.collection}, which debugger.collections does not save: add "
+                f"{rule.collection} there, or drop the rule"
             )
         if rule.regex and not debugger["include_regex"]:
             raise ConfigError(
-                f"{key}: {name} looks at tensors that no collection has: save them, as by "
-                f"\"debugger.include_regex=['{rule.regex}']\", or leave the rule out"
+                f"{key}: {name} reads tensors that no collection has: save them, as with "
+                f"\"debugger.include_regex=['{rule.regex}']\", or drop the rule"
             )
 
 
 def check_profiler_rules(profiler: Mapping[str, Any]) -> None:
-    """Refuse what AWS does not sample by, or has no rule of.
+    """Check sampling interval and rules of AWS's profiler.
 
     Args:
         profiler: the settings as plain containers.
 
     Raises:
-        ConfigError: the first thing that is wrong.
+        ConfigError: the first error.
     """
     interval, rules = profiler["sagemaker_interval"], profiler["sagemaker_rules"]
     if interval is not None and interval not in INTERVALS:
@@ -242,10 +242,10 @@ def check_profiler_rules(profiler: Mapping[str, Any]) -> None:
         )
     for name in rules:
         one_of("profiler.sagemaker_rules", name, PROFILER_RULES)
-    _refuse_twice("profiler.sagemaker_rules", rules)
+    _check_distinct("profiler.sagemaker_rules", rules)
 
 
-def _refuse_twice(key: str, rules: list[str]) -> None:
+def _check_distinct(key: str, rules: list[str]) -> None:
     twice = [name for name in rules if rules.count(name) > 1]
     if twice:
-        raise ConfigError(f"{key} names {twice[0]} twice: leave one out")
+        raise ConfigError(f"{key} names {twice[0]} twice: drop one")

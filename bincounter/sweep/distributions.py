@@ -1,10 +1,10 @@
 """The space as Optuna distributions and as SageMaker ranges.
 
-Optuna's categorical takes numbers, truth values, texts and ``None``, and cannot tell ``1`` from ``true``. Where that is
-not enough, all values of a choice stand in the study as the text that an override would have for them.
+Optuna's categorical distribution takes numbers, booleans, strings and ``None``, and cannot tell ``1`` from ``true``.
+Where that is not enough, the study stores all values of a choice as override text.
 
-Values of a choice travel as the texts that every hyperparameter of a job has (bincounter.cloud.hyperparameters), so
-that the container reads from a tuned one what it would read from a fixed one.
+SageMaker's categorical ranges hold values in the encoding of all hyperparameters (bincounter.cloud.hyperparameters), so
+that the container decodes tuned and fixed ones alike.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,15 +21,15 @@ _PLAIN = (bool, int, float, str, type(None))
 
 
 def to_optuna(parameters: Space) -> "dict[str, BaseDistribution]":
-    """Compile a space for ``study.ask(fixed_distributions=...)``: key to distribution."""
+    """Convert a space for ``study.ask(fixed_distributions=...)``: key to distribution."""
     return {parameter.key: _distribution(parameter) for parameter in parameters}
 
 
 def values_of(params: Mapping[str, Any], parameters: Space) -> dict[str, Any]:
-    """Read the parameters of an Optuna trial as values of the configuration.
+    """Convert the parameters of an Optuna trial to values of the configuration.
 
     Args:
-        params: of a trial; those of no parameter are left out.
+        params: of a trial; those outside the space are skipped.
         parameters: the space.
 
     Returns:
@@ -39,7 +39,7 @@ def values_of(params: Mapping[str, Any], parameters: Space) -> dict[str, Any]:
 
 
 def params_of(values: Mapping[str, Any], parameters: Space) -> dict[str, Any]:
-    """Write values of the configuration as the parameters of an Optuna trial: the inverse of :func:`values_of`."""
+    """Convert values of the configuration to parameters of an Optuna trial: the inverse of :func:`values_of`."""
     return {each.key: _param(values[each.key], each) for each in parameters if each.key in values}
 
 
@@ -75,15 +75,15 @@ def _told_apart(choice: Choice) -> bool:
 
 
 MOST = 30
-"""Parameters of a tuning job, and values of a categorical one (CreateHyperParameterTuningJob)."""
+"""Maximum number of parameters of a tuning job, and of values of a categorical one (CreateHyperParameterTuningJob)."""
 
 
 def to_sagemaker(parameters: Space, strategy: str = "Bayesian") -> dict[str, list[dict[str, Any]]]:
-    """Compile a space for CreateHyperParameterTuningJob.
+    """Convert a space for CreateHyperParameterTuningJob.
 
     Args:
         parameters: the space.
-        strategy: ``Grid`` takes categorical ranges alone, so that whole numbers become a list of them.
+        strategy: ``Grid`` takes only categorical ranges, so integers are listed.
 
     Returns:
         ``ParameterRanges``.
@@ -110,10 +110,10 @@ def to_sagemaker(parameters: Space, strategy: str = "Bayesian") -> dict[str, lis
 
 
 def from_sagemaker(hyperparameters: Mapping[str, str], parameters: Space) -> dict[str, Any]:
-    """Read what a tuning job chose for one of its training jobs.
+    """Convert the values that a tuning job chose for one of its training jobs.
 
     Args:
-        hyperparameters: ``TunedHyperParameters`` of the training job; others are left out.
+        hyperparameters: ``TunedHyperParameters`` of the training job; those outside the space are skipped.
         parameters: the space.
 
     Returns:
@@ -127,12 +127,12 @@ def from_sagemaker(hyperparameters: Mapping[str, str], parameters: Space) -> dic
 
 
 def _listed(parameter: Parameter, strategy: str) -> list[str] | None:
-    """The texts of a categorical range; ``None`` where bounds do better."""
+    """Return the strings of a categorical range; ``None`` for a range with bounds."""
     values: Sequence[Any]
     if isinstance(parameter, Choice):
         values = parameter.values
     else:
-        # Bounds that are the same are none to SageMaker, and it knows no steps.
+        # SageMaker refuses equal bounds and has no steps.
         countable = parameter.values()
         one = parameter.low == parameter.high
         if strategy != "Grid" and not one and parameter.step in (None, 1 if parameter.integer else None):

@@ -1,6 +1,6 @@
-"""Ending trials that promise less than others: by a callback in the run itself, or from afar by whoever reads its log.
+"""Pruning of trials: by a callback in a local run, or by the sweeper that reads the log of a remote job.
 
-Both report each epoch's validation score to the study, epochs counted from 1, and ask the study's pruner.
+Both report each epoch's validation score to the study, epochs counted from 1, and ask its pruner.
 """
 
 import math
@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from bincounter.config.launcher_schema import carried_out_here
 from bincounter.config.search_schema import OptunaConfig
 from bincounter.errors import Pruned
-from bincounter.sweep.study import make_pruner, open_storage, storage_of_job
+from bincounter.sweep.study import make_pruner, open_storage, reopen_trial, storage_of_job
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -25,29 +25,27 @@ SAVED_SECONDS = "saved_seconds"  # attribute of a pruned trial
 
 
 class Judge:
-    """Reports a trial's epochs, and tells when to end it.
+    """Reports the epochs of a trial to its study and asks the pruner.
 
     Args:
         trial: running.
-        epochs: that it has in all.
+        epochs: total number of the trial.
     """
 
     def __init__(self, trial: "Trial", epochs: int) -> None:
         self._trial, self._epochs = trial, epochs
-        # A trial that was gone on with tells an epoch twice; the first report stands.
-        self._reported = set(trial.storage.get_trial(trial._trial_id).intermediate_values)
+        # A resumed trial reports an epoch twice; the first report stands.
+        self._reported = set(trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values)
         self._first: int | None = None
         self._started = time.monotonic()
 
-    def ends(self, epoch: int, value: float, seconds: float | None = None) -> bool:
-        """Report an epoch; whether the trial is not worth going on with.
-
-        After its last epoch a trial is complete, whatever its score.
+    def should_stop(self, epoch: int, value: float, seconds: float | None = None) -> bool:
+        """Report an epoch; return whether to prune the trial, which never happens after its last epoch.
 
         Args:
             epoch: counted from 1.
             value: of the metric.
-            seconds: since the run began; by default since this judge was made.
+            seconds: since the run began; by default, since this object was created.
         """
         first = self._first = epoch if self._first is None else self._first
         if epoch not in self._reported and not math.isnan(value):
@@ -61,10 +59,10 @@ class Judge:
 
 
 class PruningCallback(L.Callback):
-    """Ends the fit with :class:`Pruned` when the study's pruner says so.
+    """Lightning callback that raises :class:`Pruned` when the study's pruner ends the trial.
 
     Args:
-        judge: made when the fit starts, on the first process alone.
+        judge: factory, called at the start of the fit, on rank 0 only.
         metric: logged by the validation, such as ``val/accuracy``.
         trial: number in the study.
     """
@@ -74,25 +72,25 @@ class PruningCallback(L.Callback):
         self._judge: Judge | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin to take the time."""
+        """Start the clock."""
         self._judge = self._make() if trainer.is_global_zero else None
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Report the epoch; before its checkpoint is written, so that a killed sweeper's trial is judged again."""
+        """Report the epoch before its checkpoint is written, so that a killed trial reports it again."""
         if trainer.sanity_checking or self._metric not in trainer.callback_metrics:
             return
         epoch = trainer.current_epoch + 1
         value = float(trainer.callback_metrics[self._metric])
-        ends = self._judge is not None and self._judge.ends(epoch, value)
+        ends = self._judge is not None and self._judge.should_stop(epoch, value)
         if trainer.strategy.broadcast(ends):
             raise Pruned(
-                f"Trial {self._trial} was pruned after epoch {epoch} of {trainer.max_epochs}: others promise more than "
-                f"its {self._metric} of {value:.4g}."
+                f"Trial {self._trial} was pruned after epoch {epoch} of {trainer.max_epochs}: "
+                f"its {self._metric} is {value:.4g}."
             )
 
 
 def pruning_callbacks(cfg: DictConfig) -> list[L.Callback]:
-    """The callback of a run that is a trial of a search that prunes, or none.
+    """Return the callback of a run that is a trial of a search with a pruner, else an empty list.
 
     Args:
         cfg: the run's whole configuration.
@@ -112,7 +110,7 @@ def pruning_callbacks(cfg: DictConfig) -> list[L.Callback]:
 
 
 def pruned_by(cfg: DictConfig) -> str:
-    """The metric whose course ends trials early: the search's only one."""
+    """Return the metric that trials are pruned by: the only objective."""
     metrics = cfg.hparams_search.metrics
     return metrics[0] if metrics else cfg.optimized_metric
 
@@ -120,15 +118,14 @@ def pruned_by(cfg: DictConfig) -> str:
 def judge_of_jobs(
     url: str, settings: Mapping[str, Any], cfg: DictConfig
 ) -> Callable[[int, int, Mapping[str, float], float], bool]:
-    """A judge of trials whose jobs run elsewhere.
+    """Return the pruning callback of remote jobs: (trial number, epoch from 1, scores, seconds since start) -> stop?
 
-    It is told a trial's number, an epoch counted from 1, its scores and the seconds since the run began, and says
-    whether to stop the job; it may be called from several threads.
+    It may be called from several threads.
 
     Args:
         url: of the study's storage.
         settings: of the search.
-        cfg: what its trials have in common.
+        cfg: configuration that the trials share.
     """
     judges: dict[int, Judge] = {}
     lock = threading.Lock()
@@ -139,13 +136,13 @@ def judge_of_jobs(
             if number not in judges:
                 trial = running_trial(url, {**settings, "trial": number})
                 judges[number] = Judge(trial, int(trial.params.get(EPOCHS, cfg.trainer.max_epochs)))
-            return metric in scores and judges[number].ends(epoch, scores[metric], seconds)
+            return metric in scores and judges[number].should_stop(epoch, scores[metric], seconds)
 
     return ends
 
 
 def running_trial(url: str, settings: Mapping[str, Any]) -> "Trial":
-    """The trial that a job is, in the study that its sweeper keeps."""
+    """Open the trial of a job in its sweeper's study."""
     import optuna
 
     study = optuna.load_study(
@@ -155,4 +152,4 @@ def running_trial(url: str, settings: Mapping[str, Any]) -> "Trial":
         pruner=make_pruner(settings["pruner"]),
     )
     running = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,))
-    return optuna.Trial(study, next(trial._trial_id for trial in running if trial.number == settings["trial"]))
+    return reopen_trial(study, next(trial for trial in running if trial.number == settings["trial"]))

@@ -1,4 +1,4 @@
-"""The end of a search: its page, and the best trial trained once more."""
+"""End of a search: summary, page, and retraining of the best trial."""
 
 import json
 import logging
@@ -28,20 +28,20 @@ _OF = "best_trial.json"  # beside it: which trial it repeats
 
 
 def refuse_several(plan: Plan) -> None:
-    """Refuse what has no best trial.
+    """Refuse ``retrain_best`` with several objectives.
 
     Raises:
         ConfigError: there are several objectives.
     """
     if plan.settings["retrain_best"] and len(plan.metrics) > 1:
         raise ConfigError(
-            f"retrain_best=true takes one best trial, and {len(plan.metrics)} metrics have a front of them: leave it "
-            "out, and train the one you choose by its command"
+            f"retrain_best=true takes one best trial, and {len(plan.metrics)} metrics have a Pareto front: remove it, "
+            "and train the trial you choose by its command"
         )
 
 
 def retrain_best(plan: Plan, study: "Study", launcher: Launcher, ownership: Ownership) -> None:
-    """Train the best trial's values again, once; a killed run is gone on with.
+    """Retrain the best trial, once; a killed run is resumed.
 
     Raises:
         ResourceError: the run failed.
@@ -50,11 +50,11 @@ def retrain_best(plan: Plan, study: "Study", launcher: Launcher, ownership: Owne
     if not best:
         return
     folder, of = plan.folder / _PLACE, plan.folder / _OF
-    with ownership.alone():  # other processes of the search wait, and find it done
+    with ownership.exclusive():  # other processes of the search wait, then find it done
         repeated = json.loads(of.read_text(encoding="utf-8"))["trial"] if of.exists() else None
         if repeated not in (None, best[0].number):
             log.warning(
-                "%s repeats trial %d, and the best is now trial %d: remove it and %s to have that one trained.",
+                "%s repeats trial %d, and the best is now trial %d: remove it and %s to retrain that one.",
                 folder,
                 repeated,
                 best[0].number,
@@ -67,16 +67,16 @@ def retrain_best(plan: Plan, study: "Study", launcher: Launcher, ownership: Owne
         _forget_failure(folder)
         write_text(of, json.dumps({"trial": best[0].number}) + "\n")
         overrides = job_overrides(
-            plan, values_of(best[0].params, plan.parameters), _PLACE, goes_on=repeated is not None
+            plan, values_of(best[0].params, plan.parameters), _PLACE, resuming=repeated is not None
         )
         returned = launcher.launch([overrides], initial_job_idx=plan.settings["n_trials"])[0]
     outcome = recorded(folder) or of_return(returned)
     if outcome.error is not None:
-        raise ResourceError(f"the best trial's values could not be trained again: {outcome.error}")
+        raise ResourceError(f"the best trial's values could not be retrained: {outcome.error}")
 
 
 def _forget_failure(folder: Path) -> None:
-    """A failure's cause may be gone; a job that still runs, or that has completed, is followed again."""
+    """Remove the record of a failed run; a job that runs or has completed is followed again."""
     (folder / OUTCOME).unlink(missing_ok=True)
     if (folder / RECORD).exists() and load(folder)[0].description.get("TrainingJobStatus") == "Failed":
         set_aside(folder)
@@ -88,8 +88,8 @@ def conclude(plan: Plan, study: "Study") -> None:
     def command(params: Mapping[str, Any]) -> str:
         return plan.command(values_of(params, plan.parameters))
 
-    told = Search(metrics=plan.metrics, command=command, title=plan.name)
-    show(study, told)
+    facts = Search(metrics=plan.metrics, command=command, title=plan.name)
+    show(study, facts)
     page = plan.folder / "sweep.html"
-    write_page(page, study, told)
+    write_page(page, study, facts)
     print(f"More in {page}")

@@ -1,4 +1,4 @@
-"""What is searched, its name, folder, identity; batch sizes against photos."""
+"""Plan of a search: space, objectives, name, folder and identity; check of batch sizes."""
 
 import hashlib
 import json
@@ -41,20 +41,20 @@ class Plan:
 
     Attributes:
         own: whether its trials are runs of train.py, not of another Hydra app.
-        here: whether they are carried out on this machine.
-        cfg: what the trials have in common, without Hydra's part.
+        local: whether they run on this machine.
+        cfg: configuration that the trials share, without Hydra's part.
         settings: ``hparams_search``, resolved.
-        parameters: what is searched.
+        parameters: the space.
         others: the other overrides, as they go to every trial.
         name: of the study.
         folder: of the sweep.
-        metrics: the objectives; of another app, their names.
+        metrics: names of the objectives.
         directions: ``minimize`` or ``maximize``, one for each.
-        identity: digests of what must not change while a search goes on, by what a person calls it.
+        identity: digests of what must not change when a search is resumed, by name.
     """
 
     own: bool
-    here: bool
+    local: bool
     cfg: DictConfig
     settings: Mapping[str, Any]
     parameters: list[Parameter]
@@ -67,11 +67,11 @@ class Plan:
 
     @property
     def scored_in_folder(self) -> bool:
-        """Whether objectives are read from ``metrics.json``: a job returns its ``optimized_metric`` alone."""
+        """Whether objectives are read from ``metrics.json``, as a job returns its ``optimized_metric`` only."""
         return self.own and self.metrics != [self.cfg.optimized_metric]
 
     def command(self, values: Mapping[str, Any]) -> str:
-        """The command that carries one trial out by itself."""
+        """Return the shell command that runs one trial by itself."""
         overrides = [*self.others, *(override_of(key, value) for key, value in values.items())]
         program = ["python", "train.py" if self.own else sys.argv[0]]
         if self.own:
@@ -80,22 +80,24 @@ class Plan:
 
 
 def read_plan(config: DictConfig, settings: DictConfig, arguments: list[str], loader: "ConfigLoader") -> Plan:
-    """Read a search and refuse a wrong one.
+    """Read and check a search.
 
     Args:
         config: the composed configuration, Hydra's part included.
         settings: of the search.
-        arguments: the command line's overrides, but Hydra's.
-        loader: composes.
+        arguments: overrides of the command line, without Hydra's.
+        loader: composes configurations.
 
     Raises:
-        ConfigError: the first thing that is wrong.
+        ConfigError: the first error found.
     """
     cfg = _without_hydra(config)
     own = OmegaConf.get_type(cfg) is TrainConfig
     plain: dict[str, Any] = OmegaConf.to_container(settings, resolve=True)  # type: ignore[assignment]
     if "sampler" in plain:
         plain["sampler"] = plain["sampler"] or _TPE
+    if config.hydra.runtime.choices.get("hydra/launcher") == "basic" and "n_jobs" in plain:
+        plain["n_jobs"] = 1  # jobs run one after the other: each result is known when the next trial is chosen
     if own:
         validate(cfg)
         arguments = _with_launcher(config, arguments)
@@ -119,7 +121,7 @@ def read_plan(config: DictConfig, settings: DictConfig, arguments: list[str], lo
     name = plain["study_name"] or f"{config.hydra.job.name}-{_digest(identity)}"
     return Plan(
         own=own,
-        here=not own or carried_out_here(cfg.launcher),
+        local=not own or carried_out_here(cfg.launcher),
         cfg=cfg,
         settings=plain,
         parameters=parameters,
@@ -133,10 +135,10 @@ def read_plan(config: DictConfig, settings: DictConfig, arguments: list[str], lo
 
 
 def _with_launcher(config: DictConfig, arguments: list[str]) -> list[str]:
-    """The launcher is said in every command, since a file of hparams_search may have chosen it."""
+    """Add the launcher to the overrides, as a file of hparams_search may have chosen it."""
     chosen = config.hydra.runtime.choices.launcher
-    said = any(each.partition("=")[0] == "launcher" for each in arguments)
-    return arguments if said or chosen == "local" else [*arguments, f"launcher={chosen}"]
+    given = any(each.partition("=")[0] == "launcher" for each in arguments)
+    return arguments if given or chosen == "local" else [*arguments, f"launcher={chosen}"]
 
 
 def _without_hydra(config: DictConfig) -> DictConfig:
@@ -147,8 +149,8 @@ def _without_hydra(config: DictConfig) -> DictConfig:
 
 
 def _refuse_more_than_a_search(others: list[str], cfg: DictConfig, config: DictConfig, loader: "ConfigLoader") -> None:
-    """A file of hparams_search that set more would make the printed command another run than the trial was."""
-    # As written, since the default output folder is of the moment that it is read.
+    """Refuse a file of hparams_search that sets more: the printed command would not repeat the trial."""
+    # Unresolved, as the default output folder depends on the time.
     asked, bare = (
         OmegaConf.to_container(each, resolve=False)
         for each in (cfg, _without_hydra(loader.load_sweep_config(config, without(others, "hparams_search"))))
@@ -158,7 +160,7 @@ def _refuse_more_than_a_search(others: list[str], cfg: DictConfig, config: DictC
     for key in asked:
         if key != "hparams_search" and asked[key] != bare[key]:
             raise ConfigError(
-                f"hparams_search sets {key!s} too, which the best trial's own command would lack: put it into a file "
+                f"hparams_search sets {key!s} too, which the command of the best trial would lack: move it to a file "
                 "under conf/experiment"
             )
 
@@ -166,7 +168,7 @@ def _refuse_more_than_a_search(others: list[str], cfg: DictConfig, config: DictC
 def _with_epochs(
     settings: DictConfig, pruner: Mapping[str, Any] | None, parameters: list[Parameter], cfg: DictConfig
 ) -> Mapping[str, Any] | None:
-    """The pruner with the most epochs that any trial has, where it asks for the epochs of one."""
+    """Return the pruner's settings; ``max_resource``, if it refers to epochs, is that of the longest trial."""
     if not pruner:
         return None
     raw: Mapping[str, Any] = OmegaConf.to_container(settings.pruner, resolve=False)  # type: ignore[assignment]
@@ -176,7 +178,7 @@ def _with_epochs(
 
 
 def most_epochs(parameters: list[Parameter], cfg: DictConfig) -> int:
-    """The most epochs that a trial of a search has."""
+    """Return the number of epochs of the longest trial."""
     for parameter in parameters:
         if parameter.key == _EPOCHS:
             return int(parameter.high if isinstance(parameter, Interval) else max(parameter.values))
@@ -184,7 +186,7 @@ def most_epochs(parameters: list[Parameter], cfg: DictConfig) -> int:
 
 
 def _objectives(metrics: list[str], cfg: DictConfig, *, own: bool) -> tuple[list[str], list[Direction]]:
-    """Names and directions; another app's are minimised unless they end in ``:max``."""
+    """Return names and directions; other apps' objectives are minimised unless they end in ``:max``."""
     if own:
         metrics = metrics or [cfg.optimized_metric]
         return metrics, [_DIRECTIONS[mode_of(metric)] for metric in metrics]
@@ -194,7 +196,7 @@ def _objectives(metrics: list[str], cfg: DictConfig, *, own: bool) -> tuple[list
 
 
 def _chooser(settings: Mapping[str, Any], cfg: DictConfig) -> str:
-    """Who chooses; what a rehearsal found is not taken for what SageMaker would have."""
+    """Name what chooses the values; a rehearsal's tuner is not SageMaker's."""
     if "strategy" not in settings:
         return "optuna"
     return f"{settings['strategy']} of {'a rehearsal' if is_rehearsal(cfg.launcher) else 'SageMaker'}"
@@ -228,7 +230,7 @@ def _digest(content: Any) -> str:
 
 
 def _folder(config: DictConfig, name: str, *, own: bool) -> Path:
-    """The folder that was asked for; one of the study's name where the configured one would be new at every start."""
+    """Return the configured folder, or one named after the study where the configured one contains the time."""
     written = str(OmegaConf.to_container(config.hydra.sweep, resolve=False)["dir"])  # type: ignore[index,call-overload]
     if own and written == "${paths.output_dir}":
         written = str(OmegaConf.to_container(config.paths, resolve=False)["output_dir"])  # type: ignore[index,call-overload]
@@ -238,14 +240,14 @@ def _folder(config: DictConfig, name: str, *, own: bool) -> Path:
 
 
 def refuse_too_large(parameters: Iterable[Parameter], cfg: DictConfig) -> None:
-    """Refuse batch sizes above the number of training photos: such trials would all be the same.
+    """Refuse batch sizes above the number of training photos: such trials would all be equal.
 
     Args:
         parameters: of the search.
-        cfg: the configuration that they are laid over.
+        cfg: the configuration that they override.
 
     Raises:
-        ConfigError: naming the largest batch size and the number of photos.
+        ConfigError: the largest batch size exceeds the number of photos.
         DataError: the photos cannot be read.
     """
     parameter = next((parameter for parameter in parameters if parameter.key == "data.batch_size"), None)
@@ -262,12 +264,12 @@ def refuse_too_large(parameters: Iterable[Parameter], cfg: DictConfig) -> None:
 
 
 def _training_photos(cfg: DictConfig) -> int | None:
-    """How many there are, or ``None`` where only a job at SageMaker reads them."""
+    """Return the number of training photos, or ``None`` where only a job on SageMaker reads them."""
     from bincounter.training.run import data_module
 
     data = data_module(cfg)
     if carried_out_here(cfg.launcher):
-        data.prepare()  # the trials need it too, and find it done
+        data.prepare()  # the trials reuse the result
         return len(data.side("training"))
     if cfg.data.source is not None and is_remote(cfg.data.source):
         return None

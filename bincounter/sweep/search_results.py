@@ -1,4 +1,4 @@
-"""Own trials, the best of them and its command, on screen."""
+"""Results of a study: its own trials, the best of them, and the printed summary."""
 
 import math
 from collections import Counter
@@ -11,64 +11,64 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 WORDS = {"COMPLETE": "completed", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}
-"""Optuna's states in plain words."""
+"""Optuna's states and their names in texts."""
 
-_LONGEST = 22  # characters of a name over a column or under an axis
+_LONGEST = 22  # characters of a column's name
 
 
 def own_trials(study: "Study") -> "list[FrozenTrial]":
-    """The trials of this search, without those it was told of by earlier ones, in the order of their numbers."""
+    """Return the trials of this search in order, without those of a warm start."""
     return [trial for trial in study.get_trials(deepcopy=False) if "warm_start" not in trial.user_attrs]
 
 
 def completed(study: "Study") -> "list[FrozenTrial]":
-    """Own trials that came to finite values."""
+    """Return own trials that completed with finite values."""
     trials = [trial for trial in own_trials(study) if trial.state.name == "COMPLETE"]  # pruned ones have values too
     return [trial for trial in trials if trial.values and all(map(math.isfinite, trial.values))]
 
 
 def best_trials(study: "Study") -> "list[FrozenTrial]":
-    """Completed own trials that no other outdoes: the best one, or with several objectives the Pareto front.
+    """Return the best completed own trial, or with several objectives the Pareto front.
 
     Returns:
-        One trial, the first of equals; or those of the front, the best by the first objective first.
+        One trial, the first of equal ones; or the front, sorted by the first objective, best first.
     """
     trials = completed(study)
     losses = {trial.number: _losses(study, trial) for trial in trials}
     ranked = sorted(trials, key=lambda trial: losses[trial.number])
     if len(study.directions) == 1:
         return ranked[:1]
-    return [one for one in ranked if not any(_outdoes(losses[other.number], losses[one.number]) for other in trials)]
+    return [one for one in ranked if not any(_dominates(losses[other.number], losses[one.number]) for other in trials)]
 
 
 def seconds(trial: "FrozenTrial") -> float | None:
-    """Wall time of a trial's run; ``None`` where it has not ended."""
-    told = trial.user_attrs.get("seconds")
-    return told if told is not None or trial.duration is None else trial.duration.total_seconds()
+    """Return the wall time of a trial's run; ``None`` if it has not ended."""
+    measured = trial.user_attrs.get("seconds")
+    return measured if measured is not None or trial.duration is None else trial.duration.total_seconds()
 
 
 def saved(trial: "FrozenTrial") -> float:
-    """Seconds that were saved by pruning a trial; a job may have completed before it could be stopped."""
+    """Return the seconds saved by pruning a trial; 0 for a job that completed before it was stopped."""
     return float(trial.user_attrs.get("saved_seconds", 0)) if trial.state.name == "PRUNED" else 0.0
 
 
 def state(trial: "FrozenTrial") -> str:
-    """In plain words, what has become of a trial."""
+    """Return the name of a trial's state."""
     return WORDS[trial.state.name]
 
 
 def tally(study: "Study") -> str:
-    """Such as ``20 trials: 16 completed, 3 pruned, 1 failed``."""
+    """Format counts, such as ``20 trials: 16 completed, 3 pruned, 1 failed``."""
     trials = own_trials(study)
     found = Counter(map(state, trials))
     parts = ", ".join(f"{found[word]} {word}" for word in WORDS.values() if found[word])
     earlier = len(study.get_trials(deepcopy=False)) - len(trials)
-    told = f", and {_trials(earlier)} of earlier searches" if earlier else ""
-    return f"{_trials(len(trials))}{': ' if parts else ''}{parts}{told}"
+    others = f", and {_trials(earlier)} of earlier searches" if earlier else ""
+    return f"{_trials(len(trials))}{': ' if parts else ''}{parts}{others}"
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """As much of each dotted key, from its end, as tells it from the others, at most 22 characters."""
+    """Return the shortest unambiguous end of each dotted key, at most 22 characters."""
     short = {}
     for key in keys:
         parts = key.split(".")
@@ -79,12 +79,12 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
 
 
 def shortened(text: str) -> str:
-    """At most 22 characters of a text, from both its ends."""
+    """Cut a text in its middle to at most 22 characters."""
     return text if len(text) <= _LONGEST else f"{text[:9]}…{text[10 - _LONGEST :]}"
 
 
 def written(value: Any) -> str:
-    """A value for the eye: four digits, and Hydra's words for the others."""
+    """Format a value: floats with four digits, others as in Hydra."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return f"{value:.4g}" if isinstance(value, float) else str(value)
@@ -101,17 +101,17 @@ def _losses(study: "Study", trial: "FrozenTrial") -> list[float]:
     ]
 
 
-def _outdoes(one: list[float], other: list[float]) -> bool:
+def _dominates(one: list[float], other: list[float]) -> bool:
     return one != other and all(mine <= theirs for mine, theirs in zip(one, other, strict=True))
 
 
 @dataclass(frozen=True)
 class Search:
-    """What a study does not know of itself.
+    """Facts about a search that its study lacks.
 
     Attributes:
         metrics: names of its objectives, in their order.
-        command: from the parameters of a trial, as the study holds them, to the shell line that trains it.
+        command: converts the parameters of a trial, as in the study, to the shell command that trains it.
         title: name of the study.
     """
 
@@ -128,7 +128,7 @@ def show(study: "Study", search: Search) -> None:
         print(f"Pruning saved about {spared:.0f} s.")
     best = best_trials(study)
     if not best:
-        print("No trial has completed, so that there is no best one.")
+        print("No trial has completed, so there is no best trial.")
     elif len(search.metrics) == 1:
         _show_best(best[0], search)
     else:
@@ -145,7 +145,7 @@ def _show_best(best: "FrozenTrial", search: Search) -> None:
 
 
 def _show_front(front: "Sequence[FrozenTrial]", search: Search) -> None:
-    print(f"Trials that no other outdoes in {' and '.join(search.metrics)}:")
+    print(f"Pareto front of {' and '.join(search.metrics)}:")
     short = short_names(list(dict.fromkeys(key for trial in front for key in trial.params)))
     rows = [
         [str(trial.number), *_scores(trial), *(written(trial.params.get(key, "-")) for key in short)] for trial in front
@@ -170,5 +170,5 @@ def _table(names: list[str], rows: list[list[str]]) -> None:
     for name in names:
         table.add_column(Text(name), overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))  # Text, since brackets in values are no markup
+        table.add_row(*map(Text, row))  # Text, as brackets in values are not markup
     Console().print(table)

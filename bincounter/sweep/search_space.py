@@ -1,4 +1,4 @@
-"""Hydra sweep syntax -> checked parameters."""
+"""Search space: Hydra's sweep syntax, parsed and checked."""
 
 import logging
 import math
@@ -29,15 +29,15 @@ _TAGS = ("log", "int", "float")
 
 @dataclass(frozen=True)
 class Interval:
-    """Numbers between two bounds, both included.
+    """Parameter with numbers between two bounds, both included.
 
     Attributes:
         key: of the configuration, with Hydra's ``+`` or ``++`` where it was written.
         low: smallest value.
         high: largest value.
-        integer: whole numbers alone; ``low``, ``high`` and ``step`` are whole then.
-        log: drawn evenly on a logarithmic scale.
-        step: distance between neighbours, counted from ``low``; ``None`` for any number between.
+        integer: integers only; ``low``, ``high`` and ``step`` are integers then.
+        log: sampled on a logarithmic scale.
+        step: distance between values, from ``low`` on; ``None`` for continuous.
     """
 
     key: str
@@ -48,12 +48,12 @@ class Interval:
     step: float | None = None
 
     def __str__(self) -> str:
-        """In plain words, such as ``1 to 5``: where ranges leave their end out, it is not named."""
+        """Format for the log, such as ``1 to 5``; both ends are included."""
         step = f", in steps of {self.step:g}" if self.step not in (None, 1) else ""
         return f"{self.low:g} to {self.high:g}{step}{', on a logarithmic scale' if self.log else ''}"
 
     def values(self) -> Sequence[float] | None:
-        """Every value there is, from ``low`` on; ``None`` where they are not countable."""
+        """Return all values in ascending order; ``None`` for a continuous interval."""
         if self.integer:
             return range(int(self.low), int(self.high) + 1, int(self.step or 1))
         if self.low == self.high:
@@ -63,18 +63,18 @@ class Interval:
 
 @dataclass(frozen=True)
 class Choice:
-    """One of several values.
+    """Parameter with listed values.
 
     Attributes:
         key: of the configuration, or a group.
-        values: as written, in their order: numbers, truth values, texts, ``None``, lists or mappings.
+        values: in the order written: numbers, booleans, strings, ``None``, lists or mappings.
     """
 
     key: str
     values: tuple[Any, ...]
 
     def __str__(self) -> str:
-        """In plain words: the values."""
+        """Format the values for the log."""
         return ", ".join(override_of("", value).removeprefix("=") for value in self.values)
 
 
@@ -82,14 +82,14 @@ Parameter = Interval | Choice
 
 
 def parameter_of(override: Override, base: DictConfig) -> Parameter:
-    """Read one sweep override.
+    """Parse one sweep override.
 
     Args:
-        override: ``choice``, ``range``, ``interval`` or ``glob``, or values with commas between them.
-        base: the composed configuration; an interval over what is a whole number there is one of whole numbers.
+        override: ``choice``, ``range``, ``interval``, ``glob``, or values separated by commas.
+        base: the composed configuration; an interval over an integer there is one of integers.
 
     Raises:
-        ConfigError: it holds no value, or none that can be searched.
+        ConfigError: it has no value, or none that can be searched.
     """
     key, sweep, written = override.get_key_element(), override._value, str(override.input_line)
     if isinstance(sweep, Glob):
@@ -141,7 +141,7 @@ def _range(key: str, sweep: RangeSweep, written: str) -> Interval:
     assert sweep.stop is not None
     if sweep.step == 0:
         raise ConfigError(f"{written} has a step of 0: write another, or leave it out for 1")
-    # As decimals, since what was written is meant: in binary, 0.1 fits three times into 0.3 and once more.
+    # Decimal arithmetic, as written: in binary, range(0, 0.3, 0.1) would include 0.3.
     start, stop, step = (Decimal(str(number)) for number in (sweep.start, sweep.stop, sweep.step))
     last = start + (math.ceil((stop - start) / step) - 1) * step
     if (last - start) / step < 0:
@@ -164,7 +164,7 @@ def _range(key: str, sweep: RangeSweep, written: str) -> Interval:
 
 
 def _whole(key: str, base: DictConfig) -> tuple[bool, bool]:
-    """Whether a key takes whole numbers alone by its schema, and whether its value is one."""
+    """Return whether the schema makes a key an integer, and whether its value is one."""
     parent, _, name = key.lstrip("+").rpartition(".")
     node = OmegaConf.select(base, parent, throw_on_resolution_failure=False) if parent else base
     child = node._get_node(name, validate_access=False) if isinstance(node, DictConfig) else None
@@ -177,7 +177,7 @@ def _listed(low: float, high: float, step: float) -> list[float]:
     return [float(first + number * distance) for number in range(round((Decimal(str(high)) - first) / distance) + 1)]
 
 
-# What a run is compared by, and where and whether it is carried out, is the same for all trials.
+# These are equal for all trials: the objective, and where and whether a run is launched.
 _FIXED = (*HERE, "hydra", "paths", "train", "test", "ckpt_path", "optimized_metric")
 _TRIED = 60  # composing takes some 50 ms
 
@@ -187,19 +187,18 @@ Space = Sequence[Parameter]
 def read_space(
     space: Mapping[str, str], overrides: Sequence[str], base: DictConfig
 ) -> tuple[list[Parameter], list[str]]:
-    """Tell what is searched from what is set.
+    """Separate searched parameters from other overrides.
 
     Args:
-        space: ``hparams_search.space``: key to what Hydra takes after the ``=``.
-        overrides: of the command line; sweeps add to the space, or replace what it has under their key, and plain ones
-            take their key out of it.
-        base: the composed configuration; an interval over what is a whole number there is one of whole numbers.
+        space: ``hparams_search.space``: key to the text after ``=`` in Hydra's syntax.
+        overrides: of the command line; a sweep adds or replaces a parameter of the space, a plain value removes one.
+        base: the composed configuration; an interval over an integer there is one of integers.
 
     Returns:
-        The searched parameters, those of ``space`` first, and the overrides that are none, in their order.
+        The parameters, those of ``space`` first, and the other overrides in their order.
 
     Raises:
-        ConfigError: one of them cannot be read, or holds no value.
+        ConfigError: one of them cannot be parsed, or has no value.
     """
     hydra = GlobalHydra.instance()
     parser = OverridesParser.create(hydra.config_loader() if hydra.is_initialized() else None)
@@ -232,8 +231,8 @@ def _parsed(parser: OverridesParser, text: str) -> Override:
     try:
         return parser.parse_overrides([text])[0]
     except HydraException as error:
-        said = [line for line in str(error).splitlines() if " while evaluating " in line]
-        reason = said[0].partition(" while evaluating ")[2].partition(": ")[2] if said else "a bracket or quote is off"
+        _, found, rest = str(error).partition(" while evaluating ")
+        reason = rest.splitlines()[0].partition(": ")[2] if found else "a bracket or quote is off"
         raise ConfigError(
             f"{text} cannot be read ({reason}): write A,B or choice(A,B), range(START,STOP), interval(LOW,HIGH) or "
             "tag(log, interval(LOW,HIGH))"
@@ -241,25 +240,25 @@ def _parsed(parser: OverridesParser, text: str) -> Override:
 
 
 def _name(override: Override) -> str:
-    """A key without Hydra's prefixes."""
+    """Return a key without Hydra's prefixes."""
     return override.get_key_element().lstrip("+~")
 
 
 def tell(parameters: Space) -> None:
-    """Say what is searched, in plain words."""
+    """Log each parameter."""
     for parameter in parameters:
         log.info("Searching %s: %s", parameter.key, parameter)
 
 
 def refuse_bad(parameters: Space, compose: Callable[[list[str]], DictConfig]) -> None:
-    """Refuse a space some of whose values no run could take, before the first trial.
+    """Refuse a space that contains values that no run accepts, before the first trial.
 
     Args:
         parameters: the space.
-        compose: the configuration that the search's other overrides give, and those it is handed after them.
+        compose: composes the configuration of the search's other overrides and of those it is given.
 
     Raises:
-        ConfigError: the first thing that is wrong.
+        ConfigError: the first error found.
     """
     if not parameters:
         raise ConfigError(
@@ -302,14 +301,14 @@ def _refuse_choice(choice: Choice) -> None:
 
 
 def _tried(parameters: Space) -> list[tuple[Parameter, Any]]:
-    """All values listed and both ends of each interval; of long lists, the outer ones."""
-    tried = [(parameter, value) for parameter in parameters for value in _telling(parameter, few=False)]
+    """Return all listed values and both ends of each interval; only the extremes where there are many."""
+    tried = [(parameter, value) for parameter in parameters for value in _extremes(parameter, few=False)]
     if len(tried) <= _TRIED:
         return tried
-    return [(parameter, value) for parameter in parameters for value in _telling(parameter, few=True)]
+    return [(parameter, value) for parameter in parameters for value in _extremes(parameter, few=True)]
 
 
-def _telling(parameter: Parameter, *, few: bool) -> list[Any]:
+def _extremes(parameter: Parameter, *, few: bool) -> list[Any]:
     if isinstance(parameter, Interval):
         return sorted({parameter.low, parameter.high})
     if not few:
@@ -320,19 +319,19 @@ def _telling(parameter: Parameter, *, few: bool) -> list[Any]:
 
 
 def _validate(cfg: DictConfig) -> None:
-    if OmegaConf.get_type(cfg) is TrainConfig:  # other Hydra apps check theirs by themselves
+    if OmegaConf.get_type(cfg) is TrainConfig:  # other Hydra apps check their own
         validate(cfg)
-        _refuse_no_trial(cfg)
+        _check_launchable(cfg)
 
 
-def _refuse_no_trial(cfg: DictConfig) -> None:
+def _check_launchable(cfg: DictConfig) -> None:
     if cfg.ckpt_path is not None:
         raise ConfigError(
-            "ckpt_path goes on with one run, and a search goes on when its command is given again: leave ckpt_path out"
+            "ckpt_path resumes one run, and a search is resumed by repeating its command: leave ckpt_path out"
         )
     if not cfg.train:
         raise ConfigError("train=false trains nothing that a search could compare: leave it out")
-    # DDP would start the search anew on every device.
+    # DDP would start the search again on every device.
     if carried_out_here(cfg.launcher) and str(cfg.trainer.get("devices", 1)) != "1":
         raise ConfigError("a search runs its trials on one device each: set trainer.devices=1")
 

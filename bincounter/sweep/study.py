@@ -1,8 +1,8 @@
-"""Storage, study, sampler, pruner.
+"""Storage, study, sampler and pruner of a search.
 
-A sampler is seeded anew for every trial from (seed, trial number): a search that was killed proposes what an
-undisturbed one would have, and processes that share a study do not propose the same. What Optuna's samplers have to
-remember they keep in the study. Two walk one sequence through all trials, and keep their seed: the grid and QMC.
+The sampler of each trial is seeded from (seed, trial number): a resumed search proposes what an undisturbed one would
+have, and processes that share a study propose different values. Optuna's samplers keep their state in the study. Grid
+and QMC samplers walk one sequence through all trials and keep their seed.
 """
 
 import inspect
@@ -22,11 +22,12 @@ from bincounter.sweep.distributions import to_optuna
 from bincounter.sweep.search_space import Choice, Interval, Space
 
 if TYPE_CHECKING:
-    from optuna import Study
+    from optuna import Study, Trial
     from optuna.distributions import BaseDistribution
     from optuna.pruners import BasePruner
     from optuna.samplers import BaseSampler
     from optuna.storages import BaseStorage
+    from optuna.trial import FrozenTrial
 
     from bincounter.sweep.search_plan import Plan
 
@@ -36,27 +37,28 @@ OWNER = "owner"  # attributes of trials
 WARM_START = "warm_start"
 _SEARCH = "search"  # attributes of studies
 _OBJECTIVES = "objectives"
+_EXHAUSTED = "exhausted"
 _STORAGE = "BINCOUNTER_STUDY"
-"""The storage's URL, for the jobs of a search: it may hold a password, and overrides are written down."""
+"""Environment variable with the storage's URL for jobs: it may hold a password, and overrides are logged."""
 
 
 def storage_url(url: str | None, folder: Path) -> str:
-    """The URL that was given, or that of a file in the sweep's folder."""
+    """Return ``url``, or else that of ``study.db`` in the sweep's folder."""
     return url or f"sqlite:///{(folder / 'study.db').resolve()}"
 
 
 def hand_to_jobs(url: str) -> None:
-    """Let jobs that are started from here find the storage."""
+    """Export the storage's URL to jobs that this process starts."""
     os.environ[_STORAGE] = url
 
 
 def storage_of_job() -> str | None:
-    """The URL that the sweeper handed to this job, if one did."""
+    """Return the storage's URL that the sweeper exported to this job, or ``None``."""
     return os.environ.get(_STORAGE)
 
 
 def open_storage(url: str) -> "BaseStorage":
-    """Open a storage; its tables are made when they are missing.
+    """Open a storage and create its tables if they are missing.
 
     Raises:
         BinCounterError: the URL, its driver or the database behind it is missing.
@@ -76,11 +78,11 @@ def open_storage(url: str) -> "BaseStorage":
         ) from None
     except (ArgumentError, ValueError):
         raise ConfigError(
-            f"hparams_search.storage={shown} is no database URL: write sqlite:///FILE, postgresql://... or mysql://..."
+            f"hparams_search.storage={shown} is not a database URL: write sqlite:///FILE, postgresql://... or mysql://..."
         ) from None
     except RuntimeError as error:
         raise ConfigError(
-            f"hparams_search.storage={shown} is of another version of Optuna ({str(error).splitlines()[0]}): "
+            f"hparams_search.storage={shown} was written by another version of Optuna ({str(error).splitlines()[0]}): "
             "name another database"
         ) from None
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
@@ -92,11 +94,11 @@ def _unreachable(shown: str, error: BaseException) -> BinCounterError:
     while cause.__cause__ is not None:
         cause = cause.__cause__
     reason = masked(str(getattr(cause, "orig", cause)).splitlines()[0])
-    return ResourceError(f"the study at {shown} cannot be opened ({reason}): see that it is there and can be written")
+    return ResourceError(f"the study at {shown} cannot be opened ({reason}): check that it exists and is writable")
 
 
 def quiet() -> None:
-    """Optuna's own news and its warnings of young features are not for whoever searches."""
+    """Silence Optuna's log and its warnings of experimental features."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -104,10 +106,10 @@ def quiet() -> None:
 
 
 def open_study(plan: "Plan", storage: "BaseStorage", pruner: "BasePruner") -> "Study":
-    """Open or begin the study of a search; to be called by one process at a time.
+    """Open or create the study of a search; call it from one process at a time.
 
     Raises:
-        ConfigError: another search is under that name.
+        ConfigError: another search has that name.
     """
     import optuna
 
@@ -115,8 +117,8 @@ def open_study(plan: "Plan", storage: "BaseStorage", pruner: "BasePruner") -> "S
     if names and plan.name not in names and plan.settings["storage"] is None:
         before = optuna.load_study(study_name=names[0], storage=storage).user_attrs.get(_SEARCH, plan.identity)
         raise ConfigError(
-            f"{plan.folder} holds the search {names[0]}, which has another {_changed(before, plan.identity)}: leave "
-            "its command as it was, or name another paths.output_dir"
+            f"{plan.folder} holds the search {names[0]}, which has another {_changed(before, plan.identity)}: "
+            "repeat its command unchanged, or set another paths.output_dir"
         )
     study = optuna.create_study(
         storage=storage, study_name=plan.name, directions=plan.directions, pruner=pruner, load_if_exists=True
@@ -127,14 +129,14 @@ def open_study(plan: "Plan", storage: "BaseStorage", pruner: "BasePruner") -> "S
         study.set_user_attr(_SEARCH, dict(plan.identity))
     elif before != dict(plan.identity):
         raise ConfigError(
-            f"the search {plan.name} has another {_changed(before, plan.identity)}: leave its command as it was, or "
-            "give this one a hparams_search.study_name and a folder of its own"
+            f"the search {plan.name} has another {_changed(before, plan.identity)}: repeat its command unchanged, or "
+            "set another hparams_search.study_name and paths.output_dir"
         )
     return study
 
 
 def begin_study(plan: "Plan", url: str) -> "Study":
-    """Begin the study of a search anew, whatever there was under its name."""
+    """Create the study of a search; one that has its name is deleted."""
     import optuna
 
     storage = open_storage(url)
@@ -148,23 +150,57 @@ def _changed(before: Mapping[str, str], now: Mapping[str, str]) -> str:
 
 
 def objectives(study: "Study") -> Sequence[str]:
-    """Names of the metrics a study is about."""
+    """Return the names of a study's objectives."""
     return study.user_attrs.get(_OBJECTIVES, [])
+
+
+def reopen_trial(study: "Study", running: "FrozenTrial") -> "Trial":
+    """Return a running trial that another process began, to report to it and to finish it."""
+    import optuna
+
+    return optuna.Trial(study, running._trial_id)  # Optuna has no public way
+
+
+def suggest(trial: "Trial", space: "Mapping[str, BaseDistribution]") -> None:
+    """Choose the missing values of a trial; those it has stay."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    for name, each in space.items():
+        if isinstance(each, CategoricalDistribution):
+            trial.suggest_categorical(name, each.choices)
+        elif isinstance(each, IntDistribution):
+            trial.suggest_int(name, each.low, each.high, step=each.step, log=each.log)
+        else:
+            assert isinstance(each, FloatDistribution)
+            trial.suggest_float(name, each.low, each.high, step=each.step, log=each.log)
+
+
+def note_exhaustion(study: "Study") -> None:
+    """Record in the study when its sampler has proposed every value.
+
+    Samplers of a finite list then call ``study.stop()``, which Optuna allows inside of ``study.optimize`` alone.
+    """
+    study.stop = lambda: study.set_user_attr(_EXHAUSTED, True)  # type: ignore[method-assign]
+
+
+def is_exhausted(study: "Study") -> bool:
+    """Return whether the sampler has proposed every value."""
+    return bool(study.user_attrs.get(_EXHAUSTED))
 
 
 _SAMPLER, _PRUNER = "hparams_search.sampler", "hparams_search.pruner"
 
 
 class Sampling:
-    """Makes the sampler of each trial.
+    """Factory of the sampler of each trial.
 
     Args:
         node: ``_target_`` of an Optuna sampler, with its arguments.
         parameters: the space.
-        objectives: how many there are.
+        objectives: number of objectives.
 
     Raises:
-        ConfigError: there is no such sampler, or it cannot search this space.
+        ConfigError: the sampler is unknown, or cannot search this space.
     """
 
     def __init__(self, node: Mapping[str, Any], parameters: Space, objectives: int) -> None:
@@ -173,7 +209,7 @@ class Sampling:
         check_target(_SAMPLER, node, given=("search_space",))
         self._type = imported(_SAMPLER, node["_target_"])
         if not (inspect.isclass(self._type) and issubclass(self._type, BaseSampler)):
-            raise ConfigError(f"{_SAMPLER}._target_={node['_target_']} is no sampler of Optuna: see optuna.samplers")
+            raise ConfigError(f"{_SAMPLER}._target_={node['_target_']} is not a sampler of Optuna: see optuna.samplers")
         self._node = dict(node)
         self._one_sequence = issubclass(self._type, (GridSampler, QMCSampler))
         self.most: int | None = None
@@ -185,22 +221,22 @@ class Sampling:
             self._fit_cmaes(parameters, objectives)
         if "seed" in inspect.signature(self._type).parameters:
             self._node.setdefault("seed", 0)
-        self.of(0)
+        self.sampler_for(0)  # refuse wrong arguments now
 
     def total(self, asked: int) -> int:
-        """How many of the trials asked for there can be."""
+        """Return the number of trials: ``asked``, or fewer where a grid has fewer."""
         return asked if self.most is None else min(asked, self.most)
 
     def _fit_cmaes(self, parameters: Space, objectives: int) -> None:
         if objectives > 1:
             raise ConfigError(f"{_SAMPLER}=cmaes searches one metric: use nsgaii or tpe for several")
         drawn = [parameter.key for parameter in parameters if isinstance(parameter, Choice)]
-        self._node.setdefault("warn_independent_sampling", False)  # said here, once
+        self._node.setdefault("warn_independent_sampling", False)  # it is logged once, below
         if drawn:
-            log.warning("CMA-ES searches numbers: %s are drawn at random beside it.", ", ".join(drawn))
+            log.warning("CMA-ES searches numbers: %s are drawn at random.", ", ".join(drawn))
 
-    def of(self, number: int) -> "BaseSampler":
-        """The sampler that chooses the values of trial ``number``."""
+    def sampler_for(self, number: int) -> "BaseSampler":
+        """Return the sampler that chooses the values of trial ``number``."""
         node = self._node
         if node.get("seed") is not None and not self._one_sequence:
             node = {**node, "seed": _seed(int(node["seed"]), number)}
@@ -214,23 +250,23 @@ def _seed(seed: int, number: int) -> int:
 
 
 def _listed(parameter: Interval | Choice, distribution: "BaseDistribution") -> list[Any]:
-    """Every value, as it stands in the study."""
+    """Return every value of a parameter, as the study stores it."""
     if isinstance(parameter, Choice):
         return list(distribution.choices)  # type: ignore[attr-defined]
     values = parameter.values()
     if values is None:
         raise ConfigError(
-            f"{_SAMPLER}=grid tries every value, and {parameter.key} is an interval without end: list values, as in "
+            f"{_SAMPLER}=grid tries every value, and {parameter.key} is a continuous interval: list values, as in "
             f"{parameter.key}=choice({parameter.low:g},{parameter.high:g})"
         )
     return list(itertools.islice(values, 100_000))
 
 
 def make_pruner(node: Mapping[str, Any] | None) -> "BasePruner":
-    """The pruner of a study; none ends no trial.
+    """Return the pruner of a study; without settings, one that never prunes.
 
     Raises:
-        ConfigError: there is no such pruner.
+        ConfigError: the pruner is unknown.
     """
     from optuna.pruners import BasePruner, NopPruner
 
@@ -239,7 +275,7 @@ def make_pruner(node: Mapping[str, Any] | None) -> "BasePruner":
     check_target(_PRUNER, node)
     kind = imported(_PRUNER, node["_target_"])
     if not (inspect.isclass(kind) and issubclass(kind, BasePruner)):
-        raise ConfigError(f"{_PRUNER}._target_={node['_target_']} is no pruner of Optuna: see optuna.pruners")
+        raise ConfigError(f"{_PRUNER}._target_={node['_target_']} is not a pruner of Optuna: see optuna.pruners")
     return _made(_PRUNER, node)
 
 
@@ -251,4 +287,5 @@ def _made(key: str, node: Mapping[str, Any]) -> Any:
         return instantiate(dict(node), _convert_="all")
     except HydraException as error:
         reason = str(error.__cause__ or error).splitlines()[0]
-        raise ConfigError(f"{key} cannot be made ({reason}): correct its arguments, see {node['_target_']}") from None
+        target = node["_target_"]
+        raise ConfigError(f"{key} cannot be created ({reason}): correct its arguments, see {target}") from None

@@ -1,8 +1,6 @@
-"""The two Hydra sweepers.
+"""The two Hydra sweepers: Optuna and SageMaker's tuner.
 
-Hydra imports this module at the start of every app of the environment, so that everything heavy is imported on use.
-
-Hydra imports this module at the start of every app of the environment, so that everything heavy is imported on use.
+Hydra imports this module at the start of every app of the environment, so heavy imports are inside functions.
 """
 
 import logging
@@ -23,12 +21,12 @@ class OptunaPlugin:
     """``hydra/sweeper=bincounter_optuna``, for any Hydra app; train.py has its settings under ``hparams_search``."""
 
     _target_: str = "hydra_plugins.bincounter.OptunaSweeper"
-    _recursive_: bool = False  # samplers are made trial by trial
+    _recursive_: bool = False  # samplers are created trial by trial
     settings: OptunaConfig = field(default_factory=OptunaConfig)
 
 
 class OptunaSweeper(Sweeper):
-    """Asks an Optuna study for values, has the launcher try them, and tells the study what came of it.
+    """Sweeper that asks an Optuna study for values and tells it the outcome of their jobs.
 
     Args:
         settings: see :class:`bincounter.config.search_schema.OptunaConfig`.
@@ -38,7 +36,7 @@ class OptunaSweeper(Sweeper):
         self._settings = settings
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Take over what Hydra hands every sweeper."""
+        """Store Hydra's context and create the launcher."""
         from hydra.core.plugins import Plugins
 
         from bincounter.sweep.trials import RecordedTask
@@ -54,12 +52,12 @@ class OptunaSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Search until there are ``n_trials``.
+        """Run trials until there are ``n_trials``.
 
         Raises:
-            BinCounterError: in train.py, whose command line answers it; other apps end with its sentence.
+            BinCounterError: in train.py, which prints it; other apps exit with its message.
         """
-        if not logging.getLogger().hasHandlers():  # Hydra sets logging up for each job, not for the search
+        if not logging.getLogger().hasHandlers():  # Hydra configures logging for each job, not for the search
             logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
         try:
             self._search(arguments)
@@ -73,13 +71,13 @@ class OptunaSweeper(Sweeper):
         from bincounter.sweep.search_plan import read_plan
 
         plan = read_plan(self._config, self._settings, arguments, self._context.config_loader)
-        from bincounter.sweep.optuna_search import search  # only now: wrong spaces are refused quickly
+        from bincounter.sweep.optuna_search import search  # imported late, to refuse wrong spaces quickly
 
         search(plan, self._launcher)
 
 
 def _hide_storage(config: DictConfig) -> None:
-    """Keep a database's URL, which may hold a password, out of what Hydra writes down of every job."""
+    """Keep a database's URL, which may hold a password, out of the files that Hydra writes for every job."""
     overrides = config.hydra.overrides.hydra
     with read_write(config), open_dict(config):
         config.hydra.overrides.hydra = [
@@ -96,7 +94,7 @@ class TunerPlugin:
 
 
 class TunerSweeper(Sweeper):
-    """Has SageMaker search: one hyperparameter tuning job.
+    """Sweeper that runs one hyperparameter tuning job on SageMaker.
 
     Args:
         settings: see :class:`bincounter.config.search_schema.TunerConfig`.
@@ -106,7 +104,7 @@ class TunerSweeper(Sweeper):
         self._settings = settings
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Take over what Hydra hands every sweeper."""
+        """Store Hydra's context and create the launcher."""
         from hydra.core.plugins import Plugins
 
         self._context, self._config = hydra_context, config
@@ -115,26 +113,26 @@ class TunerSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Search until the tuning job has ended.
+        """Run the tuning job and wait for its end.
 
         Raises:
-            BinCounterError: the search is wrong, the tuning job failed, or Ctrl-C left it to itself.
+            BinCounterError: the search is wrong, the tuning job failed, or Ctrl-C ended the wait.
         """
-        if not logging.getLogger().hasHandlers():  # Hydra sets logging up for each job, not for the search
+        if not logging.getLogger().hasHandlers():  # Hydra configures logging for each job, not for the search
             logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
             logging.getLogger("botocore").setLevel(logging.WARNING)
         if OmegaConf.get_type(self._config, "hparams_search") is not TunerConfig:
-            raise ConfigError("hydra/sweeper=bincounter_tuner is chosen by hparams_search=sagemaker_tuner: say that")
+            raise ConfigError("hydra/sweeper=bincounter_tuner is set by hparams_search=sagemaker_tuner: write that")
         from bincounter.sweep.search_plan import read_plan
 
         plan = read_plan(self._config, self._settings, arguments, self._context.config_loader)
-        if plan.here:
+        if plan.local:
             raise ConfigError(
-                "hparams_search=sagemaker_tuner runs at SageMaker: leave launcher=local out, or use "
-                "hparams_search=optuna, which searches here"
+                "hparams_search=sagemaker_tuner runs on SageMaker: remove launcher=local, or use "
+                "hparams_search=optuna, which searches on this machine"
             )
         if self._config.launcher.checkpoint_uri is not None:
-            raise ConfigError("launcher.checkpoint_uri keeps one run, and a search has many: leave it out")
+            raise ConfigError("launcher.checkpoint_uri is for one run, and a search has many: remove it")
         from bincounter.sweep.tuner_search import search
 
         search(plan, self._config, self._context.config_loader, self._launcher)

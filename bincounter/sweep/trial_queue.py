@@ -1,8 +1,8 @@
-"""Which trial this process runs next; adopts those of dead processes.
+"""Queue of trials: new ones, and those that dead processes of the same search left running.
 
-Every sweeper holds the lock of a file in the sweep's folder for as long as it lives; the kernel gives it back however
-the process ends. Trials are counted, asked for and taken over under one more lock, so that processes that share a
-search agree on them.
+Every sweeper locks a file in the sweep's folder for as long as it lives; the kernel releases the lock however the
+process ends. Trials are counted, created and adopted under one more lock, so that processes that share a search agree
+on them.
 """
 
 import fcntl
@@ -10,7 +10,7 @@ import logging
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,17 +24,17 @@ from bincounter.errors import ConfigError, ResourceError
 from bincounter.sweep.distributions import to_optuna
 from bincounter.sweep.search_plan import Plan
 from bincounter.sweep.search_results import own_trials
-from bincounter.sweep.study import OWNER, Sampling
+from bincounter.sweep.study import OWNER, Sampling, is_exhausted, note_exhaustion, reopen_trial, suggest
 from bincounter.sweep.trials import OUTCOME, at_work, locked
 
 log = logging.getLogger(__name__)
 
 
 class Ownership:
-    """This process among those that search in a folder.
+    """Lock that marks this process as one of the sweepers of a folder.
 
     Args:
-        folder: of the sweep; made when it is missing.
+        folder: of the sweep; created if it is missing.
 
     Raises:
         ResourceError: the folder cannot be written.
@@ -48,7 +48,7 @@ class Ownership:
             self._file = self._path(self._id).open("w")
         except OSError as error:
             raise ResourceError(
-                f"{folder} cannot be written ({error.strerror}): name another folder for the search"
+                f"{folder} cannot be written ({error.strerror}): set another folder for the search"
             ) from None
         fcntl.lockf(self._file, fcntl.LOCK_EX)
 
@@ -61,29 +61,24 @@ class Ownership:
 
     @property
     def mark(self) -> dict[str, str]:
-        """What a trial of this process carries."""
+        """The attribute ``owner`` of this process's trials."""
         return {"id": self._id, "host": socket.gethostname(), "folder": str(self._folder.resolve())}
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """While this lasts, no other process of the search counts, asks for or takes over trials."""
+    def exclusive(self) -> Iterator[None]:
+        """Keep other processes of the search from counting, creating or adopting trials."""
         with (self._folder / "claim.lock").open("w") as file:
             fcntl.lockf(file, fcntl.LOCK_EX)
             yield
 
-    def is_mine(self, mark: Mapping[str, Any] | None) -> bool:
-        """Whether a mark is this process's."""
-        return mark is not None and mark["id"] == self._id
+    def is_alive(self, mark: Mapping[str, Any] | None) -> bool:
+        """Return whether the owner of a trial lives; processes of other machines are presumed to.
 
-    def elsewhere(self, mark: Mapping[str, Any] | None) -> bool:
-        """Whether a mark is of another machine, whose processes cannot be looked at from here."""
-        return mark is not None and mark["host"] != socket.gethostname()
-
-    def lives(self, mark: Mapping[str, Any] | None) -> bool:
-        """Whether the process of a mark is known or presumed to live; none is without one, when asked alone."""
+        A trial without a mark has no living owner, as marks are set under :meth:`exclusive`.
+        """
         if mark is None:
             return False
-        if self.is_mine(mark) or self.elsewhere(mark):
+        if mark["id"] == self._id or mark["host"] != socket.gethostname():
             return True
         return locked(Path(mark["folder"]) / f"{mark['id']}.lock")
 
@@ -91,17 +86,14 @@ class Ownership:
         return self._folder / f"{id_}.lock"
 
 
-_EXHAUSTED = "exhausted"  # attribute of a study whose sampler has no more to propose
-
-
 @dataclass(frozen=True)
 class Claimed:
-    """A trial that is this process's to carry out.
+    """A trial for this process to run.
 
     Attributes:
         trial: running, with all its values.
         folder: of its run.
-        adopted: whether a process that is no more has begun it.
+        adopted: whether a dead process began it.
     """
 
     trial: optuna.Trial
@@ -110,11 +102,11 @@ class Claimed:
 
 
 class Claims:
-    """Hands out trials.
+    """Queue of the trials of a search.
 
     Args:
-        plan: what is searched.
-        sampling: makes the sampler of each trial.
+        plan: of the search.
+        sampling: factory of the sampler of each trial.
         study: of the search.
         ownership: of this process.
     """
@@ -122,74 +114,68 @@ class Claims:
     def __init__(self, plan: Plan, sampling: Sampling, study: optuna.Study, ownership: Ownership) -> None:
         self._plan, self._sampling, self._study, self._ownership = plan, sampling, study, ownership
         self._space = to_optuna(plan.parameters)
-        # Samplers that try everything say so by ending Optuna's own loop, which is not run here.
-        study.stop = lambda: study.set_user_attr(_EXHAUSTED, True)  # type: ignore[method-assign]
+        note_exhaustion(study)
 
     @property
     def total(self) -> int:
-        """How many trials the search has in all."""
+        """Number of trials of the whole search."""
         return self._sampling.total(self._plan.settings["n_trials"])
 
     @property
     def finished(self) -> int:
-        """How many of them have ended."""
+        """Number of trials that have ended."""
         return sum(trial.state.is_finished() for trial in own_trials(self._study))
 
     def running(self) -> list[FrozenTrial]:
-        """Those that have not, of whatever process."""
+        """Return the running trials of all processes."""
         return [trial for trial in own_trials(self._study) if trial.state == TrialState.RUNNING]
 
     def take(self, most: int) -> list[Claimed]:
-        """Up to ``most`` trials to carry out together."""
-        with self._ownership.alone():
-            there = own_trials(self._study)
-            running = [trial for trial in there if trial.state == TrialState.RUNNING]
-            left = [each for each in running if self._is_left(each) and not at_work(self._folder(each.number))]
-            taken = [self._adopt(trial) for trial in left[:most]]
-            open_ = self.total - len(running) - sum(trial.state.is_finished() for trial in there)
-            if self._study.user_attrs.get(_EXHAUSTED):
+        """Return up to ``most`` trials to run together."""
+        with self._ownership.exclusive():
+            existing = own_trials(self._study)
+            running = [trial for trial in existing if trial.state == TrialState.RUNNING]
+            orphaned = [each for each in running if self._is_orphaned(each) and not at_work(self._folder(each.number))]
+            taken = [self._adopt(trial) for trial in orphaned[:most]]
+            open_ = self.total - len(running) - sum(trial.state.is_finished() for trial in existing)
+            if is_exhausted(self._study):
                 open_ = 0
             return taken + [self._ask() for _ in range(min(most - len(taken), open_))]
 
-    def give_back(self, claimed: Sequence[Claimed]) -> None:
-        """Leave trials that the launcher refused before their jobs began to the next start, values and all."""
-        for each in claimed:
-            if not each.adopted and not (each.folder / RECORD).exists():
-                self._study._storage.set_trial_state_values(each.trial._trial_id, TrialState.WAITING)
-
     def wait(self, take: Callable[[], list[Claimed]]) -> list[Claimed]:
-        """Wait for jobs that outlived their process, which nobody else will tell the study of; then take them."""
-        said = False
-        while any(self._is_left(trial) for trial in self.running()):
+        """Wait for jobs that outlived their sweeper, then take their trials: no other process will finish those."""
+        logged = False
+        while any(self._is_orphaned(trial) for trial in self.running()):
             if taken := take():
                 return taken
-            if not said:
-                log.info("Waiting for jobs that an earlier start of this search has left at work.")
-                said = True
+            if not logged:
+                log.info("Waiting for running jobs of an earlier start of this search.")
+                logged = True
             time.sleep(0.5)
         return []
 
-    def _is_left(self, trial: FrozenTrial) -> bool:
-        return not self._ownership.lives(trial.user_attrs.get(OWNER))
+    def _is_orphaned(self, trial: FrozenTrial) -> bool:
+        return not self._ownership.is_alive(trial.user_attrs.get(OWNER))
 
     def _adopt(self, left: FrozenTrial) -> Claimed:
-        self._study.sampler = self._sampling.of(left.number)
-        log.info("Going on with trial %d, which an earlier start of this search has begun.", left.number)
-        return self._claimed(optuna.Trial(self._study, left._trial_id), adopted=True)
+        self._study.sampler = self._sampling.sampler_for(left.number)
+        log.info("Resuming trial %d of an earlier start of this search.", left.number)
+        trial = reopen_trial(self._study, left)
+        suggest(trial, self._space)
+        return self._claimed(trial, adopted=True)
 
     def _ask(self) -> Claimed:
         number = len(self._study.get_trials(deepcopy=False))
-        if any((self._folder(number) / name).exists() for name in (OUTCOME, RECORD)):  # it would be taken for its own
+        # Files of another search would be read as this trial's.
+        if any((self._folder(number) / name).exists() for name in (OUTCOME, RECORD)):
             raise ConfigError(
-                f"{self._folder(number)} holds the run of another search: remove it, or search in another folder"
+                f"{self._folder(number)} holds the run of another search: remove it, or use another folder"
             )
-        self._study.sampler = self._sampling.of(number)
-        return self._claimed(self._study.ask(), adopted=False)
+        self._study.sampler = self._sampling.sampler_for(number)
+        return self._claimed(self._study.ask(fixed_distributions=self._space), adopted=False)
 
     def _claimed(self, trial: optuna.Trial, *, adopted: bool) -> Claimed:
         trial.set_user_attr(OWNER, self._ownership.mark)
-        for name, distribution in self._space.items():  # what an adopted one has already stays
-            trial._suggest(name, distribution)
         return Claimed(trial, self._folder(trial.number), adopted)
 
     def _folder(self, number: int) -> Path:

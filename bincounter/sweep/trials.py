@@ -1,9 +1,9 @@
 """A trial as a job; trial.json with its outcome.
 
-The process that searches may be killed while its jobs go on, or between the end of a job and the study's hearing of it.
-So the outcome stands in the trial's folder the moment there is one, and whoever goes on with the search reads it there.
+The sweeper may be killed while its jobs run, or after a job ends and before the study has its outcome. So a job writes
+its outcome into the trial's folder as it ends, where a resumed search reads it.
 
-Hydra imports this module with the sweeper, so that everything heavy is imported on use.
+Hydra imports this module with the sweeper, so heavy imports are inside functions.
 """
 
 import fcntl
@@ -35,13 +35,13 @@ _LOCK = ".trial.lock"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a job came to.
+    """Outcome of a job.
 
     Attributes:
         values: of the objectives, if it completed.
         error: one sentence, if it failed.
-        pruned: whether it was ended since others promise more.
-        seconds: that the job took, where they were taken.
+        pruned: whether the pruner ended it.
+        seconds: wall time of the job, if measured.
     """
 
     values: list[float] | None = None
@@ -51,25 +51,25 @@ class Outcome:
 
 
 class RecordedTask:
-    """A task function that leaves an :class:`Outcome` in its job's folder, and is known to be at work there.
+    """Task function that locks its job's folder and writes an :class:`Outcome` into it.
 
     Args:
-        task: the app's own.
+        task: of the app.
     """
 
     def __init__(self, task: TaskFunction) -> None:
         self._task, self._host = task, socket.gethostname()
 
     def __call__(self, cfg: DictConfig) -> Any:
-        """Run the task, whose value or error passes."""
+        """Run the task; return its value or raise its error."""
         folder = Path(HydraConfig.get().runtime.output_dir)
-        if socket.gethostname() != self._host:  # a remote job's folder is fetched, by a launcher that tells by itself
+        if socket.gethostname() != self._host:  # the launcher fetches the folder of a remote job
             return self._task(cfg)
         with _at_work(folder):
             started = time.monotonic()
             try:
                 value = self._task(cfg)
-            except (Interrupted, Stopped):  # to be gone on with
+            except (Interrupted, Stopped):  # it will be resumed
                 raise
             except Exception as error:
                 _record(folder, of_error(error), started)
@@ -84,23 +84,23 @@ def _record(folder: Path, outcome: Outcome, started: float) -> None:
 
 
 def recorded(folder: Path) -> Outcome | None:
-    """The outcome that a folder holds, or ``None`` where there is none yet."""
+    """Read the outcome in a folder; ``None`` if there is none yet."""
     path = folder / OUTCOME
     return Outcome(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 
 
 def of_return(returned: JobReturn) -> Outcome:
-    """Read what a launcher brought back.
+    """Convert the return value of a launcher.
 
     Raises:
-        Interrupted: Ctrl-C ended the job, which is to be gone on with.
+        Interrupted: Ctrl-C ended the job, which will be resumed.
     """
     value = returned._return_value  # its property prints and raises
     return of_value(value) if returned.status == JobStatus.COMPLETED else of_error(value)
 
 
 def of_error(error: BaseException) -> Outcome:
-    """An outcome that is an error."""
+    """Convert an error; those of an interruption are raised."""
     if isinstance(error, (Interrupted, Stopped)):
         raise error
     if isinstance(error, Pruned) or type(error).__name__ == "TrialPruned":  # Optuna's own, from other apps
@@ -110,7 +110,7 @@ def of_error(error: BaseException) -> Outcome:
 
 
 def of_value(value: Any) -> Outcome:
-    """An outcome that is a value, or several; what cannot be compared is an error."""
+    """Convert a return value, a number or several; others become an error."""
     if value is None:
         return Outcome(error="the job returned nothing: have it return the value to optimise")
     several = isinstance(value, Iterable) and not isinstance(value, str) and getattr(value, "ndim", 1) > 0
@@ -122,7 +122,7 @@ def of_value(value: Any) -> Outcome:
         kind = type(value).__name__
         return Outcome(error=f"the job returned a {kind}: have it return a number, or one for each objective")
     if not all(math.isfinite(each) for each in values):
-        return Outcome(error=f"the job returned {value}: it seems to have diverged, so search smaller learning rates")
+        return Outcome(error=f"the job returned {value}: it has diverged, so search smaller learning rates")
     return Outcome(values=values)
 
 
@@ -130,17 +130,17 @@ def of_value(value: Any) -> Outcome:
 def _at_work(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / _LOCK).open("w") as file:
-        fcntl.lockf(file, fcntl.LOCK_EX)  # unlike flock, it does not live on in a killed process's own workers
+        fcntl.lockf(file, fcntl.LOCK_EX)  # unlike flock, it is not inherited by a killed process's workers
         yield
 
 
 def at_work(folder: Path) -> bool:
-    """Whether another process of this machine runs the trial of a folder."""
+    """Return whether another process of this machine runs the trial of a folder."""
     return locked(folder / _LOCK)
 
 
 def locked(path: Path) -> bool:
-    """Whether another process holds the lock of a file."""
+    """Return whether another process holds the lock of a file."""
     if not path.exists():
         return False
     with path.open("r+") as file:
@@ -152,16 +152,16 @@ def locked(path: Path) -> bool:
 
 
 def job_overrides(
-    plan: Plan, values: Mapping[str, Any], place: str, *, goes_on: bool, trial: int | None = None
+    plan: Plan, values: Mapping[str, Any], place: str, *, resuming: bool, trial: int | None = None
 ) -> list[str]:
-    """All that one job is told.
+    """Return all overrides of one job.
 
     Args:
         plan: of the search.
         values: of the trial.
         place: the job's folder inside the sweep's.
-        goes_on: whether it may have been begun before.
-        trial: its number in the study; ``None`` for what is no trial, and is scored on the test photos.
+        resuming: whether it may have run before.
+        trial: its number in the study; ``None`` for the best trial's retraining, which is scored on the test photos.
     """
     overrides = [*common_overrides(plan), *(override_of(key, value) for key, value in values.items())]
     if plan.own:
@@ -169,30 +169,30 @@ def job_overrides(
             overrides = without(overrides, "hparams_search")
         else:
             overrides += _trial(plan, trial, overrides)
-        if goes_on and plan.here:
+        if resuming and plan.local:
             overrides.append("ckpt_path=last")
     return [*overrides, override_of("hydra.sweep.dir", str(plan.folder)), f"hydra.sweep.subdir={place}"]
 
 
 def common_overrides(plan: Plan) -> list[str]:
-    """What every trial's overrides begin with."""
-    # URLs of databases may hold passwords, and a job's overrides are written down.
-    unsaid = ("paths.output_dir", "hparams_search.storage", "hparams_search.warm_start")
-    return without(plan.others, *unsaid) if plan.own else plan.others
+    """Return the overrides that all trials share."""
+    # URLs of databases may hold passwords, and a job's overrides are logged.
+    secret = ("paths.output_dir", "hparams_search.storage", "hparams_search.warm_start")
+    return without(plan.others, *secret) if plan.own else plan.others
 
 
 def _trial(plan: Plan, number: int, overrides: list[str]) -> list[str]:
-    said = [f"hparams_search.trial={number}", f"hparams_search.study_name={plan.name}"]
+    added = [f"hparams_search.trial={number}", f"hparams_search.study_name={plan.name}"]
     if not any(each.partition("=")[0].lstrip("+") == "test" for each in overrides):
-        said.append("test=false")
+        added.append("test=false")
     pruner = plan.settings["pruner"]
     if pruner and "max_resource" in pruner:
-        said.append(f"hparams_search.pruner.max_resource={pruner['max_resource']}")
-    return said
+        added.append(f"hparams_search.pruner.max_resource={pruner['max_resource']}")
+    return added
 
 
 def scored(plan: Plan, outcome: Outcome, folder: Path) -> Outcome:
-    """An outcome with one value for each objective; those of ``metrics.json`` where a job does not return them."""
+    """Return an outcome with one value per objective, read from ``metrics.json`` where the job does not return them."""
     if outcome.values is None:
         return outcome
     values = outcome.values
@@ -209,7 +209,7 @@ def scored(plan: Plan, outcome: Outcome, folder: Path) -> Outcome:
 
 
 def attributes(outcome: Outcome, folder: Path) -> dict[str, Any]:
-    """What a trial of the study is to carry of its job."""
+    """Return the attributes of a study's trial that describe its job."""
     found: dict[str, Any] = {"folder": str(folder), "seconds": outcome.seconds, "error": outcome.error}
     if (folder / RECORD).exists():
         job = load(folder)[0]

@@ -1,4 +1,4 @@
-"""A search by SageMaker's tuner, its trials as a study."""
+"""A search by SageMaker's tuner, stored as a study."""
 
 import csv
 import datetime
@@ -51,16 +51,16 @@ log = logging.getLogger(__name__)
 
 
 def search(plan: Plan, config: DictConfig, loader: "ConfigLoader", launcher: Launcher) -> None:
-    """Carry a search out, or on, and show its result.
+    """Run or resume a search and show its result.
 
     Args:
-        plan: what is searched.
+        plan: of the search.
         config: the composed configuration, Hydra's part included.
-        loader: composes.
-        launcher: carries ``retrain_best`` out.
+        loader: composes configurations.
+        launcher: runs ``retrain_best``.
 
     Raises:
-        BinCounterError: SageMaker does not take it, the tuning job failed, or Ctrl-C.
+        BinCounterError: SageMaker refuses the request, the tuning job failed, or Ctrl-C.
     """
     quiet()
     job_plan.refuse_what_is_not_shipped(config)
@@ -73,8 +73,8 @@ def search(plan: Plan, config: DictConfig, loader: "ConfigLoader", launcher: Lau
             tuner.show_request()
         return
     with Ownership(plan.folder) as ownership:
-        with ownership.alone():  # another process of the same search waits, and finds it done
-            study = tuner.known() or tuner.carry_out()
+        with ownership.exclusive():  # another process of the same search waits, then finds it done
+            study = tuner.fetched_study() or tuner.run()
         if study is None:
             return
         conclude(plan, study)
@@ -84,12 +84,12 @@ def search(plan: Plan, config: DictConfig, loader: "ConfigLoader", launcher: Lau
 
 
 def _base(plan: Plan) -> list[str]:
-    """What all trials have in common; they do not touch the test photos."""
+    """Return the overrides that all trials share; trials do not read the test photos."""
     return [*plan.others, *([] if len(without(plan.others, "test")) < len(plan.others) else ["test=false"])]
 
 
 class _Tuner:
-    """One search's tuning job."""
+    """Tuning job of one search."""
 
     def __init__(self, plan: Plan, settings: Mapping[str, Any], base: job_plan.Planned, rehearsed: bool) -> None:
         self._plan, self._settings, self.base, self.rehearsed = plan, settings, base, rehearsed
@@ -109,8 +109,8 @@ class _Tuner:
             extra=plan.settings["request"],
         )
 
-    def known(self) -> optuna.Study | None:
-        """The study of a tuning job that has ended and been fetched."""
+    def fetched_study(self) -> optuna.Study | None:
+        """Return the study of a tuning job that has ended and been fetched, else ``None``."""
         job = load_tuning_job(self._plan.folder)
         if job is None:
             self._refuse_study_of_others()
@@ -119,19 +119,19 @@ class _Tuner:
         if job.status not in TUNING_ENDED:
             return None
         if job.status == "Failed":
-            raise self._failed(job, "see the reasons of its trials in sweep.html")
+            raise self._failed(job, "sweep.html lists the errors of its trials")
         return optuna.load_study(study_name=self._plan.name, storage=self._url)
 
-    def carry_out(self) -> optuna.Study | None:
-        """Submit the tuning job, or find it under way, and follow it; ``None`` if nobody is to wait for it."""
+    def run(self) -> optuna.Study | None:
+        """Submit or find the tuning job and follow it; return ``None`` with ``launcher.wait=false``."""
         plan = self._plan
         with place(rehearsed=self.rehearsed):
-            account, job = self._under_way()
+            account, job = self._existing_job()
             if job is None:
                 refuse_too_large(plan.parameters, plan.cfg)
                 job = self._submitted(account)
             if not self._settings["wait"]:
-                log.info("%s is at work; the same command with launcher.wait=true follows it.", job.name)
+                log.info("%s is running; the same command with launcher.wait=true follows it.", job.name)
                 return None
             course = Course(account, job, plan.folder, self._overrides, rehearsed=self.rehearsed)
             described, trials = course.follow()
@@ -142,11 +142,11 @@ class _Tuner:
         log.info("%s %s: %s", job.name, described["HyperParameterTuningJobStatus"], total_cost(trials))
         if described["HyperParameterTuningJobStatus"] == "Failed":
             conclude(plan, study)
-            raise self._failed(job, described.get("FailureReason", "SageMaker tells no reason"))
+            raise self._failed(job, described.get("FailureReason", "SageMaker gives no reason"))
         return study
 
-    def _under_way(self) -> tuple[Account, TuningJob | None]:
-        """The tuning job that an earlier start has submitted, and the account to ask for it."""
+    def _existing_job(self) -> tuple[Account, TuningJob | None]:
+        """Return the account, and the tuning job that an earlier start submitted."""
         record = self._plan.folder / TUNING_RECORD
         job = load_tuning_job(self._plan.folder)
         account = Account(self._settings["region"] if job is None else job.region)
@@ -154,8 +154,8 @@ class _Tuner:
             return account, job
         if not self.rehearsed:  # of another account, it may be at work and be paid for
             raise ConfigError(
-                f"{record} names the tuning job {job.name}, which this account does not know in {job.region}: use the "
-                "credentials it was started with, or remove that file if it never was"
+                f"{record} names the tuning job {job.name}, which this account does not have in {job.region}: use the "
+                "credentials it was started with, or remove that file"
             )
         record.unlink()  # the rehearsal that it belonged to has ended
         return account, None
@@ -163,12 +163,12 @@ class _Tuner:
     @staticmethod
     def _failed(job: TuningJob, reason: str) -> ResourceError:
         return ResourceError(
-            f"the tuning job {job.name} failed ({reason}): mend what its trials tell, then start it again under "
+            f"the tuning job {job.name} failed ({reason}): correct the cause, then start it again with "
             "another hparams_search.study_name"
         )
 
     def show_request(self) -> None:
-        """Print what would be sent."""
+        """Print the request."""
         submission = self._submission(Account(self._settings["region"]))
         (task,) = submission.tasks([self.base], dry=True)
         print(json.dumps(self._request(task), indent=2, ensure_ascii=False))
@@ -208,20 +208,20 @@ class _Tuner:
     def _refuse_study_of_others(self) -> None:
         folder = self._plan.folder
         if (folder / "study.db").exists():
-            raise ConfigError(f"{folder} holds a search that Optuna chose in: name another paths.output_dir")
+            raise ConfigError(f"{folder} holds a search by Optuna: set another paths.output_dir")
 
     def _refuse_other(self, job: TuningJob) -> None:
         plan = self._plan
         if (job.study, dict(job.identity)) != (plan.name, dict(plan.identity)):
             raise ConfigError(
-                f"{plan.folder} holds the search {job.study} of {job.name}, which is another: leave its command as "
-                "it was, or name another paths.output_dir or hparams_search.study_name"
+                f"{plan.folder} holds the search {job.study} of {job.name}, which differs: repeat its command "
+                "unchanged, or set another paths.output_dir or hparams_search.study_name"
             )
         if self._tuning.trials > job.trials:
             raise ConfigError(
                 f"hparams_search.n_trials={self._tuning.trials} is above the {job.trials} of {job.name}, and SageMaker "
-                f"extends no tuning job: learn from it with 'hparams_search.warm_start=[{job.name}]' and another "
-                "hparams_search.study_name"
+                f"cannot extend a tuning job: warm start from it with 'hparams_search.warm_start=[{job.name}]' and "
+                "another hparams_search.study_name"
             )
 
     def _overrides(self, tuned: Mapping[str, str]) -> list[str]:
@@ -233,7 +233,7 @@ class _Tuner:
 
 
 def _number(plan: Plan, ranges: Mapping[str, Any]) -> int:
-    """How many trials there are: a grid has as many as combinations."""
+    """Return the number of trials; a grid has one per combination."""
     asked: int = plan.settings["n_trials"]
     if plan.settings["strategy"] != "Grid":
         return asked
@@ -255,8 +255,8 @@ def keep_trials(plan: Plan, url: str, trials: Sequence[Trial], best: str | None)
     Args:
         plan: of the search.
         url: of the storage; a study of that name is replaced.
-        trials: of the tuning job, in the order they were begun.
-        best: the training job that SageMaker calls the best.
+        trials: of the tuning job, in the order of their start.
+        best: name of SageMaker's best training job.
     """
     study = begin_study(plan, url)
     for trial in trials:
@@ -267,7 +267,7 @@ def keep_trials(plan: Plan, url: str, trials: Sequence[Trial], best: str | None)
 def _frozen(plan: Plan, trial: Trial, *, best: bool) -> FrozenTrial:
     status, value = trial.summary["TrainingJobStatus"], trial.objective
     state = TrialState.FAIL if value is None else _STATES.get(status, TrialState.FAIL)
-    if best:  # SageMaker compares those that it stopped early too
+    if best:  # SageMaker ranks jobs that it stopped early too
         state = TrialState.COMPLETE
     frozen = create_trial(
         state=state,
@@ -282,7 +282,7 @@ def _frozen(plan: Plan, trial: Trial, *, best: bool) -> FrozenTrial:
 
 
 def _within(values: Mapping[str, Any], parameters: Sequence[Parameter]) -> dict[str, Any]:
-    """Values inside their bounds: as decimal text, SageMaker's may lie beyond one by its last digit."""
+    """Clip values to their bounds, which SageMaker's decimal text may exceed by its last digit."""
     bounds = {each.key: each for each in parameters if isinstance(each, Interval)}
     return {
         key: min(max(value, bounds[key].low), bounds[key].high) if key in bounds else value
@@ -304,7 +304,7 @@ def _attributes(trial: Trial) -> dict[str, Any]:
 
 
 def _epochs(folder: Path, metric: str) -> dict[int, float]:
-    """The metric after each epoch, counted from 1, where the trial's log was fetched."""
+    """Return the metric by epoch, from 1, where the trial's log was fetched."""
     path = folder / "logs" / "metrics.csv"
     if not path.exists():
         return {}
@@ -313,7 +313,7 @@ def _epochs(folder: Path, metric: str) -> dict[int, float]:
 
 
 def _times(summary: Mapping[str, Any]) -> tuple[datetime.datetime, datetime.datetime]:
-    """Begin and end, in local time as Optuna has them."""
+    """Return start and end in local time, as Optuna stores them."""
     begun = summary.get("TrainingStartTime", summary["CreationTime"])
     ended = summary.get("TrainingEndTime", begun)
     return begun.astimezone().replace(tzinfo=None), ended.astimezone().replace(tzinfo=None)

@@ -1,4 +1,4 @@
-"""Trials of earlier searches, from which a sampler learns; they are no trials of the search itself."""
+"""Warm start: copies trials of earlier searches into a study for its sampler."""
 
 import logging
 from pathlib import Path
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_TAKEN = "warm_start"  # attribute of the study: the sources whose trials it has
+_TAKEN = "warm_start"  # attribute of the study: sources already added
 
 
 def learn_from_earlier(study: "Study", plan: "Plan") -> None:
-    """Add what earlier searches found to a study, once; to be called by one process at a time.
+    """Add the trials of earlier searches to a study, once; call it from one process at a time.
 
     Raises:
-        ConfigError: an earlier search is not there, or has other metrics.
+        ConfigError: an earlier search is missing, or has other metrics.
     """
     taken: list[str] = study.user_attrs.get(_TAKEN, [])
     for source in plan.settings["warm_start"]:
@@ -36,12 +36,12 @@ def learn_from_earlier(study: "Study", plan: "Plan") -> None:
         if list(objectives(before)) != plan.metrics or before.directions != study.directions:
             raise ConfigError(
                 f"hparams_search.warm_start={shown} searched {', '.join(objectives(before)) or 'something else'}, and "
-                f"this search {', '.join(plan.metrics)}: leave it out"
+                f"this search {', '.join(plan.metrics)}: remove it"
             )
         added = _add(study, before, shown, to_optuna(plan.parameters))
         taken = [*taken, shown]
         study.set_user_attr(_TAKEN, taken)
-        log.info("The search starts with what %d trials of %s found.", added, shown)
+        log.info("The search starts with %d trials of %s.", added, shown)
 
 
 def _open(source: str, shown: str) -> "Study":
@@ -59,38 +59,39 @@ def _open(source: str, shown: str) -> "Study":
     names = optuna.get_all_study_names(storage)
     if name not in names and (name or len(names) != 1):
         raise ConfigError(
-            f"hparams_search.warm_start={shown} names none of the studies there ({', '.join(names) or 'none'}): write "
+            f"hparams_search.warm_start={shown} names none of the studies in it ({', '.join(names) or 'none'}): write "
             "DATABASE_URL#STUDY"
         )
     return optuna.load_study(study_name=name or names[0], storage=storage)
 
 
 def _add(study: "Study", before: "Study", shown: str, space: "dict[str, BaseDistribution]") -> int:
-    """Add the completed trials that fit the space and are not there yet; how many those are."""
-    from optuna.trial import TrialState, create_trial
+    """Add the completed trials that fit the space and are missing here; return how many fit."""
+    from optuna.trial import TrialState
 
-    there = {trial.user_attrs.get(WARM_START) for trial in study.get_trials(deepcopy=False)}
-    found = before.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    fitting = [trial for trial in found if WARM_START not in trial.user_attrs and _fits(trial, space)]
-    for trial in fitting:
-        mark = f"{shown} trial {trial.number}"
-        if mark not in there:  # an earlier start was killed in between
-            study.add_trial(
-                create_trial(
-                    values=trial.values,
-                    params={name: trial.params[name] for name in space},
-                    distributions=space,
-                    user_attrs={WARM_START: mark},
-                )
-            )
-    return len(fitting)
+    known = {trial.user_attrs.get(WARM_START) for trial in study.get_trials(deepcopy=False)}
+    fitting = 0
+    for trial in before.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        copy = None if WARM_START in trial.user_attrs else _copied(trial, space, f"{shown} trial {trial.number}")
+        if copy is not None:
+            fitting += 1
+            if copy.user_attrs[WARM_START] not in known:  # else an earlier start that was killed has added it
+                study.add_trial(copy)
+    return fitting
 
 
-def _fits(trial: "FrozenTrial", space: "dict[str, BaseDistribution]") -> bool:
-    """Whether a trial has a value for each parameter and no other, all of them within the space."""
+def _copied(trial: "FrozenTrial", space: "dict[str, BaseDistribution]", mark: str) -> "FrozenTrial | None":
+    """A trial as one of this space; ``None`` unless it has exactly its parameters, with values inside of it."""
+    from optuna.trial import create_trial
+
     if trial.params.keys() != space.keys():
-        return False
+        return None
     try:
-        return all(space[name]._contains(space[name].to_internal_repr(value)) for name, value in trial.params.items())
-    except (TypeError, ValueError):  # such as a value that is none of the choices
-        return False
+        return create_trial(
+            values=trial.values,
+            params={name: trial.params[name] for name in space},
+            distributions=space,
+            user_attrs={WARM_START: mark},
+        )
+    except (TypeError, ValueError):  # create_trial checks every value
+        return None

@@ -1,7 +1,7 @@
-"""Trains the head of a frozen backbone on stored features.
+"""Training of a head on stored features of a frozen backbone.
 
-A frozen backbone makes the same features of an unchanged photo in every epoch, run and trial. Nothing has to be asked
-for; ``data.cache=false`` switches it off.
+A frozen backbone makes the same features of an unchanged photo in every epoch, run and trial. It is
+automatic; ``data.cache=false`` switches it off.
 """
 
 import hashlib
@@ -46,10 +46,10 @@ class CachedFeatures:
 
     Args:
         model: whose backbone it is.
-        data: prepared; it deals out the features that were added.
+        data: prepared; it serves the features that were added.
         fabric: gives device and precision.
-        described: what the features depend on, see :func:`bincounter.training.cached_features.identity`.
-        cache_dir: where features are kept.
+        described: everything the features depend on, see :func:`bincounter.training.cached_features.identity`.
+        cache_dir: folder of the stored features.
     """
 
     def __init__(
@@ -64,10 +64,10 @@ class CachedFeatures:
         self._computed, self._seconds = 0, 0.0
 
     def add(self, positions: np.ndarray) -> bool:
-        """Have the data module deal out features of the photos at ``positions`` of ``manifest.records``.
+        """Make the data module serve features of the photos at ``positions`` of ``manifest.records``.
 
         Returns:
-            Whether it does; not where the disk is full, or a photo's features depend on more than the photo.
+            Whether it does; ``False`` if the disk is full, or a photo's features depend on more than the photo.
         """
         self._computed, self._seconds = 0, 0.0
         first = positions[:1]
@@ -78,24 +78,24 @@ class CachedFeatures:
         if not store.fill(positions, self._compute):
             return False
         if not _close(store.batch(first), alone):
-            # Code that the backbone calls from afar is in no digest; a photo computed anew tells.
-            log.warning("The features in %s are not this backbone's: they are computed again.", store.folder)
+            # Code of other modules that the backbone calls is not in the digest; one photo computed again shows it.
+            log.warning("The features in %s are not those of this backbone: computing them again.", store.folder)
             store.clear()
             if not store.fill(positions, self._compute):
                 return False
         if not _close(store.batch(first), alone):
-            log.warning("The backbone's features of a photo depend on more than the photo: they cannot be kept.")
+            log.warning("The backbone's features of a photo depend on more than the photo: they are not stored.")
             return False
         self._data.use_features(store)
         return True
 
     def origin(self, photos: int) -> str:
-        """Say where the features of so many photos came from when they were added."""
+        """Describe the origin of the features of so many photos, for the log."""
         assert self._store is not None
         if not self._computed:
-            return f"{photos:,} photos, kept in {self._store.folder}"
+            return f"{photos:,} photos, stored in {self._store.folder}"
         share = "" if self._computed == photos else f"{self._computed:,} of them "
-        return f"{photos:,} photos, {share}computed in {self._seconds:.1f} s and kept in {self._store.folder}"
+        return f"{photos:,} photos, {share}computed in {self._seconds:.1f} s and stored in {self._store.folder}"
 
     def _open(self, example: Tensor) -> FeatureStore:
         rows, size = len(self._data.manifest.records), example.shape[1]
@@ -121,19 +121,19 @@ class CachedFeatures:
 
 
 def cached_features(
-    plain: Mapping[str, Any], trainer: L.Trainer, model: BinCounter, data: BinDataModule, continued: str | None
+    plain: Mapping[str, Any], trainer: L.Trainer, model: BinCounter, data: BinDataModule, resume_from: str | None
 ) -> CachedFeatures | None:
-    """Have a run train on features instead of photos, if that changes nothing but its time.
+    """Make a run train on features instead of photos, if that changes nothing but its time.
 
     Args:
         plain: the run's configuration.
         trainer: of the run.
         model: not fitted yet.
         data: prepared.
-        continued: the checkpoint that is gone on from, if there is one.
+        resume_from: the checkpoint to resume from, if any.
 
     Returns:
-        ``None`` where the run sees its photos.
+        ``None`` where the run trains on photos.
     """
     if not plain["data"]["cache"] or not _backbone_stays_as_it_is(plain, trainer, model):
         return None
@@ -145,8 +145,8 @@ def cached_features(
             zeros,
         )
         return None
-    if continued is not None:  # the file of pretrained weights may be another one by now
-        _restore_backbone(model, continued)
+    if resume_from is not None:  # the file of pretrained weights may be another one by now
+        _restore_backbone(model, resume_from)
     fabric = fabric_for(plain["trainer"])
     backbone, precision = plain["model"]["backbone"], str(trainer.precision)
     described = identity(model, data, backbone=backbone, precision=precision, device=fabric.device)
@@ -161,7 +161,7 @@ def cached_features(
 
 
 def _backbone_stays_as_it_is(plain: Mapping[str, Any], trainer: L.Trainer, model: BinCounter) -> bool:
-    """Whether an unchanged photo has the same features all through a run that sees all of its photos."""
+    """Whether a photo's features are constant during the run, and the run uses all of its photos."""
     return (
         model.trained == "frozen"
         and not model.objective.spatial
@@ -173,7 +173,7 @@ def _backbone_stays_as_it_is(plain: Mapping[str, Any], trainer: L.Trainer, model
 
 
 def _leaves_backbone_alone(callback: str) -> bool:
-    """Whether a callback, by its dotted name, neither changes the backbone nor may want to see photos."""
+    """Whether a callback, by its dotted name, neither changes the backbone nor reads photos."""
     if callback.partition(".")[0] not in ("lightning", "bincounter"):
         return False  # a user's own may do anything
     found = get_object(callback)
@@ -182,7 +182,7 @@ def _leaves_backbone_alone(callback: str) -> bool:
 
 def _restore_backbone(model: BinCounter, checkpoint: str) -> None:
     stored = torch.load(checkpoint, weights_only=True, mmap=True)
-    # Beside averaged weights (EMA), whose frozen part is off by their rounding, stand those that are trained on.
+    # With averaged weights (EMA), whose frozen part differs by rounding, the trained ones are stored apart.
     state = stored.get("current_model_state", stored["state_dict"])
     kept = {name.removeprefix("backbone."): value for name, value in state.items() if name.startswith("backbone.")}
     model.backbone.load_state_dict(kept)
@@ -198,14 +198,14 @@ def _close(stored: Tensor, computed: Tensor) -> bool:
 def identity(
     model: BinCounter, data: BinDataModule, *, backbone: Mapping[str, Any], precision: str, device: torch.device
 ) -> dict[str, str | int]:
-    """Describe features as far as they can be told beforehand.
+    """Describe everything that features depend on and that is known before they are computed.
 
     Args:
         model: whose backbone makes them.
         data: prepared.
         backbone: the ``model.backbone`` node of the configuration.
         precision: Lightning's name of it.
-        device: that computes them.
+        device: the device that computes them.
     """
     gpu = device.type == "cuda"
     return {
@@ -229,7 +229,7 @@ def _digest(*parts: bytes) -> str:
 
 
 def _digest_of_tensors(module: nn.Module) -> str:
-    """Digest of all parameters and buffers, those included that no checkpoint holds."""
+    """Digest of all parameters and buffers, including those that checkpoints do not hold."""
     digest = hashlib.sha256()
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

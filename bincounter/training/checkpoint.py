@@ -1,4 +1,4 @@
-"""``RunCheckpoint``, atomic checkpoint files, copies into ``paths.model_dir``."""
+"""Atomic checkpoints: a killed run resumes bit for bit; copies into ``paths.model_dir``."""
 
 import io
 import shutil
@@ -16,18 +16,19 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
+from bincounter.data.datamodule import batch_progress
 from bincounter.files import link, replacing
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Checkpoint files that appear whole or not at all, and hold nothing but tensors and plain containers.
 
-    Lightning writes through a temporary file that may lie on another disk, where moving it is no longer one step.
+    Lightning writes through a temporary file that may be on another disk, from where moving it is not atomic.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write ``checkpoint`` to ``path``."""
-        # Through memory: torch's writer answers a full disk with an error that does not name it.
+        # Through memory: torch's writer raises an error on a full disk that does not name it.
         content = io.BytesIO()
         torch.save(checkpoint, content)
         with replacing(path, "wb") as file:
@@ -41,7 +42,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class StopRequested(Exception):
-    """SIGTERM came and ``last.ckpt`` is written."""
+    """SIGTERM was received and ``last.ckpt`` is written."""
 
 
 class TimeIsUp(Exception):  # it is a state, not an error
@@ -49,11 +50,11 @@ class TimeIsUp(Exception):  # it is a state, not an error
 
 
 class RunCheckpoint(Checkpoint):
-    """Keeps ``best.ckpt`` and ``last.ckpt`` of a run.
+    """Writes ``best.ckpt`` and ``last.ckpt`` of a run.
 
-    Both are written as an epoch ends, once validation, early stopping and logs are done with it; ``last.ckpt`` also
-    every so many optimizer steps, and after SIGTERM as soon as one is whole. Lightning's ModelCheckpoint forgets its
-    best score when a run folder moves, and saves in the middle of what an epoch's end has yet to do.
+    Both are written at the end of an epoch, after validation, early stopping and logs; ``last.ckpt`` also
+    every few optimizer steps, and after SIGTERM at the end of the current step. Lightning's ModelCheckpoint forgets its
+    best score when a run folder moves, and saves before all hooks of an epoch's end have run.
 
     Args:
         folder: of the two files.
@@ -61,9 +62,12 @@ class RunCheckpoint(Checkpoint):
         mode: ``max`` or ``min``.
         every_n_train_steps: optimizer steps between two writes of ``last.ckpt`` within an epoch.
         max_time: the fit ends with :class:`TimeIsUp` and a checkpoint at the first step after it. Lightning's own timer
-            ends the epoch early instead, and a resume would leave out its rest.
-        model_dir: where each new ``best.ckpt`` is also handed over, see :func:`hand_over`.
+            ends the epoch early instead, and a resumed run would skip the rest of it.
+        model_dir: folder that each new ``best.ckpt`` is also copied to, see :func:`hand_over`.
     """
+
+    # Under DDP it waits for the other processes after each step; saving is an action of its own.
+    profiler_phase = "rest"
 
     def __init__(
         self,
@@ -92,44 +96,44 @@ class RunCheckpoint(Checkpoint):
 
     @property
     def last_path(self) -> Path:
-        """The checkpoint to go on from."""
+        """The checkpoint to resume from."""
         return self._folder / "last.ckpt"
 
     def state_dict(self) -> dict[str, Any]:
-        """The best value so far, its epoch, and whether early stopping has ended the run."""
+        """Return the best value so far, its epoch, and whether early stopping has ended the run."""
         stopped = self._trainer is not None and self._trainer.should_stop and self._error is None
         return {"best": self.best, "best_epoch": self.best_epoch, "stopped": stopped}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` told."""
+        """Restore the state of :meth:`state_dict`."""
         self.best, self.best_epoch = state_dict["best"], state_dict["best_epoch"]
         if state_dict["stopped"] and self._trainer is not None:
-            self._trainer.should_stop = True  # Lightning does not remember it
+            self._trainer.should_stop = True  # Lightning does not restore it
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Keep the trainer at hand for the state."""
+        """Store the trainer, which :meth:`state_dict` reads."""
         self._trainer = trainer
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take SIGTERM over: Lightning ends the fit at the very next batch, in mid-accumulation and without saving."""
+        """Replace the SIGTERM handler: Lightning's ends the fit at the next batch without saving."""
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._request_stop)  # Lightning restores the former handler after the fit
-        self._hand_over(trainer)  # a continued run may have been moved to where the folder is still empty
+        self._hand_over(trainer)  # a resumed run may have a new, empty model_dir
 
     def _hand_over(self, trainer: L.Trainer) -> None:
         if self._model_dir is not None and trainer.is_global_zero and self.best_path.exists():
             hand_over(self._folder.parent, self._model_dir)
 
     def end_with(self, trainer: L.Trainer, error: Exception) -> None:
-        """Have the fit end with ``error`` as soon as ``last.ckpt`` is written; to be called on all ranks alike."""
+        """End the fit with ``error`` once ``last.ckpt`` is written; to be called on all ranks."""
         self._error = error
-        trainer.should_stop = True  # the epoch may be at its end: whatever its validation says, ``error`` comes first
+        trainer.should_stop = True  # at the end of an epoch too: ``error`` comes before whatever validation raises
 
     def _request_stop(self, *_: object) -> None:
         self._sigterm = True
 
     def _stop_if_asked(self, trainer: L.Trainer) -> None:
-        """Write ``last.ckpt`` and leave, on all ranks together, if SIGTERM came to one of them or time is up."""
+        """Write ``last.ckpt`` and raise, on all ranks, if one of them received SIGTERM or the time is up."""
         if self._error is not None:
             trainer.save_checkpoint(self.last_path)
             raise self._error
@@ -146,37 +150,37 @@ class RunCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write ``last.ckpt`` when its turn has come, or the process was asked to stop."""
-        progress = trainer.fit_loop.epoch_loop.batch_progress
-        # The last batch's turn is after validation; within an accumulation half a gradient would be lost.
-        if progress.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches:
+        """Write ``last.ckpt`` every few optimizer steps, and when the fit has to stop."""
+        # The last batch is saved after validation; in mid-accumulation a partial gradient would be lost.
+        if batch_progress(trainer).is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         self._stop_if_asked(trainer)
         if trainer.global_step % self._every == 0:
             trainer.save_checkpoint(self.last_path)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note that this epoch has a value to compare."""
+        """Note that this epoch has a validation value."""
         self._validated = not trainer.sanity_checking
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write ``best.ckpt`` if the epoch was the best, then ``last.ckpt``."""
-        if self._is_best(trainer):
-            trainer.save_checkpoint(self.best_path)
-            self._hand_over(trainer)
-            if trainer.is_global_zero:
-                link(self.best_path, self.last_path)  # the same state at this moment, and hundreds of megabytes
-        else:
-            trainer.save_checkpoint(self.last_path)
+        with trainer.profiler.profile("RunCheckpoint.save_checkpoint"):  # type: ignore[attr-defined]
+            if self._is_best(trainer):
+                trainer.save_checkpoint(self.best_path)
+                self._hand_over(trainer)
+                if trainer.is_global_zero:
+                    link(self.best_path, self.last_path)  # the same state, hundreds of megabytes
+            else:
+                trainer.save_checkpoint(self.last_path)
         self._validated = False
         self._stop_if_asked(trainer)
 
     def _is_best(self, trainer: L.Trainer) -> bool:
-        """Whether the epoch has the best value so far, which is then noted."""
+        """Return whether the epoch has the best value so far, and store it."""
         if not self._validated or self._monitor not in trainer.callback_metrics:
             return False
         value = float(trainer.callback_metrics[self._monitor])
-        # Whoever stops a training that diverged has it validated all the same.
+        # A diverged training that is being stopped is validated all the same.
         if not trainer.callback_metrics.get("val/loss", torch.zeros(())).isfinite():
             return False
         if self.best is not None and self._sign * (value - self.best) <= 0:
@@ -186,17 +190,17 @@ class RunCheckpoint(Checkpoint):
 
 
 def newest_whole(folder: Path) -> Path | None:
-    """The checkpoint that a run can be gone on from without losing its best model.
+    """Return the checkpoint from which a run can resume without losing its best model.
 
-    ``best.ckpt`` and ``last.ckpt`` are written one after the other, and brought elsewhere one by one: the ``last.ckpt``
-    that is found may remember a best that ``best.ckpt`` is not. The run then goes on from ``best.ckpt``, a whole state
-    of an earlier epoch, and repeats what lies between.
+    ``best.ckpt`` and ``last.ckpt`` are written, and copied elsewhere, one after the other: ``last.ckpt`` may refer to a
+    newer best than ``best.ckpt`` is. The run then resumes from ``best.ckpt``, a complete state of an earlier epoch, and
+    repeats the epochs in between.
 
     Args:
         folder: of the two files.
 
     Returns:
-        one of them, or ``None`` where the run has to start from its beginning.
+        One of them, or ``None`` where the run has to start from the beginning.
     """
     last, best = folder / "last.ckpt", folder / "best.ckpt"
     kept = _best_epoch(best)
@@ -204,7 +208,7 @@ def newest_whole(folder: Path) -> Path | None:
         return best if best.exists() else None
     remembered = _best_epoch(last)
     if remembered is None or (kept is not None and kept >= remembered):
-        return last  # a newer best is found again on the way
+        return last  # a newer best will be found again
     return best if best.exists() else None
 
 
@@ -215,11 +219,18 @@ def _best_epoch(checkpoint: Path) -> int | None:
     return state["callbacks"][RunCheckpoint.__qualname__]["best_epoch"]
 
 
-class StatelessRandomness(L.Callback):
-    """Seeds torch anew for every batch from (seed, epoch, batch, rank), for dropout and the like.
+def optimizer_steps_after(trainer: L.Trainer) -> bool:
+    """Whether the optimizer steps after the batch in progress: the last one of an accumulation, or of the epoch."""
+    return not trainer.fit_loop.epoch_loop._should_accumulate()
 
-    Lightning does not restore torch's generators; a stream that depends on nothing before the batch needs no restoring.
+
+class StatelessRandomness(L.Callback):
+    """Seeds torch for every batch from (seed, epoch, batch, rank), for dropout and the like.
+
+    Lightning does not restore torch's generators; a seed per batch needs no restoring.
     """
+
+    profiler_phase = "rest"
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
@@ -232,16 +243,16 @@ class StatelessRandomness(L.Callback):
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> np.uint64(1)))
 
 
-# In this order: a model is never there without the configuration that it came from.
+# In this order: a model never exists without its configuration.
 _HANDED_OVER = ("config.yaml", "checkpoints/best.ckpt", "metrics.json")
 
 
 def hand_over(run: Path, target: Path) -> None:
-    """Copy a run's best checkpoint, its configuration and its scores, as far as they are there, into one folder.
+    """Copy a run's configuration, best checkpoint and scores, as far as they exist, into one folder.
 
     Args:
         run: the run's folder.
-        target: the folder to fill, ``paths.model_dir``; made when it is missing.
+        target: the folder to fill, ``paths.model_dir``; created if missing.
     """
     for name in _HANDED_OVER:
         if not (run / name).exists():

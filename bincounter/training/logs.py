@@ -1,4 +1,4 @@
-"""What a run logs, in a way that a resume goes on with row for row."""
+"""Logs of a run that a resume continues row for row."""
 
 import csv
 import logging
@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 class MetricsCsv(Logger):
     """Metrics in ``<folder>/metrics.csv``, one row per call, with the columns ``epoch`` and ``step`` first.
 
-    Lightning's CSVLogger deletes the file when a run is resumed. This one goes on with it: :class:`TrainingLog` keeps
-    the rows in the checkpoint, and later ones, which the resumed run writes again, are dropped.
+    Lightning's CSVLogger deletes the file when a run is resumed. This one appends: :class:`TrainingLog` keeps the rows
+    in the checkpoint, and later ones, which the resumed run writes again, are dropped.
 
     Args:
         folder: of the file.
@@ -37,12 +37,12 @@ class MetricsCsv(Logger):
 
     @property
     def name(self) -> str:
-        """A name for Lightning."""
+        """Name of the logger, for Lightning."""
         return "csv"
 
     @property
     def version(self) -> str:
-        """One file per run folder: there are no versions."""
+        """Empty: a run's folder has one file, without versions."""
         return ""
 
     def __len__(self) -> int:
@@ -50,11 +50,11 @@ class MetricsCsv(Logger):
         return len(self._rows)
 
     def state_dict(self) -> dict[str, Any]:
-        """All rows so far: a checkpoint that was brought elsewhere may come with an older file, or with none."""
+        """Return all rows: a checkpoint that was copied elsewhere may come with an older file, or none."""
         return {"columns": list(self._columns), "rows": [dict(row) for row in self._rows]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on after the rows that :meth:`state_dict` told; what the file holds beyond them is written again."""
+        """Restore the rows of :meth:`state_dict`; later rows of the file are written again."""
         self._columns, self._rows = list(state_dict["columns"]), list(state_dict["rows"])
         self._written = -1
 
@@ -71,11 +71,11 @@ class MetricsCsv(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Leave them out: config.yaml has them."""
+        """Do nothing: config.yaml has them."""
 
     @rank_zero_only
     def save(self) -> None:
-        """Bring the file up to date."""
+        """Write the rows that the file lacks."""
         if self._written == len(self._rows):
             return
         if self._written <= 0:
@@ -94,7 +94,7 @@ class MetricsCsv(Logger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Bring the file up to date for the last time."""
+        """Write the last rows."""
         self.save()
 
 
@@ -102,7 +102,7 @@ class TrainingLog(L.Callback):
     """Logs training loss and learning rate, and makes logs survive a resume.
 
     It writes to the loggers itself because Lightning logs a step after the checkpoint of that step is taken, and keeps
-    the running mean of an epoch to itself: both would differ after a resume.
+    the running mean of an epoch out of it: both would differ after a resume.
 
     Args:
         log_every_n_steps: optimizer steps between two rows of ``train/loss`` (the mean over the photos since the last
@@ -116,15 +116,15 @@ class TrainingLog(L.Callback):
         self._csv: MetricsCsv | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Find the logger whose rows are counted."""
+        """Find the CSV logger."""
         self._csv = next((logger for logger in trainer.loggers if isinstance(logger, MetricsCsv)), None)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Add the batch's loss; log when its turn has come."""
+        """Add the batch's loss; log every few optimizer steps."""
         photos = len(batch["count"])
-        loss = outputs["loss"].detach() * trainer.accumulate_grad_batches  # Lightning hands over the divided one
+        loss = outputs["loss"].detach() * trainer.accumulate_grad_batches  # Lightning passes the divided loss
         self._epoch.add(loss, photos)
         self._recent.add(loss, photos)
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
@@ -133,7 +133,7 @@ class TrainingLog(L.Callback):
             self._log(trainer, {"train/loss": self._recent.take(), "lr": rate})
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log the mean over the epoch, and say where the run stands in a line that programs can read too."""
+        """Log the mean over the epoch, and the epoch's scores in a line that programs read too."""
         loss = self._epoch.take()
         self._log(trainer, {"train/loss_epoch": loss})
         logged = {f"val/{name}" for name in METRICS} & trainer.callback_metrics.keys()
@@ -148,24 +148,24 @@ class TrainingLog(L.Callback):
             logger.log_metrics({**metrics, "epoch": trainer.current_epoch}, step=trainer.global_step - 1)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Flush the logs: what the checkpoint knows must be on disk before it is."""
+        """Flush the logs, so that they are never behind the checkpoint."""
         for logger in trainer.loggers:
             logger.save()
 
     def state_dict(self) -> dict[str, Any]:
-        """The means under way, and the rows logged so far."""
+        """Return the running means and the rows logged so far."""
         csv = None if self._csv is None else self._csv.state_dict()
         return {"epoch": vars(self._epoch).copy(), "recent": vars(self._recent).copy(), "csv": csv}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` told."""
+        """Restore the state of :meth:`state_dict`."""
         self._epoch, self._recent = _Mean(**state_dict["epoch"]), _Mean(**state_dict["recent"])
         if self._csv is not None and state_dict["csv"] is not None:
             self._csv.load_state_dict(state_dict["csv"])
 
 
 class _Mean:
-    """A running mean over photos, kept on the device so that adding to it waits for nothing."""
+    """A running mean over photos, on the device: adding to it does not synchronise."""
 
     def __init__(self, total: Tensor | float = 0.0, photos: int = 0) -> None:
         self.total, self.photos = total, photos
@@ -175,7 +175,7 @@ class _Mean:
         self.photos += photos
 
     def take(self) -> float:
-        """The mean so far; starts over."""
+        """Return the mean and reset it."""
         mean = float(self.total) / max(self.photos, 1)
         self.total, self.photos = 0.0, 0
         return mean

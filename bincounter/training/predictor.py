@@ -1,4 +1,4 @@
-"""Counts for photos that come without labels: one photo, a folder of them, or a bucket."""
+"""Predicted counts of unlabelled photos: one photo, a folder, or a bucket."""
 
 import csv
 import sys
@@ -25,12 +25,12 @@ _BATCH = 32
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model says of one photo.
+    """Prediction for one photo.
 
     Attributes:
         path: of the photo.
         probabilities: one for each count of the model's support; empty when the photo could not be read.
-        reason: why it could not, else empty.
+        reason: why it could not be read, else empty.
     """
 
     path: Path
@@ -39,7 +39,7 @@ class Answer:
 
 
 class Predictor:
-    """A checkpoint that answers for photos.
+    """A checkpoint that predicts counts.
 
     Args:
         checkpoint: of a run.
@@ -58,11 +58,11 @@ class Predictor:
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """The counts it can answer, ascending."""
+        """The counts it can predict, ascending."""
         return self._model.counts
 
     def answers(self, photos: Iterable[Path]) -> Iterator[Answer]:
-        """Answer for each photo, in order; unreadable ones with a reason."""
+        """Yield a prediction for each photo, in order; unreadable ones have a reason."""
         remaining = iter(photos)
         with ThreadPoolExecutor() as pool:
             while batch := list(islice(remaining, _BATCH)):
@@ -88,28 +88,28 @@ class Predictor:
 
 
 def photos_of(source: str, data_dir: Path) -> list[Path]:
-    """The photos a person means by ``source``.
+    """List the photos of ``source``.
 
     Args:
         source: a photo, a folder (searched through) or an ``s3://`` URI.
-        data_dir: where a bucket's photos are kept.
+        data_dir: folder for local copies of a bucket.
 
     Raises:
-        DataError: there is no such thing, or no photo in it.
+        DataError: it does not exist, or has no photo.
     """
     root = fetch(source, data_dir) if is_remote(source) else Path(source)
     if root.is_file():
         return [root]
     if not root.is_dir():
-        raise DataError(f"{source} is no photo and no folder: correct the path, or use an s3:// URI")
+        raise DataError(f"{source} is neither a photo nor a folder: correct the path, or use an s3:// URI")
     photos = sorted(path for path in root.rglob("*") if path.suffix.lower() in PHOTO_SUFFIXES and not path.is_dir())
     if not photos:
-        raise DataError(f"{source} holds no photo: {', '.join(sorted(PHOTO_SUFFIXES))} files are looked for")
+        raise DataError(f"{source} has no photos: files with {', '.join(sorted(PHOTO_SUFFIXES))} are read")
     return photos
 
 
 def write_answers(path: Path, counts: Sequence[int], answers: Iterable[Answer]) -> int:
-    """Write answers as CSV (``path, predicted, expected_count, p_<k>..., reason``); returns how many have a count."""
+    """Write predictions as CSV (``path, predicted, expected_count, p_<k>..., reason``); return how many were read."""
     counted = 0
     with replacing(path) as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -126,7 +126,7 @@ def write_answers(path: Path, counts: Sequence[int], answers: Iterable[Answer]) 
 
 
 def summary(counts: Sequence[int], answer: Answer) -> tuple[int, float]:
-    """The most likely count, of equally likely ones the smallest as in the scores, and the distribution's mean."""
+    """Return the most likely count, the smallest of equally likely ones as in the scores, and the mean."""
     likeliest = answer.probabilities.index(max(answer.probabilities))
     expected = sum(probability * count for probability, count in zip(answer.probabilities, counts, strict=True))
     return counts[likeliest], expected
@@ -136,7 +136,7 @@ def show_answers(answers: Iterable[tuple[Answer, Sequence[int]]]) -> int:
     """Print a line per photo, unreadable ones on stderr.
 
     Args:
-        answers: and the counts that their probabilities are of.
+        answers: predictions, each with the counts of its probabilities.
 
     Returns:
         How many photos have a count.

@@ -1,23 +1,27 @@
-"""The files of a run's folder, written and read here alone; the run of a checkpoint."""
+"""Result files of a run: their formats, written and read here alone; the run of a checkpoint."""
 
 import csv
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import numpy as np
 import yaml
+from torch import Tensor
 
 from bincounter.errors import UserError
-from bincounter.training.resume import stored_config
+from bincounter.files import replacing, write_text
 
 Parsed = TypeVar("Parsed")
 
 SIDES = {"val": "validation", "test": "test", "train": "train"}
 """Names of the splits in ``metrics.json``, and in ``split.csv`` and ``predictions.csv``."""
+
+_NONE = (None, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +34,7 @@ class Predictions:
         counts: true counts, int ``[N]``.
         predicted: most likely counts, int ``[N]``.
         probabilities: float ``[N, K]``.
-        support: the counts the columns of ``probabilities`` stand for, ascending ``[K]``.
+        support: counts of the columns of ``probabilities``, ascending ``[K]``.
     """
 
     ids: np.ndarray
@@ -64,28 +68,29 @@ class Predictions:
 
 @dataclass(frozen=True, slots=True)
 class CountRow:
-    """One row of ``per_count.csv``: how the photos of one count in one split were answered.
+    """Scores of the photos of one count in one split: a row of ``per_count.csv``.
 
     Attributes:
-        photos: there are; ``None`` where nobody knows.
-        scored: how many of them the rest is of.
-        accuracy: 0-1, or ``None``.
-        accuracy_interval: 95 %, or ``None``.
-        loss: mean cross entropy in nats, or ``None``.
-        loss_interval: 95 %, or ``None``.
+        scored: number of photos scored.
+        accuracy: 0-1; ``None`` without photos.
+        accuracy_interval: 95 %, Wilson (1927), https://doi.org/10.1080/01621459.1927.10502953.
+        loss: mean cross entropy in nats; ``None`` without photos.
+        loss_interval: 95 %, Student's t; ``None`` for fewer photos than
+            :data:`~bincounter.training.scoring.FEWEST_FOR_LOSS`.
+        photos: number of photos that exist; ``None`` where it is unknown.
     """
 
-    photos: int | None
     scored: int
-    accuracy: float | None
-    accuracy_interval: tuple[float, float] | None
-    loss: float | None
-    loss_interval: tuple[float, float] | None
+    accuracy: float | None = None
+    accuracy_interval: tuple[float, float] | None = None
+    loss: float | None = None
+    loss_interval: tuple[float, float] | None = None
+    photos: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What one run left behind; a killed run lacks some of it.
+    """Results of a run, read back; a killed run lacks some of them.
 
     Attributes:
         path: its folder.
@@ -94,7 +99,7 @@ class Run:
         provenance: ``provenance.json``.
         metrics: ``metrics.json``: scores by ``val``, ``test`` and ``train``.
         predictions: ``predictions.csv``, or ``None``.
-        per_count: ``per_count.csv``: ``{(count, split): row}``; none in runs of older versions.
+        per_count: ``per_count.csv``: ``{(count, split): row}``; empty in runs of older versions.
         split: ``split.csv``: ``{id: (count, split)}``.
         quarantine: ``quarantine.csv``: ``[(path, reason)]``, or ``None``.
         log: ``logs/metrics.csv``: ``{name: [(epoch, step, value)]}``.
@@ -111,6 +116,11 @@ class Run:
     quarantine: list[tuple[str, str]] | None
     log: Mapping[str, list[tuple[float, float, float]]]
 
+    @property
+    def headline_side(self) -> str:
+        """The side whose scores lead the report: ``test`` where it was scored, else ``val``."""
+        return "test" if self.metrics.get("test") else "val"
+
     def photos(self, split: str) -> dict[int, int]:
         """Photos per count of one split (``train``, ``validation`` or ``test``), by ascending count."""
         return dict(sorted(Counter(count for count, side in self.split.values() if side == split).items()))
@@ -120,13 +130,17 @@ def read_run(path: Path) -> Run:
     """Read a run's folder.
 
     Raises:
-        UserError: the folder is no run's, or one of its files is damaged.
+        UserError: it is not a run's folder, or one of its files is corrupt.
     """
     if not (path / "config.yaml").is_file():
-        raise UserError(f"{path} is no run folder (it holds no config.yaml): name the folder that train.py printed")
+        raise UserError(f"{path} is not a run's folder (it has no config.yaml): name the folder that train.py printed")
+    return _results(path, _read(path / "config.yaml", yaml.safe_load) or {})
+
+
+def _results(path: Path, config: Mapping[str, Any]) -> Run:
     return Run(
         path=path,
-        config=_read(path / "config.yaml", yaml.safe_load) or {},
+        config=config,
         overrides=_read(path / "overrides.txt", lambda file: file.read().splitlines()) or [],
         provenance=_read(path / "provenance.json", json.load) or {},
         metrics=_read(path / "metrics.json", json.load) or {},
@@ -139,14 +153,14 @@ def read_run(path: Path) -> Run:
 
 
 def _read(path: Path, parse: Callable[[IO[str]], Parsed]) -> Parsed | None:
-    """Parse a file of a run, or answer ``None`` where a killed run did not get to it."""
+    """Parse a file of a run; ``None`` where it is missing."""
     if not path.is_file():
         return None
     try:
         with path.open(encoding="utf-8", newline="") as file:
             return parse(file)
     except (ValueError, KeyError, TypeError, csv.Error, yaml.YAMLError) as error:
-        raise UserError(f"{path} is damaged ({type(error).__name__}): restore it or score the run again") from error
+        raise UserError(f"{path} is corrupt ({type(error).__name__}): restore it or score the run again") from error
 
 
 def _split(file: IO[str]) -> dict[str, tuple[int, str]]:
@@ -196,7 +210,7 @@ def _interval(row: Mapping[str, str], name: str) -> tuple[float, float] | None:
 
 
 def _log(file: IO[str]) -> dict[str, list[tuple[float, float, float]]]:
-    """Read Lightning's CSV log; a line that a kill cut short is left out."""
+    """Read the CSV log; a line that a kill cut short is skipped."""
     series: dict[str, list[tuple[float, float, float]]] = {}
     for row in csv.DictReader(file):
         for name, text in row.items():
@@ -210,13 +224,85 @@ def _log(file: IO[str]) -> dict[str, list[tuple[float, float, float]]]:
     return series
 
 
+class Predicted:
+    """Predictions of a model, as they are written to ``predictions.csv``.
+
+    Attributes:
+        ids: of the photos ``[N]``.
+        labels: their counts, ``int64[N]``.
+        probabilities: ``float32[N, K]``.
+    """
+
+    def __init__(self, ids: list[str], labels: Tensor, probabilities: Tensor) -> None:
+        self.ids, self.labels, self.probabilities = ids, labels, probabilities
+
+    def rows(self, split: str, counts: Sequence[int]) -> Iterable[list[Any]]:
+        """Rows of ``predictions.csv``."""
+        support = self.probabilities.new_tensor(list(counts))
+        expected = (self.probabilities * support).sum(dim=1).tolist()
+        best = self.probabilities.argmax(dim=1).tolist()
+        for id_, label, k, mean, row in zip(
+            self.ids, self.labels.tolist(), best, expected, self.probabilities.tolist(), strict=True
+        ):
+            yield [id_, split, label, counts[k], f"{mean:.4f}", *(f"{p:.6g}" for p in row)]
+
+
+def write_predictions(run: Path, sides: Mapping[str, Predicted], counts: Sequence[int]) -> None:
+    """Write ``predictions.csv``: a row for each scored photo.
+
+    Args:
+        run: the run's folder.
+        sides: predictions by split.
+        counts: the support, ascending.
+    """
+    header = ["id", "split", "count", "predicted", "expected_count", *(f"p_{count}" for count in counts)]
+    _write_csv(run / "predictions.csv", header, chain.from_iterable(sides[s].rows(s, counts) for s in sides))
+
+
+def write_per_count(run: Path, rows: Mapping[tuple[int, str], CountRow]) -> None:
+    """Write ``per_count.csv``: for each count a row for each of ``train``, ``validation`` and ``test``.
+
+    Its columns: ``count``; ``split``; ``photos``, of that count in that split, of ``train`` those that the model
+    learnt from, empty where unknown; ``scored``, the number of photos the rest of the row is of; ``accuracy``, 0-1;
+    ``cross_entropy``, mean in nats of the final model on photos without augmentation; ``_low`` and ``_high``, their
+    95 % intervals. What was not scored is empty.
+
+    Args:
+        run: the run's folder.
+        rows: by count and split, in the order of the file.
+    """
+    scores = ("accuracy", "accuracy_low", "accuracy_high", "cross_entropy", "cross_entropy_low", "cross_entropy_high")
+
+    def cells(row: CountRow) -> Iterable[str]:
+        numbers = (row.accuracy, *(row.accuracy_interval or _NONE), row.loss, *(row.loss_interval or _NONE))
+        return ("" if number is None else f"{number:.6g}" for number in numbers)
+
+    lines = (
+        [count, split, "" if row.photos is None else row.photos, row.scored, *cells(row)]
+        for (count, split), row in rows.items()
+    )
+    _write_csv(run / "per_count.csv", ("count", "split", "photos", "scored", *scores), lines)
+
+
+def write_metrics(run: Path, metrics: Mapping[str, Any]) -> None:
+    """Write ``metrics.json``: scores by ``val``, ``test`` and ``train``."""
+    write_text(run / "metrics.json", json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    with replacing(path) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
 @dataclass(frozen=True)
 class Origin:
     """A checkpoint and its run.
 
     Attributes:
         checkpoint: the file.
-        run: what the run left behind; ``None`` where the checkpoint lies alone.
+        run: its results; ``None`` for a checkpoint without a run.
     """
 
     checkpoint: Path
@@ -224,16 +310,16 @@ class Origin:
 
     @property
     def folder(self) -> Path:
-        """The run's folder, or the one the checkpoint lies in."""
+        """The run's folder, else that of the checkpoint."""
         return self.run.path if self.run else self.checkpoint.parent
 
 
 def origin_of(checkpoint: Path) -> Origin:
-    """Look for the run of a checkpoint: around ``checkpoints/``, or in the folder a run handed its model over in.
+    """Find the run of a checkpoint: the parent of ``checkpoints/``, or ``paths.model_dir`` with its copies.
 
     Raises:
-        UserError: a file of the run is damaged.
+        UserError: a file of the run is corrupt.
     """
     folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
-    config = stored_config(folder)
-    return Origin(checkpoint, read_run(folder) if config and "task_name" in config else None)
+    config = _read(folder / "config.yaml", yaml.safe_load) or {}
+    return Origin(checkpoint, _results(folder, config) if "task_name" in config else None)  # else another tool's file

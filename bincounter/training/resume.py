@@ -1,6 +1,6 @@
-"""Going on with a run: its folder is found, its own overrides are taken up, and a changed configuration is refused.
+"""Resuming a run: find its folder, replay its overrides, reject a changed configuration.
 
-This module is imported before anything heavy, so that a wrong path is answered at once.
+It is imported before anything heavy, so that a wrong path is reported at once.
 """
 
 import fcntl
@@ -13,11 +13,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
+from bincounter.config.checks import RENAMED_TARGETS, renamed_targets
 from bincounter.errors import ConfigError
 from bincounter.redaction import MASK
 
-# Where a run is, what it writes and how quickly it reads do not change what it computes. The photos themselves are
-# compared, so that they may lie elsewhere.
+# Settings that do not change what a run computes. The photos themselves are compared, so that their place is free.
 FREE = (
     "paths",
     "data.source",
@@ -44,7 +44,7 @@ FREE = (
 
 
 def expand(argv: list[str], overrides: list[str], compose: Callable[[list[str]], DictConfig]) -> list[str]:
-    """Put a continued run's own overrides in front of those given now.
+    """Put the overrides of a resumed run in front of those given now.
 
     Args:
         argv: the command line's arguments.
@@ -52,11 +52,10 @@ def expand(argv: list[str], overrides: list[str], compose: Callable[[list[str]],
         compose: turns overrides into a configuration.
 
     Returns:
-        The arguments to go on with: ``argv`` itself unless it says ``ckpt_path=last``, ``latest`` or names a file
-        to train on from.
+        The complete arguments: ``argv`` itself unless ``ckpt_path`` is ``last``, ``latest`` or a file to resume from.
 
     Raises:
-        ConfigError: the run to go on with is not named, or not there.
+        ConfigError: the run to resume is not named, or missing.
     """
     mine = OverridesParser.create().parse_overrides(overrides)
     given = {override.key_or_group: override for override in mine}
@@ -70,7 +69,7 @@ def expand(argv: list[str], overrides: list[str], compose: Callable[[list[str]],
     kept = _stored(folder, given)
     if not (folder / "overrides.txt").exists() and given.keys() <= {"ckpt_path", "paths.output_dir"}:
         raise ConfigError(
-            f"paths.output_dir={folder} holds no run to go on with; python train.py ckpt_path=latest finds the newest"
+            f"paths.output_dir={folder} has no run to resume; python train.py ckpt_path=latest finds the newest"
         )
     flags = [argument for argument in argv if argument not in overrides]
     now = _without(mine, "ckpt_path", "paths.output_dir")
@@ -84,28 +83,28 @@ def _named(given: Mapping[str, Override]) -> Path:
 
 
 def _run_of(checkpoint: Path, given: Mapping[str, Override]) -> Path:
-    """The run that a named checkpoint belongs to; training goes on where the run lies."""
+    """Return the run's folder of a named checkpoint; a run is resumed in its own folder."""
     folder = checkpoint.parent.parent
     elsewhere = "paths.output_dir" in given and Path(str(given["paths.output_dir"].value())) != folder
     if checkpoint.name != "last.ckpt" or not (folder / "overrides.txt").exists() or elsewhere:
         raise ConfigError(
-            f"ckpt_path={checkpoint}: training goes on in the folder of its run, by ckpt_path=last "
-            f"paths.output_dir=RUN; to start a new run from its weights, say model.weights={checkpoint}"
+            f"ckpt_path={checkpoint}: a run is resumed in its own folder, by ckpt_path=last paths.output_dir=RUN; to "
+            f"start a new run from its weights, use model.weights={checkpoint}"
         )
     return folder
 
 
 def _latest(log_dir: Path) -> Path:
-    unfinished = [path.parent for path in log_dir.rglob("config.yaml") if _can_go_on(path.parent)]
+    unfinished = [path.parent for path in log_dir.rglob("config.yaml") if _is_resumable(path.parent)]
     if not unfinished:
-        raise ConfigError(f"ckpt_path=latest: there is no unfinished run in {log_dir}; start one without ckpt_path")
+        raise ConfigError(f"ckpt_path=latest: {log_dir} has no unfinished run; start one without ckpt_path")
     return max(unfinished, key=_progress)
 
 
-def _can_go_on(run: Path) -> bool:
-    """Whether a folder holds a training run that has not ended and that no process is at work in.
+def _is_resumable(run: Path) -> bool:
+    """Whether a folder holds an unfinished training run that no process is using.
 
-    A trial of a search is for the search to go on with, which may have pruned it.
+    A trial of a search is not: the search resumes it, or has pruned it.
     """
     config = stored_config(run) or {}
     if (run / "metrics.json").exists() or not config.get("train") or config.get("hparams_search"):
@@ -122,24 +121,29 @@ def _can_go_on(run: Path) -> bool:
 
 
 def _progress(run: Path) -> tuple[bool, float]:
-    """A run with a checkpoint comes before one that failed to start; then the newest."""
+    """Sort key: runs with a checkpoint before those that failed to start, then by time."""
     last = run / "checkpoints" / "last.ckpt"
     return (True, last.stat().st_mtime) if last.exists() else (False, run.stat().st_mtime)
 
 
 def _stored(folder: Path, given: Mapping[str, Override]) -> list[str]:
-    """The overrides the run was started with, but those given anew and those that held a secret."""
+    """Return the overrides that the run was started with, except those given now and those with a secret."""
     path = folder / "overrides.txt"
     if not path.exists():
         return []
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line and MASK not in line]
+    text = path.read_text(encoding="utf-8")
+    for before, now in RENAMED_TARGETS.items():
+        text = text.replace(before, now)
+    lines = [line for line in text.splitlines() if line and MASK not in line]
     stored = OverridesParser.create().parse_overrides(lines)
-    search = [o.key_or_group for o in stored if re.match(r"hparams_search\b", o.key_or_group)]  # gone on with alone
+    search = [
+        o.key_or_group for o in stored if re.match(r"hparams_search\b", o.key_or_group)
+    ]  # a trial is resumed by itself
     return _without(stored, "ckpt_path", "paths.output_dir", *search, *_of_others(stored, given), *given)
 
 
 def _of_others(stored: Sequence[Override], given: Mapping[str, Override]) -> list[str]:
-    """Settings of the debugger and the profiler that the run had, where it goes on with another one."""
+    """Return settings of the run's debugger or profiler where it is resumed with another one."""
     before = {override.key_or_group: override.value() for override in stored}
     other = {
         group for group in ("debugger", "profiler") if group in given and given[group].value() != before.get(group)
@@ -148,7 +152,7 @@ def _of_others(stored: Sequence[Override], given: Mapping[str, Override]) -> lis
 
 
 def _without(overrides: Sequence[Override], *keys: str) -> list[str]:
-    """In their order and with repetitions: ``~a +a=...`` means something."""
+    """Drop overrides by key; order and repetitions stay, since ``~a +a=...`` has a meaning."""
     return [o.input_line for o in overrides if o.key_or_group not in keys and o.input_line]
 
 
@@ -157,7 +161,7 @@ def _quoted(folder: Path) -> str:
 
 
 def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], run: Path) -> None:
-    """Refuse to go on with a run under a configuration that would compute something else.
+    """Check that a run is resumed with a configuration that computes the same.
 
     Args:
         before: the run's own configuration, secrets masked.
@@ -167,30 +171,31 @@ def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], run: Path)
     Raises:
         ConfigError: naming the first setting that differs.
     """
-    old, new = _flat(before), _flat(now)
+    old, new = flatten(before), flatten(now)
     for key in sorted({*old, *new}):
         if old.get(key) == new.get(key) or any(key == free or key.startswith(f"{free}.") for free in FREE):
             continue
         raise ConfigError(
-            f"{key} is {new.get(key, 'absent')} here and {old.get(key, 'absent')} in {run}: a run goes on with the "
-            f"configuration it has; leave the override out, or start a new run from its weights with "
+            f"{key} is {new.get(key, 'absent')} here and {old.get(key, 'absent')} in {run}: a run is resumed with "
+            f"its own configuration; drop the override, or start a new run from its weights with "
             f"model.weights={run}/checkpoints/best.ckpt"
         )
 
 
-def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values of a nested mapping by their dotted keys."""
     flat: dict[str, Any] = {}
     for name, value in node.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
+            flat |= flatten(value, f"{prefix}{name}.")
         else:
             flat[f"{prefix}{name}"] = value
     return flat
 
 
 def stored_config(run: Path) -> dict[str, Any] | None:
-    """The configuration in a run's folder, or ``None`` where there is none yet."""
+    """Return the configuration in a run's folder; ``None`` if it is missing."""
     path = run / "config.yaml"
     if not path.exists():
         return None
-    return OmegaConf.to_container(OmegaConf.load(path))  # type: ignore[return-value]
+    return renamed_targets(OmegaConf.to_container(OmegaConf.load(path)))

@@ -1,4 +1,4 @@
-"""One run of train.py: claim a folder, prepare the data, fit or load a model, score it."""
+"""One run: claim a folder, prepare the data, fit or load a model, score it."""
 
 import logging
 import math
@@ -13,12 +13,11 @@ import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _SubprocessScriptLauncher
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from bincounter.config.launcher_schema import carried_out_here
 from bincounter.data.datamodule import BinDataModule
-from bincounter.data.records import SPLITS
+from bincounter.data.records import QUARANTINE_FILE, SPLITS, write_quarantine
 from bincounter.data.splits import read_split, write_split
 from bincounter.errors import ConfigError, DataError, Interrupted, ResourceError, Stopped
 from bincounter.model.build import build_counter, describe, load_counter
@@ -36,14 +35,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Finished:
-    """What a run leaves in memory, for the report.
+    """Objects of a finished run, for the report.
 
     Attributes:
         folder: of the run.
         model: the best one, in evaluation mode.
-        data: prepared.
+        data: the prepared data module.
         fabric: the device and precision it was scored with.
-        objective: the best value of ``optimized_metric``, or ``None`` where nothing was fitted.
+        objective: the best value of ``optimized_metric``, ``None`` where nothing was fitted.
     """
 
     folder: RunFolder
@@ -57,18 +56,18 @@ def run(cfg: DictConfig, callbacks: Sequence[L.Callback] = ()) -> Finished | Non
     """Fit and score, or only score, one validated configuration.
 
     Args:
-        cfg: a configuration that `bincounter.config.validate` let through; ``paths.output_dir`` is the run's folder.
-        callbacks: that watch the fit and the scoring and change nothing of what they compute, beside those of
-            ``cfg``; see :func:`bincounter.training.scoring.fabric_for`.
+        cfg: a configuration that `bincounter.config.validate` has checked; ``paths.output_dir`` is the run's folder.
+        callbacks: further ones, which observe the fit and the scoring without changing what they compute; see
+            :func:`bincounter.training.scoring.fabric_for`.
 
     Returns:
         What the report needs; ``None`` on all but the first process of a DDP run.
 
     Raises:
-        BinCounterError: whatever a person has to know, in one sentence.
+        BinCounterError: the fit or the scoring failed; the message is one sentence.
     """
     if not carried_out_here(cfg.launcher):
-        raise ConfigError("this run was meant for a launcher: name one launcher, and leave hydra.mode to it")
+        raise ConfigError("this run is for a launcher: choose one launcher, and do not set hydra.mode")
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     quiet_lightning()
     torch.set_float32_matmul_precision(cfg.float32_matmul_precision)
@@ -80,28 +79,28 @@ def run(cfg: DictConfig, callbacks: Sequence[L.Callback] = ()) -> Finished | Non
 def _fit_and_score(
     cfg: DictConfig, plain: dict[str, Any], folder: RunFolder, callbacks: Sequence[L.Callback]
 ) -> Finished | None:
-    trainer = make_trainer(cfg, folder, _checkpoint_to_continue(cfg, folder), callbacks)
-    first = trainer.is_global_zero  # only now: until there is a trainer, every machine's first process has rank 0
-    continued = _continued(cfg, plain, folder) if first else _checkpoint_to_continue(cfg, folder)
-    if first and (continued is None or resume.stored_config(folder.path) is None):
+    trainer = make_trainer(cfg, folder, _resume_checkpoint(cfg, folder), callbacks)
+    first = trainer.is_global_zero  # not before: without a trainer, the first process of every machine has rank 0
+    resume_from = _claim(cfg, plain, folder) if first else _resume_checkpoint(cfg, folder)
+    if first and (resume_from is None or resume.stored_config(folder.path) is None):
         folder.describe(plain, _overrides(), {"precision": trainer.precision})
     data = data_module(cfg)
     if cfg.trainer.get("overfit_batches"):
         data.repeat_order()
     data.prepare()
-    _refuse_empty_sides(data, plain["data"]["split"]["fractions"])
+    _check_sides(data, plain["data"]["split"]["fractions"])
     if first:
-        if continued is not None:
-            _refuse_other_photos(folder.path / "split.csv", data, continued)
+        if resume_from is not None:
+            _check_same_photos(folder.path / "split.csv", data, resume_from)
         write_split(folder.path / "split.csv", data.records, data.assignment)
-        folder.write_quarantine(data.manifest.refusals)
-    _refuse_fewer_photos_than_processes(data, trainer.world_size)
+        write_quarantine(folder.path / QUARANTINE_FILE, data.manifest.refusals)
+    _check_photos_per_process(data, trainer.world_size)
     model = _model(plain, data)
-    _tell_length(model, trainer, data)
+    _set_schedule_length(model, trainer, data)
     log.info("%s", _summary(model))
-    features = cached_features(plain, trainer, model, data, continued)
-    _fit(trainer, model, data, continued, folder)
-    if torch.distributed.is_initialized():  # one process scores, and must not wait for the others
+    features = cached_features(plain, trainer, model, data, resume_from)
+    _fit(trainer, model, data, resume_from, folder)
+    if torch.distributed.is_initialized():  # one process scores, without waiting for the others
         torch.distributed.destroy_process_group()
     if not first:
         return None
@@ -121,10 +120,10 @@ def _score_only(cfg: DictConfig, plain: dict[str, Any], folder: RunFolder, callb
     data = data_module(cfg)
     data.prepare()
     write_split(folder.path / "split.csv", data.records, data.assignment)
-    folder.write_quarantine(data.manifest.refusals)
+    write_quarantine(folder.path / QUARANTINE_FILE, data.manifest.refusals)
     if not len(data.side("validation")) and not (cfg.test and len(data.side("test"))):
         raise DataError("nothing to score: with data.split.fractions=[0,0,1] all photos are scored as test photos")
-    seen = _say_what_was_seen(data, loaded[1])
+    seen = _log_train_overlap(data, loaded[1])
     folder.describe(plain, _overrides(), {"checkpoint": str(cfg.ckpt_path), "photos_seen_in_training": seen})
     return _scored(plain, folder, data, loaded, None, callbacks)
 
@@ -140,7 +139,7 @@ def _scored(
     model, description = loaded
     fabric = fabric_for(plain["trainer"], callbacks)
     sides = ["val", *(["test"] if plain["test"] else []), *(["train"] if plain["train"] else [])]
-    metrics = score_run(folder, model, data, fabric, sides=sides, train_counts=description["train_counts"])
+    metrics = score_run(folder.path, model, data, fabric, sides=sides, train_counts=description["train_counts"])
     show(metrics)
     if plain["paths"]["model_dir"] is not None:
         hand_over(folder.path, Path(plain["paths"]["model_dir"]))
@@ -148,7 +147,7 @@ def _scored(
 
 
 def data_module(cfg: DictConfig) -> BinDataModule:
-    """The data module of a configuration, not prepared yet."""
+    """Build the data module of a configuration, unprepared."""
     options: dict[str, Any] = OmegaConf.to_container(cfg.data, resolve=True)  # type: ignore[assignment]
     layout = instantiate(options.pop("layout"))
     return BinDataModule(
@@ -156,28 +155,28 @@ def data_module(cfg: DictConfig) -> BinDataModule:
     )
 
 
-def _continued(cfg: DictConfig, plain: dict[str, Any], folder: RunFolder) -> str | None:
-    """Claim the folder; the checkpoint to go on from, if there is one."""
-    going_on = cfg.ckpt_path == "last"
-    folder.claim(fresh=not going_on)
-    checkpoint = _checkpoint_to_continue(cfg, folder)
-    if going_on:
+def _claim(cfg: DictConfig, plain: dict[str, Any], folder: RunFolder) -> str | None:
+    """Claim the folder; return the checkpoint to resume from, if any."""
+    resuming = cfg.ckpt_path == "last"
+    folder.claim(fresh=not resuming)
+    checkpoint = _resume_checkpoint(cfg, folder)
+    if resuming:
         before = resume.stored_config(folder.path)
         if before is not None:
             resume.refuse_changes(before, masked(plain), folder.path)
         if checkpoint is None:
-            log.warning("%s holds no checkpoint yet: the run starts from its beginning.", folder.path)
+            log.warning("%s has no checkpoint yet: the run starts from the beginning.", folder.path)
         else:
-            log.info("Going on from %s", checkpoint)
+            log.info("Resuming from %s", checkpoint)
     return checkpoint
 
 
-def _checkpoint_to_continue(cfg: DictConfig, folder: RunFolder) -> str | None:
+def _resume_checkpoint(cfg: DictConfig, folder: RunFolder) -> str | None:
     checkpoint = newest_whole(folder.checkpoints) if cfg.ckpt_path == "last" else None
     return None if checkpoint is None else str(checkpoint)
 
 
-def _refuse_empty_sides(data: BinDataModule, fractions: list[float]) -> None:
+def _check_sides(data: BinDataModule, fractions: list[float]) -> None:
     for name in ("training", "validation"):
         if not len(data.side(name)):
             raise DataError(
@@ -185,10 +184,10 @@ def _refuse_empty_sides(data: BinDataModule, fractions: list[float]) -> None:
             )
 
 
-def _refuse_other_photos(split: Path, data: BinDataModule, checkpoint: str) -> None:
-    """A run goes on with the photos it began with, wherever they lie now."""
+def _check_same_photos(split: Path, data: BinDataModule, checkpoint: str) -> None:
+    """Check that a run is resumed with the photos it began with; their place may differ."""
     if split.exists():
-        _refuse_another_split(split, data)
+        _check_same_split(split, data)
     description = torch.load(checkpoint, weights_only=True, mmap=True)["bincounter"]
     now = dict(zip(_train_ids(data), _train_content(data).tolist(), strict=True))
     before = zip(description["train_ids"], description["train_content"].tolist(), strict=True)
@@ -196,7 +195,7 @@ def _refuse_other_photos(split: Path, data: BinDataModule, checkpoint: str) -> N
     if changed:
         raise DataError(
             f"{len(changed):,} of {len(now):,} training photos, {changed[0]} first, are not byte for byte those that "
-            f"{checkpoint} was trained on: bring them back to go on with the run, or start a new one"
+            f"{checkpoint} was trained on: restore them to resume the run, or start a new one"
         )
 
 
@@ -209,13 +208,12 @@ def _train_content(data: BinDataModule) -> torch.Tensor:
     return torch.from_numpy(data.manifest.content[data.side("training")].view(np.int64))
 
 
-def _refuse_another_split(split: Path, data: BinDataModule) -> None:
+def _check_same_split(split: Path, data: BinDataModule) -> None:
     before = [(row.id, row.count, row.split) for row in read_split(split)]
     now = [(r.id, r.count, SPLITS[side]) for r, side in zip(data.records, data.assignment.tolist(), strict=True)]
     if before != now:
         raise DataError(
-            f"the photos or their split are not those that {split} lists: bring them back to go on with the run, or "
-            "start a new one"
+            f"the photos or their split differ from {split}: restore them to resume the run, or start a new one"
         )
 
 
@@ -223,9 +221,9 @@ def _model(plain: dict[str, Any], data: BinDataModule) -> BinCounter:
     training = data.side("training")
     train_counts = data.count_of(training)
     with torch.random.fork_rng():
-        torch.manual_seed(plain["seed"])  # the random start depends on the seed alone
+        torch.manual_seed(plain["seed"])  # initial weights depend on the seed alone
         model = build_counter(plain["model"], plain["objective"], data.counts, train_counts)
-    _try_one_photo(model, data.image_size)
+    _check_image_size(model, data.image_size)
     model.description = describe(
         masked(plain["model"]),
         plain["objective"],
@@ -238,8 +236,8 @@ def _model(plain: dict[str, Any], data: BinDataModule) -> BinCounter:
     return model
 
 
-def _try_one_photo(model: BinCounter, image_size: int) -> None:
-    """Find out now, not at the first batch, that the backbone cannot take photos of this size."""
+def _check_image_size(model: BinCounter, image_size: int) -> None:
+    """Check now, not at the first batch, that the backbone accepts photos of this size."""
     try:
         with torch.no_grad():
             model.eval()(torch.zeros(1, 3, image_size, image_size))
@@ -251,14 +249,14 @@ def _try_one_photo(model: BinCounter, image_size: int) -> None:
     model.train()
 
 
-def _refuse_fewer_photos_than_processes(data: BinDataModule, processes: int) -> None:
+def _check_photos_per_process(data: BinDataModule, processes: int) -> None:
     photos = len(data.side("training"))
     if photos < processes:
-        raise DataError(f"{photos} training photos cannot be dealt out to {processes} processes: lower trainer.devices")
+        raise DataError(f"{photos} training photos cannot be shared by {processes} processes: lower trainer.devices")
 
 
-def _tell_length(model: BinCounter, trainer: L.Trainer, data: BinDataModule) -> None:
-    """Optimizer steps per epoch and in all, counted here since asking the trainer would spoil a resume."""
+def _set_schedule_length(model: BinCounter, trainer: L.Trainer, data: BinDataModule) -> None:
+    """Set the optimizer steps per epoch and in total; reading them from the trainer would break a resume."""
     batches = max(len(data.side("training")) // (data.batch_size * trainer.world_size), 1)
     limit = trainer.limit_train_batches
     batches = min(limit, batches) if isinstance(limit, int) else max(int(limit * batches), 1)
@@ -274,17 +272,19 @@ def _summary(model: BinCounter) -> str:
     return f"{total / 1e6:.1f} million parameters, {trained / 1e6:.1f} million of them trained"
 
 
-def _fit(trainer: L.Trainer, model: BinCounter, data: BinDataModule, continued: str | None, folder: RunFolder) -> None:
-    go_on = f"go on with: python train.py ckpt_path=last paths.output_dir={folder.path}"
+def _fit(
+    trainer: L.Trainer, model: BinCounter, data: BinDataModule, resume_from: str | None, folder: RunFolder
+) -> None:
+    resume_by = f"resume with: python train.py ckpt_path=last paths.output_dir={folder.path}"
     try:
-        trainer.fit(model, datamodule=data, ckpt_path=continued, weights_only=True)
+        trainer.fit(model, datamodule=data, ckpt_path=resume_from, weights_only=True)
     except StopRequested:
-        raise Stopped(f"Stopped by SIGTERM at step {trainer.global_step}; {go_on}") from None
+        raise Stopped(f"Stopped by SIGTERM at step {trainer.global_step}; {resume_by}") from None
     except SystemExit:  # what Lightning makes of Ctrl-C
-        raise Interrupted(f"Interrupted at step {trainer.global_step}; {go_on}") from None
+        raise Interrupted(f"Interrupted at step {trainer.global_step}; {resume_by}") from None
     except TimeIsUp:
         raise ResourceError(
-            f"trainer.max_time is up at epoch {trainer.current_epoch + 1} of {trainer.max_epochs}; {go_on}"
+            f"trainer.max_time is up at epoch {trainer.current_epoch + 1} of {trainer.max_epochs}; {resume_by}"
         ) from None
     except Exception:
         _end_other_processes(trainer)
@@ -292,10 +292,10 @@ def _fit(trainer: L.Trainer, model: BinCounter, data: BinDataModule, continued: 
 
 
 def _end_other_processes(trainer: L.Trainer) -> None:
-    """Without this one, those that it started would wait for it in the next exchange, on a machine that is paid for."""
-    launcher = trainer.strategy.launcher
-    if isinstance(launcher, _MultiProcessingLauncher | _SubprocessScriptLauncher):
-        launcher.kill(signal.SIGKILL)
+    """End the processes that this one started: they would wait for it in the next exchange, on a paid machine."""
+    kill = getattr(trainer.strategy.launcher, "kill", None)
+    if kill is not None:
+        kill(signal.SIGKILL)
 
 
 def _overrides() -> list[str]:
@@ -303,13 +303,13 @@ def _overrides() -> list[str]:
 
 
 def _own_targets(plain: Mapping[str, Any]) -> list[str]:
-    """Modules that the user's own configuration names: what a checkpoint may be built from besides bincounter's."""
+    """Return modules named by the user's configuration: a checkpoint may be built from them too."""
     targets = [node["_target_"] for node in (plain["model"]["backbone"], plain["objective"])]
     return [target.rpartition(".")[0] for target in targets]
 
 
 def _follow_checkpoint(cfg: DictConfig, description: Mapping[str, Any]) -> None:
-    """Photos are made as the checkpoint knows them, unless the command line says otherwise."""
+    """Prepare photos as the checkpoint's were, unless the command line overrides it."""
     given = {override.split("=")[0] for override in _overrides()}
     if "data.image_size" not in given:
         cfg.data.image_size = description["image_size"]
@@ -320,17 +320,17 @@ def _follow_checkpoint(cfg: DictConfig, description: Mapping[str, Any]) -> None:
     known = description["counts"]
     unknown = sorted(set(cfg.data.counts or known) - set(known))
     if unknown:
-        log.warning("The checkpoint knows no count %s: photos with it are excluded.", ", ".join(map(str, unknown)))
+        log.warning("The checkpoint does not know count %s: its photos are excluded.", ", ".join(map(str, unknown)))
     cfg.data.counts = [count for count in known if count in (cfg.data.counts or known)]
-    # What is written down and reported is the model that is scored.
+    # The stored and reported configuration is that of the scored model.
     with open_dict(cfg):
         cfg.objective = description["objective"]
         for key, value in description["model"].items():
             OmegaConf.update(cfg.model, key, value, merge=key != "backbone")
 
 
-def _say_what_was_seen(data: BinDataModule, description: Mapping[str, Any]) -> int:
-    """Say and return how many of the photos to be scored the checkpoint was trained on, by bytes or by id."""
+def _log_train_overlap(data: BinDataModule, description: Mapping[str, Any]) -> int:
+    """Log and return how many of the photos to score the checkpoint was trained on, by bytes or by id."""
     scored = np.concatenate([data.side("validation"), data.side("test")])
     content = set(description["train_content"].tolist())
     ids = set(description["train_ids"])

@@ -1,6 +1,5 @@
-"""Paths of a run, its lock, config.yaml, provenance.json; newest checkpoint."""
+"""Folder of a run: its paths, lock, config.yaml and provenance.json; the newest checkpoint."""
 
-import csv
 import fcntl
 import json
 import logging
@@ -9,7 +8,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
@@ -17,22 +16,20 @@ from typing import IO, Any
 
 import torch
 import yaml
-from torch import Tensor
 
 import bincounter
-from bincounter.data.records import Refusal
 from bincounter.errors import UserError
-from bincounter.files import replacing, write_text
+from bincounter.files import write_text
 from bincounter.redaction import masked, masked_argument
 
 log = logging.getLogger(__name__)
 
 
 class RunFolder:
-    """Where one run keeps what it was, what it learnt and what it scored.
+    """The folder of one run.
 
     Args:
-        path: of the folder; made when it is missing.
+        path: of the folder; created if missing.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -46,58 +43,40 @@ class RunFolder:
 
     @property
     def last(self) -> Path:
-        """The checkpoint to go on from, which may not be there yet."""
+        """The checkpoint to resume from, which may not exist yet."""
         return self.checkpoints / "last.ckpt"
 
     def claim(self, *, fresh: bool) -> None:
-        """Take the folder for this process until it ends.
+        """Lock the folder for this process until it ends.
 
         Args:
-            fresh: the run is a new one, so that the folder must not hold another.
+            fresh: a new run, so that the folder must not hold another.
 
         Raises:
-            UserError: another process is at work in it, or it holds a run that would be written over.
+            UserError: another process is using it, or it holds a run that would be overwritten.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = (self.path / ".lock").open("w")
         if not _locked(self._lock):
-            raise UserError(f"{self.path} is in use by another process: wait for it, or name another paths.output_dir")
+            raise UserError(
+                f"{self.path} is in use by another process: wait for it, or choose another paths.output_dir"
+            )
         if fresh and (self.last.exists() or (self.checkpoints / "best.ckpt").exists()):
             raise UserError(
-                f"{self.path} already holds a run: go on with it by ckpt_path=last, or name another paths.output_dir"
+                f"{self.path} already holds a run: resume it with ckpt_path=last, or choose another paths.output_dir"
             )
 
     def describe(self, config: Mapping[str, Any], overrides: Sequence[str], facts: Mapping[str, Any]) -> None:
         """Write ``config.yaml``, ``overrides.txt`` and ``provenance.json``; secrets are masked."""
         lines = [masked_argument(override) for override in overrides]
         write_text(self.path / "overrides.txt", "".join(f"{line}\n" for line in lines))
-        self.write_json("provenance.json", {**provenance(), **facts})
+        origin = {**provenance(), **facts}
+        write_text(self.path / "provenance.json", json.dumps(origin, indent=2, ensure_ascii=False) + "\n")
         write_text(self.path / "config.yaml", yaml.safe_dump(masked(config), sort_keys=False, allow_unicode=True))
-
-    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        """Write a JSON file, whole or not at all."""
-        write_text(self.path / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-    def write_quarantine(self, refusals: Iterable[Refusal]) -> None:
-        """Write ``quarantine.csv``."""
-        self.write_rows("quarantine.csv", ["path", "reason"], ([r.path, r.reason] for r in refusals))
-
-    def write_predictions(self, sides: Mapping[str, "Predicted"], counts: Sequence[int]) -> None:
-        """Write ``predictions.csv``: a row for each scored photo."""
-        header = ["id", "split", "count", "predicted", "expected_count", *(f"p_{count}" for count in counts)]
-        rows = (row for split, predicted in sides.items() for row in predicted.rows(split, counts))
-        self.write_rows("predictions.csv", header, rows)
-
-    def write_rows(self, name: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-        """Write a CSV file, whole or not at all."""
-        with replacing(self.path / name) as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(header)
-            writer.writerows(rows)
 
 
 def _locked(file: IO, patience: float = 10.0) -> bool:
-    """Lock a file; for a while, since the workers of a killed process outlive it by seconds."""
+    """Try to lock a file for ``patience`` seconds, since workers of a killed process outlive it by seconds."""
     ends = time.monotonic() + patience
     while True:
         try:
@@ -110,37 +89,14 @@ def _locked(file: IO, patience: float = 10.0) -> bool:
             return True
 
 
-class Predicted:
-    """What a model answered for some photos.
-
-    Attributes:
-        ids: of the photos ``[N]``.
-        labels: their counts, ``int64[N]``.
-        probabilities: ``float32[N, K]``.
-    """
-
-    def __init__(self, ids: list[str], labels: Tensor, probabilities: Tensor) -> None:
-        self.ids, self.labels, self.probabilities = ids, labels, probabilities
-
-    def rows(self, split: str, counts: Sequence[int]) -> Iterable[list[Any]]:
-        """Rows of ``predictions.csv``."""
-        support = self.probabilities.new_tensor(list(counts))
-        expected = (self.probabilities * support).sum(dim=1).tolist()
-        best = self.probabilities.argmax(dim=1).tolist()
-        for id_, label, k, mean, row in zip(
-            self.ids, self.labels.tolist(), best, expected, self.probabilities.tolist(), strict=True
-        ):
-            yield [id_, split, label, counts[k], f"{mean:.4f}", *(f"{p:.6g}" for p in row)]
-
-
 SHIPPED = "commit.json"
-"""Where code that was shipped without its repository says which commit it is."""
+"""Name of the file with the commit of code that was shipped without its repository."""
 
 _PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "numpy", "pillow")
 
 
 def provenance() -> dict[str, Any]:
-    """Say how this process was started, on which code and which machine; secrets in the command line are masked."""
+    """Describe command, code, versions and machine of this process; secrets in the command are masked."""
     return {
         "command": [masked_argument(argument) for argument in sys.argv],
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -160,10 +116,10 @@ def provenance() -> dict[str, Any]:
 
 
 def commit() -> dict[str, Any]:
-    """The commit of the code that runs, and whether nothing was changed since; both ``None`` where nobody knows.
+    """Return the commit of the code that runs, and whether it is unchanged since; both ``None`` where unknown.
 
-    What is shipped brings it in a file. git is asked about files that it tracks: a repository around the environment
-    that bincounter is installed in has commits of something else.
+    Code shipped to a job brings them in a file. Git is asked about files that it tracks: a repository around the
+    environment that bincounter is installed in has commits of something else.
     """
     package = Path(bincounter.__file__).resolve().parent
     shipped = package.parent / SHIPPED
@@ -176,7 +132,7 @@ def commit() -> dict[str, Any]:
 
 
 def _installed_commit(package: Path) -> str | None:
-    """The commit that pip installed, where it was given the address of a repository."""
+    """The commit that pip installed, where it was given the address of a repository (PEP 610)."""
     try:
         installed = distribution("bincounter")
     except PackageNotFoundError:
@@ -195,7 +151,7 @@ def _version(package: str) -> str | None:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """What git says in a folder, ``None`` where it fails."""
+    """Output of a git command in a folder; ``None`` where it fails."""
     try:
         done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
@@ -204,17 +160,17 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def newest_checkpoint(log_dir: Path, *, named_by: str) -> Path:
-    """Find the ``best.ckpt`` written last, and say which one it is.
+    """Find the ``best.ckpt`` written last, and log its path.
 
     Args:
         log_dir: the folder of the runs, searched through.
-        named_by: the option that names a checkpoint, for the message.
+        named_by: the option that takes a checkpoint, for the message.
 
     Raises:
-        UserError: there is none.
+        UserError: none was found.
     """
     found = sorted(log_dir.glob("**/checkpoints/best.ckpt"), key=lambda path: path.stat().st_mtime)
     if not found:
-        raise UserError(f"no checkpoint is under {log_dir}/: train one first (make demo), or name it with {named_by}")
+        raise UserError(f"{log_dir}/ has no checkpoint: train one first (make demo), or give its path with {named_by}")
     log.info("Using %s", found[-1])
     return found[-1]

@@ -1,8 +1,9 @@
-"""Predictions and scores on one device; scores of each count."""
+"""Scoring of a run on one device: predictions, metrics, scores of each count."""
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -15,41 +16,21 @@ from bincounter.data.records import SPLITS
 from bincounter.model.counter import BinCounter
 from bincounter.model.scores import clamped_log, score
 from bincounter.progress import track
-from bincounter.training.run_folder import Predicted, RunFolder
+from bincounter.training.results import CountRow, Predicted, write_metrics, write_per_count, write_predictions
 from bincounter.training.trainer import resolved
 
 log = logging.getLogger(__name__)
 
 
 FEWEST_FOR_LOSS = 5
-"""Photos below which a mean loss gets no interval: the spread of so few tells next to nothing."""
+"""Photos below which a mean loss gets no interval: their spread is too uncertain."""
 
 _NORMAL = 1.959964  # quantile 0.975 of the standard normal distribution
 
 Interval = tuple[float, float]
 
 
-@dataclass(frozen=True, slots=True)
-class CountScore:
-    """How the photos of one count were answered.
-
-    Attributes:
-        n: photos scored.
-        accuracy: share answered right, 0-1; ``None`` without photos.
-        accuracy_interval: 95 %, Wilson (1927), https://doi.org/10.1080/01621459.1927.10502953.
-        cross_entropy: mean in nats; ``None`` without photos.
-        cross_entropy_interval: 95 %, Student's t, of a mean over so many photos; ``None`` below
-            :data:`FEWEST_FOR_LOSS`.
-    """
-
-    n: int
-    accuracy: float | None = None
-    accuracy_interval: Interval | None = None
-    cross_entropy: float | None = None
-    cross_entropy_interval: Interval | None = None
-
-
-def score_each_count(probabilities: Tensor, labels: Tensor, support: Sequence[int]) -> dict[int, CountScore]:
+def score_each_count(probabilities: Tensor, labels: Tensor, support: Sequence[int]) -> dict[int, CountRow]:
     """Score the photos of each count.
 
     Args:
@@ -68,15 +49,21 @@ def score_each_count(probabilities: Tensor, labels: Tensor, support: Sequence[in
     return {int(count): _score(right[labels == count], loss[labels == count]) for count in support}
 
 
-def _score(right: Tensor, loss: Tensor) -> CountScore:
+def _score(right: Tensor, loss: Tensor) -> CountRow:
     if not len(loss):
-        return CountScore(0)
+        return CountRow(scored=0)
     accuracy, cross_entropy = right.mean().item(), loss.mean().item()
-    return CountScore(len(loss), accuracy, _wilson(accuracy, len(right)), cross_entropy, _student(loss))
+    return CountRow(
+        scored=len(loss),
+        accuracy=accuracy,
+        accuracy_interval=_wilson(accuracy, len(right)),
+        loss=cross_entropy,
+        loss_interval=_student(loss),
+    )
 
 
 def _wilson(share: float, n: int) -> Interval:
-    """Interval of a share that neither leaves 0-1 nor vanishes at its ends."""
+    """Interval of a share: it stays in 0-1 and does not vanish at the ends."""
     squared = _NORMAL**2 / n
     middle = share + squared / 2
     half = _NORMAL * (share * (1 - share) / n + squared / (4 * n)) ** 0.5
@@ -97,20 +84,7 @@ TRAINING_SAMPLE = 2000
 """Training photos scored, at most, as a fair sample of all of them."""
 
 EACH_COUNT = 100
-"""Training photos of each count scored at least, or all that it has: rare counts would hardly be in the fair sample."""
-
-COLUMNS = (
-    "count",
-    "split",
-    "photos",
-    "scored",
-    "accuracy",
-    "accuracy_low",
-    "accuracy_high",
-    "cross_entropy",
-    "cross_entropy_low",
-    "cross_entropy_high",
-)
+"""Training photos of each count scored at least, or all it has: the fair sample has few of rare counts."""
 
 
 def training_sample(data: BinDataModule) -> tuple[np.ndarray, Tensor]:
@@ -121,8 +95,8 @@ def training_sample(data: BinDataModule) -> tuple[np.ndarray, Tensor]:
 
     Returns:
         Their positions in ``data.manifest.records``, ``int64[N]``, ascending; and ``bool[N]``, which of them are a fair
-        sample of all counts together. The others bring rare counts up to :data:`EACH_COUNT`. Of each count, all are a
-        fair sample.
+        sample of all counts together. The others bring rare counts up to :data:`EACH_COUNT`; within a count, all of
+        them are a fair sample.
     """
     training = data.side("training")
     if len(training) <= TRAINING_SAMPLE:
@@ -140,44 +114,27 @@ def training_sample(data: BinDataModule) -> tuple[np.ndarray, Tensor]:
     return positions, torch.from_numpy(np.isin(positions, fair))
 
 
-def write_per_count(
-    folder: RunFolder, photos: Mapping[str, Mapping[int, int]], answered: Mapping[str, Predicted], counts: Sequence[int]
-) -> None:
-    """Write ``per_count.csv``: for each count a row for each of ``train``, ``validation`` and ``test``.
-
-    Its columns: ``count``; ``split``; ``photos``, of that count in that split, of ``train`` those that the model
-    learnt from, empty where nobody knows; ``scored``, how many of them the rest of the row is of; ``accuracy``, 0-1;
-    ``cross_entropy``, mean in nats of the final model on unchanged photos; ``_low`` and ``_high``, their 95 %
-    intervals, see :class:`bincounter.training.scoring.CountScore`. What was not scored is empty.
+def per_count_rows(
+    photos: Mapping[str, Mapping[int, int]], predicted: Mapping[str, Predicted], counts: Sequence[int]
+) -> dict[tuple[int, str], CountRow]:
+    """Scores of each count in each of ``train``, ``validation`` and ``test``.
 
     Args:
-        folder: of the run.
-        photos: per split and count.
-        answered: per split, as far as it was scored.
+        photos: per split and count; those of ``train`` are the photos that the model learnt from, none if unknown.
+        predicted: per split, as far as it was scored.
         counts: the support, ascending.
     """
-    unscored = dict.fromkeys(counts, CountScore(0))
-    scores = {
-        split: score_each_count(answered[split].probabilities, answered[split].labels, counts)
-        if split in answered
-        else unscored
-        for split in SPLITS
-    }
-    rows = (
-        [count, split, photos[split].get(count, 0) if photos[split] else "", *_cells(scores[split][count])]
-        for count in counts
-        for split in SPLITS
-    )
-    folder.write_rows("per_count.csv", COLUMNS, rows)
+    rows = {}
+    for split in SPLITS:
+        scored = predicted.get(split)
+        by_count = {} if scored is None else score_each_count(scored.probabilities, scored.labels, counts)
+        for count in counts:
+            known = photos[split].get(count, 0) if photos[split] else None
+            rows[count, split] = replace(by_count.get(count, CountRow(scored=0)), photos=known)
+    return {(count, split): rows[count, split] for count in counts for split in SPLITS}
 
 
-def _cells(score: CountScore) -> list[int | str]:
-    accuracy, loss = score.accuracy_interval or (None, None), score.cross_entropy_interval or (None, None)
-    numbers = (score.accuracy, *accuracy, score.cross_entropy, *loss)
-    return [score.n, *("" if number is None else f"{number:.6g}" for number in numbers)]
-
-
-# As metrics.json and as split.csv call the sides that predictions.csv has.
+# Names in metrics.json and in split.csv of the sides in predictions.csv.
 SIDES = {"val": "validation", "test": "test"}
 
 
@@ -186,8 +143,8 @@ def fabric_for(trainer: Mapping[str, Any], watching: Sequence[L.Callback] = ()) 
 
     Args:
         trainer: its configuration.
-        watching: what is told of a scoring where it has these methods: ``on_scoring_start(model, side)`` before each
-            side, ``on_scoring_batch_start(model, side)``, ``on_scoring_batch_end(model, side, count)`` with
+        watching: callbacks of the scoring, as far as they have these methods: ``on_scoring_start(model, side)`` before
+            each side, ``on_scoring_batch_start(model, side)``, ``on_scoring_batch_end(model, side, count)`` with
             ``int[B]``, and ``on_scoring_end()`` after all of them.
     """
     accelerator = trainer["accelerator"]
@@ -197,7 +154,7 @@ def fabric_for(trainer: Mapping[str, Any], watching: Sequence[L.Callback] = ()) 
 
 @torch.inference_mode()
 def predict(model: BinCounter, data: BinDataModule, positions: np.ndarray, fabric: L.Fabric, side: str) -> Predicted:
-    """Answer for photos at ``positions`` of ``data.manifest.records``, in that order.
+    """Predict photos at ``positions`` of ``data.manifest.records``, in that order.
 
     Args:
         model: in evaluation mode, on the device of ``fabric``.
@@ -222,7 +179,7 @@ def predict(model: BinCounter, data: BinDataModule, positions: np.ndarray, fabri
 
 
 def score_run(
-    folder: RunFolder,
+    folder: Path,
     model: BinCounter,
     data: BinDataModule,
     fabric: L.Fabric,
@@ -241,27 +198,27 @@ def score_run(
         train_counts: photos per count that the model was trained on, for the baselines.
 
     Returns:
-        What ``metrics.json`` holds.
+        The content of ``metrics.json``.
     """
     model = fabric.to_device(model).eval()  # type: ignore[assignment]
     metrics: dict[str, Any] = {}
-    answered: dict[str, Predicted] = {}
+    predicted: dict[str, Predicted] = {}
     for side in sides:
         positions, fair = _positions(data, side)
         if not len(positions):
             continue
-        predicted = answered[SIDES.get(side, side)] = predict(model, data, positions, fabric, side)
-        metrics[side] = score(predicted.probabilities[fair], predicted.labels[fair], model.counts, train_counts)
+        answers = predicted[SIDES.get(side, side)] = predict(model, data, positions, fabric, side)
+        metrics[side] = score(answers.probabilities[fair], answers.labels[fair], model.counts, train_counts)
     fabric.call("on_scoring_end")
     photos = {"train": train_counts, **{name: data.count_of(data.side(name)) for name in SIDES.values()}}
-    write_per_count(folder, photos, answered, model.counts)
-    folder.write_predictions({split: answered[split] for split in SIDES.values() if split in answered}, model.counts)
-    folder.write_json("metrics.json", metrics)  # last: a run with metrics is a finished one
+    write_per_count(folder, per_count_rows(photos, predicted, model.counts))
+    write_predictions(folder, {split: predicted[split] for split in SIDES.values() if split in predicted}, model.counts)
+    write_metrics(folder, metrics)  # last: a run with metrics is a finished one
     return metrics
 
 
 def _positions(data: BinDataModule, side: str) -> tuple[np.ndarray, Tensor]:
-    """Photos to score, ``int64[N]``, and which of them the scores of a whole side are of, ``bool[N]``."""
+    """Return the photos to score, ``int64[N]``, and which of them count for the scores of the side, ``bool[N]``."""
     if side == "train":
         return training_sample(data)
     positions = data.side(SIDES[side])

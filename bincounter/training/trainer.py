@@ -1,4 +1,4 @@
-"""The Trainer: loggers, precision, silenced warnings, errors of a fit translated."""
+"""The Trainer of a run: loggers, callbacks, precision, silenced warnings, translated errors."""
 
 import errno
 import logging
@@ -23,15 +23,15 @@ from bincounter.training.run_folder import RunFolder
 
 
 def make_trainer(
-    cfg: DictConfig, folder: RunFolder, continued: str | None, watching: Sequence[L.Callback] = ()
+    cfg: DictConfig, folder: RunFolder, resume_from: str | None, watching: Sequence[L.Callback] = ()
 ) -> L.Trainer:
-    """The Trainer of a run, with the callbacks that every run has.
+    """Build the Trainer of a run, with the callbacks that every run has.
 
     Args:
         cfg: the whole configuration.
         folder: of the run.
-        continued: the checkpoint that is gone on from, if there is one.
-        watching: further callbacks; Lightning tells them of an epoch before its checkpoint is written.
+        resume_from: the checkpoint to resume from, if any.
+        watching: further callbacks; Lightning calls them before an epoch's checkpoint is written.
     """
     options: dict[str, Any] = OmegaConf.to_container(cfg.trainer, resolve=True)  # type: ignore[assignment]
     max_time = options.pop("max_time", None)
@@ -45,15 +45,15 @@ def make_trainer(
     )
     callbacks = [instantiate(node) for node in (cfg.callbacks or {}).values() if node]
     options["precision"] = resolved(options.get("precision"), options["accelerator"])
-    if options.get("sync_batchnorm") == "auto":  # a CPU has no such layer
+    if options.get("sync_batchnorm") == "auto":  # for GPUs only
         options["sync_batchnorm"] = options["accelerator"] != "cpu" and torch.cuda.is_available()
     plugins = [instantiate(node) for node in options.pop("plugins", None) or []]
     overfit = options.pop("overfit_batches", 0)
-    if overfit:  # Lightning would put a sampler of its own in the place of ours
+    if overfit:  # Lightning would replace our sampler
         options |= {"limit_train_batches": overfit, "limit_val_batches": overfit}
     return instantiate(
         options,
-        # The log comes before the checkpoint, which has to know all of it.
+        # The log comes before the checkpoint, which holds all of it.
         callbacks=[
             *callbacks,
             StatelessRandomness(cfg.seed),
@@ -61,31 +61,31 @@ def make_trainer(
             checkpoint,
             *watching,
         ],
-        logger=_loggers(cfg, continued) or False,
+        logger=_loggers(cfg, resume_from) or False,
         plugins=[AtomicCheckpointIO(), *plugins],
         default_root_dir=str(folder.path),
-        use_distributed_sampler=False,  # the data module deals the photos out itself
+        use_distributed_sampler=False,  # the data module shares the photos out itself
         num_sanity_val_steps=0,  # the configuration was checked; a resume must not validate twice
         enable_checkpointing=True,
         enable_model_summary=False,
     )
 
 
-def _loggers(cfg: DictConfig, continued: str | None) -> list[Any]:
+def _loggers(cfg: DictConfig, resume_from: str | None) -> list[Any]:
     loggers = []
     for node in (cfg.logger or {}).values():
         if not node:
             continue
         resumed: dict[str, Any] = {}
-        if continued is not None and node["_target_"].endswith("TensorBoardLogger"):
-            # Later points were written by the part of the run that was lost.
-            resumed["purge_step"] = torch.load(continued, weights_only=True, mmap=True)["global_step"]
+        if resume_from is not None and node["_target_"].endswith("TensorBoardLogger"):
+            # Later points are of the lost part of the run.
+            resumed["purge_step"] = torch.load(resume_from, weights_only=True, mmap=True)["global_step"]
         loggers.append(instantiate(node, **resumed))
     return loggers
 
 
 def _duration(text: str | None) -> timedelta | None:
-    """``DD:HH:MM:SS``, as Lightning writes it."""
+    """Parse ``DD:HH:MM:SS``, the format of Lightning's ``max_time``."""
     if text is None:
         return None
     days, hours, minutes, seconds = (int(part) for part in text.split(":"))
@@ -93,7 +93,7 @@ def _duration(text: str | None) -> timedelta | None:
 
 
 def run_checkpoint(trainer: L.Trainer) -> RunCheckpoint:
-    """The trainer's own RunCheckpoint."""
+    """Return the trainer's RunCheckpoint."""
     return next(c for c in trainer.callbacks if isinstance(c, RunCheckpoint))  # type: ignore[attr-defined]
 
 
@@ -122,16 +122,16 @@ def _cpu_multiplies_bf16() -> bool:
 
 
 _MESSAGES = (
-    r".*treespec, LeafSpec.*",  # lightning 2.6 calls what torch 2.14 deprecates
+    r".*treespec, LeafSpec.*",  # lightning 2.6 calls functions that torch 2.14 deprecates
     r".*smaller than the logging interval.*",  # the end of an epoch is logged anyway
-    r".*does not have many workers.*",  # photos come out of a memory map: workers would slow it down
+    r".*does not have many workers.*",  # photos are memory-mapped: workers would slow it down
     r".*your dataloader is not resumable.*",  # its state is the data module's, and restored
     r".*module\(s\) in eval mode at the start of training.*",  # a frozen backbone, as configured
 )
 
 
 def quiet_lightning() -> None:
-    """Drop Lightning's tips and start-up facts, which it prints twice, and known warnings; call after importing it."""
+    """Silence Lightning's tips and start-up lines, printed twice, and known warnings; call after importing it."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logger = logging.getLogger(name)
         logger.handlers.clear()  # the root logger has one
@@ -142,40 +142,44 @@ def quiet_lightning() -> None:
 
 @contextmanager
 def answered(*, batch_size: int, run: object) -> Iterator[None]:
-    """Turn what :func:`explained` knows into its sentence.
+    """Raise known exceptions of a fit or scoring as a :class:`BinCounterError` with one sentence.
 
     Raises:
-        BinCounterError: instead of the exceptions it knows; others pass.
+        BinCounterError: see :func:`explained`; other exceptions pass.
     """
     try:
         yield
     except Exception as error:
-        answer = explained(error, batch_size=batch_size, run=run)
-        if answer is None:
+        known = explained(error, batch_size=batch_size, run=run)
+        if known is None:
             raise
-        raise answer from error
+        raise known from error
 
 
 def explained(error: BaseException, *, batch_size: int, run: object) -> BinCounterError | None:
-    """The sentence for an exception out of a fit or a scoring, or ``None`` if it is none of the known ones.
+    """Describe an exception of a fit or scoring in one sentence; ``None`` if it is unknown.
 
     Args:
         error: what was raised.
         batch_size: ``data.batch_size`` in force.
         run: the run's folder.
     """
-    go_on = f"what was saved is in {run}; go on with ckpt_path=last paths.output_dir={run}"
+    resume_by = f"saved files are in {run}; resume with ckpt_path=last paths.output_dir={run}"
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or _cpu_allocation(error):
         smaller = max(batch_size // 2, 1)
         return ResourceError(
-            f"Out of memory with data.batch_size={batch_size}: start anew with data.batch_size={smaller} "
+            f"Out of memory with data.batch_size={batch_size}: start again with data.batch_size={smaller} "
             "trainer.accumulate_grad_batches=2 (the same effective batch), or a smaller data.image_size"
         )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         place = f" for {error.filename}" if error.filename else ""
-        return ResourceError(f"The disk is full{place}: make room, or move paths.data_dir and paths.cache_dir; {go_on}")
+        return ResourceError(
+            f"The disk is full{place}: make room, or move paths.data_dir and paths.cache_dir; {resume_by}"
+        )
     if isinstance(error, RuntimeError) and "DataLoader worker" in str(error) and "killed" in str(error):
-        return ResourceError(f"A data.num_workers process was killed, most likely for its memory: use fewer; {go_on}")
+        return ResourceError(
+            f"A data.num_workers process was killed, most likely for its memory: use fewer workers; {resume_by}"
+        )
     if isinstance(error, DataError) and str(error).startswith("Caught"):  # from a worker, with its traceback
         return DataError(str(error).strip().splitlines()[-1].partition(": ")[2])
     if isinstance(error, ValueError) and "more than 1 value per channel" in str(error):

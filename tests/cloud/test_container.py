@@ -158,7 +158,7 @@ def test_a_killed_job_goes_on_in_a_new_container_and_ends_with_the_same_bits(
     shutil.copytree(first / "checkpoints", second / "checkpoints", dirs_exist_ok=True)
     leftover = second / "checkpoints" / "checkpoints" / ".last.ckpt.killed.part"
     leftover.write_bytes(b"half")
-    assert "Going on from" in ends(start(second))
+    assert "Resuming from" in ends(start(second))
     assert not leftover.exists()
     ours, theirs = (
         tensors(torch.load(base / "checkpoints" / "checkpoints" / "last.ckpt", weights_only=True))
@@ -195,7 +195,7 @@ def test_a_trial_of_a_tuning_job_keeps_its_run_apart_from_the_others(code: Path,
     (other / "checkpoints").mkdir(parents=True)
     for name in ("config.yaml", "checkpoints/last.ckpt", "checkpoints/.last.ckpt.part"):
         (other / name).write_text("not mine")
-    assert "Going on from" not in ends(start(base))
+    assert "Resuming from" not in ends(start(base))
     run = base / "checkpoints" / "search-002-0a1b2c3d"
     assert yaml.safe_load((run / "config.yaml").read_text())["model"]["optimizer"]["lr"] == 0.002
     assert (run / "checkpoints" / "best.ckpt").exists()

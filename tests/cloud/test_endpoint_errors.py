@@ -63,7 +63,7 @@ REFUSALS = {
         "ValidationError",
         "Endpoint bins of account 123456789012 not found.",
         ConfigError,
-        "there is no endpoint named bins in this region: action=list",
+        "the endpoint bins does not exist in this region: action=list",
     ),
     "another": ("ValidationException", "Something new.", ConfigError, "what target.request adds to it"),
 }

@@ -104,7 +104,7 @@ def test_the_name_of_a_folder_becomes_one_of_an_address(tmp_path: Path) -> None:
 def test_folders_without_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty/1").mkdir(parents=True)
     (tmp_path / "file").write_text("x")
-    for name, said in {"empty": "holds no file", "missing": "does not exist", "file": "is no folder"}.items():
+    for name, said in {"empty": "holds no file", "missing": "does not exist", "file": "is not a folder"}.items():
         with pytest.raises(DataError, match=f"{name} {said}.*: set data.source to "):
             destination(tmp_path / name, "s3://shop/data")
         with pytest.raises(DataError, match=f"{name} {said}.*: set data.source to "):

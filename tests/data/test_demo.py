@@ -117,7 +117,8 @@ def test_a_killed_rendering_passes_for_none_and_the_next_one_completes(tmp_path:
     assert not root.exists()
     render(root, photos=12, size=32, workers=1)
     assert len(digest(root)) == 12
-    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["demo"]
+    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == ["demo"]
+    assert not (tmp_path / ".demo" / "part").exists()
 
 
 def test_two_processes_that_want_one_set_share_it(tmp_path: Path) -> None:

@@ -246,7 +246,7 @@ def test_two_photos_of_one_name_are_a_sentence(prepare: Run, tmp_path: Path) -> 
     ("destination", "said"),
     [
         ("s3:/mine/bins", "is not an S3 address: write it as s3://bucket/folder"),
-        ("s3://nowhere/bins", "there is no bucket nowhere: create it"),
+        ("s3://nowhere/bins", "bucket nowhere does not exist: create it"),
         ("s3://public", "lies in the source"),
         ("s3://public/bin-images", "lies in the source"),
         ("{tmp}/file", "is a file: name a folder to make"),

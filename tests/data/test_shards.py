@@ -277,7 +277,9 @@ DAMAGES = [
     pytest.param(lambda index: edit(index, 5, 8, "-1"), "damaged in line 6", id="offset"),
     pytest.param(lambda index: edit(index, 5, 0, "0/0.jpg"), "damaged in line 6", id="twice"),
     pytest.param(lambda index: index.write_text(index.read_text()[:-40]), "damaged in line 43", id="cut index"),
-    pytest.param(lambda index: write(index.with_name("quarantine.csv"), "a"), "no table of path,reason: ", id="list"),
+    pytest.param(
+        lambda index: write(index.with_name("quarantine.csv"), "a"), "is not a table of path,reason: ", id="list"
+    ),
     pytest.param(lambda index: index.with_name("bins-000001.tar").unlink(), r"01\.tar is missing: ", id="missing"),
     pytest.param(
         lambda index: index.with_name("bins-000001.tar").write_bytes(b"x" * 999),

@@ -46,8 +46,8 @@ def lines_without(path: Path, *left_out: str) -> None:
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
-    "losses.csv begins without the names": lambda folder: (folder / "losses.csv").write_text(""),
-    "tensors.csv begins without the names": lambda folder: lines_without(folder / "tensors.csv", "epoch"),
+    "losses.csv does not begin with the names": lambda folder: (folder / "losses.csv").write_text(""),
+    "tensors.csv does not begin with the names": lambda folder: lines_without(folder / "tensors.csv", "epoch"),
     "tensors.csv'": lambda folder: (folder / "tensors.csv").unlink(),
     "counts.csv'": lambda folder: (folder / "counts.csv").unlink(),
     "line 10 of tensors.csv has 3 cells": lambda folder: (folder / "tensors.csv").open("a").write("0,40,weight\n"),
@@ -60,7 +60,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 def test_damage_is_told_with_what_to_do(said: str, tmp_path: Path) -> None:
     recorded(tmp_path)
     DAMAGE[said](tmp_path)
-    with pytest.raises(UserError, match=r"damaged file .*: bring it back from a copy, or train anew") as answer:
+    with pytest.raises(UserError, match=r"corrupt file .*: restore it from a copy, or train again") as answer:
         list(read_records(tmp_path))
     assert said in str(answer.value)
 

@@ -89,7 +89,7 @@ def test_without_a_network_the_answer_says_which_override_goes_on(
 
 def test_weights_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "weights.pth"
-    with pytest.raises(ConfigError, match="is no file"):
+    with pytest.raises(ConfigError, match="is not a file"):
         resnet("resnet18", weights=str(file))
     file.write_bytes(b"not weights")
     with pytest.raises(ConfigError, match="not a weights file"):

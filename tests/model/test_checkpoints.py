@@ -142,7 +142,7 @@ def test_parts_of_ones_own_are_trusted_by_name(
 
 
 def test_what_is_no_checkpoint_is_answered_in_one_sentence(saved: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"There is no checkpoint .*none\.ckpt"):
+    with pytest.raises(UserError, match=r"Checkpoint .*none\.ckpt does not exist"):
         load_counter(tmp_path / "none.ckpt")
     whole = saved.read_bytes()
     broken = tmp_path / "broken.ckpt"
@@ -198,7 +198,7 @@ def test_every_option_of_the_groups_builds_and_steps(model: str, optimizer: str,
         ("backbone", {"_target_": "bincounter.nowhere"}, r"model\.backbone: bincounter\.nowhere cannot be built"),
         ("backbone", {"_target_": "bincounter.model.backbones.cnn", "witdh": 8}, "witdh"),
         ("backbone", {"_target_": "bincounter.model.backbones.resnet", "name": "resnet43"}, "name=resnet34?"),
-        ("backbone", {"_target_": "builtins.dict"}, "gives a dict, which is no Module"),
+        ("backbone", {"_target_": "builtins.dict"}, "returns a dict, not a Module"),
         ("optimizer", {"_target_": "torch.optim.Adamm"}, r"model\.optimizer: torch\.optim\.Adamm cannot be built"),
     ],
 )

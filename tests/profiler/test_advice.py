@@ -66,14 +66,12 @@ def with_usage(made: Facts, **usage: float) -> Facts:
 VALIDATING = replace(facts(), fit_s={**dict.fromkeys(PHASES, 1.0), "validation": 10.0})
 IDLE_GPU = {**GPU, "gpu_peak_mb": 8_000.0}
 TRIGGERED = {
-    "A step waits 41 % of the time for its batch (41.0 of 100.0 ms): every photo is decoded anew in every epoch; try "
+    "A step waits 41 % of the time for its batch (41.0 of 100.0 ms): every photo is decoded in every epoch; try "
     "data.cache=true": uncached("decoded", cache=False),
-    "the disk had no room to keep decoded photos; name another by paths.cache_dir, or try data.num_workers=1": uncached(
-        "decoded"
-    ),
+    "the disk had no room for decoded photos; try another paths.cache_dir, or data.num_workers=1": uncached("decoded"),
     "try data.sync.stream=false": uncached("streamed"),
-    "kept photos are read from disk at 120 MB/s": with_usage(facts(data=16), read_mb_s=120.0),
-    "too few processes; try data.num_workers=3 (now 2)": facts({"workers": 2, "threads": 1}, data=16),
+    "cached photos are read from disk at 120 MB/s": with_usage(facts(data=16), read_mb_s=120.0),
+    "too few processes prepare batches; try data.num_workers=3 (now 2)": facts({"workers": 2, "threads": 1}, data=16),
     # Of 41 ms, 20 pass while the GPU still computes what it was asked for before.
     "The GPU waits 26 % of the time for its batch (21.0 of 80.0 ms)": facts(GPU, data=41, free=80.0),
     "try data.augmentation.flip=false data.augmentation.shift=0 data.augmentation.rotation=0 (one": facts(
@@ -84,9 +82,9 @@ TRIGGERED = {
     "Checkpoints take 6 % of a step: try checkpoint.every_n_train_steps=640 (now 100)": facts(checkpoint=6),
     "try trainer.log_every_n_steps=100 (now 10), or callbacks.progress_bar=null": facts(logging=6),
     "The debugger takes 6 % of a step: try debugger.every_n_train_steps=320 (now 50)": facts(debugger=6),
-    "nothing to do 60 % of the time though batches are there, and 90 % of its memory is free: try data.batch_size=64 "
+    "idle 60 % of the time although batches are ready, and 90 % of its memory is free: try data.batch_size=64 "
     "(now 32) and trainer.precision=bf16-mixed": with_usage(facts(IDLE_GPU), gpu_percent=40.0),
-    "nothing to do 38 % of the time though": facts(IDLE_GPU, free=160.0),
+    "idle 38 % of the time although": facts(IDLE_GPU, free=160.0),
     "93 % of the machine's memory was in use": with_usage(facts(), memory_percent=93.0),
     "try data.num_workers=2 (now 4)": with_usage(facts({"workers": 4, "threads": 1}), memory_percent=93.0),
     "Tensors filled 94 % of the GPU's memory: data.batch_size=16 trainer.accumulate_grad_batches=2 (now 32": facts(
@@ -98,7 +96,7 @@ TRIGGERED = {
     "4 computing threads and 4 workers share 4 cores, and wait for each other: try data.num_workers=0 (now 2)": facts(
         {"workers": 2, "threads": 2, "processes": 2}
     ),
-    "few processes; try data.num_workers=3 (now 2).": facts(
+    "few processes prepare batches; try data.num_workers=3 (now 2).": facts(
         {"workers": 2, "threads": 1, "cores": 8, "processes": 2}, data=16
     ),
     "Other programs kept 50 % of the cores busy": with_usage(facts(), cpu_percent=200.0),

@@ -7,6 +7,7 @@ import re
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,11 +15,15 @@ from bins import square_bins
 from commands import Run, Start
 from test_resume import RECIPE, assert_same, kill_after
 
+import bincounter
+from bincounter.debugger.recorder import TensorRecorder
 from bincounter.errors import UserError
 from bincounter.profiler.phase_clock import PhaseClock
 from bincounter.profiler.profile_facts import facts_of
 from bincounter.profiler.profile_record import BETWEEN, PHASES, STEP, Record, Row, Session, Usage, phase_of, read_record
+from bincounter.training.checkpoint import RunCheckpoint, StatelessRandomness
 
+PACKAGE = Path(bincounter.__file__).parent
 BATCHES, EPOCHS = 9, 2  # 77 training photos in batches of 8
 
 
@@ -64,14 +69,14 @@ def test_measuring_changes_nothing_and_all_of_the_time_is_told(recipe: list[str]
     assert (facts.exact_steps, facts.slowed) == (len(steps) - 1 - 10, False)  # without those that were looked into
     assert sum(facts.fit_s.values()) == pytest.approx(sum(row.wall_ms for row in record.rows) / 1e3, rel=1e-3)
     assert all(sample.cpu_percent >= 0 and sample.rss_mb > 50 for sample in record.usage) and record.usage
-    with (tmp_path / "run" / "profile" / "functions.csv").open(newline="") as file:
-        functions = list(csv.DictReader(file))
-    assert any(row["phase"] == "forward" and "training_step" in row["function"] for row in functions)
-    assert any(row["phase"] == "checkpoint" and "fsync" in row["function"] for row in functions)
+    _, *parts = (tmp_path / "run" / "profile" / "functions.txt").read_text().split("Profile stats for: ")
+    functions = dict(part.split("\n", 1) for part in parts)
+    assert "training_step" in functions["forward"] and "fsync" in functions["checkpoint"]
+    assert "fsync" not in functions["forward"]
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "Where the time went" in page and "Waiting for data" in page
-    assert " 10 others were looked into" in page
-    assert "Where the time went" not in (tmp_path / "plain" / "report.html").read_text()
+    assert "Time by phase" in page and "Waiting for data" in page
+    assert " 10 others were profiled in detail" in page
+    assert "Time by phase" not in (tmp_path / "plain" / "report.html").read_text()
 
 
 def test_a_run_that_is_stopped_and_gone_on_with_has_both_parts(
@@ -99,7 +104,14 @@ def test_a_run_that_is_stopped_and_gone_on_with_has_both_parts(
 
 def test_what_lies_inside_another_action_is_counted_once() -> None:
     rows: list[Row] = []
-    clock = PhaseClock(torch.device("cpu"), 1, closed=rows.append, place=lambda: (3, 7), validating=lambda: False)
+    clock = PhaseClock(
+        torch.device("cpu"),
+        1,
+        closed=rows.append,
+        place=lambda: (3, 7),
+        validating=lambda: False,
+        callbacks={"RunCheckpoint": "rest"},
+    )
     strategy = "[Strategy]SingleDeviceStrategy"
     clock.start("[Callback]TrainingLog.on_train_start")  # before the first step
     clock.stop("[Callback]TrainingLog.on_train_start")
@@ -158,11 +170,20 @@ def test_a_run_of_which_all_was_looked_into_says_so() -> None:
     assert facts is not None and (facts.step_ms["forward"], facts.slowed) == (30.0, True)
 
 
-def test_waiting_for_other_processes_is_no_checkpoint() -> None:
-    """Under DDP they agree after each step on whether to stop; what is written then has an action of its own."""
-    assert phase_of("[Callback]RunCheckpoint.on_train_batch_end") == "rest"
-    assert phase_of("save_checkpoint") == phase_of("[Callback]RunCheckpoint.on_train_epoch_end") == "checkpoint"
-    assert phase_of("[Callback]TensorRecorder.on_before_optimizer_step") == "debugger"
+def test_callbacks_name_the_phase_that_their_hooks_belong_to() -> None:
+    owners: dict[Any, str] = {RunCheckpoint: "rest", StatelessRandomness: "rest", TensorRecorder: "debugger"}
+    for owner, phase in owners.items():
+        assert owner.profiler_phase == phase and phase in PHASES
+    assert 'profiler_phase = "debugger"' in (PACKAGE / "smdebug" / "hook.py").read_text()  # importing it needs smdebug
+    callbacks = {owner.__qualname__: phase for owner, phase in owners.items()}
+    assert phase_of("[Callback]TensorRecorder.on_before_optimizer_step", callbacks) == "debugger"
+    assert phase_of("[Callback]EarlyStopping{'min_delta': 0.01}.on_validation_end", callbacks) == "logging"
+    # Under DDP processes agree after each step on whether to stop; what is written then has an action of its own.
+    assert phase_of("[Callback]RunCheckpoint.on_train_batch_end", callbacks) == "rest"
+    assert (
+        phase_of("save_checkpoint", callbacks) == phase_of("RunCheckpoint.save_checkpoint", callbacks) == "checkpoint"
+    )
+    assert phase_of("[Callback]TrainingLog.on_save_checkpoint", callbacks) is None
 
 
 def test_files_stay_small_and_sums_stay_whole(tmp_path: Path) -> None:
@@ -182,5 +203,5 @@ def test_files_stay_small_and_sums_stay_whole(tmp_path: Path) -> None:
     assert (facts.step_ms["forward"], facts.free_step_ms) == (12.0, 10.0)
     assert facts.fit_s["forward"] == pytest.approx(450 * 0.012 + 8550 * 0.010)
     (tmp_path / "steps.csv").write_text("session\nnone\n")
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match="corrupt"):
         read_record(tmp_path)

@@ -4,7 +4,8 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,13 @@ import torch
 import yaml
 from PIL import Image, ImageDraw
 
+from bincounter.debugger.rule import read_states
 from bincounter.model.scores import score
-from bincounter.training.run_folder import Predicted, RunFolder
-from bincounter.training.scoring import write_per_count
+from bincounter.profiler.profile_facts import read_profile
+from bincounter.report.report import write_report
+from bincounter.report.report_photos import select_photos
+from bincounter.training.results import Predicted, read_run, write_per_count
+from bincounter.training.scoring import per_count_rows
 
 SUPPORT = (1, 2, 3, 4, 5)
 SHARES = (0.11, 0.22, 0.27, 0.23, 0.17)
@@ -77,7 +82,7 @@ def make_run(
         for split, side in sides.items()
     }
     by_count = {split: Counter(counts[side].tolist()) for split, side in sides.items()}
-    write_per_count(RunFolder(path), by_count, answered, support)
+    write_per_count(path, per_count_rows(by_count, answered, support))
     config = {**CONFIG, "model": {**CONFIG["model"], "optimizer": {"lr": lr}}, "paths": {"output_dir": str(path)}}
     (path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     (path / "overrides.txt").write_text(f"model=resnet18\nmodel.weights=null\nmodel.optimizer.lr={lr}\n")
@@ -153,3 +158,19 @@ def drawn_attention(ids: Sequence[str], side: int = 96) -> dict[str, np.ndarray]
     y, x = np.mgrid[:side, :side] / side
     spots = np.random.default_rng(0).uniform(0.25, 0.75, (len(ids), 2))
     return {name: np.exp(-((x - a) ** 2 + (y - b) ** 2) / 0.03) for name, (a, b) in zip(ids, spots, strict=True)}
+
+
+def write_run_report(run: Path, *, photo: Callable[[str], bytes] | None = drawn_photo, explained: bool = False) -> Path:
+    """Write the report of a run's folder, as the command ``train`` does.
+
+    Args:
+        run: the folder.
+        photo: gives the bytes of a photo by its id; ``None``: all are gone.
+        explained: add drawn attention.
+    """
+    results = read_run(run)
+    photos = select_photos(results)
+    files = {} if photo is None else {id_: photo(id_) for id_ in photos.ids()}
+    heat = drawn_attention([shown.id for shown in photos.explained]) if explained else {}
+    verdicts, profile = read_states(run), read_profile(run, results.config)
+    return write_report(results, verdicts, profile, replace(photos, files=files, heat=heat))

@@ -60,7 +60,7 @@ def test_different_photos_are_remarked_on_and_not_paired(tmp_path: Path) -> None
     comparison = compare([make_run(tmp_path / "a"), make_run(tmp_path / "b", prefix="other-")])
     assert comparison.gains == (None, None)
     screen = on_screen(comparison)
-    assert "did not have the same photos and labels" in screen
+    assert "photos or labels of these runs differ" in screen
     assert "scored on different test photos" in screen
 
 
@@ -103,9 +103,9 @@ def test_wrong_folders_are_answered_in_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="at least two runs"):
         compare([run])
-    with pytest.raises(UserError, match="empty is no run folder"):
+    with pytest.raises(UserError, match="empty is not a run's folder"):
         compare([run, tmp_path / "empty"])
-    with pytest.raises(UserError, match="nowhere is no folder"):
+    with pytest.raises(UserError, match="nowhere is not a folder"):
         compare([run, tmp_path / "nowhere"])
     unscored = make_run(tmp_path / "unscored", photos=120)
     (unscored / "metrics.json").unlink()

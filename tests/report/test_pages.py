@@ -6,10 +6,8 @@ from pathlib import Path
 import pytest
 from browser import Visit, chromium, visit
 from made_data import write_made_data_report
-from made_runs import drawn_attention, drawn_photo, make_run
+from made_runs import make_run, write_run_report
 from playwright.sync_api import Browser
-
-from bincounter.report.report import photos_to_explain, write_report
 
 pytestmark = pytest.mark.browser
 WIDTHS = (390, 1280)
@@ -24,7 +22,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = make_run(tmp_path_factory.mktemp("runs") / "2026-11-20_10-00-00")
-    return write_report(run, photo=drawn_photo, cams=drawn_attention(photos_to_explain(run)))
+    return write_run_report(run, explained=True)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +62,7 @@ def test_report_shows_all_sections(browser: Browser, report: Path, width: int) -
 @pytest.mark.parametrize("width", WIDTHS)
 def test_report_of_many_counts_fits_too(browser: Browser, tmp_path: Path, width: int) -> None:
     run = make_run(tmp_path / "run", support=range(31))
-    with visit(browser, write_report(run, photo=drawn_photo), width=width) as seen:
+    with visit(browser, write_run_report(run), width=width) as seen:
         check_layout(seen, width)
         cells = seen.page.locator("table.confusion td").count()
     assert cells == 31 * 31

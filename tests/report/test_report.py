@@ -1,16 +1,20 @@
 import io
 import json
+import os
 import shutil
+from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
-from made_runs import drawn_attention, drawn_photo, make_run
+from made_runs import drawn_photo, make_run, write_run_report
 from PIL import Image
 
 from bincounter.errors import UserError
-from bincounter.report.report import photos_to_explain, write_report
+from bincounter.profiler.profile_record import STEP, Record, Row, Session, Usage
+from bincounter.report.report_photos import select_photos
+from bincounter.training.results import read_run
 
 
 class Text(HTMLParser):
@@ -35,7 +39,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_scores_stand_beside_their_intervals_and_baselines(run: Path) -> None:
-    text = Text(write_report(run, photo=drawn_photo)).text
+    text = Text(write_run_report(run)).text
     metrics = json.loads((run / "metrics.json").read_text())
     for side in ("val", "test"):
         scores = metrics[side]
@@ -45,18 +49,17 @@ def test_scores_stand_beside_their_intervals_and_baselines(run: Path) -> None:
         assert f"{100 * low:.1f} % to {100 * high:.1f} %" in text
         assert f"{scores['rmse']:.3f}" in text
         assert f"{scores['mean_rmse']:.3f}" in text
-    assert "clearly better than always answering 3" in text
+    assert "clearly better than always predicting 3" in text
 
 
 def test_a_guessing_model_is_not_called_better(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", skill=0.0)
-    assert "clearly better" not in Text(write_report(run, photo=drawn_photo)).text
+    assert "clearly better" not in Text(write_run_report(run)).text
 
 
 def test_same_run_makes_the_same_page(run: Path) -> None:
-    cams = drawn_attention(photos_to_explain(run))
-    first = write_report(run, photo=drawn_photo, cams=cams).read_bytes()
-    assert write_report(run, photo=drawn_photo, cams=cams).read_bytes() == first
+    first = write_run_report(run, explained=True).read_bytes()
+    assert write_run_report(run, explained=True).read_bytes() == first
 
 
 def test_text_from_data_stays_text(tmp_path: Path) -> None:
@@ -66,7 +69,7 @@ def test_text_from_data_stays_text(tmp_path: Path) -> None:
     (run / "overrides.txt").write_text("task_name=<script>alert(1)</script>\n")
     config = run / "config.yaml"
     config.write_text(config.read_text().replace("task_name: capstone", "task_name: <script>alert(2)</script>"))
-    page = Text(write_report(run, photo=drawn_photo, cams=drawn_attention(photos_to_explain(run))))
+    page = Text(write_run_report(run, explained=True))
     assert "script" not in page.elements
     assert page.elements.count("b") == 4  # the dots of the four cards, and none from the quarantine list
     assert "<b>no</b>" in page.text
@@ -77,27 +80,27 @@ def test_text_from_data_stays_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("missing", "sentence"),
     [
-        ("metrics.json", "There are no scores"),
-        ("predictions.csv", "There are no predictions to show"),
-        ("logs", "There are no curves"),
-        ("split.csv", "The run left no list of its splits"),
-        ("quarantine.csv", "The run left no quarantine list"),
-        ("provenance.json", "The run left no provenance"),
-        ("overrides.txt", "None: every value is the default"),
+        ("metrics.json", "No scores: the run ended"),
+        ("predictions.csv", "No predictions to show"),
+        ("logs", "No curves"),
+        ("split.csv", "The run has no split.csv"),
+        ("quarantine.csv", "The run has no quarantine.csv"),
+        ("provenance.json", "The run has no provenance.json"),
+        ("overrides.txt", "None: all values are defaults"),
     ],
 )
 def test_missing_piece_is_answered_by_a_sentence(run: Path, missing: str, sentence: str) -> None:
-    assert sentence not in Text(write_report(run, photo=drawn_photo)).text
+    assert sentence not in Text(write_run_report(run)).text
     path = run / missing
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    assert sentence in Text(write_report(run, photo=drawn_photo)).text
+    assert sentence in Text(write_run_report(run)).text
 
 
 def test_killed_run_that_left_only_its_configuration(run: Path) -> None:
     for path in run.iterdir():
         if path.name != "config.yaml":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    assert "This run has not been scored" in Text(write_report(run, photo=drawn_photo)).text
+    assert "This run has not been scored" in Text(write_run_report(run)).text
 
 
 def test_without_test_photos_validation_scores_lead(run: Path) -> None:
@@ -106,7 +109,7 @@ def test_without_test_photos_validation_scores_lead(run: Path) -> None:
     (run / "metrics.json").write_text(json.dumps(metrics))
     lines = (run / "predictions.csv").read_text().splitlines()
     (run / "predictions.csv").write_text("\n".join(line for line in lines if ",test," not in line))
-    text = Text(write_report(run, photo=drawn_photo)).text
+    text = Text(write_run_report(run)).text
     assert f"{metrics['val']['n']} validation bins counted right" in text
     assert "There are no scores on test photos" in text
     assert "Validation photos drawn at random" in text
@@ -115,33 +118,35 @@ def test_without_test_photos_validation_scores_lead(run: Path) -> None:
 def test_log_cut_short_by_a_kill_keeps_its_whole_lines(run: Path) -> None:
     log = run / "logs" / "metrics.csv"
     log.write_text(log.read_text()[:-30] + "\n7,6")
-    assert "Learning rate" in Text(write_report(run, photo=drawn_photo)).text
+    assert "Learning rate" in Text(write_run_report(run)).text
 
 
 def test_photos_that_are_gone_or_broken_are_said_to_be(run: Path) -> None:
-    assert "no longer there" in Text(write_report(run, photo=lambda _: None)).text
-    assert "no longer there" in Text(write_report(run, photo=lambda name: drawn_photo(name)[:200])).text
+    assert "photo is missing" in Text(write_run_report(run, photo=None)).text
+    assert "photo is missing" in Text(write_run_report(run, photo=lambda name: drawn_photo(name)[:200])).text
 
 
 def test_large_noisy_photos_keep_the_page_below_8_megabytes(run: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (1600, 2000, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(noise).save(buffer, "JPEG", quality=95)
-    cams = drawn_attention(photos_to_explain(run))
-    assert write_report(run, photo=lambda _: buffer.getvalue(), cams=cams).stat().st_size < 8e6
+    assert write_run_report(run, photo=lambda _: buffer.getvalue(), explained=True).stat().st_size < 8e6
 
 
 def test_the_photos_to_explain_are_right_and_wrong_ones(run: Path) -> None:
     rows = {line.split(",")[0]: line.split(",") for line in (run / "predictions.csv").read_text().splitlines()[1:]}
-    explained = [rows[name] for name in photos_to_explain(run)]
+    photos = select_photos(read_run(run))
+    explained = [rows[photo.id] for photo in photos.explained]
     assert [row[1] for row in explained] == ["test"] * 6
     assert [row[2] == row[3] for row in explained] == [True] * 3 + [False] * 3
     assert len({row[2] for row in explained[:3]}) == 3  # of different counts
+    truth = [float(row[4 + int(row[2])]) for row in explained[3:]]
+    assert truth == sorted(truth) and [photo.id for photo in photos.mistakes[:3]] == [row[0] for row in explained[3:]]
 
 
 def test_folder_that_is_no_run(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no run folder .*config\.yaml"):
-        write_report(tmp_path, photo=drawn_photo)
+    with pytest.raises(UserError, match=r"not a run\'s folder .*config\.yaml"):
+        write_run_report(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "predictions.csv", "config.yaml", "split.csv", "per_count.csv"])
@@ -149,5 +154,31 @@ def test_damaged_file_is_named(run: Path, name: str) -> None:
     path = run / name
     half = path.read_text()[: path.stat().st_size // 2]
     path.write_text(half.rpartition(",")[0] + '\n: "[{' if name.endswith("yaml") else half + "\nx,y")
-    with pytest.raises(UserError, match=f"{name} is damaged"):
-        write_report(run, photo=drawn_photo)
+    with pytest.raises(UserError, match=f"{name} is corrupt"):
+        write_run_report(run)
+
+
+def test_each_file_of_the_run_is_opened_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = Session()
+    steps = [Row(0, 0, number, STEP, float(number), exact=True, wall_ms=10.0) for number in range(4)]
+    for step in steps:
+        session.add(step)
+    Record([session], steps, [Usage(0, 0.5, 50.0, 60.0, 700.0, 30.0)]).write(run / "profile")
+    (run / "debugger").mkdir()
+    (run / "debugger" / "rules.json").write_text('{"overfit": {"action": "warn", "state": "passed"}}')
+    written = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+    opened: Counter[str] = Counter()
+    open_file = io.open
+
+    def counting(file: object, *args: object, **options: object) -> object:
+        path = Path(os.fspath(file)) if isinstance(file, str | os.PathLike) else None
+        if path is not None and path.is_relative_to(run):
+            opened[str(path.relative_to(run))] += 1
+        return open_file(file, *args, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(io, "open", counting)  # what pathlib calls
+    monkeypatch.setattr("builtins.open", counting)
+    page = Text(write_run_report(run, explained=True)).text
+    del opened["report.html"]  # this test's
+    assert "Time by phase" in page and "Nothing found: overfit" in page
+    assert opened == dict.fromkeys(written, 1)

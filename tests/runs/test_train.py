@@ -240,7 +240,7 @@ def test_debug_groups_run(debug: str, bins: Path, train: Run, tmp_path: Path) ->
         (["data=folders"], "data.source is not set"),
         (["data=folders", "data.source=nowhere"], "data.source=nowhere is no folder"),
         (["ckpt_path=last"], "add paths.output_dir=RUN"),
-        (["ckpt_path=last", "paths.output_dir=nowhere"], "holds no run to go on with"),
+        (["ckpt_path=last", "paths.output_dir=nowhere"], "has no run to resume"),
         (["trainer=gpu"], "no CUDA GPU is visible here"),
         (["trainer=ddp", "trainer.accelerator=cpu", "trainer.sync_batchnorm=true"], "sync_batchnorm=true needs GPUs"),
     ],
@@ -275,7 +275,7 @@ def test_memory_that_runs_out_is_answered_with_a_smaller_batch(bins: Path, tmp_p
     limited = ["bash", "-c", 'ulimit -v 14000000; exec "$@"', "-", *command("train.py", *overrides, *paths)]
     done = subprocess.run(limited, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
-    assert "start anew with data.batch_size=64" in done.stderr.splitlines()[-1]
+    assert "start again with data.batch_size=64" in done.stderr.splitlines()[-1]
 
 
 def test_no_secret_is_written_down(bins: Path, train: Run, tmp_path: Path) -> None:

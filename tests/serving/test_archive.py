@@ -152,7 +152,7 @@ def test_a_module_named_as_one_of_the_archives_is_refused(tmp_path: Path, monkey
 
 def test_what_cannot_be_packed_or_written_is_refused_in_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "text.ckpt").write_text("no checkpoint")
-    for name, expected in {"none.ckpt": "There is no checkpoint", "text.ckpt": "not a checkpoint"}.items():
+    for name, expected in {"none.ckpt": "does not exist", "text.ckpt": "not a checkpoint"}.items():
         with pytest.raises(UserError, match=expected):
             package(tmp_path / name, Settings(tmp_path / "model.tar.gz"))
     with pytest.raises(UserError, match=r"text\.ckpt cannot be written to"):

@@ -1,7 +1,5 @@
 """Soak test: many clients, good and bad requests, and a worker that dies under them; memory stays flat."""
 
-import signal
-import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPException
@@ -12,15 +10,23 @@ from local_server import LocalServer
 
 CLIENTS = 8
 GROWTH = 25_000_000  # bytes; a photo that stayed behind with each request would be more
+BODIES = [photo(seed, side=600) for seed in range(6)] + [b"no photo", photo()[:500], bytes(2_100_000)]
 
 
-def soak(server: LocalServer, requests: int) -> Counter[int]:
-    """Send good and bad requests by several clients at a time, and count the statuses of the answers; 0 is a reset."""
-    bodies = [photo(seed, side=600) for seed in range(6)] + [b"no photo", photo()[:500], bytes(2_100_000)]
+def soak(server: LocalServer, requests: int, *, killed: psutil.Process | None = None) -> Counter[int]:
+    """Send good and bad requests by several clients at a time, and count the statuses of the answers; 0 is a reset.
+
+    Args:
+        server: to ask.
+        requests: number of requests.
+        killed: process to kill after a quarter of them.
+    """
 
     def ask(number: int) -> int:
+        if killed and number == requests // 4:
+            killed.kill()
         try:
-            return server.count(bodies[number % len(bodies)]).status
+            return server.count(BODIES[number % len(BODIES)]).status
         except (OSError, HTTPException):
             return 0
 
@@ -36,10 +42,7 @@ def test_requests_end_and_memory_stays_while_a_worker_dies(served: LocalServer) 
     assert set(soak(served, 300)) == {200, 413, 422}
     after = [process.memory_info().rss for process in (supervisor, worker)]
     assert all(late - early < GROWTH for early, late in zip(before, after, strict=True))
-    killer = threading.Timer(0.2, lambda: worker.send_signal(signal.SIGKILL))
-    killer.start()
-    seen = soak(served, 300)
-    killer.join()
+    seen = soak(served, 300, killed=worker)
     assert set(seen) <= {0, 200, 413, 422}
     assert 0 < seen[0] <= CLIENTS  # those in hand; others wait for the next worker
     assert served.worker().pid != worker.pid

@@ -12,11 +12,12 @@ from test_resume import kill_after
 
 from bincounter.cloud.hyperparameters import encode
 from bincounter.errors import UserError
-from bincounter.smdebug.hook import open_hook
 
 pytest.importorskip("smdebug.pytorch", reason="smdebug's own environment is missing here: make test-smdebug")
 
 from smdebug.pytorch import create_trial, modes
+
+from bincounter.smdebug.hook import open_hook
 
 JOB = [
     "experiment=demo",
@@ -76,7 +77,7 @@ def test_a_job_whose_machine_is_taken_away_leaves_one_whole_trial(tmp_path: Path
     again = start()
     said, _ = again.communicate(timeout=120)
     assert again.returncode == 0, said
-    assert "Going on from" in said
+    assert "Resuming from" in said
     shutil.copytree(tensors, kept, dirs_exist_ok=True)
     (kept / "training_job_end.ts").touch()  # the service does so
 
@@ -105,7 +106,7 @@ def test_a_jobs_container_says_what_is_saved_and_where(tmp_path: Path, monkeypat
     assert hook.include_collections == ["losses"]
     assert hook.save_config.get_save_config(modes.EVAL).save_interval == 3
     hook.close()
-    with pytest.raises(UserError, match="already holds a run's tensors"):
+    with pytest.raises(UserError, match="already has tensors of a run"):
         open_hook(settings, tmp_path / "other", None)
 
 

@@ -73,18 +73,18 @@ def test_what_is_in_the_way_is_named(
         ({"save_interval": {"train": 0}}, "debugger.save_interval.train=0"),
         ({"sagemaker_rules": ["overfitting"]}, "did you mean debugger.sagemaker_rules=overfit"),
         ({"sagemaker_rules": ["overfit", "overfit"]}, "names overfit twice"),
-        ({"sagemaker_rules": ["overfit", "vanishing_gradient"]}, "looks at gradients, which debugger.collections does"),
+        ({"sagemaker_rules": ["overfit", "vanishing_gradient"]}, "reads gradients, which debugger.collections does"),
         (
             {"sagemaker_rules": ["overfit", "dead_relu"], "include_regex": []},
             r"debugger.include_regex=\['relu_output'\]",
         ),
-        ({"sagemaker_parameters": {"overtraining": {}}}, "add overtraining to debugger.sagemaker_rules"),
-        ({"sagemaker_parameters": {"overfit": 3}}, "debugger.sagemaker_parameters.overfit=3 names no parameter"),
+        ({"sagemaker_parameters": {"overtraining": {}}}, "not in debugger.sagemaker_rules: add overtraining"),
+        ({"sagemaker_parameters": {"overfit": 3}}, "debugger.sagemaker_parameters.overfit=3 has no parameter name"),
         (
             {"sagemaker_parameters": {"overfit": {"patienc": 3}}},
             "did you mean debugger.sagemaker_parameters.overfit=pat",
         ),
-        ({"sagemaker_parameters": {"overfit": {"patience": [3]}}}, "write a number or a text"),
+        ({"sagemaker_parameters": {"overfit": {"patience": [3]}}}, "write a number or a string"),
     ],
 )
 def test_settings_that_smdebug_cannot_follow_are_refused(changed: dict[str, Any], said: str) -> None:

@@ -1,4 +1,4 @@
-"""Studies as searches leave them, made without training anything."""
+"""Studies of random trials, made without training."""
 
 import math
 import random

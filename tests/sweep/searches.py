@@ -1,4 +1,4 @@
-"""Tiny Hydra apps to search over, and what a study holds afterwards."""
+"""Tiny Hydra app to search over, and access to its study."""
 
 from pathlib import Path
 

@@ -67,7 +67,7 @@ def test_joblib_runs_batches_and_orphans_are_awaited(search: Search, tmp_path: P
     assert all(trial.user_attrs["seconds"] > 1.9 for trial in search.trials[:2])
 
 
-def test_a_finished_search_says_its_result_again(search: Search, tmp_path: Path) -> None:
+def test_a_finished_search_prints_its_result_again(search: Search, tmp_path: Path) -> None:
     said = search.run(n_trials=2, retrain_best="true")
     assert "Searching +x: 0 to 1" in said
     best = study_of(search.database).best_trial
@@ -79,7 +79,7 @@ def test_a_finished_search_says_its_result_again(search: Search, tmp_path: Path)
     assert (tmp_path / "sweep" / "sweep.html").exists()
 
 
-def test_a_raised_total_goes_on_and_a_changed_search_is_refused(search: Search) -> None:
+def test_a_raised_total_resumes_and_a_changed_search_is_refused(search: Search) -> None:
     search.run(n_trials=1)
     search.run(n_trials=2)
     said = search.run("+x=interval(0.0,2.0)", n_trials=2, code=2)
@@ -147,7 +147,7 @@ def squares(tmp_path: Path) -> list[str]:
     ]
 
 
-def test_a_killed_training_is_gone_on_with(start: Start, train: Run, squares: list[str], tmp_path: Path) -> None:
+def test_a_killed_training_is_resumed(start: Start, train: Run, squares: list[str], tmp_path: Path) -> None:
     sweep = tmp_path / "log" / "sweeps" / "killed"
     search = ["hparams_search=optuna", "hparams_search.n_trials=2", "hparams_search.study_name=killed"]
     overrides = [*squares, *search, "checkpoint.every_n_train_steps=1", "hparams_search/pruner=hyperband"]
@@ -156,9 +156,9 @@ def test_a_killed_training_is_gone_on_with(start: Start, train: Run, squares: li
     _until((sweep / "0" / "checkpoints" / "last.ckpt").exists, process)
     process.kill()
     process.wait()
-    assert "no unfinished run" in train("ckpt_path=latest", code=2).stderr  # a trial is the search's to go on with
+    assert "no unfinished run" in train("ckpt_path=latest", code=2).stderr  # the search resumes its trials
     done = train(*overrides, "hparams_search.retrain_best=true")
-    assert "Going on from" in done.stderr
+    assert "Resuming from" in done.stderr
     study = study_of(f"sqlite:///{sweep / 'study.db'}")
     assert len(study.trials) == 2
     assert study.trials[0].state.name == "COMPLETE"

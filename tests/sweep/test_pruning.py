@@ -1,4 +1,4 @@
-"""Trials that are ended early, by the callback in a run and from afar."""
+"""Pruning by the callback of a local run and of remote jobs."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def overrides(tmp_path: Path) -> list[str]:
     ]
 
 
-def test_a_trial_is_pruned_and_says_what_it_saved(train: Run, overrides: list[str], tmp_path: Path) -> None:
+def test_a_pruned_trial_records_the_seconds_saved(train: Run, overrides: list[str], tmp_path: Path) -> None:
     pruner = ["+hparams_search.pruner._target_=optuna.pruners.ThresholdPruner", "+hparams_search.pruner.lower=2"]
     done = train(*overrides, "trainer.max_epochs=3", "hparams_search.n_trials=1", *pruner)
     assert "Trial 0 was pruned after epoch 1 of 3" in done.stderr
@@ -44,7 +44,7 @@ def test_several_metrics_are_read_from_the_run(train: Run, overrides: list[str],
     assert len(study.trials[0].values) == 2
 
 
-def test_jobs_elsewhere_are_judged_by_their_epochs(tmp_path: Path) -> None:
+def test_remote_jobs_are_pruned_by_their_epochs(tmp_path: Path) -> None:
     quiet()
     url = f"sqlite:///{tmp_path / 'study.db'}"
     study = optuna.create_study(study_name="s", storage=open_storage(url), direction="maximize")
@@ -55,7 +55,7 @@ def test_jobs_elsewhere_are_judged_by_their_epochs(tmp_path: Path) -> None:
     )
     judge = judge_of_jobs(url, {"study_name": "s", "pruner": pruner}, cfg)
     assert not judge(0, 1, {"val/accuracy": 0.6, "train/loss": 1.0}, 8.0)
-    assert not judge(0, 1, {"val/accuracy": 0.1}, 8.0)  # a resumed job tells an epoch again: the first report stands
+    assert not judge(0, 1, {"val/accuracy": 0.1}, 8.0)  # a resumed job reports an epoch again: the first report stands
     assert not judge(0, 2, {"train/loss": 1.0}, 12.0)
     assert judge(0, 2, {"val/accuracy": 0.4}, 12.0)
     assert study.trials[0].intermediate_values == {1: 0.6, 2: 0.4}

@@ -1,4 +1,4 @@
-"""Optuna chooses, SageMaker jobs run the trials: the rehearsal's control plane carries them out."""
+"""Searches by Optuna whose trials are jobs of the rehearsed SageMaker."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def submitted(account: Account, task_name: str) -> list[str]:
     return sorted(job["TrainingJobName"] for job in listed["TrainingJobSummaries"])
 
 
-def test_a_killed_search_follows_its_jobs_again_prunes_one_and_goes_on_after_a_failure(
+def test_a_killed_search_follows_its_jobs_again_prunes_one_and_survives_a_failure(
     overrides: list[str], run: Run, plane: dict[str, str], account: Account, tmp_path: Path
 ) -> None:
     options = [*overrides, "launcher=sagemaker_spot", "hparams_search.n_trials=3", "hparams_search.n_jobs=2"]
@@ -99,7 +99,7 @@ def _lines(path: Path) -> list[str]:
 
 
 @pytest.mark.long
-def test_ctrl_c_at_a_terminal_stops_a_trial_that_the_next_start_goes_on_with(
+def test_ctrl_c_at_a_terminal_stops_a_trial_that_the_next_start_resumes(
     overrides: list[str], run: Run, plane: dict[str, str], account: Account, tmp_path: Path
 ) -> None:
     options = [*overrides, "launcher=sagemaker_spot", "hparams_search.n_trials=1", "model.optimizer.lr=0.01,0.02"]
@@ -112,7 +112,7 @@ def test_ctrl_c_at_a_terminal_stops_a_trial_that_the_next_start_goes_on_with(
     _, rest = process.communicate(timeout=120)
     os.close(ours)
     assert "Stop the 1 running job? [y/N]" in rest
-    assert rest.splitlines()[-1].endswith("Interrupted after 0 of 1 trials: the same command goes on with the search")
+    assert rest.splitlines()[-1].endswith("Interrupted after 0 of 1 trials: repeat the command to resume the search")
     assert states(study(tmp_path).trials) == ["RUNNING"]
     before = record(tmp_path, 0)
 
@@ -150,6 +150,6 @@ def test_a_trial_that_the_launcher_refuses_is_left_to_the_next_start(
         for _ in range(2):
             done = run("train.py", *options, code=2, **{**plane, "AWS_ENDPOINT_URL": server.endpoint})
             assert "log in again" in done.stderr.splitlines()[-1]
-    (trial,) = study(tmp_path).trials
-    assert trial.state.name == "WAITING"
+    (trial,) = study(tmp_path).trials  # the second start adopted it
+    assert trial.state.name == "RUNNING"
     assert trial.params

@@ -1,4 +1,4 @@
-"""A space written once, in Hydra's syntax: read, refused where no run could take it, compiled for both choosers."""
+"""Search spaces: parsing, checks, and conversion for Optuna and SageMaker."""
 
 import re
 from collections.abc import Iterator
@@ -183,7 +183,7 @@ def test_what_makes_no_search_is_refused(override: str, said: str, base: DictCon
         (Choice("a", (32, "64", None, "b c")), "32, '64', null, 'b c'"),
     ],
 )
-def test_a_space_is_told_in_plain_words(parameter: Parameter, told: str) -> None:
+def test_a_space_is_formatted_for_the_log(parameter: Parameter, told: str) -> None:
     assert str(parameter) == told
 
 

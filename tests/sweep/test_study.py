@@ -1,4 +1,4 @@
-"""What samplers propose, where studies are stored, and what is refused of either."""
+"""Samplers, storages and pruners of a search."""
 
 from pathlib import Path
 
@@ -7,7 +7,17 @@ import pytest
 
 from bincounter.errors import ConfigError, ResourceError
 from bincounter.sweep.search_space import Choice, Interval, Parameter
-from bincounter.sweep.study import Sampling, make_pruner, open_storage, quiet, storage_url
+from bincounter.sweep.study import (
+    Sampling,
+    is_exhausted,
+    make_pruner,
+    note_exhaustion,
+    open_storage,
+    quiet,
+    reopen_trial,
+    storage_url,
+    suggest,
+)
 from bincounter.sweep.trials import of_value
 
 SPACE: list[Parameter] = [Interval("x", 0.0, 1.0), Interval("n", 1, 4, integer=True), Choice("c", (32, 64))]
@@ -26,7 +36,7 @@ def _proposals(url: str, node: dict, starts: list[int]) -> list[dict]:
         study = optuna.create_study(study_name="s", storage=open_storage(url), load_if_exists=True)
         for _ in range(trials):
             number = len(study.trials)
-            study.sampler = sampling.of(number)
+            study.sampler = sampling.sampler_for(number)
             trial = study.ask(DISTRIBUTIONS)
             study.tell(trial, (trial.params["x"] - 0.4) ** 2 + trial.params["n"])
     return [trial.params for trial in optuna.load_study(study_name="s", storage=url).trials]
@@ -50,14 +60,39 @@ def test_a_grid_knows_its_end() -> None:
     assert Sampling({"_target_": "optuna.samplers.GridSampler"}, listed, 1).most == 10
 
 
+def test_a_grid_notes_its_end_without_optunas_loop() -> None:
+    sampler = optuna.samplers.GridSampler({"c": [32, 64]})
+    study = optuna.create_study(sampler=sampler)
+    note_exhaustion(study)
+    for _ in range(2):
+        assert not is_exhausted(study)
+        study.tell(study.ask({"c": DISTRIBUTIONS["c"]}), 0.0)
+    assert is_exhausted(study)
+
+
+def test_a_running_trial_is_reopened_with_its_values(tmp_path: Path) -> None:
+    url = storage_url(None, tmp_path)
+    study = optuna.create_study(study_name="s", storage=open_storage(url))
+    begun = study.ask({"x": DISTRIBUTIONS["x"]})  # killed before it had all of its values
+    other = optuna.load_study(study_name="s", storage=open_storage(url))
+    trial = reopen_trial(other, other.trials[0])
+    suggest(trial, DISTRIBUTIONS)
+    assert (trial.number, trial.params["x"]) == (begun.number, begun.params["x"])
+    assert trial.distributions == DISTRIBUTIONS
+    trial.report(0.5, 1)
+    other.tell(trial, 1.0)
+    (told,) = study.trials
+    assert (told.state.name, told.value, told.intermediate_values) == ("COMPLETE", 1.0, {1: 0.5})
+
+
 @pytest.mark.parametrize(
     ("node", "said"),
     [
         ({"_target_": "optuna.samplers.TPESampel"}, "is not callable"),
         ({"_target_": "optuna.samplers.TPESampler", "seeed": 1}, "did you mean hparams_search.sampler.seed?"),
-        ({"_target_": "optuna.pruners.MedianPruner"}, "is no sampler of Optuna"),
-        ({"_target_": "optuna.samplers.GridSampler"}, "x is an interval without end"),
-        ({"_target_": "optuna.samplers.QMCSampler", "qmc_type": "dice"}, "cannot be made"),
+        ({"_target_": "optuna.pruners.MedianPruner"}, "is not a sampler of Optuna"),
+        ({"_target_": "optuna.samplers.GridSampler"}, "x is a continuous interval"),
+        ({"_target_": "optuna.samplers.QMCSampler", "qmc_type": "dice"}, "cannot be created"),
     ],
 )
 def test_wrong_samplers_are_refused(node: dict, said: str) -> None:
@@ -71,16 +106,16 @@ def test_cmaes_searches_one_metric() -> None:
 
 
 def test_a_sampler_is_no_pruner() -> None:
-    with pytest.raises(ConfigError, match="is no pruner of Optuna"):
+    with pytest.raises(ConfigError, match="is not a pruner of Optuna"):
         make_pruner({"_target_": "optuna.samplers.TPESampler"})
 
 
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("study.db", "is no database URL"),
+        ("study.db", "is not a database URL"),
         ("postgresql+psycopg://me:word@localhost/s", "needs a driver"),
-        ("nobase://host/s", "is no database URL"),
+        ("nobase://host/s", "is not a database URL"),
     ],
 )
 def test_wrong_storages_are_refused(url: str, said: str) -> None:
@@ -90,7 +125,7 @@ def test_wrong_storages_are_refused(url: str, said: str) -> None:
     assert "\n" not in str(refused.value)
 
 
-def test_a_missing_folder_is_said(tmp_path: Path) -> None:
+def test_a_missing_folder_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match="cannot be opened"):
         open_storage(storage_url(None, tmp_path / "nowhere"))
 

@@ -319,7 +319,7 @@ def test_features_of_code_that_has_changed_are_not_used(
         features, _, data = build(backbone=Scaled(8, 3))
         assert computed(features, every)
         made.append(dealt(data, every))
-    assert "are not this backbone's: they are computed again" in caplog.text
+    assert "are not those of this backbone: computing them again" in caplog.text
     torch.testing.assert_close(made[1], 2 * made[0])
 
 

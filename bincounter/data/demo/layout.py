@@ -1,6 +1,5 @@
 """``DemoBins`` (its ``_target_`` is data) and the rendering of a set."""
 
-import fcntl
 import json
 import logging
 import multiprocessing
@@ -8,7 +7,6 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,9 +18,14 @@ from bincounter.data.layouts.base import Found
 from bincounter.data.layouts.folders import Folders
 from bincounter.data.records import Listing
 from bincounter.errors import ConfigError, DataError
-from bincounter.files import write_text
+from bincounter.files import one_at_a_time, write_text
+from bincounter.progress import track
 
 log = logging.getLogger(__name__)
+
+MARKER = ".demo.json"
+DRAWING = 2  # raised when the same seed gives other photos, so that kept sets are not mistaken for the new ones
+_JOB = 25  # photos a worker process draws before it reports
 
 
 @dataclass(frozen=True)
@@ -51,11 +54,6 @@ class DemoBins:
     def list(self, root: Path) -> Listing:
         """As :class:`Folders`."""
         return Folders().list(root)
-
-
-MARKER = ".demo.json"
-DRAWING = 2  # raised when the same seed gives other photos, so that kept sets are not mistaken for the new ones
-_JOB = 25  # photos a worker process draws before it reports
 
 
 def render(
@@ -92,11 +90,11 @@ def render(
     settings = {"drawing": DRAWING, "photos": photos, "counts": sorted(counts), "size": size, "seed": seed}
     if _is_there(root, settings):
         return root
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(root.with_name(f".{root.name}.lock")):
+    workspace = root.with_name(f".{root.name}")
+    with one_at_a_time(workspace):
         if _is_there(root, settings):
             return root
-        aside = root.with_name(f".{root.name}.part")
+        aside = workspace / "part"
         shutil.rmtree(aside, ignore_errors=True)  # left by a rendering that was killed: we hold the lock
         _draw_all(aside, settings, workers)
         write_text(aside / MARKER, json.dumps(settings, indent=2) + "\n")
@@ -134,17 +132,7 @@ def _is_there(root: Path, settings: dict[str, object]) -> bool:
     return True
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock that the system releases however the process ends."""
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _draw_all(folder: Path, settings: dict, workers: int | None) -> None:
-    from bincounter.progress import track
-
     counts, photos = settings["counts"], settings["photos"]
     for count in counts:
         (folder / str(count)).mkdir(parents=True)
@@ -152,8 +140,8 @@ def _draw_all(folder: Path, settings: dict, workers: int | None) -> None:
     jobs = [range(start, min(start + _JOB, photos)) for start in range(0, photos, _JOB)]
     workers = min(workers or os.cpu_count() or 1, len(jobs))
     if workers == 1:
-        for _ in track(map(draw, jobs), "Rendering demo bins", len(jobs)):
-            pass
+        for job in track(jobs, "Rendering demo bins", len(jobs)):
+            draw(job)
         return
     # spawn: a fork of a process in which torch has started its threads can hang
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:

@@ -18,6 +18,9 @@ METADATA = "metadata"
 WITHOUT_A_PHOTO = ("metadata without a photo", "in the id list, but no such photo")
 """Why bins without a photo are refused, without an id list and with one."""
 
+_ID = re.compile(r"\w[\w.-]*")
+_SUFFIXES = frozenset({".json", ".jpg"})
+
 
 @dataclass(frozen=True)
 class Abid:
@@ -113,10 +116,6 @@ def read_metadata(path: Path) -> tuple[int, frozenset[str] | None]:
     return count, frozenset(map(sys.intern, items)) if isinstance(items, dict) else None
 
 
-_ID = re.compile(r"\w[\w.-]*")
-_SUFFIXES = frozenset({".json", ".jpg"})
-
-
 def ids_from(path: str | Path) -> list[str]:
     """Read the ids of a list, in its order, each once.
 
@@ -134,15 +133,14 @@ def ids_from(path: str | Path) -> list[str]:
         raise DataError(f"the id list {path} cannot be read ({error.strerror}): check data.layout.ids.") from error
     except UnicodeDecodeError as error:
         raise _no_list(path, "it is not text") from error
-    entries = _json_entries(path, text) if text.lstrip().startswith(("{", "[")) else _lines(text)
+    if text.lstrip().startswith(("{", "[")):
+        entries = _json_entries(path, text)
+    else:
+        entries = [line.strip() for line in text.splitlines() if line.strip()]
     ids = list(dict.fromkeys(_id(path, entry) for entry in entries))
     if not ids:
         raise _no_list(path, "it names no photo")
     return ids
-
-
-def _lines(text: str) -> list[str]:
-    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def _json_entries(path: Path, text: str) -> list[str]:

@@ -11,6 +11,15 @@ from typing import Protocol, runtime_checkable
 
 from bincounter.data.records import Listing, Manifest
 
+PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
+"""Endings of photo files, in lower case; any case is read."""
+
+LARGEST_COUNT = 999_999
+"""More items than any bin holds: a larger label is a mistake."""
+
+COUNT_NAME = re.compile(r"[0-9]{1,6}")
+"""Names of folders that are counts, up to :data:`LARGEST_COUNT`."""
+
 CACHE_TAG = "CACHEDIR.TAG"
 """File that marks a folder as a cache (https://bford.info/cachedir): such folders below the root are passed over."""
 
@@ -36,6 +45,35 @@ class Found:
     problem: str | None = None
     size: int = 0
     modified: int = 0
+
+
+class Layout(Protocol):
+    """How a data source lies on disk; its ``repr`` holds all its settings, since scans are kept under it.
+
+    To bring another one, write these two methods and name the class as ``data.layout._target_``.
+    """
+
+    def walk(self, root: Path) -> Iterator[Found]:
+        """Go through every file whose change could change the listing or a photo, opening none."""
+
+    def list(self, root: Path) -> Listing:
+        """List the photos with their labels, opening none of them.
+
+        Raises:
+            DataError: the root holds nothing of this layout.
+        """
+
+
+@runtime_checkable
+class KnownLayout(Protocol):
+    """A layout that knows of each photo what reading it would tell, so that a scan opens none."""
+
+    def manifest(self, root: Path) -> Manifest:
+        """Tell what is known of the photos.
+
+        Raises:
+            DataError: the root holds nothing of this layout, or is damaged.
+        """
 
 
 def walk(root: Path, folder: str = "") -> Iterator[Found]:
@@ -109,42 +147,3 @@ def _printable(name: str) -> str:
 
 def _clause(error: OSError) -> str:
     return (error.strerror or type(error).__name__).lower()
-
-
-PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
-"""Endings of photo files, in lower case; any case is read."""
-
-LARGEST_COUNT = 999_999
-"""More items than any bin holds: a larger label is a mistake."""
-
-COUNT_NAME = re.compile(r"[0-9]{1,6}")
-"""Names of folders that are counts, up to :data:`LARGEST_COUNT`."""
-
-
-class Layout(Protocol):
-    """How a data source lies on disk; its ``repr`` holds all its settings, since scans are kept under it.
-
-    To bring another one, write these two methods and name the class as ``data.layout._target_``.
-    """
-
-    def walk(self, root: Path) -> Iterator[Found]:
-        """Go through every file whose change could change the listing or a photo, opening none."""
-
-    def list(self, root: Path) -> Listing:
-        """List the photos with their labels, opening none of them.
-
-        Raises:
-            DataError: the root holds nothing of this layout.
-        """
-
-
-@runtime_checkable
-class KnownLayout(Protocol):
-    """A layout that knows of each photo what reading it would tell, so that a scan opens none."""
-
-    def manifest(self, root: Path) -> Manifest:
-        """Tell what is known of the photos.
-
-        Raises:
-            DataError: the root holds nothing of this layout, or is damaged.
-        """

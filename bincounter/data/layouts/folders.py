@@ -12,6 +12,12 @@ from bincounter.errors import DataError
 
 log = logging.getLogger(__name__)
 
+SPLIT_FILE = "split.csv"
+
+NOT_THERE = ("listed in split.csv, but no such folder", "listed in split.csv, but no such photo")
+"""Why photos are refused that ``split.csv`` lists."""
+
+_LARGEST_GROUP = 10**9
 
 SPLIT_FOLDERS = {
     "train": "train",
@@ -72,14 +78,6 @@ def _candidate(root: Path, found: Found, group: int | None) -> Candidate:
     if PurePosixPath(name).suffix.lower() not in PHOTO_SUFFIXES:
         raise Refused("not a .jpg, .jpeg, .png or .webp file")
     return Candidate(found.name, PhotoFile(root / found.name), int(labels[0]), group=group, split=split)
-
-
-SPLIT_FILE = "split.csv"
-
-NOT_THERE = ("listed in split.csv, but no such folder", "listed in split.csv, but no such photo")
-"""Why photos are refused that ``split.csv`` lists."""
-
-_LARGEST_GROUP = 10**9
 
 
 @dataclass
