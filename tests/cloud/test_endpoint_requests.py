@@ -321,7 +321,7 @@ def test_images_are_those_of_the_sdk(stack: str, instance_type: str | None, ends
         (["target=realtime", "target.request.ScalableTarget.MaxCapacity=4"], "add target.request.ScalingPolicy"),
         (
             ["target=realtime", "target.request.ScalableTarget.ResourceId=endpoint/x/variant/y"],
-            "it is always that of the endpoint",
+            "it comes from the endpoint itself",
         ),
         (["target=realtime", "target.instance_type=ml.g5.xlrage"], "did you mean ml.g5.xlarge?"),
         (

@@ -60,7 +60,7 @@ class ApiObject:
 
 _NAME, _ARCHIVE = "name", "ckpt_path, or archive"
 _TYPE, _COUNT = "target.instance_type", "target.instance_count"
-_ENDPOINTS_OWN = "no setting: it is always that of the endpoint"
+_ENDPOINTS_OWN = "the endpoint itself"
 OBJECTS = {
     "Model": ApiObject(
         "CreateModel",
@@ -79,7 +79,7 @@ OBJECTS = {
         reserved={
             "EndpointConfigName": _NAME,
             "ProductionVariants": "target.request.ProductionVariant: there is one variant",
-            "ShadowProductionVariants": "another name: an endpoint has one variant, from which the price is computed",
+            "ShadowProductionVariants": "bincounter: an endpoint has one variant, from which the price is computed",
             "AsyncInferenceConfig.OutputConfig.S3OutputPath": "target.output_uri",
             "AsyncInferenceConfig.OutputConfig.S3FailurePath": "target.failure_uri",
         },
@@ -88,7 +88,7 @@ OBJECTS = {
         "CreateEndpointConfig",
         member="ProductionVariants",
         reserved={
-            "VariantName": "no setting: it is always AllTraffic",
+            "VariantName": "bincounter: it is always AllTraffic",
             "ModelName": _NAME,
             "InstanceType": _TYPE,
             "InitialInstanceCount": _COUNT,
@@ -104,7 +104,7 @@ OBJECTS = {
         reserved={
             "TransformJobName": _NAME,
             "ModelName": _NAME,
-            "BatchStrategy": "no setting: photos are sent one by one",
+            "BatchStrategy": "bincounter: photos are sent one by one",
             "TransformInput.DataSource": "input",
             "TransformOutput.S3OutputPath": "output",
             "TransformResources.InstanceType": _TYPE,
@@ -159,7 +159,7 @@ def check_names(extra: Mapping[str, Any]) -> None:
             )
         for path, setting in OBJECTS[name].reserved.items():
             if _inside(given, path) is not None:
-                raise ConfigError(f"target.request.{name}.{path} has a setting of its own: use {setting}")
+                raise ConfigError(f"target.request.{name}.{path} cannot be set here: it comes from {setting}")
 
 
 def completed(name: str, request: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
