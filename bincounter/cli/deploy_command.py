@@ -1,8 +1,8 @@
-"""Put a checkpoint behind an endpoint: ``bincounter deploy ckpt_path=RUN/checkpoints/best.ckpt [KEY=VALUE] ...``.
+"""Deploy a checkpoint to an endpoint: ``bincounter deploy ckpt_path=RUN/checkpoints/best.ckpt [KEY=VALUE] ...``.
 
-The checkpoint becomes an archive, its answers are compared with those of training, and it is served: on this machine
-(``target=local``) or by SageMaker (``target=realtime|serverless|async``). ``action=`` says what else can be done;
-docs/deploy.md explains it all, ``--cfg job`` prints the configuration that a command line composes.
+The checkpoint is packed into an archive, whose answers are compared with those of training, and which is served on this
+machine (``target=local``) or by SageMaker (``target=realtime|serverless|async``). ``action=`` selects other actions;
+docs/deploy.md describes them, ``--cfg job`` prints the composed configuration.
 """
 
 import importlib.util
@@ -40,7 +40,7 @@ def main() -> int:
 
 
 def action(cfg: DictConfig) -> int:
-    """Carry out what one composed configuration asks for; returns the exit code."""
+    """Run the action of one composed configuration; returns the exit code."""
     check_deploy(cfg)
     signal.signal(signal.SIGTERM, _stop)
     if cfg.action == "package":
@@ -50,25 +50,25 @@ def action(cfg: DictConfig) -> int:
         return carry_out_here(cfg)
     if cfg.action not in SERVES:
         return carry_out_at_sagemaker(cfg, None)
-    check_sagemaker(cfg)  # what SageMaker would not take, or costs too much, is told before a checkpoint is packed
+    check_sagemaker(cfg)  # refuse wrong requests and high prices before a checkpoint is packed
     return carry_out_at_sagemaker(cfg, checked_package(cfg))
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
     print("Error: Stopped by SIGTERM.", file=sys.stderr)
-    raise SystemExit(Stopped.exit_code)  # no Stopped: whatever OmegaConf was at, it would add its own words to it
+    raise SystemExit(Stopped.exit_code)  # not Stopped, to whose message OmegaConf would add its own
 
 
 def checked_package(cfg: DictConfig) -> "Package":
-    """The archive a configuration asks for: made of its checkpoint and compared with it, or one that is there.
+    """Pack the checkpoint of a configuration and compare the archive with it, or open the given archive.
 
-    An archive takes its place only once it has passed.
+    The archive gets its final name only after the comparison.
 
     Raises:
         UserError: the checkpoint or the archive cannot be used, or their answers differ.
-        ResourceError: memory, disk or time gave out.
+        ResourceError: out of memory, disk or time.
     """
-    # Here as below, what imports torch is imported on use, so that --help and refusals are quick.
+    # Modules that import torch are imported on use, so that --help and refusals are quick.
     from bincounter.serving.packing.archive import Settings, opened, package
     from bincounter.serving.packing.parity import check_parity, parity_photos
 
@@ -77,7 +77,7 @@ def checked_package(cfg: DictConfig) -> "Package":
         return opened(Path(cfg.archive))
     origin = _origin(cfg)
     path = _place(cfg, origin)
-    # Beside its place, so that it is renamed and not written again.
+    # In the same folder, so that it can be renamed.
     aside = path.with_name(f".{path.name}.{os.getpid()}.unchecked")
     try:
         packed = package(origin.checkpoint, Settings(aside, cfg.precision, _limits(cfg)), trusted=cfg.trust)
@@ -96,8 +96,28 @@ def checked_package(cfg: DictConfig) -> "Package":
 
 
 def carry_out_here(cfg: DictConfig) -> int:
-    """Carry out an action of ``target=local``; returns the exit code."""
-    return {"deploy": _deploy, "invoke": _invoke, "status": _status, "list": _list, "delete": _delete}[cfg.action](cfg)
+    """Run an action of ``target=local``; returns the exit code."""
+    if cfg.action == "deploy":
+        return _deploy(cfg)
+    if cfg.action == "invoke":
+        return _invoke(cfg)
+    state = _state(cfg)
+    servers = running(state) if cfg.action == "list" else _named(cfg)
+    for server in servers:
+        if cfg.action != "delete":
+            print(f"{server.name}\t{server.url}\tmodel {server.model}\tprocess {server.pid}\t{server.archive}")
+        elif cfg.dry_run:
+            print(f"Would stop {server.url}, process {server.pid}.")
+        else:
+            end(server, state)
+            print(f"Stopped {server.url}; {server.archive} is kept.")
+    if not servers:
+        print(
+            "No server runs on this machine."
+            if cfg.action == "list"
+            else f"No server named {cfg.name} runs on this machine."
+        )
+    return 0
 
 
 def _origin(cfg: DictConfig) -> Origin:
@@ -139,11 +159,13 @@ def _deploy(cfg: DictConfig) -> int:
         made = f"pack {origin.checkpoint} into {_place(cfg, origin)}" if origin else f"take {cfg.archive}"
         print(f"Would {made}, {checked}, and serve it on 127.0.0.1, port {cfg.target.port}.")
         return 0
-    _require_server()
+    for module in ("h11", "prometheus_client", "starlette", "uvicorn"):
+        if importlib.util.find_spec(module) is None:
+            raise ConfigError(f"target=local needs {module}: pip install 'bincounter[serving]'")
     from bincounter.serving.local.server import check_port, serve
     from bincounter.serving.packing.tarball import unpack
 
-    check_port(cfg.target.port)  # packing and comparing take their time
+    check_port(cfg.target.port)  # before packing and comparing, which take long
     packed = checked_package(cfg)
     state = _state(cfg)
     with own_place(state) as folder, ExitStack() as stack:
@@ -155,17 +177,19 @@ def _deploy(cfg: DictConfig) -> int:
         return serve(unpack(packed.path, folder), port=cfg.target.port, started=started)
 
 
-def _require_server() -> None:
-    for module in ("h11", "prometheus_client", "starlette", "uvicorn"):
-        if importlib.util.find_spec(module) is None:
-            raise ConfigError(f"target=local needs {module}: pip install 'bincounter[serving]'")
-
-
 def _invoke(cfg: DictConfig) -> int:
     from bincounter.serving.local import client
     from bincounter.training.predictor import photos_of, show_answers
 
-    port = cfg.target.port or _only_port(cfg)
+    port = cfg.target.port
+    if not port:
+        servers = _named(cfg)
+        if len(servers) != 1:
+            raise UserError(
+                f"{len(servers) or 'no'} servers named {cfg.name} run on this machine, and target.port=0 needs "
+                "exactly one: set target.port, python deploy.py action=list shows the servers"
+            )
+        port = servers[0].port
     photos = photos_of(cfg.input, Path(cfg.paths.data_dir))
     if cfg.dry_run:
         print(f"Would post {len(photos)} photos to http://127.0.0.1:{port}/invocations.")
@@ -173,109 +197,58 @@ def _invoke(cfg: DictConfig) -> int:
     return 0 if show_answers(client.ask(port, photos)) else 2
 
 
-def _only_port(cfg: DictConfig) -> int:
-    """target.port=0 stands for whichever port the endpoint of this name has."""
-    servers = _named(cfg)
-    if len(servers) != 1:
-        raise UserError(
-            f"{len(servers) or 'no'} servers named {cfg.name} run on this machine, and target.port=0 asks the only "
-            "one: name its port, python deploy.py action=list shows what runs"
-        )
-    return servers[0].port
-
-
-def _status(cfg: DictConfig) -> int:
-    _show(_named(cfg), f"No server named {cfg.name} runs on this machine.")
-    return 0
-
-
-def _list(cfg: DictConfig) -> int:
-    _show(running(_state(cfg)), "No server runs on this machine.")
-    return 0
-
-
-def _show(servers: list[Server], none: str) -> None:
-    for server in servers:
-        print(f"{server.name}\t{server.url}\tmodel {server.model}\tprocess {server.pid}\t{server.archive}")
-    if not servers:
-        print(none)
-
-
-def _delete(cfg: DictConfig) -> int:
-    servers = _named(cfg)
-    for server in servers:
-        if cfg.dry_run:
-            print(f"Would end {server.url}, process {server.pid}.")
-            continue
-        end(server, _state(cfg))
-        print(f"Ended {server.url}; {server.archive} stays.")
-    if not servers:
-        print(f"No server named {cfg.name} runs on this machine: nothing to end.")
-    return 0
-
-
 def check_sagemaker(cfg: DictConfig) -> None:
-    """Show the price, and refuse what SageMaker would not take, before a checkpoint is packed for it.
+    """Log the price and check the requests to SageMaker before a checkpoint is packed.
 
     Args:
-        cfg: a whole configuration whose ``action`` serves a checkpoint, as deploy.py composes and checks it.
+        cfg: composed and checked configuration whose ``action`` serves a checkpoint.
 
     Raises:
-        BinCounterError: there are no credentials or no role, a request is wrong, or the price is above the ceiling.
+        BinCounterError: credentials or role are missing, a request is not valid, or the price is above the ceiling.
     """
     from bincounter.cloud.account import Account
-    from bincounter.cloud.endpoints import batch_transform, deployment
-    from bincounter.cloud.endpoints.deployment import planned_update
+    from bincounter.cloud.endpoints import batch_transform, deployment_plan
     from bincounter.serving.packing.archive import Package
 
-    wanted = _wanted(cfg)
-    account, unpacked = Account(wanted.target["region"], "target"), Package(Path(), "", "0" * 64)
+    spec = _spec(cfg)
+    account, unpacked = Account(spec.target["region"], "target"), Package(Path(), "", "0" * 64)
     if cfg.action == "transform":
-        cost = batch_transform.planned(account, wanted, unpacked, source=cfg.input, output=cfg.output).cost
+        cost = batch_transform.planned(account, spec, unpacked, source=cfg.input, output=cfg.output).cost
         log.info("Transform job: %s", cost.words)
         return
-    written = planned_update if cfg.action == "update" else deployment.planned_creation
-    log.info("Endpoint %s: %s", wanted.name, written(account, wanted, unpacked)[0].cost.words)
+    cost = deployment_plan.plan(account, spec, unpacked, update=cfg.action == "update").cost
+    log.info("Endpoint %s: %s", spec.name, cost.words)
     if cfg.action == "update":
-        log.info("During the update the old and the new instances both run, and both are billed.")
+        log.info("During the update both the old and the new instances run, and are billed.")
 
 
 def carry_out_at_sagemaker(cfg: DictConfig, package: "Package | None") -> int:
-    """Carry out ``action`` where ``target`` is SageMaker's.
+    """Run an action of ``target=realtime|serverless|async``.
 
     Args:
-        cfg: a whole configuration, as deploy.py composes and checks it.
-        package: the packed checkpoint; ``None`` for actions that serve nothing new.
+        cfg: composed and checked configuration.
+        package: packed checkpoint; ``None`` for actions that deploy nothing.
 
     Returns:
         the exit code.
 
     Raises:
-        BinCounterError: it could not be carried out.
-        Interrupted: by Ctrl-C; AWS goes on with what it was asked for.
+        BinCounterError: the action failed.
+        Interrupted: by Ctrl-C; what was started goes on at AWS.
     """
-    return _act(cfg, package, _wanted(cfg))
-
-
-def _wanted(cfg: DictConfig) -> Wanted:
-    target: dict[str, Any] = OmegaConf.to_container(cfg.target, resolve=True)  # type: ignore[assignment]
-    check_names(target["request"])
-    return Wanted(cfg.name, target_of(cfg), target, cfg.limits.max_body_mb)
-
-
-def _act(cfg: DictConfig, package: "Package | None", wanted: Wanted) -> int:
     from bincounter.cloud.account import Account
 
-    account = Account(wanted.target["region"], "target")
+    spec = _spec(cfg)
+    account = Account(spec.target["region"], "target")
     if cfg.action == "invoke":
         from bincounter.cloud.endpoints.invoke import invoke
         from bincounter.training.predictor import photos_of
 
-        return invoke(account, wanted, photos_of(cfg.input, Path(cfg.paths.data_dir)), dry=cfg.dry_run)
+        return invoke(account, spec, photos_of(cfg.input, Path(cfg.paths.data_dir)), dry=cfg.dry_run)
     if cfg.action == "status":
         from bincounter.cloud.endpoints.endpoint_status import status
 
-        status(account, wanted)
+        status(account, spec)
     elif cfg.action == "list":
         from bincounter.cloud.endpoints.endpoint_status import show_all
 
@@ -283,28 +256,27 @@ def _act(cfg: DictConfig, package: "Package | None", wanted: Wanted) -> int:
     elif cfg.action == "delete":
         from bincounter.cloud.endpoints.cleanup import delete
 
-        delete(account, wanted, dry=cfg.dry_run)
+        delete(account, spec, dry=cfg.dry_run)
         if not cfg.dry_run:
-            endpoint_record.end(account, wanted.name, endpoint_record.records_below(Path(cfg.paths.log_dir)), "deleted")
-    else:
-        assert package is not None
-        _serve(cfg, package, wanted, account)
-    return 0
-
-
-def _serve(cfg: DictConfig, package: "Package", wanted: Wanted, account: Any) -> None:
-    if cfg.action == "transform":
+            endpoint_record.end(account, spec.name, endpoint_record.records_below(Path(cfg.paths.log_dir)), "deleted")
+    elif cfg.action == "transform":
         from bincounter.cloud.endpoints.batch_transform import transform
 
-        transform(account, wanted, package, source=cfg.input, output=cfg.output, dry=cfg.dry_run)
-    elif cfg.action == "update":
-        from bincounter.cloud.endpoints.deployment import update
-
-        config = update(account, wanted, package, dry=cfg.dry_run)
-        if not cfg.dry_run:  # what it served before may be of another run
-            earlier = endpoint_record.records_below(Path(cfg.paths.log_dir))
-            endpoint_record.end(account, wanted.name, earlier, "replaced", serves=config)
+        assert package is not None
+        transform(account, spec, package, source=cfg.input, output=cfg.output, dry=cfg.dry_run)
     else:
         from bincounter.cloud.endpoints.deployment import deploy
 
-        deploy(account, wanted, package, dry=cfg.dry_run)
+        assert package is not None
+        update = cfg.action == "update"
+        config = deploy(account, spec, package, update=update, dry=cfg.dry_run)
+        if update and not cfg.dry_run:  # its previous archive may belong to another run
+            earlier = endpoint_record.records_below(Path(cfg.paths.log_dir))
+            endpoint_record.end(account, spec.name, earlier, "replaced", serves=config)
+    return 0
+
+
+def _spec(cfg: DictConfig) -> Wanted:
+    target: dict[str, Any] = OmegaConf.to_container(cfg.target, resolve=True)  # type: ignore[assignment]
+    check_names(target["request"])
+    return Wanted(cfg.name, target_of(cfg), target, cfg.limits.max_body_mb)

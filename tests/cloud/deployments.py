@@ -1,4 +1,4 @@
-"""deploy.py's configurations as a command line composes them, carried out in this process."""
+"""Run deploy.py's SageMaker actions in this process, with configurations composed as on the command line."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ ROLE = "arn:aws:iam::123456789012:role/rehearsal"
 
 
 def act(*overrides: str, archive: Path | None = None) -> int:
-    """``python deploy.py OVERRIDES`` for a package that is there already; returns the exit code."""
+    """``python deploy.py OVERRIDES`` for a package that exists; returns the exit code."""
     cfg = compose(["target.region=us-east-1", *overrides], config_name="deploy")
     package = None
     if archive is not None:

@@ -1,6 +1,6 @@
-"""A SageMaker whose endpoints go through the states that a test says, and whose containers answer what it says.
+"""SageMaker with scripted endpoint states and container responses, on top of moto.
 
-What a real one does is rehearsed in test_endpoints.py; this is for what no container can be brought to do on request.
+For states that no real container can be brought into on request; test_endpoints.py rehearses real ones.
 """
 
 import json
@@ -17,12 +17,12 @@ Answer = tuple[str, list[tuple[str, str]], bytes]
 
 
 class ScriptedEndpoints:
-    """WSGI: moto, but for the states and the answers of endpoints.
+    """WSGI application: moto with scripted states and responses of endpoints.
 
     Attributes:
-        course: what the next answers to DescribeEndpoint have, one after the other; the last one lasts.
-        containers: status and body of the next answers to InvokeEndpoint.
-        rolls_back: whether updates come to nothing.
+        course: members of the next responses to DescribeEndpoint, in order; the last one repeats.
+        containers: status and body of the next responses to InvokeEndpoint.
+        rolls_back: roll every update back.
         asked: the operations that changed something, in order.
     """
 
@@ -43,7 +43,7 @@ class ScriptedEndpoints:
         elif operation == "UpdateEndpoint":
             status, headers, body = self._updated(environ)
         else:
-            status, headers, body = self._passed_on(environ)
+            status, headers, body = self._forwarded(environ)
             if operation == "DescribeEndpoint" and status.startswith("200"):
                 body = json.dumps(self._described(json.loads(body))).encode()
         headers = [(name, value) for name, value in headers if name.lower() != "content-length"]
@@ -66,10 +66,10 @@ class ScriptedEndpoints:
             **step,
         }
 
-    def _passed_on(self, environ: dict[str, Any]) -> Answer:
-        told: list[Any] = []
-        body = b"".join(self._moto(environ, lambda status, headers, *_: told.extend((status, headers))))
-        return told[0], told[1], body
+    def _forwarded(self, environ: dict[str, Any]) -> Answer:
+        head: list[Any] = []
+        body = b"".join(self._moto(environ, lambda status, headers, *_: head.extend((status, headers))))
+        return head[0], head[1], body
 
     def _invoked(self, environ: dict[str, Any]) -> Answer:
         environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))

@@ -1,4 +1,4 @@
-"""docs/deploy.md against the code: its policy, and its examples of requests."""
+"""Check docs/deploy.md against the code: its policy and its examples of requests."""
 
 import json
 import re

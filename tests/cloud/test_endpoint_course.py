@@ -1,4 +1,4 @@
-"""What becomes of an endpoint that fails, is rolled back, is busy, or whose container refuses a photo."""
+"""Endpoints that fail, are rolled back or are busy, and containers that refuse a photo."""
 
 import json
 import re
@@ -83,8 +83,8 @@ def test_a_failed_deployment_is_taken_away(
         act(*REALTIME, "action=deploy", "name=failing", archive=archive)
     assert str(failed.value) == (
         "the endpoint failing did not come into service (the container never answered its health check; its log ends "
-        "with \"ModuleNotFoundError: No module named 'timm'\"), and nothing of it is left or billed: correct that, and "
-        "run the same command again"
+        "with \"ModuleNotFoundError: No module named 'timm'\"); it was deleted, and nothing is billed: correct the "
+        "cause, and run the same command again"
     )
     assert script.asked == [
         *("CreateModel", "CreateEndpointConfig", "CreateEndpoint"),
@@ -124,7 +124,7 @@ def test_a_failed_update_is_rolled_back(script: ScriptedEndpoints, archive: Path
     before = configs("kept")
     script.course, script.asked = [*UPDATING[:2], {"EndpointStatus": "RollingBack"}, UPDATING[2]], []
     script.rolls_back = True
-    with pytest.raises(ResourceError, match=rf"the update failed .* goes on with what it had \({before[0]}\): correct"):
+    with pytest.raises(ResourceError, match=rf"the update failed .* kept serves {before[0]} as before"):
         act(*REALTIME, "action=update", "name=kept", "target.instance_type=ml.c5.xlarge", *SCALED, archive=archive)
     # AWS refuses another instance type while autoscaling is registered.
     assert script.asked == [
@@ -153,7 +153,7 @@ def test_a_busy_endpoint_is_deleted_when_it_may_be(
     script.course = [{"EndpointStatus": "Updating"}] * 3 + [{"EndpointStatus": "InService"}]
     with caplog.at_level("INFO"):
         assert act("target=realtime", "action=delete", "name=busy") == 0
-    assert "It is Updating, and is deleted when that has ended." in caplog.text
+    assert "The endpoint is Updating, and will be deleted when that has ended." in caplog.text
 
 
 def test_answers_and_refusals_of_the_container(

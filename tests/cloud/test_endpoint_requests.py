@@ -1,4 +1,4 @@
-"""The requests an endpoint is made of: what is in them, what they cost, and what is refused before anything is sent."""
+"""Requests of an endpoint: their content, their price, and refusals before anything is sent."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -163,20 +163,6 @@ EXAMPLES: dict[str, tuple[str, str, list[str], str, dict[str, Any]]] = {
             },
         },
     ),
-    "ModelPackageGroup: a registry of one's own name": (
-        "realtime",
-        "deploy",
-        ["target.request.ModelPackageGroup.ModelPackageGroupName=bins"],
-        "CreateModelPackageGroup",
-        {"ModelPackageGroupName": "bins"},
-    ),
-    "ModelPackage: a version that waits for approval": (
-        "realtime",
-        "deploy",
-        ["target.request.ModelPackage.ModelApprovalStatus=PendingManualApproval"],
-        "CreateModelPackage",
-        {"ModelApprovalStatus": "PendingManualApproval", "ModelPackageGroupName": "bincounter"},
-    ),
     "TransformJob: four photos at a time": (
         "realtime",
         "transform",
@@ -317,7 +303,11 @@ def test_images_are_those_of_the_sdk(stack: str, instance_type: str | None, ends
     ("overrides", "sentence"),
     [
         (["target=realtime", "target.request.Modle.Tags=[]"], "did you mean Model?"),
-        (["target=realtime", "target.request.Model=1"], "target.request.Model=1 is no mapping"),
+        (
+            ["target=realtime", "target.request.ModelPackage={}"],
+            "register the model with `aws sagemaker create-model-pack",
+        ),
+        (["target=realtime", "target.request.Model=1"], "target.request.Model=1 is not a mapping"),
         (
             ["target=realtime", "target.request.ProductionVariant.RoutingConfg={}"],
             "target.request.ProductionVariant.RoutingConfg is not a parameter",
@@ -331,7 +321,7 @@ def test_images_are_those_of_the_sdk(stack: str, instance_type: str | None, ends
         (["target=realtime", "target.request.ScalableTarget.MaxCapacity=4"], "add target.request.ScalingPolicy"),
         (
             ["target=realtime", "target.request.ScalableTarget.ResourceId=endpoint/x/variant/y"],
-            "it is always that of the endpoint",
+            "it comes from the endpoint itself",
         ),
         (["target=realtime", "target.instance_type=ml.g5.xlrage"], "did you mean ml.g5.xlarge?"),
         (

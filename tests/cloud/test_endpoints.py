@@ -113,7 +113,7 @@ def test_an_endpoint_from_its_deployment_to_its_end(
     assert "story\tInService\t1 x ml.m5.xlarge\t0.23 USD/h" in listed and "Left over" not in listed
     assert act(*story, "action=delete") == 0
     act("target=realtime", "action=list")
-    assert capsys.readouterr().out.startswith("No endpoint of bincounter's is in us-east-1")
+    assert capsys.readouterr().out.startswith("No endpoint of bincounter in us-east-1")
     assert not account.sagemaker.list_models(NameContains="story")["Models"]
     assert not processes(plane)
 
@@ -126,7 +126,7 @@ def test_an_update_that_cannot_serve_is_rolled_back(
     story = ("target=realtime", "name=back", *GIVEN)
     assert act(*story, "action=deploy", archive=first) == 0
     with asked_all_the_time("back") as answers:
-        with pytest.raises(ResourceError, match="was rolled back, so that back goes on with what it had"):
+        with pytest.raises(ResourceError, match="was rolled back: back serves back-"):
             act(*story, "action=update", archive=broken)
         assert len(set(answers)) == 1
     assert act(*story, "action=delete") == 0

@@ -86,7 +86,7 @@ def test_from_a_checkpoint_to_an_answer_and_down_again(
         told = run("-m", "bincounter", "predict", str(photos), f"ckpt_path={checkpoint}").stdout.splitlines()
         assert asked == told
         ended = deploy("action=delete").stdout
-        assert ended.startswith(f"Ended {url}")
+        assert ended.startswith(f"Stopped {url}")
         assert process.wait(30) == 143
     assert deploy("action=list").stdout == "No server runs on this machine.\n"
     done = deploy("action=invoke", f"input={photos}", f"target.port={port}", code=2)

@@ -1,1 +1,1 @@
-"""A packed checkpoint behind a SageMaker endpoint: its requests, its price, its life, and its answers."""
+"""SageMaker endpoints and batch transform jobs that serve a packed checkpoint."""

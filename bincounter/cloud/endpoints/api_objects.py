@@ -1,4 +1,4 @@
-"""The API objects that ``target.request`` adds to, and what of them has a setting of its own."""
+"""API objects that ``target.request`` may extend, and requests to AWS."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,9 +17,9 @@ class Call(NamedTuple):
     """One request to AWS.
 
     Attributes:
-        service: as boto3 names it.
-        operation: as the service names it, such as ``CreateModel``.
-        request: its parameters.
+        service: name of the service in boto3.
+        operation: name of the operation, such as ``CreateModel``.
+        request: parameters of the operation.
     """
 
     service: str
@@ -27,7 +27,7 @@ class Call(NamedTuple):
     request: dict[str, Any]
 
     def send(self, account: "Account") -> dict[str, Any]:
-        """Send it; errors are botocore's."""
+        """Send the request and return its response; raises the errors of botocore."""
         from botocore import xform_name
 
         clients = {SAGEMAKER: "sagemaker", RUNTIME: "runtime", AUTOSCALING: "autoscaling"}
@@ -37,34 +37,34 @@ class Call(NamedTuple):
 
 @dataclass(frozen=True)
 class ApiObject:
-    """A part of ``target.request``.
+    """An API object that ``target.request`` may extend.
 
     Attributes:
-        operation: whose parameters it has.
-        service: whose operation that is.
-        member: of the operation's parameters, a list whose one entry the object is.
-        settled: parameters that come from elsewhere, by their path, and where from.
+        operation: API operation that takes the parameters.
+        service: name of the operation's service in boto3.
+        member: parameter of the operation that is a list with the object as its only entry.
+        reserved: path of each parameter that bincounter sets -> the setting to use instead.
     """
 
     operation: str
     service: str = SAGEMAKER
     member: str = ""
-    settled: Mapping[str, str] = field(default_factory=dict)
+    reserved: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def shape(self) -> Any:
-        """What botocore's service model knows of it."""
+        """Shape in botocore's service model."""
         shape = service_model(self.service).operation_model(self.operation).input_shape
         return shape.members[self.member].member if self.member else shape
 
 
 _NAME, _ARCHIVE = "name", "ckpt_path, or archive"
 _TYPE, _COUNT = "target.instance_type", "target.instance_count"
-_ENDPOINTS_OWN = "nothing: it is always that of the endpoint"
+_ENDPOINTS_OWN = "the endpoint itself"
 OBJECTS = {
     "Model": ApiObject(
         "CreateModel",
-        settled={
+        reserved={
             "ModelName": _NAME,
             "ExecutionRoleArn": "target.role",
             "PrimaryContainer.Image": "target.image",
@@ -76,10 +76,10 @@ OBJECTS = {
     ),
     "EndpointConfig": ApiObject(
         "CreateEndpointConfig",
-        settled={
+        reserved={
             "EndpointConfigName": _NAME,
             "ProductionVariants": "target.request.ProductionVariant: there is one variant",
-            "ShadowProductionVariants": "another name: an endpoint has one variant, which the price is of",
+            "ShadowProductionVariants": "bincounter: an endpoint has one variant, from which the price is computed",
             "AsyncInferenceConfig.OutputConfig.S3OutputPath": "target.output_uri",
             "AsyncInferenceConfig.OutputConfig.S3FailurePath": "target.failure_uri",
         },
@@ -87,8 +87,8 @@ OBJECTS = {
     "ProductionVariant": ApiObject(
         "CreateEndpointConfig",
         member="ProductionVariants",
-        settled={
-            "VariantName": "nothing: it is always AllTraffic",
+        reserved={
+            "VariantName": "bincounter: it is always AllTraffic",
             "ModelName": _NAME,
             "InstanceType": _TYPE,
             "InitialInstanceCount": _COUNT,
@@ -97,14 +97,14 @@ OBJECTS = {
             "ServerlessConfig.MaxConcurrency": "target.max_concurrency",
         },
     ),
-    "Endpoint": ApiObject("CreateEndpoint", settled={"EndpointName": _NAME, "EndpointConfigName": _NAME}),
-    "UpdateEndpoint": ApiObject("UpdateEndpoint", settled={"EndpointName": _NAME, "EndpointConfigName": _NAME}),
+    "Endpoint": ApiObject("CreateEndpoint", reserved={"EndpointName": _NAME, "EndpointConfigName": _NAME}),
+    "UpdateEndpoint": ApiObject("UpdateEndpoint", reserved={"EndpointName": _NAME, "EndpointConfigName": _NAME}),
     "TransformJob": ApiObject(
         "CreateTransformJob",
-        settled={
+        reserved={
             "TransformJobName": _NAME,
             "ModelName": _NAME,
-            "BatchStrategy": "nothing: photos are sent one by one",
+            "BatchStrategy": "bincounter: photos are sent one by one",
             "TransformInput.DataSource": "input",
             "TransformOutput.S3OutputPath": "output",
             "TransformResources.InstanceType": _TYPE,
@@ -112,82 +112,78 @@ OBJECTS = {
             "Environment": "target.environment",
         },
     ),
-    "ModelPackageGroup": ApiObject("CreateModelPackageGroup"),
-    "ModelPackage": ApiObject(
-        "CreateModelPackage",
-        settled={
-            "ModelPackageName": "target.request.ModelPackageGroup.ModelPackageGroupName",
-            "ModelPackageGroupName": "target.request.ModelPackageGroup.ModelPackageGroupName",
-            "InferenceSpecification.Containers": "target.request.Model.PrimaryContainer",
-        },
-    ),
     "ScalableTarget": ApiObject(
         "RegisterScalableTarget",
         AUTOSCALING,
-        settled=dict.fromkeys(("ServiceNamespace", "ResourceId", "ScalableDimension"), _ENDPOINTS_OWN),
+        reserved=dict.fromkeys(("ServiceNamespace", "ResourceId", "ScalableDimension"), _ENDPOINTS_OWN),
     ),
     "ScalingPolicy": ApiObject(
         "PutScalingPolicy",
         AUTOSCALING,
-        settled=dict.fromkeys(("ServiceNamespace", "ResourceId", "ScalableDimension"), _ENDPOINTS_OWN),
+        reserved=dict.fromkeys(("ServiceNamespace", "ResourceId", "ScalableDimension"), _ENDPOINTS_OWN),
     ),
     "InvokeEndpoint": ApiObject(
-        "InvokeEndpoint", RUNTIME, settled={"EndpointName": _NAME, "Body": "input", "ContentType": "input"}
+        "InvokeEndpoint", RUNTIME, reserved={"EndpointName": _NAME, "Body": "input", "ContentType": "input"}
     ),
     "InvokeEndpointAsync": ApiObject(
         "InvokeEndpointAsync",
         RUNTIME,
-        settled={"EndpointName": _NAME, "InputLocation": "input", "ContentType": "input"},
+        reserved={"EndpointName": _NAME, "InputLocation": "input", "ContentType": "input"},
     ),
 }
-"""By the name that ``target.request`` knows them under."""
+"""Key in ``target.request`` -> object."""
 
 
 def check_names(extra: Mapping[str, Any]) -> None:
-    """Refuse objects that no request is made of, and parameters that have a setting.
+    """Check that ``target.request`` names known objects and no parameters that have a setting of their own.
 
     Args:
         extra: ``target.request``.
 
     Raises:
-        ConfigError: naming the first.
+        ConfigError: names the first wrong key.
     """
     for name, given in extra.items():
+        if name in ("ModelPackage", "ModelPackageGroup"):
+            raise ConfigError(
+                f"target.request.{name} is not a part of an endpoint: register the model with "
+                "`aws sagemaker create-model-package`"
+            )
         if name not in OBJECTS:
             hint = nearest(name, OBJECTS)
-            told = f"did you mean {hint}?" if hint else f"there are {', '.join(OBJECTS)}"
-            raise ConfigError(f"target.request.{name} is no object of the API that an endpoint is made of: {told}")
+            advice = f"did you mean {hint}?" if hint else f"allowed are {', '.join(OBJECTS)}"
+            raise ConfigError(f"target.request.{name} is not an API object of an endpoint: {advice}")
         if not isinstance(given, Mapping):
             raise ConfigError(
-                f"target.request.{name}={given} is no mapping: write target.request.{name}.PARAMETER=VALUE"
+                f"target.request.{name}={given} is not a mapping: write target.request.{name}.PARAMETER=VALUE"
             )
-        for path, setting in OBJECTS[name].settled.items():
+        for path, setting in OBJECTS[name].reserved.items():
             if _inside(given, path) is not None:
-                raise ConfigError(f"target.request.{name}.{path} is set by other means: use {setting}")
+                raise ConfigError(f"target.request.{name}.{path} cannot be set here: it comes from {setting}")
 
 
 def completed(name: str, request: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
-    """An object with what ``target.request`` adds to it, checked against botocore's service model.
+    """Merge ``target.request`` into an object and check it against botocore's service model.
 
     Args:
-        name: of the object.
-        request: what it has of ours.
+        name: key of the object in ``target.request``.
+        request: parameters that bincounter sets.
         extra: ``target.request``.
 
     Raises:
-        ConfigError: there is no such parameter, or it does not take such a value.
+        ConfigError: a parameter is unknown, or its value is not allowed.
     """
     added = dict(extra.get(name) or {})
     if "Tags" in request and isinstance(added.get("Tags"), list):
         added["Tags"] = [*request["Tags"], *added["Tags"]]
     result = merged(request, added)
     kind = OBJECTS[name]
-    check_shape(result, kind.shape, kind.operation, f"target.request.{name}", kind.settled)
+    check_shape(result, kind.shape, kind.operation, f"target.request.{name}", kind.reserved)
     return result
 
 
 def called(name: str, request: Mapping[str, Any], extra: Mapping[str, Any]) -> Call:
-    """The request that makes an object, see :func:`completed`."""
+    """Return the request of an object, completed as by :func:`completed`."""
     return Call(OBJECTS[name].service, OBJECTS[name].operation, completed(name, request, extra))
 
 

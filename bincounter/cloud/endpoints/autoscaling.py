@@ -1,4 +1,4 @@
-"""How many instances an endpoint has as its load changes: Application Auto Scaling's target and policy."""
+"""Application Auto Scaling of an endpoint: register, describe, deregister, restore."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,35 +23,35 @@ _POLICY_MEMBERS = (
 )
 
 
-def scaling_calls(wanted: Wanted) -> list[Call]:
-    """RegisterScalableTarget and PutScalingPolicy, where ``target.request`` asks for them.
+def scaling_calls(spec: Wanted) -> list[Call]:
+    """Return RegisterScalableTarget and PutScalingPolicy if ``target.request`` asks for them.
 
     Raises:
-        ConfigError: a policy without bounds, bounds without a policy, or something that the API does not take.
+        ConfigError: a policy without bounds, bounds without a policy, or a parameter that the API refuses.
     """
-    asked = {"ScalableTarget", "ScalingPolicy"} & set(wanted.extra)
+    asked = {"ScalableTarget", "ScalingPolicy"} & set(spec.extra)
     if not asked:
         return []
     if len(asked) == 1:
-        there = asked.pop()
-        other = "ScalingPolicy" if there == "ScalableTarget" else "ScalableTarget"
-        raise ConfigError(f"target.request.{there} changes nothing by itself: add target.request.{other}")
-    if not wanted.target["wait"]:
+        given = asked.pop()
+        other = "ScalingPolicy" if given == "ScalableTarget" else "ScalableTarget"
+        raise ConfigError(f"target.request.{given} has no effect alone: add target.request.{other}")
+    if not spec.target["wait"]:
         raise ConfigError(
-            "target.request.ScalableTarget is registered once the endpoint is in service: leave target.wait=false out"
+            "target.request.ScalableTarget is registered once the endpoint is in service: remove target.wait=false"
         )
-    dimension = _SERVERLESS if wanted.kind == "serverless" else _INSTANCES
-    where = {**_resource(wanted.name), "ScalableDimension": dimension}
-    policy = {"PolicyName": wanted.name, "PolicyType": "TargetTrackingScaling"}
+    dimension = _SERVERLESS if spec.kind == "serverless" else _INSTANCES
+    where = {**_resource(spec.name), "ScalableDimension": dimension}
+    policy = {"PolicyName": spec.name, "PolicyType": "TargetTrackingScaling"}
     return [
-        called("ScalableTarget", where, wanted.extra),
-        called("ScalingPolicy", {**policy, **where}, wanted.extra),
+        called("ScalableTarget", where, spec.extra),
+        called("ScalingPolicy", {**policy, **where}, spec.extra),
     ]
 
 
 @dataclass(frozen=True)
 class Registered:
-    """What is registered of an endpoint: the requests that would register it again."""
+    """Registered autoscaling of an endpoint, as the requests that register it again."""
 
     targets: list[Call]
     policies: list[Call]
@@ -60,29 +60,29 @@ class Registered:
         return bool(self.targets)
 
     def restore(self, account: "Account") -> None:
-        """Register it all again."""
+        """Register everything again."""
         for call in (*self.targets, *self.policies):
             with answered("registering the endpoint's autoscaling again"):
                 call.send(account)
 
     def removal(self) -> list[Call]:
-        """The requests that take it away; policies go with their target."""
+        """Return the requests that deregister it; AWS deletes the policies of a target with it."""
         return [
             Call(AUTOSCALING, "DeregisterScalableTarget", _only(call.request, *_resource(""), "ScalableDimension"))
             for call in self.targets
         ]
 
     def remove(self, account: "Account") -> None:
-        """Take it all away."""
+        """Deregister everything."""
         for call in self.removal():
             with answered("ending the endpoint's autoscaling"):
                 call.send(account)
 
 
 def registered(account: "Account", name: str) -> Registered:
-    """What Application Auto Scaling knows of an endpoint."""
+    """Read the autoscaling of an endpoint."""
     where = _resource(name)
-    with answered(f"asking for the autoscaling of {name}"):
+    with answered(f"describing the autoscaling of {name}"):
         client = account.autoscaling
         targets = client.describe_scalable_targets(ServiceNamespace=_NAMESPACE, ResourceIds=[where["ResourceId"]])[
             "ScalableTargets"
@@ -92,8 +92,8 @@ def registered(account: "Account", name: str) -> Registered:
         policies = client.describe_scaling_policies(**where)["ScalingPolicies"]
     members = (*where, "ScalableDimension")
     return Registered(
-        [Call(AUTOSCALING, "RegisterScalableTarget", _only(one, *members, *_TARGET_MEMBERS)) for one in targets],
-        [Call(AUTOSCALING, "PutScalingPolicy", _only(one, *members, *_POLICY_MEMBERS)) for one in policies],
+        [Call(AUTOSCALING, "RegisterScalableTarget", _only(target, *members, *_TARGET_MEMBERS)) for target in targets],
+        [Call(AUTOSCALING, "PutScalingPolicy", _only(policy, *members, *_POLICY_MEMBERS)) for policy in policies],
     )
 
 

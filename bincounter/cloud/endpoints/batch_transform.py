@@ -1,4 +1,4 @@
-"""Batch Transform: a job that counts all photos of a folder in S3, and ends with its instances."""
+"""Batch transform: one job that counts the photos of a folder in S3."""
 
 import logging
 from pathlib import PurePosixPath
@@ -36,45 +36,45 @@ class PlannedJob(NamedTuple):
     cost: Cost
 
 
-def planned(account: "Account", wanted: Wanted, package: "Package", *, source: str, output: str) -> PlannedJob:
-    """Write and check the requests of a job.
+def planned(account: "Account", spec: Wanted, package: "Package", *, source: str, output: str) -> PlannedJob:
+    """Compose and check the requests of a transform job.
 
     Raises:
-        BinCounterError: SageMaker would not take them, or they are above ``target.max_usd_per_hour``.
+        BinCounterError: a request is not valid, or the price is above ``target.max_usd_per_hour``.
     """
-    model = plan_model(account, wanted, package)
-    cost = transform_cost(wanted)
-    refuse_above(cost, wanted.target["max_usd_per_hour"])
-    call = transform_call(wanted, model=model.call, source=source, content_type=_ANY_PHOTO, output=output)
+    model = plan_model(account, spec, package)
+    cost = transform_cost(spec)
+    refuse_above(cost, spec.target["max_usd_per_hour"])
+    call = transform_call(spec, model=model.call, source=source, content_type=_ANY_PHOTO, output=output)
     return PlannedJob(model, call, cost)
 
 
-def transform(account: "Account", wanted: Wanted, package: "Package", *, source: str, output: str, dry: bool) -> None:
-    """Count all photos of a folder.
+def transform(account: "Account", spec: Wanted, package: "Package", *, source: str, output: str, dry: bool) -> None:
+    """Count the photos of an S3 folder in a transform job.
 
     Args:
-        account: that the job runs in.
-        wanted: its instances.
+        account: account that the job runs in.
+        spec: settings of the job.
         package: the packed checkpoint.
         source: ``s3://`` folder of photos.
-        output: ``s3://`` folder of answers, ``<photo>.out`` each.
+        output: ``s3://`` folder of answers, ``<photo>.out`` per photo.
         dry: print the requests instead.
 
     Raises:
         BinCounterError: the job could not be started, or has failed.
-        Interrupted: by Ctrl-C; AWS goes on.
+        Interrupted: by Ctrl-C; the job goes on at AWS.
     """
-    job = planned(account, wanted, package, source=source, output=output)
+    job = planned(account, spec, package, source=source, output=output)
     if dry:
         show_calls([job.model.call, job.call])
         return
     job.call.request["TransformInput"]["ContentType"] = _content_type(account, source)
-    job.model.make(account, wanted)
+    job.model.make(account, spec)
     name = job.call.request["TransformJobName"]
     with answered(f"creating the transform job {name}"):
         job.call.send(account)
-    if not wanted.target["wait"]:
-        log.info("%s is under way, and billed until it ends. See it with: python deploy.py action=list", name)
+    if not spec.target["wait"]:
+        log.info("%s runs, and is billed until it ends. List it with: python deploy.py action=list", name)
         return
     ended = watched(
         account,
@@ -84,41 +84,41 @@ def transform(account: "Account", wanted: Wanted, package: "Package", *, source:
         "python deploy.py action=list",
     )
     assert ended is not None
-    _tell(account, ended, source, output)
+    _report(account, ended, source, output)
 
 
-def _tell(account: "Account", ended: dict[str, Any], source: str, output: str) -> None:
+def _report(account: "Account", ended: dict[str, Any], source: str, output: str) -> None:
     answers = {PurePosixPath(name).name for name in _names(account, output)}
     photos = _names(account, source)
     missing = [name for name in photos if f"{PurePosixPath(name).name}.out" not in answers]
     name, state = ended["TransformJobName"], ended["TransformJobStatus"]
-    told = f"{len(photos) - len(missing)} of {len(photos)} photos have an answer in {output}"
+    counted = f"{len(photos) - len(missing)} of {len(photos)} photos have an answer in {output}"
     if state != "Completed":
         line = last_line(account, TRANSFORM_JOBS, f"{name}/")
         reason = explain_endpoint_failure(ended.get("FailureReason", ""), line)
-        raise ResourceError(f"{name} is {state} ({reason}), and {told}: correct that, and run the same command again")
+        raise ResourceError(f"{name} is {state} ({reason}), and {counted}: correct the cause, then run this again")
     seconds = (ended["TransformEndTime"] - ended["TransformStartTime"]).total_seconds()
-    log.info("%s: %s, after %.0f s", name, told, seconds)
-    log.info("Its model stays until action=delete, and is free.")
+    log.info("%s: %s, after %.0f s", name, counted, seconds)
+    log.info("The model of the job is free, and stays until action=delete.")
     if missing:
-        raise ResourceError(f"{name} has no answer for {len(missing)} photos ({missing[0]}): see whether they are well")
+        raise ResourceError(f"{name} has no answer for {len(missing)} photos ({missing[0]}): check these files")
     print(output, flush=True)
 
 
 def _content_type(account: "Account", source: str) -> str:
-    """What a job says of all its photos.
+    """Return the content type of all photos of a job.
 
     Raises:
-        DataError: nothing lies there, or something that is no photo, which would fail the job.
+        DataError: the folder is empty, or has an object that is not a photo, which would fail the job.
     """
     names = _names(account, source)
     if not names:
-        raise DataError(f"nothing lies under {source}: correct input, its letters' case included")
-    strange = [name for name in names if PurePosixPath(name).suffix.lower() not in PHOTO_SUFFIXES]
-    if strange:
+        raise DataError(f"no objects under {source}: correct input (upper and lower case matter)")
+    others = [name for name in names if PurePosixPath(name).suffix.lower() not in PHOTO_SUFFIXES]
+    if others:
         raise DataError(
-            f"{len(strange)} of the {len(names)} objects under {source} are no photos ({strange[0]}), and a transform "
-            f"job fails by them: name a folder of {', '.join(sorted(PHOTO_SUFFIXES))} files alone"
+            f"{len(others)} of the {len(names)} objects under {source} are not photos ({others[0]}), and a transform "
+            f"job fails on them: use a folder with only {', '.join(sorted(PHOTO_SUFFIXES))} files"
         )
     kinds = {PurePosixPath(name).suffix.lower() for name in names}
     if kinds <= {".jpg", ".jpeg"}:
@@ -127,7 +127,7 @@ def _content_type(account: "Account", source: str) -> str:
 
 
 def _names(account: "Account", uri: str) -> list[str]:
-    """Keys of the objects below an ``s3://`` folder."""
+    """List the keys of the objects in an ``s3://`` folder."""
     bucket, _, prefix = uri.removeprefix("s3://").partition("/")
     folder = f"{prefix.rstrip('/')}/" if prefix.rstrip("/") else ""
     with answered(f"listing {uri}"):

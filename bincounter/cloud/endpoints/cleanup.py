@@ -1,4 +1,4 @@
-"""What belongs to an endpoint; delete."""
+"""Find the resources of an endpoint by their tag, and delete them."""
 
 import logging
 import re
@@ -33,12 +33,12 @@ _OURS = re.compile(r".+-[0-9a-f]{8}")
 
 @dataclass
 class Belongings:
-    """Names of what carries an endpoint's tag.
+    """Names of the resources that carry an endpoint's tag.
 
     Attributes:
-        configs: endpoint configurations; they cost nothing.
-        models: they cost nothing.
-        transforms: jobs that run.
+        configs: endpoint configurations, which are free.
+        models: models, which are free.
+        transforms: running transform jobs.
     """
 
     configs: list[str] = field(default_factory=list)
@@ -47,13 +47,13 @@ class Belongings:
 
 
 def belongings(account: "Account", name: str | None = None) -> Belongings:
-    """What carries the tag.
+    """Find resources by their tag.
 
     Args:
-        account: to look through.
-        name: of the endpoint; ``None`` for those of all endpoints.
+        account: account to search.
+        name: name of the endpoint; ``None`` for the resources of all endpoints.
     """
-    with answered("listing what belongs to the endpoint"):
+    with answered("listing the resources of the endpoint"):
         client = account.sagemaker
         narrow: dict[str, Any] = {"NameContains": name} if name else {}
         configs = _pages(client, "list_endpoint_configs", "EndpointConfigs", **narrow)
@@ -67,12 +67,12 @@ def belongings(account: "Account", name: str | None = None) -> Belongings:
 
 
 def tagged(client: Any, arn: str, name: str | None = None) -> bool:
-    """Whether something carries our tag.
+    """Return whether a resource carries the tag of bincounter.
 
     Args:
-        client: boto3's of SageMaker.
-        arn: of it.
-        name: that the tag has to hold; ``None`` for any.
+        client: SageMaker client of boto3.
+        arn: ARN of the resource.
+        name: required value of the tag; ``None`` for any value.
     """
     from botocore.exceptions import ClientError
 
@@ -80,60 +80,66 @@ def tagged(client: Any, arn: str, name: str | None = None) -> bool:
         tags = _pages(client, "list_tags", "Tags", ResourceArn=arn)
         values = [tag["Value"] for tag in tags if tag["Key"] == TAG]
     except ClientError as error:
-        if is_missing(error):  # it went away meanwhile
+        if is_missing(error):  # deleted in the meantime
             return False
         raise
     return bool(values) and name in (None, *values)
 
 
 def remove_unused(account: "Account", name: str, *, keep: Collection[str]) -> Belongings:
-    """Delete an endpoint's configurations and models, but for those in use.
+    """Delete an endpoint's configurations and models that are not in use.
 
     Args:
-        account: that they are in.
-        name: of the endpoint.
-        keep: names of configurations that stay, and their models with them.
+        account: account of the endpoint.
+        name: name of the endpoint.
+        keep: names of the configurations to keep, with their models.
 
     Returns:
-        what was deleted, and the transform jobs that run, whose models stay.
+        the deleted resources, and the running transform jobs, whose models are kept.
     """
     there = belongings(account, name)
     used: set[str] = set()
     for config in keep:
         used |= models_of(describe_config(account, config))
     for job in there.transforms:
-        with answered(f"asking for the transform job {job}"):
+        with answered(f"describing the transform job {job}"):
             used.add(account.sagemaker.describe_transform_job(TransformJobName=job)["ModelName"])
     gone = Belongings(
         [config for config in there.configs if config not in keep],
         [model for model in there.models if model not in used],
         there.transforms,
     )
-    for config in gone.configs:
-        _delete(account, "endpoint_config", EndpointConfigName=config)
-    for model in gone.models:
-        _delete(account, "model", ModelName=model)
+    for call in _removal_calls(gone):
+        _send(account, call)
     return gone
 
 
 def models_of(config: dict[str, Any] | None) -> set[str]:
-    """The models of an endpoint configuration."""
+    """Return the names of the models of an endpoint configuration."""
     return {variant["ModelName"] for variant in config["ProductionVariants"]} if config else set()
 
 
-def _delete(account: "Account", kind: str, **which: str) -> None:
+def _removal_calls(there: Belongings) -> list[Call]:
+    return [
+        *(Call(SAGEMAKER, "DeleteEndpointConfig", {"EndpointConfigName": name}) for name in there.configs),
+        *(Call(SAGEMAKER, "DeleteModel", {"ModelName": name}) for name in there.models),
+    ]
+
+
+def _send(account: "Account", call: Call) -> None:
+    """Send a request that deletes or stops a resource; a missing resource is not an error."""
     from botocore.exceptions import ClientError
 
-    with answered(f"deleting {', '.join(which.values())}"):
+    with answered(f"deleting {', '.join(map(str, call.request.values()))}"):
         try:
-            getattr(account.sagemaker, f"delete_{kind}")(**which)
+            call.send(account)
         except ClientError as error:
             if not is_missing(error):
                 raise
 
 
 def _is_ours(client: Any, listed: dict[str, Any], kind: str, name: str | None) -> bool:
-    """Names are looked at first: tags are one request each, and an account may have thousands of models."""
+    """Check the name first: tags are one request each, and an account may have thousands of models."""
     fits = _OURS.fullmatch(listed[f"{kind}Name"]) and listed[f"{kind}Name"].startswith(f"{name}-" if name else "")
     return bool(fits) and tagged(client, listed[f"{kind}Arn"], name)
 
@@ -146,117 +152,98 @@ def _pages(client: Any, operation: str, member: str, **asked: Any) -> Iterator[d
 _CHANGING = ("Creating", "Updating", "SystemUpdating", "RollingBack")
 
 
-def delete(account: "Account", wanted: Wanted, *, dry: bool) -> None:
-    """Take an endpoint away, and all that belongs to it; what is gone already is no error.
+def delete(account: "Account", spec: Wanted, *, dry: bool) -> None:
+    """Delete an endpoint and its resources; missing ones are not an error.
 
     Args:
-        account: that it is in.
-        wanted: its name.
+        account: account of the endpoint.
+        spec: settings of the endpoint.
         dry: print the requests instead.
 
     Raises:
-        BinCounterError: something could not be deleted.
-        Interrupted: by Ctrl-C; AWS goes on.
+        BinCounterError: a resource could not be deleted.
+        Interrupted: by Ctrl-C; the deletion goes on at AWS.
     """
-    there = describe(account, wanted.name)
+    there = describe(account, spec.name)
     if dry:
-        _show(account, wanted, there)
+        _show(account, spec, there)
         return
-    if there and there["EndpointStatus"] in _CHANGING and not wanted.target["wait"]:
+    if there and there["EndpointStatus"] in _CHANGING and not spec.target["wait"]:
         raise ConfigError(
-            f"the endpoint name={wanted.name} is {there['EndpointStatus']}, and cannot be deleted until that has "
-            "ended: leave target.wait=false out, or try again later"
+            f"the endpoint name={spec.name} is {there['EndpointStatus']}, and cannot be deleted until that has "
+            "ended: remove target.wait=false, or try again later"
         )
     config = describe_config(account, there["EndpointConfigName"]) if there else None
-    stays = _what_stays(account, wanted, config)
-    gone = remove(account, wanted)
+    stays = _what_stays(account, spec, config)
+    gone = remove(account, spec)
     if there is None and not (gone.configs or gone.models or gone.transforms):
-        log.info("There is no endpoint %s, and nothing that belongs to one.", wanted.name)
+        log.info("No endpoint %s, and no resources of it: nothing to delete.", spec.name)
         return
     log.info(
-        "%s: %d configuration%s and %d model%s deleted; nothing of it bills any more.",
-        wanted.name,
+        "%s: %d configuration%s and %d model%s deleted; nothing is billed any more.",
+        spec.name,
         *_counted(gone.configs),
         *_counted(gone.models),
     )
-    log.info("What stays, and is yours to delete: %s", "; ".join(stays))
+    log.info("Not deleted: %s", "; ".join(stays))
 
 
-def remove(account: "Account", wanted: Wanted) -> Belongings:
+def remove(account: "Account", spec: Wanted) -> Belongings:
     """Delete an endpoint, its autoscaling, configurations and models, and stop its transform jobs.
 
     Raises:
-        BinCounterError: something could not be deleted.
-        Interrupted: by Ctrl-C; AWS goes on.
+        BinCounterError: a resource could not be deleted.
+        Interrupted: by Ctrl-C; the deletion goes on at AWS.
     """
-    there = describe(account, wanted.name)
+    there = describe(account, spec.name)
     if there and there["EndpointStatus"] in _CHANGING:
-        log.info("It is %s, and is deleted when that has ended.", there["EndpointStatus"])
-        there = settled(account, wanted.name)
-    _stop_transforms(account, wanted)
+        log.info("The endpoint is %s, and will be deleted when that has ended.", there["EndpointStatus"])
+        there = settled(account, spec.name)
+    _stop_transforms(account, spec)
     if there:
-        registered(account, wanted.name).remove(account)
+        registered(account, spec.name).remove(account)
         if there["EndpointStatus"] != "Deleting":
-            _send(account, Call(SAGEMAKER, "DeleteEndpoint", {"EndpointName": wanted.name}))
-        if wanted.target["wait"]:
-            _await_end(account, wanted)
-    return remove_unused(account, wanted.name, keep=[])
+            _send(account, Call(SAGEMAKER, "DeleteEndpoint", {"EndpointName": spec.name}))
+        if spec.target["wait"]:
+            left = settled(account, spec.name)
+            if left is not None:
+                raise ResourceError(
+                    f"the endpoint {spec.name} is {left['EndpointStatus']} instead of deleted, and may be billed: "
+                    "run action=delete again"
+                )
+    return remove_unused(account, spec.name, keep=[])
 
 
-def _stop_transforms(account: "Account", wanted: Wanted) -> None:
-    jobs = belongings(account, wanted.name).transforms
+def _stop_transforms(account: "Account", spec: Wanted) -> None:
+    jobs = belongings(account, spec.name).transforms
     for job in jobs:
         log.info("Stopping the transform job %s", job)
         _send(account, Call(SAGEMAKER, "StopTransformJob", {"TransformJobName": job}))
-    for job in jobs if wanted.target["wait"] else ():
+    for job in jobs if spec.target["wait"] else ():
         ask = partial(account.sagemaker.describe_transform_job, TransformJobName=job)
         watched(account, ask, "TransformJobStatus", job, "python deploy.py action=list")
 
 
-def _await_end(account: "Account", wanted: Wanted) -> None:
-    left = settled(account, wanted.name)
-    if left is not None:
-        raise ResourceError(
-            f"the endpoint {wanted.name} is {left['EndpointStatus']} instead of gone, and may be billed: run "
-            "action=delete again"
-        )
-
-
-def _send(account: "Account", call: Call) -> None:
-    from botocore.exceptions import ClientError
-
-    with answered(f"deleting {', '.join(map(str, call.request.values()))}"):
-        try:
-            call.send(account)
-        except ClientError as error:
-            if not is_missing(error):
-                raise
-
-
-def _show(account: "Account", wanted: Wanted, there: dict[str, Any] | None) -> None:
-    ours = belongings(account, wanted.name)
+def _show(account: "Account", spec: Wanted, there: dict[str, Any] | None) -> None:
+    ours = belongings(account, spec.name)
     calls = [Call(SAGEMAKER, "StopTransformJob", {"TransformJobName": job}) for job in ours.transforms]
     if there:
-        calls += registered(account, wanted.name).removal()
-        calls.append(Call(SAGEMAKER, "DeleteEndpoint", {"EndpointName": wanted.name}))
-    calls += [Call(SAGEMAKER, "DeleteEndpointConfig", {"EndpointConfigName": name}) for name in ours.configs]
-    calls += [Call(SAGEMAKER, "DeleteModel", {"ModelName": name}) for name in ours.models]
-    show_calls(calls)
+        calls += registered(account, spec.name).removal()
+        calls.append(Call(SAGEMAKER, "DeleteEndpoint", {"EndpointName": spec.name}))
+    show_calls([*calls, *_removal_calls(ours)])
 
 
-def _what_stays(account: "Account", wanted: Wanted, config: dict[str, Any] | None) -> list[str]:
-    """Places that an endpoint has written to, for a few cents a month."""
+def _what_stays(account: "Account", spec: Wanted, config: dict[str, Any] | None) -> list[str]:
+    """Return the places that an endpoint has written to, which cost a few cents a month."""
     models = [describe_model(account, name) for name in models_of(config)]
     archives = [model["PrimaryContainer"]["ModelDataUrl"] for model in models if model]
-    stays = [f"the archive {uri}" for uri in archives] or [f"archives under {bucket_uri(account, wanted)}/models"]
-    stays.append(f"the log group {group_of(wanted.name)}")
+    stays = [f"the archive {uri}" for uri in archives] or [f"archives under {bucket_uri(account, spec)}/models"]
+    stays.append(f"the log group {group_of(spec.name)}")
     outputs = (config or {}).get("AsyncInferenceConfig", {}).get("OutputConfig", {})
     stays += [f"answers in {outputs[member]}" for member in ("S3OutputPath", "S3FailurePath") if member in outputs]
     capture = (config or {}).get("DataCaptureConfig", {})
     if "DestinationS3Uri" in capture:
         stays.append(f"captured requests in {capture['DestinationS3Uri']}")
-    if {"ModelPackage", "ModelPackageGroup"} & set(wanted.extra):
-        stays.append("versions in the model registry")
     return stays
 
 

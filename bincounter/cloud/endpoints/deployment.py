@@ -1,15 +1,14 @@
-"""Create or update, wait, clean up what failed."""
+"""Create or update an endpoint, wait for it, and clean up what failed."""
 
 import logging
 from typing import TYPE_CHECKING, Any
 
 from bincounter.cloud.aws_errors import answered
 from bincounter.cloud.endpoints import endpoint_record
-from bincounter.cloud.endpoints.api_objects import Call
 from bincounter.cloud.endpoints.autoscaling import Registered, registered
 from bincounter.cloud.endpoints.cleanup import remove, remove_unused
 from bincounter.cloud.endpoints.deployment_plan import Planned, plan, show_calls
-from bincounter.cloud.endpoints.endpoint_requests import Wanted, create_call, update_call
+from bincounter.cloud.endpoints.endpoint_requests import Wanted
 from bincounter.cloud.endpoints.endpoint_state import (
     BUSY,
     describe,
@@ -29,211 +28,155 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def planned_creation(account: "Account", wanted: Wanted, package: "Package") -> tuple[Planned, Call]:
-    """What an endpoint needs, and CreateEndpoint.
-
-    Raises:
-        BinCounterError: SageMaker would not take it, or it is above ``target.max_usd_per_hour``.
-    """
-    endpoint = plan(account, wanted, package)
-    return endpoint, create_call(wanted, endpoint.config)
-
-
-def deploy(account: "Account", wanted: Wanted, package: "Package", *, dry: bool) -> None:
-    """Make an endpoint, unless it is there with the same checkpoint and settings.
+def deploy(account: "Account", spec: Wanted, package: "Package", *, update: bool, dry: bool) -> str:
+    """Create or update an endpoint, unless it already has this checkpoint and these settings.
 
     Args:
-        account: to make it in.
-        wanted: what it is to be.
+        account: that the endpoint is in.
+        spec: its settings.
         package: the packed checkpoint.
+        update: update an endpoint that exists; otherwise create one.
         dry: print the requests instead.
 
+    Returns:
+        name of the endpoint configuration that it serves with.
+
     Raises:
-        BinCounterError: it could not be made, or is there with another checkpoint or other settings.
-        Interrupted: by Ctrl-C; AWS goes on.
+        BinCounterError: it could not be created, or exists with another checkpoint or other settings; or it could not
+            be updated, and keeps serving as before.
+        Interrupted: by Ctrl-C; the deployment goes on at AWS.
     """
-    endpoint, create = planned_creation(account, wanted, package)
+    planned = plan(account, spec, package, update=update)
     if dry:
-        show_calls([*endpoint.before, create, *endpoint.scaling])
-        return
-    there = describe(account, wanted.name)
-    if there is not None:
-        _refuse_another(there, endpoint, wanted)
-        log.info("It is there already, with the same checkpoint and settings.")
+        show_calls(planned.calls)
+        return planned.name
+    before = existing(account, spec.name) if update else describe(account, spec.name)
+    if before:
+        _check_state(before, planned, spec, update=update)
+    unchanged = before is not None and before["EndpointConfigName"] == planned.name
+    suspended = Registered([], [])
+    if unchanged:
+        log.info("Nothing to do: the endpoint %s has this checkpoint and these settings.", spec.name)
     else:
-        _create(account, wanted, endpoint, create)
-    endpoint_record.begin(account, wanted, endpoint, there["CreationTime"] if there else None)
-    if not wanted.target["wait"]:
-        tell_how_to_see(wanted)
-        return
-    ended = settled(account, wanted.name)
-    if ended is None or ended["EndpointStatus"] != "InService":
-        reason = failure(account, wanted.name, ended)
-        remove(account, wanted)
-        endpoint_record.end(account, wanted.name, [package.path.parent / endpoint_record.ENDPOINT_RECORD], "failed")
+        suspended = _send(account, spec, planned, before)
+    wait = spec.target["wait"] or (unchanged and before is not None and before["EndpointStatus"] == "InService")
+    if not (update and wait):  # an update may be rolled back: it is recorded once it has succeeded
+        endpoint_record.begin(account, spec, planned, before["CreationTime"] if before and not update else None)
+    if not wait:
+        tell_how_to_see(spec)
+        return planned.name
+    ended = settled(account, spec.name)
+    in_service = ended is not None and ended["EndpointStatus"] == "InService"
+    if update:
+        if before and not (in_service and ended and ended["EndpointConfigName"] == planned.name):
+            raise _update_failed(account, spec, ended, before["EndpointConfigName"], suspended)
+        endpoint_record.begin(account, spec, planned)
+    elif not in_service:
+        reason = failure(account, spec.name, ended)
+        remove(account, spec)
+        endpoint_record.end(account, spec.name, [package.path.parent / endpoint_record.ENDPOINT_RECORD], "failed")
         raise ResourceError(
-            f"the endpoint {wanted.name} did not come into service ({reason}), and nothing of it is left or billed: "
-            "correct that, and run the same command again"
+            f"the endpoint {spec.name} did not come into service ({reason}); it was deleted, and nothing is billed: "
+            "correct the cause, and run the same command again"
         )
-    endpoint.scale(account)
-    tell_in_service(account, wanted)
+    for call in planned.scaling:
+        with answered("registering the endpoint's autoscaling"):
+            call.send(account)
+    if update:
+        _remove_superseded(account, spec, planned)
+    tell_in_service(account, spec)
+    return planned.name
 
 
-def _create(account: "Account", wanted: Wanted, endpoint: Planned, create: Call) -> None:
-    try:
-        endpoint.make(account, wanted)
-        with answered(f"creating the endpoint {wanted.name}"):
-            create.send(account)
-    except BinCounterError as error:
-        if not _is_ours(account, wanted, endpoint):
-            raise
-        # The answer to our own first try was lost.
-        log.info("%s. It is being made all the same.", error)
-
-
-def _is_ours(account: "Account", wanted: Wanted, endpoint: Planned) -> bool:
-    """Whether the endpoint is there in spite of an error; if not, what was made for it is deleted."""
-    try:
-        there = describe(account, wanted.name)
-        if there and there["EndpointConfigName"] == endpoint.name:
-            return True
-        remove_unused(account, wanted.name, keep=[there["EndpointConfigName"]] if there else [])
-    except BinCounterError as error:
-        log.warning("What was made before it could not be deleted, and is free (%s): use action=delete.", error)
-    return False
-
-
-def _refuse_another(there: dict[str, Any], endpoint: Planned, wanted: Wanted) -> None:
-    state = there["EndpointStatus"]
-    if state in ("Failed", "Deleting"):
-        raise ConfigError(f"the endpoint name={wanted.name} is {state}, and cannot be mended: use action=delete first")
-    if there["EndpointConfigName"] != endpoint.name:
+def _check_state(before: dict[str, Any], planned: Planned, spec: Wanted, *, update: bool) -> None:
+    """Raise a ConfigError unless an endpoint that exists can be updated, or is the one to create."""
+    state = before["EndpointStatus"]
+    if update:
+        if state != "InService":
+            busy = state in BUSY
+            step = "wait until action=status shows it InService" if busy else "use action=delete, then action=deploy"
+            raise ConfigError(f"the endpoint name={spec.name} is {state}, and cannot be updated: {step}")
+    elif state in ("Failed", "Deleting"):
+        raise ConfigError(f"the endpoint name={spec.name} is {state}, and cannot be used: run action=delete first")
+    elif before["EndpointConfigName"] != planned.name:
         raise ConfigError(
-            f"there is an endpoint name={wanted.name} already ({state}), with another checkpoint or other settings: "
+            f"the endpoint name={spec.name} exists ({state}) with another checkpoint or other settings: "
             "use action=update, or another name"
         )
 
 
-def planned_update(account: "Account", wanted: Wanted, package: "Package") -> tuple[Planned, Call]:
-    """What an endpoint is to have, and UpdateEndpoint.
-
-    Raises:
-        BinCounterError: SageMaker would not take it, or it is above ``target.max_usd_per_hour``.
-    """
-    endpoint = plan(account, wanted, package)
-    return endpoint, update_call(wanted, endpoint.config)
-
-
-def update(account: "Account", wanted: Wanted, package: "Package", *, dry: bool) -> str:
-    """Update an endpoint.
-
-    Args:
-        account: that it is in.
-        wanted: what it is to become.
-        package: the packed checkpoint.
-        dry: print the requests instead.
+def _send(account: "Account", spec: Wanted, planned: Planned, before: dict[str, Any] | None) -> Registered:
+    """Create the model and the configuration, and send CreateEndpoint or UpdateEndpoint.
 
     Returns:
-        the name of the configuration that it goes on with.
-
-    Raises:
-        BinCounterError: it could not be updated, and goes on as it was.
-        Interrupted: by Ctrl-C; AWS goes on.
+        the autoscaling that had to be deregistered for an update.
     """
-    endpoint, call = planned_update(account, wanted, package)
-    if dry:
-        show_calls([*endpoint.before, call, *endpoint.scaling])
-        return endpoint.name
-    there = existing(account, wanted.name)
-    _refuse_busy(there, wanted)
-    old = str(there["EndpointConfigName"])
-    if old == endpoint.name:
-        log.info("Nothing to update: it has this checkpoint and these settings.")
-        endpoint.scale(account)
-        tell_in_service(account, wanted)
-        return endpoint.name
+    suspended = Registered([], [])
     try:
-        endpoint.make(account, wanted)
-        suspended = _update(account, wanted, endpoint, old)
-    except BinCounterError:
-        _take_back(account, wanted)
-        raise
-    if not wanted.target["wait"]:
-        endpoint_record.begin(account, wanted, endpoint)
-        tell_how_to_see(wanted)
-        return endpoint.name
-    ended = settled(account, wanted.name)
-    if ended is None or ended["EndpointStatus"] != "InService" or ended["EndpointConfigName"] != endpoint.name:
-        raise _failed(account, wanted, ended, old, suspended)
-    endpoint_record.begin(account, wanted, endpoint)
-    _clear_up(account, wanted, endpoint)
-    tell_in_service(account, wanted)
-    return endpoint.name
-
-
-def _refuse_busy(there: dict[str, Any], wanted: Wanted) -> None:
-    state = there["EndpointStatus"]
-    if state == "InService":
-        return
-    step = "wait until action=status shows it InService" if state in BUSY else "use action=delete, then action=deploy"
-    raise ConfigError(f"the endpoint name={wanted.name} is {state}, and cannot be updated: {step}")
-
-
-def _update(account: "Account", wanted: Wanted, endpoint: Planned, old: str) -> Registered:
-    """Send UpdateEndpoint; returns the autoscaling that had to be taken away before."""
-    scaled = registered(account, wanted.name)
-    same = _instance_type(describe_config(account, old)) == _instance_type(endpoint.config.request)
-    # AWS refuses another instance type where autoscaling is registered.
-    suspended = Registered([], []) if same else scaled
-    suspended.remove(account)
-    try:
-        with answered(f"updating the endpoint {wanted.name}"):
-            keep = bool(scaled and same and endpoint.scaling)
-            update_call(wanted, endpoint.config, keep_capacity=keep).send(account)
-    except BinCounterError:
-        suspended.restore(account)
-        raise
+        planned.make(account, spec)
+        if before:
+            scaled = registered(account, spec.name)
+            config = describe_config(account, before["EndpointConfigName"])
+            if _instance_type(config) != _instance_type(planned.config.request):
+                suspended = scaled  # AWS refuses another instance type while autoscaling is registered
+                suspended.remove(account)
+            elif scaled and planned.scaling:  # keep as many instances as autoscaling has started
+                planned.endpoint.request.setdefault("RetainAllVariantProperties", True)
+        try:
+            with answered(f"{'updating' if before else 'creating'} the endpoint {spec.name}"):
+                planned.endpoint.send(account)
+        except BinCounterError:
+            suspended.restore(account)
+            raise
+    except BinCounterError as error:
+        if not _is_created(account, spec, planned, before):
+            raise
+        # The first attempt succeeded, and its response was lost.
+        log.info("%s. The endpoint is being created nevertheless.", error)
     return suspended
 
 
-def _take_back(account: "Account", wanted: Wanted) -> None:
-    """Delete what was made for an update that was refused."""
+def _is_created(account: "Account", spec: Wanted, planned: Planned, before: dict[str, Any] | None) -> bool:
+    """Return whether an endpoint is being created in spite of an error; if not, delete what was made for it."""
     try:
-        there = describe(account, wanted.name)
-        if there and there["EndpointStatus"] == "InService":  # else it may be under way: an answer can be lost
-            remove_unused(account, wanted.name, keep=[there["EndpointConfigName"]])
+        now = describe(account, spec.name)
+        if now and not before and now["EndpointConfigName"] == planned.name:
+            return True
+        # The response to an update may be lost, too: keep what it needs while it may be running.
+        if now is None or not before or now["EndpointStatus"] == "InService":
+            remove_unused(account, spec.name, keep=[now["EndpointConfigName"]] if now else [])
     except BinCounterError as error:
-        log.warning("What was made before it could not be deleted, and is free (%s): use action=delete.", error)
+        log.warning("Free resources of the failed request could not be deleted (%s): use action=delete.", error)
+    return False
 
 
-def _failed(
-    account: "Account", wanted: Wanted, ended: dict[str, Any] | None, old: str, suspended: Registered
+def _update_failed(
+    account: "Account", spec: Wanted, ended: dict[str, Any] | None, old: str, suspended: Registered
 ) -> ResourceError:
-    """Clear up after an update that failed; returns the error to raise."""
-    reason = failure(account, wanted.name, ended)
-    state = ended["EndpointStatus"] if ended else "gone"
+    """Clean up after an update that failed; returns the error to raise."""
+    reason = failure(account, spec.name, ended)
+    state = ended["EndpointStatus"] if ended else "deleted"
     if ended and state == "InService" and ended["EndpointConfigName"] == old:
         suspended.restore(account)
-        remove_unused(account, wanted.name, keep=[old])
+        remove_unused(account, spec.name, keep=[old])
         return ResourceError(
-            f"the update failed ({reason}) and was rolled back, so that {wanted.name} goes on with what it had ({old}"
-            "): correct that, and run the same command again"
+            f"the update failed ({reason}) and was rolled back: {spec.name} serves {old} as "
+            "before. Correct the cause, and run the same command again"
         )
     return ResourceError(
-        f"the update failed ({reason}) and {wanted.name} is {state}: look at it with action=status, and use "
-        "action=delete and action=deploy if it does not come back"
+        f"the update failed ({reason}) and {spec.name} is {state}: check it with action=status, and use "
+        "action=delete and action=deploy if it does not recover"
     )
 
 
-def _clear_up(account: "Account", wanted: Wanted, endpoint: Planned) -> None:
-    """Settings are all there is: what they no longer name goes."""
-    if not endpoint.scaling:
-        scaled = registered(account, wanted.name)
+def _remove_superseded(account: "Account", spec: Wanted, planned: Planned) -> None:
+    """Delete the resources of an updated endpoint that its settings no longer name."""
+    if not planned.scaling:
+        scaled = registered(account, spec.name)
         if scaled:
             scaled.remove(account)
-            log.info("Its autoscaling has ended, since target.request names none.")
-    endpoint.scale(account)
-    remove_unused(account, wanted.name, keep=[endpoint.name])
+            log.info("Autoscaling was deregistered, since target.request has none.")
+    remove_unused(account, spec.name, keep=[planned.name])
 
 
 def _instance_type(config: dict[str, Any] | None) -> str | None:

@@ -1,4 +1,4 @@
-"""All requests of a deployment, their price and ceiling; archive upload."""
+"""Requests of a deployment, their price and its ceiling, and the upload of the archive."""
 
 import json
 import logging
@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from bincounter.cloud.aws_errors import answered
 from bincounter.cloud.endpoints.api_objects import Call
 from bincounter.cloud.endpoints.autoscaling import scaling_calls
-from bincounter.cloud.endpoints.endpoint_requests import Wanted, config_call, config_name, model_call
+from bincounter.cloud.endpoints.endpoint_requests import Wanted, config_call, endpoint_call, model_call
 from bincounter.cloud.endpoints.endpoint_state import describe_config, describe_model
-from bincounter.cloud.endpoints.registry import enter, registry_calls
 from bincounter.cloud.instances import serving_image, usd_per_hour, usd_per_second
 from bincounter.errors import ConfigError
 
@@ -24,22 +23,22 @@ log = logging.getLogger(__name__)
 
 
 def archive_uri(bucket_uri: str, digest: str) -> str:
-    """Where an archive lies.
+    """Return the S3 address of an archive.
 
     Args:
-        bucket_uri: ``s3://`` folder of all that is ours.
+        bucket_uri: ``s3://`` folder of bincounter.
         digest: SHA-256 of the archive.
     """
     return f"{bucket_uri}/models/{digest[:16]}/model.tar.gz"
 
 
 def upload_archive(account: "Account", path: Path, uri: str) -> None:
-    """Upload an archive, unless it is there.
+    """Upload an archive unless it exists.
 
     Args:
-        account: whose S3.
-        path: of the archive.
-        uri: see :func:`archive_uri`.
+        account: account that owns the bucket.
+        path: path of the archive.
+        uri: its address, from :func:`archive_uri`.
 
     Raises:
         BinCounterError: it cannot be uploaded.
@@ -50,7 +49,7 @@ def upload_archive(account: "Account", path: Path, uri: str) -> None:
     size = path.stat().st_size
     with answered(f"uploading the archive to {uri}"):
         try:
-            # Objects appear whole or not at all, and this one's name is of its content.
+            # Objects in S3 are never partial, and this one is named by its content.
             there = account.s3.head_object(Bucket=bucket, Key=key)["ContentLength"] == size
         except ClientError as error:
             if error.response["Error"]["Code"] not in ("404", "NoSuchKey", "NotFound"):
@@ -62,39 +61,39 @@ def upload_archive(account: "Account", path: Path, uri: str) -> None:
 
 
 class Cost(NamedTuple):
-    """What something costs.
+    """Price of an endpoint or a transform job.
 
     Attributes:
-        usd: US dollars in an hour, at most.
-        words: what that is made of.
+        usd: US dollars per hour, at most.
+        words: how the price is made up, for the log.
     """
 
     usd: float
     words: str
 
 
-def endpoint_cost(wanted: Wanted, config: Call, scaling: Sequence[Call]) -> Cost:
-    """The most that an endpoint costs in an hour; what S3 and the network take comes on top: cents.
+def endpoint_cost(spec: Wanted, config: Call, scaling: Sequence[Call]) -> Cost:
+    """Return the highest price per hour of an endpoint; S3 and the network add cents.
 
     Args:
-        wanted: what the command wants.
+        spec: settings of the endpoint.
         config: CreateEndpointConfig.
-        scaling: see :func:`bincounter.cloud.endpoints.autoscaling.scaling_calls`.
+        scaling: requests of :func:`bincounter.cloud.endpoints.autoscaling.scaling_calls`.
 
     Raises:
-        ConfigError: the instance's price is not known.
+        ConfigError: the price of the instance type is not known.
     """
     variant = config.request["ProductionVariants"][0]
     scaled = max((call.request.get("MaxCapacity", 0) for call in scaling), default=0)
-    if wanted.kind == "serverless":
-        return _serverless(wanted.target, variant["ServerlessConfig"], scaled)
+    if spec.kind == "serverless":
+        return _serverless(spec.target, variant["ServerlessConfig"], scaled)
     managed = variant.get("ManagedInstanceScaling", {}).get("MaxInstanceCount", 0)
-    return _instances(wanted.target, max(wanted.target["instance_count"], scaled, managed))
+    return _instances(spec.target, max(spec.target["instance_count"], scaled, managed))
 
 
-def transform_cost(wanted: Wanted) -> Cost:
-    """What a transform job costs in an hour."""
-    return _instances(wanted.target, wanted.target["instance_count"])
+def transform_cost(spec: Wanted) -> Cost:
+    """Return the price per hour of a transform job."""
+    return _instances(spec.target, spec.target["instance_count"])
 
 
 def _instances(target: Mapping[str, Any], most: int) -> Cost:
@@ -108,7 +107,7 @@ def _instances(target: Mapping[str, Any], most: int) -> Cost:
 def _serverless(target: Mapping[str, Any], config: Mapping[str, Any], scaled: int) -> Cost:
     price = usd_per_second(target["memory_mb"])
     kept = max(config.get("ProvisionedConcurrency", 0), scaled)
-    # What is kept ready is billed without requests; the price of an answering second is the upper bound of both.
+    # Provisioned concurrency is billed without requests; the price per second of answering is above its price.
     total = price.usd * 3600 * (target["max_concurrency"] + kept)
     also = f", {kept} of them kept ready and billed without requests" if kept else ""
     return Cost(
@@ -119,27 +118,27 @@ def _serverless(target: Mapping[str, Any], config: Mapping[str, Any], scaled: in
 
 
 def refuse_above(cost: Cost, ceiling: float) -> None:
-    """Refuse a price above ``target.max_usd_per_hour``.
+    """Check that a price is not above ``target.max_usd_per_hour``.
 
     Raises:
-        ConfigError: it is.
+        ConfigError: the price is above the ceiling.
     """
     if cost.usd > ceiling:
         raise ConfigError(
-            f"{cost.usd:.4g} USD per hour is above target.max_usd_per_hour={ceiling:g}: take fewer or smaller "
+            f"{cost.usd:.4g} USD per hour is above target.max_usd_per_hour={ceiling:g}: use fewer or smaller "
             "instances, or raise it"
         )
 
 
 def running_cost(variants: Sequence[Mapping[str, Any]], config: Mapping[str, Any] | None) -> float | None:
-    """What an endpoint that is there bills in an hour, without requests.
+    """Return the current price per hour of an endpoint without requests.
 
     Args:
-        variants: ``ProductionVariants`` of DescribeEndpoint; empty where it has none yet.
-        config: DescribeEndpointConfig; ``None`` where that is gone.
+        variants: ``ProductionVariants`` of DescribeEndpoint; empty while it has none.
+        config: DescribeEndpointConfig; ``None`` if it was deleted.
 
     Returns:
-        US dollars; ``None`` where a price is not known.
+        US dollars; ``None`` if a price is not known.
     """
     if config is None:
         return None
@@ -160,7 +159,7 @@ def running_cost(variants: Sequence[Mapping[str, Any]], config: Mapping[str, Any
 
 
 def transform_bill(described: Mapping[str, Any]) -> float | None:
-    """What a transform job that runs bills in an hour; ``None`` where the price is not known.
+    """Return the price per hour of a running transform job; ``None`` if it is not known.
 
     Args:
         described: DescribeTransformJob.
@@ -175,11 +174,11 @@ def transform_bill(described: Mapping[str, Any]) -> float | None:
 
 @dataclass(frozen=True)
 class PlannedModel:
-    """The model of an endpoint or a transform job.
+    """Model of an endpoint or a transform job.
 
     Attributes:
         package: the packed checkpoint.
-        uri: where it goes.
+        uri: S3 address of the archive.
         call: CreateModel.
     """
 
@@ -187,13 +186,13 @@ class PlannedModel:
     uri: str
     call: Call
 
-    def make(self, account: "Account", wanted: Wanted) -> None:
-        """Upload the archive and create the model, where they lack.
+    def make(self, account: "Account", spec: Wanted) -> None:
+        """Upload the archive and create the model unless they exist.
 
         Raises:
-            BinCounterError: one of them cannot be made.
+            BinCounterError: one of them cannot be created.
         """
-        account.bucket(wanted.target["bucket"])
+        account.bucket(spec.target["bucket"])
         upload_archive(account, self.package.path, self.uri)
         name = self.call.request["ModelName"]
         if describe_model(account, name) is None:
@@ -203,90 +202,87 @@ class PlannedModel:
 
 @dataclass(frozen=True)
 class Planned:
-    """An endpoint.
+    """Requests and price of an endpoint.
 
     Attributes:
-        model: that it serves.
+        model: model that it serves.
         config: CreateEndpointConfig.
-        registry: requests to the model registry, if that is asked for.
-        scaling: requests to autoscaling, if that is asked for.
-        cost: of the endpoint.
+        endpoint: CreateEndpoint or UpdateEndpoint.
+        scaling: requests to autoscaling; empty without it.
+        cost: price of the endpoint.
     """
 
     model: PlannedModel
     config: Call
-    registry: list[Call]
+    endpoint: Call
     scaling: list[Call]
     cost: Cost
 
     @property
     def name(self) -> str:
-        """Of the configuration."""
-        return config_name(self.config)
+        """Name of the endpoint configuration."""
+        return str(self.config.request["EndpointConfigName"])
 
     @property
-    def before(self) -> list[Call]:
-        """What is sent before the endpoint is asked for."""
-        return [self.model.call, self.config, *self.registry]
+    def calls(self) -> list[Call]:
+        """Return all requests in the order in which they are sent."""
+        return [self.model.call, self.config, self.endpoint, *self.scaling]
 
-    def make(self, account: "Account", wanted: Wanted) -> None:
-        """Make all that an endpoint needs, where it lacks.
+    def make(self, account: "Account", spec: Wanted) -> None:
+        """Create the model and the endpoint configuration unless they exist.
 
         Raises:
-            BinCounterError: something cannot be made.
+            BinCounterError: one of them cannot be created.
         """
-        self.model.make(account, wanted)
+        self.model.make(account, spec)
         if describe_config(account, self.name) is None:
             with answered(f"creating the configuration {self.name}"):
                 self.config.send(account)
-        if self.registry:
-            enter(account, *self.registry)
-
-    def scale(self, account: "Account") -> None:
-        """Register the autoscaling of an endpoint that is in service."""
-        for call in self.scaling:
-            with answered("registering the endpoint's autoscaling"):
-                call.send(account)
 
 
-def bucket_uri(account: "Account", wanted: Wanted) -> str:
-    """The ``s3://`` folder of all that is ours."""
-    bucket = wanted.target["bucket"] or account.default_bucket
-    return f"s3://{bucket}/{wanted.target['prefix']}".rstrip("/")
+def bucket_uri(account: "Account", spec: Wanted) -> str:
+    """Return the ``s3://`` folder of bincounter."""
+    bucket = spec.target["bucket"] or account.default_bucket
+    return f"s3://{bucket}/{spec.target['prefix']}".rstrip("/")
 
 
-def plan_model(account: "Account", wanted: Wanted, package: "Package") -> PlannedModel:
-    """Write and check CreateModel.
+def plan_model(account: "Account", spec: Wanted, package: "Package") -> PlannedModel:
+    """Compose and check CreateModel.
 
     Raises:
-        BinCounterError: there is no role or no image, or ``target.request`` is wrong.
+        BinCounterError: the role or the image is missing, or ``target.request`` is wrong.
     """
-    target = wanted.target
-    uri = archive_uri(bucket_uri(account, wanted), package.digest)
+    target = spec.target
+    uri = archive_uri(bucket_uri(account, spec), package.digest)
     image = target["image"] or serving_image(
         stack=target["stack"], region=account.region, instance_type=target.get("instance_type")
     )
-    call = model_call(wanted, image=image, role=account.role(target["role"]), archive_uri=uri)
+    call = model_call(spec, image=image, role=account.role(target["role"]), archive_uri=uri)
     return PlannedModel(package, uri, call)
 
 
-def plan(account: "Account", wanted: Wanted, package: "Package") -> Planned:
-    """Write and check all requests of an endpoint.
+def plan(account: "Account", spec: Wanted, package: "Package", *, update: bool) -> Planned:
+    """Compose and check all requests of an endpoint.
+
+    Args:
+        account: account of the endpoint.
+        spec: settings of the endpoint.
+        package: the packed checkpoint.
+        update: update an endpoint instead of creating one.
 
     Raises:
-        BinCounterError: SageMaker would not take them, or they are above ``target.max_usd_per_hour``.
+        BinCounterError: a request is not valid, or the price is above ``target.max_usd_per_hour``.
     """
-    model = plan_model(account, wanted, package)
-    config = config_call(wanted, model=model.call, bucket_uri=bucket_uri(account, wanted))
-    scaling = scaling_calls(wanted)
-    registry = registry_calls(wanted, model.call)
-    cost = endpoint_cost(wanted, config, scaling)
-    refuse_above(cost, wanted.target["max_usd_per_hour"])
-    return Planned(model, config, registry, scaling, cost)
+    model = plan_model(account, spec, package)
+    config = config_call(spec, model=model.call, bucket_uri=bucket_uri(account, spec))
+    scaling = scaling_calls(spec)
+    cost = endpoint_cost(spec, config, scaling)
+    refuse_above(cost, spec.target["max_usd_per_hour"])
+    return Planned(model, config, endpoint_call(spec, config, update=update), scaling, cost)
 
 
 def show_calls(calls: list[Call]) -> None:
-    """Print requests as JSON, one after the other."""
+    """Print requests as JSON."""
     for call in calls:
         shown = {"operation": f"{call.service}:{call.operation}", "request": call.request}
         print(json.dumps(shown, indent=2, ensure_ascii=False, default=str))

@@ -1,4 +1,4 @@
-"""What a deployment leaves beside the archive it served: since when, until when, and what that bills."""
+"""Record of a deployment, ``endpoint.json`` beside its archive: begin, end and price of each serving period."""
 
 import json
 import logging
@@ -26,21 +26,21 @@ ENDPOINT_RECORD = "endpoint.json"  # in the archive's folder, which is a run's e
 
 @dataclass(frozen=True)
 class Period:
-    """A time in which an endpoint served one archive with one configuration.
+    """Period in which an endpoint served one archive with one configuration.
 
     Attributes:
-        name: of the endpoint.
-        region: that it is in.
+        name: name of the endpoint.
+        region: AWS region of the endpoint.
         kind: ``realtime``, ``serverless`` or ``async``.
         config: name of the endpoint configuration.
-        capacity: what it was given, such as ``1 x ml.m5.xlarge`` or ``4096 MB``.
-        instance_count: at the beginning; 0 for a serverless one.
-        usd_per_hour: billed without any request, for that many instances.
-        usd_per_hour_most: billed at most; above ``usd_per_hour`` where it scales or bills by requests.
-        price_origin: where the price is from, in words.
-        begun: when, in ISO 8601 with its zone.
-        rehearsed: whether it was on this machine, so that nothing was paid.
-        ended: when, or ``None`` where nobody here has ended it.
+        capacity: instances or memory, such as ``1 x ml.m5.xlarge`` or ``4096 MB``.
+        instance_count: instances at the beginning; 0 for a serverless endpoint.
+        usd_per_hour: price without requests, for that many instances.
+        usd_per_hour_most: highest price; above ``usd_per_hour`` with autoscaling or billing by requests.
+        price_origin: source of the price, in words.
+        begun: begin in ISO 8601 with its time zone.
+        rehearsed: served by a rehearsal on this machine, so that nothing was billed.
+        ended: end in ISO 8601; ``None`` while no command here has ended it.
         ending: ``deleted``, ``replaced`` by an update, or ``failed``.
     """
 
@@ -60,16 +60,16 @@ class Period:
 
     @property
     def hours(self) -> float:
-        """How long it was, or is by now."""
+        """Duration in hours, until now if it has not ended."""
         ended = datetime.fromisoformat(self.ended) if self.ended else datetime.now(UTC)
         return max(0.0, (ended - datetime.fromisoformat(self.begun)).total_seconds() / 3600)
 
 
 def load_periods(path: Path) -> list[Period]:
-    """The periods of a record, in the order they were begun.
+    """Read the periods of a record, ordered by their begin.
 
     Raises:
-        UserError: it is damaged.
+        UserError: the record is corrupt.
     """
     try:
         periods = [Period(**one) for one in json.loads(path.read_text(encoding="utf-8"))]
@@ -82,37 +82,37 @@ def load_periods(path: Path) -> list[Period]:
     return periods
 
 
-def begin(account: "Account", wanted: Wanted, endpoint: "Planned", begun: datetime | None = None) -> None:
-    """Note that an endpoint serves an archive from now on, once for each configuration; an open period ends by it.
+def begin(account: "Account", spec: Wanted, endpoint: "Planned", begun: datetime | None = None) -> None:
+    """Record that an endpoint serves an archive from now on, once per configuration; this ends an open period.
 
-    What cannot be written is told and no error: the endpoint is there, and bills.
+    A record that cannot be written is a warning, not an error: the endpoint exists, and is billed.
 
     Args:
-        account: that it is in.
-        wanted: its settings.
-        endpoint: its configuration and what that costs.
-        begun: when, if it was before.
+        account: account of the endpoint.
+        spec: settings of the endpoint.
+        endpoint: its configuration and price.
+        begun: begin of the period; ``None`` for now.
     """
     path = endpoint.model.package.path.parent / ENDPOINT_RECORD
-    period = _period(account, wanted, endpoint, begun or datetime.now(UTC))
+    period = _period(account, spec, endpoint, begun or datetime.now(UTC))
     try:
         periods = load_periods(path) if path.exists() else []
         if any(_same(one, period) and one.config == period.config and one.ended is None for one in periods):
             return
         _write(path, [*_ended(periods, period, "replaced"), period])
     except (UserError, OSError) as error:
-        log.warning("What it costs is not written down for `python -m bincounter cost`: %s", error)
+        log.warning("The costs of the endpoint are not recorded for `python -m bincounter cost`: %s", error)
 
 
 def end(account: "Account", name: str, records: Sequence[Path], ending: str, *, serves: str | None = None) -> None:
-    """Note that an endpoint has ended to serve.
+    """Record that an endpoint has stopped serving.
 
     Args:
-        account: that it was in.
-        name: of the endpoint.
-        records: to look for it in; those that are missing or damaged are passed over.
-        ending: see :class:`Period`.
-        serves: name of the configuration that it goes on with.
+        account: account of the endpoint.
+        name: name of the endpoint.
+        records: paths of records to update; missing or corrupt ones are skipped.
+        ending: ``deleted``, ``replaced`` or ``failed``.
+        serves: name of the configuration that still serves; its period stays open.
     """
     gone = Period(name, account.region, "", "", "", 0, 0, 0, "", "", rehearsed=answered_here(account))
     for path in records:
@@ -122,16 +122,16 @@ def end(account: "Account", name: str, records: Sequence[Path], ending: str, *, 
             if ended != periods:
                 _write(path, ended)
         except (UserError, OSError) as error:
-            log.debug("%s was passed over: %s", path, error)
+            log.debug("%s was skipped: %s", path, error)
 
 
 def records_below(folder: Path) -> list[Path]:
-    """The records of all runs below a folder."""
+    """Return the paths of the records of all runs below a folder."""
     return sorted(folder.rglob(f"endpoint/{ENDPOINT_RECORD}"))
 
 
 def _ended(periods: Sequence[Period], of: Period, ending: str, serves: str | None = None) -> list[Period]:
-    """The periods, those of an endpoint ended that were open."""
+    """Return the periods, with the open ones of an endpoint ended."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     return [
         replace(one, ended=now, ending=ending) if _same(one, of) and one.ended is None and one.config != serves else one
@@ -147,9 +147,9 @@ def _write(path: Path, periods: Sequence[Period]) -> None:
     write_text(path, json.dumps([asdict(one) for one in periods], indent=2) + "\n")
 
 
-def _period(account: "Account", wanted: Wanted, endpoint: "Planned", begun: datetime) -> Period:
-    target = wanted.target
-    if wanted.kind == "serverless":
+def _period(account: "Account", spec: Wanted, endpoint: "Planned", begun: datetime) -> Period:
+    target = spec.target
+    if spec.kind == "serverless":
         capacity, count = f"{target['memory_mb']} MB", 0
         price = usd_per_second(target["memory_mb"])
         idle = running_cost((), endpoint.config.request) or 0.0
@@ -159,9 +159,9 @@ def _period(account: "Account", wanted: Wanted, endpoint: "Planned", begun: date
         price = usd_per_hour(target["instance_type"], target["usd_per_hour"], "target")
         idle = price.usd * count
     return Period(
-        name=wanted.name,
+        name=spec.name,
         region=account.region,
-        kind=wanted.kind,
+        kind=spec.kind,
         config=endpoint.name,
         capacity=capacity,
         instance_count=count,

@@ -1,7 +1,7 @@
-"""The requests that an endpoint, or a transform job, is made of.
+"""Requests of an endpoint or a transform job.
 
-Models and configurations are named by what they hold, ``<name>-<8 hex digits>``: the same checkpoint with the same
-settings is found again instead of being made twice. Everything carries the tag ``bincounter:endpoint=<name>``.
+Models and configurations are named by their content, ``<name>-<8 hex digits>``: the same checkpoint with the same
+settings is reused instead of created twice. Every resource carries the tag ``bincounter:endpoint=<name>``.
 """
 
 import hashlib
@@ -20,19 +20,19 @@ from bincounter.errors import ConfigError
 TAG = "bincounter:endpoint"
 VARIANT = "AllTraffic"
 _LONGEST_NAME = 63 - 9  # SageMaker's limit, less a hyphen and eight digits
-_STARTING_S = 600  # seconds that a container has to answer its health check: it loads Ray and torch, and may install
+_STARTING_S = 600  # seconds until the first health check must pass: a container loads Ray and torch, and may install
 _LARGEST_PAYLOAD_MB = 100  # of a transform job
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a command wants of SageMaker.
+    """Settings of an endpoint.
 
     Attributes:
-        name: of the endpoint.
+        name: name of the endpoint.
         kind: ``realtime``, ``serverless`` or ``async``.
         target: the settings of ``target`` as plain containers.
-        max_body_mb: the largest request that the archive takes.
+        max_body_mb: size of the largest request that the archive accepts, in MB.
     """
 
     name: str
@@ -41,10 +41,10 @@ class Wanted:
     max_body_mb: float
 
     def __post_init__(self) -> None:
-        """Refuse a name that leaves no room for those of models and configurations.
+        """Check that the name leaves room for the digest in the names of models and configurations.
 
         Raises:
-            ConfigError: it is too long.
+            ConfigError: the name is too long.
         """
         if len(self.name) > _LONGEST_NAME:
             raise ConfigError(
@@ -59,36 +59,36 @@ class Wanted:
 
     @property
     def tags(self) -> list[dict[str, str]]:
-        """What everything of this endpoint's is found again by."""
+        """Tag of all resources of the endpoint."""
         return [{"Key": TAG, "Value": self.name}]
 
 
-def model_call(wanted: Wanted, *, image: str, role: str, archive_uri: str) -> Call:
+def model_call(spec: Wanted, *, image: str, role: str, archive_uri: str) -> Call:
     """CreateModel.
 
     Args:
-        wanted: what the command wants.
+        spec: settings of the endpoint.
         image: URI of the serving image.
         role: ARN of the execution role.
-        archive_uri: of the packed checkpoint.
+        archive_uri: S3 address of the packed checkpoint.
 
     Raises:
-        ConfigError: SageMaker does not take what ``target.request`` adds.
+        ConfigError: a parameter in ``target.request`` is not valid.
     """
-    environment = {**_stack_environment(wanted), **wanted.target["environment"]}
+    environment = {**_stack_environment(spec), **spec.target["environment"]}
     refuse_secrets({"Environment": environment}, {"Environment": "target.environment."})
     container: dict[str, Any] = {"Image": image, "ModelDataUrl": archive_uri}
     if environment:
         container["Environment"] = environment
-    request = {"PrimaryContainer": container, "ExecutionRoleArn": role, "Tags": wanted.tags}
-    return _named_by_content("Model", "ModelName", request, wanted)
+    request = {"PrimaryContainer": container, "ExecutionRoleArn": role, "Tags": spec.tags}
+    return _named_by_content("Model", "ModelName", request, spec)
 
 
-def _stack_environment(wanted: Wanted) -> dict[str, str]:
-    """What the older image reads, and AWS's SDK sets for it."""
-    if wanted.target["stack"] != "pytorch":
+def _stack_environment(spec: Wanted) -> dict[str, str]:
+    """Environment variables that AWS's SDK sets for the older image."""
+    if spec.target["stack"] != "pytorch":
         return {}
-    largest = str(int(wanted.max_body_mb * 1e6))
+    largest = str(int(spec.max_body_mb * 1e6))
     return {
         "SAGEMAKER_PROGRAM": "inference.py",
         "SAGEMAKER_SUBMIT_DIRECTORY": "/opt/ml/model/code",
@@ -97,29 +97,29 @@ def _stack_environment(wanted: Wanted) -> dict[str, str]:
     }
 
 
-def config_call(wanted: Wanted, *, model: Call, bucket_uri: str) -> Call:
+def config_call(spec: Wanted, *, model: Call, bucket_uri: str) -> Call:
     """CreateEndpointConfig.
 
     Args:
-        wanted: what the command wants.
+        spec: settings of the endpoint.
         model: CreateModel.
-        bucket_uri: ``s3://`` folder under which an asynchronous endpoint answers by default.
+        bucket_uri: ``s3://`` folder for the answers of an asynchronous endpoint by default.
 
     Raises:
-        ConfigError: SageMaker does not take what ``target.request`` adds.
+        ConfigError: a parameter in ``target.request`` is not valid.
     """
-    request: dict[str, Any] = {"ProductionVariants": [_variant(wanted, model)], "Tags": wanted.tags}
-    if wanted.kind == "async":
-        output = wanted.target["output_uri"] or f"{bucket_uri}/{wanted.name}/output"
-        failure = wanted.target["failure_uri"] or f"{bucket_uri}/{wanted.name}/failure"
+    request: dict[str, Any] = {"ProductionVariants": [_variant(spec, model)], "Tags": spec.tags}
+    if spec.kind == "async":
+        output = spec.target["output_uri"] or f"{bucket_uri}/{spec.name}/output"
+        failure = spec.target["failure_uri"] or f"{bucket_uri}/{spec.name}/failure"
         request["AsyncInferenceConfig"] = {"OutputConfig": {"S3OutputPath": output, "S3FailurePath": failure}}
-    return _named_by_content("EndpointConfig", "EndpointConfigName", request, wanted)
+    return _named_by_content("EndpointConfig", "EndpointConfigName", request, spec)
 
 
-def _variant(wanted: Wanted, model: Call) -> dict[str, Any]:
-    target = wanted.target
+def _variant(spec: Wanted, model: Call) -> dict[str, Any]:
+    target = spec.target
     variant: dict[str, Any] = {"VariantName": VARIANT, "ModelName": model.request["ModelName"]}
-    if wanted.kind == "serverless":
+    if spec.kind == "serverless":
         variant["ServerlessConfig"] = {
             "MemorySizeInMB": target["memory_mb"],
             "MaxConcurrency": target["max_concurrency"],
@@ -134,72 +134,55 @@ def _variant(wanted: Wanted, model: Call) -> dict[str, Any]:
         image = model.request["PrimaryContainer"]["Image"]
         if target["stack"] == "ray" and has_gpus(target["instance_type"], image):
             variant["InferenceAmiVersion"] = GPU_MACHINE
-    return completed("ProductionVariant", variant, wanted.extra)
+    return completed("ProductionVariant", variant, spec.extra)
 
 
-def create_call(wanted: Wanted, config: Call) -> Call:
-    """CreateEndpoint."""
-    request = {"EndpointName": wanted.name, "EndpointConfigName": config_name(config), "Tags": wanted.tags}
-    return called("Endpoint", request, wanted.extra)
+def endpoint_call(spec: Wanted, config: Call, *, update: bool) -> Call:
+    """CreateEndpoint or UpdateEndpoint, with the configuration that ``config`` creates."""
+    request = {"EndpointName": spec.name, "EndpointConfigName": config.request["EndpointConfigName"]}
+    if update:
+        return called("UpdateEndpoint", request, spec.extra)
+    return called("Endpoint", {**request, "Tags": spec.tags}, spec.extra)
 
 
-def update_call(wanted: Wanted, config: Call, *, keep_capacity: bool = False) -> Call:
-    """UpdateEndpoint.
-
-    Args:
-        wanted: what the command wants.
-        config: CreateEndpointConfig of what the endpoint is to become.
-        keep_capacity: leave it as many instances as autoscaling has given it.
-    """
-    request: dict[str, Any] = {"EndpointName": wanted.name, "EndpointConfigName": config_name(config)}
-    if keep_capacity:
-        request["RetainAllVariantProperties"] = True
-    return called("UpdateEndpoint", request, wanted.extra)
-
-
-def transform_call(wanted: Wanted, *, model: Call, source: str, content_type: str, output: str) -> Call:
+def transform_call(spec: Wanted, *, model: Call, source: str, content_type: str, output: str) -> Call:
     """CreateTransformJob.
 
     Args:
-        wanted: what the command wants.
+        spec: settings of the endpoint.
         model: CreateModel.
         source: ``s3://`` folder of photos.
-        content_type: of the photos.
+        content_type: content type of the photos.
         output: ``s3://`` folder of answers.
 
     Raises:
-        ConfigError: SageMaker does not take what ``target.request`` adds.
+        ConfigError: a parameter in ``target.request`` is not valid.
     """
     ending = f"-{time.strftime('%m%d%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
     request = {
-        "TransformJobName": wanted.name[: 63 - len(ending)].rstrip("-") + ending,
+        "TransformJobName": spec.name[: 63 - len(ending)].rstrip("-") + ending,
         "ModelName": model.request["ModelName"],
         "BatchStrategy": "SingleRecord",
-        "MaxPayloadInMB": max(1, min(_LARGEST_PAYLOAD_MB, int(wanted.max_body_mb))),
+        "MaxPayloadInMB": max(1, min(_LARGEST_PAYLOAD_MB, int(spec.max_body_mb))),
         "TransformInput": {
-            # The slash matters: a prefix "bins" would also match what lies under "bins-old/".
+            # The slash matters: a prefix "bins" would also match "bins-old/".
             "DataSource": {"S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": source.rstrip("/") + "/"}},
             "ContentType": content_type,
             "SplitType": "None",
         },
         "TransformOutput": {"S3OutputPath": output, "Accept": "application/json", "AssembleWith": "None"},
         "TransformResources": {
-            "InstanceType": wanted.target["instance_type"],
-            "InstanceCount": wanted.target["instance_count"],
+            "InstanceType": spec.target["instance_type"],
+            "InstanceCount": spec.target["instance_count"],
         },
-        "Tags": wanted.tags,
+        "Tags": spec.tags,
     }
-    return called("TransformJob", request, wanted.extra)
+    return called("TransformJob", request, spec.extra)
 
 
-def config_name(config: Call) -> str:
-    """The name that a CreateEndpointConfig gives."""
-    return str(config.request["EndpointConfigName"])
-
-
-def _named_by_content(kind: str, member: str, request: dict[str, Any], wanted: Wanted) -> Call:
-    placeholder = f"{wanted.name}-00000000"
-    call = called(kind, {member: placeholder, **request}, wanted.extra)
+def _named_by_content(kind: str, member: str, request: dict[str, Any], spec: Wanted) -> Call:
+    placeholder = f"{spec.name}-00000000"
+    call = called(kind, {member: placeholder, **request}, spec.extra)
     content = json.dumps(call.request, sort_keys=True, default=str)
-    name = f"{wanted.name}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+    name = f"{spec.name}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
     return Call(SAGEMAKER, call.operation, {**call.request, member: name})

@@ -1,4 +1,4 @@
-"""Describe, wait, failure reason with the last log line."""
+"""State of an endpoint: describe it, wait for it, explain its failure with the last line of its log."""
 
 import logging
 import re
@@ -19,33 +19,33 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BUSY = ("Creating", "Updating", "SystemUpdating", "RollingBack", "Deleting")
-_REMIND_S = 60.0  # between two log lines of an unchanged state
+_REMIND_S = 60.0  # seconds between two log lines of an unchanged state
 
 
 def describe(account: "Account", name: str) -> dict[str, Any] | None:
-    """DescribeEndpoint; ``None`` where there is none of that name."""
-    return found(lambda: account.sagemaker.describe_endpoint(EndpointName=name), f"asking for the endpoint {name}")
+    """Return DescribeEndpoint; ``None`` if the endpoint does not exist."""
+    return found(lambda: account.sagemaker.describe_endpoint(EndpointName=name), f"describing the endpoint {name}")
 
 
 def describe_config(account: "Account", name: str) -> dict[str, Any] | None:
-    """DescribeEndpointConfig; ``None`` where there is none of that name."""
+    """Return DescribeEndpointConfig; ``None`` if the configuration does not exist."""
     return found(
         lambda: account.sagemaker.describe_endpoint_config(EndpointConfigName=name),
-        f"asking for the configuration {name}",
+        f"describing the configuration {name}",
     )
 
 
 def describe_model(account: "Account", name: str) -> dict[str, Any] | None:
-    """DescribeModel; ``None`` where there is none of that name."""
-    return found(lambda: account.sagemaker.describe_model(ModelName=name), f"asking for the model {name}")
+    """Return DescribeModel; ``None`` if the model does not exist."""
+    return found(lambda: account.sagemaker.describe_model(ModelName=name), f"describing the model {name}")
 
 
 def found(ask: Callable[[], dict[str, Any]], doing: str) -> dict[str, Any] | None:
-    """What AWS answers, or ``None`` where it says that there is no such thing.
+    """Send a request; return its response, or ``None`` if the resource does not exist.
 
     Args:
         ask: sends the request.
-        doing: what it is for.
+        doing: purpose of the request, for error messages.
     """
     from botocore.exceptions import ClientError
 
@@ -59,10 +59,10 @@ def found(ask: Callable[[], dict[str, Any]], doing: str) -> dict[str, Any] | Non
 
 
 def existing(account: "Account", name: str) -> dict[str, Any]:
-    """DescribeEndpoint of an endpoint that has to be there.
+    """Return DescribeEndpoint of an endpoint that must exist.
 
     Raises:
-        ConfigError: it is not; those that are, are named.
+        ConfigError: it does not exist; names the endpoints that do.
     """
     described = describe(account, name)
     if described is not None:
@@ -70,25 +70,25 @@ def existing(account: "Account", name: str) -> dict[str, Any]:
     with answered("listing the endpoints"):
         pages = account.sagemaker.get_paginator("list_endpoints").paginate()
         names = sorted(one["EndpointName"] for page in pages for one in page["Endpoints"])
-    there = f"there are {', '.join(names)}" if names else "there is none at all"
+    others = f"there are {', '.join(names)}" if names else "there are none"
     raise ConfigError(
-        f"there is no endpoint name={name} in {account.region} ({there}): correct name or target.region, or make one "
-        "with action=deploy"
+        f"there is no endpoint name={name} in {account.region} ({others}): correct name or target.region, or create "
+        "it with action=deploy"
     )
 
 
 def settled(account: "Account", name: str) -> dict[str, Any] | None:
-    """Wait until an endpoint is in service, has failed or is gone, and show its states as they come.
+    """Wait until an endpoint is in service, has failed or is deleted, and log each state.
 
     Args:
-        account: that it is in.
-        name: of the endpoint.
+        account: account of the endpoint.
+        name: name of the endpoint.
 
     Returns:
-        DescribeEndpoint; ``None`` when it is gone.
+        DescribeEndpoint; ``None`` if it was deleted.
 
     Raises:
-        Interrupted: by Ctrl-C; AWS goes on.
+        Interrupted: by Ctrl-C; the endpoint or job goes on at AWS.
     """
     see = f"python deploy.py action=status name={name}"
     return watched(account, lambda: describe(account, name), "EndpointStatus", name, see)
@@ -97,20 +97,20 @@ def settled(account: "Account", name: str) -> dict[str, Any] | None:
 def watched(
     account: "Account", ask: Callable[[], dict[str, Any] | None], member: str, name: str, see: str
 ) -> dict[str, Any] | None:
-    """Wait until the state of an endpoint or a transform job lasts, and log each state.
+    """Wait until the state of an endpoint or a transform job is final, and log each state.
 
     Args:
-        account: that it is in.
-        ask: describes it; ``None`` where it is gone.
-        member: of the description that holds the state.
-        name: of the endpoint or job.
-        see: the command that shows it later.
+        account: account of the endpoint or job.
+        ask: describes it; returns ``None`` if it was deleted.
+        member: key of the state in the description.
+        name: name of the endpoint or job.
+        see: command that shows it later.
 
     Returns:
-        its last description.
+        the last description.
 
     Raises:
-        Interrupted: by Ctrl-C; AWS goes on.
+        Interrupted: by Ctrl-C; the endpoint or job goes on at AWS.
     """
     begun = logged_at = time.monotonic()
     last = ""
@@ -119,7 +119,7 @@ def watched(
     def step() -> tuple[bool, bool]:
         nonlocal described, last, logged_at
         described = ask()
-        state = described[member] if described else "gone"
+        state = described[member] if described else "Deleted"
         changed = state != last
         if changed or time.monotonic() - logged_at > _REMIND_S:
             log.info("%s: %s (%.0f s)", name, state, time.monotonic() - begun)
@@ -130,80 +130,80 @@ def watched(
         wait_until(step, threading.Event(), local=answered_here(account))
     except KeyboardInterrupt:
         raise Interrupted(
-            f"Interrupted: {name} goes on at AWS, and may be paid for: see it with {see}, and take it away with "
+            f"Interrupted: {name} goes on at AWS, and may be billed: check it with {see}, and delete it with "
             "action=delete"
         ) from None
     return described
 
 
 def failure(account: "Account", name: str, described: dict[str, Any] | None) -> str:
-    """Why an endpoint is not what it was to become.
+    """Return why an endpoint failed.
 
     Args:
-        account: that it is in.
-        name: of the endpoint.
-        described: DescribeEndpoint; ``None`` when it is gone.
+        account: account of the endpoint.
+        name: name of the endpoint.
+        described: DescribeEndpoint; ``None`` if it was deleted.
     """
     if described is None:
-        return "it was deleted meanwhile"
+        return "it was deleted in the meantime"
     reason = described.get("FailureReason", "")
-    # Where AWS knows more than that the container was not well, its log holds that of earlier ones.
+    # For other reasons than the container, the log has only lines of earlier containers.
     line = last_line(account, group_of(name)) if not reason or "container" in reason else None
     return explain_endpoint_failure(reason, line)
 
 
-def tell_how_to_see(wanted: Wanted) -> None:
-    """What to do when nobody waits."""
-    log.info("It is under way, and billed. See it with: %s action=status", _command(wanted))
+def tell_how_to_see(spec: Wanted) -> None:
+    """Log the command that shows the state, when nobody waits."""
+    log.info("The endpoint is being deployed, and is billed. Check it with: %s action=status", _command(spec))
 
 
-def tell_in_service(account: "Account", wanted: Wanted) -> None:
-    """What to do with an endpoint that is in service; its address goes to stdout."""
-    log.info("Ask it: %s action=invoke input=PHOTO", _command(wanted))
-    log.info("Take it away: %s action=delete", _command(wanted))
-    print(invocation_url(account, wanted), flush=True)
+def tell_in_service(account: "Account", spec: Wanted) -> None:
+    """Log the next commands for an endpoint in service, and print its URL."""
+    log.info("Count a photo: %s action=invoke input=PHOTO", _command(spec))
+    log.info("Delete it: %s action=delete", _command(spec))
+    print(invocation_url(account, spec), flush=True)
 
 
-def invocation_url(account: "Account", wanted: Wanted) -> str:
-    """Where requests to an endpoint are posted, signed by AWS's clients."""
-    path = "async-invocations" if wanted.kind == "async" else "invocations"
-    return f"{account.runtime.meta.endpoint_url}/endpoints/{wanted.name}/{path}"
+def invocation_url(account: "Account", spec: Wanted) -> str:
+    """Return the URL for signed requests to an endpoint."""
+    path = "async-invocations" if spec.kind == "async" else "invocations"
+    return f"{account.runtime.meta.endpoint_url}/endpoints/{spec.name}/{path}"
 
 
-def _command(wanted: Wanted) -> str:
-    return f"python deploy.py target={wanted.kind} name={wanted.name}"
+def _command(spec: Wanted) -> str:
+    return f"python deploy.py target={spec.kind} name={spec.name}"
 
 
 TRANSFORM_JOBS = "/aws/sagemaker/TransformJobs"
 _LINES = 200
-_LONGEST = 300  # characters of the line that is told
-_MISTAKE = re.compile(r"\b[A-Z]\w*(?:Error|Exception|Problem)\b ?:|\bERROR\b|\bFATAL\b")
+_LONGEST = 300  # characters of the log line
+_ERROR_LINE = re.compile(r"\b[A-Z]\w*(?:Error|Exception|Problem)\b ?:|\bERROR\b|\bFATAL\b")
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def group_of(endpoint: str) -> str:
-    """The log group of an endpoint."""
+    """Return the log group of an endpoint."""
     return f"/aws/sagemaker/Endpoints/{endpoint}"
 
 
 def last_line(account: "Account", group: str, prefix: str = "") -> str | None:
-    """The last line of a log that tells of a mistake, or the very last one.
+    """Return the last error line of a log, or else its last line.
 
     Args:
-        account: that it is in.
-        group: of the log.
-        prefix: that the names of its streams begin with.
+        account: account of the log.
+        group: log group.
+        prefix: prefix of the log streams.
 
     Returns:
-        ``None`` where there is no log, or it cannot be read: that is no reason to tell nothing else.
+        ``None`` if there is no log or it cannot be read, so that the error is reported without it.
     """
     try:
         with answered(f"reading the log {group}"):
             lines = _last_lines(account, group, prefix)
     except BinCounterError:
         return None
-    told = next((line for line in reversed(lines) if _MISTAKE.search(line)), lines[-1] if lines else None)
-    return told[:_LONGEST] if told else None
+    line = next((line for line in reversed(lines) if _ERROR_LINE.search(line)), lines[-1] if lines else None)
+    return line[:_LONGEST] if line else None
 
 
 def _last_lines(account: "Account", group: str, prefix: str) -> list[str]:
@@ -212,7 +212,7 @@ def _last_lines(account: "Account", group: str, prefix: str) -> list[str]:
     )["logStreams"]
     if not streams:
         return []
-    newest = max(streams, key=lambda stream: stream.get("creationTime", 0))  # old containers log on
+    newest = max(streams, key=lambda stream: stream.get("creationTime", 0))  # old containers keep logging
     events = account.logs.get_log_events(
         logGroupName=group, logStreamName=newest["logStreamName"], limit=_LINES, startFromHead=False
     )["events"]

@@ -1,4 +1,4 @@
-"""What is there, in which state, and what it bills: ``action=status`` and ``action=list``."""
+"""State and price of one endpoint or of all: ``action=status`` and ``action=list``."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -15,35 +15,35 @@ if TYPE_CHECKING:
     from bincounter.cloud.account import Account
 
 
-def status(account: "Account", wanted: Wanted) -> None:
-    """Print what an endpoint is and does.
+def status(account: "Account", spec: Wanted) -> None:
+    """Print the state, capacity, price and address of an endpoint.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: the endpoint does not exist.
     """
-    there = existing(account, wanted.name)
+    there = existing(account, spec.name)
     config = describe_config(account, there["EndpointConfigName"])
     state = there["EndpointStatus"]
-    told = {
-        "endpoint": wanted.name,
-        "state": f"{state} since {_moment(there['LastModifiedTime'])}, made {_moment(there['CreationTime'])}",
-        "serves": ", ".join(sorted(models_of(config))) or "a configuration that is gone",
+    shown = {
+        "endpoint": spec.name,
+        "state": f"{state} since {_moment(there['LastModifiedTime'])}, created {_moment(there['CreationTime'])}",
+        "serves": ", ".join(sorted(models_of(config))) or "a configuration that was deleted",
         "on": _capacity(there, config),
         "autoscaling": ", ".join(
             f"{call.request['MinCapacity']} to {call.request['MaxCapacity']}"
-            for call in registered(account, wanted.name).targets
+            for call in registered(account, spec.name).targets
         ),
         "bills": _bill(running_cost(there.get("ProductionVariants", ()), config)),
-        "address": invocation_url(account, wanted),
-        "failure": failure(account, wanted.name, there) if state == "Failed" else there.get("FailureReason", ""),
+        "address": invocation_url(account, spec),
+        "failure": failure(account, spec.name, there) if state == "Failed" else there.get("FailureReason", ""),
     }
-    for name, value in told.items():
+    for name, value in shown.items():
         if value:
             print(f"{name:<12}{value}")
 
 
 def show_all(account: "Account") -> None:
-    """Print every endpoint of ours, what runs beside them, and how many others there are."""
+    """Print the endpoints and transform jobs of bincounter, and the number of other endpoints."""
     with answered("listing the endpoints"):
         pages = account.sagemaker.get_paginator("list_endpoints").paginate()
         listed = [one for page in pages for one in page["Endpoints"]]
@@ -52,7 +52,7 @@ def show_all(account: "Account") -> None:
     total = 0.0
     for one in sorted(ours, key=lambda one: one["EndpointName"]):
         there = describe(account, one["EndpointName"])
-        if there is None:  # it went away meanwhile
+        if there is None:  # deleted in the meantime
             continue
         config = describe_config(account, there["EndpointConfigName"])
         used |= {there["EndpointConfigName"], *models_of(config)}
@@ -61,7 +61,7 @@ def show_all(account: "Account") -> None:
         print(f"{one['EndpointName']}\t{there['EndpointStatus']}\t{_capacity(there, config)}\t{_bill(cost)}")
     left = belongings(account)
     for job in left.transforms:
-        with answered(f"asking for the transform job {job}"):
+        with answered(f"describing the transform job {job}"):
             described = account.sagemaker.describe_transform_job(TransformJobName=job)
         used.add(described["ModelName"])
         cost = transform_bill(described)
@@ -69,18 +69,18 @@ def show_all(account: "Account") -> None:
         print(f"{job}\ttransform job {described['TransformJobStatus']}\t{_bill(cost)}")
     unused = [name for name in (*left.configs, *left.models) if name not in used]
     if unused:
-        print(f"Left over, and free: {', '.join(unused)}; action=delete with their endpoint's name takes them away")
+        print(f"Left over, and free: {', '.join(unused)}; action=delete with the name of their endpoint deletes them")
     if not ours and not left.transforms:
-        print(f"No endpoint of bincounter's is in {account.region}: nothing bills.")
+        print(f"No endpoint of bincounter in {account.region}: nothing is billed.")
     else:
-        print(f"All of it: {_bill(total)}")
+        print(f"Total: {_bill(total)}")
     others = len(listed) - len(ours)
     if others:
-        print(f"Others in {account.region}: {others} endpoint{'s' if others != 1 else ''}, not bincounter's")
+        print(f"Others in {account.region}: {others} endpoint{'s' if others != 1 else ''}, not of bincounter")
 
 
 def _capacity(there: Mapping[str, Any], config: Mapping[str, Any] | None) -> str:
-    """The instances of an endpoint, or the memory of a serverless one."""
+    """Return the instances of an endpoint, or the memory of a serverless one, in words."""
     if config is None:
         return "unknown instances"
     variant = config["ProductionVariants"][0]
@@ -95,7 +95,7 @@ def _capacity(there: Mapping[str, Any], config: Mapping[str, Any] | None) -> str
 
 def _bill(usd: float | None) -> str:
     if usd is None:
-        return "a price that is not in the table"
+        return "unknown: the price table lacks its instance type"
     return f"{usd:.4g} USD/h" if usd else "nothing while idle"
 
 

@@ -1,4 +1,4 @@
-"""Photos to an endpoint, and its answers on screen as ``python -m bincounter predict`` prints them."""
+"""Send photos to an endpoint, and print its answers as ``python -m bincounter predict`` does."""
 
 import json
 import secrets
@@ -21,77 +21,77 @@ if TYPE_CHECKING:
 
     from bincounter.cloud.account import Account
 
-_AT_ONCE = 8  # requests; more queue at the endpoint
-_TRIES = 6  # of a request that an endpoint with enough to do sends away
-_PATIENCE_S = 1800.0  # for an asynchronous answer: instances may have to be started for it
+_AT_ONCE = 8  # requests at a time; more would queue at the endpoint
+_TRIES = 6  # attempts per request while the endpoint is overloaded
+_TIMEOUT_S = 1800.0  # seconds until an asynchronous answer: an instance may have to start first
 _POLL_S = 1.0
-_LARGEST_MB = {"realtime": 25, "serverless": 4, "async": 1000}  # AWS's bounds of one request
+_LARGEST_MB = {"realtime": 25, "serverless": 4, "async": 1000}  # AWS's limits of one request
 _CONTENT_TYPES = {".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png"}
 
 
-class _Refused(Exception):
-    """A photo that the endpoint does not answer; the sentence says why."""
+class _RejectedPhoto(Exception):
+    """The endpoint rejected a photo; the message is the reason."""
 
 
-class _Asked(NamedTuple):
-    """An asynchronous request: the photo's copy in S3, and where its answer, or its failure, will be."""
+class _AsyncRequest(NamedTuple):
+    """Asynchronous request: S3 addresses of the photo, of its answer and of its failure."""
 
     source: str
     output: str
     failure: str
 
 
-def invoke(account: "Account", wanted: Wanted, photos: list[Path], *, dry: bool) -> int:
+def invoke(account: "Account", spec: Wanted, photos: list[Path], *, dry: bool) -> int:
     """Send photos to an endpoint and print its answers.
 
     Args:
-        account: that it is in.
-        wanted: its name.
-        photos: to be counted.
+        account: account of the endpoint.
+        spec: settings of the endpoint.
+        photos: paths of the photos to count.
         dry: print the requests instead.
 
     Returns:
-        the exit code: 0, or 2 where not one photo was counted.
+        the exit code: 0, or 2 if no photo was counted.
 
     Raises:
-        BinCounterError: there is no such endpoint, or it cannot be asked.
+        BinCounterError: the endpoint does not exist, or cannot be reached.
     """
     if dry:
-        show_calls([_shown(account, wanted, photo) for photo in photos])
+        show_calls([_shown(account, spec, photo) for photo in photos])
         return 0
-    there = existing(account, wanted.name)
+    there = existing(account, spec.name)
     if there["EndpointStatus"] in ("Creating", "Failed", "Deleting"):
         raise ConfigError(
-            f"the endpoint name={wanted.name} is {there['EndpointStatus']}, and answers nothing: see action=status"
+            f"the endpoint name={spec.name} is {there['EndpointStatus']}, and answers no requests: see action=status"
         )
     config = describe_config(account, there["EndpointConfigName"]) or {}
     kind = _kind(config)
-    if kind == "async" and not wanted.target["wait"]:
-        return _leave(account, wanted, photos)
-    ask, leave = _ask_later if kind == "async" else _ask, threading.Event()
+    if kind == "async" and not spec.target["wait"]:
+        return _submit_all(account, spec, photos)
+    send, leave = _invoke_async if kind == "async" else _invoke, threading.Event()
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        futures = [pool.submit(ask, account, wanted, photo, _LARGEST_MB[kind], leave) for photo in photos]
+        futures = [pool.submit(send, account, spec, photo, _LARGEST_MB[kind], leave) for photo in photos]
         try:
             counted = show_answers(_answer(*pair) for pair in zip(photos, futures, strict=True))
         except (BinCounterError, KeyboardInterrupt) as error:
             leave.set()
             pool.shutdown(wait=False, cancel_futures=True)
             if isinstance(error, KeyboardInterrupt):
-                raise Interrupted("Interrupted: the same command asks again") from None
+                raise Interrupted("Interrupted: run the same command again") from None
             raise
     return 0 if counted else 2
 
 
 def _answer(photo: Path, future: "Future[str]") -> tuple[Answer, list[int]]:
-    """What was answered for a photo, and the counts that its probabilities are of."""
+    """Return the answer for a photo, and the counts that its probabilities belong to."""
     try:
         probabilities = json.loads(future.result())["probabilities"]
         return Answer(photo, tuple(probabilities.values())), [int(count) for count in probabilities]
-    except _Refused as refusal:
-        return Answer(photo, reason=str(refusal)), []
+    except _RejectedPhoto as error:
+        return Answer(photo, reason=str(error)), []
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
-            "the endpoint answers otherwise than bincounter's do: correct name, action=list shows those there are"
+            "the endpoint does not answer as those of bincounter do: correct name, action=list shows them"
         ) from error
 
 
@@ -102,21 +102,21 @@ def _kind(config: dict[str, Any]) -> str:
     return "serverless" if any("ServerlessConfig" in variant for variant in variants) else "realtime"
 
 
-def _call(wanted: Wanted, photo: Path, body: Any) -> Call:
-    request = {"EndpointName": wanted.name, "ContentType": _content_type(photo), "Accept": "application/json"}
-    return called("InvokeEndpoint", {**request, "Body": body}, wanted.extra)
+def _call(spec: Wanted, photo: Path, body: Any) -> Call:
+    request = {"EndpointName": spec.name, "ContentType": _content_type(photo), "Accept": "application/json"}
+    return called("InvokeEndpoint", {**request, "Body": body}, spec.extra)
 
 
-def _later_call(wanted: Wanted, photo: Path, source: str) -> Call:
-    request = {"EndpointName": wanted.name, "ContentType": _content_type(photo), "Accept": "application/json"}
-    return called("InvokeEndpointAsync", {**request, "InputLocation": source}, wanted.extra)
+def _later_call(spec: Wanted, photo: Path, source: str) -> Call:
+    request = {"EndpointName": spec.name, "ContentType": _content_type(photo), "Accept": "application/json"}
+    return called("InvokeEndpointAsync", {**request, "InputLocation": source}, spec.extra)
 
 
-def _shown(account: "Account", wanted: Wanted, photo: Path) -> Call:
-    """What is sent for a photo, to be looked at."""
-    if wanted.kind == "async":
-        return _later_call(wanted, photo, _input_uri(account, wanted, photo))
-    return _call(wanted, photo, f"<{photo.stat().st_size} bytes of {photo}>")
+def _shown(account: "Account", spec: Wanted, photo: Path) -> Call:
+    """Return the request for a photo as ``dry_run=true`` prints it."""
+    if spec.kind == "async":
+        return _later_call(spec, photo, _input_uri(account, spec, photo))
+    return _call(spec, photo, f"<{photo.stat().st_size} bytes of {photo}>")
 
 
 def _content_type(photo: Path) -> str:
@@ -127,94 +127,97 @@ def _read(photo: Path, largest_mb: int) -> bytes:
     try:
         body = photo.read_bytes()
     except OSError as error:
-        raise _Refused((error.strerror or "unreadable").lower()) from error
+        raise _RejectedPhoto((error.strerror or "unreadable").lower()) from error
     if len(body) > largest_mb * 1e6:
-        raise _Refused(f"{len(body) / 1e6:.1f} MB are above the {largest_mb} MB that SageMaker passes on")
+        raise _RejectedPhoto(f"{len(body) / 1e6:.1f} MB are above the limit of SageMaker, {largest_mb} MB")
     return body
 
 
-def _ask(account: "Account", wanted: Wanted, photo: Path, largest_mb: int, leave: threading.Event) -> str:
+def _invoke(account: "Account", spec: Wanted, photo: Path, largest_mb: int, leave: threading.Event) -> str:
     from botocore.exceptions import ClientError
 
-    call = _call(wanted, photo, _read(photo, largest_mb))
+    call = _call(spec, photo, _read(photo, largest_mb))
     for attempt in range(_TRIES):
-        with answered(f"asking the endpoint {wanted.name}"):
+        with answered(f"invoking the endpoint {spec.name}"):
             try:
                 return call.send(account)["Body"].read().decode("utf-8", "replace")
             except ClientError as error:
                 if error.response["Error"]["Code"] != "ModelError":
                     raise
-                _refuse(error)
+                _check_retryable(error)
         if leave.wait(0.5 * 2**attempt):
             break
-    raise ResourceError(f"the endpoint {wanted.name} has more to do than it can: ask again later, or give it more")
+    raise ResourceError(f"the endpoint {spec.name} is overloaded: try again later, or give it more instances")
 
 
-def _refuse(error: "ClientError") -> None:
-    """Tell the container's own sentence; returns where the same request may well be answered later."""
+def _check_retryable(error: "ClientError") -> None:
+    """Return if the same request may succeed later; otherwise raise with the message of the container."""
     response: dict[str, Any] = error.response
     status = response.get("OriginalStatusCode")
     if status in (429, 503):
         return
-    raise _Refused(_sentence(response.get("OriginalMessage") or "") or f"the container answered {status}") from error
+    message = _message(response.get("OriginalMessage") or "")
+    raise _RejectedPhoto(message or f"the container answered {status}") from error
 
 
-def _sentence(body: str) -> str:
-    """The sentence in the body of an answer."""
+def _message(body: str) -> str:
+    """Extract the error message from the body of a response."""
     try:
         return str(json.loads(body)["error"])
     except (ValueError, KeyError, TypeError):
         return " ".join(body.split())
 
 
-def _input_uri(account: "Account", wanted: Wanted, photo: Path) -> str:
-    """Where an asynchronous endpoint reads a photo, apart from all others: it is deleted once it is counted."""
-    return f"{bucket_uri(account, wanted)}/{wanted.name}/input/{secrets.token_hex(8)}{photo.suffix.lower()}"
+def _input_uri(account: "Account", spec: Wanted, photo: Path) -> str:
+    """Return a new S3 address for a photo, which is deleted once it is counted."""
+    return f"{bucket_uri(account, spec)}/{spec.name}/input/{secrets.token_hex(8)}{photo.suffix.lower()}"
 
 
-def _submit(account: "Account", wanted: Wanted, photo: Path, largest_mb: int) -> _Asked:
-    """Put a photo into S3 and ask for its count."""
+def _submit(account: "Account", spec: Wanted, photo: Path, largest_mb: int) -> _AsyncRequest:
+    """Upload a photo to S3 and send the asynchronous request."""
     body = _read(photo, largest_mb)
-    source = _input_uri(account, wanted, photo)
+    source = _input_uri(account, spec, photo)
     bucket, _, key = source.removeprefix("s3://").partition("/")
-    with answered(f"uploading {photo} for the endpoint {wanted.name}"):
+    with answered(f"uploading {photo} for the endpoint {spec.name}"):
         account.s3.put_object(Bucket=bucket, Key=key, Body=body)
-    call = _later_call(wanted, photo, source)
-    with answered(f"asking the endpoint {wanted.name}"):
-        told = call.send(account)
-    return _Asked(source, told["OutputLocation"], told.get("FailureLocation", ""))
+    call = _later_call(spec, photo, source)
+    with answered(f"invoking the endpoint {spec.name}"):
+        response = call.send(account)
+    return _AsyncRequest(source, response["OutputLocation"], response.get("FailureLocation", ""))
 
 
-def _leave(account: "Account", wanted: Wanted, photos: list[Path]) -> int:
-    account.bucket(wanted.target["bucket"])
+def _submit_all(account: "Account", spec: Wanted, photos: list[Path]) -> int:
+    account.bucket(spec.target["bucket"])
     for photo in photos:
-        asked = _submit(account, wanted, photo, _LARGEST_MB["async"])
-        print(f"{photo}\t{asked.output}", flush=True)
+        request = _submit(account, spec, photo, _LARGEST_MB["async"])
+        print(f"{photo}\t{request.output}", flush=True)
     return 0
 
 
-def _ask_later(account: "Account", wanted: Wanted, photo: Path, largest_mb: int, leave: threading.Event) -> str:
-    asked = _submit(account, wanted, photo, largest_mb)
-    until = time.monotonic() + _PATIENCE_S
+def _invoke_async(account: "Account", spec: Wanted, photo: Path, largest_mb: int, leave: threading.Event) -> str:
+    request = _submit(account, spec, photo, largest_mb)
+    until = time.monotonic() + _TIMEOUT_S
     while time.monotonic() < until:
-        body = _object(account, asked.output)
-        failure = _object(account, asked.failure) if body is None and asked.failure else None
+        body = _object(account, request.output)
+        failure = _object(account, request.failure) if body is None and request.failure else None
         if body is not None or failure is not None:
-            _forget(account, asked.source)
+            bucket, _, key = request.source.removeprefix("s3://").partition("/")
+            with answered(f"deleting {request.source}"):
+                account.s3.delete_object(Bucket=bucket, Key=key)
         if body is not None:
             return body
         if failure is not None:
-            raise _Refused(_sentence(failure))
+            raise _RejectedPhoto(_message(failure))
         if leave.wait(_POLL_S):
             break
     raise ResourceError(
-        f"the endpoint {wanted.name} has not answered for {_PATIENCE_S / 60:.0f} minutes: its answer will be in "
-        f"{asked.output}, and action=status shows whether it is well"
+        f"the endpoint {spec.name} has not answered for {_TIMEOUT_S / 60:.0f} minutes: its answer will be in "
+        f"{request.output}; check the endpoint with action=status"
     )
 
 
 def _object(account: "Account", uri: str) -> str | None:
-    """What lies in S3; ``None`` while nothing does."""
+    """Read an S3 object as text; ``None`` while it does not exist."""
     from botocore.exceptions import ClientError
 
     bucket, _, key = uri.removeprefix("s3://").partition("/")
@@ -225,9 +228,3 @@ def _object(account: "Account", uri: str) -> str | None:
             if error.response["Error"]["Code"] in ("404", "NoSuchKey"):
                 return None
             raise
-
-
-def _forget(account: "Account", uri: str) -> None:
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
-    with answered(f"deleting {uri}"):
-        account.s3.delete_object(Bucket=bucket, Key=key)
