@@ -57,7 +57,7 @@ _NORMALISED = {  # what another day, machine or version changes, and digests of 
     r"\b[0-9a-f]{64}\b|(?<=models/)[0-9a-f]{16}|(?<=bincounter-)[0-9a-f]{8}\b|(?<=bins-)[0-9a-f]{12}\b": "DIGEST",
     r"127\.0\.0\.1:\d+": "127.0.0.1:PORT",
     r"\b(numpy|protobuf) \d[\d.]*\d": r"\1 VERSION",
-    r"\b\d+ files that git tracks": "N files that git tracks",
+    r"\bCode: \d+ files": "Code: N files",
     r"\b\d+\.\d+ MB\b": "N MB",
     r"\(\d+ s\)": "(N s)",
 }
