@@ -32,7 +32,7 @@ from bincounter.debugger.tensor_records import FILES
 from bincounter.model.backbones import resnet
 from bincounter.model.counter import BinCounter
 from bincounter.model.objectives import Classification
-from bincounter.training.trainer import quiet_lightning, resolved
+from bincounter.training.trainer import resolve_precision, silence_lightning
 
 COUNTS = (1, 2, 3, 4, 5)
 KINDS = ("bare", "watched", "recorded")
@@ -115,7 +115,7 @@ def main() -> None:
     batch, size, rounds = (8, 128, 12) if quick else (32, 224, 12)
     settings: dict[str, Any] = OmegaConf.to_container(OmegaConf.structured(TensorsConfig))  # type: ignore[assignment]
     interval = settings["every_n_train_steps"]
-    quiet_lightning()
+    silence_lightning()
     with tempfile.TemporaryDirectory(prefix="bincounter-debugger-") as name:
         folder = Path(name)
         timed = InTurn(TensorRecorder(folder, settings, RuleWatch(folder, settings["rules"])))
@@ -151,7 +151,7 @@ def _fit(timed: InTurn, *, batch: int, size: int, rounds: int) -> str:
         torch.optim.AdamW,
         schedule={"name": "constant"},
     )
-    precision = resolved("auto", "auto")
+    precision = resolve_precision("auto", "auto")
     trainer = L.Trainer(
         max_epochs=1,
         precision=precision,  # type: ignore[arg-type]

@@ -27,13 +27,13 @@ def photos(number: int) -> list[bytes]:
 
 def archive_of(folder: Path, *, precision: str, backbone: str = "resnet50", image_size: int = 224) -> Path:
     """Package a model with random weights."""
-    from bincounter.model.build import build_counter, describe
-    from bincounter.serving.packing.archive import Settings, package
+    from bincounter.model.build import build_counter, checkpoint_metadata
+    from bincounter.serving.packing.archive import PackageSettings, package
 
     model = {"backbone": RESNET50 if backbone == "resnet50" else CNN, "channels_last": True}
     torch.manual_seed(0)
     counter = build_counter(model, CLASSIFICATION, COUNTS)
-    description = describe(
+    description = checkpoint_metadata(
         model,
         CLASSIFICATION,
         COUNTS,
@@ -44,7 +44,7 @@ def archive_of(folder: Path, *, precision: str, backbone: str = "resnet50", imag
     )
     folder.mkdir(parents=True)
     torch.save({"state_dict": counter.state_dict(), "bincounter": description}, folder / "best.ckpt")
-    return package(folder / "best.ckpt", Settings(folder / "model.tar.gz", precision)).path
+    return package(folder / "best.ckpt", PackageSettings(folder / "model.tar.gz", precision)).path
 
 
 def bare_forward(archive: Path, jpegs: list[bytes], *, seconds: float) -> tuple[float, float, float]:

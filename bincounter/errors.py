@@ -47,14 +47,14 @@ class Stopped(BinCounterError):
     exit_code = 143
 
 
-def nearest(word: str, allowed: Iterable[str]) -> str | None:
+def closest_match(word: str, allowed: Iterable[str]) -> str | None:
     """The allowed word closest to ``word``, ignoring case; ``None`` if none is close."""
     by_lower = {name.lower(): name for name in allowed}
     found = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
     return by_lower[found[0]] if found else None
 
 
-def one_of(key: str, value: Any, allowed: Iterable[str], where: str = "") -> None:
+def check_choice(key: str, value: Any, allowed: Iterable[str], where: str = "") -> None:
     """Check that a value is one of ``allowed``.
 
     Args:
@@ -69,6 +69,6 @@ def one_of(key: str, value: Any, allowed: Iterable[str], where: str = "") -> Non
     allowed = list(allowed)
     if value in allowed:
         return
-    guess = nearest(str(value), allowed)
+    guess = closest_match(str(value), allowed)
     hint = f"; did you mean {key}={guess}?" if guess else ""
     raise ConfigError(f"{key}={value} is not one of {', '.join(allowed)}{where}{hint}")

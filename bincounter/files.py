@@ -23,7 +23,7 @@ os.umask(_UMASK)
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO]:
+def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO]:
     """Open a temporary file beside ``path`` that replaces it when the block ends without an error.
 
     Args:
@@ -50,7 +50,7 @@ def replacing(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO]:
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write ``text`` (UTF-8) to ``path`` atomically."""
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write(text)
 
 
@@ -67,7 +67,7 @@ def link(source: Path, path: Path) -> None:
     try:
         temporary.hardlink_to(source)
     except OSError:
-        with source.open("rb") as content, replacing(path, "wb") as copy:
+        with source.open("rb") as content, atomic_write(path, "wb") as copy:
             shutil.copyfileobj(content, copy)
         return
     temporary.replace(path)
@@ -84,7 +84,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def full_disk_answered(folder: Path) -> Iterator[None]:
+def translate_disk_full(folder: Path) -> Iterator[None]:
     """Translate "no space left on device" in this block into a sentence that names the folder.
 
     Raises:
@@ -101,7 +101,7 @@ def full_disk_answered(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def one_at_a_time(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """Hold a folder's lock in this block; the system releases it when the process ends in any way.
 
     Args:

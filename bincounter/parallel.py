@@ -18,7 +18,7 @@ Result = TypeVar("Result")
 _AHEAD = 8
 
 
-def ordered_map(
+def map_ordered(
     function: Callable[[Item], Result], items: Iterable[Item], workers: int, *, ahead: int = _AHEAD
 ) -> Iterator[Result]:
     """Apply a function to items in threads and yield the results in the order of the items.

@@ -13,19 +13,19 @@ _IN_URL = re.compile(r"(?<=://)[^/\s]+(?=@)")
 _IN_QUERY = re.compile(r"([?&]\w*(?:password|passwd|secret|token)=)[^&#\s'\"]+", re.IGNORECASE)
 
 
-def masked(node: Any, name: str = "") -> Any:
+def mask_secrets(node: Any, name: str = "") -> Any:
     """Copy plain containers with the values of secret names, and logins in URLs, masked."""
     if isinstance(node, Mapping):
         # Everything below a secret name is secret, too.
-        return {key: masked(value, name if _NAME.search(name) else str(key)) for key, value in node.items()}
+        return {key: mask_secrets(value, name if _NAME.search(name) else str(key)) for key, value in node.items()}
     if isinstance(node, list):
-        return [masked(value, name) for value in node]
+        return [mask_secrets(value, name) for value in node]
     if node is not None and _NAME.search(name):
         return MASK
     return _masked_url(node) if isinstance(node, str) else node
 
 
-def masked_argument(argument: str) -> str:
+def mask_argument(argument: str) -> str:
     """Mask the value of a command-line argument if its key is a secret name."""
     key, equals, value = argument.partition("=")
     secret = _NAME.search(key) or any(_NAME.search(inner) for inner in _INNER.findall(value))

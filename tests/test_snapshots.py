@@ -42,8 +42,8 @@ from warm_python import WarmPython
 
 # All that this needs of the product, beside its commands.
 from bincounter.cli.hydra_app import compose
-from bincounter.config import validate
 from bincounter.config.deploy_schema import check_deploy
+from bincounter.config.validate import validate
 from bincounter.errors import BinCounterError
 
 _FOLDER = Path(__file__).parent / "snapshots"

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from commands import REPOSITORY, environment
 
-from bincounter.cloud.hyperparameters import encode
+from bincounter.cloud.hyperparameters import encode_overrides
 
 QUICK = [
     "experiment=demo",
@@ -134,7 +134,7 @@ def test_the_code_that_a_job_is_sent_runs_without_the_wheel(interpreter: Path, t
     pins = (code / "requirements.txt").read_text()
     assert "\nhydra-core==" in pins and "\ntorch==" not in pins and "optuna" not in pins
     (base / "input" / "config").mkdir(parents=True)
-    (base / "input" / "config" / "hyperparameters.json").write_text(json.dumps(encode(QUICK)))
+    (base / "input" / "config" / "hyperparameters.json").write_text(json.dumps(encode_overrides(QUICK)))
     done = subprocess.run(
         [sys.executable, str(code / "start.py")],
         cwd=code,

@@ -1,8 +1,9 @@
-"""What SageMaker starts, for training jobs and for the trials of a tuning job: hyperparameters in, a run out.
+"""Entry point of a SageMaker container, for training jobs and for trials of a tuning job.
 
-The run is kept in ``checkpoints`` under the base folder, a trial's in a folder of its own there. SageMaker brings it to
-S3 as it changes, and back when an interrupted job starts anew. Each new best goes into ``model``, and a failure, in one
-sentence, into ``output/failure``. It is the same train.py that runs anywhere else.
+Reads hyperparameters and runs the same ``train`` command as anywhere else. The run is kept in ``checkpoints`` under
+the base folder, a trial's in its own folder there: SageMaker copies it to S3 as it changes, and back when an interrupted job
+restarts. Each new best checkpoint goes into ``model``, and the reason of a failure, in one sentence, into
+``output/failure``.
 """
 
 import json
@@ -13,9 +14,9 @@ import traceback
 from functools import partial
 from pathlib import Path
 
-from bincounter.cloud.container import Instances, base_folder, channel, described, run_folder
-from bincounter.cloud.hyperparameters import decode
-from bincounter.config.overrides import without
+from bincounter.cloud.container import Instances, base_folder, channel, read_input_config, run_folder
+from bincounter.cloud.hyperparameters import decode_overrides
+from bincounter.config.overrides import drop_overrides
 from bincounter.errors import BinCounterError, ConfigError
 from bincounter.files import write_text
 from bincounter.training import resume
@@ -54,7 +55,7 @@ def _overrides(base: Path) -> list[str]:
     run = run_folder(base)
     # Of the folders that SageMaker keeps on the volume of launcher.volume_size, the one for anything.
     scratch = Path(tempfile.gettempdir()) / "bincounter"
-    given = without(decode(described(base, "hyperparameters")), *_SETTLED)
+    given = drop_overrides(decode_overrides(read_input_config(base, "hyperparameters")), *_SETTLED)
     settled = {
         "paths.output_dir": run,
         "paths.data_dir": scratch,
@@ -63,9 +64,9 @@ def _overrides(base: Path) -> list[str]:
     }
     photos = channel(base)
     if photos is not None:
-        given = without(given, "data.source")
+        given = drop_overrides(given, "data.source")
         settled["data.source"] = photos
-    quoted = decode({key: json.dumps(str(path)) for key, path in settled.items()})
+    quoted = decode_overrides({key: json.dumps(str(path)) for key, path in settled.items()})
     # An experiment file may choose and set a launcher, which must not launch from in here.
     overrides = [*given, "launcher=container", *quoted, *_joined(base, given)]
     _clear_leftovers(run)
@@ -77,7 +78,7 @@ def _overrides(base: Path) -> list[str]:
 
 def _joined(base: Path, given: list[str]) -> list[str]:
     """What DDP over several instances adds."""
-    if not described(base, "resourceconfig"):
+    if not read_input_config(base, "resourceconfig"):
         return []
     instances = Instances.read(base)
     number = len(instances.hosts)
@@ -87,7 +88,7 @@ def _joined(base: Path, given: list[str]) -> list[str]:
     if instances.interface:
         for library in ("NCCL", "GLOO"):
             os.environ.setdefault(f"{library}_SOCKET_IFNAME", instances.interface)
-    chosen = len(without(given, "trainer.strategy")) < len(given)
+    chosen = len(drop_overrides(given, "trainer.strategy")) < len(given)
     strategy = [] if chosen else ["++trainer.strategy=ddp"]
     # All instances share one folder in S3: only the first may write to it.
     quiet = [] if instances.rank == 0 else ["hydra/job_logging=stdout"]

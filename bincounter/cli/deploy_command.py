@@ -20,13 +20,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from bincounter.cli import hydra_app
 from bincounter.cloud.endpoints import endpoint_record
-from bincounter.cloud.endpoints.api_objects import check_names
-from bincounter.cloud.endpoints.endpoint_requests import Wanted
-from bincounter.config.deploy_schema import SERVES, check_deploy, target_of
+from bincounter.cloud.endpoints.api_objects import check_request_keys
+from bincounter.cloud.endpoints.endpoint_requests import EndpointSpec
+from bincounter.config.deploy_schema import ARCHIVE_ACTIONS, check_deploy, target_name
 from bincounter.errors import ConfigError, Stopped, UserError
 from bincounter.serving.application.answers import Limits
-from bincounter.serving.local.running_servers import Server, announced, end, own_place, running
-from bincounter.training.results import Origin, origin_of
+from bincounter.serving.local.running_servers import Server, listed, running_servers, stop_server, unpack_place
+from bincounter.training.results import CheckpointOrigin, find_run_of_checkpoint
 
 if TYPE_CHECKING:
     from bincounter.serving.packing.archive import Package
@@ -36,22 +36,22 @@ log = logging.getLogger(__name__)
 
 def main() -> int:
     """Run the command line in ``sys.argv``; returns the exit code."""
-    return hydra_app.main_once(action, config_name="deploy")
+    return hydra_app.main_once(run_action, config_name="deploy")
 
 
-def action(cfg: DictConfig) -> int:
+def run_action(cfg: DictConfig) -> int:
     """Run the action of one composed configuration; returns the exit code."""
     check_deploy(cfg)
     signal.signal(signal.SIGTERM, _stop)
     if cfg.action == "package":
-        print(checked_package(cfg).path)
+        print(pack_and_check(cfg).path)
         return 0
-    if target_of(cfg) == "local":
-        return carry_out_here(cfg)
-    if cfg.action not in SERVES:
-        return carry_out_at_sagemaker(cfg, None)
+    if target_name(cfg) == "local":
+        return run_local(cfg)
+    if cfg.action not in ARCHIVE_ACTIONS:
+        return run_on_sagemaker(cfg, None)
     check_sagemaker(cfg)  # refuse wrong requests and high prices before a checkpoint is packed
-    return carry_out_at_sagemaker(cfg, checked_package(cfg))
+    return run_on_sagemaker(cfg, pack_and_check(cfg))
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
@@ -59,7 +59,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
     raise SystemExit(Stopped.exit_code)  # not Stopped, to whose message OmegaConf would add its own
 
 
-def checked_package(cfg: DictConfig) -> "Package":
+def pack_and_check(cfg: DictConfig) -> "Package":
     """Pack the checkpoint of a configuration and compare the archive with it, or open the given archive.
 
     The archive gets its final name only after the comparison.
@@ -69,18 +69,18 @@ def checked_package(cfg: DictConfig) -> "Package":
         ResourceError: out of memory, disk or time.
     """
     # Modules that import torch are imported on use, so that --help and refusals are quick.
-    from bincounter.serving.packing.archive import Settings, opened, package
+    from bincounter.serving.packing.archive import PackageSettings, package, read_package
     from bincounter.serving.packing.parity import check_parity, parity_photos
 
     if cfg.ckpt_path is None:
         log.warning("The answers of %s are not compared with training.", cfg.archive)
-        return opened(Path(cfg.archive))
+        return read_package(Path(cfg.archive))
     origin = _origin(cfg)
     path = _place(cfg, origin)
     # In the same folder, so that it can be renamed.
     aside = path.with_name(f".{path.name}.{os.getpid()}.unchecked")
     try:
-        packed = package(origin.checkpoint, Settings(aside, cfg.precision, _limits(cfg)), trusted=cfg.trust)
+        packed = package(origin.checkpoint, PackageSettings(aside, cfg.precision, _limits(cfg)), trusted=cfg.trust)
         if cfg.parity.photos:
             photos = parity_photos(
                 origin, cfg.parity.photos, source=cfg.parity.source, data_dir=Path(cfg.paths.data_dir)
@@ -95,21 +95,21 @@ def checked_package(cfg: DictConfig) -> "Package":
     return replace(packed, path=path)
 
 
-def carry_out_here(cfg: DictConfig) -> int:
+def run_local(cfg: DictConfig) -> int:
     """Run an action of ``target=local``; returns the exit code."""
     if cfg.action == "deploy":
         return _deploy(cfg)
     if cfg.action == "invoke":
         return _invoke(cfg)
     state = _state(cfg)
-    servers = running(state) if cfg.action == "list" else _named(cfg)
+    servers = running_servers(state) if cfg.action == "list" else _named(cfg)
     for server in servers:
         if cfg.action != "delete":
             print(f"{server.name}\t{server.url}\tmodel {server.model}\tprocess {server.pid}\t{server.archive}")
         elif cfg.dry_run:
             print(f"Would stop {server.url}, process {server.pid}.")
         else:
-            end(server, state)
+            stop_server(server, state)
             print(f"Stopped {server.url}; {server.archive} is kept.")
     if not servers:
         print(
@@ -120,15 +120,15 @@ def carry_out_here(cfg: DictConfig) -> int:
     return 0
 
 
-def _origin(cfg: DictConfig) -> Origin:
+def _origin(cfg: DictConfig) -> CheckpointOrigin:
     if cfg.ckpt_path == "latest":
-        from bincounter.training.run_folder import newest_checkpoint
+        from bincounter.training.run_folder import find_newest_checkpoint
 
-        return origin_of(newest_checkpoint(Path(cfg.paths.log_dir), named_by="ckpt_path"))
-    return origin_of(Path(cfg.ckpt_path))
+        return find_run_of_checkpoint(find_newest_checkpoint(Path(cfg.paths.log_dir), named_by="ckpt_path"))
+    return find_run_of_checkpoint(Path(cfg.ckpt_path))
 
 
-def _place(cfg: DictConfig, origin: Origin) -> Path:
+def _place(cfg: DictConfig, origin: CheckpointOrigin) -> Path:
     return Path(cfg.archive) if cfg.archive else origin.folder / "endpoint" / "model.tar.gz"
 
 
@@ -149,7 +149,7 @@ def _state(cfg: DictConfig) -> Path:
 
 
 def _named(cfg: DictConfig) -> list[Server]:
-    return [server for server in running(_state(cfg)) if server.name == cfg.name]
+    return [server for server in running_servers(_state(cfg)) if server.name == cfg.name]
 
 
 def _deploy(cfg: DictConfig) -> int:
@@ -166,20 +166,20 @@ def _deploy(cfg: DictConfig) -> int:
     from bincounter.serving.packing.tarball import unpack
 
     check_port(cfg.target.port)  # before packing and comparing, which take long
-    packed = checked_package(cfg)
+    packed = pack_and_check(cfg)
     state = _state(cfg)
-    with own_place(state) as folder, ExitStack() as stack:
+    with unpack_place(state) as folder, ExitStack() as stack:
 
         def started(port: int) -> None:
             server = Server(cfg.name, port, os.getpid(), packed.model, str(packed.path.resolve()))
-            stack.enter_context(announced(server, state))
+            stack.enter_context(listed(server, state))
 
         return serve(unpack(packed.path, folder), port=cfg.target.port, started=started)
 
 
 def _invoke(cfg: DictConfig) -> int:
     from bincounter.serving.local import client
-    from bincounter.training.predictor import photos_of, show_answers
+    from bincounter.training.predictor import list_photos, print_predictions
 
     port = cfg.target.port
     if not port:
@@ -190,11 +190,11 @@ def _invoke(cfg: DictConfig) -> int:
                 "exactly one: set target.port, python deploy.py action=list shows the servers"
             )
         port = servers[0].port
-    photos = photos_of(cfg.input, Path(cfg.paths.data_dir))
+    photos = list_photos(cfg.input, Path(cfg.paths.data_dir))
     if cfg.dry_run:
         print(f"Would post {len(photos)} photos to http://127.0.0.1:{port}/invocations.")
         return 0
-    return 0 if show_answers(client.ask(port, photos)) else 2
+    return 0 if print_predictions(client.post_photos(port, photos)) else 2
 
 
 def check_sagemaker(cfg: DictConfig) -> None:
@@ -213,16 +213,16 @@ def check_sagemaker(cfg: DictConfig) -> None:
     spec = _spec(cfg)
     account, unpacked = Account(spec.target["region"], "target"), Package(Path(), "", "0" * 64)
     if cfg.action == "transform":
-        cost = batch_transform.planned(account, spec, unpacked, source=cfg.input, output=cfg.output).cost
+        cost = batch_transform.plan_transform(account, spec, unpacked, source=cfg.input, output=cfg.output).cost
         log.info("Transform job: %s", cost.words)
         return
-    cost = deployment_plan.plan(account, spec, unpacked, update=cfg.action == "update").cost
+    cost = deployment_plan.plan_deployment(account, spec, unpacked, update=cfg.action == "update").cost
     log.info("Endpoint %s: %s", spec.name, cost.words)
     if cfg.action == "update":
         log.info("During the update both the old and the new instances run, and are billed.")
 
 
-def carry_out_at_sagemaker(cfg: DictConfig, package: "Package | None") -> int:
+def run_on_sagemaker(cfg: DictConfig, package: "Package | None") -> int:
     """Run an action of ``target=realtime|serverless|async``.
 
     Args:
@@ -242,23 +242,25 @@ def carry_out_at_sagemaker(cfg: DictConfig, package: "Package | None") -> int:
     account = Account(spec.target["region"], "target")
     if cfg.action == "invoke":
         from bincounter.cloud.endpoints.invoke import invoke
-        from bincounter.training.predictor import photos_of
+        from bincounter.training.predictor import list_photos
 
-        return invoke(account, spec, photos_of(cfg.input, Path(cfg.paths.data_dir)), dry=cfg.dry_run)
+        return invoke(account, spec, list_photos(cfg.input, Path(cfg.paths.data_dir)), dry=cfg.dry_run)
     if cfg.action == "status":
-        from bincounter.cloud.endpoints.endpoint_status import status
+        from bincounter.cloud.endpoints.endpoint_status import print_status
 
-        status(account, spec)
+        print_status(account, spec)
     elif cfg.action == "list":
-        from bincounter.cloud.endpoints.endpoint_status import show_all
+        from bincounter.cloud.endpoints.endpoint_status import print_endpoints
 
-        show_all(account)
+        print_endpoints(account)
     elif cfg.action == "delete":
         from bincounter.cloud.endpoints.cleanup import delete
 
         delete(account, spec, dry=cfg.dry_run)
         if not cfg.dry_run:
-            endpoint_record.end(account, spec.name, endpoint_record.records_below(Path(cfg.paths.log_dir)), "deleted")
+            endpoint_record.record_end(
+                account, spec.name, endpoint_record.records_below(Path(cfg.paths.log_dir)), "deleted"
+            )
     elif cfg.action == "transform":
         from bincounter.cloud.endpoints.batch_transform import transform
 
@@ -272,11 +274,11 @@ def carry_out_at_sagemaker(cfg: DictConfig, package: "Package | None") -> int:
         config = deploy(account, spec, package, update=update, dry=cfg.dry_run)
         if update and not cfg.dry_run:  # its previous archive may belong to another run
             earlier = endpoint_record.records_below(Path(cfg.paths.log_dir))
-            endpoint_record.end(account, spec.name, earlier, "replaced", serves=config)
+            endpoint_record.record_end(account, spec.name, earlier, "replaced", serves=config)
     return 0
 
 
-def _spec(cfg: DictConfig) -> Wanted:
+def _spec(cfg: DictConfig) -> EndpointSpec:
     target: dict[str, Any] = OmegaConf.to_container(cfg.target, resolve=True)  # type: ignore[assignment]
-    check_names(target["request"])
-    return Wanted(cfg.name, target_of(cfg), target, cfg.limits.max_body_mb)
+    check_request_keys(target["request"])
+    return EndpointSpec(cfg.name, target_name(cfg), target, cfg.limits.max_body_mb)

@@ -27,9 +27,9 @@ from omegaconf.errors import OmegaConfBaseException
 import bincounter
 from bincounter.config import deploy_schema
 from bincounter.config import overrides as override_errors
-from bincounter.config.checks import mode_of
-from bincounter.config.launcher_schema import carried_out_here
-from bincounter.config.overrides import explain, refuse_null_groups
+from bincounter.config.checks import metric_mode
+from bincounter.config.launcher_schema import runs_locally
+from bincounter.config.overrides import check_null_groups, explain_override_error
 from bincounter.config.train_schema import register
 from bincounter.config.validate import validate
 from bincounter.errors import BinCounterError, ConfigError, Interrupted, Pruned, Stopped
@@ -79,7 +79,7 @@ def main(
 
     def start(compose: Compose) -> int:
         arguments = get_args_parser().parse_args()
-        sys.argv[1:] = resume.expand(sys.argv[1:], arguments.overrides, compose)
+        sys.argv[1:] = resume.expand_resume_overrides(sys.argv[1:], arguments.overrides, compose)
         if arguments.multirun:
             _check_jobs(arguments.overrides, compose)
         else:  # a launcher makes a single run a multirun of one job, whose folder is the run's own
@@ -135,7 +135,7 @@ def _exit_code(
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting
     try:
-        refuse_null_groups(get_args_parser().parse_args().overrides, primary)
+        check_null_groups(get_args_parser().parse_args().overrides, primary)
         return start(composer)
     except SystemExit as exit_request:
         return exit_request.code if isinstance(exit_request.code, int) else 1
@@ -147,7 +147,7 @@ def _exit_code(
         return error.exit_code
     except (HydraException, OmegaConfBaseException) as error:
         overrides = get_args_parser().parse_args().overrides
-        tell(explain(error, overrides, primary, composer))
+        tell(explain_override_error(error, overrides, primary, composer))
         return 2
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -212,7 +212,7 @@ def _check_jobs(overrides: list[str], compose: Callable[[list[str]], DictConfig]
             cfg = compose(list(job))
             validate(cfg)
             # DDP starts this command anew on every device.
-            if carried_out_here(cfg.launcher) and str(cfg.trainer.get("devices", 1)) != "1":
+            if runs_locally(cfg.launcher) and str(cfg.trainer.get("devices", 1)) != "1":
                 raise ConfigError("a sweep runs its jobs on one device each: set trainer.devices=1")
         except ConfigError as error:
             raise ConfigError(f"job {number} ({' '.join(job)}): {error}") from None
@@ -246,7 +246,7 @@ def compose(overrides: list[str], *, config_name: str = "train") -> DictConfig:
         return composer(overrides)
     except (HydraException, OmegaConfBaseException) as error:
         primary = conf_dir() / f"{config_name}.yaml"
-        raise ConfigError(explain(error, overrides, primary, composer)) from None
+        raise ConfigError(explain_override_error(error, overrides, primary, composer)) from None
 
 
 def show_log() -> None:
@@ -258,7 +258,7 @@ def show_log() -> None:
 def _make_schemas_known() -> None:
     register()
     deploy_schema.register()
-    OmegaConf.register_new_resolver("mode_of", mode_of, replace=True)
+    OmegaConf.register_new_resolver("mode_of", metric_mode, replace=True)
 
 
 def _compose(overrides: list[str], config_name: str) -> DictConfig:

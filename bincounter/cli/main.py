@@ -199,29 +199,29 @@ def _predict(arguments: argparse.Namespace) -> int:
     from bincounter.cli.hydra_app import show_log
 
     show_log()
-    from bincounter.training.run_folder import newest_checkpoint
+    from bincounter.training.run_folder import find_newest_checkpoint
 
-    checkpoint = arguments.ckpt_path or newest_checkpoint(Path("logs"), named_by="--ckpt-path")
-    from bincounter.training.predictor import Predictor, photos_of, show_answers, write_answers
-    from bincounter.training.trainer import quiet_lightning
+    checkpoint = arguments.ckpt_path or find_newest_checkpoint(Path("logs"), named_by="--ckpt-path")
+    from bincounter.training.predictor import Predictor, list_photos, print_predictions, write_predictions_csv
+    from bincounter.training.trainer import silence_lightning
 
-    photos = [photo for source in arguments.sources for photo in photos_of(source, arguments.data_dir)]
-    quiet_lightning()
+    photos = [photo for source in arguments.sources for photo in list_photos(source, arguments.data_dir)]
+    silence_lightning()
     predictor = Predictor(checkpoint, arguments.trust)
     answers = predictor.answers(photos)
     if arguments.csv:
-        counted = write_answers(arguments.csv, predictor.counts, answers)
+        counted = write_predictions_csv(arguments.csv, predictor.counts, answers)
         print(f"{counted} of {len(photos)} photos counted: {arguments.csv}")
         return 0 if counted else 2
-    return 0 if show_answers((answer, predictor.counts) for answer in answers) else 2
+    return 0 if print_predictions((answer, predictor.counts) for answer in answers) else 2
 
 
 def _compare(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from bincounter.report.compare import compare, render
+    from bincounter.report.compare import compare, format_comparison
 
-    Console().print(render(compare(arguments.runs)))
+    Console().print(format_comparison(compare(arguments.runs)))
     return 0
 
 
@@ -236,9 +236,9 @@ def _cost(arguments: argparse.Namespace) -> int:
     else:
         from rich.console import Console
 
-        from bincounter.cloud.cost_report import render
+        from bincounter.cloud.cost_report import render_costs
 
-        Console(highlight=False).print(render(costs))
+        Console(highlight=False).print(render_costs(costs))
     for error in costs.errors:
         print(f"Error: {error}", file=sys.stderr)
     return 2 if costs.errors else 0
@@ -249,12 +249,12 @@ def _rules(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from bincounter.cli.hydra_app import compose
-    from bincounter.debugger.rule_runner import judged, overrides_of, render
+    from bincounter.debugger.rule_runner import evaluate_rules, format_verdicts, rule_overrides
 
-    overrides = overrides_of(arguments.run, arguments.overrides)
+    overrides = rule_overrides(arguments.run, arguments.overrides)
     cfg = compose(overrides)
-    verdicts = judged(arguments.run, OmegaConf.to_container(cfg.debugger))  # type: ignore[arg-type]
-    Console().print(render(verdicts))
+    verdicts = evaluate_rules(arguments.run, OmegaConf.to_container(cfg.debugger))  # type: ignore[arg-type]
+    Console().print(format_verdicts(verdicts))
     return int(any(verdict.action == "fail" for verdict in verdicts.found.values()))
 
 
@@ -276,9 +276,9 @@ def _attach(arguments: argparse.Namespace) -> int:
 def _rehearsal(arguments: argparse.Namespace) -> int:
     import threading
 
-    from bincounter.cloud.sagemaker_launcher import place
+    from bincounter.cloud.sagemaker_launcher import rehearsal_environment
 
-    with place(rehearsed=True):
+    with rehearsal_environment(rehearsed=True):
         # A profile or a token that is left over would lead elsewhere.
         print("unset $(env | grep -o '^AWS_[A-Z0-9_]*')")
         for name, value in os.environ.items():

@@ -30,15 +30,15 @@ def job(cfg: DictConfig) -> float | None:
     from bincounter.config.validate import validate
 
     validate(cfg)
-    from bincounter.debugger.rule import read_states
+    from bincounter.debugger.rule import read_verdicts
     from bincounter.debugger.rule_runner import debugger_callbacks
     from bincounter.profiler.profile_facts import read_profile
     from bincounter.profiler.step_profiler import log_profile_summary, profiler_callbacks
     from bincounter.report.report import write_report
     from bincounter.report.report_photos import explain, select_photos
-    from bincounter.training.results import read_run
+    from bincounter.training.results import read_results
     from bincounter.training.run import run
-    from bincounter.training.trainer import answered
+    from bincounter.training.trainer import translate_errors
 
     callbacks = [*debugger_callbacks(cfg), *profiler_callbacks(cfg)]
     if cfg.hparams_search is not None:
@@ -48,9 +48,9 @@ def job(cfg: DictConfig) -> float | None:
     outcome = run(cfg, callbacks)
     if outcome is None:
         return None
-    with answered(batch_size=cfg.data.batch_size, run=outcome.folder.path):
-        results = read_run(outcome.folder.path)  # each file of the run is read once
-        verdicts = read_states(results.path)
+    with translate_errors(batch_size=cfg.data.batch_size, run=outcome.folder.path):
+        results = read_results(outcome.folder.path)  # each file of the run is read once
+        verdicts = read_verdicts(results.path)
         profile = read_profile(results.path, results.config)
         log_profile_summary(profile)
         photos = explain(select_photos(results), outcome)

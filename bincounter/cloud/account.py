@@ -12,8 +12,8 @@ from functools import cache, cached_property
 from typing import Any
 from urllib.parse import urlsplit
 
-from bincounter.cloud.aws_errors import answered_by_aws, explain
-from bincounter.errors import ConfigError, nearest
+from bincounter.cloud.aws_errors import describe_error, translate_errors
+from bincounter.errors import ConfigError, closest_match
 
 _ROLE_ARN = re.compile(r"arn:aws[a-z-]*:iam::\d{12}:role/[\w+=,.@/-]+")
 _ROLE_NAME = re.compile(r"(?:[\w+=,.@-]+/)*[\w+=,.@-]{1,64}")
@@ -44,7 +44,7 @@ class Account:
             # At DEBUG they write session tokens, and at INFO how they found the credentials.
             logging.getLogger(name).setLevel(logging.INFO if debugging else logging.WARNING)
         self._group = group
-        with answered_by_aws("reading the AWS settings", group):
+        with translate_errors("reading the AWS settings", group):
             self._session = boto3.Session()
             # boto3 itself knows AWS_DEFAULT_REGION only, every other AWS tool knows AWS_REGION.
             self.region = region or os.environ.get("AWS_REGION") or self._session.region_name or ""
@@ -94,7 +94,7 @@ class Account:
         Raises:
             BinCounterError: there are no credentials, or AWS refuses them.
         """
-        with answered_by_aws("asking whose the AWS credentials are", self._group):
+        with translate_errors("asking whose the AWS credentials are", self._group):
             return str(self.sts.get_caller_identity()["Account"])
 
     @property
@@ -117,7 +117,7 @@ class Account:
         used = name or self.default_bucket
         # Bucket names are worldwide: somebody else may have taken the default one to collect other people's uploads.
         owner = {} if name else {"ExpectedBucketOwner": self.number}
-        with answered_by_aws(f"using the bucket {used}", self._group):
+        with translate_errors(f"using the bucket {used}", self._group):
             try:
                 bucket_region = self._bucket_region(used, **owner)
             except ClientError as error:
@@ -167,7 +167,7 @@ class Account:
                 f"{self._group}.role={name_or_arn} is neither the name of a role nor its ARN: write it as "
                 "arn:aws:iam::<account>:role/<name> (`aws iam list-roles` lists them)"
             )
-        with answered_by_aws(f"looking up {self._group}.role={name_or_arn}", self._group):
+        with translate_errors(f"looking up {self._group}.role={name_or_arn}", self._group):
             try:
                 return str(self.iam.get_role(RoleName=name_or_arn.rpartition("/")[2])["Role"]["Arn"])
             except ClientError as error:
@@ -188,10 +188,10 @@ class Account:
         """
         from botocore.exceptions import BotoCoreError, ClientError
 
-        from bincounter.data.s3.address import parse
+        from bincounter.data.s3.address import parse_address
         from bincounter.data.s3.error_messages import MissingError, explain_request
 
-        name, folder = parse(uri)
+        name, folder = parse_address(uri)
         host = urlsplit(self.s3.meta.endpoint_url).netloc.rpartition("@")[2]
         try:
             bucket_region = self._bucket_region(name)
@@ -205,7 +205,7 @@ class Account:
         except ClientError as error:
             raise explain_request(error, uri, host=host, signed=True, reached=True) from error
         except BotoCoreError as error:
-            raise explain(error, f"looking at data.source={uri}") from error
+            raise describe_error(error, f"looking at data.source={uri}") from error
         if not listed.get("KeyCount", len(listed.get("Contents", ()))):
             raise MissingError(f"there is nothing under {uri}: correct data.source, its letters' case included")
 
@@ -233,7 +233,7 @@ class Account:
                 try:
                     self._clients[service] = self._session.client(service, region_name=self.region, config=config)
                 except (BotoCoreError, ValueError) as error:  # an invalid endpoint is a ValueError
-                    raise explain(error, f"reaching {service}", self._group) from error
+                    raise describe_error(error, f"reaching {service}", self._group) from error
             return self._clients[service]
 
     def _bucket_region(self, name: str, **condition: str) -> str | None:
@@ -253,7 +253,7 @@ class Account:
         from botocore.exceptions import ClientError
 
         place = {} if self.region == "us-east-1" else {"LocationConstraint": self.region}
-        with answered_by_aws(f"creating the bucket {name}", self._group):
+        with translate_errors(f"creating the bucket {name}", self._group):
             try:
                 self.s3.create_bucket(Bucket=name, **({"CreateBucketConfiguration": place} if place else {}))
             except ClientError as error:
@@ -269,7 +269,7 @@ def _check_region(region: str, group: str) -> None:
     if not region:
         raise ConfigError(f"no AWS region is set: set {group}.region=us-east-1 or another, or AWS_REGION")
     if region not in _regions():
-        guess = nearest(region, _regions())
+        guess = closest_match(region, _regions())
         hint = f"did you mean {group}.region={guess}?" if guess else f"set {group}.region=us-east-1 or another"
         raise ConfigError(f"{region} is not a region of SageMaker: {hint} (AWS_REGION and the profile set it, too)")
 

@@ -6,7 +6,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from bincounter.errors import ConfigError, nearest
+from bincounter.errors import ConfigError, closest_match
 
 Path = tuple[str | int, ...]
 
@@ -76,12 +76,12 @@ def _matches(pattern: str, value: str) -> bool:
         return True
 
 
-def merged(request: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+def merge(request: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
     """Merge ``extra`` into a copy of ``request``: mappings are merged, other values replaced."""
     result = dict(request)
     for key, value in extra.items():
         both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
-        result[key] = merged(result[key], value) if both else value
+        result[key] = merge(result[key], value) if both else value
     return result
 
 
@@ -93,7 +93,7 @@ def service_model(service: str = "sagemaker") -> Any:
     return botocore.session.get_session().get_service_model(service)
 
 
-def check(
+def check_request(
     request: Mapping[str, Any],
     operation: str,
     setting: str = "launcher.request",
@@ -143,7 +143,7 @@ def _mistake(line: str, operation: str, setting: str) -> str:
         return f"{setting} does not give a valid {operation} request: {line}"
     where = "" if unknown[1] == "input" else f"{unknown[1]}."
     known = unknown[3].split(", ")
-    hint = nearest(unknown[2], known)
+    hint = closest_match(unknown[2], known)
     return f"{setting}.{where}{unknown[2]} is not a parameter of {operation}" + (
         f": did you mean {hint}?" if hint else f": it has {', '.join(known)}"
     )
@@ -154,7 +154,7 @@ def _forbidden(violation: Violation, setting: str, settings: Mapping[str, str]) 
     name, value, limit = settings.get(path, f"{setting}.{path}"), violation.value, violation.limit
     what = f"the key {value} of {name}" if violation.of_key else f"{name}={value}"
     if violation.rule == "enum":
-        hint = nearest(str(value), limit)
+        hint = closest_match(str(value), limit)
         return f"{what} is not a value that SageMaker knows: " + (
             f"did you mean {hint}?" if hint else f"use one of {', '.join(limit)}"
         )

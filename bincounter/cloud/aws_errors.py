@@ -23,7 +23,7 @@ _MISSING_CODES = ("ValidationException", "ValidationError", "ResourceNotFound", 
 
 
 @contextmanager
-def answered_by_aws(doing: str, group: str = "launcher") -> Iterator[None]:
+def translate_errors(doing: str, group: str = "launcher") -> Iterator[None]:
     """Turn every error of boto3 in the block into its sentence.
 
     Args:
@@ -39,14 +39,14 @@ def answered_by_aws(doing: str, group: str = "launcher") -> Iterator[None]:
     try:
         yield
     except (BotoCoreError, ClientError, Boto3Error) as error:
-        raise explain(error, doing, group) from error
+        raise describe_error(error, doing, group) from error
 
 
-answered = partial(answered_by_aws, group="target")
-"""Like :func:`answered_by_aws`, for requests of endpoints."""
+translate_endpoint_errors = partial(translate_errors, group="target")
+"""Like :func:`translate_errors`, for requests of endpoints."""
 
 
-def explain(error: Exception, doing: str, group: str = "launcher") -> BinCounterError:
+def describe_error(error: Exception, doing: str, group: str = "launcher") -> BinCounterError:
     """Make one sentence of a request that failed for good.
 
     Args:
@@ -74,7 +74,7 @@ def is_missing(error: "ClientError") -> bool:
     return details.get("Code") in _MISSING_CODES and bool(_MISSING.search(details.get("Message") or ""))
 
 
-def explain_failure(reason: str) -> str:
+def describe_failure(reason: str) -> str:
     """Make one sentence of a training job's failure.
 
     Args:
@@ -90,7 +90,7 @@ def explain_failure(reason: str) -> str:
     return known or f"{_shortened(reason) or 'SageMaker gives no reason'}: see the log of the job for what came before"
 
 
-def explain_endpoint_failure(reason: str, last_line: str | None) -> str:
+def describe_endpoint_failure(reason: str, last_line: str | None) -> str:
     """Make one sentence of the failure of an endpoint or a transform job.
 
     Args:

@@ -24,7 +24,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from bincounter.errors import ConfigError
-from bincounter.files import replacing
+from bincounter.files import atomic_write
 
 LARGEST = 50_000_000
 """Bytes of all files together; more is not code."""
@@ -57,7 +57,7 @@ _OF_SMDEBUG = {"numpy", "protobuf"}  # it needs older versions than those instal
 
 
 @dataclass(frozen=True)
-class Source:
+class CodeArchive:
     """Packed archive.
 
     Attributes:
@@ -87,7 +87,7 @@ def pack(
     extra: Mapping[str, bytes] | None = None,
     loggers: Collection[str] = (),
     smdebug: bool = False,
-) -> Source:
+) -> CodeArchive:
     """Write the archive: files of bincounter as they are on disk, ``start.py`` and ``requirements.txt``.
 
     Args:
@@ -124,9 +124,9 @@ def pack(
     for name, file in files.items():
         _refuse_secret_text(name, file.content)
     archive = _archive(files)
-    with replacing(destination, "wb") as out:
+    with atomic_write(destination, "wb") as out:
         out.write(archive)
-    return Source(destination, hashlib.sha256(archive).hexdigest(), len(archive), len(files))
+    return CodeArchive(destination, hashlib.sha256(archive).hexdigest(), len(archive), len(files))
 
 
 def _installed(root: Path) -> Distribution | None:

@@ -18,7 +18,7 @@ def base_folder() -> Path:
     return Path(os.environ.get("SAGEMAKER_BASE_DIR", "/opt/ml"))
 
 
-def described(base: Path, name: str) -> Mapping[str, Any]:
+def read_input_config(base: Path, name: str) -> Mapping[str, Any]:
     """Read a file of ``input/config``; empty where it is missing.
 
     Args:
@@ -37,7 +37,7 @@ def run_folder(base: Path) -> Path:
     Raises:
         ConfigError: this is such a job, and its name is not in the environment.
     """
-    if "_tuning_objective_metric" not in described(base, "hyperparameters"):
+    if "_tuning_objective_metric" not in read_input_config(base, "hyperparameters"):
         return base / "checkpoints"
     name = os.environ.get("TRAINING_JOB_NAME")
     if not name:
@@ -54,7 +54,7 @@ def channel(base: Path) -> Path | None:
     Raises:
         ConfigError: there are several, none of them ``bins``.
     """
-    names = sorted(described(base, "inputdataconfig"))
+    names = sorted(read_input_config(base, "inputdataconfig"))
     if not names:
         return None
     if "bins" not in names and len(names) > 1:
@@ -85,7 +85,7 @@ class Instances:
         Raises:
             ConfigError: it is missing, so that this is not a training job.
         """
-        config = described(base, "resourceconfig")
+        config = read_input_config(base, "resourceconfig")
         if not config:
             raise ConfigError(
                 f"{base} has no resourceconfig.json, so this is not a SageMaker training job: resume a run of several "

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from bincounter.cloud.instances import saving_percent
-from bincounter.cloud.jobs import RECORD, Job
+from bincounter.cloud.jobs import JOB_RECORD, Job
 from bincounter.errors import UserError
 
 RUNNING = "still running"
@@ -211,7 +211,7 @@ def job_bill(
         elif trained is None and billed is None and not started and state in _STATES.values():
             trained = billed = 0.0  # it ended before it was given an instance
     except (TypeError, ValueError):
-        raise UserError(f"{job.folder / RECORD} is damaged (its seconds): get it anew with attach") from None
+        raise UserError(f"{job.folder / JOB_RECORD} is damaged (its seconds): get it anew with attach") from None
     spot = bool(described.get("EnableManagedSpotTraining"))
     usd = None if billed is None else billed / 3600 * job.usd_per_hour
     # A point costs what all jobs of the run did; nothing was paid for a rehearsal.

@@ -20,8 +20,8 @@ from bincounter.cloud.cost_bills import (
     job_bill,
     state_of,
 )
-from bincounter.cloud.endpoints.endpoint_record import ENDPOINT_RECORD, Period, load_periods
-from bincounter.cloud.jobs import EARLIER, ENDED, RECORD, Job, answered_here, read
+from bincounter.cloud.endpoints.endpoint_record import ENDPOINT_RECORD, ServingPeriod, read_periods
+from bincounter.cloud.jobs import EARLIER_JOBS, ENDED_STATUSES, JOB_RECORD, Job, is_local_endpoint, read_job
 from bincounter.cloud.tuning_job import TUNING_ENDED, TUNING_RECORD, load_tuning_job
 from bincounter.errors import BinCounterError, ConfigError, ResourceError, UserError
 
@@ -124,30 +124,30 @@ class _Reader:
         Raises:
             UserError: a record is damaged.
         """
-        records = sorted((folder / EARLIER).glob("*.json"))
-        jobs = [replace(read(path), folder=folder) for path in records]
+        records = sorted((folder / EARLIER_JOBS).glob("*.json"))
+        jobs = [replace(read_job(path), folder=folder) for path in records]
         earlier = [job_bill(job, *self._job_now(job)) for job in jobs]
-        if (folder / RECORD).is_file():
-            job = read(folder / RECORD)
+        if (folder / JOB_RECORD).is_file():
+            job = read_job(folder / JOB_RECORD)
             return [*earlier, job_bill(job, *self._job_now(job), _scores(folder / "metrics.json"), earlier)]
         return [*earlier] if earlier else [_local_bill(folder)]
 
     def _job_now(self, job: Job) -> tuple[Mapping[str, Any], str]:
         """Description and state of a job; AWS is asked where it had not ended when it was last seen."""
-        from bincounter.cloud.endpoints.endpoint_state import found
+        from bincounter.cloud.endpoints.endpoint_state import describe_if_exists
 
         if (state := state_of(job.description)) != RUNNING:
             return job.description, state
 
         def describe(account: "Account") -> dict[str, Any] | None:
-            return found(
+            return describe_if_exists(
                 lambda: account.sagemaker.describe_training_job(TrainingJobName=job.name), f"asking for {job.name}"
             )
 
         try:
             described = self._ask(job.region, describe, rehearsed=job.rehearsed)
         except BinCounterError as error:
-            seen = datetime.fromtimestamp((job.folder / RECORD).stat().st_mtime, UTC)
+            seen = datetime.fromtimestamp((job.folder / JOB_RECORD).stat().st_mtime, UTC)
             self.costs.notes.append(
                 f"{job.name} was still running when it was last seen, {seen:%Y-%m-%d %H:%M} UTC, and AWS could "
                 f"not be asked ({error}): python -m bincounter attach {job.folder}"
@@ -160,7 +160,7 @@ class _Reader:
                 else f"{job.name} is unknown to AWS in {job.region} with these credentials"
             )
             return job.description, "cut off" if job.rehearsed else "unknown"
-        if described["TrainingJobStatus"] in ENDED:
+        if described["TrainingJobStatus"] in ENDED_STATUSES:
             self.costs.notes.append(
                 f"{job.name} has ended; fetch its results with: python -m bincounter attach {job.folder}"
             )
@@ -171,15 +171,15 @@ class _Reader:
             if path.resolve() in self._seen:
                 continue
             self._seen.add(path.resolve())
-            periods: dict[tuple[str, str, bool], list[Period]] = {}
+            periods: dict[tuple[str, str, bool], list[ServingPeriod]] = {}
             try:
-                for period in load_periods(path):
+                for period in read_periods(path):
                     periods.setdefault((period.name, period.region, period.rehearsed), []).append(period)
                 self.costs.endpoints += [self._endpoint_bill(path.parent, each) for each in periods.values()]
             except BinCounterError as error:
                 self.costs.errors.append(str(error))
 
-    def _endpoint_bill(self, folder: Path, periods: Sequence[Period]) -> EndpointBill:
+    def _endpoint_bill(self, folder: Path, periods: Sequence[ServingPeriod]) -> EndpointBill:
         last = periods[-1]
         state, now = (last.ending or "ended", 0.0) if last.ended else self._endpoint_now(last)
         scales = any(one.instance_count and one.usd_per_hour_most > one.usd_per_hour for one in periods)
@@ -202,7 +202,7 @@ class _Reader:
             **cost_in_usd(usd, last.rehearsed),
         )
 
-    def _endpoint_now(self, period: Period) -> tuple[str, float | None]:
+    def _endpoint_now(self, period: ServingPeriod) -> tuple[str, float | None]:
         """State and US dollars per hour of an endpoint that nobody here has ended."""
         from bincounter.cloud.endpoints.endpoint_state import describe
 
@@ -244,7 +244,7 @@ class _Reader:
         try:
             if isinstance(account, BinCounterError):
                 raise account
-            if answered_here(account) == rehearsed:
+            if is_local_endpoint(account) == rehearsed:
                 return describe(account)
         except BinCounterError as error:
             self._accounts[region] = error
@@ -259,10 +259,10 @@ def _connect(region: str) -> "Account | BinCounterError":
     import boto3
 
     from bincounter.cloud.account import Account
-    from bincounter.cloud.aws_errors import answered_by_aws
+    from bincounter.cloud.aws_errors import translate_errors
 
     try:
-        with answered_by_aws("reading the AWS settings"):
+        with translate_errors("reading the AWS settings"):
             if boto3.Session().get_credentials() is None:
                 raise ResourceError("no AWS credentials were found")
         return Account(region)
@@ -271,7 +271,7 @@ def _connect(region: str) -> "Account | BinCounterError":
 
 
 def _is_run(folder: Path) -> bool:
-    return (folder / RECORD).is_file() or (folder / _CONFIG).is_file() or (folder / EARLIER).is_dir()
+    return (folder / JOB_RECORD).is_file() or (folder / _CONFIG).is_file() or (folder / EARLIER_JOBS).is_dir()
 
 
 def _runs_inside(folder: Path) -> list[Path]:

@@ -38,7 +38,7 @@ _REHEARSED = (
 _BESIDE = "Instances alone are counted; disks, storage and the network come on top, mostly cents."
 
 
-def render(costs: Costs) -> RenderableType:
+def render_costs(costs: Costs) -> RenderableType:
     """Lay bills out for 80 columns or more."""
     parts: list[RenderableType] = []
     for group in costs.groups:

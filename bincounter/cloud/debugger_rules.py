@@ -15,10 +15,10 @@ from bincounter.smdebug.settings import DEBUG_RULES, hook_config
 
 log = logging.getLogger(__name__)
 
-STATUSES = ("DebugRuleEvaluationStatuses", "ProfilerRuleEvaluationStatuses")
+RULE_STATUS_KEYS = ("DebugRuleEvaluationStatuses", "ProfilerRuleEvaluationStatuses")
 """Members of DescribeTrainingJob with the states of rules."""
 
-AFTER_THE_JOB = 600.0
+RULES_TIMEOUT = 600.0
 """Seconds to wait for rules after the end of the job: a report covers all of it and takes minutes."""
 
 _IN_PROGRESS = ("InProgress", "Stopping")
@@ -81,7 +81,7 @@ class RuleStates:
     def show(self, described: dict[str, Any]) -> bool:
         """Log new states in a DescribeTrainingJob; return whether there were any."""
         before = dict(self._states)
-        for kind in STATUSES:
+        for kind in RULE_STATUS_KEYS:
             for rule in described.get(kind) or ():
                 name, status = rule.get("RuleConfigurationName", "?"), rule.get("RuleEvaluationStatus", "?")
                 if self._states.get((kind, name)) != status:
@@ -99,13 +99,13 @@ class RuleStates:
         if self._ended is None:
             self._ended = time.monotonic()
             log.info("%sThe job has ended, and is no longer billed; still running: %s", self._prefix, _rules(running))
-        if time.monotonic() - self._ended < AFTER_THE_JOB:
+        if time.monotonic() - self._ended < RULES_TIMEOUT:
             return True
         log.warning(
             "%s%s did not end in %.0f minutes: attach again later for their results",
             self._prefix,
             _rules(running),
-            AFTER_THE_JOB / 60,
+            RULES_TIMEOUT / 60,
         )
         return False
 

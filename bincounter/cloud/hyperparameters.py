@@ -15,9 +15,9 @@ from hydra.core.override_parser.types import Override, Quote, QuotedString
 
 from bincounter.errors import ConfigError
 
-LONGEST_KEY = 256
-LONGEST_VALUE = 2500
-MOST = 90
+MAX_KEY_LENGTH = 256
+MAX_VALUE_LENGTH = 2500
+MAX_HYPERPARAMETERS = 90
 """CreateTrainingJob accepts 100; the toolkit and tuning jobs need some of them."""
 
 # Prefixes of the toolkit's hyperparameters and of those that a tuning job adds.
@@ -29,7 +29,7 @@ _UNSAFE = re.compile(r"[^ -~]|['`$!]")
 _WORD = re.compile(r"(?!(?:true|false|null|nan|inf)$)[A-Za-z_][A-Za-z0-9_./:-]*", re.IGNORECASE)
 
 
-def encode(overrides: Sequence[str]) -> dict[str, str]:
+def encode_overrides(overrides: Sequence[str]) -> dict[str, str]:
     """Write overrides as hyperparameters.
 
     Args:
@@ -64,7 +64,7 @@ def override_of(key: str, value: Any) -> str:
     return f"{key}={_source(_json_ready(value))}"
 
 
-def decode(hyperparameters: Mapping[str, str]) -> list[str]:
+def decode_overrides(hyperparameters: Mapping[str, str]) -> list[str]:
     """Read overrides from hyperparameters; those of the toolkit and of a tuning job are skipped.
 
     Args:
@@ -126,14 +126,17 @@ def _is_json(text: str) -> bool:
 
 def _refuse_too_much(encoded: Mapping[str, str]) -> None:
     remedy = "put them into an experiment file (conf/experiment), which has no limit"
-    if len(encoded) > MOST:
-        raise ConfigError(f"{len(encoded)} overrides are more than the {MOST} that a training job accepts: {remedy}")
+    if len(encoded) > MAX_HYPERPARAMETERS:
+        raise ConfigError(
+            f"{len(encoded)} overrides are more than the {MAX_HYPERPARAMETERS} that a training job accepts: {remedy}"
+        )
     for key, text in encoded.items():
-        if len(key) > LONGEST_KEY:
-            raise ConfigError(f"{key[:40]}... is longer than the {LONGEST_KEY} characters of a key: {remedy}")
-        if len(text) > LONGEST_VALUE:
+        if len(key) > MAX_KEY_LENGTH:
+            raise ConfigError(f"{key[:40]}... is longer than the {MAX_KEY_LENGTH} characters of a key: {remedy}")
+        if len(text) > MAX_VALUE_LENGTH:
             raise ConfigError(
-                f"the value of {key} has {len(text)} characters, and a training job accepts {LONGEST_VALUE}: {remedy}"
+                f"the value of {key} has {len(text)} characters, and a training job accepts {MAX_VALUE_LENGTH}: "
+                f"{remedy}"
             )
         if key.startswith(_NOT_OURS):
             raise ConfigError(f"{key} begins like SageMaker's own hyperparameters: write ++{key}, which sets the same")

@@ -67,12 +67,12 @@ def usd_per_second(memory_mb: int) -> Price:
     return Price(table["serverless"]["usd_per_gb_second"] * memory_mb / 1024, _origin(table))
 
 
-def gpus(instance_type: str) -> int | None:
+def gpu_count(instance_type: str) -> int | None:
     """Number of GPUs of an instance; ``None`` where it is not known."""
     return _table()["types"].get(instance_type, {}).get("gpus")
 
 
-def ceiling(price: Price, *, max_run: int, instances: int, jobs: int) -> float:
+def cost_ceiling(price: Price, *, max_run: int, instances: int, jobs: int) -> float:
     """Compute the highest cost in US dollars: every job runs to its limit, on demand. Disks and storage add cents.
 
     Args:
@@ -196,5 +196,5 @@ def serving_image(*, stack: str, region: str, instance_type: str | None) -> str:
 
 def has_gpus(instance_type: str, image: str) -> bool:
     """Return whether an instance has GPUs, by the table of prices or the image's name."""
-    number = gpus(instance_type)
+    number = gpu_count(instance_type)
     return number > 0 if number is not None else "cuda" in image or "gpu" in image

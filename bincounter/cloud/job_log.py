@@ -6,9 +6,9 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from bincounter.cloud.aws_errors import answered_by_aws
-from bincounter.cloud.debugger_rules import STATUSES, RuleStates
-from bincounter.cloud.jobs import ENDED, Job, answered_here, describe
+from bincounter.cloud.aws_errors import translate_errors
+from bincounter.cloud.debugger_rules import RULE_STATUS_KEYS, RuleStates
+from bincounter.cloud.jobs import ENDED_STATUSES, Job, describe, is_local_endpoint
 from bincounter.cloud.polling import wait_until
 from bincounter.errors import BinCounterError
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 LOG_GROUP = "/aws/sagemaker/TrainingJobs"
 _EPOCH = re.compile(r"epoch (\d+) of \d+: (.+)")  # see bincounter.training.logs.TrainingLog
 _LATE = 2.0  # seconds that CloudWatch may be behind
-KEPT = (
+KEPT_MEMBERS = (
     "TrainingJobStatus",
     "SecondaryStatus",
     "FailureReason",
@@ -36,11 +36,11 @@ KEPT = (
     "OutputDataConfig",
     "DebugHookConfig",
     "ProfilerConfig",
-    *STATUSES,
+    *RULE_STATUS_KEYS,
 )
 
 
-def follow(
+def follow_job(
     account: "Account",
     job: Job,
     leave: threading.Event,
@@ -65,11 +65,11 @@ def follow(
 
     def step() -> tuple[bool, bool]:
         described = describe(account, job.name)
-        job.description = {key: described[key] for key in KEPT if key in described}
+        job.description = {key: described[key] for key in KEPT_MEMBERS if key in described}
         changed = [states.show(described), rules.show(described), lines.show()]
-        return job.description["TrainingJobStatus"] in ENDED and not rules.outlast(), any(changed)
+        return job.description["TrainingJobStatus"] in ENDED_STATUSES and not rules.outlast(), any(changed)
 
-    local = answered_here(account)
+    local = is_local_endpoint(account)
     ended = wait_until(step, leave, local=local)
     if ended and not local:
         leave.wait(_LATE)
@@ -116,7 +116,7 @@ class _Lines:
     def show(self) -> bool:
         """Log new lines; return whether there were any. A log that cannot be read does not end the wait."""
         try:
-            with answered_by_aws(f"reading the log of {self._name}"):
+            with translate_errors(f"reading the log of {self._name}"):
                 found = [self._show_stream(stream) for stream in self._names()]
         except BinCounterError as error:
             if not self._logged:

@@ -9,29 +9,29 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from bincounter.cloud.hyperparameters import decode, encode
-from bincounter.cloud.instances import gpus
-from bincounter.cloud.jobs import RECORD
-from bincounter.config.overrides import HERE, without
+from bincounter.cloud.hyperparameters import decode_overrides, encode_overrides
+from bincounter.cloud.instances import gpu_count
+from bincounter.cloud.jobs import JOB_RECORD
+from bincounter.config.overrides import LAUNCH_KEYS, drop_overrides
 from bincounter.config.validate import validate
 from bincounter.data.s3.address import is_remote
 from bincounter.errors import ConfigError
-from bincounter.redaction import masked_argument
-from bincounter.training.run_folder import SHIPPED, commit
+from bincounter.redaction import mask_argument
+from bincounter.training.run_folder import COMMIT_FILE, code_commit
 
 if TYPE_CHECKING:
     from hydra.core.config_loader import ConfigLoader
 
 log = logging.getLogger(__name__)
 
-_NOT_SHIPPED = (*HERE, "paths")
-_A_RUN = (RECORD, "checkpoints/last.ckpt", "checkpoints/best.ckpt")
+_NOT_SHIPPED = (*LAUNCH_KEYS, "paths")
+_A_RUN = (JOB_RECORD, "checkpoints/last.ckpt", "checkpoints/best.ckpt")
 _IDS = "ids"  # folder of an id list in the code archive
 _EXTRAS = ("mlflow", "wandb")  # loggers that are extras of the package
 
 
 @dataclass
-class Planned:
+class PlannedJob:
     """Job of a launch.
 
     Attributes:
@@ -72,10 +72,10 @@ class Planned:
     def ship_source(self, uri: str) -> None:
         """Replace the local folder of the photos by its address in a bucket."""
         self.source = uri
-        self.shipped = [*without(self.shipped, "data.source"), f"data.source={uri}"]
+        self.shipped = [*drop_overrides(self.shipped, "data.source"), f"data.source={uri}"]
 
 
-def compose(loader: "ConfigLoader", config: DictConfig, overrides: Sequence[str], number: int) -> Planned:
+def compose_job(loader: "ConfigLoader", config: DictConfig, overrides: Sequence[str], number: int) -> PlannedJob:
     """Compose one job."""
     sweep = loader.load_sweep_config(config, list(overrides))
     trial = OmegaConf.select(sweep, "hparams_search.trial", default=None)
@@ -84,10 +84,10 @@ def compose(loader: "ConfigLoader", config: DictConfig, overrides: Sequence[str]
     with open_dict(sweep):
         sweep.hydra.job.id = sweep.hydra.job.num = number
     folder = Path(sweep.hydra.sweep.dir) / str(sweep.hydra.sweep.subdir)
-    return Planned(number, list(overrides), sweep, folder)
+    return PlannedJob(number, list(overrides), sweep, folder)
 
 
-def task_config(planned: Planned) -> DictConfig:
+def task_config(planned: PlannedJob) -> DictConfig:
     """Return the job's configuration without Hydra's part."""
     cfg = planned.config.copy()
     with open_dict(cfg):
@@ -95,7 +95,7 @@ def task_config(planned: Planned) -> DictConfig:
     return cfg
 
 
-def refuse_what_is_not_shipped(config: DictConfig) -> None:
+def check_config_is_tracked(config: DictConfig) -> None:
     """Check that no configuration file is outside the code archive.
 
     Raises:
@@ -109,7 +109,7 @@ def refuse_what_is_not_shipped(config: DictConfig) -> None:
             )
 
 
-def plan_run(planned: Planned, loader: "ConfigLoader", config: DictConfig) -> None:
+def plan_run(planned: PlannedJob, loader: "ConfigLoader", config: DictConfig) -> None:
     """Validate a run and complete its plan.
 
     Raises:
@@ -120,9 +120,9 @@ def plan_run(planned: Planned, loader: "ConfigLoader", config: DictConfig) -> No
     validate(cfg)
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     _check_devices(plain)
-    planned.extra[SHIPPED] = json.dumps(commit()).encode()
+    planned.extra[COMMIT_FILE] = json.dumps(code_commit()).encode()
     planned.source = plain["data"]["source"]
-    planned.shipped = without(planned.overrides, *_NOT_SHIPPED)
+    planned.shipped = drop_overrides(planned.overrides, *_NOT_SHIPPED)
     planned.debugger, planned.profiler = plain["debugger"], plain["profiler"]
     planned.loggers = [name for name in _EXTRAS if (plain["logger"] or {}).get(name)]
     ids = plain["data"]["layout"].get("ids")
@@ -133,7 +133,7 @@ def plan_run(planned: Planned, loader: "ConfigLoader", config: DictConfig) -> No
     _check_recomposition(planned, cfg, loader, config)
 
 
-def check_together(planned: Sequence[Planned], settings: Mapping[str, Any]) -> None:
+def check_together(planned: Sequence[PlannedJob], settings: Mapping[str, Any]) -> None:
     """Check that the jobs of a launch do not conflict.
 
     Args:
@@ -168,7 +168,7 @@ def check_together(planned: Sequence[Planned], settings: Mapping[str, Any]) -> N
 def _check_devices(plain: Mapping[str, Any]) -> None:
     """Check that the instance has the GPUs that the run uses."""
     launcher, trainer = plain["launcher"], plain["trainer"]
-    available = gpus(launcher["instance_type"])
+    available = gpu_count(launcher["instance_type"])
     if available is None:
         return
     if trainer["accelerator"] in ("gpu", "cuda") and available == 0:
@@ -193,19 +193,19 @@ def _check_devices(plain: Mapping[str, Any]) -> None:
         log.warning("trainer=cpu leaves the GPU of %s idle: use trainer=gpu.", launcher["instance_type"])
 
 
-def _ship_ids(planned: Planned, path: Path) -> None:
+def _ship_ids(planned: PlannedJob, path: Path) -> None:
     if not path.is_file():
         raise ConfigError(
             f"data.layout.ids={path} is not a file: name the id list, as in data.layout.ids=file_list.json"
         )
     name = f"{_IDS}/{path.name}"
     planned.extra[name] = path.read_bytes()
-    planned.shipped = [*without(planned.shipped, "data.layout.ids"), f"data.layout.ids='{name}'"]
+    planned.shipped = [*drop_overrides(planned.shipped, "data.layout.ids"), f"data.layout.ids='{name}'"]
 
 
 def _refuse_secrets(overrides: Sequence[str]) -> None:
     """Check overrides for secrets: everybody who may describe a job reads them. Files are checked when packed."""
-    named = [override.partition("=")[0] for override in overrides if masked_argument(override) != override]
+    named = [override.partition("=")[0] for override in overrides if mask_argument(override) != override]
     if named:
         raise ConfigError(
             f"{named[0]} looks like a secret, and everybody who may describe a job can read its request: leave it "
@@ -213,9 +213,9 @@ def _refuse_secrets(overrides: Sequence[str]) -> None:
         )
 
 
-def _check_recomposition(planned: Planned, cfg: DictConfig, loader: "ConfigLoader", config: DictConfig) -> None:
+def _check_recomposition(planned: PlannedJob, cfg: DictConfig, loader: "ConfigLoader", config: DictConfig) -> None:
     """Check that the container will compose the same configuration from the hyperparameters."""
-    shipped = [*decode(encode(planned.shipped)), "launcher=container"]
+    shipped = [*decode_overrides(encode_overrides(planned.shipped)), "launcher=container"]
     recomposed = loader.load_sweep_config(config, shipped)
     expected, found = (
         {

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from bincounter.cloud.api_shapes import check, merged
+from bincounter.cloud.api_shapes import check_request, merge
 from bincounter.config.checks import METRICS
 from bincounter.errors import ConfigError
-from bincounter.redaction import masked
+from bincounter.redaction import mask_secrets
 
 PROGRAM = "start.py"  # what the image's toolkit runs; bincounter.cloud.code_archive makes it
 CHANNEL = "bins"  # the channel that becomes data.source
@@ -97,13 +97,13 @@ def training_request(
         request["Environment"] = dict(settings["environment"])
     if channel_uri is not None:
         request["InputDataConfig"] = [_channel(channel_uri, settings["input_mode"])]
-    request = merged(request, settings["request"])
-    refuse_secrets(request, {"Environment": "launcher.environment.", "HyperParameters": ""})
-    check(request, "CreateTrainingJob", settings=_SETTINGS)
+    request = merge(request, settings["request"])
+    check_no_secrets(request, {"Environment": "launcher.environment.", "HyperParameters": ""})
+    check_request(request, "CreateTrainingJob", settings=_SETTINGS)
     return request
 
 
-def refuse_secrets(request: Mapping[str, Any], parts: Mapping[str, str]) -> None:
+def check_no_secrets(request: Mapping[str, Any], parts: Mapping[str, str]) -> None:
     """Check a request for secrets: everybody who may describe a job, or a model, reads its request.
 
     Args:
@@ -115,7 +115,7 @@ def refuse_secrets(request: Mapping[str, Any], parts: Mapping[str, str]) -> None
     """
     for part, setting in parts.items():
         values = request.get(part, {})
-        hidden = masked(values)
+        hidden = mask_secrets(values)
         for key in values:
             if hidden[key] != values[key] or _SECRET_NAME.search(key):
                 raise ConfigError(

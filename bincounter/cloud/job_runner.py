@@ -12,10 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bincounter.cloud.aws_errors import explain_failure
-from bincounter.cloud.job_log import epoch_scores, follow
-from bincounter.cloud.jobs import Job, cost, fetch, fetch_inspection, is_recorded, load, stop, submit
-from bincounter.config.overrides import without
+from bincounter.cloud.aws_errors import describe_failure
+from bincounter.cloud.job_log import epoch_scores, follow_job
+from bincounter.cloud.jobs import Job, fetch_inspection, fetch_run, format_cost, is_recorded, read_jobs, stop, submit
+from bincounter.config.overrides import drop_overrides
 from bincounter.errors import BinCounterError, Interrupted, Pruned, ResourceError
 
 if TYPE_CHECKING:
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Judge = Callable[[int, int, Mapping[str, float], float], bool]
+PruningPolicy = Callable[[int, int, Mapping[str, float], float], bool]
 """Pruning policy: (job number, epoch from 1, its scores, seconds of the run until then) -> stop the job?"""
 
 
 @dataclass
-class Task:
+class RunningJob:
     """Job to run.
 
     Attributes:
@@ -44,7 +44,7 @@ class Task:
     ended: bool = False
 
 
-class Crew:
+class JobRunner:
     """Run jobs side by side.
 
     Args:
@@ -58,17 +58,17 @@ class Crew:
     def __init__(
         self,
         account: "Account",
-        tasks: Sequence[Task],
+        tasks: Sequence[RunningJob],
         *,
         at_once: int,
         rehearsed: bool = False,
-        judge: Judge | None = None,
+        judge: PruningPolicy | None = None,
     ) -> None:
         self._account, self._tasks, self._at_once, self._rehearsed = account, tasks, at_once, rehearsed
         self._judge = judge
         self._leave = threading.Event()  # followers return, jobs still run
         self._stopping = threading.Event()  # running jobs are stopped, others are not submitted
-        self._running: dict[str, Task] = {}
+        self._running: dict[str, RunningJob] = {}
 
     @property
     def interrupted(self) -> bool:
@@ -115,7 +115,7 @@ class Crew:
         try:
             wait(futures)
         except KeyboardInterrupt:
-            if not self._rehearsed and not wants_to_stop(len(self._running)):
+            if not self._rehearsed and not ask_to_stop(len(self._running)):
                 self._leave.set()
                 self._stopping.set()
                 wait(futures)
@@ -136,13 +136,13 @@ class Crew:
             except BinCounterError as error:
                 log.warning("%s", error)
 
-    def _submit(self, task: Task) -> None:
+    def _submit(self, task: RunningJob) -> None:
         assert task.request is not None
         submit(self._account, task.job, task.request)
         task.request = None
         log.info("job %d: %s\n  %s", task.job.number, task.job.name, self._account.console_link(task.job.name))
 
-    def _run(self, task: Task) -> None:
+    def _run(self, task: RunningJob) -> None:
         try:
             if task.request is not None:
                 if self._stopping.is_set():
@@ -159,13 +159,13 @@ class Crew:
                 print(f"Error in job {task.job.number}: {task.error}", file=sys.stderr)
             log.info("%d of %d jobs have ended", ended, len(self._tasks))
 
-    def _follow(self, task: Task) -> None:
+    def _follow(self, task: RunningJob) -> None:
         job = task.job
         self._running[job.name] = task
         if self._stopping.is_set() and not self._leave.is_set():  # Ctrl-C came while it was submitted
             stop(self._account, job.name)
         try:
-            task.ended = follow(
+            task.ended = follow_job(
                 self._account,
                 job,
                 self._leave,
@@ -180,9 +180,9 @@ class Crew:
         if task.ended:
             task.error = self._fetched(job)
             if job.pruned and job.description["TrainingJobStatus"] == "Stopped":
-                task.error = Pruned(f"{job.name} was pruned: {cost(job)}")
+                task.error = Pruned(f"{job.name} was pruned: {format_cost(job)}")
 
-    def _check_epoch(self, job: Job, judge: Judge, line: str, seconds: float) -> None:
+    def _check_epoch(self, job: Job, judge: PruningPolicy, line: str, seconds: float) -> None:
         """Stop a job by a log line that ends an epoch, if the policy prunes it; a resumed job logs an epoch twice."""
         scores = epoch_scores(line)
         if scores is None or not judge(job.number, *scores, seconds) or job.pruned:  # later epochs count as run, too
@@ -197,9 +197,9 @@ class Crew:
 
     def _fetched(self, job: Job) -> BinCounterError | None:
         """Fetch the results of a job; return the error if it did not complete or cannot be fetched."""
-        log.info("%s: %s", job.name, cost(job))
+        log.info("%s: %s", job.name, format_cost(job))
         try:
-            fetch(self._account, job)
+            fetch_run(self._account, job)
             fetch_inspection(self._account, job)
         except (BinCounterError, OSError) as error:
             reason = str(error) if isinstance(error, BinCounterError) else f"{error.filename}: {error.strerror}"
@@ -231,10 +231,10 @@ def _ending(job: Job, *, rehearsed: bool) -> BinCounterError | None:
     if status == "Completed":
         return None
     if status == "Failed":
-        return ResourceError(explain_failure(job.description.get("FailureReason", "")))
+        return ResourceError(describe_failure(job.description.get("FailureReason", "")))
     ways = []
     if not rehearsed:
-        given = without(job.overrides, "paths.output_dir", "launcher.checkpoint_uri", "hparams_search", "hydra")
+        given = drop_overrides(job.overrides, "paths.output_dir", "launcher.checkpoint_uri", "hparams_search", "hydra")
         ways.append(shlex.join(["python", "train.py", *given, f"launcher.checkpoint_uri={job.checkpoint_uri}"]))
     if (job.folder / "checkpoints" / "last.ckpt").exists():
         ways.append(shlex.join(["python", "train.py", "ckpt_path=last", f"paths.output_dir={job.folder}"]) + " (here)")
@@ -244,7 +244,7 @@ def _ending(job: Job, *, rehearsed: bool) -> BinCounterError | None:
     )
 
 
-def wants_to_stop(running: int) -> bool:
+def ask_to_stop(running: int) -> bool:
     """Ask at a terminal whether to stop the running jobs; without one they are not stopped."""
     if not sys.stdin.isatty():
         return False
@@ -255,7 +255,7 @@ def wants_to_stop(running: int) -> bool:
         return False
 
 
-def attach(folder: Path) -> list[Task]:
+def attach(folder: Path) -> list[RunningJob]:
     """Follow submitted jobs again and fetch their results.
 
     Args:
@@ -266,8 +266,8 @@ def attach(folder: Path) -> list[Task]:
     """
     from bincounter.cloud.account import Account
 
-    tasks = [Task(job, None) for job in load(folder)]
-    Crew(Account(tasks[0].job.region), tasks, at_once=len(tasks)).run_all()
+    tasks = [RunningJob(job, None) for job in read_jobs(folder)]
+    JobRunner(Account(tasks[0].job.region), tasks, at_once=len(tasks)).run_all()
     return tasks
 
 

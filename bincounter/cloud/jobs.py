@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from bincounter.cloud.aws_errors import answered_by_aws
-from bincounter.cloud.debugger_rules import STATUSES
+from bincounter.cloud.aws_errors import translate_errors
+from bincounter.cloud.debugger_rules import RULE_STATUS_KEYS
 from bincounter.cloud.instances import saving_percent
-from bincounter.config.overrides import HERE, without
-from bincounter.data.s3.address import parse, refusal
+from bincounter.config.overrides import LAUNCH_KEYS, drop_overrides
+from bincounter.data.s3.address import parse_address, unusable_reason
 from bincounter.errors import ConfigError, UserError
-from bincounter.files import replacing, write_text
+from bincounter.files import atomic_write, write_text
 
 if TYPE_CHECKING:
     from bincounter.cloud.account import Account
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-RECORD = "job.json"  # in the run's folder
-EARLIER = "earlier_jobs"  # beside it: records of the run's earlier jobs, which were billed too
-ENDED = ("Completed", "Failed", "Stopped")
+JOB_RECORD = "job.json"  # in the run's folder
+EARLIER_JOBS = "earlier_jobs"  # beside it: records of the run's earlier jobs, which were billed too
+ENDED_STATUSES = ("Completed", "Failed", "Stopped")
 _NAME_LENGTH = 63  # SageMaker's limit
 _AT_ONCE = 8  # objects fetched at a time
 
@@ -78,22 +78,24 @@ class Job:
         """Write ``job.json`` into the run's folder."""
         content = {**vars(self), "folder": None}
         del content["folder"]
-        write_text(self.folder / RECORD, json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")
+        write_text(self.folder / JOB_RECORD, json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
-def load(folder: Path) -> list[Job]:
+def read_jobs(folder: Path) -> list[Job]:
     """Read the jobs of a run's folder, or of a multirun's.
 
     Raises:
         ConfigError: no job was submitted from there.
     """
-    records = sorted([*folder.glob(RECORD), *folder.glob(f"*/{RECORD}")])
+    records = sorted([*folder.glob(JOB_RECORD), *folder.glob(f"*/{JOB_RECORD}")])
     if not records:
-        raise ConfigError(f"{folder} holds no {RECORD}: name the folder of a run that launcher=sagemaker has submitted")
-    return [read(record) for record in records]
+        raise ConfigError(
+            f"{folder} holds no {JOB_RECORD}: name the folder of a run that launcher=sagemaker has submitted"
+        )
+    return [read_job(record) for record in records]
 
 
-def read(record: Path) -> Job:
+def read_job(record: Path) -> Job:
     """Read a record; the job's folder is the record's.
 
     Raises:
@@ -111,11 +113,11 @@ def read(record: Path) -> Job:
 
 def is_recorded(job: Job) -> bool:
     """Return whether the record in a job's folder is its own, not that of the run's earlier job."""
-    record = job.folder / RECORD
-    return record.exists() and read(record).name == job.name
+    record = job.folder / JOB_RECORD
+    return record.exists() and read_job(record).name == job.name
 
 
-def set_aside(folder: Path) -> Path | None:
+def move_to_earlier(folder: Path) -> Path | None:
     """Move the record of a run's job to its earlier ones, which were billed too.
 
     Args:
@@ -124,28 +126,28 @@ def set_aside(folder: Path) -> Path | None:
     Returns:
         its new path, or ``None`` where there was no record.
     """
-    record = folder / RECORD
+    record = folder / JOB_RECORD
     if not record.exists():
         return None
-    kept = folder / EARLIER / f"{read(record).name}.json"
+    kept = folder / EARLIER_JOBS / f"{read_job(record).name}.json"
     kept.parent.mkdir(exist_ok=True)
     return record.replace(kept)
 
 
-def under_way(account: "Account", folder: Path) -> Job | None:
+def find_submitted(account: "Account", folder: Path) -> Job | None:
     """Describe the job of a run's folder; a record of a job that SageMaker does not know is deleted."""
     from botocore.exceptions import ClientError
 
-    if not (folder / RECORD).exists():
+    if not (folder / JOB_RECORD).exists():
         return None
-    job = load(folder)[0]
-    with answered_by_aws(f"asking for {job.name}"):
+    job = read_jobs(folder)[0]
+    with translate_errors(f"asking for {job.name}"):
         try:
             job.description = account.sagemaker.describe_training_job(TrainingJobName=job.name)
         except ClientError as error:
             if error.response["Error"]["Code"] != "ValidationException":
                 raise
-            (folder / RECORD).unlink()
+            (folder / JOB_RECORD).unlink()
             return None
     return job
 
@@ -161,18 +163,18 @@ def submit(account: "Account", job: Job, request: dict[str, Any]) -> None:
     """Send CreateTrainingJob; the record is written first, so that no job is lost."""
     from botocore.exceptions import ClientError
 
-    job.rehearsed = answered_here(account)
-    before = set_aside(job.folder)
+    job.rehearsed = is_local_endpoint(account)
+    before = move_to_earlier(job.folder)
     job.save()
-    with answered_by_aws(f"submitting {job.name}"):
+    with translate_errors(f"submitting {job.name}"):
         try:
             account.sagemaker.create_training_job(**request)
         except ClientError as error:
             if error.response["Error"]["Code"] == "ResourceInUse":
                 return  # our own first try, whose response was lost: names are unique
-            (job.folder / RECORD).unlink()
+            (job.folder / JOB_RECORD).unlink()
             if before is not None:
-                before.replace(job.folder / RECORD)
+                before.replace(job.folder / JOB_RECORD)
             raise
 
 
@@ -180,7 +182,7 @@ def stop(account: "Account", name: str) -> None:
     """Send StopTrainingJob; a job that has ended is left alone."""
     from botocore.exceptions import ClientError
 
-    with answered_by_aws(f"stopping {name}"):
+    with translate_errors(f"stopping {name}"):
         try:
             account.sagemaker.stop_training_job(TrainingJobName=name)
         except ClientError as error:
@@ -190,16 +192,16 @@ def stop(account: "Account", name: str) -> None:
 
 def describe(account: "Account", name: str) -> dict[str, Any]:
     """DescribeTrainingJob."""
-    with answered_by_aws(f"asking for {name}"):
+    with translate_errors(f"asking for {name}"):
         return account.sagemaker.describe_training_job(TrainingJobName=name)
 
 
-def answered_here(account: "Account") -> bool:
+def is_local_endpoint(account: "Account") -> bool:
     """Return whether requests go to a rehearsal on this machine, which throttles nobody and has its logs in time."""
     return urlsplit(account.sagemaker.meta.endpoint_url).hostname in ("127.0.0.1", "localhost")
 
 
-def fetch(account: "Account", job: Job, wanted: Callable[[str], bool] = lambda _: True) -> None:
+def fetch_run(account: "Account", job: Job, wanted: Callable[[str], bool] = lambda _: True) -> None:
     """Download the run's folder from where SageMaker keeps it.
 
     Args:
@@ -207,7 +209,7 @@ def fetch(account: "Account", job: Job, wanted: Callable[[str], bool] = lambda _
         job: with its folder.
         wanted: filter of the run's files, by their names in it.
     """
-    bucket, prefix = parse(job.checkpoint_uri)
+    bucket, prefix = parse_address(job.checkpoint_uri)
     _fetch_below(account, bucket, f"{prefix}/", job.folder, wanted)
     _rewrite_overrides(job)
 
@@ -220,7 +222,7 @@ def fetch_inspection(account: "Account", job: Job) -> None:
         job: with its folder, described.
     """
     for uri, folder in _inspected(job):
-        bucket, prefix = parse(uri)
+        bucket, prefix = parse_address(uri)
         _fetch_below(account, bucket, f"{prefix}/", folder)
 
 
@@ -231,7 +233,7 @@ def _inspected(job: Job) -> Iterator[tuple[str, Path]]:
         yield f"{hook['S3OutputPath'].rstrip('/')}/{job.name}/debug-output", debugger / "smdebug"
     if samples := described.get("ProfilerConfig", {}).get("S3OutputPath"):
         yield f"{samples.rstrip('/')}/{job.name}/profiler-output", profile / "aws" / "profiler-output"
-    for statuses, folder in zip(STATUSES, (debugger, profile), strict=True):
+    for statuses, folder in zip(RULE_STATUS_KEYS, (debugger, profile), strict=True):
         for rule in described.get(statuses, ()):
             name = rule["RuleConfigurationName"]
             output = described["OutputDataConfig"]["S3OutputPath"].rstrip("/")
@@ -242,7 +244,7 @@ def _fetch_below(
     account: "Account", bucket: str, below: str, folder: Path, wanted: Callable[[str], bool] = lambda _: True
 ) -> None:
     """Download the objects below a prefix into a folder, under the rest of their names."""
-    with answered_by_aws(f"fetching s3://{bucket}/{below}"), ThreadPoolExecutor(_AT_ONCE) as pool:
+    with translate_errors(f"fetching s3://{bucket}/{below}"), ThreadPoolExecutor(_AT_ONCE) as pool:
         pages = account.s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=below)
         keys = [item["Key"] for page in pages for item in page.get("Contents", ())]
         names = {key: key.removeprefix(below) for key in keys}
@@ -255,21 +257,24 @@ def _rewrite_overrides(job: Job) -> None:
     """Write the overrides that were given here: those of the container name its folders, and could not be resumed."""
     path = job.folder / "overrides.txt"
     if path.exists():
-        write_text(path, "".join(f"{line}\n" for line in without(job.overrides, *HERE, "paths.output_dir", "hydra")))
+        write_text(
+            path,
+            "".join(f"{line}\n" for line in drop_overrides(job.overrides, *LAUNCH_KEYS, "paths.output_dir", "hydra")),
+        )
 
 
 def _belongs_to_run(name: str) -> bool:
     """Return whether an object is a file of the run, not a lock or the rest of a killed write."""
     last = name.rpartition("/")[2]
-    return bool(last) and last != ".lock" and not last.endswith(".part") and refusal(name) is None
+    return bool(last) and last != ".lock" and not last.endswith(".part") and unusable_reason(name) is None
 
 
 def _fetch_one(account: "Account", bucket: str, key: str, path: Path) -> None:
-    with replacing(path, "wb") as file:
+    with atomic_write(path, "wb") as file:
         account.s3.download_fileobj(bucket, key, file)
 
 
-def cost(job: Job) -> str:
+def format_cost(job: Job) -> str:
     """Format time and cost of a job."""
     trained, billed = (job.description.get(key) for key in ("TrainingTimeInSeconds", "BillableTimeInSeconds"))
     if trained is None or billed is None:

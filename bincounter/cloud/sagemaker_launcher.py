@@ -24,8 +24,8 @@ from bincounter.errors import ConfigError, Interrupted, ResourceError
 
 if TYPE_CHECKING:
     from bincounter.cloud.account import Account
-    from bincounter.cloud.job_plan import Planned
-    from bincounter.cloud.job_runner import Crew, Judge, Task
+    from bincounter.cloud.job_plan import PlannedJob
+    from bincounter.cloud.job_runner import JobRunner, PruningPolicy, RunningJob
     from bincounter.cloud.submission import Submission
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ _RESUME = "Interrupted: run the same command again to resume the search"
 
 
 @dataclass
-class BinCounterPlugin:
+class LauncherPlugin:
     """Node ``hydra/launcher=bincounter``, which conf/launcher selects; its settings are the ``launcher`` group."""
 
     _target_: str = "hydra_plugins.bincounter.SageMakerLauncher"
@@ -56,13 +56,13 @@ class SageMakerLauncher(Launcher):
         self._rehearsed = is_rehearsal(settings)
         self._jobs_before = 0  # in earlier batches of the same sweep
         self._searches = False  # set by a sweeper that calls prepare_sweep
-        self._judge: Judge | None = None
+        self._judge: PruningPolicy | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Store what Hydra gives every launcher."""
         self._context, self._config = hydra_context, config  # the container has its own task function
 
-    def prepare_sweep(self, trials: int, judge: "Judge | None") -> None:
+    def prepare_sweep(self, trials: int, judge: "PruningPolicy | None") -> None:
         """Announce a search that chooses trial by trial, before it chooses the first.
 
         Args:
@@ -90,7 +90,7 @@ class SageMakerLauncher(Launcher):
 
         loader = self._context.config_loader
         planned = [
-            job_plan.compose(loader, self._config, overrides, initial_job_idx + number)
+            job_plan.compose_job(loader, self._config, overrides, initial_job_idx + number)
             for number, overrides in enumerate(job_overrides)
         ]
         for one in planned:
@@ -100,24 +100,24 @@ class SageMakerLauncher(Launcher):
         for one in planned:
             with _named(one, alone=len(planned) == 1):
                 job_plan.plan_run(one, loader, self._config)
-        with place(rehearsed=self._rehearsed):
+        with rehearsal_environment(rehearsed=self._rehearsed):
             return self._launch(planned)
 
     def _check_launchable(self) -> None:
-        from bincounter.cloud.job_plan import refuse_what_is_not_shipped
+        from bincounter.cloud.job_plan import check_config_is_tracked
 
         if not self._settings["wait"] and not self._listed:
             raise ConfigError("launcher.wait=false gives a sweeper no results to choose by: remove it")
-        refuse_what_is_not_shipped(self._config)
+        check_config_is_tracked(self._config)
 
     @property
     def _listed(self) -> bool:
         """Return whether the command line lists the jobs, instead of a search that chooses them."""
         return str(self._config.hydra.sweeper._target_).endswith(".BasicSweeper")
 
-    def _launch(self, planned: "Sequence[Planned]") -> list[JobReturn]:
+    def _launch(self, planned: "Sequence[PlannedJob]") -> list[JobReturn]:
         from bincounter.cloud.account import Account
-        from bincounter.cloud.job_runner import Crew, attach_command
+        from bincounter.cloud.job_runner import JobRunner, attach_command
         from bincounter.cloud.submission import Submission, show_cost
 
         account = Account(self._settings["region"])
@@ -131,7 +131,7 @@ class SageMakerLauncher(Launcher):
             for task in tasks:
                 print(json.dumps(task.request, indent=2, ensure_ascii=False))
             return [_returned(one, JobStatus.COMPLETED, None) for one in planned]
-        crew = Crew(
+        crew = JobRunner(
             account,
             tasks,
             at_once=self._settings["max_parallel_jobs"],
@@ -150,7 +150,7 @@ class SageMakerLauncher(Launcher):
         log.info("Follow the jobs and fetch their results with: %s", attach_command(folder))
         return [self._completed(one, None) for one in planned]
 
-    def _run_trials(self, crew: "Crew", tasks: "Sequence[Task]") -> None:
+    def _run_trials(self, crew: "JobRunner", tasks: "Sequence[RunningJob]") -> None:
         """Run trials; a trial without an outcome ends the search, which resumes with that trial.
 
         Raises:
@@ -168,40 +168,40 @@ class SageMakerLauncher(Launcher):
                 raise task.error
 
     def _tasks(
-        self, planned: "Sequence[Planned]", account: "Account", submission: "Submission", *, dry: bool
-    ) -> "list[Task]":
+        self, planned: "Sequence[PlannedJob]", account: "Account", submission: "Submission", *, dry: bool
+    ) -> "list[RunningJob]":
         """Return tasks to run; a trial whose job an earlier command has submitted is followed instead."""
-        from bincounter.cloud.job_runner import Task
-        from bincounter.cloud.jobs import Job, under_way
+        from bincounter.cloud.job_runner import RunningJob
+        from bincounter.cloud.jobs import Job, find_submitted
 
         known: dict[int, Job] = {}
         for one in planned:
-            job = under_way(account, one.folder) if one.of_search and not dry else None
+            job = find_submitted(account, one.folder) if one.of_search and not dry else None
             if job is not None and job.stopped_by_hand:  # by Ctrl-C
                 one.checkpoint_uri = job.checkpoint_uri
             elif job is not None:
                 known[one.number] = job
         new = iter(submission.tasks([one for one in planned if one.number not in known], dry=dry))
-        return [Task(known[one.number], None) if one.number in known else next(new) for one in planned]
+        return [RunningJob(known[one.number], None) if one.number in known else next(new) for one in planned]
 
-    def _result(self, planned: "Planned", task: "Task") -> JobReturn:
+    def _result(self, planned: "PlannedJob", task: "RunningJob") -> JobReturn:
         from bincounter.cloud.jobs import best_value
-        from bincounter.config.checks import mode_of
+        from bincounter.config.checks import metric_mode
 
         if task.error is not None:
             if self._alone:  # Hydra would add a line to our message
                 raise task.error
             return _returned(planned, JobStatus.FAILED, task.error)
         metric = planned.config.optimized_metric
-        return self._completed(planned, best_value(planned.folder, metric, mode_of(metric)))
+        return self._completed(planned, best_value(planned.folder, metric, metric_mode(metric)))
 
-    def _completed(self, planned: "Planned", value: float | None) -> JobReturn:
+    def _completed(self, planned: "PlannedJob", value: float | None) -> JobReturn:
         print(planned.folder, flush=True)
         return _returned(planned, JobStatus.COMPLETED, value)
 
 
 @contextmanager
-def _named(planned: "Planned", *, alone: bool) -> Iterator[None]:
+def _named(planned: "PlannedJob", *, alone: bool) -> Iterator[None]:
     """Name the job in the message of a ConfigError, where there are several."""
     try:
         yield
@@ -211,7 +211,7 @@ def _named(planned: "Planned", *, alone: bool) -> Iterator[None]:
         raise ConfigError(f"job {planned.number} ({' '.join(planned.overrides)}): {error}") from None
 
 
-def _returned(planned: "Planned", status: JobStatus, value: Any) -> JobReturn:
+def _returned(planned: "PlannedJob", status: JobStatus, value: Any) -> JobReturn:
     from bincounter.cloud.job_plan import task_config
 
     hydra: Mapping[str, Any] = planned.config.hydra
@@ -234,7 +234,7 @@ def is_rehearsal(settings: Any) -> bool:
 
 
 @contextmanager
-def place(*, rehearsed: bool) -> Iterator[None]:
+def rehearsal_environment(*, rehearsed: bool) -> Iterator[None]:
     """Point AWS's clients to a rehearsal, or leave them alone.
 
     Args:

@@ -12,21 +12,21 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bincounter.cloud.aws_errors import answered_by_aws
-from bincounter.cloud.code_archive import Source, pack
+from bincounter.cloud.aws_errors import translate_errors
+from bincounter.cloud.code_archive import CodeArchive, pack
 from bincounter.cloud.debugger_rules import inspection_request
-from bincounter.cloud.hyperparameters import encode
-from bincounter.cloud.instances import ceiling, training_image, usd_per_hour
+from bincounter.cloud.hyperparameters import encode_overrides
+from bincounter.cloud.instances import cost_ceiling, training_image, usd_per_hour
 from bincounter.cloud.job_request import training_request
-from bincounter.cloud.job_runner import Task
+from bincounter.cloud.job_runner import RunningJob
 from bincounter.cloud.jobs import Job, job_name
 from bincounter.config.launcher_schema import keep_alive
 from bincounter.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from bincounter.cloud.account import Account
-    from bincounter.cloud.job_plan import Planned
-    from bincounter.data.layouts.base import Found
+    from bincounter.cloud.job_plan import PlannedJob
+    from bincounter.data.layouts.base import InputFile
     from bincounter.data.s3.upload import Uploaded
 
 log = logging.getLogger(__name__)
@@ -63,11 +63,11 @@ class Submission:
 
     def tasks(
         self,
-        planned: "Sequence[Planned]",
+        planned: "Sequence[PlannedJob]",
         *,
         dry: bool,
-        checked: Callable[[Sequence[Task]], None] = lambda _: None,
-    ) -> list[Task]:
+        checked: Callable[[Sequence[RunningJob]], None] = lambda _: None,
+    ) -> list[RunningJob]:
         """Make and check all requests, then upload photos and code.
 
         Args:
@@ -92,7 +92,7 @@ class Submission:
                 request = training_request(
                     {**settings, "checkpoint_uri": one.checkpoint_uri or settings["checkpoint_uri"]},
                     name=job_name(str(one.config.get("task_name", one.config.hydra.job.name)), one.number),
-                    hyperparameters=encode(one.shipped),
+                    hyperparameters=encode_overrides(one.shipped),
                     source_uri=_source_uri(bucket_uri, archives[_needs(one)]),
                     region=account.region,
                     image=image,
@@ -103,7 +103,7 @@ class Submission:
                         one.debugger, one.profiler, folder_uri=f"{bucket_uri}/jobs", region=account.region
                     ),
                 )
-                tasks.append(Task(self._job(one, request), request))
+                tasks.append(RunningJob(self._job(one, request), request))
             checked(tasks)
             if not dry:
                 account.bucket(settings["bucket"])
@@ -112,7 +112,7 @@ class Submission:
                 self._upload(photos, archives.values(), bucket_uri)
         return tasks
 
-    def _job(self, planned: "Planned", request: Mapping[str, Any]) -> Job:
+    def _job(self, planned: "PlannedJob", request: Mapping[str, Any]) -> Job:
         return Job(
             name=request["TrainingJobName"],
             number=planned.number,
@@ -126,9 +126,9 @@ class Submission:
             price_origin=self._price.origin,
         )
 
-    def _pack(self, planned: "Sequence[Planned]", folder: Path) -> dict[Needs, Source]:
+    def _pack(self, planned: "Sequence[PlannedJob]", folder: Path) -> dict[Needs, CodeArchive]:
         """Pack one archive for all jobs with equal needs."""
-        archives: dict[Needs, Source] = {}
+        archives: dict[Needs, CodeArchive] = {}
         for one in planned:
             if _needs(one) not in archives:
                 path = folder / f"{len(archives)}.tar.gz"
@@ -143,13 +143,13 @@ class Submission:
                 log.info("Code: %d files, %.1f MB packed", source.files, source.size / 1e6)
         return archives
 
-    def _upload(self, photos: Mapping[Path, str], archives: Iterable[Source], bucket_uri: str) -> None:
+    def _upload(self, photos: Mapping[Path, str], archives: Iterable[CodeArchive], bucket_uri: str) -> None:
         for folder, uri in photos.items():
             upload(folder, uri, region=self._account.region)
         for source in archives:
             uri = _source_uri(bucket_uri, source)
             bucket, _, key = uri.removeprefix("s3://").partition("/")
-            with answered_by_aws(f"uploading the code to {uri}"):
+            with translate_errors(f"uploading the code to {uri}"):
                 self._account.s3.upload_file(str(source.path), bucket, key)
 
 
@@ -168,7 +168,7 @@ def show_cost(settings: Mapping[str, Any], jobs: int, *, before: int = 0) -> Non
     instances, kept = settings["instance_count"], keep_alive(settings)
     total = jobs + before
     seconds = settings["max_run"] + kept
-    most = ceiling(price, max_run=seconds, instances=instances, jobs=total)
+    most = cost_ceiling(price, max_run=seconds, instances=instances, jobs=total)
     log.info(
         "%d job%s on %d x %s at %.4g USD/h on demand (%s): at most %.2f USD for at most %.4g h each%s",
         total,
@@ -188,29 +188,29 @@ def show_cost(settings: Mapping[str, Any], jobs: int, *, before: int = 0) -> Non
         )
 
 
-def _needs(planned: "Planned") -> Needs:
+def _needs(planned: "PlannedJob") -> Needs:
     return tuple(sorted(planned.extra.items())), tuple(planned.loggers), planned.debugger.get("kind") == "smdebug"
 
 
-def _source_uri(bucket_uri: str, source: Source) -> str:
+def _source_uri(bucket_uri: str, source: CodeArchive) -> str:
     """Address of an archive, by its digest."""
     return f"{bucket_uri}/source/{source.sha256}.tar.gz"
 
 
-def _places(planned: "Sequence[Planned]", below: str) -> dict[Path, str]:
+def _places(planned: "Sequence[PlannedJob]", below: str) -> dict[Path, str]:
     """Set the address of each local folder of photos in its jobs; return folders and addresses."""
     places: dict[Path, str] = {}
     for one in planned:
         folder = one.local_source
         if folder is not None:
             if folder not in places:
-                places[folder] = destination(folder, below)
+                places[folder] = upload_address(folder, below)
                 log.info("%s goes to %s", folder, places[folder])
             one.ship_source(places[folder])
     return places
 
 
-def destination(folder: Path, base_uri: str, *, workers: int = 16) -> str:
+def upload_address(folder: Path, base_uri: str, *, workers: int = 16) -> str:
     """Return the address of a folder's present content: ``base_uri/<name>-<digest>``.
 
     Reads every file. The digest is of names, sizes and MD5s, without hidden files and those that cannot be uploaded.
@@ -223,11 +223,11 @@ def destination(folder: Path, base_uri: str, *, workers: int = 16) -> str:
     Raises:
         DataError: there is nothing to upload, or a file cannot be read.
     """
-    from bincounter.parallel import ordered_map
+    from bincounter.parallel import map_ordered
     from bincounter.progress import track
 
     files = _files(folder)
-    md5s = ordered_map(lambda found: _md5(folder / found.name), files, workers)
+    md5s = map_ordered(lambda found: _md5(folder / found.name), files, workers)
     digest = hashlib.sha256()
     for found, md5 in zip(files, track(md5s, f"Reading {folder}", len(files)), strict=True):
         digest.update(f"{found.name}\0{found.size}\0{md5.hex()}\n".encode())
@@ -253,7 +253,7 @@ def upload(folder: Path, uri: str, *, region: str | None = None) -> "Uploaded":
     return send(files, uri, description=f"Uploading to {uri}", region=region)
 
 
-def _files(folder: Path) -> "list[Found]":
+def _files(folder: Path) -> "list[InputFile]":
     """List the files to upload; the rest is logged."""
     from bincounter.data.layouts.base import walk
 
@@ -275,10 +275,10 @@ def _files(folder: Path) -> "list[Found]":
 
 
 def _md5(path: Path) -> bytes:
-    from bincounter.data.s3.upload import unreadable
+    from bincounter.data.s3.upload import unreadable_file_error
 
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).digest()
     except OSError as error:
-        raise unreadable(path, error) from error
+        raise unreadable_file_error(path, error) from error

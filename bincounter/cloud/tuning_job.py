@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bincounter.cloud.api_shapes import check, merged, service_model
-from bincounter.cloud.aws_errors import answered_by_aws
+from bincounter.cloud.api_shapes import check_request, merge, service_model
+from bincounter.cloud.aws_errors import translate_errors
 from bincounter.errors import ConfigError, UserError
 from bincounter.files import write_text
 
@@ -96,7 +96,7 @@ def submit(account: "Account", job: TuningJob, request: dict[str, Any], folder: 
     from botocore.exceptions import ClientError
 
     job.save(folder)
-    with answered_by_aws(f"submitting {job.name}"):
+    with translate_errors(f"submitting {job.name}"):
         try:
             account.sagemaker.create_hyper_parameter_tuning_job(**request)
         except ClientError as error:
@@ -106,11 +106,11 @@ def submit(account: "Account", job: TuningJob, request: dict[str, Any], folder: 
             raise
 
 
-def exists(account: "Account", job: TuningJob) -> bool:
+def tuning_job_exists(account: "Account", job: TuningJob) -> bool:
     """Return whether SageMaker knows a tuning job, in this account and the job's region."""
     from botocore.exceptions import ClientError
 
-    with answered_by_aws(f"asking for {job.name}"):
+    with translate_errors(f"asking for {job.name}"):
         try:
             account.sagemaker.describe_hyper_parameter_tuning_job(HyperParameterTuningJobName=job.name)
         except ClientError as error:
@@ -122,13 +122,13 @@ def exists(account: "Account", job: TuningJob) -> bool:
 
 def describe(account: "Account", name: str) -> dict[str, Any]:
     """DescribeHyperParameterTuningJob."""
-    with answered_by_aws(f"asking for {name}"):
+    with translate_errors(f"asking for {name}"):
         return account.sagemaker.describe_hyper_parameter_tuning_job(HyperParameterTuningJobName=name)
 
 
-def trials(account: "Account", name: str) -> list[dict[str, Any]]:
+def list_trials(account: "Account", name: str) -> list[dict[str, Any]]:
     """List the summaries of a tuning job's training jobs, in the order of their creation."""
-    with answered_by_aws(f"listing the training jobs of {name}"):
+    with translate_errors(f"listing the training jobs of {name}"):
         pages = account.sagemaker.get_paginator("list_training_jobs_for_hyper_parameter_tuning_job").paginate(
             HyperParameterTuningJobName=name, SortBy="CreationTime", SortOrder="Ascending"
         )
@@ -140,7 +140,7 @@ def stop(account: "Account", name: str) -> None:
     """Send StopHyperParameterTuningJob; a tuning job that has ended is left alone."""
     from botocore.exceptions import ClientError
 
-    with answered_by_aws(f"stopping {name}"):
+    with translate_errors(f"stopping {name}"):
         try:
             account.sagemaker.stop_hyper_parameter_tuning_job(HyperParameterTuningJobName=name)
         except ClientError as error:
@@ -215,8 +215,8 @@ def tuning_request(training: Mapping[str, Any], tuning: Tuning, name: str) -> di
         }
     if "Tags" in training:
         request["Tags"] = training["Tags"]
-    request = merged(request, tuning.extra)
-    check(request, "CreateHyperParameterTuningJob", setting="hparams_search.request")
+    request = merge(request, tuning.extra)
+    check_request(request, "CreateHyperParameterTuningJob", setting="hparams_search.request")
     return request
 
 

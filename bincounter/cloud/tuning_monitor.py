@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bincounter.cloud import jobs
-from bincounter.cloud.aws_errors import explain_failure
-from bincounter.cloud.job_log import KEPT, follow
-from bincounter.cloud.job_runner import wants_to_stop
-from bincounter.cloud.jobs import Job, answered_here, cost, fetch
+from bincounter.cloud.aws_errors import describe_failure
+from bincounter.cloud.job_log import KEPT_MEMBERS, follow_job
+from bincounter.cloud.job_runner import ask_to_stop
+from bincounter.cloud.jobs import Job, fetch_run, format_cost, is_local_endpoint
 from bincounter.cloud.polling import wait_until
-from bincounter.cloud.tuning_job import TUNING_ENDED, TuningJob, describe, stop, trials
+from bincounter.cloud.tuning_job import TUNING_ENDED, TuningJob, describe, list_trials, stop
 from bincounter.errors import BinCounterError, Interrupted
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Trial:
         return self.summary.get("TunedHyperParameters", {})
 
 
-class Course:
+class TuningJobMonitor:
     """Follow a tuning job.
 
     Args:
@@ -111,7 +111,7 @@ class Course:
         ended = False
         while not ended:
             try:
-                ended = wait_until(step, self._leave, local=answered_here(self._account))
+                ended = wait_until(step, self._leave, local=is_local_endpoint(self._account))
             except KeyboardInterrupt:
                 self._stop_or_leave()
         wait(futures)
@@ -121,13 +121,13 @@ class Course:
     def _update_trials(self) -> list[Trial]:
         """Update the trials by the list of training jobs; return the new ones."""
         new = []
-        for number, summary in enumerate(trials(self._account, self._tuning.name)):
+        for number, summary in enumerate(list_trials(self._account, self._tuning.name)):
             name = summary["TrainingJobName"]
             if name not in self._trials:
                 self._trials[name] = Trial(self._job(name, number, summary), summary)
                 new.append(self._trials[name])
             self._trials[name].summary = summary
-            if summary["TrainingJobStatus"] in jobs.ENDED and name not in self._ended:
+            if summary["TrainingJobStatus"] in jobs.ENDED_STATUSES and name not in self._ended:
                 self._log_end(self._trials[name])
                 self._ended.add(name)  # last: a request that failed is repeated
         return new
@@ -143,7 +143,7 @@ class Course:
             checkpoint_uri=f"{described['CheckpointConfig']['S3Uri'].rstrip('/')}/{name}",
             overrides=self._overrides(summary.get("TunedHyperParameters", {})),
             usd_per_hour=self._tuning.usd_per_hour,
-            description={key: described[key] for key in KEPT if key in described},
+            description={key: described[key] for key in KEPT_MEMBERS if key in described},
             instance_type=self._tuning.instance_type,
             instance_count=self._tuning.instance_count,
             price_origin=self._tuning.price_origin,
@@ -156,10 +156,10 @@ class Course:
 
     def _show(self, trial: Trial) -> None:
         """Log a training job's states and lines, unless it had ended before this command began."""
-        if trial.job.description.get("TrainingJobStatus") in jobs.ENDED:
+        if trial.job.description.get("TrainingJobStatus") in jobs.ENDED_STATUSES:
             return
         try:
-            follow(self._account, trial.job, self._leave, several=True)
+            follow_job(self._account, trial.job, self._leave, several=True)
         except BinCounterError as error:
             log.warning("trial %d cannot be followed: %s", trial.job.number, error)
         trial.job.save()
@@ -167,15 +167,15 @@ class Course:
     def _log_end(self, trial: Trial) -> None:
         status, value = trial.summary["TrainingJobStatus"], trial.objective
         described = jobs.describe(self._account, trial.job.name)
-        trial.job.description = {key: described[key] for key in KEPT if key in described}
+        trial.job.description = {key: described[key] for key in KEPT_MEMBERS if key in described}
         trial.job.save()
         objective = "" if value is None else f", objective {value:.6g}"
-        reason = f": {explain_failure(described.get('FailureReason', ''))}" if status == "Failed" else ""
-        log.info("trial %d: %s, %s%s%s", trial.job.number, status, cost(trial.job), objective, reason)
+        reason = f": {describe_failure(described.get('FailureReason', ''))}" if status == "Failed" else ""
+        log.info("trial %d: %s, %s%s%s", trial.job.number, status, format_cost(trial.job), objective, reason)
 
     def _stop_or_leave(self) -> None:
         running = len(self._trials) - len(self._ended)
-        if self._rehearsed or wants_to_stop(running):
+        if self._rehearsed or ask_to_stop(running):
             log.info("Stopping; results are fetched as the trials end.")
             stop(self._account, self._tuning.name)
             return
@@ -189,12 +189,12 @@ def fetch_runs(account: "Account", found: list[Trial], best: str | None) -> None
     for trial in found:
         whole = trial.job.name == best
         try:
-            fetch(account, trial.job, (lambda _: True) if whole else (lambda name: name in _SMALL))
+            fetch_run(account, trial.job, (lambda _: True) if whole else (lambda name: name in _SMALL))
         except (BinCounterError, OSError) as error:
             log.warning("trial %d could not be fetched: %s", trial.job.number, error)
 
 
-def total_cost(found: list[Trial]) -> str:
+def format_total_cost(found: list[Trial]) -> str:
     """Format time and cost of all trials."""
     described = [trial.job.description for trial in found]
     trained, billed = (

@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from bincounter.errors import ConfigError, nearest, one_of
+from bincounter.errors import ConfigError, check_choice, closest_match
 
 _HYDRA_KEYS = {"_target_", "_partial_", "_args_", "_recursive_", "_convert_"}  # read by Hydra itself
 
@@ -36,7 +36,7 @@ class Bound:
             ConfigError: it is out of bounds.
         """
         if self.choices:
-            one_of(key, value, self.choices)
+            check_choice(key, value, self.choices)
         elif self.pattern:
             if not re.fullmatch(self.pattern, value):
                 raise ConfigError(f"{key}={value} {self.hint}")
@@ -112,7 +112,7 @@ def check_target(key: str, node: Any, *, given: tuple[str, ...] = ()) -> None:
         raise ConfigError(
             f"{key} needs a _target_: the dotted name of a class or function, as in conf/{key.replace('.', '/')}"
         )
-    target = imported(key, node["_target_"])
+    target = import_target(key, node["_target_"])
     try:
         signature = inspect.signature(target)
     except ValueError:  # some built-in callables have none
@@ -126,7 +126,7 @@ def check_target(key: str, node: Any, *, given: tuple[str, ...] = ()) -> None:
         if name in _HYDRA_KEYS:
             continue
         if name not in names and not takes_any:
-            guess = nearest(str(name), names)
+            guess = closest_match(str(name), names)
             hint = f"; did you mean {key}.{guess}?" if guess else f"; it takes {', '.join(names)}"
             raise ConfigError(f"{key}.{name} is not an argument of {node['_target_']}{hint}")
         if name in hints and not _fits(value, hints[name]):
@@ -146,7 +146,7 @@ def check_target(key: str, node: Any, *, given: tuple[str, ...] = ()) -> None:
         )
 
 
-def imported(key: str, dotted: str) -> Any:
+def import_target(key: str, dotted: str) -> Any:
     """Import the callable of a ``_target_``.
 
     Raises:
@@ -226,7 +226,7 @@ def check_kind(group: str, settings: Mapping[str, Any], schemas: Mapping[str, ty
         ConfigError: ``kind`` was set without choosing the option.
     """
     kind = settings["kind"]
-    one_of(f"{group}.kind", kind, schemas)
+    check_choice(f"{group}.kind", kind, schemas)
     if set(settings) != {each.name for each in fields(schemas[kind])}:
         raise ConfigError(f"{group}.kind={kind} is set by choosing the option: write {group}={kind} instead")
 
@@ -242,11 +242,11 @@ METRICS = {
 }
 
 
-def mode_of(metric: str, key: str = "optimized_metric") -> str:
+def metric_mode(metric: str, key: str = "optimized_metric") -> str:
     """Better direction of a logged metric such as ``val/accuracy``: ``max`` or ``min``.
 
     Raises:
         ConfigError: no run logs a metric of that name.
     """
-    one_of(key, metric, [f"val/{name}" for name in METRICS])
+    check_choice(key, metric, [f"val/{name}" for name in METRICS])
     return METRICS[metric.removeprefix("val/")]

@@ -18,7 +18,7 @@ from bincounter.config.checks import Bound, bounded, check_bounds, open_mapping
 from bincounter.errors import ConfigError
 
 ACTIONS = ("deploy", "invoke", "update", "status", "delete", "list", "package", "transform")
-SERVES = ("deploy", "update", "package", "transform")
+ARCHIVE_ACTIONS = ("deploy", "update", "package", "transform")
 """Actions that need an archive."""
 
 _NAME = r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}"  # of an endpoint, as SageMaker's service model has it
@@ -156,7 +156,7 @@ TARGETS = {
 }
 
 
-def target_of(cfg: DictConfig) -> str:
+def target_name(cfg: DictConfig) -> str:
     """Name of a composed configuration's option of :data:`TARGETS`."""
     kind = OmegaConf.get_type(cfg.target)
     return next(name for name, schema in TARGETS.items() if schema is kind)
@@ -183,7 +183,7 @@ def check_deploy(cfg: DictConfig) -> None:
         plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     except OmegaConfBaseException as error:
         raise ConfigError(str(error).splitlines()[0]) from None
-    target = target_of(cfg)
+    target = target_name(cfg)
     check_bounds(cfg)
     limits = plain["limits"]
     if limits["max_queue"] < limits["max_instances"]:
@@ -223,7 +223,7 @@ def _action(cfg: Mapping[str, Any], target: str) -> None:
             "locally with python -m bincounter predict"
         )
     _photos(cfg)
-    if action in SERVES:
+    if action in ARCHIVE_ACTIONS:
         _served(cfg)
 
 

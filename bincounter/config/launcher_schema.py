@@ -86,7 +86,7 @@ class ContainerConfig(RehearsalConfig):
     """Inside a job: settings of the submitted command are accepted and have no effect."""
 
 
-def carried_out_here(launcher: Any) -> bool:
+def runs_locally(launcher: Any) -> bool:
     """Whether a composed ``launcher`` runs in this process."""
     return OmegaConf.get_type(launcher) in (LocalConfig, ContainerConfig)
 

@@ -10,12 +10,12 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from bincounter.errors import ConfigError, nearest
+from bincounter.errors import ConfigError, closest_match
 
 Compose = Callable[[list[str]], DictConfig]
 
 
-def explain(error: Exception, overrides: list[str], primary: Path, compose: Compose) -> str:
+def explain_override_error(error: Exception, overrides: list[str], primary: Path, compose: Compose) -> str:
     """Explain in one line which override made Hydra raise ``error``.
 
     Args:
@@ -37,7 +37,7 @@ def explain(error: Exception, overrides: list[str], primary: Path, compose: Comp
     return wrong_value(error)
 
 
-def refuse_null_groups(overrides: list[str], primary: Path) -> None:
+def check_null_groups(overrides: list[str], primary: Path) -> None:
     """Reject ``group=null``, for which Hydra raises a traceback.
 
     Raises:
@@ -53,7 +53,7 @@ def refuse_null_groups(overrides: list[str], primary: Path) -> None:
             )
 
 
-def no_setting(key: str, cfg: DictConfig) -> str | None:
+def unknown_setting(key: str, cfg: DictConfig) -> str | None:
     """Message for a key that a configuration does not have, with the nearest spelling; ``None`` if it has it."""
     known = _keys(cfg)
     return None if key in known else f"Unknown setting '{key}'{_suggestion(key, known, 'train.py')}"
@@ -79,7 +79,7 @@ def _unknown_option(override: Override, primary: Path) -> str | None:
     value = override.value()
     for option in value if isinstance(value, list) else [value]:
         if isinstance(option, str) and option not in options and "," not in option:
-            guess = nearest(option, options)
+            guess = closest_match(option, options)
             hint = f"; did you mean {override.key_or_group}={guess}?" if guess else ""
             return f"{override.key_or_group}={option} is not one of {', '.join(options)}{hint}"
     return None
@@ -122,11 +122,11 @@ def _keys(cfg: DictConfig) -> set[str]:
 def _suggestion(key: str, known: set[str], command: str) -> str:
     parent, _, name = key.rpartition(".")
     siblings = sorted(k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == parent)
-    guess = nearest(name, siblings)
+    guess = closest_match(name, siblings)
     if guess:
         meant = f"{parent}.{guess}" if parent else guess
         return f"; did you mean '{meant}'? {parent or 'The top level'} has {', '.join(siblings)}"
-    guess = nearest(key, known) or next((k for k in sorted(known) if k.endswith(f".{name}")), None)
+    guess = closest_match(key, known) or next((k for k in sorted(known) if k.endswith(f".{name}")), None)
     if guess:
         return f"; did you mean '{guess}'?"
     if siblings:
@@ -154,11 +154,11 @@ def _labelled(text: str, label: str) -> str | None:
     return found.group(1) if found else None
 
 
-HERE = ("launcher", "dry_run", "hparams_search")
+LAUNCH_KEYS = ("launcher", "dry_run", "hparams_search")
 """Keys for where and why a run is started; they do not change the run itself."""
 
 
-def without(overrides: Sequence[str], *keys: str) -> list[str]:
+def drop_overrides(overrides: Sequence[str], *keys: str) -> list[str]:
     """Overrides without those of ``keys`` and of the keys below them."""
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     return [

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from bincounter.config.checks import bounded, check_target, mode_of, open_mapping
+from bincounter.config.checks import bounded, check_target, metric_mode, open_mapping
 from bincounter.errors import ConfigError
 
 _MOST_PARENTS = 5  # of a tuning job
@@ -82,7 +82,7 @@ def _optuna(search: Mapping[str, Any]) -> None:
     if not 0 <= search["max_failure_rate"] <= 1:
         raise ConfigError(f"hparams_search.max_failure_rate={search['max_failure_rate']:g} is a share: write 0 to 1")
     for metric in search["metrics"]:
-        mode_of(metric, key="hparams_search.metrics")
+        metric_mode(metric, key="hparams_search.metrics")
     if len(set(search["metrics"])) < len(search["metrics"]):
         raise ConfigError(f"hparams_search.metrics={search['metrics']} names a metric twice")
     try:

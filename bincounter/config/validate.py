@@ -11,11 +11,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from bincounter.config.checks import Bound, check_bounds, check_target, imported, mode_of
+from bincounter.config.checks import Bound, check_bounds, check_target, import_target, metric_mode
 from bincounter.config.debugger_schema import check_debugger, check_profiler
-from bincounter.config.launcher_schema import carried_out_here, check_launcher
+from bincounter.config.launcher_schema import check_launcher, runs_locally
 from bincounter.config.search_schema import check_search
-from bincounter.errors import ConfigError, one_of
+from bincounter.errors import ConfigError, check_choice
 from bincounter.smdebug.settings import check_smdebug
 
 
@@ -32,7 +32,7 @@ def validate(cfg: DictConfig) -> None:
         plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     except OmegaConfBaseException as error:
         raise ConfigError(str(error).splitlines()[0]) from None
-    here = carried_out_here(cfg.launcher)
+    here = runs_locally(cfg.launcher)
     check_bounds(cfg)
     if not plain["train"] and not plain["ckpt_path"]:
         raise ConfigError("train=false scores a checkpoint: name it with ckpt_path=RUN/checkpoints/best.ckpt")
@@ -68,7 +68,7 @@ def _data(data: Mapping[str, Any], *, training: bool) -> None:
 
 
 def _makes_its_photos(layout: Mapping[str, Any]) -> bool:
-    return hasattr(imported("data.layout", layout["_target_"]), "make")
+    return hasattr(import_target("data.layout", layout["_target_"]), "make")
 
 
 def _counts(counts: list[int] | None, *, training: bool) -> None:
@@ -104,7 +104,7 @@ def _model(model: Mapping[str, Any], data: Mapping[str, Any]) -> None:
 
 
 def _run(cfg: Mapping[str, Any]) -> None:
-    mode_of(cfg["optimized_metric"])
+    metric_mode(cfg["optimized_metric"])
     path = cfg["ckpt_path"]
     if path is None or cfg["train"]:
         return
@@ -117,7 +117,7 @@ def _run(cfg: Mapping[str, Any]) -> None:
 
 
 def _trainer(trainer: Mapping[str, Any], model: Mapping[str, Any]) -> None:
-    one_of("trainer.accelerator", str(trainer["accelerator"]), ("auto", "cpu", "gpu", "cuda", "mps", "tpu"))
+    check_choice("trainer.accelerator", str(trainer["accelerator"]), ("auto", "cpu", "gpu", "cuda", "mps", "tpu"))
     if trainer.get("max_epochs") is not None and trainer["max_epochs"] < 1:
         raise ConfigError(f"trainer.max_epochs={trainer['max_epochs']} does not train: write 1 or more")
     if trainer.get("max_epochs") is None:

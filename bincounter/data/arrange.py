@@ -10,13 +10,13 @@ from typing import NamedTuple, TypeVar
 from bincounter.data.layouts.folders import Folders
 from bincounter.data.records import BinRecord, Candidate, Listing, PhotoFile
 from bincounter.errors import DataError
-from bincounter.files import full_disk_answered
+from bincounter.files import translate_disk_full
 from bincounter.progress import track
 
 Photo = TypeVar("Photo", BinRecord, Candidate)
 
 
-class Placed(NamedTuple):
+class PlacedFiles(NamedTuple):
     """Result of placing files.
 
     Attributes:
@@ -42,15 +42,15 @@ def arrange(listing: Listing, destination: Path, link: bool = True) -> None:
         DataError: two photos would have the same name, or the destination holds photos that are not in the listing.
         ResourceError: the disk is full.
     """
-    targets = named((str(photo.count), photo) for photo in listing.candidates)
+    targets = name_targets((str(photo.count), photo) for photo in listing.candidates)
     if destination.exists():
         strange = next((photo.id for photo in Folders().list(destination).candidates if photo.id not in targets), None)
         if strange is not None:
             raise DataError(f"{destination} holds other photos, such as {strange}: name an empty folder.")
-    place({name: photo.file for name, photo in targets.items()}, destination, link=link)
+    place_files({name: photo.file for name, photo in targets.items()}, destination, link=link)
 
 
-def named(photos: Iterable[tuple[str, Photo]]) -> dict[str, Photo]:
+def name_targets(photos: Iterable[tuple[str, Photo]]) -> dict[str, Photo]:
     """Name photos ``<folder>/<photo>``: the last part of the id, with the suffix of the file.
 
     Args:
@@ -72,7 +72,7 @@ def named(photos: Iterable[tuple[str, Photo]]) -> dict[str, Photo]:
     return targets
 
 
-def place(targets: Mapping[str, PhotoFile], destination: Path, *, link: bool = True) -> Placed:
+def place_files(targets: Mapping[str, PhotoFile], destination: Path, *, link: bool = True) -> PlacedFiles:
     """Place the files that are missing in a folder, each one atomically.
 
     Args:
@@ -84,7 +84,7 @@ def place(targets: Mapping[str, PhotoFile], destination: Path, *, link: bool = T
         ResourceError: the disk is full.
     """
     files = size = 0
-    with full_disk_answered(destination):
+    with translate_disk_full(destination):
         for folder in {name.rpartition("/")[0] for name in targets}:
             (destination / folder).mkdir(parents=True, exist_ok=True)
         for name, file in track(targets.items(), "Arranging photos", len(targets)):
@@ -93,7 +93,7 @@ def place(targets: Mapping[str, PhotoFile], destination: Path, *, link: bool = T
                 _put(file.path, target, link)
                 files += 1
                 size += target.stat().st_size
-    return Placed(files, size)
+    return PlacedFiles(files, size)
 
 
 def _put(source: Path, target: Path, link: bool) -> None:

@@ -17,16 +17,16 @@ from torch.utils.data import DataLoader
 from bincounter.data.augmentation import Augmentation, Mixing
 from bincounter.data.feature_store import FeatureStore
 from bincounter.data.layouts import Detected
-from bincounter.data.layouts.base import KnownLayout, Layout
+from bincounter.data.layouts.base import IndexedLayout, Layout
 from bincounter.data.photo_store import PhotoStore
 from bincounter.data.preprocessing import Normalize
 from bincounter.data.records import SPLITS, BinRecord, Manifest
 from bincounter.data.s3.ranges import limit_requests_of_worker
-from bincounter.data.sampler import Batches, EveryPhotoOnce, ResumableBatchSampler, TrainingBatch
+from bincounter.data.sampler import BatchDataset, EvaluationSampler, ResumableBatchSampler, TrainingBatch
 from bincounter.data.source import find_photos
-from bincounter.data.splits import stored_split
+from bincounter.data.splits import load_or_assign_splits
 from bincounter.errors import ConfigError, DataError
-from bincounter.files import one_at_a_time
+from bincounter.files import lock_folder
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class BinDataModule(L.LightningDataModule):
     def __init__(
         self,
         source: str | None,
-        layout: Layout | KnownLayout | Detected,
+        layout: Layout | IndexedLayout | Detected,
         *,
         counts: Sequence[int] | None,
         image_size: int,
@@ -107,9 +107,9 @@ class BinDataModule(L.LightningDataModule):
         """
         if self._prepared:
             return
-        with one_at_a_time(self._cache_dir):
+        with lock_folder(self._cache_dir):
             self._find(self.image_size if self._cache else None)
-            self.assignment = stored_split(
+            self.assignment = load_or_assign_splits(
                 self.manifest,
                 self.kept,
                 fractions=tuple(self._split["fractions"]),
@@ -130,7 +130,7 @@ class BinDataModule(L.LightningDataModule):
             DataError: there are no photos.
             ResourceError: the network or the disk failed.
         """
-        with one_at_a_time(self._cache_dir):
+        with lock_folder(self._cache_dir):
             self._find(None)
         return self.records
 
@@ -221,30 +221,30 @@ class BinDataModule(L.LightningDataModule):
     def val_dataloader(self) -> DataLoader:
         """Validation photos, each on one rank."""
         positions = self.side("validation")
-        return self._loader(positions, EveryPhotoOnce(len(positions), self.batch_size, **self._rank()))
+        return self._loader(positions, EvaluationSampler(len(positions), self.batch_size, **self._rank()))
 
     def scoring_loader(self, positions: np.ndarray) -> DataLoader:
         """Photos at ``positions`` of ``manifest.records``, all on this process, in order and unchanged."""
-        return self._loader(positions, EveryPhotoOnce(len(positions), self.batch_size))
+        return self._loader(positions, EvaluationSampler(len(positions), self.batch_size))
 
     def photo_loader(self, positions: np.ndarray) -> DataLoader:
         """Like :meth:`scoring_loader`, with pixels even where there are features."""
-        return self._photos(positions, EveryPhotoOnce(len(positions), self.batch_size))
+        return self._photos(positions, EvaluationSampler(len(positions), self.batch_size))
 
     def _rank(self) -> dict[str, int]:
         trainer = self.trainer
         return {"rank": trainer.global_rank, "world_size": trainer.world_size} if trainer else {}
 
-    def _loader(self, positions: np.ndarray, sampler: ResumableBatchSampler | EveryPhotoOnce) -> DataLoader:
+    def _loader(self, positions: np.ndarray, sampler: ResumableBatchSampler | EvaluationSampler) -> DataLoader:
         if self._features is None or not self._features.holds(positions):
             return self._photos(positions, sampler)
-        rows = Batches("feature", self._features, self.manifest.records, positions)
+        rows = BatchDataset("feature", self._features, self.manifest.records, positions)
         # Without workers: handing a batch over would take longer than reading it.
         return DataLoader(rows, sampler=sampler, batch_size=None, pin_memory=torch.cuda.is_available())
 
-    def _photos(self, positions: np.ndarray, sampler: ResumableBatchSampler | EveryPhotoOnce) -> DataLoader:
+    def _photos(self, positions: np.ndarray, sampler: ResumableBatchSampler | EvaluationSampler) -> DataLoader:
         return DataLoader(
-            Batches("image", self.store, self.manifest.records, positions),
+            BatchDataset("image", self.store, self.manifest.records, positions),
             sampler=sampler,
             batch_size=None,  # an index of the sampler is a whole batch already
             num_workers=self._num_workers,

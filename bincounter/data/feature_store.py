@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bincounter.files import full_disk_answered, one_at_a_time, write_text
+from bincounter.files import lock_folder, translate_disk_full, write_text
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class FeatureStore:
             ResourceError: the disk is full.
         """
         wanted = np.union1d(rows, np.flatnonzero(self._held))  # including held rows: the file may have been replaced
-        with one_at_a_time(self.folder), full_disk_answered(self.folder):
+        with lock_folder(self.folder), translate_disk_full(self.folder):
             self._create_unless_valid()
             missing = self._missing(wanted)
             if not self._has_room(len(missing)):
@@ -97,7 +97,7 @@ class FeatureStore:
 
     def clear(self) -> None:
         """Discard all rows, in memory and on disk."""
-        with one_at_a_time(self.folder):
+        with lock_folder(self.folder):
             self._header_file.unlink(missing_ok=True)
         self._held[:] = False
 

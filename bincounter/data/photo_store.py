@@ -19,8 +19,8 @@ from bincounter.data.photos import in_reading_order, read_ahead, read_checked
 from bincounter.data.preprocessing import PhotoError, decode
 from bincounter.data.records import Manifest, PhotoFile
 from bincounter.errors import DataError
-from bincounter.files import full_disk_answered
-from bincounter.parallel import ordered_map
+from bincounter.files import translate_disk_full
+from bincounter.parallel import map_ordered
 from bincounter.progress import track
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class PhotoStore:
         files = [record.file for record in manifest.records]
         store = cls(files, manifest.content, image_size, None)
         if cached:
-            file = stored_photos(cache_dir, manifest, image_size)
+            file = photos_path(cache_dir, manifest, image_size)
             is_whole = file.is_file() and file.stat().st_size == len(files) * 3 * image_size**2
             if is_whole or store._keep(file, workers):
                 return cls(files, manifest.content, image_size, file)
@@ -139,11 +139,11 @@ class PhotoStore:
                 len(self) * 3 * self._image_size**2 / 1e9,
             )
             return False
-        with full_disk_answered(file.parent), PhotoWriter(file.parent) as writer:
+        with translate_disk_full(file.parent), PhotoWriter(file.parent) as writer:
             order = in_reading_order(self._files)
             read = zip(order.tolist(), read_ahead(self._files, self._content, order, workers=workers), strict=True)
             photos = track(
-                ordered_map(self._decode, read, workers), f"Decoding photos to {self._image_size} pixels", len(self)
+                map_ordered(self._decode, read, workers), f"Decoding photos to {self._image_size} pixels", len(self)
             )
             for index, photo in zip(order.tolist(), photos, strict=True):
                 writer.put(index, photo)
@@ -182,7 +182,7 @@ class PhotoWriter:
             self._part.unlink(missing_ok=True)
 
 
-def stored_photos(cache_dir: Path, manifest: Manifest, image_size: int) -> Path:
+def photos_path(cache_dir: Path, manifest: Manifest, image_size: int) -> Path:
     """Path of the file with a manifest's photos at one size: exactly N x 3 x S x S bytes."""
     return cache_dir / "photos" / f"{manifest.digest}-{image_size}-{RECIPE}.uint8"
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from bincounter.data.records import PhotoFile
 from bincounter.errors import DataError
-from bincounter.parallel import ordered_map
+from bincounter.parallel import map_ordered
 
 _OPEN = 256  # files of several photos that are kept open: to open one on a mounted bucket takes many milliseconds
 _SPAN = 2_000_000  # bytes of consecutive photos that are read together
@@ -77,7 +77,7 @@ def read_ahead(files: Sequence[PhotoFile], content: np.ndarray, order: np.ndarra
     def read(span: np.ndarray) -> list[bytes]:
         return read_checked([files[i] for i in span], content[span])
 
-    for photos in ordered_map(read, _spans(files, order), threads, ahead=1):
+    for photos in map_ordered(read, _spans(files, order), threads, ahead=1):
         yield from photos
 
 
@@ -94,14 +94,14 @@ def content_hash(data: bytes) -> np.uint64:
     return np.uint64(int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little"))
 
 
-def suffix_of(data: bytes) -> str:
+def photo_suffix(data: bytes) -> str:
     """File suffix of a photo by its content: ``.jpg``, ``.png`` or ``.webp``."""
     if data.startswith(b"\x89PNG"):
         return ".png"
     return ".webp" if data[8:12] == b"WEBP" else ".jpg"
 
 
-def forget_open_files() -> None:
+def close_photo_files() -> None:
     """Close the cached files, which may have been replaced."""
     _opened.cache_clear()
 

@@ -19,18 +19,18 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from bincounter.data.arrange import Placed, named, place
+from bincounter.data.arrange import PlacedFiles, name_targets, place_files
 from bincounter.data.layouts.base import PHOTO_SUFFIXES, walk
 from bincounter.data.layouts.folders import SPLIT_FILE
 from bincounter.data.records import QUARANTINE_FILE, SPLITS, BinRecord, Manifest, write_quarantine
-from bincounter.data.s3.address import is_remote, parse
-from bincounter.data.s3.upload import Outbox, reach, send
-from bincounter.data.shards.index import INDEX_FILE, are_shards_of, is_shard, read_index
+from bincounter.data.s3.address import is_remote, parse_address
+from bincounter.data.s3.upload import Uploader, check_reachable, send
+from bincounter.data.shards.index import INDEX_FILE, hold_same_photos, is_shard, read_index
 from bincounter.data.shards.packing import pack_files
-from bincounter.data.source import folder_of
+from bincounter.data.source import expand_folder
 from bincounter.data.splits import write_split
 from bincounter.errors import DataError
-from bincounter.files import full_disk_answered, one_at_a_time, replacing
+from bincounter.files import atomic_write, lock_folder, translate_disk_full
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ SIDES = ("train", "valid", "test")
 
 def prepare_folders(
     manifest: Manifest, kept: np.ndarray, assignment: np.ndarray, destination: str, *, connections: int = 64
-) -> Placed:
+) -> PlacedFiles:
     """Write the photos of a split data set to ``destination``; only missing or changed files are sent or placed.
 
     Each photo is written atomically. An interrupted call is resumed by the same call.
@@ -59,7 +59,7 @@ def prepare_folders(
         DataError: two photos would have the same name, the destination holds other photos, or it cannot be written.
         ResourceError: the disk, the network or the server failed.
     """
-    photos = named(
+    photos = name_targets(
         (f"{SIDES[side]}/{manifest.records[position].count}", manifest.records[position])
         for position, side in zip(kept.tolist(), assignment.tolist(), strict=True)
     )
@@ -69,11 +69,11 @@ def prepare_folders(
                 ((photo.file.path, name) for name, photo in photos.items()),
                 destination,
                 last=[(table, table.name) for table in tables],
-                refused=is_of_a_data_set,
+                refused=is_dataset_file,
                 connections=connections,
             )
-            return Placed(sent.sent, sent.bytes)
-        return _fill(folder_of(destination), manifest, photos, tables)
+            return PlacedFiles(sent.sent, sent.bytes)
+        return _fill(expand_folder(destination), manifest, photos, tables)
 
 
 def prepare_shards(
@@ -84,7 +84,7 @@ def prepare_shards(
     *,
     cache_dir: Path,
     connections: int = 64,
-) -> Placed:
+) -> PlacedFiles:
     """Write the shards of a split data set to ``destination``, the index last.
 
     Args:
@@ -104,10 +104,10 @@ def prepare_shards(
     """
     if is_remote(destination):
         return _send(manifest, kept, assignment, destination, cache_dir, connections)
-    folder = folder_of(destination)
-    refuse_inside(folder, manifest.root)
+    folder = expand_folder(destination)
+    check_outside(folder, manifest.root)
     sizes = [path.stat().st_size for path in pack_files(manifest, kept, assignment, folder)]
-    return Placed(len(sizes), sum(sizes))
+    return PlacedFiles(len(sizes), sum(sizes))
 
 
 def check_destination(destination: str, source: str | None) -> None:
@@ -122,16 +122,16 @@ def check_destination(destination: str, source: str | None) -> None:
         ResourceError: the network or the server failed.
     """
     if is_remote(destination):
-        bucket, prefix = parse(destination)
+        bucket, prefix = parse_address(destination)
         if source and is_remote(source):
-            source_bucket, source_prefix = parse(source)
+            source_bucket, source_prefix = parse_address(source)
             if bucket == source_bucket and f"{prefix}/".startswith(f"{source_prefix}/" if source_prefix else ""):
                 raise _inside(destination, source)
-        reach(destination)
+        check_reachable(destination)
         return
-    folder = folder_of(destination)
+    folder = expand_folder(destination)
     if source and not is_remote(source):
-        refuse_inside(folder, folder_of(source))
+        check_outside(folder, expand_folder(source))
     if folder.exists() and not folder.is_dir():
         raise DataError(f"{folder} is a file: name a folder")
     try:
@@ -143,14 +143,14 @@ def check_destination(destination: str, source: str | None) -> None:
         raise DataError(f"{folder} cannot be written: name a folder that you can write to")
 
 
-def is_of_a_data_set(name: str) -> bool:
+def is_dataset_file(name: str) -> bool:
     """Return True if a file of this name is part of a data set: a photo, a shard, a split or an index."""
     path = PurePosixPath(name)
     hidden = any(part.startswith(".") for part in path.parts)
     return not hidden and (path.suffix.lower() in PHOTO_SUFFIXES | {".tar"} or name in (SPLIT_FILE, INDEX_FILE))
 
 
-def refuse_inside(folder: Path, source: Path) -> None:
+def check_outside(folder: Path, source: Path) -> None:
     """Raise :class:`DataError` if a folder is the source or inside it."""
     if folder.resolve().is_relative_to(source.resolve()):
         raise _inside(str(folder), str(source))
@@ -162,11 +162,11 @@ def _inside(destination: str, source: str) -> DataError:
     )
 
 
-def _fill(folder: Path, manifest: Manifest, photos: Mapping[str, BinRecord], tables: list[Path]) -> Placed:
+def _fill(folder: Path, manifest: Manifest, photos: Mapping[str, BinRecord], tables: list[Path]) -> PlacedFiles:
     """Place photos and tables in a local folder."""
-    refuse_inside(folder, manifest.root)
+    check_outside(folder, manifest.root)
     expected = photos.keys() | {table.name for table in tables}
-    strange = next((f.name for f in walk(folder) if is_of_a_data_set(f.name) and f.name not in expected), None)
+    strange = next((f.name for f in walk(folder) if is_dataset_file(f.name) and f.name not in expected), None)
     if strange is not None:
         raise DataError(f"{folder} holds other photos, such as {strange}: name an empty folder")
     changed = []
@@ -175,19 +175,19 @@ def _fill(folder: Path, manifest: Manifest, photos: Mapping[str, BinRecord], tab
         if not (old.is_file() and filecmp.cmp(table, old, shallow=False)):
             old.unlink(missing_ok=True)  # outdated as soon as the first photo is placed
             changed.append(table)
-    files, size = place({name: photo.file for name, photo in photos.items()}, folder)
-    with full_disk_answered(folder):
+    files, size = place_files({name: photo.file for name, photo in photos.items()}, folder)
+    with translate_disk_full(folder):
         for table in changed:
-            with table.open("rb") as content, replacing(folder / table.name, "wb") as file:
+            with table.open("rb") as content, atomic_write(folder / table.name, "wb") as file:
                 shutil.copyfileobj(content, file)
-    return Placed(files + len(changed), size + sum(table.stat().st_size for table in changed))
+    return PlacedFiles(files + len(changed), size + sum(table.stat().st_size for table in changed))
 
 
 @contextmanager
 def _tables(manifest: Manifest, photos: Mapping[str, BinRecord]) -> Iterator[list[Path]]:
     """Write quarantine.csv and split.csv, in this order, to a temporary folder."""
     names = sorted(photos)
-    with tempfile.TemporaryDirectory(prefix="bincounter-") as folder, full_disk_answered(Path(folder)):
+    with tempfile.TemporaryDirectory(prefix="bincounter-") as folder, translate_disk_full(Path(folder)):
         quarantine, split = Path(folder, QUARANTINE_FILE), Path(folder, SPLIT_FILE)
         write_quarantine(quarantine, manifest.refusals)
         sides = np.array([SIDES.index(name.partition("/")[0]) for name in names], np.int8)
@@ -197,22 +197,22 @@ def _tables(manifest: Manifest, photos: Mapping[str, BinRecord]) -> Iterator[lis
 
 def _send(
     manifest: Manifest, kept: np.ndarray, assignment: np.ndarray, uri: str, cache_dir: Path, connections: int
-) -> Placed:
+) -> PlacedFiles:
     here = cache_dir / "packed" / hashlib.sha256(uri.encode()).hexdigest()[:16]
     with (
-        one_at_a_time(here),
-        Outbox(uri, connections=connections) as outbox,
+        lock_folder(here),
+        Uploader(uri, connections=connections) as outbox,
     ):  # a process that waited finds the work done
         outbox.look()
-        outbox.refuse_others(lambda name: is_of_a_data_set(name) and not is_shard(name) and name != INDEX_FILE)
+        outbox.refuse_others(lambda name: is_dataset_file(name) and not is_shard(name) and name != INDEX_FILE)
         if outbox.size_of(INDEX_FILE) is not None and _holds(outbox, uri, manifest, kept, assignment):
             return _send_list(outbox, uri, manifest)
         return _pack_and_send(outbox, uri, here / "shards", manifest, kept, assignment)
 
 
 def _pack_and_send(
-    outbox: Outbox, uri: str, folder: Path, manifest: Manifest, kept: np.ndarray, assignment: np.ndarray
-) -> Placed:
+    outbox: Uploader, uri: str, folder: Path, manifest: Manifest, kept: np.ndarray, assignment: np.ndarray
+) -> PlacedFiles:
     files = size = 0
     names: set[str] = set()
     if (folder / INDEX_FILE).exists():  # of a call that was interrupted after its shards were deleted
@@ -227,20 +227,20 @@ def _pack_and_send(
         if is_shard(path.name):
             path.unlink()
     shutil.rmtree(folder)
-    return Placed(files, size)
+    return PlacedFiles(files, size)
 
 
-def _send_list(outbox: Outbox, uri: str, manifest: Manifest) -> Placed:
+def _send_list(outbox: Uploader, uri: str, manifest: Manifest) -> PlacedFiles:
     """Send quarantine.csv, which the index does not cover, if it is missing or different."""
     with tempfile.TemporaryDirectory(prefix="bincounter-") as folder:
         path = Path(folder, QUARANTINE_FILE)
         write_quarantine(path, manifest.refusals)
         outbox.load([(path, path.name)])
         sent = outbox.send(f"Sending {path.name} to {uri}")
-    return Placed(sent.sent, sent.bytes)
+    return PlacedFiles(sent.sent, sent.bytes)
 
 
-def _holds(outbox: Outbox, uri: str, manifest: Manifest, kept: np.ndarray, assignment: np.ndarray) -> bool:
+def _holds(outbox: Uploader, uri: str, manifest: Manifest, kept: np.ndarray, assignment: np.ndarray) -> bool:
     """Return True if the bucket holds all shards of these photos; raises :class:`DataError` for other shards."""
     with tempfile.TemporaryDirectory(prefix="bincounter-") as copy:
         outbox.fetch(INDEX_FILE, Path(copy, INDEX_FILE))
@@ -250,7 +250,7 @@ def _holds(outbox: Outbox, uri: str, manifest: Manifest, kept: np.ndarray, assig
             raise DataError(
                 f"{uri} holds an {INDEX_FILE} that is corrupt or of another version: name an empty folder of the bucket"
             ) from error
-        if not are_shards_of(index, manifest, kept, [SPLITS[side] for side in assignment]):
+        if not hold_same_photos(index, manifest, kept, [SPLITS[side] for side in assignment]):
             raise DataError(f"{uri} holds shards of other photos or another split: name an empty folder of the bucket")
         try:
             read_index(Path(copy), outbox.size_of)

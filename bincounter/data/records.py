@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from bincounter.errors import DataError
-from bincounter.files import replacing
+from bincounter.files import atomic_write
 
 SPLITS = ("train", "validation", "test")
 
@@ -62,7 +62,7 @@ class BinRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class RejectedInput:
     """One rejected input, and the reason.
 
     Attributes:
@@ -100,7 +100,7 @@ class Listing:
     """Photos that a layout finds under a root, and the inputs that it rejects."""
 
     candidates: list[Candidate] = field(default_factory=list)
-    refusals: list[Refusal] = field(default_factory=list)
+    refusals: list[RejectedInput] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ class Manifest:
     given_splits: tuple[str | None, ...]
     sizes: np.ndarray
     content: np.ndarray
-    refusals: tuple[Refusal, ...]
+    refusals: tuple[RejectedInput, ...]
     digest: str
 
 
@@ -134,16 +134,16 @@ def data_digest(records: Sequence[BinRecord], content: np.ndarray) -> str:
     return digest.hexdigest()[:16]
 
 
-def write_quarantine(path: Path, refusals: Iterable[Refusal]) -> None:
+def write_quarantine(path: Path, refusals: Iterable[RejectedInput]) -> None:
     """Write rejected inputs as a table of ``path,reason``, atomically."""
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         # In quotes, since Python before 3.13 omits them around a "\r", which then cannot be read back.
         writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
         writer.writerow(_HEADER)
         writer.writerows((refusal.path, refusal.reason) for refusal in refusals)
 
 
-def read_quarantine(path: Path) -> list[Refusal]:
+def read_quarantine(path: Path) -> list[RejectedInput]:
     """Read what :func:`write_quarantine` wrote.
 
     Raises:
@@ -154,7 +154,7 @@ def read_quarantine(path: Path) -> list[Refusal]:
             lines = csv.reader(file)
             if next(lines, None) != _HEADER:
                 raise ValueError
-            return [Refusal(name, reason) for name, reason in lines]
+            return [RejectedInput(name, reason) for name, reason in lines]
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(
             f"{path} is not a table of {','.join(_HEADER)}: bring it back as it was, or delete it"

@@ -95,7 +95,7 @@ class ResumableBatchSampler(Sampler[TrainingBatch]):
             yield TrainingBatch(self.epoch, batch, positions.tolist())
 
 
-class EveryPhotoOnce(Sampler[list[int]]):
+class EvaluationSampler(Sampler[list[int]]):
     """Batches for scoring: every photo on exactly one rank, in order.
 
     Ranks must make the same number of steps, so the shorter ones are padded with -1; the data set returns a count of -1
@@ -125,7 +125,7 @@ class EveryPhotoOnce(Sampler[list[int]]):
             yield self._mine[start : start + self._batch_size].tolist()
 
 
-class Batches(Dataset):
+class BatchDataset(Dataset):
     """Dataset of whole batches: pixels or features from a store, with counts and ids.
 
     Args:

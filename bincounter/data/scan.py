@@ -16,14 +16,14 @@ import torch
 
 from bincounter.data.grouping import FINGERPRINT_BYTES, assign_groups, fingerprint
 from bincounter.data.layouts import Detected, detect
-from bincounter.data.layouts.base import CACHE_TAG, Found, KnownLayout, Layout
-from bincounter.data.photo_store import PhotoWriter, has_room, stored_photos
+from bincounter.data.layouts.base import CACHE_TAG, IndexedLayout, InputFile, Layout
+from bincounter.data.photo_store import PhotoWriter, has_room, photos_path
 from bincounter.data.photos import content_hash, read_photos
 from bincounter.data.preprocessing import PhotoError, decode, photo_size
-from bincounter.data.records import BinRecord, Candidate, Manifest, PhotoFile, Refusal, data_digest
+from bincounter.data.records import BinRecord, Candidate, Manifest, PhotoFile, RejectedInput, data_digest
 from bincounter.errors import DataError
-from bincounter.files import full_disk_answered, replacing, write_text
-from bincounter.parallel import ordered_map
+from bincounter.files import atomic_write, translate_disk_full, write_text
+from bincounter.parallel import map_ordered
 from bincounter.progress import track
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ _CODE = hashlib.sha256(b"".join(file.read_bytes() for file in _SOURCES) + PIL.__
 
 
 def scan(
-    root: Path, layout: Layout | KnownLayout | Detected, cache_dir: Path, *, image_size: int | None, workers: int
+    root: Path, layout: Layout | IndexedLayout | Detected, cache_dir: Path, *, image_size: int | None, workers: int
 ) -> Manifest:
     """Read every photo of a data source once and return the manifest: readable photos, sizes and near-copy groups.
 
@@ -65,14 +65,14 @@ def scan(
     """
     if isinstance(layout, Detected):
         layout = detect(root)
-    if isinstance(layout, KnownLayout):
+    if isinstance(layout, IndexedLayout):
         return layout.manifest(root)
     signature = _signature(layout.walk(root))
     key = hashlib.sha256(json.dumps([str(root.resolve()), repr(layout), _CODE]).encode()).hexdigest()[:16]
     kept = cache_dir / "manifests" / f"{key}.npz"
     manifest = load_manifest(kept, root, signature)
     if manifest is None:
-        with full_disk_answered(cache_dir):
+        with translate_disk_full(cache_dir):
             write_text(cache_dir / CACHE_TAG, _TAG)
             manifest = _read_source(root, layout, cache_dir, image_size, workers)
             save_manifest(kept, manifest, signature)
@@ -90,7 +90,7 @@ def save_manifest(file: Path, manifest: Manifest, signature: str) -> None:
         "splits": manifest.given_splits,
         "refusals": [(refusal.path, refusal.reason) for refusal in manifest.refusals],
     }
-    with replacing(file, "wb") as opened:
+    with atomic_write(file, "wb") as opened:
         np.savez(
             opened,
             header=np.frombuffer(json.dumps(header).encode(), np.uint8),
@@ -115,7 +115,7 @@ def load_manifest(file: Path, root: Path, signature: str) -> Manifest | None:
                 given_splits=tuple(header["splits"]),
                 sizes=kept["sizes"],
                 content=kept["content"],
-                refusals=tuple(Refusal(path, reason) for path, reason in header["refusals"]),
+                refusals=tuple(RejectedInput(path, reason) for path, reason in header["refusals"]),
                 digest=header["digest"],
             )
     except FileNotFoundError:
@@ -148,7 +148,7 @@ class _Rows:
         self.candidates.append(candidate)
         self._sizes[row], self._content[row], self._fingerprints[row] = looks.size, looks.content, looks.fingerprint
 
-    def manifest(self, root: Path, refusals: Sequence[Refusal]) -> Manifest:
+    def manifest(self, root: Path, refusals: Sequence[RejectedInput]) -> Manifest:
         number = len(self.candidates)
         content = self._content[:number].copy()
         items = [candidate.items for candidate in self.candidates]
@@ -179,10 +179,10 @@ def _read_source(root: Path, layout: Layout, cache_dir: Path, image_size: int | 
     keep = image_size is not None and has_room(photos, len(candidates), image_size)
     with ExitStack() as stack:
         writer = stack.enter_context(PhotoWriter(photos)) if keep else None
-        looks_of_all = ordered_map(partial(_look, image_size=image_size if keep else None), candidates, workers)
+        looks_of_all = map_ordered(partial(_look, image_size=image_size if keep else None), candidates, workers)
         for candidate, looks in zip(candidates, track(looks_of_all, "Reading photos", len(candidates)), strict=True):
             if isinstance(looks, str):
-                refusals.append(Refusal(candidate.file.name.removeprefix(f"{root}/"), looks))
+                refusals.append(RejectedInput(candidate.file.name.removeprefix(f"{root}/"), looks))
                 continue
             if writer and looks.photo is not None:
                 writer.put(len(rows.candidates), looks.photo)
@@ -191,7 +191,7 @@ def _read_source(root: Path, layout: Layout, cache_dir: Path, image_size: int | 
             raise DataError(f"No readable photo in {root} ({_reasons(refusals)}): check data.source and data.layout.")
         manifest = rows.manifest(root, refusals)
         if writer and image_size is not None:
-            writer.publish(stored_photos(cache_dir, manifest, image_size))
+            writer.publish(photos_path(cache_dir, manifest, image_size))
     return manifest
 
 
@@ -213,14 +213,14 @@ def _look(candidate: Candidate, image_size: int | None) -> _Looks | str:
         return f"cannot be read ({(error.strerror or type(error).__name__).lower()})"
 
 
-def _signature(inputs: Iterable[Found]) -> str:
+def _signature(inputs: Iterable[InputFile]) -> str:
     signature = hashlib.blake2b(digest_size=16)
     for found in inputs:
         signature.update(f"{found.name}\0{found.problem}\0{found.size}\0{found.modified}\n".encode())
     return signature.hexdigest()
 
 
-def _reasons(refusals: Sequence[Refusal]) -> str:
+def _reasons(refusals: Sequence[RejectedInput]) -> str:
     """Count the reasons, the most frequent first."""
     counts = Counter(refusal.reason for refusal in refusals).most_common()
     shown = [f"{number} {reason}" for reason, number in counts[:4]]

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from bincounter.data.layouts import Detected
-from bincounter.data.layouts.abid import METADATA, PHOTOS, WITHOUT_A_PHOTO, ids_from, read_metadata
-from bincounter.data.layouts.base import COUNT_NAME, KnownLayout, Layout, Refused
-from bincounter.data.layouts.folders import NOT_THERE, SPLIT_FOLDERS
-from bincounter.data.records import Manifest, Refusal
-from bincounter.data.s3.address import is_remote, parse
+from bincounter.data.layouts.abid import METADATA, MISSING_PHOTO_REASONS, PHOTOS, read_ids, read_metadata
+from bincounter.data.layouts.base import COUNT_NAME, IndexedLayout, Layout, UnusableInput
+from bincounter.data.layouts.folders import MISSING_REASONS, SPLIT_FOLDERS
+from bincounter.data.records import Manifest, RejectedInput
+from bincounter.data.s3.address import is_remote, parse_address
 from bincounter.data.s3.mirror import local_folder
 from bincounter.data.s3.sync import fetch
 from bincounter.data.scan import scan
@@ -20,7 +20,7 @@ from bincounter.errors import ConfigError, DataError
 
 def find_photos(
     source: str | None,
-    layout: Layout | KnownLayout | Detected,
+    layout: Layout | IndexedLayout | Detected,
     *,
     counts: Sequence[int] | None,
     sync: Mapping[str, Any],
@@ -92,11 +92,11 @@ def fetch_photos(
     if ids is not None:
         names = [f"{METADATA}/{each}.json" for each in ids] + [f"{PHOTOS}/{each}.jpg" for each in ids]
     if only == "counts" and counts is not None:
-        wanted = Chooser(local_folder(data_dir, *parse(source)), counts)
+        wanted = CountFilter(local_folder(data_dir, *parse_address(source)), counts)
     return fetch(source, data_dir, names=names, wanted=wanted, deleted=deleted, connections=connections)
 
 
-def folder_of(name: str) -> Path:
+def expand_folder(name: str) -> Path:
     """Path of a local source or destination, with ``~`` expanded.
 
     Raises:
@@ -108,7 +108,7 @@ def folder_of(name: str) -> Path:
         raise DataError(f"{name} is the home folder of an unknown user: write its full path") from error
 
 
-class Chooser:
+class CountFilter:
     """Filter of objects by count: by name, or by metadata where the name does not contain the count.
 
     Args:
@@ -139,14 +139,14 @@ class Chooser:
         stem = name.rpartition("/")[2].rpartition(".")[0]
         try:
             count, _ = read_metadata(self._folder / METADATA / f"{stem}.json")
-        except Refused:
+        except UnusableInput:
             return True
         return count in self._counts
 
 
 def _root(
     source: str | None,
-    layout: Layout | KnownLayout | Detected,
+    layout: Layout | IndexedLayout | Detected,
     counts: Sequence[int] | None,
     sync: Mapping[str, Any],
     data_dir: Path,
@@ -157,8 +157,8 @@ def _root(
     if is_remote(source):
         id_list = getattr(layout, "ids", None)
         settings = {name: value for name, value in sync.items() if name != "stream"}
-        return fetch_photos(source, data_dir, ids=ids_from(id_list) if id_list else None, counts=counts, **settings)
-    root = folder_of(source)
+        return fetch_photos(source, data_dir, ids=read_ids(id_list) if id_list else None, counts=counts, **settings)
+    root = expand_folder(source)
     if not root.is_dir():
         raise DataError(f"data.source={source} is not a folder: correct the path, or use an s3:// URI")
     return root
@@ -166,11 +166,11 @@ def _root(
 
 def _without_excluded(manifest: Manifest, counts: Sequence[int]) -> Manifest:
     """Remove bins from quarantine whose photos stay in the bucket, since their counts are not wanted."""
-    chooser = Chooser(manifest.root, counts)
+    chooser = CountFilter(manifest.root, counts)
 
-    def is_excluded(refusal: Refusal) -> bool:
-        if refusal.reason in WITHOUT_A_PHOTO:
+    def is_excluded(refusal: RejectedInput) -> bool:
+        if refusal.reason in MISSING_PHOTO_REASONS:
             return not chooser.by_metadata(refusal.path)
-        return refusal.reason in NOT_THERE and chooser.by_name(refusal.path) is False
+        return refusal.reason in MISSING_REASONS and chooser.by_name(refusal.path) is False
 
     return replace(manifest, refusals=tuple(refusal for refusal in manifest.refusals if not is_excluded(refusal)))

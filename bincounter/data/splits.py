@@ -19,7 +19,7 @@ import numpy as np
 
 from bincounter.data.records import SPLITS, BinRecord, Manifest
 from bincounter.errors import ConfigError, DataError
-from bincounter.files import replacing
+from bincounter.files import atomic_write
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def assign_splits(
     return assignment
 
 
-def stored_split(
+def load_or_assign_splits(
     manifest: Manifest,
     keep: np.ndarray,
     *,
@@ -119,7 +119,7 @@ def stored_split(
 
 def write_split(path: str | Path, records: Sequence[BinRecord], assignment: np.ndarray) -> None:
     """Write ``split.csv`` atomically: one line per photo, ``id,count,group,split``."""
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         # An id with a line break is read back only in quotes, which Python before 3.13 omits around "\r".
         plain, quoted = (
             csv.writer(file, lineterminator="\n", quoting=quoting) for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)

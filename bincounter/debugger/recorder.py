@@ -19,7 +19,7 @@ from bincounter.model.scores import MacroF1
 from bincounter.training.checkpoint import optimizer_steps_after
 
 
-class Watch(Protocol):
+class RecordReceiver(Protocol):
     """Receiver of records; called on all processes of a run, with ``None`` on all but the first."""
 
     def begin(self, trainer: L.Trainer, records: Iterator[Record] | None) -> None:
@@ -47,7 +47,7 @@ class TensorRecorder(L.Callback):
 
     profiler_phase = "debugger"
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], watch: Watch | None = None) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, Any], watch: RecordReceiver | None = None) -> None:
         self._every = settings["every_n_train_steps"]
         self._patterns = [re.compile(pattern) for pattern in settings["layers"]]
         self._bounds, self._watch = settings["rules"], watch

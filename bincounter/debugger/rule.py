@@ -72,7 +72,7 @@ class Streaks:
         return [name for name, length in self._lengths.items() if length >= self._patience]
 
 
-def named(values: Mapping[str, str]) -> str:
+def format_tensors(values: Mapping[str, str]) -> str:
     """Format tensors with a number each, the first few of them: ``a (1e-8), b (0) and 5 more``."""
     shown = [f"{name} ({value})" for name, value in list(values.items())[:_NAMED]]
     more = len(values) - len(shown)
@@ -83,7 +83,7 @@ _STATES = {"off": "off", "waiting": "not enough data", "passed": "nothing found"
 _ACTIONS = {"warn": "warned", "stop": "stopped the run", "fail": "failed the run"}
 
 
-def read_states(run: Path) -> list[dict[str, Any]]:
+def read_verdicts(run: Path) -> list[dict[str, Any]]:
     """Read one row per rule: ``rule, verdict, epoch, step, reason, advice``; none if nothing was recorded.
 
     Args:

@@ -205,7 +205,7 @@ def _agreed(trainer: L.Trainer, decision: tuple[str, str]) -> tuple[str, str]:
 _KEY = "debugger.rules."
 
 
-def overrides_of(run: Path, given: Sequence[str]) -> list[str]:
+def rule_overrides(run: Path, given: Sequence[str]) -> list[str]:
     """Return overrides that compose a run's rules, changed as given.
 
     Args:
@@ -240,7 +240,7 @@ def _own(run: Path) -> list[str]:
     ]
 
 
-def judged(run: Path, debugger: Mapping[str, Any]) -> Verdicts:
+def evaluate_rules(run: Path, debugger: Mapping[str, Any]) -> Verdicts:
     """Evaluate the rules on a run's records.
 
     Args:
@@ -257,7 +257,7 @@ def judged(run: Path, debugger: Mapping[str, Any]) -> Verdicts:
     return verdicts
 
 
-def render(verdicts: Verdicts) -> RenderableType:
+def format_verdicts(verdicts: Verdicts) -> RenderableType:
     """Format a table with one row per rule, and below it a paragraph per finding."""
     rows = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     for column in ("rule", "action", "verdict"):

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from bincounter.debugger.rule import Finding, Rule, Streaks, named
+from bincounter.debugger.rule import Finding, Rule, Streaks, format_tensors
 from bincounter.debugger.tensor_records import EpochRecord, StepRecord, Table
 
 
@@ -32,7 +32,7 @@ class VanishingGradient(Rule):
         return Finding(
             f"the gradients of {len(vanished)} of {len(means)} tensors have been below {self._settings['threshold']:g} "
             f"on average for {self._settings['patience']} recorded steps: "
-            + named({name: f"{means[name]:.2g}" for name in vanished}),
+            + format_tensors({name: f"{means[name]:.2g}" for name in vanished}),
             "These layers learn nothing: start from pretrained weights or another initialisation, raise "
             "model.optimizer.lr, use ReLU instead of saturating activations, or normalisation and shortcuts",
         )
@@ -72,7 +72,7 @@ class ExplodingTensor(Rule):
         if not found:
             return None
         return Finding(
-            f"values are not finite: {named(found)}",
+            f"values are not finite: {format_tensors(found)}",
             "Lower model.optimizer.lr, clip gradients (trainer.gradient_clip_val=1), lengthen "
             "model.schedule.warmup_epochs, or train with trainer.precision=32-true",
             diverged=True,
@@ -111,7 +111,7 @@ class _InactiveUnits(Rule):
             f"{len(layers)} of {len(shares)} layers have had more than {threshold:g} % of their units {self.what} for "
             f"{self._settings['patience']} recorded steps: "
         )
-        return Finding(reason + named({name: f"{100 * shares[name]:.0f} %" for name in layers}), self.advice)
+        return Finding(reason + format_tensors({name: f"{100 * shares[name]:.0f} %" for name in layers}), self.advice)
 
     def _shares(self, table: Table) -> dict[str, float]:
         inactive = table.column("inactive").tolist()

@@ -36,7 +36,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models import resnet as torchvision_resnet
 
-from bincounter.errors import ConfigError, ResourceError, one_of
+from bincounter.errors import ConfigError, ResourceError, check_choice
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +124,7 @@ def resnet(name: str = "resnet50", weights: str | None = None) -> ResNet:
         ConfigError: an unknown name, unknown weights, or a file that does not fit.
         ResourceError: weights that cannot be downloaded.
     """
-    one_of("model.backbone.name", name, _RESNETS)
+    check_choice("model.backbone.name", name, _RESNETS)
     backbone = ResNet(name)
     if weights is not None:
         load_weights(backbone, weights, architecture=name)
@@ -235,7 +235,7 @@ def _torchvision_state(name: str, architecture: str | None) -> Mapping[str, Tens
             f"model.weights={name} is not a file, and this backbone has no weights by name; use a file or null."
         )
     known = torchvision.models.get_model_weights(architecture)
-    one_of("model.weights", name, known.__members__, where=f" for {architecture}, or a file, or null")
+    check_choice("model.weights", name, known.__members__, where=f" for {architecture}, or a file, or null")
     entry = known[name]
     try:
         with _socket_timeout(_CONNECT_TIMEOUT):

@@ -52,7 +52,7 @@ def build_counter(
     )
 
 
-def describe(
+def checkpoint_metadata(
     model_cfg: Mapping[str, Any],
     objective_cfg: Mapping[str, Any],
     counts: Sequence[int],

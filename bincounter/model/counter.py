@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
-from bincounter.errors import ConfigError, UserError, one_of
+from bincounter.errors import ConfigError, UserError, check_choice
 from bincounter.model.backbones import cam_layer, feature_size
 from bincounter.model.objectives import Objective
 from bincounter.model.scores import CountMetrics
@@ -95,7 +95,7 @@ class BinCounter(L.LightningModule):
     def _configure_loss(self, class_weights: str | None, train_counts: Mapping[int, int] | None) -> None:
         weights = torch.ones(len(self.objective.counts))
         if class_weights is not None:
-            one_of("model.class_weights", class_weights, ["balanced", "null"])
+            check_choice("model.class_weights", class_weights, ["balanced", "null"])
         if class_weights == "balanced":
             if train_counts is None:
                 raise ValueError("class_weights=balanced needs train_counts")
@@ -112,7 +112,7 @@ class BinCounter(L.LightningModule):
         schedule: dict[str, Any],
         unfreezing: Unfreezing,
     ) -> None:
-        one_of("model.schedule.name", schedule.setdefault("name", "cosine"), ["cosine", "constant"])
+        check_choice("model.schedule.name", schedule.setdefault("name", "cosine"), ["cosine", "constant"])
         unfreezing.check(self.backbone)
         self._optimizer, self._schedule, self._unfreezing = optimizer, schedule, unfreezing
         if unfreezing.trained != "gradual":  # DDP wraps the model before the first epoch and must see all it will train

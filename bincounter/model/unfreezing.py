@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from bincounter.errors import ConfigError, one_of
+from bincounter.errors import ConfigError, check_choice
 from bincounter.model.backbones import stages as stages_of
 
 TRAINED = ("all", "frozen", "last_stages", "gradual")
@@ -34,7 +34,7 @@ class Unfreezing:
         Raises:
             ConfigError: an unknown name, a backbone without stages, or a number out of range.
         """
-        one_of("model.trained", self.trained, TRAINED)
+        check_choice("model.trained", self.trained, TRAINED)
         if self.trained in ("all", "frozen"):
             return
         stages = stages_of(backbone)

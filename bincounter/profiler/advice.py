@@ -5,7 +5,7 @@ All advice names a setting of this project and its present value.
 
 import math
 
-from bincounter.profiler.profile_facts import Facts, percent
+from bincounter.profiler.profile_facts import ProfileFacts, percent
 from bincounter.profiler.profile_record import AUGMENTATION, CHECKPOINT, DEBUGGER, LOGGING, VALIDATION
 
 WAITING = 0.15  # of a step's time without a batch
@@ -21,7 +21,7 @@ OVERSUBSCRIBED = 2.0  # threads and workers per core
 OTHERS = 0.25  # of the cores, busy for other programs
 
 
-def advice(facts: Facts) -> list[str]:
+def advice(facts: ProfileFacts) -> list[str]:
     """Return settings to try, the largest gain first.
 
     Returns:
@@ -43,7 +43,7 @@ def advice(facts: Facts) -> list[str]:
     return [sentence for check in checks if (sentence := check(facts)) is not None]
 
 
-def waits_for_data(facts: Facts) -> str | None:
+def waits_for_data(facts: ProfileFacts) -> str | None:
     """More than ``WAITING`` of a step passes without a batch."""
     share = facts.waiting_ms / max(facts.free_step_ms, 1e-9)
     if share <= WAITING:
@@ -53,7 +53,7 @@ def waits_for_data(facts: Facts) -> str | None:
     return f"{subject} {percent(share)} of the time for its batch ({milliseconds}): {_source_of_the_wait(facts)}"
 
 
-def _source_of_the_wait(facts: Facts) -> str:
+def _source_of_the_wait(facts: ProfileFacts) -> str:
     cores = max(facts.machine.get("cores", 1) // facts.machine.get("processes", 1), 1)  # each has workers of its own
     workers = facts.machine.get("workers", 0)
     more = f"data.num_workers={min(max(2 * workers, 1), max(cores - 1, 1), 8)} (now {workers})"
@@ -72,7 +72,7 @@ def _source_of_the_wait(facts: Facts) -> str:
     return "all cores prepare batches already; a smaller data.image_size has less to read."
 
 
-def augmentation_dominates(facts: Facts) -> str | None:
+def augmentation_dominates(facts: ProfileFacts) -> str | None:
     """Augmentation takes more than ``AUGMENTING`` of a step, and some of it is switched on."""
     share = facts.share(AUGMENTATION)
     shape = {name: facts.setting(f"data.augmentation.{name}") for name in ("flip", "shift", "scale", "rotation")}
@@ -91,7 +91,7 @@ def _off(value: object) -> str:
     return "false" if value is True else "0"
 
 
-def validates_often(facts: Facts) -> str | None:
+def validates_often(facts: ProfileFacts) -> str | None:
     """Validation takes more than ``VALIDATING`` of the fit."""
     share, every = facts.fit_share(VALIDATION), facts.setting("trainer.check_val_every_n_epoch") or 1
     epochs = facts.setting("trainer.max_epochs") or math.inf
@@ -101,7 +101,7 @@ def validates_often(facts: Facts) -> str | None:
     return finding + f"try trainer.check_val_every_n_epoch={2 * every} (now {every})."
 
 
-def saves_often(facts: Facts) -> str | None:
+def saves_often(facts: ProfileFacts) -> str | None:
     """Checkpoints within epochs take more than ``SAVING`` of a step; advises an interval that takes ``SAVING_AIM``."""
     share, every = facts.share(CHECKPOINT), facts.setting("checkpoint.every_n_train_steps")
     if share <= SAVING or not every:
@@ -124,7 +124,7 @@ def _round(number: int) -> int:
     return -(-number // unit) * unit
 
 
-def logs_often(facts: Facts) -> str | None:
+def logs_often(facts: ProfileFacts) -> str | None:
     """Logs and progress bars take more than ``LOOKING_ON`` of a step."""
     share, every = facts.share(LOGGING), facts.setting("trainer.log_every_n_steps") or 50
     if share <= LOOKING_ON:
@@ -135,7 +135,7 @@ def logs_often(facts: Facts) -> str | None:
     return finding + f"try trainer.log_every_n_steps={10 * every} (now {every}){other}."
 
 
-def records_often(facts: Facts) -> str | None:
+def records_often(facts: ProfileFacts) -> str | None:
     """The debugger takes more than ``LOOKING_ON`` of a step."""
     share = facts.share(DEBUGGER)
     for key in ("debugger.every_n_train_steps", "debugger.save_interval.train"):
@@ -146,7 +146,7 @@ def records_often(facts: Facts) -> str | None:
     return None
 
 
-def gpu_idle(facts: Facts) -> str | None:
+def gpu_idle(facts: ProfileFacts) -> str | None:
     """A GPU is idle for more than ``IDLE`` of a step, not counting data, and has free memory."""
     if not facts.on_gpu:
         return None
@@ -165,12 +165,12 @@ def gpu_idle(facts: Facts) -> str | None:
     )
 
 
-def _gpu_filled(facts: Facts) -> float:
+def _gpu_filled(facts: ProfileFacts) -> float:
     """Fraction of the GPU's memory that the run held at most."""
     return facts.machine.get("gpu_peak_mb", 0.0) / max(facts.machine.get("gpu_mb", 0.0), 1.0)
 
 
-def memory_nearly_full(facts: Facts) -> str | None:
+def memory_nearly_full(facts: ProfileFacts) -> str | None:
     """More than ``MEMORY_FULL`` per cent of the machine's memory was in use."""
     peak, workers = facts.peak.get("memory_percent", 0.0), facts.machine.get("workers", 0)
     if peak <= MEMORY_FULL:
@@ -179,7 +179,7 @@ def memory_nearly_full(facts: Facts) -> str | None:
     return f"{peak:.0f} % of the machine's memory was in use; a run that needs more is killed: try {try_}."
 
 
-def gpu_memory_nearly_full(facts: Facts) -> str | None:
+def gpu_memory_nearly_full(facts: ProfileFacts) -> str | None:
     """Tensors filled more than ``GPU_FULL`` of the GPU's memory."""
     if not facts.on_gpu or _gpu_filled(facts) <= GPU_FULL:
         return None
@@ -187,13 +187,13 @@ def gpu_memory_nearly_full(facts: Facts) -> str | None:
     return f"{finding}{_smaller_batch(facts)} is safer."
 
 
-def _smaller_batch(facts: Facts) -> str:
+def _smaller_batch(facts: ProfileFacts) -> str:
     size = facts.setting("data.batch_size")
     steps = facts.setting("trainer.accumulate_grad_batches") or 1
     return f"data.batch_size={max(size // 2, 1)} trainer.accumulate_grad_batches={2 * steps} (now {size} and {steps})"
 
 
-def too_many_threads(facts: Facts) -> str | None:
+def too_many_threads(facts: ProfileFacts) -> str | None:
     """Threads that compute and workers that decode are ``OVERSUBSCRIBED`` per core or more."""
     cores, processes = facts.machine.get("cores", 1), facts.machine.get("processes", 1)
     threads, workers = facts.machine.get("threads", 1), facts.machine.get("workers", 0)  # of each process
@@ -205,7 +205,7 @@ def too_many_threads(facts: Facts) -> str | None:
     )
 
 
-def machine_shared(facts: Facts) -> str | None:
+def machine_shared(facts: ProfileFacts) -> str | None:
     """Other programs kept more than ``OTHERS`` of the cores busy: a caveat."""
     cores = facts.machine.get("machine_cores", 1)
     if "machine_cpu_percent" not in facts.mean:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler
 
-from bincounter.files import replacing, write_text
+from bincounter.files import atomic_write, write_text
 from bincounter.profiler.profile_record import (
     BETWEEN,
     LOGGING,
@@ -21,7 +21,7 @@ from bincounter.profiler.profile_record import (
     VALIDATION,
     Row,
     ends_a_step,
-    ends_the_work_of_a_step,
+    ends_optimization,
     phase_of,
 )
 
@@ -79,7 +79,7 @@ class PhaseClock(Profiler):
         """Stop the last action."""
         if self._stack:  # actions that began before this profiler are not in it
             self._stack.pop()
-        if ends_the_work_of_a_step(action_name):
+        if ends_optimization(action_name):
             self._base = LOGGING
         self._enter()
 
@@ -145,7 +145,7 @@ class PhaseClock(Profiler):
 FUNCTIONS, OPERATORS, TRACE = "functions.txt", "operators.csv", "trace.json.gz"
 
 
-class Depth:
+class DetailedProfile:
     """A detailed profile of a few steps, which slows them down.
 
     Args:
@@ -173,7 +173,7 @@ class Depth:
         """Write the profile; the second call does nothing."""
 
 
-class PythonFunctions(Depth):
+class PythonFunctions(DetailedProfile):
     """Python functions of each phase over a few steps, by Lightning's AdvancedProfiler.
 
     It gets our flat phases: its ``start`` disables whatever it was recording, so that of Lightning's own, nested
@@ -209,7 +209,7 @@ class PythonFunctions(Depth):
             write_text(self._path, self._profiler.summary())
 
 
-class TorchOperators(Depth):
+class TorchOperators(DetailedProfile):
     """torch.profiler over a few steps: a trace for chrome://tracing or Perfetto, and a table of operators."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], device: torch.device) -> None:
@@ -243,7 +243,7 @@ class TorchOperators(Depth):
         profile.export_chrome_trace(str(part))
         part.replace(self._folder / TRACE)
         rows = sorted(profile.key_averages(), key=lambda row: -(row.self_device_time_total or row.self_cpu_time_total))
-        with replacing(self._folder / OPERATORS) as file:
+        with atomic_write(self._folder / OPERATORS) as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["operator", "calls", "cpu_ms", "gpu_ms"])  # times without the operators it calls
             for row in rows[: self._operators]:
@@ -251,7 +251,7 @@ class TorchOperators(Depth):
                 writer.writerow([row.key, row.count, round(cpu, 3), round(gpu, 3)])
 
 
-def depth_of(settings: Mapping[str, Any], folder: Path, device: torch.device) -> Depth | None:
+def detailed_profile(settings: Mapping[str, Any], folder: Path, device: torch.device) -> DetailedProfile | None:
     """Return what ``profiler=advanced`` or ``pytorch`` adds to the phases, else ``None``.
 
     Args:

@@ -14,7 +14,7 @@ from bincounter.profiler.profile_record import (
     OPTIMIZER,
     PHASES,
     TRANSFER,
-    Record,
+    ProfileRecord,
     read_record,
 )
 
@@ -22,7 +22,7 @@ ON_DEVICE = (TRANSFER, AUGMENTATION, FORWARD, BACKWARD, OPTIMIZER)
 
 
 @dataclass(frozen=True)
-class Facts:
+class ProfileFacts:
     """Figures of all sessions of a run.
 
     Attributes:
@@ -104,8 +104,8 @@ class Profile:
         facts: its summary.
     """
 
-    record: Record
-    facts: Facts
+    record: ProfileRecord
+    facts: ProfileFacts
 
 
 def read_profile(run: Path, config: Mapping[str, Any]) -> Profile | None:
@@ -122,7 +122,7 @@ def read_profile(run: Path, config: Mapping[str, Any]) -> Profile | None:
         UserError: a file is corrupt.
     """
     record = read_record(run / FOLDER)
-    facts = None if record is None else facts_of(record, config)
+    facts = None if record is None else summarize(record, config)
     return None if record is None or facts is None else Profile(record, facts)
 
 
@@ -131,7 +131,7 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.0f} %"
 
 
-def facts_of(record: Record, config: Mapping[str, Any]) -> Facts | None:
+def summarize(record: ProfileRecord, config: Mapping[str, Any]) -> ProfileFacts | None:
     """Summarise a record.
 
     Args:
@@ -157,7 +157,7 @@ def facts_of(record: Record, config: Mapping[str, Any]) -> Facts | None:
         for name, value in vars(sample).items():
             if value is not None:
                 samples.setdefault(name, []).append(value)
-    return Facts(
+    return ProfileFacts(
         step_ms=step_ms,
         free_step_ms=sum(session.free_ms for session in record.sessions) / free if free else whole,
         fit_s={phase: steps_s * step_ms[phase] / whole + between[phase] for phase in PHASES},

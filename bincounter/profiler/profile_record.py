@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from bincounter.errors import UserError
-from bincounter.files import replacing, write_text
+from bincounter.files import atomic_write, write_text
 
 DATA, TRANSFER, AUGMENTATION = "data", "transfer", "augmentation"
 FORWARD, BACKWARD, OPTIMIZER = "forward", "backward", "optimizer"
@@ -74,7 +74,7 @@ def ends_a_step(action: str) -> bool:
     return action.endswith((".on_validation_start", ".on_validation_model_zero_grad", ".on_train_epoch_end"))
 
 
-def ends_the_work_of_a_step(action: str) -> bool:
+def ends_optimization(action: str) -> bool:
     """Whether only metrics and loggers remain of a step after an action."""
     return action.startswith("[LightningModule]") and action.endswith(".on_train_batch_end")
 
@@ -231,7 +231,7 @@ class Session:
 
 
 @dataclass
-class Record:
+class ProfileRecord:
     """Content of ``RUN/profile``, without traces and tables of functions."""
 
     sessions: list[Session] = field(default_factory=list)
@@ -248,7 +248,7 @@ class Record:
         write_text(folder / "sessions.json", json.dumps([asdict(session) for session in self.sessions], indent=1))
 
 
-def read_record(folder: Path) -> Record | None:
+def read_record(folder: Path) -> ProfileRecord | None:
     """Read a record.
 
     Args:
@@ -265,7 +265,7 @@ def read_record(folder: Path) -> Record | None:
     try:
         sessions = [Session(**each) for each in json.loads((folder / "sessions.json").read_text(encoding="utf-8"))]
         rows = [Row.read(each) for each in _read(folder / "steps.csv")]
-        return Record(sessions, rows, [Usage.read(each) for each in _read(folder / "usage.csv")])
+        return ProfileRecord(sessions, rows, [Usage.read(each) for each in _read(folder / "usage.csv")])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder} is corrupt ({type(error).__name__}): delete it to continue without") from error
 
@@ -285,7 +285,7 @@ def _thinned(rows: list[Any]) -> list[Any]:
 
 
 def _write(path: Path, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

@@ -19,7 +19,7 @@ from bincounter.data.datamodule import batch_progress
 from bincounter.data.photo_store import PhotoStore
 from bincounter.errors import UserError
 from bincounter.profiler.advice import advice
-from bincounter.profiler.phase_clock import Depth, PhaseClock, depth_of
+from bincounter.profiler.phase_clock import DetailedProfile, PhaseClock, detailed_profile
 from bincounter.profiler.profile_facts import Profile, percent
 from bincounter.profiler.profile_record import (
     FOLDER,
@@ -27,7 +27,7 @@ from bincounter.profiler.profile_record import (
     OPTIMIZER,
     PHASES,
     STEP,
-    Record,
+    ProfileRecord,
     Row,
     Session,
     Usage,
@@ -53,8 +53,8 @@ class StepProfiler(L.Callback):
         self._folder, self._settings = folder, settings
         self._clock: PhaseClock | None = None
         self._sampler: UsageSampler | None = None
-        self._depth: Depth | None = None
-        self._record = Record()
+        self._depth: DetailedProfile | None = None
+        self._record = ProfileRecord()
         self._earlier = 0  # samples of sessions before this one
         self._written = 0.0
 
@@ -66,7 +66,7 @@ class StepProfiler(L.Callback):
         self._record.sessions.append(Session(machine=_machine(trainer)))
         self._earlier = len(self._record.usage)
         device = trainer.strategy.root_device
-        self._depth = depth_of(self._settings, self._folder, device)
+        self._depth = detailed_profile(self._settings, self._folder, device)
         self._clock = PhaseClock(
             device,
             self._settings["every_n_train_steps"],
@@ -108,12 +108,12 @@ class StepProfiler(L.Callback):
         """Write the profile."""
         self._close(trainer)
 
-    def _so_far(self) -> Record:
+    def _so_far(self) -> ProfileRecord:
         try:
-            return read_record(self._folder) or Record()
+            return read_record(self._folder) or ProfileRecord()
         except UserError as error:
             log.warning("%s; starting a new profile.", error)
-            return Record()
+            return ProfileRecord()
 
     def _keep(self, row: Row) -> None:
         row.session = len(self._record.sessions) - 1

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from bincounter.errors import UserError
 from bincounter.report.page import decimals, percent, whole
-from bincounter.training.results import SIDES, Predictions, Run, read_run
+from bincounter.training.results import SPLIT_OF_SIDE, Predictions, RunResults, read_results
 from bincounter.training.resume import flatten
 
 SCORES = {
@@ -69,14 +69,14 @@ def compare(runs: Sequence[Path]) -> Comparison:
     Raises:
         UserError: fewer than two runs, a folder that is not a run's, or no side that all runs were scored on.
     """
-    read = [read_run(path) for path in _expand(runs)]
+    read = [read_results(path) for path in _expand(runs)]
     if len(read) < 2:
         raise UserError("Comparing takes at least two runs: name two run folders, or the folder of a sweep")
     side = next((side for side in ("test", "val") if all(run.metrics.get(side) for run in read)), None)
     if side is None:
         unscored = next((run for run in read if not run.metrics), read[0])
         raise UserError(f"{unscored.path} has no scores in common with the other runs: score its checkpoint first")
-    scored = [run.predictions.of(SIDES[side]) if run.predictions else None for run in read]
+    scored = [run.predictions.of(SPLIT_OF_SIDE[side]) if run.predictions else None for run in read]
     return Comparison(
         names=distinct_names([run.path for run in read]),
         settings=_differing([_settings(run) for run in read]),
@@ -87,7 +87,7 @@ def compare(runs: Sequence[Path]) -> Comparison:
     )
 
 
-def render(comparison: Comparison) -> RenderableType:
+def format_comparison(comparison: Comparison) -> RenderableType:
     """Format a comparison for the terminal: settings that differ, then scores, best values marked."""
     parts: list[RenderableType] = []
     if comparison.settings:
@@ -124,7 +124,7 @@ def distinct_names(paths: Sequence[Path]) -> tuple[str, ...]:
     return tuple(f"{path} ({number})" for number, path in enumerate(resolved, start=1))
 
 
-def _settings(run: Run) -> dict[str, str]:
+def _settings(run: RunResults) -> dict[str, str]:
     values = flatten({key: value for key, value in run.config.items() if key not in _PLACES})
     flat = {key: "null" if value is None else str(value) for key, value in values.items()}
     folders = {str(run.path), str(run.path.resolve())}
@@ -155,7 +155,7 @@ def _gain(first: Predictions | None, other: Predictions | None) -> tuple[float, 
     return float(change.mean()), float(low), float(high)
 
 
-def _remarks(runs: Sequence[Run], scored: Sequence[Predictions | None], side: str) -> tuple[str, ...]:
+def _remarks(runs: Sequence[RunResults], scored: Sequence[Predictions | None], side: str) -> tuple[str, ...]:
     remarks = []
     labels = [{name: count for name, (count, _) in run.split.items()} for run in runs]
     if any(each != labels[0] for each in labels[1:]):

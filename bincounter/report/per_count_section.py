@@ -10,7 +10,7 @@ import numpy as np
 
 from bincounter.report import plots
 from bincounter.report.page import decimals, percent, whole
-from bincounter.training.results import SIDES, CountRow, Run
+from bincounter.training.results import SPLIT_OF_SIDE, CountRow, RunResults
 
 _SPLITS = {"train": "Training", "validation": "Validation", "test": "Test"}
 # Of the plot: class of the key for the bars and for the lines.
@@ -23,7 +23,7 @@ _CHANCE = 0.05  # share of orders as strong, below which a correlation is report
 Rows = Mapping[tuple[int, str], CountRow]
 
 
-def per_count_section(run: Run, side: str) -> dict[str, Any] | None:
+def per_count_section(run: RunResults, side: str) -> dict[str, Any] | None:
     """Return the values of the template ``per_count.html``.
 
     Args:
@@ -43,13 +43,13 @@ def per_count_section(run: Run, side: str) -> dict[str, Any] | None:
     return {
         "splits": [_SPLITS[split] for split in splits],
         "rows": [(count, [_cells(rows[count, split]) for split in splits], rmse.get(count)) for count in counts],
-        "rmse_of": _SPLITS[SIDES[side]],
+        "rmse_of": _SPLITS[SPLIT_OF_SIDE[side]],
         "plot": _plot(rows, counts, splits),
         "keys_of_plot": _keys(rows, counts, splits),
         "even_guess": math.log(len(counts)),
-        "notes": _notes(run, rows, counts, SIDES[side]),
+        "notes": _notes(run, rows, counts, SPLIT_OF_SIDE[side]),
         "file": bool(run.per_count),
-        "findings": _findings(run, rows, counts, SIDES[side]),
+        "findings": _findings(run, rows, counts, SPLIT_OF_SIDE[side]),
     }
 
 
@@ -57,10 +57,10 @@ def _there(rows: Rows, count: int, split: str) -> bool:
     return bool((count, split) in rows and (rows[count, split].photos or rows[count, split].scored))
 
 
-def _rows_of_metrics(run: Run) -> dict[tuple[int, str], CountRow]:
+def _rows_of_metrics(run: RunResults) -> dict[tuple[int, str], CountRow]:
     """Read rows from ``metrics.json``, for runs of versions without ``per_count.csv``."""
     rows = {}
-    for side, split in SIDES.items():
+    for side, split in SPLIT_OF_SIDE.items():
         scored = {row["count"]: row for row in (run.metrics.get(side) or {}).get("per_count", ())}
         photos = run.photos(split)
         for key in run.metrics:
@@ -112,7 +112,7 @@ def _keys(rows: Rows, counts: Sequence[int], splits: Sequence[str]) -> list[tupl
     return [("Photos", bars), ("Loss", lines)]
 
 
-def _notes(run: Run, rows: Rows, counts: Sequence[int], split: str) -> list[str]:
+def _notes(run: RunResults, rows: Rows, counts: Sequence[int], split: str) -> list[str]:
     """Notes on the origin of the numbers and their limits."""
     side = _SPLITS[split].lower()
     notes = []
@@ -136,7 +136,7 @@ def _notes(run: Run, rows: Rows, counts: Sequence[int], split: str) -> list[str]
     return notes
 
 
-def _findings(run: Run, rows: Rows, counts: Sequence[int], split: str) -> list[str]:
+def _findings(run: RunResults, rows: Rows, counts: Sequence[int], split: str) -> list[str]:
     """Sentences on the correlation of photos and loss over the counts, and its limits."""
     side = _SPLITS[split].lower()
     scored = _with_loss(rows, counts, split)

@@ -6,7 +6,7 @@ import numpy as np
 from markupsafe import Markup
 
 from bincounter.profiler.advice import advice
-from bincounter.profiler.profile_facts import Facts, Profile
+from bincounter.profiler.profile_facts import Profile, ProfileFacts
 from bincounter.profiler.profile_record import (
     AUGMENTATION,
     BACKWARD,
@@ -72,7 +72,7 @@ def profile_section(profile: Profile | None) -> dict[str, Any] | None:
     }
 
 
-def _note(facts: Facts) -> str:
+def _note(facts: ProfileFacts) -> str:
     """Describe what the table's figures are means of."""
     machine = facts.machine
     threads = machine.get("threads", 1)
@@ -123,7 +123,7 @@ def _timeline(rows: list[Row], starts: list[float]) -> Markup:
     return plots.shares(edges / scale, parts, xlabel=f"{unit} of the fit", label=label, colours=colours)
 
 
-def _usage(samples: list[Usage], facts: Facts) -> list[tuple[str, float, float]]:
+def _usage(samples: list[Usage], facts: ProfileFacts) -> list[tuple[str, float, float]]:
     """Return name, mean and peak of the columns that this machine has."""
     if not samples:
         return []
@@ -134,7 +134,9 @@ def _usage(samples: list[Usage], facts: Facts) -> list[tuple[str, float, float]]
     ]
 
 
-def _curves(samples: list[Usage], starts: list[float], facts: Facts) -> list[tuple[str, Markup, list[tuple[str, str]]]]:
+def _curves(
+    samples: list[Usage], starts: list[float], facts: ProfileFacts
+) -> list[tuple[str, Markup, list[tuple[str, str]]]]:
     """Return plots of CPU, GPU, memory and disks over time: title, plot, and key."""
     some = samples[:: -(-len(samples) // _POINTS) or 1]
     if len(some) < 3:

@@ -13,7 +13,7 @@ from bincounter.report.page import decimals, percent, whole, write_page
 from bincounter.report.per_count_section import per_count_section
 from bincounter.report.profile_section import profile_section
 from bincounter.report.report_photos import PhotoSelection, ScoredPhoto, inline, inline_attention
-from bincounter.training.results import Run
+from bincounter.training.results import RunResults
 from bincounter.training.resume import flatten
 
 GRID_SIDE, MISTAKE_SIDE, LOOKED_SIDE = 232, 800, 320  # pixels: even photos of pure noise keep the page below 8 MB
@@ -34,7 +34,7 @@ BASELINES = {"accuracy": "majority_accuracy", "rmse": "mean_rmse"}
 
 
 def write_report(
-    results: Run, verdicts: Sequence[Mapping[str, Any]], profile: Profile | None, photos: PhotoSelection
+    results: RunResults, verdicts: Sequence[Mapping[str, Any]], profile: Profile | None, photos: PhotoSelection
 ) -> Path:
     """Write ``report.html`` into a run's folder; nothing is read from there.
 
@@ -42,7 +42,7 @@ def write_report(
 
     Args:
         results: of the run.
-        verdicts: of the debugger's rules, see :func:`bincounter.debugger.rule.read_states`.
+        verdicts: of the debugger's rules, see :func:`bincounter.debugger.rule.read_verdicts`.
         profile: of the run; ``None`` where it was not measured.
         photos: to show, with their bytes and heat maps.
 
@@ -84,13 +84,13 @@ def write_report(
     return write_page(results.path / "report.html", "report.html", content)
 
 
-def _name(run: Run) -> str:
+def _name(run: RunResults) -> str:
     task = run.config.get("task_name")
     folder = run.path.resolve().name
     return f"{task} · {folder}" if task and task != folder else folder
 
 
-def _cards(run: Run, scores: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _cards(run: RunResults, scores: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return headline scores, each with its interval and, if it has one, its baseline on a common scale."""
     cards = []
     for key in ("accuracy", "within_one", "rmse", "mae"):
@@ -115,7 +115,7 @@ def _cards(run: Run, scores: Mapping[str, Any]) -> list[dict[str, Any]]:
     return cards
 
 
-def _table(run: Run) -> dict[str, Any] | None:
+def _table(run: RunResults) -> dict[str, Any] | None:
     """Return all scores of all sides, baselines below their scores."""
     sides = [side for side in LABELS if run.metrics.get(side)]
     if not sides:
@@ -135,7 +135,7 @@ def _table(run: Run) -> dict[str, Any] | None:
     return {"sides": [LABELS[side] for side in sides], "rows": rows}
 
 
-def _curves(run: Run) -> list[tuple[str, Markup, list[tuple[str, str]]]]:
+def _curves(run: RunResults) -> list[tuple[str, Markup, list[tuple[str, str]]]]:
     """Return the curves of the log: title, plot, and its key as ``(class, name)``."""
     by_epoch = {
         name: [(epoch + 1, value) for epoch, _, value in run.log[name]]
@@ -190,7 +190,7 @@ def _look(photo: ScoredPhoto, photos: PhotoSelection) -> dict[str, Any]:
     return {**_tile(photo, photos, LOOKED_SIDE), "attention": lit}
 
 
-def _splits(run: Run) -> dict[str, Any] | None:
+def _splits(run: RunResults) -> dict[str, Any] | None:
     by_split = {split: run.photos(split) for split in ("train", "validation", "test")}
     counts = sorted({count for photos in by_split.values() for count in photos})
     if not counts:
@@ -207,7 +207,7 @@ def _headline(scores: Mapping[str, Any], side: str) -> str:
     return f"{percent(scores['accuracy'])} of {whole(scores['n'])} {unseen} counted right"
 
 
-def _lead(run: Run, scores: Mapping[str, Any], side: str) -> str:
+def _lead(run: RunResults, scores: Mapping[str, Any], side: str) -> str:
     """Describe what was trained, and whether it beats a constant prediction."""
     sentences = [_training_summary(run)]
     if not scores:
@@ -225,12 +225,12 @@ def _lead(run: Run, scores: Mapping[str, Any], side: str) -> str:
     return " ".join(sentences)
 
 
-def _training(run: Run) -> dict[int, int]:
+def _training(run: RunResults) -> dict[int, int]:
     """Return photos per count that this run trained on; none if it only scored a checkpoint."""
     return run.photos("train") if run.config.get("train", True) else {}
 
 
-def _training_summary(run: Run) -> str:
+def _training_summary(run: RunResults) -> str:
     model = run.config.get("model") or {}
     backbone = model.get("backbone") or {}
     name = str(backbone.get("name") or str(backbone.get("_target_", "A model")).rpartition(".")[2])
@@ -243,7 +243,7 @@ def _training_summary(run: Run) -> str:
     return f"{name}, {start}, trained on {whole(sum(training.values()))} photos{limit}."
 
 
-def _majority_baseline(run: Run) -> str:
+def _majority_baseline(run: RunResults) -> str:
     """Describe the majority baseline: the most frequent count of the training photos."""
     training = _training(run)
     return (
@@ -251,7 +251,7 @@ def _majority_baseline(run: Run) -> str:
     )
 
 
-def _mean_baseline(run: Run) -> str:
+def _mean_baseline(run: RunResults) -> str:
     """Describe the mean baseline."""
     training = _training(run)
     if not training:
@@ -260,7 +260,7 @@ def _mean_baseline(run: Run) -> str:
     return f"always predicting {mean:.2f}, the mean"
 
 
-def _footer(run: Run) -> str:
+def _footer(run: RunResults) -> str:
     """Describe the origin of the page."""
     commit = str(run.provenance.get("commit") or "")[:12]
     return "Made by bincounter" + (f" at commit {commit}" if commit else "") + ". This file needs no network."

@@ -19,10 +19,10 @@ from torch import nn
 
 from bincounter.data.photos import read_photos
 from bincounter.errors import BinCounterError
-from bincounter.training.results import SIDES, Run
+from bincounter.training.results import SPLIT_OF_SIDE, RunResults
 
 if TYPE_CHECKING:
-    from bincounter.training.run import Finished
+    from bincounter.training.run import RunOutcome
 
 SAMPLE, MISTAKES = 24, 8
 EXPLAINED = 3  # right predictions, and as many mistakes
@@ -71,12 +71,12 @@ class PhotoSelection:
         return {photo.id for photo in (*self.sample, *self.mistakes, *self.explained)}
 
 
-def select_photos(results: Run) -> PhotoSelection:
+def select_photos(results: RunResults) -> PhotoSelection:
     """Choose the photos that the report shows, the same ones for the same predictions.
 
     They are test photos where these were scored, else validation photos.
     """
-    scored = results.predictions and results.predictions.of(SIDES[results.headline_side])
+    scored = results.predictions and results.predictions.of(SPLIT_OF_SIDE[results.headline_side])
     if not scored or not len(scored.ids):
         return PhotoSelection()
     truth = scored.probability_of_truth()
@@ -105,7 +105,7 @@ def select_photos(results: Run) -> PhotoSelection:
     )
 
 
-def explain(photos: PhotoSelection, outcome: "Finished") -> PhotoSelection:
+def explain(photos: PhotoSelection, outcome: "RunOutcome") -> PhotoSelection:
     """Add the bytes of the photos, and Grad-CAM of those to explain.
 
     Args:
@@ -123,7 +123,7 @@ def explain(photos: PhotoSelection, outcome: "Finished") -> PhotoSelection:
     for batch in data.photo_loader(np.array(explained)) if explained else ():
         image = data.on_after_batch_transfer(fabric.to_device(batch), 0)["image"]
         with fabric.autocast():  # as the run computed, and twice as fast where the hardware multiplies bfloat16
-            heat |= dict(zip(batch["id"], attention(outcome.model, image), strict=True))
+            heat |= dict(zip(batch["id"], grad_cam(outcome.model, image), strict=True))
     return replace(photos, files=files, heat=heat)
 
 
@@ -196,7 +196,7 @@ class _LogProbability(nn.Module):
         return probabilities.clamp_min(torch.finfo(torch.float32).tiny).log()
 
 
-def attention(model: nn.Module, images: torch.Tensor) -> np.ndarray:
+def grad_cam(model: nn.Module, images: torch.Tensor) -> np.ndarray:
     """Compute Grad-CAM of the most likely count of each photo.
 
     It explains the log-probability of that count, which works for objectives whose logits are not class scores (CORN).

@@ -15,7 +15,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from bincounter.errors import ConfigError, one_of
+from bincounter.errors import ConfigError, check_choice
 
 COLLECTIONS = ("losses", "weights", "biases", "gradients")
 _OF_TRAINING = ("weights", "biases")  # what validation and scoring do not change
@@ -60,7 +60,7 @@ def check_smdebug(debugger: Mapping[str, Any], *, here: bool) -> None:
     if debugger["kind"] != "smdebug":
         return
     for name in debugger["collections"]:
-        one_of("debugger.collections", name, COLLECTIONS)
+        check_choice("debugger.collections", name, COLLECTIONS)
     for pattern in debugger["include_regex"]:
         if "," in pattern:
             raise ConfigError(f"debugger.include_regex: smdebug splits {pattern!r} at its comma: write it without one")
@@ -200,7 +200,7 @@ def check_debug_rules(debugger: Mapping[str, Any], *, evaluated: bool) -> None:
     """
     rules, key = debugger["sagemaker_rules"], "debugger.sagemaker_rules"
     for name in rules:
-        one_of(key, name, DEBUG_RULES, where="; AWS's others need tensors that are not saved")
+        check_choice(key, name, DEBUG_RULES, where="; AWS's others need tensors that are not saved")
     _check_distinct(key, rules)
     for name, given in debugger["sagemaker_parameters"].items():
         where = f"debugger.sagemaker_parameters.{name}"
@@ -209,7 +209,7 @@ def check_debug_rules(debugger: Mapping[str, Any], *, evaluated: bool) -> None:
         if not isinstance(given, Mapping):
             raise ConfigError(f"{where}={given} has no parameter name: write {where}.threshold=0.1")
         for parameter, value in given.items():
-            one_of(where, parameter, DEBUG_RULES[name].parameters)
+            check_choice(where, parameter, DEBUG_RULES[name].parameters)
             if isinstance(value, (Mapping, list)) or value is None:
                 raise ConfigError(f"{where}.{parameter}={value} is not allowed by AWS: write a number or a string")
     for name in rules if evaluated else ():
@@ -241,7 +241,7 @@ def check_profiler_rules(profiler: Mapping[str, Any]) -> None:
             f"profiler.sagemaker_interval={interval} is not one of {', '.join(map(str, INTERVALS))}, in milliseconds"
         )
     for name in rules:
-        one_of("profiler.sagemaker_rules", name, PROFILER_RULES)
+        check_choice("profiler.sagemaker_rules", name, PROFILER_RULES)
     _check_distinct("profiler.sagemaker_rules", rules)
 
 

@@ -10,7 +10,7 @@ that the container decodes tuned and fixed ones alike.
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from bincounter.cloud.hyperparameters import encode, override_of
+from bincounter.cloud.hyperparameters import encode_overrides, override_of
 from bincounter.errors import ConfigError
 from bincounter.sweep.search_space import Choice, Interval, Parameter, Space
 
@@ -162,7 +162,7 @@ def _bounds(interval: Interval) -> dict[str, Any]:
 
 
 def _text(key: str, value: Any) -> str:
-    return encode([override_of(key, value)])[key]
+    return encode_overrides([override_of(key, value)])[key]
 
 
 def _sagemaker_value(text: str, parameter: Parameter) -> Any:

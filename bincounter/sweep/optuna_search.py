@@ -13,14 +13,22 @@ from optuna.trial import FrozenTrial, TrialState
 from bincounter.errors import BinCounterError, Interrupted, ResourceError, Stopped
 from bincounter.sweep import trials
 from bincounter.sweep.distributions import to_optuna, values_of
-from bincounter.sweep.retraining import conclude, refuse_several, retrain_best
-from bincounter.sweep.search_plan import Plan, refuse_too_large
+from bincounter.sweep.retraining import check_single_objective, report_results, retrain_best
+from bincounter.sweep.search_plan import Plan, check_batch_sizes
 from bincounter.sweep.search_results import own_trials
-from bincounter.sweep.search_space import tell
-from bincounter.sweep.study import Sampling, hand_to_jobs, make_pruner, open_storage, open_study, quiet, storage_url
-from bincounter.sweep.trial_queue import Claimed, Claims, Ownership
-from bincounter.sweep.trials import Outcome, attributes, job_overrides, scored
-from bincounter.sweep.warm_start import learn_from_earlier
+from bincounter.sweep.search_space import log_search_space
+from bincounter.sweep.study import (
+    SamplerFactory,
+    export_storage_url,
+    make_pruner,
+    open_storage,
+    open_study,
+    silence_optuna,
+    storage_url,
+)
+from bincounter.sweep.trial_queue import QueuedTrial, SweeperLock, TrialQueue
+from bincounter.sweep.trials import Outcome, job_overrides, trial_attributes, with_objectives
+from bincounter.sweep.warm_start import add_earlier_trials
 
 log = logging.getLogger(__name__)
 
@@ -37,9 +45,9 @@ def search(plan: Plan, launcher: Launcher) -> None:
     Raises:
         BinCounterError: the study cannot be opened or is another search's, trials fail, or Ctrl-C.
     """
-    quiet()
-    refuse_several(plan)
-    sampling = Sampling(plan.settings["sampler"], plan.parameters, len(plan.directions))
+    silence_optuna()
+    check_single_objective(plan)
+    sampling = SamplerFactory(plan.settings["sampler"], plan.parameters, len(plan.directions))
     if plan.own and plan.cfg.dry_run:
         _show_requests(plan, sampling, launcher)
         return
@@ -47,17 +55,17 @@ def search(plan: Plan, launcher: Launcher) -> None:
     new = plan.settings["storage"] is None and not (plan.folder / "study.db").exists()
     if new:
         _check(plan, sampling, launcher, url)  # a refused search leaves no files
-    with Ownership(plan.folder) as ownership:
+    with SweeperLock(plan.folder) as ownership:
         with ownership.exclusive():
             storage = open_storage(url)
             begun = plan.name in get_all_study_names(storage)
             if not (begun or new):
                 _check(plan, sampling, launcher, url)
             study = open_study(plan, storage, make_pruner(plan.settings["pruner"]))
-            learn_from_earlier(study, plan)
-        tell(plan.parameters)
-        claims = Claims(plan, sampling, study, ownership)
-        hand_to_jobs(url)
+            add_earlier_trials(study, plan)
+        log_search_space(plan.parameters)
+        claims = TrialQueue(plan, sampling, study, ownership)
+        export_storage_url(url)
         if begun and not new:
             _prepare(launcher, plan, max(claims.total - claims.finished, 0), url)
         try:
@@ -68,9 +76,9 @@ def search(plan: Plan, launcher: Launcher) -> None:
             print(_resume_hint("Stopped", claims), file=sys.stderr)
             raise
         except ResourceError:
-            conclude(plan, study)
+            report_results(plan, study)
             raise
-        conclude(plan, study)
+        report_results(plan, study)
         _refuse_all_failed(study)
         others = claims.running()
         if others:
@@ -80,16 +88,16 @@ def search(plan: Plan, launcher: Launcher) -> None:
     print(plan.folder, flush=True)
 
 
-def _check(plan: Plan, sampling: Sampling, launcher: Launcher, url: str) -> None:
+def _check(plan: Plan, sampling: SamplerFactory, launcher: Launcher, url: str) -> None:
     """Refuse a search that cannot run."""
     if plan.own:
-        refuse_too_large(plan.parameters, plan.cfg)
+        check_batch_sizes(plan.parameters, plan.cfg)
     _prepare(launcher, plan, sampling.total(plan.settings["n_trials"]), url)
 
 
-def _show_requests(plan: Plan, sampling: Sampling, launcher: Launcher) -> None:
+def _show_requests(plan: Plan, sampling: SamplerFactory, launcher: Launcher) -> None:
     """``dry_run=true``: print the request of the first trial; nothing is stored."""
-    tell(plan.parameters)
+    log_search_space(plan.parameters)
     study = create_study(directions=plan.directions, sampler=sampling.sampler_for(0))
     values = values_of(study.ask(to_optuna(plan.parameters)).params, plan.parameters)
     _prepare(launcher, plan, sampling.total(plan.settings["n_trials"]), "")
@@ -103,20 +111,20 @@ def _prepare(launcher: Launcher, plan: Plan, to_come: int, url: str) -> None:
         return
     judge = None
     if plan.settings["pruner"] and not plan.local:
-        from bincounter.sweep.pruning import judge_of_jobs
+        from bincounter.sweep.pruning import remote_pruning_policy
 
-        judge = judge_of_jobs(url, {**plan.settings, "study_name": plan.name}, plan.cfg)
+        judge = remote_pruning_policy(url, {**plan.settings, "study_name": plan.name}, plan.cfg)
     prepare(to_come + bool(plan.settings["retrain_best"]), judge)
 
 
-def _resume_hint(event: str, claims: Claims) -> str:
+def _resume_hint(event: str, claims: TrialQueue) -> str:
     return f"{event} after {claims.finished} of {claims.total} trials: repeat the command to resume the search"
 
 
 class _TrialLoop:
     """Loop over the trials of one process."""
 
-    def __init__(self, plan: Plan, launcher: Launcher, study: Study, claims: Claims) -> None:
+    def __init__(self, plan: Plan, launcher: Launcher, study: Study, claims: TrialQueue) -> None:
         self._plan, self._launcher, self._study, self._claims = plan, launcher, study, claims
         self._finished: list[FrozenTrial] = []
 
@@ -126,20 +134,20 @@ class _TrialLoop:
             self._run_batch(batch)
             self._refuse_failures()
 
-    def _take(self) -> list[Claimed]:
+    def _take(self) -> list[QueuedTrial]:
         return self._claims.take(self._plan.settings["n_jobs"])
 
-    def _run_batch(self, batch: Sequence[Claimed]) -> None:
-        done = {each.folder: trials.recorded(each.folder) for each in batch}  # by a job that outlived its sweeper
+    def _run_batch(self, batch: Sequence[QueuedTrial]) -> None:
+        done = {each.folder: trials.read_outcome(each.folder) for each in batch}  # by a job that outlived its sweeper
         coming = [each for each in batch if done[each.folder] is None]
         if coming:
             done |= self._launch(coming)
         for each in batch:
             outcome = done[each.folder]
             assert outcome is not None
-            self._finish(each, scored(self._plan, outcome, each.folder))
+            self._finish(each, with_objectives(self._plan, outcome, each.folder))
 
-    def _launch(self, batch: Sequence[Claimed]) -> "dict[Any, Outcome | None]":
+    def _launch(self, batch: Sequence[QueuedTrial]) -> "dict[Any, Outcome | None]":
         """Launch jobs and return their outcomes; the one a job has written precedes the launcher's return value."""
         overrides = [
             job_overrides(
@@ -156,15 +164,15 @@ class _TrialLoop:
         except (BinCounterError, HydraException):  # the next start adopts these trials
             raise
         except Exception as error:  # such as a worker process that was killed: it takes the others with it
-            lost = trials.of_error(error)
-            return {each.folder: trials.recorded(each.folder) or lost for each in batch}
+            lost = trials.outcome_of_error(error)
+            return {each.folder: trials.read_outcome(each.folder) or lost for each in batch}
         return {
-            each.folder: trials.recorded(each.folder) or trials.of_return(back)
+            each.folder: trials.read_outcome(each.folder) or trials.outcome_of_return(back)
             for each, back in zip(batch, returned, strict=True)
         }
 
-    def _finish(self, claimed: Claimed, outcome: Outcome) -> None:
-        for name, value in attributes(outcome, claimed.folder).items():
+    def _finish(self, claimed: QueuedTrial, outcome: Outcome) -> None:
+        for name, value in trial_attributes(outcome, claimed.folder).items():
             claimed.trial.set_user_attr(name, value)
         state = TrialState.FAIL if outcome.error else TrialState.PRUNED if outcome.pruned else TrialState.COMPLETE
         finished = self._study.tell(claimed.trial, outcome.values, state)

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import lightning as L
 from omegaconf import DictConfig, OmegaConf
 
-from bincounter.config.launcher_schema import carried_out_here
+from bincounter.config.launcher_schema import runs_locally
 from bincounter.config.search_schema import OptunaConfig
 from bincounter.errors import Pruned
-from bincounter.sweep.study import make_pruner, open_storage, reopen_trial, storage_of_job
+from bincounter.sweep.study import exported_storage_url, make_pruner, open_storage, reopen_trial
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -24,7 +24,7 @@ EPOCHS = "trainer.max_epochs"
 SAVED_SECONDS = "saved_seconds"  # attribute of a pruned trial
 
 
-class Judge:
+class PruningPolicy:
     """Reports the epochs of a trial to its study and asks the pruner.
 
     Args:
@@ -67,9 +67,9 @@ class PruningCallback(L.Callback):
         trial: number in the study.
     """
 
-    def __init__(self, judge: Callable[[], Judge], metric: str, trial: int) -> None:
+    def __init__(self, judge: Callable[[], PruningPolicy], metric: str, trial: int) -> None:
         self._make, self._metric, self._trial = judge, metric, trial
-        self._judge: Judge | None = None
+        self._judge: PruningPolicy | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
@@ -95,27 +95,27 @@ def pruning_callbacks(cfg: DictConfig) -> list[L.Callback]:
     Args:
         cfg: the run's whole configuration.
     """
-    url = storage_of_job()
+    url = exported_storage_url()
     search = cfg.hparams_search
-    if OmegaConf.get_type(search) is not OptunaConfig or not carried_out_here(cfg.launcher) or url is None:
+    if OmegaConf.get_type(search) is not OptunaConfig or not runs_locally(cfg.launcher) or url is None:
         return []
     if search.trial is None or not search.pruner:
         return []
     settings: Mapping[str, Any] = OmegaConf.to_container(search, resolve=True)  # type: ignore[assignment]
 
-    def judge() -> Judge:
-        return Judge(running_trial(url, settings), int(cfg.trainer.max_epochs))
+    def judge() -> PruningPolicy:
+        return PruningPolicy(running_trial(url, settings), int(cfg.trainer.max_epochs))
 
-    return [PruningCallback(judge, pruned_by(cfg), search.trial)]
+    return [PruningCallback(judge, pruning_metric(cfg), search.trial)]
 
 
-def pruned_by(cfg: DictConfig) -> str:
+def pruning_metric(cfg: DictConfig) -> str:
     """Return the metric that trials are pruned by: the only objective."""
     metrics = cfg.hparams_search.metrics
     return metrics[0] if metrics else cfg.optimized_metric
 
 
-def judge_of_jobs(
+def remote_pruning_policy(
     url: str, settings: Mapping[str, Any], cfg: DictConfig
 ) -> Callable[[int, int, Mapping[str, float], float], bool]:
     """Return the pruning callback of remote jobs: (trial number, epoch from 1, scores, seconds since start) -> stop?
@@ -127,15 +127,15 @@ def judge_of_jobs(
         settings: of the search.
         cfg: configuration that the trials share.
     """
-    judges: dict[int, Judge] = {}
+    judges: dict[int, PruningPolicy] = {}
     lock = threading.Lock()
-    metric = pruned_by(cfg)
+    metric = pruning_metric(cfg)
 
     def ends(number: int, epoch: int, scores: Mapping[str, float], seconds: float) -> bool:
         with lock:
             if number not in judges:
                 trial = running_trial(url, {**settings, "trial": number})
-                judges[number] = Judge(trial, int(trial.params.get(EPOCHS, cfg.trainer.max_epochs)))
+                judges[number] = PruningPolicy(trial, int(trial.params.get(EPOCHS, cfg.trainer.max_epochs)))
             return metric in scores and judges[number].should_stop(epoch, scores[metric], seconds)
 
     return ends

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.plugins.launcher import Launcher
 
-from bincounter.cloud.jobs import RECORD, load, set_aside
+from bincounter.cloud.jobs import JOB_RECORD, move_to_earlier, read_jobs
 from bincounter.errors import ConfigError, ResourceError
 from bincounter.files import write_text
 from bincounter.sweep.distributions import values_of
 from bincounter.sweep.search_plan import Plan
-from bincounter.sweep.search_results import Search, best_trials, show
+from bincounter.sweep.search_results import Search, best_trials, print_results
 from bincounter.sweep.sweep_report import write_page
-from bincounter.sweep.trial_queue import Ownership
-from bincounter.sweep.trials import OUTCOME, job_overrides, of_return, recorded
+from bincounter.sweep.trial_queue import SweeperLock
+from bincounter.sweep.trials import OUTCOME, job_overrides, outcome_of_return, read_outcome
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -27,7 +27,7 @@ _PLACE = "best"  # folder inside the sweep's
 _OF = "best_trial.json"  # beside it: which trial it repeats
 
 
-def refuse_several(plan: Plan) -> None:
+def check_single_objective(plan: Plan) -> None:
     """Refuse ``retrain_best`` with several objectives.
 
     Raises:
@@ -40,7 +40,7 @@ def refuse_several(plan: Plan) -> None:
         )
 
 
-def retrain_best(plan: Plan, study: "Study", launcher: Launcher, ownership: Ownership) -> None:
+def retrain_best(plan: Plan, study: "Study", launcher: Launcher, ownership: SweeperLock) -> None:
     """Retrain the best trial, once; a killed run is resumed.
 
     Raises:
@@ -61,7 +61,7 @@ def retrain_best(plan: Plan, study: "Study", launcher: Launcher, ownership: Owne
                 of.name,
             )
             return
-        before = recorded(folder)
+        before = read_outcome(folder)
         if (before is not None and before.error is None) or (folder / "metrics.json").exists():
             return
         _forget_failure(folder)
@@ -70,7 +70,7 @@ def retrain_best(plan: Plan, study: "Study", launcher: Launcher, ownership: Owne
             plan, values_of(best[0].params, plan.parameters), _PLACE, resuming=repeated is not None
         )
         returned = launcher.launch([overrides], initial_job_idx=plan.settings["n_trials"])[0]
-    outcome = recorded(folder) or of_return(returned)
+    outcome = read_outcome(folder) or outcome_of_return(returned)
     if outcome.error is not None:
         raise ResourceError(f"the best trial's values could not be retrained: {outcome.error}")
 
@@ -78,18 +78,18 @@ def retrain_best(plan: Plan, study: "Study", launcher: Launcher, ownership: Owne
 def _forget_failure(folder: Path) -> None:
     """Remove the record of a failed run; a job that runs or has completed is followed again."""
     (folder / OUTCOME).unlink(missing_ok=True)
-    if (folder / RECORD).exists() and load(folder)[0].description.get("TrainingJobStatus") == "Failed":
-        set_aside(folder)
+    if (folder / JOB_RECORD).exists() and read_jobs(folder)[0].description.get("TrainingJobStatus") == "Failed":
+        move_to_earlier(folder)
 
 
-def conclude(plan: Plan, study: "Study") -> None:
+def report_results(plan: Plan, study: "Study") -> None:
     """Print the best trial and the command that trains it, and write ``sweep.html``."""
 
     def command(params: Mapping[str, Any]) -> str:
         return plan.command(values_of(params, plan.parameters))
 
     facts = Search(metrics=plan.metrics, command=command, title=plan.name)
-    show(study, facts)
+    print_results(study, facts)
     page = plan.folder / "sweep.html"
     write_page(page, study, facts)
     print(f"More in {page}")

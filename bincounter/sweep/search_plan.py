@@ -13,16 +13,16 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from bincounter.cloud.hyperparameters import override_of
 from bincounter.cloud.sagemaker_launcher import is_rehearsal
-from bincounter.config.checks import mode_of
-from bincounter.config.launcher_schema import carried_out_here
-from bincounter.config.overrides import without
+from bincounter.config.checks import metric_mode
+from bincounter.config.launcher_schema import runs_locally
+from bincounter.config.overrides import drop_overrides
 from bincounter.config.search_schema import check_search
 from bincounter.config.train_schema import TrainConfig
 from bincounter.config.validate import validate
 from bincounter.data.s3.address import is_remote
 from bincounter.errors import ConfigError
-from bincounter.redaction import masked_argument
-from bincounter.sweep.search_space import Interval, Parameter, read_space, refuse_bad
+from bincounter.redaction import mask_argument
+from bincounter.sweep.search_space import Interval, Parameter, check_space, read_space
 from bincounter.training.resume import FREE
 
 if TYPE_CHECKING:
@@ -75,8 +75,8 @@ class Plan:
         overrides = [*self.others, *(override_of(key, value) for key, value in values.items())]
         program = ["python", "train.py" if self.own else sys.argv[0]]
         if self.own:
-            overrides = without(overrides, "hparams_search", "paths.output_dir", "dry_run")
-        return shlex.join([*program, *map(masked_argument, overrides)])
+            overrides = drop_overrides(overrides, "hparams_search", "paths.output_dir", "dry_run")
+        return shlex.join([*program, *map(mask_argument, overrides)])
 
 
 def read_plan(config: DictConfig, settings: DictConfig, arguments: list[str], loader: "ConfigLoader") -> Plan:
@@ -108,7 +108,7 @@ def read_plan(config: DictConfig, settings: DictConfig, arguments: list[str], lo
     def compose(overrides: list[str]) -> DictConfig:
         return _without_hydra(loader.load_sweep_config(config, [*others, *overrides]))
 
-    refuse_bad(parameters, compose)
+    check_space(parameters, compose)
     if own:
         _refuse_more_than_a_search(others, cfg, config, loader)
         if "pruner" in plain:
@@ -121,7 +121,7 @@ def read_plan(config: DictConfig, settings: DictConfig, arguments: list[str], lo
     name = plain["study_name"] or f"{config.hydra.job.name}-{_digest(identity)}"
     return Plan(
         own=own,
-        local=not own or carried_out_here(cfg.launcher),
+        local=not own or runs_locally(cfg.launcher),
         cfg=cfg,
         settings=plain,
         parameters=parameters,
@@ -153,7 +153,7 @@ def _refuse_more_than_a_search(others: list[str], cfg: DictConfig, config: DictC
     # Unresolved, as the default output folder depends on the time.
     asked, bare = (
         OmegaConf.to_container(each, resolve=False)
-        for each in (cfg, _without_hydra(loader.load_sweep_config(config, without(others, "hparams_search"))))
+        for each in (cfg, _without_hydra(loader.load_sweep_config(config, drop_overrides(others, "hparams_search"))))
     )
     assert isinstance(asked, dict)
     assert isinstance(bare, dict)
@@ -189,7 +189,7 @@ def _objectives(metrics: list[str], cfg: DictConfig, *, own: bool) -> tuple[list
     """Return names and directions; other apps' objectives are minimised unless they end in ``:max``."""
     if own:
         metrics = metrics or [cfg.optimized_metric]
-        return metrics, [_DIRECTIONS[mode_of(metric)] for metric in metrics]
+        return metrics, [_DIRECTIONS[metric_mode(metric)] for metric in metrics]
     pairs = [metric.rpartition(":") if metric.endswith((":max", ":min")) else (metric, "", "min") for metric in metrics]
     pairs = pairs or [("value", "", "min")]
     return [name for name, _, _ in pairs], [_DIRECTIONS[mode] for _, _, mode in pairs]
@@ -239,7 +239,7 @@ def _folder(config: DictConfig, name: str, *, own: bool) -> Path:
     return (Path(config.paths.log_dir) / "sweeps" if own else Path("multirun")) / name
 
 
-def refuse_too_large(parameters: Iterable[Parameter], cfg: DictConfig) -> None:
+def check_batch_sizes(parameters: Iterable[Parameter], cfg: DictConfig) -> None:
     """Refuse batch sizes above the number of training photos: such trials would all be equal.
 
     Args:
@@ -268,7 +268,7 @@ def _training_photos(cfg: DictConfig) -> int | None:
     from bincounter.training.run import data_module
 
     data = data_module(cfg)
-    if carried_out_here(cfg.launcher):
+    if runs_locally(cfg.launcher):
         data.prepare()  # the trials reuse the result
         return len(data.side("training"))
     if cfg.data.source is not None and is_remote(cfg.data.source):

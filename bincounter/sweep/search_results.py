@@ -47,7 +47,7 @@ def seconds(trial: "FrozenTrial") -> float | None:
     return measured if measured is not None or trial.duration is None else trial.duration.total_seconds()
 
 
-def saved(trial: "FrozenTrial") -> float:
+def saved_seconds(trial: "FrozenTrial") -> float:
     """Return the seconds saved by pruning a trial; 0 for a job that completed before it was stopped."""
     return float(trial.user_attrs.get("saved_seconds", 0)) if trial.state.name == "PRUNED" else 0.0
 
@@ -57,7 +57,7 @@ def state(trial: "FrozenTrial") -> str:
     return WORDS[trial.state.name]
 
 
-def tally(study: "Study") -> str:
+def format_tally(study: "Study") -> str:
     """Format counts, such as ``20 trials: 16 completed, 3 pruned, 1 failed``."""
     trials = own_trials(study)
     found = Counter(map(state, trials))
@@ -74,16 +74,16 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
         parts = key.split(".")
         ends = (".".join(parts[-length:]) for length in range(1, len(parts) + 1))
         name = next(end for end in ends if sum(f".{other}".endswith(f".{end}") for other in keys) == 1 or end == key)
-        short[key] = shortened(name)
+        short[key] = shorten(name)
     return short
 
 
-def shortened(text: str) -> str:
+def shorten(text: str) -> str:
     """Cut a text in its middle to at most 22 characters."""
     return text if len(text) <= _LONGEST else f"{text[:9]}…{text[10 - _LONGEST :]}"
 
 
-def written(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Format a value: floats with four digits, others as in Hydra."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
@@ -120,10 +120,10 @@ class Search:
     title: str
 
 
-def show(study: "Study", search: Search) -> None:
+def print_results(study: "Study", search: Search) -> None:
     """Print the best trial, or the Pareto front of several objectives, with the commands that train them."""
-    print(f"{search.title}: {tally(study)}")
-    spared = sum(map(saved, own_trials(study)))
+    print(f"{search.title}: {format_tally(study)}")
+    spared = sum(map(saved_seconds, own_trials(study)))
     if spared:
         print(f"Pruning saved about {spared:.0f} s.")
     best = best_trials(study)
@@ -138,7 +138,7 @@ def show(study: "Study", search: Search) -> None:
 def _show_best(best: "FrozenTrial", search: Search) -> None:
     print(f"Best trial: {best.number}")
     names = [*search.metrics, *best.params]
-    values = [*_scores(best), *map(written, best.params.values())]
+    values = [*_scores(best), *map(format_value, best.params.values())]
     _table(["", ""], [list(pair) for pair in zip(names, values, strict=True)])
     print("Train it with:")
     print(search.command(best.params))
@@ -148,7 +148,8 @@ def _show_front(front: "Sequence[FrozenTrial]", search: Search) -> None:
     print(f"Pareto front of {' and '.join(search.metrics)}:")
     short = short_names(list(dict.fromkeys(key for trial in front for key in trial.params)))
     rows = [
-        [str(trial.number), *_scores(trial), *(written(trial.params.get(key, "-")) for key in short)] for trial in front
+        [str(trial.number), *_scores(trial), *(format_value(trial.params.get(key, "-")) for key in short)]
+        for trial in front
     ]
     _table(["trial", *search.metrics, *short.values()], rows)
     print("Train them with:")

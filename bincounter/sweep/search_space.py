@@ -15,11 +15,11 @@ from omegaconf import DictConfig, IntegerNode, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bincounter.cloud.hyperparameters import override_of
-from bincounter.config.launcher_schema import carried_out_here
-from bincounter.config.overrides import HERE, no_setting, wrong_value
+from bincounter.config.launcher_schema import runs_locally
+from bincounter.config.overrides import LAUNCH_KEYS, unknown_setting, wrong_value
 from bincounter.config.train_schema import TrainConfig
 from bincounter.config.validate import validate
-from bincounter.errors import ConfigError, one_of
+from bincounter.errors import ConfigError, check_choice
 
 log = logging.getLogger(__name__)
 
@@ -178,7 +178,7 @@ def _listed(low: float, high: float, step: float) -> list[float]:
 
 
 # These are equal for all trials: the objective, and where and whether a run is launched.
-_FIXED = (*HERE, "hydra", "paths", "train", "test", "ckpt_path", "optimized_metric")
+_FIXED = (*LAUNCH_KEYS, "hydra", "paths", "train", "test", "ckpt_path", "optimized_metric")
 _TRIED = 60  # composing takes some 50 ms
 
 Space = Sequence[Parameter]
@@ -244,13 +244,13 @@ def _name(override: Override) -> str:
     return override.get_key_element().lstrip("+~")
 
 
-def tell(parameters: Space) -> None:
+def log_search_space(parameters: Space) -> None:
     """Log each parameter."""
     for parameter in parameters:
         log.info("Searching %s: %s", parameter.key, parameter)
 
 
-def refuse_bad(parameters: Space, compose: Callable[[list[str]], DictConfig]) -> None:
+def check_space(parameters: Space, compose: Callable[[list[str]], DictConfig]) -> None:
     """Refuse a space that contains values that no run accepts, before the first trial.
 
     Args:
@@ -332,7 +332,7 @@ def _check_launchable(cfg: DictConfig) -> None:
     if not cfg.train:
         raise ConfigError("train=false trains nothing that a search could compare: leave it out")
     # DDP would start the search again on every device.
-    if carried_out_here(cfg.launcher) and str(cfg.trainer.get("devices", 1)) != "1":
+    if runs_locally(cfg.launcher) and str(cfg.trainer.get("devices", 1)) != "1":
         raise ConfigError("a search runs its trials on one device each: set trainer.devices=1")
 
 
@@ -340,10 +340,10 @@ def _explained(key: str, value: Any, error: Exception, base: DictConfig) -> str:
     group = key.lstrip("+").replace("/", ".").partition("@")[0]
     if isinstance(error, MissingConfigException) and error.options:
         try:
-            one_of(key, value, error.options)
+            check_choice(key, value, error.options)
         except ConfigError as unknown:
             return str(unknown)
-    unknown_key = None if key.startswith("+") else no_setting(group, base)
+    unknown_key = None if key.startswith("+") else unknown_setting(group, base)
     if unknown_key:
         return f"{unknown_key} (it is searched)"
     return f"the search would try {override_of(key, value)}: {wrong_value(error)}"

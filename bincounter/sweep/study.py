@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bincounter.config.checks import check_target, imported
+from bincounter.config.checks import check_target, import_target
 from bincounter.errors import BinCounterError, ConfigError, ResourceError
-from bincounter.redaction import masked
+from bincounter.redaction import mask_secrets
 from bincounter.sweep.distributions import to_optuna
 from bincounter.sweep.search_space import Choice, Interval, Space
 
@@ -47,12 +47,12 @@ def storage_url(url: str | None, folder: Path) -> str:
     return url or f"sqlite:///{(folder / 'study.db').resolve()}"
 
 
-def hand_to_jobs(url: str) -> None:
+def export_storage_url(url: str) -> None:
     """Export the storage's URL to jobs that this process starts."""
     os.environ[_STORAGE] = url
 
 
-def storage_of_job() -> str | None:
+def exported_storage_url() -> str | None:
     """Return the storage's URL that the sweeper exported to this job, or ``None``."""
     return os.environ.get(_STORAGE)
 
@@ -66,8 +66,8 @@ def open_storage(url: str) -> "BaseStorage":
     import optuna
     from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-    quiet()
-    shown = masked(url)
+    silence_optuna()
+    shown = mask_secrets(url)
     # Processes that share a file wait for each other.
     options: dict[str, Any] = {"connect_args": {"timeout": 120}} if url.startswith("sqlite") else {}
     try:
@@ -93,11 +93,11 @@ def _unreachable(shown: str, error: BaseException) -> BinCounterError:
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
-    reason = masked(str(getattr(cause, "orig", cause)).splitlines()[0])
+    reason = mask_secrets(str(getattr(cause, "orig", cause)).splitlines()[0])
     return ResourceError(f"the study at {shown} cannot be opened ({reason}): check that it exists and is writable")
 
 
-def quiet() -> None:
+def silence_optuna() -> None:
     """Silence Optuna's log and its warnings of experimental features."""
     import optuna
 
@@ -135,7 +135,7 @@ def open_study(plan: "Plan", storage: "BaseStorage", pruner: "BasePruner") -> "S
     return study
 
 
-def begin_study(plan: "Plan", url: str) -> "Study":
+def recreate_study(plan: "Plan", url: str) -> "Study":
     """Create the study of a search; one that has its name is deleted."""
     import optuna
 
@@ -191,7 +191,7 @@ def is_exhausted(study: "Study") -> bool:
 _SAMPLER, _PRUNER = "hparams_search.sampler", "hparams_search.pruner"
 
 
-class Sampling:
+class SamplerFactory:
     """Factory of the sampler of each trial.
 
     Args:
@@ -207,7 +207,7 @@ class Sampling:
         from optuna.samplers import BaseSampler, CmaEsSampler, GridSampler, QMCSampler
 
         check_target(_SAMPLER, node, given=("search_space",))
-        self._type = imported(_SAMPLER, node["_target_"])
+        self._type = import_target(_SAMPLER, node["_target_"])
         if not (inspect.isclass(self._type) and issubclass(self._type, BaseSampler)):
             raise ConfigError(f"{_SAMPLER}._target_={node['_target_']} is not a sampler of Optuna: see optuna.samplers")
         self._node = dict(node)
@@ -273,7 +273,7 @@ def make_pruner(node: Mapping[str, Any] | None) -> "BasePruner":
     if not node:
         return NopPruner()
     check_target(_PRUNER, node)
-    kind = imported(_PRUNER, node["_target_"])
+    kind = import_target(_PRUNER, node["_target_"])
     if not (inspect.isclass(kind) and issubclass(kind, BasePruner)):
         raise ConfigError(f"{_PRUNER}._target_={node['_target_']} is not a pruner of Optuna: see optuna.pruners")
     return _made(_PRUNER, node)

@@ -16,13 +16,13 @@ from bincounter.sweep.search_results import (
     Search,
     best_trials,
     completed,
+    format_tally,
+    format_value,
     own_trials,
-    saved,
+    saved_seconds,
     seconds,
     short_names,
     state,
-    tally,
-    written,
 )
 
 if TYPE_CHECKING:
@@ -81,9 +81,9 @@ def _headline(best: "Sequence[FrozenTrial]", study: "Study", search: Search) -> 
 def _lead(study: "Study") -> str:
     trials = own_trials(study)
     spent = sum(seconds(trial) or 0 for trial in trials)
-    spared = sum(map(saved, trials))
+    spared = sum(map(saved_seconds, trials))
     usd = sum(trial.user_attrs.get("usd", 0) for trial in trials)
-    sentences = [f"{tally(study)}."]
+    sentences = [f"{format_tally(study)}."]
     if spent:
         sentences.append(f"They took {_duration(spent)}{f', and pruning saved {_duration(spared)}' if spared else ''}.")
     if usd:
@@ -104,14 +104,14 @@ def _row(trial: "FrozenTrial", keys: Sequence[str], path: Path) -> dict[str, obj
     times = {
         "seconds": seconds(trial),
         "billed_seconds": attrs.get("billed_seconds"),
-        "saved_seconds": saved(trial) or None,
+        "saved_seconds": saved_seconds(trial) or None,
     }
     return {
         "number": trial.number,
         "state": state(trial),
         "report": _report(trial, path),
         "scores": [f"{value:.5g}" for value in trial.values or ()],
-        "params": [written(trial.params[key]) if key in trial.params else "" for key in keys],
+        "params": [format_value(trial.params[key]) if key in trial.params else "" for key in keys],
         **{name: "" if value is None else _duration(value) for name, value in times.items()},
         "usd": f"{attrs['usd']:.4f}" if "usd" in attrs else "",
         "error": attrs.get("error", ""),

@@ -19,18 +19,18 @@ from typing import Any, Self
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from bincounter.cloud.jobs import RECORD
+from bincounter.cloud.jobs import JOB_RECORD
 from bincounter.errors import ConfigError, ResourceError
 from bincounter.sweep.distributions import to_optuna
 from bincounter.sweep.search_plan import Plan
 from bincounter.sweep.search_results import own_trials
-from bincounter.sweep.study import OWNER, Sampling, is_exhausted, note_exhaustion, reopen_trial, suggest
-from bincounter.sweep.trials import OUTCOME, at_work, locked
+from bincounter.sweep.study import OWNER, SamplerFactory, is_exhausted, note_exhaustion, reopen_trial, suggest
+from bincounter.sweep.trials import OUTCOME, is_locked, is_running
 
 log = logging.getLogger(__name__)
 
 
-class Ownership:
+class SweeperLock:
     """Lock that marks this process as one of the sweepers of a folder.
 
     Args:
@@ -80,14 +80,14 @@ class Ownership:
             return False
         if mark["id"] == self._id or mark["host"] != socket.gethostname():
             return True
-        return locked(Path(mark["folder"]) / f"{mark['id']}.lock")
+        return is_locked(Path(mark["folder"]) / f"{mark['id']}.lock")
 
     def _path(self, id_: str) -> Path:
         return self._folder / f"{id_}.lock"
 
 
 @dataclass(frozen=True)
-class Claimed:
+class QueuedTrial:
     """A trial for this process to run.
 
     Attributes:
@@ -101,7 +101,7 @@ class Claimed:
     adopted: bool
 
 
-class Claims:
+class TrialQueue:
     """Queue of the trials of a search.
 
     Args:
@@ -111,7 +111,7 @@ class Claims:
         ownership: of this process.
     """
 
-    def __init__(self, plan: Plan, sampling: Sampling, study: optuna.Study, ownership: Ownership) -> None:
+    def __init__(self, plan: Plan, sampling: SamplerFactory, study: optuna.Study, ownership: SweeperLock) -> None:
         self._plan, self._sampling, self._study, self._ownership = plan, sampling, study, ownership
         self._space = to_optuna(plan.parameters)
         note_exhaustion(study)
@@ -130,19 +130,21 @@ class Claims:
         """Return the running trials of all processes."""
         return [trial for trial in own_trials(self._study) if trial.state == TrialState.RUNNING]
 
-    def take(self, most: int) -> list[Claimed]:
+    def take(self, most: int) -> list[QueuedTrial]:
         """Return up to ``most`` trials to run together."""
         with self._ownership.exclusive():
             existing = own_trials(self._study)
             running = [trial for trial in existing if trial.state == TrialState.RUNNING]
-            orphaned = [each for each in running if self._is_orphaned(each) and not at_work(self._folder(each.number))]
+            orphaned = [
+                each for each in running if self._is_orphaned(each) and not is_running(self._folder(each.number))
+            ]
             taken = [self._adopt(trial) for trial in orphaned[:most]]
             open_ = self.total - len(running) - sum(trial.state.is_finished() for trial in existing)
             if is_exhausted(self._study):
                 open_ = 0
             return taken + [self._ask() for _ in range(min(most - len(taken), open_))]
 
-    def wait(self, take: Callable[[], list[Claimed]]) -> list[Claimed]:
+    def wait(self, take: Callable[[], list[QueuedTrial]]) -> list[QueuedTrial]:
         """Wait for jobs that outlived their sweeper, then take their trials: no other process will finish those."""
         logged = False
         while any(self._is_orphaned(trial) for trial in self.running()):
@@ -157,26 +159,26 @@ class Claims:
     def _is_orphaned(self, trial: FrozenTrial) -> bool:
         return not self._ownership.is_alive(trial.user_attrs.get(OWNER))
 
-    def _adopt(self, left: FrozenTrial) -> Claimed:
+    def _adopt(self, left: FrozenTrial) -> QueuedTrial:
         self._study.sampler = self._sampling.sampler_for(left.number)
         log.info("Resuming trial %d of an earlier start of this search.", left.number)
         trial = reopen_trial(self._study, left)
         suggest(trial, self._space)
         return self._claimed(trial, adopted=True)
 
-    def _ask(self) -> Claimed:
+    def _ask(self) -> QueuedTrial:
         number = len(self._study.get_trials(deepcopy=False))
         # Files of another search would be read as this trial's.
-        if any((self._folder(number) / name).exists() for name in (OUTCOME, RECORD)):
+        if any((self._folder(number) / name).exists() for name in (OUTCOME, JOB_RECORD)):
             raise ConfigError(
                 f"{self._folder(number)} holds the run of another search: remove it, or use another folder"
             )
         self._study.sampler = self._sampling.sampler_for(number)
         return self._claimed(self._study.ask(fixed_distributions=self._space), adopted=False)
 
-    def _claimed(self, trial: optuna.Trial, *, adopted: bool) -> Claimed:
+    def _claimed(self, trial: optuna.Trial, *, adopted: bool) -> QueuedTrial:
         trial.set_user_attr(OWNER, self._ownership.mark)
-        return Claimed(trial, self._folder(trial.number), adopted)
+        return QueuedTrial(trial, self._folder(trial.number), adopted)
 
     def _folder(self, number: int) -> Path:
         return self._plan.folder / str(number)

@@ -23,8 +23,8 @@ from hydra.types import TaskFunction
 from omegaconf import DictConfig
 
 from bincounter.cloud.hyperparameters import override_of
-from bincounter.cloud.jobs import RECORD, load
-from bincounter.config.overrides import without
+from bincounter.cloud.jobs import JOB_RECORD, read_jobs
+from bincounter.config.overrides import drop_overrides
 from bincounter.errors import BinCounterError, Interrupted, Pruned, Stopped
 from bincounter.files import write_text
 from bincounter.sweep.search_plan import Plan
@@ -72,9 +72,9 @@ class RecordedTask:
             except (Interrupted, Stopped):  # it will be resumed
                 raise
             except Exception as error:
-                _record(folder, of_error(error), started)
+                _record(folder, outcome_of_error(error), started)
                 raise
-            _record(folder, of_value(value), started)
+            _record(folder, outcome_of_value(value), started)
         return value
 
 
@@ -83,23 +83,23 @@ def _record(folder: Path, outcome: Outcome, started: float) -> None:
     write_text(folder / OUTCOME, json.dumps({**asdict(outcome), "seconds": seconds}) + "\n")
 
 
-def recorded(folder: Path) -> Outcome | None:
+def read_outcome(folder: Path) -> Outcome | None:
     """Read the outcome in a folder; ``None`` if there is none yet."""
     path = folder / OUTCOME
     return Outcome(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 
 
-def of_return(returned: JobReturn) -> Outcome:
+def outcome_of_return(returned: JobReturn) -> Outcome:
     """Convert the return value of a launcher.
 
     Raises:
         Interrupted: Ctrl-C ended the job, which will be resumed.
     """
     value = returned._return_value  # its property prints and raises
-    return of_value(value) if returned.status == JobStatus.COMPLETED else of_error(value)
+    return outcome_of_value(value) if returned.status == JobStatus.COMPLETED else outcome_of_error(value)
 
 
-def of_error(error: BaseException) -> Outcome:
+def outcome_of_error(error: BaseException) -> Outcome:
     """Convert an error; those of an interruption are raised."""
     if isinstance(error, (Interrupted, Stopped)):
         raise error
@@ -109,7 +109,7 @@ def of_error(error: BaseException) -> Outcome:
     return Outcome(error=sentence if isinstance(error, BinCounterError) else f"{type(error).__name__}: {sentence}")
 
 
-def of_value(value: Any) -> Outcome:
+def outcome_of_value(value: Any) -> Outcome:
     """Convert a return value, a number or several; others become an error."""
     if value is None:
         return Outcome(error="the job returned nothing: have it return the value to optimise")
@@ -134,12 +134,12 @@ def _at_work(folder: Path) -> Iterator[None]:
         yield
 
 
-def at_work(folder: Path) -> bool:
+def is_running(folder: Path) -> bool:
     """Return whether another process of this machine runs the trial of a folder."""
-    return locked(folder / _LOCK)
+    return is_locked(folder / _LOCK)
 
 
-def locked(path: Path) -> bool:
+def is_locked(path: Path) -> bool:
     """Return whether another process holds the lock of a file."""
     if not path.exists():
         return False
@@ -166,7 +166,7 @@ def job_overrides(
     overrides = [*common_overrides(plan), *(override_of(key, value) for key, value in values.items())]
     if plan.own:
         if trial is None:
-            overrides = without(overrides, "hparams_search")
+            overrides = drop_overrides(overrides, "hparams_search")
         else:
             overrides += _trial(plan, trial, overrides)
         if resuming and plan.local:
@@ -178,7 +178,7 @@ def common_overrides(plan: Plan) -> list[str]:
     """Return the overrides that all trials share."""
     # URLs of databases may hold passwords, and a job's overrides are logged.
     secret = ("paths.output_dir", "hparams_search.storage", "hparams_search.warm_start")
-    return without(plan.others, *secret) if plan.own else plan.others
+    return drop_overrides(plan.others, *secret) if plan.own else plan.others
 
 
 def _trial(plan: Plan, number: int, overrides: list[str]) -> list[str]:
@@ -191,7 +191,7 @@ def _trial(plan: Plan, number: int, overrides: list[str]) -> list[str]:
     return added
 
 
-def scored(plan: Plan, outcome: Outcome, folder: Path) -> Outcome:
+def with_objectives(plan: Plan, outcome: Outcome, folder: Path) -> Outcome:
     """Return an outcome with one value per objective, read from ``metrics.json`` where the job does not return them."""
     if outcome.values is None:
         return outcome
@@ -208,11 +208,11 @@ def scored(plan: Plan, outcome: Outcome, folder: Path) -> Outcome:
     )
 
 
-def attributes(outcome: Outcome, folder: Path) -> dict[str, Any]:
+def trial_attributes(outcome: Outcome, folder: Path) -> dict[str, Any]:
     """Return the attributes of a study's trial that describe its job."""
     found: dict[str, Any] = {"folder": str(folder), "seconds": outcome.seconds, "error": outcome.error}
-    if (folder / RECORD).exists():
-        job = load(folder)[0]
+    if (folder / JOB_RECORD).exists():
+        job = read_jobs(folder)[0]
         trained, billed = (job.description.get(f"{name}TimeInSeconds") for name in ("Training", "Billable"))
         found["seconds"] = trained if trained is not None else found["seconds"]
         if billed is not None:

@@ -17,32 +17,32 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from bincounter.cloud import job_plan
 from bincounter.cloud.account import Account
-from bincounter.cloud.aws_errors import explain_failure
+from bincounter.cloud.aws_errors import describe_failure
 from bincounter.cloud.hyperparameters import override_of
-from bincounter.cloud.job_runner import Task
-from bincounter.cloud.jobs import answered_here
-from bincounter.cloud.sagemaker_launcher import REPOSITORY, is_rehearsal, place
+from bincounter.cloud.job_runner import RunningJob
+from bincounter.cloud.jobs import is_local_endpoint
+from bincounter.cloud.sagemaker_launcher import REPOSITORY, is_rehearsal, rehearsal_environment
 from bincounter.cloud.submission import Submission, show_cost
 from bincounter.cloud.tuning_job import (
     TUNING_ENDED,
     TUNING_RECORD,
     Tuning,
     TuningJob,
-    exists,
     load_tuning_job,
     submit,
+    tuning_job_exists,
     tuning_name,
     tuning_request,
 )
-from bincounter.cloud.tuning_monitor import Course, Trial, fetch_runs, total_cost
-from bincounter.config.overrides import without
+from bincounter.cloud.tuning_monitor import Trial, TuningJobMonitor, fetch_runs, format_total_cost
+from bincounter.config.overrides import drop_overrides
 from bincounter.errors import ConfigError, ResourceError
 from bincounter.sweep.distributions import from_sagemaker, params_of, to_optuna, to_sagemaker
-from bincounter.sweep.retraining import conclude, retrain_best
-from bincounter.sweep.search_plan import Plan, most_epochs, refuse_too_large
-from bincounter.sweep.search_space import Interval, Parameter, tell
-from bincounter.sweep.study import begin_study, quiet, storage_url
-from bincounter.sweep.trial_queue import Ownership
+from bincounter.sweep.retraining import report_results, retrain_best
+from bincounter.sweep.search_plan import Plan, check_batch_sizes, most_epochs
+from bincounter.sweep.search_space import Interval, Parameter, log_search_space
+from bincounter.sweep.study import recreate_study, silence_optuna, storage_url
+from bincounter.sweep.trial_queue import SweeperLock
 
 if TYPE_CHECKING:
     from hydra.core.config_loader import ConfigLoader
@@ -62,22 +62,22 @@ def search(plan: Plan, config: DictConfig, loader: "ConfigLoader", launcher: Lau
     Raises:
         BinCounterError: SageMaker refuses the request, the tuning job failed, or Ctrl-C.
     """
-    quiet()
-    job_plan.refuse_what_is_not_shipped(config)
+    silence_optuna()
+    job_plan.check_config_is_tracked(config)
     settings: dict[str, Any] = OmegaConf.to_container(config.launcher, resolve=True)  # type: ignore[assignment]
-    tuner = _Tuner(plan, settings, job_plan.compose(loader, config, _base(plan), 0), is_rehearsal(config.launcher))
+    tuner = _Tuner(plan, settings, job_plan.compose_job(loader, config, _base(plan), 0), is_rehearsal(config.launcher))
     job_plan.plan_run(tuner.base, loader, config)
-    tell(plan.parameters)
+    log_search_space(plan.parameters)
     if plan.cfg.dry_run:
-        with place(rehearsed=tuner.rehearsed):
+        with rehearsal_environment(rehearsed=tuner.rehearsed):
             tuner.show_request()
         return
-    with Ownership(plan.folder) as ownership:
+    with SweeperLock(plan.folder) as ownership:
         with ownership.exclusive():  # another process of the same search waits, then finds it done
             study = tuner.fetched_study() or tuner.run()
         if study is None:
             return
-        conclude(plan, study)
+        report_results(plan, study)
         if plan.settings["retrain_best"]:
             retrain_best(plan, study, launcher, ownership)
     print(plan.folder, flush=True)
@@ -85,13 +85,13 @@ def search(plan: Plan, config: DictConfig, loader: "ConfigLoader", launcher: Lau
 
 def _base(plan: Plan) -> list[str]:
     """Return the overrides that all trials share; trials do not read the test photos."""
-    return [*plan.others, *([] if len(without(plan.others, "test")) < len(plan.others) else ["test=false"])]
+    return [*plan.others, *([] if len(drop_overrides(plan.others, "test")) < len(plan.others) else ["test=false"])]
 
 
 class _Tuner:
     """Tuning job of one search."""
 
-    def __init__(self, plan: Plan, settings: Mapping[str, Any], base: job_plan.Planned, rehearsed: bool) -> None:
+    def __init__(self, plan: Plan, settings: Mapping[str, Any], base: job_plan.PlannedJob, rehearsed: bool) -> None:
         self._plan, self._settings, self.base, self.rehearsed = plan, settings, base, rehearsed
         self._url = storage_url(None, plan.folder)
         ranges = to_sagemaker(plan.parameters, plan.settings["strategy"])
@@ -125,23 +125,23 @@ class _Tuner:
     def run(self) -> optuna.Study | None:
         """Submit or find the tuning job and follow it; return ``None`` with ``launcher.wait=false``."""
         plan = self._plan
-        with place(rehearsed=self.rehearsed):
+        with rehearsal_environment(rehearsed=self.rehearsed):
             account, job = self._existing_job()
             if job is None:
-                refuse_too_large(plan.parameters, plan.cfg)
+                check_batch_sizes(plan.parameters, plan.cfg)
                 job = self._submitted(account)
             if not self._settings["wait"]:
                 log.info("%s is running; the same command with launcher.wait=true follows it.", job.name)
                 return None
-            course = Course(account, job, plan.folder, self._overrides, rehearsed=self.rehearsed)
+            course = TuningJobMonitor(account, job, plan.folder, self._overrides, rehearsed=self.rehearsed)
             described, trials = course.follow()
             best = described.get("BestTrainingJob", {}).get("TrainingJobName")
             fetch_runs(account, trials, best)
-        study = keep_trials(plan, self._url, trials, best)
+        study = write_study(plan, self._url, trials, best)
         replace(job, status=described["HyperParameterTuningJobStatus"]).save(plan.folder)
-        log.info("%s %s: %s", job.name, described["HyperParameterTuningJobStatus"], total_cost(trials))
+        log.info("%s %s: %s", job.name, described["HyperParameterTuningJobStatus"], format_total_cost(trials))
         if described["HyperParameterTuningJobStatus"] == "Failed":
-            conclude(plan, study)
+            report_results(plan, study)
             raise self._failed(job, described.get("FailureReason", "SageMaker gives no reason"))
         return study
 
@@ -150,7 +150,7 @@ class _Tuner:
         record = self._plan.folder / TUNING_RECORD
         job = load_tuning_job(self._plan.folder)
         account = Account(self._settings["region"] if job is None else job.region)
-        if job is None or exists(account, job):
+        if job is None or tuning_job_exists(account, job):
             return account, job
         if not self.rehearsed:  # of another account, it may be at work and be paid for
             raise ConfigError(
@@ -181,7 +181,7 @@ class _Tuner:
     def _submitted(self, account: Account) -> TuningJob:
         requests: list[dict[str, Any]] = []
 
-        def checked(tasks: Sequence[Task]) -> None:
+        def checked(tasks: Sequence[RunningJob]) -> None:
             requests.append(self._request(tasks[0]))
 
         (task,) = self._submission(account).tasks([self.base], dry=False, checked=checked)
@@ -195,13 +195,13 @@ class _Tuner:
             instance_type=task.job.instance_type,
             instance_count=task.job.instance_count,
             price_origin=task.job.price_origin,
-            rehearsed=answered_here(account),
+            rehearsed=is_local_endpoint(account),
         )
         submit(account, job, requests[0], self._plan.folder)
         log.info("%s: %d trials, %d at a time", job.name, job.trials, min(self._tuning.at_once, job.trials))
         return job
 
-    def _request(self, task: Task) -> dict[str, Any]:
+    def _request(self, task: RunningJob) -> dict[str, Any]:
         assert task.request is not None
         return tuning_request(task.request, self._tuning, tuning_name(self._plan.name))
 
@@ -227,7 +227,7 @@ class _Tuner:
     def _overrides(self, tuned: Mapping[str, str]) -> list[str]:
         values = from_sagemaker(tuned, self._plan.parameters)
         return [
-            *without(_base(self._plan), "hparams_search"),
+            *drop_overrides(_base(self._plan), "hparams_search"),
             *(override_of(key, each) for key, each in values.items()),
         ]
 
@@ -249,7 +249,7 @@ def _number(plan: Plan, ranges: Mapping[str, Any]) -> int:
 _STATES = {"Completed": TrialState.COMPLETE, "Stopped": TrialState.PRUNED}
 
 
-def keep_trials(plan: Plan, url: str, trials: Sequence[Trial], best: str | None) -> optuna.Study:
+def write_study(plan: Plan, url: str, trials: Sequence[Trial], best: str | None) -> optuna.Study:
     """Write the study of a tuning job that has ended.
 
     Args:
@@ -258,7 +258,7 @@ def keep_trials(plan: Plan, url: str, trials: Sequence[Trial], best: str | None)
         trials: of the tuning job, in the order of their start.
         best: name of SageMaker's best training job.
     """
-    study = begin_study(plan, url)
+    study = recreate_study(plan, url)
     for trial in trials:
         study.add_trial(_frozen(plan, trial, best=trial.job.name == best))
     return study
@@ -299,7 +299,7 @@ def _attributes(trial: Trial) -> dict[str, Any]:
     if billed is not None:
         found |= {"billed_seconds": billed, "usd": round(billed / 3600 * trial.job.usd_per_hour, 6)}
     if trial.summary["TrainingJobStatus"] == "Failed":
-        found["error"] = explain_failure(described.get("FailureReason", ""))
+        found["error"] = describe_failure(described.get("FailureReason", ""))
     return found
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bincounter.errors import ConfigError
-from bincounter.redaction import masked
+from bincounter.redaction import mask_secrets
 from bincounter.sweep.distributions import to_optuna
 from bincounter.sweep.study import WARM_START, objectives, open_storage
 
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 _TAKEN = "warm_start"  # attribute of the study: sources already added
 
 
-def learn_from_earlier(study: "Study", plan: "Plan") -> None:
+def add_earlier_trials(study: "Study", plan: "Plan") -> None:
     """Add the trials of earlier searches to a study, once; call it from one process at a time.
 
     Raises:
@@ -29,7 +29,7 @@ def learn_from_earlier(study: "Study", plan: "Plan") -> None:
     """
     taken: list[str] = study.user_attrs.get(_TAKEN, [])
     for source in plan.settings["warm_start"]:
-        shown = masked(source)
+        shown = mask_secrets(source)
         if shown in taken:
             continue
         before = _open(source, shown)

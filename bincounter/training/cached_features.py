@@ -28,7 +28,7 @@ from bincounter.data.photo_store import RECIPE
 from bincounter.data.preprocessing import Normalize
 from bincounter.model import counter
 from bincounter.model.counter import BinCounter
-from bincounter.parallel import ordered_map
+from bincounter.parallel import map_ordered
 from bincounter.progress import track
 from bincounter.training.scoring import fabric_for
 
@@ -105,7 +105,7 @@ class CachedFeatures:
         """Features in batches that all have one size: a photo's do not depend on which others are missing."""
         started = time.monotonic()
         blocks = [rows[start : start + self._batch] for start in range(0, len(rows), self._batch)]
-        photos = ordered_map(self._data.store.batch, blocks, workers=1)  # read ahead while the device computes
+        photos = map_ordered(self._data.store.batch, blocks, workers=1)  # read ahead while the device computes
         for block, read in track(
             zip(blocks, photos, strict=True), "Computing features of the frozen backbone, in batches", len(blocks)
         ):

@@ -17,7 +17,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
 from bincounter.data.datamodule import batch_progress
-from bincounter.files import link, replacing
+from bincounter.files import atomic_write, link
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -31,7 +31,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         # Through memory: torch's writer raises an error on a full disk that does not name it.
         content = io.BytesIO()
         torch.save(checkpoint, content)
-        with replacing(path, "wb") as file:
+        with atomic_write(path, "wb") as file:
             file.write(content.getbuffer())
 
     def load_checkpoint(
@@ -45,7 +45,7 @@ class StopRequested(Exception):
     """SIGTERM was received and ``last.ckpt`` is written."""
 
 
-class TimeIsUp(Exception):  # it is a state, not an error
+class MaxTimeReached(Exception):  # it is a state, not an error
     """``trainer.max_time`` has passed and ``last.ckpt`` is written."""
 
 
@@ -61,9 +61,9 @@ class RunCheckpoint(Checkpoint):
         monitor: a logged validation metric, such as ``val/accuracy``.
         mode: ``max`` or ``min``.
         every_n_train_steps: optimizer steps between two writes of ``last.ckpt`` within an epoch.
-        max_time: the fit ends with :class:`TimeIsUp` and a checkpoint at the first step after it. Lightning's own timer
-            ends the epoch early instead, and a resumed run would skip the rest of it.
-        model_dir: folder that each new ``best.ckpt`` is also copied to, see :func:`hand_over`.
+        max_time: the fit ends with :class:`MaxTimeReached` and a checkpoint at the first step after it. Lightning's
+            timer ends the epoch early instead, and a resumed run would skip the rest of it.
+        model_dir: folder that each new ``best.ckpt`` is also copied to, see :func:`export_model`.
     """
 
     # Under DDP it waits for the other processes after each step; saving is an action of its own.
@@ -122,7 +122,7 @@ class RunCheckpoint(Checkpoint):
 
     def _hand_over(self, trainer: L.Trainer) -> None:
         if self._model_dir is not None and trainer.is_global_zero and self.best_path.exists():
-            hand_over(self._folder.parent, self._model_dir)
+            export_model(self._folder.parent, self._model_dir)
 
     def end_with(self, trainer: L.Trainer, error: Exception) -> None:
         """End the fit with ``error`` once ``last.ckpt`` is written; to be called on all ranks."""
@@ -139,7 +139,7 @@ class RunCheckpoint(Checkpoint):
             raise self._error
         for exception, wanted in (
             (StopRequested, self._sigterm),
-            (TimeIsUp, self._ends is not None and time.monotonic() > self._ends),
+            (MaxTimeReached, self._ends is not None and time.monotonic() > self._ends),
         ):
             if trainer.world_size > 1:
                 wanted = trainer.strategy.reduce_boolean_decision(wanted, all=False)  # noqa: PLW2901
@@ -189,7 +189,7 @@ class RunCheckpoint(Checkpoint):
         return True
 
 
-def newest_whole(folder: Path) -> Path | None:
+def find_resume_checkpoint(folder: Path) -> Path | None:
     """Return the checkpoint from which a run can resume without losing its best model.
 
     ``best.ckpt`` and ``last.ckpt`` are written, and copied elsewhere, one after the other: ``last.ckpt`` may refer to a
@@ -247,7 +247,7 @@ class StatelessRandomness(L.Callback):
 _HANDED_OVER = ("config.yaml", "checkpoints/best.ckpt", "metrics.json")
 
 
-def hand_over(run: Path, target: Path) -> None:
+def export_model(run: Path, target: Path) -> None:
     """Copy a run's configuration, best checkpoint and scores, as far as they exist, into one folder.
 
     Args:
@@ -257,5 +257,5 @@ def hand_over(run: Path, target: Path) -> None:
     for name in _HANDED_OVER:
         if not (run / name).exists():
             continue
-        with (run / name).open("rb") as source, replacing(target / Path(name).name, "wb") as copy:
+        with (run / name).open("rb") as source, atomic_write(target / Path(name).name, "wb") as copy:
             shutil.copyfileobj(source, copy)

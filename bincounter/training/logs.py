@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from bincounter.config.checks import METRICS
-from bincounter.files import replacing
+from bincounter.files import atomic_write
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class MetricsCsv(Logger):
         if self._written == len(self._rows):
             return
         if self._written <= 0:
-            with replacing(self._path) as file:
+            with atomic_write(self._path) as file:
                 self._write(file, self._rows, header=True)
         else:
             with self._path.open("a", encoding="utf-8", newline="") as file:

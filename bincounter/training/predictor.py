@@ -16,7 +16,7 @@ from bincounter.data.preprocessing import Normalize, PhotoError, decode
 from bincounter.data.s3.address import is_remote
 from bincounter.data.s3.sync import fetch
 from bincounter.errors import DataError
-from bincounter.files import replacing
+from bincounter.files import atomic_write
 from bincounter.model.build import load_counter
 from bincounter.model.counter import BinCounter
 
@@ -24,7 +24,7 @@ _BATCH = 32
 
 
 @dataclass(frozen=True)
-class Answer:
+class Prediction:
     """Prediction for one photo.
 
     Attributes:
@@ -61,7 +61,7 @@ class Predictor:
         """The counts it can predict, ascending."""
         return self._model.counts
 
-    def answers(self, photos: Iterable[Path]) -> Iterator[Answer]:
+    def answers(self, photos: Iterable[Path]) -> Iterator[Prediction]:
         """Yield a prediction for each photo, in order; unreadable ones have a reason."""
         remaining = iter(photos)
         with ThreadPoolExecutor() as pool:
@@ -77,17 +77,17 @@ class Predictor:
             return (error.strerror or "unreadable").lower()
 
     @torch.inference_mode()
-    def _batch(self, paths: Sequence[Path], read: Sequence[torch.Tensor | str]) -> Iterator[Answer]:
+    def _batch(self, paths: Sequence[Path], read: Sequence[torch.Tensor | str]) -> Iterator[Prediction]:
         photos = [photo for photo in read if isinstance(photo, torch.Tensor)]
         rows: Iterator[list[float]] = iter(())
         if photos:
             images = self._normalize(self._fabric.to_device(torch.stack(photos)))
             rows = iter(self._model.probabilities(images).tolist())
         for path, photo in zip(paths, read, strict=True):
-            yield Answer(path, reason=photo) if isinstance(photo, str) else Answer(path, tuple(next(rows)))
+            yield Prediction(path, reason=photo) if isinstance(photo, str) else Prediction(path, tuple(next(rows)))
 
 
-def photos_of(source: str, data_dir: Path) -> list[Path]:
+def list_photos(source: str, data_dir: Path) -> list[Path]:
     """List the photos of ``source``.
 
     Args:
@@ -108,10 +108,10 @@ def photos_of(source: str, data_dir: Path) -> list[Path]:
     return photos
 
 
-def write_answers(path: Path, counts: Sequence[int], answers: Iterable[Answer]) -> int:
+def write_predictions_csv(path: Path, counts: Sequence[int], answers: Iterable[Prediction]) -> int:
     """Write predictions as CSV (``path, predicted, expected_count, p_<k>..., reason``); return how many were read."""
     counted = 0
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["path", "predicted", "expected_count", *(f"p_{count}" for count in counts), "reason"])
         for answer in answers:
@@ -125,14 +125,14 @@ def write_answers(path: Path, counts: Sequence[int], answers: Iterable[Answer]) 
     return counted
 
 
-def summary(counts: Sequence[int], answer: Answer) -> tuple[int, float]:
+def summary(counts: Sequence[int], answer: Prediction) -> tuple[int, float]:
     """Return the most likely count, the smallest of equally likely ones as in the scores, and the mean."""
     likeliest = answer.probabilities.index(max(answer.probabilities))
     expected = sum(probability * count for probability, count in zip(answer.probabilities, counts, strict=True))
     return counts[likeliest], expected
 
 
-def show_answers(answers: Iterable[tuple[Answer, Sequence[int]]]) -> int:
+def print_predictions(answers: Iterable[tuple[Prediction, Sequence[int]]]) -> int:
     """Print a line per photo, unreadable ones on stderr.
 
     Args:

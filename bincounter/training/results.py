@@ -14,11 +14,11 @@ import yaml
 from torch import Tensor
 
 from bincounter.errors import UserError
-from bincounter.files import replacing, write_text
+from bincounter.files import atomic_write, write_text
 
 Parsed = TypeVar("Parsed")
 
-SIDES = {"val": "validation", "test": "test", "train": "train"}
+SPLIT_OF_SIDE = {"val": "validation", "test": "test", "train": "train"}
 """Names of the splits in ``metrics.json``, and in ``split.csv`` and ``predictions.csv``."""
 
 _NONE = (None, None)
@@ -89,7 +89,7 @@ class CountRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class RunResults:
     """Results of a run, read back; a killed run lacks some of them.
 
     Attributes:
@@ -126,7 +126,7 @@ class Run:
         return dict(sorted(Counter(count for count, side in self.split.values() if side == split).items()))
 
 
-def read_run(path: Path) -> Run:
+def read_results(path: Path) -> RunResults:
     """Read a run's folder.
 
     Raises:
@@ -137,8 +137,8 @@ def read_run(path: Path) -> Run:
     return _results(path, _read(path / "config.yaml", yaml.safe_load) or {})
 
 
-def _results(path: Path, config: Mapping[str, Any]) -> Run:
-    return Run(
+def _results(path: Path, config: Mapping[str, Any]) -> RunResults:
+    return RunResults(
         path=path,
         config=config,
         overrides=_read(path / "overrides.txt", lambda file: file.read().splitlines()) or [],
@@ -224,7 +224,7 @@ def _log(file: IO[str]) -> dict[str, list[tuple[float, float, float]]]:
     return series
 
 
-class Predicted:
+class ScoredPhotos:
     """Predictions of a model, as they are written to ``predictions.csv``.
 
     Attributes:
@@ -247,7 +247,7 @@ class Predicted:
             yield [id_, split, label, counts[k], f"{mean:.4f}", *(f"{p:.6g}" for p in row)]
 
 
-def write_predictions(run: Path, sides: Mapping[str, Predicted], counts: Sequence[int]) -> None:
+def write_predictions(run: Path, sides: Mapping[str, ScoredPhotos], counts: Sequence[int]) -> None:
     """Write ``predictions.csv``: a row for each scored photo.
 
     Args:
@@ -290,14 +290,14 @@ def write_metrics(run: Path, metrics: Mapping[str, Any]) -> None:
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(rows)
 
 
 @dataclass(frozen=True)
-class Origin:
+class CheckpointOrigin:
     """A checkpoint and its run.
 
     Attributes:
@@ -306,7 +306,7 @@ class Origin:
     """
 
     checkpoint: Path
-    run: Run | None
+    run: RunResults | None
 
     @property
     def folder(self) -> Path:
@@ -314,7 +314,7 @@ class Origin:
         return self.run.path if self.run else self.checkpoint.parent
 
 
-def origin_of(checkpoint: Path) -> Origin:
+def find_run_of_checkpoint(checkpoint: Path) -> CheckpointOrigin:
     """Find the run of a checkpoint: the parent of ``checkpoints/``, or ``paths.model_dir`` with its copies.
 
     Raises:
@@ -322,4 +322,6 @@ def origin_of(checkpoint: Path) -> Origin:
     """
     folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
     config = _read(folder / "config.yaml", yaml.safe_load) or {}
-    return Origin(checkpoint, _results(folder, config) if "task_name" in config else None)  # else another tool's file
+    return CheckpointOrigin(
+        checkpoint, _results(folder, config) if "task_name" in config else None
+    )  # else another tool's file

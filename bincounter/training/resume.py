@@ -43,7 +43,9 @@ FREE = (
 )
 
 
-def expand(argv: list[str], overrides: list[str], compose: Callable[[list[str]], DictConfig]) -> list[str]:
+def expand_resume_overrides(
+    argv: list[str], overrides: list[str], compose: Callable[[list[str]], DictConfig]
+) -> list[str]:
     """Put the overrides of a resumed run in front of those given now.
 
     Args:
@@ -160,7 +162,7 @@ def _quoted(folder: Path) -> str:
     return "'" + str(folder).replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
-def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], run: Path) -> None:
+def check_unchanged(before: Mapping[str, Any], now: Mapping[str, Any], run: Path) -> None:
     """Check that a run is resumed with a configuration that computes the same.
 
     Args:

@@ -15,26 +15,26 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from bincounter.config.launcher_schema import carried_out_here
+from bincounter.config.launcher_schema import runs_locally
 from bincounter.data.datamodule import BinDataModule
 from bincounter.data.records import QUARANTINE_FILE, SPLITS, write_quarantine
 from bincounter.data.splits import read_split, write_split
 from bincounter.errors import ConfigError, DataError, Interrupted, ResourceError, Stopped
-from bincounter.model.build import build_counter, describe, load_counter
+from bincounter.model.build import build_counter, checkpoint_metadata, load_counter
 from bincounter.model.counter import BinCounter
-from bincounter.redaction import masked
+from bincounter.redaction import mask_secrets
 from bincounter.training import resume
 from bincounter.training.cached_features import cached_features
-from bincounter.training.checkpoint import StopRequested, TimeIsUp, hand_over, newest_whole
+from bincounter.training.checkpoint import MaxTimeReached, StopRequested, export_model, find_resume_checkpoint
 from bincounter.training.run_folder import RunFolder
-from bincounter.training.scoring import fabric_for, score_run, show
-from bincounter.training.trainer import answered, make_trainer, quiet_lightning, run_checkpoint
+from bincounter.training.scoring import fabric_for, print_scores, score_run
+from bincounter.training.trainer import make_trainer, run_checkpoint, silence_lightning, translate_errors
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Finished:
+class RunOutcome:
     """Objects of a finished run, for the report.
 
     Attributes:
@@ -52,7 +52,7 @@ class Finished:
     objective: float | None
 
 
-def run(cfg: DictConfig, callbacks: Sequence[L.Callback] = ()) -> Finished | None:
+def run(cfg: DictConfig, callbacks: Sequence[L.Callback] = ()) -> RunOutcome | None:
     """Fit and score, or only score, one validated configuration.
 
     Args:
@@ -66,19 +66,19 @@ def run(cfg: DictConfig, callbacks: Sequence[L.Callback] = ()) -> Finished | Non
     Raises:
         BinCounterError: the fit or the scoring failed; the message is one sentence.
     """
-    if not carried_out_here(cfg.launcher):
+    if not runs_locally(cfg.launcher):
         raise ConfigError("this run is for a launcher: choose one launcher, and do not set hydra.mode")
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    quiet_lightning()
+    silence_lightning()
     torch.set_float32_matmul_precision(cfg.float32_matmul_precision)
     folder = RunFolder(cfg.paths.output_dir)
-    with answered(batch_size=cfg.data.batch_size, run=folder.path):
+    with translate_errors(batch_size=cfg.data.batch_size, run=folder.path):
         return (_fit_and_score if cfg.train else _score_only)(cfg, plain, folder, callbacks)
 
 
 def _fit_and_score(
     cfg: DictConfig, plain: dict[str, Any], folder: RunFolder, callbacks: Sequence[L.Callback]
-) -> Finished | None:
+) -> RunOutcome | None:
     trainer = make_trainer(cfg, folder, _resume_checkpoint(cfg, folder), callbacks)
     first = trainer.is_global_zero  # not before: without a trainer, the first process of every machine has rank 0
     resume_from = _claim(cfg, plain, folder) if first else _resume_checkpoint(cfg, folder)
@@ -112,7 +112,9 @@ def _fit_and_score(
     return _scored(plain, folder, data, loaded, checkpoint.best, callbacks)
 
 
-def _score_only(cfg: DictConfig, plain: dict[str, Any], folder: RunFolder, callbacks: Sequence[L.Callback]) -> Finished:
+def _score_only(
+    cfg: DictConfig, plain: dict[str, Any], folder: RunFolder, callbacks: Sequence[L.Callback]
+) -> RunOutcome:
     loaded = load_counter(cfg.ckpt_path, trusted=_own_targets(plain))
     folder.claim(fresh=True)
     _follow_checkpoint(cfg, loaded[1])
@@ -135,15 +137,15 @@ def _scored(
     loaded: tuple[BinCounter, dict[str, Any]],
     best: float | None,
     callbacks: Sequence[L.Callback],
-) -> Finished:
+) -> RunOutcome:
     model, description = loaded
     fabric = fabric_for(plain["trainer"], callbacks)
     sides = ["val", *(["test"] if plain["test"] else []), *(["train"] if plain["train"] else [])]
     metrics = score_run(folder.path, model, data, fabric, sides=sides, train_counts=description["train_counts"])
-    show(metrics)
+    print_scores(metrics)
     if plain["paths"]["model_dir"] is not None:
-        hand_over(folder.path, Path(plain["paths"]["model_dir"]))
-    return Finished(folder, model, data, fabric, best)
+        export_model(folder.path, Path(plain["paths"]["model_dir"]))
+    return RunOutcome(folder, model, data, fabric, best)
 
 
 def data_module(cfg: DictConfig) -> BinDataModule:
@@ -163,7 +165,7 @@ def _claim(cfg: DictConfig, plain: dict[str, Any], folder: RunFolder) -> str | N
     if resuming:
         before = resume.stored_config(folder.path)
         if before is not None:
-            resume.refuse_changes(before, masked(plain), folder.path)
+            resume.check_unchanged(before, mask_secrets(plain), folder.path)
         if checkpoint is None:
             log.warning("%s has no checkpoint yet: the run starts from the beginning.", folder.path)
         else:
@@ -172,7 +174,7 @@ def _claim(cfg: DictConfig, plain: dict[str, Any], folder: RunFolder) -> str | N
 
 
 def _resume_checkpoint(cfg: DictConfig, folder: RunFolder) -> str | None:
-    checkpoint = newest_whole(folder.checkpoints) if cfg.ckpt_path == "last" else None
+    checkpoint = find_resume_checkpoint(folder.checkpoints) if cfg.ckpt_path == "last" else None
     return None if checkpoint is None else str(checkpoint)
 
 
@@ -224,8 +226,8 @@ def _model(plain: dict[str, Any], data: BinDataModule) -> BinCounter:
         torch.manual_seed(plain["seed"])  # initial weights depend on the seed alone
         model = build_counter(plain["model"], plain["objective"], data.counts, train_counts)
     _check_image_size(model, data.image_size)
-    model.description = describe(
-        masked(plain["model"]),
+    model.description = checkpoint_metadata(
+        mask_secrets(plain["model"]),
         plain["objective"],
         data.counts,
         image_size=data.image_size,
@@ -282,7 +284,7 @@ def _fit(
         raise Stopped(f"Stopped by SIGTERM at step {trainer.global_step}; {resume_by}") from None
     except SystemExit:  # what Lightning makes of Ctrl-C
         raise Interrupted(f"Interrupted at step {trainer.global_step}; {resume_by}") from None
-    except TimeIsUp:
+    except MaxTimeReached:
         raise ResourceError(
             f"trainer.max_time is up at epoch {trainer.current_epoch + 1} of {trainer.max_epochs}; {resume_by}"
         ) from None

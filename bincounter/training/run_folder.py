@@ -20,7 +20,7 @@ import yaml
 import bincounter
 from bincounter.errors import UserError
 from bincounter.files import write_text
-from bincounter.redaction import masked, masked_argument
+from bincounter.redaction import mask_argument, mask_secrets
 
 log = logging.getLogger(__name__)
 
@@ -68,11 +68,11 @@ class RunFolder:
 
     def describe(self, config: Mapping[str, Any], overrides: Sequence[str], facts: Mapping[str, Any]) -> None:
         """Write ``config.yaml``, ``overrides.txt`` and ``provenance.json``; secrets are masked."""
-        lines = [masked_argument(override) for override in overrides]
+        lines = [mask_argument(override) for override in overrides]
         write_text(self.path / "overrides.txt", "".join(f"{line}\n" for line in lines))
         origin = {**provenance(), **facts}
         write_text(self.path / "provenance.json", json.dumps(origin, indent=2, ensure_ascii=False) + "\n")
-        write_text(self.path / "config.yaml", yaml.safe_dump(masked(config), sort_keys=False, allow_unicode=True))
+        write_text(self.path / "config.yaml", yaml.safe_dump(mask_secrets(config), sort_keys=False, allow_unicode=True))
 
 
 def _locked(file: IO, patience: float = 10.0) -> bool:
@@ -89,7 +89,7 @@ def _locked(file: IO, patience: float = 10.0) -> bool:
             return True
 
 
-SHIPPED = "commit.json"
+COMMIT_FILE = "commit.json"
 """Name of the file with the commit of code that was shipped without its repository."""
 
 _PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "numpy", "pillow")
@@ -98,10 +98,10 @@ _PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", 
 def provenance() -> dict[str, Any]:
     """Describe command, code, versions and machine of this process; secrets in the command are masked."""
     return {
-        "command": [masked_argument(argument) for argument in sys.argv],
+        "command": [mask_argument(argument) for argument in sys.argv],
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "bincounter": bincounter.__version__,
-        **commit(),
+        **code_commit(),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
         "machine": {
             "system": platform.platform(),
@@ -115,14 +115,14 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def commit() -> dict[str, Any]:
+def code_commit() -> dict[str, Any]:
     """Return the commit of the code that runs, and whether it is unchanged since; both ``None`` where unknown.
 
     Code shipped to a job brings them in a file. Git is asked about files that it tracks: a repository around the
     environment that bincounter is installed in has commits of something else.
     """
     package = Path(bincounter.__file__).resolve().parent
-    shipped = package.parent / SHIPPED
+    shipped = package.parent / COMMIT_FILE
     if shipped.exists():
         return json.loads(shipped.read_text(encoding="utf-8"))
     if _git(package, "ls-files", "--error-unmatch", "__init__.py"):
@@ -159,7 +159,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
     return done.stdout.strip()
 
 
-def newest_checkpoint(log_dir: Path, *, named_by: str) -> Path:
+def find_newest_checkpoint(log_dir: Path, *, named_by: str) -> Path:
     """Find the ``best.ckpt`` written last, and log its path.
 
     Args:

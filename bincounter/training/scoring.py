@@ -16,8 +16,8 @@ from bincounter.data.records import SPLITS
 from bincounter.model.counter import BinCounter
 from bincounter.model.scores import clamped_log, score
 from bincounter.progress import track
-from bincounter.training.results import CountRow, Predicted, write_metrics, write_per_count, write_predictions
-from bincounter.training.trainer import resolved
+from bincounter.training.results import CountRow, ScoredPhotos, write_metrics, write_per_count, write_predictions
+from bincounter.training.trainer import resolve_precision
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ def training_sample(data: BinDataModule) -> tuple[np.ndarray, Tensor]:
 
 
 def per_count_rows(
-    photos: Mapping[str, Mapping[int, int]], predicted: Mapping[str, Predicted], counts: Sequence[int]
+    photos: Mapping[str, Mapping[int, int]], predicted: Mapping[str, ScoredPhotos], counts: Sequence[int]
 ) -> dict[tuple[int, str], CountRow]:
     """Scores of each count in each of ``train``, ``validation`` and ``test``.
 
@@ -148,12 +148,12 @@ def fabric_for(trainer: Mapping[str, Any], watching: Sequence[L.Callback] = ()) 
             ``int[B]``, and ``on_scoring_end()`` after all of them.
     """
     accelerator = trainer["accelerator"]
-    precision: Any = resolved(trainer.get("precision"), accelerator)
+    precision: Any = resolve_precision(trainer.get("precision"), accelerator)
     return L.Fabric(accelerator=accelerator, devices=1, precision=precision, callbacks=list(watching))
 
 
 @torch.inference_mode()
-def predict(model: BinCounter, data: BinDataModule, positions: np.ndarray, fabric: L.Fabric, side: str) -> Predicted:
+def predict(model: BinCounter, data: BinDataModule, positions: np.ndarray, fabric: L.Fabric, side: str) -> ScoredPhotos:
     """Predict photos at ``positions`` of ``data.manifest.records``, in that order.
 
     Args:
@@ -175,7 +175,7 @@ def predict(model: BinCounter, data: BinDataModule, positions: np.ndarray, fabri
         fabric.call("on_scoring_batch_end", model, side, moved["count"])
         labels.append(batch["count"].cpu())
         ids += batch["id"]
-    return Predicted(ids, torch.cat(labels), torch.cat(probabilities))
+    return ScoredPhotos(ids, torch.cat(labels), torch.cat(probabilities))
 
 
 def score_run(
@@ -202,7 +202,7 @@ def score_run(
     """
     model = fabric.to_device(model).eval()  # type: ignore[assignment]
     metrics: dict[str, Any] = {}
-    predicted: dict[str, Predicted] = {}
+    predicted: dict[str, ScoredPhotos] = {}
     for side in sides:
         positions, fair = _positions(data, side)
         if not len(positions):
@@ -225,7 +225,7 @@ def _positions(data: BinDataModule, side: str) -> tuple[np.ndarray, Tensor]:
     return positions, torch.ones(len(positions), dtype=torch.bool)
 
 
-def show(metrics: Mapping[str, Any]) -> None:
+def print_scores(metrics: Mapping[str, Any]) -> None:
     """Print the headline scores with their intervals and the baselines beside them."""
     from rich.console import Console
     from rich.table import Table

@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
-from bincounter.config.checks import mode_of
+from bincounter.config.checks import metric_mode
 from bincounter.errors import BinCounterError, ConfigError, DataError, ResourceError
 from bincounter.training.checkpoint import AtomicCheckpointIO, RunCheckpoint, StatelessRandomness
 from bincounter.training.logs import TrainingLog
@@ -38,13 +38,13 @@ def make_trainer(
     checkpoint = RunCheckpoint(
         folder.checkpoints,
         monitor=cfg.optimized_metric,
-        mode=mode_of(cfg.optimized_metric),
+        mode=metric_mode(cfg.optimized_metric),
         every_n_train_steps=cfg.checkpoint.every_n_train_steps,
         max_time=_duration(max_time),
         model_dir=None if cfg.paths.model_dir is None else Path(cfg.paths.model_dir),
     )
     callbacks = [instantiate(node) for node in (cfg.callbacks or {}).values() if node]
-    options["precision"] = resolved(options.get("precision"), options["accelerator"])
+    options["precision"] = resolve_precision(options.get("precision"), options["accelerator"])
     if options.get("sync_batchnorm") == "auto":  # for GPUs only
         options["sync_batchnorm"] = options["accelerator"] != "cpu" and torch.cuda.is_available()
     plugins = [instantiate(node) for node in options.pop("plugins", None) or []]
@@ -97,7 +97,7 @@ def run_checkpoint(trainer: L.Trainer) -> RunCheckpoint:
     return next(c for c in trainer.callbacks if isinstance(c, RunCheckpoint))  # type: ignore[attr-defined]
 
 
-def resolved(precision: str | None, accelerator: str) -> str:
+def resolve_precision(precision: str | None, accelerator: str) -> str:
     """Choose the precision for ``auto``; anything else is passed through.
 
     Measured on a CPU with AVX512-BF16: ResNet50 trains twice as fast in bf16-mixed; without such instructions slower.
@@ -130,7 +130,7 @@ _MESSAGES = (
 )
 
 
-def quiet_lightning() -> None:
+def silence_lightning() -> None:
     """Silence Lightning's tips and start-up lines, printed twice, and known warnings; call after importing it."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logger = logging.getLogger(name)
@@ -141,7 +141,7 @@ def quiet_lightning() -> None:
 
 
 @contextmanager
-def answered(*, batch_size: int, run: object) -> Iterator[None]:
+def translate_errors(*, batch_size: int, run: object) -> Iterator[None]:
     """Raise known exceptions of a fit or scoring as a :class:`BinCounterError` with one sentence.
 
     Raises:
@@ -150,13 +150,13 @@ def answered(*, batch_size: int, run: object) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        known = explained(error, batch_size=batch_size, run=run)
+        known = describe_failure(error, batch_size=batch_size, run=run)
         if known is None:
             raise
         raise known from error
 
 
-def explained(error: BaseException, *, batch_size: int, run: object) -> BinCounterError | None:
+def describe_failure(error: BaseException, *, batch_size: int, run: object) -> BinCounterError | None:
     """Describe an exception of a fit or scoring in one sentence; ``None`` if it is unknown.
 
     Args:

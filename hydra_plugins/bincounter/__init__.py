@@ -20,7 +20,7 @@ class TunerSweeper(sweepers.TunerSweeper):
 
 
 for group, name, node in (
-    ("launcher", "bincounter", sagemaker_launcher.BinCounterPlugin),
+    ("launcher", "bincounter", sagemaker_launcher.LauncherPlugin),
     ("sweeper", "bincounter_optuna", sweepers.OptunaPlugin),
     ("sweeper", "bincounter_tuner", sweepers.TunerPlugin),
 ):

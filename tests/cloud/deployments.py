@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bincounter.cli.deploy_command import carry_out_at_sagemaker, check_sagemaker
+from bincounter.cli.deploy_command import check_sagemaker, run_on_sagemaker
 from bincounter.cli.hydra_app import compose
 from bincounter.serving.packing.archive import Package
 
@@ -21,7 +21,7 @@ def act(*overrides: str, archive: Path | None = None) -> int:
     if archive is not None:
         check_sagemaker(cfg)
         package = Package(archive, "bincounter-0", hashlib.sha256(archive.read_bytes()).hexdigest())
-    return carry_out_at_sagemaker(cfg, package)
+    return run_on_sagemaker(cfg, package)
 
 
 def requests(capsys: pytest.CaptureFixture[str], *overrides: str, archive: Path) -> dict[str, dict[str, Any]]:

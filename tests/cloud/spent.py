@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from bincounter.cloud.cost_records import read_costs
-from bincounter.cloud.cost_report import render
+from bincounter.cloud.cost_report import render_costs
 from bincounter.cloud.jobs import Job
 
 TABLE = "table of 2026-11-21 for us-east-1; other regions differ"
@@ -63,7 +63,7 @@ def made_here(folder: Path) -> None:
 def shown(*folders: Path, width: int = 100) -> str:
     """The tables as a terminal of that width shows them."""
     out = io.StringIO()
-    Console(file=out, width=width, color_system=None).print(render(read_costs(folders)))
+    Console(file=out, width=width, color_system=None).print(render_costs(read_costs(folders)))
     lines = [line.rstrip() for line in out.getvalue().splitlines()]
     assert max(map(len, lines)) <= width
     return "\n".join(lines)

@@ -8,7 +8,7 @@ import pytest
 from aws_faults import Faults, faults
 
 from bincounter.cloud.account import Account
-from bincounter.cloud.aws_errors import answered_by_aws
+from bincounter.cloud.aws_errors import translate_errors
 from bincounter.errors import BinCounterError, ConfigError, DataError, ResourceError, UserError
 
 ROLE = "arn:aws:iam::123456789012:role/bincounter"
@@ -62,7 +62,7 @@ def connected() -> Iterator[tuple[Faults, Account]]:
 
 def submit(account: Account | None = None, **changes: Any) -> BinCounterError:
     """The error that submitting a training job ends in."""
-    with pytest.raises(BinCounterError) as caught, answered_by_aws("creating the training job demo-1"):
+    with pytest.raises(BinCounterError) as caught, translate_errors("creating the training job demo-1"):
         (account or Account("us-east-1")).sagemaker.create_training_job(**REQUEST | changes)
     return check(caught.value)
 
@@ -309,11 +309,11 @@ def test_an_upload_that_is_refused(aws: Faults, tmp_path: Path) -> None:
     """boto3's transfers raise an error of their own, which tells less."""
     (tmp_path / "source.tar.gz").write_bytes(b"x")
     aws.refuse("PUT /bucket/source.tar.gz", "NoSuchBucket", "The specified bucket does not exist", status=404)
-    with pytest.raises(ConfigError, match=r"launcher\.bucket or data\.source") as caught, answered_by_aws("uploading"):
+    with pytest.raises(ConfigError, match=r"launcher\.bucket or data\.source") as caught, translate_errors("uploading"):
         Account(None).s3.upload_file(str(tmp_path / "source.tar.gz"), "bucket", "source.tar.gz")
     check(caught.value)
 
 
 def test_errors_of_ours_pass() -> None:
-    with pytest.raises(KeyError), answered_by_aws("looking"):
+    with pytest.raises(KeyError), translate_errors("looking"):
         raise KeyError("x")

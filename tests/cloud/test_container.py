@@ -17,7 +17,7 @@ from bins import square_bins
 from commands import REPOSITORY, environment
 
 from bincounter.cloud.container import channel, run_folder
-from bincounter.cloud.hyperparameters import encode
+from bincounter.cloud.hyperparameters import encode_overrides
 from bincounter.errors import ConfigError
 
 OVERRIDES = [
@@ -80,7 +80,7 @@ def container(base: Path, code: Path, bins: Path, *overrides: str, host: str = "
         "hyperparameters": {
             "sagemaker_program": "start.py",
             "sagemaker_submit_directory": str(code),
-            **encode([*OVERRIDES, *overrides]),
+            **encode_overrides([*OVERRIDES, *overrides]),
         },
         "inputdataconfig": {"bins": {"TrainingInputMode": "File"}},
         "resourceconfig": {"current_host": host, "hosts": names, "network_interface_name": "lo"},

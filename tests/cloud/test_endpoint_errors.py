@@ -3,7 +3,7 @@
 import pytest
 from botocore.exceptions import ClientError
 
-from bincounter.cloud.aws_errors import answered, explain_endpoint_failure
+from bincounter.cloud.aws_errors import describe_endpoint_failure, translate_endpoint_errors
 from bincounter.errors import BinCounterError, ConfigError, ResourceError
 
 REFUSALS = {
@@ -72,7 +72,7 @@ REFUSALS = {
 @pytest.mark.parametrize(("code", "message", "kind", "sentence"), REFUSALS.values(), ids=REFUSALS)
 def test_refusals(code: str, message: str, kind: type[BinCounterError], sentence: str) -> None:
     error = ClientError({"Error": {"Code": code, "Message": message}}, "CreateEndpoint")
-    with pytest.raises(kind) as refused, answered("creating the endpoint bins"):
+    with pytest.raises(kind) as refused, translate_endpoint_errors("creating the endpoint bins"):
         raise error
     assert sentence in str(refused.value)
     assert "launcher" not in str(refused.value) and "\n" not in str(refused.value)
@@ -97,4 +97,4 @@ def test_refusals(code: str, message: str, kind: type[BinCounterError], sentence
     ],
 )
 def test_failures(reason: str, line: str | None, sentence: str) -> None:
-    assert sentence in explain_endpoint_failure(reason, line)
+    assert sentence in describe_endpoint_failure(reason, line)

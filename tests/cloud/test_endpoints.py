@@ -16,7 +16,7 @@ from rehearsed import Account
 from served_runs import checkpoint_alone
 
 from bincounter.errors import ResourceError
-from bincounter.serving.packing.archive import Settings, package
+from bincounter.serving.packing.archive import PackageSettings, package
 from sagemaker_rehearsal import BUCKET
 
 GIVEN = (f"target.role={ROLE}", "target.image=123456789012.dkr.ecr.us-east-1.amazonaws.com/ray:serve")
@@ -28,7 +28,7 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path
     folder = tmp_path_factory.mktemp("archives")
     good = [folder / "first.tar.gz", folder / "second.tar.gz"]
     for seed, path in enumerate(good):
-        package(checkpoint_alone(folder / str(seed), seed=seed), Settings(path))
+        package(checkpoint_alone(folder / str(seed), seed=seed), PackageSettings(path))
     broken = folder / "broken.tar.gz"
     with tarfile.open(good[0]) as whole, tarfile.open(broken, "w:gz") as part:
         for member in whole.getmembers():

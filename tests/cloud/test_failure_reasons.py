@@ -2,7 +2,7 @@
 
 import pytest
 
-from bincounter.cloud.aws_errors import explain_failure
+from bincounter.cloud.aws_errors import describe_failure
 
 FAILURES = {
     "our own sentence": (
@@ -101,7 +101,7 @@ FAILURES = {
 
 @pytest.mark.parametrize(("reason", "said"), FAILURES.values(), ids=FAILURES)
 def test_failed_jobs(reason: str, said: str) -> None:
-    sentence = explain_failure(reason)
+    sentence = describe_failure(reason)
     assert said in sentence and "\n" not in sentence
     if reason.startswith("AlgorithmError: data"):
         assert sentence == said

@@ -15,7 +15,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bincounter.cloud.hyperparameters import LONGEST_VALUE, MOST, decode, encode
+from bincounter.cloud.hyperparameters import MAX_HYPERPARAMETERS, MAX_VALUE_LENGTH, decode_overrides, encode_overrides
 from bincounter.errors import ConfigError
 
 # Surrogates are no text, and no program can be given a NUL.
@@ -79,10 +79,10 @@ def same(first: Any, second: Any) -> bool:
 @given(VALUES)
 def test_a_value_comes_back_as_it_went(value: Any) -> None:
     override = f"data.source={source(value)}"
-    encoded = encode([override])
+    encoded = encode_overrides([override])
     assert re.fullmatch(r"[ -~]*", encoded["data.source"])
     assert not set("'`$") & set(encoded["data.source"])
-    (back,) = decode(encoded)
+    (back,) = decode_overrides(encoded)
     key, after = parsed(back)
     assert key == "data.source"
     assert same(parsed(override)[1], after)
@@ -110,12 +110,12 @@ def test_a_value_comes_back_as_it_went(value: Any) -> None:
     ],
 )
 def test_every_kind_of_override_comes_back(override: str) -> None:
-    (back,) = decode(encode([override]))
+    (back,) = decode_overrides(encode_overrides([override]))
     assert parsed(back) == parsed(override)
 
 
 def test_the_console_shows_what_a_person_would_write() -> None:
-    encoded = encode(
+    encoded = encode_overrides(
         ["model.optimizer.lr=0.01", "model=cnn", "data.source=s3://b/p", "data.counts=[0,1]", "test=false"]
     )
     assert encoded == {
@@ -128,11 +128,11 @@ def test_the_console_shows_what_a_person_would_write() -> None:
 
 
 def test_the_last_of_several_wins_and_order_does_not_matter() -> None:
-    assert encode(["seed=1", "seed=2"]) == {"seed": "2"}
-    assert encode(["+a.b=1", "a.b=2"]) == {"+a.b": "2"}
-    assert decode(encode(["~a", "+a=3"])) == ["~a", "+a=3"]
-    assert encode(["+a=3", "~a"]) == {"~a": ""}
-    assert decode({"model.optimizer.lr": "1", "model": "cnn", "model/optimizer": "sgd", "a": "0"}) == [
+    assert encode_overrides(["seed=1", "seed=2"]) == {"seed": "2"}
+    assert encode_overrides(["+a.b=1", "a.b=2"]) == {"+a.b": "2"}
+    assert decode_overrides(encode_overrides(["~a", "+a=3"])) == ["~a", "+a=3"]
+    assert encode_overrides(["+a=3", "~a"]) == {"~a": ""}
+    assert decode_overrides({"model.optimizer.lr": "1", "model": "cnn", "model/optimizer": "sgd", "a": "0"}) == [
         "a=0",
         "model=cnn",
         "model/optimizer=sgd",
@@ -150,7 +150,12 @@ def test_what_a_tuning_job_sends_is_read() -> None:
         "sagemaker_program": "start.py",
         "sagemaker_submit_directory": "s3://bucket/source.tar.gz",
     }
-    assert decode(sent) == ["data.batch_size=64", "model=resnet18", "model/optimizer=adamw", "model.optimizer.lr=0.01"]
+    assert decode_overrides(sent) == [
+        "data.batch_size=64",
+        "model=resnet18",
+        "model/optimizer=adamw",
+        "model.optimizer.lr=0.01",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -158,8 +163,8 @@ def test_what_a_tuning_job_sends_is_read() -> None:
     [
         (["seed=1,2"], "add -m"),
         (["model.optimizer.lr=interval(0,1)"], "add -m"),
-        ([f"+a{i}=1" for i in range(MOST + 1)], "conf/experiment"),
-        ([f"task_name={'x' * (LONGEST_VALUE + 1)}"], "conf/experiment"),
+        ([f"+a{i}=1" for i in range(MAX_HYPERPARAMETERS + 1)], "conf/experiment"),
+        ([f"task_name={'x' * (MAX_VALUE_LENGTH + 1)}"], "conf/experiment"),
         ([f"+{'a' * 300}=1"], "conf/experiment"),
         (["sagemaker_program=other.py"], "++sagemaker_program"),
         (["task_name='a\0b'"], "NUL"),
@@ -167,12 +172,12 @@ def test_what_a_tuning_job_sends_is_read() -> None:
 )
 def test_what_a_training_job_does_not_take_is_refused(overrides: list[str], said: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(said)):
-        encode(overrides)
+        encode_overrides(overrides)
 
 
 PROGRAM = """
 import json, os, sys
-from bincounter.cloud.hyperparameters import decode
+from bincounter.cloud.hyperparameters import decode_overrides
 base = os.environ["SAGEMAKER_BASE_DIR"]
 with open(f"{base}/input/config/hyperparameters.json") as file:
     overrides = decode(json.load(file))
@@ -188,7 +193,11 @@ def test_nasty_values_pass_through_the_toolkit(tmp_path: Path) -> None:
     config.mkdir(parents=True)
     (tmp_path / "base" / "output").mkdir()
     overrides = [f"+{key}={source(value)}" for key, value in NASTY.items()]
-    hyperparameters = {"sagemaker_program": "start.py", "sagemaker_submit_directory": str(code), **encode(overrides)}
+    hyperparameters = {
+        "sagemaker_program": "start.py",
+        "sagemaker_submit_directory": str(code),
+        **encode_overrides(overrides),
+    }
     (config / "hyperparameters.json").write_text(json.dumps(hyperparameters))
     (config / "resourceconfig.json").write_text(json.dumps({"current_host": "localhost", "hosts": ["localhost"]}))
     (config / "inputdataconfig.json").write_text("{}")

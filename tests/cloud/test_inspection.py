@@ -7,7 +7,7 @@ import pytest
 import smdebug_rulesconfig  # type: ignore[import-untyped]
 from commands import REPOSITORY, Run
 
-from bincounter.cloud.api_shapes import check
+from bincounter.cloud.api_shapes import check_request
 from bincounter.cloud.code_archive import pinned_requirements
 from bincounter.smdebug.settings import COLLECTIONS, DEBUG_RULES, PROFILER_RULES
 
@@ -64,7 +64,7 @@ def test_smdebug_becomes_a_hook_and_rules_in_the_request(train: Run) -> None:
     ]
     assert "ProfilerConfig" not in made
     assert made["HyperParameters"]["debugger"] == "smdebug"
-    check(made, "CreateTrainingJob")
+    check_request(made, "CreateTrainingJob")
 
 
 def test_the_profiler_asks_for_samples_and_a_report_where_an_interval_is_set(train: Run) -> None:

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from bincounter.cloud import instances
-from bincounter.cloud.instances import Price, ceiling, gpus, saving_percent, training_image, usd_per_hour
+from bincounter.cloud.instances import Price, cost_ceiling, gpu_count, saving_percent, training_image, usd_per_hour
 from bincounter.errors import ConfigError
 
 
@@ -42,11 +42,11 @@ def test_a_missing_price_is_asked_for(instance_type: str, step: str) -> None:
     [("ml.m5.large", 0), ("ml.g4dn.xlarge", 1), ("ml.g5.16xlarge", 1), ("ml.g5.12xlarge", 4), ("ml.g6e.48xlarge", 8)],
 )
 def test_gpus_of_a_type(instance_type: str, number: int) -> None:
-    assert gpus(instance_type) == number
+    assert gpu_count(instance_type) == number
 
 
 def test_gpus_of_an_unknown_type_are_unknown() -> None:
-    assert gpus("ml.brand.new") is None
+    assert gpu_count("ml.brand.new") is None
 
 
 def test_every_type_of_the_table_is_one_that_the_api_takes() -> None:
@@ -59,7 +59,7 @@ def test_every_type_of_the_table_is_one_that_the_api_takes() -> None:
 
 
 def test_the_ceiling_counts_every_instance_of_every_job() -> None:
-    assert ceiling(Price(1.5, "given"), max_run=7200, instances=2, jobs=4) == pytest.approx(24)
+    assert cost_ceiling(Price(1.5, "given"), max_run=7200, instances=2, jobs=4) == pytest.approx(24)
 
 
 @pytest.mark.parametrize(("training", "billable", "saved"), [(1000, 300, 70), (1000, 1000, 0), (0, 0, 0)])

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from bincounter.cloud.api_shapes import check
+from bincounter.cloud.api_shapes import check_request
 from bincounter.cloud.job_request import metric_definitions, training_request
 from bincounter.config.launcher_schema import SageMakerConfig
 from bincounter.errors import ConfigError
@@ -88,7 +88,7 @@ def test_what_the_service_model_does_not_know_is_refused(changes: dict[str, Any]
 
 def test_the_model_is_asked_for_other_operations_too() -> None:
     with pytest.raises(ConfigError, match="CreateEndpoint"):
-        check({"EndpointName": "x"}, "CreateEndpoint")
+        check_request({"EndpointName": "x"}, "CreateEndpoint")
 
 
 def test_metric_expressions_are_what_sagemaker_takes() -> None:

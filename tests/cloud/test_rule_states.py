@@ -120,7 +120,7 @@ def test_an_image_that_does_not_hold_its_promise_fails_the_job_with_the_reason(
 def test_rules_are_not_waited_for_without_end(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(debugger_rules, "AFTER_THE_JOB", 0.0)
+    monkeypatch.setattr(debugger_rules, "RULES_TIMEOUT", 0.0)
     states = debugger_rules.RuleStates("[2] ")
     assert states.show({"ProfilerRuleEvaluationStatuses": [status("ProfilerReport", "InProgress")]})
     assert not states.outlast()

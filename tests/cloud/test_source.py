@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from commands import REPOSITORY, environment
 
-from bincounter.cloud.code_archive import Source, pack, pinned_requirements
+from bincounter.cloud.code_archive import CodeArchive, pack, pinned_requirements
 from bincounter.errors import ConfigError
 
 FILES = {
@@ -59,12 +59,12 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def members(packed: Source) -> dict[str, tarfile.TarInfo]:
+def members(packed: CodeArchive) -> dict[str, tarfile.TarInfo]:
     with tarfile.open(packed.path, "r:gz") as tar:
         return {member.name: member for member in tar}
 
 
-def content(packed: Source, name: str) -> str:
+def content(packed: CodeArchive, name: str) -> str:
     with tarfile.open(packed.path, "r:gz") as tar:
         file = tar.extractfile(name)
         assert file is not None

@@ -19,8 +19,8 @@ from bincounter.cli.main import main
 from bincounter.cloud.account import Account
 from bincounter.cloud.cost_bills import JobBill
 from bincounter.cloud.cost_records import read_costs
-from bincounter.cloud.job_runner import Crew, Task
-from bincounter.cloud.jobs import EARLIER, is_recorded, read, set_aside, submit
+from bincounter.cloud.job_runner import JobRunner, RunningJob
+from bincounter.cloud.jobs import EARLIER_JOBS, is_recorded, move_to_earlier, read_job, submit
 from bincounter.cloud.tuning_job import TuningJob
 from bincounter.errors import BinCounterError
 
@@ -157,8 +157,8 @@ def test_rehearsed_jobs_are_followed_through_an_interruption_and_nothing_was_pai
         asked = request(name, **spot)
         job = recorded(tmp_path / str(number), None, name=name, description={})
         (job.folder / "job.json").unlink()
-        tasks.append(Task(replace(job, checkpoint_uri=asked["CheckpointConfig"]["S3Uri"]), asked))
-    Crew(Account("us-east-1"), tasks, at_once=2, rehearsed=True).run_all()
+        tasks.append(RunningJob(replace(job, checkpoint_uri=asked["CheckpointConfig"]["S3Uri"]), asked))
+    JobRunner(Account("us-east-1"), tasks, at_once=2, rehearsed=True).run_all()
     assert [task.error is None for task in tasks] == [True, False]
 
     done, failed = jobs(tmp_path)
@@ -186,14 +186,14 @@ def test_rehearsed_jobs_are_followed_through_an_interruption_and_nothing_was_pai
     found = read_costs([tmp_path / "0"])
     assert jobs(tmp_path / "0")[0].billable_seconds == told["BillableTimeInSeconds"]
     assert found.notes == [f"{job.name} has ended; fetch its results with: python -m bincounter attach {job.folder}"]
-    assert read(job.folder / "job.json").description == {}  # looking changes nothing
+    assert read_job(job.folder / "job.json").description == {}  # looking changes nothing
 
     replace(job, name="spent-never").save()
     assert jobs(tmp_path / "0")[0].state == "cut off"  # of another rehearsal
     replace(job, rehearsed=False).save()
     assert "is the address of a rehearsal" in read_costs([tmp_path / "0"]).notes[0]
     with monkeypatch.context() as patch:
-        patch.setattr("bincounter.cloud.cost_records.answered_here", lambda account: False)
+        patch.setattr("bincounter.cloud.jobs.is_local_endpoint", lambda account: False)
         replace(job, name="spent-never", rehearsed=False).save()
         assert jobs(tmp_path / "0")[0].state == "unknown"
     job.save()
@@ -227,7 +227,7 @@ def test_the_jobs_that_a_run_had_before_are_billed_too(tmp_path: Path) -> None:
     refusing: Any = SimpleNamespace(sagemaker=_Sagemaker(refuses=True))
     with pytest.raises(BinCounterError):
         submit(refusing, after, {})
-    assert read(tmp_path / "job.json").name == before.name
+    assert read_job(tmp_path / "job.json").name == before.name
     assert is_recorded(before) and not is_recorded(after)
 
     taking: Any = SimpleNamespace(sagemaker=_Sagemaker(refuses=False))
@@ -240,9 +240,9 @@ def test_the_jobs_that_a_run_had_before_are_billed_too(tmp_path: Path) -> None:
     assert (last.state, last.cost_usd, last.usd_per_point) == ("completed", pytest.approx(0.3), pytest.approx(0.01))
     assert f"{tmp_path.name}, before " in shown(tmp_path, width=200)
 
-    assert set_aside(tmp_path) == tmp_path / EARLIER / "after.json"
+    assert move_to_earlier(tmp_path) == tmp_path / EARLIER_JOBS / "after.json"
     assert [bill.job for bill in jobs(tmp_path)] == ["after", before.name]
-    assert set_aside(tmp_path) is None
+    assert move_to_earlier(tmp_path) is None
 
 
 def test_a_point_costs_what_all_paid_jobs_of_its_run_did(tmp_path: Path) -> None:
@@ -250,9 +250,9 @@ def test_a_point_costs_what_all_paid_jobs_of_its_run_did(tmp_path: Path) -> None
     scored(tmp_path, val=(0.65, 0.25))
 
     def last_bill(**before: Any) -> JobBill:
-        (tmp_path / EARLIER).mkdir(exist_ok=True)
-        job = recorded(tmp_path / EARLIER / "job", "Stopped", name="before", **before)
-        (job.folder / "job.json").replace(tmp_path / EARLIER / "before.json")
+        (tmp_path / EARLIER_JOBS).mkdir(exist_ok=True)
+        job = recorded(tmp_path / EARLIER_JOBS / "job", "Stopped", name="before", **before)
+        (job.folder / "job.json").replace(tmp_path / EARLIER_JOBS / "before.json")
         return jobs(tmp_path)[-1]
 
     assert last_bill(seconds=(100, 100)).usd_per_point == pytest.approx(0.4 / 40)

@@ -10,7 +10,7 @@ import pytest
 from s3_server import S3Server
 from sent_buckets import empty_buckets, writable_server
 
-from bincounter.cloud.submission import destination, upload
+from bincounter.cloud.submission import upload, upload_address
 from bincounter.data.s3.sync import fetch
 from bincounter.data.s3.upload import Uploaded
 from bincounter.errors import DataError
@@ -82,23 +82,23 @@ def test_what_is_left_out_is_named(server: S3Server, folder: Path, caplog: pytes
 
 
 def test_the_place_of_a_folder_is_named_by_what_it_holds(folder: Path, tmp_path: Path) -> None:
-    place = destination(folder, "s3://shop/data/")
+    place = upload_address(folder, "s3://shop/data/")
     assert re.fullmatch(r"s3://shop/data/bins-[0-9a-f]{12}", place)
     copy = shutil.copytree(folder, tmp_path / "again" / "bins")
     (copy / ".hidden").write_text("does not count")
-    assert destination(copy, "s3://shop/data") == place
+    assert upload_address(copy, "s3://shop/data") == place
     places = {place}
     for name, body in {"1/a.jpg": PHOTOS["1/a.jpg"][::-1], "1/more.jpg": b"", "1/most.jpg": b""}.items():
         made(copy, {name: body})
-        places.add(destination(copy, "s3://shop/data"))
+        places.add(upload_address(copy, "s3://shop/data"))
     (copy / "1/a.jpg").rename(copy / "2/moved.jpg")
-    places.add(destination(copy, "s3://shop/data"))
+    places.add(upload_address(copy, "s3://shop/data"))
     assert len(places) == 5
 
 
 def test_the_name_of_a_folder_becomes_one_of_an_address(tmp_path: Path) -> None:
     odd = made(tmp_path / "Größe & more", {"1/a.jpg": b"a"})
-    assert re.fullmatch(r"s3://shop/Gr-e-more-[0-9a-f]{12}", destination(odd, "s3://shop"))
+    assert re.fullmatch(r"s3://shop/Gr-e-more-[0-9a-f]{12}", upload_address(odd, "s3://shop"))
 
 
 def test_folders_without_files_are_refused(tmp_path: Path) -> None:
@@ -106,6 +106,6 @@ def test_folders_without_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for name, said in {"empty": "holds no file", "missing": "does not exist", "file": "is not a folder"}.items():
         with pytest.raises(DataError, match=f"{name} {said}.*: set data.source to "):
-            destination(tmp_path / name, "s3://shop/data")
+            upload_address(tmp_path / name, "s3://shop/data")
         with pytest.raises(DataError, match=f"{name} {said}.*: set data.source to "):
             upload(tmp_path / name, "s3://shop/data")

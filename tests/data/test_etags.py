@@ -46,21 +46,21 @@ def test_an_etag_names_its_body_and_no_other(
     body, path = made(seed, size), tmp_path / "body"
     path.write_bytes(body)
     whole, parts = md5(body).hexdigest(), in_parts(body, part)
-    assert objects.is_md5(whole) and not objects.is_md5(parts)
-    assert objects.can_be_computed(whole, size) and objects.names(whole, path, size)
+    assert objects.is_md5_etag(whole) and not objects.is_md5_etag(parts)
+    assert objects.is_computable_etag(whole, size) and objects.etag_matches(whole, path, size)
     can_tell = known or parts.endswith("-1")
-    assert objects.can_be_computed(parts, size) == can_tell == objects.names(parts, path, size)
+    assert objects.is_computable_etag(parts, size) == can_tell == objects.etag_matches(parts, path, size)
     if size:
         at = random.Random(seed).randrange(size)
         path.write_bytes(body[:at] + bytes([body[at] ^ 1]) + body[at + 1 :])
-        assert not objects.names(whole, path, size) and not objects.names(parts, path, size)
+        assert not objects.etag_matches(whole, path, size) and not objects.etag_matches(parts, path, size)
 
 
 @pytest.mark.parametrize("part", [size * MB for size in (5, 8, 16, 64)] + [100_000_000])
 def test_what_common_senders_use_is_known(part: int) -> None:
     number = f"{md5(b'').hexdigest()}-{{}}"
     for size in (1, part - 1, part, part + 1, 7 * part - 1, 7 * part, 9_999 * part):
-        assert objects.can_be_computed(number.format(-(-size // part)), size)
+        assert objects.is_computable_etag(number.format(-(-size // part)), size)
 
 
 @given(st.text(max_size=50), st.integers(0, 10**13))
@@ -69,7 +69,7 @@ def test_what_common_senders_use_is_known(part: int) -> None:
 @example(f"{md5(b'').hexdigest()}-0", 0)
 @example(f"{md5(b'').hexdigest()}-{10**40}", 5)
 def test_other_etags_are_not_held_against_bytes(etag: str, size: int) -> None:
-    assert not objects.can_be_computed(etag, size)
+    assert not objects.is_computable_etag(etag, size)
 
 
 @pytest.mark.parametrize(

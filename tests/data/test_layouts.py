@@ -9,7 +9,7 @@ from made_photos import abid_bin, bin_folders, metadata, photo_bytes, write
 
 from bincounter.data.arrange import arrange
 from bincounter.data.layouts import detect
-from bincounter.data.layouts.abid import Abid, ids_from
+from bincounter.data.layouts.abid import Abid, read_ids
 from bincounter.data.layouts.folders import Folders
 from bincounter.data.records import Listing
 from bincounter.errors import DataError
@@ -290,12 +290,12 @@ def test_abid_with_an_id_list(tmp_path):
 
 def test_ids_from_the_udacity_list(tmp_path):
     lists = {"1": ["data/metadata/100313.json", "data/metadata/00001.json"], "2": ["data/metadata/1.json"], "3": []}
-    assert ids_from(write(tmp_path / "file_list.json", json.dumps(lists))) == ["100313", "00001", "1"]
+    assert read_ids(write(tmp_path / "file_list.json", json.dumps(lists))) == ["100313", "00001", "1"]
 
 
 @pytest.mark.parametrize("text", ["00001\n1\n\n", "\ufeff00001\r\n1\r\n1", "  bin-images/00001.jpg\nmetadata/1.json"])
 def test_ids_from_text(tmp_path, text):
-    assert ids_from(write(tmp_path / "ids.txt", text)) == ["00001", "1"]
+    assert read_ids(write(tmp_path / "ids.txt", text)) == ["00001", "1"]
 
 
 @pytest.mark.parametrize(
@@ -316,20 +316,20 @@ def test_ids_from_text(tmp_path, text):
 )
 def test_what_is_no_id_list_is_refused(tmp_path, content):
     with pytest.raises(DataError, match="ids") as caught:
-        ids_from(write(tmp_path / "ids.txt", content))
+        read_ids(write(tmp_path / "ids.txt", content))
     assert "ids.txt" in str(caught.value)
 
 
 def test_an_id_list_that_is_missing(tmp_path):
     with pytest.raises(DataError, match="No such file"):
-        ids_from(tmp_path / "ids.txt")
+        read_ids(tmp_path / "ids.txt")
 
 
 @given(st.text(max_size=60))
 def test_ids_are_plain_file_names_or_refused(tmp_path_factory, text):
     file = write(tmp_path_factory.mktemp("ids") / "ids.txt", text.encode("utf-8", "replace"))
     try:
-        ids = ids_from(file)
+        ids = read_ids(file)
     except DataError:
         return
     assert all(Path(name).name == name and name not in ("", ".", "..") for name in ids)

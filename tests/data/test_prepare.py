@@ -16,7 +16,7 @@ from s3_server import S3Server
 from sent_buckets import delete, empty_buckets, writable_server
 
 from bincounter.cli.hydra_app import compose
-from bincounter.data.arrange import Placed
+from bincounter.data.arrange import PlacedFiles
 from bincounter.data.layouts.folders import Folders
 from bincounter.data.prepare import prepare_shards
 from bincounter.data.records import SPLITS
@@ -214,7 +214,7 @@ def test_of_two_who_pack_for_one_place_at_once_one_does_the_work(tmp_path: Path)
     manifest = scan(bin_folders(tmp_path / "source", 30), Folders(), tmp_path / "cache", image_size=None, workers=1)
     together = threading.Barrier(2)
 
-    def pack(_: int) -> Placed:
+    def pack(_: int) -> PlacedFiles:
         together.wait()
         photos, sides = np.arange(30), np.zeros(30, np.int8)
         return prepare_shards(manifest, photos, sides, "s3://mine/made", cache_dir=tmp_path / "cache")

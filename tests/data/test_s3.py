@@ -15,7 +15,7 @@ from s3_faults import listing
 from s3_proxy import FaultyProxy
 from s3_server import S3Server
 
-from bincounter.data.s3.address import is_remote, parse, refusal
+from bincounter.data.s3.address import is_remote, parse_address, unusable_reason
 from bincounter.data.s3.sync import fetch
 from bincounter.data.source import fetch_photos
 from bincounter.errors import DataError, ResourceError
@@ -243,7 +243,7 @@ NAMES = st.text(st.sampled_from("a./\\\0~ é-\ud800"), max_size=12) | st.text(ma
 @given(NAMES, NAMES)
 def test_keys_that_pass_name_different_files_inside_the_folder(first: str, second: str) -> None:
     root = "/mirror"
-    passed = [key for key in (first, second) if refusal(key) is None]
+    passed = [key for key in (first, second) if unusable_reason(key) is None]
     paths = [os.path.normpath(f"{root}/{key}") for key in passed]
     assert all(path.startswith(f"{root}/") for path in paths)
     assert len(set(paths)) == len(set(passed))
@@ -252,11 +252,11 @@ def test_keys_that_pass_name_different_files_inside_the_folder(first: str, secon
 @given(st.text(max_size=60))
 def test_any_text_after_the_scheme_is_parsed_or_refused(rest: str) -> None:
     try:
-        bucket, prefix = parse(f"s3://{rest}")
+        bucket, prefix = parse_address(f"s3://{rest}")
     except DataError:
         return
     assert f"{bucket}/{prefix}".rstrip("/") == rest.rstrip("/")
-    assert prefix == "" or refusal(prefix) is None
+    assert prefix == "" or unusable_reason(prefix) is None
 
 
 @pytest.mark.parametrize("source", ["../shared/abid", "/data/s3", "s3", "data/s3://x", "C:s3"])

@@ -18,9 +18,9 @@ from s3_server import S3Server
 from sent_buckets import empty_buckets, writable_server
 
 from bincounter.data.s3 import bucket
-from bincounter.data.s3.address import refusal
+from bincounter.data.s3.address import unusable_reason
 from bincounter.data.s3.sync import fetch
-from bincounter.data.s3.upload import LARGEST, Uploaded, send
+from bincounter.data.s3.upload import MAX_OBJECT_BYTES, Uploaded, send
 from bincounter.errors import DataError, ResourceError
 
 FILES = {f"{count}/{name}.jpg": f"{count}{name}".encode() * 100 for count in (1, 2) for name in "abc"} | {
@@ -178,7 +178,7 @@ def test_wrong_places_are_sentences(proxy: FaultyProxy, folder: Path, monkeypatc
 def test_files_that_cannot_be_sent_are_a_sentence_before_any_is(proxy: FaultyProxy, folder: Path) -> None:
     whole, photo = list(all_of(folder)), folder / "1/a.jpg"
     made(folder, {"huge.tar": b""})
-    os.truncate(folder / "huge.tar", LARGEST + 1)
+    os.truncate(folder / "huge.tar", MAX_OBJECT_BYTES + 1)
     for file, said in [
         (
             (folder / "gone.jpg", "gone.jpg"),
@@ -244,7 +244,7 @@ NAMES = (
         max_size=3,
     )
     .map("/".join)
-    .filter(lambda name: refusal(name) is None)
+    .filter(lambda name: unusable_reason(name) is None)
 )
 
 

@@ -16,9 +16,9 @@ from made_photos import abid_bin, bin_folders, metadata, photo_bytes, write
 from bincounter.data.layouts.abid import Abid
 from bincounter.data.layouts.base import Layout
 from bincounter.data.layouts.folders import Folders
-from bincounter.data.records import Manifest, Refusal
+from bincounter.data.records import Manifest, RejectedInput
 from bincounter.data.scan import scan
-from bincounter.data.splits import stored_split, write_split
+from bincounter.data.splits import load_or_assign_splits, write_split
 from bincounter.errors import DataError
 
 
@@ -72,11 +72,11 @@ def test_unreadable_photos_are_listed_with_their_reason(tmp_path):
     manifest = scanned(root, tmp_path / "cache")
     assert len(manifest.records) == 6
     assert manifest.refusals == (
-        Refusal("1/cut.jpg", "truncated"),
-        Refusal("1/empty.jpg", "empty file"),
-        Refusal("1/text.jpg", "not a JPEG, PNG or WebP image"),
-        Refusal("2/huge.jpg", "larger than 500 megabytes"),
-        Refusal("2/notes.txt", "not a .jpg, .jpeg, .png or .webp file"),
+        RejectedInput("1/cut.jpg", "truncated"),
+        RejectedInput("1/empty.jpg", "empty file"),
+        RejectedInput("1/text.jpg", "not a JPEG, PNG or WebP image"),
+        RejectedInput("2/huge.jpg", "larger than 500 megabytes"),
+        RejectedInput("2/notes.txt", "not a .jpg, .jpeg, .png or .webp file"),
     )
 
 
@@ -111,7 +111,7 @@ def test_a_prepared_split_is_the_split_that_is_read_back(tmp_path):
     ]
     write(root / "split.csv", "\n".join(["id,count,group,split", *lines, ""]))
     manifest = scanned(root, tmp_path / "cache")
-    assignment = stored_split(
+    assignment = load_or_assign_splits(
         manifest, np.arange(40), fractions=(0.8, 0.1, 0.1), method="grouped", seed=0, cache_dir=tmp_path / "cache"
     )
     write_split(tmp_path / "split.csv", manifest.records, assignment)
@@ -228,7 +228,7 @@ import sys
 from pathlib import Path
 from bincounter.data.layouts.folders import Folders
 from bincounter.data.scan import scan
-from bincounter.data.splits import stored_split, write_split
+from bincounter.data.splits import load_or_assign_splits, write_split
 print(scan(Path(sys.argv[1]), Folders(), Path(sys.argv[2]), image_size=512, workers=1).digest)
 """
     return subprocess.Popen([sys.executable, "-c", code, str(root), str(cache)], stdout=subprocess.PIPE, text=True)

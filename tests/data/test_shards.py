@@ -22,13 +22,13 @@ from bincounter.data.layouts import Detected, detect
 from bincounter.data.layouts.abid import Abid
 from bincounter.data.layouts.folders import Folders
 from bincounter.data.photo_store import PhotoStore
-from bincounter.data.photos import content_hash, read_photos, suffix_of
-from bincounter.data.records import SPLITS, BinRecord, Manifest, PhotoFile, Refusal, data_digest
+from bincounter.data.photos import content_hash, photo_suffix, read_photos
+from bincounter.data.records import SPLITS, BinRecord, Manifest, PhotoFile, RejectedInput, data_digest
 from bincounter.data.sampler import ResumableBatchSampler
 from bincounter.data.scan import scan
 from bincounter.data.shards.index import Shards
 from bincounter.data.shards.packing import pack_files
-from bincounter.data.splits import stored_split
+from bincounter.data.splits import load_or_assign_splits
 from bincounter.errors import DataError
 
 SHARD_BYTES = 20_000  # a few of the photos below
@@ -70,7 +70,7 @@ def test_shards_are_the_photos_they_were_packed_from(manifest, tmp_path):
     folder = packed(manifest, tmp_path / "shards")
     again = scanned(folder, tmp_path / "other")
     assert_same_photos(again, manifest)
-    assert again.refusals == (Refusal("2/broken.jpg", "not a JPEG, PNG or WebP image"),)
+    assert again.refusals == (RejectedInput("2/broken.jpg", "not a JPEG, PNG or WebP image"),)
     assert len({record.file.path for record in again.records}) > 3
     assert read_photos([record.file for record in again.records]) == read_photos([r.file for r in manifest.records])
     for cached in (True, False):
@@ -85,12 +85,12 @@ def test_shards_are_the_photos_they_were_packed_from(manifest, tmp_path):
 def test_the_split_is_the_one_that_was_packed(manifest, tmp_path):
     kept = np.flatnonzero([record.count != 0 for record in manifest.records])
     options = {"fractions": (0.6, 0.2, 0.2), "method": "grouped", "seed": 3, "cache_dir": tmp_path / "cache"}
-    assignment = stored_split(manifest, kept, **options)
+    assignment = load_or_assign_splits(manifest, kept, **options)
     list(pack_files(manifest, kept, assignment, tmp_path / "shards", shard_bytes=SHARD_BYTES))
     again = scanned(tmp_path / "shards", tmp_path / "other")
     assert [record.id for record in again.records] == [manifest.records[i].id for i in kept]
     assert again.given_splits == tuple(SPLITS[side] for side in assignment)
-    there = stored_split(again, np.arange(len(kept)), **options | {"seed": 8, "cache_dir": tmp_path / "other"})
+    there = load_or_assign_splits(again, np.arange(len(kept)), **options | {"seed": 8, "cache_dir": tmp_path / "other"})
     np.testing.assert_array_equal(there, assignment)
 
 
@@ -99,7 +99,7 @@ def test_every_rank_is_dealt_the_same_photos(manifest, tmp_path):
     dealt = []
     for each in (manifest, scanned(folder, tmp_path / "other")):
         options = {"fractions": (0.8, 0.1, 0.1), "method": "grouped", "seed": 0, "cache_dir": tmp_path / "c"}
-        training = np.flatnonzero(stored_split(each, np.arange(42), **options) == 0)
+        training = np.flatnonzero(load_or_assign_splits(each, np.arange(42), **options) == 0)
         for rank in (0, 1):
             sampler = ResumableBatchSampler(len(training), 4, seed=1, rank=rank, world_size=2)
             sampler.start_at(2, 1)
@@ -141,7 +141,7 @@ def test_whatever_is_packed_comes_back(tmp_path_factory, photos, shard_bytes):
         tuple(photos[name][3] for name in ids),
         sizes,
         content,
-        (Refusal("a, \r\n.jpg", "truncated"),),
+        (RejectedInput("a, \r\n.jpg", "truncated"),),
         data_digest(records, content),
     )
     for name in ("one", "other"):
@@ -157,7 +157,7 @@ def test_whatever_is_packed_comes_back(tmp_path_factory, photos, shard_bytes):
     for row, name in enumerate(ids):
         data, count, group, split = photos[name]
         key = f"{row:09d}"
-        assert members.pop(key + suffix_of(data)) == data
+        assert members.pop(key + photo_suffix(data)) == data
         assert int(members.pop(f"{key}.cls")) == count
         about = {"id": name, "count": count, "group": group, "split": split}
         assert json.loads(members.pop(f"{key}.json")) == about

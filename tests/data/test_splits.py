@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from bincounter.data.grouping import FINGERPRINT_BYTES, assign_groups
 from bincounter.data.layouts.abid import Abid
 from bincounter.data.records import SPLITS, BinRecord, Manifest, PhotoFile
-from bincounter.data.splits import assign_splits, read_split, stored_split, write_split
+from bincounter.data.splits import assign_splits, load_or_assign_splits, read_split, write_split
 from bincounter.errors import ConfigError, DataError
 
 USUAL = (0.8, 0.1, 0.1)
@@ -129,7 +129,7 @@ def manifest(photos=40, digest="d1"):
 def stored(cache, data=None, keep=None, fractions=USUAL, method="grouped", seed=0):
     data = data or manifest()
     keep = np.arange(len(data.records)) if keep is None else keep
-    return stored_split(data, keep, fractions=fractions, method=method, seed=seed, cache_dir=cache)
+    return load_or_assign_splits(data, keep, fractions=fractions, method=method, seed=seed, cache_dir=cache)
 
 
 class TestStoredSplit:

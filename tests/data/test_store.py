@@ -15,7 +15,7 @@ from bincounter.data.preprocessing import decode
 from bincounter.data.records import Manifest
 from bincounter.data.scan import scan
 from bincounter.errors import DataError, ResourceError
-from bincounter.files import full_disk_answered
+from bincounter.files import translate_disk_full
 
 SIZE = 24
 
@@ -154,12 +154,12 @@ def test_a_full_disk_is_answered_in_a_sentence():
     full = Path("/dev/full")
     if not full.exists():
         pytest.skip("needs /dev/full, a file that is always full")
-    with pytest.raises(ResourceError, match="no space is left"), full_disk_answered(full), full.open("wb", 0) as file:
+    with pytest.raises(ResourceError, match="no space is left"), translate_disk_full(full), full.open("wb", 0) as file:
         file.write(b"x")
 
 
 def test_other_errors_of_the_system_pass():
-    with pytest.raises(FileNotFoundError), full_disk_answered(Path()):
+    with pytest.raises(FileNotFoundError), translate_disk_full(Path()):
         Path("missing").read_bytes()
 
 

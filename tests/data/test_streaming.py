@@ -18,7 +18,7 @@ from s3_server import S3Server
 from bincounter.data.datamodule import BinDataModule
 from bincounter.data.layouts import Detected
 from bincounter.data.layouts.abid import Abid
-from bincounter.data.layouts.base import KnownLayout, Layout
+from bincounter.data.layouts.base import IndexedLayout, Layout
 from bincounter.data.layouts.folders import Folders
 from bincounter.data.photo_store import PhotoStore
 from bincounter.data.records import Manifest
@@ -70,7 +70,7 @@ def streamed(tmp_path: Path, source: str = SOURCE) -> Manifest:
     return streamed_manifest(source, tmp_path / "streaming", 8)
 
 
-def module(tmp_path: Path, layout: Layout | KnownLayout | Detected | None = None, **options: object) -> BinDataModule:
+def module(tmp_path: Path, layout: Layout | IndexedLayout | Detected | None = None, **options: object) -> BinDataModule:
     settings = {
         "source": SOURCE,
         "layout": layout or Shards(),

@@ -20,7 +20,7 @@ from bincounter.model.backbones import cnn
 from bincounter.model.counter import BinCounter
 from bincounter.model.objectives import Classification
 from bincounter.training.checkpoint import RunCheckpoint
-from bincounter.training.trainer import quiet_lightning
+from bincounter.training.trainer import silence_lightning
 
 
 class Dense(nn.Module):
@@ -77,7 +77,7 @@ def fit(
     watch = RuleWatch(folder / "debugger", watched["rules"])
     recorder = TensorRecorder(folder / "debugger", watched, watch)
     checkpoint = RunCheckpoint(folder, monitor="val/accuracy", mode="max", every_n_train_steps=10**6)
-    quiet_lightning()
+    silence_lightning()
     fitting = L.Trainer(
         max_epochs=epochs,
         accelerator="cpu",

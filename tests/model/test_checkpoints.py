@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from bincounter.errors import ConfigError, UserError
 from bincounter.model.backbones import cnn
-from bincounter.model.build import build_counter, describe, load_counter
+from bincounter.model.build import build_counter, checkpoint_metadata, load_counter
 from bincounter.model.counter import BinCounter
 from bincounter.model.objectives import Objective
 
@@ -27,7 +27,7 @@ def tiny(features):
 
 
 def save(path: Path, counter: BinCounter, model_cfg: Config, objective_cfg: Config) -> Path:
-    description = describe(
+    description = checkpoint_metadata(
         model_cfg,
         objective_cfg,
         COUNTS,
@@ -54,7 +54,7 @@ def test_a_trained_checkpoint_gives_the_same_model_again(
     train_counts = dict.fromkeys(COUNTS, 8)
     counter = build_counter(model_cfg, objective_cfg, COUNTS, train_counts)
     counter.steps_per_epoch, counter.total_steps = 4, 8
-    counter.description = describe(
+    counter.description = checkpoint_metadata(
         model_cfg,
         objective_cfg,
         COUNTS,

@@ -10,7 +10,7 @@ from bincounter.cli.hydra_app import compose
 from bincounter.config.validate import validate
 from bincounter.errors import ConfigError
 from bincounter.profiler.advice import advice
-from bincounter.profiler.profile_facts import Facts
+from bincounter.profiler.profile_facts import ProfileFacts
 from bincounter.profiler.profile_record import PHASES
 
 CONFIG: dict[str, Any] = {
@@ -36,12 +36,12 @@ MACHINE = {
 GPU = {"device": "cuda", "gpu": "a GPU", "gpu_mb": 80_000.0, "gpu_peak_mb": 48_000.0, "precision": "32-true"}
 
 
-def facts(machine: dict[str, Any] | None = None, *, free: float | None = None, **step_ms: float) -> Facts:
+def facts(machine: dict[str, Any] | None = None, *, free: float | None = None, **step_ms: float) -> ProfileFacts:
     """A step of 100 ms, of which the phases not named take the part of forward and backward."""
     times = dict.fromkeys(PHASES, 0.0) | step_ms
     times["forward"] = times["backward"] = (100 - sum(step_ms.values())) / 2
     usage = {"machine_cpu_percent": 100.0, "cpu_percent": 390.0, "memory_percent": 40.0}
-    return Facts(
+    return ProfileFacts(
         step_ms=times,
         free_step_ms=free or 100.0,
         fit_s={phase: value / 10 for phase, value in times.items()},
@@ -54,12 +54,12 @@ def facts(machine: dict[str, Any] | None = None, *, free: float | None = None, *
     )
 
 
-def uncached(photos: str, cache: bool = True) -> Facts:
+def uncached(photos: str, cache: bool = True) -> ProfileFacts:
     made = facts({"photos": photos}, data=41)
     return replace(made, config={**CONFIG, "data": {**CONFIG["data"], "cache": cache}})
 
 
-def with_usage(made: Facts, **usage: float) -> Facts:
+def with_usage(made: ProfileFacts, **usage: float) -> ProfileFacts:
     return replace(made, mean={**made.mean, **usage}, peak={**made.peak, **usage})
 
 

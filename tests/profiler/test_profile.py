@@ -19,8 +19,18 @@ import bincounter
 from bincounter.debugger.recorder import TensorRecorder
 from bincounter.errors import UserError
 from bincounter.profiler.phase_clock import PhaseClock
-from bincounter.profiler.profile_facts import facts_of
-from bincounter.profiler.profile_record import BETWEEN, PHASES, STEP, Record, Row, Session, Usage, phase_of, read_record
+from bincounter.profiler.profile_facts import summarize
+from bincounter.profiler.profile_record import (
+    BETWEEN,
+    PHASES,
+    STEP,
+    ProfileRecord,
+    Row,
+    Session,
+    Usage,
+    phase_of,
+    read_record,
+)
 from bincounter.training.checkpoint import RunCheckpoint, StatelessRandomness
 
 PACKAGE = Path(bincounter.__file__).parent
@@ -38,7 +48,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     ]
 
 
-def profile(run: Path) -> Record:
+def profile(run: Path) -> ProfileRecord:
     record = read_record(run / "profile")
     assert record is not None
     return record
@@ -64,7 +74,7 @@ def test_measuring_changes_nothing_and_all_of_the_time_is_told(recipe: list[str]
     assert all(row.ms["validation"] == 0 for row in steps) and all(row.ms["validation"] > 0 for row in between)
     assert all(row.ms["optimizer"] > 0 for row in steps[1::2])  # of two batches, the second steps
     assert all(row.ms[phase] == 0 for row in between for phase in ("data", "forward", "backward"))
-    facts = facts_of(record, {})
+    facts = summarize(record, {})
     assert facts is not None and facts.machine["photos"] == "kept"
     assert (facts.exact_steps, facts.slowed) == (len(steps) - 1 - 10, False)  # without those that were looked into
     assert sum(facts.fit_s.values()) == pytest.approx(sum(row.wall_ms for row in record.rows) / 1e3, rel=1e-3)
@@ -163,10 +173,10 @@ def test_a_run_of_which_all_was_looked_into_says_so() -> None:
         row = Row(0, 0, number, STEP, float(number), exact=True, wall_ms=30.0 if number > 2 else 10.0)
         row.ms["forward"] = row.wall_ms
         session.add(row, slowed=number > 2)
-    facts = facts_of(Record([session]), {})
+    facts = summarize(ProfileRecord([session]), {})
     assert facts is not None and (facts.step_ms["forward"], facts.slowed) == (10.0, False)
     session.exact_steps = 0
-    facts = facts_of(Record([session]), {})
+    facts = summarize(ProfileRecord([session]), {})
     assert facts is not None and (facts.step_ms["forward"], facts.slowed) == (30.0, True)
 
 
@@ -188,7 +198,7 @@ def test_callbacks_name_the_phase_that_their_hooks_belong_to() -> None:
 
 def test_files_stay_small_and_sums_stay_whole(tmp_path: Path) -> None:
     session = Session()
-    record = Record([session], [], [Usage(0, float(at), 50.0, 60.0, 700.0, 30.0) for at in range(9000)])
+    record = ProfileRecord([session], [], [Usage(0, float(at), 50.0, 60.0, 700.0, 30.0) for at in range(9000)])
     for number in range(9000):
         exact = number % 20 == 0  # as on a GPU
         row = Row(0, 0, number, STEP, 0.01 * number, exact, 12.0 if exact else 10.0)
@@ -198,7 +208,7 @@ def test_files_stay_small_and_sums_stay_whole(tmp_path: Path) -> None:
     record.write(tmp_path)
     read = read_record(tmp_path)
     assert read is not None and len(read.rows) == len(read.usage) == 2250
-    facts = facts_of(read, {})
+    facts = summarize(read, {})
     assert facts is not None and (facts.steps, facts.exact_steps) == (9000, 449)
     assert (facts.step_ms["forward"], facts.free_step_ms) == (12.0, 10.0)
     assert facts.fit_s["forward"] == pytest.approx(450 * 0.012 + 8550 * 0.010)

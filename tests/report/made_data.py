@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from made_runs import SHARES, SUPPORT, drawn_photo
 
-from bincounter.data.records import BinRecord, Manifest, PhotoFile, Refusal
+from bincounter.data.records import BinRecord, Manifest, PhotoFile, RejectedInput
 from bincounter.report.explore import write_data_report
 
 HOSTILE = "bin-images/<script>document.title='owned'</script>.jpg"
@@ -24,14 +24,14 @@ def made_manifest(root: Path, *, photos: int = 150, varied: bool = True) -> Mani
         path = root / f"{number:05}.jpg"
         path.write_bytes(drawn_photo(path.stem, (int(size[0]), int(size[1]))))
         records.append(BinRecord(path.stem, PhotoFile(path), int(count), int(group)))
-    refusals = (Refusal("bin-images/9.jpg", "truncated"), Refusal("bin-images/8.jpg", "truncated"))
+    refusals = (RejectedInput("bin-images/9.jpg", "truncated"), RejectedInput("bin-images/8.jpg", "truncated"))
     return Manifest(
         root=root,
         records=tuple(records),
         given_splits=(None,) * photos,
         sizes=sizes,
         content=np.arange(photos, dtype=np.uint64),
-        refusals=(*refusals, Refusal(HOSTILE, "not an image")),
+        refusals=(*refusals, RejectedInput(HOSTILE, "not an image")),
         digest="0a1b2c3d4e5f6071",
     )
 

@@ -14,12 +14,12 @@ import torch
 import yaml
 from PIL import Image, ImageDraw
 
-from bincounter.debugger.rule import read_states
+from bincounter.debugger.rule import read_verdicts
 from bincounter.model.scores import score
 from bincounter.profiler.profile_facts import read_profile
 from bincounter.report.report import write_report
 from bincounter.report.report_photos import select_photos
-from bincounter.training.results import Predicted, read_run, write_per_count
+from bincounter.training.results import ScoredPhotos, read_results, write_per_count
 from bincounter.training.scoring import per_count_rows
 
 SUPPORT = (1, 2, 3, 4, 5)
@@ -78,7 +78,7 @@ def make_run(
     (path / "metrics.json").write_text(json.dumps(metrics))
     sides = {split: splits == split for split in ("train", "validation", "test")}
     answered = {
-        split: Predicted(ids, torch.tensor(counts[side]), torch.tensor(probabilities[side]))
+        split: ScoredPhotos(ids, torch.tensor(counts[side]), torch.tensor(probabilities[side]))
         for split, side in sides.items()
     }
     by_count = {split: Counter(counts[side].tolist()) for split, side in sides.items()}
@@ -168,9 +168,9 @@ def write_run_report(run: Path, *, photo: Callable[[str], bytes] | None = drawn_
         photo: gives the bytes of a photo by its id; ``None``: all are gone.
         explained: add drawn attention.
     """
-    results = read_run(run)
+    results = read_results(run)
     photos = select_photos(results)
     files = {} if photo is None else {id_: photo(id_) for id_ in photos.ids()}
     heat = drawn_attention([shown.id for shown in photos.explained]) if explained else {}
-    verdicts, profile = read_states(run), read_profile(run, results.config)
+    verdicts, profile = read_verdicts(run), read_profile(run, results.config)
     return write_report(results, verdicts, profile, replace(photos, files=files, heat=heat))

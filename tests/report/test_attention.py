@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bincounter.model.build import build_counter
-from bincounter.report.report_photos import attention
+from bincounter.report.report_photos import grad_cam
 
 COUNTS = (0, 1, 2, 3)
 OBJECTIVES = ("Classification", "NeighbourSoftened", "Corn")
@@ -50,7 +50,7 @@ def test_attention_of_a_trained_counter_lies_on_what_it_counts(objective: str) -
         optimizer.step()
         optimizer.zero_grad()
     images, mask = squares(16, seed=1)
-    heat = torch.from_numpy(attention(model, images))[1::2]
+    heat = torch.from_numpy(grad_cam(model, images))[1::2]
     mask = mask[1::2]
     inside = (heat * mask).sum((1, 2)) / mask.sum((1, 2))
     outside = (heat * ~mask).sum((1, 2)) / (~mask).sum((1, 2))
@@ -64,7 +64,7 @@ def test_shape_range_and_an_untouched_model(objective: str, trained: str) -> Non
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     grads = [parameter.requires_grad for parameter in model.parameters()]
     with torch.inference_mode():
-        heat = attention(model, torch.randn(5, 3, 40, 40))
+        heat = grad_cam(model, torch.randn(5, 3, 40, 40))
     assert heat.shape == (5, 40, 40)
     assert heat.dtype == np.float32
     assert heat.min() >= 0
@@ -78,6 +78,6 @@ def test_shape_range_and_an_untouched_model(objective: str, trained: str) -> Non
 
 def test_one_photo_is_explained_as_in_a_batch() -> None:
     model, images = counter(), torch.randn(3, 3, 40, 40)
-    together = attention(model, images)
-    alone = np.concatenate([attention(model, image[None]) for image in images])
+    together = grad_cam(model, images)
+    alone = np.concatenate([grad_cam(model, image[None]) for image in images])
     np.testing.assert_allclose(together, alone, atol=1e-4)

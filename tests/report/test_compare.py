@@ -7,13 +7,13 @@ from made_runs import make_run
 from rich.console import Console
 
 from bincounter.errors import UserError
-from bincounter.report.compare import Comparison, compare, render
+from bincounter.report.compare import Comparison, compare, format_comparison
 
 
 def on_screen(comparison: Comparison) -> str:
     console = Console(width=140)
     with console.capture() as capture:
-        console.print(render(comparison))
+        console.print(format_comparison(comparison))
     return capture.get()
 
 

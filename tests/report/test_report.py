@@ -12,9 +12,9 @@ from made_runs import drawn_photo, make_run, write_run_report
 from PIL import Image
 
 from bincounter.errors import UserError
-from bincounter.profiler.profile_record import STEP, Record, Row, Session, Usage
+from bincounter.profiler.profile_record import STEP, ProfileRecord, Row, Session, Usage
 from bincounter.report.report_photos import select_photos
-from bincounter.training.results import read_run
+from bincounter.training.results import read_results
 
 
 class Text(HTMLParser):
@@ -135,7 +135,7 @@ def test_large_noisy_photos_keep_the_page_below_8_megabytes(run: Path) -> None:
 
 def test_the_photos_to_explain_are_right_and_wrong_ones(run: Path) -> None:
     rows = {line.split(",")[0]: line.split(",") for line in (run / "predictions.csv").read_text().splitlines()[1:]}
-    photos = select_photos(read_run(run))
+    photos = select_photos(read_results(run))
     explained = [rows[photo.id] for photo in photos.explained]
     assert [row[1] for row in explained] == ["test"] * 6
     assert [row[2] == row[3] for row in explained] == [True] * 3 + [False] * 3
@@ -163,7 +163,7 @@ def test_each_file_of_the_run_is_opened_once(run: Path, monkeypatch: pytest.Monk
     steps = [Row(0, 0, number, STEP, float(number), exact=True, wall_ms=10.0) for number in range(4)]
     for step in steps:
         session.add(step)
-    Record([session], steps, [Usage(0, 0.5, 50.0, 60.0, 700.0, 30.0)]).write(run / "profile")
+    ProfileRecord([session], steps, [Usage(0, 0.5, 50.0, 60.0, 700.0, 30.0)]).write(run / "profile")
     (run / "debugger").mkdir()
     (run / "debugger" / "rules.json").write_text('{"overfit": {"action": "warn", "state": "passed"}}')
     written = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}

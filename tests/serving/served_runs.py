@@ -10,7 +10,7 @@ from bins import COUNTS, square_bins
 from commands import REPOSITORY, environment
 from warm_python import WarmPython
 
-from bincounter.model.build import build_counter, describe
+from bincounter.model.build import build_counter, checkpoint_metadata
 
 _CNN = {"_target_": "bincounter.model.backbones.cnn", "width": 8, "blocks": 3}
 _OBJECTIVE = {"_target_": "bincounter.model.objectives.Classification"}
@@ -48,7 +48,7 @@ def checkpoint_alone(folder: Path, *, seed: int = 0, backbone: Mapping[str, Any]
     torch.manual_seed(seed)
     model = {"backbone": dict(backbone), "weights": None, "head": {"layers": 0}}
     counter = build_counter(model, _OBJECTIVE, COUNTS)
-    description = describe(
+    description = checkpoint_metadata(
         model,
         _OBJECTIVE,
         COUNTS,

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from bincounter.data.preprocessing import Normalize
 from bincounter.model.build import build_counter
-from bincounter.serving.application.answers import Answers, Limits, Problem, wanted
+from bincounter.serving.application.answers import AnswerFormatter, Limits, Problem, parse_accept
 from bincounter.serving.application.batcher import Batcher
-from bincounter.serving.application.served_model import ArchiveError, ServedModel, build
+from bincounter.serving.application.served_model import ArchiveError, ServedModel, instantiate
 from bincounter.serving.application.service import Reply, Service
 
 
@@ -115,20 +115,20 @@ def test_an_archive_that_does_not_fit_is_refused(
 
 def test_nodes_are_built_as_by_hydra() -> None:
     layers = [{"_target_": "torch.nn.Linear", "_args_": [3, 4], "bias": False}, {"_target_": "torch.nn.ReLU"}]
-    built = build({"_target_": "torch.nn.Sequential", "_args_": layers})
+    built = instantiate({"_target_": "torch.nn.Sequential", "_args_": layers})
     assert [type(layer) for layer in built] == [nn.Linear, nn.ReLU]
     assert built[0].bias is None
-    assert build({"_target_": "builtins.int", "_partial_": True, "base": 2})("101") == 5
-    kept = build({"_target_": "builtins.dict", "_recursive_": False, "inner": {"_target_": "builtins.dict"}})
+    assert instantiate({"_target_": "builtins.int", "_partial_": True, "base": 2})("101") == 5
+    kept = instantiate({"_target_": "builtins.dict", "_recursive_": False, "inner": {"_target_": "builtins.dict"}})
     assert kept == {"inner": {"_target_": "builtins.dict"}}
-    assert build({"_target_": "builtins.int.from_bytes", "bytes": b"\1", "byteorder": "big"}) == 1
+    assert instantiate({"_target_": "builtins.int.from_bytes", "bytes": b"\1", "byteorder": "big"}) == 1
     with pytest.raises(ImportError):
-        build({"_target_": "torch.nn.no.such.thing"})
+        instantiate({"_target_": "torch.nn.no.such.thing"})
 
 
 def test_of_equals_the_first_count_wins_as_in_the_scores() -> None:
-    answers = Answers("bincounter-1", [2, 3, 5])
-    answer = json.loads(answers.format([[0.25, 0.375, 0.375]], wanted(None), several=False))
+    answers = AnswerFormatter("bincounter-1", [2, 3, 5])
+    answer = json.loads(answers.format([[0.25, 0.375, 0.375]], parse_accept(None), several=False))
     assert answer == {
         "count": 3,
         "probabilities": {"2": 0.25, "3": 0.375, "5": 0.375},
@@ -139,13 +139,13 @@ def test_of_equals_the_first_count_wins_as_in_the_scores() -> None:
 
 def test_probabilities_are_written_exactly() -> None:
     row = torch.rand(200).softmax(0)
-    answer = json.loads(Answers("m", range(200)).format([row.tolist()], wanted(None), several=False))
+    answer = json.loads(AnswerFormatter("m", range(200)).format([row.tolist()], parse_accept(None), several=False))
     assert torch.equal(torch.tensor(list(answer["probabilities"].values())), row)
 
 
 def test_what_is_no_number_is_no_answer() -> None:
     with pytest.raises(Problem, match="NaN") as raised:
-        Answers("m", [0, 1]).format([[float("nan"), 0.5]], wanted(None), several=False)
+        AnswerFormatter("m", [0, 1]).format([[float("nan"), 0.5]], parse_accept(None), several=False)
     assert raised.value.status == 500
 
 

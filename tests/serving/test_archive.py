@@ -16,14 +16,16 @@ from served_runs import checkpoint_alone
 
 from bincounter.errors import BinCounterError, UserError
 from bincounter.serving.application.answers import Limits
-from bincounter.serving.packing.archive import Package, Settings, package
+from bincounter.serving.packing.archive import Package, PackageSettings, package
 from bincounter.serving.packing.tarball import unpack, write_tarball
 
 
 @pytest.fixture(scope="module")
 def packed(served_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Package:
     """The archive of a trained run."""
-    return package(served_run / "checkpoints/best.ckpt", Settings(tmp_path_factory.mktemp("packed") / "model.tar.gz"))
+    return package(
+        served_run / "checkpoints/best.ckpt", PackageSettings(tmp_path_factory.mktemp("packed") / "model.tar.gz")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +87,7 @@ def test_the_card_has_scores_with_baselines_and_their_number_and_no_path_of_this
 
 
 def test_a_checkpoint_without_its_run_is_packed_and_says_what_is_not_known(tmp_path: Path) -> None:
-    made = package(checkpoint_alone(tmp_path), Settings(tmp_path / "model.tar.gz"))
+    made = package(checkpoint_alone(tmp_path), PackageSettings(tmp_path / "model.tar.gz"))
     card = (unpack(made.path, tmp_path / "model") / "README.md").read_text()
     assert "Not known: the run" in card
     assert not (tmp_path / "model/training.yaml").exists()
@@ -93,7 +95,7 @@ def test_a_checkpoint_without_its_run_is_packed_and_says_what_is_not_known(tmp_p
 
 def test_the_models_id_tells_weights_and_precision_apart_and_nothing_else(packed: Package, tmp_path: Path) -> None:
     def id_of(checkpoint: Path, **settings: object) -> str:
-        return package(checkpoint, Settings(tmp_path / "a.tar.gz", **settings)).model  # type: ignore[arg-type]
+        return package(checkpoint, PackageSettings(tmp_path / "a.tar.gz", **settings)).model  # type: ignore[arg-type]
 
     first = checkpoint_alone(tmp_path / "first")
     assert id_of(first) == id_of(first, limits=Limits(max_batch=1))
@@ -109,7 +111,7 @@ def test_photos_of_abid_bring_their_licence_into_the_card(served_run: Path, tmp_
     config = yaml.safe_load((run / "config.yaml").read_text())
     config["data"]["layout"]["_target_"] = "bincounter.data.layouts.Abid"
     (run / "config.yaml").write_text(yaml.safe_dump(config))
-    made = package(run / "checkpoints/last.ckpt", Settings(tmp_path / "model.tar.gz"))
+    made = package(run / "checkpoints/last.ckpt", PackageSettings(tmp_path / "model.tar.gz"))
     card = (unpack(made.path, tmp_path / "model") / "README.md").read_text()
     assert "CC BY-NC-SA 3.0 US" in card
     assert yaml.safe_load(card.split("---")[1])["license"] == "cc-by-nc-sa-3.0"
@@ -132,8 +134,8 @@ def test_a_foreign_model_brings_its_own_files_and_pins_its_distributions(
         monkeypatch.syspath_prepend(str(folder))
     checkpoint = checkpoint_alone(tmp_path, backbone={"_target_": "mynets.net.net"})
     with pytest.raises(UserError, match=r"mynets\.net\.net, which is not part of bincounter"):
-        package(checkpoint, Settings(tmp_path / "model.tar.gz"))
-    made = package(checkpoint, Settings(tmp_path / "model.tar.gz"), trusted=["mynets"])
+        package(checkpoint, PackageSettings(tmp_path / "model.tar.gz"))
+    made = package(checkpoint, PackageSettings(tmp_path / "model.tar.gz"), trusted=["mynets"])
     code = unpack(made.path, tmp_path / "model") / "code"
     assert (code / "mynets/net.py").read_bytes() == (own / "mynets/net.py").read_bytes()
     assert (code / "mysizes.py").exists()
@@ -147,16 +149,16 @@ def test_a_module_named_as_one_of_the_archives_is_refused(tmp_path: Path, monkey
     monkeypatch.syspath_prepend(str(tmp_path))
     checkpoint = checkpoint_alone(tmp_path, backbone={"_target_": "inference.net"})
     with pytest.raises(UserError, match="rename it"):
-        package(checkpoint, Settings(tmp_path / "model.tar.gz"), trusted=["inference"])
+        package(checkpoint, PackageSettings(tmp_path / "model.tar.gz"), trusted=["inference"])
 
 
 def test_what_cannot_be_packed_or_written_is_refused_in_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "text.ckpt").write_text("no checkpoint")
     for name, expected in {"none.ckpt": "does not exist", "text.ckpt": "not a checkpoint"}.items():
         with pytest.raises(UserError, match=expected):
-            package(tmp_path / name, Settings(tmp_path / "model.tar.gz"))
+            package(tmp_path / name, PackageSettings(tmp_path / "model.tar.gz"))
     with pytest.raises(UserError, match=r"text\.ckpt cannot be written to"):
-        package(checkpoint_alone(tmp_path), Settings(tmp_path / "text.ckpt/model.tar.gz"))
+        package(checkpoint_alone(tmp_path), PackageSettings(tmp_path / "text.ckpt/model.tar.gz"))
 
 
 def _tar(path: Path, *members: tarfile.TarInfo) -> None:

@@ -12,9 +12,9 @@ import pytest
 from commands import REPOSITORY, Run, command, environment
 from served_runs import checkpoint_alone
 
-from bincounter.cli.deploy_command import checked_package
+from bincounter.cli.deploy_command import pack_and_check
 from bincounter.cli.hydra_app import compose
-from bincounter.serving.packing.archive import Settings, opened, package
+from bincounter.serving.packing.archive import PackageSettings, package, read_package
 
 Deploy = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -68,9 +68,9 @@ def test_a_checkpoint_is_packed_into_its_run_with_the_same_bytes_everywhere_and_
     assert done.stdout.splitlines()[-1] == str(archive)
     assert re.search(r"Parity: 10 photos, .*bound 0\.0001\.", done.stderr)
     assert [path.name for path in archive.parent.iterdir()] == ["model.tar.gz"]
-    packed = opened(archive)
+    packed = read_package(archive)
     assert packed.model in done.stderr
-    assert package(checkpoint, Settings(tmp_path / "other.tar.gz")).digest == packed.digest
+    assert package(checkpoint, PackageSettings(tmp_path / "other.tar.gz")).digest == packed.digest
 
 
 def test_from_a_checkpoint_to_an_answer_and_down_again(
@@ -98,9 +98,9 @@ def test_from_a_checkpoint_to_an_answer_and_down_again(
 def test_an_archive_without_its_checkpoint_is_taken_as_it_is_and_said_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    made = package(checkpoint_alone(tmp_path), Settings(tmp_path / "model.tar.gz"))
+    made = package(checkpoint_alone(tmp_path), PackageSettings(tmp_path / "model.tar.gz"))
     cfg = compose([f"archive={made.path}"], config_name="deploy")
-    assert checked_package(cfg) == made
+    assert pack_and_check(cfg) == made
     assert "are not compared with training" in caplog.text
 
 

@@ -12,10 +12,10 @@ from commands import REPOSITORY
 from ray_served import free_port, ray_archive, ray_served
 from served_runs import checkpoint_alone
 
-from bincounter.serving.packing.archive import Settings, package
+from bincounter.serving.packing.archive import PackageSettings, package
 from bincounter.serving.packing.parity import archive_answers, parity_photos
 from bincounter.serving.packing.tarball import unpack
-from bincounter.training.results import origin_of
+from bincounter.training.results import find_run_of_checkpoint
 
 IMAGE = REPOSITORY / ".venv-serving-image/bin/python"
 
@@ -37,8 +37,8 @@ def test_the_images_versions_answer_as_ours_do(tmp_path: Path, backbone: str) ->
         backbone, {"_target_": "bincounter.model.backbones.resnet", "name": backbone}
     )
     checkpoint = checkpoint_alone(tmp_path / "run", backbone=target)
-    folder = unpack(package(checkpoint, Settings(tmp_path / "model.tar.gz")).path, tmp_path / "unpacked")
-    photos = parity_photos(origin_of(checkpoint), 16, source=None, data_dir=tmp_path / "data")
+    folder = unpack(package(checkpoint, PackageSettings(tmp_path / "model.tar.gz")).path, tmp_path / "unpacked")
+    photos = parity_photos(find_run_of_checkpoint(checkpoint), 16, source=None, data_dir=tmp_path / "data")
     ours, theirs = (answers(folder, photos, python) for python in (sys.executable, str(IMAGE)))
     assert sum(map(bool, ours)) >= 16
     for one, other in zip(ours, theirs, strict=True):

@@ -10,10 +10,10 @@ import torch
 from served_runs import checkpoint_alone
 
 from bincounter.errors import DataError, UserError
-from bincounter.serving.packing.archive import Package, Settings, package
+from bincounter.serving.packing.archive import Package, PackageSettings, package
 from bincounter.serving.packing.parity import check_parity, parity_photos
 from bincounter.serving.packing.tarball import CHECKSUMS, unpack, write_tarball
-from bincounter.training.results import origin_of
+from bincounter.training.results import find_run_of_checkpoint
 
 ODD = {"a grey JPEG", "a CMYK JPEG", "a rotated JPEG", "a transparent PNG", "a WebP", "a truncated JPEG"}
 
@@ -25,12 +25,12 @@ def checkpoint(served_run: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def packed(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Package:
-    return package(checkpoint, Settings(tmp_path_factory.mktemp("packed") / "model.tar.gz"))
+    return package(checkpoint, PackageSettings(tmp_path_factory.mktemp("packed") / "model.tar.gz"))
 
 
 @pytest.fixture(scope="module")
 def photos(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    return parity_photos(origin_of(checkpoint), 5, source=None, data_dir=tmp_path_factory.mktemp("data"))
+    return parity_photos(find_run_of_checkpoint(checkpoint), 5, source=None, data_dir=tmp_path_factory.mktemp("data"))
 
 
 @contextmanager
@@ -73,7 +73,7 @@ def test_an_archive_as_it_is_made_answers_as_training_does(
 
 
 def test_bfloat16_has_a_bound_of_its_own(checkpoint: Path, photos: dict[str, bytes], tmp_path: Path) -> None:
-    made = package(checkpoint, Settings(tmp_path / "model.tar.gz", precision="bf16"))
+    made = package(checkpoint, PackageSettings(tmp_path / "model.tar.gz", precision="bf16"))
     parity = check_parity(checkpoint, made.path, photos)
     assert 0 < parity.largest <= parity.bound == 2e-2
 
@@ -110,13 +110,13 @@ def test_photos_are_those_the_run_did_not_learn_from_and_odd_ones(photos: dict[s
 
 
 def test_where_the_runs_own_photos_are_few_others_are_rendered(checkpoint: Path, tmp_path: Path) -> None:
-    chosen = parity_photos(origin_of(checkpoint), 34, source=None, data_dir=tmp_path)
+    chosen = parity_photos(find_run_of_checkpoint(checkpoint), 34, source=None, data_dir=tmp_path)
     assert len(chosen) == 34 + len(ODD)
     assert {name for name in chosen if name.startswith("demo")} == {"demo bin 0", "demo bin 1"}
 
 
 def test_photos_can_be_named_and_are_rendered_where_none_are_at_hand(served_run: Path, tmp_path: Path) -> None:
-    alone = origin_of(checkpoint_alone(tmp_path))
+    alone = find_run_of_checkpoint(checkpoint_alone(tmp_path))
     rendered = parity_photos(alone, 2, source=None, data_dir=tmp_path)
     assert rendered.keys() == {"demo bin 0", "demo bin 1"} | ODD
     named = parity_photos(alone, 3, source=str(served_run.parents[1] / "bins" / "2"), data_dir=tmp_path)
@@ -127,6 +127,6 @@ def test_photos_can_be_named_and_are_rendered_where_none_are_at_hand(served_run:
 
 def test_photos_that_cannot_be_read_are_compared_too(tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff broken")
-    alone = origin_of(checkpoint_alone(tmp_path))
+    alone = find_run_of_checkpoint(checkpoint_alone(tmp_path))
     chosen = parity_photos(alone, 3, source=str(tmp_path / "broken.jpg"), data_dir=tmp_path)
     assert chosen.keys() == {str(tmp_path / "broken.jpg")} | ODD

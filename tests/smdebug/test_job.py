@@ -10,7 +10,7 @@ import pytest
 from commands import REPOSITORY, environment
 from test_resume import kill_after
 
-from bincounter.cloud.hyperparameters import encode
+from bincounter.cloud.hyperparameters import encode_overrides
 from bincounter.errors import UserError
 
 pytest.importorskip("smdebug.pytorch", reason="smdebug's own environment is missing here: make test-smdebug")
@@ -47,7 +47,7 @@ def container(base: Path) -> Path:
     """The folders that a job starts with; returns the program that it starts."""
     config = base / "input" / "config"
     config.mkdir(parents=True)
-    (config / "hyperparameters.json").write_text(json.dumps(encode(JOB)))
+    (config / "hyperparameters.json").write_text(json.dumps(encode_overrides(JOB)))
     (config / "debughookconfig.json").write_text(json.dumps({**HOOK, "LocalPath": str(base / "output" / "tensors")}))
     code = base / "code"
     code.mkdir()

@@ -9,8 +9,8 @@ from commands import Run
 from omegaconf import OmegaConf
 from searches import states, study_of
 
-from bincounter.sweep.pruning import judge_of_jobs
-from bincounter.sweep.study import open_storage, quiet
+from bincounter.sweep.pruning import remote_pruning_policy
+from bincounter.sweep.study import open_storage, silence_optuna
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_several_metrics_are_read_from_the_run(train: Run, overrides: list[str],
 
 
 def test_remote_jobs_are_pruned_by_their_epochs(tmp_path: Path) -> None:
-    quiet()
+    silence_optuna()
     url = f"sqlite:///{tmp_path / 'study.db'}"
     study = optuna.create_study(study_name="s", storage=open_storage(url), direction="maximize")
     study.ask()
@@ -53,7 +53,7 @@ def test_remote_jobs_are_pruned_by_their_epochs(tmp_path: Path) -> None:
     cfg = OmegaConf.create(
         {"trainer": {"max_epochs": 3}, "optimized_metric": "val/accuracy", "hparams_search": {"metrics": []}}
     )
-    judge = judge_of_jobs(url, {"study_name": "s", "pruner": pruner}, cfg)
+    judge = remote_pruning_policy(url, {"study_name": "s", "pruner": pruner}, cfg)
     assert not judge(0, 1, {"val/accuracy": 0.6, "train/loss": 1.0}, 8.0)
     assert not judge(0, 1, {"val/accuracy": 0.1}, 8.0)  # a resumed job reports an epoch again: the first report stands
     assert not judge(0, 2, {"train/loss": 1.0}, 12.0)

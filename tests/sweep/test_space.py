@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from bincounter.cloud.hyperparameters import decode, override_of
-from bincounter.config.checks import mode_of
+from bincounter.cloud.hyperparameters import decode_overrides, override_of
+from bincounter.config.checks import metric_mode
 from bincounter.config.train_schema import register
 from bincounter.errors import ConfigError
 from bincounter.sweep.distributions import from_sagemaker, params_of, to_optuna, to_sagemaker, values_of
-from bincounter.sweep.search_space import Choice, Interval, Parameter, read_space, refuse_bad
+from bincounter.sweep.search_space import Choice, Interval, Parameter, check_space, read_space
 
 LR, BATCH, EPOCHS = "model.optimizer.lr", "data.batch_size", "trainer.max_epochs"
 PUBLISHED: list[Parameter] = [
@@ -34,7 +34,7 @@ PUBLISHED: list[Parameter] = [
 @pytest.fixture(scope="module", autouse=True)
 def app() -> Iterator[None]:
     register()
-    OmegaConf.register_new_resolver("mode_of", mode_of, replace=True)
+    OmegaConf.register_new_resolver("mode_of", metric_mode, replace=True)
     with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
         yield
 
@@ -58,7 +58,7 @@ def refused(overrides: list[str], base: DictConfig) -> str:
     """The one line that a search over these is refused by."""
     with pytest.raises(ConfigError) as caught:
         parameters, others = read_space({}, overrides, base)
-        refuse_bad(parameters, lambda more: compose([*others, *more]))
+        check_space(parameters, lambda more: compose([*others, *more]))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -71,7 +71,7 @@ def test_the_published_spaces(group: str, expected: list[Parameter]) -> None:
     parameters, others = read_space(cfg.hparams_search.space, [f"hparams_search={group}", "seed=1"], cfg)
     assert parameters == expected
     assert others == [f"hparams_search={group}", "seed=1"]
-    refuse_bad(parameters, lambda more: compose([*others, *more]))
+    check_space(parameters, lambda more: compose([*others, *more]))
 
 
 def test_the_command_line_adds_replaces_and_takes_out(base: DictConfig) -> None:
@@ -279,7 +279,7 @@ def test_a_choice_travels_to_either_chooser_and_back(values: list[Any]) -> None:
     assert isinstance(distribution, CategoricalDistribution)
     for value, text, param in zip(values, sent["Values"], distribution.choices, strict=True):
         told = {choice.key: text}
-        (override,) = decode(told)
+        (override,) = decode_overrides(told)
         chosen = [from_sagemaker(told, [choice])[choice.key], values_of({choice.key: param}, [choice])[choice.key]]
         for back in (parsed(override), parsed(override_of(choice.key, value)), *chosen):
             assert repr(back) == repr(value)

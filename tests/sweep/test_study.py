@@ -8,17 +8,17 @@ import pytest
 from bincounter.errors import ConfigError, ResourceError
 from bincounter.sweep.search_space import Choice, Interval, Parameter
 from bincounter.sweep.study import (
-    Sampling,
+    SamplerFactory,
     is_exhausted,
     make_pruner,
     note_exhaustion,
     open_storage,
-    quiet,
     reopen_trial,
+    silence_optuna,
     storage_url,
     suggest,
 )
-from bincounter.sweep.trials import of_value
+from bincounter.sweep.trials import outcome_of_value
 
 SPACE: list[Parameter] = [Interval("x", 0.0, 1.0), Interval("n", 1, 4, integer=True), Choice("c", (32, 64))]
 DISTRIBUTIONS = {
@@ -30,9 +30,9 @@ DISTRIBUTIONS = {
 
 def _proposals(url: str, node: dict, starts: list[int]) -> list[dict]:
     """Parameters of the trials that several starts of a search ask for, one after the other."""
-    quiet()
+    silence_optuna()
     for trials in starts:
-        sampling = Sampling(node, SPACE, 1)
+        sampling = SamplerFactory(node, SPACE, 1)
         study = optuna.create_study(study_name="s", storage=open_storage(url), load_if_exists=True)
         for _ in range(trials):
             number = len(study.trials)
@@ -57,7 +57,7 @@ def test_a_search_in_two_starts_proposes_what_one_does(tmp_path: Path, name: str
 
 def test_a_grid_knows_its_end() -> None:
     listed: list[Parameter] = [Choice("c", (32, 64)), Interval("n", 1, 5, integer=True)]
-    assert Sampling({"_target_": "optuna.samplers.GridSampler"}, listed, 1).most == 10
+    assert SamplerFactory({"_target_": "optuna.samplers.GridSampler"}, listed, 1).most == 10
 
 
 def test_a_grid_notes_its_end_without_optunas_loop() -> None:
@@ -97,12 +97,12 @@ def test_a_running_trial_is_reopened_with_its_values(tmp_path: Path) -> None:
 )
 def test_wrong_samplers_are_refused(node: dict, said: str) -> None:
     with pytest.raises(ConfigError, match=said.replace("?", r"\?")):
-        Sampling(node, SPACE, 1)
+        SamplerFactory(node, SPACE, 1)
 
 
 def test_cmaes_searches_one_metric() -> None:
     with pytest.raises(ConfigError, match="searches one metric"):
-        Sampling({"_target_": "optuna.samplers.CmaEsSampler"}, SPACE, 2)
+        SamplerFactory({"_target_": "optuna.samplers.CmaEsSampler"}, SPACE, 2)
 
 
 def test_a_sampler_is_no_pruner() -> None:
@@ -132,9 +132,9 @@ def test_a_missing_folder_is_reported(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [None, float("nan"), float("inf"), "good", {}, [1.0, None]])
 def test_what_cannot_be_compared_is_an_error(value: object) -> None:
-    assert of_value(value).error is not None
+    assert outcome_of_value(value).error is not None
 
 
 @pytest.mark.parametrize(("value", "values"), [(1, [1.0]), ((0.5, 2), [0.5, 2.0]), (True, [1.0])])
 def test_numbers_are_values(value: object, values: list[float]) -> None:
-    assert of_value(value).values == values
+    assert outcome_of_value(value).values == values

@@ -14,7 +14,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import TrialState, create_trial
 from playwright.sync_api import Browser
 
-from bincounter.sweep.search_results import Search, best_trials, short_names, show
+from bincounter.sweep.search_results import Search, best_trials, print_results, short_names
 from bincounter.sweep.sweep_report import write_page
 
 METRICS = ["val/accuracy", "val/rmse", "val/mae"]
@@ -39,7 +39,7 @@ def drawn(page: str) -> list[list[dict[str, Any]]]:
 def test_the_best_trial_is_shown_with_its_command(capsys: pytest.CaptureFixture[str]) -> None:
     study = made_study(12)
     best = max((trial for trial in study.trials if trial.values), key=lambda trial: trial.value or 0)
-    show(study, search())
+    print_results(study, search())
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "demo-12ab34cd: 12 trials: 8 completed, 2 pruned, 2 failed"
     spared = sum(trial.user_attrs["saved_seconds"] for trial in study.trials if trial.state.name == "PRUNED")
@@ -52,7 +52,7 @@ def test_the_best_trial_is_shown_with_its_command(capsys: pytest.CaptureFixture[
 def test_the_front_of_several_objectives_is_shown_with_commands(capsys: pytest.CaptureFixture[str]) -> None:
     study = made_study(24, metrics=2)
     front = {trial.number: trial for trial in study.best_trials}  # as Optuna finds it
-    show(study, search(2))
+    print_results(study, search(2))
     out = capsys.readouterr().out
     shown = [int(number) for number in re.findall(r"# trial (\d+)", out)]
     assert set(shown) == set(front)
@@ -62,7 +62,7 @@ def test_the_front_of_several_objectives_is_shown_with_commands(capsys: pytest.C
 
 
 def test_a_study_without_completed_trials_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
-    show(made_study(2, failing=True), search())
+    print_results(made_study(2, failing=True), search())
     assert capsys.readouterr().out.splitlines() == [
         "demo-12ab34cd: 2 trials: 2 failed",
         "No trial has completed, so there is no best trial.",
@@ -77,7 +77,7 @@ def test_trials_of_earlier_searches_are_not_taken_for_its_own(
     study.add_trial(earlier)
     study.add_trial(create_trial(value=0.5, params={LR: 0.02}, distributions={LR: SPACE[LR]}))
     assert [trial.number for trial in best_trials(study)] == [1]
-    show(study, search())
+    print_results(study, search())
     assert "1 trial: 1 completed, and 1 trial of earlier searches" in capsys.readouterr().out
     assert "val/accuracy 0.5 by trial 1, the only completed trial" in page_of(tmp_path, study)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bincounter.training.checkpoint import newest_whole
+from bincounter.training.checkpoint import find_resume_checkpoint
 
 
 @pytest.mark.parametrize(
@@ -25,5 +25,5 @@ def test_no_best_model_is_lost(last: object, best: object, chosen: str | None, t
         if epoch is not None:
             state = {"best": 0.5, "best_epoch": epoch if isinstance(epoch, int) else None, "stopped": False}
             torch.save({"callbacks": {"RunCheckpoint": state}}, tmp_path / name)
-    found = newest_whole(tmp_path)
+    found = find_resume_checkpoint(tmp_path)
     assert (found.name if found else None) == chosen

@@ -8,7 +8,7 @@ import pytest
 from commands import REPOSITORY
 
 import bincounter
-from bincounter.training.run_folder import SHIPPED, commit
+from bincounter.training.run_folder import COMMIT_FILE, code_commit
 
 NOBODY_KNOWS = {"commit": None, "clean": None}
 
@@ -42,31 +42,31 @@ def installed(package: Path, monkeypatch: pytest.MonkeyPatch, origin: dict) -> N
 
 
 def test_a_checkout_has_the_commit_of_its_repository() -> None:
-    assert commit()["commit"] == git(REPOSITORY, "rev-parse", "HEAD")
-    assert commit()["clean"] == (git(REPOSITORY, "status", "--porcelain") == "")
+    assert code_commit()["commit"] == git(REPOSITORY, "rev-parse", "HEAD")
+    assert code_commit()["clean"] == (git(REPOSITORY, "status", "--porcelain") == "")
 
 
 def test_a_repository_around_the_environment_is_not_asked(package: Path) -> None:
-    assert commit() == NOBODY_KNOWS
+    assert code_commit() == NOBODY_KNOWS
 
 
 def test_a_change_after_the_commit_is_seen(package: Path) -> None:
     repository = package.parents[2]
     git(repository, "add", "--force", str(package))
     git(repository, "commit", "--quiet", "-m", "A copy in one's own repository")
-    assert commit() == {"commit": git(repository, "rev-parse", "HEAD"), "clean": True}
+    assert code_commit() == {"commit": git(repository, "rev-parse", "HEAD"), "clean": True}
     (package / "__init__.py").write_text("changed = True\n")
-    assert commit() == {"commit": git(repository, "rev-parse", "HEAD"), "clean": False}
+    assert code_commit() == {"commit": git(repository, "rev-parse", "HEAD"), "clean": False}
 
 
 def test_what_pip_installed_from_a_repository_names_its_commit(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     installed(package, monkeypatch, {"url": "https://host/x.git", "vcs_info": {"vcs": "git", "commit_id": "0" * 40}})
-    assert commit() == {"commit": "0" * 40, "clean": True}
+    assert code_commit() == {"commit": "0" * 40, "clean": True}
 
 
 def test_what_pip_installed_from_a_folder_names_none(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     installed(package, monkeypatch, {"url": "file:///home/me/bincounter", "dir_info": {}})
-    assert commit() == NOBODY_KNOWS
+    assert code_commit() == NOBODY_KNOWS
 
 
 def test_an_installation_of_other_code_is_not_asked(
@@ -74,9 +74,9 @@ def test_an_installation_of_other_code_is_not_asked(
 ) -> None:
     installed(package, monkeypatch, {"url": "https://host/x.git", "vcs_info": {"vcs": "git", "commit_id": "0" * 40}})
     monkeypatch.setattr(bincounter, "__file__", str(tmp_path / "copy" / "bincounter" / "__init__.py"))
-    assert commit() == NOBODY_KNOWS
+    assert code_commit() == NOBODY_KNOWS
 
 
 def test_what_was_shipped_brings_its_commit(package: Path) -> None:
-    (package.parent / SHIPPED).write_text('{"commit": "abc", "clean": false}')
-    assert commit() == {"commit": "abc", "clean": False}
+    (package.parent / COMMIT_FILE).write_text('{"commit": "abc", "clean": false}')
+    assert code_commit() == {"commit": "abc", "clean": False}

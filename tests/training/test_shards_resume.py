@@ -13,7 +13,7 @@ from test_resume import RECIPE, assert_same, kill_after
 from bincounter.data.layouts.folders import Folders
 from bincounter.data.scan import scan
 from bincounter.data.shards.packing import pack_files
-from bincounter.data.splits import stored_split
+from bincounter.data.splits import load_or_assign_splits
 
 SHARDS = ["data=shards" if override == "data=folders" else override for override in RECIPE]
 
@@ -29,7 +29,9 @@ def shards(bins: Path, tmp_path: Path) -> Path:
     cache = tmp_path / "packing"
     manifest = scan(bins, Folders(), cache, image_size=None, workers=2)
     kept = np.arange(len(manifest.records))
-    assignment = stored_split(manifest, kept, fractions=(0.8, 0.1, 0.1), method="grouped", seed=0, cache_dir=cache)
+    assignment = load_or_assign_splits(
+        manifest, kept, fractions=(0.8, 0.1, 0.1), method="grouped", seed=0, cache_dir=cache
+    )
     list(pack_files(manifest, kept, assignment, tmp_path / "shards", shard_bytes=50_000))
     return tmp_path / "shards"
 

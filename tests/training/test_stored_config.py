@@ -7,7 +7,7 @@ import yaml
 
 from bincounter.config.checks import check_target
 from bincounter.errors import ConfigError
-from bincounter.training.resume import refuse_changes, stored_config
+from bincounter.training.resume import check_unchanged, stored_config
 
 MOVED = "bincounter.cloud.container.cluster.SageMakerEnvironment"
 
@@ -19,6 +19,6 @@ def test_a_target_that_moved_is_no_change_of_the_configuration(tmp_path: Path) -
     assert stored is not None
     now = stored["trainer"]["plugins"][0]
     check_target("trainer.plugins", now)  # it exists
-    refuse_changes(stored, {"trainer": {"num_nodes": 2, "plugins": [now]}}, tmp_path)
+    check_unchanged(stored, {"trainer": {"num_nodes": 2, "plugins": [now]}}, tmp_path)
     with pytest.raises(ConfigError, match=r"trainer\.plugins"):
-        refuse_changes(before, {"trainer": {"num_nodes": 2, "plugins": [now]}}, tmp_path)
+        check_unchanged(before, {"trainer": {"num_nodes": 2, "plugins": [now]}}, tmp_path)

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bincounter.cloud.api_shapes import check_shape, merged, service_model
-from bincounter.errors import ConfigError, nearest
+from bincounter.cloud.api_shapes import check_shape, merge, service_model
+from bincounter.errors import ConfigError, closest_match
 
 if TYPE_CHECKING:
     from bincounter.cloud.account import Account
@@ -61,7 +61,7 @@ class ApiObject:
 _NAME, _ARCHIVE = "name", "ckpt_path, or archive"
 _TYPE, _COUNT = "target.instance_type", "target.instance_count"
 _ENDPOINTS_OWN = "the endpoint itself"
-OBJECTS = {
+API_OBJECTS = {
     "Model": ApiObject(
         "CreateModel",
         reserved={
@@ -134,7 +134,7 @@ OBJECTS = {
 """Key in ``target.request`` -> object."""
 
 
-def check_names(extra: Mapping[str, Any]) -> None:
+def check_request_keys(extra: Mapping[str, Any]) -> None:
     """Check that ``target.request`` names known objects and no parameters that have a setting of their own.
 
     Args:
@@ -149,20 +149,20 @@ def check_names(extra: Mapping[str, Any]) -> None:
                 f"target.request.{name} is not a part of an endpoint: register the model with "
                 "`aws sagemaker create-model-package`"
             )
-        if name not in OBJECTS:
-            hint = nearest(name, OBJECTS)
-            advice = f"did you mean {hint}?" if hint else f"allowed are {', '.join(OBJECTS)}"
+        if name not in API_OBJECTS:
+            hint = closest_match(name, API_OBJECTS)
+            advice = f"did you mean {hint}?" if hint else f"allowed are {', '.join(API_OBJECTS)}"
             raise ConfigError(f"target.request.{name} is not an API object of an endpoint: {advice}")
         if not isinstance(given, Mapping):
             raise ConfigError(
                 f"target.request.{name}={given} is not a mapping: write target.request.{name}.PARAMETER=VALUE"
             )
-        for path, setting in OBJECTS[name].reserved.items():
+        for path, setting in API_OBJECTS[name].reserved.items():
             if _inside(given, path) is not None:
                 raise ConfigError(f"target.request.{name}.{path} cannot be set here: it comes from {setting}")
 
 
-def completed(name: str, request: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+def complete_request(name: str, request: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
     """Merge ``target.request`` into an object and check it against botocore's service model.
 
     Args:
@@ -176,15 +176,15 @@ def completed(name: str, request: Mapping[str, Any], extra: Mapping[str, Any]) -
     added = dict(extra.get(name) or {})
     if "Tags" in request and isinstance(added.get("Tags"), list):
         added["Tags"] = [*request["Tags"], *added["Tags"]]
-    result = merged(request, added)
-    kind = OBJECTS[name]
+    result = merge(request, added)
+    kind = API_OBJECTS[name]
     check_shape(result, kind.shape, kind.operation, f"target.request.{name}", kind.reserved)
     return result
 
 
-def called(name: str, request: Mapping[str, Any], extra: Mapping[str, Any]) -> Call:
+def build_call(name: str, request: Mapping[str, Any], extra: Mapping[str, Any]) -> Call:
     """Return the request of an object, completed as by :func:`completed`."""
-    return Call(OBJECTS[name].service, OBJECTS[name].operation, completed(name, request, extra))
+    return Call(API_OBJECTS[name].service, API_OBJECTS[name].operation, complete_request(name, request, extra))
 
 
 def _inside(given: Mapping[str, Any], path: str) -> Any:

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bincounter.cloud.aws_errors import answered
-from bincounter.cloud.endpoints.api_objects import AUTOSCALING, Call, called
-from bincounter.cloud.endpoints.endpoint_requests import VARIANT, Wanted
+from bincounter.cloud.aws_errors import translate_endpoint_errors
+from bincounter.cloud.endpoints.api_objects import AUTOSCALING, Call, build_call
+from bincounter.cloud.endpoints.endpoint_requests import VARIANT, EndpointSpec
 from bincounter.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ _POLICY_MEMBERS = (
 )
 
 
-def scaling_calls(spec: Wanted) -> list[Call]:
+def scaling_calls(spec: EndpointSpec) -> list[Call]:
     """Return RegisterScalableTarget and PutScalingPolicy if ``target.request`` asks for them.
 
     Raises:
@@ -44,13 +44,13 @@ def scaling_calls(spec: Wanted) -> list[Call]:
     where = {**_resource(spec.name), "ScalableDimension": dimension}
     policy = {"PolicyName": spec.name, "PolicyType": "TargetTrackingScaling"}
     return [
-        called("ScalableTarget", where, spec.extra),
-        called("ScalingPolicy", {**policy, **where}, spec.extra),
+        build_call("ScalableTarget", where, spec.extra),
+        build_call("ScalingPolicy", {**policy, **where}, spec.extra),
     ]
 
 
 @dataclass(frozen=True)
-class Registered:
+class Autoscaling:
     """Registered autoscaling of an endpoint, as the requests that register it again."""
 
     targets: list[Call]
@@ -62,7 +62,7 @@ class Registered:
     def restore(self, account: "Account") -> None:
         """Register everything again."""
         for call in (*self.targets, *self.policies):
-            with answered("registering the endpoint's autoscaling again"):
+            with translate_endpoint_errors("registering the endpoint's autoscaling again"):
                 call.send(account)
 
     def removal(self) -> list[Call]:
@@ -75,23 +75,23 @@ class Registered:
     def remove(self, account: "Account") -> None:
         """Deregister everything."""
         for call in self.removal():
-            with answered("ending the endpoint's autoscaling"):
+            with translate_endpoint_errors("ending the endpoint's autoscaling"):
                 call.send(account)
 
 
-def registered(account: "Account", name: str) -> Registered:
+def read_autoscaling(account: "Account", name: str) -> Autoscaling:
     """Read the autoscaling of an endpoint."""
     where = _resource(name)
-    with answered(f"describing the autoscaling of {name}"):
+    with translate_endpoint_errors(f"describing the autoscaling of {name}"):
         client = account.autoscaling
         targets = client.describe_scalable_targets(ServiceNamespace=_NAMESPACE, ResourceIds=[where["ResourceId"]])[
             "ScalableTargets"
         ]
         if not targets:
-            return Registered([], [])
+            return Autoscaling([], [])
         policies = client.describe_scaling_policies(**where)["ScalingPolicies"]
     members = (*where, "ScalableDimension")
-    return Registered(
+    return Autoscaling(
         [Call(AUTOSCALING, "RegisterScalableTarget", _only(target, *members, *_TARGET_MEMBERS)) for target in targets],
         [Call(AUTOSCALING, "PutScalingPolicy", _only(policy, *members, *_POLICY_MEMBERS)) for policy in policies],
     )

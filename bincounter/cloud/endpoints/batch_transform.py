@@ -4,18 +4,18 @@ import logging
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bincounter.cloud.aws_errors import answered, explain_endpoint_failure
+from bincounter.cloud.aws_errors import describe_endpoint_failure, translate_endpoint_errors
 from bincounter.cloud.endpoints.api_objects import Call
 from bincounter.cloud.endpoints.deployment_plan import (
     Cost,
     PlannedModel,
+    check_price,
     plan_model,
-    refuse_above,
-    show_calls,
+    print_calls,
     transform_cost,
 )
-from bincounter.cloud.endpoints.endpoint_requests import Wanted, transform_call
-from bincounter.cloud.endpoints.endpoint_state import TRANSFORM_JOBS, last_line, watched
+from bincounter.cloud.endpoints.endpoint_requests import EndpointSpec, transform_call
+from bincounter.cloud.endpoints.endpoint_state import TRANSFORM_JOBS, last_error_line, watch_state
 from bincounter.data.layouts.base import PHOTO_SUFFIXES
 from bincounter.errors import DataError, ResourceError
 
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 _ANY_PHOTO = "application/octet-stream"
 
 
-class PlannedJob(NamedTuple):
+class TransformPlan(NamedTuple):
     """A transform job: its model, CreateTransformJob, and what it costs."""
 
     model: PlannedModel
@@ -36,7 +36,9 @@ class PlannedJob(NamedTuple):
     cost: Cost
 
 
-def planned(account: "Account", spec: Wanted, package: "Package", *, source: str, output: str) -> PlannedJob:
+def plan_transform(
+    account: "Account", spec: EndpointSpec, package: "Package", *, source: str, output: str
+) -> TransformPlan:
     """Compose and check the requests of a transform job.
 
     Raises:
@@ -44,12 +46,14 @@ def planned(account: "Account", spec: Wanted, package: "Package", *, source: str
     """
     model = plan_model(account, spec, package)
     cost = transform_cost(spec)
-    refuse_above(cost, spec.target["max_usd_per_hour"])
+    check_price(cost, spec.target["max_usd_per_hour"])
     call = transform_call(spec, model=model.call, source=source, content_type=_ANY_PHOTO, output=output)
-    return PlannedJob(model, call, cost)
+    return TransformPlan(model, call, cost)
 
 
-def transform(account: "Account", spec: Wanted, package: "Package", *, source: str, output: str, dry: bool) -> None:
+def transform(
+    account: "Account", spec: EndpointSpec, package: "Package", *, source: str, output: str, dry: bool
+) -> None:
     """Count the photos of an S3 folder in a transform job.
 
     Args:
@@ -64,19 +68,19 @@ def transform(account: "Account", spec: Wanted, package: "Package", *, source: s
         BinCounterError: the job could not be started, or has failed.
         Interrupted: by Ctrl-C; the job goes on at AWS.
     """
-    job = planned(account, spec, package, source=source, output=output)
+    job = plan_transform(account, spec, package, source=source, output=output)
     if dry:
-        show_calls([job.model.call, job.call])
+        print_calls([job.model.call, job.call])
         return
     job.call.request["TransformInput"]["ContentType"] = _content_type(account, source)
     job.model.make(account, spec)
     name = job.call.request["TransformJobName"]
-    with answered(f"creating the transform job {name}"):
+    with translate_endpoint_errors(f"creating the transform job {name}"):
         job.call.send(account)
     if not spec.target["wait"]:
         log.info("%s runs, and is billed until it ends. List it with: python deploy.py action=list", name)
         return
-    ended = watched(
+    ended = watch_state(
         account,
         lambda: account.sagemaker.describe_transform_job(TransformJobName=name),
         "TransformJobStatus",
@@ -94,8 +98,8 @@ def _report(account: "Account", ended: dict[str, Any], source: str, output: str)
     name, state = ended["TransformJobName"], ended["TransformJobStatus"]
     counted = f"{len(photos) - len(missing)} of {len(photos)} photos have an answer in {output}"
     if state != "Completed":
-        line = last_line(account, TRANSFORM_JOBS, f"{name}/")
-        reason = explain_endpoint_failure(ended.get("FailureReason", ""), line)
+        line = last_error_line(account, TRANSFORM_JOBS, f"{name}/")
+        reason = describe_endpoint_failure(ended.get("FailureReason", ""), line)
         raise ResourceError(f"{name} is {state} ({reason}), and {counted}: correct the cause, then run this again")
     seconds = (ended["TransformEndTime"] - ended["TransformStartTime"]).total_seconds()
     log.info("%s: %s, after %.0f s", name, counted, seconds)
@@ -130,7 +134,7 @@ def _names(account: "Account", uri: str) -> list[str]:
     """List the keys of the objects in an ``s3://`` folder."""
     bucket, _, prefix = uri.removeprefix("s3://").partition("/")
     folder = f"{prefix.rstrip('/')}/" if prefix.rstrip("/") else ""
-    with answered(f"listing {uri}"):
+    with translate_endpoint_errors(f"listing {uri}"):
         pages = account.s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=folder)
         keys = [one["Key"] for page in pages for one in page.get("Contents", ())]
     return [key for key in keys if not key.endswith("/")]

@@ -7,18 +7,18 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from bincounter.cloud.aws_errors import answered, is_missing
+from bincounter.cloud.aws_errors import is_missing, translate_endpoint_errors
 from bincounter.cloud.endpoints.api_objects import SAGEMAKER, Call
-from bincounter.cloud.endpoints.autoscaling import registered
-from bincounter.cloud.endpoints.deployment_plan import bucket_uri, show_calls
-from bincounter.cloud.endpoints.endpoint_requests import TAG, Wanted
+from bincounter.cloud.endpoints.autoscaling import read_autoscaling
+from bincounter.cloud.endpoints.deployment_plan import bucket_uri, print_calls
+from bincounter.cloud.endpoints.endpoint_requests import TAG, EndpointSpec
 from bincounter.cloud.endpoints.endpoint_state import (
     describe,
     describe_config,
     describe_model,
-    group_of,
-    settled,
-    watched,
+    log_group,
+    wait_until_settled,
+    watch_state,
 )
 from bincounter.errors import ConfigError, ResourceError
 
@@ -32,7 +32,7 @@ _OURS = re.compile(r".+-[0-9a-f]{8}")
 
 
 @dataclass
-class Belongings:
+class EndpointResources:
     """Names of the resources that carry an endpoint's tag.
 
     Attributes:
@@ -46,27 +46,27 @@ class Belongings:
     transforms: list[str] = field(default_factory=list)
 
 
-def belongings(account: "Account", name: str | None = None) -> Belongings:
+def find_resources(account: "Account", name: str | None = None) -> EndpointResources:
     """Find resources by their tag.
 
     Args:
         account: account to search.
         name: name of the endpoint; ``None`` for the resources of all endpoints.
     """
-    with answered("listing the resources of the endpoint"):
+    with translate_endpoint_errors("listing the resources of the endpoint"):
         client = account.sagemaker
         narrow: dict[str, Any] = {"NameContains": name} if name else {}
         configs = _pages(client, "list_endpoint_configs", "EndpointConfigs", **narrow)
         models = _pages(client, "list_models", "Models", **narrow)
         jobs = _pages(client, "list_transform_jobs", "TransformJobSummaries", StatusEquals="InProgress")
-        return Belongings(
+        return EndpointResources(
             [one["EndpointConfigName"] for one in configs if _is_ours(client, one, "EndpointConfig", name)],
             [one["ModelName"] for one in models if _is_ours(client, one, "Model", name)],
-            [one["TransformJobName"] for one in jobs if tagged(client, one["TransformJobArn"], name)],
+            [one["TransformJobName"] for one in jobs if is_tagged(client, one["TransformJobArn"], name)],
         )
 
 
-def tagged(client: Any, arn: str, name: str | None = None) -> bool:
+def is_tagged(client: Any, arn: str, name: str | None = None) -> bool:
     """Return whether a resource carries the tag of bincounter.
 
     Args:
@@ -86,7 +86,7 @@ def tagged(client: Any, arn: str, name: str | None = None) -> bool:
     return bool(values) and name in (None, *values)
 
 
-def remove_unused(account: "Account", name: str, *, keep: Collection[str]) -> Belongings:
+def remove_unused(account: "Account", name: str, *, keep: Collection[str]) -> EndpointResources:
     """Delete an endpoint's configurations and models that are not in use.
 
     Args:
@@ -97,14 +97,14 @@ def remove_unused(account: "Account", name: str, *, keep: Collection[str]) -> Be
     Returns:
         the deleted resources, and the running transform jobs, whose models are kept.
     """
-    there = belongings(account, name)
+    there = find_resources(account, name)
     used: set[str] = set()
     for config in keep:
         used |= models_of(describe_config(account, config))
     for job in there.transforms:
-        with answered(f"describing the transform job {job}"):
+        with translate_endpoint_errors(f"describing the transform job {job}"):
             used.add(account.sagemaker.describe_transform_job(TransformJobName=job)["ModelName"])
-    gone = Belongings(
+    gone = EndpointResources(
         [config for config in there.configs if config not in keep],
         [model for model in there.models if model not in used],
         there.transforms,
@@ -119,7 +119,7 @@ def models_of(config: dict[str, Any] | None) -> set[str]:
     return {variant["ModelName"] for variant in config["ProductionVariants"]} if config else set()
 
 
-def _removal_calls(there: Belongings) -> list[Call]:
+def _removal_calls(there: EndpointResources) -> list[Call]:
     return [
         *(Call(SAGEMAKER, "DeleteEndpointConfig", {"EndpointConfigName": name}) for name in there.configs),
         *(Call(SAGEMAKER, "DeleteModel", {"ModelName": name}) for name in there.models),
@@ -130,7 +130,7 @@ def _send(account: "Account", call: Call) -> None:
     """Send a request that deletes or stops a resource; a missing resource is not an error."""
     from botocore.exceptions import ClientError
 
-    with answered(f"deleting {', '.join(map(str, call.request.values()))}"):
+    with translate_endpoint_errors(f"deleting {', '.join(map(str, call.request.values()))}"):
         try:
             call.send(account)
         except ClientError as error:
@@ -141,7 +141,7 @@ def _send(account: "Account", call: Call) -> None:
 def _is_ours(client: Any, listed: dict[str, Any], kind: str, name: str | None) -> bool:
     """Check the name first: tags are one request each, and an account may have thousands of models."""
     fits = _OURS.fullmatch(listed[f"{kind}Name"]) and listed[f"{kind}Name"].startswith(f"{name}-" if name else "")
-    return bool(fits) and tagged(client, listed[f"{kind}Arn"], name)
+    return bool(fits) and is_tagged(client, listed[f"{kind}Arn"], name)
 
 
 def _pages(client: Any, operation: str, member: str, **asked: Any) -> Iterator[dict[str, Any]]:
@@ -152,7 +152,7 @@ def _pages(client: Any, operation: str, member: str, **asked: Any) -> Iterator[d
 _CHANGING = ("Creating", "Updating", "SystemUpdating", "RollingBack")
 
 
-def delete(account: "Account", spec: Wanted, *, dry: bool) -> None:
+def delete(account: "Account", spec: EndpointSpec, *, dry: bool) -> None:
     """Delete an endpoint and its resources; missing ones are not an error.
 
     Args:
@@ -188,7 +188,7 @@ def delete(account: "Account", spec: Wanted, *, dry: bool) -> None:
     log.info("Not deleted: %s", "; ".join(stays))
 
 
-def remove(account: "Account", spec: Wanted) -> Belongings:
+def remove(account: "Account", spec: EndpointSpec) -> EndpointResources:
     """Delete an endpoint, its autoscaling, configurations and models, and stop its transform jobs.
 
     Raises:
@@ -198,14 +198,14 @@ def remove(account: "Account", spec: Wanted) -> Belongings:
     there = describe(account, spec.name)
     if there and there["EndpointStatus"] in _CHANGING:
         log.info("The endpoint is %s, and will be deleted when that has ended.", there["EndpointStatus"])
-        there = settled(account, spec.name)
+        there = wait_until_settled(account, spec.name)
     _stop_transforms(account, spec)
     if there:
-        registered(account, spec.name).remove(account)
+        read_autoscaling(account, spec.name).remove(account)
         if there["EndpointStatus"] != "Deleting":
             _send(account, Call(SAGEMAKER, "DeleteEndpoint", {"EndpointName": spec.name}))
         if spec.target["wait"]:
-            left = settled(account, spec.name)
+            left = wait_until_settled(account, spec.name)
             if left is not None:
                 raise ResourceError(
                     f"the endpoint {spec.name} is {left['EndpointStatus']} instead of deleted, and may be billed: "
@@ -214,31 +214,31 @@ def remove(account: "Account", spec: Wanted) -> Belongings:
     return remove_unused(account, spec.name, keep=[])
 
 
-def _stop_transforms(account: "Account", spec: Wanted) -> None:
-    jobs = belongings(account, spec.name).transforms
+def _stop_transforms(account: "Account", spec: EndpointSpec) -> None:
+    jobs = find_resources(account, spec.name).transforms
     for job in jobs:
         log.info("Stopping the transform job %s", job)
         _send(account, Call(SAGEMAKER, "StopTransformJob", {"TransformJobName": job}))
     for job in jobs if spec.target["wait"] else ():
         ask = partial(account.sagemaker.describe_transform_job, TransformJobName=job)
-        watched(account, ask, "TransformJobStatus", job, "python deploy.py action=list")
+        watch_state(account, ask, "TransformJobStatus", job, "python deploy.py action=list")
 
 
-def _show(account: "Account", spec: Wanted, there: dict[str, Any] | None) -> None:
-    ours = belongings(account, spec.name)
+def _show(account: "Account", spec: EndpointSpec, there: dict[str, Any] | None) -> None:
+    ours = find_resources(account, spec.name)
     calls = [Call(SAGEMAKER, "StopTransformJob", {"TransformJobName": job}) for job in ours.transforms]
     if there:
-        calls += registered(account, spec.name).removal()
+        calls += read_autoscaling(account, spec.name).removal()
         calls.append(Call(SAGEMAKER, "DeleteEndpoint", {"EndpointName": spec.name}))
-    show_calls([*calls, *_removal_calls(ours)])
+    print_calls([*calls, *_removal_calls(ours)])
 
 
-def _what_stays(account: "Account", spec: Wanted, config: dict[str, Any] | None) -> list[str]:
+def _what_stays(account: "Account", spec: EndpointSpec, config: dict[str, Any] | None) -> list[str]:
     """Return the places that an endpoint has written to, which cost a few cents a month."""
     models = [describe_model(account, name) for name in models_of(config)]
     archives = [model["PrimaryContainer"]["ModelDataUrl"] for model in models if model]
     stays = [f"the archive {uri}" for uri in archives] or [f"archives under {bucket_uri(account, spec)}/models"]
-    stays.append(f"the log group {group_of(spec.name)}")
+    stays.append(f"the log group {log_group(spec.name)}")
     outputs = (config or {}).get("AsyncInferenceConfig", {}).get("OutputConfig", {})
     stays += [f"answers in {outputs[member]}" for member in ("S3OutputPath", "S3FailurePath") if member in outputs]
     capture = (config or {}).get("DataCaptureConfig", {})

@@ -3,21 +3,21 @@
 import logging
 from typing import TYPE_CHECKING, Any
 
-from bincounter.cloud.aws_errors import answered
+from bincounter.cloud.aws_errors import translate_endpoint_errors
 from bincounter.cloud.endpoints import endpoint_record
-from bincounter.cloud.endpoints.autoscaling import Registered, registered
+from bincounter.cloud.endpoints.autoscaling import Autoscaling, read_autoscaling
 from bincounter.cloud.endpoints.cleanup import remove, remove_unused
-from bincounter.cloud.endpoints.deployment_plan import Planned, plan, show_calls
-from bincounter.cloud.endpoints.endpoint_requests import Wanted
+from bincounter.cloud.endpoints.deployment_plan import DeploymentPlan, plan_deployment, print_calls
+from bincounter.cloud.endpoints.endpoint_requests import EndpointSpec
 from bincounter.cloud.endpoints.endpoint_state import (
-    BUSY,
+    BUSY_STATES,
     describe,
     describe_config,
-    existing,
-    failure,
-    settled,
-    tell_how_to_see,
-    tell_in_service,
+    failure_reason,
+    log_status_command,
+    print_endpoint_url,
+    require_endpoint,
+    wait_until_settled,
 )
 from bincounter.errors import BinCounterError, ConfigError, ResourceError
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def deploy(account: "Account", spec: Wanted, package: "Package", *, update: bool, dry: bool) -> str:
+def deploy(account: "Account", spec: EndpointSpec, package: "Package", *, update: bool, dry: bool) -> str:
     """Create or update an endpoint, unless it already has this checkpoint and these settings.
 
     Args:
@@ -46,54 +46,56 @@ def deploy(account: "Account", spec: Wanted, package: "Package", *, update: bool
             be updated, and keeps serving as before.
         Interrupted: by Ctrl-C; the deployment goes on at AWS.
     """
-    planned = plan(account, spec, package, update=update)
+    planned = plan_deployment(account, spec, package, update=update)
     if dry:
-        show_calls(planned.calls)
+        print_calls(planned.calls)
         return planned.name
-    before = existing(account, spec.name) if update else describe(account, spec.name)
+    before = require_endpoint(account, spec.name) if update else describe(account, spec.name)
     if before:
         _check_state(before, planned, spec, update=update)
     unchanged = before is not None and before["EndpointConfigName"] == planned.name
-    suspended = Registered([], [])
+    suspended = Autoscaling([], [])
     if unchanged:
         log.info("Nothing to do: the endpoint %s has this checkpoint and these settings.", spec.name)
     else:
         suspended = _send(account, spec, planned, before)
     wait = spec.target["wait"] or (unchanged and before is not None and before["EndpointStatus"] == "InService")
     if not (update and wait):  # an update may be rolled back: it is recorded once it has succeeded
-        endpoint_record.begin(account, spec, planned, before["CreationTime"] if before and not update else None)
+        endpoint_record.record_begin(account, spec, planned, before["CreationTime"] if before and not update else None)
     if not wait:
-        tell_how_to_see(spec)
+        log_status_command(spec)
         return planned.name
-    ended = settled(account, spec.name)
+    ended = wait_until_settled(account, spec.name)
     in_service = ended is not None and ended["EndpointStatus"] == "InService"
     if update:
         if before and not (in_service and ended and ended["EndpointConfigName"] == planned.name):
             raise _update_failed(account, spec, ended, before["EndpointConfigName"], suspended)
-        endpoint_record.begin(account, spec, planned)
+        endpoint_record.record_begin(account, spec, planned)
     elif not in_service:
-        reason = failure(account, spec.name, ended)
+        reason = failure_reason(account, spec.name, ended)
         remove(account, spec)
-        endpoint_record.end(account, spec.name, [package.path.parent / endpoint_record.ENDPOINT_RECORD], "failed")
+        endpoint_record.record_end(
+            account, spec.name, [package.path.parent / endpoint_record.ENDPOINT_RECORD], "failed"
+        )
         raise ResourceError(
             f"the endpoint {spec.name} did not come into service ({reason}); it was deleted, and nothing is billed: "
             "correct the cause, and run the same command again"
         )
     for call in planned.scaling:
-        with answered("registering the endpoint's autoscaling"):
+        with translate_endpoint_errors("registering the endpoint's autoscaling"):
             call.send(account)
     if update:
         _remove_superseded(account, spec, planned)
-    tell_in_service(account, spec)
+    print_endpoint_url(account, spec)
     return planned.name
 
 
-def _check_state(before: dict[str, Any], planned: Planned, spec: Wanted, *, update: bool) -> None:
+def _check_state(before: dict[str, Any], planned: DeploymentPlan, spec: EndpointSpec, *, update: bool) -> None:
     """Raise a ConfigError unless an endpoint that exists can be updated, or is the one to create."""
     state = before["EndpointStatus"]
     if update:
         if state != "InService":
-            busy = state in BUSY
+            busy = state in BUSY_STATES
             step = "wait until action=status shows it InService" if busy else "use action=delete, then action=deploy"
             raise ConfigError(f"the endpoint name={spec.name} is {state}, and cannot be updated: {step}")
     elif state in ("Failed", "Deleting"):
@@ -105,17 +107,19 @@ def _check_state(before: dict[str, Any], planned: Planned, spec: Wanted, *, upda
         )
 
 
-def _send(account: "Account", spec: Wanted, planned: Planned, before: dict[str, Any] | None) -> Registered:
+def _send(
+    account: "Account", spec: EndpointSpec, planned: DeploymentPlan, before: dict[str, Any] | None
+) -> Autoscaling:
     """Create the model and the configuration, and send CreateEndpoint or UpdateEndpoint.
 
     Returns:
         the autoscaling that had to be deregistered for an update.
     """
-    suspended = Registered([], [])
+    suspended = Autoscaling([], [])
     try:
         planned.make(account, spec)
         if before:
-            scaled = registered(account, spec.name)
+            scaled = read_autoscaling(account, spec.name)
             config = describe_config(account, before["EndpointConfigName"])
             if _instance_type(config) != _instance_type(planned.config.request):
                 suspended = scaled  # AWS refuses another instance type while autoscaling is registered
@@ -123,7 +127,7 @@ def _send(account: "Account", spec: Wanted, planned: Planned, before: dict[str, 
             elif scaled and planned.scaling:  # keep as many instances as autoscaling has started
                 planned.endpoint.request.setdefault("RetainAllVariantProperties", True)
         try:
-            with answered(f"{'updating' if before else 'creating'} the endpoint {spec.name}"):
+            with translate_endpoint_errors(f"{'updating' if before else 'creating'} the endpoint {spec.name}"):
                 planned.endpoint.send(account)
         except BinCounterError:
             suspended.restore(account)
@@ -136,7 +140,7 @@ def _send(account: "Account", spec: Wanted, planned: Planned, before: dict[str, 
     return suspended
 
 
-def _is_created(account: "Account", spec: Wanted, planned: Planned, before: dict[str, Any] | None) -> bool:
+def _is_created(account: "Account", spec: EndpointSpec, planned: DeploymentPlan, before: dict[str, Any] | None) -> bool:
     """Return whether an endpoint is being created in spite of an error; if not, delete what was made for it."""
     try:
         now = describe(account, spec.name)
@@ -151,10 +155,10 @@ def _is_created(account: "Account", spec: Wanted, planned: Planned, before: dict
 
 
 def _update_failed(
-    account: "Account", spec: Wanted, ended: dict[str, Any] | None, old: str, suspended: Registered
+    account: "Account", spec: EndpointSpec, ended: dict[str, Any] | None, old: str, suspended: Autoscaling
 ) -> ResourceError:
     """Clean up after an update that failed; returns the error to raise."""
-    reason = failure(account, spec.name, ended)
+    reason = failure_reason(account, spec.name, ended)
     state = ended["EndpointStatus"] if ended else "deleted"
     if ended and state == "InService" and ended["EndpointConfigName"] == old:
         suspended.restore(account)
@@ -169,10 +173,10 @@ def _update_failed(
     )
 
 
-def _remove_superseded(account: "Account", spec: Wanted, planned: Planned) -> None:
+def _remove_superseded(account: "Account", spec: EndpointSpec, planned: DeploymentPlan) -> None:
     """Delete the resources of an updated endpoint that its settings no longer name."""
     if not planned.scaling:
-        scaled = registered(account, spec.name)
+        scaled = read_autoscaling(account, spec.name)
         if scaled:
             scaled.remove(account)
             log.info("Autoscaling was deregistered, since target.request has none.")

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bincounter.cloud.aws_errors import answered
+from bincounter.cloud.aws_errors import translate_endpoint_errors
 from bincounter.cloud.endpoints.api_objects import Call
 from bincounter.cloud.endpoints.autoscaling import scaling_calls
-from bincounter.cloud.endpoints.endpoint_requests import Wanted, config_call, endpoint_call, model_call
+from bincounter.cloud.endpoints.endpoint_requests import EndpointSpec, config_call, endpoint_call, model_call
 from bincounter.cloud.endpoints.endpoint_state import describe_config, describe_model
 from bincounter.cloud.instances import serving_image, usd_per_hour, usd_per_second
 from bincounter.errors import ConfigError
@@ -47,7 +47,7 @@ def upload_archive(account: "Account", path: Path, uri: str) -> None:
 
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     size = path.stat().st_size
-    with answered(f"uploading the archive to {uri}"):
+    with translate_endpoint_errors(f"uploading the archive to {uri}"):
         try:
             # Objects in S3 are never partial, and this one is named by its content.
             there = account.s3.head_object(Bucket=bucket, Key=key)["ContentLength"] == size
@@ -72,7 +72,7 @@ class Cost(NamedTuple):
     words: str
 
 
-def endpoint_cost(spec: Wanted, config: Call, scaling: Sequence[Call]) -> Cost:
+def endpoint_cost(spec: EndpointSpec, config: Call, scaling: Sequence[Call]) -> Cost:
     """Return the highest price per hour of an endpoint; S3 and the network add cents.
 
     Args:
@@ -91,7 +91,7 @@ def endpoint_cost(spec: Wanted, config: Call, scaling: Sequence[Call]) -> Cost:
     return _instances(spec.target, max(spec.target["instance_count"], scaled, managed))
 
 
-def transform_cost(spec: Wanted) -> Cost:
+def transform_cost(spec: EndpointSpec) -> Cost:
     """Return the price per hour of a transform job."""
     return _instances(spec.target, spec.target["instance_count"])
 
@@ -117,7 +117,7 @@ def _serverless(target: Mapping[str, Any], config: Mapping[str, Any], scaled: in
     )
 
 
-def refuse_above(cost: Cost, ceiling: float) -> None:
+def check_price(cost: Cost, ceiling: float) -> None:
     """Check that a price is not above ``target.max_usd_per_hour``.
 
     Raises:
@@ -158,7 +158,7 @@ def running_cost(variants: Sequence[Mapping[str, Any]], config: Mapping[str, Any
     return total
 
 
-def transform_bill(described: Mapping[str, Any]) -> float | None:
+def running_transform_cost(described: Mapping[str, Any]) -> float | None:
     """Return the price per hour of a running transform job; ``None`` if it is not known.
 
     Args:
@@ -186,7 +186,7 @@ class PlannedModel:
     uri: str
     call: Call
 
-    def make(self, account: "Account", spec: Wanted) -> None:
+    def make(self, account: "Account", spec: EndpointSpec) -> None:
         """Upload the archive and create the model unless they exist.
 
         Raises:
@@ -196,12 +196,12 @@ class PlannedModel:
         upload_archive(account, self.package.path, self.uri)
         name = self.call.request["ModelName"]
         if describe_model(account, name) is None:
-            with answered(f"creating the model {name}"):
+            with translate_endpoint_errors(f"creating the model {name}"):
                 self.call.send(account)
 
 
 @dataclass(frozen=True)
-class Planned:
+class DeploymentPlan:
     """Requests and price of an endpoint.
 
     Attributes:
@@ -228,7 +228,7 @@ class Planned:
         """Return all requests in the order in which they are sent."""
         return [self.model.call, self.config, self.endpoint, *self.scaling]
 
-    def make(self, account: "Account", spec: Wanted) -> None:
+    def make(self, account: "Account", spec: EndpointSpec) -> None:
         """Create the model and the endpoint configuration unless they exist.
 
         Raises:
@@ -236,17 +236,17 @@ class Planned:
         """
         self.model.make(account, spec)
         if describe_config(account, self.name) is None:
-            with answered(f"creating the configuration {self.name}"):
+            with translate_endpoint_errors(f"creating the configuration {self.name}"):
                 self.config.send(account)
 
 
-def bucket_uri(account: "Account", spec: Wanted) -> str:
+def bucket_uri(account: "Account", spec: EndpointSpec) -> str:
     """Return the ``s3://`` folder of bincounter."""
     bucket = spec.target["bucket"] or account.default_bucket
     return f"s3://{bucket}/{spec.target['prefix']}".rstrip("/")
 
 
-def plan_model(account: "Account", spec: Wanted, package: "Package") -> PlannedModel:
+def plan_model(account: "Account", spec: EndpointSpec, package: "Package") -> PlannedModel:
     """Compose and check CreateModel.
 
     Raises:
@@ -261,7 +261,7 @@ def plan_model(account: "Account", spec: Wanted, package: "Package") -> PlannedM
     return PlannedModel(package, uri, call)
 
 
-def plan(account: "Account", spec: Wanted, package: "Package", *, update: bool) -> Planned:
+def plan_deployment(account: "Account", spec: EndpointSpec, package: "Package", *, update: bool) -> DeploymentPlan:
     """Compose and check all requests of an endpoint.
 
     Args:
@@ -277,11 +277,11 @@ def plan(account: "Account", spec: Wanted, package: "Package", *, update: bool) 
     config = config_call(spec, model=model.call, bucket_uri=bucket_uri(account, spec))
     scaling = scaling_calls(spec)
     cost = endpoint_cost(spec, config, scaling)
-    refuse_above(cost, spec.target["max_usd_per_hour"])
-    return Planned(model, config, endpoint_call(spec, config, update=update), scaling, cost)
+    check_price(cost, spec.target["max_usd_per_hour"])
+    return DeploymentPlan(model, config, endpoint_call(spec, config, update=update), scaling, cost)
 
 
-def show_calls(calls: list[Call]) -> None:
+def print_calls(calls: list[Call]) -> None:
     """Print requests as JSON."""
     for call in calls:
         shown = {"operation": f"{call.service}:{call.operation}", "request": call.request}

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bincounter.cloud.endpoints.deployment_plan import running_cost
-from bincounter.cloud.endpoints.endpoint_requests import Wanted
+from bincounter.cloud.endpoints.endpoint_requests import EndpointSpec
 from bincounter.cloud.instances import usd_per_hour, usd_per_second
-from bincounter.cloud.jobs import answered_here
+from bincounter.cloud.jobs import is_local_endpoint
 from bincounter.errors import UserError
 from bincounter.files import write_text
 
 if TYPE_CHECKING:
     from bincounter.cloud.account import Account
-    from bincounter.cloud.endpoints.deployment_plan import Planned
+    from bincounter.cloud.endpoints.deployment_plan import DeploymentPlan
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ ENDPOINT_RECORD = "endpoint.json"  # in the archive's folder, which is a run's e
 
 
 @dataclass(frozen=True)
-class Period:
+class ServingPeriod:
     """Period in which an endpoint served one archive with one configuration.
 
     Attributes:
@@ -65,14 +65,14 @@ class Period:
         return max(0.0, (ended - datetime.fromisoformat(self.begun)).total_seconds() / 3600)
 
 
-def load_periods(path: Path) -> list[Period]:
+def read_periods(path: Path) -> list[ServingPeriod]:
     """Read the periods of a record, ordered by their begin.
 
     Raises:
         UserError: the record is corrupt.
     """
     try:
-        periods = [Period(**one) for one in json.loads(path.read_text(encoding="utf-8"))]
+        periods = [ServingPeriod(**one) for one in json.loads(path.read_text(encoding="utf-8"))]
         prices = [(one.usd_per_hour, one.usd_per_hour_most) for one in periods if one.hours >= 0]
         whole = len(periods) > 0 and all(0 <= usd <= most for usd, most in prices)
     except (ValueError, TypeError):
@@ -82,7 +82,9 @@ def load_periods(path: Path) -> list[Period]:
     return periods
 
 
-def begin(account: "Account", spec: Wanted, endpoint: "Planned", begun: datetime | None = None) -> None:
+def record_begin(
+    account: "Account", spec: EndpointSpec, endpoint: "DeploymentPlan", begun: datetime | None = None
+) -> None:
     """Record that an endpoint serves an archive from now on, once per configuration; this ends an open period.
 
     A record that cannot be written is a warning, not an error: the endpoint exists, and is billed.
@@ -96,7 +98,7 @@ def begin(account: "Account", spec: Wanted, endpoint: "Planned", begun: datetime
     path = endpoint.model.package.path.parent / ENDPOINT_RECORD
     period = _period(account, spec, endpoint, begun or datetime.now(UTC))
     try:
-        periods = load_periods(path) if path.exists() else []
+        periods = read_periods(path) if path.exists() else []
         if any(_same(one, period) and one.config == period.config and one.ended is None for one in periods):
             return
         _write(path, [*_ended(periods, period, "replaced"), period])
@@ -104,7 +106,9 @@ def begin(account: "Account", spec: Wanted, endpoint: "Planned", begun: datetime
         log.warning("The costs of the endpoint are not recorded for `python -m bincounter cost`: %s", error)
 
 
-def end(account: "Account", name: str, records: Sequence[Path], ending: str, *, serves: str | None = None) -> None:
+def record_end(
+    account: "Account", name: str, records: Sequence[Path], ending: str, *, serves: str | None = None
+) -> None:
     """Record that an endpoint has stopped serving.
 
     Args:
@@ -114,10 +118,10 @@ def end(account: "Account", name: str, records: Sequence[Path], ending: str, *, 
         ending: ``deleted``, ``replaced`` or ``failed``.
         serves: name of the configuration that still serves; its period stays open.
     """
-    gone = Period(name, account.region, "", "", "", 0, 0, 0, "", "", rehearsed=answered_here(account))
+    gone = ServingPeriod(name, account.region, "", "", "", 0, 0, 0, "", "", rehearsed=is_local_endpoint(account))
     for path in records:
         try:
-            periods = load_periods(path)
+            periods = read_periods(path)
             ended = _ended(periods, gone, ending, serves)
             if ended != periods:
                 _write(path, ended)
@@ -130,7 +134,9 @@ def records_below(folder: Path) -> list[Path]:
     return sorted(folder.rglob(f"endpoint/{ENDPOINT_RECORD}"))
 
 
-def _ended(periods: Sequence[Period], of: Period, ending: str, serves: str | None = None) -> list[Period]:
+def _ended(
+    periods: Sequence[ServingPeriod], of: ServingPeriod, ending: str, serves: str | None = None
+) -> list[ServingPeriod]:
     """Return the periods, with the open ones of an endpoint ended."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     return [
@@ -139,15 +145,15 @@ def _ended(periods: Sequence[Period], of: Period, ending: str, serves: str | Non
     ]
 
 
-def _same(one: Period, other: Period) -> bool:
+def _same(one: ServingPeriod, other: ServingPeriod) -> bool:
     return (one.name, one.region, one.rehearsed) == (other.name, other.region, other.rehearsed)
 
 
-def _write(path: Path, periods: Sequence[Period]) -> None:
+def _write(path: Path, periods: Sequence[ServingPeriod]) -> None:
     write_text(path, json.dumps([asdict(one) for one in periods], indent=2) + "\n")
 
 
-def _period(account: "Account", spec: Wanted, endpoint: "Planned", begun: datetime) -> Period:
+def _period(account: "Account", spec: EndpointSpec, endpoint: "DeploymentPlan", begun: datetime) -> ServingPeriod:
     target = spec.target
     if spec.kind == "serverless":
         capacity, count = f"{target['memory_mb']} MB", 0
@@ -158,7 +164,7 @@ def _period(account: "Account", spec: Wanted, endpoint: "Planned", begun: dateti
         capacity = f"{count} x {target['instance_type']}"
         price = usd_per_hour(target["instance_type"], target["usd_per_hour"], "target")
         idle = price.usd * count
-    return Period(
+    return ServingPeriod(
         name=spec.name,
         region=account.region,
         kind=spec.kind,
@@ -169,5 +175,5 @@ def _period(account: "Account", spec: Wanted, endpoint: "Planned", begun: dateti
         usd_per_hour_most=max(idle, endpoint.cost.usd),
         price_origin=price.origin,
         begun=begun.astimezone(UTC).isoformat(timespec="seconds"),
-        rehearsed=answered_here(account),
+        rehearsed=is_local_endpoint(account),
     )

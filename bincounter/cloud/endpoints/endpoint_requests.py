@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bincounter.cloud.endpoints.api_objects import SAGEMAKER, Call, called, completed
+from bincounter.cloud.endpoints.api_objects import SAGEMAKER, Call, build_call, complete_request
 from bincounter.cloud.instances import GPU_MACHINE, has_gpus
-from bincounter.cloud.job_request import refuse_secrets
+from bincounter.cloud.job_request import check_no_secrets
 from bincounter.errors import ConfigError
 
 TAG = "bincounter:endpoint"
@@ -25,7 +25,7 @@ _LARGEST_PAYLOAD_MB = 100  # of a transform job
 
 
 @dataclass(frozen=True)
-class Wanted:
+class EndpointSpec:
     """Settings of an endpoint.
 
     Attributes:
@@ -63,7 +63,7 @@ class Wanted:
         return [{"Key": TAG, "Value": self.name}]
 
 
-def model_call(spec: Wanted, *, image: str, role: str, archive_uri: str) -> Call:
+def model_call(spec: EndpointSpec, *, image: str, role: str, archive_uri: str) -> Call:
     """CreateModel.
 
     Args:
@@ -76,7 +76,7 @@ def model_call(spec: Wanted, *, image: str, role: str, archive_uri: str) -> Call
         ConfigError: a parameter in ``target.request`` is not valid.
     """
     environment = {**_stack_environment(spec), **spec.target["environment"]}
-    refuse_secrets({"Environment": environment}, {"Environment": "target.environment."})
+    check_no_secrets({"Environment": environment}, {"Environment": "target.environment."})
     container: dict[str, Any] = {"Image": image, "ModelDataUrl": archive_uri}
     if environment:
         container["Environment"] = environment
@@ -84,7 +84,7 @@ def model_call(spec: Wanted, *, image: str, role: str, archive_uri: str) -> Call
     return _named_by_content("Model", "ModelName", request, spec)
 
 
-def _stack_environment(spec: Wanted) -> dict[str, str]:
+def _stack_environment(spec: EndpointSpec) -> dict[str, str]:
     """Environment variables that AWS's SDK sets for the older image."""
     if spec.target["stack"] != "pytorch":
         return {}
@@ -97,7 +97,7 @@ def _stack_environment(spec: Wanted) -> dict[str, str]:
     }
 
 
-def config_call(spec: Wanted, *, model: Call, bucket_uri: str) -> Call:
+def config_call(spec: EndpointSpec, *, model: Call, bucket_uri: str) -> Call:
     """CreateEndpointConfig.
 
     Args:
@@ -116,7 +116,7 @@ def config_call(spec: Wanted, *, model: Call, bucket_uri: str) -> Call:
     return _named_by_content("EndpointConfig", "EndpointConfigName", request, spec)
 
 
-def _variant(spec: Wanted, model: Call) -> dict[str, Any]:
+def _variant(spec: EndpointSpec, model: Call) -> dict[str, Any]:
     target = spec.target
     variant: dict[str, Any] = {"VariantName": VARIANT, "ModelName": model.request["ModelName"]}
     if spec.kind == "serverless":
@@ -134,18 +134,18 @@ def _variant(spec: Wanted, model: Call) -> dict[str, Any]:
         image = model.request["PrimaryContainer"]["Image"]
         if target["stack"] == "ray" and has_gpus(target["instance_type"], image):
             variant["InferenceAmiVersion"] = GPU_MACHINE
-    return completed("ProductionVariant", variant, spec.extra)
+    return complete_request("ProductionVariant", variant, spec.extra)
 
 
-def endpoint_call(spec: Wanted, config: Call, *, update: bool) -> Call:
+def endpoint_call(spec: EndpointSpec, config: Call, *, update: bool) -> Call:
     """CreateEndpoint or UpdateEndpoint, with the configuration that ``config`` creates."""
     request = {"EndpointName": spec.name, "EndpointConfigName": config.request["EndpointConfigName"]}
     if update:
-        return called("UpdateEndpoint", request, spec.extra)
-    return called("Endpoint", {**request, "Tags": spec.tags}, spec.extra)
+        return build_call("UpdateEndpoint", request, spec.extra)
+    return build_call("Endpoint", {**request, "Tags": spec.tags}, spec.extra)
 
 
-def transform_call(spec: Wanted, *, model: Call, source: str, content_type: str, output: str) -> Call:
+def transform_call(spec: EndpointSpec, *, model: Call, source: str, content_type: str, output: str) -> Call:
     """CreateTransformJob.
 
     Args:
@@ -177,12 +177,12 @@ def transform_call(spec: Wanted, *, model: Call, source: str, content_type: str,
         },
         "Tags": spec.tags,
     }
-    return called("TransformJob", request, spec.extra)
+    return build_call("TransformJob", request, spec.extra)
 
 
-def _named_by_content(kind: str, member: str, request: dict[str, Any], spec: Wanted) -> Call:
+def _named_by_content(kind: str, member: str, request: dict[str, Any], spec: EndpointSpec) -> Call:
     placeholder = f"{spec.name}-00000000"
-    call = called(kind, {member: placeholder, **request}, spec.extra)
+    call = build_call(kind, {member: placeholder, **request}, spec.extra)
     content = json.dumps(call.request, sort_keys=True, default=str)
     name = f"{spec.name}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
     return Call(SAGEMAKER, call.operation, {**call.request, member: name})

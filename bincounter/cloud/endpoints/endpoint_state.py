@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from bincounter.cloud.aws_errors import answered, explain_endpoint_failure, is_missing
-from bincounter.cloud.endpoints.endpoint_requests import Wanted
-from bincounter.cloud.jobs import answered_here
+from bincounter.cloud.aws_errors import describe_endpoint_failure, is_missing, translate_endpoint_errors
+from bincounter.cloud.endpoints.endpoint_requests import EndpointSpec
+from bincounter.cloud.jobs import is_local_endpoint
 from bincounter.cloud.polling import wait_until
 from bincounter.errors import BinCounterError, ConfigError, Interrupted
 
@@ -18,18 +18,20 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-BUSY = ("Creating", "Updating", "SystemUpdating", "RollingBack", "Deleting")
+BUSY_STATES = ("Creating", "Updating", "SystemUpdating", "RollingBack", "Deleting")
 _REMIND_S = 60.0  # seconds between two log lines of an unchanged state
 
 
 def describe(account: "Account", name: str) -> dict[str, Any] | None:
     """Return DescribeEndpoint; ``None`` if the endpoint does not exist."""
-    return found(lambda: account.sagemaker.describe_endpoint(EndpointName=name), f"describing the endpoint {name}")
+    return describe_if_exists(
+        lambda: account.sagemaker.describe_endpoint(EndpointName=name), f"describing the endpoint {name}"
+    )
 
 
 def describe_config(account: "Account", name: str) -> dict[str, Any] | None:
     """Return DescribeEndpointConfig; ``None`` if the configuration does not exist."""
-    return found(
+    return describe_if_exists(
         lambda: account.sagemaker.describe_endpoint_config(EndpointConfigName=name),
         f"describing the configuration {name}",
     )
@@ -37,10 +39,10 @@ def describe_config(account: "Account", name: str) -> dict[str, Any] | None:
 
 def describe_model(account: "Account", name: str) -> dict[str, Any] | None:
     """Return DescribeModel; ``None`` if the model does not exist."""
-    return found(lambda: account.sagemaker.describe_model(ModelName=name), f"describing the model {name}")
+    return describe_if_exists(lambda: account.sagemaker.describe_model(ModelName=name), f"describing the model {name}")
 
 
-def found(ask: Callable[[], dict[str, Any]], doing: str) -> dict[str, Any] | None:
+def describe_if_exists(ask: Callable[[], dict[str, Any]], doing: str) -> dict[str, Any] | None:
     """Send a request; return its response, or ``None`` if the resource does not exist.
 
     Args:
@@ -49,7 +51,7 @@ def found(ask: Callable[[], dict[str, Any]], doing: str) -> dict[str, Any] | Non
     """
     from botocore.exceptions import ClientError
 
-    with answered(doing):
+    with translate_endpoint_errors(doing):
         try:
             return ask()
         except ClientError as error:
@@ -58,7 +60,7 @@ def found(ask: Callable[[], dict[str, Any]], doing: str) -> dict[str, Any] | Non
             raise
 
 
-def existing(account: "Account", name: str) -> dict[str, Any]:
+def require_endpoint(account: "Account", name: str) -> dict[str, Any]:
     """Return DescribeEndpoint of an endpoint that must exist.
 
     Raises:
@@ -67,7 +69,7 @@ def existing(account: "Account", name: str) -> dict[str, Any]:
     described = describe(account, name)
     if described is not None:
         return described
-    with answered("listing the endpoints"):
+    with translate_endpoint_errors("listing the endpoints"):
         pages = account.sagemaker.get_paginator("list_endpoints").paginate()
         names = sorted(one["EndpointName"] for page in pages for one in page["Endpoints"])
     others = f"there are {', '.join(names)}" if names else "there are none"
@@ -77,7 +79,7 @@ def existing(account: "Account", name: str) -> dict[str, Any]:
     )
 
 
-def settled(account: "Account", name: str) -> dict[str, Any] | None:
+def wait_until_settled(account: "Account", name: str) -> dict[str, Any] | None:
     """Wait until an endpoint is in service, has failed or is deleted, and log each state.
 
     Args:
@@ -91,10 +93,10 @@ def settled(account: "Account", name: str) -> dict[str, Any] | None:
         Interrupted: by Ctrl-C; the endpoint or job goes on at AWS.
     """
     see = f"python deploy.py action=status name={name}"
-    return watched(account, lambda: describe(account, name), "EndpointStatus", name, see)
+    return watch_state(account, lambda: describe(account, name), "EndpointStatus", name, see)
 
 
-def watched(
+def watch_state(
     account: "Account", ask: Callable[[], dict[str, Any] | None], member: str, name: str, see: str
 ) -> dict[str, Any] | None:
     """Wait until the state of an endpoint or a transform job is final, and log each state.
@@ -124,10 +126,10 @@ def watched(
         if changed or time.monotonic() - logged_at > _REMIND_S:
             log.info("%s: %s (%.0f s)", name, state, time.monotonic() - begun)
             logged_at, last = time.monotonic(), state
-        return state not in (*BUSY, "InProgress", "Stopping"), changed
+        return state not in (*BUSY_STATES, "InProgress", "Stopping"), changed
 
     try:
-        wait_until(step, threading.Event(), local=answered_here(account))
+        wait_until(step, threading.Event(), local=is_local_endpoint(account))
     except KeyboardInterrupt:
         raise Interrupted(
             f"Interrupted: {name} goes on at AWS, and may be billed: check it with {see}, and delete it with "
@@ -136,7 +138,7 @@ def watched(
     return described
 
 
-def failure(account: "Account", name: str, described: dict[str, Any] | None) -> str:
+def failure_reason(account: "Account", name: str, described: dict[str, Any] | None) -> str:
     """Return why an endpoint failed.
 
     Args:
@@ -148,29 +150,29 @@ def failure(account: "Account", name: str, described: dict[str, Any] | None) -> 
         return "it was deleted in the meantime"
     reason = described.get("FailureReason", "")
     # For other reasons than the container, the log has only lines of earlier containers.
-    line = last_line(account, group_of(name)) if not reason or "container" in reason else None
-    return explain_endpoint_failure(reason, line)
+    line = last_error_line(account, log_group(name)) if not reason or "container" in reason else None
+    return describe_endpoint_failure(reason, line)
 
 
-def tell_how_to_see(spec: Wanted) -> None:
+def log_status_command(spec: EndpointSpec) -> None:
     """Log the command that shows the state, when nobody waits."""
     log.info("The endpoint is being deployed, and is billed. Check it with: %s action=status", _command(spec))
 
 
-def tell_in_service(account: "Account", spec: Wanted) -> None:
+def print_endpoint_url(account: "Account", spec: EndpointSpec) -> None:
     """Log the next commands for an endpoint in service, and print its URL."""
     log.info("Count a photo: %s action=invoke input=PHOTO", _command(spec))
     log.info("Delete it: %s action=delete", _command(spec))
     print(invocation_url(account, spec), flush=True)
 
 
-def invocation_url(account: "Account", spec: Wanted) -> str:
+def invocation_url(account: "Account", spec: EndpointSpec) -> str:
     """Return the URL for signed requests to an endpoint."""
     path = "async-invocations" if spec.kind == "async" else "invocations"
     return f"{account.runtime.meta.endpoint_url}/endpoints/{spec.name}/{path}"
 
 
-def _command(spec: Wanted) -> str:
+def _command(spec: EndpointSpec) -> str:
     return f"python deploy.py target={spec.kind} name={spec.name}"
 
 
@@ -181,12 +183,12 @@ _ERROR_LINE = re.compile(r"\b[A-Z]\w*(?:Error|Exception|Problem)\b ?:|\bERROR\b|
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
-def group_of(endpoint: str) -> str:
+def log_group(endpoint: str) -> str:
     """Return the log group of an endpoint."""
     return f"/aws/sagemaker/Endpoints/{endpoint}"
 
 
-def last_line(account: "Account", group: str, prefix: str = "") -> str | None:
+def last_error_line(account: "Account", group: str, prefix: str = "") -> str | None:
     """Return the last error line of a log, or else its last line.
 
     Args:
@@ -198,7 +200,7 @@ def last_line(account: "Account", group: str, prefix: str = "") -> str | None:
         ``None`` if there is no log or it cannot be read, so that the error is reported without it.
     """
     try:
-        with answered(f"reading the log {group}"):
+        with translate_endpoint_errors(f"reading the log {group}"):
             lines = _last_lines(account, group, prefix)
     except BinCounterError:
         return None

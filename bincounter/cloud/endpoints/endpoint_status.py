@@ -4,24 +4,30 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from bincounter.cloud.aws_errors import answered
-from bincounter.cloud.endpoints.autoscaling import registered
-from bincounter.cloud.endpoints.cleanup import belongings, models_of, tagged
-from bincounter.cloud.endpoints.deployment_plan import running_cost, transform_bill
-from bincounter.cloud.endpoints.endpoint_requests import Wanted
-from bincounter.cloud.endpoints.endpoint_state import describe, describe_config, existing, failure, invocation_url
+from bincounter.cloud.aws_errors import translate_endpoint_errors
+from bincounter.cloud.endpoints.autoscaling import read_autoscaling
+from bincounter.cloud.endpoints.cleanup import find_resources, is_tagged, models_of
+from bincounter.cloud.endpoints.deployment_plan import running_cost, running_transform_cost
+from bincounter.cloud.endpoints.endpoint_requests import EndpointSpec
+from bincounter.cloud.endpoints.endpoint_state import (
+    describe,
+    describe_config,
+    failure_reason,
+    invocation_url,
+    require_endpoint,
+)
 
 if TYPE_CHECKING:
     from bincounter.cloud.account import Account
 
 
-def status(account: "Account", spec: Wanted) -> None:
+def print_status(account: "Account", spec: EndpointSpec) -> None:
     """Print the state, capacity, price and address of an endpoint.
 
     Raises:
         ConfigError: the endpoint does not exist.
     """
-    there = existing(account, spec.name)
+    there = require_endpoint(account, spec.name)
     config = describe_config(account, there["EndpointConfigName"])
     state = there["EndpointStatus"]
     shown = {
@@ -31,23 +37,23 @@ def status(account: "Account", spec: Wanted) -> None:
         "on": _capacity(there, config),
         "autoscaling": ", ".join(
             f"{call.request['MinCapacity']} to {call.request['MaxCapacity']}"
-            for call in registered(account, spec.name).targets
+            for call in read_autoscaling(account, spec.name).targets
         ),
         "bills": _bill(running_cost(there.get("ProductionVariants", ()), config)),
         "address": invocation_url(account, spec),
-        "failure": failure(account, spec.name, there) if state == "Failed" else there.get("FailureReason", ""),
+        "failure": failure_reason(account, spec.name, there) if state == "Failed" else there.get("FailureReason", ""),
     }
     for name, value in shown.items():
         if value:
             print(f"{name:<12}{value}")
 
 
-def show_all(account: "Account") -> None:
+def print_endpoints(account: "Account") -> None:
     """Print the endpoints and transform jobs of bincounter, and the number of other endpoints."""
-    with answered("listing the endpoints"):
+    with translate_endpoint_errors("listing the endpoints"):
         pages = account.sagemaker.get_paginator("list_endpoints").paginate()
         listed = [one for page in pages for one in page["Endpoints"]]
-        ours = [one for one in listed if tagged(account.sagemaker, one["EndpointArn"])]
+        ours = [one for one in listed if is_tagged(account.sagemaker, one["EndpointArn"])]
     used: set[str] = set()
     total = 0.0
     for one in sorted(ours, key=lambda one: one["EndpointName"]):
@@ -59,12 +65,12 @@ def show_all(account: "Account") -> None:
         cost = running_cost(there.get("ProductionVariants", ()), config)
         total += cost or 0
         print(f"{one['EndpointName']}\t{there['EndpointStatus']}\t{_capacity(there, config)}\t{_bill(cost)}")
-    left = belongings(account)
+    left = find_resources(account)
     for job in left.transforms:
-        with answered(f"describing the transform job {job}"):
+        with translate_endpoint_errors(f"describing the transform job {job}"):
             described = account.sagemaker.describe_transform_job(TransformJobName=job)
         used.add(described["ModelName"])
-        cost = transform_bill(described)
+        cost = running_transform_cost(described)
         total += cost or 0
         print(f"{job}\ttransform job {described['TransformJobStatus']}\t{_bill(cost)}")
     unused = [name for name in (*left.configs, *left.models) if name not in used]

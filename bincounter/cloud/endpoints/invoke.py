@@ -8,13 +8,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bincounter.cloud.aws_errors import answered
-from bincounter.cloud.endpoints.api_objects import Call, called
-from bincounter.cloud.endpoints.deployment_plan import bucket_uri, show_calls
-from bincounter.cloud.endpoints.endpoint_requests import Wanted
-from bincounter.cloud.endpoints.endpoint_state import describe_config, existing
+from bincounter.cloud.aws_errors import translate_endpoint_errors
+from bincounter.cloud.endpoints.api_objects import Call, build_call
+from bincounter.cloud.endpoints.deployment_plan import bucket_uri, print_calls
+from bincounter.cloud.endpoints.endpoint_requests import EndpointSpec
+from bincounter.cloud.endpoints.endpoint_state import describe_config, require_endpoint
 from bincounter.errors import BinCounterError, ConfigError, Interrupted, ResourceError
-from bincounter.training.predictor import Answer, show_answers
+from bincounter.training.predictor import Prediction, print_predictions
 
 if TYPE_CHECKING:
     from botocore.exceptions import ClientError
@@ -41,7 +41,7 @@ class _AsyncRequest(NamedTuple):
     failure: str
 
 
-def invoke(account: "Account", spec: Wanted, photos: list[Path], *, dry: bool) -> int:
+def invoke(account: "Account", spec: EndpointSpec, photos: list[Path], *, dry: bool) -> int:
     """Send photos to an endpoint and print its answers.
 
     Args:
@@ -57,9 +57,9 @@ def invoke(account: "Account", spec: Wanted, photos: list[Path], *, dry: bool) -
         BinCounterError: the endpoint does not exist, or cannot be reached.
     """
     if dry:
-        show_calls([_shown(account, spec, photo) for photo in photos])
+        print_calls([_shown(account, spec, photo) for photo in photos])
         return 0
-    there = existing(account, spec.name)
+    there = require_endpoint(account, spec.name)
     if there["EndpointStatus"] in ("Creating", "Failed", "Deleting"):
         raise ConfigError(
             f"the endpoint name={spec.name} is {there['EndpointStatus']}, and answers no requests: see action=status"
@@ -72,7 +72,7 @@ def invoke(account: "Account", spec: Wanted, photos: list[Path], *, dry: bool) -
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         futures = [pool.submit(send, account, spec, photo, _LARGEST_MB[kind], leave) for photo in photos]
         try:
-            counted = show_answers(_answer(*pair) for pair in zip(photos, futures, strict=True))
+            counted = print_predictions(_answer(*pair) for pair in zip(photos, futures, strict=True))
         except (BinCounterError, KeyboardInterrupt) as error:
             leave.set()
             pool.shutdown(wait=False, cancel_futures=True)
@@ -82,13 +82,13 @@ def invoke(account: "Account", spec: Wanted, photos: list[Path], *, dry: bool) -
     return 0 if counted else 2
 
 
-def _answer(photo: Path, future: "Future[str]") -> tuple[Answer, list[int]]:
+def _answer(photo: Path, future: "Future[str]") -> tuple[Prediction, list[int]]:
     """Return the answer for a photo, and the counts that its probabilities belong to."""
     try:
         probabilities = json.loads(future.result())["probabilities"]
-        return Answer(photo, tuple(probabilities.values())), [int(count) for count in probabilities]
+        return Prediction(photo, tuple(probabilities.values())), [int(count) for count in probabilities]
     except _RejectedPhoto as error:
-        return Answer(photo, reason=str(error)), []
+        return Prediction(photo, reason=str(error)), []
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             "the endpoint does not answer as those of bincounter do: correct name, action=list shows them"
@@ -102,17 +102,17 @@ def _kind(config: dict[str, Any]) -> str:
     return "serverless" if any("ServerlessConfig" in variant for variant in variants) else "realtime"
 
 
-def _call(spec: Wanted, photo: Path, body: Any) -> Call:
+def _call(spec: EndpointSpec, photo: Path, body: Any) -> Call:
     request = {"EndpointName": spec.name, "ContentType": _content_type(photo), "Accept": "application/json"}
-    return called("InvokeEndpoint", {**request, "Body": body}, spec.extra)
+    return build_call("InvokeEndpoint", {**request, "Body": body}, spec.extra)
 
 
-def _later_call(spec: Wanted, photo: Path, source: str) -> Call:
+def _later_call(spec: EndpointSpec, photo: Path, source: str) -> Call:
     request = {"EndpointName": spec.name, "ContentType": _content_type(photo), "Accept": "application/json"}
-    return called("InvokeEndpointAsync", {**request, "InputLocation": source}, spec.extra)
+    return build_call("InvokeEndpointAsync", {**request, "InputLocation": source}, spec.extra)
 
 
-def _shown(account: "Account", spec: Wanted, photo: Path) -> Call:
+def _shown(account: "Account", spec: EndpointSpec, photo: Path) -> Call:
     """Return the request for a photo as ``dry_run=true`` prints it."""
     if spec.kind == "async":
         return _later_call(spec, photo, _input_uri(account, spec, photo))
@@ -133,12 +133,12 @@ def _read(photo: Path, largest_mb: int) -> bytes:
     return body
 
 
-def _invoke(account: "Account", spec: Wanted, photo: Path, largest_mb: int, leave: threading.Event) -> str:
+def _invoke(account: "Account", spec: EndpointSpec, photo: Path, largest_mb: int, leave: threading.Event) -> str:
     from botocore.exceptions import ClientError
 
     call = _call(spec, photo, _read(photo, largest_mb))
     for attempt in range(_TRIES):
-        with answered(f"invoking the endpoint {spec.name}"):
+        with translate_endpoint_errors(f"invoking the endpoint {spec.name}"):
             try:
                 return call.send(account)["Body"].read().decode("utf-8", "replace")
             except ClientError as error:
@@ -168,25 +168,25 @@ def _message(body: str) -> str:
         return " ".join(body.split())
 
 
-def _input_uri(account: "Account", spec: Wanted, photo: Path) -> str:
+def _input_uri(account: "Account", spec: EndpointSpec, photo: Path) -> str:
     """Return a new S3 address for a photo, which is deleted once it is counted."""
     return f"{bucket_uri(account, spec)}/{spec.name}/input/{secrets.token_hex(8)}{photo.suffix.lower()}"
 
 
-def _submit(account: "Account", spec: Wanted, photo: Path, largest_mb: int) -> _AsyncRequest:
+def _submit(account: "Account", spec: EndpointSpec, photo: Path, largest_mb: int) -> _AsyncRequest:
     """Upload a photo to S3 and send the asynchronous request."""
     body = _read(photo, largest_mb)
     source = _input_uri(account, spec, photo)
     bucket, _, key = source.removeprefix("s3://").partition("/")
-    with answered(f"uploading {photo} for the endpoint {spec.name}"):
+    with translate_endpoint_errors(f"uploading {photo} for the endpoint {spec.name}"):
         account.s3.put_object(Bucket=bucket, Key=key, Body=body)
     call = _later_call(spec, photo, source)
-    with answered(f"invoking the endpoint {spec.name}"):
+    with translate_endpoint_errors(f"invoking the endpoint {spec.name}"):
         response = call.send(account)
     return _AsyncRequest(source, response["OutputLocation"], response.get("FailureLocation", ""))
 
 
-def _submit_all(account: "Account", spec: Wanted, photos: list[Path]) -> int:
+def _submit_all(account: "Account", spec: EndpointSpec, photos: list[Path]) -> int:
     account.bucket(spec.target["bucket"])
     for photo in photos:
         request = _submit(account, spec, photo, _LARGEST_MB["async"])
@@ -194,7 +194,7 @@ def _submit_all(account: "Account", spec: Wanted, photos: list[Path]) -> int:
     return 0
 
 
-def _invoke_async(account: "Account", spec: Wanted, photo: Path, largest_mb: int, leave: threading.Event) -> str:
+def _invoke_async(account: "Account", spec: EndpointSpec, photo: Path, largest_mb: int, leave: threading.Event) -> str:
     request = _submit(account, spec, photo, largest_mb)
     until = time.monotonic() + _TIMEOUT_S
     while time.monotonic() < until:
@@ -202,7 +202,7 @@ def _invoke_async(account: "Account", spec: Wanted, photo: Path, largest_mb: int
         failure = _object(account, request.failure) if body is None and request.failure else None
         if body is not None or failure is not None:
             bucket, _, key = request.source.removeprefix("s3://").partition("/")
-            with answered(f"deleting {request.source}"):
+            with translate_endpoint_errors(f"deleting {request.source}"):
                 account.s3.delete_object(Bucket=bucket, Key=key)
         if body is not None:
             return body
@@ -221,7 +221,7 @@ def _object(account: "Account", uri: str) -> str | None:
     from botocore.exceptions import ClientError
 
     bucket, _, key = uri.removeprefix("s3://").partition("/")
-    with answered(f"reading {uri}"):
+    with translate_endpoint_errors(f"reading {uri}"):
         try:
             return account.s3.get_object(Bucket=bucket, Key=key)["Body"].read().decode("utf-8", "replace")
         except ClientError as error:

@@ -14,17 +14,17 @@ from pathlib import Path
 import numpy as np
 
 from bincounter.data.demo.scene import compose
-from bincounter.data.layouts.base import Found
+from bincounter.data.layouts.base import InputFile
 from bincounter.data.layouts.folders import Folders
 from bincounter.data.records import Listing
 from bincounter.errors import ConfigError, DataError
-from bincounter.files import one_at_a_time, write_text
+from bincounter.files import lock_folder, write_text
 from bincounter.progress import track
 
 log = logging.getLogger(__name__)
 
 MARKER = ".demo.json"
-DRAWING = 2  # increased when a seed gives other photos, so that old sets are not reused
+RENDER_VERSION = 2  # increased when a seed gives other photos, so that old sets are not reused
 _JOB = 25  # photos per task of a worker process
 
 
@@ -47,7 +47,7 @@ class DemoBins:
         folder = data_dir / f"demo-{self.photos}-{self.size}-{self.seed}"
         return render(folder, photos=self.photos, size=self.size, seed=self.seed)
 
-    def walk(self, root: Path) -> Iterator[Found]:
+    def walk(self, root: Path) -> Iterator[InputFile]:
         """As :class:`Folders`."""
         return Folders().walk(root)
 
@@ -87,11 +87,11 @@ def render(
     """
     root = Path(root)
     _check(photos, counts, size, seed)
-    settings = {"drawing": DRAWING, "photos": photos, "counts": sorted(counts), "size": size, "seed": seed}
+    settings = {"drawing": RENDER_VERSION, "photos": photos, "counts": sorted(counts), "size": size, "seed": seed}
     if _is_rendered(root, settings):
         return root
     workspace = root.with_name(f".{root.name}")
-    with one_at_a_time(workspace):
+    with lock_folder(workspace):
         if _is_rendered(root, settings):
             return root
         aside = workspace / "part"

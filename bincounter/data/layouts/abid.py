@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from bincounter.data.layouts.base import LARGEST_COUNT, PHOTO_SUFFIXES, Found, Refused, look_at, walk
-from bincounter.data.records import Candidate, Listing, PhotoFile, Refusal
+from bincounter.data.layouts.base import LARGEST_COUNT, PHOTO_SUFFIXES, InputFile, UnusableInput, stat_file, walk
+from bincounter.data.records import Candidate, Listing, PhotoFile, RejectedInput
 from bincounter.errors import DataError
 from bincounter.progress import track
 
 PHOTOS = "bin-images"
 METADATA = "metadata"
 
-WITHOUT_A_PHOTO = ("metadata without a photo", "in the id list, but no such photo")
+MISSING_PHOTO_REASONS = ("metadata without a photo", "in the id list, but no such photo")
 """Reasons for rejecting bins without a photo: without an id list, and with one."""
 
 _ID = re.compile(r"\w[\w.-]*")
@@ -27,15 +27,15 @@ class Abid:
     """Photos labelled by the ``EXPECTED_QUANTITY`` of their metadata; a photo's id is its file stem.
 
     Attributes:
-        ids: path of a list that names the photos to use (see :func:`ids_from`), or ``None`` for all of them.
+        ids: path of a list that names the photos to use (see :func:`read_ids`), or ``None`` for all of them.
     """
 
     ids: str | None = None
 
-    def walk(self, root: Path) -> Iterator[Found]:
+    def walk(self, root: Path) -> Iterator[InputFile]:
         """Yield photos, metadata and the id list."""
         if self.ids is not None:
-            yield look_at(Path(self.ids).absolute())
+            yield stat_file(Path(self.ids).absolute())
         yield from walk(root, PHOTOS)
         yield from walk(root, METADATA)
 
@@ -50,28 +50,28 @@ class Abid:
                 raise DataError(
                     f"{root} has no {folder}/ folder: the ABID layout needs {PHOTOS}/ and {METADATA}/ in it."
                 )
-        wanted = None if self.ids is None else dict.fromkeys(ids_from(self.ids))
+        wanted = None if self.ids is None else dict.fromkeys(read_ids(self.ids))
         listing = Listing()
         photos = _by_id(root, PHOTOS, PHOTO_SUFFIXES, wanted, listing)
         metadata = _by_id(root, METADATA, frozenset({".json"}), wanted, listing)
         for identifier, photo in track(photos.items(), "Reading metadata", len(photos)):
             try:
                 listing.candidates.append(_candidate(root, identifier, photo, metadata.pop(identifier, None)))
-            except Refused as reason:
-                listing.refusals.append(Refusal(photo.name, str(reason)))
+            except UnusableInput as reason:
+                listing.refusals.append(RejectedInput(photo.name, str(reason)))
         if wanted is None:
-            listing.refusals += [Refusal(found.name, WITHOUT_A_PHOTO[0]) for found in metadata.values()]
+            listing.refusals += [RejectedInput(found.name, MISSING_PHOTO_REASONS[0]) for found in metadata.values()]
         else:
             missing = [identifier for identifier in wanted if identifier not in photos]
-            listing.refusals += [Refusal(f"{PHOTOS}/{name}.jpg", WITHOUT_A_PHOTO[1]) for name in missing]
+            listing.refusals += [RejectedInput(f"{PHOTOS}/{name}.jpg", MISSING_PHOTO_REASONS[1]) for name in missing]
         return listing
 
 
 def _by_id(
     root: Path, folder: str, suffixes: frozenset[str], wanted: dict[str, None] | None, listing: Listing
-) -> dict[str, Found]:
+) -> dict[str, InputFile]:
     """Index the files of a folder by their stem; rejects other files."""
-    files: dict[str, Found] = {}
+    files: dict[str, InputFile] = {}
     for found in walk(root, folder):
         name = PurePosixPath(found.name)
         if wanted is not None and name.stem not in wanted:
@@ -79,21 +79,21 @@ def _by_id(
         if len(name.parts) != 2 or name.suffix.lower() not in suffixes:
             expected = " or ".join(sorted(suffixes))
             reason = found.problem or f"not a {expected} file right inside {folder}/"
-            listing.refusals.append(Refusal(found.name, reason))
+            listing.refusals.append(RejectedInput(found.name, reason))
         elif name.stem in files:
-            listing.refusals.append(Refusal(found.name, f"same id as {files[name.stem].name}"))
+            listing.refusals.append(RejectedInput(found.name, f"same id as {files[name.stem].name}"))
         else:
             files[name.stem] = found
     return files
 
 
-def _candidate(root: Path, identifier: str, photo: Found, metadata: Found | None) -> Candidate:
+def _candidate(root: Path, identifier: str, photo: InputFile, metadata: InputFile | None) -> Candidate:
     if photo.problem:
-        raise Refused(photo.problem)
+        raise UnusableInput(photo.problem)
     if metadata is None:
-        raise Refused("no metadata file")
+        raise UnusableInput("no metadata file")
     if metadata.problem:
-        raise Refused(f"metadata: {metadata.problem}")
+        raise UnusableInput(f"metadata: {metadata.problem}")
     count, items = read_metadata(root / metadata.name)
     return Candidate(identifier, PhotoFile(root / photo.name), count, items)
 
@@ -107,20 +107,20 @@ def read_metadata(path: Path) -> tuple[int, frozenset[str] | None]:
     try:
         metadata = json.loads(path.read_bytes())
     except OSError as error:
-        raise Refused(f"metadata that cannot be read ({error.strerror})") from error
+        raise UnusableInput(f"metadata that cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
-        raise Refused("metadata is not JSON") from error
+        raise UnusableInput("metadata is not JSON") from error
     if not isinstance(metadata, dict) or "EXPECTED_QUANTITY" not in metadata:
-        raise Refused("metadata without EXPECTED_QUANTITY")
+        raise UnusableInput("metadata without EXPECTED_QUANTITY")
     count = metadata["EXPECTED_QUANTITY"]
     if type(count) is not int or not 0 <= count <= LARGEST_COUNT:  # bool is a subclass of int
-        raise Refused(f"EXPECTED_QUANTITY is not an integer from 0 to {LARGEST_COUNT}")
+        raise UnusableInput(f"EXPECTED_QUANTITY is not an integer from 0 to {LARGEST_COUNT}")
     items = metadata.get("BIN_FCSKU_DATA")
     # Interned: half a million bins name millions of ASINs, most of them many times.
     return count, frozenset(map(sys.intern, items)) if isinstance(items, dict) else None
 
 
-def ids_from(path: str | Path) -> list[str]:
+def read_ids(path: str | Path) -> list[str]:
     """Read an id list: its distinct ids, in order.
 
     Two formats are read: JSON that maps each count to paths of metadata files, as the Udacity project publishes it

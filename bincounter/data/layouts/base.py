@@ -26,12 +26,12 @@ CACHE_TAG = "CACHEDIR.TAG"
 _DEEPEST = 32  # nested folders; bounds the recursion
 
 
-class Refused(Exception):
+class UnusableInput(Exception):
     """An input is rejected; the message is the reason, as a short clause."""
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class InputFile:
     """One input of a layout.
 
     Attributes:
@@ -53,7 +53,7 @@ class Layout(Protocol):
     To add a layout, write these two methods and set ``data.layout._target_`` to the class.
     """
 
-    def walk(self, root: Path) -> Iterator[Found]:
+    def walk(self, root: Path) -> Iterator[InputFile]:
         """Yield every file whose change could change the listing or a photo, without opening any."""
 
     def list(self, root: Path) -> Listing:
@@ -65,7 +65,7 @@ class Layout(Protocol):
 
 
 @runtime_checkable
-class KnownLayout(Protocol):
+class IndexedLayout(Protocol):
     """Layout that supplies the manifest from its own index, so that a scan opens no photo."""
 
     def manifest(self, root: Path) -> Manifest:
@@ -76,7 +76,7 @@ class KnownLayout(Protocol):
         """
 
 
-def walk(root: Path, folder: str = "") -> Iterator[Found]:
+def walk(root: Path, folder: str = "") -> Iterator[InputFile]:
     """Find every file under ``root/folder``, sorted by name within each folder.
 
     Hidden files and folders (``.DS_Store``) and tagged caches are skipped. Inputs that cannot be read as files are
@@ -90,16 +90,16 @@ def walk(root: Path, folder: str = "") -> Iterator[Found]:
     yield from _walk(root / folder, f"{folder}/" if folder else "", ())
 
 
-def look_at(path: Path) -> Found:
+def stat_file(path: Path) -> InputFile:
     """Return one file outside the root, such as an id list; its name is the path as given."""
     try:
         status = path.stat()
     except OSError as error:
         return _problem(str(path), _clause(error))
-    return Found(str(path), None, status.st_size, status.st_mtime_ns)
+    return InputFile(str(path), None, status.st_size, status.st_mtime_ns)
 
 
-def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[Found]:
+def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[InputFile]:
     try:
         status = folder.stat()
         with os.scandir(folder) as listed:
@@ -121,7 +121,7 @@ def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iter
             yield from _enter(entry, prefix + entry.name, (*above, identity))
 
 
-def _enter(entry: os.DirEntry[str], name: str, above: tuple[tuple[int, int], ...]) -> Iterator[Found]:
+def _enter(entry: os.DirEntry[str], name: str, above: tuple[tuple[int, int], ...]) -> Iterator[InputFile]:
     try:
         status = entry.stat()
     except OSError as error:
@@ -134,11 +134,11 @@ def _enter(entry: os.DirEntry[str], name: str, above: tuple[tuple[int, int], ...
     elif name != _printable(name):
         yield _problem(name, "file name that is not UTF-8")
     else:
-        yield Found(name, None, status.st_size, status.st_mtime_ns)
+        yield InputFile(name, None, status.st_size, status.st_mtime_ns)
 
 
-def _problem(name: str, problem: str) -> Found:
-    return Found(_printable(name), problem)
+def _problem(name: str, problem: str) -> InputFile:
+    return InputFile(_printable(name), problem)
 
 
 def _printable(name: str) -> str:

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from bincounter.data.layouts.base import COUNT_NAME, PHOTO_SUFFIXES, Found, Refused, walk
-from bincounter.data.records import QUARANTINE_FILE, Candidate, Listing, PhotoFile, Refusal, read_quarantine
+from bincounter.data.layouts.base import COUNT_NAME, PHOTO_SUFFIXES, InputFile, UnusableInput, walk
+from bincounter.data.records import QUARANTINE_FILE, Candidate, Listing, PhotoFile, RejectedInput, read_quarantine
 from bincounter.data.splits import read_split
 from bincounter.errors import DataError
 
@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 SPLIT_FILE = "split.csv"
 
-NOT_THERE = ("listed in split.csv, but no such folder", "listed in split.csv, but no such photo")
+MISSING_REASONS = ("listed in split.csv, but no such folder", "listed in split.csv, but no such photo")
 """Reasons for rejecting photos that ``split.csv`` lists."""
 
 _LARGEST_GROUP = 10**9
@@ -37,7 +37,7 @@ class Folders:
     in ``split.csv`` have the groups given there, and inputs in ``quarantine.csv`` stay rejected.
     """
 
-    def walk(self, root: Path) -> Iterator[Found]:
+    def walk(self, root: Path) -> Iterator[InputFile]:
         """Yield every file under the root."""
         return walk(root)
 
@@ -56,27 +56,27 @@ class Folders:
                 continue
             try:
                 listing.candidates.append(_candidate(root, found, prepared.groups.pop(found.name, None)))
-            except Refused as reason:
-                listing.refusals.append(Refusal(found.name, str(reason)))
-        listing.refusals += missing_photos(root, prepared.groups)
+            except UnusableInput as reason:
+                listing.refusals.append(RejectedInput(found.name, str(reason)))
+        listing.refusals += reject_missing_photos(root, prepared.groups)
         return listing
 
 
-def _candidate(root: Path, found: Found, group: int | None) -> Candidate:
+def _candidate(root: Path, found: InputFile, group: int | None) -> Candidate:
     """Parse split and count from the path ``[split/]count/photo``."""
     if found.problem:
-        raise Refused(found.problem)
+        raise UnusableInput(found.problem)
     *folders, name = found.name.split("/")
     split = SPLIT_FOLDERS.get(folders[0].lower()) if folders else None
     labels = folders[1:] if split else folders
     if not labels:
-        raise Refused("not inside a count folder")
+        raise UnusableInput("not inside a count folder")
     if not COUNT_NAME.fullmatch(labels[0]):
-        raise Refused(f"folder name {labels[0]!r} is not a count")
+        raise UnusableInput(f"folder name {labels[0]!r} is not a count")
     if len(labels) > 1:
-        raise Refused("nested deeper than its count folder")
+        raise UnusableInput("nested deeper than its count folder")
     if PurePosixPath(name).suffix.lower() not in PHOTO_SUFFIXES:
-        raise Refused("not a .jpg, .jpeg, .png or .webp file")
+        raise UnusableInput("not a .jpg, .jpeg, .png or .webp file")
     return Candidate(found.name, PhotoFile(root / found.name), int(labels[0]), group=group, split=split)
 
 
@@ -92,7 +92,7 @@ class Prepared:
 
     tables: set[str] = field(default_factory=set)
     groups: dict[str, int] = field(default_factory=dict)
-    refusals: list[Refusal] = field(default_factory=list)
+    refusals: list[RejectedInput] = field(default_factory=list)
 
 
 def read_prepared(root: Path) -> Prepared:
@@ -105,17 +105,17 @@ def read_prepared(root: Path) -> Prepared:
         prepared.groups = _groups(root / SPLIT_FILE)
     except DataError as error:
         log.warning("%s; photos are grouped by their content instead", error)
-        prepared.refusals.append(Refusal(SPLIT_FILE, "not a table of id,count,group,split"))
+        prepared.refusals.append(RejectedInput(SPLIT_FILE, "not a table of id,count,group,split"))
     if (root / QUARANTINE_FILE).is_file():
         prepared.tables.add(QUARANTINE_FILE)
         try:
             prepared.refusals += read_quarantine(root / QUARANTINE_FILE)
         except DataError:
-            prepared.refusals.append(Refusal(QUARANTINE_FILE, "not a table of path,reason"))
+            prepared.refusals.append(RejectedInput(QUARANTINE_FILE, "not a table of path,reason"))
     return prepared
 
 
-def missing_photos(root: Path, ids: Iterable[str]) -> Iterator[Refusal]:
+def reject_missing_photos(root: Path, ids: Iterable[str]) -> Iterator[RejectedInput]:
     """Yield a rejection for each photo of ``split.csv`` that is missing; one for all photos of a missing folder."""
     folders: dict[str, bool] = {}
     for name in ids:
@@ -123,9 +123,9 @@ def missing_photos(root: Path, ids: Iterable[str]) -> Iterator[Refusal]:
         if folder not in folders:
             folders[folder] = (root / folder).is_dir()
             if not folders[folder]:
-                yield Refusal(f"{folder}/", NOT_THERE[0])
+                yield RejectedInput(f"{folder}/", MISSING_REASONS[0])
         if folders[folder]:
-            yield Refusal(name, NOT_THERE[1])
+            yield RejectedInput(name, MISSING_REASONS[1])
 
 
 def _groups(path: Path) -> dict[str, int]:

@@ -12,7 +12,7 @@ def is_remote(source: str) -> bool:
     return re.match(r"s3[an]?:", source, re.IGNORECASE) is not None
 
 
-def parse(source: str) -> tuple[str, str]:
+def parse_address(source: str) -> tuple[str, str]:
     """Split ``s3://bucket/folder`` into the bucket and the folder, the latter without slashes at its end.
 
     Raises:
@@ -30,13 +30,13 @@ def parse(source: str) -> tuple[str, str]:
     bucket, prefix = match[1], match[2].rstrip("/")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,62}", bucket):
         raise DataError(f"{source!r} has no valid bucket name ({bucket!r}): write it as s3://bucket/folder")
-    reason = refusal(prefix) if prefix else None
+    reason = unusable_reason(prefix) if prefix else None
     if reason:
         raise DataError(f"{source!r} {reason}: write it as s3://bucket/folder")
     return bucket, prefix
 
 
-def refusal(key: str) -> str | None:
+def unusable_reason(key: str) -> str | None:
     """Reason why ``key`` cannot be the path of a local file, or ``None`` when it can.
 
     Keys that pass name different files below the mirror's folder, and nothing outside it.

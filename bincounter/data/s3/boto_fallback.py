@@ -17,14 +17,14 @@ from botocore.exceptions import ConnectionError as BotoConnectionError
 
 from bincounter.data.s3.credentials import DIRECTORY_BUCKET, S3Settings
 from bincounter.data.s3.error_messages import (
-    BROKEN_OFF,
+    TRANSIENT_ERRORS,
     DamagedError,
     LostError,
     explain_request,
-    explain_sending,
-    status,
+    explain_upload,
+    http_status,
 )
-from bincounter.data.s3.objects import Listed, Stored, is_md5
+from bincounter.data.s3.objects import Listed, Stored, is_md5_etag
 from bincounter.errors import BinCounterError
 
 _ATTEMPTS = 3  # times the attempts of botocore, which does not repeat a body that was cut short
@@ -73,7 +73,7 @@ class BotoFallback:
             try:
                 response = client.get_object(Bucket=self._bucket, Key=key, **condition)
             except ClientError as error:
-                if status(error) == 304:
+                if http_status(error) == 304:
                     return None
                 raise
             return _save(response, path, listed, md5_etags=not self._bucket.endswith(DIRECTORY_BUCKET))
@@ -108,7 +108,7 @@ class BotoFallback:
             else:
                 client.put_object(**arguments, Body=body)
 
-        self._repeat(request, key, explain_sending)
+        self._repeat(request, key, explain_upload)
 
     def metadata(self, key: str) -> dict[str, str]:
         """Read the user metadata of an object; names in lower case, since not every service keeps theirs."""
@@ -148,7 +148,7 @@ class BotoFallback:
                 break
             try:
                 return request(client)
-            except BROKEN_OFF as error:
+            except TRANSIENT_ERRORS as error:
                 last = error
                 unreached = isinstance(error, BotoConnectionError | HTTPClientError) and not self.reached
                 if unreached or isinstance(error, SSLError):
@@ -189,6 +189,6 @@ def _save(response: dict[str, Any], path: Path, listed: Stored | None, *, md5_et
         raise DamagedError(f"{size} of {expected} bytes")
     # The etag of an object encrypted with KMS or a customer's key, or in a directory bucket is no MD5.
     plain = response.get("ServerSideEncryption", "AES256") == "AES256" and "SSECustomerAlgorithm" not in response
-    if md5_etags and plain and is_md5(etag) and etag != digest.hexdigest():
+    if md5_etags and plain and is_md5_etag(etag) and etag != digest.hexdigest():
         raise DamagedError("its MD5 does not match its etag")
     return Stored(etag, size)

@@ -26,7 +26,7 @@ from bincounter.errors import DataError
 
 log = logging.getLogger(__name__)
 
-MD5_NOTE = "bincounter-md5"
+MD5_METADATA = "bincounter-md5"
 """User metadata of every object that is sent: an etag is not an MD5 where the bucket encrypts with KMS."""
 
 _SMALL = 1 << 20  # bytes; larger bodies are written as they arrive
@@ -126,7 +126,7 @@ class Bucket:
             OSError: the file cannot be written.
         """
         store = self._store if self._etags_are_md5s else None
-        if store is None or (listed and not objects.can_be_computed(listed.etag, listed.size)):
+        if store is None or (listed and not objects.is_computable_etag(listed.etag, listed.size)):
             return self._fallback.fetch(key, path, listed=listed, unless=unless)
         for _ in range(2):
             try:
@@ -145,7 +145,7 @@ class Bucket:
 
     def _doubt_etags(self, path: Path, stored: Stored) -> None:
         """Stop computing etags once one does not belong to a body that is intact."""
-        if not objects.is_md5(stored.etag) or objects.names(stored.etag, path, stored.size):
+        if not objects.is_md5_etag(stored.etag) or objects.etag_matches(stored.etag, path, stored.size):
             return
         with self._deciding:
             trusted, self._etags_are_md5s = self._etags_are_md5s, False
@@ -182,7 +182,7 @@ class Bucket:
             os.fsync(file.fileno())
         if written != size or (listed and listed.etag == etag and listed.size != size):
             raise DamagedError(f"{written} of {size} bytes")
-        if digest.hexdigest() != etag and not objects.names(etag, path, size):
+        if digest.hexdigest() != etag and not objects.etag_matches(etag, path, size):
             raise _UnverifiedError("its MD5 does not match its etag")
         return Stored(etag, size)
 
@@ -213,7 +213,7 @@ class Bucket:
         Args:
             key: the object, which is replaced if it exists.
             body: its bytes, or the file that holds them.
-            md5: of the body, which is also stored in the object's metadata (:data:`MD5_NOTE`).
+            md5: of the body, which is also stored in the object's metadata (:data:`MD5_METADATA`).
 
         Raises:
             DataError: no such bucket, no permission, or the file is changed while it is sent.
@@ -225,7 +225,7 @@ class Bucket:
         data = body.read_bytes() if isinstance(body, Path) else body
         if hashlib.md5(data, usedforsecurity=False).digest() != md5:
             raise DataError(f"{key} was changed while it was sent: run the same command again")
-        metadata, sent = {MD5_NOTE: md5.hex()}, False
+        metadata, sent = {MD5_METADATA: md5.hex()}, False
         if self._store is not None:
             with suppress(*_QUICK):
                 response = obstore.put(self._store, key, data, attributes=metadata, use_multipart=False)
@@ -245,14 +245,14 @@ class Bucket:
         if self._store is not None:
             with suppress(*_QUICK):
                 response = obstore.put(
-                    self._store, key, path, attributes={MD5_NOTE: md5.hex()}, chunk_size=_PART, max_concurrency=4
+                    self._store, key, path, attributes={MD5_METADATA: md5.hex()}, chunk_size=_PART, max_concurrency=4
                 )
                 etag = (response["e_tag"] or "").strip('"')
         if not etag:
             self._find_region()
-            self._fallback.write(key, path, md5, {MD5_NOTE: md5.hex()})
-        elif self._etags_are_md5s and not objects.names(etag, path, size):
-            if not objects.names(md5.hex(), path, size):
+            self._fallback.write(key, path, md5, {MD5_METADATA: md5.hex()})
+        elif self._etags_are_md5s and not objects.etag_matches(etag, path, size):
+            if not objects.etag_matches(md5.hex(), path, size):
                 raise DataError(f"{path} was changed while it was sent: run the same command again")
             self._etags_are_md5s = False
 

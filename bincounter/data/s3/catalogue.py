@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bincounter.data.s3.objects import Listed, Parcel, Stored
+from bincounter.data.s3.objects import Listed, Stored, UploadItem
 
 # Sizes with a meaning of their own.
 _PENDING = -1  # the object was requested and is not known to have arrived
@@ -18,7 +18,7 @@ _AFTER_SLASH = chr(ord("/") + 1)
 _LAST = chr(0x10FFFF)
 
 
-def tells_of_damage(error: BaseException | None) -> bool:
+def is_corrupt(error: BaseException | None) -> bool:
     """Whether SQLite reports a corrupt file, for which it has no class of its own."""
     return type(error) is sqlite3.DatabaseError
 
@@ -37,7 +37,7 @@ class Catalogue:
         try:
             self._rows = _opened(path)
         except sqlite3.Error as error:
-            if path is None or not tells_of_damage(error):
+            if path is None or not is_corrupt(error):
                 raise
             path.unlink()
             self._rows = _opened(path)
@@ -203,7 +203,7 @@ class Catalogue:
                     rows.execute(f"INSERT OR REPLACE INTO objects VALUES (?, ?, {_ABSENT})", (key, *row))
         return others
 
-    def add_files(self, parcels: Iterable[Parcel], *, last: bool) -> str | None:
+    def add_files(self, parcels: Iterable[UploadItem], *, last: bool) -> str | None:
         """Plan to send files, all of them or none.
 
         Args:
@@ -222,14 +222,14 @@ class Catalogue:
             return key
         return None
 
-    def files(self, *, last: bool) -> Iterator[Parcel]:
+    def files(self, *, last: bool) -> Iterator[UploadItem]:
         """The files to send, or those to send last, in the order in which they were added."""
         query = (
             "SELECT path, key, files.size, modified, etag FROM files LEFT JOIN listed USING (key, size) "
             "WHERE last = ? ORDER BY files.rowid"
         )
         for path, *rest in self._rows.execute(query, (last,)):
-            yield Parcel(Path(path), *rest)
+            yield UploadItem(Path(path), *rest)
 
     def files_total(self) -> tuple[int, int]:
         """Number of files to send, and their bytes."""

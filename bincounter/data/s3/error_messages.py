@@ -39,7 +39,7 @@ class LostError(Exception):
     """A redirect without a region."""
 
 
-BROKEN_OFF = (
+TRANSIENT_ERRORS = (
     BotoConnectionError,
     HTTPClientError,
     IncompleteReadError,
@@ -71,7 +71,7 @@ _ANONYMOUS = (
 _DENIED = "access to {address} is denied: have s3:ListBucket and s3:GetObject allowed, or set AWS_PROFILE to another"
 
 
-def status(error: ClientError) -> int:
+def http_status(error: ClientError) -> int:
     """HTTP status of an error response, 0 where there is none."""
     return error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
 
@@ -102,7 +102,7 @@ def explain_request(error: Exception, address: str, *, host: str, signed: bool, 
         return ResourceError(
             f"{host} cannot be reached for {address}: check the network and AWS_ENDPOINT_URL, or use a local folder"
         )
-    if isinstance(error, BROKEN_OFF):
+    if isinstance(error, TRANSIENT_ERRORS):
         what = str(error) if isinstance(error, DamagedError) else type(error).__name__  # others repeat the endpoint
         return ResourceError(
             f"the connection to {host} failed repeatedly for {address} ({what}): run the same command again, it "
@@ -111,7 +111,7 @@ def explain_request(error: Exception, address: str, *, host: str, signed: bool, 
     return explain_settings(error)
 
 
-def explain_sending(error: Exception, address: str, *, host: str, signed: bool, reached: bool) -> BinCounterError:
+def explain_upload(error: Exception, address: str, *, host: str, signed: bool, reached: bool) -> BinCounterError:
     """Describe a failed request to send ``address``; see :func:`explain_request`."""
     code = error.response.get("Error", {}).get("Code", "") if isinstance(error, ClientError) else ""
     bucket = address.removeprefix("s3://").partition("/")[0]
@@ -140,7 +140,7 @@ def explain_settings(error: Exception) -> DataError:
 
 
 def _explain_response(error: ClientError, address: str, host: str, signed: bool) -> BinCounterError:
-    code, number = error.response.get("Error", {}).get("Code", ""), status(error)
+    code, number = error.response.get("Error", {}).get("Code", ""), http_status(error)
     if code in _SENTENCES:
         return DataError(_SENTENCES[code].format(address=address, host=host, code=code))
     if number == 404:

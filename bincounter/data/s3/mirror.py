@@ -19,8 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from bincounter.data.s3.address import refusal
-from bincounter.data.s3.catalogue import Catalogue, tells_of_damage
+from bincounter.data.s3.address import unusable_reason
+from bincounter.data.s3.catalogue import Catalogue, is_corrupt
 from bincounter.data.s3.objects import Listed, Stored
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ _FOLDERS = 10_000  # of which is remembered that they exist, or that no object h
 _NAMED = 5  # objects named in one line of the log
 
 
-class Arrived(NamedTuple):
+class StagedFile(NamedTuple):
     """An object that was fetched and checked.
 
     Attributes:
@@ -53,7 +53,7 @@ class Mirror:
 
     Args:
         data_dir: the folder that holds the copies of all buckets, in ``s3/``.
-        bucket: a bucket name that :func:`bincounter.data.s3.address.parse` accepted.
+        bucket: a bucket name that :func:`bincounter.data.s3.address.parse_address` accepted.
 
     Attributes:
         folder: of the files.
@@ -90,7 +90,7 @@ class Mirror:
     ) -> None:
         try:
             self.catalogue.close()
-            if tells_of_damage(error):
+            if is_corrupt(error):
                 self._catalogue_path.unlink()
             shutil.rmtree(self._staging, ignore_errors=True)
         finally:
@@ -116,7 +116,7 @@ class Mirror:
         """A new path for a file that is being fetched."""
         return self._staging / str(next(self._numbers))
 
-    def publish(self, arrived: Sequence[Arrived]) -> None:
+    def publish(self, arrived: Sequence[StagedFile]) -> None:
         """Make files, which are on disk, the local files of their keys; called by one thread at a time."""
         for key, file, _ in arrived:
             path = f"{self.folder}/{key}"
@@ -128,7 +128,7 @@ class Mirror:
         """Delete the local files of ``keys``, and the folders which that leaves empty."""
         keys = list(keys)
         for key in keys:
-            if refusal(key) or not self.catalogue.is_recorded(key):  # no file of ours
+            if unusable_reason(key) or not self.catalogue.is_recorded(key):  # no file of ours
                 continue
             path = self.path(key)
             try:
@@ -154,7 +154,7 @@ class Mirror:
             fcntl.flock(self._lock, fcntl.LOCK_EX)
 
 
-def leave_out_what_cannot_be_here(catalogue: Catalogue, mirror: Mirror) -> None:
+def drop_unusable_keys(catalogue: Catalogue, mirror: Mirror) -> None:
     """Drop the jobs of objects that cannot be local files, and log their keys.
 
     An object whose key is also a folder of other objects is dropped, and its local file is deleted.
@@ -165,7 +165,7 @@ def leave_out_what_cannot_be_here(catalogue: Catalogue, mirror: Mirror) -> None:
         for item in page:
             if item.key.endswith("/") and not item.size:
                 catalogue.drop_listed([item.key])  # what consoles make to show an empty folder
-            elif reason := refusal(item.key):
+            elif reason := unusable_reason(item.key):
                 refused[item.key] = reason
             elif catalogue.has_listed_below(item.key):
                 refused[item.key] = "is a folder of other objects" if item.size else ""
@@ -173,10 +173,10 @@ def leave_out_what_cannot_be_here(catalogue: Catalogue, mirror: Mirror) -> None:
                 refused |= dict.fromkeys(_in_the_way(item, catalogue, folders), "is a folder of other objects")
     catalogue.drop_listed(refused)
     mirror.forget(refused)
-    warn_of_refused(refused)
+    warn_unusable_keys(refused)
 
 
-def warn_of_refused(reasons: Mapping[str, str]) -> None:
+def warn_unusable_keys(reasons: Mapping[str, str]) -> None:
     """Log the keys that cannot be local files; those with an empty reason are markers of folders and are not logged."""
     named = [f"{key!r} {reason}" for key, reason in reasons.items() if reason]
     warn("%d objects cannot be local files and are skipped: %s", named)

@@ -40,7 +40,7 @@ class Listed(NamedTuple):
     size: int
 
 
-class Job(NamedTuple):
+class DownloadItem(NamedTuple):
     """One object to fetch.
 
     Attributes:
@@ -54,7 +54,7 @@ class Job(NamedTuple):
     unless: str = ""
 
 
-class Parcel(NamedTuple):
+class UploadItem(NamedTuple):
     """One file to send.
 
     Attributes:
@@ -72,7 +72,7 @@ class Parcel(NamedTuple):
     etag: str | None = None
 
 
-class Outcome(NamedTuple):
+class TransferOutcome(NamedTuple):
     """Result of a transfer.
 
     Attributes:
@@ -95,22 +95,22 @@ _PART_SIZES = [size * _MB for size in (5, 8, 10, 15, 16, 20, 25, 32, 50, 64, 100
 ]
 
 
-def is_md5(etag: str) -> bool:
+def is_md5_etag(etag: str) -> bool:
     """Whether the etag has the form of an MD5."""
     return _MD5.fullmatch(etag) is not None
 
 
-def can_be_computed(etag: str, size: int) -> bool:
+def is_computable_etag(etag: str, size: int) -> bool:
     """Whether the etag has a form that can be computed from bytes.
 
     Args:
         etag: without quotes.
         size: of the object, bytes.
     """
-    return is_md5(etag) or bool(_part_sizes(etag, size))
+    return is_md5_etag(etag) or bool(_part_sizes(etag, size))
 
 
-def names(etag: str, path: Path, size: int) -> bool:
+def etag_matches(etag: str, path: Path, size: int) -> bool:
     """Whether an etag is that of a file.
 
     Args:
@@ -118,7 +118,7 @@ def names(etag: str, path: Path, size: int) -> bool:
         path: the file, which is read once for each possible size of parts.
         size: of the file, bytes.
     """
-    if is_md5(etag):
+    if is_md5_etag(etag):
         with path.open("rb") as file:
             return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest() == etag
     return any(_in_parts(path, part) == etag for part in _part_sizes(etag, size))

@@ -15,12 +15,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from bincounter.data.s3.address import parse, refusal
+from bincounter.data.s3.address import parse_address, unusable_reason
 from bincounter.data.s3.bucket import Bucket
-from bincounter.data.s3.catalogue import Catalogue, tells_of_damage
+from bincounter.data.s3.catalogue import Catalogue, is_corrupt
 from bincounter.data.s3.error_messages import DeniedError, MissingError
-from bincounter.data.s3.mirror import Arrived, Mirror, leave_out_what_cannot_be_here, warn, warn_of_refused
-from bincounter.data.s3.objects import Job, Outcome, Stored
+from bincounter.data.s3.mirror import Mirror, StagedFile, drop_unusable_keys, warn, warn_unusable_keys
+from bincounter.data.s3.objects import DownloadItem, Stored, TransferOutcome
 from bincounter.errors import DataError, ResourceError
 from bincounter.parallel import for_each
 from bincounter.progress import TransferProgress
@@ -59,7 +59,7 @@ def fetch(
     others stay. Keys that cannot be local files are skipped and logged.
 
     Args:
-        source: an address, see :func:`bincounter.data.s3.address.parse`.
+        source: an address, see :func:`bincounter.data.s3.address.parse_address`.
         data_dir: the folder that holds the copies of all buckets.
         names: the only objects to fetch, relative to the source: a request for each and no listing. Those that do not
             exist are logged.
@@ -74,7 +74,7 @@ def fetch(
         DataError: the address or the credentials are wrong, or nothing exists there.
         ResourceError: the network, the server or the disk failed; the same call resumes.
     """
-    bucket, prefix = parse(source)
+    bucket, prefix = parse_address(source)
     try:
         with Mirror(data_dir, bucket) as mirror:
             sync = _Sync(Bucket(bucket, connections), mirror, prefix, connections, wanted)
@@ -89,7 +89,7 @@ def fetch(
             "paths.data_dir to another folder; what was fetched is kept"
         ) from error
     except sqlite3.Error as error:
-        if tells_of_damage(error):
+        if is_corrupt(error):
             raise ResourceError(
                 f"the list of what was fetched to {data_dir} is damaged and was deleted: run the same command again, "
                 "it fetches everything anew"
@@ -127,7 +127,7 @@ class _Sync:
             while gone := self._catalogue.unlisted(self._below):
                 self._mirror.forget(gone)
         self._catalogue.plan_jobs()
-        leave_out_what_cannot_be_here(self._catalogue, self._mirror)
+        drop_unusable_keys(self._catalogue, self._mirror)
         left = self._catalogue.filter_jobs(self._relative(self._wanted.by_name)) if self._wanted else 0
         fetched = self._fetch_jobs()
         if self._wanted and self._catalogue.restore_deferred():
@@ -139,8 +139,8 @@ class _Sync:
     def fetch_names(self, names: Sequence[str]) -> None:
         """Mirror the objects of these names below the prefix; all other files are left alone."""
         keys = list(dict.fromkeys(self._below + name for name in names))
-        refused = {key: reason for key in keys if (reason := refusal(key))}
-        warn_of_refused(refused)
+        refused = {key: reason for key in keys if (reason := unusable_reason(key))}
+        warn_unusable_keys(refused)
         keys = [key for key in keys if key not in refused]
         if self._wanted is None:
             requested, outcome = keys, self._fetch_keys(keys)
@@ -151,7 +151,10 @@ class _Sync:
             outcome = self._fetch_keys(first)
             then = [key for key in keys if verdicts[key] is None and by_metadata(key)]
             more = self._fetch_keys(then)
-            requested, outcome = first + then, Outcome(outcome.fetched + more.fetched, outcome.absent | more.absent)
+            requested, outcome = (
+                first + then,
+                TransferOutcome(outcome.fetched + more.fetched, outcome.absent | more.absent),
+            )
         absent = outcome.absent
         if len(absent) == len(requested):
             raise next(
@@ -175,18 +178,18 @@ class _Sync:
                 "make room, or set paths.data_dir to another disk"
             )
         self._catalogue.mark_jobs_pending()
-        jobs = (Job(key, Stored(etag, size)) for page in self._catalogue.jobs() for key, etag, size in page)
+        jobs = (DownloadItem(key, Stored(etag, size)) for page in self._catalogue.jobs() for key, etag, size in page)
         outcome = self._transfer(jobs, number, size, (MissingError,))
         self._mirror.forget(outcome.absent)
         warn("%d objects are listed, but do not exist any more: %s", self._catalogue.record_absent(outcome.absent))
         return outcome.fetched
 
-    def _fetch_keys(self, keys: Sequence[str]) -> Outcome:
+    def _fetch_keys(self, keys: Sequence[str]) -> TransferOutcome:
         """Fetch objects that were not listed, each by a request that is conditional on the version here."""
         if not keys:
-            return Outcome(0, {})
+            return TransferOutcome(0, {})
         here = {key: self._mirror.local_version(key) for key in keys}
-        jobs = [Job(key, None, stored.etag if stored else "") for key, stored in here.items()]
+        jobs = [DownloadItem(key, None, stored.etag if stored else "") for key, stored in here.items()]
         self._catalogue.mark_pending(key for key, stored in here.items() if stored is None)
         # Without permission to list a bucket, objects that do not exist are denied, too.
         outcome = self._transfer(jobs, len(jobs), None, (MissingError, DeniedError))
@@ -196,8 +199,8 @@ class _Sync:
         return outcome
 
     def _transfer(
-        self, jobs: Iterable[Job], number: int, size: int | None, tolerated: tuple[type[DataError], ...]
-    ) -> Outcome:
+        self, jobs: Iterable[DownloadItem], number: int, size: int | None, tolerated: tuple[type[DataError], ...]
+    ) -> TransferOutcome:
         """Fetch objects; when one fails for good, those under way end first, and what has arrived is kept."""
         with TransferProgress(f"Fetching from s3://{self._bucket.name}", number, size) as progress:
             transfer = _Transfer(self._bucket, self._mirror, progress, tolerated)
@@ -205,7 +208,7 @@ class _Sync:
                 for_each(jobs, transfer.fetch, threads=min(self._connections, number), stop=self._bucket.stop)
             finally:
                 transfer.publish_all()
-        return Outcome(transfer.fetched, transfer.absent)
+        return TransferOutcome(transfer.fetched, transfer.absent)
 
     def _relative(self, verdict: Callable[[str], _Verdict]) -> Callable[[str], _Verdict]:
         return lambda key: verdict(key.removeprefix(self._below))
@@ -236,11 +239,11 @@ class _Transfer:
         self.fetched, self.absent = 0, dict[str, DataError]()
         self._bucket, self._mirror = bucket, mirror
         self._progress, self._tolerated = progress, tolerated
-        self._arrived: list[Arrived] = []
+        self._arrived: list[StagedFile] = []
         self._published = time.monotonic()
         self._counting, self._publishing = threading.Lock(), threading.Lock()
 
-    def fetch(self, job: Job) -> None:
+    def fetch(self, job: DownloadItem) -> None:
         """Fetch one object; may be called from many threads."""
         path = self._mirror.staged()
         try:
@@ -255,7 +258,7 @@ class _Transfer:
             if stored:
                 # Under the listing's etag: should the object have changed since, the next listing shows it.
                 known = Stored(job.listed.etag, stored.size) if job.listed else stored
-                self._arrived.append(Arrived(job.key, path, known))
+                self._arrived.append(StagedFile(job.key, path, known))
                 self.fetched += 1
             if len(self._arrived) < _MOST and time.monotonic() - self._published < _EVERY:
                 return

@@ -17,18 +17,18 @@ from typing import Self
 
 from botocore.exceptions import ClientError
 
-from bincounter.data.s3.address import parse, refusal
-from bincounter.data.s3.bucket import MD5_NOTE, Bucket
+from bincounter.data.s3.address import parse_address, unusable_reason
+from bincounter.data.s3.bucket import MD5_METADATA, Bucket
 from bincounter.data.s3.catalogue import Catalogue
-from bincounter.data.s3.error_messages import explain_sending
-from bincounter.data.s3.objects import Listed, Parcel, names
+from bincounter.data.s3.error_messages import explain_upload
+from bincounter.data.s3.objects import Listed, UploadItem, etag_matches
 from bincounter.errors import DataError
 from bincounter.parallel import for_each
 from bincounter.progress import TransferProgress
 
 log = logging.getLogger(__name__)
 
-LARGEST = 5 * 1024**4
+MAX_OBJECT_BYTES = 5 * 1024**4
 """Bytes of the largest object."""
 
 _LONGEST_KEY = 1024  # bytes
@@ -84,7 +84,7 @@ def send(
             or credentials are wrong.
         ResourceError: the network or the server failed; the same call resumes.
     """
-    with Outbox(uri, connections=connections, region=region) as outbox:
+    with Uploader(uri, connections=connections, region=region) as outbox:
         outbox.load(files)
         outbox.load(last, last=True)
         outbox.look()
@@ -93,7 +93,7 @@ def send(
         return outbox.send(description or f"Sending to {uri}")
 
 
-class Outbox:
+class Uploader:
     """Upload into a folder of a bucket by a caller that does not have all files at once; see :func:`send`.
 
     A context manager. The bucket is listed once; files are loaded and sent as often as there are some.
@@ -105,7 +105,7 @@ class Outbox:
     """
 
     def __init__(self, uri: str, *, connections: int = 64, region: str | None = None) -> None:
-        name, prefix = parse(uri)
+        name, prefix = parse_address(uri)
         self._uri, self._connections = uri, connections
         self._prefix = f"{prefix}/" if prefix else ""
         self._bucket = Bucket(name, connections, region)
@@ -187,25 +187,25 @@ class Outbox:
         """Names of the objects that no file becomes."""
         return (key.removeprefix(self._prefix) for key in self._catalogue.listed_besides_files())
 
-    def _parcel(self, path: Path, key: str) -> Parcel:
+    def _parcel(self, path: Path, key: str) -> UploadItem:
         try:
             status = path.stat()
         except OSError as error:
-            raise unreadable(path, error) from error
+            raise unreadable_file_error(path, error) from error
         reason = _refusal(key, status.st_size)
         if reason:
             raise DataError(f"{path} cannot become an object of {self._address}: it {reason}")
-        return Parcel(path, key, status.st_size, status.st_mtime_ns)
+        return UploadItem(path, key, status.st_size, status.st_mtime_ns)
 
 
-def reach(uri: str) -> None:
+def check_reachable(uri: str) -> None:
     """Check that the folder ``uri`` can be listed, before work goes into the files to send.
 
     Raises:
         DataError: address, bucket or credentials are wrong.
         ResourceError: the network or the server failed.
     """
-    name, prefix = parse(uri)
+    name, prefix = parse_address(uri)
     next(_existing_pages(Bucket(name, 1), f"{prefix}/" if prefix else ""), None)
 
 
@@ -217,7 +217,7 @@ def _existing_pages(bucket: Bucket, prefix: str) -> Iterator[list[Listed]]:
         cause = error.__cause__
         if isinstance(cause, ClientError) and cause.response.get("Error", {}).get("Code") == "NoSuchBucket":
             address = f"s3://{bucket.name}/{prefix}"
-            raise explain_sending(cause, address, host=bucket.host, signed=bucket.signed, reached=True) from cause
+            raise explain_upload(cause, address, host=bucket.host, signed=bucket.signed, reached=True) from cause
         raise
 
 
@@ -234,11 +234,11 @@ class _Sender:
         self._bucket, self._progress = bucket, progress
         self._large, self._noting = threading.Semaphore(_LARGE_AT_ONCE), threading.Lock()
 
-    def send_all(self, parcels: Iterable[Parcel], connections: int) -> None:
+    def send_all(self, parcels: Iterable[UploadItem], connections: int) -> None:
         """Send files, ``connections`` at a time."""
         for_each(parcels, self._send_counted, threads=connections, stop=self._bucket.stop)
 
-    def _send_counted(self, parcel: Parcel) -> None:
+    def _send_counted(self, parcel: UploadItem) -> None:
         with nullcontext() if parcel.size <= _SMALL else self._large:
             if self._bucket.stop.is_set():
                 return
@@ -248,7 +248,7 @@ class _Sender:
             self.bytes += parcel.size if sent else 0
             self._progress.advance(parcel.size)
 
-    def _send(self, parcel: Parcel) -> bool:
+    def _send(self, parcel: UploadItem) -> bool:
         """Send a file if needed; whether it was."""
         body, md5 = _read(parcel)
         if parcel.etag == md5.hex() or (parcel.etag is not None and self._is_same(parcel, md5)):
@@ -256,14 +256,14 @@ class _Sender:
         self._bucket.write(parcel.key, body, md5)
         return True
 
-    def _is_same(self, parcel: Parcel, md5: bytes) -> bool:
+    def _is_same(self, parcel: UploadItem, md5: bytes) -> bool:
         """Whether an object of the file's size holds the file, although its etag is not the file's MD5."""
-        if names(parcel.etag or "", parcel.path, parcel.size):
+        if etag_matches(parcel.etag or "", parcel.path, parcel.size):
             return True
-        return self._bucket.metadata(parcel.key).get(MD5_NOTE) == md5.hex()
+        return self._bucket.metadata(parcel.key).get(MD5_METADATA) == md5.hex()
 
 
-def _read(parcel: Parcel) -> tuple[bytes | Path, bytes]:
+def _read(parcel: UploadItem) -> tuple[bytes | Path, bytes]:
     """Body and MD5 of a file; of a large one the path takes the place of the bytes."""
     try:
         with parcel.path.open("rb", buffering=0) as file:
@@ -271,13 +271,13 @@ def _read(parcel: Parcel) -> tuple[bytes | Path, bytes]:
             md5 = _md5(body) if body is not None else hashlib.file_digest(file, _md5)
             status = os.fstat(file.fileno())
     except OSError as error:
-        raise unreadable(parcel.path, error) from error
+        raise unreadable_file_error(parcel.path, error) from error
     if (status.st_size, status.st_mtime_ns) != (parcel.size, parcel.modified):
         raise DataError(f"{parcel.path} was changed while it was sent: run the same command again")
     return parcel.path if body is None else body, md5.digest()
 
 
-def unreadable(path: Path, error: OSError) -> DataError:
+def unreadable_file_error(path: Path, error: OSError) -> DataError:
     """Error for a file that cannot be read."""
     why = (error.strerror or type(error).__name__).lower()
     return DataError(f"{path} cannot be read ({why}): make it readable, or move it out of the folder")
@@ -285,10 +285,10 @@ def unreadable(path: Path, error: OSError) -> DataError:
 
 def _refusal(key: str, size: int) -> str | None:
     """Reason why a file cannot become the object ``key``, or ``None`` when it can."""
-    reason = refusal(key)
+    reason = unusable_reason(key)
     if reason:
         return f"{reason}, rename it"
-    if size > LARGEST:
+    if size > MAX_OBJECT_BYTES:
         return "is larger than the 5 TB that S3 takes, divide it"
     length = len(key.encode())
     if length > _LONGEST_KEY:

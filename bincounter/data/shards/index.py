@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bincounter.data.photos import forget_open_files
+from bincounter.data.photos import close_photo_files
 from bincounter.data.records import (
     QUARANTINE_FILE,
     SPLITS,
@@ -21,12 +21,12 @@ from bincounter.data.records import (
     data_digest,
     read_quarantine,
 )
-from bincounter.data.s3.address import parse
+from bincounter.data.s3.address import parse_address
 from bincounter.data.s3.bucket import Bucket
 from bincounter.data.s3.error_messages import MissingError
 from bincounter.data.s3.ranges import limit_requests, open_bucket
 from bincounter.errors import DataError
-from bincounter.files import replacing, write_text
+from bincounter.files import atomic_write, write_text
 
 INDEX_FILE = "index.csv"
 _HEADER = ["id", "count", "group", "split", "width", "height", "content", "shard", "offset", "size"]
@@ -68,7 +68,7 @@ def is_index(path: Path) -> bool:
         return False
 
 
-def are_shards_of(there: Manifest, manifest: Manifest, kept: np.ndarray, sides: Sequence[str | None]) -> bool:
+def hold_same_photos(there: Manifest, manifest: Manifest, kept: np.ndarray, sides: Sequence[str | None]) -> bool:
     """Whether shards hold exactly these photos, divided so.
 
     Args:
@@ -98,7 +98,7 @@ def write_index(
         sides: the split of each of them, or ``None``.
         places: location of each of them.
     """
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         # An id with a line break is read back only in quotes, which Python before 3.13 omits around "\r".
         plain, quoted = (
             csv.writer(file, lineterminator="\n", quoting=quoting) for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)
@@ -229,7 +229,7 @@ class Shards:
         Raises:
             DataError: see :func:`bincounter.data.shards.index.read_index`.
         """
-        forget_open_files()
+        close_photo_files()
 
         def size_of(shard: str) -> int | None:
             try:
@@ -252,7 +252,7 @@ def streamed_manifest(source: str, cache_dir: Path, connections: int) -> Manifes
         DataError: the shards are missing or damaged; the address or the credentials are wrong.
         ResourceError: the network or the server failed.
     """
-    name, prefix = parse(source)
+    name, prefix = parse_address(source)
     below = f"{prefix}/" if prefix else ""
     limit_requests(connections)
     bucket = open_bucket(name)

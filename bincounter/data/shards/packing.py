@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from bincounter.data.photos import read_ahead, suffix_of
+from bincounter.data.photos import photo_suffix, read_ahead
 from bincounter.data.records import QUARANTINE_FILE, SPLITS, Manifest, read_quarantine, write_quarantine
-from bincounter.data.shards.index import INDEX_FILE, Place, Shards, are_shards_of, is_shard, shard_name, write_index
+from bincounter.data.shards.index import INDEX_FILE, Place, Shards, hold_same_photos, is_shard, shard_name, write_index
 from bincounter.errors import DataError
-from bincounter.files import full_disk_answered, one_at_a_time, replacing
+from bincounter.files import atomic_write, lock_folder, translate_disk_full
 from bincounter.progress import track
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def pack_files(
     """
     sides = [manifest.given_splits[i] for i in kept] if assignment is None else [SPLITS[side] for side in assignment]
     folder.mkdir(parents=True, exist_ok=True)
-    with one_at_a_time(folder), full_disk_answered(folder):
+    with lock_folder(folder), translate_disk_full(folder):
         packing = _Packing(manifest, kept, sides, folder, shard_bytes)
         if (folder / INDEX_FILE).exists():
             packing.check_same_photos()
@@ -88,7 +88,7 @@ class _Packing:
             there = Shards().manifest(self._folder)
         except DataError as error:
             raise DataError(f"{self._folder} holds damaged shards ({error}): name an empty folder") from error
-        if not are_shards_of(there, self._manifest, self._kept, self._sides):
+        if not hold_same_photos(there, self._manifest, self._kept, self._sides):
             raise DataError(f"{self._folder} holds shards of other photos or another split: name an empty folder")
 
     def update_quarantine(self) -> Iterator[Path]:
@@ -147,7 +147,7 @@ class _Packing:
             places: list[Place] = []
             name = shard_name(number)
             with (
-                replacing(self._folder / name, "wb") as file,
+                atomic_write(self._folder / name, "wb") as file,
                 tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar,
             ):
                 while photo is not None and (not places or tar.offset + _room(photo[1]) <= self._shard_bytes):
@@ -161,7 +161,7 @@ class _Packing:
         record = self._records[row]
         about = {"id": record.id, "count": record.count, "group": record.group, "split": self._sides[row]}
         key = f"{row:09d}"
-        _add_member(tar, f"{key}{suffix_of(photo)}", photo)
+        _add_member(tar, f"{key}{photo_suffix(photo)}", photo)
         offset = tar.offset - _padded(len(photo))
         _add_member(tar, f"{key}.cls", str(record.count).encode())
         _add_member(tar, f"{key}.json", json.dumps(about).encode())

@@ -11,7 +11,7 @@ _KINDS = {JSON: JSON, "application/*": JSON, "*/*": JSON, "*": JSON, CSV: CSV, "
 
 
 @dataclass(frozen=True)
-class Form:
+class AnswerFormat:
     """Format of an answer.
 
     Attributes:
@@ -28,7 +28,7 @@ class Form:
         return f"{CSV}; charset=utf-8" if self.kind == CSV else JSON
 
 
-def wanted(accept: str | None) -> Form:
+def parse_accept(accept: str | None) -> AnswerFormat:
     """Parse an Accept header.
 
     Args:
@@ -44,7 +44,7 @@ def wanted(accept: str | None) -> Form:
         given = dict(part.replace(" ", "").partition("=")[::2] for part in parameters)
         quality = _quality(given.get("q", "1"))
         if name in _KINDS and quality > best:
-            best, form = quality, Form(_KINDS[name], header=given.get("header") == "present")
+            best, form = quality, AnswerFormat(_KINDS[name], header=given.get("header") == "present")
     if form is None:
         raise Problem(415, f"Accept {(accept or '')[:60]!r} is not supported; ask for {JSON} or {CSV}.")
     return form
@@ -58,7 +58,7 @@ def _quality(text: str) -> float:
     return quality if 0 <= quality <= 1 else 0.0
 
 
-class Answers:
+class AnswerFormatter:
     """Formats the answers of one model.
 
     Args:
@@ -69,7 +69,7 @@ class Answers:
     def __init__(self, model: str, counts: Sequence[int]) -> None:
         self._model, self._counts = model, tuple(counts)
 
-    def format(self, rows: Sequence[Sequence[float]], form: Form, *, several: bool) -> bytes:
+    def format(self, rows: Sequence[Sequence[float]], form: AnswerFormat, *, several: bool) -> bytes:
         """Format the answers of a request.
 
         Args:
@@ -97,7 +97,7 @@ class Answers:
             "model": self._model,
         }
 
-    def _table(self, answers: Sequence[dict[str, Any]], form: Form) -> bytes:
+    def _table(self, answers: Sequence[dict[str, Any]], form: AnswerFormat) -> bytes:
         lines = [
             [answer["count"], answer["expected_count"], *answer["probabilities"].values(), answer["model"]]
             for answer in answers

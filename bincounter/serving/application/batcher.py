@@ -26,7 +26,7 @@ _ENVIRONMENT = Path("/proc/self/environ")
 # glibc's mallopt: see its manual page.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 
-Reading = Callable[[], Coroutine[None, None, Tensor]]
+PhotoReading = Callable[[], Coroutine[None, None, Tensor]]
 """Coroutine function that reads one photo: ``uint8[3, S, S]``."""
 
 
@@ -98,7 +98,7 @@ class Batcher:
         stuck = self._since is not None and time.monotonic() - self._since > self._limits.timeout_s
         return self._computing is not None and not self._computing.done() and not self._failed and not stuck
 
-    async def rows(self, readings: Sequence[Reading]) -> list[list[float]]:
+    async def rows(self, readings: Sequence[PhotoReading]) -> list[list[float]]:
         """Compute the photos of one request; a cancelled request leaves the queue.
 
         Args:
@@ -122,7 +122,7 @@ class Batcher:
                 task.cancel()
                 self._leave(one)
 
-    async def _row(self, one: _Waiting, reading: Reading) -> list[float]:
+    async def _row(self, one: _Waiting, reading: PhotoReading) -> list[float]:
         one.pixels = await reading()
         self._read.append(one)
         self._some_read.set()
@@ -186,7 +186,7 @@ def _is_memory(error: Exception) -> bool:
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
 
 
-def before_loading() -> None:
+def configure_process() -> None:
     """Configure threads and malloc of a serving process; call once, from the thread that then loads the model.
 
     Two things slow down a forward outside of a process's first thread. Once another thread has computed in parallel,
@@ -208,10 +208,10 @@ def use_cores() -> None:
     Ray sets that variable to 1 inside its workers, so that only the environment at process start counts.
     """
     if not _chosen():
-        torch.set_num_threads(cores())
+        torch.set_num_threads(count_cores())
 
 
-def cores() -> int:
+def count_cores() -> int:
     """Number of physical cores this process may use, within the CPU quota of its container."""
     available = _physical()
     quota = _quota()

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bincounter.errors import nearest
+from bincounter.errors import closest_match
 from bincounter.serving.application.answers import Limits, Problem
 
 JSON = "application/json"
-UNNAMED = ("", "application/octet-stream", "binary/octet-stream")
-"""Content types that boto3, SageMaker and S3 send by default; the first bytes of the body decide."""
+GENERIC_TYPES = ("", "application/octet-stream", "binary/octet-stream")
+"""Content types that boto3, SageMaker and S3 send by default; the body's first bytes decide."""
 
 PHOTO_TYPES = ("image/jpeg", "image/jpg", "image/png", "image/webp", "application/x-image")
 """Content types of photos; the format is read from the content."""
@@ -55,7 +55,7 @@ Photo = bytes | Base64 | Url
 
 
 @dataclass(frozen=True)
-class Asked:
+class PhotoRequest:
     """Photos of a request.
 
     Attributes:
@@ -71,12 +71,12 @@ class Asked:
         return f"instances[{number}]: " if self.several else ""
 
 
-def read(body: bytes, content_type: str | None, limits: Limits) -> Asked:
+def parse_request(body: bytes, content_type: str | None, limits: Limits) -> PhotoRequest:
     """Parse a request.
 
     Args:
         body: of the request.
-        content_type: its header; where it is missing or one of :data:`UNNAMED`, the first bytes of the body decide.
+        content_type: its header; where it is missing or one of :data:`GENERIC_TYPES`, the body's first bytes decide.
         limits: of the archive.
 
     Raises:
@@ -87,13 +87,13 @@ def read(body: bytes, content_type: str | None, limits: Limits) -> Asked:
     if not body:
         raise Problem(400, f"The body is empty; send the bytes of a photo, or in JSON {_FORMS.removeprefix('send ')}.")
     kind = (content_type or "").partition(";")[0].strip().lower()
-    if kind == JSON or (kind in UNNAMED and body[:64].lstrip()[:1] == b"{"):
+    if kind == JSON or (kind in GENERIC_TYPES and body[:64].lstrip()[:1] == b"{"):
         return _asked(_parsed(body, limits), limits)
-    if kind not in PHOTO_TYPES and kind not in UNNAMED:
+    if kind not in PHOTO_TYPES and kind not in GENERIC_TYPES:
         raise Problem(
             415, f"Content-Type {kind[:60]!r} is not supported; send image/jpeg, image/png, image/webp or {JSON}."
         )
-    return Asked([body], several=False)
+    return PhotoRequest([body], several=False)
 
 
 def too_large(limits: Limits) -> Problem:
@@ -129,11 +129,11 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def _asked(content: Any, limits: Limits) -> Asked:
+def _asked(content: Any, limits: Limits) -> PhotoRequest:
     if not isinstance(content, dict):
         raise Problem(400, f"The JSON is not an object; {_FORMS}.")
     if "instances" not in content:
-        return Asked([_photo(content, ("image", "url", "b64", "instances"))], several=False)
+        return PhotoRequest([_photo(content, ("image", "url", "b64", "instances"))], several=False)
     if len(content) > 1:
         other = next(key for key in content if key != "instances")
         raise Problem(400, f'{_quoted(other)} is given beside "instances"; put photos into the list, and remove it.')
@@ -144,14 +144,14 @@ def _asked(content: Any, limits: Limits) -> Asked:
         raise Problem(
             413, f"There are {len(instances)} instances, and at most {limits.max_instances} are taken; send fewer."
         )
-    asked = Asked([], several=True)
+    asked = PhotoRequest([], several=True)
     photos = []
     for number, instance in enumerate(instances):
         try:
             photos.append(_photo(instance, ("image", "url", "b64")))
         except Problem as problem:
             raise problem.at(asked.where(number)) from None
-    return Asked(photos, several=True)
+    return PhotoRequest(photos, several=True)
 
 
 def _photo(content: Any, known: Sequence[str]) -> Photo:
@@ -159,7 +159,7 @@ def _photo(content: Any, known: Sequence[str]) -> Photo:
         raise Problem(400, 'A photo must be an object; send {"image": BASE64} or {"url": "https://..."}.')
     for key in content:
         if key not in known:
-            near = nearest(key[:40], known)
+            near = closest_match(key[:40], known)
             raise Problem(
                 400, f"{_quoted(key)} is not a known key; " + (f'did you mean "{near}"?' if near else f"{_FORMS}.")
             )

@@ -49,8 +49,8 @@ class ServedModel(nn.Module):
         self.limits = Limits(**described["limits"])
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         node, objective = described["description"]["model"], described["description"]["objective"]
-        self.backbone: nn.Module = build(node["backbone"])
-        self.objective: Objective = build(objective, counts=list(self.counts))
+        self.backbone: nn.Module = instantiate(node["backbone"])
+        self.objective: Objective = instantiate(objective, counts=list(self.counts))
         self.head = self.objective.head(feature_size(self.backbone), **(node.get("head") or {}))
         self._normalize = Normalize()
         self._memory_format = torch.channels_last if node.get("channels_last", True) else torch.contiguous_format
@@ -130,7 +130,7 @@ def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def build(node: Mapping[str, Any], **arguments: Any) -> Any:
+def instantiate(node: Mapping[str, Any], **arguments: Any) -> Any:
     """Instantiate a configuration node: call its ``_target_`` with its other keys, nested nodes first.
 
     Args:
@@ -142,11 +142,11 @@ def build(node: Mapping[str, Any], **arguments: Any) -> Any:
     if node.get("_recursive_", True):
         options = {key: _built(value) for key, value in options.items()}
         positional = _built(positional)
-    target = named(node["_target_"])
+    target = import_object(node["_target_"])
     return partial(target, *positional, **options) if node.get("_partial_") else target(*positional, **options)
 
 
-def named(path: str) -> Any:
+def import_object(path: str) -> Any:
     """Import the object with a dotted name, such as ``torchvision.models.ResNet`` or ``package.module.Class.method``.
 
     Raises:
@@ -167,5 +167,5 @@ def _is_special(key: str) -> bool:
 
 def _built(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return build(value) if "_target_" in value else {key: _built(inner) for key, inner in value.items()}
+        return instantiate(value) if "_target_" in value else {key: _built(inner) for key, inner in value.items()}
     return [_built(inner) for inner in value] if isinstance(value, list) else value

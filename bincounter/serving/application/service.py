@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bincounter.data.preprocessing import PhotoError, PhotoTooLargeError, photo_size
 from bincounter.serving.application import photo_requests
-from bincounter.serving.application.answers import JSON, Answers, Problem, wanted
+from bincounter.serving.application.answers import JSON, AnswerFormatter, Problem, parse_accept
 from bincounter.serving.application.batcher import Batcher
 from bincounter.serving.application.photo_requests import Base64, Photo, Url
 from bincounter.serving.application.served_model import ServedModel
@@ -65,7 +65,7 @@ class Service:
         self._limits, self._size = model.limits, model.image_size
         self._reader = Reader(model, fetcher or Fetcher(model.limits))
         self._batcher = Batcher(model.probabilities, model.limits)
-        self._answers = Answers(model.name, model.counts)
+        self._answers = AnswerFormatter(model.name, model.counts)
         self._decoders = ThreadPoolExecutor(len(os.sched_getaffinity(0)), "decode")
         self._fetchers = ThreadPoolExecutor(_FETCHES, "fetch")
         self._reading_seconds = 0.0
@@ -120,8 +120,8 @@ class Service:
             return Reply.refusing(Problem(500, failed))
 
     async def _answer(self, body: bytes, content_type: str | None, accept: str | None) -> Reply:
-        form = wanted(accept)
-        reading = partial(photo_requests.read, body, content_type, self._limits)
+        form = parse_accept(accept)
+        reading = partial(photo_requests.parse_request, body, content_type, self._limits)
         asked = reading() if len(body) <= _LARGE_BODY else await _in(self._decoders, reading)
         photos = [partial(self._pixels, photo, asked.where(number)) for number, photo in enumerate(asked.photos)]
         rows = await self._batcher.rows(photos)
@@ -160,7 +160,7 @@ class Reader:
 
         Args:
             photo: of a request.
-            where: prefix of a problem with it, from :meth:`Asked.where`.
+            where: prefix of a problem with it, from :meth:`PhotoRequest.where`.
 
         Raises:
             Problem: 400 empty, not base64 or not fetched, 413 too large, 422 unreadable.

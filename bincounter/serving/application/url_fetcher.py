@@ -32,7 +32,7 @@ def is_public(address: str) -> bool:
     return ip.is_global and not barred and not ip.is_unspecified
 
 
-def resolved(host: str, port: int) -> list[str]:
+def resolve(host: str, port: int) -> list[str]:
     """Resolve a host to its IP addresses by the system's resolver."""
     return [str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
 
@@ -55,7 +55,7 @@ class Fetcher:
         self,
         limits: Limits,
         *,
-        resolve: Callable[[str, int], Sequence[str]] = resolved,
+        resolve: Callable[[str, int], Sequence[str]] = resolve,
         allowed: Callable[[str], bool] = is_public,
         context: ssl.SSLContext | None = None,
     ) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from bincounter.serving.application import photo_requests
-from bincounter.serving.application.answers import JSON, Answers, Problem, wanted
+from bincounter.serving.application.answers import JSON, AnswerFormatter, Problem, parse_accept
 from bincounter.serving.application.served_model import ServedModel
 from bincounter.serving.application.service import Reader
 from bincounter.serving.application.url_fetcher import Fetcher
@@ -32,7 +32,7 @@ class Counted:
 
     rows: list[list[float]]
     several: bool
-    answers: Answers
+    answers: AnswerFormatter
 
 
 def model_fn(model_dir: str) -> ServedModel:
@@ -50,13 +50,13 @@ def predict_fn(received: Received, model: ServedModel) -> Counted | Problem:
     """Read the photos of a request and count their items."""
     limits, reader = model.limits, Reader(model, Fetcher(model.limits))
     try:
-        asked = photo_requests.read(received.body, received.content_type, limits)
+        asked = photo_requests.parse_request(received.body, received.content_type, limits)
         pixels = [reader.pixels(photo, asked.where(number)) for number, photo in enumerate(asked.photos)]
     except Problem as problem:
         return problem
     batches = torch.stack(pixels).split(limits.max_batch)
     rows = [row for batch in batches for row in model.probabilities(batch).tolist()]
-    return Counted(rows, asked.several, Answers(model.name, model.counts))
+    return Counted(rows, asked.several, AnswerFormatter(model.name, model.counts))
 
 
 def output_fn(counted: Counted | Problem, accept: str | None, context: Any) -> tuple[bytes, str]:
@@ -64,7 +64,7 @@ def output_fn(counted: Counted | Problem, accept: str | None, context: Any) -> t
     try:
         if isinstance(counted, Problem):
             raise counted
-        form = wanted(accept)
+        form = parse_accept(accept)
         return counted.answers.format(counted.rows, form, several=counted.several), form.content_type
     except Problem as problem:
         context.set_response_status(code=problem.status, phrase=HTTPStatus(problem.status).phrase)

@@ -41,11 +41,11 @@ class Replica:
 
     async def __init__(self) -> None:  # type: ignore[misc]  # Ray awaits it, in the loop that requests run in
         # Ray also imports this file in processes that need no torch.
-        from bincounter.serving.application.batcher import before_loading
+        from bincounter.serving.application.batcher import configure_process
         from bincounter.serving.application.served_model import ServedModel
         from bincounter.serving.application.service import Service
 
-        before_loading()
+        configure_process()
         self._service = Service(ServedModel.load(FOLDER))
         await self._service.start()
 

@@ -7,14 +7,14 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 from bincounter.errors import ResourceError, UserError
-from bincounter.training.predictor import Answer
+from bincounter.training.predictor import Prediction
 
 _TIMEOUT = 120.0  # seconds
 _TRIES = 5  # while the server is busy
 _BUSY = 503
 
 
-def ask(port: int, photos: Iterable[Path]) -> Iterator[tuple[Answer, tuple[int, ...]]]:
+def post_photos(port: int, photos: Iterable[Path]) -> Iterator[tuple[Prediction, tuple[int, ...]]]:
     """Post photos one after the other.
 
     Args:
@@ -32,13 +32,13 @@ def ask(port: int, photos: Iterable[Path]) -> Iterator[tuple[Answer, tuple[int, 
         try:
             content = photo.read_bytes()
         except OSError as error:
-            yield Answer(photo, reason=(error.strerror or "unreadable").lower()), ()
+            yield Prediction(photo, reason=(error.strerror or "unreadable").lower()), ()
             continue
         status, body = _posted(port, content)
         try:
             answer = json.loads(body)
             if status != 200:
-                yield Answer(photo, reason=answer["error"]), ()
+                yield Prediction(photo, reason=answer["error"]), ()
                 continue
             probabilities = {int(count): float(share) for count, share in answer["probabilities"].items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -46,7 +46,7 @@ def ask(port: int, photos: Iterable[Path]) -> Iterator[tuple[Answer, tuple[int, 
                 f"http://127.0.0.1:{port} is not a server of bincounter: set target.port to its port, "
                 "which python deploy.py action=list shows"
             ) from error
-        yield Answer(photo, tuple(probabilities.values())), tuple(probabilities)
+        yield Prediction(photo, tuple(probabilities.values())), tuple(probabilities)
 
 
 def _posted(port: int, content: bytes) -> tuple[int, bytes]:

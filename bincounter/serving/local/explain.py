@@ -70,14 +70,14 @@ class Explainer:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _explain(self, body: bytes) -> dict[str, object]:
-        from bincounter.report.report_photos import attention  # captum, which serving does without
+        from bincounter.report.report_photos import grad_cam  # captum, which serving does without
 
         model = self._explained = self._explained or _ExplainedModel(copy.deepcopy(self._served).cpu()).eval()
         size = self._served.image_size
         image = self._normalize(decode(body, size)[None])
         with torch.inference_mode():
             likely = int(model.probabilities(image).argmax())
-        heat = F.adaptive_avg_pool2d(torch.from_numpy(attention(model, image)), min(_SIDE, size))[0]
+        heat = F.adaptive_avg_pool2d(torch.from_numpy(grad_cam(model, image)), min(_SIDE, size))[0]
         grid = (255 * heat).round().to(torch.uint8)
         height, width = grid.shape
         encoded = base64.b64encode(grid.numpy().tobytes()).decode("ascii")
@@ -85,7 +85,7 @@ class Explainer:
 
 
 class _ExplainedModel(nn.Module):
-    """A served model with the interface of :func:`bincounter.report.report_photos.attention`.
+    """A served model with the interface of :func:`bincounter.report.report_photos.grad_cam`.
 
     Args:
         served: from an archive.

@@ -44,7 +44,7 @@ class Server:
 
 
 @contextmanager
-def own_place(folder: Path) -> Iterator[Path]:
+def unpack_place(folder: Path) -> Iterator[Path]:
     """Path below ``folder`` for the unpacked archive of this process; deleted after the block."""
     path = folder / str(os.getpid())
     shutil.rmtree(path, ignore_errors=True)  # of a killed process that had the same number
@@ -55,7 +55,7 @@ def own_place(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def announced(server: Server, folder: Path) -> Iterator[None]:
+def listed(server: Server, folder: Path) -> Iterator[None]:
     """Keep a server of this process in the list while the block runs.
 
     Args:
@@ -76,7 +76,7 @@ def announced(server: Server, folder: Path) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
-def running(folder: Path) -> list[Server]:
+def running_servers(folder: Path) -> list[Server]:
     """Return the running servers, by port; deletes what killed ones left behind."""
     found = []
     for path in folder.glob("*.json"):
@@ -91,7 +91,7 @@ def running(folder: Path) -> list[Server]:
     return sorted(found, key=lambda server: server.port)
 
 
-def end(server: Server, folder: Path) -> None:
+def stop_server(server: Server, folder: Path) -> None:
     """Send SIGTERM to a running server and wait until it has ended.
 
     Raises:
@@ -104,7 +104,7 @@ def end(server: Server, folder: Path) -> None:
     except PermissionError as error:
         raise UserError(f"{server.url} is served by another user's process {server.pid}: ask them to end it") from error
     until = time.monotonic() + _LONGEST_END
-    while server in running(folder):
+    while server in running_servers(folder):
         if time.monotonic() > until:
             raise UserError(f"{server.url} still runs {_LONGEST_END:.0f} s after SIGTERM: look at process {server.pid}")
         time.sleep(0.05)

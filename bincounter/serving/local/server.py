@@ -226,13 +226,13 @@ def _sigint_blocked() -> Iterator[None]:
 
 def _load_app(folder: Path, report: Connection, restarts: c_int) -> ASGIApp:
     """Build the worker's app, in the worker; ends it with uvicorn's code for a failed start where that fails."""
-    from bincounter.serving.application.batcher import before_loading
+    from bincounter.serving.application.batcher import configure_process
     from bincounter.serving.application.served_model import ArchiveError, ServedModel
     from bincounter.serving.local.app import create_app
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     sys.path.append(str(folder / "code"))  # a foreign backbone's files; bincounter itself is the installed one
-    before_loading()
+    configure_process()
     try:
         model = ServedModel.load(folder)
     except ArchiveError as error:

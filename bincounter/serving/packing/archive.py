@@ -19,7 +19,7 @@ from bincounter.serving.application.served_model import FORMAT
 from bincounter.serving.packing.foreign_code import foreign_code
 from bincounter.serving.packing.model_card import write_card
 from bincounter.serving.packing.tarball import read_member, write_tarball
-from bincounter.training.results import Origin, origin_of
+from bincounter.training.results import CheckpointOrigin, find_run_of_checkpoint
 
 _PACKAGE = Path(bincounter.__file__).parent
 _CARRIED = (
@@ -45,7 +45,7 @@ _RAY_LATER = 5.0  # seconds beyond the application's own timeout, for requests t
 
 
 @dataclass(frozen=True)
-class Settings:
+class PackageSettings:
     """Settings of an archive.
 
     Attributes:
@@ -74,7 +74,7 @@ class Package:
     digest: str
 
 
-def package(checkpoint: Path, settings: Settings, *, trusted: Sequence[str] = ()) -> Package:
+def package(checkpoint: Path, settings: PackageSettings, *, trusted: Sequence[str] = ()) -> Package:
     """Pack a checkpoint.
 
     Args:
@@ -90,7 +90,7 @@ def package(checkpoint: Path, settings: Settings, *, trusted: Sequence[str] = ()
     return Package(settings.path, model, write_tarball(files, settings.path))
 
 
-def opened(path: Path) -> Package:
+def read_package(path: Path) -> Package:
     """Read an existing archive.
 
     Raises:
@@ -116,7 +116,7 @@ def _files(checkpoint: Path, precision: str, limits: Limits, trusted: Sequence[s
         "description": parts,
     }
     model = f"bincounter-{_digest(state, served)[:12]}"
-    origin = origin_of(checkpoint)
+    origin = find_run_of_checkpoint(checkpoint)
     foreign = foreign_code(target for target in targets_of(parts) if not target.startswith(OWN_PARTS))
     about = {
         "format": FORMAT,
@@ -165,7 +165,7 @@ def _requirements(names: set[str]) -> bytes:
     return "".join(f"{line}\n" for line in lines).encode()
 
 
-def _training(origin: Origin) -> dict[str, bytes]:
+def _training(origin: CheckpointOrigin) -> dict[str, bytes]:
     """Configuration of the run; secrets were masked when it was written."""
     return {"training.yaml": (origin.run.path / "config.yaml").read_bytes()} if origin.run else {}
 

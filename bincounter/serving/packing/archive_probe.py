@@ -92,11 +92,11 @@ def _load(archive: Path) -> tuple[Any, str]:
 
     if not Path(bincounter.__file__).resolve().is_relative_to(archive):
         raise ImportError("the archive lacks code/bincounter")
-    from bincounter.serving.application.batcher import before_loading
+    from bincounter.serving.application.batcher import configure_process
     from bincounter.serving.application.served_model import ServedModel
     from bincounter.serving.application.service import Service
 
-    before_loading()
+    configure_process()
     model = ServedModel.load(archive)
     return Service(model), model.precision
 

@@ -7,9 +7,9 @@ from typing import Any
 import yaml
 
 from bincounter.data.s3.address import is_remote
-from bincounter.redaction import masked
+from bincounter.redaction import mask_secrets
 from bincounter.serving.packing.tarball import CHECKSUMS
-from bincounter.training.results import SIDES, Origin, Run
+from bincounter.training.results import SPLIT_OF_SIDE, CheckpointOrigin, RunResults
 
 _ABID_BUCKET = "aft-vbi-pds"
 _SCORES = {
@@ -39,7 +39,7 @@ _CONFIGURATION = (
 )
 
 
-def write_card(about: Mapping[str, Any], description: Mapping[str, Any], origin: Origin) -> str:
+def write_card(about: Mapping[str, Any], description: Mapping[str, Any], origin: CheckpointOrigin) -> str:
     """Write the model card: scores, training data, configuration, limits and request format.
 
     Args:
@@ -61,7 +61,7 @@ def write_card(about: Mapping[str, Any], description: Mapping[str, Any], origin:
     return "\n\n".join(blocks) + "\n"
 
 
-def _front_matter(about: Mapping[str, Any], run: Run | None) -> str:
+def _front_matter(about: Mapping[str, Any], run: RunResults | None) -> str:
     front: dict[str, Any] = {
         "license": "cc-by-nc-sa-3.0" if run and _is_abid(run) else "unknown",
         "library_name": "pytorch",
@@ -73,18 +73,18 @@ def _front_matter(about: Mapping[str, Any], run: Run | None) -> str:
         metrics = [{"type": name, "value": run.metrics[side][name]} for name in ("accuracy", "rmse")]
         result = {
             "task": {"type": "image-classification"},
-            "dataset": {"name": _source(run), "type": "image", "split": SIDES[side]},
+            "dataset": {"name": _source(run), "type": "image", "split": SPLIT_OF_SIDE[side]},
             "metrics": metrics,
         }
         front["model-index"] = [{"name": about["model"], "results": [result]}]
     return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---"
 
 
-def _scored_side(run: Run | None) -> str | None:
+def _scored_side(run: RunResults | None) -> str | None:
     return next((side for side in ("test", "val") if run and run.metrics.get(side)), None)
 
 
-def _scores(run: Run | None, checkpoint: str) -> Iterator[str]:
+def _scores(run: RunResults | None, checkpoint: str) -> Iterator[str]:
     side = _scored_side(run)
     if run is None or side is None:
         yield "## Scores\n\nNot known: the run that trained this model left none beside the checkpoint."
@@ -102,7 +102,7 @@ def _scores(run: Run | None, checkpoint: str) -> Iterator[str]:
     ]
     chosen = ", but by which the best checkpoint was chosen" if side == "val" else ""
     yield (
-        f"## Scores\n\nOn {scores['n']:,} {SIDES[side]} photos, which it did not learn from{chosen}.{whose}\n\n"
+        f"## Scores\n\nOn {scores['n']:,} {SPLIT_OF_SIDE[side]} photos, which it did not learn from{chosen}.{whose}\n\n"
         + _table(["Score", "Model", "Baseline"], rows)
     )
     if per_count := scores.get("per_count"):
@@ -112,7 +112,7 @@ def _scores(run: Run | None, checkpoint: str) -> Iterator[str]:
         yield _table(["Count", "Photos", "Accuracy", "RMSE"], rows)
 
 
-def _data(run: Run | None, description: Mapping[str, Any]) -> Iterator[str]:
+def _data(run: RunResults | None, description: Mapping[str, Any]) -> Iterator[str]:
     photos = description["train_counts"]
     learnt = f"It learnt from {sum(photos.values()):,} photos ({_per_count(photos)})"
     if run is None:
@@ -122,7 +122,7 @@ def _data(run: Run | None, description: Mapping[str, Any]) -> Iterator[str]:
     yield f"## Data\n\n{learnt} of {_source(run)}, beside {' and '.join(sides)} photos. {_licence(run)}"
 
 
-def _licence(run: Run) -> str:
+def _licence(run: RunResults) -> str:
     if _is_abid(run):
         return "They are of the Amazon Bin Image Dataset, licence CC BY-NC-SA 3.0 US: no commercial use."
     if run.config["data"]["source"] is None:
@@ -134,20 +134,20 @@ def _per_count(photos: Mapping[int, int]) -> str:
     return ", ".join(f"{number:,} of count {count}" for count, number in sorted(photos.items()))
 
 
-def _is_abid(run: Run) -> bool:
+def _is_abid(run: RunResults) -> bool:
     data = run.config["data"]
     return str(data["layout"]["_target_"]).endswith(".Abid") or _ABID_BUCKET in str(data["source"])
 
 
-def _source(run: Run) -> str:
+def _source(run: RunResults) -> str:
     """Data source without local paths and logins."""
     source = run.config["data"]["source"]
     if source is None:
         return "rendered demo bins"
-    return masked(source) if is_remote(source) else PurePath(source).name
+    return mask_secrets(source) if is_remote(source) else PurePath(source).name
 
 
-def _training(about: Mapping[str, Any], run: Run | None) -> Iterator[str]:
+def _training(about: Mapping[str, Any], run: RunResults | None) -> Iterator[str]:
     parts = about["description"]
     rows = [["model.backbone", _call(parts["model"]["backbone"])], ["objective", _call(parts["objective"])]]
     if run:

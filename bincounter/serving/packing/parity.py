@@ -26,12 +26,12 @@ from bincounter.data.demo import scene
 from bincounter.data.layouts.abid import PHOTOS
 from bincounter.data.layouts.base import PHOTO_SUFFIXES
 from bincounter.data.preprocessing import Normalize, PhotoError, decode
-from bincounter.data.s3.address import is_remote, parse
+from bincounter.data.s3.address import is_remote, parse_address
 from bincounter.errors import ResourceError, UserError
 from bincounter.model.build import load_counter
 from bincounter.serving.packing.tarball import unpack
-from bincounter.training.predictor import photos_of
-from bincounter.training.results import Origin, Run
+from bincounter.training.predictor import list_photos
+from bincounter.training.results import CheckpointOrigin, RunResults
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ _ADVICE = "nothing is served: package the checkpoint again with action=package, 
 
 
 @dataclass(frozen=True)
-class Parity:
+class ParityResult:
     """Result of a comparison that passed.
 
     Attributes:
@@ -90,7 +90,7 @@ class ArchiveAnswer:
 
 def check_parity(
     checkpoint: Path, archive: Path, photos: Mapping[str, bytes], *, trusted: Sequence[str] = ()
-) -> Parity:
+) -> ParityResult:
     """Compare a checkpoint's answers with its archive's.
 
     Args:
@@ -116,7 +116,7 @@ def check_parity(
         if probabilities is None and replies[name].status not in _REFUSED:
             raise UserError(f"{name} is rejected by training and counted by the archive; {_ADVICE}")
     near = sum(_near_tie(row, bound) for row in expected.values() if row is not None)
-    return Parity(len(photos), max(differences, default=0.0), near, bound)
+    return ParityResult(len(photos), max(differences, default=0.0), near, bound)
 
 
 def _trained(
@@ -225,7 +225,7 @@ def _near_tie(probabilities: Tensor, bound: float) -> bool:
     return bool(first - second < 2 * bound)
 
 
-def parity_photos(origin: Origin, number: int, *, source: str | None, data_dir: Path) -> dict[str, bytes]:
+def parity_photos(origin: CheckpointOrigin, number: int, *, source: str | None, data_dir: Path) -> dict[str, bytes]:
     """Choose the photos to compare.
 
     Args:
@@ -241,7 +241,7 @@ def parity_photos(origin: Origin, number: int, *, source: str | None, data_dir: 
         DataError: ``source`` does not exist or has no photos.
     """
     if source is not None:
-        paths = photos_of(source, data_dir)
+        paths = list_photos(source, data_dir)
         log.info("Comparing answers on photos of %s.", source)
     else:
         paths = _own_photos(origin.run)
@@ -253,7 +253,7 @@ def parity_photos(origin: Origin, number: int, *, source: str | None, data_dir: 
     return chosen | dict(_odd(_first_readable(chosen.values())))
 
 
-def _own_photos(run: Run | None) -> list[Path]:
+def _own_photos(run: RunResults | None) -> list[Path]:
     """Test and validation photos of a run that are on this machine; nothing is downloaded."""
     if run is None or run.config["data"]["source"] is None:
         return []
@@ -265,7 +265,7 @@ def _own_photos(run: Run | None) -> list[Path]:
 def _local(source: str, data_dir: Path) -> Path:
     if not is_remote(source):
         return Path(source)
-    bucket, folder = parse(source)
+    bucket, folder = parse_address(source)
     return data_dir / "s3" / bucket / folder
 
 

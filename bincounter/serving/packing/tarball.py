@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from bincounter.errors import ResourceError, UserError
-from bincounter.files import replacing
+from bincounter.files import atomic_write
 
 CHECKSUMS = "checksums.sha256"
 """Name of the file with checksums of all others, in the format of ``sha256sum --check``."""
@@ -43,7 +43,7 @@ def write_tarball(files: Mapping[str, bytes], path: Path) -> str:
     """
     digest = hashlib.sha256()
     try:
-        with replacing(path, "wb") as out:
+        with atomic_write(path, "wb") as out:
             for chunk in _gzipped(_tar({**files, CHECKSUMS: checksums(files)})):
                 digest.update(chunk)
                 out.write(chunk)
