@@ -1,8 +1,8 @@
 """Entry point of a SageMaker container, for training jobs and for trials of a tuning job.
 
-Reads hyperparameters and runs the same ``train`` command as anywhere else. The run is kept in ``checkpoints`` under
-the base folder, a trial's in its own folder there: SageMaker copies it to S3 as it changes, and back when an interrupted job
-restarts. Each new best checkpoint goes into ``model``, and the reason of a failure, in one sentence, into
+Reads hyperparameters and runs the same ``train`` command as anywhere else. The run is kept in ``checkpoints`` under the
+base folder, a trial's in its own folder there: SageMaker copies it to S3 as it changes, and back when an interrupted
+job restarts. Each new best checkpoint goes into ``model``, and the reason of a failure, in one sentence, into
 ``output/failure``.
 """
 
@@ -21,7 +21,7 @@ from bincounter.errors import BinCounterError, ConfigError
 from bincounter.files import write_text
 from bincounter.training import resume
 
-# Settled by the container: where the run is carried out, and what it reads and writes.
+# Set by the container: where the job runs, and what it reads and writes.
 _SETTLED = ("launcher", "dry_run", "paths", "ckpt_path")
 
 
@@ -34,7 +34,7 @@ def main() -> int:
     base, code = base_folder(), Path(sys.argv[0]).resolve().parent
     keep = partial(_keep_failure, base / "output" / "failure")
     try:
-        # Lightning starts this program anew for each further process of an instance, with the overrides of the first.
+        # Lightning starts this program again for each further process of an instance, with the overrides of the first.
         if "LOCAL_RANK" not in os.environ:
             sys.argv = [str(code / "start.py"), *_overrides(base)]
     except BinCounterError as error:
@@ -51,7 +51,7 @@ def main() -> int:
 
 
 def _overrides(base: Path) -> list[str]:
-    """The command line of train.py that does the job."""
+    """Overrides of ``train`` for this job."""
     run = run_folder(base)
     # Of the folders that SageMaker keeps on the volume of launcher.volume_size, the one for anything.
     scratch = Path(tempfile.gettempdir()) / "bincounter"
@@ -77,7 +77,7 @@ def _overrides(base: Path) -> list[str]:
 
 
 def _joined(base: Path, given: list[str]) -> list[str]:
-    """What DDP over several instances adds."""
+    """Overrides for DDP over several instances."""
     if not read_input_config(base, "resourceconfig"):
         return []
     instances = Instances.read(base)
@@ -97,23 +97,23 @@ def _joined(base: Path, given: list[str]) -> list[str]:
 
 
 def _refuse_another_number(run: Path, instances: int) -> None:
-    """Another number of instances would deal the photos out in another way."""
+    """Reject another number of instances, which would divide the photos differently."""
     stored = resume.stored_config(run)
     before = instances if stored is None else stored["trainer"].get("num_nodes", 1)
     if before != instances:
         raise ConfigError(
-            f"launcher.instance_count is {instances} here and {before} in the run to go on with: set "
-            f"launcher.instance_count={before}, or leave launcher.checkpoint_uri out to start a new run"
+            f"launcher.instance_count is {instances} here and {before} in the run to resume: set "
+            f"launcher.instance_count={before}, or remove launcher.checkpoint_uri to start a new run"
         )
 
 
 def _clear_leftovers(run: Path) -> None:
-    """Remove what a killed process was writing aside; SageMaker keeps it with the rest."""
+    """Remove temporary files of a killed process, which SageMaker brings back with the rest."""
     for leftover in run.rglob(".*.part"):
         leftover.unlink()
 
 
 def _keep_failure(path: Path, sentence: str) -> None:
-    """Write what SageMaker shows as the reason, on one line; the first one, as others are often its consequence."""
+    """Write the failure reason for SageMaker, on one line; only the first, since others often follow from it."""
     if not path.exists():
         write_text(path, " ".join(sentence.split()) + "\n")

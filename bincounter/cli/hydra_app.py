@@ -1,7 +1,7 @@
-"""Around ``hydra.main``: errors become one sentence and an exit code, and a continued run gets its overrides back.
+"""Hydra apps: errors become one sentence and an exit code, and a resumed run gets its overrides back.
 
-Hydra exits with 1 on a bad key and lets a ``sys.exit`` inside one job end a whole multirun. So jobs raise, and this is
-the one place that turns what they raise into exit codes (see bincounter.errors).
+Hydra exits with 1 on a bad key and lets a ``sys.exit`` inside one job end a whole multirun. So jobs raise, and this
+module alone turns exceptions into exit codes (see bincounter.errors).
 """
 
 import logging
@@ -39,21 +39,21 @@ Compose = override_errors.Compose
 
 
 def conf_dir() -> Path:
-    """The folder of Hydra's groups: in the package where it was installed, beside it in a checkout."""
+    """Folder of Hydra's groups: inside an installed package, beside the package in a checkout."""
     package = Path(bincounter.__file__).resolve().parent
     installed = package / "conf"
     return installed if installed.is_dir() else package.parent / "conf"
 
 
 def start_as_script(path: str, arguments: list[str]) -> None:
-    """Make ``bincounter COMMAND ...`` look like ``python PATH ...``, by which it can be started again.
+    """Make ``bincounter COMMAND ...`` look like ``python PATH ...``, so that it can be started again.
 
-    Hydra reads ``sys.argv``, and Lightning starts the further processes of DDP from it, or from the module that
-    ``python -m`` has run: in both the name of the command would be an override.
+    Hydra parses ``sys.argv``, and Lightning starts further processes of DDP from it, or from the module that
+    ``python -m`` ran: in both, the name of the command would be an override.
 
     Args:
         path: a file that is runnable as a script.
-        arguments: of the command.
+        arguments: arguments of the command.
     """
     sys.argv = [path, *arguments]
     sys.modules["__main__"].__spec__ = None
@@ -65,13 +65,13 @@ def main(
     config_name: str,
     keep_error: Callable[[str], None] = lambda _: None,
 ) -> int:
-    """Run ``job`` on the configuration the command line composes.
+    """Run ``job`` on the configuration that the command line composes.
 
     Args:
-        job: what to do with one composed configuration; returns the value a sweep optimises. It must not call
+        job: called with each composed configuration; returns the value that a sweep optimises. It must not call
             ``sys.exit``.
         config_name: the primary file in ``conf``, without its suffix.
-        keep_error: is given what went wrong, in one sentence, besides its being shown on stderr.
+        keep_error: called with the error message, which is also printed on stderr.
 
     Returns:
         The exit code: 0, 1, 2 or 143.
@@ -85,19 +85,17 @@ def main(
         else:  # a launcher makes a single run a multirun of one job, whose folder is the run's own
             given = get_args_parser().parse_args().overrides
             sys.argv.insert(sys.argv.index(given[0]) if given else 1, "hydra.sweep.subdir=.")
-        _run(_printing_its_folder(job), config_name)
+        _run(_print_run_folder(job), config_name)
         return 0
 
     return _exit_code(start, config_name, keep_error)
 
 
 def main_once(action: Callable[[DictConfig], int], *, config_name: str) -> int:
-    """Carry out ``action`` on the configuration the command line composes: for a command that is no run.
-
-    Nothing is swept and no folder is made.
+    """Call ``action`` once on the configuration that the command line composes, without a sweep or a run folder.
 
     Args:
-        action: what to do; returns the exit code.
+        action: called with the composed configuration; returns the exit code.
         config_name: the primary file in ``conf``, without its suffix.
 
     Returns:
@@ -108,8 +106,8 @@ def main_once(action: Callable[[DictConfig], int], *, config_name: str) -> int:
         arguments = get_args_parser().parse_args()
         if arguments.multirun or any(override.startswith("hydra.mode=") for override in arguments.overrides):
             raise ConfigError(
-                "-m sweeps the runs of train.py, and a checkpoint is deployed once: leave -m out, and start the "
-                "command again for another endpoint"
+                "-m sweeps the runs of train.py, and a checkpoint is deployed once: remove -m, and start the command "
+                "again for another endpoint"
             )
         codes: list[int] = []
         _run(lambda cfg: codes.append(action(cfg)), config_name)
@@ -123,13 +121,13 @@ def _exit_code(
     config_name: str,
     keep_error: Callable[[str], None] = lambda _: None,
 ) -> int:
-    """Start a Hydra app, and turn what it raises into one sentence and an exit code."""
-    _make_schemas_known()
+    """Start a Hydra app, and turn its exception into one sentence and an exit code."""
+    _register_schemas()
     primary = conf_dir() / f"{config_name}.yaml"
 
     composer = partial(_compose, config_name=config_name)
 
-    def tell(sentence: str) -> None:
+    def print_error(sentence: str) -> None:
         print(f"Error: {sentence}", file=sys.stderr)
         keep_error(sentence)
 
@@ -140,26 +138,26 @@ def _exit_code(
     except SystemExit as exit_request:
         return exit_request.code if isinstance(exit_request.code, int) else 1
     except KeyboardInterrupt:
-        tell("Interrupted.")
+        print_error("Interrupted.")
         return 1
     except BinCounterError as error:
-        tell(str(error))
+        print_error(str(error))
         return error.exit_code
     except (HydraException, OmegaConfBaseException) as error:
         overrides = get_args_parser().parse_args().overrides
-        tell(explain_override_error(error, overrides, primary, composer))
+        print_error(explain_override_error(error, overrides, primary, composer))
         return 2
-    except BrokenPipeError:  # `| head` has read enough
+    except BrokenPipeError:  # `| head` has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except Exception as error:  # a bug: the traceback is what its report needs
+    except Exception as error:  # a bug: its report needs the traceback
         traceback.print_exc()
         keep_error(f"{type(error).__name__}: {error}")
         return 1
 
 
 def _run(job: Callable[[DictConfig], Any], config_name: str) -> None:
-    """Run the Hydra app; the error of a single run comes out of here, since Hydra would print a line more."""
+    """Run the Hydra app; the exception of a single run is raised here, since Hydra would print another line."""
     failures: list[Exception] = []
 
     def task(cfg: DictConfig) -> Any:
@@ -168,7 +166,7 @@ def _run(job: Callable[[DictConfig], Any], config_name: str) -> None:
         except Exception as error:
             hydra_config = HydraConfig.get()
             if hydra_config.mode == RunMode.MULTIRUN:
-                _tell_job(error, hydra_config.job.num, searched=cfg.get("hparams_search") is not None)
+                _print_job_error(error, hydra_config.job.num, searched=cfg.get("hparams_search") is not None)
                 raise
             failures.append(error)
             return None
@@ -178,7 +176,7 @@ def _run(job: Callable[[DictConfig], Any], config_name: str) -> None:
         raise failures[0]
 
 
-def _printing_its_folder(job: Callable[[DictConfig], float | None]) -> Callable[[DictConfig], float | None]:
+def _print_run_folder(job: Callable[[DictConfig], float | None]) -> Callable[[DictConfig], float | None]:
     def printing(cfg: DictConfig) -> float | None:
         # Under -m the configured folder is the parent; the job's own is the one Hydra made for it.
         cfg.paths.output_dir = HydraConfig.get().runtime.output_dir
@@ -191,10 +189,10 @@ def _printing_its_folder(job: Callable[[DictConfig], float | None]) -> Callable[
 
 
 def _check_jobs(overrides: list[str], compose: Callable[[list[str]], DictConfig]) -> None:
-    """Refuse a sweep of listed values if one of its jobs is wrong, before the first one starts."""
+    """Check all jobs of a sweep over listed values before the first one starts."""
     parsed = OverridesParser.create().parse_overrides(overrides)
     if any(override.key_or_group in ("hparams_search", "hydra/sweeper") for override in parsed):
-        return  # the sweeper reads them
+        return  # the sweeper checks them
     for override in parsed:
         if override.is_interval_sweep():
             raise ConfigError(
@@ -211,26 +209,26 @@ def _check_jobs(overrides: list[str], compose: Callable[[list[str]], DictConfig]
         try:
             cfg = compose(list(job))
             validate(cfg)
-            # DDP starts this command anew on every device.
+            # DDP starts this command again on every device.
             if runs_locally(cfg.launcher) and str(cfg.trainer.get("devices", 1)) != "1":
                 raise ConfigError("a sweep runs its jobs on one device each: set trainer.devices=1")
         except ConfigError as error:
             raise ConfigError(f"job {number} ({' '.join(job)}): {error}") from None
 
 
-def _tell_job(error: Exception, number: int, *, searched: bool) -> None:
-    """Say now which job of a sweep failed: Hydra tells of the first one, once all have ended."""
+def _print_job_error(error: Exception, number: int, *, searched: bool) -> None:
+    """Print a failed job of a sweep at once: Hydra reports only the first one, after all have ended."""
     if isinstance(error, Pruned):
         print(error, file=sys.stderr)
     elif isinstance(error, BinCounterError) and not (searched and isinstance(error, (Interrupted, Stopped))):
-        # A search says by itself how it goes on.
+        # A search prints how it resumes.
         print(f"Error in job {number}: {error}", file=sys.stderr)
     if isinstance(error, Stopped):
-        raise SystemExit(error.exit_code)  # SIGTERM means the whole sweep
+        raise SystemExit(error.exit_code)  # SIGTERM stops the whole sweep
 
 
 def compose(overrides: list[str], *, config_name: str = "train") -> DictConfig:
-    """The configuration that overrides compose, for commands that are no Hydra apps.
+    """Compose a configuration, for commands that are not Hydra apps.
 
     Args:
         overrides: as on a command line.
@@ -239,7 +237,7 @@ def compose(overrides: list[str], *, config_name: str = "train") -> DictConfig:
     Raises:
         ConfigError: an override is wrong.
     """
-    _make_schemas_known()
+    _register_schemas()
 
     composer = partial(_compose, config_name=config_name)
     try:
@@ -250,19 +248,19 @@ def compose(overrides: list[str], *, config_name: str = "train") -> DictConfig:
 
 
 def show_log() -> None:
-    """Plain sentences on stderr, as train.py shows them."""
+    """Log plain sentences to stderr, as train.py does."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("botocore").setLevel(logging.WARNING)
 
 
-def _make_schemas_known() -> None:
+def _register_schemas() -> None:
     register()
     deploy_schema.register()
     OmegaConf.register_new_resolver("mode_of", metric_mode, replace=True)
 
 
 def _compose(overrides: list[str], config_name: str) -> DictConfig:
-    """Compose a configuration outside of a Hydra app, as `hydra.main` would."""
+    """Compose a configuration outside a Hydra app as ``hydra.main`` would."""
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):

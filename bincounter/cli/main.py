@@ -23,15 +23,15 @@ _EPILOG = "bincounter COMMAND --help explains one; settings are written KEY=VALU
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns its exit code (see bincounter.errors)."""
     if argv is None and not sys.flags.safe_path:
-        # As by `python -m`, a user's own modules are found in the folder that the command is started in.
+        # As with `python -m`, a user's own modules are found in the working directory.
         sys.path.append("")
-    # Who has just used train.py writes ckpt_path=C: taken as --ckpt-path=C.
+    # Users of train.py write ckpt_path=C: read as --ckpt-path=C.
     given = list(sys.argv[1:] if argv is None else argv)
     if given and given[0] in _HYDRA_APPS:
         return _run_hydra_app(*given)
     words = [f"--ckpt-path={word.partition('=')[2]}" if word.startswith("ckpt_path=") else word for word in given]
     parser = _parser()
-    # argparse takes overrides in one row alone; those behind an option are brought to the others here.
+    # argparse accepts overrides in one group only; those after an option are moved to the others.
     arguments, rest = parser.parse_known_args(words)
     if rest and (not hasattr(arguments, "overrides") or any(word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BinCounterError as error:
         print(f"Error: {error}", file=sys.stderr)
         return error.exit_code
-    except BrokenPipeError:  # `| head` has read enough
+    except BrokenPipeError:  # `| head` has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run_hydra_app(command: str, *arguments: str) -> int:
-    """Run a command whose arguments Hydra parses, options included."""
+    """Run a command whose arguments, options included, are parsed by Hydra."""
     from bincounter.cli.hydra_app import start_as_script
 
     program = importlib.import_module(_HYDRA_APPS[command])
@@ -69,9 +69,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"bincounter {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     commands.add_parser("train", add_help=False, help="fit, score and report one configuration, or a sweep of them")
-    commands.add_parser("deploy", add_help=False, help="put a checkpoint behind an endpoint, here or at SageMaker")
+    commands.add_parser("deploy", add_help=False, help="put a checkpoint behind an endpoint, locally or on SageMaker")
 
-    explore = commands.add_parser("explore", help="write data.html: what a data set holds, before training on it")
+    explore = commands.add_parser("explore", help="write data.html: the contents of a data set, before training on it")
     explore.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py: data=abid data.source=...")
     explore.add_argument("--output", type=Path, default=Path("data.html"), help="the page to write (data.html)")
     explore.set_defaults(command=_explore)
@@ -105,37 +105,41 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="PACKAGE",
-        help="a package of one's own that the checkpoint's model comes from",
+        help="your own package that defines the checkpoint's model",
     )
     predict.set_defaults(command=_predict)
 
-    compare = commands.add_parser("compare", help="runs side by side: what differed, and what it did to the scores")
+    compare = commands.add_parser("compare", help="compare runs: differing settings and their scores")
     compare.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs, or of sweeps")
     compare.set_defaults(command=_compare)
 
-    cost = commands.add_parser("cost", help="what runs, sweeps and endpoints took and cost, per point of accuracy too")
+    cost = commands.add_parser("cost", help="time and cost of runs, sweeps and endpoints, also per point of accuracy")
     cost.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="folders of runs, sweeps or endpoints")
     cost.add_argument("--json", action="store_true", help="print one JSON document instead of tables")
     cost.set_defaults(command=_cost)
 
-    rules = commands.add_parser("rules", help="judge what debugger=tensors recorded of a run, by other bounds too")
+    rules = commands.add_parser(
+        "rules", help="evaluate rules on the tensors recorded by debugger=tensors, with other bounds if given"
+    )
     rules.add_argument("run", type=Path, metavar="RUN", help="its folder")
     rules.add_argument("overrides", nargs="*", metavar="debugger.rules.RULE.SETTING=VALUE")
     rules.set_defaults(command=_rules)
 
     attach = commands.add_parser(
-        "attach", help="follow the SageMaker jobs of a run or a sweep, and fetch what they have"
+        "attach", help="follow the SageMaker jobs of a run or a sweep, and fetch their results"
     )
-    attach.add_argument("folder", type=Path, help="of the run, or of the sweep")
+    attach.add_argument("folder", type=Path, help="folder of the run or the sweep")
     attach.set_defaults(command=_attach)
 
-    rehearsal = commands.add_parser("rehearsal", help="a local stand-in for AWS that carries SageMaker jobs out here")
+    rehearsal = commands.add_parser(
+        "rehearsal", help="start a local stand-in for AWS that runs SageMaker jobs on this machine"
+    )
     rehearsal.set_defaults(command=_rehearsal)
     return parser
 
 
-def _data_of(overrides: list[str]) -> "tuple[DictConfig, BinDataModule]":
-    """The configuration that overrides compose, and its data, not prepared yet."""
+def _compose_data(overrides: list[str]) -> "tuple[DictConfig, BinDataModule]":
+    """Compose a configuration and its data module, which is not prepared yet."""
     from bincounter.cli.hydra_app import compose, show_log
 
     show_log()
@@ -148,7 +152,7 @@ def _data_of(overrides: list[str]) -> "tuple[DictConfig, BinDataModule]":
 
 
 def _explore(arguments: argparse.Namespace) -> int:
-    cfg, data = _data_of(arguments.overrides)
+    cfg, data = _compose_data(arguments.overrides)
     data.prepare()
     from bincounter.report.explore import write_data_report
 
@@ -164,7 +168,7 @@ def _explore(arguments: argparse.Namespace) -> int:
 
 
 def _arrange(arguments: argparse.Namespace) -> int:
-    _, data = _data_of(arguments.overrides)
+    _, data = _compose_data(arguments.overrides)
     from bincounter.data.arrange import arrange
     from bincounter.data.records import Candidate, Listing
 
@@ -175,8 +179,8 @@ def _arrange(arguments: argparse.Namespace) -> int:
 
 
 def _prepare(arguments: argparse.Namespace) -> int:
-    # Nobody will ask for the decoded photos that training keeps.
-    cfg, data = _data_of([*arguments.overrides, "data.cache=false"])
+    # The decoded photos that training caches are not needed.
+    cfg, data = _compose_data([*arguments.overrides, "data.cache=false"])
     from bincounter.data.prepare import SIDES, check_destination, prepare_folders, prepare_shards
 
     check_destination(arguments.destination, cfg.data.source)
@@ -190,7 +194,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
         placed = prepare_folders(*split, arguments.destination, connections=connections)
     for number, side in enumerate(SIDES):
         print(f"{side}: {(data.assignment == number).sum():,} photos")
-    print(f"{placed.files:,} files were not there yet, {placed.bytes / 1e6:,.1f} MB")
+    print(f"{placed.files:,} files written, {placed.bytes / 1e6:,.1f} MB")
     print(arguments.destination)
     return 0
 
@@ -279,7 +283,7 @@ def _rehearsal(arguments: argparse.Namespace) -> int:
     from bincounter.cloud.sagemaker_launcher import rehearsal_environment
 
     with rehearsal_environment(rehearsed=True):
-        # A profile or a token that is left over would lead elsewhere.
+        # A leftover profile or token would select another account.
         print("unset $(env | grep -o '^AWS_[A-Z0-9_]*')")
         for name, value in os.environ.items():
             if name.startswith("AWS_"):

@@ -87,11 +87,11 @@ def test_a_public_bucket_and_an_id_list_become_split_bins_in_a_bucket(
     sides = Counter(row.id.partition("/")[0] for row in rows)
     assert done.stdout.splitlines() == [
         *(f"{side}: {sides[side]} photos" for side in ("train", "valid", "test")),
-        f"{len(bins)} files were not there yet, 0.0 MB",
+        f"{len(bins)} files written, 0.0 MB",
         "s3://mine/bins/v1",
     ]
     again = prepare("s3://mine/bins/v1", *source)
-    assert "\n0 files were not there yet, 0.0 MB\n" in again.stdout
+    assert "\n0 files written, 0.0 MB\n" in again.stdout
 
 
 def test_who_trains_on_what_was_prepared_has_the_split_that_was_prepared(
@@ -132,7 +132,7 @@ def test_a_folder_gets_links_a_split_and_a_quarantine(prepare: Run, tmp_path: Pa
         assert [(line["path"], bool(line["reason"])) for line in csv.DictReader(file)] == [("1/broken.jpg", True)]
     before = {path: path.stat() for path in (tmp_path / "made").rglob("*.*")}
     again = prepare(tmp_path / "made", *source)
-    assert "\n0 files were not there yet" in again.stdout
+    assert "\n0 files written" in again.stdout
     assert {path: path.stat() for path in (tmp_path / "made").rglob("*.*")} == before
 
 
@@ -145,7 +145,7 @@ def test_a_preparation_that_was_cut_short_is_gone_on_with(prepare: Run, tmp_path
     for name in [name for name in whole if name.endswith("5.jpg")]:
         (tmp_path / "made" / name).unlink()
     again = prepare(tmp_path / "made", *source)
-    assert "\n4 files were not there yet" in again.stdout
+    assert "\n4 files written" in again.stdout
     assert contents(tmp_path / "made") == whole
 
 
@@ -167,13 +167,13 @@ def test_shards_are_packed_and_sent_with_their_index_last(s3: S3Server, prepare:
     there = contents(s3.root / "mine/made")
     assert there.keys() == {"bins-000000.tar", "index.csv", "quarantine.csv"}
     assert there == {path.name: path.read_bytes() for path in (tmp_path / "made").glob("[!.]*")}
-    assert done.stdout.splitlines()[-2].startswith("3 files were not there yet")
+    assert done.stdout.splitlines()[-2].startswith("3 files written")
     assert not list((tmp_path / "cache").rglob("*.tar"))
     again = prepare("s3://mine/made", *source, "--as=shards")
-    assert "\n0 files were not there yet" in again.stdout
+    assert "\n0 files written" in again.stdout
     delete("mine", "made/bins-000000.tar")
     healed = prepare("s3://mine/made", *source, "--as=shards")
-    assert "bins-000000.tar is missing" in healed.stderr and "\n1 files were not there yet" in healed.stdout
+    assert "bins-000000.tar is missing" in healed.stderr and "\n1 files written" in healed.stdout
     assert contents(s3.root / "mine/made") == there
     for others in (["--as=shards", "data.split.seed=1"], ["--as=folders"]):
         done = prepare("s3://mine/made", *source, *others, code=2)
@@ -189,11 +189,11 @@ def test_a_quarantine_list_that_is_missing_or_old_is_written_anew(s3: S3Server, 
         prepare(destination, *source)
         assert "1/broken.jpg" in (lies / "quarantine.csv").read_text()
         broken.rename(broken.with_name("renamed.jpg"))
-        assert "\n1 files were not there yet" in prepare(destination, *source).stdout
+        assert "\n1 files written" in prepare(destination, *source).stdout
         assert "1/renamed.jpg" in (lies / "quarantine.csv").read_text()
         (bins / "1/renamed.jpg").unlink()
     delete("mine", "made/quarantine.csv")
-    assert "\n1 files were not there yet" in prepare("s3://mine/made", *source).stdout
+    assert "\n1 files written" in prepare("s3://mine/made", *source).stdout
     assert (s3.root / "mine/made/quarantine.csv").exists()
 
 
