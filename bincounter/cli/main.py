@@ -253,10 +253,12 @@ def _rules(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from bincounter.cli.hydra_app import compose
+    from bincounter.config.checks import check_bounds
     from bincounter.debugger.rule_runner import evaluate_rules, format_verdicts, rule_overrides
 
     overrides = rule_overrides(arguments.run, arguments.overrides)
     cfg = compose(overrides)
+    check_bounds(cfg.debugger, "debugger")
     verdicts = evaluate_rules(arguments.run, OmegaConf.to_container(cfg.debugger))  # type: ignore[arg-type]
     Console().print(format_verdicts(verdicts))
     return int(any(verdict.action == "fail" for verdict in verdicts.found.values()))

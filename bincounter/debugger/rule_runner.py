@@ -248,7 +248,7 @@ def evaluate_rules(run: Path, debugger: Mapping[str, Any]) -> Verdicts:
         debugger: of a configuration, as plain containers.
 
     Raises:
-        ConfigError: a setting is out of range.
+        ConfigError: settings contradict each other; their bounds are checked before.
         UserError: records are missing or corrupt.
     """
     check_debugger(debugger)

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from bincounter.cloud.hyperparameters import override_of
 from bincounter.cloud.sagemaker_launcher import is_rehearsal
-from bincounter.config.checks import metric_mode
+from bincounter.config.checks import check_bounds, metric_mode
 from bincounter.config.launcher_schema import runs_locally
 from bincounter.config.overrides import drop_overrides
 from bincounter.config.search_schema import check_search
@@ -102,6 +102,7 @@ def read_plan(config: DictConfig, settings: DictConfig, arguments: list[str], lo
         validate(cfg)
         arguments = _with_launcher(config, arguments)
     else:  # objectives of other apps have names of their own
+        check_bounds(settings, "hparams_search")
         check_search({**plain, "metrics": [], "pruner": None})
     parameters, others = read_space(plain["space"], arguments, cfg)
 

@@ -7,14 +7,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import yaml
-from torch import Tensor
 
 from bincounter.errors import UserError
 from bincounter.files import atomic_write, write_text
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Parsed = TypeVar("Parsed")
 
@@ -233,7 +235,7 @@ class ScoredPhotos:
         probabilities: ``float32[N, K]``.
     """
 
-    def __init__(self, ids: list[str], labels: Tensor, probabilities: Tensor) -> None:
+    def __init__(self, ids: list[str], labels: "Tensor", probabilities: "Tensor") -> None:
         self.ids, self.labels, self.probabilities = ids, labels, probabilities
 
     def rows(self, split: str, counts: Sequence[int]) -> Iterable[list[Any]]:

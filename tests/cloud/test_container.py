@@ -216,7 +216,7 @@ def test_a_wrong_override_is_answered_in_one_sentence(code: Path, bins: Path, tm
     base = container(tmp_path / "ml", code, bins, "model.optimizer.lrr=0.1")
     output = ends(start(base), code=1)
     failure = (base / "output" / "failure").read_text()
-    assert failure.startswith("model.optimizer.lrr is no ")
+    assert failure.startswith("Unknown setting 'model.optimizer.lrr'")
     assert failure.count("\n") == 1
     assert failure in output
 

@@ -180,7 +180,7 @@ import json, os, sys
 from bincounter.cloud.hyperparameters import decode_overrides
 base = os.environ["SAGEMAKER_BASE_DIR"]
 with open(f"{base}/input/config/hyperparameters.json") as file:
-    overrides = decode(json.load(file))
+    overrides = decode_overrides(json.load(file))
 with open(f"{base}/output/told.json", "w") as file:
     json.dump(overrides, file)
 """

@@ -89,7 +89,7 @@ def test_what_watches_a_run_by_itself_asks_nothing_of_aws(train: Run) -> None:
     [
         (["debugger=smdebug"], "use debugger=tensors, which runs everywhere, or launcher.image=URI"),
         (["debugger=smdebug", "launcher.image_has_smdebug=true"], "AWS's image of PyTorch 2.14 cannot run smdebug"),
-        (["debugger=smdebug", "launcher.image=mine:1"], "say launcher.image_has_smdebug=true if it has them"),
+        (["debugger=smdebug", "launcher.image=mine:1"], "set launcher.image_has_smdebug=true if it has them"),
         (["debugger=smdebug", *OWN_IMAGE, "launcher.region=ca-west-1"], "ca-west-1 has none of AWS's rules"),
         (["debugger=smdebug", *OWN_IMAGE, f"debugger.include_regex=[{'a' * 300}]"], "debugger.include_regex="),
         (["profiler=simple", "profiler.sagemaker_interval=300"], "profiler.sagemaker_interval=300 is not one of 100, "),

@@ -243,7 +243,7 @@ def test_a_job_is_followed_without_its_log_and_submitted_once_though_the_answer_
         server.lose("CreateTrainingJob", times=1)
         done = train(*LAUNCHER, *options, **{**plane, "AWS_ENDPOINT_URL": server.endpoint})
     assert server.operations.count("CreateTrainingJob") == 2
-    assert done.stderr.count("The log cannot be shown") == 1
+    assert done.stderr.count("The log cannot be read") == 1
     assert done.stdout.splitlines()[-1] == str(folder)
     assert (folder / "report.html").exists()
 

@@ -124,4 +124,4 @@ def test_rules_are_not_waited_for_without_end(
     states = debugger_rules.RuleStates("[2] ")
     assert states.show({"ProfilerRuleEvaluationStatuses": [status("ProfilerReport", "InProgress")]})
     assert not states.outlast()
-    assert "[2] rule ProfilerReport did not come to an end in 0 minutes: attach again later" in caplog.text
+    assert "[2] rule ProfilerReport did not end in 0 minutes: attach again later" in caplog.text

@@ -193,7 +193,7 @@ def test_rehearsed_jobs_are_followed_through_an_interruption_and_nothing_was_pai
     replace(job, rehearsed=False).save()
     assert "is the address of a rehearsal" in read_costs([tmp_path / "0"]).notes[0]
     with monkeypatch.context() as patch:
-        patch.setattr("bincounter.cloud.jobs.is_local_endpoint", lambda account: False)
+        patch.setattr("bincounter.cloud.cost_records.is_local_endpoint", lambda account: False)
         replace(job, name="spent-never", rehearsed=False).save()
         assert jobs(tmp_path / "0")[0].state == "unknown"
     job.save()

@@ -63,7 +63,7 @@ def test_an_endpoint_bills_until_it_is_deleted(
     text = shown(tmp_path / "run" / "endpoint")
     assert "2 x ml.m5.xlarge" in text and "(0.92" in text and "Endpoints:" not in text
     with monkeypatch.context() as patch:
-        patch.setattr("bincounter.cloud.jobs.is_local_endpoint", lambda account: False)
+        patch.setattr("bincounter.cloud.cost_records.is_local_endpoint", lambda account: False)
         aged(tmp_path / "run", rehearsed=False)
         assert re.search(r"Endpoints: 0\.92\d\d USD so far, 0\.46 USD/h now\.", shown(tmp_path / "run"))
     aged(tmp_path / "run", rehearsed=True)
@@ -103,7 +103,7 @@ def test_what_scales_or_serves_without_instances_says_so(
     (bill,) = read_costs([tmp_path / "run"]).endpoints
     assert bill.cost_is_at_most and bill.rehearsed_cost_usd == pytest.approx(2 * 4 * 0.23, abs=0.01)
     with monkeypatch.context() as patch:
-        patch.setattr("bincounter.cloud.jobs.is_local_endpoint", lambda account: False)
+        patch.setattr("bincounter.cloud.cost_records.is_local_endpoint", lambda account: False)
         aged(tmp_path / "run", rehearsed=False)
         (bill,) = read_costs([tmp_path / "run"]).endpoints
         assert bill.usd_per_hour == pytest.approx(0.69)

@@ -84,7 +84,7 @@ def test_warnings_are_said_once_and_shown_in_the_report(
     wrong = {
         "debugger.rules.dead_relu.threshold_inactivity=3": "changing it takes another run",
         "debugger.rules.overfit.patience=0": "debugger.rules.overfit.patience=0 is out of range",
-        "debugger.rules.overfitting.patience=1": "did you mean debugger.rules.overfit.patience?",
+        "debugger.rules.overfitting.patience=1": "did you mean 'debugger.rules.overfit.patience'?",
         "data.batch_size=3": "is not about rules",
     }
     for override, sentence in wrong.items():

@@ -44,7 +44,7 @@ FAULTS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "exploding_tensor": (
         sgd(backbone=lambda: Dense(4, nn.ReLU), lr=1e12, limit_val_batches=0),
         sgd(backbone=lambda: Dense(4, nn.ReLU), lr=1e-3),
-        "no finite numbers: ",
+        "values are not finite: ",
     ),
     "poor_weight_initialization": (
         sgd(backbone=lambda: Dense(6, nn.ReLU, gain=0.02), lr=1e-3),

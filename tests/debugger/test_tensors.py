@@ -173,11 +173,11 @@ def test_chosen_layers_of_a_frozen_backbone_on_cached_features(recipe: list[str]
     step = next(each for each in read_records(tmp_path / "run" / "debugger") if isinstance(each, StepRecord))
     assert {name.partition(".")[0] for table in step.tables.values() for name in table.names} == {"head"}
     done = train(*recipe, "debugger=tensors", "debugger.layers=[layr4]", f"paths.output_dir={tmp_path / 'b'}", code=2)
-    assert "debugger.layers=[layr4] matches no layer; there are backbone, backbone.blocks," in done.stderr
+    assert "debugger.layers=[layr4] matches no layer; layers are backbone, backbone.blocks," in done.stderr
     done = train(
         *recipe, "debugger=tensors", "debugger.layers=[objective]", f"paths.output_dir={tmp_path / 'c'}", code=2
     )
-    assert "debugger.layers=[objective] matches no layer with weights or activations; there are" in done.stderr
+    assert "debugger.layers=[objective] matches no layer with weights or activations; layers are" in done.stderr
 
 
 def test_two_processes_record_once(recipe: list[str], train: Run, tmp_path: Path) -> None:

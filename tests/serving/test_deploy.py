@@ -136,4 +136,4 @@ def test_dry_runs_say_what_would_be_done_and_do_nothing(deploy: Deploy, served_r
 def test_the_newest_checkpoint_is_found_and_none_is_said(deploy: Deploy, run: Run, served_run: Path) -> None:
     done = run("deploy.py", "ckpt_path=latest", f"paths.log_dir={served_run.parent}", "dry_run=true")
     assert f"pack {served_run}/checkpoints/best.ckpt" in done.stdout
-    assert "name it with ckpt_path" in deploy("ckpt_path=latest", code=2).stderr
+    assert "give its path with ckpt_path" in deploy("ckpt_path=latest", code=2).stderr

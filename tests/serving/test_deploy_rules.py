@@ -95,7 +95,7 @@ def test_what_can_be_done_passes(overrides: list[str], checkpoint: str) -> None:
 def test_the_command_answers_in_one_line_with_exit_code_2(run: Run) -> None:
     for overrides, said in {
         (): "needs a checkpoint",
-        ("nme=x",): "did you mean name?",
+        ("nme=x",): "did you mean 'name'?",
         ("-m", "name=a,b"): "remove -m",
     }.items():
         done = run("deploy.py", *overrides, code=2)
