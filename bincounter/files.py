@@ -3,10 +3,12 @@
 import errno
 import fcntl
 import logging
+import math
 import os
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -100,6 +102,35 @@ def translate_disk_full(folder: Path) -> Iterator[None]:
         raise
 
 
+def lock(file: IO, *, wait: float = math.inf, shared: bool = False, inherited: bool = True) -> bool:
+    """Take the advisory lock of an open file; the system releases it when the file is closed or the process ends.
+
+    Args:
+        file: open for writing, unless the lock is inherited.
+        wait: seconds to wait for another holder.
+        shared: whether other shared holders are admitted.
+        inherited: whether forked processes hold the lock, too, and keep it when this process is killed.
+
+    Returns:
+        Whether the lock is held now.
+    """
+    take = fcntl.flock if inherited else fcntl.lockf
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    if wait == math.inf:
+        take(file, kind)
+        return True
+    end = time.monotonic() + wait
+    while True:
+        try:
+            take(file, kind | fcntl.LOCK_NB)
+        except OSError:
+            if time.monotonic() >= end:
+                return False
+            time.sleep(0.2)
+        else:
+            return True
+
+
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
     """Hold a folder's lock in this block; the system releases it when the process ends in any way.
@@ -109,9 +140,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not lock(file, wait=0):
             log.info("Waiting for another process that uses %s", folder)
-            fcntl.flock(file, fcntl.LOCK_EX)
+            lock(file)
         yield

@@ -83,8 +83,9 @@ def test_the_rehearsal_is_a_package_of_its_own() -> None:
         ("hydra._internal", {"cli/hydra_app.py"}),
         ("optuna._", {"sweep/study.py"}),
         ("trial._trial_id", {"sweep/study.py"}),
+        ("import fcntl", {"files.py"}),  # locks
     ],
 )
-def test_private_apis_of_libraries_have_one_home(private: str, home: set[str]) -> None:
+def test_private_apis_and_locks_have_one_home(private: str, home: set[str]) -> None:
     users = {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py") if private in path.read_text()}
     assert users <= home

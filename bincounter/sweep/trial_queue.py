@@ -5,7 +5,6 @@ process ends. Trials are counted, created and adopted under one more lock, so th
 on them.
 """
 
-import fcntl
 import logging
 import socket
 import time
@@ -21,6 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from bincounter.cloud.jobs import JOB_RECORD
 from bincounter.errors import ConfigError, ResourceError
+from bincounter.files import lock
 from bincounter.sweep.distributions import to_optuna
 from bincounter.sweep.search_plan import Plan
 from bincounter.sweep.search_results import own_trials
@@ -50,7 +50,7 @@ class SweeperLock:
             raise ResourceError(
                 f"{folder} cannot be written ({error.strerror}): set another folder for the search"
             ) from None
-        fcntl.lockf(self._file, fcntl.LOCK_EX)
+        lock(self._file, inherited=False)
 
     def __enter__(self) -> Self:
         return self
@@ -68,7 +68,7 @@ class SweeperLock:
     def exclusive(self) -> Iterator[None]:
         """Keep other processes of the search from counting, creating or adopting trials."""
         with (self._folder / "claim.lock").open("w") as file:
-            fcntl.lockf(file, fcntl.LOCK_EX)
+            lock(file, inherited=False)
             yield
 
     def is_alive(self, mark: Mapping[str, Any] | None) -> bool:

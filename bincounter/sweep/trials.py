@@ -6,7 +6,6 @@ its outcome into the trial's folder as it ends, where a resumed search reads it.
 Hydra imports this module with the sweeper, so heavy imports are inside functions.
 """
 
-import fcntl
 import json
 import math
 import socket
@@ -26,7 +25,7 @@ from bincounter.cloud.hyperparameters import override_of
 from bincounter.cloud.jobs import JOB_RECORD, read_jobs
 from bincounter.config.overrides import drop_overrides
 from bincounter.errors import BinCounterError, Interrupted, Pruned, Stopped
-from bincounter.files import write_text
+from bincounter.files import lock, write_text
 from bincounter.sweep.search_plan import Plan
 
 OUTCOME = "trial.json"
@@ -130,7 +129,7 @@ def outcome_of_value(value: Any) -> Outcome:
 def _at_work(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / _LOCK).open("w") as file:
-        fcntl.lockf(file, fcntl.LOCK_EX)  # unlike flock, it is not inherited by a killed process's workers
+        lock(file, inherited=False)  # workers of a killed process must not keep it
         yield
 
 
@@ -144,11 +143,7 @@ def is_locked(path: Path) -> bool:
     if not path.exists():
         return False
     with path.open("r+") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return True
-    return False
+        return not lock(file, wait=0, inherited=False)
 
 
 def job_overrides(

@@ -3,7 +3,6 @@
 It is imported before anything heavy, so that a wrong path is reported at once.
 """
 
-import fcntl
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from bincounter.config.checks import RENAMED_TARGETS, renamed_targets
 from bincounter.errors import ConfigError
+from bincounter.files import lock
 from bincounter.redaction import MASK
 
 # Settings that do not change what a run computes. The photos themselves are compared, so that their place is free.
@@ -111,15 +111,11 @@ def _is_resumable(run: Path) -> bool:
     config = stored_config(run) or {}
     if (run / "metrics.json").exists() or not config.get("train") or config.get("hparams_search"):
         return False
-    lock = run / ".lock"
-    if not lock.exists():
+    path = run / ".lock"
+    if not path.exists():
         return True
-    with lock.open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-    return True
+    with path.open() as file:
+        return lock(file, wait=0)
 
 
 def _progress(run: Path) -> tuple[bool, float]:

@@ -1,13 +1,11 @@
 """Folder of a run: its paths, lock, config.yaml and provenance.json; the newest checkpoint."""
 
-import fcntl
 import json
 import logging
 import os
 import platform
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, distribution, version
@@ -19,7 +17,7 @@ import yaml
 
 import bincounter
 from bincounter.errors import UserError
-from bincounter.files import write_text
+from bincounter.files import lock, write_text
 from bincounter.redaction import mask_argument, mask_secrets
 
 log = logging.getLogger(__name__)
@@ -57,7 +55,7 @@ class RunFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = (self.path / ".lock").open("w")
-        if not _locked(self._lock):
+        if not lock(self._lock, wait=10.0):  # workers of a killed process outlive it by seconds
             raise UserError(
                 f"{self.path} is in use by another process: wait for it, or choose another paths.output_dir"
             )
@@ -73,20 +71,6 @@ class RunFolder:
         origin = {**provenance(), **facts}
         write_text(self.path / "provenance.json", json.dumps(origin, indent=2, ensure_ascii=False) + "\n")
         write_text(self.path / "config.yaml", yaml.safe_dump(mask_secrets(config), sort_keys=False, allow_unicode=True))
-
-
-def _locked(file: IO, patience: float = 10.0) -> bool:
-    """Try to lock a file for ``patience`` seconds, since workers of a killed process outlive it by seconds."""
-    ends = time.monotonic() + patience
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            if time.monotonic() > ends:
-                return False
-            time.sleep(0.2)
-        else:
-            return True
 
 
 COMMIT_FILE = "commit.json"

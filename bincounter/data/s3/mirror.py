@@ -9,7 +9,6 @@ files that were in place before a kill or a power cut, whose objects are then fe
 that is not whole.
 """
 
-import fcntl
 import logging
 import os
 import shutil
@@ -22,6 +21,7 @@ from typing import NamedTuple, Self
 from bincounter.data.s3.address import unusable_reason
 from bincounter.data.s3.catalogue import Catalogue, is_corrupt
 from bincounter.data.s3.objects import Listed, Stored
+from bincounter.files import lock
 
 log = logging.getLogger(__name__)
 
@@ -147,11 +147,9 @@ class Mirror:
             self._folders.add(folder)
 
     def _acquire(self) -> None:
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not lock(self._lock, wait=0):
             log.warning("another process is fetching into %s; waiting for it", self.folder)
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            lock(self._lock)
 
 
 def drop_unusable_keys(catalogue: Catalogue, mirror: Mirror) -> None:

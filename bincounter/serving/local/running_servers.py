@@ -3,7 +3,6 @@
 The lock is what counts, since a process id outlives its process and is given to another.
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -15,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bincounter.errors import UserError
+from bincounter.files import lock
 
 _LONGEST_END = 90.0  # seconds; a server that is stopped still answers the requests it has accepted
 
@@ -66,7 +66,7 @@ def listed(server: Server, folder: Path) -> Iterator[None]:
     path = folder / f"{server.pid}.json"
     aside = path.with_suffix(".part")
     with aside.open("w", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        lock(file)
         json.dump(asdict(server), file)
         file.flush()
         aside.replace(path)  # locked before anyone sees it
@@ -81,13 +81,11 @@ def running_servers(folder: Path) -> list[Server]:
     found = []
     for path in folder.glob("*.json"):
         with suppress(FileNotFoundError), path.open(encoding="utf-8") as file:  # one may end meanwhile
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two may look at once
-            except OSError:
-                found.append(Server(**json.load(file)))
-            else:
+            if lock(file, wait=0, shared=True):  # shared: two may look at once
                 shutil.rmtree(path.with_suffix(""), ignore_errors=True)
                 path.unlink()
+            else:
+                found.append(Server(**json.load(file)))
     return sorted(found, key=lambda server: server.port)
 
 
