@@ -1,4 +1,4 @@
-"""What debugger=tensors costs: a ResNet50's step with and without the callback at its default settings.
+"""Cost of debugger=tensors: a ResNet50's step with and without the callback at its default settings.
 
     python benchmarks/debugger.py            12 rounds, 224 pixels, batches of 32; about 5 minutes on 2 cores
     python benchmarks/debugger.py --quick    12 rounds, batches of 8 at 128 pixels

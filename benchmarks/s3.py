@@ -1,4 +1,4 @@
-"""What moving bins between S3 and disk costs: bincounter beside aws s3 sync, s5cmd and boto3 in threads.
+"""Cost of moving bins between S3 and disk: bincounter beside aws s3 sync, s5cmd and boto3 in threads.
 
     python benchmarks/s3.py            3 rounds of 5,000 objects of 20 and of 55 kB; about 15 minutes on 2 cores
     python benchmarks/s3.py --quick    1 round of 500

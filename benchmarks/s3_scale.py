@@ -1,4 +1,4 @@
-"""What 200,000 objects take that 5,000 do not: memory, and the time of a re-sync in which nothing changed."""
+"""Memory for 200,000 objects against 5,000, and the time of a re-sync in which nothing changed."""
 
 import os
 import re

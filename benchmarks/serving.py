@@ -1,4 +1,4 @@
-"""What serving costs: latency and photos per second of an archive's servers, beside the bare model.
+"""Cost of serving: latency and photos per second of an archive's servers, beside the bare model.
 
     python benchmarks/serving.py            3 rounds, ResNet50 at 224 pixels; about 15 minutes on 2 cores
     python benchmarks/serving.py --quick    1 round, shorter

@@ -1,4 +1,4 @@
-"""What is served: photos of original size, archives of models with random weights, and the bare model beside them."""
+"""Subjects of the serving benchmark: photos of original size, archives with random weights, and the bare model."""
 
 import io
 import statistics

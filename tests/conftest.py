@@ -1,4 +1,4 @@
-"""What all tests share: the real photos where there are any, a real server, and the commands as users run them."""
+"""Fixtures of all tests: the real photos if present, a real server, and the commands as users run them."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What commands say, word for word: tests/snapshots/*.txt hold commands, each with what it prints and its exit code.
+"""Snapshots of command output: tests/snapshots/*.txt hold commands, each with its output and exit code.
 
 A change of these words shows in the difference of the files: ``UPDATE_SNAPSHOTS=1 pytest -n 0 tests/test_snapshots.py``
 writes down what the commands say now. A file is made of sections, which begin with ``#``; the commands of one run in

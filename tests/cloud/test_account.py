@@ -1,4 +1,4 @@
-"""Who submits and where, against a server that speaks AWS's API and one before it that refuses."""
+"""Account, region, role and bucket, against a server with AWS's API and a proxy that rejects requests."""
 
 from collections.abc import Iterator
 from pathlib import Path

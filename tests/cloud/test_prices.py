@@ -1,4 +1,4 @@
-"""What a job costs, and the image it runs in."""
+"""Price of a job, and the image it runs in."""
 
 from pathlib import Path
 

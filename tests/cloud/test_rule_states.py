@@ -1,4 +1,4 @@
-"""What AWS's rules and hook say and keep of a job, followed and fetched."""
+"""States and files of AWS's rules and hook of a job, followed and fetched."""
 
 import json
 import time

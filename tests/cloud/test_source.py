@@ -1,4 +1,4 @@
-"""What is shipped to a job, packed from real checkouts of git."""
+"""The code archive of a job, packed from real git checkouts."""
 
 import hashlib
 import os

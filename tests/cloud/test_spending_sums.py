@@ -1,4 +1,4 @@
-"""What runs took and cost, added up: for any seconds and prices."""
+"""Sums of times and costs of runs, for any seconds and prices."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What can go wrong between an S3 server and its clients, for :meth:`s3_proxy.FaultyProxy.spoil`."""
+"""Faults between an S3 server and its clients, for :meth:`s3_proxy.FaultyProxy.spoil`."""
 
 import re
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Which objects of a source are fetched and which files are deleted: counts, ids, kept files, listings in parts."""
+"""Choice of the objects to fetch and the files to delete: counts, ids, kept files, listings in parts."""
 
 import json
 import logging

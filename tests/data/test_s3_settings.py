@@ -1,4 +1,4 @@
-"""Who asks an S3 server and where it is: profiles, credentials, endpoints and regions, as every AWS tool reads them."""
+"""S3 settings: profiles, credentials, endpoints and regions, read as every AWS tool reads them."""
 
 import json
 import logging

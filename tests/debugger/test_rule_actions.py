@@ -1,4 +1,4 @@
-"""What becomes of a run whose rules warn, stop or fail, and what is told of it afterwards."""
+"""Actions of rules: a run warns, stops or fails, and its records show it afterwards."""
 
 import json
 import math

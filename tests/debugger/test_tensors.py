@@ -1,4 +1,4 @@
-"""What debugger=tensors records is right, survives kills, and changes nothing of what is computed."""
+"""Records of debugger=tensors: they are right, survive kills, and do not change the training."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""What the profile advises follows from its figures, and names settings that there are."""
+"""Advice of the profile: it follows from the figures, and names settings that exist."""
 
 import re
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What the report says of photos and losses, count by count."""
+"""The report's section on photos and losses of each count."""
 
 import csv
 import json

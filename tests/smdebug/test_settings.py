@@ -1,4 +1,4 @@
-"""Where smdebug does not run, debugger=smdebug says which commands to run; its settings are checked everywhere."""
+"""Settings of debugger=smdebug, and the message where smdebug does not run."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""What SageMaker Debugger's own hook saves in a training is right, survives kills, and changes nothing computed.
+"""Tensors saved by SageMaker Debugger's hook: they are right, survive kills, and do not change the training.
 
 It runs in an environment of its own: ``make test-smdebug`` builds that and runs this file.
 """

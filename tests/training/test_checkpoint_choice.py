@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from, when its files did not all come back in the same state."""
+"""Choice of the checkpoint to resume from, when a run's files are of different states."""
 
 from pathlib import Path
 

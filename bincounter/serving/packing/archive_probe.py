@@ -82,7 +82,7 @@ class _Guard(MetaPathFinder):
         self._refused = set(refused)
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
-        """What is installed; ``None`` where the package is refused."""
+        """Find an installed module; ``None`` for packages that are blocked."""
         return None if fullname.partition(".")[0] in self._refused else PathFinder.find_spec(fullname, path, target)
 
 

@@ -19,7 +19,7 @@ ENDED = ("Completed", "Failed", "Stopped")
 
 
 class Account:
-    """What a test does with AWS."""
+    """Calls to AWS that tests make."""
 
     def __init__(self, variables: dict[str, str]) -> None:
         session = boto3.Session(

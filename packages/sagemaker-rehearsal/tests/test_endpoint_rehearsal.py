@@ -1,4 +1,4 @@
-"""What the control plane refuses of models, configurations, endpoints and transform jobs; no container starts."""
+"""Requests for models, endpoints and transform jobs that the control plane rejects; no container starts."""
 
 import io
 import os
