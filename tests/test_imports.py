@@ -81,6 +81,8 @@ def test_the_rehearsal_is_a_package_of_its_own() -> None:
     ("private", "home"),
     [
         ("hydra._internal", {"cli/hydra_app.py"}),
+        ("verride._", set()),
+        ("._return_value", set()),
         ("optuna._", {"sweep/study.py"}),
         ("trial._trial_id", {"sweep/study.py"}),
         ("import fcntl", {"files.py"}),  # locks

@@ -9,7 +9,7 @@ from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, Override, RangeSweep
+from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, Override, RangeSweep, Transformer
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, IntegerNode, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -91,7 +91,7 @@ def parameter_of(override: Override, base: DictConfig) -> Parameter:
     Raises:
         ConfigError: it has no value, or none that can be searched.
     """
-    key, sweep, written = override.get_key_element(), override._value, str(override.input_line)
+    key, sweep, written = override.get_key_element(), override.value(), str(override.input_line)
     if isinstance(sweep, Glob):
         return Choice(key, tuple(_options(override, written)))
     assert isinstance(sweep, (ChoiceSweep, RangeSweep, IntervalSweep))
@@ -101,7 +101,8 @@ def parameter_of(override: Override, base: DictConfig) -> Parameter:
     if isinstance(sweep, ChoiceSweep):
         if sweep.tags:
             raise ConfigError(f"{written}: tags are for intervals and ranges, so write the choice without")
-        return Choice(key, tuple(Override._convert_value(value) for value in sweep.list))
+        texts = [f"{key}={Transformer.encode(value)}" for value in sweep.list]
+        return Choice(key, tuple(each.value() for each in OverridesParser.create().parse_overrides(texts)))
     numbers = (sweep.start, sweep.end) if isinstance(sweep, IntervalSweep) else (sweep.start, sweep.stop, sweep.step)
     if not all(number is not None and math.isfinite(number) for number in numbers):
         raise ConfigError(f"{written} is not bounded by numbers: write finite ones")

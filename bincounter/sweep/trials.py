@@ -6,18 +6,19 @@ its outcome into the trial's folder as it ends, where a resumed search reads it.
 Hydra imports this module with the sweeper, so heavy imports are inside functions.
 """
 
+import io
 import json
 import math
 import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.utils import JobReturn
 from hydra.types import TaskFunction
 from omegaconf import DictConfig
 
@@ -94,8 +95,12 @@ def outcome_of_return(returned: JobReturn) -> Outcome:
     Raises:
         Interrupted: Ctrl-C ended the job, which will be resumed.
     """
-    value = returned._return_value  # its property prints and raises
-    return outcome_of_value(value) if returned.status == JobStatus.COMPLETED else outcome_of_error(value)
+    try:
+        with redirect_stderr(io.StringIO()):  # Hydra prints the overrides of a failed job
+            value = returned.return_value
+    except Exception as error:
+        return outcome_of_error(error)
+    return outcome_of_value(value)
 
 
 def outcome_of_error(error: BaseException) -> Outcome:

@@ -113,12 +113,12 @@ def test_an_endpoint_answers_and_an_update_makes_it_asynchronous(account: Accoun
 
 def test_a_transform_job_continues_after_a_bad_object_and_fails(account: Account, model: str) -> None:
     for name, body in {"a": b"1,2,3", "b": b"bad", "c": b"1"}.items():
-        account.put(f"batch/{name}", body)
+        account.put(f"texts/{name}", body)
     account.sagemaker.create_transform_job(
         TransformJobName="lengths",
         ModelName=model,
         TransformInput={
-            "DataSource": {"S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": f"s3://{BUCKET}/batch/"}},
+            "DataSource": {"S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": f"s3://{BUCKET}/texts/"}},
             "ContentType": "text/csv",
         },
         TransformOutput={"S3OutputPath": f"s3://{BUCKET}/lengths"},
@@ -132,7 +132,7 @@ def test_a_transform_job_continues_after_a_bad_object_and_fails(account: Account
     described = until(ended)
     assert described["TransformJobStatus"] == "Failed"
     assert described["FailureReason"].startswith(
-        "AlgorithmError: batch/b: Bad HTTP status received from algorithm: 400"
+        "AlgorithmError: texts/b: Bad HTTP status received from algorithm: 400"
     )
     assert account.keys("lengths/") == {"a.out", "c.out"}
     assert json.loads(account.get("lengths/a.out")) == LENGTH
