@@ -5,6 +5,7 @@ import fcntl
 import logging
 import math
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -22,6 +23,20 @@ log = logging.getLogger(__name__)
 # Read once, at import: the mask can only be read by setting it, which other threads would see.
 _UMASK = os.umask(0o022)
 os.umask(_UMASK)
+
+
+_HOME = re.compile(r"((?:sqlite|file):/{2,3})?(~.*)", re.DOTALL)
+
+
+def expand_user(path: str) -> str:
+    """Expand the ``~`` or ``~user`` that a path, or the URL of a local file, begins with; other texts are unchanged."""
+    found = _HOME.fullmatch(path)
+    if found is None:
+        return path
+    try:
+        return f"{found[1] or ''}{Path(found[2]).expanduser()}"
+    except RuntimeError:  # there is no such user
+        return path
 
 
 @contextmanager

@@ -47,7 +47,7 @@ def main() -> int:
         return 1
     from bincounter.cli import train_command
 
-    return train_command.main(keep_error=keep)
+    return train_command.main(keep_error=keep, internal=True)
 
 
 def _overrides(base: Path) -> list[str]:

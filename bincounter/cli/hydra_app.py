@@ -8,41 +8,35 @@ import logging
 import os
 import sys
 import traceback
+from argparse import Namespace
 from collections.abc import Callable
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra._internal.utils import get_args_parser
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-import bincounter
-from bincounter.config import deploy_schema
-from bincounter.config import overrides as override_errors
-from bincounter.config.checks import metric_mode
+from bincounter import __version__
+from bincounter.cli.composition import (
+    Composer,
+    checked_folder,
+    compose,
+    conf_dir,
+    parse_overrides,
+    prepare_hydra,
+    read_arguments,
+    split_jobs,
+)
 from bincounter.config.launcher_schema import runs_locally
-from bincounter.config.overrides import check_null_groups, explain_override_error
-from bincounter.config.train_schema import register
+from bincounter.config.overrides import check_overrides
 from bincounter.config.validate import validate
 from bincounter.errors import BinCounterError, ConfigError, Interrupted, Pruned, Stopped
 from bincounter.training import resume
 
-Compose = override_errors.Compose
-
-
-def conf_dir() -> Path:
-    """Folder of Hydra's groups: inside an installed package, beside the package in a checkout."""
-    package = Path(bincounter.__file__).resolve().parent
-    installed = package / "conf"
-    return installed if installed.is_dir() else package.parent / "conf"
+__all__ = ["compose", "conf_dir", "main", "main_once", "show_log", "start_as_script"]
 
 
 def start_as_script(path: str, arguments: list[str]) -> None:
@@ -64,6 +58,7 @@ def main(
     *,
     config_name: str,
     keep_error: Callable[[str], None] = lambda _: None,
+    internal: bool = False,
 ) -> int:
     """Run ``job`` on the configuration that the command line composes.
 
@@ -72,23 +67,22 @@ def main(
             ``sys.exit``.
         config_name: the primary file in ``conf``, without its suffix.
         keep_error: called with the error message, which is also printed on stderr.
+        internal: whether bincounter wrote the command line, which may choose internal options then.
 
     Returns:
         The exit code: 0, 1, 2 or 143.
     """
 
-    def start(compose: Compose) -> int:
-        arguments = get_args_parser().parse_args()
-        sys.argv[1:] = resume.expand_resume_overrides(sys.argv[1:], arguments.overrides, compose)
+    def start(composer: Composer, arguments: Namespace) -> int:
+        given = arguments.overrides
+        expanded = resume.expand_resume_overrides(given, composer)
+        _replace_overrides(given, expanded)
         if arguments.multirun:
-            _check_jobs(arguments.overrides, compose)
-        else:  # a launcher makes a single run a multirun of one job, whose folder is the run's own
-            given = get_args_parser().parse_args().overrides
-            sys.argv.insert(sys.argv.index(given[0]) if given else 1, "hydra.sweep.subdir=.")
+            _check_jobs(expanded, composer)
         _run(_print_run_folder(job), config_name)
         return 0
 
-    return _exit_code(start, config_name, keep_error)
+    return _exit_code(start, config_name, keep_error, internal=internal)
 
 
 def main_once(action: Callable[[DictConfig], int], *, config_name: str) -> int:
@@ -102,8 +96,7 @@ def main_once(action: Callable[[DictConfig], int], *, config_name: str) -> int:
         The exit code: 0, 1, 2 or 143.
     """
 
-    def start(_: Compose) -> int:
-        arguments = get_args_parser().parse_args()
+    def start(_: Composer, arguments: Namespace) -> int:
         if arguments.multirun or any(override.startswith("hydra.mode=") for override in arguments.overrides):
             raise ConfigError(
                 "-m sweeps the runs of train.py, and a checkpoint is deployed once: remove -m, and start the command "
@@ -117,15 +110,17 @@ def main_once(action: Callable[[DictConfig], int], *, config_name: str) -> int:
 
 
 def _exit_code(
-    start: Callable[[Compose], int],
+    start: Callable[[Composer, Namespace], int],
     config_name: str,
     keep_error: Callable[[str], None] = lambda _: None,
+    *,
+    internal: bool = False,
 ) -> int:
     """Start a Hydra app, and turn its exception into one sentence and an exit code."""
-    _register_schemas()
-    primary = conf_dir() / f"{config_name}.yaml"
-
-    composer = partial(_compose, config_name=config_name)
+    if "--version" in sys.argv[1:]:
+        print(f"bincounter {__version__}")
+        return 0
+    composer, overrides = Composer(config_name, config_name), []
 
     def print_error(sentence: str) -> None:
         print(f"Error: {sentence}", file=sys.stderr)
@@ -133,8 +128,16 @@ def _exit_code(
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting
     try:
-        check_null_groups(get_args_parser().parse_args().overrides, primary)
-        return start(composer)
+        arguments = read_arguments()
+        prepare_hydra(multirun=arguments.multirun)
+        composer = Composer(config_name, arguments.config_name or config_name, checked_folder(arguments.config_dir))
+        overrides = arguments.overrides
+        if not arguments.shell_completion:
+            arguments.overrides = composer.keep_text(overrides, sweep=_sweeps(arguments))
+            _replace_overrides(overrides, arguments.overrides)
+            overrides = arguments.overrides
+            check_overrides(overrides, composer.groups(overrides), internal=internal)
+        return start(composer, arguments)
     except SystemExit as exit_request:
         return exit_request.code if isinstance(exit_request.code, int) else 1
     except KeyboardInterrupt:
@@ -144,8 +147,7 @@ def _exit_code(
         print_error(str(error))
         return error.exit_code
     except (HydraException, OmegaConfBaseException) as error:
-        overrides = get_args_parser().parse_args().overrides
-        print_error(explain_override_error(error, overrides, primary, composer))
+        print_error(composer.explain(error, overrides))
         return 2
     except BrokenPipeError:  # `| head` has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -154,6 +156,17 @@ def _exit_code(
         traceback.print_exc()
         keep_error(f"{type(error).__name__}: {error}")
         return 1
+
+
+def _sweeps(arguments: Namespace) -> bool:
+    """Whether commas separate values to try."""
+    names = [override.partition("=")[0] for override in arguments.overrides]
+    return arguments.multirun or any(name in ("hparams_search", "hydra/sweeper", "hydra.mode") for name in names)
+
+
+def _replace_overrides(given: list[str], now: list[str]) -> None:
+    """Replace the overrides of ``sys.argv``, which Hydra parses, and Lightning repeats in further processes."""
+    sys.argv[1:] = [*(word for word in sys.argv[1:] if word not in given), *now]
 
 
 def _run(job: Callable[[DictConfig], Any], config_name: str) -> None:
@@ -188,26 +201,30 @@ def _print_run_folder(job: Callable[[DictConfig], float | None]) -> Callable[[Di
     return printing
 
 
-def _check_jobs(overrides: list[str], compose: Callable[[list[str]], DictConfig]) -> None:
+def _check_jobs(overrides: list[str], composer: Composer) -> None:
     """Check all jobs of a sweep over listed values before the first one starts."""
-    parsed = OverridesParser.create().parse_overrides(overrides)
-    if any(override.key_or_group in ("hparams_search", "hydra/sweeper") for override in parsed):
-        return  # the sweeper checks them
-    for override in parsed:
-        if override.is_interval_sweep():
-            raise ConfigError(
-                f"{override.input_line} has no end of values to try: add hparams_search=optuna, which chooses among "
-                "them, or list some"
-            )
-    for override in parsed:
-        if override.is_sweep_override() and override.key_or_group.partition(".")[0] == "launcher":
-            raise ConfigError(
-                f"{override.key_or_group} is one for all jobs of a sweep: start a sweep for each of its values"
-            )
-    jobs = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
+    with composer.loader() as loader:
+        parsed = parse_overrides(overrides, loader)
+        if any(override.key_or_group in ("hparams_search", "hydra/sweeper") for override in parsed):
+            return  # the sweeper checks them
+        for override in parsed:
+            if override.is_interval_sweep():
+                raise ConfigError(
+                    f"{override.input_line} has no end of values to try: add hparams_search=optuna, which chooses "
+                    "among them, or list some"
+                )
+        for override in parsed:
+            if override.is_sweep_override() and override.key_or_group.partition(".")[0] == "launcher":
+                raise ConfigError(
+                    f"{override.key_or_group} is one for all jobs of a sweep: start a sweep for each of its values"
+                )
+        jobs = split_jobs(parsed)
+    if not jobs:
+        empty = next(override for override in parsed if override.is_sweep_override())
+        raise ConfigError(f"{empty.input_line} names nothing to try: list some values, or use another pattern")
     for number, job in enumerate(jobs):
         try:
-            cfg = compose(list(job))
+            cfg = composer(job)
             validate(cfg)
             # DDP starts this command again on every device.
             if runs_locally(cfg.launcher) and str(cfg.trainer.get("devices", 1)) != "1":
@@ -227,43 +244,7 @@ def _print_job_error(error: Exception, number: int, *, searched: bool) -> None:
         raise SystemExit(error.exit_code)  # SIGTERM stops the whole sweep
 
 
-def compose(overrides: list[str], *, config_name: str = "train") -> DictConfig:
-    """Compose a configuration, for commands that are not Hydra apps.
-
-    Args:
-        overrides: as on a command line.
-        config_name: the primary file in ``conf``, without its suffix.
-
-    Raises:
-        ConfigError: an override is wrong.
-    """
-    _register_schemas()
-
-    composer = partial(_compose, config_name=config_name)
-    try:
-        return composer(overrides)
-    except (HydraException, OmegaConfBaseException) as error:
-        primary = conf_dir() / f"{config_name}.yaml"
-        raise ConfigError(explain_override_error(error, overrides, primary, composer)) from None
-
-
 def show_log() -> None:
     """Log plain sentences to stderr, as train.py does."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("botocore").setLevel(logging.WARNING)
-
-
-def _register_schemas() -> None:
-    register()
-    deploy_schema.register()
-    OmegaConf.register_new_resolver("mode_of", metric_mode, replace=True)
-
-
-def _compose(overrides: list[str], config_name: str) -> DictConfig:
-    """Compose a configuration outside a Hydra app as ``hydra.main`` would."""
-    GlobalHydra.instance().clear()
-    try:
-        with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return hydra.compose(config_name, overrides=overrides, return_hydra_config=False)
-    finally:
-        GlobalHydra.instance().clear()

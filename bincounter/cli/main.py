@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from bincounter import __version__
 from bincounter.errors import BinCounterError
+from bincounter.files import expand_user
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -73,18 +74,18 @@ def _parser() -> argparse.ArgumentParser:
 
     explore = commands.add_parser("explore", help="write data.html: the contents of a data set, before training on it")
     explore.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py: data=abid data.source=...")
-    explore.add_argument("--output", type=Path, default=Path("data.html"), help="the page to write (data.html)")
+    explore.add_argument("--output", type=_path, default=Path("data.html"), help="the page to write (data.html)")
     explore.set_defaults(command=_explore)
 
     arrange = commands.add_parser("arrange", help="link the photos of a data source into <count>/<photo> folders")
-    arrange.add_argument("destination", type=Path, help="the folder to make")
+    arrange.add_argument("destination", type=_path, help="the folder to make")
     arrange.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py: data=abid data.source=...")
     arrange.set_defaults(command=_arrange)
 
     prepare = commands.add_parser(
         "prepare", help="split a data source into {train,valid,test}/<count>/<photo>, in a folder or a bucket"
     )
-    prepare.add_argument("destination", metavar="DESTINATION", help="a folder or s3://bucket/prefix")
+    prepare.add_argument("destination", type=expand_user, metavar="DESTINATION", help="a folder or s3://bucket/prefix")
     prepare.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py: data=abid data.source=...")
     prepare.add_argument(
         "--as",
@@ -95,11 +96,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     prepare.set_defaults(command=_prepare)
 
+    for command in (explore, arrange, prepare):
+        command.add_argument("--config-dir", type=_path, help="a further folder of configuration files, as for train")
+
     predict = commands.add_parser("predict", help="count the items in photos")
-    predict.add_argument("sources", nargs="+", metavar="PHOTO|FOLDER|s3://...")
-    predict.add_argument("--ckpt-path", type=Path, help="the checkpoint; the newest best.ckpt under logs/ by default")
-    predict.add_argument("--csv", type=Path, help="write a table there instead of printing")
-    predict.add_argument("--data-dir", type=Path, default=Path("data"), help="where photos of buckets are kept (data)")
+    predict.add_argument("sources", type=expand_user, nargs="+", metavar="PHOTO|FOLDER|s3://...")
+    predict.add_argument("--ckpt-path", type=_path, help="the checkpoint; the newest best.ckpt under logs/ by default")
+    predict.add_argument("--csv", type=_path, help="write a table there instead of printing")
+    predict.add_argument("--data-dir", type=_path, default=Path("data"), help="where photos of buckets are kept (data)")
     predict.add_argument(
         "--trust",
         action="append",
@@ -110,25 +114,25 @@ def _parser() -> argparse.ArgumentParser:
     predict.set_defaults(command=_predict)
 
     compare = commands.add_parser("compare", help="compare runs: differing settings and their scores")
-    compare.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs, or of sweeps")
+    compare.add_argument("runs", nargs="+", type=_path, metavar="RUN", help="folders of runs, or of sweeps")
     compare.set_defaults(command=_compare)
 
     cost = commands.add_parser("cost", help="time and cost of runs, sweeps and endpoints, also per point of accuracy")
-    cost.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="folders of runs, sweeps or endpoints")
+    cost.add_argument("folders", nargs="+", type=_path, metavar="RUN", help="folders of runs, sweeps or endpoints")
     cost.add_argument("--json", action="store_true", help="print one JSON document instead of tables")
     cost.set_defaults(command=_cost)
 
     rules = commands.add_parser(
         "rules", help="evaluate rules on the tensors recorded by debugger=tensors, with other bounds if given"
     )
-    rules.add_argument("run", type=Path, metavar="RUN", help="its folder")
+    rules.add_argument("run", type=_path, metavar="RUN", help="its folder")
     rules.add_argument("overrides", nargs="*", metavar="debugger.rules.RULE.SETTING=VALUE")
     rules.set_defaults(command=_rules)
 
     attach = commands.add_parser(
         "attach", help="follow the SageMaker jobs of a run or a sweep, and fetch their results"
     )
-    attach.add_argument("folder", type=Path, help="folder of the run or the sweep")
+    attach.add_argument("folder", type=_path, help="folder of the run or the sweep")
     attach.set_defaults(command=_attach)
 
     rehearsal = commands.add_parser(
@@ -138,12 +142,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _compose_data(overrides: list[str]) -> "tuple[DictConfig, BinDataModule]":
+def _path(text: str) -> Path:
+    return Path(expand_user(text))
+
+
+def _compose_data(arguments: argparse.Namespace) -> "tuple[DictConfig, BinDataModule]":
     """Compose a configuration and its data module, which is not prepared yet."""
     from bincounter.cli.hydra_app import compose, show_log
 
     show_log()
-    cfg = compose(overrides)
+    cfg = compose(arguments.overrides, config_dir=arguments.config_dir, internal=False)
     from bincounter.config.validate import validate
     from bincounter.training.run import data_module
 
@@ -152,7 +160,7 @@ def _compose_data(overrides: list[str]) -> "tuple[DictConfig, BinDataModule]":
 
 
 def _explore(arguments: argparse.Namespace) -> int:
-    cfg, data = _compose_data(arguments.overrides)
+    cfg, data = _compose_data(arguments)
     data.prepare()
     from bincounter.report.explore import write_data_report
 
@@ -168,7 +176,7 @@ def _explore(arguments: argparse.Namespace) -> int:
 
 
 def _arrange(arguments: argparse.Namespace) -> int:
-    _, data = _compose_data(arguments.overrides)
+    _, data = _compose_data(arguments)
     from bincounter.data.arrange import arrange
     from bincounter.data.records import Candidate, Listing
 
@@ -179,8 +187,8 @@ def _arrange(arguments: argparse.Namespace) -> int:
 
 
 def _prepare(arguments: argparse.Namespace) -> int:
-    # The decoded photos that training caches are not needed.
-    cfg, data = _compose_data([*arguments.overrides, "data.cache=false"])
+    arguments.overrides.append("data.cache=false")  # the decoded photos that training caches are not needed
+    cfg, data = _compose_data(arguments)
     from bincounter.data.prepare import SIDES, check_destination, prepare_folders, prepare_shards
 
     check_destination(arguments.destination, cfg.data.source)

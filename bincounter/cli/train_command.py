@@ -15,13 +15,14 @@ from bincounter.cli import hydra_app
 log = logging.getLogger(__name__)
 
 
-def main(*, keep_error: Callable[[str], None] = lambda _: None) -> int:
+def main(*, keep_error: Callable[[str], None] = lambda _: None, internal: bool = False) -> int:
     """Run the command line in ``sys.argv``; returns the exit code.
 
     Args:
         keep_error: is given what went wrong, in one sentence, besides its being shown on stderr.
+        internal: see :func:`bincounter.cli.hydra_app.main`.
     """
-    return hydra_app.main(job, config_name="train", keep_error=keep_error)
+    return hydra_app.main(job, config_name="train", keep_error=keep_error, internal=internal)
 
 
 def job(cfg: DictConfig) -> float | None:

@@ -23,6 +23,7 @@ from bincounter.cloud.cost_bills import (
 from bincounter.cloud.endpoints.endpoint_record import ENDPOINT_RECORD, ServingPeriod, read_periods
 from bincounter.cloud.jobs import EARLIER_JOBS, ENDED_STATUSES, JOB_RECORD, Job, is_local_endpoint, read_job
 from bincounter.cloud.tuning_job import TUNING_ENDED, TUNING_RECORD, load_tuning_job
+from bincounter.config.quoting import shell_command
 from bincounter.errors import BinCounterError, ConfigError, ResourceError, UserError
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ class _Reader:
             seen = datetime.fromtimestamp((job.folder / JOB_RECORD).stat().st_mtime, UTC)
             self.costs.notes.append(
                 f"{job.name} was still running when it was last seen, {seen:%Y-%m-%d %H:%M} UTC, and AWS could "
-                f"not be asked ({error}): python -m bincounter attach {job.folder}"
+                f"not be asked ({error}): {shell_command('python', '-m', 'bincounter', 'attach', job.folder)}"
             )
             return job.description, RUNNING
         if described is None:
@@ -161,9 +162,8 @@ class _Reader:
             )
             return job.description, "cut off" if job.rehearsed else "unknown"
         if described["TrainingJobStatus"] in ENDED_STATUSES:
-            self.costs.notes.append(
-                f"{job.name} has ended; fetch its results with: python -m bincounter attach {job.folder}"
-            )
+            fetch = shell_command("python", "-m", "bincounter", "attach", job.folder)
+            self.costs.notes.append(f"{job.name} has ended; fetch its results with: {fetch}")
         return described, state_of(described)
 
     def _read_endpoints(self, folder: Path) -> None:

@@ -8,11 +8,11 @@ bare word that is not JSON. Values from a tuning job have the same form.
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.core.override_parser.types import Override
 
+from bincounter.config.quoting import hydra_source, json_ready
 from bincounter.errors import ConfigError
 
 MAX_KEY_LENGTH = 256
@@ -25,8 +25,6 @@ _NOT_OURS = ("sagemaker_", "_")
 _BARE = re.compile(r"[A-Za-z0-9_./:@%+=,-]+")
 # JSON allows these, and the shells and log viewers on the way to the container change them.
 _UNSAFE = re.compile(r"[^ -~]|['`$!]")
-# A word that Hydra reads as a string.
-_WORD = re.compile(r"(?!(?:true|false|null|nan|inf)$)[A-Za-z_][A-Za-z0-9_./:-]*", re.IGNORECASE)
 
 
 def encode_overrides(overrides: Sequence[str]) -> dict[str, str]:
@@ -52,16 +50,6 @@ def encode_overrides(overrides: Sequence[str]) -> dict[str, str]:
     encoded = {key: _text(override) for key, override in chosen.items()}
     _refuse_too_much(encoded)
     return encoded
-
-
-def override_of(key: str, value: Any) -> str:
-    """Write one value as an override, quoted for Hydra's grammar.
-
-    Args:
-        key: with its prefix and package, if any: ``model.optimizer.lr``, ``+trainer.profiler``.
-        value: what Hydra reads from an override: numbers, truth values, texts, ``None``, lists or mappings of them.
-    """
-    return f"{key}={_source(_json_ready(value))}"
 
 
 def decode_overrides(hyperparameters: Mapping[str, str]) -> list[str]:
@@ -97,23 +85,10 @@ def _text(override: Override) -> str:
     value = override.value()
     if isinstance(value, str) and _BARE.fullmatch(value) and not _is_json(value):
         return value
-    text = json.dumps(_json_ready(value), ensure_ascii=True, separators=(",", ":"))
+    text = json.dumps(json_ready(value), ensure_ascii=True, separators=(",", ":"))
     if "\\u0000" in text:
         raise ConfigError(f"{override.get_key_element()} contains a NUL character: remove it")
     return _UNSAFE.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
-
-
-def _json_ready(value: Any) -> Any:
-    """Turn the keys of mappings into their source text: JSON has string keys only, and Hydra does not quote keys."""
-    if isinstance(value, dict):
-        return {_key_source(key): _json_ready(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_json_ready(item) for item in value]
-    return value
-
-
-def _key_source(key: Any) -> str:
-    return re.sub(r"([\\()\[\]{}:=, \t])", r"\\\1", key) if isinstance(key, str) else _source(key)
 
 
 def _is_json(text: str) -> bool:
@@ -154,17 +129,4 @@ def _override(key: str, text: str) -> str:
         value = json.loads(text)
     except ValueError:
         value = text
-    return f"{key}={_source(value)}"
-
-
-def _source(value: Any) -> str:
-    """Write a value in Hydra's grammar."""
-    if value is None:
-        return "null"
-    if isinstance(value, str):
-        return value if _WORD.fullmatch(value) else QuotedString(value, Quote.single).with_quotes()
-    if isinstance(value, list):
-        return f"[{','.join(map(_source, value))}]"
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{_source(item)}" for key, item in value.items()) + "}"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return f"{key}={hydra_source(value)}"

@@ -102,7 +102,7 @@ def check_config_is_tracked(config: DictConfig) -> None:
         ConfigError: a folder of the search path is.
     """
     for source in config.hydra.runtime.config_sources:
-        if source.provider in ("command-line", "hydra.searchpath in main"):
+        if source.provider == "command-line" or source.provider.startswith("hydra.searchpath"):
             raise ConfigError(
                 f"The configuration in {source.path} would be missing in the container: move it to conf/ of a checkout "
                 "and git add it"

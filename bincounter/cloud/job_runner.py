@@ -1,7 +1,6 @@
 """Runs jobs side by side: submit, follow, fetch; Ctrl-C asks whether to stop them."""
 
 import logging
-import shlex
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from bincounter.cloud.aws_errors import describe_failure
 from bincounter.cloud.job_log import epoch_scores, follow_job
 from bincounter.cloud.jobs import Job, fetch_inspection, fetch_run, format_cost, is_recorded, read_jobs, stop, submit
 from bincounter.config.overrides import drop_overrides
+from bincounter.config.quoting import shell_command
 from bincounter.errors import BinCounterError, Interrupted, Pruned, ResourceError
 
 if TYPE_CHECKING:
@@ -235,9 +235,12 @@ def _ending(job: Job, *, rehearsed: bool) -> BinCounterError | None:
     ways = []
     if not rehearsed:
         given = drop_overrides(job.overrides, "paths.output_dir", "launcher.checkpoint_uri", "hparams_search", "hydra")
-        ways.append(shlex.join(["python", "train.py", *given, f"launcher.checkpoint_uri={job.checkpoint_uri}"]))
+        ways.append(
+            shell_command("python", "train.py", *given, settings={"launcher.checkpoint_uri": job.checkpoint_uri})
+        )
+    resume = shell_command("python", "train.py", "ckpt_path=last", settings={"paths.output_dir": job.folder})
     if (job.folder / "checkpoints" / "last.ckpt").exists():
-        ways.append(shlex.join(["python", "train.py", "ckpt_path=last", f"paths.output_dir={job.folder}"]) + " (here)")
+        ways.append(f"{resume} (here)")
     return ResourceError(
         f"{job.name} was stopped ({job.description.get('SecondaryStatus')}) and is incomplete: its files are in "
         f"{job.folder}; resume with: {', or '.join(ways) or 'the same command'}"
@@ -273,4 +276,4 @@ def attach(folder: Path) -> list[RunningJob]:
 
 def attach_command(folder: Path) -> str:
     """Return the command that follows the jobs of a folder again."""
-    return shlex.join(["python", "-m", "bincounter", "attach", str(folder)])
+    return shell_command("python", "-m", "bincounter", "attach", folder)

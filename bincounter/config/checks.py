@@ -6,13 +6,15 @@ import pydoc
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from bincounter.errors import ConfigError, check_choice, closest_match
+from bincounter.files import expand_user
 
 _HYDRA_KEYS = {"_target_", "_partial_", "_args_", "_recursive_", "_convert_"}  # read by Hydra itself
 
@@ -41,9 +43,9 @@ class Bound:
             if not re.fullmatch(self.pattern, value):
                 raise ConfigError(f"{key}={value} {self.hint}")
         elif not self._holds(value):
-            low = f"above {self.gt:g}" if self.gt is not None else f"at least {self.ge:g}"
-            high = f" and at most {self.le:g}" if self.le is not None else ""
-            raise ConfigError(f"{key}={value:g} is out of range: it must be {low}{high}")
+            low = f"above {_number(self.gt)}" if self.gt is not None else f"at least {_number(self.ge)}"
+            high = f" and at most {_number(self.le)}" if self.le is not None else ""
+            raise ConfigError(f"{key}={_number(value)} is out of range: it must be {low}{high}")
 
     def _holds(self, value: float) -> bool:
         return (
@@ -53,6 +55,10 @@ class Bound:
             and (self.gt is None or value > self.gt)
             and (self.le is None or value <= self.le)
         )
+
+
+def _number(value: float | None) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 def bounded(default: Any, **bounds: Any) -> Any:
@@ -77,9 +83,11 @@ def check_bounds(node: DictConfig, key: str = "") -> None:
         key: the node's dotted name.
 
     Raises:
-        ConfigError: naming the first setting that is out of bounds, and what is allowed.
+        ConfigError: naming the first setting that is out of bounds or not there, and what is allowed.
     """
     schema = OmegaConf.get_type(node)
+    if is_dataclass(schema):
+        _refuse_additions(node, key, [each.name for each in fields(schema)])
     for each in fields(schema) if is_dataclass(schema) else ():
         if OmegaConf.is_missing(node, each.name):
             continue
@@ -90,6 +98,53 @@ def check_bounds(node: DictConfig, key: str = "") -> None:
         elif bound and value is not None:
             for one in value if OmegaConf.is_list(value) else [value]:
                 bound.check(name, one)
+
+
+def _refuse_additions(node: DictConfig, key: str, known: list[str]) -> None:
+    """Reject settings that were added with ``+`` and that nothing reads, not even another setting."""
+    for name in map(str, node):
+        if name in known or name == "hydra":
+            continue
+        if re.search(rf"\$\{{[^}}]*\b{re.escape(name)}\b", OmegaConf.to_yaml(node._get_root())):
+            continue
+        guess = closest_match(name, known)
+        place = f"{key}.{name}" if key else name
+        meant = f"{key}.{guess}" if key else guess
+        hint = f"did you mean {meant}, without +?" if guess else "remove it"
+        raise ConfigError(f"+{place} is read by nothing: {hint}")
+
+
+def path_setting(default: Any = MISSING) -> Any:
+    """A dataclass field for a path, or a list of them, in which :func:`expand_home` expands ``~``."""
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata={"path": True})
+    return field(default=default, metadata={"path": True})
+
+
+def expand_home(node: DictConfig | ListConfig, *, all_paths: bool = False) -> None:
+    """Expand ``~`` and ``~user`` in a composed configuration, in place.
+
+    Args:
+        node: with :func:`path_setting` fields; in open nodes each text that begins with ``~`` is a path.
+        all_paths: whether the texts of this node are paths.
+    """
+    schema = OmegaConf.get_type(node)
+    typed = {each.name: each for each in fields(schema)} if is_dataclass(schema) else None
+    names: Iterable[Any] = node if isinstance(node, DictConfig) else range(len(node))
+    for name in names:
+        described = typed.get(str(name)) if typed else None
+        is_path = all_paths or (described is not None and bool(described.metadata.get("path")))
+        try:
+            value = node[name]
+        except OmegaConfBaseException:  # missing, or an interpolation that the checks refuse
+            continue
+        if isinstance(value, (DictConfig, ListConfig)):
+            has_schema = is_dataclass(OmegaConf.get_type(value))
+            is_open = described is not None and described.type is Any and not has_schema
+            if is_path or is_open or (has_schema and name != "hydra"):
+                expand_home(value, all_paths=is_path or is_open)
+        elif is_path and isinstance(value, str) and "~" in value:
+            node[name] = expand_user(value)
 
 
 def open_mapping() -> Any:
@@ -159,6 +214,30 @@ def import_target(key: str, dotted: str) -> Any:
     if not callable(found):
         raise ConfigError(f"{key}._target_={dotted} is not callable: correct the spelling, or install its package")
     return found
+
+
+def argument_names(key: str, node: DictConfig) -> list[str]:
+    """Names of the arguments that an open node's target takes; none where it has no target."""
+    if not isinstance(node.get("_target_"), str):
+        return []
+    try:
+        return list(inspect.signature(import_target(key, node["_target_"])).parameters)
+    except (ConfigError, ValueError):
+        return []
+
+
+def argument_hint(key: str, cfg: DictConfig) -> Any:
+    """Type of an argument of a ``_target_``, by the signature; ``None`` where there is none, or a number is there."""
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(cfg, parent, throw_on_missing=False)
+    if not isinstance(node, DictConfig) or not isinstance(node.get("_target_"), str):
+        return None
+    if name in _HYDRA_KEYS or isinstance(OmegaConf.select(node, name), (int, float)):  # spares an import
+        return None
+    try:
+        return _hints(import_target(parent, node["_target_"])).get(name)
+    except ConfigError:
+        return None
 
 
 RENAMED_TARGETS = {

@@ -14,7 +14,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from bincounter.config.checks import Bound, bounded, check_bounds, open_mapping
+from bincounter.config.checks import Bound, bounded, check_bounds, open_mapping, path_setting
 from bincounter.errors import ConfigError
 
 ACTIONS = ("deploy", "invoke", "update", "status", "delete", "list", "package", "transform")
@@ -61,16 +61,17 @@ class ParityConfig:
     """Photos that must be predicted alike by the checkpoint and by the archive before it is served."""
 
     photos: int = bounded(64, ge=0, le=100_000)  # 0: nothing is compared
-    source: str | None = None  # a photo, a folder or an s3:// URI; null: the run's own photos, else rendered demo bins
+    # A photo, a folder or an s3:// URI; null: the run's own photos, else rendered demo bins.
+    source: str | None = path_setting(None)
 
 
 @dataclass
 class PlacesConfig:
     """Folders; relative ones start at the working directory."""
 
-    data_dir: str = "data"  # photos of buckets, and demo bins
-    cache_dir: str = "${.data_dir}/cache"  # unpacked archives, and which servers run here; safe to delete
-    log_dir: str = "logs"  # the runs
+    data_dir: str = path_setting("data")  # photos of buckets, and demo bins
+    cache_dir: str = path_setting("${.data_dir}/cache")  # unpacked archives, and which servers run here; safe to delete
+    log_dir: str = path_setting("logs")  # the runs
 
 
 @dataclass
@@ -130,12 +131,14 @@ class DeployConfig:
     """The whole configuration of deploy.py."""
 
     action: str = bounded("deploy", choices=ACTIONS)
-    ckpt_path: str | None = None  # the checkpoint to serve; latest: the newest best.ckpt under paths.log_dir
+    # The checkpoint to serve; latest: the newest best.ckpt under paths.log_dir.
+    ckpt_path: str | None = path_setting(None)
     # Where the archive is written; null: endpoint/model.tar.gz of the run. An archive that exists is served as it is
     # when no ckpt_path is given.
-    archive: str | None = None
+    archive: str | None = path_setting(None)
     name: str = bounded("bincounter", pattern=_NAME, hint=_NO_NAME)  # of the endpoint
-    input: str | None = None  # action=invoke: a photo, a folder or an s3:// URI; action=transform: an s3:// folder
+    # Action=invoke: a photo, a folder or an s3:// URI; action=transform: an s3:// folder.
+    input: str | None = path_setting(None)
     output: str | None = None  # action=transform: the s3:// folder of answers
     # Fp32 | bf16, which a CPU or GPU that knows it does faster.
     precision: str = bounded("fp32", choices=("fp32", "bf16"))

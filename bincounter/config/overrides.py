@@ -1,56 +1,125 @@
 """One-line error messages for wrong overrides, and filters of overrides by key."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException, OverrideParseException
+from hydra.core.override_parser.types import Override, ValueType
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from bincounter.config.checks import argument_names
+from bincounter.config.quoting import shell_command
 from bincounter.errors import ConfigError, closest_match
 
 Compose = Callable[[list[str]], DictConfig]
+Groups = Mapping[str, Sequence[str]]
+"""Options by group."""
+INTERNAL = {("launcher", "container")}
+"""Options that bincounter itself chooses; so are all that are named after a schema."""
 
 
-def explain_override_error(error: Exception, overrides: list[str], primary: Path, compose: Compose) -> str:
+def explain_override_error(
+    error: Exception, overrides: list[str], groups: Groups, compose: Compose, command: str
+) -> str:
     """Explain in one line which override made Hydra raise ``error``.
 
     Args:
         error: a HydraException or an OmegaConf error.
         overrides: the command line's overrides.
-        primary: the YAML file composition starts at; the folders beside it are the groups.
+        groups: of the configuration.
         compose: turns overrides into a configuration.
+        command: that was started, such as ``train.py``.
     """
     if isinstance(error, OverrideParseException):
-        return (
-            f"the override {error.override!r} cannot be parsed: write KEY=VALUE, and quote what the shell would "
-            "split, as in 'data.counts=[0,1,2]'"
+        return _unparsable(error.override)
+    for override in OverridesParser.create().parse_overrides(overrides):
+        reason = (
+            _misplaced(override, groups, error)
+            or _unknown_option(override, groups)
+            or _unknown_key(override, groups, overrides, compose, command)
         )
-    parser = OverridesParser.create()
-    for override in parser.parse_overrides(overrides):
-        reason = _unknown_option(override, primary) or _unknown_key(override, primary, overrides, compose)
         if reason:
             return reason
     return wrong_value(error)
 
 
-def check_null_groups(overrides: list[str], primary: Path) -> None:
-    """Reject ``group=null``, for which Hydra raises a traceback.
+def check_overrides(overrides: list[str], groups: Groups, *, internal: bool = False) -> None:
+    """Reject overrides for which Hydra raises a traceback, or that it accepts though they are not for users.
+
+    Args:
+        overrides: of the command line.
+        groups: of the configuration.
+        internal: whether internal options are accepted.
 
     Raises:
-        ConfigError: naming the group's options.
+        ConfigError: with the next step.
         HydraException: an override cannot be parsed.
     """
-    nulls = [each for each in overrides if each.endswith("=null")]
-    for override in OverridesParser.create().parse_overrides(nulls):
-        options = _groups(primary).get(override.key_or_group)
-        if options is not None and not override.is_delete():
-            raise ConfigError(
-                f"{override.key_or_group}=null is not an option: choose one of {', '.join(options)}, or remove it"
-            )
+    for override in OverridesParser.create().parse_overrides(overrides):
+        group, options = override.key_or_group, groups.get(override.key_or_group)
+        if not group:
+            raise ConfigError(f"the override {override.input_line!r} has no key: write KEY=VALUE, as in seed=3")
+        if options is None or override.is_delete():
+            continue
+        text = override.get_value_string().strip("'\"")
+        if text == "null":
+            raise ConfigError(f"{group}=null is not an option: choose one of {', '.join(options)}, or remove it")
+        for option in re.findall(r"[\w-]+", text):
+            if not internal and option not in options and is_internal(group, option):
+                raise ConfigError(f"{group}={option} is not one of {', '.join(options)}")
+
+
+def is_internal(group: str, option: str) -> bool:
+    """Whether an option is not for users."""
+    return (group, option) in INTERNAL or option == "schema" or option.endswith("_schema")
+
+
+def read_groups(folders: Sequence[Path], config_name: str) -> Groups:
+    """Read the groups that a configuration has among its defaults, with their options.
+
+    Args:
+        folders: of configuration files; the primary file is in one of them.
+        config_name: name of the primary file, without its suffix.
+    """
+    primary = next((path for folder in folders if (path := folder / f"{config_name}.yaml").is_file()), None)
+    defaults = OmegaConf.select(OmegaConf.load(primary), "defaults") if primary else []
+    used = {group for entry in defaults or [] if isinstance(entry, DictConfig) for group in entry}
+    found: dict[str, set[str]] = {}
+    for folder in folders:
+        for path in folder.rglob("*.yaml"):
+            group = path.parent.relative_to(folder).as_posix()
+            if group.partition("/")[0] in used and not is_internal(group, path.stem):
+                found.setdefault(group, set()).add(path.stem)
+    return {group: sorted(options) for group, options in sorted(found.items())}
+
+
+def _unparsable(override: str) -> str:
+    key, equals, text = override.partition("=")
+    if not equals or not re.fullmatch(r"\+{0,2}[\w./@-]+", key):
+        return f"the override {override!r} cannot be parsed: write KEY=VALUE, as in data.batch_size=64"
+    if text.strip()[:1] in ("[", "{"):
+        return f"the override {override!r} cannot be parsed: check its brackets and quotes, as in 'data.counts=[0,1,2]'"
+    one = shell_command(settings={key: text})
+    return f"the override {override!r} cannot be parsed: quote its value for Hydra, too: {one}"
+
+
+def _misplaced(override: Override, groups: Groups, error: Exception) -> str | None:
+    """Message for an override of which another form works."""
+    key, text = override.key_or_group, override.input_line or ""
+    if override.is_add() and (key in groups or f"An item is already at '{key}'" in str(error)):
+        return f"{text}: {key} is there already: write {shell_command(text.lstrip('+'))}, without +"
+    group = {"hydra/sweeper": "hparams_search", "hydra/launcher": "launcher"}.get(key, "")
+    if group in groups and isinstance(error, MissingConfigException):
+        options = [f"{group}={option}" for option in groups[group]]
+        named = f"{group}={override.value()}"
+        return f"{text} is chosen by {group} here: write {named if named in options else ' or '.join(options)}"
+    if override.value_type == ValueType.SIMPLE_CHOICE_SWEEP and f"Ambiguous value for argument '{text}'" in str(error):
+        one = shell_command(settings={override.get_key_element(): override.get_value_string()})
+        return f"{text} lists several values: add -m to try each, or write {one} for one text"
+    return None
 
 
 def unknown_setting(key: str, cfg: DictConfig) -> str | None:
@@ -59,21 +128,8 @@ def unknown_setting(key: str, cfg: DictConfig) -> str | None:
     return None if key in known else f"Unknown setting '{key}'{_suggestion(key, known, 'train.py')}"
 
 
-def _groups(primary: Path) -> dict[str, list[str]]:
-    """Options by group, of the groups that ``primary`` has among its defaults."""
-    defaults = OmegaConf.select(OmegaConf.load(primary), "defaults")
-    used = {group for entry in defaults if isinstance(entry, DictConfig) for group in entry}
-    folders = [p for p in primary.parent.rglob("*") if p.is_dir() and any(p.glob("*.yaml"))]
-    names = {folder.relative_to(primary.parent).as_posix(): folder for folder in folders}
-    return {
-        name: sorted(p.stem for p in folder.glob("*.yaml"))
-        for name, folder in names.items()
-        if name.partition("/")[0] in used
-    }
-
-
-def _unknown_option(override: Override, primary: Path) -> str | None:
-    options = _groups(primary).get(override.key_or_group)
+def _unknown_option(override: Override, groups: Groups) -> str | None:
+    options = groups.get(override.key_or_group)
     if options is None or override.is_delete():
         return None
     value = override.value()
@@ -85,25 +141,44 @@ def _unknown_option(override: Override, primary: Path) -> str | None:
     return None
 
 
-def _unknown_key(override: Override, primary: Path, overrides: list[str], compose: Compose) -> str | None:
+def _unknown_key(
+    override: Override, groups: Groups, overrides: list[str], compose: Compose, command: str
+) -> str | None:
     key = override.key_or_group
-    if override.is_add() or override.is_delete() or key in _groups(primary) or key.startswith("hydra"):
+    if override.is_add() or override.is_delete() or key in groups or key.startswith("hydra"):
         return None
-    cfg = _composed_groups(overrides, primary, compose)
+    cfg = compose_groups(overrides, groups, compose)
     if cfg is None or OmegaConf.select(cfg, key, throw_on_missing=False) is not None or key in _keys(cfg):
         return None
-    known = _keys(cfg) | set(_groups(primary))
-    return f"Unknown setting '{key}'{_suggestion(key, known, f'{primary.stem}.py')}"
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(cfg, parent, throw_on_missing=False) if parent else None
+    if isinstance(node, DictConfig) and name in argument_names(parent, node):
+        return (
+            f"{key} is not among the settings of {parent}, and an argument of {node['_target_']}: add it with "
+            f"{shell_command(f'+{override.input_line}')}"
+        )
+    known = _keys(cfg) | set(groups)
+    return f"Unknown setting '{key}'{_suggestion(key, known, command)}"
 
 
-def _composed_groups(overrides: list[str], primary: Path, compose: Compose) -> DictConfig | None:
-    """The configuration that the group choices alone compose: all settings a key can name."""
-    groups = _groups(primary)
-    choices = [o for o in overrides if o.lstrip("+~").split("=")[0].split("@")[0] in groups]
+def compose_groups(overrides: list[str], groups: Groups, compose: Compose) -> DictConfig | None:
+    """Compose the choices of groups alone, of a sweep the first one: all settings that a key can name."""
+    choices = []
+    for override in OverridesParser.create().parse_overrides([o for o in overrides if _chooses(o, groups)]):
+        if override.value_type in (ValueType.CHOICE_SWEEP, ValueType.SIMPLE_CHOICE_SWEEP):
+            first = next(override.sweep_string_iterator())
+            choices.append(f"{override.get_key_element()}={first}")
+        elif not override.is_sweep_override() and override.input_line:
+            choices.append(override.input_line)
     try:
         return compose(choices)
     except (HydraException, OmegaConfBaseException):
         return None
+
+
+def _chooses(override: str, groups: Groups) -> bool:
+    key = override.lstrip("+~").split("=")[0]
+    return key.split("@")[0] in groups or key == "hydra.searchpath" or key.endswith("._target_")
 
 
 def _keys(cfg: DictConfig) -> set[str]:
@@ -142,6 +217,10 @@ def wrong_value(error: Exception) -> str:
     text = str(cause).strip() or str(error).strip()
     key = getattr(cause, "full_key", None) or _labelled(text, "full_key")
     sentence = re.sub(r"\s+", " ", text.split("\n    full_key:")[0].split("\nfull_key")[0])
+    optional = re.fullmatch(r"field '(.+)' is not Optional", sentence)
+    if optional:
+        key = optional[1]
+        sentence = f"{key}=null: this setting cannot be null: write a value, or remove it to keep the default"
     if key and "dots" not in sentence and ".." in sentence:
         sentence += "; a range is written out, as in [0,1,2,3,4,5]"
     if key and "is not a ListConfig" in sentence:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from bincounter.config.checks import bounded, check_target, metric_mode, open_mapping
+from bincounter.config.checks import bounded, check_target, metric_mode, open_mapping, path_setting
 from bincounter.errors import ConfigError
 
 _MOST_PARENTS = 5  # of a tuning job
@@ -21,7 +21,7 @@ class SearchConfig:
     n_trials: int = 20  # in all, those of earlier starts of the same search included
     # Null: from task_name and a digest of what is searched, so that a command goes on.
     study_name: str | None = bounded(None, pattern=r"[A-Za-z0-9][A-Za-z0-9._-]*", hint=_NO_STUDY_NAME)
-    warm_start: list[str] = field(default_factory=list)  # past searches to learn from
+    warm_start: list[str] = path_setting([])  # past searches to learn from
     retrain_best: bool = False  # train the best values once more at the end, and score them on the test photos
 
 
@@ -30,7 +30,7 @@ class OptunaConfig(SearchConfig):
     """Optuna chooses values; any launcher runs the trials."""
 
     n_jobs: int = bounded(1, ge=1)  # trials chosen and launched together
-    storage: str | None = None  # any URL that Optuna takes; null: an SQLite file in the sweep's folder
+    storage: str | None = path_setting(None)  # any URL that Optuna takes; null: an SQLite file in the sweep's folder
     metrics: list[str] = field(default_factory=list)  # objectives; empty: optimized_metric alone
     sampler: Any = None  # open: an optuna sampler, a group of its own: hparams_search/sampler=tpe|random|grid|...
     pruner: Any = None  # open: an optuna pruner, a group of its own: hparams_search/pruner=none|median|hyperband

@@ -11,7 +11,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from bincounter.config.checks import bounded
+from bincounter.config.checks import bounded, path_setting
 from bincounter.config.debugger_schema import (
     DEBUGGERS,
     AdvancedProfiler,
@@ -64,7 +64,7 @@ class SyncConfig:
 class DataConfig:
     """A data set, and how its photos become batches."""
 
-    source: str | None = None  # a folder or an s3:// URI
+    source: str | None = path_setting(None)  # a folder or an s3:// URI
     layout: Any = None  # open: what reads the source, see bincounter.data.layouts
     counts: list[int] | None = None  # photos with other counts are excluded; null takes every count there is
     image_size: int = bounded(224, ge=16, le=1024)  # pixels, both sides; the aspect ratio is not kept
@@ -100,7 +100,7 @@ class ModelConfig:
     """The network and its optimisation."""
 
     backbone: Any = MISSING  # open: see bincounter.model.backbones
-    weights: str | None = None  # a torchvision name, a local file, or null for a random start
+    weights: str | None = path_setting(None)  # a torchvision name, a local file, or null for a random start
     trained: str = bounded("all", choices=("all", "frozen", "last_stages", "gradual"))
     stages: int = bounded(1, ge=1)  # trained=last_stages: how many, counted from the output
     unfreeze_every: int = bounded(1, ge=1)  # trained=gradual: epochs between one more stage and the next
@@ -115,11 +115,12 @@ class ModelConfig:
 class PathsConfig:
     """Folders; relative ones start at the working directory."""
 
-    data_dir: str = MISSING  # demo bins and synced buckets
-    cache_dir: str = MISSING  # manifests, splits and decoded photos; safe to delete
-    log_dir: str = MISSING  # the runs
-    output_dir: str = MISSING  # this run
-    model_dir: str | None = None  # where each new best.ckpt is also copied, with its config.yaml; null: nowhere
+    data_dir: str = path_setting()  # demo bins and synced buckets
+    cache_dir: str = path_setting()  # manifests, splits and decoded photos; safe to delete
+    log_dir: str = path_setting()  # the runs
+    output_dir: str = path_setting()  # this run
+    # Where each new best.ckpt is also copied, with its config.yaml; null: nowhere.
+    model_dir: str | None = path_setting(None)
 
 
 @dataclass
@@ -137,7 +138,7 @@ class TrainConfig:
     tags: list[str] = field(default_factory=list)
     train: bool = True
     test: bool = True
-    ckpt_path: str | None = None  # last | latest | a file
+    ckpt_path: str | None = path_setting(None)  # last | latest | a file
     seed: int = bounded(0, ge=0, le=2**32 - 1)
     optimized_metric: str = "val/accuracy"  # chooses best.ckpt, and what a sweep gets back
     float32_matmul_precision: str = bounded("highest", choices=("highest", "high", "medium"))

@@ -10,7 +10,8 @@ that the container decodes tuned and fixed ones alike.
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from bincounter.cloud.hyperparameters import encode_overrides, override_of
+from bincounter.cloud.hyperparameters import encode_overrides
+from bincounter.config.quoting import override_of
 from bincounter.errors import ConfigError
 from bincounter.sweep.search_space import Choice, Interval, Parameter, Space
 

@@ -2,20 +2,20 @@
 
 import hashlib
 import json
-import shlex
+import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from bincounter.cloud.hyperparameters import override_of
 from bincounter.cloud.sagemaker_launcher import is_rehearsal
 from bincounter.config.checks import check_bounds, metric_mode
 from bincounter.config.launcher_schema import runs_locally
 from bincounter.config.overrides import drop_overrides
+from bincounter.config.quoting import override_of, search_path, shell_command
 from bincounter.config.search_schema import check_search
 from bincounter.config.train_schema import TrainConfig
 from bincounter.config.validate import validate
@@ -50,6 +50,7 @@ class Plan:
         folder: of the sweep.
         metrics: names of the objectives.
         directions: ``minimize`` or ``maximize``, one for each.
+        search_path: options of the command line that name folders of configuration files.
         identity: digests of what must not change when a search is resumed, by name.
     """
 
@@ -64,6 +65,7 @@ class Plan:
     metrics: list[str]
     directions: list[Direction]
     identity: Mapping[str, str]
+    search_path: Sequence[str] = ()
 
     @property
     def scored_in_folder(self) -> bool:
@@ -73,10 +75,10 @@ class Plan:
     def command(self, values: Mapping[str, Any]) -> str:
         """Return the shell command that runs one trial by itself."""
         overrides = [*self.others, *(override_of(key, value) for key, value in values.items())]
-        program = ["python", "train.py" if self.own else sys.argv[0]]
+        program = ["python", "train.py" if self.own else sys.argv[0], *self.search_path]
         if self.own:
             overrides = drop_overrides(overrides, "hparams_search", "paths.output_dir", "dry_run")
-        return shlex.join([*program, *map(mask_argument, overrides)])
+        return shell_command(*program, *map(mask_argument, overrides))
 
 
 def read_plan(config: DictConfig, settings: DictConfig, arguments: list[str], loader: "ConfigLoader") -> Plan:
@@ -119,7 +121,8 @@ def read_plan(config: DictConfig, settings: DictConfig, arguments: list[str], lo
         **_identity(cfg, parameters, list(zip(metrics, directions, strict=True)), own=own),
         "chooser": _chooser(plain, cfg),
     }
-    name = plain["study_name"] or f"{config.hydra.job.name}-{_digest(identity)}"
+    task = re.sub(r"[^A-Za-z0-9._-]+", "-", config.hydra.job.name).strip("-.") or "search"  # also names a folder
+    name = plain["study_name"] or f"{task}-{_digest(identity)}"
     return Plan(
         own=own,
         local=not own or runs_locally(cfg.launcher),
@@ -132,6 +135,7 @@ def read_plan(config: DictConfig, settings: DictConfig, arguments: list[str], lo
         metrics=metrics,
         directions=directions,
         identity=identity,
+        search_path=search_path(config.hydra),
     )
 
 

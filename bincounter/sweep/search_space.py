@@ -14,9 +14,9 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, IntegerNode, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from bincounter.cloud.hyperparameters import override_of
 from bincounter.config.launcher_schema import runs_locally
 from bincounter.config.overrides import LAUNCH_KEYS, unknown_setting, wrong_value
+from bincounter.config.quoting import override_of
 from bincounter.config.train_schema import TrainConfig
 from bincounter.config.validate import validate
 from bincounter.errors import ConfigError, check_choice

@@ -22,9 +22,9 @@ from hydra.core.utils import JobReturn
 from hydra.types import TaskFunction
 from omegaconf import DictConfig
 
-from bincounter.cloud.hyperparameters import override_of
 from bincounter.cloud.jobs import JOB_RECORD, read_jobs
 from bincounter.config.overrides import drop_overrides
+from bincounter.config.quoting import override_of
 from bincounter.errors import BinCounterError, Interrupted, Pruned, Stopped
 from bincounter.files import lock, write_text
 from bincounter.sweep.search_plan import Plan
@@ -182,7 +182,7 @@ def common_overrides(plan: Plan) -> list[str]:
 
 
 def _trial(plan: Plan, number: int, overrides: list[str]) -> list[str]:
-    added = [f"hparams_search.trial={number}", f"hparams_search.study_name={plan.name}"]
+    added = [f"hparams_search.trial={number}", override_of("hparams_search.study_name", plan.name)]
     if not any(each.partition("=")[0].lstrip("+") == "test" for each in overrides):
         added.append("test=false")
     pruner = plan.settings["pruner"]

@@ -18,7 +18,6 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from bincounter.cloud import job_plan
 from bincounter.cloud.account import Account
 from bincounter.cloud.aws_errors import describe_failure
-from bincounter.cloud.hyperparameters import override_of
 from bincounter.cloud.job_runner import RunningJob
 from bincounter.cloud.jobs import is_local_endpoint
 from bincounter.cloud.sagemaker_launcher import REPOSITORY, is_rehearsal, rehearsal_environment
@@ -36,6 +35,7 @@ from bincounter.cloud.tuning_job import (
 )
 from bincounter.cloud.tuning_monitor import Trial, TuningJobMonitor, fetch_runs, format_total_cost
 from bincounter.config.overrides import drop_overrides
+from bincounter.config.quoting import override_of
 from bincounter.errors import ConfigError, ResourceError
 from bincounter.sweep.distributions import from_sagemaker, params_of, to_optuna, to_sagemaker
 from bincounter.sweep.retraining import report_results, retrain_best

@@ -13,9 +13,11 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from bincounter.config.checks import RENAMED_TARGETS, renamed_targets
+from bincounter.config.overrides import drop_overrides
+from bincounter.config.quoting import override_of, shell_command
 from bincounter.errors import ConfigError
-from bincounter.files import lock
-from bincounter.redaction import MASK
+from bincounter.files import expand_user, lock
+from bincounter.redaction import MASK, mask_argument
 
 # Settings that do not change what a run computes. The photos themselves are compared, so that their place is free.
 FREE = (
@@ -43,18 +45,15 @@ FREE = (
 )
 
 
-def expand_resume_overrides(
-    argv: list[str], overrides: list[str], compose: Callable[[list[str]], DictConfig]
-) -> list[str]:
+def expand_resume_overrides(overrides: list[str], compose: Callable[[list[str]], DictConfig]) -> list[str]:
     """Put the overrides of a resumed run in front of those given now.
 
     Args:
-        argv: the command line's arguments.
-        overrides: those of them that are overrides.
+        overrides: of the command line.
         compose: turns overrides into a configuration.
 
     Returns:
-        The complete arguments: ``argv`` itself unless ``ckpt_path`` is ``last``, ``latest`` or a file to resume from.
+        The complete overrides: those given unless ``ckpt_path`` is ``last``, ``latest`` or a file to resume from.
 
     Raises:
         ConfigError: the run to resume is not named, or missing.
@@ -63,35 +62,38 @@ def expand_resume_overrides(
     given = {override.key_or_group: override for override in mine}
     wanted = given["ckpt_path"].value() if "ckpt_path" in given else None
     if wanted is None or ("train" in given and given["train"].value() is False):
-        return argv
+        return overrides
     if wanted == "latest":
         folder = _latest(Path(compose(_without(mine, "ckpt_path")).paths.log_dir))
     else:
-        folder = _named(given) if wanted == "last" else _run_of(Path(str(wanted)), given)
+        folder = _named(given) if wanted == "last" else _run_of(Path(expand_user(str(wanted))), given)
     kept = _stored(folder, given)
     if not (folder / "overrides.txt").exists() and given.keys() <= {"ckpt_path", "paths.output_dir"}:
         raise ConfigError(
             f"paths.output_dir={folder} has no run to resume; python train.py ckpt_path=latest finds the newest"
         )
-    flags = [argument for argument in argv if argument not in overrides]
     now = _without(mine, "ckpt_path", "paths.output_dir")
-    return [*flags, *kept, *now, "ckpt_path=last", f"paths.output_dir={_quoted(folder)}"]
+    return [*kept, *now, "ckpt_path=last", override_of("paths.output_dir", folder)]
 
 
 def _named(given: Mapping[str, Override]) -> Path:
     if "paths.output_dir" not in given:
         raise ConfigError("ckpt_path=last needs the run's folder: add paths.output_dir=RUN, or use ckpt_path=latest")
-    return Path(str(given["paths.output_dir"].value()))
+    return _folder(given["paths.output_dir"])
+
+
+def _folder(override: Override) -> Path:
+    return Path(expand_user(str(override.value())))
 
 
 def _run_of(checkpoint: Path, given: Mapping[str, Override]) -> Path:
     """Return the run's folder of a named checkpoint; a run is resumed in its own folder."""
     folder = checkpoint.parent.parent
-    elsewhere = "paths.output_dir" in given and Path(str(given["paths.output_dir"].value())) != folder
+    elsewhere = "paths.output_dir" in given and _folder(given["paths.output_dir"]) != folder
     if checkpoint.name != "last.ckpt" or not (folder / "overrides.txt").exists() or elsewhere:
         raise ConfigError(
             f"ckpt_path={checkpoint}: a run is resumed in its own folder, by ckpt_path=last paths.output_dir=RUN; to "
-            f"start a new run from its weights, use model.weights={checkpoint}"
+            f"start a new run from its weights, use {shell_command(settings={'model.weights': checkpoint})}"
         )
     return folder
 
@@ -154,17 +156,16 @@ def _without(overrides: Sequence[Override], *keys: str) -> list[str]:
     return [o.input_line for o in overrides if o.key_or_group not in keys and o.input_line]
 
 
-def _quoted(folder: Path) -> str:
-    return "'" + str(folder).replace("\\", "\\\\").replace("'", "\\'") + "'"
-
-
-def check_unchanged(before: Mapping[str, Any], now: Mapping[str, Any], run: Path) -> None:
+def check_unchanged(
+    before: Mapping[str, Any], now: Mapping[str, Any], run: Path, overrides: Sequence[str] = ()
+) -> None:
     """Check that a run is resumed with a configuration that computes the same.
 
     Args:
         before: the run's own configuration, secrets masked.
         now: the one composed for this command, secrets masked.
         run: the run's folder, for the message.
+        overrides: of this command, for the message.
 
     Raises:
         ConfigError: naming the first setting that differs.
@@ -173,10 +174,12 @@ def check_unchanged(before: Mapping[str, Any], now: Mapping[str, Any], run: Path
     for key in sorted({*old, *new}):
         if old.get(key) == new.get(key) or any(key == free or key.startswith(f"{free}.") for free in FREE):
             continue
+        kept = [mask_argument(each) for each in drop_overrides(overrides, "ckpt_path", "paths", "model.weights")]
+        weights = {"model.weights": run / "checkpoints" / "best.ckpt"}
         raise ConfigError(
             f"{key} is {new.get(key, 'absent')} here and {old.get(key, 'absent')} in {run}: a run is resumed with "
             f"its own configuration; drop the override, or start a new run from its weights with "
-            f"model.weights={run}/checkpoints/best.ckpt"
+            f"{shell_command('python', 'train.py', *kept, settings=weights)}"
         )
 
 

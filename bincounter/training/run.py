@@ -16,6 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from bincounter.config.launcher_schema import runs_locally
+from bincounter.config.quoting import search_path, shell_command
 from bincounter.data.datamodule import BinDataModule
 from bincounter.data.records import QUARANTINE_FILE, SPLITS, write_quarantine
 from bincounter.data.splits import read_split, write_split
@@ -165,7 +166,7 @@ def _claim(cfg: DictConfig, plain: dict[str, Any], folder: RunFolder) -> str | N
     if resuming:
         before = resume.stored_config(folder.path)
         if before is not None:
-            resume.check_unchanged(before, mask_secrets(plain), folder.path)
+            resume.check_unchanged(before, mask_secrets(plain), folder.path, _overrides())
         if checkpoint is None:
             log.warning("%s has no checkpoint yet: the run starts from the beginning.", folder.path)
         else:
@@ -277,7 +278,8 @@ def _summary(model: BinCounter) -> str:
 def _fit(
     trainer: L.Trainer, model: BinCounter, data: BinDataModule, resume_from: str | None, folder: RunFolder
 ) -> None:
-    resume_by = f"resume with: python train.py ckpt_path=last paths.output_dir={folder.path}"
+    program = ["python", "train.py", *search_path(HydraConfig.get())]
+    resume_by = f"resume with: {shell_command(*program, 'ckpt_path=last', settings={'paths.output_dir': folder.path})}"
     try:
         trainer.fit(model, datamodule=data, ckpt_path=resume_from, weights_only=True)
     except StopRequested:

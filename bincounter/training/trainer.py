@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from bincounter.config.checks import metric_mode
+from bincounter.config.quoting import shell_command
 from bincounter.errors import BinCounterError, ConfigError, DataError, ResourceError
 from bincounter.training.checkpoint import AtomicCheckpointIO, RunCheckpoint, StatelessRandomness
 from bincounter.training.logs import TrainingLog
@@ -164,7 +165,8 @@ def describe_failure(error: BaseException, *, batch_size: int, run: object) -> B
         batch_size: ``data.batch_size`` in force.
         run: the run's folder.
     """
-    resume_by = f"saved files are in {run}; resume with ckpt_path=last paths.output_dir={run}"
+    by = shell_command("ckpt_path=last", settings={"paths.output_dir": str(run)})
+    resume_by = f"saved files are in {run}; resume with {by}"
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or _cpu_allocation(error):
         smaller = max(batch_size // 2, 1)
         return ResourceError(

@@ -111,7 +111,7 @@ def test_a_run_goes_on_with_another_debugger_and_profiler(tmp_path: Path) -> Non
 
     def expanded(*given: str) -> list[str]:
         overrides = ["ckpt_path=last", f"paths.output_dir={tmp_path}", *given]
-        return expand_resume_overrides(overrides, overrides, lambda _: OmegaConf.create())[:-2]
+        return expand_resume_overrides(overrides, lambda _: OmegaConf.create())[:-2]
 
     assert expanded() == [*stored, "profiler.functions=7"]
     assert expanded("debugger=none", "profiler=simple") == [*stored[:2], "debugger=none", "profiler=simple"]

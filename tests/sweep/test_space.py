@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from bincounter.cloud.hyperparameters import decode_overrides, override_of
+from bincounter.cloud.hyperparameters import decode_overrides
 from bincounter.config.checks import metric_mode
+from bincounter.config.quoting import override_of
 from bincounter.config.train_schema import register
 from bincounter.errors import ConfigError
 from bincounter.sweep.distributions import from_sagemaker, params_of, to_optuna, to_sagemaker, values_of

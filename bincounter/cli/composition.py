@@ -1,0 +1,258 @@
+"""Composition of configurations as ``hydra.main`` does it, and what bincounter changes in Hydra.
+
+Everything private of Hydra is used here alone.
+"""
+
+import argparse
+import functools
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import version
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.hydra import Hydra
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.config_source import ConfigResult, ConfigSource
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, flag_override, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+import bincounter
+from bincounter.config import deploy_schema
+from bincounter.config.checks import argument_hint, expand_home, metric_mode
+from bincounter.config.overrides import (
+    Groups,
+    check_overrides,
+    compose_groups,
+    explain_override_error,
+    is_internal,
+    read_groups,
+)
+from bincounter.config.quoting import keep_text, keep_yaml_text, schema_hint
+from bincounter.config.train_schema import TrainConfig, register
+from bincounter.errors import ConfigError
+from bincounter.files import expand_user
+
+_ROOTS = {"train": TrainConfig, "deploy": deploy_schema.DeployConfig}
+
+
+def conf_dir() -> Path:
+    """Folder of Hydra's groups: inside an installed package, beside the package in a checkout."""
+    package = Path(bincounter.__file__).resolve().parent
+    installed = package / "conf"
+    return installed if installed.is_dir() else package.parent / "conf"
+
+
+@dataclass(frozen=True)
+class Composer:
+    """Composes configurations outside a Hydra app.
+
+    Attributes:
+        command: ``train`` or ``deploy``.
+        config_name: the primary file, without its suffix.
+        config_dir: a further folder of configuration files.
+    """
+
+    command: str
+    config_name: str
+    config_dir: Path | None = None
+
+    def __call__(self, overrides: Sequence[str]) -> DictConfig:
+        """Compose a configuration.
+
+        Raises:
+            HydraException: an override is wrong.
+        """
+        with self.loader() as loader:
+            cfg = loader.load_configuration(self.config_name, list(overrides), RunMode.RUN, from_shell=False)
+        with open_dict(cfg):
+            del cfg["hydra"]
+        return cfg
+
+    @contextmanager
+    def loader(self) -> Iterator[ConfigLoader]:
+        """Have Hydra initialised in this block, and give its loader."""
+        path = create_config_search_path(str(conf_dir()))
+        if self.config_dir is not None:
+            path.prepend("command-line", f"file://{self.config_dir.resolve()}", SearchPathQuery(provider="schema"))
+        GlobalHydra.instance().clear()
+        version.setbase("1.3")
+        try:
+            yield Hydra.create_main_hydra2("app", path).config_loader
+        finally:
+            GlobalHydra.instance().clear()
+
+    def groups(self, overrides: Sequence[str]) -> Groups:
+        """Read the groups' options in all folders of the search path."""
+        folders = [conf_dir(), *([self.config_dir] if self.config_dir else [])]
+        searched = OmegaConf.select(self._primary(folders), "hydra.searchpath", default=[])
+        for override in overrides:
+            if override.startswith("hydra.searchpath="):
+                searched = parse_overrides([override])[0].value()
+        local = [str(each).removeprefix("file://") for each in searched or []]
+        return read_groups([*folders, *(Path(each) for each in local if Path(each).is_dir())], self.config_name)
+
+    def _primary(self, folders: Sequence[Path]) -> Any:
+        found = [path for folder in folders if (path := folder / f"{self.config_name}.yaml").is_file()]
+        return OmegaConf.load(found[0]) if found else OmegaConf.create()
+
+    def keep_text(self, overrides: Sequence[str], *, sweep: bool = False) -> list[str]:
+        """Quote the values of text settings, see :func:`bincounter.config.quoting.keep_text`."""
+        choices = functools.cache(lambda: compose_groups(list(overrides), self.groups(overrides), self))
+
+        def hint(key: str) -> Any:
+            known = schema_hint(key, _ROOTS[self.command])
+            if known is not Any:
+                return known
+            cfg = choices()
+            return None if cfg is None else argument_hint(key, cfg)
+
+        return keep_text(overrides, hint, sweep=sweep)
+
+    def explain(self, error: Exception, overrides: list[str]) -> str:
+        """Explain in one line which override made Hydra raise ``error``."""
+        return explain_override_error(error, overrides, self.groups(overrides), self, f"{self.command}.py")
+
+
+def compose(
+    overrides: Sequence[str], *, config_name: str = "train", config_dir: Path | None = None, internal: bool = True
+) -> DictConfig:
+    """Compose a configuration, for commands that are not Hydra apps.
+
+    Args:
+        overrides: as on a command line.
+        config_name: the primary file in ``conf``, without its suffix.
+        config_dir: a further folder of configuration files.
+        internal: whether internal options are accepted.
+
+    Raises:
+        ConfigError: an override is wrong.
+    """
+    prepare_hydra()
+    composer = Composer(config_name, config_name, checked_folder(config_dir))
+    kept = list(overrides)
+    try:
+        kept = composer.keep_text(overrides)
+        check_overrides(kept, composer.groups(kept), internal=internal)
+        return composer(kept)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(composer.explain(error, kept)) from None
+
+
+def checked_folder(config_dir: str | Path | None) -> Path | None:
+    """Folder of ``--config-dir``.
+
+    Raises:
+        ConfigError: it does not exist.
+    """
+    if config_dir is None:
+        return None
+    folder = Path(expand_user(str(config_dir)))
+    if not folder.is_dir():
+        raise ConfigError(f"--config-dir={config_dir} is not a folder: name one that holds groups, such as experiment/")
+    return folder
+
+
+def read_arguments() -> argparse.Namespace:
+    """Parse ``sys.argv`` as Hydra does, and put overrides behind options there, since Hydra takes one row of them."""
+    arguments, rest = get_args_parser().parse_known_args()
+    if rest and not any(word.startswith("-") for word in rest):
+        overrides = [*arguments.overrides, *rest]
+        sys.argv[1:] = [*(word for word in sys.argv[1:] if word not in overrides), *overrides]
+    return get_args_parser().parse_args()
+
+
+def parse_overrides(overrides: Sequence[str], loader: ConfigLoader | None = None) -> list[Override]:
+    """Parse overrides; a loader finds the options of ``glob(...)``."""
+    return OverridesParser.create(loader).parse_overrides(list(overrides))
+
+
+def split_jobs(overrides: Sequence[Override]) -> list[list[str]]:
+    """Overrides of each job of a sweep over listed values."""
+    return [list(job) for job in BasicSweeper.split_arguments(list(overrides), max_batch_size=None)[0]]
+
+
+def prepare_hydra(*, multirun: bool = False) -> None:
+    """Register schemas and resolvers with Hydra.
+
+    Args:
+        multirun: whether each job has a folder of its own; the folder of a single run is the run's, also where a
+            launcher makes it a multirun of one job.
+    """
+    _change_files()
+    register()
+    deploy_schema.register()
+    OmegaConf.register_new_resolver("mode_of", metric_mode, replace=True)
+    OmegaConf.register_new_resolver("file_name", lambda text: str(text).replace("/", "-")[:100], replace=True)
+    OmegaConf.register_new_resolver("job_folder", lambda number: str(number) if multirun else ".", replace=True)
+
+
+def _changed(owner: type, name: str) -> Callable[[Callable[..., Any]], None]:
+    """Replace a method of Hydra by a function that is given the method first."""
+
+    def replace(function: Callable[..., Any]) -> None:
+        original = getattr(owner, name)
+
+        @functools.wraps(original)
+        def method(self: Any, *arguments: Any, **options: Any) -> Any:
+            return function(original, self, *arguments, **options)
+
+        setattr(owner, name, method)
+
+    return replace
+
+
+@_changed(ConfigLoaderImpl, "load_configuration")
+def _expand_home(original: Callable[..., DictConfig], *arguments: Any, **options: Any) -> DictConfig:
+    """Expand ``~`` in each configuration that is composed, for a sweep's jobs, too."""
+    cfg = original(*arguments, **options)
+    if OmegaConf.get_type(cfg) in _ROOTS.values():
+        with flag_override(cfg, "readonly", False):
+            expand_home(cfg)
+            for folder in ("run", "sweep"):
+                expand_home(cfg.hydra[folder], all_paths=True)
+    return cfg
+
+
+@_changed(ConfigLoaderImpl, "get_group_options")
+def _hide_internal(
+    original: Callable[..., list[str]], self: Any, group_name: str, *arguments: Any, **options: Any
+) -> Any:
+    """Leave internal options out of ``--help``, completion and ``glob(...)``."""
+    return [each for each in original(self, group_name, *arguments, **options) if not is_internal(group_name, each)]
+
+
+@functools.cache
+def _change_files() -> None:
+    Plugins.instance()  # it executes the module of the class again
+    _changed(SourcesRegistry.instance().resolve("file"), "load_config")(_keep_yaml_text)
+
+
+def _keep_yaml_text(original: Callable[..., ConfigResult], self: ConfigSource, config_path: str) -> ConfigResult:
+    """Keep what was typed in the text settings of a file."""
+    result = original(self, config_path)
+    package = result.header["package"]
+    group = config_path.rpartition("/")[0].replace("/", ".")
+    prefix = group if package is None else package.replace("_global_", "").replace("_group_", group)
+    path = Path(self.path, f"{config_path.removesuffix('.yaml')}.yaml")
+    written = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+
+    def hint(key: str) -> Any:
+        return next((found for root in _ROOTS.values() if (found := schema_hint(key, root)) is not None), None)
+
+    keep_yaml_text(result.config, written, hint, prefix)
+    return result

@@ -1,0 +1,221 @@
+"""Overrides: text stays as typed, ``~`` is a home, printed commands can be pasted, wrong overrides are explained."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from commands import Run
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from bincounter.cli.composition import Composer, prepare_hydra
+from bincounter.cli.hydra_app import compose
+from bincounter.cloud.hyperparameters import decode_overrides, encode_overrides
+from bincounter.config.quoting import parse, shell_command
+from bincounter.config.validate import validate
+from bincounter.errors import ConfigError
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=30)
+S3 = ["trainer=gpu", "data=s3", "data.source=s3://my-bucket/bins"]
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("paths.output_dir=2024_01_15", "2024_01_15"),
+        ("data.source=7e4", "7e4"),
+        ("data.source=1.10", "1.10"),
+        ("data.source=inf", "inf"),
+        ("task_name=007", "007"),
+        ("task_name=0x10", "0x10"),
+        ("task_name=True", "True"),
+        ("data.source=null", None),
+        ("data.source=my bins (1)", "my bins (1)"),
+        ("data.source=lr=0.1", "lr=0.1"),
+        ("data.source=#1, März", "#1, März"),
+        ("data.source=新加卷", "新加卷"),
+        ("data.source='quoted, 1_0'", "quoted, 1_0"),
+        ("tags=[2024_01,a=b,'c']", ["2024_01", "a=b", "c"]),
+        ("logger.tensorboard.save_dir=1_0", "1_0"),
+        ("logger.tensorboard.name=a=b", "a=b"),
+        ("+logger.tensorboard.prefix=1e3", "1e3"),
+        ("launcher.environment.OMP_NUM_THREADS=4", "4"),
+        ("launcher.environment.VERSION=1.10", "1.10"),
+        ("launcher.environment={A:true,B:2024_01}", {"A": "true", "B": "2024_01"}),
+        ("deploy target.environment.FLAG=true", "true"),
+        ("deploy parity.source=1e3", "1e3"),
+    ],
+)
+def test_text_settings_keep_what_was_typed(override: str, value: Any) -> None:
+    command = "deploy" if override.startswith("deploy ") else "train"
+    override = override.removeprefix("deploy ")
+    group = ["target=realtime"] if command == "deploy" else ["launcher=sagemaker"]
+    key = override.partition("=")[0].lstrip("+")
+    assert OmegaConf.select(compose([*group, override], config_name=command), key) == value
+    # As a hyperparameter of a job, too.
+    prepare_hydra()
+    (kept,) = Composer(command, command).keep_text([override])
+    (sent,) = decode_overrides(encode_overrides([kept])) if value is not None else [kept]
+    assert parse(sent).value() == value
+
+
+@pytest.mark.parametrize(
+    ("override", "kept"),
+    [
+        ("task_name=7e4,1.10", "task_name='7e4','1.10'"),
+        ("task_name=choice(7e4, a=b)", "task_name=choice('7e4','a=b')"),
+        ("task_name=März,'a,b'", "task_name='März','a,b'"),
+        ("tags=[1_0],[2_0]", "tags=['1_0'],['2_0']"),
+        ("data.batch_size=1_0,20", "data.batch_size=1_0,20"),
+        ("model.optimizer.lr=1e-3,1e-2", "model.optimizer.lr=1e-3,1e-2"),
+    ],
+)
+def test_values_of_a_sweep_stay_text(override: str, kept: str) -> None:
+    prepare_hydra()
+    assert Composer("train", "train").keep_text([override], sweep=True) == [kept]
+
+
+@pytest.fixture
+def config_dir(tmp_path: Path) -> Path:
+    folder = tmp_path / "conf" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text(
+        "# @package _global_\ntask_name: 2024_01_15\ntags: [007, b]\ndata: {batch_size: 1_0, source: ~/bins}\n"
+    )
+    (folder / "job.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - mine\n  - override /launcher: sagemaker\n"
+        "launcher:\n  environment: {OMP_NUM_THREADS: 4, FLAG: true}\n"
+    )
+    return tmp_path / "conf"
+
+
+def test_text_settings_of_files_keep_what_was_typed(config_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    cfg = compose(["experiment=job"], config_dir=config_dir)
+    assert cfg.task_name == "2024_01_15"
+    assert cfg.tags == ["007", "b"]
+    assert cfg.launcher.environment == {"OMP_NUM_THREADS": "4", "FLAG": "true"}
+    assert cfg.data.batch_size == 10
+    assert cfg.data.source == "/home/me/bins"
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "data.source=~/a",
+        "model.weights=~/a",
+        "ckpt_path=~/a",
+        "paths.data_dir='~/a'",
+        "paths.output_dir=~/a",
+        "paths.model_dir=~/a",
+        "data.source=${oc.env:PLACE}",
+        "logger.tensorboard.save_dir=~/a",
+        "+trainer.default_root_dir=~/a",
+        "data=abid data.layout.ids=~/a",
+        "hparams_search=optuna hparams_search.warm_start=[~/a]",
+        "deploy archive=~/a",
+        "deploy input=~/a",
+        "deploy parity.source=~/a",
+        "deploy paths.log_dir=~/a",
+    ],
+)
+def test_a_tilde_is_the_home(override: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("PLACE", "~/a")
+    command = "deploy" if override.startswith("deploy ") else "train"
+    overrides = override.removeprefix("deploy ").split()
+    key = overrides[-1].partition("=")[0].lstrip("+")
+    assert OmegaConf.select(compose(overrides, config_name=command), key) in ("/home/me/a", ["/home/me/a"])
+
+
+def test_a_tilde_that_is_no_path_stays() -> None:
+    cfg = compose(
+        ["launcher=sagemaker", "launcher.environment.A=~/a", "task_name=~b", "model.weights=~nobody_of_that/a"]
+    )
+    assert (cfg.launcher.environment.A, cfg.task_name, cfg.model.weights) == ("~/a", "~b", "~nobody_of_that/a")
+
+
+def test_arguments_of_commands_know_the_home(run: Run, tmp_path: Path) -> None:
+    done = run("-m", "bincounter", "compare", "~/nothing", code=2, HOME=str(tmp_path))
+    assert f"{tmp_path}/nothing" in done.stderr
+
+
+@settings(deadline=None)
+@given(TEXT)
+@example("/my runs (1)/lr=0.1")
+@example("it's")
+@example("$HOME `id` \\ \"'")
+def test_a_printed_command_can_be_pasted(value: str) -> None:
+    *program, override = shlex.split(shell_command("python", "train.py", settings={"paths.output_dir": value}))
+    assert program == ["python", "train.py"]
+    assert parse(override).value() == value
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        ("-m objective=glob(*,exclude=co*) seed=-1", "objective=classification seed=-1): seed=-1 is out of range"),
+        ("-m objective=glob(zz*)", "objective=glob(zz*) names nothing to try"),
+        ("--config-dir=CONF experiment=mine data.batch=3", "did you mean 'data.batch_size'?"),
+        (
+            "-m --config-dir=CONF experiment=mine seed=-1",
+            "experiment=mine seed=-1): seed=-1 is out of range",
+        ),
+        ("seed=3 -m hydra.searchpath=[CONF] experiment=mine seed=-1", "seed=-1 is out of range"),
+        ("--config-dir=/nowhere seed=3", "--config-dir=/nowhere is not a folder"),
+        ("--config-dir=CONF experiment=job data.source=s3://b/c trainer=gpu", "would be missing in the container"),
+        ("trainer.limit_train_batches=0.5", "add it with +trainer.limit_train_batches=0.5"),
+        ("+experiment=demo", "write experiment=demo, without +"),
+        ("+logger.csv.folder=x", "write logger.csv.folder=x, without +"),
+        ("hydra/sweeper=optuna", "write hparams_search=optuna"),
+        ("task_name=a,b", """add -m to try each, or write "task_name='a,b'" for one text"""),
+        ("+logger.wandb.notes=a=b", """quote its value for Hydra, too: "+logger.wandb.notes='a=b'\""""),
+        ("=3", "has no key: write KEY=VALUE"),
+        ("data.batch_size=null", "data.batch_size=null: this setting cannot be null"),
+        (
+            "data.split.seed=4294967296",
+            "data.split.seed=4294967296 is out of range: it must be at least 0 and at most 4294967295",
+        ),
+        ("+data.imagesize=1", "+data.imagesize is read by nothing: did you mean data.image_size, without +?"),
+        ("+foo=1", "+foo is read by nothing: remove it"),
+        ("launcher=container", "launcher=container is not one of local, rehearsal, sagemaker, sagemaker_spot"),
+        ("data=schema", "data=schema is not one of abid, demo, folders, s3, shards"),
+        ("debugger=none_schema", "debugger=none_schema is not one of none, smdebug, tensors"),
+    ],
+)
+def test_a_wrong_override_is_answered_with_the_right_one(
+    overrides: str, sentence: str, run: Run, config_dir: Path, tmp_path: Path
+) -> None:
+    given_ = shlex.split(overrides.replace("CONF", str(config_dir)))
+    done = run("train.py", f"paths.output_dir={tmp_path}/run", *given_, code=2)
+    assert sentence in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_what_another_setting_reads_can_be_added() -> None:
+    cfg = compose(["+epochs=2", "trainer.max_epochs=${epochs}", "trainer=cpu"])
+    validate(cfg)
+    assert cfg.trainer.max_epochs == 2
+    with pytest.raises(ConfigError, match=re.escape("+epochs is read by nothing")):
+        validate(compose(["+epochs=2", "trainer=cpu"]))
+
+
+def test_help_hides_internal_options(run: Run) -> None:
+    groups = run("train.py", "--help").stdout.partition("== Config ==")[0]
+    assert "launcher: local, rehearsal, sagemaker, sagemaker_spot\n" in groups
+    assert "schema" not in groups
+
+
+@pytest.mark.parametrize("program", ["train.py", "deploy.py"])
+def test_the_version_is_bincounters(program: str, run: Run) -> None:
+    assert run(program, "--version").stdout.startswith("bincounter ")
+
+
+def test_options_stand_between_overrides(run: Run) -> None:
+    done = run("train.py", "seed=3", "--cfg", "job", "task_name=1_0")
+    assert {"seed": 3, "task_name": "1_0"}.items() <= yaml.safe_load(done.stdout).items()
