@@ -14,9 +14,10 @@ import numpy as np
 import PIL
 import torch
 
-from bincounter.data import preprocessing
+from bincounter.data import photo_bounds, photo_decoder, preprocessing
+from bincounter.data.photo_bounds import PhotoError
 from bincounter.data.photos import in_reading_order, read_ahead, read_checked
-from bincounter.data.preprocessing import PhotoError, decode
+from bincounter.data.preprocessing import decode
 from bincounter.data.records import Manifest, PhotoFile
 from bincounter.errors import DataError
 from bincounter.files import translate_disk_full
@@ -28,7 +29,8 @@ log = logging.getLogger(__name__)
 _PART_PREFIX = ".photos-"
 _ABANDONED = 24 * 3600  # seconds without a write after which the temporary file of a killed process is deleted
 
-RECIPE = hashlib.sha256(Path(preprocessing.__file__).read_bytes() + PIL.__version__.encode()).hexdigest()[:8]
+_CODE = b"".join(Path(str(module.__file__)).read_bytes() for module in (photo_bounds, photo_decoder, preprocessing))
+RECIPE = hashlib.sha256(_CODE + PIL.__version__.encode()).hexdigest()[:8]
 """Hash of everything that can change a pixel: photos stored under another recipe are decoded again."""
 
 

@@ -1,63 +1,15 @@
 """Photo bytes -> pixels. Training and serving share this module, so that both see the same pixels.
 
-A model archive holds a copy of this file, which therefore imports torch and Pillow only (the serving image has these
-and torchvision) and nothing of bincounter.
+A model archive holds a copy of this file and of the two that decode, which therefore import torch and Pillow only (the
+serving image has these and torchvision) and nothing else of bincounter.
 """
-
-import io
-import re
-import warnings
-from contextlib import suppress
 
 import torch
 
-# Imported by name: Pillow loads its plugins lazily, which two threads may do at once, and WebP only as a last resort.
-from PIL import Image, JpegImagePlugin, PngImagePlugin, UnidentifiedImageError, WebPImagePlugin
-
-# Pillow warns of cases that are handled here: large photos are rejected, broken EXIF is ignored, palettes converted.
-warnings.filterwarnings("ignore", module=r"PIL\.")
-
-MAX_PIXELS = 100_000_000
-"""Width times height of the largest photo that is decoded; above it a few bytes could demand gigabytes of memory."""
-
-MAX_SCANS = 100
-"""Most scans of a JPEG; encoders write about ten, and each one costs a pass over all pixels."""
+from bincounter.data.photo_decoder import decode_square, read_header
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-# Photo formats only: some of Pillow's other readers start programs or have no bounds.
-_FORMATS = (
-    JpegImagePlugin.JpegImageFile.format,
-    PngImagePlugin.PngImageFile.format,
-    WebPImagePlugin.WebPImageFile.format,
-)
-_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
-
-# EXIF tag 0x0112 (orientation) -> the transposition that turns the photo upright.
-_ORIENTATION_TAG = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_HIGH_BYTES = [value >> 8 for value in range(1 << 16)]
-_STRIP = 256  # rows
-
-_SCAN, _END = b"\xda", b"\xd9"
-_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")  # segments with a length, and the end marker
-
-
-class PhotoError(ValueError):
-    """Bytes that cannot be decoded as a photo; the message is a short clause such as ``truncated``."""
-
-
-class PhotoTooLargeError(PhotoError):
-    """A photo of more than :data:`MAX_PIXELS`."""
 
 
 def decode(data: bytes, size: int) -> torch.Tensor:
@@ -77,23 +29,17 @@ def decode(data: bytes, size: int) -> torch.Tensor:
         ``uint8[3, size, size]``, contiguous.
 
     Raises:
-        PhotoError: the bytes cannot be decoded, for any reason.
+        PhotoError: the bytes cannot be decoded.
+        MemoryError: there is too little memory; the photo may be good.
+        OSError: the system failed, such as for want of file descriptors; likewise.
     """
-    try:
-        with _opened(data) as photo:
-            photo.draft(None, (size, size))
-            photo.load()
-            square = _rgb(photo).resize((size, size), Image.Resampling.BILINEAR)
-            turn = _UPRIGHT.get(_orientation(photo))
-    except PhotoError:
-        raise
-    except Exception as error:  # broken bytes make Pillow raise nearly anything: OSError, SyntaxError, ...
-        raise PhotoError("truncated" if "truncated" in str(error).lower() else "damaged") from error
-    if turn is not None:
-        square = square.transpose(turn)
-    # Band by band: a permutation by torch would wake its thread pool for every photo, 20 times slower here.
-    planes = b"".join(band.tobytes() for band in square.split())
-    return torch.frombuffer(bytearray(planes), dtype=torch.uint8).view(3, size, size)
+    return as_tensor(decode_square(data, size), size)
+
+
+def as_tensor(square: bytes, size: int) -> torch.Tensor:
+    """Pixels of :func:`bincounter.data.photo_decoder.decode_square` as ``uint8[3, size, size]``."""
+    # Of planes: a permutation by torch would wake its thread pool for every photo, 20 times slower here.
+    return torch.frombuffer(bytearray(square), dtype=torch.uint8).view(3, size, size)
 
 
 def photo_size(data: bytes) -> tuple[int, int]:
@@ -102,8 +48,8 @@ def photo_size(data: bytes) -> tuple[int, int]:
     Raises:
         PhotoError: the header is invalid, as in :func:`decode`.
     """
-    with _opened(data) as photo:
-        return photo.size
+    header = read_header(data)
+    return header.width, header.height
 
 
 class Normalize(torch.nn.Module):
@@ -122,57 +68,3 @@ class Normalize(torch.nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Normalise ``uint8`` or floating ``[B, 3, S, S]`` with values 0 to 255; returns ``float32[B, 3, S, S]``."""
         return (images.to(torch.float32) - self.mean) / self.std
-
-
-def _opened(data: bytes) -> Image.Image:
-    """Read the header; allocates no memory for pixels yet."""
-    if not data:
-        raise PhotoError("empty file")
-    try:
-        photo = Image.open(io.BytesIO(data), formats=_FORMATS)
-    except Image.DecompressionBombError as error:
-        raise _too_large() from error
-    except UnidentifiedImageError as error:
-        known = data.startswith(_SIGNATURES) or data[8:12] == b"WEBP"
-        raise PhotoError("damaged header" if known else "not a JPEG, PNG or WebP image") from error
-    except Exception as error:  # as in decode
-        raise PhotoError("damaged header") from error
-    if photo.width * photo.height > MAX_PIXELS:
-        raise _too_large()
-    if photo.format == JpegImagePlugin.JpegImageFile.format and _has_too_many_scans(data):
-        raise PhotoError(f"stored in more than {MAX_SCANS} scans")
-    return photo
-
-
-def _has_too_many_scans(data: bytes) -> bool:
-    if data.count(b"\xff" + _SCAN) <= MAX_SCANS:  # nearly always; matches may also be in metadata or after the photo
-        return False
-    scans, place = 0, 0
-    while scans <= MAX_SCANS and (marker := _MARKER.search(data, place)) and marker[1] != _END:
-        scans += marker[1] == _SCAN
-        place = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2])
-    return scans > MAX_SCANS
-
-
-def _too_large() -> PhotoTooLargeError:
-    return PhotoTooLargeError(f"larger than {MAX_PIXELS // 1_000_000} megapixels")
-
-
-def _rgb(photo: Image.Image) -> Image.Image:
-    """Convert any colour mode to RGB, with transparent parts on white."""
-    if photo.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion clips at 255
-        return photo.convert("I").point(_HIGH_BYTES, "L").convert("RGB")
-    if not photo.has_transparency_data:
-        return photo if photo.mode == "RGB" else photo.convert("RGB")
-    whole = Image.new("RGB", photo.size)  # in strips: all copies of a large photo would take gigabytes
-    for top in range(0, photo.height, _STRIP):
-        strip = photo.crop((0, top, photo.width, min(top + _STRIP, photo.height))).convert("RGBA")
-        whole.paste(Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip).convert("RGB"), (0, top))
-    return whole
-
-
-def _orientation(photo: Image.Image) -> int:
-    """Read the EXIF orientation, 1 to 8; 1 where the EXIF block is broken."""
-    with suppress(Exception):
-        return int(photo.getexif().get(_ORIENTATION_TAG, 1))
-    return 1

@@ -17,9 +17,10 @@ import torch
 from bincounter.data.grouping import FINGERPRINT_BYTES, assign_groups, fingerprint
 from bincounter.data.layouts import Detected, detect
 from bincounter.data.layouts.base import CACHE_TAG, IndexedLayout, InputFile, Layout
+from bincounter.data.photo_bounds import PhotoError
 from bincounter.data.photo_store import PhotoWriter, has_room, photos_path
 from bincounter.data.photos import content_hash, read_photos
-from bincounter.data.preprocessing import PhotoError, decode, photo_size
+from bincounter.data.preprocessing import decode, photo_size
 from bincounter.data.records import BinRecord, Candidate, Manifest, PhotoFile, RejectedInput, data_digest
 from bincounter.errors import DataError
 from bincounter.files import atomic_write, translate_disk_full, write_text
@@ -36,8 +37,9 @@ _TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# Cache of bincounter: may 
 
 
 # The code whose results a manifest holds: part of the cache key.
+_DECIDING = ("scan.py", "photo_bounds.py", "photo_decoder.py", "preprocessing.py", "grouping.py")
 _SOURCES = [
-    *(Path(__file__).with_name(name) for name in ("scan.py", "preprocessing.py", "grouping.py")),
+    *(Path(__file__).with_name(name) for name in _DECIDING),
     *sorted(Path(__file__).parent.glob("layouts/*.py")),
 ]
 _CODE = hashlib.sha256(b"".join(file.read_bytes() for file in _SOURCES) + PIL.__version__.encode()).hexdigest()

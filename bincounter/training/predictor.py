@@ -12,7 +12,8 @@ import lightning as L
 import torch
 
 from bincounter.data.layouts.base import PHOTO_SUFFIXES
-from bincounter.data.preprocessing import Normalize, PhotoError, decode
+from bincounter.data.photo_bounds import PhotoError
+from bincounter.data.preprocessing import Normalize, decode
 from bincounter.data.s3.address import is_remote
 from bincounter.data.s3.sync import fetch
 from bincounter.errors import DataError

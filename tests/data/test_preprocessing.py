@@ -1,15 +1,22 @@
+import errno
 import io
 import struct
+import subprocess
+import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
-from bincounter.data.preprocessing import MAX_PIXELS, MAX_SCANS, Normalize, PhotoError, decode, photo_size
+from bincounter.data.photo_bounds import MAX_PIXELS, MAX_SCANS, PhotoError
+from bincounter.data.preprocessing import Normalize, decode, photo_size
 
 pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning", "ignore:Corrupt EXIF")
 
@@ -50,6 +57,33 @@ def png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n\x00\x00\x00\x0d" + header + struct.pack(">I", zlib.crc32(header)) + start_of_pixels
 
 
+def with_chunks(*chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG with further chunks in front of its pixels."""
+    data = encoded(quarters(), "PNG")
+    more = [
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
+    ]
+    return b"".join([data[:33], *more, data[33:]])
+
+
+def padded(padding: bytes) -> bytes:
+    """A JPEG with bytes in front of its first segment."""
+    data = encoded(quarters())
+    return data[:2] + padding + data[2:]
+
+
+def claiming(width: int, height: int, data: bytes | None = None, **options) -> bytes:
+    """A JPEG whose header claims another size."""
+    data = data or encoded(quarters(), **options)
+    place = next(data.index(marker) for marker in (b"\xff\xc0", b"\xff\xc2") if marker in data) + 5
+    return data[:place] + struct.pack(">HH", height, width) + data[place + 4 :]
+
+
+def noise(width: int = 200, height: int = 160) -> Image.Image:
+    generator = torch.Generator().manual_seed(0)
+    return Image.fromarray(torch.randint(0, 256, (height, width, 3), dtype=torch.uint8, generator=generator).numpy())
+
+
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("size", [1, 16, 64, 200])
 def test_every_format_is_stretched_to_a_square(form, size):
@@ -62,9 +96,8 @@ def test_every_format_is_stretched_to_a_square(form, size):
 
 
 def test_a_photo_of_the_asked_size_keeps_its_pixels():
-    noise = torch.randint(0, 256, (20, 20, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    data = encoded(Image.fromarray(noise.numpy()), "PNG")
-    assert torch.equal(decode(data, 20), noise.permute(2, 0, 1))
+    photo = noise(20, 20)
+    assert torch.equal(decode(encoded(photo, "PNG"), 20), torch.from_numpy(np.array(photo)).permute(2, 0, 1))
 
 
 @pytest.mark.parametrize(
@@ -158,6 +191,16 @@ def test_photo_size_is_the_stored_one():
         (encoded(quarters(), "PNG")[:20], "damaged header"),
         (png_header(60_000, 60_000), "larger than 100 megapixels"),
         (png_header(10_001, 10_000), "larger than 100 megapixels"),
+        (png_header(1, 65_536), "longer than 65,535 pixels on one side"),
+        (padded(b"\xff" * 1_000_000), "damaged header"),
+        (padded(b"\xff\x00" * 500_000), "damaged header"),
+        (padded(b"\xff" + bytes(1_000_000)), "damaged header"),
+        (padded(b"\xff\xff\xfe\x00\x02" * 3000), "stored in more than 2,000 segments"),
+        (padded(b"\xff\xd0" * 3000), "stored in more than 2,000 segments"),
+        (with_chunks(*[(b"IDAT", b"")] * 11_000), "stored in too many chunks"),
+        (with_chunks(*[(b"teSt", b"")] * 11_000), "stored in too many chunks"),
+        (claiming(10_000, 9_999), "truncated"),
+        (claiming(10_000, 9_999, progressive=True), "truncated"),
     ],
 )
 def test_headers_that_are_refused(data, reason):
@@ -170,14 +213,112 @@ def test_headers_that_are_refused(data, reason):
 @pytest.mark.parametrize("form", ["JPEG", "PNG"])
 @pytest.mark.parametrize("share", [0.5, 0.9])
 def test_truncated_photos_are_refused(form, share):
-    noise = torch.randint(0, 256, (100, 100, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    data = encoded(Image.fromarray(noise.numpy()), form)
+    data = encoded(noise(100, 100), form)
     with pytest.raises(PhotoError, match=r"^truncated$"):
         decode(data[: int(len(data) * share)], 32)
 
 
-def test_scans_beyond_any_encoders_are_refused():
+@pytest.mark.parametrize("restarts", [0, 3])
+@pytest.mark.parametrize("subsampling", [0, 2])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_jpegs_of_fewer_bits_than_pixels_are_truncated(progressive, subsampling, restarts):
+    data = encoded(
+        noise(), progressive=progressive, quality=75, subsampling=subsampling, restart_marker_blocks=restarts
+    )
+    decode(data, 32)
+    scan = data.index(b"\xff\xda")
+    end = data.index(b"\xff\xc4", scan) if progressive else len(data)  # of the scan of the mean colours
+    short = data[: (scan + end) // 2].rstrip(b"\xff") + b"\xff\xd9"
+    for broken in (short, claiming(200, 320, data)):
+        for size in (8, 200):
+            with pytest.raises(PhotoError, match=r"^truncated$"):
+                decode(broken, size)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+@pytest.mark.parametrize("size", [(1, 1), (7, 9), (33, 200), (300, 250)])
+def test_flat_photos_are_whole(size, mode):
+    for quality, subsampling, progressive, optimize, restarts in product((1, 95), (0, 2), *[(False, True)] * 3):
+        options = {"subsampling": subsampling, "progressive": progressive, "optimize": optimize}
+        data = encoded(Image.new(mode, size, 200), quality=quality, restart_marker_blocks=int(restarts), **options)
+        assert decode(data, 16).shape == (3, 16, 16)
+
+
+def test_a_little_padding_costs_nothing():
+    assert torch.equal(decode(padded(b"\xff" * 1000 + b"\xff\x00"), 32), decode(encoded(quarters()), 32))
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        (b"zTXt", b"parameters\0\0" + zlib.compress(bytes(2_000_000))),
+        (b"iTXt", b"parameters\0\1\0\0\0" + zlib.compress(bytes(2_000_000))),
+        (b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(bytes(2_000_000))),
+        (b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(bytes(2_000_000))),
+        (b"iCCP", b"profile\0\0" + zlib.compress(bytes(2_000_000))),
+        (b"tEXt", b"parameters\0" + b"x" * 2_000_000),
+        (b"zTXt", b"parameters\0\0not packed"),
+    ],
+    ids=["text", "international text", "XMP", "EXIF in text", "colour profile", "plain text", "broken text"],
+)
+def test_metadata_does_not_cost_a_png(chunk):
+    assert torch.equal(decode(with_chunks(chunk), 32), decode(encoded(quarters(), "PNG"), 32))
+
+
+def test_an_orientation_in_xmp_sets_a_png_upright():
+    xmp = b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(b'<x tiff:Orientation="3"/>')
+    assert_colours(decode(with_chunks((b"iTXt", xmp)), 64), [YELLOW, BLUE, GREEN, RED])
+
+
+@pytest.mark.parametrize(
+    ("failure", "raised"),
+    [
+        (MemoryError(), MemoryError),
+        (OSError("out of memory error when reading image file"), MemoryError),
+        (OSError(errno.EMFILE, "Too many open files"), OSError),
+    ],
+)
+@pytest.mark.parametrize("step", ["open", "load", "getexif"])
+def test_failures_of_the_machine_are_no_verdict(monkeypatch, step, failure, raised):
+    def fail(*_, **__):
+        raise failure
+
+    monkeypatch.setattr({"open": Image, "load": JpegImageFile, "getexif": JpegImageFile}[step], step, fail)
+    with pytest.raises(raised) as caught:
+        decode(encoded(quarters()), 32)
+    assert not isinstance(caught.value, PhotoError)
+
+
+_WITHOUT_MEMORY = """
+import resource, sys
+from bincounter.data.photo_decoder import decode_square
+data = sys.stdin.buffer.read()
+used = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmSize"))
+resource.setrlimit(resource.RLIMIT_AS, (used * 1024 + 20_000_000,) * 2)
+try:
+    decode_square(data, 32)
+except MemoryError:
+    print("MemoryError")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(
+    ("form", "options"), [("JPEG", {"progressive": True}), ("PNG", {})], ids=["progressive JPEG", "PNG"]
+)
+def test_a_lack_of_memory_is_no_damage(form, options):
+    data = encoded(Image.new("RGB", (4000, 4000)), form, **options)
+    done = subprocess.run([sys.executable, "-c", _WITHOUT_MEMORY], input=data, stdout=subprocess.PIPE, check=False)
+    assert done.stdout == b"MemoryError\n"
+
+
+@pytest.mark.parametrize("container", ["JPEG", "MPO"])
+def test_scans_beyond_any_encoders_are_refused(container):
     data = encoded(quarters(), progressive=True)
+    if container == "MPO":
+        pair = encoded(quarters(), "MPO", save_all=True, append_images=[quarters()])
+        start = pair.index(b"\xff\xe2")
+        data = data[:2] + pair[start : start + 2 + int.from_bytes(pair[start + 2 : start + 4])] + data[2:]
     last = data.rindex(b"\xff\xda")  # what it refines may be refined again and again
     scan, before = data[last:-2], data.count(b"\xff\xda")
     most = data[:-2] + scan * (MAX_SCANS - before) + b"\xff\xd9"
@@ -241,8 +382,7 @@ def test_damaged_photos_are_read_or_refused(sample, data):
 
 
 def test_pixels_are_the_same_in_any_thread():
-    noise = torch.randint(0, 256, (120, 90, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    data = encoded(Image.fromarray(noise.numpy()))
+    data = encoded(noise(90, 120))
     alone = decode(data, 40)
     with ThreadPoolExecutor(8) as pool:
         assert all(torch.equal(alone, pixels) for pixels in pool.map(lambda _: decode(data, 40), range(64)))

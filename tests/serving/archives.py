@@ -40,6 +40,8 @@ _CODE = (
     "__init__.py",
     "errors.py",
     "data/__init__.py",
+    "data/photo_bounds.py",
+    "data/photo_decoder.py",
     "data/preprocessing.py",
     "model/__init__.py",
     "model/backbones.py",

@@ -51,7 +51,7 @@ def _other_weights(inside: Path) -> None:
 
 
 def _no_orientation(inside: Path) -> None:
-    module = inside / "code/bincounter/data/preprocessing.py"
+    module = inside / "code/bincounter/data/photo_decoder.py"
     module.write_text(module.read_text().replace("_ORIENTATION_TAG = 0x0112", "_ORIENTATION_TAG = 0x0113"))
 
 

@@ -15,7 +15,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from bincounter.data.preprocessing import PhotoError, PhotoTooLargeError, photo_size
+from bincounter.data.photo_bounds import PhotoError, PhotoTooLargeError
+from bincounter.data.preprocessing import photo_size
 from bincounter.serving.application import photo_requests
 from bincounter.serving.application.answers import JSON, AnswerFormatter, Problem, parse_accept
 from bincounter.serving.application.batcher import Batcher

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bincounter.data.preprocessing import Normalize, PhotoError, decode
+from bincounter.data.photo_bounds import PhotoError
+from bincounter.data.preprocessing import Normalize, decode
 from bincounter.errors import ConfigError
 from bincounter.model.backbones import cam_layer
 from bincounter.serving.application.answers import Problem

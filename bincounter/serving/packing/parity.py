@@ -25,7 +25,8 @@ from torch import Tensor
 from bincounter.data.demo import scene
 from bincounter.data.layouts.abid import PHOTOS
 from bincounter.data.layouts.base import PHOTO_SUFFIXES
-from bincounter.data.preprocessing import Normalize, PhotoError, decode
+from bincounter.data.photo_bounds import PhotoError
+from bincounter.data.preprocessing import Normalize, decode
 from bincounter.data.s3.address import is_remote, parse_address
 from bincounter.errors import ResourceError, UserError
 from bincounter.model.build import load_counter

@@ -1,0 +1,229 @@
+"""Photo bytes -> a square of RGB bytes, in this process or in one of its own.
+
+A model archive holds a copy of this file, which imports Pillow only: without torch a process starts quickly.
+"""
+
+import io
+import os
+import signal
+import sys
+import warnings
+from typing import NamedTuple
+
+# Imported by name: Pillow loads its plugins lazily, which two threads may do at once, and which needs descriptors.
+from PIL import (
+    Image,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,  # noqa: F401  # reads EXIF
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
+
+from bincounter.data.photo_bounds import (
+    JPEG,
+    MAX_PIXELS,
+    MAX_SIDE,
+    PNG,
+    CleanedPhoto,
+    PhotoError,
+    PhotoTooLargeError,
+    cleaned,
+)
+
+# Pillow warns of cases that are handled here: large photos are rejected, broken EXIF is ignored, palettes converted.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+PIXELS, REFUSED, FAILED = b"=", b"!", b"?"
+"""First byte of a decoding process's answers: pixels, the reason of a :class:`PhotoError`, or a failure of memory."""
+
+# Photo formats only: some of Pillow's other readers start programs or have no bounds.
+_FORMATS = (
+    JpegImagePlugin.JpegImageFile.format,
+    PngImagePlugin.PngImageFile.format,
+    WebPImagePlugin.WebPImageFile.format,
+)
+
+# EXIF tag 0x0112 (orientation) -> the transposition that turns the photo upright.
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_HIGH_BYTES = [value >> 8 for value in range(1 << 16)]
+_STRIP = 256  # rows
+
+
+class Header(NamedTuple):
+    """Values of a photo's header.
+
+    Attributes:
+        width: in pixels as stored, before the EXIF orientation.
+        height: likewise.
+        scans: of a JPEG, 1 for other formats: passes over all pixels.
+        is_jpeg: its decoder is several times faster than others.
+    """
+
+    width: int
+    height: int
+    scans: int
+    is_jpeg: bool
+
+
+def read_header(data: bytes) -> Header:
+    """Read the header of a photo, and check all bounds that need no decoding.
+
+    Raises:
+        PhotoError: the photo is refused.
+        MemoryError: there is too little memory.
+    """
+    photo = cleaned(data)
+    with _opened(photo) as opened:
+        return Header(*opened.size, photo.scans, photo.scan is not None)
+
+
+def decode_square(data: bytes, size: int) -> bytes:
+    """Decode a photo; see :func:`bincounter.data.preprocessing.decode`.
+
+    Args:
+        data: the content of the file.
+        size: side of the square, in pixels.
+
+    Returns:
+        ``uint8[3, size, size]``, row by row.
+
+    Raises:
+        PhotoError: the bytes cannot be decoded; a verdict on the bytes alone.
+        MemoryError: there is too little memory.
+        OSError: the system failed, such as for want of file descriptors.
+    """
+    whole = cleaned(data)
+    with _opened(whole) as photo:
+        pixels = photo.width * photo.height
+        try:
+            photo.draft(None, (size, size))
+            photo.load()
+            if whole.scan is not None and _ends_early(photo, whole, size):
+                raise PhotoError("truncated")
+            square = _rgb(photo).resize((size, size), Image.Resampling.BILINEAR)
+            turn = _UPRIGHT.get(_orientation(photo))
+        except Exception as error:  # broken bytes make Pillow raise nearly anything: OSError, SyntaxError, ...
+            raise _verdict(error, pixels) from error
+    if turn is not None:
+        square = square.transpose(turn)
+    return b"".join(band.tobytes() for band in square.split())
+
+
+def _opened(photo: CleanedPhoto) -> Image.Image:
+    """Read the header; allocates no memory for pixels yet."""
+    try:
+        opened = Image.open(io.BytesIO(photo.data), formats=_FORMATS)
+    except Image.DecompressionBombError as error:
+        raise _too_large() from error
+    except UnidentifiedImageError as error:
+        known = photo.data.startswith((JPEG, PNG)) or photo.data[8:12] == b"WEBP"
+        raise PhotoError("damaged header" if known else "not a JPEG, PNG or WebP image") from error
+    except Exception as error:  # as in decode_square
+        raise _verdict(error, 0, "damaged header") from error
+    if opened.width * opened.height > MAX_PIXELS:
+        raise _too_large()
+    if max(opened.size) > MAX_SIDE:
+        raise PhotoTooLargeError(f"longer than {MAX_SIDE:,} pixels on one side")
+    return opened
+
+
+def _verdict(error: Exception, pixels: int, reason: str = "") -> PhotoError:
+    """Translate what Pillow raised for a photo of so many pixels.
+
+    Raises:
+        MemoryError: it raised for want of memory, which its JPEG decoder reports as broken data.
+        OSError: it raised for want of something else that is not in the bytes.
+    """
+    if isinstance(error, PhotoError):
+        return error
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
+        raise error
+    words = str(error).lower()
+    if "memory" in words:
+        raise MemoryError(words) from error
+    bytearray(8 * pixels)  # touches no page; raises MemoryError where a decoder's own request failed
+    return PhotoError(reason or ("truncated" if "truncated" in words else "damaged"))
+
+
+def _ends_early(photo: Image.Image, whole: CleanedPhoto, size: int) -> bool:
+    """Whether a JPEG has too few bits for its pixels, which its decoder makes up in silence.
+
+    The decoder repeats the last colour, so that the last row is flat. In good photos with such a row, no pixel changes
+    with the bits behind it.
+    """
+    if photo.crop((0, photo.height - 1, photo.width, photo.height)).getcolors(1) is None:
+        return False
+    with Image.open(io.BytesIO(whole.with_more_bits()), formats=_FORMATS) as longer:
+        longer.draft(None, (size, size))
+        longer.load()
+        strips = [(0, top, photo.width, min(top + _STRIP, photo.height)) for top in range(0, photo.height, _STRIP)]
+        return any(photo.crop(strip).tobytes() != longer.crop(strip).tobytes() for strip in strips)
+
+
+def _too_large() -> PhotoTooLargeError:
+    return PhotoTooLargeError(f"larger than {MAX_PIXELS // 1_000_000} megapixels")
+
+
+def _rgb(photo: Image.Image) -> Image.Image:
+    """Convert any colour mode to RGB, with transparent parts on white."""
+    if photo.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion clips at 255
+        return photo.convert("I").point(_HIGH_BYTES, "L").convert("RGB")
+    if not photo.has_transparency_data:
+        return photo if photo.mode == "RGB" else photo.convert("RGB")
+    whole = Image.new("RGB", photo.size)  # in strips: all copies of a large photo would take gigabytes
+    for top in range(0, photo.height, _STRIP):
+        strip = photo.crop((0, top, photo.width, min(top + _STRIP, photo.height))).convert("RGBA")
+        whole.paste(Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip).convert("RGB"), (0, top))
+    return whole
+
+
+def _orientation(photo: Image.Image) -> int:
+    """Read the EXIF orientation, 1 to 8; 1 where the EXIF block is broken."""
+    try:
+        return int(photo.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception as error:
+        _verdict(error, 0)
+        return 1
+
+
+def main() -> None:
+    """Decode photos from stdin to stdout until it ends: ``python photo_decoder.py SIZE SECONDS``.
+
+    A photo is its length (8 bytes, big-endian) and its bytes. The answer is one of :data:`PIXELS`, :data:`REFUSED`
+    and :data:`FAILED`, a length, and the pixels or the reason. A photo that takes more processor time than so many
+    seconds ends the process by SIGPROF.
+    """
+    size, seconds = int(sys.argv[1]), float(sys.argv[2])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server
+    os.nice(10)
+    photos, answers = sys.stdin.buffer, sys.stdout.buffer
+    while head := photos.read(8):
+        data = photos.read(int.from_bytes(head))
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+        kind, answer = _answer(data, size)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        answers.write(kind + len(answer).to_bytes(8) + answer)
+        answers.flush()
+
+
+def _answer(data: bytes, size: int) -> tuple[bytes, bytes]:
+    try:
+        return PIXELS, decode_square(data, size)
+    except PhotoError as error:
+        return REFUSED, str(error).encode()
+    except (MemoryError, OSError) as error:
+        return FAILED, str(error).encode()
+
+
+if __name__ == "__main__":
+    main()
