@@ -176,10 +176,10 @@ def test_an_archive_is_served_and_its_checkpoint_is_packed_again(start: Start, r
             "parity.photos=4",
         )
         assert "Parity: " in packed.stderr
-        while not run("deploy.py", "action=status", *places).stdout.startswith("bincounter\t"):
+        while "bincounter\t" not in run("deploy.py", "action=list", *places).stdout:
             assert server.poll() is None, server.communicate()
             time.sleep(0.5)
-        asked = run("deploy.py", "action=invoke", f"input={PHOTOS}", "target.port=0", *places).stdout.splitlines()
+        asked = run("deploy.py", "action=invoke", f"input={PHOTOS}", *places).stdout.splitlines()
         run("deploy.py", "action=delete", *places)
         server.wait(30)
     finally:

@@ -10,7 +10,6 @@ import logging
 import os
 import signal
 import sys
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -23,9 +22,16 @@ from bincounter.cloud.endpoints import endpoint_record
 from bincounter.cloud.endpoints.api_objects import check_request_keys
 from bincounter.cloud.endpoints.endpoint_requests import EndpointSpec
 from bincounter.config.deploy_schema import ARCHIVE_ACTIONS, check_deploy, target_name
-from bincounter.errors import ConfigError, Stopped, UserError
+from bincounter.errors import ConfigError, Stopped
 from bincounter.serving.application.answers import Limits
-from bincounter.serving.local.running_servers import Server, listed, running_servers, stop_server, unpack_place
+from bincounter.serving.local.running_servers import (
+    DEFAULT_PORT,
+    Server,
+    claimed,
+    find_server,
+    running_servers,
+    stop_server,
+)
 from bincounter.training.results import CheckpointOrigin, find_run_of_checkpoint
 
 if TYPE_CHECKING:
@@ -102,22 +108,23 @@ def run_local(cfg: DictConfig) -> int:
     if cfg.action == "invoke":
         return _invoke(cfg)
     state = _state(cfg)
-    servers = running_servers(state) if cfg.action == "list" else _named(cfg)
-    for server in servers:
-        if cfg.action != "delete":
-            print(f"{server.name}\t{server.url}\tmodel {server.model}\tprocess {server.pid}\t{server.archive}")
-        elif cfg.dry_run:
-            print(f"Would stop {server.url}, process {server.pid}.")
-        else:
-            stop_server(server, state)
-            print(f"Stopped {server.url}; {server.archive} is kept.")
-    if not servers:
-        print(
-            "No server runs on this machine."
-            if cfg.action == "list"
-            else f"No server named {cfg.name} runs on this machine."
-        )
+    if cfg.action == "list":
+        servers = running_servers(state)
+        print("\n".join(map(_described, servers)) or "No server runs on this machine.")
+        return 0
+    server = find_server(cfg.name, state, cfg.target.port)
+    if cfg.action == "status":
+        print(_described(server))
+    elif cfg.dry_run:
+        print(f"Would stop {server.url}, process {server.pid}.")
+    else:
+        stop_server(server, state)
+        print(f"Stopped {server.url}; {server.archive} is kept.")
     return 0
+
+
+def _described(server: Server) -> str:
+    return f"{server.name}\t{server.url}\tmodel {server.model}\tprocess {server.pid}\t{server.archive}"
 
 
 def _origin(cfg: DictConfig) -> CheckpointOrigin:
@@ -148,53 +155,42 @@ def _state(cfg: DictConfig) -> Path:
     return Path(cfg.paths.cache_dir) / "serving"
 
 
-def _named(cfg: DictConfig) -> list[Server]:
-    return [server for server in running_servers(_state(cfg)) if server.name == cfg.name]
-
-
 def _deploy(cfg: DictConfig) -> int:
+    port = DEFAULT_PORT if cfg.target.port is None else cfg.target.port
     if cfg.dry_run:
         checked = f"compare {cfg.parity.photos} photos" if cfg.ckpt_path and cfg.parity.photos else "compare nothing"
         origin = _origin(cfg) if cfg.ckpt_path else None
         made = f"pack {origin.checkpoint} into {_place(cfg, origin)}" if origin else f"take {cfg.archive}"
-        print(f"Would {made}, {checked}, and serve it on 127.0.0.1, port {cfg.target.port}.")
+        print(f"Would {made}, {checked}, and serve it on 127.0.0.1, port {port}.")
         return 0
     for module in ("h11", "prometheus_client", "starlette", "uvicorn"):
         if importlib.util.find_spec(module) is None:
             raise ConfigError(f"target=local needs {module}: pip install 'bincounter[serving]'")
-    from bincounter.serving.local.server import check_port, serve
+    from bincounter.serving.local.server import check_port, serve, start_template
     from bincounter.serving.packing.tarball import unpack
 
-    check_port(cfg.target.port)  # before packing and comparing, which take long
-    packed = pack_and_check(cfg)
     state = _state(cfg)
-    with unpack_place(state) as folder, ExitStack() as stack:
+    with claimed(cfg.name, state) as (folder, enter):
+        check_port(port)  # before packing and comparing, which take long
+        start_template()
+        packed = pack_and_check(cfg)
 
         def started(port: int) -> None:
-            server = Server(cfg.name, port, os.getpid(), packed.model, str(packed.path.resolve()))
-            stack.enter_context(listed(server, state))
+            enter(Server(cfg.name, port, os.getpid(), packed.model, str(packed.path.resolve())))
 
-        return serve(unpack(packed.path, folder), port=cfg.target.port, started=started)
+        return serve(unpack(packed.path, folder), port=port, name=cfg.name, started=started)
 
 
 def _invoke(cfg: DictConfig) -> int:
     from bincounter.serving.local import client
     from bincounter.training.predictor import list_photos, print_predictions
 
-    port = cfg.target.port
-    if not port:
-        servers = _named(cfg)
-        if len(servers) != 1:
-            raise UserError(
-                f"{len(servers) or 'no'} servers named {cfg.name} run on this machine, and target.port=0 needs "
-                "exactly one: set target.port, python deploy.py action=list shows the servers"
-            )
-        port = servers[0].port
+    server = find_server(cfg.name, _state(cfg), cfg.target.port)
     photos = list_photos(cfg.input, Path(cfg.paths.data_dir))
     if cfg.dry_run:
-        print(f"Would post {len(photos)} photos to http://127.0.0.1:{port}/invocations.")
+        print(f"Would post {len(photos)} photos to {server.url}invocations.")
         return 0
-    return 0 if print_predictions(client.post_photos(port, photos)) else 2
+    return 0 if print_predictions(client.post_photos(server.port, server.model, photos)) else 2
 
 
 def check_sagemaker(cfg: DictConfig) -> None:

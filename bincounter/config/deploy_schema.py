@@ -78,7 +78,8 @@ class PlacesConfig:
 class LocalTargetConfig:
     """A server on 127.0.0.1, in this terminal until Ctrl-C."""
 
-    port: int = bounded(8080, ge=0, le=65535)  # 0 takes a free one
+    # 0 takes a free one; null: 8080 to deploy, and the port of the server called name to everything else.
+    port: int | None = bounded(None, ge=0, le=65535)
 
 
 @dataclass

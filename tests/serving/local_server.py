@@ -95,8 +95,15 @@ class LocalServer:
 
     def next_worker(self) -> psutil.Process | None:
         """The process that answers or is to answer; ``None`` while there is none."""
+        template = self.template()
         with suppress(psutil.NoSuchProcess):
-            return next((child for child in self.process.children() if "spawn_main" in " ".join(child.cmdline())), None)
+            return next(iter(template.children()), None) if template else None
+        return None
+
+    def template(self) -> psutil.Process | None:
+        """The process that workers are forked from."""
+        with suppress(psutil.NoSuchProcess):
+            return next((child for child in self.process.children() if "forkserver" in " ".join(child.cmdline())), None)
         return None
 
     def wait_until_ready(self) -> None:

@@ -78,21 +78,60 @@ def test_from_a_checkpoint_to_an_answer_and_down_again(
 ) -> None:
     checkpoint = served_run / "checkpoints/best.ckpt"
     photos = served_run.parents[1] / "bins" / "3"
+    assert deploy("action=list").stdout == "No server runs on this machine.\n"
     with deployed(f"ckpt_path={checkpoint}", "parity.photos=1", "target.port=0", *places) as (process, port):
         url = f"http://127.0.0.1:{port}/"
         shown = deploy("action=status").stdout.split("\t")
         assert shown[:2] == ["bincounter", url]
-        asked = deploy("action=invoke", f"input={photos}", "target.port=0").stdout.splitlines()
+        assert deploy("action=list").stdout.split("\t") == shown
+        for given in ([], ["target.port=0"], [f"target.port={port}"]):
+            asked = deploy("action=invoke", f"input={photos}", *given).stdout.splitlines()
         told = run("-m", "bincounter", "predict", str(photos), f"ckpt_path={checkpoint}").stdout.splitlines()
         assert asked == told
+        dry = deploy("action=invoke", f"input={photos}", "dry_run=true").stdout
+        assert dry == f"Would post {len(told)} photos to {url}invocations.\n"
+        archive = f"archive={served_run}/endpoint/model.tar.gz"
+        for overrides, code, said in (
+            (
+                ["action=invoke", f"input={photos}", "name=second"],
+                1,
+                f"No server named second runs on this machine; what runs is bincounter at {url}: ",
+            ),
+            (["action=status", "name=second"], 1, "No server named second runs"),
+            (["action=delete", "name=second"], 1, "No server named second runs"),
+            (
+                ["action=invoke", f"input={photos}", "name=second", f"target.port={port}"],
+                1,
+                "No server named second runs",
+            ),
+            (
+                ["action=invoke", f"input={photos}", "target.port=1"],
+                2,
+                f"listens on port {port}, not 1: remove target.port",
+            ),
+            (
+                [archive, "parity.photos=0", "target.port=0"],
+                2,
+                f"A server named bincounter runs at {url} (process "
+                f"{process.pid}): stop it with python deploy.py action=delete name=bincounter, or add name=",
+            ),
+            (
+                [archive, "parity.photos=0", "name=second", f"target.port={port}"],
+                2,
+                f"Port {port} is taken by bincounter's server bincounter (process {process.pid}, model ",
+            ),
+        ):
+            done = deploy(*overrides, code=code)
+            assert said in done.stderr
+            assert len(done.stderr.splitlines()) == 1
         ended = deploy("action=delete").stdout
         assert ended.startswith(f"Stopped {url}")
         assert process.wait(30) == 143
-    assert deploy("action=list").stdout == "No server runs on this machine.\n"
-    done = deploy("action=invoke", f"input={photos}", f"target.port={port}", code=2)
-    assert done.stderr.startswith(f"Error: Nothing answers at http://127.0.0.1:{port}: ")
+    assert deploy("action=status", code=1).stderr.startswith("Error: No server named bincounter runs on this machine; ")
+    done = deploy("action=invoke", f"input={photos}", f"target.port={port}", code=1)
+    assert done.stderr.startswith("Error: No server named bincounter runs on this machine; none runs: start it with ")
     state = Path(places[1].partition("=")[2]) / "serving"
-    assert list(state.iterdir()) == []
+    assert [path.name for path in state.iterdir()] == [".lock"]
 
 
 def test_an_archive_without_its_checkpoint_is_taken_as_it_is_and_said_so(
@@ -127,9 +166,6 @@ def test_dry_runs_say_what_would_be_done_and_do_nothing(deploy: Deploy, served_r
         f"Would pack {checkpoint} into {tmp_path}/model.tar.gz, compare 64 photos, "
         "and serve it on 127.0.0.1, port 8123.\n"
     )
-    photo = next((served_run.parents[1] / "bins").rglob("*.png"))
-    done = deploy("action=invoke", f"input={photo}", "dry_run=true")
-    assert done.stdout == "Would post 1 photos to http://127.0.0.1:8080/invocations.\n"
     assert list(tmp_path.iterdir()) == []
 
 

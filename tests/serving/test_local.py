@@ -1,11 +1,13 @@
 """Local server over HTTP: answers, guards, metrics, and workers that die, hang or fail."""
 
 import base64
+import gzip
 import json
 import re
 import signal
 import socket
 import time
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from http.client import HTTPException
@@ -184,15 +186,55 @@ def test_requests_wait_while_a_killed_worker_is_replaced(served: LocalServer) ->
     assert served.metrics()["bincounter_worker_restarts_total"] == restarts + 1
 
 
+def test_workers_are_forked_from_a_template_whose_end_they_survive(served: LocalServer) -> None:
+    template, worker = served.template(), served.worker()
+    assert template
+    assert any("torch" in mapped.path for mapped in template.memory_maps())  # it need not be imported again
+    template.kill()
+    template.wait(10)
+    assert served.count(photo()).status == 200
+    while not (after := served.template()):
+        time.sleep(0.05)
+    assert worker.is_running()
+    worker.kill()
+    worker.wait(10)
+    served.wait_until_ready()
+    assert served.worker().ppid() == after.pid
+
+
 def test_slow_clients_hold_nobody_up(tmp_path: Path) -> None:
-    with local_server(unpacked_archive(tmp_path / "archive", timeout_s=1.0, max_queue=2)) as server:
-        head = b"POST /invocations HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n"
-        with ThreadPoolExecutor(2) as clients:
-            slow = [clients.submit(head_of, server, head) for _ in range(2)]
-            while server.metrics()["bincounter_requests_in_flight"] < 2:
+    with local_server(unpacked_archive(tmp_path / "archive", timeout_s=3.0, max_queue=1)) as server:
+        heads = [
+            b"POST /invocations HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nx",
+            b"POST /invocations HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n",
+            b"POST /explanation HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nx",
+        ]
+        with ThreadPoolExecutor(12) as clients:
+            slow = [clients.submit(head_of, server, head) for head in 4 * heads]
+            while server.metrics()["bincounter_requests_in_flight"] < 8:
                 assert not slow[0].done()
-            assert server.count(photo()).status == 503
+            assert server.count(photo()).status == 200
+            assert server.ask("POST", "/explanation", photo()).status == 200
             assert all(answer.result().startswith(b"HTTP/1.1 408 ") for answer in slow)
+
+
+def test_an_upgrade_is_ignored_and_bad_requests_leave_no_line_in_the_log(served: LocalServer) -> None:
+    before = served.log.read_text()
+    headers = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+    assert served.ask("GET", "/ping", headers=headers).status == 200
+    assert served.ask("GET", "/socket", headers=headers).status == 404
+    assert head_of(served, b"no http\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+    assert served.log.read_text() == before
+
+
+def test_a_compressed_body_is_counted_and_other_codings_are_refused(served: LocalServer) -> None:
+    plain = served.count(photo(3))
+    assert served.count(gzip.compress(photo(3)), **{"Content-Encoding": "gzip"}).body == plain.body
+    explained = served.ask("POST", "/explanation", zlib.compress(photo(3)), {"Content-Encoding": "deflate"})
+    assert explained.json()["count"] == plain.json()["count"]
+    refused = served.count(photo(3), **{"Content-Encoding": "br"})
+    assert refused.status == 415
+    assert "gzip" in refused.json()["error"]
 
 
 def test_a_stopped_worker_is_replaced_and_the_third_death_in_a_minute_ends_the_server(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 JSON, CSV = "application/json", "text/csv"
+_ECHO = 60  # characters of a request that a message repeats
 _KINDS = {JSON: JSON, "application/*": JSON, "*/*": JSON, "*": JSON, CSV: CSV, "text/*": CSV}
 
 
@@ -46,7 +47,7 @@ def parse_accept(accept: str | None) -> AnswerFormat:
         if name in _KINDS and quality > best:
             best, form = quality, AnswerFormat(_KINDS[name], header=given.get("header") == "present")
     if form is None:
-        raise Problem(415, f"Accept {(accept or '')[:60]!r} is not supported; ask for {JSON} or {CSV}.")
+        raise Problem(415, f"Accept {shorten(accept or '')!r} is not supported; ask for {JSON} or {CSV}.")
     return form
 
 
@@ -132,6 +133,11 @@ class Limits:
     max_queue: int = 128
     timeout_s: float = 30.0
     url_hosts: Sequence[str] = ()
+
+
+def shorten(text: str) -> str:
+    """Shorten text of a request that a message repeats."""
+    return text if len(text) <= _ECHO else f"{text[:_ECHO]}..."
 
 
 class Problem(Exception):

@@ -4,12 +4,13 @@ import base64
 import binascii
 import json
 import re
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bincounter.errors import closest_match
-from bincounter.serving.application.answers import Limits, Problem
+from bincounter.serving.application.answers import Limits, Problem, shorten
 
 JSON = "application/json"
 GENERIC_TYPES = ("", "application/octet-stream", "binary/octet-stream")
@@ -21,6 +22,8 @@ PHOTO_TYPES = ("image/jpeg", "image/jpg", "image/png", "image/webp", "applicatio
 _FORMS = 'send {"image": BASE64}, {"url": "https://..."} or {"instances": [...]} with a list of these'
 _BROWSER_PREFIX = re.compile(r"data:[^,]{0,100};base64,")
 _SPACES = b" \t\r\n"  # the base64 command wraps its lines
+_WINDOWS = {"gzip": 16 + zlib.MAX_WBITS, "x-gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
+_MOST_MEMBERS = 100  # of a gzip stream; each costs a copy of those behind it
 _PARTS_OF_PHOTO = 16  # brackets and commas that one photo may take in JSON; it needs two
 
 
@@ -91,9 +94,45 @@ def parse_request(body: bytes, content_type: str | None, limits: Limits) -> Phot
         return _asked(_parsed(body, limits), limits)
     if kind not in PHOTO_TYPES and kind not in GENERIC_TYPES:
         raise Problem(
-            415, f"Content-Type {kind[:60]!r} is not supported; send image/jpeg, image/png, image/webp or {JSON}."
+            415, f"Content-Type {shorten(kind)!r} is not supported; send image/jpeg, image/png, image/webp or {JSON}."
         )
     return PhotoRequest([body], several=False)
+
+
+def decompress(body: bytes, coding: str, limits: Limits) -> bytes:
+    """Undo the content coding of a body, in no more memory than a body may have.
+
+    Args:
+        body: of the request.
+        coding: its Content-Encoding header: ``gzip`` or ``deflate``; ``identity`` or an empty string for none.
+        limits: of the archive.
+
+    Raises:
+        Problem: 400 damaged, 413 too large once it is decompressed, 415 of another coding or of several.
+    """
+    coding = coding.strip().lower()
+    if coding in ("", "identity"):
+        return body
+    if coding not in _WINDOWS:
+        raise Problem(415, f"Content-Encoding {shorten(coding)!r} is not supported; send gzip, deflate or none.")
+    # Some clients send deflate without zlib's header.
+    bare = coding == "deflate" and (int.from_bytes(body[:1]) & 15 != 8 or int.from_bytes(body[:2]) % 31 != 0)
+    content, left = bytearray(), body
+    for _ in range(_MOST_MEMBERS):
+        member = zlib.decompressobj(-zlib.MAX_WBITS if bare else _WINDOWS[coding])
+        try:
+            content += member.decompress(left, limits.max_body_bytes + 1 - len(content))
+        except zlib.error as error:
+            sentence = f"The body is not {coding} ({error}); compress it again, or send it as it is."
+            raise Problem(400, sentence) from error
+        if len(content) > limits.max_body_bytes:
+            raise too_large(limits)
+        left = member.unused_data
+        if not left:
+            break
+    if left or not member.eof:
+        raise Problem(400, f"The body is not one whole {coding} stream; compress it again, or send it as it is.")
+    return bytes(content)
 
 
 def too_large(limits: Limits) -> Problem:
@@ -173,4 +212,4 @@ def _photo(content: Any, known: Sequence[str]) -> Photo:
 
 
 def _quoted(key: str) -> str:
-    return f'"{key}"' if len(key) <= 40 else f'"{key[:40]}..."'
+    return f'"{shorten(key)}"'

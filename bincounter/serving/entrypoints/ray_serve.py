@@ -71,7 +71,7 @@ async def _body(request: Request) -> bytes:
         taken += chunk
         if len(taken) > LIMITS.max_body_bytes:
             raise photo_requests.too_large(LIMITS)
-    return bytes(taken)
+    return photo_requests.decompress(bytes(taken), ", ".join(request.headers.getlist("content-encoding")), LIMITS)
 
 
 def app(_: dict[str, Any]) -> serve.Application:

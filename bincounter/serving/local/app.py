@@ -9,7 +9,7 @@ import logging
 import multiprocessing
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict
 from importlib.resources import files
@@ -36,7 +36,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from bincounter.serving.application.answers import Problem
+from bincounter.serving.application.answers import Problem, shorten
 from bincounter.serving.application.served_model import ServedModel
 from bincounter.serving.application.service import Reply, Service
 from bincounter.serving.local.explain import Explainer
@@ -64,15 +64,16 @@ Handle = Callable[[bytes, str | None, str | None], Coroutine[Any, Any, Reply]]
 """Answers a body, its content type and the types that are accepted; never raises."""
 
 
-def create_app(model: ServedModel, folder: Path, *, restarts: Callable[[], int] = lambda: 0) -> ASGIApp:
+def create_app(model: ServedModel, folder: Path, identity: Mapping[str, str | int], restarts: int) -> ASGIApp:
     """Build the ASGI application that serves a model.
 
     Args:
         model: of the archive.
         folder: the unpacked archive, for its model card.
-        restarts: returns how often the worker was replaced, for ``/metrics``.
+        identity: of the server, for ``/ping``.
+        restarts: number of workers before this one, for ``/metrics``.
     """
-    endpoints = _Endpoints(model, folder, restarts)
+    endpoints = _Endpoints(model, folder, identity, restarts)
     routes = [
         Route("/", endpoints.page),
         Route("/page/{name}", endpoints.page),
@@ -89,8 +90,8 @@ def create_app(model: ServedModel, folder: Path, *, restarts: Callable[[], int] 
 class _Endpoints:
     """Handlers of the paths, and the service behind them."""
 
-    def __init__(self, model: ServedModel, folder: Path, restarts: Callable[[], int]) -> None:
-        self._name, self._timeout_s = model.name, model.limits.timeout_s
+    def __init__(self, model: ServedModel, folder: Path, identity: Mapping[str, str | int], restarts: int) -> None:
+        self._identity, self._timeout_s = identity, model.limits.timeout_s
         self._service, self._explainer = Service(model), Explainer(model)
         described = {name: getattr(model, name) for name in ("name", "counts", "image_size", "precision")}
         self._model = {**described, "limits": asdict(model.limits), **read_card(folder)}
@@ -123,10 +124,10 @@ class _Endpoints:
         return JSONResponse(self._model)
 
     async def ping(self, _: Request) -> Response:
-        """Health check: 200 while the model answers."""
+        """Health check: 200 with the identity of this server while the model answers."""
         if not self._service.ready:
             return ProblemResponse(Problem(503, "The model does not answer and is restarted; retry in a second."))
-        return JSONResponse({"model": self._name})
+        return JSONResponse(dict(self._identity))
 
     async def scrape(self, _: Request) -> Response:
         """Metrics for Prometheus."""
@@ -199,7 +200,7 @@ async def _no_such_path(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "")
-        problem = Problem(405, f"{request.url.path} accepts {allowed}; send that.")
+        problem = Problem(405, f"{shorten(request.url.path)} accepts {allowed}; send that.")
     else:
         problem = Problem(404, "Unknown path; post photos to /invocations, or open / in a browser.")
     return ProblemResponse(problem, dict(error.headers or {}))
@@ -216,10 +217,10 @@ class Metrics(Collector):
     Args:
         model: name and precision of the model.
         service: that answers.
-        restarts: returns how often the worker was replaced.
+        restarts: number of workers before this one.
     """
 
-    def __init__(self, model: ServedModel, service: Service, restarts: Callable[[], int]) -> None:
+    def __init__(self, model: ServedModel, service: Service, restarts: int) -> None:
         self._service, self._restarts = service, restarts
         self._registry = registry = CollectorRegistry()
         registry.register(self)
@@ -255,7 +256,7 @@ class Metrics(Collector):
         """Yield the metrics of the service since the worker started."""
         done = self._service.statistics()
         yield GaugeMetricFamily("bincounter_ready", "Whether the model answers.", self._service.ready)
-        yield CounterMetricFamily("bincounter_worker_restarts", "Times the worker was replaced.", self._restarts())
+        yield CounterMetricFamily("bincounter_worker_restarts", "Times the worker was replaced.", self._restarts)
         for name, what in _WORK.items():
             yield CounterMetricFamily(f"bincounter_{name}", what, done[name])
         yield GaugeMetricFamily("bincounter_queue_length", "Photos that wait for the model.", done["queue_length"])

@@ -14,18 +14,19 @@ _TRIES = 5  # while the server is busy
 _BUSY = 503
 
 
-def post_photos(port: int, photos: Iterable[Path]) -> Iterator[tuple[Prediction, tuple[int, ...]]]:
+def post_photos(port: int, model: str, photos: Iterable[Path]) -> Iterator[tuple[Prediction, tuple[int, ...]]]:
     """Post photos one after the other.
 
     Args:
         port: of the server on 127.0.0.1.
+        model: id of the model that must answer.
         photos: files to post unchanged.
 
     Yields:
         The answer for a photo, and the counts of its probabilities.
 
     Raises:
-        UserError: nothing listens on the port, or it is not a server of bincounter.
+        UserError: nothing listens on the port, or it is not the server of that model.
         ResourceError: the server stays busy.
     """
     for photo in photos:
@@ -40,12 +41,17 @@ def post_photos(port: int, photos: Iterable[Path]) -> Iterator[tuple[Prediction,
             if status != 200:
                 yield Prediction(photo, reason=answer["error"]), ()
                 continue
+            answering = answer["model"]
             probabilities = {int(count): float(share) for count, share in answer["probabilities"].items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
-                f"http://127.0.0.1:{port} is not a server of bincounter: set target.port to its port, "
-                "which python deploy.py action=list shows"
+                f"http://127.0.0.1:{port} is not a server of bincounter: python deploy.py action=list shows those"
             ) from error
+        if answering != model:
+            raise UserError(
+                f"http://127.0.0.1:{port} serves {answering} now, not {model}: see what runs with python deploy.py "
+                "action=list"
+            )
         yield Prediction(photo, tuple(probabilities.values())), tuple(probabilities)
 
 

@@ -5,14 +5,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bincounter.serving.application.answers import Limits, Problem
-from bincounter.serving.application.photo_requests import too_large
+from bincounter.serving.application.photo_requests import decompress, too_large
 
 _LARGEST_BODIES = 8  # bodies of the largest size that are kept in memory at a time
+_OLDER = 1.0  # seconds by which a body must be older than one that it gives way to
+_PERIOD, _PERIOD_BYTES = 5.0, 5000  # seconds, and bytes of a body that must arrive in each of them
 _DISCARD_SECONDS, _DISCARD_BYTES = 2.0, 200_000_000  # of a refused request
 _NAMES = ("127.0.0.1", "localhost")
 _POLICY = "; ".join(
@@ -37,58 +39,133 @@ _HEADERS = {
 }
 
 
+class _Body:
+    """Body that is being read.
+
+    Attributes:
+        content: bytes that have arrived.
+        size: bytes that count towards the bound on all bodies.
+        since: time of the event loop at which reading began.
+        wait: bound on the current wait for bytes.
+        gives_way: True once others need its memory.
+    """
+
+    def __init__(self, since: float) -> None:
+        self.content, self.size, self.since = bytearray(), 0, since
+        self.wait = asyncio.timeout(None)
+        self.gives_way = False
+
+
 class RequestLimiter:
-    """Limits concurrent requests, and reads their bodies.
+    """Reads bodies of requests within bounds of time and memory, and limits the requests that are answered at a time.
+
+    Bodies that are being read take none of the places of requests that are answered, so that slow clients hold nobody
+    up. All bodies share a bound on bytes; where it is reached, the body that has been read the longest gives way.
 
     Args:
         limits: of the archive.
-        requests: largest number at a time.
+        requests: largest number that is answered at a time.
     """
 
     def __init__(self, limits: Limits, requests: int) -> None:
         self._limits, self._requests = limits, requests
         self._bytes = 0
+        self._reading: list[_Body] = []  # the oldest first
+        self._decompressing = asyncio.Lock()  # one at a time: its result counts only when it is there
         self.in_flight = 0
 
     @asynccontextmanager
     async def body(self, request: Request) -> AsyncIterator[bytes]:
-        """Accept a request while the block runs, and read its body.
+        """Read the body of a request, and count the request as in flight while the block runs.
 
         Raises:
-            Problem: 503 too many requests, before the body is read; 413 too large, by Content-Length alone if that is
-                sent; 408 the body is too slow.
+            Problem: 503 too many requests, or too many bytes; 413 too large, by Content-Length alone if that is sent;
+                408 the body is too slow; 400 or 415 it cannot be decompressed.
             ClientDisconnect: the client went away.
         """
-        if self.in_flight >= self._requests:
-            raise Problem(503, f"{self._requests} requests are being answered; retry in a second.")
+        self._check_place()
         announced = request.headers.get("content-length", "")
         if announced.isdecimal():
-            self._check(int(announced))
-        self.in_flight += 1
-        taken = bytearray()
+            self._check_length(int(announced))
+        body = _Body(asyncio.get_running_loop().time())
+        self._reading.append(body)
         try:
-            await self._read(request, taken)
-            yield bytes(taken)
+            try:
+                await self._read(request, body)
+            finally:
+                self._reading.remove(body)
+            await self._decompress(", ".join(request.headers.getlist("content-encoding")), body)
+            self._check_place()
+            content = bytes(body.content)
+            body.content.clear()
+            self.in_flight += 1
+            try:
+                yield content
+            finally:
+                self.in_flight -= 1
         finally:
-            self._bytes -= len(taken)
-            self.in_flight -= 1
+            self._bytes -= body.size
 
-    async def _read(self, request: Request, taken: bytearray) -> None:
-        try:
-            async with asyncio.timeout(self._limits.timeout_s):
-                async for chunk in request.stream():
-                    self._check(len(taken) + len(chunk), new=len(chunk))
-                    taken += chunk
-                    self._bytes += len(chunk)
-        except TimeoutError as error:
-            sentence = f"The body did not arrive within {self._limits.timeout_s:g} s; send it at once."
-            raise Problem(408, sentence) from error
+    async def _read(self, request: Request, body: _Body) -> None:
+        clock = asyncio.get_running_loop().time
+        end = body.since + self._limits.timeout_s
+        until, arrived = body.since + _PERIOD, 0
+        more = True
+        while more:
+            try:
+                async with asyncio.timeout_at(min(until, end)) as body.wait:
+                    message = await request.receive()
+            except TimeoutError:
+                self._check_pace(body, late=clock() >= end, arrived=arrived)
+                until, arrived = clock() + _PERIOD, 0
+                continue
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            chunk = message.get("body", b"")
+            self._check_length(len(body.content) + len(chunk))
+            self._take(body, len(chunk))
+            body.content += chunk
+            arrived += len(chunk)
+            more = message.get("more_body", False)
 
-    def _check(self, length: int, new: int | None = None) -> None:
+    def _check_place(self) -> None:
+        if self.in_flight >= self._requests:
+            raise Problem(503, f"{self._requests} requests are being answered; retry in a second.")
+
+    def _check_length(self, length: int) -> None:
         if length > self._limits.max_body_bytes:
             raise too_large(self._limits)
-        if self._bytes + (length if new is None else new) > _LARGEST_BODIES * self._limits.max_body_bytes:
-            raise Problem(503, "Too many large requests are being answered; retry in a second.")
+
+    def _check_pace(self, body: _Body, *, late: bool, arrived: int) -> None:
+        if body.gives_way:
+            raise Problem(503, "The body gave way to those of faster requests; retry in a second.")
+        if late:
+            raise Problem(408, f"The body did not arrive within {self._limits.timeout_s:g} s; send it at once.")
+        if arrived < _PERIOD_BYTES:
+            raise Problem(408, f"Only {arrived} bytes of the body arrived in {_PERIOD:g} s; send it at once.")
+
+    def _take(self, body: _Body, more: int) -> None:
+        """Count bytes that a body grows by, and have older bodies give way to it where they are too many."""
+        most = _LARGEST_BODIES * self._limits.max_body_bytes - more
+        for other in list(self._reading):
+            if self._bytes > most and body.since - other.since > _OLDER:
+                self._bytes -= other.size
+                other.content.clear()
+                other.size, other.gives_way = 0, True
+                with suppress(RuntimeError):  # its wait has just ended
+                    other.wait.reschedule(0)
+        if body.gives_way or self._bytes > most:
+            raise Problem(503, "Too many large requests are being read or answered; retry in a second.")
+        body.size += more
+        self._bytes += more
+
+    async def _decompress(self, coding: str, body: _Body) -> None:
+        if coding.strip().lower() in ("", "identity"):
+            return
+        async with self._decompressing:
+            content = await asyncio.to_thread(decompress, bytes(body.content), coding, self._limits)
+        self._take(body, len(content) - len(body.content))
+        body.content[:] = content
 
 
 class ProblemResponse(Response):

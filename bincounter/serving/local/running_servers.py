@@ -1,21 +1,27 @@
-"""List of the servers that run on this machine: one JSON file per server, locked while its process lives.
+"""List of the servers that run on this machine: one JSON file per name, locked while its process lives.
 
 The lock is what counts, since a process id outlives its process and is given to another.
 """
 
 import json
 import os
+import re
 import shutil
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
+from typing import IO, Any
 
-from bincounter.errors import UserError
-from bincounter.files import lock
+from bincounter.errors import BinCounterError, UserError
+from bincounter.files import lock, lock_folder
 
+DEFAULT_PORT = 8080
+_IDENTITY_TIMEOUT = 5.0  # seconds
+_LONGEST_IDENTITY = 10_000  # bytes
 _LONGEST_END = 90.0  # seconds; a server that is stopped still answers the requests it has accepted
 
 
@@ -25,17 +31,17 @@ class Server:
 
     Attributes:
         name: of the endpoint.
-        port: it listens on.
+        port: it listens on; 0 until it answers.
         pid: of its process.
         model: id of the model it serves.
-        archive: the file it serves.
+        archive: the file it serves; empty if it is not in the list.
     """
 
     name: str
     port: int
     pid: int
-    model: str
-    archive: str
+    model: str = ""
+    archive: str = ""
 
     @property
     def url(self) -> str:
@@ -44,57 +50,132 @@ class Server:
 
 
 @contextmanager
-def unpack_place(folder: Path) -> Iterator[Path]:
-    """Path below ``folder`` for the unpacked archive of this process; deleted after the block."""
-    path = folder / str(os.getpid())
-    shutil.rmtree(path, ignore_errors=True)  # of a killed process that had the same number
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-
-
-@contextmanager
-def listed(server: Server, folder: Path) -> Iterator[None]:
-    """Keep a server of this process in the list while the block runs.
+def claimed(name: str, folder: Path) -> Iterator[tuple[Path, Callable[[Server], None]]]:
+    """Reserve a name for a server of this process while the block runs.
 
     Args:
-        server: the running server.
+        name: of the server.
         folder: of the list.
+
+    Yields:
+        A path for the unpacked archive, deleted after the block; and the function that enters the server in the list.
+
+    Raises:
+        UserError: a server of that name runs.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{server.pid}.json"
-    aside = path.with_suffix(".part")
-    with aside.open("w", encoding="utf-8") as file:
-        lock(file)
-        json.dump(asdict(server), file)
-        file.flush()
-        aside.replace(path)  # locked before anyone sees it
-        try:
-            yield
-        finally:
+    path = folder / f"{name}.json"
+    with lock_folder(folder):
+        file = path.open("a+", encoding="utf-8")
+        if not lock(file, wait=0):
+            other = _read(path)
+            file.close()
+            where = f"runs at {other.url}" if other.port else "is being started"
+            raise UserError(
+                f"A server named {name} {where} (process {other.pid}): stop it with python deploy.py action=delete "
+                f"name={name}, or add name= with another name"
+            )
+        _write(file, Server(name, 0, os.getpid()))
+        shutil.rmtree(path.with_suffix(""), ignore_errors=True)  # of a killed process
+    try:
+        yield path.with_suffix(""), lambda server: _write(file, server)
+    finally:
+        with lock_folder(folder):
+            shutil.rmtree(path.with_suffix(""), ignore_errors=True)
             path.unlink(missing_ok=True)
+            file.close()
 
 
 def running_servers(folder: Path) -> list[Server]:
-    """Return the running servers, by port; deletes what killed ones left behind."""
+    """Return the running servers, by port; deletes what killed ones left behind.
+
+    Args:
+        folder: of the list.
+    """
     found = []
-    for path in folder.glob("*.json"):
-        with suppress(FileNotFoundError), path.open(encoding="utf-8") as file:  # one may end meanwhile
-            if lock(file, wait=0, shared=True):  # shared: two may look at once
-                shutil.rmtree(path.with_suffix(""), ignore_errors=True)
-                path.unlink()
-            else:
-                found.append(Server(**json.load(file)))
-    return sorted(found, key=lambda server: server.port)
+    if folder.is_dir():
+        with lock_folder(folder):
+            for path in folder.glob("*.json"):
+                with path.open(encoding="utf-8") as file:
+                    if lock(file, wait=0, shared=True):  # shared, for which a file open for reading does
+                        shutil.rmtree(path.with_suffix(""), ignore_errors=True)
+                        path.unlink()
+                    else:
+                        found.append(_read(path))
+    return sorted((server for server in found if server.port), key=lambda server: server.port)
+
+
+def find_server(name: str, folder: Path, port: int | None = None) -> Server:
+    """Find a running server by its name, and check that it is what answers at its port.
+
+    Args:
+        name: of the server.
+        folder: of the list. A server of another list is found at ``port``, by the name it reports.
+        port: it must listen on; ``None`` or 0 if any.
+
+    Raises:
+        BinCounterError: there is none, with the names of those that run; or it listens on another port, or another
+            program does on its.
+    """
+    listed = running_servers(folder)
+    server = next((server for server in listed if server.name == name), None)
+    if server and port and server.port != port:
+        raise UserError(f"The server named {name} listens on port {server.port}, not {port}: remove target.port")
+    asked = server.port if server else port or DEFAULT_PORT
+    answering = identify(asked)
+    if server is None and answering and answering["name"] == name:
+        return Server(name, asked, answering["process"], answering["model"])
+    if server is None:
+        others = ", ".join(f"{each.name} at {each.url}" for each in listed)
+        runs = f"what runs is {others}" if others else "none runs"
+        raise BinCounterError(
+            f"No server named {name} runs on this machine; {runs}: start it with python deploy.py "
+            f"ckpt_path=... name={name}" + (", or add name= with one of these" if others else "")
+        )
+    if answering and (answering["name"], answering["process"]) != (name, server.pid):
+        raise BinCounterError(
+            f"{server.url} is answered by the server named {answering['name']} of process {answering['process']}, not "
+            f"by {name} of process {server.pid}: look at both processes, and end one"
+        )
+    return server
+
+
+def identify(port: int) -> dict[str, Any] | None:
+    """Ask the program that listens on a port which server of bincounter it is.
+
+    Args:
+        port: on 127.0.0.1.
+
+    Returns:
+        ``name``, ``process`` and ``model`` of the server; ``None`` if nothing answers within 5 s, or another program.
+    """
+    connection = HTTPConnection("127.0.0.1", port, timeout=_IDENTITY_TIMEOUT)
+    try:
+        connection.request("GET", "/ping")
+        answer = json.loads(connection.getresponse().read(_LONGEST_IDENTITY))
+        name, process, model = answer["name"], int(answer["process"]), answer["model"]
+        known = all(re.fullmatch(r"[\w.-]{1,100}", text) for text in (name, model))
+        return {"name": name, "process": process, "model": model} if known else None
+    except (OSError, HTTPException, ValueError, KeyError, TypeError):
+        return None
+    finally:
+        connection.close()
 
 
 def stop_server(server: Server, folder: Path) -> None:
     """Send SIGTERM to a running server and wait until it has ended.
 
+    Args:
+        server: of the list.
+        folder: of the list.
+
     Raises:
-        UserError: it belongs to another user, or is still running after 90 s.
+        UserError: it is in another list, belongs to another user, or is still running after 90 s.
     """
+    if not server.archive:
+        raise UserError(
+            f"{server.url} was started with another paths.cache_dir: add that to action=delete, or end process "
+            f"{server.pid}"
+        )
     try:
         os.kill(server.pid, signal.SIGTERM)
     except ProcessLookupError:
@@ -106,3 +187,13 @@ def stop_server(server: Server, folder: Path) -> None:
         if time.monotonic() > until:
             raise UserError(f"{server.url} still runs {_LONGEST_END:.0f} s after SIGTERM: look at process {server.pid}")
         time.sleep(0.05)
+
+
+def _read(path: Path) -> Server:
+    return Server(**json.loads(path.read_text(encoding="utf-8")))
+
+
+def _write(file: IO[str], server: Server) -> None:
+    file.truncate(0)
+    json.dump(asdict(server), file)
+    file.flush()

@@ -1,45 +1,56 @@
-"""Serve an unpacked archive on 127.0.0.1: one uvicorn worker, restarted by uvicorn's supervisor when it dies.
+"""Serve an unpacked archive on 127.0.0.1: a supervisor, and one uvicorn worker that is replaced when it dies.
 
-The supervisor holds the listening socket, so that requests wait while a worker is replaced. The worker imports this
-module before it answers its first health check: what imports torch is imported on use.
+The supervisor holds the listening socket, so that requests wait while a worker is replaced. On Linux workers are forks
+of a template, a process that has imported torch and does nothing else: a new one answers in a second, and they share
+the template's memory.
 """
 
 import errno
 import logging
 import multiprocessing
+import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from ctypes import c_int
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
-from multiprocessing.connection import Connection
-from multiprocessing.sharedctypes import RawValue
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
 
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.config import STARTUP_FAILURE
-from uvicorn.supervisors.multiprocess import SIGNALS, Multiprocess
 
 from bincounter.errors import ResourceError, UserError
+from bincounter.serving.local.connections import Connection, raise_file_limit
+from bincounter.serving.local.running_servers import identify
 
 log = logging.getLogger(__name__)
 
 ADDRESS = "127.0.0.1"
 HEALTH_CHECK = 30
-"""Seconds in which a worker has to answer a health check; a busy machine loads torch slowly."""
+"""Seconds without a report after which a worker counts as stuck; a busy machine loads torch slowly."""
 
 _HEAD_BYTES = 1 << 16  # of a request, above its body
 _GRACE = 5.0  # seconds beyond limits.timeout_s in which accepted requests are answered after SIGTERM
+_REPORT = 0.2  # seconds between two reports of a worker
+_FORKS = sys.platform == "linux"  # macOS's own libraries do not survive a fork
+_PROCESSES = multiprocessing.get_context("forkserver") if _FORKS else multiprocessing.get_context("spawn")
+_PRELOADED = ["bincounter.serving.local.app", "bincounter.serving.local.server"]
+_UNKNOWN = 255  # what multiprocessing, too, says of a process whose template was killed
 _EXIT_CODES = {signal.SIGINT: 0, signal.SIGTERM: 143}
 _DEATHS, _DEATH_WINDOW = 3, 60.0  # so many within so many seconds, and the server gives up
 
 
-def serve(folder: Path, *, port: int, started: Callable[[int], None] = lambda port: None) -> int:
+def serve(
+    folder: Path, *, port: int, name: str = "bincounter", started: Callable[[int], None] = lambda port: None
+) -> int:
     """Serve an archive until Ctrl-C or SIGTERM; accepted requests are still answered.
 
     Its addresses are printed on stdout as soon as it answers.
@@ -47,6 +58,7 @@ def serve(folder: Path, *, port: int, started: Callable[[int], None] = lambda po
     Args:
         folder: the unpacked archive.
         port: on 127.0.0.1; 0 takes a free one.
+        name: of the server, which /ping reports.
         started: called with the port as soon as the server answers.
 
     Returns:
@@ -71,7 +83,18 @@ def serve(folder: Path, *, port: int, started: Callable[[int], None] = lambda po
                 print(f"  {what:<8} http://{ADDRESS}:{actual}{path}", flush=True)
             started(actual)
 
-        return _supervise(folder, listener, described["limits"]["timeout_s"], announce)
+        start_template()
+        identity = {"model": described["model"], "name": name, "process": os.getpid()}
+        site = _Site(folder, listener, identity, int(described["limits"]["timeout_s"] + _GRACE) + 1)
+        return _Supervisor(site, announce).run()
+
+
+def start_template() -> None:
+    """Start the process that workers are forked from, unless it runs; returns at once."""
+    if _FORKS:
+        with _sigint_blocked():
+            _PROCESSES.set_forkserver_preload(_PRELOADED)
+            forkserver.ensure_running()
 
 
 def check_port(port: int) -> None:
@@ -91,127 +114,156 @@ def _listening(port: int) -> socket.socket:
         listener.bind((ADDRESS, port))
     except OSError as error:
         listener.close()
-        taken = error.errno == errno.EADDRINUSE
-        reason = "is taken by another program" if taken else f"cannot be used ({error.strerror})"
-        raise UserError(f"Port {port} {reason}; set target.port to another, or to 0 for a free one.") from error
+        if error.errno != errno.EADDRINUSE:
+            reason = f"cannot be used ({error.strerror}); set"
+        elif other := identify(port):
+            named = f"name={other['name']} target.port={port}"
+            reason = (
+                f"is taken by bincounter's server {other['name']} (process {other['process']}, model "
+                f"{other['model']}): use it with action=invoke {named}, stop it with action=delete {named}, or set"
+            )
+        else:
+            reason = "is taken by another program; set"
+        raise UserError(f"Port {port} {reason} target.port to another, or to 0 for a free one.") from error
     listener.listen(1024)
     return listener
 
 
-def _supervise(folder: Path, listener: socket.socket, timeout_s: float, announce: Callable[[], None]) -> int:
-    failures, report = multiprocessing.Pipe(duplex=False)
-    restarts = RawValue("i")  # without a lock, which a killed worker might hold
-    grace = int(timeout_s + _GRACE) + 1
-    config = uvicorn.Config(
-        partial(_load_app, folder, report, restarts),
-        factory=True,
-        loop="asyncio",
-        http="h11",
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        log_level=logging.WARNING,
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        h11_max_incomplete_event_size=_HEAD_BYTES,
-        timeout_keep_alive=75,  # a client that comes back after seconds finds its connection open
-        timeout_graceful_shutdown=grace,
-        timeout_worker_healthcheck=HEALTH_CHECK,
-    )
-    handlers = {number: signal.getsignal(number) or signal.SIG_DFL for number in SIGNALS}
-    supervisor = _Supervisor(config, listener, restarts, grace, announce)
-    try:
-        for number in handlers.keys() - _EXIT_CODES.keys():
-            signal.signal(number, handlers[number])  # uvicorn would restart or add workers on SIGHUP and SIGTTIN
-        supervisor.run()
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    if supervisor.processes[0].exitcode == STARTUP_FAILURE:
-        reason = failures.recv() if failures.poll() else "see the error above."
-        raise UserError(f"The archive cannot be loaded: {reason}")
-    if supervisor.failure:
-        raise ResourceError(supervisor.failure)
-    return supervisor.exit_code
-
-
-class _Supervisor(Multiprocess):
-    """Uvicorn's supervisor with one worker; it calls back when the worker is ready, and gives up in the end.
-
-    Args:
-        config: of the worker.
-        listener: the socket that workers accept connections from.
-        restarts: counts the workers that were replaced.
-        grace: seconds that a worker may take to end.
-        announce: called once the first worker answers.
+@dataclass(frozen=True)
+class _Site:
+    """What all workers of a server share.
 
     Attributes:
-        exit_code: by the signal that ended it.
-        failure: sentence on why it gave up; empty where it did not.
+        folder: the unpacked archive.
+        listener: the socket that workers accept connections from.
+        identity: of the server, which ``/ping`` reports.
+        grace: seconds in which accepted requests are answered after SIGTERM.
     """
 
-    def __init__(
-        self,
-        config: uvicorn.Config,
-        listener: socket.socket,
-        restarts: c_int,
-        grace: int,
-        announce: Callable[[], None],
-    ) -> None:
-        super().__init__(config, [listener])
-        self._restarts, self._grace, self._announce = restarts, grace, announce
-        self._ready = False
+    folder: Path
+    listener: socket.socket
+    identity: dict[str, str | int]
+    grace: int
+
+
+class _Worker:
+    """A worker process.
+
+    It reports every 0.2 s on a pipe, which closes with it: that it has ended is seen there at once, and also when the
+    template, which reports exit codes, was killed.
+
+    Args:
+        site: of the server.
+        restarts: number of workers that were replaced before.
+
+    Attributes:
+        ready: True once it answers requests.
+        failure: why it cannot load the archive.
+    """
+
+    def __init__(self, site: _Site, restarts: int) -> None:
+        self.ready, self.failure = False, ""
+        self._reports, reports = multiprocessing.Pipe(duplex=False)
+        with _sigint_blocked(), reports, suppress(EOFError, OSError):  # the template was killed meanwhile
+            self._process = _PROCESSES.Process(target=_work, args=(site, reports, restarts))
+            self._process.start()
+        self._heard = time.monotonic()
+
+    def lives(self, seconds: float = 2 * _REPORT) -> bool:
+        """Read its reports, and wait so long for the first; a worker without any for too long is killed."""
+        try:
+            while self._reports.poll(seconds):
+                report = self._reports.recv()
+                self.ready, self.failure = report is True, report if isinstance(report, str) else self.failure
+                self._heard, seconds = time.monotonic(), 0
+        except (EOFError, OSError):
+            return False
+        if time.monotonic() - self._heard > HEALTH_CHECK:
+            self._send(signal.SIGKILL)
+        return True
+
+    def end(self, grace: float) -> None:
+        """Let it answer the requests it has accepted, and kill it where it hangs."""
+        self._send(signal.SIGTERM)
+        until = time.monotonic() + grace
+        while self.lives():
+            if time.monotonic() > until:
+                self._send(signal.SIGKILL)
+        self.exit_code()
+
+    def exit_code(self) -> int | None:
+        """Exit code of a worker that has ended, negative for a signal."""
+        if self._process.pid is None:
+            return _UNKNOWN
+        self._process.join(_GRACE)
+        return self._process.exitcode
+
+    def _send(self, number: signal.Signals) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(self._process.pid or 0, number)
+
+
+class _Supervisor:
+    """Keeps one worker running, until a signal or until workers die too often.
+
+    Args:
+        site: of the server.
+        announce: called once the first worker answers.
+    """
+
+    def __init__(self, site: _Site, announce: Callable[[], None]) -> None:
+        self._site, self._announce = site, announce
+        self._signals: list[int] = []
         self._deaths: deque[float] = deque(maxlen=_DEATHS)
-        self.exit_code, self.failure = 0, ""
+        self._answered = False
 
-    def init_processes(self) -> None:
-        """Start the worker."""
-        with _sigint_blocked():
-            super().init_processes()
+    def run(self) -> int:
+        """Supervise; returns the exit code by the signal that ended it.
 
-    def keep_subprocess_alive(self) -> None:
-        """Replace a worker that died or hangs, unless workers die too often."""
-        worker = self.processes[0]
-        worker.child_conn.close()  # the worker's end: left open here, its death would look like a slow health check
-        with _sigint_blocked():
-            super().keep_subprocess_alive()
-        if self.processes[0] is not worker:
-            self._count_death(worker.exitcode or 0)
-        elif not (self._ready or self.should_exit.is_set()) and worker.is_ready():
-            self._ready = True
-            self._announce()
+        Raises:
+            UserError: the archive cannot be loaded.
+            ResourceError: workers die.
+        """
+        handlers = {number: signal.signal(number, self._note) for number in _EXIT_CODES}
+        try:
+            worker, restarts = _Worker(self._site, 0), 0
+            while not self._signals:
+                start_template()
+                if not worker.lives():
+                    self._bury(worker)
+                    restarts += 1
+                    worker = _Worker(self._site, restarts)
+                elif worker.ready and not self._answered:
+                    self._answered = True
+                    self._announce()
+            worker.end(self._site.grace + _GRACE)
+            return _EXIT_CODES[signal.Signals(self._signals[0])]
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
-    def _count_death(self, code: int) -> None:
-        ending = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    def _note(self, number: int, _: object) -> None:
+        self._signals.append(number)
+
+    def _bury(self, worker: _Worker) -> None:
+        """Log why a worker has ended.
+
+        Raises:
+            UserError: it could not load the archive.
+            ResourceError: it is the first or one too many.
+        """
+        code = worker.exit_code()
+        if worker.failure or code == STARTUP_FAILURE:
+            raise UserError(f"The archive cannot be loaded: {worker.failure or 'see the error above.'}")
+        ending = f"was ended by {signal.Signals(-code).name}" if code and code < 0 else f"ended with exit code {code}"
         self._deaths.append(time.monotonic())
-        if not self._ready:
-            self.failure = f"The server's worker {ending} while it loaded the model; free memory, or see its log."
-        elif len(self._deaths) == _DEATHS and self._deaths[-1] - self._deaths[0] < _DEATH_WINDOW:
-            self.failure = f"The server's worker died {_DEATHS} times within {_DEATH_WINDOW:.0f} s; the last {ending}."
-        else:
-            self._restarts.value += 1
-            log.warning("The server's worker %s; it is started again.", ending)
-        if self.failure:
-            self.should_exit.set()
-
-    def handle_int(self) -> None:
-        """End after Ctrl-C."""
-        self.exit_code = _EXIT_CODES[signal.SIGINT]
-        self.should_exit.set()
-
-    def handle_term(self) -> None:
-        """End after SIGTERM."""
-        self.exit_code = _EXIT_CODES[signal.SIGTERM]
-        self.should_exit.set()
-
-    def join_all(self) -> None:
-        """Wait for the worker, and kill it where it hangs."""
-        worker = self.processes[0]
-        worker.process.join(self._grace + _GRACE)
-        if worker.process.is_alive():
-            worker.kill()
-        super().join_all()
+        if not self._answered:
+            raise ResourceError(f"The server's worker {ending} while it loaded the model; free memory, or see its log.")
+        if len(self._deaths) == _DEATHS and self._deaths[-1] - self._deaths[0] < _DEATH_WINDOW:
+            raise ResourceError(
+                f"The server's worker died {_DEATHS} times within {_DEATH_WINDOW:.0f} s; the last {ending}."
+            )
+        log.warning("The server's worker %s; it is started again.", ending)
 
 
 @contextmanager
@@ -224,18 +276,47 @@ def _sigint_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _load_app(folder: Path, report: Connection, restarts: c_int) -> ASGIApp:
-    """Build the worker's app, in the worker; ends it with uvicorn's code for a failed start where that fails."""
+def _work(site: _Site, reports: Pipe, restarts: int) -> None:
+    """Serve, in the worker; ends it with uvicorn's code for a failed start where that fails."""
+    raise_file_limit()
+    config = uvicorn.Config(
+        partial(_load_app, site, reports, restarts),
+        factory=True,
+        loop="asyncio",
+        http=Connection,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        log_level=logging.ERROR,  # warnings are of requests that are refused, a line or two for each
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        h11_max_incomplete_event_size=_HEAD_BYTES,
+        timeout_keep_alive=75,  # a client that comes back after seconds finds its connection open
+        timeout_graceful_shutdown=site.grace,
+    )
+    server = uvicorn.Server(config)
+
+    def report() -> None:
+        while True:
+            reports.send(server.started)
+            time.sleep(_REPORT)
+
+    threading.Thread(target=report, daemon=True).start()
+    server.run([site.listener])
+
+
+def _load_app(site: _Site, reports: Pipe, restarts: int) -> ASGIApp:
     from bincounter.serving.application.batcher import configure_process
     from bincounter.serving.application.served_model import ArchiveError, ServedModel
     from bincounter.serving.local.app import create_app
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    sys.path.append(str(folder / "code"))  # a foreign backbone's files; bincounter itself is the installed one
+    sys.path.append(str(site.folder / "code"))  # a foreign backbone's files; bincounter itself is the installed one
     configure_process()
     try:
-        model = ServedModel.load(folder)
+        model = ServedModel.load(site.folder)
     except ArchiveError as error:
-        report.send(str(error))
+        reports.send(str(error))
         sys.exit(STARTUP_FAILURE)
-    return create_app(model, folder, restarts=lambda: restarts.value)
+    return create_app(model, site.folder, site.identity, restarts)
