@@ -4,7 +4,6 @@ Names are those of the SageMaker SDK where it has one. Parts of a request withou
 mapping per API object that is merged into the request unchanged.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,16 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from bincounter.config.aws_names import (
+    bucket_field,
+    check_environment,
+    check_request,
+    image_field,
+    instance_field,
+    prefix_field,
+    role_field,
+    s3_folder,
+)
 from bincounter.config.checks import Bound, bounded, check_bounds, open_mapping, path_setting
 from bincounter.errors import ConfigError
 
@@ -31,13 +40,7 @@ _NO_HOST = (
     "is not a host name: write it in lower case and without https://, as in photos.example.org, or *.example.org for "
     "all its subdomains"
 )
-_INSTANCE = r"ml\..*"
-_NO_INSTANCE = "is not a SageMaker instance type: their names begin with ml., as in ml.m5.xlarge"
-_PREFIX = r"(?!/)(?!.*//).*"
-_NO_PREFIX = "is not an S3 folder: write it as in bincounter/mine"
-_S3_FOLDER = r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^/].*|/)?"
-_NO_S3_FOLDER = "is not an S3 folder: write it as s3://bucket/folder"
-_S3 = Bound(pattern=_S3_FOLDER, hint=_NO_S3_FOLDER)
+_S3 = Bound(**s3_folder(whole_bucket=True))
 _MEMORY = range(1024, 6145, 1024)
 
 
@@ -87,12 +90,12 @@ class SageMakerTargetConfig:
     """Settings of all SageMaker endpoints."""
 
     region: str | None = None  # null: that of AWS_REGION or the profile
-    role: str | None = None  # name or ARN of the execution role, see docs/sagemaker.md
-    image: str | None = None  # URI of a serving image; null: AWS's own of the stack
+    role: str | None = role_field()  # name or ARN of the execution role, see docs/sagemaker.md
+    image: str | None = image_field()  # URI of a serving image; null: AWS's own of the stack
     # Ray: AWS's Ray Serve image | pytorch: the older PyTorch inference image (PyTorch 2.6).
     stack: str = bounded("ray", choices=("ray", "pytorch"))
-    bucket: str | None = None  # for archives and outputs; null: sagemaker-<region>-<account>
-    prefix: str = bounded("bincounter", pattern=_PREFIX, hint=_NO_PREFIX)  # in that bucket
+    bucket: str | None = bucket_field()  # for archives and outputs; null: sagemaker-<region>-<account>
+    prefix: str = prefix_field()  # in that bucket
     environment: dict[str, str] = open_mapping()  # of the container
     wait: bool = True  # until the endpoint is in service, or has failed
     max_usd_per_hour: float = bounded(5.0, gt=0)  # more is refused
@@ -103,7 +106,7 @@ class SageMakerTargetConfig:
 class RealtimeTargetConfig(SageMakerTargetConfig):
     """Instances that are always running."""
 
-    instance_type: str = bounded("ml.m5.xlarge", pattern=_INSTANCE, hint=_NO_INSTANCE)
+    instance_type: str = instance_field("ml.m5.xlarge")
     instance_count: int = bounded(1, ge=1, le=10_000)
     # Of one instance; null: that of the table in bincounter/cloud/prices.yaml.
     usd_per_hour: float | None = bounded(None, gt=0)
@@ -114,9 +117,9 @@ class AsyncTargetConfig(RealtimeTargetConfig):
     """Instances that read requests from S3 and write answers there."""
 
     # S3:// folder of answers; null: <bucket>/<prefix>/<endpoint>/output.
-    output_uri: str | None = bounded(None, pattern=_S3_FOLDER, hint=_NO_S3_FOLDER)
+    output_uri: str | None = bounded(None, **s3_folder(whole_bucket=True))
     # S3:// folder of failures; null: <bucket>/<prefix>/<endpoint>/failure.
-    failure_uri: str | None = bounded(None, pattern=_S3_FOLDER, hint=_NO_S3_FOLDER)
+    failure_uri: str | None = bounded(None, **s3_folder(whole_bucket=True))
 
 
 @dataclass
@@ -206,11 +209,10 @@ def _sagemaker(target: Mapping[str, Any]) -> None:
             f"target.memory_mb={target['memory_mb']} is not a size that SageMaker offers: use "
             f"{', '.join(map(str, _MEMORY[:-1]))} or {_MEMORY[-1]}"
         )
-    for name in target["environment"]:
-        if not re.fullmatch(r"[a-zA-Z_][a-zA-Z0-9_]*", name):
-            raise ConfigError(
-                f"target.environment.{name} is not the name of an environment variable: use letters, digits and _"
-            )
+    check_environment("target.environment", target["environment"], longest=1024)
+    for name, request in target["request"].items():
+        if isinstance(request, Mapping):
+            check_request(f"target.request.{name}", request)
 
 
 def _action(cfg: Mapping[str, Any], target: str) -> None:

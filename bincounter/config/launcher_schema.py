@@ -4,23 +4,28 @@ Names are those of the SageMaker SDK where it has one. Parts of the request with
 is merged into CreateTrainingJob unchanged.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from bincounter.config.aws_names import (
+    LARGEST_VOLUME,
+    bucket_field,
+    check_environment,
+    check_request,
+    image_field,
+    instance_field,
+    prefix_field,
+    role_field,
+    s3_folder,
+)
 from bincounter.config.checks import bounded, open_mapping
 from bincounter.errors import ConfigError
 
 _LONGEST_RUN = 28 * 24 * 3600  # seconds; what SageMaker allows without a raised quota is 5 days, with one 28
 _NAME_LENGTH = 63
-_NO_INSTANCE = "is not a SageMaker instance type: their names begin with ml., as in ml.g5.xlarge"
-_PREFIX = r"(?!/)(?!.*//).*"
-_NO_PREFIX = "is not an S3 folder: write it as in bincounter/mine"
-_S3_FOLDER = r"s3://[a-z0-9][a-z0-9.-]+/[^/].*"
-_NO_S3_FOLDER = "is not an S3 folder: write it as s3://bucket/folder"
 _SETTLED = {  # parts of the request that have a setting, which the ceiling and other checks look at
     "TrainingJobName": "task_name",
     "HyperParameters": "overrides",
@@ -50,20 +55,20 @@ class SageMakerConfig:
     """The run is a SageMaker training job."""
 
     region: str | None = None  # null: that of AWS_REGION or the profile
-    role: str | None = None  # name or ARN of the execution role, see docs/sagemaker.md
-    image: str | None = None  # URI of a training image; null: AWS's own of framework_version
+    role: str | None = role_field()  # name or ARN of the execution role, see docs/sagemaker.md
+    image: str | None = image_field()  # URI of a training image; null: AWS's own of framework_version
     image_has_smdebug: bool = False  # whether that image can run debugger=smdebug; AWS's own cannot
     framework_version: str = "2.14"  # PyTorch of the image
-    instance_type: str = bounded("ml.g5.xlarge", pattern=r"ml\..*", hint=_NO_INSTANCE)
+    instance_type: str = instance_field("ml.g5.xlarge")
     instance_count: int = bounded(1, ge=1)
-    volume_size: int = bounded(50, ge=1)  # GB of disk on each instance
+    volume_size: int = bounded(50, ge=1, le=LARGEST_VOLUME)  # GB of disk on each instance
     spot: bool = False
     max_run: int = bounded(4 * 3600, ge=1)  # seconds of training after which the job is stopped
     max_wait: int | None = None  # seconds, waiting for spot capacity included; null: twice max_run
-    bucket: str | None = None  # for code, checkpoints and models; null: sagemaker-<region>-<account>
-    prefix: str = bounded("bincounter", pattern=_PREFIX, hint=_NO_PREFIX)  # in that bucket
+    bucket: str | None = bucket_field()  # for code, checkpoints and models; null: sagemaker-<region>-<account>
+    prefix: str = prefix_field()  # in that bucket
     # S3:// folder to keep the run in, or to go on from; null: one for each job.
-    checkpoint_uri: str | None = bounded(None, pattern=_S3_FOLDER, hint=_NO_S3_FOLDER)
+    checkpoint_uri: str | None = bounded(None, **s3_folder())
     input_mode: str = bounded("File", choices=("File", "FastFile"))  # how data.source reaches the instance
     environment: dict[str, str] = open_mapping()
     max_parallel_jobs: int = bounded(4, ge=1)  # jobs of a multirun that run at a time
@@ -112,11 +117,7 @@ def check_launcher(cfg: Mapping[str, Any]) -> None:
     if any(seconds < 0 for seconds in launcher.get("interruptions", ())):
         raise ConfigError(f"launcher.interruptions={launcher['interruptions']} has a negative number of seconds")
     _spot(launcher)
-    for key in launcher["environment"]:
-        if not re.fullmatch(r"[a-zA-Z_][a-zA-Z0-9_]*", key):
-            raise ConfigError(
-                f"launcher.environment.{key} is not the name of an environment variable: use letters, digits and _"
-            )
+    check_environment("launcher.environment", launcher["environment"], longest=512)
     _run(cfg, launcher)
 
 
@@ -127,6 +128,7 @@ def _request(request: Mapping[str, Any]) -> None:
         if isinstance(inside, Mapping) and name in inside:
             raise ConfigError(f"launcher.request.{path} has a setting of its own: use {setting}")
 
+    check_request("launcher.request", request)
     if request.get("EnableNetworkIsolation"):
         raise ConfigError(
             "launcher.request.EnableNetworkIsolation keeps a job from its code and requirements, which it gets itself: "

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bincounter.config.checks import argument_names
-from bincounter.config.quoting import shell_command
+from bincounter.config.quoting import override_of, parse, shell_command
 from bincounter.errors import ConfigError, closest_match
 
 Compose = Callable[[list[str]], DictConfig]
@@ -37,7 +37,7 @@ def explain_override_error(
         return _unparsable(error.override)
     for override in OverridesParser.create().parse_overrides(overrides):
         reason = (
-            _misplaced(override, groups, error)
+            _misplaced(override, groups, error, command)
             or _unknown_option(override, groups)
             or _unknown_key(override, groups, overrides, compose, command)
         )
@@ -102,11 +102,15 @@ def _unparsable(override: str) -> str:
         return f"the override {override!r} cannot be parsed: write KEY=VALUE, as in data.batch_size=64"
     if text.strip()[:1] in ("[", "{"):
         return f"the override {override!r} cannot be parsed: check its brackets and quotes, as in 'data.counts=[0,1,2]'"
+    try:
+        parse(override_of(key, text))
+    except HydraException:
+        return f"the override {override!r} cannot be parsed: names in its key begin with a letter or _"
     one = shell_command(settings={key: text})
-    return f"the override {override!r} cannot be parsed: quote its value for Hydra, too: {one}"
+    return f"the override {override!r} cannot be parsed: check its brackets and quotes, or write one text as {one}"
 
 
-def _misplaced(override: Override, groups: Groups, error: Exception) -> str | None:
+def _misplaced(override: Override, groups: Groups, error: Exception, command: str) -> str | None:
     """Message for an override of which another form works."""
     key, text = override.key_or_group, override.input_line or ""
     if override.is_add() and (key in groups or f"An item is already at '{key}'" in str(error)):
@@ -118,7 +122,8 @@ def _misplaced(override: Override, groups: Groups, error: Exception) -> str | No
         return f"{text} is chosen by {group} here: write {named if named in options else ' or '.join(options)}"
     if override.value_type == ValueType.SIMPLE_CHOICE_SWEEP and f"Ambiguous value for argument '{text}'" in str(error):
         one = shell_command(settings={override.get_key_element(): override.get_value_string()})
-        return f"{text} lists several values: add -m to try each, or write {one} for one text"
+        sweep = "add -m to try each, or " if command == "train.py" else ""
+        return f"{text} lists several values: {sweep}write {one} for one text"
     return None
 
 

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from bincounter.cli.composition import Composer, prepare_hydra
 from bincounter.cli.hydra_app import compose
 from bincounter.cloud.hyperparameters import decode_overrides, encode_overrides
+from bincounter.config.deploy_schema import check_deploy
 from bincounter.config.quoting import parse, shell_command
 from bincounter.config.validate import validate
 from bincounter.errors import ConfigError
@@ -173,7 +174,7 @@ def test_a_printed_command_can_be_pasted(value: str) -> None:
         ("+logger.csv.folder=x", "write logger.csv.folder=x, without +"),
         ("hydra/sweeper=optuna", "write hparams_search=optuna"),
         ("task_name=a,b", """add -m to try each, or write "task_name='a,b'" for one text"""),
-        ("+logger.wandb.notes=a=b", """quote its value for Hydra, too: "+logger.wandb.notes='a=b'\""""),
+        ("+logger.wandb.notes=a=b", """or write one text as "+logger.wandb.notes='a=b'\""""),
         ("=3", "has no key: write KEY=VALUE"),
         ("data.batch_size=null", "data.batch_size=null: this setting cannot be null"),
         (
@@ -195,6 +196,35 @@ def test_a_wrong_override_is_answered_with_the_right_one(
     assert sentence in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("launcher.bucket=Bad_Bucket", "launcher.bucket=Bad_Bucket is not the name of a bucket"),
+        ("launcher.bucket=192.168.0.1", "is not the name of a bucket"),
+        ("launcher.bucket=s3://mine", "is not the name of a bucket"),
+        ("launcher.volume_size=999999", "launcher.volume_size=999999 is out of range"),
+        ("launcher.role=arn:aws:iam::12:role/x", "is not a role"),
+        ("launcher.instance_type=ml.g5", "is not a SageMaker instance type"),
+        ("launcher.image=Mine", "is not the URI of an image"),
+        ("launcher.checkpoint_uri=s3://Bad_Bucket/a", "is not an S3 folder"),
+        ("launcher.environment.A=" + 513 * "x", "launcher.environment.A has 513 characters"),
+        ("+launcher.request.VpcConfig={Subnets:[a],SecurityGroupIds:[sg-1]}", "VpcConfig.Subnets=a is not an id"),
+        ("+launcher.request.Tags=[{Key:a,Value:b},{Key:a,Value:c}]", "has a key twice"),
+        ("+launcher.request.Tags=[{Key:'aws:a',Value:b}]", "no key that begins with aws:"),
+        ("deploy target.bucket=Bad_Bucket", "target.bucket=Bad_Bucket is not the name of a bucket"),
+        ("deploy target.role=a b", "target.role=a b is not a role"),
+        ("deploy target.image=ftp://x", "is not the URI of an image"),
+        ("deploy target.instance_type=m5.large", "is not a SageMaker instance type"),
+    ],
+)
+def test_names_that_aws_refuses_are_refused_first(override: str, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(sentence)):
+        if override.startswith("deploy "):
+            check_deploy(compose(["target=realtime", override.removeprefix("deploy ")], config_name="deploy"))
+        else:
+            validate(compose(["launcher=sagemaker", *S3, override]))
 
 
 def test_what_another_setting_reads_can_be_added() -> None:
