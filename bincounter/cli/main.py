@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bincounter import __version__
-from bincounter.errors import BinCounterError
+from bincounter.errors import BinCounterError, ResourceError
 from bincounter.files import expand_user
 
 if TYPE_CHECKING:
@@ -224,8 +224,12 @@ def _predict(arguments: argparse.Namespace) -> int:
     if arguments.csv:
         counted = write_predictions_csv(arguments.csv, predictor.counts, answers)
         print(f"{counted} of {len(photos)} photos counted: {arguments.csv}")
-        return 0 if counted else 2
-    return 0 if print_predictions((answer, predictor.counts) for answer in answers) else 2
+    else:
+        counted = print_predictions((answer, predictor.counts) for answer in answers)
+    if predictor.failures:
+        failed = f"{predictor.failures} of {len(photos)} photos were not read for a reason outside of them"
+        raise ResourceError(f"{failed}: give this process the right, the memory or the open files, and run again.")
+    return 0 if counted else 2
 
 
 def _compare(arguments: argparse.Namespace) -> int:

@@ -16,10 +16,10 @@ import torch
 
 from bincounter.data import photo_bounds, photo_decoder, preprocessing
 from bincounter.data.photo_bounds import PhotoError
-from bincounter.data.photos import in_reading_order, read_ahead, read_checked
+from bincounter.data.photos import failure_clause, in_reading_order, read_ahead, read_checked, retry
 from bincounter.data.preprocessing import decode
 from bincounter.data.records import Manifest, PhotoFile
-from bincounter.errors import DataError
+from bincounter.errors import DataError, ResourceError
 from bincounter.files import translate_disk_full
 from bincounter.parallel import map_ordered
 from bincounter.progress import track
@@ -127,10 +127,13 @@ class PhotoStore:
     def _decode(self, photo: tuple[int, bytes]) -> torch.Tensor:
         index, data = photo
         try:
-            return decode(data, self._image_size)
+            return retry(lambda: decode(data, self._image_size))
         except PhotoError as error:
             name = self._files[index].name
             raise DataError(f"{name} can no longer be decoded ({error}): replace it and run again.") from error
+        except (MemoryError, OSError) as error:
+            reason = failure_clause(error)
+            raise ResourceError(f"{self._files[index].name}: {reason}; free some, and run again.") from error
 
     def _keep(self, file: Path, workers: int) -> bool:
         """Decode all photos into the file; returns False if the disk has no room for them."""

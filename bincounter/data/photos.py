@@ -3,9 +3,11 @@
 import errno
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -15,7 +17,36 @@ from bincounter.parallel import map_ordered
 
 _OPEN = 256  # files of several photos that are kept open: to open one on a mounted bucket takes many milliseconds
 _SPAN = 2_000_000  # bytes of consecutive photos that are read together
+_PAUSES = (0.05, 0.2)  # seconds before a function is called again
+_PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.EAGAIN, errno.ETIMEDOUT}
 _REQUESTS = 16  # to a bucket at a time: together with _SPAN more than a fast network holds in flight
+
+
+_Result = TypeVar("_Result")
+
+
+def retry(function: Callable[[], _Result]) -> _Result:
+    """Call a function that reads or decodes photos, again after a moment for want of memory, descriptors or a device.
+
+    Raises:
+        MemoryError: there is too little memory.
+        OSError: a file cannot be read.
+    """
+    for pause in _PAUSES:
+        try:
+            return function()
+        except (MemoryError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in _PASSING:
+                raise
+        time.sleep(pause)
+    return function()
+
+
+def failure_clause(error: MemoryError | OSError) -> str:
+    """Reason why a photo was not read, which is not in its bytes: ``cannot be read (permission denied)``."""
+    if isinstance(error, MemoryError):
+        return "not read, for want of memory"
+    return f"cannot be read ({(error.strerror or type(error).__name__).lower()})"
 
 
 def read_photos(files: Sequence[PhotoFile]) -> list[bytes]:
@@ -45,7 +76,7 @@ def read_checked(files: Sequence[PhotoFile], content: np.ndarray) -> list[bytes]
         ResourceError: the network or the server failed.
     """
     try:
-        photos = read_photos(files)
+        photos = retry(lambda: read_photos(files))
     except OSError as error:
         raise DataError(
             f"{error.filename} can no longer be read ({error.strerror}): restore it or run again."

@@ -68,10 +68,12 @@ class RejectedInput:
     Attributes:
         path: the file, relative to the root of its source if it is below it.
         reason: one clause in plain words, such as ``not an image`` or ``no metadata file``.
+        passing: the reason is not in the input (no permission, no memory): it is looked at again in the next run.
     """
 
     path: str
     reason: str
+    passing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +126,11 @@ class Manifest:
     content: np.ndarray
     refusals: tuple[RejectedInput, ...]
     digest: str
+
+    @property
+    def has_passing_refusals(self) -> bool:
+        """Whether some inputs may be readable in the next run."""
+        return any(refusal.passing for refusal in self.refusals)
 
 
 def data_digest(records: Sequence[BinRecord], content: np.ndarray) -> str:

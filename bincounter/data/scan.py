@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -19,10 +20,10 @@ from bincounter.data.layouts import Detected, detect
 from bincounter.data.layouts.base import CACHE_TAG, IndexedLayout, InputFile, Layout
 from bincounter.data.photo_bounds import PhotoError
 from bincounter.data.photo_store import PhotoWriter, has_room, photos_path
-from bincounter.data.photos import content_hash, read_photos
+from bincounter.data.photos import content_hash, failure_clause, read_photos, retry
 from bincounter.data.preprocessing import decode, photo_size
 from bincounter.data.records import BinRecord, Candidate, Manifest, PhotoFile, RejectedInput, data_digest
-from bincounter.errors import DataError
+from bincounter.errors import BinCounterError, DataError, ResourceError
 from bincounter.files import atomic_write, translate_disk_full, write_text
 from bincounter.parallel import map_ordered
 from bincounter.progress import track
@@ -51,7 +52,8 @@ def scan(
     """Read every photo of a data source once and return the manifest: readable photos, sizes and near-copy groups.
 
     The manifest is cached in ``cache_dir``: while no input changes its name, size or modification time, no photo is
-    opened. A layout with an index of its own, such as shards, supplies the manifest itself.
+    opened, but for those that could not be read for a reason outside of their bytes. A layout with an index of its own,
+    such as shards, supplies the manifest itself.
 
     Args:
         root: folder of the photos.
@@ -63,7 +65,7 @@ def scan(
 
     Raises:
         DataError: the root does not have the layout, or has no readable photo.
-        ResourceError: the disk is full.
+        ResourceError: the disk is full, or no photo can be read for now.
     """
     if isinstance(layout, Detected):
         layout = detect(root)
@@ -73,6 +75,8 @@ def scan(
     key = hashlib.sha256(json.dumps([str(root.resolve()), repr(layout), _CODE]).encode()).hexdigest()[:16]
     kept = cache_dir / "manifests" / f"{key}.npz"
     manifest = load_manifest(kept, root, signature)
+    if manifest is not None and manifest.has_passing_refusals:
+        manifest = _without_change(manifest, layout)
     if manifest is None:
         with translate_disk_full(cache_dir):
             write_text(cache_dir / CACHE_TAG, _TAG)
@@ -90,7 +94,7 @@ def save_manifest(file: Path, manifest: Manifest, signature: str) -> None:
         "ids": [record.id for record in manifest.records],
         "paths": [str(record.file.path).removeprefix(prefix) for record in manifest.records],
         "splits": manifest.given_splits,
-        "refusals": [(refusal.path, refusal.reason) for refusal in manifest.refusals],
+        "refusals": [(refusal.path, refusal.reason, refusal.passing) for refusal in manifest.refusals],
     }
     with atomic_write(file, "wb") as opened:
         np.savez(
@@ -117,7 +121,7 @@ def load_manifest(file: Path, root: Path, signature: str) -> Manifest | None:
                 given_splits=tuple(header["splits"]),
                 sizes=kept["sizes"],
                 content=kept["content"],
-                refusals=tuple(RejectedInput(path, reason) for path, reason in header["refusals"]),
+                refusals=tuple(RejectedInput(*refusal) for refusal in header["refusals"]),
                 digest=header["digest"],
             )
     except FileNotFoundError:
@@ -181,38 +185,62 @@ def _read_source(root: Path, layout: Layout, cache_dir: Path, image_size: int | 
     keep = image_size is not None and has_room(photos, len(candidates), image_size)
     with ExitStack() as stack:
         writer = stack.enter_context(PhotoWriter(photos)) if keep else None
-        looks_of_all = map_ordered(partial(_look, image_size=image_size if keep else None), candidates, workers)
+        look = partial(_look, root=root, image_size=image_size if keep else None)
+        looks_of_all = map_ordered(look, candidates, workers)
         for candidate, looks in zip(candidates, track(looks_of_all, "Reading photos", len(candidates)), strict=True):
-            if isinstance(looks, str):
-                refusals.append(RejectedInput(candidate.file.name.removeprefix(f"{root}/"), looks))
+            if isinstance(looks, RejectedInput):
+                refusals.append(looks)
                 continue
             if writer and looks.photo is not None:
                 writer.put(len(rows.candidates), looks.photo)
             rows.append(candidate, looks)
         if not rows.candidates:
-            raise DataError(f"No readable photo in {root} ({_reasons(refusals)}): check data.source and data.layout.")
+            raise _no_photo(root, refusals)
         manifest = rows.manifest(root, refusals)
         if writer and image_size is not None:
             writer.publish(photos_path(cache_dir, manifest, image_size))
     return manifest
 
 
-def _look(candidate: Candidate, image_size: int | None) -> _Looks | str:
-    """Read one photo; returns the reason as a string if it cannot be used."""
+def _without_change(manifest: Manifest, layout: Layout) -> Manifest | None:
+    """A cached manifest, if what could not be read when it was made cannot be read now; its reasons may be others."""
+    listing = layout.list(manifest.root)
+    refusals = {refusal.path: refusal for refusal in listing.refusals}
+    names = {refusal.path for refusal in manifest.refusals if refusal.passing}
+    for candidate in listing.candidates:
+        name = _name(candidate, manifest.root)
+        if name in names and isinstance(looks := _look(candidate, manifest.root, None), RejectedInput):
+            refusals[name] = looks
+    if any(name not in refusals or not refusals[name].passing for name in names):
+        return None
+    now = tuple(refusals[each.path] if each.passing else each for each in manifest.refusals)
+    return replace(manifest, refusals=now)
+
+
+def _name(candidate: Candidate, root: Path) -> str:
+    return candidate.file.name.removeprefix(f"{root}/")
+
+
+def _look(candidate: Candidate, root: Path, image_size: int | None) -> _Looks | RejectedInput:
+    """Read one photo; returns the reason if it cannot be used."""
     try:
-        if candidate.file.path.stat().st_size > MAX_BYTES:
-            return f"larger than {MAX_BYTES // 1_000_000} megabytes"
-        (data,) = read_photos([candidate.file])
-        return _Looks(
-            photo_size(data),
-            content_hash(data),
-            fingerprint(decode(data, _THUMB)),
-            None if image_size is None else decode(data, image_size),
-        )
+        return retry(partial(_read, candidate, image_size))
     except PhotoError as error:
-        return str(error)
-    except OSError as error:
-        return f"cannot be read ({(error.strerror or type(error).__name__).lower()})"
+        return RejectedInput(_name(candidate, root), str(error))
+    except (MemoryError, OSError) as error:
+        return RejectedInput(_name(candidate, root), failure_clause(error), passing=True)
+
+
+def _read(candidate: Candidate, image_size: int | None) -> _Looks:
+    if candidate.file.path.stat().st_size > MAX_BYTES:
+        raise PhotoError(f"larger than {MAX_BYTES // 1_000_000} megabytes")
+    (data,) = read_photos([candidate.file])
+    return _Looks(
+        photo_size(data),
+        content_hash(data),
+        fingerprint(decode(data, _THUMB)),
+        None if image_size is None else decode(data, image_size),
+    )
 
 
 def _signature(inputs: Iterable[InputFile]) -> str:
@@ -220,6 +248,13 @@ def _signature(inputs: Iterable[InputFile]) -> str:
     for found in inputs:
         signature.update(f"{found.name}\0{found.problem}\0{found.size}\0{found.modified}\n".encode())
     return signature.hexdigest()
+
+
+def _no_photo(root: Path, refusals: Sequence[RejectedInput]) -> BinCounterError:
+    found = f"No readable photo in {root} ({_reasons(refusals)})"
+    if any(refusal.passing for refusal in refusals):
+        return ResourceError(f"{found}: give this process the right, the memory or the open files, and run again.")
+    return DataError(f"{found}: check data.source and data.layout.")
 
 
 def _reasons(refusals: Sequence[RejectedInput]) -> str:

@@ -142,8 +142,10 @@ def read_split(path: str | Path) -> list[SplitRow]:
             if next(lines, None) != _HEADER:
                 raise ValueError
             rows = [SplitRow(name, int(count), int(group), split) for name, count, group, split in lines]
-    except (OSError, ValueError, csv.Error):
+    except (FileNotFoundError, ValueError, csv.Error):
         rows = []
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}): make it readable") from error
     if not rows or {row.split for row in rows} - set(SPLITS):
         raise DataError(f"{path} is not a split: it must be a table of {','.join(_HEADER)}")
     return rows

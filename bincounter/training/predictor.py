@@ -13,6 +13,7 @@ import torch
 
 from bincounter.data.layouts.base import PHOTO_SUFFIXES
 from bincounter.data.photo_bounds import PhotoError
+from bincounter.data.photos import failure_clause, retry
 from bincounter.data.preprocessing import Normalize, decode
 from bincounter.data.s3.address import is_remote
 from bincounter.data.s3.sync import fetch
@@ -46,6 +47,9 @@ class Predictor:
         checkpoint: of a run.
         trusted: dotted prefixes of foreign callables the checkpoint may be built from.
 
+    Attributes:
+        failures: number of photos that were not read for a reason outside of them, such as a lack of memory.
+
     Raises:
         UserError: the checkpoint cannot be used.
     """
@@ -56,6 +60,7 @@ class Predictor:
         self._model: BinCounter = self._fabric.to_device(model)  # type: ignore[assignment]
         self._normalize = self._fabric.to_device(Normalize())
         self._size: int = description["image_size"]
+        self.failures = 0
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -69,23 +74,24 @@ class Predictor:
             while batch := list(islice(remaining, _BATCH)):
                 yield from self._batch(batch, list(pool.map(self._read, batch)))
 
-    def _read(self, path: Path) -> torch.Tensor | str:
+    def _read(self, path: Path) -> torch.Tensor | Prediction:
         try:
-            return decode(path.read_bytes(), self._size)
+            return retry(lambda: decode(path.read_bytes(), self._size))
         except PhotoError as error:
-            return str(error)
-        except OSError as error:
-            return (error.strerror or "unreadable").lower()
+            return Prediction(path, reason=str(error))
+        except (MemoryError, OSError) as error:
+            self.failures += 1
+            return Prediction(path, reason=failure_clause(error))
 
     @torch.inference_mode()
-    def _batch(self, paths: Sequence[Path], read: Sequence[torch.Tensor | str]) -> Iterator[Prediction]:
+    def _batch(self, paths: Sequence[Path], read: Sequence[torch.Tensor | Prediction]) -> Iterator[Prediction]:
         photos = [photo for photo in read if isinstance(photo, torch.Tensor)]
         rows: Iterator[list[float]] = iter(())
         if photos:
             images = self._normalize(self._fabric.to_device(torch.stack(photos)))
             rows = iter(self._model.probabilities(images).tolist())
         for path, photo in zip(paths, read, strict=True):
-            yield Prediction(path, reason=photo) if isinstance(photo, str) else Prediction(path, tuple(next(rows)))
+            yield photo if isinstance(photo, Prediction) else Prediction(path, tuple(next(rows)))
 
 
 def list_photos(source: str, data_dir: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -78,3 +79,33 @@ def test_a_command_that_does_not_exist_is_refused_with_those_that_do(run: Run) -
     refused = run(SCRIPT, "trian", code=2).stderr
     assert "'trian'" in refused
     assert "'train'" in refused
+
+
+@pytest.mark.parametrize("table", [False, True])
+def test_predict_says_what_is_not_in_the_photos(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], table: bool
+) -> None:
+    from PIL import Image
+
+    from bincounter.cli.main import main
+    from bincounter.data.preprocessing import decode
+
+    for number in range(3):
+        Image.new("RGB", (40 + number, 40), "red").save(tmp_path / f"{number}.png")
+    (tmp_path / "4.png").write_bytes(b"no photo")
+    heavy = (tmp_path / "1.png").read_bytes()
+
+    def failing(data: bytes, size: int) -> Any:
+        if data == heavy:
+            raise MemoryError
+        return decode(data, size)
+
+    monkeypatch.setattr("bincounter.training.predictor.decode", failing)
+    checkpoint = REPOSITORY / "tests/assets/classification/checkpoints/best.ckpt"
+    options = ["--csv", str(tmp_path / "counts.csv")] if table else []
+    assert main(["predict", str(tmp_path), "--ckpt-path", str(checkpoint), *options]) == 1
+    shown = capsys.readouterr()
+    written = (tmp_path / "counts.csv").read_text() if table else shown.err
+    assert "not read, for want of memory" in written
+    assert "not a JPEG, PNG or WebP image" in written
+    assert "Error: 1 of 4 photos were not read" in shown.err

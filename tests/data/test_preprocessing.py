@@ -6,6 +6,7 @@ import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -239,7 +240,7 @@ def test_jpegs_of_fewer_bits_than_pixels_are_truncated(progressive, subsampling,
 @pytest.mark.parametrize("size", [(1, 1), (7, 9), (33, 200), (300, 250)])
 def test_flat_photos_are_whole(size, mode):
     for quality, subsampling, progressive, optimize, restarts in product((1, 95), (0, 2), *[(False, True)] * 3):
-        options = {"subsampling": subsampling, "progressive": progressive, "optimize": optimize}
+        options: dict[str, Any] = {"subsampling": subsampling, "progressive": progressive, "optimize": optimize}
         data = encoded(Image.new(mode, size, 200), quality=quality, restart_marker_blocks=int(restarts), **options)
         assert decode(data, 16).shape == (3, 16, 16)
 

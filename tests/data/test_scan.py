@@ -1,3 +1,5 @@
+import errno
+import io
 import json
 import os
 import shutil
@@ -5,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +19,11 @@ from made_photos import abid_bin, bin_folders, metadata, photo_bytes, write
 from bincounter.data.layouts.abid import Abid
 from bincounter.data.layouts.base import Layout
 from bincounter.data.layouts.folders import Folders
+from bincounter.data.preprocessing import decode
 from bincounter.data.records import Manifest, RejectedInput
 from bincounter.data.scan import scan
 from bincounter.data.splits import load_or_assign_splits, write_split
-from bincounter.errors import DataError
+from bincounter.errors import DataError, ResourceError
 
 
 def scanned(
@@ -80,6 +84,89 @@ def test_unreadable_photos_are_listed_with_their_reason(tmp_path):
     )
 
 
+def test_what_cannot_be_read_now_is_looked_at_again(tmp_path, monkeypatch):
+    root, cache = bin_folders(tmp_path / "bins"), tmp_path / "cache"
+    write(root / "1" / "empty.jpg", b"")
+    failures = {
+        "0.jpg": PermissionError(errno.EACCES, "Permission denied"),
+        "1.jpg": OSError(errno.EIO, "Input/output error"),
+        "2.jpg": OSError(errno.EMFILE, "Too many open files"),
+        "3.jpg": MemoryError(),
+    }
+    opened = []
+    read_bytes = Path.read_bytes
+
+    def failing(path: Path) -> bytes:
+        opened.append(path.name)
+        if path.name in failures:
+            raise failures[path.name]
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", failing)
+    first = scanned(root, cache, image_size=16)
+    verdict = RejectedInput("1/empty.jpg", "empty file")
+    assert first.refusals == (
+        RejectedInput("0/0.jpg", "cannot be read (permission denied)", passing=True),
+        RejectedInput("0/3.jpg", "not read, for want of memory", passing=True),
+        RejectedInput("1/1.jpg", "cannot be read (input/output error)", passing=True),
+        verdict,
+        RejectedInput("2/2.jpg", "cannot be read (too many open files)", passing=True),
+    )
+    assert opened.count("0.jpg") == 1
+    assert opened.count("1.jpg") == opened.count("2.jpg") == opened.count("3.jpg") == 3
+    opened.clear()
+    failures["3.jpg"] = PermissionError(errno.EACCES, "Permission denied")
+    again = scanned(root, cache, image_size=16)
+    assert set(opened) == failures.keys(), "the others are not opened again"
+    assert again.refusals[1] == RejectedInput("0/3.jpg", "cannot be read (permission denied)", passing=True)
+    assert again.digest == first.digest
+    for name in ("0.jpg", "1.jpg", "2.jpg", "3.jpg"):
+        del failures[name]
+        assert len(scanned(root, cache).records) == 6 - len(failures)
+    assert scanned(root, cache).refusals == (verdict,)
+
+
+def test_a_failure_that_passes_within_the_run_is_not_noticed(tmp_path, monkeypatch):
+    root = bin_folders(tmp_path / "bins")
+    attempts: Counter[bytes] = Counter()
+
+    def failing(data: bytes, size: int):
+        attempts[data] += 1
+        if attempts[data] < 3:
+            raise MemoryError
+        return decode(data, size)
+
+    monkeypatch.setattr("bincounter.data.scan.decode", failing)
+    assert not scanned(root, tmp_path / "cache").refusals
+
+
+def test_metadata_and_tables_that_cannot_be_read_now_are_looked_at_again(tmp_path, monkeypatch):
+    abid, bins = tmp_path / "abid", bin_folders(tmp_path / "bins")
+    for name in ("1", "2"):
+        abid_bin(abid, name, 1, name)
+    write(bins / "split.csv", "id,count,group,split\n0/0.jpg,0,7,train\n1/1.jpg,1,7,train\n")
+    closed = {abid / "metadata" / "1.json", bins / "split.csv"}
+    io_open = io.open
+
+    def opening(path, *arguments, **options):
+        if path in closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return io_open(path, *arguments, **options)
+
+    monkeypatch.setattr(io, "open", opening)
+    denied = "cannot be read (permission denied)"
+    for _ in range(2):
+        assert scanned(abid, tmp_path / "cache", Abid()).refusals == (
+            RejectedInput("bin-images/1.jpg", f"metadata: {denied}", passing=True),
+        )
+        assert scanned(bins, tmp_path / "cache").refusals == (RejectedInput("split.csv", denied, passing=True),)
+    closed.clear()
+    assert len(scanned(abid, tmp_path / "cache", Abid()).records) == 2
+    manifest = scanned(bins, tmp_path / "cache")
+    assert not manifest.refusals
+    assert len({record.group for record in manifest.records if record.id in ("0/0.jpg", "1/1.jpg")}) == 1
+
+
 def test_copies_share_content_and_group(tmp_path):
     root = bin_folders(tmp_path / "bins", photos=3)
     shutil.copy(root / "1" / "1.jpg", root / "2" / "copy.jpg")
@@ -124,6 +211,15 @@ def test_nothing_readable_is_an_error_that_counts_the_reasons(tmp_path):
     (tmp_path / "bins" / "2").mkdir()
     with pytest.raises(DataError, match=r"No readable photo .*2 empty file, 1 empty folder"):
         scanned(tmp_path / "bins", tmp_path / "cache")
+
+
+def test_nothing_readable_for_want_of_memory_is_said_so(tmp_path, monkeypatch):
+    def failing(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("bincounter.data.scan.decode", failing)
+    with pytest.raises(ResourceError, match=r"\(6 not read, for want of memory\): .* memory"):
+        scanned(bin_folders(tmp_path / "bins"), tmp_path / "cache")
 
 
 def test_an_unchanged_source_is_not_opened_again(tmp_path):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from bincounter.data.layouts.base import LARGEST_COUNT, PHOTO_SUFFIXES, InputFile, UnusableInput, stat_file, walk
+from bincounter.data.photos import failure_clause, retry
 from bincounter.data.records import Candidate, Listing, PhotoFile, RejectedInput
 from bincounter.errors import DataError
 from bincounter.progress import track
@@ -58,7 +59,7 @@ class Abid:
             try:
                 listing.candidates.append(_candidate(root, identifier, photo, metadata.pop(identifier, None)))
             except UnusableInput as reason:
-                listing.refusals.append(RejectedInput(photo.name, str(reason)))
+                listing.refusals.append(RejectedInput(photo.name, str(reason), reason.passing))
         if wanted is None:
             listing.refusals += [RejectedInput(found.name, MISSING_PHOTO_REASONS[0]) for found in metadata.values()]
         else:
@@ -105,9 +106,9 @@ def read_metadata(path: Path) -> tuple[int, frozenset[str] | None]:
         Refused: the file cannot be read or has no valid quantity.
     """
     try:
-        metadata = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UnusableInput(f"metadata that cannot be read ({error.strerror})") from error
+        metadata = json.loads(retry(path.read_bytes))
+    except (MemoryError, OSError) as error:
+        raise UnusableInput(f"metadata: {failure_clause(error)}", passing=True) from error
     except (ValueError, RecursionError) as error:
         raise UnusableInput("metadata is not JSON") from error
     if not isinstance(metadata, dict) or "EXPECTED_QUANTITY" not in metadata:

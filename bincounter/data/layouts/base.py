@@ -27,7 +27,16 @@ _DEEPEST = 32  # nested folders; bounds the recursion
 
 
 class UnusableInput(Exception):
-    """An input is rejected; the message is the reason, as a short clause."""
+    """An input is rejected; the message is the reason, as a short clause.
+
+    Args:
+        reason: the message.
+        passing: see :class:`bincounter.data.records.RejectedInput`.
+    """
+
+    def __init__(self, reason: str, *, passing: bool = False) -> None:
+        super().__init__(reason)
+        self.passing = passing
 
 
 @dataclass(frozen=True, slots=True)

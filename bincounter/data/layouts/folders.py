@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from bincounter.data.layouts.base import COUNT_NAME, PHOTO_SUFFIXES, InputFile, UnusableInput, walk
+from bincounter.data.photos import failure_clause
 from bincounter.data.records import QUARANTINE_FILE, Candidate, Listing, PhotoFile, RejectedInput, read_quarantine
 from bincounter.data.splits import read_split
 from bincounter.errors import DataError
@@ -105,14 +106,21 @@ def read_prepared(root: Path) -> Prepared:
         prepared.groups = _groups(root / SPLIT_FILE)
     except DataError as error:
         log.warning("%s; photos are grouped by their content instead", error)
-        prepared.refusals.append(RejectedInput(SPLIT_FILE, "not a table of id,count,group,split"))
+        prepared.refusals.append(_unread_table(SPLIT_FILE, "not a table of id,count,group,split", error))
     if (root / QUARANTINE_FILE).is_file():
         prepared.tables.add(QUARANTINE_FILE)
         try:
             prepared.refusals += read_quarantine(root / QUARANTINE_FILE)
-        except DataError:
-            prepared.refusals.append(RejectedInput(QUARANTINE_FILE, "not a table of path,reason"))
+        except DataError as error:
+            prepared.refusals.append(_unread_table(QUARANTINE_FILE, "not a table of path,reason", error))
     return prepared
+
+
+def _unread_table(name: str, reason: str, error: DataError) -> RejectedInput:
+    cause = error.__cause__
+    if isinstance(cause, OSError):
+        return RejectedInput(name, failure_clause(cause), passing=True)
+    return RejectedInput(name, reason)
 
 
 def reject_missing_photos(root: Path, ids: Iterable[str]) -> Iterator[RejectedInput]:

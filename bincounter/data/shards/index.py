@@ -64,8 +64,10 @@ def is_index(path: Path) -> bool:
     try:
         with path.open(encoding="utf-8", newline="") as file:
             return _is_header(file.readline(1000).strip().split(","))
-    except (OSError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
         return False
+    except OSError:  # reading it as one says why
+        return True
 
 
 def hold_same_photos(there: Manifest, manifest: Manifest, kept: np.ndarray, sides: Sequence[str | None]) -> bool:
