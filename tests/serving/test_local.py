@@ -67,6 +67,7 @@ def test_a_photo_is_counted(served: LocalServer) -> None:
         ("POST", "/ping", b"", 405),
         ("GET", "/nothing", None, 404),
         ("GET", "/page/../model.json", None, 404),
+        ("POST", "/page/" + "a" * 4000, b"", 405),
         ("GET", "/page/%2e%2e%2fworker.py", None, 404),
     ],
 )
@@ -77,6 +78,7 @@ def test_what_is_wrong_is_answered_with_a_sentence(
     assert answered.status == status
     assert answered.headers["content-type"] == "application/json"
     assert len(answered.json()["error"].split()) > 4
+    assert len(answered.body) < 300
     if status == 405:
         assert answered.headers["allow"]
 

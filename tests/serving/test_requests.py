@@ -273,3 +273,25 @@ def test_anything_is_answered(service: Running, body: bytes, content_type: str |
         for one in answer.get("predictions", [answer]):
             assert one["count"] in COUNTS
             assert sum(one["probabilities"].values()) == pytest.approx(1)
+
+
+LONG = "a" * 4000
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "accept", "status"),
+    [
+        (as_json({LONG: 1}), JSON, None, 400),
+        (as_json({"instances": [{"image": ""}], LONG: 1}), JSON, None, 400),
+        (f'{{"{LONG}": 1, "{LONG}": 2}}'.encode(), JSON, None, 400),
+        (LONG.encode(), JSON, None, 400),
+        (as_json({"url": f"https://{LONG}/1.jpg"}), JSON, None, 400),
+        (photo(1), LONG, None, 415),
+        (photo(1), None, LONG, 415),
+    ],
+    ids=["key", "key beside", "key twice", "no JSON", "host", "content type", "accept"],
+)
+def test_long_text_is_shortened_in_the_answer(
+    service: Running, body: bytes, content_type: str | None, accept: str | None, status: int
+) -> None:
+    assert len(sentence(service.ask(body, content_type, accept), status)) < 300

@@ -1,5 +1,6 @@
 """Photos by URL: allowed addresses, and hosts that misbehave."""
 
+import socket
 import ssl
 from collections.abc import Callable, Iterator
 
@@ -128,8 +129,20 @@ def test_no_url_is_fetched_unless_hosts_were_allowed() -> None:
         "64:ff9b:1::a00:1",
         "2002:a00:1::",
         "fe80::1%eth0",
+        "fec0::1",  # site-local
         "fd00:ec2::254",
         "ff02::1",
+        "168.63.129.16",  # Azure's own services
+        "100.100.100.200",  # the credentials of an Alibaba instance
+        "192.0.0.8",
+        "192.0.0.192",  # the credentials of an old Oracle instance
+        "192.88.99.1",  # a relay of 6to4
+        "2001:0:a00:1::1",  # Teredo
+        "2001:db8::1",
+        "3fff::1",
+        "5f00::1",
+        "::ffff:0:169.254.169.254",
+        "2606:4700::5efe:a9fe:a9fe",  # ISATAP
     ],
 )
 def test_addresses_inside_are_not_asked(address: str) -> None:
@@ -143,6 +156,55 @@ def test_addresses_inside_are_not_asked(address: str) -> None:
 @pytest.mark.parametrize("address", ["93.184.215.14", "8.8.8.8", "2606:2800:21f:cb07:6820:80da:af6b:8b2c"])
 def test_addresses_outside_are(address: str) -> None:
     assert is_public(address)
+
+
+# Reserved blocks of IANA's registries: first address and length of the prefix.
+_RESERVED_4 = """0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24 192.0.2.0/24
+    192.88.99.0/24 192.168.0.0/16 198.18.0.0/15 198.51.100.0/24 203.0.113.0/24 224.0.0.0/3 168.63.129.16/32"""
+_OPEN_6 = "2000::/3"
+_RESERVED_6 = "2001::/23 2001:db8::/32 2002::/16 3ffe::/16 3fff::/20"
+
+
+def within(number: int, blocks: str, family: socket.AddressFamily, bits: int) -> bool:
+    """Whether an address, as a number, is in one of the blocks."""
+    for block in blocks.split():
+        first, _, length = block.partition("/")
+        start = int.from_bytes(socket.inet_pton(family, first))
+        if number >> (bits - int(length)) == start >> (bits - int(length)):
+            return True
+    return False
+
+
+_NEAR_4 = st.sampled_from(_RESERVED_4.split()).map(lambda b: int.from_bytes(socket.inet_aton(b.partition("/")[0])))
+
+
+@given(st.one_of(st.integers(0, 2**32 - 1), st.builds(lambda at, by: (at + by) % 2**32, _NEAR_4, st.integers(-2, 300))))
+def test_an_ipv4_address_is_public_unless_it_is_reserved(number: int) -> None:
+    address = socket.inet_ntoa(number.to_bytes(4))
+    assert is_public(address) == (not within(number, _RESERVED_4, socket.AF_INET, 32))
+    for wrapped in (f"::ffff:{address}", f"::{address}", f"64:ff9b::{address}"):
+        assert not is_public(wrapped)
+
+
+@given(st.one_of(st.integers(0, 2**128 - 1), st.integers(0x2000 << 112, (0x4000 << 112) - 1)))
+def test_an_ipv6_address_is_public_if_it_is_assigned_to_the_internet(number: int) -> None:
+    address = socket.inet_ntop(socket.AF_INET6, number.to_bytes(16))
+    public = within(number, _OPEN_6, socket.AF_INET6, 128) and not within(number, _RESERVED_6, socket.AF_INET6, 128)
+    assert is_public(address) == (public and (number >> 32) & 0xFDFFFFFF != 0x5EFE)
+
+
+@pytest.mark.parametrize("words", ["has no address", "is not in the public internet", "only from", "did not send"])
+def test_a_long_host_is_shortened_in_the_answer(words: str) -> None:
+    def nowhere(*_: object) -> list[str]:
+        if words == "has no address":
+            raise OSError
+        return ["10.0.0.1"] if words == "is not in the public internet" else ["127.0.0.1"]
+
+    hosts = ["photos.example.org"] if words == "only from" else ["*.example.org:1"]
+    fetcher = Fetcher(Limits(url_hosts=hosts), resolve=nowhere, allowed=lambda ip: ip == "127.0.0.1")
+    sentence = refused(fetcher.fetch, f"https://{'a' * 4000}.example.org:1/1.jpg")
+    assert words in sentence
+    assert len(sentence) < 300
 
 
 def test_a_name_is_looked_up_once(host: tuple[int, ssl.SSLContext]) -> None:

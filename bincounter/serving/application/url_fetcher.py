@@ -10,26 +10,40 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from urllib.parse import urlsplit
 
-from bincounter.serving.application.answers import Limits, Problem
+from bincounter.serving.application.answers import Limits, Problem, shorten
 
 HTTPS = 443
 _CHUNK = 1 << 16  # bytes
-_NAT64 = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("64:ff9b:1::/48"))
+_BARRED = tuple(
+    map(
+        ipaddress.ip_network,
+        (
+            "168.63.129.16/32",  # Azure's own services
+            "192.0.0.0/24",  # protocol assignments
+            "192.88.99.0/24",  # relays of 6to4
+            "2001::/23",  # protocol assignments: Teredo, ORCHID, benchmarking
+            "2001:db8::/32",  # documentation, like 3fff::/20
+            "2002::/16",  # 6to4
+            "3ffe::/16",  # 6bone
+            "3fff::/20",
+        ),
+    )
+)
+_UNICAST = ipaddress.ip_network("2000::/3")  # all of IPv6 that is assigned to the public internet
+_ISATAP = (b"\0\0\x5e\xfe", b"\2\0\x5e\xfe")  # bytes before an IPv4 address
 
 
 def is_public(address: str) -> bool:
-    """Check that an IP address is public.
+    """Check that an IP address is one of the public internet.
 
-    Private, loopback, link-local (cloud credentials), multicast and reserved addresses are not; neither are IPv4
-    addresses wrapped in IPv6 (mapped, NAT64, 6to4, Teredo).
+    Private, loopback, link-local and site-local, multicast and reserved addresses are not, nor those at which clouds
+    serve credentials; neither are IPv4 addresses wrapped in IPv6 (mapped, compatible, NAT64, 6to4, Teredo, ISATAP).
+    See https://www.iana.org/assignments/iana-ipv4-special-registry and iana-ipv6-special-registry.
     """
     ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address):
-        wrapped = ip.ipv4_mapped is not None or ip.sixtofour is not None or ip.teredo is not None
-        if wrapped or any(ip in network for network in _NAT64):
-            return False
-    barred = ip.is_private or ip.is_loopback or ip.is_link_local or ip.is_multicast or ip.is_reserved
-    return ip.is_global and not barred and not ip.is_unspecified
+    if isinstance(ip, ipaddress.IPv6Address) and (ip not in _UNICAST or ip.packed[8:12] in _ISATAP):
+        return False
+    return ip.is_global and not ip.is_multicast and not any(ip in network for network in _BARRED)
 
 
 def resolve(host: str, port: int) -> list[str]:
@@ -82,7 +96,7 @@ class Fetcher:
         except (OSError, http.client.HTTPException, ValueError) as error:
             late = time.monotonic() >= until
             reason = f"not within {self._limits.timeout_s:g} s" if late else _reason(error)
-            raise Problem(400, f"{host} did not send the photo ({reason}); send its bytes instead.") from error
+            raise Problem(400, f"{shorten(host)} did not send the photo ({reason}); send its bytes instead.") from error
         finally:
             watchdog.cancel()
             connection.close()
@@ -102,31 +116,31 @@ class Fetcher:
             raise Problem(400, "The URL has characters that must be percent-encoded; correct it.")
         if not any(_matches(entry, host, port) for entry in self._limits.url_hosts):
             hosts = ", ".join(self._limits.url_hosts)
-            raise Problem(400, f"Photos are not fetched from {host[:100]} here, only from {hosts}; send its bytes.")
+            raise Problem(400, f"Photos are not fetched from {shorten(host)} here, only from {hosts}; send its bytes.")
         return host, port, (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
 
     def _addresses(self, host: str, port: int) -> Sequence[str]:
         try:
             addresses = self._resolve(host, port)
         except (OSError, UnicodeError) as error:
-            raise Problem(400, f"{host} has no address; correct the URL.") from error
+            raise Problem(400, f"{shorten(host)} has no address; correct the URL.") from error
         if not addresses or not all(map(self._allowed, addresses)):
-            raise Problem(400, f"{host} is not in the public internet; send the photo's bytes instead.")
+            raise Problem(400, f"{shorten(host)} is not in the public internet; send the photo's bytes instead.")
         return addresses
 
     def _content(self, response: http.client.HTTPResponse, host: str) -> bytes:
         if 300 <= response.status < 400:
-            raise Problem(400, f"{host} sends elsewhere, which is not followed; send the final URL.")
+            raise Problem(400, f"{shorten(host)} sends elsewhere, which is not followed; send the final URL.")
         if response.status != 200:
-            raise Problem(400, f"{host} answered {response.status}; correct the URL.")
+            raise Problem(400, f"{shorten(host)} answered {response.status}; correct the URL.")
         most = self._limits.max_body_bytes
         content = bytearray()
         while chunk := response.read(_CHUNK):
             content += chunk
             if len(content) > most:
-                raise Problem(413, f"The photo at {host} has more than {most / 1e6:g} MB; take a smaller one.")
+                raise Problem(413, f"The photo at {shorten(host)} has more than {most / 1e6:g} MB; take a smaller one.")
         if response.length:  # of Content-Length, not received
-            raise Problem(400, f"{host} sent only a part of the photo; send its bytes instead.")
+            raise Problem(400, f"{shorten(host)} sent only a part of the photo; send its bytes instead.")
         return bytes(content)
 
 
