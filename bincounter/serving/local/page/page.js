@@ -1,7 +1,7 @@
 // Photos go to /invocations a few at a time; where the model looked is asked for when a photo is on screen.
-const AT_ONCE = 4, TRIES = 6;
+const AT_ONCE = 4, TRIES = 6, LIKELY = 0.8, SURE = 0.5;
 const element = id => document.getElementById(id);
-const percent = value => `${(100 * value).toFixed(1)} %`;
+const percent = (value, digits = 1) => `${(100 * value).toFixed(digits)} %`;
 const photos = [];
 let shown = null, explaining = Promise.resolve();
 
@@ -27,9 +27,13 @@ async function post(path, file) {
 function add(files) {
   const added = [...files].map(file => ({ file, name: file.name, url: URL.createObjectURL(file) }));
   if (!added.length) return;
-  for (const photo of added) element("list").append(listed(photo));
+  for (const photo of added) {
+    element("list").append(listed(photo));
+    photo.row = element("counts").tBodies[0].insertRow();
+    tabulate(photo);
+  }
   photos.push(...added);
-  element("photos").hidden = photos.length < 2;
+  element("photos").hidden = element("table").hidden = photos.length < 2;
   element("photos-title").textContent = `${photos.length} photos`;
   show(added[0]);
   const waiting = added.values();
@@ -46,9 +50,65 @@ async function work(waiting) {
       photo.sentence = error.message;
     }
     photo.said.textContent = photo.answer ? photo.answer.count : "–";
+    tabulate(photo);
     photo.button.setAttribute("aria-label", `${photo.name}: ${photo.sentence ?? photo.answer.count}`);
     if (photo === shown) show(photo);
   }
+}
+
+// The fewest neighbouring counts whose probabilities sum up to LIKELY.
+function range({ probabilities }) {
+  const counts = Object.keys(probabilities).map(Number), shares = Object.values(probabilities);
+  let best = null;
+  for (let first = 0; first < shares.length; first++) {
+    for (let last = first, sum = 0; last < shares.length; last++) {
+      sum += shares[last];
+      const wider = best && last - first - best.span;
+      if (sum >= LIKELY - 1e-9 && (!best || wider < 0 || (wider === 0 && sum > best.sum))) {
+        best = { low: counts[first], high: counts[last], sum, span: last - first };
+      }
+    }
+  }
+  return best ?? { low: counts[0], high: counts.at(-1), sum: 1, span: counts.length - 1 };
+}
+
+const sureness = ({ count, probabilities }) => probabilities[count];
+
+function between({ low, high }) {
+  return low === high ? String(low) : `${low} to ${high}`;
+}
+
+function tabulate({ row, name, answer, sentence }) {
+  const head = document.createElement("th"), cells = answer
+    ? [answer.count, percent(sureness(answer), 0), between(range(answer)), answer.expected_count.toFixed(2)]
+    : [sentence ?? "…"];
+  head.scope = "row";
+  head.className = "text";
+  head.textContent = name;
+  row.replaceChildren(head);
+  for (const content of cells) row.insertCell().textContent = content;
+  if (!answer) Object.assign(row.cells[1], { colSpan: 4, className: "text" });
+}
+
+function save() {
+  const lines = [["photo", "count", "probability", "low", "high", "probability_of_range", "expected_count", "problem"]];
+  for (const { name, answer, sentence } of photos) {
+    const likely = answer && range(answer);
+    lines.push(answer
+      ? [name, answer.count, sureness(answer), likely.low, likely.high, likely.sum.toFixed(6), answer.expected_count, ""]
+      : [name, "", "", "", "", "", "", sentence ?? "not counted yet"]);
+  }
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([lines.map(line => line.map(cell).join(",") + "\r\n").join("")], { type: "text/csv" }));
+  link.download = "counts.csv";
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+}
+
+// Spreadsheets compute what begins like a formula; an apostrophe in front makes it text.
+function cell(value) {
+  const text = typeof value === "string" ? value.replace(/^(?=['=+\-@\t\r\n＝＋－＠])/, "'") : String(value);
+  return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 }
 
 function listed(photo) {
@@ -69,6 +129,7 @@ function listed(photo) {
 function picture(image, photo) {
   image.hidden = false;
   image.onerror = () => { image.hidden = true; };
+  image.onload = () => image.parentElement.style.setProperty("--ratio", image.naturalWidth / image.naturalHeight);
   image.alt = "";
   image.src = photo.url;
   return image;
@@ -86,12 +147,21 @@ function show(photo) {
   count.classList.toggle("sentence", !answer);
   count.textContent = answer ? answer.count : photo.sentence ?? "Counting …";
   if (answer) count.append(small(answer.count === 1 ? " item" : " items"));
+  count.classList.toggle("unsure", Boolean(answer) && sureness(answer) < SURE);
+  element("sure").textContent = answer ? sentenceOf(answer) : "";
   element("expected").textContent = answer ? `Expected count ${answer.expected_count.toFixed(2)}` : "";
   element("took").textContent = answer ? `Answered in ${photo.milliseconds.toFixed(0)} ms.` : "";
   element("probabilities").hidden = !answer;
   if (answer) element("probabilities").tBodies[0].replaceChildren(...rows(answer));
   if (answer && !photo.looked) explain(photo);
   light(photo);
+}
+
+function sentenceOf(answer) {
+  const { low, high, sum, span } = range(answer), sure = `${percent(sureness(answer), 0)} sure`;
+  if (!span) return `${sure}.`;
+  if (span === Object.keys(answer.probabilities).length - 1) return `${sure}; any count from ${low} to ${high} is possible.`;
+  return `${sure}; ${percent(sum, 0)} likely between ${low} and ${high}.`;
 }
 
 function small(text) {
@@ -176,6 +246,7 @@ function about({ name, counts, image_size, precision, limits, task_name, scores 
 
 element("files").addEventListener("change", event => { add(event.target.files); event.target.value = ""; });
 element("strength").addEventListener("input", dim);
+element("save").addEventListener("click", save);
 document.addEventListener("paste", event => add(event.clipboardData.files));
 document.addEventListener("dragover", event => { event.preventDefault(); document.body.classList.add("dragging"); });
 document.addEventListener("dragleave", event => { if (!event.relatedTarget) document.body.classList.remove("dragging"); });
