@@ -244,19 +244,22 @@ def run_on_sagemaker(cfg: DictConfig, package: "Package | None") -> int:
     if cfg.action == "status":
         from bincounter.cloud.endpoints.endpoint_status import print_status
 
-        print_status(account, spec)
-    elif cfg.action == "list":
+        return print_status(account, spec)
+    if cfg.action == "list":
         from bincounter.cloud.endpoints.endpoint_status import print_endpoints
 
-        print_endpoints(account)
-    elif cfg.action == "delete":
-        from bincounter.cloud.endpoints.cleanup import delete
+        return print_endpoints(account)
+    if cfg.action == "delete":
+        from bincounter.cloud.endpoints.cleanup import delete, show_deletion
 
-        delete(account, spec, dry=cfg.dry_run)
-        if not cfg.dry_run:
-            endpoint_record.record_end(
-                account, spec.name, endpoint_record.records_below(Path(cfg.paths.log_dir)), "deleted"
-            )
+        if cfg.dry_run:
+            show_deletion(account, spec)
+            return 0
+        removal = delete(account, spec)
+        if removal.ended:
+            records = endpoint_record.records_below(Path(cfg.paths.log_dir))
+            endpoint_record.record_end(account, spec.name, records, "deleted")
+        removal.check()
     elif cfg.action == "transform":
         from bincounter.cloud.endpoints.batch_transform import transform
 

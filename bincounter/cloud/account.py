@@ -15,9 +15,17 @@ from urllib.parse import urlsplit
 from bincounter.cloud.aws_errors import describe_error, translate_errors
 from bincounter.errors import ConfigError, closest_match
 
+log = logging.getLogger(__name__)
+
 _ROLE_ARN = re.compile(r"arn:aws[a-z-]*:iam::\d{12}:role/[\w+=,.@/-]+")
 _ROLE_NAME = re.compile(r"(?:[\w+=,.@-]+/)*[\w+=,.@-]{1,64}")
 _CONSOLES = {"aws-cn": "console.amazonaws.cn", "aws-us-gov": "console.amazonaws-us-gov.com"}
+_SILENT_AFTER = 5.0  # seconds without an answer that are logged
+_TIMEOUT = 20.0  # seconds to wait for an answer, which SageMaker gives within one or two
+_SLOW_TIMEOUT = 60.0  # of photos, files and models
+_SLOW_SERVICES = ("s3", "sagemaker-runtime")
+_SLOW_OPERATIONS = ("PutObject", "UploadPart", "GetObject", "InvokeEndpoint")
+_ATTEMPTS = 4
 _DENIED = ("403", "AccessDenied", "AccessDeniedException", "Forbidden")
 _MISSING = ("404", "NoSuchBucket", "NotFound")
 
@@ -114,6 +122,8 @@ class Account:
         """
         from botocore.exceptions import ClientError
 
+        from bincounter.data.s3.error_messages import is_clock_wrong
+
         used = name or self.default_bucket
         # Bucket names are worldwide: somebody else may have taken the default one to collect other people's uploads.
         owner = {} if name else {"ExpectedBucketOwner": self.number}
@@ -121,7 +131,7 @@ class Account:
             try:
                 bucket_region = self._bucket_region(used, **owner)
             except ClientError as error:
-                if _code(error) in _DENIED:
+                if _code(error) in _DENIED and not is_clock_wrong(error):
                     raise ConfigError(
                         f"access to the bucket {used} is denied: have s3:ListBucket on it added to the policies of "
                         f"your AWS user (docs/sagemaker.md), or, if it is another account's, set {self._group}.bucket "
@@ -222,11 +232,12 @@ class Account:
             if service not in self._clients:
                 retries: dict[str, Any] = {"mode": "adaptive"}  # slows down when AWS throttles
                 if "AWS_MAX_ATTEMPTS" not in os.environ:
-                    retries["total_max_attempts"] = 6
+                    retries["total_max_attempts"] = _ATTEMPTS
+                timeout = _SLOW_TIMEOUT if service in _SLOW_SERVICES else _TIMEOUT
                 config = Config(
                     retries=retries,
                     connect_timeout=10,
-                    read_timeout=60,
+                    read_timeout=timeout,
                     max_pool_connections=32,  # photos are uploaded by many threads
                     user_agent_extra="bincounter",
                 )
@@ -234,6 +245,7 @@ class Account:
                     self._clients[service] = self._session.client(service, region_name=self.region, config=config)
                 except (BotoCoreError, ValueError) as error:  # an invalid endpoint is a ValueError
                     raise describe_error(error, f"reaching {service}", self._group) from error
+                _log_silence(self._clients[service], timeout)
             return self._clients[service]
 
     def _bucket_region(self, name: str, **condition: str) -> str | None:
@@ -263,6 +275,26 @@ class Account:
             self.s3.put_public_access_block(
                 Bucket=name, PublicAccessBlockConfiguration=dict.fromkeys(closed, True), ExpectedBucketOwner=self.number
             )
+
+
+def _log_silence(client: Any, timeout: float) -> None:
+    """Have a client log each request that is not answered within seconds, since it goes on waiting and repeating."""
+    sentence = "AWS has not answered %s for %.0f s: waiting, and asking again, for up to %.0f s"
+
+    def begin(model: Any, context: dict[str, Any], **_: Any) -> None:
+        if model.name not in _SLOW_OPERATIONS:
+            words = (sentence, model.name, _SILENT_AFTER, timeout * _ATTEMPTS)
+            timer = context["bincounter_timer"] = threading.Timer(_SILENT_AFTER, log.warning, words)
+            timer.daemon = True
+            timer.start()
+
+    def end(context: dict[str, Any], **_: Any) -> None:
+        if "bincounter_timer" in context:
+            context["bincounter_timer"].cancel()
+
+    client.meta.events.register("before-call", begin)
+    for event in ("after-call", "after-call-error"):
+        client.meta.events.register(event, end)
 
 
 def _check_region(region: str, group: str) -> None:

@@ -119,12 +119,6 @@ CASES = (
         "the AWS credentials have expired: log in again{login}",
     ),
     AwsErrorCase(
-        "InvalidSignatureException SignatureDoesNotMatch RequestTimeTooSkewed",
-        r"(?:Signature expired|not yet current|RequestTime|too large)",
-        ConfigError,
-        "AWS refuses signatures of another time: set the clock of this machine",
-    ),
-    AwsErrorCase(
         "InvalidSignatureException SignatureDoesNotMatch IncompleteSignature",
         "",
         ConfigError,

@@ -5,10 +5,10 @@ Values of a request are not repeated: an environment variable or a hyperparamete
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from bincounter.cloud.aws_error_table import CASES, FAILURES, OUT_OF_MEMORY, SETTINGS
@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from botocore.exceptions import ClientError
 
 _LONGEST = 240  # characters that are repeated of a message of AWS
-_MISSING = re.compile(r"could not find|cannot find|does not exist|not found|unknown endpoint", re.IGNORECASE)
-_MISSING_CODES = ("ValidationException", "ValidationError", "ResourceNotFound", "ResourceNotFoundException")
+_MISSING = re.compile(
+    r"no scalable target found|could not find|cannot find|does not exist|not found|unknown endpoint", re.IGNORECASE
+)
+_MISSING_CODES = ("ValidationException", "ValidationError")
 
 
 @contextmanager
@@ -68,9 +70,57 @@ def describe_error(error: Exception, doing: str, group: str = "launcher") -> Bin
     return _explain_own(error, doing, group)
 
 
+def create_once(
+    create: Callable[[], Any], describe: Callable[[], Any], doing: str, *, later: str, group: str = "launcher"
+) -> None:
+    """Create something of a unique name; a request whose answer is lost may have created it all the same.
+
+    Args:
+        create: sends the request.
+        describe: describes what it creates.
+        doing: purpose of the request, as in ``"creating the training job x"``.
+        later: next step if neither is answered.
+        group: settings that the request is made from, ``launcher`` or ``target``.
+
+    Raises:
+        NotAnswered: it may have been created.
+        BinCounterError: it was not.
+    """
+    from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+
+    try:
+        create()
+        return
+    except ClientError as error:
+        details = error.response.get("ResponseMetadata", {})
+        if error.response.get("Error", {}).get("Code") == "ResourceInUse":
+            return  # our own first try: names are unique
+        if details.get("HTTPStatusCode", 0) < 500 and not details.get("RetryAttempts"):
+            raise describe_error(error, doing, group) from error
+        failed: Exception = error
+    except BotoCoreError as error:
+        if not isinstance(error, HTTPClientError):  # without a connection nothing was sent
+            raise describe_error(error, doing, group) from error
+        failed = error
+    try:
+        describe()
+    except ClientError as error:
+        if is_missing(error):
+            raise describe_error(failed, doing, group) from failed
+        raise NotAnswered(f"AWS did not answer {doing}, and it may have been done: {later}") from failed
+    except BotoCoreError:
+        raise NotAnswered(f"AWS did not answer {doing}, and it may have been done: {later}") from failed
+
+
+class NotAnswered(ResourceError):
+    """A request was not answered, so that it is not known whether it was carried out."""
+
+
 def is_missing(error: "ClientError") -> bool:
     """Return whether an error means that the requested object does not exist."""
     details = error.response.get("Error", {})
+    if details.get("Code") in ("ObjectNotFoundException", "ResourceNotFound", "ResourceNotFoundException"):
+        return True
     return details.get("Code") in _MISSING_CODES and bool(_MISSING.search(details.get("Message") or ""))
 
 
@@ -137,9 +187,13 @@ def _explain_program(reason: str) -> str:
 
 
 def _explain_answer(error: "ClientError", doing: str, group: str) -> BinCounterError:
+    from bincounter.data.s3.error_messages import WRONG_CLOCK, is_clock_wrong
+
     details = error.response.get("Error", {})
     code, message = str(details.get("Code", "")), str(details.get("Message") or "")
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    if is_clock_wrong(error):
+        return ConfigError(WRONG_CLOCK.format(host="AWS"))
     for case in CASES:
         match = case.match(code, message, group)
         if match is None:
@@ -183,9 +237,12 @@ def _explain_own(error: Exception, doing: str, group: str) -> BinCounterError:
     if isinstance(error, boto.SSLError):
         return explain_request(error, doing, host=host, signed=True, reached=False)
     if isinstance(error, boto.ConnectionError | boto.HTTPClientError):
+        fails = (
+            f"does not answer {doing}" if isinstance(error, boto.ReadTimeoutError) else f"cannot be reached for {doing}"
+        )
         own = any(name.startswith("AWS_ENDPOINT_URL") for name in os.environ)
         check = "that the server of AWS_ENDPOINT_URL is running" if own else f"the network and {group}.region"
-        return ResourceError(f"{host} cannot be reached for {doing}: check {check}, then run the same command again")
+        return ResourceError(f"{host} {fails}: check {check}, then run the same command again")
     return explain_settings(error)
 
 

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bincounter.cloud.aws_errors import describe_failure
+from bincounter.cloud.aws_errors import NotAnswered, describe_failure
 from bincounter.cloud.job_log import epoch_scores, follow_job
 from bincounter.cloud.jobs import Job, fetch_inspection, fetch_run, format_cost, is_recorded, read_jobs, stop, submit
 from bincounter.config.overrides import drop_overrides
@@ -131,10 +131,14 @@ class JobRunner:
         self._stopping.set()
         log.info("Stopping; results are fetched as the jobs end.")
         for name in list(self._running):
-            try:
-                stop(self._account, name)
-            except BinCounterError as error:
-                log.warning("%s", error)
+            self._stop(name)
+
+    def _stop(self, name: str) -> None:
+        """Stop a job; one that cannot be stopped is still followed, and its results are fetched."""
+        try:
+            stop(self._account, name)
+        except BinCounterError as error:
+            log.warning("%s. %s still runs, and is billed: press Ctrl-C to try again.", error, name)
 
     def _submit(self, task: RunningJob) -> None:
         assert task.request is not None
@@ -147,7 +151,10 @@ class JobRunner:
             if task.request is not None:
                 if self._stopping.is_set():
                     raise ResourceError(f"job {task.job.number} was not submitted, since the launch was interrupted")
-                self._submit(task)
+                try:
+                    self._submit(task)
+                except NotAnswered as error:
+                    raise _and(error, self._left_behind([task.job])) from None
             self._follow(task)
         except BinCounterError as error:
             task.error = error
@@ -163,7 +170,7 @@ class JobRunner:
         job = task.job
         self._running[job.name] = task
         if self._stopping.is_set() and not self._leave.is_set():  # Ctrl-C came while it was submitted
-            stop(self._account, job.name)
+            self._stop(job.name)
         try:
             task.ended = follow_job(
                 self._account,
@@ -200,12 +207,19 @@ class JobRunner:
         log.info("%s: %s", job.name, format_cost(job))
         try:
             fetch_run(self._account, job)
-            fetch_inspection(self._account, job)
         except (BinCounterError, OSError) as error:
             reason = str(error) if isinstance(error, BinCounterError) else f"{error.filename}: {error.strerror}"
             ended = _ending(job, rehearsed=self._rehearsed)
             failed = f"{ended}; its results could not be fetched" if ended else f"{job.name} could not be fetched"
             return ResourceError(f"{failed} ({reason}): repeat it with {attach_command(job.folder)}")
+        try:
+            fetch_inspection(self._account, job)
+        except (BinCounterError, OSError) as error:  # the run itself is here
+            log.warning(
+                "%s. What AWS's Debugger and Profiler saved is missing: repeat it with %s",
+                error,
+                attach_command(job.folder),
+            )
         if (job.folder / "report.html").exists():
             log.info("Report: %s", job.folder / "report.html")
         return _ending(job, rehearsed=self._rehearsed)

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from bincounter.cloud.aws_errors import translate_errors
+from bincounter.cloud.aws_errors import NotAnswered, create_once, is_missing, translate_errors
 from bincounter.cloud.debugger_rules import RULE_STATUS_KEYS
 from bincounter.cloud.instances import saving_percent
 from bincounter.config.overrides import LAUNCH_KEYS, drop_overrides
 from bincounter.data.s3.address import parse_address, unusable_reason
-from bincounter.errors import ConfigError, UserError
+from bincounter.errors import BinCounterError, ConfigError, UserError
 from bincounter.files import atomic_write, write_text
 
 if TYPE_CHECKING:
@@ -160,22 +160,30 @@ def job_name(task_name: str, number: int) -> str:
 
 
 def submit(account: "Account", job: Job, request: dict[str, Any]) -> None:
-    """Send CreateTrainingJob; the record is written first, so that no job is lost."""
-    from botocore.exceptions import ClientError
+    """Send CreateTrainingJob; the record is written first, and kept while it is not known that there is no job.
 
+    Raises:
+        NotAnswered: it may have been created.
+        BinCounterError: it was not.
+    """
     job.rehearsed = is_local_endpoint(account)
     before = move_to_earlier(job.folder)
     job.save()
-    with translate_errors(f"submitting {job.name}"):
-        try:
-            account.sagemaker.create_training_job(**request)
-        except ClientError as error:
-            if error.response["Error"]["Code"] == "ResourceInUse":
-                return  # our own first try, whose response was lost: names are unique
-            (job.folder / JOB_RECORD).unlink()
-            if before is not None:
-                before.replace(job.folder / JOB_RECORD)
-            raise
+    client = account.sagemaker
+    try:
+        create_once(
+            lambda: client.create_training_job(**request),
+            lambda: client.describe_training_job(TrainingJobName=job.name),
+            f"submitting {job.name}",
+            later="look for it before you run this command again",
+        )
+    except NotAnswered:
+        raise
+    except BinCounterError:
+        (job.folder / JOB_RECORD).unlink()
+        if before is not None:
+            before.replace(job.folder / JOB_RECORD)
+        raise
 
 
 def stop(account: "Account", name: str) -> None:
@@ -191,9 +199,23 @@ def stop(account: "Account", name: str) -> None:
 
 
 def describe(account: "Account", name: str) -> dict[str, Any]:
-    """DescribeTrainingJob."""
+    """DescribeTrainingJob.
+
+    Raises:
+        ConfigError: there is no such job.
+    """
+    from botocore.exceptions import ClientError
+
     with translate_errors(f"asking for {name}"):
-        return account.sagemaker.describe_training_job(TrainingJobName=name)
+        try:
+            return account.sagemaker.describe_training_job(TrainingJobName=name)
+        except ClientError as error:
+            if not is_missing(error):
+                raise
+            raise ConfigError(
+                f"SageMaker has no job {name}: it was never created, or in another account; set AWS_PROFILE to that, "
+                "or run its command again"
+            ) from error
 
 
 def is_local_endpoint(account: "Account") -> bool:

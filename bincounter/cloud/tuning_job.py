@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bincounter.cloud.api_shapes import check_request, merge, service_model
-from bincounter.cloud.aws_errors import translate_errors
-from bincounter.errors import ConfigError, UserError
+from bincounter.cloud.aws_errors import NotAnswered, create_once, translate_errors
+from bincounter.errors import BinCounterError, ConfigError, UserError
 from bincounter.files import write_text
 
 if TYPE_CHECKING:
@@ -92,18 +92,26 @@ def load_tuning_job(folder: Path) -> TuningJob | None:
 
 
 def submit(account: "Account", job: TuningJob, request: dict[str, Any], folder: Path) -> None:
-    """Send CreateHyperParameterTuningJob; the record is written first, so that no job is lost."""
-    from botocore.exceptions import ClientError
+    """Send CreateHyperParameterTuningJob; the record is written first, and kept unless there is no job.
 
+    Raises:
+        NotAnswered: it may have been created.
+        BinCounterError: it was not.
+    """
     job.save(folder)
-    with translate_errors(f"submitting {job.name}"):
-        try:
-            account.sagemaker.create_hyper_parameter_tuning_job(**request)
-        except ClientError as error:
-            if error.response["Error"]["Code"] == "ResourceInUse":
-                return  # our own first try, whose response was lost: names are unique
-            (folder / TUNING_RECORD).unlink()
-            raise
+    client = account.sagemaker
+    try:
+        create_once(
+            lambda: client.create_hyper_parameter_tuning_job(**request),
+            lambda: client.describe_hyper_parameter_tuning_job(HyperParameterTuningJobName=job.name),
+            f"submitting {job.name}",
+            later="the same command follows it, and is billed once; it says if there is none",
+        )
+    except NotAnswered:
+        raise
+    except BinCounterError:
+        (folder / TUNING_RECORD).unlink()
+        raise
 
 
 def tuning_job_exists(account: "Account", job: TuningJob) -> bool:

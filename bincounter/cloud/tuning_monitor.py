@@ -15,7 +15,7 @@ from bincounter.cloud.job_runner import ask_to_stop
 from bincounter.cloud.jobs import Job, fetch_run, format_cost, is_local_endpoint
 from bincounter.cloud.polling import wait_until
 from bincounter.cloud.tuning_job import TUNING_ENDED, TuningJob, describe, list_trials, stop
-from bincounter.errors import BinCounterError, Interrupted
+from bincounter.errors import BinCounterError, ConfigError, Interrupted
 
 if TYPE_CHECKING:
     from bincounter.cloud.account import Account
@@ -76,6 +76,7 @@ class TuningJobMonitor:
         self._leave = threading.Event()
         self._trials: dict[str, Trial] = {}
         self._ended: set[str] = set()
+        self._unlisted = False  # the trials could not be listed, which was logged
 
     def follow(self) -> tuple[dict[str, Any], list[Trial]]:
         """Log the trials until the tuning job ends.
@@ -104,7 +105,7 @@ class TuningJobMonitor:
         def step() -> tuple[bool, bool]:
             nonlocal described
             described = describe(self._account, self._tuning.name)
-            new = self._update_trials()
+            new = self._new_trials()
             futures.extend(pool.submit(self._show, trial) for trial in new)
             return described["HyperParameterTuningJobStatus"] in TUNING_ENDED, bool(new)
 
@@ -117,6 +118,16 @@ class TuningJobMonitor:
         wait(futures)
         self._update_trials()
         return described, list(self._trials.values())
+
+    def _new_trials(self) -> list[Trial]:
+        """Update the trials; where they may not be listed, the tuning job is followed and can be stopped without."""
+        try:
+            return self._update_trials()
+        except ConfigError as error:
+            if not self._unlisted:
+                log.warning("%s. The tuning job is followed without its trials.", error)
+            self._unlisted = True
+            return []
 
     def _update_trials(self) -> list[Trial]:
         """Update the trials by the list of training jobs; return the new ones."""
@@ -177,7 +188,11 @@ class TuningJobMonitor:
         running = len(self._trials) - len(self._ended)
         if self._rehearsed or ask_to_stop(running):
             log.info("Stopping; results are fetched as the trials end.")
-            stop(self._account, self._tuning.name)
+            try:
+                stop(self._account, self._tuning.name)
+            except BinCounterError as error:
+                name = self._tuning.name
+                log.warning("%s. %s still runs, and is billed: press Ctrl-C to try again.", error, name)
             return
         raise Interrupted(
             f"Interrupted: the tuning job {self._tuning.name} still runs, and is billed; the same command follows it"

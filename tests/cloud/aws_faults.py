@@ -40,6 +40,7 @@ class Faults:
     operations: list[str] = field(default_factory=list)
     _refusals: list[Refusal] = field(default_factory=list)
     _changes: dict[str, Change] = field(default_factory=dict)
+    closed: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def refuse(
@@ -62,6 +63,14 @@ class Faults:
     def lose(self, operation: str, *, times: int) -> None:
         """Carry an operation out, and break off instead of answering."""
         self._refusals.append(Refusal(operation, "", "", 0, {}, times))
+
+    def silence(self, operation: str, *, times: int | None = None) -> None:
+        """Take an operation's request, and never answer it."""
+        self._refusals.append(Refusal(operation, "", "", -1, {}, times))
+
+    def heal(self) -> None:
+        """Refuse nothing any more."""
+        self._refusals.clear()
 
     def change(self, operation: str, change: Change) -> None:
         """Have what the server behind answers to an operation gone over."""
@@ -107,6 +116,7 @@ def faults(upstream_url: str | None = None) -> Iterator[Faults]:
         try:
             yield server
         finally:
+            server.closed.set()
             listener.shutdown()
             thread.join()
 
@@ -125,6 +135,9 @@ def _handler(server: Faults) -> type[BaseHTTPRequestHandler]:
                 refusal = Refusal("", "NotImplemented", "nothing is behind this server", 501, {}, None)
             if refusal is None:
                 self.pass_on(body)
+            elif refusal.status < 0:
+                server.closed.wait()
+                self.close_connection = True
             elif not refusal.status:
                 self.pass_on(body, answered=False)
             elif target:

@@ -1,14 +1,20 @@
 """Every refusal a first user meets is one sentence with the next step: real clients against AWS's own answers."""
 
 from collections.abc import Iterator
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aws_faults import Faults, faults
+from botocore.exceptions import ClientError
 
+from bincounter.cloud import account
 from bincounter.cloud.account import Account
-from bincounter.cloud.aws_errors import translate_errors
+from bincounter.cloud.aws_errors import NotAnswered, describe_error, translate_errors
+from bincounter.cloud.jobs import Job
+from bincounter.cloud.jobs import submit as submit_job
+from bincounter.data.s3.error_messages import explain_request
 from bincounter.errors import BinCounterError, ConfigError, DataError, ResourceError, UserError
 
 ROLE = "arn:aws:iam::123456789012:role/bincounter"
@@ -317,3 +323,68 @@ def test_an_upload_that_is_refused(aws: Faults, tmp_path: Path) -> None:
 def test_errors_of_ours_pass() -> None:
     with pytest.raises(KeyError), translate_errors("looking"):
         raise KeyError("x")
+
+
+PAST = {"HTTPHeaders": {"date": "Fri, 01 Mar 2024 10:00:00 GMT"}, "HTTPStatusCode": 403}
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "metadata"),
+    [
+        ("RequestTimeTooSkewed", "", {}),
+        ("SignatureDoesNotMatch", "Signature expired: 20261101T000000Z is now earlier than 20261128T000000Z", {}),
+        ("InvalidSignatureException", "Signature not yet current: 20261128T000000Z is still later", {}),
+        ("AccessDenied", "The difference between the request time and the current time is too large.", {}),
+        ("403", "Forbidden", PAST),  # an answer to HEAD has no message
+        ("SignatureDoesNotMatch", "The request signature we calculated does not match", PAST),
+    ],
+)
+def test_a_wrong_clock_is_no_missing_right(code: str, message: str, metadata: dict[str, Any]) -> None:
+    error = ClientError({"Error": {"Code": code, "Message": message}, "ResponseMetadata": metadata}, "HeadBucket")
+    assert "the clock of this machine is wrong" in str(check(describe_error(error, "using the bucket bins")))
+    ours = explain_request(error, "s3://bins/1.jpg", host="s3", signed=True, reached=True)
+    assert "the clock of this machine is wrong" in str(ours)
+
+
+def test_a_right_clock_is_a_missing_right() -> None:
+    now = {"HTTPHeaders": {"date": formatdate(usegmt=True)}, "HTTPStatusCode": 403}
+    error = ClientError({"Error": {"Code": "403", "Message": "Forbidden"}, "ResponseMetadata": now}, "HeadBucket")
+    assert "is not allowed" in str(describe_error(error, "using the bucket bins"))
+
+
+def job(folder: Path) -> Job:
+    return Job("demo-1", 0, folder, "us-east-1", "s3://bucket/jobs/demo-1", [], 1.0)
+
+
+@pytest.fixture
+def impatient(aws: Faults, monkeypatch: pytest.MonkeyPatch) -> Faults:
+    monkeypatch.setattr(account, "_TIMEOUT", 0.5)
+    monkeypatch.setattr(account, "_SILENT_AFTER", 0.1)
+    return aws
+
+
+def test_a_job_whose_creation_is_not_answered_is_not_forgotten(
+    impatient: Faults, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    impatient.silence("CreateTrainingJob|DescribeTrainingJob")
+    with pytest.raises(NotAnswered, match="AWS did not answer submitting demo-1, and it may have been done: look"):
+        submit_job(Account("us-east-1"), job(tmp_path), REQUEST)
+    assert "AWS has not answered CreateTrainingJob for 0 s: waiting, and asking again" in caplog.text
+    assert (tmp_path / "job.json").exists()
+    assert impatient.operations.count("CreateTrainingJob") == 1
+
+
+def test_a_job_that_was_not_created_is_forgotten(impatient: Faults, tmp_path: Path) -> None:
+    impatient.silence("CreateTrainingJob")
+    impatient.refuse("DescribeTrainingJob", "ValidationException", "Requested resource not found.")
+    with pytest.raises(ResourceError, match="does not answer submitting demo-1") as error:
+        submit_job(Account("us-east-1"), job(tmp_path), REQUEST)
+    assert not isinstance(error.value, NotAnswered)
+    assert not (tmp_path / "job.json").exists()
+
+
+def test_a_job_that_was_created_without_an_answer_is_taken(aws: Faults, tmp_path: Path) -> None:
+    aws.refuse("CreateTrainingJob", "InternalFailure", status=500)
+    aws.refuse("DescribeTrainingJob", "", status=200)
+    submit_job(Account("us-east-1"), job(tmp_path), REQUEST)
+    assert (tmp_path / "job.json").exists()

@@ -95,13 +95,13 @@ def test_delete_leaves_nothing_that_bills(aws: Faults, archive: Path, capsys: py
     act("target=realtime", "action=delete", "name=gone", "dry_run=true")
     assert not made(aws)
     assert re.findall(r'"operation": "(.*)"', capsys.readouterr().out) == [
-        "application-autoscaling:DeregisterScalableTarget",
         "sagemaker:DeleteEndpoint",
+        "application-autoscaling:DeregisterScalableTarget",
         "sagemaker:DeleteEndpointConfig",
         "sagemaker:DeleteModel",
     ]
     assert act("target=realtime", "action=delete", "name=gone") == 0
-    assert made(aws) == ["DeregisterScalableTarget", "DeleteEndpoint", "DeleteEndpointConfig", "DeleteModel"]
+    assert made(aws) == ["DeleteEndpoint", "DeregisterScalableTarget", "DeleteEndpointConfig", "DeleteModel"]
     client = boto3.client("sagemaker", "us-east-1")
     names = [config["EndpointConfigName"] for config in client.list_endpoint_configs()["EndpointConfigs"]]
     assert not [name for name in names if re.fullmatch("gone-[0-9a-f]{8}", name)]
@@ -154,7 +154,7 @@ def test_an_archive_is_uploaded_once(aws: Faults, archive: Path, caplog: pytest.
 def test_an_endpoint_that_is_not_there(aws: Faults, archive: Path, tmp_path: Path) -> None:
     act(*REALTIME, "action=deploy", "name=there", archive=archive)
     (tmp_path / "bin.jpg").write_bytes(b"a photo")
-    for action in (["action=status"], ["action=update"], ["action=invoke", f"input={tmp_path / 'bin.jpg'}"]):
+    for action in (["action=update"], ["action=invoke", f"input={tmp_path / 'bin.jpg'}"]):
         with pytest.raises(ConfigError, match=r"there is no endpoint name=ther in us-east-1 \(there are .*\bthere\b"):
             act(*REALTIME, *action, "name=ther", archive=archive)
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from bincounter.cloud.aws_errors import translate_endpoint_errors
 from bincounter.cloud.endpoints.api_objects import AUTOSCALING, Call, build_call
+from bincounter.cloud.endpoints.attempts import Attempts, send_removal
 from bincounter.cloud.endpoints.endpoint_requests import VARIANT, EndpointSpec
 from bincounter.errors import ConfigError
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 _NAMESPACE = "sagemaker"
 _INSTANCES, _SERVERLESS = "sagemaker:variant:DesiredInstanceCount", "sagemaker:variant:DesiredProvisionedConcurrency"
+_DESCRIBING = "describing the autoscaling"
 _TARGET_MEMBERS = ("MinCapacity", "MaxCapacity", "RoleARN", "SuspendedState")
 _POLICY_MEMBERS = (
     "PolicyName",
@@ -40,8 +42,7 @@ def scaling_calls(spec: EndpointSpec) -> list[Call]:
         raise ConfigError(
             "target.request.ScalableTarget is registered once the endpoint is in service: remove target.wait=false"
         )
-    dimension = _SERVERLESS if spec.kind == "serverless" else _INSTANCES
-    where = {**_resource(spec.name), "ScalableDimension": dimension}
+    where = _where(spec)
     policy = {"PolicyName": spec.name, "PolicyType": "TargetTrackingScaling"}
     return [
         build_call("ScalableTarget", where, spec.extra),
@@ -65,36 +66,62 @@ class Autoscaling:
             with translate_endpoint_errors("registering the endpoint's autoscaling again"):
                 call.send(account)
 
-    def removal(self) -> list[Call]:
-        """Return the requests that deregister it; AWS deletes the policies of a target with it."""
-        return [
-            Call(AUTOSCALING, "DeregisterScalableTarget", _only(call.request, *_resource(""), "ScalableDimension"))
-            for call in self.targets
-        ]
-
     def remove(self, account: "Account") -> None:
-        """Deregister everything."""
-        for call in self.removal():
+        """Deregister everything; AWS deletes the policies of a target with it."""
+        for call in map(_deregistration, self.targets):
             with translate_endpoint_errors("ending the endpoint's autoscaling"):
                 call.send(account)
 
 
-def read_autoscaling(account: "Account", name: str) -> Autoscaling:
-    """Read the autoscaling of an endpoint."""
+def removal_calls(account: "Account", spec: EndpointSpec, attempts: Attempts) -> list[Call]:
+    """Return the requests that deregister an endpoint's autoscaling; where it cannot be described, all there may be."""
+    targets = attempts.look(_DESCRIBING, lambda: read_targets(account, spec.name), None)
+    if targets is None:
+        targets = [Call(AUTOSCALING, "", _where(spec))]
+    return [_deregistration(target) for target in targets]
+
+
+def remove_autoscaling(account: "Account", spec: EndpointSpec, attempts: Attempts) -> None:
+    """Deregister the autoscaling of an endpoint that is deleted."""
+    calls = removal_calls(account, spec, attempts)
+    if _DESCRIBING not in attempts.unchecked:
+        for call in calls:
+            attempts.remove(account, call, f"the autoscaling of {spec.name}")
+    elif not [error for call in calls if (error := send_removal(account, call))]:
+        del attempts.unchecked[_DESCRIBING]  # nothing is registered any more
+
+
+def _deregistration(target: Call) -> Call:
+    request = _only(target.request, *_resource(""), "ScalableDimension")
+    return Call(AUTOSCALING, "DeregisterScalableTarget", request)
+
+
+def read_targets(account: "Account", name: str) -> list[Call]:
+    """Read what autoscaling is registered for an endpoint, as the requests that register it again."""
     where = _resource(name)
     with translate_endpoint_errors(f"describing the autoscaling of {name}"):
-        client = account.autoscaling
-        targets = client.describe_scalable_targets(ServiceNamespace=_NAMESPACE, ResourceIds=[where["ResourceId"]])[
-            "ScalableTargets"
-        ]
-        if not targets:
-            return Autoscaling([], [])
-        policies = client.describe_scaling_policies(**where)["ScalingPolicies"]
-    members = (*where, "ScalableDimension")
-    return Autoscaling(
-        [Call(AUTOSCALING, "RegisterScalableTarget", _only(target, *members, *_TARGET_MEMBERS)) for target in targets],
-        [Call(AUTOSCALING, "PutScalingPolicy", _only(policy, *members, *_POLICY_MEMBERS)) for policy in policies],
-    )
+        targets = account.autoscaling.describe_scalable_targets(
+            ServiceNamespace=_NAMESPACE, ResourceIds=[where["ResourceId"]]
+        )["ScalableTargets"]
+    members = (*where, "ScalableDimension", *_TARGET_MEMBERS)
+    return [Call(AUTOSCALING, "RegisterScalableTarget", _only(target, *members)) for target in targets]
+
+
+def read_autoscaling(account: "Account", name: str) -> Autoscaling:
+    """Read the autoscaling of an endpoint, policies included."""
+    targets = read_targets(account, name)
+    if not targets:
+        return Autoscaling([], [])
+    where = _resource(name)
+    with translate_endpoint_errors(f"describing the autoscaling of {name}"):
+        policies = account.autoscaling.describe_scaling_policies(**where)["ScalingPolicies"]
+    members = (*where, "ScalableDimension", *_POLICY_MEMBERS)
+    return Autoscaling(targets, [Call(AUTOSCALING, "PutScalingPolicy", _only(policy, *members)) for policy in policies])
+
+
+def _where(spec: EndpointSpec) -> dict[str, str]:
+    dimension = _SERVERLESS if spec.kind == "serverless" else _INSTANCES
+    return {**_resource(spec.name), "ScalableDimension": dimension}
 
 
 def _resource(name: str) -> dict[str, str]:

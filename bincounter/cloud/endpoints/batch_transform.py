@@ -4,7 +4,7 @@ import logging
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bincounter.cloud.aws_errors import describe_endpoint_failure, translate_endpoint_errors
+from bincounter.cloud.aws_errors import create_once, describe_endpoint_failure, translate_endpoint_errors
 from bincounter.cloud.endpoints.api_objects import Call
 from bincounter.cloud.endpoints.deployment_plan import (
     Cost,
@@ -17,7 +17,7 @@ from bincounter.cloud.endpoints.deployment_plan import (
 from bincounter.cloud.endpoints.endpoint_requests import EndpointSpec, transform_call
 from bincounter.cloud.endpoints.endpoint_state import TRANSFORM_JOBS, last_error_line, watch_state
 from bincounter.data.layouts.base import PHOTO_SUFFIXES
-from bincounter.errors import DataError, ResourceError
+from bincounter.errors import BinCounterError, DataError, ResourceError
 
 if TYPE_CHECKING:
     from bincounter.cloud.account import Account
@@ -75,28 +75,40 @@ def transform(
     job.call.request["TransformInput"]["ContentType"] = _content_type(account, source)
     job.model.make(account, spec)
     name = job.call.request["TransformJobName"]
-    with translate_endpoint_errors(f"creating the transform job {name}"):
-        job.call.send(account)
+    see = "python deploy.py action=list"
+    create_once(
+        lambda: job.call.send(account),
+        lambda: account.sagemaker.describe_transform_job(TransformJobName=name),
+        f"creating the transform job {name}",
+        later=f"{see} shows it, and action=delete stops it",
+        group="target",
+    )
     if not spec.target["wait"]:
-        log.info("%s runs, and is billed until it ends. List it with: python deploy.py action=list", name)
+        log.info("%s runs, and is billed until it ends. List it with: %s", name, see)
         return
     ended = watch_state(
         account,
         lambda: account.sagemaker.describe_transform_job(TransformJobName=name),
         "TransformJobStatus",
         name,
-        "python deploy.py action=list",
+        see,
     )
     assert ended is not None
     _report(account, ended, source, output)
 
 
 def _report(account: "Account", ended: dict[str, Any], source: str, output: str) -> None:
-    answers = {PurePosixPath(name).name for name in _names(account, output)}
-    photos = _names(account, source)
-    missing = [name for name in photos if f"{PurePosixPath(name).name}.out" not in answers]
     name, state = ended["TransformJobName"], ended["TransformJobStatus"]
-    counted = f"{len(photos) - len(missing)} of {len(photos)} photos have an answer in {output}"
+    missing: list[str] = []
+    unlisted = None
+    try:
+        answers = {PurePosixPath(key).name for key in _names(account, output)}
+        photos = _names(account, source)
+        missing = [key for key in photos if f"{PurePosixPath(key).name}.out" not in answers]
+        counted = f"{len(photos) - len(missing)} of {len(photos)} photos have an answer in {output}"
+    except BinCounterError as error:  # the job has ended all the same
+        unlisted = error
+        counted = f"its answers in {output} could not be listed"
     if state != "Completed":
         line = last_error_line(account, TRANSFORM_JOBS, f"{name}/")
         reason = describe_endpoint_failure(ended.get("FailureReason", ""), line)
@@ -106,6 +118,8 @@ def _report(account: "Account", ended: dict[str, Any], source: str, output: str)
     log.info("The model of the job is free, and stays until action=delete.")
     if missing:
         raise ResourceError(f"{name} has no answer for {len(missing)} photos ({missing[0]}): check these files")
+    if unlisted is not None:
+        log.warning("Check that each photo has an answer: %s", unlisted)
     print(output, flush=True)
 
 

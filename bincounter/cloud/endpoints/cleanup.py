@@ -1,17 +1,19 @@
-"""Find the resources of an endpoint by their tag, and delete them."""
+"""Deletion of an endpoint and of its resources.
+
+Any request may be denied, throttled or lost: what costs money goes first, and no look-up prevents a deletion.
+"""
 
 import logging
-import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from bincounter.cloud.aws_errors import is_missing, translate_endpoint_errors
 from bincounter.cloud.endpoints.api_objects import SAGEMAKER, Call
-from bincounter.cloud.endpoints.autoscaling import read_autoscaling
+from bincounter.cloud.endpoints.attempts import Attempts, send_removal
+from bincounter.cloud.endpoints.autoscaling import removal_calls, remove_autoscaling
 from bincounter.cloud.endpoints.deployment_plan import bucket_uri, print_calls
-from bincounter.cloud.endpoints.endpoint_requests import TAG, EndpointSpec
+from bincounter.cloud.endpoints.endpoint_requests import EndpointSpec
 from bincounter.cloud.endpoints.endpoint_state import (
     describe,
     describe_config,
@@ -20,6 +22,7 @@ from bincounter.cloud.endpoints.endpoint_state import (
     wait_until_settled,
     watch_state,
 )
+from bincounter.cloud.endpoints.resources import LIST_JOBS, EndpointResources, find_resources, models_of
 from bincounter.errors import ConfigError, ResourceError
 
 if TYPE_CHECKING:
@@ -28,216 +31,264 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-_OURS = re.compile(r".+-[0-9a-f]{8}")
+_CHANGING = ("Creating", "Updating", "SystemUpdating", "RollingBack")
 
 
-@dataclass
-class EndpointResources:
-    """Names of the resources that carry an endpoint's tag.
-
-    Attributes:
-        configs: endpoint configurations, which are free.
-        models: models, which are free.
-        transforms: running transform jobs.
-    """
-
-    configs: list[str] = field(default_factory=list)
-    models: list[str] = field(default_factory=list)
-    transforms: list[str] = field(default_factory=list)
-
-
-def find_resources(account: "Account", name: str | None = None) -> EndpointResources:
-    """Find resources by their tag.
-
-    Args:
-        account: account to search.
-        name: name of the endpoint; ``None`` for the resources of all endpoints.
-    """
-    with translate_endpoint_errors("listing the resources of the endpoint"):
-        client = account.sagemaker
-        narrow: dict[str, Any] = {"NameContains": name} if name else {}
-        configs = _pages(client, "list_endpoint_configs", "EndpointConfigs", **narrow)
-        models = _pages(client, "list_models", "Models", **narrow)
-        jobs = _pages(client, "list_transform_jobs", "TransformJobSummaries", StatusEquals="InProgress")
-        return EndpointResources(
-            [one["EndpointConfigName"] for one in configs if _is_ours(client, one, "EndpointConfig", name)],
-            [one["ModelName"] for one in models if _is_ours(client, one, "Model", name)],
-            [one["TransformJobName"] for one in jobs if is_tagged(client, one["TransformJobArn"], name)],
-        )
-
-
-def is_tagged(client: Any, arn: str, name: str | None = None) -> bool:
-    """Return whether a resource carries the tag of bincounter.
-
-    Args:
-        client: SageMaker client of boto3.
-        arn: ARN of the resource.
-        name: required value of the tag; ``None`` for any value.
-    """
-    from botocore.exceptions import ClientError
-
-    try:
-        tags = _pages(client, "list_tags", "Tags", ResourceArn=arn)
-        values = [tag["Value"] for tag in tags if tag["Key"] == TAG]
-    except ClientError as error:
-        if is_missing(error):  # deleted in the meantime
-            return False
-        raise
-    return bool(values) and name in (None, *values)
-
-
-def remove_unused(account: "Account", name: str, *, keep: Collection[str]) -> EndpointResources:
-    """Delete an endpoint's configurations and models that are not in use.
+def remove_unused(account: "Account", name: str, *, keep: Collection[str]) -> None:
+    """Delete an endpoint's configurations and models that are not in use; they are free, so errors are logged.
 
     Args:
         account: account of the endpoint.
         name: name of the endpoint.
         keep: names of the configurations to keep, with their models.
-
-    Returns:
-        the deleted resources, and the running transform jobs, whose models are kept.
     """
-    there = find_resources(account, name)
-    used: set[str] = set()
-    for config in keep:
-        used |= models_of(describe_config(account, config))
-    for job in there.transforms:
-        with translate_endpoint_errors(f"describing the transform job {job}"):
-            used.add(account.sagemaker.describe_transform_job(TransformJobName=job)["ModelName"])
-    gone = EndpointResources(
-        [config for config in there.configs if config not in keep],
-        [model for model in there.models if model not in used],
-        there.transforms,
-    )
-    for call in _removal_calls(gone):
-        _send(account, call)
-    return gone
+    attempts = Attempts()
+    _remove_free(account, attempts, find_resources(account, attempts, name), keep)
+    if attempts.left:
+        log.warning("Free, and not deleted: %s", "; ".join(attempts.left))
+    if attempts.unchecked:
+        log.warning("%s", attempts.report())
 
 
-def models_of(config: dict[str, Any] | None) -> set[str]:
-    """Return the names of the models of an endpoint configuration."""
-    return {variant["ModelName"] for variant in config["ProductionVariants"]} if config else set()
-
-
-def _removal_calls(there: EndpointResources) -> list[Call]:
-    return [
-        *(Call(SAGEMAKER, "DeleteEndpointConfig", {"EndpointConfigName": name}) for name in there.configs),
-        *(Call(SAGEMAKER, "DeleteModel", {"ModelName": name}) for name in there.models),
+def _remove_free(
+    account: "Account", attempts: Attempts, there: EndpointResources, keep: Collection[str] = ()
+) -> EndpointResources:
+    """Delete configurations and models that are not in use; returns the deleted ones."""
+    configs = [
+        attempts.look(f"describing the configuration {one}", partial(describe_config, account, one), {}) for one in keep
     ]
+    jobs = [
+        attempts.look(
+            f"describing the transform job {job}",
+            partial(account.sagemaker.describe_transform_job, TransformJobName=job),
+            {},
+        )
+        for job in there.transforms
+    ]
+    unsure = any(one == {} for one in (*configs, *jobs)) or (keep and LIST_JOBS in attempts.unchecked)
+    used = {model for config in configs for model in models_of(config)} | {job.get("ModelName") for job in jobs}
+    return EndpointResources(
+        [
+            name
+            for name in there.configs
+            if name not in keep and attempts.remove(account, _config_removal(name), f"the configuration {name}")
+        ],
+        [
+            name
+            for name in there.models
+            if not (unsure or name in used) and attempts.remove(account, _model_removal(name), f"the model {name}")
+        ],
+    )
 
 
-def _send(account: "Account", call: Call) -> None:
-    """Send a request that deletes or stops a resource; a missing resource is not an error."""
-    from botocore.exceptions import ClientError
-
-    with translate_endpoint_errors(f"deleting {', '.join(map(str, call.request.values()))}"):
-        try:
-            call.send(account)
-        except ClientError as error:
-            if not is_missing(error):
-                raise
+def _config_removal(name: str) -> Call:
+    return Call(SAGEMAKER, "DeleteEndpointConfig", {"EndpointConfigName": name})
 
 
-def _is_ours(client: Any, listed: dict[str, Any], kind: str, name: str | None) -> bool:
-    """Check the name first: tags are one request each, and an account may have thousands of models."""
-    fits = _OURS.fullmatch(listed[f"{kind}Name"]) and listed[f"{kind}Name"].startswith(f"{name}-" if name else "")
-    return bool(fits) and is_tagged(client, listed[f"{kind}Arn"], name)
+def _model_removal(name: str) -> Call:
+    return Call(SAGEMAKER, "DeleteModel", {"ModelName": name})
 
 
-def _pages(client: Any, operation: str, member: str, **asked: Any) -> Iterator[dict[str, Any]]:
-    for page in client.get_paginator(operation).paginate(**asked):
-        yield from page[member]
-
-
-_CHANGING = ("Creating", "Updating", "SystemUpdating", "RollingBack")
-
-
-def delete(account: "Account", spec: EndpointSpec, *, dry: bool) -> None:
-    """Delete an endpoint and its resources; missing ones are not an error.
+def delete(account: "Account", spec: EndpointSpec) -> "Removal":
+    """Delete an endpoint and its resources, and log what happened; missing resources are not an error.
 
     Args:
         account: account of the endpoint.
         spec: settings of the endpoint.
-        dry: print the requests instead.
 
     Raises:
-        BinCounterError: a resource could not be deleted.
+        ConfigError: the endpoint is busy, and ``target.wait`` is false.
         Interrupted: by Ctrl-C; the deletion goes on at AWS.
     """
-    there = describe(account, spec.name)
-    if dry:
-        _show(account, spec, there)
-        return
-    if there and there["EndpointStatus"] in _CHANGING and not spec.target["wait"]:
-        raise ConfigError(
-            f"the endpoint name={spec.name} is {there['EndpointStatus']}, and cannot be deleted until that has "
-            "ended: remove target.wait=false, or try again later"
-        )
-    config = describe_config(account, there["EndpointConfigName"]) if there else None
-    stays = _what_stays(account, spec, config)
-    gone = remove(account, spec)
-    if there is None and not (gone.configs or gone.models or gone.transforms):
+    removal = remove(account, spec, refuse_busy=True)
+    gone, attempts = removal.gone, removal.attempts
+    if not (removal.existed or gone or attempts.left):
         log.info("No endpoint %s, and no resources of it: nothing to delete.", spec.name)
-        return
-    log.info(
-        "%s: %d configuration%s and %d model%s deleted; nothing is billed any more.",
-        spec.name,
-        *_counted(gone.configs),
-        *_counted(gone.models),
-    )
-    log.info("Not deleted: %s", "; ".join(stays))
+    else:
+        log.info(
+            "%s: %d configuration%s and %d model%s deleted%s",
+            spec.name,
+            *_counted(gone.configs),
+            *_counted(gone.models),
+            "." if attempts.left or attempts.unchecked else "; nothing is billed any more.",
+        )
+        log.info("Not deleted: %s", "; ".join(removal.stays))
+    if attempts.unchecked:
+        log.warning("%s", attempts.report())
+    return removal
 
 
-def remove(account: "Account", spec: EndpointSpec) -> EndpointResources:
+def show_deletion(account: "Account", spec: EndpointSpec) -> None:
+    """Print the requests that :func:`delete` would send."""
+    attempts = Attempts()
+    there = _look_at_endpoint(account, spec.name, attempts)
+    ours = find_resources(account, attempts, spec.name)
+    calls = []
+    if there is not None:
+        calls.append(Call(SAGEMAKER, "DeleteEndpoint", {"EndpointName": spec.name}))
+    calls += [_transform_stop(job) for job in ours.transforms]
+    if there is not None:
+        calls += removal_calls(account, spec, attempts)
+    print_calls([*calls, *map(_config_removal, ours.configs), *map(_model_removal, ours.models)])
+    if attempts.unchecked:
+        log.warning("%s", attempts.report())
+
+
+@dataclass
+class Removal:
+    """Outcome of a deletion.
+
+    Attributes:
+        name: name of the endpoint.
+        attempts: requests that failed.
+        existed: whether the endpoint existed, or may have.
+        ended: whether the endpoint is deleted, or was already.
+        gone: deleted configurations and models, and stopped transform jobs.
+        stays: places that the endpoint has written to, which cost a few cents a month.
+    """
+
+    name: str
+    attempts: Attempts
+    existed: bool
+    ended: bool = False
+    gone: EndpointResources = field(default_factory=EndpointResources)
+    stays: list[str] = field(default_factory=list)
+
+    def check(self) -> None:
+        """Check that all was deleted.
+
+        Raises:
+            ResourceError: names what was not, and why.
+        """
+        if self.attempts.left:
+            billed = "" if self.ended else "; the endpoint may be billed"
+            raise ResourceError(
+                f"not deleted of name={self.name}: {'; '.join(self.attempts.left)}{billed}: correct the cause, then "
+                "run action=delete again"
+            )
+
+
+def remove(account: "Account", spec: EndpointSpec, *, refuse_busy: bool = False) -> Removal:
     """Delete an endpoint, its autoscaling, configurations and models, and stop its transform jobs.
 
+    Requests that fail are in the result.
+
+    Args:
+        account: account of the endpoint.
+        spec: settings of the endpoint.
+        refuse_busy: raise if the endpoint is busy and ``target.wait`` is false, before anything is sent.
+
     Raises:
-        BinCounterError: a resource could not be deleted.
+        ConfigError: as above.
         Interrupted: by Ctrl-C; the deletion goes on at AWS.
     """
-    there = describe(account, spec.name)
+    name, attempts = spec.name, Attempts()
+    there = _look_at_endpoint(account, name, attempts)
     if there and there["EndpointStatus"] in _CHANGING:
+        if refuse_busy and not spec.target["wait"]:
+            raise ConfigError(
+                f"the endpoint name={name} is {there['EndpointStatus']}, and cannot be deleted until that has "
+                "ended: remove target.wait=false, or try again later"
+            )
         log.info("The endpoint is %s, and will be deleted when that has ended.", there["EndpointStatus"])
-        there = wait_until_settled(account, spec.name)
-    _stop_transforms(account, spec)
-    if there:
-        read_autoscaling(account, spec.name).remove(account)
-        if there["EndpointStatus"] != "Deleting":
-            _send(account, Call(SAGEMAKER, "DeleteEndpoint", {"EndpointName": spec.name}))
-        if spec.target["wait"]:
-            left = wait_until_settled(account, spec.name)
-            if left is not None:
-                raise ResourceError(
-                    f"the endpoint {spec.name} is {left['EndpointStatus']} instead of deleted, and may be billed: "
-                    "run action=delete again"
-                )
-    return remove_unused(account, spec.name, keep=[])
+        there = _settled(account, name, attempts, there)
+    removal = Removal(name, attempts, existed=there is not None)
+    removal.ended = there is None or _delete_endpoint(account, spec, there, attempts)
+    config, models = _describe_resources(account, there, attempts)
+    removal.stays = _what_stays(account, spec, config, models)
+    ours = find_resources(account, attempts, name, configs=[config] if config else [], models=models)
+    ours.transforms = _stop_transforms(account, spec, ours.transforms, attempts)
+    if removal.ended:
+        remove_autoscaling(account, spec, attempts)
+        left = _settled(account, name, attempts, None) if removal.existed and spec.target["wait"] else None
+        if left:
+            removal.ended = False
+            attempts.left.append(f"the endpoint {name} (it is {left['EndpointStatus']})")
+    if removal.ended:  # else it may still need its configuration and its models
+        removal.gone = _remove_free(account, attempts, ours)
+        attempts.left += [f"{one} (its tags cannot be read, so it may be another's)" for one in ours.unknown]
+    return removal
 
 
-def _stop_transforms(account: "Account", spec: EndpointSpec) -> None:
-    jobs = find_resources(account, spec.name).transforms
+def _look_at_endpoint(account: "Account", name: str, attempts: Attempts) -> dict[str, Any] | None:
+    """Return DescribeEndpoint; ``None`` if the endpoint does not exist, and ``{}`` if that is not known."""
+    return attempts.look(f"describing the endpoint {name}", partial(describe, account, name), {})
+
+
+def _settled(
+    account: "Account", name: str, attempts: Attempts, default: dict[str, Any] | None
+) -> dict[str, Any] | None:
+    """Wait for the endpoint, unless its state cannot be described."""
+    return attempts.look(f"describing the endpoint {name}", partial(wait_until_settled, account, name), default)
+
+
+def _delete_endpoint(account: "Account", spec: EndpointSpec, there: dict[str, Any], attempts: Attempts) -> bool:
+    """Send DeleteEndpoint; return whether the endpoint is being deleted."""
+    call = Call(SAGEMAKER, "DeleteEndpoint", {"EndpointName": spec.name})
+    now: dict[str, Any] | None = there
+    for _ in range(2):
+        if now is None or now.get("EndpointStatus") == "Deleting":
+            return True
+        error = send_removal(account, call)
+        if error is None:
+            return True
+        now = _look_at_endpoint(account, spec.name, attempts)  # the answer may be lost, or autoscaling has begun
+        if now and now["EndpointStatus"] in _CHANGING and spec.target["wait"]:
+            now = _settled(account, spec.name, attempts, now)
+        elif now is None or now.get("EndpointStatus") == "Deleting":
+            return True
+        else:
+            break
+    attempts.left.append(f"the endpoint {spec.name} ({error})")
+    return False
+
+
+def _stop_transforms(account: "Account", spec: EndpointSpec, jobs: Sequence[str], attempts: Attempts) -> list[str]:
+    """Stop transform jobs; returns the ones that still run."""
+    running = []
     for job in jobs:
         log.info("Stopping the transform job %s", job)
-        _send(account, Call(SAGEMAKER, "StopTransformJob", {"TransformJobName": job}))
+        if not attempts.remove(account, _transform_stop(job), f"the transform job {job}"):
+            running.append(job)
     for job in jobs if spec.target["wait"] else ():
-        ask = partial(account.sagemaker.describe_transform_job, TransformJobName=job)
-        watch_state(account, ask, "TransformJobStatus", job, "python deploy.py action=list")
+        if job not in running:
+            ask = partial(account.sagemaker.describe_transform_job, TransformJobName=job)
+            see = "python deploy.py action=list"
+            attempts.look(
+                f"waiting for the transform job {job}",
+                partial(watch_state, account, ask, "TransformJobStatus", job, see),
+                None,
+            )
+    return running
 
 
-def _show(account: "Account", spec: EndpointSpec, there: dict[str, Any] | None) -> None:
-    ours = find_resources(account, spec.name)
-    calls = [Call(SAGEMAKER, "StopTransformJob", {"TransformJobName": job}) for job in ours.transforms]
-    if there:
-        calls += read_autoscaling(account, spec.name).removal()
-        calls.append(Call(SAGEMAKER, "DeleteEndpoint", {"EndpointName": spec.name}))
-    print_calls([*calls, *_removal_calls(ours)])
+def _transform_stop(job: str) -> Call:
+    return Call(SAGEMAKER, "StopTransformJob", {"TransformJobName": job})
 
 
-def _what_stays(account: "Account", spec: EndpointSpec, config: dict[str, Any] | None) -> list[str]:
+def _describe_resources(
+    account: "Account", there: dict[str, Any] | None, attempts: Attempts
+) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+    """Return the configuration of an endpoint and its models, as far as they can be described."""
+    if not there:
+        return None, []
+    ask = partial(describe_config, account, there["EndpointConfigName"])
+    config = attempts.look("describing the configuration", ask, None)
+    described = [
+        attempts.look(f"describing the model {name}", partial(describe_model, account, name), None)
+        for name in sorted(models_of(config))
+    ]
+    return config, [model for model in described if model]
+
+
+def _what_stays(
+    account: "Account", spec: EndpointSpec, config: dict[str, Any] | None, models: Sequence[dict[str, Any]]
+) -> list[str]:
     """Return the places that an endpoint has written to, which cost a few cents a month."""
-    models = [describe_model(account, name) for name in models_of(config)]
-    archives = [model["PrimaryContainer"]["ModelDataUrl"] for model in models if model]
-    stays = [f"the archive {uri}" for uri in archives] or [f"archives under {bucket_uri(account, spec)}/models"]
+    stays = [f"the archive {model['PrimaryContainer']['ModelDataUrl']}" for model in models]
+    if not stays:
+        folder = Attempts().look("asking for the account", partial(bucket_uri, account, spec), "your bucket")
+        stays.append(f"archives under {folder}/models")
     stays.append(f"the log group {log_group(spec.name)}")
     outputs = (config or {}).get("AsyncInferenceConfig", {}).get("OutputConfig", {})
     stays += [f"answers in {outputs[member]}" for member in ("S3OutputPath", "S3FailurePath") if member in outputs]

@@ -73,13 +73,15 @@ def deploy(account: "Account", spec: EndpointSpec, package: "Package", *, update
         endpoint_record.record_begin(account, spec, planned)
     elif not in_service:
         reason = failure_reason(account, spec.name, ended)
-        remove(account, spec)
-        endpoint_record.record_end(
-            account, spec.name, [package.path.parent / endpoint_record.ENDPOINT_RECORD], "failed"
-        )
+        removal = remove(account, spec)
+        if removal.ended:
+            record = package.path.parent / endpoint_record.ENDPOINT_RECORD
+            endpoint_record.record_end(account, spec.name, [record], "failed")
+        left = "; ".join(removal.attempts.left)
+        outcome = "it was deleted, and nothing is billed" if removal.ended else "it may be billed: run action=delete"
         raise ResourceError(
-            f"the endpoint {spec.name} did not come into service ({reason}); it was deleted, and nothing is billed: "
-            "correct the cause, and run the same command again"
+            f"the endpoint {spec.name} did not come into service ({reason}); {outcome}"
+            f"{f' (not deleted: {left})' if left else ''}: correct the cause, and run the same command again"
         )
     for call in planned.scaling:
         with translate_endpoint_errors("registering the endpoint's autoscaling"):
@@ -119,7 +121,7 @@ def _send(
     try:
         planned.make(account, spec)
         if before:
-            scaled = read_autoscaling(account, spec.name)
+            scaled = _read_autoscaling(account, spec)
             config = describe_config(account, before["EndpointConfigName"])
             if _instance_type(config) != _instance_type(planned.config.request):
                 suspended = scaled  # AWS refuses another instance type while autoscaling is registered
@@ -140,6 +142,15 @@ def _send(
     return suspended
 
 
+def _read_autoscaling(account: "Account", spec: EndpointSpec) -> Autoscaling:
+    """Read the autoscaling of an endpoint that is updated; none where that is not allowed, as without any."""
+    try:
+        return read_autoscaling(account, spec.name)
+    except ConfigError as error:
+        log.warning("The update goes on as without autoscaling: %s", error)
+        return Autoscaling([], [])
+
+
 def _is_created(account: "Account", spec: EndpointSpec, planned: DeploymentPlan, before: dict[str, Any] | None) -> bool:
     """Return whether an endpoint is being created in spite of an error; if not, delete what was made for it."""
     try:
@@ -150,7 +161,12 @@ def _is_created(account: "Account", spec: EndpointSpec, planned: DeploymentPlan,
         if now is None or not before or now["EndpointStatus"] == "InService":
             remove_unused(account, spec.name, keep=[now["EndpointConfigName"]] if now else [])
     except BinCounterError as error:
-        log.warning("Free resources of the failed request could not be deleted (%s): use action=delete.", error)
+        log.warning(
+            "Whether the endpoint %s was created is not known (%s): it may be billed; check it with action=status, or "
+            "use action=delete.",
+            spec.name,
+            error,
+        )
     return False
 
 
@@ -176,10 +192,13 @@ def _update_failed(
 def _remove_superseded(account: "Account", spec: EndpointSpec, planned: DeploymentPlan) -> None:
     """Delete the resources of an updated endpoint that its settings no longer name."""
     if not planned.scaling:
-        scaled = read_autoscaling(account, spec.name)
-        if scaled:
+        try:
+            scaled = read_autoscaling(account, spec.name)
             scaled.remove(account)
-            log.info("Autoscaling was deregistered, since target.request has none.")
+            if scaled:
+                log.info("Autoscaling was deregistered, since target.request has none.")
+        except BinCounterError as error:  # the update itself has succeeded
+            log.warning("Autoscaling is left as it is: %s", error)
     remove_unused(account, spec.name, keep=[planned.name])
 
 

@@ -135,12 +135,12 @@ def running_cost(variants: Sequence[Mapping[str, Any]], config: Mapping[str, Any
 
     Args:
         variants: ``ProductionVariants`` of DescribeEndpoint; empty while it has none.
-        config: DescribeEndpointConfig; ``None`` if it was deleted.
+        config: DescribeEndpointConfig; empty or ``None`` if it was deleted, or cannot be described.
 
     Returns:
         US dollars; ``None`` if a price is not known.
     """
-    if config is None:
+    if not config:
         return None
     running = {variant["VariantName"]: variant for variant in variants}
     total = 0.0

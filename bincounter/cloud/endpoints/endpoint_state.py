@@ -69,10 +69,13 @@ def require_endpoint(account: "Account", name: str) -> dict[str, Any]:
     described = describe(account, name)
     if described is not None:
         return described
-    with translate_endpoint_errors("listing the endpoints"):
-        pages = account.sagemaker.get_paginator("list_endpoints").paginate()
-        names = sorted(one["EndpointName"] for page in pages for one in page["Endpoints"])
-    others = f"there are {', '.join(names)}" if names else "there are none"
+    try:
+        with translate_endpoint_errors("listing the endpoints"):
+            pages = account.sagemaker.get_paginator("list_endpoints").paginate()
+            names = sorted(one["EndpointName"] for page in pages for one in page["Endpoints"])
+        others = f"there are {', '.join(names)}" if names else "there are none"
+    except BinCounterError:
+        others = "which others there are could not be listed"
     raise ConfigError(
         f"there is no endpoint name={name} in {account.region} ({others}): correct name or target.region, or create "
         "it with action=deploy"
@@ -128,13 +131,13 @@ def watch_state(
             logged_at, last = time.monotonic(), state
         return state not in (*BUSY_STATES, "InProgress", "Stopping"), changed
 
+    goes_on = f"{name} goes on at AWS, and may be billed: check it with {see}, and delete it with action=delete"
     try:
         wait_until(step, threading.Event(), local=is_local_endpoint(account))
     except KeyboardInterrupt:
-        raise Interrupted(
-            f"Interrupted: {name} goes on at AWS, and may be billed: check it with {see}, and delete it with "
-            "action=delete"
-        ) from None
+        raise Interrupted(f"Interrupted: {goes_on}") from None
+    except BinCounterError as error:
+        raise type(error)(f"{error}. {goes_on}") from None
     return described
 
 

@@ -1,93 +1,136 @@
 """State and price of one endpoint or of all: ``action=status`` and ``action=list``."""
 
+import logging
+import sys
 from collections.abc import Mapping
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from bincounter.cloud.aws_errors import translate_endpoint_errors
-from bincounter.cloud.endpoints.autoscaling import read_autoscaling
-from bincounter.cloud.endpoints.cleanup import find_resources, is_tagged, models_of
+from bincounter.cloud.endpoints.attempts import Attempts
+from bincounter.cloud.endpoints.autoscaling import read_targets
 from bincounter.cloud.endpoints.deployment_plan import running_cost, running_transform_cost
 from bincounter.cloud.endpoints.endpoint_requests import EndpointSpec
 from bincounter.cloud.endpoints.endpoint_state import (
+    BUSY_STATES,
     describe,
     describe_config,
     failure_reason,
     invocation_url,
-    require_endpoint,
 )
+from bincounter.cloud.endpoints.resources import LIST_JOBS, find_resources, is_tagged, models_of
 
 if TYPE_CHECKING:
     from bincounter.cloud.account import Account
 
+log = logging.getLogger(__name__)
 
-def print_status(account: "Account", spec: EndpointSpec) -> None:
+_LIST = "listing the endpoints"
+
+
+def print_status(account: "Account", spec: EndpointSpec) -> int:
     """Print the state, capacity, price and address of an endpoint.
 
+    Returns:
+        the exit code: 1 if the endpoint does not exist or has failed.
+
     Raises:
-        ConfigError: the endpoint does not exist.
+        BinCounterError: the endpoint cannot be described.
     """
-    there = require_endpoint(account, spec.name)
-    config = describe_config(account, there["EndpointConfigName"])
+    there = describe(account, spec.name)
+    if there is None:
+        print(
+            f"No endpoint named {spec.name} runs in {account.region}: action=list shows all, action=deploy creates it.",
+            file=sys.stderr,
+        )
+        return 1
+    attempts = Attempts()
+    config = attempts.look(
+        "describing the configuration", partial(describe_config, account, there["EndpointConfigName"]), {}
+    )
+    targets = attempts.look("describing the autoscaling", partial(read_targets, account, spec.name), None)
     state = there["EndpointStatus"]
     shown = {
         "endpoint": spec.name,
         "state": f"{state} since {_moment(there['LastModifiedTime'])}, created {_moment(there['CreationTime'])}",
-        "serves": ", ".join(sorted(models_of(config))) or "a configuration that was deleted",
+        "serves": ", ".join(sorted(models_of(config)))
+        or ("unknown" if config == {} else "a configuration that was deleted"),
         "on": _capacity(there, config),
-        "autoscaling": ", ".join(
-            f"{call.request['MinCapacity']} to {call.request['MaxCapacity']}"
-            for call in read_autoscaling(account, spec.name).targets
-        ),
-        "bills": _bill(running_cost(there.get("ProductionVariants", ()), config)),
+        "autoscaling": "unknown"
+        if targets is None
+        else ", ".join(f"{call.request['MinCapacity']} to {call.request['MaxCapacity']}" for call in targets),
+        "bills": _bill(running_cost(there.get("ProductionVariants", ()), config), config),
         "address": invocation_url(account, spec),
         "failure": failure_reason(account, spec.name, there) if state == "Failed" else there.get("FailureReason", ""),
     }
     for name, value in shown.items():
         if value:
             print(f"{name:<12}{value}")
+    if attempts.unchecked:
+        log.warning("%s", attempts.report())
+    return 0 if state == "InService" or state in BUSY_STATES else 1
 
 
-def print_endpoints(account: "Account") -> None:
-    """Print the endpoints and transform jobs of bincounter, and the number of other endpoints."""
-    with translate_endpoint_errors("listing the endpoints"):
-        pages = account.sagemaker.get_paginator("list_endpoints").paginate()
-        listed = [one for page in pages for one in page["Endpoints"]]
-        ours = [one for one in listed if is_tagged(account.sagemaker, one["EndpointArn"])]
+def print_endpoints(account: "Account") -> int:
+    """Print the endpoints and transform jobs of bincounter, and the number of other endpoints.
+
+    Returns:
+        the exit code: 1 if endpoints or transform jobs cannot be listed.
+    """
+    attempts = Attempts()
+    client = account.sagemaker
+    listed = attempts.look(
+        _LIST,
+        lambda: [one for page in client.get_paginator("list_endpoints").paginate() for one in page["Endpoints"]],
+        [],
+    )
+    tagged = {one["EndpointName"]: is_tagged(account, one["EndpointArn"], attempts) for one in listed}
+    bills: list[float | None] = []
     used: set[str] = set()
-    total = 0.0
-    for one in sorted(ours, key=lambda one: one["EndpointName"]):
-        there = describe(account, one["EndpointName"])
+    for one in sorted(listed, key=lambda one: one["EndpointName"]):
+        name = one["EndpointName"]
+        if tagged[name] is False:
+            continue
+        there = attempts.look("describing an endpoint", partial(describe, account, name), one)
         if there is None:  # deleted in the meantime
             continue
-        config = describe_config(account, there["EndpointConfigName"])
-        used |= {there["EndpointConfigName"], *models_of(config)}
+        config: dict[str, Any] | None = {}
+        if (serving := there.get("EndpointConfigName")) is not None:
+            config = attempts.look("describing a configuration", partial(describe_config, account, serving), {})
+            used |= {serving, *models_of(config)}
         cost = running_cost(there.get("ProductionVariants", ()), config)
-        total += cost or 0
-        print(f"{one['EndpointName']}\t{there['EndpointStatus']}\t{_capacity(there, config)}\t{_bill(cost)}")
-    left = find_resources(account)
+        bills.append(cost)
+        others = "" if tagged[name] else "\tmaybe not of bincounter"
+        print(f"{name}\t{there['EndpointStatus']}\t{_capacity(there, config)}\t{_bill(cost, config)}{others}")
+    left = find_resources(account, attempts)
     for job in left.transforms:
-        with translate_endpoint_errors(f"describing the transform job {job}"):
-            described = account.sagemaker.describe_transform_job(TransformJobName=job)
-        used.add(described["ModelName"])
-        cost = running_transform_cost(described)
-        total += cost or 0
-        print(f"{job}\ttransform job {described['TransformJobStatus']}\t{_bill(cost)}")
+        ask = partial(client.describe_transform_job, TransformJobName=job)
+        described = attempts.look("describing a transform job", ask, {})
+        used.add(described.get("ModelName", ""))
+        cost = running_transform_cost(described) if described else None
+        bills.append(cost)
+        state = described.get("TransformJobStatus", "InProgress")
+        print(f"{job}\ttransform job {state}\t{_bill(cost, described)}")
     unused = [name for name in (*left.configs, *left.models) if name not in used]
-    if unused:
+    if unused and not attempts.unchecked:
         print(f"Left over, and free: {', '.join(unused)}; action=delete with the name of their endpoint deletes them")
-    if not ours and not left.transforms:
+    if None in bills:
+        print(f"Total: at least {_bill(sum(cost or 0 for cost in bills))}")
+    elif bills:
+        print(f"Total: {_bill(sum(cost or 0 for cost in bills))}")
+    elif not attempts.unchecked:
         print(f"No endpoint of bincounter in {account.region}: nothing is billed.")
-    else:
-        print(f"Total: {_bill(total)}")
-    others = len(listed) - len(ours)
-    if others:
-        print(f"Others in {account.region}: {others} endpoint{'s' if others != 1 else ''}, not of bincounter")
+    others_count = list(tagged.values()).count(False)
+    if others_count:
+        print(f"Others in {account.region}: {others_count} endpoint{'s' * (others_count != 1)}, not of bincounter")
+    if attempts.unchecked:
+        log.warning("%s", attempts.report())
+    return 1 if {_LIST, LIST_JOBS} & set(attempts.unchecked) else 0
 
 
 def _capacity(there: Mapping[str, Any], config: Mapping[str, Any] | None) -> str:
     """Return the instances of an endpoint, or the memory of a serverless one, in words."""
-    if config is None:
+    if not config:
         return "unknown instances"
     variant = config["ProductionVariants"][0]
     if "ServerlessConfig" in variant:
@@ -99,9 +142,10 @@ def _capacity(there: Mapping[str, Any], config: Mapping[str, Any] | None) -> str
     return f"{now} x {variant['InstanceType']}{kind}"
 
 
-def _bill(usd: float | None) -> str:
+def _bill(usd: float | None, described: Mapping[str, Any] | None = None) -> str:
+    """Return a price in words; ``described`` is ``{}`` where AWS did not describe what is billed."""
     if usd is None:
-        return "unknown: the price table lacks its instance type"
+        return "unknown" if described == {} else "unknown: the price table lacks its instance type"
     return f"{usd:.4g} USD/h" if usd else "nothing while idle"
 
 

@@ -3,6 +3,10 @@
 No sentence repeats an address or a setting that may hold a secret.
 """
 
+import re
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
@@ -59,7 +63,6 @@ _SENTENCES = {
     "InvalidToken": _REFUSED + "log in again, or unset AWS_SESSION_TOKEN if they are lasting ones",
     "InvalidAccessKeyId": _REFUSED + "correct AWS_ACCESS_KEY_ID, or AWS_PROFILE",
     "SignatureDoesNotMatch": _REFUSED + "correct AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
-    "RequestTimeTooSkewed": _REFUSED + "set the clock of this machine",
     "PermanentRedirect": _ELSEWHERE,
     "AuthorizationHeaderMalformed": _ELSEWHERE,
     "IllegalLocationConstraintException": _ELSEWHERE,
@@ -69,6 +72,32 @@ _ANONYMOUS = (
     "{address} is not readable without credentials and none were found: run `aws configure`, or set AWS_PROFILE"
 )
 _DENIED = "access to {address} is denied: have s3:ListBucket and s3:GetObject allowed, or set AWS_PROFILE to another"
+
+
+_SKEWED = re.compile(r"signature expired|not yet current|request.?time.* too (?:large|skewed)", re.IGNORECASE)
+_MOST_SKEW_S = 300.0  # AWS refuses signatures that are older
+
+
+def is_clock_wrong(error: ClientError) -> bool:
+    """Return whether a request was refused because the clocks of this machine and of the server differ."""
+    details = error.response.get("Error", {})
+    code = str(details.get("Code", ""))
+    if code in ("RequestTimeTooSkewed", "RequestInTheFuture") or _SKEWED.search(details.get("Message") or ""):
+        return True
+    if code not in ("403", "Forbidden", "SignatureDoesNotMatch", "InvalidSignatureException"):
+        return False
+    headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})  # answers to HEAD have no message
+    try:
+        there = parsedate_to_datetime(headers["date"])
+        return abs((there - datetime.now(UTC)).total_seconds()) > _MOST_SKEW_S
+    except (KeyError, TypeError, ValueError):
+        return False
+
+
+WRONG_CLOCK = (
+    "{host} refuses signatures of another time, and the clock of this machine is wrong: set it (`timedatectl set-ntp "
+    "true`, or the date settings), then run the same command again"
+)
 
 
 def http_status(error: ClientError) -> int:
@@ -141,6 +170,8 @@ def explain_settings(error: Exception) -> DataError:
 
 def _explain_response(error: ClientError, address: str, host: str, signed: bool) -> BinCounterError:
     code, number = error.response.get("Error", {}).get("Code", ""), http_status(error)
+    if is_clock_wrong(error):
+        return DataError(WRONG_CLOCK.format(host=host))
     if code in _SENTENCES:
         return DataError(_SENTENCES[code].format(address=address, host=host, code=code))
     if number == 404:

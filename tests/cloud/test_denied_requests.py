@@ -1,0 +1,258 @@
+"""``action=delete``, ``list`` and ``status`` with each of their requests denied, throttled and unanswered in turn."""
+
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+from aws_faults import Faults, faults
+from deployments import ROLE, act
+from omegaconf import DictConfig
+from scripted_endpoints import scripted_endpoints
+
+from bincounter.cli.deploy_command import run_on_sagemaker
+from bincounter.cli.hydra_app import compose
+from bincounter.cloud import account
+from bincounter.cloud.endpoints.endpoint_requests import TAG
+from bincounter.cloud.endpoints.endpoint_state import require_endpoint
+from bincounter.errors import BinCounterError, ConfigError
+
+IMAGE = "target.image=123456789012.dkr.ecr.us-east-1.amazonaws.com/ray:1"
+REALTIME = ("target=realtime", f"target.role={ROLE}", IMAGE, "target.wait=true")
+SCALED = (
+    "target.request.ScalableTarget={MinCapacity:1,MaxCapacity:4}",
+    "target.request.ScalingPolicy.TargetTrackingScalingPolicyConfiguration={TargetValue:600,"
+    "PredefinedMetricSpecification:{PredefinedMetricType:SageMakerVariantInvocationsPerInstance}}",
+)
+FAULTS = ("denied", "throttled", "silent")
+# Requests of an undisturbed action -> whether the action fails without their answer.
+DELETE = {
+    "DescribeEndpoint": False,
+    "DeleteEndpoint": True,
+    "DescribeEndpointConfig": False,
+    "DescribeModel": False,
+    "ListEndpointConfigs": False,
+    "ListModels": False,
+    "ListTransformJobs": False,
+    "ListTags": True,  # it cannot be known whose the configuration and the model are
+    "DescribeScalableTargets": False,
+    "DeregisterScalableTarget": True,
+    "DeleteEndpointConfig": True,
+    "DeleteModel": True,
+}
+STATUS = {"DescribeEndpoint": True, "DescribeEndpointConfig": False, "DescribeScalableTargets": False}
+LIST = {
+    "ListEndpoints": True,
+    "ListTags": False,
+    "DescribeEndpoint": False,
+    "DescribeEndpointConfig": False,
+    "ListEndpointConfigs": False,
+    "ListModels": False,
+    "ListTransformJobs": True,
+}
+
+
+@pytest.fixture(scope="module")
+def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faults]:
+    """A server with endpoints, and one account for all tests, since making its clients takes longer than a test."""
+    with pytest.MonkeyPatch.context() as patch, scripted_endpoints() as (_, url), faults(url) as server:
+        for name in ("PROFILE", "SESSION_TOKEN", "DEFAULT_REGION"):
+            patch.delenv(f"AWS_{name}", raising=False)
+        for name, value in server.environment().items():
+            patch.setenv(name, value)
+        archive = tmp_path_factory.mktemp("archive") / "model.tar.gz"
+        archive.write_bytes(b"an archive")
+        act(*REALTIME, "action=deploy", "name=first", *SCALED, archive=archive)  # moto loads its services on use
+        act("target=realtime", "action=delete", "name=first")
+        patch.setattr(account, "_TIMEOUT", 1.0)
+        only = account.Account("us-east-1", "target")
+        patch.setattr(account, "Account", lambda *_: only)
+        yield server
+
+
+@cache
+def _composed(action: str) -> DictConfig:
+    return compose(["target=realtime", f"action={action}"], config_name="deploy")
+
+
+def run(action: str, name: str) -> int:
+    """``python deploy.py target=realtime action=ACTION name=NAME``; returns the exit code."""
+    cfg = _composed(action).copy()
+    cfg.name = name
+    return run_on_sagemaker(cfg, None)
+
+
+@pytest.fixture
+def deployed(aws: Faults, request: pytest.FixtureRequest) -> Iterator[str]:
+    """An endpoint with autoscaling, which only this test knows."""
+    name = "e" + re.sub("[^a-z]", "", request.node.name.lower())[-40:]
+    client = account.Account("us-east-1").sagemaker
+    tags, ours = [{"Key": TAG, "Value": name}], f"{name}-0123abcd"
+    client.create_model(
+        ModelName=ours,
+        ExecutionRoleArn=ROLE,
+        PrimaryContainer={"Image": "ray:1", "ModelDataUrl": "s3://bins/model.tar.gz"},
+        Tags=tags,
+    )
+    variant = {
+        "VariantName": "AllTraffic",
+        "ModelName": ours,
+        "InstanceType": "ml.m5.xlarge",
+        "InitialInstanceCount": 1,
+    }
+    client.create_endpoint_config(EndpointConfigName=ours, ProductionVariants=[variant], Tags=tags)
+    client.create_endpoint(EndpointName=name, EndpointConfigName=ours, Tags=tags)
+    account.Account("us-east-1").autoscaling.register_scalable_target(**place(name), MinCapacity=1, MaxCapacity=4)
+    aws.operations.clear()
+    yield name
+    aws.heal()
+    if left(name):
+        run("delete", name)
+
+
+def place(name: str) -> dict[str, str]:
+    return {
+        "ServiceNamespace": "sagemaker",
+        "ResourceId": f"endpoint/{name}/variant/AllTraffic",
+        "ScalableDimension": "sagemaker:variant:DesiredInstanceCount",
+    }
+
+
+def disturb(aws: Faults, operation: str, fault: str) -> None:
+    if fault == "denied":
+        denied = f"User: arn:aws:iam::123456789012:user/ada is not authorized to perform: x:{operation}"
+        aws.refuse(operation, "AccessDeniedException", denied)
+    elif fault == "throttled":
+        aws.refuse(operation, "ThrottlingException", "Rate exceeded")
+    else:
+        aws.silence(operation)
+
+
+def left(name: str) -> list[str]:
+    """Resources of an endpoint that exist."""
+    only = account.Account("us-east-1")
+    listed = [
+        *(one["EndpointName"] for one in only.sagemaker.list_endpoints()["Endpoints"]),
+        *(one["EndpointConfigName"] for one in only.sagemaker.list_endpoint_configs()["EndpointConfigs"]),
+        *(one["ModelName"] for one in only.sagemaker.list_models()["Models"]),
+    ]
+    targets = only.autoscaling.describe_scalable_targets(
+        ServiceNamespace="sagemaker", ResourceIds=[place(name)["ResourceId"]]
+    )["ScalableTargets"]
+    return [*(one for one in listed if one in (name, f"{name}-0123abcd")), *(["autoscaling"] if targets else [])]
+
+
+@pytest.mark.parametrize(("action", "requests"), [("delete", DELETE), ("status", STATUS), ("list", LIST)])
+def test_these_are_all_requests(action: str, requests: dict[str, bool], deployed: str, aws: Faults) -> None:
+    assert run(action, deployed) == 0
+    assert set(aws.operations) == set(requests)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("operation", DELETE)
+def test_delete_takes_down_what_costs_money_and_names_the_rest(
+    operation: str,
+    fault: str,
+    deployed: str,
+    aws: Faults,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    disturb(aws, operation, fault)
+    if DELETE[operation]:
+        with pytest.raises(BinCounterError, match=f"not deleted of name={deployed}: ") as refused:
+            run("delete", deployed)
+        assert refused.value.exit_code != 0
+        assert "\n" not in str(refused.value)
+    else:
+        assert run("delete", deployed) == 0
+    assert "DeleteEndpoint" in aws.operations
+    aws.heal()
+    there = left(deployed)
+    assert bool(there) == DELETE[operation]
+    assert (deployed in there) == (operation == "DeleteEndpoint")
+    # Nothing that an endpoint needs is deleted while it serves.
+    assert len(there) == 4 if operation == "DeleteEndpoint" else len(there) <= 2
+    blind = operation == "DescribeScalableTargets"  # what may be registered is deregistered without looking
+    assert ("Could not be checked: " in caplog.text) == (not blind and operation[:4] in ("Desc", "List"))
+    assert "nothing is billed any more" not in caplog.text or blind
+    aws.operations.clear()
+    assert run("delete", deployed) == 0  # the second time, with all rights
+    assert left(deployed) == []
+
+
+@pytest.mark.parametrize("fault", ["denied", "silent"])
+@pytest.mark.parametrize("operation", STATUS)
+def test_status(
+    operation: str,
+    fault: str,
+    deployed: str,
+    aws: Faults,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    disturb(aws, operation, fault)
+    if STATUS[operation]:
+        with pytest.raises(BinCounterError, match=f"describing the endpoint {deployed}"):
+            run("status", deployed)
+        return
+    assert run("status", deployed) == 0
+    out = capsys.readouterr().out
+    assert re.search("^state +InService since", out, re.MULTILINE)
+    assert re.search("^(bills|autoscaling) +unknown$", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("fault", ["denied", "silent"])
+@pytest.mark.parametrize("operation", LIST)
+def test_list(
+    operation: str,
+    fault: str,
+    deployed: str,
+    aws: Faults,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    disturb(aws, operation, fault)
+    assert run("list", deployed) == LIST[operation]
+    out = capsys.readouterr().out
+    assert "nothing is billed" not in out
+    assert "Could not be checked: " in caplog.text
+    if operation != "ListEndpoints":
+        assert re.search(rf"^{deployed}\tInService\t", out, re.MULTILINE)
+        assert ("maybe not of bincounter" in out) == (operation == "ListTags")
+        assert ("Total: at least" in out) == operation.startswith("DescribeEndpoint")
+
+
+def test_a_policy_without_autoscaling_is_enough(
+    aws: Faults,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """docs/deploy.md: the last three statements are for autoscaling."""
+    for operation in ("DescribeScalableTargets", "DeregisterScalableTarget", "DescribeScalingPolicies"):
+        disturb(aws, operation, "denied")
+    archive = tmp_path / "model.tar.gz"
+    archive.write_bytes(b"an archive")
+    act(*REALTIME, "action=deploy", "name=unscaled", archive=archive)
+    assert run("status", "unscaled") == 0
+    archive.write_bytes(b"another archive")
+    assert act(*REALTIME, "action=update", "name=unscaled", archive=archive) == 0
+    assert run("delete", "unscaled") == 0
+    assert "Could not be checked: describing the autoscaling of unscaled is not allowed" in caplog.text
+    aws.heal()
+    assert left("unscaled") == []
+    capsys.readouterr()
+    assert run("status", "unscaled") == 1
+    assert "No endpoint named unscaled runs in us-east-1" in capsys.readouterr().err
+
+
+def test_an_answer_to_delete_that_is_lost(deployed: str, aws: Faults) -> None:
+    aws.lose("DeleteEndpoint", times=1)
+    assert run("delete", deployed) == 0
+    assert left(deployed) == []
+
+
+def test_an_unknown_endpoint_without_the_right_to_list(aws: Faults) -> None:
+    disturb(aws, "ListEndpoints", "denied")
+    with pytest.raises(ConfigError, match="there is no endpoint name=nobody in us-east-1"):
+        require_endpoint(account.Account("us-east-1"), "nobody")
