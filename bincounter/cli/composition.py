@@ -15,10 +15,12 @@ from typing import Any
 import yaml
 from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.core_plugins import basic_launcher, basic_sweeper
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.hydra import Hydra
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra.core import utils as hydra_utils
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
@@ -46,6 +48,7 @@ from bincounter.config.quoting import keep_text, keep_yaml_text, schema_hint
 from bincounter.config.train_schema import TrainConfig, register
 from bincounter.errors import ConfigError
 from bincounter.files import expand_user
+from bincounter.redaction import mask_argument, mask_secrets
 
 _ROOTS = {"train": TrainConfig, "deploy": deploy_schema.DeployConfig}
 
@@ -238,8 +241,33 @@ def _hide_internal(
 
 @functools.cache
 def _change_files() -> None:
-    Plugins.instance()  # it executes the module of the class again
+    Plugins.instance()  # it executes the modules of plug-ins again
+    _mask_output()
     _changed(SourcesRegistry.instance().resolve("file"), "load_config")(_keep_yaml_text)
+
+
+def _mask_output() -> None:
+    """Mask secrets in what Hydra itself logs, prints and saves of a sweep: jobs, failed jobs, multirun.yaml."""
+    original = hydra_utils.run_job
+
+    def shown(overrides: Sequence[str]) -> list[str]:
+        return [mask_argument(each) for each in overrides if not each.startswith("hydra.")]
+
+    def run_job(*arguments: Any, **options: Any) -> Any:
+        returned = original(*arguments, **options)
+        returned.overrides = [mask_argument(each) for each in returned.overrides or ()]
+        return returned
+
+    hydra_utils.filter_overrides = basic_launcher.filter_overrides = shown
+    hydra_utils.run_job = basic_launcher.run_job = run_job
+    basic_sweeper.OmegaConf = _MaskedOmegaConf  # type: ignore[misc]
+
+
+class _MaskedOmegaConf(OmegaConf):
+    @staticmethod
+    def save(config: Any, f: Any, resolve: bool = False) -> None:
+        """Save a configuration with its secrets masked."""
+        OmegaConf.save(OmegaConf.create(mask_secrets(OmegaConf.to_container(config, resolve=resolve))), f)
 
 
 def _keep_yaml_text(original: Callable[..., ConfigResult], self: ConfigSource, config_path: str) -> ConfigResult:

@@ -34,6 +34,7 @@ from bincounter.config.launcher_schema import runs_locally
 from bincounter.config.overrides import check_overrides
 from bincounter.config.validate import validate
 from bincounter.errors import BinCounterError, ConfigError, Interrupted, Pruned, Stopped
+from bincounter.redaction import mask_argument, mask_text
 from bincounter.training import resume
 
 __all__ = ["compose", "conf_dir", "main", "main_once", "show_log", "start_as_script"]
@@ -123,6 +124,7 @@ def _exit_code(
     composer, overrides = Composer(config_name, config_name), []
 
     def print_error(sentence: str) -> None:
+        sentence = mask_text(sentence)
         print(f"Error: {sentence}", file=sys.stderr)
         keep_error(sentence)
 
@@ -154,7 +156,7 @@ def _exit_code(
         return 1
     except Exception as error:  # a bug: its report needs the traceback
         traceback.print_exc()
-        keep_error(f"{type(error).__name__}: {error}")
+        keep_error(mask_text(f"{type(error).__name__}: {error}"))
         return 1
 
 
@@ -230,7 +232,7 @@ def _check_jobs(overrides: list[str], composer: Composer) -> None:
             if runs_locally(cfg.launcher) and str(cfg.trainer.get("devices", 1)) != "1":
                 raise ConfigError("a sweep runs its jobs on one device each: set trainer.devices=1")
         except ConfigError as error:
-            raise ConfigError(f"job {number} ({' '.join(job)}): {error}") from None
+            raise ConfigError(f"job {number} ({' '.join(map(mask_argument, job))}): {error}") from None
 
 
 def _print_job_error(error: Exception, number: int, *, searched: bool) -> None:
@@ -239,7 +241,7 @@ def _print_job_error(error: Exception, number: int, *, searched: bool) -> None:
         print(error, file=sys.stderr)
     elif isinstance(error, BinCounterError) and not (searched and isinstance(error, (Interrupted, Stopped))):
         # A search prints how it resumes.
-        print(f"Error in job {number}: {error}", file=sys.stderr)
+        print(f"Error in job {number}: {mask_text(str(error))}", file=sys.stderr)
     if isinstance(error, Stopped):
         raise SystemExit(error.exit_code)  # SIGTERM stops the whole sweep
 

@@ -21,6 +21,7 @@ from bincounter.config.overrides import LAUNCH_KEYS, drop_overrides
 from bincounter.data.s3.address import parse_address, unusable_reason
 from bincounter.errors import BinCounterError, ConfigError, UserError
 from bincounter.files import atomic_write, write_text
+from bincounter.redaction import mask_argument
 
 if TYPE_CHECKING:
     from bincounter.cloud.account import Account
@@ -279,10 +280,8 @@ def _rewrite_overrides(job: Job) -> None:
     """Write the overrides that were given here: those of the container name its folders, and could not be resumed."""
     path = job.folder / "overrides.txt"
     if path.exists():
-        write_text(
-            path,
-            "".join(f"{line}\n" for line in drop_overrides(job.overrides, *LAUNCH_KEYS, "paths.output_dir", "hydra")),
-        )
+        kept = drop_overrides(job.overrides, *LAUNCH_KEYS, "paths.output_dir", "hydra")
+        write_text(path, "".join(f"{mask_argument(line)}\n" for line in kept))
 
 
 def _belongs_to_run(name: str) -> bool:

@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from bincounter.config.launcher_schema import RehearsalConfig
 from bincounter.errors import ConfigError, Interrupted, ResourceError
+from bincounter.redaction import mask_argument
 
 if TYPE_CHECKING:
     from bincounter.cloud.account import Account
@@ -208,7 +209,9 @@ def _named(planned: "PlannedJob", *, alone: bool) -> Iterator[None]:
     except ConfigError as error:
         if alone:
             raise
-        raise ConfigError(f"job {planned.number} ({' '.join(planned.overrides)}): {error}") from None
+        raise ConfigError(
+            f"job {planned.number} ({' '.join(map(mask_argument, planned.overrides))}): {error}"
+        ) from None
 
 
 def _returned(planned: "PlannedJob", status: JobStatus, value: Any) -> JobReturn:

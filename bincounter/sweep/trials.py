@@ -27,6 +27,7 @@ from bincounter.config.overrides import drop_overrides
 from bincounter.config.quoting import override_of
 from bincounter.errors import BinCounterError, Interrupted, Pruned, Stopped
 from bincounter.files import lock, write_text
+from bincounter.redaction import mask_text
 from bincounter.sweep.search_plan import Plan
 
 OUTCOME = "trial.json"
@@ -109,7 +110,7 @@ def outcome_of_error(error: BaseException) -> Outcome:
         raise error
     if isinstance(error, Pruned) or type(error).__name__ == "TrialPruned":  # Optuna's own, from other apps
         return Outcome(pruned=True)
-    sentence = next(iter(str(error).splitlines()), "")
+    sentence = mask_text(next(iter(str(error).splitlines()), ""))
     return Outcome(error=sentence if isinstance(error, BinCounterError) else f"{type(error).__name__}: {sentence}")
 
 

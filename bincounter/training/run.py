@@ -166,7 +166,8 @@ def _claim(cfg: DictConfig, plain: dict[str, Any], folder: RunFolder) -> str | N
     if resuming:
         before = resume.stored_config(folder.path)
         if before is not None:
-            resume.check_unchanged(before, mask_secrets(plain), folder.path, _overrides())
+            # An earlier version may have masked less.
+            resume.check_unchanged(mask_secrets(before), mask_secrets(plain), folder.path, _overrides())
         if checkpoint is None:
             log.warning("%s has no checkpoint yet: the run starts from the beginning.", folder.path)
         else:
