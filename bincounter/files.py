@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import json
 import logging
 import math
 import os
@@ -10,14 +11,16 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, TypeVar
 
-from bincounter.errors import ResourceError
+from bincounter.errors import BinCounterError, ResourceError, UserError
 
 log = logging.getLogger(__name__)
+
+Parsed = TypeVar("Parsed")
 
 
 # Read once, at import: the mask can only be read by setting it, which other threads would see.
@@ -69,6 +72,54 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write ``text`` (UTF-8) to ``path`` atomically."""
     with atomic_write(path) as file:
         file.write(text)
+
+
+def write_json(path: str | os.PathLike[str], content: Any, indent: int | None = 2) -> None:
+    """Write JSON to ``path`` atomically; numbers that are not finite become ``null``, since JSON has none."""
+    write_text(path, json.dumps(_finite(content), indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _finite(node: Any) -> Any:
+    if isinstance(node, Mapping):
+        return {key: _finite(value) for key, value in node.items()}
+    if isinstance(node, (list, tuple)):
+        return [_finite(value) for value in node]
+    return None if isinstance(node, float) and not math.isfinite(node) else node
+
+
+def read_file(path: Path, parse: Callable[[IO[str]], Parsed], advice: str) -> Parsed | None:
+    """Parse a text file (UTF-8) of a run; ``None`` where it is missing.
+
+    Args:
+        path: the file.
+        parse: turns the open file into a value.
+        advice: the end of the sentence on a file that cannot be parsed.
+
+    Raises:
+        UserError: the file cannot be read, or is corrupt.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return parse(file)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (BinCounterError, MemoryError):
+        raise
+    except OSError as error:  # a folder in its place, no permission
+        raise UserError(f"{path} cannot be read ({error.strerror or error}): {advice}") from error
+    except Exception as error:  # parsers raise almost anything on a corrupt file
+        raise UserError(f"{path} is corrupt ({type(error).__name__}): {advice}") from error
+
+
+def check_mapping(value: Any) -> dict[str, Any]:
+    """Return a value that was read from JSON or YAML, if it is a mapping.
+
+    Raises:
+        TypeError: it is not.
+    """
+    if not isinstance(value, dict):
+        raise TypeError(f"a {type(value).__name__} instead of a mapping")
+    return value
 
 
 def link(source: Path, path: Path) -> None:

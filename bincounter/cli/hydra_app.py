@@ -177,6 +177,11 @@ def _run(job: Callable[[DictConfig], Any], config_name: str) -> None:
 
     def task(cfg: DictConfig) -> Any:
         try:
+            if HydraConfig.get().job.chdir:
+                raise ConfigError(
+                    "hydra.job.chdir=true would look for relative paths in the run's folder: remove it; the folder is "
+                    "printed at the end, and paths.output_dir names it"
+                )
             return job(cfg)
         except Exception as error:
             hydra_config = HydraConfig.get()

@@ -310,6 +310,9 @@ def check_kind(group: str, settings: Mapping[str, Any], schemas: Mapping[str, ty
         raise ConfigError(f"{group}.kind={kind} is set by choosing the option: write {group}={kind} instead")
 
 
+SHORT_PRECISIONS = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}
+"""Short names of ``trainer.precision``, and Lightning's long ones."""
+
 METRICS = {
     "accuracy": "max",
     "rmse": "min",

@@ -11,7 +11,14 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from bincounter.config.checks import Bound, check_bounds, check_target, import_target, metric_mode
+from bincounter.config.checks import (
+    SHORT_PRECISIONS,
+    Bound,
+    check_bounds,
+    check_target,
+    import_target,
+    metric_mode,
+)
 from bincounter.config.debugger_schema import check_debugger, check_profiler
 from bincounter.config.launcher_schema import check_launcher, runs_locally
 from bincounter.config.search_schema import check_search
@@ -40,6 +47,8 @@ def validate(cfg: DictConfig) -> None:
     _model(plain["model"], plain["data"])
     _run(plain)
     chosen_later = {key for key in ("precision", "sync_batchnorm") if plain["trainer"].get(key) == "auto"}
+    if str(plain["trainer"].get("precision")) in SHORT_PRECISIONS:
+        chosen_later.add("precision")
     check_target("trainer", {key: value for key, value in plain["trainer"].items() if key not in chosen_later})
     for number, node in enumerate(plain["trainer"].get("plugins") or []):
         check_target(f"trainer.plugins[{number}]", node)
@@ -122,6 +131,14 @@ def _trainer(trainer: Mapping[str, Any], model: Mapping[str, Any]) -> None:
         raise ConfigError(f"trainer.max_epochs={trainer['max_epochs']} does not train: write 1 or more")
     if trainer.get("max_epochs") is None:
         raise ConfigError("trainer.max_epochs is not set: the learning-rate schedule needs to know how long a run is")
+    _overridden(trainer)
+    precisions = ("auto", *SHORT_PRECISIONS.values(), "bf16-true", *SHORT_PRECISIONS)
+    if trainer.get("precision") == "16-true":
+        raise ConfigError(
+            "trainer.precision=16-true rounds the optimizer's small numbers to zero and ends in NaN: use 16-mixed or "
+            "bf16-true"
+        )
+    check_choice("trainer.precision", str(trainer.get("precision") or 32), precisions)
     for key in ("accumulate_grad_batches", "log_every_n_steps", "check_val_every_n_epoch"):
         if trainer.get(key) is not None:
             Bound(ge=1).check(f"trainer.{key}", trainer[key])
@@ -141,6 +158,47 @@ def _trainer(trainer: Mapping[str, Any], model: Mapping[str, Any]) -> None:
         )
     if several and trainer["accelerator"] == "cpu" and trainer.get("sync_batchnorm") is True:
         raise ConfigError("trainer.sync_batchnorm=true needs GPUs: leave it at auto, or write false")
+
+
+_NOT_OF_THE_TRAINER = {
+    "callbacks": (None, "choose them by the group callbacks, as in callbacks=[default,early_stopping]"),
+    "logger": (None, "choose loggers by the group logger, as in logger=[csv] or logger=none"),
+    "default_root_dir": (None, "name the run's folder with paths.output_dir"),
+    "enable_checkpointing": (True, "a run always keeps best.ckpt and last.ckpt, see checkpoint.every_n_train_steps"),
+    "enable_model_summary": (
+        False,
+        "add +callbacks.summary._target_=lightning.pytorch.callbacks.RichModelSummary",
+    ),
+    "num_sanity_val_steps": (0, "the configuration is checked before a run; for one batch of each, add debug=fdr"),
+    "use_distributed_sampler": (False, "the data module shares the photos out itself"),
+    "limit_test_batches": (1.0, "scores are of all photos; choose them with data.split.fractions"),
+    "limit_predict_batches": (1.0, "scores are of all photos; choose them with data.split.fractions"),
+}
+"""Arguments of the Trainer that a run sets itself: the value it takes, and what to write instead."""
+
+
+def _overridden(trainer: Mapping[str, Any]) -> None:
+    """Refuse arguments of the Trainer that would have no effect, or leave nothing to train or to choose by."""
+    for key, (taken, instead) in _NOT_OF_THE_TRAINER.items():
+        if key in trainer and trainer[key] not in (None, taken):
+            raise ConfigError(f"+trainer.{key} has no effect here: {instead}")
+    for key, side in (("limit_train_batches", "train on"), ("limit_val_batches", "choose the best checkpoint by")):
+        if key in trainer and trainer[key] is not None and not trainer[key] > 0:
+            raise ConfigError(f"trainer.{key}={trainer[key]} leaves nothing to {side}: write 1 batch or more")
+    every, epochs = trainer.get("check_val_every_n_epoch") or 1, trainer["max_epochs"]
+    if every > epochs:
+        raise ConfigError(
+            f"trainer.check_val_every_n_epoch={every} with trainer.max_epochs={epochs} never validates, and the best "
+            f"checkpoint is chosen by validation: write {epochs} or less"
+        )
+    if trainer.get("max_steps") is not None and trainer["max_steps"] < 1 and trainer["max_steps"] != -1:
+        raise ConfigError(f"trainer.max_steps={trainer['max_steps']} does not train: write 1 or more, or -1")
+    strategy = trainer.get("strategy")
+    if isinstance(strategy, str) and strategy != "auto" and not strategy.startswith(("ddp", "single_device")):
+        raise ConfigError(
+            f"trainer.strategy={strategy} splits the model over processes, and a checkpoint here is whole: use "
+            "trainer=ddp"
+        )
 
 
 def _place(cfg: Mapping[str, Any], *, here: bool) -> None:

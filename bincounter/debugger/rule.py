@@ -5,10 +5,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import IO, Any, ClassVar
 
 from bincounter.debugger.tensor_records import EpochRecord, Record, StepRecord
-from bincounter.errors import UserError
+from bincounter.files import check_mapping, read_file
 
 _NAMED = 3  # tensors in a sentence
 
@@ -92,16 +92,14 @@ def read_verdicts(run: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: ``rules.json`` is corrupt.
     """
-    path = run / "debugger" / "rules.json"
-    if not path.is_file():
-        return []
+    advice = "delete it; python -m bincounter rules reads the records"
+    return read_file(run / "debugger" / "rules.json", _verdicts, advice) or []
+
+
+def _verdicts(file: IO[str]) -> list[dict[str, Any]]:
     absent = {"reason": "", "advice": "", "step": None, "epoch": None}
-    try:
-        states = json.loads(path.read_text(encoding="utf-8"))
-        return [{**absent, "rule": name, "verdict": verdict_of(state), **state} for name, state in states.items()]
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
-        message = f"{path} is corrupt ({type(error).__name__}): delete it; python -m bincounter rules reads the records"
-        raise UserError(message) from error
+    states = check_mapping(json.load(file))
+    return [{**absent, "rule": name, "verdict": verdict_of(state), **state} for name, state in states.items()]
 
 
 def verdict_of(state: dict[str, Any]) -> str:

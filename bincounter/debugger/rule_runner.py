@@ -5,7 +5,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import lightning as L
 import yaml
@@ -27,7 +27,7 @@ from bincounter.debugger.tensor_rules import (
     VanishingGradient,
 )
 from bincounter.errors import BinCounterError, UserError
-from bincounter.files import write_text
+from bincounter.files import check_mapping, read_file, write_json
 from bincounter.training.trainer import run_checkpoint
 
 log = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ class Verdicts:
 
     def write(self, folder: Path) -> None:
         """Write ``rules.json``."""
-        write_text(folder / "rules.json", json.dumps(self.states(), indent=2, ensure_ascii=False) + "\n")
+        write_json(folder / "rules.json", self.states())
 
 
 class RuleFailed(BinCounterError):
@@ -161,7 +161,8 @@ class RuleWatch:
         action, sentence = _agreed(trainer, self._decision(trainer, verdict))
         if action == "fail":
             raise RuleFailed(sentence)
-        trainer.should_stop = trainer.should_stop or action == "stop"
+        if action == "stop":
+            self._stop(trainer, sentence)
 
     def judge(self, trainer: L.Trainer, record: Record | None) -> None:
         """Log new findings, and act on them.
@@ -180,9 +181,13 @@ class RuleWatch:
         if action == "stop":
             if trainer.is_global_zero:
                 log.warning("%s", sentence)
-            trainer.should_stop = True
+            self._stop(trainer, sentence)
         elif action == "fail":
             run_checkpoint(trainer).end_with(trainer, RuleFailed(sentence))
+
+    def _stop(self, trainer: L.Trainer, sentence: str) -> None:
+        run_checkpoint(trainer).ended_by = sentence
+        trainer.should_stop = True
 
     def _decision(self, trainer: L.Trainer, verdict: Verdict | None) -> tuple[str, str]:
         """Return the action, and a sentence for the log."""
@@ -228,15 +233,22 @@ def rule_overrides(run: Path, given: Sequence[str]) -> list[str]:
 
 
 def _own(run: Path) -> list[str]:
-    path = run / "config.yaml"
-    if not path.is_file():
+    stored = read_file(run / "config.yaml", _rules_of, "restore it, or start a new run")
+    if stored is None:
         raise UserError(f"{run} is not a run's folder (it has no config.yaml): name the folder that train.py printed")
-    stored = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("debugger") or {}
     if not (run / FOLDER / "losses.csv").is_file():
         raise UserError(f"{run} has no records: train with debugger=tensors")
-    rules: Mapping[str, Mapping[str, Any]] = stored.get("rules") or {}  # empty where recording began in mid-run
+    return stored
+
+
+def _rules_of(file: IO[str]) -> list[str]:
+    """Overrides that set a stored configuration's rules; none where recording began in mid-run."""
+    debugger = check_mapping(check_mapping(yaml.safe_load(file)).get("debugger") or {})
+    rules = check_mapping(debugger.get("rules") or {})
     return [
-        f"{_KEY}{name}.{setting}={json.dumps(value)}" for name, rule in rules.items() for setting, value in rule.items()
+        f"{_KEY}{name}.{setting}={json.dumps(value)}"
+        for name, rule in rules.items()
+        for setting, value in check_mapping(rule).items()
     ]
 
 

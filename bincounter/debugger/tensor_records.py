@@ -160,7 +160,7 @@ def read_records(folder: Path) -> Iterator[Record]:
         for row in _lines(folder, "losses.csv"):
             step = int(row["step"])
             yield _step_record(row, tensors.of(step)) if row["batch_loss"] else _epoch_record(row, counts.of(step))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, LookupError, TypeError, csv.Error) as error:
         raise UserError(
             f"{folder} has a corrupt file ({error}): restore it from a copy, or train again with debugger=tensors"
         ) from error

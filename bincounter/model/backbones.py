@@ -288,4 +288,8 @@ def _fill(backbone: nn.Module, state: Mapping[str, Tensor], weights: str) -> Non
             f"model.weights={weights} does not fit this backbone: parameters {', '.join(problems)}; "
             "choose the model it was made for, or model.weights=null."
         )
+    if broken := [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]:
+        raise ConfigError(
+            f"model.weights={weights} holds NaN or infinite numbers, such as in {broken[0]}; use other weights or null."
+        )
     backbone.load_state_dict(state)

@@ -1,6 +1,7 @@
 """Models built from a configuration, and from a checkpoint; only trusted targets are called."""
 
 import copy
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from bincounter.errors import BinCounterError, ConfigError, UserError
+from bincounter.model import backbones
 from bincounter.model.counter import BinCounter
 from bincounter.model.objectives import Objective
 
 VERSION = 1
 OWN_PARTS = ("bincounter.model.backbones.", "bincounter.model.objectives.")
+_OWN_BACKBONES = (backbones.resnet, backbones.cnn, backbones.ResNet, backbones.PlainCNN)
 _PARTS = ("backbone", "objective", "optimizer", "weights")
 
 
@@ -90,35 +93,47 @@ def checkpoint_metadata(
     }
 
 
-def load_counter(path: str | Path, trusted: Sequence[str] = ()) -> tuple[BinCounter, dict[str, Any]]:
+def load_counter(
+    path: str | Path, trusted: Sequence[str] = (), *, own: bool = False
+) -> tuple[BinCounter, dict[str, Any]]:
     """Rebuild the model a checkpoint holds, on the CPU and in evaluation mode; nothing is downloaded.
 
-    A checkpoint names the callables that build its model, so one from a stranger could name any. Only backbones and
-    objectives of bincounter are called, and those under the prefixes in ``trusted``; a callable has to be *defined*
-    there, since ``trusted_module.os.system`` also starts with a trusted prefix.
+    A checkpoint names the callables that build its model and their arguments, so one from a stranger could name any.
+    Only backbones and objectives of bincounter are called, and those under the prefixes in ``trusted``; a callable has
+    to be *defined* there, since ``trusted_module.os.system`` also starts with a trusted prefix. Arguments that name
+    initial weights are dropped, and others that name a file or an address are refused.
 
     Args:
         path: a checkpoint of :class:`BinCounter`.
         trusted: dotted prefixes of further callables to trust, such as ``my_package.``.
+        own: whether the caller has written the checkpoint, whose arguments are those of its configuration.
 
     Returns:
         The model and its description, see :func:`describe`.
 
     Raises:
-        UserError: the file is missing, broken, not a bincounter checkpoint, or names a callable that is not trusted.
+        UserError: the file is missing, broken, not a bincounter checkpoint, names a callable that is not trusted, or
+            holds weights that are not finite.
     """
     checkpoint = _read(Path(path))
     description = checkpoint["bincounter"]
     try:
         model = without_pretrained(description["model"])
         prefixes = [*OWN_PARTS, *(prefix.rstrip(".") + "." for prefix in trusted)]
+        check_description(description)
         for node in (model, description["objective"]):
             _check_trusted(node, prefixes, path)
-        counter = build_counter(model, description["objective"], description["counts"], description["train_counts"])
+            if not own:
+                _check_arguments(node)
+        parts = model, description["objective"], description["counts"], description["train_counts"]
+        _check_shapes(parts, checkpoint["state_dict"])
+        counter = build_counter(*parts)
         counter.load_state_dict(checkpoint["state_dict"])
+        check_finite(checkpoint["state_dict"])
+        check_image_size(counter, description["image_size"])
     except BinCounterError as error:
-        raise UserError(f"The model in {path} cannot be built: {error}") from error
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"The model in {path} cannot be used: {error}") from error
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} does not hold what its model needs; use the bincounter version that wrote it, or another "
             "checkpoint."
@@ -145,11 +160,112 @@ def _read(path: Path) -> Mapping[str, Any]:
     return checkpoint
 
 
+def check_description(description: Mapping[str, Any]) -> None:
+    """Check types and bounds of a checkpoint's metadata, see :func:`checkpoint_metadata`.
+
+    Raises:
+        UserError: an entry is wrong, which would be blamed on a photo later.
+    """
+    wrong = "; use the bincounter version that wrote it, or another checkpoint."
+    size = description["image_size"]
+    if not _is_whole(size) or not 16 <= size <= 1024:
+        raise UserError(f"its image_size is {size!r}, and photos have 16 to 1024 pixels a side{wrong}")
+    counts = description["counts"]
+    if not isinstance(counts, list) or not all(_is_whole(count) for count in counts):
+        raise UserError(f"its counts are {counts!r}, not a list of whole numbers{wrong}")
+    photos = description["train_counts"]
+    if not isinstance(photos, dict) or not all(_is_whole(n) and n >= 0 for pair in photos.items() for n in pair):
+        raise UserError(f"its train_counts are not numbers of photos by count{wrong}")
+    ids, content = description["train_ids"], description["train_content"]
+    if not isinstance(content, Tensor) or content.shape != (len(ids),) or not all(isinstance(i, str) for i in ids):
+        raise UserError(f"its training photos are not listed by id and content{wrong}")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def check_finite(state: Mapping[str, Tensor]) -> None:
+    """Check that weights are numbers.
+
+    Raises:
+        UserError: some are NaN or infinite.
+    """
+    broken = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if broken:
+        raise UserError(
+            f"its weights are not finite (NaN or infinite numbers in {len(broken)} of {len(state)} tensors, such as "
+            f"{broken[0]}), so its training had diverged; use an earlier checkpoint, or train again with a lower "
+            "model.optimizer.lr."
+        )
+
+
+def check_image_size(model: BinCounter, image_size: int) -> None:
+    """Check now, not at the first batch, that a backbone accepts photos of this size; the mode is kept.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    mode = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, 3, image_size, image_size))
+    except RuntimeError as error:
+        raise ConfigError(
+            f"the backbone cannot take data.image_size={image_size} ({_first_line(error)}): use a larger one"
+        ) from None
+    model.train(mode)
+
+
+_LARGEST = 10_000  # width or number of layers
+
+
+def _check_shapes(parts: tuple[Any, ...], state: Mapping[str, Tensor]) -> None:
+    """Check that weights fit a model of our own before it takes memory."""
+    model, objective = parts[:2]
+    if not all(target.startswith(OWN_PARTS) for node in (model, objective) for target in targets_of(node)):
+        return
+    numbers = [*model["backbone"].values(), *(model.get("head") or {}).values(), *objective.values()]
+    if any(isinstance(number, int) and number > _LARGEST for number in numbers):
+        raise ValueError("no model of this size")
+    with torch.device("meta"):
+        expected = build_counter(*parts).state_dict()
+    if {name: t.shape for name, t in expected.items()} != {name: t.shape for name, t in state.items()}:
+        raise ValueError("other shapes")
+
+
+# Names that torchvision and timm give to arguments for initial weights.
+_INITIAL = {"weights": None, "weights_backbone": None, "pretrained": False, "checkpoint_path": None}
+
+
 def without_pretrained(model: Mapping[str, Any]) -> dict[str, Any]:
     """Return a ``model`` node without optimizer and initial weights, which those of a checkpoint replace."""
-    starts = {"weights": None, "pretrained": False}  # the names torchvision and timm give the argument
-    backbone = {key: starts.get(key, value) for key, value in model["backbone"].items()}
-    return {**model, "backbone": backbone, "weights": None, "optimizer": None}
+    return {**model, "backbone": _without_initial(model["backbone"]), "weights": None, "optimizer": None}
+
+
+def _without_initial(node: Any) -> Any:
+    if isinstance(node, Mapping):
+        return {key: _INITIAL[key] if key in _INITIAL else _without_initial(value) for key, value in node.items()}
+    return [_without_initial(value) for value in node] if isinstance(node, (list, tuple)) else node
+
+
+_FILE = re.compile(r"[/\\]|^~|^[\w-]+:|\.(pth?|ckpt|safetensors|bin|npz|h5|onnx)$")
+
+
+def _check_arguments(node: Any) -> None:
+    """Refuse arguments that would read a file or an address, and positional ones of parts of our own."""
+    if isinstance(node, str) and _FILE.search(node):
+        raise UserError(f"its configuration names a file or an address, {node!r}; use a checkpoint without it.")
+    if isinstance(node, Mapping):
+        if "_args_" in node and str(node.get("_target_")).startswith(OWN_PARTS):
+            raise UserError(
+                f"it gives positional arguments to {node['_target_']}; use a checkpoint that train.py wrote."
+            )
+        for value in node.values():
+            _check_arguments(value)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            _check_arguments(value)
 
 
 def _check_trusted(node: Any, prefixes: Sequence[str], path: str | Path) -> None:
@@ -187,6 +303,8 @@ def _defined_in(target: str, prefixes: Sequence[str]) -> bool:
             f"it is built by {target}, which cannot be imported; install the package it is from."
         ) from error
     defined = f"{getattr(found, '__module__', None)}."
+    if defined in OWN_PARTS:  # which also hold functions that read files
+        return found in _OWN_BACKBONES or (isinstance(found, type) and issubclass(found, Objective))
     return callable(found) and any(defined.startswith(prefix) for prefix in prefixes)
 
 

@@ -10,12 +10,12 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import MeanMetric
+from torchmetrics import Metric
 
 from bincounter.errors import ConfigError, UserError, check_choice
 from bincounter.model.backbones import cam_layer, feature_size
 from bincounter.model.objectives import Objective
-from bincounter.model.scores import CountMetrics
+from bincounter.model.scores import CountMetrics, MeanLoss
 from bincounter.model.unfreezing import Unfreezing
 
 
@@ -104,7 +104,7 @@ class BinCounter(L.LightningModule):
 
     def _configure_metrics(self) -> None:
         self.val_metrics = CountMetrics(self.objective.counts).clone(prefix="val/")
-        self.val_loss = MeanMetric(nan_strategy="disable")  # the default would drop the photos that show a divergence
+        self.val_loss = MeanLoss(self.objective.counts, torch.float32)
 
     def _configure_fit(
         self,
@@ -118,6 +118,13 @@ class BinCounter(L.LightningModule):
         if unfreezing.trained != "gradual":  # DDP wraps the model before the first epoch and must see all it will train
             unfreezing.require_gradients(self.backbone, epoch=0)
         self.train()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        for module in self.modules():
+            if isinstance(module, Metric):
+                module.set_dtype(torch.float32)  # sums of many photos, also where the weights have 16 bits
+        return self
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -140,7 +147,7 @@ class BinCounter(L.LightningModule):
 
     def features(self, image: Tensor) -> Tensor:
         """``float[B, 3, S, S]``, normalised -> what the head reads: ``float[B, D]``, or maps where that is spatial."""
-        image = image.contiguous(memory_format=self._memory_format)
+        image = image.to(self.dtype).contiguous(memory_format=self._memory_format)  # trainer.precision=bf16-true
         backbone: Any = self.backbone
         return backbone.maps(image) if self.objective.spatial else backbone(image)
 
@@ -150,19 +157,25 @@ class BinCounter(L.LightningModule):
 
     def probabilities(self, image: Tensor) -> Tensor:
         """``float[B, 3, S, S]``, normalised -> distributions over the support, ``float32[B, K]``."""
-        return self._read(self(image))
+        return self._read(self(image))["probabilities"]
 
-    def _read(self, outputs: Tensor) -> Tensor:
+    def _read(self, outputs: Tensor) -> dict[str, Tensor]:
+        """Return ``probabilities`` and ``log_probabilities``, ``float32[B, K]``."""
         with torch.autocast(outputs.device.type, enabled=False):  # bfloat16 has too few digits for probabilities
-            return self.objective.probabilities(outputs.float())
+            wide = outputs.to(_wide(outputs))
+            return {
+                "probabilities": self.objective.probabilities(wide).float(),
+                "log_probabilities": self.objective.log_probabilities(wide).float(),
+            }
 
     def _losses(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """Return the loss per photo before class weights, ``float32[B]``."""
+        """Return the loss per photo, times its class weight, ``float32[B]``."""
         with torch.autocast(outputs.device.type, enabled=False):
-            return self.objective.loss(outputs.float(), target)
+            target = target.to(_wide(outputs))
+            return self.objective.loss(outputs.to(target.dtype), target) * (target @ self.class_weights.to(target))
 
     def losses(self, outputs: Tensor, count: Tensor) -> Tensor:
-        """Losses of the photos whose count is known, before class weights.
+        """Losses of the photos whose count is known, with the class weights of training.
 
         Args:
             outputs: ``float[B, out_features]``.
@@ -177,17 +190,23 @@ class BinCounter(L.LightningModule):
         """``int[B]`` -> one-hot rows ``float32[B, K]``; padding gives a row of zeros."""
         return (count[:, None] == self.objective.support).float()
 
+    def setup(self, stage: str) -> None:
+        """Give each process sums of its own: spawned ones are handed the same memory."""
+        self.val_metrics.reset()
+        self.val_loss.reset()
+
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Mean loss of a batch."""
         target = batch["target"] if "target" in batch else self._labels(batch["count"])
-        loss = (self._losses(self._outputs(batch), target) * (target @ self.class_weights)).mean()
+        loss = self._losses(self._outputs(batch), target).mean()
         self.log("train/loss", loss, prog_bar=True, logger=False)  # for display; TrainingLog writes what is kept
         return loss
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Add a batch to the validation metrics."""
         outputs = self._outputs(batch)
-        self.val_metrics.update(self._read(outputs), batch["count"])
+        read = self._read(outputs)
+        self.val_metrics.update(read["probabilities"], batch["count"], log_probabilities=read["log_probabilities"])
         self.val_loss.update(self.losses(outputs, batch["count"]))
         self.log_dict(self.val_metrics, on_step=False, on_epoch=True, batch_size=len(batch["count"]))
         self.log("val/loss", self.val_loss, on_step=False, on_epoch=True, batch_size=len(batch["count"]))
@@ -202,8 +221,8 @@ class BinCounter(L.LightningModule):
             raise UserError("The validation loss is not finite any more; lower model.optimizer.lr.")
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """``{"id": list[str], "count": int[B] where the batch has it, "probabilities": float32[B, K]}``."""
-        return {"id": batch["id"], "count": batch.get("count"), "probabilities": self._read(self._outputs(batch))}
+        """``{"id": list[str], "count": int[B] where the batch has it}`` with what :meth:`_read` returns."""
+        return {"id": batch["id"], "count": batch.get("count"), **self._read(self._outputs(batch))}
 
     def train(self, mode: bool = True) -> Self:
         """Set the training mode; what is frozen stays in evaluation mode."""
@@ -259,6 +278,11 @@ class BinCounter(L.LightningModule):
         """Store what is needed to build the model again."""
         if self.description is not None:
             checkpoint["bincounter"] = self.description
+
+
+def _wide(outputs: Tensor) -> torch.dtype:
+    """Precision of losses and probabilities: single, or double with ``trainer.precision=64-true``."""
+    return torch.promote_types(outputs.dtype, torch.float32)
 
 
 def _balanced(train_counts: Mapping[int, int], counts: Iterable[int]) -> Tensor:

@@ -63,7 +63,8 @@ class Objective(nn.Module, ABC):
         self.support = torch.tensor(self.counts, dtype=torch.float32)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self.support = fn(self.support)
+        # Its values stay single precision: bfloat16 has no 257.
+        self.support = self.support.to(fn(self.support).device)
         return super()._apply(fn, recurse)
 
     def head(self, in_features: int, *, layers: int = 0, width: int = 512, dropout: float = 0.0) -> nn.Module:
@@ -85,6 +86,13 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def probabilities(self, outputs: Tensor) -> Tensor:
         """Distributions over the support, ``float32[B, K]`` with rows that sum to 1."""
+
+    def log_probabilities(self, outputs: Tensor) -> Tensor:
+        """Natural logarithms of :meth:`probabilities`, ``float32[B, K]``, which the cross entropy is computed from.
+
+        Override it where the logarithm is known: a probability below 1e-38 is 0 in single precision.
+        """
+        return clamped_log(self.probabilities(outputs))
 
 
 class Classification(Objective):
@@ -112,6 +120,10 @@ class Classification(Objective):
     def probabilities(self, outputs: Tensor) -> Tensor:
         """Softmax of ``outputs``."""
         return outputs.softmax(1)
+
+    def log_probabilities(self, outputs: Tensor) -> Tensor:
+        """Log-softmax of ``outputs``."""
+        return outputs.log_softmax(1)
 
 
 class NeighbourSoftened(Objective):
@@ -146,6 +158,10 @@ class NeighbourSoftened(Objective):
         """Softmax of ``outputs``."""
         return outputs.softmax(1)
 
+    def log_probabilities(self, outputs: Tensor) -> Tensor:
+        """Log-softmax of ``outputs``."""
+        return outputs.log_softmax(1)
+
 
 class Corn(Objective):
     """Conditional ordinal regression: output ``k`` is the logit of ``P(count > c_k | count > c_{k-1})``.
@@ -169,10 +185,14 @@ class Corn(Objective):
 
     def probabilities(self, outputs: Tensor) -> Tensor:
         """Products of conditionals: all tasks before a count passed, its own not."""
+        return self.log_probabilities(outputs).exp()
+
+    def log_probabilities(self, outputs: Tensor) -> Tensor:
+        """Sums of the conditionals' logarithms."""
         nothing = outputs.new_zeros(len(outputs), 1)
         passed = torch.cat([nothing, F.logsigmoid(outputs).cumsum(1)], 1)
         stopped = torch.cat([F.logsigmoid(-outputs), nothing], 1)
-        return (passed + stopped).exp()
+        return passed + stopped
 
 
 def head(
@@ -194,3 +214,8 @@ def head(
     if layers == 0 and dropout > 0:
         modules.append(nn.Dropout(dropout))
     return nn.Sequential(*modules, nn.Linear(in_features, out_features))
+
+
+def clamped_log(probabilities: Tensor) -> Tensor:
+    """Natural logarithm with one floor, that of single precision, so that an impossible label costs 87.3 nats."""
+    return probabilities.clamp(min=torch.finfo(torch.float32).tiny).log()

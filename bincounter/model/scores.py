@@ -1,12 +1,14 @@
 """The numbers that score a counter: metrics that add up over batches and devices, and one side of ``metrics.json``."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
+
+from bincounter.model.objectives import clamped_log
 
 INTERVALS = ("accuracy", "rmse", "mae", "within_one")
 _PADDING = -1
@@ -16,9 +18,10 @@ _BINS = 15
 class CountMetrics(MetricCollection):
     """Accuracy, RMSE, MAE, within-one accuracy, macro F1, expected calibration error and cross entropy.
 
-    Updated with ``(probabilities float[B, K], counts int[B])``. Rows whose count is -1 are padding and ignored, so that
-    a sampler that pads does not bias the scores. Accuracy, RMSE, MAE and within-one are of the most likely count;
-    fractions are 0-1, cross entropy is in nats. ``.clone(prefix="val/")`` gives one side's own.
+    Updated with ``(probabilities float[B, K], counts int[B], log_probabilities=float[B, K])``; without the logarithms
+    the cross entropy is that of :func:`~bincounter.model.objectives.clamped_log`. Rows whose count is -1 are padding
+    and ignored, so that a sampler that pads does not bias the scores. Accuracy, RMSE, MAE and within-one are of the
+    most likely count; fractions are 0-1, cross entropy is in nats. ``.clone(prefix="val/")`` gives one side's own.
 
     Args:
         counts: the support, ascending.
@@ -29,13 +32,13 @@ class CountMetrics(MetricCollection):
         # Without compute groups: torchmetrics would join two metrics whose states happen to agree on the first batch.
         super().__init__(
             {
-                "accuracy": _PhotoMean(counts, dtype, lambda error, _: (error == 0).float()),
-                "rmse": _RootMeanSquare(counts, dtype, lambda error, _: error.square().float()),
-                "mae": _PhotoMean(counts, dtype, lambda error, _: error.abs().float()),
-                "within_one": _PhotoMean(counts, dtype, lambda error, _: (error.abs() <= 1).float()),
+                "accuracy": _Accuracy(counts, dtype),
+                "rmse": _RootMeanSquare(counts, dtype),
+                "mae": _PhotoMean(counts, dtype),
+                "within_one": _WithinOne(counts, dtype),
                 "macro_f1": MacroF1(counts, dtype),
                 "ece": CalibrationError(counts, dtype),
-                "cross_entropy": _PhotoMean(counts, dtype, lambda _, likelihood: -clamped_log(likelihood)),
+                "cross_entropy": CrossEntropy(counts, dtype),
             },
             compute_groups=False,
         )
@@ -63,31 +66,67 @@ class _CountMetric(Metric):
 
 
 class _PhotoMean(_CountMetric):
-    """Mean over photos of ``value(error int[V], likelihood of the label float[V])``."""
+    """Mean over photos of :meth:`value` of the error, ``int[V]``; the mean absolute error unless overridden."""
 
     total: Tensor
     photos: Tensor
 
-    def __init__(self, counts: Sequence[int], dtype: torch.dtype, value: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def __init__(self, counts: Sequence[int], dtype: torch.dtype) -> None:
         super().__init__(counts)
-        self.value = value
         self.add_state("total", torch.tensor(0.0, dtype=dtype), dist_reduce_fx="sum")
         self.add_state("photos", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, probabilities: Tensor, counts: Tensor) -> None:
-        probabilities, label, predicted = self.valid(probabilities, counts)
+        _, label, predicted = self.valid(probabilities, counts)
         support = self.support(label)
-        error = support[predicted] - support[label]
-        self.total += self.value(error, probabilities.gather(1, label[:, None]).squeeze(1)).sum()
-        self.photos += len(label)
+        self.add(self.value(support[predicted] - support[label]))
+
+    def value(self, error: Tensor) -> Tensor:
+        return error.abs()
+
+    def add(self, values: Tensor) -> None:
+        self.total += values.sum()
+        self.photos += len(values)
 
     def compute(self) -> Tensor:
         return self.total / self.photos
 
 
+class _Accuracy(_PhotoMean):
+    def value(self, error: Tensor) -> Tensor:
+        return error == 0
+
+
+class _WithinOne(_PhotoMean):
+    def value(self, error: Tensor) -> Tensor:
+        return error.abs() <= 1
+
+
 class _RootMeanSquare(_PhotoMean):
+    def value(self, error: Tensor) -> Tensor:
+        return error.square()
+
     def compute(self) -> Tensor:
         return super().compute().sqrt()
+
+
+class CrossEntropy(_PhotoMean):
+    """Mean over photos of the label's negative log-probability, in nats."""
+
+    def update(self, probabilities: Tensor, counts: Tensor, log_probabilities: Tensor | None = None) -> None:
+        """Add a batch: ``float[B, K]``, ``int[B]`` and, where they are known, the logarithms ``float[B, K]``."""
+        logarithms, label, _ = self.valid(
+            clamped_log(probabilities) if log_probabilities is None else log_probabilities, counts
+        )
+        self.add(negative_log_likelihood(logarithms, label))
+
+
+class MeanLoss(_PhotoMean):
+    """Mean of a loss over photos; NaN as soon as one is, which shows a divergence."""
+
+    def update(self, losses: Tensor) -> None:  # type: ignore[override]
+        """Add the losses of a batch, ``float[V]``."""
+        self.add(losses)
 
 
 class MacroF1(_CountMetric):
@@ -137,8 +176,10 @@ class CalibrationError(_CountMetric):
     def update(self, probabilities: Tensor, counts: Tensor) -> None:
         """Add a batch: ``float[B, K]`` and ``int[B]``."""
         probabilities, label, predicted = self.valid(probabilities, counts)
-        confidence = probabilities.amax(1).to(self.confidence)
-        bins = (confidence * _BINS).ceil().long().sub(1).clamp(0, _BINS - 1)  # Guo et al.: ((m - 1) / 15, m / 15]
+        highest = probabilities.amax(1)
+        # In single precision, whatever that of the sums: a confidence of 0.2 is on the edge of two bins.
+        bins = (highest.float() * _BINS).ceil().long().sub(1).clamp(0, _BINS - 1)  # Guo et al.: ((m - 1) / 15, m / 15]
+        confidence = highest.to(self.confidence)
         self.photos.index_add_(0, bins, torch.ones_like(confidence))
         self.confidence.index_add_(0, bins, confidence)
         self.correct.index_add_(0, bins, (predicted == label).to(confidence))
@@ -148,8 +189,22 @@ class CalibrationError(_CountMetric):
         return (self.correct - self.confidence).abs().sum() / self.photos.sum()
 
 
+def negative_log_likelihood(log_probabilities: Tensor, label: Tensor) -> Tensor:
+    """Cross entropy of each photo in nats, ``float[B]``.
+
+    Args:
+        log_probabilities: ``float[B, K]``.
+        label: positions in the support, ``int[B]``.
+    """
+    return -log_probabilities.gather(1, label[:, None]).squeeze(1)
+
+
 def score(
-    probabilities: Tensor, counts: Tensor | Sequence[int], support: Sequence[int], train_counts: Mapping[int, int]
+    probabilities: Tensor,
+    counts: Tensor | Sequence[int],
+    support: Sequence[int],
+    train_counts: Mapping[int, int],
+    log_probabilities: Tensor | None = None,
 ) -> dict[str, Any]:
     """Score predictions: the values of one side of ``metrics.json``.
 
@@ -158,6 +213,7 @@ def score(
         counts: ``int[N]``, labels, all in the support.
         support: the ``K`` counts, ascending.
         train_counts: photos per count in training, on which the baselines are fitted; may be empty.
+        log_probabilities: ``float[N, K]``; those of the probabilities unless given.
 
     Returns:
         The scores of :class:`CountMetrics`; ``n``; the baselines ``majority_accuracy`` (always predicting the most
@@ -170,17 +226,20 @@ def score(
     """
     # Double precision on the CPU: sums over half a million photos, and the same digits on every device.
     probabilities = torch.as_tensor(probabilities).detach().to("cpu", torch.float64)
+    if log_probabilities is None:
+        log_probabilities = clamped_log(probabilities)
+    logarithms = log_probabilities.detach().to("cpu", torch.float64)
     labels = torch.as_tensor(counts).detach().to("cpu", torch.int64)
     _check(probabilities, labels, support)
     metrics = CountMetrics(support, torch.float64)
-    metrics.update(probabilities, labels)
+    metrics.update(probabilities, labels, log_probabilities=logarithms)
     errors = torch.tensor(list(support))[probabilities.argmax(1)] - labels
     return {
         **{name: value.item() for name, value in metrics.compute().items()},
         "n": len(labels),
         **_baselines(labels.double(), train_counts),
         "intervals": _intervals(errors.numpy()),
-        "per_count": [_per_count(probabilities, labels, support, count, train_counts) for count in support],
+        "per_count": [_per_count(probabilities, logarithms, labels, support, count, train_counts) for count in support],
         "confusion": _state(metrics["macro_f1"], "confusion").tolist(),
         "counts": [int(count) for count in support],
         "reliability": _reliability(metrics["ece"]),
@@ -227,12 +286,17 @@ def _intervals(errors: np.ndarray, resamples: int = 1000, seed: int = 0) -> dict
 
 
 def _per_count(
-    probabilities: Tensor, labels: Tensor, support: Sequence[int], count: int, train_counts: Mapping[int, int]
+    probabilities: Tensor,
+    logarithms: Tensor,
+    labels: Tensor,
+    support: Sequence[int],
+    count: int,
+    train_counts: Mapping[int, int],
 ) -> dict[str, int | float | None]:
     chosen = labels == count
     row: dict[str, int | float | None] = {"count": int(count), "n": int(chosen.sum())}
     metrics = CountMetrics(support, torch.float64)
-    metrics.update(probabilities[chosen], labels[chosen])
+    metrics.update(probabilities[chosen], labels[chosen], log_probabilities=logarithms[chosen])
     for name in ("accuracy", "rmse", "cross_entropy"):
         row[name] = metrics[name].compute().item() if row["n"] else None  # JSON has no NaN
     row["train_n"] = int(train_counts.get(count, 0))
@@ -252,8 +316,3 @@ def _state(metric: Metric, name: str) -> Tensor:
     state = metric.metric_state[name]
     assert isinstance(state, Tensor)
     return state
-
-
-def clamped_log(likelihood: Tensor) -> Tensor:
-    """Natural logarithm that stays finite at 0, so that one certain but wrong prediction costs a finite loss."""
-    return likelihood.clamp(min=torch.finfo(likelihood.dtype).tiny).log()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from bincounter.errors import UserError
-from bincounter.files import atomic_write, write_text
+from bincounter.files import atomic_write, write_json
 
 DATA, TRANSFER, AUGMENTATION = "data", "transfer", "augmentation"
 FORWARD, BACKWARD, OPTIMIZER = "forward", "backward", "optimizer"
@@ -245,7 +245,7 @@ class ProfileRecord:
         _write(folder / "steps.csv", columns, [row.written() for row in self.rows])
         samples = [asdict(sample) for sample in self.usage]
         _write(folder / "usage.csv", ["session", "at_s", *_MEASURED], samples)
-        write_text(folder / "sessions.json", json.dumps([asdict(session) for session in self.sessions], indent=1))
+        write_json(folder / "sessions.json", [asdict(session) for session in self.sessions], indent=1)
 
 
 def read_record(folder: Path) -> ProfileRecord | None:
@@ -266,7 +266,7 @@ def read_record(folder: Path) -> ProfileRecord | None:
         sessions = [Session(**each) for each in json.loads((folder / "sessions.json").read_text(encoding="utf-8"))]
         rows = [Row.read(each) for each in _read(folder / "steps.csv")]
         return ProfileRecord(sessions, rows, [Usage.read(each) for each in _read(folder / "usage.csv")])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, csv.Error) as error:
         raise UserError(f"{folder} is corrupt ({type(error).__name__}): delete it to continue without") from error
 
 

@@ -29,6 +29,7 @@ SCORES = {
 
 _PLACES = ("paths", "hydra", "ckpt_path", "logger")  # where a run is stored or resumed from, which changes no score
 _UNSET = "(not set)"
+_MARK = " †"  # of runs whose scores have a caveat
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class Comparison:
         gains: for each run, accuracy minus that of the first on the same photos, and its 95 % interval (paired
             bootstrap): ``(difference, low, high)``; ``None`` for the first, and if the photos differ ``[R]``.
         remarks: sentences on what limits the comparison.
+        caveats: sentences on what limits each run's scores ``[R]``.
     """
 
     names: tuple[str, ...]
@@ -51,6 +53,7 @@ class Comparison:
     scores: tuple[Mapping[str, Any], ...]
     gains: tuple[tuple[float, float, float] | None, ...]
     remarks: tuple[str, ...]
+    caveats: tuple[tuple[str, ...], ...]
 
     def best(self, score: str) -> int | None:
         """Index of the run with the best value of a score; ``None`` if no run is ahead."""
@@ -84,6 +87,7 @@ def compare(runs: Sequence[Path]) -> Comparison:
         scores=tuple(run.metrics[side] for run in read),
         gains=(None, *(_gain(scored[0], other) for other in scored[1:])),
         remarks=_remarks(read, scored, side),
+        caveats=tuple(tuple(run.caveats) for run in read),
     )
 
 
@@ -99,7 +103,9 @@ def format_comparison(comparison: Comparison) -> RenderableType:
         Text(f"\nScores on {where} photos, 95 % intervals below, * best", style="bold"),
         _scores_table(comparison),
     ]
-    parts += [Padding(Text(f"Note: {remark}"), (1, 0, 0, 0)) for remark in comparison.remarks]
+    limits = zip(comparison.names, comparison.caveats, strict=True)
+    remarks = [*comparison.remarks, *(f"{name}{_MARK} {caveat}" for name, each in limits for caveat in each)]
+    parts += [Padding(Text(f"Note: {remark}"), (1, 0, 0, 0)) for remark in remarks]
     return Group(*parts)
 
 
@@ -182,8 +188,8 @@ def _settings_table(comparison: Comparison) -> Table:
 def _scores_table(comparison: Comparison) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     table.add_column("")
-    for name in comparison.names:
-        table.add_column(Text(name), justify="right", overflow="fold")
+    for name, caveats in zip(comparison.names, comparison.caveats, strict=True):
+        table.add_column(Text(name + _MARK if caveats else name), justify="right", overflow="fold")
     table.add_row("photos", *(whole(scores.get("n")) for scores in comparison.scores))
     for score, (name, write, _) in SCORES.items():
         best = comparison.best(score)

@@ -55,8 +55,9 @@ def write_report(
     content: dict[str, object] = {
         "title": _name(results),
         "kicker": f"bincounter run report · {_name(results)}",
-        "headline": _headline(scores, side),
+        "headline": _headline(results, scores, side),
         "lead": _lead(results, scores, side),
+        "caveats": results.caveats,
         "footer": _footer(results),
         "side": LABELS[side].lower(),
         "cards": _cards(results, scores),
@@ -199,12 +200,14 @@ def _splits(run: RunResults) -> dict[str, Any] | None:
     return {"rows": rows, "totals": [sum(photos.values()) for photos in by_split.values()]}
 
 
-def _headline(scores: Mapping[str, Any], side: str) -> str:
+def _headline(run: RunResults, scores: Mapping[str, Any], side: str) -> str:
     """Return the headline with the accuracy on ``side`` (``val`` or ``test``)."""
     if not scores:
         return "This run has not been scored"
-    unseen = {"test": "test bins", "val": "validation bins"}[side]
-    return f"{percent(scores['accuracy'])} of {whole(scores['n'])} {unseen} counted right"
+    bins = {"test": "test bins", "val": "validation bins"}[side]
+    seen = run.seen.get(side)
+    known = f", {'all' if seen == scores['n'] else whole(seen)} of them seen in training" if seen else ""
+    return f"{percent(scores['accuracy'])} of {whole(scores['n'])} {bins} counted right{known}"
 
 
 def _lead(run: RunResults, scores: Mapping[str, Any], side: str) -> str:

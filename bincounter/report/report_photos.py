@@ -19,6 +19,7 @@ from torch import nn
 
 from bincounter.data.photos import read_photos
 from bincounter.errors import BinCounterError
+from bincounter.model.objectives import clamped_log
 from bincounter.training.results import SPLIT_OF_SIDE, RunResults
 
 if TYPE_CHECKING:
@@ -193,7 +194,7 @@ class _LogProbability(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         probabilities = self.model.probabilities(image).float()  # type: ignore[operator]
-        return probabilities.clamp_min(torch.finfo(torch.float32).tiny).log()
+        return clamped_log(probabilities)
 
 
 def grad_cam(model: nn.Module, images: torch.Tensor) -> np.ndarray:

@@ -30,6 +30,7 @@ from bincounter.model import counter
 from bincounter.model.counter import BinCounter
 from bincounter.parallel import map_ordered
 from bincounter.progress import track
+from bincounter.training.checkpoint import read_checkpoint
 from bincounter.training.scoring import fabric_for
 
 log = logging.getLogger(__name__)
@@ -181,7 +182,7 @@ def _leaves_backbone_alone(callback: str) -> bool:
 
 
 def _restore_backbone(model: BinCounter, checkpoint: str) -> None:
-    stored = torch.load(checkpoint, weights_only=True, mmap=True)
+    stored = read_checkpoint(checkpoint, "state_dict")
     # With averaged weights (EMA), whose frozen part differs by rounding, the trained ones are stored apart.
     state = stored.get("current_model_state", stored["state_dict"])
     kept = {name.removeprefix("backbone."): value for name, value in state.items() if name.startswith("backbone.")}

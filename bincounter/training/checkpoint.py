@@ -17,6 +17,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
 from bincounter.data.datamodule import batch_progress
+from bincounter.errors import UserError
 from bincounter.files import atomic_write, link
 
 
@@ -37,8 +38,48 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Callable | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read ``path``, always with ``weights_only=True``."""
-        return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        """Read ``path``, always with ``weights_only=True``.
+
+        Raises:
+            UserError: it is not a whole checkpoint of a run.
+        """
+        # Spawned processes hand their weights back in a file of another kind.
+        keys = _RESTORED if Path(path).name in ("best.ckpt", "last.ckpt") else ()
+        return read_checkpoint(path, *keys, map_location=map_location or "cpu", mmap=False)
+
+
+# What Lightning restores without a check of its own.
+_RESTORED = {"state_dict": dict, "loops": dict, "callbacks": dict, "optimizer_states": list, "lr_schedulers": list}
+
+
+def read_checkpoint(path: str | Path, *keys: str, mmap: bool = True, map_location: Any = "cpu") -> dict[str, Any]:
+    """Read the checkpoint of a run to resume, with ``weights_only=True``.
+
+    Args:
+        path: of the file.
+        keys: entries that are needed.
+        mmap: read tensors from the file when they are used.
+        map_location: of the tensors.
+
+    Raises:
+        UserError: it is truncated, or another program's.
+    """
+    try:
+        content = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+        whole = all(isinstance(content[key], _RESTORED.get(key, object)) for key in keys)
+    except MemoryError:
+        raise
+    except Exception as error:  # torch raises almost anything on a broken file
+        raise _broken(path) from error
+    if not whole:
+        raise _broken(path)
+    return content
+
+
+def _broken(path: str | Path) -> UserError:
+    best = Path(path).with_name("best.ckpt")
+    spare = f"delete it to resume from {best}" if best.exists() and best != Path(path) else "restore it from a copy"
+    return UserError(f"{path} is truncated or not the checkpoint of a run: {spare}, or start a new run")
 
 
 class StopRequested(Exception):
@@ -64,6 +105,11 @@ class RunCheckpoint(Checkpoint):
         max_time: the fit ends with :class:`MaxTimeReached` and a checkpoint at the first step after it. Lightning's
             timer ends the epoch early instead, and a resumed run would skip the rest of it.
         model_dir: folder that each new ``best.ckpt`` is also copied to, see :func:`export_model`.
+
+    Attributes:
+        best, best_epoch: the best value so far, and its epoch.
+        started: whether training has begun, with all state restored.
+        ended_by: a sentence on the rule that ended the fit early, for the report.
     """
 
     # Under DDP it waits for the other processes after each step; saving is an action of its own.
@@ -86,6 +132,8 @@ class RunCheckpoint(Checkpoint):
         self._sigterm = False
         self._error: Exception | None = None
         self._trainer: L.Trainer | None = None
+        self.started = False
+        self.ended_by: str | None = None
         self.best: float | None = None
         self.best_epoch: int | None = None
 
@@ -116,6 +164,7 @@ class RunCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Replace the SIGTERM handler: Lightning's ends the fit at the next batch without saving."""
+        self.started = True
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._request_stop)  # Lightning restores the former handler after the fit
         self._hand_over(trainer)  # a resumed run may have a new, empty model_dir
@@ -212,11 +261,21 @@ def find_resume_checkpoint(folder: Path) -> Path | None:
     return best if best.exists() else None
 
 
+def best_value(checkpoint: Path) -> float | None:
+    """Return the best value of the monitored metric up to a checkpoint, also where spawned processes have trained."""
+    return _own_state(checkpoint)["best"]
+
+
 def _best_epoch(checkpoint: Path) -> int | None:
-    if not checkpoint.exists():
-        return None
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    return state["callbacks"][RunCheckpoint.__qualname__]["best_epoch"]
+    return _own_state(checkpoint)["best_epoch"] if checkpoint.exists() else None
+
+
+def _own_state(checkpoint: Path) -> dict[str, Any]:
+    """Return the state of :class:`RunCheckpoint` in a checkpoint."""
+    state = read_checkpoint(checkpoint, "callbacks")["callbacks"].get(RunCheckpoint.__qualname__)
+    if not isinstance(state, dict) or not state.keys() >= {"best", "best_epoch"}:
+        raise _broken(checkpoint)
+    return state
 
 
 def optimizer_steps_after(trainer: L.Trainer) -> bool:

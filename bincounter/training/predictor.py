@@ -1,6 +1,7 @@
 """Predicted counts of unlabelled photos: one photo, a folder, or a bucket."""
 
 import csv
+import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -91,7 +92,12 @@ class Predictor:
             images = self._normalize(self._fabric.to_device(torch.stack(photos)))
             rows = iter(self._model.probabilities(images).tolist())
         for path, photo in zip(paths, read, strict=True):
-            yield photo if isinstance(photo, Prediction) else Prediction(path, tuple(next(rows)))
+            if isinstance(photo, Prediction):
+                yield photo
+            else:
+                row = tuple(next(rows))
+                finite = all(map(math.isfinite, row))
+                yield Prediction(path, row) if finite else Prediction(path, reason="the model returns NaN for it")
 
 
 def list_photos(source: str, data_dir: Path) -> list[Path]:

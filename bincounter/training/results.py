@@ -4,26 +4,22 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
 
+from bincounter.config.checks import METRICS
 from bincounter.errors import UserError
-from bincounter.files import atomic_write, write_text
+from bincounter.files import Parsed, atomic_write, check_mapping, read_file, write_json
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-Parsed = TypeVar("Parsed")
+    pass
 
 SPLIT_OF_SIDE = {"val": "validation", "test": "test", "train": "train"}
 """Names of the splits in ``metrics.json``, and in ``split.csv`` and ``predictions.csv``."""
-
-_NONE = (None, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +48,8 @@ class Predictions:
 
     def rows(self, indices: np.ndarray) -> "Predictions":
         """Keep the rows at ``indices``, in that order."""
-        return Predictions(
-            ids=self.ids[indices],
-            splits=self.splits[indices],
-            counts=self.counts[indices],
-            predicted=self.predicted[indices],
-            probabilities=self.probabilities[indices],
-            support=self.support,
-        )
+        columns = "ids", "splits", "counts", "predicted", "probabilities"
+        return replace(self, **{name: getattr(self, name)[indices] for name in columns})
 
     def probability_of_truth(self) -> np.ndarray:
         """Probability given to the true count, float ``[N]``; 0 where the support lacks it."""
@@ -100,6 +90,8 @@ class RunResults:
         overrides: lines of ``overrides.txt``.
         provenance: ``provenance.json``.
         metrics: ``metrics.json``: scores by ``val``, ``test`` and ``train``.
+        seen: photos of each side that the model was trained on, also of ``metrics.json``.
+        caveats: sentences on what limits the scores, likewise.
         predictions: ``predictions.csv``, or ``None``.
         per_count: ``per_count.csv``: ``{(count, split): row}``; empty in runs of older versions.
         split: ``split.csv``: ``{id: (count, split)}``.
@@ -112,6 +104,8 @@ class RunResults:
     overrides: list[str]
     provenance: Mapping[str, Any]
     metrics: Mapping[str, Mapping[str, Any]]
+    seen: Mapping[str, int]
+    caveats: list[str]
     predictions: Predictions | None
     per_count: Mapping[tuple[int, str], CountRow]
     split: Mapping[str, tuple[int, str]]
@@ -134,18 +128,25 @@ def read_results(path: Path) -> RunResults:
     Raises:
         UserError: it is not a run's folder, or one of its files is corrupt.
     """
-    if not (path / "config.yaml").is_file():
+    config = _read(path / "config.yaml", _config)
+    if config is None:
         raise UserError(f"{path} is not a run's folder (it has no config.yaml): name the folder that train.py printed")
-    return _results(path, _read(path / "config.yaml", yaml.safe_load) or {})
+    return _results(path, config)
 
 
 def _results(path: Path, config: Mapping[str, Any]) -> RunResults:
+    provenance = _read(path / "provenance.json", lambda file: check_mapping(json.load(file))) or {}
+    metrics = _read(path / "metrics.json", _metrics) or {}
+    seen = provenance.get("photos_seen_in_training")  # all that older versions stored
+    before = [f"The model was trained on {seen} of these photos: their scores are too good."] if seen else []
     return RunResults(
         path=path,
         config=config,
         overrides=_read(path / "overrides.txt", lambda file: file.read().splitlines()) or [],
-        provenance=_read(path / "provenance.json", json.load) or {},
-        metrics=_read(path / "metrics.json", json.load) or {},
+        provenance=provenance,
+        metrics={side: scores for side, scores in metrics.items() if side in SPLIT_OF_SIDE},
+        seen=metrics.get("seen_in_training", {}),
+        caveats=[str(caveat) for caveat in metrics.get("caveats", before)],
         predictions=_read(path / "predictions.csv", _predictions),
         per_count=_read(path / "per_count.csv", _per_count) or {},
         split=_read(path / "split.csv", _split) or {},
@@ -156,13 +157,33 @@ def _results(path: Path, config: Mapping[str, Any]) -> RunResults:
 
 def _read(path: Path, parse: Callable[[IO[str]], Parsed]) -> Parsed | None:
     """Parse a file of a run; ``None`` where it is missing."""
-    if not path.is_file():
-        return None
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            return parse(file)
-    except (ValueError, KeyError, TypeError, csv.Error, yaml.YAMLError) as error:
-        raise UserError(f"{path} is corrupt ({type(error).__name__}): restore it or score the run again") from error
+    return read_file(path, parse, "restore it, or score the run's checkpoint again")
+
+
+def _config(file: IO[str]) -> dict[str, Any]:
+    config = check_mapping(yaml.safe_load(file))
+    groups = [config.get(group) or {} for group in ("model", "data", "trainer", "paths", "profiler")]
+    for node in (*groups, groups[0].get("backbone") or {}):
+        check_mapping(node)
+    return config
+
+
+def _metrics(file: IO[str]) -> dict[str, Any]:
+    """Read scores; numbers may be missing, but are numbers."""
+    metrics = check_mapping(json.load(file))
+    for side in metrics.keys() & SPLIT_OF_SIDE:
+        scores = check_mapping(metrics[side])
+        int(scores["n"])
+        for name in (*METRICS, "majority_accuracy", "mean_rmse"):
+            float(scores.get(name) or 0)
+        for low, high in check_mapping(scores.get("intervals", {})).values():
+            float(low), float(high)
+        for row in (*scores.get("per_count", ()), *scores.get("reliability", ())):
+            sum(value or 0 for value in row.values())
+        for row in (*scores.get("confusion", ()), scores.get("counts", ())):
+            sum(row)
+    sum(check_mapping(metrics.get("seen_in_training", {})).values())
+    return metrics
 
 
 def _split(file: IO[str]) -> dict[str, tuple[int, str]]:
@@ -226,39 +247,16 @@ def _log(file: IO[str]) -> dict[str, list[tuple[float, float, float]]]:
     return series
 
 
-class ScoredPhotos:
-    """Predictions of a model, as they are written to ``predictions.csv``.
-
-    Attributes:
-        ids: of the photos ``[N]``.
-        labels: their counts, ``int64[N]``.
-        probabilities: ``float32[N, K]``.
-    """
-
-    def __init__(self, ids: list[str], labels: "Tensor", probabilities: "Tensor") -> None:
-        self.ids, self.labels, self.probabilities = ids, labels, probabilities
-
-    def rows(self, split: str, counts: Sequence[int]) -> Iterable[list[Any]]:
-        """Rows of ``predictions.csv``."""
-        support = self.probabilities.new_tensor(list(counts))
-        expected = (self.probabilities * support).sum(dim=1).tolist()
-        best = self.probabilities.argmax(dim=1).tolist()
-        for id_, label, k, mean, row in zip(
-            self.ids, self.labels.tolist(), best, expected, self.probabilities.tolist(), strict=True
-        ):
-            yield [id_, split, label, counts[k], f"{mean:.4f}", *(f"{p:.6g}" for p in row)]
-
-
-def write_predictions(run: Path, sides: Mapping[str, ScoredPhotos], counts: Sequence[int]) -> None:
+def write_predictions(run: Path, rows: Iterable[Sequence[Any]], counts: Sequence[int]) -> None:
     """Write ``predictions.csv``: a row for each scored photo.
 
     Args:
         run: the run's folder.
-        sides: predictions by split.
+        rows: the cells of each photo.
         counts: the support, ascending.
     """
     header = ["id", "split", "count", "predicted", "expected_count", *(f"p_{count}" for count in counts)]
-    _write_csv(run / "predictions.csv", header, chain.from_iterable(sides[s].rows(s, counts) for s in sides))
+    _write_csv(run / "predictions.csv", header, rows)
 
 
 def write_per_count(run: Path, rows: Mapping[tuple[int, str], CountRow]) -> None:
@@ -276,7 +274,12 @@ def write_per_count(run: Path, rows: Mapping[tuple[int, str], CountRow]) -> None
     scores = ("accuracy", "accuracy_low", "accuracy_high", "cross_entropy", "cross_entropy_low", "cross_entropy_high")
 
     def cells(row: CountRow) -> Iterable[str]:
-        numbers = (row.accuracy, *(row.accuracy_interval or _NONE), row.loss, *(row.loss_interval or _NONE))
+        numbers = (
+            row.accuracy,
+            *(row.accuracy_interval or (None, None)),
+            row.loss,
+            *(row.loss_interval or (None, None)),
+        )
         return ("" if number is None else f"{number:.6g}" for number in numbers)
 
     lines = (
@@ -287,8 +290,8 @@ def write_per_count(run: Path, rows: Mapping[tuple[int, str], CountRow]) -> None
 
 
 def write_metrics(run: Path, metrics: Mapping[str, Any]) -> None:
-    """Write ``metrics.json``: scores by ``val``, ``test`` and ``train``."""
-    write_text(run / "metrics.json", json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
+    """Write ``metrics.json``: scores by ``val``, ``test`` and ``train``, ``seen_in_training`` and ``caveats``."""
+    write_json(run / "metrics.json", metrics)
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -323,7 +326,7 @@ def find_run_of_checkpoint(checkpoint: Path) -> CheckpointOrigin:
         UserError: a file of the run is corrupt.
     """
     folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
-    config = _read(folder / "config.yaml", yaml.safe_load) or {}
+    config = _read(folder / "config.yaml", _config) or {}
     return CheckpointOrigin(
         checkpoint, _results(folder, config) if "task_name" in config else None
     )  # else another tool's file

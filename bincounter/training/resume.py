@@ -3,6 +3,8 @@
 It is imported before anything heavy, so that a wrong path is reported at once.
 """
 
+import json
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,9 +17,13 @@ from omegaconf import DictConfig, OmegaConf
 from bincounter.config.checks import RENAMED_TARGETS, renamed_targets
 from bincounter.config.overrides import drop_overrides
 from bincounter.config.quoting import override_of, shell_command
-from bincounter.errors import ConfigError
-from bincounter.files import expand_user, lock
+from bincounter.errors import ConfigError, UserError
+from bincounter.files import check_mapping, expand_user, lock, read_file
 from bincounter.redaction import MASK, mask_argument
+
+log = logging.getLogger(__name__)
+
+_RESTORE = "restore it, or start a new run"
 
 # Settings that do not change what a run computes. The photos themselves are compared, so that their place is free.
 FREE = (
@@ -101,15 +107,20 @@ def _run_of(checkpoint: Path, given: Mapping[str, Override]) -> Path:
 def _latest(log_dir: Path) -> Path:
     unfinished = [path.parent for path in log_dir.rglob("config.yaml") if _is_resumable(path.parent)]
     if not unfinished:
-        raise ConfigError(f"ckpt_path=latest: {log_dir} has no unfinished run; start one without ckpt_path")
+        raise ConfigError(
+            f"ckpt_path=latest: {log_dir} has no unfinished run (those with debug=... are not resumed so); start one "
+            "without ckpt_path"
+        )
     return max(unfinished, key=_progress)
 
 
 def _is_resumable(run: Path) -> bool:
     """Whether a folder holds an unfinished training run that no process is using.
 
-    A trial of a search is not: the search resumes it, or has pruned it.
+    A trial of a search is not: the search resumes it, or has pruned it. Neither is a debug run.
     """
+    if is_debug_run(run):
+        return False
     config = stored_config(run) or {}
     if (run / "metrics.json").exists() or not config.get("train") or config.get("hparams_search"):
         return False
@@ -128,18 +139,21 @@ def _progress(run: Path) -> tuple[bool, float]:
 
 def _stored(folder: Path, given: Mapping[str, Override]) -> list[str]:
     """Return the overrides that the run was started with, except those given now and those with a secret."""
-    path = folder / "overrides.txt"
-    if not path.exists():
-        return []
-    text = path.read_text(encoding="utf-8")
-    for before, now in RENAMED_TARGETS.items():
-        text = text.replace(before, now)
-    lines = [line for line in text.splitlines() if line and MASK not in line]
-    stored = OverridesParser.create().parse_overrides(lines)
+    stored = _overrides(folder)
     search = [
         o.key_or_group for o in stored if re.match(r"hparams_search\b", o.key_or_group)
     ]  # a trial is resumed by itself
     return _without(stored, "ckpt_path", "paths.output_dir", *search, *_of_others(stored, given), *given)
+
+
+def _overrides(run: Path) -> list[Override]:
+    return read_file(run / "overrides.txt", lambda file: _parse_overrides(file.read()), _RESTORE) or []
+
+
+def _parse_overrides(text: str) -> list[Override]:
+    for before, now in RENAMED_TARGETS.items():
+        text = text.replace(before, now)
+    return OverridesParser.create().parse_overrides([line for line in text.splitlines() if line and MASK not in line])
 
 
 def _of_others(stored: Sequence[Override], given: Mapping[str, Override]) -> list[str]:
@@ -195,8 +209,30 @@ def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def stored_config(run: Path) -> dict[str, Any] | None:
-    """Return the configuration in a run's folder; ``None`` if it is missing."""
-    path = run / "config.yaml"
-    if not path.exists():
-        return None
-    return renamed_targets(OmegaConf.to_container(OmegaConf.load(path)))
+    """Return the configuration in a run's folder; ``None`` if it is missing.
+
+    Raises:
+        UserError: it is corrupt.
+    """
+    return read_file(
+        run / "config.yaml",
+        lambda file: renamed_targets(check_mapping(OmegaConf.to_container(OmegaConf.load(file)) or None)),
+        _RESTORE,
+    )
+
+
+def is_debug_run(run: Path) -> bool:
+    """Whether a run was a quick look whose model nobody wants: ``debug=...``, a fast_dev_run, or overfitted batches.
+
+    A run whose files cannot be read is left out as well, with a warning.
+    """
+    try:
+        trainer = check_mapping((stored_config(run) or {}).get("trainer") or {})
+        origin = read_file(run / "provenance.json", lambda file: check_mapping(json.load(file)), _RESTORE) or {}
+        old = "debug" not in origin and any(
+            override.key_or_group == "debug" and override.value() for override in _overrides(run)
+        )
+    except (UserError, TypeError) as error:
+        log.warning("Left out: %s", error)
+        return True
+    return bool(origin.get("debug") or old or trainer.get("fast_dev_run") or trainer.get("overfit_batches"))

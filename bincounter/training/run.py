@@ -1,8 +1,6 @@
 """One run: claim a folder, prepare the data, fit or load a model, score it."""
 
 import logging
-import math
-import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,16 +18,39 @@ from bincounter.config.quoting import search_path, shell_command
 from bincounter.data.datamodule import BinDataModule
 from bincounter.data.records import QUARANTINE_FILE, SPLITS, write_quarantine
 from bincounter.data.splits import read_split, write_split
-from bincounter.errors import ConfigError, DataError, Interrupted, ResourceError, Stopped
-from bincounter.model.build import build_counter, checkpoint_metadata, load_counter
+from bincounter.errors import ConfigError, DataError, Interrupted, ResourceError, Stopped, UserError
+from bincounter.model.build import (
+    build_counter,
+    check_description,
+    check_image_size,
+    checkpoint_metadata,
+    load_counter,
+)
 from bincounter.model.counter import BinCounter
 from bincounter.redaction import mask_secrets
 from bincounter.training import resume
 from bincounter.training.cached_features import cached_features
-from bincounter.training.checkpoint import MaxTimeReached, StopRequested, export_model, find_resume_checkpoint
+from bincounter.training.caveats import list_caveats, log_overlap, training_overlap
+from bincounter.training.checkpoint import (
+    MaxTimeReached,
+    StopRequested,
+    best_value,
+    export_model,
+    find_resume_checkpoint,
+    read_checkpoint,
+)
 from bincounter.training.run_folder import RunFolder
 from bincounter.training.scoring import fabric_for, print_scores, score_run
-from bincounter.training.trainer import make_trainer, run_checkpoint, silence_lightning, translate_errors
+from bincounter.training.trainer import (
+    check_photos_per_process,
+    end_other_processes,
+    make_trainer,
+    resolve_precision,
+    run_checkpoint,
+    set_schedule_length,
+    silence_lightning,
+    translate_errors,
+)
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +105,8 @@ def _fit_and_score(
     first = trainer.is_global_zero  # not before: without a trainer, the first process of every machine has rank 0
     resume_from = _claim(cfg, plain, folder) if first else _resume_checkpoint(cfg, folder)
     if first and (resume_from is None or resume.stored_config(folder.path) is None):
-        folder.describe(plain, _overrides(), {"precision": trainer.precision})
+        debug = HydraConfig.get().runtime.choices.get("debug")  # such a run is never the latest one
+        folder.describe(plain, _overrides(), {"precision": trainer.precision, "debug": debug})
     data = data_module(cfg)
     if cfg.trainer.get("overfit_batches"):
         data.repeat_order()
@@ -95,9 +117,9 @@ def _fit_and_score(
             _check_same_photos(folder.path / "split.csv", data, resume_from)
         write_split(folder.path / "split.csv", data.records, data.assignment)
         write_quarantine(folder.path / QUARANTINE_FILE, data.manifest.refusals)
-    _check_photos_per_process(data, trainer.world_size)
+    check_photos_per_process(data, trainer.world_size)
     model = _model(plain, data)
-    _set_schedule_length(model, trainer, data)
+    set_schedule_length(model, trainer, data)
     log.info("%s", _summary(model))
     features = cached_features(plain, trainer, model, data, resume_from)
     _fit(trainer, model, data, resume_from, folder)
@@ -107,10 +129,11 @@ def _fit_and_score(
         return None
     checkpoint = run_checkpoint(trainer)
     best = checkpoint.best_path if checkpoint.best_path.exists() else checkpoint.last_path
-    loaded = load_counter(best, trusted=_own_targets(plain))
+    loaded = load_counter(best, trusted=_own_targets(plain), own=True)
     if features is not None and plain["test"] and len(data.side("test")):
         features.add(data.side("test"))
-    return _scored(plain, folder, data, loaded, checkpoint.best, callbacks)
+    caveats = [] if checkpoint.ended_by is None else [checkpoint.ended_by]
+    return _scored(plain, folder, data, loaded, best_value(best), callbacks, caveats)
 
 
 def _score_only(
@@ -118,7 +141,7 @@ def _score_only(
 ) -> RunOutcome:
     loaded = load_counter(cfg.ckpt_path, trusted=_own_targets(plain))
     folder.claim(fresh=True)
-    _follow_checkpoint(cfg, loaded[1])
+    caveats = _follow_checkpoint(cfg, loaded[1])
     plain = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     data = data_module(cfg)
     data.prepare()
@@ -126,9 +149,9 @@ def _score_only(
     write_quarantine(folder.path / QUARANTINE_FILE, data.manifest.refusals)
     if not len(data.side("validation")) and not (cfg.test and len(data.side("test"))):
         raise DataError("nothing to score: with data.split.fractions=[0,0,1] all photos are scored as test photos")
-    seen = _log_train_overlap(data, loaded[1])
+    seen = log_overlap(training_overlap(data, loaded[1], fitted=False))
     folder.describe(plain, _overrides(), {"checkpoint": str(cfg.ckpt_path), "photos_seen_in_training": seen})
-    return _scored(plain, folder, data, loaded, None, callbacks)
+    return _scored(plain, folder, data, loaded, None, callbacks, caveats)
 
 
 def _scored(
@@ -138,11 +161,24 @@ def _scored(
     loaded: tuple[BinCounter, dict[str, Any]],
     best: float | None,
     callbacks: Sequence[L.Callback],
+    caveats: Sequence[str],
 ) -> RunOutcome:
     model, description = loaded
     fabric = fabric_for(plain["trainer"], callbacks)
     sides = ["val", *(["test"] if plain["test"] else []), *(["train"] if plain["train"] else [])]
-    metrics = score_run(folder.path, model, data, fabric, sides=sides, train_counts=description["train_counts"])
+    overlaps = training_overlap(data, description, fitted=plain["train"])
+    overlaps = {side: overlap for side, overlap in overlaps.items() if side in sides}
+    metrics = score_run(
+        folder.path,
+        model,
+        data,
+        fabric,
+        precision=resolve_precision(plain["trainer"].get("precision"), plain["trainer"]["accelerator"]),
+        sides=sides,
+        train_counts=description["train_counts"],
+        seen={side: overlap.seen for side, overlap in overlaps.items()},
+        caveats=[*list_caveats(plain, data, overlaps), *caveats],
+    )
     print_scores(metrics)
     if plain["paths"]["model_dir"] is not None:
         export_model(folder.path, Path(plain["paths"]["model_dir"]))
@@ -192,7 +228,8 @@ def _check_same_photos(split: Path, data: BinDataModule, checkpoint: str) -> Non
     """Check that a run is resumed with the photos it began with; their place may differ."""
     if split.exists():
         _check_same_split(split, data)
-    description = torch.load(checkpoint, weights_only=True, mmap=True)["bincounter"]
+    description = read_checkpoint(checkpoint, "bincounter")["bincounter"]
+    check_description(description)
     now = dict(zip(_train_ids(data), _train_content(data).tolist(), strict=True))
     before = zip(description["train_ids"], description["train_content"].tolist(), strict=True)
     changed = [id_ for id_, content in before if now.get(id_) != content]
@@ -227,7 +264,7 @@ def _model(plain: dict[str, Any], data: BinDataModule) -> BinCounter:
     with torch.random.fork_rng():
         torch.manual_seed(plain["seed"])  # initial weights depend on the seed alone
         model = build_counter(plain["model"], plain["objective"], data.counts, train_counts)
-    _check_image_size(model, data.image_size)
+    check_image_size(model, data.image_size)
     model.description = checkpoint_metadata(
         mask_secrets(plain["model"]),
         plain["objective"],
@@ -238,36 +275,6 @@ def _model(plain: dict[str, Any], data: BinDataModule) -> BinCounter:
         train_content=_train_content(data),
     )
     return model
-
-
-def _check_image_size(model: BinCounter, image_size: int) -> None:
-    """Check now, not at the first batch, that the backbone accepts photos of this size."""
-    try:
-        with torch.no_grad():
-            model.eval()(torch.zeros(1, 3, image_size, image_size))
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"the backbone cannot take data.image_size={image_size} ({reason}): use a larger one"
-        ) from None
-    model.train()
-
-
-def _check_photos_per_process(data: BinDataModule, processes: int) -> None:
-    photos = len(data.side("training"))
-    if photos < processes:
-        raise DataError(f"{photos} training photos cannot be shared by {processes} processes: lower trainer.devices")
-
-
-def _set_schedule_length(model: BinCounter, trainer: L.Trainer, data: BinDataModule) -> None:
-    """Set the optimizer steps per epoch and in total; reading them from the trainer would break a resume."""
-    batches = max(len(data.side("training")) // (data.batch_size * trainer.world_size), 1)
-    limit = trainer.limit_train_batches
-    batches = min(limit, batches) if isinstance(limit, int) else max(int(limit * batches), 1)
-    model.steps_per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
-    epochs = trainer.max_epochs or 1
-    steps = model.steps_per_epoch * epochs
-    model.total_steps = steps if trainer.max_steps == -1 else min(trainer.max_steps, steps)
 
 
 def _summary(model: BinCounter) -> str:
@@ -291,16 +298,17 @@ def _fit(
         raise ResourceError(
             f"trainer.max_time is up at epoch {trainer.current_epoch + 1} of {trainer.max_epochs}; {resume_by}"
         ) from None
-    except Exception:
-        _end_other_processes(trainer)
-        raise
+    except Exception as error:
+        end_other_processes(trainer)
+        if resume_from is None or run_checkpoint(trainer).started or not isinstance(error, _UNFIT):
+            raise
+        raise UserError(
+            f"{resume_from} does not fit this run ({type(error).__name__}): restore it from a copy, or start a new run"
+        ) from error
 
 
-def _end_other_processes(trainer: L.Trainer) -> None:
-    """End the processes that this one started: they would wait for it in the next exchange, on a paid machine."""
-    kill = getattr(trainer.strategy.launcher, "kill", None)
-    if kill is not None:
-        kill(signal.SIGKILL)
+# Raised by Lightning where a checkpoint lacks something, or has it in another shape.
+_UNFIT = (LookupError, TypeError, ValueError, AttributeError, RuntimeError)
 
 
 def _overrides() -> list[str]:
@@ -313,35 +321,26 @@ def _own_targets(plain: Mapping[str, Any]) -> list[str]:
     return [target.rpartition(".")[0] for target in targets]
 
 
-def _follow_checkpoint(cfg: DictConfig, description: Mapping[str, Any]) -> None:
-    """Prepare photos as the checkpoint's were, unless the command line overrides it."""
+def _follow_checkpoint(cfg: DictConfig, description: Mapping[str, Any]) -> list[str]:
+    """Prepare photos as the checkpoint's were, unless the command line overrides it; return caveats."""
+    caveats = []
     given = {override.split("=")[0] for override in _overrides()}
     if "data.image_size" not in given:
         cfg.data.image_size = description["image_size"]
     elif cfg.data.image_size != description["image_size"]:
-        log.warning(
-            "The checkpoint was trained at data.image_size=%d, not %d.", description["image_size"], cfg.data.image_size
+        caveats.append(
+            f"The checkpoint was trained at data.image_size={description['image_size']}, not {cfg.data.image_size}."
         )
     known = description["counts"]
     unknown = sorted(set(cfg.data.counts or known) - set(known))
     if unknown:
-        log.warning("The checkpoint does not know count %s: its photos are excluded.", ", ".join(map(str, unknown)))
+        caveats.append(f"The checkpoint does not know count {', '.join(map(str, unknown))}: its photos are excluded.")
+    for caveat in caveats:
+        log.warning("%s", caveat)
     cfg.data.counts = [count for count in known if count in (cfg.data.counts or known)]
     # The stored and reported configuration is that of the scored model.
     with open_dict(cfg):
         cfg.objective = description["objective"]
         for key, value in description["model"].items():
             OmegaConf.update(cfg.model, key, value, merge=key != "backbone")
-
-
-def _log_train_overlap(data: BinDataModule, description: Mapping[str, Any]) -> int:
-    """Log and return how many of the photos to score the checkpoint was trained on, by bytes or by id."""
-    scored = np.concatenate([data.side("validation"), data.side("test")])
-    content = set(description["train_content"].tolist())
-    ids = set(description["train_ids"])
-    same_bytes = [int(data.manifest.content[i].view(np.int64)) in content for i in scored]
-    same_id = [data.manifest.records[i].id in ids for i in scored]
-    seen = sum(a or b for a, b in zip(same_bytes, same_id, strict=True))
-    detail = f" ({sum(same_bytes):,} by their bytes, {sum(same_id):,} by their id)" if seen else ""
-    log.info("The checkpoint was trained on %s of these %s photos%s.", f"{seen:,}", f"{len(scored):,}", detail)
-    return seen
+    return caveats

@@ -17,8 +17,9 @@ import yaml
 
 import bincounter
 from bincounter.errors import UserError
-from bincounter.files import lock, write_text
+from bincounter.files import lock, write_json, write_text
 from bincounter.redaction import mask_argument, mask_secrets
+from bincounter.training.resume import is_debug_run
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ class RunFolder:
         lines = [mask_argument(override) for override in overrides]
         write_text(self.path / "overrides.txt", "".join(f"{line}\n" for line in lines))
         origin = {**provenance(), **facts}
-        write_text(self.path / "provenance.json", json.dumps(origin, indent=2, ensure_ascii=False) + "\n")
+        write_json(self.path / "provenance.json", origin)
         write_text(self.path / "config.yaml", yaml.safe_dump(mask_secrets(config), sort_keys=False, allow_unicode=True))
 
 
@@ -144,7 +145,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def find_newest_checkpoint(log_dir: Path, *, named_by: str) -> Path:
-    """Find the ``best.ckpt`` written last, and log its path.
+    """Find the ``best.ckpt`` written last, and log its path; debug runs are left out.
 
     Args:
         log_dir: the folder of the runs, searched through.
@@ -153,8 +154,10 @@ def find_newest_checkpoint(log_dir: Path, *, named_by: str) -> Path:
     Raises:
         UserError: none was found.
     """
-    found = sorted(log_dir.glob("**/checkpoints/best.ckpt"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise UserError(f"{log_dir}/ has no checkpoint: train one first (make demo), or give its path with {named_by}")
-    log.info("Using %s", found[-1])
-    return found[-1]
+    newest_first = sorted(log_dir.glob("**/checkpoints/best.ckpt"), key=lambda path: path.stat().st_mtime, reverse=True)
+    found = next((path for path in newest_first if not is_debug_run(path.parents[1])), None)
+    if found is None:
+        kind = "checkpoint" if not newest_first else "checkpoint but those of debug runs"
+        raise UserError(f"{log_dir}/ has no {kind}: train one first (make demo), or give its path with {named_by}")
+    log.info("Using %s", found)
+    return found

@@ -1,8 +1,9 @@
 """Scoring of a run on one device: predictions, metrics, scores of each count."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,39 @@ from torch import Tensor
 
 from bincounter.data.datamodule import BinDataModule
 from bincounter.data.records import SPLITS
+from bincounter.errors import UserError
 from bincounter.model.counter import BinCounter
-from bincounter.model.scores import clamped_log, score
+from bincounter.model.objectives import clamped_log
+from bincounter.model.scores import negative_log_likelihood, score
 from bincounter.progress import track
-from bincounter.training.results import CountRow, ScoredPhotos, write_metrics, write_per_count, write_predictions
-from bincounter.training.trainer import resolve_precision
+from bincounter.training.results import CountRow, write_metrics, write_per_count, write_predictions
+from bincounter.training.trainer import TRUE_PRECISIONS, resolve_precision
 
 log = logging.getLogger(__name__)
+
+
+class ScoredPhotos:
+    """Predictions of a model, as they are written to ``predictions.csv``.
+
+    Attributes:
+        ids: of the photos ``[N]``.
+        labels: their counts, ``int64[N]``.
+        probabilities, log_probabilities: ``float32[N, K]``.
+    """
+
+    def __init__(self, ids: list[str], labels: Tensor, probabilities: Tensor, log_probabilities: Tensor) -> None:
+        self.ids, self.labels = ids, labels
+        self.probabilities, self.log_probabilities = probabilities, log_probabilities
+
+    def rows(self, split: str, counts: Sequence[int]) -> Iterable[list[Any]]:
+        """Rows of ``predictions.csv``."""
+        support = self.probabilities.new_tensor(list(counts))
+        expected = (self.probabilities * support).sum(dim=1).tolist()
+        best = self.probabilities.argmax(dim=1).tolist()
+        for id_, label, k, mean, row in zip(
+            self.ids, self.labels.tolist(), best, expected, self.probabilities.tolist(), strict=True
+        ):
+            yield [id_, split, label, counts[k], f"{mean:.4f}", *(f"{p:.6g}" for p in row)]
 
 
 FEWEST_FOR_LOSS = 5
@@ -30,13 +57,16 @@ _NORMAL = 1.959964  # quantile 0.975 of the standard normal distribution
 Interval = tuple[float, float]
 
 
-def score_each_count(probabilities: Tensor, labels: Tensor, support: Sequence[int]) -> dict[int, CountRow]:
+def score_each_count(
+    probabilities: Tensor, labels: Tensor, support: Sequence[int], log_probabilities: Tensor | None = None
+) -> dict[int, CountRow]:
     """Score the photos of each count.
 
     Args:
         probabilities: ``float[N, K]``, rows sum to 1.
         labels: ``int[N]``, all in the support; ``N`` may be 0.
         support: the ``K`` counts, ascending.
+        log_probabilities: ``float[N, K]``; those of the probabilities unless given.
 
     Returns:
         By count, for all of the support.
@@ -45,7 +75,8 @@ def score_each_count(probabilities: Tensor, labels: Tensor, support: Sequence[in
     probabilities, labels = probabilities.detach().to("cpu", torch.float64), labels.detach().to("cpu", torch.int64)
     counts = torch.tensor(list(support))
     right = (counts[probabilities.argmax(1)] == labels).double()
-    loss = -clamped_log(probabilities.gather(1, torch.searchsorted(counts, labels)[:, None]).squeeze(1))
+    logarithms = clamped_log(probabilities) if log_probabilities is None else log_probabilities
+    loss = negative_log_likelihood(logarithms.to("cpu", torch.float64), torch.searchsorted(counts, labels))
     return {int(count): _score(right[labels == count], loss[labels == count]) for count in support}
 
 
@@ -127,7 +158,11 @@ def per_count_rows(
     rows = {}
     for split in SPLITS:
         scored = predicted.get(split)
-        by_count = {} if scored is None else score_each_count(scored.probabilities, scored.labels, counts)
+        by_count = (
+            {}
+            if scored is None
+            else score_each_count(scored.probabilities, scored.labels, counts, scored.log_probabilities)
+        )
         for count in counts:
             known = photos[split].get(count, 0) if photos[split] else None
             rows[count, split] = replace(by_count.get(count, CountRow(scored=0)), photos=known)
@@ -162,20 +197,32 @@ def predict(model: BinCounter, data: BinDataModule, positions: np.ndarray, fabri
         positions: ``int64[N]``, N > 0.
         fabric: gives device and precision.
         side: ``val``, ``test`` or ``train``.
+
+    Raises:
+        UserError: the model's output for a photo is not finite.
     """
     loader = data.scoring_loader(positions)
     ids: list[str] = []
-    labels, probabilities = [], []
+    labels, probabilities, logarithms = [], [], []
     fabric.call("on_scoring_start", model, side)
     for batch in track(loader, f"Scoring {SIDES.get(side, 'a training sample')}", len(loader)):
         moved = data.on_after_batch_transfer(fabric.to_device(batch), 0)
         fabric.call("on_scoring_batch_start", model, side)
         with fabric.autocast():
-            probabilities.append(model.predict_step(moved, 0)["probabilities"].float().cpu())
+            answers = model.predict_step(moved, 0)
         fabric.call("on_scoring_batch_end", model, side, moved["count"])
+        probabilities.append(answers["probabilities"].cpu())
+        logarithms.append(answers["log_probabilities"].cpu())
         labels.append(batch["count"].cpu())
         ids += batch["id"]
-    return ScoredPhotos(ids, torch.cat(labels), torch.cat(probabilities))
+    scored = ScoredPhotos(ids, torch.cat(labels), torch.cat(probabilities), torch.cat(logarithms))
+    broken = (~scored.log_probabilities.isfinite().all(1)).nonzero().flatten().tolist()
+    if broken:
+        raise UserError(
+            f"The model returns NaN for {len(broken):,} of {len(ids):,} photos, {ids[broken[0]]} first: score another "
+            "checkpoint, or this one with trainer.precision=32-true"
+        )
+    return scored
 
 
 def score_run(
@@ -184,8 +231,11 @@ def score_run(
     data: BinDataModule,
     fabric: L.Fabric,
     *,
+    precision: str,
     sides: list[str],
     train_counts: Mapping[int, int],
+    seen: Mapping[str, int],
+    caveats: Sequence[str],
 ) -> dict[str, Any]:
     """Score a model and write ``metrics.json``, ``predictions.csv`` and ``per_count.csv``.
 
@@ -194,13 +244,17 @@ def score_run(
         model: in evaluation mode.
         data: prepared, with a support that the model knows.
         fabric: gives device and precision.
+        precision: Lightning's name of it.
         sides: which of ``val``, ``test`` and ``train`` to score; ``train`` is a sample.
         train_counts: photos per count that the model was trained on, for the baselines.
+        seen: number of photos that the model was trained on, by side.
+        caveats: sentences on what limits the scores, which are stored with them.
 
     Returns:
         The content of ``metrics.json``.
     """
-    model = fabric.to_device(model).eval()  # type: ignore[assignment]
+    # The weights in the precision that they were validated in.
+    model = fabric.to_device(model).to(TRUE_PRECISIONS.get(precision, torch.float32)).eval()  # type: ignore[assignment]
     metrics: dict[str, Any] = {}
     predicted: dict[str, ScoredPhotos] = {}
     for side in sides:
@@ -208,11 +262,20 @@ def score_run(
         if not len(positions):
             continue
         answers = predicted[SIDES.get(side, side)] = predict(model, data, positions, fabric, side)
-        metrics[side] = score(answers.probabilities[fair], answers.labels[fair], model.counts, train_counts)
+        metrics[side] = score(
+            answers.probabilities[fair],
+            answers.labels[fair],
+            model.counts,
+            train_counts,
+            answers.log_probabilities[fair],
+        )
     fabric.call("on_scoring_end")
+    model.float()
     photos = {"train": train_counts, **{name: data.count_of(data.side(name)) for name in SIDES.values()}}
     write_per_count(folder, per_count_rows(photos, predicted, model.counts))
-    write_predictions(folder, {split: predicted[split] for split in SIDES.values() if split in predicted}, model.counts)
+    rows = (predicted[split].rows(split, model.counts) for split in SIDES.values() if split in predicted)
+    write_predictions(folder, chain.from_iterable(rows), model.counts)
+    metrics |= {"seen_in_training": dict(seen), "caveats": list(caveats)}
     write_metrics(folder, metrics)  # last: a run with metrics is a finished one
     return metrics
 
@@ -226,7 +289,7 @@ def _positions(data: BinDataModule, side: str) -> tuple[np.ndarray, Tensor]:
 
 
 def print_scores(metrics: Mapping[str, Any]) -> None:
-    """Print the headline scores with their intervals and the baselines beside them."""
+    """Print the headline scores with their intervals and the baselines beside them, then the caveats."""
     from rich.console import Console
     from rich.table import Table
 
@@ -242,6 +305,8 @@ def print_scores(metrics: Mapping[str, Any]) -> None:
     table.add_row("majority baseline, accuracy", *(_or_dash(scores["majority_accuracy"]) for scores in scored))
     table.add_row("mean baseline, rmse", *(_or_dash(scores["mean_rmse"]) for scores in scored))
     Console().print(table)
+    for caveat in metrics["caveats"]:
+        Console(highlight=False, markup=False, soft_wrap=True).print(f"Note: {caveat}")
 
 
 def _with_interval(scores: Mapping[str, Any], name: str) -> str:

@@ -2,6 +2,8 @@
 
 import errno
 import logging
+import math
+import signal
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,12 +17,16 @@ from hydra.utils import instantiate
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
-from bincounter.config.checks import metric_mode
+from bincounter.config.checks import SHORT_PRECISIONS, metric_mode
 from bincounter.config.quoting import shell_command
+from bincounter.data.datamodule import BinDataModule
 from bincounter.errors import BinCounterError, ConfigError, DataError, ResourceError
-from bincounter.training.checkpoint import AtomicCheckpointIO, RunCheckpoint, StatelessRandomness
+from bincounter.model.counter import BinCounter
+from bincounter.training.checkpoint import AtomicCheckpointIO, RunCheckpoint, StatelessRandomness, read_checkpoint
 from bincounter.training.logs import TrainingLog
 from bincounter.training.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
 
 
 def make_trainer(
@@ -46,6 +52,7 @@ def make_trainer(
     )
     callbacks = [instantiate(node) for node in (cfg.callbacks or {}).values() if node]
     options["precision"] = resolve_precision(options.get("precision"), options["accelerator"])
+    _warn_of_emulated_bf16(options["precision"], options["accelerator"])
     if options.get("sync_batchnorm") == "auto":  # for GPUs only
         options["sync_batchnorm"] = options["accelerator"] != "cpu" and torch.cuda.is_available()
     plugins = [instantiate(node) for node in options.pop("plugins", None) or []]
@@ -80,7 +87,7 @@ def _loggers(cfg: DictConfig, resume_from: str | None) -> list[Any]:
         resumed: dict[str, Any] = {}
         if resume_from is not None and node["_target_"].endswith("TensorBoardLogger"):
             # Later points are of the lost part of the run.
-            resumed["purge_step"] = torch.load(resume_from, weights_only=True, mmap=True)["global_step"]
+            resumed["purge_step"] = read_checkpoint(resume_from, "global_step")["global_step"]
         loggers.append(instantiate(node, **resumed))
     return loggers
 
@@ -98,8 +105,41 @@ def run_checkpoint(trainer: L.Trainer) -> RunCheckpoint:
     return next(c for c in trainer.callbacks if isinstance(c, RunCheckpoint))  # type: ignore[attr-defined]
 
 
-def resolve_precision(precision: str | None, accelerator: str) -> str:
-    """Choose the precision for ``auto``; anything else is passed through.
+def check_photos_per_process(data: BinDataModule, processes: int) -> None:
+    """Check that each process of DDP has a training photo.
+
+    Raises:
+        DataError: there are more processes than photos.
+    """
+    photos = len(data.side("training"))
+    if photos < processes:
+        raise DataError(f"{photos} training photos cannot be shared by {processes} processes: lower trainer.devices")
+
+
+def set_schedule_length(model: BinCounter, trainer: L.Trainer, data: BinDataModule) -> None:
+    """Set the optimizer steps per epoch and in total; reading them from the trainer would break a resume."""
+    batches = max(len(data.side("training")) // (data.batch_size * trainer.world_size), 1)
+    limit = trainer.limit_train_batches
+    batches = min(limit, batches) if isinstance(limit, int) else max(int(limit * batches), 1)
+    model.steps_per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
+    epochs = trainer.max_epochs or 1
+    steps = model.steps_per_epoch * epochs
+    model.total_steps = steps if trainer.max_steps == -1 else min(trainer.max_steps, steps)
+
+
+def end_other_processes(trainer: L.Trainer) -> None:
+    """End the processes that this one started: they would wait for it in the next exchange, on a paid machine."""
+    kill = getattr(trainer.strategy.launcher, "kill", None)
+    if kill is not None:
+        kill(signal.SIGKILL)
+
+
+TRUE_PRECISIONS = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
+"""Precisions in which the weights themselves are kept."""
+
+
+def resolve_precision(precision: str | int | None, accelerator: str) -> str:
+    """Choose the precision for ``auto``; short names such as ``bf16`` and ``64`` become Lightning's long ones.
 
     Measured on a CPU with AVX512-BF16: ResNet50 trains twice as fast in bf16-mixed; without such instructions slower.
 
@@ -108,11 +148,20 @@ def resolve_precision(precision: str | None, accelerator: str) -> str:
         accelerator: a value of Lightning's ``accelerator``.
     """
     if precision != "auto":
-        return precision or "32-true"
+        return SHORT_PRECISIONS.get(str(precision or 32), str(precision))
     if accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available():
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
-    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.backends.mps.is_available())
-    return "bf16-mixed" if on_cpu and _cpu_multiplies_bf16() else "32-true"
+    return "bf16-mixed" if _on_cpu(accelerator) and _cpu_multiplies_bf16() else "32-true"
+
+
+def _on_cpu(accelerator: str) -> bool:
+    elsewhere = torch.cuda.is_available() or torch.backends.mps.is_available()
+    return accelerator == "cpu" or (accelerator == "auto" and not elsewhere)
+
+
+def _warn_of_emulated_bf16(precision: str, accelerator: str) -> None:
+    if precision.startswith(("bf16", "16")) and _on_cpu(accelerator) and not _cpu_multiplies_bf16():
+        log.warning("This CPU emulates 16-bit numbers: trainer.precision=%s is slower than 32-true here.", precision)
 
 
 def _cpu_multiplies_bf16() -> bool:

@@ -11,13 +11,14 @@ from torch.utils.data import DataLoader
 
 from bincounter.errors import ConfigError, UserError
 from bincounter.model.backbones import cnn
-from bincounter.model.build import build_counter, checkpoint_metadata, load_counter
+from bincounter.model.build import build_counter, checkpoint_metadata, load_counter, without_pretrained
 from bincounter.model.counter import BinCounter
 from bincounter.model.objectives import Objective
 
 COUNTS = [0, 1, 2, 3]
 CONF = Path(__file__).resolve().parents[2] / "conf"
 Config = dict[str, Any]
+OWN, CLASSIFICATION = "bincounter.model.backbones", "bincounter.model.objectives.Classification"
 SHOP_BACKBONES = """
 from torch import nn
 
@@ -167,6 +168,68 @@ def test_a_checkpoint_that_does_not_fit_itself_is_refused(saved: Path, tmp_path:
     torch.save({**checkpoint, "bincounter": {**checkpoint["bincounter"], "version": 99}}, tmp_path / "broken.ckpt")
     with pytest.raises(UserError, match="version 99"):
         load_counter(tmp_path / "broken.ckpt")
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(number: float, saved: Path, model_cfg: Config) -> None:
+    checkpoint = torch.load(saved, weights_only=True)
+    checkpoint["state_dict"]["head.0.weight"][0, 0] = number
+    torch.save(checkpoint, saved)
+    with pytest.raises(UserError, match=r"best\.ckpt .*1 of \d+ tensors, such as head\.0\.weight.*earlier checkpoint"):
+        load_counter(saved)
+    checkpoint["state_dict"]["backbone.blocks.0.0.weight"][0] = number
+    torch.save(checkpoint, saved)
+    with pytest.raises(ConfigError, match="holds NaN or infinite numbers"):
+        build_counter({**model_cfg, "weights": str(saved)}, {"_target_": CLASSIFICATION}, COUNTS)
+
+
+@pytest.mark.parametrize("size", ["224", 0, 8, 10**9, True, 64.5, None])
+def test_a_wrong_image_size_is_blamed_on_the_checkpoint(size: object, saved: Path) -> None:
+    checkpoint = torch.load(saved, weights_only=True)
+    checkpoint["bincounter"]["image_size"] = size
+    torch.save(checkpoint, saved)
+    with pytest.raises(UserError, match=r"best\.ckpt .* image_size is "):
+        load_counter(saved)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "answer"),
+    [
+        ({"width": 10**6}, "does not hold what its model needs"),  # before it takes memory
+        ({"blocks": 10**6}, "does not hold what its model needs"),
+        ({"_target_": f"{OWN}.load_weights", "backbone": None, "weights": "/etc/passwd"}, "not part of bincounter"),
+        ({"_target_": f"{OWN}._torchvision_state", "name": "DEFAULT"}, "not part of bincounter"),
+        ({"_target_": f"{OWN}.resnet", "_args_": ["resnet18", "IMAGENET1K_V1"]}, "positional arguments"),
+        ({"_target_": "shop.tiny", "url": "https://host/x.pth"}, "names a file or an address, 'https://host/x.pth'"),
+        ({"_target_": "shop.tiny", "options": {"path": "/etc/passwd"}}, "names a file or an address, '/etc/passwd'"),
+        ({"_target_": "shop.tiny", "model_name": "hf_hub:someone/net"}, "names a file or an address"),
+        ({"_target_": "shop.tiny", "names": ["x.safetensors"]}, "names a file or an address"),
+    ],
+)
+def test_a_checkpoint_reads_no_other_file_and_no_address(
+    backbone: Config,
+    answer: str,
+    saved: Path,
+    model_cfg: Config,
+    objective_cfg: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "shop.py").write_text("def tiny(**options):\n    raise SystemExit(options)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    counter = load_counter(saved)[0]
+    model_cfg["backbone"] = {**model_cfg["backbone"], **backbone} if len(backbone) == 1 else backbone
+    with pytest.raises(UserError, match=answer):
+        load_counter(save(saved, counter, model_cfg, objective_cfg), trusted=["shop"])
+
+
+def test_nested_initial_weights_are_not_loaded(saved: Path, model_cfg: Config) -> None:
+    nested = {"_target_": "shop.tiny", "inner": {"_target_": "timm.create_model", "pretrained": True, "weights": "X"}}
+    assert without_pretrained({**model_cfg, "backbone": nested})["backbone"]["inner"] == {
+        "_target_": "timm.create_model",
+        "pretrained": False,
+        "weights": None,
+    }
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader
 from bincounter.errors import ConfigError, UserError
 from bincounter.model.build import build_counter
 from bincounter.model.counter import BinCounter
+from bincounter.model.scores import score
 
 COUNTS = [0, 1, 2, 3]
 Build = Callable[..., BinCounter]
@@ -68,6 +70,44 @@ def test_validation_metrics_are_of_the_whole_epoch_and_ignore_padding(build: Bui
     fit.validate(counter, DataLoader(padded, batch_size=None), verbose=False)  # type: ignore[arg-type]
     assert {name: value.item() for name, value in fit.callback_metrics.items()} == pytest.approx(whole, abs=1e-6)
     assert whole["val/loss"] == pytest.approx(whole["val/cross_entropy"], abs=1e-5)
+
+
+@pytest.mark.parametrize("objective", ["Classification", "Corn"])
+def test_a_diverged_model_has_one_cross_entropy(objective: str, build: Build, loader: DataLoader) -> None:
+    counter = build(objective=objective).eval()
+    with torch.no_grad():
+        counter.head[-1].weight *= 1e4  # type: ignore[index]
+    fit = trainer()
+    fit.validate(counter, loader, verbose=False)
+    answers = [counter.predict_step(batch, 0) for batch in loader]
+    columns = {name: torch.cat([each[name] for each in answers]) for name in answers[0] if name != "id"}
+    stored = score(columns["probabilities"], columns["count"], COUNTS, {}, columns["log_probabilities"])
+    assert stored["cross_entropy"] > 200  # far below the least float32
+    assert fit.callback_metrics["val/cross_entropy"].item() == pytest.approx(stored["cross_entropy"], rel=1e-5)
+    assert fit.callback_metrics["val/loss"].item() == pytest.approx(stored["cross_entropy"], rel=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_scores_are_exact_where_the_weights_have_another_precision(
+    precision: Any, build: Build, loader: DataLoader
+) -> None:
+    counter = build()
+    fit = trainer(precision=precision)
+    fit.fit(counter, loader, loader)
+    photos = sum(len(batch["count"]) for batch in loader)
+    right = fit.callback_metrics["val/accuracy"].item() * photos
+    assert counter.dtype == {"bf16-true": torch.bfloat16, "64-true": torch.float64}[precision]
+    assert right == pytest.approx(round(right), abs=1e-4)
+    assert fit.callback_metrics["val/loss"].item() == pytest.approx(fit.callback_metrics["val/cross_entropy"].item())
+
+
+def test_training_and_validation_loss_are_weighted_alike(build: Build, loader: DataLoader) -> None:
+    counter = build(class_weights="balanced", train_counts={0: 9, 1: 1, 2: 1, 3: 1}).eval()
+    photos = [len(batch["count"]) for batch in loader]
+    training = [counter.training_step(batch, 0).item() for batch in loader]
+    fit = trainer()
+    fit.validate(counter, loader, verbose=False)
+    assert fit.callback_metrics["val/loss"].item() == pytest.approx(np.average(training, weights=photos), rel=1e-5)
 
 
 @pytest.mark.parametrize("objective", ["Classification", "Corn"])

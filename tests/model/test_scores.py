@@ -1,4 +1,5 @@
 import json
+import pickle
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from torchmetrics.functional import calibration_error, f1_score
 
 from bincounter.model.scores import CountMetrics, score
@@ -98,9 +100,31 @@ def test_intervals_agree_with_resampling_photo_by_photo() -> None:
     assert score(probabilities, counts, SUPPORT, {})["intervals"] == intervals
 
 
-def test_impossible_labels_cost_a_finite_cross_entropy() -> None:
-    result = score(torch.eye(4)[:1], [5], SUPPORT, {})
-    assert 80 < result["cross_entropy"] < 1000
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_logged_and_stored_scores_have_one_definition(dtype: torch.dtype) -> None:
+    """Certain but wrong predictions, whose probabilities underflow, and confidences on the edge of two bins."""
+    outputs = torch.tensor([[900.0, 0, -80, -400], [0, 0, 0, 0], [30, 0, 0, 0]])
+    counts, label = torch.tensor([5, 2, 0]), torch.tensor([3, 2, 0])
+    probabilities, logarithms = outputs.softmax(1), outputs.log_softmax(1)
+    metrics = pickle.loads(pickle.dumps(CountMetrics(SUPPORT, dtype)))  # as for ddp_spawn
+    metrics.update(probabilities, counts, log_probabilities=logarithms)
+    logged = {name: value.item() for name, value in metrics.compute().items()}
+    stored = score(probabilities, counts, SUPPORT, {}, logarithms)
+    assert logged == pytest.approx({name: stored[name] for name in FLAT})
+    assert logged["cross_entropy"] == pytest.approx(cross_entropy(outputs, label).item())
+    fifths = torch.full((1, 5), 0.2)
+    edge = CountMetrics(range(5), dtype)
+    edge.update(fifths, torch.tensor([0]))
+    assert edge["ece"].metric_state["photos"].argmax() == 2  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_impossible_labels_cost_the_same_finite_cross_entropy(dtype: torch.dtype) -> None:
+    metrics = CountMetrics(SUPPORT, dtype)
+    metrics.update(torch.eye(4, dtype=dtype)[:1], torch.tensor([5]))
+    assert metrics.compute()["cross_entropy"].item() == pytest.approx(87.3365, abs=1e-4)
+    result = score(torch.eye(4, dtype=dtype)[:1], [5], SUPPORT, {})
+    assert result["cross_entropy"] == pytest.approx(87.3365, abs=1e-4)
     assert result["majority_accuracy"] is None and result["mean_rmse"] is None
 
 

@@ -19,8 +19,8 @@ from bincounter.model.scores import score
 from bincounter.profiler.profile_facts import read_profile
 from bincounter.report.report import write_report
 from bincounter.report.report_photos import select_photos
-from bincounter.training.results import ScoredPhotos, read_results, write_per_count
-from bincounter.training.scoring import per_count_rows
+from bincounter.training.results import read_results, write_per_count
+from bincounter.training.scoring import ScoredPhotos, per_count_rows
 
 SUPPORT = (1, 2, 3, 4, 5)
 SHARES = (0.11, 0.22, 0.27, 0.23, 0.17)
@@ -78,7 +78,9 @@ def make_run(
     (path / "metrics.json").write_text(json.dumps(metrics))
     sides = {split: splits == split for split in ("train", "validation", "test")}
     answered = {
-        split: ScoredPhotos(ids, torch.tensor(counts[side]), torch.tensor(probabilities[side]))
+        split: ScoredPhotos(
+            ids, torch.tensor(counts[side]), torch.tensor(probabilities[side]), torch.tensor(probabilities[side]).log()
+        )
         for split, side in sides.items()
     }
     by_count = {split: Counter(counts[side].tolist()) for split, side in sides.items()}

@@ -84,7 +84,13 @@ def test_a_run_leaves_what_the_contract_says_and_can_be_scored_predicted_and_com
     assert f"trained on {trained_on} of these 160 photos" in done.stderr
     assert json.loads((again / "provenance.json").read_text())["photos_seen_in_training"] == trained_on
     scored = json.loads((again / "metrics.json").read_text())
-    assert set(scored) == {"test"}
+    assert set(scored) == {"test", "seen_in_training", "caveats"}
+    assert scored["seen_in_training"] == {"test": trained_on}
+    caveat = f"The model was trained on {trained_on} of the 160 test photos"
+    assert any(caveat in each for each in scored["caveats"])
+    page = (again / "report.html").read_text(encoding="utf-8")
+    assert f"of 160 test bins counted right, {trained_on} of them seen in training" in page and caveat in page
+    assert caveat in done.stdout
     assert scored["test"]["n"] == 160
 
     # Predictions of the command agree with those of the run.
@@ -96,6 +102,8 @@ def test_a_run_leaves_what_the_contract_says_and_can_be_scored_predicted_and_com
 
     done = run("-m", "bincounter", "compare", str(trained), str(again))
     assert "accuracy" in done.stdout.lower()
+    assert "again †" in done.stdout and caveat in " ".join(done.stdout.split())
+    assert metrics["caveats"] == []
 
 
 def test_a_folder_with_broken_inputs_is_trained_on_and_nothing_vanishes(

@@ -72,6 +72,8 @@ class ServedModel(nn.Module):
             model = cls(described)
             weights = torch.load(folder / "weights.pt", map_location="cpu", weights_only=True)
             model.load_state_dict(weights)
+            if not all(weight.isfinite().all() for weight in weights.values()):
+                raise ValueError("its weights hold NaN or infinite numbers")
         except ModuleNotFoundError as error:
             raise ArchiveError(
                 f"The model of {folder} needs {error.name}, which is not installed; install it."

@@ -100,9 +100,13 @@ def _scores(run: RunResults | None, checkpoint: str) -> Iterator[str]:
         for name, title in _SCORES.items()
         for baseline, what in [_BASELINES.get(name, ("", ""))]
     ]
+    seen = run.seen.get(side) or 0
+    learnt = f"{seen:,} of which it was trained on" if seen else "which it did not learn from"
     chosen = ", but by which the best checkpoint was chosen" if side == "val" else ""
+    caveats = "".join(f"- {caveat}\n" for caveat in run.caveats)
     yield (
-        f"## Scores\n\nOn {scores['n']:,} {SPLIT_OF_SIDE[side]} photos, which it did not learn from{chosen}.{whose}\n\n"
+        f"## Scores\n\nOn {scores['n']:,} {SPLIT_OF_SIDE[side]} photos, {learnt}{chosen}.{whose}\n\n"
+        + (f"{caveats}\n" if caveats else "")
         + _table(["Score", "Model", "Baseline"], rows)
     )
     if per_count := scores.get("per_count"):
