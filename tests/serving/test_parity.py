@@ -4,11 +4,19 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import yaml
+from bins import square_bins
 from served_runs import checkpoint_alone
 
+from bincounter.data.demo.layout import render
+from bincounter.data.layouts import Folders
+from bincounter.data.scan import scan
+from bincounter.data.shards.packing import pack_files
 from bincounter.errors import DataError, UserError
 from bincounter.serving.packing.archive import Package, PackageSettings, package
 from bincounter.serving.packing.parity import check_parity, parity_photos
@@ -107,6 +115,44 @@ def test_photos_are_those_the_run_did_not_learn_from_and_odd_ones(photos: dict[s
     lines = (served_run / "split.csv").read_text().splitlines()
     unseen = {line.split(",")[0] for line in lines if not line.endswith(",train")}
     assert {"/".join(Path(name).parts[-2:]) for name in names} <= unseen
+
+
+@pytest.mark.parametrize("kind", ["rendered", "shards", "upper-case suffixes", "home"])
+def test_photos_of_the_run_are_found_in_every_kind_of_source(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All of them: four validation photos, and nothing is rendered for the comparison."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    data: dict[str, Any] = {"source": str(tmp_path / "bins"), "layout": {"_target_": "bincounter.data.layouts.Folders"}}
+    ids = [path.relative_to(tmp_path / "bins") for path in sorted(square_bins(tmp_path / "bins", 8).rglob("*.png"))]
+    if kind == "rendered":
+        render(tmp_path / "data/demo-8-32-5", photos=8, size=32, seed=5)
+        ids = [path.relative_to(tmp_path / "data/demo-8-32-5") for path in (tmp_path / "data").rglob("*.jpg")]
+        target = "bincounter.data.demo.layout.DemoBins"
+        data = {"source": None, "layout": {"_target_": target, "photos": 8, "size": 32, "seed": 5}}
+    elif kind == "shards":
+        manifest = scan(tmp_path / "bins", Folders(), tmp_path / "cache", image_size=None, workers=2)
+        list(pack_files(manifest, np.arange(8), None, tmp_path / "packed"))
+        data["source"] = str(tmp_path / "packed")
+    elif kind == "upper-case suffixes":
+        (tmp_path / "bins/bin-images").mkdir()
+        for id_ in ids:
+            (tmp_path / "bins" / id_).rename(tmp_path / f"bins/bin-images/{id_.stem}.PNG")
+        ids = [Path(id_.stem) for id_ in ids]
+    else:
+        data["source"] = "~/bins"
+    run = tmp_path / "run"
+    run.mkdir()
+    config = {"task_name": "bins", "data": data, "paths": {"data_dir": str(tmp_path / "data")}}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    sides = ["train", "validation"] * 4
+    rows = [f"{id_},0,{number},{side}\n" for number, (id_, side) in enumerate(zip(ids, sides, strict=True))]
+    (run / "split.csv").write_text("id,count,group,split\n" + "".join(rows))
+    caplog.set_level("INFO")
+    chosen = parity_photos(find_run_of_checkpoint(run / "best.ckpt"), 4, source=None, data_dir=tmp_path)
+    assert len(chosen) == 4 + len(ODD)
+    assert not [name for name in chosen if name.startswith("demo bin")]
+    assert "Comparing answers on 4 photos of the run and 0 rendered ones." in caplog.text
 
 
 def test_where_the_runs_own_photos_are_few_others_are_rendered(checkpoint: Path, tmp_path: Path) -> None:

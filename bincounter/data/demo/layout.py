@@ -44,8 +44,11 @@ class DemoBins:
 
     def make(self, data_dir: Path) -> Path:
         """Render the photos, unless they exist; returns their folder."""
-        folder = data_dir / f"demo-{self.photos}-{self.size}-{self.seed}"
-        return render(folder, photos=self.photos, size=self.size, seed=self.seed)
+        return render(self.folder(data_dir), photos=self.photos, size=self.size, seed=self.seed)
+
+    def folder(self, data_dir: Path) -> Path:
+        """Folder of the photos, rendered or not."""
+        return data_dir / f"demo-{self.photos}-{self.size}-{self.seed}"
 
     def walk(self, root: Path) -> Iterator[InputFile]:
         """As :class:`Folders`."""

@@ -23,12 +23,18 @@ from PIL import Image
 from torch import Tensor
 
 from bincounter.data.demo import scene
+from bincounter.data.demo.layout import DemoBins
 from bincounter.data.layouts.abid import PHOTOS
 from bincounter.data.layouts.base import PHOTO_SUFFIXES
 from bincounter.data.photo_bounds import PhotoError
+from bincounter.data.photos import read_photos
 from bincounter.data.preprocessing import Normalize, decode
+from bincounter.data.records import PhotoFile
 from bincounter.data.s3.address import is_remote, parse_address
-from bincounter.errors import ResourceError, UserError
+from bincounter.data.s3.mirror import local_folder
+from bincounter.data.shards.index import INDEX_FILE, Shards, is_index
+from bincounter.data.source import expand_folder
+from bincounter.errors import DataError, ResourceError, UserError
 from bincounter.model.build import load_counter
 from bincounter.serving.packing.tarball import unpack
 from bincounter.training.predictor import list_photos
@@ -242,43 +248,56 @@ def parity_photos(origin: CheckpointOrigin, number: int, *, source: str | None, 
         DataError: ``source`` does not exist or has no photos.
     """
     if source is not None:
-        paths = list_photos(source, data_dir)
+        files = [PhotoFile(path) for path in list_photos(source, data_dir)]
         log.info("Comparing answers on photos of %s.", source)
     else:
-        paths = _own_photos(origin.run)
-        own = min(len(paths), number)
-        log.info("Comparing answers on %d photos of the run and %d rendered ones.", own, number - own)
-    chosen = {str(path): path.read_bytes() for path in _spread(paths, number)}
+        files = _own_photos(origin.run)
+        if not files:
+            log.info("Comparing answers on %d rendered photos: those of the run are not on this machine.", number)
+        else:
+            own = min(len(files), number)
+            log.info("Comparing answers on %d photos of the run and %d rendered ones.", own, number - own)
+    spread = _spread(files, number)
+    chosen = dict(zip((file.name for file in spread), read_photos(spread), strict=True))
     if source is None:
         chosen |= _rendered(number - len(chosen))
     return chosen | dict(_odd(_first_readable(chosen.values())))
 
 
-def _own_photos(run: RunResults | None) -> list[Path]:
-    """Test and validation photos of a run that are on this machine; nothing is downloaded."""
-    if run is None or run.config["data"]["source"] is None:
+def _own_photos(run: RunResults | None) -> list[PhotoFile]:
+    """Test and validation photos of a run that are on this machine; nothing is rendered or downloaded."""
+    root = None if run is None else _root(run.config["data"], Path(run.config["paths"]["data_dir"]))
+    if run is None or root is None:
         return []
-    root = _local(run.config["data"]["source"], Path(run.config["paths"]["data_dir"]))
-    unseen = (id_ for id_, (_, split) in run.split.items() if split in ("test", "validation"))
-    return [path for id_ in unseen if (path := _photo(root, id_))]
+    unseen = [id_ for id_, (_, split) in run.split.items() if split in ("test", "validation")]
+    if is_index(root / INDEX_FILE):
+        with suppress(DataError):  # shards that are damaged or incomplete
+            packed = {record.id: record.file for record in Shards().manifest(root).records}
+            return [packed[id_] for id_ in unseen if id_ in packed]
+        return []
+    return [PhotoFile(path) for id_ in unseen if (path := _photo(root, id_))]
 
 
-def _local(source: str, data_dir: Path) -> Path:
-    if not is_remote(source):
-        return Path(source)
-    bucket, folder = parse_address(source)
-    return data_dir / "s3" / bucket / folder
+def _root(data: Mapping[str, Any], data_dir: Path) -> Path | None:
+    """Folder that a run's photos were read from, by its ``data`` settings; ``None`` for a renderer that is not ours."""
+    if data["source"] is None:
+        settings = dict(data["layout"])
+        is_demo = settings.pop("_target_") == f"{DemoBins.__module__}.{DemoBins.__name__}"
+        return DemoBins(**settings).folder(data_dir) if is_demo else None
+    source = data["source"]
+    return local_folder(data_dir, *parse_address(source)) if is_remote(source) else expand_folder(source)
 
 
 def _photo(root: Path, id_: str) -> Path | None:
     """Path of a photo: its id is a path in bin folders, and a file's stem in ABID's layout."""
-    places = [root / id_, *(root / PHOTOS / f"{id_}{suffix}" for suffix in sorted(PHOTO_SUFFIXES))]
+    suffixes = [each for suffix in sorted(PHOTO_SUFFIXES) for each in (suffix, suffix.upper())]
+    places = [root / id_, *(root / PHOTOS / f"{id_}{suffix}" for suffix in suffixes)]
     return next((path for path in places if path.is_file()), None)
 
 
-def _spread(paths: Sequence[Path], number: int) -> list[Path]:
-    step = max(1, len(paths) / number)
-    return [paths[int(index * step)] for index in range(min(number, len(paths)))]
+def _spread(files: Sequence[PhotoFile], number: int) -> list[PhotoFile]:
+    step = max(1, len(files) / number)
+    return [files[int(index * step)] for index in range(min(number, len(files)))]
 
 
 def _rendered(number: int) -> dict[str, bytes]:
