@@ -279,7 +279,7 @@ def add_up(bills: Sequence[Bill], *, best: bool = False) -> dict[str, Any]:
     score = {key: getattr(first, key, None) for key in SCORE_KEYS}
     per_point = _per_point(usd if len(known) == len(counted) else None, score["points"], rehearsed)
     if not jobs:
-        per_point["usd_per_point_missing"] = "carried out here, where no price is known"
+        per_point["usd_per_point_missing"] = "ran on this machine, no price known"
     return {**total, "best_run": first.folder if first and first.points is not None else None, **score, **per_point}
 
 
