@@ -1,4 +1,4 @@
-"""Atomic writes (write aside, fsync, rename), advisory file locks, full-disk errors."""
+"""Checks of destinations, atomic writes (write aside, fsync, rename), advisory file locks, full-disk errors."""
 
 import errno
 import fcntl
@@ -9,14 +9,16 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from bincounter.errors import BinCounterError, ResourceError, UserError
+from bincounter.names import UNENCODABLE
 
 log = logging.getLogger(__name__)
 
@@ -42,21 +44,58 @@ def expand_user(path: str) -> str:
         return path
 
 
+_LONGEST_NAME = 255  # bytes, on every common file system
+
+
+def check_writable(path: Path, *, folder: bool = False) -> None:
+    """Check that a file, or files in a folder, can be written at a path, before work starts; nothing is left there.
+
+    Args:
+        path: of the file or the folder, which need not exist.
+        folder: whether it is a folder.
+
+    Raises:
+        UserError: it cannot be written; the message has the reason and the next step.
+    """
+    what = "folder" if folder else "file"
+    try:
+        there = path.absolute() if folder else path.absolute().parent
+        with suppress(FileNotFoundError):
+            mode = path.stat().st_mode
+            if stat.S_ISDIR(mode) != folder or not (folder or stat.S_ISREG(mode)):
+                kind = "a folder" if stat.S_ISDIR(mode) else "a file" if stat.S_ISREG(mode) else "not a regular file"
+                raise UserError(f"{path} is {kind}: name a {what}")
+        if any(len(os.fsencode(part)) > _LONGEST_NAME for part in path.parts):
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        # What its owner may write can still be on a read-only disk, and root may write nearly all.
+        tempfile.TemporaryFile(dir=next(each for each in (there, *there.parents) if os.path.lexists(each))).close()
+    except OSError as error:
+        why = (error.strerror or type(error).__name__).lower()
+        raise UserError(f"{path} cannot be created ({why}): name a {what} that you can write to") from error
+
+
+def checkpoint_file(path: Path) -> Path:
+    """The checkpoint that a path names: itself, or ``best.ckpt`` where it is the folder of a run or of its files."""
+    inside = (path / name for name in ("checkpoints/best.ckpt", "best.ckpt"))
+    return next((file for file in inside if file.is_file()), path)
+
+
 @contextmanager
 def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO]:
     """Open a temporary file beside ``path`` that replaces it when the block ends without an error.
 
     Args:
         path: the file to create or replace; its folder is created if missing.
-        mode: ``"w"`` for text (UTF-8, newlines untouched) or ``"wb"`` for bytes.
+        mode: ``"w"`` for text (UTF-8, newlines untouched, other bytes in names escaped) or ``"wb"`` for bytes.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Beside the target, since a rename is atomic only inside one file system.
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    # The start of its name: all of it and the suffix may be longer than a name can be.
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.", suffix=".part")
+    text = {} if "b" in mode else {"encoding": "utf-8", "errors": UNENCODABLE, "newline": ""}
     try:
-        binary = "b" in mode
-        with os.fdopen(descriptor, mode, encoding=None if binary else "utf-8", newline=None if binary else "") as file:
+        with os.fdopen(descriptor, mode, **text) as file:  # type: ignore[call-overload]
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -4,6 +4,7 @@ Hydra exits with 1 on a bad key and lets a ``sys.exit`` inside one job end a who
 module alone turns exceptions into exit codes (see bincounter.errors).
 """
 
+import errno
 import logging
 import os
 import sys
@@ -33,11 +34,14 @@ from bincounter.cli.composition import (
 from bincounter.config.launcher_schema import runs_locally
 from bincounter.config.overrides import check_overrides
 from bincounter.config.validate import validate
-from bincounter.errors import BinCounterError, ConfigError, Interrupted, Pruned, Stopped
+from bincounter.errors import BinCounterError, ConfigError, Interrupted, Pruned, Stopped, UserError
+from bincounter.names import accept_any_output, one_line
 from bincounter.redaction import mask_argument, mask_text
 from bincounter.training import resume
 
 __all__ = ["compose", "conf_dir", "main", "main_once", "show_log", "start_as_script"]
+
+_NO_FOLDER = (errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP)
 
 
 def start_as_script(path: str, arguments: list[str]) -> None:
@@ -118,6 +122,7 @@ def _exit_code(
     internal: bool = False,
 ) -> int:
     """Start a Hydra app, and turn its exception into one sentence and an exit code."""
+    accept_any_output()
     if "--version" in sys.argv[1:]:
         print(f"bincounter {__version__}")
         return 0
@@ -125,7 +130,7 @@ def _exit_code(
 
     def print_error(sentence: str) -> None:
         sentence = mask_text(sentence)
-        print(f"Error: {sentence}", file=sys.stderr)
+        print(f"Error: {one_line(sentence)}", file=sys.stderr)
         keep_error(sentence)
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting
@@ -191,7 +196,13 @@ def _run(job: Callable[[DictConfig], Any], config_name: str) -> None:
             failures.append(error)
             return None
 
-    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(task)()
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(task)()
+    except OSError as error:  # Hydra makes the folder of a run before the job starts
+        if error.errno not in _NO_FOLDER:
+            raise
+        why = str(error.strerror).lower()
+        raise UserError(f"{error.filename} cannot be a run's folder ({why}): set another paths.output_dir") from error
     if failures:
         raise failures[0]
 
@@ -246,7 +257,7 @@ def _print_job_error(error: Exception, number: int, *, searched: bool) -> None:
         print(error, file=sys.stderr)
     elif isinstance(error, BinCounterError) and not (searched and isinstance(error, (Interrupted, Stopped))):
         # A search prints how it resumes.
-        print(f"Error in job {number}: {mask_text(str(error))}", file=sys.stderr)
+        print(f"Error in job {number}: {one_line(mask_text(str(error)))}", file=sys.stderr)
     if isinstance(error, Stopped):
         raise SystemExit(error.exit_code)  # SIGTERM stops the whole sweep
 

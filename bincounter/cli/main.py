@@ -3,14 +3,16 @@
 import argparse
 import importlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bincounter import __version__
-from bincounter.errors import BinCounterError, ResourceError
-from bincounter.files import expand_user
+from bincounter.errors import BinCounterError, ResourceError, closest_match
+from bincounter.files import check_writable, expand_user
+from bincounter.names import accept_any_output, one_line
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -26,12 +28,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None and not sys.flags.safe_path:
         # As with `python -m`, a user's own modules are found in the working directory.
         sys.path.append("")
+    accept_any_output()
     # Users of train.py write ckpt_path=C: read as --ckpt-path=C.
     given = list(sys.argv[1:] if argv is None else argv)
     if given and given[0] in _HYDRA_APPS:
         return _run_hydra_app(*given)
     words = [f"--ckpt-path={word.partition('=')[2]}" if word.startswith("ckpt_path=") else word for word in given]
-    parser = _parser()
+    parser, commands = _parser()
+    if given and not given[0].startswith("-") and given[0] not in commands:
+        guess = closest_match(given[0], commands)
+        hint = f"Did you mean '{guess}'?" if guess else f"The commands are {', '.join(commands)}."
+        print(f"Error: Unknown command '{one_line(given[0])}'. {hint}", file=sys.stderr)
+        return 2
     # argparse accepts overrides in one group only; those after an option are moved to the others.
     arguments, rest = parser.parse_known_args(words)
     if rest and (not hasattr(arguments, "overrides") or any(word.startswith("-") for word in rest)):
@@ -41,13 +49,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return arguments.command(arguments)
     except BinCounterError as error:
-        print(f"Error: {error}", file=sys.stderr)
+        print(f"Error: {one_line(str(error))}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:  # `| head` has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        print(f"Error: {error.filename}: {error.strerror}" if error.filename else f"Error: {error}", file=sys.stderr)
+        sentence = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        print(f"Error: {one_line(sentence)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
@@ -63,7 +72,33 @@ def _run_hydra_app(command: str, *arguments: str) -> int:
     return program.main()
 
 
-def _parser() -> argparse.ArgumentParser:
+def _place(word: str) -> str:
+    """Read the name of a file, a folder or a bucket.
+
+    Raises:
+        argparse.ArgumentTypeError: it is ``KEY=VALUE`` of a known setting or group, so that the name was forgotten.
+    """
+    key, equals, _ = word.lstrip("+~").partition("=")
+    if equals and re.fullmatch(r"\w[\w./@]*", key):
+        from dataclasses import fields
+
+        from bincounter.cli.hydra_app import conf_dir
+        from bincounter.config.train_schema import TrainConfig
+
+        group = conf_dir() / key.partition("@")[0]
+        settings = {"hydra", "experiment", *(each.name for each in fields(TrainConfig))}
+        if group.is_dir() or ("/" not in key and key.partition(".")[0] in settings):
+            raise argparse.ArgumentTypeError(f"{word} is a setting: name a file or a folder first, or write ./{word}")
+    return expand_user(word)
+
+
+def _path(word: str) -> Path:
+    """:func:`_place` as a path."""
+    return Path(_place(word))
+
+
+def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
+    """The parser, and the names of the commands."""
     parser = argparse.ArgumentParser(
         prog="bincounter", description="Count the items in a warehouse bin from one photo.", epilog=_EPILOG
     )
@@ -78,14 +113,14 @@ def _parser() -> argparse.ArgumentParser:
     explore.set_defaults(command=_explore)
 
     arrange = commands.add_parser("arrange", help="link the photos of a data source into <count>/<photo> folders")
-    arrange.add_argument("destination", type=_path, help="the folder to make")
+    arrange.add_argument("destination", metavar="DESTINATION", type=_path, help="the folder to make")
     arrange.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py: data=abid data.source=...")
     arrange.set_defaults(command=_arrange)
 
     prepare = commands.add_parser(
         "prepare", help="split a data source into {train,valid,test}/<count>/<photo>, in a folder or a bucket"
     )
-    prepare.add_argument("destination", type=expand_user, metavar="DESTINATION", help="a folder or s3://bucket/prefix")
+    prepare.add_argument("destination", metavar="DESTINATION", type=_place, help="a folder or s3://bucket/prefix")
     prepare.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py: data=abid data.source=...")
     prepare.add_argument(
         "--as",
@@ -100,8 +135,12 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--config-dir", type=_path, help="a further folder of configuration files, as for train")
 
     predict = commands.add_parser("predict", help="count the items in photos")
-    predict.add_argument("sources", type=expand_user, nargs="+", metavar="PHOTO|FOLDER|s3://...")
-    predict.add_argument("--ckpt-path", type=_path, help="the checkpoint; the newest best.ckpt under logs/ by default")
+    predict.add_argument("sources", nargs="+", type=_place, metavar="PHOTO|FOLDER|s3://...")
+    predict.add_argument(
+        "--ckpt-path",
+        type=_path,
+        help="a checkpoint, or a run's folder; the newest best.ckpt under logs/ by default",
+    )
     predict.add_argument("--csv", type=_path, help="write a table there instead of printing")
     predict.add_argument("--data-dir", type=_path, default=Path("data"), help="where photos of buckets are kept (data)")
     predict.add_argument(
@@ -132,18 +171,14 @@ def _parser() -> argparse.ArgumentParser:
     attach = commands.add_parser(
         "attach", help="follow the SageMaker jobs of a run or a sweep, and fetch their results"
     )
-    attach.add_argument("folder", type=_path, help="folder of the run or the sweep")
+    attach.add_argument("folder", type=_path, metavar="FOLDER", help="folder of the run or the sweep")
     attach.set_defaults(command=_attach)
 
     rehearsal = commands.add_parser(
         "rehearsal", help="start a local stand-in for AWS that runs SageMaker jobs on this machine"
     )
     rehearsal.set_defaults(command=_rehearsal)
-    return parser
-
-
-def _path(text: str) -> Path:
-    return Path(expand_user(text))
+    return parser, list(commands.choices)
 
 
 def _compose_data(arguments: argparse.Namespace) -> "tuple[DictConfig, BinDataModule]":
@@ -160,6 +195,7 @@ def _compose_data(arguments: argparse.Namespace) -> "tuple[DictConfig, BinDataMo
 
 
 def _explore(arguments: argparse.Namespace) -> int:
+    check_writable(arguments.output)
     cfg, data = _compose_data(arguments)
     data.prepare()
     from bincounter.report.explore import write_data_report
@@ -176,12 +212,15 @@ def _explore(arguments: argparse.Namespace) -> int:
 
 
 def _arrange(arguments: argparse.Namespace) -> int:
+    check_writable(arguments.destination, folder=True)
     _, data = _compose_data(arguments)
     from bincounter.data.arrange import arrange
     from bincounter.data.records import Candidate, Listing
 
     photos = [Candidate(record.id, record.file, record.count) for record in data.find()]
-    arrange(Listing(photos), arguments.destination)
+    data.log_left_out()
+    placed = arrange(Listing(photos), arguments.destination)
+    print(f"{len(photos):,} photos, {placed.files:,} of them placed now, {placed.bytes / 1e6:,.1f} MB")
     print(arguments.destination)
     return 0
 
@@ -211,15 +250,17 @@ def _predict(arguments: argparse.Namespace) -> int:
     from bincounter.cli.hydra_app import show_log
 
     show_log()
+    if arguments.csv:
+        check_writable(arguments.csv)
     from bincounter.training.run_folder import find_newest_checkpoint
 
     checkpoint = arguments.ckpt_path or find_newest_checkpoint(Path("logs"), named_by="--ckpt-path")
     from bincounter.training.predictor import Predictor, list_photos, print_predictions, write_predictions_csv
     from bincounter.training.trainer import silence_lightning
 
-    photos = [photo for source in arguments.sources for photo in list_photos(source, arguments.data_dir)]
     silence_lightning()
-    predictor = Predictor(checkpoint, arguments.trust)
+    predictor = Predictor(checkpoint, arguments.trust)  # before photos of a bucket are fetched
+    photos = [photo for source in arguments.sources for photo in list_photos(source, arguments.data_dir)]
     answers = predictor.answers(photos)
     if arguments.csv:
         counted = write_predictions_csv(arguments.csv, predictor.counts, answers)
@@ -256,7 +297,7 @@ def _cost(arguments: argparse.Namespace) -> int:
 
         Console(highlight=False).print(render_costs(costs))
     for error in costs.errors:
-        print(f"Error: {error}", file=sys.stderr)
+        print(f"Error: {one_line(error)}", file=sys.stderr)
     return 2 if costs.errors else 0
 
 

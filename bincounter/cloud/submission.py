@@ -8,6 +8,7 @@ import hashlib
 import logging
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from bincounter.cloud.job_runner import RunningJob
 from bincounter.cloud.jobs import Job, job_name
 from bincounter.config.launcher_schema import keep_alive
 from bincounter.errors import ConfigError, DataError
+from bincounter.names import escape_name
 
 if TYPE_CHECKING:
     from bincounter.cloud.account import Account
@@ -261,14 +263,17 @@ def _files(folder: Path) -> "list[InputFile]":
         what = "is not a folder" if folder.exists() else "does not exist"
         raise DataError(f"{folder} {what}: set data.source to a folder of photos, or to an s3:// address")
     files, skipped = [], []
-    for found in walk(folder):
+    passed_over: Counter[str] = Counter()
+    for found in walk(folder, passed_over=passed_over):
         if found.problem:
-            skipped.append(f"{found.name or folder} ({found.problem})")
+            skipped.append(f"{escape_name(found.name or folder)} ({found.problem})")
         else:
             files.append(found)
     if skipped:
         more = ", ..." if len(skipped) > _NAMED else ""
         log.warning("%d skipped in the upload: %s", len(skipped), ", ".join(skipped[:_NAMED]) + more)
+    for reason, number in passed_over.items():
+        log.info("%d %s skipped in the upload of %s", number, reason, escape_name(folder))
     if not files:
         raise DataError(f"{folder} holds no file to upload: set data.source to a folder of photos")
     return files

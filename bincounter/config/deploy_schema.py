@@ -24,7 +24,9 @@ from bincounter.config.aws_names import (
     s3_folder,
 )
 from bincounter.config.checks import Bound, bounded, check_bounds, open_mapping, path_setting
+from bincounter.data.s3.address import is_remote
 from bincounter.errors import ConfigError
+from bincounter.files import check_writable, checkpoint_file
 
 ACTIONS = ("deploy", "invoke", "update", "status", "delete", "list", "package", "transform")
 ARCHIVE_ACTIONS = ("deploy", "update", "package", "transform")
@@ -229,6 +231,9 @@ def _action(cfg: Mapping[str, Any], target: str) -> None:
             "locally with python -m bincounter predict"
         )
     _photos(cfg)
+    source = cfg["parity"]["source"]
+    if source is not None and not is_remote(source) and not Path(source).exists():
+        raise ConfigError(f"parity.source={source} does not exist: name a photo, a folder or an s3:// URI")
     if action in ARCHIVE_ACTIONS:
         _served(cfg)
 
@@ -260,13 +265,15 @@ def _served(cfg: Mapping[str, Any]) -> None:
         )
     if archive is not None and Path(archive).is_dir():
         raise ConfigError(f"archive={archive} is a folder: name the file, as in archive={archive}/model.tar.gz")
+    if path is not None and archive is not None:
+        check_writable(Path(archive))
     if path is None:
         _existing(archive, cfg["parity"]["photos"])
     elif path == "last":
         raise ConfigError(
             "ckpt_path=last resumes a training; to serve, name a file: ckpt_path=RUN/checkpoints/best.ckpt"
         )
-    elif path != "latest" and not Path(path).is_file():
+    elif path != "latest" and not checkpoint_file(Path(path)).is_file():
         raise ConfigError(f"ckpt_path={path} is not a file; a run has RUN/checkpoints/best.ckpt and last.ckpt")
 
 

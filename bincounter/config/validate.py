@@ -23,6 +23,7 @@ from bincounter.config.debugger_schema import check_debugger, check_profiler
 from bincounter.config.launcher_schema import check_launcher, runs_locally
 from bincounter.config.search_schema import check_search
 from bincounter.errors import ConfigError, check_choice
+from bincounter.files import check_writable, checkpoint_file
 from bincounter.smdebug.settings import check_smdebug
 
 
@@ -60,6 +61,8 @@ def validate(cfg: DictConfig) -> None:
     if plain["hparams_search"] is not None:
         check_search(plain["hparams_search"])
     check_target("objective", plain["objective"], given=("counts",))
+    if here:
+        _files(plain)
     for group in ("callbacks", "logger"):
         for name, node in (plain[group] or {}).items():
             if node is not None:
@@ -121,7 +124,7 @@ def _run(cfg: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"ckpt_path={path} continues training; to score, name a file: ckpt_path=RUN/checkpoints/best.ckpt"
         )
-    if not Path(path).is_file():
+    if not checkpoint_file(Path(path)).is_file():
         raise ConfigError(f"ckpt_path={path} is not a file; a run has RUN/checkpoints/best.ckpt and last.ckpt")
 
 
@@ -211,6 +214,22 @@ def _place(cfg: Mapping[str, Any], *, here: bool) -> None:
             "or see the configuration by --cfg job"
         )
     _accelerator(cfg["trainer"])
+
+
+def _files(cfg: Mapping[str, Any]) -> None:
+    """Check files and folders that would be opened only after the photos were read."""
+    if cfg["paths"]["model_dir"] is not None:
+        check_writable(Path(cfg["paths"]["model_dir"]), folder=True)
+    if cfg["data"]["layout"].get("ids") is not None:
+        from bincounter.data.layouts.abid import read_ids
+
+        read_ids(cfg["data"]["layout"]["ids"])
+    backbone = cfg["model"]["backbone"]
+    if cfg["train"] and cfg["model"]["weights"] is not None and backbone["_target_"].startswith("bincounter."):
+        from bincounter.model.backbones import check_weights
+
+        resnet = backbone["_target_"].endswith(".resnet")
+        check_weights(cfg["model"]["weights"], backbone.get("name", "resnet50") if resnet else None)
 
 
 def _accelerator(trainer: Mapping[str, Any]) -> None:

@@ -2,8 +2,9 @@
 
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, TypeVar
 
@@ -28,7 +29,7 @@ class PlacedFiles(NamedTuple):
     bytes: int
 
 
-def arrange(listing: Listing, destination: Path, link: bool = True) -> None:
+def arrange(listing: Listing, destination: Path, link: bool = True) -> PlacedFiles:
     """Arrange the photos of a listing as ``<destination>/<count>/<photo>``, which ``Folders`` reads.
 
     Each photo is placed atomically. Existing photos are kept, so that an interrupted call can be repeated.
@@ -38,8 +39,11 @@ def arrange(listing: Listing, destination: Path, link: bool = True) -> None:
         destination: folder of the arrangement, created if missing.
         link: use hard links where the file system allows them, copies otherwise; ``False`` for copies only.
 
+    Returns:
+        The files that were missing.
+
     Raises:
-        DataError: two photos would have the same name, or the destination holds photos that are not in the listing.
+        DataError: a photo is part of a shard, or the destination holds photos that are not in the listing.
         ResourceError: the disk is full.
     """
     targets = name_targets((str(photo.count), photo) for photo in listing.candidates)
@@ -47,29 +51,44 @@ def arrange(listing: Listing, destination: Path, link: bool = True) -> None:
         strange = next((photo.id for photo in Folders().list(destination).candidates if photo.id not in targets), None)
         if strange is not None:
             raise DataError(f"{destination} holds other photos, such as {strange}: name an empty folder.")
-    place_files({name: photo.file for name, photo in targets.items()}, destination, link=link)
+    return place_files({name: photo.file for name, photo in targets.items()}, destination, link=link)
 
 
 def name_targets(photos: Iterable[tuple[str, Photo]]) -> dict[str, Photo]:
     """Name photos ``<folder>/<photo>``: the last part of the id, with the suffix of the file.
 
+    Photos that would share a name, as where photos are numbered anew on each side, get the first folder of their id in
+    front of it, ``1/train-0000.jpg``, or all of the id, or a number. The names depend on the photos and their order.
+
     Args:
         photos: pairs of folder and photo.
 
     Raises:
-        DataError: two photos would have the same name, or a photo is part of a shard.
+        DataError: a photo is part of a shard.
     """
-    targets: dict[str, Photo] = {}
+    named: dict[str, list[Photo]] = {}
     for folder, photo in photos:
         if photo.file.size is not None:
             raise DataError(f"{photo.file.name} is part of a shard: use the source that the shards were packed from")
         ending = photo.file.path.suffix
-        name = f"{folder}/{PurePosixPath(photo.id).name.removesuffix(ending)}{ending}"
-        if targets.setdefault(name, photo) is not photo:
-            raise DataError(
-                f"{targets[name].file.name} and {photo.file.name} would both be named {name}: rename one of them"
-            )
+        name = f"{PurePosixPath(photo.id).name.removesuffix(ending)}{ending}"
+        named.setdefault(f"{folder}/{name}", []).append(photo)
+    targets = {name: same[0] for name, same in named.items() if len(same) == 1}
+    for name, same in named.items():
+        for photo in same if len(same) > 1 else ():
+            longer = _longer_names(name, photo.id)
+            targets[next(each for each in longer if each not in named and each not in targets)] = photo
     return targets
+
+
+def _longer_names(name: str, photo_id: str) -> Iterator[str]:
+    """Yield names of a photo whose name others have, too."""
+    folder, _, last = name.rpartition("/")
+    above = PurePosixPath(photo_id).parts[:-1]
+    if above:
+        yield f"{folder}/{above[0]}-{last}"
+        yield f"{folder}/{'-'.join(above)}-{last}"
+    yield from (f"{folder}/{number}-{last}" for number in count(2))
 
 
 def place_files(targets: Mapping[str, PhotoFile], destination: Path, *, link: bool = True) -> PlacedFiles:

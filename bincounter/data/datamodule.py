@@ -27,6 +27,7 @@ from bincounter.data.source import find_photos
 from bincounter.data.splits import load_or_assign_splits
 from bincounter.errors import ConfigError, DataError
 from bincounter.files import lock_folder
+from bincounter.names import one_line
 
 log = logging.getLogger(__name__)
 
@@ -160,13 +161,17 @@ class BinDataModule(L.LightningDataModule):
     def _log_summary(self) -> None:
         sizes = ", ".join(f"{(self.assignment == side).sum():,} {name}" for side, name in enumerate(SPLITS))
         groups = len({self.manifest.records[i].group for i in self.kept})
-        excluded = len(self.manifest.records) - len(self.kept)
         log.info("%s photos of %s scenes: %s", f"{len(self.kept):,}", f"{groups:,}", sizes)
+        self.log_left_out()
+
+    def log_left_out(self) -> None:
+        """Log the number of photos outside the support, and of rejected inputs by reason."""
+        excluded = len(self.manifest.records) - len(self.kept)
         if excluded:
             log.info("%s photos excluded, their counts are outside %s", f"{excluded:,}", self.counts)
         if self.manifest.refusals:
             reasons = Counter(refusal.reason for refusal in self.manifest.refusals).most_common(3)
-            listed = ", ".join(f"{number:,} {reason}" for reason, number in reasons)
+            listed = ", ".join(f"{number:,} {one_line(reason)}" for reason, number in reasons)
             log.warning("%s inputs in quarantine: %s", f"{len(self.manifest.refusals):,}", listed)
 
     @property

@@ -8,19 +8,18 @@ gives the same split.
 import filecmp
 import hashlib
 import logging
-import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
 from bincounter.data.arrange import PlacedFiles, name_targets, place_files
-from bincounter.data.layouts.base import PHOTO_SUFFIXES, walk
+from bincounter.data.layouts.base import PHOTO_SUFFIXES, is_photo_name, walk
 from bincounter.data.layouts.folders import SPLIT_FILE
 from bincounter.data.records import QUARANTINE_FILE, SPLITS, BinRecord, Manifest, write_quarantine
 from bincounter.data.s3.address import is_remote, parse_address
@@ -30,7 +29,7 @@ from bincounter.data.shards.packing import pack_files
 from bincounter.data.source import expand_folder
 from bincounter.data.splits import write_split
 from bincounter.errors import DataError
-from bincounter.files import atomic_write, lock_folder, translate_disk_full
+from bincounter.files import atomic_write, check_writable, lock_folder, translate_disk_full
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +55,7 @@ def prepare_folders(
         The files that were missing or changed, tables included.
 
     Raises:
-        DataError: two photos would have the same name, the destination holds other photos, or it cannot be written.
+        DataError: a photo is part of a shard, the destination holds other photos, or it cannot be written.
         ResourceError: the disk, the network or the server failed.
     """
     photos = name_targets(
@@ -132,22 +131,12 @@ def check_destination(destination: str, source: str | None) -> None:
     folder = expand_folder(destination)
     if source and not is_remote(source):
         check_outside(folder, expand_folder(source))
-    if folder.exists() and not folder.is_dir():
-        raise DataError(f"{folder} is a file: name a folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        why = (error.strerror or type(error).__name__).lower()
-        raise DataError(f"{folder} cannot be created ({why}): name a folder that you can write to") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise DataError(f"{folder} cannot be written: name a folder that you can write to")
+    check_writable(folder, folder=True)
 
 
 def is_dataset_file(name: str) -> bool:
     """Return True if a file of this name is part of a data set: a photo, a shard, a split or an index."""
-    path = PurePosixPath(name)
-    hidden = any(part.startswith(".") for part in path.parts)
-    return not hidden and (path.suffix.lower() in PHOTO_SUFFIXES | {".tar"} or name in (SPLIT_FILE, INDEX_FILE))
+    return name in (SPLIT_FILE, INDEX_FILE) or is_photo_name(name, PHOTO_SUFFIXES | {".tar"})
 
 
 def check_outside(folder: Path, source: Path) -> None:

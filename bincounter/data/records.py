@@ -10,6 +10,7 @@ import numpy as np
 
 from bincounter.errors import DataError
 from bincounter.files import atomic_write
+from bincounter.names import TableWriter, read_cell
 
 SPLITS = ("train", "validation", "test")
 
@@ -144,8 +145,7 @@ def data_digest(records: Sequence[BinRecord], content: np.ndarray) -> str:
 def write_quarantine(path: Path, refusals: Iterable[RejectedInput]) -> None:
     """Write rejected inputs as a table of ``path,reason``, atomically."""
     with atomic_write(path) as file:
-        # In quotes, since Python before 3.13 omits them around a "\r", which then cannot be read back.
-        writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
+        writer = TableWriter(file)
         writer.writerow(_HEADER)
         writer.writerows((refusal.path, refusal.reason) for refusal in refusals)
 
@@ -161,7 +161,7 @@ def read_quarantine(path: Path) -> list[RejectedInput]:
             lines = csv.reader(file)
             if next(lines, None) != _HEADER:
                 raise ValueError
-            return [RejectedInput(name, reason) for name, reason in lines]
+            return [RejectedInput(read_cell(name), read_cell(reason)) for name, reason in lines]
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(
             f"{path} is not a table of {','.join(_HEADER)}: bring it back as it was, or delete it"

@@ -25,6 +25,7 @@ from bincounter.data.preprocessing import decode, photo_size
 from bincounter.data.records import BinRecord, Candidate, Manifest, PhotoFile, RejectedInput, data_digest
 from bincounter.errors import BinCounterError, DataError, ResourceError
 from bincounter.files import atomic_write, translate_disk_full, write_text
+from bincounter.names import one_line
 from bincounter.parallel import map_ordered
 from bincounter.progress import track
 
@@ -246,7 +247,9 @@ def _read(candidate: Candidate, image_size: int | None) -> _Looks:
 def _signature(inputs: Iterable[InputFile]) -> str:
     signature = hashlib.blake2b(digest_size=16)
     for found in inputs:
-        signature.update(f"{found.name}\0{found.problem}\0{found.size}\0{found.modified}\n".encode())
+        signature.update(
+            f"{found.name}\0{found.problem}\0{found.size}\0{found.modified}\n".encode("utf-8", "surrogateescape")
+        )
     return signature.hexdigest()
 
 
@@ -260,6 +263,6 @@ def _no_photo(root: Path, refusals: Sequence[RejectedInput]) -> BinCounterError:
 def _reasons(refusals: Sequence[RejectedInput]) -> str:
     """Count the reasons, the most frequent first."""
     counts = Counter(refusal.reason for refusal in refusals).most_common()
-    shown = [f"{number} {reason}" for reason, number in counts[:4]]
+    shown = [f"{number} {one_line(reason)}" for reason, number in counts[:4]]
     others = sum(number for _, number in counts[4:])
     return ", ".join(shown + ([f"{others} for other reasons"] if others else [])) or "it is empty"

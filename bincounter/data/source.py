@@ -53,8 +53,12 @@ def find_photos(
                 "or leave it false"
             )
         return streamed_manifest(source, cache_dir, sync["connections"])
-    root = _root(source, layout, counts, sync, data_dir)
+    left_out: dict[str, str] = {}
+    root = _root(source, layout, counts, sync, data_dir, left_out)
     manifest = scan(root, layout, cache_dir, image_size=stored_size, workers=workers)
+    if left_out:
+        refusals = [*manifest.refusals, *(RejectedInput(name, reason) for name, reason in left_out.items())]
+        manifest = replace(manifest, refusals=tuple(sorted(refusals, key=lambda refusal: refusal.path)))
     left = source is not None and is_remote(source) and sync.get("only") == "counts" and counts is not None
     return _without_excluded(manifest, counts or ()) if left else manifest
 
@@ -68,6 +72,7 @@ def fetch_photos(
     only: str = "all",
     deleted: str = "mirror",
     connections: int = 64,
+    left_out: dict[str, str] | None = None,
 ) -> Path:
     """Sync photos from ``s3://`` into a local folder; see :func:`bincounter.data.s3.sync.fetch`.
 
@@ -80,6 +85,7 @@ def fetch_photos(
         only: ``counts`` to fetch no photo whose count, by folder or by metadata, is another.
         deleted: ``mirror`` to delete local files whose object is gone, ``keep`` to leave them.
         connections: requests at a time.
+        left_out: takes the names of objects that cannot be here, with the reasons.
 
     Returns:
         the local folder.
@@ -93,7 +99,9 @@ def fetch_photos(
         names = [f"{METADATA}/{each}.json" for each in ids] + [f"{PHOTOS}/{each}.jpg" for each in ids]
     if only == "counts" and counts is not None:
         wanted = CountFilter(local_folder(data_dir, *parse_address(source)), counts)
-    return fetch(source, data_dir, names=names, wanted=wanted, deleted=deleted, connections=connections)
+    return fetch(
+        source, data_dir, names=names, wanted=wanted, deleted=deleted, connections=connections, left_out=left_out
+    )
 
 
 def expand_folder(name: str) -> Path:
@@ -150,6 +158,7 @@ def _root(
     counts: Sequence[int] | None,
     sync: Mapping[str, Any],
     data_dir: Path,
+    left_out: dict[str, str],
 ) -> Path:
     """The local folder of the photos, which are rendered or fetched first."""
     if source is None:
@@ -157,7 +166,8 @@ def _root(
     if is_remote(source):
         id_list = getattr(layout, "ids", None)
         settings = {name: value for name, value in sync.items() if name != "stream"}
-        return fetch_photos(source, data_dir, ids=read_ids(id_list) if id_list else None, counts=counts, **settings)
+        ids = read_ids(id_list) if id_list else None
+        return fetch_photos(source, data_dir, ids=ids, counts=counts, left_out=left_out, **settings)
     root = expand_folder(source)
     if not root.is_dir():
         raise DataError(f"data.source={source} is not a folder: correct the path, or use an s3:// URI")

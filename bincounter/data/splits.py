@@ -10,7 +10,6 @@ import csv
 import hashlib
 import json
 import logging
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +19,11 @@ import numpy as np
 from bincounter.data.records import SPLITS, BinRecord, Manifest
 from bincounter.errors import ConfigError, DataError
 from bincounter.files import atomic_write
+from bincounter.names import TableWriter, read_cell
 
 log = logging.getLogger(__name__)
 
 _HEADER = ["id", "count", "group", "split"]
-_CONTROL = re.compile(r"[\x00-\x1f]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,13 +119,9 @@ def load_or_assign_splits(
 def write_split(path: str | Path, records: Sequence[BinRecord], assignment: np.ndarray) -> None:
     """Write ``split.csv`` atomically: one line per photo, ``id,count,group,split``."""
     with atomic_write(path) as file:
-        # An id with a line break is read back only in quotes, which Python before 3.13 omits around "\r".
-        plain, quoted = (
-            csv.writer(file, lineterminator="\n", quoting=quoting) for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)
-        )
-        plain.writerow(_HEADER)
+        writer = TableWriter(file)
+        writer.writerow(_HEADER)
         for record, side in zip(records, assignment.tolist(), strict=True):
-            writer = quoted if _CONTROL.search(record.id) else plain
             writer.writerow([record.id, record.count, record.group, SPLITS[side]])
 
 
@@ -141,7 +136,7 @@ def read_split(path: str | Path) -> list[SplitRow]:
             lines = csv.reader(file)
             if next(lines, None) != _HEADER:
                 raise ValueError
-            rows = [SplitRow(name, int(count), int(group), split) for name, count, group, split in lines]
+            rows = [SplitRow(read_cell(name), int(count), int(group), split) for name, count, group, split in lines]
     except (FileNotFoundError, ValueError, csv.Error):
         rows = []
     except OSError as error:

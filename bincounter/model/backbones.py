@@ -219,24 +219,51 @@ def load_weights(backbone: nn.Module, weights: str, architecture: str | None = N
         ConfigError: neither a known name nor a file that can be read and fits the backbone.
         ResourceError: the weights cannot be downloaded.
     """
-    given = _read(Path(weights).expanduser()) if _is_file_name(weights) else _torchvision_state(weights, architecture)
+    check_weights(weights, architecture)
+    given = _read(_weights_file(weights)) if _is_file_name(weights) else _torchvision_state(weights, architecture)
     state = {name: tensor for name, tensor in given.items() if not name.startswith(_CLASSIFIER)}
     _fill(backbone, state, weights)
     log.info("Backbone starts from weights %s.", weights)
 
 
+def check_weights(weights: str, architecture: str | None) -> None:
+    """Check that weights are a file or have a known name, without reading any.
+
+    Args:
+        weights: see :func:`load_weights`.
+        architecture: torchvision's name of the model, or ``None`` where torchvision has no weights for it.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    if _is_file_name(weights):
+        if not _weights_file(weights).is_file():
+            raise ConfigError(
+                f"model.weights={weights} is not a file; use a weights file, a torchvision weights name or null."
+            )
+    elif architecture is None:
+        raise ConfigError(
+            f"model.weights={weights} is not a file, and this backbone has no weights by name; use a file or null."
+        )
+    else:
+        check_choice("model.backbone.name", architecture, _RESNETS)
+        known = torchvision.models.get_model_weights(architecture).__members__
+        check_choice("model.weights", weights, known, where=f" for {architecture}, or a file, or null")
+
+
 def _is_file_name(weights: str) -> bool:
-    return "/" in weights or "\\" in weights or bool(Path(weights).suffix) or Path(weights).is_file()
+    return "/" in weights or "\\" in weights or bool(Path(weights).suffix) or Path(weights).exists()
+
+
+def _weights_file(weights: str) -> Path:
+    from bincounter.files import checkpoint_file  # which archives do not have
+
+    return checkpoint_file(Path(weights).expanduser())
 
 
 def _torchvision_state(name: str, architecture: str | None) -> Mapping[str, Tensor]:
-    if architecture is None:
-        raise ConfigError(
-            f"model.weights={name} is not a file, and this backbone has no weights by name; use a file or null."
-        )
-    known = torchvision.models.get_model_weights(architecture)
-    check_choice("model.weights", name, known.__members__, where=f" for {architecture}, or a file, or null")
-    entry = known[name]
+    assert architecture is not None  # checked
+    entry = torchvision.models.get_model_weights(architecture)[name]
     try:
         with _socket_timeout(_CONNECT_TIMEOUT):
             return entry.get_state_dict(progress=True, check_hash=True, weights_only=True)
@@ -259,10 +286,6 @@ def _socket_timeout(seconds: float) -> Iterator[None]:
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:
-    if not path.is_file():
-        raise ConfigError(
-            f"model.weights={path} is not a file; use a weights file, a torchvision weights name or null."
-        )
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises almost anything on a broken file

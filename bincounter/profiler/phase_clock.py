@@ -1,6 +1,5 @@
 """``PhaseClock``, a Lightning profiler that charges time to phases; functions and operators of a few steps."""
 
-import csv
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -12,6 +11,7 @@ import torch
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler
 
 from bincounter.files import atomic_write, write_text
+from bincounter.names import TableWriter
 from bincounter.profiler.profile_record import (
     BETWEEN,
     LOGGING,
@@ -244,7 +244,7 @@ class TorchOperators(DetailedProfile):
         part.replace(self._folder / TRACE)
         rows = sorted(profile.key_averages(), key=lambda row: -(row.self_device_time_total or row.self_cpu_time_total))
         with atomic_write(self._folder / OPERATORS) as file:
-            writer = csv.writer(file, lineterminator="\n")
+            writer = TableWriter(file)
             writer.writerow(["operator", "calls", "cpu_ms", "gpu_ms"])  # times without the operators it calls
             for row in rows[: self._operators]:
                 cpu, gpu = row.self_cpu_time_total / 1e3, row.self_device_time_total / 1e3

@@ -10,6 +10,7 @@ import numpy as np
 from bincounter.data.photos import read_photos
 from bincounter.data.records import Manifest
 from bincounter.errors import BinCounterError
+from bincounter.names import escape_name
 from bincounter.report import plots
 from bincounter.report.page import percent, whole, write_page
 from bincounter.report.report_photos import inline
@@ -49,7 +50,7 @@ def write_data_report(
     records = [manifest.records[i] for i in keep]
     counts = np.array([record.count for record in records], dtype=int)
     groups = np.array([record.group for record in records], dtype=int)
-    refusals = [(refusal.path, refusal.reason) for refusal in manifest.refusals]
+    refusals = [(escape_name(refusal.path), escape_name(refusal.reason)) for refusal in manifest.refusals]
     excluded = Counter(record.count for record in manifest.records) - Counter(counts.tolist())
     content: dict[str, object] = {
         "title": f"Data of {source}",
@@ -191,4 +192,4 @@ def _photo(manifest: Manifest, index: int) -> dict[str, Any]:
         image = inline(read_photos([record.file])[0], SIDE)
     except (OSError, BinCounterError):
         image = None
-    return {"id": record.id, "count": record.count, "image": image}
+    return {"id": escape_name(record.id), "count": record.count, "image": image}

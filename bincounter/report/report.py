@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
+from bincounter.names import escape_name
 from bincounter.profiler.profile_facts import Profile
 from bincounter.report import plots
 from bincounter.report.page import decimals, percent, whole, write_page
@@ -72,7 +73,9 @@ def write_report(
         "grid": [_tile(photo, photos, GRID_SIDE) for photo in photos.sample],
         "mistakes": [_mistake(photo, photos) for photo in photos.mistakes],
         "looked": [_look(photo, photos) for photo in photos.explained] if photos.heat else [],
-        "quarantine": None if results.quarantine is None else results.quarantine[:QUARANTINE_ROWS],
+        "quarantine": None
+        if results.quarantine is None
+        else [(escape_name(path), escape_name(reason)) for path, reason in results.quarantine[:QUARANTINE_ROWS]],
         "refused": len(results.quarantine or ()),
         "overrides": results.overrides,
         "config": yaml.safe_dump(dict(results.config), sort_keys=False, allow_unicode=True),
@@ -177,7 +180,7 @@ def _confusion(scores: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _tile(photo: ScoredPhoto, photos: PhotoSelection, side: int) -> dict[str, Any]:
     image = inline(photos.files.get(photo.id), side)
-    return {"id": photo.id, "count": photo.count, "predicted": photo.predicted, "image": image}
+    return {"id": escape_name(photo.id), "count": photo.count, "predicted": photo.predicted, "image": image}
 
 
 def _mistake(photo: ScoredPhoto, photos: PhotoSelection) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from bincounter.sweep.study import (
 )
 from bincounter.sweep.trial_queue import QueuedTrial, SweeperLock, TrialQueue
 from bincounter.sweep.trials import Outcome, job_overrides, trial_attributes, with_objectives
-from bincounter.sweep.warm_start import add_earlier_trials
+from bincounter.sweep.warm_start import add_earlier_trials, check_earlier_searches
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +90,7 @@ def search(plan: Plan, launcher: Launcher) -> None:
 
 def _check(plan: Plan, sampling: SamplerFactory, launcher: Launcher, url: str) -> None:
     """Refuse a search that cannot run."""
+    check_earlier_searches(plan)
     if plan.own:
         check_batch_sizes(plan.parameters, plan.cfg)
     _prepare(launcher, plan, sampling.total(plan.settings["n_trials"]), url)

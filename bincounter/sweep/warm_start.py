@@ -21,6 +21,16 @@ log = logging.getLogger(__name__)
 _TAKEN = "warm_start"  # attribute of the study: sources already added
 
 
+def check_earlier_searches(plan: "Plan") -> None:
+    """Check, before any work starts, that the earlier searches in folders exist.
+
+    Raises:
+        ConfigError: a folder holds no study.
+    """
+    for source in plan.settings["warm_start"]:
+        _address(source.partition("#")[0], mask_secrets(source))
+
+
 def add_earlier_trials(study: "Study", plan: "Plan") -> None:
     """Add the trials of earlier searches to a study, once; call it from one process at a time.
 
@@ -44,18 +54,23 @@ def add_earlier_trials(study: "Study", plan: "Plan") -> None:
         log.info("The search starts with %d trials of %s.", added, shown)
 
 
+def _address(place: str, shown: str) -> str:
+    """Database address of an earlier search, which is given by its folder or by this address."""
+    if "://" in place:
+        return place
+    database = Path(place) / "study.db"
+    if not database.is_file():
+        raise ConfigError(
+            f"hparams_search.warm_start={shown} holds no study.db: name a sweep's folder, or DATABASE_URL#STUDY"
+        )
+    return f"sqlite:///{database.resolve()}"
+
+
 def _open(source: str, shown: str) -> "Study":
     import optuna
 
-    url, _, name = source.partition("#")
-    if "://" not in url:
-        database = Path(url) / "study.db"
-        if not database.is_file():
-            raise ConfigError(
-                f"hparams_search.warm_start={shown} holds no study.db: name a sweep's folder, or DATABASE_URL#STUDY"
-            )
-        url = f"sqlite:///{database.resolve()}"
-    storage = open_storage(url)
+    place, _, name = source.partition("#")
+    storage = open_storage(_address(place, shown))
     names = optuna.get_all_study_names(storage)
     if name not in names and (name or len(names) != 1):
         raise ConfigError(

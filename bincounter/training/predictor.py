@@ -1,10 +1,10 @@
 """Predicted counts of unlabelled photos: one photo, a folder, or a bucket."""
 
-import csv
 import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -12,16 +12,17 @@ from pathlib import Path
 import lightning as L
 import torch
 
-from bincounter.data.layouts.base import PHOTO_SUFFIXES
+from bincounter.data.layouts.base import PHOTO_SUFFIXES, find_photos
 from bincounter.data.photo_bounds import PhotoError
 from bincounter.data.photos import failure_clause, retry
 from bincounter.data.preprocessing import Normalize, decode
-from bincounter.data.s3.address import is_remote
+from bincounter.data.s3.address import is_remote, parse_address
 from bincounter.data.s3.sync import fetch
 from bincounter.errors import DataError
-from bincounter.files import atomic_write
+from bincounter.files import atomic_write, checkpoint_file
 from bincounter.model.build import load_counter
 from bincounter.model.counter import BinCounter
+from bincounter.names import TableWriter, escape_name
 
 _BATCH = 32
 
@@ -45,7 +46,7 @@ class Predictor:
     """A checkpoint that predicts counts.
 
     Args:
-        checkpoint: of a run.
+        checkpoint: of a run, or the run's folder.
         trusted: dotted prefixes of foreign callables the checkpoint may be built from.
 
     Attributes:
@@ -56,7 +57,7 @@ class Predictor:
     """
 
     def __init__(self, checkpoint: str | Path, trusted: Sequence[str] = ()) -> None:
-        model, description = load_counter(checkpoint, trusted)
+        model, description = load_counter(checkpoint_file(Path(checkpoint)), trusted)
         self._fabric = L.Fabric(accelerator="auto", devices=1)
         self._model: BinCounter = self._fabric.to_device(model)  # type: ignore[assignment]
         self._normalize = self._fabric.to_device(Normalize())
@@ -101,31 +102,40 @@ class Predictor:
 
 
 def list_photos(source: str, data_dir: Path) -> list[Path]:
-    """List the photos of ``source``.
+    """List the photos of ``source``; the number of other files in a folder is logged.
 
     Args:
-        source: a photo, a folder (searched through) or an ``s3://`` URI.
+        source: a photo, a folder (searched through), or the ``s3://`` URI of either.
         data_dir: folder for local copies of a bucket.
 
     Raises:
         DataError: it does not exist, or has no photo.
     """
-    root = fetch(source, data_dir) if is_remote(source) else Path(source)
+    root = _fetched(source, data_dir) if is_remote(source) else Path(source)
     if root.is_file():
         return [root]
     if not root.is_dir():
-        raise DataError(f"{source} is neither a photo nor a folder: correct the path, or use an s3:// URI")
-    photos = sorted(path for path in root.rglob("*") if path.suffix.lower() in PHOTO_SUFFIXES and not path.is_dir())
-    if not photos:
-        raise DataError(f"{source} has no photos: files with {', '.join(sorted(PHOTO_SUFFIXES))} are read")
-    return photos
+        raise DataError(f"{escape_name(source)} is neither a photo nor a folder: correct the path, or use an s3:// URI")
+    return find_photos(root)
+
+
+def _fetched(source: str, data_dir: Path) -> Path:
+    """Local copy of an object, where the address is that of a photo, else of the folder."""
+    folder, _, name = source.rpartition("/")
+    if Path(name).suffix.lower() in PHOTO_SUFFIXES and parse_address(source)[1]:
+        with suppress(DataError):  # a folder may have such a name, too; its listing tells what is wrong
+            return fetch(folder, data_dir, names=[name]) / name
+    return fetch(source, data_dir)
 
 
 def write_predictions_csv(path: Path, counts: Sequence[int], answers: Iterable[Prediction]) -> int:
-    """Write predictions as CSV (``path, predicted, expected_count, p_<k>..., reason``); return how many were read."""
+    """Write predictions as CSV (``path, predicted, expected_count, p_<k>..., reason``); return how many were read.
+
+    Names are written as :mod:`bincounter.names` says.
+    """
     counted = 0
     with atomic_write(path) as file:
-        writer = csv.writer(file, lineterminator="\n")
+        writer = TableWriter(file)
         writer.writerow(["path", "predicted", "expected_count", *(f"p_{count}" for count in counts), "reason"])
         for answer in answers:
             if not answer.probabilities:
@@ -157,10 +167,10 @@ def print_predictions(answers: Iterable[tuple[Prediction, Sequence[int]]]) -> in
     counted = 0
     for answer, counts in answers:
         if not answer.probabilities:
-            print(f"{answer.path}: {answer.reason}", file=sys.stderr)
+            print(f"{escape_name(answer.path)}: {answer.reason}", file=sys.stderr)
             continue
         counted += 1
         predicted, expected = summary(counts, answer)
         sure = f"{max(answer.probabilities):.0%} sure"
-        print(f"{answer.path}\t{predicted}\t({sure}, {expected:.2f} expected)", flush=True)
+        print(f"{escape_name(answer.path)}\t{predicted}\t({sure}, {expected:.2f} expected)", flush=True)
     return counted

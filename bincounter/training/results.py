@@ -13,7 +13,8 @@ import yaml
 
 from bincounter.config.checks import METRICS
 from bincounter.errors import UserError
-from bincounter.files import Parsed, atomic_write, check_mapping, read_file, write_json
+from bincounter.files import Parsed, atomic_write, check_mapping, checkpoint_file, read_file, write_json
+from bincounter.names import TableWriter, read_cell
 
 if TYPE_CHECKING:
     pass
@@ -187,11 +188,11 @@ def _metrics(file: IO[str]) -> dict[str, Any]:
 
 
 def _split(file: IO[str]) -> dict[str, tuple[int, str]]:
-    return {row["id"]: (int(row["count"]), row["split"]) for row in csv.DictReader(file)}
+    return {read_cell(row["id"]): (int(row["count"]), row["split"]) for row in csv.DictReader(file)}
 
 
 def _quarantine(file: IO[str]) -> list[tuple[str, str]]:
-    return [(row["path"], row["reason"]) for row in csv.DictReader(file)]
+    return [(read_cell(row["path"]), read_cell(row["reason"])) for row in csv.DictReader(file)]
 
 
 def _predictions(file: IO[str]) -> Predictions | None:
@@ -200,7 +201,7 @@ def _predictions(file: IO[str]) -> Predictions | None:
         return None
     names = [name for name in rows[0] if name.startswith("p_")]
     return Predictions(
-        ids=np.array([row["id"] for row in rows]),
+        ids=np.array([read_cell(row["id"]) for row in rows]),
         splits=np.array([row["split"] for row in rows]),
         counts=np.array([int(row["count"]) for row in rows]),
         predicted=np.array([int(row["predicted"]) for row in rows]),
@@ -296,7 +297,7 @@ def write_metrics(run: Path, metrics: Mapping[str, Any]) -> None:
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     with atomic_write(path) as file:
-        writer = csv.writer(file, lineterminator="\n")
+        writer = TableWriter(file)
         writer.writerow(header)
         writer.writerows(rows)
 
@@ -322,9 +323,13 @@ class CheckpointOrigin:
 def find_run_of_checkpoint(checkpoint: Path) -> CheckpointOrigin:
     """Find the run of a checkpoint: the parent of ``checkpoints/``, or ``paths.model_dir`` with its copies.
 
+    Args:
+        checkpoint: the file, or the folder of a run, whose best one it then is.
+
     Raises:
         UserError: a file of the run is corrupt.
     """
+    checkpoint = checkpoint_file(checkpoint)
     folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
     config = _read(folder / "config.yaml", _config) or {}
     return CheckpointOrigin(

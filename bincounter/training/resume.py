@@ -93,7 +93,9 @@ def _folder(override: Override) -> Path:
 
 
 def _run_of(checkpoint: Path, given: Mapping[str, Override]) -> Path:
-    """Return the run's folder of a named checkpoint; a run is resumed in its own folder."""
+    """Return the run's folder of a named checkpoint, or of itself; a run is resumed in its own folder."""
+    if (checkpoint / "overrides.txt").is_file():
+        checkpoint = checkpoint / "checkpoints" / "last.ckpt"
     folder = checkpoint.parent.parent
     elsewhere = "paths.output_dir" in given and _folder(given["paths.output_dir"]) != folder
     if checkpoint.name != "last.ckpt" or not (folder / "overrides.txt").exists() or elsewhere:

@@ -19,6 +19,7 @@ from bincounter.data.datamodule import BinDataModule
 from bincounter.data.records import QUARANTINE_FILE, SPLITS, write_quarantine
 from bincounter.data.splits import read_split, write_split
 from bincounter.errors import ConfigError, DataError, Interrupted, ResourceError, Stopped, UserError
+from bincounter.files import checkpoint_file
 from bincounter.model.build import (
     build_counter,
     check_description,
@@ -139,7 +140,8 @@ def _fit_and_score(
 def _score_only(
     cfg: DictConfig, plain: dict[str, Any], folder: RunFolder, callbacks: Sequence[L.Callback]
 ) -> RunOutcome:
-    loaded = load_counter(cfg.ckpt_path, trusted=_own_targets(plain))
+    checkpoint = checkpoint_file(Path(cfg.ckpt_path))
+    loaded = load_counter(checkpoint, trusted=_own_targets(plain))
     folder.claim(fresh=True)
     caveats = _follow_checkpoint(cfg, loaded[1])
     plain = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
@@ -150,7 +152,7 @@ def _score_only(
     if not len(data.side("validation")) and not (cfg.test and len(data.side("test"))):
         raise DataError("nothing to score: with data.split.fractions=[0,0,1] all photos are scored as test photos")
     seen = log_overlap(training_overlap(data, loaded[1], fitted=False))
-    folder.describe(plain, _overrides(), {"checkpoint": str(cfg.ckpt_path), "photos_seen_in_training": seen})
+    folder.describe(plain, _overrides(), {"checkpoint": str(checkpoint), "photos_seen_in_training": seen})
     return _scored(plain, folder, data, loaded, None, callbacks, caveats)
 
 

@@ -169,4 +169,10 @@ def test_a_folder_with_more_than_photos_is_no_batch(aws: Faults, archive: Path) 
         s3.put_object(Bucket="photos", Key=key, Body=b"x")
     with pytest.raises(BinCounterError, match=r"1 of the 2 objects .* are not photos \(bins/1.json\)"):
         act(*given, archive=archive)
+    s3.delete_object(Bucket="photos", Key="bins/1.json")
+    s3.put_object(Bucket="photos", Key="bins/._1.jpg", Body=b"x")
+    with pytest.raises(BinCounterError, match=r"1 of the 2 objects .* are not photos \(bins/._1.jpg\).*none hidden"):
+        act(*given, archive=archive)
+    with pytest.raises(BinCounterError, match=r"no objects under s3://photos/bins/1.jpg/: name the folder"):
+        act(*(word.replace("photos/bins", "photos/bins/1.jpg") for word in given), archive=archive)
     assert not made(aws)

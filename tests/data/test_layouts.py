@@ -1,5 +1,7 @@
 import json
+import logging
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -10,8 +12,9 @@ from made_photos import abid_bin, bin_folders, metadata, photo_bytes, write
 from bincounter.data.arrange import arrange
 from bincounter.data.layouts import detect
 from bincounter.data.layouts.abid import Abid, read_ids
+from bincounter.data.layouts.base import find_photos
 from bincounter.data.layouts.folders import Folders
-from bincounter.data.records import Listing
+from bincounter.data.records import Listing, read_quarantine, write_quarantine
 from bincounter.errors import DataError
 
 
@@ -112,12 +115,43 @@ def test_links_to_photos_and_folders_are_followed_and_loops_are_not(tmp_path):
     assert refused(listing) == {"2/loop/": "link to a folder that contains it"}
 
 
+def test_photos_of_any_folder_are_found_and_what_is_passed_over_is_counted(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    root, elsewhere = tmp_path / "photos", tmp_path / "elsewhere"
+    for name in ("a.jpg", "B.JPEG", "x.jpg/c.png", ".Trashes/t.jpg", "._a.jpg", "notes.txt", "-1.webp"):
+        write(root / name, b"unopened")
+    write(elsewhere / "d.jpg", b"unopened")
+    latin = root / os.fsdecode(b"caf\xe9.jpg")
+    latin.write_bytes(b"unopened")
+    os.mkfifo(root / "fifo.jpg")
+    for name, target in (("linked", elsewhere), ("again", elsewhere), ("loop", root), ("gone.jpg", "nowhere")):
+        (root / name).symlink_to(target)
+    (root / "itself.jpg").symlink_to(root / "itself.jpg")
+    for number in range(12):  # each leads to all others: without a bound, 12! paths
+        (elsewhere / f"s{number}").mkdir()
+        for other in range(12):
+            (elsewhere / f"s{number}" / f"to{other}").symlink_to(elsewhere / f"s{other}")
+    with socket.socket(socket.AF_UNIX) as listening:
+        os.chdir(root)  # the address of a socket is at most 107 bytes
+        listening.bind("socket.jpg")
+        found = {str(path.relative_to(root)) for path in find_photos(root)}
+    assert found == {"a.jpg", "B.JPEG", "x.jpg/c.png", "-1.webp", latin.name, "again/d.jpg"}
+    (line,) = caplog.messages
+    for said in ("2 hidden", "2 not a regular file", "2 dangling link", "1 not a .jpg", "link to a folder"):
+        assert said in line
+    with pytest.raises(DataError, match="has no photos, only 1 hidden, 1 empty folder"):
+        find_photos(write(tmp_path / "none" / ".t.jpg", b"unopened").parent)
+
+
 def test_names_that_no_text_file_can_hold_are_refused(tmp_path):
     folder = write(tmp_path / "1" / "a.jpg", b"unopened").parent
     Path(os.fsdecode(os.fsencode(folder) + b"/\xff.jpg")).write_bytes(b"unopened")
     listing = Folders().list(tmp_path)
     assert counts(listing) == {"1/a.jpg": 1}
-    assert refused(listing) == {"1/\\udcff.jpg": "file name that is not UTF-8"}
+    assert refused(listing) == {"1/\udcff.jpg": "file name that is not UTF-8"}
+    write_quarantine(tmp_path / "quarantine.csv", listing.refusals)
+    assert (tmp_path / "quarantine.csv").read_text().splitlines()[1] == r"1/\xff.jpg,file name that is not UTF-8"
+    assert read_quarantine(tmp_path / "quarantine.csv") == listing.refusals
 
 
 SPLIT = "id,count,group,split\ntrain/3/a.jpg,3,5,train\ntest/0/b.jpg,0,2,test\n"

@@ -234,12 +234,26 @@ def test_a_line_break_in_a_name_does_not_cost_the_split(prepare: Run, tmp_path: 
     assert {photo.id: photo.group for photo in listing.candidates} == {row.id: row.group for row in rows}
 
 
-def test_two_photos_of_one_name_are_a_sentence(prepare: Run, tmp_path: Path) -> None:
-    for index in range(30):
+def test_photos_that_are_numbered_anew_on_each_side_keep_apart(prepare: Run, run: Run, tmp_path: Path) -> None:
+    for index in range(20):
         write(tmp_path / f"source/train/1/{index}.jpg", photo_bytes(index))
         write(tmp_path / f"source/test/1/{index}.jpg", photo_bytes(index + 100))
-    done = prepare(tmp_path / "made", "data=folders", f"data.source={tmp_path / 'source'}", code=2)
-    assert "would both be named t" in done.stderr and "rename one of them" in done.stderr
+    write(tmp_path / "source/test/01/0.jpg", photo_bytes(300))
+    write(tmp_path / "source/test/2/alone.jpg", photo_bytes(301))
+    bins = ["data=folders", f"data.source={tmp_path / 'source'}", "data.split.method=random"]
+    prepare(tmp_path / "made", *bins)
+    made = {name: content for name, content in contents(tmp_path / "made").items() if name.endswith(".jpg")}
+    assert sorted(made.values()) == sorted(contents(tmp_path / "source").values())
+    assert not Folders().list(tmp_path / "made").refusals
+    paths = [f"paths.{name}_dir={tmp_path / name}" for name in ("data", "cache")]
+    for placed in ("42 photos, 42 of them placed now", "42 photos, 0 of them placed now"):
+        assert placed in run("-m", "bincounter", "arrange", str(tmp_path / "arranged"), *bins, *paths).stdout
+    arranged = contents(tmp_path / "arranged")
+    assert arranged["1/train-7.jpg"] == photo_bytes(7)
+    assert arranged["1/test-7.jpg"] == photo_bytes(107)
+    assert {arranged["1/test-0.jpg"], arranged["1/test-1-0.jpg"]} == {photo_bytes(100), photo_bytes(300)}
+    assert arranged["2/alone.jpg"] == photo_bytes(301)
+    assert len(arranged) == 42
 
 
 @pytest.mark.parametrize(
@@ -251,6 +265,7 @@ def test_two_photos_of_one_name_are_a_sentence(prepare: Run, tmp_path: Path) -> 
         ("s3://public/bin-images", "is inside the source"),
         ("{tmp}/file", "is a file: name a folder"),
         ("{tmp}/file/below", r"cannot be created (not a directory): name a folder that you can write to"),
+        ("{tmp}/" + "x" * 256, "file name too long"),
         ("/proc/bins", "cannot be created"),
         ("~no-such-user/bins", "is the home folder of an unknown user: write its full path"),
     ],

@@ -11,14 +11,17 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_photos import photo_bytes
 from s3_faults import listing
 from s3_proxy import FaultyProxy
 from s3_server import S3Server
 
+from bincounter.data.layouts.folders import Folders
 from bincounter.data.s3.address import is_remote, parse_address, unusable_reason
 from bincounter.data.s3.sync import fetch
-from bincounter.data.source import fetch_photos
+from bincounter.data.source import fetch_photos, find_photos
 from bincounter.errors import DataError, ResourceError
+from bincounter.training.predictor import list_photos
 
 FETCH = (
     "import sys; from pathlib import Path; from bincounter.data.s3.sync import fetch; "
@@ -158,6 +161,36 @@ def test_keys_that_cannot_be_files_are_left_out_and_named(
     assert not (tmp_path / "escaped").exists()
     assert "5 objects cannot be local files" in caplog.text
     assert all(repr(key) in caplog.text for key in bad) and "marker" not in caplog.text
+
+
+def test_all_keys_that_cannot_be_files_are_in_quarantine(s3_proxy: FaultyProxy, tmp_path: Path) -> None:
+    s3_proxy.server.put("shop", {"bins/1/a.jpg": photo_bytes(1)})
+    bad = {f"bins/{number}//double.jpg" for number in range(9)}
+    s3_proxy.spoil("list-type", listing(("bins/1/a.jpg", len(photo_bytes(1))), *((key, 5) for key in bad)))
+    for _ in range(2):  # they stay there when nothing is fetched any more
+        manifest = find_photos(
+            "s3://shop/bins",
+            Folders(),
+            counts=None,
+            sync={"only": "all", "deleted": "mirror", "connections": 4},
+            data_dir=tmp_path / "data",
+            cache_dir=tmp_path / "cache",
+            stored_size=None,
+            workers=1,
+        )
+        assert [record.id for record in manifest.records] == ["1/a.jpg"]
+        assert {f"bins/{refusal.path}" for refusal in manifest.refusals} == bad
+        assert {refusal.reason for refusal in manifest.refusals} == {"object that has an empty folder or file name"}
+
+
+def test_a_photo_of_a_bucket_is_counted_by_its_own_address(s3: S3Server, tmp_path: Path) -> None:
+    s3.put("shop", PHOTOS | {"top.png": b"x", "bins/x.jpg/3.jpg": b"in a folder"})
+    assert list_photos("s3://shop/bins/1/a.jpg", tmp_path) == [tmp_path / "s3/shop/bins/1/a.jpg"]
+    assert list_photos("s3://shop/top.png", tmp_path) == [tmp_path / "s3/shop/top.png"]
+    assert list_photos("s3://shop/bins/x.jpg", tmp_path) == [tmp_path / "s3/shop/bins/x.jpg/3.jpg"]
+    assert set(files(tmp_path / "s3/shop")) == {"bins/1/a.jpg", "top.png", "bins/x.jpg/3.jpg"}
+    with pytest.raises(DataError, match=r"no object exists under s3://shop/bins/1/z.jpg/"):
+        list_photos("s3://shop/bins/1/z.jpg", tmp_path)
 
 
 def abid(ids: list[str], prefix: str = "") -> dict[str, bytes]:

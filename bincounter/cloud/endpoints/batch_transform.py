@@ -16,7 +16,7 @@ from bincounter.cloud.endpoints.deployment_plan import (
 )
 from bincounter.cloud.endpoints.endpoint_requests import EndpointSpec, transform_call
 from bincounter.cloud.endpoints.endpoint_state import TRANSFORM_JOBS, last_error_line, watch_state
-from bincounter.data.layouts.base import PHOTO_SUFFIXES
+from bincounter.data.layouts.base import PHOTO_SUFFIXES, is_photo_name
 from bincounter.errors import BinCounterError, DataError, ResourceError
 
 if TYPE_CHECKING:
@@ -131,12 +131,13 @@ def _content_type(account: "Account", source: str) -> str:
     """
     names = _names(account, source)
     if not names:
-        raise DataError(f"no objects under {source}: correct input (upper and lower case matter)")
-    others = [name for name in names if PurePosixPath(name).suffix.lower() not in PHOTO_SUFFIXES]
+        one = "name the folder of the photo, whose photos are all counted" if is_photo_name(source) else "correct input"
+        raise DataError(f"no objects under {source}/: {one} (upper and lower case matter)")
+    others = [name for name in names if not is_photo_name(name)]
     if others:
         raise DataError(
             f"{len(others)} of the {len(names)} objects under {source} are not photos ({others[0]}), and a transform "
-            f"job fails on them: use a folder with only {', '.join(sorted(PHOTO_SUFFIXES))} files"
+            f"job fails on them: use a folder with only {', '.join(sorted(PHOTO_SUFFIXES))} files, none hidden"
         )
     kinds = {PurePosixPath(name).suffix.lower() for name in names}
     if kinds <= {".jpg", ".jpeg"}:

@@ -14,6 +14,7 @@ from bincounter.cloud.endpoints.deployment_plan import bucket_uri, print_calls
 from bincounter.cloud.endpoints.endpoint_requests import EndpointSpec
 from bincounter.cloud.endpoints.endpoint_state import describe_config, require_endpoint
 from bincounter.errors import BinCounterError, ConfigError, Interrupted, ResourceError
+from bincounter.names import escape_name
 from bincounter.training.predictor import Prediction, print_predictions
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def _shown(account: "Account", spec: EndpointSpec, photo: Path) -> Call:
     """Return the request for a photo as ``dry_run=true`` prints it."""
     if spec.kind == "async":
         return _later_call(spec, photo, _input_uri(account, spec, photo))
-    return _call(spec, photo, f"<{photo.stat().st_size} bytes of {photo}>")
+    return _call(spec, photo, f"<{photo.stat().st_size} bytes of {escape_name(photo)}>")
 
 
 def _content_type(photo: Path) -> str:
@@ -190,7 +191,7 @@ def _submit_all(account: "Account", spec: EndpointSpec, photos: list[Path]) -> i
     account.bucket(spec.target["bucket"])
     for photo in photos:
         request = _submit(account, spec, photo, _LARGEST_MB["async"])
-        print(f"{photo}\t{request.output}", flush=True)
+        print(f"{escape_name(photo)}\t{request.output}", flush=True)
     return 0
 
 

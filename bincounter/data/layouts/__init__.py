@@ -27,7 +27,10 @@ def detect(root: Path) -> Abid | Folders | Shards:
         raise DataError(f"{root} is not a folder: set data.source to a folder of bin photos.")
     if is_index(root / INDEX_FILE):
         return Shards()
-    entries = list(root.iterdir())
+    try:
+        entries = list(root.iterdir())
+    except OSError as error:
+        raise DataError(f"{root} cannot be read ({error.strerror}): make it readable") from error
     names = {path.name for path in entries if path.is_dir()}
     if {PHOTOS, METADATA} <= names:
         return Abid()

@@ -1,15 +1,21 @@
 """The ``Layout`` protocol and the walk over inputs."""
 
+import logging
 import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from operator import attrgetter
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Protocol, runtime_checkable
 
 from bincounter.data.records import Listing, Manifest
+from bincounter.errors import DataError
+from bincounter.names import escape_name
+
+log = logging.getLogger(__name__)
 
 PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 """Suffixes of photo files, in lower case; any case is read."""
@@ -22,6 +28,9 @@ COUNT_NAME = re.compile(r"[0-9]{1,6}")
 
 CACHE_TAG = "CACHEDIR.TAG"
 """File that marks a folder as a cache (https://bford.info/cachedir): such folders below the root are skipped."""
+
+NOT_UTF8 = "file name that is not UTF-8"
+"""Problem of a file that can be opened, but whose name no data set can hold."""
 
 _DEEPEST = 32  # nested folders; bounds the recursion
 
@@ -46,8 +55,8 @@ class InputFile:
     Attributes:
         name: path relative to the root, with ``/``; a folder's name ends in ``/``.
         problem: reason why it cannot be opened, such as ``dangling link``; ``None`` for a regular file.
-        size: in bytes; 0 if it has a problem.
-        modified: time of the last change in nanoseconds; 0 if it has a problem.
+        size: in bytes; 0 if it cannot be opened.
+        modified: time of the last change in nanoseconds; 0 if it cannot be opened.
     """
 
     name: str
@@ -85,18 +94,51 @@ class IndexedLayout(Protocol):
         """
 
 
-def walk(root: Path, folder: str = "") -> Iterator[InputFile]:
-    """Find every file under ``root/folder``, sorted by name within each folder.
+def walk(root: Path, folder: str = "", passed_over: Counter[str] | None = None) -> Iterator[InputFile]:
+    """Find every file under ``root/folder``, sorted by name within each folder; none is opened.
 
-    Hidden files and folders (``.DS_Store``) and tagged caches are skipped. Inputs that cannot be read as files are
-    yielded with their problem: dangling links, pipes, empty or unreadable folders, links to a folder
-    that contains them.
+    Hidden files and folders (``.DS_Store``) and tagged caches are skipped. Links are followed, to each folder once.
+    Inputs that cannot be read as files are yielded with their problem: dangling links, pipes, empty or unreadable
+    folders, links to a folder that contains them.
 
     Args:
         root: folder that names are relative to.
         folder: the part to walk, relative to the root; empty for all of it.
+        passed_over: takes the number of skipped files and folders by reason.
     """
-    yield from _walk(root / folder, f"{folder}/" if folder else "", ())
+    yield from _Walk(Counter() if passed_over is None else passed_over).folder(
+        root / folder, f"{folder}/" if folder else "", (), linked=False
+    )
+
+
+def is_photo_name(name: str, suffixes: frozenset[str] = PHOTO_SUFFIXES) -> bool:
+    """Whether a relative path with ``/`` is that of a photo by its suffix, and not hidden."""
+    path = PurePosixPath(name)
+    return path.suffix.lower() in suffixes and not any(part.startswith(".") for part in path.parts)
+
+
+def find_photos(folder: Path) -> list[Path]:
+    """Find the photos in a folder, whatever its layout; the number of other inputs is logged by reason.
+
+    Raises:
+        DataError: there is none.
+    """
+    passed_over: Counter[str] = Counter()
+    photos = []
+    for found in walk(folder, passed_over=passed_over):
+        if found.problem not in (None, NOT_UTF8):
+            passed_over[found.problem or ""] += 1
+        elif not is_photo_name(found.name):
+            passed_over["not a .jpg, .jpeg, .png or .webp file"] += 1
+        else:
+            photos.append(folder / found.name)
+    reasons = ", ".join(f"{number:,} {reason}" for reason, number in passed_over.most_common())
+    if not photos:
+        held = f", only {reasons}" if reasons else ""
+        raise DataError(f"{escape_name(folder)} has no photos{held}: name a folder of .jpg, .png or .webp files")
+    if reasons:
+        log.info("%s: %d inputs passed over (%s)", escape_name(folder), passed_over.total(), reasons)
+    return photos
 
 
 def stat_file(path: Path) -> InputFile:
@@ -104,55 +146,69 @@ def stat_file(path: Path) -> InputFile:
     try:
         status = path.stat()
     except OSError as error:
-        return _problem(str(path), _clause(error))
+        return InputFile(str(path), _clause(error))
     return InputFile(str(path), None, status.st_size, status.st_mtime_ns)
 
 
-def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[InputFile]:
+class _Walk:
+    """One walk, which enters a folder through one link at most: folders that link to each other have no end."""
+
+    def __init__(self, passed_over: Counter[str]) -> None:
+        self._passed_over = passed_over
+        self._linked: set[tuple[int, int]] = set()
+
+    def folder(
+        self, folder: Path, prefix: str, above: tuple[tuple[int, int], ...], *, linked: bool
+    ) -> Iterator[InputFile]:
+        try:
+            status = folder.stat()
+            with os.scandir(folder) as listed:
+                entries = sorted(listed, key=attrgetter("name"))
+        except OSError as error:
+            yield InputFile(prefix, f"folder that cannot be read ({_clause(error)})")
+            return
+        shown = [entry for entry in entries if not entry.name.startswith(".")]
+        identity = (status.st_dev, status.st_ino)
+        if above and any(entry.name == CACHE_TAG for entry in shown):
+            self._passed_over["cache folder"] += 1
+            return
+        if identity in above:
+            yield InputFile(prefix, "link to a folder that contains it")
+        elif linked and identity in self._linked:
+            yield InputFile(prefix, "link to a folder that another link leads to")
+        elif len(above) == _DEEPEST:
+            yield InputFile(prefix, f"nested deeper than {_DEEPEST} folders")
+        else:
+            if hidden := len(entries) - len(shown):
+                self._passed_over["hidden"] += hidden
+            if not shown:
+                yield InputFile(prefix, "empty folder")
+            if linked:
+                self._linked.add(identity)
+            for entry in shown:
+                yield from self._enter(entry, prefix + entry.name, (*above, identity))
+
+    def _enter(self, entry: os.DirEntry[str], name: str, above: tuple[tuple[int, int], ...]) -> Iterator[InputFile]:
+        try:
+            status = entry.stat()
+        except OSError as error:
+            yield InputFile(name, "dangling link" if entry.is_symlink() else _clause(error))
+            return
+        if stat.S_ISDIR(status.st_mode):
+            yield from self.folder(Path(entry.path), f"{name}/", above, linked=entry.is_symlink())
+        elif not stat.S_ISREG(status.st_mode):
+            yield InputFile(name, "not a regular file")
+        else:
+            problem = None if name.isascii() or _is_utf8(name) else NOT_UTF8
+            yield InputFile(name, problem, status.st_size, status.st_mtime_ns)
+
+
+def _is_utf8(name: str) -> bool:
     try:
-        status = folder.stat()
-        with os.scandir(folder) as listed:
-            entries = sorted((entry for entry in listed if not entry.name.startswith(".")), key=attrgetter("name"))
-    except OSError as error:
-        yield _problem(prefix, f"folder that cannot be read ({_clause(error)})")
-        return
-    identity = (status.st_dev, status.st_ino)
-    if above and any(entry.name == CACHE_TAG for entry in entries):
-        return
-    if identity in above:
-        yield _problem(prefix, "link to a folder that contains it")
-    elif len(above) == _DEEPEST:
-        yield _problem(prefix, f"nested deeper than {_DEEPEST} folders")
-    elif not entries:
-        yield _problem(prefix, "empty folder")
-    else:
-        for entry in entries:
-            yield from _enter(entry, prefix + entry.name, (*above, identity))
-
-
-def _enter(entry: os.DirEntry[str], name: str, above: tuple[tuple[int, int], ...]) -> Iterator[InputFile]:
-    try:
-        status = entry.stat()
-    except OSError as error:
-        yield _problem(name, "dangling link" if entry.is_symlink() else _clause(error))
-        return
-    if stat.S_ISDIR(status.st_mode):
-        yield from _walk(Path(entry.path), f"{name}/", above)
-    elif not stat.S_ISREG(status.st_mode):
-        yield _problem(name, "not a regular file")
-    elif name != _printable(name):
-        yield _problem(name, "file name that is not UTF-8")
-    else:
-        yield InputFile(name, None, status.st_size, status.st_mtime_ns)
-
-
-def _problem(name: str, problem: str) -> InputFile:
-    return InputFile(_printable(name), problem)
-
-
-def _printable(name: str) -> str:
-    """Escape the bytes of a name that are not UTF-8, which no text file could hold."""
-    return name.encode("utf-8", "backslashreplace").decode()
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _clause(error: OSError) -> str:

@@ -152,10 +152,13 @@ class Mirror:
             lock(self._lock)
 
 
-def drop_unusable_keys(catalogue: Catalogue, mirror: Mirror) -> None:
+def drop_unusable_keys(catalogue: Catalogue, mirror: Mirror) -> dict[str, str]:
     """Drop the jobs of objects that cannot be local files, and log their keys.
 
     An object whose key is also a folder of other objects is dropped, and its local file is deleted.
+
+    Returns:
+        The keys with the reasons.
     """
     refused: dict[str, str] = {}
     folders: set[str] = set()
@@ -171,13 +174,14 @@ def drop_unusable_keys(catalogue: Catalogue, mirror: Mirror) -> None:
                 refused |= dict.fromkeys(_in_the_way(item, catalogue, folders), "is a folder of other objects")
     catalogue.drop_listed(refused)
     mirror.forget(refused)
-    warn_unusable_keys(refused)
+    return warn_unusable_keys(refused)
 
 
-def warn_unusable_keys(reasons: Mapping[str, str]) -> None:
-    """Log the keys that cannot be local files; those with an empty reason are markers of folders and are not logged."""
-    named = [f"{key!r} {reason}" for key, reason in reasons.items() if reason]
-    warn("%d objects cannot be local files and are skipped: %s", named)
+def warn_unusable_keys(reasons: Mapping[str, str]) -> dict[str, str]:
+    """Log and return keys that cannot be local files, except markers of folders, whose reason is empty."""
+    reasons = {key: reason for key, reason in reasons.items() if reason}
+    warn("%d objects cannot be local files and are skipped: %s", [f"{key!r} {why}" for key, why in reasons.items()])
+    return reasons
 
 
 def warn(message: str, items: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ import shutil
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -52,6 +52,7 @@ def fetch(
     wanted: ObjectFilter | None = None,
     deleted: str = "mirror",
     connections: int = 64,
+    left_out: dict[str, str] | None = None,
 ) -> Path:
     """Make ``data_dir/s3/<bucket>/<folder>`` hold what ``s3://<bucket>/<folder>`` holds, and nothing it used to hold.
 
@@ -66,6 +67,7 @@ def fetch(
         wanted: chooses the objects to fetch; the local files of the others stay.
         deleted: ``mirror`` to delete local files whose object is gone, ``keep`` to leave them.
         connections: requests at a time.
+        left_out: takes the names of objects that cannot be here, relative to the source, with the reasons.
 
     Returns:
         the local folder.
@@ -82,6 +84,8 @@ def fetch(
                 sync.fetch_all(keep_deleted=deleted == "keep")
             else:
                 sync.fetch_names(names)
+            if left_out is not None:
+                left_out |= sync.left_out
             return mirror.path(prefix)
     except OSError as error:
         raise ResourceError(
@@ -110,6 +114,7 @@ class _Sync:
         self._connections, self._wanted = connections, wanted
         self._below = f"{prefix}/" if prefix else ""
         self._address = f"s3://{bucket.name}/{self._below}"
+        self.left_out: dict[str, str] = {}
 
     def fetch_all(self, *, keep_deleted: bool) -> None:
         """Mirror every object below the prefix."""
@@ -127,7 +132,7 @@ class _Sync:
             while gone := self._catalogue.unlisted(self._below):
                 self._mirror.forget(gone)
         self._catalogue.plan_jobs()
-        drop_unusable_keys(self._catalogue, self._mirror)
+        self._leave_out(drop_unusable_keys(self._catalogue, self._mirror))
         left = self._catalogue.filter_jobs(self._relative(self._wanted.by_name)) if self._wanted else 0
         fetched = self._fetch_jobs()
         if self._wanted and self._catalogue.restore_deferred():
@@ -140,7 +145,7 @@ class _Sync:
         """Mirror the objects of these names below the prefix; all other files are left alone."""
         keys = list(dict.fromkeys(self._below + name for name in names))
         refused = {key: reason for key in keys if (reason := unusable_reason(key))}
-        warn_unusable_keys(refused)
+        self._leave_out(warn_unusable_keys(refused))
         keys = [key for key in keys if key not in refused]
         if self._wanted is None:
             requested, outcome = keys, self._fetch_keys(keys)
@@ -181,7 +186,9 @@ class _Sync:
         jobs = (DownloadItem(key, Stored(etag, size)) for page in self._catalogue.jobs() for key, etag, size in page)
         outcome = self._transfer(jobs, number, size, (MissingError,))
         self._mirror.forget(outcome.absent)
-        warn("%d objects are listed, but do not exist any more: %s", self._catalogue.record_absent(outcome.absent))
+        absent = self._catalogue.record_absent(outcome.absent)
+        warn("%d objects are listed, but do not exist any more: %s", absent)
+        self._leave_out(dict.fromkeys(absent, "is listed, but does not exist any more"))
         return outcome.fetched
 
     def _fetch_keys(self, keys: Sequence[str]) -> TransferOutcome:
@@ -209,6 +216,9 @@ class _Sync:
             finally:
                 transfer.publish_all()
         return TransferOutcome(transfer.fetched, transfer.absent)
+
+    def _leave_out(self, reasons: Mapping[str, str]) -> None:
+        self.left_out |= {key.removeprefix(self._below): f"object that {why}" for key, why in reasons.items()}
 
     def _relative(self, verdict: Callable[[str], _Verdict]) -> Callable[[str], _Verdict]:
         return lambda key: verdict(key.removeprefix(self._below))

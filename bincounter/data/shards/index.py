@@ -27,11 +27,11 @@ from bincounter.data.s3.error_messages import MissingError
 from bincounter.data.s3.ranges import limit_requests, open_bucket
 from bincounter.errors import DataError
 from bincounter.files import atomic_write, write_text
+from bincounter.names import TableWriter, read_cell
 
 INDEX_FILE = "index.csv"
 _HEADER = ["id", "count", "group", "split", "width", "height", "content", "shard", "offset", "size"]
 _SHARD = re.compile(r"bins-[0-9]{6}\.tar")
-_CONTROL = re.compile(r"[\x00-\x1f]")
 _SIDES = {"": None, **{side: side for side in SPLITS}}
 
 
@@ -101,15 +101,11 @@ def write_index(
         places: location of each of them.
     """
     with atomic_write(path) as file:
-        # An id with a line break is read back only in quotes, which Python before 3.13 omits around "\r".
-        plain, quoted = (
-            csv.writer(file, lineterminator="\n", quoting=quoting) for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)
-        )
-        plain.writerow(_HEADER)
+        writer = TableWriter(file)
+        writer.writerow(_HEADER)
         for position, side, place in zip(kept.tolist(), sides, places, strict=True):
             record, size = manifest.records[position], manifest.sizes[position].tolist()
             content = f"{int(manifest.content[position]):016x}"
-            writer = quoted if _CONTROL.search(record.id) else plain
             writer.writerow([record.id, record.count, record.group, side or "", *size, content, *place])
 
 
@@ -198,7 +194,9 @@ def _rows(path: Path) -> Iterator[_Row]:
 def _row(line: list[str]) -> _Row:
     record_id, count, group, side, width, height, content, shard, offset, size = line
     place = Place(shard, int(offset), int(size))
-    row = _Row(record_id, int(count), int(group), _SIDES[side], int(width), int(height), int(content, 16), place)
+    row = _Row(
+        read_cell(record_id), int(count), int(group), _SIDES[side], int(width), int(height), int(content, 16), place
+    )
     small = row.count, row.group, row.width, row.height
     if min(*small, row.content, *place[1:]) < 0 or max(small) >= 2**31 or len(content) != 16 or not is_shard(shard):
         raise ValueError

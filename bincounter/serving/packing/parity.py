@@ -36,6 +36,7 @@ from bincounter.data.shards.index import INDEX_FILE, Shards, is_index
 from bincounter.data.source import expand_folder
 from bincounter.errors import DataError, ResourceError, UserError
 from bincounter.model.build import load_counter
+from bincounter.names import escape_name
 from bincounter.serving.packing.tarball import unpack
 from bincounter.training.predictor import list_photos
 from bincounter.training.results import CheckpointOrigin, RunResults
@@ -258,7 +259,10 @@ def parity_photos(origin: CheckpointOrigin, number: int, *, source: str | None, 
             own = min(len(files), number)
             log.info("Comparing answers on %d photos of the run and %d rendered ones.", own, number - own)
     spread = _spread(files, number)
-    chosen = dict(zip((file.name for file in spread), read_photos(spread), strict=True))
+    try:
+        chosen = {escape_name(file.name): data for file, data in zip(spread, read_photos(spread), strict=True)}
+    except OSError as error:
+        raise DataError(f"{error.filename} cannot be read ({error.strerror}): make it readable") from error
     if source is None:
         chosen |= _rendered(number - len(chosen))
     return chosen | dict(_odd(_first_readable(chosen.values())))

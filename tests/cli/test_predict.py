@@ -1,0 +1,112 @@
+"""``bincounter predict`` as users run it: names of any bytes, destinations and sources that cannot be used."""
+
+import csv
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from commands import REPOSITORY, Run, command, environment
+
+from bincounter.names import read_cell, unescape_name
+
+RUN = REPOSITORY / "tests/assets/classification"
+PHOTO = next((REPOSITORY / "tests/assets/photos").rglob("*.jpg"))
+NAMES = ("a.jpg", "=1+1.jpg", "two\nlines\x1b[2J.jpg", "Café.jpg", os.fsdecode(b"caf\xe9.jpg"), "b\\n.jpg")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    (folder / ".Trashes").mkdir(parents=True)
+    for name in (*NAMES, ".Trashes/b.jpg", "._a.jpg"):
+        shutil.copyfile(PHOTO, folder / name)
+    os.mkfifo(folder / "fifo.jpg")
+    (folder / os.fsdecode(b"broken\n\xff.jpg")).write_bytes(b"no photo")
+    return folder
+
+
+@pytest.mark.parametrize("encoding", ["ascii:strict", "utf-8:strict"])
+def test_every_photo_has_its_line_whatever_its_name_and_the_encoding(photos: Path, encoding: str) -> None:
+    done = subprocess.run(
+        command("-m", "bincounter", "predict", f"ckpt_path={RUN}", "."),
+        cwd=photos,
+        env={**environment(), "PYTHONIOENCODING": encoding, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        check=True,
+        timeout=120,
+    )
+    lines = done.stdout.decode(encoding.partition(":")[0]).splitlines()
+    assert sorted(unescape_name(line.partition("\t")[0]) for line in lines) == sorted(NAMES)
+    said = done.stderr.decode()
+    assert "3 inputs passed over (2 hidden, 1 not a regular file)" in said
+    assert r"broken\n\xff.jpg: not a JPEG" in said
+
+
+def test_a_table_names_files_that_are_found_again(photos: Path, run: Run, tmp_path: Path) -> None:
+    table = tmp_path / "new" / "table.csv"
+    done = run("-m", "bincounter", "predict", str(photos), "--ckpt-path", str(RUN), "--csv", str(table))
+    assert f"{len(NAMES)} of {len(NAMES) + 1} photos counted" in done.stdout
+    assert len(table.read_text().splitlines()) == len(NAMES) + 2
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    counted = [Path(read_cell(row["path"])) for row in rows if not row["reason"]]
+    assert sorted(path.name for path in counted) == sorted(NAMES)
+    assert all(path.is_file() for path in counted)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--csv", "{tmp}"], "is a folder: name a file"),
+        (["--csv", "{tmp}/file/x.csv"], "cannot be created (not a directory)"),
+        (["--csv", "/proc/x.csv"], "cannot be created"),
+        (["--csv", "/dev/null"], "is not a regular file: name a file"),
+        (["--ckpt-path", "{tmp}/file"], "file is truncated or not a checkpoint"),
+        (["{tmp}/nowhere"], "nowhere is neither a photo nor a folder"),
+        (["data=folders"], "data=folders is a setting: name a file or a folder first"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_before_a_photo_is_opened(
+    arguments: list[str], said: str, photos: Path, run: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("x")
+    given = [argument.format(tmp=tmp_path) for argument in arguments]
+    done = run("-m", "bincounter", "predict", f"--ckpt-path={RUN}", *given, str(photos), code=2)
+    assert said in done.stderr
+    assert not done.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "photos"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["prepare", "data=folders", "data.source=bins"],
+        ["arrange", "data.source=bins"],
+        ["arrange", "+experiment=demo"],
+        ["explore", "--output", "model/optimizer=sgd"],
+        ["compare", "seed=3", "runs"],
+        ["cost", "hydra.run.dir=x"],
+        ["rules", "debugger.rules.overfit.patience=3"],
+        ["attach", "launcher=sagemaker"],
+    ],
+    ids=" ".join,
+)
+def test_a_setting_in_the_place_of_a_folder_is_refused(arguments: list[str], run: Run) -> None:
+    refused = run("-m", "bincounter", *arguments, code=2).stderr
+    assert "is a setting: name a file or a folder first" in refused
+    assert not (REPOSITORY / arguments[-1]).exists()
+
+
+def test_a_file_that_is_named_like_a_setting_can_be_named(run: Run) -> None:
+    for name in ("./data=folders", "photos/a=b.jpg", "data/a=b.jpg"):
+        done = run("-m", "bincounter", "predict", name, f"--ckpt-path={RUN}", code=2)
+        assert f"{name} is neither a photo nor a folder" in done.stderr
+
+
+def test_a_misspelt_command_is_corrected(run: Run) -> None:
+    assert run("-m", "bincounter", "predit", code=2).stderr == (
+        "Error: Unknown command 'predit'. Did you mean 'predict'?\n"
+    )
+    assert "The commands are train, deploy, explore" in run("-m", "bincounter", "xyzzy", "a", code=2).stderr
