@@ -140,11 +140,11 @@ class EndpointBill:
 
 @dataclass
 class RunBills:
-    """Runs that are added up together: a sweep's, a tuning job's, or those that were named one by one.
+    """Runs that are added up together: a sweep's, a tuning job's, a folder's, or those that were named one by one.
 
     Attributes:
-        kind: ``runs``, ``sweep`` or ``tuning job``.
-        folder: of the sweep; ``None`` for ``runs``.
+        kind: ``runs``, ``sweep``, ``tuning job``, or ``folder`` of runs that do not belong together.
+        folder: of the sweep or the runs; ``None`` for ``runs``.
         runs: their bills, in the order of their numbers.
         total: see :func:`add_up`.
     """

@@ -48,7 +48,7 @@ def read_costs(folders: Sequence[Path]) -> Costs:
     costs = reader.costs
     costs.groups = [group for group in costs.groups if group.runs]
     for group in costs.groups:
-        group.total = add_up(group.runs, best=group.kind != "runs")
+        group.total = add_up(group.runs, best=group.kind in ("sweep", "tuning job"))
     paid = [bill for bill in costs.endpoints if not bill.rehearsed]
     costs.total = add_up([bill for group in costs.groups for bill in group.runs]) | {
         "endpoints_cost_usd": sum(bill.cost_usd or 0 for bill in paid),
@@ -86,7 +86,8 @@ class _Reader:
         self._read_endpoints(folder)
 
     def _read_sweep(self, folder: Path, runs: Sequence[Path]) -> None:
-        group = RunBills("sweep", str(folder))
+        swept = (folder / "study.db").is_file() or any(run.name.isdecimal() for run in runs)
+        group = RunBills("sweep" if swept else "folder", str(folder))
         self.costs.groups.append(group)
         try:
             tuning = load_tuning_job(folder)

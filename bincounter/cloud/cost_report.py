@@ -53,7 +53,10 @@ def render_costs(costs: Costs) -> RenderableType:
 
 def _title(group: RunBills) -> Text:
     """Name of a group, with the instances that all its rows have in common."""
-    name = "Runs" if group.folder is None else f"{group.folder}, a {group.kind} of {len(group.runs)}"
+    number = len(group.runs)
+    plain = f"{number} run{'s' * (number != 1)}"
+    name = f"{group.folder}, {plain if group.kind == 'folder' else f'a {group.kind} of {number}'}"
+    name = "Runs" if group.folder is None else name
     common = {_instances(bill) for bill in group.runs}
     instances = common.pop() if len(common) == 1 else ""
     return Text(name, style="bold").append(f": {instances}" if instances else "", style="not bold")

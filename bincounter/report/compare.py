@@ -67,18 +67,29 @@ def compare(runs: Sequence[Path]) -> Comparison:
     """Compare runs with the first of them.
 
     Args:
-        runs: run folders; the folder of a sweep stands for the numbered runs in it.
+        runs: run folders; the folder of a sweep stands for the numbered runs in it. A run without scores, or one that
+            cannot be read, is left out with a remark.
 
     Raises:
-        UserError: fewer than two runs, a folder that is not a run's, or no side that all runs were scored on.
+        UserError: fewer than two runs with scores on the same side; the message names one without.
     """
-    read = [read_results(path) for path in _expand(runs)]
-    if len(read) < 2:
+    folders, reasons = _expand(runs), list[str]()
+    if len(folders) < 2:
         raise UserError("Comparing takes at least two runs: name two run folders, or the folder of a sweep")
-    side = next((side for side in ("test", "val") if all(run.metrics.get(side) for run in read)), None)
-    if side is None:
-        unscored = next((run for run in read if not run.metrics), read[0])
-        raise UserError(f"{unscored.path} has no scores in common with the other runs: score its checkpoint first")
+    read = []
+    for path in folders:
+        try:
+            read.append(read_results(path))
+        except UserError as error:
+            reasons.append(str(error))
+    # The side that most runs were scored on; the test photos where it is as many.
+    side = max(("test", "val"), key=lambda side: sum(bool(run.metrics.get(side)) for run in read))
+    for run in (run for run in read if not run.metrics.get(side)):
+        of = f"{'test' if side == 'test' else 'validation'} " if run.metrics else ""
+        reasons.append(f"{run.path} has no {of}scores: score its checkpoint first")
+    read = [run for run in read if run.metrics.get(side)]
+    if len(read) < 2:
+        raise UserError(reasons[0])
     scored = [run.predictions.of(SPLIT_OF_SIDE[side]) if run.predictions else None for run in read]
     return Comparison(
         names=distinct_names([run.path for run in read]),
@@ -86,7 +97,7 @@ def compare(runs: Sequence[Path]) -> Comparison:
         side=side,
         scores=tuple(run.metrics[side] for run in read),
         gains=(None, *(_gain(scored[0], other) for other in scored[1:])),
-        remarks=_remarks(read, scored, side),
+        remarks=(*_remarks(read, scored, side), *(f"left out: {reason}." for reason in reasons)),
         caveats=tuple(tuple(run.caveats) for run in read),
     )
 

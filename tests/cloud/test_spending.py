@@ -108,6 +108,14 @@ def test_runs_of_several_kinds_stand_in_one_table(tmp_path: Path) -> None:
     assert told["wall_seconds"] == 90 and "cost_usd" not in told
 
 
+def test_runs_that_lie_in_one_folder_are_no_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("2026-11-01_10-00-00", "2026-11-02_10-00-00"):
+        made_here(tmp_path / name)
+    assert shown(tmp_path, width=200).startswith(f"{tmp_path}, 2 runs\n")
+    assert main(["cost", "--json", str(tmp_path)]) == 0
+    assert json.loads(capsys.readouterr().out)["groups"][0]["kind"] == "folder"
+
+
 def test_a_run_here_that_did_not_end_is_marked(tmp_path: Path) -> None:
     made_here(tmp_path)
     (tmp_path / "metrics.json").unlink()

@@ -111,3 +111,16 @@ def test_wrong_folders_are_answered_in_a_sentence(tmp_path: Path) -> None:
     (unscored / "metrics.json").unlink()
     with pytest.raises(UserError, match="unscored has no scores"):
         compare([run, unscored])
+
+
+def test_a_run_without_scores_is_named_and_the_others_are_compared(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / "sweep" / str(number), photos=120) for number in range(4)]
+    (runs[1] / "metrics.json").unlink()
+    (runs[2] / "metrics.json").write_text("{")
+    comparison = compare([tmp_path / "sweep"])
+    assert comparison.names == ("0", "3") and comparison.side == "test"
+    remarks = [remark for remark in comparison.remarks if remark.startswith("left out")]
+    assert len(remarks) == 2
+    assert any(f"{runs[1]} has no scores" in remark for remark in remarks)
+    assert any("2/metrics.json is corrupt" in remark for remark in remarks)
+    assert "1 has no scores: score its checkpoint first" in on_screen(comparison)
