@@ -47,31 +47,32 @@ def expand_user(path: str) -> str:
 _LONGEST_NAME = 255  # bytes, on every common file system
 
 
-def check_writable(path: Path, *, folder: bool = False) -> None:
+def check_writable(path: Path, *, folder: bool = False, key: str = "") -> None:
     """Check that a file, or files in a folder, can be written at a path, before work starts; nothing is left there.
 
     Args:
         path: of the file or the folder, which need not exist.
         folder: whether it is a folder.
+        key: the setting or option that names it, for the message.
 
     Raises:
         UserError: it cannot be written; the message has the reason and the next step.
     """
-    what = "folder" if folder else "file"
+    what, named = "folder" if folder else "file", f"{key}={path}" if key else str(path)
     try:
         there = path.absolute() if folder else path.absolute().parent
         with suppress(FileNotFoundError):
             mode = path.stat().st_mode
             if stat.S_ISDIR(mode) != folder or not (folder or stat.S_ISREG(mode)):
                 kind = "a folder" if stat.S_ISDIR(mode) else "a file" if stat.S_ISREG(mode) else "not a regular file"
-                raise UserError(f"{path} is {kind}: name a {what}")
+                raise UserError(f"{named} is {kind}: name a {what}")
         if any(len(os.fsencode(part)) > _LONGEST_NAME for part in path.parts):
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         # What its owner may write can still be on a read-only disk, and root may write nearly all.
         tempfile.TemporaryFile(dir=next(each for each in (there, *there.parents) if os.path.lexists(each))).close()
     except OSError as error:
         why = (error.strerror or type(error).__name__).lower()
-        raise UserError(f"{path} cannot be created ({why}): name a {what} that you can write to") from error
+        raise UserError(f"{named} cannot be created ({why}): name a {what} that you can write to") from error
 
 
 def checkpoint_file(path: Path) -> Path:

@@ -23,6 +23,7 @@ from bincounter.cloud.endpoints.api_objects import check_request_keys
 from bincounter.cloud.endpoints.endpoint_requests import EndpointSpec
 from bincounter.config.deploy_schema import ARCHIVE_ACTIONS, check_deploy, target_name
 from bincounter.errors import ConfigError, Stopped
+from bincounter.files import check_writable
 from bincounter.serving.application.answers import Limits
 from bincounter.serving.local.running_servers import (
     DEFAULT_PORT,
@@ -83,6 +84,7 @@ def pack_and_check(cfg: DictConfig) -> "Package":
         return read_package(Path(cfg.archive))
     origin = _origin(cfg)
     path = _place(cfg, origin)
+    check_writable(path, key="archive")
     # In the same folder, so that it can be renamed.
     aside = path.with_name(f".{path.name}.{os.getpid()}.unchecked")
     try:

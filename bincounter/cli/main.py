@@ -195,7 +195,7 @@ def _compose_data(arguments: argparse.Namespace) -> "tuple[DictConfig, BinDataMo
 
 
 def _explore(arguments: argparse.Namespace) -> int:
-    check_writable(arguments.output)
+    check_writable(arguments.output, key="--output")
     cfg, data = _compose_data(arguments)
     data.prepare()
     from bincounter.report.explore import write_data_report
@@ -251,7 +251,7 @@ def _predict(arguments: argparse.Namespace) -> int:
 
     show_log()
     if arguments.csv:
-        check_writable(arguments.csv)
+        check_writable(arguments.csv, key="--csv")
     from bincounter.training.run_folder import find_newest_checkpoint
 
     checkpoint = arguments.ckpt_path or find_newest_checkpoint(Path("logs"), named_by="--ckpt-path")

@@ -231,9 +231,6 @@ def _action(cfg: Mapping[str, Any], target: str) -> None:
             "locally with python -m bincounter predict"
         )
     _photos(cfg)
-    source = cfg["parity"]["source"]
-    if source is not None and not is_remote(source) and not Path(source).exists():
-        raise ConfigError(f"parity.source={source} does not exist: name a photo, a folder or an s3:// URI")
     if action in ARCHIVE_ACTIONS:
         _served(cfg)
 
@@ -265,8 +262,11 @@ def _served(cfg: Mapping[str, Any]) -> None:
         )
     if archive is not None and Path(archive).is_dir():
         raise ConfigError(f"archive={archive} is a folder: name the file, as in archive={archive}/model.tar.gz")
+    source = cfg["parity"]["source"]
+    if source is not None and not is_remote(source) and not Path(source).exists():
+        raise ConfigError(f"parity.source={source} does not exist: name a photo, a folder or an s3:// URI")
     if path is not None and archive is not None:
-        check_writable(Path(archive))
+        check_writable(Path(archive), key="archive")
     if path is None:
         _existing(archive, cfg["parity"]["photos"])
     elif path == "last":

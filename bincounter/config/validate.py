@@ -219,7 +219,7 @@ def _place(cfg: Mapping[str, Any], *, here: bool) -> None:
 def _files(cfg: Mapping[str, Any]) -> None:
     """Check files and folders that would be opened only after the photos were read."""
     if cfg["paths"]["model_dir"] is not None:
-        check_writable(Path(cfg["paths"]["model_dir"]), folder=True)
+        check_writable(Path(cfg["paths"]["model_dir"]), folder=True, key="paths.model_dir")
     if cfg["data"]["layout"].get("ids") is not None:
         from bincounter.data.layouts.abid import read_ids
 

@@ -161,11 +161,12 @@ def test_sigterm_while_a_checkpoint_is_compared_leaves_no_archive(served_run: Pa
 
 def test_dry_runs_say_what_would_be_done_and_do_nothing(deploy: Deploy, served_run: Path, tmp_path: Path) -> None:
     checkpoint = served_run / "checkpoints/best.ckpt"
-    done = deploy(f"ckpt_path={checkpoint}", "dry_run=true", f"archive={tmp_path}/model.tar.gz", "target.port=8123")
-    assert done.stdout == (
-        f"Would pack {checkpoint} into {tmp_path}/model.tar.gz, compare 64 photos, "
-        "and serve it on 127.0.0.1, port 8123.\n"
-    )
+    for named in (checkpoint, served_run, checkpoint.parent):  # a run's folder is its best checkpoint
+        done = deploy(f"ckpt_path={named}", "dry_run=true", f"archive={tmp_path}/model.tar.gz", "target.port=8123")
+        assert done.stdout == (
+            f"Would pack {checkpoint} into {tmp_path}/model.tar.gz, compare 64 photos, "
+            "and serve it on 127.0.0.1, port 8123.\n"
+        )
     assert list(tmp_path.iterdir()) == []
 
 

@@ -9,11 +9,11 @@ from commands import REPOSITORY, Run, environment
 
 from bincounter.cli.hydra_app import compose
 from bincounter.config.deploy_schema import check_deploy
-from bincounter.errors import ConfigError
+from bincounter.errors import UserError
 
 
 def refusal(*overrides: str) -> str:
-    with pytest.raises(ConfigError) as refused:
+    with pytest.raises(UserError) as refused:
         check_deploy(compose(list(overrides), config_name="deploy"))
     assert "\n" not in str(refused.value)
     return str(refused.value)
@@ -56,6 +56,12 @@ def checkpoint(tmp_path: Path) -> str:
         ([], "action=deploy needs a checkpoint: name it with ckpt_path="),
         (["action=package", "archive=there.tar.gz"], "needs a checkpoint"),
         (["ckpt_path=nowhere.ckpt"], "is not a file"),
+        (["ckpt_path=docs"], "is not a file"),
+        (
+            ["ckpt_path=README.md", "archive=README.md/x.tar.gz"],
+            "README.md/x.tar.gz cannot be created (not a directory)",
+        ),
+        (["ckpt_path=README.md", "parity.source=nowhere"], "parity.source=nowhere does not exist"),
         (["ckpt_path=last"], "resumes a training"),
         (["archive=nowhere.tar.gz"], "does not exist"),
         (["archive=README.md"], "parity.photos=0"),

@@ -118,6 +118,8 @@ def test_several_objectives_have_a_front(search: Search) -> None:
 def test_a_search_starts_with_what_earlier_ones_found(search: Search, tmp_path: Path) -> None:
     (tmp_path / "before").mkdir()
     before = Search(tmp_path / "before", search.python)
+    nowhere = search.run(n_trials=1, code=2, warm_start=f"[{tmp_path / 'before'}]")
+    assert "before holds no study.db" in nowhere and not (tmp_path / "sweep" / "study.db").exists()
     before.run(n_trials=3)
     for n_trials in (1, 2):
         said = search.run(n_trials=n_trials, warm_start=f"[{tmp_path / 'before' / 'sweep'}]")
