@@ -45,7 +45,7 @@ def instance_field(default: str) -> Any:
     return bounded(default, pattern=r"ml\.[a-z][a-z0-9-]*\.[a-z0-9-]+", hint=hint)  # the price table knows the sizes
 
 
-def s3_folder(*, whole_bucket: bool = False) -> dict[str, str]:
+def s3_folder(*, whole_bucket: bool = False) -> dict[str, Any]:
     """Bounds of an ``s3://`` URI of a folder; ``whole_bucket`` accepts a bucket alone, too."""
     rest = r"(/[^/].*|/)?" if whole_bucket else r"/[^/].*"
     return {"pattern": rf"s3://{_BUCKET}{rest}", "hint": "is not an S3 folder: write it as s3://bucket/folder"}
@@ -81,8 +81,9 @@ def check_request(key: str, request: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: the first one that AWS refuses.
     """
-    network = request.get("VpcConfig")
-    for name, kind in (("Subnets", "subnet"), ("SecurityGroupIds", "sg")) if isinstance(network, Mapping) else ():
+    given = request.get("VpcConfig")
+    network: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
+    for name, kind in (("Subnets", "subnet"), ("SecurityGroupIds", "sg")):
         for each in _listed(network.get(name)):
             if not re.fullmatch(rf"{kind}-[0-9a-z]{{1,28}}", str(each)):
                 raise ConfigError(

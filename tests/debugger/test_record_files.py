@@ -115,7 +115,7 @@ def test_a_run_goes_on_with_another_debugger_and_profiler(tmp_path: Path) -> Non
 
     assert expanded() == [*stored, "profiler.functions=7"]
     named = [f"ckpt_path={tmp_path}"]  # the run's folder does, too
-    assert expand_resume_overrides(named, named, lambda _: OmegaConf.create())[:-2] == expanded()
+    assert expand_resume_overrides(named, lambda _: OmegaConf.create())[:-2] == expanded()
     assert expanded("debugger=none", "profiler=simple") == [*stored[:2], "debugger=none", "profiler=simple"]
     assert "debugger.layers=[head]" in expanded("debugger=tensors")
     assert "trainer.max_epochs=3" in expanded("trainer=gpu")

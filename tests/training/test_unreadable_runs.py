@@ -18,12 +18,18 @@ from bincounter.training.results import read_results
 from bincounter.training.resume import stored_config
 from bincounter.training.run_folder import find_newest_checkpoint
 
+
+def _into_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 BREAK: dict[str, Callable[[Path], object]] = {
     "truncated": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
     "empty": lambda path: path.write_bytes(b""),
     "latin-1": lambda path: path.write_bytes(path.read_bytes() + "é".encode("latin-1")),
     "list": lambda path: path.write_text("[1, 2]\n"),
-    "folder": lambda path: (path.unlink(), path.mkdir()),
+    "folder": _into_folder,
 }
 
 
