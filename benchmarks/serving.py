@@ -3,6 +3,7 @@
     python benchmarks/serving.py            3 rounds, ResNet50 at 224 pixels; about 15 minutes on 2 cores
     python benchmarks/serving.py --quick    1 round, shorter
     python benchmarks/serving.py --soak     20,000 requests to a small model too: memory, and a killed worker
+    python benchmarks/serving.py --hostile  only a small model beside photos that cost it much; 2 minutes
 
 One archive, four ways, one after the other in every round: the bare forward on decoded tensors (the limit), deploy.py's
 local server, Ray Serve started as AWS's image starts it, and TorchServe with AWS's PyTorch inference toolkit, in the
@@ -20,6 +21,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from serving_hostile import measure_hostile
 from serving_load import Load, load, overload
 from serving_peers import Server, local_server, ray_server, torchserve
 from serving_subjects import archive_of, bare_forward, photos
@@ -30,6 +32,10 @@ CLIENTS = (1, 8, 32)
 def main() -> None:
     """Measure, print the tables, and the ratios as one JSON object."""
     options = _options()
+    if options.hostile:
+        with tempfile.TemporaryDirectory(prefix="bs-") as folder:
+            _hostile(Path(folder), photos(256))
+        return
     ratios: dict[str, float | None] = {}
     with tempfile.TemporaryDirectory(prefix="bs-") as folder:
         jpegs = photos(256)
@@ -46,9 +52,18 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one round, shorter")
     parser.add_argument("--soak", action="store_true", help="20,000 requests too")
+    parser.add_argument("--hostile", action="store_true", help="photos that cost much, and nothing else")
     options = parser.parse_args()
     options.rounds, options.seconds = (1, 6.0) if options.quick else (3, 15.0)
     return options
+
+
+def _hostile(folder: Path, jpegs: list[bytes]) -> None:
+    """Latency and rate of others' photos, memory of all the server's processes, and answers to hostile photos."""
+    archive = archive_of(folder / "small", precision="fp32", backbone="cnn", image_size=64)
+    with local_server(archive) as server:
+        print(f"{'beside':32}{'p50 ms':>10}{'p99 ms':>10}{'photos/s':>10}{'memory':>10}")
+        measure_hostile(server, jpegs, seconds=10)
 
 
 def _mean_kb(jpegs: list[bytes]) -> float:

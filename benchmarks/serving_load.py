@@ -94,6 +94,36 @@ def overload(url: str, jpegs: Sequence[bytes], *, clients: int, meanwhile: Calla
     return Flood(dict(Counter(status for status, _ in statuses)), max(refusals, default=0.0))
 
 
+def during(
+    url: str, body: bytes, content_type: str, *, clients: int, work: Callable[[], Load]
+) -> tuple[Load, dict[int | str, int]]:
+    """Send one body again and again by some clients while ``work`` runs; returns its result and their statuses."""
+    place, statuses, over = urlsplit(url), Counter[int | str](), threading.Event()
+    seen: list[Load] = []
+
+    def client() -> None:
+        while not over.is_set():
+            connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=TIMEOUT)
+            try:
+                connection.request("POST", place.path, body, {"Content-Type": content_type})
+                answer = connection.getresponse()
+                answer.read()
+                statuses[answer.status] += 1
+            except (OSError, http.client.HTTPException) as error:
+                statuses[type(error).__name__] += 1
+            connection.close()
+
+    def worker() -> None:
+        time.sleep(1)  # the clients are at work
+        try:
+            seen.append(work())
+        finally:
+            over.set()
+
+    _together([*[client] * clients, worker])
+    return seen[0], dict(statuses)
+
+
 def _together(jobs: Sequence[Callable[[], None]]) -> None:
     threads = [threading.Thread(target=job) for job in jobs]
     for thread in threads:

@@ -33,7 +33,7 @@ def instances(number: int = INSTANCES) -> bytes:
 def test_photos_are_counted_in_every_form(served: RayServed) -> None:
     one = served.post(photo(2), Content_Type="image/jpeg")
     many = served.post(instances(3), Content_Type="application/json")
-    table = served.post(photo(2, "PNG"), Content_Type="image/png", Accept="text/csv; header=present")
+    table = served.post(photo(2, "PNG", side=1500), Content_Type="image/png", Accept="text/csv; header=present")
     assert served.healthy()
     assert one.status == many.status == table.status == 200
     assert json.loads(one.body)["model"] == "bincounter-0123456789ab"

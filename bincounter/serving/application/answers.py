@@ -1,5 +1,6 @@
 """Limits of requests, problems (HTTP status and message), and answers as JSON or CSV."""
 
+import errno
 import json
 import math
 from collections.abc import Sequence
@@ -138,6 +139,20 @@ class Limits:
 def shorten(text: str) -> str:
     """Shorten text of a request that a message repeats."""
     return text if len(text) <= _ECHO else f"{text[:_ECHO]}..."
+
+
+_SHORTAGES = {errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOBUFS, errno.ENOSPC}
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Whether an error is a lack of memory, open files or threads, which passes and is not the request's fault."""
+    words = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"  # of torch, which not all that import this file have loaded
+        or (isinstance(error, OSError) and error.errno in _SHORTAGES)
+        or (isinstance(error, RuntimeError) and ("allocate memory" in words or "start new thread" in words))
+    )
 
 
 class Problem(Exception):

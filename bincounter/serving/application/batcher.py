@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bincounter.serving.application.answers import Limits, Problem
+from bincounter.serving.application.answers import Limits, Problem, is_shortage
 
 log = logging.getLogger(__name__)
 
@@ -173,17 +173,12 @@ class Batcher:
         return rows
 
     def _problem(self, error: Exception) -> Problem:
-        if _is_memory(error):
+        if is_shortage(error):
             log.error("Out of memory in a batch: %s", error)
             return Problem(503, "Out of memory; retry in a second, or lower limits.max_batch.")
         self._failed = True
         log.error("The model failed.", exc_info=error)
         return Problem(500, f"The model failed ({type(error).__name__}); see the log of the endpoint.")
-
-
-def _is_memory(error: Exception) -> bool:
-    # torch raises a plain RuntimeError on the CPU.
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
 
 
 def configure_process() -> None:

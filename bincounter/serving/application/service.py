@@ -2,34 +2,28 @@
 
 import asyncio
 import logging
-import os
-import threading
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from bincounter.data.photo_bounds import PhotoError, PhotoTooLargeError
-from bincounter.data.preprocessing import photo_size
 from bincounter.serving.application import photo_requests
-from bincounter.serving.application.answers import JSON, AnswerFormatter, Problem, parse_accept
+from bincounter.serving.application.answers import JSON, AnswerFormatter, Problem, is_shortage, parse_accept
 from bincounter.serving.application.batcher import Batcher
-from bincounter.serving.application.photo_requests import Base64, Photo, Url
+from bincounter.serving.application.decode_pool import DecodePool
+from bincounter.serving.application.photo_requests import Base64, Photo, PhotoRequest, Url
 from bincounter.serving.application.served_model import ServedModel
 from bincounter.serving.application.url_fetcher import Fetcher
 
 log = logging.getLogger(__name__)
 
-_T = TypeVar("_T")
 _LARGE_BODY = 1 << 20  # bytes; larger bodies are parsed in a thread, so that the event loop stays free
 _FETCHES = 8  # photos by URL at a time, in threads of their own
-_LARGE_PHOTO = 25_000_000  # pixels; larger photos are decoded one at a time, since they take up to 2 GB of memory
 
 
 @dataclass(frozen=True)
@@ -67,9 +61,8 @@ class Service:
         self._reader = Reader(model, fetcher or Fetcher(model.limits))
         self._batcher = Batcher(model.probabilities, model.limits)
         self._answers = AnswerFormatter(model.name, model.counts)
-        self._decoders = ThreadPoolExecutor(len(os.sched_getaffinity(0)), "decode")
+        self._decoders = DecodePool(self._size)
         self._fetchers = ThreadPoolExecutor(_FETCHES, "fetch")
-        self._reading_seconds = 0.0
 
     async def start(self) -> None:
         """Start; the model is warmed up when it returns."""
@@ -78,8 +71,8 @@ class Service:
     async def close(self) -> None:
         """Stop; cancels requests in progress."""
         await self._batcher.close()
-        for pool in (self._decoders, self._fetchers):
-            pool.shutdown(wait=False, cancel_futures=True)
+        self._decoders.close()
+        self._fetchers.shutdown(wait=False, cancel_futures=True)
 
     @property
     def ready(self) -> bool:
@@ -91,7 +84,7 @@ class Service:
         return {
             "photos": self._batcher.photos,
             **{f"batches_of_{size}": number for size, number in sorted(self._batcher.batches.items())},
-            "decode_seconds": self._reading_seconds,
+            "decode_seconds": self._decoders.seconds,
             "forward_seconds": self._batcher.seconds,
             "queue_length": self._batcher.waiting,
         }
@@ -116,36 +109,68 @@ class Service:
             late = f"No answer within {self._limits.timeout_s:g} s; send fewer photos at a time."
             return Reply.refusing(Problem(504, late))
         except Exception as error:
-            log.exception("A request failed.")
-            failed = f"The request failed ({type(error).__name__}); see the log of the endpoint."
-            return Reply.refusing(Problem(500, failed))
+            return Reply.refusing(failure(error, "The request failed"))
 
     async def _answer(self, body: bytes, content_type: str | None, accept: str | None) -> Reply:
         form = parse_accept(accept)
         reading = partial(photo_requests.parse_request, body, content_type, self._limits)
-        asked = reading() if len(body) <= _LARGE_BODY else await _in(self._decoders, reading)
-        photos = [partial(self._pixels, photo, asked.where(number)) for number, photo in enumerate(asked.photos)]
+        asked = reading() if len(body) <= _LARGE_BODY else await self._decoders.run(reading, object())
+        photos = [partial(self.read, photo, asked, number) for number, photo in enumerate(asked.photos)]
         rows = await self._batcher.rows(photos)
         return Reply(200, form.content_type, self._answers.format(rows, form, several=asked.several))
 
-    async def _pixels(self, photo: photo_requests.Photo, where: str) -> Tensor:
-        pool = self._fetchers if isinstance(photo, photo_requests.Url) else self._decoders
-        pixels, seconds = await _in(pool, partial(_timed, partial(self._reader.pixels, photo, where)))
-        self._reading_seconds += seconds
-        return pixels
+    async def read(self, photo: Photo, request: PhotoRequest, number: int) -> Tensor:
+        """Read a photo of a request into the input of the model: ``uint8[3, S, S]``.
+
+        Args:
+            photo: fetched first, where it is given by URL.
+            request: it is part of.
+            number: of the photo in the request.
+
+        Raises:
+            Problem: 400 empty, not base64 or not fetched, 413 too large, 422 unreadable, 503 short of memory.
+        """
+        with photo_problems(request.where(number)):
+            if isinstance(photo, Url):
+                fetching = partial(self._reader.content, photo)
+                photo = await asyncio.get_running_loop().run_in_executor(self._fetchers, fetching)
+            return await self._decoders.decode(partial(self._reader.content, photo), id(request))
 
 
-def _timed(function: Callable[[], _T]) -> tuple[_T, float]:
-    started = time.perf_counter()
-    return function(), time.perf_counter() - started
+def failure(error: Exception, what: str) -> Problem:
+    """Problem of an unexpected error, which is logged: 503 a lack of memory or files, else 500."""
+    if is_shortage(error):
+        log.error("%s: %s %s", what, type(error).__name__, error)
+        return Problem(503, "The server is short of memory or open files; retry in a second.")
+    log.error("%s.", what, exc_info=error)
+    return Problem(500, f"{what} ({type(error).__name__}); see the log of the endpoint.")
 
 
-async def _in(pool: ThreadPoolExecutor, function: Callable[[], _T]) -> _T:
-    return await asyncio.get_running_loop().run_in_executor(pool, function)
+@contextmanager
+def photo_problems(where: str = "") -> Iterator[None]:
+    """Translate errors of reading a photo.
+
+    Args:
+        where: prefix of a problem, from :meth:`PhotoRequest.where`.
+
+    Raises:
+        Problem: 413 too large, 422 unreadable, 503 short of memory or files; or another one of the block.
+    """
+    try:
+        try:
+            yield
+        except PhotoTooLargeError as error:
+            raise Problem(413, f"The photo is {error}; send a smaller one.") from error
+        except PhotoError as error:
+            raise Problem(422, f"The photo cannot be read ({error}); send a whole JPEG, PNG or WebP.") from error
+        except (MemoryError, OSError) as error:
+            raise failure(error, "A photo was not read") from error
+    except Problem as problem:
+        raise problem.at(where) from None
 
 
 class Reader:
-    """Reads photos into the input of a model.
+    """Reads photos of requests.
 
     Args:
         model: that decodes them.
@@ -154,40 +179,33 @@ class Reader:
 
     def __init__(self, model: ServedModel, fetcher: Fetcher) -> None:
         self._model, self._fetcher = model, fetcher
-        self._alone = threading.Lock()
 
     def pixels(self, photo: Photo, where: str = "") -> Tensor:
-        """Read a photo, fetched first where it is given by URL: ``uint8[3, S, S]``.
+        """Read and decode a photo, here and now: ``uint8[3, S, S]``.
 
         Args:
             photo: of a request.
-            where: prefix of a problem with it, from :meth:`PhotoRequest.where`.
+            where: prefix of a problem with it.
 
         Raises:
-            Problem: 400 empty, not base64 or not fetched, 413 too large, 422 unreadable.
+            Problem: as :meth:`Service.read`.
         """
-        try:
-            return self._decoded(self._bytes(photo))
-        except Problem as problem:
-            raise problem.at(where) from None
+        with photo_problems(where):
+            return self._model.decode(self.content(photo))
 
-    def _decoded(self, data: bytes) -> Tensor:
-        if not data:
-            raise Problem(400, "The photo is empty; send the bytes of a JPEG, PNG or WebP.")
-        try:
-            width, height = photo_size(data)
-            with self._alone if width * height > _LARGE_PHOTO else nullcontext():
-                return self._model.decode(data)
-        except PhotoTooLargeError as error:
-            raise Problem(413, f"The photo is {error}; send a smaller one.") from error
-        except PhotoError as error:
-            raise Problem(422, f"The photo cannot be read ({error}); send a whole JPEG, PNG or WebP.") from error
+    def content(self, photo: Photo) -> bytes:
+        """Bytes of a photo.
 
-    def _bytes(self, photo: Photo) -> bytes:
+        Raises:
+            Problem: 400, it is empty, not base64 or not fetched.
+        """
         match photo:
             case Url(text):
-                return self._fetcher.fetch(text)
+                data = self._fetcher.fetch(text)
             case Base64():
-                return photo.decoded()
+                data = photo.decoded()
             case _:
-                return photo
+                data = photo
+        if not data:
+            raise Problem(400, "The photo is empty; send the bytes of a JPEG, PNG or WebP.")
+        return data

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from urllib.parse import urlsplit
 
-from bincounter.serving.application.answers import Limits, Problem, shorten
+from bincounter.serving.application.answers import Limits, Problem, is_shortage, shorten
 
 HTTPS = 443
 _CHUNK = 1 << 16  # bytes
@@ -94,6 +94,8 @@ class Fetcher:
             connection.request("GET", target, headers={"Accept": "image/*", "Accept-Encoding": "identity"})
             return self._content(connection.getresponse(), host)
         except (OSError, http.client.HTTPException, ValueError) as error:
+            if is_shortage(error):
+                raise
             late = time.monotonic() >= until
             reason = f"not within {self._limits.timeout_s:g} s" if late else _reason(error)
             raise Problem(400, f"{shorten(host)} did not send the photo ({reason}); send its bytes instead.") from error
@@ -123,6 +125,8 @@ class Fetcher:
         try:
             addresses = self._resolve(host, port)
         except (OSError, UnicodeError) as error:
+            if is_shortage(error):
+                raise
             raise Problem(400, f"{shorten(host)} has no address; correct the URL.") from error
         if not addresses or not all(map(self._allowed, addresses)):
             raise Problem(400, f"{shorten(host)} is not in the public internet; send the photo's bytes instead.")

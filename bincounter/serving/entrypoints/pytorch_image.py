@@ -14,7 +14,7 @@ import torch
 from bincounter.serving.application import photo_requests
 from bincounter.serving.application.answers import JSON, AnswerFormatter, Problem, parse_accept
 from bincounter.serving.application.served_model import ServedModel
-from bincounter.serving.application.service import Reader
+from bincounter.serving.application.service import Reader, failure
 from bincounter.serving.application.url_fetcher import Fetcher
 
 
@@ -52,10 +52,12 @@ def predict_fn(received: Received, model: ServedModel) -> Counted | Problem:
     try:
         asked = photo_requests.parse_request(received.body, received.content_type, limits)
         pixels = [reader.pixels(photo, asked.where(number)) for number, photo in enumerate(asked.photos)]
+        batches = torch.stack(pixels).split(limits.max_batch)
+        rows = [row for batch in batches for row in model.probabilities(batch).tolist()]
     except Problem as problem:
         return problem
-    batches = torch.stack(pixels).split(limits.max_batch)
-    rows = [row for batch in batches for row in model.probabilities(batch).tolist()]
+    except Exception as error:
+        return failure(error, "The request failed")
     return Counted(rows, asked.several, AnswerFormatter(model.name, model.counts))
 
 

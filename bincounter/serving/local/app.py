@@ -92,7 +92,8 @@ class _Endpoints:
 
     def __init__(self, model: ServedModel, folder: Path, identity: Mapping[str, str | int], restarts: int) -> None:
         self._identity, self._timeout_s = identity, model.limits.timeout_s
-        self._service, self._explainer = Service(model), Explainer(model)
+        self._service = Service(model)
+        self._explainer = Explainer(model, self._service)
         described = {name: getattr(model, name) for name in ("name", "counts", "image_size", "precision")}
         self._model = {**described, "limits": asdict(model.limits), **read_card(folder)}
         self._metrics = Metrics(model, self._service, restarts)

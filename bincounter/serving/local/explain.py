@@ -8,7 +8,6 @@ import asyncio
 import base64
 import copy
 import json
-import logging
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -18,15 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bincounter.data.photo_bounds import PhotoError
-from bincounter.data.preprocessing import Normalize, decode
+from bincounter.data.preprocessing import Normalize
 from bincounter.errors import ConfigError
 from bincounter.model.backbones import cam_layer
 from bincounter.serving.application.answers import Problem
+from bincounter.serving.application.photo_requests import PhotoRequest
 from bincounter.serving.application.served_model import ServedModel
-from bincounter.serving.application.service import Reply
-
-log = logging.getLogger(__name__)
+from bincounter.serving.application.service import Reply, Service, failure
 
 _SIDE = 56  # pixels of the heat map; Grad-CAM resolves far fewer
 _SECONDS = 60.0  # an explanation may take
@@ -40,10 +37,11 @@ class Explainer:
 
     Args:
         model: that is served.
+        service: that reads photos.
     """
 
-    def __init__(self, model: ServedModel) -> None:
-        self._served = model
+    def __init__(self, model: ServedModel, service: Service) -> None:
+        self._served, self._service = model, service
         self._normalize = Normalize()
         self._thread = ThreadPoolExecutor(1, "explain", initializer=_step_back)
         self._explained: _ExplainedModel | None = None
@@ -52,30 +50,28 @@ class Explainer:
         """Explain the photo that ``body`` is; never raises."""
         try:
             async with asyncio.timeout(_SECONDS):
-                answer = await asyncio.get_running_loop().run_in_executor(self._thread, self._explain, body)
-        except PhotoError as error:
-            return Reply.refusing(Problem(422, f"The photo cannot be read ({error}); send a whole JPEG, PNG or WebP."))
+                pixels = await self._service.read(body, PhotoRequest([body], several=False), 0)
+                answer = await asyncio.get_running_loop().run_in_executor(self._thread, self._explain, pixels)
+        except Problem as problem:
+            return Reply.refusing(problem)
         except ConfigError as error:
             return Reply.refusing(Problem(501, str(error)))
         except TimeoutError:
             return Reply.refusing(Problem(504, f"No explanation within {_SECONDS:.0f} s; retry."))
         except Exception as error:
-            log.exception("An explanation failed.")
-            return Reply.refusing(
-                Problem(500, f"The explanation failed ({type(error).__name__}); see the server's log.")
-            )
+            return Reply.refusing(failure(error, "The explanation failed"))
         return Reply(200, "application/json", json.dumps(answer).encode())
 
     def close(self) -> None:
         """Stop without waiting for a photo in work."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _explain(self, body: bytes) -> dict[str, object]:
+    def _explain(self, pixels: Tensor) -> dict[str, object]:
         from bincounter.report.report_photos import grad_cam  # captum, which serving does without
 
         model = self._explained = self._explained or _ExplainedModel(copy.deepcopy(self._served).cpu()).eval()
         size = self._served.image_size
-        image = self._normalize(decode(body, size)[None])
+        image = self._normalize(pixels[None])
         with torch.inference_mode():
             likely = int(model.probabilities(image).argmax())
         heat = F.adaptive_avg_pool2d(torch.from_numpy(grad_cam(model, image)), min(_SIDE, size))[0]
