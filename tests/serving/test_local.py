@@ -192,6 +192,10 @@ def test_workers_are_forked_from_a_template_whose_end_they_survive(served: Local
     template, worker = served.template(), served.worker()
     assert template
     assert any("torch" in mapped.path for mapped in template.memory_maps())  # it need not be imported again
+    for process in (template, worker):  # Ctrl-C in a terminal is for the supervisor
+        blocked = re.search(r"^SigBlk:\s*(\w+)$", Path(f"/proc/{process.pid}/status").read_text(), re.MULTILINE)
+        assert blocked
+        assert int(blocked[1], 16) >> (signal.SIGINT - 1) & 1
     template.kill()
     template.wait(10)
     assert served.count(photo()).status == 200

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
 
@@ -269,6 +269,7 @@ class _Supervisor:
 @contextmanager
 def _sigint_blocked() -> Iterator[None]:
     """Start processes that never see Ctrl-C, which is for the supervisor: it ends them once they have answered."""
+    resource_tracker.ensure_running()  # unblocks SIGINT where it has to start it
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
