@@ -172,6 +172,7 @@ def _deploy(cfg: DictConfig) -> int:
     from bincounter.serving.packing.tarball import unpack
 
     state = _state(cfg)
+    check_writable(state, folder=True, key="paths.cache_dir")
     with claimed(cfg.name, state) as (folder, enter):
         check_port(port)  # before packing and comparing, which take long
         start_template()

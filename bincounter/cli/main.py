@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from bincounter import __version__
 from bincounter.errors import BinCounterError, ResourceError, closest_match
 from bincounter.files import check_writable, expand_user
-from bincounter.names import accept_any_output, one_line
+from bincounter.names import accept_any_output, escape_name, one_line
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -207,7 +207,7 @@ def _explore(arguments: argparse.Namespace) -> int:
     }
     source = cfg.data.source or "rendered demo bins"
     write_data_report(arguments.output, data.manifest, data.kept, data.assignment, source=source, settings=settings)
-    print(arguments.output)
+    print(escape_name(arguments.output))
     return 0
 
 
@@ -221,7 +221,7 @@ def _arrange(arguments: argparse.Namespace) -> int:
     data.log_left_out()
     placed = arrange(Listing(photos), arguments.destination)
     print(f"{len(photos):,} photos, {placed.files:,} of them placed now, {placed.bytes / 1e6:,.1f} MB")
-    print(arguments.destination)
+    print(escape_name(arguments.destination))
     return 0
 
 
@@ -242,7 +242,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
     for number, side in enumerate(SIDES):
         print(f"{side}: {(data.assignment == number).sum():,} photos")
     print(f"{placed.files:,} files written, {placed.bytes / 1e6:,.1f} MB")
-    print(arguments.destination)
+    print(escape_name(arguments.destination))
     return 0
 
 
@@ -264,7 +264,7 @@ def _predict(arguments: argparse.Namespace) -> int:
     answers = predictor.answers(photos)
     if arguments.csv:
         counted = write_predictions_csv(arguments.csv, predictor.counts, answers)
-        print(f"{counted} of {len(photos)} photos counted: {arguments.csv}")
+        print(f"{counted} of {len(photos)} photos counted: {escape_name(arguments.csv)}")
     else:
         counted = print_predictions((answer, predictor.counts) for answer in answers)
     if predictor.failures:
@@ -326,7 +326,7 @@ def _attach(arguments: argparse.Namespace) -> int:
     errors = [task.error for task in tasks if task.error is not None]
     for task in tasks:
         if task.error is None:
-            print(task.job.folder)
+            print(escape_name(task.job.folder))
     if errors:
         raise errors[0]
     return 0

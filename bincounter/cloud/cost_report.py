@@ -23,6 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bincounter.cloud.cost_bills import NO_GAIN, NO_SCORE, Bill, Costs, EndpointBill, JobBill, RunBills
+from bincounter.names import escape_name, one_line
 from bincounter.report.compare import distinct_names
 
 _ABSENT = "-"
@@ -47,7 +48,7 @@ def render_costs(costs: Costs) -> RenderableType:
         parts += [Text("Endpoints", style="bold"), Padding(_endpoints(costs.endpoints), (0, 0, 1, 0))]
     parts += [Text(line) for line in _sums(costs)]
     parts += [Text(line, style="dim") for line in _footnotes(costs)]
-    parts += [Text(f"Note: {note}") for note in costs.notes]
+    parts += [Text(f"Note: {one_line(note)}") for note in costs.notes]
     return Stack(*parts)
 
 
@@ -55,7 +56,7 @@ def _title(group: RunBills) -> Text:
     """Name of a group, with the instances that all its rows have in common."""
     number = len(group.runs)
     plain = f"{number} run{'s' * (number != 1)}"
-    name = f"{group.folder}, {plain if group.kind == 'folder' else f'a {group.kind} of {number}'}"
+    name = f"{escape_name(group.folder or '')}, {plain if group.kind == 'folder' else f'a {group.kind} of {number}'}"
     name = "Runs" if group.folder is None else name
     common = {_instances(bill) for bill in group.runs}
     instances = common.pop() if len(common) == 1 else ""

@@ -22,6 +22,7 @@ from bincounter.config.checks import (
 from bincounter.config.debugger_schema import check_debugger, check_profiler
 from bincounter.config.launcher_schema import check_launcher, runs_locally
 from bincounter.config.search_schema import check_search
+from bincounter.data.s3.address import is_remote
 from bincounter.errors import ConfigError, check_choice
 from bincounter.files import check_writable, checkpoint_file
 from bincounter.smdebug.settings import check_smdebug
@@ -218,12 +219,19 @@ def _place(cfg: Mapping[str, Any], *, here: bool) -> None:
 
 def _files(cfg: Mapping[str, Any]) -> None:
     """Check files and folders that would be opened only after the photos were read."""
-    if cfg["paths"]["model_dir"] is not None:
-        check_writable(Path(cfg["paths"]["model_dir"]), folder=True, key="paths.model_dir")
-    if cfg["data"]["layout"].get("ids") is not None:
-        from bincounter.data.layouts.abid import read_ids
+    source, layout = cfg["data"]["source"], cfg["data"]["layout"]
+    written = ["cache_dir", "model_dir"]
+    # Photos that were rendered before may be on a read-only disk.
+    if is_remote(source) if source is not None else not Path(cfg["paths"]["data_dir"]).is_dir():
+        written.append("data_dir")
+    for name in written:
+        if cfg["paths"][name] is not None:
+            check_writable(Path(cfg["paths"][name]), folder=True, key=f"paths.{name}")
+    if layout.get("ids") is not None:
+        from bincounter.data.layouts.abid import Abid, read_ids
 
-        read_ids(cfg["data"]["layout"]["ids"])
+        if import_target("data.layout", layout["_target_"]) is Abid:
+            read_ids(layout["ids"])
     backbone = cfg["model"]["backbone"]
     if cfg["train"] and cfg["model"]["weights"] is not None and backbone["_target_"].startswith("bincounter."):
         from bincounter.model.backbones import check_weights

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bincounter.errors import UserError
+from bincounter.names import escape_name, one_line
 from bincounter.report.page import decimals, percent, whole
 from bincounter.training.results import SPLIT_OF_SIDE, Predictions, RunResults, read_results
 from bincounter.training.resume import flatten
@@ -116,7 +117,7 @@ def format_comparison(comparison: Comparison) -> RenderableType:
     ]
     limits = zip(comparison.names, comparison.caveats, strict=True)
     remarks = [*comparison.remarks, *(f"{name}{_MARK} {caveat}" for name, each in limits for caveat in each)]
-    parts += [Padding(Text(f"Note: {remark}"), (1, 0, 0, 0)) for remark in remarks]
+    parts += [Padding(Text(f"Note: {one_line(remark)}"), (1, 0, 0, 0)) for remark in remarks]
     return Group(*parts)
 
 
@@ -135,7 +136,7 @@ def distinct_names(paths: Sequence[Path]) -> tuple[str, ...]:
     """Return the shortest trailing parts of the paths that are all different."""
     resolved = [path.resolve() for path in paths]
     for depth in range(1, max(len(path.parts) for path in resolved)):
-        names = tuple("/".join(path.parts[-depth:]) for path in resolved)
+        names = tuple(escape_name("/".join(path.parts[-depth:])) for path in resolved)
         if len(set(names)) == len(names):
             return names
     return tuple(f"{path} ({number})" for number, path in enumerate(resolved, start=1))

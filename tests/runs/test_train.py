@@ -248,6 +248,8 @@ def test_debug_groups_run(debug: str, bins: Path, train: Run, tmp_path: Path) ->
         (["train=false", "ckpt_path=docs"], "docs is not a file"),
         (["paths.output_dir=train.py"], "train.py cannot be a run's folder .file exists"),
         (["paths.model_dir=train.py/x"], "paths.model_dir=train.py/x cannot be created .not a directory"),
+        (["paths.cache_dir=train.py"], "paths.cache_dir=train.py is a file: name a folder"),
+        (["paths.data_dir=train.py", "paths.cache_dir=data"], "paths.data_dir=train.py is a file: name a folder"),
         (["model=resnet18", "model.weights=/nope"], "model.weights=/nope is not a file"),
         (["model=resnet18", "model.weights=IMAGENET9"], "model.weights=IMAGENET9 is not one of IMAGENET1K_V1"),
         (["data=abid", "data.source=nowhere", "data.layout.ids=/nope"], "id list /nope cannot be read"),

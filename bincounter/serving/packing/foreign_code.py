@@ -12,6 +12,7 @@ from pathlib import Path
 
 from hydra.utils import get_object
 
+from bincounter.data.layouts.base import walk
 from bincounter.errors import UserError
 from bincounter.model.build import OWN_PARTS
 
@@ -91,7 +92,10 @@ def _sources(name: str, spec: ModuleSpec | None) -> Iterator[tuple[str, bytes]]:
         )
     folders = [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []
     paths = {
-        f"{name}/{path.relative_to(folder).as_posix()}": path for folder in folders for path in folder.rglob("*.py")
+        f"{name}/{found.name}": folder / found.name
+        for folder in folders
+        for found in walk(folder)
+        if found.name.endswith(".py") and found.problem is None
     }
     if spec and not folders and spec.origin and spec.origin.endswith(".py"):
         paths = {f"{name}.py": Path(spec.origin)}
