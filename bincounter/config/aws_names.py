@@ -81,10 +81,9 @@ def check_request(key: str, request: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: the first one that AWS refuses.
     """
-    given = request.get("VpcConfig")
-    network: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
+    network = request.get("VpcConfig")
     for name, kind in (("Subnets", "subnet"), ("SecurityGroupIds", "sg")):
-        for each in _listed(network.get(name)):
+        for each in _listed(network.get(name) if isinstance(network, Mapping) else None):
             if not re.fullmatch(rf"{kind}-[0-9a-z]{{1,28}}", str(each)):
                 raise ConfigError(
                     f"{key}.VpcConfig.{name}={each} is not an id: write it as in {kind}-0123456789abcdef0"

@@ -18,7 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 # A word that Hydra reads as a string.
-_WORD = re.compile(r"(?!(?:true|false|null|nan|inf)$)[A-Za-z_][A-Za-z0-9_./:-]*", re.IGNORECASE)
+_WORD = re.compile(r"(?!(?:true|false|null|nan|inf)$)/?[A-Za-z_][A-Za-z0-9_./:-]*", re.IGNORECASE)
 _CHOICES = re.compile(r"(choice|shuffle|sort)\s*\((.*)\)\s*", re.DOTALL)
 _BRACKETS = {"[": "]", "{": "}"}
 _KEY = re.compile(r"(\+{0,2})([\w$][\w$.-]*)")

@@ -149,6 +149,7 @@ def test_arguments_of_commands_know_the_home(run: Run, tmp_path: Path) -> None:
 @given(TEXT)
 @example("/my runs (1)/lr=0.1")
 @example("it's")
+@example("/tmp/a-1.2/3e4/null")
 @example("$HOME `id` \\ \"'")
 def test_a_printed_command_can_be_pasted(value: str) -> None:
     *program, override = shlex.split(shell_command("python", "train.py", settings={"paths.output_dir": value}))
