@@ -5,6 +5,7 @@ Everything private of Hydra is used here alone.
 
 import argparse
 import functools
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -171,7 +172,11 @@ def checked_folder(config_dir: str | Path | None) -> Path | None:
 
 
 def read_arguments() -> argparse.Namespace:
-    """Parse ``sys.argv`` as Hydra does, and put overrides behind options there, since Hydra takes one row of them."""
+    """Parse ``sys.argv`` as Hydra does; overrides are put behind options there, since Hydra takes one row of them."""
+    for number, (before, word) in enumerate(itertools.pairwise(sys.argv), start=1):
+        option, equals, folder = word.rpartition("=")
+        if (option if equals else before) in ("--config-dir", "-cd"):
+            sys.argv[number] = f"{option}{equals}{expand_user(folder)}"
     arguments, rest = get_args_parser().parse_known_args()
     if rest and not any(word.startswith("-") for word in rest):
         overrides = [*arguments.overrides, *rest]

@@ -79,11 +79,9 @@ def main(
     """
 
     def start(composer: Composer, arguments: Namespace) -> int:
-        given = arguments.overrides
-        expanded = resume.expand_resume_overrides(given, composer)
-        _replace_overrides(given, expanded)
+        _replace_overrides(arguments, resume.expand_resume_overrides(arguments.overrides, composer))
         if arguments.multirun:
-            _check_jobs(expanded, composer)
+            _check_jobs(arguments.overrides, composer)
         _run(_print_run_folder(job), config_name)
         return 0
 
@@ -126,7 +124,7 @@ def _exit_code(
     if "--version" in sys.argv[1:]:
         print(f"bincounter {__version__}")
         return 0
-    composer, overrides = Composer(config_name, config_name), []
+    composer, arguments = Composer(config_name, config_name), Namespace(overrides=[])
 
     def print_error(sentence: str) -> None:
         sentence = mask_text(sentence)
@@ -138,12 +136,9 @@ def _exit_code(
         arguments = read_arguments()
         prepare_hydra(multirun=arguments.multirun)
         composer = Composer(config_name, arguments.config_name or config_name, checked_folder(arguments.config_dir))
-        overrides = arguments.overrides
         if not arguments.shell_completion:
-            arguments.overrides = composer.keep_text(overrides, sweep=_sweeps(arguments))
-            _replace_overrides(overrides, arguments.overrides)
-            overrides = arguments.overrides
-            check_overrides(overrides, composer.groups(overrides), internal=internal)
+            _replace_overrides(arguments, composer.keep_text(arguments.overrides, sweep=_sweeps(arguments)))
+            check_overrides(arguments.overrides, composer.groups(arguments.overrides), internal=internal)
         return start(composer, arguments)
     except SystemExit as exit_request:
         return exit_request.code if isinstance(exit_request.code, int) else 1
@@ -154,7 +149,7 @@ def _exit_code(
         print_error(str(error))
         return error.exit_code
     except (HydraException, OmegaConfBaseException) as error:
-        print_error(composer.explain(error, overrides))
+        print_error(composer.explain(error, arguments.overrides))
         return 2
     except BrokenPipeError:  # `| head` has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -171,9 +166,10 @@ def _sweeps(arguments: Namespace) -> bool:
     return arguments.multirun or any(name in ("hparams_search", "hydra/sweeper", "hydra.mode") for name in names)
 
 
-def _replace_overrides(given: list[str], now: list[str]) -> None:
-    """Replace the overrides of ``sys.argv``, which Hydra parses, and Lightning repeats in further processes."""
-    sys.argv[1:] = [*(word for word in sys.argv[1:] if word not in given), *now]
+def _replace_overrides(arguments: Namespace, now: list[str]) -> None:
+    """Replace the overrides, in ``sys.argv``, too, which Hydra parses and Lightning repeats in further processes."""
+    sys.argv[1:] = [*(word for word in sys.argv[1:] if word not in arguments.overrides), *now]
+    arguments.overrides = now
 
 
 def _run(job: Callable[[DictConfig], Any], config_name: str) -> None:

@@ -173,7 +173,7 @@ def _without(overrides: Sequence[Override], *keys: str) -> list[str]:
 
 
 def check_unchanged(
-    before: Mapping[str, Any], now: Mapping[str, Any], run: Path, overrides: Sequence[str] = ()
+    before: Mapping[str, Any], now: Mapping[str, Any], run: Path, arguments: Sequence[str] = ()
 ) -> None:
     """Check that a run is resumed with a configuration that computes the same.
 
@@ -181,7 +181,7 @@ def check_unchanged(
         before: the run's own configuration, secrets masked.
         now: the one composed for this command, secrets masked.
         run: the run's folder, for the message.
-        overrides: of this command, for the message.
+        arguments: of this command, for the message.
 
     Raises:
         ConfigError: naming the first setting that differs.
@@ -190,7 +190,9 @@ def check_unchanged(
     for key in sorted({*old, *new}):
         if old.get(key) == new.get(key) or any(key == free or key.startswith(f"{free}.") for free in FREE):
             continue
-        kept = [mask_argument(each) for each in drop_overrides(overrides, "ckpt_path", "paths", "model.weights")]
+        options = [each for each in arguments if each.startswith("--")]
+        overrides = drop_overrides(arguments[len(options) :], "ckpt_path", "paths", "model.weights")
+        kept = [*options, *map(mask_argument, overrides)]
         weights = {"model.weights": run / "checkpoints" / "best.ckpt"}
         raise ConfigError(
             f"{key} is {new.get(key, 'absent')} here and {old.get(key, 'absent')} in {run}: a run is resumed with "

@@ -205,7 +205,9 @@ def _claim(cfg: DictConfig, plain: dict[str, Any], folder: RunFolder) -> str | N
         before = resume.stored_config(folder.path)
         if before is not None:
             # An earlier version may have masked less.
-            resume.check_unchanged(mask_secrets(before), mask_secrets(plain), folder.path, _overrides())
+            resume.check_unchanged(
+                mask_secrets(before), mask_secrets(plain), folder.path, [*search_path(HydraConfig.get()), *_overrides()]
+            )
         if checkpoint is None:
             log.warning("%s has no checkpoint yet: the run starts from the beginning.", folder.path)
         else:

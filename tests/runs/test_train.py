@@ -66,6 +66,7 @@ def test_a_run_leaves_what_the_contract_says_and_can_be_scored_predicted_and_com
     metrics = json.loads((trained / "metrics.json").read_text())
     assert metrics.keys() >= {"val", "test"}
     assert all(metrics[side].keys() >= SCORES for side in ("val", "test"))
+    assert "sweep.subdir" not in (trained / "provenance.json").read_text()  # nobody typed it
     split = rows(trained / "split.csv")
     assert list(split[0]) == ["id", "count", "group", "split"]
     assert len(split) == 160

@@ -2,12 +2,14 @@
 
 import csv
 import random
+import shlex
 import signal
 import time
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from bins import square_bins
 from commands import Run, Start
 
@@ -153,6 +155,22 @@ def test_a_changed_configuration_is_refused(undisturbed: Path, run: Run) -> None
     done = run("train.py", "ckpt_path=last", f"paths.output_dir={undisturbed}", "model.optimizer.lr=0.5", code=2)
     assert "model.optimizer.lr is 0.5 here and" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+    # The line that starts a new run from its weights.
+    line = shlex.split(done.stderr.strip().partition("python ")[2])
+    cfg = yaml.safe_load(run(*line, "--cfg", "job").stdout)
+    assert cfg["model"]["weights"] == f"{undisturbed}/checkpoints/best.ckpt"
+    assert cfg["model"]["optimizer"]["lr"] == 0.5
+    assert cfg["ckpt_path"] is None
+
+
+def test_a_run_of_a_folder_of_options_is_resumed_with_it(tmp_path: Path, run: Run) -> None:
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "conf" / "experiment" / "mine.yaml").write_text("# @package _global_\ntask_name: mine\n")
+    (tmp_path / "overrides.txt").write_text("experiment=mine\nseed=3\n")
+    resumed = ["ckpt_path=last", f"paths.output_dir={tmp_path}"]
+    options = ["--config-dir=~/conf", "--cfg", "job"]
+    assert yaml.safe_load(run("train.py", *resumed, *options, HOME=str(tmp_path)).stdout)["task_name"] == "mine"
+    assert "experiment=mine is not one of" in run("train.py", *resumed, code=2).stderr
 
 
 def test_a_new_run_does_not_write_over_an_old_one(recipe: list[str], undisturbed: Path, run: Run) -> None:
