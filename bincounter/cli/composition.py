@@ -21,6 +21,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.hydra import Hydra
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra.conf import HydraConf
 from hydra.core import utils as hydra_utils
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_search_path import SearchPathQuery
@@ -45,7 +46,7 @@ from bincounter.config.overrides import (
     is_internal,
     read_groups,
 )
-from bincounter.config.quoting import keep_text, keep_yaml_text, schema_hint
+from bincounter.config.quoting import keep_text, keep_yaml_text, override_of, schema_hint
 from bincounter.config.train_schema import TrainConfig, register
 from bincounter.errors import ConfigError
 from bincounter.files import expand_user
@@ -119,17 +120,25 @@ class Composer:
         choices = functools.cache(lambda: compose_groups(list(overrides), self.groups(overrides), self))
 
         def hint(key: str) -> Any:
-            known = schema_hint(key, _ROOTS[self.command])
+            of_hydra = key.startswith("hydra.")
+            known = schema_hint(key.removeprefix("hydra."), HydraConf if of_hydra else _ROOTS[self.command])
             if known is not Any:
                 return known
             cfg = choices()
-            return None if cfg is None else argument_hint(key, cfg)
+            return None if cfg is None or of_hydra else argument_hint(key, cfg)
 
-        return keep_text(overrides, hint, sweep=sweep)
+        return [_with_home(override) for override in keep_text(overrides, hint, sweep=sweep)]
 
     def explain(self, error: Exception, overrides: list[str]) -> str:
         """Explain in one line which override made Hydra raise ``error``."""
         return explain_override_error(error, overrides, self.groups(overrides), self, f"{self.command}.py")
+
+
+def _with_home(override: str) -> str:
+    """Expand ``~`` in Hydra's search path, which it reads before it composes."""
+    key, _, text = override.partition("=")
+    folders = parse_overrides([override])[0].value() if key == "hydra.searchpath" and "~" in text else None
+    return override_of(key, [expand_user(str(each)) for each in folders]) if isinstance(folders, list) else override
 
 
 def compose(

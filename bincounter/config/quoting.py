@@ -4,7 +4,7 @@ import re
 import shlex
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from os import PathLike
 from pathlib import Path
@@ -108,10 +108,20 @@ def _kept(override: str, hints: Hints, *, sweep: bool) -> str:
         return override
     # Looking at the value first spares the types of open nodes, which need an import.
     kept = [",".join(_each(each, convert) for each in split(text)) if sweep else convert(text) for convert in _WAYS]
-    if all(each == text for each in kept):
+    inner = _inside(text, "{")
+    if inner is None and all(each == text for each in kept):
         return override
     convert = _way(hints(named[2]))
-    return f"{key}={text if convert is None else kept[_WAYS.index(convert)]}"
+    if convert is not None:
+        return f"{key}={kept[_WAYS.index(convert)]}"
+    return override if inner is None else f"{key}={{{','.join(_members(key, inner, hints))}}}"
+
+
+def _members(key: str, inner: str, hints: Hints) -> Iterator[str]:
+    """Convert the settings of a mapping, each by its own type."""
+    for name, *value in (split(each, at=":") for each in split(inner)):
+        text = ":".join(value).strip()
+        yield f"{name}:{_kept(f'{key}.{name.strip()}={text}', hints, sweep=False).partition('=')[2]}" if value else name
 
 
 def _each(text: str, convert: Callable[[str], str]) -> str:

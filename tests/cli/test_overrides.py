@@ -44,11 +44,14 @@ S3 = ["trainer=gpu", "data=s3", "data.source=s3://my-bucket/bins"]
         ("logger.tensorboard.save_dir=1_0", "1_0"),
         ("logger.tensorboard.name=a=b", "a=b"),
         ("+logger.tensorboard.prefix=1e3", "1e3"),
+        ("data.sync={only:counts,stream:true}", {"only": "counts", "stream": True}),
+        ("+data.layout={seed:3}", {"seed": 3}),
         ("launcher.environment.OMP_NUM_THREADS=4", "4"),
         ("launcher.environment.VERSION=1.10", "1.10"),
         ("launcher.environment={A:true,B:2024_01}", {"A": "true", "B": "2024_01"}),
         ("deploy target.environment.FLAG=true", "true"),
         ("deploy parity.source=1e3", "1e3"),
+        ("deploy parity={source:2024_01,photos:3}", {"source": "2024_01", "photos": 3}),
     ],
 )
 def test_text_settings_keep_what_was_typed(override: str, value: Any) -> None:
@@ -56,7 +59,8 @@ def test_text_settings_keep_what_was_typed(override: str, value: Any) -> None:
     override = override.removeprefix("deploy ")
     group = ["target=realtime"] if command == "deploy" else ["launcher=sagemaker"]
     key = override.partition("=")[0].lstrip("+")
-    assert OmegaConf.select(compose([*group, override], config_name=command), key) == value
+    found = OmegaConf.select(compose([*group, override], config_name=command), key)
+    assert ({name: found[name] for name in value} if isinstance(value, dict) else found) == value
     # As a hyperparameter of a job, too.
     prepare_hydra()
     (kept,) = Composer(command, command).keep_text([override])
@@ -72,6 +76,8 @@ def test_text_settings_keep_what_was_typed(override: str, value: Any) -> None:
         ("task_name=März,'a,b'", "task_name='März','a,b'"),
         ("tags=[1_0],[2_0]", "tags=['1_0'],['2_0']"),
         ("data.batch_size=1_0,20", "data.batch_size=1_0,20"),
+        ("hydra.sweep.dir=2024_01", "hydra.sweep.dir='2024_01'"),
+        ("hydra.searchpath=[file:///a,pkg://b]", "hydra.searchpath=[file:///a,pkg://b]"),
         ("model.optimizer.lr=1e-3,1e-2", "model.optimizer.lr=1e-3,1e-2"),
     ],
 )
