@@ -164,7 +164,7 @@ def test_runs_are_compared_and_judged(run: Run) -> None:
 def test_an_archive_is_served_and_its_checkpoint_is_packed_again(start: Start, run: Run, tmp_path: Path) -> None:
     places = [f"paths.{name}_dir={tmp_path / name}" for name in ("data", "cache", "log")]
     archive = f"archive={ASSETS / 'archive' / 'model.tar.gz'}"
-    server = start("deploy.py", archive, "parity.photos=0", "target.port=0", *places)
+    server = start("deploy.py", archive, "trust=true", "parity.photos=0", "target.port=0", *places)
     try:
         packed = run(
             "deploy.py",

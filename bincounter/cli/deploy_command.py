@@ -76,31 +76,43 @@ def pack_and_check(cfg: DictConfig) -> "Package":
         ResourceError: out of memory, disk or time.
     """
     # Modules that import torch are imported on use, so that --help and refusals are quick.
-    from bincounter.serving.packing.archive import PackageSettings, package, read_package
+    from bincounter.serving.packing.archive import (
+        PackageSettings,
+        check_trust,
+        package,
+        read_package,
+        record_packed,
+    )
     from bincounter.serving.packing.parity import check_parity, parity_photos
 
+    packed_here = _state(cfg) / "packed.sha256"
     if cfg.ckpt_path is None:
+        archive = Path(cfg.archive)
+        check_trust(archive, packed_here, digest=cfg.archive_sha256, trusted=cfg.trust is True)
         log.warning("The answers of %s are not compared with training.", cfg.archive)
-        return read_package(Path(cfg.archive))
+        return read_package(archive)
     origin = _origin(cfg)
     path = _place(cfg, origin)
     check_writable(path, key="archive")
     # In the same folder, so that it can be renamed.
     aside = path.with_name(f".{path.name}.{os.getpid()}.unchecked")
     try:
-        packed = package(origin.checkpoint, PackageSettings(aside, cfg.precision, _limits(cfg)), trusted=cfg.trust)
+        trusted = cfg.trust or []
+        packed = package(origin.checkpoint, PackageSettings(aside, cfg.precision, _limits(cfg)), trusted=trusted)
         if cfg.parity.photos:
             photos = parity_photos(
                 origin, cfg.parity.photos, source=cfg.parity.source, data_dir=Path(cfg.paths.data_dir)
             )
-            log.info("%s", check_parity(origin.checkpoint, aside, photos, trusted=cfg.trust))
+            log.info("%s", check_parity(origin.checkpoint, aside, photos, trusted=trusted))
         else:
             log.warning("parity.photos=0: the archive's answers are not compared with training.")
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
     log.info("%s: model %s, %.1f MB", path, packed.model, path.stat().st_size / 1e6)
-    return replace(packed, path=path)
+    packed = replace(packed, path=path)
+    record_packed(packed, packed_here)
+    return packed
 
 
 def run_local(cfg: DictConfig) -> int:

@@ -36,6 +36,8 @@ _NAME = r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}"  # of an endpoint, as SageMaker's se
 _NO_NAME = "cannot name an endpoint: use at most 63 letters, digits and hyphens, none at an end"
 _PACKAGE = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*\.?"
 _NO_PACKAGE = "is not a package name: write it as it is imported, as in trust=[timm]"
+_SHA256 = r"(sha256:)?[0-9a-fA-F]{64}"
+_NO_SHA256 = "is not a sha256: give the 64 hexadecimal digits that `sha256sum` prints"
 _LABEL = r"[a-z0-9]([a-z0-9-]*[a-z0-9])?"
 _HOST = rf"(?![\d.]+(:\d+)?$)(\*\.)?{_LABEL}(\.{_LABEL})+(:\d{{1,5}})?"  # and no address
 _NO_HOST = (
@@ -43,6 +45,7 @@ _NO_HOST = (
     "all its subdomains"
 )
 _S3 = Bound(**s3_folder(whole_bucket=True))
+_TRUSTED = Bound(pattern=_PACKAGE, hint=_NO_PACKAGE)
 _MEMORY = range(1024, 6145, 1024)
 
 
@@ -148,8 +151,10 @@ class DeployConfig:
     output: str | None = None  # action=transform: the s3:// folder of answers
     # Fp32 | bf16, which a CPU or GPU that knows it does faster.
     precision: str = bounded("fp32", choices=("fp32", "bf16"))
-    # Packages of one's own that the checkpoint's model comes from.
-    trust: list[str] = bounded([], pattern=_PACKAGE, hint=_NO_PACKAGE)
+    # Sha256 of an archive that was packed elsewhere, as its author gives it.
+    archive_sha256: str | None = bounded(None, pattern=_SHA256, hint=_NO_SHA256)
+    # Packages of one's own that the checkpoint's model comes from; true: an archive that was packed elsewhere.
+    trust: Any = field(default_factory=list)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     parity: ParityConfig = field(default_factory=ParityConfig)
     target: Any = MISSING  # typed by its own schemas
@@ -231,6 +236,7 @@ def _action(cfg: Mapping[str, Any], target: str) -> None:
             "locally with python -m bincounter predict"
         )
     _photos(cfg)
+    _trust(cfg)
     if action in ARCHIVE_ACTIONS:
         _served(cfg)
 
@@ -251,6 +257,20 @@ def _photos(cfg: Mapping[str, Any]) -> None:
         if output is None:
             raise ConfigError("action=transform needs a folder for its results: add output=s3://bucket/answers")
         _S3.check("output", output)
+
+
+def _trust(cfg: Mapping[str, Any]) -> None:
+    trust, existing = cfg["trust"], cfg["archive"] is not None and cfg["ckpt_path"] is None
+    if not isinstance(trust, list | bool):
+        raise ConfigError(
+            f"trust={trust} is not a list: write it in brackets, as in trust=[timm]; trust=true is for an archive"
+        )
+    for package in trust if isinstance(trust, list) else ():
+        _TRUSTED.check("trust", str(package))
+    if trust is True and not existing:
+        raise ConfigError("trust=true is for an existing archive: name the packages of the model, as in trust=[timm]")
+    if cfg["archive_sha256"] is not None and not existing:
+        raise ConfigError("archive_sha256 is that of an existing archive: add archive=FILE, without ckpt_path")
 
 
 def _served(cfg: Mapping[str, Any]) -> None:

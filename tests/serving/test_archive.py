@@ -1,9 +1,11 @@
 """Archives: reproducible bytes, contents, model card, foreign code, and refusals of damaged ones."""
 
+import gzip
 import io
 import json
 import subprocess
 import tarfile
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,9 +16,12 @@ from bins import COUNTS
 from commands import REPOSITORY
 from served_runs import checkpoint_alone
 
+from bincounter.cli.deploy_command import pack_and_check
+from bincounter.cli.hydra_app import compose
+from bincounter.config.deploy_schema import check_deploy
 from bincounter.errors import BinCounterError, UserError
 from bincounter.serving.application.answers import Limits
-from bincounter.serving.packing.archive import Package, PackageSettings, package
+from bincounter.serving.packing.archive import Package, PackageSettings, package, read_package, record_packed
 from bincounter.serving.packing.tarball import unpack, write_tarball
 
 
@@ -190,7 +195,22 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
         write_tarball({"a": b"x" * 1000}, path) and path.write_bytes(path.read_bytes().replace(b"xx", b"xy", 1))
     ),
     "nothing": lambda path: None,
+    "a gzip bomb": lambda path: _bomb(path, _member("a")),
+    "a bomb of many files": lambda path: _tar(path, *(_member(f"a{number}") for number in range(10_001))),
+    "a sparse bomb": lambda path: _bomb(path, _member("a", tarfile.GNUTYPE_SPARSE)),
+    "a bomb in a long name": lambda path: _bomb(path, _member("././@LongLink", tarfile.GNUTYPE_LONGNAME)),
+    "a bomb in an extended header": lambda path: _bomb(path, _member("a", tarfile.XHDTYPE)),
 }
+
+
+def _bomb(path: Path, member: tarfile.TarInfo) -> None:
+    """Write 100 MB of zeros as 100 kB."""
+    member.size = 100_000_000
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(member.tobuf(tarfile.GNU_FORMAT))
+        for _ in range(100):
+            file.write(bytes(1_000_000))
+        file.write(bytes(4096))
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -209,3 +229,29 @@ def test_a_folder_that_holds_something_is_not_unpacked_into(packed: Package, tmp
     with pytest.raises(UserError, match="is not empty"):
         unpack(packed.path, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_bomb_is_not_read(tmp_path: Path) -> None:
+    _bomb(tmp_path / "model.tar.gz", _member("model.json"))
+    tracemalloc.start()
+    with pytest.raises(UserError, match="unpacks to more than 10000 files or 67 MB"):
+        read_package(tmp_path / "model.tar.gz")
+    assert tracemalloc.get_traced_memory()[1] < 20e6
+    tracemalloc.stop()
+
+
+def test_an_archive_of_somebody_else_is_served_only_if_it_is_trusted(packed: Package, tmp_path: Path) -> None:
+    def opened(*overrides: str) -> Package:
+        given = [f"archive={packed.path}", "parity.photos=0", f"paths.cache_dir={tmp_path}", *overrides]
+        cfg = compose(given, config_name="deploy")
+        check_deploy(cfg)
+        return pack_and_check(cfg)
+
+    with pytest.raises(UserError, match=f"runs its code: .* add archive_sha256={packed.digest} if .* or trust=true"):
+        opened()
+    with pytest.raises(UserError, match=f"its sha256 is {packed.digest} and not archive_sha256={'0' * 64}"):
+        opened(f"archive_sha256={'0' * 64}")
+    assert opened("trust=true") == packed
+    assert opened(f"archive_sha256={packed.digest.upper()}") == packed
+    record_packed(packed, tmp_path / "serving" / "packed.sha256")
+    assert opened() == packed

@@ -138,7 +138,7 @@ def test_an_archive_without_its_checkpoint_is_taken_as_it_is_and_said_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = package(checkpoint_alone(tmp_path), PackageSettings(tmp_path / "model.tar.gz"))
-    cfg = compose([f"archive={made.path}"], config_name="deploy")
+    cfg = compose([f"archive={made.path}", "trust=true"], config_name="deploy")
     assert pack_and_check(cfg) == made
     assert "are not compared with training" in caplog.text
 

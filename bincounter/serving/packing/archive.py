@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 import bincounter
-from bincounter.errors import UserError
+from bincounter.errors import ConfigError, UserError
 from bincounter.model.build import OWN_PARTS, load_counter, targets_of, without_pretrained
 from bincounter.serving.application.answers import Limits
 from bincounter.serving.application.served_model import FORMAT
 from bincounter.serving.packing.foreign_code import foreign_code
 from bincounter.serving.packing.model_card import write_card
-from bincounter.serving.packing.tarball import read_member, write_tarball
+from bincounter.serving.packing.tarball import file_digest, read_member, write_tarball
 from bincounter.training.results import CheckpointOrigin, find_run_of_checkpoint
 
 _PACKAGE = Path(bincounter.__file__).parent
@@ -102,8 +102,50 @@ def read_package(path: Path) -> Package:
         model = str(json.loads(read_member(path, "model.json"))["model"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} has a damaged model.json: package the checkpoint again with action=package") from error
-    with path.open("rb") as file:
-        return Package(path, model, hashlib.file_digest(file, "sha256").hexdigest())
+    return Package(path, model, file_digest(path))
+
+
+def check_trust(path: Path, packed_here: Path, *, digest: str | None, trusted: bool) -> None:
+    """Check that an existing archive may be served: its code runs, and its checksums come with it.
+
+    Args:
+        path: of the archive.
+        packed_here: list of the archives that this machine has packed, which are trusted.
+        digest: hexadecimal sha256 of the archive that the user was given.
+        trusted: whether the user trusts the archive as it is.
+
+    Raises:
+        ConfigError: the archive is not trusted, or its digest is another.
+    """
+    if not path.is_file():
+        return  # read_package says so
+    found = file_digest(path)
+    if digest is not None:
+        if digest.lower().removeprefix("sha256:") != found:
+            raise ConfigError(
+                f"archive={path} is another file, since its sha256 is {found} and not archive_sha256={digest}: get "
+                "it again from its author"
+            )
+    elif not trusted and found not in _packed(packed_here):
+        raise ConfigError(
+            f"archive={path} was not packed on this machine, and serving it runs its code: ask its author for the "
+            f"sha256, and add archive_sha256={found} if it is the same, or trust=true to take it unchecked"
+        )
+
+
+def record_packed(package: Package, packed_here: Path) -> None:
+    """Add an archive to those that this machine has packed."""
+    if package.digest not in _packed(packed_here):
+        packed_here.parent.mkdir(parents=True, exist_ok=True)
+        with packed_here.open("a", encoding="utf-8") as file:
+            file.write(f"{package.digest}  {package.path.absolute()}\n")
+
+
+def _packed(packed_here: Path) -> set[str]:
+    if not packed_here.is_file():
+        return set()
+    lines = packed_here.read_text(encoding="utf-8", errors="replace").splitlines()
+    return {line.partition(" ")[0] for line in lines}
 
 
 def _files(checkpoint: Path, precision: str, limits: Limits, trusted: Sequence[str]) -> tuple[str, dict[str, bytes]]:

@@ -8,6 +8,7 @@ import errno
 import gzip
 import hashlib
 import io
+import shutil
 import struct
 import tarfile
 import tempfile
@@ -15,6 +16,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from bincounter.errors import ResourceError, UserError
 from bincounter.files import atomic_write
@@ -24,6 +26,11 @@ CHECKSUMS = "checksums.sha256"
 
 _GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"  # no name, no time, no operating system
 _STORED = 0xFFFF  # bytes of the largest stored block
+_CHUNK = 1 << 20  # bytes read at a time, and the largest header of a member
+_MOST_MEMBERS = 10_000
+_MOST_BYTES = 16 << 30  # unpacked
+_MOST_RATIO, _SMALL = 50, 64 << 20  # unpacked by packed bytes, where more than the second
+_MOST_TEXT = 16 << 20  # bytes of a member that is read whole
 _ADVICE = "package the checkpoint again with action=package"
 
 
@@ -54,6 +61,12 @@ def write_tarball(files: Mapping[str, bytes], path: Path) -> str:
             f"{path.parent} cannot be written to ({why}): free disk space, or set archive= to another file"
         ) from error
     return digest.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Return the hexadecimal sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def checksums(files: Mapping[str, bytes]) -> bytes:
@@ -107,7 +120,8 @@ def unpack(archive: Path, folder: Path) -> Path:
             with _opened(archive) as tar:
                 for name, content in _members(tar, archive):
                     (whole / name).parent.mkdir(parents=True, exist_ok=True)
-                    (whole / name).write_bytes(content)
+                    with (whole / name).open("xb") as file:
+                        shutil.copyfileobj(content, file, _CHUNK)
             _verify(whole, archive)
             whole.replace(folder)
     except OSError as error:
@@ -127,7 +141,14 @@ def read_member(archive: Path, wanted: str) -> bytes:
     with _opened(archive) as tar:
         for name, content in _members(tar, archive):
             if name == wanted:
-                return content
+                text = io.BytesIO()
+                while text.tell() <= _MOST_TEXT and (part := content.read(_CHUNK)):
+                    text.write(part)
+                if text.tell() > _MOST_TEXT:
+                    raise UserError(
+                        f"{archive} is no archive of bincounter, since its {wanted} is too large: {_ADVICE}"
+                    )
+                return text.getvalue()
     raise UserError(f"{archive} is not an archive of bincounter, since it has no {wanted}: {_ADVICE}")
 
 
@@ -136,34 +157,56 @@ def _opened(archive: Path) -> Iterator[tarfile.TarFile]:
     if not archive.is_file():
         raise UserError(f"The archive {archive} does not exist: create it with action=package, or correct the path")
     try:
-        with tarfile.open(archive, "r:gz") as tar:
+        with _Stream(archive, "rb") as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
             yield tar
     except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{archive} is truncated or not an archive: {_ADVICE}") from error
 
 
-def _members(tar: tarfile.TarFile, archive: Path) -> Iterator[tuple[str, bytes]]:
+class _Stream(gzip.GzipFile):
+    """Unpacked bytes; tarfile reads extended headers whole, whatever size they claim."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Read up to ``size`` bytes."""
+        if size is None or not 0 <= size <= _CHUNK:
+            raise tarfile.ReadError("a header is too large")
+        return super().read(size)
+
+
+def _members(tar: tarfile.TarFile, archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
+    """Yield names and contents of an archive's files, within bounds.
+
+    Raises:
+        UserError: a member is not a plain file inside the archive, or the archive unpacks to too much.
+    """
     seen: set[str] = set()
+    most = min(_MOST_BYTES, max(_SMALL, _MOST_RATIO * archive.stat().st_size))
     for member in tar:
         path = PurePosixPath(member.name)
         inside = not path.is_absolute() and ".." not in path.parts and "\\" not in member.name
-        if not (member.isreg() and inside and path.as_posix() == member.name) or member.name in seen:
+        plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE)  # tarfile counts sparse files in
+        if not (plain and inside and path.as_posix() == member.name) or member.name in seen:
             raise UserError(f"{archive} holds {member.name}, which is not a plain file of its own: {_ADVICE}")
         seen.add(member.name)
+        if len(seen) > _MOST_MEMBERS or member.offset_data + member.size > most:
+            raise UserError(
+                f"{archive} is no archive of bincounter, since it unpacks to more than {_MOST_MEMBERS} files or "
+                f"{most / 1e6:,.0f} MB: {_ADVICE}"
+            )
         content = tar.extractfile(member)
         assert content is not None  # a regular file has content
-        yield member.name, content.read()
+        yield member.name, content
 
 
 def _verify(folder: Path, archive: Path) -> None:
     listing = folder / CHECKSUMS
     if not listing.is_file():
         raise UserError(f"{archive} is not an archive of bincounter, since it has no {CHECKSUMS}: {_ADVICE}")
-    lines = listing.read_text(encoding="utf-8").splitlines()
+    lines = listing.read_text(encoding="utf-8", errors="replace").splitlines()
     stated = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {CHECKSUMS}
     wrong = sorted(stated.keys() ^ found) or sorted(
-        name for name in found if hashlib.sha256((folder / name).read_bytes()).hexdigest() != stated[name]
+        name for name in found if file_digest(folder / name) != stated[name]
     )
     if wrong:
         raise UserError(
