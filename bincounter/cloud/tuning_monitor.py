@@ -16,6 +16,7 @@ from bincounter.cloud.jobs import Job, fetch_run, format_cost, is_local_endpoint
 from bincounter.cloud.polling import wait_until
 from bincounter.cloud.tuning_job import TUNING_ENDED, TuningJob, describe, list_trials, stop
 from bincounter.errors import BinCounterError, ConfigError, Interrupted
+from bincounter.number_format import format_score
 
 if TYPE_CHECKING:
     from bincounter.cloud.account import Account
@@ -44,6 +45,12 @@ class Trial:
         """Value of the objective metric, if there is one."""
         final = self.summary.get("FinalHyperParameterTuningJobObjectiveMetric")
         return None if final is None else float(final["Value"])
+
+    @property
+    def metric(self) -> str:
+        """Name of the objective metric, if there is a value."""
+        final = self.summary.get("FinalHyperParameterTuningJobObjectiveMetric") or {}
+        return str(final.get("MetricName", "objective"))
 
     @property
     def tuned(self) -> Mapping[str, str]:
@@ -180,7 +187,7 @@ class TuningJobMonitor:
         described = jobs.describe(self._account, trial.job.name)
         trial.job.description = {key: described[key] for key in KEPT_MEMBERS if key in described}
         trial.job.save()
-        objective = "" if value is None else f", objective {value:.6g}"
+        objective = "" if value is None else f", {trial.metric} {format_score(trial.metric, value, unit=True)}"
         reason = f": {describe_failure(described.get('FailureReason', ''))}" if status == "Failed" else ""
         log.info("trial %d: %s, %s%s%s", trial.job.number, status, format_cost(trial.job), objective, reason)
 

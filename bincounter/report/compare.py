@@ -1,36 +1,30 @@
 """Comparison of runs: settings that differ, scores, and their differences."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from bincounter.config.checks import METRICS
 from bincounter.errors import UserError
 from bincounter.names import escape_name, one_line
-from bincounter.report.page import decimals, percent, whole
+from bincounter.number_format import SCORES, format_interval, format_score, score_name, whole
 from bincounter.training.results import SPLIT_OF_SIDE, Predictions, RunResults, read_results
 from bincounter.training.resume import flatten
-
-SCORES = {
-    "accuracy": ("accuracy", percent, 1),
-    "within_one": ("within one", percent, 1),
-    "rmse": ("RMSE", decimals, -1),
-    "mae": ("MAE", decimals, -1),
-    "macro_f1": ("macro F1", decimals, 1),
-    "cross_entropy": ("cross entropy", decimals, -1),
-    "ece": ("calibration error", percent, -1),
-}
-"""Name on screen, number format, and 1 if higher is better, else -1."""
 
 _PLACES = ("paths", "hydra", "ckpt_path", "logger")  # where a run is stored or resumed from, which changes no score
 _UNSET = "(not set)"
 _MARK = " †"  # of runs whose scores have a caveat
+_GAP = 3  # characters between two columns
+_VALUE = 16  # characters of a value that a long key leaves
+_LABEL = 13  # characters of a score's name on one line
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +55,8 @@ class Comparison:
         values = [scores.get(score) for scores in self.scores]
         if None in values or len(set(values)) == 1:
             return None
-        return int(np.argmax(SCORES[score][2] * np.array(values, dtype=float)))
+        arg_best = np.argmax if METRICS[score] == "max" else np.argmin
+        return int(arg_best(np.array(values, dtype=float)))
 
 
 def compare(runs: Sequence[Path]) -> Comparison:
@@ -105,20 +100,29 @@ def compare(runs: Sequence[Path]) -> Comparison:
 
 def format_comparison(comparison: Comparison) -> RenderableType:
     """Format a comparison for the terminal: settings that differ, then scores, best values marked."""
-    parts: list[RenderableType] = []
-    if comparison.settings:
-        parts += [Text("Settings that differ", style="bold"), _settings_table(comparison)]
-    else:
-        parts.append(Text("The settings do not differ."))
-    where = "test" if comparison.side == "test" else "validation"
-    parts += [
-        Text(f"\nScores on {where} photos, 95 % intervals below, * best", style="bold"),
-        _scores_table(comparison),
-    ]
-    limits = zip(comparison.names, comparison.caveats, strict=True)
-    remarks = [*comparison.remarks, *(f"{name}{_MARK} {caveat}" for name, each in limits for caveat in each)]
-    parts += [Padding(Text(f"Note: {one_line(remark)}"), (1, 0, 0, 0)) for remark in remarks]
-    return Group(*parts)
+    return _Screen(comparison)
+
+
+class _Screen:
+    """A comparison, laid out for the width of the console."""
+
+    def __init__(self, comparison: Comparison) -> None:
+        self._comparison = comparison
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        comparison, width = self._comparison, options.max_width
+        if comparison.settings:
+            yield Text("Settings that differ", style="bold")
+            yield _settings_table(comparison, width)
+        else:
+            yield Text("The settings do not differ.")
+        where = "test" if comparison.side == "test" else "validation"
+        yield Text(f"\nScores on {where} photos, 95 % intervals below, * best", style="bold")
+        yield _scores_table(comparison, width)
+        limits = zip(comparison.names, comparison.caveats, strict=True)
+        remarks = [*comparison.remarks, *(f"{name}{_MARK} {caveat}" for name, each in limits for caveat in each)]
+        for remark in remarks:
+            yield Padding(Text(f"Note: {one_line(remark)}"), (1, 0, 0, 0))
 
 
 def _expand(paths: Sequence[Path]) -> list[Path]:
@@ -187,39 +191,64 @@ def _remarks(runs: Sequence[RunResults], scored: Sequence[Predictions | None], s
     return tuple(remarks)
 
 
-def _settings_table(comparison: Comparison) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    table.add_column("", overflow="fold")
-    for name in comparison.names:
-        table.add_column(Text(name), overflow="fold")
-    for key, values in comparison.settings.items():
-        table.add_row(Text(key), *(Text(value) for value in values))
+def _settings_table(comparison: Comparison, width: int) -> Table:
+    rows = [("", *comparison.names), *((key, *values) for key, values in comparison.settings.items())]
+    natural = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    longest = max(len(piece) for key in comparison.settings for piece in _pieces(key))
+    # Keys get what values can spare, and values share the rest.
+    room = width - _GAP - sum(min(each, _VALUE) + _GAP for each in natural[1:])
+    first = min(natural[0], max(longest, room))
+    share = (width - first - _GAP) // len(comparison.names) - _GAP
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), show_header=False)
+    table.add_column(no_wrap=True)
+    for _ in comparison.names:
+        table.add_column(overflow="fold")
+    fits = natural[0] + sum(natural[1:]) + _GAP * len(natural) <= width
+    for key, *values in rows:
+        table.add_row(Text(fold(key, first)), *(Text(value if fits else fold(value, share)) for value in values))
     return table
 
 
-def _scores_table(comparison: Comparison) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    table.add_column("")
+def _pieces(name: str) -> list[str]:
+    """Split a name after its dots, dashes and slashes, and after underscores between words."""
+    return re.split(r"(?<=[./,= -])|(?<=[^\W_]_)(?=[^\W_])", name)
+
+
+def fold(name: str, width: int) -> str:
+    """Break a name into lines of at most ``width`` characters, if possible, and never inside a word."""
+    lines = [""]
+    for piece in _pieces(name):
+        if lines[-1] and len(lines[-1]) + len(piece) > width:
+            lines.append("")
+        lines[-1] += piece
+    return "\n".join(lines)
+
+
+def _scores_table(comparison: Comparison, width: int) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0))
+    table.add_column("", min_width=_LABEL)
+    share = (width - _LABEL - _GAP) // len(comparison.names) - _GAP
     for name, caveats in zip(comparison.names, comparison.caveats, strict=True):
-        table.add_column(Text(name + _MARK if caveats else name), justify="right", overflow="fold")
+        title = fold(name + _MARK if caveats else name, share)
+        table.add_column(Text(title), justify="right", overflow="fold", max_width=share)
     table.add_row("photos", *(whole(scores.get("n")) for scores in comparison.scores))
-    for score, (name, write, _) in SCORES.items():
+    for score in SCORES:
         best = comparison.best(score)
-        cells = [_cell(scores, score, write, run == best) for run, scores in enumerate(comparison.scores)]
-        table.add_row(name, *cells)
+        cells = [_cell(scores, score, run == best) for run, scores in enumerate(comparison.scores)]
+        table.add_row(score_name(score, unit=True), *cells)
         if score == "accuracy" and any(comparison.gains):
             table.add_row("  against the first", *(_gain_cell(gain) for gain in comparison.gains))
         if score in {"accuracy", "rmse"}:
             key, baseline = {"accuracy": ("majority_accuracy", "majority"), "rmse": ("mean_rmse", "mean")}[score]
-            values = (Text(write(scores.get(key)), style="dim") for scores in comparison.scores)
+            values = (Text(format_score(score, scores.get(key)), style="dim") for scores in comparison.scores)
             table.add_row(Text(f"  {baseline} baseline", style="dim"), *values)
     return table
 
 
-def _cell(scores: Mapping[str, Any], score: str, write: Any, best: bool) -> Text:
-    cell = Text(("* " if best else "") + write(scores.get(score)), style="bold" if best else "")
+def _cell(scores: Mapping[str, Any], score: str, best: bool) -> Text:
+    cell = Text(("* " if best else "") + format_score(score, scores.get(score)), style="bold" if best else "")
     if interval := scores.get("intervals", {}).get(score):
-        cell.append(f"\n{write(interval[0])} to {write(interval[1])}", style="not bold dim")
+        cell.append(f"\n{format_interval(score, interval)}", style="not bold dim")
     return cell
 
 

@@ -11,8 +11,9 @@ from bincounter.data.photos import read_photos
 from bincounter.data.records import Manifest
 from bincounter.errors import BinCounterError
 from bincounter.names import escape_name
+from bincounter.number_format import percent, whole
 from bincounter.report import plots
-from bincounter.report.page import percent, whole, write_page
+from bincounter.report.page import write_page
 from bincounter.report.report_photos import inline
 
 # Photos and pixels: with these, even photos of pure noise keep the page under 8 MB.
@@ -131,8 +132,7 @@ def _counts(counts: np.ndarray, assignment: np.ndarray) -> dict[str, Any]:
         for i, value in enumerate(values)
     ]
     totals = [sum(photos) for photos in by_split.values()]
-    stacked = {name: by_split[name] for name in reversed(SPLITS)}
-    plot = plots.stacked_bars(values, stacked, xlabel="Items in the bin", label="Photos per count and split")
+    plot = plots.stacked_bars(values, by_split, xlabel="Items in the bin", label="Photos per count and split")
     return {"plot": plot, "rows": rows, "totals": [*totals, sum(totals)]}
 
 

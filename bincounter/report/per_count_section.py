@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from bincounter.number_format import decimals, percent, whole
 from bincounter.report import plots
-from bincounter.report.page import decimals, percent, whole
 from bincounter.training.results import SPLIT_OF_SIDE, CountRow, RunResults
 
 _SPLITS = {"train": "Training", "validation": "Validation", "test": "Test"}
@@ -84,7 +84,7 @@ def _cells(row: CountRow) -> dict[str, str]:
         "loss": decimals(row.loss, 2),
         "loss_range": _range(row.loss_interval, lambda value: f"{value:.2f}"),
         "accuracy": percent(row.accuracy),
-        "accuracy_range": _range(row.accuracy_interval, lambda value: f"{100 * value:.0f}", " %"),
+        "accuracy_range": _range(row.accuracy_interval, lambda value: f"{100 * value:.1f}", " %"),
     }
 
 

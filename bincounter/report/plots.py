@@ -13,18 +13,19 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 # Placeholders for variables of the style sheet, so that one plot fits the light and the dark page.
-INK, MUTED, LINE, ACCENT, SURFACE = "#010a01", "#020a02", "#030a03", "#040a04", "#050a05"
-_VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", ACCENT: "accent", SURFACE: "surface"}
-_SIZE = (3.9, 2.45)  # inches: three side by side on a desktop, one on a phone, with text near its nominal size on both
-_TINTS = (0.3, 0.6, 1.0)
+INK, MUTED, LINE, ACCENT, SURFACE, ERROR = "#010a01", "#020a02", "#030a03", "#040a04", "#050a05", "#060a06"
+_VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", ACCENT: "accent", SURFACE: "surface", ERROR: "error"}
+SIZE = (3.9, 2.45)  # inches: three side by side on a desktop, one on a phone, with text near its nominal size on both
+_TINTS = (1.0, 0.6, 0.3)  # of training, validation and test, on every page
 _LOSS_LINES: dict[str, tuple[str, Any]] = {
     "train": (MUTED, "-"),
     "validation": (INK, (0, (3, 3))),
     "test": (ACCENT, "-"),
 }
 
-_RC: dict[Any, Any] = {
+RC: dict[Any, Any] = {
     "svg.fonttype": "none",
+    "text.parse_math": False,
     "font.size": 9,
     "text.color": INK,
     "axes.edgecolor": LINE,
@@ -63,39 +64,39 @@ def lines(
         percent: format y, a fraction, in per cent.
         baseline: a dashed level to compare with.
     """
-    with mpl.rc_context(_RC):
-        figure, axes = _canvas(xlabel, percent)
+    with mpl.rc_context(RC):
+        figure, axes = canvas(xlabel, percent)
         for (name, points), colour in zip(reversed(list(series.items())), (ACCENT, MUTED), strict=False):
             x, y = np.array(points, dtype=float).T
             axes.plot(x, y, color=colour, marker="o" if len(x) < 16 else "", markersize=3.2, label=name)
         if baseline is not None:
             axes.axhline(baseline, color=INK, linewidth=1, linestyle=(0, (3, 3)))
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.margins(x=0.03, y=0.12)
-        return _svg(figure, label)
+        whole_numbers(axes, [x for points in series.values() for x, _ in points])
+        return to_svg(figure, label)
 
 
 def reliability(bins: Sequence[Mapping[str, float]], *, label: str) -> Markup:
     """Draw accuracy against confidence (Guo et al. 2017, arXiv:1706.04599); a dot's area is its share of photos."""
     kept = [each for each in bins if each["n"]]
     confidence, accuracy, photos = (np.array([each[name] for each in kept]) for name in ("confidence", "accuracy", "n"))
-    with mpl.rc_context(_RC):
-        figure, axes = _canvas("Confidence", percent=True)
+    with mpl.rc_context(RC):
+        figure, axes = canvas("Confidence", percent=True)
         axes.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle=(0, (3, 3)))
         axes.vlines(confidence, np.minimum(confidence, accuracy), np.maximum(confidence, accuracy), color=ACCENT, lw=1)
-        axes.scatter(confidence, accuracy, s=14 + 160 * photos / photos.sum(), color=ACCENT, linewidths=0)
-        axes.set_xlim(0, 1.02)
-        axes.set_ylim(0, 1.06)
-        axes.xaxis.set_major_formatter(FuncFormatter(_percent))
-        return _svg(figure, label)
+        size = 14 + 160 * photos / photos.sum()
+        axes.scatter(confidence, accuracy, s=size, color=ACCENT, linewidths=0, clip_on=False, zorder=3)
+        axes.set(xlim=(0, 1.04), ylim=(0, 1.06), xticks=np.linspace(0, 1, 6), yticks=np.linspace(0, 1, 6))
+        axes.xaxis.set_major_formatter(FuncFormatter(percent_tick))
+        return to_svg(figure, label)
 
 
 def stacked_bars(names: Sequence[str], parts: Mapping[str, Sequence[int]], *, xlabel: str, label: str) -> Markup:
-    """Draw one bar per name, its parts stacked from pale to full accent, the totals above."""
+    """Draw one bar per name, its parts stacked from full to pale accent, the totals above."""
     total = np.zeros(len(names))
-    with mpl.rc_context(_RC):
-        figure, axes = _canvas(xlabel)
-        for (part, heights), tint in zip(parts.items(), _TINTS[-len(parts) :], strict=True):
+    with mpl.rc_context(RC):
+        figure, axes = canvas(xlabel)
+        for (part, heights), tint in zip(parts.items(), _TINTS, strict=False):
             axes.bar(range(len(names)), heights, bottom=total, width=0.72, color=ACCENT, alpha=tint, label=part)
             total = total + np.asarray(heights)
         if len(names) <= 12:
@@ -106,7 +107,7 @@ def stacked_bars(names: Sequence[str], parts: Mapping[str, Sequence[int]], *, xl
         axes.tick_params(axis="x", length=0)
         axes.margins(y=0.12)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        return _svg(figure, label)
+        return to_svg(figure, label)
 
 
 Losses = Sequence[tuple[float | None, tuple[float, float] | None]]
@@ -124,11 +125,11 @@ def photos_and_losses(
             loss and interval of each count ``[K]``.
         label: description for screen readers.
     """
-    with mpl.rc_context(_RC):
-        figure = Figure(figsize=(_SIZE[0], 1.6 * _SIZE[1]), layout="constrained")
+    with mpl.rc_context(RC):
+        figure = Figure(figsize=(SIZE[0], 1.6 * SIZE[1]), layout="constrained")
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 3))
         bottom = np.zeros(len(counts))
-        for heights, tint in zip(photos.values(), reversed(_TINTS), strict=False):
+        for heights, tint in zip(photos.values(), _TINTS, strict=False):
             above.bar(range(len(counts)), heights, bottom=bottom, width=0.72, color=ACCENT, alpha=tint)
             bottom = bottom + np.asarray(heights)
         above.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
@@ -137,14 +138,14 @@ def photos_and_losses(
             _loss_line(below, of_counts, 0.1 * (number - (len(losses) - 1) / 2), colour, style)
         below.set_ylim(bottom=0)
         _name_axes(above, below, counts)
-        return _svg(figure, label)
+        return to_svg(figure, label)
 
 
 def _loss_line(axes: Axes, losses: Losses, aside: float, colour: str, style: Any) -> None:
     """Draw a split's losses with their intervals, shifted so that other splits stay visible."""
     x = np.arange(len(losses)) + aside
     y = np.array([np.nan if loss is None else loss for loss, _ in losses])
-    axes.plot(x, y, color=colour, linestyle=style, linewidth=1.2, marker="o", markersize=3.2)
+    axes.plot(x, y, color=colour, linestyle=style, linewidth=1.2, marker="o", markersize=3.2, clip_on=False)
     known = [(at, *interval) for at, (_, interval) in zip(x, losses, strict=True) if interval]
     if known:
         at, low, high = np.array(known).T
@@ -175,9 +176,9 @@ def shares(
         colours: by name of the part: a colour of this module, and an opacity after a slash.
     """
     bottom = np.zeros(len(edges) - 1)
-    with mpl.rc_context(_RC):
-        figure, axes = _canvas(xlabel, percent=True)
-        figure.set_size_inches(2 * _SIZE[0], _SIZE[1])
+    with mpl.rc_context(RC):
+        figure, axes = canvas(xlabel, percent=True)
+        figure.set_size_inches(2 * SIZE[0], SIZE[1])
         for name, heights in parts.items():
             colour, _, opacity = colours[name].partition("/")
             axes.stairs(bottom + heights, edges, baseline=bottom, fill=True, color=colour, alpha=float(opacity), lw=0)
@@ -185,7 +186,7 @@ def shares(
         axes.set_xlim(edges[0], edges[-1])
         axes.set_ylim(0, 1)
         axes.xaxis.set_major_locator(MaxNLocator(8))
-        return _svg(figure, label)
+        return to_svg(figure, label)
 
 
 def sizes(pixels: np.ndarray, *, label: str) -> Markup:
@@ -196,31 +197,43 @@ def sizes(pixels: np.ndarray, *, label: str) -> Markup:
     cells = np.maximum(np.ptp(pixels, axis=0) / 32, 1)
     where, photos = np.unique(np.round(pixels / cells), axis=0, return_counts=True)
     width, height = (where * cells).T
-    with mpl.rc_context(_RC):
-        figure, axes = _canvas("Width, pixels")
+    with mpl.rc_context(RC):
+        figure, axes = canvas("Width, pixels")
         axes.scatter(width, height, s=3 + 42 * photos / photos.max(), color=ACCENT, alpha=0.65, linewidths=0)
         axes.set_ylabel("Height, pixels")
         axes.margins(0.08)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        return _svg(figure, label)
+        return to_svg(figure, label)
 
 
-def _canvas(xlabel: str, percent: bool = False) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=_SIZE, layout="constrained")
+def canvas(xlabel: str, percent: bool = False) -> tuple[Figure, Axes]:
+    """Create a figure with horizontal grid lines; y is a fraction, formatted in per cent, or a number."""
+    figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.subplots()
     axes.grid(axis="y")
     axes.set_xlabel(xlabel)
     axes.yaxis.set_major_locator(MaxNLocator(5))
     if percent:
-        axes.yaxis.set_major_formatter(FuncFormatter(_percent))
+        axes.yaxis.set_major_formatter(FuncFormatter(percent_tick))
     return figure, axes
 
 
-def _percent(value: float, _: object = None) -> str:
+def whole_numbers(axes: Axes, x: Sequence[float]) -> None:
+    """Put ticks at whole numbers only, also where all ``x`` are one epoch."""
+    low, high = min(x), max(x)
+    if low == high:
+        axes.set_xlim(low - 1, high + 1)
+        axes.set_xticks([low])
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=high - low >= 1))
+
+
+def percent_tick(value: float, _: object = None) -> str:
+    """Format a fraction on an axis."""
     return f"{100 * value:.3g} %"
 
 
-def _svg(figure: Figure, label: str) -> Markup:
+def to_svg(figure: Figure, label: str) -> Markup:
     """Render a figure to a reproducible SVG element with colours and font of the page."""
     buffer = io.StringIO()
     # The label salts the ids, which have to differ between the plots of a page.

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from bincounter.number_format import percent
 from bincounter.profiler.advice import advice
 from bincounter.profiler.profile_facts import Profile, ProfileFacts
 from bincounter.profiler.profile_record import (
@@ -25,7 +26,6 @@ from bincounter.profiler.profile_record import (
     Usage,
 )
 from bincounter.report import plots
-from bincounter.report.page import percent
 
 _INTERVALS = 96  # intervals of the timeline
 _POINTS = 200  # of a line of usage

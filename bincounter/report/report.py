@@ -1,6 +1,6 @@
 """``report.html`` of a run, from values alone: no file of the run is read here."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +8,10 @@ import yaml
 from markupsafe import Markup
 
 from bincounter.names import escape_name
+from bincounter.number_format import SCORES, format_interval, format_score, is_fraction, percent, score_heading, whole
 from bincounter.profiler.profile_facts import Profile
 from bincounter.report import plots
-from bincounter.report.page import decimals, percent, whole, write_page
+from bincounter.report.page import write_page
 from bincounter.report.per_count_section import per_count_section
 from bincounter.report.profile_section import profile_section
 from bincounter.report.report_photos import PhotoSelection, ScoredPhoto, inline, inline_attention
@@ -19,18 +20,9 @@ from bincounter.training.resume import flatten
 
 GRID_SIDE, MISTAKE_SIDE, LOOKED_SIDE = 232, 800, 320  # pixels: even photos of pure noise keep the page below 8 MB
 QUARANTINE_ROWS = 300
-READABLE_COUNTS = 12  # with more, numbers in cells and above bars would not fit
+READABLE_COUNTS = 12  # with more, numbers above bars, and two in a cell, would not fit
 
 LABELS = {"test": "Test", "val": "Validation", "train": "Training sample"}
-SCORES: dict[str, tuple[str, Callable[[float | None], str]]] = {
-    "accuracy": ("Accuracy", percent),
-    "within_one": ("Within one", percent),
-    "rmse": ("RMSE", decimals),
-    "mae": ("MAE", decimals),
-    "macro_f1": ("Macro F1", decimals),
-    "cross_entropy": ("Cross entropy", decimals),
-    "ece": ("Calibration error", percent),
-}
 BASELINES = {"accuracy": "majority_accuracy", "rmse": "mean_rmse"}
 
 
@@ -100,20 +92,19 @@ def _cards(run: RunResults, scores: Mapping[str, Any]) -> list[dict[str, Any]]:
     for key in ("accuracy", "within_one", "rmse", "mae"):
         if scores.get(key) is None:
             continue
-        name, written = SCORES[key]
         value, baseline = scores[key], scores.get(BASELINES.get(key, ""))
         low, high = scores.get("intervals", {}).get(key) or (value, value)
-        top = 1.0 if written is percent else max(high, baseline or 0) * 1.15 or 1.0
+        top = 1.0 if is_fraction(key) else max(high, baseline or 0) * 1.15 or 1.0
         against = _mean_baseline(run) if key == "rmse" else _majority_baseline(run)
         cards.append(
             {
-                "name": name,
+                "name": score_heading(key),
                 "better": "lower is better" if key in {"rmse", "mae"} else "",
-                "value": written(value),
-                "range": f"{written(low)} to {written(high)}",
+                "value": format_score(key, value),
+                "range": format_interval(key, [low, high]),
                 "at": [round(100 * min(each / top, 1), 2) for each in (value, low, high)],
                 "baseline": None if baseline is None else round(100 * baseline / top, 2),
-                "against": None if baseline is None else f"{written(baseline)} by {against}",
+                "against": None if baseline is None else f"{format_score(key, baseline)} by {against}",
             }
         )
     return cards
@@ -125,16 +116,16 @@ def _table(run: RunResults) -> dict[str, Any] | None:
     if not sides:
         return None
     rows = [{"name": "Photos", "cells": [(whole(run.metrics[side]["n"]), "") for side in sides], "baseline": False}]
-    for key, (name, written) in SCORES.items():
+    for key in SCORES:
         cells = []
         for side in sides:
             interval = run.metrics[side].get("intervals", {}).get(key)
-            spread = f"{written(interval[0])} to {written(interval[1])}" if interval else ""
-            cells.append((written(run.metrics[side].get(key)), spread))
-        rows.append({"name": name, "cells": cells, "baseline": False})
+            spread = format_interval(key, interval) if interval else ""
+            cells.append((format_score(key, run.metrics[side].get(key)), spread))
+        rows.append({"name": score_heading(key), "cells": cells, "baseline": False})
         if key in BASELINES:
             label = "of the majority baseline" if key == "accuracy" else "of the mean baseline"
-            cells = [(written(run.metrics[side].get(BASELINES[key])), "") for side in sides]
+            cells = [(format_score(key, run.metrics[side].get(BASELINES[key])), "") for side in sides]
             rows.append({"name": label, "cells": cells, "baseline": True})
     return {"sides": [LABELS[side] for side in sides], "rows": rows}
 

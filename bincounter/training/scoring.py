@@ -18,6 +18,7 @@ from bincounter.errors import UserError
 from bincounter.model.counter import BinCounter
 from bincounter.model.objectives import clamped_log
 from bincounter.model.scores import negative_log_likelihood, score
+from bincounter.number_format import SCORES, format_interval, format_score, score_name
 from bincounter.progress import track
 from bincounter.training.results import CountRow, write_metrics, write_per_count, write_predictions
 from bincounter.training.trainer import TRUE_PRECISIONS, resolve_precision
@@ -298,21 +299,17 @@ def print_scores(metrics: Mapping[str, Any]) -> None:
     for side in (side for side in SIDES if side in metrics):
         table.add_column(f"{SIDES[side]} ({metrics[side]['n']:,} photos)", justify="right")
     scored = [metrics[side] for side in SIDES if side in metrics]
-    for name in ("accuracy", "within_one", "rmse", "mae"):
-        table.add_row(name, *(_with_interval(scores, name) for scores in scored))
-    for name in ("macro_f1", "ece", "cross_entropy"):
-        table.add_row(name, *(f"{scores[name]:.3f}" for scores in scored))
-    table.add_row("majority baseline, accuracy", *(_or_dash(scores["majority_accuracy"]) for scores in scored))
-    table.add_row("mean baseline, rmse", *(_or_dash(scores["mean_rmse"]) for scores in scored))
+    for name in SCORES:
+        table.add_row(score_name(name, unit=True), *(_with_interval(scores, name) for scores in scored))
+    for name, baseline in (("accuracy", "majority"), ("rmse", "mean")):
+        values = (format_score(name, scores[f"{baseline}_{name}"]) for scores in scored)
+        table.add_row(f"{score_name(name, unit=True)}, of the {baseline} baseline", *values)
     Console().print(table)
     for caveat in metrics["caveats"]:
         Console(highlight=False, markup=False, soft_wrap=True).print(f"Note: {caveat}")
 
 
 def _with_interval(scores: Mapping[str, Any], name: str) -> str:
-    low, high = scores["intervals"][name]
-    return f"{scores[name]:.3f} ({low:.3f}-{high:.3f})"
-
-
-def _or_dash(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+    interval = scores["intervals"].get(name)
+    value = format_score(name, scores[name])
+    return f"{value} ({format_interval(name, interval)})" if interval else value

@@ -1,5 +1,7 @@
 import csv
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +12,8 @@ from bincounter.errors import UserError
 from bincounter.report.compare import Comparison, compare, format_comparison
 
 
-def on_screen(comparison: Comparison) -> str:
-    console = Console(width=140)
+def on_screen(comparison: Comparison, width: int = 140) -> str:
+    console = Console(width=width)
     with console.capture() as capture:
         console.print(format_comparison(comparison))
     return capture.get()
@@ -25,6 +27,25 @@ def test_only_settings_that_differ_are_shown(tmp_path: Path) -> None:
     assert "model.optimizer.lr" in screen
     assert "output_dir" not in screen
     assert "image_size" not in screen
+
+
+KEYS = ["callbacks.early_stopping.min_delta_of_the_monitored_metric", "model.backbone._target_", "model.optimizer.lr"]
+
+
+@pytest.mark.parametrize("number", [2, 5])
+def test_keys_are_broken_between_words_at_80_columns(number: int, tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / f"2026-11-20_10-00-0{n}", photos=120, seed=n) for n in range(number)]
+    scores = compare(runs)
+    comparison = replace(scores, settings=dict.fromkeys(KEYS, ("bincounter.model.backbones.cnn",) * number))
+    screen = on_screen(comparison, 80)
+    assert max(map(len, screen.splitlines())) <= 80
+    settings = screen.split("Scores on")[0].splitlines()
+    parts = [line.split(" ")[0] for line in settings]  # the first column
+    assert "".join(parts).endswith("".join(KEYS))
+    words = {part for key in KEYS for part in re.split(r"[._]", key)}
+    assert {word for part in parts[1:] for word in re.split(r"[._]", part)} == words
+    assert number == 5 or "model.optimizer.lr" in parts
+    assert "calibration" in screen
 
 
 def test_equal_settings_are_said_to_be(tmp_path: Path) -> None:

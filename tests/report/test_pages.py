@@ -1,5 +1,6 @@
 """Both pages, looked at in a real browser: nothing is fetched, nothing overflows, everything asked for is on screen."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,6 +67,37 @@ def test_report_of_many_counts_fits_too(browser: Browser, tmp_path: Path, width:
         check_layout(seen, width)
         cells = seen.page.locator("table.confusion td").count()
     assert cells == 31 * 31
+
+
+@pytest.mark.parametrize("counts", [5, 12, 16])
+def test_the_confusion_matrix_is_whole_and_readable_on_a_phone(browser: Browser, tmp_path: Path, counts: int) -> None:
+    run = make_run(tmp_path / "run", support=range(counts))
+    with visit(browser, write_run_report(run), width=390) as seen:
+        cells = seen.page.locator("table.confusion td.right")
+        numbers = [text.split()[0] for text in cells.all_inner_texts()]
+        size = cells.first.evaluate("cell => parseFloat(getComputedStyle(cell).fontSize)")
+        hidden = seen.page.evaluate(
+            """() => { const box = document.querySelector('table.confusion').parentElement;
+            const cut = [...box.querySelectorAll('td')].filter(cell => cell.scrollWidth > cell.clientWidth + 1);
+            return [box.scrollWidth - box.clientWidth, cut.length]; }"""
+        )
+    confusion = json.loads((run / "metrics.json").read_text())["test"]["confusion"]
+    assert numbers == [f"{100 * row[count] / sum(row):.0f}" for count, row in enumerate(confusion)]
+    assert size >= 11
+    assert hidden == [0, 0]
+
+
+def test_wrong_predictions_have_the_colour_of_errors_and_a_mark(browser: Browser, report: Path) -> None:
+    with visit(browser, report) as seen:
+        style = seen.page.locator(".grid .wrong img").first.evaluate(
+            "image => [getComputedStyle(image).outlineColor, getComputedStyle(image).outlineStyle]"
+        )
+        captions = seen.page.locator(".grid .wrong").all_inner_texts()
+        right = seen.page.locator(".grid figure:not(.wrong)").all_inner_texts()
+        accent = seen.page.evaluate("getComputedStyle(document.querySelector('.kicker')).color")
+    assert captions and all("✗" in caption for caption in captions)
+    assert right and not any("✗" in caption for caption in right)
+    assert style[1] == "dashed" and style[0] != accent
 
 
 @pytest.mark.parametrize("width", WIDTHS)

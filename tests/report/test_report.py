@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import re
 import shutil
 from collections import Counter
 from html.parser import HTMLParser
@@ -12,9 +13,12 @@ from made_runs import drawn_photo, make_run, write_run_report
 from PIL import Image
 
 from bincounter.errors import UserError
+from bincounter.number_format import format_score, score_heading
 from bincounter.profiler.profile_record import STEP, ProfileRecord, Row, Session, Usage
+from bincounter.report import plots
 from bincounter.report.report_photos import select_photos
 from bincounter.training.results import read_results
+from bincounter.training.scoring import print_scores
 
 
 class Text(HTMLParser):
@@ -50,6 +54,66 @@ def test_scores_stand_beside_their_intervals_and_baselines(run: Path) -> None:
         assert f"{scores['rmse']:.3f}" in text
         assert f"{scores['mean_rmse']:.3f}" in text
     assert "clearly better than always predicting 3" in text
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "text", "heading"),
+    [
+        ("accuracy", 0.37512, "37.5 %", "Accuracy"),
+        ("val/within_one", 1.0, "100.0 %", "Validation within one"),
+        ("macro_f1", 0.2, "20.0 %", "Macro F1"),
+        ("test/rmse", 0.8124, "0.812 items", "Test RMSE, items"),
+        ("mae", 2, "2.000 items", "MAE, items"),
+        ("val/cross_entropy", 1.60944, "1.609 nats", "Validation cross entropy, nats"),
+        ("ece", None, "n/a", "Calibration error"),
+        ("rmse", float("nan"), "n/a", "RMSE, items"),
+        ("revenue", 1234.5678, "1234.6", "revenue"),  # of another app's search
+    ],
+)
+def test_scores_are_formatted_alike_everywhere(metric: str, value: float | None, text: str, heading: str) -> None:
+    assert format_score(metric, value, unit=True) == text
+    assert score_heading(metric) == heading
+
+
+def test_the_scores_on_screen_are_those_of_the_report(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = json.loads((run / "metrics.json").read_text())
+    print_scores({**metrics, "caveats": []})
+    screen, page = capsys.readouterr().out, Text(write_run_report(run)).text
+    for name in ("accuracy", "rmse", "cross_entropy"):
+        text = format_score(name, metrics["test"][name])
+        assert text in screen and text in page
+    low, high = metrics["test"]["intervals"]["accuracy"]
+    assert f"({100 * low:.1f} % to {100 * high:.1f} %)" in " ".join(screen.split())
+
+
+def test_one_epoch_has_one_tick() -> None:
+    plot = plots.lines({"validation": [(1, 40.0)]}, xlabel="Epoch", label="Loss")
+    ticks = [float(text) for text in re.findall(r">([0-9.]+)</text>", plot)]
+    assert [tick for tick in ticks if tick < 10] == [1]
+
+
+def test_dots_of_certain_predictions_are_whole() -> None:
+    bins = [{"confidence": 1.0, "accuracy": 1.0, "n": 9}, {"confidence": 0.5, "accuracy": 0.0, "n": 3}]
+    plot = plots.reliability(bins, label="Reliability")
+    assert "fill: var(--accent)" in plot
+    assert "<g clip-path" not in plot  # of the dots; lines are clipped one by one
+
+
+def test_splits_are_stacked_in_one_order_on_all_pages() -> None:
+    """Training at the bottom in full colour, test on top."""
+    parts = {"training": [60], "validation": [20], "test": [10]}
+    losses = {"train": [(1.0, None)], "test": [(1.0, None)]}
+    for plot in (
+        plots.stacked_bars(["1"], parts, xlabel="Items", label="data.html"),
+        plots.photos_and_losses([1], parts, losses, label="report.html"),
+    ):
+        bars = re.findall(
+            r'<path d="M [\d.]+ ([\d.]+) [^"]*z\s*" clip-path[^>]*style="fill: var\(--accent\)([^"]*)', plot
+        )
+        opacities = [float(style.partition("opacity: ")[2] or 1) for _, style in bars]
+        bottoms = [float(bottom) for bottom, _ in bars]
+        assert opacities == [1, 0.6, 0.3]
+        assert bottoms == sorted(bottoms, reverse=True)  # y of SVG goes down
 
 
 def test_a_guessing_model_is_not_called_better(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from bincounter.number_format import format_score, score_heading
 from bincounter.serving.application.answers import Problem, shorten
 from bincounter.serving.application.served_model import ServedModel
 from bincounter.serving.application.service import Reply, Service
@@ -58,7 +59,6 @@ _WORK = {
 }
 _BATCHES = "batches_of_"
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
-_SCORES = {"accuracy": ("Accuracy", "{:.1%}"), "rmse": ("RMSE", "{:.3f}")}
 
 Handle = Callable[[bytes, str | None, str | None], Coroutine[Any, Any, Reply]]
 """Answers a body, its content type and the types that are accepted; never raises."""
@@ -284,8 +284,8 @@ def read_card(folder: Path) -> dict[str, Any]:
     for result in _results(folder / "README.md"):
         photos = f"{result['dataset']['split']} photos of {result['dataset']['name']}"
         for metric in result["metrics"]:
-            title, form = _SCORES.get(metric["type"], (metric["type"], "{}"))
-            scores[title] = f"{form.format(metric['value'])} on {photos}".replace("%", " %")
+            kind = metric["type"]
+            scores[score_heading(kind)] = f"{format_score(kind, metric['value'])} on {photos}"
     return {"task_name": described.get("task_name"), "scores": scores}
 
 

@@ -7,20 +7,12 @@ from typing import Any
 import yaml
 
 from bincounter.data.s3.address import is_remote
+from bincounter.number_format import SCORES, format_score, score_heading, whole
 from bincounter.redaction import mask_secrets
 from bincounter.serving.packing.tarball import CHECKSUMS
 from bincounter.training.results import SPLIT_OF_SIDE, CheckpointOrigin, RunResults
 
 _ABID_BUCKET = "aft-vbi-pds"
-_SCORES = {
-    "accuracy": "Accuracy",
-    "within_one": "Within one",
-    "macro_f1": "Macro F1",
-    "rmse": "RMSE",
-    "mae": "MAE",
-    "ece": "Calibration error",
-    "cross_entropy": "Cross entropy (nats)",
-}
 _BASELINES = {
     "accuracy": ("majority_accuracy", "always the most frequent count"),
     "rmse": ("mean_rmse", "always the mean of the training photos"),
@@ -93,11 +85,11 @@ def _scores(run: RunResults | None, checkpoint: str) -> Iterator[str]:
     whose = "" if checkpoint == "best.ckpt" else f" They are those of the run's best.ckpt; this model is {checkpoint}."
     rows = [
         [
-            title,
-            _number(scores.get(name)),
-            _number(scores.get(baseline)) and f"{_number(scores.get(baseline))} ({what})",
+            score_heading(name),
+            format_score(name, scores.get(name)),
+            f"{format_score(name, scores[baseline])} ({what})" if scores.get(baseline) is not None else "",
         ]
-        for name, title in _SCORES.items()
+        for name in SCORES
         for baseline, what in [_BASELINES.get(name, ("", ""))]
     ]
     seen = run.seen.get(side) or 0
@@ -111,9 +103,14 @@ def _scores(run: RunResults | None, checkpoint: str) -> Iterator[str]:
     )
     if per_count := scores.get("per_count"):
         rows = [
-            [str(row["count"]), f"{row['n']:,}", _number(row["accuracy"]), _number(row["rmse"])] for row in per_count
+            [
+                str(row["count"]),
+                whole(row["n"]),
+                *("" if row[name] is None else format_score(name, row[name]) for name in ("accuracy", "rmse")),
+            ]
+            for row in per_count
         ]
-        yield _table(["Count", "Photos", "Accuracy", "RMSE"], rows)
+        yield _table(["Count", "Photos", score_heading("accuracy"), score_heading("rmse")], rows)
 
 
 def _data(run: RunResults | None, description: Mapping[str, Any]) -> Iterator[str]:
@@ -204,10 +201,6 @@ probability per count, model. What cannot be answered gets a status of 400 or mo
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
 
 
 def _listed(values: Sequence[Any]) -> str:
