@@ -11,6 +11,7 @@ from optuna import Study, create_study, get_all_study_names
 from optuna.trial import FrozenTrial, TrialState
 
 from bincounter.errors import BinCounterError, Interrupted, ResourceError, Stopped
+from bincounter.number_format import format_score
 from bincounter.sweep import trials
 from bincounter.sweep.distributions import to_optuna, values_of
 from bincounter.sweep.retraining import check_single_objective, report_results, retrain_best
@@ -180,7 +181,7 @@ class _TrialLoop:
         self._finished.append(finished)
         if state == TrialState.COMPLETE:
             pairs = zip(self._plan.metrics, finished.values, strict=True)
-            news = ", ".join(f"{metric} {value:.5g}" for metric, value in pairs)
+            news = ", ".join(f"{metric} {format_score(metric, value, unit=True)}" for metric, value in pairs)
         else:
             news = f"failed: {outcome.error}" if outcome.error else "pruned"
         log.info("Trial %d: %s (%d of %d)", finished.number, news, self._claims.finished, self._claims.total)

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from bincounter.config.launcher_schema import runs_locally
 from bincounter.config.search_schema import OptunaConfig
 from bincounter.errors import Pruned
+from bincounter.number_format import format_score
 from bincounter.sweep.study import exported_storage_url, make_pruner, open_storage, reopen_trial
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class PruningCallback(L.Callback):
         if trainer.strategy.broadcast(ends):
             raise Pruned(
                 f"Trial {self._trial} was pruned after epoch {epoch} of {trainer.max_epochs}: "
-                f"its {self._metric} is {value:.4g}."
+                f"its {self._metric} is {format_score(self._metric, value, unit=True)}."
             )
 
 

@@ -14,7 +14,7 @@ from bincounter.files import write_text
 from bincounter.sweep.distributions import values_of
 from bincounter.sweep.search_plan import Plan
 from bincounter.sweep.search_results import Search, best_trials, print_results
-from bincounter.sweep.sweep_report import write_page
+from bincounter.sweep.sweep_report import RETRAINED, RETRAINED_TRIAL, write_page
 from bincounter.sweep.trial_queue import SweeperLock
 from bincounter.sweep.trials import OUTCOME, job_overrides, outcome_of_return, read_outcome
 
@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_PLACE = "best"  # folder inside the sweep's
-_OF = "best_trial.json"  # beside it: which trial it repeats
+_PAGE = "sweep.html"
 
 
 def check_single_objective(plan: Plan) -> None:
@@ -49,7 +48,7 @@ def retrain_best(plan: Plan, study: "Study", launcher: Launcher, ownership: Swee
     best = best_trials(study)
     if not best:
         return
-    folder, of = plan.folder / _PLACE, plan.folder / _OF
+    folder, of = plan.folder / RETRAINED, plan.folder / RETRAINED_TRIAL
     with ownership.exclusive():  # other processes of the search wait, then find it done
         repeated = json.loads(of.read_text(encoding="utf-8"))["trial"] if of.exists() else None
         if repeated not in (None, best[0].number):
@@ -67,12 +66,13 @@ def retrain_best(plan: Plan, study: "Study", launcher: Launcher, ownership: Swee
         _forget_failure(folder)
         write_text(of, json.dumps({"trial": best[0].number}) + "\n")
         overrides = job_overrides(
-            plan, values_of(best[0].params, plan.parameters), _PLACE, resuming=repeated is not None
+            plan, values_of(best[0].params, plan.parameters), RETRAINED, resuming=repeated is not None
         )
         returned = launcher.launch([overrides], initial_job_idx=plan.settings["n_trials"])[0]
     outcome = read_outcome(folder) or outcome_of_return(returned)
     if outcome.error is not None:
         raise ResourceError(f"the best trial's values could not be retrained: {outcome.error}")
+    write_page(plan.folder / _PAGE, study, _facts(plan))  # once more, with a link to this run
 
 
 def _forget_failure(folder: Path) -> None:
@@ -84,12 +84,15 @@ def _forget_failure(folder: Path) -> None:
 
 def report_results(plan: Plan, study: "Study") -> None:
     """Print the best trial and the command that trains it, and write ``sweep.html``."""
+    facts = _facts(plan)
+    print_results(study, facts)
+    page = plan.folder / _PAGE
+    write_page(page, study, facts)
+    print(f"More in {page}")
 
+
+def _facts(plan: Plan) -> Search:
     def command(params: Mapping[str, Any]) -> str:
         return plan.command(values_of(params, plan.parameters))
 
-    facts = Search(metrics=plan.metrics, command=command, title=plan.name)
-    print_results(study, facts)
-    page = plan.folder / "sweep.html"
-    write_page(page, study, facts)
-    print(f"More in {page}")
+    return Search(metrics=plan.metrics, command=command, title=plan.name, folder=plan.folder)

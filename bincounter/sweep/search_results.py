@@ -1,10 +1,15 @@
 """Results of a study: its own trials, the best of them, and the printed summary."""
 
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
+
+from bincounter.number_format import format_interval, format_score, is_fraction
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -14,6 +19,7 @@ WORDS = {"COMPLETE": "completed", "PRUNED": "pruned", "FAIL": "failed", "RUNNING
 """Optuna's states and their names in texts."""
 
 _LONGEST = 22  # characters of a column's name
+_SHOWN = 10  # ties that a sentence lists
 
 
 def own_trials(study: "Study") -> "list[FrozenTrial]":
@@ -78,9 +84,10 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
     return short
 
 
-def shorten(text: str) -> str:
-    """Cut a text in its middle to at most 22 characters."""
-    return text if len(text) <= _LONGEST else f"{text[:9]}…{text[10 - _LONGEST :]}"
+def shorten(text: str, longest: int = _LONGEST) -> str:
+    """Cut a text in its middle to at most ``longest`` characters."""
+    head = longest * 2 // 5 + 1
+    return text if len(text) <= longest else f"{text[:head]}…{text[head + 1 - longest :]}"
 
 
 def format_value(value: Any) -> str:
@@ -113,11 +120,86 @@ class Search:
         metrics: names of its objectives, in their order.
         command: converts the parameters of a trial, as in the study, to the shell command that trains it.
         title: name of the study.
+        folder: of the sweep; ``None`` to take trials' folders from the study alone.
     """
 
     metrics: list[str]
     command: Callable[[Mapping[str, Any]], str]
     title: str
+    folder: Path | None = None
+
+
+def run_folder(trial: "FrozenTrial", sweep: Path | None, file: str) -> Path | None:
+    """Return the folder of a trial's run that holds ``file``, also after the sweep's folder was moved."""
+    stored = trial.user_attrs.get("folder")
+    folders = ([Path(stored)] if stored else []) + ([sweep / str(trial.number)] if sweep else [])
+    return next((folder for folder in folders if (folder / file).is_file()), None)
+
+
+@dataclass(frozen=True)
+class Ties:
+    """Interval of the best trial's score, and the trials whose scores lie within it.
+
+    Attributes:
+        photos: that the score is of.
+        interval: 95 %.
+        numbers: of the other trials, ascending.
+    """
+
+    photos: int
+    interval: tuple[float, float]
+    numbers: list[int]
+
+    def describe(self, metric: str, completed: int) -> str:
+        """Describe them in one or two sentences."""
+        interval = format_interval(metric, self.interval, unit=True)
+        text = f"Its 95 % interval on {self.photos:,} validation photos is {interval}"
+        others = completed - 1
+        if not others:
+            return f"{text}."
+        if not self.numbers:
+            return f"{text}, and no other trial's score lies within it."
+        shown = ", ".join(map(str, self.numbers[:_SHOWN])) + (", ..." if len(self.numbers) > _SHOWN else "")
+        ties = f"{len(self.numbers)} of the {others} other trials tie{'s' * (len(self.numbers) == 1)} with it"
+        return f"{text}: {ties} ({shown}), as their scores lie within it."
+
+
+def ties(study: "Study", search: Search) -> Ties | None:
+    """Find the trials that tie with the best one.
+
+    The interval is the one of the run's report (percentile bootstrap, see :func:`bincounter.model.scores.score`). Where
+    that has no width, as all photos were counted right or all wrong, or is missing, a fraction has Wilson's interval
+    (Wilson 1927, https://doi.org/10.1080/01621459.1927.10502953).
+
+    Returns:
+        ``None`` with several objectives, without a completed trial, and without ``metrics.json`` or an interval.
+    """
+    best = best_trials(study)
+    side, _, name = search.metrics[0].rpartition("/")
+    folder = run_folder(best[0], search.folder, "metrics.json") if best and len(search.metrics) == 1 else None
+    if folder is None:
+        return None
+    try:
+        scores = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))[side]
+        photos, found = int(scores["n"]), scores.get("intervals", {}).get(name)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if (not found or found[0] == found[1]) and is_fraction(name):
+        found = wilson_interval(best[0].values[0], photos)
+    if not found:
+        return None
+    low, high = map(float, found)
+    others = [trial for trial in completed(study) if trial.number != best[0].number]
+    return Ties(photos, (low, high), [trial.number for trial in others if low <= trial.values[0] <= high])
+
+
+def wilson_interval(share: float, number: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share of ``number`` photos."""
+    z = NormalDist().inv_cdf(0.975)
+    scale = 1 + z**2 / number
+    centre = (share + z**2 / (2 * number)) / scale
+    half = z / scale * math.sqrt(share * (1 - share) / number + (z / (2 * number)) ** 2)
+    return max(centre - half, 0.0), min(centre + half, 1.0)
 
 
 def print_results(study: "Study", search: Search) -> None:
@@ -131,6 +213,10 @@ def print_results(study: "Study", search: Search) -> None:
         print("No trial has completed, so there is no best trial.")
     elif len(search.metrics) == 1:
         _show_best(best[0], search)
+        if tied := ties(study, search):
+            print(tied.describe(search.metrics[0], len(completed(study))))
+        print("Train it with:")
+        print(search.command(best[0].params))
     else:
         _show_front(best, search)
 
@@ -138,31 +224,34 @@ def print_results(study: "Study", search: Search) -> None:
 def _show_best(best: "FrozenTrial", search: Search) -> None:
     print(f"Best trial: {best.number}")
     names = [*search.metrics, *best.params]
-    values = [*_scores(best), *map(format_value, best.params.values())]
-    _table(["", ""], [list(pair) for pair in zip(names, values, strict=True)])
-    print("Train it with:")
-    print(search.command(best.params))
+    values = [*_scores(best, search.metrics), *map(format_value, best.params.values())]
+    print_table(["", ""], [list(pair) for pair in zip(names, values, strict=True)])
 
 
 def _show_front(front: "Sequence[FrozenTrial]", search: Search) -> None:
     print(f"Pareto front of {' and '.join(search.metrics)}:")
     short = short_names(list(dict.fromkeys(key for trial in front for key in trial.params)))
     rows = [
-        [str(trial.number), *_scores(trial), *(format_value(trial.params.get(key, "-")) for key in short)]
+        [
+            str(trial.number),
+            *_scores(trial, search.metrics),
+            *(format_value(trial.params.get(key, "-")) for key in short),
+        ]
         for trial in front
     ]
-    _table(["trial", *search.metrics, *short.values()], rows)
+    print_table(["trial", *search.metrics, *short.values()], rows)
     print("Train them with:")
     for trial in front:
         print(f"# trial {trial.number}")
         print(search.command(trial.params))
 
 
-def _scores(trial: "FrozenTrial") -> list[str]:
-    return [f"{value:.5g}" for value in trial.values]
+def _scores(trial: "FrozenTrial", metrics: Sequence[str]) -> list[str]:
+    return [format_score(metric, value, unit=True) for metric, value in zip(metrics, trial.values, strict=True)]
 
 
-def _table(names: list[str], rows: list[list[str]]) -> None:
+def print_table(names: list[str], rows: list[list[str]]) -> None:
+    """Print rows in columns, with a header unless all names are empty."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

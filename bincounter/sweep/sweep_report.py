@@ -1,36 +1,45 @@
-"""The page ``sweep.html``: headline, table of trials, and the figures of optuna.visualization."""
+"""The page ``sweep.html``: headline, ties, plots, and the table of trials."""
 
+import json
 import logging
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from markupsafe import Markup
 
+from bincounter.number_format import format_score, score_heading, score_name
 from bincounter.report import page
+from bincounter.sweep import sweep_plots
 from bincounter.sweep.search_results import (
     Search,
+    Ties,
     best_trials,
     completed,
     format_tally,
     format_value,
     own_trials,
+    run_folder,
     saved_seconds,
     seconds,
     short_names,
     state,
+    ties,
 )
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial
-    from plotly.graph_objects import Figure
 
 log = logging.getLogger(__name__)
+
+RETRAINED, RETRAINED_TRIAL = "best", "best_trial.json"
+"""Folder inside the sweep's of the best trial's second run, and the file beside it with the trial's number."""
 
 _FEWEST = 5  # completed trials that an importance needs
 _OPTIONAL = {"seconds": "Time", "billed_seconds": "Billed", "usd": "USD", "saved_seconds": "Saved", "error": "Error"}
@@ -44,26 +53,26 @@ def write_page(path: Path, study: "Study", search: Search) -> None:
         study: finished or not, on any storage.
         search: facts that the study lacks.
     """
-    from plotly.offline import get_plotlyjs
-
-    best, trials = best_trials(study), own_trials(study)
+    search = replace(search, folder=path.parent)
+    best, trials, tied = best_trials(study), own_trials(study), ties(study, search)
+    marks = dict.fromkeys(tied.numbers if tied else [], "tie") | {trial.number: "best" for trial in best}
     keys = list(dict.fromkeys(key for trial in trials for key in trial.params))
     content: dict[str, object] = {
         "title": search.title,
         "kicker": f"bincounter search · {search.title}",
         "headline": _headline(best, study, search),
-        "lead": _lead(study),
-        "footer": "Made by bincounter with Optuna's plots. This file works offline.",
-        "plotly": Markup(get_plotlyjs()),
-        "metrics": search.metrics,
+        "lead": _lead(study, search, tied),
+        "footer": "Made by bincounter. This file needs no network.",
+        "metrics": [score_heading(metric) for metric in search.metrics],
         "keys": keys,
         "short": short_names(keys),
-        "best": [{**_row(trial, keys, path), "command": search.command(trial.params)} for trial in best],
-        "course": _course(study, search.metrics),
-        "parameters": _parameters(study, search.metrics),
+        "best": [{**_row(trial, keys, search, ""), "command": search.command(trial.params)} for trial in best],
+        "retrained": _retrained(path.parent),
+        "course": _course(study, search.metrics, set(marks)),
+        "parameters": _parameters(study, search.metrics, set(marks)),
         "timeline": _timeline(study),
         "columns": _columns(trials),
-        "trials": [_row(trial, keys, path) for trial in trials],
+        "trials": [_row(trial, keys, search, marks.get(trial.number, "")) for trial in trials],
     }
     page.write_page(path, "sweep.html", content, package="bincounter.sweep")
 
@@ -74,21 +83,49 @@ def _headline(best: "Sequence[FrozenTrial]", study: "Study", search: Search) -> 
     among = len(completed(study))
     if len(search.metrics) > 1:
         return f"{len(best)} of {among} completed trials are on the Pareto front"
-    only = "the only completed trial" if among == 1 else f"the best of {among} completed trials"
-    return f"{search.metrics[0]} {best[0].value:.4g} by trial {best[0].number}, {only}"
+    metric, only = (
+        search.metrics[0],
+        "the only completed trial" if among == 1 else f"the best of {among} completed trials",
+    )
+    score = format_score(metric, best[0].values[0], unit=True)
+    return f"Trial {best[0].number} is {only}: {score_name(metric)} {score}"
 
 
-def _lead(study: "Study") -> str:
-    trials = own_trials(study)
+def _lead(study: "Study", search: Search, tied: Ties | None) -> str:
+    trials, best = own_trials(study), best_trials(study)
     spent = sum(seconds(trial) or 0 for trial in trials)
     spared = sum(map(saved_seconds, trials))
     usd = sum(trial.user_attrs.get("usd", 0) for trial in trials)
-    sentences = [f"{format_tally(study)}."]
+    sentences = []
+    if best and len(search.metrics) == 1:
+        params = best[0].params
+        settings = ", ".join(f"{name} {format_value(params[key])}" for key, name in short_names(list(params)).items())
+        sentences.append(f"Its settings: {settings}.")
+        if tied:
+            sentences.append(tied.describe(search.metrics[0], len(completed(study))))
+    sentences.append(f"{format_tally(study)}.")
     if spent:
         sentences.append(f"They took {_duration(spent)}{f', and pruning saved {_duration(spared)}' if spared else ''}.")
     if usd:
         sentences.append(f"They cost {usd:.2f} USD.")
     return " ".join(sentences)
+
+
+def _retrained(sweep: Path) -> dict[str, str] | None:
+    """Return trial, link and scores of the best trial's second run, if it has ended."""
+    try:
+        trial = json.loads((sweep / RETRAINED_TRIAL).read_text(encoding="utf-8"))["trial"]
+        scores = json.loads((sweep / RETRAINED / "metrics.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError):
+        return None
+    report = f"{RETRAINED}/report.html"
+    side = "test" if scores.get("test") else "val"
+    photos = f"{scores[side]['n']:,} {'test' if side == 'test' else 'validation'} photos"
+    return {
+        "trial": str(trial),
+        "report": report if (sweep / report).is_file() else "",
+        "scores": f"{score_name('accuracy')} {format_score('accuracy', scores[side]['accuracy'])} on {photos}",
+    }
 
 
 def _columns(trials: "Sequence[FrozenTrial]") -> dict[str, str]:
@@ -99,18 +136,20 @@ def _columns(trials: "Sequence[FrozenTrial]") -> dict[str, str]:
     return {name: heading for name, heading in _OPTIONAL.items() if name in attrs}
 
 
-def _row(trial: "FrozenTrial", keys: Sequence[str], path: Path) -> dict[str, object]:
+def _row(trial: "FrozenTrial", keys: Sequence[str], search: Search, mark: str) -> dict[str, object]:
     attrs = trial.user_attrs
     times = {
         "seconds": seconds(trial),
         "billed_seconds": attrs.get("billed_seconds"),
         "saved_seconds": saved_seconds(trial) or None,
     }
+    scores = zip(search.metrics, trial.values or (), strict=False)
     return {
         "number": trial.number,
         "state": state(trial),
-        "report": _report(trial, path),
-        "scores": [f"{value:.5g}" for value in trial.values or ()],
+        "mark": mark,
+        "report": _report(trial, search.folder),
+        "scores": [format_score(metric, value) for metric, value in scores],
         "params": [format_value(trial.params[key]) if key in trial.params else "" for key in keys],
         **{name: "" if value is None else _duration(value) for name, value in times.items()},
         "usd": f"{attrs['usd']:.4f}" if "usd" in attrs else "",
@@ -118,13 +157,10 @@ def _row(trial: "FrozenTrial", keys: Sequence[str], path: Path) -> dict[str, obj
     }
 
 
-def _report(trial: "FrozenTrial", path: Path) -> str | None:
-    """Return the link to the report of a trial's run, also after the sweep's folder was moved."""
-    attrs = trial.user_attrs.get("folder")
-    for folder in ([Path(attrs)] if attrs else []) + [path.parent / str(trial.number)]:
-        if (folder / "report.html").is_file():
-            return quote(os.path.relpath(folder / "report.html", path.parent))
-    return None
+def _report(trial: "FrozenTrial", sweep: Path | None) -> str | None:
+    """Return the link to the report of a trial's run."""
+    folder = run_folder(trial, sweep, "report.html")
+    return quote(os.path.relpath(folder / "report.html", sweep)) if folder else None
 
 
 def _duration(length: float) -> str:
@@ -142,7 +178,7 @@ class Plot:
 
     Attributes:
         name: of the plot.
-        figure: HTML that draws it with the page's plotly.js; ``None`` for none.
+        figure: inline SVG; ``None`` for none.
         note: caption.
         across: whether it spans the page's width.
     """
@@ -153,98 +189,81 @@ class Plot:
     across: bool = False
 
 
-def _course(study: "Study", metrics: Sequence[str]) -> list[Plot]:
+def _course(study: "Study", metrics: Sequence[str], best: set[int]) -> list[Plot]:
     """The objectives by trial, by epoch where trials reported them, and against each other."""
-    from optuna import visualization
-
-    if not completed(study):
+    trials = completed(study)
+    if not trials:
         return [Plot("History", None, "No trial has completed yet.")]
     plots = []
     for number, metric in enumerate(metrics):
-        target = _target(number) if len(metrics) > 1 else None
-        figure = _drawn(visualization.plot_optimization_history, study, target=target, target_name=metric)
-        note = "" if target else "Each dot is a trial; the line is the best value so far."
-        plots.append(_plot(f"History of {metric}", figure, note))
+        maximize = study.directions[number].name == "MAXIMIZE"
+        draw = partial(sweep_plots.history, trials, number, metric, best, maximize=maximize)
+        plots.append(_drawn(score_heading(metric), draw, "Each dot is a trial; the dashed line is the best so far."))
     if len(metrics) == 2:
-        figure = _drawn(visualization.plot_pareto_front, study, target_names=list(metrics))
-        plots.append(_plot("Pareto front", figure, "No other trial is better in both metrics."))
+        draw = partial(sweep_plots.front, trials, metrics, best)
+        plots.append(_drawn("Pareto front", draw, "No other trial is better in both metrics than a coloured one."))
     if any(trial.intermediate_values for trial in own_trials(study)):
-        figure = _drawn(visualization.plot_intermediate_values, study)
-        if figure is not None:
-            figure.update_layout(xaxis_title="Epoch", yaxis_title=metrics[0])
-        plots.append(_plot("Metric by epoch", figure, "Each line is a trial; pruned ones end early."))
+        draw = partial(sweep_plots.epochs, own_trials(study), metrics[0], best)
+        note = "Each line is a trial; pruned and failed ones end in a cross."
+        plots.append(_drawn(f"{score_heading(metrics[0])} by epoch", draw, note))
     return plots
 
 
-def _parameters(study: "Study", metrics: Sequence[str]) -> list[Plot]:
+def _parameters(study: "Study", metrics: Sequence[str], best: set[int]) -> list[Plot]:
     """How the objectives depend on the parameters: importance, slices and parallel coordinates."""
-    from optuna import visualization
-
-    if not completed(study):
+    trials = completed(study)
+    if not trials:
         return [Plot("Importance", None, "No trial has completed yet.")]
+    space = {key: each for trial in trials for key, each in trial.distributions.items()}
+    names = short_names(list(space))
     plots = [_importance(study, number, metric) for number, metric in enumerate(metrics)]
     for number, metric in enumerate(metrics):
-        target = _target(number) if len(metrics) > 1 else None
-        figure = _drawn(visualization.plot_slice, study, target=target, target_name=metric)
-        plots.append(_plot(f"Slices of {metric}", figure, "The darker a dot, the later its trial.", across=True))
-    figure = _drawn(visualization.plot_parallel_coordinate, study, target_name=metrics[0])
-    return [*plots, _plot("Parallel coordinates", figure, "Each line is a completed trial.", across=True)]
+        for key, distribution in space.items():
+            draw = partial(sweep_plots.slice_, trials, number, metric, key, distribution, best)
+            plots.append(_drawn(f"{score_heading(metric)} against {names[key]}", draw))
+    draw = partial(sweep_plots.parallel, trials, metrics[0], space, names, best)
+    return [*plots, _drawn("Parallel coordinates", draw, "Each line is a completed trial.", across=True)]
 
 
 def _importance(study: "Study", number: int, metric: str) -> Plot:
-    from optuna import visualization
-    from optuna.importance import PedAnovaImportanceEvaluator
+    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
-    name, trials = f"Importance for {metric}", completed(study)
+    name, trials = f"Importance for {score_name(metric)}", completed(study)
     if len({key for trial in trials for key in trial.params}) < 2:
         return Plot(name, None, "Only one parameter was searched.")
     if len(trials) < _FEWEST:
         return Plot(name, None, f"Importance needs {_FEWEST} completed trials or more.")
     if len({trial.values[number] for trial in trials}) == 1:
-        return Plot(name, None, f"All trials have the same {metric}.")
+        return Plot(name, None, f"All trials have the same {score_name(metric)}.")
     # PED-ANOVA (arXiv:2304.10255) compares the best trials to all; it needs about 5 of them.
     evaluator = PedAnovaImportanceEvaluator(target_quantile=min(0.5, max(0.1, 5 / len(trials))))
     target = None
     if len(study.directions) > 1:  # Optuna minimises a target
         target = _target(number, -1 if study.directions[number].name == "MAXIMIZE" else 1)
-    figure = _drawn(visualization.plot_param_importances, study, evaluator=evaluator, target=target, target_name=metric)
-    return _plot(name, figure, "How far the best trials differ from all in a parameter (PED-ANOVA); shares of 1.")
+
+    def draw() -> Markup:
+        return sweep_plots.importance(get_param_importances(study, evaluator=evaluator, target=target), metric)
+
+    return _drawn(name, draw, "How far the best trials differ from all in a parameter (PED-ANOVA), as shares.")
 
 
 def _timeline(study: "Study") -> Plot:
-    from optuna import visualization
-
     if not any(seconds(trial) is not None for trial in own_trials(study)):
         return Plot("Timeline", None, "No trial has ended yet.")
-    return _plot("Timeline", _drawn(visualization.plot_timeline, study), "When each trial ran.", across=True)
+    draw = partial(sweep_plots.timeline, own_trials(study))
+    return _drawn("Timeline", draw, "When each trial ran; a cross ends a failed one.", across=True)
 
 
 def _target(number: int, sign: int = 1) -> "Callable[[FrozenTrial], float]":
     return lambda trial: sign * trial.values[number]
 
 
-def _drawn(draw: "Callable[..., Figure]", study: "Study", **options: object) -> "Figure | None":
-    """Return a plot of Optuna; ``None`` if it fails, so that the page is still written."""
+def _drawn(name: str, draw: Callable[[], Markup], note: str = "", *, across: bool = False) -> Plot:
+    """Draw a plot; if that fails, say so on the page, which is still written."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of experimental features and of several objectives
-            return draw(study, **options)
+            warnings.simplefilter("ignore")  # of experimental features, and of glyphs that the reader's font has
+            return Plot(name, draw(), note, across)
     except Exception as error:
-        log.warning("sweep.html lacks the plot %s: %s", draw.__name__.removeprefix("plot_"), error)
-        return None
-
-
-def _plot(name: str, figure: "Figure | None", note: str, *, across: bool = False) -> Plot:
-    if figure is None:
-        return Plot(name, None, "Optuna could not draw this.")
-    figure.update_layout(
-        template="plotly_white",
-        title=None,
-        height=360,
-        margin={"l": 8, "r": 8, "t": 30, "b": 8},
-        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
-    )
-    figure.update_xaxes(automargin=True)
-    figure.update_yaxes(automargin=True)
-    html = figure.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False, "responsive": True})
-    return Plot(name, Markup(html), note, across)
+        log.warning("sweep.html lacks the plot %r: %s", name, error)
+        return Plot(name, None, "This could not be drawn.")
