@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -165,6 +166,31 @@ def test_metadata_and_tables_that_cannot_be_read_now_are_looked_at_again(tmp_pat
     manifest = scanned(bins, tmp_path / "cache")
     assert not manifest.refusals
     assert len({record.group for record in manifest.records if record.id in ("0/0.jpg", "1/1.jpg")}) == 1
+
+
+@pytest.mark.parametrize("closed", ["1", "metadata"])
+def test_a_folder_that_cannot_be_read_once_is_read_by_the_next_scan(tmp_path, monkeypatch, closed):
+    root, layout = bin_folders(tmp_path / "bins"), cast(Layout, Folders())
+    if closed == "metadata":
+        root, layout = tmp_path / "abid", Abid()
+        for name in ("1", "2"):
+            abid_bin(root, name, 1, name)
+    scandir, walks = os.scandir, Counter[str]()
+
+    def failing(folder):
+        walks[str(folder)] += 1
+        if folder == root / closed and walks[str(folder)] == 2:  # after the walk that the cache is keyed by
+            raise OSError(errno.EMFILE, "Too many open files")
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", failing)
+    if closed == "metadata":
+        with pytest.raises(ResourceError, match="2 no metadata file, 1 folder that cannot be read"):
+            scanned(root, tmp_path / "cache", layout)
+    else:
+        denied = RejectedInput("1/", "folder that cannot be read (too many open files)", passing=True)
+        assert scanned(root, tmp_path / "cache", layout).refusals == (denied,)
+    assert not scanned(root, tmp_path / "cache", layout).refusals
 
 
 def test_copies_share_content_and_group(tmp_path):

@@ -80,7 +80,7 @@ def _by_id(
         if len(name.parts) != 2 or name.suffix.lower() not in suffixes:
             expected = " or ".join(sorted(suffixes))
             reason = found.problem or f"not a {expected} file right inside {folder}/"
-            listing.refusals.append(RejectedInput(found.name, reason))
+            listing.refusals.append(RejectedInput(found.name, reason, found.passing))
         elif name.stem in files:
             listing.refusals.append(RejectedInput(found.name, f"same id as {files[name.stem].name}"))
         else:
@@ -90,11 +90,11 @@ def _by_id(
 
 def _candidate(root: Path, identifier: str, photo: InputFile, metadata: InputFile | None) -> Candidate:
     if photo.problem:
-        raise UnusableInput(photo.problem)
+        raise UnusableInput(photo.problem, passing=photo.passing)
     if metadata is None:
         raise UnusableInput("no metadata file")
     if metadata.problem:
-        raise UnusableInput(f"metadata: {metadata.problem}")
+        raise UnusableInput(f"metadata: {metadata.problem}", passing=metadata.passing)
     count, items = read_metadata(root / metadata.name)
     return Candidate(identifier, PhotoFile(root / photo.name), count, items)
 

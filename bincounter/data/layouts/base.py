@@ -1,5 +1,6 @@
 """The ``Layout`` protocol and the walk over inputs."""
 
+import errno
 import logging
 import os
 import re
@@ -57,12 +58,14 @@ class InputFile:
         problem: reason why it cannot be opened, such as ``dangling link``; ``None`` for a regular file.
         size: in bytes; 0 if it cannot be opened.
         modified: time of the last change in nanoseconds; 0 if it cannot be opened.
+        passing: the problem is not in the input, see :class:`bincounter.data.records.RejectedInput`.
     """
 
     name: str
     problem: str | None = None
     size: int = 0
     modified: int = 0
+    passing: bool = False
 
 
 class Layout(Protocol):
@@ -146,7 +149,7 @@ def stat_file(path: Path) -> InputFile:
     try:
         status = path.stat()
     except OSError as error:
-        return InputFile(str(path), _clause(error))
+        return InputFile(str(path), _clause(error), passing=True)
     return InputFile(str(path), None, status.st_size, status.st_mtime_ns)
 
 
@@ -165,7 +168,7 @@ class _Walk:
             with os.scandir(folder) as listed:
                 entries = sorted(listed, key=attrgetter("name"))
         except OSError as error:
-            yield InputFile(prefix, f"folder that cannot be read ({_clause(error)})")
+            yield InputFile(prefix, f"folder that cannot be read ({_clause(error)})", passing=True)
             return
         shown = [entry for entry in entries if not entry.name.startswith(".")]
         identity = (status.st_dev, status.st_ino)
@@ -192,7 +195,8 @@ class _Walk:
         try:
             status = entry.stat()
         except OSError as error:
-            yield InputFile(name, "dangling link" if entry.is_symlink() else _clause(error))
+            dangling = entry.is_symlink() and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+            yield InputFile(name, "dangling link" if dangling else _clause(error), passing=not dangling)
             return
         if stat.S_ISDIR(status.st_mode):
             yield from self.folder(Path(entry.path), f"{name}/", above, linked=entry.is_symlink())

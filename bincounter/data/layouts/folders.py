@@ -58,7 +58,7 @@ class Folders:
             try:
                 listing.candidates.append(_candidate(root, found, prepared.groups.pop(found.name, None)))
             except UnusableInput as reason:
-                listing.refusals.append(RejectedInput(found.name, str(reason)))
+                listing.refusals.append(RejectedInput(found.name, str(reason), reason.passing))
         listing.refusals += reject_missing_photos(root, prepared.groups)
         return listing
 
@@ -66,7 +66,7 @@ class Folders:
 def _candidate(root: Path, found: InputFile, group: int | None) -> Candidate:
     """Parse split and count from the path ``[split/]count/photo``."""
     if found.problem:
-        raise UnusableInput(found.problem)
+        raise UnusableInput(found.problem, passing=found.passing)
     *folders, name = found.name.split("/")
     split = SPLIT_FOLDERS.get(folders[0].lower()) if folders else None
     labels = folders[1:] if split else folders
