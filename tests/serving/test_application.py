@@ -20,6 +20,7 @@ from bincounter.serving.application.answers import AnswerFormatter, Limits, Prob
 from bincounter.serving.application.batcher import Batcher
 from bincounter.serving.application.served_model import ArchiveError, ServedModel, instantiate
 from bincounter.serving.application.service import Reply, Service
+from bincounter.serving.application.url_fetcher import Fetcher
 
 
 @pytest.fixture(scope="module")
@@ -334,6 +335,40 @@ def test_a_request_that_is_late_is_answered_and_forgotten(archive: Path) -> None
     *late, last = asyncio.run(run())
     assert [reply.status for reply in late] == [504] * 3
     assert last.status == 200
+
+
+class SlowHost(Fetcher):
+    """Fetches nothing until it is released."""
+
+    def __init__(self) -> None:
+        super().__init__(Limits())
+        self.released = threading.Event()
+
+    def fetch(self, url: str) -> bytes:
+        self.released.wait(60)
+        return photo()
+
+
+def test_photos_of_slow_hosts_leave_places_to_others(archive: Path) -> None:
+    host = SlowHost()
+
+    async def scenario() -> None:
+        service = Service(ServedModel.load(archive), host)
+        await service.start()
+        most = service._limits.max_queue // 2
+        url = b'{"url": "https://photos.example.org/1.jpg"}'
+        slow = [asyncio.create_task(service.handle(url, "application/json", None)) for _ in range(most)]
+        await asyncio.sleep(0)
+        refused = await service.handle(url, "application/json", None)
+        assert (refused.status, refused.headers) == (503, {"Retry-After": "1"})
+        assert b"being fetched by URL" in refused.body
+        assert (await service.handle(photo(), None, None)).status == 200
+        host.released.set()
+        assert {reply.status for reply in await asyncio.gather(*slow)} == {200}
+        assert (await service.handle(url, "application/json", None)).status == 200
+        await service.close()
+
+    asyncio.run(scenario())
 
 
 def test_what_was_done_is_counted(archive: Path) -> None:

@@ -89,16 +89,15 @@ with claimed("first", Path(sys.argv[1])) as (place, enter):
 """
 
 
-def test_a_killed_server_leaves_its_name_and_nothing_else(tmp_path: Path) -> None:
-    def claim(folder: Path) -> None:
-        with claimed("first", folder):
-            pass
-
-    for look in (running_servers, claim):
-        subprocess.run([sys.executable, "-c", _KILLED, tmp_path], check=False)
-        assert (tmp_path / "first").is_dir()
-        assert not look(tmp_path)
-        assert not (tmp_path / "first").exists()
+@pytest.mark.parametrize("claims", [False, True], ids=["looks", "claims"])
+def test_a_killed_server_leaves_its_name_and_nothing_else(tmp_path: Path, claims: bool) -> None:
+    subprocess.run([sys.executable, "-c", _KILLED, tmp_path], check=False)
+    assert (tmp_path / "first").is_dir()
+    if claims:
+        with claimed("first", tmp_path) as (place, _):
+            assert not place.exists()
+    assert running_servers(tmp_path) == []
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 @pytest.mark.parametrize(

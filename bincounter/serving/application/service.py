@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,12 +17,11 @@ from bincounter.serving.application.batcher import Batcher
 from bincounter.serving.application.decode_pool import DecodePool
 from bincounter.serving.application.photo_requests import Base64, Photo, PhotoRequest, Url
 from bincounter.serving.application.served_model import ServedModel
-from bincounter.serving.application.url_fetcher import Fetcher
+from bincounter.serving.application.url_fetcher import Fetcher, FetchPool
 
 log = logging.getLogger(__name__)
 
 _LARGE_BODY = 1 << 20  # bytes; larger bodies are parsed in a thread, so that the event loop stays free
-_FETCHES = 8  # photos by URL at a time, in threads of their own
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ class Service:
         self._batcher = Batcher(model.probabilities, model.limits)
         self._answers = AnswerFormatter(model.name, model.counts)
         self._decoders = DecodePool(self._size)
-        self._fetchers = ThreadPoolExecutor(_FETCHES, "fetch")
+        self._fetchers = FetchPool(model.limits)
 
     async def start(self) -> None:
         """Start; the model is warmed up when it returns."""

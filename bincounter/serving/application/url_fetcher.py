@@ -7,13 +7,16 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from typing import Any
 from urllib.parse import urlsplit
 
 from bincounter.serving.application.answers import Limits, Problem, is_shortage, shorten
 
 HTTPS = 443
 _CHUNK = 1 << 16  # bytes
+_FETCHES = 8  # at a time; more wait
 _BARRED = tuple(
     map(
         ipaddress.ip_network,
@@ -146,6 +149,32 @@ class Fetcher:
         if response.length:  # of Content-Length, not received
             raise Problem(400, f"{shorten(host)} sent only a part of the photo; send its bytes instead.")
         return bytes(content)
+
+
+class FetchPool(ThreadPoolExecutor):
+    """Threads that fetch photos, so many at a time that slow hosts leave half of the queue to other requests.
+
+    Args:
+        limits: of the archive.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        super().__init__(_FETCHES, "fetch")
+        self._most = max(limits.max_queue // 2, limits.max_instances)
+        self._fetching: set[Future[Any]] = set()
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **options: Any) -> "Future[Any]":
+        """Fetch a photo.
+
+        Raises:
+            Problem: 503 too many are being fetched.
+        """
+        if len(self._fetching) >= self._most:
+            raise Problem(503, f"{self._most} photos are being fetched by URL; retry in a second, or send their bytes.")
+        future = super().submit(function, *args, **options)
+        self._fetching.add(future)
+        future.add_done_callback(self._fetching.discard)
+        return future
 
 
 class _Pinned(http.client.HTTPSConnection):
