@@ -115,7 +115,7 @@ def test_links_to_photos_and_folders_are_followed_and_loops_are_not(tmp_path):
     assert refused(listing) == {"2/loop/": "link to a folder that contains it"}
 
 
-def test_photos_of_any_folder_are_found_and_what_is_passed_over_is_counted(tmp_path, caplog):
+def test_photos_of_any_folder_are_found_and_what_is_passed_over_is_counted(tmp_path, caplog, monkeypatch):
     caplog.set_level(logging.INFO)
     root, elsewhere = tmp_path / "photos", tmp_path / "elsewhere"
     for name in ("a.jpg", "B.JPEG", "x.jpg/c.png", ".Trashes/t.jpg", "._a.jpg", "notes.txt", "-1.webp"):
@@ -132,7 +132,7 @@ def test_photos_of_any_folder_are_found_and_what_is_passed_over_is_counted(tmp_p
         for other in range(12):
             (elsewhere / f"s{number}" / f"to{other}").symlink_to(elsewhere / f"s{other}")
     with socket.socket(socket.AF_UNIX) as listening:
-        os.chdir(root)  # the address of a socket is at most 107 bytes
+        monkeypatch.chdir(root)  # the address of a socket is at most 107 bytes
         listening.bind("socket.jpg")
         found = {str(path.relative_to(root)) for path in find_photos(root)}
     assert found == {"a.jpg", "B.JPEG", "x.jpg/c.png", "-1.webp", latin.name, "again/d.jpg"}
