@@ -284,6 +284,11 @@ class _MaskedOmegaConf(OmegaConf):
         OmegaConf.save(OmegaConf.create(mask_secrets(OmegaConf.to_container(config, resolve=resolve))), f)
 
 
+@functools.lru_cache(maxsize=256)  # a sweep composes the same files again and again
+def _yaml_nodes(text: str) -> yaml.Node | None:
+    return yaml.compose(text, Loader=yaml.SafeLoader)
+
+
 def _keep_yaml_text(original: Callable[..., ConfigResult], self: ConfigSource, config_path: str) -> ConfigResult:
     """Keep what was typed in the text settings of a file."""
     result = original(self, config_path)
@@ -291,7 +296,7 @@ def _keep_yaml_text(original: Callable[..., ConfigResult], self: ConfigSource, c
     group = config_path.rpartition("/")[0].replace("/", ".")
     prefix = group if package is None else package.replace("_global_", "").replace("_group_", group)
     path = Path(self.path, f"{config_path.removesuffix('.yaml')}.yaml")
-    written = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    written = _yaml_nodes(path.read_text(encoding="utf-8"))
 
     def hint(key: str) -> Any:
         return next((found for root in _ROOTS.values() if (found := schema_hint(key, root)) is not None), None)

@@ -134,6 +134,8 @@ def expand_home(node: DictConfig | ListConfig, *, all_paths: bool = False) -> No
     for name in names:
         described = typed.get(str(name)) if typed else None
         is_path = all_paths or (described is not None and bool(described.metadata.get("path")))
+        if not is_path and OmegaConf.is_interpolation(node, name):
+            continue
         try:
             value = node[name]
         except OmegaConfBaseException:  # missing, or an interpolation that the checks refuse
