@@ -7,6 +7,7 @@ import argparse
 import functools
 import itertools
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, flag_override, open_dict
+from omegaconf import DictConfig, OmegaConf, flag_override, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 import bincounter
@@ -257,7 +258,18 @@ def _hide_internal(
 def _change_files() -> None:
     Plugins.instance()  # it executes the modules of plug-ins again
     _mask_output()
+    _changed(basic_sweeper.BasicSweeper, "sweep")(_leave_no_folder)
     _changed(SourcesRegistry.instance().resolve("file"), "load_config")(_keep_yaml_text)
+
+
+def _leave_no_folder(original: Callable[..., Any], self: BasicSweeper, arguments: list[str]) -> Any:
+    """Have Hydra make its folder of a sweep, with multirun.yaml, elsewhere while requests are only shown."""
+    assert self.config is not None
+    if not OmegaConf.select(self.config, "dry_run", default=False):
+        return original(self, arguments)
+    with tempfile.TemporaryDirectory() as folder, read_write(self.config), open_dict(self.config):
+        self.config.hydra.sweep.dir = folder
+        return original(self, arguments)
 
 
 def _mask_output() -> None:

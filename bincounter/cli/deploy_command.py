@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -50,6 +51,10 @@ def run_action(cfg: DictConfig) -> int:
     """Run the action of one composed configuration; returns the exit code."""
     check_deploy(cfg)
     signal.signal(signal.SIGTERM, _stop)
+    if cfg.action == "package" and cfg.dry_run:
+        origin = _origin(cfg)
+        print(f"Would pack {origin.checkpoint} into {_place(cfg, origin)}.")
+        return 0
     if cfg.action == "package":
         print(pack_and_check(cfg).path)
         return 0
@@ -92,6 +97,10 @@ def pack_and_check(cfg: DictConfig) -> "Package":
         log.warning("The answers of %s are not compared with training.", cfg.archive)
         return read_package(archive)
     origin = _origin(cfg)
+    if cfg.dry_run:  # for the names in the requests, which are digests
+        with tempfile.TemporaryDirectory() as folder:
+            settings = PackageSettings(Path(folder) / "model.tar.gz", cfg.precision, _limits(cfg))
+            return package(origin.checkpoint, settings, trusted=cfg.trust or [])
     path = _place(cfg, origin)
     check_writable(path, key="archive")
     # In the same folder, so that it can be renamed.
@@ -222,7 +231,7 @@ def check_sagemaker(cfg: DictConfig) -> None:
     from bincounter.serving.packing.archive import Package
 
     spec = _spec(cfg)
-    account, unpacked = Account(spec.target["region"], "target"), Package(Path(), "", "0" * 64)
+    account, unpacked = Account(spec.target["region"], "target", dry=cfg.dry_run), Package(Path(), "", "0" * 64)
     if cfg.action == "transform":
         cost = batch_transform.plan_transform(account, spec, unpacked, source=cfg.input, output=cfg.output).cost
         log.info("Transform job: %s", cost.words)
@@ -250,7 +259,7 @@ def run_on_sagemaker(cfg: DictConfig, package: "Package | None") -> int:
     from bincounter.cloud.account import Account
 
     spec = _spec(cfg)
-    account = Account(spec.target["region"], "target")
+    account = Account(spec.target["region"], "target", dry=cfg.dry_run)
     if cfg.action == "invoke":
         from bincounter.cloud.endpoints.invoke import invoke
         from bincounter.training.predictor import list_photos

@@ -4,6 +4,7 @@ Settings come from where every AWS tool looks for them: ``AWS_*`` variables (``A
 ``AWS_ENDPOINT_URL``), the files in ``~/.aws``, single sign-on, and the role of the machine.
 """
 
+import json
 import logging
 import os
 import re
@@ -13,18 +14,18 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from bincounter.cloud.aws_errors import describe_error, translate_errors
-from bincounter.errors import ConfigError, closest_match
+from bincounter.cloud.polling import log_silence
+from bincounter.errors import BinCounterError, ConfigError, closest_match
 
 log = logging.getLogger(__name__)
 
 _ROLE_ARN = re.compile(r"arn:aws[a-z-]*:iam::\d{12}:role/[\w+=,.@/-]+")
 _ROLE_NAME = re.compile(r"(?:[\w+=,.@-]+/)*[\w+=,.@-]{1,64}")
 _CONSOLES = {"aws-cn": "console.amazonaws.cn", "aws-us-gov": "console.amazonaws-us-gov.com"}
-_SILENT_AFTER = 5.0  # seconds without an answer that are logged
+_STAND_IN_REGION, _STAND_IN_NUMBER = "us-east-1", "000000000000"
 _TIMEOUT = 20.0  # seconds to wait for an answer, which SageMaker gives within one or two
 _SLOW_TIMEOUT = 60.0  # of photos, files and models
 _SLOW_SERVICES = ("s3", "sagemaker-runtime")
-_SLOW_OPERATIONS = ("PutObject", "UploadPart", "GetObject", "InvokeEndpoint")
 _ATTEMPTS = 4
 _DENIED = ("403", "AccessDenied", "AccessDeniedException", "Forbidden")
 _MISSING = ("404", "NoSuchBucket", "NotFound")
@@ -36,6 +37,7 @@ class Account:
     Args:
         region: ``launcher.region``; ``None`` for that of ``AWS_REGION``, ``AWS_DEFAULT_REGION`` or the profile.
         group: of settings that messages name, ``launcher`` or ``target``.
+        dry: requests are only shown: what region and credentials would tell has stand-ins, see :meth:`shown`.
 
     Attributes:
         region: the region's name, one that has SageMaker.
@@ -44,7 +46,7 @@ class Account:
         ConfigError: no region is set, SageMaker is not in it, or the profile does not exist.
     """
 
-    def __init__(self, region: str | None, group: str = "launcher") -> None:
+    def __init__(self, region: str | None, group: str = "launcher", *, dry: bool = False) -> None:
         import boto3
 
         for name in ("boto3", "botocore", "urllib3"):
@@ -56,6 +58,11 @@ class Account:
             self._session = boto3.Session()
             # boto3 itself knows AWS_DEFAULT_REGION only, every other AWS tool knows AWS_REGION.
             self.region = region or os.environ.get("AWS_REGION") or self._session.region_name or ""
+            self._stands_in: dict[str, str] = {}
+            self._dry, self._nowhere = dry, dry and not self.region
+            if self._nowhere:
+                self.region = _STAND_IN_REGION
+                self._stands_in[_STAND_IN_REGION] = "<region>"
             _check_region(self.region, group)
         self._clients: dict[str, Any] = {}
         self._lock = threading.RLock()  # jobs are submitted from several threads, and sessions are for one
@@ -102,8 +109,32 @@ class Account:
         Raises:
             BinCounterError: there are no credentials, or AWS refuses them.
         """
-        with translate_errors("asking whose the AWS credentials are", self._group):
-            return str(self.sts.get_caller_identity()["Account"])
+        try:
+            with translate_errors("asking whose the AWS credentials are", self._group):
+                return str(self.sts.get_caller_identity()["Account"])
+        except BinCounterError:
+            if not self._dry:
+                raise
+            self._stands_in[_STAND_IN_NUMBER] = "<account>"
+            return _STAND_IN_NUMBER
+
+    def shown(self, request: Any) -> str:
+        """Format a request as JSON, with placeholders for what is not known: ``<region>`` and ``<account>``."""
+        text = json.dumps(request, indent=2, ensure_ascii=False, default=str)
+        for value, placeholder in self._stands_in.items():
+            text = text.replace(value, placeholder)
+        return text
+
+    def log_placeholders(self) -> None:
+        """Log the placeholders that :meth:`shown` has used, if any."""
+        if self._stands_in:
+            log.warning(
+                "%s in the request stand%s for what is known once %s.region or AWS_REGION is set and you are logged in "
+                "at AWS.",
+                " and ".join(self._stands_in.values()),
+                "s" if len(self._stands_in) == 1 else "",
+                self._group,
+            )
 
     @property
     def default_bucket(self) -> str:
@@ -163,7 +194,7 @@ class Account:
         Raises:
             ConfigError: no role is set, it is not a name or an ARN, or it does not exist.
         """
-        from botocore.exceptions import ClientError
+        from botocore.exceptions import BotoCoreError, ClientError
 
         if not name_or_arn:
             raise ConfigError(
@@ -181,7 +212,10 @@ class Account:
             try:
                 return str(self.iam.get_role(RoleName=name_or_arn.rpartition("/")[2])["Role"]["Arn"])
             except ClientError as error:
-                if _code(error) not in _DENIED:
+                if _code(error) not in _DENIED and not self._dry:
+                    raise
+            except (BotoCoreError, BinCounterError):
+                if not self._dry:
                     raise
         partition = self._session.get_partition_for_region(self.region)
         return f"arn:{partition}:iam::{self.number}:role/{name_or_arn}"
@@ -228,6 +262,8 @@ class Account:
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError
 
+        if self._nowhere:
+            raise ConfigError(f"no AWS region is set: set {self._group}.region=us-east-1 or another, or AWS_REGION")
         with self._lock:
             if service not in self._clients:
                 retries: dict[str, Any] = {"mode": "adaptive"}  # slows down when AWS throttles
@@ -245,7 +281,7 @@ class Account:
                     self._clients[service] = self._session.client(service, region_name=self.region, config=config)
                 except (BotoCoreError, ValueError) as error:  # an invalid endpoint is a ValueError
                     raise describe_error(error, f"reaching {service}", self._group) from error
-                _log_silence(self._clients[service], timeout)
+                log_silence(self._clients[service], timeout * _ATTEMPTS)
             return self._clients[service]
 
     def _bucket_region(self, name: str, **condition: str) -> str | None:
@@ -275,26 +311,6 @@ class Account:
             self.s3.put_public_access_block(
                 Bucket=name, PublicAccessBlockConfiguration=dict.fromkeys(closed, True), ExpectedBucketOwner=self.number
             )
-
-
-def _log_silence(client: Any, timeout: float) -> None:
-    """Have a client log each request that is not answered within seconds, since it goes on waiting and repeating."""
-    sentence = "AWS has not answered %s for %.0f s: waiting, and asking again, for up to %.0f s"
-
-    def begin(model: Any, context: dict[str, Any], **_: Any) -> None:
-        if model.name not in _SLOW_OPERATIONS:
-            words = (sentence, model.name, _SILENT_AFTER, timeout * _ATTEMPTS)
-            timer = context["bincounter_timer"] = threading.Timer(_SILENT_AFTER, log.warning, words)
-            timer.daemon = True
-            timer.start()
-
-    def end(context: dict[str, Any], **_: Any) -> None:
-        if "bincounter_timer" in context:
-            context["bincounter_timer"].cancel()
-
-    client.meta.events.register("before-call", begin)
-    for event in ("after-call", "after-call-error"):
-        client.meta.events.register(event, end)
 
 
 def _check_region(region: str, group: str) -> None:

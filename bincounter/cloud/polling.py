@@ -1,4 +1,4 @@
-"""The one wait loop, for jobs, tuning jobs and endpoints: poll interval and retry window.
+"""The one wait loop, for jobs, tuning jobs and endpoints: poll interval and retry window; a log of slow requests.
 
 botocore's waiters show no states on the way and give up when the network is away.
 """
@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 from bincounter.errors import ResourceError
 
@@ -14,6 +15,8 @@ log = logging.getLogger(__name__)
 
 _SHORTEST, _LONGEST = 1.0, 10.0  # seconds between two requests; the Describe operations are throttled
 _LOCAL = 0.2  # a rehearsal throttles nobody
+_SILENT_AFTER = 5.0  # seconds without an answer that are logged
+_SLOW_OPERATIONS = ("PutObject", "UploadPart", "GetObject", "InvokeEndpoint")
 _RETRY_WINDOW = 600.0  # seconds without an answer after which waiting ends
 
 
@@ -50,3 +53,28 @@ def wait_until(step: Callable[[], tuple[bool, bool]], leave: threading.Event, *,
         pause = _SHORTEST if changed else min(pause * 1.3, _LONGEST)
         if leave.wait(_LOCAL if local else pause):
             return False
+
+
+def log_silence(client: Any, timeout: float) -> None:
+    """Have a client log each request that is not answered within seconds, since it goes on waiting and repeating.
+
+    Args:
+        client: of boto3.
+        timeout: seconds after which it gives up.
+    """
+    sentence = "AWS has not answered %s for %.0f s: waiting, and asking again, for up to %.0f s"
+
+    def begin(model: Any, context: dict[str, Any], **_: Any) -> None:
+        if model.name not in _SLOW_OPERATIONS:
+            words = (sentence, model.name, _SILENT_AFTER, timeout)
+            timer = context["bincounter_timer"] = threading.Timer(_SILENT_AFTER, log.warning, words)
+            timer.daemon = True
+            timer.start()
+
+    def end(context: dict[str, Any], **_: Any) -> None:
+        if "bincounter_timer" in context:
+            context["bincounter_timer"].cancel()
+
+    client.meta.events.register("before-call", begin)
+    for event in ("after-call", "after-call-error"):
+        client.meta.events.register(event, end)

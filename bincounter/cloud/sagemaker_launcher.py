@@ -3,7 +3,6 @@
 Hydra imports this module at the start of every app of the environment, so that everything heavy is imported on use.
 """
 
-import json
 import logging
 import os
 import sys
@@ -121,16 +120,17 @@ class SageMakerLauncher(Launcher):
         from bincounter.cloud.job_runner import JobRunner, attach_command
         from bincounter.cloud.submission import Submission, show_cost
 
-        account = Account(self._settings["region"])
+        dry = bool(OmegaConf.select(self._config, "dry_run", default=False))
+        account = Account(self._settings["region"], dry=dry)
         submission = Submission(account, self._settings, REPOSITORY, rehearsed=self._rehearsed)
         if not self._searches:
             show_cost(self._settings, len(planned), before=self._jobs_before)
-        dry = bool(OmegaConf.select(self._config, "dry_run", default=False))
         tasks = self._tasks(planned, account, submission, dry=dry)
         self._jobs_before += len(planned)
         if dry:
             for task in tasks:
-                print(json.dumps(task.request, indent=2, ensure_ascii=False))
+                print(account.shown(task.request))
+            account.log_placeholders()
             return [_returned(one, JobStatus.COMPLETED, None) for one in planned]
         crew = JobRunner(
             account,

@@ -2,7 +2,6 @@
 
 import csv
 import datetime
-import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -169,9 +168,10 @@ class _Tuner:
 
     def show_request(self) -> None:
         """Print the request."""
-        submission = self._submission(Account(self._settings["region"]))
-        (task,) = submission.tasks([self.base], dry=True)
-        print(json.dumps(self._request(task), indent=2, ensure_ascii=False))
+        account = Account(self._settings["region"], dry=True)
+        (task,) = self._submission(account).tasks([self.base], dry=True)
+        print(account.shown(self._request(task)))
+        account.log_placeholders()
 
     def _submission(self, account: Account) -> Submission:
         submission = Submission(account, self._settings, REPOSITORY, rehearsed=self.rehearsed)

@@ -9,7 +9,7 @@ import pytest
 from aws_faults import Faults, faults
 from botocore.exceptions import ClientError
 
-from bincounter.cloud import account
+from bincounter.cloud import account, polling
 from bincounter.cloud.account import Account
 from bincounter.cloud.aws_errors import NotAnswered, describe_error, translate_errors
 from bincounter.cloud.jobs import Job
@@ -359,7 +359,7 @@ def job(folder: Path) -> Job:
 @pytest.fixture
 def impatient(aws: Faults, monkeypatch: pytest.MonkeyPatch) -> Faults:
     monkeypatch.setattr(account, "_TIMEOUT", 0.5)
-    monkeypatch.setattr(account, "_SILENT_AFTER", 0.1)
+    monkeypatch.setattr(polling, "_SILENT_AFTER", 0.1)
     return aws
 
 

@@ -14,6 +14,7 @@ from scripted_endpoints import scripted_endpoints
 from bincounter.cli.deploy_command import run_on_sagemaker
 from bincounter.cli.hydra_app import compose
 from bincounter.cloud import account
+from bincounter.cloud.account import Account
 from bincounter.cloud.endpoints.endpoint_requests import TAG
 from bincounter.cloud.endpoints.endpoint_state import require_endpoint
 from bincounter.errors import BinCounterError, ConfigError
@@ -67,7 +68,7 @@ def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faults]:
         act("target=realtime", "action=delete", "name=first")
         patch.setattr(account, "_TIMEOUT", 1.0)
         only = account.Account("us-east-1", "target")
-        patch.setattr(account, "Account", lambda *_: only)
+        patch.setattr(account, "Account", lambda *_, **__: only)
         yield server
 
 
@@ -256,3 +257,16 @@ def test_an_unknown_endpoint_without_the_right_to_list(aws: Faults) -> None:
     disturb(aws, "ListEndpoints", "denied")
     with pytest.raises(ConfigError, match="there is no endpoint name=nobody in us-east-1"):
         require_endpoint(account.Account("us-east-1"), "nobody")
+
+
+def test_a_dry_deletion_without_region_and_login(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE", "AWS_ACCESS_KEY_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/dev/null")
+    monkeypatch.setattr(account, "Account", Account)
+    cfg = compose(["target=realtime", "action=delete", "dry_run=true"], config_name="deploy")
+    assert run_on_sagemaker(cfg, None) == 0
+    assert '"sagemaker:DeleteEndpoint"' in capsys.readouterr().out
+    assert caplog.text.count("no AWS region is set") == 1

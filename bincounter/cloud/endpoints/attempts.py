@@ -59,7 +59,8 @@ class Attempts:
 
     def report(self) -> str:
         """Return one line that lists the look-ups that failed; empty if there are none."""
-        return f"Could not be checked: {'; '.join(self.unchecked.values())}" if self.unchecked else ""
+        sentences = dict.fromkeys(self.unchecked.values())
+        return f"Could not be checked: {'; '.join(sentences)}" if sentences else ""
 
 
 def send_removal(account: "Account", call: Call) -> BinCounterError | None:

@@ -70,7 +70,7 @@ def transform(
     """
     job = plan_transform(account, spec, package, source=source, output=output)
     if dry:
-        print_calls([job.model.call, job.call])
+        print_calls(account, [job.model.call, job.call])
         return
     job.call.request["TransformInput"]["ContentType"] = _content_type(account, source)
     job.model.make(account, spec)

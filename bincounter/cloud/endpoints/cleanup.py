@@ -129,7 +129,7 @@ def show_deletion(account: "Account", spec: EndpointSpec) -> None:
     calls += [_transform_stop(job) for job in ours.transforms]
     if there is not None:
         calls += removal_calls(account, spec, attempts)
-    print_calls([*calls, *map(_config_removal, ours.configs), *map(_model_removal, ours.models)])
+    print_calls(account, [*calls, *map(_config_removal, ours.configs), *map(_model_removal, ours.models)])
     if attempts.unchecked:
         log.warning("%s", attempts.report())
 

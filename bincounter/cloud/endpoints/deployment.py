@@ -48,7 +48,7 @@ def deploy(account: "Account", spec: EndpointSpec, package: "Package", *, update
     """
     planned = plan_deployment(account, spec, package, update=update)
     if dry:
-        print_calls(planned.calls)
+        print_calls(account, planned.calls)
         return planned.name
     before = require_endpoint(account, spec.name) if update else describe(account, spec.name)
     if before:

@@ -1,6 +1,5 @@
 """Requests of a deployment, their price and its ceiling, and the upload of the archive."""
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -281,8 +280,8 @@ def plan_deployment(account: "Account", spec: EndpointSpec, package: "Package", 
     return DeploymentPlan(model, config, endpoint_call(spec, config, update=update), scaling, cost)
 
 
-def print_calls(calls: list[Call]) -> None:
+def print_calls(account: "Account", calls: list[Call]) -> None:
     """Print requests as JSON."""
     for call in calls:
-        shown = {"operation": f"{call.service}:{call.operation}", "request": call.request}
-        print(json.dumps(shown, indent=2, ensure_ascii=False, default=str))
+        print(account.shown({"operation": f"{call.service}:{call.operation}", "request": call.request}))
+    account.log_placeholders()

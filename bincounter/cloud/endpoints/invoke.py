@@ -58,7 +58,7 @@ def invoke(account: "Account", spec: EndpointSpec, photos: list[Path], *, dry: b
         BinCounterError: the endpoint does not exist, or cannot be reached.
     """
     if dry:
-        print_calls([_shown(account, spec, photo) for photo in photos])
+        print_calls(account, [_shown(account, spec, photo) for photo in photos])
         return 0
     there = require_endpoint(account, spec.name)
     if there["EndpointStatus"] in ("Creating", "Failed", "Deleting"):
