@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # imported where something is shown: it takes a quarter of an
 log = logging.getLogger(__name__)
 
 _EVERY = 10.0  # seconds between two lines of a log
+_REDRAWN = 0.2  # seconds between two states of a bar
 
 Item = TypeVar("Item")
 
@@ -33,6 +34,61 @@ def track(iterable: Iterable[Item], description: str, total: int) -> Iterator[It
         return
     with bar:
         yield from bar.track(iterable, total=total, description=description)
+
+
+class ScreenHandler(logging.StreamHandler):
+    """Writes log lines to the present ``sys.stderr``, which a live bar replaces to stay below them.
+
+    On a terminal a record's attribute ``short``, where it has one, stands for its message.
+    """
+
+    stream = property(lambda self: sys.stderr, lambda self, _: None)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format a record for the screen."""
+        short = getattr(record, "short", None)
+        return short if short and sys.stderr.isatty() else super().format(record)
+
+
+class StepProgress:
+    """Shows the steps of a long phase on stderr: a bar on a terminal, a line every ten seconds elsewhere."""
+
+    def __init__(self) -> None:
+        self._bar: Progress | None = None
+        self._description = ""
+        self._total = 0
+        self._logged = self._drawn = 0.0
+
+    def start(self, description: str, total: int) -> None:
+        """Begin a phase of so many steps; its bar takes the place of the one before."""
+        self._description, self._total, self._logged = description, total, time.monotonic()
+        if self._bar is None and (bar := _bar(transient=True)) is not None:
+            self._bar = bar
+            bar.start()
+            bar.add_task("")
+        if self._bar is not None:
+            self._bar.reset(self._bar.task_ids[0], description=description, total=total)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether :meth:`show` has something to do: finding out the loss would hold a GPU up."""
+        now = time.monotonic()
+        return now - self._drawn > _REDRAWN if self._bar else now - self._logged > _EVERY
+
+    def show(self, done: int, note: str = "") -> None:
+        """Show how many steps are done, and a note such as the loss."""
+        if self._bar is not None:
+            self._drawn = time.monotonic()
+            self._bar.update(self._bar.task_ids[0], completed=done, description=f"{self._description} {note}".strip())
+        else:
+            self._logged = time.monotonic()
+            log.info("%s: %d of %d batches%s", self._description, done, self._total, note and f", {note}")
+
+    def stop(self) -> None:
+        """Remove the bar."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
 
 
 class TransferProgress:
@@ -97,7 +153,7 @@ class TransferProgress:
         return f"{self._speed()}, {int(seconds // 60)} min {int(seconds % 60)} s left"
 
 
-def _bar(*, speed: bool = False) -> "Progress | None":
+def _bar(*, speed: bool = False, transient: bool = False) -> "Progress | None":
     """Progress bar for stderr; ``None`` if that is not a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -108,7 +164,7 @@ def _bar(*, speed: bool = False) -> "Progress | None":
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
     if speed:
         columns.append(TextColumn("{task.fields[speed]}", style="progress.data.speed"))
-    return Progress(*columns, TimeRemainingColumn(), console=console)
+    return Progress(*columns, TimeRemainingColumn(), console=console, transient=transient)
 
 
 def _size(number: int) -> str:

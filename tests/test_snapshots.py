@@ -258,6 +258,7 @@ def test_checked_configurations_are_refused_as_by_the_command(command: str, run:
 
 def test_a_run_scores_what_it_scored(tmp: Path) -> None:
     now = json.loads((tmp / "run/metrics.json").read_text())
+    assert now.pop("caveats") == [] and not any(now.pop("seen_in_training").values())
     for side in now.values():
         for details in ("per_count", "confusion", "reliability"):  # of a few photos each
             del side[details]

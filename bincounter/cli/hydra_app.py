@@ -36,6 +36,7 @@ from bincounter.config.overrides import check_overrides
 from bincounter.config.validate import validate
 from bincounter.errors import BinCounterError, ConfigError, Interrupted, Pruned, Stopped, UserError
 from bincounter.names import accept_any_output, one_line
+from bincounter.progress import ScreenHandler
 from bincounter.redaction import mask_argument, mask_text
 from bincounter.training import resume
 
@@ -260,5 +261,5 @@ def _print_job_error(error: Exception, number: int, *, searched: bool) -> None:
 
 def show_log() -> None:
     """Log plain sentences to stderr, as train.py does."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[ScreenHandler()])
     logging.getLogger("botocore").setLevel(logging.WARNING)

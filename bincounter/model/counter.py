@@ -141,6 +141,12 @@ class BinCounter(L.LightningModule):
         """How much of the backbone is trained."""
         return self._unfreezing.trained
 
+    def size(self) -> str:
+        """Describe the number of parameters."""
+        parameters = list(self.parameters())
+        total, trained = sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+        return f"{total / 1e6:.1f} million parameters, {trained / 1e6:.1f} million of them trained"
+
     def forward(self, image: Tensor) -> Tensor:
         """``float[B, 3, S, S]``, normalised -> outputs that the objective reads, ``float[B, out_features]``."""
         return self.head(self.features(image))

@@ -130,7 +130,7 @@ def logs_often(facts: ProfileFacts) -> str | None:
     if share <= LOOKING_ON:
         return None
     bar = facts.setting("callbacks.progress_bar")
-    other = ", or callbacks.progress_bar=null +trainer.enable_progress_bar=false" if bar else ""
+    other = ", or callbacks.progress_bar=null" if bar else ""
     finding = f"Logging takes {percent(share)} of a step: "
     return finding + f"try trainer.log_every_n_steps={10 * every} (now {every}){other}."
 

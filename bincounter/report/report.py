@@ -71,10 +71,7 @@ def write_report(
         "refused": len(results.quarantine or ()),
         "overrides": results.overrides,
         "config": yaml.safe_dump(dict(results.config), sort_keys=False, allow_unicode=True),
-        "provenance": [
-            (name, " ".join(map(str, value)) if isinstance(value, list) else value)
-            for name, value in flatten(results.provenance).items()
-        ],
+        "provenance": [_fact(name, value) for name, value in flatten(results.provenance).items()],
         "splits": _splits(results),
     }
     return write_page(results.path / "report.html", "report.html", content)
@@ -234,10 +231,32 @@ def _training_summary(run: RunResults) -> str:
     training = _training(run)
     if not training:
         return f"{name}, scored without training in this run."
-    epochs = (run.config.get("trainer") or {}).get("max_epochs")
-    limit = f" for at most {epochs} epoch{'s' * (epochs != 1)}" if epochs else ""
+    planned = run.provenance.get("planned_epochs") or (run.config.get("trainer") or {}).get("max_epochs")
+    logged = [epoch + 1 for epoch, _, _ in run.log.get("train/loss_epoch", ())]
+    done = run.provenance.get("epochs") or int(max(logged, default=0))
+    share = done if done == planned else f"{done} of {planned}"
+    epochs = f" for {share} epoch{'s' * (planned != 1)}" if planned and done else ""
     start = f"started from {model['weights']} weights" if model.get("weights") else "from scratch"
-    return f"{name}, {start}, trained on {whole(sum(training.values()))} photos{limit}."
+    return f"{name}, {start}, trained on {whole(sum(training.values()))} photos{epochs}{_duration(run)}."
+
+
+def _duration(run: RunResults) -> str:
+    """Write the wall time of a run, where it is known."""
+    seconds = run.provenance.get("seconds")
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    words = f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    resumed = run.provenance.get("resumed_at_epoch")
+    return f", in {words}" + (f" since it was resumed at epoch {resumed}" if resumed else "")
+
+
+def _fact(name: str, value: Any) -> tuple[str, str]:
+    """Write an entry of ``provenance.json``."""
+    if name == "clean":
+        return "uncommitted changes", {True: "none", False: "yes"}.get(value, "unknown")
+    return name, " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _majority_baseline(run: RunResults) -> str:

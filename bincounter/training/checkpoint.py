@@ -266,6 +266,11 @@ def best_value(checkpoint: Path) -> float | None:
     return _own_state(checkpoint)["best"]
 
 
+def epochs_begun(checkpoint: Path) -> int:
+    """Return the number of epochs up to a checkpoint, the one in progress included."""
+    return int(read_checkpoint(checkpoint, "epoch")["epoch"]) + 1
+
+
 def _best_epoch(checkpoint: Path) -> int | None:
     return _own_state(checkpoint)["best_epoch"] if checkpoint.exists() else None
 

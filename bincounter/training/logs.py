@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from bincounter.config.checks import METRICS
 from bincounter.files import atomic_write
+from bincounter.progress import StepProgress
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +142,8 @@ class TrainingLog(L.Callback):
         scores = {name: float(trainer.callback_metrics[name]) for name in sorted(logged)}
         line = " ".join(f"{name}={value:.6g}" for name, value in {"train/loss": loss, **scores}.items())
         if trainer.is_global_zero:
-            log.info("epoch %d of %s: %s", trainer.current_epoch + 1, trainer.max_epochs, line)
+            short = f"{_epoch_of(trainer)}: {_for_the_screen(loss, scores)}"
+            log.info("epoch %d of %s: %s", trainer.current_epoch + 1, trainer.max_epochs, line, extra={"short": short})
 
     def _log(self, trainer: L.Trainer, metrics: dict[str, float]) -> None:
         for logger in trainer.loggers:
@@ -162,6 +165,85 @@ class TrainingLog(L.Callback):
         self._epoch, self._recent = _Mean(**state_dict["epoch"]), _Mean(**state_dict["recent"])
         if self._csv is not None and state_dict["csv"] is not None:
             self._csv.load_state_dict(state_dict["csv"])
+
+
+def _for_the_screen(loss: float, scores: Mapping[str, float]) -> str:
+    """Write an epoch's main scores in less than 80 columns."""
+    shown = f"training loss {loss:.3f}"
+    if scores:
+        shown += f"; validation: {100 * scores['val/accuracy']:.1f} % right, cross entropy "
+        shown += f"{scores['val/cross_entropy']:.3f}"
+    return shown
+
+
+class EpochProgress(ProgressBar):
+    """Shows the batches of an epoch on stderr; the line of :class:`TrainingLog` takes the bar's place at its end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._steps = StepProgress()
+        self._shown = True
+        self._epoch = -1
+
+    def disable(self) -> None:
+        """Show nothing; Lightning calls it on all but the first process."""
+        self._shown = False
+
+    def enable(self) -> None:
+        """Show progress again."""
+        self._shown = True
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Begin the bar of an epoch, which may be resumed in its middle."""
+        if self._shown and self._epoch != trainer.current_epoch:
+            self._epoch = trainer.current_epoch
+            self._steps.start(_epoch_of(trainer), int(trainer.num_training_batches))
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Show the batch and its loss."""
+        if self._shown and self._steps.is_due:
+            loss = float(outputs["loss"]) * trainer.accumulate_grad_batches
+            self._steps.show(batch_idx + 1, f"loss {loss:.3f}")
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin the bar of a validation."""
+        if self._shown:
+            batches = trainer.num_val_batches
+            total = sum(batches) if isinstance(batches, list) else batches
+            self._steps.start(f"{_epoch_of(trainer)}, validation", int(total))
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Show the batch."""
+        if self._shown and self._steps.is_due:
+            self._steps.show(batch_idx + 1)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Remove the bar."""
+        self._steps.stop()
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Remove the bar, also of an epoch that did not end."""
+        self._steps.stop()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Remove the bar."""
+        self._steps.stop()
+
+
+def _epoch_of(trainer: L.Trainer) -> str:
+    return f"Epoch {trainer.current_epoch + 1} of {trainer.max_epochs}"
 
 
 class _Mean:

@@ -36,6 +36,7 @@ from bincounter.training.checkpoint import (
     MaxTimeReached,
     StopRequested,
     best_value,
+    epochs_begun,
     export_model,
     find_resume_checkpoint,
     read_checkpoint,
@@ -121,8 +122,9 @@ def _fit_and_score(
     check_photos_per_process(data, trainer.world_size)
     model = _model(plain, data)
     set_schedule_length(model, trainer, data)
-    log.info("%s", _summary(model))
+    log.info("%s", model.size())
     features = cached_features(plain, trainer, model, data, resume_from)
+    resumed_at = None if resume_from is None else epochs_begun(Path(resume_from))
     _fit(trainer, model, data, resume_from, folder)
     if torch.distributed.is_initialized():  # one process scores, without waiting for the others
         torch.distributed.destroy_process_group()
@@ -134,6 +136,13 @@ def _fit_and_score(
     if features is not None and plain["test"] and len(data.side("test")):
         features.add(data.side("test"))
     caveats = [] if checkpoint.ended_by is None else [checkpoint.ended_by]
+    folder.add_facts(
+        {
+            "epochs": epochs_begun(checkpoint.last_path),
+            "planned_epochs": trainer.max_epochs,
+            "resumed_at_epoch": resumed_at,
+        }
+    )
     return _scored(plain, folder, data, loaded, best_value(best), callbacks, caveats)
 
 
@@ -181,6 +190,7 @@ def _scored(
         seen={side: overlap.seen for side, overlap in overlaps.items()},
         caveats=[*list_caveats(plain, data, overlaps), *caveats],
     )
+    folder.add_facts({"seconds": folder.seconds})
     print_scores(metrics)
     if plain["paths"]["model_dir"] is not None:
         export_model(folder.path, Path(plain["paths"]["model_dir"]))
@@ -279,12 +289,6 @@ def _model(plain: dict[str, Any], data: BinDataModule) -> BinCounter:
         train_content=_train_content(data),
     )
     return model
-
-
-def _summary(model: BinCounter) -> str:
-    parameters = list(model.parameters())
-    total, trained = sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
-    return f"{total / 1e6:.1f} million parameters, {trained / 1e6:.1f} million of them trained"
 
 
 def _fit(

@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, distribution, version
@@ -17,7 +18,7 @@ import yaml
 
 import bincounter
 from bincounter.errors import UserError
-from bincounter.files import lock, write_json, write_text
+from bincounter.files import check_mapping, lock, read_file, write_json, write_text
 from bincounter.redaction import mask_argument, mask_secrets
 from bincounter.training.resume import is_debug_run
 
@@ -34,6 +35,12 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._lock: IO | None = None
+        self._opened = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of this process with the folder so far."""
+        return round(time.monotonic() - self._opened, 1)
 
     @property
     def checkpoints(self) -> Path:
@@ -72,6 +79,12 @@ class RunFolder:
         origin = {**provenance(), **facts}
         write_json(self.path / "provenance.json", origin)
         write_text(self.path / "config.yaml", yaml.safe_dump(mask_secrets(config), sort_keys=False, allow_unicode=True))
+
+    def add_facts(self, facts: Mapping[str, Any]) -> None:
+        """Add entries to ``provenance.json`` that are known later."""
+        path = self.path / "provenance.json"
+        before = read_file(path, lambda file: check_mapping(json.load(file)), "restore it, or start a new run") or {}
+        write_json(path, {**before, **facts})
 
 
 COMMIT_FILE = "commit.json"

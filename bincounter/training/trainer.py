@@ -14,6 +14,7 @@ from typing import Any
 import lightning as L
 import torch
 from hydra.utils import instantiate
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
@@ -51,6 +52,10 @@ def make_trainer(
         model_dir=None if cfg.paths.model_dir is None else Path(cfg.paths.model_dir),
     )
     callbacks = [instantiate(node) for node in (cfg.callbacks or {}).values() if node]
+    if options.get("enable_progress_bar") is False:
+        callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
+    elif not any(isinstance(callback, ProgressBar) for callback in callbacks):
+        options.setdefault("enable_progress_bar", False)  # Lightning would add one of its own
     options["precision"] = resolve_precision(options.get("precision"), options["accelerator"])
     _warn_of_emulated_bf16(options["precision"], options["accelerator"])
     if options.get("sync_batchnorm") == "auto":  # for GPUs only
