@@ -26,7 +26,7 @@ from bincounter.cloud.jobs import JOB_RECORD, read_jobs
 from bincounter.config.overrides import drop_overrides
 from bincounter.config.quoting import override_of
 from bincounter.errors import BinCounterError, Interrupted, Pruned, Stopped
-from bincounter.files import lock, write_text
+from bincounter.files import lock, read_file, write_json
 from bincounter.redaction import mask_text
 from bincounter.sweep.search_plan import Plan
 
@@ -81,13 +81,12 @@ class RecordedTask:
 
 def _record(folder: Path, outcome: Outcome, started: float) -> None:
     seconds = round(time.monotonic() - started, 3)
-    write_text(folder / OUTCOME, json.dumps({**asdict(outcome), "seconds": seconds}) + "\n")
+    write_json(folder / OUTCOME, {**asdict(outcome), "seconds": seconds}, indent=None)
 
 
 def read_outcome(folder: Path) -> Outcome | None:
     """Read the outcome in a folder; ``None`` if there is none yet."""
-    path = folder / OUTCOME
-    return Outcome(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+    return read_file(folder / OUTCOME, lambda file: Outcome(**json.load(file)), "delete it to run the trial again")
 
 
 def outcome_of_return(returned: JobReturn) -> Outcome:
@@ -198,8 +197,15 @@ def with_objectives(plan: Plan, outcome: Outcome, folder: Path) -> Outcome:
         return outcome
     values = outcome.values
     if plan.scored_in_folder:
-        scores = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["val"]
-        values = [float(scores[metric.removeprefix("val/")]) for metric in plan.metrics]
+        names = [metric.removeprefix("val/") for metric in plan.metrics]
+        values = (
+            read_file(
+                folder / "metrics.json",
+                lambda file: [float(scores[name]) for scores in [json.load(file)["val"]] for name in names],
+                "delete the trial's folder to run it again",
+            )
+            or []
+        )
     if len(values) == len(plan.metrics):
         return Outcome(values=values, seconds=outcome.seconds)
     return Outcome(

@@ -136,13 +136,8 @@ def _fit_and_score(
     if features is not None and plain["test"] and len(data.side("test")):
         features.add(data.side("test"))
     caveats = [] if checkpoint.ended_by is None else [checkpoint.ended_by]
-    folder.add_facts(
-        {
-            "epochs": epochs_begun(checkpoint.last_path),
-            "planned_epochs": trainer.max_epochs,
-            "resumed_at_epoch": resumed_at,
-        }
-    )
+    planned = {"planned_epochs": trainer.max_epochs, "resumed_at_epoch": resumed_at}
+    folder.add_facts({"epochs": epochs_begun(checkpoint.last_path), **planned})
     return _scored(plain, folder, data, loaded, best_value(best), callbacks, caveats)
 
 

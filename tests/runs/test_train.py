@@ -105,6 +105,11 @@ def test_a_run_leaves_what_the_contract_says_and_can_be_scored_predicted_and_com
     assert "accuracy" in done.stdout.lower()
     assert "again †" in done.stdout and caveat in " ".join(done.stdout.split())
     assert metrics["caveats"] == []
+    facts = json.loads((trained / "provenance.json").read_text())
+    assert facts["epochs"] == facts["planned_epochs"] == 2 and facts["resumed_at_epoch"] is None
+    page = (trained / "report.html").read_text(encoding="utf-8")
+    assert "for 2 epochs, in " in page and "<dt>uncommitted changes</dt>" in page
+    assert (trained / "train.log").read_text().count("epoch 1 of 2: train/loss=") == 1
 
 
 def test_a_folder_with_broken_inputs_is_trained_on_and_nothing_vanishes(
@@ -163,13 +168,19 @@ def test_a_multirun_has_a_folder_for_each_job_and_shares_the_split(bins: Path, t
 # Each names itself in another way to Lightning, which starts it anew for the second process.
 @pytest.mark.parametrize(
     "program",
-    [["train.py"], [str(Path(sys.executable).parent / "bincounter"), "train"], ["-m", "bincounter", "train"]],
-    ids=["train.py", "bincounter train", "python -m bincounter train"],
+    [
+        ["train.py"],
+        [str(Path(sys.executable).parent / "bincounter"), "train"],
+        ["-m", "bincounter", "train"],
+        ["train.py", "+trainer.strategy=ddp_spawn"],  # its processes are handed the same memory
+    ],
+    ids=["train.py", "bincounter train", "python -m bincounter train", "ddp_spawn"],
 )
 def test_two_processes_train_what_one_would_and_score_each_photo_once(
     program: list[str], bins: Path, run: Run, tmp_path: Path
 ) -> None:
-    options = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "data.batch_size=8"]
+    group = [] if "+trainer.strategy=ddp_spawn" in program else ["trainer=ddp", "trainer.accelerator=cpu"]
+    options = [*group, "trainer.devices=2", "data.batch_size=8"]
     paths = [f"paths.cache_dir={tmp_path / 'cache'}", f"paths.output_dir={tmp_path / 'run'}"]
     run(*program, *SMALL, f"data.source={bins}", *options, *paths)
     split = [row["id"] for row in rows(tmp_path / "run" / "split.csv") if row["split"] != "train"]
@@ -260,6 +271,18 @@ def test_debug_groups_run(debug: str, bins: Path, train: Run, tmp_path: Path) ->
         (["ckpt_path=last", "paths.output_dir=nowhere"], "has no run to resume"),
         (["trainer=gpu"], "no CUDA GPU is visible here"),
         (["trainer=ddp", "trainer.accelerator=cpu", "trainer.sync_batchnorm=true"], "sync_batchnorm=true needs GPUs"),
+        (["trainer.precision=16-true"], "ends in NaN: use 16-mixed or bf16-true"),
+        (["trainer.precision=transformer-engine"], "is not one of auto, 16-mixed, bf16-mixed, 32-true, 64-true"),
+        (["+trainer.strategy=fsdp"], "a checkpoint here is whole: use trainer=ddp"),
+        (["+trainer.enable_checkpointing=false"], "has no effect here: a run always keeps best.ckpt and last.ckpt"),
+        (["+trainer.logger=false"], "has no effect here: choose loggers by the group logger"),
+        (["+trainer.callbacks=[]"], "has no effect here: choose them by the group callbacks"),
+        (["+trainer.default_root_dir=x"], "name the run's folder with paths.output_dir"),
+        (["+trainer.limit_val_batches=0"], "leaves nothing to choose the best checkpoint by"),
+        (["+trainer.limit_train_batches=0.0"], "leaves nothing to train on"),
+        (["trainer.check_val_every_n_epoch=99"], "never validates"),
+        (["+trainer.max_steps=0"], "does not train"),
+        (["hydra.job.chdir=true"], "hydra.job.chdir=true would look for relative paths in the run's folder: remove it"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )

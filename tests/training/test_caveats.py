@@ -1,0 +1,85 @@
+"""Limits of a run's scores: counted, said in a sentence, and shown by the report, compare and the log."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from bins import square_bins
+from made_runs import make_run, write_run_report
+from rich.console import Console
+from test_features import NO_CHANGES
+
+from bincounter.data.datamodule import BinDataModule
+from bincounter.data.layouts.folders import Folders
+from bincounter.report.compare import compare, format_comparison
+from bincounter.training.caveats import list_caveats, training_overlap
+
+
+def prepared(source: Path, method: str, cache: Path) -> BinDataModule:
+    data = BinDataModule(
+        str(source),
+        Folders(),
+        counts=[0, 1, 2, 3, 9],
+        image_size=32,
+        batch_size=8,
+        split={"method": method, "fractions": [0.6, 0.2, 0.2], "seed": 0},
+        augmentation=NO_CHANGES,
+        data_dir=cache,
+        cache_dir=cache,
+    )
+    data.prepare()
+    return data
+
+
+@pytest.mark.parametrize("method", ["random", "grouped"])
+def test_copies_on_both_sides_and_the_rest_of_what_limits_scores(method: str, tmp_path: Path) -> None:
+    bins = square_bins(tmp_path / "bins", photos=40)
+    for path in sorted(bins.glob("*/*.png")):
+        shutil.copy(path, path.with_stem(f"{path.stem}-again"))
+    (bins / "0" / "torn.png").write_bytes(b"\x89PNG")
+    data = prepared(bins, method, tmp_path / "cache")
+    records, content = data.manifest.records, data.manifest.content
+    training = data.side("training")
+    description = {
+        "train_content": torch.from_numpy(content[training].view("int64")),
+        "train_ids": [records[i].id for i in training],
+    }
+    overlaps = training_overlap(data, description, fitted=True)
+    for side, name in (("val", "validation"), ("test", "test")):
+        seen = sum(content[i] in content[training] for i in data.side(name))
+        assert overlaps[side].seen == overlaps[side].same_bytes == seen
+        assert (seen > 0) == (method == "random")
+    # Without the bytes in the description they are still near-copies of training photos.
+    unknown = {"train_content": torch.zeros(0, dtype=torch.int64), "train_ids": []}
+    near = training_overlap(data, unknown, fitted=True)["test"]
+    assert (near.seen, near.near) == (0, overlaps["test"].seen)
+    plain = {"train": True, "trainer": {"fast_dev_run": True}, "data": {"split": {"method": method}}}
+    caveats = " ".join(list_caveats(plain, data, overlaps))
+    assert ("of the 16 test photos: their scores are too good" in caveats) == (method == "random")
+    assert "A quick look" in caveats and "trainer.fast_dev_run=True" in caveats
+    assert "No training photo has count 9: the model never predicts it." in caveats
+    assert "1 input of the source could not be used, see quarantine.csv." in caveats
+    if method == "random":
+        copies = " ".join(list_caveats(plain, data, {"test": near}))
+        assert f"{near.near} of the {near.photos} test photos are near-copies of training photos" in copies
+
+
+def test_caveats_are_shown_wherever_the_scores_are(tmp_path: Path) -> None:
+    plain, limited, old = (make_run(tmp_path / name, photos=200) for name in ("plain", "limited", "old"))
+    metrics = json.loads((limited / "metrics.json").read_text())
+    metrics |= {"caveats": ["The model was trained on 7 of them."], "seen_in_training": {"test": metrics["test"]["n"]}}
+    (limited / "metrics.json").write_text(json.dumps(metrics))
+    (old / "provenance.json").write_text('{"photos_seen_in_training": 3}')
+    page = write_run_report(limited).read_text(encoding="utf-8")
+    assert "counted right, all of them seen in training</h1>" in page
+    assert "<li>The model was trained on 7 of them.</li>" in page
+    assert "seen in training" not in write_run_report(plain).read_text(encoding="utf-8")
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(format_comparison(compare([plain, limited, old])))
+    screen = capture.get()
+    assert "limited †" in screen and "old †" in screen and "plain †" not in screen
+    assert "Note: limited † The model was trained on 7 of them." in screen
+    assert "The model was trained on 3 of these photos" in screen
