@@ -30,6 +30,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.types import RunMode
@@ -52,6 +53,7 @@ from bincounter.config.train_schema import TrainConfig, register
 from bincounter.errors import ConfigError
 from bincounter.files import expand_user
 from bincounter.redaction import mask_argument, mask_secrets
+from bincounter.sweep.search_results import print_jobs
 
 _ROOTS = {"train": TrainConfig, "deploy": deploy_schema.DeployConfig}
 
@@ -258,18 +260,39 @@ def _hide_internal(
 def _change_files() -> None:
     Plugins.instance()  # it executes the modules of plug-ins again
     _mask_output()
-    _changed(basic_sweeper.BasicSweeper, "sweep")(_leave_no_folder)
+    _changed(basic_sweeper.BasicSweeper, "sweep")(_sweep)
     _changed(SourcesRegistry.instance().resolve("file"), "load_config")(_keep_yaml_text)
 
 
-def _leave_no_folder(original: Callable[..., Any], self: BasicSweeper, arguments: list[str]) -> Any:
-    """Have Hydra make its folder of a sweep, with multirun.yaml, elsewhere while requests are only shown."""
+def _sweep(original: Callable[..., Any], self: BasicSweeper, arguments: list[str]) -> Any:
+    """Sweep over listed values; ends with a table of the jobs, also when some of them failed.
+
+    While requests are only shown, Hydra makes its folder of the sweep, with multirun.yaml, elsewhere.
+    """
     assert self.config is not None
     if not OmegaConf.select(self.config, "dry_run", default=False):
-        return original(self, arguments)
+        return _summarised(original, self, arguments)
     with tempfile.TemporaryDirectory() as folder, read_write(self.config), open_dict(self.config):
         self.config.hydra.sweep.dir = folder
         return original(self, arguments)
+
+
+def _summarised(original: Callable[..., Any], self: BasicSweeper, arguments: list[str]) -> Any:
+    jobs: list[JobReturn] = []
+    launcher = self.launcher
+    assert launcher is not None
+    launch = launcher.launch
+
+    def recorded(*given: Any, **options: Any) -> Sequence[JobReturn]:
+        returned = launch(*given, **options)
+        jobs.extend(returned)
+        return returned
+
+    launcher.launch = recorded  # type: ignore[method-assign]
+    try:
+        return original(self, arguments)  # which raises the first failure
+    finally:
+        print_jobs(jobs)
 
 
 def _mask_output() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,9 +10,14 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
+from omegaconf import OmegaConf
+
+from bincounter.config.checks import metric_mode
 from bincounter.number_format import format_interval, format_score, is_fraction
+from bincounter.redaction import mask_argument
 
 if TYPE_CHECKING:
+    from hydra.core.utils import JobReturn
     from optuna import Study
     from optuna.trial import FrozenTrial
 
@@ -219,6 +225,53 @@ def print_results(study: "Study", search: Search) -> None:
         print(search.command(best[0].params))
     else:
         _show_front(best, search)
+
+
+def print_jobs(jobs: "Sequence[JobReturn]") -> None:
+    """Print the jobs of a sweep over listed values, best first, with their folders and the settings that differ.
+
+    Args:
+        jobs: that a launcher returned. Fewer than two, and jobs that neither have a value nor failed, as after
+            ``dry_run=true``, are not worth a table.
+    """
+    values = [_value(job) for job in jobs]
+    failed = [isinstance(job._return_value, Exception) for job in jobs]  # its property raises them
+    known = any(failed) or any(value is not None for value in values)
+    if len(jobs) < 2 or not known:
+        return
+    metric = str(jobs[0].cfg.optimized_metric) if jobs[0].cfg is not None else "value"
+    sign = -1 if metric_mode(metric) == "max" else 1
+    order = sorted(range(len(jobs)), key=lambda job: math.inf if (each := values[job]) is None else sign * each)
+    overrides = [[mask_argument(each) for each in job.overrides or () if "=" in each] for job in jobs]
+    settings = [dict(each.lstrip("+~").split("=", 1) for each in given) for given in overrides]
+    keys = [key for key in dict.fromkeys(key for each in settings for key in each) if not key.startswith("hydra.")]
+    short = short_names([key for key in keys if len({each.get(key) for each in settings}) > 1])
+    folders = [_folder(job) for job in jobs]
+    sweep = Path(os.path.commonpath([folder.parent for folder in folders]))
+    some = f", {sum(failed)} of them failed" if any(failed) else ""
+    print(f"{len(jobs)} jobs{some}, best first:")
+    rows = [
+        [
+            str(folders[job].relative_to(sweep)),
+            "failed" if failed[job] else format_score(metric, values[job], unit=True),
+            *(settings[job].get(key, "-") for key in short),
+        ]
+        for job in order
+    ]
+    print_table(["folder", metric, *short.values()], rows)
+    print(sweep, flush=True)
+
+
+def _folder(job: "JobReturn") -> Path:
+    """Return the folder of a job: Hydra's own launchers give the current one as ``working_dir``."""
+    made = OmegaConf.select(job.hydra_cfg, "hydra.runtime.output_dir") if job.hydra_cfg else None
+    return Path(str(made or job.working_dir))
+
+
+def _value(job: "JobReturn") -> float | None:
+    """Return the value that a job returned, if it is one to rank by."""
+    found = job._return_value
+    return float(found) if isinstance(found, int | float) and math.isfinite(found) else None
 
 
 def _show_best(best: "FrozenTrial", search: Search) -> None:

@@ -130,7 +130,12 @@ def test_of_three_jobs_one_fails_and_its_own_message_is_on_screen(
     assert told, done.stderr
     assert "data.counts=[8, 9]" in told[1] or "data.counts=[8,9]" in told[1]
     assert "Traceback" not in done.stderr
-    assert done.stdout.splitlines() == [str(folder / number) for number in "02"]
+    lines = done.stdout.splitlines()
+    assert lines[:2] == [str(folder / number) for number in "02"]
+    assert lines[2:4] == ["3 jobs, 1 of them failed, best first:", lines[3]]
+    assert lines[3].split() == ["folder", "val/accuracy", "counts"]
+    assert {lines[4].split()[0], lines[5].split()[0]} == {"0", "2"}
+    assert lines[6].split()[:2] == ["1", "failed"] and lines[7:] == [str(folder)]
     assert all((folder / number / "report.html").exists() for number in "02")
     assert not (folder / "1" / "metrics.json").exists()
     assert record(folder / "1")["description"]["TrainingJobStatus"] == "Failed"

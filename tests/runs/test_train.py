@@ -159,10 +159,16 @@ def test_ckpt_path_latest_goes_on_with_the_newest_unfinished_run(bins: Path, tra
 
 def test_a_multirun_has_a_folder_for_each_job_and_shares_the_split(bins: Path, train: Run, tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
-    train(*SMALL, f"data.source={bins}", "trainer.max_epochs=1", "seed=1,2", f"paths.output_dir={sweep}", "-m")
+    done = train(*SMALL, f"data.source={bins}", "trainer.max_epochs=1", "seed=1,2", f"paths.output_dir={sweep}", "-m")
     splits = [(sweep / job / "split.csv").read_text() for job in ("0", "1")]
     assert splits[0] == splits[1]
     assert (sweep / "0" / "report.html").exists()
+    accuracy = {job: json.loads((sweep / job / "metrics.json").read_text())["val"]["accuracy"] for job in ("0", "1")}
+    best = sorted(accuracy, key=lambda job: -accuracy[job])
+    *_, title, header, first, second, last = done.stdout.splitlines()
+    assert (title, header.split(), last) == ("2 jobs, best first:", ["folder", "val/accuracy", "seed"], str(sweep))
+    rows = [line.split() for line in (first, second)]
+    assert rows == [[job, f"{100 * accuracy[job]:.1f}", "%", str(int(job) + 1)] for job in best]
 
 
 # Each names itself in another way to Lightning, which starts it anew for the second process.

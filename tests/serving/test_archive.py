@@ -87,7 +87,7 @@ def test_the_card_has_scores_with_baselines_and_their_number_and_no_path_of_this
     assert front["license"] == "unknown"
     assert front["model-index"][0]["results"][0]["metrics"][0]["value"] == scores["accuracy"]
     assert f"On {scores['n']} test photos" in card
-    assert f"{scores['accuracy']:.3f} | {scores['majority_accuracy']:.3f}" in card
+    assert f"{100 * scores['accuracy']:.1f} % | {100 * scores['majority_accuracy']:.1f} %" in card
     assert str(served_run.parent) not in card
 
 

@@ -1,6 +1,7 @@
 """Results of a search: the printed summary, and sweep.html in a real browser."""
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,12 +9,14 @@ from pathlib import Path
 import optuna
 import pytest
 from browser import chromium, visit
+from hydra.core.utils import JobReturn, JobStatus
 from made_studies import BATCH, LR, SPACE, command, made_study
+from omegaconf import OmegaConf
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 from playwright.sync_api import Browser
 
-from bincounter.sweep.search_results import Search, best_trials, print_results, short_names
+from bincounter.sweep.search_results import Search, best_trials, print_jobs, print_results, short_names
 from bincounter.sweep.sweep_report import write_page
 
 METRICS = ["val/accuracy", "val/rmse", "val/mae"]
@@ -142,6 +145,42 @@ def test_the_retrained_run_is_linked_with_its_scores(tmp_path: Path) -> None:
     page = (tmp_path / "sweep.html").read_text()
     assert "Trained again with the values of trial 2: accuracy 43.8 % on 48 test photos" in page
     assert '<a href="best/report.html">' in page
+
+
+def job(number: int, value: object, *overrides: str, metric: str = "val/accuracy") -> JobReturn:
+    done = JobStatus.FAILED if isinstance(value, Exception) else JobStatus.COMPLETED
+    cfg = OmegaConf.create({"optimized_metric": metric})
+    returned = JobReturn(overrides=overrides, cfg=cfg, working_dir=f"/runs/sweep/{number}", status=done)
+    returned.return_value = value
+    return returned
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "rows"),
+    [
+        ("val/accuracy", [0.25, ValueError("no"), 0.5], [["2", "50.0 %"], ["0", "25.0 %"], ["1", "failed"]]),
+        ("val/rmse", [0.8, 0.9, math.nan], [["0", "0.800 items"], ["1", "0.900 items"], ["2", "n/a"]]),
+    ],
+)
+def test_jobs_of_a_grid_are_listed_best_first(
+    metric: str, values: list[object], rows: list[list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rates = ["1e-2", "1e-3", "1e-4"]
+    jobs = [
+        job(n, value, f"{LR}={rates[n]}", "seed=1", f"+key.token=t{n}", metric=metric) for n, value in enumerate(values)
+    ]
+    print_jobs(jobs)
+    title, header, *lines, last = capsys.readouterr().out.splitlines()
+    assert title.startswith("3 jobs") and ("1 of them failed" in title) is (metric == "val/accuracy")
+    assert header.split() == ["folder", metric, "lr"]
+    assert [line.split() for line in lines] == [[*row[0].split(), *row[1].split(), rates[int(row[0])]] for row in rows]
+    assert last == "/runs/sweep"
+
+
+@pytest.mark.parametrize("values", [[0.5], [None, None], []])
+def test_a_single_job_and_a_dry_run_have_no_table(values: list[object], capsys: pytest.CaptureFixture[str]) -> None:
+    print_jobs([job(n, value, f"seed={n}") for n, value in enumerate(values)])
+    assert capsys.readouterr().out == ""
 
 
 LONG = "model.a_rather_long_name_of_something.another_that_does_not_end"
