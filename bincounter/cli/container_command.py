@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from bincounter.cloud.container import Instances, base_folder, channel, read_input_config, run_folder
-from bincounter.cloud.hyperparameters import decode_overrides
+from bincounter.cloud.hyperparameters import SPOT_VARIABLE, decode_overrides
 from bincounter.config.overrides import drop_overrides
 from bincounter.errors import BinCounterError, ConfigError
 from bincounter.files import write_text
@@ -68,12 +68,21 @@ def _overrides(base: Path) -> list[str]:
         settled["data.source"] = photos
     quoted = decode_overrides({key: json.dumps(str(path)) for key, path in settled.items()})
     # An experiment file may choose and set a launcher, which must not launch from in here.
-    overrides = [*given, "launcher=container", *quoted, *_joined(base, given)]
+    overrides = [*given, "launcher=container", *_launcher(base), *quoted, *_joined(base, given)]
     _clear_leftovers(run)
     # Of the two the checkpoint alone may have reached S3 when the job was interrupted.
     if (run / "config.yaml").exists() or (run / "checkpoints" / "last.ckpt").exists():
         overrides.append("ckpt_path=last")
     return overrides
+
+
+def _launcher(base: Path) -> list[str]:
+    """Overrides that record what the job runs on; the settings of the launcher that started it are not sent."""
+    resources = read_input_config(base, "resourceconfig")
+    found = {"spot": "true"} if os.environ.get(SPOT_VARIABLE) else {}
+    if str(resources.get("current_instance_type", "")).startswith("ml."):
+        found |= {"instance_type": resources["current_instance_type"], "instance_count": len(resources["hosts"])}
+    return [f"launcher.{name}={value}" for name, value in found.items()]
 
 
 def _joined(base: Path, given: list[str]) -> list[str]:

@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import Any
 
 from bincounter.cloud.api_shapes import check_request, merge
+from bincounter.cloud.hyperparameters import SPOT_VARIABLE
 from bincounter.config.checks import METRICS
 from bincounter.errors import ConfigError
 from bincounter.redaction import mask_secrets
@@ -93,8 +94,9 @@ def training_request(
     }
     if settings["spot"]:
         request["StoppingCondition"]["MaxWaitTimeInSeconds"] = settings["max_wait"] or 2 * settings["max_run"]
-    if settings["environment"]:
-        request["Environment"] = dict(settings["environment"])
+    environment = {**settings["environment"], **({SPOT_VARIABLE: "true"} if settings["spot"] else {})}
+    if environment:
+        request["Environment"] = environment
     if channel_uri is not None:
         request["InputDataConfig"] = [_channel(channel_uri, settings["input_mode"])]
     request = merge(request, settings["request"])

@@ -16,6 +16,8 @@ import yaml
 from bins import square_bins
 from commands import REPOSITORY, environment
 
+from bincounter.cli import container_command, train_command
+from bincounter.cli.hydra_app import compose
 from bincounter.cloud.container import channel, run_folder
 from bincounter.cloud.hyperparameters import encode_overrides
 from bincounter.errors import ConfigError
@@ -88,6 +90,23 @@ def container(base: Path, code: Path, bins: Path, *overrides: str, host: str = "
     for name, content in files.items():
         (config / f"{name}.json").write_text(json.dumps(content))
     return base
+
+
+def test_the_configuration_has_the_instances_that_the_job_runs_on(
+    tmp_path: Path, bins: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = container(tmp_path / "ml", tmp_path, bins, hosts=2, host="127.0.0.1")
+    resources = base / "input" / "config" / "resourceconfig.json"
+    described = json.loads(resources.read_text()) | {"current_instance_type": "ml.m5.4xlarge"}
+    resources.write_text(json.dumps(described))
+    monkeypatch.setenv("SAGEMAKER_BASE_DIR", str(base))
+    monkeypatch.setenv("BINCOUNTER_SPOT", "true")  # as the request of launcher=sagemaker_spot has it
+    monkeypatch.setattr(sys, "argv", [str(base / "start.py")])
+    composed = []
+    monkeypatch.setattr(train_command, "main", lambda **_: composed.append(compose(sys.argv[1:])) or 0)
+    assert container_command.main() == 0
+    launcher = composed[0].launcher
+    assert (launcher.instance_type, launcher.instance_count, launcher.spot) == ("ml.m5.4xlarge", 2, True)
 
 
 def start(base: Path) -> subprocess.Popen[str]:
