@@ -3,6 +3,7 @@
 import errno
 import logging
 import math
+import re
 import signal
 import warnings
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,7 @@ from bincounter.config.quoting import shell_command
 from bincounter.data.datamodule import BinDataModule
 from bincounter.errors import BinCounterError, ConfigError, DataError, ResourceError
 from bincounter.model.counter import BinCounter
+from bincounter.redaction import mask_text
 from bincounter.training.checkpoint import AtomicCheckpointIO, RunCheckpoint, StatelessRandomness, read_checkpoint
 from bincounter.training.logs import TrainingLog
 from bincounter.training.run_folder import RunFolder
@@ -243,7 +245,46 @@ def describe_failure(error: BaseException, *, batch_size: int, run: object) -> B
             "batch normalisation needs more than one value: use a larger data.batch_size or data.image_size"
         )
     if isinstance(error, MisconfigurationException):
-        return ConfigError(" ".join(str(error).split()))
+        text = " ".join(str(error).split())
+        limit = re.search(r"requested to check (\S+) of the `(\w+)_dataloader` but \S+ \* (\d+) < 1", text)
+        if limit is None:
+            return ConfigError(text)
+        share, side, batches = limit.groups()
+        return ConfigError(
+            f"trainer.limit_{side}_batches={share} of {batches} batches is less than one: set "
+            f"trainer.limit_{side}_batches=1, which is a number of batches, or a smaller data.batch_size={batch_size}"
+        )
+    return _describe_logger_failure(error)
+
+
+_LOGGERS = {
+    "wandb": "check the network, or add logger.wandb.offline=true, or choose logger=csv",
+    "mlflow": "start the server of logger.mlflow.tracking_uri, or correct it, or choose logger=csv",
+}
+"""Packages of loggers, and the next step where their server does not answer."""
+_NO_LOGIN = re.compile(r"api[_ ]?key|log(?:ged)? ?in\b|\b40[13]\b|unauthori[sz]ed|permission|credential", re.IGNORECASE)
+
+
+def _describe_logger_failure(error: BaseException) -> BinCounterError | None:
+    """Describe an exception of a logger's package, which may be missing, not logged in, or without its server."""
+    for cause in (error, error.__cause__):
+        missing = isinstance(cause, ModuleNotFoundError)
+        library = type(cause).__module__.partition(".")[0]
+        name = next((each for each in _LOGGERS if library == each or (missing and each in str(cause).lower())), None)
+        if name is None:
+            continue
+        if missing:
+            return ConfigError(
+                f"logger={name} needs a package that is not installed: pip install 'bincounter[{name}]', or choose "
+                "logger=csv"
+            )
+        text = mask_text(next(iter(str(cause).splitlines()), type(cause).__name__)).rstrip(". ")
+        if re.search(
+            r"api[_ ]?key|login|logged in|\b40[13]\b|unauthori[sz]ed|permission|credential", text, re.IGNORECASE
+        ):
+            login = "run `wandb login`, or set WANDB_API_KEY" if name == "wandb" else "set MLFLOW_TRACKING_TOKEN"
+            return ConfigError(f"{name} refuses this login ({text}): {login}, or choose logger=csv")
+        return ResourceError(f"{name} cannot log this run ({text}): {_LOGGERS[name]}")
     return None
 
 

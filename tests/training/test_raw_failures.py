@@ -1,0 +1,58 @@
+"""Errors of Lightning and of the loggers' packages are one sentence with the next step."""
+
+import pytest
+from hydra.errors import InstantiationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from bincounter.errors import BinCounterError, ConfigError, ResourceError
+from bincounter.training.trainer import translate_errors
+
+
+def raised_by(package: str, message: str) -> Exception:
+    """An exception of a package that need not be installed, as Hydra passes it on."""
+    kind = type("Error", (Exception,), {"__module__": f"{package}.exceptions"})
+    error = InstantiationException("Error in call to target")
+    error.__cause__ = kind(message)
+    return error
+
+
+def missing(package: str) -> Exception:
+    error = InstantiationException("Error in call to target")
+    error.__cause__ = ModuleNotFoundError(f"Requirement '{package}>=1.0' not met. HINT: Try running `pip install`")
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "sentence"),
+    [
+        (missing("wandb"), ConfigError, r"logger=wandb needs a package .*: pip install 'bincounter\[wandb\]', or"),
+        (missing("mlflow"), ConfigError, r"logger=mlflow needs a package .*: pip install 'bincounter\[mlflow\]', or"),
+        (
+            raised_by("wandb", "api_key not configured (no-tty). call wandb.login(key=[your_api_key])"),
+            ConfigError,
+            "wandb refuses this login .*: run `wandb login`, or set WANDB_API_KEY, or choose logger=csv",
+        ),
+        (
+            raised_by("wandb", "Run initialization has timed out after 90.0 sec."),
+            ResourceError,
+            r"wandb cannot log this run \(Run init.*sec\): check the network, or add logger.wandb.offline=true",
+        ),
+        (
+            raised_by("mlflow", "API request to http://ada:hunter2@127.0.0.1:1/api failed with exception Max retries"),
+            ResourceError,
+            r"mlflow cannot log this run \(API request to http://\*\*\*@127.*: start the server of logger.mlflow",
+        ),
+        (
+            MisconfigurationException(
+                "You requested to check 0.1 of the `train_dataloader` but 0.1 * 4 < 1. Please increase the "
+                "`limit_train_batches` argument. Try at least `limit_train_batches=0.25`"
+            ),
+            ConfigError,
+            "trainer.limit_train_batches=0.1 of 4 batches is less than one: set trainer.limit_train_batches=1, which",
+        ),
+    ],
+)
+def test_raw_failures(error: Exception, kind: type[BinCounterError], sentence: str) -> None:
+    with pytest.raises(kind, match=sentence) as caught, translate_errors(batch_size=8, run="run"):
+        raise error
+    assert "\n" not in str(caught.value) and "hunter2" not in str(caught.value)
