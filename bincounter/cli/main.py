@@ -212,11 +212,12 @@ def _explore(arguments: argparse.Namespace) -> int:
 
 
 def _arrange(arguments: argparse.Namespace) -> int:
-    check_writable(arguments.destination, folder=True)
-    _, data = _compose_data(arguments)
+    cfg, data = _compose_data(arguments)
     from bincounter.data.arrange import arrange
+    from bincounter.data.prepare import check_local
     from bincounter.data.records import Candidate, Listing
 
+    check_local(arguments.destination, cfg.data.source)
     photos = [Candidate(record.id, record.file, record.count) for record in data.find()]
     data.log_left_out()
     placed = arrange(Listing(photos), arguments.destination)

@@ -128,7 +128,17 @@ def check_destination(destination: str, source: str | None) -> None:
                 raise _inside(destination, source)
         check_reachable(destination)
         return
-    folder = expand_folder(destination)
+    check_local(expand_folder(destination), source)
+
+
+def check_local(folder: Path, source: str | None) -> None:
+    """Check that a local folder can be filled with the photos of a source.
+
+    Raises:
+        UserError: it is inside the source, cannot be written, or is the address of a bucket.
+    """
+    if is_remote(str(folder)):
+        raise DataError(f"{folder} is not a local folder: name one, or fill a bucket by prepare")
     if source and not is_remote(source):
         check_outside(folder, expand_folder(source))
     check_writable(folder, folder=True)

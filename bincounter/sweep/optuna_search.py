@@ -11,6 +11,7 @@ from optuna import Study, create_study, get_all_study_names
 from optuna.trial import FrozenTrial, TrialState
 
 from bincounter.errors import BinCounterError, Interrupted, ResourceError, Stopped
+from bincounter.files import check_writable
 from bincounter.number_format import format_score
 from bincounter.sweep import trials
 from bincounter.sweep.distributions import to_optuna, values_of
@@ -91,6 +92,7 @@ def search(plan: Plan, launcher: Launcher) -> None:
 
 def _check(plan: Plan, sampling: SamplerFactory, launcher: Launcher, url: str) -> None:
     """Refuse a search that cannot run."""
+    check_writable(plan.folder, folder=True)
     check_earlier_searches(plan)
     if plan.own:
         check_batch_sizes(plan.parameters, plan.cfg)

@@ -280,9 +280,15 @@ def test_wrong_destinations_are_a_sentence_before_anything_is_fetched(
     assert not (tmp_path / "data").exists()
 
 
-def test_a_folder_in_the_source_is_refused(prepare: Run, tmp_path: Path) -> None:
+def test_a_folder_in_the_source_is_refused(prepare: Run, run: Run, tmp_path: Path) -> None:
     bins = bin_folders(tmp_path / "source")
+    given = ["data=folders", f"data.source={bins}"]
+    arrange = ["-m", "bincounter", "arrange", *given, f"paths.cache_dir={tmp_path / 'cache'}"]
     for destination in (bins, bins / "made", tmp_path / "source/../source/made"):
-        done = prepare(destination, "data=folders", f"data.source={bins}", code=2)
-        assert "is inside the source" in done.stderr
+        assert "is inside the source" in prepare(destination, *given, code=2).stderr
+        assert "is inside the source" in run(*arrange[:3], str(destination), *arrange[3:], code=2).stderr
     assert not (bins / "made").exists()
+    assert "is not a local folder" in run(*arrange[:3], "s3://bucket/bins", *arrange[3:], code=2).stderr
+    assert (
+        "x is a file: name a folder" in run(*arrange[:3], str(write(tmp_path / "x", "")), *arrange[3:], code=2).stderr
+    )

@@ -137,7 +137,7 @@ def find_photos(folder: Path) -> list[Path]:
             photos.append(folder / found.name)
     reasons = ", ".join(f"{number:,} {reason}" for reason, number in passed_over.most_common())
     if not photos:
-        held = f", only {reasons}" if reasons else ""
+        held = f" ({reasons})" if reasons else ""
         raise DataError(f"{escape_name(folder)} has no photos{held}: name a folder of .jpg, .png or .webp files")
     if reasons:
         log.info("%s: %d inputs passed over (%s)", escape_name(folder), passed_over.total(), reasons)
