@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
+from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
 from bincounter.config.checks import metric_mode
@@ -17,7 +18,6 @@ from bincounter.number_format import format_interval, format_score, is_fraction
 from bincounter.redaction import mask_argument
 
 if TYPE_CHECKING:
-    from hydra.core.utils import JobReturn
     from optuna import Study
     from optuna.trial import FrozenTrial
 
@@ -227,7 +227,7 @@ def print_results(study: "Study", search: Search) -> None:
         _show_front(best, search)
 
 
-def print_jobs(jobs: "Sequence[JobReturn]") -> None:
+def print_jobs(jobs: Sequence[JobReturn]) -> None:
     """Print the jobs of a sweep over listed values, best first, with their folders and the settings that differ.
 
     Args:
@@ -235,7 +235,7 @@ def print_jobs(jobs: "Sequence[JobReturn]") -> None:
             ``dry_run=true``, are not worth a table.
     """
     values = [_value(job) for job in jobs]
-    failed = [isinstance(job._return_value, Exception) for job in jobs]  # its property raises them
+    failed = [job.status == JobStatus.FAILED for job in jobs]
     known = any(failed) or any(value is not None for value in values)
     if len(jobs) < 2 or not known:
         return
@@ -262,15 +262,15 @@ def print_jobs(jobs: "Sequence[JobReturn]") -> None:
     print(sweep, flush=True)
 
 
-def _folder(job: "JobReturn") -> Path:
+def _folder(job: JobReturn) -> Path:
     """Return the folder of a job: Hydra's own launchers give the current one as ``working_dir``."""
     made = OmegaConf.select(job.hydra_cfg, "hydra.runtime.output_dir") if job.hydra_cfg else None
     return Path(str(made or job.working_dir))
 
 
-def _value(job: "JobReturn") -> float | None:
+def _value(job: JobReturn) -> float | None:
     """Return the value that a job returned, if it is one to rank by."""
-    found = job._return_value
+    found = job.return_value if job.status == JobStatus.COMPLETED else None  # of a failed job it is raised
     return float(found) if isinstance(found, int | float) and math.isfinite(found) else None
 
 
