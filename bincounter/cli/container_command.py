@@ -81,7 +81,7 @@ def _launcher(base: Path) -> list[str]:
     resources = read_input_config(base, "resourceconfig")
     found = {"spot": "true"} if os.environ.get(SPOT_VARIABLE) else {}
     if str(resources.get("current_instance_type", "")).startswith("ml."):
-        found |= {"instance_type": resources["current_instance_type"], "instance_count": len(resources["hosts"])}
+        found |= {"instance_type": resources["current_instance_type"], "instance_count": str(len(resources["hosts"]))}
     return [f"launcher.{name}={value}" for name, value in found.items()]
 
 

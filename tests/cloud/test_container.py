@@ -102,10 +102,9 @@ def test_the_configuration_has_the_instances_that_the_job_runs_on(
     monkeypatch.setenv("SAGEMAKER_BASE_DIR", str(base))
     monkeypatch.setenv("BINCOUNTER_SPOT", "true")  # as the request of launcher=sagemaker_spot has it
     monkeypatch.setattr(sys, "argv", [str(base / "start.py")])
-    composed = []
-    monkeypatch.setattr(train_command, "main", lambda **_: composed.append(compose(sys.argv[1:])) or 0)
+    monkeypatch.setattr(train_command, "main", lambda **_: 0)
     assert container_command.main() == 0
-    launcher = composed[0].launcher
+    launcher = compose(sys.argv[1:]).launcher
     assert (launcher.instance_type, launcher.instance_count, launcher.spot) == ("ml.m5.4xlarge", 2, True)
 
 
