@@ -184,7 +184,7 @@ def check_target(key: str, node: Any, *, given: tuple[str, ...] = ()) -> None:
             continue
         if name not in names and not takes_any:
             guess = closest_match(str(name), names)
-            hint = f"; did you mean {key}.{guess}?" if guess else f"; it takes {', '.join(names)}"
+            hint = f"; did you mean {key}.{guess}?" if guess else f"; it takes {', '.join(names) or 'none'}"
             raise ConfigError(f"{key}.{name} is not an argument of {node['_target_']}{hint}")
         if name in hints and not _fits(value, hints[name]):
             raise ConfigError(
