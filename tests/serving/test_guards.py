@@ -273,6 +273,7 @@ async def test_compressed_bodies_are_taken(coding: str, body: bytes) -> None:
         ("deflate", zlib.compress(b"x") + b"rest", 400, "not deflate"),
         ("gzip", gzip.compress(bytes(1001)), 413, "more than 0.001 MB"),
     ],
+    ids=["br", "zstd", "two", "long", "plain", "cut", "rest", "many", "empty", "deflate rest", "large"],
 )
 async def test_other_codings_and_damaged_streams_are_refused(coding: str, body: bytes, status: int, words: str) -> None:
     limiter = RequestLimiter(LIMITS, 1)
