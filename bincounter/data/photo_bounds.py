@@ -93,15 +93,17 @@ class CleanedPhoto:
     def _markers(self) -> Iterator[tuple[int, int]]:
         """Yield place and code of the markers from the first scan's end to the photo's, but for restarts."""
         assert self.scan is not None
+        view = memoryview(self.data)
         place = self.scan + 2 + _length(self.data, self.scan + 2)
         for _ in range(MAX_SEGMENTS):
-            marker = _NEXT.search(self.data, place)
+            marker = _NEXT.search(view[place:])  # a segment may end with the byte that markers begin with
             if marker is None:
                 return
-            yield marker.start(), marker[1][0]
+            yield place + marker.start(), marker[1][0]
             if marker[1][0] == _END:
                 return
-            place = marker.end() + _length(self.data, marker.end())
+            place += marker.end()
+            place += _length(self.data, place)
         raise _too_many_segments()
 
 

@@ -129,12 +129,30 @@ def _opened(photo: CleanedPhoto) -> Image.Image:
         known = photo.data.startswith((JPEG, PNG)) or photo.data[8:12] == b"WEBP"
         raise PhotoError("damaged header" if known else "not a JPEG, PNG or WebP image") from error
     except Exception as error:  # as in decode_square
-        raise _verdict(error, 0, "damaged header") from error
+        pixels = _webp_pixels(photo.data) if photo.data[8:12] == b"WEBP" else 0  # which are allocated already
+        if pixels > MAX_PIXELS:
+            raise _too_large() from error
+        raise _verdict(error, pixels, "damaged header") from error
     if opened.width * opened.height > MAX_PIXELS:
         raise _too_large()
     if max(opened.size) > MAX_SIDE:
         raise PhotoTooLargeError(f"longer than {MAX_SIDE:,} pixels on one side")
     return opened
+
+
+def _webp_pixels(data: bytes) -> int:
+    """Read the number of pixels of a WebP from its first chunk (RFC 9649); 0 if it is broken."""
+    match data[12:16]:
+        case b"VP8X":
+            width, height = (1 + int.from_bytes(data[place : place + 3], "little") for place in (24, 27))
+        case b"VP8L":
+            bits = int.from_bytes(data[21:25], "little")
+            width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+        case b"VP8 ":
+            width, height = (int.from_bytes(data[place : place + 2], "little") & 0x3FFF for place in (26, 28))
+        case _:
+            return 0
+    return width * height
 
 
 def _verdict(error: Exception, pixels: int, reason: str = "") -> PhotoError:
@@ -151,7 +169,7 @@ def _verdict(error: Exception, pixels: int, reason: str = "") -> PhotoError:
     words = str(error).lower()
     if "memory" in words:
         raise MemoryError(words) from error
-    bytearray(8 * pixels)  # touches no page; raises MemoryError where a decoder's own request failed
+    bytes(8 * pixels)  # touches no page; raises MemoryError where a decoder's own request failed
     return PhotoError(reason or ("truncated" if "truncated" in words else "damaged"))
 
 

@@ -17,6 +17,7 @@ from captum.attr import LayerAttribution, LayerGradCam
 from PIL import Image, ImageOps
 from torch import nn
 
+from bincounter.data.photo_bounds import cleaned
 from bincounter.data.photos import read_photos
 from bincounter.errors import BinCounterError
 from bincounter.model.objectives import clamped_log
@@ -170,7 +171,7 @@ def _open(data: bytes | None, side: int) -> Image.Image | None:
     if not data:
         return None
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(cleaned(data).data))
         image.draft("RGB", (side, side))
         photo = ImageOps.exif_transpose(image).convert("RGB")
         photo.thumbnail((side, side), Image.Resampling.LANCZOS)

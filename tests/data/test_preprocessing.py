@@ -305,7 +305,9 @@ except MemoryError:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(
-    ("form", "options"), [("JPEG", {"progressive": True}), ("PNG", {})], ids=["progressive JPEG", "PNG"]
+    ("form", "options"),
+    [("JPEG", {"progressive": True}), ("PNG", {}), ("WEBP", {}), ("WEBP", {"lossless": True})],
+    ids=["progressive JPEG", "PNG", "WebP", "lossless WebP"],
 )
 def test_a_lack_of_memory_is_no_damage(form, options):
     data = encoded(Image.new("RGB", (4000, 4000)), form, **options)
@@ -313,7 +315,7 @@ def test_a_lack_of_memory_is_no_damage(form, options):
     assert done.stdout == b"MemoryError\n"
 
 
-@pytest.mark.parametrize("container", ["JPEG", "MPO"])
+@pytest.mark.parametrize("container", ["JPEG", "MPO", "comments"])
 def test_scans_beyond_any_encoders_are_refused(container):
     data = encoded(quarters(), progressive=True)
     if container == "MPO":
@@ -322,6 +324,8 @@ def test_scans_beyond_any_encoders_are_refused(container):
         data = data[:2] + pair[start : start + 2 + int.from_bytes(pair[start + 2 : start + 4])] + data[2:]
     last = data.rindex(b"\xff\xda")  # what it refines may be refined again and again
     scan, before = data[last:-2], data.count(b"\xff\xda")
+    if container == "comments":  # which end with the byte that markers begin with
+        scan = b"\xff\xfe\x00\x03\xff" + scan
     most = data[:-2] + scan * (MAX_SCANS - before) + b"\xff\xd9"
     decode(most, 32)
     with pytest.raises(PhotoError, match=r"^stored in more than 100 scans$"):

@@ -14,7 +14,7 @@ import torch
 from archives import COUNTS, MODEL, OBJECTIVE, photo, unpacked_archive
 from torch import Tensor, nn
 
-from bincounter.data.preprocessing import Normalize
+from bincounter.data.preprocessing import Normalize, decode
 from bincounter.model.build import build_counter
 from bincounter.serving.application.answers import AnswerFormatter, Limits, Problem, parse_accept
 from bincounter.serving.application.batcher import Batcher
@@ -61,7 +61,7 @@ def test_probabilities_are_training_s_bit_for_bit(
     torch.save({k: v for k, v in counter.state_dict().items() if k.startswith(parts)}, tmp_path / "weights.pt")
     shutil.copy(archive / "model.json", tmp_path)
     model = ServedModel.load(described(tmp_path, description={"model": node, "objective": objective_node}))
-    photos = torch.stack([model.decode(photo(seed)) for seed in range(5)])
+    photos = torch.stack([decode(photo(seed), model.image_size) for seed in range(5)])
     with torch.inference_mode():
         expected = counter.probabilities(Normalize()(photos))
     assert torch.equal(model.to("cpu").probabilities(photos), expected)
@@ -71,7 +71,7 @@ def test_probabilities_are_training_s_bit_for_bit(
 def test_bf16_is_near(tmp_path: Path, archive: Path) -> None:
     shutil.copytree(archive, tmp_path / "bf16")
     exact, quick = ServedModel.load(archive), ServedModel.load(described(tmp_path / "bf16", precision="bf16"))
-    photos = torch.stack([exact.decode(photo(seed)) for seed in range(3)])
+    photos = torch.stack([decode(photo(seed), exact.image_size) for seed in range(3)])
     difference = (exact.probabilities(photos) - quick.probabilities(photos)).abs().max()
     assert 0 < difference < 2e-2
     assert quick.probabilities(photos).dtype == torch.float32

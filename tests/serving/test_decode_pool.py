@@ -167,6 +167,46 @@ def test_more_large_photos_than_can_wait_are_refused(monkeypatch: pytest.MonkeyP
     pooled(scenario)
 
 
+def test_a_request_of_many_large_photos_leaves_places_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode_pool, "_MOST_WAITING", 6)
+    apart(monkeypatch)
+
+    async def scenario(pool: DecodePool) -> None:
+        many = [pool.decode(photo, "many") for _ in range(12)]
+        pixels = await asyncio.gather(*many, pool.decode(photo, "one"))
+        assert all(torch.equal(each, decode(photo(), SIZE)) for each in pixels)
+        assert not pool._admissions
+
+    pooled(scenario)
+
+
+def test_a_process_that_died_while_it_waited_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    apart(monkeypatch)
+
+    async def scenario(pool: DecodePool) -> None:
+        await pool.decode(photo, 0)
+        [process] = decoding()
+        process.kill()
+        psutil.wait_procs([process], timeout=10)
+        assert torch.equal(await pool.decode(photo, 1), decode(photo(), SIZE))
+
+    pooled(scenario)
+
+
+@pytest.mark.parametrize(("size", "is_apart"), [((65_500, 447), True), ((4000, 3000), False)], ids=["thin", "usual"])
+def test_a_jpeg_that_is_unpacked_whole_is_not_quick(size: tuple[int, int], is_apart: bool) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", size, "red").save(file, "JPEG")
+
+    async def scenario(_: DecodePool) -> None:
+        pool = DecodePool(224)
+        await pool.decode(file.getvalue, 0)
+        assert bool(decoding()) is is_apart
+        pool.close()
+
+    pooled(scenario)
+
+
 @pytest.mark.parametrize(
     "failure", [MemoryError(), OSError(errno.EMFILE, "Too many open files"), RuntimeError("can't allocate memory")]
 )
@@ -212,7 +252,15 @@ def test_the_older_image_answers_a_shortage_likewise(monkeypatch: pytest.MonkeyP
         raise MemoryError
 
     model = pytorch_image.model_fn(str(archive))
-    monkeypatch.setattr(model, "decode", fail)
+    monkeypatch.setattr(decode_pool, "decode_square", fail)
     problem = pytorch_image.predict_fn(pytorch_image.input_fn(photo(), None), model)
     assert isinstance(problem, Problem)
     assert problem.status == 503
+
+
+def test_the_older_image_gives_up_a_photo_that_takes_too_long(monkeypatch: pytest.MonkeyPatch, archive: Path) -> None:
+    monkeypatch.setattr(decode_pool, "SECONDS", 0.5)
+    model = pytorch_image.model_fn(str(archive))
+    problem = pytorch_image.predict_fn(pytorch_image.input_fn(many_scans(), None), model)
+    assert isinstance(problem, Problem)
+    assert problem.status == 422

@@ -11,6 +11,8 @@ import pytest
 import torch
 import yaml
 from bins import square_bins
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from served_runs import checkpoint_alone
 
 from bincounter.data.demo.layout import render
@@ -18,6 +20,7 @@ from bincounter.data.layouts import Folders
 from bincounter.data.scan import scan
 from bincounter.data.shards.packing import pack_files
 from bincounter.errors import DataError, UserError
+from bincounter.report import report_photos
 from bincounter.serving.packing.archive import Package, PackageSettings, package
 from bincounter.serving.packing.parity import check_parity, parity_photos
 from bincounter.serving.packing.tarball import CHECKSUMS, unpack, write_tarball
@@ -176,3 +179,12 @@ def test_photos_that_cannot_be_read_are_compared_too(tmp_path: Path) -> None:
     alone = find_run_of_checkpoint(checkpoint_alone(tmp_path))
     chosen = parity_photos(alone, 3, source=str(tmp_path / "broken.jpg"), data_dir=tmp_path)
     assert chosen.keys() == {str(tmp_path / "broken.jpg")} | ODD
+
+
+def test_a_photo_with_a_large_text_is_compared_and_shown(checkpoint: Path, tmp_path: Path) -> None:
+    texts = PngInfo()
+    texts.add_text("parameters", "x" * 3_000_000, zip=True)
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "a.png", pnginfo=texts)
+    photos = parity_photos(find_run_of_checkpoint(checkpoint), 1, source=str(tmp_path), data_dir=tmp_path)
+    assert photos.keys() >= ODD
+    assert report_photos._open((tmp_path / "a.png").read_bytes(), 64) is not None

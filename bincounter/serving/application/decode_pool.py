@@ -26,6 +26,7 @@ SECONDS = 10.0
 
 _QUICK = 6_000_000  # work of a photo that threads decode, see `_work`: about 50 ms
 _MOST_WAITING, _MOST_BYTES = 64, 100_000_000  # photos that wait for a process, and their bytes together
+_MOST_OF_ONE = 4  # of them of one request, which holds its others back
 _MODULE = "bincounter.data.photo_decoder"
 # glibc then returns the memory of large photos at once, and a process that waits is as small as a new one.
 _ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "1000000", "MALLOC_TRIM_THRESHOLD_": "1000000"}
@@ -54,6 +55,7 @@ class DecodePool:
         self._waiters, self._process_turns = ThreadPoolExecutor(processes, "decoding"), _Turns(processes)
         self._idle: list[_Process] = []
         self._waiting, self._waiting_bytes = 0, 0
+        self._admissions: dict[object, _Turns] = {}  # by request
         self.seconds = 0.0
 
     def close(self) -> None:
@@ -84,13 +86,21 @@ class DecodePool:
             MemoryError: there is too little memory.
         """
         begun = await self.run(partial(self._begin, read), request)
-        return as_tensor(await self._decode_apart(begun, request), self._size) if isinstance(begun, bytes) else begun
+        if not isinstance(begun, bytes):
+            return begun
+        admission = self._admissions.setdefault(request, _Turns(_MOST_OF_ONE))
+        try:
+            async with admission.turn(request):
+                return as_tensor(await self._decode_apart(begun, request), self._size)
+        finally:
+            if admission.is_free(_MOST_OF_ONE):
+                self._admissions.pop(request, None)
 
     def _begin(self, read: Callable[[], bytes]) -> Tensor | bytes:
         """Decode a photo that is quick; returns the bytes of others."""
         data = read()
         started = time.perf_counter()
-        if _work(read_header(data), len(data)) > _QUICK:
+        if _work(read_header(data), len(data), self._size) > _QUICK:
             return data
         pixels = as_tensor(decode_square(data, self._size), self._size)
         self.seconds += time.perf_counter() - started
@@ -103,6 +113,7 @@ class DecodePool:
         self._waiting_bytes += len(data)
         try:
             async with self._process_turns.turn(request):
+                self._idle = [each for each in self._idle if each.is_alive]  # one may have been killed for its memory
                 process = self._idle.pop() if self._idle else _Process(self._size)
                 started = time.perf_counter()
                 try:
@@ -119,13 +130,40 @@ class DecodePool:
             self._waiting_bytes -= len(data)
 
 
-def _work(header: Header, size: int) -> int:
+def decode_here(data: bytes, size: int) -> Tensor:
+    """Decode a photo in this thread, or in a process that is killed after :data:`SECONDS` where it is not quick.
+
+    Args:
+        data: the content of the file.
+        size: side S of the square, in pixels.
+
+    Returns:
+        ``uint8[3, S, S]``.
+
+    Raises:
+        PhotoError: the photo is unreadable, or takes too much time.
+        MemoryError: there is too little memory.
+    """
+    if _work(read_header(data), len(data), size) <= _QUICK:
+        return as_tensor(decode_square(data, size), size)
+    process = _Process(size)
+    try:
+        return as_tensor(process.decode(data), size)
+    finally:
+        process.kill()
+
+
+def _work(header: Header, size: int, side: int) -> int:
     """Estimate of the time that a photo takes, in 8 ns on one core of 2023: its coded bytes, and its pixels.
 
-    JPEGs that are much larger than the square are never unpacked whole.
+    A JPEG of which both sides are several times as long as the square's is unpacked at an eighth, a quarter or a half.
     """
     pixels = header.width * header.height
-    return size + (pixels * header.scans // 8 if header.is_jpeg else 3 * pixels)
+    if not header.is_jpeg:
+        return size + 3 * pixels
+    smaller = min(header.width, header.height) // side
+    scale = next((each for each in (8, 4, 2) if smaller >= each), 1)
+    return size + pixels * header.scans // 8 + 3 * pixels // scale**2
 
 
 async def _in(pool: ThreadPoolExecutor, function: Callable[[], _T]) -> _T:
@@ -157,6 +195,10 @@ class _Turns:
             yield
         finally:
             self._pass_on()
+
+    def is_free(self, places: int) -> bool:
+        """Whether none of so many places is held."""
+        return self._free == places
 
     def _pass_on(self) -> None:
         while self._waiting:

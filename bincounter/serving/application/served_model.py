@@ -11,7 +11,7 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor, nn
 
-from bincounter.data.preprocessing import Normalize, decode
+from bincounter.data.preprocessing import Normalize
 from bincounter.model.backbones import feature_size
 from bincounter.model.objectives import Objective
 from bincounter.serving.application.answers import Limits
@@ -83,14 +83,6 @@ class ServedModel(nn.Module):
                 f"The archive in {folder} is damaged ({_first_line(error)}); package it again."
             ) from error
         return model.to(model.device)
-
-    def decode(self, data: bytes) -> Tensor:
-        """Decode a photo: ``uint8[3, S, S]``.
-
-        Raises:
-            PhotoError: it is unreadable; the message is the reason.
-        """
-        return decode(data, self.image_size)
 
     @torch.inference_mode()
     def probabilities(self, photos: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from bincounter.data.photo_bounds import PhotoError, PhotoTooLargeError
 from bincounter.serving.application import photo_requests
 from bincounter.serving.application.answers import JSON, AnswerFormatter, Problem, is_shortage, parse_accept
 from bincounter.serving.application.batcher import Batcher
-from bincounter.serving.application.decode_pool import DecodePool
+from bincounter.serving.application.decode_pool import DecodePool, decode_here
 from bincounter.serving.application.photo_requests import Base64, Photo, PhotoRequest, Url
 from bincounter.serving.application.served_model import ServedModel
 from bincounter.serving.application.url_fetcher import Fetcher, FetchPool
@@ -189,7 +189,7 @@ class Reader:
             Problem: as :meth:`Service.read`.
         """
         with photo_problems(where):
-            return self._model.decode(self.content(photo))
+            return decode_here(self.content(photo), self._model.image_size)
 
     def content(self, photo: Photo) -> bytes:
         """Bytes of a photo.

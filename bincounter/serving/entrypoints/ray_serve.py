@@ -5,6 +5,7 @@ therefore loaded once before the application exists, so that a damaged archive i
 it again; requests wait meanwhile.
 """
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ class Replica:
         from bincounter.serving.application.service import Service
 
         configure_process()
+        self._decompressing = asyncio.Lock()  # one at a time: its result takes memory beside the body
         self._service = Service(ServedModel.load(FOLDER))
         await self._service.start()
 
@@ -53,25 +55,28 @@ class Replica:
         """Handle ``POST /``."""
         headers = request.headers
         try:
-            body = await _body(request)
+            body = await self._body(request)
         except Problem as problem:
             return Response(problem.body(), problem.status, problem.headers, photo_requests.JSON)
         reply = await self._service.handle(body, headers.get("content-type"), headers.get("accept"))
         return Response(reply.body, reply.status, {**reply.headers, "Content-Type": reply.content_type})
 
+    async def _body(self, request: Request) -> bytes:
+        taken = bytearray()
+        async for chunk in request.stream():
+            taken += chunk
+            if len(taken) > LIMITS.max_body_bytes:
+                raise photo_requests.too_large(LIMITS)
+        coding = ", ".join(request.headers.getlist("content-encoding"))
+        if coding.strip().lower() in ("", "identity"):
+            return bytes(taken)
+        async with self._decompressing:
+            return await asyncio.to_thread(photo_requests.decompress, bytes(taken), coding, LIMITS)
+
     def check_health(self) -> None:
         """Raise once the model no longer answers, so that Ray replaces this replica."""
         if not self._service.ready:
             raise RuntimeError("the model no longer answers")
-
-
-async def _body(request: Request) -> bytes:
-    taken = bytearray()
-    async for chunk in request.stream():
-        taken += chunk
-        if len(taken) > LIMITS.max_body_bytes:
-            raise photo_requests.too_large(LIMITS)
-    return photo_requests.decompress(bytes(taken), ", ".join(request.headers.getlist("content-encoding")), LIMITS)
 
 
 def app(_: dict[str, Any]) -> serve.Application:

@@ -76,8 +76,13 @@ def claimed(name: str, folder: Path) -> Iterator[tuple[Path, Callable[[Server], 
             )
         _write(file, Server(name, 0, os.getpid()))
         shutil.rmtree(path.with_suffix(""), ignore_errors=True)  # of a killed process
+
+    def enter(server: Server) -> None:
+        with lock_folder(folder):
+            _write(file, server)
+
     try:
-        yield path.with_suffix(""), lambda server: _write(file, server)
+        yield path.with_suffix(""), enter
     finally:
         with lock_folder(folder):
             shutil.rmtree(path.with_suffix(""), ignore_errors=True)

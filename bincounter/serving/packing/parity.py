@@ -26,7 +26,7 @@ from bincounter.data.demo import scene
 from bincounter.data.demo.layout import DemoBins
 from bincounter.data.layouts.abid import PHOTOS
 from bincounter.data.layouts.base import PHOTO_SUFFIXES
-from bincounter.data.photo_bounds import PhotoError
+from bincounter.data.photo_bounds import PhotoError, cleaned
 from bincounter.data.photos import read_photos
 from bincounter.data.preprocessing import Normalize, decode
 from bincounter.data.records import PhotoFile
@@ -312,8 +312,8 @@ def _rendered(number: int) -> dict[str, bytes]:
 def _first_readable(photos: Iterable[bytes]) -> Image.Image:
     for photo in [*photos, *_rendered(1).values()]:
         with suppress(PhotoError):
-            decode(photo, 1)  # what it reads, Pillow opens
-            return Image.open(io.BytesIO(photo)).convert("RGB")
+            decode(photo, 1)  # what it reads, Pillow opens without what was dropped
+            return Image.open(io.BytesIO(cleaned(photo).data)).convert("RGB")
     raise AssertionError("a rendered photo can be read")
 
 
