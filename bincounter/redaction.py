@@ -134,10 +134,15 @@ def mask_text(text: str) -> str:
 
 
 def _masked(found: re.Match[str], name: int, value: int) -> str:
-    """Replace one group of a match by the mask if another group is a secret name."""
+    """Mask one group of a match if another group is a secret name, else the secrets in it."""
     given = found[value]
     quote = given[0] if given[0] in "'\"" else ""
-    if not is_secret_name(found[name]) or given.strip(quote or None) in _HARMLESS_VALUES:
-        return found[0]
+    inner = given[1:-1] if quote else given
+    if not is_secret_name(found[name]):
+        masked = mask_text(inner)
+    elif inner in _HARMLESS_VALUES:
+        masked = inner
+    else:
+        masked = MASK
     start, end = found.start(value) - found.start(), found.end(value) - found.start()
-    return found[0][:start] + quote + MASK + quote + found[0][end:]
+    return found[0][:start] + quote + masked + quote + found[0][end:]

@@ -111,7 +111,8 @@ class Composer:
         for override in overrides:
             if override.startswith("hydra.searchpath="):
                 searched = parse_overrides([override])[0].value()
-        local = [str(each).removeprefix("file://") for each in searched or []]
+        listed = [searched] if isinstance(searched, str) else searched or []  # Hydra refuses what is no list
+        local = [str(each).removeprefix("file://") for each in listed]
         return read_groups([*folders, *(Path(each) for each in local if Path(each).is_dir())], self.config_name)
 
     def _primary(self, folders: Sequence[Path]) -> Any:

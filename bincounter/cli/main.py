@@ -13,6 +13,7 @@ from bincounter import __version__
 from bincounter.errors import BinCounterError, ResourceError, closest_match
 from bincounter.files import check_writable, expand_user
 from bincounter.names import accept_any_output, escape_name, one_line
+from bincounter.redaction import mask_text
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return arguments.command(arguments)
     except BinCounterError as error:
-        print(f"Error: {one_line(str(error))}", file=sys.stderr)
+        print(f"Error: {one_line(mask_text(str(error)))}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:  # `| head` has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -79,7 +80,7 @@ def _place(word: str) -> str:
         argparse.ArgumentTypeError: it is ``KEY=VALUE`` of a known setting or group, so that the name was forgotten.
     """
     key, equals, _ = word.lstrip("+~").partition("=")
-    if equals and re.fullmatch(r"\w[\w./@]*", key):
+    if equals and re.fullmatch(r"\w[\w./@]*", key) and not os.path.lexists(word):
         from dataclasses import fields
 
         from bincounter.cli.hydra_app import conf_dir
@@ -137,9 +138,7 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     predict = commands.add_parser("predict", help="count the items in photos")
     predict.add_argument("sources", nargs="+", type=_place, metavar="PHOTO|FOLDER|s3://...")
     predict.add_argument(
-        "--ckpt-path",
-        type=_path,
-        help="a checkpoint, or a run's folder; the newest best.ckpt under logs/ by default",
+        "--ckpt-path", type=_path, help="a checkpoint, or a run's folder; the newest best.ckpt under logs/ by default"
     )
     predict.add_argument("--csv", type=_path, help="write a table there instead of printing")
     predict.add_argument("--data-dir", type=_path, default=Path("data"), help="where photos of buckets are kept (data)")

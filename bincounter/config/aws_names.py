@@ -19,7 +19,7 @@ _MOST_TAGS = 50
 def role_field() -> Any:
     """Name or ARN of an execution role."""
     hint = "is not a role: write its name, or its ARN as in arn:aws:iam::123456789012:role/NAME"
-    return bounded(None, pattern=rf"(?!arn:)[\w+=,.@-]{{1,64}}|{_ARN}", hint=hint)
+    return bounded(None, pattern=rf"(?!arn:)([\w+=,.@-]+/)*[\w+=,.@-]{{1,64}}|{_ARN}", hint=hint)
 
 
 def image_field() -> Any:
@@ -51,7 +51,7 @@ def s3_folder(*, whole_bucket: bool = False) -> dict[str, Any]:
     return {"pattern": rf"s3://{_BUCKET}{rest}", "hint": "is not an S3 folder: write it as s3://bucket/folder"}
 
 
-def check_environment(key: str, environment: Mapping[str, str], longest: int) -> None:
+def check_environment(key: str, environment: Mapping[str, str | None], longest: int) -> None:
     """Check the variables of a container.
 
     Args:
@@ -65,6 +65,8 @@ def check_environment(key: str, environment: Mapping[str, str], longest: int) ->
     for name, value in environment.items():
         if not re.fullmatch(r"[a-zA-Z_][a-zA-Z0-9_]*", name):
             raise ConfigError(f"{key}.{name} is not the name of an environment variable: use letters, digits and _")
+        if value is None:
+            raise ConfigError(f"{key}.{name}=null is not a text: write one, or remove it")
         if len(value) > longest:
             raise ConfigError(f"{key}.{name} has {len(value)} characters: a value has at most {longest}, so shorten it")
     if len(environment) > 100:

@@ -7,6 +7,7 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
@@ -262,10 +263,12 @@ def renamed_targets(node: Any) -> Any:
 
 def _hints(target: Any) -> dict[str, Any]:
     function = target.__init__ if inspect.isclass(target) else target
-    try:
-        return typing.get_type_hints(function)
-    except Exception:  # annotations that name what only a type checker imports
-        return {}
+    hints: dict[str, Any] = {}
+    for name, annotation in getattr(function, "__annotations__", {}).items():
+        one = types.SimpleNamespace(__annotations__={name: annotation})
+        with suppress(Exception):  # annotations that name what only a type checker imports
+            hints |= typing.get_type_hints(one, getattr(function, "__globals__", {}))
+    return hints
 
 
 def _fits(value: Any, hint: Any) -> bool:

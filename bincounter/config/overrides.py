@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from bincounter.config.checks import argument_names
 from bincounter.config.quoting import override_of, parse, shell_command
 from bincounter.errors import ConfigError, closest_match
+from bincounter.redaction import MASK, mask_argument
 
 Compose = Callable[[list[str]], DictConfig]
 Groups = Mapping[str, Sequence[str]]
@@ -98,6 +99,8 @@ def read_groups(folders: Sequence[Path], config_name: str) -> Groups:
 
 def _unparsable(override: str) -> str:
     key, equals, text = override.partition("=")
+    if mask_argument(override) != override:
+        return f"the override {key}={MASK} cannot be parsed: put its value in single quotes, inside the shell's"
     if not equals or not re.fullmatch(r"\+{0,2}[\w./@-]+", key):
         return f"the override {override!r} cannot be parsed: write KEY=VALUE, as in data.batch_size=64"
     if text.strip()[:1] in ("[", "{"):

@@ -129,7 +129,10 @@ def _each(text: str, convert: Callable[[str], str]) -> str:
     choices = _CHOICES.fullmatch(text)
     if choices is None:
         return convert(text.strip())
-    return f"{choices[1]}({','.join(_each(each, convert) for each in split(choices[2]))})"
+    members = split(choices[2])
+    kept = [_each(each, convert) for each in members]
+    # Hydra drops the quotes of a choice's values; of shuffle and sort, which take arguments, values stay as they are.
+    return text if choices[1] != "choice" or kept == [each.strip() for each in members] else ",".join(kept)
 
 
 def _text(text: str) -> str:

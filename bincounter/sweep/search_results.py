@@ -239,9 +239,12 @@ def print_jobs(jobs: Sequence[JobReturn]) -> None:
     known = any(failed) or any(value is not None for value in values)
     if len(jobs) < 2 or not known:
         return
-    metric = str(jobs[0].cfg.optimized_metric) if jobs[0].cfg is not None else "value"
-    sign = -1 if metric_mode(metric) == "max" else 1
-    order = sorted(range(len(jobs)), key=lambda job: math.inf if (each := values[job]) is None else sign * each)
+    metrics = ["value" if job.cfg is None else str(job.cfg.optimized_metric) for job in jobs]
+    ranked = len(set(metrics)) == 1  # values of several metrics do not compare
+    sign = -1 if metric_mode(metrics[0]) == "max" else 1
+    order = list(range(len(jobs)))
+    if ranked:
+        order.sort(key=lambda job: math.inf if (each := values[job]) is None else sign * each)
     overrides = [[mask_argument(each) for each in job.overrides or () if "=" in each] for job in jobs]
     settings = [dict(each.lstrip("+~").split("=", 1) for each in given) for given in overrides]
     keys = [key for key in dict.fromkeys(key for each in settings for key in each) if not key.startswith("hydra.")]
@@ -249,16 +252,16 @@ def print_jobs(jobs: Sequence[JobReturn]) -> None:
     folders = [_folder(job) for job in jobs]
     sweep = Path(os.path.commonpath([folder.parent for folder in folders]))
     some = f", {sum(failed)} of them failed" if any(failed) else ""
-    print(f"{len(jobs)} jobs{some}, best first:")
+    print(f"{len(jobs)} jobs{some}{', best first' if ranked else ''}:")
     rows = [
         [
             str(folders[job].relative_to(sweep)),
-            "failed" if failed[job] else format_score(metric, values[job], unit=True),
+            "failed" if failed[job] else format_score(metrics[job], values[job], unit=True),
             *(settings[job].get(key, "-") for key in short),
         ]
         for job in order
     ]
-    print_table(["folder", metric, *short.values()], rows)
+    print_table(["folder", metrics[0] if ranked else "value", *short.values()], rows)
     print(sweep, flush=True)
 
 

@@ -89,7 +89,9 @@ def list_caveats(plain: Mapping[str, Any], data: BinDataModule, overlaps: Mappin
                 f"{overlap.near:,} {these} are near-copies of training photos "
                 f"(data.split.method={plain['data']['split']['method']}): their scores are too good."
             )
-    quick = [f"trainer.{key}={plain['trainer'][key]}" for key in _QUICK_LOOKS if plain["trainer"].get(key)]
+    given = {key: plain["trainer"].get(key) for key in _QUICK_LOOKS}
+    # The number 1 is one batch, and 1.0 all of them.
+    quick = [f"trainer.{key}={value}" for key, value in given.items() if value and repr(value) != "1.0"]
     if quick and plain["train"]:
         caveats.append(f"A quick look: the model was trained or chosen on a part of the photos ({', '.join(quick)}).")
     if plain["train"]:

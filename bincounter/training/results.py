@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import numpy as np
 import yaml
@@ -15,9 +15,6 @@ from bincounter.config.checks import METRICS
 from bincounter.errors import UserError
 from bincounter.files import Parsed, atomic_write, check_mapping, checkpoint_file, read_file, write_json
 from bincounter.names import TableWriter, read_cell
-
-if TYPE_CHECKING:
-    pass
 
 SPLIT_OF_SIDE = {"val": "validation", "test": "test", "train": "train"}
 """Names of the splits in ``metrics.json``, and in ``split.csv`` and ``predictions.csv``."""

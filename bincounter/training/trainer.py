@@ -14,13 +14,14 @@ from typing import Any
 
 import lightning as L
 import torch
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from bincounter.config.checks import SHORT_PRECISIONS, metric_mode
-from bincounter.config.quoting import shell_command
+from bincounter.config.quoting import search_path, shell_command
 from bincounter.data.datamodule import BinDataModule
 from bincounter.errors import BinCounterError, ConfigError, DataError, ResourceError
 from bincounter.model.counter import BinCounter
@@ -221,7 +222,8 @@ def describe_failure(error: BaseException, *, batch_size: int, run: object) -> B
         batch_size: ``data.batch_size`` in force.
         run: the run's folder.
     """
-    by = shell_command("ckpt_path=last", settings={"paths.output_dir": str(run)})
+    options = search_path(HydraConfig.get()) if HydraConfig.initialized() else []
+    by = shell_command("python", "train.py", *options, "ckpt_path=last", settings={"paths.output_dir": str(run)})
     resume_by = f"saved files are in {run}; resume with {by}"
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or _cpu_allocation(error):
         smaller = max(batch_size // 2, 1)
@@ -279,9 +281,7 @@ def _describe_logger_failure(error: BaseException) -> BinCounterError | None:
                 "logger=csv"
             )
         text = mask_text(next(iter(str(cause).splitlines()), type(cause).__name__)).rstrip(". ")
-        if re.search(
-            r"api[_ ]?key|login|logged in|\b40[13]\b|unauthori[sz]ed|permission|credential", text, re.IGNORECASE
-        ):
+        if _NO_LOGIN.search(text):
             login = "run `wandb login`, or set WANDB_API_KEY" if name == "wandb" else "set MLFLOW_TRACKING_TOKEN"
             return ConfigError(f"{name} refuses this login ({text}): {login}, or choose logger=csv")
         return ResourceError(f"{name} cannot log this run ({text}): {_LOGGERS[name]}")

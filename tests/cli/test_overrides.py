@@ -72,7 +72,9 @@ def test_text_settings_keep_what_was_typed(override: str, value: Any) -> None:
     ("override", "kept"),
     [
         ("task_name=7e4,1.10", "task_name='7e4','1.10'"),
-        ("task_name=choice(7e4, a=b)", "task_name=choice('7e4','a=b')"),
+        ("task_name=choice(7e4, a=b)", "task_name='7e4','a=b'"),
+        ("task_name=choice(a, b)", "task_name=choice(a, b)"),
+        ("task_name=sort(b,a,reverse=true)", "task_name=sort(b,a,reverse=true)"),
         ("task_name=März,'a,b'", "task_name='März','a,b'"),
         ("tags=[1_0],[2_0]", "tags=['1_0'],['2_0']"),
         ("data.batch_size=1_0,20", "data.batch_size=1_0,20"),
@@ -183,6 +185,9 @@ def test_a_printed_command_can_be_pasted(value: str) -> None:
         ("task_name=a,b", """add -m to try each, or write "task_name='a,b'" for one text"""),
         ("+logger.wandb.notes=a=b", """or write one text as "+logger.wandb.notes='a=b'\""""),
         ("=3", "has no key: write KEY=VALUE"),
+        ("+db.password=hunter2(", "+db.password=*** cannot be parsed: put its value in single quotes"),
+        ("hydra.searchpath=CONF", "hydra.searchpath"),
+        ("launcher=sagemaker launcher.environment.A=null", "launcher.environment.A=null is not a text"),
         ("data.batch_size=null", "data.batch_size=null: this setting cannot be null"),
         (
             "data.split.seed=4294967296",
@@ -232,6 +237,14 @@ def test_names_that_aws_refuses_are_refused_first(override: str, sentence: str) 
             check_deploy(compose(["target=realtime", override.removeprefix("deploy ")], config_name="deploy"))
         else:
             validate(compose(["launcher=sagemaker", *S3, override]))
+
+
+def test_text_is_kept_beside_arguments_whose_types_cannot_be_read() -> None:
+    assert compose(["logger=wandb", "logger.wandb.project=2024_01"]).logger.wandb.project == "2024_01"
+
+
+def test_a_role_in_a_folder_is_a_role() -> None:
+    validate(compose(["launcher=sagemaker", *S3, "launcher.role=service-role/AmazonSageMaker-ExecutionRole-2024"]))
 
 
 def test_what_another_setting_reads_can_be_added() -> None:

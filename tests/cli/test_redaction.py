@@ -87,6 +87,12 @@ def test_innocent_names(name: str) -> None:
         ("Authorization: Basic aHVudGVyMg==", "Authorization: ***"),
         ('{"x-api-key": "hunter2", "n": 1}', '{"x-api-key": "***", "n": 1}'),
         ('{"dbPassword": "hunter2", "n": 1}', '{"dbPassword": "***", "n": 1}'),
+        (
+            "a.uri='postgresql://db/bins?user=ada&password=hunter2'",
+            "a.uri='postgresql://db/bins?user=ada&password=***'",
+        ),
+        ("+a.b=https://h/x?token=hunter2", "+a.b=https://h/x?token=***"),
+        ("a='host=h password=hunter2'", "a='host=h password=***'"),
         ("wandb login --token hunter2 now", "wandb login --token *** now"),
         ("run --token=hunter2 now", "run --token=*** now"),
         ("sent with bearer hunter2hunter2", "sent with bearer ***"),

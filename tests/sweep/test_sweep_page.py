@@ -177,6 +177,14 @@ def test_jobs_of_a_grid_are_listed_best_first(
     assert last == "/runs/sweep"
 
 
+def test_scores_of_several_metrics_are_not_ranked(capsys: pytest.CaptureFixture[str]) -> None:
+    print_jobs([job(n, 0.8 - n / 2, metric=metric) for n, metric in enumerate(["val/rmse", "val/accuracy"])])
+    title, header, *lines, _ = capsys.readouterr().out.splitlines()
+    assert title == "2 jobs:"
+    assert header.split() == ["folder", "value"]
+    assert [line.split() for line in lines] == [["0", "0.800", "items"], ["1", "30.0", "%"]]
+
+
 @pytest.mark.parametrize("values", [[0.5], [None, None], []])
 def test_a_single_job_and_a_dry_run_have_no_table(values: list[object], capsys: pytest.CaptureFixture[str]) -> None:
     print_jobs([job(n, value, f"seed={n}") for n, value in enumerate(values)])

@@ -59,6 +59,8 @@ def test_copies_on_both_sides_and_the_rest_of_what_limits_scores(method: str, tm
     caveats = " ".join(list_caveats(plain, data, overlaps))
     assert ("of the 16 test photos: their scores are too good" in caveats) == (method == "random")
     assert "A quick look" in caveats and "trainer.fast_dev_run=True" in caveats
+    whole = {**plain, "trainer": {"limit_train_batches": 1.0, "limit_val_batches": 1}}
+    assert "(trainer.limit_val_batches=1)" in " ".join(list_caveats(whole, data, overlaps))
     assert "No training photo has count 9: the model never predicts it." in caveats
     assert "1 input of the source could not be used, see quarantine.csv." in caveats
     if method == "random":
