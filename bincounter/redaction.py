@@ -39,7 +39,7 @@ _HARMLESS_VALUES = ("", "null", "None", "true", "false", "True", "False", MASK)
 _INNER = re.compile(r"[{,]\s*['\"]?([\w.-]+)['\"]?\s*:")
 _VALUE = r"(\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'|[^\s&;,'\"#<>()\[\]{}]+)"
 _ASSIGNED = re.compile(rf"(?<![\w.$-])([\w.+~/@-]*\w)(\s*=\s*){_VALUE}")  # also in a DSN, JDBC and a query
-_FLAG = re.compile(rf"(?<![\w-])(--?[A-Za-z][\w-]*)(\s+){_VALUE}")
+_FLAG = re.compile(rf"(?<![\w-])(--?[A-Za-z][\w-]*)(\s+|\s*,\s*){_VALUE}")
 _QUOTED_PAIR = re.compile(r"([\"'])([\w.-]+)\1(\s*:\s*)(\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'|\d+)")
 _YAML_LINE = re.compile(r"^(\s*(?:- )?)([\w.-]+)(: +)(\"[^\"]*\"|'[^']*'|\S+)\s*$", re.MULTILINE)
 _LOGIN = re.compile(r"(?<=://)[^/\s]+(?=@)")
@@ -103,7 +103,9 @@ def mask_secrets(node: Any, name: str = "") -> Any:
             for key, value in node.items()
         }
     if isinstance(node, list | tuple):
-        return [mask_secrets(value, name) for value in node]
+        flags = ["", *(each if isinstance(each, str) and each.startswith("-") else "" for each in node)]
+        names = [name] * len(node) if is_secret_name(name) else flags
+        return [mask_secrets(value, each) for value, each in zip(node, names, strict=False)]
     if node is None or isinstance(node, bool) or not (isinstance(node, str) or is_secret_name(name)):
         return node
     if is_secret_name(name):

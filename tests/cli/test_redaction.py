@@ -44,6 +44,7 @@ def test_secret_names(name: str) -> None:
     assert mask_argument(f"{name}=hunter2,x y") == f"{name}={MASK}"
     assert mask_secrets({"a": {name: "hunter2"}}) == {"a": {name: MASK}}
     assert mask_secrets({name: {"inner": ["hunter2", 7]}}) == {name: {"inner": [MASK, MASK]}}
+    assert mask_secrets({"args": ["--token", "hunter2", "--lr", "1"]}) == {"args": ["--token", MASK, "--lr", "1"]}
 
 
 @pytest.mark.parametrize("name", INNOCENT_NAMES)
@@ -93,6 +94,7 @@ def test_innocent_names(name: str) -> None:
         ),
         ("+a.b=https://h/x?token=hunter2", "+a.b=https://h/x?token=***"),
         ("a='host=h password=hunter2'", "a='host=h password=***'"),
+        ("+x.args=[--token,hunter2,--lr,1]", "+x.args=[--token,***,--lr,1]"),
         ("wandb login --token hunter2 now", "wandb login --token *** now"),
         ("run --token=hunter2 now", "run --token=*** now"),
         ("sent with bearer hunter2hunter2", "sent with bearer ***"),
