@@ -71,7 +71,7 @@ class StepProgress:
 
     @property
     def is_due(self) -> bool:
-        """Whether :meth:`show` has something to do: finding out the loss would hold a GPU up."""
+        """Return whether :meth:`show` has something to do: finding out the loss would hold a GPU up."""
         now = time.monotonic()
         return now - self._drawn > _REDRAWN if self._bar else now - self._logged > _EVERY
 

@@ -111,7 +111,7 @@ class Composer:
         for override in overrides:
             if override.startswith("hydra.searchpath="):
                 searched = parse_overrides([override])[0].value()
-        listed = [searched] if isinstance(searched, str) else searched or []  # Hydra refuses what is no list
+        listed = [searched] if isinstance(searched, str) else searched or []  # Hydra refuses a value that is not a list
         local = [str(each).removeprefix("file://") for each in listed]
         return read_groups([*folders, *(Path(each) for each in local if Path(each).is_dir())], self.config_name)
 

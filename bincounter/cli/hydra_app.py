@@ -162,7 +162,7 @@ def _exit_code(
 
 
 def _sweeps(arguments: Namespace) -> bool:
-    """Whether commas separate values to try."""
+    """Return whether commas separate values to try."""
     names = [override.partition("=")[0] for override in arguments.overrides]
     return arguments.multirun or any(name in ("hparams_search", "hydra/sweeper", "hydra.mode") for name in names)
 

@@ -37,7 +37,7 @@ class Account:
     Args:
         region: ``launcher.region``; ``None`` for that of ``AWS_REGION``, ``AWS_DEFAULT_REGION`` or the profile.
         group: of settings that messages name, ``launcher`` or ``target``.
-        dry: requests are only shown: what region and credentials would tell has stand-ins, see :meth:`shown`.
+        dry: requests are only shown: placeholders stand for values that need region and credentials, see :meth:`shown`.
 
     Attributes:
         region: the region's name, one that has SageMaker.

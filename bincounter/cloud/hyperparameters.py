@@ -17,7 +17,7 @@ from bincounter.errors import ConfigError
 
 MAX_KEY_LENGTH = 256
 MAX_VALUE_LENGTH = 2500
-SPOT_VARIABLE = "BINCOUNTER_SPOT"  # SageMaker does not tell a container whether its instances are spot
+SPOT_VARIABLE = "BINCOUNTER_SPOT"  # SageMaker's own variables do not show it in the container
 MAX_HYPERPARAMETERS = 90
 """CreateTrainingJob accepts 100; the toolkit and tuning jobs need some of them."""
 

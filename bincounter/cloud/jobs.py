@@ -161,7 +161,7 @@ def job_name(task_name: str, number: int) -> str:
 
 
 def submit(account: "Account", job: Job, request: dict[str, Any]) -> None:
-    """Send CreateTrainingJob; the record is written first, and kept while it is not known that there is no job.
+    """Send CreateTrainingJob; the record is written first, and deleted if the job was not created.
 
     Raises:
         NotAnswered: it may have been created.

@@ -92,7 +92,7 @@ def load_tuning_job(folder: Path) -> TuningJob | None:
 
 
 def submit(account: "Account", job: TuningJob, request: dict[str, Any], folder: Path) -> None:
-    """Send CreateHyperParameterTuningJob; the record is written first, and kept unless there is no job.
+    """Send CreateHyperParameterTuningJob; the record is written first, and deleted if the job was not created.
 
     Raises:
         NotAnswered: it may have been created.

@@ -272,7 +272,7 @@ def _hints(target: Any) -> dict[str, Any]:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a YAML scalar fits a type hint; values that are not scalars always fit."""
+    """Return whether a YAML scalar fits a type hint; values that are not scalars always fit."""
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, part) for part in typing.get_args(hint))

@@ -92,7 +92,7 @@ class ContainerConfig(RehearsalConfig):
 
 
 def runs_locally(launcher: Any) -> bool:
-    """Whether a composed ``launcher`` runs in this process."""
+    """Return whether a composed ``launcher`` runs in this process."""
     return OmegaConf.get_type(launcher) in (LocalConfig, ContainerConfig)
 
 

@@ -74,7 +74,7 @@ def check_overrides(overrides: list[str], groups: Groups, *, internal: bool = Fa
 
 
 def is_internal(group: str, option: str) -> bool:
-    """Whether an option is not for users."""
+    """Return whether an option is not for users."""
     return (group, option) in INTERNAL or option == "schema" or option.endswith("_schema")
 
 

@@ -86,7 +86,7 @@ class CleanedPhoto:
         return b"".join([*parts, self.data[place:]])
 
     def has_too_many_scans(self) -> bool:
-        """Whether a JPEG has more than :data:`MAX_SCANS`."""
+        """Return whether a JPEG has more than :data:`MAX_SCANS`."""
         # Counted in C at first, which also finds what is behind the photo.
         return self.scans > MAX_SCANS and sum(code == _SCAN for _, code in self._markers()) >= MAX_SCANS
 
@@ -194,7 +194,7 @@ def _cleaned_png(data: bytes) -> bytes:
 
 
 def _is_readable(kind: bytes, text: bytes) -> bool:
-    """Whether a text chunk unpacks to no more than Pillow reads."""
+    """Return whether a text chunk unpacks to no more than Pillow reads."""
     content = text.partition(b"\0")[2]
     packed = content[1:] if kind == b"zTXt" else b""
     if kind == b"iTXt" and content[:1] == b"\1":  # compressed: flag, method, language, translated keyword

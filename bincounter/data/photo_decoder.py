@@ -174,7 +174,7 @@ def _verdict(error: Exception, pixels: int, reason: str = "") -> PhotoError:
 
 
 def _ends_early(photo: Image.Image, whole: CleanedPhoto, size: int) -> bool:
-    """Whether a JPEG has too few bits for its pixels, which its decoder makes up in silence.
+    """Return whether a JPEG has too few bits for its pixels, which its decoder makes up in silence.
 
     The decoder repeats the last colour, so that the last row is flat. In good photos with such a row, no pixel changes
     with the bits behind it.

@@ -130,7 +130,7 @@ class Manifest:
 
     @property
     def has_passing_refusals(self) -> bool:
-        """Whether some inputs may be readable in the next run."""
+        """Return whether some inputs may be readable in the next run."""
         return any(refusal.passing for refusal in self.refusals)
 
 

@@ -128,7 +128,7 @@ class CountFilter:
         self._folder, self._counts = folder, frozenset(counts)
 
     def by_name(self, name: str) -> bool | None:
-        """Whether the object is wanted; ``None`` for a photo whose count is in its metadata.
+        """Return whether the object is wanted; ``None`` for a photo whose count is in its metadata.
 
         Args:
             name: of the object, relative to the source.
@@ -143,7 +143,7 @@ class CountFilter:
         return True
 
     def by_metadata(self, name: str) -> bool:
-        """Whether a photo is wanted whose metadata was fetched; it is, if that has no count."""
+        """Return whether a photo is wanted whose metadata was fetched; it is, if that has no count."""
         stem = name.rpartition("/")[2].rpartition(".")[0]
         try:
             count, _ = read_metadata(self._folder / METADATA / f"{stem}.json")

@@ -218,7 +218,7 @@ class ActivationHooks:
 
     @property
     def measures(self) -> bool:
-        """Whether the layers have such a module."""
+        """Return whether the layers have such a module."""
         return bool(self._modules)
 
     def attach(self) -> None:

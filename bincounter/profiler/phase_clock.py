@@ -159,7 +159,7 @@ class DetailedProfile:
 
     @property
     def looking(self) -> bool:
-        """Whether the current step is one of them."""
+        """Return whether the current step is one of them."""
         return self._steps in self._window
 
     def phase(self, phase: str | None) -> None:

@@ -59,7 +59,7 @@ class ProfileFacts:
 
     @property
     def on_gpu(self) -> bool:
-        """Whether the run computed on a CUDA device."""
+        """Return whether the run computed on a CUDA device."""
         return self.machine.get("device") == "cuda"
 
     @property

@@ -70,12 +70,12 @@ def phase_of(action: str, callbacks: Mapping[str, str]) -> str | None:
 
 
 def ends_a_step(action: str) -> bool:
-    """Whether an action begins the end of an epoch, which is not part of a step."""
+    """Return whether an action begins the end of an epoch, which is not part of a step."""
     return action.endswith((".on_validation_start", ".on_validation_model_zero_grad", ".on_train_epoch_end"))
 
 
 def ends_optimization(action: str) -> bool:
-    """Whether only metrics and loggers remain of a step after an action."""
+    """Return whether only metrics and loggers remain of a step after an action."""
     return action.startswith("[LightningModule]") and action.endswith(".on_train_batch_end")
 
 

@@ -69,7 +69,7 @@ class Plan:
 
     @property
     def scored_in_folder(self) -> bool:
-        """Whether objectives are read from ``metrics.json``, as a job returns its ``optimized_metric`` only."""
+        """Return whether objectives are read from ``metrics.json``, as a job returns its ``optimized_metric`` only."""
         return self.own and self.metrics != [self.cfg.optimized_metric]
 
     def command(self, values: Mapping[str, Any]) -> str:

@@ -162,7 +162,7 @@ def cached_features(
 
 
 def _backbone_stays_as_it_is(plain: Mapping[str, Any], trainer: L.Trainer, model: BinCounter) -> bool:
-    """Whether a photo's features are constant during the run, and the run uses all of its photos."""
+    """Return whether a photo's features are constant during the run, and the run uses all of its photos."""
     return (
         model.trained == "frozen"
         and not model.objective.spatial
@@ -174,7 +174,7 @@ def _backbone_stays_as_it_is(plain: Mapping[str, Any], trainer: L.Trainer, model
 
 
 def _leaves_backbone_alone(callback: str) -> bool:
-    """Whether a callback, by its dotted name, neither changes the backbone nor reads photos."""
+    """Return whether a callback, by its dotted name, neither changes the backbone nor reads photos."""
     if callback.partition(".")[0] not in ("lightning", "bincounter"):
         return False  # a user's own may do anything
     found = get_object(callback)
@@ -190,7 +190,7 @@ def _restore_backbone(model: BinCounter, checkpoint: str) -> None:
 
 
 def _close(stored: Tensor, computed: Tensor) -> bool:
-    """Whether features are the same up to the rounding of another batch size."""
+    """Return whether features are the same up to the rounding of another batch size."""
     tolerance = 1e-3 if computed.dtype == torch.float32 else 3e-2
     stored, computed = stored.float(), computed.float()
     return bool((stored - computed).norm() <= tolerance * computed.norm())

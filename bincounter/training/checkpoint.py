@@ -284,7 +284,7 @@ def _own_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def optimizer_steps_after(trainer: L.Trainer) -> bool:
-    """Whether the optimizer steps after the batch in progress: the last one of an accumulation, or of the epoch."""
+    """Return whether the optimizer steps after this batch: the last one of an accumulation, or of the epoch."""
     return not trainer.fit_loop.epoch_loop._should_accumulate()
 
 

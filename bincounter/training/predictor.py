@@ -123,7 +123,7 @@ def _fetched(source: str, data_dir: Path) -> Path:
     """Local copy of an object, where the address is that of a photo, else of the folder."""
     folder, _, name = source.rpartition("/")
     if Path(name).suffix.lower() in PHOTO_SUFFIXES and parse_address(source)[1]:
-        with suppress(DataError):  # a folder may have such a name, too; its listing tells what is wrong
+        with suppress(DataError):  # a folder may have such a name, too; its listing finds the reason
             return fetch(folder, data_dir, names=[name]) / name
     return fetch(source, data_dir)
 

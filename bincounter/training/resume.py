@@ -117,7 +117,7 @@ def _latest(log_dir: Path) -> Path:
 
 
 def _is_resumable(run: Path) -> bool:
-    """Whether a folder holds an unfinished training run that no process is using.
+    """Return whether a folder holds an unfinished training run that no process is using.
 
     A trial of a search is not: the search resumes it, or has pruned it. Neither is a debug run.
     """
@@ -226,7 +226,7 @@ def stored_config(run: Path) -> dict[str, Any] | None:
 
 
 def is_debug_run(run: Path) -> bool:
-    """Whether a run was a quick look whose model nobody wants: ``debug=...``, a fast_dev_run, or overfitted batches.
+    """Return whether a run was a mere quick look: ``debug=...``, a fast_dev_run, or overfitted batches.
 
     A run whose files cannot be read is left out as well, with a warning.
     """

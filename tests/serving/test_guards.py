@@ -155,7 +155,7 @@ async def hello(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def end_of(client: Client) -> bytes:
-    """What a connection still gets until the server ends it."""
+    """Bytes that a connection receives until the server closes it."""
     async with asyncio.timeout(30):
         with suppress(ConnectionError):
             return await client[0].read()

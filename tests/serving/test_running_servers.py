@@ -113,6 +113,6 @@ def test_a_killed_server_leaves_its_name_and_nothing_else(tmp_path: Path, claims
     ],
     ids=["bincounter", "control characters", "list", "object"],
 )
-def test_who_has_a_taken_port_is_named(body: bytes, said: str) -> None:
+def test_the_holder_of_a_taken_port_is_named(body: bytes, said: str) -> None:
     with answering(body) as port, pytest.raises(UserError, match=said):
         check_port(port)

@@ -1,4 +1,4 @@
-"""Limits of a run's scores: counted, said in a sentence, and shown by the report, compare and the log."""
+"""Caveats on a run's scores: counted, worded, and shown by the report, compare and the log."""
 
 import json
 import shutil

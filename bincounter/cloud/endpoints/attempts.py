@@ -31,7 +31,7 @@ class Attempts:
         Args:
             what: look-up in words, such as ``"listing the models"``.
             ask: sends the request.
-            default: value to go on with.
+            default: value to use instead.
         """
         if what in self.unchecked:
             return default

@@ -115,7 +115,7 @@ def walk(root: Path, folder: str = "", passed_over: Counter[str] | None = None) 
 
 
 def is_photo_name(name: str, suffixes: frozenset[str] = PHOTO_SUFFIXES) -> bool:
-    """Whether a relative path with ``/`` is that of a photo by its suffix, and not hidden."""
+    """Return whether a relative path with ``/`` is that of a photo by its suffix, and not hidden."""
     path = PurePosixPath(name)
     return path.suffix.lower() in suffixes and not any(part.startswith(".") for part in path.parts)
 

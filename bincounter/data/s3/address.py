@@ -8,7 +8,7 @@ _LONGEST_NAME = 255  # bytes, on every common file system
 
 
 def is_remote(source: str) -> bool:
-    """Whether ``source`` is meant as an S3 address, correct or not (``s3:/bucket``, ``S3://``, ``s3a://``)."""
+    """Return whether ``source`` is meant as an S3 address, correct or not (``s3:/bucket``, ``S3://``, ``s3a://``)."""
     return re.match(r"s3[an]?:", source, re.IGNORECASE) is not None
 
 

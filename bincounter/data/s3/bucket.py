@@ -73,12 +73,12 @@ class Bucket:
 
     @property
     def signed(self) -> bool:
-        """Whether requests carry credentials."""
+        """Return whether requests carry credentials."""
         return self._settings.signed
 
     @property
     def in_order(self) -> bool:
-        """Whether listings are in order of key, which those of directory buckets are not."""
+        """Return whether listings are in order of key, which those of directory buckets are not."""
         return not self.name.endswith(DIRECTORY_BUCKET)
 
     @property

@@ -19,7 +19,7 @@ _LAST = chr(0x10FFFF)
 
 
 def is_corrupt(error: BaseException | None) -> bool:
-    """Whether SQLite reports a corrupt file, for which it has no class of its own."""
+    """Return whether SQLite reports a corrupt file, for which it has no class of its own."""
     return type(error) is sqlite3.DatabaseError
 
 
@@ -53,7 +53,7 @@ class Catalogue:
         return Stored(*row) if row else None
 
     def is_recorded(self, key: str) -> bool:
-        """Whether an object was ever requested."""
+        """Return whether an object was ever requested."""
         return self._number("SELECT count(*) FROM objects WHERE key = ?", key) > 0
 
     def record(self, objects: Iterable[Listed]) -> None:
@@ -88,11 +88,11 @@ class Catalogue:
         return self._number("SELECT count(*) FROM listed")
 
     def is_listed(self, key: str) -> bool:
-        """Whether the listing has an object of this name."""
+        """Return whether the listing has an object of this name."""
         return self._number("SELECT count(*) FROM listed WHERE key = ?", key) > 0
 
     def has_listed_below(self, folder: str) -> bool:
-        """Whether the listing has objects in a folder."""
+        """Return whether the listing has objects in a folder."""
         query = "SELECT count(*) FROM (SELECT 1 FROM listed WHERE key > ? AND key < ? LIMIT 1)"
         return self._number(query, f"{folder}/", f"{folder}{_AFTER_SLASH}") > 0
 

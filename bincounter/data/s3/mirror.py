@@ -101,7 +101,7 @@ class Mirror:
         return self.folder / key
 
     def is_here(self, key: str, size: int) -> bool:
-        """Whether the local file of ``key`` exists and has ``size`` bytes."""
+        """Return whether the local file of ``key`` exists and has ``size`` bytes."""
         try:
             return os.stat(f"{self.folder}/{key}").st_size == size  # noqa: PTH116  # half the time of a Path, for each object
         except (FileNotFoundError, NotADirectoryError):

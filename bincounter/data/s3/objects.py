@@ -96,12 +96,12 @@ _PART_SIZES = [size * _MB for size in (5, 8, 10, 15, 16, 20, 25, 32, 50, 64, 100
 
 
 def is_md5_etag(etag: str) -> bool:
-    """Whether the etag has the form of an MD5."""
+    """Return whether the etag has the form of an MD5."""
     return _MD5.fullmatch(etag) is not None
 
 
 def is_computable_etag(etag: str, size: int) -> bool:
-    """Whether the etag has a form that can be computed from bytes.
+    """Return whether the etag has a form that can be computed from bytes.
 
     Args:
         etag: without quotes.
@@ -111,7 +111,7 @@ def is_computable_etag(etag: str, size: int) -> bool:
 
 
 def etag_matches(etag: str, path: Path, size: int) -> bool:
-    """Whether an etag is that of a file.
+    """Return whether an etag is that of a file.
 
     Args:
         etag: without quotes.

@@ -38,10 +38,10 @@ class ObjectFilter(Protocol):
     """Chooses the objects to fetch; names are relative to the source."""
 
     def by_name(self, name: str) -> bool | None:
-        """Whether an object is wanted; ``None`` where that depends on other objects."""
+        """Return whether an object is wanted; ``None`` where that depends on other objects."""
 
     def by_metadata(self, name: str) -> bool:
-        """Whether an object is wanted for which ``by_name`` gave ``None``; called once the others are here."""
+        """Return whether an object is wanted for which ``by_name`` gave ``None``; called once the others are here."""
 
 
 def fetch(

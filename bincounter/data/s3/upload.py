@@ -257,7 +257,7 @@ class _Sender:
         return True
 
     def _is_same(self, parcel: UploadItem, md5: bytes) -> bool:
-        """Whether an object of the file's size holds the file, although its etag is not the file's MD5."""
+        """Return whether an object of the file's size holds the file, although its etag is not the file's MD5."""
         if etag_matches(parcel.etag or "", parcel.path, parcel.size):
             return True
         return self._bucket.metadata(parcel.key).get(MD5_METADATA) == md5.hex()

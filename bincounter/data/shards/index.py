@@ -55,12 +55,12 @@ def shard_name(number: int) -> str:
 
 
 def is_shard(name: str) -> bool:
-    """Whether a file has the name of a shard."""
+    """Return whether a file has the name of a shard."""
     return _SHARD.fullmatch(name) is not None
 
 
 def is_index(path: Path) -> bool:
-    """Whether a file is an index, of this or of another version."""
+    """Return whether a file is an index, of this or of another version."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
             return _is_header(file.readline(1000).strip().split(","))
@@ -71,7 +71,7 @@ def is_index(path: Path) -> bool:
 
 
 def hold_same_photos(there: Manifest, manifest: Manifest, kept: np.ndarray, sides: Sequence[str | None]) -> bool:
-    """Whether shards hold exactly these photos, divided so.
+    """Return whether shards hold exactly these photos, divided so.
 
     Args:
         there: manifest of the shards.

@@ -198,7 +198,7 @@ class Journal:
         self._plan = json.dumps(plan)
 
     def exists(self) -> bool:
-        """Whether the folder holds an unfinished packing."""
+        """Return whether the folder holds an unfinished packing."""
         return self._path.exists()
 
     def finished(self) -> list[list[Place]]:

@@ -145,7 +145,7 @@ _SHORTAGES = {errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOB
 
 
 def is_shortage(error: BaseException) -> bool:
-    """Whether an error is a lack of memory, open files or threads, which passes and is not the request's fault."""
+    """Return whether an error is a lack of memory, files or threads, which passes and is not the request's fault."""
     words = str(error)
     return (
         isinstance(error, MemoryError)

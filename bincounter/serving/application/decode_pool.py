@@ -197,7 +197,7 @@ class _Turns:
             self._pass_on()
 
     def is_free(self, places: int) -> bool:
-        """Whether none of so many places is held."""
+        """Return whether none of so many places is held."""
         return self._free == places
 
     def _pass_on(self) -> None:
@@ -224,7 +224,7 @@ class _Process:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it can take another photo."""
+        """Return whether it can take another photo."""
         return not self._killed and self._process is not None and self._process.poll() is None
 
     def decode(self, data: bytes) -> bytes:

@@ -131,7 +131,7 @@ def _listening(port: int) -> socket.socket:
 
 @dataclass(frozen=True)
 class _Site:
-    """What all workers of a server share.
+    """State shared by all workers of a server.
 
     Attributes:
         folder: the unpacked archive.

@@ -145,9 +145,7 @@ def read_member(archive: Path, wanted: str) -> bytes:
                 while text.tell() <= _MOST_TEXT and (part := content.read(_CHUNK)):
                     text.write(part)
                 if text.tell() > _MOST_TEXT:
-                    raise UserError(
-                        f"{archive} is no archive of bincounter, since its {wanted} is too large: {_ADVICE}"
-                    )
+                    raise UserError(f"{archive} is not an archive of bincounter: its {wanted} is too large: {_ADVICE}")
                 return text.getvalue()
     raise UserError(f"{archive} is not an archive of bincounter, since it has no {wanted}: {_ADVICE}")
 
@@ -190,7 +188,7 @@ def _members(tar: tarfile.TarFile, archive: Path) -> Iterator[tuple[str, IO[byte
         seen.add(member.name)
         if len(seen) > _MOST_MEMBERS or member.offset_data + member.size > most:
             raise UserError(
-                f"{archive} is no archive of bincounter, since it unpacks to more than {_MOST_MEMBERS} files or "
+                f"{archive} is not an archive of bincounter: it unpacks to more than {_MOST_MEMBERS} files or "
                 f"{most / 1e6:,.0f} MB: {_ADVICE}"
             )
         content = tar.extractfile(member)
