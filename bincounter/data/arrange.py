@@ -108,7 +108,7 @@ def place_files(targets: Mapping[str, PhotoFile], destination: Path, *, link: bo
             (destination / folder).mkdir(parents=True, exist_ok=True)
         for name, file in track(targets.items(), "Arranging photos", len(targets)):
             target = destination / name
-            if not _is_same(file.path, target):
+            if not is_same_file(file.path, target):
                 _put(file.path, target, link)
                 files += 1
                 size += target.stat().st_size
@@ -128,7 +128,8 @@ def _put(source: Path, target: Path, link: bool) -> None:
         aside.unlink(missing_ok=True)
 
 
-def _is_same(source: Path, target: Path) -> bool:
+def is_same_file(source: Path, target: Path) -> bool:
+    """Return whether a placed file is a link to its source, or has its size and time of modification."""
     with suppress(FileNotFoundError):
         old, new = target.stat(), source.stat()
         return os.path.samestat(old, new) or (old.st_size, old.st_mtime_ns) == (new.st_size, new.st_mtime_ns)

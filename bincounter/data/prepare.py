@@ -18,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-from bincounter.data.arrange import PlacedFiles, name_targets, place_files
+from bincounter.data.arrange import PlacedFiles, is_same_file, name_targets, place_files
 from bincounter.data.layouts.base import PHOTO_SUFFIXES, is_photo_name, walk
 from bincounter.data.layouts.folders import SPLIT_FILE
-from bincounter.data.records import QUARANTINE_FILE, SPLITS, BinRecord, Manifest, write_quarantine
+from bincounter.data.records import QUARANTINE_FILE, SPLITS, BinRecord, Manifest, lists_usable_inputs, write_quarantine
 from bincounter.data.s3.address import is_remote, parse_address
 from bincounter.data.s3.upload import Uploader, check_reachable, send
 from bincounter.data.shards.index import INDEX_FILE, hold_same_photos, is_shard, read_index
@@ -165,9 +165,17 @@ def _fill(folder: Path, manifest: Manifest, photos: Mapping[str, BinRecord], tab
     """Place photos and tables in a local folder."""
     check_outside(folder, manifest.root)
     expected = photos.keys() | {table.name for table in tables}
-    strange = next((f.name for f in walk(folder) if is_dataset_file(f.name) and f.name not in expected), None)
-    if strange is not None:
-        raise DataError(f"{folder} holds other photos, such as {strange}: name an empty folder")
+    strange = [file.name for file in walk(folder) if is_dataset_file(file.name) and file.name not in expected]
+    if strange:
+        # A photo that is new changes the split; those that lie on another side now are still in the source.
+        sources = {name.partition("/")[2]: photo.file.path for name, photo in photos.items()}
+        moved = (
+            (source := sources.get(name.partition("/")[2])) and is_same_file(source, folder / name) for name in strange
+        )
+        if not (lists_usable_inputs(folder / QUARANTINE_FILE, manifest) and all(moved)):
+            raise DataError(f"{folder} holds other photos, such as {strange[0]}: name an empty folder")
+        for name in strange:
+            (folder / name).unlink()
     changed = []
     for table in tables:
         old = folder / table.name

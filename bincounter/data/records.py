@@ -150,6 +150,12 @@ def write_quarantine(path: Path, refusals: Iterable[RejectedInput]) -> None:
         writer.writerows((refusal.path, refusal.reason) for refusal in refusals)
 
 
+def lists_usable_inputs(path: Path, manifest: Manifest) -> bool:
+    """Return whether a quarantine list has inputs that are no longer rejected, such as one that was not readable."""
+    rejected = {refusal.path for refusal in manifest.refusals}
+    return path.exists() and any(refusal.path not in rejected for refusal in read_quarantine(path))
+
+
 def read_quarantine(path: Path) -> list[RejectedInput]:
     """Read what :func:`write_quarantine` wrote.
 

@@ -149,6 +149,24 @@ def test_a_preparation_that_was_cut_short_is_gone_on_with(prepare: Run, tmp_path
     assert contents(tmp_path / "made") == whole
 
 
+@pytest.mark.parametrize("form", ["folders", "shards"])
+def test_a_photo_that_could_not_be_read_is_taken_up_by_the_same_command(
+    prepare: Run, tmp_path: Path, form: str
+) -> None:
+    bins = bin_folders(tmp_path / "source", 30)
+    late = write(bins / "1/1.jpg", b"")
+    command = tmp_path / "made", "data=folders", f"data.source={bins}", f"--as={form}"
+    prepare(*command)
+    write(late, photo_bytes(1))
+    wrong = prepare(*command, "data.counts=[1,2]", code=2)  # photos of count 0 would be lost
+    assert "holds " in wrong.stderr and "name an empty folder" in wrong.stderr
+    prepare(*command)
+    prepare(tmp_path / "anew", *command[1:])
+    assert contents(tmp_path / "made") == contents(tmp_path / "anew")
+    assert "1/1.jpg" not in (tmp_path / "made/quarantine.csv").read_text()
+    assert "\n0 files written" in prepare(*command).stdout
+
+
 def test_photos_of_another_split_are_not_mixed_with(s3: S3Server, prepare: Run, tmp_path: Path) -> None:
     bins = bin_folders(tmp_path / "source", 30)
     source = ["data=folders", f"data.source={bins}"]

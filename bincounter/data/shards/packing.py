@@ -13,7 +13,14 @@ from pathlib import Path
 import numpy as np
 
 from bincounter.data.photos import photo_suffix, read_ahead
-from bincounter.data.records import QUARANTINE_FILE, SPLITS, Manifest, read_quarantine, write_quarantine
+from bincounter.data.records import (
+    QUARANTINE_FILE,
+    SPLITS,
+    Manifest,
+    lists_usable_inputs,
+    read_quarantine,
+    write_quarantine,
+)
 from bincounter.data.shards.index import INDEX_FILE, Place, Shards, hold_same_photos, is_shard, shard_name, write_index
 from bincounter.errors import DataError
 from bincounter.files import atomic_write, lock_folder, translate_disk_full
@@ -41,7 +48,8 @@ def pack_files(
 ) -> Generator[Path, None, None]:
     """Pack photos into shards; the index is written last, so that a folder which has one is complete.
 
-    The same call resumes an interrupted one; after a complete one it does nothing.
+    The same call resumes an interrupted one; after a complete one it does nothing, unless photos that were rejected
+    then can be used now: all are packed again.
 
     Args:
         manifest: of the source.
@@ -61,8 +69,7 @@ def pack_files(
     folder.mkdir(parents=True, exist_ok=True)
     with lock_folder(folder), translate_disk_full(folder):
         packing = _Packing(manifest, kept, sides, folder, shard_bytes)
-        if (folder / INDEX_FILE).exists():
-            packing.check_same_photos()
+        if (folder / INDEX_FILE).exists() and packing.is_done():
             log.info("%s holds these photos already", folder)
             yield from packing.update_quarantine()
         else:
@@ -82,27 +89,42 @@ class _Packing:
         order = sorted(range(len(kept)), key=lambda i: hashlib.blake2b(self._records[i].id.encode()).digest())
         self._order = np.array(order, np.int64)
 
-    def check_same_photos(self) -> None:
-        """Raise unless the folder is complete and holds the photos that would be packed."""
+    def is_done(self) -> bool:
+        """Return whether a complete folder holds the photos that would be packed; ``False`` where it lacks new ones.
+
+        Raises:
+            DataError: it is damaged, or holds others.
+        """
         try:
             there = Shards().manifest(self._folder)
         except DataError as error:
             raise DataError(f"{self._folder} holds damaged shards ({error}): name an empty folder") from error
-        if not hold_same_photos(there, self._manifest, self._kept, self._sides):
+        if hold_same_photos(there, self._manifest, self._kept, self._sides):
+            return True
+        photos = zip(self._records, self._manifest.content[self._kept].tolist(), strict=True)
+        ours = {(record.id, record.count, content) for record, content in photos}
+        photos = zip(there.records, there.content.tolist(), strict=True)
+        lost = {(record.id, record.count, content) for record, content in photos} - ours
+        if lost or not lists_usable_inputs(self._folder / QUARANTINE_FILE, self._manifest):
             raise DataError(f"{self._folder} holds shards of other photos or another split: name an empty folder")
+        log.info("%s lacks photos that can be used now: packing all again", self._folder)
+        return False
 
     def update_quarantine(self) -> Iterator[Path]:
         """Rewrite the quarantine list of a complete folder if it is missing or outdated."""
         path = self._folder / QUARANTINE_FILE
-        if not path.exists() or tuple(read_quarantine(path)) != self._manifest.refusals:
+        wanted = [(refusal.path, refusal.reason) for refusal in self._manifest.refusals]
+        if not path.exists() or [(each.path, each.reason) for each in read_quarantine(path)] != wanted:
             write_quarantine(path, self._manifest.refusals)
             yield path
 
     def pack(self) -> Iterator[Path]:
         """Pack the photos that are not packed yet."""
         journal = Journal(self._folder, self._plan())
-        self._check_other_files(unfinished=journal.exists())
+        index = self._folder / INDEX_FILE
+        self._check_other_files(ours=journal.exists() or index.exists())
         finished = journal.finished()
+        index.unlink(missing_ok=True)  # outdated; there is a journal now
         self._delete_leftovers(finished)
         places = []
         for number, shard in enumerate(chain(finished, self._pack(finished))):
@@ -113,19 +135,19 @@ class _Packing:
         write_quarantine(self._folder / QUARANTINE_FILE, self._manifest.refusals)
         yield self._folder / QUARANTINE_FILE
         by_row = [places[i] for i in np.argsort(self._order)]
-        write_index(self._folder / INDEX_FILE, self._manifest, self._kept, self._sides, by_row)
+        write_index(index, self._manifest, self._kept, self._sides, by_row)
         journal.close()
-        yield self._folder / INDEX_FILE
+        yield index
 
     def _plan(self) -> str:
         """Hash of everything that the bytes of the shards depend on."""
         plan = json.dumps([self._manifest.digest, self._kept.tolist(), self._sides, self._shard_bytes])
         return hashlib.sha256(plan.encode()).hexdigest()
 
-    def _check_other_files(self, *, unfinished: bool) -> None:
+    def _check_other_files(self, *, ours: bool) -> None:
         for path in self._folder.iterdir():
-            ours = unfinished and (is_shard(path.name) or path.name == QUARANTINE_FILE)
-            if not path.name.startswith(".") and not ours:
+            packed = is_shard(path.name) or path.name in (QUARANTINE_FILE, INDEX_FILE)
+            if not path.name.startswith(".") and not (ours and packed):
                 raise DataError(f"{self._folder} holds other files, such as {path.name}: name an empty folder")
 
     def _delete_leftovers(self, finished: Sequence[list[Place]]) -> None:
