@@ -24,6 +24,7 @@ from bincounter.serving.application.decode_pool import DecodePool
 from bincounter.serving.application.served_model import ServedModel
 from bincounter.serving.application.service import Reply, Service
 from bincounter.serving.entrypoints import pytorch_image
+from bincounter.serving.local.explain import Explainer
 from bincounter.serving.packing.parity import archive_answers
 
 SIZE = 32
@@ -223,6 +224,40 @@ def test_a_shortage_is_no_fault_of_the_photo(
     [reply] = answers(archive, photo())
     assert (reply.status, reply.headers) == (503, {"Retry-After": "1"})
     assert "short of memory or open files" in json.loads(reply.body)["error"]
+
+
+@pytest.mark.parametrize(
+    ("step", "failure"),
+    [
+        ("report.report_photos.grad_cam", MemoryError()),
+        ("report.report_photos.grad_cam", RuntimeError("DefaultCPUAllocator: can't allocate memory")),
+        ("serving.local.explain.copy.deepcopy", MemoryError()),
+        ("serving.local.explain.cam_layer", ImportError("libgomp.so: Too many open files")),
+        ("serving.application.decode_pool.decode_square", OSError(errno.EMFILE, "Too many open files")),
+    ],
+)
+def test_a_shortage_while_a_photo_is_explained_is_no_fault_of_the_photo(
+    monkeypatch: pytest.MonkeyPatch, archive: Path, step: str, failure: Exception
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise failure
+
+    async def explain() -> tuple[Reply, Reply]:
+        model = ServedModel.load(archive)
+        service = Service(model)
+        explainer = Explainer(model, service)
+        with monkeypatch.context() as failing:
+            failing.setattr(f"bincounter.{step}", fail)
+            short = await explainer.handle(photo(), "image/jpeg", None)
+        later = await explainer.handle(photo(), "image/jpeg", None)
+        explainer.close()
+        await service.close()
+        return short, later
+
+    short, later = asyncio.run(explain())
+    assert (short.status, short.headers) == (503, {"Retry-After": "1"})
+    assert "short of memory or open files" in json.loads(short.body)["error"]
+    assert later.status == 200
 
 
 def test_a_process_that_is_killed_for_memory_is_no_fault_of_the_photo(

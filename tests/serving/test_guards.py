@@ -15,7 +15,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from bincounter.serving.application.answers import Limits, Problem
 from bincounter.serving.application.photo_requests import decompress
-from bincounter.serving.local import connections, guards
+from bincounter.serving.application.service import Reply
+from bincounter.serving.local import app, connections, guards
 from bincounter.serving.local.guards import RequestLimiter
 
 pytestmark = pytest.mark.anyio
@@ -89,6 +90,19 @@ async def test_a_body_below_the_slowest_pace_is_refused(monkeypatch: pytest.Monk
         assert status == 408
         assert "bytes of the body arrived in 0.1 s" in sentence
     assert await whole(limiter, request(sent(b"after"))) == b"after"
+
+
+async def test_a_lack_of_memory_for_a_body_is_not_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> bytes:
+        raise MemoryError
+
+    async def handle(*_: object) -> Reply:
+        raise AssertionError
+
+    monkeypatch.setattr(guards, "decompress", fail)
+    limiter = RequestLimiter(LIMITS, 1)
+    response = await app._answer(request(sent(b"x"), content_encoding="gzip"), limiter, handle)
+    assert (response.status_code, response.headers["retry-after"]) == (503, "1")
 
 
 async def test_the_oldest_body_gives_way_where_bodies_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,16 +1,23 @@
 """Photos by URL: allowed addresses, and hosts that misbehave."""
 
+import asyncio
+import errno
+import json
 import socket
 import ssl
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
-from archives import photo
+from archives import photo, unpacked_archive
 from hypothesis import given
 from hypothesis import strategies as st
 from tls_host import NAME, tls_host
 
 from bincounter.serving.application.answers import Limits, Problem
+from bincounter.serving.application.served_model import ServedModel
+from bincounter.serving.application.service import Reply, Service
 from bincounter.serving.application.url_fetcher import Fetcher, is_public
 
 Fetch = Callable[[str], bytes]
@@ -29,6 +36,11 @@ def fetch(host: tuple[int, ssl.SSLContext]) -> Fetch:
     limits = Limits(max_body_bytes=200_000, timeout_s=1, url_hosts=[f"*.example.org:{port}"])
     fetcher = Fetcher(limits, resolve=lambda *_: ["127.0.0.1"], allowed=lambda _: True, context=context)
     return lambda path: fetcher.fetch(f"https://{NAME}:{port}{path}")
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return unpacked_archive(tmp_path_factory.mktemp("fetched") / "archive")
 
 
 def refused(fetch: Fetch, url: str, status: int = 400) -> str:
@@ -220,3 +232,43 @@ def test_a_name_is_looked_up_once(host: tuple[int, ssl.SSLContext]) -> None:
     )
     assert fetcher.fetch(f"https://{NAME}:{port}/photo.jpg") == photo(1)
     assert looked_up == [NAME]
+
+
+_MANY_FILES = OSError(errno.EMFILE, "Too many open files")
+
+
+@pytest.mark.parametrize(
+    ("step", "failure"),
+    [
+        *((step, lack) for step in ("resolve", "context", "connect") for lack in (_MANY_FILES, MemoryError())),
+        ("resolve", socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")),  # also without files
+        ("resolve", socket.gaierror(socket.EAI_SYSTEM, "System error")),
+        ("thread", RuntimeError("can't start new thread")),
+    ],
+)
+def test_a_shortage_while_a_photo_is_fetched_is_no_fault_of_the_url(
+    monkeypatch: pytest.MonkeyPatch, archive: Path, step: str, failure: Exception
+) -> None:
+    def fail(*_: object, **__: object) -> Any:
+        raise failure
+
+    names = {
+        "context": "ssl.create_default_context",
+        "connect": "socket.create_connection",
+        "thread": "threading.Timer.start",
+    }
+    resolve = fail if step == "resolve" else lambda *_: ["93.184.215.14"]
+
+    async def ask() -> Reply:
+        service = Service(ServedModel.load(archive), Fetcher(Limits(url_hosts=[NAME]), resolve=resolve))
+        await service.start()
+        if step in names:
+            monkeypatch.setattr(names[step], fail)
+        body = json.dumps({"instances": [{"url": f"https://{NAME}/1.jpg"}]}).encode()
+        reply = await service.handle(body, "application/json", None)
+        await service.close()
+        return reply
+
+    reply = asyncio.run(ask())
+    assert (reply.status, reply.headers) == (503, {"Retry-After": "1"})
+    assert "retry in a second" in json.loads(reply.body)["error"]

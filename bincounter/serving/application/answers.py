@@ -3,6 +3,7 @@
 import errno
 import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -142,6 +143,7 @@ def shorten(text: str) -> str:
 
 
 _SHORTAGES = {errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOBUFS, errno.ENOSPC}
+_LACKS = ("allocate memory", "start new thread", os.strerror(errno.EMFILE))
 
 
 def is_shortage(error: BaseException) -> bool:
@@ -151,7 +153,7 @@ def is_shortage(error: BaseException) -> bool:
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"  # of torch, which not all that import this file have loaded
         or (isinstance(error, OSError) and error.errno in _SHORTAGES)
-        or (isinstance(error, RuntimeError) and ("allocate memory" in words or "start new thread" in words))
+        or (isinstance(error, (RuntimeError, ImportError)) and any(lack in words for lack in _LACKS))
     )
 
 

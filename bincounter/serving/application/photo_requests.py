@@ -23,6 +23,7 @@ _FORMS = 'send {"image": BASE64}, {"url": "https://..."} or {"instances": [...]}
 _BROWSER_PREFIX = re.compile(r"data:[^,]{0,100};base64,")
 _SPACES = b" \t\r\n"  # the base64 command wraps its lines
 _WINDOWS = {"gzip": 16 + zlib.MAX_WBITS, "x-gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
+_COMPRESSED = (b"\x1f\x8b", b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda")  # AWS's adapter drops the header
 _MOST_MEMBERS = 100  # of a gzip stream; each costs a copy of those behind it
 _PARTS_OF_PHOTO = 16  # brackets and commas that one photo may take in JSON; it needs two
 
@@ -89,6 +90,8 @@ def parse_request(body: bytes, content_type: str | None, limits: Limits) -> Phot
         raise too_large(limits)
     if not body:
         raise Problem(400, f"The body is empty; send the bytes of a photo, or in JSON {_FORMS.removeprefix('send ')}.")
+    if body.startswith(_COMPRESSED):
+        raise Problem(415, "The body is compressed, but without its Content-Encoding; send it as it is.")
     kind = (content_type or "").partition(";")[0].strip().lower()
     if kind == JSON or (kind in GENERIC_TYPES and body[:64].lstrip()[:1] == b"{"):
         return _asked(_parsed(body, limits), limits)

@@ -17,6 +17,7 @@ from bincounter.serving.application.answers import Limits, Problem, is_shortage,
 HTTPS = 443
 _CHUNK = 1 << 16  # bytes
 _FETCHES = 8  # at a time; more wait
+_PASSING = (socket.EAI_AGAIN, socket.EAI_MEMORY, socket.EAI_SYSTEM)  # of the resolver, also for want of open files
 _BARRED = tuple(
     map(
         ipaddress.ip_network,
@@ -83,7 +84,8 @@ class Fetcher:
         """Fetch a photo; blocks for at most ``timeout_s`` seconds plus the time of the resolver.
 
         Raises:
-            Problem: 400 the URL is not allowed or does not return a photo, 413 the photo is too large.
+            Problem: 400 the URL is not allowed or does not return a photo, 413 the photo is too large, 503 the
+                resolver fails for now.
         """
         host, port, target = self._checked(url)
         addresses = self._addresses(host, port)
@@ -130,6 +132,8 @@ class Fetcher:
         except (OSError, UnicodeError) as error:
             if is_shortage(error):
                 raise
+            if isinstance(error, socket.gaierror) and error.errno in _PASSING:
+                raise Problem(503, f"{shorten(host)} cannot be looked up for now; retry in a second.") from error
             raise Problem(400, f"{shorten(host)} has no address; correct the URL.") from error
         if not addresses or not all(map(self._allowed, addresses)):
             raise Problem(400, f"{shorten(host)} is not in the public internet; send the photo's bytes instead.")

@@ -44,11 +44,11 @@ class Replica:
         # Ray also imports this file in processes that need no torch.
         from bincounter.serving.application.batcher import configure_process
         from bincounter.serving.application.served_model import ServedModel
-        from bincounter.serving.application.service import Service
+        from bincounter.serving.application.service import Service, failure
 
         configure_process()
         self._decompressing = asyncio.Lock()  # one at a time: its result takes memory beside the body
-        self._service = Service(ServedModel.load(FOLDER))
+        self._service, self._failure = Service(ServedModel.load(FOLDER)), failure
         await self._service.start()
 
     async def __call__(self, request: Request) -> Response:
@@ -56,7 +56,8 @@ class Replica:
         headers = request.headers
         try:
             body = await self._body(request)
-        except Problem as problem:
+        except Exception as error:
+            problem = error if isinstance(error, Problem) else self._failure(error, "The request failed")
             return Response(problem.body(), problem.status, problem.headers, photo_requests.JSON)
         reply = await self._service.handle(body, headers.get("content-type"), headers.get("accept"))
         return Response(reply.body, reply.status, {**reply.headers, "Content-Type": reply.content_type})

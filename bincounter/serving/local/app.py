@@ -39,7 +39,7 @@ from starlette.types import ASGIApp
 from bincounter.number_format import format_score, score_heading
 from bincounter.serving.application.answers import Problem, shorten
 from bincounter.serving.application.served_model import ServedModel
-from bincounter.serving.application.service import Reply, Service
+from bincounter.serving.application.service import Reply, Service, failure
 from bincounter.serving.local.explain import Explainer
 from bincounter.serving.local.guards import ProblemResponse, RequestLimiter, SameOrigin
 
@@ -174,6 +174,8 @@ async def _answer(request: Request, limiter: RequestLimiter, handle: Handle) -> 
         return ProblemResponse(problem)
     except ClientDisconnect:
         return Response(status_code=_GONE)
+    except Exception as error:  # such as a lack of memory for the body
+        return ProblemResponse(failure(error, "The request failed"))
     return Response(reply.body, reply.status, {**reply.headers, "Content-Type": reply.content_type})
 
 
