@@ -71,7 +71,13 @@ def describe_error(error: Exception, doing: str, group: str = "launcher") -> Bin
 
 
 def create_once(
-    create: Callable[[], Any], describe: Callable[[], Any], doing: str, *, later: str, group: str = "launcher"
+    create: Callable[[], Any],
+    describe: Callable[[], Any],
+    doing: str,
+    *,
+    later: str,
+    undo: Callable[[], None] = lambda: None,
+    group: str = "launcher",
 ) -> None:
     """Create something of a unique name; a request whose answer is lost may have created it all the same.
 
@@ -80,6 +86,7 @@ def create_once(
         describe: describes what it creates.
         doing: purpose of the request, as in ``"creating the training job x"``.
         later: next step if neither is answered.
+        undo: called if nothing was created, such as to delete the record that was written first.
         group: settings that the request is made from, ``launcher`` or ``target``.
 
     Raises:
@@ -88,28 +95,26 @@ def create_once(
     """
     from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 
+    failed: Exception
     try:
         create()
         return
     except ClientError as error:
-        details = error.response.get("ResponseMetadata", {})
         if error.response.get("Error", {}).get("Code") == "ResourceInUse":
             return  # our own first try: names are unique
-        if details.get("HTTPStatusCode", 0) < 500 and not details.get("RetryAttempts"):
-            raise describe_error(error, doing, group) from error
-        failed: Exception = error
+        details = error.response.get("ResponseMetadata", {})
+        failed, unanswered = error, details.get("HTTPStatusCode", 0) >= 500 or bool(details.get("RetryAttempts"))
     except BotoCoreError as error:
-        if not isinstance(error, HTTPClientError):  # without a connection nothing was sent
-            raise describe_error(error, doing, group) from error
-        failed = error
+        failed, unanswered = error, isinstance(error, HTTPClientError)  # without a connection nothing was sent
     try:
-        describe()
-    except ClientError as error:
-        if is_missing(error):
-            raise describe_error(failed, doing, group) from failed
-        raise NotAnswered(f"AWS did not answer {doing}, and it may have been done: {later}") from failed
-    except BotoCoreError:
-        raise NotAnswered(f"AWS did not answer {doing}, and it may have been done: {later}") from failed
+        if unanswered:
+            describe()
+            return
+    except (BotoCoreError, ClientError) as error:
+        if not isinstance(error, ClientError) or not is_missing(error):
+            raise NotAnswered(f"AWS did not answer {doing}, and it may have been done: {later}") from failed
+    undo()
+    raise describe_error(failed, doing, group) from failed
 
 
 class NotAnswered(ResourceError):

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from bincounter.cloud.aws_errors import NotAnswered, create_once, is_missing, translate_errors
+from bincounter.cloud.aws_errors import create_once, is_missing, translate_errors
 from bincounter.cloud.debugger_rules import RULE_STATUS_KEYS
 from bincounter.cloud.instances import saving_percent
 from bincounter.config.overrides import LAUNCH_KEYS, drop_overrides
 from bincounter.data.s3.address import parse_address, unusable_reason
-from bincounter.errors import BinCounterError, ConfigError, UserError
+from bincounter.errors import ConfigError, UserError
 from bincounter.files import atomic_write, write_text
 from bincounter.redaction import mask_argument
 
@@ -171,20 +171,19 @@ def submit(account: "Account", job: Job, request: dict[str, Any]) -> None:
     before = move_to_earlier(job.folder)
     job.save()
     client = account.sagemaker
-    try:
-        create_once(
-            lambda: client.create_training_job(**request),
-            lambda: client.describe_training_job(TrainingJobName=job.name),
-            f"submitting {job.name}",
-            later="look for it before you run this command again",
-        )
-    except NotAnswered:
-        raise
-    except BinCounterError:
+
+    def undo() -> None:
         (job.folder / JOB_RECORD).unlink()
         if before is not None:
             before.replace(job.folder / JOB_RECORD)
-        raise
+
+    create_once(
+        lambda: client.create_training_job(**request),
+        lambda: client.describe_training_job(TrainingJobName=job.name),
+        f"submitting {job.name}",
+        later="look for it before you run this command again",
+        undo=undo,
+    )
 
 
 def stop(account: "Account", name: str) -> None:

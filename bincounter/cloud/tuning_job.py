@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bincounter.cloud.api_shapes import check_request, merge, service_model
-from bincounter.cloud.aws_errors import NotAnswered, create_once, translate_errors
-from bincounter.errors import BinCounterError, ConfigError, UserError
+from bincounter.cloud.aws_errors import create_once, translate_errors
+from bincounter.errors import ConfigError, UserError
 from bincounter.files import write_text
 
 if TYPE_CHECKING:
@@ -100,18 +100,13 @@ def submit(account: "Account", job: TuningJob, request: dict[str, Any], folder: 
     """
     job.save(folder)
     client = account.sagemaker
-    try:
-        create_once(
-            lambda: client.create_hyper_parameter_tuning_job(**request),
-            lambda: client.describe_hyper_parameter_tuning_job(HyperParameterTuningJobName=job.name),
-            f"submitting {job.name}",
-            later="the same command follows it, and is billed once; it says if there is none",
-        )
-    except NotAnswered:
-        raise
-    except BinCounterError:
-        (folder / TUNING_RECORD).unlink()
-        raise
+    create_once(
+        lambda: client.create_hyper_parameter_tuning_job(**request),
+        lambda: client.describe_hyper_parameter_tuning_job(HyperParameterTuningJobName=job.name),
+        f"submitting {job.name}",
+        later="the same command follows it, and is billed once; it says if there is none",
+        undo=(folder / TUNING_RECORD).unlink,
+    )
 
 
 def tuning_job_exists(account: "Account", job: TuningJob) -> bool:
