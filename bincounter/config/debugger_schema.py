@@ -32,7 +32,7 @@ class NoDebugger:
 class RuleConfig:
     """Settings of every rule."""
 
-    # Warn: one line in the log | stop: end the fit, and score it | fail: exit code 1.
+    # of a finding: off: none | warn: one line in the log | stop: end the fit, and score it | fail: exit code 1
     action: str = bounded("warn", choices=ACTIONS)
 
 
@@ -41,7 +41,7 @@ class LossNotDecreasing(RuleConfig):
     """The training loss stays where it is."""
 
     num_steps: int = bounded(500, ge=1)  # optimizer steps whose mean loss is compared with that of as many before them
-    diff_percent: float = bounded(0.1, ge=0, le=100)  # by which it has to fall, in per cent
+    diff_percent: float = bounded(0.1, ge=0, le=100)  # per cent by which it has to fall
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Overfit(RuleConfig):
 
     start_step: int = bounded(0, ge=0)  # optimizer steps before the first comparison
     patience: int = bounded(3, ge=1)  # validations in a row
-    ratio_threshold: float = bounded(0.25, ge=0)  # (validation - training) / training
+    ratio_threshold: float = bounded(0.25, ge=0)  # ratio (validation - training) / training that is too high
 
 
 @dataclass
@@ -59,7 +59,7 @@ class Overtraining(RuleConfig):
 
     patience_train: int = bounded(3, ge=1)  # validations without a better training loss
     patience_validation: int = bounded(5, ge=1)  # validations without a better validation loss
-    delta: float = bounded(0.01, ge=0)  # by how much a loss has to be lower than the best to be better, in nats
+    delta: float = bounded(0.01, ge=0)  # nats by which a loss has to be below the best to be better
 
 
 @dataclass
@@ -74,19 +74,19 @@ class VanishingGradient(RuleConfig):
 class ExplodingTensor(RuleConfig):
     """Values that are not finite."""
 
-    only_nan: bool = False  # infinities are let pass
+    only_nan: bool = False  # ignore infinities
 
 
 @dataclass
 class PoorWeightInitialization(RuleConfig):
     """Initial weights from which training does not start."""
 
-    threshold: float = bounded(10.0, ge=1)  # largest over smallest variance of activations, over layers
-    # Smallest spread of a tensor's gradient, from its 5th to its 95th percentile.
+    threshold: float = bounded(10.0, ge=1)  # ratio of the largest to the smallest variance of activations, over layers
+    # smallest spread of a tensor's gradient, from its 5th to its 95th percentile
     distribution_range: float = bounded(1e-8, ge=0)
     patience: int = bounded(5, ge=1)  # recorded steps without a lower loss
     steps: int = bounded(10, ge=1)  # recorded steps that are looked at
-    # By which a lower loss has to be below the lowest so far, in per cent.
+    # per cent by which a lower loss has to be below the lowest so far
     diff_percent: float = bounded(1.0, ge=0, le=100)
 
 
@@ -94,7 +94,7 @@ class PoorWeightInitialization(RuleConfig):
 class DeadRelu(RuleConfig):
     """ReLUs whose output is always zero."""
 
-    # Per cent of a unit's values above zero, below which it is dead.
+    # per cent of a unit's values above zero, below which it is dead
     threshold_inactivity: float = bounded(1.0, ge=0, le=100)
     threshold_layer: float = bounded(50.0, ge=0, le=100)  # per cent of a layer's units
     patience: int = bounded(3, ge=1)  # recorded steps in a row
@@ -104,22 +104,23 @@ class DeadRelu(RuleConfig):
 class ClassImbalance(RuleConfig):
     """Counts that are rare in training and often predicted wrongly."""
 
-    threshold_imbalance: float = bounded(10.0, ge=1)  # most frequent over rarest count
+    threshold_imbalance: float = bounded(10.0, ge=1)  # ratio of the most frequent to the rarest count
     threshold_misprediction: float = bounded(0.7, ge=0, le=1)  # share of wrong answers on an underrepresented count
-    samples: int = bounded(500, ge=1)  # training photos seen before anything is said
+    samples: int = bounded(500, ge=1)  # training photos before the first comparison
     patience: int = bounded(3, ge=1)  # validations in a row with too many wrong answers
-    # Share of an even share of the training, below which a count is underrepresented.
+    # share of an even share of the training, below which a count is underrepresented
     threshold_rare: float = bounded(0.5, ge=0, le=1)
-    photos: int = bounded(5, ge=1)  # validation photos of a count that it takes to judge its answers
+    photos: int = bounded(5, ge=1)  # validation photos that a count needs to be judged
 
 
 @dataclass
 class SaturatedActivation(RuleConfig):
     """Tanh and sigmoid units stuck at their limits."""
 
-    threshold_tanh: list[float] = field(default_factory=lambda: [-4.2, 4.2])  # inputs outside are saturated
+    threshold_tanh: list[float] = field(default_factory=lambda: [-4.2, 4.2])  # inputs of a tanh outside are saturated
+    # inputs of a sigmoid outside are saturated
     threshold_sigmoid: list[float] = field(default_factory=lambda: [-7.0, 7.0])
-    # Per cent of a unit's inputs inside, below which it is saturated.
+    # per cent of a unit's inputs inside, below which it is saturated
     threshold_inactivity: float = bounded(1.0, ge=0, le=100)
     threshold_layer: float = bounded(50.0, ge=0, le=100)  # per cent of a layer's units
     patience: int = bounded(3, ge=1)  # recorded steps in a row
@@ -198,11 +199,11 @@ class SimpleProfiler:
     """The phases of each step, and how busy the machine is."""
 
     kind: str = "simple"
-    # On a GPU, batches between two that are waited for, phase by phase; on a CPU all are.
+    # batches between two that are synchronised phase by phase on a GPU; on a CPU all are
     every_n_train_steps: int = bounded(20, ge=1)
-    usage_seconds: float = bounded(1.0, ge=0.1)  # between two samples of CPU, memory, disk and GPU
+    usage_seconds: float = bounded(1.0, ge=0.1)  # seconds between two samples of CPU, memory, disk and GPU
     sagemaker_interval: int | None = None  # milliseconds between AWS's own samples in a SageMaker job; null: none
-    sagemaker_rules: list[str] = field(default_factory=lambda: ["ProfilerReport"])  # of AWS's, on those samples
+    sagemaker_rules: list[str] = field(default_factory=lambda: ["ProfilerReport"])  # AWS's rules on those samples
 
 
 @dataclass
@@ -210,9 +211,9 @@ class AdvancedProfiler(SimpleProfiler):
     """Also the Python functions that take most time in each phase."""
 
     kind: str = "advanced"
-    functions: int = bounded(25, ge=1)  # per phase, those that take longest themselves
-    first_step: int = bounded(5, ge=0)  # batches before the first one that is looked into: they warm up
-    steps: int = bounded(50, ge=1)  # batches that are looked into
+    functions: int = bounded(25, ge=1)  # functions listed per phase, slowest first
+    first_step: int = bounded(5, ge=0)  # batches of warm-up before the first one in detail
+    steps: int = bounded(50, ge=1)  # batches in detail
 
 
 @dataclass
@@ -220,9 +221,9 @@ class PytorchProfiler(SimpleProfiler):
     """Also the operators that take most time in a few steps, and their trace."""
 
     kind: str = "pytorch"
-    operators: int = bounded(50, ge=1)  # those that take longest themselves
-    first_step: int = bounded(5, ge=0)  # batches before the first one that is looked into: they warm up
-    steps: int = bounded(3, ge=1)  # batches that are looked into; each adds megabytes to the trace
+    operators: int = bounded(50, ge=1)  # operators listed, slowest first
+    first_step: int = bounded(5, ge=0)  # batches of warm-up before the first one in detail
+    steps: int = bounded(3, ge=1)  # batches in detail; each adds megabytes to the trace
 
 
 def check_profiler(profiler: Mapping[str, Any], trainer: Mapping[str, Any]) -> None:

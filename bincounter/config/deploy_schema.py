@@ -53,14 +53,14 @@ _MEMORY = range(1024, 6145, 1024)
 class LimitsConfig:
     """Limits of an endpoint, written into the archive; requests beyond them are rejected."""
 
-    # Of one request, in units of 1e6 bytes; real-time endpoints pass no more than that on.
+    # MB (1e6 bytes) of one request; real-time endpoints take 25 at most
     max_body_mb: float = bounded(25.0, ge=0.001, le=1000)
     max_instances: int = bounded(32, ge=1, le=10_000)  # photos of one JSON request
-    # Photos the model sees at once; more outgrow a CPU's caches, and may suit a GPU.
+    # photos that the model computes at once; more may suit a GPU
     max_batch: int = bounded(8, ge=1, le=1024)
-    max_queue: int = bounded(128, ge=1, le=100_000)  # photos that wait for the model; more are refused at once with 503
-    timeout_s: float = bounded(30.0, ge=0.1, le=3600)  # seconds until a request is given up with 504
-    # Hosts photos may be fetched from by https; none: no URLs.
+    max_queue: int = bounded(128, ge=1, le=100_000)  # photos that wait for the model; more are refused with 503
+    timeout_s: float = bounded(30.0, ge=0.1, le=3600)  # seconds until a request gets 504
+    # hosts from which photos are fetched by https; empty: none
     url_hosts: list[str] = bounded([], pattern=_HOST, hint=_NO_HOST)
 
 
@@ -68,8 +68,8 @@ class LimitsConfig:
 class ParityConfig:
     """Photos that must be predicted alike by the checkpoint and by the archive before it is served."""
 
-    photos: int = bounded(64, ge=0, le=100_000)  # 0: nothing is compared
-    # A photo, a folder or an s3:// URI; null: the run's own photos, else rendered demo bins.
+    photos: int = bounded(64, ge=0, le=100_000)  # photos to compare; 0: none
+    # a photo, a folder or an s3:// URI; null: the run's own photos, else rendered demo bins
     source: str | None = path_setting(None)
 
 
@@ -77,16 +77,17 @@ class ParityConfig:
 class PlacesConfig:
     """Folders; relative ones start at the working directory."""
 
-    data_dir: str = path_setting("data")  # photos of buckets, and demo bins
-    cache_dir: str = path_setting("${.data_dir}/cache")  # unpacked archives, and which servers run here; safe to delete
-    log_dir: str = path_setting("logs")  # the runs
+    data_dir: str = path_setting("data")  # folder of demo bins and photos of buckets
+    # folder of unpacked archives and the list of local servers; safe to delete
+    cache_dir: str = path_setting("${.data_dir}/cache")
+    log_dir: str = path_setting("logs")  # folder of runs and sweeps
 
 
 @dataclass
 class LocalTargetConfig:
     """A server on 127.0.0.1, in this terminal until Ctrl-C."""
 
-    # 0 takes a free one; null: 8080 to deploy, and the port of the server called name to everything else.
+    # of 127.0.0.1; 0: a free one; null: 8080 to deploy, else that of the server called name
     port: int | None = bounded(None, ge=0, le=65535)
 
 
@@ -94,26 +95,26 @@ class LocalTargetConfig:
 class SageMakerTargetConfig:
     """Settings of all SageMaker endpoints."""
 
-    region: str | None = None  # null: that of AWS_REGION or the profile
+    region: str | None = None  # AWS region; null: that of AWS_REGION or the profile
     role: str | None = role_field()  # name or ARN of the execution role, see docs/sagemaker.md
     image: str | None = image_field()  # URI of a serving image; null: AWS's own of the stack
-    # Ray: AWS's Ray Serve image | pytorch: the older PyTorch inference image (PyTorch 2.6).
+    # ray: AWS's Ray Serve image | pytorch: the older PyTorch inference image (PyTorch 2.6)
     stack: str = bounded("ray", choices=("ray", "pytorch"))
-    bucket: str | None = bucket_field()  # for archives and outputs; null: sagemaker-<region>-<account>
-    prefix: str = prefix_field()  # in that bucket
-    environment: dict[str, str] = open_mapping()  # of the container
-    wait: bool = True  # until the endpoint is in service, or has failed
-    max_usd_per_hour: float = bounded(5.0, gt=0)  # more is refused
-    request: dict[str, Any] = open_mapping()  # by API object: merged into its request
+    bucket: str | None = bucket_field()  # bucket of archives and outputs; null: sagemaker-<region>-<account>
+    prefix: str = prefix_field()  # folder in that bucket
+    environment: dict[str, str] = open_mapping()  # environment variables of the container
+    wait: bool = True  # wait until the endpoint is in service, or has failed
+    max_usd_per_hour: float = bounded(5.0, gt=0)  # USD per hour that the endpoint may cost; more is refused
+    request: dict[str, Any] = open_mapping()  # further parameters of requests, by API object and AWS's names
 
 
 @dataclass
 class RealtimeTargetConfig(SageMakerTargetConfig):
     """Instances that are always running."""
 
-    instance_type: str = instance_field("ml.m5.xlarge")
-    instance_count: int = bounded(1, ge=1, le=10_000)
-    # Of one instance; null: that of the table in bincounter/cloud/prices.yaml.
+    instance_type: str = instance_field("ml.m5.xlarge")  # of the machines
+    instance_count: int = bounded(1, ge=1, le=10_000)  # machines behind the endpoint
+    # USD per hour of one instance; null: by the table in bincounter/cloud/prices.yaml
     usd_per_hour: float | None = bounded(None, gt=0)
 
 
@@ -121,9 +122,9 @@ class RealtimeTargetConfig(SageMakerTargetConfig):
 class AsyncTargetConfig(RealtimeTargetConfig):
     """Instances that read requests from S3 and write answers there."""
 
-    # S3:// folder of answers; null: <bucket>/<prefix>/<endpoint>/output.
+    # s3:// folder of answers; null: <bucket>/<prefix>/<endpoint>/output
     output_uri: str | None = bounded(None, **s3_folder(whole_bucket=True))
-    # S3:// folder of failures; null: <bucket>/<prefix>/<endpoint>/failure.
+    # s3:// folder of failures; null: <bucket>/<prefix>/<endpoint>/failure
     failure_uri: str | None = bounded(None, **s3_folder(whole_bucket=True))
 
 
@@ -131,35 +132,35 @@ class AsyncTargetConfig(RealtimeTargetConfig):
 class ServerlessTargetConfig(SageMakerTargetConfig):
     """No instances: memory that is billed while a request runs."""
 
-    memory_mb: int = 4096
-    max_concurrency: int = bounded(5, ge=1, le=200)
+    memory_mb: int = 4096  # MB: 1024, 2048, 3072, 4096, 5120 or 6144
+    max_concurrency: int = bounded(5, ge=1, le=200)  # requests at a time; more are refused
 
 
 @dataclass
 class DeployConfig:
     """The whole configuration of deploy.py."""
 
+    # step to take: docs/deploy.md
     action: str = bounded("deploy", choices=ACTIONS)
-    # The checkpoint to serve; latest: the newest best.ckpt under paths.log_dir.
+    # checkpoint to serve; latest: the newest best.ckpt under paths.log_dir
     ckpt_path: str | None = path_setting(None)
-    # Where the archive is written; null: endpoint/model.tar.gz of the run. An archive that exists is served as it is
-    # when no ckpt_path is given.
+    # file of the archive; null: endpoint/model.tar.gz of the run; an existing one is served where ckpt_path is null
     archive: str | None = path_setting(None)
-    name: str = bounded("bincounter", pattern=_NAME, hint=_NO_NAME)  # of the endpoint
-    # Action=invoke: a photo, a folder or an s3:// URI; action=transform: an s3:// folder.
+    name: str = bounded("bincounter", pattern=_NAME, hint=_NO_NAME)  # name of the endpoint
+    # photos to count; action=invoke: a photo, a folder or an s3:// URI; action=transform: an s3:// folder
     input: str | None = path_setting(None)
-    output: str | None = None  # action=transform: the s3:// folder of answers
-    # Fp32 | bf16, which a CPU or GPU that knows it does faster.
+    output: str | None = None  # s3:// folder of the answers of action=transform
+    # of the computation; bf16 is faster on CPUs and GPUs that multiply it
     precision: str = bounded("fp32", choices=("fp32", "bf16"))
-    # Sha256 of an archive that was packed elsewhere, as its author gives it.
+    # sha256 of an archive that was packed elsewhere, as its author gives it
     archive_sha256: str | None = bounded(None, pattern=_SHA256, hint=_NO_SHA256)
-    # Packages of one's own that the checkpoint's model comes from; true: an archive that was packed elsewhere.
+    # packages of yours that define the checkpoint's model; true: serve an archive that was packed elsewhere
     trust: Any = field(default_factory=list)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     parity: ParityConfig = field(default_factory=ParityConfig)
     target: Any = MISSING  # typed by its own schemas
     paths: PlacesConfig = field(default_factory=PlacesConfig)
-    dry_run: bool = False  # print the requests that would be sent, and end
+    dry_run: bool = False  # print the requests, and send none
 
 
 TARGETS = {

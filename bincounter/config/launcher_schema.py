@@ -54,36 +54,38 @@ class LocalConfig:
 class SageMakerConfig:
     """The run is a SageMaker training job."""
 
-    region: str | None = None  # null: that of AWS_REGION or the profile
+    region: str | None = None  # AWS region; null: that of AWS_REGION or the profile
     role: str | None = role_field()  # name or ARN of the execution role, see docs/sagemaker.md
     image: str | None = image_field()  # URI of a training image; null: AWS's own of framework_version
-    image_has_smdebug: bool = False  # whether that image can run debugger=smdebug; AWS's own cannot
-    framework_version: str = "2.14"  # PyTorch of the image
-    instance_type: str = instance_field("ml.g5.xlarge")
-    instance_count: int = bounded(1, ge=1)
+    image_has_smdebug: bool = False  # that image can run debugger=smdebug, which AWS's own cannot
+    framework_version: str = "2.14"  # PyTorch version of AWS's image
+    instance_type: str = instance_field("ml.g5.xlarge")  # of the machines
+    instance_count: int = bounded(1, ge=1)  # machines per job
     volume_size: int = bounded(50, ge=1, le=LARGEST_VOLUME)  # GB of disk on each instance
-    spot: bool = False
+    spot: bool = False  # managed spot: cheaper, and interrupted at times
     max_run: int = bounded(4 * 3600, ge=1)  # seconds of training after which the job is stopped
     max_wait: int | None = None  # seconds, waiting for spot capacity included; null: twice max_run
-    bucket: str | None = bucket_field()  # for code, checkpoints and models; null: sagemaker-<region>-<account>
-    prefix: str = prefix_field()  # in that bucket
-    # S3:// folder to keep the run in, or to go on from; null: one for each job.
+    bucket: str | None = bucket_field()  # bucket of code, checkpoints and models; null: sagemaker-<region>-<account>
+    prefix: str = prefix_field()  # folder in that bucket
+    # s3:// folder of the run's files, to resume from if it has some; null: one for each job
     checkpoint_uri: str | None = bounded(None, **s3_folder())
-    input_mode: str = bounded("File", choices=("File", "FastFile"))  # how data.source reaches the instance
-    environment: dict[str, str] = open_mapping()
+    # File: photos are copied to the machine first | FastFile: they are streamed
+    input_mode: str = bounded("File", choices=("File", "FastFile"))
+    environment: dict[str, str] = open_mapping()  # environment variables of the container
     max_parallel_jobs: int = bounded(4, ge=1)  # jobs of a multirun that run at a time
-    wait: bool = True  # false: submit, and tell how to attach later
-    max_cost_usd: float = bounded(25.0, gt=0, finite=False)  # a ceiling above it is refused
-    # Of one instance; null: that of the table in bincounter/cloud/prices.yaml.
+    wait: bool = True  # follow the job to its end; false: submit, and print how to attach later
+    max_cost_usd: float = bounded(25.0, gt=0, finite=False)  # USD that all jobs may cost; a higher ceiling is refused
+    # USD per hour of one instance; null: by the table in bincounter/cloud/prices.yaml
     usd_per_hour: float | None = bounded(None, gt=0, finite=False)
-    request: dict[str, Any] = open_mapping()  # merged into CreateTrainingJob
+    request: dict[str, Any] = open_mapping()  # further parameters of CreateTrainingJob, by AWS's names
 
 
 @dataclass
 class RehearsalConfig(SageMakerConfig):
     """The same job, run on this machine by a local control plane."""
 
-    interruptions: list[float] = field(default_factory=list)  # seconds from an attempt's first checkpoint to its end
+    # seconds from the first checkpoint of each attempt to its interruption
+    interruptions: list[float] = field(default_factory=list)
 
 
 @dataclass

@@ -17,12 +17,12 @@ STRATEGIES = ("Bayesian", "Random", "Hyperband", "Grid")
 class SearchConfig:
     """Settings of every search."""
 
-    space: dict[str, str] = open_mapping()  # key of the configuration -> interval, choice or range
-    n_trials: int = 20  # in all, those of earlier starts of the same search included
-    # Null: from task_name and a digest of what is searched, so that a command goes on.
+    space: dict[str, str] = open_mapping()  # searched settings, each with its interval, choice or range
+    n_trials: int = 20  # trials in total, 1 or more, those of earlier starts included
+    # name of the search and its folder; null: from task_name and a digest of the search, so that a command resumes
     study_name: str | None = bounded(None, pattern=r"[A-Za-z0-9][A-Za-z0-9._-]*", hint=_NO_STUDY_NAME)
-    warm_start: list[str] = path_setting([])  # past searches to learn from
-    retrain_best: bool = False  # train the best values once more at the end, and score them on the test photos
+    warm_start: list[str] = path_setting([])  # folders of past searches, or names of tuning jobs, to learn from
+    retrain_best: bool = False  # train the best values again at the end, and score the test photos
 
 
 @dataclass
@@ -30,21 +30,22 @@ class OptunaConfig(SearchConfig):
     """Optuna chooses values; any launcher runs the trials."""
 
     n_jobs: int = bounded(1, ge=1)  # trials chosen and launched together
-    storage: str | None = path_setting(None)  # any URL that Optuna takes; null: an SQLite file in the sweep's folder
-    metrics: list[str] = field(default_factory=list)  # objectives; empty: optimized_metric alone
-    sampler: Any = None  # open: an optuna sampler, a group of its own: hparams_search/sampler=tpe|random|grid|...
-    pruner: Any = None  # open: an optuna pruner, a group of its own: hparams_search/pruner=none|median|hyperband
-    max_failure_rate: float = 0.5  # share of failed trials above which the search ends
-    trial: int | None = None  # set by the sweeper for each job: its number in the study
+    storage: str | None = path_setting(None)  # URL of Optuna's storage; null: an SQLite file in the sweep's folder
+    metrics: list[str] = field(default_factory=list)  # validation metrics to optimise; empty: optimized_metric alone
+    sampler: Any = None  # a group of its own, hparams_search/sampler
+    pruner: Any = None  # a group of its own, hparams_search/pruner
+    max_failure_rate: float = 0.5  # share of failed trials, 0 to 1, above which the search ends
+    trial: int | None = None  # number of the trial; set by the sweeper, not by you
 
 
 @dataclass
 class TunerConfig(SearchConfig):
     """SageMaker chooses values and runs the trials: one hyperparameter tuning job."""
 
+    # SageMaker's way to choose values
     strategy: str = bounded("Bayesian", choices=STRATEGIES)
-    early_stopping: bool = False  # SageMaker stops trials that promise little
-    request: dict[str, Any] = open_mapping()  # merged into CreateHyperParameterTuningJob
+    early_stopping: bool = False  # let SageMaker stop trials that are unlikely to win
+    request: dict[str, Any] = open_mapping()  # further parameters of CreateHyperParameterTuningJob, by AWS's names
 
 
 def check_search(search: Mapping[str, Any]) -> None:

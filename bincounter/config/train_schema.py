@@ -27,9 +27,11 @@ from bincounter.config.search_schema import OptunaConfig, TunerConfig
 class SplitConfig:
     """Split of the photos into training, validation and test."""
 
+    # grouped: linked photos stay on one side | given: the split that the source has | random: photo by photo
     method: str = bounded("grouped", choices=("grouped", "given", "random"))
-    fractions: list[float] = field(default_factory=lambda: [0.8, 0.1, 0.1])  # training, validation, test; sum 1
-    # Apart from the run's seed, so that runs of several seeds share their test photos.
+    # shares of training, validation and test; their sum is 1
+    fractions: list[float] = field(default_factory=lambda: [0.8, 0.1, 0.1])
+    # of the split alone, so that runs of several seeds share their test photos
     seed: int = bounded(0, ge=0, le=2**32 - 1)
 
 
@@ -37,27 +39,27 @@ class SplitConfig:
 class AugmentationConfig:
     """Random changes to the training photos; none if all are zero and false."""
 
-    flip: bool = True  # left-right
-    shift: float = bounded(0.06, ge=0, le=0.5)  # at most this fraction of the width and the height
-    scale: float = bounded(0.1, ge=0, le=0.9)  # zoom between 1 - scale and 1 + scale
+    flip: bool = True  # mirror left and right, every second photo
+    shift: float = bounded(0.06, ge=0, le=0.5)  # share of width and height, either way
+    scale: float = bounded(0.1, ge=0, le=0.9)  # factor of the zoom: between 1 - scale and 1 + scale
     rotation: float = bounded(5.0, ge=0, le=180)  # degrees, either way
-    brightness: float = bounded(0.2, ge=0, le=1)  # factor between 1 - b and 1 + b; likewise the next two
-    contrast: float = bounded(0.2, ge=0, le=1)
-    saturation: float = bounded(0.2, ge=0, le=1)
-    mixup: float = bounded(0.0, ge=0)  # alpha of the Beta distribution; 0 is off
-    cutmix: float = bounded(0.0, ge=0)  # likewise; with both on, each batch takes one of them
+    brightness: float = bounded(0.2, ge=0, le=1)  # factor between 1 - brightness and 1 + brightness
+    contrast: float = bounded(0.2, ge=0, le=1)  # factor between 1 - contrast and 1 + contrast
+    saturation: float = bounded(0.2, ge=0, le=1)  # factor between 1 - saturation and 1 + saturation
+    mixup: float = bounded(0.0, ge=0)  # alpha of the Beta distribution by which two photos are blended; 0: off
+    cutmix: float = bounded(0.0, ge=0)  # alpha of the patches; 0: off; with mixup on, too, each batch uses one of them
 
 
 @dataclass
 class SyncConfig:
     """Download of an s3:// source."""
 
-    # Counts: of photos whose count is not in data.counts, fetch none.
+    # counts: fetch no photo whose count is not in data.counts
     only: str = bounded("all", choices=("all", "counts"))
-    # What becomes of local copies of objects that are deleted in the bucket.
+    # local copies of objects that are deleted in the bucket: mirror deletes them, keep does not
     deleted: str = bounded("mirror", choices=("mirror", "keep"))
     connections: int = bounded(64, ge=1, le=1024)  # requests at a time
-    stream: bool = False  # photos in shards: read each by range when it is needed, instead of fetching the shards
+    stream: bool = False  # read photos of shards by range when they are needed, instead of fetching the shards
 
 
 @dataclass
@@ -65,8 +67,8 @@ class DataConfig:
     """A data set, and how its photos become batches."""
 
     source: str | None = path_setting(None)  # a folder or an s3:// URI
-    layout: Any = None  # open: what reads the source, see bincounter.data.layouts
-    counts: list[int] | None = None  # photos with other counts are excluded; null takes every count there is
+    layout: Any = None  # class that reads the source, and its arguments: docs/extending.md
+    counts: list[int] | None = None  # counts to use, others are excluded; null: every count in the data
     image_size: int = bounded(224, ge=16, le=1024)  # pixels, both sides; the aspect ratio is not kept
     batch_size: int = bounded(32, ge=1)  # photos per step on each device
     balanced: bool = False  # draw every count equally often in training
@@ -81,45 +83,48 @@ class DataConfig:
 class HeadConfig:
     """Fully connected layers between the backbone's features and the objective's outputs."""
 
-    layers: int = bounded(0, ge=0)  # extra hidden layers
+    layers: int = bounded(0, ge=0)  # hidden layers, besides the output
     width: int = bounded(512, ge=1)  # units in each of them
-    dropout: float = bounded(0.0, ge=0, le=0.99)  # after each hidden layer, and before the output when there is none
+    # share of units dropped after each hidden layer, and before the output where there is none
+    dropout: float = bounded(0.0, ge=0, le=0.99)
 
 
 @dataclass
 class ScheduleConfig:
     """The learning rate over a run, as a factor of the optimizer's lr."""
 
+    # cosine: falls to final_factor at the end | constant
     name: str = bounded("cosine", choices=("cosine", "constant"))
-    warmup_epochs: float = bounded(0.5, ge=0)  # linear warm-up
-    final_factor: float = bounded(0.01, ge=0, le=1)  # where the cosine ends
+    warmup_epochs: float = bounded(0.5, ge=0)  # epochs of linear warm-up
+    final_factor: float = bounded(0.01, ge=0, le=1)  # factor at the end of the cosine
 
 
 @dataclass
 class ModelConfig:
     """The network and its optimisation."""
 
-    backbone: Any = MISSING  # open: see bincounter.model.backbones
-    weights: str | None = path_setting(None)  # a torchvision name, a local file, or null for a random start
+    backbone: Any = MISSING  # function that builds the backbone, and its arguments: docs/extending.md
+    weights: str | None = path_setting(None)  # a torchvision name, a local file, or null: random weights
+    # part of the backbone: all | frozen: none | last_stages | gradual: one more stage every unfreeze_every epochs
     trained: str = bounded("all", choices=("all", "frozen", "last_stages", "gradual"))
-    stages: int = bounded(1, ge=1)  # trained=last_stages: how many, counted from the output
-    unfreeze_every: int = bounded(1, ge=1)  # trained=gradual: epochs between one more stage and the next
+    stages: int = bounded(1, ge=1)  # stages that trained=last_stages trains, counted from the output
+    unfreeze_every: int = bounded(1, ge=1)  # epochs between two stages of trained=gradual
     head: HeadConfig = field(default_factory=HeadConfig)
-    optimizer: Any = MISSING  # open, a group of its own: model/optimizer=adamw|sgd
+    optimizer: Any = MISSING  # a group of its own, model/optimizer
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    class_weights: str | None = bounded(None, choices=("balanced",))  # balanced: the loss of a rare count weighs more
-    channels_last: bool = True  # memory format; several times faster on CPU and on tensor cores
+    class_weights: str | None = bounded(None, choices=("balanced",))  # balanced: a rare count weighs more in the loss
+    channels_last: bool = True  # memory format, several times faster on CPUs and tensor cores
 
 
 @dataclass
 class PathsConfig:
     """Folders; relative ones start at the working directory."""
 
-    data_dir: str = path_setting()  # demo bins and synced buckets
-    cache_dir: str = path_setting()  # manifests, splits and decoded photos; safe to delete
-    log_dir: str = path_setting()  # the runs
-    output_dir: str = path_setting()  # this run
-    # Where each new best.ckpt is also copied, with its config.yaml; null: nowhere.
+    data_dir: str = path_setting()  # folder of demo bins and synced buckets
+    cache_dir: str = path_setting()  # folder of manifests, splits, decoded photos and features; safe to delete
+    log_dir: str = path_setting()  # folder of runs and sweeps
+    output_dir: str = path_setting()  # folder of this run
+    # folder to which each new best.ckpt is copied, with its config.yaml; null: none
     model_dir: str | None = path_setting(None)
 
 
@@ -127,20 +132,22 @@ class PathsConfig:
 class CheckpointConfig:
     """How often a run saves a checkpoint, besides the end of every epoch."""
 
-    every_n_train_steps: int = bounded(100, ge=1)  # optimizer steps
+    every_n_train_steps: int = bounded(100, ge=1)  # optimizer steps between two checkpoints within an epoch
 
 
 @dataclass
 class TrainConfig:
     """The whole configuration of train.py."""
 
-    task_name: str = "train"
-    tags: list[str] = field(default_factory=list)
-    train: bool = True
-    test: bool = True
-    ckpt_path: str | None = path_setting(None)  # last | latest | a file
-    seed: int = bounded(0, ge=0, le=2**32 - 1)
-    optimized_metric: str = "val/accuracy"  # chooses best.ckpt, and what a sweep gets back
+    task_name: str = "train"  # of the run: part of its folder, of jobs and of studies
+    tags: list[str] = field(default_factory=list)  # words for your own use; W&B shows them
+    train: bool = True  # fit the model; false: only score ckpt_path
+    test: bool = True  # score the test photos at the end
+    # to resume or to score: last (of paths.output_dir), latest (of all runs), a file or a run's folder
+    ckpt_path: str | None = path_setting(None)
+    seed: int = bounded(0, ge=0, le=2**32 - 1)  # of weights, order and augmentation
+    optimized_metric: str = "val/accuracy"  # validation metric that chooses best.ckpt, and that a sweep optimises
+    # PyTorch's setting of that name: lower is faster on GPUs with TF32
     float32_matmul_precision: str = bounded("highest", choices=("highest", "high", "medium"))
     data: DataConfig = MISSING
     model: ModelConfig = MISSING
@@ -154,7 +161,7 @@ class TrainConfig:
     paths: PathsConfig = MISSING
     launcher: Any = MISSING  # typed by its own schemas: local, SageMaker, rehearsal
     hparams_search: Any = None  # typed by its own schemas: Optuna, SageMaker's tuner
-    dry_run: bool = False  # print the request that a launcher would send, and end
+    dry_run: bool = False  # print the request of a launcher, and send none
 
 
 def register() -> None:

@@ -30,9 +30,9 @@ def _open() -> Any:
 class SaveInterval:
     """Batches from one saved batch to the next, counted over all epochs; the first is always saved."""
 
-    train: int = 500  # smdebug's own default; weights and gradients take 200 MB each time for a ResNet50
-    eval: int = 10
-    predict: int = 10
+    train: int = 500  # training batches; 200 MB each time for a ResNet50
+    eval: int = 10  # validation batches
+    predict: int = 10  # batches of test photos
 
 
 @dataclass
@@ -40,11 +40,14 @@ class SmdebugConfig:
     """Tensors that SageMaker Debugger's hook saves in full, in RUN/debugger/smdebug."""
 
     kind: str = "smdebug"
-    collections: list[str] = field(default_factory=lambda: list(COLLECTIONS))  # losses are saved anyway
-    include_regex: list[str] = field(default_factory=list)  # more tensors by name: 'backbone\.layer4.*_output_0'
+    # groups of tensors: losses, weights, biases, gradients; losses are always saved
+    collections: list[str] = field(default_factory=lambda: list(COLLECTIONS))
+    # regular expressions of further tensors: 'backbone\.layer4.*_output_0'
+    include_regex: list[str] = field(default_factory=list)
     save_interval: SaveInterval = field(default_factory=SaveInterval)
-    sagemaker_rules: list[str] = field(default_factory=lambda: list(_SAGEMAKER_RULES))  # of AWS's, in a SageMaker job
-    sagemaker_parameters: dict[str, Any] = field(default_factory=_open)  # of these rules: {overfit: {patience: 3}}
+    sagemaker_rules: list[str] = field(default_factory=lambda: list(_SAGEMAKER_RULES))  # AWS's rules of a job
+    # parameters of these rules: {overfit: {patience: 3}}
+    sagemaker_parameters: dict[str, Any] = field(default_factory=_open)
 
 
 def check_smdebug(debugger: Mapping[str, Any], *, here: bool) -> None:
