@@ -2,23 +2,19 @@
 
 import argparse
 import importlib
+import json
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from bincounter import __version__
+from bincounter.cli.data_commands import add_data_commands, as_path, as_place
 from bincounter.errors import BinCounterError, ResourceError, closest_match
-from bincounter.files import check_writable, expand_user
+from bincounter.files import check_writable
 from bincounter.names import accept_any_output, escape_name, one_line
 from bincounter.redaction import mask_text
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
-    from bincounter.data.datamodule import BinDataModule
 
 _HYDRA_APPS = {"train": "bincounter.cli.train_command", "deploy": "bincounter.cli.deploy_command"}
 _EPILOG = "bincounter COMMAND --help explains one; settings are written KEY=VALUE, and README.md has everyday commands."
@@ -73,31 +69,6 @@ def _run_hydra_app(command: str, *arguments: str) -> int:
     return program.main()
 
 
-def _place(word: str) -> str:
-    """Read the name of a file, a folder or a bucket.
-
-    Raises:
-        argparse.ArgumentTypeError: it is ``KEY=VALUE`` of a known setting or group, so that the name was forgotten.
-    """
-    key, equals, _ = word.lstrip("+~").partition("=")
-    if equals and re.fullmatch(r"\w[\w./@]*", key) and not os.path.lexists(word):
-        from dataclasses import fields
-
-        from bincounter.cli.hydra_app import conf_dir
-        from bincounter.config.train_schema import TrainConfig
-
-        group = conf_dir() / key.partition("@")[0]
-        settings = {"hydra", "experiment", *(each.name for each in fields(TrainConfig))}
-        if group.is_dir() or ("/" not in key and key.partition(".")[0] in settings):
-            raise argparse.ArgumentTypeError(f"{word} is a setting: name a file or a folder first, or write ./{word}")
-    return expand_user(word)
-
-
-def _path(word: str) -> Path:
-    """:func:`_place` as a path."""
-    return Path(_place(word))
-
-
 def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     """The parser, and the names of the commands."""
     parser = argparse.ArgumentParser(
@@ -108,40 +79,19 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     commands.add_parser("train", add_help=False, help="fit, score and report one configuration, or a sweep of them")
     commands.add_parser("deploy", add_help=False, help="put a checkpoint behind an endpoint, locally or on SageMaker")
 
-    explore = commands.add_parser("explore", help="write data.html: the contents of a data set, before training on it")
-    explore.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py: data=abid data.source=...")
-    explore.add_argument("--output", type=_path, default=Path("data.html"), help="the page to write (data.html)")
-    explore.set_defaults(command=_explore)
-
-    arrange = commands.add_parser("arrange", help="link the photos of a data source into <count>/<photo> folders")
-    arrange.add_argument("destination", metavar="DESTINATION", type=_path, help="the folder to make")
-    arrange.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py: data=abid data.source=...")
-    arrange.set_defaults(command=_arrange)
-
-    prepare = commands.add_parser(
-        "prepare", help="split a data source into {train,valid,test}/<count>/<photo>, in a folder or a bucket"
-    )
-    prepare.add_argument("destination", metavar="DESTINATION", type=_place, help="a folder or s3://bucket/prefix")
-    prepare.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py: data=abid data.source=...")
-    prepare.add_argument(
-        "--as",
-        dest="form",
-        choices=["folders", "shards"],
-        default="folders",
-        help="one file per photo (folders), or many photos in each of a few large files (shards)",
-    )
-    prepare.set_defaults(command=_prepare)
-
-    for command in (explore, arrange, prepare):
-        command.add_argument("--config-dir", type=_path, help="a further folder of configuration files, as for train")
+    add_data_commands(commands)
 
     predict = commands.add_parser("predict", help="count the items in photos")
-    predict.add_argument("sources", nargs="+", type=_place, metavar="PHOTO|FOLDER|s3://...")
+    predict.add_argument("sources", nargs="+", type=as_place, metavar="PHOTO|FOLDER|s3://...")
     predict.add_argument(
-        "--ckpt-path", type=_path, help="a checkpoint, or a run's folder; the newest best.ckpt under logs/ by default"
+        "--ckpt-path",
+        type=as_path,
+        help="a checkpoint, or a run's folder; the newest best.ckpt under logs/ by default",
     )
-    predict.add_argument("--csv", type=_path, help="write a table there instead of printing")
-    predict.add_argument("--data-dir", type=_path, default=Path("data"), help="where photos of buckets are kept (data)")
+    predict.add_argument("--csv", type=as_path, help="write a table there instead of printing")
+    predict.add_argument(
+        "--data-dir", type=as_path, default=Path("data"), help="where photos of buckets are kept (data)"
+    )
     predict.add_argument(
         "--trust",
         action="append",
@@ -152,25 +102,37 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     predict.set_defaults(command=_predict)
 
     compare = commands.add_parser("compare", help="compare runs: differing settings and their scores")
-    compare.add_argument("runs", nargs="+", type=_path, metavar="RUN", help="folders of runs, or of sweeps")
+    compare.add_argument("runs", nargs="+", type=as_path, metavar="RUN", help="folders of runs, or of sweeps")
     compare.set_defaults(command=_compare)
 
+    runs = commands.add_parser("runs", help="list runs and sweeps, best first")
+    runs.add_argument(
+        "folders",
+        nargs="*",
+        type=as_path,
+        metavar="FOLDER",
+        default=[Path("logs")],
+        help="searched for runs (logs)",
+    )
+    runs.add_argument("--json", action="store_true", help="print one JSON document instead of tables")
+    runs.set_defaults(command=_runs)
+
     cost = commands.add_parser("cost", help="time and cost of runs, sweeps and endpoints, also per point of accuracy")
-    cost.add_argument("folders", nargs="+", type=_path, metavar="RUN", help="folders of runs, sweeps or endpoints")
+    cost.add_argument("folders", nargs="+", type=as_path, metavar="RUN", help="folders of runs, sweeps or endpoints")
     cost.add_argument("--json", action="store_true", help="print one JSON document instead of tables")
     cost.set_defaults(command=_cost)
 
     rules = commands.add_parser(
         "rules", help="evaluate rules on the tensors recorded by debugger=tensors, with other bounds if given"
     )
-    rules.add_argument("run", type=_path, metavar="RUN", help="its folder")
+    rules.add_argument("run", type=as_path, metavar="RUN", help="its folder")
     rules.add_argument("overrides", nargs="*", metavar="debugger.rules.RULE.SETTING=VALUE")
     rules.set_defaults(command=_rules)
 
     attach = commands.add_parser(
         "attach", help="follow the SageMaker jobs of a run or a sweep, and fetch their results"
     )
-    attach.add_argument("folder", type=_path, metavar="FOLDER", help="folder of the run or the sweep")
+    attach.add_argument("folder", type=as_path, metavar="FOLDER", help="folder of the run or the sweep")
     attach.set_defaults(command=_attach)
 
     rehearsal = commands.add_parser(
@@ -178,72 +140,6 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     )
     rehearsal.set_defaults(command=_rehearsal)
     return parser, list(commands.choices)
-
-
-def _compose_data(arguments: argparse.Namespace) -> "tuple[DictConfig, BinDataModule]":
-    """Compose a configuration and its data module, which is not prepared yet."""
-    from bincounter.cli.hydra_app import compose, show_log
-
-    show_log()
-    cfg = compose(arguments.overrides, config_dir=arguments.config_dir, internal=False)
-    from bincounter.config.validate import validate
-    from bincounter.training.run import data_module
-
-    validate(cfg)
-    return cfg, data_module(cfg)
-
-
-def _explore(arguments: argparse.Namespace) -> int:
-    check_writable(arguments.output, key="--output")
-    cfg, data = _compose_data(arguments)
-    data.prepare()
-    from bincounter.report.explore import write_data_report
-
-    settings = {
-        "method": cfg.data.split.method,
-        "fractions": list(cfg.data.split.fractions),
-        "seed": cfg.data.split.seed,
-    }
-    source = cfg.data.source or "rendered demo bins"
-    write_data_report(arguments.output, data.manifest, data.kept, data.assignment, source=source, settings=settings)
-    print(escape_name(arguments.output))
-    return 0
-
-
-def _arrange(arguments: argparse.Namespace) -> int:
-    cfg, data = _compose_data(arguments)
-    from bincounter.data.arrange import arrange
-    from bincounter.data.prepare import check_local
-    from bincounter.data.records import Candidate, Listing
-
-    check_local(arguments.destination, cfg.data.source)
-    photos = [Candidate(record.id, record.file, record.count) for record in data.find()]
-    data.log_left_out()
-    placed = arrange(Listing(photos), arguments.destination)
-    print(f"{len(photos):,} photos, {placed.files:,} of them placed now, {placed.bytes / 1e6:,.1f} MB")
-    print(escape_name(arguments.destination))
-    return 0
-
-
-def _prepare(arguments: argparse.Namespace) -> int:
-    arguments.overrides.append("data.cache=false")  # the decoded photos that training caches are not needed
-    cfg, data = _compose_data(arguments)
-    from bincounter.data.prepare import SIDES, check_destination, prepare_folders, prepare_shards
-
-    check_destination(arguments.destination, cfg.data.source)
-    data.prepare()
-    split = data.manifest, data.kept, data.assignment
-    connections = cfg.data.sync.connections
-    if arguments.form == "shards":
-        cache_dir = Path(cfg.paths.cache_dir)
-        placed = prepare_shards(*split, arguments.destination, cache_dir=cache_dir, connections=connections)
-    else:
-        placed = prepare_folders(*split, arguments.destination, connections=connections)
-    for number, side in enumerate(SIDES):
-        print(f"{side}: {(data.assignment == number).sum():,} photos")
-    print(f"{placed.files:,} files written, {placed.bytes / 1e6:,.1f} MB")
-    print(escape_name(arguments.destination))
-    return 0
 
 
 def _predict(arguments: argparse.Namespace) -> int:
@@ -282,14 +178,32 @@ def _compare(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _runs(arguments: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from bincounter.cli.runs_command import list_runs
+    from bincounter.cli.runs_table import RunTables
+
+    listed = list_runs(arguments.folders)
+    if arguments.json:
+        _print_json(asdict(listed))
+    else:
+        Console(highlight=False).print(RunTables(listed))
+    return 0
+
+
+def _print_json(document: dict[str, Any]) -> None:
+    print(json.dumps(document, indent=2, ensure_ascii=False))
+
+
 def _cost(arguments: argparse.Namespace) -> int:
     from bincounter.cloud.cost_records import read_costs
 
     costs = read_costs(arguments.folders)
     if arguments.json:
-        import json
-
-        print(json.dumps(costs.document(), indent=2, ensure_ascii=False))
+        _print_json(costs.document())
     else:
         from rich.console import Console
 
@@ -333,17 +247,7 @@ def _attach(arguments: argparse.Namespace) -> int:
 
 
 def _rehearsal(arguments: argparse.Namespace) -> int:
-    import threading
+    from bincounter.cloud.sagemaker_launcher import hold_rehearsal
 
-    from bincounter.cloud.sagemaker_launcher import rehearsal_environment
-
-    with rehearsal_environment(rehearsed=True):
-        # A leftover profile or token would select another account.
-        print("unset $(env | grep -o '^AWS_[A-Z0-9_]*')")
-        for name, value in os.environ.items():
-            if name.startswith("AWS_"):
-                print(f"export {name}={value}")
-        print("Paste these into another terminal; Ctrl-C ends it all.", file=sys.stderr, flush=True)
-        sys.stdout.flush()
-        threading.Event().wait()
+    hold_rehearsal()
     return 0

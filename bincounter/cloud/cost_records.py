@@ -67,8 +67,8 @@ class _Reader:
 
     def read(self, folder: Path) -> None:
         """Read the run, the sweep or the endpoints of a folder."""
-        runs = [] if _is_run(folder) else _runs_inside(folder)
-        if _is_run(folder):
+        runs = [] if is_run(folder) else runs_inside(folder)
+        if is_run(folder):
             if not self.costs.groups or self.costs.groups[0].kind != "runs":
                 self.costs.groups.insert(0, RunBills("runs", None))
             self._read_run(folder, self.costs.groups[0])
@@ -86,8 +86,7 @@ class _Reader:
         self._read_endpoints(folder)
 
     def _read_sweep(self, folder: Path, runs: Sequence[Path]) -> None:
-        swept = (folder / "study.db").is_file() or any(run.name.isdecimal() for run in runs)
-        group = RunBills("sweep" if swept else "folder", str(folder))
+        group = RunBills("sweep" if is_sweep(folder, runs) else "folder", str(folder))
         self.costs.groups.append(group)
         try:
             tuning = load_tuning_job(folder)
@@ -271,14 +270,21 @@ def _connect(region: str) -> "Account | BinCounterError":
         return error
 
 
-def _is_run(folder: Path) -> bool:
+def is_run(folder: Path) -> bool:
+    """Return whether a folder is that of a run."""
     return (folder / JOB_RECORD).is_file() or (folder / _CONFIG).is_file() or (folder / EARLIER_JOBS).is_dir()
 
 
-def _runs_inside(folder: Path) -> list[Path]:
+def runs_inside(folder: Path) -> list[Path]:
     """List the runs of a sweep, those with numbers first, in their order."""
-    runs = [child for child in folder.iterdir() if child.is_dir() and _is_run(child)] if folder.is_dir() else []
+    runs = [child for child in folder.iterdir() if child.is_dir() and is_run(child)] if folder.is_dir() else []
     return sorted(runs, key=lambda run: (not run.name.isdecimal(), run.name.isdecimal() and int(run.name), run.name))
+
+
+def is_sweep(folder: Path, runs: Sequence[Path]) -> bool:
+    """Return whether a folder with these runs inside is that of a sweep."""
+    records = any((folder / name).is_file() for name in ("study.db", TUNING_RECORD))
+    return records or any(run.name.isdecimal() for run in runs)
 
 
 def _endpoint_records(folder: Path) -> list[Path]:

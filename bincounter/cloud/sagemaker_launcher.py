@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -234,6 +235,19 @@ def is_rehearsal(settings: Any) -> bool:
     """Return whether a composed ``launcher`` is a rehearsal."""
     kind = OmegaConf.get_type(settings)
     return isinstance(kind, type) and issubclass(kind, RehearsalConfig)
+
+
+def hold_rehearsal() -> None:
+    """Start a rehearsal for other terminals, print the variables that point them to it, and wait for Ctrl-C."""
+    with rehearsal_environment(rehearsed=True):
+        # A leftover profile or token would select another account.
+        print("unset $(env | grep -o '^AWS_[A-Z0-9_]*')")
+        for name, value in os.environ.items():
+            if name.startswith("AWS_"):
+                print(f"export {name}={value}")
+        print("Paste these into another terminal; Ctrl-C ends it all.", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        threading.Event().wait()
 
 
 @contextmanager

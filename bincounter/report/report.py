@@ -226,18 +226,14 @@ def _training(run: RunResults) -> dict[int, int]:
 
 def _training_summary(run: RunResults) -> str:
     model = run.config.get("model") or {}
-    backbone = model.get("backbone") or {}
-    name = str(backbone.get("name") or str(backbone.get("_target_", "A model")).rpartition(".")[2])
     training = _training(run)
     if not training:
-        return f"{name}, scored without training in this run."
-    planned = run.provenance.get("planned_epochs") or (run.config.get("trainer") or {}).get("max_epochs")
-    logged = [epoch + 1 for epoch, _, _ in run.log.get("train/loss_epoch", ())]
-    done = run.provenance.get("epochs") or int(max(logged, default=0))
+        return f"{run.model}, scored without training in this run."
+    done, planned = run.epochs
     share = done if done == planned else f"{done} of {planned}"
     epochs = f" for {share} epoch{'s' * (planned != 1)}" if planned and done else ""
     start = f"started from {model['weights']} weights" if model.get("weights") else "from scratch"
-    return f"{name}, {start}, trained on {whole(sum(training.values()))} photos{epochs}{_duration(run)}."
+    return f"{run.model}, {start}, trained on {whole(sum(training.values()))} photos{epochs}{_duration(run)}."
 
 
 def _duration(run: RunResults) -> str:

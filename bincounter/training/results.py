@@ -115,13 +115,30 @@ class RunResults:
         """The side whose scores lead the report: ``test`` where it was scored, else ``val``."""
         return "test" if self.metrics.get("test") else "val"
 
+    @property
+    def model(self) -> str:
+        """Name of the backbone."""
+        backbone = (self.config.get("model") or {}).get("backbone") or {}
+        return str(backbone.get("name") or str(backbone.get("_target_", "A model")).rpartition(".")[2])
+
+    @property
+    def epochs(self) -> tuple[int, int | None]:
+        """Epochs begun, and planned ones; 0 where the run has not trained, ``None`` where it is unknown."""
+        logged = [epoch + 1 for epoch, _, _ in self.log.get("train/loss_epoch", ())]
+        planned = self.provenance.get("planned_epochs") or (self.config.get("trainer") or {}).get("max_epochs")
+        return self.provenance.get("epochs") or int(max(logged, default=0)), planned
+
     def photos(self, split: str) -> dict[int, int]:
         """Photos per count of one split (``train``, ``validation`` or ``test``), by ascending count."""
         return dict(sorted(Counter(count for count, side in self.split.values() if side == split).items()))
 
 
-def read_results(path: Path) -> RunResults:
+def read_results(path: Path, *, predictions: bool = True) -> RunResults:
     """Read a run's folder.
+
+    Args:
+        path: the folder.
+        predictions: whether ``predictions.csv``, by far its largest file, is read, too.
 
     Raises:
         UserError: it is not a run's folder, or one of its files is corrupt.
@@ -129,10 +146,10 @@ def read_results(path: Path) -> RunResults:
     config = _read(path / "config.yaml", _config)
     if config is None:
         raise UserError(f"{path} is not a run's folder (it has no config.yaml): name the folder that train.py printed")
-    return _results(path, config)
+    return _results(path, config, predictions=predictions)
 
 
-def _results(path: Path, config: Mapping[str, Any]) -> RunResults:
+def _results(path: Path, config: Mapping[str, Any], *, predictions: bool = True) -> RunResults:
     provenance = _read(path / "provenance.json", lambda file: check_mapping(json.load(file))) or {}
     metrics = _read(path / "metrics.json", _metrics) or {}
     seen = provenance.get("photos_seen_in_training")  # all that older versions stored
@@ -145,7 +162,7 @@ def _results(path: Path, config: Mapping[str, Any]) -> RunResults:
         metrics={side: scores for side, scores in metrics.items() if side in SPLIT_OF_SIDE},
         seen=metrics.get("seen_in_training", {}),
         caveats=[str(caveat) for caveat in metrics.get("caveats", before)],
-        predictions=_read(path / "predictions.csv", _predictions),
+        predictions=_read(path / "predictions.csv", _predictions) if predictions else None,
         per_count=_read(path / "per_count.csv", _per_count) or {},
         split=_read(path / "split.csv", _split) or {},
         quarantine=_read(path / "quarantine.csv", _quarantine),
@@ -329,6 +346,5 @@ def find_run_of_checkpoint(checkpoint: Path) -> CheckpointOrigin:
     checkpoint = checkpoint_file(checkpoint)
     folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
     config = _read(folder / "config.yaml", _config) or {}
-    return CheckpointOrigin(
-        checkpoint, _results(folder, config) if "task_name" in config else None
-    )  # else another tool's file
+    of_ours = "task_name" in config  # and not of another tool
+    return CheckpointOrigin(checkpoint, _results(folder, config) if of_ours else None)

@@ -126,11 +126,16 @@ def _is_resumable(run: Path) -> bool:
     config = stored_config(run) or {}
     if (run / "metrics.json").exists() or not config.get("train") or config.get("hparams_search"):
         return False
+    return not is_in_use(run)
+
+
+def is_in_use(run: Path) -> bool:
+    """Return whether a process of this machine holds the folder of a run."""
     path = run / ".lock"
     if not path.exists():
-        return True
+        return False
     with path.open() as file:
-        return lock(file, wait=0)
+        return not lock(file, wait=0, shared=True)
 
 
 def _progress(run: Path) -> tuple[bool, float]:

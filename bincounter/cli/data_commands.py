@@ -1,0 +1,136 @@
+"""The commands ``explore``, ``arrange`` and ``prepare``, which take a data set without training on it."""
+
+import argparse
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bincounter.files import check_writable, expand_user
+from bincounter.names import escape_name
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from bincounter.data.datamodule import BinDataModule
+
+
+def as_place(word: str) -> str:
+    """Read the name of a file, a folder or a bucket.
+
+    Raises:
+        argparse.ArgumentTypeError: it is ``KEY=VALUE`` of a known setting or group, so that the name was forgotten.
+    """
+    key, equals, _ = word.lstrip("+~").partition("=")
+    if equals and re.fullmatch(r"\w[\w./@]*", key) and not os.path.lexists(word):
+        from dataclasses import fields
+
+        from bincounter.cli.hydra_app import conf_dir
+        from bincounter.config.train_schema import TrainConfig
+
+        group = conf_dir() / key.partition("@")[0]
+        settings = {"hydra", "experiment", *(each.name for each in fields(TrainConfig))}
+        if group.is_dir() or ("/" not in key and key.partition(".")[0] in settings):
+            raise argparse.ArgumentTypeError(f"{word} is a setting: name a file or a folder first, or write ./{word}")
+    return expand_user(word)
+
+
+def as_path(word: str) -> Path:
+    """:func:`as_place` as a path."""
+    return Path(as_place(word))
+
+
+def add_data_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add these commands to the parser of all."""
+    explore = commands.add_parser("explore", help="write data.html: the contents of a data set, before training on it")
+    explore.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py: data=abid data.source=...")
+    explore.add_argument("--output", type=as_path, default=Path("data.html"), help="the page to write (data.html)")
+    explore.set_defaults(command=_explore)
+
+    arrange = commands.add_parser("arrange", help="link the photos of a data source into <count>/<photo> folders")
+    arrange.add_argument("destination", metavar="DESTINATION", type=as_path, help="the folder to make")
+    arrange.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py: data=abid data.source=...")
+    arrange.set_defaults(command=_arrange)
+
+    prepare = commands.add_parser(
+        "prepare", help="split a data source into {train,valid,test}/<count>/<photo>, in a folder or a bucket"
+    )
+    prepare.add_argument("destination", metavar="DESTINATION", type=as_place, help="a folder or s3://bucket/prefix")
+    prepare.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py: data=abid data.source=...")
+    prepare.add_argument(
+        "--as",
+        dest="form",
+        choices=["folders", "shards"],
+        default="folders",
+        help="one file per photo (folders), or many photos in each of a few large files (shards)",
+    )
+    prepare.set_defaults(command=_prepare)
+
+    for command in (explore, arrange, prepare):
+        command.add_argument("--config-dir", type=as_path, help="a further folder of configuration files, as for train")
+
+
+def _compose_data(arguments: argparse.Namespace) -> "tuple[DictConfig, BinDataModule]":
+    """Compose a configuration and its data module, which is not prepared yet."""
+    from bincounter.cli.hydra_app import compose, show_log
+
+    show_log()
+    cfg = compose(arguments.overrides, config_dir=arguments.config_dir, internal=False)
+    from bincounter.config.validate import validate
+    from bincounter.training.run import data_module
+
+    validate(cfg)
+    return cfg, data_module(cfg)
+
+
+def _explore(arguments: argparse.Namespace) -> int:
+    check_writable(arguments.output, key="--output")
+    cfg, data = _compose_data(arguments)
+    data.prepare()
+    from bincounter.report.explore import write_data_report
+
+    settings = {
+        "method": cfg.data.split.method,
+        "fractions": list(cfg.data.split.fractions),
+        "seed": cfg.data.split.seed,
+    }
+    source = cfg.data.source or "rendered demo bins"
+    write_data_report(arguments.output, data.manifest, data.kept, data.assignment, source=source, settings=settings)
+    print(escape_name(arguments.output))
+    return 0
+
+
+def _arrange(arguments: argparse.Namespace) -> int:
+    cfg, data = _compose_data(arguments)
+    from bincounter.data.arrange import arrange
+    from bincounter.data.prepare import check_local
+    from bincounter.data.records import Candidate, Listing
+
+    check_local(arguments.destination, cfg.data.source)
+    photos = [Candidate(record.id, record.file, record.count) for record in data.find()]
+    data.log_left_out()
+    placed = arrange(Listing(photos), arguments.destination)
+    print(f"{len(photos):,} photos, {placed.files:,} of them placed now, {placed.bytes / 1e6:,.1f} MB")
+    print(escape_name(arguments.destination))
+    return 0
+
+
+def _prepare(arguments: argparse.Namespace) -> int:
+    arguments.overrides.append("data.cache=false")  # the decoded photos that training caches are not needed
+    cfg, data = _compose_data(arguments)
+    from bincounter.data.prepare import SIDES, check_destination, prepare_folders, prepare_shards
+
+    check_destination(arguments.destination, cfg.data.source)
+    data.prepare()
+    split = data.manifest, data.kept, data.assignment
+    connections = cfg.data.sync.connections
+    if arguments.form == "shards":
+        cache_dir = Path(cfg.paths.cache_dir)
+        placed = prepare_shards(*split, arguments.destination, cache_dir=cache_dir, connections=connections)
+    else:
+        placed = prepare_folders(*split, arguments.destination, connections=connections)
+    for number, side in enumerate(SIDES):
+        print(f"{side}: {(data.assignment == number).sum():,} photos")
+    print(f"{placed.files:,} files written, {placed.bytes / 1e6:,.1f} MB")
+    print(escape_name(arguments.destination))
+    return 0
