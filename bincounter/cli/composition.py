@@ -39,14 +39,16 @@ from omegaconf.errors import OmegaConfBaseException
 
 import bincounter
 from bincounter.config import deploy_schema
-from bincounter.config.checks import argument_hint, expand_home, metric_mode
+from bincounter.config.checks import expand_home, metric_mode
 from bincounter.config.overrides import (
     Groups,
     check_overrides,
     compose_groups,
     explain_override_error,
     is_internal,
+    list_options,
     read_groups,
+    setting_hints,
 )
 from bincounter.config.quoting import keep_text, keep_yaml_text, override_of, schema_hint
 from bincounter.config.train_schema import TrainConfig, register
@@ -120,18 +122,17 @@ class Composer:
         return OmegaConf.load(found[0]) if found else OmegaConf.create()
 
     def keep_text(self, overrides: Sequence[str], *, sweep: bool = False) -> list[str]:
-        """Quote the values of text settings, see :func:`bincounter.config.quoting.keep_text`."""
+        """Quote the values of text settings, see :func:`bincounter.config.quoting.keep_text`; list those of globs."""
         choices = functools.cache(lambda: compose_groups(list(overrides), self.groups(overrides), self))
+
+        of_settings = setting_hints(_ROOTS[self.command], choices)
 
         def hint(key: str) -> Any:
             of_hydra = key.startswith("hydra.")
-            known = schema_hint(key.removeprefix("hydra."), HydraConf if of_hydra else _ROOTS[self.command])
-            if known is not Any:
-                return known
-            cfg = choices()
-            return None if cfg is None or of_hydra else argument_hint(key, cfg)
+            return schema_hint(key.removeprefix("hydra."), HydraConf) if of_hydra else of_settings(key)
 
-        return [_with_home(override) for override in keep_text(overrides, hint, sweep=sweep)]
+        kept = [_with_home(override) for override in keep_text(overrides, hint, sweep=sweep)]
+        return [list_options(each, self.groups(kept)) if sweep and "=glob(" in each else each for each in kept]
 
     def explain(self, error: Exception, overrides: list[str]) -> str:
         """Explain in one line which override made Hydra raise ``error``."""

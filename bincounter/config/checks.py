@@ -233,14 +233,25 @@ def argument_hint(key: str, cfg: DictConfig) -> Any:
     """Type of an argument of a ``_target_``, by the signature; ``None`` where there is none, or a number is there."""
     parent, _, name = key.rpartition(".")
     node = OmegaConf.select(cfg, parent, throw_on_missing=False)
-    if not isinstance(node, DictConfig) or not isinstance(node.get("_target_"), str):
+    if not isinstance(node, DictConfig) or isinstance(OmegaConf.select(node, name), (int, float)):  # spares an import
         return None
-    if name in _HYDRA_KEYS or isinstance(OmegaConf.select(node, name), (int, float)):  # spares an import
+    return target_hint(parent, node, name)
+
+
+def target_hint(key: str, node: DictConfig, name: str) -> Any:
+    """Type of an argument of an open node's target, without an annotation that of a default text, or ``None``."""
+    dotted = OmegaConf.select(node, "_target_", throw_on_missing=False, throw_on_resolution_failure=False)
+    if name in _HYDRA_KEYS or not isinstance(dotted, str):
         return None
     try:
-        return _hints(import_target(parent, node["_target_"])).get(name)
+        target = import_target(key, dotted)
     except ConfigError:
         return None
+    hint = _hints(target).get(name)
+    if hint is None:
+        with suppress(KeyError, ValueError):  # it has no such parameter, or no signature
+            hint = str if isinstance(inspect.signature(target).parameters[name].default, str) else None
+    return hint
 
 
 RENAMED_TARGETS = {

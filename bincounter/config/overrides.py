@@ -3,15 +3,16 @@
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, ValueType
+from hydra.core.override_parser.types import Glob, Override, ValueType
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from bincounter.config.checks import argument_names
-from bincounter.config.quoting import override_of, parse, shell_command
+from bincounter.config.checks import argument_hint, argument_names
+from bincounter.config.quoting import Hints, override_of, parse, schema_hint, shell_command
 from bincounter.errors import ConfigError, closest_match
 from bincounter.redaction import MASK, mask_argument
 
@@ -71,6 +72,14 @@ def check_overrides(overrides: list[str], groups: Groups, *, internal: bool = Fa
         for option in re.findall(r"[\w-]+", text):
             if not internal and option not in options and is_internal(group, option):
                 raise ConfigError(f"{group}={option} is not one of {', '.join(options)}")
+
+
+def list_options(override: str, groups: Groups) -> str:
+    """Replace ``glob(...)`` by the options that it matches, if any; Hydra overlooks those of ``hydra.searchpath``."""
+    parsed = parse(override)
+    pattern = parsed.value()
+    matching: list[str] = pattern.filter(groups.get(parsed.key_or_group, [])) if isinstance(pattern, Glob) else []
+    return f"{parsed.get_key_element()}={','.join(matching)}" if matching else override
 
 
 def is_internal(group: str, option: str) -> bool:
@@ -167,6 +176,24 @@ def _unknown_key(
         )
     known = _keys(cfg) | set(groups)
     return f"Unknown setting '{key}'{_suggestion(key, known, command)}"
+
+
+def setting_hints(root: type, compose: Callable[[], DictConfig | None]) -> Hints:
+    """Return a function for the type of a setting: by the schemas, in open nodes by the signature of ``_target_``.
+
+    Args:
+        root: dataclass of the whole configuration.
+        compose: returns one with the nodes of the settings, for those in open nodes; ``None`` if there is none.
+    """
+
+    def hint(key: str) -> Any:
+        known = schema_hint(key, root)
+        if known is not Any:
+            return known
+        cfg = compose()
+        return None if cfg is None else argument_hint(key, cfg)
+
+    return hint
 
 
 def compose_groups(overrides: list[str], groups: Groups, compose: Compose) -> DictConfig | None:

@@ -1,11 +1,13 @@
 """Quoting of overrides for Hydra's grammar and the shell; text settings keep what was typed."""
 
+import random
 import re
 import shlex
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from functools import partial, reduce
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,14 @@ from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from bincounter.config.checks import target_hint
+
 # A word that Hydra reads as a string.
 _WORD = re.compile(r"(?!(?:true|false|null|nan|inf)$)/?[A-Za-z_][A-Za-z0-9_./:-]*", re.IGNORECASE)
-_CHOICES = re.compile(r"(choice|shuffle|sort)\s*\((.*)\)\s*", re.DOTALL)
+_FUNCTION = re.compile(r"(choice|shuffle|sort|tag)\s*\((.*)\)", re.DOTALL)
+_NAMED = re.compile(r"(?:(list|sweep|reverse)\s*=)?\s*(.*)", re.DOTALL)
+# A number as one writes it; 007, 1_0 and 1:30 are texts where a setting takes both.
+_NUMBER = re.compile(r"[+-]?(?!0\d)(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?\.?(inf|nan)|true|false", re.IGNORECASE)
 _BRACKETS = {"[": "]", "{": "}"}
 _KEY = re.compile(r"(\+{0,2})([\w$][\w$.-]*)")
 
@@ -107,14 +114,17 @@ def _kept(override: str, hints: Hints, *, sweep: bool) -> str:
     if not equals or named is None:
         return override
     # Looking at the value first spares the types of open nodes, which need an import.
-    kept = [",".join(_each(each, convert) for each in split(text)) if sweep else convert(text) for convert in _WAYS]
     inner = _inside(text, "{")
-    if inner is None and all(each == text for each in kept):
+    if inner is None and all(_converted(text, way, sweep=sweep) == text for way in (_text, _list, _dict)):
         return override
     convert = _way(hints(named[2]))
     if convert is not None:
-        return f"{key}={kept[_WAYS.index(convert)]}"
+        return f"{key}={_converted(text, convert, sweep=sweep)}"
     return override if inner is None else f"{key}={{{','.join(_members(key, inner, hints))}}}"
+
+
+def _converted(text: str, convert: Callable[[str], str], *, sweep: bool) -> str:
+    return ",".join(_each(each.strip(), convert) for each in split(text)) if sweep else convert(text)
 
 
 def _members(key: str, inner: str, hints: Hints) -> Iterator[str]:
@@ -125,23 +135,45 @@ def _members(key: str, inner: str, hints: Hints) -> Iterator[str]:
 
 
 def _each(text: str, convert: Callable[[str], str]) -> str:
-    """Convert one value of a sweep, or those of ``choice(...)``."""
-    choices = _CHOICES.fullmatch(text)
-    if choices is None:
-        return convert(text.strip())
-    members = split(choices[2])
-    kept = [_each(each, convert) for each in members]
-    # Hydra drops the quotes of a choice's values; of shuffle and sort, which take arguments, values stay as they are.
-    return text if choices[1] != "choice" or kept == [each.strip() for each in members] else ",".join(kept)
+    """Convert one value of a sweep, or those of ``choice(...)`` and its like, whose quotes Hydra would drop."""
+    values = _values(text, convert)
+    return text if _FUNCTION.fullmatch(text) and all(map(_WORD.fullmatch, values)) else ",".join(values)
 
 
-def _text(text: str) -> str:
+def _values(text: str, convert: Callable[[str], str]) -> list[str]:
+    called = _FUNCTION.fullmatch(text)
+    if called is None:
+        return [convert(text)]
+    function, inside = called.groups()
+    given = [_NAMED.fullmatch(each.strip()) for each in split(inside)]
+    named = [(each[1], each[2]) for each in given if each is not None]
+    tried = [value for name, value in named if name != "reverse"]
+    if function == "tag":
+        tried = tried[-1:]
+    found = [each for value in tried for each in _values(value, convert)]
+    one_list = _inside(found[0], "[") if function in ("shuffle", "sort") and len(found) == 1 else None
+    if one_list is not None:
+        found = [each.strip() for each in split(one_list)]
+    if function == "sort":
+        found.sort(key=lambda source: str(parse(f"x={source}").value()), reverse=("reverse", "true") in named)
+    elif function == "shuffle":
+        random.shuffle(found)
+    return found if one_list is None else [f"[{','.join(found)}]"]
+
+
+def _text(text: str, numbers: Sequence[type] = ()) -> str:
     """Quote one text unless Hydra reads it as one, as null, or as something that no text is."""
     try:
         override = parse(f"x={text}")
     except HydraException:
         return hydra_source(text)
-    return hydra_source(text) if isinstance(override.value(), (int, float)) else text
+    return hydra_source(text) if _is_misread(override.value(), text.strip(), numbers) else text
+
+
+def _is_misread(value: Any, text: str, numbers: Sequence[type]) -> bool:
+    """Return whether a text was read as a number or a truth value; ``numbers`` are the types that are accepted, too."""
+    accepted = type(value) in numbers or (type(value) is int and float in numbers)
+    return isinstance(value, (int, float)) and not (accepted and _NUMBER.fullmatch(text))
 
 
 def _item(text: str) -> str:
@@ -162,9 +194,6 @@ def _dict(text: str) -> str:
     pairs = [split(each, at=":") for each in split(inner)]
     written = [f"{name}:{_item(':'.join(value))}" if value else name for name, *value in pairs]
     return "{" + ",".join(written) + "}"
-
-
-_WAYS = (_text, _list, _dict)
 
 
 def _inside(text: str, bracket: str) -> str | None:
@@ -206,18 +235,33 @@ def split(text: str, at: str = ",") -> list[str]:
 
 
 def _way(hint: Any) -> Callable[[str], str] | None:
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        inner = [each for each in typing.get_args(hint) if each is not type(None)]
-        ways = {_way(each) for each in inner}
-        return ways.pop() if len(ways) == 1 else None
-    if hint in (str, Path) or typing.get_origin(hint) is PathLike or hint is PathLike:
-        return _text
-    arguments = typing.get_args(hint)
-    if typing.get_origin(hint) in (list, Sequence, tuple) and arguments and _way(arguments[0]) is _text:
-        return _list
-    if typing.get_origin(hint) in (dict, Mapping) and _way(arguments[-1]) is _text:
-        return _dict
-    return None
+    """Return what keeps the texts of a setting of this type; ``None`` for one without."""
+    ways: list[Callable[[str], str]] = []
+    if any(_numbers(each) is not None for each in _inner(hint, (dict, Mapping), -1)):
+        ways.append(_dict)
+    if any(_numbers(each) is not None for each in _inner(hint, (list, Sequence, tuple), 0)):
+        ways.append(_list)
+    numbers = _numbers(hint)
+    if numbers is not None:
+        ways.append(partial(_text, numbers=numbers))
+    return partial(reduce, lambda text, way: way(text), ways) if ways else None
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def _numbers(hint: Any) -> tuple[type, ...] | None:
+    """Types of numbers that a setting accepts besides texts; ``None`` for a setting that accepts no text."""
+    each = _alternatives(hint)
+    is_text = any(one in (str, Path, PathLike) or typing.get_origin(one) is PathLike for one in each)
+    return tuple(one for one in each if one in (int, float, bool)) if is_text else None
+
+
+def _inner(hint: Any, kinds: tuple[Any, ...], place: int) -> list[Any]:
+    """Return the types in the lists or mappings that a type accepts."""
+    found = [typing.get_args(each) for each in _alternatives(hint) if typing.get_origin(each) in kinds]
+    return [each[place] for each in found if each]
 
 
 def schema_hint(key: str, root: type) -> Any:
@@ -246,6 +290,8 @@ def _member(hint: Any, name: str) -> list[Any]:
         return [typing.get_type_hints(hint)[name]] if name in known else []
     if hint is Any:
         return [Any]
+    if hint is str:  # names in a mapping of texts may have dots
+        return [str]
     return [typing.get_args(hint)[1]] if typing.get_origin(hint) is dict else []
 
 
@@ -259,19 +305,25 @@ def keep_yaml_text(config: Any, written: yaml.Node | None, hints: Hints, key: st
         key: dotted name of the root node.
     """
     if isinstance(written, yaml.MappingNode) and isinstance(config, DictConfig):
-        pairs = [(name.value, node) for name, node in written.value if name.value in config]
-        inner = [(name, node, f"{key}.{name}".lstrip("."), _text) for name, node in pairs]
+        inner = [(name.value, node, f"{key}.{name.value}".lstrip(".")) for name, node in written.value]
     elif isinstance(written, yaml.SequenceNode) and isinstance(config, ListConfig):
-        inner = [(number, node, key, _list) for number, node in enumerate(written.value)]
+        inner = [(number, node, key) for number, node in enumerate(written.value)]
     else:
         return
-    for name, node, full_key, way in inner:
-        if OmegaConf.is_missing(config, name) or OmegaConf.is_interpolation(config, name):
+    for name, node, full_key in inner:
+        missing = isinstance(config, DictConfig) and name not in config
+        if missing or OmegaConf.is_missing(config, name) or OmegaConf.is_interpolation(config, name):
             continue
         if not isinstance(node, yaml.ScalarNode):
             keep_yaml_text(config[name], node, hints, full_key)
-        elif isinstance(config[name], (int, float)) and _way(hints(full_key)) is way:
-            config[name] = node.value
+        elif isinstance(config[name], (int, float)):
+            kind = hints(full_key)
+            if kind is Any and isinstance(config, DictConfig) and not _NUMBER.fullmatch(node.value):  # spares an import
+                kind = target_hint(key, config, name)
+            kinds = [kind] if isinstance(config, DictConfig) else _inner(kind, (list, Sequence, tuple), 0)
+            accepted = [numbers for numbers in map(_numbers, kinds) if numbers is not None]
+            if accepted and _is_misread(config[name], node.value, accepted[0]):
+                config[name] = node.value
 
 
 def _group_schemas(group: str) -> list[Any]:

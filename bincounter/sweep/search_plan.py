@@ -14,8 +14,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from bincounter.cloud.sagemaker_launcher import is_rehearsal
 from bincounter.config.checks import check_bounds, metric_mode
 from bincounter.config.launcher_schema import runs_locally
-from bincounter.config.overrides import drop_overrides
-from bincounter.config.quoting import override_of, search_path, shell_command
+from bincounter.config.overrides import drop_overrides, setting_hints
+from bincounter.config.quoting import keep_text, override_of, search_path, shell_command
 from bincounter.config.search_schema import check_search
 from bincounter.config.train_schema import TrainConfig
 from bincounter.config.validate import validate
@@ -103,6 +103,9 @@ def read_plan(config: DictConfig, settings: DictConfig, arguments: list[str], lo
     if own:
         validate(cfg)
         arguments = _with_launcher(config, arguments)
+        texts = [f"{key}={text}" for key, text in plain["space"].items()]
+        kept = keep_text(texts, setting_hints(TrainConfig, lambda: cfg), sweep=True)
+        plain["space"] = {key: text for key, _, text in (each.partition("=") for each in kept)}
     else:  # objectives of other apps have names of their own
         check_bounds(settings, "hparams_search")
         check_search({**plain, "metrics": [], "pruner": None})

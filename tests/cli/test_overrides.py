@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from bincounter.cli.composition import Composer, prepare_hydra
+from bincounter.cli.composition import Composer, prepare_hydra, split_jobs
 from bincounter.cli.hydra_app import compose
 from bincounter.cloud.hyperparameters import decode_overrides, encode_overrides
 from bincounter.config.deploy_schema import check_deploy
@@ -44,6 +44,9 @@ S3 = ["trainer=gpu", "data=s3", "data.source=s3://my-bucket/bins"]
         ("logger.tensorboard.save_dir=1_0", "1_0"),
         ("logger.tensorboard.name=a=b", "a=b"),
         ("+logger.tensorboard.prefix=1e3", "1e3"),
+        ("logger.tensorboard.version=2024_01", "2024_01"),
+        ("logger.tensorboard.version=1.10", "1.10"),
+        ("logger.tensorboard.version=3", 3),
         ("data.sync={only:counts,stream:true}", {"only": "counts", "stream": True}),
         ("+data.layout={seed:3}", {"seed": 3}),
         ("launcher.environment.OMP_NUM_THREADS=4", "4"),
@@ -72,7 +75,6 @@ def test_text_settings_keep_what_was_typed(override: str, value: Any) -> None:
     ("override", "kept"),
     [
         ("task_name=7e4,1.10", "task_name='7e4','1.10'"),
-        ("task_name=choice(7e4, a=b)", "task_name='7e4','a=b'"),
         ("task_name=choice(a, b)", "task_name=choice(a, b)"),
         ("task_name=sort(b,a,reverse=true)", "task_name=sort(b,a,reverse=true)"),
         ("task_name=März,'a,b'", "task_name='März','a,b'"),
@@ -88,6 +90,29 @@ def test_values_of_a_sweep_stay_text(override: str, kept: str) -> None:
     assert Composer("train", "train").keep_text([override], sweep=True) == [kept]
 
 
+@pytest.mark.parametrize(
+    ("override", "values"),
+    [
+        ("task_name=choice(7e4, a=b)", ["7e4", "a=b"]),
+        ("task_name=choice('1_0',b)", ["1_0", "b"]),
+        ("task_name=shuffle(7e4,1.10,2024_01)", ["1.10", "2024_01", "7e4"]),
+        ("task_name=sort(b, 7e4, 'it, is', reverse=true)", ["it, is", "b", "7e4"]),
+        ("task_name=shuffle(choice(1_0,true))", ["1_0", "true"]),
+        ("task_name=sort(sweep=choice(b,1_0))", ["1_0", "b"]),
+        ("task_name=tag(first,choice(1_0,b))", ["1_0", "b"]),
+        ("tags=shuffle([1_0],[2_0])", [["1_0"], ["2_0"]]),
+        ("tags=sort([b,1_0])", [["1_0", "b"]]),
+        ("data.batch_size=sort(20,1_0)", [10, 20]),
+        ("+logger.tensorboard.version=shuffle(2024_01,3)", ["2024_01", 3]),
+    ],
+)
+def test_texts_in_functions_of_a_sweep_stay_text(override: str, values: list[Any]) -> None:
+    prepare_hydra()
+    (kept,) = Composer("train", "train").keep_text(["logger=tensorboard", override], sweep=True)[1:]
+    tried = [parse(text).value() for (text,) in split_jobs([parse(kept)])]
+    assert (sorted(tried, key=str) if "shuffle" in override else tried) == values
+
+
 @pytest.fixture
 def config_dir(tmp_path: Path) -> Path:
     folder = tmp_path / "conf" / "experiment"
@@ -97,8 +122,11 @@ def config_dir(tmp_path: Path) -> Path:
     )
     (folder / "job.yaml").write_text(
         "# @package _global_\ndefaults:\n  - mine\n  - override /launcher: sagemaker\n"
-        "launcher:\n  environment: {OMP_NUM_THREADS: 4, FLAG: true}\n"
+        "launcher:\n  environment: {OMP_NUM_THREADS: 4, FLAG: true, A.B: 007}\n"
+        "logger: {mine: {_target_: lightning.pytorch.loggers.CSVLogger, save_dir: x, name: 1_0, version: 2024_01}}\n"
     )
+    (tmp_path / "conf" / "hparams_search" / "space").mkdir(parents=True)
+    (tmp_path / "conf" / "hparams_search" / "space" / "mine.yaml").write_text("model.weights: choice(1e3,2_0)\n")
     return tmp_path / "conf"
 
 
@@ -107,7 +135,8 @@ def test_text_settings_of_files_keep_what_was_typed(config_dir: Path, monkeypatc
     cfg = compose(["experiment=job"], config_dir=config_dir)
     assert cfg.task_name == "2024_01_15"
     assert cfg.tags == ["007", "b"]
-    assert cfg.launcher.environment == {"OMP_NUM_THREADS": "4", "FLAG": "true"}
+    assert cfg.launcher.environment == {"OMP_NUM_THREADS": "4", "FLAG": "true", "A.B": "007"}
+    assert (cfg.logger.mine.name, cfg.logger.mine.version) == ("1_0", "2024_01")
     assert cfg.data.batch_size == 10
     assert cfg.data.source == "/home/me/bins"
 
@@ -176,6 +205,10 @@ def test_a_printed_command_can_be_pasted(value: str) -> None:
             "experiment=mine seed=-1): seed=-1 is out of range",
         ),
         ("seed=3 -m hydra.searchpath=[CONF] experiment=mine seed=-1", "seed=-1 is out of range"),
+        (
+            "-m hydra.searchpath=[CONF] experiment=glob(mi*) seed=-1",
+            "experiment=mine seed=-1): seed=-1 is out of range",
+        ),
         ("--config-dir=/nowhere seed=3", "--config-dir=/nowhere is not a folder"),
         ("--config-dir=CONF experiment=job data.source=s3://b/c trainer=gpu", "would be missing in the container"),
         ("trainer.limit_train_batches=0.5", "add it with +trainer.limit_train_batches=0.5"),
@@ -187,6 +220,10 @@ def test_a_printed_command_can_be_pasted(value: str) -> None:
         ("=3", "has no key: write KEY=VALUE"),
         ("+db.password=hunter2(", "+db.password=*** cannot be parsed: put its value in single quotes"),
         ("hydra.searchpath=CONF", "hydra.searchpath"),
+        (
+            "--config-dir=CONF hparams_search=optuna hparams_search/space=mine",
+            "the search would try model.weights='1e3': ",
+        ),
         ("launcher=sagemaker launcher.environment.A=null", "launcher.environment.A=null is not a text"),
         ("data.batch_size=null", "data.batch_size=null: this setting cannot be null"),
         (
@@ -207,7 +244,7 @@ def test_a_wrong_override_is_answered_with_the_right_one(
     done = run("train.py", f"paths.output_dir={tmp_path}/run", *given_, code=2)
     assert sentence in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
-    assert not (tmp_path / "run" / "config.yaml").exists()
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -243,6 +280,16 @@ def test_text_is_kept_beside_arguments_whose_types_cannot_be_read() -> None:
     assert compose(["logger=wandb", "logger.wandb.project=2024_01"]).logger.wandb.project == "2024_01"
 
 
+def count_to(path="bins", most=3, **further):
+    """Takes arguments without types."""
+
+
+def test_an_argument_without_a_type_is_text_where_its_default_is() -> None:
+    target = [f"model.backbone._target_={__name__}.count_to", "~model.backbone.name"]
+    backbone = compose([*target, "+model.backbone.path=1_0", "+model.backbone.most=1_0"]).model.backbone
+    assert (backbone.path, backbone.most) == ("1_0", 10)
+
+
 def test_a_role_in_a_folder_is_a_role() -> None:
     validate(compose(["launcher=sagemaker", *S3, "launcher.role=service-role/AmazonSageMaker-ExecutionRole-2024"]))
 
@@ -269,3 +316,14 @@ def test_the_version_is_bincounters(program: str, run: Run) -> None:
 def test_options_stand_between_overrides(run: Run) -> None:
     done = run("train.py", "seed=3", "--cfg", "job", "task_name=1_0")
     assert {"seed": 3, "task_name": "1_0"}.items() <= yaml.safe_load(done.stdout).items()
+
+
+@pytest.mark.parametrize("multirun", [[], ["-m"]], ids=["single", "multirun"])
+@pytest.mark.parametrize("name", ["a/b", "a=b", "a,b<c> #1 ü"])
+def test_any_name_of_a_task_names_its_folder(name: str, multirun: list[str], train: Run, tmp_path: Path) -> None:
+    (tmp_path / "bins" / "0").mkdir(parents=True)  # refused once the run has its folder
+    given_ = ["model=cnn", "trainer=cpu", "data=folders", f"data.source={tmp_path / 'bins'}", f"task_name='{name}'"]
+    assert "No readable photo in" in train(*multirun, *given_, code=2).stderr
+    (config,) = (tmp_path / "log" / name).rglob("config.yaml")
+    assert yaml.safe_load(config.read_text(encoding="utf-8"))["task_name"] == name
+    assert config.parent.name == "0" if multirun else config.parent.parent == tmp_path / "log" / name
