@@ -23,6 +23,7 @@ _ROLE_ARN = re.compile(r"arn:aws[a-z-]*:iam::\d{12}:role/[\w+=,.@/-]+")
 _ROLE_NAME = re.compile(r"(?:[\w+=,.@-]+/)*[\w+=,.@-]{1,64}")
 _CONSOLES = {"aws-cn": "console.amazonaws.cn", "aws-us-gov": "console.amazonaws-us-gov.com"}
 _STAND_IN_REGION, _STAND_IN_NUMBER = "us-east-1", "000000000000"
+_STAND_IN_ROLE = f"arn:aws:iam::{_STAND_IN_NUMBER}:role/stand-in"
 _TIMEOUT = 20.0  # seconds to wait for an answer, which SageMaker gives within one or two
 _SLOW_TIMEOUT = 60.0  # of photos, files and models
 _SLOW_SERVICES = ("s3", "sagemaker-runtime")
@@ -37,7 +38,8 @@ class Account:
     Args:
         region: ``launcher.region``; ``None`` for that of ``AWS_REGION``, ``AWS_DEFAULT_REGION`` or the profile.
         group: of settings that messages name, ``launcher`` or ``target``.
-        dry: requests are only shown: placeholders stand for values that need region and credentials, see :meth:`shown`.
+        dry: requests are only shown: placeholders stand for values that need region, credentials or a role, see
+            :meth:`shown`.
 
     Attributes:
         region: the region's name, one that has SageMaker.
@@ -119,22 +121,21 @@ class Account:
             return _STAND_IN_NUMBER
 
     def shown(self, request: Any) -> str:
-        """Format a request as JSON, with placeholders for what is not known: ``<region>`` and ``<account>``."""
+        """Format a request as JSON, with ``<region>``, ``<account>`` and ``<role>`` for what is not known."""
         text = json.dumps(request, indent=2, ensure_ascii=False, default=str)
-        for value, placeholder in self._stands_in.items():
+        for value, placeholder in sorted(self._stands_in.items(), key=lambda pair: -len(pair[0])):  # a role has all
             text = text.replace(value, placeholder)
         return text
 
     def log_placeholders(self) -> None:
         """Log the placeholders that :meth:`shown` has used, if any."""
-        if self._stands_in:
-            log.warning(
-                "%s in the request stand%s for what is known once %s.region or AWS_REGION is set and you are logged in "
-                "at AWS.",
-                " and ".join(self._stands_in.values()),
-                "s" if len(self._stands_in) == 1 else "",
-                self._group,
-            )
+        known = {
+            "<region>": f"{self._group}.region or AWS_REGION is set",
+            "<account>": "you are logged in at AWS",
+            "<role>": f"{self._group}.role is set",
+        }
+        for placeholder in self._stands_in.values():
+            log.warning("%s in the request stands for what is known once %s.", placeholder, known[placeholder])
 
     @property
     def default_bucket(self) -> str:
@@ -196,6 +197,9 @@ class Account:
         """
         from botocore.exceptions import BotoCoreError, ClientError
 
+        if not name_or_arn and self._dry:
+            self._stands_in[_STAND_IN_ROLE] = "<role>"
+            return _STAND_IN_ROLE
         if not name_or_arn:
             raise ConfigError(
                 "SageMaker runs a job as a role, and none is set: create one with the commands of docs/sagemaker.md "

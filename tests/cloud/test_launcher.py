@@ -86,20 +86,23 @@ def test_a_dry_run_prints_the_exact_request_and_needs_no_account(train: Train) -
         ["dry_run=true"],
         ["-m", "seed=1,2", "dry_run=true"],
         ["hparams_search=sagemaker_tuner", "hparams_search.n_trials=2", "dry_run=true"],
-        ["hparams_search=optuna", "hparams_search.n_trials=2", "dry_run=true"],
+        ["hparams_search=optuna", "hparams_search.n_trials=2", "dry_run=true", "launcher.role=bincounter"],
     ],
 )
-def test_a_dry_run_without_region_and_login_has_placeholders_and_leaves_nothing(
+def test_a_dry_run_without_region_login_and_role_has_placeholders_and_leaves_nothing(
     overrides: list[str], train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE", "AWS_ACCESS_KEY_ID"):
         monkeypatch.delenv(name, raising=False)
-    given = ["launcher=sagemaker_spot", "launcher.role=bincounter", "model=cnn", "trainer=cpu", *BUCKET]
+    given = ["launcher=sagemaker_spot", "model=cnn", "trainer=cpu", *BUCKET]
     out, err = train(*overrides, *given, "launcher.instance_type=ml.m5.xlarge")
-    assert '"RoleArn": "arn:aws:iam::<account>:role/bincounter"' in out
+    named = "launcher.role=bincounter" in overrides
+    assert f'"RoleArn": "{"arn:aws:iam::<account>:role/bincounter" if named else "<role>"}"' in out
+    assert ("<role> in the request stands for what is known once launcher.role is set" in err) != named
     assert "s3://sagemaker-<region>-<account>/bincounter/jobs" in out
     assert "us-east-1" not in out and "000000000000" not in out
-    assert "<region> and <account> in the request stand for" in err
+    assert "<region> in the request stands for what is known once launcher.region or AWS_REGION is set" in err
+    assert "<account> in the request stands for what is known once you are logged in at AWS" in err
     assert "at most " in err
     assert list(tmp_path.iterdir()) == []
 
