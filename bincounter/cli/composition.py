@@ -57,6 +57,9 @@ from bincounter.files import expand_user
 from bincounter.redaction import mask_argument, mask_secrets
 from bincounter.sweep.search_results import print_jobs
 
+made_folders: list[Path] = []
+"""What Hydra makes for the job that it runs: the job's folder if it is new, and new folders around it."""
+
 _ROOTS = {"train": TrainConfig, "deploy": deploy_schema.DeployConfig}
 
 
@@ -305,6 +308,8 @@ def _mask_output() -> None:
         return [mask_argument(each) for each in overrides if not each.startswith("hydra.")]
 
     def run_job(*arguments: Any, **options: Any) -> Any:
+        folder = Path(str(OmegaConf.select(options["config"], options["job_dir_key"]))).absolute()
+        made_folders[:] = [each for each in (folder, *folder.parents) if not each.exists()]
         returned = original(*arguments, **options)
         returned.overrides = [mask_argument(each) for each in returned.overrides or ()]
         return returned

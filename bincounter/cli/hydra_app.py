@@ -7,10 +7,12 @@ module alone turns exceptions into exit codes (see bincounter.errors).
 import errno
 import logging
 import os
+import shutil
 import sys
 import traceback
 from argparse import Namespace
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import hydra
@@ -26,6 +28,7 @@ from bincounter.cli.composition import (
     checked_folder,
     compose,
     conf_dir,
+    made_folders,
     parse_overrides,
     prepare_hydra,
     read_arguments,
@@ -201,7 +204,18 @@ def _run(job: Callable[[DictConfig], Any], config_name: str) -> None:
         why = str(error.strerror).lower()
         raise UserError(f"{error.filename} cannot be a run's folder ({why}): set another paths.output_dir") from error
     if failures:
+        if isinstance(failures[0], UserError):
+            _remove_refused()
         raise failures[0]
+
+
+def _remove_refused() -> None:
+    """Remove the folder that Hydra made for a run which was refused before it wrote anything but its log."""
+    if made_folders and all(path.suffix == ".log" or path.name == ".lock" for path in made_folders[0].iterdir()):
+        shutil.rmtree(made_folders[0])
+        for folder in made_folders[1:]:
+            with suppress(OSError):  # another run may use it now
+                folder.rmdir()
 
 
 def _print_run_folder(job: Callable[[DictConfig], float | None]) -> Callable[[DictConfig], float | None]:

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+from commands import REPOSITORY
 from torch import Tensor, nn
 
 from bincounter.errors import ConfigError, ResourceError
@@ -85,6 +86,13 @@ def test_without_a_network_the_answer_says_which_override_goes_on(
         resnet("resnet50", weights="IMAGENET1K_V2")
     for part in ("model.weights=null", "model.weights=FILE", "download.pytorch.org/models/resnet50", ".pth"):
         assert part in str(answer.value)
+
+
+def test_weights_of_a_run_are_those_of_its_best_checkpoint() -> None:
+    run = REPOSITORY / "tests/assets/classification"
+    stored = torch.load(run / "checkpoints/best.ckpt", weights_only=True)["state_dict"]
+    loaded = cnn(width=8, blocks=3, weights=str(run)).state_dict()
+    assert loaded and all(torch.equal(tensor, stored[f"backbone.{name}"]) for name, tensor in loaded.items())
 
 
 def test_weights_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:

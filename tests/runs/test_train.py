@@ -80,7 +80,7 @@ def test_a_run_leaves_what_the_contract_says_and_can_be_scored_predicted_and_com
     checkpoint = f"ckpt_path={trained / 'checkpoints' / 'best.ckpt'}"
     again = tmp_path / "again"
     options = ["data=folders", f"data.source={bins}", "data.split.fractions=[0,0,1]", "trainer=cpu"]
-    done = train("train=false", checkpoint, *options, f"paths.output_dir={again}")
+    done = train("train=false", f"ckpt_path={trained}", *options, f"paths.output_dir={again}")
     trained_on = sum(row["split"] == "train" for row in split)
     assert f"trained on {trained_on} of these 160 photos" in done.stderr
     assert json.loads((again / "provenance.json").read_text())["photos_seen_in_training"] == trained_on

@@ -79,6 +79,22 @@ def test_a_finished_search_prints_its_result_again(search: Search, tmp_path: Pat
     assert (tmp_path / "sweep" / "sweep.html").exists()
 
 
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [
+        ("sweep", "is a file: name a folder"),
+        ("sweep/inner", "cannot be created (not a directory)"),
+        ("/proc/sweep", "cannot be created (no such file or directory)"),
+    ],
+)
+def test_a_folder_that_cannot_be_made_is_refused_before_the_first_trial(
+    place: str, reason: str, search: Search, tmp_path: Path
+) -> None:
+    (tmp_path / "sweep").write_text("mine")
+    assert f"{place} {reason}" in search.run(f"hydra.sweep.dir={place}", n_trials=1, code=2)
+    assert (tmp_path / "sweep").read_text() == "mine" and not (tmp_path / "log.txt").exists()
+
+
 def test_a_raised_total_resumes_and_a_changed_search_is_refused(search: Search) -> None:
     search.run(n_trials=1)
     search.run(n_trials=2)
