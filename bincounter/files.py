@@ -10,6 +10,7 @@ import re
 import secrets
 import shutil
 import stat
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -44,6 +45,26 @@ def expand_user(path: str) -> str:
         return path
 
 
+_DESCRIPTOR = re.compile(r"/dev/(stdout|stderr|fd/(\d+))|/proc/self/fd/(\d+)")
+
+
+def is_stream(path: Path) -> bool:
+    """Return whether what is written at a path flows on: a named pipe, a device, a descriptor such as /dev/stdout."""
+    with suppress(OSError):
+        mode = path.stat().st_mode
+        return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or _DESCRIPTOR.fullmatch(str(path)) is not None
+    return False
+
+
+def _open_stream(path: Path, mode: str, **text: str) -> IO:
+    found = _DESCRIPTOR.fullmatch(str(path))
+    if found is None:
+        return path.open(mode, **text)  # type: ignore[call-overload]
+    sys.stdout.flush()
+    number = {"stdout": 1, "stderr": 2}.get(found[1]) or int(found[2] or found[3])
+    return os.fdopen(os.dup(number), mode, **text)  # type: ignore[call-overload]  # opened anew, a file would be emptied
+
+
 _LONGEST_NAME = 255  # bytes, on every common file system
 
 
@@ -60,6 +81,8 @@ def check_writable(path: Path, *, folder: bool = False, key: str = "") -> None:
     """
     what, named = "folder" if folder else "file", f"{key}={path}" if key else str(path)
     try:
+        if not folder and is_stream(path) and os.access(path, os.W_OK):
+            return
         there = path.absolute() if folder else path.absolute().parent
         with suppress(FileNotFoundError):
             mode = path.stat().st_mode
@@ -86,15 +109,20 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO]:
     """Open a temporary file beside ``path`` that replaces it when the block ends without an error.
 
     Args:
-        path: the file to create or replace; its folder is created if missing.
+        path: the file to create or replace; its folder is created if missing. A stream (:func:`is_stream`) is written
+            to as the block goes.
         mode: ``"w"`` for text (UTF-8, newlines untouched, other bytes in names escaped) or ``"wb"`` for bytes.
     """
     path = Path(path)
+    text = {} if "b" in mode else {"encoding": "utf-8", "errors": UNENCODABLE, "newline": ""}
+    if is_stream(path):
+        with _open_stream(path, mode, **text) as file:
+            yield file
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     # Beside the target, since a rename is atomic only inside one file system.
     # The start of its name: all of it and the suffix may be longer than a name can be.
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.", suffix=".part")
-    text = {} if "b" in mode else {"encoding": "utf-8", "errors": UNENCODABLE, "newline": ""}
     try:
         with os.fdopen(descriptor, mode, **text) as file:  # type: ignore[call-overload]
             yield file

@@ -3,10 +3,11 @@
 import argparse
 import os
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bincounter.files import check_writable, expand_user
+from bincounter.files import check_writable, expand_user, is_stream
 from bincounter.names import escape_name
 
 if TYPE_CHECKING:
@@ -96,8 +97,13 @@ def _explore(arguments: argparse.Namespace) -> int:
     }
     source = cfg.data.source or "rendered demo bins"
     write_data_report(arguments.output, data.manifest, data.kept, data.assignment, source=source, settings=settings)
-    print(escape_name(arguments.output))
+    print_written(arguments.output)
     return 0
+
+
+def print_written(path: Path, text: str = "") -> None:
+    """Print the name of a file that was written; on stderr beside what a stream carries."""
+    print(f"{text}{escape_name(path)}", file=sys.stderr if is_stream(path) else sys.stdout)
 
 
 def _arrange(arguments: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bincounter import __version__
-from bincounter.cli.data_commands import add_data_commands, as_path, as_place
+from bincounter.cli.data_commands import add_data_commands, as_path, as_place, print_written
 from bincounter.errors import BinCounterError, ResourceError, closest_match
 from bincounter.files import check_writable
 from bincounter.names import accept_any_output, escape_name, one_line
@@ -37,12 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"Did you mean '{guess}'?" if guess else f"The commands are {', '.join(commands)}."
         print(f"Error: Unknown command '{one_line(given[0])}'. {hint}", file=sys.stderr)
         return 2
-    # argparse accepts overrides in one group only; those after an option are moved to the others.
-    arguments, rest = parser.parse_known_args(words)
-    if rest and (not hasattr(arguments, "overrides") or any(word.startswith("-") for word in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
-        arguments.overrides += rest
+    if given and given[0] in commands and "--" not in words:  # which argparse loses
+        arguments = commands[given[0]].parse_intermixed_args(words[1:])  # options stand between photos or overrides
+    else:
+        arguments = parser.parse_args(words)
     try:
         return arguments.command(arguments)
     except BinCounterError as error:
@@ -69,8 +67,8 @@ def _run_hydra_app(command: str, *arguments: str) -> int:
     return program.main()
 
 
-def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
-    """The parser, and the names of the commands."""
+def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The parser, and those of the commands by name."""
     parser = argparse.ArgumentParser(
         prog="bincounter", description="Count the items in a warehouse bin from one photo.", epilog=_EPILOG
     )
@@ -139,7 +137,7 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
         "rehearsal", help="start a local stand-in for AWS that runs SageMaker jobs on this machine"
     )
     rehearsal.set_defaults(command=_rehearsal)
-    return parser, list(commands.choices)
+    return parser, commands.choices
 
 
 def _predict(arguments: argparse.Namespace) -> int:
@@ -160,7 +158,7 @@ def _predict(arguments: argparse.Namespace) -> int:
     answers = predictor.answers(photos)
     if arguments.csv:
         counted = write_predictions_csv(arguments.csv, predictor.counts, answers)
-        print(f"{counted} of {len(photos)} photos counted: {escape_name(arguments.csv)}")
+        print_written(arguments.csv, f"{counted} of {len(photos)} photos counted: ")
     else:
         counted = print_predictions((answer, predictor.counts) for answer in answers)
     if predictor.failures:

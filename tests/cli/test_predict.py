@@ -1,14 +1,17 @@
 """``bincounter predict`` as users run it: names of any bytes, destinations and sources that cannot be used."""
 
+import argparse
 import csv
 import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commands import REPOSITORY, Run, command, environment
 
+from bincounter.cli import data_commands, main
 from bincounter.names import read_cell, unescape_name
 
 RUN = REPOSITORY / "tests/assets/classification"
@@ -56,13 +59,32 @@ def test_a_table_names_files_that_are_found_again(photos: Path, run: Run, tmp_pa
     assert all(path.is_file() for path in counted)
 
 
+@pytest.mark.parametrize("target", ["/dev/stdout", "/dev/stderr", "/dev/fd/1", "pipe", "/dev/null"])
+def test_a_table_flows_into_a_stream(target: str, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    out, err = (tmp_path / name for name in ("out", "err"))
+    name = str(pipe) if target == "pipe" else target
+    with out.open("w") as stdout, err.open("w") as stderr:
+        program = command("-m", "bincounter", "predict", str(PHOTO), f"ckpt_path={RUN}", "--csv", name)
+        started = subprocess.Popen(program, cwd=REPOSITORY, env=environment(), stdout=stdout, stderr=stderr)
+        piped = pipe.read_text() if target == "pipe" else ""
+        assert started.wait(timeout=120) == 0, err.read_text()
+    written = {"pipe": piped, "/dev/stderr": err.read_text()}.get(target, out.read_text())
+    if target != "/dev/null":
+        rows = [line for line in written.splitlines() if "," in line]
+        assert rows[0].startswith("path,predicted,") and rows[1].startswith(f"{PHOTO},") and len(rows) == 2
+    assert f"1 of 1 photos counted: {name}" in err.read_text()
+    assert out.read_text().count("photos counted") == 0
+    assert pipe.is_fifo()
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["--csv", "{tmp}"], "is a folder: name a file"),
         (["--csv", "{tmp}/file/x.csv"], "cannot be created (not a directory)"),
         (["--csv", "/proc/x.csv"], "cannot be created"),
-        (["--csv", "/dev/null"], "is not a regular file: name a file"),
         (["--ckpt-path", "{tmp}/file"], "file is truncated or not a checkpoint"),
         (["{tmp}/nowhere"], "nowhere is neither a photo nor a folder"),
         (["data=folders"], "data=folders is a setting: name a file or a folder first"),
@@ -97,6 +119,29 @@ def test_a_setting_in_the_place_of_a_folder_is_refused(arguments: list[str], run
     refused = run("-m", "bincounter", *arguments, code=2).stderr
     assert "is a setting: name a file or a folder first" in refused
     assert not (REPOSITORY / arguments[-1]).exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "value"),
+    [
+        ("predict a.jpg ckpt_path=RUN b.jpg", "sources", ["a.jpg", "b.jpg"]),
+        ("predict --csv t.csv a.jpg --trust x b.jpg", "sources", ["a.jpg", "b.jpg"]),
+        ("predict -- -a.jpg b.jpg", "sources", ["-a.jpg", "b.jpg"]),
+        ("compare a b", "runs", [Path("a"), Path("b")]),
+        ("cost a --json b", "folders", [Path("a"), Path("b")]),
+        ("explore data=abid --output p.html seed=2", "overrides", ["data=abid", "seed=2"]),
+        ("prepare to data=abid --as shards seed=2", "overrides", ["data=abid", "seed=2"]),
+        ("arrange --config-dir c to data=abid --config-dir d seed=2", "overrides", ["data=abid", "seed=2"]),
+    ],
+)
+def test_options_stand_between_the_members_of_a_list(
+    line: str, name: str, value: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[argparse.Namespace] = []
+    function = f"_{line.partition(' ')[0]}"
+    monkeypatch.setattr(main if hasattr(main, function) else data_commands, function, given.append)
+    main.main(line.split())
+    assert getattr(given[0], name) == value
 
 
 def test_a_file_that_is_named_like_a_setting_can_be_named(run: Run) -> None:
