@@ -38,9 +38,9 @@ def format_score(metric: str, value: float | None, *, unit: bool = False) -> str
 
 
 def format_interval(metric: str, interval: tuple[float, float] | list[float], *, unit: bool = False) -> str:
-    """Format the interval of a score, such as ``31.2 % to 43.8 %``."""
+    """Format the interval of a score, such as ``31.2 to 43.8 %``."""
     low, high = interval
-    return f"{format_score(metric, low)} to {format_score(metric, high, unit=unit)}"
+    return f"{format_score(metric, low).removesuffix(' %')} to {format_score(metric, high, unit=unit)}"
 
 
 def score_name(metric: str, *, unit: bool = False) -> str:

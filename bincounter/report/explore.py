@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from bincounter.data.photos import read_photos
-from bincounter.data.records import Manifest
+from bincounter.data.records import SPLITS, Manifest
 from bincounter.errors import BinCounterError
 from bincounter.names import escape_name
 from bincounter.number_format import percent, whole
@@ -21,7 +21,7 @@ COUNT_ROWS, PHOTOS_PER_COUNT = 16, 8
 GROUPS, PHOTOS_PER_GROUP = 8, 4
 SIDE = 184
 QUARANTINE_ROWS = 300
-SPLITS = ("training", "validation", "test")
+_SIDES = ("training", "validation", "test")
 GROUP_SIZES = ("1", "2", "3", "4", "5-9", "10+")
 _GROUP_SIZE_EDGES = (2, 3, 4, 5, 10)
 
@@ -168,7 +168,7 @@ def _sample_groups(
     for group in chosen:
         members = np.flatnonzero(groups == group)
         photos = [_photo(manifest, keep[i]) for i in members[:PHOTOS_PER_GROUP]]
-        sides = sorted({SPLITS[assignment[i]] for i in members})
+        sides = sorted({_SIDES[assignment[i]] for i in members})
         shown.append({"size": len(members), "photos": photos, "splits": " and ".join(sides)})
     return shown
 

@@ -13,8 +13,6 @@ from bincounter.report import plots
 from bincounter.training.results import SPLIT_OF_SIDE, CountRow, RunResults
 
 _SPLITS = {"train": "Training", "validation": "Validation", "test": "Test"}
-# Of the plot: class of the key for the bars and for the lines.
-_KEYS = {"train": ("block", "other"), "validation": ("pale", "level"), "test": ("palest", "")}
 _FEW = 10  # photos below which a count's scores are uncertain
 _LISTED = 8  # counts that a sentence lists one by one
 _EVEN = 1.1  # ratio of photos up to which counts are about equal
@@ -107,8 +105,8 @@ def _plot(rows: Rows, counts: Sequence[int], splits: Sequence[str]) -> Any:
 
 
 def _keys(rows: Rows, counts: Sequence[int], splits: Sequence[str]) -> list[tuple[str, list[tuple[str, str]]]]:
-    bars = [(_KEYS[split][0], _SPLITS[split].lower()) for split in splits]
-    lines = [(_KEYS[split][1], _SPLITS[split].lower()) for split in splits if _with_loss(rows, counts, split)]
+    bars = [(f"block {split}", _SPLITS[split].lower()) for split in splits]
+    lines = [(split, _SPLITS[split].lower()) for split in splits if _with_loss(rows, counts, split)]
     return [("Photos", bars), ("Loss", lines)]
 
 

@@ -16,12 +16,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 INK, MUTED, LINE, ACCENT, SURFACE, ERROR = "#010a01", "#020a02", "#030a03", "#040a04", "#050a05", "#060a06"
 _VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", ACCENT: "accent", SURFACE: "surface", ERROR: "error"}
 SIZE = (3.9, 2.45)  # inches: three side by side on a desktop, one on a phone, with text near its nominal size on both
-_TINTS = (1.0, 0.6, 0.3)  # of training, validation and test, on every page
-_LOSS_LINES: dict[str, tuple[str, Any]] = {
-    "train": (MUTED, "-"),
-    "validation": (INK, (0, (3, 3))),
-    "test": (ACCENT, "-"),
-}
+# Of the splits, on every page; the keys of plots have them from the style sheet's classes of the same names.
+_COLOURS = {"train": MUTED, "validation": ACCENT, "test": INK}
+_DASHES: dict[str, Any] = {"test": (0, (3, 3))}
 
 RC: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -55,10 +52,10 @@ Points = Sequence[tuple[float, float]]
 def lines(
     series: Mapping[str, Points], *, xlabel: str, label: str, percent: bool = False, baseline: float | None = None
 ) -> Markup:
-    """Draw up to two lines, the last in the accent colour, the one before in grey.
+    """Draw up to two lines: a split in its colour; else the last in the accent colour, the one before in grey.
 
     Args:
-        series: name to points ``(x, y)``.
+        series: split or other name to points ``(x, y)``.
         xlabel: label of x.
         label: description for screen readers.
         percent: format y, a fraction, in per cent.
@@ -68,7 +65,8 @@ def lines(
         figure, axes = canvas(xlabel, percent)
         for (name, points), colour in zip(reversed(list(series.items())), (ACCENT, MUTED), strict=False):
             x, y = np.array(points, dtype=float).T
-            axes.plot(x, y, color=colour, marker="o" if len(x) < 16 else "", markersize=3.2, label=name)
+            marker = "o" if len(x) < 16 else ""
+            axes.plot(x, y, color=_COLOURS.get(name, colour), marker=marker, markersize=3.2)
         if baseline is not None:
             axes.axhline(baseline, color=INK, linewidth=1, linestyle=(0, (3, 3)))
         axes.margins(x=0.03, y=0.12)
@@ -92,12 +90,13 @@ def reliability(bins: Sequence[Mapping[str, float]], *, label: str) -> Markup:
 
 
 def stacked_bars(names: Sequence[str], parts: Mapping[str, Sequence[int]], *, xlabel: str, label: str) -> Markup:
-    """Draw one bar per name, its parts stacked from full to pale accent, the totals above."""
+    """Draw one bar per name, its parts stacked in the colours of the splits that they are, the totals above."""
     total = np.zeros(len(names))
     with mpl.rc_context(RC):
         figure, axes = canvas(xlabel)
-        for (part, heights), tint in zip(parts.items(), _TINTS, strict=False):
-            axes.bar(range(len(names)), heights, bottom=total, width=0.72, color=ACCENT, alpha=tint, label=part)
+        for part, heights in parts.items():
+            colour = _COLOURS.get(part, ACCENT)
+            axes.bar(range(len(names)), heights, bottom=total, width=0.72, color=colour, label=part)
             total = total + np.asarray(heights)
         if len(names) <= 12:
             for x, height in enumerate(total):
@@ -120,31 +119,30 @@ def photos_and_losses(
 
     Args:
         counts: ascending ``[K]``.
-        photos: by split ``[K]``, stacked from full to pale accent.
-        losses: of ``train`` in grey, ``validation`` dashed and ``test`` in the accent colour, as far as they exist:
-            loss and interval of each count ``[K]``.
+        photos: by split ``[K]``, stacked.
+        losses: by split, loss and interval of each count ``[K]``.
         label: description for screen readers.
     """
     with mpl.rc_context(RC):
         figure = Figure(figsize=(SIZE[0], 1.6 * SIZE[1]), layout="constrained")
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 3))
         bottom = np.zeros(len(counts))
-        for heights, tint in zip(photos.values(), _TINTS, strict=False):
-            above.bar(range(len(counts)), heights, bottom=bottom, width=0.72, color=ACCENT, alpha=tint)
+        for split, heights in photos.items():
+            above.bar(range(len(counts)), heights, bottom=bottom, width=0.72, color=_COLOURS[split])
             bottom = bottom + np.asarray(heights)
         above.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         for number, (split, of_counts) in enumerate(losses.items()):
-            colour, style = _LOSS_LINES[split]
-            _loss_line(below, of_counts, 0.1 * (number - (len(losses) - 1) / 2), colour, style)
+            _loss_line(below, of_counts, 0.1 * (number - (len(losses) - 1) / 2), split)
         below.set_ylim(bottom=0)
         _name_axes(above, below, counts)
         return to_svg(figure, label)
 
 
-def _loss_line(axes: Axes, losses: Losses, aside: float, colour: str, style: Any) -> None:
+def _loss_line(axes: Axes, losses: Losses, aside: float, split: str) -> None:
     """Draw a split's losses with their intervals, shifted so that other splits stay visible."""
     x = np.arange(len(losses)) + aside
     y = np.array([np.nan if loss is None else loss for loss, _ in losses])
+    colour, style = _COLOURS[split], _DASHES.get(split, "-")
     axes.plot(x, y, color=colour, linestyle=style, linewidth=1.2, marker="o", markersize=3.2, clip_on=False)
     known = [(at, *interval) for at, (_, interval) in zip(x, losses, strict=True) if interval]
     if known:

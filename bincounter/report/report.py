@@ -135,18 +135,16 @@ def _curves(run: RunResults) -> list[tuple[str, Markup, list[tuple[str, str]]]]:
         if name in run.log
     }
     curves = []
-    losses: dict[str, plots.Points] = {
-        name: by_epoch[name] for name in ("train/loss_epoch", "val/loss") if name in by_epoch
-    }
+    names = {"train/loss_epoch": ("train", "training"), "val/loss": ("validation", "validation")}
+    losses: dict[str, plots.Points] = {names[name][0]: by_epoch[name] for name in names if name in by_epoch}
     if losses:
-        names = {"train/loss_epoch": ("other", "training"), "val/loss": ("", "validation")}
-        key = [names[name] if len(losses) > 1 else ("", names[name][1]) for name in losses]
+        key = [names[name] for name in names if name in by_epoch]
         curves.append(("Loss", plots.lines(losses, xlabel="Epoch", label="Loss by epoch"), key))
     if "val/accuracy" in by_epoch:
         baseline = (run.metrics.get("val") or {}).get("majority_accuracy")
         shown = {"validation": by_epoch["val/accuracy"]}
         plot = plots.lines(shown, xlabel="Epoch", label="Accuracy by epoch", percent=True, baseline=baseline)
-        key = [("", "validation")] + ([("level", _majority_baseline(run))] if baseline is not None else [])
+        key = [("validation", "validation")] + ([("level", _majority_baseline(run))] if baseline is not None else [])
         curves.append(("Accuracy", plot, key))
     rates = run.log.get("lr")
     if rates:

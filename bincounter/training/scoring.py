@@ -301,9 +301,9 @@ def print_scores(metrics: Mapping[str, Any]) -> None:
     scored = [metrics[side] for side in SIDES if side in metrics]
     for name in SCORES:
         table.add_row(score_name(name, unit=True), *(_with_interval(scores, name) for scores in scored))
-    for name, baseline in (("accuracy", "majority"), ("rmse", "mean")):
-        values = (format_score(name, scores[f"{baseline}_{name}"]) for scores in scored)
-        table.add_row(f"{score_name(name)} of the {baseline} baseline", *values)
+        if baseline := {"accuracy": "majority", "rmse": "mean"}.get(name):
+            values = (format_score(name, scores[f"{baseline}_{name}"]) for scores in scored)
+            table.add_row(f"  {baseline} baseline", *values)
     Console().print(table)
     for caveat in metrics["caveats"]:
         Console(highlight=False, markup=False, soft_wrap=True).print(f"Note: {caveat}")

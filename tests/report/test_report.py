@@ -13,7 +13,7 @@ from made_runs import drawn_photo, make_run, write_run_report
 from PIL import Image
 
 from bincounter.errors import UserError
-from bincounter.number_format import format_score, score_heading
+from bincounter.number_format import SCORES, format_score, score_heading
 from bincounter.profiler.profile_record import STEP, ProfileRecord, Row, Session, Usage
 from bincounter.report import plots
 from bincounter.report.report_photos import select_photos
@@ -50,7 +50,7 @@ def test_scores_stand_beside_their_intervals_and_baselines(run: Path) -> None:
         low, high = scores["intervals"]["accuracy"]
         for fraction in (scores["accuracy"], scores["majority_accuracy"]):
             assert f"{100 * fraction:.1f} %" in text
-        assert f"{100 * low:.1f} % to {100 * high:.1f} %" in text
+        assert f"{100 * low:.1f} to {100 * high:.1f} %" in text
         assert f"{scores['rmse']:.3f}" in text
         assert f"{scores['mean_rmse']:.3f}" in text
     assert "clearly better than always predicting 3" in text
@@ -83,7 +83,7 @@ def test_the_scores_on_screen_are_those_of_the_report(run: Path, capsys: pytest.
         text = format_score(name, metrics["test"][name])
         assert text in screen and text in page
     low, high = metrics["test"]["intervals"]["accuracy"]
-    assert f"({100 * low:.1f} % to {100 * high:.1f} %)" in " ".join(screen.split())
+    assert f"({100 * low:.1f} to {100 * high:.1f} %)" in " ".join(screen.split())
 
 
 def test_one_epoch_has_one_tick() -> None:
@@ -99,21 +99,36 @@ def test_dots_of_certain_predictions_are_whole() -> None:
     assert "<g clip-path" not in plot  # of the dots; lines are clipped one by one
 
 
-def test_splits_are_stacked_in_one_order_on_all_pages() -> None:
-    """Training at the bottom in full colour, test on top."""
-    parts = {"training": [60], "validation": [20], "test": [10]}
-    losses = {"train": [(1.0, None)], "test": [(1.0, None)]}
+def test_splits_have_one_order_and_one_palette_on_all_pages() -> None:
+    """Training at the bottom, test on top."""
+    parts = {"train": [60], "validation": [20], "test": [10]}
+    losses: dict[str, plots.Losses] = {split: [(1.0, None)] for split in parts}
     for plot in (
         plots.stacked_bars(["1"], parts, xlabel="Items", label="data.html"),
         plots.photos_and_losses([1], parts, losses, label="report.html"),
     ):
-        bars = re.findall(
-            r'<path d="M [\d.]+ ([\d.]+) [^"]*z\s*" clip-path[^>]*style="fill: var\(--accent\)([^"]*)', plot
-        )
-        opacities = [float(style.partition("opacity: ")[2] or 1) for _, style in bars]
+        bars = re.findall(r'<path d="M [\d.]+ ([\d.]+) [^"]*z\s*" clip-path[^>]*style="fill: var\(--(\w+)\)"', plot)
+        assert [colour for _, colour in bars] == ["muted", "accent", "ink"]
         bottoms = [float(bottom) for bottom, _ in bars]
-        assert opacities == [1, 0.6, 0.3]
         assert bottoms == sorted(bottoms, reverse=True)  # y of SVG goes down
+    for names in (["train", "validation"], ["train"], ["validation"], ["validation", "test"]):
+        curves = plots.lines({name: [(1, 0.5), (2, 0.4)] for name in names}, xlabel="Epoch", label="Loss")
+        drawn = set(re.findall(r"stroke: var\(--(\w+)\); stroke-width: 1.6", curves))
+        assert drawn == {{"train": "muted", "validation": "accent", "test": "ink"}[name] for name in names}
+
+
+@pytest.mark.parametrize("side", [("val",), ("val", "test")])
+def test_scores_on_a_terminal_of_80_columns_do_not_wrap(
+    side: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    perfect = dict.fromkeys(SCORES, 1.0) | {"majority_accuracy": 1.0, "mean_rmse": 1.0, "n": 535_234}
+    scores = {**perfect, "intervals": dict.fromkeys(SCORES, (1.0, 1.0))}
+    monkeypatch.setenv("COLUMNS", "80")
+    print_scores({**dict.fromkeys(side, scores), "caveats": []})
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + len(SCORES) + 2
+    assert lines[1].split("  ")[-1].strip() == "100.0 % (100.0 to 100.0 %)"
+    assert max(map(len, lines)) <= 80
 
 
 def test_a_guessing_model_is_not_called_better(tmp_path: Path) -> None:

@@ -106,11 +106,11 @@ def test_scores_have_the_units_of_the_reports(metric: str, score: str, tmp_path:
 @pytest.mark.parametrize(
     ("scores", "photos", "interval", "said", "tied"),
     [
-        ((0.5, 0.75, 0.7, 0.2), 16, [0.5, 0.9375], "16 validation photos is 50.0 % to 93.8 %: 2 of the 3", ["0", "2"]),
-        ((0.5, 0.75), 1600, [0.73, 0.77], "is 73.0 % to 77.0 %, and no other trial", []),
-        ((0.9, 1.0, 0.8), 16, [1.0, 1.0], "is 80.6 % to 100.0 %: 1 of the 2", ["0"]),  # Wilson: 16 of 16
-        ((0.375, 0.0), 16, None, "is 18.5 % to 61.4 %, and no other trial", []),  # Wilson: 6 of 16
-        ((0.75,), 16, [0.5, 0.9375], "is 50.0 % to 93.8 %.", []),
+        ((0.5, 0.75, 0.7, 0.2), 16, [0.5, 0.9375], "16 validation photos is 50.0 to 93.8 %: 2 of the 3", ["0", "2"]),
+        ((0.5, 0.75), 1600, [0.73, 0.77], "is 73.0 to 77.0 %, and no other trial", []),
+        ((0.9, 1.0, 0.8), 16, [1.0, 1.0], "is 80.6 to 100.0 %: 1 of the 2", ["0"]),  # Wilson: 16 of 16
+        ((0.375, 0.0), 16, None, "is 18.5 to 61.4 %, and no other trial", []),  # Wilson: 6 of 16
+        ((0.75,), 16, [0.5, 0.9375], "is 50.0 to 93.8 %.", []),
     ],
 )
 def test_trials_within_the_interval_of_the_best_are_called_ties(
