@@ -4,7 +4,7 @@ PYTHON ?= python3
 IMAGE_PYTHON ?= python3.13
 BIN := .venv/bin
 
-.PHONY: install install-smdebug demo test test-long test-serving-image test-smdebug test-wheel lint bench clean
+.PHONY: install install-smdebug demo test test-long test-serving-image test-smdebug test-wheel lint docs bench clean
 
 install: .venv/.installed
 
@@ -26,6 +26,10 @@ lint: install
 
 test: lint
 	$(BIN)/python -m pytest -n 2
+
+# The pages in site/, to be opened through any file server: python -m http.server --directory site.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # What is left out there: long courses of which the suite has a small form.
 test-long: install
@@ -83,4 +87,4 @@ bench: install .venv-torchserve/.installed .venv-s3-peers/.installed
 	$(BIN)/python benchmarks/debugger.py
 
 clean:
-	rm -rf .venv .venv-wheel .venv-serving-image .venv-smdebug .venv-torchserve .venv-s3-peers .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf .venv .venv-wheel .venv-serving-image .venv-smdebug .venv-torchserve .venv-s3-peers .mypy_cache .ruff_cache .pytest_cache .hypothesis build site *.egg-info

@@ -21,7 +21,7 @@ _PHOTOS = REPOSITORY.parent / "shared" / "abid"
 def _photos(name: str) -> Path:
     folder = _PHOTOS / name
     if not folder.is_dir():
-        pytest.skip(f"the real photos are not at ../shared/abid/{name}: see README, section Data")
+        pytest.skip(f"the real photos are not at ../shared/abid/{name}: see docs/data.md, The public dataset")
     return folder
 
 

@@ -17,7 +17,9 @@ from bincounter.names import accept_any_output, escape_name, one_line
 from bincounter.redaction import mask_text
 
 _HYDRA_APPS = {"train": "bincounter.cli.train_command", "deploy": "bincounter.cli.deploy_command"}
-_EPILOG = "bincounter COMMAND --help explains one; settings are written KEY=VALUE, and README.md has everyday commands."
+_EPILOG = (
+    "bincounter COMMAND --help explains one; settings are written KEY=VALUE, and docs/train.md has everyday commands."
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,7 +82,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     add_data_commands(commands)
 
     predict = commands.add_parser("predict", help="count the items in photos")
-    predict.add_argument("sources", nargs="+", type=as_place, metavar="PHOTO|FOLDER|s3://...")
+    predict.add_argument("sources", nargs="+", type=as_place, metavar="PHOTO|FOLDER|s3://...", help="to count")
     predict.add_argument(
         "--ckpt-path",
         type=as_path,
@@ -124,7 +126,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         "rules", help="evaluate rules on the tensors recorded by debugger=tensors, with other bounds if given"
     )
     rules.add_argument("run", type=as_path, metavar="RUN", help="its folder")
-    rules.add_argument("overrides", nargs="*", metavar="debugger.rules.RULE.SETTING=VALUE")
+    rules.add_argument("overrides", nargs="*", metavar="debugger.rules.RULE.SETTING=VALUE", help="a bound")
     rules.set_defaults(command=_rules)
 
     attach = commands.add_parser(

@@ -1,7 +1,7 @@
 """The command ``train``: fit, score and report one configuration.
 
 ``bincounter train [GROUP=OPTION] [KEY=VALUE] ...``, or ``python train.py ...`` in a checkout; everyday commands are in
-README.md. ``--help`` lists the configuration groups, ``--cfg job`` prints the configuration of a command line.
+docs/train.md. ``--help`` lists the configuration groups, ``--cfg job`` prints the configuration of a command line.
 """
 
 import logging
