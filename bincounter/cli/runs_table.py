@@ -43,7 +43,8 @@ class RunTables:
             yield _table(names, [_sweep_cells(sweep) for sweep in sweeps], options.max_width)
         if any(run.caveats for run in runs):
             yield Text(f"\n{_MARK.strip()} Its scores have caveats: see its report.html.", style="dim")
-        reasons = [f"{escape_name(each.folder)}: {one_line(each.reason)}" for each in (*runs, *sweeps) if each.reason]
+        listed: list[ListedRun | ListedSweep] = [*runs, *sweeps]
+        reasons = [f"{escape_name(each.folder)}: {one_line(each.reason)}" for each in listed if each.reason]
         if reasons:
             yield Text("\n" + "\n".join(reasons))
 
@@ -111,8 +112,8 @@ def _table(names: Sequence[str], rows: Sequence[Sequence[Text]], width: int) -> 
         right = name in ("photos", "epochs", "trials", "accuracy")
         table.add_column(name, justify="right" if right else "left", overflow="fold")
     for first, *cells in rows:
-        name, day = first.split("\n")
-        table.add_row(Text(_fold_path(name.plain, room)).append("\n").append_text(day), *cells)
+        folder, day = first.split("\n")
+        table.add_row(Text(_fold_path(folder.plain, room)).append("\n").append_text(day), *cells)
     return table
 
 
