@@ -57,6 +57,7 @@ _UPRIGHT = {
 }
 _HIGH_BYTES = [value >> 8 for value in range(1 << 16)]
 _STRIP = 256  # rows
+_MIDDLE_GREY = {127, 128}  # inverted in CMYK
 
 
 class Header(NamedTuple):
@@ -176,10 +177,11 @@ def _verdict(error: Exception, pixels: int, reason: str = "") -> PhotoError:
 def _ends_early(photo: Image.Image, whole: CleanedPhoto, size: int) -> bool:
     """Return whether a JPEG has too few bits for its pixels, which its decoder makes up in silence.
 
-    The decoder repeats the last colour, so that the last row is flat. In good photos with such a row, no pixel changes
-    with the bits behind it.
+    The decoder makes blocks without bits middle grey, or repeats the last colour, so that the last pixel is grey or the
+    last row is flat. In good photos with such a row, no pixel changes with the bits behind it.
     """
-    if photo.crop((0, photo.height - 1, photo.width, photo.height)).getcolors(1) is None:
+    last_row = photo.crop((0, photo.height - 1, photo.width, photo.height))
+    if last_row.getcolors(1) is None and not _MIDDLE_GREY.issuperset(last_row.tobytes()[-len(photo.getbands()) :]):
         return False
     with Image.open(io.BytesIO(whole.with_more_bits()), formats=_FORMATS) as longer:
         longer.draft(None, (size, size))

@@ -236,12 +236,26 @@ def test_jpegs_of_fewer_bits_than_pixels_are_truncated(progressive, subsampling,
                 decode(broken, size)
 
 
+@pytest.mark.parametrize("restarts", [0, 3])
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+@pytest.mark.parametrize("size", [(200, 200), (317, 205)])
+def test_jpegs_that_end_in_their_last_blocks_are_truncated(size, mode, restarts):
+    data = encoded(noise(*size).convert(mode), quality=75, restart_marker_blocks=restarts)
+    decode(data, 32)
+    for share in (0.005, 0.01, 0.03):  # between the last block and the last row of blocks
+        short = data[: -int(share * len(data))].rstrip(b"\xff") + b"\xff\xd9"
+        for side in (8, 64, 200):
+            with pytest.raises(PhotoError, match=r"^truncated$"):
+                decode(short, side)
+
+
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
 @pytest.mark.parametrize("size", [(1, 1), (7, 9), (33, 200), (300, 250)])
 def test_flat_photos_are_whole(size, mode):
     for quality, subsampling, progressive, optimize, restarts in product((1, 95), (0, 2), *[(False, True)] * 3):
         options: dict[str, Any] = {"subsampling": subsampling, "progressive": progressive, "optimize": optimize}
-        data = encoded(Image.new(mode, size, 200), quality=quality, restart_marker_blocks=int(restarts), **options)
+        colour = 200 if optimize else 128  # what decoders make of missing blocks
+        data = encoded(Image.new(mode, size, colour), quality=quality, restart_marker_blocks=int(restarts), **options)
         assert decode(data, 16).shape == (3, 16, 16)
 
 
