@@ -1,6 +1,5 @@
 """Training jobs and their record job.json: submit, describe, stop, fetch results."""
 
-import csv
 import json
 import logging
 import math
@@ -22,6 +21,7 @@ from bincounter.data.s3.address import parse_address, unusable_reason
 from bincounter.errors import ConfigError, UserError
 from bincounter.files import atomic_write, write_text
 from bincounter.redaction import mask_argument
+from bincounter.training.results import read_log, read_metrics
 
 if TYPE_CHECKING:
     from bincounter.cloud.account import Account
@@ -313,13 +313,12 @@ def best_value(folder: Path, metric: str, mode: str) -> float | None:
         folder: of the run.
         metric: such as ``val/accuracy``.
         mode: ``max`` or ``min``.
+
+    Raises:
+        UserError: a file of the run is corrupt.
     """
-    path = folder / "logs" / "metrics.csv"
-    if path.exists():
-        with path.open(newline="", encoding="utf-8") as file:
-            values = [float(row[metric]) for row in csv.DictReader(file) if row.get(metric)]
-        return (max if mode == "max" else min)(values, default=None)
-    scores = folder / "metrics.json"  # without the CSV logger: what the best checkpoint scored
-    if not scores.exists():
-        return None
-    return json.loads(scores.read_text(encoding="utf-8"))["val"][metric.removeprefix("val/")]
+    values = [value for _, _, value in read_log(folder).get(metric, ())]
+    if values:
+        return (max if mode == "max" else min)(values)
+    # Without the CSV logger: what the best checkpoint scored.
+    return read_metrics(folder).get("val", {}).get(metric.removeprefix("val/"))

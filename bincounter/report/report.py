@@ -249,7 +249,7 @@ def _duration(run: RunResults) -> str:
 def _fact(name: str, value: Any) -> tuple[str, str]:
     """Write an entry of ``provenance.json``."""
     if name == "clean":
-        return "uncommitted changes", {True: "none", False: "yes"}.get(value, "unknown")
+        return "uncommitted changes", {"True": "none", "False": "yes"}.get(str(value), "unknown")
     return name, " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 

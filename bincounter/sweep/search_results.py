@@ -1,6 +1,6 @@
 """Results of a study: its own trials, the best of them, and the printed summary."""
 
-import json
+import logging
 import math
 import os
 from collections import Counter
@@ -14,12 +14,16 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
 from bincounter.config.checks import metric_mode
+from bincounter.errors import UserError
 from bincounter.number_format import format_interval, format_score, is_fraction
 from bincounter.redaction import mask_argument
+from bincounter.training.results import read_metrics
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial
+
+log = logging.getLogger(__name__)
 
 WORDS = {"COMPLETE": "completed", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}
 """Optuna's states and their names in texts."""
@@ -186,9 +190,12 @@ def ties(study: "Study", search: Search) -> Ties | None:
     if folder is None:
         return None
     try:
-        scores = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))[side]
+        scores = read_metrics(folder)[side]
         photos, found = int(scores["n"]), scores.get("intervals", {}).get(name)
-    except (OSError, ValueError, KeyError, TypeError):
+    except UserError as error:
+        log.warning("%s", error)
+        return None
+    except KeyError:
         return None
     if (not found or found[0] == found[1]) and is_fraction(name):
         found = wilson_interval(best[0].values[0], photos)

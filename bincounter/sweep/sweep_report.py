@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
+from bincounter.errors import UserError
 from bincounter.number_format import format_score, score_heading, score_name
 from bincounter.report import page
 from bincounter.sweep import sweep_plots
@@ -31,6 +32,7 @@ from bincounter.sweep.search_results import (
     state,
     ties,
 )
+from bincounter.training.results import read_metrics
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -115,8 +117,14 @@ def _retrained(sweep: Path) -> dict[str, str] | None:
     """Return trial, link and scores of the best trial's second run, if it has ended."""
     try:
         trial = json.loads((sweep / RETRAINED_TRIAL).read_text(encoding="utf-8"))["trial"]
-        scores = json.loads((sweep / RETRAINED / "metrics.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    try:
+        scores = read_metrics(sweep / RETRAINED)
+    except UserError as error:
+        log.warning("%s", error)
+        return None
+    if not scores.keys() & {"test", "val"}:
         return None
     report = f"{RETRAINED}/report.html"
     side = "test" if scores.get("test") else "val"

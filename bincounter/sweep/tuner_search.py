@@ -1,6 +1,5 @@
 """A search by SageMaker's tuner, stored as a study."""
 
-import csv
 import datetime
 import logging
 import math
@@ -42,6 +41,7 @@ from bincounter.sweep.search_plan import Plan, check_batch_sizes, most_epochs
 from bincounter.sweep.search_space import Interval, Parameter, log_search_space
 from bincounter.sweep.study import recreate_study, silence_optuna, storage_url
 from bincounter.sweep.trial_queue import SweeperLock
+from bincounter.training.results import read_log
 
 if TYPE_CHECKING:
     from hydra.core.config_loader import ConfigLoader
@@ -305,11 +305,7 @@ def _attributes(trial: Trial) -> dict[str, Any]:
 
 def _epochs(folder: Path, metric: str) -> dict[int, float]:
     """Return the metric by epoch, from 1, where the trial's log was fetched."""
-    path = folder / "logs" / "metrics.csv"
-    if not path.exists():
-        return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        return {int(row["epoch"]) + 1: float(row[metric]) for row in csv.DictReader(file) if row.get(metric)}
+    return {int(epoch) + 1: value for epoch, _, value in read_log(folder).get(metric, ()) if math.isfinite(epoch)}
 
 
 def _times(summary: Mapping[str, Any]) -> tuple[datetime.datetime, datetime.datetime]:

@@ -4,6 +4,7 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -150,8 +151,8 @@ def read_results(path: Path, *, predictions: bool = True) -> RunResults:
 
 
 def _results(path: Path, config: Mapping[str, Any], *, predictions: bool = True) -> RunResults:
-    provenance = _read(path / "provenance.json", lambda file: check_mapping(json.load(file))) or {}
-    metrics = _read(path / "metrics.json", _metrics) or {}
+    provenance = _read(path / "provenance.json", _provenance) or {}
+    metrics = read_metrics(path)
     seen = provenance.get("photos_seen_in_training")  # all that older versions stored
     before = [f"The model was trained on {seen} of these photos: their scores are too good."] if seen else []
     return RunResults(
@@ -166,8 +167,18 @@ def _results(path: Path, config: Mapping[str, Any], *, predictions: bool = True)
         per_count=_read(path / "per_count.csv", _per_count) or {},
         split=_read(path / "split.csv", _split) or {},
         quarantine=_read(path / "quarantine.csv", _quarantine),
-        log=_read(path / "logs" / "metrics.csv", _log) or {},
+        log=read_log(path),
     )
+
+
+def read_log(run: Path) -> dict[str, list[tuple[float, float, float]]]:
+    """Read ``logs/metrics.csv`` of a run; empty where it is missing, :class:`UserError` where it is corrupt."""
+    return _read(run / "logs" / "metrics.csv", _log) or {}
+
+
+def read_metrics(run: Path) -> dict[str, Any]:
+    """Read ``metrics.json`` of a run; empty where it is missing, :class:`UserError` where it is corrupt."""
+    return _read(run / "metrics.json", _metrics) or {}
 
 
 def _read(path: Path, parse: Callable[[IO[str]], Parsed]) -> Parsed | None:
@@ -178,9 +189,20 @@ def _read(path: Path, parse: Callable[[IO[str]], Parsed]) -> Parsed | None:
 def _config(file: IO[str]) -> dict[str, Any]:
     config = check_mapping(yaml.safe_load(file))
     groups = [config.get(group) or {} for group in ("model", "data", "trainer", "paths", "profiler")]
-    for node in (*groups, groups[0].get("backbone") or {}):
+    for node in (*groups, groups[0].get("backbone") or {}, groups[1].get("layout") or {}):
         check_mapping(node)
+    str.strip(groups[1].get("source") or "")  # a TypeError unless it is a text
     return config
+
+
+_ROWS = {"per_count": ("count", "n", "accuracy", "rmse"), "reliability": ("confidence", "accuracy", "n")}
+
+
+def _provenance(file: IO[str]) -> dict[str, Any]:
+    provenance = check_mapping(json.load(file))
+    check_mapping(provenance.get("versions", {}))
+    int(sum(provenance.get(name) or 0 for name in ("seconds", "epochs", "planned_epochs", "resumed_at_epoch")))
+    return provenance
 
 
 def _metrics(file: IO[str]) -> dict[str, Any]:
@@ -193,10 +215,11 @@ def _metrics(file: IO[str]) -> dict[str, Any]:
             float(scores.get(name) or 0)
         for low, high in check_mapping(scores.get("intervals", {})).values():
             float(low), float(high)
-        for row in (*scores.get("per_count", ()), *scores.get("reliability", ())):
-            sum(value or 0 for value in row.values())
-        for row in (*scores.get("confusion", ()), scores.get("counts", ())):
-            sum(row)
+        for table, keys in _ROWS.items():
+            for row in scores.get(table, ()):
+                sum(value or 0 for value in [*row.values(), *(row[key] for key in keys)])
+        confusion, counts = scores.get("confusion", ()), scores.get("counts", ())
+        sum(counts) + sum(sum(row) for _, row in zip(counts, confusion, strict=bool(confusion)))
     sum(check_mapping(metrics.get("seen_in_training", {})).values())
     return metrics
 
@@ -254,11 +277,9 @@ def _log(file: IO[str]) -> dict[str, list[tuple[float, float, float]]]:
         for name, text in row.items():
             if name in {"epoch", "step"} or not text:
                 continue
-            try:
+            with suppress(KeyError, TypeError, ValueError):
                 point = (float(row["epoch"] or "nan"), float(row["step"]), float(text))
-            except (KeyError, TypeError, ValueError):
-                continue
-            series.setdefault(name, []).append(point)
+                series.setdefault(name, []).append(point)
     return series
 
 
@@ -289,12 +310,8 @@ def write_per_count(run: Path, rows: Mapping[tuple[int, str], CountRow]) -> None
     scores = ("accuracy", "accuracy_low", "accuracy_high", "cross_entropy", "cross_entropy_low", "cross_entropy_high")
 
     def cells(row: CountRow) -> Iterable[str]:
-        numbers = (
-            row.accuracy,
-            *(row.accuracy_interval or (None, None)),
-            row.loss,
-            *(row.loss_interval or (None, None)),
-        )
+        nothing = (None, None)
+        numbers = (row.accuracy, *(row.accuracy_interval or nothing), row.loss, *(row.loss_interval or nothing))
         return ("" if number is None else f"{number:.6g}" for number in numbers)
 
     lines = (
@@ -346,5 +363,5 @@ def find_run_of_checkpoint(checkpoint: Path) -> CheckpointOrigin:
     checkpoint = checkpoint_file(checkpoint)
     folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
     config = _read(folder / "config.yaml", _config) or {}
-    of_ours = "task_name" in config  # and not of another tool
-    return CheckpointOrigin(checkpoint, _results(folder, config) if of_ours else None)
+    run = _results(folder, config) if "task_name" in config else None  # else another tool's file
+    return CheckpointOrigin(checkpoint, run)

@@ -3,6 +3,7 @@
 import errno
 import logging
 import math
+import os
 import re
 import signal
 import warnings
@@ -23,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from bincounter.config.checks import SHORT_PRECISIONS, metric_mode
 from bincounter.config.quoting import search_path, shell_command
 from bincounter.data.datamodule import BinDataModule
-from bincounter.errors import BinCounterError, ConfigError, DataError, ResourceError
+from bincounter.errors import BinCounterError, ConfigError, DataError, ResourceError, UserError
 from bincounter.model.counter import BinCounter
 from bincounter.redaction import mask_text
 from bincounter.training.checkpoint import AtomicCheckpointIO, RunCheckpoint, StatelessRandomness, read_checkpoint
@@ -236,6 +237,11 @@ def describe_failure(error: BaseException, *, batch_size: int, run: object) -> B
         return ResourceError(
             f"The disk is full{place}: make room, or move paths.data_dir and paths.cache_dir; {resume_by}"
         )
+    if isinstance(error, OSError) and (path := error.filename2 or error.filename):
+        path = Path(os.fsdecode(path)).absolute()
+        if path.is_relative_to(Path(str(run)).absolute()):
+            why = (error.strerror or type(error).__name__).lower()
+            return UserError(f"{path} cannot be written ({why}): move it away, or make it writable; {resume_by}")
     if isinstance(error, RuntimeError) and "DataLoader worker" in str(error) and "killed" in str(error):
         return ResourceError(
             f"A data.num_workers process was killed, most likely for its memory: use fewer workers; {resume_by}"

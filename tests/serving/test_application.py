@@ -94,6 +94,18 @@ def test_a_damaged_archive_is_refused_in_a_sentence(
         ServedModel.load(tmp_path / "archive")
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["head", "backbone"])
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, archive: Path, name: str, value: float) -> None:
+    shutil.copytree(archive, tmp_path / "archive")
+    weights = torch.load(tmp_path / "archive" / "weights.pt", weights_only=True)
+    broken = next(weight for key, weight in weights.items() if key.startswith(name) and weight.is_floating_point())
+    broken.view(-1)[-1] = value
+    torch.save(weights, tmp_path / "archive" / "weights.pt")
+    with pytest.raises(ArchiveError, match=r"its weights hold NaN or infinite numbers\); package it again\.$"):
+        ServedModel.load(tmp_path / "archive")
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -1,10 +1,12 @@
 """Errors of Lightning and of the loggers' packages are one sentence with the next step."""
 
+import errno
+
 import pytest
 from hydra.errors import InstantiationException
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from bincounter.errors import BinCounterError, ConfigError, ResourceError
+from bincounter.errors import BinCounterError, ConfigError, ResourceError, UserError
 from bincounter.training.trainer import translate_errors
 
 
@@ -49,6 +51,16 @@ def missing(package: str) -> Exception:
             ),
             ConfigError,
             "trainer.limit_train_batches=0.1 of 4 batches is less than one: set trainer.limit_train_batches=1, which",
+        ),
+        (
+            IsADirectoryError(errno.EISDIR, "Is a directory", "run/logs/.x.part", None, "run/logs/metrics.csv"),
+            UserError,
+            r"run/logs/metrics.csv cannot be written \(is a directory\): move it away, .*; resume with python train.py",
+        ),
+        (
+            NotADirectoryError(errno.ENOTDIR, "Not a directory", "run/checkpoints/last.ckpt"),
+            UserError,
+            r"run/checkpoints/last.ckpt cannot be written \(not a directory\)",
         ),
     ],
 )

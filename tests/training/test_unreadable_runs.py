@@ -10,9 +10,11 @@ import torch
 from commands import REPOSITORY, Run
 from made_runs import make_run
 
+from bincounter.cloud.jobs import best_value
 from bincounter.debugger.rule_runner import rule_overrides
 from bincounter.errors import UserError
 from bincounter.report.compare import compare
+from bincounter.sweep.tuner_search import _epochs
 from bincounter.training.checkpoint import AtomicCheckpointIO, find_resume_checkpoint
 from bincounter.training.results import read_results
 from bincounter.training.resume import stored_config
@@ -54,6 +56,14 @@ def test_a_run_to_compare_or_report(name: str, how: str, tmp_path: Path) -> None
         ("metrics.json", {"test": {"n": "many"}}),
         ("metrics.json", {"test": {"n": 3, "accuracy": "high"}}),
         ("metrics.json", {"test": {"n": 3, "intervals": {"accuracy": [0.1]}}}),
+        ("metrics.json", {"test": {"n": 3, "per_count": [{"n": 3}]}}),
+        ("metrics.json", {"test": {"n": 3, "reliability": [{"n": 3}]}}),
+        ("metrics.json", {"test": {"n": 3, "confusion": [[1, 2], [3, 4]], "counts": [1]}}),
+        ("provenance.json", {"versions": "new"}),
+        ("provenance.json", {"seconds": "many"}),
+        ("provenance.json", {"planned_epochs": [3]}),
+        ("config.yaml", {"data": {"layout": "folders"}}),
+        ("config.yaml", {"data": {"source": [1]}}),
         ("config.yaml", {"model": [1]}),
         ("config.yaml", {"trainer": "auto"}),
     ],
@@ -63,6 +73,14 @@ def test_values_of_another_type(name: str, content: object, tmp_path: Path) -> N
     (run / name).write_text(json.dumps(content))
     with pytest.raises(UserError, match=f"{name} is corrupt"):
         read_results(run)
+
+
+def test_readers_of_a_log_that_is_a_folder(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", photos=60)
+    _into_folder(run / "logs" / "metrics.csv")
+    for read in (read_results, lambda run: best_value(run, "val/accuracy", "max"), lambda run: _epochs(run, "lr")):
+        with pytest.raises(UserError, match=r"run/logs/metrics.csv cannot be read \(.*\): restore it"):
+            read(run)
 
 
 @pytest.mark.parametrize("how", ["empty", "latin-1", "list", "folder"])

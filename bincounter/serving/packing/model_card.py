@@ -136,13 +136,14 @@ def _per_count(photos: Mapping[int, int]) -> str:
 
 
 def _is_abid(run: RunResults) -> bool:
-    data = run.config["data"]
-    return str(data["layout"]["_target_"]).endswith(".Abid") or _ABID_BUCKET in str(data["source"])
+    data = run.config.get("data") or {}
+    target = (data.get("layout") or {}).get("_target_")
+    return str(target).endswith(".Abid") or _ABID_BUCKET in str(data.get("source"))
 
 
 def _source(run: RunResults) -> str:
     """Data source without local paths and logins."""
-    source = run.config["data"]["source"]
+    source = (run.config.get("data") or {}).get("source")
     if source is None:
         return "rendered demo bins"
     return mask_secrets(source) if is_remote(source) else PurePath(source).name
