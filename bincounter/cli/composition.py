@@ -241,6 +241,21 @@ def _changed(owner: type, name: str) -> Callable[[Callable[..., Any]], None]:
     return replace
 
 
+@_changed(Hydra, "get_mode")
+def _run_mode(_: Callable[..., Any], self: Hydra, config_name: str, overrides: list[str], **options: Any) -> Any:
+    """Mode of the app: a launcher or a search of bincounter's makes a multirun, since Hydra asks them only there."""
+    try:
+        cfg = self.compose_config(config_name, overrides, RunMode.MULTIRUN, validate_sweep_overrides=False).hydra
+    except (HydraException, OmegaConfBaseException):
+        return None  # raised again when the app composes
+    if cfg.mode is None and any("bincounter" in plugin._target_ for plugin in (cfg.launcher, cfg.sweeper)):
+        # As Hydra does for -m. Its 1.4 wants the plug-ins in the configuration of each job, too.
+        chosen = [f"{group}={cfg.runtime.choices[group]}" for group in ("hydra/launcher", "hydra/sweeper")]
+        overrides += ["hydra.mode=MULTIRUN", *chosen]
+        return RunMode.MULTIRUN
+    return cfg.mode
+
+
 @_changed(ConfigLoaderImpl, "load_configuration")
 def _expand_home(original: Callable[..., DictConfig], *arguments: Any, **options: Any) -> DictConfig:
     """Expand ``~`` in each configuration that is composed, for a sweep's jobs, too."""
@@ -277,7 +292,7 @@ def _sweep(original: Callable[..., Any], self: BasicSweeper, arguments: list[str
     assert self.config is not None
     if not OmegaConf.select(self.config, "dry_run", default=False):
         return _summarised(original, self, arguments)
-    with tempfile.TemporaryDirectory() as folder, read_write(self.config), open_dict(self.config):
+    with tempfile.TemporaryDirectory() as folder, read_write(self.config.hydra), open_dict(self.config.hydra):
         self.config.hydra.sweep.dir = folder
         return original(self, arguments)
 

@@ -79,7 +79,7 @@ class OptunaSweeper(Sweeper):
 def _hide_storage(config: DictConfig) -> None:
     """Keep a database's URL, which may hold a password, out of the files that Hydra writes for every job."""
     overrides = config.hydra.overrides.hydra
-    with read_write(config), open_dict(config):
+    with read_write(config.hydra), open_dict(config.hydra):
         config.hydra.overrides.hydra = [
             each for each in overrides if not each.startswith("hydra.sweeper.settings.storage=")
         ]
