@@ -15,16 +15,19 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 pytest_plugins = ["s3_server", "squares", "rehearsed", "local_server", "served_runs"]
 
-# `make test-quick` leaves out tests that start programs, servers or browsers, known by their fixtures, and some files whose
-# tests start them by themselves or take seconds.
-_SLOW_FIXTURES = frozenset("python browser s3_server plane moto server running served service ask aws".split())
-_SLOW_FILES = frozenset(
-    f"test_{name}.py"
-    for name in (
-        "advice commands container count_by_count data_report decode_pool demo docs examples grouping launcher local predict "
-        "readme report rules settings study sweep_page train training_rehearsal wheel"
-    ).split()
-)
+# `make test-quick` leaves out tests that start programs, servers or browsers, known by their fixtures, and files whose tests
+# start them by themselves or take seconds.
+_SLOW_FIXTURES = {
+    *("python", "browser", "s3_server", "plane", "moto", "server", "running", "served", "service", "ask"),
+    *("aws",),
+}
+_SLOW_FILES = {
+    *("test_advice.py", "test_commands.py", "test_container.py", "test_count_by_count.py"),
+    *("test_data_report.py", "test_decode_pool.py", "test_demo.py", "test_docs.py", "test_examples.py"),
+    *("test_grouping.py", "test_launcher.py", "test_local.py", "test_predict.py", "test_readme.py"),
+    *("test_report.py", "test_rules.py", "test_settings.py", "test_study.py", "test_sweep_page.py"),
+    *("test_train.py", "test_training_rehearsal.py", "test_wheel.py"),
+}
 
 _PHOTOS = REPOSITORY.parent / "shared" / "abid"
 
