@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 from hydra import version
+from hydra._internal import hydra as hydra_internal
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins import basic_launcher, basic_sweeper
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -330,7 +331,7 @@ def _mask_output() -> None:
         return returned
 
     hydra_utils.filter_overrides = basic_launcher.filter_overrides = shown
-    hydra_utils.run_job = basic_launcher.run_job = run_job
+    hydra_utils.run_job = basic_launcher.run_job = hydra_internal.run_job = run_job
     basic_sweeper.OmegaConf = _MaskedOmegaConf  # type: ignore[misc]
 
 

@@ -145,11 +145,15 @@ def _values(text: str, convert: Callable[[str], str]) -> list[str]:
     if called is None:
         return [convert(text)]
     function, inside = called.groups()
+    if not inside.strip():
+        return [text]
     given = [_NAMED.fullmatch(each.strip()) for each in split(inside)]
     named = [(each[1], each[2]) for each in given if each is not None]
     tried = [value for name, value in named if name != "reverse"]
     if function == "tag":
         tried = tried[-1:]
+        if _FUNCTION.fullmatch(tried[0]) is None:  # an interval or a range
+            return [text]
     found = [each for value in tried for each in _values(value, convert)]
     one_list = _inside(found[0], "[") if function in ("shuffle", "sort") and len(found) == 1 else None
     if one_list is not None:

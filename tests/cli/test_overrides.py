@@ -83,6 +83,8 @@ def test_text_settings_keep_what_was_typed(override: str, value: Any) -> None:
         ("hydra.sweep.dir=2024_01", "hydra.sweep.dir='2024_01'"),
         ("hydra.searchpath=[file:///a,pkg://b]", "hydra.searchpath=[file:///a,pkg://b]"),
         ("model.optimizer.lr=1e-3,1e-2", "model.optimizer.lr=1e-3,1e-2"),
+        ("task_name=choice()", "task_name=choice()"),
+        ("task_name=tag(log,interval(1,9))", "task_name=tag(log,interval(1,9))"),
     ],
 )
 def test_values_of_a_sweep_stay_text(override: str, kept: str) -> None:
