@@ -15,8 +15,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 pytest_plugins = ["s3_server", "squares", "rehearsed", "local_server", "served_runs"]
 
-# `make test-quick` leaves out tests that start programs, servers or browsers, known by their fixtures, and files whose tests
-# start them by themselves or take seconds.
+# `make test-quick` leaves out tests that start programs, servers or browsers, known by their fixtures, and files whose
+# tests start them by themselves or take seconds.
 _SLOW_FIXTURES = {
     *("python", "browser", "s3_server", "plane", "moto", "server", "running", "served", "service", "ask"),
     *("aws",),
