@@ -1,7 +1,6 @@
 """Checks of destinations, atomic writes (write aside, fsync, rename), advisory file locks, full-disk errors."""
 
 import errno
-import fcntl
 import json
 import logging
 import math
@@ -20,6 +19,13 @@ from typing import IO, Any, TypeVar
 
 from bincounter.errors import BinCounterError, ResourceError, UserError
 from bincounter.names import UNENCODABLE
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    import msvcrt
+
+    fcntl = None  # type: ignore[assignment]
 
 log = logging.getLogger(__name__)
 
@@ -212,6 +218,8 @@ def link(source: Path, path: Path) -> None:
 
 def _sync_folder(folder: Path) -> None:
     """Make a rename durable: without it a power cut can undo it."""
+    if fcntl is None:  # Windows opens no folders
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -248,21 +256,41 @@ def lock(file: IO, *, wait: float = math.inf, shared: bool = False, inherited: b
     Returns:
         Whether the lock is held now.
     """
-    take = fcntl.flock if inherited else fcntl.lockf
-    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    if wait == math.inf:
-        take(file, kind)
+    if fcntl is not None and wait == math.inf:
+        _take_lock(file, shared=shared, inherited=inherited, block=True)
         return True
     end = time.monotonic() + wait
     while True:
         try:
-            take(file, kind | fcntl.LOCK_NB)
+            _take_lock(file, shared=shared, inherited=inherited, block=False)
         except OSError:
             if time.monotonic() >= end:
                 return False
             time.sleep(0.2)
         else:
             return True
+
+
+_LOCKED_BYTE = 1 << 30  # on Windows: beyond the content, which a lock would keep others from reading
+
+
+def _take_lock(file: IO, *, shared: bool, inherited: bool, block: bool) -> None:
+    """Take the lock in the way of this system; Windows' is exclusive, never inherited, and never waited for here.
+
+    Raises:
+        OSError: another holds it.
+    """
+    if fcntl is not None:
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        (fcntl.flock if inherited else fcntl.lockf)(file, kind if block else kind | fcntl.LOCK_NB)
+        return
+    descriptor = file.fileno()
+    position = os.lseek(descriptor, 0, os.SEEK_CUR)
+    try:
+        os.lseek(descriptor, _LOCKED_BYTE, os.SEEK_SET)
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+    finally:
+        os.lseek(descriptor, position, os.SEEK_SET)
 
 
 @contextmanager

@@ -43,7 +43,12 @@ def test_a_room_imports_only_rooms_before_it(name: str) -> None:
 def test_the_ground_floor_imports_no_room() -> None:
     ground = {module: targets for module, targets in imports().items() if room(module) == ""}
     del ground["bincounter.__main__"]  # the console script
+    del ground["bincounter.api"]  # above all rooms
     assert {room(target) for targets in ground.values() for target in targets} == {""}
+
+
+def test_only_the_package_itself_imports_its_api() -> None:
+    assert {module for module, targets in imports().items() if "bincounter.api" in targets} == {"bincounter"}
 
 
 def test_no_files_import_each_other() -> None:
@@ -86,6 +91,7 @@ def test_the_rehearsal_is_a_package_of_its_own() -> None:
         ("optuna._", {"sweep/study.py"}),
         ("trial._trial_id", {"sweep/study.py"}),
         ("import fcntl", {"files.py"}),  # locks
+        ("import msvcrt", {"files.py"}),
     ],
 )
 def test_private_apis_and_locks_have_one_home(private: str, home: set[str]) -> None:

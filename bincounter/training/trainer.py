@@ -140,7 +140,7 @@ def end_other_processes(trainer: L.Trainer) -> None:
     """End the processes that this one started: they would wait for it in the next exchange, on a paid machine."""
     kill = getattr(trainer.strategy.launcher, "kill", None)
     if kill is not None:
-        kill(signal.SIGKILL)
+        kill(getattr(signal, "SIGKILL", signal.SIGTERM))  # on Windows every signal ends a process at once
 
 
 TRUE_PRECISIONS = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}

@@ -1,7 +1,6 @@
 """Connections of the local server: uvicorn's HTTP protocol with bounds on their number and on slow clients."""
 
 import asyncio
-import resource
 from typing import Any
 
 import h11
@@ -99,6 +98,10 @@ def _cancelled(timer: asyncio.TimerHandle | None) -> asyncio.TimerHandle | None:
 
 def raise_file_limit() -> None:
     """Let this process open as many files as its connections need, within the limit of the system."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
     if soft != resource.RLIM_INFINITY and soft < most:

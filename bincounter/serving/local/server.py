@@ -45,6 +45,7 @@ _PROCESSES = multiprocessing.get_context("forkserver") if _FORKS else multiproce
 _PRELOADED = ["bincounter.serving.local.app", "bincounter.serving.local.server"]
 _UNKNOWN = 255  # what multiprocessing, too, says of a process whose template was killed
 _EXIT_CODES = {signal.SIGINT: 0, signal.SIGTERM: 143}
+_KILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # on Windows every signal ends a process at once
 _DEATHS, _DEATH_WINDOW = 3, 60.0  # so many within so many seconds, and the server gives up
 
 
@@ -179,7 +180,7 @@ class _Worker:
         except (EOFError, OSError):
             return False
         if time.monotonic() - self._heard > HEALTH_CHECK:
-            self._send(signal.SIGKILL)
+            self._send(_KILL)
         return True
 
     def end(self, grace: float) -> None:
@@ -188,7 +189,7 @@ class _Worker:
         until = time.monotonic() + grace
         while self.lives():
             if time.monotonic() > until:
-                self._send(signal.SIGKILL)
+                self._send(_KILL)
         self.exit_code()
 
     def exit_code(self) -> int | None:
