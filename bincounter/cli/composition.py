@@ -176,7 +176,7 @@ def compose(
 
 
 def checked_folder(config_dir: str | Path | None) -> Path | None:
-    """Folder of ``--config-dir``.
+    """Folder of ``--config-dir``, in which Python then finds modules, too.
 
     Raises:
         ConfigError: it does not exist.
@@ -186,6 +186,8 @@ def checked_folder(config_dir: str | Path | None) -> Path | None:
     folder = Path(expand_user(str(config_dir)))
     if not folder.is_dir():
         raise ConfigError(f"--config-dir={config_dir} is not a folder: name one that holds groups, such as experiment/")
+    if str(folder.resolve()) not in sys.path:
+        sys.path.append(str(folder.resolve()))
     return folder
 
 

@@ -83,10 +83,10 @@ def main(
     """
 
     def start(composer: Composer, arguments: Namespace) -> int:
-        _replace_overrides(arguments, resume.expand_resume_overrides(arguments.overrides, composer))
+        replace_overrides(arguments, resume.expand_resume_overrides(arguments.overrides, composer))
         if arguments.multirun:
             _check_jobs(arguments.overrides, composer)
-        _run(_print_run_folder(job), config_name)
+        run_app(_print_run_folder(job), config_name)
         return 0
 
     return _exit_code(start, config_name, keep_error, internal=internal)
@@ -110,7 +110,7 @@ def main_once(action: Callable[[DictConfig], int], *, config_name: str) -> int:
                 "again for another endpoint"
             )
         codes: list[int] = []
-        _run(lambda cfg: codes.append(action(cfg)), config_name)
+        run_app(lambda cfg: codes.append(action(cfg)), config_name)
         return codes[0] if codes else 0  # none after --help or --cfg
 
     return _exit_code(start, config_name)
@@ -128,22 +128,14 @@ def _exit_code(
     if "--version" in sys.argv[1:]:
         print(f"bincounter {__version__}")
         return 0
-    composer, arguments = Composer(config_name, config_name), Namespace(overrides=[])
 
     def print_error(sentence: str) -> None:
         sentence = mask_text(sentence)
         print(f"Error: {one_line(sentence)}", file=sys.stderr)
         keep_error(sentence)
 
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting
     try:
-        arguments = read_arguments()
-        prepare_hydra(multirun=arguments.multirun)
-        composer = Composer(config_name, arguments.config_name or config_name, checked_folder(arguments.config_dir))
-        if not arguments.shell_completion:
-            _replace_overrides(arguments, composer.keep_text(arguments.overrides, sweep=_sweeps(arguments)))
-            check_overrides(arguments.overrides, composer.groups(arguments.overrides), internal=internal)
-        return start(composer, arguments)
+        return start_app(start, config_name, internal=internal)
     except SystemExit as exit_request:
         return exit_request.code if isinstance(exit_request.code, int) else 1
     except KeyboardInterrupt:
@@ -152,9 +144,6 @@ def _exit_code(
     except BinCounterError as error:
         print_error(str(error))
         return error.exit_code
-    except (HydraException, OmegaConfBaseException) as error:
-        print_error(composer.explain(error, arguments.overrides))
-        return 2
     except BrokenPipeError:  # `| head` has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -164,19 +153,39 @@ def _exit_code(
         return 1
 
 
+def start_app(start: Callable[[Composer, Namespace], int], config_name: str, *, internal: bool = False) -> int:
+    """Check the command line in ``sys.argv``, and call ``start`` with what composes it, and with its arguments.
+
+    Raises:
+        BinCounterError: what to change, in one sentence.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting
+    composer, arguments = Composer(config_name, config_name), Namespace(overrides=[])
+    try:
+        arguments = read_arguments()
+        prepare_hydra(multirun=arguments.multirun)
+        composer = Composer(config_name, arguments.config_name or config_name, checked_folder(arguments.config_dir))
+        if not arguments.shell_completion:
+            replace_overrides(arguments, composer.keep_text(arguments.overrides, sweep=_sweeps(arguments)))
+            check_overrides(arguments.overrides, composer.groups(arguments.overrides), internal=internal)
+        return start(composer, arguments)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(composer.explain(error, arguments.overrides)) from None
+
+
 def _sweeps(arguments: Namespace) -> bool:
     """Return whether commas separate values to try."""
     names = [override.partition("=")[0] for override in arguments.overrides]
     return arguments.multirun or any(name in ("hparams_search", "hydra/sweeper", "hydra.mode") for name in names)
 
 
-def _replace_overrides(arguments: Namespace, now: list[str]) -> None:
+def replace_overrides(arguments: Namespace, now: list[str]) -> None:
     """Replace the overrides, in ``sys.argv``, too, which Hydra parses and Lightning repeats in further processes."""
     sys.argv[1:] = [*(word for word in sys.argv[1:] if word not in arguments.overrides), *now]
     arguments.overrides = now
 
 
-def _run(job: Callable[[DictConfig], Any], config_name: str) -> None:
+def run_app(job: Callable[[DictConfig], Any], config_name: str) -> None:
     """Run the Hydra app; the exception of a single run is raised here, since Hydra would print another line."""
     failures: list[Exception] = []
 

@@ -162,7 +162,7 @@ def _predict(arguments: argparse.Namespace) -> int:
         counted = write_predictions_csv(arguments.csv, predictor.counts, answers)
         print_written(arguments.csv, f"{counted} of {len(photos)} photos counted: ")
     else:
-        counted = print_predictions((answer, predictor.counts) for answer in answers)
+        counted = print_predictions(answers)
     if predictor.failures:
         failed = f"{predictor.failures} of {len(photos)} photos were not read for a reason outside of them"
         raise ResourceError(f"{failed}: give this process the right, the memory or the open files, and run again.")

@@ -45,14 +45,14 @@ class Augmentation:
     def __init__(
         self,
         *,
-        flip: bool,
-        shift: float,
-        scale: float,
-        rotation: float,
-        brightness: float,
-        contrast: float,
-        saturation: float,
-        seed: int,
+        flip: bool = False,
+        shift: float = 0.0,
+        scale: float = 0.0,
+        rotation: float = 0.0,
+        brightness: float = 0.0,
+        contrast: float = 0.0,
+        saturation: float = 0.0,
+        seed: int = 0,
     ) -> None:
         self._flip, self._shift, self._scale, self._rotation = flip, shift, scale, rotation
         self._colour = (brightness, contrast, saturation)

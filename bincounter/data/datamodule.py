@@ -41,7 +41,7 @@ class BinDataModule(L.LightningDataModule):
 
     Args:
         source: a folder or an ``s3://`` URI; ``None`` for a layout that renders its photos.
-        layout: of the source.
+        layout: of the source; by default it is detected.
         counts: the counts to use; ``None`` for all in the data. Photos with other counts are excluded.
         image_size: side of the photos in pixels.
         batch_size: photos per batch on each device.
@@ -49,25 +49,26 @@ class BinDataModule(L.LightningDataModule):
         num_workers: processes that decode photos; ``None`` for none with a cache, else up to 8.
         cache: store decoded photos, and the features of a frozen backbone, on disk.
         sync: ``only, deleted, connections`` of :func:`bincounter.data.s3.sync.fetch`, and ``stream``.
-        split: ``method, fractions, seed`` of :func:`bincounter.data.splits.assign_splits`.
-        augmentation: arguments of :class:`Augmentation` and :class:`Mixing` without the seed.
+        split: ``method, fractions, seed`` of :func:`bincounter.data.splits.assign_splits`; by default the grouped split
+            with shares of 0.8, 0.1 and 0.1.
+        augmentation: arguments of :class:`Augmentation` and :class:`Mixing` without the seed; those left out are off.
         seed: of order and augmentation.
         data_dir: folder of rendered and fetched photos.
-        cache_dir: folder of manifests, splits, decoded photos and features.
+        cache_dir: folder of manifests, splits, decoded photos and features; ``data_dir/cache`` by default.
     """
 
     def __init__(
         self,
-        source: str | None,
-        layout: Layout | IndexedLayout | Detected,
+        source: str | Path | None,
+        layout: Layout | IndexedLayout | Detected | None = None,
         *,
-        counts: Sequence[int] | None,
-        image_size: int,
-        batch_size: int,
-        split: Mapping[str, Any],
-        augmentation: Mapping[str, Any],
-        data_dir: str | Path,
-        cache_dir: str | Path,
+        counts: Sequence[int] | None = None,
+        image_size: int = 224,
+        batch_size: int = 32,
+        split: Mapping[str, Any] | None = None,
+        augmentation: Mapping[str, Any] | None = None,
+        data_dir: str | Path = "data",
+        cache_dir: str | Path | None = None,
         seed: int = 0,
         balanced: bool = False,
         num_workers: int | None = None,
@@ -76,15 +77,17 @@ class BinDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.image_size, self.batch_size = image_size, batch_size
-        self._source, self._layout, self._wanted = source, layout, counts
-        self._split, self._balanced, self._seed, self._cache = split, balanced, seed, cache
-        self._sync = dict(sync or {})
-        self._data_dir, self._cache_dir = Path(data_dir), Path(cache_dir)
+        self._source, self._layout, self._wanted = None if source is None else str(source), layout or Detected(), counts
+        self._split = {"method": "grouped", "fractions": (0.8, 0.1, 0.1), "seed": 0, **(split or {})}
+        self._balanced, self._seed, self._cache = balanced, seed, cache
+        self._sync = {"connections": 64, **(sync or {})}
+        self._data_dir = Path(data_dir)
+        self._cache_dir = self._data_dir / "cache" if cache_dir is None else Path(cache_dir)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._decoders = cores
         self._num_workers = num_workers if num_workers is not None else 0 if cache else min(8, max(cores - 1, 1))
-        options = dict(augmentation)
-        self._mixing = Mixing(mixup=options.pop("mixup"), cutmix=options.pop("cutmix"), seed=seed)
+        options = dict(augmentation or {})
+        self._mixing = Mixing(mixup=options.pop("mixup", 0.0), cutmix=options.pop("cutmix", 0.0), seed=seed)
         self._augmentation = Augmentation(**options, seed=seed)
         self._normalize = Normalize()
         self._resume_at = (0, 0)
@@ -263,7 +266,8 @@ class BinDataModule(L.LightningDataModule):
         if not self._num_workers or not self.store.streams:
             return {}
         share = max(self._sync["connections"] // self._num_workers, 1)
-        workers = multiprocessing.get_context("forkserver")
+        forks = "forkserver" in multiprocessing.get_all_start_methods()  # not on Windows
+        workers = multiprocessing.get_context("forkserver" if forks else "spawn")
         workers.set_forkserver_preload(["bincounter.data.sampler"])  # torch is imported once, not by each of them
         return {"multiprocessing_context": workers, "worker_init_fn": partial(limit_requests_of_worker, share)}
 

@@ -270,10 +270,12 @@ def _check_arguments(node: Any) -> None:
 
 def _check_trusted(node: Any, prefixes: Sequence[str], path: str | Path) -> None:
     for target in targets_of(node):
+        module = target.rpartition(".")[0] or target
         # The prefix is checked first, since looking a name up imports its module.
         if not any(target.startswith(prefix) for prefix in prefixes) or not _defined_in(target, prefixes):
             raise UserError(
-                f"it is built by {target}, which is not part of bincounter; trust it by name if you trust {path}."
+                f"it is built by {target}, which is not part of bincounter; if you trust {path}, name the module: "
+                f"--trust {module} for predict, trust=[{module}] for deploy, trust=['{module}'] for bincounter.load."
             )
 
 

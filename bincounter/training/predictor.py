@@ -1,30 +1,37 @@
-"""Predicted counts of unlabelled photos: one photo, a folder, or a bucket."""
+"""Predicted counts of unlabelled photos: one photo, a list, a folder, or a bucket."""
 
+import io
 import math
+import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any, Self, overload
 
 import lightning as L
+import numpy as np
 import torch
+from PIL import Image
 
+from bincounter.config.checks import Bound
 from bincounter.data.layouts.base import PHOTO_SUFFIXES, find_photos
 from bincounter.data.photo_bounds import PhotoError
 from bincounter.data.photos import failure_clause, retry
 from bincounter.data.preprocessing import Normalize, decode
 from bincounter.data.s3.address import is_remote, parse_address
 from bincounter.data.s3.sync import fetch
-from bincounter.errors import DataError
-from bincounter.files import atomic_write, checkpoint_file
+from bincounter.errors import ConfigError, DataError, ResourceError
+from bincounter.files import atomic_write, checkpoint_file, expand_user
 from bincounter.model.build import load_counter
 from bincounter.model.counter import BinCounter
 from bincounter.names import TableWriter, escape_name
 
-_BATCH = 32
+Photo = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+"""A photo: its path, the bytes of its file, an image of Pillow, or RGB pixels ``uint8[H, W, 3]``."""
 
 
 @dataclass(frozen=True)
@@ -32,14 +39,24 @@ class Prediction:
     """Prediction for one photo.
 
     Attributes:
-        path: of the photo.
-        probabilities: one for each count of the model's support; empty when the photo could not be read.
-        reason: why it could not be read, else empty.
+        photo: its path; of bytes and pixels its number in the list, from 0.
+        count: the most likely count, the smallest of equally likely ones; ``None`` if the photo could not be counted.
+        expected_count: the mean of the distribution; likewise.
+        probabilities: of each count, ascending; empty if the photo could not be counted.
+        error: why it could not be counted, else empty.
     """
 
-    path: Path
-    probabilities: tuple[float, ...] = ()
-    reason: str = ""
+    photo: str
+    count: int | None = None
+    expected_count: float | None = None
+    probabilities: Mapping[int, float] = field(default_factory=dict)
+    error: str = ""
+
+    @classmethod
+    def of(cls, photo: str, probabilities: Mapping[int, float]) -> Self:
+        """Summarise a distribution over counts."""
+        expected = sum(probability * count for count, probability in probabilities.items())
+        return cls(photo, max(probabilities, key=probabilities.__getitem__), expected, probabilities)
 
 
 class Predictor:
@@ -47,58 +64,131 @@ class Predictor:
 
     Args:
         checkpoint: of a run, or the run's folder.
-        trusted: dotted prefixes of foreign callables the checkpoint may be built from.
+        trust: modules or packages of your own that may define the checkpoint's model.
+        device: ``auto`` for a GPU if there is one, or a name of torch such as ``cpu`` and ``cuda:1``.
+        batch_size: photos that the model is given at a time.
 
     Attributes:
+        counts: those it can predict, ascending.
         failures: number of photos that were not read for a reason outside of them, such as a lack of memory.
 
     Raises:
+        ConfigError: the device is not available, or the batch size is below 1.
         UserError: the checkpoint cannot be used.
     """
 
-    def __init__(self, checkpoint: str | Path, trusted: Sequence[str] = ()) -> None:
-        model, description = load_counter(checkpoint_file(Path(checkpoint)), trusted)
-        self._fabric = L.Fabric(accelerator="auto", devices=1)
-        self._model: BinCounter = self._fabric.to_device(model)  # type: ignore[assignment]
-        self._normalize = self._fabric.to_device(Normalize())
+    def __init__(
+        self, checkpoint: str | Path, trust: Sequence[str] = (), *, device: str = "auto", batch_size: int = 32
+    ) -> None:
+        Bound(ge=1).check("batch_size", batch_size)
+        self._device, self._batch_size = _device(device), batch_size
+        model, description = load_counter(checkpoint_file(Path(expand_user(str(checkpoint)))), trust)
+        self._model: BinCounter = model.to(self._device)
+        self._normalize = Normalize().to(self._device)
         self._size: int = description["image_size"]
+        self.counts: tuple[int, ...] = self._model.counts
         self.failures = 0
 
-    @property
-    def counts(self) -> tuple[int, ...]:
-        """The counts it can predict, ascending."""
-        return self._model.counts
+    @overload
+    def predict(self, photos: bytes | Image.Image | np.ndarray) -> Prediction: ...
+    @overload
+    def predict(self, photos: str | os.PathLike[str]) -> Any: ...
+    @overload
+    def predict(self, photos: Iterable[Photo]) -> list[Prediction]: ...
+    def predict(self, photos: Photo | Iterable[Photo]) -> Prediction | list[Prediction]:
+        """Count the items in photos.
 
-    def answers(self, photos: Iterable[Path]) -> Iterator[Prediction]:
-        """Yield a prediction for each photo, in order; unreadable ones have a reason."""
-        remaining = iter(photos)
+        Args:
+            photos: one photo; a list of them; a folder, searched through; or the ``s3://`` URI of a photo or a folder.
+
+        Returns:
+            A prediction for one photo. For others a list in their order, of a folder in that of the names; a photo
+            that cannot be counted has an ``error`` there.
+
+        Raises:
+            DataError: the one photo cannot be counted, or the folder is missing or has no photo.
+            ResourceError: the one photo cannot be read for want of memory or a right, or the network failed.
+        """
+        if isinstance(photos, str | os.PathLike):
+            source = expand_user(os.fspath(photos))
+            paths = list_photos(source, Path("data"))
+            if Path(source).is_dir() or [path.name for path in paths] != [Path(source).name]:
+                return list(self.answers(paths))
+            photos = paths[0]
+        elif isinstance(photos, Iterable) and not isinstance(photos, bytes | Image.Image | np.ndarray):
+            return list(self.answers(photos))
+        failures = self.failures
+        (answer,) = self.answers([photos])  # type: ignore[list-item]
+        if answer.error:
+            kind = DataError if failures == self.failures else ResourceError
+            raise kind(f"photo {escape_name(answer.photo)} cannot be counted ({answer.error}): replace it")
+        return answer
+
+    def answers(self, photos: Iterable[Photo]) -> Iterator[Prediction]:
+        """Yield a prediction for each photo, in order; those that cannot be counted have an error."""
+        remaining = ((_name(photo, number), photo) for number, photo in enumerate(photos))
         with ThreadPoolExecutor() as pool:
-            while batch := list(islice(remaining, _BATCH)):
-                yield from self._batch(batch, list(pool.map(self._read, batch)))
+            while batch := list(islice(remaining, self._batch_size)):
+                yield from self._batch([name for name, _ in batch], list(pool.map(self._read, batch)))
 
-    def _read(self, path: Path) -> torch.Tensor | Prediction:
+    def _read(self, named: tuple[str, Photo]) -> torch.Tensor | Prediction:
+        name, photo = named
         try:
-            return retry(lambda: decode(path.read_bytes(), self._size))
+            return retry(lambda: decode(_content(photo), self._size))
         except PhotoError as error:
-            return Prediction(path, reason=str(error))
+            return Prediction(name, error=str(error))
         except (MemoryError, OSError) as error:
             self.failures += 1
-            return Prediction(path, reason=failure_clause(error))
+            return Prediction(name, error=failure_clause(error))
 
     @torch.inference_mode()
-    def _batch(self, paths: Sequence[Path], read: Sequence[torch.Tensor | Prediction]) -> Iterator[Prediction]:
+    def _batch(self, names: Sequence[str], read: Sequence[torch.Tensor | Prediction]) -> Iterator[Prediction]:
         photos = [photo for photo in read if isinstance(photo, torch.Tensor)]
         rows: Iterator[list[float]] = iter(())
         if photos:
-            images = self._normalize(self._fabric.to_device(torch.stack(photos)))
+            images = self._normalize(torch.stack(photos).to(self._device))
             rows = iter(self._model.probabilities(images).tolist())
-        for path, photo in zip(paths, read, strict=True):
+        for name, photo in zip(names, read, strict=True):
             if isinstance(photo, Prediction):
                 yield photo
             else:
-                row = tuple(next(rows))
-                finite = all(map(math.isfinite, row))
-                yield Prediction(path, row) if finite else Prediction(path, reason="the model returns NaN for it")
+                row = dict(zip(self.counts, next(rows), strict=True))
+                finite = all(map(math.isfinite, row.values()))
+                yield Prediction.of(name, row) if finite else Prediction(name, error="the model returns NaN for it")
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return L.Fabric(accelerator="auto", devices=1).device
+    try:
+        return torch.empty(0, device=name).device
+    except (AssertionError, RuntimeError, NotImplementedError) as error:
+        raise ConfigError(f"device={name} is not available here: use auto, cpu, or a GPU such as cuda:0") from error
+
+
+def _name(photo: Photo, number: int) -> str:
+    return os.fspath(photo) if isinstance(photo, str | os.PathLike) else str(number)
+
+
+def _content(photo: Photo) -> bytes:
+    """Bytes of a photo's file; pixels are written as PNG, without loss, to be decoded like any other photo."""
+    if isinstance(photo, str | os.PathLike):
+        return Path(photo).read_bytes()
+    if isinstance(photo, np.ndarray):
+        if photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[2] != 3:
+            raise PhotoError(f"an array of {photo.dtype}{list(photo.shape)}, not of uint8[H, W, 3]")
+        photo = Image.fromarray(photo)
+    if isinstance(photo, Image.Image):
+        file = io.BytesIO()
+        image = photo if photo.mode in _PNG_MODES else photo.convert("RGB")
+        image.save(file, "PNG", compress_level=1, exif=photo.getexif())
+        return file.getvalue()
+    if isinstance(photo, bytes):
+        return photo
+    raise PhotoError(f"not a path, bytes, an image of Pillow or an array, but of type {type(photo).__name__}")
+
+
+_PNG_MODES = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")
 
 
 def list_photos(source: str, data_dir: Path) -> list[Path]:
@@ -138,39 +228,23 @@ def write_predictions_csv(path: Path, counts: Sequence[int], answers: Iterable[P
         writer = TableWriter(file)
         writer.writerow(["path", "predicted", "expected_count", *(f"p_{count}" for count in counts), "reason"])
         for answer in answers:
-            if not answer.probabilities:
-                writer.writerow([answer.path, "", "", *("" for _ in counts), answer.reason])
+            if answer.error:
+                writer.writerow([answer.photo, "", "", *("" for _ in counts), answer.error])
                 continue
             counted += 1
-            predicted, expected = summary(counts, answer)
-            cells = (f"{probability:.6g}" for probability in answer.probabilities)
-            writer.writerow([answer.path, predicted, f"{expected:.4f}", *cells, ""])
+            cells = (f"{probability:.6g}" for probability in answer.probabilities.values())
+            writer.writerow([answer.photo, answer.count, f"{answer.expected_count:.4f}", *cells, ""])
     return counted
 
 
-def summary(counts: Sequence[int], answer: Prediction) -> tuple[int, float]:
-    """Return the most likely count, the smallest of equally likely ones as in the scores, and the mean."""
-    likeliest = answer.probabilities.index(max(answer.probabilities))
-    expected = sum(probability * count for probability, count in zip(answer.probabilities, counts, strict=True))
-    return counts[likeliest], expected
-
-
-def print_predictions(answers: Iterable[tuple[Prediction, Sequence[int]]]) -> int:
-    """Print a line per photo, unreadable ones on stderr.
-
-    Args:
-        answers: predictions, each with the counts of its probabilities.
-
-    Returns:
-        How many photos have a count.
-    """
+def print_predictions(answers: Iterable[Prediction]) -> int:
+    """Print a line per photo, unreadable ones on stderr; return how many have a count."""
     counted = 0
-    for answer, counts in answers:
-        if not answer.probabilities:
-            print(f"{escape_name(answer.path)}: {answer.reason}", file=sys.stderr)
+    for answer in answers:
+        if answer.error:
+            print(f"{escape_name(answer.photo)}: {answer.error}", file=sys.stderr)
             continue
         counted += 1
-        predicted, expected = summary(counts, answer)
-        sure = f"{max(answer.probabilities):.0%} sure"
-        print(f"{escape_name(answer.path)}\t{predicted}\t({sure}, {expected:.2f} expected)", flush=True)
+        sure = f"({max(answer.probabilities.values()):.0%} sure, {answer.expected_count:.2f} expected)"
+        print(f"{escape_name(answer.photo)}\t{answer.count}\t{sure}", flush=True)
     return counted

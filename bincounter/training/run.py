@@ -95,8 +95,7 @@ def run(cfg: DictConfig, callbacks: Sequence[L.Callback] = ()) -> RunOutcome | N
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     silence_lightning()
     torch.set_float32_matmul_precision(cfg.float32_matmul_precision)
-    folder = RunFolder(cfg.paths.output_dir)
-    with translate_errors(batch_size=cfg.data.batch_size, run=folder.path):
+    with RunFolder(cfg.paths.output_dir) as folder, translate_errors(batch_size=cfg.data.batch_size, run=folder.path):
         return (_fit_and_score if cfg.train else _score_only)(cfg, plain, folder, callbacks)
 
 
@@ -132,7 +131,7 @@ def _fit_and_score(
         return None
     checkpoint = run_checkpoint(trainer)
     best = checkpoint.best_path if checkpoint.best_path.exists() else checkpoint.last_path
-    loaded = load_counter(best, trusted=_own_targets(plain), own=True)
+    loaded = load_counter(best, trusted=own_targets(plain), own=True)
     if features is not None and plain["test"] and len(data.side("test")):
         features.add(data.side("test"))
     caveats = [] if checkpoint.ended_by is None else [checkpoint.ended_by]
@@ -145,7 +144,7 @@ def _score_only(
     cfg: DictConfig, plain: dict[str, Any], folder: RunFolder, callbacks: Sequence[L.Callback]
 ) -> RunOutcome:
     checkpoint = checkpoint_file(Path(cfg.ckpt_path))
-    loaded = load_counter(checkpoint, trusted=_own_targets(plain))
+    loaded = load_counter(checkpoint, trusted=own_targets(plain))
     folder.claim(fresh=True)
     caveats = _follow_checkpoint(cfg, loaded[1])
     plain = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
@@ -318,7 +317,7 @@ def _overrides() -> list[str]:
     return list(HydraConfig.get().overrides.task)
 
 
-def _own_targets(plain: Mapping[str, Any]) -> list[str]:
+def own_targets(plain: Mapping[str, Any]) -> list[str]:
     """Return modules named by the user's configuration: a checkpoint may be built from them too."""
     targets = [node["_target_"] for node in (plain["model"]["backbone"], plain["objective"])]
     return [target.rpartition(".")[0] for target in targets]

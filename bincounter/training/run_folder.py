@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 import torch
 import yaml
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 class RunFolder:
-    """The folder of one run.
+    """The folder of one run; the end of a ``with`` block releases its lock.
 
     Args:
         path: of the folder; created if missing.
@@ -36,6 +36,13 @@ class RunFolder:
         self.path = Path(path)
         self._lock: IO | None = None
         self._opened = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock is not None:
+            self._lock.close()
 
     @property
     def seconds(self) -> float:
@@ -53,7 +60,7 @@ class RunFolder:
         return self.checkpoints / "last.ckpt"
 
     def claim(self, *, fresh: bool) -> None:
-        """Lock the folder for this process until it ends.
+        """Lock the folder for this process.
 
         Args:
             fresh: a new run, so that the folder must not hold another.

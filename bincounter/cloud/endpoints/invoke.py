@@ -83,13 +83,13 @@ def invoke(account: "Account", spec: EndpointSpec, photos: list[Path], *, dry: b
     return 0 if counted else 2
 
 
-def _answer(photo: Path, future: "Future[str]") -> tuple[Prediction, list[int]]:
-    """Return the answer for a photo, and the counts that its probabilities belong to."""
+def _answer(photo: Path, future: "Future[str]") -> Prediction:
+    """Return the answer for a photo."""
     try:
         probabilities = json.loads(future.result())["probabilities"]
-        return Prediction(photo, tuple(probabilities.values())), [int(count) for count in probabilities]
+        return Prediction.of(str(photo), {int(count): share for count, share in probabilities.items()})
     except _RejectedPhoto as error:
-        return Prediction(photo, reason=str(error)), []
+        return Prediction(str(photo), error=str(error))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             "the endpoint does not answer as those of bincounter do: correct name, action=list shows them"

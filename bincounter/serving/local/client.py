@@ -14,7 +14,7 @@ _TRIES = 5  # while the server is busy
 _BUSY = 503
 
 
-def post_photos(port: int, model: str, photos: Iterable[Path]) -> Iterator[tuple[Prediction, tuple[int, ...]]]:
+def post_photos(port: int, model: str, photos: Iterable[Path]) -> Iterator[Prediction]:
     """Post photos one after the other.
 
     Args:
@@ -23,7 +23,7 @@ def post_photos(port: int, model: str, photos: Iterable[Path]) -> Iterator[tuple
         photos: files to post unchanged.
 
     Yields:
-        The answer for a photo, and the counts of its probabilities.
+        The answer for a photo.
 
     Raises:
         UserError: nothing listens on the port, or it is not the server of that model.
@@ -33,16 +33,17 @@ def post_photos(port: int, model: str, photos: Iterable[Path]) -> Iterator[tuple
         try:
             content = photo.read_bytes()
         except OSError as error:
-            yield Prediction(photo, reason=(error.strerror or "unreadable").lower()), ()
+            yield Prediction(str(photo), error=(error.strerror or "unreadable").lower())
             continue
         status, body = _posted(port, content)
         try:
             answer = json.loads(body)
             if status != 200:
-                yield Prediction(photo, reason=answer["error"]), ()
+                yield Prediction(str(photo), error=answer["error"])
                 continue
             answering = answer["model"]
             probabilities = {int(count): float(share) for count, share in answer["probabilities"].items()}
+            prediction = Prediction.of(str(photo), probabilities)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"http://127.0.0.1:{port} is not a server of bincounter: python deploy.py action=list shows those"
@@ -52,7 +53,7 @@ def post_photos(port: int, model: str, photos: Iterable[Path]) -> Iterator[tuple
                 f"http://127.0.0.1:{port} serves {answering} now, not {model}: see what runs with python deploy.py "
                 "action=list"
             )
-        yield Prediction(photo, tuple(probabilities.values())), tuple(probabilities)
+        yield prediction
 
 
 def _posted(port: int, content: bytes) -> tuple[int, bytes]:

@@ -1,0 +1,153 @@
+"""Python API: what ``import bincounter`` offers, imported from here on first use."""
+
+import json
+import logging
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from bincounter.cli import train_command
+from bincounter.cli.composition import Composer, checked_folder
+from bincounter.cli.hydra_app import replace_overrides, run_app, start_app, start_as_script
+from bincounter.config.launcher_schema import runs_locally
+from bincounter.data.datamodule import BinDataModule
+from bincounter.errors import BinCounterError, ConfigError, UserError
+from bincounter.files import read_file
+from bincounter.redaction import mask_text
+from bincounter.training import resume
+from bincounter.training.predictor import Prediction, Predictor
+from bincounter.training.run import own_targets
+
+__all__ = ["BinDataModule", "Prediction", "Predictor", "Run", "load", "train"]
+
+
+def load(checkpoint: str | Path, *, trust: Sequence[str] = (), device: str = "auto", batch_size: int = 32) -> Predictor:
+    """Load a checkpoint to predict counts with.
+
+    Args:
+        checkpoint: a file, or the folder of its run.
+        trust: modules or packages of your own that may define the checkpoint's model.
+        device: ``auto`` for a GPU if there is one, or a name of torch such as ``cpu`` and ``cuda:1``.
+        batch_size: photos that the model is given at a time.
+
+    Raises:
+        ConfigError: the device is not available, or the batch size is below 1.
+        UserError: the checkpoint is missing or broken, or built by a module that is not trusted.
+    """
+    return Predictor(checkpoint, trust, device=device, batch_size=batch_size)
+
+
+class Run:
+    """A run, of this process or an earlier one.
+
+    Args:
+        folder: of the run.
+        trust: modules or packages of your own that define its model.
+
+    Attributes:
+        folder: as a path.
+        checkpoint: path of ``best.ckpt``, which a run with ``train=false`` lacks.
+    """
+
+    def __init__(self, folder: str | Path, *, trust: Sequence[str] = ()) -> None:
+        self.folder = Path(folder)
+        self.checkpoint = self.folder / "checkpoints" / "best.ckpt"
+        self._trust = trust
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r})"
+
+    @property
+    def scores(self) -> dict[str, Any]:
+        """Content of ``metrics.json``: scores by ``val`` and ``test``, and ``caveats``.
+
+        Raises:
+            UserError: there is none, since the run has not ended or the folder is another.
+        """
+        found = read_file(self.folder / "metrics.json", json.load, "restore it, or start a new run")
+        if found is None:
+            raise UserError(f"{self.folder} has no metrics.json: name the folder of a run that has ended")
+        return found
+
+    def load(self, *, device: str = "auto", batch_size: int = 32) -> Predictor:
+        """Load the checkpoint, see :func:`load`."""
+        return load(self.checkpoint, trust=self._trust, device=device, batch_size=batch_size)
+
+
+def train(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> Run:
+    """Fit, score and report one configuration in this process, as the command ``bincounter train`` does.
+
+    Args:
+        overrides: as on the command line: ``["experiment=demo", "trainer.max_epochs=3"]``.
+        config_dir: a further folder of configuration files, and of Python modules that these name.
+
+    Returns:
+        The run, whose folder is also that of the report.
+
+    Raises:
+        BinCounterError: what the command would print, in the same sentence.
+    """
+    if isinstance(overrides, str):
+        raise ConfigError(f"overrides is a text: write a list of them, as in [{overrides!r}]")
+    option = next((word for word in overrides if word.startswith("-")), None)
+    if option is not None:
+        raise ConfigError(_ONE_RUN if option in ("-m", "--multirun") else f"{option} is not KEY=VALUE: remove it")
+    runs: list[Run] = []
+
+    def job(cfg: DictConfig) -> float | None:
+        cfg.paths.output_dir = HydraConfig.get().runtime.output_dir
+        value = train_command.job(cfg)
+        plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+        runs.append(Run(cfg.paths.output_dir, trust=own_targets(plain)))
+        return value
+
+    def start(composer: Composer, arguments: Namespace) -> int:
+        replace_overrides(arguments, resume.expand_resume_overrides(arguments.overrides, composer))
+        cfg = composer(arguments.overrides)
+        if "hydra.mode=MULTIRUN" in arguments.overrides or cfg.hparams_search or not runs_locally(cfg.launcher):
+            raise ConfigError(_ONE_RUN)
+        run_app(job, "train")
+        return 0
+
+    folder = [] if config_dir is None else [f"--config-dir={checked_folder(config_dir)}"]
+    with _as_command([*folder, *overrides]):
+        try:
+            start_app(start, "train")
+        except BinCounterError as error:
+            error.args = (mask_text(str(error)),)
+            raise
+    return runs[0]
+
+
+_ONE_RUN = (
+    "bincounter.train fits one configuration in this process: start sweeps and launchers by the command "
+    "`bincounter train`, and open their runs with bincounter.Run"
+)
+
+
+@contextmanager
+def _as_command(arguments: list[str]) -> Iterator[None]:
+    """Make this process look like the command ``train``, which Hydra parses and Lightning starts again for DDP."""
+    main, root, hydras = sys.modules["__main__"], logging.getLogger(), GlobalHydra.instance()
+    argv, spec, handlers, level, hydra = sys.argv, main.__spec__, root.handlers[:], root.level, hydras.hydra
+    full_error = os.environ.get("HYDRA_FULL_ERROR")
+    hydras.clear()
+    start_as_script(str(train_command.__file__), arguments)
+    try:
+        yield
+    finally:
+        sys.argv, main.__spec__, hydras.hydra = argv, spec, hydra
+        for handler in set(root.handlers) - set(handlers):
+            handler.close()  # of the run's train.log
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        if full_error is None:
+            os.environ.pop("HYDRA_FULL_ERROR", None)
