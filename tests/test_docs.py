@@ -51,7 +51,9 @@ def test_commands_are_accepted(page: Path) -> None:
         overrides = parse_overrides([word for word in given if not word.startswith("--") and word not in ("-m", "job")])
         searched = [each.key_or_group for each in overrides if each.is_interval_sweep()]
         (job, *_) = split_jobs([each for each in overrides if each.key_or_group not in searched])
-        cfg = compose(job, config_name="deploy" if command == "deploy" else "train")
+        folders = [REPOSITORY / word.partition("=")[2] for word in words if word.startswith("--config-dir=")]
+        config_name = "deploy" if command == "deploy" else "train"
+        cfg = compose(job, config_name=config_name, config_dir=next(iter(folders), None))
         assert all(OmegaConf.select(cfg, key) is not None for key in searched), line
 
 

@@ -106,6 +106,14 @@ def test_the_demo_trains_and_reports(trained: Path) -> None:
     assert json.loads((trained / "run" / "provenance.json").read_text())["commit"] is None
 
 
+def test_an_example_is_trained_with(interpreter: Path, trained: Path) -> None:
+    example = REPOSITORY / "examples/own_backbone"
+    settings = ["model=dilated" if word == "model=cnn" else word for word in QUICK]
+    run(interpreter, trained, "bincounter", "train", "--config-dir", str(example), *settings, "paths.output_dir=own")
+    program = "import bincounter; print(bincounter.Run('own').scores['val']['n'] > 0)"
+    assert run(interpreter, trained, "-c", program) == "True\n"
+
+
 def test_a_data_set_is_explored(interpreter: Path, trained: Path) -> None:
     assert run(interpreter, trained, "bincounter", "explore", *QUICK).splitlines()[-1] == "data.html"
     assert (trained / "data.html").stat().st_size > 10_000
