@@ -13,7 +13,8 @@ import pytest
 from commands import REPOSITORY
 from omegaconf import DictConfig, OmegaConf
 
-from bincounter.cli.composition import compose, parse_overrides, split_jobs
+from bincounter.cli.composition import compose
+from bincounter.cli.hydra_internals import parse_overrides, split_jobs
 from bincounter.cli.main import _parser
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]

@@ -85,7 +85,7 @@ def test_the_rehearsal_is_a_package_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("private", "home"),
     [
-        ("hydra._internal", {"cli/composition.py"}),
+        ("hydra._internal", {"cli/hydra_internals.py"}),
         ("verride._", set()),
         ("._return_value", set()),
         ("optuna._", {"sweep/study.py"}),

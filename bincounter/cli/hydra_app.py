@@ -23,10 +23,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from bincounter import __version__
-from bincounter.cli.composition import (
-    Composer,
-    checked_folder,
-    compose,
+from bincounter.cli.composition import Composer, checked_folder, compose
+from bincounter.cli.hydra_internals import (
     conf_dir,
     made_folders,
     parse_overrides,

@@ -12,8 +12,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from bincounter.cli.composition import Composer, prepare_hydra, split_jobs
+from bincounter.cli.composition import Composer
 from bincounter.cli.hydra_app import compose
+from bincounter.cli.hydra_internals import prepare_hydra, split_jobs
 from bincounter.cloud.hyperparameters import decode_overrides, encode_overrides
 from bincounter.config.deploy_schema import check_deploy
 from bincounter.config.quoting import parse, shell_command

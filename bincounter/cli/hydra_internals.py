@@ -1,7 +1,4 @@
-"""Composition of configurations as ``hydra.main`` does it, and what bincounter changes in Hydra.
-
-Everything private of Hydra is used here alone.
-"""
+"""Hydra's private parts: the loader, the parsers and the methods that bincounter changes; used in this module alone."""
 
 import argparse
 import functools
@@ -10,7 +7,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +19,6 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.hydra import Hydra
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra._internal.utils import create_config_search_path, get_args_parser
-from hydra.conf import HydraConf
 from hydra.core import utils as hydra_utils
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_search_path import SearchPathQuery
@@ -41,19 +36,9 @@ from omegaconf.errors import OmegaConfBaseException
 import bincounter
 from bincounter.config import deploy_schema
 from bincounter.config.checks import expand_home, metric_mode
-from bincounter.config.overrides import (
-    Groups,
-    check_overrides,
-    compose_groups,
-    explain_override_error,
-    is_internal,
-    list_options,
-    read_groups,
-    setting_hints,
-)
-from bincounter.config.quoting import keep_text, keep_yaml_text, override_of, schema_hint
+from bincounter.config.overrides import is_internal
+from bincounter.config.quoting import keep_yaml_text, schema_hint
 from bincounter.config.train_schema import TrainConfig, register
-from bincounter.errors import ConfigError
 from bincounter.files import expand_user
 from bincounter.redaction import mask_argument, mask_secrets
 from bincounter.sweep.search_results import print_jobs
@@ -61,7 +46,7 @@ from bincounter.sweep.search_results import print_jobs
 made_folders: list[Path] = []
 """What Hydra makes for the job that it runs: the job's folder if it is new, and new folders around it."""
 
-_ROOTS = {"train": TrainConfig, "deploy": deploy_schema.DeployConfig}
+ROOTS = {"train": TrainConfig, "deploy": deploy_schema.DeployConfig}
 
 
 def conf_dir() -> Path:
@@ -71,124 +56,18 @@ def conf_dir() -> Path:
     return installed if installed.is_dir() else package.parent / "conf"
 
 
-@dataclass(frozen=True)
-class Composer:
-    """Composes configurations outside a Hydra app.
-
-    Attributes:
-        command: ``train`` or ``deploy``.
-        config_name: the primary file, without its suffix.
-        config_dir: a further folder of configuration files.
-    """
-
-    command: str
-    config_name: str
-    config_dir: Path | None = None
-
-    def __call__(self, overrides: Sequence[str]) -> DictConfig:
-        """Compose a configuration.
-
-        Raises:
-            HydraException: an override is wrong.
-        """
-        with self.loader() as loader:
-            cfg = loader.load_configuration(self.config_name, list(overrides), RunMode.RUN, from_shell=False)
-        with open_dict(cfg):
-            del cfg["hydra"]
-        return cfg
-
-    @contextmanager
-    def loader(self) -> Iterator[ConfigLoader]:
-        """Have Hydra initialised in this block, and give its loader."""
-        path = create_config_search_path(str(conf_dir()))
-        if self.config_dir is not None:
-            path.prepend("command-line", f"file://{self.config_dir.resolve()}", SearchPathQuery(provider="schema"))
-        GlobalHydra.instance().clear()
-        version.setbase("1.3")
-        try:
-            yield Hydra.create_main_hydra2("app", path).config_loader
-        finally:
-            GlobalHydra.instance().clear()
-
-    def groups(self, overrides: Sequence[str]) -> Groups:
-        """Read the groups' options in all folders of the search path."""
-        folders = [conf_dir(), *([self.config_dir] if self.config_dir else [])]
-        searched = OmegaConf.select(self._primary(folders), "hydra.searchpath", default=[])
-        for override in overrides:
-            if override.startswith("hydra.searchpath="):
-                searched = parse_overrides([override])[0].value()
-        listed = [searched] if isinstance(searched, str) else searched or []  # Hydra refuses a value that is not a list
-        local = [str(each).removeprefix("file://") for each in listed]
-        return read_groups([*folders, *(Path(each) for each in local if Path(each).is_dir())], self.config_name)
-
-    def _primary(self, folders: Sequence[Path]) -> Any:
-        found = [path for folder in folders if (path := folder / f"{self.config_name}.yaml").is_file()]
-        return OmegaConf.load(found[0]) if found else OmegaConf.create()
-
-    def keep_text(self, overrides: Sequence[str], *, sweep: bool = False) -> list[str]:
-        """Quote the values of text settings, see :func:`bincounter.config.quoting.keep_text`; list those of globs."""
-        choices = functools.cache(lambda: compose_groups(list(overrides), self.groups(overrides), self))
-
-        of_settings = setting_hints(_ROOTS[self.command], choices)
-
-        def hint(key: str) -> Any:
-            of_hydra = key.startswith("hydra.")
-            return schema_hint(key.removeprefix("hydra."), HydraConf) if of_hydra else of_settings(key)
-
-        kept = [_with_home(override) for override in keep_text(overrides, hint, sweep=sweep)]
-        return [list_options(each, self.groups(kept)) if sweep and "=glob(" in each else each for each in kept]
-
-    def explain(self, error: Exception, overrides: list[str]) -> str:
-        """Explain in one line which override made Hydra raise ``error``."""
-        return explain_override_error(error, overrides, self.groups(overrides), self, f"{self.command}.py")
-
-
-def _with_home(override: str) -> str:
-    """Expand ``~`` in Hydra's search path, which it reads before it composes."""
-    key, _, text = override.partition("=")
-    folders = parse_overrides([override])[0].value() if key == "hydra.searchpath" and "~" in text else None
-    return override_of(key, [expand_user(str(each)) for each in folders]) if isinstance(folders, list) else override
-
-
-def compose(
-    overrides: Sequence[str], *, config_name: str = "train", config_dir: Path | None = None, internal: bool = True
-) -> DictConfig:
-    """Compose a configuration, for commands that are not Hydra apps.
-
-    Args:
-        overrides: as on a command line.
-        config_name: the primary file in ``conf``, without its suffix.
-        config_dir: a further folder of configuration files.
-        internal: whether internal options are accepted.
-
-    Raises:
-        ConfigError: an override is wrong.
-    """
-    prepare_hydra()
-    composer = Composer(config_name, config_name, checked_folder(config_dir))
-    kept = list(overrides)
+@contextmanager
+def hydra_loader(config_dir: Path | None) -> Iterator[ConfigLoader]:
+    """Initialise Hydra with ``conf`` and a further folder in this block, and return its loader."""
+    path = create_config_search_path(str(conf_dir()))
+    if config_dir is not None:
+        path.prepend("command-line", f"file://{config_dir.resolve()}", SearchPathQuery(provider="schema"))
+    GlobalHydra.instance().clear()
+    version.setbase("1.3")
     try:
-        kept = composer.keep_text(overrides)
-        check_overrides(kept, composer.groups(kept), internal=internal)
-        return composer(kept)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(composer.explain(error, kept)) from None
-
-
-def checked_folder(config_dir: str | Path | None) -> Path | None:
-    """Folder of ``--config-dir``, in which Python then finds modules, too.
-
-    Raises:
-        ConfigError: it does not exist.
-    """
-    if config_dir is None:
-        return None
-    folder = Path(expand_user(str(config_dir)))
-    if not folder.is_dir():
-        raise ConfigError(f"--config-dir={config_dir} is not a folder: name one that holds groups, such as experiment/")
-    if str(folder.resolve()) not in sys.path:
-        sys.path.append(str(folder.resolve()))
-    return folder
+        yield Hydra.create_main_hydra2("app", path).config_loader
+    finally:
+        GlobalHydra.instance().clear()
 
 
 def read_arguments() -> argparse.Namespace:
@@ -263,7 +142,7 @@ def _run_mode(_: Callable[..., Any], self: Hydra, config_name: str, overrides: l
 def _expand_home(original: Callable[..., DictConfig], *arguments: Any, **options: Any) -> DictConfig:
     """Expand ``~`` in each configuration that is composed, for a sweep's jobs, too."""
     cfg = original(*arguments, **options)
-    if OmegaConf.get_type(cfg) in _ROOTS.values():
+    if OmegaConf.get_type(cfg) in ROOTS.values():
         with flag_override(cfg, "readonly", False):
             expand_home(cfg)
             for folder in ("run", "sweep"):
@@ -359,7 +238,7 @@ def _keep_yaml_text(original: Callable[..., ConfigResult], self: ConfigSource, c
     written = _yaml_nodes(path.read_text(encoding="utf-8"))
 
     def hint(key: str) -> Any:
-        return next((found for root in _ROOTS.values() if (found := schema_hint(key, root)) is not None), None)
+        return next((found for root in ROOTS.values() if (found := schema_hint(key, root)) is not None), None)
 
     keep_yaml_text(result.config, written, hint, prefix)
     return result
