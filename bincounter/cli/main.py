@@ -236,11 +236,9 @@ def _attach(arguments: argparse.Namespace) -> int:
     from bincounter.cloud.job_runner import attach
 
     show_log()
-    tasks = attach(arguments.folder)
-    errors = [task.error for task in tasks if task.error is not None]
-    for task in tasks:
-        if task.error is None:
-            print(escape_name(task.job.folder))
+    folders, errors = attach(arguments.folder)
+    for folder in folders:
+        print(escape_name(folder))
     if errors:
         raise errors[0]
     return 0

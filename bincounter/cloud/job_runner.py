@@ -1,4 +1,4 @@
-"""Runs jobs side by side: submit, follow, fetch; Ctrl-C asks whether to stop them."""
+"""Parallel jobs: submit, follow, fetch, and stop on Ctrl-C."""
 
 import logging
 import sys
@@ -13,10 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 from bincounter.cloud.aws_errors import NotAnswered, describe_failure
 from bincounter.cloud.job_log import epoch_scores, follow_job
-from bincounter.cloud.jobs import Job, fetch_inspection, fetch_run, format_cost, is_recorded, read_jobs, stop, submit
+from bincounter.cloud.jobs import (
+    Job,
+    fetch_inspection,
+    fetch_run,
+    find_records,
+    format_cost,
+    is_recorded,
+    read_job,
+    stop,
+    submit,
+)
 from bincounter.config.overrides import drop_overrides
 from bincounter.config.quoting import shell_command
-from bincounter.errors import BinCounterError, Interrupted, Pruned, ResourceError
+from bincounter.errors import BinCounterError, Interrupted, Pruned, ResourceError, UserError
 
 if TYPE_CHECKING:
     from bincounter.cloud.account import Account
@@ -45,7 +55,7 @@ class RunningJob:
 
 
 class JobRunner:
-    """Run jobs side by side.
+    """Run jobs in parallel.
 
     Args:
         account: to run them in.
@@ -102,7 +112,7 @@ class JobRunner:
 
     @contextmanager
     def _naming_submitted(self) -> Iterator[None]:
-        """Name the running jobs in the message of an error, or of Ctrl-C, while jobs are submitted."""
+        """Add the running jobs to the message of an error, or of Ctrl-C, while jobs are submitted."""
         try:
             yield
         except (BinCounterError, KeyboardInterrupt) as error:
@@ -179,10 +189,9 @@ class JobRunner:
                 several=len(self._tasks) > 1,
                 on_line=None if self._judge is None else partial(self._check_epoch, job, self._judge),
             )
-        except BinCounterError as error:
+        except BinCounterError as error:  # Ctrl-C still stops it
             raise _and(error, self._left_behind([job])) from None
-        finally:
-            del self._running[job.name]
+        self._running.pop(job.name, None)  # a copy of the run's folder names the same job
         job.save()
         if task.ended:
             task.error = self._fetched(job)
@@ -272,20 +281,35 @@ def ask_to_stop(running: int) -> bool:
         return False
 
 
-def attach(folder: Path) -> list[RunningJob]:
-    """Follow submitted jobs again and fetch their results.
+def attach(folder: Path) -> tuple[list[Path], list[BinCounterError]]:
+    """Follow submitted jobs again and fetch their results; a job whose record is damaged is left out.
 
     Args:
         folder: of a run or of a multirun.
 
     Returns:
-        the jobs, with the errors of those that did not complete.
+        folders of the jobs that completed, and the errors of the others.
+
+    Raises:
+        UserError: there is no record that can be read.
     """
     from bincounter.cloud.account import Account
 
-    tasks = [RunningJob(job, None) for job in read_jobs(folder)]
+    tasks, damaged = [], []
+    for record in find_records(folder):
+        try:
+            tasks.append(RunningJob(read_job(record), None))
+        except UserError as error:
+            damaged.append(error)
+    if not tasks:
+        raise damaged[0]
+    for unread in damaged:
+        log.warning("%s. Its job is not followed.", unread)
     JobRunner(Account(tasks[0].job.region), tasks, at_once=len(tasks)).run_all()
-    return tasks
+    errors = [task.error for task in tasks if task.error is not None]
+    if damaged:
+        errors.append(ResourceError(f"{len(damaged)} of the jobs of {folder} were not followed: {damaged[0]}"))
+    return [task.job.folder for task in tasks if task.error is None], errors
 
 
 def attach_command(folder: Path) -> str:

@@ -82,8 +82,8 @@ class Job:
         write_text(self.folder / JOB_RECORD, json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
-def read_jobs(folder: Path) -> list[Job]:
-    """Read the jobs of a run's folder, or of a multirun's.
+def find_records(folder: Path) -> list[Path]:
+    """Find the records of the jobs of a run's folder, or of a multirun's.
 
     Raises:
         ConfigError: no job was submitted from there.
@@ -93,7 +93,7 @@ def read_jobs(folder: Path) -> list[Job]:
         raise ConfigError(
             f"{folder} holds no {JOB_RECORD}: name the folder of a run that launcher=sagemaker has submitted"
         )
-    return [read_job(record) for record in records]
+    return records
 
 
 def read_job(record: Path) -> Job:
@@ -141,8 +141,8 @@ def find_submitted(account: "Account", folder: Path) -> Job | None:
 
     if not (folder / JOB_RECORD).exists():
         return None
-    job = read_jobs(folder)[0]
-    with translate_errors(f"asking for {job.name}"):
+    job = read_job(folder / JOB_RECORD)
+    with translate_errors(f"describing {job.name}"):
         try:
             job.description = account.sagemaker.describe_training_job(TrainingJobName=job.name)
         except ClientError as error:
@@ -199,14 +199,14 @@ def stop(account: "Account", name: str) -> None:
 
 
 def describe(account: "Account", name: str) -> dict[str, Any]:
-    """DescribeTrainingJob.
+    """Return DescribeTrainingJob.
 
     Raises:
         ConfigError: there is no such job.
     """
     from botocore.exceptions import ClientError
 
-    with translate_errors(f"asking for {name}"):
+    with translate_errors(f"describing {name}"):
         try:
             return account.sagemaker.describe_training_job(TrainingJobName=name)
         except ClientError as error:

@@ -104,7 +104,7 @@ def submit(account: "Account", job: TuningJob, request: dict[str, Any], folder: 
         lambda: client.create_hyper_parameter_tuning_job(**request),
         lambda: client.describe_hyper_parameter_tuning_job(HyperParameterTuningJobName=job.name),
         f"submitting {job.name}",
-        later="the same command follows it, and is billed once; it says if there is none",
+        later="the same command follows it, and is billed once; it reports if there is none",
         undo=(folder / TUNING_RECORD).unlink,
     )
 
@@ -113,7 +113,7 @@ def tuning_job_exists(account: "Account", job: TuningJob) -> bool:
     """Return whether SageMaker knows a tuning job, in this account and the job's region."""
     from botocore.exceptions import ClientError
 
-    with translate_errors(f"asking for {job.name}"):
+    with translate_errors(f"describing {job.name}"):
         try:
             account.sagemaker.describe_hyper_parameter_tuning_job(HyperParameterTuningJobName=job.name)
         except ClientError as error:
@@ -124,8 +124,8 @@ def tuning_job_exists(account: "Account", job: TuningJob) -> bool:
 
 
 def describe(account: "Account", name: str) -> dict[str, Any]:
-    """DescribeHyperParameterTuningJob."""
-    with translate_errors(f"asking for {name}"):
+    """Return DescribeHyperParameterTuningJob."""
+    with translate_errors(f"describing {name}"):
         return account.sagemaker.describe_hyper_parameter_tuning_job(HyperParameterTuningJobName=name)
 
 

@@ -1,4 +1,4 @@
-"""Follows a tuning job: shows its trials as they run, and fetches them at the end."""
+"""Monitor of a tuning job: logs its trials as they run, and fetches them at the end."""
 
 import logging
 import threading
@@ -84,6 +84,7 @@ class TuningJobMonitor:
         self._trials: dict[str, Trial] = {}
         self._ended: set[str] = set()
         self._unlisted = False  # the trials could not be listed, which was logged
+        self._described: dict[str, Any] = {}
 
     def follow(self) -> tuple[dict[str, Any], list[Trial]]:
         """Log the trials until the tuning job ends.
@@ -101,20 +102,24 @@ class TuningJobMonitor:
             except Interrupted:
                 raise
             except BinCounterError as error:
-                raise type(error)(f"{error}. {self._tuning.name} may still run: the same command follows it") from None
+                over = self._described.get("HyperParameterTuningJobStatus") in TUNING_ENDED
+                state = (
+                    "has ended: the same command fetches its trials"
+                    if over
+                    else "may still run, and be billed: the same command follows it"
+                )
+                raise type(error)(f"{error}. {self._tuning.name} {state}") from None
             finally:
                 self._leave.set()
 
     def _until_its_end(self, pool: ThreadPoolExecutor) -> tuple[dict[str, Any], list[Trial]]:
         futures: list[Future[None]] = []
-        described: dict[str, Any] = {}
 
         def step() -> tuple[bool, bool]:
-            nonlocal described
-            described = describe(self._account, self._tuning.name)
+            self._described = describe(self._account, self._tuning.name)
             new = self._new_trials()
             futures.extend(pool.submit(self._show, trial) for trial in new)
-            return described["HyperParameterTuningJobStatus"] in TUNING_ENDED, bool(new)
+            return self._described["HyperParameterTuningJobStatus"] in TUNING_ENDED, bool(new)
 
         ended = False
         while not ended:
@@ -124,7 +129,7 @@ class TuningJobMonitor:
                 self._stop_or_leave()
         wait(futures)
         self._update_trials()
-        return described, list(self._trials.values())
+        return self._described, list(self._trials.values())
 
     def _new_trials(self) -> list[Trial]:
         """Update the trials; where they may not be listed, the tuning job is followed and can be stopped without."""

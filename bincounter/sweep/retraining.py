@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.plugins.launcher import Launcher
 
-from bincounter.cloud.jobs import JOB_RECORD, move_to_earlier, read_jobs
+from bincounter.cloud.jobs import JOB_RECORD, move_to_earlier, read_job
 from bincounter.errors import ConfigError, ResourceError
 from bincounter.files import write_text
 from bincounter.sweep.distributions import values_of
@@ -78,7 +78,9 @@ def retrain_best(plan: Plan, study: "Study", launcher: Launcher, ownership: Swee
 def _forget_failure(folder: Path) -> None:
     """Remove the record of a failed run; a job that runs or has completed is followed again."""
     (folder / OUTCOME).unlink(missing_ok=True)
-    if (folder / JOB_RECORD).exists() and read_jobs(folder)[0].description.get("TrainingJobStatus") == "Failed":
+    if (folder / JOB_RECORD).exists() and read_job(folder / JOB_RECORD).description.get(
+        "TrainingJobStatus"
+    ) == "Failed":
         move_to_earlier(folder)
 
 

@@ -22,7 +22,7 @@ from hydra.core.utils import JobReturn
 from hydra.types import TaskFunction
 from omegaconf import DictConfig
 
-from bincounter.cloud.jobs import JOB_RECORD, read_jobs
+from bincounter.cloud.jobs import JOB_RECORD, read_job
 from bincounter.config.overrides import drop_overrides
 from bincounter.config.quoting import override_of
 from bincounter.errors import BinCounterError, Interrupted, Pruned, Stopped
@@ -219,7 +219,7 @@ def trial_attributes(outcome: Outcome, folder: Path) -> dict[str, Any]:
     """Return the attributes of a study's trial that describe its job."""
     found: dict[str, Any] = {"folder": str(folder), "seconds": outcome.seconds, "error": outcome.error}
     if (folder / JOB_RECORD).exists():
-        job = read_jobs(folder)[0]
+        job = read_job(folder / JOB_RECORD)
         trained, billed = (job.description.get(f"{name}TimeInSeconds") for name in ("Training", "Billable"))
         found["seconds"] = trained if trained is not None else found["seconds"]
         if billed is not None:

@@ -68,9 +68,20 @@ class Faults:
         """Take an operation's request, and never answer it."""
         self._refusals.append(Refusal(operation, "", "", -1, {}, times))
 
+    def disturb(self, operation: str, fault: str) -> None:
+        """Have an operation ``denied``, ``throttled`` or ``silent``."""
+        if fault == "silent":
+            self.silence(operation)
+        elif fault == "throttled":
+            self.refuse(operation, "ThrottlingException", "Rate exceeded")
+        else:
+            denied = f"User: arn:aws:iam::123456789012:user/ada is not authorized to perform: x:{operation}"
+            self.refuse(operation, "AccessDeniedException", denied)
+
     def heal(self) -> None:
-        """Refuse nothing any more."""
+        """Refuse and change nothing any more."""
         self._refusals.clear()
+        self._changes.clear()
 
     def change(self, operation: str, change: Change) -> None:
         """Have what the server behind answers to an operation gone over."""

@@ -111,6 +111,38 @@ def request(name: str, **changes: Any) -> dict[str, Any]:
     }
 
 
+def tuning(name: str, strategy: str, ranges: dict[str, Any], jobs: int | None, **changes: Any) -> dict[str, Any]:
+    """A request; ``changes`` are members of it, of its configuration, or of its definition of training jobs."""
+    training = request(name)
+    config = {
+        "Strategy": strategy,
+        "HyperParameterTuningJobObjective": {"Type": "Maximize", "MetricName": "val/accuracy"},
+        "ResourceLimits": {
+            **({} if jobs is None else {"MaxNumberOfTrainingJobs": jobs}),
+            "MaxParallelTrainingJobs": changes.pop("parallel", 2),
+        },
+        "ParameterRanges": ranges,
+        "RandomSeed": 0,
+    }
+    metrics = [{"Name": "val/accuracy", "Regex": r"val/accuracy=([-+0-9.eE]+|nan)"}]
+    definition = {
+        "StaticHyperParameters": training["HyperParameters"],
+        "AlgorithmSpecification": {**training["AlgorithmSpecification"], "MetricDefinitions": metrics},
+        "CheckpointConfig": {"S3Uri": f"s3://{BUCKET}/tuning/{name}/checkpoints"},
+        **{kept: training[kept] for kept in ("RoleArn", "OutputDataConfig", "ResourceConfig", "StoppingCondition")},
+    }
+    outer: dict[str, Any] = {key: changes.pop(key) for key in ("WarmStartConfig", "Autotune") if key in changes}
+    for key in ("Strategy", "StrategyConfig", "HyperParameterTuningJobObjective", "TrainingJobEarlyStoppingType"):
+        if key in changes:
+            config[key] = changes.pop(key)
+    return {
+        "HyperParameterTuningJobName": name,
+        "HyperParameterTuningJobConfig": config,
+        "TrainingJobDefinition": {**definition, **changes},
+        **outer,
+    }
+
+
 @pytest.fixture(scope="session")
 def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """A control plane; the variables that lead AWS clients to it, to be added to an environment without AWS's own."""

@@ -8,9 +8,7 @@ from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
-from rehearsed import ENDED, Account, request
-
-from sagemaker_rehearsal import BUCKET
+from rehearsed import ENDED, Account, tuning
 
 LR = {"Name": "lr", "MinValue": "0.0001", "MaxValue": "0.1", "ScalingType": "Logarithmic"}
 EPOCHS = {"Name": "max_epochs", "MinValue": "1", "MaxValue": "5", "ScalingType": "Linear"}
@@ -29,38 +27,6 @@ given = json.loads((base / "input/config/hyperparameters.json").read_text())
 name = os.environ["TRAINING_JOB_NAME"]
 number = int(name.split("-")[-2])
 """
-
-
-def tuning(name: str, strategy: str, ranges: dict[str, Any], jobs: int | None, **changes: Any) -> dict[str, Any]:
-    """A request; ``changes`` are members of it, of its configuration, or of its definition of training jobs."""
-    training = request(name)
-    config = {
-        "Strategy": strategy,
-        "HyperParameterTuningJobObjective": {"Type": "Maximize", "MetricName": "val/accuracy"},
-        "ResourceLimits": {
-            **({} if jobs is None else {"MaxNumberOfTrainingJobs": jobs}),
-            "MaxParallelTrainingJobs": changes.pop("parallel", 2),
-        },
-        "ParameterRanges": ranges,
-        "RandomSeed": 0,
-    }
-    metrics = [{"Name": "val/accuracy", "Regex": r"val/accuracy=([-+0-9.eE]+|nan)"}]
-    definition = {
-        "StaticHyperParameters": training["HyperParameters"],
-        "AlgorithmSpecification": {**training["AlgorithmSpecification"], "MetricDefinitions": metrics},
-        "CheckpointConfig": {"S3Uri": f"s3://{BUCKET}/tuning/{name}/checkpoints"},
-        **{kept: training[kept] for kept in ("RoleArn", "OutputDataConfig", "ResourceConfig", "StoppingCondition")},
-    }
-    outer: dict[str, Any] = {key: changes.pop(key) for key in ("WarmStartConfig", "Autotune") if key in changes}
-    for key in ("Strategy", "StrategyConfig", "HyperParameterTuningJobObjective", "TrainingJobEarlyStoppingType"):
-        if key in changes:
-            config[key] = changes.pop(key)
-    return {
-        "HyperParameterTuningJobName": name,
-        "HyperParameterTuningJobConfig": config,
-        "TrainingJobDefinition": {**definition, **changes},
-        **outer,
-    }
 
 
 def tune(account: Account, name: str, program: str, *args: Any, **changes: Any) -> None:
