@@ -13,7 +13,7 @@ from scripted_endpoints import scripted_endpoints
 
 from bincounter.cli.deploy_command import run_on_sagemaker
 from bincounter.cli.hydra_app import compose
-from bincounter.cloud import account
+from bincounter.cloud import account, polling
 from bincounter.cloud.account import Account
 from bincounter.cloud.endpoints.endpoint_requests import TAG
 from bincounter.cloud.endpoints.endpoint_state import require_endpoint
@@ -67,6 +67,7 @@ def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faults]:
         act(*REALTIME, "action=deploy", "name=first", *SCALED, archive=archive)  # moto loads its services on use
         act("target=realtime", "action=delete", "name=first")
         patch.setattr(account, "_TIMEOUT", 1.0)
+        patch.setattr(account, "_SLOW_TIMEOUT", 1.0)
         only = account.Account("us-east-1", "target")
         patch.setattr(account, "Account", lambda *_, **__: only)
         yield server
@@ -120,16 +121,6 @@ def place(name: str) -> dict[str, str]:
     }
 
 
-def disturb(aws: Faults, operation: str, fault: str) -> None:
-    if fault == "denied":
-        denied = f"User: arn:aws:iam::123456789012:user/ada is not authorized to perform: x:{operation}"
-        aws.refuse(operation, "AccessDeniedException", denied)
-    elif fault == "throttled":
-        aws.refuse(operation, "ThrottlingException", "Rate exceeded")
-    else:
-        aws.silence(operation)
-
-
 def left(name: str) -> list[str]:
     """Resources of an endpoint that exist."""
     only = account.Account("us-east-1")
@@ -159,7 +150,7 @@ def test_delete_takes_down_what_costs_money_and_names_the_rest(
     aws: Faults,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    disturb(aws, operation, fault)
+    aws.disturb(operation, fault)
     if DELETE[operation]:
         with pytest.raises(BinCounterError, match=f"not deleted of name={deployed}: ") as refused:
             run("delete", deployed)
@@ -191,7 +182,7 @@ def test_status(
     aws: Faults,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    disturb(aws, operation, fault)
+    aws.disturb(operation, fault)
     if STATUS[operation]:
         with pytest.raises(BinCounterError, match=f"describing the endpoint {deployed}"):
             run("status", deployed)
@@ -200,6 +191,79 @@ def test_status(
     out = capsys.readouterr().out
     assert re.search("^state +InService since", out, re.MULTILINE)
     assert re.search("^(bills|autoscaling) +unknown$", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("reason", "cause"), [("No capacity.", "No capacity"), ("", "SageMaker gives no reason")])
+def test_status_of_a_failed_endpoint(
+    reason: str, cause: str, deployed: str, aws: Faults, capsys: pytest.CaptureFixture[str]
+) -> None:
+    aws.change("DescribeEndpoint", lambda there: {**there, "EndpointStatus": "Failed", "FailureReason": reason})
+    assert run("status", deployed) == 1
+    out = capsys.readouterr().out
+    assert re.search("^state +Failed since", out, re.MULTILINE)
+    assert re.search(f"^failure +{cause}$", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("operation", ["ListTransformJobs", "StopTransformJob", "DescribeTransformJob"])
+def test_delete_stops_transform_jobs(
+    operation: str, fault: str, deployed: str, aws: Faults, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The rest is deleted, and what may still run is named."""
+    job = f"{deployed}-0123456789-abcd"
+    arn = account.Account("us-east-1").sagemaker.create_transform_job(
+        TransformJobName=job,
+        ModelName=f"{deployed}-0123abcd",
+        TransformInput={"DataSource": {"S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": "s3://bins/photos"}}},
+        TransformOutput={"S3OutputPath": "s3://bins/answers"},
+        TransformResources={"InstanceType": "ml.m5.xlarge", "InstanceCount": 1},
+        Tags=[{"Key": TAG, "Value": deployed}],
+    )["TransformJobArn"]
+    running = {"TransformJobName": job, "TransformJobArn": arn, "TransformJobStatus": "InProgress", "CreationTime": 0}
+    aws.change("ListTransformJobs", lambda _: {"TransformJobSummaries": [running]})
+    aws.refuse("StopTransformJob", "", status=200)  # moto knows no such operation
+    aws.disturb(operation, fault)
+    if operation == "StopTransformJob":
+        with pytest.raises(BinCounterError, match=rf"not deleted of name={deployed}: the transform job {job} \("):
+            run("delete", deployed)
+    else:
+        assert run("delete", deployed) == 0
+        assert "Could not be checked: " in caplog.text
+        assert "nothing is billed any more" not in caplog.text
+    assert ("StopTransformJob" in aws.operations) == (operation != "ListTransformJobs")
+    aws.heal()
+    assert {deployed, f"{deployed}-0123abcd"} & set(left(deployed)) <= {f"{deployed}-0123abcd"}
+
+
+@pytest.fixture(scope="module")
+def photos(aws: Faults) -> list[str]:
+    """Overrides of a transform job that has an answer for its photo."""
+    s3 = account.Account("us-east-1").s3
+    s3.create_bucket(Bucket="bins")
+    for key in ("photos/1.jpg", "answers/1.jpg.out"):
+        s3.put_object(Bucket="bins", Key=key, Body=b"")
+    return ["input=s3://bins/photos", "output=s3://bins/answers"]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("operation", ["GET /bins", "CreateModel", "CreateTransformJob", "DescribeTransformJob"])
+def test_transform(
+    operation: str, fault: str, photos: list[str], aws: Faults, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It costs nothing when it cannot be started, and is named when it cannot be followed."""
+    monkeypatch.setattr(polling, "_RETRY_WINDOW", 0.1)
+    archive = tmp_path / "model.tar.gz"
+    archive.write_text(f"{operation} {fault}")
+    transform = (*REALTIME, "action=transform", f"name={re.sub('[^a-z]', '', operation.lower())}-{fault}", *photos)
+    aws.operations.clear()
+    aws.disturb(operation, fault)
+    with pytest.raises(BinCounterError) as error:
+        act(*transform, archive=archive)
+    assert ("CreateTransformJob" in aws.operations) == (operation.endswith("TransformJob"))
+    runs = "continues at AWS, and may be billed: check it with python deploy.py action=list, and delete it with"
+    assert (runs in str(error.value)) == (operation == "DescribeTransformJob")
+    aws.heal()
+    assert act(*transform, archive=archive) == 0
 
 
 @pytest.mark.parametrize("fault", ["denied", "silent"])
@@ -212,7 +276,7 @@ def test_list(
     capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    disturb(aws, operation, fault)
+    aws.disturb(operation, fault)
     assert run("list", deployed) == LIST[operation]
     out = capsys.readouterr().out
     assert "nothing is billed" not in out
@@ -231,7 +295,7 @@ def test_a_policy_without_autoscaling_is_enough(
 ) -> None:
     """docs/deploy.md: the last three statements are for autoscaling."""
     for operation in ("DescribeScalableTargets", "DeregisterScalableTarget", "DescribeScalingPolicies"):
-        disturb(aws, operation, "denied")
+        aws.disturb(operation, "denied")
     archive = tmp_path / "model.tar.gz"
     archive.write_bytes(b"an archive")
     act(*REALTIME, "action=deploy", "name=unscaled", archive=archive)
@@ -254,7 +318,7 @@ def test_an_answer_to_delete_that_is_lost(deployed: str, aws: Faults) -> None:
 
 
 def test_an_unknown_endpoint_without_the_right_to_list(aws: Faults) -> None:
-    disturb(aws, "ListEndpoints", "denied")
+    aws.disturb("ListEndpoints", "denied")
     with pytest.raises(ConfigError, match="there is no endpoint name=nobody in us-east-1"):
         require_endpoint(account.Account("us-east-1"), "nobody")
 

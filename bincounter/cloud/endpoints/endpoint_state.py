@@ -93,7 +93,7 @@ def wait_until_settled(account: "Account", name: str) -> dict[str, Any] | None:
         DescribeEndpoint; ``None`` if it was deleted.
 
     Raises:
-        Interrupted: by Ctrl-C; the endpoint or job goes on at AWS.
+        Interrupted: by Ctrl-C; the endpoint or job continues at AWS.
     """
     see = f"python deploy.py action=status name={name}"
     return watch_state(account, lambda: describe(account, name), "EndpointStatus", name, see)
@@ -115,7 +115,7 @@ def watch_state(
         the last description.
 
     Raises:
-        Interrupted: by Ctrl-C; the endpoint or job goes on at AWS.
+        Interrupted: by Ctrl-C; the endpoint or job continues at AWS.
     """
     begun = logged_at = time.monotonic()
     last = ""
@@ -123,7 +123,8 @@ def watch_state(
 
     def step() -> tuple[bool, bool]:
         nonlocal described, last, logged_at
-        described = ask()
+        with translate_endpoint_errors(f"describing {name}"):
+            described = ask()
         state = described[member] if described else "Deleted"
         changed = state != last
         if changed or time.monotonic() - logged_at > _REMIND_S:
@@ -131,13 +132,13 @@ def watch_state(
             logged_at, last = time.monotonic(), state
         return state not in (*BUSY_STATES, "InProgress", "Stopping"), changed
 
-    goes_on = f"{name} goes on at AWS, and may be billed: check it with {see}, and delete it with action=delete"
+    continues = f"{name} continues at AWS, and may be billed: check it with {see}, and delete it with action=delete"
     try:
         wait_until(step, threading.Event(), local=is_local_endpoint(account))
     except KeyboardInterrupt:
-        raise Interrupted(f"Interrupted: {goes_on}") from None
+        raise Interrupted(f"Interrupted: {continues}") from None
     except BinCounterError as error:
-        raise type(error)(f"{error}. {goes_on}") from None
+        raise type(error)(f"{error}. {continues}") from None
     return described
 
 
