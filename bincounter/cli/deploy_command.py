@@ -254,7 +254,7 @@ def run_on_sagemaker(cfg: DictConfig, package: "Package | None") -> int:
 
     Raises:
         BinCounterError: the action failed.
-        Interrupted: by Ctrl-C; what was started goes on at AWS.
+        Interrupted: by Ctrl-C; what was started continues at AWS.
     """
     from bincounter.cloud.account import Account
 

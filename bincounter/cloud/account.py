@@ -112,7 +112,7 @@ class Account:
             BinCounterError: there are no credentials, or AWS refuses them.
         """
         try:
-            with translate_errors("asking whose the AWS credentials are", self._group):
+            with translate_errors("looking up the account of the AWS credentials", self._group):
                 return str(self.sts.get_caller_identity()["Account"])
         except BinCounterError:
             if not self._dry:
@@ -253,7 +253,7 @@ class Account:
         except ClientError as error:
             raise explain_request(error, uri, host=host, signed=True, reached=True) from error
         except BotoCoreError as error:
-            raise describe_error(error, f"looking at data.source={uri}") from error
+            raise describe_error(error, f"checking data.source={uri}") from error
         if not listed.get("KeyCount", len(listed.get("Contents", ()))):
             raise MissingError(f"there is nothing under {uri}: correct data.source, its letters' case included")
 

@@ -75,7 +75,7 @@ class AwsErrorCase:
     group: str = ""
 
     def match(self, code: str, message: str, group: str) -> re.Match[str] | None:
-        """Match an error code and a message of AWS's."""
+        """Match an error code and a message of AWS."""
         if (self.codes and code not in self.codes.split()) or self.group not in ("", group):
             return None
         return re.search(self.message, message, re.DOTALL)
@@ -302,7 +302,7 @@ FAILURES = (
     ),
     _failure(
         r"Internal(?:Server|Service)?(?:Error|Failure)",
-        "SageMaker failed on its own side: run the same command again",
+        "SageMaker had an internal error: run the same command again",
     ),
 )
 """Reasons of a failed job or endpoint whose cause is not our program."""

@@ -26,7 +26,7 @@ _MISSING_CODES = ("ValidationException", "ValidationError")
 
 @contextmanager
 def translate_errors(doing: str, group: str = "launcher") -> Iterator[None]:
-    """Turn every error of boto3 in the block into its sentence.
+    """Translate every error of boto3 in the block into one sentence.
 
     Args:
         doing: purpose of the block, as in ``"creating the training job x"``.
@@ -49,7 +49,7 @@ translate_endpoint_errors = partial(translate_errors, group="target")
 
 
 def describe_error(error: Exception, doing: str, group: str = "launcher") -> BinCounterError:
-    """Make one sentence of a request that failed for good.
+    """Describe a request that failed permanently, in one sentence.
 
     Args:
         error: what boto3 raised.
@@ -79,7 +79,7 @@ def create_once(
     undo: Callable[[], None] = lambda: None,
     group: str = "launcher",
 ) -> None:
-    """Create something of a unique name; a request whose answer is lost may have created it all the same.
+    """Create something of a unique name, once, also if the response to the request is lost.
 
     Args:
         create: sends the request.
@@ -130,7 +130,7 @@ def is_missing(error: "ClientError") -> bool:
 
 
 def describe_failure(reason: str) -> str:
-    """Make one sentence of a training job's failure.
+    """Describe the failure of a training job in one sentence.
 
     Args:
         reason: the ``FailureReason`` of DescribeTrainingJob.
@@ -146,7 +146,7 @@ def describe_failure(reason: str) -> str:
 
 
 def describe_endpoint_failure(reason: str, last_line: str | None) -> str:
-    """Make one sentence of the failure of an endpoint or a transform job.
+    """Describe the failure of an endpoint or a transform job in one sentence.
 
     Args:
         reason: the ``FailureReason`` that AWS gives.
@@ -215,7 +215,7 @@ def _explain_answer(error: "ClientError", doing: str, group: str) -> BinCounterE
         )
     if status >= 500:
         return ResourceError(
-            f"AWS has an error of its own while {doing} ({code or status}): run the same command again later"
+            f"AWS had an internal error while {doing} ({code or status}): run the same command again later"
         )
     return ConfigError(
         f"AWS refuses {doing} ({code or status}: {_shortened(message)}): correct what it names, or set AWS_PROFILE or "

@@ -142,7 +142,7 @@ class _Reader:
 
         def describe(account: "Account") -> dict[str, Any] | None:
             return describe_if_exists(
-                lambda: account.sagemaker.describe_training_job(TrainingJobName=job.name), f"asking for {job.name}"
+                lambda: account.sagemaker.describe_training_job(TrainingJobName=job.name), f"describing {job.name}"
             )
 
         try:
@@ -293,7 +293,7 @@ def _endpoint_records(folder: Path) -> list[Path]:
 
 
 def _local_bill(folder: Path) -> LocalBill:
-    """Bill of a run on this machine; its files tell when it began and last wrote."""
+    """Bill of a run on this machine; begin and end are those of its files."""
     started = _json(folder / "provenance.json").get("started")
     ended = next((path.stat().st_mtime for name in _LAST_WRITTEN if (path := folder / name).exists()), None)
     seconds = None

@@ -1,4 +1,4 @@
-"""The one wait loop, for jobs, tuning jobs and endpoints: poll interval and retry window; a log of slow requests.
+"""Wait loop for jobs, tuning jobs and endpoints: poll interval and retry window; a log of slow requests.
 
 botocore's waiters show no states on the way and give up when the network is away.
 """
@@ -47,7 +47,7 @@ def wait_until(step: Callable[[], tuple[bool, bool]], leave: threading.Event, *,
         except ResourceError as error:
             if failing_since is None:
                 failing_since = time.monotonic()
-                log.warning("%s. It still runs on AWS; asking again.", error)
+                log.warning("%s. It still runs at AWS; retrying.", error)
             if time.monotonic() - failing_since >= _RETRY_WINDOW:
                 raise
         pause = _SHORTEST if changed else min(pause * 1.3, _LONGEST)
@@ -56,13 +56,13 @@ def wait_until(step: Callable[[], tuple[bool, bool]], leave: threading.Event, *,
 
 
 def log_silence(client: Any, timeout: float) -> None:
-    """Have a client log each request that is not answered within seconds, since it goes on waiting and repeating.
+    """Make a client log each request without a response within seconds, since it waits and retries.
 
     Args:
         client: of boto3.
         timeout: seconds after which it gives up.
     """
-    sentence = "AWS has not answered %s for %.0f s: waiting, and asking again, for up to %.0f s"
+    sentence = "No response from AWS to %s for %.0f s: waiting and retrying for up to %.0f s"
 
     def begin(model: Any, context: dict[str, Any], **_: Any) -> None:
         if model.name not in _SLOW_OPERATIONS:

@@ -133,7 +133,7 @@ class SageMakerLauncher(Launcher):
                 print(account.shown(task.request))
             account.log_placeholders()
             return [_returned(one, JobStatus.COMPLETED, None) for one in planned]
-        crew = JobRunner(
+        runner = JobRunner(
             account,
             tasks,
             at_once=self._settings["max_parallel_jobs"],
@@ -141,29 +141,29 @@ class SageMakerLauncher(Launcher):
             judge=self._judge,
         )
         if self._searches:
-            self._run_trials(crew, tasks)
+            self._run_trials(runner, tasks)
         elif self._settings["wait"]:
-            crew.run_all()
+            runner.run_all()
         if self._settings["wait"]:
             self._alone = self._listed and len(planned) == 1
             return [self._result(one, task) for one, task in zip(planned, tasks, strict=True)]
-        crew.submit_all()
+        runner.submit_all()
         folder = planned[0].folder if len(planned) == 1 else planned[0].folder.parent
         log.info("Follow the jobs and fetch their results with: %s", attach_command(folder))
         return [self._completed(one, None) for one in planned]
 
-    def _run_trials(self, crew: "JobRunner", tasks: "Sequence[RunningJob]") -> None:
+    def _run_trials(self, runner: "JobRunner", tasks: "Sequence[RunningJob]") -> None:
         """Run trials; a trial without an outcome ends the search, which resumes with that trial.
 
         Raises:
             BinCounterError: a job could not be submitted, followed or fetched, or Ctrl-C.
         """
         try:
-            crew.run_all()
+            runner.run_all()
         except Interrupted as error:
             log.warning("%s", error)
             raise Interrupted(_RESUME) from None
-        if crew.interrupted:
+        if runner.interrupted:
             raise Interrupted(_RESUME)
         for task in tasks:
             if task.error is not None and task.job.description.get("TrainingJobStatus") not in ("Failed", "Stopped"):

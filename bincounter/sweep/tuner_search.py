@@ -132,8 +132,8 @@ class _Tuner:
             if not self._settings["wait"]:
                 log.info("%s is running; the same command with launcher.wait=true follows it.", job.name)
                 return None
-            course = TuningJobMonitor(account, job, plan.folder, self._overrides, rehearsed=self.rehearsed)
-            described, trials = course.follow()
+            monitor = TuningJobMonitor(account, job, plan.folder, self._overrides, rehearsed=self.rehearsed)
+            described, trials = monitor.follow()
             best = described.get("BestTrainingJob", {}).get("TrainingJobName")
             fetch_runs(account, trials, best)
         study = write_study(plan, self._url, trials, best)

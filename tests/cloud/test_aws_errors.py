@@ -369,7 +369,7 @@ def test_a_job_whose_creation_is_not_answered_is_not_forgotten(
     impatient.silence("CreateTrainingJob|DescribeTrainingJob")
     with pytest.raises(NotAnswered, match="AWS did not answer submitting demo-1, and it may have been done: look"):
         submit_job(Account("us-east-1"), job(tmp_path), REQUEST)
-    assert "AWS has not answered CreateTrainingJob for 0 s: waiting, and asking again" in caplog.text
+    assert "No response from AWS to CreateTrainingJob for 0 s: waiting and retrying" in caplog.text
     assert (tmp_path / "job.json").exists()
     assert impatient.operations.count("CreateTrainingJob") == 1
 

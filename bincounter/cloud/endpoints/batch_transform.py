@@ -66,7 +66,7 @@ def transform(
 
     Raises:
         BinCounterError: the job could not be started, or has failed.
-        Interrupted: by Ctrl-C; the job goes on at AWS.
+        Interrupted: by Ctrl-C; the job continues at AWS.
     """
     job = plan_transform(account, spec, package, source=source, output=output)
     if dry:
@@ -106,7 +106,7 @@ def _report(account: "Account", ended: dict[str, Any], source: str, output: str)
         photos = _names(account, source)
         missing = [key for key in photos if f"{PurePosixPath(key).name}.out" not in answers]
         counted = f"{len(photos) - len(missing)} of {len(photos)} photos have an answer in {output}"
-    except BinCounterError as error:  # the job has ended all the same
+    except BinCounterError as error:  # the job has ended in any case
         unlisted = error
         counted = f"its answers in {output} could not be listed"
     if state != "Completed":

@@ -98,7 +98,7 @@ def delete(account: "Account", spec: EndpointSpec) -> "Removal":
 
     Raises:
         ConfigError: the endpoint is busy, and ``target.wait`` is false.
-        Interrupted: by Ctrl-C; the deletion goes on at AWS.
+        Interrupted: by Ctrl-C; the deletion continues at AWS.
     """
     removal = remove(account, spec, refuse_busy=True)
     gone, attempts = removal.gone, removal.attempts
@@ -180,7 +180,7 @@ def remove(account: "Account", spec: EndpointSpec, *, refuse_busy: bool = False)
 
     Raises:
         ConfigError: as above.
-        Interrupted: by Ctrl-C; the deletion goes on at AWS.
+        Interrupted: by Ctrl-C; the deletion continues at AWS.
     """
     name, attempts = spec.name, Attempts()
     there = _look_at_endpoint(account, name, attempts)
@@ -287,7 +287,7 @@ def _what_stays(
     """Return the places that an endpoint has written to, which cost a few cents a month."""
     stays = [f"the archive {model['PrimaryContainer']['ModelDataUrl']}" for model in models]
     if not stays:
-        folder = Attempts().look("asking for the account", partial(bucket_uri, account, spec), "your bucket")
+        folder = Attempts().look("looking up the account", partial(bucket_uri, account, spec), "your bucket")
         stays.append(f"archives under {folder}/models")
     stays.append(f"the log group {log_group(spec.name)}")
     outputs = (config or {}).get("AsyncInferenceConfig", {}).get("OutputConfig", {})

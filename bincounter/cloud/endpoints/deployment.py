@@ -44,7 +44,7 @@ def deploy(account: "Account", spec: EndpointSpec, package: "Package", *, update
     Raises:
         BinCounterError: it could not be created, or exists with another checkpoint or other settings; or it could not
             be updated, and keeps serving as before.
-        Interrupted: by Ctrl-C; the deployment goes on at AWS.
+        Interrupted: by Ctrl-C; the deployment continues at AWS.
     """
     planned = plan_deployment(account, spec, package, update=update)
     if dry:
@@ -147,7 +147,7 @@ def _read_autoscaling(account: "Account", spec: EndpointSpec) -> Autoscaling:
     try:
         return read_autoscaling(account, spec.name)
     except ConfigError as error:
-        log.warning("The update goes on as without autoscaling: %s", error)
+        log.warning("The update continues as without autoscaling: %s", error)
         return Autoscaling([], [])
 
 

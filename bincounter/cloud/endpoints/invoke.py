@@ -212,7 +212,7 @@ def _invoke_async(account: "Account", spec: EndpointSpec, photo: Path, largest_m
         if leave.wait(_POLL_S):
             break
     raise ResourceError(
-        f"the endpoint {spec.name} has not answered for {_TIMEOUT_S / 60:.0f} minutes: its answer will be in "
+        f"the endpoint {spec.name} has not responded for {_TIMEOUT_S / 60:.0f} minutes: its answer will be in "
         f"{request.output}; check the endpoint with action=status"
     )
 
