@@ -100,7 +100,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, archive: Path, 
     shutil.copytree(archive, tmp_path / "archive")
     weights = torch.load(tmp_path / "archive" / "weights.pt", weights_only=True)
     broken = next(weight for key, weight in weights.items() if key.startswith(name) and weight.is_floating_point())
-    broken.view(-1)[-1] = value
+    broken[(-1,) * broken.ndim] = value
     torch.save(weights, tmp_path / "archive" / "weights.pt")
     with pytest.raises(ArchiveError, match=r"its weights hold NaN or infinite numbers\); package it again\.$"):
         ServedModel.load(tmp_path / "archive")

@@ -1,10 +1,12 @@
 """Decoding in threads and processes: equal pixels, turns of requests, and what is slow, given up or short of memory."""
 
 import asyncio
+import base64
 import errno
 import io
 import json
 import signal
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -299,3 +301,22 @@ def test_the_older_image_gives_up_a_photo_that_takes_too_long(monkeypatch: pytes
     problem = pytorch_image.predict_fn(pytorch_image.input_fn(many_scans(), None), model)
     assert isinstance(problem, Problem)
     assert problem.status == 422
+
+
+def test_the_older_image_gives_up_a_request_that_takes_too_long(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    taken = []
+
+    def slow(*_: object) -> bytes:
+        taken.append(time.sleep(0.15))
+        return bytes(3 * SIZE**2)
+
+    model = pytorch_image.model_fn(str(unpacked_archive(tmp_path / "archive", timeout_s=0.2)))
+    monkeypatch.setattr(decode_pool, "decode_square", slow)
+    photos = json.dumps({"instances": [{"image": base64.b64encode(photo()).decode()}] * 8}).encode()
+    problem = pytorch_image.predict_fn(pytorch_image.input_fn(photos, "application/json"), model)
+    assert isinstance(problem, Problem)
+    assert problem.status == 504
+    assert "within 0.2 s" in problem.sentence
+    assert len(taken) < 8

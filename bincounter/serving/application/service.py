@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bincounter.data.photo_bounds import PhotoError, PhotoTooLargeError
 from bincounter.serving.application import photo_requests
-from bincounter.serving.application.answers import JSON, AnswerFormatter, Problem, is_shortage, parse_accept
+from bincounter.serving.application.answers import JSON, AnswerFormatter, Limits, Problem, is_shortage, parse_accept
 from bincounter.serving.application.batcher import Batcher
 from bincounter.serving.application.decode_pool import DecodePool, decode_here
 from bincounter.serving.application.photo_requests import Base64, Photo, PhotoRequest, Url
@@ -104,8 +104,7 @@ class Service:
         except Problem as problem:
             return Reply.refusing(problem)
         except TimeoutError:
-            late = f"No answer within {self._limits.timeout_s:g} s; send fewer photos at a time."
-            return Reply.refusing(Problem(504, late))
+            return Reply.refusing(too_late(self._limits))
         except Exception as error:
             return Reply.refusing(failure(error, "The request failed"))
 
@@ -133,6 +132,11 @@ class Service:
                 fetching = partial(self._reader.content, photo)
                 photo = await asyncio.get_running_loop().run_in_executor(self._fetchers, fetching)
             return await self._decoders.decode(partial(self._reader.content, photo), id(request))
+
+
+def too_late(limits: Limits) -> Problem:
+    """Problem of a request that takes more time than it may."""
+    return Problem(504, f"No answer within {limits.timeout_s:g} s; send fewer photos at a time.")
 
 
 def failure(error: Exception, what: str) -> Problem:

@@ -4,18 +4,22 @@ A wrong request raises nothing here, since these images return an exception's tr
 passed on to :func:`output_fn`, which sets the status.
 """
 
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from bincounter.serving.application import photo_requests
 from bincounter.serving.application.answers import JSON, AnswerFormatter, Problem, parse_accept
 from bincounter.serving.application.served_model import ServedModel
-from bincounter.serving.application.service import Reader, failure
+from bincounter.serving.application.service import Reader, failure, too_late
 from bincounter.serving.application.url_fetcher import Fetcher
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -47,12 +51,23 @@ def input_fn(input_data: bytes | bytearray | str, content_type: str | None) -> R
 
 
 def predict_fn(received: Received, model: ServedModel) -> Counted | Problem:
-    """Read the photos of a request and count their items."""
+    """Read the photos of a request and count their items.
+
+    No photo and no batch is begun after ``limits.timeout_s`` seconds; one in work ends within its own bounds.
+    """
     limits, reader = model.limits, Reader(model, Fetcher(model.limits))
+    end = time.monotonic() + limits.timeout_s
+
+    def in_time(items: Iterable[Item]) -> Iterator[Item]:
+        for item in items:
+            if time.monotonic() > end:
+                raise too_late(limits)
+            yield item
+
     try:
         asked = photo_requests.parse_request(received.body, received.content_type, limits)
-        pixels = [reader.pixels(photo, asked.where(number)) for number, photo in enumerate(asked.photos)]
-        batches = torch.stack(pixels).split(limits.max_batch)
+        pixels = [reader.pixels(photo, asked.where(number)) for number, photo in in_time(enumerate(asked.photos))]
+        batches = in_time(torch.stack(pixels).split(limits.max_batch))
         rows = [row for batch in batches for row in model.probabilities(batch).tolist()]
     except Problem as problem:
         return problem
