@@ -105,6 +105,22 @@ async def test_a_lack_of_memory_for_a_body_is_not_a_failure(monkeypatch: pytest.
     assert (response.status_code, response.headers["retry-after"]) == (503, "1")
 
 
+async def test_memory_is_given_back_once_after_large_bodies(monkeypatch: pytest.MonkeyPatch) -> None:
+    trimmed = list[int]()
+    monkeypatch.setattr(guards, "_LARGE", 100)
+    monkeypatch.setattr(guards, "_TRIM_AFTER", 0.05)
+    monkeypatch.setattr(guards, "_malloc_trim", trimmed.append)
+    limiter = RequestLimiter(LIMITS, 1)
+    await whole(limiter, request(sent(bytes(100))))
+    await asyncio.sleep(0.1)
+    assert not trimmed
+    for _ in range(3):
+        await whole(limiter, request(sent(bytes(101))))
+    while not trimmed:
+        await asyncio.sleep(0.01)
+    assert trimmed == [0]
+
+
 async def test_the_oldest_body_gives_way_where_bodies_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guards, "_OLDER", 0.0)
     limiter = RequestLimiter(LIMITS, 1)

@@ -1,6 +1,7 @@
 """Guards of the local server: same-origin check, bounds on size, concurrency and time, and error responses."""
 
 import asyncio
+import ctypes
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
@@ -13,6 +14,8 @@ from bincounter.serving.application.answers import Limits, Problem
 from bincounter.serving.application.photo_requests import decompress, too_large
 
 _LARGEST_BODIES = 8  # bodies of the largest size that are kept in memory at a time
+_malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc, which keeps what threads have freed
+_LARGE, _TRIM_AFTER = 4_000_000, 1.0  # bytes of a body, and seconds after it, when memory is given back
 _OLDER = 1.0  # seconds by which a body must be older than one that it gives way to
 _PERIOD, _PERIOD_BYTES = 5.0, 5000  # seconds, and bytes of a body that must arrive in each of them
 _DISCARD_SECONDS, _DISCARD_BYTES = 2.0, 200_000_000  # of a refused request
@@ -72,6 +75,7 @@ class RequestLimiter:
         self._bytes = 0
         self._reading: list[_Body] = []  # the oldest first
         self._decompressing = asyncio.Lock()  # one at a time: its result counts only when it is there
+        self._trim: asyncio.TimerHandle | None = None
         self.in_flight = 0
 
     @asynccontextmanager
@@ -105,6 +109,12 @@ class RequestLimiter:
                 self.in_flight -= 1
         finally:
             self._bytes -= body.size
+            if body.size > _LARGE and _malloc_trim and self._trim is None:
+                self._trim = asyncio.get_running_loop().call_later(_TRIM_AFTER, self._return_memory)
+
+    def _return_memory(self) -> None:
+        self._trim = None
+        asyncio.get_running_loop().run_in_executor(None, _malloc_trim, 0)
 
     async def _read(self, request: Request, body: _Body) -> None:
         clock = asyncio.get_running_loop().time
