@@ -10,7 +10,8 @@ import numpy as np
 
 from bincounter.number_format import decimals, percent, whole
 from bincounter.report import plots
-from bincounter.training.results import SPLIT_OF_SIDE, CountRow, RunResults
+from bincounter.training.per_count_table import CountRow
+from bincounter.training.results import SPLIT_OF_SIDE, RunResults
 
 _SPLITS = {"train": "Training", "validation": "Validation", "test": "Test"}
 _FEW = 10  # photos below which a count's scores are uncertain

@@ -14,8 +14,9 @@ import yaml
 
 from bincounter.config.checks import METRICS
 from bincounter.errors import UserError
-from bincounter.files import Parsed, atomic_write, check_mapping, checkpoint_file, read_file, write_json
-from bincounter.names import TableWriter, read_cell
+from bincounter.files import Parsed, check_mapping, checkpoint_file, read_file, write_json
+from bincounter.names import read_cell
+from bincounter.training.per_count_table import CountRow, parse_per_count, write_table
 
 SPLIT_OF_SIDE = {"val": "validation", "test": "test", "train": "train"}
 """Names of the splits in ``metrics.json``, and in ``split.csv`` and ``predictions.csv``."""
@@ -55,28 +56,6 @@ class Predictions:
         column = {count: k for k, count in enumerate(self.support)}
         at = np.array([column.get(int(count), -1) for count in self.counts], dtype=int)
         return np.where(at >= 0, self.probabilities[np.arange(len(at)), at], 0.0)
-
-
-@dataclass(frozen=True, slots=True)
-class CountRow:
-    """Scores of the photos of one count in one split: a row of ``per_count.csv``.
-
-    Attributes:
-        scored: number of photos scored.
-        accuracy: 0-1; ``None`` without photos.
-        accuracy_interval: 95 %, Wilson (1927), https://doi.org/10.1080/01621459.1927.10502953.
-        loss: mean cross entropy in nats; ``None`` without photos.
-        loss_interval: 95 %, Student's t; ``None`` for fewer photos than
-            :data:`~bincounter.training.scoring.FEWEST_FOR_LOSS`.
-        photos: number of photos that exist; ``None`` where it is unknown.
-    """
-
-    scored: int
-    accuracy: float | None = None
-    accuracy_interval: tuple[float, float] | None = None
-    loss: float | None = None
-    loss_interval: tuple[float, float] | None = None
-    photos: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +143,7 @@ def _results(path: Path, config: Mapping[str, Any], *, predictions: bool = True)
         seen=metrics.get("seen_in_training", {}),
         caveats=[str(caveat) for caveat in metrics.get("caveats", before)],
         predictions=_read(path / "predictions.csv", _predictions) if predictions else None,
-        per_count=_read(path / "per_count.csv", _per_count) or {},
+        per_count=_read(path / "per_count.csv", parse_per_count) or {},
         split=_read(path / "split.csv", _split) or {},
         quarantine=_read(path / "quarantine.csv", _quarantine),
         log=read_log(path),
@@ -247,29 +226,6 @@ def _predictions(file: IO[str]) -> Predictions | None:
     )
 
 
-def _per_count(file: IO[str]) -> dict[tuple[int, str], CountRow]:
-    return {
-        (int(row["count"]), row["split"]): CountRow(
-            photos=int(row["photos"]) if row["photos"] else None,
-            scored=int(row["scored"]),
-            accuracy=_number(row["accuracy"]),
-            accuracy_interval=_interval(row, "accuracy"),
-            loss=_number(row["cross_entropy"]),
-            loss_interval=_interval(row, "cross_entropy"),
-        )
-        for row in csv.DictReader(file)
-    }
-
-
-def _number(text: str) -> float | None:
-    return float(text) if text else None
-
-
-def _interval(row: Mapping[str, str], name: str) -> tuple[float, float] | None:
-    low, high = row[f"{name}_low"], row[f"{name}_high"]
-    return (float(low), float(high)) if low and high else None
-
-
 def _log(file: IO[str]) -> dict[str, list[tuple[float, float, float]]]:
     """Read the CSV log; a line that a kill cut short is skipped."""
     series: dict[str, list[tuple[float, float, float]]] = {}
@@ -292,45 +248,12 @@ def write_predictions(run: Path, rows: Iterable[Sequence[Any]], counts: Sequence
         counts: the support, ascending.
     """
     header = ["id", "split", "count", "predicted", "expected_count", *(f"p_{count}" for count in counts)]
-    _write_csv(run / "predictions.csv", header, rows)
-
-
-def write_per_count(run: Path, rows: Mapping[tuple[int, str], CountRow]) -> None:
-    """Write ``per_count.csv``: for each count a row for each of ``train``, ``validation`` and ``test``.
-
-    Its columns: ``count``; ``split``; ``photos``, of that count in that split, of ``train`` those that the model
-    learnt from, empty where unknown; ``scored``, the number of photos the rest of the row is of; ``accuracy``, 0-1;
-    ``cross_entropy``, mean in nats of the final model on photos without augmentation; ``_low`` and ``_high``, their
-    95 % intervals. What was not scored is empty.
-
-    Args:
-        run: the run's folder.
-        rows: by count and split, in the order of the file.
-    """
-    scores = ("accuracy", "accuracy_low", "accuracy_high", "cross_entropy", "cross_entropy_low", "cross_entropy_high")
-
-    def cells(row: CountRow) -> Iterable[str]:
-        nothing = (None, None)
-        numbers = (row.accuracy, *(row.accuracy_interval or nothing), row.loss, *(row.loss_interval or nothing))
-        return ("" if number is None else f"{number:.6g}" for number in numbers)
-
-    lines = (
-        [count, split, "" if row.photos is None else row.photos, row.scored, *cells(row)]
-        for (count, split), row in rows.items()
-    )
-    _write_csv(run / "per_count.csv", ("count", "split", "photos", "scored", *scores), lines)
+    write_table(run / "predictions.csv", header, rows)
 
 
 def write_metrics(run: Path, metrics: Mapping[str, Any]) -> None:
     """Write ``metrics.json``: scores by ``val``, ``test`` and ``train``, ``seen_in_training`` and ``caveats``."""
     write_json(run / "metrics.json", metrics)
-
-
-def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    with atomic_write(path) as file:
-        writer = TableWriter(file)
-        writer.writerow(header)
-        writer.writerows(rows)
 
 
 @dataclass(frozen=True)

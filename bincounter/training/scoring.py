@@ -20,7 +20,8 @@ from bincounter.model.objectives import clamped_log
 from bincounter.model.scores import negative_log_likelihood, score
 from bincounter.number_format import SCORES, format_interval, format_score, score_name
 from bincounter.progress import track
-from bincounter.training.results import CountRow, write_metrics, write_per_count, write_predictions
+from bincounter.training.per_count_table import CountRow, write_per_count
+from bincounter.training.results import write_metrics, write_predictions
 from bincounter.training.trainer import TRUE_PRECISIONS, resolve_precision
 
 log = logging.getLogger(__name__)

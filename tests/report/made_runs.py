@@ -19,7 +19,8 @@ from bincounter.model.scores import score
 from bincounter.profiler.profile_facts import read_profile
 from bincounter.report.report import write_report
 from bincounter.report.report_photos import select_photos
-from bincounter.training.results import read_results, write_per_count
+from bincounter.training.per_count_table import write_per_count
+from bincounter.training.results import read_results
 from bincounter.training.scoring import ScoredPhotos, per_count_rows
 
 SUPPORT = (1, 2, 3, 4, 5)
