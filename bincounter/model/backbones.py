@@ -3,9 +3,8 @@
 Bring your own by naming any callable that returns an ``nn.Module`` in a config file::
 
     backbone:
-      _target_: timm.create_model
-      model_name: convnext_tiny
-      num_classes: 0
+      _target_: my_models.tiny
+      width: 32
 
 What its module must have is little; :func:`feature_size`, :func:`stages` and :func:`cam_layer` find or infer the rest:
 
@@ -13,7 +12,8 @@ What its module must have is little; :func:`feature_size`, :func:`stages` and :f
 attribute        what                                                          without it
 ===============  ============================================================  ===================================
 ``forward``      ``float[B, 3, S, S] -> float[B, D]``                          required
-``feature_size`` ``D``                                                         ``num_features`` (timm's name), else
+``feature_size`` ``D``                                                         ``head_hidden_size`` or
+                                                                               ``num_features`` (timm's names), else
                                                                                measured on one blank photo
 ``stages``       sequence of sequences of modules, from input to output       ``trained=all`` and ``frozen`` only
 ``cam_layer``    the layer whose maps Grad-CAM explains                        the last ``nn.Conv2d``
@@ -156,12 +156,14 @@ def _conv_block(in_channels: int, out_channels: int) -> nn.Sequential:
 
 
 def feature_size(backbone: nn.Module) -> int:
-    """Number of features ``D`` of a backbone: stated as ``feature_size`` or ``num_features``, else measured.
+    """Number of features ``D`` of a backbone: as it states, or measured.
+
+    timm's ``num_features`` are those before the pooling, its ``head_hidden_size`` those of the output.
 
     Raises:
         ConfigError: the backbone does not turn a blank photo of 224 pixels into ``[1, D]``.
     """
-    for attribute in ("feature_size", "num_features"):
+    for attribute in ("feature_size", "head_hidden_size", "num_features"):
         if isinstance(size := getattr(backbone, attribute, None), int):
             return size
     mode = backbone.training
@@ -211,8 +213,8 @@ def load_weights(backbone: nn.Module, weights: str, architecture: str | None = N
         backbone: the module to fill.
         weights: a torchvision weights name of ``architecture`` (``IMAGENET1K_V1``, ``IMAGENET1K_V2``, ``DEFAULT``: the
             the best available), or a local file: a state dict with the backbone's own parameter names (torchvision's
-            for a ResNet; a classifier ``fc`` is skipped), or a bincounter checkpoint, of which the backbone's part is
-            used. Files are read with ``weights_only=True``.
+            for a ResNet; a classifier ``fc`` is skipped), or a bincounter checkpoint, also a run's folder or one at the
+            hub (``hf://owner/name``), of which the backbone's part is used. Files are read with ``weights_only=True``.
         architecture: torchvision's name of the model, or ``None`` where torchvision has no weights for it.
 
     Raises:
@@ -220,10 +222,9 @@ def load_weights(backbone: nn.Module, weights: str, architecture: str | None = N
         ResourceError: the weights cannot be downloaded.
     """
     check_weights(weights, architecture)
-    given = _read(_weights_file(weights)) if _is_file_name(weights) else _torchvision_state(weights, architecture)
+    given = read_weights(weights) if is_file_name(weights) else _torchvision_state(weights, architecture)
     state = {name: tensor for name, tensor in given.items() if not name.startswith(_CLASSIFIER)}
-    _fill(backbone, state, weights)
-    log.info("Backbone starts from weights %s.", weights)
+    fill(backbone, state, weights)
 
 
 def check_weights(weights: str, architecture: str | None) -> None:
@@ -236,7 +237,7 @@ def check_weights(weights: str, architecture: str | None) -> None:
     Raises:
         ConfigError: they are not.
     """
-    if _is_file_name(weights):
+    if is_file_name(weights):
         if not _weights_file(weights).is_file():
             raise ConfigError(
                 f"model.weights={weights} is not a file; use a weights file, a torchvision weights name or null."
@@ -251,7 +252,8 @@ def check_weights(weights: str, architecture: str | None) -> None:
         check_choice("model.weights", weights, known, where=f" for {architecture}, or a file, or null")
 
 
-def _is_file_name(weights: str) -> bool:
+def is_file_name(weights: str) -> bool:
+    """Return whether ``model.weights`` names a file rather than known weights."""
     return "/" in weights or "\\" in weights or bool(Path(weights).suffix) or Path(weights).exists()
 
 
@@ -285,8 +287,18 @@ def _socket_timeout(seconds: float) -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def _read(path: Path) -> Mapping[str, Tensor]:
+def read_weights(weights: str) -> Mapping[str, Tensor]:
+    """Read the state dict of a weights file, or of the backbone in a bincounter checkpoint.
+
+    Raises:
+        ConfigError: it cannot be read, or holds no state dict.
+    """
+    path = _weights_file(weights)
     try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file  # comes with timm, which publishes its weights so
+
+            return load_file(path)
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises almost anything on a broken file
         raise ConfigError(f"model.weights={path} is not a weights file that torch can read safely.") from error
@@ -300,7 +312,12 @@ def _read(path: Path) -> Mapping[str, Tensor]:
     return content
 
 
-def _fill(backbone: nn.Module, state: Mapping[str, Tensor], weights: str) -> None:
+def fill(backbone: nn.Module, state: Mapping[str, Tensor], weights: str) -> None:
+    """Load a state dict into ``backbone`` in place; ``weights`` is its name for messages.
+
+    Raises:
+        ConfigError: it does not fit, or holds numbers that are not finite.
+    """
     own = backbone.state_dict()
     missing = sorted(own.keys() - state.keys())
     unknown = sorted(state.keys() - own.keys())
@@ -316,3 +333,4 @@ def _fill(backbone: nn.Module, state: Mapping[str, Tensor], weights: str) -> Non
             f"model.weights={weights} holds NaN or infinite numbers, such as in {broken[0]}; use other weights or null."
         )
     backbone.load_state_dict(state)
+    log.info("Backbone starts from weights %s.", weights)

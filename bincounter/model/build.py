@@ -16,10 +16,11 @@ from bincounter.errors import BinCounterError, ConfigError, UserError
 from bincounter.model import backbones
 from bincounter.model.counter import BinCounter
 from bincounter.model.objectives import Objective
+from bincounter.model.timm_backbones import TimmBackbone
 
 VERSION = 1
-OWN_PARTS = ("bincounter.model.backbones.", "bincounter.model.objectives.")
-_OWN_BACKBONES = (backbones.resnet, backbones.cnn, backbones.ResNet, backbones.PlainCNN)
+OWN_PARTS = ("bincounter.model.backbones.", "bincounter.model.timm_backbones.", "bincounter.model.objectives.")
+_OWN_BACKBONES = (backbones.resnet, backbones.cnn, backbones.ResNet, backbones.PlainCNN, TimmBackbone)
 _PARTS = ("backbone", "objective", "optimizer", "weights")
 
 
@@ -210,7 +211,7 @@ def check_image_size(model: BinCounter, image_size: int) -> None:
     try:
         with torch.no_grad():
             model.eval()(torch.zeros(1, 3, image_size, image_size))
-    except RuntimeError as error:
+    except (AssertionError, RuntimeError, ValueError) as error:
         raise ConfigError(
             f"the backbone cannot take data.image_size={image_size} ({_first_line(error)}): use a larger one"
         ) from None
@@ -319,6 +320,10 @@ def _instantiate(key: str, node: Mapping[str, Any], kind: type, **arguments: Any
         cause = error.__cause__ or error
         if isinstance(cause, BinCounterError):
             raise cause from None
+        if isinstance(cause, ModuleNotFoundError):
+            raise ConfigError(
+                f"{key}: {node['_target_']} needs {cause.name}, which is not installed: pip install {cause.name}"
+            ) from error
         if "weights" in arguments and isinstance(cause, TypeError) and "weights" in str(cause):
             raise ConfigError(
                 f"{key}: {node['_target_']} takes no weights; set model.weights=null and name them in model.backbone."

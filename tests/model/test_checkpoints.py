@@ -239,10 +239,17 @@ def test_nested_initial_weights_are_not_loaded(saved: Path, model_cfg: Config) -
         ("resnet34", "sgd", "corn"),
         ("resnet18", "adamw", "neighbour"),
         ("cnn", "sgd", "classification"),
+        ("timm", "adamw", "classification"),
     ],
 )
 def test_every_option_of_the_groups_builds_and_steps(model: str, optimizer: str, objective: str) -> None:
-    choices = [f"+model={model}", f"+objective={objective}", f"model/optimizer={optimizer}", "model.weights=null"]
+    choices = [
+        f"+model={model}",
+        f"+objective={objective}",
+        f"model/optimizer={optimizer}",
+        "model.weights=null",
+        "+data.image_size=64",
+    ]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose(overrides=choices)
     counter = build_counter(cfg.model, cfg.objective, [1, 2, 3])

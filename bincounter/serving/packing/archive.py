@@ -32,10 +32,12 @@ _CARRIED = (
     "model/__init__.py",
     "model/backbones.py",
     "model/objectives.py",
+    "model/timm_backbones.py",
     "serving/__init__.py",
     *sorted(f"serving/application/{path.name}" for path in (_PACKAGE / "serving" / "application").glob("*.py")),
 )
 _SERVED = ("backbone.", "head.", "objective.")  # the rest of a checkpoint is for training
+_OF_TIMM, _TIMM = "bincounter.model.timm_backbones.", "timm.create_model"  # our part, and what it calls
 _ENTRYPOINTS = {"ray_serve.py": "deployment.py", "pytorch_image.py": "code/inference.py"}
 _RAY_SERVE = """# What AWS's Ray Serve image runs by `serve run`; its adapter asks port 8000.
 http_options: {{host: 0.0.0.0, port: 8000, request_timeout_s: {timeout}}}
@@ -161,7 +163,8 @@ def _files(checkpoint: Path, precision: str, limits: Limits, trusted: Sequence[s
     }
     model = f"bincounter-{_digest(state, served)[:12]}"
     origin = find_run_of_checkpoint(checkpoint)
-    foreign = foreign_code(target for target in targets_of(parts) if not target.startswith(OWN_PARTS))
+    targets = {_TIMM if target.startswith(_OF_TIMM) else target for target in targets_of(parts)}
+    foreign = foreign_code(target for target in targets if not target.startswith(OWN_PARTS))
     about = {
         "format": FORMAT,
         "model": model,

@@ -1,0 +1,112 @@
+"""Backbones of timm, by name; without weights, since there is no network."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from served_runs import checkpoint_alone
+
+from bincounter.data.preprocessing import Normalize
+from bincounter.errors import ConfigError, UserError
+from bincounter.model.backbones import cam_layer, feature_size
+from bincounter.model.build import load_counter
+from bincounter.model.timm_backbones import TimmBackbone, check_timm
+from bincounter.model.unfreezing import Unfreezing
+from bincounter.report.report_photos import grad_cam
+from bincounter.serving.packing.archive import PackageSettings, package
+from bincounter.serving.packing.parity import check_parity, parity_photos
+from bincounter.serving.packing.tarball import read_member
+from bincounter.training.results import CheckpointOrigin
+
+NODE = {"_target_": "bincounter.model.timm_backbones.TimmBackbone", "name": "test_mambaout", "image_size": 32}
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("test_resnet", 64), ("test_vit", 96), ("test_mambaout", 64), ("mobilenetv3_small_050", 64)]
+)
+def test_a_model_sees_photos_as_it_was_pretrained_and_gives_its_pooled_features(name: str, size: int) -> None:
+    backbone = TimmBackbone(name, image_size=size).eval()
+    pixels = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
+    cfg = timm.get_pretrained_cfg(name)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (cfg.mean, cfg.std))
+    with torch.no_grad():
+        features = backbone(Normalize()(pixels))
+        torch.testing.assert_close(features, backbone.net((pixels / 255 - mean) / std), rtol=1e-4, atol=1e-5)
+    assert features.shape == (2, feature_size(backbone))
+
+
+def test_the_features_of_a_model_named_by_target_are_those_of_its_output() -> None:
+    assert feature_size(timm.create_model("mobilenetv3_small_050", num_classes=0)) == 1024
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_mambaout"])
+def test_stages_are_timms_and_open_from_the_output(name: str) -> None:
+    backbone = TimmBackbone(name)
+    stages = backbone.stages
+    assert stages is not None and len(stages) > 3
+    schedule = Unfreezing("last_stages", stages=1)
+    schedule.check(backbone)
+    schedule.require_gradients(backbone, 0)
+    trained = [weight.requires_grad for weight in backbone.parameters()]
+    assert trained[-1] and not trained[0]
+    assert any(weight.ndim > 1 for weight in backbone.parameters() if weight.requires_grad)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_mambaout"])
+def test_grad_cam_reads_the_last_maps(name: str, tmp_path: Path) -> None:
+    counter = load_counter(checkpoint_alone(tmp_path, backbone={**NODE, "name": name}))[0]
+    assert cam_layer(counter.backbone) is counter.backbone.cam_layer
+    heat = torch.as_tensor(grad_cam(counter, torch.randn(2, 3, 64, 64)))
+    assert heat.shape[0] == 2 and heat.isfinite().all() and heat.std() > 0
+
+
+@pytest.mark.parametrize("kind", ["weights.pth", "model.safetensors", "alone.ckpt"])
+def test_weights_come_from_files_of_timm_and_from_checkpoints(kind: str, tmp_path: Path) -> None:
+    given: Any = timm.create_model(NODE["name"])  # with its classifier
+    if kind == "alone.ckpt":
+        given = load_counter(checkpoint_alone(tmp_path, backbone=NODE))[0].backbone.net  # type: ignore[union-attr]
+    elif kind == "weights.pth":
+        torch.save(given.state_dict(), tmp_path / kind)
+    else:
+        save_file(given.state_dict(), tmp_path / kind)
+    own = TimmBackbone(str(NODE["name"]), weights=str(tmp_path / kind)).net.state_dict()
+    assert all(torch.equal(tensor, given.state_dict()[name]) for name, tensor in own.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "answer"),
+    [
+        (
+            "mobilenetv3_smal_100",
+            None,
+            r"name=mobilenetv3_smal_100 is not a model of timm .*mean mobilenetv3_small_100",
+        ),
+        ("resnet18.a1_in2k", None, r"did you mean resnet18\.a1_in1k"),
+        ("hf-hub:someone/net", None, "is not a model of timm"),
+        ("test_resnet", "defalt", r"did you mean model\.weights=default\?"),
+        ("test_coatnet", "default", "timm has no weights of test_coatnet"),
+        ("test_resnet", "none/such.pth", "is not a file"),
+    ],
+)
+def test_names_that_timm_does_not_know_are_refused(name: str, weights: str | None, answer: str) -> None:
+    with pytest.raises(ConfigError, match=answer):
+        check_timm(name, weights)
+
+
+def test_an_archive_lists_timm_and_answers_as_training_does(tmp_path: Path) -> None:
+    checkpoint = checkpoint_alone(tmp_path, backbone=NODE)
+    archive = package(checkpoint, PackageSettings(tmp_path / "model.tar.gz")).path
+    assert read_member(archive, "code/requirements.txt").decode() == f"timm=={timm.__version__}\n"
+    photos = parity_photos(CheckpointOrigin(checkpoint, None), 1, source=None, data_dir=tmp_path)
+    assert check_parity(checkpoint, archive, photos).largest < 1e-5
+
+
+def test_a_checkpoint_says_that_timm_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = checkpoint_alone(tmp_path, backbone=NODE)
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(UserError, match="needs timm, which is not installed: pip install timm"):
+        load_counter(checkpoint)
