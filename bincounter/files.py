@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from bincounter.errors import BinCounterError, ResourceError, UserError
+from bincounter.hub import download, is_hub
 from bincounter.names import UNENCODABLE
 
 try:
@@ -104,8 +105,16 @@ def check_writable(path: Path, *, folder: bool = False, key: str = "") -> None:
         raise UserError(f"{named} cannot be created ({why}): name a {what} that you can write to") from error
 
 
-def checkpoint_file(path: Path) -> Path:
-    """The checkpoint that a path names: itself, or ``best.ckpt`` where it is the folder of a run or of its files."""
+def checkpoint_file(name: str | Path) -> Path:
+    """The checkpoint of a name: a file, the ``best.ckpt`` of a run's folder, or the one of ``hf://owner/name``.
+
+    Raises:
+        UserError: the model cannot be had from the hub.
+        ResourceError: the hub does not answer.
+    """
+    if is_hub(name):
+        return download(name)
+    path = Path(name)
     inside = (path / name for name in ("checkpoints/best.ckpt", "best.ckpt"))
     return next((file for file in inside if file.is_file()), path)
 

@@ -25,6 +25,7 @@ from bincounter.cloud.endpoints.endpoint_requests import EndpointSpec
 from bincounter.config.deploy_schema import ARCHIVE_ACTIONS, check_deploy, target_name
 from bincounter.errors import ConfigError, Stopped
 from bincounter.files import check_writable
+from bincounter.hub import is_hub, parse_hub
 from bincounter.serving.application.answers import Limits
 from bincounter.serving.local.running_servers import (
     DEFAULT_PORT,
@@ -159,7 +160,12 @@ def _origin(cfg: DictConfig) -> CheckpointOrigin:
 
 
 def _place(cfg: DictConfig, origin: CheckpointOrigin) -> Path:
-    return Path(cfg.archive) if cfg.archive else origin.folder / "endpoint" / "model.tar.gz"
+    if cfg.archive:
+        return Path(cfg.archive)
+    folder = origin.folder
+    if is_hub(cfg.ckpt_path):  # whose cache is its own
+        folder = Path(cfg.paths.log_dir) / "hub" / parse_hub(cfg.ckpt_path).repository
+    return folder / "endpoint" / "model.tar.gz"
 
 
 def _limits(cfg: DictConfig) -> Limits:

@@ -11,6 +11,7 @@ from typing import Any
 
 from bincounter import __version__
 from bincounter.cli.data_commands import add_data_commands, as_path, as_place, print_written
+from bincounter.cli.push_command import add_push
 from bincounter.errors import BinCounterError, ResourceError, closest_match
 from bincounter.files import check_writable
 from bincounter.names import accept_any_output, escape_name, one_line
@@ -121,6 +122,8 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     cost.add_argument("folders", nargs="+", type=as_path, metavar="RUN", help="folders of runs, sweeps or endpoints")
     cost.add_argument("--json", action="store_true", help="print one JSON document instead of tables")
     cost.set_defaults(command=_cost)
+
+    add_push(commands, as_path)
 
     rules = commands.add_parser(
         "rules", help="evaluate rules on the tensors recorded by debugger=tensors, with other bounds if given"

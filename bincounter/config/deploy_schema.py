@@ -294,7 +294,7 @@ def _served(cfg: Mapping[str, Any]) -> None:
         raise ConfigError(
             "ckpt_path=last resumes a training; to serve, name a file: ckpt_path=RUN/checkpoints/best.ckpt"
         )
-    elif path != "latest" and not checkpoint_file(Path(path)).is_file():
+    elif path != "latest" and not checkpoint_file(path).is_file():
         raise ConfigError(f"ckpt_path={path} is not a file; a run has RUN/checkpoints/best.ckpt and last.ckpt")
 
 

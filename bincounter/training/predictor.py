@@ -63,7 +63,7 @@ class Predictor:
     """A checkpoint that predicts counts.
 
     Args:
-        checkpoint: of a run, or the run's folder.
+        checkpoint: of a run, the run's folder, or ``hf://owner/name``.
         trust: modules or packages of your own that may define the checkpoint's model.
         device: ``auto`` for a GPU if there is one, or a name of torch such as ``cpu`` and ``cuda:1``.
         batch_size: photos that the model is given at a time.

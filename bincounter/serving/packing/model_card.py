@@ -1,4 +1,4 @@
-"""Model card: README.md of an archive, with the front matter of Hugging Face."""
+"""Model cards, with the front matter of Hugging Face: README.md of an archive, and of a model at the hub."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from bincounter.data.s3.address import is_remote
+from bincounter.model.build import without_pretrained
 from bincounter.number_format import SCORES, format_score, score_heading, whole
 from bincounter.redaction import mask_secrets
 from bincounter.serving.packing.tarball import CHECKSUMS
@@ -53,19 +54,48 @@ def write_card(about: Mapping[str, Any], description: Mapping[str, Any], origin:
     return "\n\n".join(blocks) + "\n"
 
 
-def _front_matter(about: Mapping[str, Any], run: RunResults | None) -> str:
+def write_hub_card(address: str, description: Mapping[str, Any], origin: CheckpointOrigin, licence: str) -> str:
+    """Write the card of a model at the hub.
+
+    Args:
+        address: ``hf://owner/name``.
+        description: metadata of the checkpoint.
+        origin: the checkpoint and its run.
+        licence: of the model, by the hub's name of it.
+    """
+    run, name = origin.run, PurePath(address).name
+    parts = {"model": without_pretrained(description["model"]), "objective": description["objective"]}
+    about = {**description, "model": name, "description": parts}
+    counts = _listed(about["counts"])
+    blocks = [
+        _front_matter(about, run, licence),
+        f"# {name}\n\nCounts the items in a warehouse bin from one photo: {counts} items.",
+        f"## Use\n\n```bash\npip install 'bincounter[hub]'\nbincounter predict --ckpt-path {address} photo.jpg\n"
+        f"bincounter deploy ckpt_path={address}\nbincounter train model.weights={address} ...\n```",
+        *_scores(run, origin.checkpoint.name),
+        *_data(run, description),
+        *_training(about, run, "config.yaml"),
+        _limits(about),
+    ]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _front_matter(about: Mapping[str, Any], run: RunResults | None, licence: str = "") -> str:
     front: dict[str, Any] = {
-        "license": "cc-by-nc-sa-3.0" if run and _is_abid(run) else "unknown",
+        "license": licence or ("cc-by-nc-sa-3.0" if run and is_abid(run) else "unknown"),
         "library_name": "pytorch",
         "pipeline_tag": "image-classification",
         "tags": ["bincounter", "counting", "warehouse"],
     }
+    if licence and run:
+        front |= {"datasets": ["amazon-bin-image-dataset" if is_abid(run) else source_name(run)]}
+        front |= {"metrics": ["accuracy", "rmse"]}
     side = _scored_side(run)
     if run and side:
         metrics = [{"type": name, "value": run.metrics[side][name]} for name in ("accuracy", "rmse")]
         result = {
             "task": {"type": "image-classification"},
-            "dataset": {"name": _source(run), "type": "image", "split": SPLIT_OF_SIDE[side]},
+            "dataset": {"name": source_name(run), "type": "image", "split": SPLIT_OF_SIDE[side]},
             "metrics": metrics,
         }
         front["model-index"] = [{"name": about["model"], "results": [result]}]
@@ -120,11 +150,12 @@ def _data(run: RunResults | None, description: Mapping[str, Any]) -> Iterator[st
         yield f"## Data\n\n{learnt}; where they came from is not known, and so neither is their licence."
         return
     sides = [f"{sum(run.photos(split).values()):,} {split}" for split in ("validation", "test")]
-    yield f"## Data\n\n{learnt} of {_source(run)}, beside {' and '.join(sides)} photos. {_licence(run)}"
+    beside = f", beside {' and '.join(sides)} photos" if run.split else ""
+    yield f"## Data\n\n{learnt} of {source_name(run)}{beside}. {_licence(run)}"
 
 
 def _licence(run: RunResults) -> str:
-    if _is_abid(run):
+    if is_abid(run):
         return "They are of the Amazon Bin Image Dataset, licence CC BY-NC-SA 3.0 US: no commercial use."
     if run.config["data"]["source"] is None:
         return "A program drew them: no bin looks quite like that."
@@ -135,13 +166,14 @@ def _per_count(photos: Mapping[int, int]) -> str:
     return ", ".join(f"{number:,} of count {count}" for count, number in sorted(photos.items()))
 
 
-def _is_abid(run: RunResults) -> bool:
+def is_abid(run: RunResults) -> bool:
+    """Return whether a run learnt from the Amazon Bin Image Dataset."""
     data = run.config.get("data") or {}
     target = (data.get("layout") or {}).get("_target_")
     return str(target).endswith(".Abid") or _ABID_BUCKET in str(data.get("source"))
 
 
-def _source(run: RunResults) -> str:
+def source_name(run: RunResults) -> str:
     """Data source without local paths and logins."""
     source = (run.config.get("data") or {}).get("source")
     if source is None:
@@ -149,14 +181,14 @@ def _source(run: RunResults) -> str:
     return mask_secrets(source) if is_remote(source) else PurePath(source).name
 
 
-def _training(about: Mapping[str, Any], run: RunResults | None) -> Iterator[str]:
+def _training(about: Mapping[str, Any], run: RunResults | None, file: str = "training.yaml") -> Iterator[str]:
     parts = about["description"]
     rows = [["model.backbone", _call(parts["model"]["backbone"])], ["objective", _call(parts["objective"])]]
     if run:
         rows += [[key, f"`{value}`"] for key in _CONFIGURATION if (value := _setting(run.config, key)) is not None]
         versions = run.provenance.get("versions", {})
         rows += [[f"version of {name}", str(version)] for name, version in versions.items() if version]
-    where = "\n\n`training.yaml` holds the whole configuration." if run else ""
+    where = f"\n\n`{file}` holds the whole configuration." if run else ""
     yield f"## Training\n\n{_table(['Setting', 'Value'], rows)}{where}"
 
 
@@ -173,13 +205,17 @@ def _setting(config: Mapping[str, Any], key: str) -> Any:
 
 
 def _limits(about: Mapping[str, Any]) -> str:
-    limits, side = about["limits"], about["image_size"]
+    side = about["image_size"]
+    requests = ""
+    if limits := about.get("limits"):
+        requests = (
+            f"\n- A request holds at most {limits['max_body_bytes'] / 1e6:g} MB and {limits['max_instances']} photos."
+        )
     return f"""## Limits
 
 - It knows photos of warehouse bins, taken as those it learnt from. Any other gets a count too, which means nothing.
 - It can answer {_listed(about["counts"])} and no other count: of a bin that holds more it gives one of these.
-- A photo is stretched to {side} x {side} pixels; what cannot be told at that size is not counted.
-- A request holds at most {limits["max_body_bytes"] / 1e6:g} MB and {limits["max_instances"]} photos."""
+- A photo is stretched to {side} x {side} pixels; what cannot be told at that size is not counted.{requests}"""
 
 
 def _requests(about: Mapping[str, Any]) -> str:

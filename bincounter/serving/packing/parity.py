@@ -270,8 +270,10 @@ def parity_photos(origin: CheckpointOrigin, number: int, *, source: str | None, 
 
 def _own_photos(run: RunResults | None) -> list[PhotoFile]:
     """Test and validation photos of a run that are on this machine; nothing is rendered or downloaded."""
-    root = None if run is None else _root(run.config["data"], Path(run.config["paths"]["data_dir"]))
-    if run is None or root is None:
+    if run is None or not run.split:
+        return []
+    root = _root(run.config["data"], Path(run.config["paths"]["data_dir"]))
+    if root is None:
         return []
     unseen = [id_ for id_, (_, split) in run.split.items() if split in ("test", "validation")]
     if is_index(root / INDEX_FILE):
