@@ -86,15 +86,14 @@ def _files(address: HubAddress, origin: "CheckpointOrigin", run: "RunResults", l
     from bincounter.model.build import load_counter
     from bincounter.serving.packing.model_card import source_name, write_hub_card
     from bincounter.training.checkpoint import read_checkpoint
+    from bincounter.training.run import own_targets
 
     if licence is None and (reasons := list(_terms(run))):
         raise UserError(
             f"{run.path} is not uploaded, since {' and '.join(reasons)}: if you may share the model, name its licence, "
             "as in --licence cc-by-nc-sa-3.0"
         )
-    nodes = (run.config["model"]["backbone"], run.config["objective"])
-    trusted = [str(node["_target_"]).rpartition(".")[0] for node in nodes]  # the user's own run
-    description = load_counter(origin.checkpoint, trusted)[1]
+    description = load_counter(origin.checkpoint, own_targets(run.config))[1]
     described = {
         **description,
         "model": _without_paths(description["model"]),

@@ -85,7 +85,7 @@ def pack(
     destination: Path,
     *,
     extra: Mapping[str, bytes] | None = None,
-    loggers: Collection[str] = (),
+    extras: Collection[str] = (),
     smdebug: bool = False,
 ) -> CodeArchive:
     """Write the archive: files of bincounter as they are on disk, ``start.py`` and ``requirements.txt``.
@@ -94,7 +94,7 @@ def pack(
         repository: folder that holds bincounter's ``pyproject.toml``, in a checkout of git, or that it is installed in.
         destination: the ``.tar.gz`` to write; it appears whole or not at all.
         extra: further files, by their path in the archive.
-        loggers: names of the loggers of the run, see :func:`bincounter.cloud.code_archive.pinned_requirements`.
+        extras: of the package, that the run needs.
         smdebug: whether the run needs smdebug, see the same.
 
     Raises:
@@ -112,7 +112,7 @@ def pack(
     generated = {"start.py": _START.encode(), **(extra or {})}
     generated["requirements.txt"] = pinned_requirements(
         None if installed else root / "pyproject.toml",
-        loggers,
+        extras,
         smdebug=smdebug,
     ).encode()
     for name in generated.keys() & files.keys():
@@ -273,7 +273,7 @@ def _archive(files: Mapping[str, _File]) -> bytes:
     return packed.getvalue()
 
 
-def pinned_requirements(pyproject: Path | None, loggers: Collection[str], *, smdebug: bool = False) -> str:
+def pinned_requirements(pyproject: Path | None, extras: Collection[str], *, smdebug: bool = False) -> str:
     """Write a requirements.txt with everything that a run imports.
 
     Versions, and the requirements of each distribution, are the installed ones.
@@ -281,13 +281,13 @@ def pinned_requirements(pyproject: Path | None, loggers: Collection[str], *, smd
     Args:
         pyproject: bincounter's ``pyproject.toml``, since the metadata of an editable installation is as old as the
             last ``pip install -e .``; ``None`` to read what was installed from a wheel.
-        loggers: names of the loggers of the run; extras of those names are included.
+        extras: of the package, that the run needs.
         smdebug: leave smdebug's older requirements to the image.
 
     Raises:
         ConfigError: a requirement is not installed here, or not from a package index.
     """
-    roots = _declared(pyproject, loggers) if pyproject else _installed_version(loggers)
+    roots = _declared(pyproject, extras) if pyproject else _installed_version(extras)
     versions = {}
     of_the_image = _OF_THE_IMAGE | (_OF_SMDEBUG if smdebug else set())
     for found in _closure(roots, of_the_image):

@@ -12,10 +12,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from bincounter.cloud.hyperparameters import decode_overrides, encode_overrides
 from bincounter.cloud.instances import gpu_count
 from bincounter.cloud.jobs import JOB_RECORD
+from bincounter.config.aws_names import is_mlflow_arn
 from bincounter.config.overrides import LAUNCH_KEYS, drop_overrides
 from bincounter.config.validate import validate
 from bincounter.data.s3.address import is_remote
 from bincounter.errors import ConfigError
+from bincounter.hub import is_hub
 from bincounter.redaction import mask_argument
 from bincounter.training.run_folder import COMMIT_FILE, code_commit
 
@@ -27,7 +29,6 @@ log = logging.getLogger(__name__)
 _NOT_SHIPPED = (*LAUNCH_KEYS, "paths")
 _A_RUN = (JOB_RECORD, "checkpoints/last.ckpt", "checkpoints/best.ckpt")
 _IDS = "ids"  # folder of an id list in the code archive
-_EXTRAS = ("mlflow", "wandb")  # loggers that are extras of the package
 
 
 @dataclass
@@ -43,7 +44,7 @@ class PlannedJob:
         source: an ``s3://`` URI of the photos, a local folder to upload first, or ``None``.
         channel: whether SageMaker provides the photos; the run fetches them itself otherwise.
         extra: content of further files for the code archive, by their path in it.
-        loggers: extras of the package that the run needs.
+        extras: of the package, that the run needs.
         of_search: whether a search launches it; an earlier, killed command may have filled its folder.
         checkpoint_uri: of a run to resume, instead of ``launcher.checkpoint_uri``.
         debugger: settings as plain containers.
@@ -58,7 +59,7 @@ class PlannedJob:
     source: str | None = None
     channel: bool = False
     extra: dict[str, bytes] = field(default_factory=dict)
-    loggers: list[str] = field(default_factory=list)
+    extras: list[str] = field(default_factory=list)
     of_search: bool = False
     checkpoint_uri: str | None = None
     debugger: dict[str, Any] = field(default_factory=dict)
@@ -124,13 +125,29 @@ def plan_run(planned: PlannedJob, loader: "ConfigLoader", config: DictConfig) ->
     planned.source = plain["data"]["source"]
     planned.shipped = drop_overrides(planned.overrides, *_NOT_SHIPPED)
     planned.debugger, planned.profiler = plain["debugger"], plain["profiler"]
-    planned.loggers = [name for name in _EXTRAS if (plain["logger"] or {}).get(name)]
+    planned.extras = needed_extras(plain)
     ids = plain["data"]["layout"].get("ids")
     if isinstance(ids, str) and not is_remote(ids):
         _ship_ids(planned, Path(ids))
     # An id list names a few of a million objects: the run fetches them itself.
     planned.channel = planned.source is not None and not ids
     _check_recomposition(planned, cfg, loader, config)
+
+
+def needed_extras(plain: Mapping[str, Any]) -> list[str]:
+    """Return the extras of the package that a run imports.
+
+    Args:
+        plain: its configuration, as plain containers.
+    """
+    loggers, model = plain["logger"] or {}, plain["model"]
+    needed = {
+        **{name: bool(loggers.get(name)) for name in ("mlflow", "wandb")},
+        "sagemaker-mlflow": any(is_mlflow_arn((node or {}).get("tracking_uri")) for node in loggers.values()),
+        "timm": ".timm_backbones." in model["backbone"]["_target_"],
+        "hub": is_hub(model["weights"]),
+    }
+    return [name for name, is_needed in needed.items() if is_needed]
 
 
 def check_together(planned: Sequence[PlannedJob], settings: Mapping[str, Any]) -> None:

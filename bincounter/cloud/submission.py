@@ -138,7 +138,7 @@ class Submission:
                     self._repository,
                     path,
                     extra=one.extra,
-                    loggers=one.loggers,
+                    extras=one.extras,
                     smdebug=one.debugger.get("kind") == "smdebug",
                 )
                 archives[_needs(one)] = source
@@ -191,7 +191,7 @@ def show_cost(settings: Mapping[str, Any], jobs: int, *, before: int = 0) -> Non
 
 
 def _needs(planned: "PlannedJob") -> Needs:
-    return tuple(sorted(planned.extra.items())), tuple(planned.loggers), planned.debugger.get("kind") == "smdebug"
+    return tuple(sorted(planned.extra.items())), tuple(planned.extras), planned.debugger.get("kind") == "smdebug"
 
 
 def _source_uri(bucket_uri: str, source: CodeArchive) -> str:

@@ -1,5 +1,6 @@
 """Forms of AWS's names and numbers: fields of ``launcher`` and ``target``, and checks of a request's parts."""
 
+import importlib.util
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,6 +12,7 @@ LARGEST_VOLUME = 16_384
 """GB; of an EBS volume."""
 _BUCKET = r"(?!.*\.\.)(?!\d+\.\d+\.\d+\.\d+(/|$))[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]"
 _ARN = r"arn:aws[a-z-]*:iam::\d{12}:role/[\w+=,.@/-]{1,512}"
+_MLFLOW = re.compile(r"arn:aws[a-z-]*:sagemaker:[a-z0-9-]+:\d{12}:mlflow-(app|tracking-server)/[\w-]+")
 _REGISTRY = r"[a-z0-9][a-z0-9.-]*(:\d+)?(/[a-z0-9]+([._-]+[a-z0-9]+)*)*"
 _TAG = re.compile(r"[\w\s.:/=+@-]*")
 _MOST_TAGS = 50
@@ -49,6 +51,32 @@ def s3_folder(*, whole_bucket: bool = False) -> dict[str, Any]:
     """Bounds of an ``s3://`` URI of a folder; ``whole_bucket`` accepts a bucket alone, too."""
     rest = r"(/[^/].*|/)?" if whole_bucket else r"/[^/].*"
     return {"pattern": rf"s3://{_BUCKET}{rest}", "hint": "is not an S3 folder: write it as s3://bucket/folder"}
+
+
+def is_mlflow_arn(uri: Any) -> bool:
+    """Return whether the address of an MLflow server is an ARN of SageMaker's."""
+    return isinstance(uri, str) and uri.startswith("arn:")
+
+
+def check_mlflow_uri(key: str, uri: Any) -> None:
+    """Check the address of an MLflow server, if it is an ARN.
+
+    Args:
+        key: dotted name of the setting.
+        uri: its value.
+
+    Raises:
+        ConfigError: it is not of an MLflow App or tracking server, or the plug-in that signs requests is missing.
+    """
+    if not is_mlflow_arn(uri):
+        return
+    if not _MLFLOW.fullmatch(uri):
+        raise ConfigError(
+            f"{key}={uri} is not the ARN of an MLflow App or tracking server: write it as in "
+            "arn:aws:sagemaker:eu-west-1:123456789012:mlflow-app/NAME or .../mlflow-tracking-server/NAME"
+        )
+    if importlib.util.find_spec("sagemaker_mlflow") is None:
+        raise ConfigError(f"{key}={uri} needs a plug-in of MLflow: pip install 'bincounter[sagemaker-mlflow]'")
 
 
 def check_environment(key: str, environment: Mapping[str, str | None], longest: int) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from bincounter.config.aws_names import check_mlflow_uri
 from bincounter.config.checks import (
     SHORT_PRECISIONS,
     Bound,
@@ -68,6 +69,8 @@ def validate(cfg: DictConfig) -> None:
         for name, node in (plain[group] or {}).items():
             if node is not None:
                 check_target(f"{group}.{name}", node)
+                if group == "logger":
+                    check_mlflow_uri(f"logger.{name}.tracking_uri", node.get("tracking_uri"))
 
 
 def _data(data: Mapping[str, Any], *, training: bool) -> None:
@@ -125,7 +128,7 @@ def _run(cfg: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"ckpt_path={path} continues training; to score, name a file: ckpt_path=RUN/checkpoints/best.ckpt"
         )
-    if not checkpoint_file(Path(path)).is_file():
+    if not checkpoint_file(path).is_file():
         raise ConfigError(f"ckpt_path={path} is not a file; a run has RUN/checkpoints/best.ckpt and last.ckpt")
 
 
@@ -232,12 +235,24 @@ def _files(cfg: Mapping[str, Any]) -> None:
 
         if import_target("data.layout", layout["_target_"]) is Abid:
             read_ids(layout["ids"])
-    backbone = cfg["model"]["backbone"]
-    if cfg["train"] and cfg["model"]["weights"] is not None and backbone["_target_"].startswith("bincounter."):
+    if cfg["train"]:
+        _backbone(cfg["model"]["backbone"], cfg["model"]["weights"])
+
+
+def _backbone(node: Mapping[str, Any], weights: str | None) -> None:
+    """Check the name of a backbone of ours, and its pretrained weights."""
+    target = node["_target_"]
+    if target == "bincounter.model.timm_backbones.TimmBackbone":
+        try:
+            from bincounter.model.timm_backbones import check_timm
+
+            check_timm(node["name"], weights)
+        except ModuleNotFoundError as error:
+            raise ConfigError(f"model=timm needs {error.name}: pip install 'bincounter[timm]'") from error
+    elif weights is not None and target.startswith("bincounter."):
         from bincounter.model.backbones import check_weights
 
-        resnet = backbone["_target_"].endswith(".resnet")
-        check_weights(cfg["model"]["weights"], backbone.get("name", "resnet50") if resnet else None)
+        check_weights(weights, node.get("name", "resnet50") if target.endswith(".resnet") else None)
 
 
 def _accelerator(trainer: Mapping[str, Any]) -> None:

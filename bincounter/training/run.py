@@ -41,6 +41,7 @@ from bincounter.training.checkpoint import (
     find_resume_checkpoint,
     read_checkpoint,
 )
+from bincounter.training.mlflow_logger import register_models
 from bincounter.training.run_folder import RunFolder
 from bincounter.training.scoring import fabric_for, print_scores, score_run
 from bincounter.training.trainer import (
@@ -137,13 +138,15 @@ def _fit_and_score(
     caveats = [] if checkpoint.ended_by is None else [checkpoint.ended_by]
     planned = {"planned_epochs": trainer.max_epochs, "resumed_at_epoch": resumed_at}
     folder.add_facts({"epochs": epochs_begun(checkpoint.last_path), **planned})
-    return _scored(plain, folder, data, loaded, best_value(best), callbacks, caveats)
+    outcome = _scored(plain, folder, data, loaded, best_value(best), callbacks, caveats)
+    register_models(trainer.loggers, folder.path)
+    return outcome
 
 
 def _score_only(
     cfg: DictConfig, plain: dict[str, Any], folder: RunFolder, callbacks: Sequence[L.Callback]
 ) -> RunOutcome:
-    checkpoint = checkpoint_file(Path(cfg.ckpt_path))
+    checkpoint = checkpoint_file(cfg.ckpt_path)
     loaded = load_counter(checkpoint, trusted=own_targets(plain))
     folder.claim(fresh=True)
     caveats = _follow_checkpoint(cfg, loaded[1])
@@ -220,8 +223,8 @@ def _claim(cfg: DictConfig, plain: dict[str, Any], folder: RunFolder) -> str | N
 
 
 def _resume_checkpoint(cfg: DictConfig, folder: RunFolder) -> str | None:
-    checkpoint = find_resume_checkpoint(folder.checkpoints) if cfg.ckpt_path == "last" else None
-    return None if checkpoint is None else str(checkpoint)
+    found = find_resume_checkpoint(folder.checkpoints) if cfg.ckpt_path == "last" else None
+    return str(found) if found else None
 
 
 def _check_sides(data: BinDataModule, fractions: list[float]) -> None:
@@ -252,8 +255,7 @@ def _train_ids(data: BinDataModule) -> list[str]:
     return [data.manifest.records[i].id for i in data.side("training")]
 
 
-def _train_content(data: BinDataModule) -> torch.Tensor:
-    """Content hashes of the training photos, ``int64[N]``."""
+def _train_content(data: BinDataModule) -> torch.Tensor:  # int64[N]
     return torch.from_numpy(data.manifest.content[data.side("training")].view(np.int64))
 
 
@@ -319,8 +321,7 @@ def _overrides() -> list[str]:
 
 def own_targets(plain: Mapping[str, Any]) -> list[str]:
     """Return modules named by the user's configuration: a checkpoint may be built from them too."""
-    targets = [node["_target_"] for node in (plain["model"]["backbone"], plain["objective"])]
-    return [target.rpartition(".")[0] for target in targets]
+    return [node["_target_"].rpartition(".")[0] for node in (plain["model"]["backbone"], plain["objective"])]
 
 
 def _follow_checkpoint(cfg: DictConfig, description: Mapping[str, Any]) -> list[str]:

@@ -273,6 +273,11 @@ _LOGGERS = {
 _NO_LOGIN = re.compile(r"api[_ ]?key|log(?:ged)? ?in\b|\b40[13]\b|unauthori[sz]ed|permission|credential", re.IGNORECASE)
 
 
+_MLFLOW_LOGIN = (
+    "set MLFLOW_TRACKING_TOKEN, or at SageMaker let the role do sagemaker:CallMlflowAppApi and sagemaker-mlflow:* on it"
+)
+
+
 def _describe_logger_failure(error: BaseException) -> BinCounterError | None:
     """Describe an exception of a logger's package, which may be missing, not logged in, or without its server."""
     for cause in (error, error.__cause__):
@@ -288,7 +293,7 @@ def _describe_logger_failure(error: BaseException) -> BinCounterError | None:
             )
         text = mask_text(next(iter(str(cause).splitlines()), type(cause).__name__)).rstrip(". ")
         if _NO_LOGIN.search(text):
-            login = "run `wandb login`, or set WANDB_API_KEY" if name == "wandb" else "set MLFLOW_TRACKING_TOKEN"
+            login = "run `wandb login`, or set WANDB_API_KEY" if name == "wandb" else _MLFLOW_LOGIN
             return ConfigError(f"{name} refuses this login ({text}): {login}, or choose logger=csv")
         return ResourceError(f"{name} cannot log this run ({text}): {_LOGGERS[name]}")
     return None

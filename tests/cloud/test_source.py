@@ -6,13 +6,18 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from commands import REPOSITORY, environment
+from omegaconf import OmegaConf
 
+from bincounter.cli.hydra_app import compose
 from bincounter.cloud.code_archive import CodeArchive, pack, pinned_requirements
+from bincounter.cloud.hyperparameters import decode_overrides, encode_overrides
+from bincounter.cloud.job_plan import needed_extras
 from bincounter.errors import ConfigError
 
 FILES = {
@@ -24,6 +29,7 @@ FILES = {
     "tools/run.sh": "#!/bin/sh\n",
     ".gitignore": "ignored/\n",
 }
+MLFLOW_APP = "arn:aws:sagemaker:eu-west-1:123456789012:mlflow-app/app-ABCDEFGHIJKL"
 KEY_ID = "AKIA" + "Z7Q2" * 4  # written so that this file does not look like one that holds a key
 PRIVATE_KEY = "-----BEGIN RSA PRIVATE" + " KEY-----\nMIIB\n"
 
@@ -260,6 +266,25 @@ def test_requirements_are_what_runs_here_without_torch_and_what_only_it_needs() 
     only_elsewhere = {"torch", "torchvision", "sympy", "triton", "bincounter", "pytest", "mlflow", "wandb", "moto"}
     assert not pins.keys() & only_elsewhere
     assert not [name for name in pins if name.startswith(("nvidia-", "cuda-", "sagemaker"))]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "extras"),
+    [
+        ([], []),
+        (["model=timm"], ["timm"]),
+        (["model.weights=hf://ada/bins@v1"], ["hub"]),
+        (["logger=[csv,mlflow]"], ["mlflow"]),
+        (["logger=mlflow", f"logger.mlflow.tracking_uri={MLFLOW_APP}"], ["mlflow", "sagemaker-mlflow"]),
+    ],
+)
+def test_a_job_gets_the_extras_that_its_run_imports(overrides: list[str], extras: list[str]) -> None:
+    cfg = compose(decode_overrides(encode_overrides(overrides)))
+    plain = OmegaConf.to_container(cfg)
+    assert isinstance(plain, dict)
+    assert needed_extras({str(key): node for key, node in plain.items()}) == extras
+    declared = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert declared.keys() >= set(extras)
 
 
 @pytest.fixture

@@ -1,0 +1,99 @@
+"""Logger for MLflow servers, SageMaker's included, that registers the model of a finished run."""
+
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from lightning.pytorch.loggers import MLFlowLogger
+from lightning.pytorch.loggers.logger import Logger
+
+from bincounter.config.checks import METRICS
+from bincounter.training.checkpoint import export_model
+
+log = logging.getLogger(__name__)
+
+_FOLDER = "model"  # of the checkpoint, among the artifacts of a run
+
+
+class MlflowLogger(MLFlowLogger):
+    """Lightning's logger, with a registry.
+
+    Args:
+        experiment_name: of the experiment, created if it does not exist.
+        tracking_uri: of a server or a database, or the ARN of an MLflow App or tracking server of SageMaker, whose
+            requests the plug-in sagemaker-mlflow signs with AWS's standard credentials: in a job, its role.
+        run_name: of the run; MLflow chooses one where it is ``None``.
+        tags: of the run.
+        prefix: of the names of metrics.
+        artifact_location: of a new experiment; the server's where it is ``None``.
+        run_id: of a run to continue.
+        registered_model: name of a model, of which the checkpoint becomes a new version when the run has been scored.
+    """
+
+    def __init__(
+        self,
+        experiment_name: str,
+        tracking_uri: str,
+        run_name: str | None = None,
+        tags: Mapping[str, Any] | None = None,
+        prefix: str = "",
+        artifact_location: str | None = None,
+        run_id: str | None = None,
+        registered_model: str | None = None,
+    ) -> None:
+        super().__init__(
+            experiment_name,
+            run_name=run_name,
+            tracking_uri=tracking_uri,
+            tags=dict(tags) if tags else None,
+            prefix=prefix,
+            artifact_location=artifact_location,
+            run_id=run_id,
+        )
+        self._registered_model = registered_model
+
+    def register(self, run: Path) -> None:
+        """Log best checkpoint, configuration and scores of a run as artifacts, and make them a version of the model.
+
+        Args:
+            run: its folder.
+        """
+        name = self._registered_model
+        if name is None:
+            return
+        from mlflow.exceptions import MlflowException
+
+        client, run_id = self.experiment, self.run_id
+        assert run_id is not None
+        with TemporaryDirectory() as folder:
+            export_model(run, Path(folder))
+            client.log_artifacts(run_id, folder, _FOLDER)
+        try:
+            client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        source = f"{client.get_run(run_id).info.artifact_uri}/{_FOLDER}"
+        version = client.create_model_version(name, source, run_id=run_id, tags=_scores(run))
+        log.info("MLflow has it as version %s of model %s.", version.version, name)
+
+
+def register_models(loggers: Iterable[Logger], run: Path) -> None:
+    """Register the model of a scored run with those loggers that are asked to."""
+    for logger in loggers:
+        if isinstance(logger, MlflowLogger):
+            logger.register(run)
+
+
+def _scores(run: Path) -> dict[str, str]:
+    metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    sides = {side: metrics.get(side) or {} for side in ("val", "test")}
+    return {
+        f"{side}/{name}": f"{scores[name]:.6g}"
+        for side, scores in sides.items()
+        for name in METRICS
+        if scores.get(name) is not None
+    }
