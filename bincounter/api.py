@@ -33,7 +33,7 @@ def load(checkpoint: str | Path, *, trust: Sequence[str] = (), device: str = "au
     """Load a checkpoint to predict counts with.
 
     Args:
-        checkpoint: a file, or the folder of its run.
+        checkpoint: a file, the folder of its run, or ``hf://owner/name`` at the Hugging Face Hub.
         trust: modules or packages of your own that may define the checkpoint's model.
         device: ``auto`` for a GPU if there is one, or a name of torch such as ``cpu`` and ``cuda:1``.
         batch_size: photos that the model is given at a time.
