@@ -104,6 +104,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
 
     compare = commands.add_parser("compare", help="compare runs: differing settings and their scores")
     compare.add_argument("runs", nargs="+", type=as_path, metavar="RUN", help="folders of runs, or of sweeps")
+    compare.add_argument("--output", type=as_path, metavar="PAGE", help="write the comparison to this page, too")
     compare.set_defaults(command=_compare)
 
     runs = commands.add_parser("runs", help="list runs and sweeps, best first")
@@ -177,7 +178,14 @@ def _compare(arguments: argparse.Namespace) -> int:
 
     from bincounter.report.compare import compare, format_comparison
 
-    Console().print(format_comparison(compare(arguments.runs)))
+    if arguments.output:
+        check_writable(arguments.output, key="--output")
+    comparison = compare(arguments.runs)
+    Console().print(format_comparison(comparison))
+    if arguments.output:
+        from bincounter.report.compare_page import write_comparison
+
+        print(escape_name(write_comparison(arguments.output, comparison)))
     return 0
 
 

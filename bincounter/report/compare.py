@@ -21,7 +21,12 @@ from bincounter.training.resume import flatten
 
 _PLACES = ("paths", "hydra", "ckpt_path", "logger")  # where a run is stored or resumed from, which changes no score
 _UNSET = "(not set)"
-_MARK = " †"  # of runs whose scores have a caveat
+MARK = " †"
+"""Mark of runs whose scores have a caveat."""
+
+BASELINES = {"accuracy": ("majority_accuracy", "majority"), "rmse": ("mean_rmse", "mean")}
+"""Baseline of a score: its key in ``metrics.json``, and its name."""
+
 _GAP = 3  # characters between two columns
 _VALUE = 16  # characters of a value that a long key leaves
 _LABEL = 13  # characters of a score's name on one line
@@ -40,6 +45,7 @@ class Comparison:
             bootstrap): ``(difference, low, high)``; ``None`` for the first, and if the photos differ ``[R]``.
         remarks: sentences on what limits the comparison.
         caveats: sentences on what limits each run's scores ``[R]``.
+        runs: the results themselves ``[R]``.
     """
 
     names: tuple[str, ...]
@@ -49,6 +55,7 @@ class Comparison:
     gains: tuple[tuple[float, float, float] | None, ...]
     remarks: tuple[str, ...]
     caveats: tuple[tuple[str, ...], ...]
+    runs: tuple[RunResults, ...]
 
     def best(self, score: str) -> int | None:
         """Index of the run with the best value of a score; ``None`` if no run is ahead."""
@@ -95,6 +102,7 @@ def compare(runs: Sequence[Path]) -> Comparison:
         gains=(None, *(_gain(scored[0], other) for other in scored[1:])),
         remarks=(*_remarks(read, scored, side), *(f"left out: {reason}." for reason in reasons)),
         caveats=tuple(tuple(run.caveats) for run in read),
+        runs=tuple(read),
     )
 
 
@@ -119,10 +127,14 @@ class _Screen:
         where = "test" if comparison.side == "test" else "validation"
         yield Text(f"\nScores on {where} photos, 95 % intervals below, * best", style="bold")
         yield _scores_table(comparison, width)
-        limits = zip(comparison.names, comparison.caveats, strict=True)
-        remarks = [*comparison.remarks, *(f"{name}{_MARK} {caveat}" for name, each in limits for caveat in each)]
-        for remark in remarks:
+        for remark in all_remarks(comparison):
             yield Padding(Text(f"Note: {one_line(remark)}"), (1, 0, 0, 0))
+
+
+def all_remarks(comparison: Comparison) -> list[str]:
+    """Return the remarks and the caveats, each of these with its run."""
+    limits = zip(comparison.names, comparison.caveats, strict=True)
+    return [*comparison.remarks, *(f"{name}{MARK} {caveat}" for name, each in limits for caveat in each)]
 
 
 def _expand(paths: Sequence[Path]) -> list[Path]:
@@ -229,7 +241,7 @@ def _scores_table(comparison: Comparison, width: int) -> Table:
     table.add_column("", min_width=_LABEL)
     share = (width - _LABEL - _GAP) // len(comparison.names) - _GAP
     for name, caveats in zip(comparison.names, comparison.caveats, strict=True):
-        title = fold(name + _MARK if caveats else name, share)
+        title = fold(name + MARK if caveats else name, share)
         table.add_column(Text(title), justify="right", overflow="fold", max_width=share)
     table.add_row("photos", *(whole(scores.get("n")) for scores in comparison.scores))
     for score in SCORES:
@@ -238,8 +250,8 @@ def _scores_table(comparison: Comparison, width: int) -> Table:
         table.add_row(score_name(score, unit=True), *cells)
         if score == "accuracy" and any(comparison.gains):
             table.add_row("  against the first", *(_gain_cell(gain) for gain in comparison.gains))
-        if score in {"accuracy", "rmse"}:
-            key, baseline = {"accuracy": ("majority_accuracy", "majority"), "rmse": ("mean_rmse", "mean")}[score]
+        if score in BASELINES:
+            key, baseline = BASELINES[score]
             values = (Text(format_score(score, scores.get(key)), style="dim") for scores in comparison.scores)
             table.add_row(Text(f"  {baseline} baseline", style="dim"), *values)
     return table
@@ -253,9 +265,14 @@ def _cell(scores: Mapping[str, Any], score: str, best: bool) -> Text:
 
 
 def _gain_cell(gain: tuple[float, float, float] | None) -> Text:
-    """Format a difference in percentage points, with a note if the interval includes 0."""
+    points, interval = format_gain(gain)
+    return Text(points).append(f"\n{interval}", style="dim") if gain else Text("")
+
+
+def format_gain(gain: tuple[float, float, float] | None) -> tuple[str, str]:
+    """Format a difference in percentage points, and its interval, with a note if that includes 0."""
     if gain is None:
-        return Text("")
+        return "", ""
     points, low, high = (f"{100 * value:+.1f}" for value in gain)
     verdict = "" if gain[1] > 0 or gain[2] < 0 else ", may be chance"
-    return Text(f"{points} points").append(f"\n{low} to {high}{verdict}", style="dim")
+    return f"{points} points", f"{low} to {high}{verdict}"

@@ -35,13 +35,13 @@ def per_count_section(run: RunResults, side: str) -> dict[str, Any] | None:
     scores = (run.metrics.get(side) or {}).get("per_count")
     if not scores:
         return None
-    rows = run.per_count or _rows_of_metrics(run)
+    rows = per_count_rows(run)
     counts = sorted({count for count, _ in rows})
     splits = [split for split in _SPLITS if any(_there(rows, count, split) for count in counts)]
     rmse = {row["count"]: row["rmse"] for row in scores}
     return {
         "splits": [_SPLITS[split] for split in splits],
-        "rows": [(count, [_cells(rows[count, split]) for split in splits], rmse.get(count)) for count in counts],
+        "rows": [(count, [format_row(rows[count, split]) for split in splits], rmse.get(count)) for count in counts],
         "rmse_of": _SPLITS[SPLIT_OF_SIDE[side]],
         "plot": _plot(rows, counts, splits),
         "keys_of_plot": _keys(rows, counts, splits),
@@ -54,6 +54,11 @@ def per_count_section(run: RunResults, side: str) -> dict[str, Any] | None:
 
 def _there(rows: Rows, count: int, split: str) -> bool:
     return bool((count, split) in rows and (rows[count, split].photos or rows[count, split].scored))
+
+
+def per_count_rows(run: RunResults) -> Rows:
+    """Return the rows of ``per_count.csv``, also of a run of a version without it."""
+    return run.per_count or _rows_of_metrics(run)
 
 
 def _rows_of_metrics(run: RunResults) -> dict[tuple[int, str], CountRow]:
@@ -75,7 +80,7 @@ def _rows_of_metrics(run: RunResults) -> dict[tuple[int, str], CountRow]:
     return rows
 
 
-def _cells(row: CountRow) -> dict[str, str]:
+def format_row(row: CountRow) -> dict[str, str]:
     """Format one split of one count."""
     return {
         "photos": whole(row.photos),

@@ -58,7 +58,7 @@ def write_report(
         "curves": _curves(results),
         "rules": verdicts,
         "profile": profile_section(profile),
-        "confusion": _confusion(scores),
+        "confusion": confusion(scores),
         "per_count": per_count_section(results, side),
         "calibration": scores if reliability else None,
         "reliability": plots.reliability(reliability, label="Accuracy against confidence") if reliability else None,
@@ -154,7 +154,8 @@ def _curves(run: RunResults) -> list[tuple[str, Markup, list[tuple[str, str]]]]:
     return curves
 
 
-def _confusion(scores: Mapping[str, Any]) -> dict[str, Any] | None:
+def confusion(scores: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the values of the macro ``confusion_table``; ``None`` if there is no matrix."""
     if not scores.get("confusion"):
         return None
     rows = []

@@ -3,11 +3,14 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from made_runs import make_run
 from rich.console import Console
+from test_report import Text
 
+from bincounter.cli.main import main
 from bincounter.errors import UserError
 from bincounter.report.compare import Comparison, compare, format_comparison
 
@@ -69,6 +72,38 @@ def test_run_with_the_same_answers_gains_nothing(tmp_path: Path) -> None:
     assert comparison.gains == (None, (0.0, 0.0, 0.0))
     assert comparison.best("accuracy") is None
     assert "may be chance" in on_screen(comparison)
+
+
+@pytest.mark.parametrize("folder", ["monday", "100 % #1"])
+def test_page_has_the_numbers_of_the_terminal_and_links_the_reports(
+    folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [make_run(tmp_path / folder / name, skill=skill, lr=skill) for name, skill in (("weak", 0.3), ("<b>", 1.6))]
+    metrics = json.loads((runs[1] / "metrics.json").read_text())
+    (runs[1] / "metrics.json").write_text(json.dumps(metrics | {"caveats": ["It has seen these photos."]}))
+    (runs[1] / "report.html").touch()
+    page = tmp_path / "pages" / "compare.html"
+    assert main(["compare", *map(str, runs), "--output", str(page)]) == 0
+    screen = capsys.readouterr().out
+    assert screen.splitlines()[-1] == str(page)
+    text = Text(page)
+    words = " ".join(text.text.split())
+    table = screen.split("Scores on test photos")[1].split("Note:")[0]
+    numbers = re.findall(r"[+-]?[\d.]+(?: %| points| to )", table)
+    assert len(numbers) > 20
+    assert [number for number in numbers if number.strip() not in words] == []
+    assert "<b> is best" in words and "may be chance" not in words
+    assert "<b> † It has seen these photos." in words
+    assert "model.optimizer.lr 0.3 1.6" in words
+    links = {unquote(href) for href in re.findall(r'href="([^"#]*report.html)"', page.read_text())}
+    assert {(page.parent / link).resolve() for link in links} == {runs[1] / "report.html"}
+    accuracies = [row["accuracy"] for row in metrics["test"]["per_count"]]
+    assert all(f"{100 * accuracy:.1f} %" in words for accuracy in accuracies)
+
+
+def test_page_is_refused_before_anything_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", str(tmp_path / "nowhere"), "--output", str(tmp_path)]) == 2
+    assert "--output" in capsys.readouterr().err
 
 
 def test_best_is_the_highest_accuracy_and_the_lowest_error(tmp_path: Path) -> None:

@@ -10,6 +10,9 @@ from made_data import write_made_data_report
 from made_runs import make_run, write_run_report
 from playwright.sync_api import Browser
 
+from bincounter.report.compare import compare
+from bincounter.report.compare_page import write_comparison
+
 pytestmark = pytest.mark.browser
 WIDTHS = (390, 1280)
 
@@ -29,6 +32,13 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def data_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_made_data_report(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("compared")
+    runs = [make_run(folder / f"2026-11-20_10-00-0{number}", lr=0.1 * number, seed=number) for number in range(5)]
+    return write_comparison(folder / "compare.html", compare(runs))
 
 
 def check_layout(seen: Visit, width: int) -> None:
@@ -58,6 +68,20 @@ def test_report_shows_all_sections(browser: Browser, report: Path, width: int) -
     assert mistakes == 8
     assert attention == 12  # six photos, each beside its attention
     assert links
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_comparison_shows_all_runs_side_by_side(browser: Browser, comparison: Path, width: int) -> None:
+    with visit(browser, comparison, width=width) as seen:
+        assert (seen.requests, seen.errors) == ([], [])
+        assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
+        headings = seen.page.locator("h2:visible").all_inner_texts()
+        boxes = [each.bounding_box() for each in seen.page.locator("table.confusion").all()]
+        seen.page.locator("#scores .scroll").evaluate("box => box.scrollLeft = 1000")
+        label = seen.page.locator("#scores tbody th").first.bounding_box()
+    assert headings == ["Runs", "Scores", "Settings that differ", "Count by count", "Where they err"]
+    assert len(boxes) == 5
+    assert label and label["x"] >= 0  # it stays where the numbers are scrolled
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -112,7 +136,9 @@ def test_data_report_shows_all_sections(browser: Browser, data_report: Path, wid
     assert links
 
 
-def test_pages_follow_the_readers_colour_scheme(browser: Browser, report: Path, data_report: Path) -> None:
+def test_pages_follow_the_readers_colour_scheme(
+    browser: Browser, report: Path, data_report: Path, comparison: Path
+) -> None:
     """On both schemes text, in and outside plots, stands out from its background (WCAG AA asks for 4.5)."""
     contrast = """() => {
         const luminance = colour => {
@@ -128,7 +154,7 @@ def test_pages_follow_the_readers_colour_scheme(browser: Browser, report: Path, 
             return (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05);
         })];
     }"""
-    for path in (report, data_report):
+    for path in (report, data_report, comparison):
         for dark in (False, True):
             with visit(browser, path, dark=dark) as seen:
                 paper, *contrasts = seen.page.evaluate(contrast)

@@ -1,0 +1,128 @@
+"""``compare.html``: a comparison of runs on one page, with the numbers of ``bincounter compare``."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from bincounter.names import one_line
+from bincounter.number_format import SCORES, decimals, format_interval, format_score, percent, score_heading, whole
+from bincounter.report.compare import BASELINES, MARK, Comparison, all_remarks, format_gain
+from bincounter.report.page import write_page
+from bincounter.report.per_count_section import format_row, per_count_rows
+from bincounter.report.report import confusion
+from bincounter.training.results import SPLIT_OF_SIDE, CountRow
+
+
+def write_comparison(path: Path, comparison: Comparison) -> Path:
+    """Write the page of a comparison.
+
+    Args:
+        path: of the page; links to the runs' reports are relative to it.
+        comparison: of the runs.
+
+    Returns:
+        ``path``.
+    """
+    side = {"test": "test", "val": "validation"}[comparison.side]
+    content: dict[str, object] = {
+        "title": f"{len(comparison.names)} runs",
+        "kicker": f"bincounter comparison · {len(comparison.names)} runs",
+        "headline": _headline(comparison, side),
+        "lead": _lead(comparison, side),
+        "side": side,
+        "remarks": [one_line(remark) for remark in all_remarks(comparison)],
+        "runs": _runs(comparison, path),
+        "scores": _scores(comparison),
+        "settings": comparison.settings,
+        "per_count": _per_count(comparison),
+        "footer": "Made by bincounter. This file needs no network.",
+    }
+    return write_page(path, "compare.html", content)
+
+
+def _headline(comparison: Comparison, side: str) -> str:
+    best = comparison.best("accuracy")
+    if best is None:
+        return f"No run is ahead on {side} photos"
+    scores = comparison.scores[best]
+    return f"{comparison.names[best]} is best: {percent(scores['accuracy'])} of {whole(scores['n'])} {side} bins"
+
+
+def _lead(comparison: Comparison, side: str) -> str:
+    """Describe which differences from the first run are clear."""
+    first, *others = comparison.names
+    gains = [(name, gain) for name, gain in zip(others, comparison.gains[1:], strict=True) if gain]
+    clear = [f"{name} by {format_gain(gain)[0]}" for name, gain in gains if gain[1] > 0 or gain[2] < 0]
+    measured = f"Accuracy on the same {side} photos is compared with that of {first}, photo by photo."
+    if not gains:
+        return f"No run was scored on the same {side} photos as {first}, so that no difference has an interval."
+    return f"{measured} It differs clearly for {', '.join(clear)}." if clear else f"{measured} No difference is clear."
+
+
+def _runs(comparison: Comparison, page: Path) -> list[dict[str, Any]]:
+    """Return what each run has of its own: link, accuracy, difference and confusion matrix."""
+    runs = []
+    for number, (run, scores) in enumerate(zip(comparison.runs, comparison.scores, strict=True)):
+        low, high = scores.get("intervals", {}).get("accuracy") or (scores["accuracy"], scores["accuracy"])
+        runs.append(
+            {
+                "name": comparison.names[number],
+                "mark": MARK if comparison.caveats[number] else "",
+                "report": _report(run.path, page),
+                "accuracy": percent(scores["accuracy"]),
+                "range": format_interval("accuracy", [low, high]),
+                "at": [round(100 * each, 2) for each in (scores["accuracy"], low, high)],
+                "baseline": scores.get("majority_accuracy"),
+                "gain": format_gain(comparison.gains[number]),
+                "confusion": confusion(scores),
+            }
+        )
+    return runs
+
+
+def _report(run: Path, page: Path) -> str:
+    report = run / "report.html"
+    return quote(os.path.relpath(report, page.parent)) if report.is_file() else ""
+
+
+def _scores(comparison: Comparison) -> list[dict[str, Any]]:
+    """Return the rows of all scores, baselines and differences below theirs."""
+    rows = [_row("Photos", [(whole(scores.get("n")), "") for scores in comparison.scores])]
+    for score in SCORES:
+        cells = [
+            (format_score(score, scores.get(score)), format_interval(score, interval) if interval else "")
+            for scores in comparison.scores
+            for interval in [scores.get("intervals", {}).get(score)]
+        ]
+        rows.append(_row(score_heading(score), cells, best=comparison.best(score)))
+        if score == "accuracy" and any(comparison.gains):
+            rows.append(_row("against the first", [format_gain(gain) for gain in comparison.gains]))
+        if score in BASELINES:
+            key, name = BASELINES[score]
+            values = [(format_score(score, scores.get(key)), "") for scores in comparison.scores]
+            rows.append(_row(f"of the {name} baseline", values, baseline=True))
+    return rows
+
+
+def _row(name: str, cells: list[tuple[str, str]], *, best: int | None = None, baseline: bool = False) -> dict[str, Any]:
+    return {"name": name, "cells": cells, "best": best, "baseline": baseline}
+
+
+def _per_count(comparison: Comparison) -> list[tuple[int, list[Mapping[str, str]]]]:
+    """Return accuracy, loss and RMSE of each run for each count."""
+    split = SPLIT_OF_SIDE[comparison.side]
+    rows = [per_count_rows(run) for run in comparison.runs]
+    rmse = [{row["count"]: row.get("rmse") for row in scores.get("per_count", ())} for scores in comparison.scores]
+    counts = sorted({count for each in rows for count, of in each if of == split})
+    return [
+        (
+            count,
+            [
+                {**format_row(each.get((count, split), CountRow(scored=0))), "rmse": decimals(errors.get(count), 2)}
+                for each, errors in zip(rows, rmse, strict=True)
+            ],
+        )
+        for count in counts
+    ]
