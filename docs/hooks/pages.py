@@ -12,6 +12,7 @@ PAGES = {
     "README.md": "index.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "security.md",
     "packages/sagemaker-rehearsal/README.md": "rehearsal.md",
     "LICENSE": "licence.txt",
 }
@@ -20,11 +21,11 @@ PAGES = {
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the root's pages, with links as they are on the site."""
     for name, page in PAGES.items():
-        if (ROOT / name).exists():
-            text = (ROOT / name).read_text(encoding="utf-8")
-            for each, renamed in PAGES.items():
-                text = text.replace(f"]({each}", f"]({renamed}")
-            files.append(File.generated(config, page, content=re.sub(r"\]\(docs/", "](", text)))
+        text = (ROOT / name).read_text(encoding="utf-8")
+        for each, renamed in (PAGES | {"benchmarks)": "benchmarks.md)", "docs/": ""}).items():
+            text = text.replace(f"]({each}", f"]({renamed}")
+        text = re.sub(r"\[([^\]]+)\]\([\w/-]+\.py\)", r"\1", text)  # the sources are no pages
+        files.append(File.generated(config, page, content=text))
     return files
 
 
