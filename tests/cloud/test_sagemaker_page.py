@@ -4,7 +4,6 @@ import json
 import re
 from dataclasses import fields
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -235,21 +234,6 @@ def test_every_command_of_aws_or_ours_is_marked() -> None:
     assert len(talking) > 15
     for line in talking:
         assert re.search(r"# (rehearsed|unproven)", line), line
-
-
-def headings(page: str) -> set[str]:
-    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.*)$", page, re.M)}
-
-
-@pytest.mark.parametrize("page", [PAGE, DEPLOY_PAGE], ids=["sagemaker.md", "deploy.md"])
-def test_links_lead_somewhere(page: str) -> None:
-    for target in re.findall(r"\]\(([^)]+)\)", page):
-        if target.startswith("http"):
-            continue
-        name, _, heading = target.partition("#")
-        file = Path(REPOSITORY, "docs") / name
-        assert file.exists(), target
-        assert not heading or heading in headings(file.read_text(encoding="utf-8") if name else page), target
 
 
 def test_names_of_jobs_are_those_that_the_policies_allow() -> None:
