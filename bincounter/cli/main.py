@@ -12,6 +12,7 @@ from typing import Any
 from bincounter import __version__
 from bincounter.cli.data_commands import add_data_commands, as_path, as_place, print_written
 from bincounter.cli.push_command import add_push
+from bincounter.cli.shell_completion import run_completion, wants_completion
 from bincounter.errors import BinCounterError, ResourceError, closest_match
 from bincounter.files import check_writable
 from bincounter.names import accept_any_output, escape_name, one_line
@@ -31,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     accept_any_output()
     # Users of train.py write ckpt_path=C: read as --ckpt-path=C.
     given = list(sys.argv[1:] if argv is None else argv)
-    if given and given[0] in _HYDRA_APPS:
+    completing = wants_completion(given)
+    if given and given[0] in _HYDRA_APPS and not completing:
         return _run_hydra_app(*given)
     words = [f"--ckpt-path={word.partition('=')[2]}" if word.startswith("ckpt_path=") else word for word in given]
     parser, commands = _parser()
@@ -40,11 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"Did you mean '{guess}'?" if guess else f"The commands are {', '.join(commands)}."
         print(f"Error: Unknown command '{one_line(given[0])}'. {hint}", file=sys.stderr)
         return 2
-    if given and given[0] in commands and "--" not in words:  # which argparse loses
-        arguments = commands[given[0]].parse_intermixed_args(words[1:])  # options stand between photos or overrides
-    else:
-        arguments = parser.parse_args(words)
     try:
+        if completing:
+            return run_completion(given, commands, _run_hydra_app)
+        if given and given[0] in commands and "--" not in words:  # which argparse loses
+            arguments = commands[given[0]].parse_intermixed_args(words[1:])  # options stand between photos or overrides
+        else:
+            arguments = parser.parse_args(words)
         return arguments.command(arguments)
     except BinCounterError as error:
         print(f"Error: {one_line(mask_text(str(error)))}", file=sys.stderr)
