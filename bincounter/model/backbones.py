@@ -1,26 +1,26 @@
-"""ResNet and CNN backbones, their pretrained weights.
+"""ResNet and CNN backbones, and their pretrained weights.
 
-Bring your own by naming any callable that returns an ``nn.Module`` in a config file::
+A backbone of your own is any callable that returns an ``nn.Module``, named in a config file::
 
     backbone:
       _target_: my_models.tiny
       width: 32
 
-What its module must have is little; :func:`feature_size`, :func:`stages` and :func:`cam_layer` find or infer the rest:
+Only ``forward`` is required of the module; :func:`feature_size` and :func:`cam_layer` infer what is missing:
 
 ===============  ============================================================  ===================================
-attribute        what                                                          without it
+attribute        value                                                         without it
 ===============  ============================================================  ===================================
 ``forward``      ``float[B, 3, S, S] -> float[B, D]``                          required
 ``feature_size`` ``D``                                                         ``head_hidden_size`` or
                                                                                ``num_features`` (timm's names), else
                                                                                measured on one blank photo
 ``stages``       sequence of sequences of modules, from input to output       ``trained=all`` and ``frozen`` only
-``cam_layer``    the layer whose maps Grad-CAM explains                        the last ``nn.Conv2d``
+``cam_layer``    layer explained by Grad-CAM                                   the last ``nn.Conv2d``
 ``maps``         ``float[B, 3, S, S] -> float[B, C, h, w]``                    no spatial objectives
 ===============  ============================================================  ===================================
 
-A backbone that takes an argument ``weights`` is given ``model.weights`` where that is not null.
+Where ``model.weights`` is not null, it is passed to the callable as ``weights``.
 """
 
 import logging
@@ -54,7 +54,7 @@ class ResNet(torchvision_resnet.ResNet):
 
     He et al., Deep Residual Learning for Image Recognition, CVPR 2016, https://arxiv.org/abs/1512.03385.
     The last normalisation of each residual branch starts at zero (Goyal et al. 2017, https://arxiv.org/abs/1706.02677),
-    which helps when training from scratch and is overwritten by weights.
+    which helps when training from scratch; pretrained weights overwrite it.
     """
 
     def __init__(self, name: str) -> None:
@@ -84,7 +84,7 @@ class ResNet(torchvision_resnet.ResNet):
 
 
 class PlainCNN(nn.Module):
-    """Blocks of convolution, batch normalisation, ReLU and max pooling, then the mean over all places."""
+    """Blocks of convolution, batch normalisation, ReLU and max pooling, then global average pooling."""
 
     def __init__(self, width: int, blocks: int) -> None:
         super().__init__()
@@ -118,10 +118,10 @@ def resnet(name: str = "resnet50", weights: str | None = None) -> ResNet:
 
     Args:
         name: ``resnet18``, ``resnet34`` or ``resnet50``.
-        weights: see :func:`bincounter.model.backbones.load_weights`.
+        weights: see :func:`load_weights`.
 
     Raises:
-        ConfigError: an unknown name, unknown weights, or a file that does not fit.
+        ConfigError: an unknown name, unknown weights, or a file of another architecture.
         ResourceError: weights that cannot be downloaded.
     """
     check_choice("model.backbone.name", name, _RESNETS)
@@ -132,15 +132,15 @@ def resnet(name: str = "resnet50", weights: str | None = None) -> ResNet:
 
 
 def cnn(width: int = 32, blocks: int = 5, weights: str | None = None) -> PlainCNN:
-    """Build the plain CNN that is trained from scratch: the capstone projects' benchmark model.
+    """Build the plain CNN, to be trained from scratch: the capstone projects' benchmark model.
 
     Args:
         width: channels of the first block; every further block doubles them.
         blocks: number of blocks, each of which halves the resolution; photos need at least ``2**blocks`` pixels a side.
-        weights: a local file, see :func:`bincounter.model.backbones.load_weights`.
+        weights: a local file, see :func:`load_weights`.
 
     Raises:
-        ConfigError: ``weights`` that are not a file, or a file that does not fit.
+        ConfigError: ``weights`` is not a file, or a file of another architecture.
     """
     backbone = PlainCNN(width, blocks)
     if weights is not None:
@@ -149,7 +149,7 @@ def cnn(width: int = 32, blocks: int = 5, weights: str | None = None) -> PlainCN
 
 
 def _conv_block(in_channels: int, out_channels: int) -> nn.Sequential:
-    # The bias would be cancelled by the normalisation that follows.
+    # Without bias: the batch normalisation would cancel it.
     convolution = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
     return nn.Sequential(convolution, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True), nn.MaxPool2d(2))
@@ -184,15 +184,15 @@ def feature_size(backbone: nn.Module) -> int:
 
 
 def stages(backbone: nn.Module) -> Sequence[Sequence[nn.Module]] | None:
-    """Stages of a backbone from input to output, or ``None`` if it does not name any."""
+    """Stages of a backbone from input to output, or ``None`` if it has no attribute ``stages``."""
     return getattr(backbone, "stages", None)
 
 
 def cam_layer(backbone: nn.Module) -> nn.Module:
-    """The layer whose maps Grad-CAM explains: ``cam_layer`` where the backbone names it, else its last convolution.
+    """Layer explained by Grad-CAM: the attribute ``cam_layer``, else the last convolution.
 
     Raises:
-        ConfigError: the backbone names none and has no convolution.
+        ConfigError: the backbone has neither.
     """
     if isinstance(layer := getattr(backbone, "cam_layer", None), nn.Module):
         return layer
@@ -203,7 +203,7 @@ def cam_layer(backbone: nn.Module) -> nn.Module:
 
 
 _CLASSIFIER = "fc."
-_CONNECT_TIMEOUT = 30.0  # seconds; a firewall that drops packets would otherwise hold a run for minutes
+_CONNECT_TIMEOUT = 30.0  # seconds; a firewall that drops packets would otherwise block a run for minutes
 
 
 def load_weights(backbone: nn.Module, weights: str, architecture: str | None = None) -> None:
@@ -218,7 +218,7 @@ def load_weights(backbone: nn.Module, weights: str, architecture: str | None = N
         architecture: torchvision's name of the model, or ``None`` where torchvision has no weights for it.
 
     Raises:
-        ConfigError: neither a known name nor a file that can be read and fits the backbone.
+        ConfigError: neither a known name nor a readable file that fits the backbone.
         ResourceError: the weights cannot be downloaded.
     """
     check_weights(weights, architecture)
@@ -228,14 +228,14 @@ def load_weights(backbone: nn.Module, weights: str, architecture: str | None = N
 
 
 def check_weights(weights: str, architecture: str | None) -> None:
-    """Check that weights are a file or have a known name, without reading any.
+    """Check that ``weights`` is a file or a known name, without reading it.
 
     Args:
         weights: see :func:`load_weights`.
-        architecture: torchvision's name of the model, or ``None`` where torchvision has no weights for it.
+        architecture: see :func:`load_weights`.
 
     Raises:
-        ConfigError: they are not.
+        ConfigError: it is neither.
     """
     if is_file_name(weights):
         if not _weights_file(weights).is_file():
@@ -258,7 +258,7 @@ def is_file_name(weights: str) -> bool:
 
 
 def _weights_file(weights: str) -> Path:
-    from bincounter.files import checkpoint_file  # which archives do not have
+    from bincounter.files import checkpoint_file  # here: an archive has no files.py
 
     return checkpoint_file(Path(weights).expanduser())
 
@@ -278,7 +278,7 @@ def _torchvision_state(name: str, architecture: str | None) -> Mapping[str, Tens
 
 @contextmanager
 def _socket_timeout(seconds: float) -> Iterator[None]:
-    # torch.hub opens its URL without a timeout and takes none.
+    # torch.hub opens its URL without a timeout and has no argument for one.
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:

@@ -1,4 +1,4 @@
-"""Models built from a configuration, and from a checkpoint; only trusted targets are called."""
+"""Models built from a configuration or a checkpoint; of a checkpoint only trusted callables are called."""
 
 import copy
 import re
@@ -30,7 +30,7 @@ def build_counter(
     counts: Sequence[int],
     train_counts: Mapping[int, int] | None = None,
 ) -> BinCounter:
-    """Build the model that a configuration describes; pretrained weights it names are loaded.
+    """Build the model of a configuration, with its pretrained weights.
 
     Args:
         model_cfg: the ``model`` node: ``backbone`` and ``optimizer`` with their ``_target_``, ``weights``, ``head``,
@@ -40,7 +40,7 @@ def build_counter(
         train_counts: photos per count in training, for ``class_weights=balanced``.
 
     Raises:
-        ConfigError: a target that cannot be imported or built, or options that do not go together.
+        ConfigError: a target that cannot be imported or built, or incompatible options.
         ResourceError: weights that cannot be downloaded.
     """
     model, objective = _plain(model_cfg), _plain(objective_cfg)
@@ -66,16 +66,16 @@ def checkpoint_metadata(
     train_ids: Sequence[str],
     train_content: Tensor,
 ) -> dict[str, Any]:
-    """Return the metadata from which a checkpoint's model can be rebuilt: the value of ``BinCounter.description``.
+    """Return the metadata to rebuild a checkpoint's model, the value of ``BinCounter.description``.
 
     Args:
         model_cfg: the ``model`` node; its optimizer is dropped.
         objective_cfg: the ``objective`` node.
         counts: the support, ascending.
-        image_size: side of the photos the model was trained on, in pixels.
+        image_size: side of the training photos, in pixels.
         train_counts: photos per count in training.
         train_ids: ids of the training photos.
-        train_content: ``int64[N]``, content hashes of the training photos (``uint64`` bits seen as ``int64``).
+        train_content: ``int64[N]``, content hashes of the training photos (``uint64`` bits viewed as ``int64``).
 
     Returns:
         Plain containers and one tensor, readable with ``torch.load(weights_only=True)``.
@@ -97,20 +97,20 @@ def checkpoint_metadata(
 def load_counter(
     path: str | Path, trusted: Sequence[str] = (), *, own: bool = False
 ) -> tuple[BinCounter, dict[str, Any]]:
-    """Rebuild the model a checkpoint holds, on the CPU and in evaluation mode; nothing is downloaded.
+    """Rebuild the model of a checkpoint, on the CPU and in evaluation mode; nothing is downloaded.
 
-    A checkpoint names the callables that build its model and their arguments, so one from a stranger could name any.
-    Only backbones and objectives of bincounter are called, and those under the prefixes in ``trusted``; a callable has
-    to be *defined* there, since ``trusted_module.os.system`` also starts with a trusted prefix. Arguments that name
-    initial weights are dropped, and others that name a file or an address are refused.
+    A checkpoint names the callables that build its model, and their arguments; one from a stranger could name
+    anything. Only backbones and objectives of bincounter are called, and callables *defined* under the prefixes in
+    ``trusted`` (``trusted_module.os.system`` starts with a trusted prefix, too). Arguments for initial weights are
+    dropped; others that name a file or an address raise an error.
 
     Args:
         path: a checkpoint of :class:`BinCounter`.
         trusted: dotted prefixes of further callables to trust, such as ``my_package.``.
-        own: whether the caller has written the checkpoint, whose arguments are those of its configuration.
+        own: the caller wrote the checkpoint; its arguments are not checked.
 
     Returns:
-        The model and its description, see :func:`describe`.
+        The model and its metadata, see :func:`checkpoint_metadata`.
 
     Raises:
         UserError: the file is missing, broken, not a bincounter checkpoint, names a callable that is not trusted, or
@@ -165,7 +165,7 @@ def check_description(description: Mapping[str, Any]) -> None:
     """Check types and bounds of a checkpoint's metadata, see :func:`checkpoint_metadata`.
 
     Raises:
-        UserError: an entry is wrong, which would be blamed on a photo later.
+        UserError: an entry is wrong; unchecked, it would fail at a photo later.
     """
     wrong = "; use the bincounter version that wrote it, or another checkpoint."
     size = description["image_size"]
@@ -187,10 +187,10 @@ def _is_whole(value: Any) -> bool:
 
 
 def check_finite(state: Mapping[str, Tensor]) -> None:
-    """Check that weights are numbers.
+    """Check that weights are finite.
 
     Raises:
-        UserError: some are NaN or infinite.
+        UserError: a weight is NaN or infinite.
     """
     broken = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if broken:
@@ -202,10 +202,10 @@ def check_finite(state: Mapping[str, Tensor]) -> None:
 
 
 def check_image_size(model: BinCounter, image_size: int) -> None:
-    """Check now, not at the first batch, that a backbone accepts photos of this size; the mode is kept.
+    """Check, before the first batch, that a backbone accepts photos of ``image_size`` pixels a side.
 
     Raises:
-        ConfigError: it does not.
+        ConfigError: the backbone fails on a blank photo.
     """
     mode = model.training
     try:
@@ -222,7 +222,7 @@ _LARGEST = 10_000  # width or number of layers
 
 
 def _check_shapes(parts: tuple[Any, ...], state: Mapping[str, Tensor]) -> None:
-    """Check that weights fit a model of our own before it takes memory."""
+    """Check that weights fit a model of bincounter, before memory is allocated for it."""
     model, objective = parts[:2]
     if not all(target.startswith(OWN_PARTS) for node in (model, objective) for target in targets_of(node)):
         return
@@ -235,12 +235,12 @@ def _check_shapes(parts: tuple[Any, ...], state: Mapping[str, Tensor]) -> None:
         raise ValueError("other shapes")
 
 
-# Names that torchvision and timm give to arguments for initial weights.
+# Arguments of torchvision and timm for initial weights.
 _INITIAL = {"weights": None, "weights_backbone": None, "pretrained": False, "checkpoint_path": None}
 
 
 def without_pretrained(model: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a ``model`` node without optimizer and initial weights, which those of a checkpoint replace."""
+    """Return a ``model`` node without optimizer and initial weights, for the weights of a checkpoint."""
     return {**model, "backbone": _without_initial(model["backbone"]), "weights": None, "optimizer": None}
 
 
@@ -254,7 +254,7 @@ _FILE = re.compile(r"[/\\]|^~|^[\w-]+:|\.(pth?|ckpt|safetensors|bin|npz|h5|onnx)
 
 
 def _check_arguments(node: Any) -> None:
-    """Refuse arguments that would read a file or an address, and positional ones of parts of our own."""
+    """Reject arguments that name a file or an address, and positional ones of bincounter's parts."""
     if isinstance(node, str) and _FILE.search(node):
         raise UserError(f"its configuration names a file or an address, {node!r}; use a checkpoint without it.")
     if isinstance(node, Mapping):
@@ -272,7 +272,7 @@ def _check_arguments(node: Any) -> None:
 def _check_trusted(node: Any, prefixes: Sequence[str], path: str | Path) -> None:
     for target in targets_of(node):
         module = target.rpartition(".")[0] or target
-        # The prefix is checked first, since looking a name up imports its module.
+        # The prefix first: looking up a name imports its module.
         if not any(target.startswith(prefix) for prefix in prefixes) or not _defined_in(target, prefixes):
             raise UserError(
                 f"it is built by {target}, which is not part of bincounter; if you trust {path}, name the module: "
@@ -284,7 +284,7 @@ def targets_of(node: Any) -> Iterator[str]:
     """Yield the targets of a node and its inner nodes.
 
     Raises:
-        UserError: it holds an interpolation, which could name any.
+        UserError: the node holds an interpolation, whose value is not known here.
     """
     if isinstance(node, str) and "${" in node:
         raise UserError("its configuration holds an interpolation; use a checkpoint that train.py wrote.")
@@ -306,7 +306,7 @@ def _defined_in(target: str, prefixes: Sequence[str]) -> bool:
             f"it is built by {target}, which cannot be imported; install the package it is from."
         ) from error
     defined = f"{getattr(found, '__module__', None)}."
-    if defined in OWN_PARTS:  # which also hold functions that read files
+    if defined in OWN_PARTS:  # not their other functions, some of which read files
         return found in _OWN_BACKBONES or (isinstance(found, type) and issubclass(found, Objective))
     return callable(found) and any(defined.startswith(prefix) for prefix in prefixes)
 
@@ -339,7 +339,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _plain(node: Mapping[str, Any]) -> dict[str, Any]:
-    """Containers without OmegaConf's types and interpolations."""
+    """Convert to plain containers, interpolations resolved."""
     if OmegaConf.is_config(node):
         return OmegaConf.to_container(node, resolve=True)  # type: ignore[return-value]
     return copy.deepcopy(dict(node))

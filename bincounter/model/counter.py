@@ -31,25 +31,25 @@ class BinCounter(L.LightningModule):
 
     Args:
         backbone: photos to features, see :mod:`bincounter.model.backbones`.
-        objective: what the outputs mean and the loss that teaches them.
-        optimizer: makes an optimizer of parameter groups; needed only to fit.
-        head: ``layers, width, dropout`` of :func:`bincounter.model.objectives.head`.
+        objective: loss, and distribution over counts, of the outputs.
+        optimizer: parameter groups -> optimizer; needed only to fit.
+        head: arguments ``layers``, ``width`` and ``dropout`` of :func:`bincounter.model.objectives.head`.
         schedule: ``name`` (``cosine`` or ``constant``), ``warmup_epochs`` (epochs, fractions allowed) and
             ``final_factor`` (the last learning rate as a fraction of the highest, for ``cosine``).
-        trained: how much of the backbone is trained: ``all``, ``frozen``, ``last_stages`` or ``gradual``.
-        stages: stages that ``last_stages`` trains.
+        trained: trained part of the backbone: ``all``, ``frozen``, ``last_stages`` or ``gradual``.
+        stages: number of stages trained by ``last_stages``.
         unfreeze_every: epochs between two stages of ``gradual``.
         channels_last: keep photos and weights in channels-last memory order, which is quicker on CPUs and tensor cores.
         class_weights: ``balanced`` weighs each photo by ``n / (K * n_count)`` over the training photos, else ``None``.
         train_counts: photos per count in training; needed for ``balanced``.
 
     Attributes:
-        total_steps: optimizer steps of the whole fit, or ``None`` where it has no set end.
+        total_steps: optimizer steps of the whole fit, ``None`` if its end is not set.
         steps_per_epoch: optimizer steps per epoch.
-        description: metadata of checkpoints on the model and its data, see :mod:`bincounter.model.build`.
+        description: metadata of checkpoints, see :func:`bincounter.model.build.checkpoint_metadata`.
 
     Raises:
-        ConfigError: options that do not go together, named in the message.
+        ConfigError: incompatible options, named in the message.
     """
 
     class_weights: Tensor
@@ -133,12 +133,12 @@ class BinCounter(L.LightningModule):
 
     @property
     def cam_layer(self) -> nn.Module:
-        """The layer whose maps Grad-CAM explains."""
+        """Layer explained by Grad-CAM."""
         return cam_layer(self.backbone)
 
     @property
     def trained(self) -> str:
-        """How much of the backbone is trained."""
+        """Trained part of the backbone: ``all``, ``frozen``, ``last_stages`` or ``gradual``."""
         return self._unfreezing.trained
 
     def size(self) -> str:
@@ -148,24 +148,24 @@ class BinCounter(L.LightningModule):
         return f"{total / 1e6:.1f} million parameters, {trained / 1e6:.1f} million of them trained"
 
     def forward(self, image: Tensor) -> Tensor:
-        """``float[B, 3, S, S]``, normalised -> outputs that the objective reads, ``float[B, out_features]``."""
+        """``float[B, 3, S, S]``, normalised -> outputs of the head, ``float[B, out_features]``."""
         return self.head(self.features(image))
 
     def features(self, image: Tensor) -> Tensor:
-        """``float[B, 3, S, S]``, normalised -> what the head reads: ``float[B, D]``, or maps where that is spatial."""
+        """``float[B, 3, S, S]``, normalised -> features ``float[B, D]``; maps if the objective is spatial."""
         image = image.to(self.dtype).contiguous(memory_format=self._memory_format)  # trainer.precision=bf16-true
         backbone: Any = self.backbone
         return backbone.maps(image) if self.objective.spatial else backbone(image)
 
     def _outputs(self, batch: Mapping[str, Any]) -> Tensor:
-        """Outputs for a batch; the backbone is skipped where its features are given."""
+        """Outputs for a batch, computed from its features if it has them."""
         return self.head(batch["feature"]) if "feature" in batch else self(batch["image"])
 
     def probabilities(self, image: Tensor) -> Tensor:
         """``float[B, 3, S, S]``, normalised -> distributions over the support, ``float32[B, K]``."""
-        return self._read(self(image))["probabilities"]
+        return self._distributions(self(image))["probabilities"]
 
-    def _read(self, outputs: Tensor) -> dict[str, Tensor]:
+    def _distributions(self, outputs: Tensor) -> dict[str, Tensor]:
         """Return ``probabilities`` and ``log_probabilities``, ``float32[B, K]``."""
         with torch.autocast(outputs.device.type, enabled=False):  # bfloat16 has too few digits for probabilities
             wide = outputs.to(_wide(outputs))
@@ -181,11 +181,11 @@ class BinCounter(L.LightningModule):
             return self.objective.loss(outputs.to(target.dtype), target) * (target @ self.class_weights.to(target))
 
     def losses(self, outputs: Tensor, count: Tensor) -> Tensor:
-        """Losses of the photos whose count is known, with the class weights of training.
+        """Losses of the labelled photos, with the class weights of training.
 
         Args:
             outputs: ``float[B, out_features]``.
-            count: ``int[B]``, -1 where it is unknown.
+            count: ``int[B]``, -1 for an unknown count.
 
         Returns:
             ``float32[n]`` with ``n <= B``.
@@ -197,7 +197,7 @@ class BinCounter(L.LightningModule):
         return (count[:, None] == self.objective.support).float()
 
     def setup(self, stage: str) -> None:
-        """Give each process sums of its own: spawned ones are handed the same memory."""
+        """Reset the metrics: spawned processes share the memory of their sums."""
         self.val_metrics.reset()
         self.val_loss.reset()
 
@@ -205,33 +205,37 @@ class BinCounter(L.LightningModule):
         """Mean loss of a batch."""
         target = batch["target"] if "target" in batch else self._labels(batch["count"])
         loss = self._losses(self._outputs(batch), target).mean()
-        self.log("train/loss", loss, prog_bar=True, logger=False)  # for display; TrainingLog writes what is kept
+        self.log("train/loss", loss, prog_bar=True, logger=False)  # for display; TrainingLog writes it to the logs
         return loss
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Add a batch to the validation metrics."""
         outputs = self._outputs(batch)
-        read = self._read(outputs)
-        self.val_metrics.update(read["probabilities"], batch["count"], log_probabilities=read["log_probabilities"])
+        self.val_metrics.update(counts=batch["count"], **self._distributions(outputs))
         self.val_loss.update(self.losses(outputs, batch["count"]))
         self.log_dict(self.val_metrics, on_step=False, on_epoch=True, batch_size=len(batch["count"]))
         self.log("val/loss", self.val_loss, on_step=False, on_epoch=True, batch_size=len(batch["count"]))
 
     def on_validation_epoch_end(self) -> None:
-        """Stop a training that has diverged.
+        """Stop a diverged training.
 
         Raises:
-            UserError: the validation loss is not finite, and the training is not being stopped yet.
+            UserError: the validation loss is not finite, and the training does not stop by itself.
         """
         if not self.val_loss.compute().isfinite() and not self.trainer.should_stop:
             raise UserError("The validation loss is not finite any more; lower model.optimizer.lr.")
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """``{"id": list[str], "count": int[B] where the batch has it}`` with what :meth:`_read` returns."""
-        return {"id": batch["id"], "count": batch.get("count"), **self._read(self._outputs(batch))}
+        """Predict a batch.
+
+        Returns:
+            ``{"id": list[str], "count": int[B] or None, "probabilities": float32[B, K], "log_probabilities":
+            float32[B, K]}``.
+        """
+        return {"id": batch["id"], "count": batch.get("count"), **self._distributions(self._outputs(batch))}
 
     def train(self, mode: bool = True) -> Self:
-        """Set the training mode; what is frozen stays in evaluation mode."""
+        """Set the training mode; frozen stages stay in evaluation mode."""
         super().train(mode)
         if mode and self._unfreezing.trained != "all":
             self._unfreezing.train(self.backbone, self.current_epoch)
@@ -239,18 +243,15 @@ class BinCounter(L.LightningModule):
 
     def on_train_start(self) -> None:
         """Open the stages of the current epoch: resuming in mid-epoch calls no ``on_train_epoch_start``."""
-        self._open_stages()
+        self.on_train_epoch_start()
 
     def on_train_epoch_start(self) -> None:
         """Open the stages trained in this epoch."""
-        self._open_stages()
-
-    def _open_stages(self) -> None:
         self._unfreezing.require_gradients(self.backbone, self.current_epoch)
         self.train()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """The optimizer, and a learning rate set anew for each optimizer step."""
+        """Return the optimizer, and a scheduler that sets the learning rate before each optimizer step."""
         if self._optimizer is None:
             raise ValueError("a BinCounter without an optimizer cannot be fitted")
         optimizer = self._optimizer(_parameter_groups(self))
@@ -281,7 +282,7 @@ class BinCounter(L.LightningModule):
         return factor
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store what is needed to build the model again."""
+        """Add the metadata needed to rebuild the model."""
         if self.description is not None:
             checkpoint["bincounter"] = self.description
 
@@ -298,7 +299,7 @@ def _balanced(train_counts: Mapping[int, int], counts: Iterable[int]) -> Tensor:
 
 
 def _parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """Parameters to train in two groups; biases and the scales of normalisations, all vectors, are not decayed."""
+    """Trained parameters in two groups: matrices, and vectors (biases, normalisation scales) without weight decay."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [
         {"params": [parameter for parameter in trained if parameter.ndim > 1]},

@@ -1,4 +1,4 @@
-"""Objectives: outputs to a distribution over counts, and the loss; the head that they need."""
+"""Objectives (outputs -> loss and distribution over counts), and the fully connected head."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -12,13 +12,13 @@ from bincounter.errors import ConfigError
 
 
 class Objective(nn.Module, ABC):
-    """A way to learn counts: the outputs of the head, their loss, and the distribution over counts they stand for.
+    """Base class: outputs of the head, their loss, and the distribution over counts that they encode.
 
     Targets are distributions over the support, so that mixup, label smoothing and softening are one mechanism; a plain
-    label is a row with a single 1. Scores, reports and endpoints see nothing but :meth:`probabilities`.
+    label is a one-hot row. Scores, reports and endpoints use only :meth:`probabilities`.
 
     An objective of your own is a class in a file of yours, named by ``objective._target_``; it is constructed with
-    ``counts`` and the options of its config node. A Poisson regression, whole::
+    ``counts`` and the options of its config node. A complete Poisson regression::
 
         class Poisson(Objective):
             out_features = 1
@@ -33,9 +33,9 @@ class Objective(nn.Module, ABC):
             def probabilities(self, outputs):
                 return self.log_rates(outputs).softmax(1)
 
-    Parameters of its own (a dispersion, mixture components) are trained and saved like the head's. One that needs more
-    than a vector of outputs overrides :meth:`head`; one that needs places (a density map) also sets ``spatial = True``,
-    so that its head is given the backbone's maps ``float[B, C, h, w]`` instead of pooled features ``float[B, D]``.
+    Parameters of an objective (a dispersion, mixture components) are trained and saved like the head's. Override
+    :meth:`head` if a vector of outputs is not enough; for a density map also set ``spatial = True``, so that the head
+    gets the backbone's maps ``float[B, C, h, w]`` instead of pooled features ``float[B, D]``.
 
     Args:
         counts: the support: ``K >= 2`` distinct counts in ascending order.
@@ -44,7 +44,7 @@ class Objective(nn.Module, ABC):
         counts: the support.
         support: the support as ``float[K]`` on the module's device.
         out_features: outputs per photo of :meth:`head`.
-        spatial: whether the head reads maps instead of pooled features.
+        spatial: the head reads maps instead of pooled features.
 
     Raises:
         ConfigError: ``counts`` are fewer than two, not ascending, or negative.
@@ -59,16 +59,16 @@ class Objective(nn.Module, ABC):
         self.counts = tuple(int(count) for count in counts)
         if len(self.counts) < 2 or list(self.counts) != sorted(set(self.counts)) or self.counts[0] < 0:
             raise ConfigError(f"data.counts={list(counts)} must be at least two distinct counts from 0 up, ascending.")
-        # Not a buffer: averaging weights (EMA) averages buffers too, and what labels are compared with must stay exact.
+        # Not a buffer: averaging weights (EMA) averages buffers too, and labels are compared for equality with it.
         self.support = torch.tensor(self.counts, dtype=torch.float32)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # Its values stay single precision: bfloat16 has no 257.
+        # Moved, but kept in single precision: bfloat16 has no 257.
         self.support = self.support.to(fn(self.support).device)
         return super()._apply(fn, recurse)
 
     def head(self, in_features: int, *, layers: int = 0, width: int = 512, dropout: float = 0.0) -> nn.Module:
-        """Build the module between the backbone's features and this objective's outputs; see :func:`heads.head`."""
+        """Build the module from the backbone's features to this objective's outputs; see :func:`head`."""
         return head(in_features, self.out_features, layers=layers, width=width, dropout=dropout)
 
     @abstractmethod
@@ -76,7 +76,7 @@ class Objective(nn.Module, ABC):
         """Loss per photo.
 
         Args:
-            outputs: ``float32[B, out_features]``, or what the objective's own head gives.
+            outputs: ``float32[B, out_features]``, or the outputs of an overridden :meth:`head`.
             target: ``float32[B, K]``, distributions over the support; a row of zeros (padding) must give 0.
 
         Returns:
@@ -88,19 +88,19 @@ class Objective(nn.Module, ABC):
         """Distributions over the support, ``float32[B, K]`` with rows that sum to 1."""
 
     def log_probabilities(self, outputs: Tensor) -> Tensor:
-        """Natural logarithms of :meth:`probabilities`, ``float32[B, K]``, which the cross entropy is computed from.
+        """Natural logarithms of :meth:`probabilities` for the cross entropy, ``float32[B, K]``.
 
-        Override it where the logarithm is known: a probability below 1e-38 is 0 in single precision.
+        Override it if the logarithm has a closed form: a probability below 1e-38 is 0 in single precision.
         """
         return clamped_log(self.probabilities(outputs))
 
 
 class Classification(Objective):
-    """Each count is a class; cross entropy.
+    """Cross entropy with one class per count.
 
     Args:
         counts: the support.
-        label_smoothing: probability moved from the label to all counts alike, 0-1 (Szegedy et al., Rethinking the
+        label_smoothing: probability moved from the label to all counts equally, 0-1 (Szegedy et al., Rethinking the
             Inception Architecture, CVPR 2016, https://arxiv.org/abs/1512.00567).
     """
 
@@ -127,7 +127,7 @@ class Classification(Objective):
 
 
 class NeighbourSoftened(Objective):
-    """Cross entropy with labels softened over near counts, so that a near miss costs less than a far one.
+    """Cross entropy with labels softened over neighbouring counts: a near miss costs less than a far one.
 
     The soft label of count ``t`` is ``softmax_k(-|k - t| / temperature)``: SORD with the absolute difference (Diaz and
     Marathe, Soft Labels for Ordinal Regression, CVPR 2019,
@@ -146,7 +146,7 @@ class NeighbourSoftened(Objective):
         self.temperature = temperature
 
     def soft_labels(self) -> Tensor:
-        """The soft label of each count in its row, ``float[K, K]``."""
+        """Soft labels, one row per count, ``float[K, K]``."""
         distance = (self.support[:, None] - self.support[None, :]).abs()
         return (-distance / self.temperature).softmax(1)
 
@@ -167,10 +167,10 @@ class Corn(Objective):
     """Conditional ordinal regression: output ``k`` is the logit of ``P(count > c_k | count > c_{k-1})``.
 
     Shi, Cao and Raschka, Deep Neural Networks for Rank-Consistent Ordinal Regression Based On Conditional
-    Probabilities, 2021, https://arxiv.org/abs/2111.08851. Each of the ``K - 1`` tasks learns from the photos that reach
-    it. For a distribution as target, task ``k`` has the weight ``P(y > c_{k-1})`` and the label
-    ``P(y > c_k) / P(y > c_{k-1})``. The paper divides a batch's sum by the number of (photo, task) pairs; here it is
-    summed per photo, which makes the loss the cross entropy of the distribution over counts and comparable to others.
+    Probabilities, 2021, https://arxiv.org/abs/2111.08851. Task ``k`` of ``K - 1`` has the weight ``P(y > c_{k-1})`` and
+    the label ``P(y > c_k) / P(y > c_{k-1})`` for a target distribution of ``y``. The paper divides a batch's sum by the
+    number of (photo, task) pairs; here the tasks of a photo are summed, which gives the cross entropy of the
+    distribution over counts, comparable to other objectives.
     """
 
     def __init__(self, counts: Sequence[int]) -> None:
@@ -184,7 +184,7 @@ class Corn(Objective):
         return -(passes * F.logsigmoid(outputs) + stops * F.logsigmoid(-outputs)).sum(1)
 
     def probabilities(self, outputs: Tensor) -> Tensor:
-        """Products of conditionals: all tasks before a count passed, its own not."""
+        """Products of the conditional probabilities: ``P(count > c_j)`` of all tasks below, times the complement."""
         return self.log_probabilities(outputs).exp()
 
     def log_probabilities(self, outputs: Tensor) -> Tensor:
@@ -217,5 +217,5 @@ def head(
 
 
 def clamped_log(probabilities: Tensor) -> Tensor:
-    """Natural logarithm with one floor, that of single precision, so that an impossible label costs 87.3 nats."""
+    """Natural logarithm, clamped at the smallest single-precision number: an impossible label costs 87.3 nats."""
     return probabilities.clamp(min=torch.finfo(torch.float32).tiny).log()

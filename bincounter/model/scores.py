@@ -1,4 +1,4 @@
-"""The numbers that score a counter: metrics that add up over batches and devices, and one side of ``metrics.json``."""
+"""Scores of a counter: metrics that are summed over batches and devices, and one side of ``metrics.json``."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,13 +19,13 @@ class CountMetrics(MetricCollection):
     """Accuracy, RMSE, MAE, within-one accuracy, macro F1, expected calibration error and cross entropy.
 
     Updated with ``(probabilities float[B, K], counts int[B], log_probabilities=float[B, K])``; without the logarithms
-    the cross entropy is that of :func:`~bincounter.model.objectives.clamped_log`. Rows whose count is -1 are padding
-    and ignored, so that a sampler that pads does not bias the scores. Accuracy, RMSE, MAE and within-one are of the
-    most likely count; fractions are 0-1, cross entropy is in nats. ``.clone(prefix="val/")`` gives one side's own.
+    the cross entropy is that of :func:`~bincounter.model.objectives.clamped_log`. Rows with the count -1 are padding
+    and ignored, so that a padding sampler does not bias the scores. Accuracy, RMSE, MAE and within-one are of the
+    most likely count; fractions are 0-1, cross entropy is in nats. ``.clone(prefix="val/")`` makes metrics of one side.
 
     Args:
         counts: the support, ascending.
-        dtype: of the sums; ``torch.float64`` where the device has it and digits matter.
+        dtype: of the sums; ``torch.float64`` for scores that do not depend on the order of the photos.
     """
 
     def __init__(self, counts: Sequence[int], dtype: torch.dtype = torch.float32) -> None:
@@ -55,18 +55,18 @@ class _CountMetric(Metric):
 
     def support(self, like: Tensor) -> Tensor:
         """The support on the device of ``like``, ``int64[K]``."""
-        # Not a buffer: averaging weights (EMA) averages buffers too, and truncates 0.9 * 3 + 0.1 * 3 to 2.
+        # Not a buffer: averaging weights (EMA) averages buffers too and truncates 0.9 * 3 + 0.1 * 3 to 2.
         return torch.tensor(self.counts, device=like.device)
 
     def valid(self, probabilities: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Probabilities ``[V, K]``, positions of the labels ``[V]`` and of the predictions ``[V]`` without padding."""
+        """Without padding: probabilities ``[V, K]``, support positions of labels ``[V]`` and predictions ``[V]``."""
         valid = counts != _PADDING
         probabilities, counts = probabilities[valid], counts[valid]
         return probabilities, torch.searchsorted(self.support(counts), counts), probabilities.argmax(1)
 
 
 class _PhotoMean(_CountMetric):
-    """Mean over photos of :meth:`value` of the error, ``int[V]``; the mean absolute error unless overridden."""
+    """Mean over photos of a function of the error: MAE, unless a subclass overrides :meth:`value`."""
 
     total: Tensor
     photos: Tensor
@@ -114,7 +114,7 @@ class CrossEntropy(_PhotoMean):
     """Mean over photos of the label's negative log-probability, in nats."""
 
     def update(self, probabilities: Tensor, counts: Tensor, log_probabilities: Tensor | None = None) -> None:
-        """Add a batch: ``float[B, K]``, ``int[B]`` and, where they are known, the logarithms ``float[B, K]``."""
+        """Add a batch: ``float[B, K]``, ``int[B]`` and, if known, the logarithms ``float[B, K]``."""
         logarithms, label, _ = self.valid(
             clamped_log(probabilities) if log_probabilities is None else log_probabilities, counts
         )
@@ -122,7 +122,7 @@ class CrossEntropy(_PhotoMean):
 
 
 class MeanLoss(_PhotoMean):
-    """Mean of a loss over photos; NaN as soon as one is, which shows a divergence."""
+    """Mean of a loss over photos; NaN if one of them is, which shows a divergence."""
 
     def update(self, losses: Tensor) -> None:  # type: ignore[override]
         """Add the losses of a batch, ``float[V]``."""
@@ -177,7 +177,7 @@ class CalibrationError(_CountMetric):
         """Add a batch: ``float[B, K]`` and ``int[B]``."""
         probabilities, label, predicted = self.valid(probabilities, counts)
         highest = probabilities.amax(1)
-        # In single precision, whatever that of the sums: a confidence of 0.2 is on the edge of two bins.
+        # In single precision also for float64 sums: a confidence of 0.2 lies on the edge of two bins.
         bins = (highest.float() * _BINS).ceil().long().sub(1).clamp(0, _BINS - 1)  # Guo et al.: ((m - 1) / 15, m / 15]
         confidence = highest.to(self.confidence)
         self.photos.index_add_(0, bins, torch.ones_like(confidence))
@@ -206,14 +206,14 @@ def score(
     train_counts: Mapping[int, int],
     log_probabilities: Tensor | None = None,
 ) -> dict[str, Any]:
-    """Score predictions: the values of one side of ``metrics.json``.
+    """Score the predictions of one side of ``metrics.json``.
 
     Args:
         probabilities: ``float[N, K]``, rows sum to 1.
         counts: ``int[N]``, labels, all in the support.
         support: the ``K`` counts, ascending.
-        train_counts: photos per count in training, on which the baselines are fitted; may be empty.
-        log_probabilities: ``float[N, K]``; those of the probabilities unless given.
+        train_counts: photos per count in training, to fit the baselines; may be empty.
+        log_probabilities: ``float[N, K]``; by default the clamped logarithms of ``probabilities``.
 
     Returns:
         The scores of :class:`CountMetrics`; ``n``; the baselines ``majority_accuracy`` (always predicting the most
@@ -222,9 +222,9 @@ def score(
         ``reliability``.
 
     Raises:
-        ValueError: no photos, shapes that do not agree, or a count outside the support.
+        ValueError: no photos, inconsistent shapes, or a count outside the support.
     """
-    # Double precision on the CPU: sums over half a million photos, and the same digits on every device.
+    # Double precision on the CPU: the sums are over half a million photos, and must not depend on the device.
     probabilities = torch.as_tensor(probabilities).detach().to("cpu", torch.float64)
     if log_probabilities is None:
         log_probabilities = clamped_log(probabilities)

@@ -1,4 +1,4 @@
-"""Trained part of a backbone by epoch: all, its last stages, one more stage every few epochs, or nothing."""
+"""Trained part of a backbone: all, nothing, its last stages, or one more stage every few epochs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ TRAINED = ("all", "frozen", "last_stages", "gradual")
 
 @dataclass(frozen=True, slots=True)
 class Unfreezing:
-    """Schedule of the stages of a backbone that are trained.
+    """Schedule of the trained stages of a backbone.
 
     Gradual unfreezing follows Howard and Ruder (ULMFiT, ACL 2018, https://arxiv.org/abs/1801.06146): only the head in
-    the first ``every`` epochs, then one more stage from the output down.
+    the first ``every`` epochs, then one more stage every ``every`` epochs, from the output to the input.
 
     Attributes:
         trained: ``all``, ``frozen``, ``last_stages`` or ``gradual``.
-        stages: number of stages that ``last_stages`` trains.
+        stages: number of stages trained by ``last_stages``.
         every: epochs between two stages of ``gradual``.
     """
 
@@ -29,7 +29,7 @@ class Unfreezing:
     every: int = 1
 
     def check(self, backbone: nn.Module) -> None:
-        """Check that the backbone has what the schedule needs.
+        """Check the schedule against a backbone.
 
         Raises:
             ConfigError: an unknown name, a backbone without stages, or a number out of range.
@@ -49,7 +49,7 @@ class Unfreezing:
             raise ConfigError(f"model.unfreeze_every={self.every} must be at least 1 epoch.")
 
     def open_stages(self, backbone: nn.Module, epoch: int) -> Sequence[Sequence[nn.Module]] | None:
-        """Stages trained in ``epoch``; ``None`` means the whole backbone, including what is outside of its stages."""
+        """Stages trained in ``epoch``; ``None`` for the whole backbone, with parameters outside its stages."""
         if self.trained == "all":
             return None
         if self.trained == "frozen":
@@ -61,7 +61,7 @@ class Unfreezing:
     def require_gradients(self, backbone: nn.Module, epoch: int) -> None:
         """Let gradients reach the stages trained in ``epoch``, and none below them."""
         if self.trained == "all":
-            return  # a backbone may keep parts of its own frozen
+            return  # a backbone may have frozen parameters of its own
         opened = self.open_stages(backbone, epoch)
         backbone.requires_grad_(opened is None)
         for stage in opened or ():
