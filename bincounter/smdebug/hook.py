@@ -1,7 +1,7 @@
-"""Hook of smdebug and the callback ``SmdebugCallback`` that drives it.
+"""Hook of smdebug, and ``SmdebugCallback``, its Lightning callback.
 
-smdebug runs in an environment of its own (``make install-smdebug``); elsewhere importing this module raises an error
-that names it.
+smdebug needs an environment of its own (``make install-smdebug``); in others importing this module raises a
+ConfigError.
 """
 
 import atexit
@@ -23,7 +23,7 @@ from bincounter.model.counter import BinCounter
 from bincounter.smdebug.settings import hook_config, require_smdebug
 
 require_smdebug()
-os.environ.setdefault("SMDEBUG_LOG_LEVEL", "warning")  # read on import: otherwise each parameter's size goes to stdout
+os.environ.setdefault("SMDEBUG_LOG_LEVEL", "warning")  # before the import: else it prints each parameter's size
 
 from smdebug.core.access_layer.utils import END_OF_JOB_FILENAME  # noqa: E402
 from smdebug.core.config_constants import CLAIM_FILENAME  # noqa: E402
@@ -36,14 +36,14 @@ _STEP = re.compile(r"(\d{12})_")  # prefix of the files of a step
 
 
 class BatchHook(Hook):
-    """A hook whose steps are explicit batches.
+    """smdebug hook with explicit steps, one per batch.
 
-    smdebug itself begins a step when the registered module is called: not at all where only the head is, on cached
-    features, and twice under DDP. Calls between two batches, such as those of a report, save nothing.
+    smdebug itself begins a step at each call of the registered module: never on cached features, which only the head
+    gets, and twice under DDP. Calls between two batches, such as those of a report, save nothing.
 
     Attributes:
         outputs: of :attr:`head` in the current batch, ``float[B, out_features]``.
-        head: the module whose outputs are stored.
+        head: the model's head.
     """
 
     exported_collections: bool  # smdebug's own
@@ -57,7 +57,7 @@ class BatchHook(Hook):
         self.head = head
 
     def begin(self, model: nn.Module, mode: modes) -> bool:
-        """Begin a step; returns whether anything of it is saved."""
+        """Begin a step; return True if any of its tensors are saved."""
         self.set_mode(mode)
         super().forward_pre_hook(model, ())
         if mode is modes.TRAIN:
@@ -66,10 +66,10 @@ class BatchHook(Hook):
         return bool(self._get_collections_to_save_for_step())
 
     def end(self, loss: Callable[[], Tensor | None]) -> None:
-        """End a step and write it to disk, so that a checkpoint taken now finds it there.
+        """End a step and write it to disk, before a checkpoint counts it as saved.
 
         Args:
-            loss: returns the loss of the batch; called if it is saved.
+            loss: returns the loss of the batch; called only if the step is saved.
         """
         if self._get_collections_to_save_for_step():
             value = loss()
@@ -82,17 +82,17 @@ class BatchHook(Hook):
         self._in_batch, self.outputs = False, None
 
     def close(self) -> None:
-        """Close the hook; nothing is saved any more."""
+        """Close the hook; later calls save nothing."""
         self._in_batch, self.outputs, self.head = False, None, None
         self.exported_collections = False  # tensors may have been added since
         super().close()
         atexit.unregister(self._cleanup)
 
     def forward_pre_hook(self, module: nn.Module, inputs: Any) -> None:
-        """Do nothing: :meth:`begin` begins a step."""
+        """Do nothing: steps are begun by :meth:`begin`."""
 
     def forward_hook(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
-        """Save inputs and outputs of a module, where the settings include them."""
+        """Save inputs and outputs of a module if the settings include them."""
         if not self._in_batch:
             return
         if module is self.head:
@@ -100,7 +100,7 @@ class BatchHook(Hook):
         super().forward_hook(module, inputs, outputs)
 
     def backward_hook(self, tname: str) -> Callable[[Tensor], None]:
-        """Return the function that saves the gradient of the parameter ``tname``."""
+        """Return a function that saves the gradient of the parameter ``tname``."""
         save = super().backward_hook(tname)
 
         def back(gradient: Tensor) -> None:
@@ -110,25 +110,24 @@ class BatchHook(Hook):
         return back
 
     def _backward_apply(self, module: nn.Module) -> None:
-        """Do nothing yet: hooks on gradients are added at the first training batch, after parameters were moved."""
+        """Add no hooks on gradients yet: parameters are moved to the device before the first training batch."""
         self._followed: set[nn.Parameter] = set()
 
     def _follow_gradients(self, module: nn.Module) -> None:
-        """Add hooks on gradients of trained parameters; frozen stages may be opened between epochs."""
+        """Add hooks on gradients of newly trained parameters; stages may be unfrozen between epochs."""
         for name, parameter in module.named_parameters():
             if parameter.requires_grad and parameter not in self._followed:
                 self._followed.add(parameter)
                 parameter.register_hook(self.backward_hook(f"{module._get_name()}_{name}"))
 
     def _initialize_to_last_saved_state(self) -> None:
-        """Do nothing: our checkpoints hold the state; in a SageMaker job smdebug would add a file to them."""
+        """Do nothing: run checkpoints hold the state; smdebug would add a file to those of a SageMaker job."""
 
-    def _write_state(self) -> None:
-        """Do nothing, for the same reason."""
+    _write_state = _initialize_to_last_saved_state
 
     @staticmethod
     def _make_numpy_array(tensor_value: Any) -> Any:
-        if isinstance(tensor_value, Tensor) and tensor_value.dtype == torch.bfloat16:  # numpy has none
+        if isinstance(tensor_value, Tensor) and tensor_value.dtype == torch.bfloat16:  # unknown to numpy
             tensor_value = tensor_value.float()
         return Hook._make_numpy_array(tensor_value)
 
@@ -150,13 +149,13 @@ def open_hook(debugger: Mapping[str, Any], folder: Path, state: Mapping[str, Any
 
     Args:
         debugger: the settings as plain containers.
-        folder: of the run; the hook's configuration is written to its ``debugger/smdebug.json``.
-        state: of :meth:`BatchHook.state`, from the checkpoint to resume from, if any.
+        folder: the run's folder; the hook's configuration is written to its ``debugger/smdebug.json``.
+        state: result of :meth:`BatchHook.state` in the checkpoint to resume from, if any.
 
     Raises:
-        UserError: the folder has tensors of another run.
+        UserError: the folder of the tensors holds those of another run.
     """
-    config = _of_container() or {"LocalPath": str(folder / "debugger" / "smdebug"), **hook_config(debugger)}
+    config = _container_config() or {"LocalPath": str(folder / "debugger" / "smdebug"), **hook_config(debugger)}
     tensors = Path(config["LocalPath"])
     if state is not None or tensors.is_relative_to(folder):
         rewind(tensors, -1 if state is None else state["step"])
@@ -170,25 +169,25 @@ def open_hook(debugger: Mapping[str, Any], folder: Path, state: Mapping[str, Any
     return hook
 
 
-def _of_container() -> dict[str, Any] | None:
+def _container_config() -> dict[str, Any] | None:
     base = Path(os.environ.get("SAGEMAKER_BASE_DIR", "/opt/ml"))
     path = Path(os.environ.get("SMDEBUG_CONFIG_FILE_PATH", base / "input" / "config" / "debughookconfig.json"))
     if not path.is_file():
         return None
-    log.info("smdebug is configured by %s.", path)
+    log.info("smdebug reads its settings from %s.", path)
     config = json.loads(path.read_text(encoding="utf-8"))
     return {**config, "LocalPath": config.get("LocalPath") or str(base / "output" / "tensors")}
 
 
 def rewind(tensors: Path, step: int) -> None:
-    """Delete what a lost part of a run saved, which the resumed run saves again, so that one trial holds all steps.
+    """Delete the tensors saved after a checkpoint, which the resumed run saves again.
 
-    smdebug rejects a folder whose run has ended, writes nothing into one that an unfinished process has claimed, and
-    would mix the steps of both.
+    Files that mark the run as ended or claimed are deleted, too: smdebug rejects a folder with the first, and writes
+    nothing into one with the second.
 
     Args:
-        tensors: the folder.
-        step: the last step to keep.
+        tensors: folder of the tensors.
+        step: last step to keep.
     """
     for name in (END_OF_JOB_FILENAME, CLAIM_FILENAME):
         (tensors / name).unlink(missing_ok=True)
@@ -199,17 +198,17 @@ def rewind(tensors: Path, step: int) -> None:
             path.unlink()
             lost.add(saved[1])
     if lost:
-        log.info("Deleted tensors of %d steps after the checkpoint; they will be saved again.", len(lost))
+        log.info("Deleted the tensors of %d steps after the checkpoint; they will be saved again.", len(lost))
 
 
 class SmdebugCallback(L.Callback):
-    """Saves losses, gradients, weights and more by smdebug; under DDP those of the first process.
+    """Saves losses, gradients, weights and further tensors by smdebug; under DDP those of the first process.
 
-    A resumed run continues its tensors: checkpoints hold the hook's counts, and tensors saved after them are deleted.
+    Checkpoints hold the hook's step counts; on resuming, tensors saved after the checkpoint are deleted.
 
     Args:
         debugger: the settings as plain containers, see :class:`bincounter.smdebug.settings.SmdebugConfig`.
-        folder: of the run.
+        folder: the run's folder.
     """
 
     profiler_phase = "debugger"
@@ -241,7 +240,7 @@ class SmdebugCallback(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Begin a step; weights are saved as before it."""
+        """Begin a step; weights are saved before its update."""
         if self._hook:
             self._hook.begin(pl_module, modes.TRAIN)
 
@@ -249,7 +248,7 @@ class SmdebugCallback(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save the loss."""
-        if self._hook:  # Lightning has divided the loss
+        if self._hook:  # Lightning divides the loss
             self._hook.end(lambda: outputs["loss"] * trainer.accumulate_grad_batches)
 
     def on_validation_batch_start(
@@ -277,11 +276,11 @@ class SmdebugCallback(L.Callback):
             hook.end(lambda: None if hook.outputs is None else model.losses(hook.outputs, count).mean())
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Close the hook, so that files are complete."""
+        """Close the hook, which completes its files."""
         self.on_scoring_end()
 
     def on_scoring_start(self, model: BinCounter, side: str) -> None:
-        """Watch the best model, which scores the test photos."""
+        """Watch the best model while it scores the test photos."""
         if side == "test":
             self._watch(model)
 

@@ -1,9 +1,8 @@
 """Schema of ``debugger=smdebug``, AWS's built-in rules by name, environment check.
 
-The words are SageMaker Debugger's: a collection is a group of tensors, a step is one batch, and a mode is training
-(``train``), validation (``eval``) or the scoring of the test photos (``predict``).
-
-Names and parameters are those of AWS's "List of Debugger built-in rules" and of smdebug-rulesconfig.
+Terms are SageMaker Debugger's: a collection is a group of tensors, a step is one batch, and a mode is training
+(``train``), validation (``eval``) or the scoring of the test photos (``predict``). Rules and their parameters are from
+AWS's "List of Debugger built-in rules" and from smdebug-rulesconfig.
 """
 
 import importlib.metadata
@@ -18,7 +17,7 @@ from omegaconf import DictConfig
 from bincounter.errors import ConfigError, check_choice
 
 COLLECTIONS = ("losses", "weights", "biases", "gradients")
-_OF_TRAINING = ("weights", "biases")  # what validation and scoring do not change
+_OF_TRAINING = ("weights", "biases")  # not changed by validation and scoring
 _SAGEMAKER_RULES = ("loss_not_decreasing", "overfit", "overtraining", "vanishing_gradient", "exploding_tensor")
 
 
@@ -51,14 +50,14 @@ class SmdebugConfig:
 
 
 def check_smdebug(debugger: Mapping[str, Any], *, here: bool) -> None:
-    """Check the settings of smdebug, and that it can run in this environment.
+    """Check the settings of smdebug, and its environment.
 
     Args:
-        debugger: the settings as plain containers; others than smdebug's pass.
+        debugger: the node ``debugger`` as plain containers; other kinds are not checked.
         here: the run is in this interpreter, not on a launcher's machines.
 
     Raises:
-        ConfigError: the first error.
+        ConfigError: a wrong setting, or packages that do not work with smdebug.
     """
     if debugger["kind"] != "smdebug":
         return
@@ -102,7 +101,8 @@ def require_smdebug() -> None:
     """Check that smdebug runs in this interpreter.
 
     Raises:
-        ConfigError: the reason it does not, and the command that makes an environment for it.
+        ConfigError: smdebug is missing, or does not run with an installed package; the message has the command to
+            make an environment for it.
     """
     smdebug, numpy, protobuf = (_version(name) for name in ("smdebug", "numpy", "protobuf"))
     in_python = os.environ.get("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION") == "python"
@@ -133,7 +133,7 @@ def _number(version: str) -> tuple[int, ...]:
 
 
 INTERVALS = (100, 200, 500, 1000, 5000, 60000)
-"""Milliseconds between two samples of the machine that AWS allows."""
+"""Intervals between two samples of the machine that AWS accepts, in milliseconds."""
 
 PROFILER_RULES = (
     "ProfilerReport",
@@ -145,7 +145,7 @@ PROFILER_RULES = (
     "LowGPUUtilization",
     "OverallSystemUsage",
 )
-"""AWS's rules on metrics of the machine; its others read framework metrics, which end with PyTorch 2.0."""
+"""AWS's rules on metrics of the machine; the others read framework metrics, not supported from PyTorch 2.0 on."""
 
 
 @dataclass(frozen=True)
@@ -153,10 +153,10 @@ class DebugRule:
     """A rule on tensors.
 
     Attributes:
-        invoke: its name at AWS.
+        invoke: AWS's name, the value of the rule's parameter ``rule_to_invoke``.
         parameters: names of its parameters.
-        collection: the collection that smdebug has to save for it.
-        regex: of the tensors that it reads, none of which are in a collection.
+        collection: collection of the tensors that it reads.
+        regex: regular expression of those that are in no collection.
     """
 
     invoke: str
@@ -192,14 +192,14 @@ DEBUG_RULES: Mapping[str, DebugRule] = {
 
 
 def check_debug_rules(debugger: Mapping[str, Any], *, evaluated: bool) -> None:
-    """Check that AWS has the rules, and that the tensors they read are saved.
+    """Check names and parameters of AWS's rules, and that the tensors they read are saved.
 
     Args:
         debugger: the settings of ``debugger=smdebug`` as plain containers.
-        evaluated: whether the run becomes a SageMaker job.
+        evaluated: the run becomes a SageMaker job, so that AWS evaluates the rules.
 
     Raises:
-        ConfigError: the first error.
+        ConfigError: an unknown rule or parameter, or a rule without tensors.
     """
     rules, key = debugger["sagemaker_rules"], "debugger.sagemaker_rules"
     for name in rules:
@@ -233,10 +233,10 @@ def check_profiler_rules(profiler: Mapping[str, Any]) -> None:
     """Check sampling interval and rules of AWS's profiler.
 
     Args:
-        profiler: the settings as plain containers.
+        profiler: the node ``profiler`` as plain containers.
 
     Raises:
-        ConfigError: the first error.
+        ConfigError: an interval that AWS rejects, or an unknown or repeated rule.
     """
     interval, rules = profiler["sagemaker_interval"], profiler["sagemaker_rules"]
     if interval is not None and interval not in INTERVALS:
