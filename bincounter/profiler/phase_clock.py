@@ -1,4 +1,4 @@
-"""``PhaseClock``, a Lightning profiler that charges time to phases; functions and operators of a few steps."""
+"""``PhaseClock``, a Lightning profiler of phases; detailed profiles of a few steps."""
 
 import os
 import time
@@ -29,16 +29,16 @@ from bincounter.profiler.profile_record import (
 class PhaseClock(Profiler):
     """Divides the time of a fit into steps, and the time of a step into phases that add up to it.
 
-    Actions lie inside each other, as backward does inside the optimizer's step: a moment is charged to the innermost
-    phase. The clock is read only where the phase changes.
+    Actions are nested, such as backward in the optimizer's step: time is charged to the innermost phase. The clock is
+    read only when the phase changes.
 
     Args:
-        device: of the run. On a CUDA device, where calls return early, the clock synchronises at each change of phase
-            in one of ``every`` steps: in the others the phases would be those of the queue.
-        every: batches between two exact ones on a CUDA device; everywhere else all are.
-        closed: called with each row as it ends.
+        device: the run's device. CUDA calls return early: only in one of ``every`` steps does the clock synchronise
+            at each change of phase, so that phases are exact.
+        every: batches from one exact step to the next on a CUDA device; elsewhere all are exact.
+        closed: called with each finished row.
         place: returns ``(epoch, batch)``.
-        validating: returns whether a validation is running.
+        validating: returns True during a validation.
         changed: called with each phase that begins; ``None`` at the end.
         callbacks: phases of callbacks by their ``state_key``.
     """
@@ -57,7 +57,7 @@ class PhaseClock(Profiler):
         super().__init__()
         self._cuda, self._device, self._every = device.type == "cuda", device, every
         self._closed, self._place, self._validating, self._changed = closed, place, validating, changed
-        # There are a few dozen actions, and each comes in every step.
+        # Cached: a few dozen actions, repeated in every step.
         self._phase_of = cache(partial(phase_of, callbacks=callbacks or {}))
         self._stack: list[str | None] = []
         self._base = REST
@@ -77,7 +77,7 @@ class PhaseClock(Profiler):
 
     def stop(self, action_name: str) -> None:
         """Stop the last action."""
-        if self._stack:  # actions that began before this profiler are not in it
+        if self._stack:  # empty for actions that began before this profiler
             self._stack.pop()
         if ends_optimization(action_name):
             self._base = LOGGING
@@ -97,7 +97,7 @@ class PhaseClock(Profiler):
     def _open(self, part: str) -> None:
         exact = not self._cuda or part == BETWEEN or self._batches % self._every == 0
         if exact:
-            self._wait()  # queued work belongs to the step before
+            self._synchronize()  # queued work belongs to the step before
         if self._row is not None:
             self._end_row()
         else:
@@ -115,11 +115,11 @@ class PhaseClock(Profiler):
         self._row = None
         self._closed(row)
         now = time.perf_counter()
-        self._began += now - self._mark  # writing the profile is not time of the fit
+        self._began += now - self._mark  # without the time to write the profile
         self._mark = self._row_began = now
 
     def _enter(self) -> None:
-        """Charge the time passed, if another phase begins now."""
+        """Charge the time passed, if the phase changes."""
         phase = VALIDATION if self._validating() else next((p for p in reversed(self._stack) if p), self._base)
         if phase == self._phase:
             return
@@ -132,12 +132,12 @@ class PhaseClock(Profiler):
         if self._row is None:
             return
         if self._row.exact:
-            self._wait()
+            self._synchronize()
         now = time.perf_counter()
         self._row.ms[self._phase] += 1e3 * (now - self._mark)
         self._mark = now
 
-    def _wait(self) -> None:
+    def _synchronize(self) -> None:
         if self._cuda:
             torch.cuda.synchronize(self._device)
 
@@ -146,10 +146,10 @@ FUNCTIONS, OPERATORS, TRACE = "functions.txt", "operators.csv", "trace.json.gz"
 
 
 class DetailedProfile:
-    """A detailed profile of a few steps, which slows them down.
+    """Base class of detailed profiles of a few steps, which slow them down.
 
     Args:
-        first: step to begin with, from 0.
+        first: first step, from 0.
         steps: number of steps.
     """
 
@@ -158,26 +158,25 @@ class DetailedProfile:
         self._steps = 0
 
     @property
-    def looking(self) -> bool:
-        """Return whether the current step is one of them."""
+    def active(self) -> bool:
+        """Return True if the current step is profiled in detail."""
         return self._steps in self._window
 
     def phase(self, phase: str | None) -> None:
-        """Note that a phase begins; ``None`` at the end of the fit."""
+        """Begin a phase; ``None`` at the end of the fit."""
 
     def step(self) -> None:
-        """Note that a step has ended."""
+        """Count a finished step."""
         self._steps += 1
 
     def close(self) -> None:
-        """Write the profile; the second call does nothing."""
+        """Write the profile; a second call has no effect."""
 
 
 class PythonFunctions(DetailedProfile):
     """Python functions of each phase over a few steps, by Lightning's AdvancedProfiler.
 
-    It gets our flat phases: its ``start`` disables whatever it was recording, so that of Lightning's own, nested
-    actions it would lose the outer ones.
+    It gets flat phases instead of Lightning's nested actions: its ``start`` ends the recording of the outer one.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
@@ -188,15 +187,15 @@ class PythonFunctions(DetailedProfile):
         self._closed = False
 
     def phase(self, phase: str | None) -> None:
-        """Switch to the functions of a phase."""
+        """Record the functions of a phase."""
         if self._running is not None:
             self._profiler.stop(self._running)
-        self._running = phase if self.looking else None
+        self._running = phase if self.active else None
         if self._running is not None:
             self._profiler.start(self._running)
 
     def step(self) -> None:
-        """Close after the last of the steps."""
+        """Count a finished step; close after the last one."""
         super().step()
         if self._steps == self._window.stop:
             self.close()
@@ -215,10 +214,10 @@ class TorchOperators(DetailedProfile):
     def __init__(self, folder: Path, settings: Mapping[str, Any], device: torch.device) -> None:
         from torch.profiler import ProfilerActivity, profile, schedule
 
-        super().__init__(settings["first_step"], 1 + settings["steps"])  # one to warm it up
+        super().__init__(settings["first_step"], 1 + settings["steps"])  # one to warm up
         self._folder, self._operators = folder, settings["operators"]
         if device.type != "cuda":
-            os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # none: it logs a missing GPU as an error
+            os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # off: a missing GPU is logged as an error
         activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
         steps = schedule(skip_first=settings["first_step"], wait=0, warmup=1, active=settings["steps"], repeat=1)
         self._profile = profile(activities=activities, schedule=steps, on_trace_ready=self._write)
@@ -232,32 +231,32 @@ class TorchOperators(DetailedProfile):
             self._profile.step()
 
     def close(self) -> None:
-        """Stop the profile, which writes what it has."""
+        """Stop the profile, which writes its files."""
         if not self._closed:
             self._closed = True
             self._profile.stop()
 
     def _write(self, profile: Any) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        part = self._folder / f".{TRACE}"  # torch compresses names in .gz
+        part = self._folder / f".{TRACE}"  # ends in .gz, so that torch compresses it
         profile.export_chrome_trace(str(part))
         part.replace(self._folder / TRACE)
         rows = sorted(profile.key_averages(), key=lambda row: -(row.self_device_time_total or row.self_cpu_time_total))
         with atomic_write(self._folder / OPERATORS) as file:
             writer = TableWriter(file)
-            writer.writerow(["operator", "calls", "cpu_ms", "gpu_ms"])  # times without the operators it calls
+            writer.writerow(["operator", "calls", "cpu_ms", "gpu_ms"])  # times exclude the operators called by it
             for row in rows[: self._operators]:
                 cpu, gpu = row.self_cpu_time_total / 1e3, row.self_device_time_total / 1e3
                 writer.writerow([row.key, row.count, round(cpu, 3), round(gpu, 3)])
 
 
 def detailed_profile(settings: Mapping[str, Any], folder: Path, device: torch.device) -> DetailedProfile | None:
-    """Return what ``profiler=advanced`` or ``pytorch`` adds to the phases, else ``None``.
+    """Return the detailed profile of ``profiler=advanced`` or ``pytorch``, else ``None``.
 
     Args:
         settings: the node ``profiler``.
         folder: ``RUN/profile``.
-        device: of the run.
+        device: the run's device.
     """
     if settings["kind"] == "advanced":
         return PythonFunctions(folder, settings)

@@ -1,4 +1,4 @@
-"""Summary of a profile: the figures behind its table and its advice."""
+"""Summary of a profile, for its table and its advice."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -26,18 +26,18 @@ class ProfileFacts:
     """Figures of all sessions of a run.
 
     Attributes:
-        step_ms: mean milliseconds of a step by phase, over the steps whose phases are exact; those profiled in
-            detail only where there are no others.
-        free_step_ms: mean milliseconds of a step without synchronisation; the sum of ``step_ms`` where none was.
+        step_ms: mean milliseconds of a step by phase, over steps with exact phases that were not profiled in detail;
+            over those that were, if there are no others.
+        free_step_ms: mean milliseconds of a step without synchronisation; the sum of ``step_ms`` if all were exact.
         fit_s: seconds of the whole fit by phase.
         steps: number of steps.
-        exact_steps: number of them behind ``step_ms``.
-        slowed_steps: number of them profiled in detail, which slows them down.
-        slowed: whether these are the ones behind ``step_ms``.
-        machine: of the last session, see :class:`~bincounter.profiler.profile_record.Session`.
-        mean: of the usage samples, by column; columns that this machine lacks are missing.
-        peak: the largest of each column.
-        config: of the run.
+        exact_steps: number of steps in the means of ``step_ms``.
+        slowed_steps: number of steps profiled in detail, which slows them down.
+        slowed: ``step_ms`` is of the steps profiled in detail.
+        machine: description of the last session's machine, see :class:`~bincounter.profiler.profile_record.Session`.
+        mean: mean of the usage samples by column; columns unknown on this machine are missing.
+        peak: maximum of each column.
+        config: the run's configuration.
     """
 
     step_ms: Mapping[str, float]
@@ -59,14 +59,14 @@ class ProfileFacts:
 
     @property
     def on_gpu(self) -> bool:
-        """Return whether the run computed on a CUDA device."""
+        """Return True if the run computed on a CUDA device."""
         return self.machine.get("device") == "cuda"
 
     @property
     def gpu_idle_ms(self) -> float:
-        """Milliseconds of an undisturbed step in which the GPU was idle, at least.
+        """Lower bound of the GPU's idle time in a step without synchronisation, in milliseconds.
 
-        The time that the CPU took to launch its work counts as work.
+        Time of the CPU to launch kernels counts as busy.
         """
         busy = sum(self.step_ms[phase] for phase in ON_DEVICE)
         return max(self.free_step_ms - busy, 0.0)
@@ -75,20 +75,20 @@ class ProfileFacts:
     def waiting_ms(self) -> float:
         """Milliseconds of a step spent waiting for a batch.
 
-        A GPU still computes while the next batch is fetched: only the rest is waiting.
+        A GPU may still compute while the next batch is fetched: only its idle time counts.
         """
         return min(self.step_ms[DATA], self.gpu_idle_ms) if self.on_gpu else self.step_ms[DATA]
 
     def share(self, phase: str) -> float:
-        """A phase's fraction of a step."""
+        """Fraction of a phase in a step, 0-1."""
         return self.step_ms[phase] / max(self.exact_step_ms, 1e-9)
 
     def fit_share(self, phase: str) -> float:
-        """A phase's fraction of the whole fit."""
+        """Fraction of a phase in the whole fit, 0-1."""
         return self.fit_s[phase] / max(sum(self.fit_s.values()), 1e-9)
 
     def setting(self, key: str) -> Any:
-        """A value of the run's configuration by its dotted name, or ``None``."""
+        """Value of the run's configuration by its dotted name, or ``None``."""
         node: Any = self.config
         for part in key.split("."):
             node = node.get(part) if isinstance(node, Mapping) else None
@@ -97,12 +97,7 @@ class ProfileFacts:
 
 @dataclass(frozen=True)
 class Profile:
-    """The profile of a run, read back.
-
-    Attributes:
-        record: what was measured.
-        facts: its summary.
-    """
+    """Profile of a run: its record and the summary of it."""
 
     record: ProfileRecord
     facts: ProfileFacts
@@ -112,8 +107,8 @@ def read_profile(run: Path, config: Mapping[str, Any]) -> Profile | None:
     """Read the profile in a run's folder.
 
     Args:
-        run: the folder.
-        config: of the run.
+        run: the run's folder.
+        config: the run's configuration.
 
     Returns:
         ``None`` if nothing was measured, or only the first step, which warms up.
@@ -126,17 +121,12 @@ def read_profile(run: Path, config: Mapping[str, Any]) -> Profile | None:
     return None if record is None or facts is None else Profile(record, facts)
 
 
-def percent(fraction: float) -> str:
-    """Write a fraction in per cent, such as ``36 %`` for 0.3612."""
-    return f"{100 * fraction:.0f} %"
-
-
 def summarize(record: ProfileRecord, config: Mapping[str, Any]) -> ProfileFacts | None:
     """Summarise a record.
 
     Args:
-        record: of a run.
-        config: of the run.
+        record: the record of a run.
+        config: the run's configuration.
 
     Returns:
         ``None`` if only the first step was measured, which warms up.

@@ -1,8 +1,8 @@
 """Phases of a step, and the files of ``RUN/profile``.
 
 ``steps.csv`` has a row per step and one per end of an epoch, ``usage.csv`` one per sample of the machine, and
-``sessions.json`` the sums over all steps, recorded or not. A session is one start of the run: steps that a
-resumed run repeats are counted twice.
+``sessions.json`` the sums over all steps, with or without a row. A session is one start of the run: steps repeated by
+a resumed run are counted twice.
 """
 
 import csv
@@ -32,11 +32,11 @@ PHASES = {
     VALIDATION: "Validation",
     REST: "Rest",
 }
-"""All phases, by the names of the files' columns."""
+"""Titles of all phases by their column names."""
 
 NEXT_BATCH = "train_dataloader_next"
 
-# The ends of actions' names, without their class; see Lightning's trainer/call.py and loops.
+# Names of actions without their class; see Lightning's trainer/call.py and loops.
 _BY_HOOK = {
     NEXT_BATCH: DATA,
     "batch_to_device": TRANSFER,
@@ -53,15 +53,14 @@ _BY_HOOK = {
 
 
 def phase_of(action: str, callbacks: Mapping[str, str]) -> str | None:
-    """Return the phase that an action of Lightning opens.
+    """Return the phase of an action of Lightning.
 
     Args:
         action: its name, such as ``[Strategy]SingleDeviceStrategy.backward`` or ``save_checkpoint``.
-        callbacks: phases of callbacks by their ``state_key``; others count as logging, like progress bars and whatever
-            else a user added to look on.
+        callbacks: phases of callbacks by their ``state_key``; others, such as a user's own, count as logging.
 
     Returns:
-        ``None`` where it belongs to the phase around it.
+        ``None`` if the action belongs to the phase around it.
     """
     owner, _, hook = action.rpartition(".")
     if owner.startswith("[Callback]") and not hook.endswith(("_save_checkpoint", "_load_checkpoint")):
@@ -70,12 +69,12 @@ def phase_of(action: str, callbacks: Mapping[str, str]) -> str | None:
 
 
 def ends_a_step(action: str) -> bool:
-    """Return whether an action begins the end of an epoch, which is not part of a step."""
+    """Return True for an action at the end of an epoch, after its last step."""
     return action.endswith((".on_validation_start", ".on_validation_model_zero_grad", ".on_train_epoch_end"))
 
 
 def ends_optimization(action: str) -> bool:
-    """Return whether only metrics and loggers remain of a step after an action."""
+    """Return True for the last action of a step before metrics and loggers."""
     return action.startswith("[LightningModule]") and action.endswith(".on_train_batch_end")
 
 
@@ -105,9 +104,9 @@ class Row:
         batch: in the epoch, from 0.
         part: ``step`` or ``between``.
         start_s: seconds since the session's first step.
-        exact: whether phases were synchronised with the device; otherwise only ``wall_ms`` is right.
-        wall_ms: from start to end.
-        ms: by phase; they add up to ``wall_ms``.
+        exact: the clock synchronised with the device at each phase; otherwise only ``wall_ms`` is exact.
+        wall_ms: milliseconds from start to end.
+        ms: milliseconds by phase; they add up to ``wall_ms``.
     """
 
     session: int
@@ -119,8 +118,8 @@ class Row:
     wall_ms: float
     ms: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
 
-    def written(self) -> dict[str, Any]:
-        """Return a row of ``steps.csv``."""
+    def cells(self) -> dict[str, Any]:
+        """Return the cells of ``steps.csv`` by column."""
         about = {name: getattr(self, name) for name in _ABOUT}
         times = {f"{phase}_ms": round(value, 4) for phase, value in self.ms.items()}
         rounded = {"start_s": round(self.start_s, 4), "exact": int(self.exact), "wall_ms": round(self.wall_ms, 4)}
@@ -148,14 +147,14 @@ class Usage:
     Attributes:
         session: as in :class:`Row`.
         at_s: seconds since the session's first step.
-        cpu_percent: of the run's processes together; 100 is one core.
-        machine_cpu_percent: of all processes; 100 is all cores.
+        cpu_percent: CPU use of the run's processes together; 100 is one core.
+        machine_cpu_percent: CPU use of all processes; 100 is all cores.
         rss_mb: memory of the run's processes; shared memory counts for each.
         memory_percent: unavailable memory of the machine.
-        read_mb_s: read from disks by the run's processes.
-        write_mb_s: written to disks by them.
-        gpu_percent: share of the time in which the GPU computed.
-        gpu_memory_mb: GPU memory in use by all processes.
+        read_mb_s: MB/s read from disks by the run's processes.
+        write_mb_s: MB/s written to disks by them.
+        gpu_percent: GPU utilisation.
+        gpu_memory_mb: GPU memory used by all processes.
     """
 
     session: int
@@ -182,15 +181,15 @@ class Session:
 
     Attributes:
         steps: number of steps.
-        steps_s: their seconds.
-        exact_steps: those with ``exact`` rows, except the first, which warms up, and those profiled in detail.
-        exact_ms: by phase, over those steps.
-        slowed_steps: those with ``exact`` rows profiled in detail by ``profiler=advanced`` or ``pytorch``.
-        slowed_ms: by phase, over those steps.
-        free_steps: those without synchronisation, with the same exceptions.
-        free_ms: their milliseconds.
-        between_s: seconds by phase, between epochs.
-        machine: cores, threads, workers, device, and where photos came from.
+        steps_s: seconds of all steps.
+        exact_steps: number of ``exact`` steps, except the first, which warms up, and those profiled in detail.
+        exact_ms: milliseconds of these steps by phase.
+        slowed_steps: number of ``exact`` steps profiled in detail by ``profiler=advanced`` or ``pytorch``.
+        slowed_ms: milliseconds of these steps by phase.
+        free_steps: number of steps without synchronisation, with the exceptions of ``exact_steps``.
+        free_ms: milliseconds of these steps.
+        between_s: seconds between epochs by phase.
+        machine: cores, threads, workers, device, and the source of the photos.
     """
 
     steps: int = 0
@@ -209,7 +208,7 @@ class Session:
 
         Args:
             row: a step, or the end of an epoch.
-            slowed: whether it was profiled in detail.
+            slowed: the step was profiled in detail.
         """
         if row.part == BETWEEN:
             for phase, value in row.ms.items():
@@ -232,17 +231,17 @@ class Session:
 
 @dataclass
 class ProfileRecord:
-    """Content of ``RUN/profile``, without traces and tables of functions."""
+    """Content of ``RUN/profile``, except traces, functions and operators."""
 
     sessions: list[Session] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     usage: list[Usage] = field(default_factory=list)
 
     def write(self, folder: Path) -> None:
-        """Write the files, each whole or not at all, with at most so many rows."""
+        """Write the files, each atomically and with at most 4000 rows."""
         self.rows, self.usage = _thinned(self.rows), _thinned(self.usage)
         columns = [*_ABOUT, *(f"{phase}_ms" for phase in PHASES)]
-        _write(folder / "steps.csv", columns, [row.written() for row in self.rows])
+        _write(folder / "steps.csv", columns, [row.cells() for row in self.rows])
         samples = [asdict(sample) for sample in self.usage]
         _write(folder / "usage.csv", ["session", "at_s", *_MEASURED], samples)
         write_json(folder / "sessions.json", [asdict(session) for session in self.sessions], indent=1)

@@ -1,4 +1,4 @@
-"""Callback ``StepProfiler``, the sampler of machine usage, the summary in the log."""
+"""Callback ``StepProfiler``, sampler of machine usage, summary in the log."""
 
 import ctypes
 import logging
@@ -18,9 +18,10 @@ from omegaconf import DictConfig, OmegaConf
 from bincounter.data.datamodule import batch_progress
 from bincounter.data.photo_store import PhotoStore
 from bincounter.errors import UserError
+from bincounter.number_format import percent
 from bincounter.profiler.advice import advice
 from bincounter.profiler.phase_clock import DetailedProfile, PhaseClock, detailed_profile
-from bincounter.profiler.profile_facts import Profile, percent
+from bincounter.profiler.profile_facts import Profile
 from bincounter.profiler.profile_record import (
     FOLDER,
     LOGGING,
@@ -36,13 +37,13 @@ from bincounter.profiler.profile_record import (
 
 log = logging.getLogger(__name__)
 
-_WRITE_EVERY = 30.0  # seconds: lost by a killed run at most
+_WRITE_EVERY = 30.0  # seconds; a killed run loses at most these
 
 
 class StepProfiler(L.Callback):
     """Replaces the trainer's profiler by a :class:`PhaseClock`, and records its rows.
 
-    Checkpoints hold nothing of it: a resumed run adds a session to the files of the folder.
+    It has no state in checkpoints: a resumed run adds a session to the files of the folder.
 
     Args:
         folder: ``RUN/profile``.
@@ -53,7 +54,7 @@ class StepProfiler(L.Callback):
         self._folder, self._settings = folder, settings
         self._clock: PhaseClock | None = None
         self._sampler: UsageSampler | None = None
-        self._depth: DetailedProfile | None = None
+        self._detail: DetailedProfile | None = None
         self._record = ProfileRecord()
         self._earlier = 0  # samples of sessions before this one
         self._written = 0.0
@@ -62,24 +63,27 @@ class StepProfiler(L.Callback):
         """Start the clock, on the first process."""
         if stage != "fit" or not trainer.is_global_zero:
             return
-        self._record = self._so_far()
+        try:
+            self._record = read_record(self._folder) or ProfileRecord()
+        except UserError as error:
+            log.warning("%s; starting a new profile.", error)
         self._record.sessions.append(Session(machine=_machine(trainer)))
         self._earlier = len(self._record.usage)
         device = trainer.strategy.root_device
-        self._depth = detailed_profile(self._settings, self._folder, device)
+        self._detail = detailed_profile(self._settings, self._folder, device)
         self._clock = PhaseClock(
             device,
             self._settings["every_n_train_steps"],
-            closed=self._keep,
+            closed=self._add,
             place=lambda: (trainer.current_epoch, batch_progress(trainer).current.ready),
             validating=lambda: bool(trainer.validating),
-            changed=self._depth.phase if self._depth else None,
+            changed=self._detail.phase if self._detail else None,
             callbacks={callback.state_key: _phase_of_callback(callback) for callback in trainer.callbacks},  # type: ignore[attr-defined]
         )
         trainer.profiler = self._clock  # type: ignore[attr-defined]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start to sample the machine, now that the workers have allocated their memory."""
+        """Start the usage sampler; the data workers run by now."""
         if self._clock is None:
             return
         session = len(self._record.sessions) - 1
@@ -90,7 +94,7 @@ class StepProfiler(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Record once where batches come from."""
+        """Record the source of the batches, once."""
         if self._clock is None or "photos" in self._record.sessions[-1].machine:
             return
         loader: Any = trainer.train_dataloader
@@ -108,19 +112,12 @@ class StepProfiler(L.Callback):
         """Write the profile."""
         self._close(trainer)
 
-    def _so_far(self) -> ProfileRecord:
-        try:
-            return read_record(self._folder) or ProfileRecord()
-        except UserError as error:
-            log.warning("%s; starting a new profile.", error)
-            return ProfileRecord()
-
-    def _keep(self, row: Row) -> None:
+    def _add(self, row: Row) -> None:
         row.session = len(self._record.sessions) - 1
-        self._record.sessions[-1].add(row, slowed=self._depth is not None and self._depth.looking)
+        self._record.sessions[-1].add(row, slowed=self._detail is not None and self._detail.active)
         self._record.rows.append(row)
-        if self._depth is not None and row.part == STEP:
-            self._depth.step()
+        if self._detail is not None and row.part == STEP:
+            self._detail.step()
         if time.monotonic() - self._written > _WRITE_EVERY:
             self._write()
 
@@ -137,11 +134,11 @@ class StepProfiler(L.Callback):
         self._clock.close()
         if self._sampler is not None:
             self._sampler.stop()
-        if self._depth is not None:
-            self._depth.close()
+        if self._detail is not None:
+            self._detail.close()
         self._clock = None
         if not self._record.sessions[-1].steps:
-            return  # it ended before its first step
+            return  # the fit ended before its first step
         if trainer.strategy.root_device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(trainer.strategy.root_device) / 1e6
             self._record.sessions[-1].machine["gpu_peak_mb"] = peak
@@ -149,9 +146,9 @@ class StepProfiler(L.Callback):
 
 
 def _phase_of_callback(callback: L.Callback) -> str:
-    """The phase that a callback's class names by ``profiler_phase``, one of ``PHASES``."""
-    usual = OPTIMIZER if isinstance(callback, WeightAveraging) else LOGGING
-    return getattr(callback, "profiler_phase", usual)
+    """Phase of a callback: its class attribute ``profiler_phase``, else optimizer or logging."""
+    default = OPTIMIZER if isinstance(callback, WeightAveraging) else LOGGING
+    return getattr(callback, "profiler_phase", default)
 
 
 def _origin(store: PhotoStore | None) -> str:
@@ -161,7 +158,7 @@ def _origin(store: PhotoStore | None) -> str:
 
 
 def _machine(trainer: L.Trainer) -> dict[str, Any]:
-    """Describe the machine that the figures are of."""
+    """Describe the machine and its use by the trainer."""
     device = trainer.strategy.root_device
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     machine: dict[str, Any] = {
@@ -186,10 +183,10 @@ class UsageSampler:
 
     Args:
         every: seconds between two samples.
-        device: of the run.
-        clock: seconds since the session's first step.
+        device: the run's device.
+        clock: returns the seconds since the session's first step.
         session: number of the session, for the samples.
-        limit: samples stored; beyond it every second one is dropped and the interval doubled.
+        limit: maximum number of samples; beyond it every second one is dropped and the interval doubled.
     """
 
     def __init__(
@@ -204,17 +201,17 @@ class UsageSampler:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread, after a last sample."""
+        """Take a last sample and end the thread."""
         if not self._stop.is_set():
             self._stop.set()
             self._thread.join()
 
     def samples(self) -> list[Usage]:
-        """Samples so far."""
+        """Return a copy of the samples so far."""
         return list(self._samples)
 
     def _work(self) -> None:
-        self._processes.rates()  # the first calls only start the measurement, psutil's once per thread
+        self._processes.rates()  # the first calls only start the measurement, per thread in psutil
         psutil.cpu_percent()
         while not self._stop.wait(self._every):
             self._sample()
@@ -243,7 +240,7 @@ class ProcessTree:
         self._bytes: dict[int, tuple[int, int]] = {}
 
     def rates(self) -> tuple[float, float, float | None, float | None]:
-        """Return per cent of a core, MB of memory, and MB/s read from and written to disks, since the last call."""
+        """Return CPU use (per cent of a core), memory (MB), and disk reads and writes (MB/s) since the last call."""
         now, cpu, moved, rss = time.perf_counter(), {}, {}, 0.0
         for process in [self._own, *self._own.children(recursive=True)]:
             try:
@@ -255,7 +252,7 @@ class ProcessTree:
                         counters = process.io_counters()
                         moved[process.pid] = (counters.read_bytes, counters.write_bytes)
             except (psutil.Error, OSError):
-                continue  # it has just ended, or may not be read
+                continue  # the process has just ended, or is not readable
         seconds = max(now - self._at, 1e-3)
         busy = 100 * sum(value - self._cpu.get(pid, 0.0) for pid, value in cpu.items()) / seconds
         read, write = (
@@ -277,7 +274,7 @@ class _Memory(ctypes.Structure):
 
 
 class Gpu:
-    """One CUDA device, read through NVML, which comes with the driver and does not synchronise."""
+    """One CUDA device, read through NVML: part of the driver, and without synchronisation."""
 
     def __init__(self, device: torch.device) -> None:
         self._nvml: ctypes.CDLL | None = None
@@ -288,10 +285,10 @@ class Gpu:
             if nvml.nvmlInit_v2() == 0 and nvml.nvmlDeviceGetHandleByUUID(name, ctypes.byref(self._handle)) == 0:
                 self._nvml = nvml
         except (OSError, AttributeError):
-            return  # this driver has no NVML: the columns stay empty
+            return  # no NVML: the columns stay empty
 
     def busy(self) -> tuple[float | None, float | None]:
-        """Return its recent utilisation in per cent, and MB of its memory in use."""
+        """Return the recent utilisation in per cent, and the used memory in MB; ``None`` where unknown."""
         if self._nvml is None:
             return None, None
         rates, memory = _Rates(), _Memory()
@@ -313,13 +310,13 @@ def profiler_callbacks(cfg: DictConfig) -> list[L.Callback]:
 
 
 def log_profile_summary(profile: Profile | None) -> None:
-    """Log the phases of a step and the advice, where the run was measured."""
+    """Log the phases of a step, and the advice, if the run was measured."""
     if profile is None:
         return
     facts = profile.facts
     phases = sorted(PHASES, key=lambda phase: -facts.step_ms[phase])
     listed = ", ".join(
-        f"{PHASES[phase].lower()} {percent(facts.share(phase))}" for phase in phases if facts.share(phase) > 0.005
+        f"{PHASES[phase].lower()} {percent(facts.share(phase), 0)}" for phase in phases if facts.share(phase) > 0.005
     )
     log.info("A step took %.1f ms: %s.", facts.free_step_ms, listed)
     for sentence in advice(facts):
