@@ -11,7 +11,7 @@ from bincounter.debugger.tensor_records import EpochRecord, StepRecord
 
 
 class LossNotDecreasing(Rule):
-    """The mean training loss of ``num_steps`` steps is not lower than that of the ``num_steps`` before them.
+    """The mean training loss of ``num_steps`` steps is not lower than the mean of the ``num_steps`` before them.
 
     SageMaker's rule compares two single losses, which differ by chance from batch to batch.
     """
@@ -50,7 +50,7 @@ class LossNotDecreasing(Rule):
 
 
 class Overfit(Rule):
-    """The validation loss has been far above the training loss of its epoch, several times in a row."""
+    """The validation loss is far above the training loss of its epoch, in consecutive validations."""
 
     name = "overfit"
 
@@ -110,10 +110,10 @@ class Overtraining(Rule):
 
 
 class ClassImbalance(Rule):
-    """Some counts are seen much more often in training than others, or rare ones are mostly counted wrong.
+    """Some counts have a much larger weight in training than others, or rare ones are mostly counted wrong.
 
-    What is compared is how much counts weigh in the loss: photos in training batches, times the weights of
-    ``model.class_weights``. So ``data.balanced=true`` and ``model.class_weights=balanced`` settle it.
+    The weight of a count is its number of photos in training batches, times its factor of ``model.class_weights``:
+    ``data.balanced=true`` and ``model.class_weights=balanced`` even it out.
     """
 
     name = "class_imbalance"
@@ -123,7 +123,7 @@ class ClassImbalance(Rule):
         self._wrong_in_a_row: dict[int, int] = {}
 
     def epoch(self, record: EpochRecord) -> Finding | None:
-        """Compare counts once enough photos were seen."""
+        """Compare the counts, after enough photos."""
         if not len(record.counts) or record.trained.sum() < self._settings["samples"]:
             return None
         self.judged = True
@@ -144,7 +144,7 @@ class ClassImbalance(Rule):
         )
 
     def _wrong(self, record: EpochRecord, weight: np.ndarray) -> Finding | None:
-        """An underrepresented count that has been counted wrong, in every validation for ``patience`` of them."""
+        """Find an underrepresented count that is counted wrong in ``patience`` consecutive validations."""
         seen = record.validated >= self._settings["photos"]
         wrong = 1 - record.right / np.maximum(record.validated, 1)
         rare = weight < self._settings["threshold_rare"] * weight.mean()

@@ -1,4 +1,4 @@
-"""Callback ``TensorRecorder``: losses, gradients, weights and activations of recorded steps."""
+"""Callback ``TensorRecorder``, which records losses, gradients, weights and activations."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ class RecordReceiver(Protocol):
     """Receiver of records; called on all processes of a run, with ``None`` on all but the first."""
 
     def begin(self, trainer: L.Trainer, records: Iterator[Record] | None) -> None:
-        """Receive the records from before the run was resumed."""
+        """Receive the records of the resumed run."""
 
     def judge(self, trainer: L.Trainer, record: Record | None) -> None:
         """Receive a new record."""
@@ -32,17 +32,17 @@ class RecordReceiver(Protocol):
 class TensorRecorder(L.Callback):
     """Records losses, gradients, weights and activations of every few optimizer steps in ``RUN/debugger``.
 
-    Gradients are those of the whole step, unscaled and before clipping; weights are those after the update; activations
-    are of the step's last batch. Under DDP the first process records: its photos' losses and activations, the gradients
-    and weights that all share. Parameters that are not trained are skipped, and so is a frozen backbone whose features
-    are cached.
+    Gradients are of the whole step, unscaled and before clipping; weights are after the update; activations are of the
+    step's last batch. Under DDP the first process records losses and activations of its own photos, and the gradients
+    and weights that all processes share. Parameters that are not trained are skipped, and activations of a frozen
+    backbone with cached features.
 
     The class name is a key in checkpoints.
 
     Args:
         folder: ``RUN/debugger``.
-        settings: ``debugger`` of the configuration, with ``every_n_train_steps``, ``layers`` and ``rules``.
-        watch: receives every record.
+        settings: the node ``debugger``, with ``every_n_train_steps``, ``layers`` and ``rules``.
+        watch: receiver of every record.
     """
 
     profiler_phase = "debugger"
@@ -63,14 +63,14 @@ class TensorRecorder(L.Callback):
         self._before: tuple[tuple[str, ...], Tensor] | None = None
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Store the step the run resumes from; :meth:`load_state_dict` is not called if it recorded nothing so far."""
+        """Store the checkpoint's step, also if it has no state of a recorder for :meth:`load_state_dict`."""
         self._step = checkpoint["global_step"]
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Cut the files back to where the run resumes.
+        """Truncate the files to the checkpoint's step.
 
         Raises:
-            ConfigError: ``debugger.layers`` matches nothing to record.
+            ConfigError: ``debugger.layers`` matches no layer with weights or activations.
         """
         self._first = trainer.is_global_zero
         names = [name for name, _ in pl_module.named_modules() if name]
@@ -78,8 +78,9 @@ class TensorRecorder(L.Callback):
         hooks = ActivationHooks(pl_module, [name for name in names if name in self._layers], self._bounds)
         if not hooks.measures and not any(_owner(name) in self._layers for name, _ in pl_module.named_parameters()):
             patterns = ",".join(pattern.pattern for pattern in self._patterns)
-            what = "matches no layer" if not self._layers else "matches no layer with weights or activations"
-            raise ConfigError(f"debugger.layers=[{patterns}] {what}; layers are {', '.join(_outer(names))}")
+            problem = "matches no layer" if not self._layers else "matches no layer with weights or activations"
+            outer = [name for name in names if name.count(".") <= 1 and not name.startswith("val_")][:12]
+            raise ConfigError(f"debugger.layers=[{patterns}] {problem}; layers are {', '.join(outer)}")
         if self._first:
             self._hooks = hooks
             self._files.begin(self._step)
@@ -121,9 +122,9 @@ class TensorRecorder(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Add the batch to the means; record the step if it is due."""
+        """Add the batch to the means, and record a due step."""
         if self._first:
-            # Lightning passes the loss divided by the number of batches in a step.
+            # Lightning divides the loss by the number of batches in a step.
             self._count(pl_module, batch["count"], outputs["loss"].detach() * trainer.accumulate_grad_batches)
         if self._recording:
             self._recording = False
@@ -143,7 +144,7 @@ class TensorRecorder(L.Callback):
         self._validated = not trainer.sanity_checking
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Record the epoch; RunCheckpoint, which stores the record, comes later."""
+        """Record the epoch, before RunCheckpoint stores the position of the record."""
         record = self._epoch_record(trainer, pl_module) if self._first else None
         self._validated = False
         self._add(trainer, record)
@@ -188,7 +189,7 @@ class TensorRecorder(L.Callback):
         }
 
     def _layout(self, kind: str, tensors: Mapping[str, Tensor]) -> Blocks:
-        """Return the tensors' block layout, built again when other ones are trained."""
+        """Return the block layout of tensors, built again if other parameters are trained."""
         names = tuple(tensors)
         known = self._layouts.get(kind)
         if known is None or known[0] != names:
@@ -207,9 +208,8 @@ class TensorRecorder(L.Callback):
         activations, modules, measured = self._hooks.take()
         wide = pieces[-1].dtype
         values = torch.cat([piece.to(wide) for piece in (*pieces, *measured)])
-        host = iter(
-            np.split(values.cpu().numpy().astype(np.float32), _ends(pieces, measured))
-        )  # the only synchronisation
+        ends = np.cumsum([piece.numel() for piece in (*pieces, *measured)])
+        host = iter(np.split(values.cpu().numpy().astype(np.float32), ends))  # the only synchronisation
         losses = next(host)
         tables = {}
         if self._gradients is not None:
@@ -220,7 +220,7 @@ class TensorRecorder(L.Callback):
             each = np.stack(list(host)[: len(activations)])
             tables["activation"] = _table(activations, np.insert(each, len(STATISTICS), np.nan, axis=1), modules)
         self._gradients = self._before = None
-        self._epoch.take_over(self._recent)
+        self._epoch.absorb(self._recent)
         return StepRecord(trainer.current_epoch, trainer.global_step - 1, float(losses[0]), float(losses[1]), tables)
 
     def _weights(self, pl_module: L.LightningModule, names: Sequence[str], before: Tensor) -> Tensor:
@@ -228,14 +228,14 @@ class TensorRecorder(L.Callback):
         layout = self._layouts["weight"][1]
         parameters = dict(pl_module.named_parameters())
         after = layout.matrix([parameters[name] for name in names])
-        was = layout.norms(before)
-        moved = layout.norms(before.sub_(after))
-        ratio = torch.where(moved == 0, moved, moved / was)  # infinite for weights that leave zero
+        norms = layout.norms(before)
+        updates = layout.norms(before.sub_(after))
+        ratio = torch.where(updates == 0, updates, updates / norms)  # infinite if all weights were zero
         return torch.cat([layout.statistics(after), ratio[:, None]], dim=1)
 
     def _epoch_record(self, trainer: L.Trainer, pl_module: L.LightningModule) -> EpochRecord:
         assert isinstance(pl_module, BinCounter)
-        self._epoch.take_over(self._recent)
+        self._epoch.absorb(self._recent)
         loss = np.float32(self._epoch.mean().item())
         self._epoch.clear()
         seen = np.zeros(len(pl_module.counts), dtype=int) if self._trained is None else self._trained.cpu().numpy()
@@ -259,23 +259,14 @@ def _owner(parameter: str) -> str:
     return parameter.rpartition(".")[0]
 
 
-def _ends(pieces: Sequence[Tensor], measured: Sequence[Tensor]) -> np.ndarray:
-    return np.cumsum([piece.numel() for piece in (*pieces, *measured)])
-
-
 def _table(names: Sequence[str], values: np.ndarray, modules: Sequence[str] = ()) -> Table:
-    """Fill the columns that do not apply with NaN."""
+    """Make a table, with NaN in missing columns."""
     missing = np.full((len(values), len(VALUES) - values.shape[1]), np.nan, np.float32)
     return Table(names, list(modules) or [""] * len(names), np.concatenate([values, missing], axis=1))
 
 
-def _outer(names: Sequence[str]) -> list[str]:
-    """Return the outermost modules and their children."""
-    return [name for name in names if name.count(".") <= 1 and not name.startswith("val_")][:12]
-
-
 class PhotoMean:
-    """A running mean over photos that never synchronises with the device."""
+    """Running mean over photos, without synchronisation with the device."""
 
     def __init__(self) -> None:
         self._total: Tensor = torch.zeros(())
@@ -286,8 +277,8 @@ class PhotoMean:
         self._total = torch.add(self._total.to(value.device), value.float(), alpha=photos)
         self._photos += photos
 
-    def take_over(self, other: Self) -> None:
-        """Add all of ``other``, and reset it."""
+    def absorb(self, other: Self) -> None:
+        """Add the photos of ``other``, and reset it."""
         self._total = self._total.to(other._total.device) + other._total
         self._photos += other._photos
         other.clear()

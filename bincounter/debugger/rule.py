@@ -1,4 +1,4 @@
-"""``Rule`` and ``Finding``: the base of all rules; rules.json read back."""
+"""``Rule``, the base class of rules on records, and ``Finding``; reader of rules.json."""
 
 import json
 from collections import Counter
@@ -15,11 +15,11 @@ _NAMED = 3  # tensors in a sentence
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The finding of a rule.
+    """Finding of a rule.
 
     Attributes:
-        reason: a sentence with the numbers.
-        advice: what to do about it, a sentence.
+        reason: a clause with the numbers, without a period.
+        advice: a sentence with settings to try, without its period.
         diverged: the model holds or produces values that are not finite, so that its weights cannot be scored.
     """
 
@@ -29,13 +29,13 @@ class Finding:
 
 
 class Rule:
-    """One rule over one run. It depends on the records only, so that it can be evaluated again later.
+    """Base class: one rule over one run, a function of its records only, so that it can be evaluated again later.
 
     Args:
         settings: ``debugger.rules.<name>``.
 
     Attributes:
-        judged: whether the records were sufficient for a verdict.
+        judged: the records were sufficient for a verdict.
     """
 
     name: ClassVar[str]
@@ -56,24 +56,24 @@ class Rule:
 
 
 class Streaks:
-    """Counts the recorded steps in a row for which a condition holds, per tensor.
+    """Number of consecutive recorded steps in which a condition holds, per tensor.
 
     Args:
-        patience: steps in a row that make a finding.
+        patience: number of consecutive steps for a finding.
     """
 
     def __init__(self, patience: int) -> None:
         self._patience = patience
         self._lengths: Counter[str] = Counter()
 
-    def longest(self, true: Iterable[str]) -> list[str]:
-        """Add a step with the tensors for which it holds; return those with ``patience`` steps in a row."""
-        self._lengths = Counter({name: self._lengths[name] + 1 for name in true})
+    def add(self, names: Iterable[str]) -> list[str]:
+        """Add a step with the tensors that meet the condition; return those that have met it ``patience`` times."""
+        self._lengths = Counter({name: self._lengths[name] + 1 for name in names})
         return [name for name, length in self._lengths.items() if length >= self._patience]
 
 
 def format_tensors(values: Mapping[str, str]) -> str:
-    """Format tensors with a number each, the first few of them: ``a (1e-8), b (0) and 5 more``."""
+    """Format the first few tensors, with a number each: ``a (1e-8), b (0) and 5 more``."""
     shown = [f"{name} ({value})" for name, value in list(values.items())[:_NAMED]]
     more = len(values) - len(shown)
     return ", ".join(shown) + (f" and {more} more" if more else "")

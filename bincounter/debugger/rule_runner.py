@@ -1,4 +1,4 @@
-"""All rules over one run: during the fit (warn, stop, fail), and by ``bincounter rules``; ``debugger_callbacks``."""
+"""Evaluation of all rules: during the fit (warn, stop, fail), and by ``bincounter rules``; ``debugger_callbacks``."""
 
 import json
 import logging
@@ -47,7 +47,7 @@ RULES: dict[str, type[Rule]] = {
         SaturatedActivation,
     )
 }
-"""Rules by name, in the order of tables."""
+"""Rules by name, in the order of rules.json and of its table."""
 
 _SEVERITY = ("warn", "stop", "fail")
 
@@ -57,9 +57,9 @@ class Verdict:
     """A finding with its rule, action and place.
 
     Attributes:
-        rule: its name.
+        rule: name of the rule.
         action: ``warn``, ``stop`` or ``fail``.
-        epoch: counted from 0.
+        epoch: epoch, counted from 0.
         step: number of optimizer steps before that of the finding.
         finding: reason and advice.
     """
@@ -71,7 +71,7 @@ class Verdict:
     finding: Finding
 
     def sentence(self) -> str:
-        """Return the line of the log."""
+        """Format the verdict for the log."""
         place = f"step {self.step}, epoch {self.epoch + 1}"
         return f"Rule {self.rule} at {place}: {self.finding.reason}. {self.finding.advice}."
 
@@ -101,7 +101,7 @@ class Verdicts:
         return sorted(new, key=lambda verdict: _SEVERITY.index(verdict.action))
 
     def judge_all(self, records: Iterable[Record]) -> None:
-        """Evaluate records whose findings were acted on already."""
+        """Evaluate records without acting on their findings."""
         for record in records:
             self.judge(record)
 
@@ -136,7 +136,7 @@ class RuleFailed(BinCounterError):
 
 
 class RuleWatch:
-    """Evaluates records as they are made, on the first process; all processes act alike.
+    """Evaluates new records on the first process; all processes take the same action.
 
     Args:
         folder: ``RUN/debugger``.
@@ -148,10 +148,10 @@ class RuleWatch:
         self._verdicts = Verdicts(settings)
 
     def begin(self, trainer: L.Trainer, records: Iterator[Record] | None) -> None:
-        """Restore the state of the run from its records; what stopped or failed it does so again.
+        """Evaluate the run's earlier records; a rule that stopped or failed the run does so again.
 
         Raises:
-            RuleFailed: a rule had failed the run, and its action is still ``fail``.
+            RuleFailed: a rule failed the run, and its action is still ``fail``.
         """
         verdict = None
         if records is not None:
@@ -167,7 +167,7 @@ class RuleWatch:
     def judge(self, trainer: L.Trainer, record: Record | None) -> None:
         """Log new findings, and act on them.
 
-        ``stop`` ends the epoch here, validates and ends the fit, as early stopping does; ``fail`` ends it as soon as
+        ``stop`` ends the epoch, validates and ends the fit, like early stopping; ``fail`` ends the fit as soon as
         ``last.ckpt`` is written.
         """
         new: list[Verdict] = []
@@ -211,14 +211,14 @@ _KEY = "debugger.rules."
 
 
 def rule_overrides(run: Path, given: Sequence[str]) -> list[str]:
-    """Return overrides that compose a run's rules, changed as given.
+    """Return overrides that compose a run's rules with changes.
 
     Args:
         run: the run's folder.
         given: overrides of the command line.
 
     Raises:
-        UserError: the run has no rules, or an override is not about rules.
+        UserError: the run has no records, or an override is not about rules.
     """
     for override in given:
         name, _, setting = override.partition("=")[0].removeprefix(_KEY).partition(".")
@@ -229,20 +229,16 @@ def rule_overrides(run: Path, given: Sequence[str]) -> list[str]:
                 f"{_KEY}{name}.{setting} is a bound of counts made while the run was recorded: changing it takes "
                 "another run"
             )
-    return ["debugger=tensors", *_own(run), *given]
-
-
-def _own(run: Path) -> list[str]:
-    stored = read_file(run / "config.yaml", _rules_of, "restore it, or start a new run")
+    stored = read_file(run / "config.yaml", _stored_rules, "restore it, or start a new run")
     if stored is None:
         raise UserError(f"{run} is not a run's folder (it has no config.yaml): name the folder that train.py printed")
     if not (run / FOLDER / "losses.csv").is_file():
         raise UserError(f"{run} has no records: train with debugger=tensors")
-    return stored
+    return ["debugger=tensors", *stored, *given]
 
 
-def _rules_of(file: IO[str]) -> list[str]:
-    """Overrides that set a stored configuration's rules; none where recording began in mid-run."""
+def _stored_rules(file: IO[str]) -> list[str]:
+    """Overrides of a stored configuration's rules; none if the run was started without them."""
     debugger = check_mapping(check_mapping(yaml.safe_load(file)).get("debugger") or {})
     rules = check_mapping(debugger.get("rules") or {})
     return [
@@ -257,10 +253,10 @@ def evaluate_rules(run: Path, debugger: Mapping[str, Any]) -> Verdicts:
 
     Args:
         run: the run's folder.
-        debugger: of a configuration, as plain containers.
+        debugger: the node ``debugger`` as plain containers, its bounds checked.
 
     Raises:
-        ConfigError: settings contradict each other; their bounds are checked before.
+        ConfigError: settings contradict each other.
         UserError: records are missing or corrupt.
     """
     check_debugger(debugger)
@@ -270,7 +266,7 @@ def evaluate_rules(run: Path, debugger: Mapping[str, Any]) -> Verdicts:
 
 
 def format_verdicts(verdicts: Verdicts) -> RenderableType:
-    """Format a table with one row per rule, and below it a paragraph per finding."""
+    """Format a table of the rules, and a paragraph per finding."""
     rows = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     for column in ("rule", "action", "verdict"):
         rows.add_column(column, no_wrap=True)

@@ -1,7 +1,7 @@
-"""Records of ``debugger=tensors``: tensors.csv, losses.csv and counts.csv, written, cut back on resume, read.
+"""Records of ``debugger=tensors``: tensors.csv, losses.csv and counts.csv, written, truncated on resume, read.
 
-Numbers are float32, written with the nine digits that restore them bit for bit, so that a rule on the files has the
-same verdict as during the run.
+Numbers are float32 with nine digits, which restore them bit for bit: rules have the same verdicts on the files as
+during the run.
 """
 
 import csv
@@ -36,11 +36,11 @@ KINDS = ("gradient", "weight", "activation")
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """The statistics of one kind of tensors in one step.
+    """Statistics of one kind of tensors in one step.
 
     Attributes:
-        names: of the tensors ``[N]``.
-        modules: the class of the module that an activation comes from, else empty ``[N]``.
+        names: names of the tensors ``[N]``.
+        modules: class of an activation's module, else empty ``[N]``.
         values: ``float32[N, 10]``, columns :data:`VALUES`; NaN where a column does not apply.
     """
 
@@ -58,11 +58,11 @@ class StepRecord:
     """One recorded optimizer step.
 
     Attributes:
-        epoch: counted from 0.
+        epoch: epoch, counted from 0.
         step: number of optimizer steps before it.
         batch_loss: mean loss of its photos, in nats.
-        train_loss: mean loss of the photos since the last recorded step, its own included.
-        tables: by kind; kinds without tensors are missing.
+        train_loss: mean loss of the photos since the last recorded step, including its own.
+        tables: tables by kind; kinds without tensors are missing.
     """
 
     epoch: int
@@ -88,15 +88,15 @@ class EpochRecord:
     """The end of an epoch.
 
     Attributes:
-        epoch: counted from 0.
+        epoch: epoch, counted from 0.
         step: its last optimizer step.
         epoch_loss: mean loss of its training photos, in nats.
-        val_loss: that of the validation photos, ``None`` if the epoch was not validated.
+        val_loss: mean loss of the validation photos, in nats; ``None`` if the epoch was not validated.
         counts: the support ``int[K]``.
-        weights: of the counts in the loss ``float[K]``.
+        weights: class weights of the loss ``float[K]``.
         trained: photos of each count in training batches since the run began ``int[K]``.
         validated: photos of each count in this validation ``int[K]``.
-        right: number of them counted right ``int[K]``.
+        right: validated photos that were counted right ``int[K]``.
     """
 
     epoch: int
@@ -129,7 +129,7 @@ def _number(value: float) -> str:
 
 
 def _cells(kind: str, values: list[float]) -> str:
-    """Format cells; those of columns that do not apply are empty, unlike NaN."""
+    """Format cells, empty where a column does not apply, unlike NaN."""
     *statistics, ratio, inactive = values
     cells = [_number(value) for value in statistics]
     cells.append(_number(ratio) if kind == "weight" else "")
@@ -142,10 +142,10 @@ def _quoted(name: str) -> str:
 
 
 def read_records(folder: Path) -> Iterator[Record]:
-    """Yield the records of a run, in their order.
+    """Yield the records of a run in order.
 
-    A line that a kill cut short is skipped. If some files are older than others, as after a job that was cut off during
-    its upload, each step has what the files have.
+    An incomplete last line is skipped. Where one file is older than the others, as after an interrupted upload, its
+    part of later records is empty.
 
     Args:
         folder: ``RUN/debugger``.
@@ -156,25 +156,25 @@ def read_records(folder: Path) -> Iterator[Record]:
     if not (folder / "losses.csv").is_file():
         raise UserError(f"{folder} has no records: train with debugger=tensors")
     try:
-        tensors, counts = _BySteps(folder, "tensors.csv"), _BySteps(folder, "counts.csv")
+        tensors, counts = _StepReader(folder, "tensors.csv"), _StepReader(folder, "counts.csv")
         for row in _lines(folder, "losses.csv"):
             step = int(row["step"])
-            yield _step_record(row, tensors.of(step)) if row["batch_loss"] else _epoch_record(row, counts.of(step))
+            yield _step_record(row, tensors.read(step)) if row["batch_loss"] else _epoch_record(row, counts.read(step))
     except (OSError, ValueError, LookupError, TypeError, csv.Error) as error:
         raise UserError(
             f"{folder} has a corrupt file ({error}): restore it from a copy, or train again with debugger=tensors"
         ) from error
 
 
-class _BySteps:
-    """Lines of a file, read step by step."""
+class _StepReader:
+    """Reader of a file's lines, step by step."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self._groups = groupby(_lines(folder, name), key=lambda row: int(row["step"]))
         self._next = next(self._groups, None)
 
-    def of(self, step: int) -> list[dict[str, str]]:
-        """Return the lines of a step; steps have to ascend."""
+    def read(self, step: int) -> list[dict[str, str]]:
+        """Return the lines of a step; call it with ascending steps."""
         while self._next is not None and self._next[0] < step:
             self._next = next(self._groups, None)
         return list(self._next[1]) if self._next is not None and self._next[0] == step else []
@@ -185,7 +185,7 @@ def _lines(folder: Path, name: str) -> Iterator[dict[str, str]]:
 
     Raises:
         OSError: the file is missing.
-        ValueError: it has other columns, or a line of another length.
+        ValueError: the file has other columns, or a line of another length.
     """
     with (folder / name).open(encoding="utf-8", newline="") as file:
         reader = csv.reader(line for line in file if line.endswith("\n"))
@@ -231,16 +231,16 @@ def _float(text: str) -> float:
 
 
 _PLACE = re.compile(r"\d+,(\d+),.*\n")  # epoch and step of a complete line
-_KEPT = 4 * 2**20  # bytes at the end of a file that checkpoints hold too
+_TAIL = 4 * 2**20  # minimum length of the tails in checkpoints, in bytes
 
 
 class RecordFiles:
     """Appends records to the files of a folder.
 
-    A checkpoint holds the end position of each file, and its last 4 to 8 MB. When the run is resumed, lines after that
-    position are of the lost part of the run and are cut off; lines that are missing, because storage that copies a
-    run's folder file by file restored an older file, are added. A checkpoint of a run that recorded nothing at the
-    time has no positions: then lines of steps before it are kept, and later ones cut off.
+    A checkpoint holds the end position and the tail (last 4 to 8 MB) of each file. On resuming, lines after that
+    position, from the lost part of the run, are cut off; missing lines are added from the tail (storage that copies
+    a run's folder file by file may restore an older file). A checkpoint written without a recorder has no positions:
+    lines of steps before it are kept, later ones cut off.
 
     Args:
         folder: ``RUN/debugger``.
@@ -252,10 +252,10 @@ class RecordFiles:
         self._before = dict.fromkeys(FILES, 0)  # bytes of each file before its tail
 
     def begin(self, step: int = 0) -> None:
-        """Bring the files to the restored state, or without one to the lines of earlier steps, with headers.
+        """Restore the files to the loaded state; without one, keep the header and the lines of earlier steps.
 
         Args:
-            step: number of optimizer steps that the run has taken.
+            step: number of optimizer steps of the run so far.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         for name, columns in FILES.items():
@@ -266,7 +266,7 @@ class RecordFiles:
             with path.open("r+b" if path.exists() else "w+b") as file:
                 size = file.seek(0, 2)
                 if size < before:
-                    log.warning("%s has lost records: %d bytes before those in the checkpoint.", path, before - size)
+                    log.warning("%s has lost %d bytes of records that precede the checkpoint's.", path, before - size)
                     before = self._before[name] = _end_of_last_line(path, size)
                     if not before:
                         self._tails[name] = head + self._tails[name]
@@ -282,14 +282,9 @@ class RecordFiles:
                 continue
             with (self.folder / name).open("ab", buffering=0) as file:
                 file.write(text.encode())
-            self._tails[name] += text
-        self._forget()
-
-    def _forget(self) -> None:
-        """Cut tails only at twice the needed length, which is rarely."""
-        for name, tail in self._tails.items():
-            if len(tail) > 2 * _KEPT:
-                cut = tail.index("\n", len(tail) - _KEPT) + 1
+            tail = self._tails[name] = self._tails[name] + text
+            if len(tail) > 2 * _TAIL:  # twice, so that tails are seldom cut
+                cut = tail.index("\n", len(tail) - _TAIL) + 1
                 self._before[name] += len(tail[:cut].encode())
                 self._tails[name] = tail[cut:]
 
@@ -298,13 +293,13 @@ class RecordFiles:
         return {name: {"before": self._before[name], "tail": self._tails[name]} for name in FILES}
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
-        """Restore the state of :meth:`state_dict`; :meth:`begin` brings the files there."""
+        """Restore the state of :meth:`state_dict`; :meth:`begin` restores the files."""
         for name in FILES:
             self._before[name], self._tails[name] = state[name]["before"], state[name]["tail"]
 
 
 def _lines_before(step: int, path: Path) -> str:
-    """Return complete lines of steps before ``step``; lines begin with epoch and step."""
+    """Return the complete lines of steps before ``step``, without the header."""
     if not step or not path.is_file():
         return ""
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)[1:]

@@ -11,7 +11,7 @@ from bincounter.debugger.tensor_records import EpochRecord, StepRecord, Table
 
 
 class VanishingGradient(Rule):
-    """The mean of absolute values of a tensor's gradient has been below a threshold, several records in a row."""
+    """The mean absolute value of a gradient is below a threshold in consecutive records."""
 
     name = "vanishing_gradient"
 
@@ -26,7 +26,7 @@ class VanishingGradient(Rule):
             return None
         self.judged = True
         means = dict(zip(table.names, table.column("abs_mean").tolist(), strict=True))
-        vanished = self._streaks.longest(name for name, mean in means.items() if mean < self._settings["threshold"])
+        vanished = self._streaks.add(name for name, mean in means.items() if mean < self._settings["threshold"])
         if not vanished:
             return None
         return Finding(
@@ -50,7 +50,7 @@ class ExplodingTensor(Rule):
         skipped = _not_updated(record.tables.get("weight"))
         for kind, table in record.tables.items():
             for name, share in self._exploded(table):
-                # With fp16 a loss scaler finds its limit by such gradients, and skips their steps.
+                # The loss scaler of fp16 provokes such gradients, and skips their steps.
                 if kind != "gradient" or name not in skipped:
                     found[f"{kind} of {name}"] = f"{100 * share:.3g} %"
         return self._finding("training loss", record.batch_loss, found)
@@ -86,10 +86,10 @@ def _not_updated(weights: Table | None) -> set[str]:
 
 
 class _InactiveUnits(Rule):
-    """More than a share of a layer's units have been inactive, several records in a row."""
+    """More than a fraction of a layer's units is inactive in consecutive records."""
 
     modules: tuple[str, ...]
-    what: str
+    state: str
     advice: str
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
@@ -97,18 +97,18 @@ class _InactiveUnits(Rule):
         self._streaks = Streaks(settings["patience"])
 
     def step(self, record: StepRecord) -> Finding | None:
-        """Evaluate every layer of these modules."""
+        """Evaluate every layer of the classes :attr:`modules`."""
         table = record.tables.get("activation")
         shares = {} if table is None else self._shares(table)
         if not shares:
             return None
         self.judged = True
         threshold = self._settings["threshold_layer"]
-        layers = self._streaks.longest(name for name, share in shares.items() if 100 * share > threshold)
+        layers = self._streaks.add(name for name, share in shares.items() if 100 * share > threshold)
         if not layers:
             return None
         reason = (
-            f"{len(layers)} of {len(shares)} layers have had more than {threshold:g} % of their units {self.what} for "
+            f"{len(layers)} of {len(shares)} layers have had more than {threshold:g} % of their units {self.state} for "
             f"{self._settings['patience']} recorded steps: "
         )
         return Finding(reason + format_tensors({name: f"{100 * shares[name]:.0f} %" for name in layers}), self.advice)
@@ -124,7 +124,7 @@ class DeadRelu(_InactiveUnits):
 
     name = "dead_relu"
     modules = ("ReLU", "ReLU6")
-    what = "dead"
+    state = "dead"
     advice = (
         "A dead unit gets no gradient and stays dead: lower model.optimizer.lr, check that biases do not start far "
         "below zero and that photos are normalised, or use a backbone with LeakyReLU"
@@ -136,7 +136,7 @@ class SaturatedActivation(_InactiveUnits):
 
     name = "saturated_activation"
     modules = ("Tanh", "Sigmoid")
-    what = "saturated"
+    state = "saturated"
     advice = (
         "Saturated units pass no gradient on: start from smaller weights, normalise before the activation, lower "
         "model.optimizer.lr, or use ReLU"
@@ -147,11 +147,11 @@ _SPREAD = 3.29  # from the 5th to the 95th percentile of a normal distribution, 
 
 
 class PoorWeightInitialization(Rule):
-    """In the first records the loss does not fall while layers differ wildly or gradients are all alike.
+    """The loss does not fall in the first records, and activations differ widely in variance or gradients have none.
 
-    Variances of activations that differ widely, or gradients without spread, are not a fault alone: many models that
-    learn well show them, such as residual ones that begin as the identity. They are if the loss reaches no new low,
-    ``diff_percent`` below the last. Spread is that of a normal distribution with the gradient's standard deviation.
+    Alone neither sign is a fault: many models that learn well show them, such as residual ones that begin as the
+    identity. They count if the loss reaches no new minimum, ``diff_percent`` below the last one. Spread is the distance
+    of the 5th from the 95th percentile in a normal distribution with the gradient's standard deviation.
     """
 
     name = "poor_weight_initialization"
@@ -184,7 +184,7 @@ class PoorWeightInitialization(Rule):
         )
 
     def _variances(self, table: Table | None) -> str | None:
-        """Return a reason if the variances of activations differ too much between layers."""
+        """Return a reason if the variances of activations differ too much between layers, else ``None``."""
         if table is None:
             return None
         functions = [index for index, module in enumerate(table.modules) if module != "Linear"]
@@ -201,7 +201,7 @@ class PoorWeightInitialization(Rule):
         )
 
     def _spread(self, table: Table | None) -> str | None:
-        """Return a reason if values of a gradient hardly differ."""
+        """Return a reason if the spread of a gradient is too small, else ``None``."""
         if table is None:
             return None
         spread = _SPREAD * table.column("std")

@@ -1,4 +1,4 @@
-"""Statistics of many tensors in few kernels; hooks that measure activations."""
+"""Statistics of many tensors in few kernels; hooks on activations."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -8,17 +8,17 @@ import torch
 from torch import Tensor, nn
 
 STATISTICS = ("mean", "std", "min", "max", "norm", "abs_mean", "zeros", "nonfinite")
-"""Statistics of each tensor; ``norm`` is the Euclidean one, ``zeros`` and ``nonfinite`` are fractions 0-1."""
+"""Statistics of each tensor; ``norm`` is Euclidean, ``zeros`` and ``nonfinite`` are fractions 0-1."""
 
 _BLOCK = 4096  # values of a row; tensors of at most one row, such as biases, are summed in float64
-_CPU_CHUNK = 2**20  # values of an activation processed together: more would leave the processor's cache
+_CPU_CHUNK = 2**20  # values of an activation processed together, to fit the processor's cache
 
 
 class Blocks:
-    """Layout of tensors in one matrix, each in its own rows, so that one reduction covers all of them.
+    """Layout of tensors in the rows of one matrix, so that one reduction covers all of them.
 
     Args:
-        tensors: ``N`` tensors on one device; their shapes and memory formats have to stay the same.
+        tensors: ``N`` tensors on one device; their shapes and memory formats must not change.
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
@@ -50,15 +50,15 @@ class Blocks:
     def statistics(self, matrix: Tensor) -> Tensor:
         """Return :data:`STATISTICS` of each tensor, ``float[N, 8]``; ``matrix`` is overwritten.
 
-        Sums are of float32 values within a row and in float64 over rows, where the device has it: large weights and
-        gradients scatter around zero, so that their variance is not a difference of large numbers. The last row of each
-        tensor, which is all of a small one, is summed in float64.
+        Sums are in float32 within a row, and in float64 (if the device has it) over rows and within each tensor's last
+        row, which is all of a small one. Large weights and gradients scatter around zero, so that their variance is not
+        a difference of large numbers.
         """
         sums, squares = matrix.sum(1), torch.linalg.vector_norm(matrix, 2, dim=1)
         lowest, highest = matrix.amin(1), matrix.amax(1)
         last = matrix[self._last].to(self._numel.dtype)
         nonfinite = _nonfinite(matrix, squares, dim=1)
-        absolute = matrix.abs_().sum(1)  # in place: fresh memory costs a CPU more than the sums
+        absolute = matrix.abs_().sum(1)  # in place: on a CPU an allocation takes longer than the sums
         nonzero = _nonzero_(matrix, squares, dim=1)
 
         sums, squares = sums.to(last.dtype), squares.to(last.dtype).square()
@@ -81,22 +81,20 @@ class Blocks:
 
     def _reduce(self, rows: Tensor, how: str) -> Tensor:
         """Values of rows ``[rows]`` -> values of tensors ``[N]``."""
-        return torch.segment_reduce(
-            rows, how, lengths=self._rows, unsafe=True
-        )  # unsafe: checking would synchronise with a GPU
+        # unsafe: without a check of the lengths, which would synchronise with a GPU
+        return torch.segment_reduce(rows, how, lengths=self._rows, unsafe=True)
 
 
 def activation_statistics(output: Tensor, inside: tuple[Tensor, float, float] | None, active: float | None) -> Tensor:
-    """Return :data:`STATISTICS` of an activation and its share of inactive units, ``float[9]``.
+    """Return :data:`STATISTICS` of an activation and its fraction of inactive units, ``float[9]``.
 
     A unit is a channel of ``[B, C, H, W]``, else an entry of the last dimension.
 
     Args:
         output: ``float[B, ...]``.
-        inside: the values, of the shape of ``output``, and the bounds between which they count as active; ``None``
-            counts values of ``output`` that are not zero.
-        active: the share of a unit's values that has to be active, 0-1; ``None`` where it does not apply, which makes
-            the last number NaN.
+        inside: values of the shape of ``output``, with the bounds between which they are active; by default all
+            values of ``output`` but zero are active.
+        active: minimum fraction of active values of an active unit, 0-1; ``None`` makes the last number NaN.
     """
     wide = _wide(output.device)
     units = output.shape[1 if output.ndim == 4 else -1]
@@ -115,12 +113,12 @@ def activation_statistics(output: Tensor, inside: tuple[Tensor, float, float] | 
         lowest.append(values.amin())
         highest.append(values.amax())
         nonfinite += _nonfinite(values, norm).to(wide)
-        values = values.abs()  # never in place: the activation itself is needed
+        values = values.abs()  # not in place: the model needs the activation
         absolute += values.sum(0).to(wide).sum()
-        there = _nonzero_(values, norm, dim=0)
-        nonzero += there
+        present = _nonzero_(values, norm, dim=0)
+        nonzero += present
         if source is None or inside is None:
-            working += there
+            working += present
         else:
             given = source.reshape(-1, units)
             working += ((given > inside[1]) & (given < inside[2])).float().sum(0)
@@ -141,13 +139,13 @@ def activation_statistics(output: Tensor, inside: tuple[Tensor, float, float] | 
 
 
 def _nonfinite(values: Tensor, norm: Tensor, dim: int | None = None) -> Tensor:
-    """Count the values that are not finite; on a CPU the norm shows if there are any, without synchronising."""
+    """Count the values that are not finite; on a CPU, only if the norm is not finite."""
     return torch.zeros_like(norm) if _finite(norm) else torch.isfinite(values).logical_not().sum(dim=dim)
 
 
 def _nonzero_(values: Tensor, norm: Tensor, dim: int) -> Tensor:
-    """Count the values, absolute ones that are overwritten, that are not zero; NaN is not zero."""
-    # The faster way on a CPU turns NaN into zero.
+    """Count nonzero values, NaN included; ``values`` are absolute, and may be overwritten."""
+    # sign_ is faster on a CPU, but turns NaN into zero.
     return values.sign_().sum(dim) if _finite(norm) else (values != 0).sum(dim).float()
 
 
@@ -171,7 +169,7 @@ def _wide(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-# A layer's output is that of its activation function, which shows convolutions and normalisations too.
+# Activation functions stand for the convolution and normalisation before them.
 _KINDS: tuple[type[nn.Module], ...] = (
     nn.ReLU,
     nn.LeakyReLU,
@@ -194,14 +192,14 @@ _RECTIFIED = (nn.ReLU, nn.ReLU6)
 
 
 class ActivationHooks:
-    """Measures the outputs of a model's activation functions and fully connected layers.
+    """Hooks that measure the outputs of activation functions and fully connected layers.
 
-    A ReLU that is a function call, as in ``F.relu``, is not a module and cannot be hooked; nor can parts of a module
-    that ``torch.compile`` has compiled.
+    Functions such as ``F.relu`` are no modules and cannot be hooked, nor can parts of a module compiled by
+    ``torch.compile``.
 
     Args:
-        model: the model with these modules.
-        layers: names of modules, as ``model.named_modules()`` gives them.
+        model: the model.
+        layers: names of modules in ``model.named_modules()``; others than those above are ignored.
         bounds: the settings ``dead_relu`` and ``saturated_activation`` of ``debugger.rules``.
     """
 
@@ -210,7 +208,7 @@ class ActivationHooks:
         self._modules = {name: modules[name] for name in layers if isinstance(modules[name], _KINDS)}
         self._dead = bounds["dead_relu"]["threshold_inactivity"] / 100
         saturated = bounds["saturated_activation"]
-        self._stuck = saturated["threshold_inactivity"] / 100
+        self._saturated = saturated["threshold_inactivity"] / 100
         self._intervals = {nn.Tanh: saturated["threshold_tanh"], nn.Sigmoid: saturated["threshold_sigmoid"]}
         self._handles: list[Any] = []
         self._calls: Counter[str] = Counter()
@@ -218,11 +216,11 @@ class ActivationHooks:
 
     @property
     def measures(self) -> bool:
-        """Return whether the layers have such a module."""
+        """Return True if there is a module to measure."""
         return bool(self._modules)
 
     def attach(self) -> None:
-        """Measure forward passes from now on."""
+        """Start measuring, without results so far."""
         self.detach()
         self._calls.clear()
         self._measured = {}
@@ -235,9 +233,9 @@ class ActivationHooks:
         self._handles = []
 
     def take(self) -> tuple[list[str], list[str], list[Tensor]]:
-        """Return names, module classes and statistics ``float[9]`` of the measured outputs, in computing order.
+        """Return names, module classes and statistics ``float[9]`` of the measured outputs, in order of computation.
 
-        A module that is called several times, as the ReLUs of torchvision's residual blocks are, has a name for each
+        A module that is called several times, such as the ReLU of torchvision's residual blocks, has a name for each
         call: ``relu``, ``relu#2``, ``relu#3``.
         """
         measured, self._measured = self._measured, {}
@@ -259,7 +257,7 @@ class ActivationHooks:
     def _measure(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         for kind, (low, high) in self._intervals.items():
             if isinstance(module, kind):
-                return activation_statistics(output, (inputs[0].detach(), low, high), self._stuck)
-        # Only a rectifier's zeros mean that a unit is inactive.
+                return activation_statistics(output, (inputs[0].detach(), low, high), self._saturated)
+        # Zeros mean inactive units in rectifiers only.
         active = self._dead if isinstance(module, _RECTIFIED) else None
         return activation_statistics(output, None, active)
