@@ -1,10 +1,10 @@
 """The space as Optuna distributions and as SageMaker ranges.
 
-Optuna's categorical distribution takes numbers, booleans, strings and ``None``, and cannot tell ``1`` from ``true``.
-Where that is not enough, the study stores all values of a choice as override text.
+Optuna's categorical distribution takes numbers, booleans, strings and ``None``, and does not distinguish ``1`` from
+``true``. For other values the study stores all values of the choice as override text.
 
 SageMaker's categorical ranges hold values in the encoding of all hyperparameters (bincounter.cloud.hyperparameters), so
-that the container decodes tuned and fixed ones alike.
+that the container decodes tuned and fixed ones in the same way.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ def values_of(params: Mapping[str, Any], parameters: Space) -> dict[str, Any]:
     """Convert the parameters of an Optuna trial to values of the configuration.
 
     Args:
-        params: of a trial; those outside the space are skipped.
+        params: parameters of a trial; those outside the space are skipped.
         parameters: the space.
 
     Returns:
@@ -66,13 +66,11 @@ def _optuna_value(param: Any, parameter: Parameter) -> Any:
 
 
 def _param(value: Any, parameter: Parameter) -> Any:
-    if isinstance(parameter, Choice) and not _told_apart(parameter):
-        return override_of("", value).removeprefix("=")
+    if isinstance(parameter, Choice):
+        values = parameter.values
+        if not all(isinstance(each, _PLAIN) for each in values) or len(set(values)) < len(values):
+            return override_of("", value).removeprefix("=")
     return value
-
-
-def _told_apart(choice: Choice) -> bool:
-    return all(isinstance(value, _PLAIN) for value in choice.values) and len(set(choice.values)) == len(choice.values)
 
 
 MOST = 30
@@ -84,13 +82,13 @@ def to_sagemaker(parameters: Space, strategy: str = "Bayesian") -> dict[str, lis
 
     Args:
         parameters: the space.
-        strategy: ``Grid`` takes only categorical ranges, so integers are listed.
+        strategy: SageMaker's strategy; ``Grid`` takes only categorical ranges, so integers are listed.
 
     Returns:
-        ``ParameterRanges``.
+        ``ParameterRanges`` of the request.
 
     Raises:
-        ConfigError: SageMaker cannot search this space.
+        ConfigError: too many parameters or values, or a continuous interval in a grid.
     """
     if len(parameters) > MOST:
         raise ConfigError(f"a tuning job searches {MOST} keys at most, not {len(parameters)}: set some of them")
@@ -111,7 +109,7 @@ def to_sagemaker(parameters: Space, strategy: str = "Bayesian") -> dict[str, lis
 
 
 def from_sagemaker(hyperparameters: Mapping[str, str], parameters: Space) -> dict[str, Any]:
-    """Convert the values that a tuning job chose for one of its training jobs.
+    """Convert the values of a tuning job's training job.
 
     Args:
         hyperparameters: ``TunedHyperParameters`` of the training job; those outside the space are skipped.
@@ -133,7 +131,7 @@ def _listed(parameter: Parameter, strategy: str) -> list[str] | None:
     if isinstance(parameter, Choice):
         values = parameter.values
     else:
-        # SageMaker refuses equal bounds and has no steps.
+        # SageMaker has no steps, and rejects equal bounds.
         countable = parameter.values()
         one = parameter.low == parameter.high
         if strategy != "Grid" and not one and parameter.step in (None, 1 if parameter.integer else None):

@@ -1,4 +1,4 @@
-"""A search by Optuna: ask for trials, launch them and tell their outcomes until there are ``n_trials``."""
+"""Search by Optuna: the ask, launch and tell loop until there are ``n_trials``."""
 
 import logging
 import sys
@@ -34,18 +34,20 @@ from bincounter.sweep.warm_start import add_earlier_trials, check_earlier_search
 
 log = logging.getLogger(__name__)
 
-_LEAST = 3  # trials before a rate of failures means something
+_FEWEST = 3  # finished trials before max_failure_rate applies
 
 
 def search(plan: Plan, launcher: Launcher) -> None:
-    """Run or resume a search and show its result.
+    """Run or resume a search and print its result.
 
     Args:
-        plan: of the search.
+        plan: the search.
         launcher: runs the trials.
 
     Raises:
-        BinCounterError: the study cannot be opened or is another search's, trials fail, or Ctrl-C.
+        ConfigError: the study is another search's, or the search cannot run.
+        ResourceError: the study cannot be opened, or too many trials fail.
+        Interrupted: Ctrl-C; the message says how to resume.
     """
     silence_optuna()
     check_single_objective(plan)
@@ -56,7 +58,7 @@ def search(plan: Plan, launcher: Launcher) -> None:
     url = storage_url(plan.settings["storage"], plan.folder)
     new = plan.settings["storage"] is None and not (plan.folder / "study.db").exists()
     if new:
-        _check(plan, sampling, launcher, url)  # a refused search leaves no files
+        _check(plan, sampling, launcher, url)  # before any file is written
     with SweeperLock(plan.folder) as ownership:
         with ownership.exclusive():
             storage = open_storage(url)
@@ -66,24 +68,25 @@ def search(plan: Plan, launcher: Launcher) -> None:
             study = open_study(plan, storage, make_pruner(plan.settings["pruner"]))
             add_earlier_trials(study, plan)
         log_search_space(plan.parameters)
-        claims = TrialQueue(plan, sampling, study, ownership)
+        queue = TrialQueue(plan, sampling, study, ownership)
         export_storage_url(url)
         if begun and not new:
-            _prepare(launcher, plan, max(claims.total - claims.finished, 0), url)
+            _prepare(launcher, plan, max(queue.total - queue.finished, 0), url)
         try:
-            _TrialLoop(plan, launcher, study, claims).run()
+            _TrialLoop(plan, launcher, study, queue).run()
         except (KeyboardInterrupt, Interrupted):
-            raise Interrupted(_resume_hint("Interrupted", claims)) from None
+            raise Interrupted(_resume_hint("Interrupted", queue)) from None
         except (SystemExit, Stopped):
-            print(_resume_hint("Stopped", claims), file=sys.stderr)
+            print(_resume_hint("Stopped", queue), file=sys.stderr)
             raise
         except ResourceError:
             report_results(plan, study)
             raise
         report_results(plan, study)
-        _refuse_all_failed(study)
-        others = claims.running()
-        if others:
+        finished = [trial for trial in own_trials(study) if trial.state.is_finished()]
+        if finished and all(trial.state == TrialState.FAIL for trial in finished):
+            raise ResourceError(f"all trials failed; the last one: {finished[-1].user_attrs.get('error')}")
+        if others := queue.running():
             log.info("%d trials still run in other processes: the search is complete when they end.", len(others))
         elif plan.settings["retrain_best"]:
             retrain_best(plan, study, launcher, ownership)
@@ -91,7 +94,7 @@ def search(plan: Plan, launcher: Launcher) -> None:
 
 
 def _check(plan: Plan, sampling: SamplerFactory, launcher: Launcher, url: str) -> None:
-    """Refuse a search that cannot run."""
+    """Check that a search can run."""
     check_writable(plan.folder, folder=True)
     check_earlier_searches(plan)
     if plan.own:
@@ -100,7 +103,7 @@ def _check(plan: Plan, sampling: SamplerFactory, launcher: Launcher, url: str) -
 
 
 def _show_requests(plan: Plan, sampling: SamplerFactory, launcher: Launcher) -> None:
-    """``dry_run=true``: print the request of the first trial; nothing is stored."""
+    """Print the request of the first trial (``dry_run=true``), without a stored study."""
     log_search_space(plan.parameters)
     study = create_study(directions=plan.directions, sampler=sampling.sampler_for(0))
     values = values_of(study.ask(to_optuna(plan.parameters)).params, plan.parameters)
@@ -109,50 +112,49 @@ def _show_requests(plan: Plan, sampling: SamplerFactory, launcher: Launcher) -> 
 
 
 def _prepare(launcher: Launcher, plan: Plan, to_come: int, url: str) -> None:
-    """Pass a launcher that asks for them the number of jobs to come and the pruning of remote jobs."""
+    """Pass the number of coming jobs and the pruning of remote ones to a launcher with ``prepare_sweep``."""
     prepare = getattr(launcher, "prepare_sweep", None)
     if prepare is None:
         return
-    judge = None
+    policy = None
     if plan.settings["pruner"] and not plan.local:
         from bincounter.sweep.pruning import remote_pruning_policy
 
-        judge = remote_pruning_policy(url, {**plan.settings, "study_name": plan.name}, plan.cfg)
-    prepare(to_come + bool(plan.settings["retrain_best"]), judge)
+        policy = remote_pruning_policy(url, {**plan.settings, "study_name": plan.name}, plan.cfg)
+    prepare(to_come + bool(plan.settings["retrain_best"]), policy)
 
 
-def _resume_hint(event: str, claims: TrialQueue) -> str:
-    return f"{event} after {claims.finished} of {claims.total} trials: repeat the command to resume the search"
+def _resume_hint(event: str, queue: TrialQueue) -> str:
+    return f"{event} after {queue.finished} of {queue.total} trials: repeat the command to resume the search"
 
 
 class _TrialLoop:
     """Loop over the trials of one process."""
 
-    def __init__(self, plan: Plan, launcher: Launcher, study: Study, claims: TrialQueue) -> None:
-        self._plan, self._launcher, self._study, self._claims = plan, launcher, study, claims
+    def __init__(self, plan: Plan, launcher: Launcher, study: Study, queue: TrialQueue) -> None:
+        self._plan, self._launcher, self._study, self._queue = plan, launcher, study, queue
         self._finished: list[FrozenTrial] = []
 
     def run(self) -> None:
         """Run trials until the search has enough."""
-        while batch := self._take() or self._claims.wait(self._take):
+        while batch := self._take() or self._queue.wait(self._take):
             self._run_batch(batch)
-            self._refuse_failures()
+            self._check_failure_rate()
 
     def _take(self) -> list[QueuedTrial]:
-        return self._claims.take(self._plan.settings["n_jobs"])
+        return self._queue.take(self._plan.settings["n_jobs"])
 
     def _run_batch(self, batch: Sequence[QueuedTrial]) -> None:
-        done = {each.folder: trials.read_outcome(each.folder) for each in batch}  # by a job that outlived its sweeper
-        coming = [each for each in batch if done[each.folder] is None]
-        if coming:
-            done |= self._launch(coming)
+        outcomes = {each.folder: trials.read_outcome(each.folder) for each in batch}  # of jobs that outlived a sweeper
+        if coming := [each for each in batch if outcomes[each.folder] is None]:
+            outcomes |= self._launch(coming)
         for each in batch:
-            outcome = done[each.folder]
+            outcome = outcomes[each.folder]
             assert outcome is not None
             self._finish(each, with_objectives(self._plan, outcome, each.folder))
 
     def _launch(self, batch: Sequence[QueuedTrial]) -> "dict[Any, Outcome | None]":
-        """Launch jobs and return their outcomes; the one a job has written precedes the launcher's return value."""
+        """Launch jobs and return their outcomes: from trial.json, or from the launcher's return value."""
         overrides = [
             job_overrides(
                 self._plan,
@@ -167,7 +169,7 @@ class _TrialLoop:
             returned = self._launcher.launch(overrides, initial_job_idx=batch[0].trial.number)
         except (BinCounterError, HydraException):  # the next start adopts these trials
             raise
-        except Exception as error:  # such as a worker process that was killed: it takes the others with it
+        except Exception as error:  # such as a killed worker process, which ends the other jobs, too
             lost = trials.outcome_of_error(error)
             return {each.folder: trials.read_outcome(each.folder) or lost for each in batch}
         return {
@@ -186,20 +188,14 @@ class _TrialLoop:
             news = ", ".join(f"{metric} {format_score(metric, value, unit=True)}" for metric, value in pairs)
         else:
             news = f"failed: {outcome.error}" if outcome.error else "pruned"
-        log.info("Trial %d: %s (%d of %d)", finished.number, news, self._claims.finished, self._claims.total)
+        log.info("Trial %d: %s (%d of %d)", finished.number, news, self._queue.finished, self._queue.total)
 
-    def _refuse_failures(self) -> None:
-        """Raise when too many trials fail; only those of this start count, so a corrected search can be resumed."""
+    def _check_failure_rate(self) -> None:
+        """Raise if too many trials of this start failed; earlier ones do not count, as their cause may be mended."""
         failed = [trial for trial in self._finished if trial.state == TrialState.FAIL]
         rate: float = self._plan.settings["max_failure_rate"]
-        if len(self._finished) >= _LEAST and len(failed) > rate * len(self._finished):
+        if len(self._finished) >= _FEWEST and len(failed) > rate * len(self._finished):
             raise ResourceError(
                 f"{len(failed)} of {len(self._finished)} trials failed, which is more than max_failure_rate={rate:g}; "
                 f"the last one: {failed[-1].user_attrs['error']}"
             )
-
-
-def _refuse_all_failed(study: Study) -> None:
-    finished = [trial for trial in own_trials(study) if trial.state.is_finished()]
-    if finished and all(trial.state == TrialState.FAIL for trial in finished):
-        raise ResourceError(f"all trials failed; the last one: {finished[-1].user_attrs.get('error')}")

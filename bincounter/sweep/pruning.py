@@ -1,6 +1,6 @@
-"""Pruning of trials: by a callback in a local run, or by the sweeper that reads the log of a remote job.
+"""Pruning of trials, by a callback in a local run or by the sweeper from the log of a remote job.
 
-Both report each epoch's validation score to the study, epochs counted from 1, and ask its pruner.
+Both report each epoch's validation score to the study, with epochs counted from 1, and ask its pruner.
 """
 
 import math
@@ -29,24 +29,24 @@ class PruningPolicy:
     """Reports the epochs of a trial to its study and asks the pruner.
 
     Args:
-        trial: running.
-        epochs: total number of the trial.
+        trial: running trial.
+        epochs: number of epochs of the whole trial.
     """
 
     def __init__(self, trial: "Trial", epochs: int) -> None:
         self._trial, self._epochs = trial, epochs
-        # A resumed trial reports an epoch twice; the first report stands.
+        # A resumed trial repeats epochs; their first report stays.
         self._reported = set(trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values)
         self._first: int | None = None
         self._started = time.monotonic()
 
     def should_stop(self, epoch: int, value: float, seconds: float | None = None) -> bool:
-        """Report an epoch; return whether to prune the trial, which never happens after its last epoch.
+        """Report an epoch; return True to prune the trial, never after its last epoch.
 
         Args:
-            epoch: counted from 1.
-            value: of the metric.
-            seconds: since the run began; by default, since this object was created.
+            epoch: epoch, counted from 1.
+            value: value of the metric.
+            seconds: seconds since the run began; by default, since this object was created.
         """
         first = self._first = epoch if self._first is None else self._first
         if epoch not in self._reported and not math.isnan(value):
@@ -63,27 +63,27 @@ class PruningCallback(L.Callback):
     """Lightning callback that raises :class:`Pruned` when the study's pruner ends the trial.
 
     Args:
-        judge: factory, called at the start of the fit, on rank 0 only.
-        metric: logged by the validation, such as ``val/accuracy``.
+        make_policy: called at the start of the fit, on rank 0 only.
+        metric: metric logged by the validation, such as ``val/accuracy``.
         trial: number in the study.
     """
 
-    def __init__(self, judge: Callable[[], PruningPolicy], metric: str, trial: int) -> None:
-        self._make, self._metric, self._trial = judge, metric, trial
-        self._judge: PruningPolicy | None = None
+    def __init__(self, make_policy: Callable[[], PruningPolicy], metric: str, trial: int) -> None:
+        self._make_policy, self._metric, self._trial = make_policy, metric, trial
+        self._policy: PruningPolicy | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock."""
-        self._judge = self._make() if trainer.is_global_zero else None
+        """Open the trial and start its clock."""
+        self._policy = self._make_policy() if trainer.is_global_zero else None
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Report the epoch before its checkpoint is written, so that a killed trial reports it again."""
+        """Report the epoch, and prune; before the epoch's checkpoint, so that a killed trial reports it again."""
         if trainer.sanity_checking or self._metric not in trainer.callback_metrics:
             return
         epoch = trainer.current_epoch + 1
         value = float(trainer.callback_metrics[self._metric])
-        ends = self._judge is not None and self._judge.should_stop(epoch, value)
-        if trainer.strategy.broadcast(ends):
+        stop = self._policy is not None and self._policy.should_stop(epoch, value)
+        if trainer.strategy.broadcast(stop):
             raise Pruned(
                 f"Trial {self._trial} was pruned after epoch {epoch} of {trainer.max_epochs}: "
                 f"its {self._metric} is {format_score(self._metric, value, unit=True)}."
@@ -104,14 +104,14 @@ def pruning_callbacks(cfg: DictConfig) -> list[L.Callback]:
         return []
     settings: Mapping[str, Any] = OmegaConf.to_container(search, resolve=True)  # type: ignore[assignment]
 
-    def judge() -> PruningPolicy:
+    def make_policy() -> PruningPolicy:
         return PruningPolicy(running_trial(url, settings), int(cfg.trainer.max_epochs))
 
-    return [PruningCallback(judge, pruning_metric(cfg), search.trial)]
+    return [PruningCallback(make_policy, pruning_metric(cfg), search.trial)]
 
 
 def pruning_metric(cfg: DictConfig) -> str:
-    """Return the metric that trials are pruned by: the only objective."""
+    """Return the metric to prune by, the only objective."""
     metrics = cfg.hparams_search.metrics
     return metrics[0] if metrics else cfg.optimized_metric
 
@@ -121,25 +121,25 @@ def remote_pruning_policy(
 ) -> Callable[[int, int, Mapping[str, float], float], bool]:
     """Return the pruning callback of remote jobs: (trial number, epoch from 1, scores, seconds since start) -> stop?
 
-    It may be called from several threads.
+    It is thread-safe.
 
     Args:
-        url: of the study's storage.
-        settings: of the search.
-        cfg: configuration that the trials share.
+        url: URL of the study's storage.
+        settings: ``hparams_search``, resolved.
+        cfg: configuration shared by the trials.
     """
-    judges: dict[int, PruningPolicy] = {}
+    policies: dict[int, PruningPolicy] = {}
     lock = threading.Lock()
     metric = pruning_metric(cfg)
 
-    def ends(number: int, epoch: int, scores: Mapping[str, float], seconds: float) -> bool:
+    def should_stop(number: int, epoch: int, scores: Mapping[str, float], seconds: float) -> bool:
         with lock:
-            if number not in judges:
+            if number not in policies:
                 trial = running_trial(url, {**settings, "trial": number})
-                judges[number] = PruningPolicy(trial, int(trial.params.get(EPOCHS, cfg.trainer.max_epochs)))
-            return metric in scores and judges[number].should_stop(epoch, scores[metric], seconds)
+                policies[number] = PruningPolicy(trial, int(trial.params.get(EPOCHS, cfg.trainer.max_epochs)))
+            return metric in scores and policies[number].should_stop(epoch, scores[metric], seconds)
 
-    return ends
+    return should_stop
 
 
 def running_trial(url: str, settings: Mapping[str, Any]) -> "Trial":
@@ -149,7 +149,7 @@ def running_trial(url: str, settings: Mapping[str, Any]) -> "Trial":
     study = optuna.load_study(
         study_name=settings["study_name"],
         storage=open_storage(url),
-        sampler=optuna.samplers.RandomSampler(),  # values have been chosen
+        sampler=optuna.samplers.RandomSampler(),  # not used: the trial has its values
         pruner=make_pruner(settings["pruner"]),
     )
     running = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,))

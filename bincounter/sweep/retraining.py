@@ -27,10 +27,10 @@ _PAGE = "sweep.html"
 
 
 def check_single_objective(plan: Plan) -> None:
-    """Refuse ``retrain_best`` with several objectives.
+    """Check that ``retrain_best`` has a single objective.
 
     Raises:
-        ConfigError: there are several objectives.
+        ConfigError: there are several.
     """
     if plan.settings["retrain_best"] and len(plan.metrics) > 1:
         raise ConfigError(
@@ -48,23 +48,23 @@ def retrain_best(plan: Plan, study: "Study", launcher: Launcher, ownership: Swee
     best = best_trials(study)
     if not best:
         return
-    folder, of = plan.folder / RETRAINED, plan.folder / RETRAINED_TRIAL
-    with ownership.exclusive():  # other processes of the search wait, then find it done
-        repeated = json.loads(of.read_text(encoding="utf-8"))["trial"] if of.exists() else None
+    folder, record = plan.folder / RETRAINED, plan.folder / RETRAINED_TRIAL
+    with ownership.exclusive():  # other processes of the search wait, then find the outcome
+        repeated = json.loads(record.read_text(encoding="utf-8"))["trial"] if record.exists() else None
         if repeated not in (None, best[0].number):
             log.warning(
                 "%s repeats trial %d, and the best is now trial %d: remove it and %s to retrain that one.",
                 folder,
                 repeated,
                 best[0].number,
-                of.name,
+                record.name,
             )
             return
-        before = read_outcome(folder)
-        if (before is not None and before.error is None) or (folder / "metrics.json").exists():
+        earlier = read_outcome(folder)
+        if (earlier is not None and earlier.error is None) or (folder / "metrics.json").exists():
             return
-        _forget_failure(folder)
-        write_text(of, json.dumps({"trial": best[0].number}) + "\n")
+        _remove_failure(folder)
+        write_text(record, json.dumps({"trial": best[0].number}) + "\n")
         overrides = job_overrides(
             plan, values_of(best[0].params, plan.parameters), RETRAINED, resuming=repeated is not None
         )
@@ -72,11 +72,11 @@ def retrain_best(plan: Plan, study: "Study", launcher: Launcher, ownership: Swee
     outcome = read_outcome(folder) or outcome_of_return(returned)
     if outcome.error is not None:
         raise ResourceError(f"the best trial's values could not be retrained: {outcome.error}")
-    write_page(plan.folder / _PAGE, study, _facts(plan))  # once more, with a link to this run
+    write_page(plan.folder / _PAGE, study, _facts(plan))  # again, with a link to this run
 
 
-def _forget_failure(folder: Path) -> None:
-    """Remove the record of a failed run; a job that runs or has completed is followed again."""
+def _remove_failure(folder: Path) -> None:
+    """Remove the record of a failed run, but not of a running or completed job."""
     (folder / OUTCOME).unlink(missing_ok=True)
     if (folder / JOB_RECORD).exists() and read_job(folder / JOB_RECORD).description.get(
         "TrainingJobStatus"
@@ -85,7 +85,7 @@ def _forget_failure(folder: Path) -> None:
 
 
 def report_results(plan: Plan, study: "Study") -> None:
-    """Print the best trial and the command that trains it, and write ``sweep.html``."""
+    """Print the best trial and its command, and write ``sweep.html``."""
     facts = _facts(plan)
     print_results(study, facts)
     page = plan.folder / _PAGE

@@ -1,4 +1,4 @@
-"""Plan of a search: space, objectives, name, folder and identity; check of batch sizes."""
+"""Plan of a search: its space, objectives, name, folder and identity; check of batch sizes."""
 
 import hashlib
 import json
@@ -40,18 +40,18 @@ class Plan:
     """A search.
 
     Attributes:
-        own: whether its trials are runs of train.py, not of another Hydra app.
-        local: whether they run on this machine.
-        cfg: configuration that the trials share, without Hydra's part.
+        own: its trials are runs of train.py, not of another Hydra app.
+        local: its trials run on this machine.
+        cfg: configuration shared by the trials, without Hydra's part.
         settings: ``hparams_search``, resolved.
         parameters: the space.
-        others: the other overrides, as they go to every trial.
-        name: of the study.
-        folder: of the sweep.
+        others: overrides shared by the trials.
+        name: name of the study.
+        folder: folder of the sweep.
         metrics: names of the objectives.
-        directions: ``minimize`` or ``maximize``, one for each.
+        directions: ``minimize`` or ``maximize``, one per objective.
         search_path: options of the command line that name folders of configuration files.
-        identity: digests of what must not change when a search is resumed, by name.
+        identity: digests by name; a search with other ones is not resumed.
     """
 
     own: bool
@@ -69,11 +69,11 @@ class Plan:
 
     @property
     def scored_in_folder(self) -> bool:
-        """Return whether objectives are read from ``metrics.json``, as a job returns its ``optimized_metric`` only."""
+        """Return True if objectives are in ``metrics.json``: a job returns only its ``optimized_metric``."""
         return self.own and self.metrics != [self.cfg.optimized_metric]
 
     def command(self, values: Mapping[str, Any]) -> str:
-        """Return the shell command that runs one trial by itself."""
+        """Return the shell command of a single run with a trial's values."""
         overrides = [*self.others, *(override_of(key, value) for key, value in values.items())]
         program = ["python", "train.py" if self.own else sys.argv[0], *self.search_path]
         if self.own:
@@ -86,12 +86,12 @@ def read_plan(config: DictConfig, settings: DictConfig, arguments: list[str], lo
 
     Args:
         config: the composed configuration, Hydra's part included.
-        settings: of the search.
+        settings: ``hparams_search``, or those of ``hydra/sweeper`` in another app.
         arguments: overrides of the command line, without Hydra's.
         loader: composes configurations.
 
     Raises:
-        ConfigError: the first error found.
+        ConfigError: a wrong setting, space or objective.
     """
     cfg = _without_hydra(config)
     own = OmegaConf.get_type(cfg) is TrainConfig
@@ -99,14 +99,14 @@ def read_plan(config: DictConfig, settings: DictConfig, arguments: list[str], lo
     if "sampler" in plain:
         plain["sampler"] = plain["sampler"] or _TPE
     if config.hydra.runtime.choices.get("hydra/launcher") == "basic" and "n_jobs" in plain:
-        plain["n_jobs"] = 1  # jobs run one after the other: each result is known when the next trial is chosen
+        plain["n_jobs"] = 1  # jobs run one by one: each trial is chosen with all earlier results
     if own:
         validate(cfg)
         arguments = _with_launcher(config, arguments)
         texts = [f"{key}={text}" for key, text in plain["space"].items()]
         kept = keep_text(texts, setting_hints(TrainConfig, lambda: cfg), sweep=True)
         plain["space"] = {key: text for key, _, text in (each.partition("=") for each in kept)}
-    else:  # objectives of other apps have names of their own
+    else:  # without the objectives, whose names are the app's
         check_bounds(settings, "hparams_search")
         check_search({**plain, "metrics": [], "pruner": None})
     parameters, others = read_space(plain["space"], arguments, cfg)
@@ -116,7 +116,7 @@ def read_plan(config: DictConfig, settings: DictConfig, arguments: list[str], lo
 
     check_space(parameters, compose)
     if own:
-        _refuse_more_than_a_search(others, cfg, config, loader)
+        _check_search_file(others, cfg, config, loader)
         if "pruner" in plain:
             plain["pruner"] = _with_epochs(settings, plain["pruner"], parameters, cfg)
     metrics, directions = _objectives(plain.get("metrics", []), cfg, own=own)
@@ -143,7 +143,7 @@ def read_plan(config: DictConfig, settings: DictConfig, arguments: list[str], lo
 
 
 def _with_launcher(config: DictConfig, arguments: list[str]) -> list[str]:
-    """Add the launcher to the overrides, as a file of hparams_search may have chosen it."""
+    """Add the launcher to the overrides: a file of hparams_search may have chosen it."""
     chosen = config.hydra.runtime.choices.launcher
     given = any(each.partition("=")[0] == "launcher" for each in arguments)
     return arguments if given or chosen == "local" else [*arguments, f"launcher={chosen}"]
@@ -156,17 +156,17 @@ def _without_hydra(config: DictConfig) -> DictConfig:
     return cfg
 
 
-def _refuse_more_than_a_search(others: list[str], cfg: DictConfig, config: DictConfig, loader: "ConfigLoader") -> None:
-    """Refuse a file of hparams_search that sets more: the printed command would not repeat the trial."""
-    # Unresolved, as the default output folder depends on the time.
-    asked, bare = (
+def _check_search_file(others: list[str], cfg: DictConfig, config: DictConfig, loader: "ConfigLoader") -> None:
+    """Check that a file of hparams_search sets nothing else: the printed command would not repeat the trial."""
+    # Unresolved: the default output folder depends on the time.
+    full, bare = (
         OmegaConf.to_container(each, resolve=False)
         for each in (cfg, _without_hydra(loader.load_sweep_config(config, drop_overrides(others, "hparams_search"))))
     )
-    assert isinstance(asked, dict)
+    assert isinstance(full, dict)
     assert isinstance(bare, dict)
-    for key in asked:
-        if key != "hparams_search" and asked[key] != bare[key]:
+    for key in full:
+        if key != "hparams_search" and full[key] != bare[key]:
             raise ConfigError(
                 f"hparams_search sets {key!s} too, which the command of the best trial would lack: move it to a file "
                 "under conf/experiment"
@@ -176,7 +176,7 @@ def _refuse_more_than_a_search(others: list[str], cfg: DictConfig, config: DictC
 def _with_epochs(
     settings: DictConfig, pruner: Mapping[str, Any] | None, parameters: list[Parameter], cfg: DictConfig
 ) -> Mapping[str, Any] | None:
-    """Return the pruner's settings; ``max_resource``, if it refers to epochs, is that of the longest trial."""
+    """Return the pruner's settings, with the longest trial's epochs for a ``max_resource`` in epochs."""
     if not pruner:
         return None
     raw: Mapping[str, Any] = OmegaConf.to_container(settings.pruner, resolve=False)  # type: ignore[assignment]
@@ -204,7 +204,7 @@ def _objectives(metrics: list[str], cfg: DictConfig, *, own: bool) -> tuple[list
 
 
 def _chooser(settings: Mapping[str, Any], cfg: DictConfig) -> str:
-    """Name what chooses the values; a rehearsal's tuner is not SageMaker's."""
+    """Name of the optimiser; a rehearsal's tuner is not SageMaker's."""
     if "strategy" not in settings:
         return "optuna"
     return f"{settings['strategy']} of {'a rehearsal' if is_rehearsal(cfg.launcher) else 'SageMaker'}"
@@ -238,7 +238,7 @@ def _digest(content: Any) -> str:
 
 
 def _folder(config: DictConfig, name: str, *, own: bool) -> Path:
-    """Return the configured folder, or one named after the study where the configured one contains the time."""
+    """Return the configured folder, or one named after the study if the configured one contains the time."""
     written = str(OmegaConf.to_container(config.hydra.sweep, resolve=False)["dir"])  # type: ignore[index,call-overload]
     if own and written == "${paths.output_dir}":
         written = str(OmegaConf.to_container(config.paths, resolve=False)["output_dir"])  # type: ignore[index,call-overload]
@@ -248,11 +248,11 @@ def _folder(config: DictConfig, name: str, *, own: bool) -> Path:
 
 
 def check_batch_sizes(parameters: Iterable[Parameter], cfg: DictConfig) -> None:
-    """Refuse batch sizes above the number of training photos: such trials would all be equal.
+    """Check that batch sizes do not exceed the number of training photos: such trials would all be equal.
 
     Args:
-        parameters: of the search.
-        cfg: the configuration that they override.
+        parameters: the space.
+        cfg: configuration shared by the trials.
 
     Raises:
         ConfigError: the largest batch size exceeds the number of photos.
@@ -272,7 +272,7 @@ def check_batch_sizes(parameters: Iterable[Parameter], cfg: DictConfig) -> None:
 
 
 def _training_photos(cfg: DictConfig) -> int | None:
-    """Return the number of training photos, or ``None`` where only a job on SageMaker reads them."""
+    """Return the number of training photos, or ``None`` if only a job on SageMaker reads them."""
     from bincounter.training.run import data_module
 
     data = data_module(cfg)

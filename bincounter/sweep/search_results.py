@@ -1,4 +1,4 @@
-"""Results of a study: its own trials, the best of them, and the printed summary."""
+"""Results of a study: its own trials, the best ones, ties, and printed tables."""
 
 import logging
 import math
@@ -29,7 +29,7 @@ WORDS = {"COMPLETE": "completed", "PRUNED": "pruned", "FAIL": "failed", "RUNNING
 """Optuna's states and their names in texts."""
 
 _LONGEST = 22  # characters of a column's name
-_SHOWN = 10  # ties that a sentence lists
+_SHOWN = 10  # ties listed in a sentence
 
 
 def own_trials(study: "Study") -> "list[FrozenTrial]":
@@ -38,8 +38,8 @@ def own_trials(study: "Study") -> "list[FrozenTrial]":
 
 
 def completed(study: "Study") -> "list[FrozenTrial]":
-    """Return own trials that completed with finite values."""
-    trials = [trial for trial in own_trials(study) if trial.state.name == "COMPLETE"]  # pruned ones have values too
+    """Return own completed trials with finite values."""
+    trials = [trial for trial in own_trials(study) if trial.state.name == "COMPLETE"]  # pruned ones have values, too
     return [trial for trial in trials if trial.values and all(map(math.isfinite, trial.values))]
 
 
@@ -47,7 +47,7 @@ def best_trials(study: "Study") -> "list[FrozenTrial]":
     """Return the best completed own trial, or with several objectives the Pareto front.
 
     Returns:
-        One trial, the first of equal ones; or the front, sorted by the first objective, best first.
+        At most one trial, the first of equal ones; or the front, best first by the first objective.
     """
     trials = completed(study)
     losses = {trial.number: _losses(study, trial) for trial in trials}
@@ -64,7 +64,7 @@ def seconds(trial: "FrozenTrial") -> float | None:
 
 
 def saved_seconds(trial: "FrozenTrial") -> float:
-    """Return the seconds saved by pruning a trial; 0 for a job that completed before it was stopped."""
+    """Return the seconds saved by pruning a trial; 0 if its job completed before it was stopped."""
     return float(trial.user_attrs.get("saved_seconds", 0)) if trial.state.name == "PRUNED" else 0.0
 
 
@@ -84,7 +84,7 @@ def format_tally(study: "Study") -> str:
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """Return the shortest unambiguous end of each dotted key, at most 22 characters."""
+    """Return the shortest unambiguous suffix of each dotted key, cut to 22 characters."""
     short = {}
     for key in keys:
         parts = key.split(".")
@@ -124,13 +124,13 @@ def _dominates(one: list[float], other: list[float]) -> bool:
 
 @dataclass(frozen=True)
 class Search:
-    """Facts about a search that its study lacks.
+    """Facts about a search that are not in its study.
 
     Attributes:
-        metrics: names of its objectives, in their order.
-        command: converts the parameters of a trial, as in the study, to the shell command that trains it.
+        metrics: names of the objectives, in order.
+        command: parameters of a trial, as in the study, -> shell command that trains it.
         title: name of the study.
-        folder: of the sweep; ``None`` to take trials' folders from the study alone.
+        folder: the sweep's folder; ``None`` to take trials' folders from the study alone.
     """
 
     metrics: list[str]
@@ -140,7 +140,7 @@ class Search:
 
 
 def run_folder(trial: "FrozenTrial", sweep: Path | None, file: str) -> Path | None:
-    """Return the folder of a trial's run that holds ``file``, also after the sweep's folder was moved."""
+    """Return the folder of a trial's run if it holds ``file``, also after the sweep's folder was moved."""
     stored = trial.user_attrs.get("folder")
     folders = ([Path(stored)] if stored else []) + ([sweep / str(trial.number)] if sweep else [])
     return next((folder for folder in folders if (folder / file).is_file()), None)
@@ -148,12 +148,12 @@ def run_folder(trial: "FrozenTrial", sweep: Path | None, file: str) -> Path | No
 
 @dataclass(frozen=True)
 class Ties:
-    """Interval of the best trial's score, and the trials whose scores lie within it.
+    """Interval of the best trial's score, and the trials with scores within it.
 
     Attributes:
-        photos: that the score is of.
-        interval: 95 %.
-        numbers: of the other trials, ascending.
+        photos: number of photos behind the score.
+        interval: 95 % interval.
+        numbers: numbers of the other trials, ascending.
     """
 
     photos: int
@@ -161,7 +161,7 @@ class Ties:
     numbers: list[int]
 
     def describe(self, metric: str, completed: int) -> str:
-        """Describe them in one or two sentences."""
+        """Describe the ties in one or two sentences."""
         interval = format_interval(metric, self.interval, unit=True)
         text = f"Its 95 % interval on {self.photos:,} validation photos is {interval}"
         others = completed - 1
@@ -177,9 +177,9 @@ class Ties:
 def ties(study: "Study", search: Search) -> Ties | None:
     """Find the trials that tie with the best one.
 
-    The interval is the one of the run's report (percentile bootstrap, see :func:`bincounter.model.scores.score`). Where
-    that has no width, as all photos were counted right or all wrong, or is missing, a fraction has Wilson's interval
-    (Wilson 1927, https://doi.org/10.1080/01621459.1927.10502953).
+    The interval is that of the run's report (percentile bootstrap, see :func:`bincounter.model.scores.score`). For a
+    fraction it is Wilson's (Wilson 1927, https://doi.org/10.1080/01621459.1927.10502953) if the bootstrap's is missing
+    or has no width, as when all photos were counted right.
 
     Returns:
         ``None`` with several objectives, without a completed trial, and without ``metrics.json`` or an interval.
@@ -207,7 +207,7 @@ def ties(study: "Study", search: Search) -> Ties | None:
 
 
 def wilson_interval(share: float, number: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share of ``number`` photos."""
+    """Wilson's 95 % interval of a fraction ``share`` of ``number`` photos."""
     z = NormalDist().inv_cdf(0.975)
     scale = 1 + z**2 / number
     centre = (share + z**2 / (2 * number)) / scale
@@ -216,11 +216,10 @@ def wilson_interval(share: float, number: int) -> tuple[float, float]:
 
 
 def print_results(study: "Study", search: Search) -> None:
-    """Print the best trial, or the Pareto front of several objectives, with the commands that train them."""
+    """Print the best trial, or the Pareto front of several objectives, with their commands."""
     print(f"{search.title}: {format_tally(study)}")
-    spared = sum(map(saved_seconds, own_trials(study)))
-    if spared:
-        print(f"Pruning saved about {spared:.0f} s.")
+    if saved := sum(map(saved_seconds, own_trials(study))):
+        print(f"Pruning saved about {saved:.0f} s.")
     best = best_trials(study)
     if not best:
         print("No trial has completed, so there is no best trial.")
@@ -235,11 +234,11 @@ def print_results(study: "Study", search: Search) -> None:
 
 
 def print_jobs(jobs: Sequence[JobReturn]) -> None:
-    """Print the jobs of a sweep over listed values, best first, with their folders and the settings that differ.
+    """Print the jobs of a sweep over listed values, best first, with their folders and differing settings.
 
     Args:
-        jobs: that a launcher returned. Fewer than two, and jobs that neither have a value nor failed, as after
-            ``dry_run=true``, are not worth a table.
+        jobs: jobs returned by a launcher. Nothing is printed for fewer than two, or if none has a value or failed, as
+            after ``dry_run=true``.
     """
     values = [_value(job) for job in jobs]
     failed = [job.status == JobStatus.FAILED for job in jobs]
@@ -247,7 +246,7 @@ def print_jobs(jobs: Sequence[JobReturn]) -> None:
     if len(jobs) < 2 or not known:
         return
     metrics = ["value" if job.cfg is None else str(job.cfg.optimized_metric) for job in jobs]
-    ranked = len(set(metrics)) == 1  # values of several metrics do not compare
+    ranked = len(set(metrics)) == 1  # values of different metrics are not comparable
     sign = -1 if metric_mode(metrics[0]) == "max" else 1
     order = list(range(len(jobs)))
     if ranked:
@@ -273,14 +272,14 @@ def print_jobs(jobs: Sequence[JobReturn]) -> None:
 
 
 def _folder(job: JobReturn) -> Path:
-    """Return the folder of a job: Hydra's own launchers give the current one as ``working_dir``."""
+    """Return the folder of a job; in Hydra's own launchers ``working_dir`` is the current one."""
     made = OmegaConf.select(job.hydra_cfg, "hydra.runtime.output_dir") if job.hydra_cfg else None
     return Path(str(made or job.working_dir))
 
 
 def _value(job: JobReturn) -> float | None:
-    """Return the value that a job returned, if it is one to rank by."""
-    found = job.return_value if job.status == JobStatus.COMPLETED else None  # of a failed job it is raised
+    """Return the value of a completed job, if it is a finite number."""
+    found = job.return_value if job.status == JobStatus.COMPLETED else None  # raises the error of a failed job
     return float(found) if isinstance(found, int | float) and math.isfinite(found) else None
 
 

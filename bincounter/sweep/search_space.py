@@ -1,8 +1,8 @@
-"""Search space: Hydra's sweep syntax, parsed and checked."""
+"""Search space, parsed from Hydra's sweep syntax and checked."""
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -29,15 +29,15 @@ _TAGS = ("log", "int", "float")
 
 @dataclass(frozen=True)
 class Interval:
-    """Parameter with numbers between two bounds, both included.
+    """Numeric parameter between two bounds, both included.
 
     Attributes:
-        key: of the configuration, with Hydra's ``+`` or ``++`` where it was written.
+        key: key of the configuration, with Hydra's ``+`` or ``++`` as written.
         low: smallest value.
         high: largest value.
-        integer: integers only; ``low``, ``high`` and ``step`` are integers then.
+        integer: integers only; ``low``, ``high`` and ``step`` are integers, too.
         log: sampled on a logarithmic scale.
-        step: distance between values, from ``low`` on; ``None`` for continuous.
+        step: distance between values, from ``low`` on; ``None`` for a continuous interval.
     """
 
     key: str
@@ -48,7 +48,7 @@ class Interval:
     step: float | None = None
 
     def __str__(self) -> str:
-        """Format for the log, such as ``1 to 5``; both ends are included."""
+        """Format for the log, such as ``1 to 5``."""
         step = f", in steps of {self.step:g}" if self.step not in (None, 1) else ""
         return f"{self.low:g} to {self.high:g}{step}{', on a logarithmic scale' if self.log else ''}"
 
@@ -58,7 +58,10 @@ class Interval:
             return range(int(self.low), int(self.high) + 1, int(self.step or 1))
         if self.low == self.high:
             return [self.low]
-        return None if self.step is None else _listed(self.low, self.high, self.step)
+        if self.step is None:
+            return None
+        first, step = Decimal(str(self.low)), Decimal(str(self.step))
+        return [float(first + number * step) for number in range(round((Decimal(str(self.high)) - first) / step) + 1)]
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,8 @@ class Choice:
     """Parameter with listed values.
 
     Attributes:
-        key: of the configuration, or a group.
-        values: in the order written: numbers, booleans, strings, ``None``, lists or mappings.
+        key: key of the configuration, or group.
+        values: numbers, booleans, strings, ``None``, lists or mappings, in the order written.
     """
 
     key: str
@@ -86,14 +89,16 @@ def parameter_of(override: Override, base: DictConfig) -> Parameter:
 
     Args:
         override: ``choice``, ``range``, ``interval``, ``glob``, or values separated by commas.
-        base: the composed configuration; an interval over an integer there is one of integers.
+        base: the composed configuration; an interval of a key with an integer value is one of integers.
 
     Raises:
-        ConfigError: it has no value, or none that can be searched.
+        ConfigError: the sweep is empty, not bounded, or inconsistent with its tags.
     """
     key, sweep, written = override.get_key_element(), override.value(), str(override.input_line)
     if isinstance(sweep, Glob):
-        return Choice(key, tuple(_options(override, written)))
+        if override.config_loader is None:
+            raise ConfigError(f"{written} needs a running Hydra app to find options: list them, as in A,B")
+        return Choice(key, tuple(override.sweep_iterator()))
     assert isinstance(sweep, (ChoiceSweep, RangeSweep, IntervalSweep))
     for tag in sweep.tags:
         if tag not in _TAGS:
@@ -111,12 +116,6 @@ def parameter_of(override: Override, base: DictConfig) -> Parameter:
         least = "1 or more" if found.integer else "a low bound above 0, such as 1e-5"
         raise ConfigError(f"{written} begins at {found.low:g}, which has no logarithm: write {least}, or drop log")
     return found
-
-
-def _options(override: Override, written: str) -> Iterator[Any]:
-    if override.config_loader is None:
-        raise ConfigError(f"{written} looks for options where no Hydra app runs: list them, as in A,B")
-    return override.sweep_iterator()
 
 
 def _interval(key: str, sweep: IntervalSweep, written: str, base: DictConfig) -> Interval:
@@ -142,7 +141,7 @@ def _range(key: str, sweep: RangeSweep, written: str) -> Interval:
     assert sweep.stop is not None
     if sweep.step == 0:
         raise ConfigError(f"{written} has a step of 0: write another, or leave it out for 1")
-    # Decimal arithmetic, as written: in binary, range(0, 0.3, 0.1) would include 0.3.
+    # Decimal arithmetic: in binary, range(0, 0.3, 0.1) would include 0.3.
     start, stop, step = (Decimal(str(number)) for number in (sweep.start, sweep.stop, sweep.step))
     last = start + (math.ceil((stop - start) / step) - 1) * step
     if (last - start) / step < 0:
@@ -165,7 +164,7 @@ def _range(key: str, sweep: RangeSweep, written: str) -> Interval:
 
 
 def _whole(key: str, base: DictConfig) -> tuple[bool, bool]:
-    """Return whether the schema makes a key an integer, and whether its value is one."""
+    """Return (the schema declares an integer, the present value is an integer)."""
     parent, _, name = key.lstrip("+").rpartition(".")
     node = OmegaConf.select(base, parent, throw_on_resolution_failure=False) if parent else base
     child = node._get_node(name, validate_access=False) if isinstance(node, DictConfig) else None
@@ -173,14 +172,9 @@ def _whole(key: str, base: DictConfig) -> tuple[bool, bool]:
     return isinstance(child, IntegerNode), isinstance(value, int) and not isinstance(value, bool)
 
 
-def _listed(low: float, high: float, step: float) -> list[float]:
-    first, distance = Decimal(str(low)), Decimal(str(step))
-    return [float(first + number * distance) for number in range(round((Decimal(str(high)) - first) / distance) + 1)]
-
-
-# These are equal for all trials: the objective, and where and whether a run is launched.
+# Keys with one value for all trials: the objective, and the launch of a run.
 _FIXED = (*LAUNCH_KEYS, "hydra", "paths", "train", "test", "ckpt_path", "optimized_metric")
-_TRIED = 60  # composing takes some 50 ms
+_MOST_CHECKED = 60  # configurations; composing one takes about 50 ms
 
 Space = Sequence[Parameter]
 
@@ -192,11 +186,12 @@ def read_space(
 
     Args:
         space: ``hparams_search.space``: key to the text after ``=`` in Hydra's syntax.
-        overrides: of the command line; a sweep adds or replaces a parameter of the space, a plain value removes one.
-        base: the composed configuration; an interval over an integer there is one of integers.
+        overrides: overrides of the command line; a sweep adds or replaces a parameter of the space, a plain value
+            removes one.
+        base: see :func:`parameter_of`.
 
     Returns:
-        The parameters, those of ``space`` first, and the other overrides in their order.
+        The parameters, those of ``space`` first, and the other overrides in order.
 
     Raises:
         ConfigError: one of them cannot be parsed, or has no value.
@@ -252,42 +247,45 @@ def log_search_space(parameters: Space) -> None:
 
 
 def check_space(parameters: Space, compose: Callable[[list[str]], DictConfig]) -> None:
-    """Refuse a space that contains values that no run accepts, before the first trial.
+    """Check, before the first trial, that runs accept the values of a space.
 
     Args:
         parameters: the space.
-        compose: composes the configuration of the search's other overrides and of those it is given.
+        compose: composes the search's configuration with further overrides.
 
     Raises:
-        ConfigError: the first error found.
+        ConfigError: the space is empty, or a value is not accepted; the message is about the first one found.
     """
     if not parameters:
         raise ConfigError(
             "nothing is left to search: name a key and its values, as in model.optimizer.lr=interval(0.001,0.1)"
         )
     for parameter in parameters:
-        _refuse_fixed(parameter.key)
+        group = _group(parameter.key)
+        if any(f"{group}.".startswith(f"{fixed}.") for fixed in _FIXED):
+            raise ConfigError(
+                f"{parameter.key} is the same for all trials of a search: start a search for each of its values"
+            )
         if isinstance(parameter, Choice):
-            _refuse_choice(parameter)
+            _check_choice(parameter)
     base = compose([])
     _validate(base)
-    for parameter, value in _tried(parameters):
+    for parameter, value in _values_to_check(parameters):
         override = override_of(parameter.key, value)
         try:
             _validate(compose([override]))
         except ConfigError as error:
             raise ConfigError(f"the search would try {override}: {error}") from None
         except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(_explained(parameter.key, value, error, base)) from None
+            raise ConfigError(_explain(parameter.key, value, error, base)) from None
 
 
-def _refuse_fixed(key: str) -> None:
-    group = key.lstrip("+").replace("/", ".").partition("@")[0]
-    if any(f"{group}.".startswith(f"{fixed}.") for fixed in _FIXED):
-        raise ConfigError(f"{key} is one for all trials of a search: start a search for each of its values")
+def _group(key: str) -> str:
+    """Return the dotted name of a key or group, without prefixes and package."""
+    return key.lstrip("+").replace("/", ".").partition("@")[0]
 
 
-def _refuse_choice(choice: Choice) -> None:
+def _check_choice(choice: Choice) -> None:
     if not choice.values:
         raise ConfigError(f"{choice.key} has no option to choose from: list some")
     seen = set()
@@ -301,11 +299,11 @@ def _refuse_choice(choice: Choice) -> None:
         seen.add(same)
 
 
-def _tried(parameters: Space) -> list[tuple[Parameter, Any]]:
-    """Return all listed values and both ends of each interval; only the extremes where there are many."""
-    tried = [(parameter, value) for parameter in parameters for value in _extremes(parameter, few=False)]
-    if len(tried) <= _TRIED:
-        return tried
+def _values_to_check(parameters: Space) -> list[tuple[Parameter, Any]]:
+    """Return all listed values and both ends of each interval; of too many, only the extremes."""
+    checked = [(parameter, value) for parameter in parameters for value in _extremes(parameter, few=False)]
+    if len(checked) <= _MOST_CHECKED:
+        return checked
     return [(parameter, value) for parameter in parameters for value in _extremes(parameter, few=True)]
 
 
@@ -320,7 +318,7 @@ def _extremes(parameter: Parameter, *, few: bool) -> list[Any]:
 
 
 def _validate(cfg: DictConfig) -> None:
-    if OmegaConf.get_type(cfg) is TrainConfig:  # other Hydra apps check their own
+    if OmegaConf.get_type(cfg) is TrainConfig:  # not of another Hydra app
         validate(cfg)
         _check_launchable(cfg)
 
@@ -332,19 +330,19 @@ def _check_launchable(cfg: DictConfig) -> None:
         )
     if not cfg.train:
         raise ConfigError("train=false trains nothing that a search could compare: leave it out")
-    # DDP would start the search again on every device.
+    # DDP would restart the search on every device.
     if runs_locally(cfg.launcher) and str(cfg.trainer.get("devices", 1)) != "1":
         raise ConfigError("a search runs its trials on one device each: set trainer.devices=1")
 
 
-def _explained(key: str, value: Any, error: Exception, base: DictConfig) -> str:
-    group = key.lstrip("+").replace("/", ".").partition("@")[0]
+def _explain(key: str, value: Any, error: Exception, base: DictConfig) -> str:
+    """Return the message for a value that cannot be composed."""
     if isinstance(error, MissingConfigException) and error.options:
         try:
             check_choice(key, value, error.options)
         except ConfigError as unknown:
             return str(unknown)
-    unknown_key = None if key.startswith("+") else unknown_setting(group, base)
+    unknown_key = None if key.startswith("+") else unknown_setting(_group(key), base)
     if unknown_key:
         return f"{unknown_key} (it is searched)"
     return f"the search would try {override_of(key, value)}: {wrong_value(error)}"

@@ -1,8 +1,8 @@
 """Storage, study, sampler and pruner of a search.
 
-The sampler of each trial is seeded from (seed, trial number): a resumed search proposes what an undisturbed one would
-have, and processes that share a study propose different values. Optuna's samplers keep their state in the study. Grid
-and QMC samplers walk one sequence through all trials and keep their seed.
+The sampler of each trial is seeded from (seed, trial number): a resumed search proposes the values of an uninterrupted
+one, and processes that share a study propose different values. Optuna's samplers keep their state in the study. Grid
+and QMC samplers share one sequence between all trials, and one seed.
 """
 
 import inspect
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bincounter.config.checks import check_target, import_target
-from bincounter.errors import BinCounterError, ConfigError, ResourceError
+from bincounter.errors import ConfigError, ResourceError
 from bincounter.redaction import mask_secrets
 from bincounter.sweep.distributions import to_optuna
 from bincounter.sweep.search_space import Choice, Interval, Space
@@ -43,17 +43,17 @@ _STORAGE = "BINCOUNTER_STUDY"
 
 
 def storage_url(url: str | None, folder: Path) -> str:
-    """Return ``url``, or else that of ``study.db`` in the sweep's folder."""
+    """Return ``url``, or by default that of ``study.db`` in the sweep's folder."""
     return url or f"sqlite:///{(folder / 'study.db').resolve()}"
 
 
 def export_storage_url(url: str) -> None:
-    """Export the storage's URL to jobs that this process starts."""
+    """Export the storage's URL to jobs started by this process."""
     os.environ[_STORAGE] = url
 
 
 def exported_storage_url() -> str | None:
-    """Return the storage's URL that the sweeper exported to this job, or ``None``."""
+    """Return the storage's URL exported by the sweeper, or ``None``."""
     return os.environ.get(_STORAGE)
 
 
@@ -61,14 +61,15 @@ def open_storage(url: str) -> "BaseStorage":
     """Open a storage and create its tables if they are missing.
 
     Raises:
-        BinCounterError: the URL, its driver or the database behind it is missing.
+        ConfigError: the URL is wrong, its driver is missing, or its tables are of another version of Optuna.
+        ResourceError: the database cannot be reached.
     """
     import optuna
     from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
     silence_optuna()
     shown = mask_secrets(url)
-    # Processes that share a file wait for each other.
+    # Seconds to wait for another process that writes to the same file.
     options: dict[str, Any] = {"connect_args": {"timeout": 120}} if url.startswith("sqlite") else {}
     try:
         return optuna.storages.get_storage(optuna.storages.RDBStorage(url, engine_kwargs=options))
@@ -86,15 +87,13 @@ def open_storage(url: str) -> "BaseStorage":
             "name another database"
         ) from None
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-        raise _unreachable(shown, error) from None
-
-
-def _unreachable(shown: str, error: BaseException) -> BinCounterError:
-    cause: BaseException = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    reason = mask_secrets(str(getattr(cause, "orig", cause)).splitlines()[0])
-    return ResourceError(f"the study at {shown} cannot be opened ({reason}): check that it exists and is writable")
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = mask_secrets(str(getattr(cause, "orig", cause)).splitlines()[0])
+        raise ResourceError(
+            f"the study at {shown} cannot be opened ({reason}): check that it exists and is writable"
+        ) from None
 
 
 def silence_optuna() -> None:
@@ -109,7 +108,7 @@ def open_study(plan: "Plan", storage: "BaseStorage", pruner: "BasePruner") -> "S
     """Open or create the study of a search; call it from one process at a time.
 
     Raises:
-        ConfigError: another search has that name.
+        ConfigError: the storage holds another search, under this name or in this folder.
     """
     import optuna
 
@@ -136,7 +135,7 @@ def open_study(plan: "Plan", storage: "BaseStorage", pruner: "BasePruner") -> "S
 
 
 def recreate_study(plan: "Plan", url: str) -> "Study":
-    """Create the study of a search; one that has its name is deleted."""
+    """Create the study of a search in place of an older one of the same name."""
     import optuna
 
     storage = open_storage(url)
@@ -155,14 +154,14 @@ def objectives(study: "Study") -> Sequence[str]:
 
 
 def reopen_trial(study: "Study", running: "FrozenTrial") -> "Trial":
-    """Return a running trial that another process began, to report to it and to finish it."""
+    """Return a running trial of another process, to report values and to finish it."""
     import optuna
 
-    return optuna.Trial(study, running._trial_id)  # Optuna has no public way
+    return optuna.Trial(study, running._trial_id)  # there is no public method
 
 
 def suggest(trial: "Trial", space: "Mapping[str, BaseDistribution]") -> None:
-    """Choose the missing values of a trial; those it has stay."""
+    """Choose the missing values of a trial; present ones stay."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     for name, each in space.items():
@@ -178,13 +177,13 @@ def suggest(trial: "Trial", space: "Mapping[str, BaseDistribution]") -> None:
 def note_exhaustion(study: "Study") -> None:
     """Record in the study when its sampler has proposed every value.
 
-    Samplers of a finite list then call ``study.stop()``, which Optuna allows inside of ``study.optimize`` alone.
+    Samplers of a finite list then call ``study.stop()``, which outside of ``study.optimize`` raises an error.
     """
     study.stop = lambda: study.set_user_attr(_EXHAUSTED, True)  # type: ignore[method-assign]
 
 
 def is_exhausted(study: "Study") -> bool:
-    """Return whether the sampler has proposed every value."""
+    """Return True if the sampler has proposed every value."""
     return bool(study.user_attrs.get(_EXHAUSTED))
 
 
@@ -198,6 +197,9 @@ class SamplerFactory:
         node: ``_target_`` of an Optuna sampler, with its arguments.
         parameters: the space.
         objectives: number of objectives.
+
+    Attributes:
+        most: number of values of a grid, else ``None``.
 
     Raises:
         ConfigError: the sampler is unknown, or cannot search this space.
@@ -214,43 +216,40 @@ class SamplerFactory:
         self._one_sequence = issubclass(self._type, (GridSampler, QMCSampler))
         self.most: int | None = None
         if issubclass(self._type, GridSampler):
-            grid = {each.key: _listed(each, to_optuna([each])[each.key]) for each in parameters}
+            grid = {each.key: _grid_values(each, to_optuna([each])[each.key]) for each in parameters}
             self._node["search_space"] = grid
             self.most = math.prod(map(len, grid.values()))
         if issubclass(self._type, CmaEsSampler):
-            self._fit_cmaes(parameters, objectives)
+            self._configure_cmaes(parameters, objectives)
         if "seed" in inspect.signature(self._type).parameters:
             self._node.setdefault("seed", 0)
-        self.sampler_for(0)  # refuse wrong arguments now
+        self.sampler_for(0)  # check the arguments
 
     def total(self, asked: int) -> int:
-        """Return the number of trials: ``asked``, or fewer where a grid has fewer."""
+        """Return the number of trials: ``asked``, or the size of a smaller grid."""
         return asked if self.most is None else min(asked, self.most)
 
-    def _fit_cmaes(self, parameters: Space, objectives: int) -> None:
+    def _configure_cmaes(self, parameters: Space, objectives: int) -> None:
         if objectives > 1:
             raise ConfigError(f"{_SAMPLER}=cmaes searches one metric: use nsgaii or tpe for several")
         drawn = [parameter.key for parameter in parameters if isinstance(parameter, Choice)]
-        self._node.setdefault("warn_independent_sampling", False)  # it is logged once, below
+        self._node.setdefault("warn_independent_sampling", False)  # instead of the warning below, once per trial
         if drawn:
             log.warning("CMA-ES searches numbers: %s are drawn at random.", ", ".join(drawn))
 
     def sampler_for(self, number: int) -> "BaseSampler":
-        """Return the sampler that chooses the values of trial ``number``."""
+        """Return the sampler of trial ``number``."""
         node = self._node
         if node.get("seed") is not None and not self._one_sequence:
-            node = {**node, "seed": _seed(int(node["seed"]), number)}
-        return _made(_SAMPLER, node)
+            import numpy as np
+
+            seed = np.random.SeedSequence([int(node["seed"]), number]).generate_state(1)[0]
+            node = {**node, "seed": int(seed)}
+        return _instantiate(_SAMPLER, node)
 
 
-def _seed(seed: int, number: int) -> int:
-    import numpy as np
-
-    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
-
-
-def _listed(parameter: Interval | Choice, distribution: "BaseDistribution") -> list[Any]:
-    """Return every value of a parameter, as the study stores it."""
+def _grid_values(parameter: Interval | Choice, distribution: "BaseDistribution") -> list[Any]:
+    """Return every value of a parameter, as stored in the study."""
     if isinstance(parameter, Choice):
         return list(distribution.choices)  # type: ignore[attr-defined]
     values = parameter.values()
@@ -263,7 +262,7 @@ def _listed(parameter: Interval | Choice, distribution: "BaseDistribution") -> l
 
 
 def make_pruner(node: Mapping[str, Any] | None) -> "BasePruner":
-    """Return the pruner of a study; without settings, one that never prunes.
+    """Return the pruner of a study; by default one that never prunes.
 
     Raises:
         ConfigError: the pruner is unknown.
@@ -276,10 +275,10 @@ def make_pruner(node: Mapping[str, Any] | None) -> "BasePruner":
     kind = import_target(_PRUNER, node["_target_"])
     if not (inspect.isclass(kind) and issubclass(kind, BasePruner)):
         raise ConfigError(f"{_PRUNER}._target_={node['_target_']} is not a pruner of Optuna: see optuna.pruners")
-    return _made(_PRUNER, node)
+    return _instantiate(_PRUNER, node)
 
 
-def _made(key: str, node: Mapping[str, Any]) -> Any:
+def _instantiate(key: str, node: Mapping[str, Any]) -> Any:
     from hydra.errors import HydraException
     from hydra.utils import instantiate
 

@@ -38,10 +38,10 @@ if TYPE_CHECKING:
 
     Trials = Sequence[FrozenTrial]
 
-_MOST_TICKS = 8  # values of a choice that are labelled
+_MOST_TICKS = 8  # labelled values of a choice
 _LONGEST = 12  # characters of a value below an axis
-_MOST_MARKS = 100  # trials of a timeline, above which markers would hide the bars
-_TITLES = 90  # characters of all titles of parallel axes, above which they are slanted
+_MOST_MARKS = 100  # trials of a timeline; markers of more would hide the bars
+_TITLES = 90  # characters of all titles of parallel axes; longer ones are slanted
 _BARS: dict[str, tuple[str, str]] = {"completed": (ACCENT, ""), "pruned": (MUTED, ""), "failed": (ERROR, "x")}
 """Colour of a state's bars in the timeline, and the marker at their end."""
 
@@ -50,11 +50,11 @@ def history(trials: "Trials", number: int, metric: str, best: Collection[int], *
     """Draw an objective by trial, and its best value so far.
 
     Args:
-        trials: completed ones, by number.
-        number: of the objective.
+        trials: completed trials by number.
+        number: index of the objective.
         metric: its name.
         best: numbers of the best trials.
-        maximize: whether higher is better.
+        maximize: higher is better.
     """
     values = np.array([trial.values[number] for trial in trials])
     x = [trial.number for trial in trials]
@@ -131,7 +131,7 @@ def parallel(
     """Draw each completed trial as a line over its parameters and the first objective.
 
     Args:
-        trials: completed ones.
+        trials: completed trials.
         metric: name of the first objective.
         space: distributions by parameter; only trials with all of them are drawn.
         names: short names of the parameters.
@@ -162,7 +162,7 @@ def parallel(
 
 
 def timeline(trials: "Trials") -> Markup:
-    """Draw when each trial ran."""
+    """Draw the start and end of each trial."""
     started = [trial for trial in trials if trial.datetime_start]
     first = min(trial.datetime_start for trial in started if trial.datetime_start)
     last = max(filter(None, (trial.datetime_complete or trial.datetime_start for trial in started)))
@@ -174,7 +174,7 @@ def timeline(trials: "Trials") -> Markup:
     with mpl.rc_context(RC):
         figure, axes = canvas(f"{unit} since the first trial began")
         figure.set_size_inches(2 * SIZE[0], SIZE[1])
-        least = at(last) / 200  # a trial of a moment stays visible
+        least = at(last) / 200  # keeps the shortest trials visible
         for trial in started:
             colour, end = _BARS.get(state(trial), (INK, ">"))
             begun = at(trial.datetime_start or first)
@@ -189,11 +189,11 @@ def timeline(trials: "Trials") -> Markup:
 
 
 class _Scale:
-    """Values of a parameter, placed in 0-1, and ticks.
+    """Positions of a parameter's values on an axis, 0-1, and its ticks.
 
     Attributes:
-        place: of each value.
-        ticks: ``(place, label)``.
+        place: position of each value.
+        ticks: ``(position, label)`` of each tick.
     """
 
     def __init__(self, values: Sequence[Any], space: "BaseDistribution | None", *, percent: bool = False) -> None:
@@ -221,7 +221,7 @@ class _Scale:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Return powers of ten, or with fewer than two of them both ends."""
+    """Return the powers of ten; if there are fewer than two, with both ends."""
     powers = [10.0**power for power in range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)]
     return powers if len(powers) > 1 else [low, *powers, high] if low < high else [low]
 

@@ -1,4 +1,4 @@
-"""The page ``sweep.html``: headline, ties, plots, and the table of trials."""
+"""Page ``sweep.html``: headline, ties, plots, and the table of trials."""
 
 import json
 import logging
@@ -41,9 +41,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RETRAINED, RETRAINED_TRIAL = "best", "best_trial.json"
-"""Folder inside the sweep's of the best trial's second run, and the file beside it with the trial's number."""
+"""Folder, inside the sweep's, of the best trial's retraining, and the file beside it with the trial's number."""
 
-_FEWEST = 5  # completed trials that an importance needs
+_FEWEST = 5  # completed trials for an importance
 _OPTIONAL = {"seconds": "Time", "billed_seconds": "Billed", "usd": "USD", "saved_seconds": "Saved", "error": "Error"}
 
 
@@ -51,9 +51,9 @@ def write_page(path: Path, study: "Study", search: Search) -> None:
     """Write the page of a search atomically.
 
     Args:
-        path: of the page; links to the runs' reports are relative to it.
-        study: finished or not, on any storage.
-        search: facts that the study lacks.
+        path: path of the page; links to the runs' reports are relative to it.
+        study: the study, finished or not, on any storage.
+        search: facts that are not in the study.
     """
     search = replace(search, folder=path.parent)
     best, trials, tied = best_trials(study), own_trials(study), ties(study, search)
@@ -70,8 +70,8 @@ def write_page(path: Path, study: "Study", search: Search) -> None:
         "short": short_names(keys),
         "best": [{**_row(trial, keys, search, ""), "command": search.command(trial.params)} for trial in best],
         "retrained": _retrained(path.parent),
-        "course": _course(study, search.metrics, set(marks)),
-        "parameters": _parameters(study, search.metrics, set(marks)),
+        "course": _history_plots(study, search.metrics, set(marks)),
+        "parameters": _parameter_plots(study, search.metrics, set(marks)),
         "timeline": _timeline(study),
         "columns": _columns(trials),
         "trials": [_row(trial, keys, search, marks.get(trial.number, "")) for trial in trials],
@@ -85,18 +85,16 @@ def _headline(best: "Sequence[FrozenTrial]", study: "Study", search: Search) -> 
     among = len(completed(study))
     if len(search.metrics) > 1:
         return f"{len(best)} of {among} completed trials are on the Pareto front"
-    metric, only = (
-        search.metrics[0],
-        "the only completed trial" if among == 1 else f"the best of {among} completed trials",
-    )
+    metric = search.metrics[0]
+    rank = "the only completed trial" if among == 1 else f"the best of {among} completed trials"
     score = format_score(metric, best[0].values[0], unit=True)
-    return f"Trial {best[0].number} is {only}: {score_name(metric)} {score}"
+    return f"Trial {best[0].number} is {rank}: {score_name(metric)} {score}"
 
 
 def _lead(study: "Study", search: Search, tied: Ties | None) -> str:
     trials, best = own_trials(study), best_trials(study)
     spent = sum(seconds(trial) or 0 for trial in trials)
-    spared = sum(map(saved_seconds, trials))
+    saved = sum(map(saved_seconds, trials))
     usd = sum(trial.user_attrs.get("usd", 0) for trial in trials)
     sentences = []
     if best and len(search.metrics) == 1:
@@ -107,14 +105,14 @@ def _lead(study: "Study", search: Search, tied: Ties | None) -> str:
             sentences.append(tied.describe(search.metrics[0], len(completed(study))))
     sentences.append(f"{format_tally(study)}.")
     if spent:
-        sentences.append(f"They took {_duration(spent)}{f', and pruning saved {_duration(spared)}' if spared else ''}.")
+        sentences.append(f"They took {_duration(spent)}{f', and pruning saved {_duration(saved)}' if saved else ''}.")
     if usd:
         sentences.append(f"They cost {usd:.2f} USD.")
     return " ".join(sentences)
 
 
 def _retrained(sweep: Path) -> dict[str, str] | None:
-    """Return trial, link and scores of the best trial's second run, if it has ended."""
+    """Return trial, link and scores of the best trial's retraining, if it has ended."""
     try:
         trial = json.loads((sweep / RETRAINED_TRIAL).read_text(encoding="utf-8"))["trial"]
     except (OSError, ValueError, LookupError, TypeError):
@@ -137,7 +135,7 @@ def _retrained(sweep: Path) -> dict[str, str] | None:
 
 
 def _columns(trials: "Sequence[FrozenTrial]") -> dict[str, str]:
-    """Return the columns beside values and parameters that any trial fills: name to heading."""
+    """Return the optional columns with a value in any trial: name to heading."""
     attrs = {name for trial in trials for name in trial.user_attrs}
     if any(seconds(trial) is not None for trial in trials):
         attrs.add("seconds")
@@ -182,13 +180,13 @@ def _duration(length: float) -> str:
 
 @dataclass(frozen=True)
 class Plot:
-    """One plot, or the reason for its absence.
+    """A plot, or the reason for its absence.
 
     Attributes:
-        name: of the plot.
-        figure: inline SVG; ``None`` for none.
-        note: caption.
-        across: whether it spans the page's width.
+        name: title of the plot.
+        figure: inline SVG, or ``None``.
+        note: caption, or the reason.
+        across: span the page's width.
     """
 
     name: str
@@ -197,8 +195,8 @@ class Plot:
     across: bool = False
 
 
-def _course(study: "Study", metrics: Sequence[str], best: set[int]) -> list[Plot]:
-    """The objectives by trial, by epoch where trials reported them, and against each other."""
+def _history_plots(study: "Study", metrics: Sequence[str], best: set[int]) -> list[Plot]:
+    """Plot the objectives by trial, by epoch if trials reported them, and two of them against each other."""
     trials = completed(study)
     if not trials:
         return [Plot("History", None, "No trial has completed yet.")]
@@ -217,8 +215,8 @@ def _course(study: "Study", metrics: Sequence[str], best: set[int]) -> list[Plot
     return plots
 
 
-def _parameters(study: "Study", metrics: Sequence[str], best: set[int]) -> list[Plot]:
-    """How the objectives depend on the parameters: importance, slices and parallel coordinates."""
+def _parameter_plots(study: "Study", metrics: Sequence[str], best: set[int]) -> list[Plot]:
+    """Plot the objectives by parameter: importance, slices and parallel coordinates."""
     trials = completed(study)
     if not trials:
         return [Plot("Importance", None, "No trial has completed yet.")]
@@ -245,9 +243,8 @@ def _importance(study: "Study", number: int, metric: str) -> Plot:
         return Plot(name, None, f"All trials have the same {score_name(metric)}.")
     # PED-ANOVA (arXiv:2304.10255) compares the best trials to all; it needs about 5 of them.
     evaluator = PedAnovaImportanceEvaluator(target_quantile=min(0.5, max(0.1, 5 / len(trials))))
-    target = None
-    if len(study.directions) > 1:  # Optuna minimises a target
-        target = _target(number, -1 if study.directions[number].name == "MAXIMIZE" else 1)
+    sign = -1 if study.directions[number].name == "MAXIMIZE" else 1  # Optuna minimises a target
+    target = None if len(study.directions) == 1 else lambda trial: sign * trial.values[number]
 
     def draw() -> Markup:
         return sweep_plots.importance(get_param_importances(study, evaluator=evaluator, target=target), metric)
@@ -262,15 +259,11 @@ def _timeline(study: "Study") -> Plot:
     return _drawn("Timeline", draw, "When each trial ran; a cross ends a failed one.", across=True)
 
 
-def _target(number: int, sign: int = 1) -> "Callable[[FrozenTrial], float]":
-    return lambda trial: sign * trial.values[number]
-
-
 def _drawn(name: str, draw: Callable[[], Markup], note: str = "", *, across: bool = False) -> Plot:
-    """Draw a plot; if that fails, say so on the page, which is still written."""
+    """Draw a plot, or put a note in its place if that fails."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of experimental features, and of glyphs that the reader's font has
+            warnings.simplefilter("ignore")  # experimental features, and glyphs missing in matplotlib's font
             return Plot(name, draw(), note, across)
     except Exception as error:
         log.warning("sweep.html lacks the plot %r: %s", name, error)

@@ -18,15 +18,15 @@ from bincounter.errors import BinCounterError, ConfigError
 
 @dataclass
 class OptunaPlugin:
-    """``hydra/sweeper=bincounter_optuna``, for any Hydra app; train.py has its settings under ``hparams_search``."""
+    """Schema of ``hydra/sweeper=bincounter_optuna``, for any Hydra app; train.py has it under ``hparams_search``."""
 
     _target_: str = "hydra_plugins.bincounter.OptunaSweeper"
-    _recursive_: bool = False  # samplers are created trial by trial
+    _recursive_: bool = False  # a sampler is created for each trial
     settings: OptunaConfig = field(default_factory=OptunaConfig)
 
 
 class OptunaSweeper(Sweeper):
-    """Sweeper that asks an Optuna study for values and tells it the outcome of their jobs.
+    """Sweeper that runs jobs with values chosen by an Optuna study.
 
     Args:
         settings: see :class:`bincounter.config.search_schema.OptunaConfig`.
@@ -57,27 +57,29 @@ class OptunaSweeper(Sweeper):
         Raises:
             BinCounterError: in train.py, which prints it; other apps exit with its message.
         """
-        if not logging.getLogger().hasHandlers():  # Hydra configures logging for each job, not for the search
-            logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+        from bincounter.sweep.search_plan import read_plan
+
+        _configure_logging()
         try:
-            self._search(arguments)
+            plan = read_plan(self._config, self._settings, arguments, self._context.config_loader)
+            from bincounter.sweep.optuna_search import search  # after the plan, whose errors come sooner without it
+
+            search(plan, self._launcher)
         except BinCounterError as error:
             if self._own:
                 raise
             print(f"Error: {error}", file=sys.stderr)
             raise SystemExit(error.exit_code) from None
 
-    def _search(self, arguments: list[str]) -> None:
-        from bincounter.sweep.search_plan import read_plan
 
-        plan = read_plan(self._config, self._settings, arguments, self._context.config_loader)
-        from bincounter.sweep.optuna_search import search  # imported late, to refuse wrong spaces quickly
-
-        search(plan, self._launcher)
+def _configure_logging() -> None:
+    if not logging.getLogger().hasHandlers():  # Hydra configures logging for each job, not for the sweeper
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+        logging.getLogger("botocore").setLevel(logging.WARNING)
 
 
 def _hide_storage(config: DictConfig) -> None:
-    """Keep a database's URL, which may hold a password, out of the files that Hydra writes for every job."""
+    """Remove a database's URL, which may hold a password, from the files that Hydra writes for every job."""
     overrides = config.hydra.overrides.hydra
     with read_write(config.hydra), open_dict(config.hydra):
         config.hydra.overrides.hydra = [
@@ -87,7 +89,7 @@ def _hide_storage(config: DictConfig) -> None:
 
 @dataclass
 class TunerPlugin:
-    """``hydra/sweeper=bincounter_tuner``; settings are those of the ``hparams_search`` group."""
+    """Schema of ``hydra/sweeper=bincounter_tuner``; the ``hparams_search`` group has the settings."""
 
     _target_: str = "hydra_plugins.bincounter.TunerSweeper"
     settings: Any = "${hparams_search}"
@@ -116,11 +118,11 @@ class TunerSweeper(Sweeper):
         """Run the tuning job and wait for its end.
 
         Raises:
-            BinCounterError: the search is wrong, the tuning job failed, or Ctrl-C ended the wait.
+            ConfigError: a wrong setting or space.
+            ResourceError: the tuning job failed.
+            Interrupted: Ctrl-C ended the wait.
         """
-        if not logging.getLogger().hasHandlers():  # Hydra configures logging for each job, not for the search
-            logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-            logging.getLogger("botocore").setLevel(logging.WARNING)
+        _configure_logging()
         if OmegaConf.get_type(self._config, "hparams_search") is not TunerConfig:
             raise ConfigError("hydra/sweeper=bincounter_tuner is set by hparams_search=sagemaker_tuner: write that")
         from bincounter.sweep.search_plan import read_plan

@@ -1,8 +1,7 @@
-"""Queue of trials: new ones, and those that dead processes of the same search left running.
+"""Queue of trials: new ones, and running ones of dead processes of the same search.
 
-Every sweeper locks a file in the sweep's folder for as long as it lives; the kernel releases the lock however the
-process ends. Trials are counted, created and adopted under one more lock, so that processes that share a search agree
-on them.
+Every sweeper holds the lock of a file in the sweep's folder; the kernel releases it at any end of the process. Trials
+are counted, created and adopted under one more lock, shared by all processes of a search.
 """
 
 import logging
@@ -34,7 +33,7 @@ class SweeperLock:
     """Lock that marks this process as one of the sweepers of a folder.
 
     Args:
-        folder: of the sweep; created if it is missing.
+        folder: the sweep's folder; created if it is missing.
 
     Raises:
         ResourceError: the folder cannot be written.
@@ -61,20 +60,20 @@ class SweeperLock:
 
     @property
     def mark(self) -> dict[str, str]:
-        """The attribute ``owner`` of this process's trials."""
+        """Attribute ``owner`` of this process's trials."""
         return {"id": self._id, "host": socket.gethostname(), "folder": str(self._folder.resolve())}
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Keep other processes of the search from counting, creating or adopting trials."""
+        """Lock out other processes of the search while this one counts, creates or adopts trials."""
         with (self._folder / "claim.lock").open("w") as file:
             lock(file, inherited=False)
             yield
 
     def is_alive(self, mark: Mapping[str, Any] | None) -> bool:
-        """Return whether the owner of a trial lives; processes of other machines are presumed to.
+        """Return True if the owner of a trial is alive; processes of other machines are presumed to be.
 
-        A trial without a mark has no living owner, as marks are set under :meth:`exclusive`.
+        A trial without a mark has no living owner: marks are set under :meth:`exclusive`.
         """
         if mark is None:
             return False
@@ -91,9 +90,9 @@ class QueuedTrial:
     """A trial for this process to run.
 
     Attributes:
-        trial: running, with all its values.
-        folder: of its run.
-        adopted: whether a dead process began it.
+        trial: running trial with all its values.
+        folder: folder of its run.
+        adopted: it was begun by a dead process.
     """
 
     trial: optuna.Trial
@@ -105,10 +104,10 @@ class TrialQueue:
     """Queue of the trials of a search.
 
     Args:
-        plan: of the search.
+        plan: the search.
         sampling: factory of the sampler of each trial.
-        study: of the search.
-        ownership: of this process.
+        study: the search's study.
+        ownership: this process's lock.
     """
 
     def __init__(self, plan: Plan, sampling: SamplerFactory, study: optuna.Study, ownership: SweeperLock) -> None:
@@ -123,7 +122,7 @@ class TrialQueue:
 
     @property
     def finished(self) -> int:
-        """Number of trials that have ended."""
+        """Number of ended trials."""
         return sum(trial.state.is_finished() for trial in own_trials(self._study))
 
     def running(self) -> list[FrozenTrial]:
@@ -145,7 +144,7 @@ class TrialQueue:
             return taken + [self._ask() for _ in range(min(most - len(taken), open_))]
 
     def wait(self, take: Callable[[], list[QueuedTrial]]) -> list[QueuedTrial]:
-        """Wait for jobs that outlived their sweeper, then take their trials: no other process will finish those."""
+        """Wait for jobs that outlived their sweeper, then take their trials."""
         logged = False
         while any(self._is_orphaned(trial) for trial in self.running()):
             if taken := take():
@@ -164,19 +163,19 @@ class TrialQueue:
         log.info("Resuming trial %d of an earlier start of this search.", left.number)
         trial = reopen_trial(self._study, left)
         suggest(trial, self._space)
-        return self._claimed(trial, adopted=True)
+        return self._claim(trial, adopted=True)
 
     def _ask(self) -> QueuedTrial:
         number = len(self._study.get_trials(deepcopy=False))
-        # Files of another search would be read as this trial's.
+        # The outcome of another search would be taken for this trial's.
         if any((self._folder(number) / name).exists() for name in (OUTCOME, JOB_RECORD)):
             raise ConfigError(
                 f"{self._folder(number)} holds the run of another search: remove it, or use another folder"
             )
         self._study.sampler = self._sampling.sampler_for(number)
-        return self._claimed(self._study.ask(fixed_distributions=self._space), adopted=False)
+        return self._claim(self._study.ask(fixed_distributions=self._space), adopted=False)
 
-    def _claimed(self, trial: optuna.Trial, *, adopted: bool) -> QueuedTrial:
+    def _claim(self, trial: optuna.Trial, *, adopted: bool) -> QueuedTrial:
         trial.set_user_attr(OWNER, self._ownership.mark)
         return QueuedTrial(trial, self._folder(trial.number), adopted)
 

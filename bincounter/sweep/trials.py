@@ -1,7 +1,7 @@
-"""A trial as a job; trial.json with its outcome.
+"""Jobs of trials: their overrides, and their outcomes in trial.json.
 
-The sweeper may be killed while its jobs run, or after a job ends and before the study has its outcome. So a job writes
-its outcome into the trial's folder as it ends, where a resumed search reads it.
+A job writes its outcome into the trial's folder, where a resumed search reads it: the sweeper may be killed before the
+study has it.
 
 Hydra imports this module with the sweeper, so heavy imports are inside functions.
 """
@@ -11,8 +11,8 @@ import json
 import math
 import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Iterable, Mapping
+from contextlib import redirect_stderr
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -39,9 +39,9 @@ class Outcome:
     """Outcome of a job.
 
     Attributes:
-        values: of the objectives, if it completed.
+        values: values of the objectives, if the job completed.
         error: one sentence, if it failed.
-        pruned: whether the pruner ended it.
+        pruned: it was ended by the pruner.
         seconds: wall time of the job, if measured.
     """
 
@@ -55,7 +55,7 @@ class RecordedTask:
     """Task function that locks its job's folder and writes an :class:`Outcome` into it.
 
     Args:
-        task: of the app.
+        task: the app's task function.
     """
 
     def __init__(self, task: TaskFunction) -> None:
@@ -66,11 +66,13 @@ class RecordedTask:
         folder = Path(HydraConfig.get().runtime.output_dir)
         if socket.gethostname() != self._host:  # the launcher fetches the folder of a remote job
             return self._task(cfg)
-        with _at_work(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / _LOCK).open("w") as file:
+            lock(file, inherited=False)  # not inherited by workers, which may survive a killed process
             started = time.monotonic()
             try:
                 value = self._task(cfg)
-            except (Interrupted, Stopped):  # it will be resumed
+            except (Interrupted, Stopped):  # to be resumed: no outcome
                 raise
             except Exception as error:
                 _record(folder, outcome_of_error(error), started)
@@ -90,13 +92,13 @@ def read_outcome(folder: Path) -> Outcome | None:
 
 
 def outcome_of_return(returned: JobReturn) -> Outcome:
-    """Convert the return value of a launcher.
+    """Convert a job's return from a launcher to its outcome.
 
     Raises:
-        Interrupted: Ctrl-C ended the job, which will be resumed.
+        Interrupted, Stopped: Ctrl-C or SIGTERM ended the job, which can be resumed.
     """
     try:
-        with redirect_stderr(io.StringIO()):  # Hydra prints the overrides of a failed job
+        with redirect_stderr(io.StringIO()):  # return_value prints the overrides of a failed job
             value = returned.return_value
     except Exception as error:
         return outcome_of_error(error)
@@ -104,17 +106,17 @@ def outcome_of_return(returned: JobReturn) -> Outcome:
 
 
 def outcome_of_error(error: BaseException) -> Outcome:
-    """Convert an error; those of an interruption are raised."""
+    """Convert an error to an outcome; re-raise an interruption."""
     if isinstance(error, (Interrupted, Stopped)):
         raise error
-    if isinstance(error, Pruned) or type(error).__name__ == "TrialPruned":  # Optuna's own, from other apps
+    if isinstance(error, Pruned) or type(error).__name__ == "TrialPruned":  # Optuna's, raised by other apps
         return Outcome(pruned=True)
     sentence = mask_text(next(iter(str(error).splitlines()), ""))
     return Outcome(error=sentence if isinstance(error, BinCounterError) else f"{type(error).__name__}: {sentence}")
 
 
 def outcome_of_value(value: Any) -> Outcome:
-    """Convert a return value, a number or several; others become an error."""
+    """Convert a return value to an outcome: a number, or one per objective; other values are an error."""
     if value is None:
         return Outcome(error="the job returned nothing: have it return the value to optimise")
     several = isinstance(value, Iterable) and not isinstance(value, str) and getattr(value, "ndim", 1) > 0
@@ -130,21 +132,13 @@ def outcome_of_value(value: Any) -> Outcome:
     return Outcome(values=values)
 
 
-@contextmanager
-def _at_work(folder: Path) -> Iterator[None]:
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / _LOCK).open("w") as file:
-        lock(file, inherited=False)  # workers of a killed process must not keep it
-        yield
-
-
 def is_running(folder: Path) -> bool:
-    """Return whether another process of this machine runs the trial of a folder."""
+    """Return True if another process of this machine runs the trial of a folder."""
     return is_locked(folder / _LOCK)
 
 
 def is_locked(path: Path) -> bool:
-    """Return whether another process holds the lock of a file."""
+    """Return True if another process holds the lock of a file."""
     if not path.exists():
         return False
     with path.open("r+") as file:
@@ -157,10 +151,10 @@ def job_overrides(
     """Return all overrides of one job.
 
     Args:
-        plan: of the search.
-        values: of the trial.
+        plan: the search.
+        values: values of the trial by key.
         place: the job's folder inside the sweep's.
-        resuming: whether it may have run before.
+        resuming: resume an earlier run of the job, if there is one.
         trial: its number in the study; ``None`` for the best trial's retraining, which is scored on the test photos.
     """
     overrides = [*common_overrides(plan), *(override_of(key, value) for key, value in values.items())]
@@ -168,20 +162,20 @@ def job_overrides(
         if trial is None:
             overrides = drop_overrides(overrides, "hparams_search")
         else:
-            overrides += _trial(plan, trial, overrides)
+            overrides += _trial_overrides(plan, trial, overrides)
         if resuming and plan.local:
             overrides.append("ckpt_path=last")
     return [*overrides, override_of("hydra.sweep.dir", str(plan.folder)), f"hydra.sweep.subdir={place}"]
 
 
 def common_overrides(plan: Plan) -> list[str]:
-    """Return the overrides that all trials share."""
-    # URLs of databases may hold passwords, and a job's overrides are logged.
+    """Return the overrides shared by all trials."""
+    # A database's URL may hold a password, and a job's overrides are logged.
     secret = ("paths.output_dir", "hparams_search.storage", "hparams_search.warm_start")
     return drop_overrides(plan.others, *secret) if plan.own else plan.others
 
 
-def _trial(plan: Plan, number: int, overrides: list[str]) -> list[str]:
+def _trial_overrides(plan: Plan, number: int, overrides: list[str]) -> list[str]:
     added = [f"hparams_search.trial={number}", override_of("hparams_search.study_name", plan.name)]
     if not any(each.partition("=")[0].lstrip("+") == "test" for each in overrides):
         added.append("test=false")
@@ -192,7 +186,7 @@ def _trial(plan: Plan, number: int, overrides: list[str]) -> list[str]:
 
 
 def with_objectives(plan: Plan, outcome: Outcome, folder: Path) -> Outcome:
-    """Return an outcome with one value per objective, read from ``metrics.json`` where the job does not return them."""
+    """Return an outcome with one value per objective, read from ``metrics.json`` if the job does not return them."""
     if outcome.values is None:
         return outcome
     values = outcome.values
@@ -216,7 +210,7 @@ def with_objectives(plan: Plan, outcome: Outcome, folder: Path) -> Outcome:
 
 
 def trial_attributes(outcome: Outcome, folder: Path) -> dict[str, Any]:
-    """Return the attributes of a study's trial that describe its job."""
+    """Return attributes of the study's trial that describe its job: folder, seconds, cost, error."""
     found: dict[str, Any] = {"folder": str(folder), "seconds": outcome.seconds, "error": outcome.error}
     if (folder / JOB_RECORD).exists():
         job = read_job(folder / JOB_RECORD)

@@ -1,4 +1,4 @@
-"""A search by SageMaker's tuner, stored as a study."""
+"""Search by SageMaker's tuner, stored as an Optuna study."""
 
 import datetime
 import logging
@@ -50,16 +50,16 @@ log = logging.getLogger(__name__)
 
 
 def search(plan: Plan, config: DictConfig, loader: "ConfigLoader", launcher: Launcher) -> None:
-    """Run or resume a search and show its result.
+    """Run or resume a search and print its result.
 
     Args:
-        plan: of the search.
+        plan: the search.
         config: the composed configuration, Hydra's part included.
         loader: composes configurations.
         launcher: runs ``retrain_best``.
 
     Raises:
-        BinCounterError: SageMaker refuses the request, the tuning job failed, or Ctrl-C.
+        BinCounterError: SageMaker rejects the request, the tuning job failed, or Ctrl-C.
     """
     silence_optuna()
     job_plan.check_config_is_tracked(config)
@@ -72,7 +72,7 @@ def search(plan: Plan, config: DictConfig, loader: "ConfigLoader", launcher: Lau
             tuner.show_request()
         return
     with SweeperLock(plan.folder) as ownership:
-        with ownership.exclusive():  # another process of the same search waits, then finds it done
+        with ownership.exclusive():  # another process of the same search waits, then finds the study
             study = tuner.fetched_study() or tuner.run()
         if study is None:
             return
@@ -83,7 +83,7 @@ def search(plan: Plan, config: DictConfig, loader: "ConfigLoader", launcher: Lau
 
 
 def _base(plan: Plan) -> list[str]:
-    """Return the overrides that all trials share; trials do not read the test photos."""
+    """Return the overrides shared by all trials, by default without the test photos."""
     return [*plan.others, *([] if len(drop_overrides(plan.others, "test")) < len(plan.others) else ["test=false"])]
 
 
@@ -99,7 +99,7 @@ class _Tuner:
             metric=plan.metrics[0],
             direction=plan.directions[0].capitalize(),
             ranges=ranges,
-            trials=_number(plan, ranges),
+            trials=_trial_count(plan, ranges),
             at_once=settings["max_parallel_jobs"],
             epochs=most_epochs(plan.parameters, plan.cfg),
             seed=plan.cfg.seed,
@@ -109,12 +109,14 @@ class _Tuner:
         )
 
     def fetched_study(self) -> optuna.Study | None:
-        """Return the study of a tuning job that has ended and been fetched, else ``None``."""
-        job = load_tuning_job(self._plan.folder)
+        """Return the study of an ended and fetched tuning job, else ``None``."""
+        folder = self._plan.folder
+        job = load_tuning_job(folder)
         if job is None:
-            self._refuse_study_of_others()
+            if (folder / "study.db").exists():
+                raise ConfigError(f"{folder} holds a search by Optuna: set another paths.output_dir")
             return None
-        self._refuse_other(job)
+        self._check_identity(job)
         if job.status not in TUNING_ENDED:
             return None
         if job.status == "Failed":
@@ -136,27 +138,27 @@ class _Tuner:
             described, trials = monitor.follow()
             best = described.get("BestTrainingJob", {}).get("TrainingJobName")
             fetch_runs(account, trials, best)
-        study = write_study(plan, self._url, trials, best)
-        replace(job, status=described["HyperParameterTuningJobStatus"]).save(plan.folder)
-        log.info("%s %s: %s", job.name, described["HyperParameterTuningJobStatus"], format_total_cost(trials))
-        if described["HyperParameterTuningJobStatus"] == "Failed":
+        study, status = write_study(plan, self._url, trials, best), described["HyperParameterTuningJobStatus"]
+        replace(job, status=status).save(plan.folder)
+        log.info("%s %s: %s", job.name, status, format_total_cost(trials))
+        if status == "Failed":
             report_results(plan, study)
             raise self._failed(job, described.get("FailureReason", "SageMaker gives no reason"))
         return study
 
     def _existing_job(self) -> tuple[Account, TuningJob | None]:
-        """Return the account, and the tuning job that an earlier start submitted."""
+        """Return the account, and the tuning job submitted by an earlier start, if any."""
         record = self._plan.folder / TUNING_RECORD
         job = load_tuning_job(self._plan.folder)
         account = Account(self._settings["region"] if job is None else job.region)
         if job is None or tuning_job_exists(account, job):
             return account, job
-        if not self.rehearsed:  # of another account, it may be at work and be paid for
+        if not self.rehearsed:  # it may still run, and be billed, in another account
             raise ConfigError(
                 f"{record} names the tuning job {job.name}, which this account does not have in {job.region}: use the "
                 "credentials it was started with, or remove that file"
             )
-        record.unlink()  # the rehearsal that it belonged to has ended
+        record.unlink()  # of a rehearsal that has ended
         return account, None
 
     @staticmethod
@@ -205,12 +207,8 @@ class _Tuner:
         assert task.request is not None
         return tuning_request(task.request, self._tuning, tuning_name(self._plan.name))
 
-    def _refuse_study_of_others(self) -> None:
-        folder = self._plan.folder
-        if (folder / "study.db").exists():
-            raise ConfigError(f"{folder} holds a search by Optuna: set another paths.output_dir")
-
-    def _refuse_other(self, job: TuningJob) -> None:
+    def _check_identity(self, job: TuningJob) -> None:
+        """Check that a recorded tuning job is of this search."""
         plan = self._plan
         if (job.study, dict(job.identity)) != (plan.name, dict(plan.identity)):
             raise ConfigError(
@@ -232,7 +230,7 @@ class _Tuner:
         ]
 
 
-def _number(plan: Plan, ranges: Mapping[str, Any]) -> int:
+def _trial_count(plan: Plan, ranges: Mapping[str, Any]) -> int:
     """Return the number of trials; a grid has one per combination."""
     asked: int = plan.settings["n_trials"]
     if plan.settings["strategy"] != "Grid":
@@ -250,39 +248,39 @@ _STATES = {"Completed": TrialState.COMPLETE, "Stopped": TrialState.PRUNED}
 
 
 def write_study(plan: Plan, url: str, trials: Sequence[Trial], best: str | None) -> optuna.Study:
-    """Write the study of a tuning job that has ended.
+    """Write the study of an ended tuning job.
 
     Args:
-        plan: of the search.
-        url: of the storage; a study of that name is replaced.
-        trials: of the tuning job, in the order of their start.
+        plan: the search.
+        url: URL of the storage; a study of the same name is replaced.
+        trials: the tuning job's trials, in order of their start.
         best: name of SageMaker's best training job.
     """
     study = recreate_study(plan, url)
     for trial in trials:
-        study.add_trial(_frozen(plan, trial, best=trial.job.name == best))
+        study.add_trial(_frozen_trial(plan, trial, best=trial.job.name == best))
     return study
 
 
-def _frozen(plan: Plan, trial: Trial, *, best: bool) -> FrozenTrial:
+def _frozen_trial(plan: Plan, trial: Trial, *, best: bool) -> FrozenTrial:
     status, value = trial.summary["TrainingJobStatus"], trial.objective
     state = TrialState.FAIL if value is None else _STATES.get(status, TrialState.FAIL)
-    if best:  # SageMaker ranks jobs that it stopped early too
+    if best:  # also a job that SageMaker stopped early
         state = TrialState.COMPLETE
     frozen = create_trial(
         state=state,
         value=None if state == TrialState.FAIL else value,
-        params=params_of(_within(from_sagemaker(trial.tuned, plan.parameters), plan.parameters), plan.parameters),
+        params=params_of(_clip(from_sagemaker(trial.tuned, plan.parameters), plan.parameters), plan.parameters),
         distributions=to_optuna(plan.parameters),
-        intermediate_values=_epochs(trial.job.folder, plan.metrics[0]),
+        intermediate_values=_metric_by_epoch(trial.job.folder, plan.metrics[0]),
         user_attrs=_attributes(trial),
     )
     frozen.datetime_start, frozen.datetime_complete = _times(trial.summary)
     return frozen
 
 
-def _within(values: Mapping[str, Any], parameters: Sequence[Parameter]) -> dict[str, Any]:
-    """Clip values to their bounds, which SageMaker's decimal text may exceed by its last digit."""
+def _clip(values: Mapping[str, Any], parameters: Sequence[Parameter]) -> dict[str, Any]:
+    """Clip values to their bounds: SageMaker's decimal text may exceed them by its last digit."""
     bounds = {each.key: each for each in parameters if isinstance(each, Interval)}
     return {
         key: min(max(value, bounds[key].low), bounds[key].high) if key in bounds else value
@@ -303,8 +301,8 @@ def _attributes(trial: Trial) -> dict[str, Any]:
     return found
 
 
-def _epochs(folder: Path, metric: str) -> dict[int, float]:
-    """Return the metric by epoch, from 1, where the trial's log was fetched."""
+def _metric_by_epoch(folder: Path, metric: str) -> dict[int, float]:
+    """Return the metric by epoch, counted from 1; empty if the trial's log was not fetched."""
     return {int(epoch) + 1: value for epoch, _, value in read_log(folder).get(metric, ()) if math.isfinite(epoch)}
 
 

@@ -1,4 +1,4 @@
-"""Warm start: copies trials of earlier searches into a study for its sampler."""
+"""Warm start: trials of earlier searches, copied into a study for its sampler."""
 
 import logging
 from pathlib import Path
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_TAKEN = "warm_start"  # attribute of the study: sources already added
+_ADDED = "warm_start"  # attribute of the study: sources already added
 
 
 def check_earlier_searches(plan: "Plan") -> None:
-    """Check, before any work starts, that the earlier searches in folders exist.
+    """Check that the earlier searches exist whose folders are given.
 
     Raises:
         ConfigError: a folder holds no study.
     """
     for source in plan.settings["warm_start"]:
-        _address(source.partition("#")[0], mask_secrets(source))
+        _database_url(source.partition("#")[0], mask_secrets(source))
 
 
 def add_earlier_trials(study: "Study", plan: "Plan") -> None:
@@ -37,10 +37,10 @@ def add_earlier_trials(study: "Study", plan: "Plan") -> None:
     Raises:
         ConfigError: an earlier search is missing, or has other metrics.
     """
-    taken: list[str] = study.user_attrs.get(_TAKEN, [])
+    sources: list[str] = study.user_attrs.get(_ADDED, [])
     for source in plan.settings["warm_start"]:
         shown = mask_secrets(source)
-        if shown in taken:
+        if shown in sources:
             continue
         before = _open(source, shown)
         if list(objectives(before)) != plan.metrics or before.directions != study.directions:
@@ -49,13 +49,13 @@ def add_earlier_trials(study: "Study", plan: "Plan") -> None:
                 f"this search {', '.join(plan.metrics)}: remove it"
             )
         added = _add(study, before, shown, to_optuna(plan.parameters))
-        taken = [*taken, shown]
-        study.set_user_attr(_TAKEN, taken)
+        sources = [*sources, shown]
+        study.set_user_attr(_ADDED, sources)
         log.info("The search starts with %d trials of %s.", added, shown)
 
 
-def _address(place: str, shown: str) -> str:
-    """Database address of an earlier search, which is given by its folder or by this address."""
+def _database_url(place: str, shown: str) -> str:
+    """Database URL of an earlier search, given by its folder or its URL."""
     if "://" in place:
         return place
     database = Path(place) / "study.db"
@@ -70,7 +70,7 @@ def _open(source: str, shown: str) -> "Study":
     import optuna
 
     place, _, name = source.partition("#")
-    storage = open_storage(_address(place, shown))
+    storage = open_storage(_database_url(place, shown))
     names = optuna.get_all_study_names(storage)
     if name not in names and (name or len(names) != 1):
         raise ConfigError(
@@ -81,22 +81,22 @@ def _open(source: str, shown: str) -> "Study":
 
 
 def _add(study: "Study", before: "Study", shown: str, space: "dict[str, BaseDistribution]") -> int:
-    """Add the completed trials that fit the space and are missing here; return how many fit."""
+    """Add the completed trials that fit the space, unless the study has them; return the number of those that fit."""
     from optuna.trial import TrialState
 
     known = {trial.user_attrs.get(WARM_START) for trial in study.get_trials(deepcopy=False)}
     fitting = 0
     for trial in before.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        copy = None if WARM_START in trial.user_attrs else _copied(trial, space, f"{shown} trial {trial.number}")
+        copy = None if WARM_START in trial.user_attrs else _copy(trial, space, f"{shown} trial {trial.number}")
         if copy is not None:
             fitting += 1
-            if copy.user_attrs[WARM_START] not in known:  # else an earlier start that was killed has added it
+            if copy.user_attrs[WARM_START] not in known:  # else added by an earlier, killed start
                 study.add_trial(copy)
     return fitting
 
 
-def _copied(trial: "FrozenTrial", space: "dict[str, BaseDistribution]", mark: str) -> "FrozenTrial | None":
-    """A trial as one of this space; ``None`` unless it has exactly its parameters, with values inside of it."""
+def _copy(trial: "FrozenTrial", space: "dict[str, BaseDistribution]", mark: str) -> "FrozenTrial | None":
+    """Copy a trial into this space; return ``None`` if it has other parameters, or values outside."""
     from optuna.trial import create_trial
 
     if trial.params.keys() != space.keys():
