@@ -1,7 +1,7 @@
-"""Training of a head on stored features of a frozen backbone.
+"""Training of a head on cached features of a frozen backbone.
 
-A frozen backbone makes the same features of an unchanged photo in every epoch, run and trial. It is
-automatic; ``data.cache=false`` switches it off.
+The features of a photo without augmentation are the same in every epoch, run and trial. They are cached automatically;
+``data.cache=false`` switches it off.
 """
 
 import hashlib
@@ -30,26 +30,26 @@ from bincounter.model import counter
 from bincounter.model.counter import BinCounter
 from bincounter.parallel import map_ordered
 from bincounter.progress import track
+from bincounter.training.caveats import QUICK_LOOKS
 from bincounter.training.checkpoint import read_checkpoint
 from bincounter.training.scoring import fabric_for
 
 log = logging.getLogger(__name__)
 
-_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # the others convert the backbone itself
-_QUICK_LOOKS = ("fast_dev_run", "overfit_batches", "limit_train_batches", "limit_val_batches")
-# Photos of 224 pixels per batch, more of smaller ones; on 2 CPU cores a ResNet50 gains nothing from more.
+_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # the others convert the backbone's weights
+# Photos of 224 pixels per batch, more of smaller ones; on 2 CPU cores a ResNet50 is no faster with more.
 _CPU_BATCH, _GPU_BATCH = 32, 256
 _LARGEST_BATCH = 256
 
 
 class CachedFeatures:
-    """The features of a data set's photos under the frozen backbone of a run.
+    """Features of a data set's photos, computed by the frozen backbone of a run.
 
     Args:
-        model: whose backbone it is.
-        data: prepared; it serves the features that were added.
-        fabric: gives device and precision.
-        described: everything the features depend on, see :func:`bincounter.training.cached_features.identity`.
+        model: model with the backbone.
+        data: prepared data module, which serves the added features.
+        fabric: device and precision.
+        described: everything the features depend on, see :func:`identity`.
         cache_dir: folder of the stored features.
     """
 
@@ -68,7 +68,7 @@ class CachedFeatures:
         """Make the data module serve features of the photos at ``positions`` of ``manifest.records``.
 
         Returns:
-            Whether it does; ``False`` if the disk is full, or a photo's features depend on more than the photo.
+            True; False if the disk is full, or a photo's features depend on more than the photo.
         """
         self._computed, self._seconds = 0, 0.0
         first = positions[:1]
@@ -79,7 +79,7 @@ class CachedFeatures:
         if not store.fill(positions, self._compute):
             return False
         if not _close(store.batch(first), alone):
-            # Code of other modules that the backbone calls is not in the digest; one photo computed again shows it.
+            # The digest lacks code that the backbone calls in other modules; one photo computed again shows a change.
             log.warning("The features in %s are not those of this backbone: computing them again.", store.folder)
             store.clear()
             if not store.fill(positions, self._compute):
@@ -91,7 +91,7 @@ class CachedFeatures:
         return True
 
     def origin(self, photos: int) -> str:
-        """Describe the origin of the features of so many photos, for the log."""
+        """Describe the origin of the features of ``photos`` photos, for the log."""
         assert self._store is not None
         if not self._computed:
             return f"{photos:,} photos, stored in {self._store.folder}"
@@ -103,7 +103,7 @@ class CachedFeatures:
         return FeatureStore(self._cache_dir, self._described, rows=rows, size=size, dtype=example.dtype)
 
     def _compute(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """Features in batches that all have one size: a photo's do not depend on which others are missing."""
+        """Yield features of batches padded to one size, so that they do not depend on the number of missing ones."""
         started = time.monotonic()
         blocks = [rows[start : start + self._batch] for start in range(0, len(rows), self._batch)]
         photos = map_ordered(self._data.store.batch, blocks, workers=1)  # read ahead while the device computes
@@ -124,19 +124,19 @@ class CachedFeatures:
 def cached_features(
     plain: Mapping[str, Any], trainer: L.Trainer, model: BinCounter, data: BinDataModule, resume_from: str | None
 ) -> CachedFeatures | None:
-    """Make a run train on features instead of photos, if that changes nothing but its time.
+    """Make a run train on features instead of photos, if that changes only its time.
 
     Args:
-        plain: the run's configuration.
-        trainer: of the run.
-        model: not fitted yet.
-        data: prepared.
-        resume_from: the checkpoint to resume from, if any.
+        plain: the run's configuration as plain containers.
+        trainer: the run's trainer.
+        model: model before the fit.
+        data: prepared data module.
+        resume_from: checkpoint to resume from, if any.
 
     Returns:
-        ``None`` where the run trains on photos.
+        The features; ``None`` if the run trains on photos.
     """
-    if not plain["data"]["cache"] or not _backbone_stays_as_it_is(plain, trainer, model):
+    if not plain["data"]["cache"] or not _has_constant_features(plain, trainer, model):
         return None
     if changes := {name: value for name, value in plain["data"]["augmentation"].items() if value}:
         zeros = ",".join(f"{name}:{'false' if value is True else 0}" for name, value in changes.items())
@@ -146,7 +146,7 @@ def cached_features(
             zeros,
         )
         return None
-    if resume_from is not None:  # the file of pretrained weights may be another one by now
+    if resume_from is not None:  # the file of pretrained weights may have changed since
         _restore_backbone(model, resume_from)
     fabric = fabric_for(plain["trainer"])
     backbone, precision = plain["model"]["backbone"], str(trainer.precision)
@@ -161,36 +161,36 @@ def cached_features(
     return features
 
 
-def _backbone_stays_as_it_is(plain: Mapping[str, Any], trainer: L.Trainer, model: BinCounter) -> bool:
-    """Return whether a photo's features are constant during the run, and the run uses all of its photos."""
+def _has_constant_features(plain: Mapping[str, Any], trainer: L.Trainer, model: BinCounter) -> bool:
+    """Return True if a photo's features are constant during the run, and the run uses all of its photos."""
     return (
         model.trained == "frozen"
         and not model.objective.spatial
         and trainer.world_size == 1
         and trainer.precision in _PRECISIONS
-        and not any(plain["trainer"].get(key) for key in _QUICK_LOOKS)
-        and all(_leaves_backbone_alone(node["_target_"]) for node in (plain["callbacks"] or {}).values() if node)
+        and not any(plain["trainer"].get(key) for key in QUICK_LOOKS)
+        and all(_keeps_backbone(node["_target_"]) for node in (plain["callbacks"] or {}).values() if node)
     )
 
 
-def _leaves_backbone_alone(callback: str) -> bool:
-    """Return whether a callback, by its dotted name, neither changes the backbone nor reads photos."""
+def _keeps_backbone(callback: str) -> bool:
+    """Return True if a callback, by its dotted name, neither changes the backbone nor reads photos."""
     if callback.partition(".")[0] not in ("lightning", "bincounter"):
-        return False  # a user's own may do anything
+        return False  # unknown for a user's own
     found = get_object(callback)
     return isinstance(found, type) and not issubclass(found, (BaseFinetuning, StochasticWeightAveraging))
 
 
 def _restore_backbone(model: BinCounter, checkpoint: str) -> None:
     stored = read_checkpoint(checkpoint, "state_dict")
-    # With averaged weights (EMA), whose frozen part differs by rounding, the trained ones are stored apart.
+    # EMA stores the trained weights apart from the averaged ones, whose frozen part differs by rounding.
     state = stored.get("current_model_state", stored["state_dict"])
-    kept = {name.removeprefix("backbone."): value for name, value in state.items() if name.startswith("backbone.")}
-    model.backbone.load_state_dict(kept)
+    backbone = {name.removeprefix("backbone."): value for name, value in state.items() if name.startswith("backbone.")}
+    model.backbone.load_state_dict(backbone)
 
 
 def _close(stored: Tensor, computed: Tensor) -> bool:
-    """Return whether features are the same up to the rounding of another batch size."""
+    """Return True if features are equal up to the rounding error of another batch size."""
     tolerance = 1e-3 if computed.dtype == torch.float32 else 3e-2
     stored, computed = stored.float(), computed.float()
     return bool((stored - computed).norm() <= tolerance * computed.norm())
@@ -199,14 +199,14 @@ def _close(stored: Tensor, computed: Tensor) -> bool:
 def identity(
     model: BinCounter, data: BinDataModule, *, backbone: Mapping[str, Any], precision: str, device: torch.device
 ) -> dict[str, str | int]:
-    """Describe everything that features depend on and that is known before they are computed.
+    """Describe everything that features depend on, before they are computed.
 
     Args:
-        model: whose backbone makes them.
-        data: prepared.
+        model: model with the backbone.
+        data: prepared data module.
         backbone: the ``model.backbone`` node of the configuration.
-        precision: Lightning's name of it.
-        device: the device that computes them.
+        precision: precision by Lightning's name.
+        device: device of the computation.
     """
     gpu = device.type == "cuda"
     return {
@@ -218,7 +218,10 @@ def identity(
         "photos": _digest(data.manifest.content.tobytes()),
         "precision": f"{precision}, float32 matrices {torch.get_float32_matmul_precision()}",
         "versions": ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision")),
-        "device": torch.cuda.get_device_name(device) if gpu else f"{device.type} {_instructions()}",
+        # On a CPU its vector instructions, by which torch chooses kernels.
+        "device": torch.cuda.get_device_name(device)
+        if gpu
+        else f"{device.type} {torch.backends.cpu.get_cpu_capability()}",
     }
 
 
@@ -230,7 +233,7 @@ def _digest(*parts: bytes) -> str:
 
 
 def _digest_of_tensors(module: nn.Module) -> str:
-    """Digest of all parameters and buffers, including those that checkpoints do not hold."""
+    """Digest of all parameters and buffers, including those missing from checkpoints."""
     digest = hashlib.sha256()
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -239,12 +242,7 @@ def _digest_of_tensors(module: nn.Module) -> str:
 
 
 def _digest_of_code(backbone: nn.Module) -> str:
-    """Digest of the files that define the backbone's modules, and of how the model calls them."""
+    """Digest of the files that define the backbone's modules, and of the model's, which calls them."""
     modules = {type(module).__module__ for module in backbone.modules()} | {counter.__name__}
     files = {inspect.getsourcefile(sys.modules[name]) for name in modules if name in sys.modules}
     return _digest(*(Path(file).read_bytes() for file in sorted(filter(None, files))))
-
-
-def _instructions() -> str:
-    """The processor's vector instructions that torch chose its kernels by."""
-    return torch.backends.cpu.get_cpu_capability()

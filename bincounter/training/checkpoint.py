@@ -1,4 +1,4 @@
-"""Atomic checkpoints: a killed run resumes bit for bit; copies into ``paths.model_dir``."""
+"""Atomic checkpoints: a killed run resumes bit for bit. Copies in ``paths.model_dir``."""
 
 import io
 import shutil
@@ -22,14 +22,14 @@ from bincounter.files import atomic_write, link
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoint files that appear whole or not at all, and hold nothing but tensors and plain containers.
+    """Atomic checkpoint files, read with ``weights_only=True``.
 
-    Lightning writes through a temporary file that may be on another disk, from where moving it is not atomic.
+    Lightning's temporary file may be on another disk, from where it cannot be moved atomically.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write ``checkpoint`` to ``path``."""
-        # Through memory: torch's writer raises an error on a full disk that does not name it.
+        # Through memory: on a full disk torch's writer raises an error without the reason.
         content = io.BytesIO()
         torch.save(checkpoint, content)
         with atomic_write(path, "wb") as file:
@@ -41,28 +41,28 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Read ``path``, always with ``weights_only=True``.
 
         Raises:
-            UserError: it is not a whole checkpoint of a run.
+            UserError: the file is truncated, or not a run's checkpoint.
         """
-        # Spawned processes hand their weights back in a file of another kind.
+        # Spawned processes return their weights in a file without these keys.
         keys = _RESTORED if Path(path).name in ("best.ckpt", "last.ckpt") else ()
         return read_checkpoint(path, *keys, map_location=map_location or "cpu", mmap=False)
 
 
-# What Lightning restores without a check of its own.
+# Entries that Lightning restores without a check.
 _RESTORED = {"state_dict": dict, "loops": dict, "callbacks": dict, "optimizer_states": list, "lr_schedulers": list}
 
 
 def read_checkpoint(path: str | Path, *keys: str, mmap: bool = True, map_location: Any = "cpu") -> dict[str, Any]:
-    """Read the checkpoint of a run to resume, with ``weights_only=True``.
+    """Read a run's checkpoint with ``weights_only=True``.
 
     Args:
-        path: of the file.
-        keys: entries that are needed.
-        mmap: read tensors from the file when they are used.
-        map_location: of the tensors.
+        path: path of the file.
+        keys: required entries.
+        mmap: map the file into memory, so that only the tensors used are read.
+        map_location: device of the tensors.
 
     Raises:
-        UserError: it is truncated, or another program's.
+        UserError: the file is truncated, or not a run's checkpoint.
     """
     try:
         content = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
@@ -83,36 +83,36 @@ def _broken(path: str | Path) -> UserError:
 
 
 class StopRequested(Exception):
-    """SIGTERM was received and ``last.ckpt`` is written."""
+    """End of a fit by SIGTERM, with ``last.ckpt`` written."""
 
 
-class MaxTimeReached(Exception):  # it is a state, not an error
-    """``trainer.max_time`` has passed and ``last.ckpt`` is written."""
+class MaxTimeReached(Exception):
+    """End of a fit by ``trainer.max_time``, with ``last.ckpt`` written."""
 
 
 class RunCheckpoint(Checkpoint):
     """Writes ``best.ckpt`` and ``last.ckpt`` of a run.
 
-    Both are written at the end of an epoch, after validation, early stopping and logs; ``last.ckpt`` also
-    every few optimizer steps, and after SIGTERM at the end of the current step. Lightning's ModelCheckpoint forgets its
-    best score when a run folder moves, and saves before all hooks of an epoch's end have run.
+    Both are written at the end of an epoch, after validation, early stopping and logs; ``last.ckpt`` also every few
+    optimizer steps, and after SIGTERM at the end of the current step. Lightning's ModelCheckpoint loses its best score
+    when a run's folder is moved, and saves before all hooks at an epoch's end have run.
 
     Args:
-        folder: of the two files.
-        monitor: a logged validation metric, such as ``val/accuracy``.
+        folder: folder of the two files.
+        monitor: logged validation metric, such as ``val/accuracy``.
         mode: ``max`` or ``min``.
         every_n_train_steps: optimizer steps between two writes of ``last.ckpt`` within an epoch.
-        max_time: the fit ends with :class:`MaxTimeReached` and a checkpoint at the first step after it. Lightning's
-            timer ends the epoch early instead, and a resumed run would skip the rest of it.
-        model_dir: folder that each new ``best.ckpt`` is also copied to, see :func:`export_model`.
+        max_time: time until the fit ends with :class:`MaxTimeReached`, after the current step. Lightning's timer ends
+            the epoch early instead, and a resumed run would skip the rest of it.
+        model_dir: folder for copies of each new ``best.ckpt``, see :func:`export_model`.
 
     Attributes:
         best, best_epoch: the best value so far, and its epoch.
-        started: whether training has begun, with all state restored.
-        ended_by: a sentence on the rule that ended the fit early, for the report.
+        started: training has begun, with all state restored.
+        ended_by: sentence on the rule that ended the fit early, for the report.
     """
 
-    # Under DDP it waits for the other processes after each step; saving is an action of its own.
+    # Its hooks wait for the other processes under DDP; saving is an action of its own.
     profiler_phase = "rest"
 
     def __init__(
@@ -139,16 +139,16 @@ class RunCheckpoint(Checkpoint):
 
     @property
     def best_path(self) -> Path:
-        """The checkpoint of the epoch with the best validation value."""
+        """Checkpoint of the epoch with the best validation value."""
         return self._folder / "best.ckpt"
 
     @property
     def last_path(self) -> Path:
-        """The checkpoint to resume from."""
+        """Checkpoint to resume from."""
         return self._folder / "last.ckpt"
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best value so far, its epoch, and whether early stopping has ended the run."""
+        """Return the best value so far, its epoch, and True if early stopping has ended the run."""
         stopped = self._trainer is not None and self._trainer.should_stop and self._error is None
         return {"best": self.best, "best_epoch": self.best_epoch, "stopped": stopped}
 
@@ -159,7 +159,7 @@ class RunCheckpoint(Checkpoint):
             self._trainer.should_stop = True  # Lightning does not restore it
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Store the trainer, which :meth:`state_dict` reads."""
+        """Store the trainer for :meth:`state_dict`."""
         self._trainer = trainer
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -167,21 +167,21 @@ class RunCheckpoint(Checkpoint):
         self.started = True
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._request_stop)  # Lightning restores the former handler after the fit
-        self._hand_over(trainer)  # a resumed run may have a new, empty model_dir
+        self._export(trainer)  # a resumed run may have a new, empty model_dir
 
-    def _hand_over(self, trainer: L.Trainer) -> None:
+    def _export(self, trainer: L.Trainer) -> None:
         if self._model_dir is not None and trainer.is_global_zero and self.best_path.exists():
             export_model(self._folder.parent, self._model_dir)
 
     def end_with(self, trainer: L.Trainer, error: Exception) -> None:
-        """End the fit with ``error`` once ``last.ckpt`` is written; to be called on all ranks."""
+        """End the fit with ``error`` once ``last.ckpt`` is written; call it on all ranks."""
         self._error = error
-        trainer.should_stop = True  # at the end of an epoch too: ``error`` comes before whatever validation raises
+        trainer.should_stop = True  # also at the end of an epoch: no error of the validation replaces this one
 
     def _request_stop(self, *_: object) -> None:
         self._sigterm = True
 
-    def _stop_if_asked(self, trainer: L.Trainer) -> None:
+    def _stop_if_requested(self, trainer: L.Trainer) -> None:
         """Write ``last.ckpt`` and raise, on all ranks, if one of them received SIGTERM or the time is up."""
         if self._error is not None:
             trainer.save_checkpoint(self.last_path)
@@ -200,15 +200,15 @@ class RunCheckpoint(Checkpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Write ``last.ckpt`` every few optimizer steps, and when the fit has to stop."""
-        # The last batch is saved after validation; in mid-accumulation a partial gradient would be lost.
+        # Not after the last batch, saved after validation, nor with accumulated gradients, which are not saved.
         if batch_progress(trainer).is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        self._stop_if_asked(trainer)
+        self._stop_if_requested(trainer)
         if trainer.global_step % self._every == 0:
             trainer.save_checkpoint(self.last_path)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note that this epoch has a validation value."""
+        """Record that this epoch has a validation value."""
         self._validated = not trainer.sanity_checking
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -216,20 +216,20 @@ class RunCheckpoint(Checkpoint):
         with trainer.profiler.profile("RunCheckpoint.save_checkpoint"):  # type: ignore[attr-defined]
             if self._is_best(trainer):
                 trainer.save_checkpoint(self.best_path)
-                self._hand_over(trainer)
+                self._export(trainer)
                 if trainer.is_global_zero:
-                    link(self.best_path, self.last_path)  # the same state, hundreds of megabytes
+                    link(self.best_path, self.last_path)  # the same state, without a copy of hundreds of megabytes
             else:
                 trainer.save_checkpoint(self.last_path)
         self._validated = False
-        self._stop_if_asked(trainer)
+        self._stop_if_requested(trainer)
 
     def _is_best(self, trainer: L.Trainer) -> bool:
-        """Return whether the epoch has the best value so far, and store it."""
+        """Return True, and store the value, if the epoch has the best one so far."""
         if not self._validated or self._monitor not in trainer.callback_metrics:
             return False
         value = float(trainer.callback_metrics[self._monitor])
-        # A diverged training that is being stopped is validated all the same.
+        # A diverged training is validated once more when it is stopped.
         if not trainer.callback_metrics.get("val/loss", torch.zeros(())).isfinite():
             return False
         if self.best is not None and self._sign * (value - self.best) <= 0:
@@ -239,43 +239,43 @@ class RunCheckpoint(Checkpoint):
 
 
 def find_resume_checkpoint(folder: Path) -> Path | None:
-    """Return the checkpoint from which a run can resume without losing its best model.
+    """Return the checkpoint to resume a run from without losing its best model.
 
-    ``best.ckpt`` and ``last.ckpt`` are written, and copied elsewhere, one after the other: ``last.ckpt`` may refer to a
-    newer best than ``best.ckpt`` is. The run then resumes from ``best.ckpt``, a complete state of an earlier epoch, and
-    repeats the epochs in between.
+    ``best.ckpt`` and ``last.ckpt`` are written, and copied elsewhere, one after the other: the best epoch recorded in
+    ``last.ckpt`` may be later than that of ``best.ckpt``. The run then resumes from ``best.ckpt``, a complete state of
+    an earlier epoch, and repeats the epochs in between.
 
     Args:
-        folder: of the two files.
+        folder: folder of the two files.
 
     Returns:
-        One of them, or ``None`` where the run has to start from the beginning.
+        One of them, or ``None`` if the run has to start from the beginning.
     """
     last, best = folder / "last.ckpt", folder / "best.ckpt"
-    kept = _best_epoch(best)
+    best_epoch = _best_epoch(best)
     if not last.exists():
         return best if best.exists() else None
-    remembered = _best_epoch(last)
-    if remembered is None or (kept is not None and kept >= remembered):
+    recorded = _best_epoch(last)
+    if recorded is None or (best_epoch is not None and best_epoch >= recorded):
         return last  # a newer best will be found again
     return best if best.exists() else None
 
 
 def best_value(checkpoint: Path) -> float | None:
-    """Return the best value of the monitored metric up to a checkpoint, also where spawned processes have trained."""
-    return _own_state(checkpoint)["best"]
+    """Return the best value of the monitored metric up to a checkpoint, also of a fit in spawned processes."""
+    return _callback_state(checkpoint)["best"]
 
 
 def epochs_begun(checkpoint: Path) -> int:
-    """Return the number of epochs up to a checkpoint, the one in progress included."""
+    """Return the number of epochs up to a checkpoint, including one in progress."""
     return int(read_checkpoint(checkpoint, "epoch")["epoch"]) + 1
 
 
 def _best_epoch(checkpoint: Path) -> int | None:
-    return _own_state(checkpoint)["best_epoch"] if checkpoint.exists() else None
+    return _callback_state(checkpoint)["best_epoch"] if checkpoint.exists() else None
 
 
-def _own_state(checkpoint: Path) -> dict[str, Any]:
+def _callback_state(checkpoint: Path) -> dict[str, Any]:
     """Return the state of :class:`RunCheckpoint` in a checkpoint."""
     state = read_checkpoint(checkpoint, "callbacks")["callbacks"].get(RunCheckpoint.__qualname__)
     if not isinstance(state, dict) or not state.keys() >= {"best", "best_epoch"}:
@@ -284,14 +284,14 @@ def _own_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def optimizer_steps_after(trainer: L.Trainer) -> bool:
-    """Return whether the optimizer steps after this batch: the last one of an accumulation, or of the epoch."""
+    """Return True if the optimizer steps after this batch, the last one of an accumulation or of the epoch."""
     return not trainer.fit_loop.epoch_loop._should_accumulate()
 
 
 class StatelessRandomness(L.Callback):
-    """Seeds torch for every batch from (seed, epoch, batch, rank), for dropout and the like.
+    """Seeds torch (for dropout and the like) from (seed, epoch, batch, rank) before every batch.
 
-    Lightning does not restore torch's generators; a seed per batch needs no restoring.
+    Lightning does not restore torch's generators; a seed per batch makes that unnecessary.
     """
 
     profiler_phase = "rest"
@@ -308,7 +308,7 @@ class StatelessRandomness(L.Callback):
 
 
 # In this order: a model never exists without its configuration.
-_HANDED_OVER = ("config.yaml", "checkpoints/best.ckpt", "metrics.json")
+_EXPORTED = ("config.yaml", "checkpoints/best.ckpt", "metrics.json")
 
 
 def export_model(run: Path, target: Path) -> None:
@@ -316,9 +316,9 @@ def export_model(run: Path, target: Path) -> None:
 
     Args:
         run: the run's folder.
-        target: the folder to fill, ``paths.model_dir``; created if missing.
+        target: folder for the copies, ``paths.model_dir``; created if missing.
     """
-    for name in _HANDED_OVER:
+    for name in _EXPORTED:
         if not (run / name).exists():
             continue
         with (run / name).open("rb") as source, atomic_write(target / Path(name).name, "wb") as copy:

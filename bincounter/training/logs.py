@@ -1,4 +1,4 @@
-"""Logs of a run that a resume continues row for row."""
+"""Logs of a run, continued row for row on resuming."""
 
 import csv
 import logging
@@ -23,11 +23,11 @@ log = logging.getLogger(__name__)
 class MetricsCsv(Logger):
     """Metrics in ``<folder>/metrics.csv``, one row per call, with the columns ``epoch`` and ``step`` first.
 
-    Lightning's CSVLogger deletes the file when a run is resumed. This one appends: :class:`TrainingLog` keeps the rows
-    in the checkpoint, and later ones, which the resumed run writes again, are dropped.
+    Lightning's CSVLogger deletes the file when a run is resumed. Here :class:`TrainingLog` stores the rows in the
+    checkpoint, and only later ones, which the resumed run writes again, are dropped.
 
     Args:
-        folder: of the file.
+        folder: folder of the file.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -35,24 +35,24 @@ class MetricsCsv(Logger):
         self._path = Path(folder) / "metrics.csv"
         self._rows: list[dict[str, Any]] = []
         self._columns = ["epoch", "step"]
-        self._written = 0  # rows in the file; -1 when its columns have changed
+        self._written = 0  # rows in the file; -1 if its columns have changed
 
     @property
     def name(self) -> str:
-        """Name of the logger, for Lightning."""
+        """Name of the logger."""
         return "csv"
 
     @property
     def version(self) -> str:
-        """Empty: a run's folder has one file, without versions."""
+        """Empty: a run's folder has one file."""
         return ""
 
     def __len__(self) -> int:
-        """Rows so far."""
+        """Number of rows so far."""
         return len(self._rows)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all rows: a checkpoint that was copied elsewhere may come with an older file, or none."""
+        """Return all rows: a copied checkpoint may lie beside an older file, or none."""
         return {"columns": list(self._columns), "rows": [dict(row) for row in self._rows]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -73,11 +73,11 @@ class MetricsCsv(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: config.yaml has them."""
+        """Do nothing: config.yaml holds the hyperparameters."""
 
     @rank_zero_only
     def save(self) -> None:
-        """Write the rows that the file lacks."""
+        """Write the rows missing from the file."""
         if self._written == len(self._rows):
             return
         if self._written <= 0:
@@ -101,14 +101,14 @@ class MetricsCsv(Logger):
 
 
 class TrainingLog(L.Callback):
-    """Logs training loss and learning rate, and makes logs survive a resume.
+    """Logs training loss and learning rate; its state continues the logs on resuming.
 
-    It writes to the loggers itself because Lightning logs a step after the checkpoint of that step is taken, and keeps
-    the running mean of an epoch out of it: both would differ after a resume.
+    Lightning logs a step after its checkpoint is written, and does not store the running mean of an epoch: both would
+    differ after a resume.
 
     Args:
-        log_every_n_steps: optimizer steps between two rows of ``train/loss`` (the mean over the photos since the last
-            one; under DDP those of the first rank) and ``lr``. The end of an epoch adds ``train/loss_epoch``.
+        log_every_n_steps: optimizer steps between two rows of ``train/loss`` (mean over the photos since the last row;
+            under DDP those of the first rank) and ``lr``. The end of an epoch adds ``train/loss_epoch``.
     """
 
     def __init__(self, log_every_n_steps: int) -> None:
@@ -126,7 +126,7 @@ class TrainingLog(L.Callback):
     ) -> None:
         """Add the batch's loss; log every few optimizer steps."""
         photos = len(batch["count"])
-        loss = outputs["loss"].detach() * trainer.accumulate_grad_batches  # Lightning passes the divided loss
+        loss = outputs["loss"].detach() * trainer.accumulate_grad_batches  # Lightning divides the loss
         self._epoch.add(loss, photos)
         self._recent.add(loss, photos)
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
@@ -135,23 +135,26 @@ class TrainingLog(L.Callback):
             self._log(trainer, {"train/loss": self._recent.take(), "lr": rate})
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log the mean over the epoch, and the epoch's scores in a line that programs read too."""
+        """Log the mean over the epoch, and the epoch's scores in a line that programs parse, too."""
         loss = self._epoch.take()
         self._log(trainer, {"train/loss_epoch": loss})
         logged = {f"val/{name}" for name in METRICS} & trainer.callback_metrics.keys()
         scores = {name: float(trainer.callback_metrics[name]) for name in sorted(logged)}
         line = " ".join(f"{name}={value:.6g}" for name, value in {"train/loss": loss, **scores}.items())
         if trainer.is_global_zero:
-            short = f"{_epoch_of(trainer)}: {_for_the_screen(loss, scores)}"
+            short = f"{_epoch_of(trainer)}: training loss {loss:.3f}"  # less than 80 columns, for the screen
+            if scores:
+                short += f"; validation: {100 * scores['val/accuracy']:.1f} % right, cross entropy "
+                short += f"{scores['val/cross_entropy']:.3f}"
             log.info("epoch %d of %s: %s", trainer.current_epoch + 1, trainer.max_epochs, line, extra={"short": short})
 
     def _log(self, trainer: L.Trainer, metrics: dict[str, float]) -> None:
         for logger in trainer.loggers:
-            # Counted from 0, as Lightning counts the steps of what it logs itself.
+            # Counted from 0, like the steps of Lightning's own metrics.
             logger.log_metrics({**metrics, "epoch": trainer.current_epoch}, step=trainer.global_step - 1)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Flush the logs, so that they are never behind the checkpoint."""
+        """Flush the logs: the files must not be older than the checkpoint."""
         for logger in trainer.loggers:
             logger.save()
 
@@ -167,17 +170,8 @@ class TrainingLog(L.Callback):
             self._csv.load_state_dict(state_dict["csv"])
 
 
-def _for_the_screen(loss: float, scores: Mapping[str, float]) -> str:
-    """Write an epoch's main scores in less than 80 columns."""
-    shown = f"training loss {loss:.3f}"
-    if scores:
-        shown += f"; validation: {100 * scores['val/accuracy']:.1f} % right, cross entropy "
-        shown += f"{scores['val/cross_entropy']:.3f}"
-    return shown
-
-
 class EpochProgress(ProgressBar):
-    """Shows the batches of an epoch on stderr; the line of :class:`TrainingLog` takes the bar's place at its end."""
+    """Progress bar of an epoch on stderr, replaced by the line of :class:`TrainingLog` at its end."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -186,7 +180,7 @@ class EpochProgress(ProgressBar):
         self._epoch = -1
 
     def disable(self) -> None:
-        """Show nothing; Lightning calls it on all but the first process."""
+        """Hide progress; called by Lightning on all processes but the first."""
         self._shown = False
 
     def enable(self) -> None:
@@ -196,7 +190,7 @@ class EpochProgress(ProgressBar):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Begin the bar of an epoch, which may be resumed in its middle."""
+        """Begin the bar of an epoch, at its first batch or at that of a resume."""
         if self._shown and self._epoch != trainer.current_epoch:
             self._epoch = trainer.current_epoch
             self._steps.start(_epoch_of(trainer), int(trainer.num_training_batches))
@@ -234,7 +228,7 @@ class EpochProgress(ProgressBar):
         self._steps.stop()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Remove the bar, also of an epoch that did not end."""
+        """Remove the bar of an unfinished epoch."""
         self._steps.stop()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:

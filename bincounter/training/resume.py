@@ -1,6 +1,6 @@
 """Resuming a run: find its folder, replay its overrides, reject a changed configuration.
 
-It is imported before anything heavy, so that a wrong path is reported at once.
+The module imports nothing heavy, so that a wrong path is reported at once.
 """
 
 import json
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 _RESTORE = "restore it, or start a new run"
 
-# Settings that do not change what a run computes. The photos themselves are compared, so that their place is free.
+# Settings that do not change a run's results. Of the photos the bytes are compared, not their place.
 FREE = (
     "paths",
     "data.source",
@@ -52,40 +52,38 @@ FREE = (
 
 
 def expand_resume_overrides(overrides: list[str], compose: Callable[[list[str]], DictConfig]) -> list[str]:
-    """Put the overrides of a resumed run in front of those given now.
+    """Put the overrides of a resumed run in front of those of the command line.
 
     Args:
-        overrides: of the command line.
-        compose: turns overrides into a configuration.
+        overrides: overrides of the command line.
+        compose: composes the configuration of overrides.
 
     Returns:
-        The complete overrides: those given unless ``ckpt_path`` is ``last``, ``latest`` or a file to resume from.
+        The complete overrides; ``overrides`` unless ``ckpt_path`` is ``last``, ``latest`` or a file to resume from.
 
     Raises:
         ConfigError: the run to resume is not named, or missing.
     """
-    mine = OverridesParser.create().parse_overrides(overrides)
-    given = {override.key_or_group: override for override in mine}
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    given = {override.key_or_group: override for override in parsed}
     wanted = given["ckpt_path"].value() if "ckpt_path" in given else None
     if wanted is None or ("train" in given and given["train"].value() is False):
         return overrides
     if wanted == "latest":
-        folder = _latest(Path(compose(_without(mine, "ckpt_path")).paths.log_dir))
+        folder = _latest(Path(compose(_without(parsed, "ckpt_path")).paths.log_dir))
+    elif wanted != "last":
+        folder = _run_of(Path(expand_user(str(wanted))), given)
+    elif "paths.output_dir" in given:
+        folder = _folder(given["paths.output_dir"])
     else:
-        folder = _named(given) if wanted == "last" else _run_of(Path(expand_user(str(wanted))), given)
-    kept = _stored(folder, given)
+        raise ConfigError("ckpt_path=last needs the run's folder: add paths.output_dir=RUN, or use ckpt_path=latest")
+    stored = _stored(folder, given)
     if not (folder / "overrides.txt").exists() and given.keys() <= {"ckpt_path", "paths.output_dir"}:
         raise ConfigError(
             f"paths.output_dir={folder} has no run to resume; python train.py ckpt_path=latest finds the newest"
         )
-    now = _without(mine, "ckpt_path", "paths.output_dir")
-    return [*kept, *now, "ckpt_path=last", override_of("paths.output_dir", folder)]
-
-
-def _named(given: Mapping[str, Override]) -> Path:
-    if "paths.output_dir" not in given:
-        raise ConfigError("ckpt_path=last needs the run's folder: add paths.output_dir=RUN, or use ckpt_path=latest")
-    return _folder(given["paths.output_dir"])
+    now = _without(parsed, "ckpt_path", "paths.output_dir")
+    return [*stored, *now, "ckpt_path=last", override_of("paths.output_dir", folder)]
 
 
 def _folder(override: Override) -> Path:
@@ -93,7 +91,7 @@ def _folder(override: Override) -> Path:
 
 
 def _run_of(checkpoint: Path, given: Mapping[str, Override]) -> Path:
-    """Return the run's folder of a named checkpoint, or of itself; a run is resumed in its own folder."""
+    """Return the run's folder of a checkpoint, or of a run's folder; a run is resumed only there."""
     if (checkpoint / "overrides.txt").is_file():
         checkpoint = checkpoint / "checkpoints" / "last.ckpt"
     folder = checkpoint.parent.parent
@@ -117,9 +115,9 @@ def _latest(log_dir: Path) -> Path:
 
 
 def _is_resumable(run: Path) -> bool:
-    """Return whether a folder holds an unfinished training run that no process is using.
+    """Return True if a folder holds an unfinished training run that no process is using.
 
-    A trial of a search is not: the search resumes it, or has pruned it. Neither is a debug run.
+    Trials of a search, which the search resumes or has pruned, and debug runs are not resumable by themselves.
     """
     if is_debug_run(run):
         return False
@@ -130,7 +128,7 @@ def _is_resumable(run: Path) -> bool:
 
 
 def is_in_use(run: Path) -> bool:
-    """Return whether a process of this machine holds the folder of a run."""
+    """Return True if a process of this machine holds the lock of a run's folder."""
     path = run / ".lock"
     if not path.exists():
         return False
@@ -139,18 +137,17 @@ def is_in_use(run: Path) -> bool:
 
 
 def _progress(run: Path) -> tuple[bool, float]:
-    """Sort key: runs with a checkpoint before those that failed to start, then by time."""
+    """Sort key: runs with a checkpoint above those that failed to start, then by time."""
     last = run / "checkpoints" / "last.ckpt"
     return (True, last.stat().st_mtime) if last.exists() else (False, run.stat().st_mtime)
 
 
 def _stored(folder: Path, given: Mapping[str, Override]) -> list[str]:
-    """Return the overrides that the run was started with, except those given now and those with a secret."""
+    """Return the overrides of the run's start, except those given now and those with a secret."""
     stored = _overrides(folder)
-    search = [
-        o.key_or_group for o in stored if re.match(r"hparams_search\b", o.key_or_group)
-    ]  # a trial is resumed by itself
-    return _without(stored, "ckpt_path", "paths.output_dir", *search, *_of_others(stored, given), *given)
+    # A trial is resumed as a run, without its search.
+    search = [o.key_or_group for o in stored if re.match(r"hparams_search\b", o.key_or_group)]
+    return _without(stored, "ckpt_path", "paths.output_dir", *search, *_replaced(stored, given), *given)
 
 
 def _overrides(run: Path) -> list[Override]:
@@ -163,8 +160,8 @@ def _parse_overrides(text: str) -> list[Override]:
     return OverridesParser.create().parse_overrides([line for line in text.splitlines() if line and MASK not in line])
 
 
-def _of_others(stored: Sequence[Override], given: Mapping[str, Override]) -> list[str]:
-    """Return settings of the run's debugger or profiler where it is resumed with another one."""
+def _replaced(stored: Sequence[Override], given: Mapping[str, Override]) -> list[str]:
+    """Return keys of the run's debugger or profiler if another one is given."""
     before = {override.key_or_group: override.value() for override in stored}
     other = {
         group for group in ("debugger", "profiler") if group in given and given[group].value() != before.get(group)
@@ -173,23 +170,23 @@ def _of_others(stored: Sequence[Override], given: Mapping[str, Override]) -> lis
 
 
 def _without(overrides: Sequence[Override], *keys: str) -> list[str]:
-    """Drop overrides by key; order and repetitions stay, since ``~a +a=...`` has a meaning."""
+    """Drop overrides by key; order and repetitions stay, as in ``~a +a=...``."""
     return [o.input_line for o in overrides if o.key_or_group not in keys and o.input_line]
 
 
 def check_unchanged(
     before: Mapping[str, Any], now: Mapping[str, Any], run: Path, arguments: Sequence[str] = ()
 ) -> None:
-    """Check that a run is resumed with a configuration that computes the same.
+    """Check that a run is resumed with an equivalent configuration.
 
     Args:
-        before: the run's own configuration, secrets masked.
-        now: the one composed for this command, secrets masked.
+        before: the run's configuration, secrets masked.
+        now: the configuration of this command, secrets masked.
         run: the run's folder, for the message.
-        arguments: of this command, for the message.
+        arguments: arguments of this command, for the message.
 
     Raises:
-        ConfigError: naming the first setting that differs.
+        ConfigError: a setting differs; the message has the first one.
     """
     old, new = flatten(before), flatten(now)
     for key in sorted({*old, *new}):
@@ -207,7 +204,7 @@ def check_unchanged(
 
 
 def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Values of a nested mapping by their dotted keys."""
+    """Return the values of a nested mapping by their dotted keys."""
     flat: dict[str, Any] = {}
     for name, value in node.items():
         if isinstance(value, Mapping):
@@ -221,7 +218,7 @@ def stored_config(run: Path) -> dict[str, Any] | None:
     """Return the configuration in a run's folder; ``None`` if it is missing.
 
     Raises:
-        UserError: it is corrupt.
+        UserError: the file is corrupt.
     """
     return read_file(
         run / "config.yaml",
@@ -231,9 +228,9 @@ def stored_config(run: Path) -> dict[str, Any] | None:
 
 
 def is_debug_run(run: Path) -> bool:
-    """Return whether a run was a mere quick look: ``debug=...``, a fast_dev_run, or overfitted batches.
+    """Return True for a run with ``debug=...``, fast_dev_run or overfit_batches.
 
-    A run whose files cannot be read is left out as well, with a warning.
+    A run with unreadable files counts as one, with a warning.
     """
     try:
         trainer = check_mapping((stored_config(run) or {}).get("trainer") or {})
