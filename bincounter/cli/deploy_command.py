@@ -27,6 +27,7 @@ from bincounter.errors import ConfigError, Stopped
 from bincounter.files import check_writable
 from bincounter.hub import is_hub, parse_hub
 from bincounter.serving.application.answers import Limits
+from bincounter.serving.local.access import read_access
 from bincounter.serving.local.running_servers import (
     DEFAULT_PORT,
     Server,
@@ -136,7 +137,7 @@ def run_local(cfg: DictConfig) -> int:
         servers = running_servers(state)
         print("\n".join(map(_described, servers)) or "No server runs on this machine.")
         return 0
-    server = find_server(cfg.name, state, cfg.target.port)
+    server = find_server(cfg.name, state, cfg.target.port, cfg.target.host)
     if cfg.action == "status":
         print(_described(server))
     elif cfg.dry_run:
@@ -186,11 +187,12 @@ def _state(cfg: DictConfig) -> Path:
 
 def _deploy(cfg: DictConfig) -> int:
     port = DEFAULT_PORT if cfg.target.port is None else cfg.target.port
+    access = read_access(cfg.target.host, cfg.target.token_file)
     if cfg.dry_run:
         checked = f"compare {cfg.parity.photos} photos" if cfg.ckpt_path and cfg.parity.photos else "compare nothing"
         origin = _origin(cfg) if cfg.ckpt_path else None
         made = f"pack {origin.checkpoint} into {_place(cfg, origin)}" if origin else f"take {cfg.archive}"
-        print(f"Would {made}, {checked}, and serve it on 127.0.0.1, port {port}.")
+        print(f"Would {made}, {checked}, and serve it on {access.host}, port {port}.")
         return 0
     for module in ("h11", "prometheus_client", "starlette", "uvicorn"):
         if importlib.util.find_spec(module) is None:
@@ -201,26 +203,29 @@ def _deploy(cfg: DictConfig) -> int:
     state = _state(cfg)
     check_writable(state, folder=True, key="paths.cache_dir")
     with claimed(cfg.name, state) as (folder, enter):
-        check_port(port)  # before packing and comparing, which take long
+        check_port(port, access.host)  # before packing and comparing, which take long
         start_template()
         packed = pack_and_check(cfg)
 
         def started(port: int) -> None:
-            enter(Server(cfg.name, port, os.getpid(), packed.model, str(packed.path.resolve())))
+            archive = str(packed.path.resolve())
+            enter(Server(cfg.name, port, os.getpid(), packed.model, archive, access.host))
 
-        return serve(unpack(packed.path, folder), port=port, name=cfg.name, started=started)
+        unpacked = unpack(packed.path, folder)
+        return serve(unpacked, port=port, access=access, name=cfg.name, started=started)
 
 
 def _invoke(cfg: DictConfig) -> int:
     from bincounter.serving.local import client
     from bincounter.training.predictor import list_photos, print_predictions
 
-    server = find_server(cfg.name, _state(cfg), cfg.target.port)
+    server = find_server(cfg.name, _state(cfg), cfg.target.port, cfg.target.host)
+    headers = read_access("127.0.0.1", cfg.target.token_file).headers
     photos = list_photos(cfg.input, Path(cfg.paths.data_dir))
     if cfg.dry_run:
         print(f"Would post {len(photos)} photos to {server.url}invocations.")
         return 0
-    return 0 if print_predictions(client.post_photos(server.port, server.model, photos)) else 2
+    return 0 if print_predictions(client.post_photos(server, photos, headers)) else 2
 
 
 def check_sagemaker(cfg: DictConfig) -> None:

@@ -44,6 +44,8 @@ _NO_HOST = (
     "is not a host name: write it in lower case and without https://, as in photos.example.org, or *.example.org for "
     "all its subdomains"
 )
+_IPV4 = r"((25[0-5]|2[0-4]\d|1?\d?\d)(\.|$)){4}"
+_NO_IPV4 = "is not an IPv4 address of this machine: use 127.0.0.1, or 0.0.0.0 for all its addresses"
 _S3 = Bound(**s3_folder(whole_bucket=True))
 _TRUSTED = Bound(pattern=_PACKAGE, hint=_NO_PACKAGE)
 _MEMORY = range(1024, 6145, 1024)
@@ -85,10 +87,13 @@ class PlacesConfig:
 
 @dataclass
 class LocalTargetConfig:
-    """A server on 127.0.0.1, in this terminal until Ctrl-C."""
+    """A server on this machine, in this terminal until Ctrl-C."""
 
-    # of 127.0.0.1; 0: a free one; null: 8080 to deploy, else that of the server called name
+    # of the address; 0: a free one; null: 8080 to deploy, else that of the server called name
     port: int | None = bounded(None, ge=0, le=65535)
+    # IPv4 address to listen on; others than 127.0.0.1 take a token; 0.0.0.0: all of this machine
+    host: str = bounded("127.0.0.1", pattern=_IPV4, hint=_NO_IPV4)
+    token_file: str | None = path_setting(None)  # file with the token; null: the variable BINCOUNTER_TOKEN
 
 
 @dataclass

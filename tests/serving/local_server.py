@@ -22,10 +22,11 @@ import logging, sys
 from pathlib import Path
 from bincounter.errors import BinCounterError
 from bincounter.serving.local import server
+from bincounter.serving.local.access import read_access
 logging.basicConfig(level=logging.INFO)
 server.HEALTH_CHECK = int(sys.argv[2])
 try:
-    sys.exit(server.serve(Path(sys.argv[1]), port=0))
+    sys.exit(server.serve(Path(sys.argv[1]), port=0, access=read_access(sys.argv[3], None)))
 except BinCounterError as error:
     print(f"Error: {error}", file=sys.stderr)
     sys.exit(error.exit_code)
@@ -121,15 +122,15 @@ class LocalServer:
 
 
 @contextmanager
-def local_server(folder: Path, *, health_check: int = 30) -> Iterator[LocalServer]:
+def local_server(folder: Path, *, health_check: int = 30, host: str = "127.0.0.1", **env: str) -> Iterator[LocalServer]:
     """Serve an unpacked archive until the block ends; its worker answers health checks within so many seconds."""
     log = folder.with_name(f"{folder.name}.log")
     with log.open("wb") as stderr:
         process = psutil.Popen(
-            [sys.executable, "-c", _SERVE, str(folder), str(health_check)],
+            [sys.executable, "-c", _SERVE, str(folder), str(health_check), host],
             stdout=subprocess.PIPE,
             stderr=stderr,
-            env={**environment(), "PYTHONUNBUFFERED": "1"},
+            env={**environment(), "PYTHONUNBUFFERED": "1", **env},
         )
     try:
         lines = [process.stdout.readline().decode() for _ in range(4)]

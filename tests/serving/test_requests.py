@@ -18,10 +18,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from bincounter.serving.application.answers import Limits
+from bincounter.serving.application.photo_requests import parse_request
 from bincounter.serving.application.served_model import ServedModel
 from bincounter.serving.application.service import Reply, Service
 
-JSON = "application/json"
+JSON, FORM = "application/json", "multipart/form-data; boundary=x"
 EXPECTED = {200, 400, 413, 415, 422}
 
 
@@ -148,7 +150,7 @@ def test_other_forms_cannot_be_asked_for(service: Running, accept: str) -> None:
     assert "Accept" in sentence(service.ask(photo(), "image/jpeg", accept), 415)
 
 
-@pytest.mark.parametrize("content_type", ["text/plain", "image/tiff", "multipart/form-data; boundary=x", "?", "\ud800"])
+@pytest.mark.parametrize("content_type", ["text/plain", "image/tiff", "multipart/mixed; boundary=x", "?", "\ud800"])
 def test_other_content_types_are_refused(service: Running, content_type: str) -> None:
     assert "image/jpeg" in sentence(service.ask(photo(), content_type), 415)
 
@@ -197,6 +199,53 @@ def test_a_compressed_body_without_its_header_is_named(
 )
 def test_json_that_is_wrong(service: Running, content: bytes, status: int, words: str) -> None:
     assert words in sentence(service.ask(content, JSON), status)
+
+
+def form(*files: bytes, name: str = 'name="photo"; filename="a.jpg"', more: str = "") -> bytes:
+    """A form, part by part, as RFC 7578 has it."""
+    head = f"--x\r\nContent-Disposition: form-data; {name}\r\n{more}\r\n".encode()
+    return b"".join(head + file + b"\r\n" for file in files) + b"--x--\r\n"
+
+
+@pytest.mark.parametrize("files", [1, 3, 8])
+def test_files_of_a_form_are_photos_in_their_order(service: Running, files: int) -> None:
+    photos = [photo(seed) for seed in range(files)]
+    alone = [json.loads(service.ask(each).body)["expected_count"] for each in photos]
+    answered = json.loads(service.ask(form(*photos), FORM).body)["predictions"]
+    assert [one["expected_count"] for one in answered] == pytest.approx(alone)
+    rows = service.ask(form(*photos), FORM, "text/csv").body.splitlines()
+    assert [float(row.split(b",")[1]) for row in rows] == pytest.approx(alone)
+
+
+def test_a_photo_that_looks_like_a_form_is_kept_whole(service: Running) -> None:
+    content = photo(1, "PNG") + b"\r\n--\r\n--y\r\n\r\n--" * 1000
+    request = parse_request(form(content), FORM, Limits())
+    assert (request.photos, request.several) == ([content], True)
+    assert service.ask(form(content), FORM).status == service.ask(content).status
+
+
+@pytest.mark.parametrize(
+    ("content", "content_type", "status", "words"),
+    [
+        (form(), FORM, 400, "cannot be read"),
+        (form(photo(1)), "multipart/form-data", 400, "cannot be read"),
+        (form(photo(1)), "multipart/form-data; boundary=other", 400, "cannot be read"),
+        (form(photo(1)), f"multipart/form-data; boundary={'a' * 4000}", 400, "cannot be read"),
+        (form(photo(1)), "multipart/form-data; boundary=\ud800", 400, "cannot be read"),
+        (form(photo(1))[:-10], FORM, 400, "cannot be read"),
+        (b"--x\r\n" + b"name: text\r\n" * 100_000, FORM, 400, "cannot be read"),
+        (b"--x\r\nname: " + b"a" * 1_000_000, FORM, 400, "cannot be read"),
+        (form(b"a", name='name="photo"'), FORM, 400, "is not a file"),
+        (form(b"a", name=""), FORM, 400, "is not a file"),
+        (form(b"YQ==", more="Content-Transfer-Encoding: base64\r\n"), FORM, 415, "transfer encoding"),
+        (form(*[b"a"] * (9)), FORM, 413, "more than 8 parts"),
+        (form(photo(1), b""), FORM, 400, "files[1]: the photo is empty"),
+        (form(photo(1), b"no photo"), FORM, 422, "files[1]: the photo cannot be read"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and len(value) < 40 else "",
+)
+def test_form_that_is_wrong(service: Running, content: bytes, content_type: str, status: int, words: str) -> None:
+    assert words in sentence(service.ask(content, content_type), status)
 
 
 def test_the_photo_that_is_wrong_is_named(service: Running) -> None:
@@ -259,7 +308,9 @@ JSON_VALUES = st.recursive(
     ),
     max_leaves=12,
 )
-HEADERS = st.none() | st.sampled_from(["", "image/jpeg", JSON, "text/csv", "application/octet-stream"]) | st.text()
+HEADERS = (
+    st.none() | st.sampled_from(["", "image/jpeg", JSON, FORM, "text/csv", "application/octet-stream"]) | st.text()
+)
 
 
 @st.composite

@@ -12,7 +12,7 @@ from typing import Any
 from bincounter.errors import closest_match
 from bincounter.serving.application.answers import Limits, Problem, shorten
 
-JSON = "application/json"
+JSON, FORM = "application/json", "multipart/form-data"
 GENERIC_TYPES = ("", "application/octet-stream", "binary/octet-stream")
 """Content types that boto3, SageMaker and S3 send by default; the body's first bytes decide."""
 
@@ -65,14 +65,16 @@ class PhotoRequest:
     Attributes:
         photos: in order, at least one.
         several: a list of answers is expected, even for one photo.
+        kind: what the request calls its photos, if there are several.
     """
 
     photos: Sequence[Photo]
     several: bool
+    kind: str = "instances"
 
     def where(self, number: int) -> str:
         """Prefix of a problem with a photo: ``instances[2]: ``, or an empty string."""
-        return f"instances[{number}]: " if self.several else ""
+        return f"{self.kind}[{number}]: " if self.several else ""
 
 
 def parse_request(body: bytes, content_type: str | None, limits: Limits) -> PhotoRequest:
@@ -95,9 +97,13 @@ def parse_request(body: bytes, content_type: str | None, limits: Limits) -> Phot
     kind = (content_type or "").partition(";")[0].strip().lower()
     if kind == JSON or (kind in GENERIC_TYPES and body[:64].lstrip()[:1] == b"{"):
         return _asked(_parsed(body, limits), limits)
+    if kind == FORM:
+        return PhotoRequest(_files(body, content_type or "", limits), several=True, kind="files")
     if kind not in PHOTO_TYPES and kind not in GENERIC_TYPES:
         raise Problem(
-            415, f"Content-Type {shorten(kind)!r} is not supported; send image/jpeg, image/png, image/webp or {JSON}."
+            415,
+            f"Content-Type {shorten(kind)!r} is not supported; send image/jpeg, image/png, image/webp, {JSON} or "
+            f"{FORM}.",
         )
     return PhotoRequest([body], several=False)
 
@@ -144,6 +150,70 @@ def too_large(limits: Limits) -> Problem:
         413,
         f"The body has more than {limits.max_body_bytes / 1e6:g} MB; send a smaller photo, or fewer in one request.",
     )
+
+
+class _Files:
+    """Callbacks of python-multipart: the files of a form, in their order."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits, self._header = limits, bytearray()
+        self._value, self._disposition = bytearray(), b""
+        self.files: list[bytearray] = []
+        self.complete = False
+
+    def on_part_begin(self) -> None:
+        if len(self.files) == self._limits.max_instances:
+            most = self._limits.max_instances
+            raise Problem(413, f"The form has more than {most} parts; send at most {most} photos at a time.")
+        self.files.append(bytearray())
+        self._disposition = b""
+
+    def on_header_field(self, data: bytes, start: int, end: int) -> None:
+        self._header += data[start:end]
+
+    def on_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def on_header_end(self) -> None:
+        if self._header.lower() == b"content-disposition":
+            self._disposition = bytes(self._value)
+        elif self._header.lower() == b"content-transfer-encoding" and self._value.lower() not in (b"binary", b"8bit"):
+            raise Problem(415, "A part of the form has a transfer encoding; send the bytes of its photo as they are.")
+        self._header.clear()
+        self._value.clear()
+
+    def on_headers_finished(self) -> None:
+        from python_multipart.multipart import parse_options_header
+
+        if b"filename" not in parse_options_header(self._disposition)[1]:
+            raise Problem(400, "A field of the form is not a file; send files alone, as with curl -F photo=@bin.jpg.")
+
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
+        self.files[-1] += data[start:end]
+
+    def on_end(self) -> None:
+        self.complete = True
+
+
+def _files(body: bytes, content_type: str, limits: Limits) -> list[bytes]:
+    """Read the files of a form (RFC 7578), in no more memory than its body has."""
+    try:
+        from python_multipart.exceptions import FormParserError
+        from python_multipart.multipart import MultipartParser, parse_options_header
+    except ModuleNotFoundError:  # as in AWS's images
+        raise Problem(415, f"Content-Type {FORM!r} is not supported here; send a photo by itself, or {JSON}.") from None
+    found, problem = _Files(limits), Problem(400, "The form cannot be read; send it as curl -F photo=@bin.jpg does.")
+    boundary = parse_options_header(content_type.encode("latin-1", "replace"))[1].get(b"boundary")
+    if not boundary:
+        raise problem
+    callbacks: Any = {name: getattr(found, name) for name in dir(found) if name.startswith("on_")}
+    try:
+        MultipartParser(boundary, callbacks).write(body)
+    except FormParserError as error:
+        raise problem from error
+    if not found.complete or not found.files:
+        raise problem
+    return [bytes(file) for file in found.files]
 
 
 def _parsed(body: bytes, limits: Limits) -> Any:

@@ -1,4 +1,4 @@
-"""Starlette app of the local server: /invocations, /ping, /metrics, /model, /explanation and the page.
+"""Starlette app of the local server: /invocations, /ping, /metrics, /model, /explanation, /openapi.json and the page.
 
 It holds the service, and a thread that ends the process once the model is stuck or broken.
 """
@@ -40,8 +40,10 @@ from bincounter.number_format import format_score, score_heading
 from bincounter.serving.application.answers import Problem, shorten
 from bincounter.serving.application.served_model import ServedModel
 from bincounter.serving.application.service import Reply, Service, failure
+from bincounter.serving.local.access import Access
 from bincounter.serving.local.explain import Explainer
-from bincounter.serving.local.guards import ProblemResponse, RequestLimiter, SameOrigin
+from bincounter.serving.local.guards import BearerToken, ProblemResponse, RequestLimiter, SameOrigin
+from bincounter.serving.local.openapi import describe_api
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +66,9 @@ Handle = Callable[[bytes, str | None, str | None], Coroutine[Any, Any, Reply]]
 """Answers a body, its content type and the types that are accepted; never raises."""
 
 
-def create_app(model: ServedModel, folder: Path, identity: Mapping[str, str | int], restarts: int) -> ASGIApp:
+def create_app(
+    model: ServedModel, folder: Path, identity: Mapping[str, str | int], restarts: int, access: Access
+) -> ASGIApp:
     """Build the ASGI application that serves a model.
 
     Args:
@@ -72,30 +76,43 @@ def create_app(model: ServedModel, folder: Path, identity: Mapping[str, str | in
         folder: the unpacked archive, for its model card.
         identity: of the server, for ``/ping``.
         restarts: number of workers before this one, for ``/metrics``.
+        access: to the server.
     """
-    endpoints = _Endpoints(model, folder, identity, restarts)
+    endpoints = _Endpoints(model, folder, identity, restarts, token=access.token is not None)
     routes = [
         Route("/", endpoints.page),
         Route("/page/{name}", endpoints.page),
         Route("/model", endpoints.describe),
         Route("/ping", endpoints.ping),
         Route("/metrics", endpoints.scrape),
+        Route("/openapi.json", endpoints.describe_api),
         Route("/invocations", endpoints.invoke, methods=["POST"]),
         Route("/explanation", endpoints.explain, methods=["POST"]),
     ]
     handlers: dict[Any, Any] = {HTTPException: _no_such_path, Exception: _unforeseen}
-    return SameOrigin(Starlette(routes=routes, exception_handlers=handlers, lifespan=endpoints.lifespan))
+    app: ASGIApp = Starlette(routes=routes, exception_handlers=handlers, lifespan=endpoints.lifespan)
+    if access.token is not None:
+        app = BearerToken(app, access.token, _is_open)
+    return SameOrigin(app, any_name=not access.is_local)
+
+
+def _is_open(path: str) -> bool:
+    """Return whether a path takes no token: health checks, and the page, which asks for it."""
+    return path in ("/ping", "/") or path.startswith("/page/")
 
 
 class _Endpoints:
     """Handlers of the paths, and the service behind them."""
 
-    def __init__(self, model: ServedModel, folder: Path, identity: Mapping[str, str | int], restarts: int) -> None:
+    def __init__(
+        self, model: ServedModel, folder: Path, identity: Mapping[str, str | int], restarts: int, *, token: bool
+    ) -> None:
         self._identity, self._timeout_s = identity, model.limits.timeout_s
         self._service = Service(model)
         self._explainer = Explainer(model, self._service)
         described = {name: getattr(model, name) for name in ("name", "counts", "image_size", "precision")}
         self._model = {**described, "limits": asdict(model.limits), **read_card(folder)}
+        self._api = describe_api(model.limits, model.counts, token=token)
         self._metrics = Metrics(model, self._service, restarts)
         self._limiter = RequestLimiter(model.limits, model.limits.max_queue)
         self._explain_limiter = RequestLimiter(model.limits, 1)
@@ -123,6 +140,10 @@ class _Endpoints:
     async def describe(self, _: Request) -> Response:
         """The model, its limits and its scores."""
         return JSONResponse(self._model)
+
+    async def describe_api(self, request: Request) -> Response:
+        """OpenAPI description of these paths."""
+        return JSONResponse(self._api)
 
     async def ping(self, _: Request) -> Response:
         """Health check: 200 with the identity of this server while the model answers."""

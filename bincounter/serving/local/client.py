@@ -2,40 +2,43 @@
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 from bincounter.errors import ResourceError, UserError
+from bincounter.serving.local.access import TOKEN_VARIABLE, reached_at
+from bincounter.serving.local.running_servers import Server
 from bincounter.training.predictor import Prediction
 
 _TIMEOUT = 120.0  # seconds
 _TRIES = 5  # while the server is busy
-_BUSY = 503
+_BUSY, _UNKNOWN = 503, 401
 
 
-def post_photos(port: int, model: str, photos: Iterable[Path]) -> Iterator[Prediction]:
+def post_photos(server: Server, photos: Iterable[Path], headers: Mapping[str, str]) -> Iterator[Prediction]:
     """Post photos one after the other.
 
     Args:
-        port: of the server on 127.0.0.1.
-        model: id of the model that must answer.
+        server: of the model that must answer.
         photos: files to post unchanged.
+        headers: of each request, such as the token.
 
     Yields:
         The answer for a photo.
 
     Raises:
-        UserError: nothing listens on the port, or it is not the server of that model.
+        UserError: nothing listens on the port, it is not the server of that model, or it takes another token.
         ResourceError: the server stays busy.
     """
+    url = server.url.rstrip("/")
     for photo in photos:
         try:
             content = photo.read_bytes()
         except OSError as error:
             yield Prediction(str(photo), error=(error.strerror or "unreadable").lower())
             continue
-        status, body = _posted(port, content)
+        status, body = _posted(server, content, headers)
         try:
             answer = json.loads(body)
             if status != 200:
@@ -45,34 +48,36 @@ def post_photos(port: int, model: str, photos: Iterable[Path]) -> Iterator[Predi
             probabilities = {int(count): float(share) for count, share in answer["probabilities"].items()}
             prediction = Prediction.of(str(photo), probabilities)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{url} is not a server of bincounter: python deploy.py action=list shows those") from error
+        if answering != server.model:
             raise UserError(
-                f"http://127.0.0.1:{port} is not a server of bincounter: python deploy.py action=list shows those"
-            ) from error
-        if answering != model:
-            raise UserError(
-                f"http://127.0.0.1:{port} serves {answering} now, not {model}: see what runs with python deploy.py "
-                "action=list"
+                f"{url} serves {answering} now, not {server.model}: see what runs with python deploy.py action=list"
             )
         yield prediction
 
 
-def _posted(port: int, content: bytes) -> tuple[int, bytes]:
+def _posted(server: Server, content: bytes, headers: Mapping[str, str]) -> tuple[int, bytes]:
+    url = server.url.rstrip("/")
     for number in range(_TRIES):
         time.sleep(number)
-        connection = HTTPConnection("127.0.0.1", port, timeout=_TIMEOUT)
+        connection = HTTPConnection(reached_at(server.host), server.port, timeout=_TIMEOUT)
         try:
-            connection.request("POST", "/invocations", content, {"Content-Type": "application/octet-stream"})
+            connection.request("POST", "/invocations", content, {"Content-Type": "application/octet-stream", **headers})
             response = connection.getresponse()
             status, body = response.status, response.read()
         except ConnectionResetError:  # the worker died; the next request waits for the next worker
             continue
         except (OSError, HTTPException) as error:
             raise UserError(
-                f"Nothing answers at http://127.0.0.1:{port}: start it with python deploy.py ckpt_path=..., or see "
+                f"Nothing answers at {url}: start it with python deploy.py ckpt_path=..., or see "
                 "what runs with python deploy.py action=list"
             ) from error
         finally:
             connection.close()
+        if status == _UNKNOWN:
+            raise UserError(
+                f"{url} takes a token: set {TOKEN_VARIABLE} or target.token_file as for action=deploy of that server"
+            )
         if status != _BUSY:
             return status, body
-    raise ResourceError(f"http://127.0.0.1:{port} is busy: retry later")
+    raise ResourceError(f"{url} is busy: retry later")

@@ -1,8 +1,9 @@
-"""Guards of the local server: same-origin check, bounds on size, concurrency and time, and error responses."""
+"""Guards of the local server: same-origin and token checks, bounds on size, concurrency and time, error responses."""
 
 import asyncio
 import ctypes
-from collections.abc import AsyncIterator
+import hmac
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -214,10 +215,12 @@ class SameOrigin:
 
     Args:
         app: that answers all other requests.
+        any_name: whether the server has names of its own, since it is reached from other machines, too; a token, which
+            foreign pages do not know, protects it then.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, *, any_name: bool = False) -> None:
+        self._app, self._any_name = app, any_name
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse a request, or pass it on."""
@@ -232,16 +235,41 @@ class SameOrigin:
                     headers.setdefault(name, value)
             await send(message)
 
-        sentence = _objection(Headers(scope=scope))
+        sentence = _objection(Headers(scope=scope), any_name=self._any_name)
         app = ProblemResponse(Problem(403, sentence)) if sentence else self._app
         await app(scope, receive, send_guarded)
 
 
-def _objection(headers: Headers) -> str | None:
+class BearerToken:
+    """Middleware that answers 401 to requests without the token, but for open paths (RFC 6750).
+
+    Args:
+        app: that answers all other requests.
+        token: of the server.
+        is_open: whether a path takes no token.
+    """
+
+    def __init__(self, app: ASGIApp, token: str, is_open: Callable[[str], bool]) -> None:
+        self._app, self._token, self._is_open = app, token.encode(), is_open
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse a request, or pass it on."""
+        app = self._app
+        if scope["type"] == "http" and not self._is_open(scope["path"]):
+            scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
+            known = hmac.compare_digest(given.strip().encode("latin-1", "replace"), self._token)  # in constant time
+            if scheme.lower() != "bearer" or not known:
+                problem = Problem(401, "This server takes a token; send it in the header Authorization: Bearer TOKEN.")
+                app = ProblemResponse(problem, {"WWW-Authenticate": 'Bearer realm="bincounter"'})
+        await app(scope, receive, send)
+
+
+def _objection(headers: Headers, *, any_name: bool) -> str | None:
     host = headers.get("host", "")
-    if host.rpartition(":")[0] not in _NAMES and host not in _NAMES:
+    if not any_name and host.rpartition(":")[0] not in _NAMES and host not in _NAMES:
         return "This server is reached only as 127.0.0.1 or localhost; use one of them in the URL."
-    foreign = headers.get("origin", f"http://{host}") != f"http://{host}"
+    own = {f"http://{host}", *([f"https://{host}"] if any_name else [])}  # https: behind a proxy
+    foreign = headers.get("origin", f"http://{host}") not in own
     embedded = headers.get("sec-fetch-mode", "navigate") != "navigate"
     if foreign or (embedded and headers.get("sec-fetch-site") in ("cross-site", "same-site")):  # ports share a site
         return "This server refuses requests of other sites' pages; open its own page."

@@ -18,6 +18,7 @@ from typing import IO, Any
 
 from bincounter.errors import BinCounterError, UserError
 from bincounter.files import lock, lock_folder
+from bincounter.serving.local.access import reached_at
 
 DEFAULT_PORT = 8080
 _IDENTITY_TIMEOUT = 5.0  # seconds
@@ -27,7 +28,7 @@ _LONGEST_END = 90.0  # seconds; a server that is stopped still answers the reque
 
 @dataclass(frozen=True)
 class Server:
-    """A server of an archive on 127.0.0.1.
+    """A server of an archive on this machine.
 
     Attributes:
         name: of the endpoint.
@@ -35,6 +36,7 @@ class Server:
         pid: of its process.
         model: id of the model it serves.
         archive: the file it serves; empty if it is not in the list.
+        host: address it listens on.
     """
 
     name: str
@@ -42,11 +44,12 @@ class Server:
     pid: int
     model: str = ""
     archive: str = ""
+    host: str = "127.0.0.1"
 
     @property
     def url(self) -> str:
         """Address of its page."""
-        return f"http://127.0.0.1:{self.port}/"
+        return f"http://{reached_at(self.host)}:{self.port}/"
 
 
 @contextmanager
@@ -109,13 +112,14 @@ def running_servers(folder: Path) -> list[Server]:
     return sorted((server for server in found if server.port), key=lambda server: server.port)
 
 
-def find_server(name: str, folder: Path, port: int | None = None) -> Server:
+def find_server(name: str, folder: Path, port: int | None = None, host: str = "127.0.0.1") -> Server:
     """Find a running server by its name, and check that it is what answers at its port.
 
     Args:
         name: of the server.
         folder: of the list. A server of another list is found at ``port``, by the name it reports.
         port: it must listen on; ``None`` or 0 if any.
+        host: address that a server of another list listens on.
 
     Raises:
         BinCounterError: there is none, with the names of those that run; or it listens on another port, or another
@@ -126,9 +130,9 @@ def find_server(name: str, folder: Path, port: int | None = None) -> Server:
     if server and port and server.port != port:
         raise UserError(f"The server named {name} listens on port {server.port}, not {port}: remove target.port")
     asked = server.port if server else port or DEFAULT_PORT
-    answering = identify(asked)
+    answering = identify(asked, server.host if server else host)
     if server is None and answering and answering["name"] == name:
-        return Server(name, asked, answering["process"], answering["model"])
+        return Server(name, asked, answering["process"], answering["model"], host=host)
     if server is None:
         others = ", ".join(f"{each.name} at {each.url}" for each in listed)
         runs = f"what runs is {others}" if others else "none runs"
@@ -144,16 +148,17 @@ def find_server(name: str, folder: Path, port: int | None = None) -> Server:
     return server
 
 
-def identify(port: int) -> dict[str, Any] | None:
+def identify(port: int, host: str = "127.0.0.1") -> dict[str, Any] | None:
     """Ask the program that listens on a port which server of bincounter it is.
 
     Args:
-        port: on 127.0.0.1.
+        port: that it listens on.
+        host: address that it listens on.
 
     Returns:
         ``name``, ``process`` and ``model`` of the server; ``None`` if nothing answers within 5 s, or another program.
     """
-    connection = HTTPConnection("127.0.0.1", port, timeout=_IDENTITY_TIMEOUT)
+    connection = HTTPConnection(reached_at(host), port, timeout=_IDENTITY_TIMEOUT)
     try:
         connection.request("GET", "/ping")
         answer = json.loads(connection.getresponse().read(_LONGEST_IDENTITY))

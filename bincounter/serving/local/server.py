@@ -1,4 +1,4 @@
-"""Serve an unpacked archive on 127.0.0.1: a supervisor, and one uvicorn worker that is replaced when it dies.
+"""Serve an unpacked archive on this machine: a supervisor, and one uvicorn worker that is replaced when it dies.
 
 The supervisor holds the listening socket, so that requests wait while a worker is replaced. On Linux workers are forks
 of a template, a process that has imported torch and does nothing else: a new one answers in a second, and they share
@@ -28,12 +28,13 @@ from starlette.types import ASGIApp
 from uvicorn.config import STARTUP_FAILURE
 
 from bincounter.errors import ResourceError, UserError
+from bincounter.serving.local.access import Access, reached_at
 from bincounter.serving.local.connections import Connection, raise_file_limit
 from bincounter.serving.local.running_servers import identify
 
 log = logging.getLogger(__name__)
 
-ADDRESS = "127.0.0.1"
+_LOCAL = Access()
 HEALTH_CHECK = 30
 """Seconds without a report after which a worker counts as stuck; a busy machine loads torch slowly."""
 
@@ -50,7 +51,12 @@ _DEATHS, _DEATH_WINDOW = 3, 60.0  # so many within so many seconds, and the serv
 
 
 def serve(
-    folder: Path, *, port: int, name: str = "bincounter", started: Callable[[int], None] = lambda port: None
+    folder: Path,
+    *,
+    port: int,
+    access: Access = _LOCAL,
+    name: str = "bincounter",
+    started: Callable[[int], None] = lambda port: None,
 ) -> int:
     """Serve an archive until Ctrl-C or SIGTERM; accepted requests are still answered.
 
@@ -58,7 +64,8 @@ def serve(
 
     Args:
         folder: the unpacked archive.
-        port: on 127.0.0.1; 0 takes a free one.
+        port: to listen on; 0 takes a free one.
+        access: to the server.
         name: of the server, which /ping reports.
         started: called with the port as soon as the server answers.
 
@@ -71,7 +78,7 @@ def serve(
     """
     from bincounter.serving.application.served_model import ArchiveError, read_description
 
-    with _listening(port) as listener:
+    with _listening(access.host, port) as listener:
         try:
             described = read_description(folder)
         except ArchiveError as error:
@@ -81,12 +88,12 @@ def serve(
             actual = listener.getsockname()[1]
             print(f"{described['model']} is served until Ctrl-C")
             for what, path in (("page", "/"), ("photos", "/invocations"), ("metrics", "/metrics")):
-                print(f"  {what:<8} http://{ADDRESS}:{actual}{path}", flush=True)
+                print(f"  {what:<8} http://{reached_at(access.host)}:{actual}{path}", flush=True)
             started(actual)
 
         start_template()
         identity = {"model": described["model"], "name": name, "process": os.getpid()}
-        site = _Site(folder, listener, identity, int(described["limits"]["timeout_s"] + _GRACE) + 1)
+        site = _Site(folder, listener, identity, access, int(described["limits"]["timeout_s"] + _GRACE) + 1)
         return _Supervisor(site, announce).run()
 
 
@@ -98,26 +105,28 @@ def start_template() -> None:
             forkserver.ensure_running()
 
 
-def check_port(port: int) -> None:
-    """Check early that a port is free.
+def check_port(port: int, host: str = _LOCAL.host) -> None:
+    """Check early that a port of an address is free.
 
     Raises:
         UserError: it is not.
     """
-    _listening(port).close()
+    _listening(host, port).close()
 
 
-def _listening(port: int) -> socket.socket:
+def _listening(host: str, port: int) -> socket.socket:
     # asyncio turns Nagle's algorithm off only where the protocol is named; on, it holds every answer for 40 ms.
     listener = socket.socket(proto=socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((ADDRESS, port))
+        listener.bind((host, port))
     except OSError as error:
         listener.close()
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise UserError(f"target.host={host} is no address of this machine: name one, or 0.0.0.0") from error
         if error.errno != errno.EADDRINUSE:
             reason = f"cannot be used ({error.strerror}); set"
-        elif other := identify(port):
+        elif other := identify(port, host):
             named = f"name={other['name']} target.port={port}"
             reason = (
                 f"is taken by bincounter's server {other['name']} (process {other['process']}, model "
@@ -138,12 +147,14 @@ class _Site:
         folder: the unpacked archive.
         listener: the socket that workers accept connections from.
         identity: of the server, which ``/ping`` reports.
+        access: to the server.
         grace: seconds in which accepted requests are answered after SIGTERM.
     """
 
     folder: Path
     listener: socket.socket
     identity: dict[str, str | int]
+    access: Access
     grace: int
 
 
@@ -321,4 +332,4 @@ def _load_app(site: _Site, reports: Pipe, restarts: int) -> ASGIApp:
     except ArchiveError as error:
         reports.send(str(error))
         sys.exit(STARTUP_FAILURE)
-    return create_app(model, site.folder, site.identity, restarts)
+    return create_app(model, site.folder, site.identity, restarts, site.access)

@@ -5,12 +5,20 @@ const percent = (value, digits = 1) => `${(100 * value).toFixed(digits)} %`;
 const photos = [];
 let shown = null, explaining = Promise.resolve();
 
+// The token of a server that takes one: from the fragment of the address, which is sent nowhere, else typed in.
+let token = new URLSearchParams(location.hash.slice(1)).get("token") ?? sessionStorage.getItem("token") ?? "";
+if (location.hash) history.replaceState(null, "", location.pathname);
+
+function ask(path, options = {}) {
+  return fetch(path, token ? { ...options, headers: { ...options.headers, Authorization: `Bearer ${token}` } } : options);
+}
+
 async function post(path, file) {
   for (let left = TRIES; ; left--) {
     let reply = null;
     try {
       // What the photo is, the server sees better than a file's name.
-      reply = await fetch(path, { method: "POST", body: file, headers: { "Content-Type": "application/octet-stream" } });
+      reply = await ask(path, { method: "POST", body: file, headers: { "Content-Type": "application/octet-stream" } });
     } catch {
       // A worker that dies resets what it has in hand; the next request waits for the next worker.
       if (left < TRIES) throw new Error("The server does not answer; start it again and reload this page.");
@@ -255,5 +263,23 @@ document.addEventListener("drop", event => {
   document.body.classList.remove("dragging");
   add(event.dataTransfer.files);
 });
+async function open() {
+  const reply = await ask("/model");
+  element("login").hidden = reply.status !== 401;
+  element("drop").hidden = !element("login").hidden;
+  if (reply.status === 401) {
+    element("wrong").textContent = token ? "That is not the token of this server." : "";
+    element("token").focus();
+    return;
+  }
+  if (token) sessionStorage.setItem("token", token);
+  about(await reply.json());
+}
+
+element("login").addEventListener("submit", event => {
+  event.preventDefault();
+  token = element("token").value.trim();
+  open();
+});
 dim();
-about(await (await fetch("/model")).json());
+await open();
