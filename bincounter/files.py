@@ -297,7 +297,7 @@ def _take_lock(file: IO, *, shared: bool, inherited: bool, block: bool) -> None:
     position = os.lseek(descriptor, 0, os.SEEK_CUR)
     try:
         os.lseek(descriptor, _LOCKED_BYTE, os.SEEK_SET)
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
     finally:
         os.lseek(descriptor, position, os.SEEK_SET)
 

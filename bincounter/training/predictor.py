@@ -94,8 +94,8 @@ class Predictor:
     @overload
     def predict(self, photos: str | os.PathLike[str]) -> Any: ...
     @overload
-    def predict(self, photos: Iterable[Photo]) -> list[Prediction]: ...
-    def predict(self, photos: Photo | Iterable[Photo]) -> Prediction | list[Prediction]:
+    def predict(self, photos: Sequence[Photo]) -> list[Prediction]: ...
+    def predict(self, photos: Photo | Sequence[Photo]) -> Prediction | list[Prediction]:
         """Count the items in photos.
 
         Args:
@@ -118,8 +118,8 @@ class Predictor:
         elif isinstance(photos, Iterable) and not isinstance(photos, bytes | Image.Image | np.ndarray):
             return list(self.answers(photos))
         failures = self.failures
-        (answer,) = self.answers([photos])  # type: ignore[list-item]
-        if answer.error:
+        (answer,) = self.answers([photos])
+        if answer.count is None:
             kind = DataError if failures == self.failures else ResourceError
             raise kind(f"photo {escape_name(answer.photo)} cannot be counted ({answer.error}): replace it")
         return answer
@@ -228,7 +228,7 @@ def write_predictions_csv(path: Path, counts: Sequence[int], answers: Iterable[P
         writer = TableWriter(file)
         writer.writerow(["path", "predicted", "expected_count", *(f"p_{count}" for count in counts), "reason"])
         for answer in answers:
-            if answer.error:
+            if answer.count is None:
                 writer.writerow([answer.photo, "", "", *("" for _ in counts), answer.error])
                 continue
             counted += 1
@@ -241,7 +241,7 @@ def print_predictions(answers: Iterable[Prediction]) -> int:
     """Print a line per photo, unreadable ones on stderr; return how many have a count."""
     counted = 0
     for answer in answers:
-        if answer.error:
+        if answer.count is None:
             print(f"{escape_name(answer.photo)}: {answer.error}", file=sys.stderr)
             continue
         counted += 1
