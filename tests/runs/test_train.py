@@ -1,12 +1,19 @@
 """train.py and the commands around it, as users run them."""
 
+import codecs
 import csv
+import fcntl
 import json
+import os
+import pty
 import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -338,3 +345,62 @@ def test_no_secret_is_written_down(bins: Path, train: Run, tmp_path: Path) -> No
     )
     texts = [path.read_text(errors="replace") for path in folder.rglob("*") if path.is_file()]
     assert not any("hunter2" in text for text in texts)
+
+
+def on_terminal(*arguments: str, width: int = 80) -> Iterator[list[str]]:
+    """Run ``python ARGUMENTS`` on a terminal; yield its screen before each line is erased, and at the end."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, width, 0, 0))
+    env = {name: value for name, value in environment().items() if name != "COLUMNS"} | {"TERM": "xterm"}
+    process = subprocess.Popen(command(*arguments), cwd=REPOSITORY, env=env, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    lines, row, column, text = [""], 0, 0, ""
+    try:
+        decode = codecs.getincrementaldecoder("utf-8")().decode
+        while received := _read(ours):
+            text += decode(received)
+            while piece := re.match(r"\x1b\[([?\d;]*)([A-Za-z])|[^\x1b]", text):
+                text = text[piece.end() :]
+                code, of, letter = piece[0], piece[1], piece[2]
+                if letter == "A":
+                    row -= int(of or 1)
+                elif letter == "K":
+                    yield lines
+                    lines[row] = ""
+                elif code == "\r":
+                    column = 0
+                elif code == "\n" or (not letter and column == width):
+                    row, column = row + 1, 0
+                    lines += [""] * (row == len(lines))
+                if not letter and code not in "\r\n":
+                    lines[row] = lines[row][:column].ljust(column) + code + lines[row][column + 1 :]
+                    column += 1
+        yield lines
+    finally:
+        os.close(ours)
+        assert process.wait() == 0, "\n".join(lines)
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 4096)
+    except OSError:  # the other end is closed
+        return b""
+
+
+def test_a_terminal_shows_one_bar_at_a_time(bins: Path, tmp_path: Path) -> None:
+    settings = [each for each in SMALL if "progress_bar" not in each]
+    paths = [f"data.source={bins}", *(f"paths.{name}_dir={tmp_path / name}" for name in ("data", "output"))]
+    bars: list[str] = []
+    for screen in on_terminal("train.py", *settings, *paths):
+        drawn = [line.strip() for line in screen if "━" in line]
+        assert all(re.search(r"[━╸╺] +\d+/\d+", line) for line in drawn), "a bar wraps"
+        now = [line for line in drawn if line.startswith("Epoch")]
+        assert len(now) <= 1
+        bars += [bar for bar in now if bar not in bars]
+    assert [line for line in screen if line.startswith("Epoch ") and "━" in line] == []  # each gave way to its line
+    epochs = [re.match(r"Epoch (\d+) of 2(, validation)? .*━", bar) for bar in bars]
+    assert all(epochs) and list(dict.fromkeys(epoch[1] for epoch in epochs if epoch)) == ["1", "2"]
+    ends = [line for line in screen if line.startswith("epoch ")]
+    assert [line.partition(":")[0] for line in ends] == ["epoch 1 of 2", "epoch 2 of 2"]
+    assert all(len(line) < 80 for line in ends)
