@@ -136,12 +136,15 @@ def test_a_wrong_search_is_refused_in_one_line(
     assert not list((tmp_path / "sweep").rglob("*.json"))
 
 
-def test_a_killed_search_is_followed_again_and_ends_with_the_best_run(
+def test_a_search_that_was_left_and_killed_is_followed_again_and_ends_with_the_best_run(
     account: Account, train: Run, at_plane: dict[str, str], tmp_path: Path
 ) -> None:
     sweep = tmp_path / "sweep"
     bins = square_bins(tmp_path / "bins", photos=80)
     overrides = [*SEARCH, f"data.source={bins}", f"paths.output_dir={sweep}", "hparams_search.study_name=squares"]
+    left = train(*overrides, "launcher.wait=false", **at_plane)
+    assert left.stderr.rstrip().endswith("is running; the same command with launcher.wait=true follows it.")
+    assert left.stdout == ""
     process = subprocess.Popen(
         command("train.py", *overrides),
         cwd=REPOSITORY,
