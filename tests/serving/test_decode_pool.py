@@ -306,10 +306,11 @@ def test_the_older_image_gives_up_a_photo_that_takes_too_long(monkeypatch: pytes
 def test_the_older_image_gives_up_a_request_that_takes_too_long(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    taken = []
+    taken = list[bool]()
 
     def slow(*_: object) -> bytes:
-        taken.append(time.sleep(0.15))
+        time.sleep(0.15)
+        taken.append(True)
         return bytes(3 * SIZE**2)
 
     model = pytorch_image.model_fn(str(unpacked_archive(tmp_path / "archive", timeout_s=0.2)))

@@ -115,7 +115,8 @@ class RequestLimiter:
 
     def _return_memory(self) -> None:
         self._trim = None
-        asyncio.get_running_loop().run_in_executor(None, _malloc_trim, 0)
+        if _malloc_trim:
+            asyncio.get_running_loop().run_in_executor(None, _malloc_trim, 0)
 
     async def _read(self, request: Request, body: _Body) -> None:
         clock = asyncio.get_running_loop().time
