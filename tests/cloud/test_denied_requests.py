@@ -68,6 +68,7 @@ def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faults]:
         act("target=realtime", "action=delete", "name=first")
         patch.setattr(account, "_TIMEOUT", 1.0)
         patch.setattr(account, "_SLOW_TIMEOUT", 1.0)
+        patch.setattr(polling, "_RETRY_WINDOW", 0.1)  # seconds that a wait goes on without an answer
         only = account.Account("us-east-1", "target")
         patch.setattr(account, "Account", lambda *_, **__: only)
         yield server
