@@ -19,6 +19,7 @@ from bincounter.training.results import RunResults, read_results
 from bincounter.training.resume import is_debug_run, is_in_use
 
 DONE, RESUMABLE, BROKEN = "done", "resumable", "broken"
+_OTHER_TYPES = (TypeError, ValueError, KeyError, AttributeError)  # of values that nothing has checked before
 _ENDED = (DONE, "pruned", "failed")
 
 
@@ -144,13 +145,19 @@ def _rank(run: ListedRun | None, on: str) -> tuple[int, float]:
 
 def _find(folder: Path) -> Iterator[tuple[Path, list[Path] | None]]:
     """Yield the runs at or below a folder, and the sweeps with their trials."""
-    for path, below, _ in os.walk(folder):
+    walked = set[str]()
+    for path, below, _ in os.walk(folder, followlinks=True):
         place = Path(path)
         below[:] = sorted(name for name in below if not name.startswith("."))
-        if is_run(place):
+        if (real := os.path.realpath(path)) in walked:  # a link back
             below.clear()
-            yield place, None
-        elif is_sweep(place, trials := runs_inside(place)):
+            continue
+        walked.add(real)
+        try:
+            trials = None if is_run(place) else runs_inside(place)
+        except OSError:  # reading it as a run gives the reason
+            trials = None
+        if trials is None or is_sweep(place, trials):
             below.clear()
             yield place, trials
 
@@ -185,6 +192,8 @@ def _read_run(folder: Path) -> ListedRun:
         return ListedRun(folder=str(folder), reason=str(error))
     except OSError as error:
         return ListedRun(folder=str(folder), reason=f"{error.filename}: {error.strerror}")
+    except _OTHER_TYPES as error:
+        return ListedRun(folder=str(folder), reason=f"one of its files is corrupt ({type(error).__name__}): restore it")
 
 
 def _written(path: Path) -> str:
@@ -223,6 +232,8 @@ def _read_sweep(folder: Path, trials: Sequence[Path]) -> ListedSweep:
         planned = tuning.trials if tuning else (config.get("hparams_search") or {}).get("n_trials")
     except BinCounterError as error:
         reason = str(error)
+    except _OTHER_TYPES as error:
+        reason = f"the configuration of its trials is corrupt ({type(error).__name__}): restore it"
     states = [run.state for run in numbered.values()]
     ended = sum(state in _ENDED for state in states)
     metric = str(config.get("optimized_metric") or "val/accuracy")

@@ -52,13 +52,18 @@ def test_runs_are_listed_best_first_those_without_test_scores_behind(tmp_path: P
 
 
 def test_state_says_what_can_be_done_with_a_run(tmp_path: Path, listed: Any) -> None:
-    for name in ("done", "debug", "running", "resumable", "never_saved", "corrupt"):
+    for name in ("done", "debug", "running", "resumable", "never_saved", "corrupt", "of_other_types"):
         make_run(tmp_path / name, photos=60)
     for name in ("running", "resumable", "never_saved"):
         (tmp_path / name / "metrics.json").unlink()
     (tmp_path / "resumable" / "checkpoints").mkdir()
     (tmp_path / "resumable" / "checkpoints" / "last.ckpt").touch()
     (tmp_path / "corrupt" / "metrics.json").write_text("{")
+    edit(tmp_path / "of_other_types" / "provenance.json", epochs=[1], planned_epochs={})
+    edit(tmp_path / "of_other_types" / "config.yaml", model={"backbone": {"name": 3}}, hparams_search=[])
+    (tmp_path / "of_other_types" / "logs" / "metrics.csv").write_text("epoch,step,train/loss_epoch\n,1,2.0\n")
+    (tmp_path / "linked").symlink_to(tmp_path / "done")
+    (tmp_path / "back").symlink_to(tmp_path)
     edit(tmp_path / "debug" / "provenance.json", debug=True)
     with (tmp_path / "running" / ".lock").open("w") as file:
         assert lock(file)
@@ -70,6 +75,7 @@ def test_state_says_what_can_be_done_with_a_run(tmp_path: Path, listed: Any) -> 
         "resumable": "resumable",
         "never_saved": "failed",
         "corrupt": "broken",
+        "of_other_types": "broken",
     }
     by_name = {Path(run["folder"]).name: run for run in runs}
     assert [name for name, run in by_name.items() if run["debug"]] == ["debug"]
