@@ -65,15 +65,16 @@ def _runs(comparison: Comparison, page: Path) -> list[dict[str, Any]]:
     """Return what each run has of its own: link, accuracy, difference and confusion matrix."""
     runs = []
     for number, (run, scores) in enumerate(zip(comparison.runs, comparison.scores, strict=True)):
-        low, high = scores.get("intervals", {}).get("accuracy") or (scores["accuracy"], scores["accuracy"])
+        accuracy = scores.get("accuracy") or 0.0
+        low, high = scores.get("intervals", {}).get("accuracy") or (accuracy, accuracy)
         runs.append(
             {
                 "name": comparison.names[number],
                 "mark": MARK if comparison.caveats[number] else "",
                 "report": _report(run.path, page),
-                "accuracy": percent(scores["accuracy"]),
+                "accuracy": percent(scores.get("accuracy")),
                 "range": format_interval("accuracy", [low, high]),
-                "at": [round(100 * each, 2) for each in (scores["accuracy"], low, high)],
+                "at": [round(100 * each, 2) for each in (accuracy, low, high)],
                 "baseline": scores.get("majority_accuracy"),
                 "gain": format_gain(comparison.gains[number]),
                 "confusion": confusion(scores),

@@ -25,6 +25,7 @@ _SPACES = b" \t\r\n"  # the base64 command wraps its lines
 _WINDOWS = {"gzip": 16 + zlib.MAX_WBITS, "x-gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 _COMPRESSED = (b"\x1f\x8b", b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda")  # AWS's adapter drops the header
 _MOST_MEMBERS = 100  # of a gzip stream; each costs a copy of those behind it
+_AS_IT_IS = (b"binary", b"8bit", b"7bit")  # transfer encodings that change nothing
 _PARTS_OF_PHOTO = 16  # brackets and commas that one photo may take in JSON; it needs two
 
 
@@ -177,7 +178,11 @@ class _Files:
     def on_header_end(self) -> None:
         if self._header.lower() == b"content-disposition":
             self._disposition = bytes(self._value)
-        elif self._header.lower() == b"content-transfer-encoding" and self._value.lower() not in (b"binary", b"8bit"):
+        elif self._header.lower() == b"content-transfer-encoding" and self._value.lower() not in (
+            b"binary",
+            b"8bit",
+            b"7bit",
+        ):
             raise Problem(415, "A part of the form has a transfer encoding; send the bytes of its photo as they are.")
         self._header.clear()
         self._value.clear()

@@ -325,6 +325,7 @@ def _load_app(site: _Site, reports: Pipe, restarts: int) -> ASGIApp:
     from bincounter.serving.local.app import create_app
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # warnings are of forms that are refused
     sys.path.append(str(site.folder / "code"))  # a foreign backbone's files; bincounter itself is the installed one
     configure_process()
     try:
