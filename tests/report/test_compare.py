@@ -94,7 +94,7 @@ def test_page_has_the_numbers_of_the_terminal_and_links_the_reports(
     assert [number for number in numbers if number.strip() not in words] == []
     assert "<b> is best" in words and "may be chance" not in words
     assert "<b> † It has seen these photos." in words
-    assert "model.optimizer.lr 0.3 1.6" in words
+    assert "model.optimizer.lr0.31.6" in words  # cells of a row
     links = {unquote(href) for href in re.findall(r'href="([^"#]*report.html)"', page.read_text())}
     assert {(page.parent / link).resolve() for link in links} == {runs[1] / "report.html"}
     accuracies = [row["accuracy"] for row in metrics["test"]["per_count"]]
