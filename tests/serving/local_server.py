@@ -17,6 +17,8 @@ import pytest
 from commands import environment
 from prometheus_client.parser import text_string_to_metric_families
 
+from bincounter.serving.local.access import TOKEN_VARIABLE
+
 _SERVE = """
 import logging, sys
 from pathlib import Path
@@ -122,7 +124,9 @@ class LocalServer:
 
 
 @contextmanager
-def local_server(folder: Path, *, health_check: int = 30, host: str = "127.0.0.1", **env: str) -> Iterator[LocalServer]:
+def local_server(
+    folder: Path, *, health_check: int = 30, host: str = "127.0.0.1", token: str = ""
+) -> Iterator[LocalServer]:
     """Serve an unpacked archive until the block ends; its worker answers health checks within so many seconds."""
     log = folder.with_name(f"{folder.name}.log")
     with log.open("wb") as stderr:
@@ -130,7 +134,7 @@ def local_server(folder: Path, *, health_check: int = 30, host: str = "127.0.0.1
             [sys.executable, "-c", _SERVE, str(folder), str(health_check), host],
             stdout=subprocess.PIPE,
             stderr=stderr,
-            env={**environment(), "PYTHONUNBUFFERED": "1", **env},
+            env={**environment(), "PYTHONUNBUFFERED": "1", TOKEN_VARIABLE: token},
         )
     try:
         lines = [process.stdout.readline().decode() for _ in range(4)]

@@ -11,6 +11,7 @@ from archives import photo, unpacked_archive
 from browser import chromium
 from commands import Run
 from local_server import LocalServer, local_server
+from playwright.sync_api import FilePayload
 
 from bincounter.errors import BinCounterError, ConfigError
 from bincounter.serving.local import client
@@ -25,7 +26,7 @@ BEARER = {"Authorization": f"Bearer {TOKEN}"}
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
     """A server on all addresses of this machine."""
     folder = unpacked_archive(tmp_path_factory.mktemp("guarded") / "archive")
-    with local_server(folder, host="0.0.0.0", **{TOKEN_VARIABLE: TOKEN}) as server:
+    with local_server(folder, host="0.0.0.0", token=TOKEN) as server:
         yield server
 
 
@@ -107,7 +108,7 @@ def test_page_asks_for_the_token_or_takes_it_from_its_address(guarded: LocalServ
             page.click("#login button")
         page.wait_for_selector("#about dd")
         assert TOKEN not in page.url
-        page.set_input_files("#files", [{"name": "a.jpg", "mimeType": "image/jpeg", "buffer": photo(3)}])
+        page.set_input_files("#files", FilePayload(name="a.jpg", mimeType="image/jpeg", buffer=photo(3)))
         page.wait_for_selector("#sure:not(:empty)")
         assert page.is_hidden("#login")
         page.reload()

@@ -20,7 +20,7 @@ def describe_api(limits: Limits, counts: Sequence[int], *, token: bool) -> dict[
         counts: that the model can answer.
         token: whether requests take a token.
     """
-    described = {
+    described: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {
             "title": "bincounter",
