@@ -12,7 +12,8 @@ from bincounter.report.compare import BASELINES, MARK, Comparison, all_remarks, 
 from bincounter.report.page import write_page
 from bincounter.report.per_count_section import format_row, per_count_rows
 from bincounter.report.report import confusion
-from bincounter.training.results import SPLIT_OF_SIDE, CountRow
+from bincounter.training.per_count_table import CountRow
+from bincounter.training.results import SPLIT_OF_SIDE
 
 
 def write_comparison(path: Path, comparison: Comparison) -> Path:
