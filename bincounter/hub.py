@@ -44,9 +44,11 @@ def parse_hub(name: str | Path) -> HubAddress:
     Raises:
         ConfigError: it is not of that form.
     """
-    found = _ADDRESS.fullmatch(Path(name).as_posix())
+    posix = Path(name).as_posix()
+    found = _ADDRESS.fullmatch(posix)
     if found is None:
-        raise ConfigError(f"{name} is not an address of the hub: write hf://owner/name or hf://owner/name@revision")
+        shown = re.sub("^hf:/+", "hf://", posix)
+        raise ConfigError(f"{shown} is not an address of the hub: write hf://owner/name or hf://owner/name@revision")
     return HubAddress(*found.groups())
 
 
@@ -81,7 +83,8 @@ def translate_hub_errors(address: HubAddress) -> Iterator[None]:
         from huggingface_hub import errors
     except ModuleNotFoundError as error:
         raise ConfigError(f"{address} needs {error.name}: pip install 'bincounter[hub]'") from error
-    logging.getLogger("httpx2").setLevel(logging.WARNING)  # else a line for each request
+    for client in ("httpx", "httpx2"):  # of versions 1 and 2
+        logging.getLogger(client).setLevel(logging.WARNING)  # else a line for each request
     try:
         yield
     except errors.GatedRepoError as error:

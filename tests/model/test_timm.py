@@ -88,7 +88,7 @@ def test_weights_come_from_files_of_timm_and_from_checkpoints(kind: str, tmp_pat
         ("resnet18.a1_in2k", None, r"did you mean resnet18\.a1_in1k"),
         ("hf-hub:someone/net", None, "is not a model of timm"),
         ("test_resnet", "defalt", r"did you mean model\.weights=default\?"),
-        ("test_coatnet", "default", "timm has no weights of test_coatnet"),
+        ("cs3darknet_s", "default", "timm has no weights of cs3darknet_s"),
         ("test_resnet", "none/such.pth", "is not a file"),
     ],
 )

@@ -118,7 +118,7 @@ def test_a_model_at_the_hub_predicts_and_is_deployed_trained_on_and_read_offline
         ("hf://ada/open", {"HF_TOKEN": "hf_wrong"}, "hf://ada/open is refused to this login"),
         ("hf://ada/open", {"HF_ENDPOINT": "http://127.0.0.1:9"}, "cannot be reached and is not in the cache"),
         ("hf://ada/open", {"HF_HUB_OFFLINE": "1"}, "cannot be reached and is not in the cache"),
-        ("hf://ada", {}, "hf:/ada is not an address of the hub: write hf://owner/name"),
+        ("hf://ada", {}, "hf://ada is not an address of the hub: write hf://owner/name"),
     ],
 )
 def test_what_the_hub_refuses_is_told_in_one_sentence(
