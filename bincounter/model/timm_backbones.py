@@ -72,8 +72,10 @@ class TimmBackbone(nn.Module):
         self.net.train()
         self._channels_last = str(getattr(self.net, "output_fmt", "NCHW")).endswith("NHWC")
         self.cam_layer = nn.Identity() if isinstance(features, Tensor) and features.ndim == 4 else None
-        if weights is not None:
-            self._fill(weights) if not pretrained else log.info("Backbone starts from timm's weights of %s.", name)
+        if weights is not None and not pretrained:
+            self._fill(weights)
+        elif pretrained:
+            log.info("Backbone starts from timm's weights of %s, for photos of %d pixels.", name, cfg["input_size"][-1])
 
     @property
     def stages(self) -> list[list[nn.Module]] | None:
