@@ -219,7 +219,7 @@ def run_app(job: Callable[[DictConfig], Any], config_name: str) -> None:
 def _remove_refused() -> None:
     """Remove the folder that Hydra made for a run which was refused before it wrote anything but its log."""
     if made_folders and all(path.suffix == ".log" or path.name == ".lock" for path in made_folders[0].iterdir()):
-        shutil.rmtree(made_folders[0])
+        shutil.rmtree(made_folders[0], ignore_errors=True)  # on Windows its log is still open
         for folder in made_folders[1:]:
             with suppress(OSError):  # another run may use it now
                 folder.rmdir()
