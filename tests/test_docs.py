@@ -75,7 +75,7 @@ def reference() -> Any:
 def leaves(node: DictConfig, prefix: str = "") -> set[str]:
     """Keys of all values of a configuration."""
     found = set()
-    for name in node:
+    for name in map(str, node):
         key = f"{prefix}{name}"
         inner = None if OmegaConf.is_missing(node, name) else node._get_node(name)
         if isinstance(inner, DictConfig) and not inner._is_none() and len(inner):

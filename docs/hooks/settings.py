@@ -156,7 +156,8 @@ def read(file: Path) -> dict[str, Any]:
 
 def yaml_comments(file: Path) -> dict[str, str]:
     """Comments behind the keys of a YAML file, by dotted key."""
-    found, path = {}, []
+    found: dict[str, str] = {}
+    path: list[str] = []
     for line in file.read_text(encoding="utf-8").splitlines():
         if entry := re.match(r"( *)(\w+):.*?(?:\s# ?(.*))?$", line):
             path[len(entry[1]) // 2 :] = [entry[2]]
