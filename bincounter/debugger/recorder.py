@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import lightning as L
 import numpy as np
@@ -17,6 +17,7 @@ from bincounter.errors import ConfigError
 from bincounter.model.counter import BinCounter
 from bincounter.model.scores import MacroF1
 from bincounter.training.checkpoint import optimizer_steps_after
+from bincounter.training.logs import PhotoMean
 
 
 class RecordReceiver(Protocol):
@@ -236,8 +237,7 @@ class TensorRecorder(L.Callback):
     def _epoch_record(self, trainer: L.Trainer, pl_module: L.LightningModule) -> EpochRecord:
         assert isinstance(pl_module, BinCounter)
         self._epoch.absorb(self._recent)
-        loss = np.float32(self._epoch.mean().item())
-        self._epoch.clear()
+        loss = np.float32(self._epoch.take())
         seen = np.zeros(len(pl_module.counts), dtype=int) if self._trained is None else self._trained.cpu().numpy()
         confusion = self._confusion if self._validated and self._confusion is not None else np.zeros((len(seen),) * 2)
         value = trainer.callback_metrics.get("val/loss") if self._validated else None
@@ -263,38 +263,3 @@ def _table(names: Sequence[str], values: np.ndarray, modules: Sequence[str] = ()
     """Make a table, with NaN in missing columns."""
     missing = np.full((len(values), len(VALUES) - values.shape[1]), np.nan, np.float32)
     return Table(names, list(modules) or [""] * len(names), np.concatenate([values, missing], axis=1))
-
-
-class PhotoMean:
-    """Running mean over photos, without synchronisation with the device."""
-
-    def __init__(self) -> None:
-        self._total: Tensor = torch.zeros(())
-        self._photos = 0
-
-    def add(self, value: Tensor, photos: int) -> None:
-        """Add the mean ``value`` of ``photos`` photos."""
-        self._total = torch.add(self._total.to(value.device), value.float(), alpha=photos)
-        self._photos += photos
-
-    def absorb(self, other: Self) -> None:
-        """Add the photos of ``other``, and reset it."""
-        self._total = self._total.to(other._total.device) + other._total
-        self._photos += other._photos
-        other.clear()
-
-    def mean(self) -> Tensor:
-        """Return the mean so far, ``float32`` on the device; 0 without photos."""
-        return self._total / max(self._photos, 1)
-
-    def clear(self) -> None:
-        """Reset the mean."""
-        self._total, self._photos = torch.zeros_like(self._total), 0
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the sum and the number of photos."""
-        return {"total": float(self._total), "photos": self._photos}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the state of :meth:`state_dict`."""
-        self._total, self._photos = torch.tensor(state["total"]), state["photos"]

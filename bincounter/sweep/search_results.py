@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.utils import JobReturn, JobStatus
@@ -198,21 +197,14 @@ def ties(study: "Study", search: Search) -> Ties | None:
     except KeyError:
         return None
     if (not found or found[0] == found[1]) and is_fraction(name):
+        from bincounter.training.scoring import wilson_interval  # here: it imports lightning
+
         found = wilson_interval(best[0].values[0], photos)
     if not found:
         return None
     low, high = map(float, found)
     others = [trial for trial in completed(study) if trial.number != best[0].number]
     return Ties(photos, (low, high), [trial.number for trial in others if low <= trial.values[0] <= high])
-
-
-def wilson_interval(share: float, number: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a fraction ``share`` of ``number`` photos."""
-    z = NormalDist().inv_cdf(0.975)
-    scale = 1 + z**2 / number
-    centre = (share + z**2 / (2 * number)) / scale
-    half = z / scale * math.sqrt(share * (1 - share) / number + (z / (2 * number)) ** 2)
-    return max(centre - half, 0.0), min(centre + half, 1.0)
 
 
 def print_results(study: "Study", search: Search) -> None:

@@ -5,9 +5,10 @@ import logging
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
@@ -113,8 +114,7 @@ class TrainingLog(L.Callback):
 
     def __init__(self, log_every_n_steps: int) -> None:
         self._every = log_every_n_steps
-        self._epoch = _Mean()
-        self._recent = _Mean()
+        self._epoch, self._recent = PhotoMean(), PhotoMean()
         self._csv: MetricsCsv | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -161,11 +161,12 @@ class TrainingLog(L.Callback):
     def state_dict(self) -> dict[str, Any]:
         """Return the running means and the rows logged so far."""
         csv = None if self._csv is None else self._csv.state_dict()
-        return {"epoch": vars(self._epoch).copy(), "recent": vars(self._recent).copy(), "csv": csv}
+        return {"epoch": self._epoch.state_dict(), "recent": self._recent.state_dict(), "csv": csv}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state of :meth:`state_dict`."""
-        self._epoch, self._recent = _Mean(**state_dict["epoch"]), _Mean(**state_dict["recent"])
+        self._epoch.load_state_dict(state_dict["epoch"])
+        self._recent.load_state_dict(state_dict["recent"])
         if self._csv is not None and state_dict["csv"] is not None:
             self._csv.load_state_dict(state_dict["csv"])
 
@@ -240,18 +241,42 @@ def _epoch_of(trainer: L.Trainer) -> str:
     return f"Epoch {trainer.current_epoch + 1} of {trainer.max_epochs}"
 
 
-class _Mean:
-    """A running mean over photos, on the device: adding to it does not synchronise."""
+class PhotoMean:
+    """Running mean over photos, on the device: adding to it does not synchronise."""
 
-    def __init__(self, total: Tensor | float = 0.0, photos: int = 0) -> None:
-        self.total, self.photos = total, photos
+    def __init__(self) -> None:
+        self._total: Tensor = torch.zeros(())
+        self._photos = 0
 
     def add(self, value: Tensor, photos: int) -> None:
-        self.total = self.total + value.float() * photos
-        self.photos += photos
+        """Add the mean ``value`` of ``photos`` photos."""
+        self._total = self._total.to(value.device) + value.float() * photos
+        self._photos += photos
+
+    def absorb(self, other: Self) -> None:
+        """Add the photos of ``other``, and reset it."""
+        self._total = self._total.to(other._total.device) + other._total
+        self._photos += other._photos
+        other.clear()
+
+    def mean(self) -> Tensor:
+        """Return the mean so far, ``float32`` on the device; 0 without photos."""
+        return self._total / max(self._photos, 1)
 
     def take(self) -> float:
-        """Return the mean and reset it."""
-        mean = float(self.total) / max(self.photos, 1)
-        self.total, self.photos = 0.0, 0
+        """Return the mean so far, and reset it."""
+        mean = float(self._total) / max(self._photos, 1)
+        self.clear()
         return mean
+
+    def clear(self) -> None:
+        """Reset the mean."""
+        self._total, self._photos = torch.zeros_like(self._total), 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sum and the number of photos."""
+        return {"total": float(self._total), "photos": self._photos}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the state of :meth:`state_dict`; in checkpoints of older versions the sum is a tensor."""
+        self._total, self._photos = torch.tensor(float(state["total"])), state["photos"]

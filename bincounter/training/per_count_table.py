@@ -15,13 +15,13 @@ class CountRow:
     """Scores of the photos of one count in one split: a row of ``per_count.csv``.
 
     Attributes:
-        scored: number of photos scored.
+        scored: number of scored photos.
         accuracy: 0-1; ``None`` without photos.
         accuracy_interval: 95 %, Wilson (1927), https://doi.org/10.1080/01621459.1927.10502953.
         loss: mean cross entropy in nats; ``None`` without photos.
         loss_interval: 95 %, Student's t; ``None`` for fewer photos than
             :data:`~bincounter.training.scoring.FEWEST_FOR_LOSS`.
-        photos: number of photos that exist; ``None`` where it is unknown.
+        photos: number of photos in the split; ``None`` if unknown.
     """
 
     scored: int
@@ -33,22 +33,18 @@ class CountRow:
 
 
 def parse_per_count(file: IO[str]) -> dict[tuple[int, str], CountRow]:
-    """Read the rows of ``per_count.csv`` by count and split."""
+    """Parse the rows of ``per_count.csv`` by count and split."""
     return {
         (int(row["count"]), row["split"]): CountRow(
             photos=int(row["photos"]) if row["photos"] else None,
             scored=int(row["scored"]),
-            accuracy=_number(row["accuracy"]),
+            accuracy=float(row["accuracy"]) if row["accuracy"] else None,
             accuracy_interval=_interval(row, "accuracy"),
-            loss=_number(row["cross_entropy"]),
+            loss=float(row["cross_entropy"]) if row["cross_entropy"] else None,
             loss_interval=_interval(row, "cross_entropy"),
         )
         for row in csv.DictReader(file)
     }
-
-
-def _number(text: str) -> float | None:
-    return float(text) if text else None
 
 
 def _interval(row: Mapping[str, str], name: str) -> tuple[float, float] | None:
@@ -57,16 +53,16 @@ def _interval(row: Mapping[str, str], name: str) -> tuple[float, float] | None:
 
 
 def write_per_count(run: Path, rows: Mapping[tuple[int, str], CountRow]) -> None:
-    """Write ``per_count.csv``: for each count a row for each of ``train``, ``validation`` and ``test``.
+    """Write ``per_count.csv``, one row per count and split (``train``, ``validation``, ``test``).
 
-    Its columns: ``count``; ``split``; ``photos``, of that count in that split, of ``train`` those that the model
-    learnt from, empty where unknown; ``scored``, the number of photos the rest of the row is of; ``accuracy``, 0-1;
+    Columns: ``count``; ``split``; ``photos`` of that count in that split (of ``train`` the model's training photos),
+    empty if unknown; ``scored``, the number of photos behind the rest of the row; ``accuracy``, 0-1;
     ``cross_entropy``, mean in nats of the final model on photos without augmentation; ``_low`` and ``_high``, their
-    95 % intervals. What was not scored is empty.
+    95 % intervals. Cells without scored photos are empty.
 
     Args:
         run: the run's folder.
-        rows: by count and split, in the order of the file.
+        rows: rows by count and split, in the order of the file.
     """
     scores = ("accuracy", "accuracy_low", "accuracy_high", "cross_entropy", "cross_entropy_low", "cross_entropy_high")
 

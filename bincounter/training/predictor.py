@@ -39,11 +39,11 @@ class Prediction:
     """Prediction for one photo.
 
     Attributes:
-        photo: its path; of bytes and pixels its number in the list, from 0.
-        count: the most likely count, the smallest of equally likely ones; ``None`` if the photo could not be counted.
-        expected_count: the mean of the distribution; likewise.
-        probabilities: of each count, ascending; empty if the photo could not be counted.
-        error: why it could not be counted, else empty.
+        photo: path of the photo; of bytes and pixels their index in the list.
+        count: the most likely count, the smallest of equally likely ones; ``None`` with an error.
+        expected_count: mean of the distribution; ``None`` with an error.
+        probabilities: probability of each count, ascending; empty with an error.
+        error: the reason if the photo could not be counted, else empty.
     """
 
     photo: str
@@ -60,17 +60,17 @@ class Prediction:
 
 
 class Predictor:
-    """A checkpoint that predicts counts.
+    """Model of a checkpoint, which predicts the counts of photos.
 
     Args:
-        checkpoint: of a run, the run's folder, or ``hf://owner/name``.
+        checkpoint: checkpoint of a run, the run's folder, or ``hf://owner/name``.
         trust: modules or packages of your own that may define the checkpoint's model.
-        device: ``auto`` for a GPU if there is one, or a name of torch such as ``cpu`` and ``cuda:1``.
-        batch_size: photos that the model is given at a time.
+        device: ``auto`` for a GPU if there is one, or torch's name of a device, such as ``cpu`` and ``cuda:1``.
+        batch_size: photos per batch.
 
     Attributes:
-        counts: those it can predict, ascending.
-        failures: number of photos that were not read for a reason outside of them, such as a lack of memory.
+        counts: the support: counts the model can predict, ascending.
+        failures: number of unread photos for reasons outside of them, such as a lack of memory.
 
     Raises:
         ConfigError: the device is not available, or the batch size is below 1.
@@ -99,15 +99,16 @@ class Predictor:
         """Count the items in photos.
 
         Args:
-            photos: one photo; a list of them; a folder, searched through; or the ``s3://`` URI of a photo or a folder.
+            photos: one photo; a list of them; a folder, searched recursively; or the ``s3://`` URI of a photo or a
+                folder.
 
         Returns:
-            A prediction for one photo. For others a list in their order, of a folder in that of the names; a photo
-            that cannot be counted has an ``error`` there.
+            A prediction for one photo, else a list in the order of the photos, those of a folder sorted by name; in a
+            list, a photo that cannot be counted has an ``error``.
 
         Raises:
-            DataError: the one photo cannot be counted, or the folder is missing or has no photo.
-            ResourceError: the one photo cannot be read for want of memory or a right, or the network failed.
+            DataError: a single photo cannot be counted, or a folder is missing or has no photo.
+            ResourceError: a single photo cannot be read for lack of memory or permission, or the network failed.
         """
         if isinstance(photos, str | os.PathLike):
             source = expand_user(os.fspath(photos))
@@ -125,7 +126,7 @@ class Predictor:
         return answer
 
     def answers(self, photos: Iterable[Photo]) -> Iterator[Prediction]:
-        """Yield a prediction for each photo, in order; those that cannot be counted have an error."""
+        """Yield a prediction for each photo, in order, with an error if it cannot be counted."""
         remaining = ((_name(photo, number), photo) for number, photo in enumerate(photos))
         with ThreadPoolExecutor() as pool:
             while batch := list(islice(remaining, self._batch_size)):
@@ -171,7 +172,7 @@ def _name(photo: Photo, number: int) -> str:
 
 
 def _content(photo: Photo) -> bytes:
-    """Bytes of a photo's file; pixels are written as PNG, without loss, to be decoded like any other photo."""
+    """Bytes of a photo's file; pixels are encoded as PNG, without loss, to be decoded like any other photo."""
     if isinstance(photo, str | os.PathLike):
         return Path(photo).read_bytes()
     if isinstance(photo, np.ndarray):
@@ -192,14 +193,14 @@ _PNG_MODES = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")
 
 
 def list_photos(source: str, data_dir: Path) -> list[Path]:
-    """List the photos of ``source``; the number of other files in a folder is logged.
+    """List the photos of ``source``, and log the number of other files in a folder.
 
     Args:
-        source: a photo, a folder (searched through), or the ``s3://`` URI of either.
+        source: a photo, a folder (searched recursively), or the ``s3://`` URI of either.
         data_dir: folder for local copies of a bucket.
 
     Raises:
-        DataError: it does not exist, or has no photo.
+        DataError: ``source`` does not exist, or has no photo.
     """
     root = _fetched(source, data_dir) if is_remote(source) else Path(source)
     if root.is_file():
@@ -210,18 +211,18 @@ def list_photos(source: str, data_dir: Path) -> list[Path]:
 
 
 def _fetched(source: str, data_dir: Path) -> Path:
-    """Local copy of an object, where the address is that of a photo, else of the folder."""
+    """Return the local copy of a photo or folder in a bucket."""
     folder, _, name = source.rpartition("/")
     if Path(name).suffix.lower() in PHOTO_SUFFIXES and parse_address(source)[1]:
-        with suppress(DataError):  # a folder may have such a name, too; its listing finds the reason
+        with suppress(DataError):  # a folder may have such a name, too; its listing raises the error
             return fetch(folder, data_dir, names=[name]) / name
     return fetch(source, data_dir)
 
 
 def write_predictions_csv(path: Path, counts: Sequence[int], answers: Iterable[Prediction]) -> int:
-    """Write predictions as CSV (``path, predicted, expected_count, p_<k>..., reason``); return how many were read.
+    """Write predictions as CSV (``path, predicted, expected_count, p_<k>..., reason``); return how many have a count.
 
-    Names are written as :mod:`bincounter.names` says.
+    Names are escaped, see :mod:`bincounter.names`.
     """
     counted = 0
     with atomic_write(path) as file:
@@ -238,7 +239,7 @@ def write_predictions_csv(path: Path, counts: Sequence[int], answers: Iterable[P
 
 
 def print_predictions(answers: Iterable[Prediction]) -> int:
-    """Print a line per photo, unreadable ones on stderr; return how many have a count."""
+    """Print a line per photo, those with an error on stderr; return the number of the others."""
     counted = 0
     for answer in answers:
         if answer.count is None:

@@ -1,4 +1,4 @@
-"""Result files of a run: their formats, written and read here alone; the run of a checkpoint."""
+"""Result files of a run, written and read; the run of a checkpoint."""
 
 import csv
 import json
@@ -14,7 +14,7 @@ import yaml
 
 from bincounter.config.checks import METRICS
 from bincounter.errors import UserError
-from bincounter.files import Parsed, check_mapping, checkpoint_file, read_file, write_json
+from bincounter.files import Parsed, check_mapping, checkpoint_file, read_file
 from bincounter.names import read_cell
 from bincounter.training.per_count_table import CountRow, parse_per_count, write_table
 
@@ -24,7 +24,7 @@ SPLIT_OF_SIDE = {"val": "validation", "test": "test", "train": "train"}
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """The rows of ``predictions.csv``, as columns.
+    """Columns of ``predictions.csv``.
 
     Attributes:
         ids: photo ids ``[N]``.
@@ -52,7 +52,7 @@ class Predictions:
         return replace(self, **{name: getattr(self, name)[indices] for name in columns})
 
     def probability_of_truth(self) -> np.ndarray:
-        """Probability given to the true count, float ``[N]``; 0 where the support lacks it."""
+        """Probability of the true count, float ``[N]``; 0 for a count outside the support."""
         column = {count: k for k, count in enumerate(self.support)}
         at = np.array([column.get(int(count), -1) for count in self.counts], dtype=int)
         return np.where(at >= 0, self.probabilities[np.arange(len(at)), at], 0.0)
@@ -60,16 +60,16 @@ class Predictions:
 
 @dataclass(frozen=True, slots=True)
 class RunResults:
-    """Results of a run, read back; a killed run lacks some of them.
+    """Results of a run, read back; those of a killed run are incomplete.
 
     Attributes:
-        path: its folder.
+        path: the run's folder.
         config: ``config.yaml``.
         overrides: lines of ``overrides.txt``.
         provenance: ``provenance.json``.
         metrics: ``metrics.json``: scores by ``val``, ``test`` and ``train``.
-        seen: photos of each side that the model was trained on, also of ``metrics.json``.
-        caveats: sentences on what limits the scores, likewise.
+        seen: number of photos of each side that the model was trained on, from ``metrics.json``.
+        caveats: sentences on the limits of the scores, from ``metrics.json``.
         predictions: ``predictions.csv``, or ``None``.
         per_count: ``per_count.csv``: ``{(count, split): row}``; empty in runs of older versions.
         split: ``split.csv``: ``{id: (count, split)}``.
@@ -92,7 +92,7 @@ class RunResults:
 
     @property
     def headline_side(self) -> str:
-        """The side whose scores lead the report: ``test`` where it was scored, else ``val``."""
+        """Side of the headline scores: ``test`` if it was scored, else ``val``."""
         return "test" if self.metrics.get("test") else "val"
 
     @property
@@ -103,7 +103,7 @@ class RunResults:
 
     @property
     def epochs(self) -> tuple[int, int | None]:
-        """Epochs begun, and planned ones; 0 where the run has not trained, ``None`` where it is unknown."""
+        """Number of begun epochs (0 without training) and of planned ones (``None`` if unknown)."""
         logged = [epoch + 1 for epoch, _, _ in self.log.get("train/loss_epoch", ())]
         planned = self.provenance.get("planned_epochs") or (self.config.get("trainer") or {}).get("max_epochs")
         return self.provenance.get("epochs") or int(max(logged, default=0)), planned
@@ -118,21 +118,17 @@ def read_results(path: Path, *, predictions: bool = True) -> RunResults:
 
     Args:
         path: the folder.
-        predictions: whether ``predictions.csv``, by far its largest file, is read, too.
+        predictions: read also ``predictions.csv``, by far its largest file.
 
     Raises:
-        UserError: it is not a run's folder, or one of its files is corrupt.
+        UserError: the folder is not a run's, or one of its files is corrupt.
     """
     config = _read(path / "config.yaml", _config)
     if config is None:
         raise UserError(f"{path} is not a run's folder (it has no config.yaml): name the folder that train.py printed")
-    return _results(path, config, predictions=predictions)
-
-
-def _results(path: Path, config: Mapping[str, Any], *, predictions: bool = True) -> RunResults:
     provenance = _read(path / "provenance.json", _provenance) or {}
     metrics = read_metrics(path)
-    seen = provenance.get("photos_seen_in_training")  # all that older versions stored
+    seen = provenance.get("photos_seen_in_training")  # in place of metrics.json's caveats in older versions
     before = [f"The model was trained on {seen} of these photos: their scores are too good."] if seen else []
     return RunResults(
         path=path,
@@ -151,17 +147,17 @@ def _results(path: Path, config: Mapping[str, Any], *, predictions: bool = True)
 
 
 def read_log(run: Path) -> dict[str, list[tuple[float, float, float]]]:
-    """Read ``logs/metrics.csv`` of a run; empty where it is missing, :class:`UserError` where it is corrupt."""
+    """Read ``logs/metrics.csv`` of a run, empty if missing; raise :class:`UserError` if it is corrupt."""
     return _read(run / "logs" / "metrics.csv", _log) or {}
 
 
 def read_metrics(run: Path) -> dict[str, Any]:
-    """Read ``metrics.json`` of a run; empty where it is missing, :class:`UserError` where it is corrupt."""
+    """Read ``metrics.json`` of a run, empty if missing; raise :class:`UserError` if it is corrupt."""
     return _read(run / "metrics.json", _metrics) or {}
 
 
 def _read(path: Path, parse: Callable[[IO[str]], Parsed]) -> Parsed | None:
-    """Parse a file of a run; ``None`` where it is missing."""
+    """Parse a file of a run; ``None`` if it is missing."""
     return read_file(path, parse, "restore it, or score the run's checkpoint again")
 
 
@@ -185,7 +181,7 @@ def _provenance(file: IO[str]) -> dict[str, Any]:
 
 
 def _metrics(file: IO[str]) -> dict[str, Any]:
-    """Read scores; numbers may be missing, but are numbers."""
+    """Parse scores, with a check of the types of those present."""
     metrics = check_mapping(json.load(file))
     for side in metrics.keys() & SPLIT_OF_SIDE:
         scores = check_mapping(metrics[side])
@@ -227,7 +223,7 @@ def _predictions(file: IO[str]) -> Predictions | None:
 
 
 def _log(file: IO[str]) -> dict[str, list[tuple[float, float, float]]]:
-    """Read the CSV log; a line that a kill cut short is skipped."""
+    """Parse the CSV log, without an incomplete line of a killed run."""
     series: dict[str, list[tuple[float, float, float]]] = {}
     for row in csv.DictReader(file):
         for name, text in row.items():
@@ -240,37 +236,27 @@ def _log(file: IO[str]) -> dict[str, list[tuple[float, float, float]]]:
 
 
 def write_predictions(run: Path, rows: Iterable[Sequence[Any]], counts: Sequence[int]) -> None:
-    """Write ``predictions.csv``: a row for each scored photo.
+    """Write ``predictions.csv``, one row per scored photo.
 
     Args:
         run: the run's folder.
-        rows: the cells of each photo.
+        rows: cells of each photo.
         counts: the support, ascending.
     """
     header = ["id", "split", "count", "predicted", "expected_count", *(f"p_{count}" for count in counts)]
     write_table(run / "predictions.csv", header, rows)
 
 
-def write_metrics(run: Path, metrics: Mapping[str, Any]) -> None:
-    """Write ``metrics.json``: scores by ``val``, ``test`` and ``train``, ``seen_in_training`` and ``caveats``."""
-    write_json(run / "metrics.json", metrics)
-
-
 @dataclass(frozen=True)
 class CheckpointOrigin:
-    """A checkpoint and its run.
-
-    Attributes:
-        checkpoint: the file.
-        run: its results; ``None`` for a checkpoint without a run.
-    """
+    """A checkpoint's file and the results of its run, ``None`` for a checkpoint without a run."""
 
     checkpoint: Path
     run: RunResults | None
 
     @property
     def folder(self) -> Path:
-        """The run's folder, else that of the checkpoint."""
+        """Folder of the run, else of the checkpoint."""
         return self.run.path if self.run else self.checkpoint.parent
 
 
@@ -278,7 +264,7 @@ def find_run_of_checkpoint(checkpoint: Path) -> CheckpointOrigin:
     """Find the run of a checkpoint: the parent of ``checkpoints/``, or ``paths.model_dir`` with its copies.
 
     Args:
-        checkpoint: the file, or the folder of a run, whose best one it then is.
+        checkpoint: a file, or a run's folder for its best checkpoint.
 
     Raises:
         UserError: a file of the run is corrupt.
@@ -286,5 +272,5 @@ def find_run_of_checkpoint(checkpoint: Path) -> CheckpointOrigin:
     checkpoint = checkpoint_file(checkpoint)
     folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
     config = _read(folder / "config.yaml", _config) or {}
-    run = _results(folder, config) if "task_name" in config else None  # else another tool's file
+    run = read_results(folder) if "task_name" in config else None  # else another tool's file
     return CheckpointOrigin(checkpoint, run)

@@ -1,4 +1,4 @@
-"""One run: claim a folder, prepare the data, fit or load a model, score it."""
+"""One run: lock its folder, prepare the data, fit or load a model, score it."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -63,11 +63,11 @@ class RunOutcome:
     """Objects of a finished run, for the report.
 
     Attributes:
-        folder: of the run.
-        model: the best one, in evaluation mode.
-        data: the prepared data module.
-        fabric: the device and precision it was scored with.
-        objective: the best value of ``optimized_metric``, ``None`` where nothing was fitted.
+        folder: the run's folder.
+        model: the best model, in evaluation mode.
+        data: prepared data module.
+        fabric: device and precision of the scoring.
+        objective: best value of ``optimized_metric``; ``None`` without a fit.
     """
 
     folder: RunFolder
@@ -81,12 +81,12 @@ def run(cfg: DictConfig, callbacks: Sequence[L.Callback] = ()) -> RunOutcome | N
     """Fit and score, or only score, one validated configuration.
 
     Args:
-        cfg: a configuration that `bincounter.config.validate` has checked; ``paths.output_dir`` is the run's folder.
-        callbacks: further ones, which observe the fit and the scoring without changing what they compute; see
+        cfg: configuration checked by :mod:`bincounter.config.validate`; ``paths.output_dir`` is the run's folder.
+        callbacks: further callbacks, which observe the fit and the scoring without changing their results; see
             :func:`bincounter.training.scoring.fabric_for`.
 
     Returns:
-        What the report needs; ``None`` on all but the first process of a DDP run.
+        Objects for the report; ``None`` on all but the first process of a DDP run.
 
     Raises:
         BinCounterError: the fit or the scoring failed; the message is one sentence.
@@ -104,10 +104,10 @@ def _fit_and_score(
     cfg: DictConfig, plain: dict[str, Any], folder: RunFolder, callbacks: Sequence[L.Callback]
 ) -> RunOutcome | None:
     trainer = make_trainer(cfg, folder, _resume_checkpoint(cfg, folder), callbacks)
-    first = trainer.is_global_zero  # not before: without a trainer, the first process of every machine has rank 0
+    first = trainer.is_global_zero  # of a trainer: before, the first process of every machine has rank 0
     resume_from = _claim(cfg, plain, folder) if first else _resume_checkpoint(cfg, folder)
     if first and (resume_from is None or resume.stored_config(folder.path) is None):
-        debug = HydraConfig.get().runtime.choices.get("debug")  # such a run is never the latest one
+        debug = HydraConfig.get().runtime.choices.get("debug")  # see is_debug_run
         folder.describe(plain, _overrides(), {"precision": trainer.precision, "debug": debug})
     data = data_module(cfg)
     if cfg.trainer.get("overfit_batches"):
@@ -195,7 +195,7 @@ def _scored(
 
 
 def data_module(cfg: DictConfig) -> BinDataModule:
-    """Build the data module of a configuration, unprepared."""
+    """Build the data module of a configuration, without preparing it."""
     options: dict[str, Any] = OmegaConf.to_container(cfg.data, resolve=True)  # type: ignore[assignment]
     layout = instantiate(options.pop("layout"))
     return BinDataModule(
@@ -204,14 +204,14 @@ def data_module(cfg: DictConfig) -> BinDataModule:
 
 
 def _claim(cfg: DictConfig, plain: dict[str, Any], folder: RunFolder) -> str | None:
-    """Claim the folder; return the checkpoint to resume from, if any."""
+    """Lock the folder; return the checkpoint to resume from, if any."""
     resuming = cfg.ckpt_path == "last"
     folder.claim(fresh=not resuming)
     checkpoint = _resume_checkpoint(cfg, folder)
     if resuming:
         before = resume.stored_config(folder.path)
         if before is not None:
-            # An earlier version may have masked less.
+            # Masked again: an earlier version may have masked less.
             resume.check_unchanged(
                 mask_secrets(before), mask_secrets(plain), folder.path, [*search_path(HydraConfig.get()), *_overrides()]
             )
@@ -236,7 +236,7 @@ def _check_sides(data: BinDataModule, fractions: list[float]) -> None:
 
 
 def _check_same_photos(split: Path, data: BinDataModule, checkpoint: str) -> None:
-    """Check that a run is resumed with the photos it began with; their place may differ."""
+    """Check that a run is resumed with the same photos, wherever they are."""
     if split.exists():
         _check_same_split(split, data)
     description = read_checkpoint(checkpoint, "bincounter")["bincounter"]
@@ -296,7 +296,7 @@ def _fit(
         trainer.fit(model, datamodule=data, ckpt_path=resume_from, weights_only=True)
     except StopRequested:
         raise Stopped(f"Stopped by SIGTERM at step {trainer.global_step}; {resume_by}") from None
-    except SystemExit:  # what Lightning makes of Ctrl-C
+    except SystemExit:  # raised by Lightning on Ctrl-C
         raise Interrupted(f"Interrupted at step {trainer.global_step}; {resume_by}") from None
     except MaxTimeReached:
         raise ResourceError(
@@ -311,7 +311,7 @@ def _fit(
         ) from error
 
 
-# Raised by Lightning where a checkpoint lacks something, or has it in another shape.
+# Raised by Lightning if an entry of a checkpoint is missing or has another shape.
 _UNFIT = (LookupError, TypeError, ValueError, AttributeError, RuntimeError)
 
 
@@ -320,12 +320,12 @@ def _overrides() -> list[str]:
 
 
 def own_targets(plain: Mapping[str, Any]) -> list[str]:
-    """Return modules named by the user's configuration: a checkpoint may be built from them too."""
+    """Return the modules named by the user's configuration, which a checkpoint may be built from."""
     return [node["_target_"].rpartition(".")[0] for node in (plain["model"]["backbone"], plain["objective"])]
 
 
 def _follow_checkpoint(cfg: DictConfig, description: Mapping[str, Any]) -> list[str]:
-    """Prepare photos as the checkpoint's were, unless the command line overrides it; return caveats."""
+    """Take over the checkpoint's image size, counts and model, except for overrides; return caveats."""
     caveats = []
     given = {override.split("=")[0] for override in _overrides()}
     if "data.image_size" not in given:
@@ -341,7 +341,7 @@ def _follow_checkpoint(cfg: DictConfig, description: Mapping[str, Any]) -> list[
     for caveat in caveats:
         log.warning("%s", caveat)
     cfg.data.counts = [count for count in known if count in (cfg.data.counts or known)]
-    # The stored and reported configuration is that of the scored model.
+    # config.yaml and the report show the configuration of the scored model.
     with open_dict(cfg):
         cfg.objective = description["objective"]
         for key, value in description["model"].items():

@@ -1,4 +1,4 @@
-"""Folder of a run: its paths, lock, config.yaml and provenance.json; the newest checkpoint."""
+"""Folder of a run: its paths, lock, config.yaml and provenance.json; search of the newest checkpoint."""
 
 import json
 import logging
@@ -26,10 +26,10 @@ log = logging.getLogger(__name__)
 
 
 class RunFolder:
-    """The folder of one run; the end of a ``with`` block releases its lock.
+    """Folder of one run; the end of a ``with`` block releases its lock.
 
     Args:
-        path: of the folder; created if missing.
+        path: path of the folder; created by :meth:`claim` if missing.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -46,7 +46,7 @@ class RunFolder:
 
     @property
     def seconds(self) -> float:
-        """Wall time of this process with the folder so far."""
+        """Seconds since this object was created."""
         return round(time.monotonic() - self._opened, 1)
 
     @property
@@ -56,21 +56,21 @@ class RunFolder:
 
     @property
     def last(self) -> Path:
-        """The checkpoint to resume from, which may not exist yet."""
+        """Path of the checkpoint to resume from, which may not exist yet."""
         return self.checkpoints / "last.ckpt"
 
     def claim(self, *, fresh: bool) -> None:
         """Lock the folder for this process.
 
         Args:
-            fresh: a new run, so that the folder must not hold another.
+            fresh: for a new run: the folder must not hold another.
 
         Raises:
-            UserError: another process is using it, or it holds a run that would be overwritten.
+            UserError: another process uses the folder, or it holds a run that would be overwritten.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = (self.path / ".lock").open("w")
-        if not lock(self._lock, wait=10.0):  # workers of a killed process outlive it by seconds
+        if not lock(self._lock, wait=10.0):  # the workers of a killed process live for some seconds more
             raise UserError(
                 f"{self.path} is in use by another process: wait for it, or choose another paths.output_dir"
             )
@@ -88,14 +88,14 @@ class RunFolder:
         write_text(self.path / "config.yaml", yaml.safe_dump(mask_secrets(config), sort_keys=False, allow_unicode=True))
 
     def add_facts(self, facts: Mapping[str, Any]) -> None:
-        """Add entries to ``provenance.json`` that are known later."""
+        """Add entries to ``provenance.json``."""
         path = self.path / "provenance.json"
         before = read_file(path, lambda file: check_mapping(json.load(file)), "restore it, or start a new run") or {}
         write_json(path, {**before, **facts})
 
 
 COMMIT_FILE = "commit.json"
-"""Name of the file with the commit of code that was shipped without its repository."""
+"""Name of the file with the commit of code shipped without its repository."""
 
 _PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "numpy", "pillow")
 
@@ -121,10 +121,10 @@ def provenance() -> dict[str, Any]:
 
 
 def code_commit() -> dict[str, Any]:
-    """Return the commit of the code that runs, and whether it is unchanged since; both ``None`` where unknown.
+    """Return the ``commit`` of the running code and ``clean`` (no changes since); both ``None`` if unknown.
 
-    Code shipped to a job brings them in a file. Git is asked about files that it tracks: a repository around the
-    environment that bincounter is installed in has commits of something else.
+    Code shipped to a job has both in a file. Git is used only if it tracks the code: a repository around the
+    environment in which bincounter is installed has other commits.
     """
     package = Path(bincounter.__file__).resolve().parent
     shipped = package.parent / COMMIT_FILE
@@ -137,7 +137,7 @@ def code_commit() -> dict[str, Any]:
 
 
 def _installed_commit(package: Path) -> str | None:
-    """The commit that pip installed, where it was given the address of a repository (PEP 610)."""
+    """Commit of a package that pip installed from a repository (PEP 610), else ``None``."""
     try:
         installed = distribution("bincounter")
     except PackageNotFoundError:
@@ -156,7 +156,7 @@ def _version(package: str) -> str | None:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """Output of a git command in a folder; ``None`` where it fails."""
+    """Output of a git command in a folder; ``None`` if it fails."""
     try:
         done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
@@ -165,14 +165,14 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def find_newest_checkpoint(log_dir: Path, *, named_by: str) -> Path:
-    """Find the ``best.ckpt`` written last, and log its path; debug runs are left out.
+    """Find the newest ``best.ckpt``, except those of debug runs, and log its path.
 
     Args:
-        log_dir: the folder of the runs, searched through.
-        named_by: the option that takes a checkpoint, for the message.
+        log_dir: folder of the runs, searched recursively.
+        named_by: option that takes a checkpoint, for the message.
 
     Raises:
-        UserError: none was found.
+        UserError: there is none.
     """
     newest_first = sorted(log_dir.glob("**/checkpoints/best.ckpt"), key=lambda path: path.stat().st_mtime, reverse=True)
     found = next((path for path in newest_first if not is_debug_run(path.parents[1])), None)

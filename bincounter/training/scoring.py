@@ -1,4 +1,4 @@
-"""Scoring of a run on one device: predictions, metrics, scores of each count."""
+"""Scoring of a run on one device: predictions, metrics, scores per count."""
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,24 +15,25 @@ from torch import Tensor
 from bincounter.data.datamodule import BinDataModule
 from bincounter.data.records import SPLITS
 from bincounter.errors import UserError
+from bincounter.files import write_json
 from bincounter.model.counter import BinCounter
 from bincounter.model.objectives import clamped_log
 from bincounter.model.scores import negative_log_likelihood, score
 from bincounter.number_format import SCORES, format_interval, format_score, score_name
 from bincounter.progress import track
 from bincounter.training.per_count_table import CountRow, write_per_count
-from bincounter.training.results import write_metrics, write_predictions
+from bincounter.training.results import write_predictions
 from bincounter.training.trainer import TRUE_PRECISIONS, resolve_precision
 
 log = logging.getLogger(__name__)
 
 
 class ScoredPhotos:
-    """Predictions of a model, as they are written to ``predictions.csv``.
+    """Predictions of a model for labelled photos.
 
     Attributes:
-        ids: of the photos ``[N]``.
-        labels: their counts, ``int64[N]``.
+        ids: ids of the photos ``[N]``.
+        labels: true counts, ``int64[N]``.
         probabilities, log_probabilities: ``float32[N, K]``.
     """
 
@@ -41,7 +42,7 @@ class ScoredPhotos:
         self.probabilities, self.log_probabilities = probabilities, log_probabilities
 
     def rows(self, split: str, counts: Sequence[int]) -> Iterable[list[Any]]:
-        """Rows of ``predictions.csv``."""
+        """Yield the rows of ``predictions.csv``."""
         support = self.probabilities.new_tensor(list(counts))
         expected = (self.probabilities * support).sum(dim=1).tolist()
         best = self.probabilities.argmax(dim=1).tolist()
@@ -52,7 +53,7 @@ class ScoredPhotos:
 
 
 FEWEST_FOR_LOSS = 5
-"""Photos below which a mean loss gets no interval: their spread is too uncertain."""
+"""Minimum number of photos for the interval of a mean loss: the spread of fewer is too uncertain."""
 
 _NORMAL = 1.959964  # quantile 0.975 of the standard normal distribution
 
@@ -68,12 +69,12 @@ def score_each_count(
         probabilities: ``float[N, K]``, rows sum to 1.
         labels: ``int[N]``, all in the support; ``N`` may be 0.
         support: the ``K`` counts, ascending.
-        log_probabilities: ``float[N, K]``; those of the probabilities unless given.
+        log_probabilities: ``float[N, K]``; by default the clamped logarithms of ``probabilities``.
 
     Returns:
-        By count, for all of the support.
+        A row for each count of the support.
     """
-    # Double precision on the CPU: the digits of metrics.json.
+    # Double precision on the CPU, as in metrics.json.
     probabilities, labels = probabilities.detach().to("cpu", torch.float64), labels.detach().to("cpu", torch.int64)
     counts = torch.tensor(list(support))
     right = (counts[probabilities.argmax(1)] == labels).double()
@@ -89,14 +90,14 @@ def _score(right: Tensor, loss: Tensor) -> CountRow:
     return CountRow(
         scored=len(loss),
         accuracy=accuracy,
-        accuracy_interval=_wilson(accuracy, len(right)),
+        accuracy_interval=wilson_interval(accuracy, len(right)),
         loss=cross_entropy,
         loss_interval=_student(loss),
     )
 
 
-def _wilson(share: float, n: int) -> Interval:
-    """Interval of a share: it stays in 0-1 and does not vanish at the ends."""
+def wilson_interval(share: float, n: int) -> Interval:
+    """Wilson's 95 % interval of a fraction of ``n`` photos, which stays in 0-1 and has a width also at 0 and 1."""
     squared = _NORMAL**2 / n
     middle = share + squared / 2
     half = _NORMAL * (share * (1 - share) / n + squared / (4 * n)) ** 0.5
@@ -114,22 +115,22 @@ def _student(loss: Tensor) -> Interval | None:
 
 
 TRAINING_SAMPLE = 2000
-"""Training photos scored, at most, as a fair sample of all of them."""
+"""Maximum size of the random sample of training photos to score."""
 
 EACH_COUNT = 100
-"""Training photos of each count scored at least, or all it has: the fair sample has few of rare counts."""
+"""Minimum number of scored training photos per count (or all): the random sample has few of rare counts."""
 
 
 def training_sample(data: BinDataModule) -> tuple[np.ndarray, Tensor]:
-    """Draw the training photos to score; the same ones for the same split.
+    """Draw the training photos to score, the same ones for the same split.
 
     Args:
-        data: prepared.
+        data: prepared data module.
 
     Returns:
-        Their positions in ``data.manifest.records``, ``int64[N]``, ascending; and ``bool[N]``, which of them are a fair
-        sample of all counts together. The others bring rare counts up to :data:`EACH_COUNT`; within a count, all of
-        them are a fair sample.
+        Positions in ``data.manifest.records``, ``int64[N]``, ascending; and ``bool[N]``, True for the random sample of
+        all training photos. The others bring rare counts up to :data:`EACH_COUNT`; within a count, all are a random
+        sample.
     """
     training = data.side("training")
     if len(training) <= TRAINING_SAMPLE:
@@ -150,11 +151,11 @@ def training_sample(data: BinDataModule) -> tuple[np.ndarray, Tensor]:
 def per_count_rows(
     photos: Mapping[str, Mapping[int, int]], predicted: Mapping[str, ScoredPhotos], counts: Sequence[int]
 ) -> dict[tuple[int, str], CountRow]:
-    """Scores of each count in each of ``train``, ``validation`` and ``test``.
+    """Return the rows of ``per_count.csv`` by count and split.
 
     Args:
-        photos: per split and count; those of ``train`` are the photos that the model learnt from, none if unknown.
-        predicted: per split, as far as it was scored.
+        photos: number of photos by split and count; of ``train`` the model's training photos, empty if unknown.
+        predicted: predictions by scored split.
         counts: the support, ascending.
     """
     rows = {}
@@ -171,18 +172,18 @@ def per_count_rows(
     return {(count, split): rows[count, split] for count in counts for split in SPLITS}
 
 
-# Names in metrics.json and in split.csv of the sides in predictions.csv.
 SIDES = {"val": "validation", "test": "test"}
+"""Sides in ``predictions.csv``: their names in ``metrics.json``, and in ``split.csv``."""
 
 
 def fabric_for(trainer: Mapping[str, Any], watching: Sequence[L.Callback] = ()) -> L.Fabric:
-    """One device with the precision a Trainer of this configuration would use.
+    """Return one device with the precision of a Trainer.
 
     Args:
-        trainer: its configuration.
-        watching: callbacks of the scoring, as far as they have these methods: ``on_scoring_start(model, side)`` before
-            each side, ``on_scoring_batch_start(model, side)``, ``on_scoring_batch_end(model, side, count)`` with
-            ``int[B]``, and ``on_scoring_end()`` after all of them.
+        trainer: the node ``trainer`` as plain containers.
+        watching: callbacks of the scoring, with any of these methods: ``on_scoring_start(model, side)`` before each
+            side, ``on_scoring_batch_start(model, side)``, ``on_scoring_batch_end(model, side, count)`` with
+            ``int[B]``, and ``on_scoring_end()`` after all sides.
     """
     accelerator = trainer["accelerator"]
     precision: Any = resolve_precision(trainer.get("precision"), accelerator)
@@ -194,10 +195,10 @@ def predict(model: BinCounter, data: BinDataModule, positions: np.ndarray, fabri
     """Predict photos at ``positions`` of ``data.manifest.records``, in that order.
 
     Args:
-        model: in evaluation mode, on the device of ``fabric``.
-        data: prepared.
+        model: model in evaluation mode, on the device of ``fabric``.
+        data: prepared data module.
         positions: ``int64[N]``, N > 0.
-        fabric: gives device and precision.
+        fabric: device and precision.
         side: ``val``, ``test`` or ``train``.
 
     Raises:
@@ -242,20 +243,20 @@ def score_run(
     """Score a model and write ``metrics.json``, ``predictions.csv`` and ``per_count.csv``.
 
     Args:
-        folder: of the run.
-        model: in evaluation mode.
-        data: prepared, with a support that the model knows.
-        fabric: gives device and precision.
-        precision: Lightning's name of it.
-        sides: which of ``val``, ``test`` and ``train`` to score; ``train`` is a sample.
-        train_counts: photos per count that the model was trained on, for the baselines.
+        folder: the run's folder.
+        model: model in evaluation mode.
+        data: prepared data module, with a support that the model knows.
+        fabric: device and precision.
+        precision: precision by Lightning's name.
+        sides: sides to score: ``val``, ``test``, and ``train`` (a sample).
+        train_counts: number of training photos per count, for the baselines.
         seen: number of photos that the model was trained on, by side.
-        caveats: sentences on what limits the scores, which are stored with them.
+        caveats: sentences on the limits of the scores, stored with them.
 
     Returns:
         The content of ``metrics.json``.
     """
-    # The weights in the precision that they were validated in.
+    # Weights in the precision of the validation.
     model = fabric.to_device(model).to(TRUE_PRECISIONS.get(precision, torch.float32)).eval()  # type: ignore[assignment]
     metrics: dict[str, Any] = {}
     predicted: dict[str, ScoredPhotos] = {}
@@ -278,12 +279,12 @@ def score_run(
     rows = (predicted[split].rows(split, model.counts) for split in SIDES.values() if split in predicted)
     write_predictions(folder, chain.from_iterable(rows), model.counts)
     metrics |= {"seen_in_training": dict(seen), "caveats": list(caveats)}
-    write_metrics(folder, metrics)  # last: a run with metrics is a finished one
+    write_json(folder / "metrics.json", metrics)  # last: a run with metrics is finished
     return metrics
 
 
 def _positions(data: BinDataModule, side: str) -> tuple[np.ndarray, Tensor]:
-    """Return the photos to score, ``int64[N]``, and which of them count for the scores of the side, ``bool[N]``."""
+    """Return positions of the photos to score, ``int64[N]``, and True for those in the side's scores, ``bool[N]``."""
     if side == "train":
         return training_sample(data)
     positions = data.side(SIDES[side])
@@ -291,7 +292,7 @@ def _positions(data: BinDataModule, side: str) -> tuple[np.ndarray, Tensor]:
 
 
 def print_scores(metrics: Mapping[str, Any]) -> None:
-    """Print the headline scores with their intervals and the baselines beside them, then the caveats."""
+    """Print scores with their intervals and baselines, then the caveats."""
     from rich.console import Console
     from rich.table import Table
 

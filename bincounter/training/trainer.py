@@ -37,13 +37,13 @@ log = logging.getLogger(__name__)
 def make_trainer(
     cfg: DictConfig, folder: RunFolder, resume_from: str | None, watching: Sequence[L.Callback] = ()
 ) -> L.Trainer:
-    """Build the Trainer of a run, with the callbacks that every run has.
+    """Build the Trainer of a run, with the callbacks of every run.
 
     Args:
         cfg: the whole configuration.
-        folder: of the run.
-        resume_from: the checkpoint to resume from, if any.
-        watching: further callbacks; Lightning calls them before an epoch's checkpoint is written.
+        folder: the run's folder.
+        resume_from: checkpoint to resume from, if any.
+        watching: further callbacks, called before an epoch's checkpoint is written.
     """
     options: dict[str, Any] = OmegaConf.to_container(cfg.trainer, resolve=True)  # type: ignore[assignment]
     max_time = options.pop("max_time", None)
@@ -59,18 +59,18 @@ def make_trainer(
     if options.get("enable_progress_bar") is False:
         callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
     elif not any(isinstance(callback, ProgressBar) for callback in callbacks):
-        options.setdefault("enable_progress_bar", False)  # Lightning would add one of its own
+        options.setdefault("enable_progress_bar", False)  # else Lightning adds its own
     options["precision"] = resolve_precision(options.get("precision"), options["accelerator"])
     _warn_of_emulated_bf16(options["precision"], options["accelerator"])
     if options.get("sync_batchnorm") == "auto":  # for GPUs only
         options["sync_batchnorm"] = options["accelerator"] != "cpu" and torch.cuda.is_available()
     plugins = [instantiate(node) for node in options.pop("plugins", None) or []]
     overfit = options.pop("overfit_batches", 0)
-    if overfit:  # Lightning would replace our sampler
+    if overfit:  # in place of overfit_batches, with which Lightning replaces the sampler
         options |= {"limit_train_batches": overfit, "limit_val_batches": overfit}
     return instantiate(
         options,
-        # The log comes before the checkpoint, which holds all of it.
+        # The log before the checkpoint, which stores all of it.
         callbacks=[
             *callbacks,
             StatelessRandomness(cfg.seed),
@@ -81,8 +81,8 @@ def make_trainer(
         logger=_loggers(cfg, resume_from) or False,
         plugins=[AtomicCheckpointIO(), *plugins],
         default_root_dir=str(folder.path),
-        use_distributed_sampler=False,  # the data module shares the photos out itself
-        num_sanity_val_steps=0,  # the configuration was checked; a resume must not validate twice
+        use_distributed_sampler=False,  # the data module's sampler is distributed
+        num_sanity_val_steps=0,  # a resumed run must not validate twice
         enable_checkpointing=True,
         enable_model_summary=False,
     )
@@ -95,7 +95,7 @@ def _loggers(cfg: DictConfig, resume_from: str | None) -> list[Any]:
             continue
         resumed: dict[str, Any] = {}
         if resume_from is not None and node["_target_"].endswith("TensorBoardLogger"):
-            # Later points are of the lost part of the run.
+            # Later points belong to the lost part of the run.
             resumed["purge_step"] = read_checkpoint(resume_from, "global_step")["global_step"]
         loggers.append(instantiate(node, **resumed))
     return loggers
@@ -126,7 +126,7 @@ def check_photos_per_process(data: BinDataModule, processes: int) -> None:
 
 
 def set_schedule_length(model: BinCounter, trainer: L.Trainer, data: BinDataModule) -> None:
-    """Set the optimizer steps per epoch and in total; reading them from the trainer would break a resume."""
+    """Set the optimizer steps per epoch and in total: reading them from the trainer would break a resume."""
     batches = max(len(data.side("training")) // (data.batch_size * trainer.world_size), 1)
     limit = trainer.limit_train_batches
     batches = min(limit, batches) if isinstance(limit, int) else max(int(limit * batches), 1)
@@ -137,20 +137,20 @@ def set_schedule_length(model: BinCounter, trainer: L.Trainer, data: BinDataModu
 
 
 def end_other_processes(trainer: L.Trainer) -> None:
-    """End the processes that this one started: they would wait for it in the next exchange, on a paid machine."""
+    """Kill the processes spawned by this one, which would wait for it in the next collective, on a paid machine."""
     kill = getattr(trainer.strategy.launcher, "kill", None)
     if kill is not None:
         kill(getattr(signal, "SIGKILL", signal.SIGTERM))  # on Windows every signal ends a process at once
 
 
 TRUE_PRECISIONS = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
-"""Precisions in which the weights themselves are kept."""
+"""dtypes of the weights in precisions that convert them."""
 
 
 def resolve_precision(precision: str | int | None, accelerator: str) -> str:
-    """Choose the precision for ``auto``; short names such as ``bf16`` and ``64`` become Lightning's long ones.
+    """Return Lightning's long name of a precision; choose one for ``auto``.
 
-    Measured on a CPU with AVX512-BF16: ResNet50 trains twice as fast in bf16-mixed; without such instructions slower.
+    Measured on a CPU with AVX512-BF16: ResNet50 trains twice as fast in bf16-mixed; without these instructions slower.
 
     Args:
         precision: a value of Lightning's ``precision``, or ``auto``.
@@ -182,18 +182,18 @@ def _cpu_multiplies_bf16() -> bool:
 
 _MESSAGES = (
     r".*treespec, LeafSpec.*",  # lightning 2.6 calls functions that torch 2.14 deprecates
-    r".*smaller than the logging interval.*",  # the end of an epoch is logged anyway
-    r".*does not have many workers.*",  # photos are memory-mapped: workers would slow it down
-    r".*your dataloader is not resumable.*",  # its state is the data module's, and restored
+    r".*smaller than the logging interval.*",  # each end of an epoch is logged, too
+    r".*does not have many workers.*",  # photos are memory-mapped: workers are slower
+    r".*your dataloader is not resumable.*",  # the data module restores its state
     r".*module\(s\) in eval mode at the start of training.*",  # a frozen backbone, as configured
 )
 
 
 def silence_lightning() -> None:
-    """Silence Lightning's tips and start-up lines, printed twice, and known warnings; call after importing it."""
+    """Silence Lightning's tips, start-up lines and known warnings; call after importing it."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logger = logging.getLogger(name)
-        logger.handlers.clear()  # the root logger has one
+        logger.handlers.clear()  # else lines are printed twice, by the root logger, too
         logger.setLevel(logging.WARNING)
     for message in _MESSAGES:
         warnings.filterwarnings("ignore", message)
@@ -204,7 +204,7 @@ def translate_errors(*, batch_size: int, run: object) -> Iterator[None]:
     """Raise known exceptions of a fit or scoring as a :class:`BinCounterError` with one sentence.
 
     Raises:
-        BinCounterError: see :func:`explained`; other exceptions pass.
+        BinCounterError: see :func:`describe_failure`; other exceptions pass.
     """
     try:
         yield
@@ -219,8 +219,8 @@ def describe_failure(error: BaseException, *, batch_size: int, run: object) -> B
     """Describe an exception of a fit or scoring in one sentence; ``None`` if it is unknown.
 
     Args:
-        error: what was raised.
-        batch_size: ``data.batch_size`` in force.
+        error: the exception.
+        batch_size: ``data.batch_size`` of the run.
         run: the run's folder.
     """
     options = search_path(HydraConfig.get()) if HydraConfig.initialized() else []
@@ -269,7 +269,7 @@ _LOGGERS = {
     "wandb": "check the network, or add logger.wandb.offline=true, or choose logger=csv",
     "mlflow": "start the server of logger.mlflow.tracking_uri, or correct it, or choose logger=csv",
 }
-"""Packages of loggers, and the next step where their server does not answer."""
+"""Packages of loggers, and advice if their server does not respond."""
 _NO_LOGIN = re.compile(r"api[_ ]?key|log(?:ged)? ?in\b|\b40[13]\b|unauthori[sz]ed|permission|credential", re.IGNORECASE)
 
 
@@ -279,7 +279,7 @@ _MLFLOW_LOGIN = (
 
 
 def _describe_logger_failure(error: BaseException) -> BinCounterError | None:
-    """Describe an exception of a logger's package, which may be missing, not logged in, or without its server."""
+    """Describe an exception of a logger: missing package, no login, or no server."""
     for cause in (error, error.__cause__):
         missing = isinstance(cause, ModuleNotFoundError)
         library = type(cause).__module__.partition(".")[0]
