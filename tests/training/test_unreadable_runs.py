@@ -14,7 +14,7 @@ from bincounter.cloud.jobs import best_value
 from bincounter.debugger.rule_runner import rule_overrides
 from bincounter.errors import UserError
 from bincounter.report.compare import compare
-from bincounter.sweep.tuner_search import _epochs
+from bincounter.sweep.tuner_search import _metric_by_epoch
 from bincounter.training.checkpoint import AtomicCheckpointIO, find_resume_checkpoint
 from bincounter.training.results import read_results
 from bincounter.training.resume import stored_config
@@ -78,7 +78,11 @@ def test_values_of_another_type(name: str, content: object, tmp_path: Path) -> N
 def test_readers_of_a_log_that_is_a_folder(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", photos=60)
     _into_folder(run / "logs" / "metrics.csv")
-    for read in (read_results, lambda run: best_value(run, "val/accuracy", "max"), lambda run: _epochs(run, "lr")):
+    for read in (
+        read_results,
+        lambda run: best_value(run, "val/accuracy", "max"),
+        lambda run: _metric_by_epoch(run, "lr"),
+    ):
         with pytest.raises(UserError, match=r"run/logs/metrics.csv cannot be read \(.*\): restore it"):
             read(run)
 
