@@ -1,21 +1,20 @@
 """SageMaker on this machine: its API on 127.0.0.1, with training jobs, tuning jobs and endpoints that really run.
 
-A control plane (``python -m sagemaker_rehearsal``) serves any boto3 client. S3, CloudWatch Logs, STS, IAM and all else
-are moto's. A training job runs through the ``train`` command of the real ``sagemaker-training`` toolkit, in a folder
-laid out like ``/opt/ml``, with spot interruptions on request. A tuning job runs its training jobs.
+A control plane (``python -m sagemaker_rehearsal``) serves any boto3 client. moto serves S3, CloudWatch Logs, STS, IAM
+and all other services. A training job runs through the ``train`` command of the real ``sagemaker-training`` toolkit, in
+a folder laid out like ``/opt/ml``, with spot interruptions on request. A tuning job runs its training jobs.
 
 An endpoint and a transform job serve the archive from S3: it is unpacked, pip has to find its requirements, ``serve
 run`` of Ray Serve starts, and only a container that passes the health check is in service. During an update the old
 container serves until the new one is healthy; a failed update keeps the old one. Logs, data captures, asynchronous
-answers and failures are written where AWS writes them. A transform job continues after a bad object and fails at its
-end. Bodies and response times have AWS's limits.
+responses and failures are written to AWS's places. A transform job continues after a bad object and fails at its end.
+Bodies and response times have AWS's limits.
 
 Differences to AWS: images are not pulled (jobs run in this Python environment), instance types are names only,
 ``/opt/ml`` is ``$SAGEMAKER_BASE_DIR``, hosts are called 127.0.0.1, 127.0.0.2, ... instead of algo-1, algo-2, ..., no
 permission is checked, pip has no index, the spot discount is invented, and a Bayesian search draws at random. An
-endpoint has one variant and one container, whatever its number of instances; serverless and idle endpoints stay
-started; nothing scales, traffic moves all at once, alarms are ignored, and a container has 3 minutes to become healthy,
-not 10.
+endpoint has one variant and one container for any number of instances; serverless and idle endpoints stay started;
+nothing scales, traffic moves all at once, alarms are ignored, and a container has 3 minutes to become healthy, not 10.
 """
 
 import os
@@ -32,13 +31,13 @@ ROLE = "rehearsal"
 INTERRUPTIONS = "REHEARSAL_INTERRUPTIONS"
 """Variable in the ``Environment`` of a managed spot job: seconds before each interruption, such as ``"5,0"``.
 
-Attempt k is interrupted the k-th number of seconds after it first uploads a checkpoint, so that every attempt makes
+Attempt k is interrupted the k-th number of seconds after its first upload of a checkpoint, so that every attempt makes
 progress. ``"5,0"`` interrupts twice, the second time at once.
 """
 INTERRUPT_AFTER = "REHEARSAL_INTERRUPT_AFTER"
-"""Variable beside :data:`INTERRUPTIONS`: name of the file that counts as a checkpoint, such as ``"last.ckpt"``.
+"""Variable beside :data:`INTERRUPTIONS`: name of a checkpoint file, such as ``"last.ckpt"``.
 
-Without it every file in the checkpoint folder counts.
+By default every file in the checkpoint folder is one.
 """
 
 
@@ -49,8 +48,8 @@ class StartError(Exception):
 def client_environment(endpoint: str) -> dict[str, str]:
     """Return the variables that point AWS clients to the plane at ``endpoint``, and away from the user's own account.
 
-    Add them to an environment of :func:`without_aws`: a left-over ``AWS_SESSION_TOKEN`` or ``AWS_PROFILE`` would
-    override them, and an empty value does not count as unset.
+    Add them to an environment of :func:`without_aws`: ``AWS_SESSION_TOKEN`` or ``AWS_PROFILE`` would override them,
+    even with an empty value.
     """
     return {
         "AWS_ENDPOINT_URL": endpoint,
@@ -73,15 +72,15 @@ def without_aws(environment: Mapping[str, str]) -> dict[str, str]:
 def rehearsed(folder: Path, grace: float = 2.0) -> Iterator[dict[str, str]]:
     """Run a control plane in a process of its own, which ends with the block or with this process.
 
-    It starts with the bucket ``sagemaker-us-east-1-123456789012`` and the role ``rehearsal``, and keeps nothing when it
-    ends.
+    It starts with the bucket ``sagemaker-us-east-1-123456789012`` and the role ``rehearsal``; its state is lost at its
+    end.
 
     Args:
-        folder: for the files of running jobs, and for the plane's own log (``plane.log``).
-        grace: seconds between SIGTERM and SIGKILL for a job that is stopped or interrupted; 120 on AWS.
+        folder: folder for running jobs and for the plane's log (``plane.log``).
+        grace: seconds between SIGTERM and SIGKILL for a stopped or interrupted job; 120 on AWS.
 
     Yields:
-        The variables that point AWS clients to it: ``{**without_aws(os.environ), **variables}``.
+        Variables that point AWS clients to the plane: ``{**without_aws(os.environ), **variables}``.
 
     Raises:
         StartError: the plane did not start.
@@ -93,13 +92,13 @@ def rehearsed(folder: Path, grace: float = 2.0) -> Iterator[dict[str, str]]:
     with log.open("wb") as log_file:
         process = subprocess.Popen(
             command,
-            cwd=Path(__file__).parents[1],  # runs this package, whatever the caller's folder is
+            cwd=Path(__file__).parents[1],  # to import this package, in any folder of the caller
             env=without_aws(os.environ),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log_file,
             text=True,
-            start_new_session=True,  # Ctrl-C in a terminal is for the caller
+            start_new_session=True,  # Ctrl-C in a terminal ends only the caller
         )
     assert process.stdin is not None
     assert process.stdout is not None

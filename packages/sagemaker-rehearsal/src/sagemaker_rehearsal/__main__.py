@@ -46,7 +46,7 @@ def _serve(folder: Path, port: int, grace: float, with_parent: bool) -> None:
     plane = ControlPlane(folder.resolve(), port, grace)
     atexit.register(plane.close)
     print(plane.endpoint, flush=True)
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # moto prints now and then; the caller has read its line
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # moto prints to stdout, of which the caller reads one line
     if with_parent:
         threading.Thread(target=_wait_for_end_of_stdin, args=[stop], daemon=True).start()
     stop.wait()
@@ -55,7 +55,7 @@ def _serve(folder: Path, port: int, grace: float, with_parent: bool) -> None:
 
 
 def _wait_for_end_of_stdin(stop: threading.Event) -> None:
-    os.read(0, 1)  # nobody writes to it: this returns when the other end closes
+    os.read(0, 1)  # nothing is written to it: returns when the other end closes
     stop.set()
 
 

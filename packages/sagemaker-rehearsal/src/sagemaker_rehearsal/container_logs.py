@@ -1,4 +1,4 @@
-"""Output of containers: sent to CloudWatch Logs, and searched for metrics."""
+"""Output of containers, sent to CloudWatch Logs and searched for metrics."""
 
 import math
 import re
@@ -16,21 +16,21 @@ _CALL_EVENTS = 5_000
 
 
 class Metrics:
-    """Values of the metrics of ``MetricDefinitions``, found in a log by their regular expressions."""
+    """Values of ``MetricDefinitions``, found in a log by their regular expressions."""
 
     def __init__(self, definitions: list[dict[str, str]]) -> None:
         self._patterns = {definition["Name"]: re.compile(definition["Regex"]) for definition in definitions}
         self._found: dict[str, list[dict[str, Any]]] = {}
 
     def read(self, line: str, moment: float) -> None:
-        """Search one line for every metric; ``moment`` is its time in seconds since 1970."""
+        """Search one line for every metric; ``moment`` is the line's time in seconds since 1970."""
         for name, pattern in self._patterns.items():
             match = pattern.search(line)
             if match is None or not match.groups():
                 continue
             try:
                 value = float(match[1])
-            except (TypeError, ValueError):  # AWS, too, ignores a match that is not a number
+            except (TypeError, ValueError):  # not a number: ignored, as by AWS
                 continue
             emitted = {"MetricName": name, "Value": value, "Timestamp": moment}
             self._found.setdefault(name, []).append(emitted)
@@ -49,11 +49,11 @@ class LogStream:
     """One log stream: a thread reads a container's output, :meth:`send` sends it in order.
 
     Args:
-        logs: a boto3 client of CloudWatch Logs.
-        name: of the stream, which is created.
+        logs: boto3 client of CloudWatch Logs.
+        name: name of the stream, which is created.
         output: the container's stdout and stderr.
-        metrics: reads every line.
-        group: of the stream.
+        metrics: metrics to search every line for.
+        group: group of the stream.
     """
 
     def __init__(self, logs: Any, name: str, output: IO[bytes], metrics: Metrics, group: str = GROUP) -> None:
@@ -73,7 +73,7 @@ class LogStream:
             line, moment = raw.decode("utf-8", "replace").rstrip("\r\n"), time.time()
             self._metrics.read(line, moment)
             pieces = [line[start : start + _EVENT_CHARACTERS] for start in range(0, len(line), _EVENT_CHARACTERS)]
-            with self._lock:  # an empty line gives no event: CloudWatch refuses empty messages
+            with self._lock:  # no event for an empty line: CloudWatch rejects empty messages
                 self._waiting += [{"timestamp": int(moment * 1000), "message": piece} for piece in pieces]
 
     def send(self) -> None:
@@ -85,7 +85,7 @@ class LogStream:
 
     def close(self) -> None:
         """Send the rest, after the container's processes have ended."""
-        self._reader.join(5)  # a process that left the container's group may hold the pipe open for ever
+        self._reader.join(5)  # a process that left the container's group may hold the pipe open forever
         self.send()
 
 

@@ -1,4 +1,4 @@
-"""HTTP server of the control plane: SageMaker's operations implemented here, moto for everything else."""
+"""HTTP server of the control plane: SageMaker's operations implemented here, and moto for all others."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from werkzeug.serving import make_server
 from sagemaker_rehearsal import BUCKET, REGION, ROLE, client_environment
 from sagemaker_rehearsal.endpoints import Endpoints
 from sagemaker_rehearsal.models import EndpointConfigs, Models, Tags
-from sagemaker_rehearsal.protocol import NotHere, Operation, answer
+from sagemaker_rehearsal.protocol import HandledByMoto, Operation, answer
 from sagemaker_rehearsal.runtime import Runtime
 from sagemaker_rehearsal.site import ProcessGroups, Site
 from sagemaker_rehearsal.training_jobs import TrainingJobs
@@ -39,7 +39,7 @@ class _Application:
         target = environ.get("HTTP_X_AMZ_TARGET", "")
         operation = self.operations.get(target.removeprefix(_SERVICE)) if target.startswith(_SERVICE) else None
         if operation is not None:
-            with suppress(NotHere):
+            with suppress(HandledByMoto):
                 return answer(operation, environ, start_response)
         return self._moto(environ, start_response)
 
@@ -53,9 +53,9 @@ class ControlPlane:
     """AWS on 127.0.0.1, from construction until :meth:`close`.
 
     Args:
-        folder: for the files of running jobs.
-        port: on 127.0.0.1; 0 takes a free one.
-        grace: seconds between SIGTERM and SIGKILL for a job that is stopped or interrupted.
+        folder: folder for running jobs.
+        port: port on 127.0.0.1; 0 for a free one.
+        grace: seconds between SIGTERM and SIGKILL for a stopped or interrupted job.
     """
 
     def __init__(self, folder: Path, port: int, grace: float) -> None:
@@ -83,7 +83,7 @@ class ControlPlane:
         self._create_bucket_and_role(session)
 
     def _create_bucket_and_role(self, session: boto3.Session) -> None:
-        """Create what an account that has used SageMaker before has."""
+        """Create the bucket and the role of an account that has used SageMaker before."""
         trust = {
             "Version": "2012-10-17",
             "Statement": [

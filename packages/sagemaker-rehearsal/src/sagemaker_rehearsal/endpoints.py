@@ -1,7 +1,7 @@
 """Endpoints: their creation, update and deletion, and the API operations on them.
 
-An instance is one process tree on this machine, however many instances are requested. The control plane takes the place
-of the image's adapter: ``/ping`` is Ray's health check, ``/invocations`` is forwarded to ``/``.
+An endpoint is one process tree on this machine, for any number of instances. The control plane replaces the image's
+adapter: ``/ping`` is Ray's health check, ``/invocations`` is forwarded to ``/``.
 """
 
 import secrets
@@ -18,17 +18,17 @@ from sagemaker_rehearsal.serving_container import Container, NotServable
 from sagemaker_rehearsal.site import Site
 
 _SORT_KEYS = {"Name": "EndpointName", "CreationTime": "CreationTime", "Status": "EndpointStatus"}
-_LONGEST_START = 180.0  # seconds; AWS waits for 10 minutes unless the variant says otherwise
+_LONGEST_START = 180.0  # seconds; on AWS by default 10 minutes
 _POLL = 0.2  # seconds
-_LONGEST_ANSWER = 60.0  # seconds for requests that an old container is still working on
+_LONGEST_ANSWER = 60.0  # seconds for the last requests of an old container
 
 
 class Endpoint(Resource):
     """An endpoint, from CreateEndpoint to DeleteEndpoint.
 
     Args:
-        site: shared by all jobs.
-        request: the body of CreateEndpoint.
+        site: state shared by all jobs.
+        request: body of CreateEndpoint.
         configs: all endpoint configurations.
         models: all models.
     """
@@ -44,7 +44,7 @@ class Endpoint(Resource):
         self._gone = threading.Event()
         self._container: Container | None = None
         self.status = "Creating"
-        self.config = configs.get(request["EndpointConfigName"]).request  # kept, since it may be deleted later
+        self.config = configs.get(request["EndpointConfigName"]).request  # stored: it may be deleted later
 
     @property
     def variant(self) -> dict[str, Any]:
@@ -52,14 +52,14 @@ class Endpoint(Resource):
         return self.config["ProductionVariants"][0]
 
     def start(self) -> None:
-        """Start its creation."""
+        """Start the creation."""
         threading.Thread(target=self._create, daemon=True).start()
 
     def update(self, config_name: str) -> None:
-        """Start replacing its container by that of another configuration.
+        """Start an update to another configuration.
 
         Raises:
-            Refused: it is not in service, or has that configuration already.
+            Refused: the endpoint is not in service, or has that configuration already.
         """
         config = self._configs.get(config_name).request
         with self._lock:
@@ -73,10 +73,10 @@ class Endpoint(Resource):
         threading.Thread(target=self._update, args=[config], daemon=True).start()
 
     def delete(self, registry: "Registry[Endpoint]") -> None:
-        """Start its deletion.
+        """Start the deletion.
 
         Raises:
-            Refused: it is being created, updated or deleted.
+            Refused: the endpoint is being created, updated or deleted.
         """
         with self._lock:
             if self.status not in ("InService", "Failed"):
@@ -85,7 +85,7 @@ class Endpoint(Resource):
         threading.Thread(target=self._delete, args=[registry], daemon=True).start()
 
     def close(self) -> None:
-        """End its containers."""
+        """End the containers."""
         self._gone.set()
         with self._lock:
             container, self._container = self._container, None
@@ -93,7 +93,7 @@ class Endpoint(Resource):
             container.end()
 
     def serving(self) -> Container:
-        """Return the container that answers requests.
+        """Return the container in service.
 
         Raises:
             Refused: the endpoint is not in service.
@@ -104,7 +104,7 @@ class Endpoint(Resource):
             return self._container
 
     def description(self) -> dict[str, Any]:
-        """Return the answer of DescribeEndpoint."""
+        """Return the response of DescribeEndpoint."""
         with self._lock:
             variant = self.variant
             count = variant.get("InitialInstanceCount")
@@ -141,8 +141,8 @@ class Endpoint(Resource):
 
     def _create(self) -> None:
         try:
-            container = self._started(self.config)
-        except Exception as reason:  # of any kind: this thread has no other way to report it
+            container = self._start_container(self.config)
+        except Exception as reason:  # any: the status is the only place to report it
             with self._lock:
                 self._enter("Failed", _failure_reason(reason))
             return
@@ -151,10 +151,10 @@ class Endpoint(Resource):
             self._enter("InService")
 
     def _update(self, config: dict[str, Any]) -> None:
-        """Start the new container beside the old one, which answers until the new one is healthy."""
+        """Start the new container beside the old one, which serves until the new one is healthy."""
         try:
-            container = self._started(config)
-        except Exception as reason:  # of any kind: this thread has no other way to report it
+            container = self._start_container(config)
+        except Exception as reason:  # any: the status is the only place to report it
             with self._lock:
                 self._enter("InService", _failure_reason(reason))
             return
@@ -169,11 +169,11 @@ class Endpoint(Resource):
         self.close()
         registry.remove(self.name)
 
-    def _started(self, config: dict[str, Any]) -> Container:
+    def _start_container(self, config: dict[str, Any]) -> Container:
         """Start the container of a configuration and wait until it is healthy.
 
         Raises:
-            NotServable: it does not become healthy.
+            NotServable: the container does not become healthy.
         """
         variant: Mapping[str, Any] = config["ProductionVariants"][0]
         name = variant["VariantName"]
@@ -210,7 +210,7 @@ class Endpoints:
     """All endpoints of a control plane.
 
     Args:
-        site: shared by all jobs.
+        site: state shared by all jobs.
         model: botocore's service model of SageMaker.
         models: all models.
         configs: all endpoint configurations.

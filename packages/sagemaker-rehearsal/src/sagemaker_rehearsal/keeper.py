@@ -1,8 +1,8 @@
 """Stand-alone script ``python -I keeper.py COMMAND...``: run a server and end all of its processes.
 
 The server ends when stdin closes: the parent closed it, or was killed. Ray's processes begin sessions of their own and
-outlive their parents; as their subreaper this process inherits all of them as children. Only Linux has subreapers:
-elsewhere Ray's processes end by themselves, seconds later.
+outlive their parents; as their subreaper this process inherits all of them. Only Linux has subreapers: elsewhere Ray's
+processes end by themselves, seconds later.
 """
 
 import ctypes
@@ -18,13 +18,13 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 def main(command: list[str]) -> int:
-    """Run ``command`` until it ends or stdin closes, and kill all processes that it has started.
+    """Run ``command`` until it ends or stdin closes, and kill all its descendants.
 
     Returns:
         The exit code of ``command``.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)  # only stdin ends it
+        signal.signal(number, signal.SIG_IGN)  # ended by stdin only
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
@@ -34,7 +34,7 @@ def main(command: list[str]) -> int:
         for child in children:
             with suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
-        for child in children:  # makes their own children ours
+        for child in children:  # this process inherits their children
             with suppress(ChildProcessError):
                 os.waitpid(child, 0)
     return code

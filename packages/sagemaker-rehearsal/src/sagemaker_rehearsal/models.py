@@ -1,4 +1,4 @@
-"""API operations on models, endpoint configurations and tags, and the registries that hold them."""
+"""Registries of resources, and API operations on models, endpoint configurations and tags."""
 
 import threading
 import time
@@ -6,7 +6,7 @@ from operator import itemgetter
 from typing import Any, Generic, TypeVar
 
 from sagemaker_rehearsal import ACCOUNT, REGION
-from sagemaker_rehearsal.protocol import NotHere, Operation, Refused, check_shape, is_wanted, page
+from sagemaker_rehearsal.protocol import HandledByMoto, Operation, Refused, check_shape, is_wanted, page
 from sagemaker_rehearsal.request_checks import refuse_first
 
 
@@ -14,9 +14,9 @@ class Resource:
     """A resource with a name, an ARN and tags.
 
     Args:
-        kind: in its ARN, such as ``endpoint-config``.
-        name: of the resource.
-        request: the body that created it.
+        kind: kind in its ARN, such as ``endpoint-config``.
+        name: name of the resource.
+        request: body of the request that created it.
     """
 
     def __init__(self, kind: str, name: str, request: dict[str, Any]) -> None:
@@ -33,7 +33,7 @@ class Registry(Generic[AnyResource]):
     """All resources of one kind.
 
     Args:
-        kind: in AWS's messages, such as ``endpoint configuration``.
+        kind: kind in AWS's messages, such as ``endpoint configuration``.
     """
 
     def __init__(self, kind: str) -> None:
@@ -42,7 +42,7 @@ class Registry(Generic[AnyResource]):
         self._lock = threading.Lock()
 
     def add(self, resource: AnyResource) -> None:
-        """Add a new one.
+        """Add a resource.
 
         Raises:
             Refused: the name is taken.
@@ -53,7 +53,7 @@ class Registry(Generic[AnyResource]):
             self._resources[resource.name] = resource
 
     def get(self, name: str) -> AnyResource:
-        """Return the resource of a name.
+        """Return a resource by its name.
 
         Raises:
             Refused: it does not exist.
@@ -70,16 +70,16 @@ class Registry(Generic[AnyResource]):
             self._resources.pop(name, None)
 
     def all(self) -> list[AnyResource]:
-        """Return all of them."""
+        """Return all resources."""
         with self._lock:
             return list(self._resources.values())
 
 
 class Tags:
-    """AddTags, ListTags and DeleteTags of the resources held here; moto answers for all others.
+    """AddTags, ListTags and DeleteTags of resources in registries; others are moto's.
 
     Args:
-        registries: of the resources that have tags.
+        registries: registries of the resources with tags.
         model: botocore's service model of SageMaker.
     """
 
@@ -96,15 +96,15 @@ class Tags:
             for resource in registry.all():
                 if resource.arn == request["ResourceArn"]:
                     return resource.tags
-        raise NotHere
+        raise HandledByMoto
 
     def _add(self, request: dict[str, Any]) -> dict[str, Any]:
         tags = self._tags("AddTags", request)
         tags.update({tag["Key"]: tag["Value"] for tag in request["Tags"]})
-        return {"Tags": _listed(tags)}
+        return {"Tags": _tag_list(tags)}
 
     def _list(self, request: dict[str, Any]) -> dict[str, Any]:
-        return {"Tags": _listed(self._tags("ListTags", request))}
+        return {"Tags": _tag_list(self._tags("ListTags", request))}
 
     def _delete(self, request: dict[str, Any]) -> dict[str, Any]:
         tags = self._tags("DeleteTags", request)
@@ -113,11 +113,60 @@ class Tags:
         return {}
 
 
-def _listed(tags: dict[str, str]) -> list[dict[str, str]]:
+def _tag_list(tags: dict[str, str]) -> list[dict[str, str]]:
     return [{"Key": key, "Value": value} for key, value in tags.items()]
 
 
-class Models:
+class _Resources:
+    """All resources of one kind, and the operations on them.
+
+    Args:
+        model: botocore's service model of SageMaker.
+        kind: kind in the names of operations and members, such as ``EndpointConfig``.
+        words: kind in AWS's messages, such as ``endpoint configuration``.
+    """
+
+    def __init__(self, model: Any, kind: str, words: str) -> None:
+        self._model, self._kind = model, kind
+        self.registry: Registry[Resource] = Registry(words)
+
+    def operations(self) -> dict[str, Operation]:
+        """Return the operations by AWS's names of them."""
+        return {
+            f"Create{self._kind}": self._create,
+            f"Describe{self._kind}": self._describe,
+            f"Delete{self._kind}": self._delete,
+            f"List{self._kind}s": self._list,
+        }
+
+    def _create(self, request: dict[str, Any]) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _describe(self, request: dict[str, Any]) -> dict[str, Any]:
+        check_shape(self._model, f"Describe{self._kind}", request)
+        found = self.registry.get(request[f"{self._kind}Name"])
+        requested = {key: value for key, value in found.request.items() if key != "Tags"}
+        return {**requested, f"{self._kind}Arn": found.arn, "CreationTime": found.created}
+
+    def _delete(self, request: dict[str, Any]) -> dict[str, Any]:
+        check_shape(self._model, f"Delete{self._kind}", request)
+        self.registry.remove(self.registry.get(request[f"{self._kind}Name"]).name)
+        return {}
+
+    def _list(self, request: dict[str, Any]) -> dict[str, Any]:
+        check_shape(self._model, f"List{self._kind}s", request)
+        found = [
+            {f"{self._kind}Name": one.name, f"{self._kind}Arn": one.arn, "CreationTime": one.created}
+            for one in self.registry.all()
+        ]
+        wanted = [one for one in found if is_wanted(one, request, self._kind)]
+        order = request.get("SortOrder", "Descending")  # AWS's default here, unlike that of jobs
+        by_time = request.get("SortBy", "CreationTime") == "CreationTime"
+        key = itemgetter("CreationTime" if by_time else f"{self._kind}Name")
+        return page(f"{self._kind}s", wanted, {**request, "SortOrder": order}, key)
+
+
+class Models(_Resources):
     """All models of a control plane.
 
     Args:
@@ -125,17 +174,7 @@ class Models:
     """
 
     def __init__(self, model: Any) -> None:
-        self._model = model
-        self.registry: Registry[Resource] = Registry("model")
-
-    def operations(self) -> dict[str, Operation]:
-        """Return the operations by AWS's names of them."""
-        return {
-            "CreateModel": self._create,
-            "DescribeModel": self._describe,
-            "DeleteModel": self._delete,
-            "ListModels": self._list,
-        }
+        super().__init__(model, "Model", "model")
 
     def _create(self, request: dict[str, Any]) -> dict[str, Any]:
         check_shape(self._model, "CreateModel", request)
@@ -155,26 +194,8 @@ class Models:
         self.registry.add(created)
         return {"ModelArn": created.arn}
 
-    def _describe(self, request: dict[str, Any]) -> dict[str, Any]:
-        check_shape(self._model, "DescribeModel", request)
-        found = self.registry.get(request["ModelName"])
-        requested = {key: value for key, value in found.request.items() if key != "Tags"}
-        return {**requested, "ModelArn": found.arn, "CreationTime": found.created}
 
-    def _delete(self, request: dict[str, Any]) -> dict[str, Any]:
-        check_shape(self._model, "DeleteModel", request)
-        self.registry.remove(self.registry.get(request["ModelName"]).name)
-        return {}
-
-    def _list(self, request: dict[str, Any]) -> dict[str, Any]:
-        check_shape(self._model, "ListModels", request)
-        found = [
-            {"ModelName": one.name, "ModelArn": one.arn, "CreationTime": one.created} for one in self.registry.all()
-        ]
-        return _page("Models", "Model", found, request)
-
-
-class EndpointConfigs:
+class EndpointConfigs(_Resources):
     """All endpoint configurations of a control plane.
 
     Args:
@@ -183,17 +204,8 @@ class EndpointConfigs:
     """
 
     def __init__(self, model: Any, models: Registry[Resource]) -> None:
-        self._model, self._models = model, models
-        self.registry: Registry[Resource] = Registry("endpoint configuration")
-
-    def operations(self) -> dict[str, Operation]:
-        """Return the operations by AWS's names of them."""
-        return {
-            "CreateEndpointConfig": self._create,
-            "DescribeEndpointConfig": self._describe,
-            "DeleteEndpointConfig": self._delete,
-            "ListEndpointConfigs": self._list,
-        }
+        super().__init__(model, "EndpointConfig", "endpoint configuration")
+        self._models = models
 
     def _create(self, request: dict[str, Any]) -> dict[str, Any]:
         check_shape(self._model, "CreateEndpointConfig", request)
@@ -219,29 +231,3 @@ class EndpointConfigs:
         created = Resource("endpoint-config", request["EndpointConfigName"], request)
         self.registry.add(created)
         return {"EndpointConfigArn": created.arn}
-
-    def _describe(self, request: dict[str, Any]) -> dict[str, Any]:
-        check_shape(self._model, "DescribeEndpointConfig", request)
-        found = self.registry.get(request["EndpointConfigName"])
-        requested = {key: value for key, value in found.request.items() if key != "Tags"}
-        return {**requested, "EndpointConfigArn": found.arn, "CreationTime": found.created}
-
-    def _delete(self, request: dict[str, Any]) -> dict[str, Any]:
-        check_shape(self._model, "DeleteEndpointConfig", request)
-        self.registry.remove(self.registry.get(request["EndpointConfigName"]).name)
-        return {}
-
-    def _list(self, request: dict[str, Any]) -> dict[str, Any]:
-        check_shape(self._model, "ListEndpointConfigs", request)
-        found = [
-            {"EndpointConfigName": one.name, "EndpointConfigArn": one.arn, "CreationTime": one.created}
-            for one in self.registry.all()
-        ]
-        return _page("EndpointConfigs", "EndpointConfig", found, request)
-
-
-def _page(member: str, kind: str, found: list[dict[str, Any]], request: dict[str, Any]) -> dict[str, Any]:
-    wanted = [one for one in found if is_wanted(one, request, kind)]
-    order = request.get("SortOrder", "Descending")  # AWS's default here, unlike that of jobs
-    key = itemgetter("CreationTime" if request.get("SortBy", "CreationTime") == "CreationTime" else f"{kind}Name")
-    return page(member, wanted, {**request, "SortOrder": order}, key)

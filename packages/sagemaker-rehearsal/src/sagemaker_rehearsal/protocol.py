@@ -1,4 +1,4 @@
-"""AWS's JSON 1.1 protocol: answers, errors, request shapes, and the pages of List operations."""
+"""AWS's JSON 1.1 protocol: responses, errors, request shapes, and the pages of List operations."""
 
 import json
 import re
@@ -10,16 +10,16 @@ from typing import Any
 from botocore.validate import ParamValidator
 
 Operation = Callable[[dict[str, Any]], dict[str, Any]]
-"""One operation of an API: body of the request -> body of the answer; times are seconds since 1970."""
+"""One operation of an API: body of the request -> body of the response; times are seconds since 1970."""
 
 _PAGE = 10  # AWS's default of MaxResults
 
 
 class Refused(Exception):
-    """A request that is answered with one of AWS's errors.
+    """Rejection of a request with one of AWS's errors.
 
     Args:
-        code: AWS's name of the error, which the client finds in ``ClientError.response["Error"]["Code"]``.
+        code: AWS's name of the error, ``ClientError.response["Error"]["Code"]`` of the client.
         message: the reason.
     """
 
@@ -28,21 +28,21 @@ class Refused(Exception):
         self.code = code
 
 
-class NotHere(Exception):
-    """A request about an object that moto keeps, and that moto answers."""
+class HandledByMoto(Exception):
+    """A request about an object of moto, to be passed to moto."""
 
 
 def answer(operation: Operation, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-    """Answer one WSGI request by an operation.
+    """Respond to one WSGI request by an operation.
 
     Raises:
-        NotHere: moto has to answer it; ``wsgi.input`` holds its body again.
+        HandledByMoto: the request is for moto; ``wsgi.input`` holds its body again.
     """
     length = int(environ.get("CONTENT_LENGTH") or 0)
     request = environ["wsgi.input"].read(length)
     try:
         status, body = HTTPStatus.OK, operation(json.loads(request or b"{}"))
-    except NotHere:
+    except HandledByMoto:
         environ["wsgi.input"] = BytesIO(request)
         raise
     except Refused as refusal:
@@ -58,11 +58,11 @@ def check_shape(model: Any, operation: str, request: dict[str, Any]) -> None:
 
     Args:
         model: the service model.
-        operation: AWS's name of it, such as ``CreateModel``.
+        operation: AWS's name of the operation, such as ``CreateModel``.
         request: the decoded body.
 
     Raises:
-        Refused: the members that break a type, a length, a range, an enumeration or a pattern.
+        Refused: a member breaks a type, a length, a range, an enumeration or a pattern.
     """
     shape = model.operation_model(operation).input_shape
     report = ParamValidator().validate(request, shape)
@@ -75,7 +75,7 @@ def check_shape(model: Any, operation: str, request: dict[str, Any]) -> None:
 
 
 def _violations(shape: Any, value: Any, path: tuple[str, ...]) -> Iterator[str]:
-    """AWS's sentence for each value outside the limits, which botocore's ``ParamValidator`` leaves to the server."""
+    """Yield AWS's sentence for each value outside limits that botocore's ``ParamValidator`` does not check."""
     for constraint in _broken_constraints(shape, value):
         place = ".".join(path)
         yield f"Value '{value}' at '{place}' failed to satisfy constraint: Member must {constraint}"
@@ -113,17 +113,17 @@ def _broken_constraints(shape: Any, value: Any) -> Iterator[str]:
 def _matches(pattern: str, value: str) -> bool:
     try:
         return re.fullmatch(pattern, value) is not None
-    except re.error:  # patterns are Java's; Python does not know some of them, such as \p{L}
+    except re.error:  # patterns are Java's; Python lacks some of their elements, such as \p{L}
         return True
 
 
 def is_wanted(summary: dict[str, Any], request: dict[str, Any], kind: str) -> bool:
-    """Return whether an entry passes the filters of a List request.
+    """Return True if an entry passes the filters of a List request.
 
     Args:
         summary: the entry.
-        request: the body of the request.
-        kind: prefix of the entry's own members, such as ``TrainingJob``.
+        request: body of the request.
+        kind: prefix of the entry's members, such as ``TrainingJob``.
     """
     if request.get("NameContains", "") not in summary[f"{kind}Name"]:
         return False
@@ -140,12 +140,12 @@ def is_wanted(summary: dict[str, Any], request: dict[str, Any], kind: str) -> bo
 def page(
     member: str, found: list[dict[str, Any]], request: dict[str, Any], key: Callable[[dict[str, Any]], Any]
 ) -> dict[str, Any]:
-    """Return one page of a List operation's answer.
+    """Return one page of a List operation's response.
 
     Args:
-        member: the answer's member that holds the entries.
+        member: member of the response for the entries.
         found: all entries that pass the filters.
-        request: with ``SortOrder``, ``NextToken`` and ``MaxResults``, if any.
+        request: body of the request, for ``SortOrder``, ``NextToken`` and ``MaxResults``.
         key: sort key of an entry.
     """
     found = sorted(found, key=key, reverse=request.get("SortOrder") == "Descending")

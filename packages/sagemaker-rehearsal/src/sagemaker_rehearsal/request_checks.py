@@ -1,4 +1,4 @@
-"""Rules on CreateTrainingJob: requests that AWS refuses, and requests that cannot be rehearsed.
+"""Rules on CreateTrainingJob: requests that AWS rejects, and requests that cannot be rehearsed.
 
 The rules between fields are AWS's, from the API reference of CreateTrainingJob. Lengths, ranges, enumerations and
 patterns are those of botocore's service model (protocol.py).
@@ -20,10 +20,10 @@ def check_rules(request: dict[str, Any]) -> None:
     """Check AWS's rules between the members of a request.
 
     Args:
-        request: a body that the service model allows.
+        request: body with a valid shape, see :func:`~sagemaker_rehearsal.protocol.check_shape`.
 
     Raises:
-        Refused: the rule that is broken.
+        Refused: a rule is broken.
     """
     spot = request.get("EnableManagedSpotTraining", False)
     stopping = request.get("StoppingCondition", {})
@@ -67,13 +67,13 @@ def check_rules(request: dict[str, Any]) -> None:
 
 
 def check_rehearsable(request: dict[str, Any]) -> None:
-    """Check that the rehearsal can do what a request asks for.
+    """Check that the rehearsal supports a request.
 
     Args:
-        request: a body that AWS would accept.
+        request: body that AWS accepts.
 
     Raises:
-        Refused: what it cannot do.
+        Refused: it uses an unsupported feature.
     """
     algorithm = request["AlgorithmSpecification"]
     channels = request.get("InputDataConfig", [])
@@ -113,25 +113,25 @@ def check_rehearsable(request: dict[str, Any]) -> None:
 
 
 def refuse_unsupported(features: dict[str, bool]) -> None:
-    """Refuse the first feature that a request uses and the rehearsal lacks.
+    """Reject a request that uses an unsupported feature.
 
     Args:
-        features: name of a feature -> whether the request uses it.
+        features: feature -> True if the request uses it.
 
     Raises:
-        Refused: the request uses one.
+        Refused: the request uses one; the message has the first.
     """
     refuse_first({f"The rehearsal does not support {feature}.": used for feature, used in features.items()})
 
 
 def refuse_first(rules: dict[str, bool]) -> None:
-    """Refuse a request for the first of its faults.
+    """Reject a request that breaks a rule.
 
     Args:
-        rules: message -> whether the request is at fault.
+        rules: message -> True if the rule is broken.
 
     Raises:
-        Refused: the request has one.
+        Refused: one is broken; the message is the first.
     """
     for message, broken in rules.items():
         if broken:

@@ -21,7 +21,7 @@ from sagemaker_rehearsal.storage import join_uri, split_uri
 
 _PATH = re.compile(r"/endpoints/([^/]+)/(async-)?invocations")
 _LARGEST = {"realtime": 25_000_000, "serverless": 4_000_000}  # bytes of a body
-_TIMEOUT = 60.0  # seconds AWS waits for a container
+_TIMEOUT = 60.0  # seconds to wait for a container, as on AWS
 _ASYNC_TIMEOUT = 900.0
 _SAGEMAKER = "X-Amzn-SageMaker-"
 _SIDES = {"Input": "endpointInput", "Output": "endpointOutput"}
@@ -31,13 +31,13 @@ Answer = tuple[HTTPStatus, dict[str, str], bytes]
 
 
 def capture(site: Site, endpoint: Endpoint, request: tuple[str, bytes], answer: tuple[str, bytes]) -> None:
-    """Write a request and its answer to S3 as JSON lines, if the endpoint's configuration asks for it.
+    """Write a request and its response to S3 as JSON lines, if the endpoint's configuration includes data capture.
 
     Args:
-        site: holds the S3 client.
-        endpoint: that was invoked.
+        site: shared state, for the S3 client.
+        endpoint: the invoked endpoint.
         request: content type and body.
-        answer: content type and body.
+        answer: content type and body of the response.
     """
     config = endpoint.config.get("DataCaptureConfig", {})
     if not config.get("EnableCapture") or random.random() * 100 >= config["InitialSamplingPercentage"]:
@@ -71,10 +71,10 @@ def _side(side: str, content_type: str, body: bytes) -> dict[str, Any]:
 
 
 class Runtime:
-    """The runtime API of all endpoints.
+    """Runtime API of all endpoints.
 
     Args:
-        site: holds the S3 client for asynchronous requests and their answers.
+        site: shared state, for the S3 client of asynchronous invocations.
         endpoints: all endpoints.
     """
 
@@ -83,11 +83,11 @@ class Runtime:
         self._executor = ThreadPoolExecutor(4, "async-invocation")
 
     def matches(self, environ: Mapping[str, Any]) -> bool:
-        """Return whether a request is for an endpoint."""
+        """Return True for an invocation of an endpoint."""
         return environ["REQUEST_METHOD"] == "POST" and _PATH.fullmatch(environ["PATH_INFO"]) is not None
 
     def answer(self, environ: Mapping[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        """Answer one WSGI request."""
+        """Respond to one WSGI request."""
         found = _PATH.fullmatch(environ["PATH_INFO"])
         assert found is not None
         body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
@@ -156,7 +156,7 @@ class Runtime:
     def _answer_later(
         self, endpoint: Endpoint, source: str, headers: dict[str, str], places: Mapping[str, str]
     ) -> None:
-        """Read the request from S3, and write its answer or its failure there."""
+        """Read the request from S3, and write its response or failure there."""
         try:
             bucket, key = split_uri(source)
             body = self._site.s3.get_object(Bucket=bucket, Key=key)["Body"].read()
@@ -170,7 +170,7 @@ class Runtime:
 
 
 def _headers(environ: Mapping[str, Any]) -> dict[str, str]:
-    """Return the headers of a WSGI request, in title case but for ``X-Amzn-SageMaker-``."""
+    """Return the headers of a WSGI request, in title case except ``X-Amzn-SageMaker-``."""
     headers = {
         name.removeprefix("HTTP_").replace("_", "-").title(): value
         for name, value in environ.items()

@@ -1,4 +1,4 @@
-"""Serving container: an archive unpacked as /opt/ml/model, and Ray Serve started on it as by the image."""
+"""Serving container: an archive unpacked as /opt/ml/model, served by Ray Serve as in the image."""
 
 import http.client
 import os
@@ -34,7 +34,7 @@ class NotServable(Exception):
 
 
 class _Output(Metrics):
-    """Watches the server's output for an application that fails to deploy, which Ray does not retry."""
+    """Search of the server's output for a failed deployment, which Ray does not retry."""
 
     def __init__(self) -> None:
         super().__init__([])
@@ -50,16 +50,16 @@ class Container:
     """One container.
 
     Args:
-        site: shared by all jobs.
-        model: the body of CreateModel.
-        group: its log group, such as ``/aws/sagemaker/Endpoints/name``.
-        stream: its log stream, such as ``AllTraffic/i-0123``.
+        site: state shared by all jobs.
+        model: body of CreateModel.
+        group: log group, such as ``/aws/sagemaker/Endpoints/name``.
+        stream: log stream, such as ``AllTraffic/i-0123``.
     """
 
     def __init__(self, site: Site, model: Mapping[str, Any], group: str, stream: str) -> None:
         self._site, self._model = site, model["PrimaryContainer"]
         self._group, self._stream = group, stream
-        # Short, because the paths of Ray's sockets in it are limited to 107 characters.
+        # A short name: paths of Ray's sockets in it may have at most 107 characters.
         self._base = Path(tempfile.mkdtemp(prefix="rh-"))
         self._port = _free_port()
         self._process: subprocess.Popen[bytes] | None = None
@@ -75,7 +75,7 @@ class Container:
         Raises:
             NotServable: one of these fails.
         """
-        folder = self._unpacked()
+        folder = self._unpack()
         environment = self._environment(folder)
         self._install(folder, environment)
         config = self._configuration(folder)
@@ -83,7 +83,7 @@ class Container:
         serve = Path(sys.executable).with_name("serve")
         if not serve.is_file():
             raise NotServable("The rehearsal needs Ray Serve: pip install 'sagemaker-rehearsal[endpoints]'")
-        # Not in the site's groups: killing the keeper would leave Ray's processes, closing its stdin ends them.
+        # Not in the site's groups: closing the keeper's stdin ends Ray's processes, killing it does not.
         self._process = subprocess.Popen(
             [*keeper, str(serve), "run", str(config)],
             cwd=self._base,
@@ -93,44 +93,44 @@ class Container:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        with suppress(ClientError):  # it exists already
+        with suppress(ClientError):  # it exists
             self._site.logs.create_log_group(logGroupName=self._group)
         assert self._process.stdout is not None
         self._log = LogStream(self._site.logs, self._stream, self._process.stdout, self._output, group=self._group)
         threading.Thread(target=self._send_log, daemon=True).start()
 
     def healthy(self) -> bool:
-        """Return whether ``/ping`` of the image's adapter would succeed."""
+        """Return True if the server passes the health check, as ``/ping`` of the image's adapter."""
         with suppress(OSError, http.client.HTTPException):
             return self._request("GET", _HEALTH, b"", {}, timeout=2)[0] == 200
         return False
 
     def ended(self) -> bool:
-        """Return whether the server has ended or failed; AWS would repeat the health check for minutes."""
+        """Return True if the server has ended or failed; AWS repeats the health check for minutes."""
         return self._output.has_failed.is_set() or (self._process is not None and self._process.poll() is not None)
 
     def answer(self, body: bytes, headers: Mapping[str, str], timeout: float) -> tuple[int, str, bytes]:
-        """Forward a request, as ``/invocations`` of the image's adapter does.
+        """Forward a request, like ``/invocations`` of the image's adapter.
 
         Args:
-            body: of the request.
-            headers: of the request; only those that the adapter forwards are sent.
+            body: body of the request.
+            headers: headers of the request; only those forwarded by the adapter are sent.
             timeout: seconds.
 
         Returns:
-            The status, the content type and the body.
+            Status, content type and body of the response.
 
         Raises:
-            OSError: no answer arrived in time.
+            OSError: no response arrived in time.
         """
-        kept = {
+        forwarded = {
             name: value
             for name, value in headers.items()
             if name.lower() in _FORWARDED or name.lower().startswith("x-amzn-sagemaker-")
         }
         try:
-            with self._counting():
-                return self._request("POST", _INVOCATIONS, body, kept, timeout)
+            with self._count_request():
+                return self._request("POST", _INVOCATIONS, body, forwarded, timeout)
         except http.client.HTTPException as error:
             raise OSError(str(error)) from error
 
@@ -150,7 +150,7 @@ class Container:
                 self._log.close()
         shutil.rmtree(self._base, ignore_errors=True)
 
-    def _unpacked(self) -> Path:
+    def _unpack(self) -> Path:
         uri = self._model["ModelDataUrl"]
         bucket, key = split_uri(uri)
         archive, folder = self._base / "model.tar.gz", self._base / "model"
@@ -177,7 +177,7 @@ class Container:
             raise NotServable(f"The container could not install code/requirements.txt: {last[:500]}")
 
     def _configuration(self, folder: Path) -> Path:
-        """Write the archive's config.yaml with a free port, since all containers share this machine's network."""
+        """Write the archive's config.yaml with a free port: all containers share this machine's network."""
         try:
             config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
             config["http_options"] = {**config.get("http_options", {}), "host": "127.0.0.1", "port": self._port}
@@ -204,8 +204,8 @@ class Container:
         }
 
     @contextmanager
-    def _counting(self) -> Iterator[None]:
-        """Count one request in progress."""
+    def _count_request(self) -> Iterator[None]:
+        """Count a request as in progress."""
         with self._idle:
             self._requests += 1
         try:

@@ -1,4 +1,4 @@
-"""State shared by all jobs of a control plane, and child processes that end with it."""
+"""State shared by all jobs of a control plane, and its child processes."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class ProcessGroups:
-    """Processes in groups of their own, which end with the control plane at the latest."""
+    """Child processes in groups of their own, killed at the latest at the end of the control plane."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -19,7 +19,7 @@ class ProcessGroups:
         self._closed = False
 
     def start(self, command: list[str], folder: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-        """Start ``command`` in ``folder``, its stdout and stderr in one pipe.
+        """Start ``command`` in ``folder``, with stdout and stderr in one pipe.
 
         Raises:
             RuntimeError: :meth:`close` was called.
@@ -66,12 +66,12 @@ class Site:
     """State shared by all jobs.
 
     Attributes:
-        folder: holds a folder for each running job.
-        endpoint: the plane's address, for itself and for jobs.
+        folder: parent of the folders of running jobs.
+        endpoint: address of the control plane.
         grace: seconds between SIGTERM and SIGKILL.
         s3: boto3 client of the plane's S3.
         logs: boto3 client of the plane's CloudWatch Logs.
-        groups: the processes of all jobs.
+        groups: processes of all jobs.
     """
 
     folder: Path

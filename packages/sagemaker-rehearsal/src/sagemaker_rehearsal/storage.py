@@ -1,4 +1,4 @@
-"""Transfers between a job's folders and S3, as SageMaker's agent makes them."""
+"""Transfers between a job's folders and S3, like those of SageMaker's agent."""
 
 import os
 import tarfile
@@ -32,7 +32,7 @@ def list_objects(s3: Any, uri: str) -> list[str]:
 
 
 def download(s3: Any, uri: str, keys: Iterable[str], folder: Path) -> None:
-    """Download objects listed at ``uri`` to ``folder``, named by the part of their keys below the prefix."""
+    """Download objects below ``uri`` to ``folder``, named by the part of their keys below the prefix."""
     bucket, prefix = split_uri(uri)
     for key in keys:
         path = folder / _name_below(prefix, key)
@@ -49,10 +49,10 @@ def _name_below(prefix: str, key: str) -> str:
 
 
 class SyncedFolder:
-    """A folder mirrored to S3: changed files are uploaded, hidden ones too, and deleted files are deleted there.
+    """A folder mirrored to S3: changed files are uploaded, also hidden ones, and deleted files are deleted there.
 
     Args:
-        s3: a boto3 client.
+        s3: boto3 client.
         uri: destination of the files.
         folder: the local folder.
     """
@@ -65,12 +65,12 @@ class SyncedFolder:
 
     def restore(self) -> None:
         """Download the objects at the destination; they count as uploaded."""
-        below = self._uri.rstrip("/") + "/"  # the slash excludes jobs whose names only begin alike
+        below = self._uri.rstrip("/") + "/"  # the slash excludes jobs with a common beginning of their names
         for key in list_objects(self._s3, below):
             try:
                 download(self._s3, below, [key], self._folder)
             except ClientError as error:
-                # The training jobs of a tuning job share a prefix, and another may have deleted its file meanwhile.
+                # The training jobs of a tuning job share a prefix: another one may have deleted its file meanwhile.
                 if error.response["Error"]["Code"] != "404":
                     raise
         for path in self._files():
@@ -80,16 +80,16 @@ class SyncedFolder:
         """Upload the files that changed since the last call.
 
         Returns:
-            The names of the uploaded files, without their folders.
+            Names of the uploaded files, without their folders.
         """
         names = []
         bucket, prefix = split_uri(self._uri)
         for path in self._files():
-            with suppress(FileNotFoundError), path.open("rb") as file:  # it may have been deleted since it was listed
+            with suppress(FileNotFoundError), path.open("rb") as file:  # deleted since it was listed
                 signature = _signature(os.fstat(file.fileno()))
                 if self._uploaded.get(path) == signature:
                     continue
-                # One descriptor and one object: a file that is replaced meanwhile is never mixed with its successor.
+                # One descriptor: a replaced file is never mixed with its successor.
                 body = file.read()
                 key = join_uri(prefix, path.relative_to(self._folder).as_posix())
                 self._s3.put_object(Bucket=bucket, Key=key, Body=body)
@@ -111,7 +111,7 @@ def _signature(status: os.stat_result) -> tuple[int, ...]:
 
 
 def upload_archive(s3: Any, folders: list[Path], uri: str) -> None:
-    """Upload the contents of folders as one ``tar.gz``; where names are equal, the first folder's file is kept."""
+    """Upload the contents of folders as one ``tar.gz``; of equal names the first folder's file is kept."""
     bucket, key = split_uri(uri)
     members: dict[str, Path] = {}
     for folder in folders:

@@ -1,4 +1,4 @@
-"""One instance of a training job: a folder laid out like /opt/ml, and the toolkit's ``train`` in it."""
+"""Instance of a training job: a folder laid out like /opt/ml, and the toolkit's ``train`` in it."""
 
 import json
 import os
@@ -15,8 +15,8 @@ from sagemaker_rehearsal.site import Site
 from sagemaker_rehearsal.storage import SyncedFolder, download, join_uri, list_objects
 from sagemaker_rehearsal.training_record import JobRecord
 
-# In a container the toolkit is process 1, which SIGTERM does not end, while its children have the default action. An
-# empty handler does the same: children do not inherit it, as they would inherit an ignored signal.
+# In a container the toolkit is process 1, which SIGTERM does not end, while its children have the default action. So
+# does an empty handler, which children do not inherit, unlike an ignored signal.
 _TRAIN = """
 import signal
 signal.signal(signal.SIGTERM, lambda *_: None)
@@ -26,7 +26,7 @@ main()
 
 _GROUP = "homogeneousCluster"
 TENSORS = "output/tensors"
-"""Folder below the base into which SageMaker Debugger's hook saves tensors."""
+"""Folder, below the base, of tensors saved by SageMaker Debugger's hook."""
 
 TENSORS_IN_S3, TENSORS_END = "debug-output", "training_job_end.ts"
 """Folder of tensors below the job's, and the file in it that marks them as complete."""
@@ -37,12 +37,12 @@ class MissingData(Exception):
 
 
 class Host:
-    """An instance.
+    """One instance of a training job.
 
     Args:
-        site: shared by all jobs.
-        record: of the job.
-        number: of the instance, from 0.
+        site: state shared by all jobs.
+        record: the job's record.
+        number: index of the instance, from 0.
         names: host names of all instances of the job.
     """
 
@@ -64,7 +64,7 @@ class Host:
         )
         self._process: subprocess.Popen[bytes] | None = None
         self._log: LogStream | None = None
-        # Not below the base: the names of sockets in it may have no more than 107 characters.
+        # Not below the base: paths of sockets in it may have at most 107 characters.
         self._scratch = tempfile.TemporaryDirectory(prefix="rehearsal-", ignore_cleanup_errors=True)
 
     def prepare(self) -> None:
@@ -118,7 +118,7 @@ class Host:
         """Start the toolkit.
 
         Args:
-            epoch: the number in the log stream's name.
+            epoch: number in the log stream's name.
         """
         self._process = self._site.groups.start([sys.executable, "-P", "-c", _TRAIN], self.base, self._environment())
         assert self._process.stdout is not None
@@ -126,7 +126,7 @@ class Host:
         self._log = LogStream(self._site.logs, stream, self._process.stdout, self._record.metrics)
 
     def _environment(self) -> dict[str, str]:
-        """Return the variables of the container: the request's, the plane's, and little of this machine's."""
+        """Return the container's variables: the request's, the plane's, and a few of this machine's."""
         kept = ("HOME", "OMP_NUM_THREADS")
         requested = self._record.request.get("Environment", {})
         return {
@@ -137,7 +137,7 @@ class Host:
             "LANG": "C.UTF-8",
             "PYTHONUNBUFFERED": "1",  # as in AWS's images
             "PIP_NO_INDEX": "1",
-            "PIP_NO_DEPS": "1",  # jobs list all that they need, and resolving it takes seconds
+            "PIP_NO_DEPS": "1",  # jobs list all their requirements, and resolving them takes seconds
             "PIP_DISABLE_PIP_VERSION_CHECK": "1",
             "SAGEMAKER_BASE_DIR": str(self.base),
             "TMPDIR": self._scratch.name,
@@ -146,7 +146,7 @@ class Host:
         }
 
     def exit_code(self) -> int | None:
-        """Return the container's exit code as shells count it, ``None`` while it runs."""
+        """Return the container's exit code (128 + signal, as in shells), ``None`` while it runs."""
         assert self._process is not None
         code = self._process.poll()
         return code if code is None or code >= 0 else 128 - code
@@ -155,17 +155,17 @@ class Host:
         """Upload the container's new output, its changed checkpoints and its changed tensors.
 
         Returns:
-            The names of the uploaded checkpoints.
+            Names of the uploaded checkpoints.
         """
         if self._log:
             self._log.send()
         uploaded = self._checkpoints.upload_changes() if self._checkpoints else []
-        if self._tensors:  # after the checkpoints, so that no tensor from before a checkpoint is missing
+        if self._tensors:  # after the checkpoints, whose earlier tensors must not be missing
             self._tensors.upload_changes()
         return uploaded
 
-    def ask_to_stop(self) -> None:
-        """Send SIGTERM, to the toolkit alone."""
+    def terminate(self) -> None:
+        """Send SIGTERM, only to the toolkit."""
         assert self._process is not None
         self._process.send_signal(signal.SIGTERM)
 

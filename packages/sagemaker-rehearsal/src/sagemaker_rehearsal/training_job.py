@@ -39,8 +39,8 @@ class TrainingJob:
     """One training job, run by a thread of its own.
 
     Args:
-        site: shared by all jobs.
-        record: holds the request, and receives the job's state.
+        site: state shared by all jobs.
+        record: record with the request, for the job's state.
     """
 
     def __init__(self, site: Site, record: JobRecord) -> None:
@@ -64,11 +64,10 @@ class TrainingJob:
         threading.Thread(target=self._run, name=self._record.name, daemon=True).start()
 
     def _run(self) -> None:
-        _wipe(self._folder)  # left by a plane that was killed
+        _wipe(self._folder)  # of a killed plane
         try:
-            end = self._attempt_until_the_end()
-            self._finish(end)
-        except Exception as error:  # of any kind: clients wait for an end of the job
+            self._finish(self._run_attempts())
+        except Exception as error:  # any: clients wait for the end of the job
             traceback.print_exc()
             message = f"InternalServerError: the rehearsal itself failed: {error!r}"
             self._record.finish("Failed", "Failed", "Training job failed", failure=message)
@@ -78,7 +77,7 @@ class TrainingJob:
     def _folder(self) -> Path:
         return self._site.folder / "jobs" / self._record.name
 
-    def _attempt_until_the_end(self) -> _End:
+    def _run_attempts(self) -> _End:
         for pause in itertools.chain(self._pauses, itertools.repeat(None)):
             self._hosts = [Host(self._site, self._record, number, self._names) for number in range(len(self._names))]
             try:
@@ -112,24 +111,21 @@ class TrainingJob:
         return self._watch(pause)
 
     def _watch(self, pause: float | None) -> _End:
-        """Upload logs and checkpoints until the attempt ends or has to be ended."""
+        """Upload logs and checkpoints until the attempt ends, or has to be stopped."""
         interruption = float("inf")
         while True:
             self._wait()
             uploaded = self._sync()
-            if pause is not None and self._holds_checkpoint(uploaded):
+            has_checkpoint = bool(uploaded) if self._checkpoint is None else self._checkpoint in uploaded
+            if pause is not None and has_checkpoint:
                 interruption, pause = time.monotonic() + pause, None
             codes = [host.exit_code() for host in self._hosts]
             if any(codes) or None not in codes:
                 self._failure = self._exit_failure()
                 return _End.EXITED
-            end = self._due_end(interruption)
-            if end:
-                self._ask_to_stop()
+            if end := self._due_end(interruption):
+                self._stop_hosts()
                 return end
-
-    def _holds_checkpoint(self, uploaded: list[str]) -> bool:
-        return bool(uploaded) if self._checkpoint is None else self._checkpoint in uploaded
 
     def _due_end(self, interruption: float) -> _End | None:
         if self._record.stop_requested.is_set():
@@ -153,38 +149,36 @@ class TrainingJob:
     def _sync(self) -> list[str]:
         return [name for host in self._hosts for name in host.sync()]
 
-    def _ask_to_stop(self) -> None:
+    def _stop_hosts(self) -> None:
         """Send SIGTERM, and upload checkpoints until the containers end or the grace is over."""
         for host in self._hosts:
-            host.ask_to_stop()
+            host.terminate()
         until = time.monotonic() + self._site.grace
         while time.monotonic() < until and self._running():
             self._wait()
             self._sync()
 
     def _exit_failure(self) -> str:
-        """Return the FailureReason, by the first host that failed; it ends the others."""
+        """Return the FailureReason of the first failed host, whose failure ends the job."""
         for host in self._hosts:
             if code := host.exit_code():
                 return f"AlgorithmError: {host.failure()}, exit code: {code}"
         return ""
 
-    def _end_tensors(self) -> None:
-        """Mark saved tensors as complete: in a SageMaker job smdebug leaves that to the service."""
-        if hook := self._record.request.get("DebugHookConfig"):
-            bucket, key = split_uri(join_uri(hook["S3OutputPath"], self._record.name, TENSORS_IN_S3, TENSORS_END))
-            self._site.s3.put_object(Bucket=bucket, Key=key, Body=b"")
-
     def _finish(self, end: _End) -> None:
-        """Upload the results that AWS would upload, and end the job."""
+        """Upload the results, as AWS does, and end the job."""
         if end is _End.NO_DATA:
             self._record.finish("Failed", "Failed", end.value, failure=self._failure)
             return
         self._record.enter("Uploading", "Uploading generated training model")
         self._sync()
-        self._end_tensors()
+        if hook := self._record.request.get(
+            "DebugHookConfig"
+        ):  # mark tensors as complete, as smdebug does not in a job
+            bucket, key = split_uri(join_uri(hook["S3OutputPath"], self._record.name, TENSORS_IN_S3, TENSORS_END))
+            self._site.s3.put_object(Bucket=bucket, Key=key, Body=b"")
         outputs = [host.base / "output/data" for host in self._hosts]
-        if _hold_anything(outputs):
+        if _any_files(outputs):
             upload_archive(self._site.s3, outputs, self._record.output_uri("output.tar.gz"))
         if self._failure:
             self._record.finish("Failed", "Failed", "Training job failed", failure=self._failure)
@@ -192,7 +186,7 @@ class TrainingJob:
         if end is _End.EXITED and self._record.stop_requested.is_set():
             end = _End.STOPPED
         models = [host.base / "model" for host in self._hosts]
-        model = end is _End.EXITED or _hold_anything(models)
+        model = end is _End.EXITED or _any_files(models)
         if model:
             upload_archive(self._site.s3, models, self._record.output_uri("model.tar.gz"))
         if end is _End.EXITED:
@@ -201,7 +195,7 @@ class TrainingJob:
             self._record.finish("Stopped", _STOPS[end], end.value, model=model)
 
 
-def _hold_anything(folders: list[Path]) -> bool:
+def _any_files(folders: list[Path]) -> bool:
     return any(any(folder.iterdir()) for folder in folders if folder.is_dir())
 
 
@@ -211,7 +205,7 @@ def _download_failure(error: MissingData | ClientError) -> str:
 
 
 def _wipe(folder: Path) -> None:
-    """Delete a folder: renamed first, since a dying process may still write into it."""
+    """Delete a folder; it is renamed first, since a dying process may still write into it."""
     renamed = folder.with_name(f".{folder.name}.{time.time_ns()}")
     with suppress(FileNotFoundError):
         folder.rename(renamed)

@@ -17,7 +17,7 @@ class TrainingJobs:
     """All training jobs of a control plane.
 
     Args:
-        site: shared by all jobs.
+        site: state shared by all jobs.
         model: botocore's service model of SageMaker.
     """
 
@@ -44,7 +44,7 @@ class TrainingJobs:
         """Check the body of a CreateTrainingJob.
 
         Raises:
-            Refused: AWS refuses it, or it cannot be rehearsed.
+            Refused: AWS rejects the request, or it cannot be rehearsed.
         """
         check_shape(self._model, "CreateTrainingJob", request)
         check_rules(request)
@@ -54,8 +54,8 @@ class TrainingJobs:
         """Start a training job.
 
         Args:
-            request: the body of CreateTrainingJob, checked.
-            tuning_job_arn: of the tuning job that it belongs to, if any.
+            request: body of CreateTrainingJob, checked.
+            tuning_job_arn: ARN of its tuning job, if any.
 
         Raises:
             Refused: the name is taken.

@@ -1,4 +1,4 @@
-"""State of a training job, in the form of DescribeTrainingJob."""
+"""State of a training job, described as by DescribeTrainingJob."""
 
 import math
 import threading
@@ -11,7 +11,7 @@ from sagemaker_rehearsal.protocol import Refused
 from sagemaker_rehearsal.storage import join_uri
 
 SPOT_PRICE = 0.3
-"""Billed share of a spot job's training seconds; invented, since AWS's varies."""
+"""Billed fraction of a spot job's training seconds; invented, since AWS's varies."""
 
 NO_RULES = "The rehearsal has none of AWS's rules: nothing was evaluated."
 """``StatusDetails`` of every rule."""
@@ -24,8 +24,8 @@ class JobRecord:
     """State of a training job, written by the job's thread and read by requests.
 
     Args:
-        request: the body of CreateTrainingJob.
-        tuning_job_arn: of the tuning job that it belongs to, if any.
+        request: body of CreateTrainingJob.
+        tuning_job_arn: ARN of its tuning job, if any.
     """
 
     def __init__(self, request: dict[str, Any], tuning_job_arn: str | None = None) -> None:
@@ -44,13 +44,13 @@ class JobRecord:
         self._model = False
 
     def enter(self, secondary: str, message: str) -> None:
-        """Enter another ``SecondaryStatus``; a job that is being stopped can only enter ``Uploading``."""
+        """Enter another ``SecondaryStatus``, when stopping only ``Uploading``."""
         with self._lock:
             if self.status == "InProgress" or secondary == "Uploading":
                 self._enter(secondary, message)
 
     def stop(self) -> None:
-        """StopTrainingJob.
+        """Request the end of the job: StopTrainingJob.
 
         Raises:
             Refused: the job has ended.
@@ -71,7 +71,7 @@ class JobRecord:
             secondary: the last ``SecondaryStatus``.
             message: its ``StatusMessage``.
             failure: ``FailureReason``.
-            model: whether ``model.tar.gz`` was uploaded.
+            model: ``model.tar.gz`` was uploaded.
         """
         with self._lock:
             self._failure, self._model = failure, model
@@ -86,7 +86,7 @@ class JobRecord:
         self._transitions.append({"Status": secondary, "StartTime": self._modified, "StatusMessage": message})
 
     def training_seconds(self) -> float:
-        """Return the seconds for which the job has held its instances, over all attempts."""
+        """Return the seconds with instances, over all attempts."""
         now = time.time()
         with self._lock:
             held = [entry for entry in self._transitions if entry["Status"] in _INSTANCES_HELD]
@@ -108,7 +108,7 @@ class JobRecord:
             return summary
 
     def description(self) -> dict[str, Any]:
-        """Return the answer of DescribeTrainingJob."""
+        """Return the response of DescribeTrainingJob."""
         disabled = ("EnableManagedSpotTraining", "EnableNetworkIsolation", "EnableInterContainerTrafficEncryption")
         description = {**dict.fromkeys(disabled, False), **self.request, **self._tuning, **self.summary()}
         description.pop("Tags", None)  # they are in ListTags
@@ -123,7 +123,7 @@ class JobRecord:
         return description
 
     def _rules(self) -> dict[str, Any]:
-        """Return a status for each of AWS's rules, none of which is evaluated."""
+        """Return a status for each of AWS's rules, none of which are evaluated."""
         requested = {kind: self.request.get(f"{kind}RuleConfigurations", []) for kind in ("Debug", "Profiler")}
         return {
             f"{kind}RuleEvaluationStatuses": [
@@ -154,5 +154,5 @@ class JobRecord:
         return result
 
     def output_uri(self, name: str) -> str:
-        """Return the address of one of the job's archives."""
+        """Return the URI of one of the job's archives."""
         return join_uri(self.request["OutputDataConfig"]["S3OutputPath"], self.name, "output", name)

@@ -1,4 +1,4 @@
-"""Batch transform: each job sends every object below an S3 prefix to a container of its own."""
+"""Batch transform: jobs that send every object below an S3 prefix to a container."""
 
 import secrets
 import threading
@@ -38,7 +38,7 @@ class _TransformJob(Resource):
         threading.Thread(target=self._run, daemon=True).start()
 
     def stop(self) -> None:
-        """StopTransformJob.
+        """Request the end of the job: StopTransformJob.
 
         Raises:
             Refused: the job has ended.
@@ -49,7 +49,7 @@ class _TransformJob(Resource):
         self.stopping.set()
 
     def description(self) -> dict[str, Any]:
-        """Return the answer of DescribeTransformJob."""
+        """Return the response of DescribeTransformJob."""
         requested = {key: value for key, value in self.request.items() if key != "Tags"}
         times = {"TransformStartTime": self._started, "TransformEndTime": self._ended}
         return {
@@ -76,7 +76,7 @@ class _TransformJob(Resource):
             self._wait(container)
             self._transform(container)
             status = "Stopped" if self.stopping.is_set() else "Completed"
-        except Exception as error:  # of any kind: this thread has no other way to report it
+        except Exception as error:  # any: the status is the only place to report it
             self._failure, status = " ".join(str(error).split())[:1024], "Failed"
         finally:
             container.end()
@@ -117,14 +117,14 @@ class _TransformJob(Resource):
             below = key[prefix.rfind("/") + 1 :] if not prefix.endswith("/") else key[len(prefix) :]
             to_bucket, to_key = split_uri(join_uri(output["S3OutputPath"], f"{below}.out"))
             self._site.s3.put_object(Bucket=to_bucket, Key=to_key, Body=answer)
-        if failures:  # the answers to the other objects are kept
+        if failures:  # after the outputs of the other objects
             raise NotServable(failures[0][:1024])
 
     def _answer(self, container: Container, body: bytes, headers: dict[str, str]) -> bytes:
-        """Return the container's answer; errors of the server are retried.
+        """Return the container's response, with retries of server errors.
 
         Raises:
-            NotServable: no attempt was answered.
+            NotServable: no attempt succeeded.
         """
         client = self.request.get("ModelClientConfig", {})
         timeout = client.get("InvocationsTimeoutInSeconds", _TIMEOUT)
@@ -146,7 +146,7 @@ class TransformJobs:
     """All transform jobs of a control plane.
 
     Args:
-        site: shared by all jobs.
+        site: state shared by all jobs.
         model: botocore's service model of SageMaker.
         models: all models.
     """
@@ -165,7 +165,7 @@ class TransformJobs:
         }
 
     def close(self) -> None:
-        """Make all of them end."""
+        """End all jobs."""
         for job in self.registry.all():
             job.stopping.set()
 

@@ -1,7 +1,7 @@
-"""Rules on CreateHyperParameterTuningJob: requests that AWS refuses, and requests that cannot be rehearsed.
+"""Rules on CreateHyperParameterTuningJob: requests that AWS rejects, and requests that cannot be rehearsed.
 
-The rules are AWS's, from the API reference and from its guide to automatic model tuning. The training jobs that a
-tuning job makes are checked as training jobs.
+The rules are AWS's, from the API reference and from its guide to automatic model tuning. The training jobs of a tuning
+job are checked as training jobs.
 """
 
 import math
@@ -22,10 +22,10 @@ def check_tuning_rules(request: dict[str, Any]) -> None:
     """Check the rules between the members of a request.
 
     Args:
-        request: a body that the service model allows.
+        request: body with a valid shape, see :func:`~sagemaker_rehearsal.protocol.check_shape`.
 
     Raises:
-        Refused: the rule that is broken.
+        Refused: a rule is broken.
     """
     config = request["HyperParameterTuningJobConfig"]
     _check_rehearsable(request, config)

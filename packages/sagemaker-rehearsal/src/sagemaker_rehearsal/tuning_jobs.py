@@ -16,9 +16,9 @@ _KIND = "HyperParameterTuningJob"
 _SORT_KEYS = {"Name": f"{_KIND}Name", "CreationTime": "CreationTime", "Status": f"{_KIND}Status"}
 _VALUE = "FinalHyperParameterTuningJobObjectiveMetric"
 _TRAINING_SORT_KEYS = {"Name": "TrainingJobName", "CreationTime": "CreationTime", "Status": "TrainingJobStatus"}
-_TICK = 0.1  # seconds between two looks at the training jobs
+_TICK = 0.1  # seconds between two checks of the training jobs
 
-# Members of a tuning job's definition that are copied to the requests of its training jobs.
+# Members copied from a tuning job's definition to the requests of its training jobs.
 _COPIED = (
     "AlgorithmSpecification",
     "RoleArn",
@@ -39,13 +39,12 @@ _COPIED = (
 def training_request(request: dict[str, Any], number: int, values: Values) -> dict[str, Any]:
     """Return the body of CreateTrainingJob for one training job of a tuning job.
 
-    ``CheckpointConfig`` is the same for all of them: AWS does not document a folder for each, and sharing one is the
-    harder case.
+    All of them share ``CheckpointConfig``: AWS documents no folder for each, and a shared one is the harder case.
 
     Args:
-        request: the body of CreateHyperParameterTuningJob.
-        number: of the training job, from 1.
-        values: of the tuned hyperparameters.
+        request: body of CreateHyperParameterTuningJob.
+        number: number of the training job, from 1.
+        values: values of the tuned hyperparameters.
     """
     definition = request["TrainingJobDefinition"]
     metric = request["HyperParameterTuningJobConfig"]["HyperParameterTuningJobObjective"]["MetricName"]
@@ -61,9 +60,9 @@ class TuningJob:
     """One tuning job, run by a thread of its own.
 
     Args:
-        training_jobs: launches its training jobs.
-        record: holds the request, and receives the tuning job's state.
-        closed: set when the plane ends.
+        training_jobs: training jobs of the plane, to launch more.
+        record: record with the request, for the tuning job's state.
+        closed: event at the end of the plane.
     """
 
     def __init__(self, training_jobs: TrainingJobs, record: TuningRecord, closed: threading.Event) -> None:
@@ -87,14 +86,14 @@ class TuningJob:
         try:
             while self._advance() and not self._closed.wait(_TICK):
                 pass
-        except Exception as error:  # of any kind: clients wait for an end of the tuning job
+        except Exception as error:  # any: clients wait for the end of the tuning job
             traceback.print_exc()
             for trial in self._running:
                 trial.stop()
             self._record.finish("Failed", f"InternalServerError: the rehearsal itself failed: {error!r}")
 
     def _advance(self) -> bool:
-        """Start and stop training jobs as due; return whether the tuning job continues."""
+        """Start and stop training jobs as due; return True if the tuning job continues."""
         self._running = [trial for trial in self._running if not trial.ended]
         stopping = self._record.stop_requested.is_set()
         for trial in self._running:
@@ -137,14 +136,14 @@ class TuningJobs:
     """All tuning jobs of a control plane.
 
     Args:
-        training_jobs: launch their training jobs.
+        training_jobs: training jobs of the plane, to launch more.
         model: botocore's service model of SageMaker.
     """
 
     def __init__(self, training_jobs: TrainingJobs, model: Any) -> None:
         self._training_jobs = training_jobs
         self._model = model
-        self._records: dict[str, TuningRecord] = {}  # by names in lower case: AWS ignores case
+        self._records: dict[str, TuningRecord] = {}  # by lower-case names: AWS ignores case
         self._lock = threading.Lock()
         self._closed = threading.Event()
 

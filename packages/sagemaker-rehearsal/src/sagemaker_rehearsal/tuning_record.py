@@ -1,4 +1,4 @@
-"""State of a tuning job and its training jobs, in the form of DescribeHyperParameterTuningJob."""
+"""State of a tuning job and its training jobs, described as by DescribeHyperParameterTuningJob."""
 
 import threading
 import time
@@ -21,11 +21,11 @@ _COUNTED = {
 
 
 class Trial:
-    """A training job of a tuning job.
+    """Training job of a tuning job.
 
     Args:
-        record: of the training job.
-        values: of the tuned hyperparameters.
+        record: record of the training job.
+        values: values of the tuned hyperparameters.
         objective: ``HyperParameterTuningJobObjective``.
     """
 
@@ -37,18 +37,18 @@ class Trial:
 
     @property
     def ended(self) -> bool:
-        """Whether the training job has ended."""
+        """True if the training job has ended."""
         return self.record.status in ENDED
 
     @property
     def value(self) -> float | None:
-        """Last value of the objective, of a job that completed or was stopped."""
+        """Last value of the objective, if the job completed or was stopped."""
         values = self.record.metrics.values(self._objective["MetricName"])
         return values[-1] if values and self.record.status in ("Completed", "Stopped") else None
 
     @property
     def score(self) -> float:
-        """Value signed so that more is better; minus infinity without a value."""
+        """Value, signed so that more is better; minus infinity without a value."""
         return float("-inf") if self.value is None else self._sign * self.value
 
     def progress(self) -> Progress:
@@ -83,7 +83,7 @@ class TuningRecord:
     """State of a tuning job, written by its thread and read by requests.
 
     Args:
-        request: the body of CreateHyperParameterTuningJob.
+        request: body of CreateHyperParameterTuningJob.
     """
 
     def __init__(self, request: dict[str, Any]) -> None:
@@ -109,7 +109,7 @@ class TuningRecord:
             self._trials.append(trial)
 
     def stop(self) -> None:
-        """StopHyperParameterTuningJob.
+        """Request the end of the tuning job: StopHyperParameterTuningJob.
 
         Raises:
             Refused: the tuning job has ended.
@@ -131,14 +131,14 @@ class TuningRecord:
             self._status, self._failure, self._modified = status, failure, time.time()
 
     def best(self) -> Trial | None:
-        """Return the training job with the best value, the oldest of several."""
+        """Return the training job with the best value, the oldest of equal ones."""
         valued = [trial for trial in self.trials if trial.value is not None]
         return max(valued, key=lambda trial: trial.score, default=None)
 
     def summary(self) -> dict[str, Any]:
         """Return its ``HyperParameterTuningJobSummary``."""
         config = self.request["HyperParameterTuningJobConfig"]
-        # Read before the training jobs: a tuning job that has ended must not count one in progress.
+        # Read before the training jobs: an ended tuning job must not count one in progress.
         with self._lock:
             status, modified = self._status, self._modified
         trials = [trial.summary(self.name) for trial in self.trials]
@@ -158,7 +158,7 @@ class TuningRecord:
         return {**summary, "HyperParameterTuningEndTime": modified} if status in ENDED else summary
 
     def description(self) -> dict[str, Any]:
-        """Return the answer of DescribeHyperParameterTuningJob."""
+        """Return the response of DescribeHyperParameterTuningJob."""
         summary = self.summary()
         requested = {name: member for name, member in self.request.items() if name != "Tags"}  # they are in ListTags
         described = {**requested, **summary}

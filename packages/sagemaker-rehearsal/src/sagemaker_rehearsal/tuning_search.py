@@ -1,8 +1,7 @@
 """Choice of the next hyperparameters of a tuning job, and the rule that stops training jobs early.
 
-AWS does not publish how its Bayesian search chooses. Here ``Bayesian`` draws at random, as ``Random`` does: a rehearsal
-shows that a search runs, not what it finds. ``Grid`` takes all combinations in the order of the request. ``Auto``
-scaling is linear.
+AWS's Bayesian search is not published. Here ``Bayesian`` draws at random, like ``Random``: a rehearsal shows that a
+search runs, not its result. ``Grid`` takes all combinations in the order of the request. ``Auto`` scaling is linear.
 """
 
 import itertools
@@ -14,7 +13,7 @@ from statistics import fmean, median
 from typing import Any, NamedTuple
 
 Values = dict[str, str]
-"""Hyperparameter to text, as a training job receives it."""
+"""Hyperparameters by name, as text for a training job."""
 
 
 def choices(config: Mapping[str, Any]) -> Iterator[Values]:
@@ -25,7 +24,7 @@ def choices(config: Mapping[str, Any]) -> Iterator[Values]:
     """
     if config["Strategy"] == "Grid":
         return _grid(config["ParameterRanges"])
-    return _drawn(config["ParameterRanges"], random.Random(config.get("RandomSeed")))
+    return _random(config["ParameterRanges"], random.Random(config.get("RandomSeed")))
 
 
 def combinations(ranges: Mapping[str, Any]) -> int:
@@ -40,7 +39,7 @@ def _grid(ranges: Mapping[str, Any]) -> Iterator[Values]:
         yield dict(zip(names, values, strict=True))
 
 
-def _drawn(ranges: Mapping[str, Any], generator: random.Random) -> Iterator[Values]:
+def _random(ranges: Mapping[str, Any], generator: random.Random) -> Iterator[Values]:
     while True:
         values: Values = {}
         for each in ranges.get("IntegerParameterRanges", []):
@@ -57,7 +56,7 @@ def _draw_integer(bounds: Mapping[str, str], generator: random.Random) -> int:
     low, high = int(bounds["MinValue"]), int(bounds["MaxValue"])
     if bounds.get("ScalingType") != "Logarithmic":
         return generator.randint(low, high)
-    # Half a step beyond either end, so that the ends are as likely as their neighbours.
+    # Half a step beyond both ends, which are then as likely as their neighbours.
     return min(max(round(_draw(bounds, low - 0.5, high + 0.5, generator)), low), high)
 
 
@@ -71,8 +70,8 @@ class Progress(NamedTuple):
     """Progress of a training job.
 
     Attributes:
-        values: of the objective, signed so that more is better; the k-th is taken for that of the k-th epoch.
-        completed: whether the job ran to its end.
+        values: values of the objective, signed so that more is better; the k-th counts as the k-th epoch's.
+        completed: the job ran to its end.
     """
 
     values: Sequence[float]
@@ -80,13 +79,13 @@ class Progress(NamedTuple):
 
 
 def is_behind_median(values: Sequence[float], others: Sequence[Progress]) -> bool:
-    """Rule of ``TrainingJobEarlyStoppingType=Auto``, as AWS documents it in "Stop Training Jobs Early".
+    """Rule of ``TrainingJobEarlyStoppingType=Auto``, from AWS's page "Stop Training Jobs Early".
 
-    After an epoch a job is stopped if its value is worse than the median, over the training jobs completed before, of
-    the mean of their values up to that epoch.
+    After an epoch a job is stopped if its value is worse than the median, over completed training jobs, of the mean of
+    their values up to that epoch.
 
     Args:
-        values: of the job's objective so far, signed so that more is better.
+        values: values of the job's objective so far, signed so that more is better.
         others: the other training jobs of the tuning job.
     """
     epoch = len(values)
