@@ -156,9 +156,9 @@ def _conv_block(in_channels: int, out_channels: int) -> nn.Sequential:
 
 
 def feature_size(backbone: nn.Module) -> int:
-    """Number of features ``D`` of a backbone: as it states, or measured.
+    """Number of features ``D``, from an attribute of the backbone, else measured.
 
-    timm's ``num_features`` are those before the pooling, its ``head_hidden_size`` those of the output.
+    timm's ``num_features`` is the number before the pooling, ``head_hidden_size`` that of the output.
 
     Raises:
         ConfigError: the backbone does not turn a blank photo of 224 pixels into ``[1, D]``.
@@ -253,7 +253,7 @@ def check_weights(weights: str, architecture: str | None) -> None:
 
 
 def is_file_name(weights: str) -> bool:
-    """Return whether ``model.weights`` names a file rather than known weights."""
+    """Return True if ``model.weights`` is a file, False for a known name."""
     return "/" in weights or "\\" in weights or bool(Path(weights).suffix) or Path(weights).exists()
 
 
@@ -291,12 +291,12 @@ def read_weights(weights: str) -> Mapping[str, Tensor]:
     """Read the state dict of a weights file, or of the backbone in a bincounter checkpoint.
 
     Raises:
-        ConfigError: it cannot be read, or holds no state dict.
+        ConfigError: the file cannot be read, or holds no state dict.
     """
     path = _weights_file(weights)
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file  # comes with timm, which publishes its weights so
+            from safetensors.torch import load_file  # a dependency of timm
 
             return load_file(path)
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
@@ -316,7 +316,7 @@ def fill(backbone: nn.Module, state: Mapping[str, Tensor], weights: str) -> None
     """Load a state dict into ``backbone`` in place; ``weights`` is its name for messages.
 
     Raises:
-        ConfigError: it does not fit, or holds numbers that are not finite.
+        ConfigError: the state dict is of another architecture, or has values that are not finite.
     """
     own = backbone.state_dict()
     missing = sorted(own.keys() - state.keys())

@@ -14,27 +14,28 @@ from bincounter.model import backbones
 log = logging.getLogger(__name__)
 
 PRETRAINED = "default"
-"""Value of ``model.weights`` for the weights that timm has under a model's name."""
+"""Value of ``model.weights`` for timm's own weights of a model."""
 
 
 class TimmBackbone(nn.Module):
     """A timm model without its classifier.
 
-    Photos come normalised with ImageNet's mean and deviation; ``scale`` and ``shift`` turn them into what the model was
-    pretrained on. They are buffers, so that a checkpoint does not depend on the version of timm.
+    Photos are normalised by ImageNet's mean and deviation; ``scale`` and ``shift`` convert them to the normalisation of
+    the model's pretraining. They are buffers: a checkpoint does not depend on the version of timm.
 
     Args:
-        name: of a timm model, with a tag of its weights or without: ``mobilenetv3_small_100``, ``resnet18.a1_in1k``.
-        image_size: side of the photos in pixels, for models that are built for one size; ``None`` for their own.
-        weights: ``default``: downloaded by timm, or read from its cache; a state dict of timm (``.safetensors`` or
-            torch's), a bincounter checkpoint, see :func:`bincounter.model.backbones.load_weights`; or ``None``.
+        name: name of a timm model, with or without a tag of its weights: ``mobilenetv3_small_100``,
+            ``resnet18.a1_in1k``.
+        image_size: side of the photos in pixels, for models built for one size; ``None`` for the model's default.
+        weights: ``default`` (downloaded by timm, or read from its cache), a state dict of timm (``.safetensors`` or
+            torch's), a bincounter checkpoint, see :func:`bincounter.model.backbones.load_weights`, or ``None``.
 
     Attributes:
         feature_size: number of features ``D``.
-        cam_layer: passes the last maps on as ``float[B, C, h, w]``; ``None`` where the model has none.
+        cam_layer: identity with the last maps as output, ``float[B, C, h, w]``; ``None`` if the model has no maps.
 
     Raises:
-        ConfigError: an unknown name, or weights that do not fit.
+        ConfigError: an unknown name, or weights of another architecture.
         ResourceError: weights that cannot be downloaded.
         ModuleNotFoundError: timm is not installed.
     """
@@ -79,7 +80,7 @@ class TimmBackbone(nn.Module):
 
     @property
     def stages(self) -> list[list[nn.Module]] | None:
-        """Stages from input to output, as timm groups them for layer-wise learning rates; ``None`` if it does not."""
+        """Stages from input to output, timm's groups for layer-wise learning rates; ``None`` for a model without."""
         import timm
 
         if not hasattr(self.net, "group_matcher"):
@@ -110,14 +111,14 @@ class TimmBackbone(nn.Module):
 
 
 def check_timm(name: str, weights: str | None) -> None:
-    """Check that timm has a model, and its weights, without reading any.
+    """Check that timm has a model, and its weights, without reading them.
 
     Args:
         name: see :class:`TimmBackbone`.
-        weights: likewise.
+        weights: see :class:`TimmBackbone`.
 
     Raises:
-        ConfigError: it does not; the message has the nearest names.
+        ConfigError: an unknown model, with the nearest names, or unknown weights.
         ModuleNotFoundError: timm is not installed.
     """
     import timm

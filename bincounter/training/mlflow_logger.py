@@ -1,4 +1,4 @@
-"""Logger for MLflow servers, SageMaker's included, that registers the model of a finished run."""
+"""Logger for MLflow servers, also SageMaker's, with registration of the model of a finished run."""
 
 import json
 import logging
@@ -15,22 +15,22 @@ from bincounter.training.checkpoint import export_model
 
 log = logging.getLogger(__name__)
 
-_FOLDER = "model"  # of the checkpoint, among the artifacts of a run
+_FOLDER = "model"  # folder of the checkpoint among the artifacts of a run
 
 
 class MlflowLogger(MLFlowLogger):
-    """Lightning's logger, with a registry.
+    """Lightning's MLflow logger, with a model registry.
 
     Args:
-        experiment_name: of the experiment, created if it does not exist.
-        tracking_uri: of a server or a database, or the ARN of an MLflow App or tracking server of SageMaker, whose
-            requests the plug-in sagemaker-mlflow signs with AWS's standard credentials: in a job, its role.
-        run_name: of the run; MLflow chooses one where it is ``None``.
-        tags: of the run.
-        prefix: of the names of metrics.
-        artifact_location: of a new experiment; the server's where it is ``None``.
-        run_id: of a run to continue.
-        registered_model: name of a model, of which the checkpoint becomes a new version when the run has been scored.
+        experiment_name: name of the experiment, created if it does not exist.
+        tracking_uri: URI of a server or a database, or ARN of an MLflow App or tracking server of SageMaker. The
+            plug-in sagemaker-mlflow signs requests to SageMaker with AWS's standard credentials, in a job its role.
+        run_name: name of the run; ``None``: MLflow chooses one.
+        tags: tags of the run.
+        prefix: prefix of metrics' names.
+        artifact_location: URI for the artifacts of a new experiment; ``None``: the server's default.
+        run_id: id of a run to continue.
+        registered_model: name of a model in the registry, for the checkpoint as a new version after the scoring.
     """
 
     def __init__(
@@ -56,10 +56,10 @@ class MlflowLogger(MLFlowLogger):
         self._registered_model = registered_model
 
     def register(self, run: Path) -> None:
-        """Log best checkpoint, configuration and scores of a run as artifacts, and make them a version of the model.
+        """Log best checkpoint, configuration and scores of a run as artifacts, and register them as a model version.
 
         Args:
-            run: its folder.
+            run: the run's folder.
         """
         name = self._registered_model
         if name is None:
@@ -78,11 +78,11 @@ class MlflowLogger(MLFlowLogger):
                 raise
         source = f"{client.get_run(run_id).info.artifact_uri}/{_FOLDER}"
         version = client.create_model_version(name, source, run_id=run_id, tags=_scores(run))
-        log.info("MLflow has it as version %s of model %s.", version.version, name)
+        log.info("MLflow: the model is registered as version %s of %s.", version.version, name)
 
 
 def register_models(loggers: Iterable[Logger], run: Path) -> None:
-    """Register the model of a scored run with those loggers that are asked to."""
+    """Register the model of a scored run by the loggers with a registered model."""
     for logger in loggers:
         if isinstance(logger, MlflowLogger):
             logger.register(run)
