@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bincounter.cli.composition import compose
 from commands import REPOSITORY
 from omegaconf import DictConfig, OmegaConf
 
+from bincounter.cli.composition import compose
 from bincounter.cli.hydra_internals import parse_overrides, split_jobs
 from bincounter.cli.main import _parser
 

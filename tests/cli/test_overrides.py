@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import yaml
-from bincounter.cli.composition import Composer
 from commands import Run
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from bincounter.cli.composition import Composer
 from bincounter.cli.hydra_app import compose
 from bincounter.cli.hydra_internals import prepare_hydra, split_jobs
 from bincounter.cloud.hyperparameters import decode_overrides, encode_overrides

@@ -68,7 +68,7 @@ def test_grad_cam_reads_the_last_maps(name: str, tmp_path: Path) -> None:
 def test_weights_come_from_files_of_timm_and_from_checkpoints(kind: str, tmp_path: Path) -> None:
     given: Any = timm.create_model(NODE["name"])  # with its classifier
     if kind == "alone.ckpt":
-        given = load_counter(checkpoint_alone(tmp_path, backbone=NODE))[0].backbone.net  # type: ignore[union-attr]
+        given = load_counter(checkpoint_alone(tmp_path, backbone=NODE))[0].backbone.net
     elif kind == "weights.pth":
         torch.save(given.state_dict(), tmp_path / kind)
     else:

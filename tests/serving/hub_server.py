@@ -80,7 +80,7 @@ class Hub:
 
     def _info(self, request: Request) -> Response:
         repository = "{owner}/{name}".format(**request.path_params)
-        known = {"id": repository, "private": self.private.get(repository), "siblings": []}
+        known: dict[str, Any] = {"id": repository, "private": self.private.get(repository), "siblings": []}
         return self._refused(request) or JSONResponse({**known, "sha": self.sha(repository)})
 
     def _tree(self, request: Request) -> Response:
