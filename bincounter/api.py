@@ -138,7 +138,7 @@ def _as_command(arguments: list[str]) -> Iterator[None]:
     """Make this process look like the command ``train``, which Hydra parses and Lightning starts again for DDP."""
     main, root, hydras = sys.modules["__main__"], logging.getLogger(), GlobalHydra.instance()
     argv, spec, handlers, level, hydra = sys.argv, main.__spec__, root.handlers[:], root.level, hydras.hydra
-    full_error = os.environ.get("HYDRA_FULL_ERROR")
+    environment = dict(os.environ)
     hydras.clear()
     start_as_script(str(train_command.__file__), arguments)
     try:
@@ -149,5 +149,6 @@ def _as_command(arguments: list[str]) -> Iterator[None]:
             handler.close()  # of the run's train.log
         root.handlers[:] = handlers
         root.setLevel(level)
-        if full_error is None:
-            os.environ.pop("HYDRA_FULL_ERROR", None)
+        for name in os.environ.keys() - environment.keys():  # a rank that DDP left would end the next DDP
+            del os.environ[name]
+        os.environ.update(environment)

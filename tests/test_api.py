@@ -155,7 +155,7 @@ def test_runs_of_one_process_leave_it_as_it_was(small: list[str], tmp_path: Path
     def state() -> tuple[Any, ...]:
         root = logging.getLogger()
         hydra = GlobalHydra.instance().hydra
-        return Path.cwd(), sys.argv, root.handlers[:], root.level, hydra, os.environ.get("HYDRA_FULL_ERROR")
+        return Path.cwd(), sys.argv, root.handlers[:], root.level, hydra, dict(os.environ)
 
     before = state()
     runs = [bincounter.train([*small, f"seed={seed}", f"paths.output_dir={tmp_path / str(seed)}"]) for seed in (1, 2)]
