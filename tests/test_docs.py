@@ -121,6 +121,8 @@ def test_a_setting_has_its_type_default_and_bounds(reference: Any) -> None:
     assert rows["data.split.method"].allowed == "`grouped`, `given`, `random`"
     assert rows["launcher.usd_per_hour"].type == "float or null" and rows["launcher.usd_per_hour"].allowed == "> 0"
     assert rows["trainer.max_epochs"].default == "10"
+    page = reference.settings_page("train")
+    assert "Default: `model=resnet50`." in page and "Sets `model.weights=IMAGENET1K_V2`." in page
 
 
 class Loads(HTMLParser):

@@ -227,9 +227,19 @@ def cell(text: str) -> str:
     return re.sub(r"docs/(\w+)\.md", r"[\1.md](../\1.md)", text)
 
 
-def options_table(group: str) -> str:
-    """A table of a group's options."""
-    rows = [f"| `{group}={name}` | {cell(header(file))} |" for name, file in options(group).items()]
+def options_table(group: str, parts: "list[Part]") -> str:
+    """A table of a group's options, with the values that each sets in the place of defaults."""
+    described = [row for _, _, rows in parts for row in rows]
+    keys = [row.key for row in described]
+    defaults = {row.key: row.default for row in described if keys.count(row.key) == 1}
+    key = group.replace("/", ".")
+    rows = []
+    for name, file in options(group).items():
+        content = read(file)
+        values = yaml_settings(file, key, content.get(group, content))
+        changed = [f"`{row.key}={row.default}`" for row in values if defaults.get(row.key, row.default) != row.default]
+        sets = f" Sets {', '.join(changed)}." if changed else ""
+        rows.append(f"| `{group}={name}` | {cell(header(file).rstrip('.') + '.' + sets)} |")
     return "\n".join(["| option | description |", "|---|---|", *rows]) if rows else ""
 
 
@@ -282,13 +292,19 @@ def group_sections(group: str, schema: type | None = None) -> Iterator[tuple[str
         yield from group_sections(f"{group}/{inner.name}")
 
 
+def default_options(app: str) -> dict[str, Any]:
+    """The groups of ``train`` or ``deploy``, and the option that each has by default."""
+    listed = [each for each in read(CONF / f"{app}.yaml")["defaults"] if isinstance(each, dict)]
+    return {name: option for each in listed for name, option in each.items()}
+
+
 @cache
 def reference(app: str) -> list[tuple[str, list[Part]]]:
     """All settings of ``train`` or ``deploy``: groups, and their tables."""
     module = {"train": train_schema, "deploy": deploy_schema}[app]
     module.register()
     schema = {"train": train_schema.TrainConfig, "deploy": deploy_schema.DeployConfig}[app]
-    groups = [name for each in read(CONF / f"{app}.yaml")["defaults"] if isinstance(each, dict) for name in each]
+    groups = list(default_options(app))
     kinds = {each.name: each.type for each in fields(schema) if is_dataclass(each.type)}
     top = [
         (title, sentence, [row for row in rows if row.key not in groups])
@@ -316,8 +332,10 @@ def settings_page(app: str) -> str:
         "every value. The description of a number begins with its unit. `null` is no value; an *open* setting takes "
         "whatever fits its description.",
     ]
+    chosen = default_options(app)
     for group, parts in reference(app):
-        lines += [f"## {group}", "" if group == "General" else options_table(group)]
+        lines += [f"## {group}", f"Default: `{group}={value_text(chosen[group])}`." if chosen.get(group) else ""]
+        lines.append("" if group == "General" else options_table(group, parts))
         for title, sentence, rows in parts:
             lines += [f"### {title}" if title != f"`{group}`" else "", sentence, table(rows)] if rows else []
     return "\n\n".join(filter(None, lines)) + "\n"
