@@ -3,7 +3,7 @@
 import difflib
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,8 @@ class TimmBackbone(nn.Module):
         ModuleNotFoundError: timm is not installed.
     """
 
+    net: Any
+
     def __init__(self, name: str, image_size: int | None = None, weights: str | None = None) -> None:
         import timm
         from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -47,12 +49,13 @@ class TimmBackbone(nn.Module):
         check_timm(name, weights)
         super().__init__()
         known = timm.get_pretrained_cfg(name)
-        fixed = {"img_size": image_size} if image_size and known is not None and known.fixed_input_size else {}
+        is_fixed = image_size is not None and known is not None and known.fixed_input_size
+        options: dict[str, Any] = {"img_size": image_size} if is_fixed else {}
         pretrained = weights is not None and weights.lower() == PRETRAINED
         try:
-            self.net: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, **fixed)
+            self.net = cast(Any, timm.create_model(name, pretrained=pretrained, num_classes=0, **options))
         except Exception as error:  # clients of hubs raise almost anything without a network
-            if not pretrained:
+            if not pretrained or known is None:
                 raise
             why = next(iter(str(error).splitlines()), type(error).__name__).rstrip(". ")
             raise ResourceError(

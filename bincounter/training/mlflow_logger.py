@@ -15,6 +15,7 @@ from bincounter.training.checkpoint import export_model
 
 log = logging.getLogger(__name__)
 
+_DATABASE = "sqlite:///"
 _FOLDER = "model"  # folder of the checkpoint among the artifacts of a run
 
 
@@ -28,7 +29,8 @@ class MlflowLogger(MLFlowLogger):
         run_name: name of the run; ``None``: MLflow chooses one.
         tags: tags of the run.
         prefix: prefix of metrics' names.
-        artifact_location: URI for the artifacts of a new experiment; ``None``: the server's default.
+        artifact_location: URI for the artifacts of a new experiment; ``None``: the server's default, or
+            ``mlartifacts`` beside the database.
         run_id: id of a run to continue.
         registered_model: name of a model in the registry, for the checkpoint as a new version after the scoring.
     """
@@ -44,6 +46,8 @@ class MlflowLogger(MLFlowLogger):
         run_id: str | None = None,
         registered_model: str | None = None,
     ) -> None:
+        if artifact_location is None and tracking_uri.startswith(_DATABASE):  # else they are in the working directory
+            artifact_location = str(Path(tracking_uri.removeprefix(_DATABASE)).resolve().parent / "mlartifacts")
         super().__init__(
             experiment_name,
             run_name=run_name,

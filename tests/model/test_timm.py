@@ -22,7 +22,11 @@ from bincounter.serving.packing.parity import check_parity, parity_photos
 from bincounter.serving.packing.tarball import read_member
 from bincounter.training.results import CheckpointOrigin
 
-NODE = {"_target_": "bincounter.model.timm_backbones.TimmBackbone", "name": "test_mambaout", "image_size": 32}
+NODE: dict[str, Any] = {
+    "_target_": "bincounter.model.timm_backbones.TimmBackbone",
+    "name": "test_mambaout",
+    "image_size": 32,
+}
 
 
 @pytest.mark.parametrize(
@@ -32,6 +36,7 @@ def test_a_model_sees_photos_as_it_was_pretrained_and_gives_its_pooled_features(
     backbone = TimmBackbone(name, image_size=size).eval()
     pixels = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
     cfg = timm.get_pretrained_cfg(name)
+    assert cfg is not None
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (cfg.mean, cfg.std))
     with torch.no_grad():
         features = backbone(Normalize()(pixels))
@@ -73,7 +78,7 @@ def test_weights_come_from_files_of_timm_and_from_checkpoints(kind: str, tmp_pat
         torch.save(given.state_dict(), tmp_path / kind)
     else:
         save_file(given.state_dict(), tmp_path / kind)
-    own = TimmBackbone(str(NODE["name"]), weights=str(tmp_path / kind)).net.state_dict()
+    own = TimmBackbone(NODE["name"], weights=str(tmp_path / kind)).net.state_dict()
     assert all(torch.equal(tensor, given.state_dict()[name]) for name, tensor in own.items())
 
 

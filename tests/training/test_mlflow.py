@@ -29,11 +29,11 @@ def run_folder(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def logged(uri: str, run: Path, folder: Path, **options: Any) -> Any:
+def logged(uri: str, run: Path, **options: Any) -> Any:
     """Log a metric, register the model of a run, and return the logger."""
     from bincounter.training.mlflow_logger import MlflowLogger, register_models
 
-    logger = MlflowLogger("bins", uri, artifact_location=str(folder / "artifacts"), **options)
+    logger = MlflowLogger("bins", uri, **options)
     logger.log_metrics({"val/accuracy": 0.5}, step=3)
     logger.finalize("success")
     register_models([logger], run)
@@ -43,10 +43,11 @@ def logged(uri: str, run: Path, folder: Path, **options: Any) -> Any:
 def test_a_model_is_registered_with_its_scores_and_can_be_fetched(run_folder: Path, tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     for number in ("1", "2"):
-        logger = logged(uri, run_folder, tmp_path, registered_model="bin-counter")
+        logger = logged(uri, run_folder, registered_model="bin-counter")
         version = logger.experiment.get_model_version("bin-counter", number)
         assert version.run_id == logger.run_id
         assert version.tags["test/accuracy"] == "0.2" and version.tags["val/rmse"]
+    assert (tmp_path / "mlartifacts").is_dir()
     fetched = Path(mlflow.artifacts.download_artifacts("models:/bin-counter/2", dst_path=str(tmp_path / "fetched")))
     assert {path.name for path in fetched.iterdir()} >= {"best.ckpt", "config.yaml", "metrics.json"}
     ours, theirs = (
@@ -56,7 +57,7 @@ def test_a_model_is_registered_with_its_scores_and_can_be_fetched(run_folder: Pa
 
 
 def test_nothing_is_registered_unless_it_is_asked_for(run_folder: Path, tmp_path: Path) -> None:
-    logger = logged(f"sqlite:///{tmp_path}/mlflow.db", run_folder, tmp_path)
+    logger = logged(f"sqlite:///{tmp_path}/mlflow.db", run_folder)
     assert not logger.experiment.search_registered_models()
     assert not logger.experiment.list_artifacts(logger.run_id)
 
@@ -113,10 +114,10 @@ def sagemaker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
     ],
 )
 def test_requests_to_sagemaker_are_signed_by_awss_credentials_and_name_the_server(
-    arn: str, header: str, service: str, sagemaker: Callable[[], list[dict[str, str]]], run_folder: Path, tmp_path: Path
+    arn: str, header: str, service: str, sagemaker: Callable[[], list[dict[str, str]]], run_folder: Path
 ) -> None:
     check_mlflow_uri("logger.mlflow.tracking_uri", arn)
-    logger = logged(arn, run_folder, tmp_path, registered_model="bin-counter")
+    logger = logged(arn, run_folder, registered_model="bin-counter")
     assert logger.experiment.get_model_version("bin-counter", "1").tags["test/accuracy"] == "0.2"
     assert logger.experiment.get_run(logger.run_id).data.metrics == {"val/accuracy": 0.5}
     assert len(sagemaker()) > 5
