@@ -31,7 +31,7 @@ def commands_of(page: Path) -> list[str]:
         each.replace("\\|", "|") for each in re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
     ]
     commands = [each for each in lines + inline if re.match(rf"{PROGRAM} [^.]", each)]
-    return [each.replace("$BUCKET", "my-bucket") for each in commands if not re.search("COMMAND|<TAB>", each)]
+    return [each.replace("$BUCKET", "my-bucket") for each in commands if not re.search("COMMAND|=$", each)]
 
 
 def test_every_page_has_commands() -> None:
