@@ -15,13 +15,16 @@ _QUERY = "query=bash"
 _TAKE_OVERRIDES = {"train": "train", "deploy": "deploy", "explore": "train", "arrange": "train", "prepare": "train"}
 _INSTALL = r"""
 _bincounter() {
-    local line=${COMP_LINE:0:COMP_POINT} split= candidates
+    local line=${COMP_LINE:0:COMP_POINT} split= candidates each
     local word=${line##*[[:space:]]}
-    candidates=$("${COMP_WORDS[0]}" -sc query=bash -- "$line" 2>/dev/null)
-    COMPREPLY=($(compgen -W "$candidates" -- "$word"))
+    # not compgen -W, which runs $(...) in a file's name
+    IFS=$' \t\n' read -rd '' -a candidates < <("${COMP_WORDS[0]}" -sc query=bash -- "$line" 2>/dev/null)
     # readline replaces what stands behind the last of its word breaks
     [[ $COMP_WORDBREAKS == *=* ]] && split=${word%"${word##*[=:]}"}
-    COMPREPLY=("${COMPREPLY[@]#"$split"}")
+    COMPREPLY=()
+    for each in "${candidates[@]}"; do
+        [[ $each == "$word"* ]] && printf -v each %q "${each#"$split"}" && COMPREPLY+=("$each")
+    done
     if [[ ${#COMPREPLY[@]} == 1 && ${COMPREPLY[0]} != *[=./] ]]; then COMPREPLY[0]+=" "; fi
 }
 complete -o nospace -o default -F _bincounter bincounter

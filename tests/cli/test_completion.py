@@ -46,6 +46,7 @@ def test_tab_completes_in_bash(tmp_path: Path) -> None:
     env = {**environment(), "PATH": path, "PS1": "$ ", "TERM": "dumb", "INPUTRC": "/dev/null"}
     terminal, side = pty.openpty()
     (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "$(touch run)1").mkdir()
     shell = ["bash", "--norc", "--noprofile", "-i"]
     with subprocess.Popen(
         shell, cwd=tmp_path, env=env, stdin=side, stdout=side, stderr=side, start_new_session=True
@@ -58,6 +59,7 @@ def test_tab_completes_in_bash(tmp_path: Path) -> None:
                 "mod\t": "model",  # a group, and its settings
                 "=resnet3\t": "=resnet34 ",
                 "data.source=pho\t": "data.source=photos/",
+                "\x15bincounter train data.source=./photos/\t": r"\$\(touch",
             }.items():
                 os.write(terminal, typed.encode())
                 read_until(terminal, shown)
@@ -65,6 +67,7 @@ def test_tab_completes_in_bash(tmp_path: Path) -> None:
             bash.kill()
             os.close(side)
             os.close(terminal)
+    assert not (tmp_path / "run").exists()
 
 
 def read_until(terminal: int, text: str) -> None:
