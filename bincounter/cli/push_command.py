@@ -71,7 +71,13 @@ def push(run: Path, to: str, licence: str | None = None) -> int:
             f"Left out, with photos, their names, paths or logs: {', '.join(escape_name(each.name) for each in left)}"
         )
         operations = [huggingface_hub.CommitOperationAdd(name, content) for name, content in files.items()]
-        done = api.create_commit(address.repository, operations, commit_message=f"Model of {origin.run.path.name}")
+        try:
+            done = api.create_commit(address.repository, operations, commit_message=f"Model of {origin.run.path.name}")
+        except ValueError as error:  # the hub checks the header of the card
+            raise UserError(
+                f"{address} does not take the model card ({' '.join(str(error).split())[:150]}): write --licence as "
+                "huggingface.co/docs/hub/repositories-licenses does, such as mit"
+            ) from error
     print(done.commit_url)
     return 0
 
@@ -83,25 +89,23 @@ def _files(address: HubAddress, origin: "CheckpointOrigin", run: "RunResults", l
     import torch
     import yaml
 
-    from bincounter.model.build import load_counter
+    from bincounter.model.build import read_model
     from bincounter.serving.packing.model_card import source_name, write_hub_card
-    from bincounter.training.checkpoint import read_checkpoint
-    from bincounter.training.run import own_targets
 
-    if licence is None and (reasons := list(_terms(run))):
+    if not licence and (reasons := list(_terms(run))):
         raise UserError(
             f"{run.path} is not uploaded, since {' and '.join(reasons)}: if you may share the model, name its licence, "
             "as in --licence cc-by-nc-sa-3.0"
         )
-    description = load_counter(origin.checkpoint, own_targets(run.config))[1]
+    checkpoint = read_model(origin.checkpoint)
+    description = checkpoint["bincounter"]
     described = {
         **description,
         "model": _without_paths(description["model"]),
         "train_ids": [""] * len(description["train_ids"]),  # names of photos; their hashes are enough
     }
     content = io.BytesIO()
-    state = read_checkpoint(origin.checkpoint, "state_dict")["state_dict"]
-    torch.save({"state_dict": state, "bincounter": described}, content)
+    torch.save({"state_dict": checkpoint["state_dict"], "bincounter": described}, content)
     config = _without_paths(mask_secrets({key: run.config[key] for key in run.config if key not in _NOT_SENT}))
     if config["data"]["source"] is not None:
         config["data"]["source"] = source_name(run)

@@ -116,7 +116,7 @@ def load_counter(
         UserError: the file is missing, broken, not a bincounter checkpoint, names a callable that is not trusted, or
             holds weights that are not finite.
     """
-    checkpoint = _read(Path(path))
+    checkpoint = read_model(Path(path))
     description = checkpoint["bincounter"]
     try:
         model = without_pretrained(description["model"])
@@ -143,7 +143,12 @@ def load_counter(
     return counter.eval(), description
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def read_model(path: Path) -> Mapping[str, Any]:
+    """Read a checkpoint; nothing that it names is called.
+
+    Raises:
+        UserError: the file is missing, broken, or not a checkpoint of this version of bincounter.
+    """
     if not path.is_file():
         raise UserError(f"Checkpoint {path} does not exist; give the path of a .ckpt file.")
     try:

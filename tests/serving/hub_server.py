@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
+import yaml
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -43,7 +44,7 @@ class Hub:
         return Starlette(
             routes=[
                 Route("/api/repos/create", self._create, methods=["POST"]),
-                Route("/api/validate-yaml", lambda _: JSONResponse({"errors": [], "warnings": []}), methods=["POST"]),
+                Route("/api/validate-yaml", self._validate, methods=["POST"]),
                 Route(f"/api/models/{repository}", self._info),
                 Route(f"/api/models/{repository}/revision/{{revision}}", self._info),
                 Route(f"/api/models/{repository}/tree/{{revision}}", self._tree),
@@ -78,6 +79,12 @@ class Hub:
             return JSONResponse({"error": "You already created this model repo"}, 409)
         self.files[repository], self.private[repository] = {}, bool(body.get("private") or body.get("visibility"))
         return JSONResponse({"url": f"{self.url}/{repository}"})
+
+    async def _validate(self, request: Request) -> Response:
+        licence = yaml.safe_load((await request.json())["content"].split("---")[1])["license"]
+        known = licence in ("apache-2.0", "cc-by-nc-sa-3.0", "mit")
+        errors = [] if known else [{"message": '"license" must be one of [apache-2.0, mit]'}]
+        return JSONResponse({"errors": errors, "warnings": []}, 200 if known else 400)
 
     def _info(self, request: Request) -> Response:
         repository = "{owner}/{name}".format(**request.path_params)

@@ -86,9 +86,21 @@ def test_push_sends_model_settings_scores_and_card_and_nothing_of_the_photos(
 def test_the_card_has_the_header_that_the_hub_reads(at_hub: AtHub, hub: Hub, owned: Path) -> None:
     card = pushed(at_hub, hub, owned, "carded")["README.md"].decode()
     front = yaml.safe_load(card.split("---")[1])
-    assert front["license"] == "mit" and "bincounter" in front["tags"] and front["datasets"] == ["photos"]
+    assert front["license"] == "mit" and "bincounter" in front["tags"]
     assert {each["type"] for each in front["model-index"][0]["results"][0]["metrics"]} == {"accuracy", "rmse"}
     assert "bincounter predict --ckpt-path hf://ada/carded" in card
+
+
+def test_push_calls_nothing_that_a_run_folder_names(at_hub: AtHub, owned: Path, tmp_path: Path) -> None:
+    call = {"_target_": "subprocess.check_call", "args": ["mkdir", str(tmp_path / "called")]}
+    config = yaml.safe_load((owned / "config.yaml").read_text())
+    (owned / "config.yaml").write_text(yaml.safe_dump(config | {"objective": call}))
+    checkpoint = torch.load(owned / "checkpoints/best.ckpt", weights_only=True)
+    checkpoint["bincounter"]["objective"] = call
+    torch.save(checkpoint, owned / "checkpoints/best.ckpt")
+    done = at_hub("-m", "bincounter", "push", str(owned), "--to", "hf://ada/called", "--licence", "MIT", code=2)
+    assert not (tmp_path / "called").exists()
+    assert '"license" must be one of' in done.stderr and "write --licence as" in done.stderr
 
 
 def test_a_model_at_the_hub_predicts_and_is_deployed_trained_on_and_read_offline(
@@ -149,8 +161,9 @@ def test_a_licence_has_to_be_confirmed_by_name(owned: Path, changed: dict[str, A
         group, _, name = key.partition(".")
         config[group][name] = value
     (owned / "config.yaml").write_text(yaml.safe_dump(config))
-    with pytest.raises(UserError, match=rf"{answer}.*--licence"):
-        push(owned, "hf://ada/bins")
+    for licence in (None, ""):
+        with pytest.raises(UserError, match=rf"{answer}.*--licence"):
+            push(owned, "hf://ada/bins", licence)
 
 
 def test_push_refuses_files_that_show_photos_and_addresses_with_a_revision(owned: Path) -> None:

@@ -87,9 +87,6 @@ def _front_matter(about: Mapping[str, Any], run: RunResults | None, licence: str
         "pipeline_tag": "image-classification",
         "tags": ["bincounter", "counting", "warehouse"],
     }
-    if licence and run:
-        front |= {"datasets": ["amazon-bin-image-dataset" if is_abid(run) else source_name(run)]}
-        front |= {"metrics": ["accuracy", "rmse"]}
     side = _scored_side(run)
     if run and side:
         metrics = [{"type": name, "value": run.metrics[side][name]} for name in ("accuracy", "rmse")]
