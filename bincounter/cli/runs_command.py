@@ -15,7 +15,7 @@ from bincounter.config.checks import METRICS
 from bincounter.errors import BinCounterError, UserError
 from bincounter.number_format import is_number
 from bincounter.sweep.trials import is_locked, is_running, read_outcome
-from bincounter.training.results import RunResults, read_results
+from bincounter.training.results import RunResults, read_metrics, read_results
 from bincounter.training.resume import is_debug_run, is_in_use
 
 DONE, RESUMABLE, BROKEN = "done", "resumable", "broken"
@@ -255,5 +255,6 @@ def _best(runs: Sequence[ListedRun], metric: str) -> ListedRun | None:
     """Find the best trial by its validation score."""
     name = metric.rpartition("/")[2]
     sign = -1 if METRICS.get(name) == "max" else 1
-    scored = [(sign * value, number) for number, run in enumerate(runs) if is_number(value := run.scores.get(name))]
+    scores = [read_metrics(Path(run.folder)).get("val") or {} if run.scores else {} for run in runs]
+    scored = [(sign * value, number) for number, each in enumerate(scores) if is_number(value := each.get(name))]
     return runs[min(scored)[1]] if scored else None
