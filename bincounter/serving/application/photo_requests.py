@@ -178,11 +178,7 @@ class _Files:
     def on_header_end(self) -> None:
         if self._header.lower() == b"content-disposition":
             self._disposition = bytes(self._value)
-        elif self._header.lower() == b"content-transfer-encoding" and self._value.lower() not in (
-            b"binary",
-            b"8bit",
-            b"7bit",
-        ):
+        elif self._header.lower() == b"content-transfer-encoding" and self._value.lower() not in _AS_IT_IS:
             raise Problem(415, "A part of the form has a transfer encoding; send the bytes of its photo as they are.")
         self._header.clear()
         self._value.clear()
