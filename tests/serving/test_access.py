@@ -1,5 +1,6 @@
 """Token of a server that other machines reach."""
 
+import asyncio
 import json
 import socket
 from collections.abc import Iterator
@@ -12,10 +13,13 @@ from browser import chromium
 from commands import Run
 from local_server import LocalServer, local_server
 from playwright.sync_api import FilePayload
+from starlette.responses import PlainTextResponse
+from starlette.types import Message
 
 from bincounter.errors import BinCounterError, ConfigError
 from bincounter.serving.local import client
 from bincounter.serving.local.access import TOKEN_VARIABLE, Access, read_access
+from bincounter.serving.local.guards import SameOrigin
 from bincounter.serving.local.running_servers import Server
 
 TOKEN = "0123456789abcdef+/="
@@ -55,6 +59,30 @@ def test_requests_without_the_token_are_refused(
     body = photo(3) if method == "POST" else None
     assert guarded.ask(method, path, body, BEARER).status == 200
     assert guarded.ask(method, path, body, {"authorization": f"bearer {TOKEN}"}).status == 200
+
+
+@pytest.mark.parametrize(
+    ("listens", "asked", "status"),
+    [
+        ("127.0.0.1", "localhost:8080", 200),
+        ("127.0.0.1", "127.0.0.2:8080", 403),
+        ("127.0.0.2", "127.0.0.2:8080", 200),
+        ("127.0.0.2", "127.foreign.example:8080", 403),
+        ("0.0.0.0", "bins.example:8080", 200),
+    ],
+)
+def test_a_server_of_this_machine_alone_is_asked_by_its_own_address(listens: str, asked: str, status: int) -> None:
+    statuses: list[int | None] = []
+
+    async def receive() -> Message:
+        return {"type": "http.request"}
+
+    async def send(message: Message) -> None:
+        statuses.append(message.get("status"))
+
+    scope = {"type": "http", "method": "GET", "headers": [(b"host", asked.encode())]}
+    asyncio.run(SameOrigin(PlainTextResponse("counted"), Access(listens))(scope, receive, send))
+    assert statuses[0] == status
 
 
 def test_health_checks_and_the_page_take_no_token(guarded: LocalServer) -> None:
@@ -99,7 +127,7 @@ def test_client_sends_the_token(guarded: LocalServer, tmp_path: Path) -> None:
 def test_page_asks_for_the_token_or_takes_it_from_its_address(guarded: LocalServer, typed: bool) -> None:
     with chromium() as browser:
         page = browser.new_page()
-        page.goto(guarded.url if typed else f"{guarded.url}/#token={TOKEN.replace('+', '%2B')}")
+        page.goto(guarded.url if typed else f"{guarded.url}/#token={TOKEN}")
         if typed:
             page.fill("#token", "not the token")
             page.click("#login button")

@@ -93,7 +93,7 @@ def create_app(
     app: ASGIApp = Starlette(routes=routes, exception_handlers=handlers, lifespan=endpoints.lifespan)
     if access.token is not None:
         app = BearerToken(app, access.token, _is_open)
-    return SameOrigin(app, any_name=not access.is_local)
+    return SameOrigin(app, access)
 
 
 def _is_open(path: str) -> bool:

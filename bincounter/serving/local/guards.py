@@ -3,7 +3,7 @@
 import asyncio
 import ctypes
 import hmac
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Set
 from contextlib import asynccontextmanager, suppress
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bincounter.serving.application.answers import Limits, Problem
 from bincounter.serving.application.photo_requests import decompress, too_large
+from bincounter.serving.local.access import Access
 
 _LARGEST_BODIES = 8  # bodies of the largest size that are kept in memory at a time
 _malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc, which keeps what threads have freed
@@ -216,12 +217,12 @@ class SameOrigin:
 
     Args:
         app: that answers all other requests.
-        any_name: whether the server has names of its own, since it is reached from other machines, too; a token, which
-            foreign pages do not know, protects it then.
+        access: to the server; one that other machines reach has names of its own, and a token protects it, which
+            foreign pages do not know.
     """
 
-    def __init__(self, app: ASGIApp, *, any_name: bool = False) -> None:
-        self._app, self._any_name = app, any_name
+    def __init__(self, app: ASGIApp, access: Access) -> None:
+        self._app, self._names = app, {*_NAMES, access.host} if access.is_local else set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse a request, or pass it on."""
@@ -236,7 +237,7 @@ class SameOrigin:
                     headers.setdefault(name, value)
             await send(message)
 
-        sentence = _objection(Headers(scope=scope), any_name=self._any_name)
+        sentence = _objection(Headers(scope=scope), self._names)
         app = ProblemResponse(Problem(403, sentence)) if sentence else self._app
         await app(scope, receive, send_guarded)
 
@@ -265,11 +266,12 @@ class BearerToken:
         await app(scope, receive, send)
 
 
-def _objection(headers: Headers, *, any_name: bool) -> str | None:
+def _objection(headers: Headers, names: Set[str]) -> str | None:
+    """Return what speaks against a request to a server of these names, if it has no others."""
     host = headers.get("host", "")
-    if not any_name and host.rpartition(":")[0] not in _NAMES and host not in _NAMES:
+    if names and host.rpartition(":")[0] not in names and host not in names:
         return "This server is reached only as 127.0.0.1 or localhost; use one of them in the URL."
-    own = {f"http://{host}", *([f"https://{host}"] if any_name else [])}  # https: behind a proxy
+    own = {f"http://{host}", *([] if names else [f"https://{host}"])}  # https: behind a proxy
     foreign = headers.get("origin", f"http://{host}") not in own
     embedded = headers.get("sec-fetch-mode", "navigate") != "navigate"
     if foreign or (embedded and headers.get("sec-fetch-site") in ("cross-site", "same-site")):  # ports share a site

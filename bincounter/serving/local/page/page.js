@@ -6,7 +6,8 @@ const photos = [];
 let shown = null, explaining = Promise.resolve();
 
 // The token of a server that takes one: from the fragment of the address, which is sent nowhere, else typed in.
-let token = new URLSearchParams(location.hash.slice(1)).get("token") ?? sessionStorage.getItem("token") ?? "";
+const fragment = new URLSearchParams(location.hash.slice(1).replaceAll("+", "%2B"));  // a plus is no space here
+let token = fragment.get("token") ?? sessionStorage.getItem("token") ?? "";
 if (location.hash) history.replaceState(null, "", location.pathname);
 
 function ask(path, options = {}) {
