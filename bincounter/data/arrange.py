@@ -57,8 +57,8 @@ def arrange(listing: Listing, destination: Path, link: bool = True) -> PlacedFil
 def name_targets(photos: Iterable[tuple[str, Photo]]) -> dict[str, Photo]:
     """Name photos ``<folder>/<photo>``: the last part of the id, with the suffix of the file.
 
-    Photos that would share a name, as where photos are numbered anew on each side, get the first folder of their id in
-    front of it, ``1/train-0000.jpg``, or all of the id, or a number. The names depend on the photos and their order.
+    Photos that would share a name, such as photos numbered separately in each split, get the first folder of their id
+    as a prefix, ``1/train-0000.jpg``, or the whole id, or a number. The names depend on the photos and their order.
 
     Args:
         photos: pairs of folder and photo.
@@ -82,7 +82,7 @@ def name_targets(photos: Iterable[tuple[str, Photo]]) -> dict[str, Photo]:
 
 
 def _longer_names(name: str, photo_id: str) -> Iterator[str]:
-    """Yield names of a photo whose name others have, too."""
+    """Yield alternative names of a photo that shares its name with others."""
     folder, _, last = name.rpartition("/")
     above = PurePosixPath(photo_id).parts[:-1]
     if above:
@@ -116,29 +116,29 @@ def place_files(targets: Mapping[str, PhotoFile], destination: Path, *, link: bo
 
 
 def _put(source: Path, target: Path, link: bool) -> None:
-    aside = target.with_name(f".{os.getpid()}.part")
-    aside.unlink(missing_ok=True)
+    part = target.with_name(f".{os.getpid()}.part")
+    part.unlink(missing_ok=True)
     try:
-        if not (link and _linked(source, aside)):
-            shutil.copy2(source, aside)
-            with aside.open("rb") as file:
+        if not (link and _linked(source, part)):
+            shutil.copy2(source, part)
+            with part.open("rb") as file:
                 os.fsync(file.fileno())  # before the rename: a power cut must not leave an empty file
-        aside.replace(target)
+        part.replace(target)
     finally:
-        aside.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
 
 
 def is_same_file(source: Path, target: Path) -> bool:
-    """Return whether a placed file is a link to its source, or has its size and time of modification."""
+    """Return True if a placed file is a link to its source, or has its size and time of modification."""
     with suppress(FileNotFoundError):
         old, new = target.stat(), source.stat()
         return os.path.samestat(old, new) or (old.st_size, old.st_mtime_ns) == (new.st_size, new.st_mtime_ns)
     return False
 
 
-def _linked(source: Path, aside: Path) -> bool:
+def _linked(source: Path, part: Path) -> bool:
     """Make a hard link; returns False if the file system, the device or the owner forbids it."""
     with suppress(OSError):
-        aside.hardlink_to(source.resolve())
+        part.hardlink_to(source.resolve())
         return True
     return False

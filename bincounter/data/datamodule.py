@@ -197,7 +197,7 @@ class BinDataModule(L.LightningDataModule):
         self._same_order = True
 
     def use_features(self, store: FeatureStore) -> None:
-        """Serve the features of photos instead of their pixels, where the store holds them."""
+        """Serve features instead of pixels for the photos that the store holds."""
         self._features = store
 
     def prepare_data(self) -> None:
@@ -236,7 +236,7 @@ class BinDataModule(L.LightningDataModule):
         return self._loader(positions, EvaluationSampler(len(positions), self.batch_size))
 
     def photo_loader(self, positions: np.ndarray) -> DataLoader:
-        """Like :meth:`scoring_loader`, with pixels even where there are features."""
+        """Like :meth:`scoring_loader`, but with pixels even if features are stored."""
         return self._photos(positions, EvaluationSampler(len(positions), self.batch_size))
 
     def _rank(self) -> dict[str, int]:
@@ -286,7 +286,7 @@ class BinDataModule(L.LightningDataModule):
         return {**batch, "image": self._normalize.to(image.device)(image)}
 
     def state_dict(self) -> dict[str, int]:
-        """Return the position in training: the epoch, and the number of its batches that are done."""
+        """Return the position in training: epoch, its completed batches, and the number of processes."""
         assert self.trainer is not None
         fit = self.trainer.fit_loop
         progress = batch_progress(self.trainer)
@@ -310,5 +310,5 @@ class BinDataModule(L.LightningDataModule):
 
 
 def batch_progress(trainer: L.Trainer) -> Any:
-    """Lightning's counts of this epoch's training batches: ``current.ready`` of them have begun; ``is_last_batch``."""
+    """Lightning's progress in this epoch's training batches: ``current.ready`` are started; ``is_last_batch``."""
     return trainer.fit_loop.epoch_loop.batch_progress

@@ -3,15 +3,15 @@
 Three rules link two photos; groups are the connected components of all links.
 
 1. Identical files are always linked.
-2. Where the items of a bin are known, two bins are one scene when their item sets have a Jaccard similarity of at least
+2. If the items of a bin are known, two bins are one scene when their item sets have a Jaccard similarity of at least
    one half. A bin known to be empty is a scene of its own.
-3. Where they are not known, photos are compared. A fingerprint is a colour thumbnail in the frequency domain,
+3. If they are not known, photos are compared. A fingerprint is a colour thumbnail in the frequency domain,
    its spectrum flattened (natural images fall off with 1/f) and compressed, so that no single edge or lamp outweighs
    the rest; two fingerprints are compared by their cosine. It is a perceptual hash that keeps magnitudes (Zauner, 2010,
    "Implementation and benchmarking of perceptual image hash functions"). Copies of a file - re-encoded, resized,
    brightened, cropped by a percent - reach ``COPY`` and are always linked. Another photograph of a bin
-   reaches no value that different bins do not reach as well, so the lower ``SCENE`` is asked only of photos whose names
-   end in consecutive numbers, such as ``00017`` and ``00018``: cameras number what they take in a row.
+   reaches no value that different bins do not reach as well, so the lower threshold ``SCENE`` applies only to photos
+   with names that end in consecutive numbers, such as ``00017`` and ``00018``: cameras number consecutive photos.
 
 Groups that the data source gives, as the ``split.csv`` of prepared bins does, are used as they are and joined by rule 1
 alone; photos without a given group are compared with all others.
@@ -26,6 +26,7 @@ JPEG quality 30, at 64 pixels, cropped by 1 % on each side, a fifth brighter or 
 
 import re
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
@@ -42,7 +43,7 @@ FINGERPRINT_BYTES = _SPECTRUM + 3
 
 JACCARD = 0.5
 COPY = 0.85  # cosine of two fingerprints from which any two photos are copies
-SCENE = 0.4  # cosine from which two photos taken in a row show the same bin, where other bins do not look as alike
+SCENE = 0.4  # cosine from which two photos taken in a row show the same bin, if other bins look less alike
 _CHANCE = 0.01  # share of the pairs of other bins that may look as alike; ABID needs 0.42 for it, uniform bins more
 _COARSE_COPY = 0.8  # cosine of the coarse parts below which no pair is compared in full
 _IN_A_ROW = 2  # numbers apart; ABID holds a bin's photographs under id, id + 1 and id + 2
@@ -90,15 +91,15 @@ def assign_groups(
 ) -> np.ndarray:
     """Number the near-copy groups of a data set by the rules above.
 
-    Memory grows with the photos, not with their pairs; time with the pairs of photos whose items are not known: 535,234
-    of them take 8 CPU minutes and 1.6 GB, and as many with known items 1.5 minutes.
+    Memory grows with the photos, not with their pairs; time with the pairs of photos without known items: 535,234
+    photos take 8 CPU minutes and 1.6 GB, and as many with known items 1.5 minutes.
 
     Args:
-        items: for each photo the identifiers of the things in its bin, or ``None`` where they are not known.
+        items: for each photo the identifiers of the items in its bin, or ``None`` if they are not known.
         fingerprints: ``uint8[N, FINGERPRINT_BYTES]``, see :func:`fingerprint`.
         content: ``uint64[N]``, a hash of each file's bytes.
         names: ids or relative paths of the photos, with or without suffix; numbers at their ends identify photos
-            that were taken in a row. Without them only copies are found among photos whose items are not known.
+            that were taken in a row. Without them only copies are found among photos without known items.
         given: the group that the data source gives for each photo, or ``None``.
 
     Returns:
@@ -114,18 +115,15 @@ def assign_groups(
         pairs = list(_copies(photos))
         if names is not None:
             pairs.append(_same_scenes(photos, _in_series([names[i] for i in unknown.tolist()])))
-        compared = [(unknown[left], unknown[right]) for left, right in pairs]
-        links.extend(_where(pair, (numbers[pair[0]] < 0) | (numbers[pair[1]] < 0)) for pair in compared)
+        for left, right in ((unknown[left], unknown[right]) for left, right in pairs):
+            free = (numbers[left] < 0) | (numbers[right] < 0)
+            links.append((left[free], right[free]))
     known = np.flatnonzero(numbers >= 0)
     _, first, inverse = np.unique(numbers[known], return_index=True, return_inverse=True)
     links.append((known, known[first[inverse]]))
     components = _components(links, total)
     _, first, inverse = np.unique(components, return_index=True, return_inverse=True)
     return _numbered(np.argsort(np.argsort(first))[inverse], numbers).astype(np.int32)
-
-
-def _where(pairs: Pairs, chosen: np.ndarray) -> Pairs:
-    return pairs[0][chosen], pairs[1][chosen]
 
 
 def _numbered(groups: np.ndarray, given: np.ndarray) -> np.ndarray:
@@ -170,22 +168,16 @@ def _similar_items(items: Sequence[frozenset[str] | None], budget: int = 4_000_0
     transposed = member.T.tocsr()
     sharing = np.add.reduceat(np.bincount(indices)[indices], starts[:-1])
     stands_for = np.fromiter(sets.values(), np.int64)
-    chunk = np.cumsum(sharing) // budget
-    for start, stop in zip(*_runs(chunk), strict=True):
+    edges = np.flatnonzero(np.diff(np.cumsum(sharing) // budget)) + 1
+    for start, stop in pairwise([0, *edges.tolist(), len(sharing)]):
         shared = (member[start:stop] @ transposed).tocoo()
         left, right = shared.row + start, shared.col
         similar = shared.data >= JACCARD * (sizes[left] + sizes[right] - shared.data)
         yield stands_for[left[similar]], stands_for[right[similar]]
 
 
-def _runs(keys: np.ndarray) -> Pairs:
-    """Starts and stops of the runs of equal values in sorted ``keys``."""
-    edges = np.flatnonzero(np.diff(keys)) + 1
-    return np.concatenate([[0], edges]), np.concatenate([edges, [len(keys)]])
-
-
 class _Series(NamedTuple):
-    """Photos whose names end in a number, sorted: which series each is of, its number in it, and its position."""
+    """Photos with names that end in a number, sorted: series, number in the series, and position, ``int64[N]`` each."""
 
     line: np.ndarray
     number: np.ndarray
@@ -242,7 +234,7 @@ class _Fingerprints:
         self._mean = fingerprints[:, _SPECTRUM:].astype(np.int16)
 
     def alike(self, pairs: Pairs, threshold: float, chunk: int = 65_536) -> Pairs:
-        """Select the pairs whose cosine reaches ``threshold``."""
+        """Select the pairs with a cosine of at least ``threshold``."""
         left, right = pairs
         starts = range(0, len(left), chunk)
         cosines = [self.cosine(left[at : at + chunk], right[at : at + chunk]) for at in starts]
@@ -250,7 +242,7 @@ class _Fingerprints:
         return left[alike], right[alike]
 
     def coloured_alike(self, pairs: Pairs) -> Pairs:
-        """Select the pairs whose mean colours differ no more than by lighting and encoding."""
+        """Select the pairs with mean colours that differ by no more than lighting and encoding."""
         difference = np.abs(self._mean[pairs[0]] - self._mean[pairs[1]])
         alike = (difference <= [_BRIGHTNESS, _TINT, _TINT]).all(axis=1)
         return pairs[0][alike], pairs[1][alike]

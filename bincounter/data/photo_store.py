@@ -96,7 +96,7 @@ class PhotoStore:
             ``uint8[B, 3, S, S]``, contiguous and owned by the caller.
 
         Raises:
-            DataError: a photo was changed or lost since it was scanned (only where they are not cached).
+            DataError: a photo was changed or lost since it was scanned (only if they are not cached).
         """
         if self._file is None:
             photos = np.empty((len(indices), 3, self._image_size, self._image_size), np.uint8)
@@ -136,7 +136,7 @@ class PhotoStore:
             raise ResourceError(f"{self._files[index].name}: {reason}; free some, and run again.") from error
 
     def _keep(self, file: Path, workers: int) -> bool:
-        """Decode all photos into the file; returns False if the disk has no room for them."""
+        """Decode all photos into the file; return False if the disk has no room for them."""
         if not has_room(file.parent, len(self), self._image_size):
             log.warning(
                 "%s has no room for %.1f GB of decoded photos: they are decoded again in every epoch, which is slower.",

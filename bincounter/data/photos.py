@@ -15,18 +15,18 @@ from bincounter.data.records import PhotoFile
 from bincounter.errors import DataError
 from bincounter.parallel import map_ordered
 
-_OPEN = 256  # files of several photos that are kept open: to open one on a mounted bucket takes many milliseconds
+_OPEN = 256  # shards that are kept open: opening one on a mounted bucket takes many milliseconds
 _SPAN = 2_000_000  # bytes of consecutive photos that are read together
 _PAUSES = (0.05, 0.2)  # seconds before a function is called again
 _PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.EAGAIN, errno.ETIMEDOUT}
-_REQUESTS = 16  # to a bucket at a time: together with _SPAN more than a fast network holds in flight
+_REQUESTS = 16  # concurrent requests to a bucket: times _SPAN, more than the bandwidth-delay product of fast networks
 
 
 _Result = TypeVar("_Result")
 
 
 def retry(function: Callable[[], _Result]) -> _Result:
-    """Call a function that reads or decodes photos, again after a moment for want of memory, descriptors or a device.
+    """Call a function that reads or decodes photos; retry it after a transient lack of memory, descriptors or device.
 
     Raises:
         MemoryError: there is too little memory.
@@ -43,14 +43,14 @@ def retry(function: Callable[[], _Result]) -> _Result:
 
 
 def failure_clause(error: MemoryError | OSError) -> str:
-    """Reason why a photo was not read, which is not in its bytes: ``cannot be read (permission denied)``."""
+    """Describe a failure outside the bytes of a photo as a clause: ``cannot be read (permission denied)``."""
     if isinstance(error, MemoryError):
         return "not read, for want of memory"
     return f"cannot be read ({(error.strerror or type(error).__name__).lower()})"
 
 
 def read_photos(files: Sequence[PhotoFile]) -> list[bytes]:
-    """Read the bytes of photos, in the given order; those in buckets many at a time.
+    """Read the bytes of photos, in the given order; those in buckets concurrently.
 
     Raises:
         OSError: a local file, which ``filename`` names, cannot be read, or ends before the photo does.
@@ -83,7 +83,13 @@ def read_checked(files: Sequence[PhotoFile], content: np.ndarray) -> list[bytes]
         ) from error
     for file, data, expected in zip(files, photos, content, strict=True):
         if content_hash(data) != expected:
-            raise DataError(_changed(file))
+            if file.size is None:
+                raise DataError(
+                    f"{file.name} was changed after the data was scanned: run again to use it as it is now."
+                )
+            raise DataError(
+                f"{file.name} is not the photo that index.csv describes: restore the shard, or pack the photos again."
+            )
     return photos
 
 
@@ -94,8 +100,8 @@ def read_ahead(files: Sequence[PhotoFile], content: np.ndarray, order: np.ndarra
         files: of the photos.
         content: see :func:`read_checked`.
         order: ``int64[M]``, positions in ``files``.
-        workers: threads for files of one photo each. Shards here are read by one, from beginning to end, as mounted
-            buckets and spinning disks like best.
+        workers: threads for files of one photo each. Local shards are read by one thread, sequentially, which suits
+            mounted buckets and spinning disks.
 
     Yields:
         the bytes of each photo, in that order.
@@ -164,7 +170,7 @@ def _opened(path: Path) -> _Descriptor:
 def _part(file: PhotoFile, size: int) -> bytes:
     descriptor = _opened(file.path)
     data = os.pread(descriptor.number, size, file.offset)
-    while len(data) < size:  # a network file system may give less at a time
+    while len(data) < size:  # a network file system may return less
         more = os.pread(descriptor.number, size - len(data), file.offset + len(data))
         if not more:
             raise OSError(errno.EINVAL, "it ends before the photo does")
@@ -182,9 +188,3 @@ def _spans(files: Sequence[PhotoFile], order: np.ndarray) -> Iterator[np.ndarray
             yield order[start:place]
             start, size = place, file.size or 0
     yield order[start:]
-
-
-def _changed(file: PhotoFile) -> str:
-    if file.size is None:
-        return f"{file.name} was changed after the data was scanned: run again to use it as it is now."
-    return f"{file.name} is not the photo that index.csv describes: restore the shard, or pack the photos again."

@@ -110,10 +110,10 @@ def prepare_shards(
 
 
 def check_destination(destination: str, source: str | None) -> None:
-    """Check that a destination can be written, before hours are spent on fetching its photos.
+    """Check that a destination can be written, before the photos are fetched.
 
     Args:
-        destination: a folder, created if missing, or an ``s3://`` address, whose bucket is requested.
+        destination: a folder, created if missing, or an ``s3://`` address; its bucket is listed.
         source: of the photos, ``data.source``.
 
     Raises:
@@ -167,7 +167,7 @@ def _fill(folder: Path, manifest: Manifest, photos: Mapping[str, BinRecord], tab
     expected = photos.keys() | {table.name for table in tables}
     strange = [file.name for file in walk(folder) if is_dataset_file(file.name) and file.name not in expected]
     if strange:
-        # A photo that is new changes the split; those that lie on another side now are still in the source.
+        # New photos change the split; photos that moved to another side are still in the source.
         sources = {name.partition("/")[2]: photo.file.path for name, photo in photos.items()}
         moved = (
             (source := sources.get(name.partition("/")[2])) and is_same_file(source, folder / name) for name in strange
@@ -209,7 +209,7 @@ def _send(
     with (
         lock_folder(here),
         Uploader(uri, connections=connections) as outbox,
-    ):  # a process that waited finds the work done
+    ):  # a process that waited finds the shards sent
         outbox.look()
         outbox.refuse_others(lambda name: is_dataset_file(name) and not is_shard(name) and name != INDEX_FILE)
         if outbox.size_of(INDEX_FILE) is not None and _holds(outbox, uri, manifest, kept, assignment):

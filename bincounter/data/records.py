@@ -41,7 +41,7 @@ class PhotoFile:
         return file if self.size is None else f"{file} at byte {self.offset}"
 
     def __reduce__(self) -> tuple[type["PhotoFile"], tuple[Path, int, int | None, str | None]]:
-        # In half the time of the default: half a million of them go to each worker that streams.
+        # Takes half the time of the default; each streaming worker receives half a million of them.
         return PhotoFile, (self.path, self.offset, self.size, self.bucket)
 
 
@@ -69,7 +69,7 @@ class RejectedInput:
     Attributes:
         path: the file, relative to the root of its source if it is below it.
         reason: one clause in plain words, such as ``not an image`` or ``no metadata file``.
-        passing: the reason is not in the input (no permission, no memory): it is looked at again in the next run.
+        passing: the cause is outside the input (no permission, no memory): the next run tries it again.
     """
 
     path: str
@@ -85,9 +85,9 @@ class Candidate:
         id: see :class:`BinRecord`.
         file: location of its bytes.
         count: the label its layout gives it.
-        items: identifiers of the items in the bin (ASINs) where the layout knows them, else ``None``.
-        group: number of the near-copy group where the source has it, else ``None``.
-        split: ``train``, ``validation`` or ``test`` where the layout fixes it, else ``None``.
+        items: identifiers of the items in the bin (ASINs); ``None`` if the layout does not know them.
+        group: number of the near-copy group; ``None`` if the source does not give it.
+        split: ``train``, ``validation`` or ``test``; ``None`` if the layout does not fix it.
     """
 
     id: str
@@ -130,7 +130,7 @@ class Manifest:
 
     @property
     def has_passing_refusals(self) -> bool:
-        """Return whether some inputs may be readable in the next run."""
+        """True if some rejected inputs may be readable in the next run."""
         return any(refusal.passing for refusal in self.refusals)
 
 
@@ -151,13 +151,13 @@ def write_quarantine(path: Path, refusals: Iterable[RejectedInput]) -> None:
 
 
 def lists_usable_inputs(path: Path, manifest: Manifest) -> bool:
-    """Return whether a quarantine list has inputs that are no longer rejected, such as one that was not readable."""
+    """Return True if a quarantine list has inputs that are no longer rejected, such as files that became readable."""
     rejected = {refusal.path for refusal in manifest.refusals}
     return path.exists() and any(refusal.path not in rejected for refusal in read_quarantine(path))
 
 
 def read_quarantine(path: Path) -> list[RejectedInput]:
-    """Read what :func:`write_quarantine` wrote.
+    """Read a table of :func:`write_quarantine`.
 
     Raises:
         DataError: the file is missing or is not such a table.

@@ -37,7 +37,7 @@ class ResumableBatchSampler(Sampler[TrainingBatch]):
         photos: number of training photos.
         batch_size: photos per batch on each rank.
         seed: of the order.
-        weights: ``float[photos]``; if given, photos are drawn with replacement, in proportion.
+        weights: ``float[photos]``; if given, photos are drawn with replacement, in proportion to them.
         same_order: use the order of the first epoch in every epoch.
         rank: this process.
         world_size: processes that share each global batch.
@@ -62,7 +62,7 @@ class ResumableBatchSampler(Sampler[TrainingBatch]):
         self._start = (0, 0)
 
     def __len__(self) -> int:
-        """Batches in a whole epoch, whatever batch it starts at.
+        """Batches in a whole epoch, independent of the first one.
 
         A last batch that is not full is dropped: batch normalisation is noisy on few photos and fails on one. A set
         smaller than one batch is one batch.

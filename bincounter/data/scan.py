@@ -38,7 +38,7 @@ _THUMB = 32  # pixels, side of the input of `fingerprint`
 _TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# Cache of bincounter: may be deleted at any time.\n"
 
 
-# The code whose results a manifest holds: part of the cache key.
+# Files that determine the content of a manifest: part of the cache key.
 _DECIDING = ("scan.py", "photo_bounds.py", "photo_decoder.py", "preprocessing.py", "grouping.py")
 _SOURCES = [
     *(Path(__file__).with_name(name) for name in _DECIDING),
@@ -53,7 +53,7 @@ def scan(
     """Read every photo of a data source once and return the manifest: readable photos, sizes and near-copy groups.
 
     The manifest is cached in ``cache_dir``: while no input changes its name, size or modification time, no photo is
-    opened, but for those that could not be read for a reason outside of their bytes. A layout with an index of its own,
+    opened, except those that could not be read for a cause outside their bytes. A layout with an index of its own,
     such as shards, supplies the manifest itself.
 
     Args:
@@ -204,7 +204,7 @@ def _read_source(root: Path, layout: Layout, cache_dir: Path, image_size: int | 
 
 
 def _without_change(manifest: Manifest, layout: Layout) -> Manifest | None:
-    """A cached manifest, if what could not be read when it was made cannot be read now; its reasons may be others."""
+    """Return the cached manifest, with current reasons, if its temporarily unreadable inputs are still unreadable."""
     listing = layout.list(manifest.root)
     refusals = {refusal.path: refusal for refusal in listing.refusals}
     names = {refusal.path for refusal in manifest.refusals if refusal.passing}

@@ -29,14 +29,14 @@ def find_photos(
     stored_size: int | None,
     workers: int,
 ) -> Manifest:
-    """Fetch or render photos that are not here, and scan them.
+    """Fetch or render the missing photos, and scan all of them.
 
     Args:
-        source: a folder or an ``s3://`` URI; ``None`` when the layout makes its photos.
+        source: a folder or an ``s3://`` URI; ``None`` if the layout renders its photos.
         layout: of the source.
         counts: that will be used; ``None`` for all.
         sync: ``only, deleted, connections`` of :func:`fetch_photos`, and ``stream``.
-        data_dir: where photos that are made or fetched are kept.
+        data_dir: folder of rendered and fetched photos.
         cache_dir: see :func:`bincounter.data.scan.scan`.
         stored_size: ``image_size`` of the scan.
         workers: threads of the scan.
@@ -80,12 +80,12 @@ def fetch_photos(
         source: an ``s3://`` address.
         data_dir: the folder that holds the copies of all buckets.
         ids: of a source in ABID's layout fetch only the photos and the metadata of these bins, without a listing (the
-            public bucket has a million objects); what is missing is left to the layout to report.
+            public bucket has a million objects); the layout reports missing files.
         counts: that will be used; ``None`` for all.
-        only: ``counts`` to fetch no photo whose count, by folder or by metadata, is another.
-        deleted: ``mirror`` to delete local files whose object is gone, ``keep`` to leave them.
+        only: ``counts`` to fetch only photos with these counts, by folder or by metadata.
+        deleted: ``mirror`` to delete local files without an object, ``keep`` to leave them.
         connections: requests at a time.
-        left_out: takes the names of objects that cannot be here, with the reasons.
+        left_out: filled with the names of objects that cannot be fetched, and the reasons.
 
     Returns:
         the local folder.
@@ -117,7 +117,7 @@ def expand_folder(name: str) -> Path:
 
 
 class CountFilter:
-    """Filter of objects by count: by name, or by metadata where the name does not contain the count.
+    """Filter of objects by count: by name, or by metadata if the name does not contain the count.
 
     Args:
         folder: of the local copy of the source.
@@ -128,7 +128,7 @@ class CountFilter:
         self._folder, self._counts = folder, frozenset(counts)
 
     def by_name(self, name: str) -> bool | None:
-        """Return whether the object is wanted; ``None`` for a photo whose count is in its metadata.
+        """Return True if the object is wanted; ``None`` for a photo whose count is in its metadata.
 
         Args:
             name: of the object, relative to the source.
@@ -143,7 +143,7 @@ class CountFilter:
         return True
 
     def by_metadata(self, name: str) -> bool:
-        """Return whether a photo is wanted whose metadata was fetched; it is, if that has no count."""
+        """Return True if a photo is wanted by its fetched metadata, or if the metadata has no valid count."""
         stem = name.rpartition("/")[2].rpartition(".")[0]
         try:
             count, _ = read_metadata(self._folder / METADATA / f"{stem}.json")
@@ -175,7 +175,7 @@ def _root(
 
 
 def _without_excluded(manifest: Manifest, counts: Sequence[int]) -> Manifest:
-    """Remove bins from quarantine whose photos stay in the bucket, since their counts are not wanted."""
+    """Remove from quarantine the bins with unwanted counts: their photos stay in the bucket."""
     chooser = CountFilter(manifest.root, counts)
 
     def is_excluded(refusal: RejectedInput) -> bool:

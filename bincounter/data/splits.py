@@ -126,7 +126,7 @@ def write_split(path: str | Path, records: Sequence[BinRecord], assignment: np.n
 
 
 def read_split(path: str | Path) -> list[SplitRow]:
-    """Read what :func:`write_split` wrote.
+    """Read a table of :func:`write_split`.
 
     Raises:
         DataError: the file is missing or is not a split.
@@ -174,7 +174,7 @@ def _given_sides(given: Sequence[str | None]) -> np.ndarray:
 
 
 def _keeps_groups(groups: np.ndarray, fractions: Sequence[float], given: Sequence[str | None]) -> bool:
-    """Check that the layout's own sides are those with a share and keep groups whole; logs why they do not."""
+    """Return True if the layout's own sides are those with a share and keep groups whole; logs the reason if not."""
     if not any(given):
         return False
     asked = {side for side, share in zip(SPLITS, fractions, strict=True) if share > 0}

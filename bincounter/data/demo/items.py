@@ -83,11 +83,11 @@ def paint(kind: Kind, design: int, size: tuple[int, int], unit: float, side: flo
     """Paint one upright item.
 
     Args:
-        kind: what it is.
+        kind: of the item.
         design: seed of its colours and prints; items of one design look alike.
         size: width and height in pixels.
         unit: pixels per canvas unit (1/256 of the canvas).
-        side: which side wall of a box the camera sees, from -1 (left) to 1 (right).
+        side: visible side wall of a box, from -1 (left) to 1 (right).
 
     Returns:
         RGBA image of that size.
@@ -103,7 +103,7 @@ def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-def _tint(colour: Colour, factor: float) -> Colour:
+def tint(colour: Colour, factor: float) -> Colour:
     """A lighter (factor > 1) or darker shade."""
     return tuple(min(255, max(0, round(c * factor))) for c in colour)  # type: ignore[return-value]
 
@@ -188,7 +188,7 @@ def _carton_face(pen: Pen, box: tuple[float, float, float, float]) -> None:
     left, top, right, bottom = box
     middle, half = (left + right) / 2, min(7 * pen.unit, (right - left) / 8)
     if pen.chance(0.7):
-        pen.draw.rectangle((middle - half, top, middle + half, bottom), fill=_tint(CARDBOARD, pen.between(1.1, 1.3)))
+        pen.draw.rectangle((middle - half, top, middle + half, bottom), fill=tint(CARDBOARD, pen.between(1.1, 1.3)))
     width, height = min(right - left, 60 * pen.unit) * 0.55, min(bottom - top, 50 * pen.unit) * 0.5
     x, y = left + (right - left - width) * pen.between(0.1, 0.9), top + (bottom - top - height) * pen.between(0.2, 0.9)
     pen.draw.rectangle((x, y, x + width, y + height), fill=WHITE)
@@ -199,21 +199,21 @@ def _box(pen: Pen, side: float) -> None:
     width, height = pen.size
     depth_x, depth_y = width * min(0.22, 0.1 + 0.2 * abs(side)) * (abs(side) > 0.15), height * pen.between(0.04, 0.14)
     carton = pen.chance(0.35)
-    ground = _tint(CARDBOARD, pen.between(0.8, 1.1)) if carton else pen.colour() if pen.chance(0.7) else WHITE
+    ground = tint(CARDBOARD, pen.between(0.8, 1.1)) if carton else pen.colour() if pen.chance(0.7) else WHITE
     draw = pen.draw
     left, right = (0.0, width - depth_x) if side > 0 else (depth_x, float(width))
     far_left, far_right = (depth_x, float(width)) if side > 0 else (0.0, width - depth_x)
-    draw.polygon([(left, depth_y), (far_left, 0), (far_right, 0), (right, depth_y)], fill=_tint(ground, 1.18))
+    draw.polygon([(left, depth_y), (far_left, 0), (far_right, 0), (right, depth_y)], fill=tint(ground, 1.18))
     near, far = (right, far_right) if side > 0 else (left, far_left)
     flank = [(near, depth_y), (far, 0), (far, height - depth_y), (near, height)]
-    draw.polygon(flank, fill=_tint(ground, 0.62))
+    draw.polygon(flank, fill=tint(ground, 0.62))
     front = (left, depth_y, right, float(height))
     draw.rectangle(front, fill=ground)
     if carton:
         _carton_face(pen, front)
     else:
         _printed_face(pen, front, ground)
-    draw.line([(left, depth_y), (right, depth_y)], fill=_tint(ground, 1.3), width=max(1, round(pen.unit)))
+    draw.line([(left, depth_y), (right, depth_y)], fill=tint(ground, 1.3), width=max(1, round(pen.unit)))
     shade(pen.sheet, np.linspace(1.06, 0.86, height, dtype=np.float32)[:, None])
 
 
@@ -275,9 +275,9 @@ def _can(pen: Pen, side: float) -> None:
     _label_text(pen, (width * 0.1, middle, width * 0.9, panel), INK)
     _small_print(pen, (width * 0.25, panel + 3 * pen.unit, width * 0.75, height - lid * 1.2), _contrast(ground))
     shade(pen.sheet, _cylinder(width, 0.3))
-    draw.ellipse((0, 0, width - 1, lid), fill=_tint(metal, 0.8))
-    draw.ellipse((width * 0.07, lid * 0.14, width * 0.93, lid * 0.86), fill=_tint(metal, 1.12))
-    draw.ellipse((width * 0.4, lid * 0.3, width * 0.6, lid * 0.55), fill=_tint(metal, 0.9))
+    draw.ellipse((0, 0, width - 1, lid), fill=tint(metal, 0.8))
+    draw.ellipse((width * 0.07, lid * 0.14, width * 0.93, lid * 0.86), fill=tint(metal, 1.12))
+    draw.ellipse((width * 0.4, lid * 0.3, width * 0.6, lid * 0.55), fill=tint(metal, 0.9))
 
 
 def _bag(pen: Pen, side: float) -> None:

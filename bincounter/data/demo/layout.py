@@ -51,11 +51,11 @@ class DemoBins:
         return data_dir / f"demo-{self.photos}-{self.size}-{self.seed}"
 
     def walk(self, root: Path) -> Iterator[InputFile]:
-        """As :class:`Folders`."""
+        """Yield every file, as :class:`Folders`."""
         return Folders().walk(root)
 
     def list(self, root: Path) -> Listing:
-        """As :class:`Folders`."""
+        """List the photos, as :class:`Folders`."""
         return Folders().list(root)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from bincounter.data.demo.items import INK, Colour, font
+from bincounter.data.demo.items import INK, Colour, font, tint
 from bincounter.data.demo.placement import Space
 from bincounter.data.demo.textures import crinkles, shade, weave
 
@@ -52,17 +52,15 @@ def inside(rng: np.random.Generator, a_bin: Bin) -> Image.Image:
     left, top, right, bottom = (v * unit for v in space.front)
     b_left, b_top, b_right, b_bottom = (v * unit for v in space.back)
     near, far = 40 * unit, size + 40 * unit  # walls extend past the opening, which crops them
-    draw.polygon([(left - near, -near), (b_left, b_top), (b_left, b_bottom), (left - near, far)], _times(cloth, 0.62))
-    draw.polygon(
-        [(right + near, -near), (b_right, b_top), (b_right, b_bottom), (right + near, far)], _times(cloth, 0.7)
-    )
-    draw.polygon([(left, top), (right, top), (b_right, b_top), (b_left, b_top)], _times(cloth, 0.4))
-    draw.polygon([(left, bottom), (b_left, b_bottom), (b_right, b_bottom), (right, bottom)], _times(cloth, 0.82))
-    draw.rectangle((left, bottom, right, size), _times(cloth, 0.82))
-    draw.rectangle((b_left, b_top, b_right, b_bottom), _times(cloth, 0.72))
+    draw.polygon([(left - near, -near), (b_left, b_top), (b_left, b_bottom), (left - near, far)], tint(cloth, 0.62))
+    draw.polygon([(right + near, -near), (b_right, b_top), (b_right, b_bottom), (right + near, far)], tint(cloth, 0.7))
+    draw.polygon([(left, top), (right, top), (b_right, b_top), (b_left, b_top)], tint(cloth, 0.4))
+    draw.polygon([(left, bottom), (b_left, b_bottom), (b_right, b_bottom), (right, bottom)], tint(cloth, 0.82))
+    draw.rectangle((left, bottom, right, size), tint(cloth, 0.82))
+    draw.rectangle((b_left, b_top, b_right, b_bottom), tint(cloth, 0.72))
     for _ in range(rng.poisson(1.5)):
         x, y, reach = rng.uniform(left, right), rng.uniform(top, bottom), rng.uniform(6, 26) * unit
-        draw.ellipse((x - reach, y - reach * 0.6, x + reach, y + reach * 0.6), _times(cloth, rng.uniform(0.5, 0.75)))
+        draw.ellipse((x - reach, y - reach * 0.6, x + reach, y + reach * 0.6), tint(cloth, rng.uniform(0.5, 0.75)))
     image = image.filter(ImageFilter.BoxBlur(2.5 * unit))
     if rng.random() < 0.55:
         _ribs(rng, image, a_bin)
@@ -73,7 +71,7 @@ def _ribs(rng: np.random.Generator, image: Image.Image, a_bin: Bin) -> None:
     """Draw ribs or a grid on the back wall: edges that belong to no item."""
     draw = ImageDraw.Draw(image)
     (left, top, right, bottom), unit = a_bin.space.back, a_bin.unit
-    line = _times(a_bin.cloth, rng.uniform(0.45, 0.9))
+    line = tint(a_bin.cloth, rng.uniform(0.45, 0.9))
     pitch, width = rng.uniform(7, 18), max(1, round(rng.uniform(1, 2.4) * unit))
     for x in np.arange(left + pitch / 2, right, pitch):
         draw.line([(x * unit, top * unit), (x * unit, bottom * unit)], line, width)
@@ -131,8 +129,8 @@ def front(rng: np.random.Generator, a_bin: Bin) -> tuple[Image.Image, Image.Imag
     draw = ImageDraw.Draw(image)
     seam = [(float(x * unit), float((y + 5) * unit)) for x, y in zip(xs, lower, strict=True)]
     for start, end in zip(seam[::2], seam[1::2], strict=False):
-        draw.line([start, end], _times(cloth, 0.72), max(1, round(unit)))
-    draw.line([(float(x * unit), float(y * unit)) for x, y in zip(xs, lower, strict=True)], _times(cloth, 1.12), 2)
+        draw.line([start, end], tint(cloth, 0.72), max(1, round(unit)))
+    draw.line([(float(x * unit), float(y * unit)) for x, y in zip(xs, lower, strict=True)], tint(cloth, 1.12), 2)
     _bin_label(rng, image, bottom + rng.uniform(10, 16), unit)
     _bin_label(rng, image, top - rng.uniform(26, 34), unit)
     return image, opening
@@ -177,7 +175,3 @@ def bands(rng: np.random.Generator, a_bin: Bin, image: Image.Image) -> None:
 def _strip(start: float, height: float, slope: float, unit: float, size: int) -> list[tuple[float, float]]:
     corners = [(0, start - slope), (256, start + slope), (256, start + height + slope), (0, start + height - slope)]
     return [(x * size / 256, y * unit) for x, y in corners]
-
-
-def _times(colour: Colour, factor: float) -> Colour:
-    return tuple(min(255, round(c * factor)) for c in colour)  # type: ignore[return-value]

@@ -103,7 +103,7 @@ def read_metadata(path: Path) -> tuple[int, frozenset[str] | None]:
     """Read the quantity and, if present, the ASINs.
 
     Raises:
-        Refused: the file cannot be read or has no valid quantity.
+        UnusableInput: the file cannot be read or has no valid quantity.
     """
     try:
         metadata = json.loads(retry(path.read_bytes))

@@ -31,13 +31,13 @@ CACHE_TAG = "CACHEDIR.TAG"
 """File that marks a folder as a cache (https://bford.info/cachedir): such folders below the root are skipped."""
 
 NOT_UTF8 = "file name that is not UTF-8"
-"""Problem of a file that can be opened, but whose name no data set can hold."""
+"""Problem of a readable file with a name that no data set can hold."""
 
 _DEEPEST = 32  # nested folders; bounds the recursion
 
 
 class UnusableInput(Exception):
-    """An input is rejected; the message is the reason, as a short clause.
+    """Rejection of an input; the message is the reason, as a short clause.
 
     Args:
         reason: the message.
@@ -75,7 +75,7 @@ class Layout(Protocol):
     """
 
     def walk(self, root: Path) -> Iterator[InputFile]:
-        """Yield every file whose change could change the listing or a photo, without opening any."""
+        """Yield every file that affects the listing or a photo, without opening any."""
 
     def list(self, root: Path) -> Listing:
         """List the photos with their labels, without opening any.
@@ -98,7 +98,7 @@ class IndexedLayout(Protocol):
 
 
 def walk(root: Path, folder: str = "", passed_over: Counter[str] | None = None) -> Iterator[InputFile]:
-    """Find every file under ``root/folder``, sorted by name within each folder; none is opened.
+    """Yield every file under ``root/folder``, sorted by name within each folder; none is opened.
 
     Hidden files and folders (``.DS_Store``) and tagged caches are skipped. Links are followed, to each folder once.
     Inputs that cannot be read as files are yielded with their problem: dangling links, pipes, empty or unreadable
@@ -107,7 +107,7 @@ def walk(root: Path, folder: str = "", passed_over: Counter[str] | None = None) 
     Args:
         root: folder that names are relative to.
         folder: the part to walk, relative to the root; empty for all of it.
-        passed_over: takes the number of skipped files and folders by reason.
+        passed_over: incremented by the number of skipped files and folders, by reason.
     """
     yield from _Walk(Counter() if passed_over is None else passed_over).folder(
         root / folder, f"{folder}/" if folder else "", (), linked=False
@@ -115,7 +115,7 @@ def walk(root: Path, folder: str = "", passed_over: Counter[str] | None = None) 
 
 
 def is_photo_name(name: str, suffixes: frozenset[str] = PHOTO_SUFFIXES) -> bool:
-    """Return whether a relative path with ``/`` is that of a photo by its suffix, and not hidden."""
+    """Return True if a relative path with ``/`` has the suffix of a photo and is not hidden."""
     path = PurePosixPath(name)
     return path.suffix.lower() in suffixes and not any(part.startswith(".") for part in path.parts)
 
@@ -145,7 +145,7 @@ def find_photos(folder: Path) -> list[Path]:
 
 
 def stat_file(path: Path) -> InputFile:
-    """Return one file outside the root, such as an id list; its name is the path as given."""
+    """Describe one file outside the root, such as an id list; its name is the path as given."""
     try:
         status = path.stat()
     except OSError as error:
@@ -154,7 +154,7 @@ def stat_file(path: Path) -> InputFile:
 
 
 class _Walk:
-    """One walk, which enters a folder through one link at most: folders that link to each other have no end."""
+    """State of one walk, which enters a folder through at most one link: links between folders may form cycles."""
 
     def __init__(self, passed_over: Counter[str]) -> None:
         self._passed_over = passed_over

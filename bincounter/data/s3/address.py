@@ -8,7 +8,7 @@ _LONGEST_NAME = 255  # bytes, on every common file system
 
 
 def is_remote(source: str) -> bool:
-    """Return whether ``source`` is meant as an S3 address, correct or not (``s3:/bucket``, ``S3://``, ``s3a://``)."""
+    """Return True if ``source`` is meant as an S3 address, correct or not (``s3:/bucket``, ``S3://``, ``s3a://``)."""
     return re.match(r"s3[an]?:", source, re.IGNORECASE) is not None
 
 
@@ -37,7 +37,7 @@ def parse_address(source: str) -> tuple[str, str]:
 
 
 def unusable_reason(key: str) -> str | None:
-    """Reason why ``key`` cannot be the path of a local file, or ``None`` when it can.
+    """Reason why ``key`` cannot be the path of a local file, or ``None`` if it can.
 
     Keys that pass name different files below the mirror's folder, and nothing outside it.
     """
@@ -48,7 +48,7 @@ def unusable_reason(key: str) -> str | None:
         return "has . or .. as a folder or file name"
     if "\0" in key:
         return "holds a zero byte"
-    if any("\ud800" <= letter <= "\udfff" for letter in key):  # what Python makes of other bytes on a command line
+    if any("\ud800" <= letter <= "\udfff" for letter in key):  # surrogates, by which Python represents other bytes
         return "is not UTF-8"
     if any(len(part.encode()) > _LONGEST_NAME for part in parts):
         return f"has a name of more than {_LONGEST_NAME} bytes"

@@ -1,4 +1,4 @@
-"""Repeats one failed request through boto, which returns the response or raises a named error.
+"""Repetition of a failed request through boto, which returns the response or raises a named error.
 
 boto is slower than obstore, but it follows redirects, checks every checksum and names each error.
 """
@@ -41,7 +41,7 @@ class BotoFallback:
         stop: once it is set, no request is started.
 
     Attributes:
-        reached: whether the server ever responded; one that never did is given up on early.
+        reached: the server has responded; otherwise requests are not repeated.
     """
 
     def __init__(self, bucket: str, settings: S3Settings, stop: threading.Event) -> None:
@@ -65,7 +65,7 @@ class BotoFallback:
     def fetch(self, key: str, path: Path, *, listed: Stored | None = None, unless: str = "") -> Stored | None:
         """Write an object to a file and flush it to disk; see :meth:`bincounter.data.s3.bucket.Bucket.fetch`.
 
-        Checked are its size (as announced and as listed), its MD5 where the etag is one, and the checksums it carries.
+        Its size (as announced and as listed), its MD5 if the etag is one, and its checksums are verified.
         """
 
         def request(client: Any) -> Stored | None:
@@ -81,7 +81,7 @@ class BotoFallback:
         return self._repeat(request, key)
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
-        """Read a part of an object, all of it or an error."""
+        """Read ``length`` bytes of an object from byte ``start``."""
 
         def request(client: Any) -> bytes:
             span = f"bytes={start}-{start + length - 1}"
@@ -111,12 +111,12 @@ class BotoFallback:
         self._repeat(request, key, explain_upload)
 
     def metadata(self, key: str) -> dict[str, str]:
-        """Read the user metadata of an object; names in lower case, since not every service keeps theirs."""
+        """Read the user metadata of an object; names in lower case, since not every service keeps their case."""
         response = self._repeat(lambda client: client.head_object(Bucket=self._bucket, Key=key), key)
         return {name.lower(): value for name, value in response["Metadata"].items()}
 
     def bucket_region(self) -> str | None:
-        """Look up the region of the bucket; ``None`` where the server does not report it."""
+        """Look up the region of the bucket; ``None`` if the server does not report it."""
         try:
             response = self._client().head_bucket(Bucket=self._bucket)
         except ClientError as error:  # a refusal holds the region, too

@@ -27,7 +27,7 @@ from bincounter.errors import DataError
 log = logging.getLogger(__name__)
 
 MD5_METADATA = "bincounter-md5"
-"""User metadata of every object that is sent: an etag is not an MD5 where the bucket encrypts with KMS."""
+"""User metadata of every object that is sent: an etag is not an MD5 if the bucket encrypts with KMS."""
 
 _SMALL = 1 << 20  # bytes; larger bodies are written as they arrive
 _AT_ONCE = 64 << 20  # bytes; larger files are sent in parts
@@ -38,14 +38,14 @@ _QUICK = (BaseError, DamagedError, OSError, ValueError)
 
 
 class _UnverifiedError(DamagedError):
-    """A body whose etag cannot be confirmed."""
+    """A body that cannot be verified by its etag."""
 
 
 class Bucket:
     """The objects of one bucket; its methods may be called from many threads, in one process.
 
-    Errors are raised as :class:`DataError` where the address or the credentials are wrong, as :class:`ResourceError`
-    where the network or the server is.
+    Wrong addresses and credentials raise :class:`DataError`, failures of the network or the server
+    :class:`ResourceError`.
 
     Args:
         name: the bucket.
@@ -73,12 +73,12 @@ class Bucket:
 
     @property
     def signed(self) -> bool:
-        """Return whether requests carry credentials."""
+        """True if requests carry credentials."""
         return self._settings.signed
 
     @property
     def in_order(self) -> bool:
-        """Return whether listings are in order of key, which those of directory buckets are not."""
+        """True if listings are in order of key, unlike those of directory buckets."""
         return not self.name.endswith(DIRECTORY_BUCKET)
 
     @property
@@ -91,7 +91,7 @@ class Bucket:
 
         Args:
             prefix: empty, or a folder with its slash.
-            after: skip the keys up to this one, where they are in order.
+            after: skip the keys up to this one, if they are in order.
         """
         if self._lister is not None:
             try:
@@ -106,10 +106,10 @@ class Bucket:
         yield from self._fallback.pages(prefix, after=after)
 
     def fetch(self, key: str, path: Path, *, listed: Stored | None = None, unless: str = "") -> Stored | None:
-        """Write an object to a new file, flush it to disk and check it against the server's headers.
+        """Write an object to a new file, flush it to disk and verify it by the server's headers.
 
-        Checked are its size (as announced and as listed) and its etag, where that can be computed; else the object is
-        read through boto, which checks the checksums it carries.
+        Its size (as announced and as listed) and its etag are verified; if the etag cannot be computed, the object is
+        read through boto, which verifies its checksums.
 
         Args:
             key: the object.
@@ -122,7 +122,7 @@ class Bucket:
 
         Raises:
             MissingError: no such object.
-            DeniedError: reading it is not permitted, whether it exists or not.
+            DeniedError: reading it is not permitted; it may not exist.
             OSError: the file cannot be written.
         """
         store = self._store if self._etags_are_md5s else None
@@ -162,7 +162,7 @@ class Bucket:
         except NotModifiedError:
             return None
         except FileNotFoundError as error:
-            if self._responded or "NoSuchKey" in str(error):  # a bucket may be what is missing
+            if self._responded or "NoSuchKey" in str(error):  # otherwise the bucket may be missing
                 raise MissingError(f"s3://{self.name}/{key} does not exist: correct the address") from error
             raise DamagedError("not found") from error
         except (OSError, ValueError) as error:
@@ -187,7 +187,7 @@ class Bucket:
         return Stored(etag, size)
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
-        """Read a part of an object, all of it or an error.
+        """Read a range of an object.
 
         Args:
             key: the object.
@@ -239,7 +239,7 @@ class Bucket:
             self._etags_are_md5s = False
 
     def _send_parts(self, key: str, path: Path, md5: bytes) -> None:
-        """Send a large file in parts, whose signatures hold their SHA-256, and compare the etag of the whole."""
+        """Send a large file in parts, signed with their SHA-256, and compare the etag of the whole."""
         size = path.stat().st_size
         etag = ""
         if self._store is not None:

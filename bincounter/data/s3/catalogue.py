@@ -1,4 +1,4 @@
-"""One SQLite file: what is here, what was listed, what is to be sent."""
+"""SQLite file of fetched objects, of a listing, and of files to send."""
 
 import sqlite3
 import threading
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bincounter.data.s3.objects import Listed, Stored, UploadItem
 
-# Sizes with a meaning of their own.
+# Special values of the size.
 _PENDING = -1  # the object was requested and is not known to have arrived
 _ABSENT = -2  # it is listed but does not exist: consoles make such markers to show an empty folder
 
@@ -19,7 +19,7 @@ _LAST = chr(0x10FFFF)
 
 
 def is_corrupt(error: BaseException | None) -> bool:
-    """Return whether SQLite reports a corrupt file, for which it has no class of its own."""
+    """Return True if SQLite reports a corrupt file; it has no subclass for this error."""
     return type(error) is sqlite3.DatabaseError
 
 
@@ -29,7 +29,7 @@ class Catalogue:
     A file that is corrupt or of another version is replaced by an empty one, which costs transfers and nothing else.
 
     Args:
-        path: of the file, made when it is missing; ``None`` for a temporary one that vanishes when it is closed.
+        path: of the file, created if missing; ``None`` for a temporary one, deleted on close.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -47,13 +47,13 @@ class Catalogue:
         self._rows.close()
 
     def stored_version(self, key: str) -> Stored | None:
-        """Etag and size of an object that was fetched, whether or not its file is unchanged."""
+        """Etag and size of a fetched object; its file may have changed since."""
         with self._lock:
             row = self._rows.execute("SELECT etag, size FROM objects WHERE key = ? AND size >= 0", (key,)).fetchone()
         return Stored(*row) if row else None
 
     def is_recorded(self, key: str) -> bool:
-        """Return whether an object was ever requested."""
+        """Return True if an object was ever requested."""
         return self._number("SELECT count(*) FROM objects WHERE key = ?", key) > 0
 
     def record(self, objects: Iterable[Listed]) -> None:
@@ -62,7 +62,7 @@ class Catalogue:
             rows.executemany("INSERT OR REPLACE INTO objects VALUES (?, ?, ?)", objects)
 
     def forget(self, keys: Iterable[str]) -> None:
-        """Delete the records of objects whose files are gone."""
+        """Delete the records of objects without a file."""
         with self._writing() as rows:
             rows.executemany("DELETE FROM objects WHERE key = ?", ((key,) for key in keys))
 
@@ -88,11 +88,11 @@ class Catalogue:
         return self._number("SELECT count(*) FROM listed")
 
     def is_listed(self, key: str) -> bool:
-        """Return whether the listing has an object of this name."""
+        """Return True if the listing has an object of this name."""
         return self._number("SELECT count(*) FROM listed WHERE key = ?", key) > 0
 
     def has_listed_below(self, folder: str) -> bool:
-        """Return whether the listing has objects in a folder."""
+        """Return True if the listing has objects in a folder."""
         query = "SELECT count(*) FROM (SELECT 1 FROM listed WHERE key > ? AND key < ? LIMIT 1)"
         return self._number(query, f"{folder}/", f"{folder}{_AFTER_SLASH}") > 0
 
@@ -118,11 +118,11 @@ class Catalogue:
             ]
 
     def mark_missing(self, prefix: str, is_here: Callable[[str, int], bool]) -> None:
-        """Mark the objects whose files are missing or of another size.
+        """Mark the objects with files that are missing or of another size.
 
         Args:
             prefix: of the keys to check.
-            is_here: (key, size in bytes) -> whether the file exists in that size.
+            is_here: (key, size in bytes) -> True if the file exists in that size.
         """
         for page in self._pages("objects", prefix):
             missing = [item.key for item in page if item.size >= 0 and not is_here(item.key, item.size)]
@@ -149,10 +149,10 @@ class Catalogue:
         """Drop or defer jobs.
 
         Args:
-            verdict: key -> whether to keep its job; ``None`` defers it until :meth:`restore_deferred`.
+            verdict: key -> True to keep its job; ``None`` defers it until :meth:`restore_deferred`.
 
         Returns:
-            how many jobs were dropped.
+            number of dropped jobs.
         """
         refused = 0
         for page in self.jobs():
@@ -166,7 +166,7 @@ class Catalogue:
         return refused
 
     def restore_deferred(self) -> bool:
-        """Replace the jobs by the deferred ones; whether there are any."""
+        """Replace the jobs by the deferred ones; return True if there are any."""
         with self._writing() as rows:
             rows.execute("DELETE FROM jobs")
             rows.execute("INSERT INTO jobs SELECT * FROM deferred")

@@ -55,7 +55,7 @@ class S3Settings:
         region: ``None`` for that of the settings.
 
     Attributes:
-        signed: whether requests carry credentials.
+        signed: requests carry credentials.
 
     Raises:
         DataError: the settings cannot be used; so may every method and property.
@@ -110,7 +110,7 @@ class S3Settings:
 
     @property
     def client(self) -> Any:
-        """Client of botocore, made when it is first needed: that takes longer than to list thousands of objects."""
+        """Client of botocore, created lazily: creation takes longer than listing thousands of objects."""
         with self._making, _explained():
             if self._client is None:
                 self._client = self._session.create_client("s3", config=self._config, region_name=self._region)
@@ -128,7 +128,7 @@ class S3Settings:
         return urlsplit(self._plain or self.client.meta.endpoint_url).netloc.rpartition("@")[2]
 
     def store(self, *, retries: int) -> S3Store | None:
-        """Open the bucket with obstore; ``None`` where obstore cannot use the settings.
+        """Open the bucket with obstore; ``None`` if obstore cannot use the settings.
 
         Args:
             retries: of a request without a response, or with a status of 500 or above.
@@ -166,7 +166,7 @@ class S3Settings:
             return None
 
     def _endpoint(self) -> tuple[str, bool]:
-        """Address of the bucket's objects, and whether its host name includes the bucket."""
+        """Address of the bucket's objects, and True if its host name includes the bucket."""
         if self._plain:
             return self._plain, False
         client = self.client
@@ -209,7 +209,7 @@ class S3Settings:
 
 @cache
 def _loader(data_path: str | None) -> Loader:
-    """Models of services, which take longer to read than a bucket to list: read once for all buckets."""
+    """Loader of service models, shared by all buckets: reading them takes longer than listing a bucket."""
     return create_loader(data_path)
 
 

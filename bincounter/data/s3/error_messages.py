@@ -79,14 +79,14 @@ _MOST_SKEW_S = 300.0  # AWS refuses signatures that are older
 
 
 def is_clock_wrong(error: ClientError) -> bool:
-    """Return whether a request was refused because the clocks of this machine and of the server differ."""
+    """Return True if a request was refused because the clocks of this machine and of the server differ."""
     details = error.response.get("Error", {})
     code = str(details.get("Code", ""))
     if code in ("RequestTimeTooSkewed", "RequestInTheFuture") or _SKEWED.search(details.get("Message") or ""):
         return True
     if code not in ("403", "Forbidden", "SignatureDoesNotMatch", "InvalidSignatureException"):
         return False
-    headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})  # answers to HEAD have no message
+    headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})  # responses to HEAD have no message
     try:
         there = parsedate_to_datetime(headers["date"])
         return abs((there - datetime.now(UTC)).total_seconds()) > _MOST_SKEW_S
@@ -101,7 +101,7 @@ WRONG_CLOCK = (
 
 
 def http_status(error: ClientError) -> int:
-    """HTTP status of an error response, 0 where there is none."""
+    """HTTP status of an error response, 0 without one."""
     return error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
 
 
@@ -112,8 +112,8 @@ def explain_request(error: Exception, address: str, *, host: str, signed: bool, 
         error: raised by boto.
         address: of the object or folder that was requested.
         host: of the server.
-        signed: whether the request carried credentials.
-        reached: whether this server ever responded.
+        signed: the request carried credentials.
+        reached: this server has responded before.
     """
     if isinstance(error, ClientError):
         return _explain_response(error, address, host, signed)

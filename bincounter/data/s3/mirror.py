@@ -1,12 +1,11 @@
 """Local copy of a bucket: lock, staging folder, atomic publication, unusable keys.
 
-``<data_dir>/s3/<bucket>/<key>`` holds one object each. Their state is in ``<data_dir>/s3/.sync``, where no layout
+``<data_dir>/s3/<bucket>/<key>`` holds one object each. Their state is in ``<data_dir>/s3/.sync``, which no layout
 reads (a bucket's name cannot start with a dot): a catalogue, a lock, and the unfinished files. All sources in one
 bucket share these, so that ``s3://b`` and ``s3://b/photos`` agree.
 
-Files are on disk before they are renamed into place, and the catalogue is written last. It may therefore not know of
-files that were in place before a kill or a power cut, whose objects are then fetched again, but it never lists a file
-that is not whole.
+Files are on disk before they are renamed into place, and the catalogue is written last. After a kill or a power
+cut it may lack complete files, which are then fetched again, but it never lists an incomplete one.
 """
 
 import logging
@@ -25,7 +24,7 @@ from bincounter.files import lock
 
 log = logging.getLogger(__name__)
 
-_FOLDERS = 10_000  # of which is remembered that they exist, or that no object has their name
+_FOLDERS = 10_000  # cached names of folders that exist, or that are no object
 _NAMED = 5  # objects named in one line of the log
 
 
@@ -76,8 +75,10 @@ class Mirror:
         self._lock_path.parent.mkdir(exist_ok=True)
         self._lock = self._lock_path.open("w")
         try:
-            self._acquire()
-            shutil.rmtree(self._staging, ignore_errors=True)  # what a killed process left half done
+            if not lock(self._lock, wait=0):
+                log.warning("another process is fetching into %s; waiting for it", self.folder)
+                lock(self._lock)
+            shutil.rmtree(self._staging, ignore_errors=True)  # left by a killed process
             self._staging.mkdir(exist_ok=True)
             self.catalogue = Catalogue(self._catalogue_path)
         except BaseException:
@@ -97,11 +98,11 @@ class Mirror:
             self._lock.close()
 
     def path(self, key: str) -> Path:
-        """The local file of ``key``, which :func:`refusal` accepts."""
+        """The local file of ``key``, which must pass :func:`bincounter.data.s3.address.unusable_reason`."""
         return self.folder / key
 
     def is_here(self, key: str, size: int) -> bool:
-        """Return whether the local file of ``key`` exists and has ``size`` bytes."""
+        """Return True if the local file of ``key`` exists and has ``size`` bytes."""
         try:
             return os.stat(f"{self.folder}/{key}").st_size == size  # noqa: PTH116  # half the time of a Path, for each object
         except (FileNotFoundError, NotADirectoryError):
@@ -117,7 +118,7 @@ class Mirror:
         return self._staging / str(next(self._numbers))
 
     def publish(self, arrived: Sequence[StagedFile]) -> None:
-        """Make files, which are on disk, the local files of their keys; called by one thread at a time."""
+        """Rename flushed files to the local files of their keys; called by one thread at a time."""
         for key, file, _ in arrived:
             path = f"{self.folder}/{key}"
             self._make_folder(path.rpartition("/")[0])
@@ -125,7 +126,7 @@ class Mirror:
         self.catalogue.record(Listed(key, *stored) for key, _, stored in arrived)
 
     def forget(self, keys: Iterable[str]) -> None:
-        """Delete the local files of ``keys``, and the folders which that leaves empty."""
+        """Delete the local files of ``keys``, and then empty folders."""
         keys = list(keys)
         for key in keys:
             if unusable_reason(key) or not self.catalogue.is_recorded(key):  # no file of ours
@@ -146,16 +147,11 @@ class Mirror:
                 self._folders.clear()
             self._folders.add(folder)
 
-    def _acquire(self) -> None:
-        if not lock(self._lock, wait=0):
-            log.warning("another process is fetching into %s; waiting for it", self.folder)
-            lock(self._lock)
-
 
 def drop_unusable_keys(catalogue: Catalogue, mirror: Mirror) -> dict[str, str]:
     """Drop the jobs of objects that cannot be local files, and log their keys.
 
-    An object whose key is also a folder of other objects is dropped, and its local file is deleted.
+    An object with a key that is also a folder of other objects is dropped, and its local file is deleted.
 
     Returns:
         The keys with the reasons.
@@ -165,7 +161,7 @@ def drop_unusable_keys(catalogue: Catalogue, mirror: Mirror) -> dict[str, str]:
     for page in catalogue.jobs():
         for item in page:
             if item.key.endswith("/") and not item.size:
-                catalogue.drop_listed([item.key])  # what consoles make to show an empty folder
+                catalogue.drop_listed([item.key])  # a marker by which consoles show an empty folder
             elif reason := unusable_reason(item.key):
                 refused[item.key] = reason
             elif catalogue.has_listed_below(item.key):
@@ -178,7 +174,7 @@ def drop_unusable_keys(catalogue: Catalogue, mirror: Mirror) -> dict[str, str]:
 
 
 def warn_unusable_keys(reasons: Mapping[str, str]) -> dict[str, str]:
-    """Log and return keys that cannot be local files, except markers of folders, whose reason is empty."""
+    """Log and return keys that cannot be local files, except markers of folders, which have an empty reason."""
     reasons = {key: reason for key, reason in reasons.items() if reason}
     warn("%d objects cannot be local files and are skipped: %s", [f"{key!r} {why}" for key, why in reasons.items()])
     return reasons
@@ -191,7 +187,7 @@ def warn(message: str, items: Sequence[str]) -> None:
 
 
 def _in_the_way(item: Listed, catalogue: Catalogue, folders: set[str]) -> Iterator[str]:
-    """Objects whose key is a folder that the item is in."""
+    """Yield the objects with a key that is a parent folder of the item."""
     folder = item.key
     while (cut := folder.rfind("/")) >= 0 and (folder := folder[:cut]) not in folders:
         if catalogue.is_listed(folder):

@@ -1,9 +1,9 @@
 """Size and etag of objects, and the check of a file against an etag.
 
-An etag is the MD5 of a body that was sent at once, and of one that was sent in parts the MD5 of the parts' MD5s, with
-their number behind a dash (https://docs.aws.amazon.com/AmazonS3/latest/API/API_Object.html). The size of the parts is
-not reported, but senders use few. Where a key of KMS or a customer's own encrypts, an etag is neither, which only the
-headers of a response show.
+The etag of a body sent in one request is its MD5; that of a multipart upload is the MD5 of the parts' MD5s, a dash and
+the number of parts (https://docs.aws.amazon.com/AmazonS3/latest/API/API_Object.html). The size of the parts is
+not reported, but senders use few sizes. With encryption by a key of KMS or of the customer an etag is neither, which
+only the headers of a response show.
 """
 
 import hashlib
@@ -62,7 +62,7 @@ class UploadItem(NamedTuple):
         key: the object it becomes.
         size: bytes of the file.
         modified: nanoseconds, the time of the file's last change.
-        etag: of the object that exists, ``None`` where there is none of the file's size.
+        etag: of the existing object of the file's size, ``None`` without one.
     """
 
     path: Path
@@ -96,12 +96,12 @@ _PART_SIZES = [size * _MB for size in (5, 8, 10, 15, 16, 20, 25, 32, 50, 64, 100
 
 
 def is_md5_etag(etag: str) -> bool:
-    """Return whether the etag has the form of an MD5."""
+    """Return True if the etag has the form of an MD5."""
     return _MD5.fullmatch(etag) is not None
 
 
 def is_computable_etag(etag: str, size: int) -> bool:
-    """Return whether the etag has a form that can be computed from bytes.
+    """Return True if the etag has a form that can be computed from bytes.
 
     Args:
         etag: without quotes.
@@ -111,7 +111,7 @@ def is_computable_etag(etag: str, size: int) -> bool:
 
 
 def etag_matches(etag: str, path: Path, size: int) -> bool:
-    """Return whether an etag is that of a file.
+    """Return True if an etag belongs to the content of a file.
 
     Args:
         etag: without quotes.

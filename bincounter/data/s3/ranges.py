@@ -1,4 +1,4 @@
-"""Photos read by range out of objects, many requests at a time.
+"""Concurrent range requests for photos in objects.
 
 The threads of obstore do not survive a fork, and a request in a forked process would wait forever. So processes that
 read photos have to be started by ``forkserver`` or ``spawn``; a forked one gets an error.
@@ -20,7 +20,7 @@ _THREADS = 32  # most requests that one batch of photos makes at a time
 
 
 def limit_requests(connections: int) -> None:
-    """Set the most requests that this process makes at a time, and read the AWS settings anew."""
+    """Limit the concurrent requests of this process, and read the AWS settings again."""
     global _reader  # noqa: PLW0603  # connections belong to a process
     _reader = _Reader(connections)
 
@@ -40,7 +40,7 @@ def open_bucket(name: str) -> Bucket:
 
 
 def read_objects(files: Sequence[PhotoFile]) -> list[bytes]:
-    """Read photos out of shards in a bucket, near ones by one request, and many requests at a time.
+    """Read photos out of shards in a bucket, neighbours by one request, and requests concurrently.
 
     Raises:
         DataError: a shard is missing or may not be read, or this process was forked.

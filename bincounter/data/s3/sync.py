@@ -1,7 +1,7 @@
 """Sync of an ``s3://`` folder into a local one: list, plan, transfer.
 
-The local folder mirrors the bucket: new and changed objects are fetched, files whose object is gone are deleted, and
-nothing is transferred when nothing changed. A killed run is resumed by the same call; two at once do the work once.
+The local folder mirrors the bucket: new and changed objects are fetched, files without an object are deleted, and
+nothing is transferred if nothing changed. A killed run is resumed by the same call; two at once do the work once.
 """
 
 import logging
@@ -38,10 +38,10 @@ class ObjectFilter(Protocol):
     """Chooses the objects to fetch; names are relative to the source."""
 
     def by_name(self, name: str) -> bool | None:
-        """Return whether an object is wanted; ``None`` where that depends on other objects."""
+        """Return True if an object is wanted; ``None`` if that depends on other objects."""
 
     def by_metadata(self, name: str) -> bool:
-        """Return whether an object is wanted for which ``by_name`` gave ``None``; called once the others are here."""
+        """Return True if an object without a verdict of ``by_name`` is wanted; called after fetching the others."""
 
 
 def fetch(
@@ -54,7 +54,7 @@ def fetch(
     connections: int = 64,
     left_out: dict[str, str] | None = None,
 ) -> Path:
-    """Make ``data_dir/s3/<bucket>/<folder>`` hold what ``s3://<bucket>/<folder>`` holds, and nothing it used to hold.
+    """Mirror ``s3://<bucket>/<folder>`` to ``data_dir/s3/<bucket>/<folder>``, deletions included.
 
     Each file appears whole or not at all, checked by size and etag. Files that were put into the local folder by
     others stay. Keys that cannot be local files are skipped and logged.
@@ -65,9 +65,9 @@ def fetch(
         names: the only objects to fetch, relative to the source: a request for each and no listing. Those that do not
             exist are logged.
         wanted: chooses the objects to fetch; the local files of the others stay.
-        deleted: ``mirror`` to delete local files whose object is gone, ``keep`` to leave them.
+        deleted: ``mirror`` to delete local files without an object, ``keep`` to leave them.
         connections: requests at a time.
-        left_out: takes the names of objects that cannot be here, relative to the source, with the reasons.
+        left_out: filled with the names of objects that cannot be fetched, relative to the source, and the reasons.
 
     Returns:
         the local folder.
@@ -172,7 +172,7 @@ class _Sync:
         _log_excluded(len(keys) - len(requested))
 
     def _fetch_jobs(self) -> int:
-        """Fetch what the catalogue planned."""
+        """Run the jobs that the catalogue planned."""
         number, size = self._catalogue.jobs_total()
         if not number:
             return 0
@@ -200,7 +200,7 @@ class _Sync:
         self._catalogue.mark_pending(key for key, stored in here.items() if stored is None)
         # Without permission to list a bucket, objects that do not exist are denied, too.
         outcome = self._transfer(jobs, len(jobs), None, (MissingError, DeniedError))
-        # A denied object may still exist: permissions change, and what was fetched stays.
+        # A denied object may still exist: permissions change, and fetched files stay.
         gone = [key for key, error in outcome.absent.items() if isinstance(error, MissingError) or not here[key]]
         self._mirror.forget(gone)
         return outcome
@@ -208,7 +208,7 @@ class _Sync:
     def _transfer(
         self, jobs: Iterable[DownloadItem], number: int, size: int | None, tolerated: tuple[type[DataError], ...]
     ) -> TransferOutcome:
-        """Fetch objects; when one fails for good, those under way end first, and what has arrived is kept."""
+        """Fetch objects; if one fails permanently, running requests end first, and fetched files are kept."""
         with TransferProgress(f"Fetching from s3://{self._bucket.name}", number, size) as progress:
             transfer = _Transfer(self._bucket, self._mirror, progress, tolerated)
             try:
@@ -233,9 +233,9 @@ class _Transfer:
     """Fetches objects and puts them into place, many at once.
 
     Args:
-        bucket: where they are.
-        mirror: where they go.
-        progress: counts each.
+        bucket: of the objects.
+        mirror: of the bucket.
+        progress: advanced by each object.
         tolerated: errors that do not end the transfer.
 
     Attributes:
@@ -275,7 +275,7 @@ class _Transfer:
         self.publish_all()
 
     def publish_all(self) -> None:
-        """Move what has arrived into place, while other threads keep fetching."""
+        """Move fetched files into place, while other threads keep fetching."""
         with self._publishing:
             with self._counting:
                 arrived, self._arrived = self._arrived, []
@@ -287,14 +287,14 @@ class _Transfer:
 def _list_into(catalogue: Catalogue, bucket: Bucket, prefix: str, *, meanwhile: Callable[[], None]) -> None:
     """List all objects below a prefix.
 
-    A server returns 1,000 keys a request, each only after the one before. Where a former listing shows which keys
-    there are, they are cut into parts, and the parts listed at the same time.
+    A server returns 1,000 keys per request, and each request needs the last key of the one before. If the keys are
+    known from an earlier listing, they are cut into parts, which are listed concurrently.
 
     Args:
         catalogue: takes the objects.
         bucket: that is listed.
         prefix: empty, or a folder with its slash.
-        meanwhile: called in a thread of its own meanwhile.
+        meanwhile: called in a thread of its own, concurrently.
 
     Raises:
         DataError: the address or the credentials are wrong.

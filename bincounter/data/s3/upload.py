@@ -1,4 +1,4 @@
-"""Upload of files to a bucket: only what is missing there or different is sent, many at a time.
+"""Concurrent upload of missing and changed files to a bucket.
 
 Objects appear whole or not at all, and none is ever deleted. An interrupted upload is resumed by the same call.
 """
@@ -65,7 +65,7 @@ def send(
     description: str | None = None,
     region: str | None = None,
 ) -> Uploaded:
-    """Send the files that a folder of a bucket does not have yet.
+    """Send the files that a folder of a bucket lacks.
 
     A file is skipped if an object with its name, size and MD5 exists. Each object is checked as it arrives. Other
     objects of the folder stay, and are counted in the log.
@@ -74,7 +74,7 @@ def send(
         files: each with its name in the folder, which may have slashes; may be lazy and of any length.
         uri: ``s3://`` address of the folder.
         last: files that mark the others as complete, sent one after the other once all of those have arrived.
-        refused: name of another object in the folder -> whether it forbids the upload.
+        refused: name of another object in the folder -> True if it forbids the upload.
         connections: files sent at a time.
         description: for the progress bar.
         region: of the bucket; ``None`` for that of the settings.
@@ -96,7 +96,7 @@ def send(
 class Uploader:
     """Upload into a folder of a bucket by a caller that does not have all files at once; see :func:`send`.
 
-    A context manager. The bucket is listed once; files are loaded and sent as often as there are some.
+    A context manager. The bucket is listed once; files can be loaded and sent repeatedly.
 
     Args:
         uri: ``s3://`` address of the folder.
@@ -210,7 +210,7 @@ def check_reachable(uri: str) -> None:
 
 
 def _existing_pages(bucket: Bucket, prefix: str) -> Iterator[list[Listed]]:
-    """The objects that exist already, in pages."""
+    """Yield the objects of a folder, in pages."""
     try:
         yield from bucket.pages(prefix)
     except DataError as error:
@@ -222,7 +222,7 @@ def _existing_pages(bucket: Bucket, prefix: str) -> Iterator[list[Listed]]:
 
 
 class _Sender:
-    """Sends files whose objects are missing or different.
+    """Sender of files with a missing or different object.
 
     Attributes:
         sent: number of files sent.
@@ -249,7 +249,7 @@ class _Sender:
             self._progress.advance(parcel.size)
 
     def _send(self, parcel: UploadItem) -> bool:
-        """Send a file if needed; whether it was."""
+        """Send a file unless its object is the same; return True if it was sent."""
         body, md5 = _read(parcel)
         if parcel.etag == md5.hex() or (parcel.etag is not None and self._is_same(parcel, md5)):
             return False
@@ -257,14 +257,14 @@ class _Sender:
         return True
 
     def _is_same(self, parcel: UploadItem, md5: bytes) -> bool:
-        """Return whether an object of the file's size holds the file, although its etag is not the file's MD5."""
+        """Return True if an object of the file's size holds the file, although its etag is not the file's MD5."""
         if etag_matches(parcel.etag or "", parcel.path, parcel.size):
             return True
         return self._bucket.metadata(parcel.key).get(MD5_METADATA) == md5.hex()
 
 
 def _read(parcel: UploadItem) -> tuple[bytes | Path, bytes]:
-    """Body and MD5 of a file; of a large one the path takes the place of the bytes."""
+    """Read a file; return its bytes, or its path if it is large, and its MD5."""
     try:
         with parcel.path.open("rb", buffering=0) as file:
             body = file.read() if parcel.size <= _SMALL else None

@@ -55,23 +55,23 @@ def shard_name(number: int) -> str:
 
 
 def is_shard(name: str) -> bool:
-    """Return whether a file has the name of a shard."""
+    """Return True if a file has the name of a shard."""
     return _SHARD.fullmatch(name) is not None
 
 
 def is_index(path: Path) -> bool:
-    """Return whether a file is an index, of this or of another version."""
+    """Return True if a file is an index, of this or of another version."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
             return _is_header(file.readline(1000).strip().split(","))
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
         return False
-    except OSError:  # reading it as one says why
+    except OSError:  # reading the index then raises the reason
         return True
 
 
 def hold_same_photos(there: Manifest, manifest: Manifest, kept: np.ndarray, sides: Sequence[str | None]) -> bool:
-    """Return whether shards hold exactly these photos, divided so.
+    """Return True if shards hold exactly these photos in these splits.
 
     Args:
         there: manifest of the shards.
@@ -91,7 +91,7 @@ def hold_same_photos(there: Manifest, manifest: Manifest, kept: np.ndarray, side
 def write_index(
     path: Path, manifest: Manifest, kept: np.ndarray, sides: Sequence[str | None], places: Sequence[Place]
 ) -> None:
-    """Write an index, whole or not at all.
+    """Write an index atomically.
 
     Args:
         path: of the file.
@@ -117,7 +117,7 @@ def read_index(
     Args:
         folder: of the index and the list.
         size_of: shard name -> its bytes, ``None`` if it is missing.
-        bucket: that holds the shards, where they are not in ``folder``.
+        bucket: of the shards; ``None`` if they are in ``folder``.
         prefix: of their keys in it.
 
     Raises:
@@ -245,8 +245,8 @@ def streamed_manifest(source: str, cache_dir: Path, connections: int) -> Manifes
 
     Args:
         source: ``s3://bucket/folder`` that holds shards.
-        cache_dir: where indexes are kept; one that has not changed is not fetched again.
-        connections: most requests of this process at a time, for photos too.
+        cache_dir: folder of fetched indexes; an unchanged one is not fetched again.
+        connections: most concurrent requests of this process, those for photos included.
 
     Raises:
         DataError: the shards are missing or damaged; the address or the credentials are wrong.
@@ -271,7 +271,7 @@ def streamed_manifest(source: str, cache_dir: Path, connections: int) -> Manifes
     sizes = dict(_shards(bucket, below))
     try:
         return read_index(folder, sizes.get, bucket=name, prefix=Path(prefix))
-    except DataError as error:  # name the file in the bucket, where it can be repaired
+    except DataError as error:  # name the file in the bucket, not its local copy
         raise DataError(str(error).replace(f"{folder}/", f"s3://{name}/{below}")) from error
 
 

@@ -48,14 +48,14 @@ def pack_files(
 ) -> Generator[Path, None, None]:
     """Pack photos into shards; the index is written last, so that a folder which has one is complete.
 
-    The same call resumes an interrupted one; after a complete one it does nothing, unless photos that were rejected
-    then can be used now: all are packed again.
+    The same call resumes an interrupted one. After a complete one it does nothing, unless rejected photos have become
+    usable: then all photos are packed again.
 
     Args:
         manifest: of the source.
         kept: ``int[N]``, positions in ``manifest.records`` of the photos to pack, ascending.
         assignment: ``int8[N]``, their splits as positions in ``SPLITS``; ``None`` for those that the source fixes.
-        folder: of the shards, made when it is missing.
+        folder: of the shards, created if missing.
         shard_bytes: size above which a shard gets no further photo.
 
     Yields:
@@ -77,7 +77,7 @@ def pack_files(
 
 
 class _Packing:
-    """One set of photos on its way into one folder."""
+    """Packing of one set of photos into one folder."""
 
     def __init__(
         self, manifest: Manifest, kept: np.ndarray, sides: Sequence[str | None], folder: Path, shard_bytes: int
@@ -85,12 +85,12 @@ class _Packing:
         self._manifest, self._kept, self._sides = manifest, kept, sides
         self._folder, self._shard_bytes = folder, shard_bytes
         self._records = [manifest.records[i] for i in kept]
-        # Shuffled, so that reading shard after shard gives all counts from the beginning.
+        # Shuffled, so that a sequential reader sees all counts from the beginning.
         order = sorted(range(len(kept)), key=lambda i: hashlib.blake2b(self._records[i].id.encode()).digest())
         self._order = np.array(order, np.int64)
 
     def is_done(self) -> bool:
-        """Return whether a complete folder holds the photos that would be packed; ``False`` where it lacks new ones.
+        """Return True if a complete folder holds the photos to pack; ``False`` if it lacks new ones.
 
         Raises:
             DataError: it is damaged, or holds others.
@@ -179,7 +179,7 @@ class _Packing:
             number += 1
 
     def _add(self, tar: tarfile.TarFile, row: int, photo: bytes) -> int:
-        """Write the three members of a photo; returns where its first byte is."""
+        """Write the three members of a photo; return the offset of its first byte."""
         record = self._records[row]
         about = {"id": record.id, "count": record.count, "group": record.group, "split": self._sides[row]}
         key = f"{row:09d}"
@@ -208,11 +208,11 @@ def _room(photo: bytes) -> int:
 class Journal:
     """Places of the photos in all finished shards, a line per shard.
 
-    A line is written after its shard; a shard whose line is torn or missing is packed again.
+    A line is written after its shard; a shard with a torn or missing line is packed again.
 
     Args:
         folder: of the shards.
-        plan: hash of what is packed, and how; a journal of another plan is discarded.
+        plan: hash of the photos and the settings; a journal of another plan is discarded.
     """
 
     def __init__(self, folder: Path, plan: str) -> None:
@@ -220,7 +220,7 @@ class Journal:
         self._plan = json.dumps(plan)
 
     def exists(self) -> bool:
-        """Return whether the folder holds an unfinished packing."""
+        """Return True if the folder holds an unfinished packing."""
         return self._path.exists()
 
     def finished(self) -> list[list[Place]]:
@@ -236,7 +236,7 @@ class Journal:
                         break
                     shards.append(shard)
         except (OSError, ValueError, TypeError, IndexError):
-            pass  # what was read until then counts
+            pass  # the lines before are valid
         self._write(shards)
         return shards
 
