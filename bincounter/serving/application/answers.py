@@ -19,7 +19,7 @@ class AnswerFormat:
 
     Attributes:
         kind: :data:`JSON` or :data:`CSV`.
-        header: whether a CSV begins with the names of its columns.
+        header: a CSV begins with the names of its columns.
     """
 
     kind: str = JSON
@@ -36,7 +36,7 @@ def parse_accept(accept: str | None) -> AnswerFormat:
 
     Args:
         accept: such as ``text/csv; header=present``; of several types the one with the largest ``q`` is taken, the
-            first of equals. ``None`` or an empty string asks for JSON.
+            first of equals. ``None`` or an empty string means JSON.
 
     Raises:
         Problem: 415, none of its types is supported.
@@ -66,7 +66,7 @@ class AnswerFormatter:
 
     Args:
         model: the model's id.
-        counts: the counts it can answer, ascending.
+        counts: the support of the model, ascending.
     """
 
     def __init__(self, model: str, counts: Sequence[int]) -> None:
@@ -147,7 +147,7 @@ _LACKS = ("allocate memory", "start new thread", os.strerror(errno.EMFILE))
 
 
 def is_shortage(error: BaseException) -> bool:
-    """Return whether an error is a lack of memory, files or threads, which passes and is not the request's fault."""
+    """Return True if an error is a transient lack of memory, files or threads, not a fault of the request."""
     words = str(error)
     return (
         isinstance(error, MemoryError)
@@ -176,7 +176,7 @@ class Problem(Exception):
         return {"Retry-After": "1"} if self.status == 503 else {}
 
     def at(self, where: str) -> "Problem":
-        """Return the same problem with a prefix that names the photo, such as ``instances[2]: ``."""
+        """Copy the problem with a prefix that names the photo, such as ``instances[2]: ``."""
         return Problem(self.status, f"{where}{self.sentence[:1].lower()}{self.sentence[1:]}") if where else self
 
     def body(self) -> bytes:

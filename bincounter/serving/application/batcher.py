@@ -1,4 +1,4 @@
-"""Dynamic batches over the photos of concurrent requests, and the threads that compute them."""
+"""Dynamic batches over the photos of concurrent requests, and the thread that computes them."""
 
 import asyncio
 import ctypes
@@ -75,7 +75,7 @@ class Batcher:
         self.seconds = 0.0
 
     async def start(self, photo: Tensor) -> None:
-        """Start; runs the model once, so that the first request does not pay for the warm-up.
+        """Start, and run the model once to warm it up.
 
         Args:
             photo: any photo, ``uint8[3, S, S]``.
@@ -108,7 +108,7 @@ class Batcher:
             ``float32[K]`` for each.
 
         Raises:
-            Problem: 503 the queue is full, or out of memory; 500 the model failed; or what a reading raises.
+            Problem: 503 the queue is full, or out of memory; 500 the model failed; also raises the errors of a reading.
         """
         if self.waiting + len(readings) > self._limits.max_queue:
             raise Problem(503, f"{self.waiting} photos wait for the model; retry in a second.")
@@ -185,7 +185,7 @@ def configure_process() -> None:
     """Configure threads and malloc of a serving process; call once, from the thread that then loads the model.
 
     Two things slow down a forward outside of a process's first thread. Once another thread has computed in parallel,
-    OpenMP counts more threads than cores and lets its own sleep between layers: 12 ms of a ResNet50 photo here. And
+    OpenMP counts more threads than cores and lets its threads sleep between layers: 12 ms of a ResNet50 photo here. And
     glibc returns the memory of activations to the system after each batch, only to fault it in again page by page: a
     fifth of the time of large batches.
     """

@@ -22,7 +22,7 @@ from bincounter.data.preprocessing import as_tensor
 from bincounter.serving.application.answers import Problem
 
 SECONDS = 10.0
-"""Of processor time that a process may take for a photo; the largest photos of good encoders take 3."""
+"""Processor time that a process may take for a photo; the largest photos of good encoders take 3."""
 
 _QUICK = 6_000_000  # work of a photo that threads decode, see `_work`: about 50 ms
 _MOST_WAITING, _MOST_BYTES = 64, 100_000_000  # photos that wait for a process, and their bytes together
@@ -35,7 +35,7 @@ _T = TypeVar("_T")
 
 
 class DecodePool:
-    """Decodes photos; requests take turns, however many photos each of them has.
+    """Pool of decoding threads and processes with fair scheduling between requests.
 
     Processes have a low priority, and there is one for every two cores, at most two. They import neither torch nor a
     model, start with the first photo that needs one, and end with this process.
@@ -59,7 +59,7 @@ class DecodePool:
         self.seconds = 0.0
 
     def close(self) -> None:
-        """Stop; photos that are decoded in processes are given up with their requests."""
+        """Stop; abandons photos that processes are decoding, and their requests."""
         for pool in (self._threads, self._waiters):
             pool.shutdown(wait=False, cancel_futures=True)
         for process in self._idle:
@@ -75,13 +75,13 @@ class DecodePool:
 
         Args:
             read: returns its bytes; called in a thread.
-            request: whose turn it is.
+            request: any hashable id of the request, by which photos take turns.
 
         Returns:
             ``uint8[3, S, S]``.
 
         Raises:
-            Problem: 503, too many large photos wait; or what ``read`` raises.
+            Problem: 503, too many large photos wait; also raises the errors of ``read``.
             PhotoError: the photo is unreadable, or takes too much time.
             MemoryError: there is too little memory.
         """
@@ -97,7 +97,7 @@ class DecodePool:
                 self._admissions.pop(request, None)
 
     def _begin(self, read: Callable[[], bytes]) -> Tensor | bytes:
-        """Decode a photo that is quick; returns the bytes of others."""
+        """Decode a quick photo; return the bytes of others."""
         data = read()
         started = time.perf_counter()
         if _work(read_header(data), len(data), self._size) > _QUICK:
@@ -131,7 +131,7 @@ class DecodePool:
 
 
 def decode_here(data: bytes, size: int) -> Tensor:
-    """Decode a photo in this thread, or in a process that is killed after :data:`SECONDS` where it is not quick.
+    """Decode a photo in this thread, or, if it is not quick, in a process that is killed after :data:`SECONDS`.
 
     Args:
         data: the content of the file.
@@ -154,9 +154,9 @@ def decode_here(data: bytes, size: int) -> Tensor:
 
 
 def _work(header: Header, size: int, side: int) -> int:
-    """Estimate of the time that a photo takes, in 8 ns on one core of 2023: its coded bytes, and its pixels.
+    """Estimate the decoding time of a photo by its coded bytes and pixels, in units of 8 ns on one core of 2023.
 
-    A JPEG of which both sides are several times as long as the square's is unpacked at an eighth, a quarter or a half.
+    A JPEG with both sides several times as long as the square's is decoded at an eighth, a quarter or a half.
     """
     pixels = header.width * header.height
     if not header.is_jpeg:
@@ -171,7 +171,7 @@ async def _in(pool: ThreadPoolExecutor, function: Callable[[], _T]) -> _T:
 
 
 class _Turns:
-    """Places that requests take in turn: one with many photos delays the next photo of another by one of its own."""
+    """Fair semaphore, round-robin over requests: one with many photos delays others by one photo only."""
 
     def __init__(self, places: int) -> None:
         self._free = places
@@ -197,7 +197,7 @@ class _Turns:
             self._pass_on()
 
     def is_free(self, places: int) -> bool:
-        """Return whether none of so many places is held."""
+        """Return True if all of ``places`` are free."""
         return self._free == places
 
     def _pass_on(self) -> None:
@@ -214,7 +214,7 @@ class _Turns:
 
 
 class _Process:
-    """A process that decodes one photo after the other, see :func:`bincounter.data.photo_decoder.main`."""
+    """Process that decodes photos one by one, see :func:`bincounter.data.photo_decoder.main`."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -224,11 +224,11 @@ class _Process:
 
     @property
     def is_alive(self) -> bool:
-        """Return whether it can take another photo."""
+        """True if it can take another photo."""
         return not self._killed and self._process is not None and self._process.poll() is None
 
     def decode(self, data: bytes) -> bytes:
-        """Decode a photo; the process is started if it has not been.
+        """Decode a photo; starts the process on first use.
 
         Raises:
             PhotoError: the photo is unreadable, or takes too much time.
@@ -256,7 +256,7 @@ class _Process:
         raise MemoryError(answer.decode())
 
     def kill(self) -> None:
-        """End it at once, or see to it that it does not start."""
+        """Kill the process, or prevent its start."""
         with self._starting:
             self._killed = True
             if self._process:

@@ -1,4 +1,4 @@
-"""Parse the body of a request into its photos."""
+"""Parser of request bodies: JSON, forms and photos, compressed or not."""
 
 import base64
 import binascii
@@ -66,7 +66,7 @@ class PhotoRequest:
     Attributes:
         photos: in order, at least one.
         several: a list of answers is expected, even for one photo.
-        kind: what the request calls its photos, if there are several.
+        kind: name of the list of photos in the request, for messages.
     """
 
     photos: Sequence[Photo]
@@ -83,7 +83,7 @@ def parse_request(body: bytes, content_type: str | None, limits: Limits) -> Phot
 
     Args:
         body: of the request.
-        content_type: its header; where it is missing or one of :data:`GENERIC_TYPES`, the body's first bytes decide.
+        content_type: its header; if it is missing or one of :data:`GENERIC_TYPES`, the body's first bytes decide.
         limits: of the archive.
 
     Raises:
@@ -110,7 +110,7 @@ def parse_request(body: bytes, content_type: str | None, limits: Limits) -> Phot
 
 
 def decompress(body: bytes, coding: str, limits: Limits) -> bytes:
-    """Undo the content coding of a body, in no more memory than a body may have.
+    """Decompress a body, within the memory limit of a body.
 
     Args:
         body: of the request.
@@ -154,7 +154,7 @@ def too_large(limits: Limits) -> Problem:
 
 
 class _Files:
-    """Callbacks of python-multipart: the files of a form, in their order."""
+    """Callbacks of python-multipart that collect the files of a form, in order."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits, self._header = limits, bytearray()
@@ -197,7 +197,7 @@ class _Files:
 
 
 def _files(body: bytes, content_type: str, limits: Limits) -> list[bytes]:
-    """Read the files of a form (RFC 7578), in no more memory than its body has."""
+    """Read the files of a form (RFC 7578), in no more memory than its body takes."""
     try:
         from python_multipart.exceptions import FormParserError
         from python_multipart.multipart import MultipartParser, parse_options_header

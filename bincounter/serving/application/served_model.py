@@ -17,7 +17,7 @@ from bincounter.model.objectives import Objective
 from bincounter.serving.application.answers import Limits
 
 FORMAT = 1
-"""Of model.json and what lies beside it; archives without a number are of format 1."""
+"""Version of model.json and of the other members of an archive; archives without a number have format 1."""
 
 
 class ArchiveError(ValueError):

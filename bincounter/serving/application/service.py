@@ -1,4 +1,4 @@
-"""Answer requests for one model: bytes of a request in, bytes of an answer out."""
+"""Service of one model: bytes of a request in, bytes of an answer out."""
 
 import asyncio
 import logging
@@ -120,7 +120,7 @@ class Service:
         """Read a photo of a request into the input of the model: ``uint8[3, S, S]``.
 
         Args:
-            photo: fetched first, where it is given by URL.
+            photo: fetched first if it is given by URL.
             request: it is part of.
             number: of the photo in the request.
 
@@ -135,7 +135,7 @@ class Service:
 
 
 def too_late(limits: Limits) -> Problem:
-    """Problem of a request that takes more time than it may."""
+    """Problem of a request that exceeds ``limits.timeout_s``."""
     return Problem(504, f"No answer within {limits.timeout_s:g} s; send fewer photos at a time.")
 
 
@@ -183,7 +183,7 @@ class Reader:
         self._model, self._fetcher = model, fetcher
 
     def pixels(self, photo: Photo, where: str = "") -> Tensor:
-        """Read and decode a photo, here and now: ``uint8[3, S, S]``.
+        """Read and decode a photo in this thread: ``uint8[3, S, S]``.
 
         Args:
             photo: of a request.

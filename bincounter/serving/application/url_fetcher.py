@@ -1,4 +1,4 @@
-"""Fetch photos by https from allowed hosts, never from a private network."""
+"""Fetcher of photos by https from allowed hosts, never from a private network."""
 
 import http.client
 import ipaddress
@@ -38,10 +38,10 @@ _ISATAP = (b"\0\0\x5e\xfe", b"\2\0\x5e\xfe")  # bytes before an IPv4 address
 
 
 def is_public(address: str) -> bool:
-    """Check that an IP address is one of the public internet.
+    """Return True if an IP address is public.
 
-    Private, loopback, link-local and site-local, multicast and reserved addresses are not, nor those at which clouds
-    serve credentials; neither are IPv4 addresses wrapped in IPv6 (mapped, compatible, NAT64, 6to4, Teredo, ISATAP).
+    Not public are private, loopback, link-local, site-local, multicast and reserved addresses, those at which clouds
+    serve credentials, and IPv4 addresses wrapped in IPv6 (mapped, compatible, NAT64, 6to4, Teredo, ISATAP).
     See https://www.iana.org/assignments/iana-ipv4-special-registry and iana-ipv6-special-registry.
     """
     ip = ipaddress.ip_address(address.partition("%")[0])
@@ -156,7 +156,7 @@ class Fetcher:
 
 
 class FetchPool(ThreadPoolExecutor):
-    """Threads that fetch photos, so many at a time that slow hosts leave half of the queue to other requests.
+    """Threads that fetch photos, bounded so that slow hosts leave half of the queue to other requests.
 
     Args:
         limits: of the archive.
@@ -216,7 +216,7 @@ class _Pinned(http.client.HTTPSConnection):
         raise failure
 
     def _left(self) -> float:
-        return max(self._until - time.monotonic(), 0.001)  # 0 would mean not to wait at all
+        return max(self._until - time.monotonic(), 0.001)  # 0 would mean non-blocking
 
     def cut(self) -> None:
         """Close the socket from another thread; pending reads fail."""

@@ -1,7 +1,7 @@
 """Entry point ``code/inference.py`` of AWS's older PyTorch inference images: four functions that serve a model.
 
-A wrong request raises nothing here, since these images return an exception's traceback to the client: the problem is
-passed on to :func:`output_fn`, which sets the status.
+These images return the traceback of an exception to the client. A wrong request therefore raises nothing: the problem
+is passed to :func:`output_fn`, which sets the status.
 """
 
 import time
@@ -53,7 +53,7 @@ def input_fn(input_data: bytes | bytearray | str, content_type: str | None) -> R
 def predict_fn(received: Received, model: ServedModel) -> Counted | Problem:
     """Read the photos of a request and count their items.
 
-    No photo and no batch is begun after ``limits.timeout_s`` seconds; one in work ends within its own bounds.
+    No photo and no batch is started after ``limits.timeout_s`` seconds; a running one ends within its own bounds.
     """
     limits, reader = model.limits, Reader(model, Fetcher(model.limits))
     end = time.monotonic() + limits.timeout_s

@@ -1,8 +1,8 @@
 """Entry point ``deployment.py`` for Ray Serve: one replica that serves the archive, built by ``serve run config.yaml``.
 
-Ray's ``/-/healthz`` returns 200 as soon as the application is built, whatever happens to its replica. The model is
-therefore loaded once before the application exists, so that a damaged archive is never healthy. The replica then loads
-it again; requests wait meanwhile.
+Ray's ``/-/healthz`` returns 200 as soon as the application is built, even if its replica fails. The model is therefore
+loaded once before the application exists, so that a damaged archive is never healthy. The replica then loads it again;
+requests wait meanwhile.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ FOLDER = Path(__file__).resolve().parent
 LIMITS = Limits(**json.loads((FOLDER / "model.json").read_text(encoding="utf-8"))["limits"])
 
 _IN_HAND = 2 * (LIMITS.max_queue + LIMITS.max_batch)
-"""Requests a replica accepts at a time: more than its queue holds, so that it refuses them itself, with a message."""
+"""Concurrent requests of a replica: more than its queue holds, so that the replica itself refuses, with a message."""
 
 
 def _gpus() -> int:

@@ -1,4 +1,4 @@
-"""Access to a local server: the address it listens on, and the token that others have to send."""
+"""Access to a local server: the address it listens on, and the token of its clients."""
 
 import os
 import re
@@ -38,7 +38,7 @@ class Access:
 
 
 def is_local(host: str) -> bool:
-    """Return whether an address is that of this machine alone."""
+    """Return True if only this machine reaches an address."""
     return host.startswith("127.")
 
 

@@ -1,6 +1,6 @@
 """Starlette app of the local server: /invocations, /ping, /metrics, /model, /explanation, /openapi.json and the page.
 
-It holds the service, and a thread that ends the process once the model is stuck or broken.
+A watchdog thread ends the process once the model is stuck or broken.
 """
 
 import asyncio
@@ -50,8 +50,8 @@ log = logging.getLogger(__name__)
 _PAGE = Path(__file__).with_name("page")
 _STYLE = files("bincounter.report") / "templates" / "style.css"  # the reports' own
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
-_GONE = 499  # the status by which logs know clients that did not wait
-_WATCH = 0.5  # seconds between two looks at the model
+_GONE = 499  # client closed the connection, as nginx logs it
+_WATCH = 0.5  # seconds between two checks of the model
 _GRACE = 5.0  # seconds beyond limits.timeout_s after which an event loop counts as stuck
 _REQUEST_SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2, 5, 10, 30)
 _WORK = {
@@ -63,7 +63,7 @@ _BATCHES = "batches_of_"
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 Handle = Callable[[bytes, str | None, str | None], Coroutine[Any, Any, Reply]]
-"""Answers a body, its content type and the types that are accepted; never raises."""
+"""(body, Content-Type, Accept) -> reply; never raises."""
 
 
 def create_app(
@@ -97,7 +97,7 @@ def create_app(
 
 
 def _is_open(path: str) -> bool:
-    """Return whether a path takes no token: health checks, and the page, which asks for it."""
+    """Return True if a path takes no token: the health check, and the page, which prompts for it."""
     return path in ("/ping", "/") or path.startswith("/page/")
 
 
@@ -131,18 +131,18 @@ class _Endpoints:
         await self._service.close()
 
     async def page(self, request: Request) -> Response:
-        """A file of the page."""
+        """Return a file of the page."""
         name = request.path_params.get("name", "index.html")
         if name not in self._files:
             raise HTTPException(404)
         return Response(self._files[name], media_type=_TYPES[Path(name).suffix])
 
     async def describe(self, _: Request) -> Response:
-        """The model, its limits and its scores."""
+        """Return the model, its limits and its scores."""
         return JSONResponse(self._model)
 
     async def describe_api(self, request: Request) -> Response:
-        """OpenAPI description of these paths."""
+        """Return the OpenAPI description of these paths."""
         return JSONResponse(self._api)
 
     async def ping(self, _: Request) -> Response:
@@ -152,7 +152,7 @@ class _Endpoints:
         return JSONResponse(dict(self._identity))
 
     async def scrape(self, _: Request) -> Response:
-        """Metrics for Prometheus."""
+        """Return the metrics for Prometheus."""
         return Response(self._metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def invoke(self, request: Request) -> Response:
@@ -163,7 +163,7 @@ class _Endpoints:
         return response
 
     async def explain(self, request: Request) -> Response:
-        """Grad-CAM of one photo."""
+        """Explain one photo by Grad-CAM."""
         return await _answer(request, self._explain_limiter, self._explainer.handle)
 
 
@@ -266,7 +266,7 @@ class Metrics(Collector):
 
     @contextmanager
     def request(self) -> Iterator[list[int]]:
-        """Time a request; the block appends its status to the list it is given."""
+        """Time a request; the block appends its status to the yielded list."""
         status: list[int] = []
         with self._in_flight.track_inprogress(), self._seconds.time():
             yield status
@@ -279,10 +279,10 @@ class Metrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics of the service since the worker started."""
         done = self._service.statistics()
-        yield GaugeMetricFamily("bincounter_ready", "Whether the model answers.", self._service.ready)
+        yield GaugeMetricFamily("bincounter_ready", "1 while the model answers.", self._service.ready)
         yield CounterMetricFamily("bincounter_worker_restarts", "Times the worker was replaced.", self._restarts)
-        for name, what in _WORK.items():
-            yield CounterMetricFamily(f"bincounter_{name}", what, done[name])
+        for name, description in _WORK.items():
+            yield CounterMetricFamily(f"bincounter_{name}", description, done[name])
         yield GaugeMetricFamily("bincounter_queue_length", "Photos that wait for the model.", done["queue_length"])
         batches = {int(name.removeprefix(_BATCHES)): n for name, n in done.items() if name.startswith(_BATCHES)}
         buckets = [

@@ -9,18 +9,18 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from bincounter.serving.application.answers import Problem
 
 MOST_CONNECTIONS = 1000
-"""Connections at a time; the one that the server has waited for the longest gives way to the next."""
+"""Open connections; above it, the connection that has been idle the longest is closed."""
 
 _HEAD_SECONDS = 10.0  # until the head of a request has arrived
-_STALL_SECONDS = 10.0  # in which a client has to read what fills its buffers
+_STALL_SECONDS = 10.0  # in which a client has to empty full buffers
 _FILES = 4096  # open ones; more than MOST_CONNECTIONS needs
 
 
 class Connection(H11Protocol):
-    """A connection that is closed where its client sends or reads too slowly.
+    """Connection that is closed if its client sends or reads too slowly.
 
-    uvicorn bounds idle connections only, not the first request of one, a head that arrives byte by byte, nor answers
-    that nobody reads. Bodies are bounded by :class:`bincounter.serving.local.guards.RequestLimiter`.
+    uvicorn bounds idle connections only, not the wait for the first request, slow request heads, or responses that
+    nobody reads. Bodies are bounded by :class:`bincounter.serving.local.guards.RequestLimiter`.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -30,20 +30,20 @@ class Connection(H11Protocol):
         self._stall: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Accept a connection, and give up another where there are too many."""
+        """Accept a connection, and close another if there are too many."""
         super().connection_made(transport)
         if len(self.connections) > MOST_CONNECTIONS:
             waiting = (other for other in self.connections if isinstance(other, Connection) and other._is_waited_for())
             min(waiting, key=lambda other: other._since).transport.abort()
-        self._head = self.loop.call_later(_HEAD_SECONDS, self._give_up)
+        self._head = self.loop.call_later(_HEAD_SECONDS, self._close_slow)
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes of a request; the time for its head runs from the first."""
+        """Receive bytes of a request; the time limit for its head starts at the first byte."""
         super().data_received(data)
         if self.conn.their_state is not h11.IDLE:
             self._head = _cancelled(self._head)
         elif self._head is None:
-            self._head = self.loop.call_later(_HEAD_SECONDS, self._give_up)
+            self._head = self.loop.call_later(_HEAD_SECONDS, self._close_slow)
 
     def on_response_complete(self) -> None:
         """Wait for the next request, or for the client to read the last answer."""
@@ -53,7 +53,7 @@ class Connection(H11Protocol):
             self.loop.call_later(_STALL_SECONDS, self.transport.abort)
 
     def timeout_keep_alive_handler(self) -> None:
-        """Close an idle connection, also where the client has not read its answer."""
+        """Close an idle connection, even if the client has not read its response."""
         super().timeout_keep_alive_handler()
         self.loop.call_later(_STALL_SECONDS, self.transport.abort)
 
@@ -63,7 +63,7 @@ class Connection(H11Protocol):
         self._stall = self.loop.call_later(_STALL_SECONDS, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """Go on after the client has read."""
+        """Resume after the client has read."""
         self._stall = _cancelled(self._stall)
         super().resume_writing()
 
@@ -75,7 +75,7 @@ class Connection(H11Protocol):
     def _is_waited_for(self) -> bool:
         return self.conn.their_state in (h11.IDLE, h11.SEND_BODY)
 
-    def _give_up(self) -> None:
+    def _close_slow(self) -> None:
         if self.transport.is_closing():
             return
         if self.conn.trailing_data[0]:

@@ -1,7 +1,7 @@
-"""/explanation: Grad-CAM of one photo at a time.
+"""Handler of /explanation: Grad-CAM of one photo at a time.
 
-Answers are ``{"count": 3, "width": 56, "height": 56, "heat": base64}``: the count that is explained, and how much each
-place of the upright photo contributed to it, 0-255, row by row.
+Answers are ``{"count": 3, "width": 56, "height": 56, "heat": base64}``: the explained count, and the
+contribution of each place of the upright photo to it, 0-255, row by row.
 """
 
 import asyncio
@@ -43,11 +43,11 @@ class Explainer:
     def __init__(self, model: ServedModel, service: Service) -> None:
         self._served, self._service = model, service
         self._normalize = Normalize()
-        self._thread = ThreadPoolExecutor(1, "explain", initializer=_step_back)
+        self._thread = ThreadPoolExecutor(1, "explain", initializer=_lower_priority)
         self._explained: _ExplainedModel | None = None
 
     async def handle(self, body: bytes, content_type: str | None, accept: str | None) -> Reply:
-        """Explain the photo that ``body`` is; never raises."""
+        """Explain one photo, the whole ``body``; never raises."""
         try:
             async with asyncio.timeout(_SECONDS):
                 pixels = await self._service.read(body, PhotoRequest([body], several=False), 0)
@@ -63,7 +63,7 @@ class Explainer:
         return Reply(200, "application/json", json.dumps(answer).encode())
 
     def close(self) -> None:
-        """Stop without waiting for a photo in work."""
+        """Stop without waiting for a photo in progress."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _explain(self, pixels: Tensor) -> dict[str, object]:
@@ -95,7 +95,7 @@ class _ExplainedModel(nn.Module):
 
     @property
     def cam_layer(self) -> nn.Module:
-        """The layer whose maps are explained."""
+        """The layer with the explained feature maps."""
         return cam_layer(self.backbone)
 
     def probabilities(self, image: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ class _ExplainedModel(nn.Module):
         return self.objective.probabilities(self.head(features).float())
 
 
-def _step_back() -> None:
+def _lower_priority() -> None:
     torch.set_num_threads(1)
     if sys.platform == "linux":  # elsewhere it is the priority of the whole process
         os.nice(10)

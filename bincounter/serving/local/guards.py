@@ -16,7 +16,7 @@ from bincounter.serving.application.photo_requests import decompress, too_large
 from bincounter.serving.local.access import Access
 
 _LARGEST_BODIES = 8  # bodies of the largest size that are kept in memory at a time
-_malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc, which keeps what threads have freed
+_malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc, which keeps memory that threads have freed
 _LARGE, _TRIM_AFTER = 4_000_000, 1.0  # bytes of a body, and seconds after it, when memory is given back
 _OLDER = 1.0  # seconds by which a body must be older than one that it gives way to
 _PERIOD, _PERIOD_BYTES = 5.0, 5000  # seconds, and bytes of a body that must arrive in each of them
@@ -52,7 +52,7 @@ class _Body:
         size: bytes that count towards the bound on all bodies.
         since: time of the event loop at which reading began.
         wait: bound on the current wait for bytes.
-        gives_way: True once others need its memory.
+        gives_way: it was dropped for the memory of others.
     """
 
     def __init__(self, since: float) -> None:
@@ -62,14 +62,14 @@ class _Body:
 
 
 class RequestLimiter:
-    """Reads bodies of requests within bounds of time and memory, and limits the requests that are answered at a time.
+    """Reader of request bodies within bounds of time and memory, with a limit of concurrently processed requests.
 
-    Bodies that are being read take none of the places of requests that are answered, so that slow clients hold nobody
-    up. All bodies share a bound on bytes; where it is reached, the body that has been read the longest gives way.
+    Bodies being read do not count towards this limit, so that slow clients delay nobody. All bodies share a bound on
+    bytes; when it is reached, the oldest body is dropped.
 
     Args:
         limits: of the archive.
-        requests: largest number that is answered at a time.
+        requests: most requests processed at a time.
     """
 
     def __init__(self, limits: Limits, requests: int) -> None:
@@ -158,7 +158,7 @@ class RequestLimiter:
             raise Problem(408, f"Only {arrived} bytes of the body arrived in {_PERIOD:g} s; send it at once.")
 
     def _take(self, body: _Body, more: int) -> None:
-        """Count bytes that a body grows by, and have older bodies give way to it where they are too many."""
+        """Count further bytes of a body, and drop older bodies if the bound is exceeded."""
         most = _LARGEST_BODIES * self._limits.max_body_bytes - more
         for other in list(self._reading):
             if self._bytes > most and body.since - other.since > _OLDER:
@@ -184,7 +184,7 @@ class RequestLimiter:
 class ProblemResponse(Response):
     """Error response that is sent at once and closes the connection.
 
-    What the client still sends is read and discarded for up to 2 s: a connection that is closed with unread bytes is
+    Further bytes of the client are read and discarded for up to 2 s: a connection that is closed with unread bytes is
     reset, and most clients then never see the response.
 
     Args:
@@ -243,12 +243,12 @@ class SameOrigin:
 
 
 class BearerToken:
-    """Middleware that answers 401 to requests without the token, but for open paths (RFC 6750).
+    """Middleware that returns 401 to requests without the token, except on open paths (RFC 6750).
 
     Args:
         app: that answers all other requests.
         token: of the server.
-        is_open: whether a path takes no token.
+        is_open: path -> True if it takes no token.
     """
 
     def __init__(self, app: ASGIApp, token: str, is_open: Callable[[str], bool]) -> None:

@@ -18,7 +18,7 @@ def describe_api(limits: Limits, counts: Sequence[int], *, token: bool) -> dict[
     Args:
         limits: of the archive.
         counts: that the model can answer.
-        token: whether requests take a token.
+        token: requests take a token.
     """
     described: dict[str, Any] = {
         "openapi": "3.1.0",

@@ -1,6 +1,6 @@
 """List of the servers that run on this machine: one JSON file per name, locked while its process lives.
 
-The lock is what counts, since a process id outlives its process and is given to another.
+The lock decides, since process ids are reused.
 """
 
 import json
@@ -94,7 +94,7 @@ def claimed(name: str, folder: Path) -> Iterator[tuple[Path, Callable[[Server], 
 
 
 def running_servers(folder: Path) -> list[Server]:
-    """Return the running servers, by port; deletes what killed ones left behind.
+    """Return the running servers, by port; deletes files of killed ones.
 
     Args:
         folder: of the list.
@@ -104,7 +104,7 @@ def running_servers(folder: Path) -> list[Server]:
         with lock_folder(folder):
             for path in folder.glob("*.json"):
                 with path.open(encoding="utf-8") as file:
-                    if lock(file, wait=0, shared=True):  # shared, for which a file open for reading does
+                    if lock(file, wait=0, shared=True):  # a shared lock needs read access only
                         shutil.rmtree(path.with_suffix(""), ignore_errors=True)
                         path.unlink()
                     else:
@@ -113,7 +113,7 @@ def running_servers(folder: Path) -> list[Server]:
 
 
 def find_server(name: str, folder: Path, port: int | None = None, host: str = "127.0.0.1") -> Server:
-    """Find a running server by its name, and check that it is what answers at its port.
+    """Find a running server by its name, and check that it responds at its port.
 
     Args:
         name: of the server.
@@ -149,7 +149,7 @@ def find_server(name: str, folder: Path, port: int | None = None, host: str = "1
 
 
 def identify(port: int, host: str = "127.0.0.1") -> dict[str, Any] | None:
-    """Ask the program that listens on a port which server of bincounter it is.
+    """Identify the server of bincounter that listens on a port.
 
     Args:
         port: that it listens on.

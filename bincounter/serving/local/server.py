@@ -1,4 +1,4 @@
-"""Serve an unpacked archive on this machine: a supervisor, and one uvicorn worker that is replaced when it dies.
+"""Local server of an unpacked archive: a supervisor, and one uvicorn worker that is replaced when it dies.
 
 The supervisor holds the listening socket, so that requests wait while a worker is replaced. On Linux workers are forks
 of a template, a process that has imported torch and does nothing else: a new one answers in a second, and they share
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 _LOCAL = Access()
 HEALTH_CHECK = 30
-"""Seconds without a report after which a worker counts as stuck; a busy machine loads torch slowly."""
+"""Seconds without a report after which a worker counts as stuck: a busy machine loads torch slowly."""
 
 _HEAD_BYTES = 1 << 16  # of a request, above its body
 _GRACE = 5.0  # seconds beyond limits.timeout_s in which accepted requests are answered after SIGTERM
@@ -44,10 +44,10 @@ _REPORT = 0.2  # seconds between two reports of a worker
 _FORKS = sys.platform == "linux"  # macOS's own libraries do not survive a fork
 _PROCESSES = multiprocessing.get_context("forkserver") if _FORKS else multiprocessing.get_context("spawn")
 _PRELOADED = ["bincounter.serving.local.app", "bincounter.serving.local.server"]
-_UNKNOWN = 255  # what multiprocessing, too, says of a process whose template was killed
+_UNKNOWN = 255  # as multiprocessing reports for a process with a killed template
 _EXIT_CODES = {signal.SIGINT: 0, signal.SIGTERM: 143}
 _KILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # on Windows every signal ends a process at once
-_DEATHS, _DEATH_WINDOW = 3, 60.0  # so many within so many seconds, and the server gives up
+_DEATHS, _DEATH_WINDOW = 3, 60.0  # deaths within so many seconds after which the server stops
 
 
 def serve(
@@ -87,8 +87,8 @@ def serve(
         def announce() -> None:
             actual = listener.getsockname()[1]
             print(f"{described['model']} is served until Ctrl-C")
-            for what, path in (("page", "/"), ("photos", "/invocations"), ("metrics", "/metrics")):
-                print(f"  {what:<8} http://{reached_at(access.host)}:{actual}{path}", flush=True)
+            for kind, path in (("page", "/"), ("photos", "/invocations"), ("metrics", "/metrics")):
+                print(f"  {kind:<8} http://{reached_at(access.host)}:{actual}{path}", flush=True)
             started(actual)
 
         start_template()
@@ -115,7 +115,7 @@ def check_port(port: int, host: str = _LOCAL.host) -> None:
 
 
 def _listening(host: str, port: int) -> socket.socket:
-    # asyncio turns Nagle's algorithm off only where the protocol is named; on, it holds every answer for 40 ms.
+    # asyncio disables Nagle's algorithm only if the protocol is named; enabled, it delays every response by 40 ms.
     listener = socket.socket(proto=socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -161,7 +161,7 @@ class _Site:
 class _Worker:
     """A worker process.
 
-    It reports every 0.2 s on a pipe, which closes with it: that it has ended is seen there at once, and also when the
+    It reports every 0.2 s on a pipe. The pipe closes with the process, which shows its end at once, even if the
     template, which reports exit codes, was killed.
 
     Args:
@@ -170,7 +170,7 @@ class _Worker:
 
     Attributes:
         ready: True once it answers requests.
-        failure: why it cannot load the archive.
+        failure: reason why it cannot load the archive; empty without one.
     """
 
     def __init__(self, site: _Site, restarts: int) -> None:
@@ -182,7 +182,7 @@ class _Worker:
         self._heard = time.monotonic()
 
     def lives(self, seconds: float = 2 * _REPORT) -> bool:
-        """Read its reports, and wait so long for the first; a worker without any for too long is killed."""
+        """Read the pending reports, waiting ``seconds`` for the first; kill a worker without one for too long."""
         try:
             while self._reports.poll(seconds):
                 report = self._reports.recv()
@@ -195,7 +195,7 @@ class _Worker:
         return True
 
     def end(self, grace: float) -> None:
-        """Let it answer the requests it has accepted, and kill it where it hangs."""
+        """Let the worker answer accepted requests for ``grace`` seconds, then kill it."""
         self._send(signal.SIGTERM)
         until = time.monotonic() + grace
         while self.lives():
@@ -236,13 +236,13 @@ class _Supervisor:
             UserError: the archive cannot be loaded.
             ResourceError: workers die.
         """
-        handlers = {number: signal.signal(number, self._note) for number in _EXIT_CODES}
+        handlers = {number: signal.signal(number, self._record_signal) for number in _EXIT_CODES}
         try:
             worker, restarts = _Worker(self._site, 0), 0
             while not self._signals:
                 start_template()
                 if not worker.lives():
-                    self._bury(worker)
+                    self._handle_death(worker)
                     restarts += 1
                     worker = _Worker(self._site, restarts)
                 elif worker.ready and not self._answered:
@@ -254,15 +254,15 @@ class _Supervisor:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
 
-    def _note(self, number: int, _: object) -> None:
+    def _record_signal(self, number: int, _: object) -> None:
         self._signals.append(number)
 
-    def _bury(self, worker: _Worker) -> None:
-        """Log why a worker has ended.
+    def _handle_death(self, worker: _Worker) -> None:
+        """Log the end of a worker.
 
         Raises:
             UserError: it could not load the archive.
-            ResourceError: it is the first or one too many.
+            ResourceError: it is the first worker, or too many have died.
         """
         code = worker.exit_code()
         if worker.failure or code == STARTUP_FAILURE:
@@ -280,8 +280,8 @@ class _Supervisor:
 
 @contextmanager
 def _sigint_blocked() -> Iterator[None]:
-    """Start processes that never see Ctrl-C, which is for the supervisor: it ends them once they have answered."""
-    resource_tracker.ensure_running()  # unblocks SIGINT where it has to start it
+    """Block SIGINT in processes started in this block: Ctrl-C is for the supervisor, which ends them gracefully."""
+    resource_tracker.ensure_running()  # unblocks SIGINT if it has to be started
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -290,7 +290,7 @@ def _sigint_blocked() -> Iterator[None]:
 
 
 def _work(site: _Site, reports: Pipe, restarts: int) -> None:
-    """Serve, in the worker; ends it with uvicorn's code for a failed start where that fails."""
+    """Serve in the worker process; it exits with uvicorn's code for a failed start if that fails."""
     raise_file_limit()
     config = uvicorn.Config(
         partial(_load_app, site, reports, restarts),
@@ -305,7 +305,7 @@ def _work(site: _Site, reports: Pipe, restarts: int) -> None:
         proxy_headers=False,
         server_header=False,
         h11_max_incomplete_event_size=_HEAD_BYTES,
-        timeout_keep_alive=75,  # a client that comes back after seconds finds its connection open
+        timeout_keep_alive=75,  # clients may reuse a connection after seconds
         timeout_graceful_shutdown=site.grace,
     )
     server = uvicorn.Server(config)

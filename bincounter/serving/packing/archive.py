@@ -37,7 +37,7 @@ _CARRIED = (
     *sorted(f"serving/application/{path.name}" for path in (_PACKAGE / "serving" / "application").glob("*.py")),
 )
 _SERVED = ("backbone.", "head.", "objective.")  # the rest of a checkpoint is for training
-_OF_TIMM, _TIMM = "bincounter.model.timm_backbones.", "timm.create_model"  # our part, and what it calls
+_OF_TIMM, _TIMM = "bincounter.model.timm_backbones.", "timm.create_model"  # our wrapper, and the wrapped function
 _ENTRYPOINTS = {"ray_serve.py": "deployment.py", "pytorch_image.py": "code/inference.py"}
 _RAY_SERVE = """# What AWS's Ray Serve image runs by `serve run`; its adapter asks port 8000.
 http_options: {{host: 0.0.0.0, port: 8000, request_timeout_s: {timeout}}}
@@ -108,19 +108,19 @@ def read_package(path: Path) -> Package:
 
 
 def check_trust(path: Path, packed_here: Path, *, digest: str | None, trusted: bool) -> None:
-    """Check that an existing archive may be served: its code runs, and its checksums come with it.
+    """Check that an existing archive is trusted: serving runs its code, and its checksums are its own.
 
     Args:
         path: of the archive.
         packed_here: list of the archives that this machine has packed, which are trusted.
         digest: hexadecimal sha256 of the archive that the user was given.
-        trusted: whether the user trusts the archive as it is.
+        trusted: the user trusts the archive as it is.
 
     Raises:
         ConfigError: the archive is not trusted, or its digest is another.
     """
     if not path.is_file():
-        return  # read_package says so
+        return  # read_package raises the error
     found = file_digest(path)
     if digest is not None:
         if digest.lower().removeprefix("sha256:") != found:
@@ -151,7 +151,7 @@ def _packed(packed_here: Path) -> set[str]:
 
 
 def _files(checkpoint: Path, precision: str, limits: Limits, trusted: Sequence[str]) -> tuple[str, dict[str, bytes]]:
-    """Id of the model, and the contents of the archive by name."""
+    """Return the id of the model, and the contents of the archive by name."""
     counter, description = load_counter(checkpoint, trusted)
     state = {name: tensor for name, tensor in counter.state_dict().items() if name.startswith(_SERVED)}
     parts = {"model": without_pretrained(description["model"]), "objective": dict(description["objective"])}
@@ -186,7 +186,7 @@ def _files(checkpoint: Path, precision: str, limits: Limits, trusted: Sequence[s
 
 
 def _digest(state: Mapping[str, Tensor], served: Mapping[str, Any]) -> str:
-    """Digest of everything that decides an answer, independent of file format and torch version."""
+    """Hash everything that affects an answer, independent of file format and torch version."""
     digest = hashlib.sha256(_json(served))
     for name in sorted(state):
         tensor = state[name].contiguous()

@@ -1,11 +1,11 @@
-"""Stand-alone script that asks an archive to count photos: ``python -P archive_probe.py ARCHIVE PHOTOS OUT``.
+"""Stand-alone script that counts photos by an archive: ``python -P archive_probe.py ARCHIVE PHOTOS OUT``.
 
-It sees nothing of an installed bincounter: the standard library, what the serving images have, and the archive's own
-code. ``ARCHIVE`` is an unpacked archive, ``PHOTOS`` a folder of photos, ``OUT`` the file to write::
+It can import the standard library, the packages of the serving images and the archive's own code, but no installed
+bincounter. ``ARCHIVE`` is an unpacked archive, ``PHOTOS`` a folder of photos, ``OUT`` the file to write::
 
     {"precision": "fp32", "answers": {FILE NAME: {"status": 200, "body": {"count": 3, ...}}, ...}}
 
-Where the archive cannot be loaded, it exits with code 1, and the last line on stderr is the reason.
+If the archive cannot be loaded, it exits with code 1, and the last line on stderr is the reason.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ _NAME = re.compile(r"^\s*([A-Za-z0-9][A-Za-z0-9._-]*)")
 
 
 def refused_packages(folder: Path) -> list[str]:
-    """Import names of what bincounter requires and neither the serving images nor the archive's requirements bring.
+    """Import names of bincounter's requirements that neither the serving images nor the archive's requirements install.
 
     Args:
         folder: an unpacked archive.
@@ -65,7 +65,7 @@ def _installed(name: str) -> Distribution | None:
 
 
 def _import_names(name: str) -> set[str]:
-    """The packages and modules a distribution puts beside others, none where it is not installed."""
+    """Top-level packages and modules of a distribution; none if it is not installed."""
     installed = _installed(name)
     files = installed.files or [] if installed else []
     tops = {file.parts[0].removesuffix(".py") for file in files if file.suffix == ".py"}
@@ -73,9 +73,9 @@ def _import_names(name: str) -> set[str]:
 
 
 class _Guard(MetaPathFinder):
-    """Takes the place of the finder of what is installed, and finds all but some packages.
+    """Replacement of ``PathFinder`` that hides some packages.
 
-    Raising from a finder of its own would not do: torch looks for packages that it can do without.
+    It does not raise, since torch looks for optional packages.
     """
 
     def __init__(self, refused: Iterable[str]) -> None:
@@ -125,7 +125,7 @@ def main() -> None:
     answers = asyncio.run(_answers(service, photos))
     out.write_text(json.dumps({"precision": precision, "answers": answers}), encoding="utf-8")
     sys.stderr.flush()
-    os._exit(0)  # a thread that is stuck is not waited for
+    os._exit(0)  # without waiting for stuck threads
 
 
 if __name__ == "__main__":

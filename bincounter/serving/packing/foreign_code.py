@@ -16,8 +16,8 @@ from bincounter.data.layouts.base import walk
 from bincounter.errors import UserError
 from bincounter.model.build import OWN_PARTS
 
-_GIVEN = frozenset({"torch", "torchvision", "PIL", "numpy", "bincounter"})  # images bring them, the archive the last
-_TAKEN = frozenset({"bincounter", "inference", "deployment"})  # modules of the archive's own
+_GIVEN = frozenset({"torch", "torchvision", "PIL", "numpy", "bincounter"})  # installed in images; the last, archived
+_TAKEN = frozenset({"bincounter", "inference", "deployment"})  # modules of the archive
 
 
 @dataclass
@@ -40,7 +40,7 @@ def foreign_code(targets: Iterable[str]) -> ForeignCode:
         targets: dotted names of importable callables.
 
     Raises:
-        UserError: code that is not in source files, or whose name is taken by the archive's own code.
+        UserError: code is not in source files, or has the name of a module of the archive.
     """
     code = ForeignCode()
     waiting = [(name, True) for target in targets for name in _modules_of(target)]
@@ -52,7 +52,7 @@ def foreign_code(targets: Iterable[str]) -> ForeignCode:
         seen.add(name)
         spec = importlib.util.find_spec(name)
         if spec is None and not required:
-            continue  # perhaps an optional import; the parity gate finds what is really missing
+            continue  # perhaps an optional import; the parity gate detects required ones
         if (installed := _from_index(distributions.get(name, ()))) is not None:
             code.requirements.add(f"{installed.name}=={installed.version.partition('+')[0]}")
             continue

@@ -109,22 +109,22 @@ def _scores(run: RunResults | None, checkpoint: str) -> Iterator[str]:
         yield "## Scores\n\nNot known: the run that trained this model left none beside the checkpoint."
         return
     scores = run.metrics[side]
-    whose = "" if checkpoint == "best.ckpt" else f" They are those of the run's best.ckpt; this model is {checkpoint}."
+    note = "" if checkpoint == "best.ckpt" else f" They are those of the run's best.ckpt; this model is {checkpoint}."
     rows = [
         [
             score_heading(name),
             format_score(name, scores.get(name)),
-            f"{format_score(name, scores[baseline])} ({what})" if scores.get(baseline) is not None else "",
+            f"{format_score(name, scores[baseline])} ({baseline_name})" if scores.get(baseline) is not None else "",
         ]
         for name in SCORES
-        for baseline, what in [_BASELINES.get(name, ("", ""))]
+        for baseline, baseline_name in [_BASELINES.get(name, ("", ""))]
     ]
     seen = run.seen.get(side) or 0
     learnt = f"{seen:,} of which it was trained on" if seen else "which it did not learn from"
     chosen = ", but by which the best checkpoint was chosen" if side == "val" else ""
     caveats = "".join(f"- {caveat}\n" for caveat in run.caveats)
     yield (
-        f"## Scores\n\nOn {scores['n']:,} {SPLIT_OF_SIDE[side]} photos, {learnt}{chosen}.{whose}\n\n"
+        f"## Scores\n\nOn {scores['n']:,} {SPLIT_OF_SIDE[side]} photos, {learnt}{chosen}.{note}\n\n"
         + (f"{caveats}\n" if caveats else "")
         + _table(["Score", "Model", "Baseline"], rows)
     )
@@ -164,7 +164,7 @@ def _per_count(photos: Mapping[int, int]) -> str:
 
 
 def is_abid(run: RunResults) -> bool:
-    """Return whether a run learnt from the Amazon Bin Image Dataset."""
+    """Return True if a run was trained on the Amazon Bin Image Dataset."""
     data = run.config.get("data") or {}
     target = (data.get("layout") or {}).get("_target_")
     return str(target).endswith(".Abid") or _ABID_BUCKET in str(data.get("source"))

@@ -1,6 +1,6 @@
-"""Parity gate: the same photos through training's code and through the packed archive, with the same answers.
+"""Parity gate: training's code and the packed archive must predict the same for the same photos.
 
-The unpacked archive runs in a process of its own that sees nothing of bincounter but the archive's code. Both sides
+The unpacked archive runs in a process of its own that can import no bincounter but the archive's code. Both sides
 compute on the CPU, training in single precision.
 """
 
@@ -52,7 +52,7 @@ _PROBE = Path(__file__).with_name("archive_probe.py")
 _LOADING_SECONDS, _PHOTO_SECONDS = 120.0, 30.0  # that the archive's process may take
 _SEED = 6
 _MOST_ITEMS = 5
-_RENDERED_SIZE = 320  # pixels: larger than what models see, so that resizing is compared too
+_RENDERED_SIZE = 320  # pixels: larger than the input of models, so that resizing is compared too
 _ROTATED = 6  # EXIF's orientation of a camera held upright
 _ORIENTATION_TAG = 0x0112
 _REFUSED = range(400, 500)
@@ -66,7 +66,7 @@ class ParityResult:
     Attributes:
         photos: number of photos compared.
         largest: largest difference between two probabilities.
-        near_ties: photos whose two largest probabilities are so close that the count may differ.
+        near_ties: photos with two largest probabilities so close that the count may differ.
         bound: largest allowed difference.
     """
 
@@ -104,7 +104,7 @@ def check_parity(
     Args:
         checkpoint: of a run.
         archive: the ``model.tar.gz`` made of it.
-        photos: contents by name; those that training rejects as unreadable, the archive has to refuse too.
+        photos: contents by name; the archive must refuse those that training rejects as unreadable.
         trusted: dotted prefixes of foreign callables the checkpoint may be built from.
 
     Raises:
@@ -237,8 +237,8 @@ def parity_photos(origin: CheckpointOrigin, number: int, *, source: str | None, 
     """Choose the photos to compare.
 
     Args:
-        origin: the checkpoint and its run, whose own photos are used if they are on this machine.
-        number: of photos, beside those in odd formats.
+        origin: the checkpoint and its run; the run's photos are used if they are on this machine.
+        number: of photos, besides those in other formats.
         source: a photo, a folder or an ``s3://`` URI to use instead.
         data_dir: folder of downloaded photos.
 
@@ -314,7 +314,7 @@ def _rendered(number: int) -> dict[str, bytes]:
 def _first_readable(photos: Iterable[bytes]) -> Image.Image:
     for photo in [*photos, *_rendered(1).values()]:
         with suppress(PhotoError):
-            decode(photo, 1)  # what it reads, Pillow opens without what was dropped
+            decode(photo, 1)  # readable photos stay readable for Pillow after cleaned()
             return Image.open(io.BytesIO(cleaned(photo).data)).convert("RGB")
     raise AssertionError("a rendered photo can be read")
 

@@ -1,7 +1,7 @@
 """Reproducible tar.gz files, and checked unpacking.
 
-The gzip stream is stored, not deflated: weights hardly shrink, zlib and its relatives do not agree on bytes, and an
-archive of 100 MB is written and read in a fraction of a second.
+The gzip stream is stored, not deflated: weights hardly shrink, implementations of deflate differ in their output, and
+an archive of 100 MB is written and read in a fraction of a second.
 """
 
 import errno
@@ -29,7 +29,7 @@ _STORED = 0xFFFF  # bytes of the largest stored block
 _CHUNK = 1 << 20  # bytes read at a time, and the largest header of a member
 _MOST_MEMBERS = 10_000
 _MOST_BYTES = 16 << 30  # unpacked
-_MOST_RATIO, _SMALL = 50, 64 << 20  # unpacked by packed bytes, where more than the second
+_MOST_RATIO, _SMALL = 50, 64 << 20  # largest ratio of unpacked to packed bytes, above _SMALL unpacked bytes
 _MOST_TEXT = 16 << 20  # bytes of a member that is read whole
 _ADVICE = "package the checkpoint again with action=package"
 
@@ -86,7 +86,7 @@ def _tar(files: Mapping[str, bytes]) -> memoryview:
 
 
 def _gzipped(content: memoryview) -> Iterator[bytes]:
-    """RFC 1952 around stored blocks of RFC 1951."""
+    """Yield a gzip stream (RFC 1952) of stored blocks (RFC 1951)."""
     yield _GZIP_HEADER
     for start in range(0, len(content), _STORED):
         block = content[start : start + _STORED]
@@ -162,7 +162,7 @@ def _opened(archive: Path) -> Iterator[tarfile.TarFile]:
 
 
 class _Stream(gzip.GzipFile):
-    """Unpacked bytes; tarfile reads extended headers whole, whatever size they claim."""
+    """Unpacked stream with bounded reads: tarfile reads extended headers whole, of any announced size."""
 
     def read(self, size: int | None = -1) -> bytes:
         """Read up to ``size`` bytes."""
