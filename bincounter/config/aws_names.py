@@ -54,7 +54,7 @@ def s3_folder(*, whole_bucket: bool = False) -> dict[str, Any]:
 
 
 def is_mlflow_arn(uri: Any) -> bool:
-    """Return whether the address of an MLflow server is an ARN of SageMaker's."""
+    """Return True if the address of an MLflow server is an ARN of SageMaker's."""
     return isinstance(uri, str) and uri.startswith("arn:")
 
 

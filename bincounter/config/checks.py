@@ -127,7 +127,7 @@ def expand_home(node: DictConfig | ListConfig, *, all_paths: bool = False) -> No
 
     Args:
         node: with :func:`path_setting` fields; in open nodes each text that begins with ``~`` is a path.
-        all_paths: whether the texts of this node are paths.
+        all_paths: treat all texts of this node as paths.
     """
     schema = OmegaConf.get_type(node)
     typed = {each.name: each for each in fields(schema)} if is_dataclass(schema) else None
@@ -220,7 +220,7 @@ def import_target(key: str, dotted: str) -> Any:
 
 
 def argument_names(key: str, node: DictConfig) -> list[str]:
-    """Names of the arguments that an open node's target takes; none where it has no target."""
+    """Names of the arguments that an open node's target takes; none if it has no target."""
     if not isinstance(node.get("_target_"), str):
         return []
     try:
@@ -230,7 +230,7 @@ def argument_names(key: str, node: DictConfig) -> list[str]:
 
 
 def argument_hint(key: str, cfg: DictConfig) -> Any:
-    """Type of an argument of a ``_target_``, by the signature; ``None`` where there is none, or a number is there."""
+    """Type of an argument of a ``_target_``, by the signature; ``None`` if there is none, or its value is a number."""
     parent, _, name = key.rpartition(".")
     node = OmegaConf.select(cfg, parent, throw_on_missing=False)
     if not isinstance(node, DictConfig) or isinstance(OmegaConf.select(node, name), (int, float)):  # spares an import
@@ -283,7 +283,7 @@ def _hints(target: Any) -> dict[str, Any]:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Return whether a YAML scalar fits a type hint; values that are not scalars always fit."""
+    """Return True if a YAML scalar fits a type hint; values that are not scalars always fit."""
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, part) for part in typing.get_args(hint))

@@ -1,7 +1,7 @@
 """Dataclasses of ``debugger`` and ``profiler`` and their rules.
 
-Rules and their settings carry the names of SageMaker Debugger's built-in ones; docs/debugger.md says what each means,
-and where a default is another than there.
+Rules and their settings carry the names of SageMaker Debugger's built-in ones; docs/debugger.md explains
+each of them, and defaults that differ.
 """
 
 import re

@@ -94,12 +94,12 @@ class ContainerConfig(RehearsalConfig):
 
 
 def runs_locally(launcher: Any) -> bool:
-    """Return whether a composed ``launcher`` runs in this process."""
+    """Return True if a composed ``launcher`` runs in this process."""
     return OmegaConf.get_type(launcher) in (LocalConfig, ContainerConfig)
 
 
 def check_launcher(cfg: Mapping[str, Any]) -> None:
-    """Check what SageMaker would reject, before anything is uploaded or paid for.
+    """Check the rules of SageMaker, before anything is uploaded or paid for.
 
     Args:
         cfg: a whole configuration as plain containers; its ``launcher`` is not the local one.
@@ -170,7 +170,7 @@ def _spot(launcher: Mapping[str, Any]) -> None:
 
 
 def _run(cfg: Mapping[str, Any], launcher: Mapping[str, Any]) -> None:
-    """Check what a training job cannot do with this configuration."""
+    """Reject settings that a training job cannot have."""
     if not cfg["train"]:
         raise ConfigError("train=false scores a checkpoint, which runs locally: remove the launcher")
     if cfg["ckpt_path"]:

@@ -54,7 +54,7 @@ def check_overrides(overrides: list[str], groups: Groups, *, internal: bool = Fa
     Args:
         overrides: of the command line.
         groups: of the configuration.
-        internal: whether internal options are accepted.
+        internal: accept internal options.
 
     Raises:
         ConfigError: with the next step.
@@ -83,7 +83,7 @@ def list_options(override: str, groups: Groups) -> str:
 
 
 def is_internal(group: str, option: str) -> bool:
-    """Return whether an option is not for users."""
+    """Return True if an option is not for users."""
     return (group, option) in INTERNAL or option == "schema" or option.endswith("_schema")
 
 

@@ -100,7 +100,7 @@ def keep_text(overrides: Iterable[str], hints: Hints, *, sweep: bool) -> list[st
     Args:
         overrides: as on a command line.
         hints: types of the settings.
-        sweep: whether commas separate values to try.
+        sweep: commas separate values to try.
 
     Returns:
         The overrides; ``task_name=2024_01`` becomes ``task_name='2024_01'``.
@@ -175,7 +175,7 @@ def _text(text: str, numbers: Sequence[type] = ()) -> str:
 
 
 def _is_misread(value: Any, text: str, numbers: Sequence[type]) -> bool:
-    """Return whether a text was read as a number or a truth value; ``numbers`` are the types that are accepted, too."""
+    """Return True if a text was read as a number or a truth value; ``numbers`` are accepted types."""
     accepted = type(value) in numbers or (type(value) is int and float in numbers)
     return isinstance(value, (int, float)) and not (accepted and _NUMBER.fullmatch(text))
 
@@ -239,7 +239,7 @@ def split(text: str, at: str = ",") -> list[str]:
 
 
 def _way(hint: Any) -> Callable[[str], str] | None:
-    """Return what keeps the texts of a setting of this type; ``None`` for one without."""
+    """Return the function that quotes the texts of a setting of this type; ``None`` for one without texts."""
     ways: list[Callable[[str], str]] = []
     if any(_numbers(each) is not None for each in _inner(hint, (dict, Mapping), -1)):
         ways.append(_dict)
@@ -276,7 +276,7 @@ def schema_hint(key: str, root: type) -> Any:
         root: dataclass of the whole configuration.
 
     Returns:
-        A type hint; ``Any`` for an open node and what is in it; ``None`` where there is no such setting.
+        A type hint; ``Any`` for an open node and what is in it; ``None`` if there is no such setting.
     """
     hints: list[Any] = [root]
     names = key.split(".")
@@ -300,7 +300,7 @@ def _member(hint: Any, name: str) -> list[Any]:
 
 
 def keep_yaml_text(config: Any, written: yaml.Node | None, hints: Hints, key: str = "") -> None:
-    """Give the text settings of a loaded file what was typed there, in place.
+    """Restore the text settings of a loaded file to the typed text, in place.
 
     Args:
         config: the file as OmegaConf loads it, with numbers and truth values for unquoted texts.
