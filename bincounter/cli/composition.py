@@ -109,7 +109,7 @@ def compose(
         overrides: as on a command line.
         config_name: the primary file in ``conf``, without its suffix.
         config_dir: a further folder of configuration files.
-        internal: whether internal options are accepted.
+        internal: accept internal options.
 
     Raises:
         ConfigError: an override is wrong.

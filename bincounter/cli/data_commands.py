@@ -102,7 +102,7 @@ def _explore(arguments: argparse.Namespace) -> int:
 
 
 def print_written(path: Path, text: str = "") -> None:
-    """Print the name of a file that was written; on stderr beside what a stream carries."""
+    """Print the name of a file that was written; on stderr if stdout carries the content."""
     print(f"{text}{escape_name(path)}", file=sys.stderr if is_stream(path) else sys.stdout)
 
 

@@ -74,7 +74,7 @@ def main(
             ``sys.exit``.
         config_name: the primary file in ``conf``, without its suffix.
         keep_error: called with the error message, which is also printed on stderr.
-        internal: whether bincounter wrote the command line, which may choose internal options then.
+        internal: bincounter wrote the command line, which may choose internal options.
 
     Returns:
         The exit code: 0, 1, 2 or 143.
@@ -155,7 +155,7 @@ def start_app(start: Callable[[Composer, Namespace], int], config_name: str, *, 
     """Check the command line in ``sys.argv``, and call ``start`` with what composes it, and with its arguments.
 
     Raises:
-        BinCounterError: what to change, in one sentence.
+        BinCounterError: with the next step, in one sentence.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting
     composer, arguments = Composer(config_name, config_name), Namespace(overrides=[])
@@ -172,7 +172,7 @@ def start_app(start: Callable[[Composer, Namespace], int], config_name: str, *, 
 
 
 def _sweeps(arguments: Namespace) -> bool:
-    """Return whether commas separate values to try."""
+    """Return True if commas separate values to try."""
     names = [override.partition("=")[0] for override in arguments.overrides]
     return arguments.multirun or any(name in ("hparams_search", "hydra/sweeper", "hydra.mode") for name in names)
 

@@ -198,7 +198,7 @@ def _summarised(original: Callable[..., Any], self: BasicSweeper, arguments: lis
 
 
 def _mask_output() -> None:
-    """Mask secrets in what Hydra itself logs, prints and saves of a sweep: jobs, failed jobs, multirun.yaml."""
+    """Mask secrets in the output of Hydra itself for a sweep: jobs, failed jobs, multirun.yaml."""
     original = hydra_utils.run_job
 
     def shown(overrides: Sequence[str]) -> list[str]:
@@ -229,7 +229,7 @@ def _yaml_nodes(text: str) -> yaml.Node | None:
 
 
 def _keep_yaml_text(original: Callable[..., ConfigResult], self: ConfigSource, config_path: str) -> ConfigResult:
-    """Keep what was typed in the text settings of a file."""
+    """Restore the typed text of the text settings of a file."""
     result = original(self, config_path)
     package = result.header["package"]
     group = config_path.rpartition("/")[0].replace("/", ".")

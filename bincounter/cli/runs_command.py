@@ -42,8 +42,8 @@ class ListedRun:
         state: ``done``, ``running``, ``resumable``, ``failed``, ``pruned``, ``submitted``, ``not fetched``,
             ``stopped`` or ``broken``.
         reason: of a failed or broken one.
-        debug: whether it was a mere quick look.
-        rehearsed: whether its job ran on this machine.
+        debug: it was a debug run.
+        rehearsed: its job ran on this machine.
         caveats: on its scores.
     """
 

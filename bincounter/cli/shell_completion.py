@@ -32,7 +32,7 @@ complete -o nospace -o default -F _bincounter bincounter
 
 
 def wants_completion(arguments: Sequence[str]) -> bool:
-    """Return whether arguments are for this module, and not for Hydra's own query of one app."""
+    """Return True if arguments are for this module, and not for Hydra's own query of one app."""
     asked = [word for word in arguments if word in FLAGS]
     return bool(asked) and (arguments[0] in FLAGS or any(word.startswith(("install=", "uninst")) for word in arguments))
 

@@ -19,7 +19,7 @@ def main(*, keep_error: Callable[[str], None] = lambda _: None, internal: bool =
     """Run the command line in ``sys.argv``; returns the exit code.
 
     Args:
-        keep_error: is given what went wrong, in one sentence, besides its being shown on stderr.
+        keep_error: called with the error sentence, which is also printed on stderr.
         internal: see :func:`bincounter.cli.hydra_app.main`.
     """
     return hydra_app.main(job, config_name="train", keep_error=keep_error, internal=internal)
