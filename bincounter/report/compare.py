@@ -22,7 +22,7 @@ from bincounter.training.resume import flatten
 _PLACES = ("paths", "hydra", "ckpt_path", "logger")  # where a run is stored or resumed from, which changes no score
 _UNSET = "(not set)"
 MARK = " †"
-"""Mark of runs whose scores have a caveat."""
+"""Mark of runs with a caveat on their scores."""
 
 BASELINES = {"accuracy": ("majority_accuracy", "majority"), "rmse": ("mean_rmse", "mean")}
 """Baseline of a score: its key in ``metrics.json``, and its name."""

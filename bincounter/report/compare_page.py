@@ -63,7 +63,7 @@ def _lead(comparison: Comparison, side: str) -> str:
 
 
 def _runs(comparison: Comparison, page: Path) -> list[dict[str, Any]]:
-    """Return what each run has of its own: link, accuracy, difference and confusion matrix."""
+    """Return the entry of each run: link, accuracy, difference and confusion matrix."""
     runs = []
     for number, (run, scores) in enumerate(zip(comparison.runs, comparison.scores, strict=True)):
         accuracy = scores.get("accuracy") or 0.0

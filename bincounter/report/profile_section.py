@@ -73,7 +73,7 @@ def profile_section(profile: Profile | None) -> dict[str, Any] | None:
 
 
 def _note(facts: ProfileFacts) -> str:
-    """Describe what the table's figures are means of."""
+    """Describe the steps that the table's means are over."""
     machine = facts.machine
     threads = machine.get("threads", 1)
     where = (

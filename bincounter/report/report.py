@@ -36,7 +36,7 @@ def write_report(
     Args:
         results: of the run.
         verdicts: of the debugger's rules, see :func:`bincounter.debugger.rule.read_verdicts`.
-        profile: of the run; ``None`` where it was not measured.
+        profile: of the run; ``None`` if it was not measured.
         photos: to show, with their bytes and heat maps.
 
     Returns:
@@ -201,7 +201,7 @@ def _headline(run: RunResults, scores: Mapping[str, Any], side: str) -> str:
 
 
 def _lead(run: RunResults, scores: Mapping[str, Any], side: str) -> str:
-    """Describe what was trained, and whether it beats a constant prediction."""
+    """Describe the trained model, and compare it with a constant prediction."""
     sentences = [_training_summary(run)]
     if not scores:
         return f"{sentences[0]} It ended before its scores were written, so this page is incomplete."
@@ -236,7 +236,7 @@ def _training_summary(run: RunResults) -> str:
 
 
 def _duration(run: RunResults) -> str:
-    """Write the wall time of a run, where it is known."""
+    """Write the wall time of a run, if it is known."""
     seconds = run.provenance.get("seconds")
     if seconds is None:
         return ""

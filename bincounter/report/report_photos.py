@@ -187,7 +187,7 @@ def _uri(photo: Image.Image, quality: int) -> str:
 
 
 class _LogProbability(nn.Module):
-    """A counter whose outputs are log-probabilities of the counts, for any objective."""
+    """Counter with log-probabilities of the counts as outputs, for any objective."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
