@@ -1,4 +1,4 @@
-"""Python API: what ``import bincounter`` offers, imported from here on first use."""
+"""Python API: the names of ``import bincounter``, imported from here on first use."""
 
 import json
 import logging
@@ -90,10 +90,10 @@ def train(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -
         config_dir: a further folder of configuration files, and of Python modules that these name.
 
     Returns:
-        The run, whose folder is also that of the report.
+        The run; its folder holds the report.
 
     Raises:
-        BinCounterError: what the command would print, in the same sentence.
+        BinCounterError: with the sentence that the command would print.
     """
     if isinstance(overrides, str):
         raise ConfigError(f"overrides is a text: write a list of them, as in [{overrides!r}]")

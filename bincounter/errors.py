@@ -30,11 +30,11 @@ class DataError(UserError):
 
 
 class ResourceError(BinCounterError):
-    """Memory, disk or network failed; the message says what to change."""
+    """Memory, disk or network failed; the message names the remedy."""
 
 
 class Interrupted(BinCounterError):
-    """Ctrl-C; the message says how to resume."""
+    """Ctrl-C; the message names the command to resume."""
 
 
 class Pruned(BinCounterError):
@@ -59,7 +59,7 @@ def check_choice(key: str, value: Any, allowed: Iterable[str], where: str = "") 
 
     Args:
         key: the override that sets the value.
-        value: what it was set to.
+        value: of the override.
         allowed: the names.
         where: appended to the names, such as ``" for resnet18"``.
 

@@ -56,7 +56,7 @@ _DESCRIPTOR = re.compile(r"/dev/(stdout|stderr|fd/(\d+))|/proc/self/fd/(\d+)")
 
 
 def is_stream(path: Path) -> bool:
-    """Return whether what is written at a path flows on: a named pipe, a device, a descriptor such as /dev/stdout."""
+    """Return True if a path is a stream: a named pipe, a device, a descriptor such as /dev/stdout."""
     with suppress(OSError):
         mode = path.stat().st_mode
         return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or _DESCRIPTOR.fullmatch(str(path)) is not None
@@ -80,7 +80,7 @@ def check_writable(path: Path, *, folder: bool = False, key: str = "") -> None:
 
     Args:
         path: of the file or the folder, which need not exist.
-        folder: whether it is a folder.
+        folder: the path is a folder, not a file.
         key: the setting or option that names it, for the message.
 
     Raises:
@@ -171,7 +171,7 @@ def _finite(node: Any) -> Any:
 
 
 def read_file(path: Path, parse: Callable[[IO[str]], Parsed], advice: str) -> Parsed | None:
-    """Parse a text file (UTF-8) of a run; ``None`` where it is missing.
+    """Parse a text file (UTF-8) of a run; ``None`` if it is missing.
 
     Args:
         path: the file.
@@ -206,7 +206,7 @@ def check_mapping(value: Any) -> dict[str, Any]:
 
 
 def link(source: Path, path: Path) -> None:
-    """Hard-link a file atomically; copies where the file system has no links.
+    """Hard-link a file atomically; copies it if the file system has no links.
 
     The two names are independent as long as files are replaced and never written in place.
 
@@ -259,11 +259,11 @@ def lock(file: IO, *, wait: float = math.inf, shared: bool = False, inherited: b
     Args:
         file: open for writing, unless the lock is inherited.
         wait: seconds to wait for another holder.
-        shared: whether other shared holders are admitted.
-        inherited: whether forked processes hold the lock, too, and keep it when this process is killed.
+        shared: admit other shared holders.
+        inherited: forked processes hold the lock, too, and keep it when this process is killed.
 
     Returns:
-        Whether the lock is held now.
+        True if the lock is held now.
     """
     if fcntl is not None and wait == math.inf:
         _take_lock(file, shared=shared, inherited=inherited, block=True)

@@ -34,7 +34,7 @@ class HubAddress:
 
 
 def is_hub(name: str | Path | None) -> bool:
-    """Return whether a name is one of the hub."""
+    """Return True if a name is one of the hub."""
     return name is not None and Path(name).as_posix().startswith("hf:/")
 
 
@@ -104,7 +104,7 @@ def translate_hub_errors(address: HubAddress) -> Iterator[None]:
             raise UserError(f"{address} is refused to this login ({_first_line(error)}): {login}") from error
         raise ResourceError(f"{address}: the hub answers with an error ({_first_line(error)}): try again") from error
     except Exception as error:
-        # A lack of network is told by errors of several libraries.
+        # Several libraries raise errors for a lack of network.
         if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in _CLIENTS:
             raise
         raise ResourceError(

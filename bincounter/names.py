@@ -37,7 +37,7 @@ def unescape_name(text: str) -> str:
 
 
 def one_line(sentence: str) -> str:
-    """Escape what would break a sentence, such as a name in it, into lines; its backslashes stay."""
+    """Escape line breaks and control characters in a sentence; its backslashes stay."""
     return _IN_SENTENCES.sub(_escaped, sentence)
 
 
@@ -54,7 +54,7 @@ def _unescaped(found: re.Match[str]) -> str:
 
 
 class TableWriter:
-    """Writer of a CSV table whose texts are names or sentences; numbers stay as they are.
+    """Writer of a CSV table of names and sentences; numbers are not escaped.
 
     Args:
         file: open for text, with ``newline=""``.
@@ -96,7 +96,7 @@ def _is_number(text: str) -> bool:
 
 
 def accept_any_output() -> None:
-    """Let stdout and stderr escape what their encoding lacks, instead of ending the program."""
+    """Let stdout and stderr escape characters that their encoding lacks, instead of raising."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors=UNENCODABLE)

@@ -27,7 +27,7 @@ def format_score(metric: str, value: float | None, *, unit: bool = False) -> str
     Args:
         metric: such as ``rmse`` or ``val/rmse``; a metric of another app is a number without unit.
         value: of the metric; fractions are 0-1.
-        unit: append ``items`` or ``nats``; leave it out where the heading names it.
+        unit: append ``items`` or ``nats``; leave it out if the heading names it.
     """
     if (known := _score(metric)) is None:
         return f"{value:.5g}" if is_number(value) else ABSENT
@@ -63,7 +63,7 @@ def score_heading(metric: str) -> str:
 
 
 def is_fraction(metric: str) -> bool:
-    """Return whether a score is a fraction, which is formatted in per cent."""
+    """Return True if a score is a fraction, which is formatted in per cent."""
     known = _score(metric)
     return known is not None and known[1] == "%"
 
@@ -89,5 +89,5 @@ def whole(value: float | None) -> str:
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Return whether there is a number to format."""
+    """Return True if there is a number to format."""
     return value is not None and not math.isnan(value)

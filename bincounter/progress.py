@@ -1,4 +1,4 @@
-"""Progress bar on a terminal, few log lines elsewhere; with objects/s and MB/s for transfers."""
+"""Progress bar on a terminal, few log lines elsewhere; objects/s and MB/s for transfers."""
 
 import logging
 import sys
@@ -39,7 +39,7 @@ def track(iterable: Iterable[Item], description: str, total: int) -> Iterator[It
 class ScreenHandler(logging.StreamHandler):
     """Writes log lines to the present ``sys.stderr``, which a live bar replaces to stay below them.
 
-    On a terminal a record's attribute ``short``, where it has one, stands for its message.
+    On a terminal a record's attribute ``short``, if any, replaces its message.
     """
 
     stream = property(lambda self: sys.stderr, lambda self, _: None)
@@ -71,7 +71,7 @@ class StepProgress:
 
     @property
     def is_due(self) -> bool:
-        """Return whether :meth:`show` has something to do: finding out the loss would hold a GPU up."""
+        """True if :meth:`show` would update: reading the loss needlessly would stall a GPU."""
         now = time.monotonic()
         return now - self._drawn > _REDRAWN if self._bar else now - self._logged > _EVERY
 
@@ -147,7 +147,7 @@ class TransferProgress:
         return f"{self._done / seconds:,.0f} objects/s, {self._bytes / seconds / 1e6:,.1f} MB/s"
 
     def _speed_and_time_left(self) -> str:
-        """Speed, and the time left at it, by bytes where they are known."""
+        """Speed, and the time left at it, by bytes if they are known."""
         share = self._bytes / self._size if self._size else self._done / max(self._objects, 1)
         seconds = (time.monotonic() - self._start) * (1 - share) / share if share else 0
         return f"{self._speed()}, {int(seconds // 60)} min {int(seconds % 60)} s left"

@@ -63,7 +63,7 @@ _ISSUED = re.compile(
 
 
 def is_secret_name(name: str) -> bool:
-    """Return whether the value of a setting, variable, parameter or header of this name is a secret.
+    """Return True if the value of a setting, variable, parameter or header of this name is a secret.
 
     Args:
         name: of any spelling, such as ``db.password``, ``dbPassword``, ``DB_PASSWORD`` or ``--db-password``.
