@@ -117,7 +117,9 @@ def check_launcher(cfg: Mapping[str, Any]) -> None:
             "rehearsal running with python -m bincounter rehearsal and use launcher=sagemaker_spot"
         )
     if any(seconds < 0 for seconds in launcher.get("interruptions", ())):
-        raise ConfigError(f"launcher.interruptions={launcher['interruptions']} has a negative number of seconds")
+        raise ConfigError(
+            f"launcher.interruptions={launcher['interruptions']} has a negative number of seconds: write 0 or more"
+        )
     _spot(launcher)
     check_environment("launcher.environment", launcher["environment"], longest=512)
     _run(cfg, launcher)

@@ -85,7 +85,7 @@ def _optuna(search: Mapping[str, Any]) -> None:
     for metric in search["metrics"]:
         metric_mode(metric, key="hparams_search.metrics")
     if len(set(search["metrics"])) < len(search["metrics"]):
-        raise ConfigError(f"hparams_search.metrics={search['metrics']} names a metric twice")
+        raise ConfigError(f"hparams_search.metrics={search['metrics']} names a metric twice: name each once")
     try:
         import optuna  # noqa: F401
     except ModuleNotFoundError:

@@ -93,7 +93,7 @@ def _counts(counts: list[int] | None, *, training: bool) -> None:
     if any(count < 0 for count in counts):
         raise ConfigError(f"data.counts={counts} has a negative count; write what bins can hold, as in [0,1,2,3,4,5]")
     if len(set(counts)) != len(counts):
-        raise ConfigError(f"data.counts={counts} has a count twice")
+        raise ConfigError(f"data.counts={counts} has a count twice: name each once")
     if len(counts) < (2 if training else 1):
         raise ConfigError(f"data.counts={counts} leaves nothing to distinguish: name two counts or more")
 
