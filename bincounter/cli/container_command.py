@@ -21,7 +21,7 @@ from bincounter.errors import BinCounterError, ConfigError
 from bincounter.files import write_text
 from bincounter.training import resume
 
-# Set by the container: where the job runs, and what it reads and writes.
+# Settings that the container chooses itself.
 _SETTLED = ("launcher", "dry_run", "paths", "ckpt_path")
 
 

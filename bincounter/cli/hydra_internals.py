@@ -97,7 +97,7 @@ def prepare_hydra(*, multirun: bool = False) -> None:
     """Register schemas and resolvers with Hydra.
 
     Args:
-        multirun: whether each job has a folder of its own; the folder of a single run is the run's, also where a
+        multirun: each job has a folder of its own; the folder of a single run is the run's, also where a
             launcher makes it a multirun of one job.
     """
     _change_files()
@@ -125,7 +125,7 @@ def _changed(owner: type, name: str) -> Callable[[Callable[..., Any]], None]:
 
 @_changed(Hydra, "get_mode")
 def _run_mode(_: Callable[..., Any], self: Hydra, config_name: str, overrides: list[str], **options: Any) -> Any:
-    """Mode of the app: a launcher or a search of bincounter's makes a multirun, since Hydra asks them only there."""
+    """Mode of the app: a launcher or a search of bincounter's makes a multirun, since Hydra calls them only there."""
     try:
         cfg = self.compose_config(config_name, overrides, RunMode.MULTIRUN, validate_sweep_overrides=False).hydra
     except (HydraException, OmegaConfBaseException):

@@ -35,7 +35,7 @@ def push(run: Path, to: str, licence: str | None = None) -> int:
     Args:
         run: its folder, or a checkpoint in it.
         to: ``hf://owner/name``; a repository that does not exist is made, and is private.
-        licence: of the model; needed where the photos or the first weights have terms of their own.
+        licence: of the model; needed if the photos or the first weights have terms of their own.
 
     Returns:
         The exit code.

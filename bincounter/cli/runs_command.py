@@ -32,10 +32,10 @@ class ListedRun:
         started: in ISO 8601.
         task_name: of its configuration.
         model: name of its backbone.
-        photos: number that it was trained on; ``None`` where it is unknown, or it has not trained.
+        photos: number of training photos; ``None`` if it is unknown, or the run has not trained.
         epochs: begun.
-        planned_epochs: ``None`` where it is unknown.
-        scored_on: ``test``, or ``val`` where it has no scores on test photos; ``None`` without any.
+        planned_epochs: ``None`` if unknown.
+        scored_on: ``test``, or ``val`` if it has no scores on test photos; ``None`` without any.
         scored_photos: number of those photos.
         scores: on them, by name; fractions are 0-1.
         intervals: 95 %, of the scores that have one.
@@ -73,7 +73,7 @@ class ListedSweep:
         folder: of the sweep.
         started: its first trial, in ISO 8601.
         trials: by their state, how many there are.
-        planned_trials: ``None`` where it is unknown, as without a search.
+        planned_trials: ``None`` if unknown, as without a search.
         metric: that its best trial is chosen by.
         best: run of its best trial.
         state: ``done``, ``running``, ``resumable`` or ``broken``.
@@ -201,7 +201,7 @@ def _written(path: Path) -> str:
 
 
 def _state(results: RunResults, described: Mapping[str, Any] | None) -> tuple[str, str | None]:
-    """Return the state of a run, and the reason where it failed; AWS is not asked."""
+    """Return the state of a run, and the reason of a failure; sends no request to AWS."""
     outcome = read_outcome(results.path)
     if outcome and outcome.pruned:
         return "pruned", None

@@ -62,7 +62,7 @@ def run_completion(
 
 
 def _complete(line: str, commands: Mapping[str, ArgumentParser], run_hydra_app: Callable[..., int]) -> int:
-    """Print candidates for the last word of a line; none where file names are to be completed."""
+    """Print candidates for the last word of a line; none if file names are to be completed."""
     before, word = line[: len(line) - len(line.rsplit(" ", maxsplit=1)[-1])], line.rsplit(" ", maxsplit=1)[-1]
     try:
         words = shlex.split(before)[1:]

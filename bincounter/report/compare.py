@@ -19,7 +19,7 @@ from bincounter.number_format import SCORES, format_interval, format_score, scor
 from bincounter.training.results import SPLIT_OF_SIDE, Predictions, RunResults, read_results
 from bincounter.training.resume import flatten
 
-_PLACES = ("paths", "hydra", "ckpt_path", "logger")  # where a run is stored or resumed from, which changes no score
+_PLACES = ("paths", "hydra", "ckpt_path", "logger")  # storage and resumption of a run, which change no score
 _UNSET = "(not set)"
 MARK = " †"
 """Mark of runs with a caveat on their scores."""
