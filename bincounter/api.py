@@ -139,12 +139,16 @@ def _as_command(arguments: list[str]) -> Iterator[None]:
     main, root, hydras = sys.modules["__main__"], logging.getLogger(), GlobalHydra.instance()
     argv, spec, handlers, level, hydra = sys.argv, main.__spec__, root.handlers[:], root.level, hydras.hydra
     environment = dict(os.environ)
+    # Processes that are spawned would run the script again, and wait for the locks that this one holds.
+    file = vars(main).pop("__file__", None)
     hydras.clear()
     start_as_script(str(train_command.__file__), arguments)
     try:
         yield
     finally:
         sys.argv, main.__spec__, hydras.hydra = argv, spec, hydra
+        if file is not None:
+            main.__file__ = file
         for handler in set(root.handlers) - set(handlers):
             handler.close()  # of the run's train.log
         root.handlers[:] = handlers

@@ -66,6 +66,17 @@ def test_importing_the_package_imports_no_torch() -> None:
         bincounter.lode  # noqa: B018
 
 
+def test_a_script_needs_no_guard_for_the_processes_that_draw_bins(tmp_path: Path) -> None:
+    settings = ["experiment=demo", *SMALL[1:], "data.layout.photos=60", "data.layout.size=32"]
+    settings += [f"paths.{name}_dir={tmp_path / name}" for name in ("data", "log")]
+    script = tmp_path / "script.py"
+    script.write_text(f"import bincounter\nprint('begun')\nbincounter.train({settings})\nprint(__file__)\n")
+    said = subprocess.check_output(command(str(script)), text=True, cwd=tmp_path, env=environment(), timeout=300)
+    assert said.splitlines()[0] == "begun"
+    assert said.count("begun") == 1
+    assert said.splitlines()[-1] == str(script)
+
+
 def test_every_form_of_a_photo_gives_the_same_prediction(counter: bincounter.Predictor, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
     path = tmp_path / "bin.png"
