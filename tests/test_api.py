@@ -77,6 +77,14 @@ def test_a_script_needs_no_guard_for_the_processes_that_draw_bins(tmp_path: Path
     assert said.splitlines()[-1] == str(script)
 
 
+def test_an_image_that_cannot_be_converted_costs_only_its_own_count(counter: bincounter.Predictor) -> None:
+    closed = Image.open(PHOTOS[0])
+    closed.close()
+    empty = np.zeros((0, 5, 3), np.uint8)
+    answers = counter.predict([closed, empty, Image.new("La", (9, 9)), Image.open(PHOTOS[0]).convert("I"), PHOTOS[0]])
+    assert [answer.count is None for answer in answers] == [True, True, True, False, False]
+
+
 def test_every_form_of_a_photo_gives_the_same_prediction(counter: bincounter.Predictor, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
     path = tmp_path / "bin.png"

@@ -181,15 +181,18 @@ def _content(photo: Photo) -> bytes:
         photo = Image.fromarray(photo)
     if isinstance(photo, Image.Image):
         file = io.BytesIO()
-        image = photo if photo.mode in _PNG_MODES else photo.convert("RGB")
-        image.save(file, "PNG", compress_level=1, exif=photo.getexif())
+        try:
+            image = photo if photo.mode in _PNG_MODES else photo.convert("RGB")
+            image.save(file, "PNG", compress_level=1, exif=photo.getexif())
+        except ValueError as error:  # it is closed, empty, or of a mode without colours
+            raise PhotoError(f"an image without readable pixels ({error})") from error
         return file.getvalue()
     if isinstance(photo, bytes):
         return photo
     raise PhotoError(f"not a path, bytes, an image of Pillow or an array, but of type {type(photo).__name__}")
 
 
-_PNG_MODES = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")
+_PNG_MODES = ("1", "L", "LA", "I;16", "P", "RGB", "RGBA")
 
 
 def list_photos(source: str, data_dir: Path) -> list[Path]:
