@@ -158,8 +158,13 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def write_json(path: str | os.PathLike[str], content: Any, indent: int | None = 2) -> None:
-    """Write JSON to ``path`` atomically; numbers that are not finite become ``null``, since JSON has none."""
-    write_text(path, json.dumps(_finite(content), indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
+    """Write :func:`format_json` to ``path`` atomically."""
+    write_text(path, format_json(content, indent) + "\n")
+
+
+def format_json(content: Any, indent: int | None = 2) -> str:
+    """Format JSON; numbers that are not finite become ``null``, since JSON has none."""
+    return json.dumps(_finite(content), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
 def _finite(node: Any) -> Any:

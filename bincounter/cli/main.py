@@ -2,7 +2,6 @@
 
 import argparse
 import importlib
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from bincounter.cli.data_commands import add_data_commands, as_path, as_place, p
 from bincounter.cli.push_command import add_push
 from bincounter.cli.shell_completion import run_completion, wants_completion
 from bincounter.errors import BinCounterError, ResourceError, closest_match
-from bincounter.files import check_writable
+from bincounter.files import check_writable, format_json
 from bincounter.names import accept_any_output, escape_name, one_line
 from bincounter.redaction import mask_text
 
@@ -210,7 +209,7 @@ def _runs(arguments: argparse.Namespace) -> int:
 
 
 def _print_json(document: dict[str, Any]) -> None:
-    print(json.dumps(document, indent=2, ensure_ascii=False))
+    print(format_json(document))
 
 
 def _cost(arguments: argparse.Namespace) -> int:

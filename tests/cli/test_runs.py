@@ -41,9 +41,12 @@ def test_runs_are_listed_best_first_those_without_test_scores_behind(tmp_path: P
     for name, skill in (("weak", 0.2), ("strong", 2.5), ("middle", 1.2), ("untested", 4.0)):
         make_run(tmp_path / "logs" / "train" / name, skill=skill, photos=300)
     edit(tmp_path / "logs/train/untested/metrics.json", test=None)
+    scores = json.loads((tmp_path / "logs/train/weak/metrics.json").read_text())["test"]
+    edit(tmp_path / "logs/train/weak/metrics.json", test=scores | {"rmse": float("nan")})  # of an earlier version
     runs = listed(tmp_path / "logs")["runs"]
     assert [Path(run["folder"]).name for run in runs] == ["strong", "middle", "weak", "untested"]
     assert [run["scored_on"] for run in runs] == ["test", "test", "test", "val"]
+    assert runs[2]["scores"]["rmse"] is None
     scores = json.loads((tmp_path / "logs/train/strong/metrics.json").read_text())["test"]
     assert runs[0]["scores"]["accuracy"] == scores["accuracy"]
     assert runs[0]["intervals"]["accuracy"] == scores["intervals"]["accuracy"]
