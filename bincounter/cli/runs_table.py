@@ -59,7 +59,7 @@ def _run_cells(run: ListedRun) -> list[Text]:
     caveats = [*(["debug"] if run.debug else []), *(["rehearsed"] if run.rehearsed else [])]
     return [
         _named(run.folder, run.started),
-        Text(run.model or _ABSENT),
+        Text(escape_name(run.model or _ABSENT)),
         Text(whole(run.photos) if run.photos else _ABSENT),
         Text(f"{run.epochs}{planned}" if run.epochs or planned else _ABSENT),
         _accuracy(run),
@@ -75,7 +75,7 @@ def _sweep_cells(sweep: ListedSweep) -> list[Text]:
         _named(sweep.folder, sweep.started),
         Text(f"{number}{planned}").append(others, style="dim"),
         Text(Path(sweep.best.folder).name if sweep.best else _ABSENT),
-        Text(fold(score_name(sweep.metric), 10) if sweep.metric else _ABSENT),
+        Text(fold(escape_name(score_name(sweep.metric)), 10) if sweep.metric else _ABSENT),
         _accuracy(sweep.best),
         Text(sweep.state),
     ]

@@ -122,6 +122,7 @@ def test_best_trial_has_the_lowest_loss_where_that_is_optimised(tmp_path: Path, 
 
 def test_list_fits_80_columns_and_names_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     long = make_run(tmp_path / "a_task_with_a_long_name" / "2026-11-28_18-11-04_123456", photos=60)
+    edit(long / "config.yaml", model={"backbone": {"name": "\x1b\n"}})  # as a stranger's run may say
     edit(long / "metrics.json", caveats=["The model was trained on 3 of these photos."])
     for number in range(3):
         shutil.copytree(long, tmp_path / "sweep" / str(number))
@@ -131,7 +132,7 @@ def test_list_fits_80_columns_and_names_what_is_wrong(tmp_path: Path, capsys: py
     table = screen.split("† Its scores")[0].splitlines()
     assert max(map(len, table)) <= 80
     assert sum(line.startswith("2026-11-28_18-11-04_123456 ") for line in table) == 1
-    assert "done †" in screen
+    assert "done †" in screen and "\x1b" not in screen and r" \u001b\n " in screen
     assert "torn/config.yaml is corrupt" in " ".join(screen.split())
     for title in ("Runs, best first by accuracy on test photos", "Sweeps, best first"):
         assert title in screen
