@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
+from bincounter.data.s3.address import is_remote
 from bincounter.errors import UserError
 from bincounter.hub import FILES, HubAddress, parse_hub, translate_hub_errors
 from bincounter.names import escape_name
@@ -131,10 +132,10 @@ def _terms(run: "RunResults") -> Iterator[str]:
 
 
 def _without_paths(node: Any) -> Any:
-    """Copy plain containers with the names of local files and folders in place of their paths."""
+    """Copy plain containers with the names of files and folders in place of their paths."""
     if isinstance(node, Mapping):
         return {key: _without_paths(value) for key, value in node.items()}
     if isinstance(node, list | tuple):
         return [_without_paths(value) for value in node]
-    is_path = isinstance(node, str) and (PurePath(node).is_absolute() or node.startswith("~"))
+    is_path = isinstance(node, str) and (PurePath(node).is_absolute() or node.startswith("~") or is_remote(node))
     return PurePath(node).name if is_path else node

@@ -52,7 +52,8 @@ def owned(tmp_path: Path) -> Path:
     shutil.copytree(ASSET, folder)
     config = yaml.safe_load((folder / "config.yaml").read_text())
     config |= {"paths": {"data_dir": "/home/ada/data"}, "launcher": {"role": "arn:aws:iam::123456789012:role/train"}}
-    config["data"]["layout"]["api_key"] = "hunter2"
+    config["data"]["source"] = "s3://bins-123456789012/photos"
+    config["data"]["layout"] |= {"api_key": "hunter2", "ids": ["/srv/bins/ids.json", "s3://bins-123456789012/ids"]}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     (folder / "report.html").write_text("<img src='data:image/jpeg;base64,'>")
     return folder

@@ -9,7 +9,6 @@ import yaml
 from bincounter.data.s3.address import is_remote
 from bincounter.model.build import without_pretrained
 from bincounter.number_format import SCORES, format_score, score_heading, whole
-from bincounter.redaction import mask_secrets
 from bincounter.serving.packing.tarball import CHECKSUMS
 from bincounter.training.results import SPLIT_OF_SIDE, CheckpointOrigin, RunResults
 
@@ -171,11 +170,11 @@ def is_abid(run: RunResults) -> bool:
 
 
 def source_name(run: RunResults) -> str:
-    """Data source without local paths and logins."""
+    """Name of the data source, without local paths and buckets, which can hold an account's number."""
     source = (run.config.get("data") or {}).get("source")
     if source is None:
         return "rendered demo bins"
-    return mask_secrets(source) if is_remote(source) else PurePath(source).name
+    return "a bucket" if is_remote(source) and source.count("/") < 3 else PurePath(source).name
 
 
 def _training(about: Mapping[str, Any], run: RunResults | None, file: str = "training.yaml") -> Iterator[str]:
