@@ -93,14 +93,16 @@ def test_the_card_has_the_header_that_the_hub_reads(at_hub: AtHub, hub: Hub, own
 
 
 def test_push_calls_nothing_that_a_run_folder_names(at_hub: AtHub, owned: Path, tmp_path: Path) -> None:
-    call = {"_target_": "subprocess.check_call", "args": ["mkdir", str(tmp_path / "called")]}
+    call = {"_target_": "tempfile.mkdtemp", "prefix": "called"}
     config = yaml.safe_load((owned / "config.yaml").read_text())
-    (owned / "config.yaml").write_text(yaml.safe_dump(config | {"objective": call}))
+    config["model"]["backbone"] = call
+    (owned / "config.yaml").write_text(yaml.safe_dump(config))
     checkpoint = torch.load(owned / "checkpoints/best.ckpt", weights_only=True)
-    checkpoint["bincounter"]["objective"] = call
+    checkpoint["bincounter"]["model"]["backbone"] = call
     torch.save(checkpoint, owned / "checkpoints/best.ckpt")
-    done = at_hub("-m", "bincounter", "push", str(owned), "--to", "hf://ada/called", "--licence", "MIT", code=2)
-    assert not (tmp_path / "called").exists()
+    command = ("-m", "bincounter", "push", str(owned), "--to", "hf://ada/called", "--licence", "MIT")
+    done = at_hub(*command, code=2, TMPDIR=str(tmp_path))
+    assert not list(tmp_path.glob("called*"))
     assert '"license" must be one of' in done.stderr and "write --licence as" in done.stderr
 
 
