@@ -219,7 +219,12 @@ def run_app(job: Callable[[DictConfig], Any], config_name: str) -> None:
 def _remove_refused() -> None:
     """Remove the folder that Hydra made for a run which was refused before it wrote anything but its log."""
     if made_folders and all(path.suffix == ".log" or path.name == ".lock" for path in made_folders[0].iterdir()):
-        shutil.rmtree(made_folders[0], ignore_errors=True)  # on Windows its log is still open
+        root = logging.getLogger()
+        for handler in [each for each in root.handlers if isinstance(each, logging.FileHandler)]:
+            if Path(handler.baseFilename).parent == made_folders[0].absolute():
+                root.removeHandler(handler)
+                handler.close()
+        shutil.rmtree(made_folders[0], ignore_errors=True)
         for folder in made_folders[1:]:
             with suppress(OSError):  # another run may use it now
                 folder.rmdir()

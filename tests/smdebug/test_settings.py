@@ -31,7 +31,7 @@ def test_a_wrong_environment_is_answered_before_anything_starts(train: Run, tmp_
     assert "smdebug is not installed here" in line
     assert "make install-smdebug" in line
     assert ".venv-smdebug/bin/python train.py debugger=smdebug" in line
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["train.log"]  # nothing else was begun
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 @elsewhere

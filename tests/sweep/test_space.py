@@ -143,9 +143,9 @@ def test_what_can_be_written(written: str, expected: Parameter, base: DictConfig
         ("data.batch_size=range(8,-1,-1)", "data.batch_size=0 is out of range: it must be at least 1"),
         ("+trainer.epochs=1,2", "trainer.epochs is not an argument of lightning.Trainer"),
         ("launcher=local,rehearsal", "launcher is the same for all trials"),
-        ("hparams_search.n_trials=1,2", "one for all trials"),
-        ("paths.log_dir=a,b", "one for all trials"),
-        ("test=true,false", "one for all trials"),
+        ("hparams_search.n_trials=1,2", "the same for all trials"),
+        ("paths.log_dir=a,b", "the same for all trials"),
+        ("test=true,false", "the same for all trials"),
         ("seed=1", "nothing is left to search: name a key"),
     ],
 )
