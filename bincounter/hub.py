@@ -1,5 +1,6 @@
 """Models at the Hugging Face Hub, ``hf://owner/name[@revision]``, by its own client and through its cache."""
 
+import errno
 import logging
 import re
 from collections.abc import Iterator
@@ -105,12 +106,13 @@ def translate_hub_errors(address: HubAddress) -> Iterator[None]:
         raise ResourceError(f"{address}: the hub answers with an error ({_first_line(error)}): try again") from error
     except Exception as error:
         # Several libraries raise errors for a lack of network.
-        if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in _CLIENTS:
+        of_client = isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _CLIENTS
+        if not of_client or isinstance(error, BrokenPipeError):  # the latter is of the output, as in `| head`
             raise
-        raise ResourceError(
-            f"{address} cannot be reached and is not in the cache ({_first_line(error)}): check the network, "
-            "HF_ENDPOINT and HF_HUB_OFFLINE"
-        ) from error
+        problem, step = "cannot be reached and is not in the cache", "check the network, HF_ENDPOINT and HF_HUB_OFFLINE"
+        if isinstance(error, OSError) and (error.filename or error.errno in (errno.ENOSPC, errno.EDQUOT)):
+            problem, step = "cannot be written to the hub's cache", "make room there, or set HF_HOME"
+        raise ResourceError(f"{address} {problem} ({_first_line(error)}): {step}") from error
 
 
 _CLIENTS = ("httpx", "httpx2", "httpcore", "httpcore2", "huggingface_hub", "hf_xet", "requests")

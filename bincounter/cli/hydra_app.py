@@ -13,6 +13,7 @@ import traceback
 from argparse import Namespace
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import hydra

@@ -37,6 +37,7 @@ def job(cfg: DictConfig) -> float | None:
     from bincounter.profiler.step_profiler import log_profile_summary, profiler_callbacks
     from bincounter.report.report import write_report
     from bincounter.report.report_photos import explain, select_photos
+    from bincounter.training.mlflow_logger import register_models
     from bincounter.training.results import read_results
     from bincounter.training.run import run
     from bincounter.training.trainer import translate_errors
@@ -56,6 +57,7 @@ def job(cfg: DictConfig) -> float | None:
         log_profile_summary(profile)
         photos = explain(select_photos(results), outcome)
         log.info("Report: %s", write_report(results, verdicts, profile, photos))
+    register_models(outcome.loggers, outcome.folder.path)
     return outcome.objective
 
 

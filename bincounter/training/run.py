@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from bincounter.config.launcher_schema import runs_locally
@@ -41,7 +42,6 @@ from bincounter.training.checkpoint import (
     find_resume_checkpoint,
     read_checkpoint,
 )
-from bincounter.training.mlflow_logger import register_models
 from bincounter.training.run_folder import RunFolder
 from bincounter.training.scoring import fabric_for, print_scores, score_run
 from bincounter.training.trainer import (
@@ -68,6 +68,7 @@ class RunOutcome:
         data: prepared data module.
         fabric: device and precision of the scoring.
         objective: best value of ``optimized_metric``; ``None`` without a fit.
+        loggers: of the fit.
     """
 
     folder: RunFolder
@@ -75,6 +76,7 @@ class RunOutcome:
     data: BinDataModule
     fabric: L.Fabric
     objective: float | None
+    loggers: Sequence[Logger] = ()
 
 
 def run(cfg: DictConfig, callbacks: Sequence[L.Callback] = ()) -> RunOutcome | None:
@@ -139,8 +141,7 @@ def _fit_and_score(
     planned = {"planned_epochs": trainer.max_epochs, "resumed_at_epoch": resumed_at}
     folder.add_facts({"epochs": epochs_begun(checkpoint.last_path), **planned})
     outcome = _scored(plain, folder, data, loaded, best_value(best), callbacks, caveats)
-    register_models(trainer.loggers, folder.path)
-    return outcome
+    return replace(outcome, loggers=trainer.loggers)
 
 
 def _score_only(
