@@ -120,7 +120,6 @@ def test_a_dry_run_without_region_login_and_role_has_placeholders_and_leaves_not
         (["launcher.max_cost_usd=1"], "is above launcher.max_cost_usd=1"),
         (["launcher.instance_type=ml.m5.xlarge", "trainer=gpu"], "has no GPU and trainer.accelerator is gpu"),
         (["launcher.instance_type=ml.x9.huge"], "launcher.instance_type=ml.x9.huge"),
-        (["launcher.role=null"], "docs/sagemaker.md"),
         (["launcher.rolle=x"], "did you mean 'launcher.role'?"),
         (["launcher.instance_count=two"], "launcher.instance_count"),
         (["launcher.input_mode=Pipe"], "launcher.input_mode=Pipe is not one of File, FastFile"),
@@ -144,6 +143,11 @@ def test_what_cannot_run_is_refused_in_a_line_before_anything_is_sent(
     assert sentence in message
     assert "0123456789abcdef" not in out + err
     assert "{" not in out  # no request was even shown
+
+
+def test_a_job_needs_a_role(train: Train) -> None:
+    _out, err = train("launcher=sagemaker", *OFFLINE, *BUCKET, "launcher.role=null", code=2)
+    assert "none is set: create one with the commands of docs/sagemaker.md" in err.splitlines()[-1]
 
 
 def test_no_credentials_is_one_sentence(train: Train) -> None:
