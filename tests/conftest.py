@@ -22,6 +22,7 @@ _SLOW_FIXTURES = {
     *("aws",),
 }
 _SLOW_FILES = {
+    *("test_access.py", "test_completion.py"),
     *("test_advice.py", "test_api.py", "test_commands.py", "test_container.py", "test_count_by_count.py"),
     *("test_data_report.py", "test_decode_pool.py", "test_demo.py", "test_docs.py"),
     *("test_grouping.py", "test_launcher.py", "test_local.py", "test_predict.py", "test_readme.py"),

@@ -196,11 +196,13 @@ async def test_a_head_that_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(connections, "_HEAD_SECONDS", 0.3)
     async with served(hello) as connect:
         silent, slow, kept = await connect(), await connect(), await connect()
+        slow[1].write(b"GET /")
+        await slow[1].drain()
         kept[1].write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert (await kept[0].readuntil(b"\0\0")).startswith(b"HTTP/1.1 200 ")
 
         async def drip() -> None:
-            for letter in b"GET / HTTP/1.1\r\nLong: " + b"a" * 1000:
+            for letter in b" HTTP/1.1\r\nLong: " + b"a" * 1000:
                 slow[1].write(bytes([letter]))
                 await asyncio.sleep(0.02)
 
