@@ -35,8 +35,8 @@ def load(checkpoint: str | Path, *, trust: Sequence[str] = (), device: str = "au
     Args:
         checkpoint: a file, the folder of its run, or ``hf://owner/name`` at the Hugging Face Hub.
         trust: modules or packages of your own that may define the checkpoint's model.
-        device: ``auto`` for a GPU if there is one, or a name of torch such as ``cpu`` and ``cuda:1``.
-        batch_size: photos that the model is given at a time.
+        device: ``auto`` for a GPU if there is one, or a torch device such as ``cpu`` or ``cuda:1``.
+        batch_size: photos per call of the model.
 
     Raises:
         ConfigError: the device is not available, or the batch size is below 1.
@@ -53,7 +53,7 @@ class Run:
         trust: modules or packages of your own that define its model.
 
     Attributes:
-        folder: as a path.
+        folder: the run's folder.
         checkpoint: path of ``best.ckpt``, which a run with ``train=false`` lacks.
     """
 
@@ -70,7 +70,7 @@ class Run:
         """Content of ``metrics.json``: scores by ``val`` and ``test``, and ``caveats``.
 
         Raises:
-            UserError: there is none, since the run has not ended or the folder is another.
+            UserError: the file is missing: the run has not ended, or the folder is not a run's.
         """
         found = read_file(self.folder / "metrics.json", json.load, "restore it, or start a new run")
         if found is None:
@@ -93,7 +93,7 @@ def train(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -
         The run; its folder holds the report.
 
     Raises:
-        BinCounterError: with the sentence that the command would print.
+        BinCounterError: the run failed; the message is the one that the command would print.
     """
     if isinstance(overrides, str):
         raise ConfigError(f"overrides is a text: write a list of them, as in [{overrides!r}]")
@@ -153,6 +153,6 @@ def _as_command(arguments: list[str]) -> Iterator[None]:
             handler.close()  # of the run's train.log
         root.handlers[:] = handlers
         root.setLevel(level)
-        for name in os.environ.keys() - environment.keys():  # a rank that DDP left would end the next DDP
+        for name in os.environ.keys() - environment.keys():  # a rank left by DDP would end the next DDP
             del os.environ[name]
         os.environ.update(environment)
