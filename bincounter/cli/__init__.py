@@ -1,1 +1,1 @@
-"""Commands and entry points; the one room that knows all others."""
+"""Commands and entry points; the top layer, which may import all other packages."""

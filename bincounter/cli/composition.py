@@ -32,7 +32,7 @@ from bincounter.files import expand_user
 
 @dataclass(frozen=True)
 class Composer:
-    """Composes configurations outside a Hydra app.
+    """Composer of configurations outside a Hydra app.
 
     Attributes:
         command: ``train`` or ``deploy``.
@@ -76,7 +76,7 @@ class Composer:
         return OmegaConf.load(found[0]) if found else OmegaConf.create()
 
     def keep_text(self, overrides: Sequence[str], *, sweep: bool = False) -> list[str]:
-        """Quote the values of text settings, see :func:`bincounter.config.quoting.keep_text`; list those of globs."""
+        """Quote values of text settings (:func:`bincounter.config.quoting.keep_text`); expand a sweep's globs."""
         choices = functools.cache(lambda: compose_groups(list(overrides), self.groups(overrides), self))
 
         of_settings = setting_hints(ROOTS[self.command], choices)
@@ -89,7 +89,7 @@ class Composer:
         return [list_options(each, self.groups(kept)) if sweep and "=glob(" in each else each for each in kept]
 
     def explain(self, error: Exception, overrides: list[str]) -> str:
-        """Explain in one line which override made Hydra raise ``error``."""
+        """Return one line about the override that made Hydra raise ``error``."""
         return explain_override_error(error, overrides, self.groups(overrides), self, f"{self.command}.py")
 
 
@@ -126,7 +126,7 @@ def compose(
 
 
 def checked_folder(config_dir: str | Path | None) -> Path | None:
-    """Folder of ``--config-dir``, in which Python then finds modules, too.
+    """Check the folder of ``--config-dir``, append it to ``sys.path``, and return it.
 
     Raises:
         ConfigError: it does not exist.

@@ -26,10 +26,10 @@ _SETTLED = ("launcher", "dry_run", "paths", "ckpt_path")
 
 
 def main() -> int:
-    """Run the job that the base folder describes, with the code this program lies in.
+    """Run the job described in the base folder, with the code in this program's folder.
 
     Returns:
-        The exit code, as train.py has it.
+        The exit code, as for train.py.
     """
     base, code = base_folder(), Path(sys.argv[0]).resolve().parent
     keep = partial(_keep_failure, base / "output" / "failure")
@@ -53,7 +53,7 @@ def main() -> int:
 def _overrides(base: Path) -> list[str]:
     """Overrides of ``train`` for this job."""
     run = run_folder(base)
-    # Of the folders that SageMaker keeps on the volume of launcher.volume_size, the one for anything.
+    # SageMaker keeps the temporary folder on the volume of launcher.volume_size.
     scratch = Path(tempfile.gettempdir()) / "bincounter"
     given = drop_overrides(decode_overrides(read_input_config(base, "hyperparameters")), *_SETTLED)
     settled = {
@@ -67,17 +67,17 @@ def _overrides(base: Path) -> list[str]:
         given = drop_overrides(given, "data.source")
         settled["data.source"] = photos
     quoted = decode_overrides({key: json.dumps(str(path)) for key, path in settled.items()})
-    # An experiment file may choose and set a launcher, which must not launch from in here.
+    # An experiment file may choose and set a launcher, which must not launch from inside the container.
     overrides = [*given, "launcher=container", *_launcher(base), *quoted, *_joined(base, given)]
     _clear_leftovers(run)
-    # Of the two the checkpoint alone may have reached S3 when the job was interrupted.
+    # An interrupted job may have copied only the checkpoint to S3, without config.yaml.
     if (run / "config.yaml").exists() or (run / "checkpoints" / "last.ckpt").exists():
         overrides.append("ckpt_path=last")
     return overrides
 
 
 def _launcher(base: Path) -> list[str]:
-    """Overrides that record what the job runs on; the settings of the launcher that started it are not sent."""
+    """Overrides that record spot and the job's instances; the settings of the launcher that started it are not sent."""
     resources = read_input_config(base, "resourceconfig")
     found = {"spot": "true"} if os.environ.get(SPOT_VARIABLE) else {}
     if str(resources.get("current_instance_type", "")).startswith("ml."):
@@ -106,7 +106,7 @@ def _joined(base: Path, given: list[str]) -> list[str]:
 
 
 def _refuse_another_number(run: Path, instances: int) -> None:
-    """Reject another number of instances, which would divide the photos differently."""
+    """Reject a number of instances other than the resumed run's, which would divide the photos differently."""
     stored = resume.stored_config(run)
     before = instances if stored is None else stored["trainer"].get("num_nodes", 1)
     if before != instances:

@@ -1,4 +1,4 @@
-"""The commands ``explore``, ``arrange`` and ``prepare``, which take a data set without training on it."""
+"""The commands ``explore``, ``arrange`` and ``prepare``, which read a data set without training on it."""
 
 import argparse
 import os
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def as_place(word: str) -> str:
-    """Read the name of a file, a folder or a bucket.
+    """Check the name of a file, a folder or a bucket, and expand ``~`` in it.
 
     Raises:
-        argparse.ArgumentTypeError: it is ``KEY=VALUE`` of a known setting or group, so that the name was forgotten.
+        argparse.ArgumentTypeError: it is ``KEY=VALUE`` of a known setting or group, so the name is missing.
     """
     key, equals, _ = word.lstrip("+~").partition("=")
     if equals and re.fullmatch(r"\w[\w./@]*", key) and not os.path.lexists(word):
@@ -37,12 +37,12 @@ def as_place(word: str) -> str:
 
 
 def as_path(word: str) -> Path:
-    """:func:`as_place` as a path."""
+    """Check a name as :func:`as_place` does, and return it as a path."""
     return Path(as_place(word))
 
 
 def add_data_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add these commands to the parser of all."""
+    """Add these commands to the subparsers of ``bincounter``."""
     explore = commands.add_parser("explore", help="write data.html: the contents of a data set, before training on it")
     explore.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py: data=abid data.source=...")
     explore.add_argument("--output", type=as_path, default=Path("data.html"), help="the page to write (data.html)")
@@ -72,7 +72,7 @@ def add_data_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPar
 
 
 def _compose_data(arguments: argparse.Namespace) -> "tuple[DictConfig, BinDataModule]":
-    """Compose a configuration and its data module, which is not prepared yet."""
+    """Compose a configuration, and build its data module without preparing it."""
     from bincounter.cli.hydra_app import compose, show_log
 
     show_log()

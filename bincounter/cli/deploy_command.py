@@ -1,6 +1,6 @@
 """Deploy a checkpoint to an endpoint: ``bincounter deploy ckpt_path=RUN/checkpoints/best.ckpt [KEY=VALUE] ...``.
 
-The checkpoint is packed into an archive, whose answers are compared with those of training, and which is served on this
+The checkpoint is packed into an archive. Its answers are compared with those of training, and it is served on this
 machine (``target=local``) or by SageMaker (``target=realtime|serverless|async``). ``action=`` selects other actions;
 docs/deploy.md describes them, ``--cfg job`` prints the composed configuration.
 """
@@ -70,7 +70,7 @@ def run_action(cfg: DictConfig) -> int:
 
 def _stop(number: int, frame: FrameType | None) -> None:
     print("Error: Stopped by SIGTERM.", file=sys.stderr)
-    raise SystemExit(Stopped.exit_code)  # not Stopped, to whose message OmegaConf would add its own
+    raise SystemExit(Stopped.exit_code)  # not Stopped: OmegaConf would extend its message
 
 
 def pack_and_check(cfg: DictConfig) -> "Package":
@@ -164,7 +164,7 @@ def _place(cfg: DictConfig, origin: CheckpointOrigin) -> Path:
     if cfg.archive:
         return Path(cfg.archive)
     folder = origin.folder
-    if is_hub(cfg.ckpt_path):  # whose cache is its own
+    if is_hub(cfg.ckpt_path):  # the cache belongs to the hub's library
         folder = Path(cfg.paths.log_dir) / "hub" / parse_hub(cfg.ckpt_path).repository
     return folder / "endpoint" / "model.tar.gz"
 
@@ -261,11 +261,11 @@ def run_on_sagemaker(cfg: DictConfig, package: "Package | None") -> int:
         package: packed checkpoint; ``None`` for actions that deploy nothing.
 
     Returns:
-        the exit code.
+        The exit code.
 
     Raises:
         BinCounterError: the action failed.
-        Interrupted: by Ctrl-C; what was started continues at AWS.
+        Interrupted: Ctrl-C was pressed; started jobs and endpoints continue at AWS.
     """
     from bincounter.cloud.account import Account
 

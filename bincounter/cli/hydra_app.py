@@ -153,10 +153,10 @@ def _exit_code(
 
 
 def start_app(start: Callable[[Composer, Namespace], int], config_name: str, *, internal: bool = False) -> int:
-    """Check the command line in ``sys.argv``, and call ``start`` with what composes it, and with its arguments.
+    """Check the command line in ``sys.argv``, and call ``start`` with a composer and the parsed arguments.
 
     Raises:
-        BinCounterError: with the next step, in one sentence.
+        BinCounterError: an override is wrong, or ``start`` raised; the message is one sentence with the next step.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting
     composer, arguments = Composer(config_name, config_name), Namespace(overrides=[])
@@ -179,7 +179,7 @@ def _sweeps(arguments: Namespace) -> bool:
 
 
 def replace_overrides(arguments: Namespace, now: list[str]) -> None:
-    """Replace the overrides, in ``sys.argv``, too, which Hydra parses and Lightning repeats in further processes."""
+    """Replace the overrides, also in ``sys.argv``, which Hydra parses and Lightning passes to further processes."""
     sys.argv[1:] = [*(word for word in sys.argv[1:] if word not in arguments.overrides), *now]
     arguments.overrides = now
 
@@ -280,7 +280,7 @@ def _print_job_error(error: Exception, number: int, *, searched: bool) -> None:
     if isinstance(error, Pruned):
         print(error, file=sys.stderr)
     elif isinstance(error, BinCounterError) and not (searched and isinstance(error, (Interrupted, Stopped))):
-        # A search prints how it resumes.
+        # A search prints instructions for resuming itself.
         print(f"Error in job {number}: {one_line(mask_text(str(error)))}", file=sys.stderr)
     if isinstance(error, Stopped):
         raise SystemExit(error.exit_code)  # SIGTERM stops the whole sweep

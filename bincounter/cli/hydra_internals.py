@@ -44,7 +44,7 @@ from bincounter.redaction import mask_argument, mask_secrets
 from bincounter.sweep.search_results import print_jobs
 
 made_folders: list[Path] = []
-"""What Hydra makes for the job that it runs: the job's folder if it is new, and new folders around it."""
+"""Folders that Hydra makes for the running job: the job's folder if it is new, and its new parents."""
 
 ROOTS = {"train": TrainConfig, "deploy": deploy_schema.DeployConfig}
 
@@ -71,7 +71,7 @@ def hydra_loader(config_dir: Path | None) -> Iterator[ConfigLoader]:
 
 
 def read_arguments() -> argparse.Namespace:
-    """Parse ``sys.argv`` as Hydra does; overrides are put behind options there, since Hydra takes one row of them."""
+    """Parse ``sys.argv`` as Hydra does; overrides are moved behind options: Hydra parses only consecutive ones."""
     for number, (before, word) in enumerate(itertools.pairwise(sys.argv), start=1):
         option, equals, folder = word.rpartition("=")
         if (option if equals else before) in ("--config-dir", "-cd"):
@@ -97,8 +97,8 @@ def prepare_hydra(*, multirun: bool = False) -> None:
     """Register schemas and resolvers with Hydra.
 
     Args:
-        multirun: each job has a folder of its own; the folder of a single run is the run's, also where a
-            launcher makes it a multirun of one job.
+        multirun: give each job a folder of its own; a single run keeps the run's folder, even if a launcher
+            makes it a multirun of one job.
     """
     _change_files()
     register()
@@ -109,7 +109,7 @@ def prepare_hydra(*, multirun: bool = False) -> None:
 
 
 def _changed(owner: type, name: str) -> Callable[[Callable[..., Any]], None]:
-    """Replace a method of Hydra by a function that is given the method first."""
+    """Replace a method of Hydra by a function whose first argument is the original method."""
 
     def replace(function: Callable[..., Any]) -> None:
         original = getattr(owner, name)
@@ -131,7 +131,7 @@ def _run_mode(_: Callable[..., Any], self: Hydra, config_name: str, overrides: l
     except (HydraException, OmegaConfBaseException):
         return None  # raised again when the app composes
     if cfg.mode is None and any("bincounter" in plugin._target_ for plugin in (cfg.launcher, cfg.sweeper)):
-        # As Hydra does for -m. Its 1.4 wants the plug-ins in the configuration of each job, too.
+        # As Hydra does for -m. Hydra 1.4 needs the plug-ins in the configuration of each job, too.
         chosen = [f"{group}={cfg.runtime.choices[group]}" for group in ("hydra/launcher", "hydra/sweeper")]
         overrides += ["hydra.mode=MULTIRUN", *chosen]
         return RunMode.MULTIRUN
@@ -167,9 +167,9 @@ def _change_files() -> None:
 
 
 def _sweep(original: Callable[..., Any], self: BasicSweeper, arguments: list[str]) -> Any:
-    """Sweep over listed values; ends with a table of the jobs, also when some of them failed.
+    """Sweep over listed values, and print a table of the jobs at the end, even if some of them failed.
 
-    While requests are only shown, Hydra makes its folder of the sweep, with multirun.yaml, elsewhere.
+    With ``dry_run``, Hydra's folder of the sweep, with multirun.yaml, is a temporary one.
     """
     assert self.config is not None
     if not OmegaConf.select(self.config, "dry_run", default=False):
@@ -192,7 +192,7 @@ def _summarised(original: Callable[..., Any], self: BasicSweeper, arguments: lis
 
     launcher.launch = recorded  # type: ignore[method-assign]
     try:
-        return original(self, arguments)  # which raises the first failure
+        return original(self, arguments)  # raises the first failure
     finally:
         print_jobs(jobs)
 
@@ -229,7 +229,7 @@ def _yaml_nodes(text: str) -> yaml.Node | None:
 
 
 def _keep_yaml_text(original: Callable[..., ConfigResult], self: ConfigSource, config_path: str) -> ConfigResult:
-    """Restore the typed text of the text settings of a file."""
+    """Restore the values of a file's text settings as they were typed."""
     result = original(self, config_path)
     package = result.header["package"]
     group = config_path.rpartition("/")[0].replace("/", ".")

@@ -44,8 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if completing:
             return run_completion(given, commands, _run_hydra_app)
-        if given and given[0] in commands and "--" not in words:  # which argparse loses
-            arguments = commands[given[0]].parse_intermixed_args(words[1:])  # options stand between photos or overrides
+        if given and given[0] in commands and "--" not in words:  # argparse drops it
+            arguments = commands[given[0]].parse_intermixed_args(words[1:])  # options between photos or overrides
         else:
             arguments = parser.parse_args(words)
         return arguments.command(arguments)
@@ -74,7 +74,7 @@ def _run_hydra_app(command: str, *arguments: str) -> int:
 
 
 def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
-    """The parser, and those of the commands by name."""
+    """Build the parser; return it with the parsers of the commands by name."""
     parser = argparse.ArgumentParser(
         prog="bincounter", description="Count the items in a warehouse bin from one photo.", epilog=_EPILOG
     )

@@ -1,4 +1,4 @@
-"""``bincounter push RUN --to hf://owner/name``: a run's model to the Hugging Face Hub, without its photos."""
+"""``bincounter push RUN --to hf://owner/name``: upload a run's model to the Hugging Face Hub, without photos."""
 
 import io
 from collections.abc import Callable, Iterator, Mapping
@@ -14,13 +14,13 @@ from bincounter.redaction import mask_secrets
 if TYPE_CHECKING:
     from bincounter.training.results import CheckpointOrigin, RunResults
 
-_OPEN = "apache-2.0"  # of what is made of our own code alone
+_OPEN = "apache-2.0"  # licence of a model without others' photos or weights
 _NOT_SENT = ("ckpt_path", "debugger", "hparams_search", "launcher", "logger", "paths", "profiler")
-"""Groups of a run's configuration that name folders, buckets, roles and servers, and decide nothing about the model."""
+"""Groups of a run's configuration that name folders, buckets, roles and servers, and do not define the model."""
 
 
 def add_push(commands: Any, path: Callable[[str], Path]) -> None:
-    """Add the command to the parser; ``path`` reads the name of a folder."""
+    """Add the command to the parser; ``path`` parses the name of a folder."""
     push_ = commands.add_parser("push", help="upload a run's model, with a model card, to the Hugging Face Hub")
     push_.add_argument("run", type=path, metavar="RUN", help="its folder, or a checkpoint in it")
     push_.add_argument("--to", required=True, metavar="hf://OWNER/NAME", help="the repository; a new one is private")
@@ -31,11 +31,11 @@ def add_push(commands: Any, path: Callable[[str], Path]) -> None:
 
 
 def push(run: Path, to: str, licence: str | None = None) -> int:
-    """Upload the model of a run, and print what is sent and what is left out.
+    """Upload the model of a run, and print the names of sent and omitted files.
 
     Args:
         run: its folder, or a checkpoint in it.
-        to: ``hf://owner/name``; a repository that does not exist is made, and is private.
+        to: ``hf://owner/name``; a missing repository is created, and is private.
         licence: of the model; needed if the photos or the first weights have terms of their own.
 
     Returns:
@@ -117,7 +117,7 @@ def _files(address: HubAddress, origin: "CheckpointOrigin", run: "RunResults", l
 
 
 def _terms(run: "RunResults") -> Iterator[str]:
-    """Yield why a model is not free to share as it is."""
+    """Yield the reasons against sharing a model without a confirmed licence."""
     from bincounter.serving.packing.model_card import is_abid, source_name
 
     weights = run.config["model"].get("weights")

@@ -19,7 +19,7 @@ from bincounter.training.results import RunResults, read_metrics, read_results
 from bincounter.training.resume import is_debug_run, is_in_use
 
 DONE, RESUMABLE, BROKEN = "done", "resumable", "broken"
-_OTHER_TYPES = (TypeError, ValueError, KeyError, AttributeError)  # of values that nothing has checked before
+_OTHER_TYPES = (TypeError, ValueError, KeyError, AttributeError)  # raised by values that were not checked before
 _ENDED = (DONE, "pruned", "failed")
 
 
@@ -33,15 +33,15 @@ class ListedRun:
         task_name: of its configuration.
         model: name of its backbone.
         photos: number of training photos; ``None`` if it is unknown, or the run has not trained.
-        epochs: begun.
+        epochs: number of epochs begun.
         planned_epochs: ``None`` if unknown.
         scored_on: ``test``, or ``val`` if it has no scores on test photos; ``None`` without any.
         scored_photos: number of those photos.
-        scores: on them, by name; fractions are 0-1.
-        intervals: 95 %, of the scores that have one.
+        scores: on those photos, by name; fractions are 0-1.
+        intervals: 95 % intervals of the scores that have one.
         state: ``done``, ``running``, ``resumable``, ``failed``, ``pruned``, ``submitted``, ``not fetched``,
             ``stopped`` or ``broken``.
-        reason: of a failed or broken one.
+        reason: of a failed or broken run.
         debug: it was a debug run.
         rehearsed: its job ran on this machine.
         caveats: on its scores.
@@ -71,13 +71,13 @@ class ListedSweep:
 
     Attributes:
         folder: of the sweep.
-        started: its first trial, in ISO 8601.
-        trials: by their state, how many there are.
+        started: start of its first trial, in ISO 8601.
+        trials: number of trials in each state.
         planned_trials: ``None`` if unknown, as without a search.
-        metric: that its best trial is chosen by.
+        metric: score that chooses the best trial.
         best: run of its best trial.
         state: ``done``, ``running``, ``resumable`` or ``broken``.
-        reason: of a broken one.
+        reason: of a broken sweep.
     """
 
     folder: str
@@ -95,7 +95,7 @@ class RunList:
     """Runs and sweeps, best first.
 
     Attributes:
-        runs: those of no listed sweep.
+        runs: outside the listed sweeps.
         sweeps: with their trials summed up.
     """
 
@@ -123,7 +123,7 @@ def list_runs(folders: Sequence[Path]) -> RunList:
                 runs += [_read_run(trial) for trial in trials]
             else:
                 sweeps.append(_read_sweep(path, trials))
-    runs.sort(key=lambda run: run.started or "", reverse=True)  # of equals the newest first
+    runs.sort(key=lambda run: run.started or "", reverse=True)  # newest first among equals
     sweeps.sort(key=lambda sweep: sweep.started or "", reverse=True)
     on, best_on = ranked_on(runs), ranked_on([sweep.best for sweep in sweeps])
     return RunList(
@@ -132,7 +132,7 @@ def list_runs(folders: Sequence[Path]) -> RunList:
 
 
 def ranked_on(runs: Sequence[ListedRun | None]) -> str:
-    """Return the side that most runs were scored on; the others come behind."""
+    """Return the side that most runs were scored on; runs of the other side are ranked behind."""
     return max(("test", "val"), key=lambda side: sum(run is not None and run.scored_on == side for run in runs))
 
 
@@ -149,7 +149,7 @@ def _find(folder: Path) -> Iterator[tuple[Path, list[Path] | None]]:
     for path, below, _ in os.walk(folder, followlinks=True):
         place = Path(path)
         below[:] = sorted(name for name in below if not name.startswith("."))
-        if (real := os.path.realpath(path)) in walked:  # a link back
+        if (real := os.path.realpath(path)) in walked:  # a link to a folder already read
             below.clear()
             continue
         walked.add(real)
@@ -222,7 +222,7 @@ def _state(results: RunResults, described: Mapping[str, Any] | None) -> tuple[st
 
 def _read_sweep(folder: Path, trials: Sequence[Path]) -> ListedSweep:
     runs = {path.name: _read_run(path) for path in trials}
-    numbered = {name: run for name, run in runs.items() if name.isdecimal()} or runs  # not the retrained one
+    numbered = {name: run for name, run in runs.items() if name.isdecimal()} or runs  # without the retrained run
     config: Mapping[str, Any] = {}
     planned, reason = None, None
     try:

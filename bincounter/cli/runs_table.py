@@ -27,7 +27,7 @@ class RunTables:
     listed: RunList
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Yield the tables, and the reasons of what failed or is broken."""
+        """Yield the tables, and the reasons for failed or broken runs and sweeps."""
         runs, sweeps = self.listed.runs, self.listed.sweeps
         if not runs and not sweeps:
             yield Text("No runs.")
@@ -100,7 +100,7 @@ def _accuracy(run: ListedRun | None) -> Text:
 
 
 def _table(names: Sequence[str], rows: Sequence[Sequence[Text]], width: int) -> Table:
-    """Lay rows out; the first column takes what the others leave."""
+    """Lay rows out; the first column takes the width that the others leave."""
     others = list(zip(*rows, strict=True))[1:]
     longest = [
         max(len(name), *(len(line) for cell in column for line in cell.plain.split("\n")))

@@ -48,7 +48,7 @@ def run_completion(
         run_hydra_app: called with a command and its arguments, prints Hydra's candidates for ``COMP_LINE``.
 
     Raises:
-        UserError: another shell.
+        UserError: the shell is not bash.
     """
     if _QUERY in arguments:
         return _complete(arguments[-1], commands, run_hydra_app)

@@ -61,6 +61,6 @@ def job(cfg: DictConfig) -> float | None:
     return outcome.objective
 
 
-if __name__ == "__main__":  # DDP starts this for each further device, where the command was `bincounter train`
-    sys.path[0] = ""  # as there, a user's own modules are found in the folder that the command is started in
+if __name__ == "__main__":  # DDP starts this for each further device, if the command was `bincounter train`
+    sys.path[0] = ""  # as for that command, a user's own modules are found in the working directory
     sys.exit(main())
