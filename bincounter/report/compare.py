@@ -28,7 +28,7 @@ BASELINES = {"accuracy": ("majority_accuracy", "majority"), "rmse": ("mean_rmse"
 """Baseline of a score: its key in ``metrics.json``, and its name."""
 
 _GAP = 3  # characters between two columns
-_VALUE = 16  # characters of a value that a long key leaves
+_VALUE = 16  # characters kept for a value beside a long key
 _LABEL = 13  # characters of a score's name on one line
 
 
@@ -43,8 +43,8 @@ class Comparison:
         scores: each run's scores on that side ``[R]``.
         gains: for each run, accuracy minus that of the first on the same photos, and its 95 % interval (paired
             bootstrap): ``(difference, low, high)``; ``None`` for the first, and if the photos differ ``[R]``.
-        remarks: sentences on what limits the comparison.
-        caveats: sentences on what limits each run's scores ``[R]``.
+        remarks: sentences on the limits of the comparison.
+        caveats: sentences on the limits of each run's scores ``[R]``.
         runs: the results themselves ``[R]``.
     """
 
@@ -85,7 +85,7 @@ def compare(runs: Sequence[Path]) -> Comparison:
             read.append(read_results(path))
         except UserError as error:
             reasons.append(str(error))
-    # The side that most runs were scored on; the test photos where it is as many.
+    # The side that most runs were scored on; test if equally many.
     side = max(("test", "val"), key=lambda side: sum(bool(run.metrics.get(side)) for run in read))
     for run in (run for run in read if not run.metrics.get(side)):
         of = f"{'test' if side == 'test' else 'validation'} " if run.metrics else ""
@@ -132,7 +132,7 @@ class _Screen:
 
 
 def all_remarks(comparison: Comparison) -> list[str]:
-    """Return the remarks and the caveats, each of these with its run."""
+    """Return the remarks, and the caveats with the names of their runs."""
     limits = zip(comparison.names, comparison.caveats, strict=True)
     return [*comparison.remarks, *(f"{name}{MARK} {caveat}" for name, each in limits for caveat in each)]
 
@@ -207,7 +207,7 @@ def _settings_table(comparison: Comparison, width: int) -> Table:
     rows = [("", *comparison.names), *((key, *values) for key, values in comparison.settings.items())]
     natural = [max(map(len, column)) for column in zip(*rows, strict=True)]
     longest = max(len(piece) for key in comparison.settings for piece in _pieces(key))
-    # Keys get what values can spare, and values share the rest.
+    # Keys get the width that values can spare, and values share the rest.
     room = width - _GAP - sum(min(each, _VALUE) + _GAP for each in natural[1:])
     first = min(natural[0], max(longest, room))
     share = (width - first - _GAP) // len(comparison.names) - _GAP

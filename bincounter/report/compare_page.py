@@ -52,7 +52,7 @@ def _headline(comparison: Comparison, side: str) -> str:
 
 
 def _lead(comparison: Comparison, side: str) -> str:
-    """Describe which differences from the first run are clear."""
+    """Describe the clear differences from the first run."""
     first, *others = comparison.names
     gains = [(name, gain) for name, gain in zip(others, comparison.gains[1:], strict=True) if gain]
     clear = [f"{name} by {format_gain(gain)[0]}" for name, gain in gains if gain[1] > 0 or gain[2] < 0]
@@ -90,7 +90,7 @@ def _report(run: Path, page: Path) -> str:
 
 
 def _scores(comparison: Comparison) -> list[dict[str, Any]]:
-    """Return the rows of all scores, baselines and differences below theirs."""
+    """Return the rows of all scores, each with its difference and baseline below."""
     rows = [_row("Photos", [(whole(scores.get("n")), "") for scores in comparison.scores])]
     for score in SCORES:
         cells = [

@@ -83,8 +83,8 @@ def leak(groups: np.ndarray, assignment: np.ndarray) -> dict[str, float]:
         assignment: int ``[N]``, 0 training, 1 validation, 2 test.
 
     Returns:
-        ``test`` photos in all, how many ``now`` have a near-copy in training, and how many would be ``expected`` to
-        in a random split of the same sizes (hypergeometric).
+        ``test``, the number of test photos; ``now``, those with a near-copy in training; ``expected``, the mean number
+        of these in a random split of the same sizes (hypergeometric).
     """
     photos, training = len(groups), int((assignment == 0).sum())
     test = groups[assignment == 2]

@@ -57,7 +57,7 @@ def _there(rows: Rows, count: int, split: str) -> bool:
 
 
 def per_count_rows(run: RunResults) -> Rows:
-    """Return the rows of ``per_count.csv``, also of a run of a version without it."""
+    """Return the rows of ``per_count.csv``, or those of ``metrics.json`` for runs of versions without it."""
     return run.per_count or _rows_of_metrics(run)
 
 

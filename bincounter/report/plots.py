@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 INK, MUTED, LINE, ACCENT, SURFACE, ERROR = "#010a01", "#020a02", "#030a03", "#040a04", "#050a05", "#060a06"
 _VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", ACCENT: "accent", SURFACE: "surface", ERROR: "error"}
 SIZE = (3.9, 2.45)  # inches: three side by side on a desktop, one on a phone, with text near its nominal size on both
-# Of the splits, on every page; the keys of plots have them from the style sheet's classes of the same names.
+# Colours of the splits, on every page; keys of plots take them from the style sheet's classes of the same names.
 _COLOURS = {"train": MUTED, "validation": ACCENT, "test": INK}
 _DASHES: dict[str, Any] = {"test": (0, (3, 3))}
 
@@ -90,7 +90,7 @@ def reliability(bins: Sequence[Mapping[str, float]], *, label: str) -> Markup:
 
 
 def stacked_bars(names: Sequence[str], parts: Mapping[str, Sequence[int]], *, xlabel: str, label: str) -> Markup:
-    """Draw one bar per name, its parts stacked in the colours of the splits that they are, the totals above."""
+    """Draw one stacked bar per name, parts in the colours of their splits, and the totals above."""
     total = np.zeros(len(names))
     with mpl.rc_context(RC):
         figure, axes = canvas(xlabel)
@@ -217,7 +217,7 @@ def canvas(xlabel: str, percent: bool = False) -> tuple[Figure, Axes]:
 
 
 def whole_numbers(axes: Axes, x: Sequence[float]) -> None:
-    """Put ticks at whole numbers only, also where all ``x`` are one epoch."""
+    """Put ticks at whole numbers only, even if all ``x`` are equal."""
     low, high = min(x), max(x)
     if low == high:
         axes.set_xlim(low - 1, high + 1)

@@ -28,7 +28,7 @@ from bincounter.profiler.profile_record import (
 from bincounter.report import plots
 
 _INTERVALS = 96  # intervals of the timeline
-_POINTS = 200  # of a line of usage
+_POINTS = 200  # points of a usage curve, at most
 # Groups of the timeline: class of the key, colour and opacity, phases.
 _GROUPS = {
     "waiting for data": ("dark", f"{plots.INK}/0.8", (DATA,)),
@@ -95,7 +95,7 @@ def _note(facts: ProfileFacts) -> str:
 
 
 def _starts(sessions: list[Session], rows: list[Row]) -> list[float]:
-    """Return the second at which each session starts, if sessions follow each other without a gap."""
+    """Return the second at which each session starts, with the sessions joined without gaps."""
     ends = [
         max((row.start_s + row.wall_ms / 1e3 for row in rows if row.session == number), default=0.0)
         for number in range(len(sessions))

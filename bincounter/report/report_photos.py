@@ -76,7 +76,7 @@ class PhotoSelection:
 def select_photos(results: RunResults) -> PhotoSelection:
     """Choose the photos that the report shows, the same ones for the same predictions.
 
-    They are test photos where these were scored, else validation photos.
+    They are test photos if these were scored, else validation photos.
     """
     scored = results.predictions and results.predictions.of(SPLIT_OF_SIDE[results.headline_side])
     if not scored or not len(scored.ids):
