@@ -1,6 +1,6 @@
 """AWS account: credentials, region, account number, bucket and role.
 
-Settings come from where every AWS tool looks for them: ``AWS_*`` variables (``AWS_PROFILE``, ``AWS_REGION``,
+Settings come from the places that every AWS tool reads: ``AWS_*`` variables (``AWS_PROFILE``, ``AWS_REGION``,
 ``AWS_ENDPOINT_URL``), the files in ``~/.aws``, single sign-on, and the role of the machine.
 """
 
@@ -24,8 +24,8 @@ _ROLE_NAME = re.compile(r"(?:[\w+=,.@-]+/)*[\w+=,.@-]{1,64}")
 _CONSOLES = {"aws-cn": "console.amazonaws.cn", "aws-us-gov": "console.amazonaws-us-gov.com"}
 _STAND_IN_REGION, _STAND_IN_NUMBER = "us-east-1", "000000000000"
 _STAND_IN_ROLE = f"arn:aws:iam::{_STAND_IN_NUMBER}:role/stand-in"
-_TIMEOUT = 20.0  # seconds to wait for an answer, which SageMaker gives within one or two
-_SLOW_TIMEOUT = 60.0  # of photos, files and models
+_TIMEOUT = 20.0  # seconds to wait for a response; SageMaker responds within one or two
+_SLOW_TIMEOUT = 60.0  # for photos, files and models
 _SLOW_SERVICES = ("s3", "sagemaker-runtime")
 _ATTEMPTS = 4
 _DENIED = ("403", "AccessDenied", "AccessDeniedException", "Forbidden")
@@ -37,8 +37,8 @@ class Account:
 
     Args:
         region: ``launcher.region``; ``None`` for that of ``AWS_REGION``, ``AWS_DEFAULT_REGION`` or the profile.
-        group: of settings that messages name, ``launcher`` or ``target``.
-        dry: requests are only shown: placeholders stand for values that need region, credentials or a role, see
+        group: group of settings to name in messages, ``launcher`` or ``target``.
+        dry: only show requests, with placeholders for values that need region, credentials or a role, see
             :meth:`shown`.
 
     Attributes:
@@ -53,7 +53,7 @@ class Account:
 
         for name in ("boto3", "botocore", "urllib3"):
             debugging = logging.getLogger(name).isEnabledFor(logging.DEBUG)
-            # At DEBUG they write session tokens, and at INFO how they found the credentials.
+            # At DEBUG they log session tokens, and at INFO the source of the credentials.
             logging.getLogger(name).setLevel(logging.INFO if debugging else logging.WARNING)
         self._group = group
         with translate_errors("reading the AWS settings", group):
@@ -67,7 +67,7 @@ class Account:
                 self._stands_in[_STAND_IN_REGION] = "<region>"
             _check_region(self.region, group)
         self._clients: dict[str, Any] = {}
-        self._lock = threading.RLock()  # jobs are submitted from several threads, and sessions are for one
+        self._lock = threading.RLock()  # jobs are submitted from several threads; sessions are not thread-safe
 
     @property
     def sagemaker(self) -> Any:
@@ -121,9 +121,9 @@ class Account:
             return _STAND_IN_NUMBER
 
     def shown(self, request: Any) -> str:
-        """Format a request as JSON, with ``<region>``, ``<account>`` and ``<role>`` for what is not known."""
+        """Format a request as JSON, with ``<region>``, ``<account>`` and ``<role>`` for unknown values."""
         text = json.dumps(request, indent=2, ensure_ascii=False, default=str)
-        for value, placeholder in sorted(self._stands_in.items(), key=lambda pair: -len(pair[0])):  # a role has all
+        for value, placeholder in sorted(self._stands_in.items(), key=lambda pair: -len(pair[0])):  # roles contain all
             text = text.replace(value, placeholder)
         return text
 
@@ -231,7 +231,7 @@ class Account:
             uri: ``data.source``, an address of a folder or a bucket.
 
         Raises:
-            DataError: it is not an address, or there is nothing that we may read.
+            DataError: it is not an address, or holds nothing that may be read.
             ConfigError: the bucket is in another region than the job, which SageMaker refuses.
         """
         from botocore.exceptions import BotoCoreError, ClientError

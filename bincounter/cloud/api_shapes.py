@@ -19,8 +19,8 @@ class Violation(NamedTuple):
         value: the value, or, where ``of_key``, the key of a mapping.
         rule: ``max``, ``min``, ``enum`` or ``pattern``.
         limit: the bound, the allowed values or the pattern.
-        sized: whether ``max`` and ``min`` are of its length.
-        of_key: whether it is a mapping's key.
+        sized: whether ``max`` and ``min`` apply to its length.
+        of_key: whether the value is a mapping's key.
     """
 
     path: Path
@@ -130,7 +130,7 @@ def check_shape(value: Mapping[str, Any], shape: Any, what: str, setting: str, s
 
     report = ParamValidator().validate(value, shape).generate_report()
     if report:
-        # A misspelt name first: it explains a missing one.
+        # A misspelt name first: it explains a missing parameter.
         lines = sorted(report.splitlines(), key=lambda line: not line.startswith("Unknown parameter"))
         raise ConfigError(_mistake(lines[0], what, setting))
     for violation in violations(shape, value):

@@ -1,4 +1,4 @@
-"""Errors by which AWS refuses a request or fails a job or an endpoint, and the message for each.
+"""Table of AWS errors that refuse a request or fail a job or an endpoint, with a message for each.
 
 The patterns are the wording of the services in 2026, as users report it. The first case that matches counts, so that
 general ones stand last. ``{group}`` in a message is the group of settings that the request was made from, ``launcher``
@@ -53,7 +53,7 @@ SETTINGS = {
         "vpc": "target.request.Model.VpcConfig",
     },
 }
-"""By group: the settings of photos, image, capacity and network, and what sends fewer requests."""
+"""Group -> its settings of photos, image, capacity and network, and advice that reduces requests."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,11 @@ class AwsErrorCase:
     """One refusal or failure.
 
     Attributes:
-        codes: error codes it comes under, separated by spaces; empty for any.
+        codes: error codes that it applies to, separated by spaces; empty for any.
         message: regular expression that AWS's message matches.
         error: class to raise.
         sentence: message to raise it with, a format string.
-        group: the only group that it is for; empty for both.
+        group: the only group that it applies to; empty for both.
     """
 
     codes: str
@@ -305,4 +305,4 @@ FAILURES = (
         "SageMaker had an internal error: run the same command again",
     ),
 )
-"""Reasons of a failed job or endpoint whose cause is not our program."""
+"""Failure reasons of a job or an endpoint whose cause is not our program."""

@@ -1,4 +1,4 @@
-"""Botocore errors and failure reasons -> one sentence.
+"""Translation of botocore errors and failure reasons into one sentence each.
 
 Values of a request are not repeated: an environment variable or a hyperparameter may be a secret.
 """
@@ -17,7 +17,7 @@ from bincounter.errors import BinCounterError, ConfigError, ResourceError
 if TYPE_CHECKING:
     from botocore.exceptions import ClientError
 
-_LONGEST = 240  # characters that are repeated of a message of AWS
+_LONGEST = 240  # characters of an AWS message to repeat
 _MISSING = re.compile(
     r"no scalable target found|could not find|cannot find|does not exist|not found|unknown endpoint", re.IGNORECASE
 )
@@ -33,7 +33,7 @@ def translate_errors(doing: str, group: str = "launcher") -> Iterator[None]:
         group: settings that the requests are made from, ``launcher`` or ``target``.
 
     Raises:
-        BinCounterError: in place of what boto3 raised.
+        BinCounterError: in place of boto3's error.
     """
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
@@ -52,13 +52,13 @@ def describe_error(error: Exception, doing: str, group: str = "launcher") -> Bin
     """Describe a request that failed permanently, in one sentence.
 
     Args:
-        error: what boto3 raised.
+        error: error that boto3 raised.
         doing: purpose of the request, as in ``"creating the training job x"``.
         group: settings that the request is made from, ``launcher`` or ``target``.
 
     Returns:
         the error to raise: a :class:`UserError` where the user has to change something, a :class:`ResourceError`
-        for quotas, the network and AWS's own trouble.
+        for quotas, the network and AWS's own failures.
     """
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import ClientError
@@ -79,13 +79,13 @@ def create_once(
     undo: Callable[[], None] = lambda: None,
     group: str = "launcher",
 ) -> None:
-    """Create something of a unique name, once, also if the response to the request is lost.
+    """Create a resource with a unique name once, even if the response to the request is lost.
 
     Args:
         create: sends the request.
-        describe: describes what it creates.
+        describe: describes the resource.
         doing: purpose of the request, as in ``"creating the training job x"``.
-        later: next step if neither is answered.
+        later: next step if neither request gets a response.
         undo: called if nothing was created, such as to delete the record that was written first.
         group: settings that the request is made from, ``launcher`` or ``target``.
 
@@ -118,7 +118,7 @@ def create_once(
 
 
 class NotAnswered(ResourceError):
-    """A request was not answered, so that it is not known whether it was carried out."""
+    """Request without a response, which AWS may have carried out."""
 
 
 def is_missing(error: "ClientError") -> bool:
@@ -158,7 +158,7 @@ def describe_endpoint_failure(reason: str, last_line: str | None) -> str:
 
 
 def _known_failure(reason: str, group: str, url: str) -> str | None:
-    """The sentence of the first case in the table that a reason matches."""
+    """Return the message of the first case in the table that a reason matches."""
     named = re.search(r"s3://[^\s\"')]+", reason)
     values = {"role": f"{group}.role", "url": named[0].rstrip(".,:;") if named else url}
     for case in FAILURES:
@@ -169,7 +169,7 @@ def _known_failure(reason: str, group: str, url: str) -> str | None:
 
 
 def _explain_program(reason: str) -> str:
-    """Message of the program in the container, or why there is none."""
+    """Return the message of the program in the container, or a description of its failure."""
     text = reason.removeprefix("AlgorithmError").lstrip(": ")
     ending = re.search(r"(?:^|,)\s*exit code:?\s*(\d+)\s*$", text, re.IGNORECASE)
     text, code = (text[: ending.start()].strip(), ending[1]) if ending else (text.strip(), "")
@@ -224,7 +224,7 @@ def _explain_answer(error: "ClientError", doing: str, group: str) -> BinCounterE
 
 
 def _explain_own(error: Exception, doing: str, group: str) -> BinCounterError:
-    """The sentence for an error of botocore itself, without a response."""
+    """Describe an error of botocore itself, without a response."""
     from botocore import exceptions as boto
 
     from bincounter.data.s3.error_messages import explain_request, explain_settings
@@ -278,7 +278,7 @@ def _wrong_parameter(report: str) -> str:
 
 
 def _shortened(message: str) -> str:
-    """A message of AWS in one line of bounded length, without the values that it quotes from the request."""
+    """Shorten a message of AWS to one line, without the values that it quotes from the request."""
     wrong = re.findall(r"at '([^']+)' failed to satisfy constraint: (.+?)(?=; Value |; \w+ '|$)", message, re.DOTALL)
     text = "; ".join(f"{path}: {rule}" for path, rule in wrong) if wrong else message
     text = " ".join(text.split()).rstrip(".")

@@ -1,7 +1,7 @@
 """Code archive of a job: the files that git tracks in a checkout, or those of an installed wheel; pinned requirements.
 
 The same files give the same bytes, so that an archive is stored under its digest and sent once. torch, torchvision and
-what only they need are left to the image, which has builds for its GPUs.
+their own requirements are left to the image, which has builds for its GPUs.
 """
 
 import gzip
@@ -27,7 +27,7 @@ from bincounter.errors import ConfigError
 from bincounter.files import atomic_write
 
 LARGEST = 50_000_000
-"""Bytes of all files together; more is not code."""
+"""Maximum size of all files together, in bytes."""
 
 # Spawned processes, such as those that render demo bins, import this file again.
 _START = """import sys
@@ -37,7 +37,7 @@ from bincounter.cli.container_command import main
 if __name__ == "__main__":
     sys.exit(main())
 """
-_OURS = ("bincounter", "conf", "hydra_plugins", "train.py")  # what a run needs
+_OURS = ("bincounter", "conf", "hydra_plugins", "train.py")  # needed by a run
 _SUBMODULE = "160000"
 _NAMED = 5  # files named in one sentence
 _SECRET_FILE = re.compile(
@@ -91,11 +91,11 @@ def pack(
     """Write the archive: files of bincounter as they are on disk, ``start.py`` and ``requirements.txt``.
 
     Args:
-        repository: folder that holds bincounter's ``pyproject.toml``, in a checkout of git, or that it is installed in.
+        repository: git checkout with bincounter's ``pyproject.toml``, or the folder that bincounter is installed in.
         destination: the ``.tar.gz`` to write; it appears whole or not at all.
         extra: further files, by their path in the archive.
-        extras: of the package, that the run needs.
-        smdebug: whether the run needs smdebug, see the same.
+        extras: extras of the package that the run needs.
+        smdebug: whether the run needs smdebug, see :func:`pinned_requirements`.
 
     Raises:
         ConfigError: there is no checkout, or a file is missing, untracked, too large or looks like a secret.
@@ -184,7 +184,7 @@ def _git(root: Path, *arguments: str) -> list[str]:
 def _refuse_untracked(root: Path) -> None:
     others = ("ls-files", "--others", "--exclude-standard", "-z")
     untracked = _git(root, *others, "--", *_OURS)
-    # An ignored configuration file composes here, too.
+    # Hydra composes ignored configuration files here, too.
     untracked += _git(
         root, "ls-files", "--others", "--ignored", "--exclude-standard", "-z", "--", ":(glob)conf/**/*.yaml"
     )
@@ -281,7 +281,7 @@ def pinned_requirements(pyproject: Path | None, extras: Collection[str], *, smde
     Args:
         pyproject: bincounter's ``pyproject.toml``, since the metadata of an editable installation is as old as the
             last ``pip install -e .``; ``None`` to read what was installed from a wheel.
-        extras: of the package, that the run needs.
+        extras: extras of the package that the run needs.
         smdebug: leave smdebug's older requirements to the image.
 
     Raises:

@@ -14,7 +14,7 @@ from bincounter.errors import ConfigError
 
 
 def base_folder() -> Path:
-    """``/opt/ml``, or its place in a rehearsal."""
+    """Return the base folder: ``/opt/ml``, or its place in a rehearsal."""
     return Path(os.environ.get("SAGEMAKER_BASE_DIR", "/opt/ml"))
 
 
@@ -32,7 +32,7 @@ def read_input_config(base: Path, name: str) -> Mapping[str, Any]:
 def run_folder(base: Path) -> Path:
     """Folder of the run. SageMaker copies it to S3, and back when an interrupted job starts again.
 
-    The training jobs of a tuning job may share one place in S3, so that each has its own folder there.
+    The training jobs of a tuning job may share one place in S3, so each has its own folder there.
 
     Raises:
         ConfigError: this is such a job, and its name is not in the environment.

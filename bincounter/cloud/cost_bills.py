@@ -68,13 +68,13 @@ class JobBill(Bill):
         spot: whether it ran on spot capacity.
         spot_saving_percent: of the training seconds.
         usd_per_hour: of all instances, on demand.
-        price_origin: where that is from.
+        price_origin: source of the price.
         cost_usd: for the billable seconds; 0 for a rehearsal.
-        rehearsed_cost_usd: what a rehearsal would have cost.
+        rehearsed_cost_usd: cost that a rehearsal would have had.
         cost_so_far_at_most_usd: of a job that still runs.
         usd_per_point: for each point, earlier jobs of the run included.
         rehearsed_usd_per_point: the same for a rehearsal.
-        usd_per_point_missing: why there is no figure.
+        usd_per_point_missing: reason for a missing figure.
     """
 
     carried_out: str = "sagemaker"
@@ -95,7 +95,7 @@ class JobBill(Bill):
 
     @property
     def usd(self) -> float | None:
-        """US dollars for the billable seconds, though nobody paid for a rehearsal."""
+        """US dollars for the billable seconds; for a rehearsal, the cost that it would have had."""
         return self.rehearsed_cost_usd if self.rehearsed else self.cost_usd
 
 
@@ -106,7 +106,7 @@ class EndpointBill:
     Attributes:
         folder: of the archive.
         name: of the endpoint.
-        region: that it is in.
+        region: AWS region of the endpoint.
         kind: ``realtime``, ``serverless`` or ``async``.
         capacity: such as ``1 x ml.m5.xlarge``.
         state: AWS's, such as ``InService``; ``deleted``, ``replaced``, ``failed``, ``gone`` or ``not known``.
@@ -114,9 +114,9 @@ class EndpointBill:
         since: when it began to serve the archive, in ISO 8601.
         until: when it ended, where that is known.
         usd_per_hour: billed now; ``None`` where that is not known.
-        price_origin: where the price is from.
+        price_origin: source of the price.
         cost_usd: by now, without requests to a serverless one; 0 for a rehearsal.
-        rehearsed_cost_usd: what a rehearsal would have cost.
+        rehearsed_cost_usd: cost that a rehearsal would have had.
         cost_is_at_most: whether the cost is an upper bound, since it scales or may have ended before.
         requests_come_on_top: whether requests are billed beside the time.
     """
@@ -140,7 +140,7 @@ class EndpointBill:
 
 @dataclass
 class RunBills:
-    """Runs that are added up together: a sweep's, a tuning job's, a folder's, or those that were named one by one.
+    """Group of runs with one sum: a sweep's, a tuning job's, a folder's, or those that were named one by one.
 
     Attributes:
         kind: ``runs``, ``sweep``, ``tuning job``, or ``folder`` of runs that do not belong together.
@@ -157,13 +157,13 @@ class RunBills:
 
 @dataclass
 class Costs:
-    """Everything that folders hold about costs.
+    """Costs found in folders: bills, sums, notes and errors.
 
     Attributes:
         groups: the runs that were named one by one, then the sweeps.
         endpoints: of all folders.
         total: of all runs and endpoints.
-        notes: what there is to know beside the figures.
+        notes: remarks on the figures.
         errors: a sentence for each folder that could not be read.
     """
 
@@ -174,12 +174,12 @@ class Costs:
     errors: list[str] = field(default_factory=list)
 
     def document(self) -> dict[str, Any]:
-        """Everything in plain containers, for JSON."""
+        """Return everything in plain containers, for JSON."""
         return asdict(self, dict_factory=lambda pairs: {key: value for key, value in pairs if key[0] != "_"})
 
 
 def state_of(described: Mapping[str, Any]) -> str:
-    """State of a training job by its description."""
+    """Return the state of a training job from its description."""
     return _STATES.get(str(described.get("TrainingJobStatus")), RUNNING)
 
 
@@ -197,7 +197,7 @@ def job_bill(
         described: DescribeTrainingJob, as far as it is known.
         state: see :class:`Bill`.
         scores: of the run, by the keys of its bill.
-        earlier: bills of the run's earlier jobs, which its points cost too.
+        earlier: bills of the run's earlier jobs; the cost of a point includes them.
 
     Raises:
         UserError: the seconds in the record cannot be seconds.
@@ -245,7 +245,7 @@ def add_up(bills: Sequence[Bill], *, best: bool = False) -> dict[str, Any]:
 
     Args:
         bills: of runs.
-        best: whether to name the run with the best validation accuracy, and what each of its points cost.
+        best: also return the run with the best validation accuracy, and the cost of each of its points.
     """
     jobs = [bill for bill in bills if isinstance(bill, JobBill)]
     local = [bill for bill in bills if isinstance(bill, LocalBill)]
@@ -284,12 +284,12 @@ def add_up(bills: Sequence[Bill], *, best: bool = False) -> dict[str, Any]:
 
 
 def cost_in_usd(usd: float | None, rehearsed: bool) -> dict[str, Any]:
-    """Cost, and that of a rehearsal, by the keys of a bill."""
+    """Return the cost by the keys of a bill, which differ for a rehearsal."""
     return {"cost_usd": 0.0 if rehearsed else usd, "rehearsed_cost_usd": usd if rehearsed else None}
 
 
 def _per_point(usd: float | None, points: float | None, rehearsed: bool) -> dict[str, Any]:
-    """US dollars for each point, or why there is no such figure, by the keys of a bill."""
+    """Return US dollars for each point, or the reason for a missing figure, by the keys of a bill."""
     missing = "rehearsed, nothing was paid" if rehearsed else None
     value = None
     if usd is None:

@@ -1,4 +1,4 @@
-"""Bills read from the folders of runs, sweeps and endpoints; AWS is asked about what had not ended."""
+"""Bills from the folders of runs, sweeps and endpoints; those that had not ended are described by AWS."""
 
 import json
 import math
@@ -37,7 +37,7 @@ def read_costs(folders: Sequence[Path]) -> Costs:
     """Read the records of runs, of sweeps with their jobs inside, of tuning jobs and of endpoints.
 
     Args:
-        folders: of them. One that cannot be read is named in the result's ``errors``, and the others are read.
+        folders: folders to read. One that cannot be read is named in the result's ``errors``, and the others are read.
     """
     reader = _Reader()
     for folder in folders:
@@ -134,7 +134,7 @@ class _Reader:
         return [*earlier] if earlier else [_local_bill(folder)]
 
     def _job_now(self, job: Job) -> tuple[Mapping[str, Any], str]:
-        """Description and state of a job; AWS is asked where it had not ended when it was last seen."""
+        """Return description and state of a job, from AWS if it had not ended when it was last seen."""
         from bincounter.cloud.endpoints.endpoint_state import describe_if_exists
 
         if (state := state_of(job.description)) != RUNNING:
@@ -196,14 +196,14 @@ class _Reader:
             until=last.ended,
             usd_per_hour=0.0 if last.rehearsed else now,
             price_origin=last.price_origin,
-            # One that ended elsewhere did so at a time that is not known.
+            # The end of one that was deleted or replaced elsewhere has no known time.
             cost_is_at_most=scales or (not last.ended and state in ("gone", "replaced", "not known")),
             requests_come_on_top=last.kind == "serverless",
             **cost_in_usd(usd, last.rehearsed),
         )
 
     def _endpoint_now(self, period: ServingPeriod) -> tuple[str, float | None]:
-        """State and US dollars per hour of an endpoint that nobody here has ended."""
+        """Return state and US dollars per hour of an endpoint without a recorded end."""
         from bincounter.cloud.endpoints.endpoint_state import describe
 
         try:
@@ -236,7 +236,7 @@ class _Reader:
         """Describe a job or an endpoint; ``None`` where it does not exist, as after the end of its rehearsal.
 
         Raises:
-            BinCounterError: AWS could not be asked. It is not asked again.
+            BinCounterError: AWS gave no description; a region gets no more requests after a failed one.
         """
         if region not in self._accounts:
             self._accounts[region] = _connect(region)
@@ -293,7 +293,7 @@ def _endpoint_records(folder: Path) -> list[Path]:
 
 
 def _local_bill(folder: Path) -> LocalBill:
-    """Bill of a run on this machine; begin and end are those of its files."""
+    """Make the bill of a run on this machine; begin and end come from its files."""
     started = _json(folder / "provenance.json").get("started")
     ended = next((path.stat().st_mtime for name in _LAST_WRITTEN if (path := folder / name).exists()), None)
     seconds = None

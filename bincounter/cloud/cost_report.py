@@ -1,13 +1,13 @@
 """Tables of ``bincounter cost``.
 
-Instances are what is counted: SageMaker bills ``BillableTimeInSeconds`` of a training job at the on-demand price of its
+Only instances are counted: SageMaker bills ``BillableTimeInSeconds`` of a training job at the on-demand price of its
 instances, spot or not (https://docs.aws.amazon.com/sagemaker/latest/dg/model-managed-spot-training.html). Disks,
 storage, logs, the network and the idle time of a warm pool come on top, mostly cents, and are in no record of ours.
 
-A *point* is one percentage point of accuracy above the majority baseline, which answers every photo with the most
-frequent count of the training photos: a run of 62 % accuracy where the baseline has 25 % has gained 37 points, and at
-0.74 US dollars each of them cost 0.02. The test photos decide, the validation photos where a run has no test score. A
-search costs what all its jobs cost, and gains the points of its best run by validation accuracy.
+A *point* is one percentage point of accuracy above the majority baseline, which predicts the most frequent
+count of the training photos for every photo: a run of 62 % accuracy where the baseline has 25 % has gained 37 points,
+and at 0.74 US dollars each of them cost 0.02. The test photos decide, the validation photos where a run has no test
+score. The cost of a search is that of all its jobs, and its points are those of its best run by validation accuracy.
 """
 
 from collections.abc import Mapping, Sequence
@@ -71,7 +71,7 @@ def _instances(bill: Bill) -> str:
 
 
 def _runs(group: RunBills) -> Table:
-    """One row a run, and the sums of a sweep."""
+    """Make a table with one row per run, and the sums of a sweep."""
     total, no_sums = group.total, [""] * (len(_COLUMNS) - 1)
     sums = _cells(total) if total["jobs"] else [_whole(total["wall_seconds_here"]), *no_sums]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_footer=bool(group.folder))
@@ -88,7 +88,7 @@ def _runs(group: RunBills) -> Table:
 
 
 def _cells(bill: Mapping[str, Any]) -> list[str]:
-    """Texts of :data:`_COLUMNS` for a bill or a total; what it has no key for is absent."""
+    """Texts of :data:`_COLUMNS` for a bill or a total; missing keys are shown as absent."""
     rehearsed = bill["rehearsed"]
     usd, at_most = bill.get("rehearsed_cost_usd" if rehearsed else "cost_usd"), bill.get("cost_so_far_at_most_usd")
     point = bill.get("rehearsed_usd_per_point" if rehearsed else "usd_per_point")

@@ -76,7 +76,7 @@ class RuleStates:
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix
         self._states: dict[tuple[str, str], str] = {}
-        self._ended: float | None = None  # when the job had first ended
+        self._ended: float | None = None  # time when the end of the job was first seen
 
     def show(self, described: dict[str, Any]) -> bool:
         """Log new states in a DescribeTrainingJob; return whether there were any."""

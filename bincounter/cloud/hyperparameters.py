@@ -76,7 +76,7 @@ def _take(chosen: dict[str, Override], override: Override) -> None:
     else:
         added = next((prefix for prefix in ("++", "+") if chosen.pop(f"{prefix}{name}", None) is not None), "")
         chosen.pop(name, None)
-        key = key if key != name else f"{added}{name}"  # it changes what an earlier one added
+        key = key if key != name else f"{added}{name}"  # it changes a key that an earlier one added
     chosen[key] = override
 
 

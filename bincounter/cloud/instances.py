@@ -25,7 +25,7 @@ class Price(NamedTuple):
 
     Attributes:
         usd: US dollars per hour, or per second.
-        origin: where the figure comes from, to show beside it.
+        origin: source of the figure, to show beside it.
     """
 
     usd: float
@@ -38,7 +38,7 @@ def usd_per_hour(instance_type: str, given: float | None, group: str = "launcher
     Args:
         instance_type: such as ``ml.g5.xlarge``.
         given: US dollars per hour from the settings; ``None`` to use the table.
-        group: of settings that both come from.
+        group: group of both settings.
 
     Raises:
         ConfigError: neither the settings nor the table have a price.

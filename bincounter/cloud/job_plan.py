@@ -44,7 +44,7 @@ class PlannedJob:
         source: an ``s3://`` URI of the photos, a local folder to upload first, or ``None``.
         channel: whether SageMaker provides the photos; the run fetches them itself otherwise.
         extra: content of further files for the code archive, by their path in it.
-        extras: of the package, that the run needs.
+        extras: extras of the package that the run needs.
         of_search: whether a search launches it; an earlier, killed command may have filled its folder.
         checkpoint_uri: of a run to resume, instead of ``launcher.checkpoint_uri``.
         debugger: settings as plain containers.

@@ -11,7 +11,7 @@ from bincounter.config.checks import METRICS
 from bincounter.errors import ConfigError
 from bincounter.redaction import mask_secrets
 
-PROGRAM = "start.py"  # what the image's toolkit runs; bincounter.cloud.code_archive makes it
+PROGRAM = "start.py"  # run by the image's toolkit; made by bincounter.cloud.code_archive
 CHANNEL = "bins"  # the channel that becomes data.source
 _SECRET_NAME = re.compile(r"(^|_)(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
 # Settings that members of the request come from, for messages.

@@ -44,7 +44,7 @@ class RunningJob:
     Attributes:
         job: its record.
         request: to submit first, or ``None`` where the job runs already.
-        error: why it did not complete, or why it was pruned.
+        error: error of a job that did not complete or was pruned.
         ended: whether it has ended.
     """
 
@@ -103,7 +103,7 @@ class JobRunner:
             Interrupted: by Ctrl-C; the jobs still run.
         """
         with self._naming_submitted():
-            if self._tasks[0].request is not None:  # an error of the account is one of every job: raised once
+            if self._tasks[0].request is not None:  # an error of the account affects every job: raise it once
                 self._submit(self._tasks[0])
         with ThreadPoolExecutor(self._at_once) as pool:
             futures = [pool.submit(self._run, task) for task in self._tasks]
@@ -204,7 +204,7 @@ class JobRunner:
         if scores is None or not judge(job.number, *scores, seconds) or job.pruned:  # later epochs count as run, too
             return
         job.pruned = True
-        job.save()  # a later command must know why it was stopped
+        job.save()  # keeps the reason of the stop for later commands
         try:
             stop(self._account, job.name)
         except BinCounterError as error:

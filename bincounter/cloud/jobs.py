@@ -52,7 +52,7 @@ class Job:
         pruned: whether the pruning policy has stopped it.
         instance_type: such as ``ml.g5.xlarge``; empty in a record that an earlier version wrote.
         instance_count: how many of them.
-        price_origin: where ``usd_per_hour`` is from.
+        price_origin: source of ``usd_per_hour``.
         rehearsed: whether it ran on this machine, so that nothing was paid.
     """
 
@@ -219,12 +219,12 @@ def describe(account: "Account", name: str) -> dict[str, Any]:
 
 
 def is_local_endpoint(account: "Account") -> bool:
-    """Return whether requests go to a rehearsal on this machine, which throttles nobody and has its logs in time."""
+    """Return whether requests go to a rehearsal on this machine, which has no throttling and no delayed logs."""
     return urlsplit(account.sagemaker.meta.endpoint_url).hostname in ("127.0.0.1", "localhost")
 
 
 def fetch_run(account: "Account", job: Job, wanted: Callable[[str], bool] = lambda _: True) -> None:
-    """Download the run's folder from where SageMaker keeps it.
+    """Download the run's folder from S3.
 
     Args:
         account: that the job ran in.
@@ -237,7 +237,7 @@ def fetch_run(account: "Account", job: Job, wanted: Callable[[str], bool] = lamb
 
 
 def fetch_inspection(account: "Account", job: Job) -> None:
-    """Download what AWS's Debugger and Profiler saved of a job: tensors, samples of the machine, output of rules.
+    """Download the output of AWS's Debugger and Profiler for a job: tensors, samples of the machine, rules.
 
     Args:
         account: that the job ran in.
@@ -276,7 +276,7 @@ def _fetch_below(
 
 
 def _rewrite_overrides(job: Job) -> None:
-    """Write the overrides that were given here: those of the container name its folders, and could not be resumed."""
+    """Write the overrides given here: the container's name its own folders, and cannot resume the run here."""
     path = job.folder / "overrides.txt"
     if path.exists():
         kept = drop_overrides(job.overrides, *LAUNCH_KEYS, "paths.output_dir", "hydra")
@@ -320,5 +320,5 @@ def best_value(folder: Path, metric: str, mode: str) -> float | None:
     values = [value for _, _, value in read_log(folder).get(metric, ())]
     if values:
         return (max if mode == "max" else min)(values)
-    # Without the CSV logger: what the best checkpoint scored.
+    # Without the CSV logger: the scores of the best checkpoint.
     return read_metrics(folder).get("val", {}).get(metric.removeprefix("val/"))

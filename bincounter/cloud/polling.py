@@ -1,6 +1,6 @@
 """Wait loop for jobs, tuning jobs and endpoints: poll interval and retry window; a log of slow requests.
 
-botocore's waiters show no states on the way and give up when the network is away.
+botocore's waiters report no intermediate states and give up when the network fails.
 """
 
 import logging
@@ -14,21 +14,21 @@ from bincounter.errors import ResourceError
 log = logging.getLogger(__name__)
 
 _SHORTEST, _LONGEST = 1.0, 10.0  # seconds between two requests; the Describe operations are throttled
-_LOCAL = 0.2  # a rehearsal throttles nobody
+_LOCAL = 0.2  # a rehearsal does not throttle
 _SILENT_AFTER = 5.0  # seconds without an answer that are logged
 _SLOW_OPERATIONS = ("PutObject", "UploadPart", "GetObject", "InvokeEndpoint")
 _RETRY_WINDOW = 600.0  # seconds without an answer after which waiting ends
 
 
 def wait_until(step: Callable[[], tuple[bool, bool]], leave: threading.Event, *, local: bool) -> bool:
-    """Repeat a step until it reports the end: often while things change, seldom while nothing does.
+    """Repeat a step until it reports the end, more often while states change.
 
-    A network that is away for a while is waited for, since what runs at AWS does not need it.
+    A temporary network failure does not end the wait, since jobs and endpoints at AWS continue.
 
     Args:
-        step: asks AWS once; returns whether the wait is over, and whether anything has changed.
+        step: polls AWS once; returns whether the wait is over, and whether anything has changed.
         leave: ends the wait early.
-        local: poll often, since a rehearsal on this machine answers.
+        local: poll often, since a rehearsal on this machine does not throttle.
 
     Returns:
         whether the step has reported the end; false where ``leave`` was set before.
@@ -56,7 +56,7 @@ def wait_until(step: Callable[[], tuple[bool, bool]], leave: threading.Event, *,
 
 
 def log_silence(client: Any, timeout: float) -> None:
-    """Make a client log each request without a response within seconds, since it waits and retries.
+    """Log each request of a client that has no response within seconds, while the client waits and retries.
 
     Args:
         client: of boto3.

@@ -60,7 +60,7 @@ class SageMakerLauncher(Launcher):
         self._judge: PruningPolicy | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Store what Hydra gives every launcher."""
+        """Store the context and the configuration that Hydra gives every launcher."""
         self._context, self._config = hydra_context, config  # the container has its own task function
 
     def prepare_sweep(self, trials: int, judge: "PruningPolicy | None") -> None:

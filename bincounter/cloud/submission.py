@@ -247,7 +247,7 @@ def upload(folder: Path, uri: str, *, region: str | None = None) -> "Uploaded":
 
     Raises:
         DataError: there is nothing to upload, a file cannot be read, or address, bucket or credentials are wrong.
-        ResourceError: the network or the server gave out.
+        ResourceError: the network or the server failed.
     """
     from bincounter.data.s3.upload import send
 

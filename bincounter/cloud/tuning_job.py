@@ -49,13 +49,13 @@ class TuningJob:
         name: of the job.
         study: name of the search.
         region: of the job.
-        trials: number of trials that was asked for.
+        trials: requested number of trials.
         usd_per_hour: of all instances of one trial, on demand.
         identity: digests of the search, see bincounter.sweep.search_plan.
-        status: ``InProgress``, or what it ended with.
+        status: ``InProgress``, or the final status.
         instance_type: of a trial, such as ``ml.g5.xlarge``; empty in a record that an earlier version wrote.
-        instance_count: how many of them a trial has.
-        price_origin: where ``usd_per_hour`` is from.
+        instance_count: instances of a trial.
+        price_origin: source of ``usd_per_hour``.
         rehearsed: whether it runs on this machine, so that nothing is paid.
     """
 

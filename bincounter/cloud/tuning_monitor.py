@@ -132,7 +132,7 @@ class TuningJobMonitor:
         return self._described, list(self._trials.values())
 
     def _new_trials(self) -> list[Trial]:
-        """Update the trials; where they may not be listed, the tuning job is followed and can be stopped without."""
+        """Update the trials; without permission to list them, the tuning job is followed without its trials."""
         try:
             return self._update_trials()
         except ConfigError as error:
@@ -212,7 +212,7 @@ class TuningJobMonitor:
 
 
 def fetch_runs(account: "Account", found: list[Trial], best: str | None) -> None:
-    """Download the best trial's run, and of the others the files that they are compared by."""
+    """Download the best trial's run, and the files of the other trials that a comparison needs."""
     for trial in found:
         whole = trial.job.name == best
         try:

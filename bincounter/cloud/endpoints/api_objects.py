@@ -183,7 +183,7 @@ def complete_request(name: str, request: Mapping[str, Any], extra: Mapping[str, 
 
 
 def build_call(name: str, request: Mapping[str, Any], extra: Mapping[str, Any]) -> Call:
-    """Return the request of an object, completed as by :func:`completed`."""
+    """Return the request of an object, completed by :func:`complete_request`."""
     return Call(API_OBJECTS[name].service, API_OBJECTS[name].operation, complete_request(name, request, extra))
 
 

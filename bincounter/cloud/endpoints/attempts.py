@@ -26,7 +26,7 @@ class Attempts:
         self.left: list[str] = []
 
     def look(self, what: str, ask: Callable[[], T], default: Any) -> T:
-        """Return the answer to a look-up, or ``default`` if it fails, and at once if it has failed before.
+        """Return the result of a look-up, or ``default`` if it fails, and at once if it has failed before.
 
         Args:
             what: look-up in words, such as ``"listing the models"``.

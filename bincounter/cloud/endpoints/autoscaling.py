@@ -74,7 +74,7 @@ class Autoscaling:
 
 
 def removal_calls(account: "Account", spec: EndpointSpec, attempts: Attempts) -> list[Call]:
-    """Return the requests that deregister an endpoint's autoscaling; where it cannot be described, all there may be."""
+    """Return the requests that deregister an endpoint's autoscaling, for all targets that it has or may have."""
     targets = attempts.look(_DESCRIBING, lambda: read_targets(account, spec.name), None)
     if targets is None:
         targets = [Call(AUTOSCALING, "", _where(spec))]
@@ -97,7 +97,7 @@ def _deregistration(target: Call) -> Call:
 
 
 def read_targets(account: "Account", name: str) -> list[Call]:
-    """Read what autoscaling is registered for an endpoint, as the requests that register it again."""
+    """Read the registered autoscaling targets of an endpoint, as the requests that register them again."""
     where = _resource(name)
     with translate_endpoint_errors(f"describing the autoscaling of {name}"):
         targets = account.autoscaling.describe_scalable_targets(

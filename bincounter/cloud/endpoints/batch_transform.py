@@ -29,7 +29,7 @@ _ANY_PHOTO = "application/octet-stream"
 
 
 class TransformPlan(NamedTuple):
-    """A transform job: its model, CreateTransformJob, and what it costs."""
+    """Transform job: its model, CreateTransformJob and its price."""
 
     model: PlannedModel
     call: Call

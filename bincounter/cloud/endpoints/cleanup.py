@@ -1,6 +1,6 @@
 """Deletion of an endpoint and of its resources.
 
-Any request may be denied, throttled or lost: what costs money goes first, and no look-up prevents a deletion.
+Any request may be denied, throttled or lost: billed resources go first, and no failed look-up prevents a deletion.
 """
 
 import logging
@@ -90,7 +90,7 @@ def _model_removal(name: str) -> Call:
 
 
 def delete(account: "Account", spec: EndpointSpec) -> "Removal":
-    """Delete an endpoint and its resources, and log what happened; missing resources are not an error.
+    """Delete an endpoint and its resources, and log the outcome; missing resources are not an error.
 
     Args:
         account: account of the endpoint.
@@ -158,7 +158,7 @@ class Removal:
         """Check that all was deleted.
 
         Raises:
-            ResourceError: names what was not, and why.
+            ResourceError: names the resources that were not, with the reasons.
         """
         if self.attempts.left:
             billed = "" if self.ended else "; the endpoint may be billed"

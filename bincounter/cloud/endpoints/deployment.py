@@ -1,4 +1,4 @@
-"""Create or update an endpoint, wait for it, and clean up what failed."""
+"""Create or update an endpoint, wait for it, and clean up after a failure."""
 
 import logging
 from typing import TYPE_CHECKING, Any

@@ -143,7 +143,7 @@ def watch_state(
 
 
 def failure_reason(account: "Account", name: str, described: dict[str, Any] | None) -> str:
-    """Return why an endpoint failed.
+    """Return the reason for an endpoint's failure.
 
     Args:
         account: account of the endpoint.
