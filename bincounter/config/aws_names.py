@@ -85,7 +85,7 @@ def check_environment(key: str, environment: Mapping[str, str | None], longest: 
     Args:
         key: dotted name of the setting.
         environment: values by name.
-        longest: characters of a value.
+        longest: most characters of a value.
 
     Raises:
         ConfigError: the first variable that AWS refuses.

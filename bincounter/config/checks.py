@@ -80,11 +80,11 @@ def check_bounds(node: DictConfig, key: str = "") -> None:
     """Check all :func:`bounded` fields of a typed configuration, its typed nodes included.
 
     Args:
-        node: a configuration whose types are dataclasses; what has no type is left to others.
+        node: a configuration whose types are dataclasses; untyped nodes are not checked.
         key: the node's dotted name.
 
     Raises:
-        ConfigError: naming the first setting that is out of bounds or not there, and what is allowed.
+        ConfigError: names the first setting that is out of bounds or missing, and the allowed values.
     """
     schema = OmegaConf.get_type(node)
     if is_dataclass(schema):
@@ -164,7 +164,7 @@ def check_target(key: str, node: Any, *, given: tuple[str, ...] = ()) -> None:
         given: arguments that bincounter adds.
 
     Raises:
-        ConfigError: naming the key, what is allowed and the nearest spelling.
+        ConfigError: names the key, the allowed values and the nearest spelling.
     """
     if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
         raise ConfigError(
@@ -239,7 +239,7 @@ def argument_hint(key: str, cfg: DictConfig) -> Any:
 
 
 def target_hint(key: str, node: DictConfig, name: str) -> Any:
-    """Type of an argument of an open node's target, without an annotation that of a default text, or ``None``."""
+    """Type of an argument of an open node's target: its annotation, ``str`` for a default text, or ``None``."""
     dotted = OmegaConf.select(node, "_target_", throw_on_missing=False, throw_on_resolution_failure=False)
     if name in _HYDRA_KEYS or not isinstance(dotted, str):
         return None
@@ -277,7 +277,7 @@ def _hints(target: Any) -> dict[str, Any]:
     hints: dict[str, Any] = {}
     for name, annotation in getattr(function, "__annotations__", {}).items():
         one = types.SimpleNamespace(__annotations__={name: annotation})
-        with suppress(Exception):  # annotations that name what only a type checker imports
+        with suppress(Exception):  # annotations may name types that only a type checker imports
             hints |= typing.get_type_hints(one, getattr(function, "__globals__", {}))
     return hints
 

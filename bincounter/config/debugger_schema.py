@@ -38,7 +38,7 @@ class RuleConfig:
 
 @dataclass
 class LossNotDecreasing(RuleConfig):
-    """The training loss stays where it is."""
+    """The training loss does not fall."""
 
     num_steps: int = bounded(500, ge=1)  # optimizer steps whose mean loss is compared with that of as many before them
     diff_percent: float = bounded(0.1, ge=0, le=100)  # per cent by which it has to fall
@@ -85,7 +85,7 @@ class PoorWeightInitialization(RuleConfig):
     # smallest spread of a tensor's gradient, from its 5th to its 95th percentile
     distribution_range: float = bounded(1e-8, ge=0)
     patience: int = bounded(5, ge=1)  # recorded steps without a lower loss
-    steps: int = bounded(10, ge=1)  # recorded steps that are looked at
+    steps: int = bounded(10, ge=1)  # recorded steps to check
     # per cent by which a lower loss has to be below the lowest so far
     diff_percent: float = bounded(1.0, ge=0, le=100)
 

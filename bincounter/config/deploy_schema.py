@@ -39,7 +39,7 @@ _NO_PACKAGE = "is not a package name: write it as it is imported, as in trust=[t
 _SHA256 = r"(sha256:)?[0-9a-fA-F]{64}"
 _NO_SHA256 = "is not a sha256: give the 64 hexadecimal digits that `sha256sum` prints"
 _LABEL = r"[a-z0-9]([a-z0-9-]*[a-z0-9])?"
-_HOST = rf"(?![\d.]+(:\d+)?$)(\*\.)?{_LABEL}(\.{_LABEL})+(:\d{{1,5}})?"  # and no address
+_HOST = rf"(?![\d.]+(:\d+)?$)(\*\.)?{_LABEL}(\.{_LABEL})+(:\d{{1,5}})?"  # and no IP address
 _NO_HOST = (
     "is not a host name: write it in lower case and without https://, as in photos.example.org, or *.example.org for "
     "all its subdomains"

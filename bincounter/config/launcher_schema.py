@@ -26,7 +26,7 @@ from bincounter.errors import ConfigError
 
 _LONGEST_RUN = 28 * 24 * 3600  # seconds; what SageMaker allows without a raised quota is 5 days, with one 28
 _NAME_LENGTH = 63
-_SETTLED = {  # parts of the request that have a setting, which the ceiling and other checks look at
+_SETTLED = {  # parts of the request that have a setting, which the price ceiling and other checks read
     "TrainingJobName": "task_name",
     "HyperParameters": "overrides",
     "RoleArn": "launcher.role",

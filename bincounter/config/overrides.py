@@ -123,7 +123,7 @@ def _unparsable(override: str) -> str:
 
 
 def _misplaced(override: Override, groups: Groups, error: Exception, command: str) -> str | None:
-    """Message for an override of which another form works."""
+    """Message for an override that works in another form."""
     key, text = override.key_or_group, override.input_line or ""
     if override.is_add() and (key in groups or f"An item is already at '{key}'" in str(error)):
         return f"{text}: {key} is there already: write {shell_command(text.lstrip('+'))}, without +"
@@ -269,7 +269,7 @@ def _labelled(text: str, label: str) -> str | None:
 
 
 LAUNCH_KEYS = ("launcher", "dry_run", "hparams_search")
-"""Keys for where and why a run is started; they do not change the run itself."""
+"""Keys that control the launch of a run; they do not change the run itself."""
 
 
 def drop_overrides(overrides: Sequence[str], *keys: str) -> list[str]:

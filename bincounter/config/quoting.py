@@ -1,4 +1,4 @@
-"""Quoting of overrides for Hydra's grammar and the shell; text settings keep what was typed."""
+"""Quoting of overrides for Hydra's grammar and the shell; text settings keep the typed text."""
 
 import random
 import re
@@ -166,7 +166,7 @@ def _values(text: str, convert: Callable[[str], str]) -> list[str]:
 
 
 def _text(text: str, numbers: Sequence[type] = ()) -> str:
-    """Quote one text unless Hydra reads it as one, as null, or as something that no text is."""
+    """Quote one text if Hydra cannot parse it, or reads it as a truth value or as a number that is not accepted."""
     try:
         override = parse(f"x={text}")
     except HydraException:
