@@ -54,10 +54,10 @@ class Photos(Dataset):
 
 
 class InTurn(L.Callback):
-    """Hands every step to the recorder in another way, and takes its time.
+    """Callback that gives the recorder each step in turn as one of the kinds, and times it.
 
     Args:
-        recorder: what is measured.
+        recorder: recorder to measure.
     """
 
     def __init__(self, recorder: TensorRecorder) -> None:
@@ -75,9 +75,9 @@ class InTurn(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Choose what this step is."""
+        """Choose the kind of this step."""
         _wait(pl_module.device)
-        if batch_idx % len(KINDS) == 0:  # what comes after what makes a difference to memory
+        if batch_idx % len(KINDS) == 0:  # the order makes a difference to memory
             self._order = self._chance.sample(KINDS, len(KINDS))
         self._kind = self._order[batch_idx % len(KINDS)]
         self._started = self._clock()
@@ -86,21 +86,21 @@ class InTurn(L.Callback):
             self._recorder.on_train_batch_start(trainer, pl_module, batch, batch_idx)
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: torch.Tensor) -> None:
-        """Pass it on."""
+        """Pass the call on, except in a bare step."""
         if self._kind != "bare":
             self._recorder.on_before_backward(trainer, pl_module, loss)
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Pass it on."""
+        """Pass the call on, except in a bare step."""
         if self._kind != "bare":
             self._recorder.on_before_optimizer_step(trainer, pl_module, optimizer)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Pass it on, and stop the clock once the device is done."""
+        """Pass the call on, and stop the clock once the device is done."""
         if self._kind != "bare":
             self._recorder.on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         _wait(pl_module.device)
@@ -143,7 +143,7 @@ def main() -> None:
 
 
 def _fit(timed: InTurn, *, batch: int, size: int, rounds: int) -> str:
-    """Train for so many rounds; says on what."""
+    """Train for a number of rounds; return the device and the precision."""
     torch.manual_seed(0)
     model = BinCounter(
         resnet("resnet50"),

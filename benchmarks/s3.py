@@ -86,7 +86,7 @@ def _compare(server: Server, size: int, options: argparse.Namespace) -> dict[str
 
 
 def _fetch(server: Server, client: Client, bucket: str, number: int, size: int, turn: str) -> dict[str, Sample]:
-    """A client's turn with each state of the target."""
+    """Measure a client with each state of the target."""
     log = server.root.parent / "client.log"
     taken = {}
     for state, prepare in (("cold", server.drop_pages), ("warm", server.load_pages)):
@@ -108,7 +108,7 @@ def _fetch(server: Server, client: Client, bucket: str, number: int, size: int, 
 
 
 def _send(server: Server, client: Client, bucket: str, number: int, size: int, turn: str) -> dict[str, Sample]:
-    """A client's turn with an empty prefix, and with a whole one."""
+    """Measure a client with an empty prefix, and with a whole one."""
     if client.sending is None:
         return {}
     command = client.sending(server.root / bucket, f"s3://{SENT}/{turn}", server.endpoint)
@@ -122,7 +122,7 @@ def _send(server: Server, client: Client, bucket: str, number: int, size: int, t
 
 
 def _report(measured: Measured, most: Limit, size: int, objects: int) -> dict[str, float | None]:
-    """The table, and its ratios."""
+    """Print the table, and return its ratios."""
     cores = os.cpu_count()
     print(f"\n{objects:,} objects of {size} kB: time, and the cores that client and server kept busy, of {cores}")
     print(f"{'':30}{'s':>8}{'on disk':>9}{'objects/s':>11}{'MB/s':>7}{'client ms':>11}{'client':>8}{'server':>8}")
@@ -148,7 +148,7 @@ def _report(measured: Measured, most: Limit, size: int, objects: int) -> dict[st
 
 
 def _ratios(middle: dict[tuple[str, str], Sample], most: Limit, size: str, objects: int) -> dict[str, float | None]:
-    """How many times as fast bincounter is, and its CPU time over a peer's; none where the peer is missing."""
+    """Speed of bincounter over a peer's, and its CPU time over a peer's; none where the peer is missing."""
     ratios: dict[str, float | None] = {}
     for state in (*FETCHED, *SENDING):
         ours = middle[OURS, state]

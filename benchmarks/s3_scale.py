@@ -35,7 +35,7 @@ def at_scale(folder: Path, *, few: int, many: int, rounds: int) -> dict[str, flo
 
 
 def _peaks(server: Server, number: int) -> dict[str, float]:
-    """Peak memory in MB of each thing bincounter does; what it fetched stays."""
+    """Peak memory in MB of each operation of bincounter; fetched files stay."""
     ours = clients()[0]
     bucket, target, log = f"bins-{number}", server.root.parent / OURS, server.root.parent / "client.log"
     assert ours.sending is not None
@@ -58,7 +58,7 @@ def _peaks(server: Server, number: int) -> dict[str, float]:
 
 
 def _again(server: Server, number: int, rounds: int) -> dict[str, Sample]:
-    """Medians of re-syncs in which nothing changed; the others find the server's own files as theirs."""
+    """Medians of re-syncs without changes; the peers use the server's own files as their local copy."""
     bucket, log = f"bins-{number}", server.root.parent / "client.log"
     measured: dict[str, list[Sample]] = {}
     for _ in range(rounds):

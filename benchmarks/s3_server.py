@@ -1,4 +1,4 @@
-"""The S3 server all clients are measured against, the objects it holds, and how fast it can send them at most."""
+"""S3 server of the benchmark, its objects, and the highest rate at which it sends them."""
 
 import os
 import re
@@ -22,8 +22,8 @@ ACCESS_KEY = "bincounter-bench-001"  # 20 characters, as rclone wants
 SECRET_KEY = "no-secret-at-all"
 SENT = "sent"  # the bucket that clients send to
 
-# What a real S3 does not do at every request either, and no client sees: folders and MD5s that were read once are kept
-# (files change through the server only), what is sent is not hashed again, and no buffer is filled ahead of it.
+# As at a real S3, and unseen by clients: folders and MD5s that were read once are kept (files change through the server
+# only), sent bytes are not hashed again, and no buffer is filled ahead of them.
 _OPTIONS = ("--dir-cache-time", "1000h", "--no-checksum", "--buffer-size", "0")
 
 
@@ -76,7 +76,7 @@ class Server:
         return times.user + times.system
 
     def environment(self) -> dict[str, str]:
-        """What clients need to find it, and nothing of the person who runs this."""
+        """Variables that clients need to reach it, without the user's own."""
         return {
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_ACCESS_KEY_ID": ACCESS_KEY,
@@ -96,7 +96,7 @@ class Server:
             os.close(descriptor)
 
     def load_pages(self, bucket: str) -> None:
-        """Read the bucket's files, so that they lie in the page cache, and have written whatever is waiting for it."""
+        """Read the bucket's files, so that they lie in the page cache, and flush pending writes."""
         for path in (self.root / bucket).rglob("*.jpg"):
             path.read_bytes()
         os.sync()
@@ -105,7 +105,7 @@ class Server:
 def make_objects(folder: Path, *, number: int, size: int) -> None:
     """Write random bytes as ``<count>/<id>.jpg``, like bins, all of an hour ago; at most 1,000 in a folder."""
     in_folder = min(1000, number // 5)
-    changed = time.time() // 3600 * 3600 - 3600  # whole seconds, as HTTP tells them: the others compare times
+    changed = time.time() // 3600 * 3600 - 3600  # whole seconds, as in HTTP headers: the others compare times
     for each in range(number):
         path = folder / str(1 + each // in_folder) / f"{each:06d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,7 +114,7 @@ def make_objects(folder: Path, *, number: int, size: int) -> None:
 
 
 class Limit(NamedTuple):
-    """How fast the server sends objects, and seconds of CPU per object on either side."""
+    """Rate at which the server sends objects, and seconds of CPU per object on either side."""
 
     rate: float
     client: float

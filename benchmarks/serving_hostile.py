@@ -15,7 +15,7 @@ HOSTILE_CLIENTS, INNOCENT_CLIENTS = 4, 2
 
 
 def hostile_bodies() -> dict[str, tuple[bytes, str]]:
-    """Bodies of requests and their content types, by what is wrong with them."""
+    """Bodies of requests and their content types, by their defect."""
     large, wide = _png(10_000, depth=16, colour=6), base64.b64encode(_png(10_000, depth=8, colour=2)).decode()
     progressive = _jpeg(Image.new("L", (9000, 9000), 128), progressive=True)
     scan = progressive[progressive.rindex(b"\xff\xda") : -2]

@@ -9,11 +9,11 @@ from itertools import count
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-TIMEOUT = 120.0  # seconds; whatever hangs longer counts as hung
+TIMEOUT = 120.0  # seconds after which a request counts as hung
 
 
 class Load(NamedTuple):
-    """What clients saw: median and 99th percentile of the seconds to an answer, and answers per second."""
+    """Measurements of clients: median and 99th percentile of the seconds to an answer, and answers per second."""
 
     p50: float
     p99: float
@@ -21,7 +21,7 @@ class Load(NamedTuple):
 
 
 class Flood(NamedTuple):
-    """How many requests at once ended with which status, and seconds to the slowest refusal."""
+    """Number of simultaneous requests by status, and seconds to the slowest refusal."""
 
     statuses: dict[int | str, int]
     slowest_refusal: float
@@ -30,7 +30,7 @@ class Flood(NamedTuple):
 def load(
     url: str, jpegs: Sequence[bytes], *, clients: int, seconds: float | None = None, requests: int | None = None
 ) -> Load:
-    """Send photos by so many clients at a time, for so many seconds or requests.
+    """Send photos by several clients at a time, for a number of seconds or requests.
 
     Raises:
         RuntimeError: an answer was not 200.
@@ -62,13 +62,13 @@ def load(
 
 
 def overload(url: str, jpegs: Sequence[bytes], *, clients: int, meanwhile: Callable[[], None] | None = None) -> Flood:
-    """Send one request by each of many clients at once, and see how each ends.
+    """Send one request by each of many clients at once, and count the statuses.
 
     Args:
         url: of the server.
         jpegs: photos to send.
-        clients: how many.
-        meanwhile: done as soon as all of them are sent.
+        clients: number of clients.
+        meanwhile: called as soon as all of them are sent.
     """
     place = urlsplit(url)
     statuses: list[tuple[int | str, float]] = []

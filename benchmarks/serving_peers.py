@@ -1,4 +1,4 @@
-"""The servers that are compared: each starts an archive in processes of its own and ends with its block."""
+"""Servers of the comparison: each starts an archive in processes of its own and ends with its block."""
 
 import contextlib
 import os
@@ -95,7 +95,7 @@ class Server:
         max(self._process.children(recursive=True), key=lambda child: child.memory_info().rss).kill()
 
     def _processes(self) -> list[psutil.Process]:
-        """Its own and those of its session: TorchServe's Java is nobody's child."""
+        """Its own and those of its session: TorchServe's Java process is not a child."""
         found = {self._process, *(self._process.children(recursive=True) if self._process.is_running() else ())}
         for process in psutil.process_iter():
             with contextlib.suppress(ProcessLookupError, PermissionError):

@@ -18,7 +18,7 @@ CLASSIFICATION = {"_target_": "bincounter.model.objectives.Classification"}
 
 
 def photos(number: int) -> list[bytes]:
-    """JPEGs of original size: real ones where they are at hand, else rendered bins."""
+    """JPEGs of original size: real ones if available, else rendered bins."""
     if ORIGINALS.is_dir():
         return [path.read_bytes() for path in sorted(ORIGINALS.glob("*.jpg"))[:number]]
     print("../shared/abid is not there: rendered bins are sent instead")
