@@ -131,7 +131,7 @@ def test_the_code_that_a_job_is_sent_runs_without_the_wheel(interpreter: Path, t
     pack = (
         "from pathlib import Path; from bincounter.cloud import code_archive, sagemaker_launcher; "
         """commit = {'commit.json': b'{"commit": "shipped", "clean": true}'}; """
-        "code_archive.pack(sagemaker_launcher.REPOSITORY, Path('code.tar.gz'), extra=commit, loggers=['csv'])"
+        "code_archive.pack(sagemaker_launcher.REPOSITORY, Path('code.tar.gz'), extra=commit)"
     )
     run(interpreter, tmp_path, "-c", pack)
     code, base = tmp_path / "code", tmp_path / "ml"
