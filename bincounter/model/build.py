@@ -150,8 +150,7 @@ def read_model(path: Path) -> Mapping[str, Any]:
         UserError: the file is missing, broken, or not a checkpoint of this version of bincounter.
     """
     if not path.is_file():
-        what = "is a folder without a best.ckpt" if path.is_dir() else "does not exist"
-        raise UserError(f"Checkpoint {path} {what}; give the path of a .ckpt file.")
+        raise UserError(f"Checkpoint {path} does not exist, or is a folder without one; give the path of a .ckpt file.")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises almost anything on a broken file
