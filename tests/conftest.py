@@ -6,12 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
+import hypothesis
 import pytest
 from commands import REPOSITORY, Run, Start, environment
 from warm_python import WarmPython, warm_python
 
 # Before torch is imported: on busy cores its threads wait for each other far longer than they work.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A deadline of 200 ms an example is an assertion of time.
+hypothesis.settings.register_profile("bincounter", deadline=None)
+hypothesis.settings.load_profile("bincounter")
 
 pytest_plugins = ["s3_server", "squares", "rehearsed", "local_server", "served_runs"]
 
