@@ -147,8 +147,8 @@ def test_page_asks_for_the_token_or_takes_it_from_its_address(guarded: LocalServ
     ("host", "token", "in_file", "named"),
     [
         ("0.0.0.0", None, None, f"set {TOKEN_VARIABLE}"),
-        ("0.0.0.0", "short", None, f"${TOKEN_VARIABLE} is no token"),
-        ("127.0.0.1", "a token with spaces", None, "is no token"),
+        ("0.0.0.0", "short", None, f"${TOKEN_VARIABLE} is not a token"),
+        ("127.0.0.1", "a token with spaces", None, "is not a token"),
         ("0.0.0.0", None, "", "target.token_file="),
     ],
 )

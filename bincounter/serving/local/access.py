@@ -64,7 +64,7 @@ def read_access(host: str, token_file: str | None) -> Access:
             raise ConfigError(f"{origin} cannot be read ({reason}): name a file that holds the token") from None
     if (token or token_file) and not (len(token) >= _SHORTEST and _TOKEN.fullmatch(token)):
         raise ConfigError(
-            f"{origin} is no token: use at least {_SHORTEST} letters, digits or -._~+/=, as `openssl rand -hex 24` "
+            f"{origin} is not a token: use at least {_SHORTEST} letters, digits or -._~+/=, as `openssl rand -hex 24` "
             "prints them"
         )
     if not token and not is_local(host):

@@ -123,7 +123,7 @@ def _listening(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRNOTAVAIL:
-            raise UserError(f"target.host={host} is no address of this machine: name one, or 0.0.0.0") from error
+            raise UserError(f"target.host={host} is not an address of this machine: name one, or 0.0.0.0") from error
         if error.errno != errno.EADDRINUSE:
             reason = f"cannot be used ({error.strerror}); set"
         elif other := identify(port, host):
