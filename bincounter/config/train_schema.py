@@ -51,6 +51,15 @@ class AugmentationConfig:
 
 
 @dataclass
+class ProgressiveConfig:
+    """Progressive resizing: a fit begins on small training photos and ends on whole ones, in much less time."""
+
+    start_size: int | None = bounded(None, ge=16, le=1024)  # pixels, both sides, in the first epoch; null: off
+    # share of the epochs after which photos have data.image_size; they grow in equal steps until then
+    until: float = bounded(0.75, ge=0, le=1)
+
+
+@dataclass
 class SyncConfig:
     """Download of an s3:// source."""
 
@@ -77,6 +86,7 @@ class DataConfig:
     split: SplitConfig = field(default_factory=SplitConfig)
     sync: SyncConfig = field(default_factory=SyncConfig)
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    progressive: ProgressiveConfig = field(default_factory=ProgressiveConfig)
 
 
 @dataclass

@@ -47,6 +47,7 @@ def validate(cfg: DictConfig) -> None:
     if not plain["train"] and not plain["ckpt_path"]:
         raise ConfigError("train=false scores a checkpoint: name it with ckpt_path=RUN/checkpoints/best.ckpt")
     _data(plain["data"], training=plain["train"])
+    _progressive(plain["data"], plain["model"])
     _model(plain["model"], plain["data"])
     _run(plain)
     chosen_later = {key for key in ("precision", "sync_batchnorm") if plain["trainer"].get(key) == "auto"}
@@ -80,6 +81,21 @@ def _data(data: Mapping[str, Any], *, training: bool) -> None:
     if data["source"] is None and not _makes_its_photos(data["layout"]):
         raise ConfigError(
             "data.source is not set: name the folder or the s3:// URI of the photos, as in data.source=bins"
+        )
+
+
+def _progressive(data: Mapping[str, Any], model: Mapping[str, Any]) -> None:
+    start, size = data["progressive"]["start_size"], data["image_size"]
+    if start is None:
+        return
+    if start > size:
+        raise ConfigError(
+            f"data.progressive.start_size={start} is larger than data.image_size={size}: photos grow during a fit"
+        )
+    if model["trained"] == "frozen":
+        raise ConfigError(
+            "data.progressive.start_size is for fits that train the backbone: with model.trained=frozen, features are "
+            "computed once, which is quicker; remove it"
         )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from bincounter.data.augmentation import Augmentation, Mixing
+from bincounter.data.augmentation import Augmentation, Mixing, ProgressiveResizing
 from bincounter.data.feature_store import FeatureStore
 from bincounter.data.layouts import Detected
 from bincounter.data.layouts.base import IndexedLayout, Layout
@@ -52,6 +52,7 @@ class BinDataModule(L.LightningDataModule):
         split: ``method, fractions, seed`` of :func:`bincounter.data.splits.assign_splits`; by default the grouped split
             with shares of 0.8, 0.1 and 0.1.
         augmentation: arguments of :class:`Augmentation` and :class:`Mixing` without the seed; those left out are off.
+        progressive: arguments of :class:`ProgressiveResizing`; by default it is off.
         seed: of order and augmentation.
         data_dir: folder of rendered and fetched photos.
         cache_dir: folder of manifests, splits, decoded photos and features; ``data_dir/cache`` by default.
@@ -67,6 +68,7 @@ class BinDataModule(L.LightningDataModule):
         batch_size: int = 32,
         split: Mapping[str, Any] | None = None,
         augmentation: Mapping[str, Any] | None = None,
+        progressive: Mapping[str, Any] | None = None,
         data_dir: str | Path = "data",
         cache_dir: str | Path | None = None,
         seed: int = 0,
@@ -89,6 +91,7 @@ class BinDataModule(L.LightningDataModule):
         options = dict(augmentation or {})
         self._mixing = Mixing(mixup=options.pop("mixup", 0.0), cutmix=options.pop("cutmix", 0.0), seed=seed)
         self._augmentation = Augmentation(**options, seed=seed)
+        self._progressive = ProgressiveResizing(**(progressive or {}))
         self._normalize = Normalize()
         self._resume_at = (0, 0)
         self._same_order = False
@@ -272,12 +275,14 @@ class BinDataModule(L.LightningDataModule):
         return {"multiprocessing_context": workers, "worker_init_fn": partial(limit_requests_of_worker, share)}
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Augment and mix training photos and normalise pixels, on the device; features are returned unchanged."""
+        """Shrink, augment and mix training photos and normalise pixels, on the device; features stay unchanged."""
         drawn: TrainingBatch | None = batch.pop("drawn", None)
         if "feature" in batch:
             return batch
         image = batch["image"].float()
         if drawn is not None:
+            epochs = (self.trainer.max_epochs if self.trainer else None) or 1
+            image = self._progressive(image, drawn.epoch, epochs)
             image = self._augmentation(image, batch["id"], drawn.epoch)
             if self._mixing:
                 support = torch.tensor(self.counts, device=image.device)

@@ -218,7 +218,7 @@ def check_image_size(model: BinCounter, image_size: int) -> None:
             model.eval()(torch.zeros(1, 3, image_size, image_size))
     except (AssertionError, RuntimeError, ValueError) as error:
         raise ConfigError(
-            f"the backbone cannot take data.image_size={image_size} ({_first_line(error)}): use a larger one"
+            f"the backbone cannot take photos of {image_size} pixels ({_first_line(error)}): use larger ones"
         ) from None
     model.train(mode)
 

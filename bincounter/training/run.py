@@ -275,7 +275,7 @@ def _model(plain: dict[str, Any], data: BinDataModule) -> BinCounter:
     with torch.random.fork_rng():
         torch.manual_seed(plain["seed"])  # initial weights depend on the seed alone
         model = build_counter(plain["model"], plain["objective"], data.counts, train_counts)
-    check_image_size(model, data.image_size)
+    check_image_size(model, plain["data"]["progressive"]["start_size"] or data.image_size)
     model.description = checkpoint_metadata(
         mask_secrets(plain["model"]),
         plain["objective"],
