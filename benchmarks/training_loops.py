@@ -1,0 +1,137 @@
+"""Loops of benchmarks/training.py, each run in a process of its own: its only argument is JSON."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from torchvision import models, transforms
+from torchvision.datasets import ImageFolder
+
+CLASSES = 5
+
+
+class Clock(L.Callback):
+    """Writes the times at which training steps ended, per epoch, to a JSON file.
+
+    Args:
+        file: to write.
+    """
+
+    def __init__(self, file: str) -> None:
+        self._file, self._ended = Path(file), list[list[float]]()
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin an epoch."""
+        self._ended.append([])
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Store the end of the step before, with all that other callbacks and loggers did in it."""
+        self._ended[-1].append(time.perf_counter())
+
+    def on_train_end(self, *_: Any) -> None:
+        """Write the file."""
+        self._file.write_text(json.dumps(self._ended))
+
+
+def has_bf16() -> bool:
+    """True if the CPU multiplies bf16."""
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def main() -> None:
+    """Print the times of one loop as JSON."""
+    options = json.loads(sys.argv[1])
+    if options["loop"] == "prepare":
+        print(json.dumps({"seconds": _prepare(options)}))
+        return
+    batches = {"plain": _from_files, "tuned": _from_memory, "limit": _resident}[options["loop"]](options)
+    print(json.dumps({"ended": _fit(batches, options)}))
+
+
+def _fit(batches: Iterator[tuple[Tensor, Tensor]], options: dict[str, Any]) -> list[float]:
+    """Train a network; returns the times at which steps began."""
+    plain, frozen = options["loop"] == "plain", options["frozen"]
+    model: nn.Module = getattr(models, options["model"])()
+    model.fc = nn.Linear(model.fc.in_features, CLASSES)  # type: ignore[union-attr, arg-type]
+    if frozen:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad = name.startswith("fc.")
+    if not plain:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(trained, 1e-3) if plain else torch.optim.AdamW(trained, 1e-3, fused=True)
+    model.train(plain or not frozen)
+    began = []
+    for image, count in batches:
+        began.append(time.perf_counter())
+        if len(began) > options["steps"]:
+            break
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=not plain and has_bf16()):
+            loss = F.cross_entropy(model(image).float(), count)
+        loss.backward()
+        optimizer.step()
+    return began
+
+
+def _from_files(options: dict[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches as the published scripts read them: ImageFolder, PIL, no worker processes."""
+    size = options["size"]
+    changes = [transforms.Resize((size, size)), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
+    loader = DataLoader(
+        ImageFolder(options["folder"], transforms.Compose(changes)), options["batch_size"], shuffle=True, drop_last=True
+    )
+    while True:
+        yield from loader
+
+
+def _from_memory(options: dict[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of photos that were decoded once, flipped and shifted as whole batches."""
+    size, batch = options["size"], options["batch_size"]
+    dataset = ImageFolder(
+        options["folder"], transforms.Compose([transforms.Resize((size, size)), transforms.PILToTensor()])
+    )
+    photos = torch.stack([dataset[index][0] for index in range(len(dataset))])
+    counts = torch.tensor(dataset.targets)
+    mean, std = (torch.tensor(v)[:, None, None] * 255 for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    while True:
+        order = torch.randperm(len(photos))
+        for start in range(0, len(order) - batch + 1, batch):
+            chosen = order[start : start + batch]
+            image = (photos[chosen].float() - mean) / std
+            if torch.rand(()) < 0.5:
+                image = image.flip(-1)
+            shift = torch.randint(-size // 16, size // 16 + 1, (2,)).tolist()
+            yield image.roll(shift, (-2, -1)).contiguous(memory_format=torch.channels_last), counts[chosen]
+
+
+def _resident(options: dict[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
+    """One batch again and again."""
+    size, batch = options["size"], options["batch_size"]
+    image = torch.randn(batch, 3, size, size).contiguous(memory_format=torch.channels_last)
+    count = torch.randint(CLASSES, (batch,))
+    while True:
+        yield image, count
+
+
+def _prepare(options: dict[str, Any]) -> float:
+    """Seconds of bincounter's own preparation: scan, near-copies, split, decoding."""
+    import bincounter
+
+    data = bincounter.BinDataModule(options["folder"], image_size=options["size"], data_dir=options["data"])
+    started = time.perf_counter()
+    data.prepare()
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()
