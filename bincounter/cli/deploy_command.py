@@ -19,9 +19,6 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from bincounter.cli import hydra_app
-from bincounter.cloud.endpoints import endpoint_record
-from bincounter.cloud.endpoints.api_objects import check_request_keys
-from bincounter.cloud.endpoints.endpoint_requests import EndpointSpec
 from bincounter.config.deploy_schema import ARCHIVE_ACTIONS, check_deploy, target_name
 from bincounter.errors import ConfigError, Stopped
 from bincounter.files import check_writable
@@ -36,10 +33,11 @@ from bincounter.serving.local.running_servers import (
     running_servers,
     stop_server,
 )
-from bincounter.training.results import CheckpointOrigin, find_run_of_checkpoint
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the others that need numpy, torch or boto3 are imported on use: --help and refusals are quick
+    from bincounter.cloud.endpoints.endpoint_requests import EndpointSpec
     from bincounter.serving.packing.archive import Package
+    from bincounter.training.results import CheckpointOrigin
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +80,6 @@ def pack_and_check(cfg: DictConfig) -> "Package":
         UserError: the checkpoint or the archive cannot be used, or their answers differ.
         ResourceError: out of memory, disk or time.
     """
-    # Modules that import torch are imported on use, so that --help and refusals are quick.
     from bincounter.serving.packing.archive import (
         PackageSettings,
         check_trust,
@@ -152,7 +149,9 @@ def _described(server: Server) -> str:
     return f"{server.name}\t{server.url}\tmodel {server.model}\tprocess {server.pid}\t{server.archive}"
 
 
-def _origin(cfg: DictConfig) -> CheckpointOrigin:
+def _origin(cfg: DictConfig) -> "CheckpointOrigin":
+    from bincounter.training.results import find_run_of_checkpoint
+
     if cfg.ckpt_path == "latest":
         from bincounter.training.run_folder import find_newest_checkpoint
 
@@ -160,7 +159,7 @@ def _origin(cfg: DictConfig) -> CheckpointOrigin:
     return find_run_of_checkpoint(Path(cfg.ckpt_path))
 
 
-def _place(cfg: DictConfig, origin: CheckpointOrigin) -> Path:
+def _place(cfg: DictConfig, origin: "CheckpointOrigin") -> Path:
     if cfg.archive:
         return Path(cfg.archive)
     folder = origin.folder
@@ -268,6 +267,7 @@ def run_on_sagemaker(cfg: DictConfig, package: "Package | None") -> int:
         Interrupted: Ctrl-C was pressed; started jobs and endpoints continue at AWS.
     """
     from bincounter.cloud.account import Account
+    from bincounter.cloud.endpoints import endpoint_record
 
     spec = _spec(cfg)
     account = Account(spec.target["region"], "target", dry=cfg.dry_run)
@@ -312,7 +312,10 @@ def run_on_sagemaker(cfg: DictConfig, package: "Package | None") -> int:
     return 0
 
 
-def _spec(cfg: DictConfig) -> EndpointSpec:
+def _spec(cfg: DictConfig) -> "EndpointSpec":
+    from bincounter.cloud.endpoints.api_objects import check_request_keys
+    from bincounter.cloud.endpoints.endpoint_requests import EndpointSpec
+
     target: dict[str, Any] = OmegaConf.to_container(cfg.target, resolve=True)  # type: ignore[assignment]
     check_request_keys(target["request"])
     return EndpointSpec(cfg.name, target_name(cfg), target, cfg.limits.max_body_mb)

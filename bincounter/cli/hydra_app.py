@@ -5,6 +5,7 @@ module alone turns exceptions into exit codes (see bincounter.errors).
 """
 
 import errno
+import gc
 import logging
 import os
 import shutil
@@ -28,6 +29,7 @@ from bincounter.cli.composition import Composer, checked_folder, compose
 from bincounter.cli.hydra_internals import (
     conf_dir,
     made_folders,
+    offered,
     parse_overrides,
     prepare_hydra,
     read_arguments,
@@ -150,6 +152,9 @@ def _exit_code(
         traceback.print_exc()
         keep_error(mask_text(f"{type(error).__name__}: {error}"))
         return 1
+    finally:
+        if "torch" not in sys.modules:  # after a quick answer, the interpreter's last collection is a sixth of the time
+            gc.freeze()
 
 
 def start_app(start: Callable[[Composer, Namespace], int], config_name: str, *, internal: bool = False) -> int:
@@ -163,10 +168,14 @@ def start_app(start: Callable[[Composer, Namespace], int], config_name: str, *, 
     try:
         arguments = read_arguments()
         prepare_hydra(multirun=arguments.multirun)
+        offered.clear()
         composer = Composer(config_name, arguments.config_name or config_name, checked_folder(arguments.config_dir))
-        if not arguments.shell_completion:
+        if arguments.shell_completion:
+            offered.update(composer.groups(os.environ.get("COMP_LINE", "").split()))
+        else:
             replace_overrides(arguments, composer.keep_text(arguments.overrides, sweep=_sweeps(arguments)))
-            check_overrides(arguments.overrides, composer.groups(arguments.overrides), internal=internal)
+            offered.update(composer.groups(arguments.overrides))
+            check_overrides(arguments.overrides, offered, internal=internal)
         return start(composer, arguments)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(composer.explain(error, arguments.overrides)) from None

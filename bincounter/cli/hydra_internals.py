@@ -22,7 +22,9 @@ from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core import utils as hydra_utils
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
@@ -36,13 +38,15 @@ from omegaconf.errors import OmegaConfBaseException
 import bincounter
 from bincounter.config import deploy_schema
 from bincounter.config.checks import expand_home, metric_mode
-from bincounter.config.overrides import is_internal
 from bincounter.config.quoting import keep_yaml_text, schema_hint
 from bincounter.config.train_schema import TrainConfig, register
 from bincounter.files import expand_user
 from bincounter.redaction import mask_argument, mask_secrets
-from bincounter.sweep.search_results import print_jobs
 
+offered: dict[str, Sequence[str]] = {}
+"""Groups of the running command that a user can choose among, with their options."""
+composed: dict[tuple[str, ...], DictConfig] = {}
+"""Configuration from which the mode of the running command was read, by its name and overrides."""
 made_folders: list[Path] = []
 """Folders that Hydra makes for the running job: the job's folder if it is new, and its new parents."""
 
@@ -126,22 +130,42 @@ def _changed(owner: type, name: str) -> Callable[[Callable[..., Any]], None]:
 @_changed(Hydra, "get_mode")
 def _run_mode(_: Callable[..., Any], self: Hydra, config_name: str, overrides: list[str], **options: Any) -> Any:
     """Mode of the app: a launcher or a search of bincounter's makes a multirun, since Hydra calls them only there."""
+    composed.clear()
+    sweeps = any(override.is_sweep_override() for override in parse_overrides(overrides))
     try:
-        cfg = self.compose_config(config_name, overrides, RunMode.MULTIRUN, validate_sweep_overrides=False).hydra
+        run_mode = RunMode.MULTIRUN if sweeps else RunMode.RUN
+        cfg = self.compose_config(config_name, overrides, run_mode, validate_sweep_overrides=False)
     except (HydraException, OmegaConfBaseException):
-        return None  # raised again when the app composes
-    if cfg.mode is None and any("bincounter" in plugin._target_ for plugin in (cfg.launcher, cfg.sweeper)):
+        if sweeps:
+            return None  # raised again when the app composes, unless values are listed without -m
+        raise
+    mode = cfg.hydra.mode
+    if mode is None and any("bincounter" in cfg.hydra[plugin]._target_ for plugin in ("launcher", "sweeper")):
         # As Hydra does for -m. Hydra 1.4 needs the plug-ins in the configuration of each job, too.
-        chosen = [f"{group}={cfg.runtime.choices[group]}" for group in ("hydra/launcher", "hydra/sweeper")]
+        chosen = [f"{group}={cfg.hydra.runtime.choices[group]}" for group in ("hydra/launcher", "hydra/sweeper")]
         overrides += ["hydra.mode=MULTIRUN", *chosen]
         return RunMode.MULTIRUN
-    return cfg.mode
+    if mode is None and not sweeps:
+        composed[config_name, *overrides, "hydra.mode=RUN"] = cfg
+    return mode
 
 
 @_changed(ConfigLoaderImpl, "load_configuration")
-def _expand_home(original: Callable[..., DictConfig], *arguments: Any, **options: Any) -> DictConfig:
-    """Expand ``~`` in each configuration that is composed, for a sweep's jobs, too."""
-    cfg = original(*arguments, **options)
+def _load(
+    original: Callable[..., DictConfig],
+    self: Any,
+    config_name: str,
+    overrides: list[str],
+    *further: Any,
+    **options: Any,
+) -> DictConfig:
+    """Expand ``~`` in each configuration that is composed, for a sweep's jobs, too; a single run composes once."""
+    cfg = composed.pop((config_name, *overrides), None)
+    if cfg is not None:
+        cfg.hydra.mode = RunMode.RUN
+        cfg.hydra.overrides.hydra.append("hydra.mode=RUN")
+        return cfg
+    cfg = original(self, config_name, overrides, *further, **options)
     if OmegaConf.get_type(cfg) in ROOTS.values():
         with flag_override(cfg, "readonly", False):
             expand_home(cfg)
@@ -150,17 +174,36 @@ def _expand_home(original: Callable[..., DictConfig], *arguments: Any, **options
     return cfg
 
 
+@_changed(ConfigLoaderImpl, "_apply_overrides_to_config")
+def _keep_settings(original: Callable[..., None], overrides: list[Override], cfg: DictConfig) -> None:
+    """Keep what was composed with an error, for a message that names the nearest setting."""
+    try:
+        original(overrides, cfg)
+    except HydraException as error:
+        with open_dict(cfg):
+            cfg.pop("hydra")
+        error.composed = cfg  # type: ignore[attr-defined]
+        raise
+
+
 @_changed(ConfigLoaderImpl, "get_group_options")
-def _hide_internal(
-    original: Callable[..., list[str]], self: Any, group_name: str, *arguments: Any, **options: Any
-) -> Any:
-    """Leave internal options out of ``--help``, completion and ``glob(...)``."""
-    return [each for each in original(self, group_name, *arguments, **options) if not is_internal(group_name, each)]
+def _offer_options(
+    _: Callable[..., Any], self: Any, group_name: str, results_filter: Any = ObjectType.CONFIG, **options: Any
+) -> list[str]:
+    """Offer what a user can choose in ``--help``, completion and ``glob(...)``."""
+    if group_name.partition("/")[0] == "hydra":  # Hydra's own groups
+        return self.repository.get_group_options(group_name, results_filter)
+    if results_filter == ObjectType.CONFIG:
+        return list(offered.get(group_name, ()))
+    inside = f"{group_name}/" if group_name else ""
+    return sorted({each.removeprefix(inside).partition("/")[0] for each in offered if each.startswith(inside)})
 
 
 @functools.cache
 def _change_files() -> None:
     Plugins.instance()  # it executes the modules of plug-ins again
+    # Hydra copies it with each source, once per group; what is loaded from it is copied anyway.
+    ConfigStore.__deepcopy__ = lambda self, _: self  # type: ignore[attr-defined]
     _mask_output()
     _changed(basic_sweeper.BasicSweeper, "sweep")(_sweep)
     _changed(SourcesRegistry.instance().resolve("file"), "load_config")(_keep_yaml_text)
@@ -180,6 +223,8 @@ def _sweep(original: Callable[..., Any], self: BasicSweeper, arguments: list[str
 
 
 def _summarised(original: Callable[..., Any], self: BasicSweeper, arguments: list[str]) -> Any:
+    from bincounter.sweep.search_results import print_jobs  # imports numpy
+
     jobs: list[JobReturn] = []
     launcher = self.launcher
     assert launcher is not None
@@ -225,7 +270,7 @@ class _MaskedOmegaConf(OmegaConf):
 
 @functools.lru_cache(maxsize=256)  # a sweep composes the same files again and again
 def _yaml_nodes(text: str) -> yaml.Node | None:
-    return yaml.compose(text, Loader=yaml.SafeLoader)
+    return yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def _keep_yaml_text(original: Callable[..., ConfigResult], self: ConfigSource, config_path: str) -> ConfigResult:

@@ -1,5 +1,6 @@
 """One-line error messages for wrong overrides, and filters of overrides by key."""
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -29,7 +30,7 @@ def explain_override_error(
     """Explain in one line which override made Hydra raise ``error``.
 
     Args:
-        error: a HydraException or an OmegaConf error.
+        error: a HydraException or an OmegaConf error; its ``composed``, if any, is the configuration before overrides.
         overrides: the command line's overrides.
         groups: of the configuration.
         compose: turns overrides into a configuration.
@@ -37,11 +38,16 @@ def explain_override_error(
     """
     if isinstance(error, OverrideParseException):
         return _unparsable(error.override)
+
+    @functools.cache
+    def settings() -> DictConfig | None:
+        return getattr(error, "composed", None) or compose_groups(overrides, groups, compose)
+
     for override in OverridesParser.create().parse_overrides(overrides):
         reason = (
             _misplaced(override, groups, error, command)
             or _unknown_option(override, groups)
-            or _unknown_key(override, groups, overrides, compose, command)
+            or _unknown_key(override, groups, settings, command)
         )
         if reason:
             return reason
@@ -159,12 +165,12 @@ def _unknown_option(override: Override, groups: Groups) -> str | None:
 
 
 def _unknown_key(
-    override: Override, groups: Groups, overrides: list[str], compose: Compose, command: str
+    override: Override, groups: Groups, settings: Callable[[], DictConfig | None], command: str
 ) -> str | None:
     key = override.key_or_group
     if override.is_add() or override.is_delete() or key in groups or key.startswith("hydra"):
         return None
-    cfg = compose_groups(overrides, groups, compose)
+    cfg = settings()
     if cfg is None or OmegaConf.select(cfg, key, throw_on_missing=False) is not None or key in _keys(cfg):
         return None
     parent, _, name = key.rpartition(".")

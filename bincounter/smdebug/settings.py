@@ -5,7 +5,6 @@ Terms are SageMaker Debugger's: a collection is a group of tensors, a step is on
 AWS's "List of Debugger built-in rules" and from smdebug-rulesconfig.
 """
 
-import importlib.metadata
 import os
 import re
 from collections.abc import Mapping
@@ -122,9 +121,11 @@ def require_smdebug() -> None:
 
 
 def _version(package: str) -> str:
+    from importlib import metadata  # not for every command: it imports email and zipfile
+
     try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
         return ""
 
 

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import IO, Any
 
@@ -158,6 +157,8 @@ def identify(port: int, host: str = "127.0.0.1") -> dict[str, Any] | None:
     Returns:
         ``name``, ``process`` and ``model`` of the server; ``None`` if nothing answers within 5 s, or another program.
     """
+    from http.client import HTTPConnection, HTTPException  # imports ssl and email
+
     connection = HTTPConnection(reached_at(host), port, timeout=_IDENTITY_TIMEOUT)
     try:
         connection.request("GET", "/ping")
