@@ -13,23 +13,55 @@ import bincounter
 from bincounter.cli import hydra_app, train_command
 
 SCRIPT = str(Path(sys.executable).parent / "bincounter")
-TORCH_IS_MISSING = """
-import sys
+QUICK = """
+import copy, os, sys
 
-sys.modules["torch"] = None  # importing it raises
+for name in ("torch", "lightning", "numpy", "PIL", "matplotlib", "pandas", "boto3", "rich", "http.client"):
+    sys.modules[name] = None  # importing it raises
+from hydra._internal import config_loader_impl
+from hydra.core.config_store import ConfigStore
 from bincounter.cli.main import main
 
-sys.exit(main())
+compose, composed = config_loader_impl.create_defaults_list, []
+config_loader_impl.create_defaults_list = lambda **options: composed.append(1) or compose(**options)
+code = main()
+store = ConfigStore.instance()
+print(f"code {code}, {len(composed)} composed, copied: {copy.deepcopy(store) is not store}", file=sys.stderr)
 """
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["predict", "--help"], ["train", "--help"]], ids=str)
-def test_help_and_version_do_not_import_torch(arguments: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--help"], None, "COMMAND"),
+        (["predict", "--help"], None, "--csv"),
+        (["runs", "--help"], None, "--json"),
+        (["train", "--help"], 0, "debugger: none, smdebug, tensors"),
+        (["deploy", "--help"], 0, "action="),
+        (["train", "--cfg", "job", "experiment=capstone_cnn"], 0, "capstone"),
+        (["train", "foo=1"], 2, "Unknown setting 'foo'"),
+        (["train", "hparams_search=optuna", "model.layers=5"], 2, "did you mean 'model.head.layers'"),
+        (["train", "-m", "seed=1,2", "data.batchsize=8"], 2, "did you mean 'data.batch_size'"),
+        (["train", "seed=x"], 2, "seed: Value 'x'"),
+        (["train", "data.batch_size=0"], 2, "data.batch_size=0 is out of range"),
+        (["train", "model=resnet"], 2, "model=resnet is not one of"),
+        (["train", "modle=cnn"], 2, "did you mean 'model'"),
+        (["deploy", "nme=x"], 2, "did you mean 'name'"),
+        (["-sc", "query=bash", "--", "bincounter train data.bat"], 0, "data.batch_size="),
+    ],
+    ids=str,
+)
+def test_an_answer_composes_once_and_imports_no_numpy(
+    arguments: list[str], code: int | None, said: str, tmp_path: Path
+) -> None:
     done = subprocess.run(
-        command("-c", TORCH_IS_MISSING, *arguments), cwd=tmp_path, capture_output=True, text=True, check=False
+        command("-c", QUICK, *arguments), cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stderr
-    assert "bincounter" in done.stdout
+    assert said in done.stdout + done.stderr
+    if code is None:  # argparse exits
+        assert done.returncode == 0, done.stderr
+    else:
+        assert f"code {code}, 1 composed, copied: False" in done.stderr
 
 
 def test_the_version_is_that_of_the_package(run: Run) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from commands import Run
+from commands import REPOSITORY, Run
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -306,10 +306,19 @@ def test_what_another_setting_reads_can_be_added() -> None:
         validate(compose(["+epochs=2", "trainer=cpu"]))
 
 
-def test_help_hides_internal_options(run: Run) -> None:
-    groups = run("train.py", "--help").stdout.partition("== Config ==")[0]
-    assert "launcher: local, rehearsal, sagemaker, sagemaker_spot\n" in groups
-    assert "schema" not in groups
+@pytest.mark.parametrize("option", ["--config-dir={}", "hydra.searchpath=[file://{}]"])
+def test_help_lists_what_can_be_chosen(option: str, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.yaml").touch()
+    groups = run("train.py", "--help", option.format(tmp_path)).stdout.partition("== Config ==")[0]
+    listed = dict(line.split(": ") for line in groups.splitlines() if re.match(r"[\w/]+: ", line))
+    conf = REPOSITORY / "conf"
+    folders = [path for path in conf.rglob("*") if path.is_dir() and path.relative_to(conf).parts[0] != "hydra"]
+    options = {path.relative_to(conf).as_posix(): {each.stem for each in path.glob("*.yaml")} for path in folders}
+    del options["target"]  # of deploy.py
+    options["model"].add("mine")
+    options["launcher"].discard("container")  # of bincounter itself, as schemas are
+    assert {group: set(text.split(", ")) for group, text in listed.items()} == options
 
 
 @pytest.mark.parametrize("program", ["train.py", "deploy.py"])
