@@ -31,14 +31,8 @@ def job(cfg: DictConfig) -> float | None:
     from bincounter.config.validate import validate
 
     validate(cfg)
-    from bincounter.debugger.rule import read_verdicts
     from bincounter.debugger.rule_runner import debugger_callbacks
-    from bincounter.profiler.profile_facts import read_profile
     from bincounter.profiler.step_profiler import log_profile_summary, profiler_callbacks
-    from bincounter.report.report import write_report
-    from bincounter.report.report_photos import explain, select_photos
-    from bincounter.training.mlflow_logger import register_models
-    from bincounter.training.results import read_results
     from bincounter.training.run import run
     from bincounter.training.trainer import translate_errors
 
@@ -50,6 +44,14 @@ def job(cfg: DictConfig) -> float | None:
     outcome = run(cfg, callbacks)
     if outcome is None:
         return None
+    # Not before training: the first step does not wait for captum.
+    from bincounter.debugger.rule import read_verdicts
+    from bincounter.profiler.profile_facts import read_profile
+    from bincounter.report.report import write_report
+    from bincounter.report.report_photos import explain, select_photos
+    from bincounter.training.mlflow_logger import register_models
+    from bincounter.training.results import read_results
+
     with translate_errors(batch_size=cfg.data.batch_size, run=outcome.folder.path):
         results = read_results(outcome.folder.path)  # each file of the run is read once
         verdicts = read_verdicts(results.path)
