@@ -1,7 +1,8 @@
-"""Bounds on photos by their bytes: segments, scans and chunks, and metadata that decides no pixel is dropped.
+"""Checks of photo bytes before Pillow reads them: limits on segments, scans and chunks; unused metadata is removed.
 
-Pillow reads padding byte by byte, reads all metadata, and makes up the pixels that a JPEG lacks; here these are found
-by searches in C, before it sees them. A model archive holds a copy of this file, which imports the standard library.
+Pillow reads padding byte by byte, reads all metadata, and fills in missing pixels of a JPEG without an error. This
+module finds such photos by searches in C. A model archive holds a copy of this file; it imports only the standard
+library.
 """
 
 import re
@@ -12,41 +13,41 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 MAX_PIXELS = 100_000_000
-"""Width times height of the largest photo that is decoded; above it a few bytes could demand gigabytes of memory."""
+"""Maximum width times height of a photo; beyond it, a few bytes could demand gigabytes of memory."""
 
 MAX_SIDE = 65_535
-"""Largest width or height in pixels, that of JPEG; Pillow keeps an address for each row."""
+"""Maximum width or height in pixels, as in JPEG; Pillow keeps a pointer to each row."""
 
 MAX_SCANS = 100
-"""Most scans of a JPEG; encoders write about ten, and each one costs a pass over all pixels."""
+"""Maximum number of scans of a JPEG; encoders write about ten, and each one costs a pass over all pixels."""
 
 MAX_SEGMENTS = 2_000
-"""Most segments of a JPEG before its pixels, and between its scans; cameras write a few dozen."""
+"""Maximum number of segments of a JPEG before its first scan, and after it; cameras write a few dozen."""
 
 MAX_CHUNKS = 10_000
-"""Most chunks of a PNG, beside one for every kilobyte; encoders write one for every 8 kB, or for every row."""
+"""Maximum number of chunks of a PNG, plus one per kilobyte; encoders write one per 8 kB, or one per row."""
 
 JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
-"""First bytes of these formats."""
+"""Magic numbers of the formats."""
 
 _MARKER = re.compile(rb"\xff([^\x00\xff])")
-_NEXT = re.compile(rb"(?<!\xff)\xff++([^\x00\x01\xd0-\xd7])")  # after coded bits, with the padding in front of it
+_NEXT = re.compile(rb"(?<!\xff)\xff++([^\x00\x01\xd0-\xd7])")  # after entropy-coded data, with the padding before it
 _ALONE = {0x01, *range(0xD0, 0xD9)}  # markers without a length
 _SCAN, _END, _PROGRESSIVE = 0xDA, 0xD9, 0xC2
 _SCAN_BYTES = bytes([0xFF, _SCAN])
-_MOST_PADDING = 1 << 16  # bytes between the segments
+_MOST_PADDING = 1 << 16  # bytes between segments
 _METADATA = {*range(0xE0, 0xF0), 0xFE}
-# Colour space and orientation; the beginnings by their marker.
+# Metadata that changes pixels (colour space, orientation): marker -> prefixes of its content.
 _KEPT_SEGMENTS = {0xE0: (b"JFIF",), 0xE1: (b"Exif\0", b"http://ns.adobe.com/xap/1.0/\0"), 0xEE: (b"Adobe",)}
-_MOST_ALIKE = 64  # of them; Pillow copies the EXIF once for each
-_FRAMES = {0xC0: 2, 0xC1: 2, _PROGRESSIVE: 1}  # Huffman-coded frames -> bits that each of their blocks takes at least
-# Bits with many beginnings, since the likeliest ones change no pixel, and restarts, at which decoders wait for one.
+_MOST_ALIKE = 64  # kept segments per marker; Pillow copies the EXIF block once for each
+_FRAMES = {0xC0: 2, 0xC1: 2, _PROGRESSIVE: 1}  # Huffman-coded frames -> minimum bits per block
+# Various bit patterns, since the most likely ones change no pixel, and restart markers, for decoders that wait for one.
 _FILLERS = [bytes((37 * place + 29 * number + 155) % 255 for place in range(32)) for number in range(9)]
 _MORE_BITS = _FILLERS[8] + b"".join(bytes([0xFF, 0xD0 + number]) + _FILLERS[number] for number in range(8))
 
-_KEPT_CHUNKS = (b"tRNS", b"eXIf")  # of those that are not critical
-_ORIENTATION_TEXTS = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")  # where Pillow looks for one
-_MOST_EXTRAS, _MOST_TEXT = 16, 1 << 20  # their number, and bytes of a text; Pillow refuses longer ones
+_KEPT_CHUNKS = (b"tRNS", b"eXIf")  # ancillary chunks that change pixels
+_ORIENTATION_TEXTS = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")  # text chunks in which Pillow looks for one
+_MOST_EXTRAS, _MOST_TEXT = 16, 1 << 20  # kept ancillary chunks; bytes of a text, as in Pillow
 
 
 class PhotoError(ValueError):
@@ -59,12 +60,12 @@ class PhotoTooLargeError(PhotoError):
 
 @dataclass(frozen=True, slots=True)
 class CleanedPhoto:
-    """A photo without padding and metadata that decide no pixel.
+    """A photo without padding and without metadata that changes no pixel.
 
     Attributes:
-        data: its bytes.
-        scan: place of a JPEG's first scan in them; ``None`` for other formats.
-        scans: number of a JPEG's scans, or a few more; 1 for other formats.
+        data: bytes of the photo.
+        scan: offset of the first scan of a JPEG; ``None`` for other formats.
+        scans: upper bound on the number of scans of a JPEG; 1 for other formats.
     """
 
     data: bytes
@@ -72,10 +73,10 @@ class CleanedPhoto:
     scans: int = 1
 
     def with_more_bits(self) -> bytes:
-        """A JPEG with further bits behind those of each scan, which a decoder skips where it has all it needs.
+        """Append bits to each scan of a JPEG; a decoder ignores them if the scan is complete.
 
         Raises:
-            PhotoError: it has too many segments.
+            PhotoError: the JPEG has too many segments.
         """
         parts, place, in_scan = [], 0, True
         for end, code in self._markers():
@@ -87,16 +88,16 @@ class CleanedPhoto:
 
     def has_too_many_scans(self) -> bool:
         """Return whether a JPEG has more than :data:`MAX_SCANS`."""
-        # Counted in C at first, which also finds what is behind the photo.
+        # `scans` is counted in C, and includes bytes after the end of the photo.
         return self.scans > MAX_SCANS and sum(code == _SCAN for _, code in self._markers()) >= MAX_SCANS
 
     def _markers(self) -> Iterator[tuple[int, int]]:
-        """Yield place and code of the markers from the first scan's end to the photo's, but for restarts."""
+        """Yield offset and code of each marker after the first scan's data, except restart markers."""
         assert self.scan is not None
         view = memoryview(self.data)
         place = self.scan + 2 + _length(self.data, self.scan + 2)
         for _ in range(MAX_SEGMENTS):
-            marker = _NEXT.search(view[place:])  # a segment may end with the byte that markers begin with
+            marker = _NEXT.search(view[place:])  # a segment may end with 0xFF
             if marker is None:
                 return
             yield place + marker.start(), marker[1][0]
@@ -108,10 +109,10 @@ class CleanedPhoto:
 
 
 def cleaned(data: bytes) -> CleanedPhoto:
-    """Drop what decides no pixel, and check the bounds that need no decoding.
+    """Remove padding and metadata that change no pixel, and check the limits that need no decoding.
 
     Raises:
-        PhotoError: the header is invalid, a bound is exceeded, or a JPEG has fewer bits than its pixels take at least.
+        PhotoError: the header is invalid, a limit is exceeded, or a JPEG has too few bits for its number of blocks.
     """
     if not data:
         raise PhotoError("empty file")
@@ -136,7 +137,7 @@ def _cleaned_jpeg(data: bytes) -> CleanedPhoto:
         if code == _SCAN:
             if 8 * (len(data) - place) < least_bits:
                 raise PhotoError("truncated")
-            # A frame that is not progressive ends with a scan of all components.
+            # In a frame that is not progressive, a scan of all components is the only one.
             scans = 1 if data[body : body + 1] == components else data.count(_SCAN_BYTES, marker.start())
             photo = CleanedPhoto(b"".join([*parts, data[marker.start() :]]), sum(map(len, parts)), scans)
             if photo.has_too_many_scans():
@@ -158,7 +159,7 @@ def _length(data: bytes, place: int) -> int:
 
 
 def _blocks(frame: bytes) -> int:
-    """Number of 8x8 blocks of a frame, without those that pad it to whole MCUs; 0 if its header is broken."""
+    """Number of 8x8 blocks of a frame, without the padding to whole MCUs; 0 if the frame header is invalid."""
     try:
         _, height, width, number = struct.unpack_from(">BHHB", frame)
         factors = [(frame[7 + 3 * each] >> 4, frame[7 + 3 * each] & 15) for each in range(number)]
@@ -182,7 +183,7 @@ def _cleaned_png(data: bytes) -> bytes:
         end = place + 12 + length
         if kind == b"IEND":
             return b"".join([*parts, data[start:end]])
-        if kind[0] & 0x20:  # in lower case: not critical
+        if kind[0] & 0x20:  # lower case: ancillary chunk
             is_text = data.startswith(_ORIENTATION_TEXTS, place + 8)
             wanted = kind in _KEPT_CHUNKS or is_text
             extras += wanted
@@ -194,7 +195,7 @@ def _cleaned_png(data: bytes) -> bytes:
 
 
 def _is_readable(kind: bytes, text: bytes) -> bool:
-    """Return whether a text chunk unpacks to no more than Pillow reads."""
+    """Check that a text chunk decompresses to no more bytes than Pillow accepts."""
     content = text.partition(b"\0")[2]
     packed = content[1:] if kind == b"zTXt" else b""
     if kind == b"iTXt" and content[:1] == b"\1":  # compressed: flag, method, language, translated keyword

@@ -1,6 +1,6 @@
-"""Photo bytes -> a square of RGB bytes, in this process or in one of its own.
+"""Decoder: photo bytes -> square RGB pixels. Also a program, to decode in a process of its own.
 
-A model archive holds a copy of this file, which imports Pillow only: without torch a process starts quickly.
+A model archive holds a copy of this file. It imports only Pillow: without torch a process starts quickly.
 """
 
 import io
@@ -10,7 +10,7 @@ import sys
 import warnings
 from typing import NamedTuple
 
-# Imported by name: Pillow loads its plugins lazily, which two threads may do at once, and which needs descriptors.
+# Imported eagerly: Pillow's lazy import of plugins is not thread-safe, and fails without free file descriptors.
 from PIL import (
     Image,
     JpegImagePlugin,
@@ -31,13 +31,13 @@ from bincounter.data.photo_bounds import (
     cleaned,
 )
 
-# Pillow warns of cases that are handled here: large photos are rejected, broken EXIF is ignored, palettes converted.
+# Pillow warns of cases that are handled here: large photos (rejected), invalid EXIF (ignored), palettes (converted).
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 PIXELS, REFUSED, FAILED = b"=", b"!", b"?"
-"""First byte of a decoding process's answers: pixels, the reason of a :class:`PhotoError`, or a failure of memory."""
+"""First byte of a reply of the decoding process: pixels, message of a :class:`PhotoError`, or lack of resources."""
 
-# Photo formats only: some of Pillow's other readers start programs or have no bounds.
+# Photo formats only: some other readers of Pillow start programs or have no limits.
 _FORMATS = (
     JpegImagePlugin.JpegImageFile.format,
     PngImagePlugin.PngImageFile.format,
@@ -66,8 +66,8 @@ class Header(NamedTuple):
     Attributes:
         width: in pixels as stored, before the EXIF orientation.
         height: likewise.
-        scans: of a JPEG, 1 for other formats: passes over all pixels.
-        is_jpeg: its decoder is several times faster than others.
+        scans: number of scans of a JPEG, each a pass over all pixels; 1 for other formats.
+        is_jpeg: True for JPEG, which decodes several times faster than the other formats.
     """
 
     width: int
@@ -77,10 +77,10 @@ class Header(NamedTuple):
 
 
 def read_header(data: bytes) -> Header:
-    """Read the header of a photo, and check all bounds that need no decoding.
+    """Read the header of a photo, and check all limits that need no decoding.
 
     Raises:
-        PhotoError: the photo is refused.
+        PhotoError: the header is invalid, or a limit is exceeded.
         MemoryError: there is too little memory.
     """
     photo = cleaned(data)
@@ -99,9 +99,9 @@ def decode_square(data: bytes, size: int) -> bytes:
         ``uint8[3, size, size]``, row by row.
 
     Raises:
-        PhotoError: the bytes cannot be decoded; a verdict on the bytes alone.
+        PhotoError: the bytes cannot be decoded, on any machine.
         MemoryError: there is too little memory.
-        OSError: the system failed, such as for want of file descriptors.
+        OSError: a system call failed, for example because no file descriptor was free.
     """
     whole = cleaned(data)
     with _opened(whole) as photo:
@@ -113,7 +113,7 @@ def decode_square(data: bytes, size: int) -> bytes:
                 raise PhotoError("truncated")
             square = _rgb(photo).resize((size, size), Image.Resampling.BILINEAR)
             turn = _UPRIGHT.get(_orientation(photo))
-        except Exception as error:  # broken bytes make Pillow raise nearly anything: OSError, SyntaxError, ...
+        except Exception as error:  # Pillow raises many types for invalid bytes: OSError, SyntaxError, ...
             raise _verdict(error, pixels) from error
     if turn is not None:
         square = square.transpose(turn)
@@ -121,7 +121,7 @@ def decode_square(data: bytes, size: int) -> bytes:
 
 
 def _opened(photo: CleanedPhoto) -> Image.Image:
-    """Read the header; allocates no memory for pixels yet."""
+    """Read the header, without allocating memory for pixels."""
     try:
         opened = Image.open(io.BytesIO(photo.data), formats=_FORMATS)
     except Image.DecompressionBombError as error:
@@ -130,7 +130,7 @@ def _opened(photo: CleanedPhoto) -> Image.Image:
         known = photo.data.startswith((JPEG, PNG)) or photo.data[8:12] == b"WEBP"
         raise PhotoError("damaged header" if known else "not a JPEG, PNG or WebP image") from error
     except Exception as error:  # as in decode_square
-        pixels = _webp_pixels(photo.data) if photo.data[8:12] == b"WEBP" else 0  # which are allocated already
+        pixels = _webp_pixels(photo.data) if photo.data[8:12] == b"WEBP" else 0  # Pillow has allocated them already
         if pixels > MAX_PIXELS:
             raise _too_large() from error
         raise _verdict(error, pixels, "damaged header") from error
@@ -142,7 +142,7 @@ def _opened(photo: CleanedPhoto) -> Image.Image:
 
 
 def _webp_pixels(data: bytes) -> int:
-    """Read the number of pixels of a WebP from its first chunk (RFC 9649); 0 if it is broken."""
+    """Read the number of pixels of a WebP from its first chunk (RFC 9649); 0 if it is invalid."""
     match data[12:16]:
         case b"VP8X":
             width, height = (1 + int.from_bytes(data[place : place + 3], "little") for place in (24, 27))
@@ -157,11 +157,16 @@ def _webp_pixels(data: bytes) -> int:
 
 
 def _verdict(error: Exception, pixels: int, reason: str = "") -> PhotoError:
-    """Translate what Pillow raised for a photo of so many pixels.
+    """Translate an exception of Pillow to a :class:`PhotoError`.
+
+    Args:
+        error: the exception.
+        pixels: number of pixels of the photo.
+        reason: message; the default is derived from the exception.
 
     Raises:
-        MemoryError: it raised for want of memory, which its JPEG decoder reports as broken data.
-        OSError: it raised for want of something else that is not in the bytes.
+        MemoryError: the cause was too little memory, which Pillow's JPEG decoder reports as invalid data.
+        OSError: the cause was another failure of the system.
     """
     if isinstance(error, PhotoError):
         return error
@@ -170,15 +175,15 @@ def _verdict(error: Exception, pixels: int, reason: str = "") -> PhotoError:
     words = str(error).lower()
     if "memory" in words:
         raise MemoryError(words) from error
-    bytes(8 * pixels)  # touches no page; raises MemoryError where a decoder's own request failed
+    bytes(8 * pixels)  # touches no page; raises MemoryError if so much memory cannot be allocated
     return PhotoError(reason or ("truncated" if "truncated" in words else "damaged"))
 
 
 def _ends_early(photo: Image.Image, whole: CleanedPhoto, size: int) -> bool:
-    """Return whether a JPEG has too few bits for its pixels, which its decoder makes up in silence.
+    """Check whether a JPEG has too few bits for its pixels; its decoder fills in the missing ones without an error.
 
-    The decoder makes blocks without bits middle grey, or repeats the last colour, so that the last pixel is grey or the
-    last row is flat. In good photos with such a row, no pixel changes with the bits behind it.
+    The decoder fills missing blocks with middle grey or the last colour, so that the last pixel is grey or the last row
+    has one colour. A complete photo may have such a row too, but its pixels do not change when bits are appended.
     """
     last_row = photo.crop((0, photo.height - 1, photo.width, photo.height))
     if last_row.getcolors(1) is None and not _MIDDLE_GREY.issuperset(last_row.tobytes()[-len(photo.getbands()) :]):
@@ -200,7 +205,7 @@ def _rgb(photo: Image.Image) -> Image.Image:
         return photo.convert("I").point(_HIGH_BYTES, "L").convert("RGB")
     if not photo.has_transparency_data:
         return photo if photo.mode == "RGB" else photo.convert("RGB")
-    whole = Image.new("RGB", photo.size)  # in strips: all copies of a large photo would take gigabytes
+    whole = Image.new("RGB", photo.size)  # in strips: copies of a whole large photo would take gigabytes
     for top in range(0, photo.height, _STRIP):
         strip = photo.crop((0, top, photo.width, min(top + _STRIP, photo.height))).convert("RGBA")
         whole.paste(Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip).convert("RGB"), (0, top))
@@ -208,7 +213,7 @@ def _rgb(photo: Image.Image) -> Image.Image:
 
 
 def _orientation(photo: Image.Image) -> int:
-    """Read the EXIF orientation, 1 to 8; 1 where the EXIF block is broken."""
+    """Read the EXIF orientation, 1 to 8; 1 if the EXIF block is invalid."""
     try:
         return int(photo.getexif().get(_ORIENTATION_TAG, 1))
     except Exception as error:
@@ -217,11 +222,11 @@ def _orientation(photo: Image.Image) -> int:
 
 
 def main() -> None:
-    """Decode photos from stdin to stdout until it ends: ``python photo_decoder.py SIZE SECONDS``.
+    """Decode photos from stdin to stdout, until end of input: ``python photo_decoder.py SIZE SECONDS``.
 
-    A photo is its length (8 bytes, big-endian) and its bytes. The answer is one of :data:`PIXELS`, :data:`REFUSED`
-    and :data:`FAILED`, a length, and the pixels or the reason. A photo that takes more processor time than so many
-    seconds ends the process by SIGPROF.
+    A request is the length of a photo (8 bytes, big-endian) and its bytes. A reply is :data:`PIXELS`, :data:`REFUSED`
+    or :data:`FAILED`, a length, and the pixels or a message. SIGPROF ends the process if a photo takes more than
+    SECONDS of CPU time.
     """
     size, seconds = int(sys.argv[1]), float(sys.argv[2])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server

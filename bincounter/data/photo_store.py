@@ -1,11 +1,13 @@
 """Pixels of a data set at one size: decoded once into a memory-mapped file, or on every read."""
 
+import ast
 import hashlib
 import logging
 import os
 import secrets
 import shutil
 import time
+import tokenize
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Self
@@ -14,7 +16,6 @@ import numpy as np
 import PIL
 import torch
 
-from bincounter.data import photo_bounds, photo_decoder, preprocessing
 from bincounter.data.photo_bounds import PhotoError
 from bincounter.data.photos import failure_clause, in_reading_order, read_ahead, read_checked, retry
 from bincounter.data.preprocessing import decode
@@ -29,9 +30,8 @@ log = logging.getLogger(__name__)
 _PART_PREFIX = ".photos-"
 _ABANDONED = 24 * 3600  # seconds without a write after which the temporary file of a killed process is deleted
 
-_CODE = b"".join(Path(str(module.__file__)).read_bytes() for module in (photo_bounds, photo_decoder, preprocessing))
-RECIPE = hashlib.sha256(_CODE + PIL.__version__.encode()).hexdigest()[:8]
-"""Hash of everything that can change a pixel: photos stored under another recipe are decoded again."""
+DECODERS = [Path(__file__).with_name(name) for name in ("photo_bounds.py", "photo_decoder.py", "preprocessing.py")]
+"""Source files that determine the pixels."""
 
 
 class PhotoStore:
@@ -189,7 +189,36 @@ class PhotoWriter:
 
 def photos_path(cache_dir: Path, manifest: Manifest, image_size: int) -> Path:
     """Path of the file with a manifest's photos at one size: exactly N x 3 x S x S bytes."""
-    return cache_dir / "photos" / f"{manifest.digest}-{image_size}-{RECIPE}.uint8"
+    return cache_dir / "photos" / f"{manifest.digest}-{image_size}-{decoder_digest()}.uint8"
+
+
+def decoder_digest() -> str:
+    """Digest of everything that can change a pixel: photos stored under another one are decoded again."""
+    return hashlib.sha256((code_digest(*DECODERS) + PIL.__version__).encode()).hexdigest()[:8]
+
+
+def code_digest(*files: Path) -> str:
+    """Digest of Python source files that comments, docstrings and formatting do not change.
+
+    It is meant for keys of caches. Versions of Python from 3.11 agree on it for the files of this package.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for file in files:
+        with tokenize.open(file) as opened:
+            module = ast.parse(opened.read())
+        for node in ast.walk(module):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+                node.body = [line for line in node.body if not _is_docstring(line)]
+        digest.update(ast.unparse(module).encode() + b"\0")
+    return digest.hexdigest()
+
+
+def _is_docstring(line: ast.stmt) -> bool:
+    """Return True for any string that stands alone, also behind a constant that it describes."""
+    return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant) and isinstance(line.value.value, str)
 
 
 def has_room(folder: Path, photos: int, image_size: int) -> bool:

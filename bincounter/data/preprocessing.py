@@ -1,7 +1,7 @@
-"""Photo bytes -> pixels. Training and serving share this module, so that both see the same pixels.
+"""Photo bytes -> pixels, shared by training and serving.
 
-A model archive holds a copy of this file and of the two that decode, which therefore import torch and Pillow only (the
-serving image has these and torchvision) and nothing else of bincounter.
+A model archive holds a copy of this file and of the two that decode. They import only torch and Pillow, which the
+serving image has, and nothing else of bincounter.
 """
 
 import torch
@@ -15,11 +15,11 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 def decode(data: bytes, size: int) -> torch.Tensor:
     """Decode a photo of any shape, colour mode and orientation to a square of RGB pixels.
 
-    JPEG, PNG and WebP are recognised by their content; of an animation the first frame is read. The photo is turned
-    upright by its EXIF orientation, transparent parts are composited on white, 16-bit greys keep their high byte,
-    and CMYK is read as Adobe writes it (inverted). The aspect ratio is not kept: the whole photo is stretched to the
-    square, with antialiased bilinear filtering, after the JPEG decoder's own reduction (by 2, 4 or 8) where the photo
-    is that much larger. The pixels depend on the bytes and the size alone, in any thread.
+    JPEG, PNG and WebP are recognised by content; an animation is represented by its first frame. The EXIF
+    orientation is applied, transparent parts are composited on white, 16-bit greyscale keeps its high byte, and CMYK
+    is read as inverted (Adobe's convention). The aspect ratio is not kept: the photo is resized to the square by
+    antialiased bilinear interpolation, after the JPEG decoder's own downscaling (by 2, 4 or 8) of large photos. The
+    pixels depend only on the bytes and the size, in any thread.
 
     Args:
         data: the content of the file.
@@ -30,15 +30,15 @@ def decode(data: bytes, size: int) -> torch.Tensor:
 
     Raises:
         PhotoError: the bytes cannot be decoded.
-        MemoryError: there is too little memory; the photo may be good.
-        OSError: the system failed, such as for want of file descriptors; likewise.
+        MemoryError: there is too little memory; the photo may be valid.
+        OSError: a system call failed, for example because no file descriptor was free; the photo may be valid.
     """
     return as_tensor(decode_square(data, size), size)
 
 
 def as_tensor(square: bytes, size: int) -> torch.Tensor:
     """Pixels of :func:`bincounter.data.photo_decoder.decode_square` as ``uint8[3, size, size]``."""
-    # Of planes: a permutation by torch would wake its thread pool for every photo, 20 times slower here.
+    # Planar already: a permutation by torch would start its thread pool for every photo, 20 times slower.
     return torch.frombuffer(bytearray(square), dtype=torch.uint8).view(3, size, size)
 
 
@@ -46,7 +46,7 @@ def photo_size(data: bytes) -> tuple[int, int]:
     """Read the width and height of a photo, in pixels as stored (before its EXIF orientation), from its header alone.
 
     Raises:
-        PhotoError: the header is invalid, as in :func:`decode`.
+        PhotoError: the header is invalid, or a limit is exceeded.
     """
     header = read_header(data)
     return header.width, header.height

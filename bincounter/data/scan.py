@@ -19,7 +19,7 @@ from bincounter.data.grouping import FINGERPRINT_BYTES, assign_groups, fingerpri
 from bincounter.data.layouts import Detected, detect
 from bincounter.data.layouts.base import CACHE_TAG, IndexedLayout, InputFile, Layout
 from bincounter.data.photo_bounds import PhotoError
-from bincounter.data.photo_store import PhotoWriter, has_room, photos_path
+from bincounter.data.photo_store import DECODERS, PhotoWriter, code_digest, has_room, photos_path
 from bincounter.data.photos import content_hash, failure_clause, read_photos, retry
 from bincounter.data.preprocessing import decode, photo_size
 from bincounter.data.records import BinRecord, Candidate, Manifest, PhotoFile, RejectedInput, data_digest
@@ -39,12 +39,12 @@ _TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# Cache of bincounter: may 
 
 
 # Files that determine the content of a manifest: part of the cache key.
-_DECIDING = ("scan.py", "photo_bounds.py", "photo_decoder.py", "preprocessing.py", "grouping.py")
 _SOURCES = [
-    *(Path(__file__).with_name(name) for name in _DECIDING),
+    Path(__file__),
+    Path(__file__).with_name("grouping.py"),
     *sorted(Path(__file__).parent.glob("layouts/*.py")),
+    *DECODERS,
 ]
-_CODE = hashlib.sha256(b"".join(file.read_bytes() for file in _SOURCES) + PIL.__version__.encode()).hexdigest()
 
 
 def scan(
@@ -73,7 +73,8 @@ def scan(
     if isinstance(layout, IndexedLayout):
         return layout.manifest(root)
     signature = _signature(layout.walk(root))
-    key = hashlib.sha256(json.dumps([str(root.resolve()), repr(layout), _CODE]).encode()).hexdigest()[:16]
+    code = code_digest(*_SOURCES) + PIL.__version__
+    key = hashlib.sha256(json.dumps([str(root.resolve()), repr(layout), code]).encode()).hexdigest()[:16]
     kept = cache_dir / "manifests" / f"{key}.npz"
     manifest = load_manifest(kept, root, signature)
     if manifest is not None and manifest.has_passing_refusals:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from bincounter.data.datamodule import BinDataModule
 from bincounter.data.feature_store import FeatureStore
-from bincounter.data.photo_store import RECIPE
+from bincounter.data.photo_store import code_digest, decoder_digest
 from bincounter.data.preprocessing import Normalize
 from bincounter.model import counter
 from bincounter.model.counter import BinCounter
@@ -214,7 +214,7 @@ def identity(
         "weights": _digest_of_tensors(model.backbone),
         "code": _digest_of_code(model.backbone),
         "image_size": data.image_size,
-        "preprocessing": RECIPE,
+        "preprocessing": decoder_digest(),
         "photos": _digest(data.manifest.content.tobytes()),
         "precision": f"{precision}, float32 matrices {torch.get_float32_matmul_precision()}",
         "versions": ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision")),
@@ -245,4 +245,4 @@ def _digest_of_code(backbone: nn.Module) -> str:
     """Digest of the files that define the backbone's modules, and of the model's, which calls them."""
     modules = {type(module).__module__ for module in backbone.modules()} | {counter.__name__}
     files = {inspect.getsourcefile(sys.modules[name]) for name in modules if name in sys.modules}
-    return _digest(*(Path(file).read_bytes() for file in sorted(filter(None, files))))
+    return code_digest(*(Path(file) for file in sorted(filter(None, files))))

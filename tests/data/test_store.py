@@ -1,6 +1,7 @@
 import logging
 import os
 import pickle
+import shutil
 import time
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 import torch
 from made_photos import bin_folders, photo_bytes, write
 
+import bincounter.data.photo_store as store_module
+import bincounter.data.scan as scan_module
 from bincounter.data.layouts.folders import Folders
 from bincounter.data.photo_store import PhotoStore
 from bincounter.data.preprocessing import decode
@@ -90,6 +93,31 @@ def test_a_file_that_is_not_whole_is_made_again(manifest, cache):
     (file,) = (cache / "photos").iterdir()
     os.truncate(file, 1000)
     assert torch.equal(opened(manifest, cache).batch(range(8)), expected(manifest, range(8)))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "kept"),
+    [
+        ('"""Read the width and height', '# A comment.\n    """Size', 1),
+        ('"""Magic numbers of the formats."""', "", 1),
+        ("MAX_SCANS = 100", "MAX_SCANS = (100)  # reformatted", 1),
+        ("MAX_SCANS = 100", "MAX_SCANS = 101", 2),
+    ],
+)
+def test_cache_keys_ignore_comments_of_the_code(manifest, tmp_path, monkeypatch, old, new, kept):
+    copies = [Path(shutil.copy(file, tmp_path)) for file in store_module.DECODERS]
+    monkeypatch.setattr(store_module, "DECODERS", copies)
+    monkeypatch.setattr(scan_module, "_SOURCES", copies)
+    caches = tmp_path / "keyed"
+
+    def fill() -> None:
+        opened(scan(manifest.root, Folders(), caches, image_size=None, workers=1), caches)
+
+    fill()
+    (edited,) = (file for file in copies if old in file.read_text())
+    edited.write_text(edited.read_text().replace(old, new))
+    fill()
+    assert len(list((caches / "photos").iterdir())) == len(list((caches / "manifests").iterdir())) == kept
 
 
 class Photos(torch.utils.data.Dataset):
