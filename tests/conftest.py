@@ -29,7 +29,7 @@ _SLOW_FILES = {
     *("test_access.py", "test_completion.py"),
     *("test_advice.py", "test_api.py", "test_commands.py", "test_container.py", "test_count_by_count.py"),
     *("test_data_report.py", "test_decode_pool.py", "test_demo.py", "test_docs.py"),
-    *("test_grouping.py", "test_launcher.py", "test_local.py", "test_predict.py", "test_readme.py"),
+    *("test_grouping.py", "test_launcher.py", "test_local.py", "test_mlflow.py", "test_predict.py", "test_readme.py"),
     *("test_report.py", "test_rules.py", "test_settings.py", "test_study.py", "test_sweep_page.py"),
     *("test_train.py", "test_training_rehearsal.py", "test_wheel.py"),
 }
