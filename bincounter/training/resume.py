@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from bincounter.config.checks import RENAMED_TARGETS, renamed_targets
 from bincounter.config.overrides import drop_overrides
 from bincounter.config.quoting import override_of, shell_command
+from bincounter.config.train_schema import DataConfig, ModelConfig
 from bincounter.errors import ConfigError, UserError
 from bincounter.files import check_mapping, expand_user, lock, read_file
 from bincounter.redaction import MASK, mask_argument
@@ -24,6 +25,8 @@ from bincounter.redaction import MASK, mask_argument
 log = logging.getLogger(__name__)
 
 _RESTORE = "restore it, or start a new run"
+
+_GROUPS = {"data": DataConfig, "model": ModelConfig}
 
 # Settings that do not change a run's results. Of the photos the bytes are compared, not their place.
 FREE = (
@@ -188,7 +191,8 @@ def check_unchanged(
     Raises:
         ConfigError: a setting differs; the message has the first one.
     """
-    old, new = flatten(before), flatten(now)
+    defaults = flatten({name: OmegaConf.to_container(OmegaConf.structured(schema)) for name, schema in _GROUPS.items()})
+    old, new = defaults | flatten(before), defaults | flatten(now)  # settings that an older version did not have
     for key in sorted({*old, *new}):
         if old.get(key) == new.get(key) or any(key == free or key.startswith(f"{free}.") for free in FREE):
             continue

@@ -1,5 +1,6 @@
 """A run that is killed at any moment and gone on with ends as if nothing had happened."""
 
+import copy
 import csv
 import random
 import shlex
@@ -12,6 +13,9 @@ import torch
 import yaml
 from bins import square_bins
 from commands import Run, Start
+
+from bincounter.errors import ConfigError
+from bincounter.training import resume
 
 # Everything that holds state or draws random numbers, at once.
 RECIPE = [
@@ -163,6 +167,16 @@ def test_a_changed_configuration_is_refused(undisturbed: Path, run: Run) -> None
     assert cfg["model"]["weights"] == f"{undisturbed}/checkpoints/best.ckpt"
     assert cfg["model"]["optimizer"]["lr"] == 0.5
     assert cfg["ckpt_path"] is None
+
+
+def test_settings_that_an_older_version_did_not_have_are_at_their_defaults(undisturbed: Path, tmp_path: Path) -> None:
+    now = yaml.safe_load((undisturbed / "config.yaml").read_text())
+    before = copy.deepcopy(now)
+    del before["data"]["progressive"]
+    with pytest.raises(ConfigError, match=r"data\.progressive\.start_size is 16 here and None in"):
+        resume.check_unchanged(before, now, tmp_path)
+    now["data"]["progressive"]["start_size"] = None
+    resume.check_unchanged(before, now, tmp_path)
 
 
 def test_a_run_of_a_folder_of_options_is_resumed_with_it(tmp_path: Path, run: Run) -> None:
