@@ -39,7 +39,7 @@ def test_a_photo_shows_each_of_its_items(seed: int, index: int, count: int, size
     photo = compose(seed, index, count, size)
     assert photo.image.size == (size, size)
     assert photo.count == len(photo.visible) == count
-    assert all(share >= 0.35 for share in photo.visible)
+    assert all(share >= 0.6 for share in photo.visible)
 
 
 def test_a_photo_follows_from_its_seed_and_index() -> None:

@@ -2,5 +2,5 @@
 
 Each photo is a fresh scene - boxes, books, bottles, cans and bags, some of them alike, behind elastic bands - drawn
 from (seed, index). Only the items reveal the count: the filled area is drawn before the number of items that
-share it, empty bins hold packing paper, and at least a third of every item can be seen.
+share it, empty bins hold packing paper, and at least three fifths of every item can be seen.
 """

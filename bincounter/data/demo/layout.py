@@ -24,7 +24,7 @@ from bincounter.progress import track
 log = logging.getLogger(__name__)
 
 MARKER = ".demo.json"
-RENDER_VERSION = 2  # increased when a seed gives other photos, so that old sets are not reused
+RENDER_VERSION = 3  # increased when a seed gives other photos, so that old sets are not reused
 _JOB = 25  # photos per task of a worker process
 
 

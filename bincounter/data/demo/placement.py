@@ -11,8 +11,10 @@ import numpy as np
 from bincounter.data.demo.items import KINDS
 
 GRID = 56  # cells per side of the grid on which visibility is estimated
-_SPOTS = 3  # places on the floor that are tried for an item; the one that hides least is used
-VISIBLE_FLOOR = 0.48  # of an item's outline; above the exact limit, since round corners reduce it
+_SPOTS = 8  # places on the floor that are tried for an item; the one that hides least is used
+VISIBLE_FLOOR = 0.68  # of an item's outline; above the exact limit, since round corners reduce it
+
+Box = tuple[float, float, float, float]  # left, top, right and bottom
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +26,8 @@ class Space:
         back: the same of the back wall.
     """
 
-    front: tuple[float, float, float, float]
-    back: tuple[float, float, float, float]
+    front: Box
+    back: Box
 
     @property
     def area(self) -> float:
@@ -33,7 +35,7 @@ class Space:
         left, top, right, bottom = self.front
         return (right - left) * (bottom - top)
 
-    def at(self, depth: float) -> tuple[float, float, float, float]:
+    def at(self, depth: float) -> Box:
         """Left, top, right and bottom of the room at a depth from 0 (front) to 1 (back wall)."""
         return tuple(f + (b - f) * depth for f, b in zip(self.front, self.back, strict=True))  # type: ignore[return-value]
 
@@ -70,6 +72,12 @@ class Item:
         return self.width * cosine + self.height * sine, self.width * sine + self.height * cosine
 
     @property
+    def box(self) -> Box:
+        """Left, top, right and bottom of the turned item's bounding box."""
+        width, height = self.extent
+        return self.x - width / 2, self.base - height, self.x + width / 2, self.base
+
+    @property
     def is_platform(self) -> bool:
         """True if another item can lie on top of it."""
         return KINDS[self.kind].flat and min(abs(self.angle), abs(abs(self.angle) - 90)) < 4
@@ -92,6 +100,8 @@ def arrange(rng: np.random.Generator, space: Space, count: int, filled: float) -
         if attempt % 40 == 0:  # items that do not fit, such as five tall books
             items, scale = _choose(rng, space, count, filled), 1.0
         placed = _place(rng, space, [_grown(item, scale) for item in items])
+        if placed is None:
+            continue
         visible, covered = _seen(placed, space)
         if abs(covered / filled - 1) < 0.15 and visible.min() >= VISIBLE_FLOOR:
             return placed
@@ -100,9 +110,9 @@ def arrange(rng: np.random.Generator, space: Space, count: int, filled: float) -
 
 
 def _choose(rng: np.random.Generator, space: Space, count: int, filled: float) -> list[Item]:
-    """Draw kinds, designs, shapes and sizes; areas differ by a factor of up to about 4 in one bin."""
+    """Draw kinds, designs, shapes and sizes; areas differ by a factor of up to about 3 in one bin."""
     names = list(KINDS)
-    shares = rng.uniform(1, 4, count)
+    shares = rng.uniform(1, 3, count)
     alike = rng.random() < 0.35
     first = _new_item(rng, names[rng.integers(len(names))])
     others = [_new_item(rng, names[rng.integers(len(names))]) for _ in range(count - 1)]
@@ -145,8 +155,8 @@ def _grown(item: Item, scale: float) -> Item:
     return replace(item, width=item.width * scale, height=item.height * scale)
 
 
-def _place(rng: np.random.Generator, space: Space, items: list[Item]) -> list[Item]:
-    """Place each item on the floor or on another one, from back to front."""
+def _place(rng: np.random.Generator, space: Space, items: list[Item]) -> list[Item] | None:
+    """Place each item on the floor or on another one, from back to front; ``None`` once one would hide another."""
     placed: list[Item] = []
     order = rng.permutation(len(items))
     depths = np.sort(rng.uniform(0.0, 0.85, len(items)))[::-1]
@@ -159,21 +169,25 @@ def _place(rng: np.random.Generator, space: Space, items: list[Item]) -> list[It
             placed.append(replace(item, x=x, base=support.base - support.extent[1] + 2, depth=support.depth))
             continue
         left, _, right, floor = space.at(float(depth))
-        half = item.extent[0] / 2
-        low, high = left + half - 3, right - half + 3
-        xs = rng.uniform(low, high, _SPOTS) if high > low else [(left + right) / 2]
+        width, height = item.extent
+        low, high = left + width / 2 - 3, right - width / 2 + 3
+        xs = rng.uniform(low, high, _SPOTS).tolist() if high > low else [(left + right) / 2]
         base = floor - rng.uniform(0, 3)
-        spots = [replace(item, x=float(x), base=float(base), depth=float(depth)) for x in xs]
-        placed.append(min(spots, key=lambda spot: max((_hidden(under, spot) for under in placed), default=0.0)))
+        boxes = [under.box for under in placed]
+        spots = [(x - width / 2, base - height, x + width / 2, base) for x in xs]
+        hidden = [max((_hidden(under, spot) for under in boxes), default=0.0) for spot in spots]
+        if min(hidden) > 1 - VISIBLE_FLOOR:
+            return None
+        placed.append(replace(item, x=xs[hidden.index(min(hidden))], base=base, depth=float(depth)))
     return placed
 
 
-def _hidden(behind: Item, ahead: Item) -> float:
-    """Share of one item's bounding box that another one's covers."""
-    (width, height), (other_width, other_height) = behind.extent, ahead.extent
-    across = min(behind.x + width / 2, ahead.x + other_width / 2) - max(behind.x - width / 2, ahead.x - other_width / 2)
-    upward = min(behind.base, ahead.base) - max(behind.base - height, ahead.base - other_height)
-    return max(0.0, across) * max(0.0, upward) / (width * height)
+def _hidden(behind: Box, ahead: Box) -> float:
+    """Share of one bounding box that another one covers."""
+    left, top, right, bottom = behind
+    across = min(right, ahead[2]) - max(left, ahead[0])
+    upward = min(bottom, ahead[3]) - max(top, ahead[1])
+    return across * upward / ((right - left) * (bottom - top)) if across > 0 and upward > 0 else 0.0
 
 
 def _platform(rng: np.random.Generator, placed: list[Item], item: Item, space: Space) -> Item | None:

@@ -10,7 +10,7 @@ from bincounter.data.demo.items import KINDS, paint
 from bincounter.data.demo.placement import Item, arrange
 from bincounter.data.demo.textures import smooth_light
 
-VISIBLE_FLOOR = 0.42  # least share of an item's own pixels that neither the bin nor other items hide
+VISIBLE_FLOOR = 0.62  # least share of an item's own pixels that neither the bin nor other items hide
 _SOLID = [0] * 128 + [255] * 128  # maps a soft mask to a hard one
 
 Sprite = tuple[Image.Image, tuple[int, int]]  # RGBA image, and the position of its upper left corner on the canvas
@@ -64,7 +64,7 @@ def compose(seed: int, index: int, count: int, size: int) -> DemoPhoto:
 
 def _shares(rng: np.random.Generator, count: int) -> tuple[float, float]:
     """Draw the shares of the opening for items and for paper; empty bins are filled as much as others."""
-    items = rng.uniform(0.28, 0.52)
+    items = rng.uniform(0.28, 0.48)
     paper = rng.uniform(0.15, 0.5) if rng.random() < 0.5 else 0.0
     if count == 0:
         return 0.0, items + 0.55 * paper if rng.random() < 0.9 else 0.0
@@ -89,7 +89,7 @@ def _sprite(item: Item, a_bin: surroundings.Bin) -> Sprite:
     size = max(3, round(item.width * unit)), max(3, round(item.height * unit))
     sprite = paint(KINDS[item.kind], item.design, size, unit, side)
     if abs(item.angle) > 1e-3:
-        sprite = sprite.rotate(item.angle, Image.Resampling.BICUBIC, expand=True)
+        sprite = sprite.rotate(item.angle, Image.Resampling.BILINEAR, expand=True)
     sprite = sprite.crop(sprite.getchannel("A").getbbox())  # so that round outlines touch the floor, too
     x = round(item.x * unit - sprite.width / 2)
     return sprite, (x, round(item.base * unit) - sprite.height)
@@ -129,13 +129,13 @@ def _darken(rng: np.random.Generator, interior: Image.Image, a_bin: surroundings
 
 def _photograph(rng: np.random.Generator, image: Image.Image, size: int) -> Image.Image:
     """Simulate the camera: perspective jitter, uneven light, defocus and sensor noise."""
+    image = image.reduce(2)
     side = image.width
     jitter = rng.uniform(-0.02, 0.02, (4, 2)) * side + rng.uniform(-0.015, 0.015, 2) * side
     corners = np.array([(0, 0), (0, side), (side, side), (side, 0)]) + jitter
-    corners = side / 2 + (corners - side / 2) * 0.96  # so that the canvas fills the frame
+    corners = side / 2 + (corners - side / 2) * 0.93  # so that the canvas fills the frame
     quad = tuple(corners.ravel().tolist())
     image = image.transform((side, side), Image.Transform.QUAD, quad, Image.Resampling.BILINEAR)
-    image = image.reduce(2)
     sharpness = rng.random()
     if sharpness < 0.22:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.4, 0.95) * size / 128))

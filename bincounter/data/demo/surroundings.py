@@ -36,8 +36,8 @@ class Bin:
 
 def choose_bin(rng: np.random.Generator, unit: float) -> Bin:
     """Draw a bin's shape, as a camera in front of it sees it, and its cloth."""
-    left, right = rng.uniform(8, 26), 256 - rng.uniform(8, 26)
-    top, bottom = rng.uniform(16, 34), 256 - rng.uniform(30, 48)
+    left, right = rng.uniform(6, 18), 256 - rng.uniform(6, 18)
+    top, bottom = rng.uniform(16, 28), 256 - rng.uniform(26, 38)
     inset = rng.uniform(12, 26)
     shift = rng.uniform(-0.5, 0.5) * inset
     back = (left + inset + shift, top + rng.uniform(2, 10), right - inset + shift, bottom - rng.uniform(18, 36))

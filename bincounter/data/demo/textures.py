@@ -39,7 +39,7 @@ def _cut(tile: np.ndarray, rng: np.random.Generator, shape: tuple[int, int]) -> 
     """Cut a random piece of a tile, mirrored at random; pieces larger than the tile wrap around."""
     rows = (rng.integers(TILE) + np.arange(shape[0])) % TILE
     columns = (rng.integers(TILE) + np.arange(shape[1])) % TILE
-    piece = tile[rows[:, None], columns[None, :]]
+    piece = tile.take(rows, 0).take(columns, 1)
     return piece[:: rng.choice([-1, 1]), :: rng.choice([-1, 1])]
 
 
