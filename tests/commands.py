@@ -2,11 +2,12 @@
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 
-from warm_python import Started
+from warm_python import Started, WarmPython, warm_python
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -20,6 +21,16 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
 
 
+@cache
+def warm() -> WarmPython:
+    """What runs ``python ARGUMENTS`` with imports that all commands of the tests share."""
+    return started.enter_context(warm_python(environment()))
+
+
+started = ExitStack()
+"""Closed at the end of the tests."""
+
+
 def command(*arguments: str) -> list[str]:
-    """``python ARGUMENTS`` with the interpreter that runs the tests."""
-    return [sys.executable, *arguments]
+    """``python ARGUMENTS`` for :mod:`subprocess`, where :func:`warm` does not do."""
+    return [warm().executable, *arguments]

@@ -2,14 +2,18 @@
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import boto3
 import hypothesis
 import pytest
-from commands import REPOSITORY, Run, Start, environment
-from warm_python import WarmPython, warm_python
+from commands import REPOSITORY, Run, Start, environment, started, warm
+from warm_python import WarmPython
+
+from sagemaker_rehearsal import rehearsed
 
 # Before torch is imported: on busy cores its threads wait for each other far longer than they work.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -70,11 +74,25 @@ def _own_session() -> Iterator[None]:
     boto3.DEFAULT_SESSION = None
 
 
+def pytest_sessionfinish() -> None:
+    """End what commands share."""
+    started.close()
+
+
 @pytest.fixture(scope="session")
-def python() -> Iterator[WarmPython]:
+def python() -> WarmPython:
     """Runs ``python ARGUMENTS`` with imports that all commands of the tests share."""
-    with warm_python(environment()) as python_:
-        yield python_
+    return warm()
+
+
+@pytest.fixture(scope="session")
+def plane(python: WarmPython, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A control plane as ``rehearsed.plane``, whose jobs share the imports too."""
+    with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", python.executable)
+        variables = stack.enter_context(rehearsed(tmp_path_factory.mktemp("rehearsal"), grace=0.5))
+        patch.undo()
+        yield variables
 
 
 @pytest.fixture

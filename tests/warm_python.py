@@ -1,14 +1,17 @@
 """``python ARGUMENTS`` without the seconds that importing torch, Lightning and Optuna takes.
 
 A process that has imported them forks for each command: the fork gets the command's arguments, folder, environment and
-outputs, and runs the same program as ``python`` would. It can be killed like any process. Tests that need a terminal, a
-process group or live outputs start a command themselves.
+files, and runs the same program as ``python`` would. It can be killed like any process. There are two: one has imported
+bincounter too; of the other there is an interpreter, ``WarmPython.executable``, for programs that start
+``sys.executable`` with a bincounter of their own. Tests that need a terminal or a process group start a command
+themselves.
 """
 
 import atexit
 import gc
 import importlib
 import json
+import multiprocessing.process
 import os
 import runpy
 import selectors
@@ -20,20 +23,36 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from types import ModuleType
+from typing import IO, Any, Literal, TextIO
 
-_WAITED_FOR = (
+import psutil
+
+_OF_OTHERS = (
+    "boto3",
+    "captum.attr",
+    "hydra.main",
+    "lightning.pytorch",
+    "matplotlib.pyplot",
+    "moto.server",
+    "obstore",
+    "optuna",
+    "sagemaker.core.image_uris",
+    "scipy.ndimage",
+    "torch.utils.tensorboard",
+)
+_OURS = (
     "bincounter.cloud.account",
     "bincounter.report.report",
     "bincounter.sweep.optuna_search",
     "bincounter.sweep.sweep_report",
     "bincounter.training.run",
-    "sagemaker.core.image_uris",
 )
 """Modules whose imports are what commands take longest for."""
 _WORDS_AT_MOST = 200_000  # bytes of a request
+_LOOKED_AFTER = 5.0  # seconds between looks whether the tests still run
 _LONGEST = 500.0  # seconds that a command may take
 
 
@@ -87,21 +106,18 @@ class WarmPython:
     """Runs commands.
 
     Args:
-        connection: to the process that forks.
+        folder: an environment whose interpreter has them run; in it listens the process that has imported bincounter.
     """
 
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection
+    def __init__(self, folder: Path) -> None:
+        self.executable = str(folder / "bin" / "python")
+        self._socket = folder / "socket"
 
     def start(self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str]) -> Started:
         """Like ``subprocess.Popen`` of ``python ARGUMENTS`` in ``folder``."""
-        request = json.dumps([arguments, str(folder), dict(environment)]).encode()
         outputs = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")  # noqa: SIM115
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            numbers = [file.fileno() for file in (*outputs, theirs)]
-            socket.send_fds(self._connection, [request], numbers)
-        return Started(ours, outputs)
+        with Path(os.devnull).open() as nothing:
+            return Started(_ask(self._socket, arguments, folder, environment, (nothing, *outputs)), outputs)
 
     def run(
         self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str]
@@ -115,69 +131,142 @@ class WarmPython:
 @contextmanager
 def warm_python(environment: Mapping[str, str]) -> Iterator[WarmPython]:
     """A process that has imported what commands need; whatever still runs of it ends with the block."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    process = subprocess.Popen(
-        [sys.executable, __file__, str(theirs.fileno())],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        pass_fds=[theirs.fileno()],
-        start_new_session=True,
-    )
-    theirs.close()
-    try:
-        yield WarmPython(ours)
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        ours.close()
+    with tempfile.TemporaryDirectory(prefix="warm-") as name, ExitStack() as stack:
+        python = WarmPython(_environment(Path(name)))
+        theirs, ours = (stack.enter_context(_listener(Path(name) / path)) for path in ("bin/socket", "socket"))
+        process = subprocess.Popen(
+            [python.executable, __file__, *_OF_OTHERS],  # by this name it finds its packages, and starts others
+            executable=sys.executable,
+            env=environment,
+            stdin=theirs.fileno(),
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        stack.callback(process.wait)
+        stack.callback(os.killpg, process.pid, signal.SIGKILL)
+        alive = _ask(
+            Path(name) / "bin/socket", [__file__, *_OURS], Path.cwd(), environment, (ours, *2 * [sys.__stderr__])
+        )
+        with alive:
+            yield python
 
 
-def _asked(connection: socket.socket) -> tuple[list[str], str, dict[str, str]]:
-    """Fork for each request; returns in the forks alone, with their outputs in place."""
+def _environment(folder: Path) -> Path:
+    """Make an environment of the packages of this one, whose interpreter is the client of a warm one."""
+    python, client = folder / "bin" / "python", Path(__file__).with_name("warm_client.py")
+    python.parent.mkdir()
+    (folder / "lib").symlink_to(Path(sys.prefix) / "lib")
+    for script in Path(sys.prefix).glob("bin/*"):
+        if script.name != python.name:
+            (python.parent / script.name).symlink_to(script)
+    (folder / "pyvenv.cfg").symlink_to(Path(sys.prefix) / "pyvenv.cfg")
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -IS "{client}" "$0" "$@"\n')
+    python.chmod(0o755)
+    return folder
+
+
+def _listener(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(str(path))
+    listener.listen(100)
+    return listener
+
+
+def _ask(
+    path: Path, arguments: Sequence[str], folder: Path, environment: Mapping[str, str], files: Sequence[Any]
+) -> socket.socket:
+    """Have a command run that ends with the connection, by which its process id comes, then its exit code."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection.connect(str(path))
+    request = json.dumps([arguments, str(folder), dict(environment)]).encode()
+    socket.send_fds(connection, [request], [file.fileno() for file in files])
+    return connection
+
+
+def _asked(listener: socket.socket) -> tuple[list[str], str, dict[str, str]]:
+    """Fork for each request; returns in the forks alone, with their files in place."""
+    asking: dict[int, socket.socket] = {}
+    parent = os.getppid()
     waiting = selectors.DefaultSelector()
-    waiting.register(connection, selectors.EVENT_READ)
+    waiting.register(listener, selectors.EVENT_READ, 0)
     while True:
-        for key, _ in waiting.select():
+        ready = waiting.select(_LOOKED_AFTER)
+        if os.getppid() != parent:  # the tests were killed
+            os.killpg(0, signal.SIGKILL)
+        for key, _ in ready:
             if key.data:
-                _tell_end(*key.data)
-                waiting.unregister(key.fd)
-                os.close(key.fd)
+                with suppress(KeyError):
+                    waiting.unregister(key.fileobj)
+                if isinstance(key.fileobj, int):
+                    os.close(key.fileobj)
+                    connection = asking.pop(key.data)
+                    with suppress(KeyError):
+                        waiting.unregister(connection)
+                    _tell_end(key.data, connection)
+                elif key.data in asking:
+                    _end(key.data)
                 continue
+            connection, _ = listener.accept()
             request, files, _, _ = socket.recv_fds(connection, _WORDS_AT_MOST, 3)
-            if not request:  # the tests are no more
-                os._exit(0)
-            out, err, reply = files
+            if not request:  # who asked is no more
+                connection.close()
+                continue
             pid = os.fork()
             if pid == 0:
-                connection.close()
                 waiting.close()
-                os.dup2(out, 1)
-                os.dup2(err, 2)
-                for file in files:
+                for socket_ in (listener, connection, *asking.values()):
+                    socket_.close()
+                for number, file in enumerate(files):
+                    os.dup2(file, number)
                     os.close(file)
                 arguments, folder, environment = json.loads(request)
                 return arguments, folder, environment
-            for file in (out, err):
+            for file in files:
                 os.close(file)
-            told = socket.socket(fileno=reply)
-            told.send(str(pid).encode())
-            waiting.register(os.pidfd_open(pid), selectors.EVENT_READ, (pid, told))
+            connection.send(str(pid).encode())
+            asking[pid] = connection
+            for end in (connection, os.pidfd_open(pid)):
+                waiting.register(end, selectors.EVENT_READ, pid)
 
 
-def _tell_end(pid: int, told: socket.socket) -> None:
+def _end(pid: int) -> None:
+    """Kill a command that nobody waits for, and what it has started."""
+    with suppress(psutil.NoSuchProcess):
+        command = psutil.Process(pid)
+        for process in (command, *command.children(recursive=True)):
+            process.kill()
+
+
+def _tell_end(pid: int, connection: socket.socket) -> None:
     _, status = os.waitpid(pid, 0)
-    with told, suppress(BrokenPipeError):  # nobody may wait for it
-        told.send(str(os.waitstatus_to_exitcode(status)).encode())
+    with connection, suppress(BrokenPipeError):  # nobody may wait for it
+        connection.send(str(os.waitstatus_to_exitcode(status)).encode())
+
+
+def _opened(stream: TextIO, mode: Literal["r", "w"]) -> TextIO:
+    """A standard stream as Python opens it, since what is behind its number has changed."""
+    number, unbuffered = stream.fileno(), "PYTHONUNBUFFERED" in os.environ
+    opened = open(number, mode, encoding=stream.encoding, errors=stream.errors, closefd=False)  # noqa: SIM115
+    opened.reconfigure(line_buffering=number == 2 or opened.isatty(), write_through=unbuffered)
+    return opened
 
 
 def _run(arguments: list[str], folder: str, environment: dict[str, str]) -> int:
     """Do what ``python ARGUMENTS`` does once it is up; returns the exit code."""
     os.chdir(folder)
+    setattr(multiprocessing.process, "ORIGINAL_DIR", folder)  # noqa: B010 - where processes of its own start
     os.environ.clear()
     os.environ.update(environment)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.stdin, sys.stdout = _opened(sys.stdin, "r"), _opened(sys.stdout, "w")
+    sys.stderr = _opened(sys.stderr, "w")
+    sys.path[1:1] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
     try:
-        if arguments[0] == "-m":
+        if arguments[0] == "-c":
+            sys.argv, sys.path[0] = ["-c", *arguments[2:]], ""
+            main = sys.modules["__main__"] = ModuleType("__main__")
+            exec(arguments[1], main.__dict__)
+        elif arguments[0] == "-m":
             sys.argv, sys.path[0] = arguments[1:], folder
             runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
         else:
@@ -202,7 +291,7 @@ def _leave(code: int) -> None:
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)  # this bincounter, wherever another is installed
-    for module in _WAITED_FOR:
+    for module in sys.argv[1:]:
         importlib.import_module(module)
     gc.freeze()  # a fork that looked for garbage in all this would copy it
-    _leave(_run(*_asked(socket.socket(fileno=int(sys.argv[1])))))
+    _leave(_run(*_asked(socket.socket(fileno=os.dup(0)))))

@@ -29,12 +29,12 @@ from bincounter.files import atomic_write
 LARGEST = 50_000_000
 """Maximum size of all files together, in bytes."""
 
-# Spawned processes, such as those that render demo bins, import this file again.
-_START = """import sys
+# Spawned processes, such as those that render demo bins, import this file again, and need neither Lightning nor Hydra.
+_START = """if __name__ == "__main__":
+    import sys
 
-from bincounter.cli.container_command import main
+    from bincounter.cli.container_command import main
 
-if __name__ == "__main__":
     sys.exit(main())
 """
 _OURS = ("bincounter", "conf", "hydra_plugins", "train.py")  # needed by a run

@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 from bins import square_bins
-from commands import REPOSITORY, environment
+from commands import REPOSITORY, command, environment
 
 from bincounter.cli import container_command, train_command
 from bincounter.cli.hydra_app import compose
@@ -110,7 +110,7 @@ def test_the_configuration_has_the_instances_that_the_job_runs_on(
 
 def start(base: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [str(Path(sys.executable).parent / "train")],
+        command(str(Path(sys.executable).parent / "train")),  # starts the program by its own interpreter
         env={**environment(), "SAGEMAKER_BASE_DIR": str(base), "TRAINING_JOB_NAME": base.parent.name},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

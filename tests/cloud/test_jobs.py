@@ -29,7 +29,7 @@ INTERRUPTED = [  # twice, each time as soon as there is something to resume from
 ]
 SMALL = [
     "data=folders",
-    "data.image_size=64",
+    "data.image_size=32",
     "data.batch_size=16",
     "model=cnn",
     "model.backbone.width=8",
@@ -43,7 +43,7 @@ LONG = [*SMALL, "trainer.max_epochs=16"]  # some seconds, so that it can be inte
 
 @pytest.fixture(scope="module")
 def bins(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return square_bins(tmp_path_factory.mktemp("bins"), photos=320, size=64)
+    return square_bins(tmp_path_factory.mktemp("bins"), photos=320)
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,7 @@ def test_a_stopped_job_is_fetched_and_goes_on_here_and_there(
     folder = tmp_path / "run"
     options = [*LAUNCHER, *LONG, f"data.source={bins}"]
     process = launched(*options, f"paths.output_dir={folder}", plane=plane)
-    wait_for("epoch 5 of 16", process)
+    wait_for("epoch 2 of 16", process)
     assert record(folder)["overrides"]
     with pytest.MonkeyPatch.context() as patch:
         for name, value in plane.items():
@@ -208,9 +208,9 @@ def test_ctrl_c_leaves_the_job_and_says_how_to_attach(bins: Path, plane: dict[st
 def test_ctrl_c_at_a_terminal_asks_and_y_stops_the_job(bins: Path, plane: dict[str, str], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     ours, theirs = pty.openpty()
-    options = [*LONG, f"data.source={bins}", f"paths.output_dir={folder}"]
+    options = [*SMALL, "trainer.max_epochs=500", f"data.source={bins}", f"paths.output_dir={folder}"]
     process = launched(*LAUNCHER, *options, plane=plane, stdin=theirs)
-    wait_for("epoch 3 of 16", process)
+    wait_for("epoch 1 of 500", process)
     os.write(ours, b"y\n")
     os.kill(process.pid, signal.SIGINT)
     _, rest = process.communicate(timeout=120)

@@ -6,6 +6,7 @@ It runs in an environment of its own: ``make test-smdebug`` builds that and runs
 import csv
 import json
 import subprocess
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands import REPOSITORY, command, environment
+from commands import REPOSITORY, environment
 from test_resume import assert_same, kill_after
 from torch import nn
 
@@ -74,7 +75,7 @@ SAVED = [
 
 def start(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        command(*arguments),
+        [sys.executable, *arguments],
         cwd=REPOSITORY,
         env=environment(),
         stdout=subprocess.PIPE,
