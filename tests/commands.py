@@ -13,7 +13,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Process = Started | subprocess.Popen[str]
-Start = Callable[..., Process]
+Start = Callable[..., Started]
 
 
 def environment() -> dict[str, str]:

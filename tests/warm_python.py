@@ -13,6 +13,7 @@ import importlib
 import json
 import multiprocessing.process
 import os
+import re
 import runpy
 import selectors
 import signal
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -78,6 +80,16 @@ class Started:
             self._connection.close()
         return self.returncode
 
+    def told(self, pattern: str) -> re.Match[str]:
+        """Where ``pattern`` is found in what it prints, as soon as it is."""
+        while True:
+            ended = self.poll() is not None
+            said = os.pread(self._outputs[0].fileno(), 1_000_000, 0).decode()  # whose place is the command's, too
+            if found := re.search(pattern, said):
+                return found
+            assert not ended, (said, *self.communicate())
+            time.sleep(0.01)
+
     def poll(self) -> int | None:
         """The exit code of a command that has ended."""
         with suppress(BlockingIOError):
@@ -113,9 +125,11 @@ class WarmPython:
         self.executable = str(folder / "bin" / "python")
         self._socket = folder / "socket"
 
-    def start(self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str]) -> Started:
+    def start(
+        self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str], stderr: IO[str] | None = None
+    ) -> Started:
         """Like ``subprocess.Popen`` of ``python ARGUMENTS`` in ``folder``."""
-        outputs = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")  # noqa: SIM115
+        outputs = tempfile.TemporaryFile("w+"), stderr or tempfile.TemporaryFile("w+")  # noqa: SIM115
         with Path(os.devnull).open() as nothing:
             return Started(_ask(self._socket, arguments, folder, environment, (nothing, *outputs)), outputs)
 

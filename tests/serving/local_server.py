@@ -3,8 +3,6 @@
 import http.client
 import json
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -14,8 +12,9 @@ from urllib.parse import urlsplit
 
 import psutil
 import pytest
-from commands import environment
+from commands import REPOSITORY, environment, warm
 from prometheus_client.parser import text_string_to_metric_families
+from warm_python import Started
 
 from bincounter.serving.local.access import TOKEN_VARIABLE
 
@@ -57,7 +56,7 @@ class LocalServer:
         log: what it writes to stderr.
     """
 
-    process: psutil.Popen
+    process: Started
     url: str
     log: Path
 
@@ -106,7 +105,14 @@ class LocalServer:
     def template(self) -> psutil.Process | None:
         """The process that workers are forked from."""
         with suppress(psutil.NoSuchProcess):
-            return next((child for child in self.process.children() if "forkserver" in " ".join(child.cmdline())), None)
+            return next(
+                (
+                    child
+                    for child in psutil.Process(self.process.pid).children()
+                    if "forkserver" in " ".join(child.cmdline())
+                ),
+                None,
+            )
         return None
 
     def wait_until_ready(self) -> None:
@@ -129,24 +135,19 @@ def local_server(
 ) -> Iterator[LocalServer]:
     """Serve an unpacked archive until the block ends; its worker answers health checks within so many seconds."""
     log = folder.with_name(f"{folder.name}.log")
-    with log.open("wb") as stderr:
-        process = psutil.Popen(
-            [sys.executable, "-c", _SERVE, str(folder), str(health_check), host],
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            env={**environment(), "PYTHONUNBUFFERED": "1", TOKEN_VARIABLE: token},
-        )
-    try:
-        lines = [process.stdout.readline().decode() for _ in range(4)]
-        assert lines[1], log.read_text()
-        yield LocalServer(process, lines[1].split()[1].rstrip("/"), log)
-    finally:
-        children = process.children(recursive=True) if process.is_running() else []
-        if process.poll() is None:
-            process.terminate()
-        process.wait(30)
-        process.stdout.close()
-        assert not psutil.wait_procs(children, timeout=10)[1]
+    arguments = ["-c", _SERVE, str(folder), str(health_check), host]
+    with log.open("w+") as stderr:
+        process = warm().start(arguments, REPOSITORY, {**environment(), TOKEN_VARIABLE: token}, stderr)
+        children = []
+        try:
+            url = process.told(r"(http:\S+)/\n.*\n.*\n")[1]
+            yield LocalServer(process, url, log)
+        finally:
+            if process.poll() is None:
+                children = psutil.Process(process.pid).children(recursive=True)
+                process.send_signal(signal.SIGTERM)
+            process.wait(30)
+            assert not psutil.wait_procs(children, timeout=10)[1]
 
 
 def gone(pid: int) -> bool:

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from commands import REPOSITORY, Run, command, environment
+from commands import Run, Start
 from served_runs import checkpoint_alone
+from warm_python import Started
 
 from bincounter.cli.deploy_command import pack_and_check
 from bincounter.cli.hydra_app import compose
@@ -35,28 +36,14 @@ def deploy(run: Run, places: list[str]) -> Deploy:
 
 
 @contextmanager
-def deployed(*overrides: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+def deployed(start: Start, *overrides: str) -> Iterator[tuple[Started, int]]:
     """A server that ``deploy.py`` started, and its port, once it answers."""
-    process = subprocess.Popen(
-        command("deploy.py", *overrides),
-        cwd=REPOSITORY,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = start("deploy.py", *overrides)
     try:
-        assert process.stdout and process.stderr
-        said = ""
-        while not (found := re.search(r"http://127\.0\.0\.1:(\d+)/invocations", said)):
-            line = process.stdout.readline()
-            assert line, process.stderr.read()
-            said += line
-        yield process, int(found[1])
+        yield process, int(process.told(r"http://127\.0\.0\.1:(\d+)/invocations")[1])
     finally:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
+        process.kill()
+        process.wait()
 
 
 def test_a_checkpoint_is_packed_into_its_run_with_the_same_bytes_everywhere_and_compared(
@@ -74,12 +61,12 @@ def test_a_checkpoint_is_packed_into_its_run_with_the_same_bytes_everywhere_and_
 
 
 def test_from_a_checkpoint_to_an_answer_and_down_again(
-    deploy: Deploy, run: Run, places: list[str], served_run: Path
+    deploy: Deploy, run: Run, start: Start, places: list[str], served_run: Path
 ) -> None:
     checkpoint = served_run / "checkpoints/best.ckpt"
     photos = served_run.parents[1] / "bins" / "3"
     assert deploy("action=list").stdout == "No server runs on this machine.\n"
-    with deployed(f"ckpt_path={checkpoint}", "parity.photos=1", "target.port=0", *places) as (process, port):
+    with deployed(start, f"ckpt_path={checkpoint}", "parity.photos=1", "target.port=0", *places) as (process, port):
         url = f"http://127.0.0.1:{port}/"
         shown = deploy("action=status").stdout.split("\t")
         assert shown[:2] == ["bincounter", url]
@@ -143,12 +130,12 @@ def test_an_archive_without_its_checkpoint_is_taken_as_it_is_and_said_so(
     assert "are not compared with training" in caplog.text
 
 
-def test_sigterm_while_a_checkpoint_is_compared_leaves_no_archive(served_run: Path, places: list[str]) -> None:
+def test_sigterm_while_a_checkpoint_is_compared_leaves_no_archive(
+    start: Start, served_run: Path, places: list[str]
+) -> None:
     elsewhere = served_run.parents[1] / "elsewhere"
     overrides = [f"ckpt_path={served_run}/checkpoints/best.ckpt", f"archive={elsewhere}/model.tar.gz", *places]
-    process = subprocess.Popen(
-        command("deploy.py", *overrides), cwd=REPOSITORY, env=environment(), stderr=subprocess.PIPE, text=True
-    )
+    process = start("deploy.py", *overrides)
     until = time.monotonic() + 60
     while not list(elsewhere.glob("*")) and time.monotonic() < until:
         time.sleep(0.02)

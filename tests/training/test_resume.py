@@ -6,13 +6,14 @@ import random
 import shlex
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from bins import square_bins
-from commands import Run, Start
+from commands import Process, Run, Start
 
 from bincounter.errors import ConfigError
 from bincounter.training import resume
@@ -77,7 +78,9 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def kill_after(start: Start, folder: Path, writes: int, *overrides: str, how: signal.Signals = signal.SIGKILL) -> int:
+def kill_after(
+    start: Callable[..., Process], folder: Path, writes: int, *overrides: str, how: signal.Signals = signal.SIGKILL
+) -> int:
     """Start a run and kill it once ``last.ckpt`` was written so many times; returns its exit code."""
     process = start("train.py", *overrides)
     path, seen, stamp = folder / "checkpoints" / "last.ckpt", 0, None
