@@ -87,7 +87,8 @@ def pack_and_check(cfg: DictConfig) -> "Package":
         read_package,
         record_packed,
     )
-    from bincounter.serving.packing.parity import check_parity, parity_photos
+    from bincounter.serving.packing.parity import check_parity
+    from bincounter.serving.packing.parity_photos import parity_photos
 
     packed_here = _state(cfg) / "packed.sha256"
     if cfg.ckpt_path is None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from bincounter import __version__
 from bincounter.cli.data_commands import add_data_commands, as_path, as_place, print_written
+from bincounter.cli.export_command import add_export
 from bincounter.cli.push_command import add_push
 from bincounter.cli.shell_completion import run_completion, wants_completion
 from bincounter.errors import BinCounterError, ResourceError, closest_match
@@ -127,6 +128,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     cost.add_argument("--json", action="store_true", help="print one JSON document instead of tables")
     cost.set_defaults(command=_cost)
 
+    add_export(commands, as_path)
     add_push(commands, as_path)
 
     rules = commands.add_parser(

@@ -189,7 +189,7 @@ class Corn(Objective):
 
     def log_probabilities(self, outputs: Tensor) -> Tensor:
         """Sums of the conditionals' logarithms."""
-        nothing = outputs.new_zeros(len(outputs), 1)
+        nothing = outputs.new_zeros(outputs.shape[0], 1)  # len would fix the batch of an export
         passed = torch.cat([nothing, F.logsigmoid(outputs).cumsum(1)], 1)
         stopped = torch.cat([F.logsigmoid(-outputs), nothing], 1)
         return passed + stopped

@@ -18,7 +18,8 @@ from bincounter.model.timm_backbones import TimmBackbone, check_timm
 from bincounter.model.unfreezing import Unfreezing
 from bincounter.report.report_photos import grad_cam
 from bincounter.serving.packing.archive import PackageSettings, package
-from bincounter.serving.packing.parity import check_parity, parity_photos
+from bincounter.serving.packing.parity import check_parity
+from bincounter.serving.packing.parity_photos import parity_photos
 from bincounter.serving.packing.tarball import read_member
 from bincounter.training.results import CheckpointOrigin
 

@@ -13,7 +13,8 @@ from ray_served import free_port, ray_archive, ray_served
 from served_runs import checkpoint_alone
 
 from bincounter.serving.packing.archive import PackageSettings, package
-from bincounter.serving.packing.parity import archive_answers, parity_photos
+from bincounter.serving.packing.parity import archive_answers
+from bincounter.serving.packing.parity_photos import parity_photos
 from bincounter.serving.packing.tarball import unpack
 from bincounter.training.results import find_run_of_checkpoint
 

@@ -22,7 +22,8 @@ from bincounter.data.shards.packing import pack_files
 from bincounter.errors import DataError, UserError
 from bincounter.report import report_photos
 from bincounter.serving.packing.archive import Package, PackageSettings, package
-from bincounter.serving.packing.parity import check_parity, parity_photos
+from bincounter.serving.packing.parity import check_parity
+from bincounter.serving.packing.parity_photos import parity_photos
 from bincounter.serving.packing.tarball import CHECKSUMS, unpack, write_tarball
 from bincounter.training.results import find_run_of_checkpoint
 

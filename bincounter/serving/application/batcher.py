@@ -4,6 +4,7 @@ import asyncio
 import ctypes
 import logging
 import os
+import re
 import sys
 import time
 from collections import Counter, deque
@@ -198,12 +199,21 @@ def configure_process() -> None:
 
 
 def use_cores() -> None:
-    """Let the calling thread compute on all cores of this process, unless it was started with OMP_NUM_THREADS.
+    """Let the calling thread compute on :func:`count_threads` threads."""
+    torch.set_num_threads(count_threads())
+
+
+def count_threads() -> int:
+    """Number of threads of a forward: the cores of this process, or OMP_NUM_THREADS if it was started with that.
 
     Ray sets that variable to 1 inside its workers, so that only the environment at process start counts.
     """
-    if not _chosen():
-        torch.set_num_threads(count_cores())
+    try:
+        given = re.search(rb"(?:^|\0)OMP_NUM_THREADS=(\d*)", _ENVIRONMENT.read_bytes())
+        chosen = given[1].decode() if given else ""
+    except OSError:  # not Linux
+        chosen = os.environ.get("OMP_NUM_THREADS", "")
+    return int(chosen) if chosen.isdecimal() and int(chosen) else count_cores()
 
 
 def count_cores() -> int:
@@ -211,13 +221,6 @@ def count_cores() -> int:
     available = _physical()
     quota = _quota()
     return available if quota is None else max(1, min(available, round(quota)))
-
-
-def _chosen() -> bool:
-    try:
-        return b"\0OMP_NUM_THREADS=" in b"\0" + _ENVIRONMENT.read_bytes()
-    except OSError:  # not Linux
-        return "OMP_NUM_THREADS" in os.environ
 
 
 def _physical() -> int:

@@ -1,7 +1,7 @@
-"""Model of an unpacked archive: weights and model.json in, probabilities out."""
+"""Model of an unpacked archive: weights or model.onnx, and model.json in, probabilities out."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from importlib import import_module
@@ -15,65 +15,118 @@ from bincounter.data.preprocessing import Normalize
 from bincounter.model.backbones import feature_size
 from bincounter.model.objectives import Objective
 from bincounter.serving.application.answers import Limits
+from bincounter.serving.application.engines import ONNX_FILE, TORCH, open_model
 
-FORMAT = 1
-"""Version of model.json and of the other members of an archive; archives without a number have format 1."""
+FORMAT = 2
+"""Version of model.json and of the other members of an archive: 2 names the engine; 1, or no number, is for torch."""
 
 
 class ArchiveError(ValueError):
     """A folder that is not a complete archive; the message ends with the next step."""
 
 
-class ServedModel(nn.Module):
-    """Model of an archive in evaluation mode, on the GPU if there is one.
+class Network(nn.Module):
+    """Network of a model in evaluation mode: pixels in, distributions out; what training computes.
+
+    Args:
+        backbone: features or maps of normalised images.
+        head: outputs of features or maps.
+        objective: distributions of outputs.
+        channels_last: memory format of images and weights.
+        precision: ``fp32``, or ``bf16``: convolutions and matrix products in bfloat16.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        head: nn.Module,
+        objective: Objective,
+        *,
+        channels_last: bool = True,
+        precision: str = "fp32",
+    ) -> None:
+        super().__init__()
+        self.backbone, self.head, self.objective = backbone, head, objective
+        self._normalize, self._precision = Normalize(), precision
+        self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.to(memory_format=self._memory_format)
+        self.eval()
+
+    @classmethod
+    def load(cls, folder: Path, described: Mapping[str, Any]) -> Self:
+        """Load the network of an unpacked archive, on the CPU.
+
+        Args:
+            folder: with ``weights.pt``.
+            described: the content of ``model.json``.
+
+        Raises:
+            ValueError: a weight is NaN or infinite; constructors and torch raise other errors on broken input.
+        """
+        node, counts = described["description"]["model"], list(described["counts"])
+        backbone: nn.Module = instantiate(node["backbone"])
+        objective: Objective = instantiate(described["description"]["objective"], counts=counts)
+        head = objective.head(feature_size(backbone), **(node.get("head") or {}))
+        channels_last = node.get("channels_last", True)
+        network = cls(backbone, head, objective, channels_last=channels_last, precision=described["precision"])
+        weights = torch.load(folder / "weights.pt", map_location="cpu", weights_only=True)
+        network.load_state_dict(weights)
+        if not all(weight.isfinite().all() for weight in weights.values()):
+            raise ValueError("its weights hold NaN or infinite numbers")
+        return network
+
+    def forward(self, photos: Tensor) -> Tensor:
+        """``uint8[B, 3, S, S]`` -> distributions over the support, ``float32[B, K]``."""
+        images = self._normalize(photos).contiguous(memory_format=self._memory_format)
+        with self._autocast(photos.device.type):
+            backbone = cast(Any, self.backbone)
+            outputs = self.head(backbone.maps(images) if self.objective.spatial else backbone(images))
+        return self.objective.probabilities(outputs.float())
+
+    def _autocast(self, device: str) -> AbstractContextManager[Any]:
+        return torch.autocast(device, torch.bfloat16) if self._precision == "bf16" else nullcontext()
+
+
+class ServedModel:
+    """Model of an archive: by torch on the GPU if there is one, or by another engine on the CPU.
 
     Args:
         described: the content of ``model.json``.
+        folder: of the unpacked archive.
 
     Attributes:
         name: id of the model, part of every answer.
         counts: the support, ascending.
         image_size: side of the photos the model reads, in pixels.
-        precision: ``fp32``, or ``bf16``: convolutions and matrix products in bfloat16. It runs on any CPU, and is
-            faster on those with bfloat16 instructions.
+        precision: ``fp32``; ``bf16``, which runs on any CPU, and faster on those with bfloat16 instructions; or
+            ``int8``, of the other engines.
+        engine: ``torch``, ``onnxruntime`` or ``openvino``.
         limits: bounds of requests.
-        device: of the weights.
     """
 
-    def __init__(self, described: Mapping[str, Any]) -> None:
-        super().__init__()
+    def __init__(self, described: Mapping[str, Any], folder: Path) -> None:
         self.name: str = described["model"]
         self.counts: tuple[int, ...] = tuple(described["counts"])
         self.image_size: int = described["image_size"]
         self.precision: str = described["precision"]
+        self.engine: str = described.get("engine", TORCH)
         self.limits = Limits(**described["limits"])
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        node, objective = described["description"]["model"], described["description"]["objective"]
-        self.backbone: nn.Module = instantiate(node["backbone"])
-        self.objective: Objective = instantiate(objective, counts=list(self.counts))
-        self.head = self.objective.head(feature_size(self.backbone), **(node.get("head") or {}))
-        self._normalize = Normalize()
-        self._memory_format = torch.channels_last if node.get("channels_last", True) else torch.contiguous_format
-        self.to(memory_format=self._memory_format)
-        self.eval()
+        self._described, self._folder = described, folder
+        self._forward = self._on_torch() if self.engine == TORCH else open_model(self.engine, folder / ONNX_FILE)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
         """Load the model of an unpacked archive.
 
         Args:
-            folder: with ``model.json`` and ``weights.pt``.
+            folder: with ``model.json``, ``weights.pt`` and, for other engines than torch, ``model.onnx``.
 
         Raises:
             ArchiveError: they are missing, damaged or do not fit each other.
         """
         described = read_description(folder)
         try:
-            model = cls(described)
-            weights = torch.load(folder / "weights.pt", map_location="cpu", weights_only=True)
-            model.load_state_dict(weights)
-            if not all(weight.isfinite().all() for weight in weights.values()):
-                raise ValueError("its weights hold NaN or infinite numbers")
+            return cls(described, folder)
         except ModuleNotFoundError as error:
             raise ArchiveError(
                 f"The model of {folder} needs {error.name}, which is not installed; install it."
@@ -82,19 +135,24 @@ class ServedModel(nn.Module):
             raise ArchiveError(
                 f"The archive in {folder} is damaged ({_first_line(error)}); package it again."
             ) from error
-        return model.to(model.device)
 
-    @torch.inference_mode()
     def probabilities(self, photos: Tensor) -> Tensor:
         """``uint8[B, 3, S, S]`` -> distributions over the support, ``float32[B, K]`` on the CPU."""
-        images = self._normalize(photos.to(self.device)).contiguous(memory_format=self._memory_format)
-        with self._autocast():
-            backbone = cast(Any, self.backbone)
-            outputs = self.head(backbone.maps(images) if self.objective.spatial else backbone(images))
-        return self.objective.probabilities(outputs.float()).cpu()
+        return self._forward(photos)
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
+    def network(self) -> Network:
+        """Load the network once more, on the CPU and for torch, such as for Grad-CAM."""
+        return Network.load(self._folder, self._described)
+
+    def _on_torch(self) -> Callable[[Tensor], Tensor]:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        network = self.network().to(device)
+
+        @torch.inference_mode()
+        def forward(photos: Tensor) -> Tensor:
+            return network(photos.to(device)).cpu()
+
+        return forward
 
 
 def read_description(folder: Path) -> dict[str, Any]:

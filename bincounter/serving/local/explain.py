@@ -6,7 +6,6 @@ contribution of each place of the upright photo to it, 0-255, row by row.
 
 import asyncio
 import base64
-import copy
 import json
 import os
 import sys
@@ -22,7 +21,7 @@ from bincounter.errors import ConfigError
 from bincounter.model.backbones import cam_layer
 from bincounter.serving.application.answers import Problem
 from bincounter.serving.application.photo_requests import PhotoRequest
-from bincounter.serving.application.served_model import ServedModel
+from bincounter.serving.application.served_model import Network, ServedModel
 from bincounter.serving.application.service import Reply, Service, failure
 
 _SIDE = 56  # pixels of the heat map; Grad-CAM resolves far fewer
@@ -32,7 +31,7 @@ _SECONDS = 60.0  # an explanation may take
 class Explainer:
     """Explains photos in one thread of low priority, so that requests hardly notice it.
 
-    It works on a copy of the model on the CPU, made for the first photo: Grad-CAM hooks into layers, which the model
+    It works on a network of its own on the CPU, loaded for the first photo: Grad-CAM hooks into layers, which the model
     of the requests passes at the same time.
 
     Args:
@@ -69,7 +68,7 @@ class Explainer:
     def _explain(self, pixels: Tensor) -> dict[str, object]:
         from bincounter.report.report_photos import grad_cam  # captum, which serving does without
 
-        model = self._explained = self._explained or _ExplainedModel(copy.deepcopy(self._served).cpu()).eval()
+        model = self._explained = self._explained or _ExplainedModel(self._served.network()).eval()
         size = self._served.image_size
         image = self._normalize(pixels[None])
         with torch.inference_mode():
@@ -82,13 +81,13 @@ class Explainer:
 
 
 class _ExplainedModel(nn.Module):
-    """A served model with the interface of :func:`bincounter.report.report_photos.grad_cam`.
+    """A network with the interface of :func:`bincounter.report.report_photos.grad_cam`.
 
     Args:
         served: from an archive.
     """
 
-    def __init__(self, served: ServedModel) -> None:
+    def __init__(self, served: Network) -> None:
         super().__init__()
         self.backbone: Any = served.backbone
         self.head, self.objective = served.head, served.objective
