@@ -10,8 +10,6 @@ import logging
 import os
 import signal
 import sys
-import tempfile
-from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -19,11 +17,10 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from bincounter.cli import hydra_app
+from bincounter.cli.deploy_packing import origin_of, pack_and_check, place_of, state_of
 from bincounter.config.deploy_schema import ARCHIVE_ACTIONS, check_deploy, target_name
 from bincounter.errors import ConfigError, Stopped
 from bincounter.files import check_writable
-from bincounter.hub import is_hub, parse_hub
-from bincounter.serving.application.answers import Limits
 from bincounter.serving.local.access import read_access
 from bincounter.serving.local.running_servers import (
     DEFAULT_PORT,
@@ -37,7 +34,6 @@ from bincounter.serving.local.running_servers import (
 if TYPE_CHECKING:  # the others that need numpy, torch or boto3 are imported on use: --help and refusals are quick
     from bincounter.cloud.endpoints.endpoint_requests import EndpointSpec
     from bincounter.serving.packing.archive import Package
-    from bincounter.training.results import CheckpointOrigin
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +48,8 @@ def run_action(cfg: DictConfig) -> int:
     check_deploy(cfg)
     signal.signal(signal.SIGTERM, _stop)
     if cfg.action == "package" and cfg.dry_run:
-        origin = _origin(cfg)
-        print(f"Would pack {origin.checkpoint} into {_place(cfg, origin)}.")
+        origin = origin_of(cfg)
+        print(f"Would pack {origin.checkpoint} into {place_of(cfg, origin)}.")
         return 0
     if cfg.action == "package":
         print(pack_and_check(cfg).path)
@@ -71,66 +67,13 @@ def _stop(number: int, frame: FrameType | None) -> None:
     raise SystemExit(Stopped.exit_code)  # not Stopped: OmegaConf would extend its message
 
 
-def pack_and_check(cfg: DictConfig) -> "Package":
-    """Pack the checkpoint of a configuration and compare the archive with it, or open the given archive.
-
-    The archive gets its final name only after the comparison.
-
-    Raises:
-        UserError: the checkpoint or the archive cannot be used, or their answers differ.
-        ResourceError: out of memory, disk or time.
-    """
-    from bincounter.serving.packing.archive import (
-        PackageSettings,
-        check_trust,
-        package,
-        read_package,
-        record_packed,
-    )
-    from bincounter.serving.packing.parity import check_parity
-    from bincounter.serving.packing.parity_photos import parity_photos
-
-    packed_here = _state(cfg) / "packed.sha256"
-    if cfg.ckpt_path is None:
-        archive = Path(cfg.archive)
-        check_trust(archive, packed_here, digest=cfg.archive_sha256, trusted=cfg.trust is True)
-        log.warning("The answers of %s are not compared with training.", cfg.archive)
-        return read_package(archive)
-    origin = _origin(cfg)
-    if cfg.dry_run:  # for the names in the requests, which are digests
-        with tempfile.TemporaryDirectory() as folder:
-            settings = PackageSettings(Path(folder) / "model.tar.gz", cfg.precision, _limits(cfg))
-            return package(origin.checkpoint, settings, trusted=cfg.trust or [])
-    path = _place(cfg, origin)
-    check_writable(path, key="archive")
-    # In the same folder, so that it can be renamed.
-    aside = path.with_name(f".{path.name}.{os.getpid()}.unchecked")
-    try:
-        trusted = cfg.trust or []
-        packed = package(origin.checkpoint, PackageSettings(aside, cfg.precision, _limits(cfg)), trusted=trusted)
-        if cfg.parity.photos:
-            photos = parity_photos(
-                origin, cfg.parity.photos, source=cfg.parity.source, data_dir=Path(cfg.paths.data_dir)
-            )
-            log.info("%s", check_parity(origin.checkpoint, aside, photos, trusted=trusted))
-        else:
-            log.warning("parity.photos=0: the archive's answers are not compared with training.")
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-    log.info("%s: model %s, %.1f MB", path, packed.model, path.stat().st_size / 1e6)
-    packed = replace(packed, path=path)
-    record_packed(packed, packed_here)
-    return packed
-
-
 def run_local(cfg: DictConfig) -> int:
     """Run an action of ``target=local``; returns the exit code."""
     if cfg.action == "deploy":
         return _deploy(cfg)
     if cfg.action == "invoke":
         return _invoke(cfg)
-    state = _state(cfg)
+    state = state_of(cfg)
     if cfg.action == "list":
         servers = running_servers(state)
         print("\n".join(map(_described, servers)) or "No server runs on this machine.")
@@ -150,48 +93,13 @@ def _described(server: Server) -> str:
     return f"{server.name}\t{server.url}\tmodel {server.model}\tprocess {server.pid}\t{server.archive}"
 
 
-def _origin(cfg: DictConfig) -> "CheckpointOrigin":
-    from bincounter.training.results import find_run_of_checkpoint
-
-    if cfg.ckpt_path == "latest":
-        from bincounter.training.run_folder import find_newest_checkpoint
-
-        return find_run_of_checkpoint(find_newest_checkpoint(Path(cfg.paths.log_dir), named_by="ckpt_path"))
-    return find_run_of_checkpoint(Path(cfg.ckpt_path))
-
-
-def _place(cfg: DictConfig, origin: "CheckpointOrigin") -> Path:
-    if cfg.archive:
-        return Path(cfg.archive)
-    folder = origin.folder
-    if is_hub(cfg.ckpt_path):  # the cache belongs to the hub's library
-        folder = Path(cfg.paths.log_dir) / "hub" / parse_hub(cfg.ckpt_path).repository
-    return folder / "endpoint" / "model.tar.gz"
-
-
-def _limits(cfg: DictConfig) -> Limits:
-    limits = cfg.limits
-    return Limits(
-        max_body_bytes=int(limits.max_body_mb * 1e6),
-        max_instances=limits.max_instances,
-        max_batch=limits.max_batch,
-        max_queue=limits.max_queue,
-        timeout_s=limits.timeout_s,
-        url_hosts=tuple(limits.url_hosts),
-    )
-
-
-def _state(cfg: DictConfig) -> Path:
-    return Path(cfg.paths.cache_dir) / "serving"
-
-
 def _deploy(cfg: DictConfig) -> int:
     port = DEFAULT_PORT if cfg.target.port is None else cfg.target.port
     access = read_access(cfg.target.host, cfg.target.token_file)
     if cfg.dry_run:
         checked = f"compare {cfg.parity.photos} photos" if cfg.ckpt_path and cfg.parity.photos else "compare nothing"
-        origin = _origin(cfg) if cfg.ckpt_path else None
-        made = f"pack {origin.checkpoint} into {_place(cfg, origin)}" if origin else f"take {cfg.archive}"
+        origin = origin_of(cfg) if cfg.ckpt_path else None
+        made = f"pack {origin.checkpoint} into {place_of(cfg, origin)}" if origin else f"take {cfg.archive}"
         print(f"Would {made}, {checked}, and serve it on {access.host}, port {port}.")
         return 0
     for module in ("h11", "prometheus_client", "starlette", "uvicorn"):
@@ -200,7 +108,7 @@ def _deploy(cfg: DictConfig) -> int:
     from bincounter.serving.local.server import check_port, serve, start_template
     from bincounter.serving.packing.tarball import unpack
 
-    state = _state(cfg)
+    state = state_of(cfg)
     check_writable(state, folder=True, key="paths.cache_dir")
     with claimed(cfg.name, state) as (folder, enter):
         check_port(port, access.host)  # before packing and comparing, which take long
@@ -219,7 +127,7 @@ def _invoke(cfg: DictConfig) -> int:
     from bincounter.serving.local import client
     from bincounter.training.predictor import list_photos, print_predictions
 
-    server = find_server(cfg.name, _state(cfg), cfg.target.port, cfg.target.host)
+    server = find_server(cfg.name, state_of(cfg), cfg.target.port, cfg.target.host)
     headers = read_access("127.0.0.1", cfg.target.token_file).headers
     photos = list_photos(cfg.input, Path(cfg.paths.data_dir))
     if cfg.dry_run:

@@ -155,8 +155,11 @@ class DeployConfig:
     # photos to count; action=invoke: a photo, a folder or an s3:// URI; action=transform: an s3:// folder
     input: str | None = path_setting(None)
     output: str | None = None  # s3:// folder of the answers of action=transform
-    # of the computation; bf16 is faster on CPUs and GPUs that multiply it
-    precision: str = bounded("fp32", choices=("fp32", "bf16"))
+    # of the computation; bf16 is faster on CPUs and GPUs that multiply it; int8 is the fastest on all CPUs, and is
+    # calibrated on the run's training photos
+    precision: str = bounded("fp32", choices=("fp32", "bf16", "int8"))
+    # that computes the model; null: onnxruntime on CPUs if it is installed, else torch
+    engine: str | None = bounded(None, choices=("torch", "onnxruntime", "openvino"))
     # sha256 of an archive that was packed elsewhere, as its author gives it
     archive_sha256: str | None = bounded(None, pattern=_SHA256, hint=_NO_SHA256)
     # packages of yours that define the checkpoint's model; true: serve an archive that was packed elsewhere
@@ -243,6 +246,7 @@ def _action(cfg: Mapping[str, Any], target: str) -> None:
         )
     _photos(cfg)
     _trust(cfg)
+    _engine(cfg)
     if action in ARCHIVE_ACTIONS:
         _served(cfg)
 
@@ -263,6 +267,19 @@ def _photos(cfg: Mapping[str, Any]) -> None:
         if output is None:
             raise ConfigError("action=transform needs a folder for its results: add output=s3://bucket/answers")
         _S3.check("output", output)
+
+
+def _engine(cfg: Mapping[str, Any]) -> None:
+    engine, precision, archive = cfg["engine"], cfg["precision"], cfg["archive"]
+    if engine is not None and cfg["ckpt_path"] is None and archive is not None:
+        raise ConfigError(
+            f"engine={engine} is chosen when a checkpoint is packed, and archive={archive} is packed already: remove "
+            "engine, or name the checkpoint with ckpt_path="
+        )
+    if precision == "int8" and engine == "torch":
+        raise ConfigError("precision=int8 is computed by engine=onnxruntime or openvino: set one of them")
+    if precision == "bf16" and engine not in (None, "torch"):
+        raise ConfigError(f"precision=bf16 is computed by engine=torch only: remove it, or engine={engine}")
 
 
 def _trust(cfg: Mapping[str, Any]) -> None:

@@ -5,17 +5,22 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 import bincounter
+from bincounter.data.preprocessing import decode
 from bincounter.errors import ConfigError, UserError
 from bincounter.model.build import OWN_PARTS, load_counter, targets_of, without_pretrained
 from bincounter.serving.application.answers import Limits
+from bincounter.serving.application.engines import ONNX_FILE, TORCH
 from bincounter.serving.application.served_model import FORMAT
+from bincounter.serving.packing.export import network_of, quantized, to_onnx
 from bincounter.serving.packing.foreign_code import foreign_code
 from bincounter.serving.packing.model_card import write_card
 from bincounter.serving.packing.tarball import file_digest, read_member, write_tarball
@@ -54,13 +59,17 @@ class PackageSettings:
 
     Attributes:
         path: of the ``.tar.gz`` to write.
-        precision: ``fp32`` or ``bf16``.
+        precision: ``fp32``, ``bf16`` (of torch) or ``int8`` (of the other engines).
         limits: bounds of requests.
+        engine: that computes the model: ``torch``, ``onnxruntime`` or ``openvino``.
+        calibration: photos that ``int8`` takes its ranges from.
     """
 
     path: Path
     precision: str = "fp32"
     limits: Limits = field(default_factory=Limits)
+    engine: str = TORCH
+    calibration: Sequence[bytes] = ()
 
 
 @dataclass(frozen=True)
@@ -83,14 +92,15 @@ def package(checkpoint: Path, settings: PackageSettings, *, trusted: Sequence[st
 
     Args:
         checkpoint: of a run.
-        settings: path, precision and limits.
+        settings: of the archive.
         trusted: dotted prefixes of foreign callables the model may be built from.
 
     Raises:
         UserError: the checkpoint cannot be used, or its foreign code cannot be found.
+        ExportError: another engine than torch is set, and the backbone cannot be exported.
         ResourceError: the archive cannot be written.
     """
-    model, files = _files(checkpoint, settings.precision, settings.limits, trusted)
+    model, files = _files(checkpoint, settings, trusted)
     return Package(settings.path, model, write_tarball(files, settings.path))
 
 
@@ -150,7 +160,7 @@ def _packed(packed_here: Path) -> set[str]:
     return {line.partition(" ")[0] for line in lines}
 
 
-def _files(checkpoint: Path, precision: str, limits: Limits, trusted: Sequence[str]) -> tuple[str, dict[str, bytes]]:
+def _files(checkpoint: Path, settings: PackageSettings, trusted: Sequence[str]) -> tuple[str, dict[str, bytes]]:
     """Return the id of the model, and the contents of the archive by name."""
     counter, description = load_counter(checkpoint, trusted)
     state = {name: tensor for name, tensor in counter.state_dict().items() if name.startswith(_SERVED)}
@@ -158,7 +168,7 @@ def _files(checkpoint: Path, precision: str, limits: Limits, trusted: Sequence[s
     served: dict[str, Any] = {
         "counts": list(description["counts"]),
         "image_size": description["image_size"],
-        "precision": precision,
+        "precision": settings.precision,
         "description": parts,
     }
     model = f"bincounter-{_digest(state, served)[:12]}"
@@ -168,17 +178,27 @@ def _files(checkpoint: Path, precision: str, limits: Limits, trusted: Sequence[s
     about = {
         "format": FORMAT,
         "model": model,
+        "engine": settings.engine,
         **served,
-        "limits": asdict(limits),
+        "limits": asdict(settings.limits),
         "task_name": origin.run.config.get("task_name") if origin.run else None,
         "bincounter": bincounter.__version__,
     }
+    requirements, exported = set(foreign.requirements), {}
+    if settings.engine != TORCH:
+        onnx = to_onnx(network_of(counter, description), description)
+        if settings.precision == "int8":
+            size = description["image_size"]
+            onnx = quantized(onnx, np.stack([decode(photo, size).numpy() for photo in settings.calibration]))
+        exported[ONNX_FILE] = onnx
+        requirements.add(f"{settings.engine}=={version(settings.engine)}")
     return model, {
         "weights.pt": _saved(state),
+        **exported,
         "model.json": _json(about),
         "README.md": write_card(about, description, origin).encode(),
-        "config.yaml": _RAY_SERVE.format(timeout=limits.timeout_s + _RAY_LATER).encode(),
-        "code/requirements.txt": _requirements(foreign.requirements),
+        "config.yaml": _RAY_SERVE.format(timeout=settings.limits.timeout_s + _RAY_LATER).encode(),
+        "code/requirements.txt": _requirements(requirements),
         **_training(origin),
         **_own_code(),
         **{f"code/{name}": source for name, source in foreign.files.items()},

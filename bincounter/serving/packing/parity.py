@@ -29,6 +29,7 @@ from bincounter.serving.packing.tarball import unpack
 BOUNDS = {"fp32": 1e-4, "bf16": 2e-2}
 """Largest allowed difference between probabilities, by the archive's precision."""
 
+_MOST_LOST, _MOST_SHIFT = 0.005, 0.05  # accuracy that int8 may lose; mean difference of its expected counts
 _BATCH = 16
 _PROBE = Path(__file__).with_name("archive_probe.py")
 _LOADING_SECONDS, _PHOTO_SECONDS = 120.0, 30.0  # that the archive's process may take
@@ -93,6 +94,70 @@ def check_parity(
     with tempfile.TemporaryDirectory(prefix="bincounter-parity-") as folder:
         replies, precision = archive_answers(unpack(archive, Path(folder) / "archive"), photos)
     return _compared(expected, counter.counts, replies, BOUNDS[precision])
+
+
+@dataclass(frozen=True)
+class ScoreResult:
+    """Scores of an int8 archive that passed.
+
+    Attributes:
+        photos: number of photos scored.
+        trained: accuracy of training's code, 0-1.
+        served: accuracy of the archive, 0-1.
+        shift: mean absolute difference of the expected counts.
+    """
+
+    photos: int
+    trained: float
+    served: float
+    shift: float
+
+    def __str__(self) -> str:
+        return (
+            f"Score of int8 on {self.photos} validation photos: accuracy {100 * self.served:.1f} %, in fp32 "
+            f"{100 * self.trained:.1f} %; expected counts differ by {self.shift:.3f} in the mean."
+        )
+
+
+def check_score(
+    checkpoint: Path, archive: Path, photos: Sequence[tuple[bytes, int]], *, trusted: Sequence[str] = ()
+) -> ScoreResult:
+    """Compare the scores of an int8 archive with those of its checkpoint.
+
+    Args:
+        checkpoint: of a run.
+        archive: the ``model.tar.gz`` made of it.
+        photos: readable photos and their counts.
+        trusted: as of :func:`check_parity`.
+
+    Raises:
+        UserError: the accuracy falls, or the expected counts differ, by more than the bound.
+        ResourceError: out of memory, disk or time.
+    """
+    named = {str(number): data for number, (data, _) in enumerate(photos)}
+    counter, description = load_counter(checkpoint, trusted)
+    with tempfile.TemporaryDirectory(prefix="bincounter-score-") as folder:
+        replies, _ = archive_answers(unpack(archive, Path(folder) / "archive"), named)
+    refused = [reply for reply in replies.values() if reply.status != 200]
+    if refused:
+        raise UserError(f"A validation photo is refused by the archive ({refused[0].body['error']}); {_ADVICE}")
+    rows = _trained(counter, named, description["image_size"]).values()
+    trained = torch.stack([row for row in rows if row is not None])
+    counts, truth = torch.tensor(counter.counts), torch.tensor([count for _, count in photos])
+    served = torch.tensor([reply.body["count"] for reply in replies.values()])
+    expected = torch.tensor([reply.body["expected_count"] for reply in replies.values()])
+    result = ScoreResult(
+        len(photos),
+        float((counts[trained.argmax(1)] == truth).float().mean()),
+        float((served == truth).float().mean()),
+        float((expected - trained @ counts.float()).abs().mean()),
+    )
+    if result.trained - result.served > _MOST_LOST or not result.shift <= _MOST_SHIFT:
+        raise UserError(
+            f"{str(result).rstrip('.')}, and {100 * _MOST_LOST:g} points and {_MOST_SHIFT:g} are allowed: nothing is "
+            "served; remove precision=int8"
+        )
+    return result
 
 
 def check_export(

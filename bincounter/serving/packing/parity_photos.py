@@ -28,6 +28,8 @@ from bincounter.training.results import CheckpointOrigin, RunResults
 
 log = logging.getLogger(__name__)
 
+_CALIBRATION = 128  # photos; more hardly move the ranges
+_SCORED = 1000  # photos at most: a minute of a ResNet50
 _SEED = 6
 _MOST_ITEMS = 5
 _RENDERED_SIZE = 320  # pixels: larger than the input of models, so that resizing is compared too
@@ -86,6 +88,55 @@ def run_photos(run: RunResults | None, *splits: str) -> list[tuple[PhotoFile, in
             return [(packed[id_], count) for id_, count in wanted if id_ in packed]
         return []
     return [(PhotoFile(path), count) for id_, count in wanted if (path := _photo(root, id_))]
+
+
+def calibration_photos(run: RunResults | None) -> list[bytes]:
+    """Training photos that the ranges of int8 are taken from.
+
+    Raises:
+        DataError: none is on this machine.
+    """
+    found = run_photos(run, "train")
+    chosen = [data for data in _read(spread_evenly(found, _CALIBRATION)) if _is_readable(data)]
+    if not chosen:
+        raise DataError(
+            "precision=int8 is calibrated on training photos, and none of the checkpoint's run are on this machine: "
+            "pack it where they are, or remove precision=int8"
+        )
+    few = "" if len(chosen) == _CALIBRATION else f"; {_CALIBRATION} would give better ranges"
+    log.info("Calibrating int8 on %d training photos%s.", len(chosen), few)
+    return chosen
+
+
+def scored_photos(run: RunResults | None) -> list[tuple[bytes, int]]:
+    """Validation photos that int8 is scored on, with their counts.
+
+    Raises:
+        DataError: none is on this machine.
+    """
+    chosen = spread_evenly(run_photos(run, "validation"), _SCORED)
+    pairs = zip(_read(chosen), chosen, strict=True)
+    scored = [(data, count) for data, (_, count) in pairs if _is_readable(data)]
+    if not scored:
+        raise DataError(
+            "precision=int8 is scored on validation photos, and none of the checkpoint's run are on this machine: "
+            "pack it where they are, or remove precision=int8"
+        )
+    return scored
+
+
+def _read(photos: Sequence[tuple[PhotoFile, int]]) -> list[bytes]:
+    try:
+        return read_photos([file for file, _ in photos])
+    except OSError as error:
+        raise DataError(f"{error.filename} cannot be read ({error.strerror}): make it readable") from error
+
+
+def _is_readable(data: bytes) -> bool:
+    with suppress(PhotoError):
+        decode(data, 1)
+        return True
+    return False
 
 
 def _root(data: Mapping[str, Any], data_dir: Path) -> Path | None:
