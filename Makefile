@@ -103,6 +103,7 @@ bench: install .venv-torchserve/.installed .venv-s3-peers/.installed ## every be
 	$(BIN)/python benchmarks/s3.py --memory
 	$(BIN)/python benchmarks/serving.py --soak
 	$(BIN)/python benchmarks/debugger.py
+	$(BIN)/python benchmarks/startup.py --training
 
 clean: ## remove environments and caches
 	rm -rf .venv .venv-lowest .venv-wheel .venv-serving-image .venv-smdebug .venv-torchserve .venv-s3-peers .mypy_cache .ruff_cache .pytest_cache .hypothesis build site *.egg-info

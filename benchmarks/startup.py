@@ -49,8 +49,8 @@ COMPLETION = ["-m", "bincounter", "-sc", "query=bash", "--"]
 COMMANDS = {
     "Python that imports Hydra": ["-c", "import hydra, omegaconf"],
     "empty Hydra app, `--cfg job`": ["app.py", "--cfg", "job"],
-    "`bincounter --help`": ["-m", "bincounter", "--help"],
-    "`bincounter runs --help`": ["-m", "bincounter", "runs", "--help"],
+    "`--help` of all commands": ["-m", "bincounter", "--help"],
+    "`runs --help`": ["-m", "bincounter", "runs", "--help"],
     "`train --help`": ["-m", "bincounter", "train", "--help"],
     "`train --cfg job`": ["-m", "bincounter", "train", "--cfg", "job"],
     "`train`, wrong key": ["-m", "bincounter", "train", "data.batchsize=8"],

@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from bincounter.cli import train_command
 from bincounter.cli.composition import Composer, checked_folder
-from bincounter.cli.hydra_app import replace_overrides, run_app, start_app, start_as_script
+from bincounter.cli.hydra_app import parse_overrides, replace_overrides, run_app, start_app, start_as_script
 from bincounter.config.launcher_schema import runs_locally
 from bincounter.data.datamodule import BinDataModule
 from bincounter.errors import BinCounterError, ConfigError, UserError
 from bincounter.files import read_file
+from bincounter.parallel import hidden_script
 from bincounter.redaction import mask_text
 from bincounter.training import resume
 from bincounter.training.predictor import Prediction, Predictor
@@ -97,6 +98,10 @@ def train(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -
     """
     if isinstance(overrides, str):
         raise ConfigError(f"overrides is a text: write a list of them, as in [{overrides!r}]")
+    overrides = list(overrides) if isinstance(overrides, Iterable) else [overrides]
+    for each in overrides:
+        if not isinstance(each, str):
+            raise ConfigError(f"the override {each!r} is not a text: write KEY=VALUE, as in 'seed=3'")
     option = next((word for word in overrides if word.startswith("-")), None)
     if option is not None:
         raise ConfigError(_ONE_RUN if option in ("-m", "--multirun") else f"{option} is not KEY=VALUE: remove it")
@@ -111,7 +116,12 @@ def train(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -
 
     def start(composer: Composer, arguments: Namespace) -> int:
         replace_overrides(arguments, resume.expand_resume_overrides(arguments.overrides, composer))
+        swept = next((each for each in parse_overrides(arguments.overrides) if each.is_sweep_override()), None)
+        if swept is not None:
+            raise ConfigError(f"{swept.input_line} lists several values: quote it if it is one text; {_ONE_RUN}")
         cfg = composer(arguments.overrides)
+        if cfg.dry_run:
+            raise ConfigError(f"dry_run=true shows the request of a launcher: remove it; {_ONE_RUN}")
         if "hydra.mode=MULTIRUN" in arguments.overrides or cfg.hparams_search or not runs_locally(cfg.launcher):
             raise ConfigError(_ONE_RUN)
         run_app(job, "train")
@@ -136,19 +146,16 @@ _ONE_RUN = (
 @contextmanager
 def _as_command(arguments: list[str]) -> Iterator[None]:
     """Make this process look like the command ``train``, which Hydra parses and Lightning starts again for DDP."""
-    main, root, hydras = sys.modules["__main__"], logging.getLogger(), GlobalHydra.instance()
-    argv, spec, handlers, level, hydra = sys.argv, main.__spec__, root.handlers[:], root.level, hydras.hydra
+    root, hydras = logging.getLogger(), GlobalHydra.instance()
+    argv, handlers, level, hydra = sys.argv, root.handlers[:], root.level, hydras.hydra
     environment = dict(os.environ)
-    # Processes that are spawned would run the script again, and wait for the locks that this one holds.
-    file = vars(main).pop("__file__", None)
     hydras.clear()
-    start_as_script(str(train_command.__file__), arguments)
     try:
-        yield
+        with hidden_script():
+            start_as_script(str(train_command.__file__), arguments)
+            yield
     finally:
-        sys.argv, main.__spec__, hydras.hydra = argv, spec, hydra
-        if file is not None:
-            main.__file__ = file
+        sys.argv, hydras.hydra = argv, hydra
         for handler in set(root.handlers) - set(handlers):
             handler.close()  # of the run's train.log
         root.handlers[:] = handlers

@@ -4,10 +4,12 @@ Threads rather than asyncio, since hashing and writing a file release Python's g
 for one object after the other, and took half as long again for photos of 55 kB.
 """
 
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 from bincounter.errors import ResourceError
@@ -16,6 +18,23 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _AHEAD = 8
+
+
+@contextmanager
+def hidden_script() -> Iterator[None]:
+    """Hide the user's script from processes that are spawned in this block.
+
+    They would run a script without ``if __name__ == "__main__"`` again, and wait for the locks that this process holds.
+    """
+    main = sys.modules["__main__"]
+    spec, file = main.__spec__, vars(main).pop("__file__", None)
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        main.__spec__ = spec
+        if file is not None:
+            main.__file__ = file
 
 
 def map_ordered(

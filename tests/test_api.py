@@ -1,5 +1,6 @@
 """The Python API, as docs/python.md and the notebook use it."""
 
+import io
 import json
 import logging
 import os
@@ -19,6 +20,7 @@ from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
 import bincounter
+from bincounter.data import photos
 from bincounter.data.preprocessing import decode
 from bincounter.errors import ConfigError, DataError, UserError
 from bincounter.serving.application.served_model import ServedModel
@@ -66,11 +68,18 @@ def test_importing_the_package_imports_no_torch() -> None:
         bincounter.lode  # noqa: B018
 
 
-def test_a_script_needs_no_guard_for_the_processes_that_draw_bins(tmp_path: Path) -> None:
-    settings = ["experiment=demo", *SMALL[1:], "data.layout.photos=60", "data.layout.size=32"]
-    settings += [f"paths.{name}_dir={tmp_path / name}" for name in ("data", "log")]
+_TINY = [*SMALL[1:], "experiment=demo", "data.layout.photos=60", "data.layout.size=32", "paths.data_dir=data"]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [f"bincounter.train({_TINY})", "bincounter.BinDataModule(None, DemoBins(60, 32), data_dir='data').prepare()"],
+    ids=["train", "photos"],
+)
+def test_a_script_needs_no_guard_for_the_processes_that_draw_bins(statement: str, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
-    script.write_text(f"import bincounter\nprint('begun')\nbincounter.train({settings})\nprint(__file__)\n")
+    imports = "import bincounter\nfrom bincounter.data.demo.layout import DemoBins"
+    script.write_text(f"{imports}\nprint('begun')\n{statement}\nprint(__file__)\n")
     said = subprocess.check_output(command(str(script)), text=True, cwd=tmp_path, env=environment(), timeout=300)
     assert said.splitlines()[0] == "begun"
     assert said.count("begun") == 1
@@ -85,17 +94,35 @@ def test_an_image_that_cannot_be_converted_costs_only_its_own_count(counter: bin
     assert [answer.count is None for answer in answers] == [True, True, True, False, False]
 
 
+@pytest.mark.parametrize("format_", ["JPEG", "PNG"])
+def test_an_image_with_broken_bytes_is_refused_as_they_are(
+    format_: str, counter: bincounter.Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.effect_noise((90, 90), 50).convert("RGB").save(file := io.BytesIO(), format_)
+    torn = Image.open(io.BytesIO(file.getvalue()[: len(file.getvalue()) // 2]))
+    monkeypatch.setattr(photos.time, "sleep", lambda _: pytest.fail("it was tried again"))
+    with pytest.raises(DataError, match=r"\(truncated|\(damaged"):
+        counter.predict(torn)
+    assert counter.failures == 0
+
+
 def test_every_form_of_a_photo_gives_the_same_prediction(counter: bincounter.Predictor, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
     path = tmp_path / "bin.png"
     Image.fromarray(pixels).save(path)
-    forms: list[Any] = [path, str(path), path.read_bytes(), Image.open(path), pixels, Image.fromarray(pixels)]
+    data = path.read_bytes()
+    forms: list[Any] = [path, str(path), data, Image.open(path), pixels, Image.fromarray(pixels)]
     answers = [counter.predict(form) for form in forms]
     assert [answer.photo for answer in answers] == [str(path), str(path), "0", "0", "0", "0"]
+    answers += [
+        counter.predict(form) for form in (bytearray(data), memoryview(data), path.open("rb"), io.BytesIO(data))
+    ]
     assert all(answer.probabilities == answers[0].probabilities for answer in answers)
     first = answers[0]
     assert first.count == max(first.probabilities, key=first.probabilities.__getitem__)
     assert first.expected_count == pytest.approx(sum(count * share for count, share in first.probabilities.items()))
+    (from_file,) = counter.predict([path.open("rb")])
+    assert from_file.probabilities == first.probabilities
     assert [answer.photo for answer in counter.predict(forms)] == [str(path), str(path), "2", "3", "4", "5"]
     assert counter.predict(str(tmp_path)) == [first]  # a folder is a list, of whatever length
 
@@ -143,8 +170,20 @@ def test_a_photo_that_cannot_be_counted_raises_alone_and_is_listed_among_others(
         "cannot be read (no such file or directory)",
         "not a JPEG, PNG or WebP image",
         "an array of float64[3, 3], not of uint8[H, W, 3]",
-        "not a path, bytes, an image of Pillow or an array, but of type int",
+        "not a path, bytes, a file, an image of Pillow or an array, but of type int",
     ]
+    closed = torn.open("rb")
+    closed.close()
+    assert [answer.error for answer in counter.predict(["", "a\0b", closed, bytearray(b"no photo")])] == [
+        "an empty path",
+        "not a path (embedded null byte)",
+        "a file that cannot be read (read of closed file)",
+        "not a JPEG, PNG or WebP image",
+    ]
+    with pytest.raises(DataError, match="the path of a photo is empty"):
+        counter.predict("")
+    with pytest.raises(DataError, match="open it as 'rb'"):
+        counter.predict(io.StringIO("no photo"))  # type: ignore[call-overload]
     with pytest.raises(DataError, match="but of type int"):
         counter.predict(7)  # type: ignore[call-overload]
     with pytest.raises(DataError, match=r"torn\.jpg cannot be counted \(truncated\): replace it"):
@@ -162,7 +201,11 @@ def test_a_photo_that_cannot_be_counted_raises_alone_and_is_listed_among_others(
     [
         ({"device": "cuda:99"}, "device=cuda:99 is not available here"),
         ({"device": "gpu"}, "device=gpu is not available here"),
+        ({"device": "meta"}, "device=meta is not available here"),
+        ({"device": ["cpu"]}, r"device=\['cpu'\] is not available here"),
         ({"batch_size": 0}, "batch_size=0 is out of range"),
+        ({"batch_size": "8"}, "batch_size='8' is not a whole number"),
+        ({"batch_size": 1.5}, "batch_size=1.5 is not a whole number"),
     ],
 )
 def test_options_of_load_are_checked(options: dict[str, Any], said: str) -> None:
@@ -193,7 +236,7 @@ def test_runs_of_one_process_leave_it_as_it_was(small: list[str], tmp_path: Path
         _ = bincounter.Run(tmp_path).scores
 
 
-@pytest.mark.parametrize("overrides", [["modle=cnn"], ["trainer.max_epochs=zero"], ["data=folders"], ["seed=1,2"]])
+@pytest.mark.parametrize("overrides", [["modle=cnn"], ["trainer.max_epochs=zero"], ["data=folders"]])
 def test_a_wrong_override_is_refused_in_the_words_of_the_command(overrides: list[str], run: Run) -> None:
     with pytest.raises(ConfigError) as caught:
         bincounter.train(overrides)
@@ -209,10 +252,18 @@ def test_a_wrong_override_is_refused_in_the_words_of_the_command(overrides: list
         (["launcher=sagemaker"], "start sweeps and launchers by the command"),
         (["--help"], "--help is not KEY=VALUE"),
         ("seed=1", r"write a list of them, as in \['seed=1'\]"),
+        (["seed=1,2"], "seed=1,2 lists several values.* by the command"),
+        (["seed=range(3)"], "lists several values.* by the command"),
+        (["dry_run=true"], "dry_run=true shows the request of a launcher: remove it.* by the command"),
+        (["seed=1", 2], "the override 2 is not a text"),
+        ([("seed", 1)], r"the override \('seed', 1\) is not a text"),
+        ([Path("seed=1")], "is not a text"),
+        (b"seed=1", "is not a text"),
+        (None, "the override None is not a text"),
     ],
     ids=str,
 )
-def test_a_sweep_is_refused(overrides: list[str], said: str) -> None:
+def test_what_is_not_one_run_is_refused(overrides: Any, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         bincounter.train(overrides)
 

@@ -63,13 +63,15 @@ class Composer:
     def groups(self, overrides: Sequence[str]) -> Groups:
         """Read the groups' options in all folders of the search path."""
         folders = [conf_dir(), *([self.config_dir] if self.config_dir else [])]
-        searched = OmegaConf.select(self._primary(folders), "hydra.searchpath", default=[])
+        primary = self._primary(folders)
+        searched = OmegaConf.select(primary, "hydra.searchpath", default=[])
         for override in overrides:
             if override.startswith("hydra.searchpath="):
                 searched = parse_overrides([override])[0].value()
         listed = [searched] if isinstance(searched, str) else searched or []  # Hydra refuses a value that is not a list
         local = [str(each).removeprefix("file://") for each in listed]
-        return read_groups([*folders, *(Path(each) for each in local if Path(each).is_dir())], self.config_name)
+        folders += [Path(each) for each in local if Path(each).is_dir()]
+        return read_groups(folders, self._primary(folders) if local else primary)
 
     def _primary(self, folders: Sequence[Path]) -> Any:
         found = [path for folder in folders if (path := folder / f"{self.config_name}.yaml").is_file()]

@@ -93,16 +93,15 @@ def is_internal(group: str, option: str) -> bool:
     return (group, option) in INTERNAL or option == "schema" or option.endswith("_schema")
 
 
-def read_groups(folders: Sequence[Path], config_name: str) -> Groups:
+def read_groups(folders: Sequence[Path], primary: DictConfig) -> Groups:
     """Read the groups that a configuration has among its defaults, with their options.
 
     Args:
-        folders: of configuration files; the primary file is in one of them.
-        config_name: name of the primary file, without its suffix.
+        folders: of configuration files.
+        primary: the primary file.
     """
-    primary = next((path for folder in folders if (path := folder / f"{config_name}.yaml").is_file()), None)
-    defaults = OmegaConf.select(OmegaConf.load(primary), "defaults") if primary else []
-    used = {group for entry in defaults or [] if isinstance(entry, DictConfig) for group in entry}
+    defaults = OmegaConf.select(primary, "defaults") or []
+    used = {group for entry in defaults if isinstance(entry, DictConfig) for group in entry}
     found: dict[str, set[str]] = {}
     for folder in folders:
         for path in folder.rglob("*.yaml"):

@@ -114,7 +114,7 @@ def decode_square(data: bytes, size: int) -> bytes:
             square = _rgb(photo).resize((size, size), Image.Resampling.BILINEAR)
             turn = _UPRIGHT.get(_orientation(photo))
         except Exception as error:  # Pillow raises many types for invalid bytes: OSError, SyntaxError, ...
-            raise _verdict(error, pixels) from error
+            raise pillow_verdict(error, pixels) from error
     if turn is not None:
         square = square.transpose(turn)
     return b"".join(band.tobytes() for band in square.split())
@@ -133,7 +133,7 @@ def _opened(photo: CleanedPhoto) -> Image.Image:
         pixels = _webp_pixels(photo.data) if photo.data[8:12] == b"WEBP" else 0  # Pillow has allocated them already
         if pixels > MAX_PIXELS:
             raise _too_large() from error
-        raise _verdict(error, pixels, "damaged header") from error
+        raise pillow_verdict(error, pixels, "damaged header") from error
     if opened.width * opened.height > MAX_PIXELS:
         raise _too_large()
     if max(opened.size) > MAX_SIDE:
@@ -156,7 +156,7 @@ def _webp_pixels(data: bytes) -> int:
     return width * height
 
 
-def _verdict(error: Exception, pixels: int, reason: str = "") -> PhotoError:
+def pillow_verdict(error: Exception, pixels: int, reason: str = "") -> PhotoError:
     """Translate an exception of Pillow to a :class:`PhotoError`.
 
     Args:
@@ -217,7 +217,7 @@ def _orientation(photo: Image.Image) -> int:
     try:
         return int(photo.getexif().get(_ORIENTATION_TAG, 1))
     except Exception as error:
-        _verdict(error, 0)
+        pillow_verdict(error, 0)
         return 1
 
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Self, overload
+from typing import Any, BinaryIO, Self, overload
 
 import lightning as L
 import numpy as np
@@ -20,6 +20,7 @@ from PIL import Image
 from bincounter.config.checks import Bound
 from bincounter.data.layouts.base import PHOTO_SUFFIXES, find_photos
 from bincounter.data.photo_bounds import PhotoError
+from bincounter.data.photo_decoder import pillow_verdict
 from bincounter.data.photos import failure_clause, retry
 from bincounter.data.preprocessing import Normalize, decode
 from bincounter.data.s3.address import is_remote, parse_address
@@ -30,8 +31,8 @@ from bincounter.model.build import load_counter
 from bincounter.model.counter import BinCounter
 from bincounter.names import TableWriter, escape_name
 
-Photo = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
-"""A photo: its path, the bytes of its file, an image of Pillow, or RGB pixels ``uint8[H, W, 3]``."""
+Photo = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | np.ndarray
+"""A photo: its path, its file's bytes, that file opened as binary, an image of Pillow, or pixels ``uint8[H, W, 3]``."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,13 @@ class Predictor:
     def __init__(
         self, checkpoint: str | Path, trust: Sequence[str] = (), *, device: str = "auto", batch_size: int = 32
     ) -> None:
+        if not isinstance(batch_size, int):
+            raise ConfigError(f"batch_size={batch_size!r} is not a whole number: write one, such as 32")
         Bound(ge=1).check("batch_size", batch_size)
         self._device, self._batch_size = _device(device), batch_size
-        model, description = load_counter(checkpoint_file(Path(expand_user(str(checkpoint)))), trust)
+        model, description = load_counter(
+            checkpoint_file(Path(expand_user(str(checkpoint)))), [trust] if isinstance(trust, str) else trust
+        )
         self._model: BinCounter = model.to(self._device)
         self._normalize = Normalize().to(self._device)
         self._size: int = description["image_size"]
@@ -90,12 +95,12 @@ class Predictor:
         self.failures = 0
 
     @overload
-    def predict(self, photos: bytes | Image.Image | np.ndarray) -> Prediction: ...
+    def predict(self, photos: bytes | bytearray | memoryview | BinaryIO | Image.Image | np.ndarray) -> Prediction: ...
     @overload
     def predict(self, photos: str | os.PathLike[str]) -> Any: ...
     @overload
     def predict(self, photos: Sequence[Photo]) -> list[Prediction]: ...
-    def predict(self, photos: Photo | Sequence[Photo]) -> Prediction | list[Prediction]:
+    def predict(self, photos: Any) -> Prediction | list[Prediction]:
         """Count the items in photos.
 
         Args:
@@ -111,12 +116,14 @@ class Predictor:
             ResourceError: a single photo cannot be read for lack of memory or permission, or the network failed.
         """
         if isinstance(photos, str | os.PathLike):
+            if not os.fspath(photos):
+                raise DataError("the path of a photo is empty: name a photo or a folder")
             source = expand_user(os.fspath(photos))
             paths = list_photos(source, Path("data"))
             if Path(source).is_dir() or [path.name for path in paths] != [Path(source).name]:
                 return list(self.answers(paths))
             photos = paths[0]
-        elif isinstance(photos, Iterable) and not isinstance(photos, bytes | Image.Image | np.ndarray):
+        elif isinstance(photos, Iterable) and not (isinstance(photos, _ONE) or hasattr(photos, "read")):
             return list(self.answers(photos))
         failures = self.failures
         (answer,) = self.answers([photos])
@@ -162,8 +169,10 @@ def _device(name: str) -> torch.device:
     if name == "auto":
         return L.Fabric(accelerator="auto", devices=1).device
     try:
-        return torch.empty(0, device=name).device
-    except (AssertionError, RuntimeError, NotImplementedError) as error:
+        value = torch.zeros(1, device=name)
+        value.item()  # a device without storage, such as meta, raises
+        return value.device
+    except (AssertionError, RuntimeError, NotImplementedError, TypeError) as error:
         raise ConfigError(f"device={name} is not available here: use auto, cpu, or a GPU such as cuda:0") from error
 
 
@@ -174,7 +183,12 @@ def _name(photo: Photo, number: int) -> str:
 def _content(photo: Photo) -> bytes:
     """Bytes of a photo's file; pixels are encoded as PNG, without loss, to be decoded like any other photo."""
     if isinstance(photo, str | os.PathLike):
-        return Path(photo).read_bytes()
+        if not os.fspath(photo):
+            raise PhotoError("an empty path")
+        try:
+            return Path(expand_user(os.fspath(photo))).read_bytes()
+        except ValueError as error:  # it has a NUL
+            raise PhotoError(f"not a path ({error})") from error
     if isinstance(photo, np.ndarray):
         if photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[2] != 3:
             raise PhotoError(f"an array of {photo.dtype}{list(photo.shape)}, not of uint8[H, W, 3]")
@@ -186,12 +200,22 @@ def _content(photo: Photo) -> bytes:
             image.save(file, "PNG", compress_level=1, exif=photo.getexif())
         except ValueError as error:  # it is closed, empty, or of a mode without colours
             raise PhotoError(f"an image without readable pixels ({error})") from error
+        except Exception as error:  # broken bytes, which Pillow decodes only now
+            raise pillow_verdict(error, photo.width * photo.height) from error
         return file.getvalue()
-    if isinstance(photo, bytes):
-        return photo
-    raise PhotoError(f"not a path, bytes, an image of Pillow or an array, but of type {type(photo).__name__}")
+    if hasattr(photo, "read"):
+        try:
+            photo = photo.read()
+        except ValueError as error:  # it is closed, or opened for writing
+            raise PhotoError(f"a file that cannot be read ({error})") from error
+        if isinstance(photo, str):
+            raise PhotoError("a file opened as text: open it as 'rb'")
+    if isinstance(photo, bytes | bytearray | memoryview):
+        return bytes(photo)
+    raise PhotoError(f"not a path, bytes, a file, an image of Pillow or an array, but of type {type(photo).__name__}")
 
 
+_ONE = (bytes, bytearray, memoryview, Image.Image, np.ndarray)
 _PNG_MODES = ("1", "L", "LA", "I;16", "P", "RGB", "RGBA")
 
 

@@ -19,6 +19,7 @@ from bincounter.data.layouts.folders import Folders
 from bincounter.data.records import Listing
 from bincounter.errors import ConfigError, DataError
 from bincounter.files import lock_folder, write_text
+from bincounter.parallel import hidden_script
 from bincounter.progress import track
 
 log = logging.getLogger(__name__)
@@ -145,7 +146,8 @@ def _draw_all(folder: Path, settings: dict, workers: int | None) -> None:
             draw(job)
         return
     # spawn: a fork of a process in which torch has started its threads can hang
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with hidden_script(), ProcessPoolExecutor(workers, mp_context=spawn) as pool:
         for _ in track(pool.map(draw, jobs), "Rendering demo bins", len(jobs)):
             pass
 
