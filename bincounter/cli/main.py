@@ -117,7 +117,6 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         nargs="*",
         type=as_path,
         metavar="FOLDER",
-        default=[Path("logs")],
         help="searched for runs (logs)",
     )
     runs.add_argument("--json", action="store_true", help="print one JSON document instead of tables")
@@ -202,7 +201,8 @@ def _runs(arguments: argparse.Namespace) -> int:
     from bincounter.cli.runs_command import list_runs
     from bincounter.cli.runs_table import RunTables
 
-    listed = list_runs(arguments.folders)
+    logs = Path("logs")
+    listed = list_runs(arguments.folders or [logs] * logs.exists())
     if arguments.json:
         _print_json(asdict(listed))
     else:

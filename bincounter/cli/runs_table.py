@@ -30,7 +30,7 @@ class RunTables:
         """Yield the tables, and the reasons for failed or broken runs and sweeps."""
         runs, sweeps = self.listed.runs, self.listed.sweeps
         if not runs and not sweeps:
-            yield Text("No runs.")
+            yield Text("No runs: start one by `bincounter train`, or name a folder that holds runs.")
         if runs:
             yield _title("Runs", runs)
             names = ("", "model", "photos", "epochs", "accuracy", "state")

@@ -1,10 +1,12 @@
 """Tab completion of ``bincounter`` in bash: names of commands, their options, and overrides by Hydra's completion."""
 
+import io
 import os
 import re
 import shlex
 from argparse import ArgumentParser
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 
 from bincounter.errors import UserError
 
@@ -75,6 +77,13 @@ def _complete(line: str, commands: Mapping[str, ArgumentParser], run_hydra_app: 
     elif words[0] in _TAKE_OVERRIDES:
         multirun = ["-m"] if {"-m", "--multirun"} & set(words) else []
         given = [each for each in words[1:] if "=" in each and not re.search(r"\s", each)]
-        os.environ["COMP_LINE"] = " ".join(["bincounter", *multirun, *given, word])
-        return run_hydra_app(_TAKE_OVERRIDES[words[0]], "-sc", _QUERY)
+        folder = re.search(r"(?:--config-dir|-cd)[= ](\S+)", shlex.join(words))
+        options = ["--config-dir", folder[1]] if folder else []
+        deleted = word.startswith("~")  # Hydra completes no settings behind it
+        os.environ["COMP_LINE"] = " ".join(["bincounter", *multirun, *given, word.removeprefix("~")])
+        with redirect_stdout(io.StringIO()) as found:
+            code = run_hydra_app(_TAKE_OVERRIDES[words[0]], *options, "-sc", _QUERY)
+        for each in found.getvalue().splitlines():
+            print(f"~{each.rstrip('=')}" if deleted else each)
+        return code
     return 0

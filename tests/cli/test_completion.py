@@ -9,14 +9,20 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import Run, environment
+from commands import REPOSITORY, Run, environment
 
 SCRIPT = Path(sys.executable).parent / "bincounter"
+EXAMPLE = REPOSITORY / "examples/own_backbone"
 LINES = {
     "bincounter t": {"train"},
     "bincounter train model=resnet": {"model=resnet18", "model=resnet34", "model=resnet50"},
     "bincounter train -m model=resnet18,resnet34 model.optimizer.l": {"model.optimizer.lr="},
     "bincounter train 'model.optimizer.lr=interval(1e-4,1e-2)' -m trainer=g": {"trainer=gpu"},
+    "bincounter train target": set(),  # of deploy
+    "bincounter train ~model.backbone.na": {"~model.backbone.name"},
+    "bincounter train ~experi": {"~experiment"},
+    f"bincounter train --config-dir {EXAMPLE} model=dil": {"model=dilated"},
+    f"bincounter train --config-dir={EXAMPLE} model=dil": {"model=dilated"},
     "bincounter deploy target.po": {"target.port="},
     "bincounter explore data=fol": {"data=folders"},
     "bincounter prepare FOLDER --as shards data=fol": {"data=folders"},

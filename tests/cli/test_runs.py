@@ -138,6 +138,14 @@ def test_list_fits_80_columns_and_names_what_is_wrong(tmp_path: Path, capsys: py
         assert title in screen
 
 
-def test_folder_without_runs_and_no_folder(run: Run, tmp_path: Path) -> None:
-    assert run("-m", "bincounter", "runs", str(tmp_path)).stdout == "No runs.\n"
+def test_folder_without_runs_and_no_folder(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = "No runs: start one by `bincounter train`, or name a folder that holds runs.\n"
+    assert run("-m", "bincounter", "runs", str(tmp_path)).stdout == said
+    monkeypatch.chdir(tmp_path)  # without logs
+    assert main(["runs"]) == 0
+    assert capsys.readouterr().out == said
+    assert main(["runs", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"runs": [], "sweeps": []}
     assert "nowhere is not a folder" in run("-m", "bincounter", "runs", str(tmp_path / "nowhere"), code=2).stderr

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import socket
 from collections.abc import Iterator
 from http.client import HTTPConnection
@@ -91,6 +92,13 @@ def test_health_checks_and_the_page_take_no_token(guarded: LocalServer) -> None:
     assert guarded.ask("GET", "/page/../model").status == 404
     described = guarded.ask("GET", "/openapi.json", headers=BEARER).json()
     assert described["security"] == [{"token": []}]
+
+
+def test_links_of_the_page_can_be_followed(guarded: LocalServer) -> None:
+    page = guarded.ask("GET", "/").body.decode()
+    links = re.findall(r'<a href="(/[^"]*)"', page)
+    assert [guarded.ask("GET", link).status for link in links] == [200] * len(links) == [200]
+    assert "<code>/metrics</code> (with the token)" in page
 
 
 def test_other_names_and_addresses_reach_it_and_pages_of_other_sites_do_not(guarded: LocalServer) -> None:

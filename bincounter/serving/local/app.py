@@ -8,6 +8,7 @@ import json
 import logging
 import multiprocessing
 import os
+import re
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -117,6 +118,9 @@ class _Endpoints:
         self._limiter = RequestLimiter(model.limits, model.limits.max_queue)
         self._explain_limiter = RequestLimiter(model.limits, 1)
         self._files = {path.name: path.read_bytes() for path in (*_PAGE.iterdir(), _STYLE)}
+        if token:  # a link sends none
+            closed = rb'<a href="(/metrics|/openapi\.json)">[^<]*</a>'
+            self._files["index.html"] = re.sub(closed, rb"<code>\1</code> (with the token)", self._files["index.html"])
 
     @asynccontextmanager
     async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
