@@ -27,11 +27,12 @@ lint: install ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# More workers than cores, since many tests wait; neighbours share what a file sets up, so each worker begins with a part.
 test: lint ## lint, and all tests but the long ones
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 3 --dist worksteal
 
 test-quick: install ## no programs, servers or browsers: while you edit
-	$(BIN)/python -m pytest -n 2 -m 'not long and not slow'
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not long and not slow'
 
 # The pages in site/, to be opened through any file server: python -m http.server --directory site.
 docs: install ## build the site, strictly

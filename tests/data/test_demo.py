@@ -4,8 +4,6 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -14,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import Start
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from warm_python import Started
 
 from bincounter.data.demo.layout import render
 from bincounter.data.demo.scene import DemoPhoto, compose
@@ -98,15 +98,15 @@ def test_settings_that_make_no_set_are_refused(tmp_path: Path, wrong: dict) -> N
     assert not (tmp_path / "demo").exists()
 
 
-def start(root: Path, photos: int) -> subprocess.Popen:
+def rendering(start: Start, root: Path, photos: int) -> Started:
     settings = f"Path({str(root)!r}), photos={photos}, size=32, workers=1"
     code = f"from pathlib import Path; from bincounter.data.demo.layout import render; render({settings})"
-    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
+    return start("-c", code)
 
 
-def test_a_killed_rendering_passes_for_none_and_the_next_one_completes(tmp_path: Path) -> None:
+def test_a_killed_rendering_passes_for_none_and_the_next_one_completes(start: Start, tmp_path: Path) -> None:
     root = tmp_path / "demo"
-    process = start(root, 3000)
+    process = rendering(start, root, 3000)
     try:
         while len(list(tmp_path.rglob("*.jpg"))) < 3:
             assert process.poll() is None
@@ -121,8 +121,8 @@ def test_a_killed_rendering_passes_for_none_and_the_next_one_completes(tmp_path:
     assert not (tmp_path / ".demo" / "part").exists()
 
 
-def test_two_processes_that_want_one_set_share_it(tmp_path: Path) -> None:
-    processes = [start(tmp_path / "demo", 60) for _ in range(2)]
+def test_two_processes_that_want_one_set_share_it(start: Start, tmp_path: Path) -> None:
+    processes = [rendering(start, tmp_path / "demo", 60) for _ in range(2)]
     assert [process.wait(timeout=120) for process in processes] == [0, 0]
     assert len(digest(tmp_path / "demo")) == 60
     assert json.loads((tmp_path / "demo" / ".demo.json").read_text())["photos"] == 60

@@ -4,8 +4,6 @@ import json
 import logging
 import os
 import sqlite3
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -23,10 +21,6 @@ from bincounter.data.source import fetch_photos, find_photos
 from bincounter.errors import DataError, ResourceError
 from bincounter.training.predictor import list_photos
 
-FETCH = (
-    "import sys; from pathlib import Path; from bincounter.data.s3.sync import fetch; "
-    "fetch(sys.argv[1], Path(sys.argv[2]))"
-)
 PHOTOS = {f"bins/{count}/{name}.jpg": f"{count}{name}".encode() * 100 for count in (1, 2) for name in "abc"}
 
 
@@ -36,11 +30,6 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def below(prefix: str, objects: dict[str, bytes]) -> dict[str, bytes]:
     return {key.removeprefix(prefix): body for key, body in objects.items() if key.startswith(prefix)}
-
-
-def start(source: str, data_dir: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", f"import logging; logging.basicConfig(); {FETCH}", source, str(data_dir)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
 
 def test_a_folder_of_a_bucket_is_made_the_same_here(s3: S3Server, tmp_path: Path) -> None:

@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from commands import REPOSITORY
+from commands import REPOSITORY, environment
 from s3_bins import assert_nothing_half_done, bins, files, inodes, put
 from s3_faults import meanwhile, stalled
 from s3_proxy import FaultyProxy
 from s3_server import S3Server
+from warm_python import WarmPython
 
 from bincounter.data.s3 import credentials
 from bincounter.data.s3.sync import fetch
@@ -104,14 +105,15 @@ def test_two_processes_do_the_work_once(s3_proxy: FaultyProxy, tmp_path: Path, f
     assert_nothing_half_done(tmp_path)
 
 
-def test_an_interrupted_train_ends_soon_and_keeps_what_has_arrived(s3_proxy: FaultyProxy, tmp_path: Path) -> None:
+def test_an_interrupted_train_ends_soon_and_keeps_what_has_arrived(
+    python: WarmPython, s3_proxy: FaultyProxy, tmp_path: Path
+) -> None:
     objects = bins(300)
     put(s3_proxy.server, objects)
-    s3_proxy.spoil(r"GET .*\.jpg", meanwhile(lambda: train.send_signal(signal.SIGINT)), times=1, after=200)
+    s3_proxy.spoil(r"GET .*\.jpg", meanwhile(lambda: os.kill(train.pid, signal.SIGINT)), times=1, after=200)
     s3_proxy.spoil(r"GET .*\.jpg", stalled(600), after=200)
     paths = [f"paths.{name}_dir={tmp_path / name}" for name in ("data", "cache", "log")]
     command = [
-        sys.executable,
         "-c",
         IMPATIENT_TRAIN,
         str(REPOSITORY / "train.py"),
@@ -119,7 +121,7 @@ def test_an_interrupted_train_ends_soon_and_keeps_what_has_arrived(s3_proxy: Fau
         "data.source=s3://shop/bins",
         *paths,
     ]
-    train = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    train = python.start(command, REPOSITORY, environment())
     output = train.communicate(timeout=300)[1]
     assert train.returncode == 1 and "Traceback" not in output
     assert output.strip().splitlines()[-1] == "Error: Interrupted."

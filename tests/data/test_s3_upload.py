@@ -3,13 +3,13 @@
 import asyncio
 import logging
 import os
-import subprocess
-import sys
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from commands import Start
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from s3_faults import denied, error, expired, failing, meanwhile, renamed, reset_at_once, stalled, unavailable
@@ -203,14 +203,14 @@ def test_a_file_that_is_changed_meanwhile_is_a_sentence(proxy: FaultyProxy, fold
     assert stored(proxy.server) == FILES | {"1/a.jpg": b"other"}
 
 
-def test_a_killed_call_leaves_whole_objects_and_is_gone_on_with(proxy: FaultyProxy, folder: Path) -> None:
+def test_a_killed_call_leaves_whole_objects_and_is_gone_on_with(start: Start, proxy: FaultyProxy, folder: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from bincounter.data.s3.upload import send; folder = Path(sys.argv[1]); "
         "send([(path, str(path.relative_to(folder))) for path in folder.rglob('*.jpg')], 's3://shop/data', "
         "last=[(folder / '1/a.jpg', 'split.csv')], connections=4)"
     )
-    process = subprocess.Popen([sys.executable, "-c", code, str(folder)])
-    proxy.spoil("^PUT", meanwhile(process.kill), after=3)
+    process = start("-c", code, str(folder))
+    proxy.spoil("^PUT", meanwhile(lambda: os.kill(process.pid, signal.SIGKILL)), after=3)
     process.wait()
     arrived = stored(proxy.server)
     assert 4 <= len(arrived) < len(FILES) + 1 and arrived.items() <= FILES.items()

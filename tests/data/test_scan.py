@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -13,9 +11,11 @@ from typing import cast
 
 import numpy as np
 import pytest
+from commands import Start
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_photos import abid_bin, bin_folders, metadata, photo_bytes, write
+from warm_python import Started
 
 from bincounter.data.layouts.abid import Abid
 from bincounter.data.layouts.base import Layout
@@ -344,7 +344,7 @@ def test_a_broken_cache_means_a_fresh_scan(tmp_path_factory, data):
     assert_same(scanned(root, cache), first)
 
 
-def scanning(root: Path, cache: Path) -> subprocess.Popen[str]:
+def scanning(start: Start, root: Path, cache: Path) -> Started:
     code = """
 import sys
 from pathlib import Path
@@ -353,12 +353,12 @@ from bincounter.data.scan import scan
 from bincounter.data.splits import load_or_assign_splits, write_split
 print(scan(Path(sys.argv[1]), Folders(), Path(sys.argv[2]), image_size=512, workers=1).digest)
 """
-    return subprocess.Popen([sys.executable, "-c", code, str(root), str(cache)], stdout=subprocess.PIPE, text=True)
+    return start("-c", code, str(root), str(cache))
 
 
-def test_a_killed_scan_leaves_nothing_half(tmp_path):
+def test_a_killed_scan_leaves_nothing_half(start, tmp_path):
     root, cache = bin_folders(tmp_path / "bins", photos=400), tmp_path / "cache"
-    process = scanning(root, cache)
+    process = scanning(start, root, cache)
     deadline = time.monotonic() + 60
     while not any(part.stat().st_size for part in cache.glob("photos/.*.part")):
         assert time.monotonic() < deadline, "the scan never began to write"
@@ -371,9 +371,9 @@ def test_a_killed_scan_leaves_nothing_half(tmp_path):
     assert len(scanned(root, cache).records) == 400
 
 
-def test_two_scans_at_once_agree(tmp_path):
+def test_two_scans_at_once_agree(start, tmp_path):
     root, cache = bin_folders(tmp_path / "bins", photos=40), tmp_path / "cache"
-    processes = [scanning(root, cache) for _ in range(2)]
+    processes = [scanning(start, root, cache) for _ in range(2)]
     digests = {process.communicate(timeout=120)[0].strip() for process in processes}
     assert digests == {scanned(root, tmp_path / "alone").digest}
     assert [path.stat().st_size for path in (cache / "photos").iterdir()] == [40 * 3 * 512 * 512]
