@@ -233,7 +233,7 @@ def test_a_shortage_is_no_fault_of_the_photo(
     [
         ("report.report_photos.grad_cam", MemoryError()),
         ("report.report_photos.grad_cam", RuntimeError("DefaultCPUAllocator: can't allocate memory")),
-        ("serving.local.explain.copy.deepcopy", MemoryError()),
+        ("serving.application.served_model.ServedModel.network", MemoryError()),
         ("serving.local.explain.cam_layer", ImportError("libgomp.so: Too many open files")),
         ("serving.application.decode_pool.decode_square", OSError(errno.EMFILE, "Too many open files")),
     ],
