@@ -1,14 +1,15 @@
 """Cost of serving: latency and photos per second of an archive's servers, beside the bare model.
 
-    python benchmarks/serving.py            3 rounds, ResNet50 at 224 pixels; about 15 minutes on 2 cores
+    python benchmarks/serving.py            3 rounds, ResNet50 at 224 pixels; about 25 minutes on 2 cores
     python benchmarks/serving.py --quick    1 round, shorter
     python benchmarks/serving.py --soak     20,000 requests to a small model too: memory, and a killed worker
     python benchmarks/serving.py --hostile  only a small model beside photos that cost it much; 2 minutes
 
-One archive, four ways, one after the other in every round: the bare forward on decoded tensors (the limit), deploy.py's
-local server, Ray Serve started as AWS's image starts it, and TorchServe with AWS's PyTorch inference toolkit, in the
-environment that `make .venv-torchserve/.installed` builds (left out, and said so, where that is missing). Photos are
-JPEGs of original size: those of ../shared/abid, else rendered bins. Weights are random: the time is the same.
+One model, one way after the other in every round: the bare forward of torch on decoded tensors, deploy.py's local
+server with each engine, Ray Serve started as AWS's image starts it, and TorchServe with AWS's PyTorch inference
+toolkit, in the environment that `make .venv-torchserve/.installed` builds (left out, and said so, where that is
+missing). Photos are JPEGs of original size: those of ../shared/abid, else rendered bins. Weights are random: the time
+is the same. The cold start lasts from the start of the process to its first answer; the archive is packed already.
 
 Clients are threads of one process with a connection each, which send the next photo as soon as they have an answer.
 Server, clients and model share the machine's cores.
@@ -19,14 +20,16 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from serving_hostile import measure_hostile
 from serving_load import Load, load, overload
 from serving_peers import Server, local_server, ray_server, torchserve
-from serving_subjects import archive_of, bare_forward, photos
+from serving_subjects import archive_of, bare_forward, capabilities, photos
 
 CLIENTS = (1, 8, 32)
+Start = Callable[[Path], Server | None]
 
 
 def main() -> None:
@@ -36,16 +39,13 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="bs-") as folder:
             _hostile(Path(folder), photos(256))
         return
-    ratios: dict[str, float | None] = {}
     with tempfile.TemporaryDirectory(prefix="bs-") as folder:
         jpegs = photos(256)
-        for precision in ("fp32", "bf16"):
-            archive = archive_of(Path(folder) / precision, precision=precision)
-            print(f"\nResNet50, 224 pixels, {precision}, {len(jpegs)} JPEGs of {_mean_kb(jpegs):.0f} kB")
-            ratios |= _measure(archive, jpegs, precision, options)
+        print(f"ResNet50, 224 pixels, {len(jpegs)} JPEGs of {_mean_kb(jpegs):.0f} kB; {capabilities()}")
+        ratios = _measure(Path(folder), jpegs, options)
         if options.soak:
             ratios |= _soak(Path(folder), jpegs)
-    print(json.dumps({name: value if value is None else round(value, 3) for name, value in ratios.items()}))
+    print(json.dumps({name: round(value, 3) for name, value in ratios.items()}))
 
 
 def _options() -> argparse.Namespace:
@@ -70,58 +70,72 @@ def _mean_kb(jpegs: list[bytes]) -> float:
     return statistics.fmean(map(len, jpegs)) / 1e3
 
 
-def _measure(archive: Path, jpegs: list[bytes], precision: str, options: argparse.Namespace) -> dict[str, float | None]:
-    servers = {"deploy.py, local": local_server, "Ray Serve": ray_server, "TorchServe": torchserve}
-    measured: dict[str, dict[int, list[Load]]] = {name: {clients: [] for clients in CLIENTS} for name in servers}
+def _subjects(folder: Path, jpegs: list[bytes]) -> dict[str, tuple[Start, Path]]:
+    """Servers by name, each with its archive."""
+    settings = [("torch", "fp32"), ("torch", "bf16")]
+    settings += [(engine, precision) for precision in ("fp32", "int8") for engine in ("onnxruntime", "openvino")]
+    archives = {
+        f"{engine} {precision}": archive_of(
+            folder / f"{engine}-{precision}", precision=precision, engine=engine, calibration=jpegs[:32]
+        )
+        for engine, precision in settings
+    }
+    servers = {"Ray Serve, torch fp32": ray_server, "TorchServe, torch fp32": torchserve}
+    return {name: (local_server, archive) for name, archive in archives.items()} | {
+        name: (start, archives["torch fp32"]) for name, start in servers.items()
+    }
+
+
+def _measure(folder: Path, jpegs: list[bytes], options: argparse.Namespace) -> dict[str, float]:
+    subjects = _subjects(folder, jpegs)
+    measured: dict[str, dict[int, list[Load]]] = {name: {clients: [] for clients in CLIENTS} for name in subjects}
+    cold: dict[str, list[float]] = {name: [] for name in subjects}
     bare = []
     for _ in range(options.rounds):
-        bare.append(bare_forward(archive, jpegs, seconds=options.seconds / 3))
-        for name, start in servers.items():
+        bare.append(bare_forward(subjects["torch fp32"][1], jpegs, seconds=options.seconds / 3))
+        for name, (start, archive) in subjects.items():
+            began = time.perf_counter()
             server = start(archive)
             if server is None:
                 continue
             with server:
+                load(server.url, jpegs, clients=1, requests=1)
+                cold[name].append(time.perf_counter() - began)
                 _warm_up(server, jpegs)
                 for clients in CLIENTS:
                     measured[name][clients].append(load(server.url, jpegs, clients=clients, seconds=options.seconds))
     decode, forward, limit = (statistics.median(column) for column in zip(*bare, strict=True))
-    print(f"{'':24}{'clients':>8}{'p50 ms':>10}{'p99 ms':>10}{'photos/s':>10}")
-    print(f"{'decode + forward':24}{1:>8}{1e3 * (decode + forward):>10.1f}{'':>10}{1 / (decode + forward):>10.1f}")
-    print(f"{'bare forward, batches':24}{'':>8}{'':>10}{'':>10}{limit:>10.1f}")
-    for name, by_clients in measured.items():
-        for clients, loads in by_clients.items():
-            if loads:
-                p50, p99, rate = (statistics.median(column) for column in zip(*loads, strict=True))
-                print(f"{name:24}{clients:>8}{1e3 * p50:>10.1f}{1e3 * p99:>10.1f}{rate:>10.1f}")
-    return _ratios(measured, decode + forward, limit, precision)
-
-
-def _ratios(
-    measured: dict[str, dict[int, list[Load]]], alone: float, limit: float, precision: str
-) -> dict[str, float | None]:
-    def middle(name: str, clients: int, field: str) -> float | None:
-        values = [getattr(one, field) for one in measured[name][clients]]
-        return statistics.median(values) if values else None
-
-    ours, most = "deploy.py, local", CLIENTS[-1]
-    p50, rate, peer = middle(ours, 1, "p50"), middle(ours, most, "rate"), middle("TorchServe", most, "rate")
-    ray_p50, ray_rate = middle("Ray Serve", 1, "p50"), middle("Ray Serve", most, "rate")
-    assert p50 is not None
-    assert rate is not None
-    return {
-        f"{precision}_p50_over_decode_and_forward": p50 / alone,
-        f"{precision}_throughput_over_limit": rate / limit,
-        f"{precision}_throughput_over_torchserve": rate / peer if peer else None,
-        f"{precision}_ray_p50_over_decode_and_forward": ray_p50 / alone if ray_p50 else None,
-        f"{precision}_ray_throughput_over_limit": ray_rate / limit if ray_rate else None,
+    print(f"decode + forward of torch fp32: {1e3 * (decode + forward):.1f} ms; in batches {limit:.1f} photos/s")
+    heads = "".join(f"{f'{clients} p50 ms':>12}{'p99 ms':>9}{'photos/s':>10}" for clients in CLIENTS)
+    print(f"{'':24}{'MB':>7}{'cold s':>8}{heads}")
+    found = {name: loads for name, loads in measured.items() if cold[name]}
+    medians = {
+        name: {n: Load(*(statistics.median(column) for column in zip(*by[n], strict=True))) for n in CLIENTS}
+        for name, by in found.items()
     }
+    for name, by in medians.items():
+        cells = "".join(f"{1e3 * one.p50:>12.1f}{1e3 * one.p99:>9.1f}{one.rate:>10.1f}" for one in by.values())
+        size = subjects[name][1].stat().st_size / 1e6
+        print(f"{name:24}{size:>7.0f}{statistics.median(cold[name]):>8.1f}{cells}")
+    return _ratios(medians)
+
+
+def _ratios(medians: dict[str, dict[int, Load]]) -> dict[str, float]:
+    """Photos per second of most clients, and the median latency of one, over those of torch in fp32."""
+    reference, most = medians["torch fp32"], CLIENTS[-1]
+    ratios = {}
+    for name, by in medians.items():
+        if by is not reference:
+            ratios[f"{name}: throughput"] = by[most].rate / reference[most].rate
+            ratios[f"{name}: p50"] = by[1].p50 / reference[1].p50
+    return ratios
 
 
 def _warm_up(server: Server, jpegs: list[bytes]) -> None:
     load(server.url, jpegs, clients=4, seconds=2)
 
 
-def _soak(folder: Path, jpegs: list[bytes]) -> dict[str, float | None]:
+def _soak(folder: Path, jpegs: list[bytes]) -> dict[str, float]:
     """20,000 requests: resident memory of all the server's processes, then a flood, then a killed worker."""
     archive = archive_of(folder / "small", precision="fp32", backbone="cnn", image_size=64)
     server = local_server(archive)

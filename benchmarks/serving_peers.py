@@ -123,6 +123,7 @@ def local_server(archive: Path) -> Server:
         str(REPOSITORY / "deploy.py"),
         f"archive={archive}",
         "parity.photos=0",
+        "trust=true",
         "target=local",
         f"target.port={port}",
     ]

@@ -1,9 +1,11 @@
 """Subjects of the serving benchmark: photos of original size, archives with random weights, and the bare model."""
 
 import io
+import os
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,20 @@ def photos(number: int) -> list[bytes]:
     return [_noise_over_blocks(seed) for seed in range(number)]
 
 
-def archive_of(folder: Path, *, precision: str, backbone: str = "resnet50", image_size: int = 224) -> Path:
+def capabilities() -> str:
+    """Instructions of this CPU that matter to engines, and its number of cores."""
+    return f"{os.cpu_count()} cores, torch: {torch.backends.cpu.get_cpu_capability()}"
+
+
+def archive_of(
+    folder: Path,
+    *,
+    precision: str,
+    backbone: str = "resnet50",
+    image_size: int = 224,
+    engine: str = "torch",
+    calibration: Sequence[bytes] = (),
+) -> Path:
     """Package a model with random weights."""
     from bincounter.model.build import build_counter, checkpoint_metadata
     from bincounter.serving.packing.archive import PackageSettings, package
@@ -44,22 +59,24 @@ def archive_of(folder: Path, *, precision: str, backbone: str = "resnet50", imag
     )
     folder.mkdir(parents=True)
     torch.save({"state_dict": counter.state_dict(), "bincounter": description}, folder / "best.ckpt")
-    return package(folder / "best.ckpt", PackageSettings(folder / "model.tar.gz", precision)).path
+    settings = PackageSettings(folder / "model.tar.gz", precision, engine=engine, calibration=calibration)
+    return package(folder / "best.ckpt", settings).path
 
 
 def bare_forward(archive: Path, jpegs: list[bytes], *, seconds: float) -> tuple[float, float, float]:
     """Seconds to decode one photo, seconds of the forward of one, and photos per second of the best batch size."""
+    from bincounter.data.preprocessing import decode
     from bincounter.serving.application.served_model import ServedModel
     from bincounter.serving.packing.tarball import unpack
 
     model = ServedModel.load(unpack(archive, Path(tempfile.mkdtemp(dir=archive.parent)) / "bare"))
     started = time.perf_counter()
-    decoded = torch.stack([model.decode(jpeg) for jpeg in jpegs[:64]])
-    decode = (time.perf_counter() - started) / len(decoded)
+    decoded = torch.stack([decode(jpeg, model.image_size) for jpeg in jpegs[:64]])
+    seconds_each = (time.perf_counter() - started) / len(decoded)
     one = statistics.median(_times(model, decoded, batch=1, seconds=seconds / 2))
     batches = (8, 16, 32)
     best = max(size / statistics.median(_times(model, decoded, size, seconds / 2 / len(batches))) for size in batches)
-    return decode, one, max(best, 1 / one)
+    return seconds_each, one, max(best, 1 / one)
 
 
 def _times(model: Any, decoded: torch.Tensor, batch: int, seconds: float) -> list[float]:
