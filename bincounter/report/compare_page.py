@@ -33,7 +33,7 @@ def write_comparison(path: Path, comparison: Comparison) -> Path:
         "headline": _headline(comparison, side),
         "lead": _lead(comparison, side),
         "side": side,
-        "remarks": [one_line(remark) for remark in all_remarks(comparison)],
+        "caveats": [one_line(remark) for remark in all_remarks(comparison)],
         "runs": _runs(comparison, path),
         "scores": _scores(comparison),
         "settings": comparison.settings,

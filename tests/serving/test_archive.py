@@ -94,7 +94,7 @@ def test_the_card_has_scores_with_baselines_and_their_number_and_no_path_of_this
 def test_a_checkpoint_without_its_run_is_packed_and_says_what_is_not_known(tmp_path: Path) -> None:
     made = package(checkpoint_alone(tmp_path), PackageSettings(tmp_path / "model.tar.gz"))
     card = (unpack(made.path, tmp_path / "model") / "README.md").read_text()
-    assert "Not known: the run" in card
+    assert "Unknown: there are no scores" in card
     assert not (tmp_path / "model/training.yaml").exists()
 
 

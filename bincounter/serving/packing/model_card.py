@@ -105,10 +105,10 @@ def _scored_side(run: RunResults | None) -> str | None:
 def _scores(run: RunResults | None, checkpoint: str) -> Iterator[str]:
     side = _scored_side(run)
     if run is None or side is None:
-        yield "## Scores\n\nNot known: the run that trained this model left none beside the checkpoint."
+        yield "## Scores\n\nUnknown: there are no scores of a run beside the checkpoint."
         return
     scores = run.metrics[side]
-    note = "" if checkpoint == "best.ckpt" else f" They are those of the run's best.ckpt; this model is {checkpoint}."
+    note = "" if checkpoint == "best.ckpt" else f" Scores are those of the run's best.ckpt; this model is {checkpoint}."
     rows = [
         [
             score_heading(name),
@@ -119,8 +119,8 @@ def _scores(run: RunResults | None, checkpoint: str) -> Iterator[str]:
         for baseline, baseline_name in [_BASELINES.get(name, ("", ""))]
     ]
     seen = run.seen.get(side) or 0
-    learnt = f"{seen:,} of which it was trained on" if seen else "which it did not learn from"
-    chosen = ", but by which the best checkpoint was chosen" if side == "val" else ""
+    learnt = f"{seen:,} of them used in training" if seen else "not used in training"
+    chosen = ", but used to choose the best checkpoint" if side == "val" else ""
     caveats = "".join(f"- {caveat}\n" for caveat in run.caveats)
     yield (
         f"## Scores\n\nOn {scores['n']:,} {SPLIT_OF_SIDE[side]} photos, {learnt}{chosen}.{note}\n\n"
@@ -141,9 +141,9 @@ def _scores(run: RunResults | None, checkpoint: str) -> Iterator[str]:
 
 def _data(run: RunResults | None, description: Mapping[str, Any]) -> Iterator[str]:
     photos = description["train_counts"]
-    learnt = f"It learnt from {sum(photos.values()):,} photos ({_per_count(photos)})"
+    learnt = f"Trained on {sum(photos.values()):,} photos ({_per_count(photos)})"
     if run is None:
-        yield f"## Data\n\n{learnt}; where they came from is not known, and so neither is their licence."
+        yield f"## Data\n\n{learnt}; their source and licence are unknown."
         return
     sides = [f"{sum(run.photos(split).values()):,} {split}" for split in ("validation", "test")]
     beside = f", beside {' and '.join(sides)} photos" if run.split else ""
@@ -154,8 +154,8 @@ def _licence(run: RunResults) -> str:
     if is_abid(run):
         return "They are of the Amazon Bin Image Dataset, licence CC BY-NC-SA 3.0 US: no commercial use."
     if run.config["data"]["source"] is None:
-        return "A program drew them: no bin looks quite like that."
-    return "Their licence is not known here; whoever shares this model has to know it."
+        return "They are rendered; real bins look different."
+    return "Their licence is unknown: find it out before you share this model."
 
 
 def _per_count(photos: Mapping[int, int]) -> str:
@@ -209,9 +209,9 @@ def _limits(about: Mapping[str, Any]) -> str:
         )
     return f"""## Limits
 
-- It knows photos of warehouse bins, taken as those it learnt from. Any other gets a count too, which means nothing.
-- It can answer {_listed(about["counts"])} and no other count: of a bin that holds more it gives one of these.
-- A photo is stretched to {side} x {side} pixels; what cannot be told at that size is not counted.{requests}"""
+- Only photos of warehouse bins like the training photos are counted reliably; counts of other photos are meaningless.
+- The result is always {_listed(about["counts"])}, also for a bin with more items.
+- Photos are resized to {side} x {side} pixels; items too small to see at that size are not counted.{requests}"""
 
 
 def _requests(about: Mapping[str, Any]) -> str:
@@ -228,7 +228,7 @@ def _requests(about: Mapping[str, Any]) -> str:
 With `Accept: application/json` the answer is
 `{{"count": ..., "probabilities": {{"{first}": ...}}, "expected_count": ..., "model": "{about["model"]}"}}`,
 or `{{"predictions": [...]}}` for instances; with `Accept: text/csv` it is a line per photo: count, expected count, a
-probability per count, model. What cannot be answered gets a status of 400 or more and `{{"error": "..."}}`."""
+probability per count, model. Rejected requests get a status of 400 or more and `{{"error": "..."}}`."""
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
