@@ -156,7 +156,7 @@ def test_the_numbers_are_those_of_the_command_and_of_the_endpoint(
     ]
 
 
-def test_a_photo_that_cannot_be_counted_raises_alone_and_is_listed_among_others(
+def test_uncountable_photo_raises_alone_and_is_listed_among_others(
     counter: bincounter.Predictor, tmp_path: Path
 ) -> None:
     (torn := tmp_path / "torn.jpg").write_bytes(PHOTOS[0].read_bytes()[:-300])

@@ -93,7 +93,7 @@ SOURCES = {
         ("classification", "mirror"),
     ],
 )
-def test_a_run_is_scored_and_reported_as_it_was_wherever_its_photos_lie(
+def test_old_run_is_scored_and_reported_after_its_photos_moved(
     name: str, source: str, train: Run, s3_proxy: FaultyProxy, tmp_path: Path
 ) -> None:
     shutil.copytree(PHOTOS, s3_proxy.server.root / "shop" / "bins")
@@ -132,7 +132,7 @@ STORED_ENVIRONMENT = "bincounter.cloud.container.cluster.SageMakerEnvironment"
 ENVIRONMENT = f"{SageMakerEnvironment.__module__}.{SageMakerEnvironment.__qualname__}"
 
 
-def test_a_run_of_two_hosts_resumes_though_it_stored_a_target_that_has_moved(train: Run, tmp_path: Path) -> None:
+def test_run_of_two_hosts_resumes_with_a_renamed_target(train: Run, tmp_path: Path) -> None:
     """The configuration holds the class that joins the hosts, in ``trainer.plugins``."""
 
     def resume(host: str) -> str:

@@ -146,7 +146,7 @@ def finished(code: Path, bins: Path, tmp_path_factory: pytest.TempPathFactory) -
     return base
 
 
-def test_a_job_leaves_its_run_where_sagemaker_keeps_it_and_its_model_where_it_takes_it(finished: Path) -> None:
+def test_job_writes_run_and_model_to_the_folders_of_sagemaker(finished: Path) -> None:
     run, model = finished / "checkpoints", finished / "model"
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["data"]["source"] == str(finished / "input" / "data" / "bins")
@@ -160,7 +160,7 @@ def test_a_job_leaves_its_run_where_sagemaker_keeps_it_and_its_model_where_it_ta
     assert {path.name for path in finished.iterdir()} == {"input", "model", "output", "checkpoints", "code"}
 
 
-def test_a_killed_job_goes_on_in_a_new_container_and_ends_with_the_same_bits(
+def test_killed_job_resumes_bit_for_bit_in_a_new_container(
     finished: Path, code: Path, bins: Path, tmp_path: Path
 ) -> None:
     first = container(tmp_path / "1" / "ml", code, bins)
@@ -239,7 +239,7 @@ def test_a_wrong_override_is_answered_in_one_sentence(code: Path, bins: Path, tm
     assert failure in output
 
 
-def test_an_unexpected_error_is_named_and_its_traceback_kept_in_the_log(code: Path, bins: Path, tmp_path: Path) -> None:
+def test_unexpected_error_is_named_with_its_traceback_in_the_log(code: Path, bins: Path, tmp_path: Path) -> None:
     base = container(tmp_path / "ml", code, bins)
     (base / "checkpoints" / ".folder.part").mkdir()  # a killed write leaves files alone
     assert "Traceback" in ends(start(base), code=1)

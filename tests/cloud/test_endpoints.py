@@ -152,7 +152,7 @@ def test_an_asynchronous_endpoint_answers_in_s3(
     assert not processes(plane)
 
 
-def test_a_folder_of_photos_is_counted_by_a_job_that_goes_on_after_a_bad_one(
+def test_transform_job_continues_after_a_bad_photo(
     account: Account, plane: dict[str, str], archives: tuple[Path, Path, Path]
 ) -> None:
     for number in range(3):

@@ -67,7 +67,7 @@ def test_smdebug_becomes_a_hook_and_rules_in_the_request(train: Run) -> None:
     check_request(made, "CreateTrainingJob")
 
 
-def test_the_profiler_asks_for_samples_and_a_report_where_an_interval_is_set(train: Run) -> None:
+def test_profiler_interval_requests_samples_and_a_report(train: Run) -> None:
     made = requested(train, "debugger=tensors", *PROFILED)
     assert made["ProfilerConfig"] == {
         "S3OutputPath": "s3://my-bucket/bincounter/jobs",

@@ -84,7 +84,7 @@ def assert_same_run(run: Path, other: Path) -> None:
     assert (run / "predictions.csv").read_bytes() == (other / "predictions.csv").read_bytes()
 
 
-def test_a_spot_job_interrupted_twice_is_the_run_it_would_have_been_here(
+def test_spot_job_interrupted_twice_equals_a_local_run(
     bins: Path, undisturbed: Path, train: Run, plane: dict[str, str], tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
@@ -220,7 +220,7 @@ def test_ctrl_c_at_a_terminal_asks_and_y_stops_the_job(bins: Path, plane: dict[s
     assert (folder / "checkpoints" / "best.ckpt").exists()
 
 
-def test_a_login_that_expires_leaves_the_job_and_says_how_to_follow_it_again(
+def test_expired_login_leaves_the_job_running_and_advises_attach(
     bins: Path, train: Run, plane: dict[str, str], tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
@@ -236,7 +236,7 @@ def test_a_login_that_expires_leaves_the_job_and_says_how_to_follow_it_again(
     assert f"may still run, and be billed: follow with python -m bincounter attach {folder}" in message
 
 
-def test_a_job_is_followed_without_its_log_and_submitted_once_though_the_answer_was_lost(
+def test_job_without_log_is_followed_and_a_lost_reply_submits_once(
     bins: Path, train: Run, plane: dict[str, str], tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
@@ -268,7 +268,7 @@ def test_demo_bins_are_rendered_in_the_job(train: Run, tmp_path: Path) -> None:
 
 @pytest.mark.photos
 @pytest.mark.long
-def test_real_photos_interrupted_twice_give_the_weights_of_an_undisturbed_run(
+def test_real_photos_interrupted_twice_give_the_same_weights(
     abid_photos: Path, train: Run, plane: dict[str, str], tmp_path: Path
 ) -> None:
     part = tmp_path / "abid"

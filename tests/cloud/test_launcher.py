@@ -89,7 +89,7 @@ def test_a_dry_run_prints_the_exact_request_and_needs_no_account(train: Train) -
         ["hparams_search=optuna", "hparams_search.n_trials=2", "dry_run=true", "launcher.role=bincounter"],
     ],
 )
-def test_a_dry_run_without_region_login_and_role_has_placeholders_and_leaves_nothing(
+def test_dry_run_without_login_prints_placeholders_and_writes_nothing(
     overrides: list[str], train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE", "AWS_ACCESS_KEY_ID"):
@@ -210,7 +210,7 @@ def test_what_aws_refuses_is_one_sentence_with_the_next_step(
     assert "Traceback" not in err
 
 
-def test_every_job_of_a_multirun_is_checked_before_the_first_is_submitted(train: Train) -> None:
+def test_multirun_checks_all_jobs_before_the_first_submission(train: Train) -> None:
     _out, err = train("-m", "launcher=sagemaker", *OFFLINE, *BUCKET, "model.optimizer.lr=0.1,-1", code=2)
     assert "job 1 (" in err
     assert "model.optimizer.lr=-1" in err

@@ -29,7 +29,7 @@ def request(**changes: Any) -> dict[str, Any]:
     )
 
 
-def test_a_spot_request_waits_at_least_as_long_as_it_runs_and_keeps_its_checkpoints() -> None:
+def test_spot_request_has_max_wait_and_checkpoints() -> None:
     made = request(spot=True, max_run=3600)
     assert made["EnableManagedSpotTraining"] is True
     assert made["StoppingCondition"] == {"MaxRuntimeInSeconds": 3600, "MaxWaitTimeInSeconds": 7200}

@@ -46,7 +46,7 @@ def recorded(name: str, folder: Path) -> Path:
     return folder
 
 
-def test_rules_are_followed_past_the_jobs_end_and_what_they_found_is_fetched(
+def test_rules_are_followed_after_the_job_and_their_output_is_fetched(
     account: Account, plane: dict[str, str], run: Run, tmp_path: Path
 ) -> None:
     folder = recorded("watched", tmp_path / "run")
@@ -102,9 +102,7 @@ def status(name: str, said: str, details: str | None = None) -> dict[str, Any]:
     return told if details is None else {**told, "StatusDetails": details}
 
 
-def test_an_image_that_does_not_hold_its_promise_fails_the_job_with_the_reason(
-    train: Run, plane: dict[str, str], tmp_path: Path
-) -> None:
+def test_image_without_smdebug_fails_the_job_with_the_reason(train: Run, plane: dict[str, str], tmp_path: Path) -> None:
     """What runs a rehearsed job is the Python that runs the tests, which has no smdebug."""
     options = ["launcher=sagemaker_spot", "launcher.role=arn:aws:iam::123456789012:role/rehearsal", "experiment=demo"]
     options += ["launcher.image=mine:1", "launcher.image_has_smdebug=true", "debugger=smdebug", "trainer=cpu"]

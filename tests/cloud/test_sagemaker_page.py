@@ -165,7 +165,7 @@ def test_what_a_deployment_asks_for_is_allowed(action: str, resource: str) -> No
     assert not allowed(DEPLOY, action, resource.replace("bincounter", "other"))
 
 
-def test_the_role_reads_archives_and_answers_below_the_name_of_the_endpoint_alone() -> None:
+def test_role_reads_archives_and_writes_below_the_endpoints_name() -> None:
     assert allowed(SERVE, "s3:GetObject", f"{OBJECTS}/models/0123/model.tar.gz")
     assert not allowed(SERVE, "s3:PutObject", f"{OBJECTS}/models/0123/model.tar.gz")
     for folder in ("input", "output", "failure"):

@@ -257,7 +257,7 @@ def test_a_secret_in_an_extra_file_is_refused(checkout: Path) -> None:
     assert refusal(checkout, extra={"job.json": KEY_ID.encode()}).startswith("job.json, line 1, looks like")
 
 
-def test_requirements_are_what_runs_here_without_torch_and_what_only_it_needs() -> None:
+def test_requirements_are_the_installed_versions_without_torch() -> None:
     lines = pinned_requirements(REPOSITORY / "pyproject.toml", ("csv", "tensorboard")).splitlines()
     pins = dict(line.split("==") for line in lines)
     assert list(pins) == sorted(pins) and len(pins) == len(lines)

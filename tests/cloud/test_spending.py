@@ -148,7 +148,7 @@ def test_a_job_that_never_had_an_instance_cost_nothing(tmp_path: Path) -> None:
     assert (none.usd, untold.usd) == (0.0, None)
 
 
-def test_rehearsed_jobs_are_followed_through_an_interruption_and_nothing_was_paid(
+def test_rehearsed_jobs_cost_nothing_and_count_interruptions(
     account: Plane, plane: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in plane.items():

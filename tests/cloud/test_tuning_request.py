@@ -10,9 +10,7 @@ SEARCH = ["hparams_search=sagemaker_tuner", "launcher=rehearsal", "launcher.inst
 SMALL = ["data=folders", "data.image_size=32", "model=cnn", "trainer=cpu", "data.batch_size=8,16"]
 
 
-def test_a_search_without_a_folder_is_one_request_in_which_nothing_is_both_set_and_searched(
-    train: Run, tmp_path: Path
-) -> None:
+def test_tuning_request_separates_set_and_searched_parameters(train: Run, tmp_path: Path) -> None:
     bins = square_bins(tmp_path / "bins", photos=40)
     # No paths.output_dir: the configured folder holds the time, which is another whenever it is composed.
     done = train(*SEARCH, *SMALL, f"data.source={bins}")

@@ -168,7 +168,7 @@ class TestNames:
         assert groups_of(bins, ["00017", second]) == [0, 1]
         assert groups_of(bins, ["00017", "00018"]) == [0, 0]
 
-    def test_photos_taken_in_a_row_of_bins_that_all_look_alike_are_not_linked(self):
+    def test_consecutive_photos_of_similar_bins_are_not_linked(self):
         common = scene(0, cells=4)
         bins = [Image.blend(common, scene(seed), 0.6) for seed in range(1, 301)]
         found = groups_of(bins, [f"{index:04d}" for index in range(300)])

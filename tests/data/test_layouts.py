@@ -115,7 +115,7 @@ def test_links_to_photos_and_folders_are_followed_and_loops_are_not(tmp_path):
     assert refused(listing) == {"2/loop/": "link to a folder that contains it"}
 
 
-def test_photos_of_any_folder_are_found_and_what_is_passed_over_is_counted(tmp_path, caplog, monkeypatch):
+def test_photos_in_any_folder_are_found_and_skipped_files_counted(tmp_path, caplog, monkeypatch):
     caplog.set_level(logging.INFO)
     root, elsewhere = tmp_path / "photos", tmp_path / "elsewhere"
     for name in ("a.jpg", "B.JPEG", "x.jpg/c.png", ".Trashes/t.jpg", "._a.jpg", "notes.txt", "-1.webp"):

@@ -94,9 +94,7 @@ def test_a_public_bucket_and_an_id_list_become_split_bins_in_a_bucket(
     assert "\n0 files written, 0.0 MB\n" in again.stdout
 
 
-def test_who_trains_on_what_was_prepared_has_the_split_that_was_prepared(
-    s3: S3Server, prepare: Run, tmp_path: Path
-) -> None:
+def test_training_uses_the_prepared_split(s3: S3Server, prepare: Run, tmp_path: Path) -> None:
     ids = public_bucket(tmp_path / "public", 60)
     prepare("s3://mine/bins", "data=abid", f"data.source={tmp_path / 'public'}", f"data.layout.ids={ids}")
     paths = [f"paths.{name}_dir={tmp_path / 'training' / name}" for name in ("data", "cache", "output")]
@@ -150,9 +148,7 @@ def test_a_preparation_that_was_cut_short_is_gone_on_with(prepare: Run, tmp_path
 
 
 @pytest.mark.parametrize("form", ["folders", "shards"])
-def test_a_photo_that_could_not_be_read_is_taken_up_by_the_same_command(
-    prepare: Run, tmp_path: Path, form: str
-) -> None:
+def test_readable_again_photo_is_added_by_the_same_command(prepare: Run, tmp_path: Path, form: str) -> None:
     bins = bin_folders(tmp_path / "source", 30)
     late = write(bins / "1/1.jpg", b"")
     command = tmp_path / "made", "data=folders", f"data.source={bins}", f"--as={form}"

@@ -346,7 +346,7 @@ def test_scans_beyond_any_encoders_are_refused(container):
         decode(data[:-2] + scan * (MAX_SCANS - before + 1) + b"\xff\xd9", 32)
 
 
-def test_what_looks_like_scans_in_metadata_or_behind_a_photo_does_not_count():
+def test_scan_markers_in_metadata_or_after_the_photo_are_ignored():
     data, scans = encoded(quarters()), b"\xff\xda\x00\x02" * MAX_SCANS
     comment = b"\xff\xfe" + struct.pack(">H", 2 + len(scans)) + scans
     assert torch.equal(decode(data[:2] + comment + data[2:] + scans, 32), decode(data, 32))

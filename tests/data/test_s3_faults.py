@@ -129,9 +129,7 @@ def test_a_listing_that_breaks_off_deletes_nothing(s3_proxy: FaultyProxy, tmp_pa
     assert files(tmp_path) == objects
 
 
-def test_an_object_that_changes_after_the_listing_is_whole_and_then_right(
-    s3_proxy: FaultyProxy, tmp_path: Path
-) -> None:
+def test_object_changed_after_listing_is_complete_and_later_updated(s3_proxy: FaultyProxy, tmp_path: Path) -> None:
     put(s3_proxy.server, bins(3))
     changed = bins(3) | {"0/0.jpg": b"longer or shorter"}
     s3_proxy.spoil("list-type", meanwhile(lambda: put(s3_proxy.server, changed)), times=1)

@@ -90,7 +90,7 @@ def test_a_profile_tells_endpoint_region_and_credentials(s3_proxy: FaultyProxy, 
     assert files(tmp_path) == bins(3)
 
 
-def test_credentials_that_cannot_be_renewed_in_mid_transfer_are_one_sentence(
+def test_unrenewable_credentials_in_mid_transfer_are_one_sentence(
     s3_proxy: FaultyProxy, profile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = profile.with_name("calls")

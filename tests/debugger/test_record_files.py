@@ -79,7 +79,7 @@ def test_what_one_file_lacks_costs_no_other_step_s_record(name: str, left_out: s
     assert with_counts == ([49] if name == "counts.csv" else [24, 49])
 
 
-def test_files_that_are_lost_but_for_what_a_checkpoint_holds_can_be_read(tmp_path: Path) -> None:
+def test_lost_files_are_restored_from_the_checkpoint(tmp_path: Path) -> None:
     recorded(tmp_path / "first")
     size = (tmp_path / "first" / "tensors.csv").stat().st_size
     files = RecordFiles(tmp_path / "second")

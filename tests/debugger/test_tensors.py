@@ -61,7 +61,7 @@ def test_statistics_are_those_of_each_tensor_alone() -> None:
     np.testing.assert_allclose(blocks.norms(blocks.matrix(made)).numpy(), [each.norm() for each in made], rtol=1e-6)
 
 
-def test_values_that_are_not_finite_are_counted_and_spoil_only_their_tensor() -> None:
+def test_nonfinite_values_are_counted_for_their_tensor_only() -> None:
     made = some_tensors()
     clean = Blocks(made)
     before = clean.statistics(clean.matrix(made))

@@ -92,7 +92,7 @@ def test_corn_is_the_papers_loss_up_to_its_normalisation() -> None:
     assert ours.sum().item() == pytest.approx(total, rel=1e-4)
 
 
-def test_corns_probabilities_are_products_of_conditionals_and_its_loss_their_cross_entropy() -> None:
+def test_corn_probabilities_and_loss_follow_their_formulas() -> None:
     objective, outputs = Corn([0, 2, 5]), torch.randn(4, 2)
     passed = outputs.sigmoid()
     expected = torch.stack([1 - passed[:, 0], passed[:, 0] * (1 - passed[:, 1]), passed[:, 0] * passed[:, 1]], 1)

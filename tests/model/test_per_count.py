@@ -19,7 +19,7 @@ def answers(numbers: list[int], seed: int = 0) -> tuple[torch.Tensor, torch.Tens
     return probabilities, labels
 
 
-def test_values_are_those_of_metrics_json_and_intervals_follow_their_formulas() -> None:
+def test_values_equal_metrics_json_and_intervals_their_formulas() -> None:
     probabilities, labels = answers([40, 0, FEWEST_FOR_LOSS, 1])
     found = score_each_count(probabilities, labels, SUPPORT)
     for row in score(probabilities, labels, SUPPORT, {})["per_count"]:

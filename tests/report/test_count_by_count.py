@@ -37,7 +37,7 @@ def change(run: Path, split: str, **columns: list[str]) -> None:
 
 
 @pytest.mark.parametrize("rows", [4, 6, 20])
-def test_rank_correlation_is_spearmans_and_its_chance_that_of_a_permutation_test(rows: int) -> None:
+def test_rank_correlation_is_spearmans_with_a_permutation_p_value(rows: int) -> None:
     x, y = np.random.default_rng(rows).integers(0, 9, (2, rows)).astype(float)  # with ties
     found = rank_correlation(x.tolist(), y.tolist())
     assert found is not None

@@ -64,7 +64,7 @@ def trained(train: Run, bins: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def test_a_run_leaves_what_the_contract_says_and_can_be_scored_predicted_and_compared(
+def test_run_writes_all_files_and_can_be_scored_and_compared(
     trained: Path, bins: Path, train: Run, run: Run, tmp_path: Path
 ) -> None:
     names = {path.name for path in trained.iterdir()}
@@ -119,9 +119,7 @@ def test_a_run_leaves_what_the_contract_says_and_can_be_scored_predicted_and_com
     assert (trained / "train.log").read_text().count("epoch 1 of 2: train/loss=") == 1
 
 
-def test_a_folder_with_broken_inputs_is_trained_on_and_nothing_vanishes(
-    bins: Path, train: Run, run: Run, tmp_path: Path
-) -> None:
+def test_broken_inputs_do_not_stop_training_and_are_listed(bins: Path, train: Run, run: Run, tmp_path: Path) -> None:
     root = tmp_path / "bins"
     good = sorted(bins.glob("*/*.png"))[:100]
     for path in good:

@@ -101,7 +101,7 @@ def test_links_of_the_page_can_be_followed(guarded: LocalServer) -> None:
     assert "<code>/metrics</code> (with the token)" in page
 
 
-def test_other_names_and_addresses_reach_it_and_pages_of_other_sites_do_not(guarded: LocalServer) -> None:
+def test_other_hosts_reach_the_server_but_not_other_sites_pages(guarded: LocalServer) -> None:
     own = {**BEARER, "Host": "shelf.example:8080"}
     assert guarded.ask("GET", "/model", headers=own).status == 200
     assert guarded.ask("GET", "/model", headers={**own, "Origin": "https://shelf.example:8080"}).status == 200

@@ -38,9 +38,7 @@ def unpacked(packed: Package, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return unpack(packed.path, tmp_path_factory.mktemp("unpacked") / "model")
 
 
-def test_an_archive_holds_what_serves_and_its_checksums_are_what_sha256sum_checks(
-    unpacked: Path, packed: Package
-) -> None:
+def test_archive_has_its_files_with_checksums_for_sha256sum(unpacked: Path, packed: Package) -> None:
     names = {path.relative_to(unpacked).as_posix() for path in unpacked.rglob("*") if path.is_file()}
     assert names >= {
         "weights.pt",
@@ -78,9 +76,7 @@ def test_model_json_and_weights_are_what_the_application_reads(unpacked: Path, p
     assert served["applications"][0]["import_path"] == "deployment:app"
 
 
-def test_the_card_has_scores_with_baselines_and_their_number_and_no_path_of_this_machine(
-    unpacked: Path, served_run: Path
-) -> None:
+def test_card_has_scores_with_baselines_and_no_local_path(unpacked: Path, served_run: Path) -> None:
     card = (unpacked / "README.md").read_text()
     front = yaml.safe_load(card.split("---")[1])
     scores = json.loads((served_run / "metrics.json").read_text())["test"]
@@ -91,14 +87,14 @@ def test_the_card_has_scores_with_baselines_and_their_number_and_no_path_of_this
     assert str(served_run.parent) not in card
 
 
-def test_a_checkpoint_without_its_run_is_packed_and_says_what_is_not_known(tmp_path: Path) -> None:
+def test_checkpoint_without_a_run_is_packed_with_unknown_scores(tmp_path: Path) -> None:
     made = package(checkpoint_alone(tmp_path), PackageSettings(tmp_path / "model.tar.gz"))
     card = (unpack(made.path, tmp_path / "model") / "README.md").read_text()
     assert "Unknown: there are no scores" in card
     assert not (tmp_path / "model/training.yaml").exists()
 
 
-def test_the_models_id_tells_weights_and_precision_apart_and_nothing_else(packed: Package, tmp_path: Path) -> None:
+def test_model_id_depends_on_weights_and_precision_only(packed: Package, tmp_path: Path) -> None:
     def id_of(checkpoint: Path, **settings: object) -> str:
         return package(checkpoint, PackageSettings(tmp_path / "a.tar.gz", **settings)).model  # type: ignore[arg-type]
 
@@ -122,7 +118,7 @@ def test_photos_of_abid_bring_their_licence_into_the_card(served_run: Path, tmp_
     assert yaml.safe_load(card.split("---")[1])["license"] == "cc-by-nc-sa-3.0"
 
 
-def test_a_foreign_model_brings_its_own_files_and_pins_its_distributions(
+def test_foreign_model_packs_its_files_and_pins_its_distributions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own, site = tmp_path / "own", tmp_path / "site"

@@ -64,7 +64,7 @@ def pushed(at_hub: AtHub, hub: Hub, run_folder: Path, name: str) -> dict[str, by
     return hub.files[f"ada/{name}"]
 
 
-def test_push_sends_model_settings_scores_and_card_and_nothing_of_the_photos(
+def test_push_sends_model_settings_scores_and_card_but_no_photos(
     at_hub: AtHub, hub: Hub, owned: Path, tmp_path: Path
 ) -> None:
     done = at_hub("-m", "bincounter", "push", str(owned), "--to", "hf://ada/bins", "--licence", "cc-by-nc-sa-3.0")
@@ -106,9 +106,7 @@ def test_push_calls_nothing_that_a_run_folder_names(at_hub: AtHub, owned: Path, 
     assert '"license" must be one of' in done.stderr and "write --licence as" in done.stderr
 
 
-def test_a_model_at_the_hub_predicts_and_is_deployed_trained_on_and_read_offline(
-    at_hub: AtHub, hub: Hub, owned: Path, tmp_path: Path
-) -> None:
+def test_hub_model_is_used_by_all_commands_and_offline(at_hub: AtHub, hub: Hub, owned: Path, tmp_path: Path) -> None:
     pushed(at_hub, hub, owned, "used")
     here = at_hub("-m", "bincounter", "predict", "--ckpt-path", str(owned), str(PHOTOS)).stdout
     predict = ("-m", "bincounter", "predict", "--ckpt-path", "hf://ada/used@main", str(PHOTOS))
@@ -169,7 +167,7 @@ def test_a_licence_has_to_be_confirmed_by_name(owned: Path, changed: dict[str, A
             push(owned, "hf://ada/bins", licence)
 
 
-def test_push_refuses_files_that_show_photos_and_addresses_with_a_revision(owned: Path) -> None:
+def test_push_refuses_photos_and_addresses_with_a_revision(owned: Path) -> None:
     with pytest.raises(UserError, match=r"report\.html is not uploaded"):
         push(owned / "report.html", "hf://ada/bins")
     with pytest.raises(UserError, match="names a revision"):

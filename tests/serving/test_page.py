@@ -183,7 +183,7 @@ def test_what_is_no_photo_gets_the_servers_sentence(browser: Browser, served: Lo
         assert page.inner_text("#of") == "image.png"
 
 
-def test_the_model_is_described_and_the_keyboard_reaches_the_file_picker(browser: Browser, served: LocalServer) -> None:
+def test_page_describes_the_model_and_works_by_keyboard(browser: Browser, served: LocalServer) -> None:
     with opened(browser, served) as page:
         assert page.inner_text("#model") == served.ask("GET", "/ping").json()["model"]
         facts = dict(zip(page.locator("dt").all_inner_texts(), page.locator("dd").all_inner_texts(), strict=True))

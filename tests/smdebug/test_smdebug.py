@@ -134,7 +134,7 @@ def losses(trial: Any, mode: modes) -> list[float]:
     return [float(loss.value(step, mode=mode)) for step in loss.steps(mode=mode)]
 
 
-def test_losses_gradients_weights_and_activations_of_all_modes_are_read_back(recorded: Path) -> None:
+def test_tensors_of_all_modes_are_read_back(recorded: Path) -> None:
     trial = trial_of(recorded)
     logged = column(recorded / "logs" / "metrics.csv", "train/loss")
     assert trial.steps(mode=modes.TRAIN) == list(range(0, len(logged), 2))
@@ -178,7 +178,7 @@ def losses_of_epochs(means: list[float], photos: int, epochs: int) -> list[float
     return [np.average(means[at : at + len(sizes)], weights=sizes) for at in range(0, len(means), len(sizes))]
 
 
-def test_a_killed_run_goes_on_with_its_tensors_and_nothing_computed_differs(
+def test_killed_run_resumes_with_its_tensors_and_the_same_result(
     runs: dict[str, Callable[[], Path]], recorded: Path, places: list[str], tmp_path: Path
 ) -> None:
     run = tmp_path / "killed"
@@ -255,7 +255,7 @@ def test_gradients_of_what_is_unfrozen_later_and_values_in_bfloat16(tmp_path: Pa
     assert "body_output_1" not in trial.tensor_names()
 
 
-def test_steps_that_a_stopped_run_saved_after_its_checkpoint_are_taken_back(tmp_path: Path) -> None:
+def test_steps_saved_after_the_checkpoint_are_deleted_on_resume(tmp_path: Path) -> None:
     settings = {
         "collections": ["losses"],
         "include_regex": [],

@@ -87,7 +87,7 @@ def test_a_finished_search_prints_its_result_again(search: Search, tmp_path: Pat
         ("/proc/sweep", "cannot be created ("),
     ],
 )
-def test_a_folder_that_cannot_be_made_is_refused_before_the_first_trial(
+def test_unwritable_folder_is_refused_before_the_first_trial(
     place: str, reason: str, search: Search, tmp_path: Path
 ) -> None:
     (tmp_path / "sweep").write_text("mine")

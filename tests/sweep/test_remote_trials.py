@@ -51,7 +51,7 @@ def submitted(account: Account, task_name: str) -> list[str]:
     return sorted(job["TrainingJobName"] for job in listed["TrainingJobSummaries"])
 
 
-def test_a_killed_search_follows_its_jobs_again_prunes_one_and_survives_a_failure(
+def test_killed_search_resumes_its_jobs_and_survives_a_failure(
     overrides: list[str], run: Run, plane: dict[str, str], account: Account, tmp_path: Path
 ) -> None:
     options = [*overrides, "launcher=sagemaker_spot", "hparams_search.n_trials=3", "hparams_search.n_jobs=2"]
@@ -99,7 +99,7 @@ def _lines(path: Path) -> list[str]:
 
 
 @pytest.mark.long
-def test_ctrl_c_at_a_terminal_stops_a_trial_that_the_next_start_resumes(
+def test_ctrl_c_stops_a_trial_and_the_next_start_resumes_it(
     overrides: list[str], run: Run, plane: dict[str, str], account: Account, tmp_path: Path
 ) -> None:
     options = [*overrides, "launcher=sagemaker_spot", "hparams_search.n_trials=1", "model.optimizer.lr=0.01,0.02"]

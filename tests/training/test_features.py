@@ -270,9 +270,7 @@ def test_another_split_takes_over_what_is_there(build: Build) -> None:
     assert not computed(features, data.side("training"))
 
 
-def test_other_weights_photos_sizes_and_precisions_have_features_of_their_own(
-    build: Build, bins: Path, tmp_path: Path
-) -> None:
+def test_features_are_keyed_by_weights_photos_size_and_precision(build: Build, bins: Path, tmp_path: Path) -> None:
     edited = shutil.copytree(bins, tmp_path / "edited")
     photo = min(edited.rglob("*.png"))
     Image.effect_noise((32, 32), 50).convert("RGB").save(photo)

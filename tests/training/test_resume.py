@@ -172,7 +172,7 @@ def test_a_changed_configuration_is_refused(undisturbed: Path, run: Run) -> None
     assert cfg["ckpt_path"] is None
 
 
-def test_settings_that_an_older_version_did_not_have_are_at_their_defaults(undisturbed: Path, tmp_path: Path) -> None:
+def test_settings_missing_in_an_older_config_have_their_defaults(undisturbed: Path, tmp_path: Path) -> None:
     now = yaml.safe_load((undisturbed / "config.yaml").read_text())
     before = copy.deepcopy(now)
     del before["data"]["progressive"]

@@ -35,7 +35,7 @@ SAVES = dedent("""
 """)
 
 
-def test_the_hook_gets_its_configuration_its_tensors_are_kept_and_no_rule_is_evaluated(
+def test_hook_is_configured_and_rules_are_not_evaluated(
     account: Account,
 ) -> None:
     account.submit("hooked", SAVES, **INSPECTED)

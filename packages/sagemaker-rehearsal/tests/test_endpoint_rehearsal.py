@@ -137,7 +137,7 @@ def test_a_transform_job_needs_objects_that_the_rehearsal_can_send(account: Acco
         )
 
 
-def test_nothing_of_a_container_outlives_a_control_plane_that_is_killed(tmp_path: Path) -> None:
+def test_containers_end_with_a_killed_control_plane(tmp_path: Path) -> None:
     leaving = tmp_path / "leaving.py"  # like Ray's: in a session of its own, with a parent that ends
     leaving.write_text(
         "import os, pathlib, time\n"

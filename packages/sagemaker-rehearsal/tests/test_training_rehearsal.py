@@ -172,7 +172,7 @@ def test_an_interruption_waits_for_the_named_checkpoint(account: Account) -> Non
     assert printed == ["begun", "saving", "resumed"]
 
 
-def test_sigterm_reaches_the_toolkit_alone_and_checkpoints_are_kept_until_the_kill(account: Account) -> None:
+def test_sigterm_reaches_only_the_toolkit_and_checkpoints_are_kept(account: Account) -> None:
     program = BASE + dedent("""
         import signal
         signal.signal(signal.SIGTERM, lambda *_: (base / "checkpoints/heard").touch())
