@@ -28,6 +28,7 @@ from bincounter import __version__
 from bincounter.cli.composition import Composer, checked_folder, compose
 from bincounter.cli.hydra_internals import (
     conf_dir,
+    first_job,
     made_folders,
     offered,
     parse_overrides,
@@ -257,7 +258,8 @@ def _check_jobs(overrides: list[str], composer: Composer) -> None:
     with composer.loader() as loader:
         parsed = parse_overrides(overrides, loader)
         if any(override.key_or_group in ("hparams_search", "hydra/sweeper") for override in parsed):
-            return  # the sweeper checks them
+            composer(first_job(parsed))  # an unknown setting is named before the libraries of a search are imported
+            return  # the sweeper checks the others
         for override in parsed:
             if override.is_interval_sweep():
                 raise ConfigError(

@@ -97,6 +97,20 @@ def split_jobs(overrides: Sequence[Override]) -> list[list[str]]:
     return [list(job) for job in BasicSweeper.split_arguments(list(overrides), max_batch_size=None)[0]]
 
 
+def first_job(overrides: Sequence[Override]) -> list[str]:
+    """Overrides of a sweep with the first value of each list, and the start of each interval."""
+    return [
+        f"{each.get_key_element()}={_first_value(each)}" if each.is_sweep_override() else str(each.input_line)
+        for each in overrides
+    ]
+
+
+def _first_value(override: Override) -> str:
+    if override.is_interval_sweep():
+        return f"{override.value().start:g}"  # type: ignore[union-attr]
+    return next(override.sweep_string_iterator())
+
+
 def prepare_hydra(*, multirun: bool = False) -> None:
     """Register schemas and resolvers with Hydra.
 
