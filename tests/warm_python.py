@@ -82,12 +82,13 @@ class Started:
 
     def told(self, pattern: str) -> re.Match[str]:
         """Where ``pattern`` is found in what it prints, as soon as it is."""
+        until = time.monotonic() + _LONGEST / 5
         while True:
-            ended = self.poll() is not None
+            ended = self.poll() is not None or time.monotonic() > until
             said = os.pread(self._outputs[0].fileno(), 1_000_000, 0).decode()  # whose place is the command's, too
             if found := re.search(pattern, said):
                 return found
-            assert not ended, (said, *self.communicate())
+            assert not ended, (said, os.pread(self._outputs[1].fileno(), 100_000, 0))
             time.sleep(0.01)
 
     def poll(self) -> int | None:
