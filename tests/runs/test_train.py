@@ -323,7 +323,7 @@ def test_memory_that_runs_out_is_answered_with_a_smaller_batch(bins: Path, tmp_p
         "model.backbone.blocks=1",
     ]
     paths = [f"paths.output_dir={tmp_path / 'run'}", f"paths.cache_dir={tmp_path / 'cache'}"]
-    limited = ["bash", "-c", 'ulimit -v 14000000; exec "$@"', "-", *command("train.py", *overrides, *paths)]
+    limited = ["bash", "-c", 'ulimit -v 14000000; exec "$@"', "-", sys.executable, "train.py", *overrides, *paths]
     done = subprocess.run(limited, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
     assert "start again with data.batch_size=64" in done.stderr.splitlines()[-1]
