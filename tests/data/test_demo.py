@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from commands import Start
@@ -98,22 +99,24 @@ def test_settings_that_make_no_set_are_refused(tmp_path: Path, wrong: dict) -> N
     assert not (tmp_path / "demo").exists()
 
 
-def rendering(start: Start, root: Path, photos: int) -> Started:
-    settings = f"Path({str(root)!r}), photos={photos}, size=32, workers=1"
+def rendering(start: Start, root: Path, photos: int, workers: int = 1) -> Started:
+    settings = f"Path({str(root)!r}), photos={photos}, size=32, workers={workers}"
     code = f"from pathlib import Path; from bincounter.data.demo.layout import render; render({settings})"
     return start("-c", code)
 
 
 def test_a_killed_rendering_passes_for_none_and_the_next_one_completes(start: Start, tmp_path: Path) -> None:
     root = tmp_path / "demo"
-    process = rendering(start, root, 3000)
+    process = rendering(start, root, 3000, workers=2)
     try:
         while len(list(tmp_path.rglob("*.jpg"))) < 3:
             assert process.poll() is None
             time.sleep(0.02)
     finally:
+        drawing = psutil.Process(process.pid).children(recursive=True)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
+    assert len(drawing) >= 2 and psutil.wait_procs(drawing, timeout=60)[1] == []
     assert not root.exists()
     render(root, photos=12, size=32, workers=1)
     assert len(digest(root)) == 12

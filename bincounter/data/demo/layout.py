@@ -5,6 +5,7 @@ import logging
 import multiprocessing
 import os
 import shutil
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -147,9 +148,21 @@ def _draw_all(folder: Path, settings: dict, workers: int | None) -> None:
         return
     # spawn: a fork of a process in which torch has started its threads can hang
     spawn = multiprocessing.get_context("spawn")
-    with hidden_script(), ProcessPoolExecutor(workers, mp_context=spawn) as pool:
+    with hidden_script(), ProcessPoolExecutor(workers, mp_context=spawn, initializer=_end_with_parent) as pool:
         for _ in track(pool.map(draw, jobs), "Rendering demo bins", len(jobs)):
             pass
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent is killed: a pool's processes would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _draw_some(folder: Path, settings: dict, indices: range) -> None:
