@@ -5,6 +5,7 @@ import csv
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def photos(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("encoding", ["ascii:strict", "utf-8:strict"])
 def test_every_photo_has_its_line_whatever_its_name_and_the_encoding(photos: Path, encoding: str) -> None:
     done = subprocess.run(
-        command("-m", "bincounter", "predict", f"ckpt_path={RUN}", "."),
+        [sys.executable, "-m", "bincounter", "predict", f"ckpt_path={RUN}", "."],  # it reads the encoding as it starts
         cwd=photos,
         env={**environment(), "PYTHONIOENCODING": encoding, "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
