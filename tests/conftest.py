@@ -57,7 +57,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Keep pytest's output open: Hydra closes all handlers of logs, and absl's closes the stream that it was made with."""
+    """Keep the output open: Hydra closes all handlers of logs, and that of absl closes the stream it was made with."""
     absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 
