@@ -202,9 +202,15 @@ def _keep_settings(original: Callable[..., None], overrides: list[Override], cfg
 
 @_changed(ConfigLoaderImpl, "get_group_options")
 def _offer_options(
-    _: Callable[..., Any], self: Any, group_name: str, results_filter: Any = ObjectType.CONFIG, **options: Any
+    original: Callable[..., list[str]],
+    self: Any,
+    group_name: str,
+    results_filter: Any = ObjectType.CONFIG,
+    **options: Any,
 ) -> list[str]:
     """Offer what a user can choose in ``--help``, completion and ``glob(...)``."""
+    if not offered:  # another Hydra app
+        return original(self, group_name, results_filter, **options)
     if group_name.partition("/")[0] == "hydra":  # Hydra's own groups
         return self.repository.get_group_options(group_name, results_filter)
     if results_filter == ObjectType.CONFIG:

@@ -5,7 +5,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,7 +17,7 @@ from bincounter.config.launcher_schema import runs_locally
 from bincounter.config.overrides import drop_overrides, setting_hints
 from bincounter.config.quoting import keep_text, override_of, search_path, shell_command
 from bincounter.config.search_schema import check_search
-from bincounter.config.train_schema import TrainConfig
+from bincounter.config.train_schema import ProgressiveConfig, TrainConfig
 from bincounter.config.validate import validate
 from bincounter.data.s3.address import is_remote
 from bincounter.errors import ConfigError
@@ -217,6 +217,8 @@ def _identity(
     searched = {parameter.key.lstrip("+") for parameter in parameters}
     for key in (*(FREE if own else ()), *searched):
         _drop(plain, key.replace("/", "."))
+    if own and plain["data"].get("progressive") == asdict(ProgressiveConfig()):
+        del plain["data"]["progressive"]  # studies of versions that lacked it are resumed
     return {
         "configuration": _digest(plain),
         "space": _digest(sorted(repr(parameter) for parameter in parameters)),

@@ -338,7 +338,7 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"format": 2}, "has format 2, and this bincounter reads formats up to 1"),
+        ({"format": 3}, "has format 3, and this bincounter reads formats up to 2"),
         ({"counts": [0, 1]}, "is damaged"),
         ({"description": {}}, "is damaged"),
     ],
