@@ -23,7 +23,7 @@ def environment() -> dict[str, str]:
 
 @cache
 def warm() -> WarmPython:
-    """What runs ``python ARGUMENTS`` with imports that all commands of the tests share."""
+    """Return the process that runs ``python ARGUMENTS`` with imports shared by all commands of the tests."""
     return started.enter_context(warm_python(environment()))
 
 

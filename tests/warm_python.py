@@ -223,7 +223,7 @@ def _asked(listener: socket.socket) -> tuple[list[str], str, dict[str, str]]:
                 continue
             connection, _ = listener.accept()
             request, files, _, _ = socket.recv_fds(connection, _WORDS_AT_MOST, 3)
-            if not request:  # who asked is no more
+            if not request:  # the client has ended
                 connection.close()
                 continue
             pid = os.fork()
