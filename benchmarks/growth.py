@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from training import REPOSITORY, real_photos, run
+from training import LOOPS, real_photos, run
 
 _PREPARE = """
 import json, sys, time
@@ -93,12 +93,10 @@ def _epoch(source: Path, folder: Path) -> tuple[float, int, int]:
         "test": "false",
         "trainer": "cpu",
         "trainer.max_epochs": 2,
-        "+callbacks.clock._target_": "training_loops.Clock",
-        "+callbacks.clock.file": clock,
         "paths.output_dir": folder / "run",
         "paths.data_dir": folder / "data",
     }
-    command = [sys.executable, str(REPOSITORY / "train.py"), *(f"{key}={value}" for key, value in overrides.items())]
+    command = [sys.executable, LOOPS, str(clock), *(f"{key}={value}" for key, value in overrides.items())]
     _, _, memory = run(command)
     began = json.loads(clock.read_text())[1]
     return began[-1] - began[0], (len(began) - 1) * 256, memory

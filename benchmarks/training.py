@@ -31,6 +31,7 @@ import torch
 from training_loops import CLASSES, has_bf16
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+LOOPS = str(Path(__file__).with_name("training_loops.py"))
 PHOTOS = REPOSITORY.parent / "shared" / "abid" / "resized-224"
 TRAINING_PHOTOS = 6664 * 8 // 10  # of a whole epoch, for the column of seconds
 
@@ -68,7 +69,7 @@ def main() -> None:
             Setting("resnet50", 224, 32, frozen=False, steps=8, plain_steps=2),
             Setting("resnet50", 224, 32, frozen=True, steps=10, plain_steps=4),
         ]
-    print(_machine(), flush=True)
+    print(machine(), flush=True)
     ratios = {}
     with tempfile.TemporaryDirectory() as folder:
         _link_photos(Path(folder) / "bins", options.photos)
@@ -85,7 +86,8 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _machine() -> str:
+def machine() -> str:
+    """Name the CPU, its capabilities and the precision of training."""
     names = ("avx2", "avx512_f", "avx512_vnni", "avx512_bf16", "amx_bf16")
     capabilities = torch.cpu.get_capabilities()
     found = [name for name in names if capabilities.get(name)]
@@ -162,7 +164,7 @@ def _loop(setting: Setting, folder: Path, name: str) -> tuple[dict[str, Any], in
         "folder": str(folder / "bins"),
         "data": str(folder / "data"),
     }
-    output, _, memory = run([sys.executable, str(Path(__file__).with_name("training_loops.py")), json.dumps(given)])
+    output, _, memory = run([sys.executable, LOOPS, json.dumps(given)])
     return json.loads(output.splitlines()[-1]), memory
 
 
@@ -183,9 +185,6 @@ def _bincounter(setting: Setting, folder: Path, number: int) -> tuple[float, flo
         "test": "false",
         "trainer": "cpu",
         "trainer.max_epochs": 8 if setting.frozen else 2,
-        "+trainer.limit_val_batches": 1,
-        "+callbacks.clock._target_": "training_loops.Clock",
-        "+callbacks.clock.file": clock,
         "paths.output_dir": folder / f"run-{setting.model}-{setting.frozen}-{number}",
         "paths.data_dir": folder / "data",
     }
@@ -195,8 +194,8 @@ def _bincounter(setting: Setting, folder: Path, number: int) -> tuple[float, flo
         overrides |= {"model.trained": "frozen", "data.augmentation": f"{{{changes}}}", "seed": number}
         overrides["data.split.seed"] = 0
     else:
-        overrides["+trainer.limit_train_batches"] = setting.steps
-    command = [sys.executable, str(REPOSITORY / "train.py"), *(f"{key}={value}" for key, value in overrides.items())]
+        overrides |= {"+trainer.limit_train_batches": setting.steps, "+trainer.limit_val_batches": 1}
+    command = [sys.executable, LOOPS, str(clock), *(f"{key}={value}" for key, value in overrides.items())]
     _, log, memory = run(command)
     epochs = json.loads(clock.read_text())
     later = statistics.median(_speed(ended, setting.batch_size) for ended in epochs[1:])

@@ -1,6 +1,12 @@
-"""Loops of benchmarks/training.py, each run in a process of its own: its only argument is JSON."""
+"""Loops of benchmarks/training.py, each run in a process of its own.
+
+training_loops.py '{"loop": "tuned", ...}'        one of the plain loops
+training_loops.py CLOCK.json experiment=...       train.py, with the times of its steps in CLOCK.json
+"""
 
 import json
+import math
+import runpy
 import sys
 import time
 from collections.abc import Iterator
@@ -49,12 +55,32 @@ def has_bf16() -> bool:
 
 def main() -> None:
     """Print the times of one loop as JSON."""
+    if not sys.argv[1].startswith("{"):
+        _train(*sys.argv[1:])
+        return
     options = json.loads(sys.argv[1])
     if options["loop"] == "prepare":
         print(json.dumps({"seconds": _prepare(options)}))
         return
+    if options["loop"] == "learn":
+        print(json.dumps({"accuracy": _learn(options)}))
+        return
     batches = {"plain": _from_files, "tuned": _from_memory, "limit": _resident}[options["loop"]](options)
     print(json.dumps({"ended": _fit(batches, options)}))
+
+
+def _train(clock: str, *overrides: str) -> None:
+    """Run train.py with a clock, which is no setting: beside foreign callbacks no features are stored."""
+    fit = L.Trainer.fit
+
+    def timed(trainer: L.Trainer, *arguments: Any, **options: Any) -> None:
+        trainer.callbacks.append(Clock(clock))  # type: ignore[attr-defined]
+        fit(trainer, *arguments, **options)
+
+    L.Trainer.fit = timed  # type: ignore[method-assign, assignment]
+    program = str(Path(__file__).resolve().parents[1] / "train.py")
+    sys.argv = [program, *overrides]
+    runpy.run_path(program, run_name="__main__")
 
 
 def _fit(batches: Iterator[tuple[Tensor, Tensor]], options: dict[str, Any]) -> list[float]:
@@ -83,6 +109,45 @@ def _fit(batches: Iterator[tuple[Tensor, Tensor]], options: dict[str, Any]) -> l
     return began
 
 
+def _learn(options: dict[str, Any]) -> float:
+    """Train a network for some epochs with the tuned loop; returns its accuracy on the test folder, in percent."""
+    torch.manual_seed(options["seed"])
+    folder, size, batch = options["folder"], options["size"], options["batch_size"]
+    photos, counts = _decoded(f"{folder}/train", size)
+    model: nn.Module = getattr(models, options["model"])(num_classes=CLASSES)
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    decayed, others = ([p for p in model.parameters() if (p.ndim > 1) is matrix] for matrix in (True, False))
+    groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, 1e-3, fused=True)
+    per_epoch = len(photos) // batch
+    total, warmup = options["epochs"] * per_epoch, per_epoch // 2
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: (
+            (step + 1) / (warmup + 1)
+            if step < warmup
+            else 0.01 + 0.99 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup))) / 2
+        ),
+    )
+    bf16 = torch.autocast("cpu", torch.bfloat16, enabled=has_bf16())
+    for _, (image, count) in zip(range(total), _changed(photos, counts, size, batch), strict=False):
+        optimizer.zero_grad()
+        with bf16:
+            loss = F.cross_entropy(model(image).float(), count)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    model.eval()
+    photos, counts = _decoded(f"{folder}/test", size)
+    mean, std = _normalisation()
+    with torch.inference_mode(), bf16:
+        outputs = [
+            model(((part.float() - mean) / std).contiguous(memory_format=torch.channels_last))
+            for part in photos.split(256)
+        ]
+    return 100 * float((torch.cat(outputs).argmax(1) == counts).float().mean())
+
+
 def _from_files(options: dict[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches as the published scripts read them: ImageFolder, PIL, no worker processes."""
     size = options["size"]
@@ -96,13 +161,23 @@ def _from_files(options: dict[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
 
 def _from_memory(options: dict[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of photos that were decoded once, flipped and shifted as whole batches."""
-    size, batch = options["size"], options["batch_size"]
-    dataset = ImageFolder(
-        options["folder"], transforms.Compose([transforms.Resize((size, size)), transforms.PILToTensor()])
-    )
-    photos = torch.stack([dataset[index][0] for index in range(len(dataset))])
-    counts = torch.tensor(dataset.targets)
-    mean, std = (torch.tensor(v)[:, None, None] * 255 for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    photos, counts = _decoded(options["folder"], options["size"])
+    yield from _changed(photos, counts, options["size"], options["batch_size"])
+
+
+def _decoded(folder: str, size: int) -> tuple[Tensor, Tensor]:
+    """All photos of bin folders as ``uint8[N, 3, S, S]``, and their classes."""
+    dataset = ImageFolder(folder, transforms.Compose([transforms.Resize((size, size)), transforms.PILToTensor()]))
+    return torch.stack([dataset[index][0] for index in range(len(dataset))]), torch.tensor(dataset.targets)
+
+
+def _normalisation() -> tuple[Tensor, ...]:
+    return tuple(torch.tensor(v)[:, None, None] * 255 for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+
+
+def _changed(photos: Tensor, counts: Tensor, size: int, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Endless batches in random order, mirrored and shifted as whole batches."""
+    mean, std = _normalisation()
     while True:
         order = torch.randperm(len(photos))
         for start in range(0, len(order) - batch + 1, batch):

@@ -1,11 +1,13 @@
 """The Trainer of a run: loggers, callbacks, precision, silenced warnings, translated errors."""
 
+import ctypes
 import errno
 import logging
 import math
 import os
 import re
 import signal
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -64,6 +66,8 @@ def make_trainer(
     _warn_of_emulated_bf16(options["precision"], options["accelerator"])
     if options.get("sync_batchnorm") == "auto":  # for GPUs only
         options["sync_batchnorm"] = options["accelerator"] != "cpu" and torch.cuda.is_available()
+    if _on_cpu(options["accelerator"]):
+        _keep_freed_memory()
     plugins = [instantiate(node) for node in options.pop("plugins", None) or []]
     overfit = options.pop("overfit_batches", 0)
     if overfit:  # in place of overfit_batches, with which Lightning replaces the sampler
@@ -166,6 +170,21 @@ def resolve_precision(precision: str | int | None, accelerator: str) -> str:
 def _on_cpu(accelerator: str) -> bool:
     elsewhere = torch.cuda.is_available() or torch.backends.mps.is_available()
     return accelerator == "cpu" or (accelerator == "auto" and not elsewhere)
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep the memory of a step for the next one, 8 % of the time of a ResNet18 on 2 cores.
+
+    It returns large blocks to the system as soon as they are freed, which then has to clear them page by page.
+    """
+    allocate = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None  # musl has none
+    if allocate is None:
+        return
+    if any(allocate(_MMAP_THRESHOLD, size) for size in (1 << 30, 32 << 20)):  # glibc before 2.35 accepts 32 MB at most
+        allocate(_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt, see its manual page
 
 
 def _warn_of_emulated_bf16(precision: str, accelerator: str) -> None:
