@@ -251,13 +251,16 @@ class BinDataModule(L.LightningDataModule):
             return self._photos(positions, sampler)
         rows = BatchDataset("feature", self._features, self.manifest.records, positions)
         # Without workers: handing a batch over would take longer than reading it.
-        return DataLoader(rows, sampler=sampler, batch_size=None, pin_memory=torch.cuda.is_available())
+        return DataLoader(
+            rows, sampler=sampler, batch_size=None, collate_fn=_whole, pin_memory=torch.cuda.is_available()
+        )
 
     def _photos(self, positions: np.ndarray, sampler: ResumableBatchSampler | EvaluationSampler) -> DataLoader:
         return DataLoader(
             BatchDataset("image", self.store, self.manifest.records, positions),
             sampler=sampler,
             batch_size=None,  # an index of the sampler is a whole batch already
+            collate_fn=_whole,
             num_workers=self._num_workers,
             persistent_workers=self._num_workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -273,6 +276,15 @@ class BinDataModule(L.LightningDataModule):
         workers = multiprocessing.get_context("forkserver" if forks else "spawn")
         workers.set_forkserver_preload(["bincounter.data.sampler"])  # torch is imported once, not by each of them
         return {"multiprocessing_context": workers, "worker_init_fn": partial(limit_requests_of_worker, share)}
+
+    def transfer_batch_to_device(
+        self, batch: dict[str, Any], device: torch.device, dataloader_idx: int
+    ) -> dict[str, Any]:
+        """Move a batch's tensors; Lightning's own search for them visits every id."""
+        return {
+            key: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+            for key, value in batch.items()
+        }
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Shrink, augment and mix training photos and normalise pixels, on the device; features stay unchanged."""
@@ -312,6 +324,11 @@ class BinDataModule(L.LightningDataModule):
                 "(trainer.devices, launcher.instance_type, launcher.instance_count) as before"
             )
         self._resume_at = (state_dict["epoch"], state_dict["batch"])
+
+
+def _whole(batch: Any) -> Any:
+    """Return a batch as its data set made it; the loader's own collation visits every id."""
+    return batch
 
 
 def batch_progress(trainer: L.Trainer) -> Any:

@@ -304,7 +304,11 @@ class StatelessRandomness(L.Callback):
     ) -> None:
         """Seed the generators of all devices."""
         place = [self._seed, trainer.current_epoch, batch_idx, trainer.global_rank]
-        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+        seed = int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> np.uint64(1))
+        if pl_module.device.type == "cpu":  # torch.manual_seed notes for each kind of device who asked: 1 ms
+            torch.default_generator.manual_seed(seed)
+        else:
+            torch.manual_seed(seed)
 
 
 # In this order: a model never exists without its configuration.

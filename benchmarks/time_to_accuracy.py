@@ -1,0 +1,122 @@
+"""Time to accuracy: a bincounter run beside a tuned plain loop, same network, photos and sides, for several seeds.
+
+    python benchmarks/time_to_accuracy.py                    ResNet18 from scratch at 96 pixels, 3 seeds
+    python benchmarks/time_to_accuracy.py --key a=1 --key b  settings of train.py in the place of RECIPE below
+
+The loop is the tuned one of benchmarks/training.py for a number of epochs, with AdamW, warm-up and a cosine, as
+train.py has it by default. Its photos are decoded once per run, into memory. A bincounter run is the whole command,
+from an empty cache: preparation, training, scores, report. Both take real photos with counts 1 to 5, dealt once into
+sides without near-copies of each other, and are scored on the same test photos, which neither uses to choose anything.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from training import LOOPS, PHOTOS, REPOSITORY, machine, real_photos, run
+from training_loops import CLASSES
+
+import bincounter
+
+RECIPE = ("trainer.max_epochs=9", "data.progressive.start_size=48", "data.progressive.until=1")
+
+
+def main() -> None:
+    """Print a row per seed and loop, then the means and ratios as one JSON object."""
+    options = _options()
+    print(machine(), flush=True)
+    rows: dict[str, list[tuple[float, float]]] = {"tuned": [], "bincounter": []}
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        folder = Path(name)
+        print(_deal(folder), flush=True)
+        for seed in options.seeds:
+            for loop in options.loops:
+                learn = _tuned if loop == "tuned" else _bincounter
+                seconds, accuracy = learn(folder, seed, options)
+                rows[loop].append((seconds, accuracy))
+                print(f"seed {seed}  {loop:12}{seconds:8.1f} s{accuracy:8.2f} % of test", flush=True)
+    means = {
+        loop: [statistics.mean(column) for column in zip(*found, strict=True)] for loop, found in rows.items() if found
+    }
+    result: dict[str, Any] = {
+        loop: {"seconds": round(seconds, 1), "accuracy": round(accuracy, 2)}
+        for loop, (seconds, accuracy) in means.items()
+    }
+    if len(means) == 2:
+        result["times quicker"] = round(means["tuned"][0] / means["bincounter"][0], 2)
+        result["points better"] = round(means["bincounter"][1] - means["tuned"][1], 2)
+    print(json.dumps(result))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one run of each loop per seed (0 1 2)")
+    parser.add_argument("--epochs", type=int, default=12, help="of the tuned loop (12)")
+    parser.add_argument("--loops", nargs="+", default=["tuned", "bincounter"], help="tuned, bincounter, or both")
+    parser.add_argument("--key", action="append", help="setting of train.py; repeat it for several")
+    parser.add_argument("--folder", help="where to put files, if not in the system's folder for temporary files")
+    return parser.parse_args()
+
+
+def _deal(folder: Path) -> str:
+    """Deal the photos into train, valid and test folders; near-copies stay on one side."""
+    data = bincounter.BinDataModule(
+        PHOTOS,
+        counts=list(range(1, CLASSES + 1)),
+        image_size=96,
+        split={"fractions": (0.75, 0.05, 0.2)},
+        data_dir=folder / "dealt",
+    )
+    data.prepare()
+    counts = {path.stem: (path, count) for path, count in real_photos()}
+    said = []
+    for side, name in (("training", "train"), ("validation", "valid"), ("test", "test")):
+        positions = data.side(side)
+        for position in positions:
+            path, count = counts[Path(data.manifest.records[position].id).stem]
+            target = folder / "bins" / name / str(count)
+            target.mkdir(parents=True, exist_ok=True)
+            (target / path.name).symlink_to(path)
+        said.append(f"{len(positions):,} {name}")
+    return ", ".join(said)
+
+
+def _tuned(folder: Path, seed: int, options: argparse.Namespace) -> tuple[float, float]:
+    given = {
+        "loop": "learn",
+        "model": "resnet18",
+        "size": 96,
+        "batch_size": 64,
+        "frozen": False,
+        "epochs": options.epochs,
+        "seed": seed,
+        "folder": str(folder / "bins"),
+    }
+    started = time.perf_counter()
+    output, _, _ = run([sys.executable, LOOPS, json.dumps(given)])
+    return time.perf_counter() - started, json.loads(output.splitlines()[-1])["accuracy"]
+
+
+def _bincounter(folder: Path, seed: int, options: argparse.Namespace) -> tuple[float, float]:
+    output_dir = folder / f"run-{seed}"
+    command = [
+        *(sys.executable, str(REPOSITORY / "train.py")),
+        *("data=folders", f"data.source={folder / 'bins'}", "data.image_size=96", "data.batch_size=64"),
+        *("model=resnet18", "model.weights=null", "trainer=cpu", f"seed={seed}"),
+        *(f"paths.output_dir={output_dir}", f"paths.data_dir={folder / f'data-{seed}'}"),
+        f"paths.cache_dir={folder / f'data-{seed}' / 'cache'}",
+        *(options.key or RECIPE),
+    ]
+    started = time.perf_counter()
+    run(command)
+    seconds = time.perf_counter() - started
+    return seconds, 100 * json.loads((output_dir / "metrics.json").read_text())["test"]["accuracy"]
+
+
+if __name__ == "__main__":
+    main()
