@@ -38,8 +38,9 @@ test-quick: install ## no programs, servers or browsers: while you edit
 docs: install ## build the site, strictly
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-test-long: install ## long forms of tests that the suite has in short
-	$(BIN)/python -m pytest -n 2 -m long
+# Jobs and endpoints at the rehearsed control plane, one by one: the suite has one job from start to end.
+test-long: install ## the rehearsal's jobs and endpoints, and long forms of tests that the suite has in short
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m long
 
 # What AWS's Ray Serve image holds: an archive has to serve there as it does here.
 .venv-serving-image/.installed: Makefile

@@ -2,6 +2,7 @@
 
     python benchmarks/training.py            ResNet50 at 224 pixels and ResNet18 at 96, about 40 minutes on 2 cores
     python benchmarks/training.py --quick    ResNet18 alone, fewer steps
+    CUDA_VISIBLE_DEVICES= python ...         on the CPU of a machine with a GPU, which is used if there is one
 
 Loops, each in a process of its own, interleaved in rounds; medians of the rounds:
 
@@ -9,7 +10,8 @@ Loops, each in a process of its own, interleaved in rounds; medians of the round
 - tuned: the same in channels-last memory order, bf16 where the processor multiplies it, photos decoded once and kept in
   memory, changes of whole batches, a fused optimizer, and no gradients of a frozen backbone;
 - bincounter: train.py, with its augmentation, logs and checkpoints, from the end of its first step to its last one;
-- limit: the tuned step on one batch that stays in memory.
+- limit: the tuned step on one batch that stays in memory;
+- on a GPU, bincounter from JPEGs too, which are decoded for every step.
 
 The first step of each is left out. bincounter's frozen backbone computes features once: its row of later epochs trains
 the head on them.
@@ -28,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from training_loops import CLASSES, has_bf16
+from training_loops import CLASSES, device, has_bf16
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LOOPS = str(Path(__file__).with_name("training_loops.py"))
@@ -60,14 +62,15 @@ def main() -> None:
     """Measure, print a table per setting, and the ratios as one JSON object."""
     options = _options()
     scale = 1 if options.quick else 2
+    batch, more = (256, 8) if device().type == "cuda" else (64, 1)
     settings = [
-        Setting("resnet18", 96, 64, frozen=False, steps=6 * scale, plain_steps=3 * scale),
-        Setting("resnet18", 96, 64, frozen=True, steps=6 * scale, plain_steps=4 * scale),
+        Setting("resnet18", 96, batch, frozen=False, steps=6 * scale * more, plain_steps=3 * scale),
+        Setting("resnet18", 96, batch, frozen=True, steps=6 * scale * more, plain_steps=4 * scale),
     ]
     if not options.quick:
         settings += [
-            Setting("resnet50", 224, 32, frozen=False, steps=8, plain_steps=2),
-            Setting("resnet50", 224, 32, frozen=True, steps=10, plain_steps=4),
+            Setting("resnet50", 224, batch // 2, frozen=False, steps=8 * more, plain_steps=2 * more),
+            Setting("resnet50", 224, batch // 2, frozen=True, steps=10 * more, plain_steps=4 * more),
         ]
     print(machine(), flush=True)
     ratios = {}
@@ -88,6 +91,8 @@ def _options() -> argparse.Namespace:
 
 def machine() -> str:
     """Name the CPU, its capabilities and the precision of training."""
+    if device().type == "cuda":
+        return f"{torch.cuda.get_device_name()}, {os.cpu_count()} cores; PyTorch {torch.__version__}"
     names = ("avx2", "avx512_f", "avx512_vnni", "avx512_bf16", "amx_bf16")
     capabilities = torch.cpu.get_capabilities()
     found = [name for name in names if capabilities.get(name)]
@@ -123,6 +128,7 @@ def _measure(setting: Setting, folder: Path, rounds: int) -> dict[str, float]:
     prepared = _loop(setting, folder, "prepare")[0]["seconds"]
     speeds: dict[str, list[float]] = {name: [] for name in ("plain", "tuned", "bincounter", "limit")}
     later: list[float] = []
+    from_jpegs: list[float] = []
     memory: dict[str, int] = {}
     for number in range(rounds):
         for name in ("plain", "tuned", "limit"):
@@ -131,16 +137,21 @@ def _measure(setting: Setting, folder: Path, rounds: int) -> dict[str, float]:
         first, after, memory["bincounter"] = _bincounter(setting, folder, number)
         speeds["bincounter"].append(first)
         later.append(after)
+        if device().type == "cuda" and not setting.frozen:
+            from_jpegs.append(_bincounter(setting, folder, number, cache=False)[1])
     medians = {name: statistics.median(values) for name, values in speeds.items()}
     print(f"\n{setting}\n{'':28}{'photos/s':>12}{'s per epoch':>14}{'peak MB':>10}")
     rows = {**medians, "bincounter, later epochs": statistics.median(later)}
+    if from_jpegs:
+        rows["bincounter, from JPEGs"] = statistics.median(from_jpegs)
     for name, speed in rows.items():
         size = memory[name.partition(",")[0]]
         print(f"{name:28}{speed:12.1f}{TRAINING_PHOTOS / speed:14.1f}{size:10,}")
     count = sum(1 for _ in (folder / "bins").glob("*/*"))
     print(f"bincounter prepared {count:,} photos in {prepared:.1f} s, once", flush=True)
     ours = rows["bincounter"] if setting.frozen else rows["bincounter, later epochs"]
-    return {
+    jpegs = {"from JPEGs, of the limit": round(rows["bincounter, from JPEGs"] / rows["limit"], 3)} if from_jpegs else {}
+    return jpegs | {
         "of the limit": round(ours / rows["limit"], 3),
         "of the tuned loop": round(ours / rows["tuned"], 3),
         "later epochs, of the plain loop": round(rows["bincounter, later epochs"] / rows["plain"], 1),
@@ -168,7 +179,7 @@ def _loop(setting: Setting, folder: Path, name: str) -> tuple[dict[str, Any], in
     return json.loads(output.splitlines()[-1]), memory
 
 
-def _bincounter(setting: Setting, folder: Path, number: int) -> tuple[float, float, int]:
+def _bincounter(setting: Setting, folder: Path, number: int, *, cache: bool = True) -> tuple[float, float, int]:
     """Photos per second of train.py in the first and in later epochs, and its peak memory in MB.
 
     With a frozen backbone the first is the computation of the features.
@@ -183,9 +194,10 @@ def _bincounter(setting: Setting, folder: Path, number: int) -> tuple[float, flo
         "model": setting.model,
         "model.weights": "null",
         "test": "false",
-        "trainer": "cpu",
+        "trainer": "auto",
+        "data.cache": str(cache).lower(),
         "trainer.max_epochs": 8 if setting.frozen else 2,
-        "paths.output_dir": folder / f"run-{setting.model}-{setting.frozen}-{number}",
+        "paths.output_dir": folder / f"run-{setting.model}-{setting.frozen}-{number}-{cache}",
         "paths.data_dir": folder / "data",
     }
     if setting.frozen:  # cached only without augmentation

@@ -40,15 +40,29 @@ class Clock(L.Callback):
 
     def on_train_batch_start(self, *_: Any) -> None:
         """Store the end of the step before, with all that other callbacks and loggers did in it."""
-        self._ended[-1].append(time.perf_counter())
+        self._ended[-1].append(now())
 
     def on_train_end(self, *_: Any) -> None:
         """Write the file."""
         self._file.write_text(json.dumps(self._ended))
 
 
+def device() -> torch.device:
+    """A GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def now() -> float:
+    """Seconds, once the device has done all that was asked of it."""
+    if device().type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def has_bf16() -> bool:
-    """True if the CPU multiplies bf16."""
+    """True if the device multiplies bf16."""
+    if device().type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
@@ -63,7 +77,7 @@ def main() -> None:
         print(json.dumps({"seconds": _prepare(options)}))
         return
     if options["loop"] == "learn":
-        print(json.dumps({"accuracy": _learn(options)}))
+        print(json.dumps(_learn(options)))
         return
     batches = {"plain": _from_files, "tuned": _from_memory, "limit": _resident}[options["loop"]](options)
     print(json.dumps({"ended": _fit(batches, options)}))
@@ -93,29 +107,31 @@ def _fit(batches: Iterator[tuple[Tensor, Tensor]], options: dict[str, Any]) -> l
             parameter.requires_grad = name.startswith("fc.")
     if not plain:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = model.to(device())
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, 1e-3) if plain else torch.optim.AdamW(trained, 1e-3, fused=True)
     model.train(plain or not frozen)
     began = []
-    for image, count in batches:
-        began.append(time.perf_counter())
+    for photos, counts in batches:
+        began.append(now())
         if len(began) > options["steps"]:
             break
+        image, count = photos.to(device(), non_blocking=True), counts.to(device(), non_blocking=True)
         optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=not plain and has_bf16()):
+        with torch.autocast(device().type, torch.bfloat16, enabled=not plain and has_bf16()):
             loss = F.cross_entropy(model(image).float(), count)
         loss.backward()
         optimizer.step()
     return began
 
 
-def _learn(options: dict[str, Any]) -> float:
-    """Train a network for some epochs with the tuned loop; returns its accuracy on the test folder, in percent."""
+def _learn(options: dict[str, Any]) -> dict[str, float]:
+    """Train a network with the tuned loop; returns its accuracy and cross entropy on the test folder."""
     torch.manual_seed(options["seed"])
     folder, size, batch = options["folder"], options["size"], options["batch_size"]
     photos, counts = _decoded(f"{folder}/train", size)
     model: nn.Module = getattr(models, options["model"])(num_classes=CLASSES)
-    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = model.to(device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
     decayed, others = ([p for p in model.parameters() if (p.ndim > 1) is matrix] for matrix in (True, False))
     groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, 1e-3, fused=True)
@@ -129,7 +145,7 @@ def _learn(options: dict[str, Any]) -> float:
             else 0.01 + 0.99 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup))) / 2
         ),
     )
-    bf16 = torch.autocast("cpu", torch.bfloat16, enabled=has_bf16())
+    bf16 = torch.autocast(device().type, torch.bfloat16, enabled=has_bf16())
     for _, (image, count) in zip(range(total), _changed(photos, counts, size, batch), strict=False):
         optimizer.zero_grad()
         with bf16:
@@ -145,7 +161,11 @@ def _learn(options: dict[str, Any]) -> float:
             model(((part.float() - mean) / std).contiguous(memory_format=torch.channels_last))
             for part in photos.split(256)
         ]
-    return 100 * float((torch.cat(outputs).argmax(1) == counts).float().mean())
+    scores = torch.cat(outputs).float().cpu()
+    return {
+        "accuracy": float((scores.argmax(1) == counts).float().mean()),
+        "cross_entropy": float(F.cross_entropy(scores, counts)),
+    }
 
 
 def _from_files(options: dict[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -172,7 +192,9 @@ def _decoded(folder: str, size: int) -> tuple[Tensor, Tensor]:
 
 
 def _normalisation() -> tuple[Tensor, ...]:
-    return tuple(torch.tensor(v)[:, None, None] * 255 for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    return tuple(
+        torch.tensor(v, device=device())[:, None, None] * 255 for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    )
 
 
 def _changed(photos: Tensor, counts: Tensor, size: int, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -182,7 +204,7 @@ def _changed(photos: Tensor, counts: Tensor, size: int, batch: int) -> Iterator[
         order = torch.randperm(len(photos))
         for start in range(0, len(order) - batch + 1, batch):
             chosen = order[start : start + batch]
-            image = (photos[chosen].float() - mean) / std
+            image = (photos[chosen].to(device()).float() - mean) / std
             if torch.rand(()) < 0.5:
                 image = image.flip(-1)
             shift = torch.randint(-size // 16, size // 16 + 1, (2,)).tolist()
@@ -192,8 +214,8 @@ def _changed(photos: Tensor, counts: Tensor, size: int, batch: int) -> Iterator[
 def _resident(options: dict[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
     """One batch again and again."""
     size, batch = options["size"], options["batch_size"]
-    image = torch.randn(batch, 3, size, size).contiguous(memory_format=torch.channels_last)
-    count = torch.randint(CLASSES, (batch,))
+    image = torch.randn(batch, 3, size, size, device=device()).contiguous(memory_format=torch.channels_last)
+    count = torch.randint(CLASSES, (batch,), device=device())
     while True:
         yield image, count
 

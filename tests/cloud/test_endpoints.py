@@ -19,6 +19,8 @@ from bincounter.errors import ResourceError
 from bincounter.serving.packing.archive import PackageSettings, package
 from sagemaker_rehearsal import BUCKET
 
+pytestmark = pytest.mark.long
+
 GIVEN = (f"target.role={ROLE}", "target.image=123456789012.dkr.ecr.us-east-1.amazonaws.com/ray:serve")
 
 
@@ -118,7 +120,6 @@ def test_an_endpoint_from_its_deployment_to_its_end(
     assert not processes(plane)
 
 
-@pytest.mark.long
 def test_an_update_that_cannot_serve_is_rolled_back(
     plane: dict[str, str], archives: tuple[Path, Path, Path], account: Account
 ) -> None:

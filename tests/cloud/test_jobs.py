@@ -117,6 +117,7 @@ def last_logged(run: Path, metric: str) -> float:
     return [float(line.split(",")[column]) for line in lines[1:] if line.split(",")[column]][-1]
 
 
+@pytest.mark.long
 def test_of_three_jobs_one_fails_and_its_own_message_is_on_screen(
     bins: Path, train: Run, run: Run, plane: dict[str, str], tmp_path: Path
 ) -> None:
@@ -142,6 +143,7 @@ def test_of_three_jobs_one_fails_and_its_own_message_is_on_screen(
     assert record(folder / "2")["description"]["TrainingJobStatus"] == "Completed"
 
 
+@pytest.mark.long
 def test_a_stopped_job_is_fetched_and_goes_on_here_and_there(
     bins: Path, undisturbed: Path, train: Run, plane: dict[str, str], tmp_path: Path
 ) -> None:
@@ -174,6 +176,7 @@ def test_a_stopped_job_is_fetched_and_goes_on_here_and_there(
     assert_same_run(folder, undisturbed)
 
 
+@pytest.mark.long
 def test_jobs_that_were_left_alone_are_attached_to_and_fetched(
     bins: Path, train: Run, run: Run, plane: dict[str, str], tmp_path: Path
 ) -> None:
@@ -192,6 +195,7 @@ def test_jobs_that_were_left_alone_are_attached_to_and_fetched(
     assert "holds no job.json" in nothing.stderr
 
 
+@pytest.mark.long
 def test_ctrl_c_leaves_the_job_and_says_how_to_attach(bins: Path, plane: dict[str, str], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     options = [*SMALL, "trainer.max_epochs=2", f"data.source={bins}", f"paths.output_dir={folder}"]
@@ -205,6 +209,7 @@ def test_ctrl_c_leaves_the_job_and_says_how_to_attach(bins: Path, plane: dict[st
     assert f"python -m bincounter attach {folder}" in rest
 
 
+@pytest.mark.long
 def test_ctrl_c_at_a_terminal_asks_and_y_stops_the_job(bins: Path, plane: dict[str, str], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     ours, theirs = pty.openpty()
@@ -220,6 +225,7 @@ def test_ctrl_c_at_a_terminal_asks_and_y_stops_the_job(bins: Path, plane: dict[s
     assert (folder / "checkpoints" / "best.ckpt").exists()
 
 
+@pytest.mark.long
 def test_expired_login_leaves_the_job_running_and_advises_attach(
     bins: Path, train: Run, plane: dict[str, str], tmp_path: Path
 ) -> None:
@@ -236,6 +242,7 @@ def test_expired_login_leaves_the_job_running_and_advises_attach(
     assert f"may still run, and be billed: follow with python -m bincounter attach {folder}" in message
 
 
+@pytest.mark.long
 def test_job_without_log_is_followed_and_a_lost_reply_submits_once(
     bins: Path, train: Run, plane: dict[str, str], tmp_path: Path
 ) -> None:

@@ -14,6 +14,8 @@ from rehearsed import ROLE, Account
 
 from sagemaker_rehearsal import BUCKET
 
+pytestmark = pytest.mark.long
+
 FILES = {
     "config.yaml": "applications: [{name: default, route_prefix: /, import_path: 'deployment:app'}]",
     "deployment.py": """

@@ -18,6 +18,8 @@ from rehearsed import ROLE, Account, request
 
 from sagemaker_rehearsal import BUCKET, StartError, rehearsed, without_aws
 
+pytestmark = pytest.mark.long
+
 
 def spot(interruptions: str) -> dict[str, Any]:
     return {
