@@ -195,6 +195,7 @@ def _bincounter(setting: Setting, folder: Path, number: int, *, cache: bool = Tr
         "model.weights": "null",
         "test": "false",
         "trainer": "auto",
+        "trainer.precision": "bf16-mixed" if has_bf16() else "32-true",
         "data.cache": str(cache).lower(),
         "trainer.max_epochs": 8 if setting.frozen else 2,
         "paths.output_dir": folder / f"run-{setting.model}-{setting.frozen}-{number}-{cache}",

@@ -60,9 +60,11 @@ def now() -> float:
 
 
 def has_bf16() -> bool:
-    """True if the device multiplies bf16."""
+    """True if the device multiplies bf16; False on a CPU that is held to AVX2 by ATEN_CPU_CAPABILITY."""
     if device().type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
+    if torch.backends.cpu.get_cpu_capability() == "AVX2":
+        return False
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
