@@ -126,7 +126,7 @@ def _terms(run: "RunResults") -> Iterator[str]:
     elif run.config["data"]["source"] is not None:
         yield f"the licence of its photos ({source_name(run)}) is not known"
     if weights is not None:
-        known = str(weights).upper().startswith("IMAGENET") or str(weights).lower() == "default"
+        known = str(weights).upper().startswith("IMAGENET") or str(weights).lower() in ("default", "package")
         terms = "were trained on ImageNet, whose terms allow research only" if known else "have a licence of their own"
         yield f"the weights it started from ({PurePath(weights).name}) {terms}"
 

@@ -145,6 +145,7 @@ def needed_extras(plain: Mapping[str, Any]) -> list[str]:
         **{name: bool(loggers.get(name)) for name in ("mlflow", "wandb")},
         "sagemaker-mlflow": any(is_mlflow_arn((node or {}).get("tracking_uri")) for node in loggers.values()),
         "timm": ".timm_backbones." in model["backbone"]["_target_"],
+        "weights": model["weights"] == "package",
         "hub": is_hub(model["weights"]),
     }
     return [name for name, is_needed in needed.items() if is_needed]

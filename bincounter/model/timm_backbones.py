@@ -13,8 +13,8 @@ from bincounter.model import backbones
 
 log = logging.getLogger(__name__)
 
-PRETRAINED = "default"
-"""Value of ``model.weights`` for timm's own weights of a model."""
+PRETRAINED, PACKAGED = "default", "package"
+"""Values of ``model.weights`` for timm's own weights of a model, and for those of an installed package."""
 
 
 class TimmBackbone(nn.Module):
@@ -27,8 +27,9 @@ class TimmBackbone(nn.Module):
         name: name of a timm model, with or without a tag of its weights: ``mobilenetv3_small_100``,
             ``resnet18.a1_in1k``.
         image_size: side of the photos in pixels, for models built for one size; ``None`` for the model's default.
-        weights: ``default`` (downloaded by timm, or read from its cache), a state dict of timm (``.safetensors`` or
-            torch's), a bincounter checkpoint, see :func:`bincounter.model.backbones.load_weights`, or ``None``.
+        weights: ``default`` (downloaded by timm, or read from its cache), ``package`` (from an installed package, see
+            :mod:`bincounter.model.packaged_weights`), a state dict of timm (``.safetensors`` or torch's), a bincounter
+            checkpoint, see :func:`bincounter.model.backbones.load_weights`, or ``None``.
 
     Attributes:
         feature_size: number of features ``D``.
@@ -74,6 +75,7 @@ class TimmBackbone(nn.Module):
             size = image_size or cfg["input_size"][-1]
             features = self.net.eval().forward_features(torch.zeros(1, 3, size, size))
         self.net.train()
+        self._name = name.partition(".")[0]
         self._channels_last = str(getattr(self.net, "output_fmt", "NCHW")).endswith("NHWC")
         self.cam_layer = nn.Identity() if isinstance(features, Tensor) and features.ndim == 4 else None
         if weights is not None and not pretrained:
@@ -106,7 +108,14 @@ class TimmBackbone(nn.Module):
     def _fill(self, weights: str) -> None:
         classifier = self.net.pretrained_cfg.get("classifier") or ()
         prefixes = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-        given: Mapping[str, Tensor] = backbones.read_weights(weights)
+        given: Mapping[str, Tensor]
+        if weights == PACKAGED:
+            from bincounter.model.packaged_weights import read_packaged  # here: an archive has no such module
+
+            names = [*self.net.state_dict(), *(f"{prefixes[0]}.{each}" for each in ("weight", "bias"))]
+            given = read_packaged(self._name, names)
+        else:
+            given = backbones.read_weights(weights)
         if "scale" not in given:  # timm's own
             kept = {name: tensor for name, tensor in given.items() if name.rpartition(".")[0] not in prefixes}
             given = {"scale": self.scale, "shift": self.shift, **{f"net.{name}": each for name, each in kept.items()}}
@@ -133,9 +142,14 @@ def check_timm(name: str, weights: str | None) -> None:
         raise ConfigError(f"model.backbone.name={name} is not a model of timm {timm.__version__}: {hint}")
     if weights is None:
         return
+    if weights == PACKAGED:
+        from bincounter.model.packaged_weights import check_packaged
+
+        check_packaged(name.partition(".")[0])
+        return
     if backbones.is_file_name(weights):
         backbones.check_weights(weights, None)
         return
-    check_choice("model.weights", weights.lower(), [PRETRAINED], ", a file, a run or null")
+    check_choice("model.weights", weights.lower(), [PRETRAINED, PACKAGED], ", a file, a run or null")
     if not timm.is_model_pretrained(name):
         raise ConfigError(f"model.weights={weights}: timm has no weights of {name}; use a file or null.")

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
+from bincounter.model.packaged_weights import name_weights
 from bincounter.names import escape_name
 from bincounter.number_format import SCORES, format_interval, format_score, is_fraction, percent, score_heading, whole
 from bincounter.profiler.profile_facts import Profile
@@ -231,7 +232,7 @@ def _training_summary(run: RunResults) -> str:
     done, planned = run.epochs
     share = done if done == planned else f"{done} of {planned}"
     epochs = f" for {share} epoch{'s' * (planned != 1)}" if planned and done else ""
-    start = f"started from {model['weights']} weights" if model.get("weights") else "from scratch"
+    start = f"started from {name_weights(model)}" if model.get("weights") else "from scratch"
     return f"{run.model}, {start}, trained on {whole(sum(training.values()))} photos{epochs}{_duration(run)}."
 
 

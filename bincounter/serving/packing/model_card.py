@@ -8,6 +8,7 @@ import yaml
 
 from bincounter.data.s3.address import is_remote
 from bincounter.model.build import without_pretrained
+from bincounter.model.packaged_weights import name_weights
 from bincounter.number_format import SCORES, format_score, score_heading, whole
 from bincounter.serving.packing.tarball import CHECKSUMS
 from bincounter.training.results import SPLIT_OF_SIDE, CheckpointOrigin, RunResults
@@ -148,6 +149,8 @@ def _data(run: RunResults | None, description: Mapping[str, Any]) -> Iterator[st
     sides = [f"{sum(run.photos(split).values()):,} {split}" for split in ("validation", "test")]
     beside = f", beside {' and '.join(sides)} photos" if run.split else ""
     yield f"## Data\n\n{learnt} of {source_name(run)}{beside}. {_licence(run)}"
+    if run.config.get("train", True) and run.config["model"].get("weights") is not None:
+        yield f"Training started from {name_weights(run.config['model'])}."
 
 
 def _licence(run: RunResults) -> str:
