@@ -113,8 +113,8 @@ class ProgressiveResizing:
 
     The time of a step is about proportional to the area of its photos, and coarse features are learned as well from
     small ones: as in Howard et al.'s entries to DAWNBench,
-    https://www.fast.ai/posts/2018-08-10-fastai-diu-imagenet.html. Sizes between the first and the whole one are
-    multiples of 32 pixels, by which most networks divide a side: a ResNet18 takes as long for 72 pixels as for 96.
+    https://www.fast.ai/posts/2018-08-10-fastai-diu-imagenet.html. The side grows by 32 pixels at a time, by which most
+    networks divide it: a ResNet18 takes three quarters as long for 72 pixels as for 96, and half as long for 64.
 
     Args:
         start_size: pixels, both sides, in the first epoch; ``None`` is off.
@@ -129,8 +129,7 @@ class ProgressiveResizing:
         growing = self._until * epochs
         if self._start is None or epoch >= growing:
             return full
-        grown = self._start + (full - self._start) * epoch / growing
-        return min(max(32 * round(grown / 32), self._start), full)
+        return min(self._start + 32 * round((full - self._start) * epoch / growing / 32), full)
 
     def __call__(self, image: Tensor, epoch: int, epochs: int) -> Tensor:
         """Shrink ``float32[B, 3, S, S]``, with the low-pass filter that keeps edges from aliasing."""

@@ -40,6 +40,8 @@ from bincounter.errors import ConfigError, ResourceError, check_choice
 
 log = logging.getLogger(__name__)
 
+PACKAGED = "package"
+"""Value of ``model.weights`` for those of an installed package."""
 
 _BasicBlock, _Bottleneck = torchvision_resnet.BasicBlock, torchvision_resnet.Bottleneck
 _RESNETS = {

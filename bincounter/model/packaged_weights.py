@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bincounter.errors import ConfigError, check_choice
-from bincounter.model.timm_backbones import PACKAGED
+from bincounter.model.backbones import PACKAGED
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from bincounter.model import backbones
 
 log = logging.getLogger(__name__)
 
-PRETRAINED, PACKAGED = "default", "package"
-"""Values of ``model.weights`` for timm's own weights of a model, and for those of an installed package."""
+PRETRAINED = "default"
+"""Value of ``model.weights`` for timm's own weights of a model."""
 
 
 class TimmBackbone(nn.Module):
@@ -109,7 +109,7 @@ class TimmBackbone(nn.Module):
         classifier = self.net.pretrained_cfg.get("classifier") or ()
         prefixes = (classifier,) if isinstance(classifier, str) else tuple(classifier)
         given: Mapping[str, Tensor]
-        if weights == PACKAGED:
+        if weights == backbones.PACKAGED:
             from bincounter.model.packaged_weights import read_packaged  # here: an archive has no such module
 
             names = [*self.net.state_dict(), *(f"{prefixes[0]}.{each}" for each in ("weight", "bias"))]
@@ -142,7 +142,7 @@ def check_timm(name: str, weights: str | None) -> None:
         raise ConfigError(f"model.backbone.name={name} is not a model of timm {timm.__version__}: {hint}")
     if weights is None:
         return
-    if weights == PACKAGED:
+    if weights == backbones.PACKAGED:
         from bincounter.model.packaged_weights import check_packaged
 
         check_packaged(name.partition(".")[0])
@@ -150,6 +150,6 @@ def check_timm(name: str, weights: str | None) -> None:
     if backbones.is_file_name(weights):
         backbones.check_weights(weights, None)
         return
-    check_choice("model.weights", weights.lower(), [PRETRAINED, PACKAGED], ", a file, a run or null")
+    check_choice("model.weights", weights.lower(), [PRETRAINED, backbones.PACKAGED], ", a file, a run or null")
     if not timm.is_model_pretrained(name):
         raise ConfigError(f"model.weights={weights}: timm has no weights of {name}; use a file or null.")

@@ -137,7 +137,7 @@ def test_what_can_be_written(written: str, expected: Parameter, base: DictConfig
         ("data.counts=[0,1],[0,1]", "data.counts=[0,1] is listed twice"),
         ("data.batch_sise=1,2", "Unknown setting 'data.batch_sise'; did you mean 'data.batch_size'?"),
         ("batch_size=1,2", "Unknown setting 'batch_size'; did you mean 'data.batch_size'?"),
-        ("model=resnet18,resnet35", "model=resnet35 is not one of cnn, cnn_small, resnet18"),
+        ("model=resnet18,resnet35", "model=resnet35 is not one of cnn, cnn_small, "),
         ("data.batch_size=a,b", "Value 'a' of type 'str' could not be converted to Integer"),
         (f"{LR}=interval(0,1)", "the search would try model.optimizer.lr=0.0:"),
         ("data.batch_size=range(8,-1,-1)", "data.batch_size=0 is out of range: it must be at least 1"),
