@@ -30,7 +30,14 @@ from bincounter.training.run import own_targets
 __all__ = ["BinDataModule", "Prediction", "Predictor", "Run", "load", "train"]
 
 
-def load(checkpoint: str | Path, *, trust: Sequence[str] = (), device: str = "auto", batch_size: int = 32) -> Predictor:
+def load(
+    checkpoint: str | Path,
+    *,
+    trust: Sequence[str] = (),
+    device: str = "auto",
+    batch_size: int = 32,
+    coverage: float | None = None,
+) -> Predictor:
     """Load a checkpoint to predict counts with.
 
     Args:
@@ -38,12 +45,15 @@ def load(checkpoint: str | Path, *, trust: Sequence[str] = (), device: str = "au
         trust: modules or packages of your own that may define the checkpoint's model.
         device: ``auto`` for a GPU if there is one, or a torch device such as ``cpu`` or ``cuda:1``.
         batch_size: photos per call of the model.
+        coverage: share of photos to be answered without a person, above 0 and at most 1, by the model's confidences in
+            its run's validation photos; predictions then have ``needs_person``.
 
     Raises:
-        ConfigError: the device is not available, or the batch size is below 1.
-        UserError: the checkpoint is missing or broken, or built by a module that is not trusted.
+        ConfigError: the device is not available, the batch size is below 1, or the coverage is not a share.
+        UserError: the checkpoint is missing or broken, built by a module that is not trusted, or without a scored run
+            although a coverage is given.
     """
-    return Predictor(checkpoint, trust, device=device, batch_size=batch_size)
+    return Predictor(checkpoint, trust, device=device, batch_size=batch_size, coverage=coverage)
 
 
 class Run:

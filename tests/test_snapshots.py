@@ -260,7 +260,7 @@ def test_a_run_scores_what_it_scored(tmp: Path) -> None:
     now = json.loads((tmp / "run/metrics.json").read_text())
     assert now.pop("caveats") == [] and not any(now.pop("seen_in_training").values())
     for side in now.values():
-        for details in ("per_count", "confusion", "reliability"):  # of a few photos each
+        for details in ("per_count", "confusion", "reliability", "coverage"):  # of a few photos each
             del side[details]
     path = _FOLDER / "metrics.json"
     if _UPDATES:

@@ -95,6 +95,12 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     )
     predict.add_argument("--csv", type=as_path, help="write a table there instead of printing")
     predict.add_argument(
+        "--coverage",
+        type=float,
+        metavar="SHARE",
+        help="mark the least certain photos: all but this share need a person",
+    )
+    predict.add_argument(
         "--data-dir", type=as_path, default=Path("data"), help="where photos of buckets are kept (data)"
     )
     predict.add_argument(
@@ -163,11 +169,13 @@ def _predict(arguments: argparse.Namespace) -> int:
     from bincounter.training.trainer import silence_lightning
 
     silence_lightning()
-    predictor = Predictor(checkpoint, arguments.trust)  # before photos of a bucket are fetched
+    # Before photos of a bucket are fetched.
+    predictor = Predictor(checkpoint, arguments.trust, coverage=arguments.coverage)
     photos = [photo for source in arguments.sources for photo in list_photos(source, arguments.data_dir)]
     answers = predictor.answers(photos)
     if arguments.csv:
-        counted = write_predictions_csv(arguments.csv, predictor.counts, answers)
+        marked = arguments.coverage is not None
+        counted = write_predictions_csv(arguments.csv, predictor.counts, answers, marked=marked)
         print_written(arguments.csv, f"{counted} of {len(photos)} photos counted: ")
     else:
         counted = print_predictions(answers)

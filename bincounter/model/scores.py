@@ -219,7 +219,7 @@ def score(
         The scores of :class:`CountMetrics`; ``n``; the baselines ``majority_accuracy`` (always predicting the most
         frequent training count) and ``mean_rmse`` (always predicting the training mean), ``None`` without training
         counts; ``intervals`` (``{name: [low, high]}``, 95 %); ``per_count``; ``confusion``; ``counts``;
-        ``reliability``.
+        ``reliability``; ``coverage``: the accuracy of the most confident photos, by their share.
 
     Raises:
         ValueError: no photos, inconsistent shapes, or a count outside the support.
@@ -243,6 +243,7 @@ def score(
         "confusion": _state(metrics["macro_f1"], "confusion").tolist(),
         "counts": [int(count) for count in support],
         "reliability": _reliability(metrics["ece"]),
+        "coverage": _coverage(probabilities, labels, torch.tensor(list(support))),
     }
 
 
@@ -310,6 +311,33 @@ def _reliability(calibration: Metric) -> list[dict[str, float | int]]:
         for photos, confidence, correct in sums
         if photos > 0
     ]
+
+
+_COVERAGES = 20  # rows, 5 % each
+
+
+def _coverage(probabilities: Tensor, labels: Tensor, support: Tensor) -> list[dict[str, float | int]]:
+    """Accuracy of the photos with the highest confidences: the risk-coverage curve of selective classification.
+
+    Geifman and El-Yaniv, Selective Classification for Deep Neural Networks, NeurIPS 2017,
+    https://arxiv.org/abs/1705.08500.
+    """
+    confidence, predicted = probabilities.max(1)
+    right = support[predicted] == labels
+    highest = confidence.sort(descending=True).values
+    rows = []
+    for step in range(1, _COVERAGES + 1):
+        least = highest[-(-step * len(labels) // _COVERAGES) - 1]
+        kept = confidence >= least  # more than asked for where confidences are equal
+        rows.append(
+            {
+                "coverage": step / _COVERAGES,
+                "confidence": least.item(),
+                "accuracy": right[kept].double().mean().item(),
+                "n": int(kept.sum()),
+            }
+        )
+    return rows
 
 
 def _state(metric: Metric, name: str) -> Tensor:

@@ -89,6 +89,18 @@ def reliability(bins: Sequence[Mapping[str, float]], *, label: str) -> Markup:
         return to_svg(figure, label)
 
 
+def kept_accuracy(rows: Sequence[Mapping[str, float]], *, label: str) -> Markup:
+    """Draw the accuracy of the most confident photos against their share, see :func:`bincounter.model.scores.score`."""
+    share, accuracy = (np.array([row[name] for row in rows]) for name in ("coverage", "accuracy"))
+    with mpl.rc_context(RC):
+        figure, axes = canvas("Share of photos kept", percent=True)
+        axes.axhline(accuracy[-1], color=INK, linewidth=1, linestyle=(0, (3, 3)))
+        axes.plot(share, accuracy, color=ACCENT)
+        axes.set(xlim=(0, 1.04), ylim=(0, 1.06), xticks=np.linspace(0, 1, 6), yticks=np.linspace(0, 1, 6))
+        axes.xaxis.set_major_formatter(FuncFormatter(percent_tick))
+        return to_svg(figure, label)
+
+
 def stacked_bars(names: Sequence[str], parts: Mapping[str, Sequence[int]], *, xlabel: str, label: str) -> Markup:
     """Draw one stacked bar per name, parts in the colours of their splits, and the totals above."""
     total = np.zeros(len(names))

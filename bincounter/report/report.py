@@ -63,6 +63,7 @@ def write_report(
         "per_count": per_count_section(results, side),
         "calibration": scores if reliability else None,
         "reliability": plots.reliability(reliability, label="Accuracy against confidence") if reliability else None,
+        "coverage": _coverage(scores.get("coverage")),
         "grid": [_tile(photo, photos, GRID_SIDE) for photo in photos.sample],
         "mistakes": [_mistake(photo, photos) for photo in photos.mistakes],
         "looked": [_look(photo, photos) for photo in photos.explained] if photos.heat else [],
@@ -76,6 +77,18 @@ def write_report(
         "splits": _splits(results),
     }
     return write_page(results.path / "report.html", "report.html", content)
+
+
+def _coverage(rows: Sequence[Mapping[str, float]] | None) -> dict[str, Any] | None:
+    if not rows:
+        return None
+    half = min(rows, key=lambda row: abs(row["coverage"] - 0.5))
+    return {
+        "figure": plots.kept_accuracy(rows, label="Accuracy of the photos kept, against their share"),
+        "all": rows[-1]["accuracy"],
+        "half": half["accuracy"],
+        "confidence": half["confidence"],
+    }
 
 
 def _name(run: RunResults) -> str:

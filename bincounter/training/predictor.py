@@ -30,6 +30,7 @@ from bincounter.files import atomic_write, checkpoint_file, expand_user
 from bincounter.model.build import load_counter
 from bincounter.model.counter import BinCounter
 from bincounter.names import TableWriter, escape_name
+from bincounter.training.results import confidence_threshold, find_run_of_checkpoint
 
 Photo = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | np.ndarray
 """A photo: its path, its file's bytes, that file opened as binary, an image of Pillow, or pixels ``uint8[H, W, 3]``."""
@@ -45,6 +46,8 @@ class Prediction:
         expected_count: mean of the distribution; ``None`` with an error.
         probabilities: probability of each count, ascending; empty with an error.
         error: the reason if the photo could not be counted, else empty.
+        needs_person: the model is less sure than it was of the chosen share of validation photos; ``None`` if no share
+            was chosen.
     """
 
     photo: str
@@ -52,12 +55,15 @@ class Prediction:
     expected_count: float | None = None
     probabilities: Mapping[int, float] = field(default_factory=dict)
     error: str = ""
+    needs_person: bool | None = None
 
     @classmethod
-    def of(cls, photo: str, probabilities: Mapping[int, float]) -> Self:
-        """Summarise a distribution over counts."""
+    def of(cls, photo: str, probabilities: Mapping[int, float], least: float | None = None) -> Self:
+        """Summarise a distribution over counts; ``least`` is the confidence below which a person is needed."""
         expected = sum(probability * count for count, probability in probabilities.items())
-        return cls(photo, max(probabilities, key=probabilities.__getitem__), expected, probabilities)
+        count = max(probabilities, key=probabilities.__getitem__)
+        unsure = None if least is None else probabilities[count] < least
+        return cls(photo, count, expected, probabilities, needs_person=unsure)
 
 
 class Predictor:
@@ -68,26 +74,34 @@ class Predictor:
         trust: modules or packages of your own that may define the checkpoint's model.
         device: ``auto`` for a GPU if there is one, or torch's name of a device, such as ``cpu`` and ``cuda:1``.
         batch_size: photos per batch.
+        coverage: share of photos to be answered without a person, 0-1, by the confidences of the validation photos;
+            ``None``: all, without a word.
 
     Attributes:
         counts: the support: counts the model can predict, ascending.
         failures: number of unread photos for reasons outside of them, such as a lack of memory.
 
     Raises:
-        ConfigError: the device is not available, or the batch size is below 1.
-        UserError: the checkpoint cannot be used.
+        ConfigError: the device is not available, the batch size is below 1, or the coverage is not a share.
+        UserError: the checkpoint cannot be used, or a coverage is given and its run has no scores.
     """
 
     def __init__(
-        self, checkpoint: str | Path, trust: Sequence[str] = (), *, device: str = "auto", batch_size: int = 32
+        self,
+        checkpoint: str | Path,
+        trust: Sequence[str] = (),
+        *,
+        device: str = "auto",
+        batch_size: int = 32,
+        coverage: float | None = None,
     ) -> None:
         if not isinstance(batch_size, int):
             raise ConfigError(f"batch_size={batch_size!r} is not a whole number: write one, such as 32")
         Bound(ge=1).check("batch_size", batch_size)
         self._device, self._batch_size = _device(device), batch_size
-        model, description = load_counter(
-            checkpoint_file(Path(expand_user(str(checkpoint)))), [trust] if isinstance(trust, str) else trust
-        )
+        file = checkpoint_file(Path(expand_user(str(checkpoint))))
+        self._least = None if coverage is None else confidence_threshold(find_run_of_checkpoint(file), coverage)
+        model, description = load_counter(file, [trust] if isinstance(trust, str) else trust)
         self._model: BinCounter = model.to(self._device)
         self._normalize = Normalize().to(self._device)
         self._size: int = description["image_size"]
@@ -162,7 +176,11 @@ class Predictor:
             else:
                 row = dict(zip(self.counts, next(rows), strict=True))
                 finite = all(map(math.isfinite, row.values()))
-                yield Prediction.of(name, row) if finite else Prediction(name, error="the model returns NaN for it")
+                yield (
+                    Prediction.of(name, row, self._least)
+                    if finite
+                    else Prediction(name, error="the model returns NaN for it")
+                )
 
 
 def _device(name: str) -> torch.device:
@@ -246,22 +264,28 @@ def _fetched(source: str, data_dir: Path) -> Path:
     return fetch(source, data_dir)
 
 
-def write_predictions_csv(path: Path, counts: Sequence[int], answers: Iterable[Prediction]) -> int:
+def write_predictions_csv(
+    path: Path, counts: Sequence[int], answers: Iterable[Prediction], *, marked: bool = False
+) -> int:
     """Write predictions as CSV (``path, predicted, expected_count, p_<k>..., reason``); return how many have a count.
 
-    Names are escaped, see :mod:`bincounter.names`.
+    Names are escaped, see :mod:`bincounter.names`. If they are ``marked``, a last column ``needs_person`` holds ``yes``
+    or ``no``.
     """
     counted = 0
     with atomic_write(path) as file:
         writer = TableWriter(file)
-        writer.writerow(["path", "predicted", "expected_count", *(f"p_{count}" for count in counts), "reason"])
+        header = ["path", "predicted", "expected_count", *(f"p_{count}" for count in counts), "reason"]
+        writer.writerow([*header, "needs_person"] if marked else header)
         for answer in answers:
             if answer.count is None:
-                writer.writerow([answer.photo, "", "", *("" for _ in counts), answer.error])
-                continue
-            counted += 1
-            cells = (f"{probability:.6g}" for probability in answer.probabilities.values())
-            writer.writerow([answer.photo, answer.count, f"{answer.expected_count:.4f}", *cells, ""])
+                row = [answer.photo, "", "", *("" for _ in counts), answer.error]
+            else:
+                counted += 1
+                cells = (f"{probability:.6g}" for probability in answer.probabilities.values())
+                row = [answer.photo, str(answer.count), f"{answer.expected_count:.4f}", *cells, ""]
+            unsure = "yes" if answer.needs_person or answer.count is None else "no"
+            writer.writerow([*row, unsure] if marked else row)
     return counted
 
 
@@ -274,5 +298,6 @@ def print_predictions(answers: Iterable[Prediction]) -> int:
             continue
         counted += 1
         sure = f"({max(answer.probabilities.values()):.0%} sure, {answer.expected_count:.2f} expected)"
-        print(f"{escape_name(answer.photo)}\t{answer.count}\t{sure}", flush=True)
+        person = "\tneeds a person" if answer.needs_person else ""
+        print(f"{escape_name(answer.photo)}\t{answer.count}\t{sure}{person}", flush=True)
     return counted

@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 
 from bincounter.config.checks import METRICS
-from bincounter.errors import UserError
+from bincounter.errors import ConfigError, UserError
 from bincounter.files import Parsed, check_mapping, checkpoint_file, read_file
 from bincounter.names import read_cell
 from bincounter.training.per_count_table import CountRow, parse_per_count, write_table
@@ -170,7 +170,11 @@ def _config(file: IO[str]) -> dict[str, Any]:
     return config
 
 
-_ROWS = {"per_count": ("count", "n", "accuracy", "rmse"), "reliability": ("confidence", "accuracy", "n")}
+_ROWS = {
+    "per_count": ("count", "n", "accuracy", "rmse"),
+    "reliability": ("confidence", "accuracy", "n"),
+    "coverage": ("coverage", "confidence", "accuracy", "n"),
+}
 
 
 def _provenance(file: IO[str]) -> dict[str, Any]:
@@ -274,3 +278,30 @@ def find_run_of_checkpoint(checkpoint: Path) -> CheckpointOrigin:
     config = _read(folder / "config.yaml", _config) or {}
     run = read_results(folder) if "task_name" in config else None  # else another tool's file
     return CheckpointOrigin(checkpoint, run)
+
+
+def confidence_threshold(origin: CheckpointOrigin, coverage: float | None) -> float | None:
+    """Return the confidence that a share of the validation photos reached, between known shares by interpolation.
+
+    Args:
+        origin: of the checkpoint.
+        coverage: the share, above 0, at most 1; ``None`` gives ``None``.
+
+    Raises:
+        ConfigError: ``coverage`` is not a share.
+        UserError: the checkpoint has no run beside it, or one without these scores.
+    """
+    if coverage is None:
+        return None
+    if not 0 < coverage <= 1:
+        raise ConfigError(f"coverage={coverage} is not a share of the photos: use a number above 0, at most 1")
+    rows = ((origin.run.metrics if origin.run else {}).get("val") or {}).get("coverage")
+    if not rows:
+        raise UserError(
+            f"coverage needs the confidences of validation photos, and {origin.folder} has none: name the folder of a "
+            "run that was scored by this version (train=false ckpt_path=CHECKPOINT scores one again)"
+        )
+    if coverage == 1:
+        return 0.0
+    shares, confidences = zip(*((row["coverage"], row["confidence"]) for row in rows), strict=True)
+    return float(np.interp(coverage, shares, confidences))

@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import json
 import os
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from commands import REPOSITORY, Run, command, environment
 
+import bincounter
 from bincounter.cli import data_commands, main
 from bincounter.names import read_cell, unescape_name
 
@@ -156,3 +158,51 @@ def test_a_misspelt_command_is_corrected(run: Run) -> None:
         "Error: Unknown command 'predit'. Did you mean 'predict'?\n"
     )
     assert "The commands are train, deploy, explore" in run("-m", "bincounter", "xyzzy", "a", code=2).stderr
+
+
+def scored(folder: Path, confidences: list[float]) -> Path:
+    """A copy of a run whose validation photos had these confidences, each of an equal share."""
+    copy = Path(shutil.copytree(RUN, folder))
+    metrics = json.loads((RUN / "metrics.json").read_text())
+    shares = zip(range(1, len(confidences) + 1), sorted(confidences, reverse=True), strict=True)
+    metrics["val"]["coverage"] = [
+        {"coverage": number / len(confidences), "confidence": least, "accuracy": 1.0, "n": number}
+        for number, least in shares
+    ]
+    (copy / "metrics.json").write_text(json.dumps(metrics))
+    return copy
+
+
+def test_the_least_certain_photos_need_a_person(run: Run, tmp_path: Path) -> None:
+    photos = sorted((REPOSITORY / "tests/assets/photos").rglob("*.jpg"))
+    sure = sorted(max(each.probabilities.values()) for each in bincounter.load(RUN).predict(photos))
+    copy = scored(tmp_path / "run", [*sure, 0.0] if len(sure) % 2 else sure)
+    table = tmp_path / "table.csv"
+    names = [str(photo) for photo in photos]
+    run("-m", "bincounter", "predict", *names, "--ckpt-path", str(copy), "--coverage", "0.5", "--csv", str(table))
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    kept = [row for row in rows if row["needs_person"] == "no"]
+    assert len(rows) == len(photos) and abs(len(kept) - len(photos) / 2) <= 1
+    assert min(confidence(row) for row in kept) > max(confidence(row) for row in rows if row not in kept)
+
+    printed = run("-m", "bincounter", "predict", *names, "--ckpt-path", str(copy), "--coverage", "0.5").stdout
+    assert [line.endswith("\tneeds a person") for line in printed.splitlines()] == [
+        row["needs_person"] == "yes" for row in rows
+    ]
+    everything = bincounter.load(copy, coverage=1).predict(photos)
+    assert [each.needs_person for each in everything] == [False] * len(photos)
+    assert bincounter.load(copy).predict(photos[0]).needs_person is None
+
+
+def confidence(row: dict[str, str]) -> float:
+    return max(float(cell) for name, cell in row.items() if name.startswith("p_"))
+
+
+def test_a_coverage_needs_a_share_and_a_scored_run(run: Run, tmp_path: Path) -> None:
+    copy = scored(tmp_path / "run", [0.2, 0.9])
+    for share in ("0", "1.5", "nan"):
+        done = run("-m", "bincounter", "predict", str(PHOTO), f"--ckpt-path={copy}", f"--coverage={share}", code=2)
+        assert f"coverage={float(share)} is not a share of the photos: use a number above 0, at most 1" in done.stderr
+    done = run("-m", "bincounter", "predict", str(PHOTO), f"--ckpt-path={RUN}", "--coverage=0.5", code=2)
+    assert "has none: name the folder of a run that was scored by this version" in done.stderr

@@ -38,6 +38,11 @@ def test_scores_follow_their_formulas(photos: int, seed: int) -> None:
     assert result["within_one"] == pytest.approx(np.mean(np.abs(error) <= 1))
     assert result["cross_entropy"] == pytest.approx(-np.mean(np.log(p[np.arange(photos), position])))
     assert result["majority_accuracy"] == pytest.approx(np.mean(y == 0))
+    assert [row["coverage"] for row in result["coverage"]] == pytest.approx(np.arange(1, 21) / 20)
+    for row in result["coverage"]:
+        kept = p.max(1) >= row["confidence"]
+        assert row["n"] == kept.sum() >= row["coverage"] * photos - 1e-9
+        assert row["accuracy"] == pytest.approx(np.mean(error[kept] == 0))
     assert result["mean_rmse"] == pytest.approx(np.sqrt(np.mean((y - 1.25) ** 2)))
     options: dict[str, Any] = {"task": "multiclass", "num_classes": len(SUPPORT)}
     label = torch.from_numpy(position)
