@@ -63,7 +63,7 @@ def test_report_shows_all_sections(browser: Browser, report: Path, width: int) -
         links = seen.page.locator("nav a").evaluate_all("all => all.every(a => document.querySelector(a.hash))")
     expected = ["Scores", "Learning", "Where it errs", "Predictions", "Worst mistakes", "Where it looked", "Data"]
     assert headings == [*expected, "Settings"]
-    assert len(boxes) == 5  # loss, accuracy, learning rate, reliability, count by count
+    assert len(boxes) == 6  # loss, accuracy, learning rate, reliability, photos kept, count by count
     assert all(box and box["width"] > 200 and box["height"] > 100 for box in boxes)
     assert mistakes == 8
     assert attention == 12  # six photos, each beside its attention
