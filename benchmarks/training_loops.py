@@ -1,7 +1,7 @@
 """Loops of benchmarks/training.py, each run in a process of its own.
 
-training_loops.py '{"loop": "tuned", ...}'        one of the plain loops
-training_loops.py CLOCK.json experiment=...       train.py, with the times of its steps in CLOCK.json
+    training_loops.py '{"loop": "tuned", ...}'        one of the plain loops
+    training_loops.py CLOCK.json experiment=...       train.py, with the times of its steps in CLOCK.json
 """
 
 import json

@@ -280,21 +280,19 @@ def find_run_of_checkpoint(checkpoint: Path) -> CheckpointOrigin:
     return CheckpointOrigin(checkpoint, run)
 
 
-def confidence_threshold(origin: CheckpointOrigin, coverage: float | None) -> float | None:
+def confidence_threshold(origin: CheckpointOrigin, coverage: float) -> float:
     """Return the confidence that a share of the validation photos reached, between known shares by interpolation.
 
     Args:
         origin: of the checkpoint.
-        coverage: the share, above 0, at most 1; ``None`` gives ``None``.
+        coverage: the share, above 0, at most 1.
 
     Raises:
         ConfigError: ``coverage`` is not a share.
         UserError: the checkpoint has no run beside it, or one without these scores.
     """
-    if coverage is None:
-        return None
-    if not 0 < coverage <= 1:
-        raise ConfigError(f"coverage={coverage} is not a share of the photos: use a number above 0, at most 1")
+    if not isinstance(coverage, int | float) or not 0 < coverage <= 1:
+        raise ConfigError(f"coverage={coverage!r} is not a share of the photos: use a number above 0, at most 1")
     rows = ((origin.run.metrics if origin.run else {}).get("val") or {}).get("coverage")
     if not rows:
         raise UserError(

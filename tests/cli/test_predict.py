@@ -15,6 +15,7 @@ from commands import REPOSITORY, Run, command, environment
 
 import bincounter
 from bincounter.cli import data_commands, main
+from bincounter.errors import ConfigError
 from bincounter.names import read_cell, unescape_name
 
 RUN = REPOSITORY / "tests/assets/classification"
@@ -204,5 +205,7 @@ def test_a_coverage_needs_a_share_and_a_scored_run(run: Run, tmp_path: Path) -> 
     for share in ("0", "1.5", "nan"):
         done = run("-m", "bincounter", "predict", str(PHOTO), f"--ckpt-path={copy}", f"--coverage={share}", code=2)
         assert f"coverage={float(share)} is not a share of the photos: use a number above 0, at most 1" in done.stderr
+    with pytest.raises(ConfigError, match=r"coverage='0\.5' is not a share"):
+        bincounter.load(copy, coverage="0.5")  # type: ignore[arg-type]
     done = run("-m", "bincounter", "predict", str(PHOTO), f"--ckpt-path={RUN}", "--coverage=0.5", code=2)
     assert "has none: name the folder of a run that was scored by this version" in done.stderr
