@@ -1,7 +1,7 @@
 """Loops of benchmarks/training.py, each run in a process of its own.
 
-Its argument is the JSON of a plain loop, such as ``{"loop": "tuned", ...}``; or its arguments are a file for the times of
-steps, and overrides of train.py.
+Its argument is the JSON of a plain loop, such as ``{"loop": "tuned", ...}``; or its arguments are a file for the times
+of steps, and overrides of train.py.
 """
 
 import json
