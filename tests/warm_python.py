@@ -157,11 +157,13 @@ def warm_python(environment: Mapping[str, str]) -> Iterator[WarmPython]:
             stdout=subprocess.DEVNULL,
             start_new_session=True,
         )
+        theirs.close()  # should the process end, clients are refused
         stack.callback(process.wait)
         stack.callback(os.killpg, process.pid, signal.SIGKILL)
         alive = _ask(
             Path(name) / "bin/socket", [__file__, *_OURS], Path.cwd(), environment, (ours, *2 * [sys.__stderr__])
         )
+        ours.close()
         with alive:
             yield python
 
@@ -222,7 +224,9 @@ def _asked(listener: socket.socket) -> tuple[list[str], str, dict[str, str]]:
                     _end(key.data)
                 continue
             connection, _ = listener.accept()
-            request, files, _, _ = socket.recv_fds(connection, _WORDS_AT_MOST, 3)
+            request, files = b"", []
+            with suppress(ConnectionError):
+                request, files, _, _ = socket.recv_fds(connection, _WORDS_AT_MOST, 3)
             if not request:  # the client has ended
                 connection.close()
                 continue
@@ -238,7 +242,8 @@ def _asked(listener: socket.socket) -> tuple[list[str], str, dict[str, str]]:
                 return arguments, folder, environment
             for file in files:
                 os.close(file)
-            connection.send(str(pid).encode())
+            with suppress(ConnectionError):  # the client has been killed meanwhile: its command is, in the next round
+                connection.send(str(pid).encode())
             asking[pid] = connection
             for end in (connection, os.pidfd_open(pid)):
                 waiting.register(end, selectors.EVENT_READ, pid)
@@ -254,7 +259,7 @@ def _end(pid: int) -> None:
 
 def _tell_end(pid: int, connection: socket.socket) -> None:
     _, status = os.waitpid(pid, 0)
-    with connection, suppress(BrokenPipeError):  # nobody may wait for it
+    with connection, suppress(ConnectionError):  # nobody may wait for it
         connection.send(str(os.waitstatus_to_exitcode(status)).encode())
 
 
