@@ -224,7 +224,7 @@ def _asked(listener: socket.socket) -> tuple[list[str], str, dict[str, str]]:
                     _end(key.data)
                 continue
             connection, _ = listener.accept()
-            request, files = b"", []
+            request = b""
             with suppress(ConnectionError):
                 request, files, _, _ = socket.recv_fds(connection, _WORDS_AT_MOST, 3)
             if not request:  # the client has ended
