@@ -40,6 +40,7 @@ def pack_and_check(cfg: DictConfig) -> "Package":
     )
     from bincounter.serving.packing.parity import check_parity, check_score
     from bincounter.serving.packing.parity_photos import calibration_photos, parity_photos, scored_photos
+    from bincounter.training.results import confidence_threshold
 
     packed_here = state_of(cfg) / "packed.sha256"
     if cfg.ckpt_path is None:
@@ -51,6 +52,8 @@ def pack_and_check(cfg: DictConfig) -> "Package":
     settings = PackageSettings(Path(), cfg.precision, _limits(cfg), _engine(cfg))
     if cfg.precision == "int8":
         settings = replace(settings, calibration=calibration_photos(origin.run))
+    if cfg.coverage is not None:
+        settings = replace(settings, least=confidence_threshold(origin, cfg.coverage))
     trusted = cfg.trust or []
     if cfg.dry_run:  # for the names in the requests, which are digests
         with tempfile.TemporaryDirectory() as folder:

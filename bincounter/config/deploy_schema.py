@@ -160,6 +160,9 @@ class DeployConfig:
     precision: str = bounded("fp32", choices=("fp32", "bf16", "int8"))
     # that computes the model; null: onnxruntime on CPUs if it is installed, else torch
     engine: str | None = bounded(None, choices=("torch", "onnxruntime", "openvino"))
+    # share of photos to be answered without a person, by the confidences of the run's validation photos; answers then
+    # have needs_person
+    coverage: float | None = bounded(None, gt=0, le=1)
     # sha256 of an archive that was packed elsewhere, as its author gives it
     archive_sha256: str | None = bounded(None, pattern=_SHA256, hint=_NO_SHA256)
     # packages of yours that define the checkpoint's model; true: serve an archive that was packed elsewhere
@@ -275,6 +278,11 @@ def _engine(cfg: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"engine={engine} is chosen when a checkpoint is packed, and archive={archive} is packed already: remove "
             "engine, or name the checkpoint with ckpt_path="
+        )
+    if cfg["coverage"] is not None and cfg["ckpt_path"] is None and archive is not None:
+        raise ConfigError(
+            f"coverage={cfg['coverage']} is set when a checkpoint is packed, and archive={archive} is packed already: "
+            "remove coverage, or name the checkpoint with ckpt_path="
         )
     if precision == "int8" and engine == "torch":
         raise ConfigError("precision=int8 is computed by engine=onnxruntime or openvino: set one of them")

@@ -129,6 +129,7 @@ def load_counter(
         parts = model, description["objective"], description["counts"], description["train_counts"]
         _check_shapes(parts, checkpoint["state_dict"])
         counter = build_counter(*parts)
+        counter.objective.calibration_temperature = description.get("temperature", 1.0)
         counter.load_state_dict(checkpoint["state_dict"])
         check_finite(checkpoint["state_dict"])
         check_image_size(counter, description["image_size"])
@@ -174,21 +175,20 @@ def check_description(description: Mapping[str, Any]) -> None:
     """
     wrong = "; use the bincounter version that wrote it, or another checkpoint."
     size = description["image_size"]
-    if not _is_whole(size) or not 16 <= size <= 1024:
+    if type(size) is not int or not 16 <= size <= 1024:
         raise UserError(f"its image_size is {size!r}, and photos have 16 to 1024 pixels a side{wrong}")
     counts = description["counts"]
-    if not isinstance(counts, list) or not all(_is_whole(count) for count in counts):
+    if not isinstance(counts, list) or not all(type(count) is int for count in counts):
         raise UserError(f"its counts are {counts!r}, not a list of whole numbers{wrong}")
+    temperature = description.get("temperature", 1.0)
+    if not isinstance(temperature, float) or not 0 < temperature < float("inf"):
+        raise UserError(f"its temperature is {temperature!r}, not a number above 0{wrong}")
     photos = description["train_counts"]
-    if not isinstance(photos, dict) or not all(_is_whole(n) and n >= 0 for pair in photos.items() for n in pair):
+    if not isinstance(photos, dict) or not all(type(n) is int and n >= 0 for pair in photos.items() for n in pair):
         raise UserError(f"its train_counts are not numbers of photos by count{wrong}")
     ids, content = description["train_ids"], description["train_content"]
     if not isinstance(content, Tensor) or content.shape != (len(ids),) or not all(isinstance(i, str) for i in ids):
         raise UserError(f"its training photos are not listed by id and content{wrong}")
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def check_finite(state: Mapping[str, Tensor]) -> None:

@@ -170,8 +170,8 @@ class BinCounter(L.LightningModule):
         with torch.autocast(outputs.device.type, enabled=False):  # bfloat16 has too few digits for probabilities
             wide = outputs.to(_wide(outputs))
             return {
-                "probabilities": self.objective.probabilities(wide).float(),
-                "log_probabilities": self.objective.log_probabilities(wide).float(),
+                "probabilities": self.objective.calibrated(wide).float(),
+                "log_probabilities": self.objective.log_calibrated(wide).float(),
             }
 
     def _losses(self, outputs: Tensor, target: Tensor) -> Tensor:

@@ -15,7 +15,8 @@ class Objective(nn.Module, ABC):
     """Base class: outputs of the head, their loss, and the distribution over counts that they encode.
 
     Targets are distributions over the support, so that mixup, label smoothing and softening are one mechanism; a plain
-    label is a one-hot row. Scores, reports and endpoints use only :meth:`probabilities`.
+    label is a one-hot row. Scores, reports and endpoints use only :meth:`calibrated`: :meth:`probabilities` at another
+    temperature.
 
     An objective of your own is a class in a file of yours, named by ``objective._target_``; it is constructed with
     ``counts`` and the options of its config node. A complete Poisson regression::
@@ -45,12 +46,14 @@ class Objective(nn.Module, ABC):
         support: the support as ``float[K]`` on the module's device.
         out_features: outputs per photo of :meth:`head`.
         spatial: the head reads maps instead of pooled features.
+        calibration_temperature: of :meth:`calibrated`, fitted after training; 1 changes nothing.
 
     Raises:
         ConfigError: ``counts`` are fewer than two, not ascending, or negative.
     """
 
     spatial: ClassVar[bool] = False
+    calibration_temperature: float = 1.0
     out_features: int
     support: Tensor
 
@@ -93,6 +96,16 @@ class Objective(nn.Module, ABC):
         Override it if the logarithm has a closed form: a probability below 1e-38 is 0 in single precision.
         """
         return clamped_log(self.probabilities(outputs))
+
+    def calibrated(self, outputs: Tensor) -> Tensor:
+        """Distributions to answer with, ``float32[B, K]``: :func:`temper` at the calibration's temperature."""
+        if self.calibration_temperature == 1:
+            return self.probabilities(outputs)
+        return self.log_calibrated(outputs).exp()
+
+    def log_calibrated(self, outputs: Tensor) -> Tensor:
+        """Natural logarithms of :meth:`calibrated`, ``float32[B, K]``."""
+        return temper(self.log_probabilities(outputs), self.calibration_temperature)
 
 
 class Classification(Objective):
@@ -214,6 +227,22 @@ def head(
     if layers == 0 and dropout > 0:
         modules.append(nn.Dropout(dropout))
     return nn.Sequential(*modules, nn.Linear(in_features, out_features))
+
+
+def temper(log_probabilities: Tensor, temperature: float) -> Tensor:
+    """Distributions at another temperature, ``p ** (1 / temperature)`` normalised; 1 changes nothing.
+
+    Of a softmax that divides its inputs by the temperature (Guo et al., On Calibration of Modern Neural Networks, ICML
+    2017, https://arxiv.org/abs/1706.04599). The most likely count stays the same.
+
+    Args:
+        log_probabilities: ``float[B, K]``.
+        temperature: above 1 makes distributions wider, below 1 narrower.
+
+    Returns:
+        Natural logarithms, ``float[B, K]``.
+    """
+    return log_probabilities if temperature == 1 else (log_probabilities / temperature).log_softmax(1)
 
 
 def clamped_log(probabilities: Tensor) -> Tensor:

@@ -61,7 +61,7 @@ def write_report(
         "profile": profile_section(profile),
         "confusion": confusion(scores),
         "per_count": per_count_section(results, side),
-        "calibration": scores if reliability else None,
+        "calibration": {"ece": scores.get("ece"), "temperature": results.temperature} if reliability else None,
         "reliability": plots.reliability(reliability, label="Accuracy against confidence") if reliability else None,
         "coverage": _coverage(scores.get("coverage")),
         "grid": [_tile(photo, photos, GRID_SIDE) for photo in photos.sample],

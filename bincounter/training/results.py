@@ -70,6 +70,7 @@ class RunResults:
         metrics: ``metrics.json``: scores by ``val``, ``test`` and ``train``.
         seen: number of photos of each side that the model was trained on, from ``metrics.json``.
         caveats: sentences on the limits of the scores, from ``metrics.json``.
+        temperature: of the calibration, from ``metrics.json``; ``None`` without one.
         predictions: ``predictions.csv``, or ``None``.
         per_count: ``per_count.csv``: ``{(count, split): row}``; empty in runs of older versions.
         split: ``split.csv``: ``{id: (count, split)}``.
@@ -84,6 +85,7 @@ class RunResults:
     metrics: Mapping[str, Mapping[str, Any]]
     seen: Mapping[str, int]
     caveats: list[str]
+    temperature: float | None
     predictions: Predictions | None
     per_count: Mapping[tuple[int, str], CountRow]
     split: Mapping[str, tuple[int, str]]
@@ -138,6 +140,7 @@ def read_results(path: Path, *, predictions: bool = True) -> RunResults:
         metrics={side: scores for side, scores in metrics.items() if side in SPLIT_OF_SIDE},
         seen=metrics.get("seen_in_training", {}),
         caveats=[str(caveat) for caveat in metrics.get("caveats", before)],
+        temperature=metrics.get("calibration", {}).get("temperature"),
         predictions=_read(path / "predictions.csv", _predictions) if predictions else None,
         per_count=_read(path / "per_count.csv", parse_per_count) or {},
         split=_read(path / "split.csv", _split) or {},
@@ -199,7 +202,8 @@ def _metrics(file: IO[str]) -> dict[str, Any]:
                 sum(value or 0 for value in [*row.values(), *(row[key] for key in keys)])
         confusion, counts = scores.get("confusion", ()), scores.get("counts", ())
         sum(counts) + sum(sum(row) for _, row in zip(counts, confusion, strict=bool(confusion)))
-    sum(check_mapping(metrics.get("seen_in_training", {})).values())
+    for numbers in ("seen_in_training", "calibration"):
+        sum(check_mapping(metrics.get(numbers, {})).values())
     return metrics
 
 

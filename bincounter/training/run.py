@@ -140,7 +140,7 @@ def _fit_and_score(
     caveats = [] if checkpoint.ended_by is None else [checkpoint.ended_by]
     planned = {"planned_epochs": trainer.max_epochs, "resumed_at_epoch": resumed_at}
     folder.add_facts({"epochs": epochs_begun(checkpoint.last_path), **planned})
-    outcome = _scored(plain, folder, data, loaded, best_value(best), callbacks, caveats)
+    outcome = _scored(plain, folder, data, loaded, best, callbacks, caveats)
     return replace(outcome, loggers=trainer.loggers)
 
 
@@ -168,14 +168,14 @@ def _scored(
     folder: RunFolder,
     data: BinDataModule,
     loaded: tuple[BinCounter, dict[str, Any]],
-    best: float | None,
+    fitted: Path | None,
     callbacks: Sequence[L.Callback],
     caveats: Sequence[str],
 ) -> RunOutcome:
     model, description = loaded
     fabric = fabric_for(plain["trainer"], callbacks)
-    sides = ["val", *(["test"] if plain["test"] else []), *(["train"] if plain["train"] else [])]
-    overlaps = training_overlap(data, description, fitted=plain["train"])
+    sides = ["val", *(name for name in ("test", "train") if plain[name])]
+    overlaps = training_overlap(data, description, fitted=fitted is not None)
     overlaps = {side: overlap for side, overlap in overlaps.items() if side in sides}
     metrics = score_run(
         folder.path,
@@ -187,12 +187,13 @@ def _scored(
         train_counts=description["train_counts"],
         seen={side: overlap.seen for side, overlap in overlaps.items()},
         caveats=[*list_caveats(plain, data, overlaps), *caveats],
+        calibrated=fitted,
     )
     folder.add_facts({"seconds": folder.seconds})
     print_scores(metrics)
     if plain["paths"]["model_dir"] is not None:
         export_model(folder.path, Path(plain["paths"]["model_dir"]))
-    return RunOutcome(folder, model, data, fabric, best)
+    return RunOutcome(folder, model, data, fabric, None if fitted is None else best_value(fitted))
 
 
 def data_module(cfg: DictConfig) -> BinDataModule:
@@ -243,8 +244,8 @@ def _check_same_photos(split: Path, data: BinDataModule, checkpoint: str) -> Non
     description = read_checkpoint(checkpoint, "bincounter")["bincounter"]
     check_description(description)
     now = dict(zip(_train_ids(data), _train_content(data).tolist(), strict=True))
-    before = zip(description["train_ids"], description["train_content"].tolist(), strict=True)
-    changed = [id_ for id_, content in before if now.get(id_) != content]
+    contents = zip(description["train_ids"], description["train_content"].tolist(), strict=True)
+    changed = [id_ for id_, content in contents if now.get(id_) != content]
     if changed:
         raise DataError(
             f"{len(changed):,} of {len(now):,} training photos, {changed[0]} first, are not byte for byte those that "

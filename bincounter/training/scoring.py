@@ -17,10 +17,11 @@ from bincounter.data.records import SPLITS
 from bincounter.errors import UserError
 from bincounter.files import write_json
 from bincounter.model.counter import BinCounter
-from bincounter.model.objectives import clamped_log
-from bincounter.model.scores import negative_log_likelihood, score
+from bincounter.model.objectives import clamped_log, temper
+from bincounter.model.scores import CountMetrics, negative_log_likelihood, score
 from bincounter.number_format import SCORES, format_interval, format_score, score_name
 from bincounter.progress import track
+from bincounter.training.calibration import fit_temperature, store_temperature
 from bincounter.training.per_count_table import CountRow, write_per_count
 from bincounter.training.results import write_predictions
 from bincounter.training.trainer import TRUE_PRECISIONS, resolve_precision
@@ -40,6 +41,11 @@ class ScoredPhotos:
     def __init__(self, ids: list[str], labels: Tensor, probabilities: Tensor, log_probabilities: Tensor) -> None:
         self.ids, self.labels = ids, labels
         self.probabilities, self.log_probabilities = probabilities, log_probabilities
+
+    def tempered(self, temperature: float) -> "ScoredPhotos":
+        """The same photos at another temperature, see :func:`bincounter.model.objectives.temper`."""
+        logarithms = temper(self.log_probabilities, temperature)
+        return ScoredPhotos(self.ids, self.labels, logarithms.exp(), logarithms)
 
     def rows(self, split: str, counts: Sequence[int]) -> Iterable[list[Any]]:
         """Yield the rows of ``predictions.csv``."""
@@ -239,6 +245,7 @@ def score_run(
     train_counts: Mapping[int, int],
     seen: Mapping[str, int],
     caveats: Sequence[str],
+    calibrated: Path | None = None,
 ) -> dict[str, Any]:
     """Score a model and write ``metrics.json``, ``predictions.csv`` and ``per_count.csv``.
 
@@ -252,35 +259,53 @@ def score_run(
         train_counts: number of training photos per count, for the baselines.
         seen: number of photos that the model was trained on, by side.
         caveats: sentences on the limits of the scores, stored with them.
+        calibrated: checkpoint of the model, to be calibrated on the validation photos; its scores are of the calibrated
+            model. ``None`` for one that stays as it is.
 
     Returns:
         The content of ``metrics.json``.
     """
     # Weights in the precision of the validation.
     model = fabric.to_device(model).to(TRUE_PRECISIONS.get(precision, torch.float32)).eval()  # type: ignore[assignment]
-    metrics: dict[str, Any] = {}
-    predicted: dict[str, ScoredPhotos] = {}
-    for side in sides:
-        positions, fair = _positions(data, side)
-        if not len(positions):
-            continue
-        answers = predicted[SIDES.get(side, side)] = predict(model, data, positions, fabric, side)
-        metrics[side] = score(
-            answers.probabilities[fair],
-            answers.labels[fair],
-            model.counts,
-            train_counts,
-            answers.log_probabilities[fair],
-        )
+    if calibrated is not None:
+        model.objective.calibration_temperature = 1.0
+    drawn = {side: _positions(data, side) for side in sides}
+    predicted = {
+        SIDES.get(side, side): predict(model, data, positions, fabric, side)
+        for side, (positions, _) in drawn.items()
+        if len(positions)
+    }
     fabric.call("on_scoring_end")
     model.float()
+    calibration = {}
+    if calibrated is not None and "validation" in predicted:
+        calibration = {"calibration": _calibrate(model, predicted["validation"], calibrated)}
+        temperature = model.objective.calibration_temperature
+        predicted = {split: answers.tempered(temperature) for split, answers in predicted.items()}
+    metrics: dict[str, Any] = {}
+    for side, (_, fair) in drawn.items():
+        if answers := predicted.get(SIDES.get(side, side)):
+            kept = answers.probabilities[fair], answers.labels[fair]
+            metrics[side] = score(*kept, model.counts, train_counts, answers.log_probabilities[fair])
     photos = {"train": train_counts, **{name: data.count_of(data.side(name)) for name in SIDES.values()}}
     write_per_count(folder, per_count_rows(photos, predicted, model.counts))
     rows = (predicted[split].rows(split, model.counts) for split in SIDES.values() if split in predicted)
     write_predictions(folder, chain.from_iterable(rows), model.counts)
-    metrics |= {"seen_in_training": dict(seen), "caveats": list(caveats)}
+    metrics |= {"seen_in_training": dict(seen), "caveats": list(caveats), **calibration}
     write_json(folder / "metrics.json", metrics)  # last: a run with metrics is finished
     return metrics
+
+
+def _calibrate(model: BinCounter, photos: ScoredPhotos, checkpoint: Path) -> dict[str, float]:
+    """Calibrate a model and its checkpoint; return the temperature, and the scores of ``photos`` without it."""
+    metrics = CountMetrics(model.counts, torch.float64)
+    metrics.update(photos.probabilities, photos.labels, log_probabilities=photos.log_probabilities)
+    temperature = fit_temperature(
+        photos.log_probabilities, torch.searchsorted(torch.tensor(list(model.counts)), photos.labels)
+    )
+    model.objective.calibration_temperature = temperature
+    store_temperature(checkpoint, temperature)
+    return {"temperature": temperature, **{name: metrics[name].compute().item() for name in ("ece", "cross_entropy")}}
 
 
 def _positions(data: BinDataModule, side: str) -> tuple[np.ndarray, Tensor]:

@@ -73,6 +73,8 @@ def test_run_writes_all_files_and_can_be_scored_and_compared(
     metrics = json.loads((trained / "metrics.json").read_text())
     assert metrics.keys() >= {"val", "test"}
     assert all(metrics[side].keys() >= SCORES for side in ("val", "test"))
+    calibration = metrics["calibration"]
+    assert calibration["temperature"] != 1 and metrics["val"]["cross_entropy"] < calibration["cross_entropy"]
     assert "sweep.subdir" not in (trained / "provenance.json").read_text()  # nobody typed it
     split = rows(trained / "split.csv")
     assert list(split[0]) == ["id", "count", "group", "split"]

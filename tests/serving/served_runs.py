@@ -58,5 +58,6 @@ def checkpoint_alone(folder: Path, *, seed: int = 0, backbone: Mapping[str, Any]
         train_content=torch.arange(8),
     )
     folder.mkdir(parents=True, exist_ok=True)
+    description["temperature"] = 1.7
     torch.save({"state_dict": counter.state_dict(), "bincounter": description}, folder / "alone.ckpt")
     return folder / "alone.ckpt"

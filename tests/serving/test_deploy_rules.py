@@ -38,6 +38,8 @@ def checkpoint(tmp_path: Path) -> str:
         (["engine=tensorrt"], "not one of torch, onnxruntime, openvino"),
         (["precision=int8", "engine=torch"], "is computed by engine=onnxruntime or openvino"),
         (["precision=bf16", "engine=openvino"], "is computed by engine=torch only"),
+        (["coverage=0.5", "archive=README.md", "parity.photos=0"], "is packed already: remove coverage"),
+        (["coverage=50"], "coverage=50 is out of range"),
         (["engine=openvino", "archive=README.md", "parity.photos=0"], "is packed already: remove engine"),
         (["name=my_endpoint"], "letters, digits and hyphens"),
         (["name=" + "a" * 64], "at most 63"),

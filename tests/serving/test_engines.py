@@ -52,6 +52,19 @@ def test_an_archive_is_computed_by_its_engine_as_by_training(
     assert not torch.equal(served, trained)  # another program's sums
 
 
+def test_a_coverage_marks_the_answers_that_need_a_person(checkpoint: Path, tmp_path: Path) -> None:
+    archive = packed(checkpoint, tmp_path, "coverage=0.5", "engine=torch")
+    run = find_run_of_checkpoint(checkpoint).run
+    assert run is not None
+    half = run.metrics["val"]["coverage"][9]
+    model = ServedModel.load(unpack(archive, tmp_path / "unpacked"))
+    assert (half["coverage"], model.least) == (0.5, pytest.approx(half["confidence"]))
+    card = read_member(archive, "README.md").decode()
+    assert f"needs_person (yes below a probability of {model.least:.3f})" in card
+    with pytest.raises(UserError, match="has none: name the folder of a run"):
+        packed(checkpoint_alone(tmp_path), tmp_path, "coverage=0.5", "engine=torch")
+
+
 def test_int8_is_calibrated_and_scored_on_the_runs_photos(
     checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -67,10 +67,11 @@ class AnswerFormatter:
     Args:
         model: the model's id.
         counts: the support of the model, ascending.
+        least: confidence below which an answer needs a person; ``None`` if answers do not say so.
     """
 
-    def __init__(self, model: str, counts: Sequence[int]) -> None:
-        self._model, self._counts = model, tuple(counts)
+    def __init__(self, model: str, counts: Sequence[int], least: float | None = None) -> None:
+        self._model, self._counts, self._least = model, tuple(counts), least
 
     def format(self, rows: Sequence[Sequence[float]], form: AnswerFormat, *, several: bool) -> bytes:
         """Format the answers of a request.
@@ -93,20 +94,26 @@ class AnswerFormatter:
             raise Problem(500, "The model returned NaN for this photo; deploy another checkpoint, or this one in fp32.")
         largest = max(range(len(row)), key=row.__getitem__)  # of equals the first, as in the scores
         expected = sum(count * share for count, share in zip(self._counts, row, strict=True))
+        unsure = {} if self._least is None else {"needs_person": row[largest] < self._least}
         return {
             "count": self._counts[largest],
             "probabilities": {str(count): _short(share) for count, share in zip(self._counts, row, strict=True)},
             "expected_count": _short(expected),
             "model": self._model,
+            **unsure,
         }
 
     def _table(self, answers: Sequence[dict[str, Any]], form: AnswerFormat) -> bytes:
         lines = [
-            [answer["count"], answer["expected_count"], *answer["probabilities"].values(), answer["model"]]
+            [
+                *(answer["count"], answer["expected_count"], *answer["probabilities"].values(), answer["model"]),
+                *(("no", "yes")[answer[name]] for name in ("needs_person",) if name in answer),
+            ]
             for answer in answers
         ]
         if form.header:
-            lines.insert(0, ["count", "expected_count", *(f"p_{count}" for count in self._counts), "model"])
+            last = [] if self._least is None else ["needs_person"]
+            lines.insert(0, ["count", "expected_count", *(f"p_{count}" for count in self._counts), "model", *last])
         return "".join(",".join(map(str, cells)) + "\n" for cells in lines).encode("ascii")
 
 

@@ -66,6 +66,7 @@ class Network(nn.Module):
         node, counts = described["description"]["model"], list(described["counts"])
         backbone: nn.Module = instantiate(node["backbone"])
         objective: Objective = instantiate(described["description"]["objective"], counts=counts)
+        objective.calibration_temperature = described.get("temperature", 1.0)
         head = objective.head(feature_size(backbone), **(node.get("head") or {}))
         channels_last = node.get("channels_last", True)
         network = cls(backbone, head, objective, channels_last=channels_last, precision=described["precision"])
@@ -81,7 +82,7 @@ class Network(nn.Module):
         with self._autocast(photos.device.type):
             backbone = cast(Any, self.backbone)
             outputs = self.head(backbone.maps(images) if self.objective.spatial else backbone(images))
-        return self.objective.probabilities(outputs.float())
+        return self.objective.calibrated(outputs.float())
 
     def _autocast(self, device: str) -> AbstractContextManager[Any]:
         return torch.autocast(device, torch.bfloat16) if self._precision == "bf16" else nullcontext()
@@ -102,6 +103,7 @@ class ServedModel:
             ``int8``, of the other engines.
         engine: ``torch``, ``onnxruntime`` or ``openvino``.
         limits: bounds of requests.
+        least: confidence below which an answer needs a person, ``None`` if answers do not say so.
     """
 
     def __init__(self, described: Mapping[str, Any], folder: Path) -> None:
@@ -111,6 +113,7 @@ class ServedModel:
         self.precision: str = described["precision"]
         self.engine: str = described.get("engine", TORCH)
         self.limits = Limits(**described["limits"])
+        self.least: float | None = described.get("needs_person_below")
         self._described, self._folder = described, folder
         self._forward = self._on_torch() if self.engine == TORCH else open_model(self.engine, folder / ONNX_FILE)
 

@@ -73,7 +73,7 @@ def predict_fn(received: Received, model: ServedModel) -> Counted | Problem:
         return problem
     except Exception as error:
         return failure(error, "The request failed")
-    return Counted(rows, asked.several, AnswerFormatter(model.name, model.counts))
+    return Counted(rows, asked.several, AnswerFormatter(model.name, model.counts, model.least))
 
 
 def output_fn(counted: Counted | Problem, accept: str | None, context: Any) -> tuple[bytes, str]:

@@ -100,7 +100,7 @@ class _ExplainedModel(nn.Module):
     def probabilities(self, image: Tensor) -> Tensor:
         """``float[B, 3, S, S]``, normalised -> distributions over the support, ``float32[B, K]``."""
         features = self.backbone.maps(image) if self.objective.spatial else self.backbone(image)
-        return self.objective.probabilities(self.head(features).float())
+        return self.objective.calibrated(self.head(features).float())
 
 
 def _lower_priority() -> None:

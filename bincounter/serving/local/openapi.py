@@ -101,10 +101,12 @@ def _schemas(limits: Limits, counts: Sequence[int]) -> dict[str, Any]:
     }
     listed = {"type": "array", "items": _reference("Photo"), "minItems": 1, "maxItems": limits.max_instances}
     probabilities = _object(**{str(each): share for each in counts})
+    answer = _object(count=count, probabilities=probabilities, expected_count=_NUMBER, model=_TEXT)
+    answer["properties"]["needs_person"] = {"type": "boolean"}  # of archives packed with coverage=
     return {
         "Photo": photo,
         "Photos": _object(instances=listed),
-        "Answer": _object(count=count, probabilities=probabilities, expected_count=_NUMBER, model=_TEXT),
+        "Answer": answer,
         "Answers": _object(predictions={"type": "array", "items": _reference("Answer")}),
         "Explanation": _object(count=count, width=_INTEGER, height=_INTEGER, heat=_BASE64),
         "Identity": _object(model=_TEXT, name=_TEXT, process=_INTEGER),

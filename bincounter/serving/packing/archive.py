@@ -63,6 +63,7 @@ class PackageSettings:
         limits: bounds of requests.
         engine: that computes the model: ``torch``, ``onnxruntime`` or ``openvino``.
         calibration: photos that ``int8`` takes its ranges from.
+        least: confidence below which an answer says that it needs a person; ``None``: answers do not say so.
     """
 
     path: Path
@@ -70,6 +71,7 @@ class PackageSettings:
     limits: Limits = field(default_factory=Limits)
     engine: str = TORCH
     calibration: Sequence[bytes] = ()
+    least: float | None = None
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,7 @@ def _files(checkpoint: Path, settings: PackageSettings, trusted: Sequence[str]) 
         "counts": list(description["counts"]),
         "image_size": description["image_size"],
         "precision": settings.precision,
+        "temperature": description.get("temperature", 1.0),
         "description": parts,
     }
     model = f"bincounter-{_digest(state, served)[:12]}"
@@ -181,6 +184,7 @@ def _files(checkpoint: Path, settings: PackageSettings, trusted: Sequence[str]) 
         "engine": settings.engine,
         **served,
         "limits": asdict(settings.limits),
+        "needs_person_below": settings.least,
         "task_name": origin.run.config.get("task_name") if origin.run else None,
         "bincounter": bincounter.__version__,
     }

@@ -221,6 +221,8 @@ def _requests(about: Mapping[str, Any]) -> str:
     urls = about["limits"]["url_hosts"]
     by_url = f', or `{{"url": "https://{urls[0]}/..."}}` for photos on {_listed(urls)}' if urls else ""
     first = about["counts"][0]
+    unsure = "" if about["needs_person_below"] is None else ', "needs_person": true or false'
+    last = f", needs_person (yes below a probability of {about['needs_person_below']:.3f})" if unsure else ""
     return f"""## Requests
 
 | Content-Type | Body |
@@ -229,9 +231,9 @@ def _requests(about: Mapping[str, Any]) -> str:
 | `application/json` | `{{"image": "<base64>"}}`{by_url}, or `{{"instances": [...]}}` of these for several photos |
 
 With `Accept: application/json` the answer is
-`{{"count": ..., "probabilities": {{"{first}": ...}}, "expected_count": ..., "model": "{about["model"]}"}}`,
+`{{"count": ..., "probabilities": {{"{first}": ...}}, "expected_count": ..., "model": "{about["model"]}"{unsure}}}`,
 or `{{"predictions": [...]}}` for instances; with `Accept: text/csv` it is a line per photo: count, expected count, a
-probability per count, model. Rejected requests get a status of 400 or more and `{{"error": "..."}}`."""
+probability per count, model{last}. Rejected requests get a status of 400 or more and `{{"error": "..."}}`."""
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -156,7 +156,7 @@ function show(photo) {
   count.classList.toggle("sentence", !answer);
   count.textContent = answer ? answer.count : photo.sentence ?? "Counting …";
   if (answer) count.append(small(answer.count === 1 ? " item" : " items"));
-  count.classList.toggle("unsure", Boolean(answer) && sureness(answer) < SURE);
+  count.classList.toggle("unsure", Boolean(answer) && (answer.needs_person ?? sureness(answer) < SURE));
   element("sure").textContent = answer ? sentenceOf(answer) : "";
   element("expected").textContent = answer ? `Expected count ${answer.expected_count.toFixed(2)}` : "";
   element("took").textContent = answer ? `Answered in ${photo.milliseconds.toFixed(0)} ms.` : "";
@@ -167,7 +167,7 @@ function show(photo) {
 }
 
 function sentenceOf(answer) {
-  const { low, high, sum, span } = range(answer), sure = `${percent(sureness(answer), 0)} sure`;
+  const { low, high, sum, span } = range(answer), sure = `${answer.needs_person ? "Needs a person: " : ""}${percent(sureness(answer), 0)} sure`;
   if (!span) return `${sure}.`;
   if (span === Object.keys(answer.probabilities).length - 1) return `${sure}; any count from ${low} to ${high} is possible.`;
   return `${sure}; ${percent(sum, 0)} likely between ${low} and ${high}.`;
