@@ -33,11 +33,6 @@ log = logging.getLogger(__name__)
 Parsed = TypeVar("Parsed")
 
 
-# Read once, at import: the mask can only be read by setting it, which other threads would see.
-_UMASK = os.umask(0o022)
-os.umask(_UMASK)
-
-
 _HOME = re.compile(r"((?:sqlite|file):/{2,3})?(~.*)", re.DOTALL)
 
 
@@ -137,16 +132,15 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Beside the target, since a rename is atomic only inside one file system.
     # The start of its name: all of it and the suffix may be longer than a name can be.
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.", suffix=".part")
-    try:
-        with os.fdopen(descriptor, mode, **text) as file:  # type: ignore[call-overload]
+    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.part")
+    try:  # before the file is made: SIGTERM may come at once
+        with temporary.open(mode.replace("w", "x"), **text) as file:  # type: ignore[call-overload]
             yield file
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o666 & ~_UMASK)  # mkstemp makes the file private to its owner
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
 
