@@ -259,9 +259,9 @@ def test_checked_configurations_are_refused_as_by_the_command(command: str, run:
 def test_a_run_scores_what_it_scored(tmp: Path) -> None:
     now = json.loads((tmp / "run/metrics.json").read_text())
     assert now.pop("caveats") == [] and not any(now.pop("seen_in_training").values())
-    for side in now.values():
+    for side in ("val", "test", "train"):
         for details in ("per_count", "confusion", "reliability", "coverage"):  # of a few photos each
-            del side[details]
+            del now[side][details]
     path = _FOLDER / "metrics.json"
     if _UPDATES:
         rounded = json.loads(json.dumps(now), parse_float=lambda text: float(f"{float(text):.6g}"))
