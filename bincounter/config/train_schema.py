@@ -78,6 +78,8 @@ class DataConfig:
     source: str | None = path_setting(None)  # a folder or an s3:// URI
     layout: Any = None  # class that reads the source, and its arguments: docs/extending.md
     counts: list[int] | None = None  # counts to use, others are excluded; null: every count in the data
+    # further counts, above the largest of counts, that are learnt and never answered; the last takes all larger ones
+    learn_above: int = bounded(0, ge=0, le=100)
     image_size: int = bounded(224, ge=16, le=1024)  # pixels, both sides; the aspect ratio is not kept
     batch_size: int = bounded(32, ge=1)  # photos per step on each device
     balanced: bool = False  # draw every count equally often in training
@@ -123,6 +125,8 @@ class ModelConfig:
     optimizer: Any = MISSING  # a group of its own, model/optimizer
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     class_weights: str | None = bounded(None, choices=("balanced",))  # balanced: a rare count weighs more in the loss
+    # answer with the mean of the distributions for a photo and for its mirror image: takes twice as long
+    average_flips: bool = False
     channels_last: bool = True  # memory format, several times faster on CPUs and tensor cores
 
 

@@ -77,6 +77,7 @@ def validate(cfg: DictConfig) -> None:
 def _data(data: Mapping[str, Any], *, training: bool) -> None:
     check_target("data.layout", data["layout"])
     _counts(data["counts"], training=training)
+    _learn_above(data)
     _fractions(data["split"]["fractions"], training=training)
     if data["source"] is None and not _makes_its_photos(data["layout"]):
         raise ConfigError(
@@ -112,6 +113,18 @@ def _counts(counts: list[int] | None, *, training: bool) -> None:
         raise ConfigError(f"data.counts={counts} has a count twice: name each once")
     if len(counts) < (2 if training else 1):
         raise ConfigError(f"data.counts={counts} leaves nothing to distinguish: name two counts or more")
+
+
+def _learn_above(data: Mapping[str, Any]) -> None:
+    if not data["learn_above"]:
+        return
+    given = f"data.learn_above={data['learn_above']}"
+    if data["counts"] is None:
+        raise ConfigError(f"{given} needs the counts to answer: add data.counts, as in data.counts=[0,1,2,3,4,5]")
+    if data["sync"]["only"] == "counts":
+        raise ConfigError(
+            f"{given} learns from photos that data.sync.only=counts leaves in the bucket: remove one of the two"
+        )
 
 
 def _fractions(fractions: list[float], *, training: bool) -> None:

@@ -24,9 +24,10 @@ from bincounter.data.records import SPLITS, BinRecord, Manifest
 from bincounter.data.s3.ranges import limit_requests_of_worker
 from bincounter.data.sampler import BatchDataset, EvaluationSampler, ResumableBatchSampler, TrainingBatch
 from bincounter.data.source import find_photos
-from bincounter.data.splits import load_or_assign_splits
+from bincounter.data.splits import load_or_assign_splits, photos_above
 from bincounter.errors import ConfigError, DataError
 from bincounter.files import lock_folder
+from bincounter.model.objectives import learnt_counts
 from bincounter.names import one_line
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,8 @@ class BinDataModule(L.LightningDataModule):
         source: a folder or an ``s3://`` URI; ``None`` for a layout that renders its photos.
         layout: of the source; by default it is detected.
         counts: the counts to use; ``None`` for all in the data. Photos with other counts are excluded.
+        learn_above: number of further counts, above the largest of ``counts``, of which photos are in training alone;
+            the last one takes all larger ones.
         image_size: side of the photos in pixels.
         batch_size: photos per batch on each device.
         balanced: draw every count equally often in training.
@@ -64,6 +67,7 @@ class BinDataModule(L.LightningDataModule):
         layout: Layout | IndexedLayout | Detected | None = None,
         *,
         counts: Sequence[int] | None = None,
+        learn_above: int = 0,
         image_size: int = 224,
         batch_size: int = 32,
         split: Mapping[str, Any] | None = None,
@@ -81,7 +85,7 @@ class BinDataModule(L.LightningDataModule):
         self.image_size, self.batch_size = image_size, batch_size
         self._source, self._layout, self._wanted = None if source is None else str(source), layout or Detected(), counts
         self._split = {"method": "grouped", "fractions": (0.8, 0.1, 0.1), "seed": 0, **(split or {})}
-        self._balanced, self._seed, self._cache = balanced, seed, cache
+        self._balanced, self._seed, self._cache, self._learn_above = balanced, seed, cache, learn_above
         self._sync = {"connections": 64, **(sync or {})}
         self._data_dir = Path(data_dir)
         self._cache_dir = self._data_dir / "cache" if cache_dir is None else Path(cache_dir)
@@ -101,8 +105,10 @@ class BinDataModule(L.LightningDataModule):
     # Set by prepare().
     manifest: Manifest
     counts: list[int]  # the support, ascending
+    learnt: list[int]  # the support, and the further counts of learn_above
     kept: np.ndarray  # positions in manifest.records of the photos inside the support
     assignment: np.ndarray  # for each of them 0 training, 1 validation, 2 test
+    training: np.ndarray  # positions of the photos to train on: the training side, and those of further counts
     store: PhotoStore
 
     def prepare(self) -> None:
@@ -116,14 +122,12 @@ class BinDataModule(L.LightningDataModule):
             return
         with lock_folder(self._cache_dir):
             self._find(self.image_size if self._cache else None)
-            self.assignment = load_or_assign_splits(
-                self.manifest,
-                self.kept,
-                fractions=tuple(self._split["fractions"]),
-                method=self._split["method"],
-                seed=self._split["seed"],
-                cache_dir=self._cache_dir,
-            )
+            split = {**self._split, "fractions": tuple(self._split["fractions"])}
+            self.assignment = load_or_assign_splits(self.manifest, self.kept, **split, cache_dir=self._cache_dir)
+            self.training = self.side("training")
+            if self._learn_above:
+                scored = self.kept[self.assignment > 0]
+                self.training = np.union1d(self.training, photos_above(self.manifest, self.counts[-1], scored))
             self.store = PhotoStore.open(
                 self.manifest, self.image_size, self._cache_dir, cached=self._cache, workers=self._decoders
             )
@@ -154,6 +158,7 @@ class BinDataModule(L.LightningDataModule):
         )
         found = Counter(record.count for record in self.manifest.records)
         self.counts = sorted(self._wanted if self._wanted is not None else found)
+        self.learnt = learnt_counts(self.counts, self._learn_above)
         wanted = set(self.counts)
         self.kept = np.array([i for i, r in enumerate(self.manifest.records) if r.count in wanted], dtype=np.int64)
         if not len(self.kept):
@@ -173,6 +178,10 @@ class BinDataModule(L.LightningDataModule):
     def log_left_out(self) -> None:
         """Log the number of photos outside the support, and of rejected inputs by reason."""
         excluded = len(self.manifest.records) - len(self.kept)
+        if self._prepared and self._learn_above:
+            further = len(self.training) - len(self.side("training"))
+            log.info("%s photos with more than %d items in training, too", f"{further:,}", self.counts[-1])
+            excluded -= further
         if excluded:
             log.info("%s photos excluded, their counts are outside %s", f"{excluded:,}", self.counts)
         if self.manifest.refusals:
@@ -191,9 +200,9 @@ class BinDataModule(L.LightningDataModule):
         return self.kept[self.assignment == names[name]]
 
     def count_of(self, positions: np.ndarray) -> dict[int, int]:
-        """Photos per count of the support among ``positions`` in ``manifest.records``."""
-        found = Counter(self.manifest.records[i].count for i in positions)
-        return {count: found[count] for count in self.counts}
+        """Photos per learnt count among ``positions`` in ``manifest.records``."""
+        found = Counter(min(self.manifest.records[i].count, self.learnt[-1]) for i in positions)
+        return {count: found[count] for count in self.learnt}
 
     def repeat_order(self) -> None:
         """Use the same order of training photos in every epoch, to overfit a few batches."""
@@ -213,11 +222,11 @@ class BinDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Training batches of this rank, from the position of the resumed run."""
-        positions = self.side("training")
+        positions = self.training
         weights = None
         if self._balanced:
             numbers = self.count_of(positions)
-            weights = np.array([1 / numbers[self.manifest.records[i].count] for i in positions])
+            weights = np.array([1 / numbers[min(self.manifest.records[i].count, self.learnt[-1])] for i in positions])
         sampler = ResumableBatchSampler(
             len(positions),
             self.batch_size,
@@ -249,7 +258,7 @@ class BinDataModule(L.LightningDataModule):
     def _loader(self, positions: np.ndarray, sampler: ResumableBatchSampler | EvaluationSampler) -> DataLoader:
         if self._features is None or not self._features.holds(positions):
             return self._photos(positions, sampler)
-        rows = BatchDataset("feature", self._features, self.manifest.records, positions)
+        rows = BatchDataset("feature", self._features, self.manifest.records, positions, self.learnt[-1])
         # Without workers: handing a batch over would take longer than reading it.
         return DataLoader(
             rows, sampler=sampler, batch_size=None, collate_fn=_whole, pin_memory=torch.cuda.is_available()
@@ -257,7 +266,7 @@ class BinDataModule(L.LightningDataModule):
 
     def _photos(self, positions: np.ndarray, sampler: ResumableBatchSampler | EvaluationSampler) -> DataLoader:
         return DataLoader(
-            BatchDataset("image", self.store, self.manifest.records, positions),
+            BatchDataset("image", self.store, self.manifest.records, positions, self.learnt[-1]),
             sampler=sampler,
             batch_size=None,  # an index of the sampler is a whole batch already
             collate_fn=_whole,
@@ -297,7 +306,7 @@ class BinDataModule(L.LightningDataModule):
             image = self._progressive(image, drawn.epoch, epochs)
             image = self._augmentation(image, batch["id"], drawn.epoch)
             if self._mixing:
-                support = torch.tensor(self.counts, device=image.device)
+                support = torch.tensor(self.learnt, device=image.device)
                 target = (batch["count"][:, None] == support).float()
                 image, batch["target"] = self._mixing(image, target, drawn.epoch, drawn.number)
         return {**batch, "image": self._normalize.to(image.device)(image)}

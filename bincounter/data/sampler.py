@@ -133,13 +133,19 @@ class BatchDataset(Dataset):
         store: of the pixels or features.
         records: of all photos in the store.
         positions: ``int[N]`` in ``records``, of the photos to serve.
+        largest: count of the photos with more items.
     """
 
     def __init__(
-        self, key: str, store: PhotoStore | FeatureStore, records: Sequence[BinRecord], positions: np.ndarray
+        self,
+        key: str,
+        store: PhotoStore | FeatureStore,
+        records: Sequence[BinRecord],
+        positions: np.ndarray,
+        largest: int,
     ) -> None:
         self._key, self._store, self._positions = key, store, positions
-        self._counts = np.array([records[i].count for i in positions], dtype=np.int64)
+        self._counts = np.array([min(records[i].count, largest) for i in positions], dtype=np.int64)
         self._ids = [records[i].id for i in positions]
 
     def __getitem__(self, drawn: TrainingBatch | list[int]) -> dict[str, Any]:

@@ -116,6 +116,22 @@ def load_or_assign_splits(
     return assignment
 
 
+def photos_above(manifest: Manifest, count: int, scored: np.ndarray) -> np.ndarray:
+    """Positions of the photos with more than ``count`` items and without a near-copy among those to be scored.
+
+    Args:
+        manifest: all readable photos.
+        count: of items.
+        scored: ``int[N]``, positions of the photos to be scored.
+
+    Returns:
+        ``int64[M]``, ascending.
+    """
+    groups = {manifest.records[i].group for i in scored}
+    found = (i for i, record in enumerate(manifest.records) if record.count > count and record.group not in groups)
+    return np.fromiter(found, np.int64)
+
+
 def write_split(path: str | Path, records: Sequence[BinRecord], assignment: np.ndarray) -> None:
     """Write ``split.csv`` atomically: one line per photo, ``id,count,group,split``."""
     with atomic_write(path) as file:

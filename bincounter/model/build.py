@@ -1,26 +1,22 @@
 """Models built from a configuration or a checkpoint; of a checkpoint only trusted callables are called."""
 
 import copy
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from bincounter.errors import BinCounterError, ConfigError, UserError
-from bincounter.model import backbones
 from bincounter.model.counter import BinCounter
-from bincounter.model.objectives import Objective
-from bincounter.model.timm_backbones import TimmBackbone
+from bincounter.model.objectives import Objective, learnt_counts
+from bincounter.model.trust import OWN_PARTS, check_arguments, check_trusted, targets_of
 
 VERSION = 1
-OWN_PARTS = ("bincounter.model.backbones.", "bincounter.model.timm_backbones.", "bincounter.model.objectives.")
-_OWN_BACKBONES = (backbones.resnet, backbones.cnn, backbones.ResNet, backbones.PlainCNN, TimmBackbone)
 _PARTS = ("backbone", "objective", "optimizer", "weights")
 
 
@@ -29,6 +25,7 @@ def build_counter(
     objective_cfg: Mapping[str, Any],
     counts: Sequence[int],
     train_counts: Mapping[int, int] | None = None,
+    learn_above: int = 0,
 ) -> BinCounter:
     """Build the model of a configuration, with its pretrained weights.
 
@@ -38,6 +35,7 @@ def build_counter(
         objective_cfg: the ``objective`` node with its ``_target_``.
         counts: the support, ascending.
         train_counts: photos per count in training, for ``class_weights=balanced``.
+        learn_above: see :func:`bincounter.model.objectives.learnt_counts`.
 
     Raises:
         ConfigError: a target that cannot be imported or built, or incompatible options.
@@ -47,9 +45,11 @@ def build_counter(
     options = {key: value for key, value in model.items() if key not in _PARTS}
     weights = {} if model.get("weights") is None else {"weights": model["weights"]}
     optimizer = model.get("optimizer")
+    learnt = _instantiate("objective", objective, Objective, counts=learnt_counts(counts, learn_above))
+    learnt.answered = tuple(counts)
     return BinCounter(
         backbone=_instantiate("model.backbone", model["backbone"], nn.Module, **weights),
-        objective=_instantiate("objective", objective, Objective, counts=list(counts)),
+        objective=learnt,
         optimizer=None if optimizer is None else _instantiate("model.optimizer", optimizer, object, _partial_=True),
         train_counts=train_counts,
         **options,
@@ -62,6 +62,7 @@ def checkpoint_metadata(
     counts: Sequence[int],
     *,
     image_size: int,
+    learn_above: int = 0,
     train_counts: Mapping[int, int],
     train_ids: Sequence[str],
     train_content: Tensor,
@@ -73,6 +74,7 @@ def checkpoint_metadata(
         objective_cfg: the ``objective`` node.
         counts: the support, ascending.
         image_size: side of the training photos, in pixels.
+        learn_above: see :func:`bincounter.model.objectives.learnt_counts`.
         train_counts: photos per count in training.
         train_ids: ids of the training photos.
         train_content: ``int64[N]``, content hashes of the training photos (``uint64`` bits viewed as ``int64``).
@@ -88,6 +90,7 @@ def checkpoint_metadata(
         "objective": _plain(objective_cfg),
         "counts": [int(count) for count in counts],
         "image_size": int(image_size),
+        "learn_above": int(learn_above),
         "train_counts": {int(count): int(number) for count, number in train_counts.items()},
         "train_ids": [str(id_) for id_ in train_ids],
         "train_content": torch.as_tensor(train_content, dtype=torch.int64),
@@ -123,10 +126,11 @@ def load_counter(
         prefixes = [*OWN_PARTS, *(prefix.rstrip(".") + "." for prefix in trusted)]
         check_description(description)
         for node in (model, description["objective"]):
-            _check_trusted(node, prefixes, path)
+            check_trusted(node, prefixes, path)
             if not own:
-                _check_arguments(node)
-        parts = model, description["objective"], description["counts"], description["train_counts"]
+                check_arguments(node)
+        photos, above = description["train_counts"], description.get("learn_above", 0)
+        parts = model, description["objective"], description["counts"], photos, above
         _check_shapes(parts, checkpoint["state_dict"])
         counter = build_counter(*parts)
         counter.objective.calibration_temperature = description.get("temperature", 1.0)
@@ -183,6 +187,9 @@ def check_description(description: Mapping[str, Any]) -> None:
     temperature = description.get("temperature", 1.0)
     if not isinstance(temperature, float) or not 0 < temperature < float("inf"):
         raise UserError(f"its temperature is {temperature!r}, not a number above 0{wrong}")
+    above = description.get("learn_above", 0)
+    if type(above) is not int or not 0 <= above <= 100:
+        raise UserError(f"its learn_above is {above!r}, not a number of counts{wrong}")
     photos = description["train_counts"]
     if not isinstance(photos, dict) or not all(type(n) is int and n >= 0 for pair in photos.items() for n in pair):
         raise UserError(f"its train_counts are not numbers of photos by count{wrong}")
@@ -253,67 +260,6 @@ def _without_initial(node: Any) -> Any:
     if isinstance(node, Mapping):
         return {key: _INITIAL[key] if key in _INITIAL else _without_initial(value) for key, value in node.items()}
     return [_without_initial(value) for value in node] if isinstance(node, (list, tuple)) else node
-
-
-_FILE = re.compile(r"[/\\]|^~|^[\w-]+:|\.(pth?|ckpt|safetensors|bin|npz|h5|onnx)$")
-
-
-def _check_arguments(node: Any) -> None:
-    """Reject arguments that name a file or an address, and positional ones of bincounter's parts."""
-    if isinstance(node, str) and _FILE.search(node):
-        raise UserError(f"its configuration names a file or an address, {node!r}; use a checkpoint without it.")
-    if isinstance(node, Mapping):
-        if "_args_" in node and str(node.get("_target_")).startswith(OWN_PARTS):
-            raise UserError(
-                f"it gives positional arguments to {node['_target_']}; use a checkpoint that train.py wrote."
-            )
-        for value in node.values():
-            _check_arguments(value)
-    elif isinstance(node, (list, tuple)):
-        for value in node:
-            _check_arguments(value)
-
-
-def _check_trusted(node: Any, prefixes: Sequence[str], path: str | Path) -> None:
-    for target in targets_of(node):
-        module = target.rpartition(".")[0] or target
-        # The prefix first: looking up a name imports its module.
-        if not any(target.startswith(prefix) for prefix in prefixes) or not _defined_in(target, prefixes):
-            raise UserError(
-                f"it is built by {target}, which is not part of bincounter; if you trust {path}, name the module: "
-                f"--trust {module} for predict, trust=[{module}] for deploy, trust=['{module}'] for bincounter.load."
-            )
-
-
-def targets_of(node: Any) -> Iterator[str]:
-    """Yield the targets of a node and its inner nodes.
-
-    Raises:
-        UserError: the node holds an interpolation, whose value is not known here.
-    """
-    if isinstance(node, str) and "${" in node:
-        raise UserError("its configuration holds an interpolation; use a checkpoint that train.py wrote.")
-    if isinstance(node, Mapping):
-        if "_target_" in node:
-            yield str(node["_target_"])
-        for value in node.values():
-            yield from targets_of(value)
-    elif isinstance(node, (list, tuple)):
-        for value in node:
-            yield from targets_of(value)
-
-
-def _defined_in(target: str, prefixes: Sequence[str]) -> bool:
-    try:
-        found = get_object(target)
-    except (ImportError, ValueError) as error:
-        raise UserError(
-            f"it is built by {target}, which cannot be imported; install the package it is from."
-        ) from error
-    defined = f"{getattr(found, '__module__', None)}."
-    if defined in OWN_PARTS:  # not their other functions, some of which read files
-        return found in _OWN_BACKBONES or (isinstance(found, type) and issubclass(found, Objective))
-    return callable(found) and any(defined.startswith(prefix) for prefix in prefixes)
 
 
 def _instantiate(key: str, node: Mapping[str, Any], kind: type, **arguments: Any) -> Any:

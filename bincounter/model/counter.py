@@ -1,7 +1,7 @@
 """BinCounter: backbone -> head -> objective, as one LightningModule."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import lightning as L
@@ -40,6 +40,7 @@ class BinCounter(L.LightningModule):
         stages: number of stages trained by ``last_stages``.
         unfreeze_every: epochs between two stages of ``gradual``.
         channels_last: keep photos and weights in channels-last memory order, which is quicker on CPUs and tensor cores.
+        average_flips: answer with the mean of the distributions for a photo and for its mirror image.
         class_weights: ``balanced`` weighs each photo by ``n / (K * n_count)`` over the training photos, else ``None``.
         train_counts: photos per count in training; needed for ``balanced``.
 
@@ -66,6 +67,7 @@ class BinCounter(L.LightningModule):
         stages: int = 1,
         unfreeze_every: int = 1,
         channels_last: bool = True,
+        average_flips: bool = False,
         class_weights: str | None = None,
         train_counts: Mapping[int, int] | None = None,
     ) -> None:
@@ -73,6 +75,7 @@ class BinCounter(L.LightningModule):
         self.total_steps: int | None = None
         self.steps_per_epoch: int | None = None
         self.description: dict[str, Any] | None = None
+        self._average_flips = average_flips
         self._configure_model(backbone, objective, head or {}, channels_last)
         self._configure_loss(class_weights, train_counts)
         self._configure_metrics()
@@ -103,8 +106,8 @@ class BinCounter(L.LightningModule):
         self.register_buffer("class_weights", weights)
 
     def _configure_metrics(self) -> None:
-        self.val_metrics = CountMetrics(self.objective.counts).clone(prefix="val/")
-        self.val_loss = MeanLoss(self.objective.counts, torch.float32)
+        self.val_metrics = CountMetrics(self.counts).clone(prefix="val/")
+        self.val_loss = MeanLoss(self.counts, torch.float32)
 
     def _configure_fit(
         self,
@@ -129,7 +132,7 @@ class BinCounter(L.LightningModule):
     @property
     def counts(self) -> tuple[int, ...]:
         """The support: counts the model can predict, ascending."""
-        return self.objective.counts
+        return self.objective.answered
 
     @property
     def cam_layer(self) -> nn.Module:
@@ -163,15 +166,24 @@ class BinCounter(L.LightningModule):
 
     def probabilities(self, image: Tensor) -> Tensor:
         """``float[B, 3, S, S]``, normalised -> distributions over the support, ``float32[B, K]``."""
-        return self._distributions(self(image))["probabilities"]
+        return self._distributions(self._views({"image": image}))["probabilities"]
 
-    def _distributions(self, outputs: Tensor) -> dict[str, Tensor]:
+    def probabilities_of_view(self, image: Tensor) -> Tensor:
+        """Like :meth:`probabilities`, but of the photos as they are alone, also with ``average_flips``."""
+        return self._distributions([self(image)])["probabilities"]
+
+    def _views(self, batch: Mapping[str, Any]) -> list[Tensor]:
+        """Outputs for a batch, and with ``average_flips`` those for its mirror images."""
+        mirrored = [self(batch["image"].flip(-1))] if self._average_flips and "image" in batch else []
+        return [self._outputs(batch), *mirrored]
+
+    def _distributions(self, views: Sequence[Tensor]) -> dict[str, Tensor]:
         """Return ``probabilities`` and ``log_probabilities``, ``float32[B, K]``."""
-        with torch.autocast(outputs.device.type, enabled=False):  # bfloat16 has too few digits for probabilities
-            wide = outputs.to(_wide(outputs))
+        with torch.autocast(views[0].device.type, enabled=False):  # bfloat16 has too few digits for probabilities
+            wide = [outputs.to(_wide(outputs)) for outputs in views]
             return {
-                "probabilities": self.objective.calibrated(wide).float(),
-                "log_probabilities": self.objective.log_calibrated(wide).float(),
+                "probabilities": self.objective.calibrated(*wide).float(),
+                "log_probabilities": self.objective.log_calibrated(*wide).float(),
             }
 
     def _losses(self, outputs: Tensor, target: Tensor) -> Tensor:
@@ -211,9 +223,9 @@ class BinCounter(L.LightningModule):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Add a batch to the validation metrics."""
-        outputs = self._outputs(batch)
-        self.val_metrics.update(counts=batch["count"], **self._distributions(outputs))
-        self.val_loss.update(self.losses(outputs, batch["count"]))
+        views = self._views(batch)
+        self.val_metrics.update(counts=batch["count"], **self._distributions(views))
+        self.val_loss.update(self.losses(views[0], batch["count"]))
         self.log_dict(self.val_metrics, on_step=False, on_epoch=True, batch_size=len(batch["count"]))
         self.log("val/loss", self.val_loss, on_step=False, on_epoch=True, batch_size=len(batch["count"]))
 
@@ -233,7 +245,7 @@ class BinCounter(L.LightningModule):
             ``{"id": list[str], "count": int[B] or None, "probabilities": float32[B, K], "log_probabilities":
             float32[B, K]}``.
         """
-        return {"id": batch["id"], "count": batch.get("count"), **self._distributions(self._outputs(batch))}
+        return {"id": batch["id"], "count": batch.get("count"), **self._distributions(self._views(batch))}
 
     def train(self, mode: bool = True) -> Self:
         """Set the training mode; frozen stages stay in evaluation mode."""

@@ -1,5 +1,6 @@
 """Objectives (outputs -> loss and distribution over counts), and the fully connected head."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Self
@@ -46,6 +47,7 @@ class Objective(nn.Module, ABC):
         support: the support as ``float[K]`` on the module's device.
         out_features: outputs per photo of :meth:`head`.
         spatial: the head reads maps instead of pooled features.
+        answered: the counts to answer, the first ones of ``counts``; by default all. The others are learnt alone.
         calibration_temperature: of :meth:`calibrated`, fitted after training; 1 changes nothing.
 
     Raises:
@@ -62,6 +64,7 @@ class Objective(nn.Module, ABC):
         self.counts = tuple(int(count) for count in counts)
         if len(self.counts) < 2 or list(self.counts) != sorted(set(self.counts)) or self.counts[0] < 0:
             raise ConfigError(f"data.counts={list(counts)} must be at least two distinct counts from 0 up, ascending.")
+        self.answered = self.counts
         # Not a buffer: averaging weights (EMA) averages buffers too, and labels are compared for equality with it.
         self.support = torch.tensor(self.counts, dtype=torch.float32)
 
@@ -97,15 +100,25 @@ class Objective(nn.Module, ABC):
         """
         return clamped_log(self.probabilities(outputs))
 
-    def calibrated(self, outputs: Tensor) -> Tensor:
-        """Distributions to answer with, ``float32[B, K]``: :func:`temper` at the calibration's temperature."""
-        if self.calibration_temperature == 1:
-            return self.probabilities(outputs)
-        return self.log_calibrated(outputs).exp()
+    def calibrated(self, *views: Tensor) -> Tensor:
+        """Distributions over :attr:`answered` to answer with, ``float32[B, len(answered)]``.
 
-    def log_calibrated(self, outputs: Tensor) -> Tensor:
-        """Natural logarithms of :meth:`calibrated`, ``float32[B, K]``."""
-        return temper(self.log_probabilities(outputs), self.calibration_temperature)
+        Args:
+            views: outputs for photos, and for the same photos seen otherwise, whose distributions are averaged.
+        """
+        if len(views) == 1 and self.calibration_temperature == 1 and self.answered == self.counts:
+            return self.probabilities(views[0])
+        return self.log_calibrated(*views).exp()
+
+    def log_calibrated(self, *views: Tensor) -> Tensor:
+        """Natural logarithms of :meth:`calibrated`."""
+        logarithms = self.log_probabilities(views[0])
+        if len(views) > 1:
+            each = torch.stack([logarithms, *map(self.log_probabilities, views[1:])])
+            logarithms = each.logsumexp(0) - math.log(len(views))
+        if self.answered != self.counts:
+            logarithms = logarithms[:, : len(self.answered)].log_softmax(1)
+        return temper(logarithms, self.calibration_temperature)
 
 
 class Classification(Objective):
@@ -227,6 +240,11 @@ def head(
     if layers == 0 and dropout > 0:
         modules.append(nn.Dropout(dropout))
     return nn.Sequential(*modules, nn.Linear(in_features, out_features))
+
+
+def learnt_counts(counts: Sequence[int], above: int) -> list[int]:
+    """Counts that a model learns: those to answer, ascending, and ``above`` larger ones; the last takes the rest."""
+    return [*counts, *range(counts[-1] + 1, counts[-1] + 1 + above)]
 
 
 def temper(log_probabilities: Tensor, temperature: float) -> Tensor:

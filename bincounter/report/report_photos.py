@@ -194,7 +194,7 @@ class _LogProbability(nn.Module):
         self.model = model
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        probabilities = self.model.probabilities(image).float()  # type: ignore[operator]
+        probabilities = self.model.probabilities_of_view(image).float()  # type: ignore[operator]
         return clamped_log(probabilities)
 
 
@@ -205,7 +205,7 @@ def grad_cam(model: nn.Module, images: torch.Tensor) -> np.ndarray:
     Parameters are neither changed nor given gradients, and may be frozen.
 
     Args:
-        model: a counter with ``probabilities(image) -> [B, K]`` and ``cam_layer``, its last spatial layer.
+        model: a counter with ``probabilities_of_view(image) -> [B, K]`` and ``cam_layer``, its last spatial layer.
         images: float ``[B, 3, S, S]``, normalised, on the model's device.
 
     Returns:

@@ -280,7 +280,7 @@ def _training_photos(cfg: DictConfig) -> int | None:
     data = data_module(cfg)
     if runs_locally(cfg.launcher):
         data.prepare()  # the trials reuse the result
-        return len(data.side("training"))
+        return len(data.training)
     if cfg.data.source is not None and is_remote(cfg.data.source):
         return None
     return round(len(data.find()) * cfg.data.split.fractions[0])

@@ -152,7 +152,7 @@ def cached_features(
     backbone, precision = plain["model"]["backbone"], str(trainer.precision)
     described = identity(model, data, backbone=backbone, precision=precision, device=fabric.device)
     features = CachedFeatures(model, data, fabric, described, Path(plain["paths"]["cache_dir"]))
-    positions = np.concatenate([data.side("training"), data.side("validation")])
+    positions = np.concatenate([data.training, data.side("validation")])
     used = features.add(positions)
     model.train()
     if not used:
@@ -165,6 +165,7 @@ def _has_constant_features(plain: Mapping[str, Any], trainer: L.Trainer, model: 
     """Return True if a photo's features are constant during the run, and the run uses all of its photos."""
     return (
         model.trained == "frozen"
+        and not plain["model"]["average_flips"]
         and not model.objective.spatial
         and trainer.world_size == 1
         and trainer.precision in _PRECISIONS

@@ -48,7 +48,7 @@ def training_overlap(data: BinDataModule, description: Mapping[str, Any], *, fit
     """
     content, ids = set(description["train_content"].tolist()), set(description["train_ids"])
     records = data.manifest.records
-    groups = {records[i].group for i in data.side("training")} if fitted else set()
+    groups = {records[i].group for i in data.training} if fitted else set()
     overlaps = {}
     for side, name in SIDES.items():
         positions = data.side(name)
@@ -96,7 +96,7 @@ def list_caveats(plain: Mapping[str, Any], data: BinDataModule, overlaps: Mappin
     if quick and plain["train"]:
         caveats.append(f"A quick look: the model was trained or chosen on a part of the photos ({', '.join(quick)}).")
     if plain["train"]:
-        absent = [str(count) for count, photos in data.count_of(data.side("training")).items() if not photos]
+        absent = [str(count) for count, photos in data.count_of(data.training).items() if not photos]
         if absent:
             caveats.append(f"No training photo has count {', '.join(absent)}: the model never predicts it.")
     refused = len(data.manifest.refusals)

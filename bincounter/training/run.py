@@ -254,11 +254,11 @@ def _check_same_photos(split: Path, data: BinDataModule, checkpoint: str) -> Non
 
 
 def _train_ids(data: BinDataModule) -> list[str]:
-    return [data.manifest.records[i].id for i in data.side("training")]
+    return [data.manifest.records[i].id for i in data.training]
 
 
 def _train_content(data: BinDataModule) -> torch.Tensor:  # int64[N]
-    return torch.from_numpy(data.manifest.content[data.side("training")].view(np.int64))
+    return torch.from_numpy(data.manifest.content[data.training].view(np.int64))
 
 
 def _check_same_split(split: Path, data: BinDataModule) -> None:
@@ -271,18 +271,18 @@ def _check_same_split(split: Path, data: BinDataModule) -> None:
 
 
 def _model(plain: dict[str, Any], data: BinDataModule) -> BinCounter:
-    training = data.side("training")
-    train_counts = data.count_of(training)
+    above, train_counts = plain["data"]["learn_above"], data.count_of(data.training)
     with torch.random.fork_rng():
         torch.manual_seed(plain["seed"])  # initial weights depend on the seed alone
-        model = build_counter(plain["model"], plain["objective"], data.counts, train_counts)
+        model = build_counter(plain["model"], plain["objective"], data.counts, train_counts, above)
     check_image_size(model, plain["data"]["progressive"]["start_size"] or data.image_size)
     model.description = checkpoint_metadata(
         mask_secrets(plain["model"]),
         plain["objective"],
         data.counts,
         image_size=data.image_size,
-        train_counts=train_counts,
+        learn_above=above,
+        train_counts={count: train_counts[count] for count in data.counts},
         train_ids=_train_ids(data),
         train_content=_train_content(data),
     )

@@ -124,14 +124,14 @@ def check_photos_per_process(data: BinDataModule, processes: int) -> None:
     Raises:
         DataError: there are more processes than photos.
     """
-    photos = len(data.side("training"))
+    photos = len(data.training)
     if photos < processes:
         raise DataError(f"{photos} training photos cannot be shared by {processes} processes: lower trainer.devices")
 
 
 def set_schedule_length(model: BinCounter, trainer: L.Trainer, data: BinDataModule) -> None:
     """Set the optimizer steps per epoch and in total: reading them from the trainer would break a resume."""
-    batches = max(len(data.side("training")) // (data.batch_size * trainer.world_size), 1)
+    batches = max(len(data.training) // (data.batch_size * trainer.world_size), 1)
     limit = trainer.limit_train_batches
     batches = min(limit, batches) if isinstance(limit, int) else max(int(limit * batches), 1)
     model.steps_per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bincounter.data.preprocessing import Normalize
 from bincounter.model.backbones import feature_size
-from bincounter.model.objectives import Objective
+from bincounter.model.objectives import Objective, learnt_counts
 from bincounter.serving.application.answers import Limits
 from bincounter.serving.application.engines import ONNX_FILE, TORCH, open_model
 
@@ -34,6 +34,7 @@ class Network(nn.Module):
         objective: distributions of outputs.
         channels_last: memory format of images and weights.
         precision: ``fp32``, or ``bf16``: convolutions and matrix products in bfloat16.
+        average_flips: see :class:`bincounter.model.counter.BinCounter`.
     """
 
     def __init__(
@@ -44,10 +45,11 @@ class Network(nn.Module):
         *,
         channels_last: bool = True,
         precision: str = "fp32",
+        average_flips: bool = False,
     ) -> None:
         super().__init__()
         self.backbone, self.head, self.objective = backbone, head, objective
-        self._normalize, self._precision = Normalize(), precision
+        self._normalize, self._precision, self._average_flips = Normalize(), precision, average_flips
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.to(memory_format=self._memory_format)
         self.eval()
@@ -65,11 +67,19 @@ class Network(nn.Module):
         """
         node, counts = described["description"]["model"], list(described["counts"])
         backbone: nn.Module = instantiate(node["backbone"])
-        objective: Objective = instantiate(described["description"]["objective"], counts=counts)
+        learnt = learnt_counts(counts, described.get("learn_above", 0))
+        objective: Objective = instantiate(described["description"]["objective"], counts=learnt)
+        objective.answered = tuple(counts)
         objective.calibration_temperature = described.get("temperature", 1.0)
         head = objective.head(feature_size(backbone), **(node.get("head") or {}))
-        channels_last = node.get("channels_last", True)
-        network = cls(backbone, head, objective, channels_last=channels_last, precision=described["precision"])
+        network = cls(
+            backbone,
+            head,
+            objective,
+            channels_last=node.get("channels_last", True),
+            precision=described["precision"],
+            average_flips=node.get("average_flips", False),
+        )
         weights = torch.load(folder / "weights.pt", map_location="cpu", weights_only=True)
         network.load_state_dict(weights)
         if not all(weight.isfinite().all() for weight in weights.values()):
@@ -79,10 +89,13 @@ class Network(nn.Module):
     def forward(self, photos: Tensor) -> Tensor:
         """``uint8[B, 3, S, S]`` -> distributions over the support, ``float32[B, K]``."""
         images = self._normalize(photos).contiguous(memory_format=self._memory_format)
+        backbone = cast(Any, self.backbone)
         with self._autocast(photos.device.type):
-            backbone = cast(Any, self.backbone)
-            outputs = self.head(backbone.maps(images) if self.objective.spatial else backbone(images))
-        return self.objective.calibrated(outputs.float())
+            views = [
+                self.head(backbone.maps(view) if self.objective.spatial else backbone(view))
+                for view in ([images, images.flip(-1)] if self._average_flips else [images])
+            ]
+        return self.objective.calibrated(*(outputs.float() for outputs in views))
 
     def _autocast(self, device: str) -> AbstractContextManager[Any]:
         return torch.autocast(device, torch.bfloat16) if self._precision == "bf16" else nullcontext()

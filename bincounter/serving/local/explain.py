@@ -72,7 +72,7 @@ class Explainer:
         size = self._served.image_size
         image = self._normalize(pixels[None])
         with torch.inference_mode():
-            likely = int(model.probabilities(image).argmax())
+            likely = int(model.probabilities_of_view(image).argmax())
         heat = F.adaptive_avg_pool2d(torch.from_numpy(grad_cam(model, image)), min(_SIDE, size))[0]
         grid = (255 * heat).round().to(torch.uint8)
         height, width = grid.shape
@@ -97,7 +97,7 @@ class _ExplainedModel(nn.Module):
         """The layer with the explained feature maps."""
         return cam_layer(self.backbone)
 
-    def probabilities(self, image: Tensor) -> Tensor:
+    def probabilities_of_view(self, image: Tensor) -> Tensor:
         """``float[B, 3, S, S]``, normalised -> distributions over the support, ``float32[B, K]``."""
         features = self.backbone.maps(image) if self.objective.spatial else self.backbone(image)
         return self.objective.calibrated(self.head(features).float())

@@ -16,7 +16,8 @@ from torch import Tensor
 import bincounter
 from bincounter.data.preprocessing import decode
 from bincounter.errors import ConfigError, UserError
-from bincounter.model.build import OWN_PARTS, load_counter, targets_of, without_pretrained
+from bincounter.model.build import load_counter, without_pretrained
+from bincounter.model.trust import OWN_PARTS, targets_of
 from bincounter.serving.application.answers import Limits
 from bincounter.serving.application.engines import ONNX_FILE, TORCH
 from bincounter.serving.application.served_model import FORMAT
@@ -172,6 +173,7 @@ def _files(checkpoint: Path, settings: PackageSettings, trusted: Sequence[str]) 
         "image_size": description["image_size"],
         "precision": settings.precision,
         "temperature": description.get("temperature", 1.0),
+        "learn_above": description.get("learn_above", 0),
         "description": parts,
     }
     model = f"bincounter-{_digest(state, served)[:12]}"

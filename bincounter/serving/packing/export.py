@@ -48,8 +48,9 @@ def check_extra(*modules: str, extra: str, wanted: str) -> None:
 
 def network_of(counter: BinCounter, description: Mapping[str, Any]) -> Network:
     """Network of a checkpoint that :func:`bincounter.model.build.load_counter` has loaded."""
-    channels_last = description["model"].get("channels_last", True)
-    return Network(counter.backbone, counter.head, counter.objective, channels_last=channels_last)
+    node = description["model"]
+    options = {"channels_last": node.get("channels_last", True), "average_flips": node.get("average_flips", False)}
+    return Network(counter.backbone, counter.head, counter.objective, **options)
 
 
 def to_onnx(network: Network, description: Mapping[str, Any]) -> bytes:

@@ -14,7 +14,7 @@ from hydra.utils import get_object
 
 from bincounter.data.layouts.base import walk
 from bincounter.errors import UserError
-from bincounter.model.build import OWN_PARTS
+from bincounter.model.trust import OWN_PARTS
 
 _GIVEN = frozenset({"torch", "torchvision", "PIL", "numpy", "bincounter"})  # installed in images; the last, archived
 _TAKEN = frozenset({"bincounter", "inference", "deployment"})  # modules of the archive
