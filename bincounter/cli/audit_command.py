@@ -86,7 +86,8 @@ def _audit(arguments: Namespace) -> int:
         print(stop_sentence(wrong, costs))
     if left := len(audit.order) - len(wrong):
         extra = len(audit.order) - records
-        print(f"{left - extra:,} records not judged, {extra:,} photos without a record: listed last, with the reasons")
+        others = f"{extra:,} photo{'s' * (extra != 1)} without a record"
+        print(f"{left - extra:,} records not judged, {others}: listed last, with the reasons")
     print(f"{escape_name(arguments.output)}: check its bins from the top; {escape_name(page)} shows the first")
     return 0 if len(wrong) else 2
 
