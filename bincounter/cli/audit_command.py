@@ -100,10 +100,7 @@ def _check(arguments: Namespace, page: Path) -> None:
     """
     from bincounter.config.checks import Bound
 
-    if not 0 < arguments.error_rate < 1:
-        raise ConfigError(
-            f"--error-rate={arguments.error_rate:g} is not a share above 0 and below 1: write one, as 0.03"
-        )
+    Bound(gt=0, le=0.99).check("--error-rate", arguments.error_rate)
     Bound(gt=0, le=1).check("--spread", arguments.spread)
     costs = {"--cost-of-check": arguments.cost_of_check, "--cost-of-error": arguments.cost_of_error}
     for name, cost in costs.items():

@@ -77,7 +77,7 @@ def rows_of(photos: Path) -> list[list[Any]]:
 
 def test_every_record_and_every_photo_is_in_the_table(run: Run, photos: Path, checkpoint: Path, tmp_path: Path) -> None:
     names = names_of(photos)
-    rows = [
+    rows: list[list[Any]] = [
         ["A-0", names[0], 0, "left"],
         ["A-1", Path(names[1]).name, 3, "=right, or not"],  # by its name alone
         ["A-2", names[2], 7, ""],
@@ -173,8 +173,8 @@ def test_any_bytes_are_records_or_refused(tmp_path_factory: pytest.TempPathFacto
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--error-rate=0"], "--error-rate=0 is not a share above 0 and below 1"),
-        (["--error-rate=nan"], "--error-rate=nan is not a share"),
+        (["--error-rate=0"], "--error-rate=0 is out of range: it must be above 0 and at most 0.99"),
+        (["--error-rate=nan"], "--error-rate=nan is out of range"),
         (["--spread=0"], "--spread=0 is out of range: it must be above 0 and at most 1"),
         (["--cost-of-check=1"], "add --cost-of-error, or remove the other"),
         (["--cost-of-check=1", "--cost-of-error=-1"], "--cost-of-error=-1 is out of range"),

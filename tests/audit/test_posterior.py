@@ -11,6 +11,7 @@ from bincounter.audit import expected_yield
 from bincounter.audit.expected_yield import Costs, checks_worth, expected_found, first_checks
 from bincounter.audit.posterior import ERROR_RATE, EXTRA, MISSING, SPREAD, RecordJudge, training_shares
 from bincounter.cli import audit_command
+from bincounter.config.deploy_schema import AuditConfig
 
 COUNTS = (0, 1, 2, 3, 5)
 SHARES = training_shares({0: 9, 1: 49, 2: 29, 5: 9}, COUNTS)
@@ -82,6 +83,7 @@ def test_what_cannot_be_judged_is_refused() -> None:
 
 def test_defaults_are_the_same_everywhere() -> None:
     assert (ERROR_RATE, SPREAD) == (audit_command.ERROR_RATE, audit_command.SPREAD)
+    assert (AuditConfig().error_rate, AuditConfig().spread) == (ERROR_RATE, SPREAD)
 
 
 @settings(max_examples=30)
