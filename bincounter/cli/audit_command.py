@@ -1,7 +1,7 @@
 """``bincounter audit PHOTOS --record stock.csv``: the bins whose stock record is most likely wrong, first."""
 
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from bincounter.names import escape_name
 if TYPE_CHECKING:
     from bincounter.audit.audit_run import Counting
     from bincounter.audit.expected_yield import Costs
+    from bincounter.training.predictor import Prediction, Predictor
 
 ERROR_RATE, SPREAD = 0.03, 0.25  # those of posterior.py, which imports numpy
 
@@ -31,6 +32,11 @@ def add_audit(commands: Any, path: Callable[[str], Path], place: Callable[[str],
         "--ckpt-path",
         type=path,
         help="a checkpoint, or a run's folder; the newest best.ckpt under logs/ by default",
+    )
+    audit.add_argument(
+        "--endpoint",
+        metavar="NAME",
+        help="count by this server or SageMaker endpoint, which serves the checkpoint, instead of here",
     )
     audit.add_argument("--output", type=path, default=Path("audit.csv"), metavar="FILE", help="the table (audit.csv)")
     audit.add_argument(
@@ -68,7 +74,7 @@ def _audit(arguments: Namespace) -> int:
 
     stock = read_stock(arguments.record)
     records = len(stock.records)
-    counting, about = _checkpoint(arguments)
+    counting, about = _model(arguments)
     PhotoFinder(arguments.sources, arguments.data_dir).match(stock)
     from bincounter.audit.audit_page import cards_of, found_sentence, headline, stop_sentence, write_audit_page
     from bincounter.audit.audit_run import run_audit
@@ -122,17 +128,15 @@ def _costs(arguments: Namespace) -> "Costs | None":
     return None if arguments.cost_of_check is None else Costs(arguments.cost_of_check, arguments.cost_of_error)
 
 
-def _checkpoint(arguments: Namespace) -> "tuple[Counting, dict[str, str]]":
-    """Return the model of the checkpoint, and text on it by name."""
+def _model(arguments: Namespace) -> "tuple[Counting, dict[str, str]]":
+    """Return the model that counts the photos, and text on it by name."""
     from bincounter.training.run_folder import find_newest_checkpoint
 
     checkpoint = arguments.ckpt_path or find_newest_checkpoint(Path("logs"), named_by="--ckpt-path")
     from bincounter.audit.audit_run import Counting
     from bincounter.audit.posterior import RecordJudge, training_shares
-    from bincounter.number_format import percent
     from bincounter.serving.packing.tarball import file_digest
     from bincounter.training.predictor import Predictor
-    from bincounter.training.results import find_run_of_checkpoint
     from bincounter.training.trainer import silence_lightning
 
     silence_lightning()
@@ -141,13 +145,66 @@ def _checkpoint(arguments: Namespace) -> "tuple[Counting, dict[str, str]]":
     balanced = described["model"].get("class_weights") == "balanced"
     shares = training_shares(described["train_counts"], predictor.counts, balanced=balanced)
     judge = RecordJudge(predictor.counts, shares, arguments.error_rate, arguments.spread)
+    digest, about = file_digest(predictor.checkpoint), _describe(predictor, shares)
+    if arguments.endpoint is None:
+        return Counting(digest, judge, predictor.answers, lambda: predictor.failures), about
+    answers = _endpoint(arguments.endpoint, arguments.data_dir, predictor.counts)
+    return Counting(f"{arguments.endpoint} {digest}", judge, answers), {"endpoint": arguments.endpoint, **about}
+
+
+def _describe(predictor: "Predictor", shares: Sequence[float]) -> dict[str, str]:
+    from bincounter.number_format import percent
+    from bincounter.training.results import find_run_of_checkpoint
+
     about = {"model": str(predictor.checkpoint), "counts": ", ".join(map(str, predictor.counts))}
     run = find_run_of_checkpoint(predictor.checkpoint).run
     if run and (scores := run.metrics.get(run.headline_side)):
         about["accuracy"] = f"{percent(scores.get('accuracy'))} of {scores['n']:,} {run.headline_side} photos"
         about["calibration error"] = percent(scores.get("ece"))
-    about["temperature"] = f"{described.get('temperature', 1.0):.2f}"
-    about["shares in training"] = ", ".join(
-        f"{count}: {percent(share)}" for count, share in zip(predictor.counts, shares, strict=True)
-    )
-    return Counting(file_digest(predictor.checkpoint), judge, predictor.answers, lambda: predictor.failures), about
+    about["temperature"] = f"{predictor.description.get('temperature', 1.0):.2f}"
+    named = zip(predictor.counts, shares, strict=True)
+    about["shares in training"] = ", ".join(f"{count}: {percent(share)}" for count, share in named)
+    return about
+
+
+def _endpoint(name: str, data_dir: Path, counts: tuple[int, ...]) -> "Callable[[Iterable[str]], Iterator[Prediction]]":
+    """Return a function that has photos counted by the server of this machine, or the SageMaker endpoint, of a name.
+
+    Raises:
+        BinCounterError: there is none.
+    """
+    from bincounter.serving.local import client
+    from bincounter.serving.local.access import read_access
+    from bincounter.serving.local.running_servers import running_servers
+
+    server = next((each for each in running_servers(data_dir / "cache" / "serving") if each.name == name), None)
+
+    def count(photos: Iterable[str]) -> "Iterator[Prediction]":
+        paths = map(Path, photos)
+        answers = (
+            client.post_photos(server, paths, read_access("127.0.0.1", None).headers)
+            if server
+            else _count_on_sagemaker(name, paths)
+        )
+        for answer in answers:
+            if answer.count is not None and tuple(answer.probabilities) != counts:
+                raise UserError(
+                    f"--endpoint={name} does not count as the checkpoint does: name the checkpoint that it serves with "
+                    "--ckpt-path"
+                )
+            yield answer
+
+    return count
+
+
+def _count_on_sagemaker(name: str, photos: "Iterable[Path]") -> "Iterator[Prediction]":
+    from bincounter.cli.composition import compose
+    from bincounter.cli.deploy_command import endpoint_spec
+    from bincounter.cloud.account import Account
+    from bincounter.cloud.endpoints.invoke import count_photos
+    from bincounter.config.deploy_schema import check_deploy
+
+    cfg = compose([f"name={name}", "target=realtime", "action=status"], config_name="deploy")
+    check_deploy(cfg)
+    spec = endpoint_spec(cfg)
+    return count_photos(Account(spec.target["region"], "target", dry=False), spec, photos)
