@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 
 from bincounter.audit.expected_yield import SHARES, Found, expected_found, first_checks
-from bincounter.audit.posterior import SPREAD, RecordJudge, training_shares
+from bincounter.audit.posterior import SPREAD, RecordJudge, is_balanced, training_shares
 from bincounter.errors import BinCounterError
 from bincounter.training.results import Predictions, read_results
 
@@ -64,7 +64,7 @@ def main() -> int:
         sys.exit(f"{options.run} has no predictions of test photos: name a run that has scored them")
     known = np.isin(scored.counts, scored.support)
     scored = scored.rows(np.flatnonzero(known))
-    balanced = (results.config.get("model") or {}).get("class_weights") == "balanced"
+    balanced = is_balanced(results.config.get("model") or {}, results.config)
     shares = training_shares(results.photos("train"), scored.support, balanced=balanced)
     right = (scored.counts == scored.predicted).mean()
     print(f"{options.run}: {len(scored.ids):,} test photos, {right:.1%} counted right, {options.draws} draws")

@@ -126,13 +126,23 @@ class RecordJudge:
         return table[np.searchsorted(counts, recorded)]
 
 
+def is_balanced(model: Mapping[str, Any], config: Mapping[str, Any] | None) -> bool:
+    """Return True if training showed all counts alike: by weights of the loss, or by drawing them equally often.
+
+    Args:
+        model: node of the checkpoint, with ``class_weights``.
+        config: of the run, with ``data.balanced``; ``None`` without a run.
+    """
+    return model.get("class_weights") == "balanced" or bool(((config or {}).get("data") or {}).get("balanced"))
+
+
 def training_shares(photos: Mapping[int, int], counts: Sequence[int], *, balanced: bool = False) -> tuple[float, ...]:
     """Shares of the counts that a model's distributions take for granted, smoothed by one photo per count.
 
     Args:
         photos: of each count in training.
         counts: the support, ascending.
-        balanced: the loss weighed all counts alike (``model.class_weights=balanced``), which makes the shares equal.
+        balanced: from :func:`is_balanced`; the shares are equal then.
     """
     numbers = np.array([1.0 if balanced else photos.get(count, 0) + 1.0 for count in counts])
     return tuple((numbers / numbers.sum()).tolist())

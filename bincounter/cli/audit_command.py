@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from bincounter.audit.audit_run import Counting
     from bincounter.audit.expected_yield import Costs
     from bincounter.training.predictor import Prediction, Predictor
+    from bincounter.training.results import RunResults
 
 ERROR_RATE, SPREAD = 0.03, 0.25  # those of posterior.py, which imports numpy
 
@@ -134,30 +135,30 @@ def _model(arguments: Namespace) -> "tuple[Counting, dict[str, str]]":
 
     checkpoint = arguments.ckpt_path or find_newest_checkpoint(Path("logs"), named_by="--ckpt-path")
     from bincounter.audit.audit_run import Counting
-    from bincounter.audit.posterior import RecordJudge, training_shares
+    from bincounter.audit.posterior import RecordJudge, is_balanced, training_shares
     from bincounter.serving.packing.tarball import file_digest
     from bincounter.training.predictor import Predictor
+    from bincounter.training.results import find_run_of_checkpoint
     from bincounter.training.trainer import silence_lightning
 
     silence_lightning()
     predictor = Predictor(checkpoint, arguments.trust)
     described = predictor.description
-    balanced = described["model"].get("class_weights") == "balanced"
+    run = find_run_of_checkpoint(predictor.checkpoint).run
+    balanced = is_balanced(described["model"], run.config if run else None)
     shares = training_shares(described["train_counts"], predictor.counts, balanced=balanced)
     judge = RecordJudge(predictor.counts, shares, arguments.error_rate, arguments.spread)
-    digest, about = file_digest(predictor.checkpoint), _describe(predictor, shares)
+    digest, about = file_digest(predictor.checkpoint), _describe(predictor, run, shares)
     if arguments.endpoint is None:
         return Counting(digest, judge, predictor.answers, lambda: predictor.failures), about
     answers = _endpoint(arguments.endpoint, arguments.data_dir, predictor.counts)
     return Counting(f"{arguments.endpoint} {digest}", judge, answers), {"endpoint": arguments.endpoint, **about}
 
 
-def _describe(predictor: "Predictor", shares: Sequence[float]) -> dict[str, str]:
+def _describe(predictor: "Predictor", run: "RunResults | None", shares: Sequence[float]) -> dict[str, str]:
     from bincounter.number_format import percent
-    from bincounter.training.results import find_run_of_checkpoint
 
     about = {"model": str(predictor.checkpoint), "counts": ", ".join(map(str, predictor.counts))}
-    run = find_run_of_checkpoint(predictor.checkpoint).run
     if run and (scores := run.metrics.get(run.headline_side)):
         about["accuracy"] = f"{percent(scores.get('accuracy'))} of {scores['n']:,} {run.headline_side} photos"
         about["calibration error"] = percent(scores.get("ece"))

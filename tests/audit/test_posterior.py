@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from bincounter.audit import expected_yield
 from bincounter.audit.expected_yield import Costs, checks_worth, expected_found, first_checks
-from bincounter.audit.posterior import ERROR_RATE, EXTRA, MISSING, SPREAD, RecordJudge, training_shares
+from bincounter.audit.posterior import ERROR_RATE, EXTRA, MISSING, SPREAD, RecordJudge, is_balanced, training_shares
 from bincounter.cli import audit_command
 from bincounter.config.deploy_schema import AuditConfig
 
@@ -46,6 +46,8 @@ def test_the_training_shares_are_divided_out() -> None:
     photos = {0: 9, 1: 89}
     assert training_shares(photos, (0, 1)) == (0.1, 0.9)
     assert training_shares({}, (0, 1)) == training_shares(photos, (0, 1), balanced=True) == (0.5, 0.5)
+    assert is_balanced({"class_weights": "balanced"}, None) and is_balanced({}, {"data": {"balanced": True}})
+    assert not is_balanced({"class_weights": None}, {"data": {"balanced": False}})
     # The shares themselves say nothing on the photo: the prior is left.
     judge = RecordJudge((0, 1), (0.1, 0.9), error_rate=0.2)
     assert judge.judge([[0.1, 0.9], [0.1, 0.9]], [0, 1]).record_wrong == pytest.approx([0.2, 0.2])

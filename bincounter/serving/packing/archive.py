@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import bincounter
-from bincounter.audit.posterior import ERROR_RATE, SPREAD, RecordJudge, training_shares
+from bincounter.audit.posterior import ERROR_RATE, SPREAD, RecordJudge, is_balanced, training_shares
 from bincounter.data.preprocessing import decode
 from bincounter.errors import ConfigError, UserError
 from bincounter.model.build import OWN_PARTS, load_counter, targets_of, without_pretrained
@@ -185,7 +185,7 @@ def _files(checkpoint: Path, settings: PackageSettings, trusted: Sequence[str]) 
     origin = find_run_of_checkpoint(checkpoint)
     targets = {_TIMM if target.startswith(_OF_TIMM) else target for target in targets_of(parts)}
     foreign = foreign_code(target for target in targets if not target.startswith(OWN_PARTS))
-    balanced = description["model"].get("class_weights") == "balanced"
+    balanced = is_balanced(description["model"], origin.run.config if origin.run else None)
     shares = training_shares(description["train_counts"], description["counts"], balanced=balanced)
     judge = RecordJudge(tuple(description["counts"]), shares, settings.error_rate, settings.spread)
     about = {
