@@ -2,8 +2,8 @@
 
 The records that are wrong among N checked ones are a sum of independent trials with unequal probabilities, which has a
 Poisson binomial distribution (Hong, On computing the distribution function for the Poisson binomial distribution,
-Computational Statistics & Data Analysis 59, 2013): exact by convolution for few records, else by his refined normal
-approximation, which adds a correction for skewness.
+Computational Statistics & Data Analysis 59, 2013): exact by convolution for few records, else by the refined normal
+approximation described there, which corrects for skewness (Volkova 1996).
 """
 
 from dataclasses import dataclass

@@ -7,7 +7,7 @@ A record says r items; k are in the bin, of the counts that the model knows. By 
 - Likelihood: a calibrated classifier returns p(k | photo) under the shares of counts it was trained on; divided by
   these shares p_train it is proportional to p(photo | k). Elkan, The Foundations of Cost-Sensitive Learning, IJCAI 2001
   (theorem 2, the change of base rates); Saerens, Latinne and Decaestecker, Adjusting the Outputs of a Classifier to New
-  a Priori Probabilities, Neural Computation 14(1), 2002 (equation 2.4, of any number of classes).
+  a Priori Probabilities, Neural Computation 14(1), 2002 (section 2, for any number of classes).
 - Prior: a record is right with probability 1 - e; with e, the error rate, another count k of the support is in the bin,
   in proportion to spread ** (|k - r| - 1), so that most errors are of one item.
 - The photo and the record are independent given the items: whoever wrote the record has not looked at this photo.

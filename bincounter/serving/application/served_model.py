@@ -116,10 +116,10 @@ class ServedModel:
         self.engine: str = described.get("engine", TORCH)
         self.limits = Limits(**described["limits"])
         self.least: float | None = described.get("needs_person_below")
-        audit = described.get("audit")
-        self.judge = None if audit is None else RecordJudge.of(audit, self.counts)
         self._described, self._folder = described, folder
         self._forward = self._on_torch() if self.engine == TORCH else open_model(self.engine, folder / ONNX_FILE)
+        audit = described.get("audit")
+        self.judge = None if audit is None else RecordJudge.of(audit, self.counts)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
