@@ -64,8 +64,7 @@ def headline(everything: Found) -> str:
     """Summarise the expected number of wrong records."""
     if not everything.checks:
         return "No record could be judged"
-    expected = decimals(everything.expected, 0 if everything.expected >= 10 else 1)
-    return f"{expected} of {whole(everything.checks)} records are expected to be wrong"
+    return f"{decimals(everything.expected, 1)} of {whole(everything.checks)} records are expected to be wrong"
 
 
 def cards_of(record_wrong: np.ndarray) -> list[tuple[float, int]]:

@@ -86,7 +86,8 @@ def _audit(arguments: Namespace) -> int:
     about |= {"records": str(arguments.record), "table": str(arguments.output)}
     write_audit_page(page, audit, counting.judge, costs, {name: escape_name(text) for name, text in about.items()})
     wrong = audit.judged
-    print(f"{len(wrong):,} of {records:,} records judged: {headline(expected_found(wrong, len(wrong)))}")
+    judged = "" if len(wrong) == records else f", {len(wrong):,} of {records:,} judged"
+    print(f"{headline(expected_found(wrong, len(wrong)))}{judged}")
     for share, number in cards_of(wrong):
         print(f"first {share:.0%}, {number:,} checks: {found_sentence(expected_found(wrong, number))}")
     if costs and len(wrong):
@@ -119,6 +120,8 @@ def _check(arguments: Namespace, page: Path) -> None:
     output: Path = arguments.output
     if output.suffix != ".csv" or is_stream(output):
         raise UserError(f"--output={output} is not a name for the table: let it end in .csv; the page is put beside it")
+    if output.resolve() == arguments.record.resolve():
+        raise UserError(f"--output={output} is the table of records, which would be replaced: name another file")
     for file in (output, page):
         check_writable(file, key="--output")
 

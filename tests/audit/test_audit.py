@@ -127,7 +127,10 @@ def test_every_record_and_every_photo_is_in_the_table(run: Run, photos: Path, ch
     assert by_bin["A-2"]["predicted"] and not by_bin["A-2"]["record_wrong"]  # the prediction is of use nevertheless
     assert (by_bin["A-3"]["expected"], by_bin["A-0"]["shelf"]) == ("two", "left")
     assert read_cell(by_bin["A-1"]["shelf"]) == "=right, or not" and by_bin["A-1"]["shelf"].startswith("'")
-    assert "2 of 13 records judged" in done.stdout and "11 records not judged, 1 photo without a record" in done.stdout
+    assert (
+        "of 2 records are expected to be wrong, 2 of 13 judged" in done.stdout
+        and "11 records not judged, 1 photo without a record" in done.stdout
+    )
     assert "Stop after 2 checks: a check costs 1 and an unfound error 1000." in done.stdout
     assert sorted(path.name for path in output.parent.iterdir()) == ["audit.csv", "audit.html"]
 
@@ -179,6 +182,7 @@ def test_any_bytes_are_records_or_refused(tmp_path_factory: pytest.TempPathFacto
         (["--cost-of-check=1"], "add --cost-of-error, or remove the other"),
         (["--cost-of-check=1", "--cost-of-error=-1"], "--cost-of-error=-1 is out of range"),
         (["--output=audit.html"], "is not a name for the table: let it end in .csv"),
+        (["--output={stock}"], "is the table of records, which would be replaced: name another file"),
         (["--output=/dev/stdout"], "is not a name for the table"),
         (["--ckpt-path=nowhere.ckpt"], "Checkpoint nowhere.ckpt does not exist"),
         (["nowhere"], "nowhere is neither a photo nor a folder"),
@@ -192,7 +196,7 @@ def test_options_that_cannot_be_used_are_refused(
         f"--record={stock}",
         f"--ckpt-path={checkpoint}",
         f"--output={tmp_path / 'out' / 'audit.csv'}",
-        *arguments,
+        *(each.format(stock=stock) for each in arguments),
     ]
     done = run("-m", "bincounter", "audit", str(photos), *given_, code=2)
     assert said in done.stderr and len(done.stderr.splitlines()) == 1
