@@ -89,7 +89,9 @@ def _audit(arguments: Namespace) -> int:
     judged = "" if len(wrong) == records else f", {len(wrong):,} of {records:,} judged"
     print(f"{headline(expected_found(wrong, len(wrong)))}{judged}")
     for share, number in cards_of(wrong):
-        print(f"first {share:.0%}, {number:,} checks: {found_sentence(expected_found(wrong, number))}")
+        print(
+            f"first {share:.0%}, {number:,} check{'s' * (number != 1)}: {found_sentence(expected_found(wrong, number))}"
+        )
     if costs and len(wrong):
         print(stop_sentence(wrong, costs))
     if left := len(audit.order) - len(wrong):

@@ -6,9 +6,10 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bincounter.audit.posterior import RecordJudge
+if TYPE_CHECKING:  # it imports numpy, and limits are needed without
+    from bincounter.audit.posterior import RecordJudge
 
 JSON, CSV = "application/json", "text/csv"
 _ECHO = 60  # characters of a request that a message repeats
@@ -74,7 +75,7 @@ class AnswerFormatter:
     """
 
     def __init__(
-        self, model: str, counts: Sequence[int], least: float | None = None, judge: RecordJudge | None = None
+        self, model: str, counts: Sequence[int], least: float | None = None, judge: "RecordJudge | None" = None
     ) -> None:
         self._model, self._counts, self._least, self._judge = model, tuple(counts), least, judge
 
