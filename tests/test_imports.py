@@ -15,6 +15,7 @@ ROOMS = (
     "training",
     "debugger",
     "report",
+    "audit",
     "serving",
     "cloud",
     "sweep",

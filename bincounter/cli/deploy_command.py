@@ -149,7 +149,7 @@ def check_sagemaker(cfg: DictConfig) -> None:
     from bincounter.cloud.endpoints import batch_transform, deployment_plan
     from bincounter.serving.packing.archive import Package
 
-    spec = _spec(cfg)
+    spec = endpoint_spec(cfg)
     account, unpacked = Account(spec.target["region"], "target", dry=cfg.dry_run), Package(Path(), "", "0" * 64)
     if cfg.action == "transform":
         cost = batch_transform.plan_transform(account, spec, unpacked, source=cfg.input, output=cfg.output).cost
@@ -178,7 +178,7 @@ def run_on_sagemaker(cfg: DictConfig, package: "Package | None") -> int:
     from bincounter.cloud.account import Account
     from bincounter.cloud.endpoints import endpoint_record
 
-    spec = _spec(cfg)
+    spec = endpoint_spec(cfg)
     account = Account(spec.target["region"], "target", dry=cfg.dry_run)
     if cfg.action == "invoke":
         from bincounter.cloud.endpoints.invoke import invoke
@@ -221,7 +221,8 @@ def run_on_sagemaker(cfg: DictConfig, package: "Package | None") -> int:
     return 0
 
 
-def _spec(cfg: DictConfig) -> "EndpointSpec":
+def endpoint_spec(cfg: DictConfig) -> "EndpointSpec":
+    """Return the settings of the SageMaker endpoint of a configuration."""
     from bincounter.cloud.endpoints.api_objects import check_request_keys
     from bincounter.cloud.endpoints.endpoint_requests import EndpointSpec
 

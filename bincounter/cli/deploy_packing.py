@@ -49,7 +49,7 @@ def pack_and_check(cfg: DictConfig) -> "Package":
         log.warning("The answers of %s are not compared with training.", cfg.archive)
         return read_package(archive)
     origin = origin_of(cfg)
-    settings = PackageSettings(Path(), cfg.precision, _limits(cfg), _engine(cfg))
+    settings = PackageSettings(Path(), cfg.precision, _limits(cfg), _engine(cfg), **cfg.audit)
     if cfg.precision == "int8":
         settings = replace(settings, calibration=calibration_photos(origin.run))
     if cfg.coverage is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bincounter import __version__
+from bincounter.cli.audit_command import add_audit
 from bincounter.cli.data_commands import add_data_commands, as_path, as_place, print_written
 from bincounter.cli.export_command import add_export
 from bincounter.cli.push_command import add_push
@@ -111,6 +112,8 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         help="your own package that defines the checkpoint's model",
     )
     predict.set_defaults(command=_predict)
+
+    add_audit(commands, as_path, as_place)
 
     compare = commands.add_parser("compare", help="compare runs: differing settings and their scores")
     compare.add_argument("runs", nargs="+", type=as_path, metavar="RUN", help="folders of runs, or of sweeps")

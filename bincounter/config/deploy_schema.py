@@ -76,6 +76,14 @@ class ParityConfig:
 
 
 @dataclass
+class AuditConfig:
+    """Errors of stock records, for requests with the recorded count; written into the archive."""
+
+    error_rate: float = bounded(0.03, gt=0, le=0.99)  # share of records that are wrong
+    spread: float = bounded(0.25, gt=0, le=1)  # an error of n + 1 items is this many times as frequent as one of n
+
+
+@dataclass
 class PlacesConfig:
     """Folders; relative ones start at the working directory."""
 
@@ -168,6 +176,7 @@ class DeployConfig:
     # packages of yours that define the checkpoint's model; true: serve an archive that was packed elsewhere
     trust: Any = field(default_factory=list)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
+    audit: AuditConfig = field(default_factory=AuditConfig)
     parity: ParityConfig = field(default_factory=ParityConfig)
     target: Any = MISSING  # typed by its own schemas
     paths: PlacesConfig = field(default_factory=PlacesConfig)

@@ -101,6 +101,33 @@ def kept_accuracy(rows: Sequence[Mapping[str, float]], *, label: str) -> Markup:
         return to_svg(figure, label)
 
 
+def found_errors(
+    checks: Sequence[int], found: Sequence[float], ends: Sequence[tuple[int, int]], *, stop: int | None, label: str
+) -> Markup:
+    """Draw the wrong records that checks are expected to find, with their interval and those of a random order.
+
+    Args:
+        checks: ascending numbers of checks, the last of all records ``[N]``.
+        found: expected number of wrong records ``[N]``.
+        ends: of the intervals ``[N]``.
+        stop: checks that are worth their cost, ``None`` without costs.
+        label: description for screen readers.
+    """
+    low, high = np.array(ends, dtype=float).T
+    with mpl.rc_context(RC):
+        figure, axes = canvas("Checks")
+        axes.fill_between(checks, low, high, color=ACCENT, alpha=0.2, linewidth=0)
+        axes.plot([0, checks[-1]], [0, found[-1]], color=INK, linewidth=1, linestyle=(0, (3, 3)))
+        axes.plot(checks, found, color=ACCENT)
+        if stop is not None:
+            axes.axvline(stop, color=MUTED, linewidth=1)
+        axes.set_xlim(0, checks[-1])
+        axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        return to_svg(figure, label)
+
+
 def stacked_bars(names: Sequence[str], parts: Mapping[str, Sequence[int]], *, xlabel: str, label: str) -> Markup:
     """Draw one stacked bar per name, parts in the colours of their splits, and the totals above."""
     total = np.zeros(len(names))

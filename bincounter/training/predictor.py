@@ -79,6 +79,8 @@ class Predictor:
 
     Attributes:
         counts: the support: counts the model can predict, ascending.
+        checkpoint: path of its file.
+        description: of the checkpoint, see :func:`bincounter.model.build.checkpoint_metadata`.
         failures: number of unread photos for reasons outside of them, such as a lack of memory.
 
     Raises:
@@ -99,12 +101,12 @@ class Predictor:
             raise ConfigError(f"batch_size={batch_size!r} is not a whole number: write one, such as 32")
         Bound(ge=1).check("batch_size", batch_size)
         self._device, self._batch_size = _device(device), batch_size
-        file = checkpoint_file(Path(expand_user(str(checkpoint))))
+        self.checkpoint = file = checkpoint_file(Path(expand_user(str(checkpoint))))
         self._least = None if coverage is None else confidence_threshold(find_run_of_checkpoint(file), coverage)
-        model, description = load_counter(file, [trust] if isinstance(trust, str) else trust)
+        model, self.description = load_counter(file, [trust] if isinstance(trust, str) else trust)
         self._model: BinCounter = model.to(self._device)
         self._normalize = Normalize().to(self._device)
-        self._size: int = description["image_size"]
+        self._size: int = self.description["image_size"]
         self.counts: tuple[int, ...] = self._model.counts
         self.failures = 0
 
@@ -247,12 +249,20 @@ def list_photos(source: str, data_dir: Path) -> list[Path]:
     Raises:
         DataError: ``source`` does not exist, or has no photo.
     """
+    root = find_source(source, data_dir)
+    return [root] if root.is_file() else find_photos(root)
+
+
+def find_source(source: str, data_dir: Path) -> Path:
+    """Find the photo or the folder of ``source`` on this machine; arguments as of :func:`list_photos`.
+
+    Raises:
+        DataError: it does not exist.
+    """
     root = _fetched(source, data_dir) if is_remote(source) else Path(source)
-    if root.is_file():
-        return [root]
-    if not root.is_dir():
+    if not root.is_file() and not root.is_dir():
         raise DataError(f"{escape_name(source)} is neither a photo nor a folder: correct the path, or use an s3:// URI")
-    return find_photos(root)
+    return root
 
 
 def _fetched(source: str, data_dir: Path) -> Path:

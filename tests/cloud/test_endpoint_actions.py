@@ -10,6 +10,8 @@ from aws_faults import Faults, faults
 from deployments import ROLE, act
 from moto.server import ThreadedMotoServer
 
+from bincounter.cloud.account import Account
+from bincounter.cloud.endpoints import batch_transform
 from bincounter.errors import BinCounterError, ConfigError, ResourceError
 
 IMAGE = "target.image=123456789012.dkr.ecr.us-east-1.amazonaws.com/ray:1"
@@ -176,3 +178,12 @@ def test_a_folder_with_more_than_photos_is_no_batch(aws: Faults, archive: Path) 
     with pytest.raises(BinCounterError, match=r"no objects under s3://photos/bins/1.jpg/: name the folder"):
         act(*(word.replace("photos/bins", "photos/bins/1.jpg") for word in given), archive=archive)
     assert not made(aws)
+
+
+def test_a_folder_of_requests_in_json_is_a_batch(aws: Faults) -> None:
+    s3 = boto3.client("s3", "us-east-1")
+    s3.create_bucket(Bucket="requests")
+    for key in ("bins/1.json", "bins/2.json"):
+        s3.put_object(Bucket="requests", Key=key, Body=b'{"image": "AA==", "expected": 3}')
+    account = Account("us-east-1", "target", dry=False)
+    assert batch_transform._content_type(account, "s3://requests/bins") == "application/json"

@@ -11,7 +11,8 @@ import pytest
 from deployments import ROLE, act
 from scripted_endpoints import ScriptedEndpoints, scripted_endpoints
 
-from bincounter.errors import ConfigError, ResourceError
+from bincounter.cli.audit_command import _endpoint
+from bincounter.errors import ConfigError, ResourceError, UserError
 from sagemaker_rehearsal import client_environment
 
 IMAGE = "target.image=123456789012.dkr.ecr.us-east-1.amazonaws.com/ray:1"
@@ -157,7 +158,7 @@ def test_a_busy_endpoint_is_deleted_when_it_may_be(
 
 
 def test_answers_and_refusals_of_the_container(
-    script: ScriptedEndpoints, archive: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+    script: ScriptedEndpoints, archive: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     act(*REALTIME, "action=deploy", "name=asked", archive=archive)
     capsys.readouterr()
@@ -165,6 +166,13 @@ def test_answers_and_refusals_of_the_container(
     script.containers = [(503, '{"error": "too much to do"}'), (200, ANSWER)]  # one that is busy is asked again
     assert act(*invoke, f"input={photos / '1.jpg'}") == 0
     assert capsys.readouterr().out == f"{photos / '1.jpg'}\t3\t(75% sure, 2.75 expected)\n"
+    script.containers = [(200, ANSWER), (422, '{"error": "no photo"}')]  # as bincounter audit --endpoint asks
+    answers = list(_endpoint("asked", tmp_path, (2, 3))(str(photos / name) for name in ("1.jpg", "2.png")))
+    assert sorted((answer.count, answer.error) for answer in answers if answer.count) == [(3, "")]
+    assert [answer.photo for answer in answers] == [str(photos / name) for name in ("1.jpg", "2.png")]
+    script.containers = [(200, ANSWER)]
+    with pytest.raises(UserError, match="--endpoint=asked does not count as the checkpoint does"):
+        list(_endpoint("asked", tmp_path, (0, 3))([str(photos / "1.jpg")]))
     script.containers = [(422, '{"error": "no photo: send a JPEG"}')] * 2
     assert act(*invoke, f"input={photos}") == 2
     assert capsys.readouterr().err == "".join(

@@ -39,6 +39,8 @@ model-index:
 _CODE = (
     "__init__.py",
     "errors.py",
+    "audit/__init__.py",
+    "audit/posterior.py",
     "data/__init__.py",
     "data/photo_bounds.py",
     "data/photo_decoder.py",
@@ -65,6 +67,7 @@ def unpacked_archive(folder: Path, **limits: Any) -> Path:
         "precision": "fp32",
         "description": {"model": {**MODEL, "weights": None, "head": {}}, "objective": OBJECTIVE},
         "limits": {**LIMITS, **limits},
+        "audit": {"error_rate": 0.1, "spread": 0.25, "training_shares": [0.1, 0.2, 0.3, 0.4]},
         "task_name": "squares",
         "bincounter": "0.1.0",
     }

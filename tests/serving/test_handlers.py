@@ -98,6 +98,18 @@ def test_photos_are_counted(ask: Asked) -> None:
     assert table["body"].startswith("count,expected_count,p_0")
 
 
+def test_a_recorded_count_is_judged(ask: Asked) -> None:
+    plain = json.loads(ask(photo(2), Content_Type="image/jpeg")["body"])
+    for headers in ({"x_bincounter_expected": "2"}, {"X_Amzn_SageMaker_Custom_Attributes": "trace=a1, expected=2"}):
+        judged = json.loads(ask(photo(2), Content_Type="image/jpeg", **headers)["body"])
+        assert judged.pop("direction") in ("missing", "extra") and 0 < judged.pop("record_wrong") < 1
+        assert judged == plain
+    instance = {"image": base64.b64encode(photo(2)).decode(), "expected": 9}
+    refused = ask(json.dumps({"instances": [instance]}).encode(), Content_Type="application/json")
+    assert refused["status"] == [400, "Bad Request"]
+    assert "instances[0]: the model does not know the recorded count 9" in json.loads(refused["body"])["error"]
+
+
 @pytest.mark.parametrize(
     ("body", "headers", "status"),
     [

@@ -21,6 +21,7 @@ INSTANCES = json.dumps({"instances": [{"image": base64.b64encode(photo(seed)).de
 CASES: list[tuple[str, str, bytes | None, dict[str, str], str]] = [
     ("post", "/invocations", photo(3), TYPED, "200"),
     ("post", "/invocations", photo(3), {**TYPED, "Accept": "text/csv"}, "200"),
+    ("post", "/invocations", photo(3), {**TYPED, "X-Bincounter-Expected": "2"}, "200"),
     ("post", "/invocations", INSTANCES, IN_JSON, "200"),
     ("post", "/invocations", FORM, {"Content-Type": FORM_TYPE}, "200"),
     ("post", "/invocations", b"{}", IN_JSON, "400"),

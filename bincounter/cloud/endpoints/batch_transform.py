@@ -133,11 +133,14 @@ def _content_type(account: "Account", source: str) -> str:
     if not names:
         one = "name the folder of the photo, whose photos are all counted" if is_photo_name(source) else "correct input"
         raise DataError(f"no objects under {source}/: {one} (upper and lower case matter)")
+    if all(PurePosixPath(name).suffix == ".json" for name in names):
+        return "application/json"  # requests, such as {"image": BASE64, "expected": 3}
     others = [name for name in names if not is_photo_name(name)]
     if others:
         raise DataError(
             f"{len(others)} of the {len(names)} objects under {source} are not photos ({others[0]}), and a transform "
-            f"job fails on them: use a folder with only {', '.join(sorted(PHOTO_SUFFIXES))} files, none hidden"
+            f"job fails on them: use a folder with only {', '.join(sorted(PHOTO_SUFFIXES))} files, none hidden, or "
+            "with only .json files"
         )
     kinds = {PurePosixPath(name).suffix.lower() for name in names}
     if kinds <= {".jpg", ".jpeg"}:

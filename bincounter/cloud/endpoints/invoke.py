@@ -4,7 +4,10 @@ import json
 import secrets
 import threading
 import time
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,7 +16,7 @@ from bincounter.cloud.endpoints.api_objects import Call, build_call
 from bincounter.cloud.endpoints.deployment_plan import bucket_uri, print_calls
 from bincounter.cloud.endpoints.endpoint_requests import EndpointSpec
 from bincounter.cloud.endpoints.endpoint_state import describe_config, require_endpoint
-from bincounter.errors import BinCounterError, ConfigError, Interrupted, ResourceError
+from bincounter.errors import ConfigError, Interrupted, ResourceError
 from bincounter.names import escape_name
 from bincounter.training.predictor import Prediction, print_predictions
 
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from bincounter.cloud.account import Account
 
 _AT_ONCE = 8  # requests at a time; more would queue at the endpoint
+_AHEAD = 512  # photos whose requests are prepared at a time
 _TRIES = 6  # attempts per request while the endpoint is overloaded
 _TIMEOUT_S = 1800.0  # seconds until an asynchronous answer: an instance may have to start first
 _POLL_S = 1.0
@@ -60,27 +64,57 @@ def invoke(account: "Account", spec: EndpointSpec, photos: list[Path], *, dry: b
     if dry:
         print_calls(account, [_shown(account, spec, photo) for photo in photos])
         return 0
+    kind = _answering(account, spec)
+    if kind == "async" and not spec.target["wait"]:
+        return _submit_all(account, spec, photos)
+    try:
+        with closing(_answers(account, spec, photos, kind)) as answers:
+            counted = print_predictions(answers)
+    except KeyboardInterrupt:
+        raise Interrupted("Interrupted: run the same command again") from None
+    return 0 if counted else 2
+
+
+def count_photos(account: "Account", spec: EndpointSpec, photos: Iterable[Path]) -> Iterator[Prediction]:
+    """Send photos to an endpoint; yields a prediction for each, in their order.
+
+    Args:
+        account: account of the endpoint.
+        spec: settings of the endpoint.
+        photos: paths; may be lazy and of any number.
+
+    Raises:
+        BinCounterError: as :func:`invoke`.
+    """
+    yield from _answers(account, spec, photos, _answering(account, spec))
+
+
+def _answering(account: "Account", spec: EndpointSpec) -> str:
+    """Return the kind of an endpoint.
+
+    Raises:
+        BinCounterError: it does not exist, or answers no requests.
+    """
     there = require_endpoint(account, spec.name)
     if there["EndpointStatus"] in ("Creating", "Failed", "Deleting"):
         raise ConfigError(
             f"the endpoint name={spec.name} is {there['EndpointStatus']}, and answers no requests: see action=status"
         )
-    config = describe_config(account, there["EndpointConfigName"]) or {}
-    kind = _kind(config)
-    if kind == "async" and not spec.target["wait"]:
-        return _submit_all(account, spec, photos)
+    return _kind(describe_config(account, there["EndpointConfigName"]) or {})
+
+
+def _answers(account: "Account", spec: EndpointSpec, photos: Iterable[Path], kind: str) -> Generator[Prediction]:
     send, leave = _invoke_async if kind == "async" else _invoke, threading.Event()
+    left = iter(photos)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        futures = [pool.submit(send, account, spec, photo, _LARGEST_MB[kind], leave) for photo in photos]
         try:
-            counted = print_predictions(_answer(*pair) for pair in zip(photos, futures, strict=True))
-        except (BinCounterError, KeyboardInterrupt) as error:
+            while batch := list(islice(left, _AHEAD)):
+                futures = [pool.submit(send, account, spec, photo, _LARGEST_MB[kind], leave) for photo in batch]
+                yield from (_answer(*pair) for pair in zip(batch, futures, strict=True))
+        except BaseException:  # GeneratorExit is one
             leave.set()
             pool.shutdown(wait=False, cancel_futures=True)
-            if isinstance(error, KeyboardInterrupt):
-                raise Interrupted("Interrupted: run the same command again") from None
             raise
-    return 0 if counted else 2
 
 
 def _answer(photo: Path, future: "Future[str]") -> Prediction:

@@ -6,7 +6,10 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # it imports numpy, and limits are needed without
+    from bincounter.audit.posterior import RecordJudge
 
 JSON, CSV = "application/json", "text/csv"
 _ECHO = 60  # characters of a request that a message repeats
@@ -68,23 +71,56 @@ class AnswerFormatter:
         model: the model's id.
         counts: the support of the model, ascending.
         least: confidence below which an answer needs a person; ``None`` if answers do not say so.
+        judge: of recorded counts; ``None`` in archives of earlier versions.
     """
 
-    def __init__(self, model: str, counts: Sequence[int], least: float | None = None) -> None:
-        self._model, self._counts, self._least = model, tuple(counts), least
+    def __init__(
+        self, model: str, counts: Sequence[int], least: float | None = None, judge: "RecordJudge | None" = None
+    ) -> None:
+        self._model, self._counts, self._least, self._judge = model, tuple(counts), least, judge
 
-    def format(self, rows: Sequence[Sequence[float]], form: AnswerFormat, *, several: bool) -> bytes:
+    def check_expected(self, expected: int | None) -> None:
+        """Check that a recorded count can be judged.
+
+        Raises:
+            Problem: 400, it cannot.
+        """
+        if expected is None:
+            return
+        if self._judge is None:
+            raise Problem(400, "This archive judges no recorded counts; package the checkpoint again, or send none.")
+        if expected not in self._counts:
+            known = ", ".join(map(str, self._counts))
+            raise Problem(
+                400, f"The model does not know the recorded count {expected}, only {known}; send one of them."
+            )
+
+    def format(
+        self,
+        rows: Sequence[Sequence[float]],
+        form: AnswerFormat,
+        *,
+        several: bool,
+        expected: Sequence[int | None] = (),
+    ) -> bytes:
         """Format the answers of a request.
 
         Args:
             rows: a distribution for each photo, ``float32[K]``.
             form: JSON or CSV.
             several: JSON is ``{"predictions": [...]}``.
+            expected: checked recorded count of each photo, ``None`` without one. Answers to them have
+                ``record_wrong`` and ``direction``; a CSV with one of them has these columns last.
 
         Raises:
             Problem: 500, a probability is not a number.
         """
         answers = [self._answer(row) for row in rows]
+        for answer, row, count in zip(answers, rows, expected, strict=bool(expected)):
+            if count is not None and self._judge:
+                verdict = self._judge.judge([row], [count])
+                answer["record_wrong"] = _short(verdict.record_wrong[0])
+                answer["direction"] = str(verdict.direction[0])
         if form.kind == CSV:
             return self._table(answers, form)
         return json.dumps({"predictions": answers} if several else answers[0]).encode("ascii")
@@ -104,16 +140,19 @@ class AnswerFormatter:
         }
 
     def _table(self, answers: Sequence[dict[str, Any]], form: AnswerFormat) -> bytes:
+        judged = [name for name in ("record_wrong", "direction") if any(name in answer for answer in answers)]
         lines = [
             [
                 *(answer["count"], answer["expected_count"], *answer["probabilities"].values(), answer["model"]),
                 *(("no", "yes")[answer[name]] for name in ("needs_person",) if name in answer),
+                *(answer.get(name, "") for name in judged),
             ]
             for answer in answers
         ]
         if form.header:
             last = [] if self._least is None else ["needs_person"]
-            lines.insert(0, ["count", "expected_count", *(f"p_{count}" for count in self._counts), "model", *last])
+            names = ["count", "expected_count", *(f"p_{count}" for count in self._counts), "model", *last, *judged]
+            lines.insert(0, names)
         return "".join(",".join(map(str, cells)) + "\n" for cells in lines).encode("ascii")
 
 

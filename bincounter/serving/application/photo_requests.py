@@ -1,11 +1,11 @@
-"""Parser of request bodies: JSON, forms and photos, compressed or not."""
+"""Parser of requests: JSON, forms and photos, compressed or not; the recorded counts of their bins."""
 
 import base64
 import binascii
 import json
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,11 @@ GENERIC_TYPES = ("", "application/octet-stream", "binary/octet-stream")
 PHOTO_TYPES = ("image/jpeg", "image/jpg", "image/png", "image/webp", "application/x-image")
 """Content types of photos; the format is read from the content."""
 
+EXPECTED = "X-Bincounter-Expected"
+"""Header with the recorded count of the bin, for a body that is a photo."""
+
+_ATTRIBUTES = "x-amzn-sagemaker-custom-attributes"  # that SageMaker passes on; expected=3 among them is read, too
+_COUNT = re.compile("[0-9]{1,6}")
 _FORMS = 'send {"image": BASE64}, {"url": "https://..."} or {"instances": [...]} with a list of these'
 _BROWSER_PREFIX = re.compile(r"data:[^,]{0,100};base64,")
 _SPACES = b" \t\r\n"  # the base64 command wraps its lines
@@ -67,24 +72,36 @@ class PhotoRequest:
         photos: in order, at least one.
         several: a list of answers is expected, even for one photo.
         kind: name of the list of photos in the request, for messages.
+        expected: recorded count of the bin of each photo, ``None`` for those without; empty if none has one.
     """
 
     photos: Sequence[Photo]
     several: bool
     kind: str = "instances"
+    expected: Sequence[int | None] = ()
 
     def where(self, number: int) -> str:
         """Prefix of a problem with a photo: ``instances[2]: ``, or an empty string."""
         return f"{self.kind}[{number}]: " if self.several else ""
 
 
-def parse_request(body: bytes, content_type: str | None, limits: Limits) -> PhotoRequest:
+def expected_of(headers: Mapping[str, str]) -> str | None:
+    """Return the recorded count that headers hold as text, ``None`` if they hold none."""
+    found = {name.lower(): value for name, value in headers.items()}
+    if EXPECTED.lower() in found:
+        return found[EXPECTED.lower()]
+    attributes = (each.partition("=") for each in re.split(r"[,;\s]+", found.get(_ATTRIBUTES, "")))
+    return next((value for name, equals, value in attributes if equals and name.lower() == "expected"), None)
+
+
+def parse_request(body: bytes, content_type: str | None, limits: Limits, expected: str | None = None) -> PhotoRequest:
     """Parse a request.
 
     Args:
         body: of the request.
         content_type: its header; if it is missing or one of :data:`GENERIC_TYPES`, the body's first bytes decide.
         limits: of the archive.
+        expected: from :func:`expected_of`.
 
     Raises:
         Problem: 400 malformed, 413 too large, 415 of an unknown type.
@@ -96,7 +113,10 @@ def parse_request(body: bytes, content_type: str | None, limits: Limits) -> Phot
     if body.startswith(_COMPRESSED):
         raise Problem(415, "The body is compressed, but without its Content-Encoding; send it as it is.")
     kind = (content_type or "").partition(";")[0].strip().lower()
-    if kind == JSON or (kind in GENERIC_TYPES and body[:64].lstrip()[:1] == b"{"):
+    is_json = kind == JSON or (kind in GENERIC_TYPES and body[:64].lstrip()[:1] == b"{")
+    if expected is not None and (is_json or kind == FORM):
+        raise Problem(400, f'{EXPECTED} is for a body that is a photo; put "expected" beside "image" in JSON.')
+    if is_json:
         return _asked(_parsed(body, limits), limits)
     if kind == FORM:
         return PhotoRequest(_files(body, content_type or "", limits), several=True, kind="files")
@@ -106,7 +126,13 @@ def parse_request(body: bytes, content_type: str | None, limits: Limits) -> Phot
             f"Content-Type {shorten(kind)!r} is not supported; send image/jpeg, image/png, image/webp, {JSON} or "
             f"{FORM}.",
         )
-    return PhotoRequest([body], several=False)
+    return PhotoRequest([body], several=False, expected=() if expected is None else [_header_count(expected)])
+
+
+def _header_count(text: str) -> int:
+    if not _COUNT.fullmatch(text.strip()):
+        raise Problem(400, f"The recorded count {shorten(text)!r} is not a whole number; send {EXPECTED}: 3.")
+    return int(text)
 
 
 def decompress(body: bytes, coding: str, limits: Limits) -> bytes:
@@ -246,7 +272,8 @@ def _asked(content: Any, limits: Limits) -> PhotoRequest:
     if not isinstance(content, dict):
         raise Problem(400, f"The JSON is not an object; {_FORMS}.")
     if "instances" not in content:
-        return PhotoRequest([_photo(content, ("image", "url", "b64", "instances"))], several=False)
+        photo, expected = _photo(content, ("image", "url", "b64", "expected", "instances"))
+        return PhotoRequest([photo], several=False, expected=[expected])
     if len(content) > 1:
         other = next(key for key in content if key != "instances")
         raise Problem(400, f'{_quoted(other)} is given beside "instances"; put photos into the list, and remove it.')
@@ -258,16 +285,18 @@ def _asked(content: Any, limits: Limits) -> PhotoRequest:
             413, f"There are {len(instances)} instances, and at most {limits.max_instances} are taken; send fewer."
         )
     asked = PhotoRequest([], several=True)
-    photos = []
+    photos, counts = [], []
     for number, instance in enumerate(instances):
         try:
-            photos.append(_photo(instance, ("image", "url", "b64")))
+            photo, expected = _photo(instance, ("image", "url", "b64", "expected"))
         except Problem as problem:
             raise problem.at(asked.where(number)) from None
-    return PhotoRequest(photos, several=True)
+        photos.append(photo)
+        counts.append(expected)
+    return PhotoRequest(photos, several=True, expected=counts)
 
 
-def _photo(content: Any, known: Sequence[str]) -> Photo:
+def _photo(content: Any, known: Sequence[str]) -> tuple[Photo, int | None]:
     if not isinstance(content, dict):
         raise Problem(400, 'A photo must be an object; send {"image": BASE64} or {"url": "https://..."}.')
     for key in content:
@@ -276,13 +305,16 @@ def _photo(content: Any, known: Sequence[str]) -> Photo:
             raise Problem(
                 400, f"{_quoted(key)} is not a known key; " + (f'did you mean "{near}"?' if near else f"{_FORMS}.")
             )
+    expected = content.pop("expected", None)
+    if expected is not None and (type(expected) is not int or expected < 0):  # bool is a subclass of int
+        raise Problem(400, '"expected" is not a whole number of items; send {"image": BASE64, "expected": 3}.')
     if len(content) != 1:
         raise Problem(400, f'A photo has {"more than one" if content else "none"} of "image" and "url"; give one.')
     [(key, value)] = content.items()
     if not isinstance(value, str):
         kind = "null" if value is None else type(value).__name__
         raise Problem(400, f'"{key}" is {kind} and must be a string; {_FORMS}.')
-    return Url(value) if key == "url" else Base64(value)
+    return Url(value) if key == "url" else Base64(value), expected
 
 
 def _quoted(key: str) -> str:

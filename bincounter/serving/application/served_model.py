@@ -11,6 +11,7 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor, nn
 
+from bincounter.audit.posterior import RecordJudge
 from bincounter.data.preprocessing import Normalize
 from bincounter.model.backbones import feature_size
 from bincounter.model.objectives import Objective, learnt_counts
@@ -117,6 +118,7 @@ class ServedModel:
         engine: ``torch``, ``onnxruntime`` or ``openvino``.
         limits: bounds of requests.
         least: confidence below which an answer needs a person, ``None`` if answers do not say so.
+        judge: of recorded counts; ``None`` in archives of earlier versions.
     """
 
     def __init__(self, described: Mapping[str, Any], folder: Path) -> None:
@@ -129,6 +131,8 @@ class ServedModel:
         self.least: float | None = described.get("needs_person_below")
         self._described, self._folder = described, folder
         self._forward = self._on_torch() if self.engine == TORCH else open_model(self.engine, folder / ONNX_FILE)
+        audit = described.get("audit")
+        self.judge = None if audit is None else RecordJudge.of(audit, self.counts)
 
     @classmethod
     def load(cls, folder: Path) -> Self:

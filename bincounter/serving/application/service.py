@@ -58,7 +58,7 @@ class Service:
         self._limits, self._size = model.limits, model.image_size
         self._reader = Reader(model, fetcher or Fetcher(model.limits))
         self._batcher = Batcher(model.probabilities, model.limits)
-        self._answers = AnswerFormatter(model.name, model.counts, model.least)
+        self._answers = AnswerFormatter(model.name, model.counts, model.least, model.judge)
         self._decoders = DecodePool(self._size)
         self._fetchers = FetchPool(model.limits)
 
@@ -87,20 +87,23 @@ class Service:
             "queue_length": self._batcher.waiting,
         }
 
-    async def handle(self, body: bytes, content_type: str | None, accept: str | None) -> Reply:
+    async def handle(
+        self, body: bytes, content_type: str | None, accept: str | None, expected: str | None = None
+    ) -> Reply:
         """Answer a request; never raises.
 
         Args:
             body: of the request.
             content_type: its header.
             accept: its header.
+            expected: from :func:`bincounter.serving.application.photo_requests.expected_of`.
 
         Returns:
             Status 200 with the counts, or an error status with ``{"error": message}``.
         """
         try:
             async with asyncio.timeout(self._limits.timeout_s):
-                return await self._answer(body, content_type, accept)
+                return await self._answer(body, content_type, accept, expected)
         except Problem as problem:
             return Reply.refusing(problem)
         except TimeoutError:
@@ -108,13 +111,15 @@ class Service:
         except Exception as error:
             return Reply.refusing(failure(error, "The request failed"))
 
-    async def _answer(self, body: bytes, content_type: str | None, accept: str | None) -> Reply:
+    async def _answer(self, body: bytes, content_type: str | None, accept: str | None, expected: str | None) -> Reply:
         form = parse_accept(accept)
-        reading = partial(photo_requests.parse_request, body, content_type, self._limits)
+        reading = partial(photo_requests.parse_request, body, content_type, self._limits, expected)
         asked = reading() if len(body) <= _LARGE_BODY else await self._decoders.run(reading, object())
+        check_expected(asked, self._answers)
         photos = [partial(self.read, photo, asked, number) for number, photo in enumerate(asked.photos)]
         rows = await self._batcher.rows(photos)
-        return Reply(200, form.content_type, self._answers.format(rows, form, several=asked.several))
+        body = self._answers.format(rows, form, several=asked.several, expected=asked.expected)
+        return Reply(200, form.content_type, body)
 
     async def read(self, photo: Photo, request: PhotoRequest, number: int) -> Tensor:
         """Read a photo of a request into the input of the model: ``uint8[3, S, S]``.
@@ -132,6 +137,19 @@ class Service:
                 fetching = partial(self._reader.content, photo)
                 photo = await asyncio.get_running_loop().run_in_executor(self._fetchers, fetching)
             return await self._decoders.decode(partial(self._reader.content, photo), id(request))
+
+
+def check_expected(request: PhotoRequest, answers: AnswerFormatter) -> None:
+    """Check the recorded counts of a request before its photos are read.
+
+    Raises:
+        Problem: 400, one cannot be judged.
+    """
+    for number, count in enumerate(request.expected):
+        try:
+            answers.check_expected(count)
+        except Problem as problem:
+            raise problem.at(request.where(number)) from None
 
 
 def too_late(limits: Limits) -> Problem:

@@ -5,7 +5,7 @@ is passed to :func:`output_fn`, which sets the status.
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 from bincounter.serving.application import photo_requests
 from bincounter.serving.application.answers import JSON, AnswerFormatter, Problem, parse_accept
 from bincounter.serving.application.served_model import ServedModel
-from bincounter.serving.application.service import Reader, failure, too_late
+from bincounter.serving.application.service import Reader, check_expected, failure, too_late
 from bincounter.serving.application.url_fetcher import Fetcher
 
 Item = TypeVar("Item")
@@ -24,10 +24,11 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Received:
-    """Body and content type of a request; parsed once the limits of the model are known."""
+    """Body and headers of a request; parsed once the limits of the model are known."""
 
     body: bytes
     content_type: str | None
+    expected: str | None
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Counted:
     """Distributions for the photos of a request, and the formatter of the answer."""
 
     rows: list[list[float]]
+    expected: Sequence[int | None]
     several: bool
     answers: AnswerFormatter
 
@@ -44,10 +46,11 @@ def model_fn(model_dir: str) -> ServedModel:
     return ServedModel.load(Path(model_dir))
 
 
-def input_fn(input_data: bytes | bytearray | str, content_type: str | None) -> Received:
+def input_fn(input_data: bytes | bytearray | str, content_type: str | None, context: Any = None) -> Received:
     """Accept a request; the image passes JSON as a string."""
     body = input_data.encode("utf-8", "surrogatepass") if isinstance(input_data, str) else bytes(input_data)
-    return Received(body, content_type)
+    headers = context.request_processor[0].get_request_properties() if context else {}
+    return Received(body, content_type, photo_requests.expected_of(headers))
 
 
 def predict_fn(received: Received, model: ServedModel) -> Counted | Problem:
@@ -65,7 +68,9 @@ def predict_fn(received: Received, model: ServedModel) -> Counted | Problem:
             yield item
 
     try:
-        asked = photo_requests.parse_request(received.body, received.content_type, limits)
+        asked = photo_requests.parse_request(received.body, received.content_type, limits, received.expected)
+        answers = AnswerFormatter(model.name, model.counts, model.least, model.judge)
+        check_expected(asked, answers)
         pixels = [reader.pixels(photo, asked.where(number)) for number, photo in in_time(enumerate(asked.photos))]
         batches = in_time(torch.stack(pixels).split(limits.max_batch))
         rows = [row for batch in batches for row in model.probabilities(batch).tolist()]
@@ -73,7 +78,7 @@ def predict_fn(received: Received, model: ServedModel) -> Counted | Problem:
         return problem
     except Exception as error:
         return failure(error, "The request failed")
-    return Counted(rows, asked.several, AnswerFormatter(model.name, model.counts, model.least))
+    return Counted(rows, asked.expected, asked.several, answers)
 
 
 def output_fn(counted: Counted | Problem, accept: str | None, context: Any) -> tuple[bytes, str]:
@@ -82,7 +87,8 @@ def output_fn(counted: Counted | Problem, accept: str | None, context: Any) -> t
         if isinstance(counted, Problem):
             raise counted
         form = parse_accept(accept)
-        return counted.answers.format(counted.rows, form, several=counted.several), form.content_type
+        body = counted.answers.format(counted.rows, form, several=counted.several, expected=counted.expected)
+        return body, form.content_type
     except Problem as problem:
         context.set_response_status(code=problem.status, phrase=HTTPStatus(problem.status).phrase)
         return problem.body(), JSON

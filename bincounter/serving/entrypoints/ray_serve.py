@@ -59,7 +59,8 @@ class Replica:
         except Exception as error:
             problem = error if isinstance(error, Problem) else self._failure(error, "The request failed")
             return Response(problem.body(), problem.status, problem.headers, photo_requests.JSON)
-        reply = await self._service.handle(body, headers.get("content-type"), headers.get("accept"))
+        expected = photo_requests.expected_of(headers)
+        reply = await self._service.handle(body, headers.get("content-type"), headers.get("accept"), expected)
         return Response(reply.body, reply.status, {**reply.headers, "Content-Type": reply.content_type})
 
     async def _body(self, request: Request) -> bytes:

@@ -13,6 +13,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from starlette.types import ASGIApp
 
 from bincounter.number_format import format_score, score_heading
 from bincounter.serving.application.answers import Problem, shorten
+from bincounter.serving.application.photo_requests import expected_of
 from bincounter.serving.application.served_model import ServedModel
 from bincounter.serving.application.service import Reply, Service, failure
 from bincounter.serving.local.access import Access
@@ -162,7 +164,8 @@ class _Endpoints:
     async def invoke(self, request: Request) -> Response:
         """Count photos."""
         with self._metrics.request() as status:
-            response = await _answer(request, self._limiter, self._service.handle)
+            handle = partial(self._service.handle, expected=expected_of(request.headers))
+            response = await _answer(request, self._limiter, handle)
             status.append(response.status_code)
         return response
 

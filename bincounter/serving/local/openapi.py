@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import bincounter
+from bincounter.audit.posterior import EXTRA, MISSING
 from bincounter.serving.application.answers import CSV, JSON, Limits
-from bincounter.serving.application.photo_requests import FORM
+from bincounter.serving.application.photo_requests import EXPECTED, FORM
 
 _NUMBER, _INTEGER, _TEXT = {"type": "number"}, {"type": "integer"}, {"type": "string"}
 _BASE64 = {"type": "string", "contentEncoding": "base64"}
@@ -28,7 +29,7 @@ def describe_api(limits: Limits, counts: Sequence[int], *, token: bool) -> dict[
             "version": bincounter.__version__,
         },
         "paths": {
-            "/invocations": {"post": _invocations(limits)},
+            "/invocations": {"post": _invocations(limits, counts)},
             "/explanation": {"post": _explanation()},
             "/model": {"get": _get("describe", "The model, its limits and its scores.", JSON, {"type": "object"})},
             "/ping": {"get": _get("ping", "200 while the model answers.", JSON, _reference("Identity"))},
@@ -47,13 +48,21 @@ def describe_api(limits: Limits, counts: Sequence[int], *, token: bool) -> dict[
     return described
 
 
-def _invocations(limits: Limits) -> dict[str, Any]:
+def _invocations(limits: Limits, counts: Sequence[int]) -> dict[str, Any]:
     form = {"type": "object", "additionalProperties": {"anyOf": [_BINARY, {"type": "array", "items": _BINARY}]}}
     answers = {"oneOf": [_reference("Answer"), _reference("Answers")]}
     return {
         "operationId": "count",
         "summary": "Count the items in a photo, or in several.",
         "description": "A form, and JSON with instances, are answered by a list in their order.",
+        "parameters": [
+            {
+                "name": EXPECTED,
+                "in": "header",
+                "description": "Recorded count of the bin, for a body that is a photo.",
+                "schema": {"type": "integer", "enum": list(counts)},
+            }
+        ],
         "requestBody": {
             "required": True,
             "content": {
@@ -94,15 +103,16 @@ def _schemas(limits: Limits, counts: Sequence[int]) -> dict[str, Any]:
     count = {"type": "integer", "enum": list(counts)}
     photo = {
         "type": "object",
-        "properties": {"image": _BASE64, "url": {"type": "string", "format": "uri"}},
-        "minProperties": 1,
-        "maxProperties": 1,
+        "properties": {"image": _BASE64, "url": {"type": "string", "format": "uri"}, "expected": count},
+        "oneOf": [{"required": ["image"]}, {"required": ["url"]}],
         "additionalProperties": False,
     }
     listed = {"type": "array", "items": _reference("Photo"), "minItems": 1, "maxItems": limits.max_instances}
     probabilities = _object(**{str(each): share for each in counts})
     answer = _object(count=count, probabilities=probabilities, expected_count=_NUMBER, model=_TEXT)
     answer["properties"]["needs_person"] = {"type": "boolean"}  # of archives packed with coverage=
+    # Of requests with the recorded count.
+    answer["properties"] |= {"record_wrong": share, "direction": {"type": "string", "enum": [MISSING, EXTRA]}}
     return {
         "Photo": photo,
         "Photos": _object(instances=listed),

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import bincounter
+from bincounter.audit.posterior import ERROR_RATE, SPREAD, RecordJudge, is_balanced, training_shares
 from bincounter.data.preprocessing import decode
 from bincounter.errors import ConfigError, UserError
 from bincounter.model.build import load_counter, without_pretrained
@@ -31,6 +32,8 @@ _PACKAGE = Path(bincounter.__file__).parent
 _CARRIED = (
     "__init__.py",
     "errors.py",
+    "audit/__init__.py",
+    "audit/posterior.py",
     "data/__init__.py",
     "data/photo_bounds.py",
     "data/photo_decoder.py",
@@ -65,6 +68,8 @@ class PackageSettings:
         engine: that computes the model: ``torch``, ``onnxruntime`` or ``openvino``.
         calibration: photos that ``int8`` takes its ranges from.
         least: confidence below which an answer says that it needs a person; ``None``: answers do not say so.
+        error_rate: share of wrong records, see :class:`bincounter.audit.posterior.RecordJudge`.
+        spread: of their errors.
     """
 
     path: Path
@@ -73,6 +78,8 @@ class PackageSettings:
     engine: str = TORCH
     calibration: Sequence[bytes] = ()
     least: float | None = None
+    error_rate: float = ERROR_RATE
+    spread: float = SPREAD
 
 
 @dataclass(frozen=True)
@@ -180,6 +187,9 @@ def _files(checkpoint: Path, settings: PackageSettings, trusted: Sequence[str]) 
     origin = find_run_of_checkpoint(checkpoint)
     targets = {_TIMM if target.startswith(_OF_TIMM) else target for target in targets_of(parts)}
     foreign = foreign_code(target for target in targets if not target.startswith(OWN_PARTS))
+    balanced = is_balanced(description["model"], origin.run.config if origin.run else None)
+    shares = training_shares(description["train_counts"], description["counts"], balanced=balanced)
+    judge = RecordJudge(tuple(description["counts"]), shares, settings.error_rate, settings.spread)
     about = {
         "format": FORMAT,
         "model": model,
@@ -187,6 +197,7 @@ def _files(checkpoint: Path, settings: PackageSettings, trusted: Sequence[str]) 
         **served,
         "limits": asdict(settings.limits),
         "needs_person_below": settings.least,
+        "audit": judge.stored(),
         "task_name": origin.run.config.get("task_name") if origin.run else None,
         "bincounter": bincounter.__version__,
     }

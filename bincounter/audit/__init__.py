@@ -1,0 +1,1 @@
+"""Stock records against photos: the records that are likely wrong, how many checks find, and the ranked list."""

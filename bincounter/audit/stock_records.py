@@ -1,0 +1,223 @@
+"""Stock records, from a CSV table or ABID's metadata, and the photos of their bins."""
+
+import csv
+import io
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from bincounter.data.layouts.abid import METADATA, read_metadata
+from bincounter.data.layouts.base import LARGEST_COUNT, UnusableInput, find_photos
+from bincounter.errors import UserError, closest_match
+from bincounter.names import escape_name, read_cell, unescape_name
+from bincounter.progress import track
+from bincounter.training.predictor import find_source
+
+COLUMNS = ("bin", "photo", "expected")
+"""Columns that a table of records must have; it may have others."""
+
+AUDIT_COLUMNS = (*COLUMNS, "predicted", "expected_count", "record_wrong", "direction", "units_off", "reason")
+"""Columns that every ``audit.csv`` has, beside those of the distribution and those carried from the records."""
+
+_OURS = re.compile(r"p_\d+")
+_ADVICE = "write it as CSV in UTF-8, with commas between the columns bin, photo and expected, and a line for each bin"
+
+
+@dataclass(slots=True)
+class StockRecord:
+    """A record of the stock, or a photo without one.
+
+    Attributes:
+        bin: name of the bin.
+        photo: name of its photo as recorded; the path of the file once it is found.
+        expected: recorded count, as text if it is not a count.
+        reason: cause if the record cannot be judged, else empty.
+        carried: cells of the further columns.
+        line: in the table; 0 if it was not in one.
+        found: the photo exists.
+    """
+
+    bin: str
+    photo: str
+    expected: int | str
+    reason: str = ""
+    carried: Sequence[str] = ()
+    line: int = 0
+    found: bool = False
+
+
+@dataclass
+class Stock:
+    """Records of the stock.
+
+    Attributes:
+        records: in their order; photos without a record at the end, once photos are matched.
+        carried: names of the further columns.
+    """
+
+    records: list[StockRecord] = field(default_factory=list)
+    carried: Sequence[str] = ()
+
+
+def read_stock(path: Path) -> Stock:
+    """Read the records of a table, or of a folder with the metadata of the Amazon Bin Image Dataset.
+
+    A line whose count is not one, and a record that contradicts another, are kept with their reason.
+
+    Args:
+        path: of a CSV table with the columns ``bin``, ``photo`` and ``expected`` in any order, and any others; or of a
+            folder with ``metadata/<id>.json``, or of these files. The photo and the bin of a metadata file have its id.
+
+    Raises:
+        UserError: it cannot be read, is not such a table, or has no record.
+    """
+    stock = _from_metadata(path) if path.is_dir() else _from_table(path)
+    if not stock.records:
+        raise UserError(f"{escape_name(path)} has no records: {_ADVICE}")
+    return stock
+
+
+def _from_metadata(path: Path) -> Stock:
+    folder = path / METADATA if (path / METADATA).is_dir() else path
+    files = sorted(file for file in folder.iterdir() if file.suffix == ".json" and not file.name.startswith("."))
+    if not files:
+        raise UserError(
+            f"{escape_name(path)} has no metadata/<id>.json: name the folder of the metadata, or a CSV table"
+        )
+    stock = Stock()
+    for file in track(files, "Reading metadata", len(files)):
+        try:
+            expected: int | str = read_metadata(file)[0]
+            reason = ""
+        except UnusableInput as error:
+            expected, reason = "", str(error)
+        stock.records.append(StockRecord(file.stem, f"{file.stem}.jpg", expected, reason))
+    return stock
+
+
+def _from_table(path: Path) -> Stock:
+    named = escape_name(path)
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+        rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
+    except OSError as error:
+        raise UserError(
+            f"--record {named} cannot be read ({(error.strerror or str(error)).lower()}): {_ADVICE}"
+        ) from error
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise UserError(f"--record {named} is not UTF-8 in line {line}: save it as CSV UTF-8") from error
+    except csv.Error as error:
+        raise UserError(f"--record {named} is not a CSV table ({error}): {_ADVICE}") from error
+    if not rows:
+        raise UserError(f"--record {named} is empty: {_ADVICE}")
+    header = [name.strip() for name in rows[0][1]]
+    _check_header(named, header)
+    records = [_record(line, row, header) for line, row in rows[1:]]
+    return Stock(records, [name for name in header if name not in COLUMNS])
+
+
+def _check_header(named: str, header: Sequence[str]) -> None:
+    for name in COLUMNS:
+        if name not in header:
+            near = closest_match(name, header)
+            hint = f"; is it '{escape_name(near)}'?" if near else ""
+            raise UserError(f"--record {named} has no column '{name}' in its first line{hint} {_ADVICE.capitalize()}.")
+    twice = next((name for name, times in Counter(header).items() if times > 1), None)
+    if twice is not None:
+        raise UserError(f"--record {named} has the column '{escape_name(twice)}' twice: remove or rename one")
+    ours = next((name for name in header if name in AUDIT_COLUMNS[len(COLUMNS) :] or _OURS.fullmatch(name)), None)
+    if ours is not None:
+        raise UserError(f"--record {named} has a column '{ours}', which the audit writes itself: rename it")
+
+
+def _record(line: int, row: list[str], header: Sequence[str]) -> StockRecord:
+    cells = dict(zip(header, row + [""] * (len(header) - len(row)), strict=False))
+    name, photo, count = (cells.pop(column) for column in COLUMNS)
+    record, count = StockRecord(name, photo, count, carried=list(cells.values()), line=line), count.strip()
+    if len(row) > len(header):
+        record.reason = f"the line has {len(row)} cells, and the first line {len(header)}"
+    elif re.fullmatch("[0-9]{1,20}", count) and int(count) <= LARGEST_COUNT:
+        record.expected = int(count)
+    else:
+        record.reason = f"the recorded count is not a whole number from 0 to {LARGEST_COUNT}"
+    return record
+
+
+class PhotoFinder:
+    """Photos to look at, found by the names that records have for them.
+
+    Args:
+        sources: photos, folders (searched recursively) and ``s3://`` URIs.
+        data_dir: folder for local copies of buckets.
+
+    Raises:
+        DataError: a source does not exist, or has no photo.
+    """
+
+    def __init__(self, sources: Sequence[str], data_dir: Path) -> None:
+        self._by_path: dict[str, list[str]] = {}
+        self._by_name: dict[str, list[str]] = {}
+        for source in sources:
+            root = find_source(source, data_dir)
+            for photo in [root] if root.is_file() else find_photos(root):
+                self._add(photo, photo.name if root.is_file() else photo.relative_to(root).as_posix())
+
+    def _add(self, photo: Path, name: str) -> None:
+        path = str(photo)
+        for key in {name, photo.as_posix()}:
+            if path not in (known := self._by_path.setdefault(key, [])):
+                known.append(path)
+        if path not in (known := self._by_name.setdefault(photo.name, [])):
+            known.append(path)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._by_name.values()))
+
+    def __iter__(self) -> Iterator[str]:
+        return (path for paths in self._by_name.values() for path in paths)
+
+    def match(self, stock: Stock) -> None:
+        """Find the photo of each record, and append the photos without one.
+
+        What is not found, and records of one photo that repeat or contradict each other, get their reason.
+        """
+        first: dict[str, StockRecord] = {}
+        used: set[str] = set()
+        for record in stock.records:
+            paths = self._find(record.photo)
+            used.update(paths)
+            if len(paths) == 1:
+                record.photo, record.found = paths[0], True
+                _compare(first.setdefault(record.photo, record), record)
+            elif paths:
+                record.reason = f"{len(paths)} photos have this name: give its path"
+            else:
+                record.reason = "no such photo" if record.photo.strip() else "the record names no photo"
+        empty = [""] * len(stock.carried)
+        stock.records += [
+            StockRecord("", path, "", "the photo has no record", empty, found=True) for path in self if path not in used
+        ]
+
+    def _find(self, name: str) -> list[str]:
+        """Return the paths that a name stands for: as it is, without spaces around it, or as our tables escape it."""
+        for each in dict.fromkeys((name, name.strip(), read_cell(name), unescape_name(name))):
+            path = PurePosixPath(each)
+            found = self._by_path.get(path.as_posix()) or (len(path.parts) == 1 and self._by_name.get(path.name))
+            if found:
+                return found
+        return []
+
+
+def _compare(first: StockRecord, later: StockRecord) -> None:
+    """Set the reason of a record that repeats the first one of its photo, or of both if they differ."""
+    if later is first:
+        return
+    if (first.bin, first.expected) == (later.bin, later.expected):
+        later.reason = later.reason or f"the same record as in line {first.line}"
+    else:
+        later.reason = later.reason or f"line {first.line} has another record of this photo"
+        first.reason = first.reason or f"line {later.line} has another record of this photo"

@@ -1,0 +1,216 @@
+"""``bincounter audit PHOTOS --record stock.csv``: the bins whose stock record is most likely wrong, first."""
+
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bincounter.errors import ConfigError, UserError
+from bincounter.files import check_writable, is_stream
+from bincounter.names import escape_name
+
+if TYPE_CHECKING:
+    from bincounter.audit.audit_run import Counting
+    from bincounter.audit.expected_yield import Costs
+    from bincounter.training.predictor import Prediction, Predictor
+    from bincounter.training.results import RunResults
+
+ERROR_RATE, SPREAD = 0.03, 0.25  # those of posterior.py, which imports numpy
+
+
+def add_audit(commands: Any, path: Callable[[str], Path], place: Callable[[str], str]) -> None:
+    """Add the command to the parser; ``path`` and ``place`` parse the name of a file, and that of a bucket, too."""
+    audit = commands.add_parser("audit", help="rank bins by the probability that their stock record is wrong")
+    audit.add_argument("sources", nargs="+", type=place, metavar="PHOTO|FOLDER|s3://...", help="photos of the bins")
+    audit.add_argument(
+        "--record",
+        type=path,
+        required=True,
+        metavar="FILE",
+        help="stock records: a CSV table with the columns bin, photo and expected, or a folder of ABID metadata",
+    )
+    audit.add_argument(
+        "--ckpt-path",
+        type=path,
+        help="a checkpoint, or a run's folder; the newest best.ckpt under logs/ by default",
+    )
+    audit.add_argument(
+        "--endpoint",
+        metavar="NAME",
+        help="count by this server or SageMaker endpoint, which serves the checkpoint, instead of here",
+    )
+    audit.add_argument("--output", type=path, default=Path("audit.csv"), metavar="FILE", help="the table (audit.csv)")
+    audit.add_argument(
+        "--error-rate", type=float, default=ERROR_RATE, metavar="SHARE", help=f"share of wrong records ({ERROR_RATE})"
+    )
+    audit.add_argument(
+        "--spread",
+        type=float,
+        default=SPREAD,
+        metavar="RATIO",
+        help=f"how many times rarer an error is for each further item, above 0 to 1 ({SPREAD})",
+    )
+    audit.add_argument("--cost-of-check", type=float, metavar="COST", help="of checking a bin, to say where to stop")
+    audit.add_argument("--cost-of-error", type=float, metavar="COST", help="of a wrong record that nobody finds")
+    audit.add_argument("--data-dir", type=path, default=Path("data"), help="where photos of buckets are kept (data)")
+    audit.add_argument(
+        "--trust", action="append", default=[], metavar="PACKAGE", help="your own package that defines the model"
+    )
+    audit.set_defaults(command=_audit)
+
+
+def _audit(arguments: Namespace) -> int:
+    """Read the records, count the photos, write the table and the page, and print a summary.
+
+    Raises:
+        UserError: the records, the photos or the model cannot be used.
+        ResourceError: photos were not read for lack of memory or permission, or the disk is full.
+    """
+    from bincounter.cli.hydra_app import show_log
+
+    show_log()
+    page = arguments.output.with_suffix(".html")
+    _check(arguments, page)
+    from bincounter.audit.stock_records import PhotoFinder, read_stock
+
+    stock = read_stock(arguments.record)
+    records = len(stock.records)
+    counting, about = _model(arguments)
+    PhotoFinder(arguments.sources, arguments.data_dir).match(stock)
+    from bincounter.audit.audit_page import cards_of, found_sentence, headline, stop_sentence, write_audit_page
+    from bincounter.audit.audit_run import run_audit
+    from bincounter.audit.expected_yield import expected_found
+
+    audit = run_audit(stock, counting, arguments.output)
+    costs = _costs(arguments)
+    about |= {"records": str(arguments.record), "table": str(arguments.output)}
+    write_audit_page(page, audit, counting.judge, costs, {name: escape_name(text) for name, text in about.items()})
+    wrong = audit.judged
+    judged = "" if len(wrong) == records else f", {len(wrong):,} of {records:,} judged"
+    print(f"{headline(expected_found(wrong, len(wrong)))}{judged}")
+    for share, number in cards_of(wrong):
+        print(
+            f"first {share:.0%}, {number:,} check{'s' * (number != 1)}: {found_sentence(expected_found(wrong, number))}"
+        )
+    if costs and len(wrong):
+        print(stop_sentence(wrong, costs))
+    if left := len(audit.order) - len(wrong):
+        extra = len(audit.order) - records
+        others = f"{extra:,} photo{'s' * (extra != 1)} without a record"
+        print(f"{left - extra:,} records not judged, {others}: listed last, with the reasons")
+    print(f"{escape_name(arguments.output)}: check its bins from the top; {escape_name(page)} shows the first")
+    return 0 if len(wrong) else 2
+
+
+def _check(arguments: Namespace, page: Path) -> None:
+    """Check options before anything is read.
+
+    Raises:
+        UserError: one is wrong.
+    """
+    from bincounter.config.checks import Bound
+
+    Bound(gt=0, le=0.99).check("--error-rate", arguments.error_rate)
+    Bound(gt=0, le=1).check("--spread", arguments.spread)
+    costs = {"--cost-of-check": arguments.cost_of_check, "--cost-of-error": arguments.cost_of_error}
+    for name, cost in costs.items():
+        if cost is not None:
+            Bound(gt=0).check(name, cost)
+    missing = [name for name, cost in costs.items() if cost is None]
+    if len(missing) == 1:
+        raise ConfigError(f"where to stop depends on both costs: add {missing[0]}, or remove the other")
+    output: Path = arguments.output
+    if output.suffix != ".csv" or is_stream(output):
+        raise UserError(f"--output={output} is not a name for the table: let it end in .csv; the page is put beside it")
+    if output.resolve() == arguments.record.resolve():
+        raise UserError(f"--output={output} is the table of records, which would be replaced: name another file")
+    for file in (output, page):
+        check_writable(file, key="--output")
+
+
+def _costs(arguments: Namespace) -> "Costs | None":
+    from bincounter.audit.expected_yield import Costs
+
+    return None if arguments.cost_of_check is None else Costs(arguments.cost_of_check, arguments.cost_of_error)
+
+
+def _model(arguments: Namespace) -> "tuple[Counting, dict[str, str]]":
+    """Return the model that counts the photos, and text on it by name."""
+    from bincounter.training.run_folder import find_newest_checkpoint
+
+    checkpoint = arguments.ckpt_path or find_newest_checkpoint(Path("logs"), named_by="--ckpt-path")
+    from bincounter.audit.audit_run import Counting
+    from bincounter.audit.posterior import RecordJudge, is_balanced, training_shares
+    from bincounter.serving.packing.tarball import file_digest
+    from bincounter.training.predictor import Predictor
+    from bincounter.training.results import find_run_of_checkpoint
+    from bincounter.training.trainer import silence_lightning
+
+    silence_lightning()
+    predictor = Predictor(checkpoint, arguments.trust)
+    described = predictor.description
+    run = find_run_of_checkpoint(predictor.checkpoint).run
+    balanced = is_balanced(described["model"], run.config if run else None)
+    shares = training_shares(described["train_counts"], predictor.counts, balanced=balanced)
+    judge = RecordJudge(predictor.counts, shares, arguments.error_rate, arguments.spread)
+    digest, about = file_digest(predictor.checkpoint), _describe(predictor, run, shares)
+    if arguments.endpoint is None:
+        return Counting(digest, judge, predictor.answers, lambda: predictor.failures), about
+    answers = _endpoint(arguments.endpoint, arguments.data_dir, predictor.counts)
+    return Counting(f"{arguments.endpoint} {digest}", judge, answers), {"endpoint": arguments.endpoint, **about}
+
+
+def _describe(predictor: "Predictor", run: "RunResults | None", shares: Sequence[float]) -> dict[str, str]:
+    from bincounter.number_format import percent
+
+    about = {"model": str(predictor.checkpoint), "counts": ", ".join(map(str, predictor.counts))}
+    if run and (scores := run.metrics.get(run.headline_side)):
+        about["accuracy"] = f"{percent(scores.get('accuracy'))} of {scores['n']:,} {run.headline_side} photos"
+        about["calibration error"] = percent(scores.get("ece"))
+    about["temperature"] = f"{predictor.description.get('temperature', 1.0):.2f}"
+    named = zip(predictor.counts, shares, strict=True)
+    about["shares in training"] = ", ".join(f"{count}: {percent(share)}" for count, share in named)
+    return about
+
+
+def _endpoint(name: str, data_dir: Path, counts: tuple[int, ...]) -> "Callable[[Iterable[str]], Iterator[Prediction]]":
+    """Return a function that has photos counted by the server of this machine, or the SageMaker endpoint, of a name.
+
+    Raises:
+        BinCounterError: there is none.
+    """
+    from bincounter.serving.local import client
+    from bincounter.serving.local.access import read_access
+    from bincounter.serving.local.running_servers import running_servers
+
+    server = next((each for each in running_servers(data_dir / "cache" / "serving") if each.name == name), None)
+
+    def count(photos: Iterable[str]) -> "Iterator[Prediction]":
+        paths = map(Path, photos)
+        answers = (
+            client.post_photos(server, paths, read_access("127.0.0.1", None).headers)
+            if server
+            else _count_on_sagemaker(name, paths)
+        )
+        for answer in answers:
+            if answer.count is not None and tuple(answer.probabilities) != counts:
+                raise UserError(
+                    f"--endpoint={name} does not count as the checkpoint does: name the checkpoint that it serves with "
+                    "--ckpt-path"
+                )
+            yield answer
+
+    return count
+
+
+def _count_on_sagemaker(name: str, photos: "Iterable[Path]") -> "Iterator[Prediction]":
+    from bincounter.cli.composition import compose
+    from bincounter.cli.deploy_command import endpoint_spec
+    from bincounter.cloud.account import Account
+    from bincounter.cloud.endpoints.invoke import count_photos
+    from bincounter.config.deploy_schema import check_deploy
+
+    cfg = compose([f"name={name}", "target=realtime", "action=status"], config_name="deploy")
+    check_deploy(cfg)
+    spec = endpoint_spec(cfg)
+    return count_photos(Account(spec.target["region"], "target", dry=False), spec, photos)
