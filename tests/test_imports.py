@@ -16,6 +16,7 @@ ROOMS = (
     "debugger",
     "report",
     "serving",
+    "review",
     "cloud",
     "sweep",
     "cli",
