@@ -4,8 +4,15 @@ import argparse
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bincounter.errors import ConfigError, UserError
+from bincounter.files import check_writable
+from bincounter.names import escape_name
+
+if TYPE_CHECKING:
+    from bincounter.data.corrections import CorrectionsLog
+    from bincounter.review.audit_table import AuditTable
 
 _PORT = 8090
 
@@ -26,6 +33,13 @@ def add_review(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", 
     review.add_argument(
         "--corrections", type=as_path, metavar="FILE", help="table of the answers (corrections.csv beside AUDIT.CSV)"
     )
+    files = review.add_mutually_exclusive_group()
+    files.add_argument(
+        "--export-label-studio", type=as_path, metavar="JSON", help="write the bins as tasks of Label Studio instead"
+    )
+    files.add_argument(
+        "--import-label-studio", type=as_path, metavar="JSON", help="take the answers from Label Studio's JSON instead"
+    )
     review.set_defaults(command=_review)
 
 
@@ -37,7 +51,12 @@ def _review(arguments: argparse.Namespace) -> int:
     if not photos.is_dir():
         raise UserError(f"--photos={photos} is not a folder: name the one that holds the photos")
     table = read_audit(arguments.table)
+    if arguments.export_label_studio:
+        return _export(arguments.export_label_studio, table, photos)
     answers = arguments.corrections or arguments.table.with_name("corrections.csv")
+    if arguments.import_label_studio:
+        with CorrectionsLog(answers) as log:
+            return _import(arguments.import_label_studio, table, log)
     for module in ("h11", "starlette", "uvicorn"):
         if importlib.util.find_spec(module) is None:
             raise ConfigError(f"review needs {module}: pip install 'bincounter[serving]'")
@@ -45,3 +64,28 @@ def _review(arguments: argparse.Namespace) -> int:
 
     with CorrectionsLog(answers) as log:
         return serve_review(table, photos, log, arguments.port)
+
+
+def _export(path: Path, table: "AuditTable", photos: Path) -> int:
+    check_writable(path, key="--export-label-studio")
+    from bincounter.review.label_studio import LABELING, export_tasks
+
+    number = export_tasks(path, table, photos)
+    print(f"{number:,} tasks: {escape_name(path)}")
+    print("Label Studio shows their photos if it is started with")
+    print("  LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true")
+    print(f"  LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={escape_name(photos.resolve().parent)}")
+    print(f"and the project has a local storage of {escape_name(photos.resolve())} and this labeling interface:")
+    print(f"  {LABELING}")
+    return 0
+
+
+def _import(path: Path, table: "AuditTable", log: "CorrectionsLog") -> int:
+    from bincounter.review.label_studio import import_annotations
+
+    done = import_annotations(path, table, log)
+    print(f"{done.written:,} answers added: {escape_name(log.path)}")
+    print(f"  {done.known:,} were there already, {done.unanswered:,} tasks have no count")
+    if done.unmatched:
+        print(f"  {done.unmatched:,} tasks match no bin of {escape_name(table.path)}")
+    return 0

@@ -179,7 +179,10 @@ element("photo").addEventListener("error", async () => {
 });
 
 for (const group of ["keys", "others"]) {
-  element(group).addEventListener("mousedown", event => event.preventDefault());  // Enter stays with the count
+  element(group).addEventListener("mousedown", event => {
+    event.preventDefault();  // the button takes no focus, so that Enter stays with the count
+    element("reviewer").blur();
+  });
   element(group).addEventListener("click", event => {
     const key = event.target.closest("button")?.dataset.key;
     if (key) press(key);
@@ -202,5 +205,5 @@ document.addEventListener("keydown", event => {
 });
 element("reviewer").value = localStorage.getItem("reviewer") ?? "";
 element("reviewer").placeholder = nickname;
-element("reviewer").addEventListener("change", event => localStorage.setItem("reviewer", event.target.value.trim()));
+element("reviewer").addEventListener("input", event => localStorage.setItem("reviewer", event.target.value.trim()));
 await ask("next");
