@@ -78,6 +78,7 @@ class DataConfig:
     source: str | None = path_setting(None)  # a folder or an s3:// URI
     layout: Any = None  # class that reads the source, and its arguments: docs/extending.md
     counts: list[int] | None = None  # counts to use, others are excluded; null: every count in the data
+    corrections: str | None = path_setting(None)  # corrections.csv of a review, whose counts replace the source's
     image_size: int = bounded(224, ge=16, le=1024)  # pixels, both sides; the aspect ratio is not kept
     batch_size: int = bounded(32, ge=1)  # photos per step on each device
     balanced: bool = False  # draw every count equally often in training
