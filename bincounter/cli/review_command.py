@@ -33,6 +33,12 @@ def add_review(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", 
     review.add_argument(
         "--corrections", type=as_path, metavar="FILE", help="table of the answers (corrections.csv beside AUDIT.CSV)"
     )
+    review.add_argument(
+        "--ckpt-path", type=as_path, help="a checkpoint, or a run's folder: the page shows where this model looked"
+    )
+    review.add_argument(
+        "--trust", action="append", default=[], metavar="PACKAGE", help="your own package that defines the model"
+    )
     files = review.add_mutually_exclusive_group()
     files.add_argument(
         "--export-label-studio", type=as_path, metavar="JSON", help="write the bins as tasks of Label Studio instead"
@@ -60,10 +66,11 @@ def _review(arguments: argparse.Namespace) -> int:
     for module in ("h11", "starlette", "uvicorn"):
         if importlib.util.find_spec(module) is None:
             raise ConfigError(f"review needs {module}: pip install 'bincounter[serving]'")
-    from bincounter.review.review_app import serve_review
+    from bincounter.review.review_app import Attention, serve_review
 
     with CorrectionsLog(answers) as log:
-        return serve_review(table, photos, log, arguments.port)
+        attention = Attention(arguments.ckpt_path, arguments.trust) if arguments.ckpt_path else None
+        return serve_review(table, photos, log, arguments.port, attention)
 
 
 def _export(path: Path, table: "AuditTable", photos: Path) -> int:

@@ -8,6 +8,8 @@ import errno
 import json
 import logging
 import socket
+import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
@@ -23,7 +25,8 @@ from starlette.types import ASGIApp
 
 from bincounter.data.corrections import CorrectionsLog
 from bincounter.data.layouts.base import LARGEST_COUNT
-from bincounter.errors import DataError, UserError
+from bincounter.errors import ConfigError, DataError, UserError
+from bincounter.files import checkpoint_file
 from bincounter.names import escape_name, one_line
 from bincounter.review.audit_table import AuditRow, AuditTable
 from bincounter.review.review_queue import Reviewer, ReviewQueue
@@ -41,7 +44,7 @@ _LONGEST_NAME = 100  # characters of a reviewer's name
 _LARGEST_PHOTO = 100_000_000  # bytes
 
 
-def serve_review(table: AuditTable, photos: Path, log: CorrectionsLog, port: int) -> int:
+def serve_review(table: AuditTable, photos: Path, log: CorrectionsLog, port: int, attention: "Attention | None") -> int:
     """Serve the page until Ctrl-C or SIGTERM; its address is printed on stdout.
 
     Args:
@@ -49,6 +52,7 @@ def serve_review(table: AuditTable, photos: Path, log: CorrectionsLog, port: int
         photos: folder that the table's photos are relative to.
         log: of the answers.
         port: to listen on; 0 takes a free one.
+        attention: of the model that is shown; ``None`` for none.
 
     Returns:
         The exit code 0, after Ctrl-C.
@@ -63,7 +67,7 @@ def serve_review(table: AuditTable, photos: Path, log: CorrectionsLog, port: int
     with _listening(port) as listener:
         queue = ReviewQueue(table, log)
         config = uvicorn.Config(
-            create_app(table, queue, photos),
+            create_app(table, queue, photos, attention),
             loop="asyncio",
             http=Connection,
             ws="none",
@@ -101,19 +105,59 @@ def _listening(port: int) -> socket.socket:
     return listener
 
 
-def create_app(table: AuditTable, queue: ReviewQueue, photos: Path) -> ASGIApp:
+class Attention:
+    """Grad-CAM of photos by the model of a checkpoint, on the CPU, one at a time.
+
+    Args:
+        checkpoint: its file, a run's folder, or ``hf://owner/name``.
+        trust: modules or packages of your own that may define its model.
+
+    Raises:
+        UserError: the checkpoint cannot be used.
+    """
+
+    def __init__(self, checkpoint: Path, trust: Sequence[str]) -> None:
+        from bincounter.data.preprocessing import Normalize
+        from bincounter.model.build import load_counter
+
+        self._model, description = load_counter(checkpoint_file(checkpoint), trust)
+        self._size: int = description["image_size"]
+        self._normalize, self._busy = Normalize(), threading.Lock()
+
+    def explain(self, data: bytes) -> dict[str, object]:
+        """Explain the photo of a file's bytes, see :mod:`bincounter.serving.local.explain`.
+
+        Raises:
+            Problem: 422 it cannot be decoded; 501 the model cannot be explained.
+        """
+        from bincounter.data.photo_bounds import PhotoError
+        from bincounter.data.preprocessing import decode
+        from bincounter.serving.local.explain import explanation
+
+        try:
+            with self._busy:
+                return explanation(self._model, self._normalize(decode(data, self._size)[None]), self._model.counts)
+        except PhotoError as error:
+            raise Problem(422, f"The photo cannot be read ({error}); it is not explained.") from error
+        except ConfigError as error:
+            raise Problem(501, str(error)) from error
+
+
+def create_app(table: AuditTable, queue: ReviewQueue, photos: Path, attention: Attention | None = None) -> ASGIApp:
     """Build the ASGI application of a review.
 
     Args:
         table: the bins.
         queue: of them.
         photos: folder of their photos.
+        attention: of the model that is shown; ``None`` for none.
     """
-    endpoints = _Endpoints(table, queue, photos)
+    endpoints = _Endpoints(table, queue, photos, attention)
     routes = [
         Route("/", endpoints.page),
         Route("/page/{name}", endpoints.page),
         Route("/photo/{id}", endpoints.photo),
+        Route("/attention/{id}", endpoints.look),
         *(Route(f"/{name}", endpoints.act, methods=["POST"]) for name in ("next", "answer", "skip", "undo")),
     ]
     handlers: dict[Any, Any] = {HTTPException: _no_such_path, Problem: _problem, Exception: _unforeseen}
@@ -123,8 +167,8 @@ def create_app(table: AuditTable, queue: ReviewQueue, photos: Path) -> ASGIApp:
 class _Endpoints:
     """Handlers of the paths."""
 
-    def __init__(self, table: AuditTable, queue: ReviewQueue, photos: Path) -> None:
-        self._table, self._queue, self._photos = table, queue, photos
+    def __init__(self, table: AuditTable, queue: ReviewQueue, photos: Path, attention: Attention | None) -> None:
+        self._table, self._queue, self._photos, self._attention = table, queue, photos, attention
         self._limiter = RequestLimiter(_LIMITS, _REQUESTS)
         self._files = {path.name: path.read_bytes() for path in (*_PAGE.iterdir(), _STYLE)}
 
@@ -137,11 +181,21 @@ class _Endpoints:
 
     async def photo(self, request: Request) -> Response:
         """Return the photo of a row."""
+        row, data = await self._read(request)
+        return Response(data, media_type=_photo_type(data, row))
+
+    async def look(self, request: Request) -> Response:
+        """Return where the model looked in the photo of a row."""
+        if self._attention is None:
+            raise Problem(404, "No model was given; start the review with --ckpt-path.")
+        _, data = await self._read(request)
+        return JSONResponse(await asyncio.to_thread(self._attention.explain, data))
+
+    async def _read(self, request: Request) -> tuple[AuditRow, bytes]:
         row = self._queue.row(request.path_params["id"])
         if row is None:
             raise HTTPException(404)
-        data = await asyncio.to_thread(read_photo, self._photos, row)
-        return Response(data, media_type=_photo_type(data, row))
+        return row, await asyncio.to_thread(read_photo, self._photos, row)
 
     async def act(self, request: Request) -> Response:
         """Give, skip or take back an answer, and return the next bin."""
@@ -163,7 +217,7 @@ class _Endpoints:
         row = None if id_ is None else self._queue.row(id_)
         shown = None if row is None else _described(row, self._table.counts)
         names = {"table": escape_name(self._table.path.name), "answers": escape_name(self._queue.path.name)}
-        progress = {**self._queue.progress(), **names}
+        progress = {**self._queue.progress(), **names, "explained": self._attention is not None}
         return JSONResponse({"bin": shown, "progress": progress})
 
 

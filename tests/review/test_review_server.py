@@ -192,7 +192,7 @@ def test_requests_of_other_sites_and_wrong_ones_are_refused(tmp_path: Path) -> N
         policy = server.ask("GET", "/").headers["content-security-policy"]
         assert "default-src 'none'" in policy and "unsafe" not in policy
         id_ = server.next("anna")["id"]
-        for action, given, status, sentence in [
+        wrong: list[tuple[str, bytes | dict[str, object], int, str | None]] = [
             ("next", b"{", 400, "The body is not JSON; send what the page sends."),
             ("next", b"[]", 400, "The body is not a JSON object; send what the page sends."),
             ("next", b"{}", 400, "session is not a text of 1 to 100 characters; send one."),
@@ -201,13 +201,19 @@ def test_requests_of_other_sites_and_wrong_ones_are_refused(tmp_path: Path) -> N
             ("answer", {"id": id_, "counted": -1}, 400, "counted is not a whole number from 0 to 999999; send one."),
             ("answer", {"id": id_, "counted": True}, 400, "counted is not a whole number from 0 to 999999; send one."),
             ("answer", {"id": id_, "counted": 1.5}, 400, "counted is not a whole number from 0 to 999999; send one."),
-        ]:
+        ]
+        for action, given, status, sentence in wrong:
             person = {"session": "anna", "reviewer": "anna"}
             sent = json.dumps({**person, **given}).encode() if isinstance(given, dict) else given
             reply = server.ask("POST", f"/{action}", sent)
             assert reply.status == status, reply.body
             assert sentence in (None, reply.json()["error"])
         assert server.ask("GET", "/next").status == 405
+        refused = server.ask("GET", f"/attention/{id_}")
+        assert (refused.status, refused.json()["error"]) == (
+            404,
+            "No model was given; start the review with --ckpt-path.",
+        )
     assert read_answers(tmp_path / "corrections.csv") == []
 
 

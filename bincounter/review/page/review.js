@@ -47,6 +47,7 @@ function show(answer) {
   element("wrong-expected").textContent = progress.wrong_expected.toFixed(1);
   element("missing").textContent = progress.missing;
   element("extra").textContent = progress.extra;
+  element("look").hidden = !progress.explained;
   element("bin").hidden = !answer.bin;
   element("over").hidden = Boolean(answer.bin);
   element("over-title").textContent = left ? "The rest is with other reviewers" : "All bins are done";
@@ -72,6 +73,7 @@ function display(bin) {
   element("notes").replaceChildren(...Object.entries(bin.notes).flatMap(([term, note]) => [text("dt", term), text("dd", note)]));
   const photo = element("photo");
   zoom(1);
+  light();
   element("no-photo").hidden = true;
   photo.hidden = false;
   photo.alt = `Photo of bin ${bin.bin}`;
@@ -83,6 +85,44 @@ function verdict({ record_wrong, direction, units_off, reason }) {
   const off = units_off === null ? "" : `, ${Math.abs(units_off).toFixed(1)} on average`;
   const likely = direction ? ` Likely error: items ${direction}${off}.` : "";
   return `Probability that the record is wrong: ${percent(record_wrong)}.${likely}`;
+}
+
+// Where the model looked: asked for when a bin is on screen, and kept on for the next bins until it is switched off.
+let looking = false;
+
+async function light() {
+  const canvas = element("heat"), shown = bin;
+  canvas.hidden = true;
+  element("attention").setAttribute("aria-pressed", looking);
+  element("looked").textContent = looking ? "Finding out …" : "";
+  if (!looking || !shown) return;
+  try {
+    const reply = await fetch(`/attention/${shown.id}`), answer = await reply.json();
+    if (shown !== bin || !looking) return;
+    if (!reply.ok) throw new Error(answer.error);
+    await element("photo").decode();
+    if (shown !== bin || !looking) return;
+    shade(canvas, answer);
+    element("looked").textContent = `What is lit spoke for ${answer.count}.`;
+  } catch (error) {
+    if (shown === bin) element("looked").textContent = error.message;
+  }
+}
+
+function shade(canvas, { width, height, heat }) {
+  const values = Uint8Array.from(atob(heat), letter => letter.charCodeAt(0)), small = document.createElement("canvas");
+  Object.assign(small, { width, height });
+  const dark = new ImageData(width, height);
+  values.forEach((value, place) => { dark.data[4 * place + 3] = 255 * (1 - (value / 255) ** 0.7); });
+  small.getContext("2d").putImageData(dark, 0, 0);
+  const { naturalWidth, naturalHeight } = element("photo"), most = 800 / Math.max(naturalWidth, naturalHeight);
+  Object.assign(canvas, { width: naturalWidth * most, height: naturalHeight * most, hidden: false });
+  canvas.getContext("2d").drawImage(small, 0, 0, canvas.width, canvas.height);
+}
+
+function look() {
+  looking = !looking;
+  light();
 }
 
 function row({ predicted, expected }, count, share) {
@@ -117,6 +157,7 @@ function press(key) {
   else if (!bin) return;
   else if (/^[0-9]$/.test(key)) type((typed === "0" ? key : typed + key).slice(0, LONGEST));
   else if (key === "Backspace") type(typed.slice(0, -1));
+  else if (key === "l") { if (!element("look").hidden) look(); }
   else if (key === "s") ask("skip", { id: bin.id });
   else if (key === "Enter" && typed) ask("answer", { id: bin.id, counted: Number(typed) });
   else if (key === "Enter") complain("Type the count first, then press Enter.");
@@ -138,7 +179,7 @@ function move(right, down) {
   const { clientWidth, clientHeight } = element("stage");
   left = Math.min(0, Math.max(left + right, clientWidth * (1 - scale)));
   top_ = Math.min(0, Math.max(top_ + down, clientHeight * (1 - scale)));
-  element("photo").style.transform = `translate(${left}px, ${top_}px) scale(${scale})`;
+  for (const layer of ["photo", "heat"]) element(layer).style.transform = `translate(${left}px, ${top_}px) scale(${scale})`;
 }
 
 function place(event) {
@@ -188,6 +229,8 @@ for (const group of ["keys", "others"]) {
     if (key) press(key);
   });
 }
+element("attention").addEventListener("click", look);
+element("attention").addEventListener("mousedown", event => event.preventDefault());
 element("again").addEventListener("click", () => ask("next"));
 element("undo").addEventListener("click", () => ask("undo"));
 element("answer").addEventListener("submit", event => event.preventDefault());
@@ -199,7 +242,7 @@ document.addEventListener("keydown", event => {
   }
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   if (key === "Enter" && event.target.closest("button")) return;  // the button's own
-  if (!/^([0-9su]|Enter|Backspace)$/.test(key)) return;
+  if (!/^([0-9lsu]|Enter|Backspace)$/.test(key)) return;
   event.preventDefault();
   press(key);
 });
