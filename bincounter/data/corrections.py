@@ -20,6 +20,7 @@ from bincounter.names import TableWriter, read_cell
 
 HEADER = ["bin", "photo", "expected", "counted", "reviewer", "time", "undone"]
 _NEEDED = ("photo", "counted")
+_LONGEST = 20  # digits; Python refuses to read thousands
 _UNDONE = {"yes": True, "no": False, "": False}
 
 
@@ -113,8 +114,7 @@ class CorrectionsLog:
     def _load(self) -> list[Correction]:
         self._file.seek(0)
         data = self._file.read()
-        corrections, end = _parse(data, self.path)
-        names = data.splitlines()[0].decode("utf-8-sig").split(",")
+        corrections, end, names = _parse(data, self.path)
         if names != HEADER:
             raise DataError(
                 f"{self.path} has other columns than {','.join(HEADER)}: name another file by --corrections"
@@ -176,8 +176,8 @@ class CorrectionsLog:
             raise
 
 
-def _parse(data: bytes, path: Path) -> tuple[list[Correction], int]:
-    """Parse a table; returns its rows, and the number of bytes without an incomplete last line."""
+def _parse(data: bytes, path: Path) -> tuple[list[Correction], int, list[str]]:
+    """Parse a table; returns its rows, the number of bytes without an incomplete last line, and its columns."""
     end = len(data)
     while True:
         rows = csv.reader(io.StringIO(_decoded(data[:end], path), newline=""))
@@ -193,14 +193,14 @@ def _parse(data: bytes, path: Path) -> tuple[list[Correction], int]:
         if not data[:end].endswith(b"\n") and names == HEADER and lines and not _is_whole(lines[-1][1]):
             end = data.rfind(b"\n", 0, end) + 1
             continue
-        return [_correction(cells, names, path, number) for number, cells in lines], end
+        return [_correction(cells, names, path, number) for number, cells in lines], end, names
 
 
 def _decoded(data: bytes, path: Path) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        if data[error.start :].count(b"\n") == 0:  # a letter that was cut in two
+        if error.reason == "unexpected end of data":  # a letter that was cut in two
             return data[: error.start].decode("utf-8-sig")
         raise _damaged(path, data.count(b"\n", 0, error.start) + 1) from error
 
@@ -230,7 +230,8 @@ def _correction(cells: Sequence[str], names: Sequence[str], path: Path, line: in
 
 def parse_count(text: str) -> int | None:
     """Parse a number of items; ``None`` if it is not one."""
-    return int(text) if text.isascii() and text.isdecimal() and int(text) <= LARGEST_COUNT else None
+    is_number = text.isascii() and text.isdecimal() and len(text) <= _LONGEST
+    return int(text) if is_number and int(text) <= LARGEST_COUNT else None
 
 
 def _damaged(path: Path, line: int) -> DataError:

@@ -98,7 +98,7 @@ def read_audit(path: Path) -> AuditTable:
             rows: dict[str, AuditRow] = {}
             for cells in lines:
                 if cells:
-                    row = _row(cells, names, counts)
+                    row = _row(cells, names, len(expected))
                     rows.setdefault(row.id, row)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}): name the audit.csv of an audit") from error
@@ -111,27 +111,31 @@ def read_audit(path: Path) -> AuditTable:
     return AuditTable(path, tuple(counts), rows)
 
 
-def _row(cells: Sequence[str], names: Sequence[str], counts: Sequence[int]) -> AuditRow:
-    row = dict(zip(names, cells, strict=True))
-    reason, expected, predicted = read_cell(row["reason"]), parse_count(row["expected"]), parse_count(row["predicted"])
-    shares = tuple(_number(row[f"p_{count}"]) for count in counts)
-    wrong = _number(row["record_wrong"])
-    if (not reason and (expected is None or wrong is None)) or (wrong is not None and not 0 <= wrong <= 1):
+def _row(cells: Sequence[str], names: Sequence[str], known: int) -> AuditRow:
+    """Parse a row; after the ``known`` columns come notes."""
+    if len(cells) != len(names):
         raise ValueError
-    known = [*COLUMNS, *(f"p_{count}" for count in counts), *VERDICT]
-    return AuditRow(
-        bin=read_cell(row["bin"]),
-        photo=read_cell(row["photo"]),
-        expected=expected,
-        predicted=predicted,
-        expected_count=_number(row["expected_count"]),
-        probabilities=tuple(share for share in shares if share is not None) if None not in shares else (),
-        record_wrong=None if reason else wrong,
-        direction=read_cell(row["direction"]),
-        units_off=_number(row["units_off"]),
-        reason=reason,
-        notes={read_cell(name): read_cell(row[name]) for name in names if name not in known and row[name]},
+    bin_, photo, expected, predicted, mean, *shares = cells[: known - len(VERDICT)]
+    wrong, direction, off, reason = cells[known - len(VERDICT) : known]
+    row = AuditRow(
+        bin=read_cell(bin_),
+        photo=read_cell(photo),
+        expected=parse_count(expected),
+        predicted=parse_count(predicted),
+        expected_count=_number(mean),
+        probabilities=tuple(map(float, shares)) if all(shares) else (),
+        record_wrong=None if reason else _number(wrong),
+        direction=read_cell(direction),
+        units_off=_number(off),
+        reason=read_cell(reason),
+        notes={
+            read_cell(name): read_cell(cell) for name, cell in zip(names[known:], cells[known:], strict=True) if cell
+        },
     )
+    incomplete = not reason and (row.expected is None or row.record_wrong is None)
+    if incomplete or not all(0 <= share <= 1 for share in (*row.probabilities, row.record_wrong or 0.0)):
+        raise ValueError
+    return row
 
 
 def _number(text: str) -> float | None:

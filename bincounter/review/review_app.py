@@ -99,7 +99,7 @@ def _listening(port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         listener.close()
         taken = getattr(error, "errno", None) == errno.EADDRINUSE
-        reason = "is taken by another program" if taken else f"cannot be used ({error})"
+        reason = "is taken by another program" if taken else f"cannot be used ({_reason(error)})"
         raise UserError(f"Port {port} {reason}: name another by --port, or 0 for a free one.") from error
     listener.listen(128)
     return listener
@@ -255,8 +255,11 @@ def read_photo(folder: Path, row: AuditRow) -> bytes:
             raise Problem(422, f"{name} is larger than {_LARGEST_PHOTO // 1_000_000} MB; it is not shown.")
         return path.read_bytes()
     except (OSError, ValueError, RuntimeError) as error:  # a NUL in the name, links in a circle
-        reason = getattr(error, "strerror", None) or str(error)
-        raise Problem(422, f"{name} cannot be read ({reason}); check the file.") from error
+        raise Problem(422, f"{name} cannot be read ({_reason(error)}); check the file.") from error
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _is_photo(folder: Path, row: AuditRow) -> bool:

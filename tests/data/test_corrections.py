@@ -150,6 +150,7 @@ def test_a_table_from_elsewhere_needs_two_columns(tmp_path: Path) -> None:
         ("photo,counted\na\n", "is damaged in line 2"),
         (",".join(HEADER) + "\nb,a,1,1,me,now,no\nb,a,1,1\nb,a,1,1,me,now,no\n", "is damaged in line 3"),
         (b"photo,counted\n\xe9,1\nb,1\n", "is damaged in line 2"),
+        (",".join(HEADER).encode() + b"\nb,\xe9,1,1,me,now,no", "is damaged in line 2"),
     ],
 )
 def test_a_damaged_table_is_refused_before_anything_starts(
