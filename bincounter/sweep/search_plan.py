@@ -217,8 +217,10 @@ def _identity(
     searched = {parameter.key.lstrip("+") for parameter in parameters}
     for key in (*(FREE if own else ()), *searched):
         _drop(plain, key.replace("/", "."))
-    if own and plain["data"].get("progressive") == asdict(ProgressiveConfig()):
-        del plain["data"]["progressive"]  # studies of versions that lacked it are resumed
+    if own:  # studies of versions that lacked these settings are resumed
+        for name, default in (("progressive", asdict(ProgressiveConfig())), ("corrections", None)):
+            if plain["data"].get(name) == default:
+                plain["data"].pop(name, None)
     return {
         "configuration": _digest(plain),
         "space": _digest(sorted(repr(parameter) for parameter in parameters)),
