@@ -17,6 +17,7 @@ ROOMS = (
     "report",
     "audit",
     "serving",
+    "review",
     "cloud",
     "sweep",
     "cli",

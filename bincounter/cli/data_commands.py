@@ -45,7 +45,15 @@ def add_data_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPar
     """Add these commands to the subparsers of ``bincounter``."""
     explore = commands.add_parser("explore", help="write data.html: the contents of a data set, before training on it")
     explore.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py: data=abid data.source=...")
-    explore.add_argument("--output", type=as_path, default=Path("data.html"), help="the page to write (data.html)")
+    explore.add_argument("--output", type=as_path, metavar="FILE", help="to write (data.html, suspicious.csv)")
+    explore.add_argument(
+        "--suspicious",
+        nargs="+",
+        type=as_path,
+        metavar="RUN",
+        help="instead of the page write the labels most likely wrong, by these runs' predictions for photos that they "
+        "held out, as a table for bincounter review",
+    )
     explore.set_defaults(command=_explore)
 
     arrange = commands.add_parser("arrange", help="link the photos of a data source into <count>/<photo> folders")
@@ -85,8 +93,11 @@ def _compose_data(arguments: argparse.Namespace) -> "tuple[DictConfig, BinDataMo
 
 
 def _explore(arguments: argparse.Namespace) -> int:
-    check_writable(arguments.output, key="--output")
+    output = arguments.output or Path("suspicious.csv" if arguments.suspicious else "data.html")
+    check_writable(output, key="--output")
     cfg, data = _compose_data(arguments)
+    if arguments.suspicious:
+        return _list_suspicious(output, data, arguments.suspicious)
     data.prepare()
     from bincounter.report.explore import write_data_report
 
@@ -96,8 +107,19 @@ def _explore(arguments: argparse.Namespace) -> int:
         "seed": cfg.data.split.seed,
     }
     source = cfg.data.source or "rendered demo bins"
-    write_data_report(arguments.output, data.manifest, data.kept, data.assignment, source=source, settings=settings)
-    print_written(arguments.output)
+    write_data_report(output, data.manifest, data.kept, data.assignment, source=source, settings=settings)
+    print_written(output)
+    return 0
+
+
+def _list_suspicious(output: Path, data: "BinDataModule", runs: list[Path]) -> int:
+    from bincounter.review.suspicious import write_suspicious
+
+    records = data.find()
+    held_out = write_suspicious(output, records, data.manifest.root, runs)
+    print_written(output, f"{held_out:,} of {len(records):,} photos were held out by the runs: ")
+    photos = escape_name(data.manifest.root)
+    print(f"Check them with bincounter review {escape_name(output)} --photos {photos}", file=sys.stderr)
     return 0
 
 

@@ -13,6 +13,7 @@ from bincounter.cli.audit_command import add_audit
 from bincounter.cli.data_commands import add_data_commands, as_path, as_place, print_written
 from bincounter.cli.export_command import add_export
 from bincounter.cli.push_command import add_push
+from bincounter.cli.review_command import add_review
 from bincounter.cli.shell_completion import run_completion, wants_completion
 from bincounter.errors import BinCounterError, ResourceError, closest_match
 from bincounter.files import check_writable, format_json
@@ -114,6 +115,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     predict.set_defaults(command=_predict)
 
     add_audit(commands, as_path, as_place)
+    add_review(commands, as_path)
 
     compare = commands.add_parser("compare", help="compare runs: differing settings and their scores")
     compare.add_argument("runs", nargs="+", type=as_path, metavar="RUN", help="folders of runs, or of sweeps")

@@ -28,7 +28,6 @@ log = logging.getLogger(__name__)
 
 _NOT_SHIPPED = (*LAUNCH_KEYS, "paths")
 _A_RUN = (JOB_RECORD, "checkpoints/last.ckpt", "checkpoints/best.ckpt")
-_IDS = "ids"  # folder of an id list in the code archive
 
 
 @dataclass
@@ -128,7 +127,9 @@ def plan_run(planned: PlannedJob, loader: "ConfigLoader", config: DictConfig) ->
     planned.extras = needed_extras(plain)
     ids = plain["data"]["layout"].get("ids")
     if isinstance(ids, str) and not is_remote(ids):
-        _ship_ids(planned, Path(ids))
+        _ship_file(planned, "data.layout.ids", Path(ids))
+    if plain["data"]["corrections"] is not None:
+        _ship_file(planned, "data.corrections", Path(plain["data"]["corrections"]))
     # An id list names a few of a million objects: the run fetches them itself.
     planned.channel = planned.source is not None and not ids
     _check_recomposition(planned, cfg, loader, config)
@@ -211,14 +212,12 @@ def _check_devices(plain: Mapping[str, Any]) -> None:
         log.warning("trainer=cpu leaves the GPU of %s idle: use trainer=gpu.", launcher["instance_type"])
 
 
-def _ship_ids(planned: PlannedJob, path: Path) -> None:
+def _ship_file(planned: PlannedJob, key: str, path: Path) -> None:
     if not path.is_file():
-        raise ConfigError(
-            f"data.layout.ids={path} is not a file: name the id list, as in data.layout.ids=file_list.json"
-        )
-    name = f"{_IDS}/{path.name}"
+        raise ConfigError(f"{key}={path} is not a file: name one, or drop the setting")
+    name = f"{key.rpartition('.')[2]}/{path.name}"  # in the code archive
     planned.extra[name] = path.read_bytes()
-    planned.shipped = [*drop_overrides(planned.shipped, "data.layout.ids"), f"data.layout.ids='{name}'"]
+    planned.shipped = [*drop_overrides(planned.shipped, key), f"{key}='{name}'"]
 
 
 def _refuse_secrets(overrides: Sequence[str]) -> None:
@@ -244,7 +243,8 @@ def _check_recomposition(planned: PlannedJob, cfg: DictConfig, loader: "ConfigLo
         for node in (cfg, recomposed)
     )
     for node in (expected, found):
-        node["data"]["layout"].pop("ids", None)  # shipped under another name
+        for part, name in ((node["data"]["layout"], "ids"), (node["data"], "corrections")):
+            part.pop(name, None)  # shipped under another name
     different = [key for key in expected if expected[key] != found.get(key)]
     if different:
         raise ConfigError(

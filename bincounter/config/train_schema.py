@@ -80,6 +80,7 @@ class DataConfig:
     counts: list[int] | None = None  # counts to use, others are excluded; null: every count in the data
     # further counts, above the largest of counts, that are learnt and never answered; the last takes all larger ones
     learn_above: int = bounded(0, ge=0, le=100)
+    corrections: str | None = path_setting(None)  # corrections.csv of a review, whose counts replace the source's
     image_size: int = bounded(224, ge=16, le=1024)  # pixels, both sides; the aspect ratio is not kept
     batch_size: int = bounded(32, ge=1)  # photos per step on each device
     balanced: bool = False  # draw every count equally often in training

@@ -264,6 +264,10 @@ def _files(cfg: Mapping[str, Any]) -> None:
 
         if import_target("data.layout", layout["_target_"]) is Abid:
             read_ids(layout["ids"])
+    if cfg["data"]["corrections"] is not None:
+        from bincounter.data.corrections import read_corrections
+
+        read_corrections(Path(cfg["data"]["corrections"]), "data.corrections")
     if cfg["train"]:
         _backbone(cfg["model"]["backbone"], cfg["model"]["weights"])
 

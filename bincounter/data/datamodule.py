@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from bincounter.data.augmentation import Augmentation, Mixing, ProgressiveResizing
 from bincounter.data.feature_store import FeatureStore
+from bincounter.data.label_corrections import correct_labels
 from bincounter.data.layouts import Detected
 from bincounter.data.layouts.base import IndexedLayout, Layout
 from bincounter.data.photo_store import PhotoStore
@@ -51,6 +52,8 @@ class BinDataModule(L.LightningDataModule):
         balanced: draw every count equally often in training.
         num_workers: processes that decode photos; ``None`` for none with a cache, else up to 8.
         cache: store decoded photos, and the features of a frozen backbone, on disk.
+        corrections: table of counts that replace those of the source, see
+            :func:`bincounter.data.label_corrections.correct_labels`.
         sync: ``only, deleted, connections`` of :func:`bincounter.data.s3.sync.fetch`, and ``stream``.
         split: ``method, fractions, seed`` of :func:`bincounter.data.splits.assign_splits`; by default the grouped split
             with shares of 0.8, 0.1 and 0.1.
@@ -79,6 +82,7 @@ class BinDataModule(L.LightningDataModule):
         balanced: bool = False,
         num_workers: int | None = None,
         cache: bool = True,
+        corrections: str | Path | None = None,
         sync: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -86,6 +90,7 @@ class BinDataModule(L.LightningDataModule):
         self._source, self._layout, self._wanted = None if source is None else str(source), layout or Detected(), counts
         self._split = {"method": "grouped", "fractions": (0.8, 0.1, 0.1), "seed": 0, **(split or {})}
         self._balanced, self._seed, self._cache, self._learn_above = balanced, seed, cache, learn_above
+        self._corrections = None if corrections is None else Path(corrections)
         self._sync = {"connections": 64, **(sync or {})}
         self._data_dir = Path(data_dir)
         self._cache_dir = self._data_dir / "cache" if cache_dir is None else Path(cache_dir)
@@ -129,7 +134,7 @@ class BinDataModule(L.LightningDataModule):
                 scored = self.kept[self.assignment > 0]
                 self.training = np.union1d(self.training, photos_above(self.manifest, self.counts[-1], scored))
             self.store = PhotoStore.open(
-                self.manifest, self.image_size, self._cache_dir, cached=self._cache, workers=self._decoders
+                self._scanned, self.image_size, self._cache_dir, cached=self._cache, workers=self._decoders
             )
         self._prepared = True
         self._log_summary()
@@ -146,7 +151,7 @@ class BinDataModule(L.LightningDataModule):
         return self.records
 
     def _find(self, stored_size: int | None) -> None:
-        self.manifest = find_photos(
+        self._scanned = self.manifest = find_photos(
             self._source,
             self._layout,
             counts=self._wanted,
@@ -156,6 +161,8 @@ class BinDataModule(L.LightningDataModule):
             stored_size=stored_size,
             workers=self._decoders,
         )
+        if self._corrections is not None:  # of the store only pixels are used, which labels do not change
+            self.manifest = correct_labels(self._scanned, self._corrections)
         found = Counter(record.count for record in self.manifest.records)
         self.counts = sorted(self._wanted if self._wanted is not None else found)
         self.learnt = learnt_counts(self.counts, self._learn_above)

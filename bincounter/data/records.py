@@ -118,6 +118,7 @@ class Manifest:
         content: ``uint64[N]``, a hash of each file's bytes.
         refusals: the quarantine list, sorted by path.
         digest: hexadecimal name of the data: ids, counts, contents and groups; the same wherever the photos are.
+        corrected: photos with another count than their source gives, by ``data.corrections``; ``None`` without it.
     """
 
     root: Path
@@ -127,6 +128,7 @@ class Manifest:
     content: np.ndarray
     refusals: tuple[RejectedInput, ...]
     digest: str
+    corrected: int | None = None
 
     @property
     def has_passing_refusals(self) -> bool:

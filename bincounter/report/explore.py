@@ -57,7 +57,7 @@ def write_data_report(
         "title": f"Data of {source}",
         "kicker": f"bincounter data report · {source}",
         "headline": _headline(counts),
-        "lead": _lead(counts, groups, sum(excluded.values()), len(refusals)),
+        "lead": _lead(counts, groups, sum(excluded.values()), len(refusals), manifest.corrected),
         "footer": f"Made by bincounter from data {manifest.digest}. This file needs no network.",
         "facts": {"source": source, "digest": manifest.digest, **{f"split {k}": v for k, v in settings.items()}},
         "photos": len(counts),
@@ -106,7 +106,7 @@ def _headline(counts: np.ndarray) -> str:
     return f"{whole(len(counts))} photos of bins with {span} items"
 
 
-def _lead(counts: np.ndarray, groups: np.ndarray, excluded: int, refused: int) -> str:
+def _lead(counts: np.ndarray, groups: np.ndarray, excluded: int, refused: int, corrected: int | None) -> str:
     values, photos = np.unique(counts, return_counts=True)
     commonest = values[photos.argmax()]
     _, inverse, size = np.unique(groups, return_inverse=True, return_counts=True)
@@ -116,6 +116,8 @@ def _lead(counts: np.ndarray, groups: np.ndarray, excluded: int, refused: int) -
     ]
     if excluded:
         sentences.append(f"{whole(excluded)} more are outside of data.counts.")
+    if corrected is not None:
+        sentences.append(f"{whole(corrected)} of the source have another count by data.corrections.")
     verb = "input was" if refused == 1 else "inputs were"
     sentences.append(f"{whole(refused)} {verb} rejected." if refused else "No input was rejected.")
     return " ".join(sentences)

@@ -75,6 +75,7 @@ def write_report(
         "config": yaml.safe_dump(dict(results.config), sort_keys=False, allow_unicode=True),
         "provenance": [_fact(name, value) for name, value in flatten(results.provenance).items()],
         "splits": _splits(results),
+        "corrected": results.provenance.get("corrected_photos"),
     }
     return write_page(results.path / "report.html", "report.html", content)
 

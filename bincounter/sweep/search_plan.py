@@ -30,6 +30,13 @@ if TYPE_CHECKING:
 
 _TPE = {"_target_": "optuna.samplers.TPESampler"}
 _EPOCHS = "trainer.max_epochs"
+_YOUNGER: list[tuple[str, str, Any]] = [
+    ("data", "progressive", asdict(ProgressiveConfig())),
+    ("data", "corrections", None),
+    ("data", "learn_above", 0),
+    ("model", "average_flips", False),
+]
+"""Settings that studies of earlier versions lacked, and their defaults."""
 
 Direction = Literal["minimize", "maximize"]
 _DIRECTIONS: dict[str, Direction] = {"min": "minimize", "max": "maximize"}
@@ -217,8 +224,10 @@ def _identity(
     searched = {parameter.key.lstrip("+") for parameter in parameters}
     for key in (*(FREE if own else ()), *searched):
         _drop(plain, key.replace("/", "."))
-    if own and plain["data"].get("progressive") == asdict(ProgressiveConfig()):
-        del plain["data"]["progressive"]  # studies of versions that lacked it are resumed
+    if own:  # studies of versions that lacked these settings are resumed
+        for group, name, default in _YOUNGER:
+            if plain[group].get(name) == default:
+                plain[group].pop(name, None)
     return {
         "configuration": _digest(plain),
         "space": _digest(sorted(repr(parameter) for parameter in parameters)),

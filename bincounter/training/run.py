@@ -189,7 +189,8 @@ def _scored(
         caveats=[*list_caveats(plain, data, overlaps), *caveats],
         calibrated=fitted,
     )
-    folder.add_facts({"seconds": folder.seconds})
+    corrected = {} if data.manifest.corrected is None else {"corrected_photos": data.manifest.corrected}
+    folder.add_facts({"seconds": folder.seconds, **corrected})
     print_scores(metrics)
     if plain["paths"]["model_dir"] is not None:
         export_model(folder.path, Path(plain["paths"]["model_dir"]))
@@ -240,7 +241,11 @@ def _check_sides(data: BinDataModule, fractions: list[float]) -> None:
 def _check_same_photos(split: Path, data: BinDataModule, checkpoint: str) -> None:
     """Check that a run is resumed with the same photos, wherever they are."""
     if split.exists():
-        _check_same_split(split, data)
+        before = [(row.id, row.count, row.split) for row in read_split(split)]
+        if before != [(r.id, r.count, SPLITS[i]) for r, i in zip(data.records, data.assignment.tolist(), strict=True)]:
+            raise DataError(
+                f"the photos or their split differ from {split}: restore them to resume the run, or start a new one"
+            )
     description = read_checkpoint(checkpoint, "bincounter")["bincounter"]
     check_description(description)
     now = dict(zip(_train_ids(data), _train_content(data).tolist(), strict=True))
@@ -259,15 +264,6 @@ def _train_ids(data: BinDataModule) -> list[str]:
 
 def _train_content(data: BinDataModule) -> torch.Tensor:  # int64[N]
     return torch.from_numpy(data.manifest.content[data.training].view(np.int64))
-
-
-def _check_same_split(split: Path, data: BinDataModule) -> None:
-    before = [(row.id, row.count, row.split) for row in read_split(split)]
-    now = [(r.id, r.count, SPLITS[side]) for r, side in zip(data.records, data.assignment.tolist(), strict=True)]
-    if before != now:
-        raise DataError(
-            f"the photos or their split differ from {split}: restore them to resume the run, or start a new one"
-        )
 
 
 def _model(plain: dict[str, Any], data: BinDataModule) -> BinCounter:

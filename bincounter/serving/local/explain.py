@@ -9,6 +9,7 @@ import base64
 import json
 import os
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -66,18 +67,27 @@ class Explainer:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _explain(self, pixels: Tensor) -> dict[str, object]:
-        from bincounter.report.report_photos import grad_cam  # captum, which serving does without
-
         model = self._explained = self._explained or _ExplainedModel(self._served.network()).eval()
-        size = self._served.image_size
-        image = self._normalize(pixels[None])
-        with torch.inference_mode():
-            likely = int(model.probabilities_of_view(image).argmax())
-        heat = F.adaptive_avg_pool2d(torch.from_numpy(grad_cam(model, image)), min(_SIDE, size))[0]
-        grid = (255 * heat).round().to(torch.uint8)
-        height, width = grid.shape
-        encoded = base64.b64encode(grid.numpy().tobytes()).decode("ascii")
-        return {"count": self._served.counts[likely], "width": width, "height": height, "heat": encoded}
+        return explanation(model, self._normalize(pixels[None]), self._served.counts)
+
+
+def explanation(model: Any, image: Tensor, counts: Sequence[int]) -> dict[str, object]:
+    """Explain one photo; see the module.
+
+    Args:
+        model: as :func:`bincounter.report.report_photos.grad_cam` takes it.
+        image: ``float[1, 3, S, S]``, normalised.
+        counts: the support of the model, ascending.
+    """
+    from bincounter.report.report_photos import grad_cam  # captum, which serving does without
+
+    with torch.inference_mode():
+        likely = int(model.probabilities_of_view(image).argmax())
+    heat = F.adaptive_avg_pool2d(torch.from_numpy(grad_cam(model, image)), min(_SIDE, image.shape[-1]))[0]
+    grid = (255 * heat).round().to(torch.uint8)
+    height, width = grid.shape
+    encoded = base64.b64encode(grid.numpy().tobytes()).decode("ascii")
+    return {"count": counts[likely], "width": width, "height": height, "heat": encoded}
 
 
 class _ExplainedModel(nn.Module):

@@ -1,0 +1,98 @@
+"""The command ``review``, by which people check the bins of an audited table."""
+
+import argparse
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bincounter.errors import ConfigError, UserError
+from bincounter.files import check_writable
+from bincounter.names import escape_name
+
+if TYPE_CHECKING:
+    from bincounter.data.corrections import CorrectionsLog
+    from bincounter.review.audit_table import AuditTable
+
+_PORT = 8090
+
+
+def add_review(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", as_path: Callable[[str], Path]) -> None:
+    """Add this command to the subparsers of ``bincounter``.
+
+    Args:
+        commands: the subparsers.
+        as_path: converter of names of files.
+    """
+    review = commands.add_parser(
+        "review", help="serve a page on which people check the bins of an audit, photo by photo"
+    )
+    review.add_argument("table", type=as_path, metavar="AUDIT.CSV", help="the ranked table of an audit")
+    review.add_argument("--photos", type=as_path, metavar="FOLDER", help="folder of the photos (that of AUDIT.CSV)")
+    review.add_argument("--port", type=int, default=_PORT, help=f"to listen on; 0 for a free one ({_PORT})")
+    review.add_argument(
+        "--corrections", type=as_path, metavar="FILE", help="table of the answers (corrections.csv beside AUDIT.CSV)"
+    )
+    review.add_argument(
+        "--ckpt-path", type=as_path, help="a checkpoint, or a run's folder: the page shows where this model looked"
+    )
+    review.add_argument(
+        "--trust", action="append", default=[], metavar="PACKAGE", help="your own package that defines the model"
+    )
+    files = review.add_mutually_exclusive_group()
+    files.add_argument(
+        "--export-label-studio", type=as_path, metavar="JSON", help="write the bins as tasks of Label Studio instead"
+    )
+    files.add_argument(
+        "--import-label-studio", type=as_path, metavar="JSON", help="take the answers from Label Studio's JSON instead"
+    )
+    review.set_defaults(command=_review)
+
+
+def _review(arguments: argparse.Namespace) -> int:
+    from bincounter.data.corrections import CorrectionsLog
+    from bincounter.review.audit_table import read_audit
+
+    photos = arguments.photos or arguments.table.parent
+    if not photos.is_dir():
+        raise UserError(f"--photos={photos} is not a folder: name the one that holds the photos")
+    table = read_audit(arguments.table)
+    if arguments.export_label_studio:
+        return _export(arguments.export_label_studio, table, photos)
+    answers = arguments.corrections or arguments.table.with_name("corrections.csv")
+    if arguments.import_label_studio:
+        with CorrectionsLog(answers) as log:
+            return _import(arguments.import_label_studio, table, log)
+    for module in ("h11", "starlette", "uvicorn"):
+        if importlib.util.find_spec(module) is None:
+            raise ConfigError(f"review needs {module}: pip install 'bincounter[serving]'")
+    from bincounter.review.review_app import Attention, serve_review
+
+    with CorrectionsLog(answers) as log:
+        attention = Attention(arguments.ckpt_path, arguments.trust) if arguments.ckpt_path else None
+        return serve_review(table, photos, log, arguments.port, attention)
+
+
+def _export(path: Path, table: "AuditTable", photos: Path) -> int:
+    check_writable(path, key="--export-label-studio")
+    from bincounter.review.label_studio import LABELING, export_tasks
+
+    number = export_tasks(path, table, photos)
+    print(f"{number:,} tasks: {escape_name(path)}")
+    print("Label Studio shows their photos if it is started with")
+    print("  LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true")
+    print(f"  LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={escape_name(photos.resolve().parent)}")
+    print(f"and the project has a local storage of {escape_name(photos.resolve())} and this labeling interface:")
+    print(f"  {LABELING}")
+    return 0
+
+
+def _import(path: Path, table: "AuditTable", log: "CorrectionsLog") -> int:
+    from bincounter.review.label_studio import import_annotations
+
+    done = import_annotations(path, table, log)
+    print(f"{done.written:,} answers added: {escape_name(log.path)}")
+    print(f"  {done.known:,} were there already, {done.unanswered:,} tasks have no count")
+    if done.unmatched:
+        print(f"  {done.unmatched:,} tasks match no bin of {escape_name(table.path)}")
+    return 0

@@ -1,0 +1,152 @@
+"""Queue of bins for reviewers: leases, answers on disk, undo, and what was found against what was expected."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from bincounter.data.corrections import Correction, CorrectionsLog, last_answers
+from bincounter.errors import UserError
+from bincounter.names import escape_name
+from bincounter.review.audit_table import AuditRow, AuditTable
+from bincounter.serving.application.answers import Problem
+
+LEASE = 300.0
+"""Seconds for which a bin that is shown to one reviewer is shown to no other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reviewer:
+    """A person at a page.
+
+    Attributes:
+        session: of the page, which holds leases.
+        name: for the table.
+    """
+
+    session: str
+    name: str
+
+
+class ReviewQueue:
+    """Bins of an audited table, each given to one reviewer at a time.
+
+    Args:
+        table: the bins, in the order in which they are shown; those without a photo are left out.
+        log: of the answers; bins that it holds are done.
+        clock: of the leases, seconds.
+    """
+
+    def __init__(self, table: AuditTable, log: CorrectionsLog, clock: Callable[[], float] = time.monotonic) -> None:
+        self._rows, self._log, self._clock = table.reviewable, log, clock
+        ids = {row.key: id_ for id_, row in self._rows.items()}
+        known = [given for given in log.corrections if given.key in ids]
+        self._answers = {ids[key]: given for key, given in last_answers(known).items()}
+        # Answers that can be taken back; those before a restart belong to the reviewer of that name.
+        self._given = [(id_, Reviewer("", given.reviewer)) for id_, given in self._answers.items()]
+        self._open = dict.fromkeys(id_ for id_ in self._rows if id_ not in self._answers)
+        self._leases: dict[str, tuple[str, float]] = {}
+
+    @property
+    def path(self) -> Path:
+        """The table of answers."""
+        return self._log.path
+
+    def row(self, id_: str) -> AuditRow | None:
+        """Return the row of an id; ``None`` if no bin with a photo has it."""
+        return self._rows.get(id_)
+
+    def next(self, reviewer: Reviewer) -> str | None:
+        """Lease the bin that the session has already, else the next that nobody has; ``None`` if none is left."""
+        self._drop_ended()
+        held = (id_ for id_, (session, _) in self._leases.items() if session == reviewer.session)
+        found = next(held, None) or next((id_ for id_ in self._open if id_ not in self._leases), None)
+        if found is not None:
+            self._lease(found, reviewer)
+        return found
+
+    def answer(self, reviewer: Reviewer, id_: str, counted: int) -> None:
+        """Write the count of a bin to the disk.
+
+        Raises:
+            Problem: 404 there is no such bin; 409 it is answered already; 500 the answer could not be written.
+        """
+        row = self._known(id_)
+        if id_ in self._answers:
+            other = self._answers[id_]
+            by = f" by {escape_name(other.reviewer)}" if other.reviewer else ""
+            raise Problem(409, f"Bin {escape_name(row.bin)} is answered already, {other.counted}{by}: take the next.")
+        self._answers[id_] = self._write(row, reviewer, counted)
+        self._given.append((id_, reviewer))
+        self._open.pop(id_, None)
+        self._leases.pop(id_, None)
+
+    def skip(self, reviewer: Reviewer, id_: str) -> None:
+        """Show a bin again after all others.
+
+        Raises:
+            Problem: 404 there is no such bin.
+        """
+        self._known(id_)
+        if self._leases.get(id_, (reviewer.session, 0))[0] == reviewer.session and id_ in self._open:
+            self._leases.pop(id_, None)
+            self._open.pop(id_)
+            self._open[id_] = None
+
+    def undo(self, reviewer: Reviewer) -> None:
+        """Take back the last answer of a reviewer, and lease its bin to them.
+
+        Raises:
+            Problem: 409 there is none; 500 it could not be written.
+        """
+        for place in reversed(range(len(self._given))):
+            id_, by = self._given[place]
+            if by.session == reviewer.session or (not by.session and by.name == reviewer.name):
+                break
+        else:
+            raise Problem(409, "There is no answer of yours to take back; count this bin.")
+        self._write(self._rows[id_], reviewer, self._answers[id_].counted, undone=True)
+        del self._given[place], self._answers[id_]
+        self._open = {id_: None, **self._open}
+        self._leases = {other: lease for other, lease in self._leases.items() if lease[0] != reviewer.session}
+        self._lease(id_, reviewer)
+
+    def progress(self) -> dict[str, float]:
+        """Return what was done, what was found, and what the audit expected of the bins that are done."""
+        self._drop_ended()
+        done = [(self._rows[id_], answer.counted) for id_, answer in self._answers.items()]
+        judged = [(row, counted) for row, counted in done if row.record_wrong is not None]
+        off = [counted - row.expected for row, counted in done if row.expected is not None]
+        return {
+            "done": len(done),
+            "bins": len(self._rows),
+            "leased": len(self._leases),
+            "judged": len(judged),
+            "wrong": sum(counted != row.expected for row, counted in judged),
+            "wrong_expected": sum(row.record_wrong or 0.0 for row, _ in judged),
+            "missing": -sum(units for units in off if units < 0),
+            "extra": sum(units for units in off if units > 0),
+        }
+
+    def _known(self, id_: str) -> AuditRow:
+        if id_ not in self._rows:
+            raise Problem(404, "The table has no such bin; reload the page.")
+        return self._rows[id_]
+
+    def _lease(self, id_: str, reviewer: Reviewer) -> None:
+        self._leases[id_] = reviewer.session, self._clock() + LEASE
+
+    def _drop_ended(self) -> None:
+        now = self._clock()
+        self._leases = {id_: lease for id_, lease in self._leases.items() if lease[1] > now}
+
+    def _write(self, row: AuditRow, reviewer: Reviewer, counted: int, *, undone: bool = False) -> Correction:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        correction = Correction(row.bin, row.photo, row.expected, counted, reviewer.name, now, undone)
+        try:
+            self._log.append(correction)
+        except (OSError, UserError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise Problem(500, f"The answer is not saved ({reason}); remedy that, and answer again.") from error
+        return correction

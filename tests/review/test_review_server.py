@@ -1,0 +1,291 @@
+"""Server of the review page over HTTP: leases, answers on disk, undo, kills, and what it refuses."""
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from commands import Run
+from made_photos import photo_bytes
+from reviews import Audited, made_audit, read_answers, reviewed, write_audit
+
+from bincounter.data.corrections import Correction, CorrectionsLog, last_answers, read_corrections
+from bincounter.review.audit_table import read_audit
+from bincounter.review.review_queue import LEASE, Reviewer, ReviewQueue
+
+pytestmark = pytest.mark.slow
+
+
+def test_bins_come_in_the_order_of_the_table_with_what_it_says_of_them(tmp_path: Path) -> None:
+    with reviewed(made_audit(tmp_path)) as server:
+        shown = server.next("anna")
+        assert (shown["bin"], shown["expected"], shown["predicted"], shown["record_wrong"]) == ("B-0", 2, 1, 0.9)
+        assert shown["probabilities"] == {"0": 0.1, "1": 0.7, "2": 0.1, "3": 0.1}
+        photo = server.ask("GET", f"/photo/{shown['id']}")
+        assert (photo.status, photo.headers["content-type"], photo.body) == (200, "image/jpeg", photo_bytes(0))
+        for n in range(4):
+            reply = server.post("answer", "anna", id=shown["id"], counted=2 - n % 2).json()
+            assert len(read_answers(tmp_path / "corrections.csv")) == n + 1  # before the next bin is shown
+            shown = reply["bin"]
+            assert (shown and shown["bin"]) == (f"B-{n + 1}" if n < 3 else None)
+        progress = reply["progress"]
+        assert (progress["done"], progress["wrong"], progress["missing"], progress["extra"]) == (4, 2, 2, 0)
+        assert progress["wrong_expected"] == pytest.approx(0.9 + 0.8 + 0.7 + 0.6)
+    rows = read_answers(tmp_path / "corrections.csv")
+    assert list(rows[0]) == ["bin", "photo", "expected", "counted", "reviewer", "time", "undone"]
+    assert [(row["bin"], row["counted"], row["reviewer"], row["undone"]) for row in rows] == [
+        (f"B-{n}", str(2 - n % 2), "anna", "no") for n in range(4)
+    ]
+
+
+def test_no_bin_is_shown_to_two_reviewers(tmp_path: Path) -> None:
+    with reviewed(made_audit(tmp_path, bins=3)) as server:
+        shown = {name: server.next(name) for name in ("anna", "ben", "cleo", "dora")}
+        assert [each and each["bin"] for each in shown.values()] == ["B-0", "B-1", "B-2", None]
+        assert server.next("ben") == shown["ben"]  # a page that is loaded again
+        skipped = server.post("skip", "anna", id=shown["anna"]["id"]).json()["bin"]
+        assert skipped["bin"] == "B-0"  # all others are on other screens
+        server.post("answer", "ben", id=shown["ben"]["id"], counted=2)
+        assert server.post("skip", "cleo", id=shown["anna"]["id"]).json()["bin"]["bin"] == "B-2"  # not hers to skip
+        refused = server.post("answer", "anna", id=shown["ben"]["id"], counted=3)
+        assert refused.status == 409
+        assert refused.json()["error"] == "Bin B-1 is answered already, 2 by ben: take the next."
+    assert len(read_answers(tmp_path / "corrections.csv")) == 1
+
+
+def test_a_skipped_bin_comes_after_all_others(tmp_path: Path) -> None:
+    with reviewed(made_audit(tmp_path, bins=3)) as server:
+        shown, order = server.next("anna"), []
+        shown = server.post("skip", "anna", id=shown["id"]).json()["bin"]
+        while shown:
+            order.append(shown["bin"])
+            shown = server.post("answer", "anna", id=shown["id"], counted=1).json()["bin"]
+        assert order == ["B-1", "B-2", "B-0"]
+
+
+def test_an_answer_is_taken_back_by_whoever_gave_it(tmp_path: Path) -> None:
+    table = tmp_path / "corrections.csv"
+    with reviewed(made_audit(tmp_path)) as server:
+        first, other = server.next("anna"), server.next("ben")
+        server.post("answer", "anna", id=first["id"], counted=0)
+        server.post("answer", "ben", id=other["id"], counted=3)
+        undone = server.post("undo", "anna").json()
+        assert undone["bin"]["bin"] == "B-0"
+        assert undone["progress"]["done"] == 1
+        assert server.next("cleo")["bin"] == "B-2"  # what anna had on screen before; B-3 is ben's
+        refused = server.post("undo", "anna")
+        assert (refused.status, refused.json()["error"]) == (
+            409,
+            "There is no answer of yours to take back; count this bin.",
+        )
+        server.post("answer", "anna", id=first["id"], counted=2)
+    assert [(row["bin"], row["counted"], row["undone"]) for row in read_answers(table)] == [
+        *(("B-0", "0", "no"), ("B-1", "3", "no"), ("B-0", "0", "yes"), ("B-0", "2", "no"))
+    ]
+    assert {key[0]: each.counted for key, each in last_answers(read_corrections(table, "it")).items()} == {
+        "B-1": 3,
+        "B-0": 2,
+    }
+
+
+def test_a_killed_server_resumes_from_the_file(tmp_path: Path) -> None:
+    audit = made_audit(tmp_path)
+    with reviewed(audit) as server:
+        first = server.next("anna")
+        second = server.post("answer", "anna", id=first["id"], counted=2).json()["bin"]
+        assert server.post("answer", "anna", id=second["id"], counted=1).status == 200
+        server.process.send_signal(signal.SIGKILL)
+        assert server.process.wait() == -signal.SIGKILL
+    whole = (tmp_path / "corrections.csv").read_bytes()
+    with (tmp_path / "corrections.csv").open("ab") as file:
+        file.write(b"B-2,photos/2.jpg,2,1,an")  # killed while it wrote
+    with reviewed(audit) as server:
+        assert (tmp_path / "corrections.csv").read_bytes() == whole
+        reply = server.post("next", "other", reviewer="anna").json()
+        assert (reply["bin"]["bin"], reply["progress"]["done"]) == ("B-2", 2)
+        assert server.post("undo", "other", reviewer="ben").status == 409
+        assert server.post("undo", "other", reviewer="anna").json()["bin"]["bin"] == "B-1"
+
+
+@pytest.mark.parametrize("cut", range(1, 60))
+def test_a_line_that_is_cut_anywhere_is_dropped(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / "corrections.csv"
+    with CorrectionsLog(path) as log:
+        log.append(Correction("B-0", "é,0.jpg", 2, 12, "anna", "2026-01-02T03:04:05+00:00"))
+        log.append(Correction("B-1", 'é"1\n.jpg', None, 12, "anna", "2026-01-02T03:04:05+00:00"))
+    whole = path.read_bytes()
+    end = whole.rstrip(b"\n").rfind(b"\n") + 1
+    path.write_bytes(whole[: max(len(whole) - cut, end)])
+    kept = 2 if cut == 1 else 1  # a line lacks its break, and nothing else
+    assert len(read_corrections(path, "it")) == kept
+    with CorrectionsLog(path) as log:
+        assert len(log.corrections) == kept
+        log.append(Correction("B-2", "2.jpg", 1, 3))
+    assert [each.bin for each in read_corrections(path, "it")] == [*["B-0", "B-1"][:kept], "B-2"]
+
+
+def test_a_lease_ends_by_itself_and_the_first_answer_counts(tmp_path: Path) -> None:
+    now = [0.0]
+    with CorrectionsLog(tmp_path / "corrections.csv") as log:
+        queue = ReviewQueue(read_audit(made_audit(tmp_path, bins=1)), log, clock=lambda: now[0])
+        anna, ben = Reviewer("1", "anna"), Reviewer("2", "ben")
+        shown = queue.next(anna)
+        assert shown and queue.next(ben) is None
+        now[0] = LEASE + 1
+        assert queue.next(ben) == shown
+        queue.answer(anna, shown, 3)
+        with pytest.raises(Exception, match="answered already, 3 by anna"):
+            queue.answer(ben, shown, 2)
+
+
+def test_a_full_disk_loses_nothing_and_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with CorrectionsLog(tmp_path / "corrections.csv") as log:
+        queue = ReviewQueue(read_audit(made_audit(tmp_path, bins=1)), log)
+        shown = queue.next(Reviewer("1", "anna"))
+        assert shown
+
+        def full(descriptor: int) -> None:
+            raise OSError(28, os.strerror(28))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", full)
+            with pytest.raises(Exception, match="The answer is not saved \\(No space left on device\\)"):
+                queue.answer(Reviewer("1", "anna"), shown, 3)
+        assert read_answers(log.path) == []
+        queue.answer(Reviewer("1", "anna"), shown, 3)
+        log.path.unlink()
+        with pytest.raises(Exception, match="was replaced while it was in use"):
+            queue.undo(Reviewer("1", "anna"))
+
+
+def test_only_photos_of_the_table_in_the_folder_are_served(tmp_path: Path) -> None:
+    audit = made_audit(tmp_path / "stock", bins=1)
+    secret = tmp_path / "secret.jpg"
+    secret.write_bytes(photo_bytes(9))
+    (tmp_path / "stock" / "photos" / "link.jpg").symlink_to(secret)
+    (tmp_path / "stock" / "photos" / "page.jpg").write_text("<script>alert(1)</script>")
+    photos = ["photos/0.jpg", "../secret.jpg", str(secret), "photos/link.jpg", "photos/gone.jpg", "photos/page.jpg"]
+    photos += ["photos", "a\0b"]
+    write_audit(audit, [Audited(f"B-{n}", photo) for n, photo in enumerate(photos)])
+    with reviewed(audit) as server:
+        status, sentences = [], []
+        for _ in photos:
+            shown = server.next("anna")
+            reply = server.ask("GET", f"/photo/{shown['id']}")
+            status.append(reply.status)
+            sentences.append("" if reply.status == 200 else reply.json()["error"])
+            server.post("answer", "anna", id=shown["id"], counted=1)
+        assert status == [200, 403, 403, 403, 404, 422, 404, 422]
+        assert sentences[1] == "../secret.jpg leads out of the folder of photos; it is not shown."
+        assert sentences[5] == "photos/page.jpg is not a JPEG, PNG or WebP image; it is not shown."
+        for path in ("/photo/audit.csv", "/photo/..%2f..%2fsecret.jpg", "/page/..%2freview_app.py", "/audit.csv", "//"):
+            assert server.ask("GET", path).status == 404, path
+
+
+def test_requests_of_other_sites_and_wrong_ones_are_refused(tmp_path: Path) -> None:
+    with reviewed(made_audit(tmp_path)) as server:
+        body = json.dumps({"session": "a", "reviewer": "a"}).encode()
+        assert server.ask("POST", "/next", body, Origin="http://evil.example").status == 403
+        assert server.ask("GET", "/", Host="evil.example").status == 403
+        policy = server.ask("GET", "/").headers["content-security-policy"]
+        assert "default-src 'none'" in policy and "unsafe" not in policy
+        id_ = server.next("anna")["id"]
+        wrong: list[tuple[str, bytes | dict[str, object], int, str | None]] = [
+            ("next", b"{", 400, "The body is not JSON; send what the page sends."),
+            ("next", b"[]", 400, "The body is not a JSON object; send what the page sends."),
+            ("next", b"{}", 400, "session is not a text of 1 to 100 characters; send one."),
+            ("next", b"x" * 10_001, 413, None),
+            ("answer", {"id": "0" * 16, "counted": 1}, 404, "The table has no such bin; reload the page."),
+            ("answer", {"id": id_, "counted": -1}, 400, "counted is not a whole number from 0 to 999999; send one."),
+            ("answer", {"id": id_, "counted": True}, 400, "counted is not a whole number from 0 to 999999; send one."),
+            ("answer", {"id": id_, "counted": 1.5}, 400, "counted is not a whole number from 0 to 999999; send one."),
+        ]
+        for action, given, status, sentence in wrong:
+            person = {"session": "anna", "reviewer": "anna"}
+            sent = json.dumps({**person, **given}).encode() if isinstance(given, dict) else given
+            reply = server.ask("POST", f"/{action}", sent)
+            assert reply.status == status, reply.body
+            assert sentence in (None, reply.json()["error"])
+        assert server.ask("GET", "/next").status == 405
+        refused = server.ask("GET", f"/attention/{id_}")
+        assert (refused.status, refused.json()["error"]) == (
+            404,
+            "No model was given; start the review with --ckpt-path.",
+        )
+    assert read_answers(tmp_path / "corrections.csv") == []
+
+
+def test_names_of_any_bytes_survive(tmp_path: Path) -> None:
+    names = ["a\nb", "caf\udce9", "=1+1", "'x", "back\\slash", "<b>&amp;", "\u202ertl", 'q"q,']
+    for n, name in enumerate(names):
+        (tmp_path / f"{name}.jpg").write_bytes(photo_bytes(n))
+    write_audit(tmp_path / "audit.csv", [Audited(name, f"{name}.jpg", note=name) for name in names])
+    with reviewed(tmp_path / "audit.csv") as server:
+        for n in range(len(names)):
+            shown = server.next("anna")
+            assert server.ask("GET", f"/photo/{shown['id']}").body == photo_bytes(n)
+            assert "\n" not in shown["bin"] + shown["notes"]["note"]
+            server.post("answer", "anna", reviewer="an\ud800na\n", id=shown["id"], counted=n)
+    answers = read_corrections(tmp_path / "corrections.csv", "it")
+    assert [(each.bin, each.photo, each.counted) for each in answers] == [
+        (name, f"{name}.jpg", n) for n, name in enumerate(names)
+    ]
+
+
+def test_bins_that_were_not_judged_come_with_their_reason(tmp_path: Path) -> None:
+    audit = made_audit(tmp_path, bins=1)
+    rows = [
+        Audited("B-0", "photos/0.jpg"),
+        Audited("B-7", "photos/0.jpg", expected=9, reason="the model knows no count 9"),
+        Audited("B-8", "", reason="record without a photo"),
+        Audited("B-0", "photos/0.jpg"),  # listed twice
+    ]
+    write_audit(audit, rows)
+    with reviewed(audit) as server:
+        assert "left out 1 without a photo" in server.process.told("left out.*")[0]
+        first = server.next("anna")
+        second = server.post("answer", "anna", id=first["id"], counted=1).json()["bin"]
+        assert (second["bin"], second["reason"]) == ("B-7", "the model knows no count 9")
+        done = server.post("answer", "anna", id=second["id"], counted=8).json()
+        assert done["bin"] is None
+        assert (done["progress"]["judged"], done["progress"]["wrong"], done["progress"]["missing"]) == (1, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "sentence"),
+    [
+        (lambda folder: (folder / "audit.csv").unlink(), "audit.csv cannot be read (No such file or directory)"),
+        (lambda folder: (folder / "audit.csv").write_text("a,b\n1,2\n"), "is not a table of `bincounter audit`"),
+        (lambda folder: (folder / "audit.csv").write_bytes(b"\xff"), "is not UTF-8 text"),
+        (lambda folder: write_audit(folder / "audit.csv", []), "lists no bin"),
+        (lambda folder: write_audit(folder / "audit.csv", [Audited("a", "b", wrong="2")]), "damaged in line 2"),
+        (lambda folder: (folder / "corrections.csv").write_text("a,b\n"), "is not a table of corrections"),
+        (lambda folder: (folder / "corrections.csv").write_text("photo,counted\na.jpg,1\n"), "has other columns"),
+        (lambda folder: (folder / "corrections.csv").mkdir(), "is a folder: name a file"),
+        (lambda folder: [each.unlink() for each in (folder / "photos").iterdir()], "has no photo that"),
+    ],
+)
+def test_wrong_inputs_end_in_a_sentence(tmp_path: Path, run: Run, break_it: object, sentence: str) -> None:
+    audit = made_audit(tmp_path)
+    assert callable(break_it)
+    break_it(tmp_path)
+    refused = run("-m", "bincounter", "review", str(audit), "--port", "0", code=2)
+    assert sentence in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+
+
+def test_a_table_of_answers_and_a_port_have_one_server(tmp_path: Path, run: Run) -> None:
+    audit = made_audit(tmp_path)
+    with reviewed(audit) as server:
+        port = server.url.rpartition(":")[2]
+        refused: subprocess.CompletedProcess[str] = run("-m", "bincounter", "review", str(audit), code=2)
+        assert "corrections.csv is in use by another review" in refused.stderr
+        other = ("--corrections", str(tmp_path / "other.csv"), "--port", port)
+        refused = run("-m", "bincounter", "review", str(audit), *other, code=2)
+        assert f"Port {port} is taken by another program" in refused.stderr
+        folder = str(tmp_path / "no")
+        assert "is not a folder" in run("-m", "bincounter", "review", str(audit), "--photos", folder, code=2).stderr
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(30) == 0
