@@ -121,7 +121,7 @@ def _bin(audit: Audit, row: int) -> dict[str, Any]:
     assert counted is not None
     data = None
     with suppress(OSError):
-        data = Path(record.photo).read_bytes()
+        data = Path(record.file).read_bytes()
     return {
         "image": inline(data, _SIDE, quality=70),
         "bin": escape_name(record.bin),

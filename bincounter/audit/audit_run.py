@@ -108,7 +108,7 @@ def run_audit(stock: Stock, counting: Counting, output: Path) -> Audit:
     counts, records = counting.judge.counts, stock.records
     digest = _digest(counting.key, stock)
     audit = Audit(stock, counts, np.full((len(records), len(counts)), np.nan))
-    wanted = {record.photo: row for row, record in enumerate(records) if not record.reason}
+    wanted = {record.file: row for row, record in enumerate(records) if not record.reason}
     for row in wanted.values():
         if records[row].expected not in counts:
             known = ", ".join(map(str, counts))

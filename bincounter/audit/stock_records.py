@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -31,12 +32,12 @@ class StockRecord:
 
     Attributes:
         bin: name of the bin.
-        photo: name of its photo as recorded; the path of the file once it is found.
+        photo: name of its photo as recorded; once it is found its path below the folder of the photos.
         expected: recorded count, as text if it is not a count.
         reason: cause if the record cannot be judged, else empty.
         carried: cells of the further columns.
         line: in the table; 0 if it was not in one.
-        found: the photo exists.
+        file: path of the photo once it is found, else empty.
     """
 
     bin: str
@@ -45,7 +46,7 @@ class StockRecord:
     reason: str = ""
     carried: Sequence[str] = ()
     line: int = 0
-    found: bool = False
+    file: str = ""
 
 
 @dataclass
@@ -154,6 +155,9 @@ class PhotoFinder:
         sources: photos, folders (searched recursively) and ``s3://`` URIs.
         data_dir: folder for local copies of buckets.
 
+    Attributes:
+        folder: that holds all of the photos.
+
     Raises:
         DataError: a source does not exist, or has no photo.
     """
@@ -161,8 +165,10 @@ class PhotoFinder:
     def __init__(self, sources: Sequence[str], data_dir: Path) -> None:
         self._by_path: dict[str, list[str]] = {}
         self._by_name: dict[str, list[str]] = {}
-        for source in sources:
-            root = find_source(source, data_dir)
+        roots = [find_source(source, data_dir) for source in sources]
+        folders = {root.parent if root.is_file() else root for root in roots}
+        self.folder = folders.pop() if len(folders) == 1 else Path(os.path.commonpath(map(Path.absolute, folders)))
+        for root in roots:
             for photo in [root] if root.is_file() else find_photos(root):
                 self._add(photo, photo.name if root.is_file() else photo.relative_to(root).as_posix())
 
@@ -191,16 +197,22 @@ class PhotoFinder:
             paths = self._find(record.photo)
             used.update(paths)
             if len(paths) == 1:
-                record.photo, record.found = paths[0], True
-                _compare(first.setdefault(record.photo, record), record)
+                record.photo, record.file = self._below(paths[0]), paths[0]
+                _compare(first.setdefault(record.file, record), record)
             elif paths:
                 record.reason = f"{len(paths)} photos have this name: give its path"
             else:
                 record.reason = "no such photo" if record.photo.strip() else "the record names no photo"
         empty = [""] * len(stock.carried)
         stock.records += [
-            StockRecord("", path, "", "the photo has no record", empty, found=True) for path in self if path not in used
+            StockRecord("", self._below(path), "", "the photo has no record", empty, file=path)
+            for path in self
+            if path not in used
         ]
+
+    def _below(self, path: str) -> str:
+        photo = Path(path) if not self.folder.is_absolute() else Path(path).absolute()
+        return photo.relative_to(self.folder).as_posix()
 
     def _find(self, name: str) -> list[str]:
         """Return the paths that a name stands for: as it is, without spaces around it, or as our tables escape it."""

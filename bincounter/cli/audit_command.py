@@ -76,10 +76,12 @@ def _audit(arguments: Namespace) -> int:
     stock = read_stock(arguments.record)
     records = len(stock.records)
     counting, about = _model(arguments)
-    PhotoFinder(arguments.sources, arguments.data_dir).match(stock)
+    photos = PhotoFinder(arguments.sources, arguments.data_dir)
+    photos.match(stock)
     from bincounter.audit.audit_page import cards_of, found_sentence, headline, stop_sentence, write_audit_page
     from bincounter.audit.audit_run import run_audit
     from bincounter.audit.expected_yield import expected_found
+    from bincounter.config.quoting import shell_command
 
     audit = run_audit(stock, counting, arguments.output)
     costs = _costs(arguments)
@@ -98,7 +100,9 @@ def _audit(arguments: Namespace) -> int:
         extra = len(audit.order) - records
         others = f"{extra:,} photo{'s' * (extra != 1)} without a record"
         print(f"{left - extra:,} records not judged, {others}: listed last, with the reasons")
+    review = shell_command("bincounter", "review", arguments.output, f"--photos={photos.folder}")
     print(f"{escape_name(arguments.output)}: check its bins from the top; {escape_name(page)} shows the first")
+    print(f"Next: {escape_name(review)}")
     return 0 if len(wrong) else 2
 
 

@@ -90,10 +90,10 @@ class BinDataModule(L.LightningDataModule):
         self._source, self._layout, self._wanted = None if source is None else str(source), layout or Detected(), counts
         self._split = {"method": "grouped", "fractions": (0.8, 0.1, 0.1), "seed": 0, **(split or {})}
         self._balanced, self._seed, self._cache, self._learn_above = balanced, seed, cache, learn_above
-        self._corrections = None if corrections is None else Path(corrections)
+        self._corrections = corrections
         self._sync = {"connections": 64, **(sync or {})}
         self._data_dir = Path(data_dir)
-        self._cache_dir = self._data_dir / "cache" if cache_dir is None else Path(cache_dir)
+        self._cache_dir = Path(cache_dir or self._data_dir / "cache")
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._decoders = cores
         self._num_workers = num_workers if num_workers is not None else 0 if cache else min(8, max(cores - 1, 1))
@@ -101,10 +101,8 @@ class BinDataModule(L.LightningDataModule):
         self._mixing = Mixing(mixup=options.pop("mixup", 0.0), cutmix=options.pop("cutmix", 0.0), seed=seed)
         self._augmentation = Augmentation(**options, seed=seed)
         self._progressive = ProgressiveResizing(**(progressive or {}))
-        self._normalize = Normalize()
-        self._resume_at = (0, 0)
-        self._same_order = False
-        self._prepared = False
+        self._normalize, self._resume_at = Normalize(), (0, 0)
+        self._same_order = self._prepared = False
         self._features: FeatureStore | None = None
 
     # Set by prepare().
@@ -162,7 +160,7 @@ class BinDataModule(L.LightningDataModule):
             workers=self._decoders,
         )
         if self._corrections is not None:  # of the store only pixels are used, which labels do not change
-            self.manifest = correct_labels(self._scanned, self._corrections)
+            self.manifest = correct_labels(self._scanned, Path(self._corrections))
         found = Counter(record.count for record in self.manifest.records)
         self.counts = sorted(self._wanted if self._wanted is not None else found)
         self.learnt = learnt_counts(self.counts, self._learn_above)

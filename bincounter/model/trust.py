@@ -1,4 +1,4 @@
-"""What a checkpoint may name: callables that build its model, and their arguments; a stranger could name anything."""
+"""Callables, and arguments for them, that a checkpoint may name; one from a stranger could name anything."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence

@@ -8,11 +8,33 @@ import torch
 from torch import Tensor
 
 from bincounter.files import link
+from bincounter.model.counter import BinCounter
 from bincounter.model.objectives import temper
+from bincounter.model.scores import CountMetrics
 from bincounter.training.checkpoint import AtomicCheckpointIO
 
 _PRIOR = 0.5  # standard deviation of the temperature's logarithm, before any photo is seen
 _WIDEST = 3.0  # of that logarithm: temperatures of 0.05 to 20
+
+
+def calibrate(model: BinCounter, log_probabilities: Tensor, counts: Tensor, checkpoint: Path) -> dict[str, float]:
+    """Calibrate a model, and store the temperature in its checkpoint.
+
+    Args:
+        model: at temperature 1.
+        log_probabilities: of the validation photos, ``float[N, K]``.
+        counts: their labels, ``int[N]``.
+        checkpoint: of the model.
+
+    Returns:
+        ``temperature``, and the ``ece`` and ``cross_entropy`` of these photos without it.
+    """
+    before = CountMetrics(model.counts, torch.float64)
+    before.update(log_probabilities.exp(), counts, log_probabilities=log_probabilities)
+    temperature = fit_temperature(log_probabilities, torch.searchsorted(torch.tensor(list(model.counts)), counts))
+    model.objective.calibration_temperature = temperature
+    store_temperature(checkpoint, temperature)
+    return {"temperature": temperature, **{name: before[name].compute().item() for name in ("ece", "cross_entropy")}}
 
 
 def fit_temperature(log_probabilities: Tensor, labels: Tensor) -> float:

@@ -18,10 +18,10 @@ from bincounter.errors import UserError
 from bincounter.files import write_json
 from bincounter.model.counter import BinCounter
 from bincounter.model.objectives import clamped_log, temper
-from bincounter.model.scores import CountMetrics, negative_log_likelihood, score
+from bincounter.model.scores import negative_log_likelihood, score
 from bincounter.number_format import SCORES, format_interval, format_score, score_name
 from bincounter.progress import track
-from bincounter.training.calibration import fit_temperature, store_temperature
+from bincounter.training.calibration import calibrate
 from bincounter.training.per_count_table import CountRow, write_per_count
 from bincounter.training.results import write_predictions
 from bincounter.training.trainer import TRUE_PRECISIONS, resolve_precision
@@ -279,7 +279,8 @@ def score_run(
     model.float()
     calibration = {}
     if calibrated is not None and "validation" in predicted:
-        calibration = {"calibration": _calibrate(model, predicted["validation"], calibrated)}
+        photos = predicted["validation"]
+        calibration = {"calibration": calibrate(model, photos.log_probabilities, photos.labels, calibrated)}
         temperature = model.objective.calibration_temperature
         predicted = {split: answers.tempered(temperature) for split, answers in predicted.items()}
     metrics: dict[str, Any] = {}
@@ -287,25 +288,13 @@ def score_run(
         if answers := predicted.get(SIDES.get(side, side)):
             kept = answers.probabilities[fair], answers.labels[fair]
             metrics[side] = score(*kept, model.counts, train_counts, answers.log_probabilities[fair])
-    photos = {"train": train_counts, **{name: data.count_of(data.side(name)) for name in SIDES.values()}}
-    write_per_count(folder, per_count_rows(photos, predicted, model.counts))
+    by_split = {"train": train_counts, **{name: data.count_of(data.side(name)) for name in SIDES.values()}}
+    write_per_count(folder, per_count_rows(by_split, predicted, model.counts))
     rows = (predicted[split].rows(split, model.counts) for split in SIDES.values() if split in predicted)
     write_predictions(folder, chain.from_iterable(rows), model.counts)
     metrics |= {"seen_in_training": dict(seen), "caveats": list(caveats), **calibration}
     write_json(folder / "metrics.json", metrics)  # last: a run with metrics is finished
     return metrics
-
-
-def _calibrate(model: BinCounter, photos: ScoredPhotos, checkpoint: Path) -> dict[str, float]:
-    """Calibrate a model and its checkpoint; return the temperature, and the scores of ``photos`` without it."""
-    metrics = CountMetrics(model.counts, torch.float64)
-    metrics.update(photos.probabilities, photos.labels, log_probabilities=photos.log_probabilities)
-    temperature = fit_temperature(
-        photos.log_probabilities, torch.searchsorted(torch.tensor(list(model.counts)), photos.labels)
-    )
-    model.objective.calibration_temperature = temperature
-    store_temperature(checkpoint, temperature)
-    return {"temperature": temperature, **{name: metrics[name].compute().item() for name in ("ece", "cross_entropy")}}
 
 
 def _positions(data: BinDataModule, side: str) -> tuple[np.ndarray, Tensor]:
