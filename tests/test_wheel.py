@@ -127,6 +127,26 @@ def test_photos_are_counted(interpreter: Path, trained: Path) -> None:
         assert len(list(csv.DictReader(file))) == 1
 
 
+def test_bins_are_audited(interpreter: Path, trained: Path) -> None:
+    photos = sorted(path for path in (trained / "data").rglob("*") if path.suffix in (".jpg", ".png"))[:20]
+    root = Path(os.path.commonpath([photo.parent for photo in photos]))
+    lines = [f"A-{number},{photo.relative_to(root)},2" for number, photo in enumerate(photos)]
+    (trained / "stock.csv").write_text("\n".join(["bin,photo,expected", *lines]) + "\n")
+    checkpoint = ["--ckpt-path", "run/checkpoints/best.ckpt"]
+    out = run(interpreter, trained, "bincounter", "audit", str(root), "--record", "stock.csv", *checkpoint)
+    assert "of 20 records are expected to be wrong" in out
+    assert f"Next: bincounter review audit.csv --photos={root}" in out
+    with (trained / "audit.csv").open(newline="") as file:
+        wrong = [float(row["record_wrong"]) for row in csv.DictReader(file) if row["record_wrong"]]
+    assert len(wrong) == 20 and wrong == sorted(wrong, reverse=True)
+    assert (trained / "audit.html").stat().st_size > 10_000
+
+
+def test_what_would_be_served_is_said(interpreter: Path, trained: Path) -> None:
+    out = run(interpreter, trained, "bincounter", "deploy", "ckpt_path=run", "dry_run=true")
+    assert out.startswith("Would pack run/checkpoints/best.ckpt into run/endpoint/model.tar.gz, compare 64 photos")
+
+
 def test_the_code_that_a_job_is_sent_runs_without_the_wheel(interpreter: Path, tmp_path: Path) -> None:
     pack = (
         "from pathlib import Path; from bincounter.cloud import code_archive, sagemaker_launcher; "
