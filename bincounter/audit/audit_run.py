@@ -33,12 +33,14 @@ class Counting:
         key: changes with the model.
         judge: of records, by the distributions of this model.
         answers: paths of photos -> a prediction for each, in their order.
+        trained_on: ids of the photos that the model was trained on.
         failures: number of photos that were not read for a reason outside of them, such as a lack of memory.
     """
 
     key: str
     judge: RecordJudge
     answers: Callable[[Iterable[str]], Iterator[Prediction]]
+    trained_on: Sequence[str] = ()
     failures: Callable[[], int] = lambda: 0
 
 

@@ -1,5 +1,6 @@
 """``bincounter audit PHOTOS --record stock.csv``: the bins whose stock record is most likely wrong, first."""
 
+import logging
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from bincounter.audit.expected_yield import Costs
     from bincounter.training.predictor import Prediction, Predictor
     from bincounter.training.results import RunResults
+
+log = logging.getLogger(__name__)
 
 ERROR_RATE, SPREAD = 0.03, 0.25  # those of posterior.py, which imports numpy
 
@@ -78,6 +81,11 @@ def _audit(arguments: Namespace) -> int:
     counting, about = _model(arguments)
     photos = PhotoFinder(arguments.sources, arguments.data_dir)
     photos.match(stock)
+    trained_on = set(counting.trained_on)
+    seen = sum(bool({record.photo, Path(record.photo).stem} & trained_on) for record in stock.records if record.file)
+    if seen:
+        about["photos trained on"] = f"{seen:,}, by their names: of these the model knows the labels"
+        log.warning("The model was trained on %s of these photos, by their names: it promises too much for them.", seen)
     from bincounter.audit.audit_page import cards_of, found_sentence, headline, stop_sentence, write_audit_page
     from bincounter.audit.audit_run import run_audit
     from bincounter.audit.expected_yield import expected_found
@@ -159,9 +167,10 @@ def _model(arguments: Namespace) -> "tuple[Counting, dict[str, str]]":
     judge = RecordJudge(predictor.counts, shares, arguments.error_rate, arguments.spread)
     digest, about = file_digest(predictor.checkpoint), _describe(predictor, run, shares)
     if arguments.endpoint is None:
-        return Counting(digest, judge, predictor.answers, lambda: predictor.failures), about
+        return Counting(digest, judge, predictor.answers, described["train_ids"], lambda: predictor.failures), about
     answers = _endpoint(arguments.endpoint, arguments.data_dir, predictor.counts)
-    return Counting(f"{arguments.endpoint} {digest}", judge, answers), {"endpoint": arguments.endpoint, **about}
+    key = f"{arguments.endpoint} {digest}"
+    return Counting(key, judge, answers, described["train_ids"]), {"endpoint": arguments.endpoint, **about}
 
 
 def _describe(predictor: "Predictor", run: "RunResults | None", shares: Sequence[float]) -> dict[str, str]:

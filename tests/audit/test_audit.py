@@ -250,6 +250,20 @@ def test_photos_are_found_by_path_or_by_an_unambiguous_name(photos: Path, tmp_pa
     assert found == places
 
 
+def test_photos_that_the_model_was_trained_on_are_said(
+    run: Run, photos: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "named"
+    folder.mkdir()
+    for name in ("3.png", "other.png"):  # 3 is the id of a training photo
+        shutil.copy(photos / names_of(photos)[0], folder / name)
+    stock = table(tmp_path / "stock.csv", [["A", "3.png", 1], ["B", "other.png", 1]])
+    arguments = ["--record", str(stock), f"ckpt_path={checkpoint}", f"--output={tmp_path / 'audit.csv'}"]
+    done = run("-m", "bincounter", "audit", str(folder), *arguments)
+    assert "The model was trained on 1 of these photos, by their names" in done.stderr
+    assert "photos trained on" in (tmp_path / "audit.html").read_text(encoding="utf-8")
+
+
 def test_names_of_any_bytes_survive(run: Run, photos: Path, checkpoint: Path, tmp_path: Path) -> None:
     folder = tmp_path / "named"
     folder.mkdir()
