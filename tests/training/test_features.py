@@ -159,7 +159,7 @@ class Places(Classification):
 def configuration(cache_dir: Path, changes: dict[str, object]) -> dict[str, dict]:
     plain: dict[str, dict] = {
         "data": {"cache": True, "augmentation": dict(NO_CHANGES)},
-        "model": {"backbone": {}},
+        "model": {"backbone": {}, "average_flips": False},
         "trainer": {"accelerator": "cpu", "precision": "32-true"},
         "callbacks": {"progress_bar": {"_target_": "lightning.pytorch.callbacks.RichProgressBar"}, "none": None},
         "paths": {"cache_dir": str(cache_dir)},
@@ -184,6 +184,7 @@ FINETUNING, AVERAGING, FOREIGN = (
     ("changes", "options", "hint"),
     [
         ({"data.cache": False}, {}, None),
+        ({"model.average_flips": True}, {}, None),
         ({"data.augmentation": NO_CHANGES | {"flip": True}}, {}, "'data.augmentation={flip:false}'"),
         (
             {"data.augmentation": {**NO_CHANGES, "shift": 0.1, "mixup": 0.2}},
