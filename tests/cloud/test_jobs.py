@@ -7,6 +7,7 @@ import pty
 import re
 import shutil
 import signal
+import subprocess
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -216,9 +217,13 @@ def test_ctrl_c_at_a_terminal_asks_and_y_stops_the_job(bins: Path, plane: dict[s
     options = [*SMALL, "trainer.max_epochs=500", f"data.source={bins}", f"paths.output_dir={folder}"]
     process = launched(*LAUNCHER, *options, plane=plane, stdin=theirs)
     wait_for("epoch 1 of 500", process)
-    os.write(ours, b"y\n")
+    os.write(ours, b"y\ny\n")
     os.kill(process.pid, signal.SIGINT)
-    _, rest = process.communicate(timeout=120)
+    try:
+        _, rest = process.communicate(timeout=60)
+    except subprocess.TimeoutExpired:  # Python loses an interrupt that it raises in a destructor: one presses again
+        os.kill(process.pid, signal.SIGINT)
+        _, rest = process.communicate(timeout=60)
     os.close(ours)
     assert "Stop the 1 running job? [y/N]" in rest
     assert "was stopped (Stopped) and is incomplete" in rest.splitlines()[-1]
