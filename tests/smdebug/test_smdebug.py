@@ -145,9 +145,15 @@ def test_tensors_of_all_modes_are_read_back(recorded: Path) -> None:
     assert losses_of_epochs(losses(trial, modes.EVAL), split.count("validation"), len(validated)) == pytest.approx(
         validated
     )
-    scores = json.loads((recorded / "metrics.json").read_text())["test"]
+    # Scores are of the calibrated distributions; the loss is of those before.
+    temperature = json.loads((recorded / "metrics.json").read_text())["calibration"]["temperature"]
+    rows = [row for row in csv.DictReader((recorded / "predictions.csv").open(newline="")) if row["split"] == "test"]
+    names = [name for name in rows[0] if name.startswith("p_")]
+    before = np.array([[float(row[name]) for name in names] for row in rows]) ** temperature
+    truth = [names.index(f"p_{row['count']}") for row in rows]
+    likelihood = before[np.arange(len(rows)), truth] / before.sum(1)
     assert losses_of_epochs(losses(trial, modes.PREDICT), split.count("test"), 1) == pytest.approx(
-        [scores["cross_entropy"]], rel=1e-5
+        [-np.log(likelihood).mean()], rel=1e-5
     )
 
     last = torch.load(recorded / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
