@@ -147,11 +147,12 @@ def test_tensors_of_all_modes_are_read_back(recorded: Path) -> None:
     )
     # Scores are of the calibrated distributions; the loss is of those before.
     temperature = json.loads((recorded / "metrics.json").read_text())["calibration"]["temperature"]
-    rows = [row for row in csv.DictReader((recorded / "predictions.csv").open(newline="")) if row["split"] == "test"]
-    names = [name for name in rows[0] if name.startswith("p_")]
-    before = np.array([[float(row[name]) for name in names] for row in rows]) ** temperature
-    truth = [names.index(f"p_{row['count']}") for row in rows]
-    likelihood = before[np.arange(len(rows)), truth] / before.sum(1)
+    with (recorded / "predictions.csv").open(newline="") as file:
+        tested = [row for row in csv.DictReader(file) if row["split"] == "test"]
+    names = [name for name in tested[0] if name.startswith("p_")]
+    written = np.array([[float(row[name]) for name in names] for row in tested])
+    before = written**temperature / (written**temperature).sum(1, keepdims=True)
+    likelihood = before[np.arange(len(tested)), [names.index(f"p_{row['count']}") for row in tested]]
     assert losses_of_epochs(losses(trial, modes.PREDICT), split.count("test"), 1) == pytest.approx(
         [-np.log(likelihood).mean()], rel=1e-5
     )
@@ -168,13 +169,11 @@ def test_tensors_of_all_modes_are_read_back(recorded: Path) -> None:
         assert tensor.steps(mode=modes.EVAL) == tensor.steps(mode=modes.PREDICT) == []  # nothing changes them there
         assert tensor.value(0, mode=modes.TRAIN).shape == last[name.split("BinCounter_")[1]].shape
 
-    # The test photos' outputs are those whose probabilities predictions.csv has.
+    # The test photos' outputs are those whose calibrated probabilities predictions.csv has.
     outputs = trial.tensor("head_output_0")
     made = np.concatenate([outputs.value(step, mode=modes.PREDICT) for step in outputs.steps(mode=modes.PREDICT)])
-    with (recorded / "predictions.csv").open(newline="") as file:
-        tested = [row for row in csv.DictReader(file) if row["split"] == "test"]
-    written = [[float(value) for key, value in row.items() if key.startswith("p_")] for row in tested]
-    np.testing.assert_allclose(torch.from_numpy(made).softmax(1), written, rtol=1e-4, atol=1e-6)
+    calibrated = (torch.from_numpy(made) / temperature).softmax(1)
+    np.testing.assert_allclose(calibrated, written, rtol=1e-4, atol=1e-6)
 
 
 def losses_of_epochs(means: list[float], photos: int, epochs: int) -> list[float]:
