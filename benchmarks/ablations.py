@@ -1,4 +1,4 @@
-"""What each part of a recipe is worth: bincounter runs that differ in one setting, on the same photos and split.
+"""Worth of each part of a recipe: bincounter runs that differ in one setting, on the same photos and split.
 
     python benchmarks/ablations.py --folder runs                   every row below, one seed
     python benchmarks/ablations.py --folder runs --seeds 0 1 2     three seeds
