@@ -48,7 +48,7 @@ class Correction:
 
     @property
     def key(self) -> tuple[str, str]:
-        """What the answer is about."""
+        """Bin and photo that are answered for."""
         return self.bin, self.photo
 
 

@@ -1,7 +1,6 @@
 """Audited tables made on the fly, and ``bincounter review`` as a process of its own."""
 
 import csv
-import http.client
 import json
 import signal
 from collections.abc import Iterator, Sequence
@@ -9,9 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 from commands import REPOSITORY, environment, warm
+from local_server import Answer, send
 from made_photos import photo_bytes
 from warm_python import Started
 
@@ -83,18 +82,6 @@ def read_answers(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-class Answer(NamedTuple):
-    """A response, read."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-    def json(self) -> Any:
-        """The body, parsed."""
-        return json.loads(self.body)
-
-
 @dataclass
 class ReviewServer:
     """A server that was started.
@@ -109,13 +96,7 @@ class ReviewServer:
 
     def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Answer:
         """Send one request."""
-        connection = http.client.HTTPConnection(urlsplit(self.url).netloc, timeout=60)
-        try:
-            connection.request(method, path, body, headers)
-            reply = connection.getresponse()
-            return Answer(reply.status, {key.lower(): value for key, value in reply.getheaders()}, reply.read())
-        finally:
-            connection.close()
+        return send(self.url, method, path, body, headers)
 
     def post(self, action: str, session: str, **more: Any) -> Answer:
         """Send what the page sends; the reviewer is named as the session unless given."""

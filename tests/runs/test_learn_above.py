@@ -88,8 +88,8 @@ def test_a_model_answers_its_counts_alone_and_serves_as_it_was_scored(
     row = next(row for row in rows if row["split"] == "test")
     photo = bins / row["id"]
     answer = bincounter.load(folder, device="cpu").predict(photo)
-    told = [float(row[f"p_{count}"]) for count in range(3)]
-    assert list(answer.probabilities.values()) == pytest.approx(told, abs=0.02)  # bf16 in the run, where there is
+    written = [float(row[f"p_{count}"]) for count in range(3)]
+    assert list(answer.probabilities.values()) == pytest.approx(written, abs=0.02)  # bf16 in the run, where there is
     model, _ = load_counter(folder / "checkpoints/best.ckpt")
     pixels = decode(photo.read_bytes(), 32)[None]
     image = (pixels.float() / 255 - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor(

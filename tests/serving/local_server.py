@@ -46,6 +46,17 @@ class Answer(NamedTuple):
         return json.loads(self.body)
 
 
+def send(url: str, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> Answer:
+    """Send one request to a server."""
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
+    try:
+        connection.request(method, path, body, headers)
+        response = connection.getresponse()
+        return Answer(response.status, {key.lower(): value for key, value in response.getheaders()}, response.read())
+    finally:
+        connection.close()
+
+
 @dataclass
 class LocalServer:
     """A server that was started.
@@ -62,15 +73,7 @@ class LocalServer:
 
     def ask(self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> Answer:
         """Send one request."""
-        connection = http.client.HTTPConnection(urlsplit(self.url).netloc, timeout=60)
-        try:
-            connection.request(method, path, body, headers or {})
-            response = connection.getresponse()
-            return Answer(
-                response.status, {key.lower(): value for key, value in response.getheaders()}, response.read()
-            )
-        finally:
-            connection.close()
+        return send(self.url, method, path, body, headers or {})
 
     def count(self, photo: bytes, **headers: str) -> Answer:
         """Post a photo."""

@@ -152,8 +152,8 @@ def test_of_equals_the_first_count_wins_as_in_the_scores() -> None:
 def test_an_answer_below_the_least_confidence_needs_a_person() -> None:
     answers = AnswerFormatter("m", [2, 3], least=0.6)
     rows = [[0.6, 0.4], [0.55, 0.45]]
-    told = json.loads(answers.format(rows, parse_accept(None), several=True))["predictions"]
-    assert [answer["needs_person"] for answer in told] == [False, True]
+    formatted = json.loads(answers.format(rows, parse_accept(None), several=True))["predictions"]
+    assert [answer["needs_person"] for answer in formatted] == [False, True]
     table = answers.format(rows, parse_accept("text/csv; header=present"), several=True).decode().splitlines()
     assert [line.rpartition(",")[2] for line in table] == ["needs_person", "no", "yes"]
 
