@@ -82,7 +82,9 @@ def test_each_instance_has_its_own_record(asking: Asking) -> None:
     rows = list(csv.DictReader(io.StringIO(table)))
     assert list(rows[0])[-3:] == ["model", "record_wrong", "direction"]
     assert [row["direction"] for row in rows] == [answer.get("direction", "") for answer in answers]
-    assert float(rows[3]["record_wrong"]) == answers[3]["record_wrong"] and rows[1]["record_wrong"] == ""
+    # How the photos of a request fall into batches is the batcher's, and with it the last digit.
+    assert float(rows[3]["record_wrong"]) == pytest.approx(answers[3]["record_wrong"], abs=1e-6)
+    assert rows[1]["record_wrong"] == ""
     plain = asking({"instances": [instance(1)]}, "text/csv;header=present").body.decode()
     assert plain.splitlines()[0].endswith(",model")
 
