@@ -13,7 +13,7 @@ import stat
 import subprocess
 import tarfile
 import tomllib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from importlib.metadata import Distribution, PackageNotFoundError, distribution, distributions
 from io import BytesIO
@@ -109,12 +109,8 @@ def pack(
         _refuse_untracked(root)
         _refuse_names(names)
         files = _read(root, names)
-    generated = {"start.py": _START.encode(), **(extra or {})}
-    generated["requirements.txt"] = pinned_requirements(
-        None if installed else root / "pyproject.toml",
-        extras,
-        smdebug=smdebug,
-    ).encode()
+    requirements = pinned_requirements(None if installed else root / "pyproject.toml", extras, smdebug=smdebug)
+    generated = {"start.py": _START.encode(), **(extra or {}), "requirements.txt": requirements.encode()}
     for name in generated.keys() & files.keys():
         raise ConfigError(
             f"git tracks {name}, which is written anew for every job: rename it, and list what it requires under "
@@ -287,13 +283,19 @@ def pinned_requirements(pyproject: Path | None, extras: Collection[str], *, smde
     Raises:
         ConfigError: a requirement is not installed here, or not from a package index.
     """
-    roots = _declared(pyproject, extras) if pyproject else _installed_version(extras)
     versions = {}
-    of_the_image = _OF_THE_IMAGE | (_OF_SMDEBUG if smdebug else set())
-    for found in _closure(roots, of_the_image):
+    for found in _closure(_roots(pyproject, set(extras)), _OF_THE_IMAGE | (_OF_SMDEBUG if smdebug else set())):
         _refuse_local(found)
         versions[canonicalize_name(found.metadata["Name"])] = found.version
     return "".join(f"{name}=={version}\n" for name, version in sorted(versions.items()))
+
+
+def _roots(pyproject: Path | None, extras: Set[str]) -> list[Requirement]:
+    """The dependencies of bincounter with some extras, and with those that these extras name in turn."""
+    roots = _declared(pyproject, extras) if pyproject else _installed_version(extras)
+    own = [root for root in roots if canonicalize_name(root.name) == "bincounter"]
+    named = {extra for root in own for extra in root.extras}
+    return _roots(pyproject, extras | named) if named - extras else [root for root in roots if root not in own]
 
 
 def _declared(pyproject: Path, extras: Collection[str]) -> list[Requirement]:

