@@ -33,6 +33,9 @@ class SplitConfig:
     fractions: list[float] = field(default_factory=lambda: [0.8, 0.1, 0.1])
     # of the split alone, so that runs of several seeds share their test photos
     seed: int = bounded(0, ge=0, le=2**32 - 1)
+    # number of the equal parts that is the test side in this run of a cross-validation, from 0; a test share of 0.2
+    # makes 5 parts
+    fold: int | None = bounded(None, ge=0, le=99)
 
 
 @dataclass
@@ -145,14 +148,14 @@ class PathsConfig:
 
 @dataclass
 class CheckpointConfig:
-    """How often a run saves a checkpoint, besides the end of every epoch."""
+    """Intervals of checkpoints, besides the end of every epoch."""
 
     every_n_train_steps: int = bounded(100, ge=1)  # optimizer steps between two checkpoints within an epoch
 
 
 @dataclass
 class TrainConfig:
-    """The whole configuration of train.py."""
+    """The whole configuration of ``bincounter train``."""
 
     task_name: str = "train"  # of the run: part of its folder, of jobs and of studies
     tags: list[str] = field(default_factory=list)  # words for your own use; W&B shows them

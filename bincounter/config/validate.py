@@ -33,7 +33,7 @@ def validate(cfg: DictConfig) -> None:
     """Check that a configuration can run.
 
     Args:
-        cfg: a whole configuration, as train.py composes it.
+        cfg: a whole configuration, as ``bincounter train`` composes it.
 
     Raises:
         ConfigError: the first error, with the key, the allowed values and the next step.
@@ -79,6 +79,7 @@ def _data(data: Mapping[str, Any], *, training: bool) -> None:
     _counts(data["counts"], training=training)
     _learn_above(data)
     _fractions(data["split"]["fractions"], training=training)
+    _fold(data["split"])
     if data["source"] is None and not _makes_its_photos(data["layout"]):
         raise ConfigError(
             "data.source is not set: name the folder or the s3:// URI of the photos, as in data.source=bins"
@@ -135,6 +136,21 @@ def _fractions(fractions: list[float], *, training: bool) -> None:
         )
     if training and (fractions[0] == 0 or fractions[1] == 0):
         raise ConfigError(f"{key} leaves no photos to train or to validate on; only train=false can do without")
+
+
+def _fold(split: Mapping[str, Any]) -> None:
+    if split["fold"] is None:
+        return
+    given, share = f"data.split.fold={split['fold']}", split["fractions"][2]
+    parts = round(1 / share) if share else 0
+    if parts < 2 or abs(parts * share - 1) > 0.02:
+        raise ConfigError(
+            f"{given} needs a test share of one in so many: set data.split.fractions, as in [0.6,0.2,0.2] for 5 parts"
+        )
+    if split["fold"] >= parts:
+        raise ConfigError(f"{given} is out of range: a test share of {share:g} makes {parts} parts, 0 to {parts - 1}")
+    if split["method"] == "given":
+        raise ConfigError(f"{given} makes a split of its own: remove data.split.method=given")
 
 
 def _model(model: Mapping[str, Any], data: Mapping[str, Any]) -> None:

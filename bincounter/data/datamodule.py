@@ -55,8 +55,8 @@ class BinDataModule(L.LightningDataModule):
         corrections: table of counts that replace those of the source, see
             :func:`bincounter.data.label_corrections.correct_labels`.
         sync: ``only, deleted, connections`` of :func:`bincounter.data.s3.sync.fetch`, and ``stream``.
-        split: ``method, fractions, seed`` of :func:`bincounter.data.splits.assign_splits`; by default the grouped split
-            with shares of 0.8, 0.1 and 0.1.
+        split: ``method, fractions, seed, fold`` of :func:`bincounter.data.splits.assign_splits`; by default the grouped
+            split with shares of 0.8, 0.1 and 0.1.
         augmentation: arguments of :class:`Augmentation` and :class:`Mixing` without the seed; those left out are off.
         progressive: arguments of :class:`ProgressiveResizing`; by default it is off.
         seed: of order and augmentation.

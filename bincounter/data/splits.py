@@ -44,6 +44,7 @@ def assign_splits(
     method: str,
     seed: int,
     given: Sequence[str | None],
+    fold: int | None = None,
 ) -> np.ndarray:
     """Split photos into training, validation and test.
 
@@ -55,6 +56,8 @@ def assign_splits(
             uses the layout's own sides as they are; ``random`` ignores groups.
         seed: decides between equally good splits.
         given: for each photo the side that its layout gives (one of :data:`SPLITS`), or ``None``.
+        fold: of a cross-validation: the photos are split into as many equal parts as test shares make a whole, and this
+            one, counted from 0, is the test side. The layout's own sides are not used.
 
     Returns:
         ``int8[N]``, positions in :data:`SPLITS`.
@@ -63,7 +66,9 @@ def assign_splits(
         ConfigError: ``method="given"`` with a layout that gives no sides, or not for every photo.
         DataError: a side with a positive share gets no photo.
     """
-    if method == "given":
+    if fold is not None:
+        assignment = _held_out(counts, np.arange(len(counts)) if method == "random" else groups, fractions, seed, fold)
+    elif method == "given":
         assignment = _given_sides(given)
     elif method == "random":
         assignment = _divided(counts, np.arange(len(counts)), fractions, seed)
@@ -83,6 +88,7 @@ def load_or_assign_splits(
     method: str,
     seed: int,
     cache_dir: Path,
+    fold: int | None = None,
 ) -> np.ndarray:
     """Return the split of a data set, computed once and stored in ``<cache_dir>/splits``.
 
@@ -93,6 +99,7 @@ def load_or_assign_splits(
         method: as for :func:`assign_splits`.
         seed: as for :func:`assign_splits`.
         cache_dir: the cache folder.
+        fold: as for :func:`assign_splits`.
 
     Returns:
         ``int8[N]``, positions in :data:`SPLITS`.
@@ -105,13 +112,16 @@ def load_or_assign_splits(
     records = [manifest.records[i] for i in positions]
     given = [manifest.given_splits[i] for i in positions]
     settings = [manifest.digest, positions, given, [float(share) for share in fractions], method, seed]
+    settings += [] if fold is None else [fold]
     digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
     path = Path(cache_dir) / "splits" / f"{digest}.csv"
     assignment = _stored(path, records)
     if assignment is None:
         counts = np.array([record.count for record in records], np.int64)
         groups = np.array([record.group for record in records], np.int64)
-        assignment = assign_splits(counts, groups, fractions=fractions, method=method, seed=seed, given=given)
+        assignment = assign_splits(
+            counts, groups, fractions=fractions, method=method, seed=seed, given=given, fold=fold
+        )
         write_split(path, records, assignment)
     return assignment
 
@@ -214,6 +224,18 @@ def _keeps_groups(groups: np.ndarray, fractions: Sequence[float], given: Sequenc
             f"{len(groups):,}",
         )
     return not straddling
+
+
+def _held_out(
+    counts: np.ndarray, groups: np.ndarray, fractions: tuple[float, float, float], seed: int, fold: int
+) -> np.ndarray:
+    """Sides with one part of a cross-validation as the test side, see :func:`assign_splits`."""
+    train, valid, test = fractions
+    parts = round(1 / test)
+    rest = np.flatnonzero(_divided(counts, groups, [1 / parts] * parts, seed) != fold)
+    assignment = np.full(len(counts), SPLITS.index("test"), np.int8)
+    assignment[rest] = _divided(counts[rest], groups[rest], [train / (train + valid), valid / (train + valid)], seed)
+    return assignment
 
 
 def _divided(counts: np.ndarray, groups: np.ndarray, fractions: Sequence[float], seed: int) -> np.ndarray:

@@ -30,12 +30,13 @@ if TYPE_CHECKING:
 
 _TPE = {"_target_": "optuna.samplers.TPESampler"}
 _EPOCHS = "trainer.max_epochs"
-_YOUNGER: list[tuple[str, str, Any]] = [
-    ("data", "progressive", asdict(ProgressiveConfig())),
-    ("data", "corrections", None),
-    ("data", "learn_above", 0),
-    ("model", "average_flips", False),
-]
+_YOUNGER: dict[str, Any] = {
+    "data.progressive": asdict(ProgressiveConfig()),
+    "data.corrections": None,
+    "data.learn_above": 0,
+    "data.split.fold": None,
+    "model.average_flips": False,
+}
 """Settings that studies of earlier versions lacked, and their defaults."""
 
 Direction = Literal["minimize", "maximize"]
@@ -47,7 +48,7 @@ class Plan:
     """A search.
 
     Attributes:
-        own: its trials are runs of train.py, not of another Hydra app.
+        own: its trials are runs of ``bincounter train``, not of another Hydra app.
         local: its trials run on this machine.
         cfg: configuration shared by the trials, without Hydra's part.
         settings: ``hparams_search``, resolved.
@@ -82,7 +83,7 @@ class Plan:
     def command(self, values: Mapping[str, Any]) -> str:
         """Return the shell command of a single run with a trial's values."""
         overrides = [*self.others, *(override_of(key, value) for key, value in values.items())]
-        program = ["python", "train.py" if self.own else sys.argv[0], *self.search_path]
+        program = [*(("bincounter", "train") if self.own else ("python", sys.argv[0])), *self.search_path]
         if self.own:
             overrides = drop_overrides(overrides, "hparams_search", "paths.output_dir", "dry_run")
         return shell_command(*program, *map(mask_argument, overrides))
@@ -225,9 +226,9 @@ def _identity(
     for key in (*(FREE if own else ()), *searched):
         _drop(plain, key.replace("/", "."))
     if own:  # studies of versions that lacked these settings are resumed
-        for group, name, default in _YOUNGER:
-            if plain[group].get(name) == default:
-                plain[group].pop(name, None)
+        for key, default in _YOUNGER.items():
+            if OmegaConf.select(cfg, key) == default:
+                _drop(plain, key)
     return {
         "configuration": _digest(plain),
         "space": _digest(sorted(repr(parameter) for parameter in parameters)),

@@ -16,11 +16,11 @@ USUAL = (0.8, 0.1, 0.1)
 FRACTIONS = st.sampled_from([USUAL, (0.8, 0.05, 0.15), (0.6, 0.4, 0.0), (0.0, 0.0, 1.0), (0.2, 0.3, 0.5)])
 
 
-def split(counts, groups=None, fractions=USUAL, method="grouped", seed=0, sides=None):
+def split(counts, groups=None, fractions=USUAL, method="grouped", seed=0, sides=None, fold=None):
     counts = np.asarray(counts)
     groups = np.arange(len(counts)) if groups is None else np.asarray(groups)
     return assign_splits(
-        counts, groups, fractions=fractions, method=method, seed=seed, given=sides or [None] * len(counts)
+        counts, groups, fractions=fractions, method=method, seed=seed, given=sides or [None] * len(counts), fold=fold
     )
 
 
@@ -52,6 +52,19 @@ def test_random_split_is_stratified_by_count(sizes, fractions, seed):
     for count, size in enumerate(sizes):
         held = np.bincount(sides[counts == count], minlength=3)
         assert np.abs(held - np.array(fractions) * size).max() <= 2
+
+
+@settings(max_examples=20, deadline=None)
+@given(grouped_photos(), st.sampled_from(["grouped", "random"]), st.sampled_from([3, 5]))
+def test_folds_hold_each_photo_out_once(photos, method, parts):
+    counts, groups, sizes = photos
+    fractions = (0.9 - 1 / parts, 0.1, 1 / parts)
+    folds = [split(counts, groups, fractions, method, sides=["train"] * len(counts), fold=i) for i in range(parts)]
+    assert (np.sum([sides == SPLITS.index("test") for sides in folds], axis=0) == 1).all()
+    for sides in folds:
+        assert np.abs(np.bincount(sides) - np.array(fractions) * len(counts)).max() <= 3 * max(sizes)
+        if method == "grouped":
+            assert all(len(set(sides[groups == group])) == 1 for group in range(len(sizes)))
 
 
 def test_same_seed_same_split_other_seed_other_split():
