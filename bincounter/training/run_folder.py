@@ -123,14 +123,15 @@ def provenance() -> dict[str, Any]:
 def code_commit() -> dict[str, Any]:
     """Return the ``commit`` of the running code and ``clean`` (no changes since); both ``None`` if unknown.
 
-    Code shipped to a job has both in a file. Git is used only if it tracks the code: a repository around the
-    environment in which bincounter is installed has other commits.
+    Code shipped to a job has both in a file. Git is used only in a checkout of bincounter: a repository around the
+    environment in which it is installed, or around a copy of it, has other commits.
     """
     package = Path(bincounter.__file__).resolve().parent
     shipped = package.parent / COMMIT_FILE
     if shipped.exists():
         return json.loads(shipped.read_text(encoding="utf-8"))
-    if _git(package, "ls-files", "--error-unmatch", "__init__.py"):
+    top = _git(package, "rev-parse", "--show-toplevel")
+    if top and Path(top) == package.parent and _git(package, "ls-files", "--error-unmatch", "__init__.py"):
         return {"commit": _git(package, "rev-parse", "HEAD"), "clean": _git(package, "status", "--porcelain") == ""}
     installed = _installed_commit(package)
     return {"commit": installed, "clean": True if installed else None}
@@ -178,6 +179,8 @@ def find_newest_checkpoint(log_dir: Path, *, named_by: str) -> Path:
     found = next((path for path in newest_first if not is_debug_run(path.parents[1])), None)
     if found is None:
         kind = "checkpoint" if not newest_first else "checkpoint but those of debug runs"
-        raise UserError(f"{log_dir}/ has no {kind}: train one first (make demo), or give its path with {named_by}")
+        raise UserError(
+            f"{log_dir}/ has no {kind}: train one first (bincounter train), or give its path with {named_by}"
+        )
     log.info("Using %s", found)
     return found

@@ -51,9 +51,14 @@ def test_a_repository_around_the_environment_is_not_asked(package: Path) -> None
 
 
 def test_a_change_after_the_commit_is_seen(package: Path) -> None:
-    repository = package.parents[2]
-    git(repository, "add", "--force", str(package))
-    git(repository, "commit", "--quiet", "-m", "A copy in one's own repository")
+    around = package.parents[2]
+    git(around, "add", "--force", str(package))
+    git(around, "commit", "--quiet", "-m", "A copy in one's own repository")
+    assert code_commit() == NOBODY_KNOWS
+    repository = package.parent
+    git(repository, "init", "--quiet")
+    git(repository, "add", ".")
+    git(repository, "commit", "--quiet", "-m", "A checkout")
     assert code_commit() == {"commit": git(repository, "rev-parse", "HEAD"), "clean": True}
     (package / "__init__.py").write_text("changed = True\n")
     assert code_commit() == {"commit": git(repository, "rev-parse", "HEAD"), "clean": False}
