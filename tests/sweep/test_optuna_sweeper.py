@@ -24,6 +24,7 @@ def _until(condition: Callable[[], bool], process: Process) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.long
 def test_five_kills_end_in_the_same_total_and_the_same_trials(search: Search, tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
     for kills in range(1, 6):

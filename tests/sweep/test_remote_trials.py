@@ -51,6 +51,7 @@ def submitted(account: Account, task_name: str) -> list[str]:
     return sorted(job["TrainingJobName"] for job in listed["TrainingJobSummaries"])
 
 
+@pytest.mark.long
 def test_killed_search_resumes_its_jobs_and_survives_a_failure(
     overrides: list[str], run: Run, plane: dict[str, str], account: Account, tmp_path: Path
 ) -> None:

@@ -25,7 +25,7 @@ def bins(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def shards(bins: Path, tmp_path: Path) -> Path:
-    """What ``prepare --as shards`` makes of the bins: a dozen shards with the default split."""
+    """Shards of the bins by ``prepare --as shards``: a dozen, with the default split."""
     cache = tmp_path / "packing"
     manifest = scan(bins, Folders(), cache, image_size=None, workers=2)
     kept = np.arange(len(manifest.records))
@@ -48,6 +48,7 @@ def test_runs_from_shards_are_the_run_from_the_folder(
     assert (run / "split.csv").read_text() == (tmp_path / "folder" / "split.csv").read_text()
 
 
+@pytest.mark.long
 def test_a_run_that_streams_its_photos_is_the_run_from_the_folder(
     bins: Path, shards: Path, s3: S3Server, train: Run, tmp_path: Path
 ) -> None:
