@@ -252,6 +252,7 @@ def translate_disk_full(folder: Path) -> Iterator[None]:
         raise
 
 
+# filelock has no shared locks and none that forked processes inherit, and keeps its lock in a file of its own.
 def lock(file: IO, *, wait: float = math.inf, shared: bool = False, inherited: bool = True) -> bool:
     """Take the advisory lock of an open file; the system releases it when the file is closed or the process ends.
 

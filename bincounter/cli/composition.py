@@ -92,7 +92,7 @@ class Composer:
 
     def explain(self, error: Exception, overrides: list[str]) -> str:
         """Return one line about the override that made Hydra raise ``error``."""
-        return explain_override_error(error, overrides, self.groups(overrides), self, f"{self.command}.py")
+        return explain_override_error(error, overrides, self.groups(overrides), self, self.command)
 
 
 def _with_home(override: str) -> str:

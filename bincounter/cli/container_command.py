@@ -29,7 +29,7 @@ def main() -> int:
     """Run the job described in the base folder, with the code in this program's folder.
 
     Returns:
-        The exit code, as for train.py.
+        The exit code, as for ``bincounter train``.
     """
     base, code = base_folder(), Path(sys.argv[0]).resolve().parent
     keep = partial(_keep_failure, base / "output" / "failure")

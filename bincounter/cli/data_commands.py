@@ -44,7 +44,9 @@ def as_path(word: str) -> Path:
 def add_data_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add these commands to the subparsers of ``bincounter``."""
     explore = commands.add_parser("explore", help="write data.html: the contents of a data set, before training on it")
-    explore.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py: data=abid data.source=...")
+    explore.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="as for bincounter train: data=abid data.source=..."
+    )
     explore.add_argument("--output", type=as_path, metavar="FILE", help="to write (data.html, suspicious.csv)")
     explore.add_argument(
         "--suspicious",
@@ -58,14 +60,18 @@ def add_data_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPar
 
     arrange = commands.add_parser("arrange", help="link the photos of a data source into <count>/<photo> folders")
     arrange.add_argument("destination", metavar="DESTINATION", type=as_path, help="the folder to make")
-    arrange.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py: data=abid data.source=...")
+    arrange.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="as for bincounter train: data=abid data.source=..."
+    )
     arrange.set_defaults(command=_arrange)
 
     prepare = commands.add_parser(
         "prepare", help="split a data source into {train,valid,test}/<count>/<photo>, in a folder or a bucket"
     )
     prepare.add_argument("destination", metavar="DESTINATION", type=as_place, help="a folder or s3://bucket/prefix")
-    prepare.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py: data=abid data.source=...")
+    prepare.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="as for bincounter train: data=abid data.source=..."
+    )
     prepare.add_argument(
         "--as",
         dest="form",

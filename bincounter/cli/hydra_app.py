@@ -108,8 +108,8 @@ def main_once(action: Callable[[DictConfig], int], *, config_name: str) -> int:
     def start(_: Composer, arguments: Namespace) -> int:
         if arguments.multirun or any(override.startswith("hydra.mode=") for override in arguments.overrides):
             raise ConfigError(
-                "-m sweeps the runs of train.py, and a checkpoint is deployed once: remove -m, and start the command "
-                "again for another endpoint"
+                "-m sweeps the runs of bincounter train, and a checkpoint is deployed once: remove -m, and start the "
+                "command again for another endpoint"
             )
         codes: list[int] = []
         run_app(lambda cfg: codes.append(action(cfg)), config_name)
@@ -298,6 +298,6 @@ def _print_job_error(error: Exception, number: int, *, searched: bool) -> None:
 
 
 def show_log() -> None:
-    """Log plain sentences to stderr, as train.py does."""
+    """Log plain sentences to stderr, as ``bincounter train`` does."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[ScreenHandler()])
     logging.getLogger("botocore").setLevel(logging.WARNING)

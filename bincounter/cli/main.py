@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # As with `python -m`, a user's own modules are found in the working directory.
         sys.path.append("")
     accept_any_output()
-    # Users of train.py write ckpt_path=C: read as --ckpt-path=C.
+    # Users of `bincounter train` write ckpt_path=C: read as --ckpt-path=C.
     given = list(sys.argv[1:] if argv is None else argv)
     completing = wants_completion(given)
     if given and given[0] in _HYDRA_APPS and not completing:

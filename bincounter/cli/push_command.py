@@ -59,7 +59,7 @@ def push(run: Path, to: str, licence: str | None = None) -> int:
 
     origin = find_run_of_checkpoint(run)
     if origin.run is None or not origin.checkpoint.is_file():
-        raise UserError(f"{run} is not a run's folder with a checkpoint: name the folder that train.py printed")
+        raise UserError(f"{run} is not a run's folder with a checkpoint: name the folder that the run printed")
     files = _files(address, origin, origin.run, licence)
     sent = {Path(name).name for name in (*files, str(origin.checkpoint))}
     left = [each for each in sorted(origin.run.path.iterdir()) if each.name not in {*sent, "checkpoints", ".lock"}]

@@ -122,7 +122,7 @@ class NotAnswered(ResourceError):
 
 
 def is_missing(error: "ClientError") -> bool:
-    """Return whether an error means that the requested object does not exist."""
+    """Return True if an error means that the requested object does not exist."""
     details = error.response.get("Error", {})
     if details.get("Code") in ("ObjectNotFoundException", "ResourceNotFound", "ResourceNotFoundException"):
         return True

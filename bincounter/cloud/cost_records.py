@@ -76,12 +76,12 @@ class _Reader:
             self._read_sweep(folder, runs)
         elif not folder.is_dir():
             self.costs.errors.append(
-                f"{folder} is not a folder: name the folder of a run or of a sweep, as train.py printed it"
+                f"{folder} is not a folder: name the folder of a run or of a sweep, as the run printed it"
             )
         elif not _endpoint_records(folder):
             self.costs.errors.append(
-                f"{folder} holds no record of a run, a sweep or an endpoint: name a folder that train.py printed, or "
-                "the endpoint/ folder of a run that deploy.py served"
+                f"{folder} holds no record of a run, a sweep or an endpoint: name a folder that a run printed, or "
+                "the endpoint/ folder of a run that bincounter deploy served"
             )
         self._read_endpoints(folder)
 
@@ -162,7 +162,7 @@ class _Reader:
             )
             return job.description, "cut off" if job.rehearsed else "unknown"
         if described["TrainingJobStatus"] in ENDED_STATUSES:
-            fetch = shell_command("python", "-m", "bincounter", "attach", job.folder)
+            fetch = shell_command("bincounter", "attach", job.folder)
             self.costs.notes.append(f"{job.name} has ended; fetch its results with: {fetch}")
         return described, state_of(described)
 
@@ -213,7 +213,7 @@ class _Reader:
         except BinCounterError as error:
             self.costs.notes.append(
                 f"AWS could not be asked whether the endpoint {period.name} still exists ({error}): if it does, it "
-                f"bills {period.usd_per_hour:.4g} USD/h; see python deploy.py target={period.kind} name={period.name} "
+                f"bills {period.usd_per_hour:.4g} USD/h; see bincounter deploy target={period.kind} name={period.name} "
                 "action=status"
             )
             return "not known", None
@@ -271,7 +271,7 @@ def _connect(region: str) -> "Account | BinCounterError":
 
 
 def is_run(folder: Path) -> bool:
-    """Return whether a folder is that of a run."""
+    """Return True if a folder is that of a run."""
     return (folder / JOB_RECORD).is_file() or (folder / _CONFIG).is_file() or (folder / EARLIER_JOBS).is_dir()
 
 
@@ -282,13 +282,13 @@ def runs_inside(folder: Path) -> list[Path]:
 
 
 def is_sweep(folder: Path, runs: Sequence[Path]) -> bool:
-    """Return whether a folder with these runs inside is that of a sweep."""
+    """Return True if a folder with these runs inside is that of a sweep."""
     records = any((folder / name).is_file() for name in ("study.db", TUNING_RECORD))
     return records or any(run.name.isdecimal() for run in runs)
 
 
 def _endpoint_records(folder: Path) -> list[Path]:
-    """List the endpoints' records of deploy.py's folder, or of a run."""
+    """List the endpoints' records of the folder of ``bincounter deploy``, or of a run."""
     return [path for path in (folder / ENDPOINT_RECORD, folder / "endpoint" / ENDPOINT_RECORD) if path.is_file()]
 
 

@@ -92,7 +92,7 @@ class RuleStates:
         return self._states != before
 
     def outlast(self) -> bool:
-        """Return whether to wait for rules of a job that has ended."""
+        """Return True if to wait for rules of a job that has ended."""
         running = sorted(name for (_, name), status in self._states.items() if status in _IN_PROGRESS)
         if not running:
             return False

@@ -195,6 +195,6 @@ def serving_image(*, stack: str, region: str, instance_type: str | None) -> str:
 
 
 def has_gpus(instance_type: str, image: str) -> bool:
-    """Return whether an instance has GPUs, by the table of prices or the image's name."""
+    """Return True if an instance has GPUs, by the table of prices or the image's name."""
     number = gpu_count(instance_type)
     return number > 0 if number is not None else "cuda" in image or "gpu" in image

@@ -82,7 +82,7 @@ class JobRunner:
 
     @property
     def interrupted(self) -> bool:
-        """Return whether Ctrl-C has stopped the running jobs."""
+        """Return True if Ctrl-C has stopped the running jobs."""
         return self._stopping.is_set()
 
     def submit_all(self) -> None:
@@ -259,9 +259,9 @@ def _ending(job: Job, *, rehearsed: bool) -> BinCounterError | None:
     if not rehearsed:
         given = drop_overrides(job.overrides, "paths.output_dir", "launcher.checkpoint_uri", "hparams_search", "hydra")
         ways.append(
-            shell_command("python", "train.py", *given, settings={"launcher.checkpoint_uri": job.checkpoint_uri})
+            shell_command("bincounter", "train", *given, settings={"launcher.checkpoint_uri": job.checkpoint_uri})
         )
-    resume = shell_command("python", "train.py", "ckpt_path=last", settings={"paths.output_dir": job.folder})
+    resume = shell_command("bincounter", "train", "ckpt_path=last", settings={"paths.output_dir": job.folder})
     if (job.folder / "checkpoints" / "last.ckpt").exists():
         ways.append(f"{resume} (here)")
     return ResourceError(
@@ -314,4 +314,4 @@ def attach(folder: Path) -> tuple[list[Path], list[BinCounterError]]:
 
 def attach_command(folder: Path) -> str:
     """Return the command that follows the jobs of a folder again."""
-    return shell_command("python", "-m", "bincounter", "attach", folder)
+    return shell_command("bincounter", "attach", folder)

@@ -46,7 +46,7 @@ class Job:
         folder: of the run, on this machine.
         region: of the job.
         checkpoint_uri: ``s3://`` folder where SageMaker keeps the run's folder.
-        overrides: arguments of ``train.py`` that start this run.
+        overrides: arguments of ``bincounter train`` that start this run.
         usd_per_hour: of all its instances, on demand.
         description: the kept parts of the last DescribeTrainingJob.
         pruned: whether the pruning policy has stopped it.
@@ -72,7 +72,7 @@ class Job:
 
     @property
     def stopped_by_hand(self) -> bool:
-        """Return whether a person has stopped it, so that it can be resumed from its checkpoints."""
+        """Return True if a person has stopped it, so that it can be resumed from its checkpoints."""
         return self.description.get("SecondaryStatus") == "Stopped" and not self.pruned
 
     def save(self) -> None:
@@ -113,7 +113,7 @@ def read_job(record: Path) -> Job:
 
 
 def is_recorded(job: Job) -> bool:
-    """Return whether the record in a job's folder is its own, not that of the run's earlier job."""
+    """Return True if the record in a job's folder is its own, not that of the run's earlier job."""
     record = job.folder / JOB_RECORD
     return record.exists() and read_job(record).name == job.name
 
@@ -219,7 +219,7 @@ def describe(account: "Account", name: str) -> dict[str, Any]:
 
 
 def is_local_endpoint(account: "Account") -> bool:
-    """Return whether requests go to a rehearsal on this machine, which has no throttling and no delayed logs."""
+    """Return True if requests go to a rehearsal on this machine, which has no throttling and no delayed logs."""
     return urlsplit(account.sagemaker.meta.endpoint_url).hostname in ("127.0.0.1", "localhost")
 
 
@@ -284,7 +284,7 @@ def _rewrite_overrides(job: Job) -> None:
 
 
 def _belongs_to_run(name: str) -> bool:
-    """Return whether an object is a file of the run, not a lock or the rest of a killed write."""
+    """Return True if an object is a file of the run, not a lock or the rest of a killed write."""
     last = name.rpartition("/")[2]
     return bool(last) and last != ".lock" and not last.endswith(".part") and unusable_reason(name) is None
 

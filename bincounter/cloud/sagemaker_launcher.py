@@ -113,7 +113,7 @@ class SageMakerLauncher(Launcher):
 
     @property
     def _listed(self) -> bool:
-        """Return whether the command line lists the jobs, instead of a search that chooses them."""
+        """Return True if the command line lists the jobs, instead of a search that chooses them."""
         return str(self._config.hydra.sweeper._target_).endswith(".BasicSweeper")
 
     def _launch(self, planned: "Sequence[PlannedJob]") -> list[JobReturn]:
@@ -232,7 +232,7 @@ def _returned(planned: "PlannedJob", status: JobStatus, value: Any) -> JobReturn
 
 
 def is_rehearsal(settings: Any) -> bool:
-    """Return whether a composed ``launcher`` is a rehearsal."""
+    """Return True if a composed ``launcher`` is a rehearsal."""
     kind = OmegaConf.get_type(settings)
     return isinstance(kind, type) and issubclass(kind, RehearsalConfig)
 

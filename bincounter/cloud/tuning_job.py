@@ -110,7 +110,7 @@ def submit(account: "Account", job: TuningJob, request: dict[str, Any], folder: 
 
 
 def tuning_job_exists(account: "Account", job: TuningJob) -> bool:
-    """Return whether SageMaker knows a tuning job, in this account and the job's region."""
+    """Return True if SageMaker knows a tuning job, in this account and the job's region."""
     from botocore.exceptions import ClientError
 
     with translate_errors(f"describing {job.name}"):

@@ -151,7 +151,7 @@ class ServerlessTargetConfig(SageMakerTargetConfig):
 
 @dataclass
 class DeployConfig:
-    """The whole configuration of deploy.py."""
+    """The whole configuration of ``bincounter deploy``."""
 
     # step to take: docs/deploy.md
     action: str = bounded("deploy", choices=ACTIONS)
@@ -206,10 +206,10 @@ def register() -> None:
 
 
 def check_deploy(cfg: DictConfig) -> None:
-    """Check a composed configuration of deploy.py.
+    """Check a composed configuration of ``bincounter deploy``.
 
     Args:
-        cfg: a whole configuration, as deploy.py composes it.
+        cfg: a whole configuration, as ``bincounter deploy`` composes it.
 
     Raises:
         ConfigError: the first error, with the key, the allowed values and the next step.
@@ -254,7 +254,7 @@ def _action(cfg: Mapping[str, Any], target: str) -> None:
         raise ConfigError(
             f"action=transform starts a job on instances, which target={target} does not have: use target=realtime, "
             "or count "
-            "locally with python -m bincounter predict"
+            "locally with bincounter predict"
         )
     _photos(cfg)
     _trust(cfg)

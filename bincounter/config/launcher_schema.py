@@ -114,7 +114,7 @@ def check_launcher(cfg: Mapping[str, Any]) -> None:
     if "interruptions" in launcher and not launcher["wait"]:
         raise ConfigError(
             "launcher.wait=false leaves jobs running, and a rehearsal ends with its command: remove it, or keep a "
-            "rehearsal running with python -m bincounter rehearsal and use launcher=sagemaker_spot"
+            "rehearsal running with bincounter rehearsal and use launcher=sagemaker_spot"
         )
     if any(seconds < 0 for seconds in launcher.get("interruptions", ())):
         raise ConfigError(

@@ -34,7 +34,7 @@ def explain_override_error(
         overrides: the command line's overrides.
         groups: of the configuration.
         compose: turns overrides into a configuration.
-        command: that was started, such as ``train.py``.
+        command: that was started, such as ``train``.
     """
     if isinstance(error, OverrideParseException):
         return _unparsable(error.override)
@@ -139,7 +139,7 @@ def _misplaced(override: Override, groups: Groups, error: Exception, command: st
         return f"{text} is chosen by {group} here: write {named if named in options else ' or '.join(options)}"
     if override.value_type == ValueType.SIMPLE_CHOICE_SWEEP and f"Ambiguous value for argument '{text}'" in str(error):
         one = shell_command(settings={override.get_key_element(): override.get_value_string()})
-        sweep = "add -m to try each, or " if command == "train.py" else ""
+        sweep = "add -m to try each, or " if command == "train" else ""
         return f"{text} lists several values: {sweep}write {one} for one text"
     return None
 
@@ -147,7 +147,7 @@ def _misplaced(override: Override, groups: Groups, error: Exception, command: st
 def unknown_setting(key: str, cfg: DictConfig) -> str | None:
     """Message for a key that a configuration does not have, with the nearest spelling; ``None`` if it has it."""
     known = _keys(cfg)
-    return None if key in known else f"Unknown setting '{key}'{_suggestion(key, known, 'train.py')}"
+    return None if key in known else f"Unknown setting '{key}'{_suggestion(key, known, 'train')}"
 
 
 def _unknown_option(override: Override, groups: Groups) -> str | None:
@@ -246,7 +246,7 @@ def _suggestion(key: str, known: set[str], command: str) -> str:
         return f"; did you mean '{guess}'?"
     if siblings:
         return f"; {parent or 'the top level'} has {', '.join(siblings)}"
-    return f"; python {command} --cfg job prints all settings"
+    return f"; bincounter {command} --cfg job prints all settings"
 
 
 def wrong_value(error: Exception) -> str:

@@ -87,7 +87,7 @@ class CleanedPhoto:
         return b"".join([*parts, self.data[place:]])
 
     def has_too_many_scans(self) -> bool:
-        """Return whether a JPEG has more than :data:`MAX_SCANS`."""
+        """Return True if a JPEG has more than :data:`MAX_SCANS`."""
         # `scans` is counted in C, and includes bytes after the end of the photo.
         return self.scans > MAX_SCANS and sum(code == _SCAN for _, code in self._markers()) >= MAX_SCANS
 

@@ -92,7 +92,7 @@ def read_verdicts(run: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: ``rules.json`` is corrupt.
     """
-    advice = "delete it; python -m bincounter rules reads the records"
+    advice = "delete it; bincounter rules reads the records"
     return read_file(run / "debugger" / "rules.json", _verdicts, advice) or []
 
 

@@ -231,7 +231,7 @@ def rule_overrides(run: Path, given: Sequence[str]) -> list[str]:
             )
     stored = read_file(run / "config.yaml", _stored_rules, "restore it, or start a new run")
     if stored is None:
-        raise UserError(f"{run} is not a run's folder (it has no config.yaml): name the folder that train.py printed")
+        raise UserError(f"{run} is not a run's folder (it has no config.yaml): name the folder that the run printed")
     if not (run / FOLDER / "losses.csv").is_file():
         raise UserError(f"{run} has no records: train with debugger=tensors")
     return ["debugger=tensors", *stored, *given]

@@ -162,7 +162,7 @@ def read_model(path: Path) -> Mapping[str, Any]:
         raise UserError(f"{path} is truncated or not a checkpoint; give the path of a whole .ckpt file.") from error
     description = checkpoint.get("bincounter") if isinstance(checkpoint, Mapping) else None
     if not isinstance(description, Mapping) or "state_dict" not in checkpoint:
-        raise UserError(f"{path} is not a checkpoint of bincounter; give one that train.py wrote.")
+        raise UserError(f"{path} is not a checkpoint of bincounter; give one that bincounter wrote.")
     if description.get("version") != VERSION:
         raise UserError(
             f"{path} has checkpoint version {description.get('version')}, this bincounter reads version {VERSION}; "

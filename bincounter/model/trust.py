@@ -30,7 +30,7 @@ def check_arguments(node: Any) -> None:
     if isinstance(node, Mapping):
         if "_args_" in node and str(node.get("_target_")).startswith(OWN_PARTS):
             raise UserError(
-                f"it gives positional arguments to {node['_target_']}; use a checkpoint that train.py wrote."
+                f"it gives positional arguments to {node['_target_']}; use a checkpoint that bincounter wrote."
             )
         for value in node.values():
             check_arguments(value)
@@ -67,7 +67,7 @@ def targets_of(node: Any) -> Iterator[str]:
         UserError: the node holds an interpolation, whose value is not known here.
     """
     if isinstance(node, str) and "${" in node:
-        raise UserError("its configuration holds an interpolation; use a checkpoint that train.py wrote.")
+        raise UserError("its configuration holds an interpolation; use a checkpoint that bincounter wrote.")
     if isinstance(node, Mapping):
         if "_target_" in node:
             yield str(node["_target_"])

@@ -142,7 +142,7 @@ def _expand(paths: Sequence[Path]) -> list[Path]:
     runs: list[Path] = []
     for path in paths:
         if not path.is_dir():
-            raise UserError(f"{path} is not a folder: name the run folders that train.py printed")
+            raise UserError(f"{path} is not a folder: name the run folders that the run printed")
         jobs = [job for job in path.iterdir() if job.name.isdecimal() and (job / "config.yaml").is_file()]
         runs += [path] if (path / "config.yaml").is_file() or not jobs else sorted(jobs, key=lambda job: int(job.name))
     return runs

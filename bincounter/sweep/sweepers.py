@@ -18,7 +18,7 @@ from bincounter.errors import BinCounterError, ConfigError
 
 @dataclass
 class OptunaPlugin:
-    """Schema of ``hydra/sweeper=bincounter_optuna``, for any Hydra app; train.py has it under ``hparams_search``."""
+    """Schema of ``hydra/sweeper=bincounter_optuna``, for any Hydra app; our own has it under ``hparams_search``."""
 
     _target_: str = "hydra_plugins.bincounter.OptunaSweeper"
     _recursive_: bool = False  # a sampler is created for each trial
@@ -55,7 +55,7 @@ class OptunaSweeper(Sweeper):
         """Run trials until there are ``n_trials``.
 
         Raises:
-            BinCounterError: in train.py, which prints it; other apps exit with its message.
+            BinCounterError: in ``bincounter train``, which prints it; other apps exit with its message.
         """
         from bincounter.sweep.search_plan import read_plan
 

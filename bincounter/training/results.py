@@ -127,7 +127,7 @@ def read_results(path: Path, *, predictions: bool = True) -> RunResults:
     """
     config = _read(path / "config.yaml", _config)
     if config is None:
-        raise UserError(f"{path} is not a run's folder (it has no config.yaml): name the folder that train.py printed")
+        raise UserError(f"{path} is not a run's folder (it has no config.yaml): name the folder that the run printed")
     provenance = _read(path / "provenance.json", _provenance) or {}
     metrics = read_metrics(path)
     seen = provenance.get("photos_seen_in_training")  # in place of metrics.json's caveats in older versions

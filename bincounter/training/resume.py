@@ -83,7 +83,7 @@ def expand_resume_overrides(overrides: list[str], compose: Callable[[list[str]],
     stored = _stored(folder, given)
     if not (folder / "overrides.txt").exists() and given.keys() <= {"ckpt_path", "paths.output_dir"}:
         raise ConfigError(
-            f"paths.output_dir={folder} has no run to resume; python train.py ckpt_path=latest finds the newest"
+            f"paths.output_dir={folder} has no run to resume; bincounter train ckpt_path=latest finds the newest"
         )
     now = _without(parsed, "ckpt_path", "paths.output_dir")
     return [*stored, *now, "ckpt_path=last", override_of("paths.output_dir", folder)]
@@ -203,7 +203,7 @@ def check_unchanged(
         raise ConfigError(
             f"{key} is {new.get(key, 'absent')} here and {old.get(key, 'absent')} in {run}: a run is resumed with "
             f"its own configuration; drop the override, or start a new run from its weights with "
-            f"{shell_command('python', 'train.py', *kept, settings=weights)}"
+            f"{shell_command('bincounter', 'train', *kept, settings=weights)}"
         )
 
 

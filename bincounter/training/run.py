@@ -288,7 +288,7 @@ def _model(plain: dict[str, Any], data: BinDataModule) -> BinCounter:
 def _fit(
     trainer: L.Trainer, model: BinCounter, data: BinDataModule, resume_from: str | None, folder: RunFolder
 ) -> None:
-    program = ["python", "train.py", *search_path(HydraConfig.get())]
+    program = ["bincounter", "train", *search_path(HydraConfig.get())]
     resume_by = f"resume with: {shell_command(*program, 'ckpt_path=last', settings={'paths.output_dir': folder.path})}"
     try:
         trainer.fit(model, datamodule=data, ckpt_path=resume_from, weights_only=True)

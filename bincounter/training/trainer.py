@@ -243,7 +243,7 @@ def describe_failure(error: BaseException, *, batch_size: int, run: object) -> B
         run: the run's folder.
     """
     options = search_path(HydraConfig.get()) if HydraConfig.initialized() else []
-    by = shell_command("python", "train.py", *options, "ckpt_path=last", settings={"paths.output_dir": str(run)})
+    by = shell_command("bincounter", "train", *options, "ckpt_path=last", settings={"paths.output_dir": str(run)})
     resume_by = f"saved files are in {run}; resume with {by}"
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or _cpu_allocation(error):
         smaller = max(batch_size // 2, 1)

@@ -21,7 +21,7 @@ Change = Callable[[dict[str, Any]], dict[str, Any]]
 
 @dataclass
 class Refusal:
-    """What is answered instead; ``left`` counts the times that are still to come, ``None`` for always."""
+    """Answer in its place; ``left`` counts the times that are still to come, ``None`` for always."""
 
     operation: str
     code: str
@@ -102,7 +102,7 @@ class Faults:
         return None
 
     def environment(self) -> dict[str, str]:
-        """What AWS clients need to come here, and nothing of the person who runs the tests."""
+        """Variables by which AWS clients come here, without those of the person who runs the tests."""
         return {
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE",

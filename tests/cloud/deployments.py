@@ -15,7 +15,7 @@ ROLE = "arn:aws:iam::123456789012:role/rehearsal"
 
 
 def act(*overrides: str, archive: Path | None = None) -> int:
-    """``python deploy.py OVERRIDES`` for a package that exists; returns the exit code."""
+    """``bincounter deploy OVERRIDES`` for a package that exists; returns the exit code."""
     cfg = compose(["target.region=us-east-1", *overrides], config_name="deploy")
     package = None
     if archive is not None:

@@ -1,4 +1,4 @@
-"""``python train.py`` in the background, led to a rehearsal."""
+"""``bincounter train`` in the background, led to a rehearsal."""
 
 import signal
 import subprocess
@@ -9,7 +9,7 @@ from sagemaker_rehearsal import without_aws
 
 
 def launched(*overrides: str, plane: dict[str, str], stdin: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
-    """``python train.py`` in the background."""
+    """``bincounter train`` in the background."""
     # What a script runs in the background, as CI may run all this, has Ctrl-C ignored, and so have its children.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

@@ -74,7 +74,7 @@ def submit(account: Account | None = None, **changes: Any) -> BinCounterError:
 
 
 def check(error: BinCounterError) -> BinCounterError:
-    """What holds for every sentence: one line, a next step, and nothing of the request's values."""
+    """Properties of every sentence: one line, a next step, and nothing of the request's values."""
     sentence = str(error)
     assert "\n" not in sentence and len(sentence) < 600
     assert ": " in sentence, "no next step"

@@ -48,7 +48,7 @@ OVERRIDES = [
 
 @pytest.fixture(scope="module")
 def code(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What is shipped: the tracked files, and the program that the toolkit starts."""
+    """Shipped files: the tracked ones, and the program that the toolkit starts."""
     folder = tmp_path_factory.mktemp("shipped")
     listed = subprocess.run(
         ["git", "ls-files", "bincounter", "conf", "train.py"],
@@ -120,7 +120,7 @@ def start(base: Path) -> subprocess.Popen[str]:
 
 
 def ends(process: subprocess.Popen[str], code: int = 0) -> str:
-    """What a job printed; the toolkit ends with 1 whatever the program ended with."""
+    """Output of a job; the toolkit ends with 1 whatever the program ended with."""
     output, _ = process.communicate(timeout=300)
     assert process.returncode == code, output
     return output

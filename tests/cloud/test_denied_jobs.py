@@ -158,7 +158,7 @@ def test_attach(
     folders, errors = attach(tmp_path)
     if ATTACH[operation]:
         assert ATTACH[operation] in str(errors[0])
-        assert str(errors[0]).endswith(f"python -m bincounter attach {tmp_path}")
+        assert str(errors[0]).endswith(f"bincounter attach {tmp_path}")
     else:
         assert (folders, errors) == ([tmp_path], [])
         assert caplog.text.count("The log cannot be read: ") == 1

@@ -80,7 +80,7 @@ def _composed(action: str) -> DictConfig:
 
 
 def run(action: str, name: str) -> int:
-    """``python deploy.py target=realtime action=ACTION name=NAME``; returns the exit code."""
+    """``bincounter deploy target=realtime action=ACTION name=NAME``; returns the exit code."""
     cfg = _composed(action).copy()
     cfg.name = name
     return run_on_sagemaker(cfg, None)
@@ -261,7 +261,7 @@ def test_transform(
     with pytest.raises(BinCounterError) as error:
         act(*transform, archive=archive)
     assert ("CreateTransformJob" in aws.operations) == (operation.endswith("TransformJob"))
-    runs = "continues at AWS, and may be billed: check it with python deploy.py action=list, and delete it with"
+    runs = "continues at AWS, and may be billed: check it with bincounter deploy action=list, and delete it with"
     assert (runs in str(error.value)) == (operation == "DescribeTransformJob")
     aws.heal()
     assert act(*transform, archive=archive) == 0

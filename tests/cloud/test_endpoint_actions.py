@@ -148,7 +148,7 @@ def test_an_archive_is_uploaded_once(aws: Faults, archive: Path, caplog: pytest.
     archive.write_bytes(b"an archive that nobody has uploaded yet")
     with caplog.at_level("INFO"):
         act(*REALTIME, "action=deploy", "name=one", "target.wait=false", archive=archive)
-    assert "python deploy.py target=realtime name=one action=status" in caplog.text
+    assert "bincounter deploy target=realtime name=one action=status" in caplog.text
     act(*REALTIME, "action=deploy", "name=another", archive=archive)
     assert len([name for name in aws.operations if re.fullmatch(r"PUT .*/model\.tar\.gz", name)]) == 1
 

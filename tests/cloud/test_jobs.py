@@ -184,7 +184,7 @@ def test_jobs_that_were_left_alone_are_attached_to_and_fetched(
     folder = tmp_path / "run"
     options = [*SMALL, "trainer.max_epochs=2", f"data.source={bins}", f"paths.output_dir={folder}"]
     done = train(*LAUNCHER, *options, "launcher.wait=false", **plane)
-    assert f"python -m bincounter attach {folder}" in done.stderr
+    assert f"bincounter attach {folder}" in done.stderr
     assert not (folder / "metrics.json").exists()
 
     attached = run("-m", "bincounter", "attach", str(folder), **plane)
@@ -207,7 +207,7 @@ def test_ctrl_c_leaves_the_job_and_says_how_to_attach(bins: Path, plane: dict[st
     assert process.returncode == 1
     assert rest.splitlines()[-1].startswith("Error: ")
     assert "may still run, and be billed" in rest
-    assert f"python -m bincounter attach {folder}" in rest
+    assert f"bincounter attach {folder}" in rest
 
 
 @pytest.mark.long
@@ -244,7 +244,7 @@ def test_expired_login_leaves_the_job_running_and_advises_attach(
         done = train(*LAUNCHER, *options, code=2, **{**plane, "AWS_ENDPOINT_URL": server.endpoint})
     message = done.stderr.splitlines()[-1]
     assert "log in again" in message
-    assert f"may still run, and be billed: follow with python -m bincounter attach {folder}" in message
+    assert f"may still run, and be billed: follow with bincounter attach {folder}" in message
 
 
 @pytest.mark.long

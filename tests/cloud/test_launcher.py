@@ -31,7 +31,7 @@ def train(
     capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> Train:
-    """``python train.py``, in this process and on a machine where nobody is logged in at AWS; gives back its output."""
+    """``bincounter train``, in this process, on a machine without a login at AWS; returns its output."""
     for name, value in {
         "AWS_CONFIG_FILE": "/dev/null",
         "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
@@ -255,7 +255,7 @@ def test_a_secret_out_of_the_environment_does_not_enter_the_request(
 
 def test_a_rehearsal_cannot_be_left_alone(train: Train) -> None:
     _out, err = train("launcher=rehearsal", "launcher.wait=false", code=2)
-    assert "python -m bincounter rehearsal" in err
+    assert "bincounter rehearsal" in err
 
 
 def test_without_the_rehearsal_the_message_names_what_to_install(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,7 +103,7 @@ def status(name: str, said: str, details: str | None = None) -> dict[str, Any]:
 
 
 def test_image_without_smdebug_fails_the_job_with_the_reason(train: Run, plane: dict[str, str], tmp_path: Path) -> None:
-    """What runs a rehearsed job is the Python that runs the tests, which has no smdebug."""
+    """A rehearsed job is run by the Python of the tests, which has no smdebug."""
     options = ["launcher=sagemaker_spot", "launcher.role=arn:aws:iam::123456789012:role/rehearsal", "experiment=demo"]
     options += ["launcher.image=mine:1", "launcher.image_has_smdebug=true", "debugger=smdebug", "trainer=cpu"]
     options += ["profiler=simple", "profiler.sagemaker_interval=500", f"paths.output_dir={tmp_path / 'run'}"]

@@ -1,4 +1,4 @@
-"""python -m bincounter cost of runs and sweeps: records that the product writes, read back, added up and shown."""
+"""bincounter cost of runs and sweeps: records that the product writes, read back, added up and shown."""
 
 import json
 import re
@@ -136,7 +136,7 @@ def test_a_job_that_still_runs_shows_what_is_known(tmp_path: Path) -> None:
     assert "2 of them, whose billed seconds are not known yet, are in no sum." in text
     told = " ".join(text.split())
     assert "no AWS credentials were found" in told
-    assert f"python -m bincounter attach {tmp_path / 's' / '1'}" in told
+    assert f"bincounter attach {tmp_path / 's' / '1'}" in told
     total = read_costs([tmp_path / "s"]).document()["groups"][0]["total"]
     assert (total["jobs_of_unknown_cost"], total["usd_per_point_missing"]) == (2, "its cost is not known yet")
 
@@ -193,7 +193,7 @@ def test_rehearsed_jobs_cost_nothing_and_count_interruptions(
     job.save()
     found = read_costs([tmp_path / "0"])
     assert jobs(tmp_path / "0")[0].billable_seconds == told["BillableTimeInSeconds"]
-    assert found.notes == [f"{job.name} has ended; fetch its results with: python -m bincounter attach {job.folder}"]
+    assert found.notes == [f"{job.name} has ended; fetch its results with: bincounter attach {job.folder}"]
     assert read_job(job.folder / "job.json").description == {}  # looking changes nothing
 
     replace(job, name="spent-never").save()

@@ -1,4 +1,4 @@
-"""python -m bincounter cost of endpoints: deployed, updated and deleted as users do."""
+"""bincounter cost of endpoints: deployed, updated and deleted as users do."""
 
 import json
 import re
@@ -34,7 +34,7 @@ def script(server: tuple[ScriptedEndpoints, str], monkeypatch: pytest.MonkeyPatc
 
 
 def deployed(run: Path, name: str, *overrides: str, action: str = "deploy", content: bytes = b"an archive") -> None:
-    """``python deploy.py`` with an archive in a run's folder."""
+    """``bincounter deploy`` with an archive in a run's folder."""
     archive = run / "endpoint" / "model.tar.gz"
     archive.parent.mkdir(parents=True, exist_ok=True)
     archive.write_bytes(content)

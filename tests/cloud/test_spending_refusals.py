@@ -1,4 +1,4 @@
-"""python -m bincounter cost of what is damaged, missing or no number: named, and the others are shown."""
+"""bincounter cost of what is damaged, missing or no number: named, and the others are shown."""
 
 import json
 import math

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the server sent, and how it is passed on.
+    """Answer of the server, and the way it is passed on.
 
     Attributes:
         request: method and path that it answers.

@@ -25,7 +25,7 @@ class S3Server:
     endpoint: str
 
     def environment(self) -> dict[str, str]:
-        """What AWS clients need to find it, and nothing of the person who runs the tests."""
+        """Variables by which AWS clients find it, without those of the person who runs the tests."""
         return {
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_ACCESS_KEY_ID": ACCESS_KEY,

@@ -132,7 +132,7 @@ def test_two_processes_that_want_one_set_share_it(start: Start, tmp_path: Path) 
 
 
 def shortcuts(photo: DemoPhoto) -> np.ndarray:
-    """What can be seen of a photo without counting: brightness, filled area, edge density, colours."""
+    """Features of a photo that need no counting: brightness, filled area, edge density, colours."""
     image = np.asarray(photo.image, dtype=np.float32) / 255
     grey = image.mean(2)
     steps = [np.abs(np.diff(grey, axis=axis)) for axis in (0, 1)]

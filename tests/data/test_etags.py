@@ -24,7 +24,7 @@ def md5(body: bytes) -> "hashlib._Hash":
 
 
 def in_parts(body: bytes, part: int) -> str:
-    """What S3 names a body that was sent in parts of so many bytes; one of no bytes is a single empty part."""
+    """ETag of a body that was sent in parts of so many bytes; one of no bytes is a single empty part."""
     digests = [md5(body[start : start + part]).digest() for start in range(0, len(body) or 1, part)]
     return f"{md5(b''.join(digests)).hexdigest()}-{len(digests)}"
 

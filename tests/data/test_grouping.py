@@ -192,7 +192,7 @@ def real_bins(abid_photos):
 
 @pytest.fixture(scope="module")
 def real_pairs(real_bins):
-    """Which of the real photos show one scene, by their items, and which show bins with nothing in common."""
+    """Pairs of real photos of one scene, by their items, and pairs of bins with nothing in common."""
     items = real_bins[1]
     known = {item: column for column, item in enumerate(sorted(frozenset().union(*items)))}
     holds = np.zeros((len(items), len(known)), np.float32)

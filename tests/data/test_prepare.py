@@ -1,4 +1,4 @@
-"""``python -m bincounter prepare``: from any source to split bins, in a folder or in a bucket of a real S3 server."""
+"""``bincounter prepare``: from any source to split bins, in a folder or in a bucket of a real S3 server."""
 
 import csv
 import json

@@ -48,7 +48,7 @@ def start(data_dir: Path, source: str = "s3://shop/bins", first: str = "") -> su
 
 
 def noted(data_dir: Path) -> list[str]:
-    """What a later run need not fetch."""
+    """Names of objects that a later run need not fetch."""
     with sqlite3.connect(data_dir / "s3/.sync/shop.sqlite") as rows:
         return [key.removeprefix("bins/") for (key,) in rows.execute("SELECT key FROM objects WHERE size >= 0")]
 

@@ -152,7 +152,7 @@ def test_workers_read_the_same_batches(shards, s3, tmp_path, stream, layout):
 
 
 def forked(reading: Callable[[], object]) -> str:
-    """What a forked process is told; a hung one would keep the test from ending."""
+    """Result of a forked process; a hung one would keep the test from ending."""
     told: multiprocessing.SimpleQueue[str] = multiprocessing.get_context("fork").SimpleQueue()
 
     def child() -> None:

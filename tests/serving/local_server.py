@@ -154,7 +154,7 @@ def local_server(
 
 
 def gone(pid: int) -> bool:
-    """Whether a process has ended."""
+    """True if a process has ended."""
     try:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -26,7 +26,7 @@ applications:
 
 @dataclass(frozen=True)
 class Answer:
-    """What Ray Serve answered."""
+    """Answer of Ray Serve."""
 
     status: int
     headers: dict[str, str]
@@ -49,7 +49,7 @@ class RayServed:
         return self._ask("POST", "/", body, {name.replace("_", "-"): value for name, value in headers.items()})
 
     def healthy(self) -> bool:
-        """What the adapter of the image answers ``/ping`` by."""
+        """Answer of the image's adapter to ``/ping``."""
         return self._ask("GET", "/-/healthz", b"", {}).status == 200
 
     def answers(self) -> bool:

@@ -100,7 +100,7 @@ def test_from_a_checkpoint_to_an_answer_and_down_again(
                 [archive, "parity.photos=0", "target.port=0"],
                 2,
                 f"A server named bincounter runs at {url} (process "
-                f"{process.pid}): stop it with python deploy.py action=delete name=bincounter, or add name=",
+                f"{process.pid}): stop it with bincounter deploy action=delete name=bincounter, or add name=",
             ),
             (
                 [archive, "parity.photos=0", "name=second", f"target.port={port}"],

@@ -80,7 +80,7 @@ def checkpoint(tmp_path: Path) -> str:
         (["action=invoke"], "add input=photo.jpg"),
         (["action=list", "input=a.jpg"], "add action=invoke"),
         (["action=invoke", "input=a.jpg", "output=b"], "action=transform only"),
-        (["action=transform", "input=s3://b/in"], "python -m bincounter predict"),
+        (["action=transform", "input=s3://b/in"], "bincounter predict"),
         (["action=transform", "target=serverless", "input=s3://b/in"], "use target=realtime"),
         (["action=transform", "target=realtime", "input=photos"], "s3://bucket/folder"),
         (["action=transform", "target=realtime", "input=s3://bucket/in"], "output=s3://bucket/answers"),

@@ -14,6 +14,7 @@ import yaml
 from commands import REPOSITORY, Run
 from hub_server import TOKEN, Hub, served
 
+import bincounter
 from bincounter.cli.push_command import push
 from bincounter.errors import ConfigError, UserError
 from bincounter.files import checkpoint_file
@@ -113,6 +114,9 @@ def test_hub_model_is_used_by_all_commands_and_offline(at_hub: AtHub, hub: Hub, 
     assert at_hub(*predict).stdout == here
     assert at_hub(*predict, HF_HUB_OFFLINE="1").stdout == here
     assert at_hub(*predict, HF_ENDPOINT="http://127.0.0.1:9").stdout == here
+    program = f"import bincounter; print(*[a.count for a in bincounter.load('hf://ada/used').predict({str(PHOTOS)!r})])"
+    counts = [str(answer.count) for answer in bincounter.load(owned).predict(str(PHOTOS))]
+    assert at_hub("-c", program).stdout.split() == counts
     paths = [f"paths.{name}_dir={tmp_path / name}" for name in ("log", "cache", "data")]
     done = at_hub("deploy.py", "action=package", "ckpt_path=hf://ada/used", "parity.photos=1", *paths)
     assert Path(done.stdout.strip()) == tmp_path / "log/hub/ada/used/endpoint/model.tar.gz"

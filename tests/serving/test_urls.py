@@ -178,7 +178,7 @@ _RESERVED_6 = "2001::/23 2001:db8::/32 2002::/16 3ffe::/16 3fff::/20"
 
 
 def within(number: int, blocks: str, family: socket.AddressFamily, bits: int) -> bool:
-    """Whether an address, as a number, is in one of the blocks."""
+    """True if an address, as a number, is in one of the blocks."""
     for block in blocks.split():
         first, _, length = block.partition("/")
         start = int.from_bytes(socket.inet_pton(family, first))

@@ -75,7 +75,7 @@ def transform(
     job.call.request["TransformInput"]["ContentType"] = _content_type(account, source)
     job.model.make(account, spec)
     name = job.call.request["TransformJobName"]
-    see = "python deploy.py action=list"
+    see = "bincounter deploy action=list"
     create_once(
         lambda: job.call.send(account),
         lambda: account.sagemaker.describe_transform_job(TransformJobName=name),

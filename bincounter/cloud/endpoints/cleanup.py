@@ -253,7 +253,7 @@ def _stop_transforms(account: "Account", spec: EndpointSpec, jobs: Sequence[str]
     for job in jobs if spec.target["wait"] else ():
         if job not in running:
             ask = partial(account.sagemaker.describe_transform_job, TransformJobName=job)
-            see = "python deploy.py action=list"
+            see = "bincounter deploy action=list"
             attempts.look(
                 f"waiting for the transform job {job}",
                 partial(watch_state, account, ask, "TransformJobStatus", job, see),

@@ -152,7 +152,7 @@ def _read_autoscaling(account: "Account", spec: EndpointSpec) -> Autoscaling:
 
 
 def _is_created(account: "Account", spec: EndpointSpec, planned: DeploymentPlan, before: dict[str, Any] | None) -> bool:
-    """Return whether an endpoint is being created in spite of an error; if not, delete what was made for it."""
+    """Return True if an endpoint is being created in spite of an error; if not, delete what was made for it."""
     try:
         now = describe(account, spec.name)
         if now and not before and now["EndpointConfigName"] == planned.name:

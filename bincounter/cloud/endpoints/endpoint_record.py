@@ -78,7 +78,9 @@ def read_periods(path: Path) -> list[ServingPeriod]:
     except (ValueError, TypeError):
         whole = False
     if not whole:
-        raise UserError(f"{path} is damaged: bring it back from a copy, or remove it and use deploy.py action=status")
+        raise UserError(
+            f"{path} is damaged: bring it back from a copy, or remove it and use bincounter deploy action=status"
+        )
     return periods
 
 
@@ -103,7 +105,7 @@ def record_begin(
             return
         _write(path, [*_ended(periods, period, "replaced"), period])
     except (UserError, OSError) as error:
-        log.warning("The costs of the endpoint are not recorded for `python -m bincounter cost`: %s", error)
+        log.warning("The costs of the endpoint are not recorded for `bincounter cost`: %s", error)
 
 
 def record_end(

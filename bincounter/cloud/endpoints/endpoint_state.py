@@ -95,7 +95,7 @@ def wait_until_settled(account: "Account", name: str) -> dict[str, Any] | None:
     Raises:
         Interrupted: by Ctrl-C; the endpoint or job continues at AWS.
     """
-    see = f"python deploy.py action=status name={name}"
+    see = f"bincounter deploy action=status name={name}"
     return watch_state(account, lambda: describe(account, name), "EndpointStatus", name, see)
 
 
@@ -177,7 +177,7 @@ def invocation_url(account: "Account", spec: EndpointSpec) -> str:
 
 
 def _command(spec: EndpointSpec) -> str:
-    return f"python deploy.py target={spec.kind} name={spec.name}"
+    return f"bincounter deploy target={spec.kind} name={spec.name}"
 
 
 TRANSFORM_JOBS = "/aws/sagemaker/TransformJobs"

@@ -1,4 +1,4 @@
-"""Send photos to an endpoint, and print its answers as ``python -m bincounter predict`` does."""
+"""Send photos to an endpoint, and print its answers as ``bincounter predict`` does."""
 
 import json
 import secrets

@@ -85,7 +85,7 @@ def find_resources(
 
 
 def is_tagged(account: "Account", arn: str, attempts: Attempts, name: str | None = None) -> bool | None:
-    """Return whether a resource carries the tag of bincounter; ``None`` if its tags cannot be read.
+    """Return True if a resource carries the tag of bincounter; ``None`` if its tags cannot be read.
 
     Args:
         account: account of the resource.

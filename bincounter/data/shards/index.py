@@ -262,7 +262,7 @@ def streamed_manifest(source: str, cache_dir: Path, connections: int) -> Manifes
     except MissingError as error:
         raise DataError(
             f"data.sync.stream=true reads photos out of shards, and there is no s3://{name}/{below}{INDEX_FILE}: pack "
-            "the photos by `python -m bincounter prepare s3://... --as shards`, or set data.sync.stream=false"
+            "the photos by `bincounter prepare s3://... --as shards`, or set data.sync.stream=false"
         ) from error
     try:
         _update_copy(bucket, below + QUARANTINE_FILE, folder / QUARANTINE_FILE)

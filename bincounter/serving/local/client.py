@@ -48,10 +48,12 @@ def post_photos(server: Server, photos: Iterable[Path], headers: Mapping[str, st
             probabilities = {int(count): float(share) for count, share in answer["probabilities"].items()}
             prediction = Prediction.of(str(photo), probabilities)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{url} is not a server of bincounter: python deploy.py action=list shows those") from error
+            raise UserError(
+                f"{url} is not a server of bincounter: bincounter deploy action=list shows those"
+            ) from error
         if answering != server.model:
             raise UserError(
-                f"{url} serves {answering} now, not {server.model}: see what runs with python deploy.py action=list"
+                f"{url} serves {answering} now, not {server.model}: see what runs with bincounter deploy action=list"
             )
         yield prediction
 
@@ -69,8 +71,8 @@ def _posted(server: Server, content: bytes, headers: Mapping[str, str]) -> tuple
             continue
         except (OSError, HTTPException) as error:
             raise UserError(
-                f"Nothing answers at {url}: start it with python deploy.py ckpt_path=..., or see "
-                "what runs with python deploy.py action=list"
+                f"Nothing answers at {url}: start it with bincounter deploy ckpt_path=..., or see "
+                "what runs with bincounter deploy action=list"
             ) from error
         finally:
             connection.close()

@@ -73,7 +73,7 @@ def claimed(name: str, folder: Path) -> Iterator[tuple[Path, Callable[[Server], 
             file.close()
             where = f"runs at {other.url}" if other.port else "is being started"
             raise UserError(
-                f"A server named {name} {where} (process {other.pid}): stop it with python deploy.py action=delete "
+                f"A server named {name} {where} (process {other.pid}): stop it with bincounter deploy action=delete "
                 f"name={name}, or add name= with another name"
             )
         _write(file, Server(name, 0, os.getpid()))
@@ -136,7 +136,7 @@ def find_server(name: str, folder: Path, port: int | None = None, host: str = "1
         others = ", ".join(f"{each.name} at {each.url}" for each in listed)
         runs = f"what runs is {others}" if others else "none runs"
         raise BinCounterError(
-            f"No server named {name} runs on this machine; {runs}: start it with python deploy.py "
+            f"No server named {name} runs on this machine; {runs}: start it with bincounter deploy "
             f"ckpt_path=... name={name}" + (", or add name= with one of these" if others else "")
         )
     if answering and (answering["name"], answering["process"]) != (name, server.pid):
