@@ -1,10 +1,15 @@
 """Imports point one way: each room of the package imports only rooms before it, and no files import each other."""
 
 import ast
+import tomllib
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
+from commands import REPOSITORY
 from package_graph import PACKAGE, imports, room
+
+from hydra_plugins import bincounter as plugins
 
 ROOMS = (
     "model",
@@ -99,3 +104,10 @@ def test_the_rehearsal_is_a_package_of_its_own() -> None:
 def test_private_apis_and_locks_have_one_home(private: str, home: set[str]) -> None:
     users = {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py") if private in path.read_text()}
     assert users <= home
+
+
+def test_plugins_are_declared_for_hydra_1_4() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    declared = project["entry-points"]["hydra.plugins"]
+    found = {EntryPoint(name, value, "hydra.plugins").load() for name, value in declared.items()}
+    assert found == {plugins.SageMakerLauncher, plugins.OptunaSweeper, plugins.TunerSweeper}

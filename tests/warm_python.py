@@ -98,7 +98,7 @@ class Started:
         return None
 
     def communicate(self, timeout: float = _LONGEST) -> tuple[str, str]:
-        """What it has said, once it has ended."""
+        """Its output, once it has ended."""
         self.wait(timeout)
         for file in self._outputs:
             file.seek(0)

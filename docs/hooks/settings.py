@@ -128,7 +128,7 @@ def value_text(value: Any) -> str:
 
 
 def bounds_text(bound: Bound | None) -> str:
-    """What a bound allows."""
+    """Allowed values of a bound, as text."""
     if bound is None:
         return ""
     if bound.choices:
@@ -329,7 +329,7 @@ def settings_page(app: str) -> str:
         f"# Settings of {app}",
         f"Write a setting as `bincounter {app} key=value`, or, in a checkout, `python {app}.py key=value`, and the "
         f"option of a group as `group=option`. `bincounter {app} --cfg job` prints the composed configuration with "
-        "every value. The description of a number begins with its unit. `null` is no value; an *open* setting takes "
+        "every value. Descriptions of quantities begin with their unit. `null` is no value; an *open* setting takes "
         "whatever fits its description.",
     ]
     chosen = default_options(app)

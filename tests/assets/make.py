@@ -113,7 +113,7 @@ def prepared() -> None:
 
 
 def mirror() -> None:
-    """What is kept here of a bucket, with the catalogue of it."""
+    """Kept copy of a bucket, with its catalogue."""
     shutil.rmtree(PLACE / "bucket", ignore_errors=True)
     shutil.rmtree(PLACE / "mirror", ignore_errors=True)
     shutil.copytree(PLACE / "photos", PLACE / "bucket" / "shop" / "bins")
@@ -244,7 +244,7 @@ def endpoint() -> None:
 
 
 def costs() -> None:
-    """What ``cost`` says of all of the above."""
+    """Output of ``cost`` for all of the above."""
     folders = [PLACE / name for name in ("job", "two_hosts", "tuning", "endpoint", "classification")]
     (ASSETS / "cost.json").write_text(run("-m", "bincounter", "cost", "--json", *folders))
 

@@ -92,7 +92,7 @@ def test_a_rule_finds_its_fault_and_nothing_in_a_training_without_it(rule: str, 
 
 
 def asked(rule: type[Rule], records: list[Record], *overrides: str) -> tuple[list[Finding | None], Rule]:
-    """What a rule says of records that are made up."""
+    """Verdict of a rule on made-up records."""
     one = rule(settings(*(f"rules.{rule.name}.{override}" for override in overrides))["rules"][rule.name])
     return [one.judge(record) for record in records], one
 

@@ -111,7 +111,7 @@ def test_a_jobs_container_says_what_is_saved_and_where(tmp_path: Path, monkeypat
 
 
 def _resumed_by_smdebug_itself(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What makes smdebug go on from a state of its own, beside the one in our checkpoints."""
+    """Variables that make smdebug go on from a state of its own, beside the one in our checkpoints."""
     config = base / "input" / "config" / "checkpointconfig.json"
     config.write_text(json.dumps({"LocalPath": str(base / "checkpoints")}))
     monkeypatch.setenv("CHECKPOINT_CONFIG_FILE_PATH", str(config))

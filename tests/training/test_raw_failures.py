@@ -55,7 +55,7 @@ def missing(package: str) -> Exception:
         (
             IsADirectoryError(errno.EISDIR, "Is a directory", "run/logs/.x.part", None, "run/logs/metrics.csv"),
             UserError,
-            r"run/logs/metrics.csv cannot be written \(is a directory\): move it away, .*; resume with python train.py",
+            r"run/logs/metrics.csv cannot be written \(is a directory\): move .*; resume with bincounter train",
         ),
         (
             NotADirectoryError(errno.ENOTDIR, "Not a directory", "run/checkpoints/last.ckpt"),
