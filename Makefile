@@ -71,7 +71,8 @@ test-smdebug: install-smdebug ## SageMaker Debugger's hook, in its environment
 	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check uv
 	.venv-lowest/bin/uv pip compile --quiet --no-header --no-annotate --resolution lowest-direct \
-		--extra sagemaker --extra sweep --extra serving --output-file .venv-lowest/constraints.txt pyproject.toml
+		--extra sagemaker --extra sweep --extra serving --extra openvino --extra weights --extra hub \
+		--extra sagemaker-mlflow --extra docs --output-file .venv-lowest/constraints.txt pyproject.toml
 	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest/bin/python --constraint .venv-lowest/constraints.txt \
 		--editable packages/sagemaker-rehearsal --editable '.[dev]'
 	touch $@
