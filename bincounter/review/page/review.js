@@ -6,6 +6,7 @@ const session = sessionStorage.getItem("session") ?? Array.from(crypto.getRandom
 sessionStorage.setItem("session", session);
 const nickname = `reviewer-${session.slice(0, 4)}`;
 let bin = null, typed = "", busy = false;
+let settled = false;  // the photo of this bin is on screen, or the page says why there is none
 
 async function send(action, more = {}) {
   const body = JSON.stringify({ session, reviewer: element("reviewer").value.trim() || nickname, ...more });
@@ -74,10 +75,17 @@ function display(bin) {
   const photo = element("photo");
   zoom(1);
   light();
-  element("no-photo").hidden = true;
-  photo.hidden = false;
+  // An image keeps its last photo until the next is loaded: that of another bin must not be counted for this one.
+  settled = false;
+  photo.hidden = true;
+  remark("The photo is loading …");
   photo.alt = `Photo of bin ${bin.bin}`;
   photo.src = `/photo/${bin.id}`;
+}
+
+function remark(sentence) {
+  element("no-photo").textContent = sentence;
+  element("no-photo").hidden = !sentence;
 }
 
 function verdict({ record_wrong, direction, units_off, reason }) {
@@ -159,6 +167,7 @@ function press(key) {
   else if (key === "Backspace") type(typed.slice(0, -1));
   else if (key === "l") { if (!element("look").hidden) look(); }
   else if (key === "s") ask("skip", { id: bin.id });
+  else if (key === "Enter" && !settled) complain("Wait for the photo of this bin, then press Enter.");
   else if (key === "Enter" && typed) ask("answer", { id: bin.id, counted: Number(typed) });
   else if (key === "Enter") complain("Type the count first, then press Enter.");
 }
@@ -206,17 +215,19 @@ element("stage").addEventListener("pointerup", event => {
 });
 element("stage").addEventListener("pointercancel", () => { drag = null; });
 
+element("photo").addEventListener("load", () => {
+  settled = true;
+  element("photo").hidden = false;
+  remark("");
+});
 element("photo").addEventListener("error", async () => {
-  const failed = element("photo").src, place = element("no-photo");
-  element("photo").hidden = true;
-  let sentence = "The photo is not shown.";
+  const failed = element("photo").src;
+  settled = true;
+  remark("The photo is not shown.");
   try {
-    const reply = await fetch(failed);
-    if (!reply.ok) sentence = (await reply.json()).error;
+    const reply = await fetch(failed), sentence = reply.ok ? "" : (await reply.json()).error;
+    if (sentence && element("photo").src === failed) remark(sentence);
   } catch { /* the server is gone, which the next answer reports */ }
-  if (element("photo").src !== failed) return;
-  place.textContent = sentence;
-  place.hidden = false;
 });
 
 for (const group of ["keys", "others"]) {
