@@ -108,7 +108,7 @@ def test_corrections_without_a_photo_are_counted(tmp_path: Path, caplog: pytest.
 @given(
     st.lists(
         st.tuples(
-            st.text(st.characters(exclude_categories=()), min_size=1),
+            st.text(st.characters(exclude_categories=())),
             st.text(st.characters(exclude_categories=())),
             st.none() | st.integers(0, LARGEST_COUNT),
             st.integers(0, LARGEST_COUNT),
@@ -138,6 +138,13 @@ def test_a_table_from_elsewhere_needs_two_columns(tmp_path: Path) -> None:
         ("a.jpg", 3),
         ("b.jpg", 12),
     ]
+
+
+def test_a_last_row_without_its_line_break_is_kept(tmp_path: Path) -> None:
+    path = write(tmp_path / "corrections.csv", ",".join(HEADER) + "\nb,a.jpg,1,2,me,now,NO")
+    with CorrectionsLog(path) as log:
+        assert [each.counted for each in log.corrections] == [2]
+    assert path.read_text().endswith("NO\n")
 
 
 @pytest.mark.parametrize(

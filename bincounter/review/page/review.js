@@ -63,7 +63,7 @@ function show(answer) {
 }
 
 function display(bin) {
-  element("title").textContent = `Bin ${bin.bin}`;
+  element("title").textContent = `Bin ${bin.bin || bin.photo}`;
   element("name").textContent = bin.photo;
   element("expected").textContent = bin.expected ?? "–";
   element("predicted").textContent = bin.predicted ?? "–";
@@ -79,7 +79,7 @@ function display(bin) {
   settled = false;
   photo.hidden = true;
   remark("The photo is loading …");
-  photo.alt = `Photo of bin ${bin.bin}`;
+  photo.alt = `Photo of bin ${bin.bin || bin.photo}`;
   photo.src = `/photo/${bin.id}`;
 }
 
