@@ -84,6 +84,8 @@ def serve_review(table: AuditTable, photos: Path, log: CorrectionsLog, port: int
         print(f"{progress['done']:,} of {progress['bins']:,} bins are answered; they are reviewed until Ctrl-C")
         if left_out := len(table.rows) - len(rows):
             print(f"  left out {left_out:,} without a photo: see the column reason in {escape_name(table.path)}")
+        if queue.outdated:
+            print(f"  asks again for {queue.outdated:,} bins whose answers are of other records than this table's")
         print(f"  page     http://{Access().host}:{listener.getsockname()[1]}/")
         print(f"  answers  {escape_name(log.path)}", flush=True)
         with suppress(KeyboardInterrupt):  # raised again by uvicorn, after it has answered what it had accepted

@@ -34,17 +34,21 @@ class ReviewQueue:
 
     Args:
         table: the bins, in the order in which they are shown; those without a photo are left out.
-        log: of the answers; bins that it holds are done.
+        log: of the answers; bins that it holds are done, if they were recorded as they are now.
         clock: of the leases, seconds.
+
+    Attributes:
+        outdated: number of bins whose answer in the log is of another record, such as that of an earlier audit.
     """
 
     def __init__(self, table: AuditTable, log: CorrectionsLog, clock: Callable[[], float] = time.monotonic) -> None:
         self._rows, self._log, self._clock = table.reviewable, log, clock
         ids = {row.key: id_ for id_, row in self._rows.items()}
-        known = [given for given in log.corrections if given.key in ids]
-        self._answers = {ids[key]: given for key, given in last_answers(known).items()}
+        known = {ids[key]: given for key, given in last_answers(log.corrections).items() if key in ids}
+        self._answers = {id_: given for id_, given in known.items() if given.expected == self._rows[id_].expected}
+        self.outdated = len(known) - len(self._answers)
         # Answers that can be taken back; those before a restart belong to the reviewer of that name.
-        self._given = [(id_, Reviewer("", given.reviewer)) for id_, given in self._answers.items()]
+        self._given = {id_: Reviewer("", given.reviewer) for id_, given in self._answers.items()}
         self._open = dict.fromkeys(id_ for id_ in self._rows if id_ not in self._answers)
         self._leases: dict[str, tuple[str, float]] = {}
 
@@ -67,18 +71,20 @@ class ReviewQueue:
         return found
 
     def answer(self, reviewer: Reviewer, id_: str, counted: int) -> None:
-        """Write the count of a bin to the disk.
+        """Write the count of a bin to the disk; the same count again, whose reply was lost, is taken as that.
 
         Raises:
             Problem: 404 there is no such bin; 409 it is answered already; 500 the answer could not be written.
         """
         row = self._known(id_)
-        if id_ in self._answers:
-            other = self._answers[id_]
+        if other := self._answers.get(id_):
+            if other.counted == counted and self._is_own(id_, reviewer):
+                return
+            named = escape_name(row.bin or row.photo)
             by = f" by {escape_name(other.reviewer)}" if other.reviewer else ""
-            raise Problem(409, f"Bin {escape_name(row.bin)} is answered already, {other.counted}{by}: take the next.")
+            raise Problem(409, f"Bin {named} is answered already, {other.counted}{by}: take the next.")
         self._answers[id_] = self._write(row, reviewer, counted)
-        self._given.append((id_, reviewer))
+        self._given[id_] = reviewer
         self._open.pop(id_, None)
         self._leases.pop(id_, None)
 
@@ -100,14 +106,11 @@ class ReviewQueue:
         Raises:
             Problem: 409 there is none; 500 it could not be written.
         """
-        for place in reversed(range(len(self._given))):
-            id_, by = self._given[place]
-            if by.session == reviewer.session or (not by.session and by.name == reviewer.name):
-                break
-        else:
+        id_ = next((id_ for id_ in reversed(self._given) if self._is_own(id_, reviewer)), None)
+        if id_ is None:
             raise Problem(409, "There is no answer of yours to take back; count this bin.")
         self._write(self._rows[id_], reviewer, self._answers[id_].counted, undone=True)
-        del self._given[place], self._answers[id_]
+        del self._given[id_], self._answers[id_]
         self._open = {id_: None, **self._open}
         self._leases = {other: lease for other, lease in self._leases.items() if lease[0] != reviewer.session}
         self._lease(id_, reviewer)
@@ -128,6 +131,10 @@ class ReviewQueue:
             "missing": -sum(units for units in off if units < 0),
             "extra": sum(units for units in off if units > 0),
         }
+
+    def _is_own(self, id_: str, reviewer: Reviewer) -> bool:
+        by = self._given[id_]
+        return by.session == reviewer.session or (not by.session and by.name == reviewer.name)
 
     def _known(self, id_: str) -> AuditRow:
         if id_ not in self._rows:

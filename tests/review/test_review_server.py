@@ -49,7 +49,9 @@ def test_no_bin_is_shown_to_two_reviewers(tmp_path: Path) -> None:
         assert skipped["bin"] == "B-0"  # all others are on other screens
         server.post("answer", "ben", id=shown["ben"]["id"], counted=2)
         assert server.post("skip", "cleo", id=shown["anna"]["id"]).json()["bin"]["bin"] == "B-2"  # not hers to skip
-        refused = server.post("answer", "anna", id=shown["ben"]["id"], counted=3)
+        again = server.post("answer", "ben", id=shown["ben"]["id"], counted=2)  # the first reply was lost
+        assert (again.status, again.json()["progress"]["done"]) == (200, 1)
+        refused = server.post("answer", "anna", id=shown["ben"]["id"], counted=2)
         assert refused.status == 409
         assert refused.json()["error"] == "Bin B-1 is answered already, 2 by ben: take the next."
     assert len(read_answers(tmp_path / "corrections.csv")) == 1
@@ -107,6 +109,26 @@ def test_a_killed_server_resumes_from_the_file(tmp_path: Path) -> None:
         assert (reply["bin"]["bin"], reply["progress"]["done"]) == ("B-2", 2)
         assert server.post("undo", "other", reviewer="ben").status == 409
         assert server.post("undo", "other", reviewer="anna").json()["bin"]["bin"] == "B-1"
+        assert server.post("answer", "anna", id=first["id"], counted=2).status == 200  # the reply was lost in the kill
+        assert server.post("answer", "ben", id=first["id"], counted=2).status == 409
+    assert len(read_answers(tmp_path / "corrections.csv")) == 3
+
+
+def test_answers_are_known_again_by_bin_photo_and_record(tmp_path: Path) -> None:
+    audit, table = made_audit(tmp_path, bins=2), tmp_path / "corrections.csv"
+    unrecorded = Audited("", "photos/1.jpg", expected="", reason="the photo has no record")
+    write_audit(audit, [Audited("B-0", "photos/0.jpg", expected=2), unrecorded])
+    with reviewed(audit) as server:
+        shown = server.next("anna")
+        while shown:
+            shown = server.post("answer", "anna", id=shown["id"], counted=1).json()["bin"]
+    write_audit(audit, [Audited("B-0", "photos/0.jpg", expected=1), unrecorded])  # the record was corrected
+    with reviewed(audit) as server:
+        assert "asks again for 1 bins whose answers are of other records" in server.process.told("asks again.*")[0]
+        reply = server.post("next", "anna").json()
+        assert (reply["bin"]["bin"], reply["progress"]["done"]) == ("B-0", 1)
+        assert server.post("answer", "anna", id=reply["bin"]["id"], counted=1).json()["bin"] is None
+    assert [(row["bin"], row["expected"]) for row in read_answers(table)] == [("B-0", "2"), ("", ""), ("B-0", "1")]
 
 
 @pytest.mark.parametrize("cut", range(1, 60))
