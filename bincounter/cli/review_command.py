@@ -92,7 +92,8 @@ def _import(path: Path, table: "AuditTable", log: "CorrectionsLog") -> int:
 
     done = import_annotations(path, table, log)
     print(f"{done.written:,} answers added: {escape_name(log.path)}")
-    print(f"  {done.known:,} were there already, or are older than those there; {done.unanswered:,} tasks have no count")
+    print(f"  {done.known:,} were there already, or are older than those there")
+    print(f"  {done.unanswered:,} tasks have no count")
     if done.unmatched:
         print(f"  {done.unmatched:,} tasks match no bin of {escape_name(table.path)}")
     return 0
