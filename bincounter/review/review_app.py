@@ -160,7 +160,7 @@ def create_app(table: AuditTable, queue: ReviewQueue, photos: Path, attention: A
         Route("/page/{name}", endpoints.page),
         Route("/photo/{id}", endpoints.photo),
         Route("/attention/{id}", endpoints.look),
-        *(Route(f"/{name}", endpoints.act, methods=["POST"]) for name in ("next", "answer", "skip", "undo")),
+        *(Route(f"/{name}", endpoints.act, methods=["POST"]) for name in ("next", "answer", "renew", "skip", "undo")),
     ]
     handlers: dict[Any, Any] = {HTTPException: _no_such_path, Problem: _problem, Exception: _unforeseen}
     return SameOrigin(Starlette(routes=routes, exception_handlers=handlers), Access())
@@ -200,7 +200,7 @@ class _Endpoints:
         return row, await asyncio.to_thread(read_photo, self._photos, row)
 
     async def act(self, request: Request) -> Response:
-        """Give, skip or take back an answer, and return the next bin."""
+        """Give, skip, take back an answer or keep the bin on screen, and return the bin to show."""
         try:
             async with self._limiter.body(request) as body:
                 given = _parsed(body)
@@ -209,6 +209,8 @@ class _Endpoints:
                 # On the event loop: one answer at a time is on its way to the disk.
                 if action == "/answer":
                     self._queue.answer(reviewer, _text(given, "id"), _count(given))
+                elif action == "/renew":
+                    self._queue.renew(reviewer, _text(given, "id"))
                 elif action == "/skip":
                     self._queue.skip(reviewer, _text(given, "id"))
                 elif action == "/undo":

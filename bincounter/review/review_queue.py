@@ -13,7 +13,7 @@ from bincounter.review.audit_table import AuditRow, AuditTable
 from bincounter.serving.application.answers import Problem
 
 LEASE = 300.0
-"""Seconds for which a bin that is shown to one reviewer is shown to no other."""
+"""Seconds for which a bin is shown to no other reviewer, after the page that shows it was last heard of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +88,17 @@ class ReviewQueue:
         self._open.pop(id_, None)
         self._leases.pop(id_, None)
 
+    def renew(self, reviewer: Reviewer, id_: str) -> None:
+        """Keep a bin that is on screen for its session, unless another has it by now.
+
+        Raises:
+            Problem: 404 there is no such bin.
+        """
+        self._known(id_)
+        self._drop_ended()
+        if self._is_free(id_, reviewer):
+            self._lease(id_, reviewer)
+
     def skip(self, reviewer: Reviewer, id_: str) -> None:
         """Show a bin again after all others.
 
@@ -95,7 +106,7 @@ class ReviewQueue:
             Problem: 404 there is no such bin.
         """
         self._known(id_)
-        if self._leases.get(id_, (reviewer.session, 0))[0] == reviewer.session and id_ in self._open:
+        if self._is_free(id_, reviewer):
             self._leases.pop(id_, None)
             self._open.pop(id_)
             self._open[id_] = None
@@ -131,6 +142,10 @@ class ReviewQueue:
             "missing": -sum(units for units in off if units < 0),
             "extra": sum(units for units in off if units > 0),
         }
+
+    def _is_free(self, id_: str, reviewer: Reviewer) -> bool:
+        """Return True if the bin is not done, and no other session has it."""
+        return id_ in self._open and self._leases.get(id_, (reviewer.session, 0))[0] == reviewer.session
 
     def _is_own(self, id_: str, reviewer: Reviewer) -> bool:
         by = self._given[id_]

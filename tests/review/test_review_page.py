@@ -51,6 +51,12 @@ def shows(page: Page, bin_: str) -> None:
     expect(page.locator("#photo")).to_be_visible()
 
 
+def ends(page: Page, title: str) -> None:
+    """Wait until no bin is on screen."""
+    expect(page.locator("#over")).to_be_visible()
+    expect(page.locator("#over-title")).to_have_text(title)
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_bins_are_counted_by_keys(browser: Browser, tmp_path: Path, size: dict[str, int]) -> None:
     table = tmp_path / "corrections.csv"
@@ -86,7 +92,7 @@ def test_bins_are_counted_by_keys(browser: Browser, tmp_path: Path, size: dict[s
             shows(page, bin_)
         page.keyboard.press("2")
         page.keyboard.press("Enter")
-        expect(page.locator("#over-title")).to_have_text("All bins are done")
+        ends(page, "All bins are done")
         expect(page.locator("#over-text")).to_contain_text("0 wrong records found, 3.0 expected")
         page.keyboard.press("u")
         shows(page, "B-1")
@@ -189,21 +195,30 @@ def test_two_browsers_share_the_work(browser: Browser, tmp_path: Path) -> None:
         opened(browser, server) as anna,
         opened(browser, server, failing=("409",)) as ben,
     ):
+        anna.clock.install()
+        anna.reload()
         shows(anna, "B-0")
         shows(ben, "B-1")
+        with anna.expect_request("**/renew") as renewal:
+            anna.clock.fast_forward(60_000)
+        assert renewal.value.post_data_json["id"] == anna.evaluate(PHOTO)
+        with anna.expect_popup() as copy:  # of the tab, with what it stores
+            anna.evaluate("open(location.href)")
+        ends(copy.value, "The rest is with other reviewers")
+        copy.value.close()
         first = server.post("skip", "nobody", id=server.next("nobody") or "x").status
         assert first in (400, 404)  # both bins are on screens
         anna.keyboard.press("3")
         anna.keyboard.press("Enter")
-        expect(anna.locator("#over-title")).to_have_text("The rest is with other reviewers")
+        ends(anna, "The rest is with other reviewers")
         id_ = ben.evaluate("document.getElementById('photo').src").rpartition("/")[2]
         server.post("answer", "cleo", id=id_, counted=5)  # a lease may end
         ben.keyboard.press("1")
         ben.keyboard.press("Enter")
         expect(ben.locator("#message")).to_have_text("Bin B-1 is answered already, 5 by cleo: take the next.")
-        expect(ben.locator("#over-title")).to_have_text("All bins are done")
+        ends(ben, "All bins are done")
         anna.click("#again")
-        expect(anna.locator("#over-title")).to_have_text("All bins are done")
+        ends(anna, "All bins are done")
     assert [row["counted"] for row in read_answers(tmp_path / "corrections.csv")] == ["3", "5"]
 
 

@@ -155,8 +155,13 @@ def test_a_lease_ends_by_itself_and_the_first_answer_counts(tmp_path: Path) -> N
         anna, ben = Reviewer("1", "anna"), Reviewer("2", "ben")
         shown = queue.next(anna)
         assert shown and queue.next(ben) is None
-        now[0] = LEASE + 1
+        for now[0] in (LEASE - 1, 2 * LEASE - 2):
+            queue.renew(anna, shown)
+            assert queue.next(ben) is None
+        now[0] = 3 * LEASE
         assert queue.next(ben) == shown
+        queue.renew(anna, shown)  # too late
+        assert queue.next(anna) is None
         queue.answer(anna, shown, 3)
         with pytest.raises(Exception, match="answered already, 3 by anna"):
             queue.answer(ben, shown, 2)

@@ -1,9 +1,14 @@
 // One bin at a time: the server leases it, and has each answer on its disk before it sends the next.
 const LONGEST = 6, CLOSEST = 6, STEP = 2.5;  // digits of a count; largest and usual enlargement of the photo
+const RENEWAL = 60_000;  // ms between signs of life, so that a bin on screen is shown on no other
 const element = id => document.getElementById(id);
 const percent = share => `${(100 * share).toFixed(share > 0 && share < 0.1 ? 1 : 0)} %`;
 const session = sessionStorage.getItem("session") ?? Array.from(crypto.getRandomValues(new Uint8Array(12)), byte => byte.toString(16).padStart(2, "0")).join("");
-sessionStorage.setItem("session", session);
+// Stored while the page is left alone: a reload is the same session, and the copy of an open tab is another one.
+const forget = () => sessionStorage.removeItem("session");
+forget();
+addEventListener("pageshow", forget);  // the page of an earlier step of the history
+addEventListener("pagehide", () => sessionStorage.setItem("session", session));
 const nickname = `reviewer-${session.slice(0, 4)}`;
 let bin = null, typed = "", busy = false;
 let settled = false;  // the photo of this bin is on screen, or the page says why there is none
@@ -53,7 +58,7 @@ function show(answer) {
   element("over").hidden = Boolean(answer.bin);
   element("over-title").textContent = left ? "The rest is with other reviewers" : "All bins are done";
   element("over-text").textContent = left
-    ? `${left === 1 ? "One bin is" : `${left} bins are`} on the screens of others. A bin that is left unanswered for some minutes comes back.`
+    ? `${left === 1 ? "One bin is" : `${left} bins are`} on the screens of others. A bin comes back some minutes after the page that shows it is closed.`
     : `${found}. The answers are in ${progress.answers}.`;
   element("again").hidden = !left;
   if (answer.bin?.id === bin?.id) return;
@@ -260,4 +265,5 @@ document.addEventListener("keydown", event => {
 element("reviewer").value = localStorage.getItem("reviewer") ?? "";
 element("reviewer").placeholder = nickname;
 element("reviewer").addEventListener("input", event => localStorage.setItem("reviewer", event.target.value.trim()));
+setInterval(() => { if (bin) send("renew", { id: bin.id }).catch(() => {}); }, RENEWAL);
 await ask("next");
