@@ -8,7 +8,6 @@ import errno
 import json
 import logging
 import socket
-import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib.resources import files
@@ -108,7 +107,7 @@ def _listening(port: int) -> socket.socket:
 
 
 class Attention:
-    """Grad-CAM of photos by the model of a checkpoint, on the CPU, one at a time.
+    """Grad-CAM of photos by the model of a checkpoint, on the CPU; one thread at a time may use it.
 
     Args:
         checkpoint: its file, a run's folder, or ``hf://owner/name``.
@@ -124,7 +123,7 @@ class Attention:
 
         self._model, description = load_counter(checkpoint_file(checkpoint), trust)
         self._size: int = description["image_size"]
-        self._normalize, self._busy = Normalize(), threading.Lock()
+        self._normalize = Normalize()
 
     def explain(self, data: bytes) -> dict[str, object]:
         """Explain the photo of a file's bytes, see :mod:`bincounter.serving.local.explain`.
@@ -137,8 +136,7 @@ class Attention:
         from bincounter.serving.local.explain import explanation
 
         try:
-            with self._busy:
-                return explanation(self._model, self._normalize(decode(data, self._size)[None]), self._model.counts)
+            return explanation(self._model, self._normalize(decode(data, self._size)[None]), self._model.counts)
         except PhotoError as error:
             raise Problem(422, f"The photo cannot be read ({error}); it is not explained.") from error
         except ConfigError as error:
@@ -172,6 +170,7 @@ class _Endpoints:
     def __init__(self, table: AuditTable, queue: ReviewQueue, photos: Path, attention: Attention | None) -> None:
         self._table, self._queue, self._photos, self._attention = table, queue, photos, attention
         self._limiter = RequestLimiter(_LIMITS, _REQUESTS)
+        self._looking = asyncio.Lock()  # waited for on the event loop: threads that wait would be missing for photos
         self._files = {path.name: path.read_bytes() for path in (*_PAGE.iterdir(), _STYLE)}
 
     async def page(self, request: Request) -> Response:
@@ -190,8 +189,11 @@ class _Endpoints:
         """Return where the model looked in the photo of a row."""
         if self._attention is None:
             raise Problem(404, "No model was given; start the review with --ckpt-path.")
-        _, data = await self._read(request)
-        return JSONResponse(await asyncio.to_thread(self._attention.explain, data))
+        async with self._looking:
+            if await request.is_disconnected():  # the page shows another bin by now
+                return Response(status_code=499)
+            _, data = await self._read(request)
+            return JSONResponse(await asyncio.to_thread(self._attention.explain, data))
 
     async def _read(self, request: Request) -> tuple[AuditRow, bytes]:
         row = self._queue.row(request.path_params["id"])

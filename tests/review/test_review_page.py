@@ -295,3 +295,9 @@ def test_where_the_model_looked_is_lit(browser: Browser, tmp_path: Path, size: d
         assert page.locator("#heat").is_hidden()
         page.click("#attention")
         assert page.inner_text("#looked") == ""
+        page.route("**/attention/*", lambda route: None)
+        page.click("#attention")
+        expect(page.locator("#looked")).to_have_text("Finding out …")
+        with page.expect_event("requestfailed"):  # the server need not go on
+            page.click("#attention")
+        assert page.inner_text("#looked") == ""

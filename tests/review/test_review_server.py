@@ -1,10 +1,14 @@
 """Server of the review page over HTTP: leases, answers on disk, undo, kills, and what it refuses."""
 
+import asyncio
 import json
 import os
 import signal
 import subprocess
+import threading
+from collections.abc import MutableMapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commands import Run
@@ -13,6 +17,7 @@ from reviews import Audited, made_audit, read_answers, reviewed, write_audit
 
 from bincounter.data.corrections import Correction, CorrectionsLog, last_answers, read_corrections
 from bincounter.review.audit_table import read_audit
+from bincounter.review.review_app import Attention, create_app
 from bincounter.review.review_queue import LEASE, Reviewer, ReviewQueue
 
 pytestmark = pytest.mark.slow
@@ -185,6 +190,58 @@ def test_a_full_disk_loses_nothing_and_is_reported(tmp_path: Path, monkeypatch: 
         log.path.unlink()
         with pytest.raises(Exception, match="was replaced while it was in use"):
             queue.undo(Reviewer("1", "anna"))
+
+
+class SlowModel(Attention):
+    """A model that explains nothing before it is told to."""
+
+    def __init__(self) -> None:
+        self.go, self.explained = threading.Event(), 0
+
+    def explain(self, data: bytes) -> dict[str, object]:
+        self.explained += 1
+        assert self.go.wait(60)
+        return {"count": 1}
+
+
+def test_photos_do_not_wait_for_the_model_nor_the_model_for_those_who_left(tmp_path: Path) -> None:
+    model, table = SlowModel(), read_audit(made_audit(tmp_path, bins=1))
+    (id_,) = table.rows
+    left: set[str] = set()
+
+    async def ask(app: Any, path: str, client: str = "here") -> int:
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.disconnect"} if client in left else {"type": "http.request", "body": b""}
+
+        async def reply(message: MutableMapping[str, Any]) -> None:
+            status.append(message.get("status"))
+
+        status: list[int | None] = []
+        scope = {
+            "type": "http",
+            "method": "GET",
+            "path": path,
+            "query_string": b"",
+            "headers": [(b"host", b"127.0.0.1")],
+        }
+        await app(scope, receive, reply)
+        assert status[0]
+        return status[0]
+
+    async def review() -> list[int]:
+        with CorrectionsLog(tmp_path / "corrections.csv") as log:
+            app = create_app(table, ReviewQueue(table, log), tmp_path, model)
+            looks = [asyncio.create_task(ask(app, f"/attention/{id_}", str(n))) for n in range(100)]
+            async with asyncio.timeout(60):
+                while not model.explained:
+                    await asyncio.sleep(0.01)
+                assert await ask(app, f"/photo/{id_}") == 200
+            left.update(map(str, range(1, 99)))
+            model.go.set()
+            return await asyncio.gather(*looks)
+
+    assert asyncio.run(review()) == [200, *[499] * 98, 200]
+    assert model.explained == 2
 
 
 def test_only_photos_of_the_table_in_the_folder_are_served(tmp_path: Path) -> None:

@@ -65,6 +65,7 @@ function show(answer) {
   bin = answer.bin;
   type("");
   if (bin) display(bin);
+  light();
 }
 
 function display(bin) {
@@ -79,7 +80,6 @@ function display(bin) {
   element("notes").replaceChildren(...Object.entries(bin.notes).flatMap(([term, note]) => [text("dt", term), text("dd", note)]));
   const photo = element("photo");
   zoom(1);
-  light();
   // An image keeps its last photo until the next is loaded: that of another bin must not be counted for this one.
   settled = false;
   photo.hidden = true;
@@ -101,24 +101,25 @@ function verdict({ record_wrong, direction, units_off, reason }) {
 }
 
 // Where the model looked: asked for when a bin is on screen, and kept on for the next bins until it is switched off.
-let looking = false;
+let looking = false, asked = new AbortController();
 
 async function light() {
-  const canvas = element("heat"), shown = bin;
+  asked.abort();
+  asked = new AbortController();
+  const canvas = element("heat"), { signal } = asked;
   canvas.hidden = true;
   element("attention").setAttribute("aria-pressed", looking);
   element("looked").textContent = looking ? "Finding out …" : "";
-  if (!looking || !shown) return;
+  if (!looking || !bin) return;
   try {
-    const reply = await fetch(`/attention/${shown.id}`), answer = await reply.json();
-    if (shown !== bin || !looking) return;
+    const reply = await fetch(`/attention/${bin.id}`, { signal }), answer = await reply.json();
     if (!reply.ok) throw new Error(answer.error);
     await element("photo").decode();
-    if (shown !== bin || !looking) return;
+    if (signal.aborted) return;
     shade(canvas, answer);
     element("looked").textContent = `What is lit spoke for ${answer.count}.`;
   } catch (error) {
-    if (shown === bin) element("looked").textContent = error.message;
+    if (!signal.aborted) element("looked").textContent = error.message;
   }
 }
 
