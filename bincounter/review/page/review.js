@@ -50,7 +50,6 @@ function show(answer) {
   element("progress").max = progress.bins;
   element("progress").value = progress.done;
   element("wrong").textContent = progress.wrong;
-  element("wrong-expected").textContent = progress.wrong_expected.toFixed(1);
   element("missing").textContent = progress.missing;
   element("extra").textContent = progress.extra;
   element("look").hidden = !progress.explained;
