@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bincounter.cli.data_commands import print_written
 from bincounter.errors import ConfigError, UserError
 from bincounter.files import check_writable
 from bincounter.names import escape_name
@@ -46,6 +47,9 @@ def add_review(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", 
     files.add_argument(
         "--import-label-studio", type=as_path, metavar="JSON", help="take the answers from Label Studio's JSON instead"
     )
+    files.add_argument(
+        "--wrong-records", type=as_path, metavar="FILE", help="write the records found to be wrong as a table instead"
+    )
     review.set_defaults(command=_review)
 
 
@@ -60,6 +64,8 @@ def _review(arguments: argparse.Namespace) -> int:
     if arguments.export_label_studio:
         return _export(arguments.export_label_studio, table, photos)
     answers = arguments.corrections or arguments.table.with_name("corrections.csv")
+    if arguments.wrong_records:
+        return _list_wrong(arguments.wrong_records, table, answers)
     if arguments.import_label_studio:
         with CorrectionsLog(answers) as log:
             return _import(arguments.import_label_studio, table, log)
@@ -84,6 +90,18 @@ def _export(path: Path, table: "AuditTable", photos: Path) -> int:
     print(f"  LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={escape_name(photos.resolve().parent)}")
     print(f"and the project has a local storage of {escape_name(photos.resolve())} and this labeling interface:")
     print(f"  {LABELING}")
+    return 0
+
+
+def _list_wrong(path: Path, table: "AuditTable", answers: Path) -> int:
+    if path.resolve() in (answers.resolve(), table.path.resolve()):
+        raise UserError(f"--wrong-records={path} would replace a table that it is made from: name another file")
+    check_writable(path, key="--wrong-records")
+    from bincounter.data.corrections import read_corrections
+    from bincounter.review.review_queue import write_wrong_records
+
+    number = write_wrong_records(path, table, read_corrections(answers, "--corrections"))
+    print_written(path, f"{number:,} wrong records: ")
     return 0
 
 

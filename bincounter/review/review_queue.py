@@ -1,14 +1,15 @@
 """Queue of bins for reviewers: leases, answers on disk, undo, and what was found against what was expected."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bincounter.data.corrections import Correction, CorrectionsLog, last_answers
+from bincounter.data.corrections import HEADER, Correction, CorrectionsLog, last_answers
 from bincounter.errors import UserError
-from bincounter.names import escape_name
+from bincounter.files import atomic_write
+from bincounter.names import TableWriter, escape_name
 from bincounter.review.audit_table import AuditRow, AuditTable
 from bincounter.serving.application.answers import Problem
 
@@ -29,6 +30,30 @@ class Reviewer:
     name: str
 
 
+def standing_answers(table: AuditTable, corrections: Sequence[Correction]) -> dict[str, Correction]:
+    """Return the answer of each bin by row id, unless the bin's record has changed since."""
+    ids = {row.key: id_ for id_, row in table.reviewable.items()}
+    last = {ids[key]: given for key, given in last_answers(corrections).items() if key in ids}
+    return {id_: given for id_, given in last.items() if given.expected == table.rows[id_].expected}
+
+
+def write_wrong_records(path: Path, table: AuditTable, corrections: Sequence[Correction]) -> int:
+    """Write the records that people found to be wrong, in the order of the table; return their number.
+
+    Photos without a record are left out.
+    """
+    answers = standing_answers(table, corrections)
+    found = [answers[id_] for id_, row in table.rows.items() if id_ in answers and row.expected is not None]
+    wrong = [answer for answer in found if answer.counted != answer.expected]
+    with atomic_write(path) as file:
+        writer = TableWriter(file)
+        writer.writerow(HEADER[:-1])
+        writer.writerows(
+            [each.bin, each.photo, each.expected, each.counted, each.reviewer, each.time] for each in wrong
+        )
+    return len(wrong)
+
+
 class ReviewQueue:
     """Bins of an audited table, each given to one reviewer at a time.
 
@@ -43,10 +68,9 @@ class ReviewQueue:
 
     def __init__(self, table: AuditTable, log: CorrectionsLog, clock: Callable[[], float] = time.monotonic) -> None:
         self._rows, self._log, self._clock = table.reviewable, log, clock
-        ids = {row.key: id_ for id_, row in self._rows.items()}
-        known = {ids[key]: given for key, given in last_answers(log.corrections).items() if key in ids}
-        self._answers = {id_: given for id_, given in known.items() if given.expected == self._rows[id_].expected}
-        self.outdated = len(known) - len(self._answers)
+        self._answers = standing_answers(table, log.corrections)
+        keys = {row.key for row in self._rows.values()}
+        self.outdated = len(keys & last_answers(log.corrections).keys()) - len(self._answers)
         # Answers that can be taken back; those before a restart belong to the reviewer of that name.
         self._given = {id_: Reviewer("", given.reviewer) for id_, given in self._answers.items()}
         self._open = dict.fromkeys(id_ for id_ in self._rows if id_ not in self._answers)

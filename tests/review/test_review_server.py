@@ -97,6 +97,26 @@ def test_an_answer_is_taken_back_by_whoever_gave_it(tmp_path: Path) -> None:
     }
 
 
+def test_wrong_records_are_listed_by_the_answers_that_stand(tmp_path: Path, run: Run) -> None:
+    audit, table, output = made_audit(tmp_path, bins=5), tmp_path / "corrections.csv", tmp_path / "wrong.csv"
+    unrecorded = Audited("", "photos/0.jpg", expected="", reason="the photo has no record")
+    write_audit(audit, [*(Audited(f"B-{n}", f"photos/{n}.jpg") for n in range(5)), unrecorded])
+    with CorrectionsLog(table) as log:
+        for n, expected, counted in [(4, 2, 5), (0, 2, 3), (1, 2, 3), (1, 2, 2), (2, 2, 2), (2, 2, 0), (3, 1, 3)]:
+            log.append(Correction(f"B-{n}", f"photos/{n}.jpg", expected, counted, "anna", "now"))
+        log.append(Correction("B-0", "photos/0.jpg", 2, 3, "anna", "now", undone=True))
+        log.append(Correction("", "photos/0.jpg", None, 3, "anna", "now"))
+    done = run("-m", "bincounter", "review", str(audit), "--wrong-records", str(output))
+    assert done.stdout == f"2 wrong records: {output}\n"
+    assert output.read_text().splitlines() == [
+        "bin,photo,expected,counted,reviewer,time",
+        "B-2,photos/2.jpg,2,0,anna,now",
+        "B-4,photos/4.jpg,2,5,anna,now",
+    ]
+    refused = run("-m", "bincounter", "review", str(audit), "--wrong-records", str(table), code=2)
+    assert "would replace a table that it is made from" in refused.stderr
+
+
 def test_a_killed_server_resumes_from_the_file(tmp_path: Path) -> None:
     audit = made_audit(tmp_path)
     with reviewed(audit) as server:
