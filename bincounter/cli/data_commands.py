@@ -119,13 +119,20 @@ def _explore(arguments: argparse.Namespace) -> int:
 
 
 def _list_suspicious(output: Path, data: "BinDataModule", runs: list[Path]) -> int:
-    from bincounter.review.suspicious import write_suspicious
+    from bincounter.review.suspicious import is_single_file, write_suspicious
 
-    records = data.find()
-    held_out = write_suspicious(output, records, data.manifest.root, runs)
+    records, root = data.find(), data.manifest.root
+    data.log_left_out()
+    held_out = write_suspicious(output, records, root, runs)
     print_written(output, f"{held_out:,} of {len(records):,} photos were held out by the runs: ")
-    photos = escape_name(data.manifest.root)
-    print(f"Check them with bincounter review {escape_name(output)} --photos {photos}", file=sys.stderr)
+    if all(is_single_file(record, root) for record in records):
+        advice = f"Check them with bincounter review {escape_name(output)} --photos {escape_name(root)}"
+    else:
+        advice = (
+            "bincounter review cannot show photos in shards or in a bucket: to check these, set data.source to a "
+            "folder of the same photos, and list them again"
+        )
+    print(advice, file=sys.stderr)
     return 0
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bincounter.cli.data_commands import print_written
 from bincounter.errors import ConfigError, UserError
 from bincounter.files import check_writable
 from bincounter.names import escape_name
@@ -46,6 +47,9 @@ def add_review(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", 
     files.add_argument(
         "--import-label-studio", type=as_path, metavar="JSON", help="take the answers from Label Studio's JSON instead"
     )
+    files.add_argument(
+        "--wrong-records", type=as_path, metavar="FILE", help="write the records found to be wrong as a table instead"
+    )
     review.set_defaults(command=_review)
 
 
@@ -60,6 +64,8 @@ def _review(arguments: argparse.Namespace) -> int:
     if arguments.export_label_studio:
         return _export(arguments.export_label_studio, table, photos)
     answers = arguments.corrections or arguments.table.with_name("corrections.csv")
+    if arguments.wrong_records:
+        return _list_wrong(arguments.wrong_records, table, answers)
     if arguments.import_label_studio:
         with CorrectionsLog(answers) as log:
             return _import(arguments.import_label_studio, table, log)
@@ -87,12 +93,25 @@ def _export(path: Path, table: "AuditTable", photos: Path) -> int:
     return 0
 
 
+def _list_wrong(path: Path, table: "AuditTable", answers: Path) -> int:
+    if path.resolve() in (answers.resolve(), table.path.resolve()):
+        raise UserError(f"--wrong-records={path} would replace a table that it is made from: name another file")
+    check_writable(path, key="--wrong-records")
+    from bincounter.data.corrections import read_corrections
+    from bincounter.review.review_queue import write_wrong_records
+
+    number = write_wrong_records(path, table, read_corrections(answers, "--corrections"))
+    print_written(path, f"{number:,} wrong records: ")
+    return 0
+
+
 def _import(path: Path, table: "AuditTable", log: "CorrectionsLog") -> int:
     from bincounter.review.label_studio import import_annotations
 
     done = import_annotations(path, table, log)
     print(f"{done.written:,} answers added: {escape_name(log.path)}")
-    print(f"  {done.known:,} were there already, {done.unanswered:,} tasks have no count")
+    print(f"  {done.known:,} were there already, or are older than those there")
+    print(f"  {done.unanswered:,} tasks have no count")
     if done.unmatched:
         print(f"  {done.unmatched:,} tasks match no bin of {escape_name(table.path)}")
     return 0

@@ -29,7 +29,7 @@ class Correction:
     """One answer of a person, or an answer that is taken back.
 
     Attributes:
-        bin: name of the bin.
+        bin: name of the bin; empty for a photo without a record.
         photo: its photo, as the reviewed table names it.
         expected: items by the record; ``None`` without one.
         counted: items that the person counted.
@@ -206,7 +206,7 @@ def _decoded(data: bytes, path: Path) -> str:
 
 
 def _is_whole(cells: Sequence[str]) -> bool:
-    return len(cells) == len(HEADER) and cells[-1] in ("yes", "no")
+    return len(cells) == len(HEADER) and cells[-1].lower() in ("yes", "no")
 
 
 def _correction(cells: Sequence[str], names: Sequence[str], path: Path, line: int) -> Correction:
@@ -218,7 +218,7 @@ def _correction(cells: Sequence[str], names: Sequence[str], path: Path, line: in
     if undone is None or counted is None or (expected and parse_count(expected) is None):
         raise _damaged(path, line)
     return Correction(
-        bin=read_cell(row.get("bin", "")) or photo,
+        bin=read_cell(row["bin"]) if "bin" in row else photo,  # empty for a photo without a record
         photo=photo,
         expected=parse_count(expected),
         counted=counted,

@@ -1,6 +1,7 @@
 """Effect of ``data.corrections`` on the labels of a data set."""
 
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -22,8 +23,8 @@ _FORMS: tuple[Callable[[str], str], ...] = (
 def correct_labels(manifest: Manifest, path: Path) -> Manifest:
     """Replace the counts of photos by those of a table of corrections; groups and the order of photos stay.
 
-    Photos are matched by id, by path below the root, or by a file name that one photo alone has. Corrections that match
-    none are counted in a warning.
+    Photos are matched by id or by path below the root, else by a file name that one photo and one correction alone
+    have. Other corrections are left out, and counted in a warning.
 
     Args:
         manifest: of the data set.
@@ -48,7 +49,8 @@ def correct_labels(manifest: Manifest, path: Path) -> Manifest:
     unmatched = [answer.photo for answer, place in zip(answers, places, strict=True) if place is None]
     if unmatched:
         log.warning(
-            "%s of %s corrections match no photo, or several, %s first: check that %s is of this data set.",
+            "%s of %s corrections are left out, %s first: they match no photo, or their names fit several photos or "
+            "corrections. Check that %s is of this data set, and name photos by their paths in it.",
             f"{len(unmatched):,}",
             f"{len(answers):,}",
             escape_name(unmatched[0]),
@@ -63,7 +65,7 @@ def correct_labels(manifest: Manifest, path: Path) -> Manifest:
 
 
 def _match(manifest: Manifest, answers: Sequence[Correction]) -> list[int | None]:
-    """Return the position of each answer's photo in the records."""
+    """Return the position of each answer's photo in the records; ``None`` if the photo may be another one."""
     places: list[int | None] = [None] * len(answers)
     for form in _FORMS:
         left = [number for number, place in enumerate(places) if place is None]
@@ -73,8 +75,14 @@ def _match(manifest: Manifest, answers: Sequence[Correction]) -> list[int | None
         for place, record in enumerate(manifest.records):
             for name in {form(name) for name in _names(record, manifest.root)}:
                 index[name] = None if name in index else place
+        taken = set(places)  # by a more exact form
+        reviewed: defaultdict[str, set[str]] = defaultdict(set)
         for number in left:
-            places[number] = index.get(form(answers[number].photo))
+            reviewed[form(answers[number].photo)].add(answers[number].photo)
+        for number in left:
+            name = form(answers[number].photo)
+            if len(reviewed[name]) == 1 and index.get(name) not in taken:
+                places[number] = index.get(name)
     return places
 
 

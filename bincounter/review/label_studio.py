@@ -5,15 +5,17 @@ Format: https://labelstud.io/guide/task_format and https://labelstud.io/guide/pr
 """
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
-from bincounter.data.corrections import Correction, CorrectionsLog, last_answers, parse_count
+from bincounter.data.corrections import Correction, CorrectionsLog, parse_count
 from bincounter.data.layouts.base import LARGEST_COUNT
 from bincounter.errors import DataError
 from bincounter.files import write_json
@@ -24,6 +26,7 @@ LABELING = '<View><Image name="image" value="$image" zoom="true"/><Number name="
 """Labeling interface of a project for these tasks."""
 
 _COUNT, _IMAGE = "count", "image"  # names of its tags
+_NEVER = -math.inf  # time of an answer without one
 _UPLOADED = re.compile(r"[0-9a-f]{8}-")  # what Label Studio puts in front of the names of uploaded files
 
 
@@ -68,7 +71,7 @@ class Imported:
 
     Attributes:
         written: answers added to the table.
-        known: answers that the table has already.
+        known: answers that the table has already, or a newer one in place of them.
         unanswered: tasks without a count.
         unmatched: tasks that no bin of the audited table matches.
     """
@@ -92,7 +95,7 @@ def import_annotations(path: Path, table: AuditTable, log: CorrectionsLog) -> Im
     """
     imported = Imported()
     rows = _Rows(table)
-    standing = last_answers(log.corrections)
+    last = {given.key: given for given in log.corrections}
     for task in _read_tasks(path):
         row = rows.find(task["data"])
         answer = None if row is None else _answer(task, row)
@@ -100,15 +103,29 @@ def import_annotations(path: Path, table: AuditTable, log: CorrectionsLog) -> Im
             imported.unmatched += 1
         elif answer is None:
             imported.unanswered += 1
-        elif row.key in standing and standing[row.key].counted == answer.counted:
+        elif row.key in last and _is_known(answer, last[row.key]):
             imported.known += 1
         else:
             log.append(answer)
-            standing[row.key] = answer
+            last[row.key] = answer
             imported.written += 1
     if not (imported.written or imported.known or imported.unanswered):
         raise DataError(f"{path} has no task of a bin in {table.path}: name the export of the tasks made from it")
     return imported
+
+
+def _is_known(answer: Correction, last: Correction) -> bool:
+    """Return True if a bin's last row in the table is this answer, or newer than it."""
+    same = (answer.expected, answer.counted, False) == (last.expected, last.counted, last.undone)
+    return same or _NEVER < _seconds(answer.time) <= _seconds(last.time)
+
+
+def _seconds(time: str) -> float:
+    try:
+        moment = datetime.fromisoformat(time)
+    except ValueError:
+        return _NEVER
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 def _read_tasks(path: Path) -> list[dict[str, Any]]:
@@ -131,18 +148,17 @@ class _Rows:
     """Rows of a table, found by the data of tasks."""
 
     def __init__(self, table: AuditTable) -> None:
-        self._by_key = {row.key: row for row in table.rows.values()}
+        self._by_key = {row.key: row for row in table.reviewable.values()}
         self._by_name: dict[str, AuditRow | None] = {}  # None: a name of several photos
         for row in table.reviewable.values():
             name = PurePosixPath(row.photo).name
             self._by_name[name] = None if name in self._by_name else row
 
     def find(self, data: Mapping[str, Any]) -> AuditRow | None:
-        bin_, photo, image = (str(data.get(name) or "") for name in ("bin", "photo", _IMAGE))
-        if bin_ and photo:
-            return self._by_key.get((unescape_name(bin_), unescape_name(photo)))
+        if "bin" in data and "photo" in data:
+            return self._by_key.get((unescape_name(str(data["bin"])), unescape_name(str(data["photo"]))))
         try:
-            address = urlsplit(image)
+            address = urlsplit(str(data.get(_IMAGE) or ""))
             place = parse_qs(address.query, errors="surrogateescape").get("d", [address.path])[0]
         except ValueError:
             return None
@@ -156,7 +172,7 @@ def _answer(task: Mapping[str, Any], row: AuditRow) -> Correction | None:
     counted = [(when, count, each) for when, count, each in answers if count is not None]
     if not counted:
         return None
-    when, count, annotation = max(counted, key=lambda answer: answer[0])
+    when, count, annotation = max(counted, key=lambda answer: _seconds(answer[0]))
     by = annotation.get("completed_by")
     by = (by.get("email") or by.get("id")) if isinstance(by, dict) else by
     return Correction(row.bin, row.photo, row.expected, count, "" if by is None else str(by), when)

@@ -1,6 +1,6 @@
 """Server of the review page on 127.0.0.1: bins, their photos, and answers.
 
-Photos are those of the table's rows; their files are opened only inside of the folder of photos.
+Photos are those of the table's rows, named below the folder of photos. Links in it are followed, as the audit did.
 """
 
 import asyncio
@@ -8,7 +8,6 @@ import errno
 import json
 import logging
 import socket
-import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib.resources import files
@@ -84,6 +83,8 @@ def serve_review(table: AuditTable, photos: Path, log: CorrectionsLog, port: int
         print(f"{progress['done']:,} of {progress['bins']:,} bins are answered; they are reviewed until Ctrl-C")
         if left_out := len(table.rows) - len(rows):
             print(f"  left out {left_out:,} without a photo: see the column reason in {escape_name(table.path)}")
+        if queue.outdated:
+            print(f"  asks again for {queue.outdated:,} bins whose answers are of other records than this table's")
         print(f"  page     http://{Access().host}:{listener.getsockname()[1]}/")
         print(f"  answers  {escape_name(log.path)}", flush=True)
         with suppress(KeyboardInterrupt):  # raised again by uvicorn, after it has answered what it had accepted
@@ -106,7 +107,7 @@ def _listening(port: int) -> socket.socket:
 
 
 class Attention:
-    """Grad-CAM of photos by the model of a checkpoint, on the CPU, one at a time.
+    """Grad-CAM of photos by the model of a checkpoint, on the CPU; one thread at a time may use it.
 
     Args:
         checkpoint: its file, a run's folder, or ``hf://owner/name``.
@@ -122,7 +123,7 @@ class Attention:
 
         self._model, description = load_counter(checkpoint_file(checkpoint), trust)
         self._size: int = description["image_size"]
-        self._normalize, self._busy = Normalize(), threading.Lock()
+        self._normalize = Normalize()
 
     def explain(self, data: bytes) -> dict[str, object]:
         """Explain the photo of a file's bytes, see :mod:`bincounter.serving.local.explain`.
@@ -135,8 +136,7 @@ class Attention:
         from bincounter.serving.local.explain import explanation
 
         try:
-            with self._busy:
-                return explanation(self._model, self._normalize(decode(data, self._size)[None]), self._model.counts)
+            return explanation(self._model, self._normalize(decode(data, self._size)[None]), self._model.counts)
         except PhotoError as error:
             raise Problem(422, f"The photo cannot be read ({error}); it is not explained.") from error
         except ConfigError as error:
@@ -158,7 +158,7 @@ def create_app(table: AuditTable, queue: ReviewQueue, photos: Path, attention: A
         Route("/page/{name}", endpoints.page),
         Route("/photo/{id}", endpoints.photo),
         Route("/attention/{id}", endpoints.look),
-        *(Route(f"/{name}", endpoints.act, methods=["POST"]) for name in ("next", "answer", "skip", "undo")),
+        *(Route(f"/{name}", endpoints.act, methods=["POST"]) for name in ("next", "answer", "renew", "skip", "undo")),
     ]
     handlers: dict[Any, Any] = {HTTPException: _no_such_path, Problem: _problem, Exception: _unforeseen}
     return SameOrigin(Starlette(routes=routes, exception_handlers=handlers), Access())
@@ -170,6 +170,7 @@ class _Endpoints:
     def __init__(self, table: AuditTable, queue: ReviewQueue, photos: Path, attention: Attention | None) -> None:
         self._table, self._queue, self._photos, self._attention = table, queue, photos, attention
         self._limiter = RequestLimiter(_LIMITS, _REQUESTS)
+        self._looking = asyncio.Lock()  # waited for on the event loop: threads that wait would be missing for photos
         self._files = {path.name: path.read_bytes() for path in (*_PAGE.iterdir(), _STYLE)}
 
     async def page(self, request: Request) -> Response:
@@ -188,8 +189,11 @@ class _Endpoints:
         """Return where the model looked in the photo of a row."""
         if self._attention is None:
             raise Problem(404, "No model was given; start the review with --ckpt-path.")
-        _, data = await self._read(request)
-        return JSONResponse(await asyncio.to_thread(self._attention.explain, data))
+        async with self._looking:
+            if await request.is_disconnected():  # the page shows another bin by now
+                return Response(status_code=499)
+            _, data = await self._read(request)
+            return JSONResponse(await asyncio.to_thread(self._attention.explain, data))
 
     async def _read(self, request: Request) -> tuple[AuditRow, bytes]:
         row = self._queue.row(request.path_params["id"])
@@ -198,7 +202,7 @@ class _Endpoints:
         return row, await asyncio.to_thread(read_photo, self._photos, row)
 
     async def act(self, request: Request) -> Response:
-        """Give, skip or take back an answer, and return the next bin."""
+        """Give, skip, take back an answer or keep the bin on screen, and return the bin to show."""
         try:
             async with self._limiter.body(request) as body:
                 given = _parsed(body)
@@ -207,6 +211,8 @@ class _Endpoints:
                 # On the event loop: one answer at a time is on its way to the disk.
                 if action == "/answer":
                     self._queue.answer(reviewer, _text(given, "id"), _count(given))
+                elif action == "/renew":
+                    self._queue.renew(reviewer, _text(given, "id"))
                 elif action == "/skip":
                     self._queue.skip(reviewer, _text(given, "id"))
                 elif action == "/undo":
@@ -245,16 +251,16 @@ def read_photo(folder: Path, row: AuditRow) -> bytes:
         Problem: 403 it is outside of the folder; 404 it is missing; 422 it cannot be read.
     """
     name = escape_name(row.photo)
+    if not _is_below(row.photo):
+        raise Problem(403, f"{name} leads out of the folder of photos; it is not shown.")
+    path = folder / row.photo
     try:
-        path = (folder / row.photo).resolve()
-        if not path.is_relative_to(folder.resolve()):
-            raise Problem(403, f"{name} leads out of the folder of photos; it is not shown.")
         if not path.is_file():
             raise Problem(404, f"{name} is not in the folder of photos; name that folder by --photos.")
         if path.stat().st_size > _LARGEST_PHOTO:
             raise Problem(422, f"{name} is larger than {_LARGEST_PHOTO // 1_000_000} MB; it is not shown.")
         return path.read_bytes()
-    except (OSError, ValueError, RuntimeError) as error:  # a NUL in the name, links in a circle
+    except (OSError, ValueError) as error:
         raise Problem(422, f"{name} cannot be read ({_reason(error)}); check the file.") from error
 
 
@@ -262,9 +268,14 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
+def _is_below(name: str) -> bool:
+    path = Path(name)
+    return not path.anchor and ".." not in path.parts
+
+
 def _is_photo(folder: Path, row: AuditRow) -> bool:
     try:
-        return (folder / row.photo).is_file()
+        return _is_below(row.photo) and (folder / row.photo).is_file()
     except (OSError, ValueError):
         return False
 

@@ -1,19 +1,20 @@
 """Queue of bins for reviewers: leases, answers on disk, undo, and what was found against what was expected."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bincounter.data.corrections import Correction, CorrectionsLog, last_answers
+from bincounter.data.corrections import HEADER, Correction, CorrectionsLog, last_answers
 from bincounter.errors import UserError
-from bincounter.names import escape_name
+from bincounter.files import atomic_write
+from bincounter.names import TableWriter, escape_name
 from bincounter.review.audit_table import AuditRow, AuditTable
 from bincounter.serving.application.answers import Problem
 
 LEASE = 300.0
-"""Seconds for which a bin that is shown to one reviewer is shown to no other."""
+"""Seconds for which a bin is shown to no other reviewer, after the page that shows it was last heard of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,22 +30,49 @@ class Reviewer:
     name: str
 
 
+def standing_answers(table: AuditTable, corrections: Sequence[Correction]) -> dict[str, Correction]:
+    """Return the answer of each bin by row id, unless the bin's record has changed since."""
+    ids = {row.key: id_ for id_, row in table.reviewable.items()}
+    last = {ids[key]: given for key, given in last_answers(corrections).items() if key in ids}
+    return {id_: given for id_, given in last.items() if given.expected == table.rows[id_].expected}
+
+
+def write_wrong_records(path: Path, table: AuditTable, corrections: Sequence[Correction]) -> int:
+    """Write the records that people found to be wrong, in the order of the table; return their number.
+
+    Photos without a record are left out.
+    """
+    answers = standing_answers(table, corrections)
+    found = [answers[id_] for id_, row in table.rows.items() if id_ in answers and row.expected is not None]
+    wrong = [answer for answer in found if answer.counted != answer.expected]
+    with atomic_write(path) as file:
+        writer = TableWriter(file)
+        writer.writerow(HEADER[:-1])
+        writer.writerows(
+            [each.bin, each.photo, each.expected, each.counted, each.reviewer, each.time] for each in wrong
+        )
+    return len(wrong)
+
+
 class ReviewQueue:
     """Bins of an audited table, each given to one reviewer at a time.
 
     Args:
         table: the bins, in the order in which they are shown; those without a photo are left out.
-        log: of the answers; bins that it holds are done.
+        log: of the answers; bins that it holds are done, if they were recorded as they are now.
         clock: of the leases, seconds.
+
+    Attributes:
+        outdated: number of bins whose answer in the log is of another record, such as that of an earlier audit.
     """
 
     def __init__(self, table: AuditTable, log: CorrectionsLog, clock: Callable[[], float] = time.monotonic) -> None:
         self._rows, self._log, self._clock = table.reviewable, log, clock
-        ids = {row.key: id_ for id_, row in self._rows.items()}
-        known = [given for given in log.corrections if given.key in ids]
-        self._answers = {ids[key]: given for key, given in last_answers(known).items()}
+        self._answers = standing_answers(table, log.corrections)
+        keys = {row.key for row in self._rows.values()}
+        self.outdated = len(keys & last_answers(log.corrections).keys()) - len(self._answers)
         # Answers that can be taken back; those before a restart belong to the reviewer of that name.
-        self._given = [(id_, Reviewer("", given.reviewer)) for id_, given in self._answers.items()]
+        self._given = {id_: Reviewer("", given.reviewer) for id_, given in self._answers.items()}
         self._open = dict.fromkeys(id_ for id_ in self._rows if id_ not in self._answers)
         self._leases: dict[str, tuple[str, float]] = {}
 
@@ -67,20 +95,33 @@ class ReviewQueue:
         return found
 
     def answer(self, reviewer: Reviewer, id_: str, counted: int) -> None:
-        """Write the count of a bin to the disk.
+        """Write the count of a bin to the disk; the same count again, whose reply was lost, is taken as that.
 
         Raises:
             Problem: 404 there is no such bin; 409 it is answered already; 500 the answer could not be written.
         """
         row = self._known(id_)
-        if id_ in self._answers:
-            other = self._answers[id_]
+        if other := self._answers.get(id_):
+            if other.counted == counted and self._is_own(id_, reviewer):
+                return
+            named = escape_name(row.bin or row.photo)
             by = f" by {escape_name(other.reviewer)}" if other.reviewer else ""
-            raise Problem(409, f"Bin {escape_name(row.bin)} is answered already, {other.counted}{by}: take the next.")
+            raise Problem(409, f"Bin {named} is answered already, {other.counted}{by}: take the next.")
         self._answers[id_] = self._write(row, reviewer, counted)
-        self._given.append((id_, reviewer))
+        self._given[id_] = reviewer
         self._open.pop(id_, None)
         self._leases.pop(id_, None)
+
+    def renew(self, reviewer: Reviewer, id_: str) -> None:
+        """Keep a bin that is on screen for its session, unless another has it by now.
+
+        Raises:
+            Problem: 404 there is no such bin.
+        """
+        self._known(id_)
+        self._drop_ended()
+        if self._is_free(id_, reviewer):
+            self._lease(id_, reviewer)
 
     def skip(self, reviewer: Reviewer, id_: str) -> None:
         """Show a bin again after all others.
@@ -89,7 +130,7 @@ class ReviewQueue:
             Problem: 404 there is no such bin.
         """
         self._known(id_)
-        if self._leases.get(id_, (reviewer.session, 0))[0] == reviewer.session and id_ in self._open:
+        if self._is_free(id_, reviewer):
             self._leases.pop(id_, None)
             self._open.pop(id_)
             self._open[id_] = None
@@ -100,14 +141,11 @@ class ReviewQueue:
         Raises:
             Problem: 409 there is none; 500 it could not be written.
         """
-        for place in reversed(range(len(self._given))):
-            id_, by = self._given[place]
-            if by.session == reviewer.session or (not by.session and by.name == reviewer.name):
-                break
-        else:
+        id_ = next((id_ for id_ in reversed(self._given) if self._is_own(id_, reviewer)), None)
+        if id_ is None:
             raise Problem(409, "There is no answer of yours to take back; count this bin.")
         self._write(self._rows[id_], reviewer, self._answers[id_].counted, undone=True)
-        del self._given[place], self._answers[id_]
+        del self._given[id_], self._answers[id_]
         self._open = {id_: None, **self._open}
         self._leases = {other: lease for other, lease in self._leases.items() if lease[0] != reviewer.session}
         self._lease(id_, reviewer)
@@ -128,6 +166,14 @@ class ReviewQueue:
             "missing": -sum(units for units in off if units < 0),
             "extra": sum(units for units in off if units > 0),
         }
+
+    def _is_free(self, id_: str, reviewer: Reviewer) -> bool:
+        """Return True if the bin is not done, and no other session has it."""
+        return id_ in self._open and self._leases.get(id_, (reviewer.session, 0))[0] == reviewer.session
+
+    def _is_own(self, id_: str, reviewer: Reviewer) -> bool:
+        by = self._given[id_]
+        return by.session == reviewer.session or (not by.session and by.name == reviewer.name)
 
     def _known(self, id_: str) -> AuditRow:
         if id_ not in self._rows:

@@ -34,7 +34,8 @@ class HeldOut:
         support: counts that the models know, ascending.
 
     Raises:
-        UserError: a run has no predictions, trained on what it scored, or knows other counts than the first.
+        UserError: a run has no predictions, trained on what it scored, may have trained on near-copies of it, or knows
+            other counts than the first.
     """
 
     def __init__(self, runs: Sequence[Path]) -> None:
@@ -49,6 +50,12 @@ class HeldOut:
         found = results.predictions
         if found is None:
             raise UserError(f"{escape_name(name)} has no predictions.csv: name the folder of a run that was scored")
+        split = (results.config.get("data") or {}).get("split") or {}
+        if (method := split.get("method", "grouped")) != "grouped":
+            raise UserError(
+                f"{escape_name(name)} was split by data.split.method={method}, so it may have trained on near-copies "
+                "of the photos that it held out: name runs with data.split.method=grouped"
+            )
         seen = sum(results.seen.get(side, 0) for side in _HELD_OUT)
         if seen:
             raise UserError(f"{escape_name(name)} was trained on {seen:,} of the photos it scored: name another run")
@@ -143,8 +150,12 @@ def write_suspicious(path: Path, records: Sequence[BinRecord], root: Path, runs:
     return len(judged)
 
 
-def _name(record: BinRecord, root: Path) -> str:
-    """Path of a photo below the root; its id if it is part of a shard."""
+def is_single_file(record: BinRecord, root: Path) -> bool:
+    """Return True if a photo is a file of its own below the root, which ``bincounter review`` can show."""
     file = record.file
-    alone = file.size is None and file.bucket is None and file.path.is_relative_to(root)
-    return file.path.relative_to(root).as_posix() if alone else record.id
+    return file.size is None and file.bucket is None and file.path.is_relative_to(root)
+
+
+def _name(record: BinRecord, root: Path) -> str:
+    """Path of a photo below the root; its id if it is no file there."""
+    return record.file.path.relative_to(root).as_posix() if is_single_file(record, root) else record.id

@@ -95,20 +95,23 @@ def test_photos_are_matched_in_any_layout(tmp_path: Path, run: Run, caplog: pyte
     assert "match no photo" not in caplog.text
 
 
-def test_corrections_without_a_photo_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_corrections_of_no_certain_photo_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = bin_folders(tmp_path / "bins", photos=30)
     write(source / "0" / "same.jpg", photo_bytes(100))
     write(source / "1" / "same.jpg", photo_bytes(101))
-    table = corrections(tmp_path / "corrections.csv", {"same.jpg": 2, "gone\n.jpg": 1, "0/same.jpg": 1, "0/0.jpg": 0})
-    found = labels(source, tmp_path, table)
-    assert (found["0/same.jpg"], found["1/same.jpg"]) == (1, 1)
-    assert "2 of 4 corrections match no photo, or several, same.jpg first" in caplog.text
+    before = labels(source, tmp_path, None)
+    given_ = {"0/same.jpg": 1, "same.jpg": 2, "gone\n.jpg": 1, "0/0.jpg": 0}
+    given_ |= {"aisle-a/2.jpg": 0, "aisle-b/2.jpg": 0}  # two photos of one name: is one of them 2/2.jpg?
+    given_ |= {"1/1.jpg": 0, "aisle-a/1.jpg": 2, "1.png": 2}  # the first is exact
+    found = labels(source, tmp_path, corrections(tmp_path / "corrections.csv", given_))
+    assert found == before | {"0/same.jpg": 1, "1/1.jpg": 0}
+    assert "6 of 9 corrections are left out, same.jpg first: they match no photo, or their names fit" in caplog.text
 
 
 @given(
     st.lists(
         st.tuples(
-            st.text(st.characters(exclude_categories=()), min_size=1),
+            st.text(st.characters(exclude_categories=())),
             st.text(st.characters(exclude_categories=())),
             st.none() | st.integers(0, LARGEST_COUNT),
             st.integers(0, LARGEST_COUNT),
@@ -138,6 +141,13 @@ def test_a_table_from_elsewhere_needs_two_columns(tmp_path: Path) -> None:
         ("a.jpg", 3),
         ("b.jpg", 12),
     ]
+
+
+def test_a_last_row_without_its_line_break_is_kept(tmp_path: Path) -> None:
+    path = write(tmp_path / "corrections.csv", ",".join(HEADER) + "\nb,a.jpg,1,2,me,now,NO")
+    with CorrectionsLog(path) as log:
+        assert [each.counted for each in log.corrections] == [2]
+    assert path.read_text().endswith("NO\n")
 
 
 @pytest.mark.parametrize(

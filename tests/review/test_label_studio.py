@@ -8,6 +8,8 @@ import pytest
 from commands import Run
 from reviews import Audited, made_audit, read_answers, write_audit
 
+from bincounter.data.corrections import Correction, CorrectionsLog
+
 REVIEW = ("-m", "bincounter", "review")
 
 
@@ -73,7 +75,7 @@ def test_annotated_tasks_become_answers(audit: Path, tasks: list[dict[str, Any]]
     foreign = {"data": {"bin": "B-0", "photo": "elsewhere/0.jpg"}, "annotations": [number(1)]}
     said = imported(run, audit, [*tasks, foreign])
     assert "4 answers added" in said
-    assert "0 were there already, 4 tasks have no count" in said
+    assert "0 were there already" in said and "4 tasks have no count" in said
     assert "1 tasks match no bin" in said
     rows = read_answers(audit.parent / "corrections.csv")
     assert [(row["bin"], row["expected"], row["counted"], row["reviewer"], row["time"]) for row in rows] == [
@@ -101,6 +103,35 @@ def test_a_name_of_two_photos_matches_neither(audit: Path, run: Run) -> None:
     made = [{"data": {"image": f"{name}.jpg"}, "annotations": [number(2)]} for name in "xy"]
     assert "1 tasks match no bin" in imported(run, audit, made)
     assert [row["bin"] for row in read_answers(audit.parent / "corrections.csv")] == ["c"]
+
+
+def test_photos_without_a_record_come_back_once(tmp_path: Path, run: Run) -> None:
+    photos = ["1/x.jpg", "2/x.jpg", "y.jpg"]
+    rows = [Audited("", photo, expected="", reason="the photo has no record") for photo in photos]
+    audit = write_audit(tmp_path / "audit.csv", rows)
+    run(*REVIEW, str(audit), "--export-label-studio", str(tmp_path / "tasks.json"))
+    tasks = [{**task, "annotations": [number(1)]} for task in json.loads((tmp_path / "tasks.json").read_text())]
+    assert "3 answers added" in imported(run, audit, tasks)
+    assert "0 answers added" in imported(run, audit, tasks)
+    assert [row["photo"] for row in read_answers(tmp_path / "corrections.csv")] == photos
+
+
+def test_an_older_annotation_replaces_no_newer_answer(audit: Path, run: Run) -> None:
+    def task(count: int, time: str, photo: int) -> dict[str, Any]:
+        data = {"bin": f"B-{photo}", "photo": f"photos/{photo}.jpg"}
+        return {"data": data, "annotations": [number(count, updated_at=time)]}
+
+    table = audit.parent / "corrections.csv"
+    with CorrectionsLog(table) as log:
+        for n, undone in enumerate((False, True, False)):
+            log.append(Correction(f"B-{n}", f"photos/{n}.jpg", 2, 3, "anna", "2026-01-02T01:00:00+00:00", undone))
+        log.append(Correction("B-3", "photos/3.jpg", 1, 3, "anna", "2026-01-02T01:00:00+00:00"))  # of another record
+    before, after = "2026-01-02T02:00:00.5+02:00", "2026-01-02T01:00:00.5Z"
+    tasks = [task(4, before, 0), task(4, before, 1), task(4, after, 2), task(3, after, 3)]
+    said = imported(run, audit, tasks)
+    assert "2 answers added" in said and "2 were there already" in said
+    assert [(row["bin"], row["counted"]) for row in read_answers(table)[4:]] == [("B-2", "4"), ("B-3", "3")]
+    assert "0 answers added" in imported(run, audit, tasks)
 
 
 def test_names_of_any_bytes_come_back(tmp_path: Path, run: Run) -> None:

@@ -9,7 +9,7 @@ import pytest
 from browser import chromium
 from commands import REPOSITORY
 from made_photos import photo_bytes
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 from reviews import Audited, ReviewServer, made_audit, read_answers, reviewed, write_audit
 
 pytestmark = pytest.mark.browser
@@ -45,11 +45,23 @@ def opened(browser: Browser, server: ReviewServer, failing: tuple[str, ...] = ()
     assert [error for error in errors if not any(known in error for known in failing)] == []
 
 
+def shows(page: Page, bin_: str) -> None:
+    """Wait for a bin and its photo."""
+    expect(page.locator("#title")).to_have_text(f"Bin {bin_}")
+    expect(page.locator("#photo")).to_be_visible()
+
+
+def ends(page: Page, title: str) -> None:
+    """Wait until no bin is on screen."""
+    expect(page.locator("#over")).to_be_visible()
+    expect(page.locator("#over-title")).to_have_text(title)
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_bins_are_counted_by_keys(browser: Browser, tmp_path: Path, size: dict[str, int]) -> None:
     table = tmp_path / "corrections.csv"
     with reviewed(made_audit(tmp_path)) as server, opened(browser, server, viewport=size) as page:
-        expect(page.locator("#title")).to_have_text("Bin B-0")
+        shows(page, "B-0")
         assert [page.inner_text(name) for name in ("#expected", "#predicted")] == ["2", "1"]
         sentence = "Probability that the record is wrong: 90 %. Likely error: items missing, 0.4 on average."
         assert page.inner_text("#verdict") == sentence
@@ -64,26 +76,26 @@ def test_bins_are_counted_by_keys(browser: Browser, tmp_path: Path, size: dict[s
         page.keyboard.press("Backspace")
         page.keyboard.press("Backspace")
         page.keyboard.press("Enter")
-        expect(page.locator("#title")).to_have_text("Bin B-1")
+        shows(page, "B-1")
         assert page.locator("#message").is_hidden()
         assert page.inner_text("#counted") == ""
         assert page.inner_text("#done") == "1 of 4 bins done: 1 wrong record found, 0.9 expected"
-        assert [page.inner_text(name) for name in ("#wrong", "#wrong-expected", "#extra")] == ["1", "0.9", "2"]
+        assert page.locator("#found td").all_inner_texts() == ["1", "0", "2"]  # wrong, missing, too many
         assert page.evaluate("document.getElementById('progress').position") == 0.25
         page.keyboard.press("s")
-        expect(page.locator("#title")).to_have_text("Bin B-2")
+        shows(page, "B-2")
         page.keyboard.press("u")
-        expect(page.locator("#title")).to_have_text("Bin B-0")
+        shows(page, "B-0")
         for bin_ in ("B-2", "B-3", "B-1"):
             page.keyboard.press("2")
             page.keyboard.press("Enter")
-            expect(page.locator("#title")).to_have_text(f"Bin {bin_}")
+            shows(page, bin_)
         page.keyboard.press("2")
         page.keyboard.press("Enter")
-        expect(page.locator("#over-title")).to_have_text("All bins are done")
+        ends(page, "All bins are done")
         expect(page.locator("#over-text")).to_contain_text("0 wrong records found, 3.0 expected")
         page.keyboard.press("u")
-        expect(page.locator("#title")).to_have_text("Bin B-1")
+        shows(page, "B-1")
     assert [(row["bin"], row["counted"], row["undone"]) for row in read_answers(table)] == [
         *(("B-0", "4", "no"), ("B-0", "4", "yes"), ("B-0", "2", "no"), ("B-2", "2", "no")),
         *(("B-3", "2", "no"), ("B-1", "2", "no"), ("B-1", "2", "yes")),
@@ -98,22 +110,22 @@ def test_bins_are_counted_by_buttons(browser: Browser, tmp_path: Path, size: dic
     ):
         page.fill("#reviewer", "Ann")
         for bin_, keys in (("B-0", ["1", "0", "Backspace", "2", "Enter"]), ("B-1", ["s"]), ("B-2", ["0", "Enter"])):
-            expect(page.locator("#title")).to_have_text(f"Bin {bin_}")
+            shows(page, bin_)
             for key in keys:
                 button = page.locator(f"#bin [data-key='{key}']")
                 box = button.bounding_box()
                 assert box and min(box["width"], box["height"]) >= 40  # a finger's width
                 button.tap()
-        expect(page.locator("#title")).to_have_text("Bin B-3")
+        shows(page, "B-3")
         page.locator("#bin [data-key='u']").tap()
-        expect(page.locator("#title")).to_have_text("Bin B-2")
+        shows(page, "B-2")
         page.keyboard.press("7")  # for the count, not for the name
         assert page.inner_text("#counted") == "7"
         stage, keys_ = (page.locator(name).bounding_box() for name in ("#stage", "#others"))
         assert stage and keys_ and keys_["y"] + keys_["height"] <= size["height"]  # all on screen without scrolling
         assert stage["height"] >= 0.35 * size["height"]
         page.reload()
-        expect(page.locator("#title")).to_have_text("Bin B-2")
+        shows(page, "B-2")
         assert page.input_value("#reviewer") == "Ann"
     rows = read_answers(tmp_path / "corrections.csv")
     assert [(row["bin"], row["counted"], row["reviewer"]) for row in rows] == [
@@ -121,14 +133,45 @@ def test_bins_are_counted_by_buttons(browser: Browser, tmp_path: Path, size: dic
     ]
 
 
-def test_the_photo_is_enlarged_and_moved(browser: Browser, tmp_path: Path) -> None:
-    with reviewed(made_audit(tmp_path)) as server, opened(browser, server) as page:
-        expect(page.locator("#title")).to_have_text("Bin B-0")
+def test_no_count_is_taken_before_the_photo_of_its_bin(browser: Browser, tmp_path: Path) -> None:
+    with reviewed(made_audit(tmp_path)) as server, opened(browser, server, failing=("422",)) as page:
+        shows(page, "B-0")
+        (tmp_path / "photos" / "2.jpg").write_bytes(b"no photo")
+        held: list[Route] = []
+
+        def hold(route: Route) -> None:
+            held.append(route)
+
+        page.keyboard.press("2")
+        for bin_ in ("B-1", "B-2"):
+            page.route("**/photo/*", hold, times=1)
+            page.keyboard.press("Enter")
+            expect(page.locator("#title")).to_have_text(f"Bin {bin_}")
+            assert page.locator("#photo").is_hidden()  # that of the bin before
+            page.keyboard.press("1")
+            page.keyboard.press("Enter")
+            expect(page.locator("#message")).to_have_text("Wait for the photo of this bin, then press Enter.")
+            page.click("#bin [data-key='Enter']")
+            assert page.inner_text("#title") == f"Bin {bin_}"
+            held.pop().continue_()
+            if bin_ == "B-1":
+                expect(page.locator("#photo")).to_be_visible()
+        expect(page.locator("#no-photo")).to_contain_text("photos/2.jpg is not a JPEG")
+        page.keyboard.press("Enter")
+        shows(page, "B-3")
+    assert [row["bin"] for row in read_answers(tmp_path / "corrections.csv")] == ["B-0", "B-1", "B-2"]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_photo_is_enlarged_and_moved(browser: Browser, tmp_path: Path, size: dict[str, int]) -> None:
+    with reviewed(made_audit(tmp_path)) as server, opened(browser, server, viewport=size, has_touch=True) as page:
+        press = page.mouse.click if size == SIZES[0] else page.touchscreen.tap
+        shows(page, "B-0")
         scale = "new DOMMatrix(getComputedStyle(document.getElementById('photo')).transform).a"
         box = page.locator("#stage").bounding_box()
         assert box
         x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-        page.mouse.click(x, y)
+        press(x, y)
         assert page.evaluate(scale) == 2.5
         before = page.evaluate("document.getElementById('photo').style.transform")
         page.mouse.move(x, y)
@@ -137,14 +180,14 @@ def test_the_photo_is_enlarged_and_moved(browser: Browser, tmp_path: Path) -> No
         page.mouse.up()
         assert page.evaluate(scale) == 2.5
         assert page.evaluate("document.getElementById('photo').style.transform") != before
-        page.mouse.click(x, y)
+        press(x, y)
         assert page.evaluate(scale) == 1
         page.mouse.wheel(0, -200)
         expect(page.locator("#stage")).to_have_class("stage large")
         assert page.evaluate(scale) > 1.5
         page.keyboard.press("2")
         page.keyboard.press("Enter")
-        expect(page.locator("#title")).to_have_text("Bin B-1")
+        shows(page, "B-1")
         assert page.evaluate(scale) == 1
 
 
@@ -154,28 +197,37 @@ def test_two_browsers_share_the_work(browser: Browser, tmp_path: Path) -> None:
         opened(browser, server) as anna,
         opened(browser, server, failing=("409",)) as ben,
     ):
-        expect(anna.locator("#title")).to_have_text("Bin B-0")
-        expect(ben.locator("#title")).to_have_text("Bin B-1")
+        anna.clock.install()
+        anna.reload()
+        shows(anna, "B-0")
+        shows(ben, "B-1")
+        with anna.expect_request("**/renew") as renewal:
+            anna.clock.fast_forward(60_000)
+        assert anna.evaluate(PHOTO) in (renewal.value.post_data or "")
+        with anna.expect_popup() as copy:  # of the tab, with what it stores
+            anna.evaluate("open(location.href)")
+        ends(copy.value, "The rest is with other reviewers")
+        copy.value.close()
         first = server.post("skip", "nobody", id=server.next("nobody") or "x").status
         assert first in (400, 404)  # both bins are on screens
         anna.keyboard.press("3")
         anna.keyboard.press("Enter")
-        expect(anna.locator("#over-title")).to_have_text("The rest is with other reviewers")
+        ends(anna, "The rest is with other reviewers")
         id_ = ben.evaluate("document.getElementById('photo').src").rpartition("/")[2]
         server.post("answer", "cleo", id=id_, counted=5)  # a lease may end
         ben.keyboard.press("1")
         ben.keyboard.press("Enter")
         expect(ben.locator("#message")).to_have_text("Bin B-1 is answered already, 5 by cleo: take the next.")
-        expect(ben.locator("#over-title")).to_have_text("All bins are done")
+        ends(ben, "All bins are done")
         anna.click("#again")
-        expect(anna.locator("#over-title")).to_have_text("All bins are done")
+        ends(anna, "All bins are done")
     assert [row["counted"] for row in read_answers(tmp_path / "corrections.csv")] == ["3", "5"]
 
 
 def test_a_server_that_is_gone_loses_no_count(browser: Browser, tmp_path: Path) -> None:
     audit = made_audit(tmp_path)
     with reviewed(audit) as server, opened(browser, server, failing=("ERR_CONNECTION",)) as page:
-        expect(page.locator("#title")).to_have_text("Bin B-0")
+        shows(page, "B-0")
         server.process.kill()
         server.process.wait()
         page.keyboard.press("3")
@@ -184,7 +236,7 @@ def test_a_server_that_is_gone_loses_no_count(browser: Browser, tmp_path: Path) 
         assert page.inner_text("#counted") == "3"
         with reviewed(audit, "--port", server.url.rpartition(":")[2]):
             page.keyboard.press("Enter")
-            expect(page.locator("#title")).to_have_text("Bin B-1")
+            shows(page, "B-1")
             assert page.locator("#message").is_hidden()
     assert [row["counted"] for row in read_answers(tmp_path / "corrections.csv")] == ["3"]
 
@@ -203,7 +255,7 @@ def test_names_and_notes_are_text(browser: Browser, tmp_path: Path, size: dict[s
         ],
     )
     with reviewed(audit) as server, opened(browser, server, failing=("404", "403"), viewport=size) as page:
-        assert page.inner_text("#title") == f"Bin {script}"
+        shows(page, script)
         assert page.inner_text("#notes dd") == script
         page.keyboard.press("1")
         page.keyboard.press("Enter")
@@ -244,4 +296,10 @@ def test_where_the_model_looked_is_lit(browser: Browser, tmp_path: Path, size: d
         expect(page.locator("#looked")).to_contain_text("The photo cannot be read (not a JPEG, PNG or WebP image)")
         assert page.locator("#heat").is_hidden()
         page.click("#attention")
+        assert page.inner_text("#looked") == ""
+        page.route("**/attention/*", lambda route: None)
+        page.click("#attention")
+        expect(page.locator("#looked")).to_have_text("Finding out …")
+        with page.expect_event("requestfailed"):  # the server need not go on
+            page.click("#attention")
         assert page.inner_text("#looked") == ""

@@ -1,10 +1,14 @@
 """Server of the review page over HTTP: leases, answers on disk, undo, kills, and what it refuses."""
 
+import asyncio
 import json
 import os
 import signal
 import subprocess
+import threading
+from collections.abc import MutableMapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commands import Run
@@ -13,6 +17,7 @@ from reviews import Audited, made_audit, read_answers, reviewed, write_audit
 
 from bincounter.data.corrections import Correction, CorrectionsLog, last_answers, read_corrections
 from bincounter.review.audit_table import read_audit
+from bincounter.review.review_app import Attention, create_app
 from bincounter.review.review_queue import LEASE, Reviewer, ReviewQueue
 
 pytestmark = pytest.mark.slow
@@ -49,7 +54,9 @@ def test_no_bin_is_shown_to_two_reviewers(tmp_path: Path) -> None:
         assert skipped["bin"] == "B-0"  # all others are on other screens
         server.post("answer", "ben", id=shown["ben"]["id"], counted=2)
         assert server.post("skip", "cleo", id=shown["anna"]["id"]).json()["bin"]["bin"] == "B-2"  # not hers to skip
-        refused = server.post("answer", "anna", id=shown["ben"]["id"], counted=3)
+        again = server.post("answer", "ben", id=shown["ben"]["id"], counted=2)  # the first reply was lost
+        assert (again.status, again.json()["progress"]["done"]) == (200, 1)
+        refused = server.post("answer", "anna", id=shown["ben"]["id"], counted=2)
         assert refused.status == 409
         assert refused.json()["error"] == "Bin B-1 is answered already, 2 by ben: take the next."
     assert len(read_answers(tmp_path / "corrections.csv")) == 1
@@ -90,6 +97,26 @@ def test_an_answer_is_taken_back_by_whoever_gave_it(tmp_path: Path) -> None:
     }
 
 
+def test_wrong_records_are_listed_by_the_answers_that_stand(tmp_path: Path, run: Run) -> None:
+    audit, table, output = made_audit(tmp_path, bins=5), tmp_path / "corrections.csv", tmp_path / "wrong.csv"
+    unrecorded = Audited("", "photos/0.jpg", expected="", reason="the photo has no record")
+    write_audit(audit, [*(Audited(f"B-{n}", f"photos/{n}.jpg") for n in range(5)), unrecorded])
+    with CorrectionsLog(table) as log:
+        for n, expected, counted in [(4, 2, 5), (0, 2, 3), (1, 2, 3), (1, 2, 2), (2, 2, 2), (2, 2, 0), (3, 1, 3)]:
+            log.append(Correction(f"B-{n}", f"photos/{n}.jpg", expected, counted, "anna", "now"))
+        log.append(Correction("B-0", "photos/0.jpg", 2, 3, "anna", "now", undone=True))
+        log.append(Correction("", "photos/0.jpg", None, 3, "anna", "now"))
+    done = run("-m", "bincounter", "review", str(audit), "--wrong-records", str(output))
+    assert done.stdout == f"2 wrong records: {output}\n"
+    assert output.read_text().splitlines() == [
+        "bin,photo,expected,counted,reviewer,time",
+        "B-2,photos/2.jpg,2,0,anna,now",
+        "B-4,photos/4.jpg,2,5,anna,now",
+    ]
+    refused = run("-m", "bincounter", "review", str(audit), "--wrong-records", str(table), code=2)
+    assert "would replace a table that it is made from" in refused.stderr
+
+
 def test_a_killed_server_resumes_from_the_file(tmp_path: Path) -> None:
     audit = made_audit(tmp_path)
     with reviewed(audit) as server:
@@ -107,6 +134,26 @@ def test_a_killed_server_resumes_from_the_file(tmp_path: Path) -> None:
         assert (reply["bin"]["bin"], reply["progress"]["done"]) == ("B-2", 2)
         assert server.post("undo", "other", reviewer="ben").status == 409
         assert server.post("undo", "other", reviewer="anna").json()["bin"]["bin"] == "B-1"
+        assert server.post("answer", "anna", id=first["id"], counted=2).status == 200  # the reply was lost in the kill
+        assert server.post("answer", "ben", id=first["id"], counted=2).status == 409
+    assert len(read_answers(tmp_path / "corrections.csv")) == 3
+
+
+def test_answers_are_known_again_by_bin_photo_and_record(tmp_path: Path) -> None:
+    audit, table = made_audit(tmp_path, bins=2), tmp_path / "corrections.csv"
+    unrecorded = Audited("", "photos/1.jpg", expected="", reason="the photo has no record")
+    write_audit(audit, [Audited("B-0", "photos/0.jpg", expected=2), unrecorded])
+    with reviewed(audit) as server:
+        shown = server.next("anna")
+        while shown:
+            shown = server.post("answer", "anna", id=shown["id"], counted=1).json()["bin"]
+    write_audit(audit, [Audited("B-0", "photos/0.jpg", expected=1), unrecorded])  # the record was corrected
+    with reviewed(audit) as server:
+        assert "asks again for 1 bins whose answers are of other records" in server.process.told("asks again.*")[0]
+        reply = server.post("next", "anna").json()
+        assert (reply["bin"]["bin"], reply["progress"]["done"]) == ("B-0", 1)
+        assert server.post("answer", "anna", id=reply["bin"]["id"], counted=1).json()["bin"] is None
+    assert [(row["bin"], row["expected"]) for row in read_answers(table)] == [("B-0", "2"), ("", ""), ("B-0", "1")]
 
 
 @pytest.mark.parametrize("cut", range(1, 60))
@@ -133,8 +180,13 @@ def test_a_lease_ends_by_itself_and_the_first_answer_counts(tmp_path: Path) -> N
         anna, ben = Reviewer("1", "anna"), Reviewer("2", "ben")
         shown = queue.next(anna)
         assert shown and queue.next(ben) is None
-        now[0] = LEASE + 1
+        for now[0] in (LEASE - 1, 2 * LEASE - 2):
+            queue.renew(anna, shown)
+            assert queue.next(ben) is None
+        now[0] = 3 * LEASE
         assert queue.next(ben) == shown
+        queue.renew(anna, shown)  # too late
+        assert queue.next(anna) is None
         queue.answer(anna, shown, 3)
         with pytest.raises(Exception, match="answered already, 3 by anna"):
             queue.answer(ben, shown, 2)
@@ -160,14 +212,68 @@ def test_a_full_disk_loses_nothing_and_is_reported(tmp_path: Path, monkeypatch: 
             queue.undo(Reviewer("1", "anna"))
 
 
+class SlowModel(Attention):
+    """A model that explains nothing before it is told to."""
+
+    def __init__(self) -> None:
+        self.go, self.explained = threading.Event(), 0
+
+    def explain(self, data: bytes) -> dict[str, object]:
+        self.explained += 1
+        assert self.go.wait(60)
+        return {"count": 1}
+
+
+def test_photos_do_not_wait_for_the_model_nor_the_model_for_those_who_left(tmp_path: Path) -> None:
+    model, table = SlowModel(), read_audit(made_audit(tmp_path, bins=1))
+    (id_,) = table.rows
+    left: set[str] = set()
+
+    async def ask(app: Any, path: str, client: str = "here") -> int:
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.disconnect"} if client in left else {"type": "http.request", "body": b""}
+
+        async def reply(message: MutableMapping[str, Any]) -> None:
+            status.append(message.get("status"))
+
+        status: list[int | None] = []
+        scope = {
+            "type": "http",
+            "method": "GET",
+            "path": path,
+            "query_string": b"",
+            "headers": [(b"host", b"127.0.0.1")],
+        }
+        await app(scope, receive, reply)
+        assert status[0]
+        return status[0]
+
+    async def review() -> list[int]:
+        with CorrectionsLog(tmp_path / "corrections.csv") as log:
+            app = create_app(table, ReviewQueue(table, log), tmp_path, model)
+            looks = [asyncio.create_task(ask(app, f"/attention/{id_}", str(n))) for n in range(100)]
+            async with asyncio.timeout(60):
+                while not model.explained:
+                    await asyncio.sleep(0.01)
+                assert await ask(app, f"/photo/{id_}") == 200
+            left.update(map(str, range(1, 99)))
+            model.go.set()
+            return await asyncio.gather(*looks)
+
+    assert asyncio.run(review()) == [200, *[499] * 98, 200]
+    assert model.explained == 2
+
+
 def test_only_photos_of_the_table_in_the_folder_are_served(tmp_path: Path) -> None:
     audit = made_audit(tmp_path / "stock", bins=1)
     secret = tmp_path / "secret.jpg"
     secret.write_bytes(photo_bytes(9))
-    (tmp_path / "stock" / "photos" / "link.jpg").symlink_to(secret)
+    (tmp_path / "stock" / "photos" / "linked").symlink_to(tmp_path / "other")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "0.jpg").symlink_to(secret)
     (tmp_path / "stock" / "photos" / "page.jpg").write_text("<script>alert(1)</script>")
-    photos = ["photos/0.jpg", "../secret.jpg", str(secret), "photos/link.jpg", "photos/gone.jpg", "photos/page.jpg"]
-    photos += ["photos", "a\0b"]
+    photos = ["photos/0.jpg", "../secret.jpg", str(secret), "photos/linked/0.jpg", "photos/gone.jpg", "photos/page.jpg"]
+    photos += ["photos", "a\0b", "photos/linked/../secret.jpg"]
     write_audit(audit, [Audited(f"B-{n}", photo) for n, photo in enumerate(photos)])
     with reviewed(audit) as server:
         status, sentences = [], []
@@ -177,7 +283,7 @@ def test_only_photos_of_the_table_in_the_folder_are_served(tmp_path: Path) -> No
             status.append(reply.status)
             sentences.append("" if reply.status == 200 else reply.json()["error"])
             server.post("answer", "anna", id=shown["id"], counted=1)
-        assert status == [200, 403, 403, 403, 404, 422, 404, 422]
+        assert status == [200, 403, 403, 200, 404, 422, 404, 404, 403]
         assert sentences[1] == "../secret.jpg leads out of the folder of photos; it is not shown."
         assert sentences[5] == "photos/page.jpg is not a JPEG, PNG or WebP image; it is not shown."
         for path in ("/photo/audit.csv", "/photo/..%2f..%2fsecret.jpg", "/page/..%2freview_app.py", "/audit.csv", "//"):

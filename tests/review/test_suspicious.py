@@ -86,24 +86,34 @@ def test_runs_are_joined_and_the_table_is_ready_for_review(tmp_path: Path, run: 
         assert server.ask("GET", f"/photo/{shown['id']}").status == 200
 
 
+def explore(run: Run, tmp_path: Path, made: Path, *options: str) -> tuple[list[dict[str, str]], str]:
+    """List suspicious labels; the table, and what was printed on stderr."""
+    table = tmp_path / "table.csv"
+    cache = f"paths.cache_dir={tmp_path / 'cache'}"
+    done = run("-m", "bincounter", "explore", *options, cache, "--output", str(table), "--suspicious", str(made))
+    with table.open(newline="") as file:
+        return list(csv.DictReader(file)), done.stderr
+
+
 def test_photos_of_abid_are_named_by_their_files(tmp_path: Path, run: Run) -> None:
     for n in range(6):
         abid_bin(tmp_path / "abid", f"{n:05}", n % 3)
     made = write_run(tmp_path / "run", {f"{n:05}": ("test", n % 3, sure(n % 3)) for n in range(6)})
-    table = tmp_path / "table.csv"
-    run(
-        *(
-            "-m",
-            "bincounter",
-            "explore",
-            "data=abid",
-            f"data.source={tmp_path / 'abid'}",
-            f"paths.cache_dir={tmp_path / 'cache'}",
-        ),
-        *("--output", str(table), "--suspicious", str(made)),
+    rows, _ = explore(run, tmp_path, made, "data=abid", f"data.source={tmp_path / 'abid'}")
+    assert sorted(row["photo"] for row in rows) == [f"bin-images/{n:05}.jpg" for n in range(6)]
+
+
+def test_no_review_is_advised_of_photos_that_it_cannot_show(tmp_path: Path, run: Run) -> None:
+    source = bin_folders(tmp_path / "bins", photos=30)
+    run("-m", "bincounter", "prepare", str(tmp_path / "shards"), f"data.source={source}", "--as", "shards")
+    made = write_run(tmp_path / "run", {"0/0.jpg": ("test", 0, sure(0))})
+    rows, printed = explore(
+        run, tmp_path, made, "data=shards", f"data.source={tmp_path / 'shards'}", "data.counts=[0,1]"
     )
-    with table.open(newline="") as file:
-        assert sorted(row["photo"] for row in csv.DictReader(file)) == [f"bin-images/{n:05}.jpg" for n in range(6)]
+    assert len(rows) == 20
+    assert "bincounter review cannot show photos in shards or in a bucket: to check these, set data.source" in printed
+    assert "Check them" not in printed
+    assert "10 photos excluded, their counts are outside [0, 1]" in printed
 
 
 def test_runs_that_do_not_serve_are_refused(tmp_path: Path, run: Run) -> None:
@@ -113,10 +123,13 @@ def test_runs_that_do_not_serve_are_refused(tmp_path: Path, run: Run) -> None:
     (seen / "metrics.json").write_text('{"seen_in_training": {"test": 3}}')
     foreign = write_run(tmp_path / "foreign", {"elsewhere.jpg": ("test", 0, sure(0))})
     fewer = write_run(tmp_path / "fewer", {"0/0.jpg": ("test", 0, [0.5, 0.5])}, counts=(0, 1))
+    mixed = write_run(tmp_path / "mixed", {"0/0.jpg": ("test", 0, sure(0))})
+    (mixed / "config.yaml").write_text("data: {split: {method: random}}\n")
     bare = write_run(tmp_path / "bare", {})
     (bare / "predictions.csv").unlink()
     for runs, sentence in [
         ([seen], "was trained on 3 of the photos it scored: name another run"),
+        ([mixed], "may have trained on near-copies of the photos that it held out: name runs with data.split.method"),
         ([made, fewer], "knows other counts than the first run"),
         ([bare], "has no predictions.csv"),
         ([foreign], "none of the 6 photos was held out by these runs"),

@@ -1,11 +1,17 @@
 // One bin at a time: the server leases it, and has each answer on its disk before it sends the next.
 const LONGEST = 6, CLOSEST = 6, STEP = 2.5;  // digits of a count; largest and usual enlargement of the photo
+const RENEWAL = 60_000;  // ms between signs of life, so that a bin on screen is shown on no other
 const element = id => document.getElementById(id);
 const percent = share => `${(100 * share).toFixed(share > 0 && share < 0.1 ? 1 : 0)} %`;
 const session = sessionStorage.getItem("session") ?? Array.from(crypto.getRandomValues(new Uint8Array(12)), byte => byte.toString(16).padStart(2, "0")).join("");
-sessionStorage.setItem("session", session);
+// Stored while the page is left alone: a reload is the same session, and the copy of an open tab is another one.
+const forget = () => sessionStorage.removeItem("session");
+forget();
+addEventListener("pageshow", forget);  // the page of an earlier step of the history
+addEventListener("pagehide", () => sessionStorage.setItem("session", session));
 const nickname = `reviewer-${session.slice(0, 4)}`;
 let bin = null, typed = "", busy = false;
+let settled = false;  // the photo of this bin is on screen, or the page says why there is none
 
 async function send(action, more = {}) {
   const body = JSON.stringify({ session, reviewer: element("reviewer").value.trim() || nickname, ...more });
@@ -44,7 +50,6 @@ function show(answer) {
   element("progress").max = progress.bins;
   element("progress").value = progress.done;
   element("wrong").textContent = progress.wrong;
-  element("wrong-expected").textContent = progress.wrong_expected.toFixed(1);
   element("missing").textContent = progress.missing;
   element("extra").textContent = progress.extra;
   element("look").hidden = !progress.explained;
@@ -52,17 +57,18 @@ function show(answer) {
   element("over").hidden = Boolean(answer.bin);
   element("over-title").textContent = left ? "The rest is with other reviewers" : "All bins are done";
   element("over-text").textContent = left
-    ? `${left === 1 ? "One bin is" : `${left} bins are`} on the screens of others. A bin that is left unanswered for some minutes comes back.`
+    ? `${left === 1 ? "One bin is" : `${left} bins are`} on the screens of others. A bin comes back some minutes after the page that shows it is closed.`
     : `${found}. The answers are in ${progress.answers}.`;
   element("again").hidden = !left;
   if (answer.bin?.id === bin?.id) return;
   bin = answer.bin;
   type("");
   if (bin) display(bin);
+  light();
 }
 
 function display(bin) {
-  element("title").textContent = `Bin ${bin.bin}`;
+  element("title").textContent = `Bin ${bin.bin || bin.photo}`;
   element("name").textContent = bin.photo;
   element("expected").textContent = bin.expected ?? "–";
   element("predicted").textContent = bin.predicted ?? "–";
@@ -73,11 +79,17 @@ function display(bin) {
   element("notes").replaceChildren(...Object.entries(bin.notes).flatMap(([term, note]) => [text("dt", term), text("dd", note)]));
   const photo = element("photo");
   zoom(1);
-  light();
-  element("no-photo").hidden = true;
-  photo.hidden = false;
-  photo.alt = `Photo of bin ${bin.bin}`;
+  // An image keeps its last photo until the next is loaded: that of another bin must not be counted for this one.
+  settled = false;
+  photo.hidden = true;
+  remark("The photo is loading …");
+  photo.alt = `Photo of bin ${bin.bin || bin.photo}`;
   photo.src = `/photo/${bin.id}`;
+}
+
+function remark(sentence) {
+  element("no-photo").textContent = sentence;
+  element("no-photo").hidden = !sentence;
 }
 
 function verdict({ record_wrong, direction, units_off, reason }) {
@@ -88,24 +100,25 @@ function verdict({ record_wrong, direction, units_off, reason }) {
 }
 
 // Where the model looked: asked for when a bin is on screen, and kept on for the next bins until it is switched off.
-let looking = false;
+let looking = false, asked = new AbortController();
 
 async function light() {
-  const canvas = element("heat"), shown = bin;
+  asked.abort();
+  asked = new AbortController();
+  const canvas = element("heat"), { signal } = asked;
   canvas.hidden = true;
   element("attention").setAttribute("aria-pressed", looking);
   element("looked").textContent = looking ? "Finding out …" : "";
-  if (!looking || !shown) return;
+  if (!looking || !bin) return;
   try {
-    const reply = await fetch(`/attention/${shown.id}`), answer = await reply.json();
-    if (shown !== bin || !looking) return;
+    const reply = await fetch(`/attention/${bin.id}`, { signal }), answer = await reply.json();
     if (!reply.ok) throw new Error(answer.error);
     await element("photo").decode();
-    if (shown !== bin || !looking) return;
+    if (signal.aborted) return;
     shade(canvas, answer);
     element("looked").textContent = `What is lit spoke for ${answer.count}.`;
   } catch (error) {
-    if (shown === bin) element("looked").textContent = error.message;
+    if (!signal.aborted) element("looked").textContent = error.message;
   }
 }
 
@@ -159,6 +172,7 @@ function press(key) {
   else if (key === "Backspace") type(typed.slice(0, -1));
   else if (key === "l") { if (!element("look").hidden) look(); }
   else if (key === "s") ask("skip", { id: bin.id });
+  else if (key === "Enter" && !settled) complain("Wait for the photo of this bin, then press Enter.");
   else if (key === "Enter" && typed) ask("answer", { id: bin.id, counted: Number(typed) });
   else if (key === "Enter") complain("Type the count first, then press Enter.");
 }
@@ -206,17 +220,19 @@ element("stage").addEventListener("pointerup", event => {
 });
 element("stage").addEventListener("pointercancel", () => { drag = null; });
 
+element("photo").addEventListener("load", () => {
+  settled = true;
+  element("photo").hidden = false;
+  remark("");
+});
 element("photo").addEventListener("error", async () => {
-  const failed = element("photo").src, place = element("no-photo");
-  element("photo").hidden = true;
-  let sentence = "The photo is not shown.";
+  const failed = element("photo").src;
+  settled = true;
+  remark("The photo is not shown.");
   try {
-    const reply = await fetch(failed);
-    if (!reply.ok) sentence = (await reply.json()).error;
+    const reply = await fetch(failed), sentence = reply.ok ? "" : (await reply.json()).error;
+    if (sentence && element("photo").src === failed) remark(sentence);
   } catch { /* the server is gone, which the next answer reports */ }
-  if (element("photo").src !== failed) return;
-  place.textContent = sentence;
-  place.hidden = false;
 });
 
 for (const group of ["keys", "others"]) {
@@ -249,4 +265,5 @@ document.addEventListener("keydown", event => {
 element("reviewer").value = localStorage.getItem("reviewer") ?? "";
 element("reviewer").placeholder = nickname;
 element("reviewer").addEventListener("input", event => localStorage.setItem("reviewer", event.target.value.trim()));
+setInterval(() => { if (bin) send("renew", { id: bin.id }).catch(() => {}); }, RENEWAL);
 await ask("next");
