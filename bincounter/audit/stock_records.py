@@ -4,8 +4,8 @@ import csv
 import io
 import os
 import re
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -163,28 +163,17 @@ class PhotoFinder:
     """
 
     def __init__(self, sources: Sequence[str], data_dir: Path) -> None:
-        self._by_path: dict[str, list[str]] = {}
-        self._by_name: dict[str, list[str]] = {}
         roots = [find_source(source, data_dir) for source in sources]
         folders = {root.parent if root.is_file() else root for root in roots}
         self.folder = folders.pop() if len(folders) == 1 else Path(os.path.commonpath(map(Path.absolute, folders)))
+        named: dict[tuple[str, str], None] = {}  # pairs of a path and a name of the photo, each once
         for root in roots:
             for photo in [root] if root.is_file() else find_photos(root):
-                self._add(photo, photo.name if root.is_file() else photo.relative_to(root).as_posix())
-
-    def _add(self, photo: Path, name: str) -> None:
-        path = str(photo)
-        for key in {name, photo.as_posix()}:
-            if path not in (known := self._by_path.setdefault(key, [])):
-                known.append(path)
-        if path not in (known := self._by_name.setdefault(photo.name, [])):
-            known.append(path)
-
-    def __len__(self) -> int:
-        return sum(map(len, self._by_name.values()))
-
-    def __iter__(self) -> Iterator[str]:
-        return (path for paths in self._by_name.values() for path in paths)
+                below = photo.name if root.is_file() else photo.relative_to(root).as_posix()
+                named |= dict.fromkeys([(str(photo), below), (str(photo), photo.as_posix())])
+        self._photos = dict.fromkeys(path for path, _ in named)
+        self._by_path = _index(named)
+        self._by_name = _index((path, PurePosixPath(path).name) for path in self._photos)
 
     def match(self, stock: Stock) -> None:
         """Find the photo of each record, and append the photos without one.
@@ -192,10 +181,8 @@ class PhotoFinder:
         What is not found, and records of one photo that repeat or contradict each other, get their reason.
         """
         first: dict[str, StockRecord] = {}
-        used: set[str] = set()
         for record in stock.records:
             paths = self._find(record.photo)
-            used.update(paths)
             if len(paths) == 1:
                 record.photo, record.file = self._below(paths[0]), paths[0]
                 _compare(first.setdefault(record.file, record), record)
@@ -206,22 +193,29 @@ class PhotoFinder:
         empty = [""] * len(stock.carried)
         stock.records += [
             StockRecord("", self._below(path), "", "the photo has no record", empty, file=path)
-            for path in self
-            if path not in used
+            for path in self._photos
+            if path not in first
         ]
 
     def _below(self, path: str) -> str:
         photo = Path(path) if not self.folder.is_absolute() else Path(path).absolute()
         return photo.relative_to(self.folder).as_posix()
 
-    def _find(self, name: str) -> list[str]:
+    def _find(self, name: str) -> Sequence[str]:
         """Return the paths that a name stands for: as it is, without spaces around it, or as our tables escape it."""
         for each in dict.fromkeys((name, name.strip(), read_cell(name), unescape_name(name))):
-            path = PurePosixPath(each)
-            found = self._by_path.get(path.as_posix()) or (len(path.parts) == 1 and self._by_name.get(path.name))
-            if found:
+            key = PurePosixPath(each).as_posix()
+            if found := self._by_path.get(key) or self._by_name.get(key):
                 return found
-        return []
+        return ()
+
+
+def _index(named: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Return the paths of each name, of pairs of a path and a name."""
+    paths: defaultdict[str, list[str]] = defaultdict(list)
+    for path, name in named:
+        paths[name].append(path)
+    return dict(paths)
 
 
 def _compare(first: StockRecord, later: StockRecord) -> None:

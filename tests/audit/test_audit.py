@@ -21,11 +21,12 @@ from hypothesis import strategies as st
 from playwright.sync_api import Browser
 from served_runs import checkpoint_alone
 
+from bincounter.audit import stock_records
 from bincounter.audit.audit_page import write_audit_page
 from bincounter.audit.audit_run import Counting, run_audit
 from bincounter.audit.expected_yield import Costs
 from bincounter.audit.posterior import RecordJudge, training_shares
-from bincounter.audit.stock_records import PhotoFinder, read_stock
+from bincounter.audit.stock_records import PhotoFinder, Stock, StockRecord, read_stock
 from bincounter.errors import BinCounterError, Interrupted, ResourceError, UserError
 from bincounter.names import read_cell
 from bincounter.training.predictor import Prediction
@@ -248,6 +249,18 @@ def test_photos_are_found_by_path_or_by_an_unambiguous_name(photos: Path, tmp_pa
     found = [record.photo if record.file else record.reason for record in stock.records[: len(named)]]
     places = ["top.png", "x/top.png", "x/twice.png", "2 photos have this name: give its path", "y/twice.png"]
     assert found == places
+    assert {"x/twice.png", "y/twice.png"} <= {record.photo for record in stock.records}
+    ambiguous = matched(table(tmp_path / "s.csv", [["A", "twice.png", 1]]), photos)
+    assert {"x/twice.png", "y/twice.png"} <= {record.photo for record in ambiguous.records}  # none is lost
+
+
+@pytest.mark.timeout(100)  # a hang: comparing all with all takes minutes, else it is seconds
+def test_many_photos_of_one_name_are_told_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    many = [tmp_path / f"{number}/photo.jpg" for number in range(100_000)]
+    monkeypatch.setattr(stock_records, "find_photos", lambda root: many)
+    stock = Stock([StockRecord(f"{number}", f"{number}/photo.jpg", 1) for number in range(len(many))])
+    PhotoFinder([str(tmp_path)], tmp_path).match(stock)
+    assert [record.file for record in stock.records] == list(map(str, many))
 
 
 def test_photos_that_the_model_was_trained_on_are_said(
