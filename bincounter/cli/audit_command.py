@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bincounter.errors import ConfigError, UserError
+from bincounter.errors import ConfigError, ResourceError, UserError
 from bincounter.files import check_writable, is_stream
 from bincounter.names import escape_name
 
@@ -67,7 +67,7 @@ def _audit(arguments: Namespace) -> int:
 
     Raises:
         UserError: the records, the photos or the model cannot be used.
-        ResourceError: photos were not read for lack of memory or permission, or the disk is full.
+        ResourceError: photos were not counted for a reason outside of them, or the disk is full.
     """
     from bincounter.cli.hydra_app import show_log
 
@@ -91,10 +91,12 @@ def _audit(arguments: Namespace) -> int:
     from bincounter.audit.expected_yield import expected_found
     from bincounter.config.quoting import shell_command
 
-    audit = run_audit(stock, counting, arguments.output)
     costs = _costs(arguments)
     about |= {"records": str(arguments.record), "table": str(arguments.output)}
-    write_audit_page(page, audit, counting.judge, costs, {name: escape_name(text) for name, text in about.items()})
+    named = {name: escape_name(text) for name, text in about.items()}
+    audit = run_audit(
+        stock, counting, arguments.output, lambda audit: write_audit_page(page, audit, counting.judge, costs, named)
+    )
     wrong = audit.judged
     judged = "" if len(wrong) == records else f", {len(wrong):,} of {records:,} judged"
     print(f"{headline(expected_found(wrong, len(wrong)))}{judged}")
@@ -111,6 +113,12 @@ def _audit(arguments: Namespace) -> int:
     review = shell_command("bincounter", "review", arguments.output, f"--photos={photos.folder}")
     print(f"{escape_name(arguments.output)}: check its bins from the top; {escape_name(page)} shows the first")
     print(f"Next: {escape_name(review)}")
+    if audit.uncounted:
+        raise ResourceError(
+            f"{audit.uncounted:,} of {len(audit.order):,} photos were not counted for a reason outside of them: give "
+            "this process the right, the memory or the open files, or mend the endpoint. The same command then counts "
+            "these alone."
+        )
     return 0 if len(wrong) else 2
 
 
@@ -167,7 +175,7 @@ def _model(arguments: Namespace) -> "tuple[Counting, dict[str, str]]":
     judge = RecordJudge(predictor.counts, shares, arguments.error_rate, arguments.spread)
     digest, about = file_digest(predictor.checkpoint), _describe(predictor, run, shares)
     if arguments.endpoint is None:
-        return Counting(digest, judge, predictor.answers, described["train_ids"], lambda: predictor.failures), about
+        return Counting(digest, judge, predictor.answers, described["train_ids"]), about
     answers = _endpoint(arguments.endpoint, arguments.data_dir, predictor.counts)
     key = f"{arguments.endpoint} {digest}"
     return Counting(key, judge, answers, described["train_ids"]), {"endpoint": arguments.endpoint, **about}

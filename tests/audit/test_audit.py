@@ -1,6 +1,7 @@
 """``bincounter audit`` as users run it: tables of any content, names of any bytes, kills, and the page."""
 
 import csv
+import errno
 import os
 import shutil
 import signal
@@ -23,7 +24,7 @@ from served_runs import checkpoint_alone
 
 from bincounter.audit import stock_records
 from bincounter.audit.audit_page import write_audit_page
-from bincounter.audit.audit_run import Counting, run_audit
+from bincounter.audit.audit_run import Audit, Counting, run_audit
 from bincounter.audit.expected_yield import Costs
 from bincounter.audit.posterior import RecordJudge, training_shares
 from bincounter.audit.stock_records import PhotoFinder, Stock, StockRecord, read_stock
@@ -224,14 +225,14 @@ def test_metadata_of_abid_are_records(photos: Path, tmp_path: Path) -> None:
         read_stock(photos)
 
 
-def counting(answer: Callable[[str], Prediction] | None = None, **others: Any) -> Counting:
+def counting(answer: Callable[[str], Prediction] | None = None) -> Counting:
     """A model that knows the count of a square bin by the name of its folder, or answers as asked."""
 
     def known(photo: str) -> Prediction:
         truth = int(Path(photo).parent.name)
         return Prediction.of(photo, {count: 0.85 if count == truth else 0.05 for count in COUNTS})
 
-    return Counting("model", JUDGE, lambda given_: map(answer or known, given_), **others)
+    return Counting("model", JUDGE, lambda given_: map(answer or known, given_))
 
 
 def matched(path: Path, photos: Path) -> Any:
@@ -368,7 +369,9 @@ def test_work_of_another_audit_is_not_used(photos: Path, tmp_path: Path) -> None
     seen: list[str] = []
     assert asked(rows) == 8  # all but the whole batch of 32
     assert asked(rows, key="another model") == 40
-    assert asked([*rows[:-1], ["A-39", "0/39.png", 1]]) == 40
+    assert asked([*rows[:-1], ["A-39", "0/39.png", 1]]) == 8  # another record, not another photo
+    shutil.copy(photos / names_of(photos)[0], photos / "0/00.png")
+    assert asked([["A-00", "0/00.png", 0], *rows]) == 9
 
     seen.clear()
     table(stock, rows)
@@ -390,20 +393,45 @@ def test_photos_that_could_not_be_read_for_now_are_read_again(photos: Path, tmp_
         seen.append(photo)
         lacks = len(seen) == 3
         return (
-            Prediction(photo, error="too many open files")
+            Prediction(photo, error="too many open files", passing=True)
             if lacks
             else Prediction.of(photo, dict.fromkeys(COUNTS, 0.25))
         )
 
     output = tmp_path / "audit.csv"
-    with pytest.raises(ResourceError, match="1 of 40 photos were not read for a reason outside of them"):
-        run_audit(matched(stock, photos), counting(lacking, failures=lambda: 1), output)
+    assert run_audit(matched(stock, photos), counting(lacking), output).uncounted == 1
     assert [row["reason"] for row in read(output) if row["bin"] == "A-2"] == ["too many open files"]
-    seen.clear()
-    seen += ["", "", ""]
-    audit = run_audit(matched(stock, photos), counting(lacking), output)
+
+    def full(audit: Audit) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    seen[:] = ["", "", ""]
+    with pytest.raises(ResourceError, match="space"):  # what was counted is kept until the page is written
+        run_audit(matched(stock, photos), counting(lacking), output, full)
     assert len(seen) - 3 == 9 and seen[-1].endswith("0/2.png")  # those behind the whole batch, then the failed one
-    assert len(audit.judged) == 40
+    seen[:] = ["", "", ""]
+    work = output.with_name("audit.csv.part")
+    audit = run_audit(matched(stock, photos), counting(lacking), output, lambda audit: work.unlink())
+    assert len(seen) - 3 == 9 and len(audit.judged) == 40 and not work.exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that even root cannot read")
+def test_a_photo_that_cannot_be_read_withholds_nothing(
+    run: Run, photos: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    stock, output = table(tmp_path / "stock.csv", [*rows_of(photos), ["B", "0/lost.png", 1]]), tmp_path / "audit.csv"
+    (photos / "0/lost.png").symlink_to("/proc/self/mem")
+    for _ in range(2):
+        arguments = [f"--record={stock}", f"--ckpt-path={checkpoint}", f"--output={output}"]
+        done = run("-m", "bincounter", "audit", str(photos), *arguments, code=1)
+        assert "Next: bincounter review" in done.stdout
+        assert "1 of 10 photos were not counted for a reason outside of them" in done.stderr
+        assert [row["reason"] for row in read(output) if row["bin"] == "B"] == ["cannot be read (input/output error)"]
+        output.with_suffix(".html").unlink()
+    (photos / "0/lost.png").unlink()
+    shutil.copy(photos / names_of(photos)[0], photos / "0/lost.png")
+    run("-m", "bincounter", "audit", str(photos), *arguments)
+    assert not list(tmp_path.glob("*.part"))
 
 
 def test_two_audits_do_not_write_one_table(photos: Path, tmp_path: Path) -> None:
