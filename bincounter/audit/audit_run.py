@@ -72,7 +72,8 @@ class Audit:
         at = np.array([row for row, record in enumerate(records) if not record.reason], dtype=int)
         self.record_wrong, self.units_off = np.full((2, len(records)), np.nan)
         self.direction = np.full(len(records), "", dtype="<U7")
-        verdicts = judge.judge(self.probabilities[at], [records[row].expected for row in at])
+        recorded = [int(records[row].expected) for row in at]
+        verdicts = judge.for_stock(recorded).judge(self.probabilities[at], recorded)
         self.record_wrong[at], self.direction[at] = verdicts.record_wrong, verdicts.direction
         self.units_off[at] = verdicts.units_off
         self.order = np.argsort(-self.record_wrong, kind="stable")  # NaN last

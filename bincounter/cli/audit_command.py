@@ -160,7 +160,7 @@ def _model(arguments: Namespace) -> "tuple[Counting, dict[str, str]]":
 
     checkpoint = arguments.ckpt_path or find_newest_checkpoint(Path("logs"), named_by="--ckpt-path")
     from bincounter.audit.audit_run import Counting
-    from bincounter.audit.posterior import RecordJudge, is_balanced, training_shares
+    from bincounter.audit.posterior import RecordJudge
     from bincounter.serving.packing.tarball import file_digest
     from bincounter.training.predictor import Predictor
     from bincounter.training.results import find_run_of_checkpoint
@@ -170,10 +170,8 @@ def _model(arguments: Namespace) -> "tuple[Counting, dict[str, str]]":
     predictor = Predictor(checkpoint, arguments.trust)
     described = predictor.description
     run = find_run_of_checkpoint(predictor.checkpoint).run
-    balanced = is_balanced(described["model"], run.config if run else None)
-    shares = training_shares(described["train_counts"], predictor.counts, balanced=balanced)
-    judge = RecordJudge(predictor.counts, shares, arguments.error_rate, arguments.spread)
-    digest, about = file_digest(predictor.checkpoint), _describe(predictor, run, shares)
+    judge = RecordJudge.of_model(described, arguments.error_rate, arguments.spread)
+    digest, about = file_digest(predictor.checkpoint), _describe(predictor, run, judge.training_shares)
     if arguments.endpoint is None:
         return Counting(digest, judge, predictor.answers, described["train_ids"]), about
     answers = _endpoint(arguments.endpoint, arguments.data_dir, predictor.counts)

@@ -65,6 +65,7 @@ def assert_same(first: Path, second: Path) -> None:
     assert a.keys() == b.keys()
     assert [name for name in a if not torch.equal(a[name], b[name])] == []
     assert (ours["epoch"], ours["global_step"]) == (theirs["epoch"], theirs["global_step"])
+    assert ours["bincounter"]["balanced"]  # how it was trained, for the audit
     for callback in ("RunCheckpoint", "EarlyStopping", "TrainingLog"):
         key = next(name for name in ours["callbacks"] if name.startswith(callback))
         assert str(ours["callbacks"][key]) == str(theirs["callbacks"][key])

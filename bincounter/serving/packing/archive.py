@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import bincounter
-from bincounter.audit.posterior import ERROR_RATE, SPREAD, RecordJudge, is_balanced, training_shares
+from bincounter.audit.posterior import ERROR_RATE, SPREAD, RecordJudge
 from bincounter.data.preprocessing import decode
 from bincounter.errors import ConfigError, UserError
 from bincounter.model.build import load_counter, without_pretrained
@@ -187,9 +187,6 @@ def _files(checkpoint: Path, settings: PackageSettings, trusted: Sequence[str]) 
     origin = find_run_of_checkpoint(checkpoint)
     targets = {_TIMM if target.startswith(_OF_TIMM) else target for target in targets_of(parts)}
     foreign = foreign_code(target for target in targets if not target.startswith(OWN_PARTS))
-    balanced = is_balanced(description["model"], origin.run.config if origin.run else None)
-    shares = training_shares(description["train_counts"], description["counts"], balanced=balanced)
-    judge = RecordJudge(tuple(description["counts"]), shares, settings.error_rate, settings.spread)
     about = {
         "format": FORMAT,
         "model": model,
@@ -197,7 +194,7 @@ def _files(checkpoint: Path, settings: PackageSettings, trusted: Sequence[str]) 
         **served,
         "limits": asdict(settings.limits),
         "needs_person_below": settings.least,
-        "audit": judge.stored(),
+        "audit": RecordJudge.of_model(description, settings.error_rate, settings.spread).stored(),
         "task_name": origin.run.config.get("task_name") if origin.run else None,
         "bincounter": bincounter.__version__,
     }
