@@ -2,7 +2,7 @@
 
 import logging
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,6 +139,10 @@ def _check(arguments: Namespace, page: Path) -> None:
     missing = [name for name, cost in costs.items() if cost is None]
     if len(missing) == 1:
         raise ConfigError(f"where to stop depends on both costs: add {missing[0]}, or remove the other")
+    if arguments.endpoint is not None:
+        from bincounter.config.deploy_schema import ENDPOINT_NAME, NO_ENDPOINT_NAME
+
+        Bound(pattern=ENDPOINT_NAME, hint=NO_ENDPOINT_NAME).check("--endpoint", arguments.endpoint)
     output: Path = arguments.output
     if output.suffix != ".csv" or is_stream(output):
         raise UserError(f"--output={output} is not a name for the table: let it end in .csv; the page is put beside it")
@@ -161,6 +165,7 @@ def _model(arguments: Namespace) -> "tuple[Counting, dict[str, str]]":
     checkpoint = arguments.ckpt_path or find_newest_checkpoint(Path("logs"), named_by="--ckpt-path")
     from bincounter.audit.audit_run import Counting
     from bincounter.audit.posterior import RecordJudge
+    from bincounter.serving.packing.archive import model_ids
     from bincounter.serving.packing.tarball import file_digest
     from bincounter.training.predictor import Predictor
     from bincounter.training.results import find_run_of_checkpoint
@@ -174,7 +179,8 @@ def _model(arguments: Namespace) -> "tuple[Counting, dict[str, str]]":
     digest, about = file_digest(predictor.checkpoint), _describe(predictor, run, judge.training_shares)
     if arguments.endpoint is None:
         return Counting(digest, judge, predictor.answers, described["train_ids"]), about
-    answers = _endpoint(arguments.endpoint, arguments.data_dir, predictor.counts)
+    models = model_ids(predictor.checkpoint, trusted=arguments.trust)
+    answers = _endpoint(arguments.endpoint, arguments.data_dir, predictor.checkpoint, models)
     key = f"{arguments.endpoint} {digest}"
     return Counting(key, judge, answers, described["train_ids"]), {"endpoint": arguments.endpoint, **about}
 
@@ -192,44 +198,48 @@ def _describe(predictor: "Predictor", run: "RunResults | None", shares: Sequence
     return about
 
 
-def _endpoint(name: str, data_dir: Path, counts: tuple[int, ...]) -> "Callable[[Iterable[str]], Iterator[Prediction]]":
+def _endpoint(
+    name: str, data_dir: Path, checkpoint: Path, models: Collection[str]
+) -> "Callable[[Iterable[str]], Iterator[Prediction]]":
     """Return a function that has photos counted by the server of this machine, or the SageMaker endpoint, of a name.
 
-    Raises:
-        BinCounterError: there is none.
+    Args:
+        name: of the server or the endpoint.
+        data_dir: folder with the list of the servers.
+        checkpoint: the model that it must serve.
+        models: ids of that model.
     """
     from bincounter.serving.local import client
     from bincounter.serving.local.access import read_access
     from bincounter.serving.local.running_servers import running_servers
 
-    server = next((each for each in running_servers(data_dir / "cache" / "serving") if each.name == name), None)
+    def check(model: str) -> None:
+        if model not in models:
+            raise UserError(
+                f"--endpoint={name} serves {model}, which is another model than {checkpoint}: name the checkpoint that "
+                "it serves with --ckpt-path, or deploy this one"
+            )
 
     def count(photos: Iterable[str]) -> "Iterator[Prediction]":
         paths = map(Path, photos)
-        answers = (
-            client.post_photos(server, paths, read_access("127.0.0.1", None).headers)
-            if server
-            else _count_on_sagemaker(name, paths)
-        )
-        for answer in answers:
-            if answer.count is not None and tuple(answer.probabilities) != counts:
-                raise UserError(
-                    f"--endpoint={name} does not count as the checkpoint does: name the checkpoint that it serves with "
-                    "--ckpt-path"
-                )
-            yield answer
+        server = next((each for each in running_servers(data_dir / "cache" / "serving") if each.name == name), None)
+        if server is None:
+            return _count_on_sagemaker(name, paths, check)
+        check(server.model)
+        return client.post_photos(server, paths, read_access("127.0.0.1", None).headers)
 
     return count
 
 
-def _count_on_sagemaker(name: str, photos: "Iterable[Path]") -> "Iterator[Prediction]":
+def _count_on_sagemaker(name: str, photos: "Iterable[Path]", check: Callable[[str], object]) -> "Iterator[Prediction]":
     from bincounter.cli.composition import compose
     from bincounter.cli.deploy_command import endpoint_spec
     from bincounter.cloud.account import Account
     from bincounter.cloud.endpoints.invoke import count_photos
     from bincounter.config.deploy_schema import check_deploy
+    from bincounter.config.quoting import override_of
 
-    cfg = compose([f"name={name}", "target=realtime", "action=status"], config_name="deploy")
+    cfg = compose([override_of("name", name), "target=realtime", "action=status"], config_name="deploy")
     check_deploy(cfg)
     spec = endpoint_spec(cfg)
-    return count_photos(Account(spec.target["region"], "target", dry=False), spec, photos)
+    return count_photos(Account(spec.target["region"], "target", dry=False), spec, photos, check)

@@ -183,6 +183,7 @@ def test_any_bytes_are_records_or_refused(tmp_path_factory: pytest.TempPathFacto
         (["--spread=0"], "--spread=0 is out of range: it must be above 0 and at most 1"),
         (["--cost-of-check=1"], "add --cost-of-error, or remove the other"),
         (["--cost-of-check=1", "--cost-of-error=-1"], "--cost-of-error=-1 is out of range"),
+        (["--endpoint=${oc.env:HOME}"], "--endpoint=${oc.env:HOME} cannot name an endpoint"),
         (["--output=audit.html"], "is not a name for the table: let it end in .csv"),
         (["--output={stock}"], "is the table of records, which would be replaced: name another file"),
         (["--output=/dev/stdout"], "is not a name for the table"),
@@ -198,7 +199,7 @@ def test_options_that_cannot_be_used_are_refused(
         f"--record={stock}",
         f"--ckpt-path={checkpoint}",
         f"--output={tmp_path / 'out' / 'audit.csv'}",
-        *(each.format(stock=stock) for each in arguments),
+        *(each.replace("{stock}", str(stock)) for each in arguments),
     ]
     done = run("-m", "bincounter", "audit", str(photos), *given_, code=2)
     assert said in done.stderr and len(done.stderr.splitlines()) == 1

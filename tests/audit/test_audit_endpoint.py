@@ -10,6 +10,7 @@ from threading import Thread
 
 import pytest
 from commands import Run, Start
+from served_runs import checkpoint_alone
 
 from bincounter.errors import ResourceError
 from bincounter.serving.local import client
@@ -31,6 +32,9 @@ def test_a_server_of_this_machine_counts_as_its_checkpoint(
     try:
         process.told(r"http://127\.0\.0\.1:(\d+)/invocations")
         run(*audit, f"--ckpt-path={served_run}", "--endpoint=shelf", f"--output={there}")
+        other = checkpoint_alone(tmp_path)  # which answers the same counts
+        refused = run(*audit, f"--ckpt-path={other}", "--endpoint=shelf", f"--output={tmp_path / 'a.csv'}", code=2)
+        assert f"which is another model than {other}: name the checkpoint that it serves" in refused.stderr
     finally:
         process.kill()
         process.wait()

@@ -4,7 +4,7 @@ import json
 import secrets
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from itertools import islice
@@ -85,18 +85,21 @@ def invoke(account: "Account", spec: EndpointSpec, photos: list[Path], *, dry: b
     return 0 if counted else 2
 
 
-def count_photos(account: "Account", spec: EndpointSpec, photos: Iterable[Path]) -> Iterator[Prediction]:
+def count_photos(
+    account: "Account", spec: EndpointSpec, photos: Iterable[Path], check_model: Callable[[str], object]
+) -> Iterator[Prediction]:
     """Send photos to an endpoint; yields a prediction for each, in their order.
 
     Args:
         account: account of the endpoint.
         spec: settings of the endpoint.
         photos: paths; may be lazy and of any number.
+        check_model: is called with the id of the model in each answer, and raises an error on another one.
 
     Raises:
         BinCounterError: as :func:`invoke`.
     """
-    yield from _answers(account, spec, photos, _answering(account, spec))
+    yield from _answers(account, spec, photos, _answering(account, spec), check_model)
 
 
 def _answering(account: "Account", spec: EndpointSpec) -> str:
@@ -113,25 +116,32 @@ def _answering(account: "Account", spec: EndpointSpec) -> str:
     return _kind(describe_config(account, there["EndpointConfigName"]) or {})
 
 
-def _answers(account: "Account", spec: EndpointSpec, photos: Iterable[Path], kind: str) -> Generator[Prediction]:
+def _answers(
+    account: "Account",
+    spec: EndpointSpec,
+    photos: Iterable[Path],
+    kind: str,
+    check_model: Callable[[str], object] = lambda model: None,
+) -> Generator[Prediction]:
     send, leave = _invoke_async if kind == "async" else _invoke, threading.Event()
     left = iter(photos)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         try:
             while batch := list(islice(left, _AHEAD)):
                 futures = [pool.submit(send, account, spec, photo, _LARGEST_MB[kind], leave) for photo in batch]
-                yield from (_answer(*pair) for pair in zip(batch, futures, strict=True))
+                yield from (_answer(*pair, check_model) for pair in zip(batch, futures, strict=True))
         except BaseException:  # GeneratorExit is one
             leave.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-def _answer(photo: Path, future: "Future[str]") -> Prediction:
+def _answer(photo: Path, future: "Future[str]", check_model: Callable[[str], object]) -> Prediction:
     """Return the answer for a photo."""
     try:
-        probabilities = json.loads(future.result())["probabilities"]
-        return Prediction.of(str(photo), {int(count): share for count, share in probabilities.items()})
+        answer = json.loads(future.result())
+        check_model(answer["model"])
+        return Prediction.of(str(photo), {int(count): share for count, share in answer["probabilities"].items()})
     except _RejectedPhoto as error:
         return Prediction(str(photo), error=str(error), passing=error.passing)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
