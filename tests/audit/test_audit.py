@@ -81,10 +81,10 @@ def test_every_record_and_every_photo_is_in_the_table(run: Run, photos: Path, ch
     names = names_of(photos)
     rows: list[list[Any]] = [
         ["A-0", names[0], 0, "left"],
-        ["A-1", Path(names[1]).name, 3, "=right, or not"],  # by its name alone
+        ["A-1", Path(names[1]).name, "3.0", "=right, or not", "", " "],  # by its name alone; as pandas and Excel write
         ["A-2", names[2], 7, ""],
         ["A-3", names[3], "two", ""],
-        ["A-4", names[4], -1, ""],
+        ["A-4", names[4], 1.5, ""],
         ["A-5", names[5], 2, ""],
         ["A-5", names[5], 2, "again"],
         ["A-6", names[6], 2, ""],
@@ -94,7 +94,7 @@ def test_every_record_and_every_photo_is_in_the_table(run: Run, photos: Path, ch
         ["B-0", "0/broken.png", 2, ""],
         ["B-1", names[0], 2, "x", "a comma too many"],
     ]
-    stock = table(tmp_path / "stock.csv", rows, "bin,photo,expected,shelf")
+    stock = table(tmp_path / "stock.csv", rows, "bin,photo,expected,shelf,,")
     output = tmp_path / "new" / "audit.csv"
     arguments = ["--record", str(stock), f"ckpt_path={checkpoint}", "--output", str(output)]
     done = run("-m", "bincounter", "audit", str(photos), *arguments, "--cost-of-check=1", "--cost-of-error=1000")
@@ -144,7 +144,10 @@ def test_every_record_and_every_photo_is_in_the_table(run: Run, photos: Path, ch
         (b"\n \n", "stock.csv is empty"),
         (b"bin,photo,expected\n", "stock.csv has no records"),
         (b"bin,photo\nA,a.jpg\n", "has no column 'expected' in its first line"),
-        (b"bin,photo,expectd\nA,a.jpg,1\n", "has no column 'expected' in its first line; is it 'expectd'?"),
+        (
+            b"bin,photo,expectd\nA,a.jpg,1\n",
+            "has no column 'expected' in its first line (is it 'expectd'?): write it as CSV in UTF-8",
+        ),
         (b"bin;photo;expected\nA;a.jpg;1\n", "with commas between the columns"),
         (b"bin,photo,expected,photo\nA,a.jpg,1,b.jpg\n", "has the column 'photo' twice"),
         (b"bin,photo,expected,p_3\nA,a.jpg,1,1\n", "has a column 'p_3', which the audit writes itself"),
@@ -211,7 +214,8 @@ def test_metadata_of_abid_are_records(photos: Path, tmp_path: Path) -> None:
     (folder / "metadata").mkdir(parents=True)
     (folder / "bin-images").mkdir()
     for number, text in enumerate(('{"EXPECTED_QUANTITY": 2}', '{"EXPECTED_QUANTITY": "2"}', "{"), start=1):
-        shutil.copy(photos / names_of(photos)[number], folder / f"bin-images/{number}.jpg")
+        suffix = "jpeg" if number == 1 else "jpg"
+        shutil.copy(photos / names_of(photos)[number], folder / f"bin-images/{number}.{suffix}")
         (folder / f"metadata/{number}.json").write_text(text)
     stock = read_stock(folder)
     PhotoFinder([str(folder / "bin-images")], tmp_path).match(stock)
@@ -251,6 +255,16 @@ def test_photos_are_found_by_path_or_by_an_unambiguous_name(photos: Path, tmp_pa
     found = [record.photo if record.file else record.reason for record in stock.records[: len(named)]]
     places = ["top.png", "x/top.png", "x/twice.png", "2 photos have this name: give its path", "y/twice.png"]
     assert found == places
+    (photos / "x/top.png").rename(photos / "x/cafe\u0301 1.png")  # as macOS writes it
+    others = ["x\\caf\u00e9 1.png", "caf\u00e9 1", "x/twice", "s3://shop/bins/1.png"]
+    copy = tmp_path / "s3/shop/bins/1.png"
+    copy.parent.mkdir(parents=True)
+    shutil.copy(photos / "top.png", copy)
+    stock_of_both = read_stock(table(tmp_path / "s.csv", [[name, name, 1] for name in others]))
+    PhotoFinder([str(photos), str(copy.parent)], tmp_path).match(stock_of_both)
+    assert [Path(record.file).name for record in stock_of_both.records[: len(others)]] == [
+        *("cafe\u0301 1.png", "cafe\u0301 1.png", "twice.png", "1.png"),
+    ]
     assert {"x/twice.png", "y/twice.png"} <= {record.photo for record in stock.records}
     ambiguous = matched(table(tmp_path / "s.csv", [["A", "twice.png", 1]]), photos)
     assert {"x/twice.png", "y/twice.png"} <= {record.photo for record in ambiguous.records}  # none is lost
