@@ -55,6 +55,9 @@ def add_audit(commands: Any, path: Callable[[str], Path], place: Callable[[str],
     )
     audit.add_argument("--cost-of-check", type=float, metavar="COST", help="of checking a bin, to say where to stop")
     audit.add_argument("--cost-of-error", type=float, metavar="COST", help="of a wrong record that nobody finds")
+    audit.add_argument(
+        "--checks", type=int, metavar="N", help="checks that people have time for, to print what these find"
+    )
     audit.add_argument("--data-dir", type=path, default=Path("data"), help="where photos of buckets are kept (data)")
     audit.add_argument(
         "--trust", action="append", default=[], metavar="PACKAGE", help="your own package that defines the model"
@@ -95,22 +98,26 @@ def _audit(arguments: Namespace) -> int:
     about |= {"records": str(arguments.record), "table": str(arguments.output)}
     named = {name: escape_name(text) for name, text in about.items()}
     audit = run_audit(
-        stock, counting, arguments.output, lambda audit: write_audit_page(page, audit, counting.judge, costs, named)
+        stock,
+        counting,
+        arguments.output,
+        lambda audit: write_audit_page(page, audit, counting.judge, costs, named, checks=arguments.checks),
     )
     wrong = audit.judged
     judged = "" if len(wrong) == records else f", {len(wrong):,} of {records:,} judged"
     print(f"{headline(expected_found(wrong, len(wrong)))}{judged}")
-    for share, number in cards_of(wrong):
-        print(
-            f"first {share:.0%}, {number:,} check{'s' * (number != 1)}: {found_sentence(expected_found(wrong, number))}"
-        )
+    for name, number in cards_of(wrong, arguments.checks):
+        print(f"{name}: {found_sentence(expected_found(wrong, number))}")
     if costs and len(wrong):
         print(stop_sentence(wrong, costs))
     if left := len(audit.order) - len(wrong):
         extra = len(audit.order) - records
         others = f"{extra:,} photo{'s' * (extra != 1)} without a record"
         print(f"{left - extra:,} records not judged, {others}: listed last, with the reasons")
-    review = shell_command("bincounter", "review", arguments.output, f"--photos={photos.folder}")
+    local = arguments.ckpt_path is not None and arguments.ckpt_path.exists()
+    trust = [f"--trust={package}" for package in arguments.trust]
+    shown = [f"--ckpt-path={arguments.ckpt_path}", *trust] if local else []  # to show where the model looked
+    review = shell_command("bincounter", "review", arguments.output, f"--photos={photos.folder}", *shown)
     print(f"{escape_name(arguments.output)}: check its bins from the top; {escape_name(page)} shows the first")
     print(f"Next: {escape_name(review)}")
     if audit.uncounted:
@@ -143,6 +150,8 @@ def _check(arguments: Namespace, page: Path) -> None:
         from bincounter.config.deploy_schema import ENDPOINT_NAME, NO_ENDPOINT_NAME
 
         Bound(pattern=ENDPOINT_NAME, hint=NO_ENDPOINT_NAME).check("--endpoint", arguments.endpoint)
+    if arguments.checks is not None:
+        Bound(ge=1).check("--checks", arguments.checks)
     output: Path = arguments.output
     if output.suffix != ".csv" or is_stream(output):
         raise UserError(f"--output={output} is not a name for the table: let it end in .csv; the page is put beside it")

@@ -3,6 +3,7 @@
 import csv
 import errno
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -97,7 +98,9 @@ def test_every_record_and_every_photo_is_in_the_table(run: Run, photos: Path, ch
     stock = table(tmp_path / "stock.csv", rows, "bin,photo,expected,shelf,,")
     output = tmp_path / "new" / "audit.csv"
     arguments = ["--record", str(stock), f"ckpt_path={checkpoint}", "--output", str(output)]
-    done = run("-m", "bincounter", "audit", str(photos), *arguments, "--cost-of-check=1", "--cost-of-error=1000")
+    done = run(
+        "-m", "bincounter", "audit", str(photos), *arguments, "--cost-of-check=1", "--cost-of-error=1000", "--checks=1"
+    )
     audited = read(output)
     assert list(audited[0]) == [
         *("bin", "photo", "expected", "predicted", "expected_count", "p_0", "p_1", "p_2", "p_3"),
@@ -134,6 +137,10 @@ def test_every_record_and_every_photo_is_in_the_table(run: Run, photos: Path, ch
         and "11 records not judged, 1 photo without a record" in done.stdout
     )
     assert "Stop after 2 checks: a check costs 1 and an unfound error 1000." in done.stdout
+    found = re.search(r"^first 1 check: (\d\.\d) wrong records \(95 % interval 0 to 1\)$", done.stdout, re.MULTILINE)
+    assert found and f"{float(judged[0]['record_wrong']):.1f}" == found[1]
+    assert '<div class="name">first 1 check</div>' in output.with_suffix(".html").read_text(encoding="utf-8")
+    assert f"Next: bincounter review {output} --photos={photos} --ckpt-path={checkpoint}\n" in done.stdout
     assert sorted(path.name for path in output.parent.iterdir()) == ["audit.csv", "audit.html"]
 
 
@@ -184,6 +191,7 @@ def test_any_bytes_are_records_or_refused(tmp_path_factory: pytest.TempPathFacto
         (["--error-rate=0"], "--error-rate=0 is out of range: it must be above 0 and at most 0.99"),
         (["--error-rate=nan"], "--error-rate=nan is out of range"),
         (["--spread=0"], "--spread=0 is out of range: it must be above 0 and at most 1"),
+        (["--checks=0"], "--checks=0 is out of range: it must be at least 1"),
         (["--cost-of-check=1"], "add --cost-of-error, or remove the other"),
         (["--cost-of-check=1", "--cost-of-error=-1"], "--cost-of-error=-1 is out of range"),
         (["--endpoint=${oc.env:HOME}"], "--endpoint=${oc.env:HOME} cannot name an endpoint"),
