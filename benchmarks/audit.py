@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 
 from bincounter.audit.expected_yield import SHARES, Found, expected_found, first_checks
-from bincounter.audit.posterior import SPREAD, RecordJudge, is_balanced, training_shares
+from bincounter.audit.posterior import SPREAD, RecordJudge
 from bincounter.errors import BinCounterError
 from bincounter.training.results import Predictions, read_results
 
@@ -64,13 +64,13 @@ def main() -> int:
         sys.exit(f"{options.run} has no predictions of test photos: name a run that has scored them")
     known = np.isin(scored.counts, scored.support)
     scored = scored.rows(np.flatnonzero(known))
-    balanced = is_balanced(results.config.get("model") or {}, results.config)
-    shares = training_shares(results.photos("train"), scored.support, balanced=balanced)
+    model = {"counts": scored.support, "train_counts": results.photos("train"), "model": results.config["model"]}
+    model["balanced"] = results.config["data"].get("balanced", False)
     right = (scored.counts == scored.predicted).mean()
     print(f"{options.run}: {len(scored.ids):,} test photos, {right:.1%} counted right, {options.draws} draws")
     ratios = {}
     for rate in RATES:
-        judge = RecordJudge(tuple(scored.support), shares, error_rate=rate)
+        judge = RecordJudge.of_model(model, error_rate=rate)
         draws = [draw(scored, judge, seed) for seed in range(5 if options.quick else options.draws)]
         ratios[f"{rate:.0%} wrong"] = round(_print(rate, draws), 2)
     print(json.dumps({"found in the first 10 %, times random": ratios}))
@@ -94,7 +94,7 @@ def draw(scored: Predictions, judge: RecordJudge, seed: int) -> Draw:
     wrong_count = (odds.cumsum(1) / odds.sum(1, keepdims=True) > generator.random((len(true), 1))).argmax(1)
     wrong = generator.random(len(true)) < judge.error_rate
     recorded = np.where(wrong, support[wrong_count], true)
-    record_wrong = judge.judge(scored.probabilities, recorded).record_wrong
+    record_wrong = judge.for_stock(recorded).judge(scored.probabilities, recorded).record_wrong
     of_recorded = scored.probabilities[np.arange(len(true)), np.searchsorted(support, recorded)]
     keys = {
         "audit": -record_wrong,

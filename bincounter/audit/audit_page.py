@@ -24,7 +24,13 @@ _LISTED = 200  # records that were not judged
 
 
 def write_audit_page(
-    path: Path, audit: Audit, judge: RecordJudge, costs: Costs | None, about: Mapping[str, str], footer: str = ""
+    path: Path,
+    audit: Audit,
+    judge: RecordJudge,
+    costs: Costs | None,
+    about: Mapping[str, str],
+    *,
+    checks: int | None = None,
 ) -> Path:
     """Write the page of an audit.
 
@@ -34,7 +40,7 @@ def write_audit_page(
         judge: that judged them.
         costs: of a check and of an error, ``None`` if they were not given.
         about: the model and the settings, text by name.
-        footer: the next step.
+        checks: number that people have time for.
 
     Returns:
         ``path``.
@@ -48,14 +54,14 @@ def write_audit_page(
         "headline": headline(everything),
         "lead": f"{whole(len(wrong))} of {whole(len(audit.order))} records and photos were judged, and are ranked by "
         "the probability that the count is wrong, given a photo of the bin and how often records are wrong.",
-        "cards": [_card(expected_found(wrong, n), share, everything) for share, n in cards_of(wrong)],
+        "cards": [_card(expected_found(wrong, n), name, everything) for name, n in cards_of(wrong, checks)],
         "curve": _curve(wrong, stop),
         "stop_at": stop,
         "stop": stop_sentence(wrong, costs),
         "bins": [_bin(audit, int(row)) for row in audit.order[: min(SHOWN, len(wrong))]],
         "refused": _refused(audit),
         "about": {**about, "error rate": f"{judge.error_rate:g}", "spread": f"{judge.spread:g}"},
-        "footer": footer or "Made by bincounter. This file needs no network.",
+        "footer": "Made by bincounter. This file needs no network.",
     }
     return write_page(path, "audit.html", content)
 
@@ -67,10 +73,21 @@ def headline(everything: Found) -> str:
     return f"{decimals(everything.expected, 1)} of {whole(everything.checks)} records are expected to be wrong"
 
 
-def cards_of(record_wrong: np.ndarray) -> list[tuple[float, int]]:
-    """Return shares of the judged records, and the numbers of checks that they are, each number once."""
-    numbers = dict(zip(first_checks(len(record_wrong)), SHARES, strict=True))
-    return [(share, number) for number, share in numbers.items() if number]
+def cards_of(record_wrong: np.ndarray, checks: int | None = None) -> list[tuple[str, int]]:
+    """Return names and numbers of first checks: shares of the judged records, each number once, and ``checks``."""
+    numbers = {
+        number: f"first {percent(share, 0)}, {_checks(number)}"
+        for number, share in zip(first_checks(len(record_wrong)), SHARES, strict=True)
+    }
+    named = [(name, number) for number, name in numbers.items() if number]
+    if checks is not None and named:
+        checks = min(checks, len(record_wrong))
+        named.append((f"first {_checks(checks)}", checks))
+    return named
+
+
+def _checks(number: int) -> str:
+    return f"{whole(number)} check{'s' * (number != 1)}"
 
 
 def found_sentence(found: Found) -> str:
@@ -94,11 +111,11 @@ def stop_sentence(record_wrong: np.ndarray, costs: Costs | None) -> str:
     )
 
 
-def _card(found: Found, share: float, everything: Found) -> dict[str, Any]:
+def _card(found: Found, name: str, everything: Found) -> dict[str, Any]:
     at_random = everything.expected * found.checks / everything.checks
     top = max(found.high, at_random, 1e-9) * 1.1
     return {
-        "name": f"first {percent(share, 0)}: {whole(found.checks)} checks",
+        "name": name,
         "value": decimals(found.expected, 1),
         "range": f"95 % interval {found.low} to {found.high}",
         "against": f"{decimals(at_random, 1)} in a random order",

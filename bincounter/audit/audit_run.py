@@ -1,6 +1,5 @@
 """One audit: photos counted in a stream, records judged, ``audit.csv`` written; a killed audit resumes."""
 
-import hashlib
 import json
 import logging
 import os
@@ -14,6 +13,7 @@ import numpy as np
 
 from bincounter.audit.posterior import RecordJudge
 from bincounter.audit.stock_records import COLUMNS, Stock, StockRecord
+from bincounter.data.photo_store import decoder_digest
 from bincounter.errors import Interrupted, ResourceError, UserError
 from bincounter.files import atomic_write, lock, translate_disk_full
 from bincounter.names import TableWriter, escape_name
@@ -34,14 +34,12 @@ class Counting:
         judge: of records, by the distributions of this model.
         answers: paths of photos -> a prediction for each, in their order.
         trained_on: ids of the photos that the model was trained on.
-        failures: number of photos that were not read for a reason outside of them, such as a lack of memory.
     """
 
     key: str
     judge: RecordJudge
     answers: Callable[[Iterable[str]], Iterator[Prediction]]
     trained_on: Sequence[str] = ()
-    failures: Callable[[], int] = lambda: 0
 
 
 @dataclass
@@ -56,6 +54,7 @@ class Audit:
         direction: ``missing`` or ``extra`` ``[N]``; empty if it was not judged.
         units_off: expected true count minus the recorded one, float ``[N]``; NaN if it was not judged.
         order: rows of the table ``[N]``: judged records by descending ``record_wrong``, then the others.
+        uncounted: number of photos that were not counted for a reason outside of them, such as a lack of memory.
     """
 
     stock: Stock
@@ -65,6 +64,7 @@ class Audit:
     direction: np.ndarray = field(init=False)
     units_off: np.ndarray = field(init=False)
     order: np.ndarray = field(init=False)
+    uncounted: int = 0
 
     def judge(self, judge: RecordJudge) -> None:
         """Judge the records that have a prediction and no reason against it."""
@@ -72,7 +72,8 @@ class Audit:
         at = np.array([row for row, record in enumerate(records) if not record.reason], dtype=int)
         self.record_wrong, self.units_off = np.full((2, len(records)), np.nan)
         self.direction = np.full(len(records), "", dtype="<U7")
-        verdicts = judge.judge(self.probabilities[at], [records[row].expected for row in at])
+        recorded = [int(records[row].expected) for row in at]
+        verdicts = judge.for_stock(recorded).judge(self.probabilities[at], recorded)
         self.record_wrong[at], self.direction[at] = verdicts.record_wrong, verdicts.direction
         self.units_off[at] = verdicts.units_off
         self.order = np.argsort(-self.record_wrong, kind="stable")  # NaN last
@@ -90,25 +91,27 @@ class Audit:
         return self.counts[int(probabilities.argmax())], float(probabilities @ np.array(self.counts))
 
 
-def run_audit(stock: Stock, counting: Counting, output: Path) -> Audit:
+def run_audit(
+    stock: Stock, counting: Counting, output: Path, finish: Callable[[Audit], object] = lambda audit: None
+) -> Audit:
     """Count the photos of the records, judge the records, and write the table.
 
-    Predictions are appended to a work file beside the table as they come. A killed audit of the same records by the
-    same model resumes there; the file is removed once the table is written.
+    Predictions are appended to a work file beside the table as they come, and a killed audit by the same model resumes
+    there. The file is removed once all is written, unless photos were not counted for a reason outside of them: the
+    next audit reads these alone.
 
     Args:
         stock: records with their photos found; those that are not judged get their reason.
         counting: the model.
         output: path of ``audit.csv``.
+        finish: is called once the table is written, to write what belongs to it.
 
     Raises:
         UserError: another audit writes this table.
-        ResourceError: the disk is full; or photos were not read for a reason outside of them: the table is written, and
-            the next audit reads these alone.
+        ResourceError: the disk is full, or the model cannot be reached.
         Interrupted: by Ctrl-C.
     """
     counts, records = counting.judge.counts, stock.records
-    digest = _digest(counting.key, stock)
     audit = Audit(stock, counts, np.full((len(records), len(counts)), np.nan))
     wanted = {record.file: row for row, record in enumerate(records) if not record.reason}
     for row in wanted.values():
@@ -116,7 +119,7 @@ def run_audit(stock: Stock, counting: Counting, output: Path) -> Audit:
             known = ", ".join(map(str, counts))
             records[row].reason = f"the model does not know the count {records[row].expected}, only {known}"
     work = output.with_name(f"{output.name}.part")
-    with translate_disk_full(output.parent), _WorkFile(work, digest).opened() as file:
+    with translate_disk_full(output.parent), _WorkFile(work, f"{counting.key} {decoder_digest()}").opened() as file:
         left = [photo for photo in wanted if not file.take(photo, audit.probabilities[wanted[photo]])]
         left.sort(key=file.failed.__contains__)  # last, so that batches stay the same
         if len(left) < len(wanted):
@@ -124,36 +127,33 @@ def run_audit(stock: Stock, counting: Counting, output: Path) -> Audit:
         for answer in track(counting.answers(left), "Counting photos", len(left)):
             row = wanted[answer.photo]
             audit.probabilities[row] = file.append(answer, counts)
+            audit.uncounted += answer.passing
             if answer.count is None:
                 records[row].reason = records[row].reason or answer.error
         audit.judge(counting.judge)
         _write(output, audit)
-    if failures := counting.failures():
-        failed = f"{failures} of {len(left)} photos were not read for a reason outside of them"
-        raise ResourceError(f"{failed}: give this process the right, the memory or the open files, and run again.")
-    work.unlink()
+        finish(audit)
+    if not audit.uncounted:
+        work.unlink(missing_ok=True)
     return audit
-
-
-def _digest(key: str, stock: Stock) -> str:
-    """Identify the model and the records of an audit."""
-    digest = hashlib.sha256(key.encode())
-    for record in stock.records:
-        digest.update(json.dumps([record.bin, record.photo, record.expected]).encode())
-    return digest.hexdigest()
 
 
 class _WorkFile:
     """Predictions of an audit in progress, a line of JSON each: photo, size, time of change, probabilities.
 
-    A photo that could not be counted has no probabilities, and is read again by a resumed audit.
+    A photo that could not be counted has no probabilities, and is read again by a resumed audit. Predictions depend on
+    the photo and on the model alone, so that an audit of other records takes them, too.
+
+    Args:
+        path: of the file.
+        model: changes with the model.
 
     Attributes:
         failed: photos that could not be counted before.
     """
 
-    def __init__(self, path: Path, digest: str) -> None:
-        self._path, self._digest = path, digest
+    def __init__(self, path: Path, model: str) -> None:
+        self._path, self._head = path, {"model": model}
         self._known: dict[str, list[Any]] = {}
         self.failed: set[str] = set()
         self._file: IO[bytes]
@@ -169,14 +169,16 @@ class _WorkFile:
             self._file.truncate(self._read())
             self._file.seek(0, os.SEEK_END)
             if not self._file.tell():
-                self._write({"audit": self._digest})
+                self._write(self._head)
             try:
                 yield self
             except KeyboardInterrupt:
                 raise Interrupted("Interrupted: run the same command again, and it resumes") from None
+            except ResourceError as error:
+                raise ResourceError(f"{error}; the same command resumes the audit") from error
 
     def _read(self) -> int:
-        """Read the whole batches of a file of the same audit; return the bytes that they take."""
+        """Read the whole batches of a file of the same model; return the bytes that they take."""
         ends, lines = [], []
         for line in self._file:
             try:
@@ -184,9 +186,9 @@ class _WorkFile:
             except ValueError:  # the last line of a killed audit
                 break
             ends.append(self._file.tell())
-        if not lines or lines[0] != {"audit": self._digest}:
+        if not lines or lines[0] != self._head:
             if lines:
-                log.info("%s is of other records or another model: the audit starts anew", escape_name(self._path))
+                log.info("%s is of another model: the audit starts anew", escape_name(self._path))
             return 0
         whole = (len(lines) - 1) // _BATCH * _BATCH
         self._known = {line[0]: line for line in lines[1 : whole + 1]}

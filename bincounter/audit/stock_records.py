@@ -4,13 +4,15 @@ import csv
 import io
 import os
 import re
-from collections import Counter
-from collections.abc import Iterator, Sequence
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from bincounter.data.layouts.abid import METADATA, read_metadata
 from bincounter.data.layouts.base import LARGEST_COUNT, UnusableInput, find_photos
+from bincounter.data.s3.address import is_remote
 from bincounter.errors import UserError, closest_match
 from bincounter.names import escape_name, read_cell, unescape_name
 from bincounter.progress import track
@@ -24,6 +26,7 @@ AUDIT_COLUMNS = (*COLUMNS, "predicted", "expected_count", "record_wrong", "direc
 
 _OURS = re.compile(r"p_\d+")
 _ADVICE = "write it as CSV in UTF-8, with commas between the columns bin, photo and expected, and a line for each bin"
+_COUNT = re.compile(r"([0-9]{1,20})(?:\.0*)?")  # pandas writes a column with gaps as 3.0
 
 
 @dataclass(slots=True)
@@ -94,7 +97,7 @@ def _from_metadata(path: Path) -> Stock:
             reason = ""
         except UnusableInput as error:
             expected, reason = "", str(error)
-        stock.records.append(StockRecord(file.stem, f"{file.stem}.jpg", expected, reason))
+        stock.records.append(StockRecord(file.stem, file.stem, expected, reason))
     return stock
 
 
@@ -115,18 +118,25 @@ def _from_table(path: Path) -> Stock:
         raise UserError(f"--record {named} is not a CSV table ({error}): {_ADVICE}") from error
     if not rows:
         raise UserError(f"--record {named} is empty: {_ADVICE}")
-    header = [name.strip() for name in rows[0][1]]
+    header = [name.strip() for name in _trimmed(rows[0][1], 0)]
     _check_header(named, header)
-    records = [_record(line, row, header) for line, row in rows[1:]]
+    records = [_record(line, _trimmed(row, len(header)), header) for line, row in rows[1:]]
     return Stock(records, [name for name in header if name not in COLUMNS])
+
+
+def _trimmed(row: list[str], least: int) -> list[str]:
+    """Return a line without the empty cells at its end that are beyond the columns, such as Excel writes."""
+    while len(row) > least and not row[-1].strip():
+        row = row[:-1]
+    return row
 
 
 def _check_header(named: str, header: Sequence[str]) -> None:
     for name in COLUMNS:
         if name not in header:
             near = closest_match(name, header)
-            hint = f"; is it '{escape_name(near)}'?" if near else ""
-            raise UserError(f"--record {named} has no column '{name}' in its first line{hint} {_ADVICE.capitalize()}.")
+            hint = f" (is it '{escape_name(near)}'?)" if near else ""
+            raise UserError(f"--record {named} has no column '{name}' in its first line{hint}: {_ADVICE}")
     twice = next((name for name, times in Counter(header).items() if times > 1), None)
     if twice is not None:
         raise UserError(f"--record {named} has the column '{escape_name(twice)}' twice: remove or rename one")
@@ -141,8 +151,8 @@ def _record(line: int, row: list[str], header: Sequence[str]) -> StockRecord:
     record, count = StockRecord(name, photo, count, carried=list(cells.values()), line=line), count.strip()
     if len(row) > len(header):
         record.reason = f"the line has {len(row)} cells, and the first line {len(header)}"
-    elif re.fullmatch("[0-9]{1,20}", count) and int(count) <= LARGEST_COUNT:
-        record.expected = int(count)
+    elif (found := _COUNT.fullmatch(count)) and int(found[1]) <= LARGEST_COUNT:
+        record.expected = int(found[1])
     else:
         record.reason = f"the recorded count is not a whole number from 0 to {LARGEST_COUNT}"
     return record
@@ -163,28 +173,17 @@ class PhotoFinder:
     """
 
     def __init__(self, sources: Sequence[str], data_dir: Path) -> None:
-        self._by_path: dict[str, list[str]] = {}
-        self._by_name: dict[str, list[str]] = {}
+        self._buckets = data_dir / "s3"
         roots = [find_source(source, data_dir) for source in sources]
         folders = {root.parent if root.is_file() else root for root in roots}
         self.folder = folders.pop() if len(folders) == 1 else Path(os.path.commonpath(map(Path.absolute, folders)))
+        self._names: dict[tuple[str, str], None] = {}  # pairs of a path and a path below a source, each once
         for root in roots:
             for photo in [root] if root.is_file() else find_photos(root):
-                self._add(photo, photo.name if root.is_file() else photo.relative_to(root).as_posix())
-
-    def _add(self, photo: Path, name: str) -> None:
-        path = str(photo)
-        for key in {name, photo.as_posix()}:
-            if path not in (known := self._by_path.setdefault(key, [])):
-                known.append(path)
-        if path not in (known := self._by_name.setdefault(photo.name, [])):
-            known.append(path)
-
-    def __len__(self) -> int:
-        return sum(map(len, self._by_name.values()))
-
-    def __iter__(self) -> Iterator[str]:
-        return (path for paths in self._by_name.values() for path in paths)
+                below = photo.name if root.is_file() else photo.relative_to(root).as_posix()
+                self._names[str(photo), below] = None
+        self._photos = dict.fromkeys(path for path, _ in self._names)
+        self._indexes: dict[Callable[[str], str], dict[str, list[str]]] = {}
 
     def match(self, stock: Stock) -> None:
         """Find the photo of each record, and append the photos without one.
@@ -192,10 +191,8 @@ class PhotoFinder:
         What is not found, and records of one photo that repeat or contradict each other, get their reason.
         """
         first: dict[str, StockRecord] = {}
-        used: set[str] = set()
         for record in stock.records:
             paths = self._find(record.photo)
-            used.update(paths)
             if len(paths) == 1:
                 record.photo, record.file = self._below(paths[0]), paths[0]
                 _compare(first.setdefault(record.file, record), record)
@@ -206,22 +203,55 @@ class PhotoFinder:
         empty = [""] * len(stock.carried)
         stock.records += [
             StockRecord("", self._below(path), "", "the photo has no record", empty, file=path)
-            for path in self
-            if path not in used
+            for path in self._photos
+            if path not in first
         ]
 
     def _below(self, path: str) -> str:
         photo = Path(path) if not self.folder.is_absolute() else Path(path).absolute()
         return photo.relative_to(self.folder).as_posix()
 
-    def _find(self, name: str) -> list[str]:
-        """Return the paths that a name stands for: as it is, without spaces around it, or as our tables escape it."""
-        for each in dict.fromkeys((name, name.strip(), read_cell(name), unescape_name(name))):
-            path = PurePosixPath(each)
-            found = self._by_path.get(path.as_posix()) or (len(path.parts) == 1 and self._by_name.get(path.name))
-            if found:
+    def _find(self, name: str) -> Sequence[str]:
+        """Return the paths that a name stands for: a path, its end, or either without the suffix, however written."""
+        spellings = [name, name.strip(), read_cell(name), unescape_name(name), name.strip().replace("\\", "/")]
+        if is_remote(name.strip()):  # an object, which has a local copy
+            spellings.append(str(self._buckets / name.strip().partition("://")[2]))
+        for each in dict.fromkeys(spellings):
+            if (path := str(Path(each))) in self._photos:
+                return (path,)
+            key = _composed(PurePosixPath(each).as_posix())
+            if found := next((paths for form in _FORMS if (paths := self._index(form).get(key))), None):
                 return found
-        return []
+        return ()
+
+    def _index(self, form: Callable[[str], str]) -> dict[str, list[str]]:
+        """Return the paths by one form of their names; it is made when a record first needs it."""
+        if form not in self._indexes:
+            paths: defaultdict[str, list[str]] = defaultdict(list)
+            for path, key in dict.fromkeys((path, form(below)) for path, below in self._names):
+                paths[key].append(path)
+            self._indexes[form] = dict(paths)
+        return self._indexes[form]
+
+
+def _composed(name: str) -> str:
+    """Return a name whose accents are one character each, not two as macOS writes them."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _without_suffix(name: str) -> str:
+    return _composed(name).rpartition(".")[0]
+
+
+def _name(path: str) -> str:
+    return _composed(path).rpartition("/")[2]
+
+
+def _stem(path: str) -> str:
+    return _without_suffix(_name(path))
+
+
+_FORMS = (_composed, _without_suffix, _name, _stem)
 
 
 def _compare(first: StockRecord, later: StockRecord) -> None:

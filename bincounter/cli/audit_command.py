@@ -2,11 +2,11 @@
 
 import logging
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bincounter.errors import ConfigError, UserError
+from bincounter.errors import ConfigError, ResourceError, UserError
 from bincounter.files import check_writable, is_stream
 from bincounter.names import escape_name
 
@@ -55,6 +55,9 @@ def add_audit(commands: Any, path: Callable[[str], Path], place: Callable[[str],
     )
     audit.add_argument("--cost-of-check", type=float, metavar="COST", help="of checking a bin, to say where to stop")
     audit.add_argument("--cost-of-error", type=float, metavar="COST", help="of a wrong record that nobody finds")
+    audit.add_argument(
+        "--checks", type=int, metavar="N", help="checks that people have time for, to print what these find"
+    )
     audit.add_argument("--data-dir", type=path, default=Path("data"), help="where photos of buckets are kept (data)")
     audit.add_argument(
         "--trust", action="append", default=[], metavar="PACKAGE", help="your own package that defines the model"
@@ -67,7 +70,7 @@ def _audit(arguments: Namespace) -> int:
 
     Raises:
         UserError: the records, the photos or the model cannot be used.
-        ResourceError: photos were not read for lack of memory or permission, or the disk is full.
+        ResourceError: photos were not counted for a reason outside of them, or the disk is full.
     """
     from bincounter.cli.hydra_app import show_log
 
@@ -91,26 +94,38 @@ def _audit(arguments: Namespace) -> int:
     from bincounter.audit.expected_yield import expected_found
     from bincounter.config.quoting import shell_command
 
-    audit = run_audit(stock, counting, arguments.output)
     costs = _costs(arguments)
     about |= {"records": str(arguments.record), "table": str(arguments.output)}
-    write_audit_page(page, audit, counting.judge, costs, {name: escape_name(text) for name, text in about.items()})
+    named = {name: escape_name(text) for name, text in about.items()}
+    audit = run_audit(
+        stock,
+        counting,
+        arguments.output,
+        lambda audit: write_audit_page(page, audit, counting.judge, costs, named, checks=arguments.checks),
+    )
     wrong = audit.judged
     judged = "" if len(wrong) == records else f", {len(wrong):,} of {records:,} judged"
     print(f"{headline(expected_found(wrong, len(wrong)))}{judged}")
-    for share, number in cards_of(wrong):
-        print(
-            f"first {share:.0%}, {number:,} check{'s' * (number != 1)}: {found_sentence(expected_found(wrong, number))}"
-        )
+    for name, number in cards_of(wrong, arguments.checks):
+        print(f"{name}: {found_sentence(expected_found(wrong, number))}")
     if costs and len(wrong):
         print(stop_sentence(wrong, costs))
     if left := len(audit.order) - len(wrong):
         extra = len(audit.order) - records
         others = f"{extra:,} photo{'s' * (extra != 1)} without a record"
         print(f"{left - extra:,} records not judged, {others}: listed last, with the reasons")
-    review = shell_command("bincounter", "review", arguments.output, f"--photos={photos.folder}")
+    local = arguments.ckpt_path is not None and arguments.ckpt_path.exists()
+    trust = [f"--trust={package}" for package in arguments.trust]
+    shown = [f"--ckpt-path={arguments.ckpt_path}", *trust] if local else []  # to show where the model looked
+    review = shell_command("bincounter", "review", arguments.output, f"--photos={photos.folder}", *shown)
     print(f"{escape_name(arguments.output)}: check its bins from the top; {escape_name(page)} shows the first")
     print(f"Next: {escape_name(review)}")
+    if audit.uncounted:
+        raise ResourceError(
+            f"{audit.uncounted:,} of {len(audit.order):,} photos were not counted for a reason outside of them: give "
+            "this process the right, the memory or the open files, or mend the endpoint. The same command then counts "
+            "these alone."
+        )
     return 0 if len(wrong) else 2
 
 
@@ -131,6 +146,12 @@ def _check(arguments: Namespace, page: Path) -> None:
     missing = [name for name, cost in costs.items() if cost is None]
     if len(missing) == 1:
         raise ConfigError(f"where to stop depends on both costs: add {missing[0]}, or remove the other")
+    if arguments.endpoint is not None:
+        from bincounter.config.deploy_schema import ENDPOINT_NAME, NO_ENDPOINT_NAME
+
+        Bound(pattern=ENDPOINT_NAME, hint=NO_ENDPOINT_NAME).check("--endpoint", arguments.endpoint)
+    if arguments.checks is not None:
+        Bound(ge=1).check("--checks", arguments.checks)
     output: Path = arguments.output
     if output.suffix != ".csv" or is_stream(output):
         raise UserError(f"--output={output} is not a name for the table: let it end in .csv; the page is put beside it")
@@ -152,7 +173,8 @@ def _model(arguments: Namespace) -> "tuple[Counting, dict[str, str]]":
 
     checkpoint = arguments.ckpt_path or find_newest_checkpoint(Path("logs"), named_by="--ckpt-path")
     from bincounter.audit.audit_run import Counting
-    from bincounter.audit.posterior import RecordJudge, is_balanced, training_shares
+    from bincounter.audit.posterior import RecordJudge
+    from bincounter.serving.packing.archive import model_ids
     from bincounter.serving.packing.tarball import file_digest
     from bincounter.training.predictor import Predictor
     from bincounter.training.results import find_run_of_checkpoint
@@ -162,13 +184,12 @@ def _model(arguments: Namespace) -> "tuple[Counting, dict[str, str]]":
     predictor = Predictor(checkpoint, arguments.trust)
     described = predictor.description
     run = find_run_of_checkpoint(predictor.checkpoint).run
-    balanced = is_balanced(described["model"], run.config if run else None)
-    shares = training_shares(described["train_counts"], predictor.counts, balanced=balanced)
-    judge = RecordJudge(predictor.counts, shares, arguments.error_rate, arguments.spread)
-    digest, about = file_digest(predictor.checkpoint), _describe(predictor, run, shares)
+    judge = RecordJudge.of_model(described, arguments.error_rate, arguments.spread)
+    digest, about = file_digest(predictor.checkpoint), _describe(predictor, run, judge.training_shares)
     if arguments.endpoint is None:
-        return Counting(digest, judge, predictor.answers, described["train_ids"], lambda: predictor.failures), about
-    answers = _endpoint(arguments.endpoint, arguments.data_dir, predictor.counts)
+        return Counting(digest, judge, predictor.answers, described["train_ids"]), about
+    models = model_ids(predictor.checkpoint, trusted=arguments.trust)
+    answers = _endpoint(arguments.endpoint, arguments.data_dir, predictor.checkpoint, models)
     key = f"{arguments.endpoint} {digest}"
     return Counting(key, judge, answers, described["train_ids"]), {"endpoint": arguments.endpoint, **about}
 
@@ -186,44 +207,48 @@ def _describe(predictor: "Predictor", run: "RunResults | None", shares: Sequence
     return about
 
 
-def _endpoint(name: str, data_dir: Path, counts: tuple[int, ...]) -> "Callable[[Iterable[str]], Iterator[Prediction]]":
+def _endpoint(
+    name: str, data_dir: Path, checkpoint: Path, models: Collection[str]
+) -> "Callable[[Iterable[str]], Iterator[Prediction]]":
     """Return a function that has photos counted by the server of this machine, or the SageMaker endpoint, of a name.
 
-    Raises:
-        BinCounterError: there is none.
+    Args:
+        name: of the server or the endpoint.
+        data_dir: folder with the list of the servers.
+        checkpoint: the model that it must serve.
+        models: ids of that model.
     """
     from bincounter.serving.local import client
     from bincounter.serving.local.access import read_access
     from bincounter.serving.local.running_servers import running_servers
 
-    server = next((each for each in running_servers(data_dir / "cache" / "serving") if each.name == name), None)
+    def check(model: str) -> None:
+        if model not in models:
+            raise UserError(
+                f"--endpoint={name} serves {model}, which is another model than {checkpoint}: name the checkpoint that "
+                "it serves with --ckpt-path, or deploy this one"
+            )
 
     def count(photos: Iterable[str]) -> "Iterator[Prediction]":
         paths = map(Path, photos)
-        answers = (
-            client.post_photos(server, paths, read_access("127.0.0.1", None).headers)
-            if server
-            else _count_on_sagemaker(name, paths)
-        )
-        for answer in answers:
-            if answer.count is not None and tuple(answer.probabilities) != counts:
-                raise UserError(
-                    f"--endpoint={name} does not count as the checkpoint does: name the checkpoint that it serves with "
-                    "--ckpt-path"
-                )
-            yield answer
+        server = next((each for each in running_servers(data_dir / "cache" / "serving") if each.name == name), None)
+        if server is None:
+            return _count_on_sagemaker(name, paths, check)
+        check(server.model)
+        return client.post_photos(server, paths, read_access("127.0.0.1", None).headers)
 
     return count
 
 
-def _count_on_sagemaker(name: str, photos: "Iterable[Path]") -> "Iterator[Prediction]":
+def _count_on_sagemaker(name: str, photos: "Iterable[Path]", check: Callable[[str], object]) -> "Iterator[Prediction]":
     from bincounter.cli.composition import compose
     from bincounter.cli.deploy_command import endpoint_spec
     from bincounter.cloud.account import Account
     from bincounter.cloud.endpoints.invoke import count_photos
     from bincounter.config.deploy_schema import check_deploy
+    from bincounter.config.quoting import override_of
 
-    cfg = compose([f"name={name}", "target=realtime", "action=status"], config_name="deploy")
+    cfg = compose([override_of("name", name), "target=realtime", "action=status"], config_name="deploy")
     check_deploy(cfg)
     spec = endpoint_spec(cfg)
-    return count_photos(Account(spec.target["region"], "target", dry=False), spec, photos)
+    return count_photos(Account(spec.target["region"], "target", dry=False), spec, photos, check)

@@ -32,8 +32,8 @@ ACTIONS = ("deploy", "invoke", "update", "status", "delete", "list", "package", 
 ARCHIVE_ACTIONS = ("deploy", "update", "package", "transform")
 """Actions that need an archive."""
 
-_NAME = r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}"  # of an endpoint, as SageMaker's service model has it
-_NO_NAME = "cannot name an endpoint: use at most 63 letters, digits and hyphens, none at an end"
+ENDPOINT_NAME = r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}"  # of an endpoint, as SageMaker's service model has it
+NO_ENDPOINT_NAME = "cannot name an endpoint: use at most 63 letters, digits and hyphens, none at an end"
 _PACKAGE = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*\.?"
 _NO_PACKAGE = "is not a package name: write it as it is imported, as in trust=[timm]"
 _SHA256 = r"(sha256:)?[0-9a-fA-F]{64}"
@@ -159,7 +159,7 @@ class DeployConfig:
     ckpt_path: str | None = path_setting(None)
     # file of the archive; null: endpoint/model.tar.gz of the run; an existing one is served where ckpt_path is null
     archive: str | None = path_setting(None)
-    name: str = bounded("bincounter", pattern=_NAME, hint=_NO_NAME)  # name of the endpoint
+    name: str = bounded("bincounter", pattern=ENDPOINT_NAME, hint=NO_ENDPOINT_NAME)  # name of the endpoint
     # photos to count; action=invoke: a photo, a folder or an s3:// URI; action=transform: an s3:// folder
     input: str | None = path_setting(None)
     output: str | None = None  # s3:// folder of the answers of action=transform

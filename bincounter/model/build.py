@@ -63,6 +63,7 @@ def checkpoint_metadata(
     *,
     image_size: int,
     learn_above: int = 0,
+    balanced: bool = False,
     train_counts: Mapping[int, int],
     train_ids: Sequence[str],
     train_content: Tensor,
@@ -75,6 +76,7 @@ def checkpoint_metadata(
         counts: the support, ascending.
         image_size: side of the training photos, in pixels.
         learn_above: see :func:`bincounter.model.objectives.learnt_counts`.
+        balanced: training drew every count equally often.
         train_counts: photos per count in training.
         train_ids: ids of the training photos.
         train_content: ``int64[N]``, content hashes of the training photos (``uint64`` bits viewed as ``int64``).
@@ -91,6 +93,7 @@ def checkpoint_metadata(
         "counts": [int(count) for count in counts],
         "image_size": int(image_size),
         "learn_above": int(learn_above),
+        "balanced": bool(balanced),
         "train_counts": {int(count): int(number) for count, number in train_counts.items()},
         "train_ids": [str(id_) for id_ in train_ids],
         "train_content": torch.as_tensor(train_content, dtype=torch.int64),
@@ -190,6 +193,8 @@ def check_description(description: Mapping[str, Any]) -> None:
     above = description.get("learn_above", 0)
     if type(above) is not int or not 0 <= above <= 100:
         raise UserError(f"its learn_above is {above!r}, not a number of counts{wrong}")
+    if type(description.get("balanced", False)) is not bool:
+        raise UserError(f"its balanced is {description['balanced']!r}, not true or false{wrong}")
     photos = description["train_counts"]
     if not isinstance(photos, dict) or not all(type(n) is int and n >= 0 for pair in photos.items() for n in pair):
         raise UserError(f"its train_counts are not numbers of photos by count{wrong}")

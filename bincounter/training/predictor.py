@@ -48,6 +48,7 @@ class Prediction:
         error: the reason if the photo could not be counted, else empty.
         needs_person: the model is less sure than it was of the chosen share of validation photos; ``None`` if no share
             was chosen.
+        passing: the reason is outside of the photo, such as a lack of memory: another try may succeed.
     """
 
     photo: str
@@ -56,6 +57,7 @@ class Prediction:
     probabilities: Mapping[int, float] = field(default_factory=dict)
     error: str = ""
     needs_person: bool | None = None
+    passing: bool = False
 
     @classmethod
     def of(cls, photo: str, probabilities: Mapping[int, float], least: float | None = None) -> Self:
@@ -163,7 +165,7 @@ class Predictor:
             return Prediction(name, error=str(error))
         except (MemoryError, OSError) as error:
             self.failures += 1
-            return Prediction(name, error=failure_clause(error))
+            return Prediction(name, error=failure_clause(error), passing=True)
 
     @torch.inference_mode()
     def _batch(self, names: Sequence[str], read: Sequence[torch.Tensor | Prediction]) -> Iterator[Prediction]:

@@ -278,6 +278,7 @@ def _model(plain: dict[str, Any], data: BinDataModule) -> BinCounter:
         data.counts,
         image_size=data.image_size,
         learn_above=above,
+        balanced=plain["data"]["balanced"],
         train_counts={count: train_counts[count] for count in data.counts},
         train_ids=_train_ids(data),
         train_content=_train_content(data),

@@ -1,7 +1,9 @@
 """``bincounter audit`` as users run it: tables of any content, names of any bytes, kills, and the page."""
 
 import csv
+import errno
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,13 +21,15 @@ from commands import REPOSITORY, Run, environment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from playwright.sync_api import Browser
+from s3_server import S3Server
 from served_runs import checkpoint_alone
 
+from bincounter.audit import stock_records
 from bincounter.audit.audit_page import write_audit_page
-from bincounter.audit.audit_run import Counting, run_audit
+from bincounter.audit.audit_run import Audit, Counting, run_audit
 from bincounter.audit.expected_yield import Costs
 from bincounter.audit.posterior import RecordJudge, training_shares
-from bincounter.audit.stock_records import PhotoFinder, read_stock
+from bincounter.audit.stock_records import PhotoFinder, Stock, StockRecord, read_stock
 from bincounter.errors import BinCounterError, Interrupted, ResourceError, UserError
 from bincounter.names import read_cell
 from bincounter.training.predictor import Prediction
@@ -79,10 +83,10 @@ def test_every_record_and_every_photo_is_in_the_table(run: Run, photos: Path, ch
     names = names_of(photos)
     rows: list[list[Any]] = [
         ["A-0", names[0], 0, "left"],
-        ["A-1", Path(names[1]).name, 3, "=right, or not"],  # by its name alone
+        ["A-1", Path(names[1]).name, "3.0", "=right, or not", "", " "],  # by its name alone; as pandas and Excel write
         ["A-2", names[2], 7, ""],
         ["A-3", names[3], "two", ""],
-        ["A-4", names[4], -1, ""],
+        ["A-4", names[4], 1.5, ""],
         ["A-5", names[5], 2, ""],
         ["A-5", names[5], 2, "again"],
         ["A-6", names[6], 2, ""],
@@ -92,10 +96,12 @@ def test_every_record_and_every_photo_is_in_the_table(run: Run, photos: Path, ch
         ["B-0", "0/broken.png", 2, ""],
         ["B-1", names[0], 2, "x", "a comma too many"],
     ]
-    stock = table(tmp_path / "stock.csv", rows, "bin,photo,expected,shelf")
+    stock = table(tmp_path / "stock.csv", rows, "bin,photo,expected,shelf,,")
     output = tmp_path / "new" / "audit.csv"
     arguments = ["--record", str(stock), f"ckpt_path={checkpoint}", "--output", str(output)]
-    done = run("-m", "bincounter", "audit", str(photos), *arguments, "--cost-of-check=1", "--cost-of-error=1000")
+    done = run(
+        "-m", "bincounter", "audit", str(photos), *arguments, "--cost-of-check=1", "--cost-of-error=1000", "--checks=1"
+    )
     audited = read(output)
     assert list(audited[0]) == [
         *("bin", "photo", "expected", "predicted", "expected_count", "p_0", "p_1", "p_2", "p_3"),
@@ -132,6 +138,10 @@ def test_every_record_and_every_photo_is_in_the_table(run: Run, photos: Path, ch
         and "11 records not judged, 1 photo without a record" in done.stdout
     )
     assert "Stop after 2 checks: a check costs 1 and an unfound error 1000." in done.stdout
+    found = re.search(r"^first 1 check: (\d\.\d) wrong records \(95 % interval 0 to 1\)$", done.stdout, re.MULTILINE)
+    assert found and f"{float(judged[0]['record_wrong']):.1f}" == found[1]
+    assert '<div class="name">first 1 check</div>' in output.with_suffix(".html").read_text(encoding="utf-8")
+    assert f"Next: bincounter review {output} --photos={photos} --ckpt-path={checkpoint}\n" in done.stdout
     assert sorted(path.name for path in output.parent.iterdir()) == ["audit.csv", "audit.html"]
 
 
@@ -142,7 +152,10 @@ def test_every_record_and_every_photo_is_in_the_table(run: Run, photos: Path, ch
         (b"\n \n", "stock.csv is empty"),
         (b"bin,photo,expected\n", "stock.csv has no records"),
         (b"bin,photo\nA,a.jpg\n", "has no column 'expected' in its first line"),
-        (b"bin,photo,expectd\nA,a.jpg,1\n", "has no column 'expected' in its first line; is it 'expectd'?"),
+        (
+            b"bin,photo,expectd\nA,a.jpg,1\n",
+            "has no column 'expected' in its first line (is it 'expectd'?): write it as CSV in UTF-8",
+        ),
         (b"bin;photo;expected\nA;a.jpg;1\n", "with commas between the columns"),
         (b"bin,photo,expected,photo\nA,a.jpg,1,b.jpg\n", "has the column 'photo' twice"),
         (b"bin,photo,expected,p_3\nA,a.jpg,1,1\n", "has a column 'p_3', which the audit writes itself"),
@@ -179,8 +192,10 @@ def test_any_bytes_are_records_or_refused(tmp_path_factory: pytest.TempPathFacto
         (["--error-rate=0"], "--error-rate=0 is out of range: it must be above 0 and at most 0.99"),
         (["--error-rate=nan"], "--error-rate=nan is out of range"),
         (["--spread=0"], "--spread=0 is out of range: it must be above 0 and at most 1"),
+        (["--checks=0"], "--checks=0 is out of range: it must be at least 1"),
         (["--cost-of-check=1"], "add --cost-of-error, or remove the other"),
         (["--cost-of-check=1", "--cost-of-error=-1"], "--cost-of-error=-1 is out of range"),
+        (["--endpoint=${oc.env:HOME}"], "--endpoint=${oc.env:HOME} cannot name an endpoint"),
         (["--output=audit.html"], "is not a name for the table: let it end in .csv"),
         (["--output={stock}"], "is the table of records, which would be replaced: name another file"),
         (["--output=/dev/stdout"], "is not a name for the table"),
@@ -196,7 +211,7 @@ def test_options_that_cannot_be_used_are_refused(
         f"--record={stock}",
         f"--ckpt-path={checkpoint}",
         f"--output={tmp_path / 'out' / 'audit.csv'}",
-        *(each.format(stock=stock) for each in arguments),
+        *(each.replace("{stock}", str(stock)) for each in arguments),
     ]
     done = run("-m", "bincounter", "audit", str(photos), *given_, code=2)
     assert said in done.stderr and len(done.stderr.splitlines()) == 1
@@ -208,7 +223,8 @@ def test_metadata_of_abid_are_records(photos: Path, tmp_path: Path) -> None:
     (folder / "metadata").mkdir(parents=True)
     (folder / "bin-images").mkdir()
     for number, text in enumerate(('{"EXPECTED_QUANTITY": 2}', '{"EXPECTED_QUANTITY": "2"}', "{"), start=1):
-        shutil.copy(photos / names_of(photos)[number], folder / f"bin-images/{number}.jpg")
+        suffix = "jpeg" if number == 1 else "jpg"
+        shutil.copy(photos / names_of(photos)[number], folder / f"bin-images/{number}.{suffix}")
         (folder / f"metadata/{number}.json").write_text(text)
     stock = read_stock(folder)
     PhotoFinder([str(folder / "bin-images")], tmp_path).match(stock)
@@ -223,14 +239,14 @@ def test_metadata_of_abid_are_records(photos: Path, tmp_path: Path) -> None:
         read_stock(photos)
 
 
-def counting(answer: Callable[[str], Prediction] | None = None, **others: Any) -> Counting:
+def counting(answer: Callable[[str], Prediction] | None = None) -> Counting:
     """A model that knows the count of a square bin by the name of its folder, or answers as asked."""
 
     def known(photo: str) -> Prediction:
         truth = int(Path(photo).parent.name)
         return Prediction.of(photo, {count: 0.85 if count == truth else 0.05 for count in COUNTS})
 
-    return Counting("model", JUDGE, lambda given_: map(answer or known, given_), **others)
+    return Counting("model", JUDGE, lambda given_: map(answer or known, given_))
 
 
 def matched(path: Path, photos: Path) -> Any:
@@ -248,18 +264,36 @@ def test_photos_are_found_by_path_or_by_an_unambiguous_name(photos: Path, tmp_pa
     found = [record.photo if record.file else record.reason for record in stock.records[: len(named)]]
     places = ["top.png", "x/top.png", "x/twice.png", "2 photos have this name: give its path", "y/twice.png"]
     assert found == places
+    (photos / "x/top.png").rename(photos / "x/cafe\u0301 1.png")  # as macOS writes it
+    others = ["x\\caf\u00e9 1.png", "caf\u00e9 1", "x/twice"]
+    other = matched(table(tmp_path / "s.csv", [[name, name, 1] for name in others]), photos)
+    assert [record.photo for record in other.records[:3]] == ["x/cafe\u0301 1.png"] * 2 + ["x/twice.png"]
+    assert {"x/twice.png", "y/twice.png"} <= {record.photo for record in stock.records}
+    ambiguous = matched(table(tmp_path / "s.csv", [["A", "twice.png", 1]]), photos)
+    assert {"x/twice.png", "y/twice.png"} <= {record.photo for record in ambiguous.records}  # none is lost
 
 
-def test_photos_that_the_model_was_trained_on_are_said(
-    run: Run, photos: Path, checkpoint: Path, tmp_path: Path
+@pytest.mark.timeout(100)  # a hang: comparing all with all takes minutes, else it is seconds
+def test_many_photos_of_one_name_are_told_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    many = [tmp_path / f"{number}/photo.jpg" for number in range(100_000)]
+    monkeypatch.setattr(stock_records, "find_photos", lambda root: many)
+    stock = Stock([StockRecord(f"{number}", f"{number}/photo.jpg", 1) for number in range(len(many))])
+    PhotoFinder([str(tmp_path)], tmp_path).match(stock)
+    assert [record.file for record in stock.records] == list(map(str, many))
+
+
+def test_photos_of_a_bucket_and_those_that_the_model_was_trained_on(
+    run: Run, s3: S3Server, photos: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "named"
-    folder.mkdir()
-    for name in ("3.png", "other.png"):  # 3 is the id of a training photo
-        shutil.copy(photos / names_of(photos)[0], folder / name)
-    stock = table(tmp_path / "stock.csv", [["A", "3.png", 1], ["B", "other.png", 1]])
+    content = (photos / names_of(photos)[0]).read_bytes()
+    s3.put("shop", {"named/3.png": content, "named/other.png": content})  # 3 is the id of a training photo
+    stock = table(tmp_path / "stock.csv", [["A", "3.png", 1], ["B", "s3://shop/named/other.png", 1]])
     arguments = ["--record", str(stock), f"ckpt_path={checkpoint}", f"--output={tmp_path / 'audit.csv'}"]
-    done = run("-m", "bincounter", "audit", str(folder), *arguments)
+    data = tmp_path / "data"
+    done = run("-m", "bincounter", "audit", "s3://shop/named", *arguments, f"--data-dir={data}", **s3.environment())
+    judged = {row["bin"]: row["photo"] for row in read(tmp_path / "audit.csv") if row["record_wrong"]}
+    assert judged == {"A": "3.png", "B": "other.png"}
+    assert f"--photos={data / 's3/shop/named'} " in done.stdout
     assert "The model was trained on 1 of these photos, by their names" in done.stderr
     assert "photos trained on" in (tmp_path / "audit.html").read_text(encoding="utf-8")
 
@@ -355,7 +389,9 @@ def test_work_of_another_audit_is_not_used(photos: Path, tmp_path: Path) -> None
     seen: list[str] = []
     assert asked(rows) == 8  # all but the whole batch of 32
     assert asked(rows, key="another model") == 40
-    assert asked([*rows[:-1], ["A-39", "0/39.png", 1]]) == 40
+    assert asked([*rows[:-1], ["A-39", "0/39.png", 1]]) == 8  # another record, not another photo
+    shutil.copy(photos / names_of(photos)[0], photos / "0/00.png")
+    assert asked([["A-00", "0/00.png", 0], *rows]) == 9
 
     seen.clear()
     table(stock, rows)
@@ -377,20 +413,45 @@ def test_photos_that_could_not_be_read_for_now_are_read_again(photos: Path, tmp_
         seen.append(photo)
         lacks = len(seen) == 3
         return (
-            Prediction(photo, error="too many open files")
+            Prediction(photo, error="too many open files", passing=True)
             if lacks
             else Prediction.of(photo, dict.fromkeys(COUNTS, 0.25))
         )
 
     output = tmp_path / "audit.csv"
-    with pytest.raises(ResourceError, match="1 of 40 photos were not read for a reason outside of them"):
-        run_audit(matched(stock, photos), counting(lacking, failures=lambda: 1), output)
+    assert run_audit(matched(stock, photos), counting(lacking), output).uncounted == 1
     assert [row["reason"] for row in read(output) if row["bin"] == "A-2"] == ["too many open files"]
-    seen.clear()
-    seen += ["", "", ""]
-    audit = run_audit(matched(stock, photos), counting(lacking), output)
+
+    def full(audit: Audit) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    seen[:] = ["", "", ""]
+    with pytest.raises(ResourceError, match="space"):  # what was counted is kept until the page is written
+        run_audit(matched(stock, photos), counting(lacking), output, full)
     assert len(seen) - 3 == 9 and seen[-1].endswith("0/2.png")  # those behind the whole batch, then the failed one
-    assert len(audit.judged) == 40
+    seen[:] = ["", "", ""]
+    work = output.with_name("audit.csv.part")
+    audit = run_audit(matched(stock, photos), counting(lacking), output, lambda audit: work.unlink())
+    assert len(seen) - 3 == 9 and len(audit.judged) == 40 and not work.exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that even root cannot read")
+def test_a_photo_that_cannot_be_read_withholds_nothing(
+    run: Run, photos: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    stock, output = table(tmp_path / "stock.csv", [*rows_of(photos), ["B", "0/lost.png", 1]]), tmp_path / "audit.csv"
+    (photos / "0/lost.png").symlink_to("/proc/self/mem")
+    for _ in range(2):
+        arguments = [f"--record={stock}", f"--ckpt-path={checkpoint}", f"--output={output}"]
+        done = run("-m", "bincounter", "audit", str(photos), *arguments, code=1)
+        assert "Next: bincounter review" in done.stdout
+        assert "1 of 10 photos were not counted for a reason outside of them" in done.stderr
+        assert [row["reason"] for row in read(output) if row["bin"] == "B"] == ["cannot be read (input/output error)"]
+        output.with_suffix(".html").unlink()
+    (photos / "0/lost.png").unlink()
+    shutil.copy(photos / names_of(photos)[0], photos / "0/lost.png")
+    run("-m", "bincounter", "audit", str(photos), *arguments)
+    assert not list(tmp_path.glob("*.part"))
 
 
 def test_two_audits_do_not_write_one_table(photos: Path, tmp_path: Path) -> None:

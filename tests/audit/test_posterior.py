@@ -1,6 +1,7 @@
 """Probabilities that records are wrong, and the yield of checks: against brute force, on any input, and calibrated."""
 
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from bincounter.audit import expected_yield
 from bincounter.audit.expected_yield import Costs, checks_worth, expected_found, first_checks
-from bincounter.audit.posterior import ERROR_RATE, EXTRA, MISSING, SPREAD, RecordJudge, is_balanced, training_shares
+from bincounter.audit.posterior import ERROR_RATE, EXTRA, MISSING, SPREAD, RecordJudge, training_shares
 from bincounter.cli import audit_command
 from bincounter.config.deploy_schema import AuditConfig
 
@@ -19,17 +20,16 @@ SHARES = training_shares({0: 9, 1: 49, 2: 29, 5: 9}, COUNTS)
 
 def brute_force(judge: RecordJudge, row: np.ndarray, recorded: int) -> dict[int, float]:
     """The formula, count by count."""
-    others = {k: judge.spread ** (abs(k - recorded) - 1) for k in judge.counts if k != recorded}
-    prior = {k: judge.error_rate * share / sum(others.values()) for k, share in others.items()}
-    prior[recorded] = 1 - judge.error_rate
-    weights = {
-        k: prior[k] * row[place] / judge.training_shares[place] for place, k in enumerate(judge.counts) if row[place]
-    }
+    weights = {}
+    for k, model, trained, stock in zip(judge.counts, row, judge.training_shares, judge.stock_shares, strict=True):
+        errors = {r: judge.spread ** (abs(r - k) - 1) for r in judge.counts if r != k}
+        rates = {r: judge.error_rate * share / sum(errors.values()) for r, share in errors.items()}
+        weights[k] = model / trained * stock * (rates | {k: 1 - judge.error_rate})[recorded]
     return {k: weight / sum(weights.values()) for k, weight in weights.items()}
 
 
 def test_verdicts_are_those_of_the_formula() -> None:
-    judge = RecordJudge(COUNTS, SHARES, error_rate=0.1, spread=0.5)
+    judge = RecordJudge(COUNTS, SHARES, error_rate=0.1, spread=0.5, stock_shares=(0.1, 0.1, 0.2, 0.2, 0.4))
     generator = np.random.default_rng(0)
     rows, recorded = generator.dirichlet(np.ones(5), 200), generator.choice(COUNTS, 200)
     rows[:20, 2] = 0
@@ -42,15 +42,27 @@ def test_verdicts_are_those_of_the_formula() -> None:
         assert verdicts.units_off[place] == pytest.approx(sum(p * (k - count) for k, p in posterior.items()))
 
 
-def test_the_training_shares_are_divided_out() -> None:
-    photos = {0: 9, 1: 89}
-    assert training_shares(photos, (0, 1)) == (0.1, 0.9)
-    assert training_shares({}, (0, 1)) == training_shares(photos, (0, 1), balanced=True) == (0.5, 0.5)
-    assert is_balanced({"class_weights": "balanced"}, None) and is_balanced({}, {"data": {"balanced": True}})
-    assert not is_balanced({"class_weights": None}, {"data": {"balanced": False}})
-    # The shares themselves say nothing on the photo: the prior is left.
-    judge = RecordJudge((0, 1), (0.1, 0.9), error_rate=0.2)
-    assert judge.judge([[0.1, 0.9], [0.1, 0.9]], [0, 1]).record_wrong == pytest.approx([0.2, 0.2])
+def test_the_shares_in_training_are_replaced_by_those_of_the_stock() -> None:
+    model: dict[str, Any] = {"counts": [0, 1], "train_counts": {0: 9, 1: 89}, "model": {"class_weights": None}}
+    plain = RecordJudge.of_model(model)
+    assert plain.training_shares == plain.stock_shares == (0.1, 0.9) == training_shares({0: 9, 1: 89}, (0, 1))
+    for even in ({"balanced": True}, {"model": {"class_weights": "balanced"}}):
+        judge = RecordJudge.of_model({**model, **even})
+        assert (judge.training_shares, judge.stock_shares) == ((0.5, 0.5), (0.1, 0.9))
+    # The shares themselves say nothing on the photo: the record and the stock are left.
+    even_stock = RecordJudge((0, 1), (0.1, 0.9), error_rate=0.2, stock_shares=(0.5, 0.5))
+    assert even_stock.judge([[0.1, 0.9]] * 2, [0, 1]).record_wrong == pytest.approx([0.2, 0.2])
+    same_stock = RecordJudge((0, 1), (0.1, 0.9), error_rate=0.2)
+    assert same_stock.judge([[0.1, 0.9]] * 2, [0, 1]).record_wrong == pytest.approx([0.18 / 0.26, 0.02 / 0.74])
+
+
+def test_shares_of_the_stock_are_estimated_from_wrong_records() -> None:
+    judge, true = RecordJudge(COUNTS, SHARES, error_rate=0.2), np.array([0.4, 0.0, 0.0, 0.1, 0.5])
+    recorded = np.exp(judge._log_recorded(np.array(COUNTS))) @ true  # shares of the recorded counts
+    numbers = (recorded * 1e6).round().astype(int)
+    assert judge.for_stock(np.repeat(COUNTS, numbers).tolist()).stock_shares == pytest.approx(true, abs=0.02)
+    assert judge.for_stock([5]).stock_shares == pytest.approx(SHARES, abs=0.05)  # a record is no stock
+    assert judge.for_stock([]).stock_shares == pytest.approx(SHARES)
 
 
 @given(
@@ -65,7 +77,7 @@ def test_any_distribution_gives_a_probability(
     row = np.array(probabilities) / sum(probabilities)
     counts = tuple(range(0, 3 * len(row), 3))
     recorded = data.draw(st.sampled_from(counts))
-    judge = RecordJudge(counts, training_shares({}, counts), error_rate, spread)
+    judge = RecordJudge(counts, training_shares({}, counts), error_rate, spread).for_stock([recorded] * 9)
     verdicts = judge.judge([row], [recorded])
     assert 0 <= verdicts.record_wrong[0] <= 1
     assert counts[0] - recorded - 1e-9 <= verdicts.units_off[0] <= counts[-1] - recorded + 1e-9
@@ -80,6 +92,8 @@ def test_what_cannot_be_judged_is_refused() -> None:
             RecordJudge(COUNTS, SHARES, error_rate, spread)
     with pytest.raises(ValueError, match="training_shares"):
         RecordJudge(COUNTS, SHARES[:2])
+    with pytest.raises(ValueError, match="stock_shares"):
+        RecordJudge(COUNTS, SHARES, stock_shares=(1.0, 0, 0, 0, 0))
     assert len(RecordJudge(COUNTS, SHARES).judge(np.zeros((0, 5)), []).record_wrong) == 0
 
 
@@ -113,8 +127,9 @@ def test_the_approximation_of_many_checks_is_near_the_exact_interval(monkeypatch
     assert expected_found(np.array([1.0] * 600 + [0.0] * 600), 1200)[1:] == (600.0, 600, 600)
 
 
-def test_the_promised_yield_is_kept() -> None:
-    """Truths drawn from the prior, photos from the model's own distribution: 95 % of intervals hold what is found."""
+@pytest.mark.parametrize("stock", [(0.125, 0.375, 0.25, 0.125, 0.0625, 0.0625), (0.05, 0.05, 0.05, 0.1, 0.25, 0.5)])
+def test_the_promised_yield_is_kept(stock: tuple[float, ...]) -> None:
+    """In a stock like the training photos, and in another one, 95 % of intervals hold what is found."""
     generator = np.random.default_rng(0)
     counts = np.arange(6)
     likelihood = np.exp(
@@ -125,13 +140,13 @@ def test_the_promised_yield_is_kept() -> None:
     model = (likelihood * np.array(shares)[:, None]).T
     model /= model.sum(1, keepdims=True)  # exactly calibrated under the shares in training
     judge = RecordJudge(tuple(counts.tolist()), shares, error_rate=0.05)
+    recording = np.exp(judge._log_recorded(counts)).T
     inside, total, found_early = [], 0, 0
     for _ in range(400):
-        recorded = generator.integers(0, 6, 400)
-        prior = np.exp(judge._log_prior(recorded))
-        truth = (prior.cumsum(1) < generator.random((400, 1))).sum(1)
+        truth = generator.choice(counts, 400, p=stock)
+        recorded = (recording[truth].cumsum(1) < generator.random((400, 1))).sum(1)
         kinds = (likelihood[truth].cumsum(1) < generator.random((400, 1))).sum(1)
-        record_wrong = judge.judge(model[np.minimum(kinds, 11)], recorded).record_wrong
+        record_wrong = judge.for_stock(recorded).judge(model[np.minimum(kinds, 11)], recorded).record_wrong
         order = np.argsort(-record_wrong)
         first = first_checks(400)[1]
         promised = expected_found(record_wrong[order], first)

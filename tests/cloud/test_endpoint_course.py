@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
@@ -12,6 +13,7 @@ from deployments import ROLE, act
 from scripted_endpoints import ScriptedEndpoints, scripted_endpoints
 
 from bincounter.cli.audit_command import _endpoint
+from bincounter.cloud.endpoints import invoke
 from bincounter.errors import ConfigError, ResourceError, UserError
 from sagemaker_rehearsal import client_environment
 
@@ -158,23 +160,38 @@ def test_a_busy_endpoint_is_deleted_when_it_may_be(
 
 
 def test_answers_and_refusals_of_the_container(
-    script: ScriptedEndpoints, archive: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    script: ScriptedEndpoints,
+    archive: Path,
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     act(*REALTIME, "action=deploy", "name=asked", archive=archive)
     capsys.readouterr()
-    invoke = ("target=realtime", "action=invoke", "name=asked")
+    asked = ("target=realtime", "action=invoke", "name=asked")
+
+    def counting_by(model: str) -> Any:
+        return _endpoint("asked", tmp_path, Path("best.ckpt"), {model})
+
     script.containers = [(503, '{"error": "too much to do"}'), (200, ANSWER)]  # one that is busy is asked again
-    assert act(*invoke, f"input={photos / '1.jpg'}") == 0
+    assert act(*asked, f"input={photos / '1.jpg'}") == 0
     assert capsys.readouterr().out == f"{photos / '1.jpg'}\t3\t(75% sure, 2.75 expected)\n"
     script.containers = [(200, ANSWER), (422, '{"error": "no photo"}')]  # as bincounter audit --endpoint asks
-    answers = list(_endpoint("asked", tmp_path, (2, 3))(str(photos / name) for name in ("1.jpg", "2.png")))
+    answers = list(counting_by("bincounter-0")(str(photos / name) for name in ("1.jpg", "2.png")))
     assert sorted((answer.count, answer.error) for answer in answers if answer.count) == [(3, "")]
     assert [answer.photo for answer in answers] == [str(photos / name) for name in ("1.jpg", "2.png")]
     script.containers = [(200, ANSWER)]
-    with pytest.raises(UserError, match="--endpoint=asked does not count as the checkpoint does"):
-        list(_endpoint("asked", tmp_path, (0, 3))([str(photos / "1.jpg")]))
+    with pytest.raises(
+        UserError, match=r"--endpoint=asked serves bincounter-0, which is another model than best\.ckpt"
+    ):
+        list(counting_by("bincounter-1")([str(photos / "1.jpg")]))
+    monkeypatch.setattr(invoke, "_TRIES", 2)
+    script.containers = [(500, '{"error": "broken"}'), (504, '{"error": "late"}'), (500, ""), (200, ANSWER)]
+    late, counted = (next(counting_by("bincounter-0")([str(photos / "1.jpg")])) for _ in range(2))
+    assert (late.error, late.passing, counted.count) == ("late", True, 3)
     script.containers = [(422, '{"error": "no photo: send a JPEG"}')] * 2
-    assert act(*invoke, f"input={photos}") == 2
+    assert act(*asked, f"input={photos}") == 2
     assert capsys.readouterr().err == "".join(
         f"{photos / name}: no photo: send a JPEG\n" for name in ("1.jpg", "2.png")
     )

@@ -1,5 +1,7 @@
 """Endpoints at the control plane, where they really serve: deploy.py from the first request to the last."""
 
+import base64
+import json
 import re
 import tarfile
 import threading
@@ -153,7 +155,7 @@ def test_an_asynchronous_endpoint_answers_in_s3(
     assert not processes(plane)
 
 
-def test_transform_job_continues_after_a_bad_photo(
+def test_transform_job_continues_after_a_bad_photo_and_judges_records(
     account: Account, plane: dict[str, str], archives: tuple[Path, Path, Path]
 ) -> None:
     for number in range(3):
@@ -162,6 +164,12 @@ def test_transform_job_continues_after_a_bad_photo(
     with pytest.raises(ResourceError, match="2 of 3 photos have an answer"):
         act("target=realtime", "name=batch", *GIVEN, "action=transform", *places, archive=archives[0])
     assert account.keys("batch-answers/") == {"0.jpg.out", "2.jpg.out"}
+    request = {"image": base64.b64encode(photo(1)).decode(), "expected": 3}  # by which a stock is audited in the cloud
+    account.put("stock/A-17.json", json.dumps(request).encode())
+    places = (f"input=s3://{BUCKET}/stock", f"output=s3://{BUCKET}/stock-answers")
+    assert act("target=realtime", "name=batch", *GIVEN, "action=transform", *places, archive=archives[0]) == 0
+    answer = json.loads(account.get(f"s3://{BUCKET}/stock-answers/A-17.json.out"))
+    assert 0 < answer["record_wrong"] < 1 and answer["direction"] in ("missing", "extra")
     assert act("target=realtime", "name=batch", "action=delete") == 0
     assert not account.sagemaker.list_models(NameContains="batch")["Models"]
     assert not processes(plane)

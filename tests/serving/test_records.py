@@ -133,6 +133,7 @@ def test_an_archive_of_an_earlier_version_answers_as_before(tmp_path: Path) -> N
     assert asking(photo(1)).status == 200
     assert "package the checkpoint again" in json.loads(asking(instance(expected=1)).body)["error"]
     asking.close()
+    assert "stock_shares" not in settings and ServedModel.load(unpacked_archive(tmp_path / "old")).judge == JUDGE
     wrongs: tuple[Any, ...] = ({**settings, "spread": 0}, {**settings, "training_shares": [1.0]}, {}, [])
     for wrong in wrongs:
         (folder / "model.json").write_text(json.dumps({**described, "audit": wrong}))
@@ -147,6 +148,6 @@ def test_the_error_rate_is_packed(tmp_path: Path) -> None:
     assert package(checkpoint, settings).model == default.model  # the counts do not depend on it
     stored = json.loads(read_member(settings.path, "model.json"))["audit"]
     shares = training_shares(dict.fromkeys(COUNTS, 2), COUNTS)
-    assert RecordJudge.of(stored, COUNTS) == RecordJudge(COUNTS, shares, 0.2, 0.5)
+    assert RecordJudge.of(stored, COUNTS) == RecordJudge(COUNTS, shares, 0.2, 0.5, shares)
     stored = json.loads(read_member(default.path, "model.json"))["audit"]
     assert (stored["error_rate"], stored["spread"]) == (0.03, 0.25)

@@ -112,6 +112,7 @@ def undisturbed(recipe: list[str], start: Start, tmp_path_factory: pytest.TempPa
     process = start("train.py", *recipe, f"paths.output_dir={folder}")
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
+    assert last_checkpoint(folder)["bincounter"]["balanced"]  # how it was trained, for the audit
     return folder
 
 

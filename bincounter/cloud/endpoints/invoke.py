@@ -4,7 +4,7 @@ import json
 import secrets
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from itertools import islice
@@ -16,6 +16,7 @@ from bincounter.cloud.endpoints.api_objects import Call, build_call
 from bincounter.cloud.endpoints.deployment_plan import bucket_uri, print_calls
 from bincounter.cloud.endpoints.endpoint_requests import EndpointSpec
 from bincounter.cloud.endpoints.endpoint_state import describe_config, require_endpoint
+from bincounter.data.photos import failure_clause, retry
 from bincounter.errors import ConfigError, Interrupted, ResourceError
 from bincounter.names import escape_name
 from bincounter.training.predictor import Prediction, print_predictions
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 _AT_ONCE = 8  # requests at a time; more would queue at the endpoint
 _AHEAD = 512  # photos whose requests are prepared at a time
-_TRIES = 6  # attempts per request while the endpoint is overloaded
+_TRIES = 6  # attempts per request while the endpoint is overloaded or fails
 _TIMEOUT_S = 1800.0  # seconds until an asynchronous answer: an instance may have to start first
 _POLL_S = 1.0
 _LARGEST_MB = {"realtime": 25, "serverless": 4, "async": 1000}  # AWS's limits of one request
@@ -35,7 +36,16 @@ _CONTENT_TYPES = {".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/pn
 
 
 class _RejectedPhoto(Exception):
-    """The endpoint rejected a photo; the message is the reason."""
+    """The endpoint rejected a photo; the message is the reason.
+
+    Args:
+        reason: the message.
+        passing: another try may succeed.
+    """
+
+    def __init__(self, reason: str, *, passing: bool = False) -> None:
+        super().__init__(reason)
+        self.passing = passing
 
 
 class _AsyncRequest(NamedTuple):
@@ -75,18 +85,21 @@ def invoke(account: "Account", spec: EndpointSpec, photos: list[Path], *, dry: b
     return 0 if counted else 2
 
 
-def count_photos(account: "Account", spec: EndpointSpec, photos: Iterable[Path]) -> Iterator[Prediction]:
+def count_photos(
+    account: "Account", spec: EndpointSpec, photos: Iterable[Path], check_model: Callable[[str], object]
+) -> Iterator[Prediction]:
     """Send photos to an endpoint; yields a prediction for each, in their order.
 
     Args:
         account: account of the endpoint.
         spec: settings of the endpoint.
         photos: paths; may be lazy and of any number.
+        check_model: is called with the id of the model in each answer, and raises an error on another one.
 
     Raises:
         BinCounterError: as :func:`invoke`.
     """
-    yield from _answers(account, spec, photos, _answering(account, spec))
+    yield from _answers(account, spec, photos, _answering(account, spec), check_model)
 
 
 def _answering(account: "Account", spec: EndpointSpec) -> str:
@@ -103,27 +116,34 @@ def _answering(account: "Account", spec: EndpointSpec) -> str:
     return _kind(describe_config(account, there["EndpointConfigName"]) or {})
 
 
-def _answers(account: "Account", spec: EndpointSpec, photos: Iterable[Path], kind: str) -> Generator[Prediction]:
+def _answers(
+    account: "Account",
+    spec: EndpointSpec,
+    photos: Iterable[Path],
+    kind: str,
+    check_model: Callable[[str], object] = lambda model: None,
+) -> Generator[Prediction]:
     send, leave = _invoke_async if kind == "async" else _invoke, threading.Event()
     left = iter(photos)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         try:
             while batch := list(islice(left, _AHEAD)):
                 futures = [pool.submit(send, account, spec, photo, _LARGEST_MB[kind], leave) for photo in batch]
-                yield from (_answer(*pair) for pair in zip(batch, futures, strict=True))
+                yield from (_answer(*pair, check_model) for pair in zip(batch, futures, strict=True))
         except BaseException:  # GeneratorExit is one
             leave.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-def _answer(photo: Path, future: "Future[str]") -> Prediction:
+def _answer(photo: Path, future: "Future[str]", check_model: Callable[[str], object]) -> Prediction:
     """Return the answer for a photo."""
     try:
-        probabilities = json.loads(future.result())["probabilities"]
-        return Prediction.of(str(photo), {int(count): share for count, share in probabilities.items()})
+        answer = json.loads(future.result())
+        check_model(answer["model"])
+        return Prediction.of(str(photo), {int(count): share for count, share in answer["probabilities"].items()})
     except _RejectedPhoto as error:
-        return Prediction(str(photo), error=str(error))
+        return Prediction(str(photo), error=str(error), passing=error.passing)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             "the endpoint does not answer as those of bincounter do: correct name, action=list shows them"
@@ -160,9 +180,9 @@ def _content_type(photo: Path) -> str:
 
 def _read(photo: Path, largest_mb: int) -> bytes:
     try:
-        body = photo.read_bytes()
-    except OSError as error:
-        raise _RejectedPhoto((error.strerror or "unreadable").lower()) from error
+        body = retry(photo.read_bytes)
+    except (MemoryError, OSError) as error:
+        raise _RejectedPhoto(failure_clause(error), passing=True) from error
     if len(body) > largest_mb * 1e6:
         raise _RejectedPhoto(f"{len(body) / 1e6:.1f} MB are above the limit of SageMaker, {largest_mb} MB")
     return body
@@ -171,7 +191,7 @@ def _read(photo: Path, largest_mb: int) -> bytes:
 def _invoke(account: "Account", spec: EndpointSpec, photo: Path, largest_mb: int, leave: threading.Event) -> str:
     from botocore.exceptions import ClientError
 
-    call = _call(spec, photo, _read(photo, largest_mb))
+    call, failed = _call(spec, photo, _read(photo, largest_mb)), None
     for attempt in range(_TRIES):
         with translate_endpoint_errors(f"invoking the endpoint {spec.name}"):
             try:
@@ -179,20 +199,31 @@ def _invoke(account: "Account", spec: EndpointSpec, photo: Path, largest_mb: int
             except ClientError as error:
                 if error.response["Error"]["Code"] != "ModelError":
                     raise
-                _check_retryable(error)
+                failed = _check_retryable(error)
         if leave.wait(0.5 * 2**attempt):
             break
+    if failed:
+        raise failed
     raise ResourceError(f"the endpoint {spec.name} is overloaded: try again later, or give it more instances")
 
 
-def _check_retryable(error: "ClientError") -> None:
-    """Return if the same request may succeed later; otherwise raise with the message of the container."""
+def _check_retryable(error: "ClientError") -> _RejectedPhoto | None:
+    """Check that the same request may succeed later.
+
+    Returns:
+        The failure to raise if it never does; ``None`` if the endpoint is overloaded.
+
+    Raises:
+        _RejectedPhoto: it will not succeed.
+    """
     response: dict[str, Any] = error.response
     status = response.get("OriginalStatusCode")
     if status in (429, 503):
-        return
-    message = _message(response.get("OriginalMessage") or "")
-    raise _RejectedPhoto(message or f"the container answered {status}") from error
+        return None
+    message = _message(response.get("OriginalMessage") or "") or f"the container answered {status}"
+    if status not in (500, 504):
+        raise _RejectedPhoto(message) from error
+    return _RejectedPhoto(message, passing=True)
 
 
 def _message(body: str) -> str:

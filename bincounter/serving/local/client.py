@@ -6,14 +6,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
+from bincounter.data.photos import failure_clause, retry
 from bincounter.errors import ResourceError, UserError
 from bincounter.serving.local.access import TOKEN_VARIABLE, reached_at
 from bincounter.serving.local.running_servers import Server
 from bincounter.training.predictor import Prediction
 
 _TIMEOUT = 120.0  # seconds
-_TRIES = 5  # while the server is busy
+_TRIES = 5  # while the server is busy or fails
 _BUSY, _UNKNOWN = 503, 401
+_PASSING = (500, _BUSY, 504)  # of the moment: another try may succeed
 
 
 def post_photos(server: Server, photos: Iterable[Path], headers: Mapping[str, str]) -> Iterator[Prediction]:
@@ -34,15 +36,15 @@ def post_photos(server: Server, photos: Iterable[Path], headers: Mapping[str, st
     url = server.url.rstrip("/")
     for photo in photos:
         try:
-            content = photo.read_bytes()
-        except OSError as error:
-            yield Prediction(str(photo), error=(error.strerror or "unreadable").lower())
+            content = retry(photo.read_bytes)
+        except (MemoryError, OSError) as error:
+            yield Prediction(str(photo), error=failure_clause(error), passing=True)
             continue
         status, body = _posted(server, content, headers)
         try:
             answer = json.loads(body)
             if status != 200:
-                yield Prediction(str(photo), error=answer["error"])
+                yield Prediction(str(photo), error=answer["error"], passing=status in _PASSING)
                 continue
             answering = answer["model"]
             probabilities = {int(count): float(share) for count, share in answer["probabilities"].items()}
@@ -59,7 +61,7 @@ def post_photos(server: Server, photos: Iterable[Path], headers: Mapping[str, st
 
 
 def _posted(server: Server, content: bytes, headers: Mapping[str, str]) -> tuple[int, bytes]:
-    url = server.url.rstrip("/")
+    url, status, body = server.url.rstrip("/"), _BUSY, b""
     for number in range(_TRIES):
         time.sleep(number)
         connection = HTTPConnection(reached_at(server.host), server.port, timeout=_TIMEOUT)
@@ -80,6 +82,8 @@ def _posted(server: Server, content: bytes, headers: Mapping[str, str]) -> tuple
             raise UserError(
                 f"{url} takes a token: set {TOKEN_VARIABLE} or target.token_file as for action=deploy of that server"
             )
-        if status != _BUSY:
-            return status, body
-    raise ResourceError(f"{url} is busy: retry later")
+        if status not in _PASSING:
+            break
+    if status == _BUSY:
+        raise ResourceError(f"{url} is busy: retry later")
+    return status, body

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 import bincounter
-from bincounter.audit.posterior import ERROR_RATE, SPREAD, RecordJudge, is_balanced, training_shares
+from bincounter.audit.posterior import ERROR_RATE, SPREAD, RecordJudge
 from bincounter.data.preprocessing import decode
 from bincounter.errors import ConfigError, UserError
 from bincounter.model.build import load_counter, without_pretrained
+from bincounter.model.counter import BinCounter
 from bincounter.model.trust import OWN_PARTS, targets_of
 from bincounter.serving.application.answers import Limits
 from bincounter.serving.application.engines import ONNX_FILE, TORCH
@@ -45,6 +46,7 @@ _CARRIED = (
     "serving/__init__.py",
     *sorted(f"serving/application/{path.name}" for path in (_PACKAGE / "serving" / "application").glob("*.py")),
 )
+_PRECISIONS = ("fp32", "bf16", "int8")
 _SERVED = ("backbone.", "head.", "objective.")  # the rest of a checkpoint is for training
 _OF_TIMM, _TIMM = "bincounter.model.timm_backbones.", "timm.create_model"  # our wrapper, and the wrapped function
 _ENTRYPOINTS = {"ray_serve.py": "deployment.py", "pytorch_image.py": "code/inference.py"}
@@ -173,23 +175,11 @@ def _packed(packed_here: Path) -> set[str]:
 def _files(checkpoint: Path, settings: PackageSettings, trusted: Sequence[str]) -> tuple[str, dict[str, bytes]]:
     """Return the id of the model, and the contents of the archive by name."""
     counter, description = load_counter(checkpoint, trusted)
-    state = {name: tensor for name, tensor in counter.state_dict().items() if name.startswith(_SERVED)}
-    parts = {"model": without_pretrained(description["model"]), "objective": dict(description["objective"])}
-    served: dict[str, Any] = {
-        "counts": list(description["counts"]),
-        "image_size": description["image_size"],
-        "precision": settings.precision,
-        "temperature": description.get("temperature", 1.0),
-        "learn_above": description.get("learn_above", 0),
-        "description": parts,
-    }
-    model = f"bincounter-{_digest(state, served)[:12]}"
+    model, state, served = _identified(counter, description, settings.precision)
+    parts = served["description"]
     origin = find_run_of_checkpoint(checkpoint)
     targets = {_TIMM if target.startswith(_OF_TIMM) else target for target in targets_of(parts)}
     foreign = foreign_code(target for target in targets if not target.startswith(OWN_PARTS))
-    balanced = is_balanced(description["model"], origin.run.config if origin.run else None)
-    shares = training_shares(description["train_counts"], description["counts"], balanced=balanced)
-    judge = RecordJudge(tuple(description["counts"]), shares, settings.error_rate, settings.spread)
     about = {
         "format": FORMAT,
         "model": model,
@@ -197,7 +187,7 @@ def _files(checkpoint: Path, settings: PackageSettings, trusted: Sequence[str]) 
         **served,
         "limits": asdict(settings.limits),
         "needs_person_below": settings.least,
-        "audit": judge.stored(),
+        "audit": RecordJudge.of_model(description, settings.error_rate, settings.spread).stored(),
         "task_name": origin.run.config.get("task_name") if origin.run else None,
         "bincounter": bincounter.__version__,
     }
@@ -220,6 +210,31 @@ def _files(checkpoint: Path, settings: PackageSettings, trusted: Sequence[str]) 
         **_own_code(),
         **{f"code/{name}": source for name, source in foreign.files.items()},
     }
+
+
+def model_ids(checkpoint: Path, *, trusted: Sequence[str] = ()) -> set[str]:
+    """Return the ids of the model of a checkpoint, one for each precision; arguments and errors of :func:`package`."""
+    counter, description = load_counter(checkpoint, trusted)
+    return {_identified(counter, description, precision)[0] for precision in _PRECISIONS}
+
+
+def _identified(
+    counter: BinCounter, description: Mapping[str, Any], precision: str
+) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
+    """Return the id of a model, its weights, and what else affects its answers."""
+    state = {name: tensor for name, tensor in counter.state_dict().items() if name.startswith(_SERVED)}
+    served: dict[str, Any] = {
+        "counts": list(description["counts"]),
+        "image_size": description["image_size"],
+        "precision": precision,
+        "temperature": description.get("temperature", 1.0),
+        "learn_above": description.get("learn_above", 0),
+        "description": {
+            "model": without_pretrained(description["model"]),
+            "objective": dict(description["objective"]),
+        },
+    }
+    return f"bincounter-{_digest(state, served)[:12]}", state, served
 
 
 def _digest(state: Mapping[str, Tensor], served: Mapping[str, Any]) -> str:
