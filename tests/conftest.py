@@ -1,6 +1,7 @@
 """Fixtures of all tests: the real photos if present, a real server, and the commands as users run them."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -47,6 +48,12 @@ def _photos(name: str) -> Path:
     if not folder.is_dir():
         pytest.skip(f"the real photos are not at ../shared/abid/{name}: see docs/data.md, The public dataset")
     return folder
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C arrive, which shells have programs in the background ignore."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
