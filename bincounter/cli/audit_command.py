@@ -114,7 +114,7 @@ def _audit(arguments: Namespace) -> int:
         extra = len(audit.order) - records
         others = f"{extra:,} photo{'s' * (extra != 1)} without a record"
         print(f"{left - extra:,} records not judged, {others}: listed last, with the reasons")
-    local = arguments.ckpt_path is not None and arguments.ckpt_path.exists()
+    local = arguments.ckpt_path.exists()  # not at the hub
     trust = [f"--trust={package}" for package in arguments.trust]
     shown = [f"--ckpt-path={arguments.ckpt_path}", *trust] if local else []  # to show where the model looked
     review = shell_command("bincounter", "review", arguments.output, f"--photos={photos.folder}", *shown)
@@ -171,7 +171,8 @@ def _model(arguments: Namespace) -> "tuple[Counting, dict[str, str]]":
     """Return the model that counts the photos, and text on it by name."""
     from bincounter.training.run_folder import find_newest_checkpoint
 
-    checkpoint = arguments.ckpt_path or find_newest_checkpoint(Path("logs"), named_by="--ckpt-path")
+    if arguments.ckpt_path is None:
+        arguments.ckpt_path = find_newest_checkpoint(Path("logs"), named_by="--ckpt-path")
     from bincounter.audit.audit_run import Counting
     from bincounter.audit.posterior import RecordJudge
     from bincounter.serving.packing.archive import model_ids
@@ -181,7 +182,7 @@ def _model(arguments: Namespace) -> "tuple[Counting, dict[str, str]]":
     from bincounter.training.trainer import silence_lightning
 
     silence_lightning()
-    predictor = Predictor(checkpoint, arguments.trust)
+    predictor = Predictor(arguments.ckpt_path, arguments.trust)
     described = predictor.description
     run = find_run_of_checkpoint(predictor.checkpoint).run
     judge = RecordJudge.of_model(described, arguments.error_rate, arguments.spread)

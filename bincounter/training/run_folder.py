@@ -180,7 +180,8 @@ def find_newest_checkpoint(log_dir: Path, *, named_by: str) -> Path:
     if found is None:
         kind = "checkpoint" if not newest_first else "checkpoint but those of debug runs"
         raise UserError(
-            f"{log_dir}/ has no {kind}: train one first (bincounter train), or give its path with {named_by}"
+            f"{log_dir}/ has no {kind}: train one first (bincounter train experiment=demo), or give its path with "
+            f"{named_by}"
         )
     log.info("Using %s", found)
     return found

@@ -140,7 +140,7 @@ def find_photos(folder: Path) -> list[Path]:
         held = f" ({reasons})" if reasons else ""
         raise DataError(f"{escape_name(folder)} has no photos{held}: name a folder of .jpg, .png or .webp files")
     if reasons:
-        log.info("%s: %d inputs passed over (%s)", escape_name(folder), passed_over.total(), reasons)
+        log.info("%s: passed over %s", escape_name(folder), reasons)
     return photos
 
 
