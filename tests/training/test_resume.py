@@ -166,8 +166,8 @@ def test_a_changed_configuration_is_refused(undisturbed: Path, run: Run) -> None
     assert "model.optimizer.lr is 0.5 here and" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     # The line that starts a new run from its weights.
-    line = shlex.split(done.stderr.strip().partition("python ")[2])
-    cfg = yaml.safe_load(run(*line, "--cfg", "job").stdout)
+    line = shlex.split(done.stderr.strip().partition("with bincounter ")[2])
+    cfg = yaml.safe_load(run("-m", "bincounter", *line, "--cfg", "job").stdout)
     assert cfg["model"]["weights"] == f"{undisturbed}/checkpoints/best.ckpt"
     assert cfg["model"]["optimizer"]["lr"] == 0.5
     assert cfg["ckpt_path"] is None
