@@ -13,6 +13,7 @@ from playwright.sync_api import Browser, Page, Route, expect
 from reviews import Audited, ReviewServer, made_audit, read_answers, reviewed, write_audit
 
 pytestmark = pytest.mark.browser
+expect.set_options(timeout=60_000)  # on busy cores a browser waits for its turn
 
 RUN = REPOSITORY / "tests" / "assets" / "classification"
 PHOTO = "document.getElementById('photo').src.split('/').pop()"
