@@ -213,7 +213,7 @@ def test_a_full_disk_loses_nothing_and_is_reported(tmp_path: Path, monkeypatch: 
 
 
 class SlowModel(Attention):
-    """A model that explains nothing before it is told to."""
+    """A model that explains nothing until it is released."""
 
     def __init__(self) -> None:
         self.go, self.explained = threading.Event(), 0
