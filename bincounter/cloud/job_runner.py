@@ -125,7 +125,7 @@ class JobRunner:
         try:
             wait(futures)
         except KeyboardInterrupt:
-            if not self._rehearsed and not ask_to_stop(len(self._running)):
+            if not self._rehearsed and not (self._running and ask_to_stop(len(self._running))):
                 self._leave.set()
                 self._stopping.set()
                 wait(futures)

@@ -104,10 +104,10 @@ def test_ctrl_c_stops_a_trial_and_the_next_start_resumes_it(
     overrides: list[str], run: Run, plane: dict[str, str], account: Account, tmp_path: Path
 ) -> None:
     options = [*overrides, "launcher=sagemaker_spot", "hparams_search.n_trials=1", "model.optimizer.lr=0.01,0.02"]
-    options.append("task_name=stopped")
+    options += ["task_name=stopped", "trainer.max_epochs=60"]  # longer than a busy machine takes to send the signal
     ours, theirs = pty.openpty()
     process = launched(*options, plane=plane, stdin=theirs)
-    wait_for("epoch 3 of 20", process)
+    wait_for("epoch 3 of 60", process)
     os.write(ours, b"y\n")
     os.kill(process.pid, signal.SIGINT)
     _, rest = process.communicate(timeout=120)
@@ -120,8 +120,8 @@ def test_ctrl_c_stops_a_trial_and_the_next_start_resumes_it(
     done = run("train.py", *options, **plane)
     assert states(study(tmp_path).trials) == ["COMPLETE"]
     assert len(submitted(account, "stopped")) == 2
-    assert "epoch 20 of 20" in done.stderr
-    assert "epoch 1 of 20" not in done.stderr
+    assert "epoch 60 of 60" in done.stderr
+    assert "epoch 1 of 60" not in done.stderr
     assert record(tmp_path, 0)["checkpoint_uri"] == before["checkpoint_uri"]
 
 
