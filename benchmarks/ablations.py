@@ -2,7 +2,8 @@
 
     python benchmarks/ablations.py --folder runs                   every row below, one seed
     python benchmarks/ablations.py --folder runs --seeds 0 1 2     three seeds
-    python benchmarks/ablations.py --folder runs --rows base large
+    python benchmarks/ablations.py --folder runs --rows base lite2
+    python benchmarks/ablations.py --folder runs --at-once 8     on a GPU, which one run of this size does not fill
 
 A row is `experiment=abid_small` with the settings in ROWS, which are also its command. A run that has ended is not run
 again, and one that was killed is resumed: the study can be stopped at any time. `--tables` prints what there is.
@@ -17,6 +18,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -52,11 +54,11 @@ ROWS: dict[str, tuple[str, ...]] = {
 def main() -> None:
     """Run what is missing, and print the table."""
     options = _options()
-    for seed in options.seeds:
-        for name in options.rows:
-            run = _place(options.folder, name, seed)
-            if not options.tables and not (run / "metrics.json").exists():
-                _train(options.folder, name, seed)
+    runs = [(name, seed) for seed in options.seeds for name in options.rows]
+    missing = [run for run in runs if not (_place(options.folder, *run) / "metrics.json").exists()]
+    if not options.tables:
+        with ThreadPoolExecutor(options.at_once) as pool:
+            list(pool.map(lambda run: _train(options.folder, *run), missing))
     print(f"{'row':26}seeds accuracy  difference            RMSE  within one  CE     ECE    surer half  hours")
     for name in options.rows:
         seeds = [seed for seed in options.seeds if (_place(options.folder, name, seed) / "metrics.json").exists()]
@@ -69,6 +71,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, required=True, help="where runs are kept")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the runs (0)")
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS, metavar="ROW", help="(all)")
+    parser.add_argument("--at-once", type=int, default=1, help="runs side by side (1)")
     parser.add_argument("--tables", action="store_true", help="run nothing")
     return parser.parse_args()
 

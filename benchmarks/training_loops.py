@@ -10,6 +10,7 @@ import runpy
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,10 @@ class Clock(L.Callback):
         """Begin an epoch."""
         self._ended.append([])
 
-    def on_train_batch_start(self, *_: Any) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Store the end of the step before, with all that other callbacks and loggers did in it."""
-        self._ended[-1].append(now())
+        times = self._ended[-1]
+        times.append(now(wait=len(times) in (1, int(trainer.num_training_batches) - 1)))
 
     def on_train_end(self, *_: Any) -> None:
         """Write the file."""
@@ -52,9 +54,9 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def now() -> float:
-    """Seconds, once the device has done all that was asked of it."""
-    if device().type == "cuda":
+def now(*, wait: bool) -> float:
+    """Seconds; ``wait``: once a GPU has done all that was asked of it, as only the first and the last of a row do."""
+    if wait and device().type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
 
@@ -115,7 +117,7 @@ def _fit(batches: Iterator[tuple[Tensor, Tensor]], options: dict[str, Any]) -> l
     model.train(plain or not frozen)
     began = []
     for photos, counts in batches:
-        began.append(now())
+        began.append(now(wait=len(began) in (1, options["steps"])))
         if len(began) > options["steps"]:
             break
         image, count = photos.to(device(), non_blocking=True), counts.to(device(), non_blocking=True)
@@ -190,7 +192,9 @@ def _from_memory(options: dict[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
 def _decoded(folder: str, size: int) -> tuple[Tensor, Tensor]:
     """All photos of bin folders as ``uint8[N, 3, S, S]``, and their classes."""
     dataset = ImageFolder(folder, transforms.Compose([transforms.Resize((size, size)), transforms.PILToTensor()]))
-    return torch.stack([dataset[index][0] for index in range(len(dataset))]), torch.tensor(dataset.targets)
+    with ThreadPoolExecutor() as pool:
+        photos = [photo for photo, _ in pool.map(dataset.__getitem__, range(len(dataset)))]
+    return torch.stack(photos), torch.tensor(dataset.targets)
 
 
 def _normalisation() -> tuple[Tensor, ...]:
