@@ -18,6 +18,7 @@ from bincounter.cli import train_command
 from bincounter.cli.composition import Composer, checked_folder
 from bincounter.cli.hydra_app import parse_overrides, replace_overrides, run_app, start_app, start_as_script
 from bincounter.config.launcher_schema import runs_locally
+from bincounter.config.overrides import with_recipe
 from bincounter.data.datamodule import BinDataModule
 from bincounter.errors import BinCounterError, ConfigError, UserError
 from bincounter.files import read_file
@@ -125,7 +126,7 @@ def train(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -
         return value
 
     def start(composer: Composer, arguments: Namespace) -> int:
-        replace_overrides(arguments, resume.expand_resume_overrides(arguments.overrides, composer))
+        replace_overrides(arguments, with_recipe(resume.expand_resume_overrides(arguments.overrides, composer)))
         swept = next((each for each in parse_overrides(arguments.overrides) if each.is_sweep_override()), None)
         if swept is not None:
             raise ConfigError(f"{swept.input_line} lists several values: quote it if it is one text; {_ONE_RUN}")

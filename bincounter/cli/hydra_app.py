@@ -37,7 +37,7 @@ from bincounter.cli.hydra_internals import (
     split_jobs,
 )
 from bincounter.config.launcher_schema import runs_locally
-from bincounter.config.overrides import check_overrides
+from bincounter.config.overrides import check_overrides, with_recipe
 from bincounter.config.validate import validate
 from bincounter.errors import BinCounterError, ConfigError, Interrupted, Pruned, Stopped, UserError
 from bincounter.names import accept_any_output, one_line
@@ -85,7 +85,7 @@ def main(
     """
 
     def start(composer: Composer, arguments: Namespace) -> int:
-        replace_overrides(arguments, resume.expand_resume_overrides(arguments.overrides, composer))
+        replace_overrides(arguments, with_recipe(resume.expand_resume_overrides(arguments.overrides, composer)))
         if arguments.multirun:
             _check_jobs(arguments.overrides, composer)
         run_app(_print_run_folder(job), config_name)

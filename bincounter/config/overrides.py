@@ -2,6 +2,7 @@
 
 import functools
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,25 @@ Groups = Mapping[str, Sequence[str]]
 """Options by group."""
 INTERNAL = {("launcher", "container")}
 """Options that bincounter itself chooses; so are all that are named after a schema."""
+
+
+_RECIPES = {"abid": "abid_small_moderate"}
+_OF_RECIPES = {"experiment", "model", "model/optimizer", "objective", "callbacks", "ckpt_path"}
+
+
+def with_recipe(overrides: list[str]) -> list[str]:
+    """Add the experiment that counts best on a data set, unless the overrides choose a recipe, or a part of one.
+
+    Args:
+        overrides: of ``bincounter train``, complete.
+    """
+    given = {each.key_or_group: each for each in OverridesParser.create().parse_overrides(overrides)}
+    chosen = given["data"].value() if "data" in given and not given["data"].is_sweep_override() else None
+    recipe = _RECIPES.get(str(chosen))
+    if recipe is None or given.keys() & _OF_RECIPES:
+        return overrides
+    print(f"data={chosen}: with the recipe experiment={recipe}; model=resnet50 is another one", file=sys.stderr)
+    return [f"experiment={recipe}", *overrides]
 
 
 def explain_override_error(

@@ -191,6 +191,8 @@ def _trainer(trainer: Mapping[str, Any], model: Mapping[str, Any]) -> None:
             "bf16-true"
         )
     check_choice("trainer.precision", str(trainer.get("precision") or 32), precisions)
+    if str(model["optimizer"]["_target_"]).endswith(".SharpnessAware"):
+        _gradients_twice(trainer)
     for key in ("accumulate_grad_batches", "log_every_n_steps", "check_val_every_n_epoch"):
         if trainer.get(key) is not None:
             Bound(ge=1).check(f"trainer.{key}", trainer[key])
@@ -227,6 +229,16 @@ _NOT_OF_THE_TRAINER = {
     "limit_predict_batches": (1.0, "scores are of all photos; choose them with data.split.fractions"),
 }
 """Arguments of the Trainer that a run sets itself: the value it takes, and what to write instead."""
+
+
+def _gradients_twice(trainer: Mapping[str, Any]) -> None:
+    for key, only in (("accumulate_grad_batches", (None, 1)), ("precision", ("auto", "32-true", "bf16-mixed"))):
+        value = trainer.get(key)
+        if SHORT_PRECISIONS.get(str(value), value) not in only:
+            raise ConfigError(
+                f"model/optimizer=sam computes each gradient twice, which trainer.{key}={value} does not allow: set "
+                f"trainer.{key}={only[-1]}, or model/optimizer=adamw"
+            )
 
 
 def _overridden(trainer: Mapping[str, Any]) -> None:

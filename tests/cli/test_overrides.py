@@ -17,6 +17,7 @@ from bincounter.cli.hydra_app import compose
 from bincounter.cli.hydra_internals import prepare_hydra, split_jobs
 from bincounter.cloud.hyperparameters import decode_overrides, encode_overrides
 from bincounter.config.deploy_schema import check_deploy
+from bincounter.config.overrides import with_recipe
 from bincounter.config.quoting import parse, shell_command
 from bincounter.config.validate import validate
 from bincounter.errors import ConfigError
@@ -340,3 +341,19 @@ def test_any_name_of_a_task_names_its_folder(name: str, multirun: list[str], tra
     (config,) = (tmp_path / "log" / name).rglob("config.yaml")
     assert yaml.safe_load(config.read_text(encoding="utf-8"))["task_name"] == name
     assert config.parent.name == "0" if multirun else config.parent.parent == tmp_path / "log" / name
+
+
+def test_a_data_set_alone_brings_the_recipe_that_counts_best_on_it(run: Run) -> None:
+    done = run("train.py", "data=abid", "data.source=photos", "data.image_size=96", "--cfg", "job")
+    cfg = OmegaConf.create(done.stdout)
+    assert done.stderr.startswith("data=abid: with the recipe experiment=abid_small_moderate")
+    assert (cfg.model.backbone.name, cfg.data.source, cfg.data.image_size) == ("tf_efficientnet_lite0", "photos", 96)
+    assert cfg.data.counts == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    ["data=abid model=cnn", "data=abid experiment=null", "data=abid objective=corn", "data=folders", "seed=2"],
+)
+def test_a_chosen_recipe_stays_as_it_is(overrides: str) -> None:
+    assert with_recipe(overrides.split()) == overrides.split()

@@ -61,6 +61,16 @@ def test_classification_is_torchs_cross_entropy(smoothing: float) -> None:
     torch.testing.assert_close(objective.loss(outputs, F.one_hot(label, 5).float()), expected)
 
 
+def test_the_squared_error_is_that_of_the_expected_count() -> None:
+    plain, objective = Classification([1, 2, 5]), Classification([1, 2, 5], squared_error=0.2)
+    outputs, label = torch.randn(4, 3), torch.tensor([0, 1, 2, 2])
+    target = F.one_hot(label, 3).float()
+    support = torch.tensor([1.0, 2.0, 5.0])
+    miss = (outputs.softmax(1) * support).sum(1) - support[label]
+    torch.testing.assert_close(objective.loss(outputs, target), plain.loss(outputs, target) + 0.2 * miss.square())
+    assert objective.loss(outputs, torch.zeros(4, 3)).abs().max() == 0  # padding
+
+
 def test_softened_labels_fall_with_the_distance_in_counts() -> None:
     objective = NeighbourSoftened([0, 1, 3], temperature=0.5)
     weights = torch.tensor([0.0, -1.0, -3.0]).div(0.5).exp()
@@ -126,6 +136,8 @@ def test_a_support_that_is_none_is_refused(counts: list[int]) -> None:
 def test_options_out_of_range_are_refused() -> None:
     with pytest.raises(ConfigError, match="label_smoothing"):
         Classification([0, 1], label_smoothing=1.0)
+    with pytest.raises(ConfigError, match="squared_error"):
+        Classification([0, 1], squared_error=-1.0)
     with pytest.raises(ConfigError, match="temperature"):
         NeighbourSoftened([0, 1], temperature=0.0)
 

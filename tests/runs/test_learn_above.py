@@ -78,6 +78,7 @@ def test_a_model_answers_its_counts_alone_and_serves_as_it_was_scored(
 ) -> None:
     folder, archive = tmp_path / "run", tmp_path / "model.tar.gz"
     options = ["data.counts=[0,1,2]", "data.learn_above=1", "model.average_flips=true", "data.augmentation.mixup=0.2"]
+    options += ["model/optimizer=sam", "objective.squared_error=0.2"]
     train(*SMALL, *options, f"data.source={bins}", f"paths.output_dir={folder}")
     with (folder / "predictions.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
