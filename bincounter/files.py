@@ -21,13 +21,6 @@ from bincounter.errors import BinCounterError, ResourceError, UserError
 from bincounter.hub import download, is_hub
 from bincounter.names import UNENCODABLE
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    import msvcrt
-
-    fcntl = None  # type: ignore[assignment]
-
 log = logging.getLogger(__name__)
 
 Parsed = TypeVar("Parsed")
@@ -226,7 +219,7 @@ def link(source: Path, path: Path) -> None:
 
 def _sync_folder(folder: Path) -> None:
     """Make a rename durable: without it a power cut can undo it."""
-    if fcntl is None:  # Windows opens no folders
+    if sys.platform == "win32":  # which opens no folders
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -252,9 +245,11 @@ def translate_disk_full(folder: Path) -> Iterator[None]:
         raise
 
 
-# filelock has no shared locks and none that forked processes inherit, and keeps its lock in a file of its own.
+# Not filelock: it has no shared locks and none that forked processes inherit, and keeps its lock in a file of its own.
 def lock(file: IO, *, wait: float = math.inf, shared: bool = False, inherited: bool = True) -> bool:
     """Take the advisory lock of an open file; the system releases it when the file is closed or the process ends.
+
+    On Windows it is always exclusive and never inherited, and no other process can read the file meanwhile.
 
     Args:
         file: open for writing, unless the lock is inherited.
@@ -264,42 +259,32 @@ def lock(file: IO, *, wait: float = math.inf, shared: bool = False, inherited: b
 
     Returns:
         True if the lock is held now.
+
+    Raises:
+        ResourceError: the file cannot be locked at all.
     """
-    if fcntl is not None and wait == math.inf:
-        _take_lock(file, shared=shared, inherited=inherited, block=True)
-        return True
+    import portalocker  # here: it reads its version from its metadata, which would delay every command
+
+    windows = sys.platform == "win32"  # shared locks need pywin32 there
+    flags = portalocker.LockFlags.SHARED if shared and not windows else portalocker.LockFlags.EXCLUSIVE
+    if wait != math.inf:
+        flags |= portalocker.LockFlags.NON_BLOCKING
+    take = portalocker.lock if inherited or windows else portalocker.portalocker.LockfLocker().lock
     end = time.monotonic() + wait
     while True:
         try:
-            _take_lock(file, shared=shared, inherited=inherited, block=False)
-        except OSError:
+            take(file, flags)
+        except portalocker.AlreadyLocked:  # on Windows after 10 s of waiting, too
             if time.monotonic() >= end:
                 return False
             time.sleep(0.2)
+        except portalocker.LockException as error:  # such as ENOLCK of a network file system
+            raise ResourceError(
+                f"{file.name} cannot be locked ({getattr(error.__cause__, 'strerror', None) or error}): name a folder "
+                "on a file system that has locks, such as a local disk"
+            ) from error
         else:
             return True
-
-
-_LOCKED_BYTE = 1 << 30  # on Windows: beyond the content, which a lock would keep others from reading
-
-
-def _take_lock(file: IO, *, shared: bool, inherited: bool, block: bool) -> None:
-    """Take the lock in the way of this system; Windows' is exclusive, never inherited, and never waited for here.
-
-    Raises:
-        OSError: another holds it.
-    """
-    if fcntl is not None:
-        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-        (fcntl.flock if inherited else fcntl.lockf)(file, kind if block else kind | fcntl.LOCK_NB)
-        return
-    descriptor = file.fileno()
-    position = os.lseek(descriptor, 0, os.SEEK_CUR)
-    try:
-        os.lseek(descriptor, _LOCKED_BYTE, os.SEEK_SET)
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-    finally:
-        os.lseek(descriptor, position, os.SEEK_SET)
 
 
 @contextmanager

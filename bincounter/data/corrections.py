@@ -100,7 +100,7 @@ class CorrectionsLog:
             write_text(path, ",".join(HEADER) + "\n")
         self.path = path
         self._file = path.open("ab+", buffering=0)
-        if not lock(self._file, wait=0):
+        if not lock(self._file, wait=0):  # the table itself, by whatever name; on Windows nobody reads it meanwhile
             self.close()
             raise UserError(
                 f"{path} is in use by another review: open the page of that one, or name another file by --corrections"

@@ -1,6 +1,6 @@
-"""List of the servers that run on this machine: one JSON file per name, locked while its process lives.
+"""List of the servers that run on this machine: one JSON file per name, and one that is locked while its process lives.
 
-The lock decides, since process ids are reused.
+The lock decides, since process ids are reused. It is not that of the JSON file: on Windows nobody else could read that.
 """
 
 import json
@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from bincounter.errors import BinCounterError, UserError
-from bincounter.files import lock, lock_folder
+from bincounter.files import lock, lock_folder, write_json
 from bincounter.serving.local.access import reached_at
 
 DEFAULT_PORT = 8080
@@ -67,7 +67,7 @@ def claimed(name: str, folder: Path) -> Iterator[tuple[Path, Callable[[Server], 
     """
     path = folder / f"{name}.json"
     with lock_folder(folder):
-        file = path.open("a+", encoding="utf-8")
+        file = path.with_suffix(".lock").open("a")
         if not lock(file, wait=0):
             other = _read(path)
             file.close()
@@ -76,20 +76,19 @@ def claimed(name: str, folder: Path) -> Iterator[tuple[Path, Callable[[Server], 
                 f"A server named {name} {where} (process {other.pid}): stop it with bincounter deploy action=delete "
                 f"name={name}, or add name= with another name"
             )
-        _write(file, Server(name, 0, os.getpid()))
+        write_json(path, asdict(Server(name, 0, os.getpid())))
         shutil.rmtree(path.with_suffix(""), ignore_errors=True)  # of a killed process
 
     def enter(server: Server) -> None:
         with lock_folder(folder):
-            _write(file, server)
+            write_json(path, asdict(server))
 
     try:
         yield path.with_suffix(""), enter
     finally:
         with lock_folder(folder):
-            shutil.rmtree(path.with_suffix(""), ignore_errors=True)
-            path.unlink(missing_ok=True)
-            file.close()
+            file.close()  # Windows deletes no open file
+            _delete(path)
 
 
 def running_servers(folder: Path) -> list[Server]:
@@ -101,13 +100,14 @@ def running_servers(folder: Path) -> list[Server]:
     found = []
     if folder.is_dir():
         with lock_folder(folder):
-            for path in folder.glob("*.json"):
-                with path.open(encoding="utf-8") as file:
-                    if lock(file, wait=0, shared=True):  # a shared lock needs read access only
-                        shutil.rmtree(path.with_suffix(""), ignore_errors=True)
-                        path.unlink()
-                    else:
-                        found.append(_read(path))
+            for locked in folder.glob("?*.lock"):  # the folder's own is .lock
+                with locked.open() as file:
+                    dead = lock(file, wait=0, shared=True)  # a shared lock needs read access only
+                path = locked.with_suffix(".json")
+                if dead:
+                    _delete(path)
+                else:
+                    found.append(_read(path))
     return sorted((server for server in found if server.port), key=lambda server: server.port)
 
 
@@ -204,7 +204,8 @@ def _read(path: Path) -> Server:
     return Server(**json.loads(path.read_text(encoding="utf-8")))
 
 
-def _write(file: IO[str], server: Server) -> None:
-    file.truncate(0)
-    json.dump(asdict(server), file)
-    file.flush()
+def _delete(path: Path) -> None:
+    """Delete an entry of the list; the lock comes last, by which what is left of the others is found."""
+    shutil.rmtree(path.with_suffix(""), ignore_errors=True)
+    path.unlink(missing_ok=True)
+    path.with_suffix(".lock").unlink(missing_ok=True)

@@ -1,0 +1,68 @@
+"""File locks between processes."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import portalocker
+import pytest
+
+from bincounter.errors import ResourceError
+from bincounter.files import lock
+
+_FORKED = """
+import os, sys, time
+from bincounter.files import lock
+
+file = open(sys.argv[1], "w")
+assert lock(file, inherited=sys.argv[2] == "True")
+child = os.fork()
+if child:
+    print(child, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("inherited", [True, False])
+def test_a_lock_of_another_process_is_seen_and_kept_by_its_forks_if_they_inherit_it(
+    tmp_path: Path, inherited: bool
+) -> None:
+    path = tmp_path / "lock"
+    command = [sys.executable, "-c", _FORKED, str(path), str(inherited)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder, path.open("a") as file:
+        assert holder.stdout
+        child = int(holder.stdout.readline())
+        try:
+            assert not lock(file, wait=0, inherited=inherited)
+            holder.kill()
+            holder.wait()
+            assert lock(file, wait=0, inherited=inherited) != inherited
+        finally:
+            holder.kill()
+            os.kill(child, signal.SIGKILL)
+        assert lock(file, wait=30.0, inherited=inherited)
+
+
+def test_a_shared_lock_admits_shared_ones(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    path.touch()
+    with path.open() as one, path.open() as two, path.open("r+") as three:
+        assert lock(one, wait=0, shared=True)
+        assert lock(two, wait=0, shared=True)
+        assert not lock(three, wait=0)
+
+
+@pytest.mark.parametrize("wait", [0, 60.0, float("inf")])
+def test_a_file_system_without_locks_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wait: float
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(portalocker.portalocker, "LOCKER", refuse)
+    sentence = r"/lock cannot be locked \(No locks available\): name a folder on a file system that has locks"
+    with (tmp_path / "lock").open("w") as file, pytest.raises(ResourceError, match=sentence):
+        lock(file, wait=wait)
