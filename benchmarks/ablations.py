@@ -31,6 +31,8 @@ ROWS: dict[str, tuple[str, ...]] = {
     "base": (),
     "counts above not learnt": ("data.learn_above=0",),
     "one class above": ("data.learn_above=1",),
+    "no sharpness-aware minimisation": ("model/optimizer=adamw",),
+    "no squared error": ("objective=classification",),
     "no mirror images": ("model.average_flips=false",),
     "no averaged weights": ("~callbacks.ema",),
     "from scratch": ("model.weights=null",),
@@ -58,7 +60,10 @@ def main() -> None:
     missing = [run for run in runs if not (_place(options.folder, *run) / "metrics.json").exists()]
     if not options.tables:
         with ThreadPoolExecutor(options.at_once) as pool:
-            list(pool.map(lambda run: _train(options.folder, *run), missing))
+            try:
+                list(pool.map(lambda run: _train(options.folder, *run), missing))
+            finally:
+                pool.shutdown(cancel_futures=True)
     print(f"{'row':26}seeds accuracy  difference            RMSE  within one  CE     ECE    surer half  hours")
     for name in options.rows:
         seeds = [seed for seed in options.seeds if (_place(options.folder, name, seed) / "metrics.json").exists()]

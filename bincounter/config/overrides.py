@@ -1,6 +1,7 @@
 """One-line error messages for wrong overrides, and filters of overrides by key."""
 
 import functools
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,22 +27,36 @@ INTERNAL = {("launcher", "container")}
 
 
 _RECIPES = {"abid": "abid_small_moderate"}
-_OF_RECIPES = {"experiment", "model", "model/optimizer", "objective", "callbacks", "ckpt_path"}
+_CHOICES = {"experiment", "model", "model/optimizer", "objective", "callbacks", "hparams_search"}
+"""Groups of a recipe: an own choice of one turns the recipe of a data set off."""
 
 
 def with_recipe(overrides: list[str]) -> list[str]:
-    """Add the experiment that counts best on a data set, unless the overrides choose a recipe, or a part of one.
+    """Add the experiment that counts best on a data set, if overrides name the data set, its source, and no recipe.
 
     Args:
-        overrides: of ``bincounter train``, complete.
+        overrides: of ``bincounter train``. A sweep over data sets has no recipe, and a run that is resumed or scored
+            keeps its own.
+
+    Returns:
+        All overrides.
     """
     given = {each.key_or_group: each for each in OverridesParser.create().parse_overrides(overrides)}
     chosen = given["data"].value() if "data" in given and not given["data"].is_sweep_override() else None
     recipe = _RECIPES.get(str(chosen))
-    if recipe is None or given.keys() & _OF_RECIPES:
+    if recipe is None or "data.source" not in given or given.keys() & _CHOICES or _is_a_run(given):
         return overrides
-    print(f"data={chosen}: with the recipe experiment={recipe}; model=resnet50 is another one", file=sys.stderr)
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"data={chosen}: trained as experiment={recipe}; add model=resnet50 for the default", file=sys.stderr)
     return [f"experiment={recipe}", *overrides]
+
+
+def _is_a_run(given: Mapping[str, Override]) -> bool:
+    """Return False for a start that ``ckpt_path=last`` makes restartable."""
+    if "ckpt_path" not in given:
+        return False
+    folder = given["paths.output_dir"].value() if "paths.output_dir" in given else None
+    return given["ckpt_path"].value() != "last" or folder is None or (Path(str(folder)) / "overrides.txt").exists()
 
 
 def explain_override_error(

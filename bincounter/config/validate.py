@@ -28,6 +28,9 @@ from bincounter.errors import ConfigError, check_choice
 from bincounter.files import check_writable, checkpoint_file
 from bincounter.smdebug.settings import check_smdebug
 
+_COARSE = ("16-mixed", "16-true", "bf16-true")
+"""Precisions with scaled gradients, or with weights too coarse for a small distance."""
+
 
 def validate(cfg: DictConfig) -> None:
     """Check that a configuration can run.
@@ -57,6 +60,8 @@ def validate(cfg: DictConfig) -> None:
     for number, node in enumerate(plain["trainer"].get("plugins") or []):
         check_target(f"trainer.plugins[{number}]", node)
     _trainer(plain["trainer"], plain["model"])
+    if plain["train"]:
+        _sharpness(plain)
     check_debugger(plain["debugger"])
     check_smdebug(plain["debugger"], here=here)
     check_profiler(plain["profiler"], plain["trainer"])
@@ -191,8 +196,6 @@ def _trainer(trainer: Mapping[str, Any], model: Mapping[str, Any]) -> None:
             "bf16-true"
         )
     check_choice("trainer.precision", str(trainer.get("precision") or 32), precisions)
-    if str(model["optimizer"]["_target_"]).endswith(".SharpnessAware"):
-        _gradients_twice(trainer)
     for key in ("accumulate_grad_batches", "log_every_n_steps", "check_val_every_n_epoch"):
         if trainer.get(key) is not None:
             Bound(ge=1).check(f"trainer.{key}", trainer[key])
@@ -231,13 +234,20 @@ _NOT_OF_THE_TRAINER = {
 """Arguments of the Trainer that a run sets itself: the value it takes, and what to write instead."""
 
 
-def _gradients_twice(trainer: Mapping[str, Any]) -> None:
-    for key, only in (("accumulate_grad_batches", (None, 1)), ("precision", ("auto", "32-true", "bf16-mixed"))):
-        value = trainer.get(key)
-        if SHORT_PRECISIONS.get(str(value), value) not in only:
+def _sharpness(cfg: Mapping[str, Any]) -> None:
+    """Refuse what cannot be beside an optimizer that computes each gradient twice, at weights that are near."""
+    if not str(cfg["model"]["optimizer"]["_target_"]).endswith(".SharpnessAware"):
+        return
+    Bound(ge=0).check("model.optimizer.rho", cfg["model"]["optimizer"].get("rho", 0))
+    precision = str(cfg["trainer"].get("precision") or 32)
+    for key, value, refused, instead in (
+        ("trainer.accumulate_grad_batches", steps := cfg["trainer"].get("accumulate_grad_batches") or 1, steps > 1, 1),
+        ("trainer.precision", precision, SHORT_PRECISIONS.get(precision, precision) in _COARSE, "bf16-mixed"),
+        ("debugger", "smdebug", cfg["debugger"]["kind"] == "smdebug", "tensors"),
+    ):
+        if refused:
             raise ConfigError(
-                f"model/optimizer=sam computes each gradient twice, which trainer.{key}={value} does not allow: set "
-                f"trainer.{key}={only[-1]}, or model/optimizer=adamw"
+                f"model/optimizer=sam does not work with {key}={value}: set {key}={instead}, or model/optimizer=adamw"
             )
 
 

@@ -92,6 +92,7 @@ class TensorRecorder(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Attach the hooks if the batch is the last one of a recorded step."""
+        self._gradients = self._before = None
         self._due = trainer.global_step % self._every == 0
         self._recording = self._due and optimizer_steps_after(trainer)
         if self._recording and self._hooks is not None:
@@ -104,8 +105,11 @@ class TensorRecorder(L.Callback):
 
     @torch.no_grad()
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
-        """Compute the gradients' statistics, and copy the weights before the update."""
-        if not (self._recording and self._first):
+        """Compute the gradients' statistics, and copy the weights before the update.
+
+        Sharpness-aware minimisation calls this again, with weights that it has moved.
+        """
+        if not (self._recording and self._first) or self._before is not None:
             return
         trained = self._parameters(pl_module)
         gradients = {
@@ -113,7 +117,6 @@ class TensorRecorder(L.Callback):
             for name, parameter in trained.items()
             if parameter.grad is not None and not parameter.grad.is_sparse
         }
-        self._gradients = self._before = None
         if gradients:
             layout = self._layout("gradient", gradients)
             self._gradients = tuple(gradients), layout.statistics(layout.matrix(list(gradients.values())))

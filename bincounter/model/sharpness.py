@@ -1,4 +1,4 @@
-"""Sharpness-aware minimisation: an optimizer that looks for flat minima, which few photos overfit less."""
+"""Sharpness-aware minimisation: an optimizer that looks for flat minima, and overfits less on few photos."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -17,7 +17,7 @@ class SharpnessAware(torch.optim.AdamW):
     Args:
         params: parameters, or groups of them.
         rho: Euclidean distance to the nearby weights.
-        lr: as of AdamW, like the others.
+        lr: see :class:`torch.optim.AdamW`, as for the others.
         betas: see lr.
         eps: see lr.
         weight_decay: see lr.

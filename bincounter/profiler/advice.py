@@ -175,6 +175,8 @@ def gpu_memory_nearly_full(facts: ProfileFacts) -> str | None:
 
 def _smaller_batch(facts: ProfileFacts) -> str:
     size = facts.setting("data.batch_size")
+    if str(facts.setting("model.optimizer._target_")).endswith(".SharpnessAware"):  # accumulates no gradients
+        return f"data.batch_size={max(size // 2, 1)} (now {size})"
     steps = facts.setting("trainer.accumulate_grad_batches") or 1
     return f"data.batch_size={max(size // 2, 1)} trainer.accumulate_grad_batches={2 * steps} (now {size} and {steps})"
 

@@ -7,6 +7,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from bincounter.config.checks import RENAMED_TARGETS, renamed_targets
 from bincounter.config.overrides import drop_overrides
 from bincounter.config.quoting import override_of, shell_command
 from bincounter.config.train_schema import DataConfig, ModelConfig
-from bincounter.errors import ConfigError, UserError
+from bincounter.errors import ConfigError, ResourceError, UserError
 from bincounter.files import check_mapping, expand_user, lock, read_file
 from bincounter.redaction import MASK, mask_argument
 
@@ -135,8 +136,9 @@ def is_in_use(run: Path) -> bool:
     path = run / ".lock"
     if not path.exists():
         return False
-    with path.open() as file:
+    with path.open() as file, suppress(ResourceError):  # a file system without locks
         return not lock(file, wait=0, shared=True)
+    return False
 
 
 def _progress(run: Path) -> tuple[bool, float]:
@@ -192,6 +194,7 @@ def check_unchanged(
         ConfigError: a setting differs; the message has the first one.
     """
     defaults = flatten({name: OmegaConf.to_container(OmegaConf.structured(schema)) for name, schema in _GROUPS.items()})
+    defaults["objective.squared_error"] = 0.0
     old, new = defaults | flatten(before), defaults | flatten(now)  # settings that an older version did not have
     for key in sorted({*old, *new}):
         if old.get(key) == new.get(key) or any(key == free or key.startswith(f"{free}.") for free in FREE):

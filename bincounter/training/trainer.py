@@ -249,7 +249,8 @@ def describe_failure(error: BaseException, *, batch_size: int, run: object) -> B
         smaller = max(batch_size // 2, 1)
         return ResourceError(
             f"Out of memory with data.batch_size={batch_size}: start again with data.batch_size={smaller} "
-            "trainer.accumulate_grad_batches=2 (the same effective batch), or a smaller data.image_size"
+            "trainer.accumulate_grad_batches=2 (the same effective batch; not with model/optimizer=sam), or a smaller "
+            "data.image_size"
         )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         place = f" for {error.filename}" if error.filename else ""

@@ -346,14 +346,26 @@ def test_any_name_of_a_task_names_its_folder(name: str, multirun: list[str], tra
 def test_a_data_set_alone_brings_the_recipe_that_counts_best_on_it(run: Run) -> None:
     done = run("train.py", "data=abid", "data.source=photos", "data.image_size=96", "--cfg", "job")
     cfg = OmegaConf.create(done.stdout)
-    assert done.stderr.startswith("data=abid: with the recipe experiment=abid_small_moderate")
+    assert done.stderr.startswith("data=abid: trained as experiment=abid_small_moderate")
     assert (cfg.model.backbone.name, cfg.data.source, cfg.data.image_size) == ("tf_efficientnet_lite0", "photos", 96)
     assert cfg.data.counts == [0, 1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize(
     "overrides",
-    ["data=abid model=cnn", "data=abid experiment=null", "data=abid objective=corn", "data=folders", "seed=2"],
+    [
+        *("data=abid data.source=a model=cnn", "data=abid data.source=a ~experiment", "data=abid", "seed=2"),
+        *("data=abid data.source=a -m hparams_search=optuna", "data=abid,folders data.source=a", "data=folders"),
+        *("data=abid data.source=a ckpt_path=RUN/checkpoints/best.ckpt", "data=abid data.source=a ckpt_path=latest"),
+    ],
 )
 def test_a_chosen_recipe_stays_as_it_is(overrides: str) -> None:
-    assert with_recipe(overrides.split()) == overrides.split()
+    given = [each for each in overrides.split() if each != "-m"]
+    assert with_recipe(given) == given
+
+
+def test_a_restartable_run_has_the_recipe_until_it_is_a_run(tmp_path: Path) -> None:
+    given = ["data=abid", "data.source=a", "ckpt_path=last", f"paths.output_dir={tmp_path}"]
+    assert with_recipe(given) == ["experiment=abid_small_moderate", *given]
+    (tmp_path / "overrides.txt").touch()
+    assert with_recipe(given) == given

@@ -115,6 +115,17 @@ def test_recording_changes_nothing_of_what_is_computed(
     assert [name for name in plain if not torch.equal(plain[name], watched[name])] == []
 
 
+def test_updates_of_sharpness_aware_steps_are_not_the_moves_between_its_gradients(
+    recipe: list[str], train: Run, tmp_path: Path
+) -> None:
+    options = ["model/optimizer=sam", "model.optimizer.rho=1", "model.optimizer.lr=1e-6"]
+    options += ["trainer.accumulate_grad_batches=1", "trainer.max_epochs=1", f"paths.output_dir={tmp_path / 'run'}"]
+    train(*recipe, *DEBUGGER, *options)
+    values = pandas.read_csv(tmp_path / "run" / "debugger" / "tensors.csv")
+    moved = values[(values.kind == "weight") & (values.name == "backbone.blocks.2.0.weight")].update_ratio
+    assert len(moved) and moved.between(0, 1e-3).all()
+
+
 def test_records_are_whole_and_pandas_reads_them_in_a_line(undisturbed: Path) -> None:
     folder = undisturbed / "debugger"
     tables = {name: pandas.read_csv(folder / name) for name in FILES}
