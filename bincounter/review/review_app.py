@@ -84,7 +84,8 @@ def serve_review(table: AuditTable, photos: Path, log: CorrectionsLog, port: int
         if left_out := len(table.rows) - len(rows):
             print(f"  left out {left_out:,} without a photo: see the column reason in {escape_name(table.path)}")
         if queue.outdated:
-            print(f"  asks again for {queue.outdated:,} bins whose answers are of other records than this table's")
+            bins = "1 bin whose answer is" if queue.outdated == 1 else f"{queue.outdated:,} bins whose answers are"
+            print(f"  asks again for {bins} of other records than this table's")
         print(f"  page     http://{Access().host}:{listener.getsockname()[1]}/")
         print(f"  answers  {escape_name(log.path)}", flush=True)
         with suppress(KeyboardInterrupt):  # raised again by uvicorn, after it has answered what it had accepted

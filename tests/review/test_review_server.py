@@ -149,7 +149,7 @@ def test_answers_are_known_again_by_bin_photo_and_record(tmp_path: Path) -> None
             shown = server.post("answer", "anna", id=shown["id"], counted=1).json()["bin"]
     write_audit(audit, [Audited("B-0", "photos/0.jpg", expected=1), unrecorded])  # the record was corrected
     with reviewed(audit) as server:
-        assert "asks again for 1 bins whose answers are of other records" in server.process.told("asks again.*")[0]
+        assert "asks again for 1 bin whose answer is of other records" in server.process.told("asks again.*")[0]
         reply = server.post("next", "anna").json()
         assert (reply["bin"]["bin"], reply["progress"]["done"]) == ("B-0", 1)
         assert server.post("answer", "anna", id=reply["bin"]["id"], counted=1).json()["bin"] is None
