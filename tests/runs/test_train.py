@@ -277,7 +277,7 @@ def test_debug_groups_run(debug: str, bins: Path, train: Run, tmp_path: Path) ->
         (["paths.data_dir=train.py", "paths.cache_dir=data"], "paths.data_dir=train.py is a file: name a folder"),
         (["model=resnet18", "model.weights=/nope"], "model.weights=/nope is not a file"),
         (["model=resnet18", "model.weights=IMAGENET9"], "model.weights=IMAGENET9 is not one of IMAGENET1K_V1"),
-        (["data=abid", "data.source=nowhere", "data.layout.ids=/nope"], "id list /nope cannot be read"),
+        (["data=abid", "model=cnn", "data.source=nowhere", "data.layout.ids=/nope"], "id list /nope cannot be read"),
         (["data=folders"], "data.source is not set"),
         (["data=folders", "data.source=nowhere"], "data.source=nowhere is not a folder"),
         (["ckpt_path=last"], "add paths.output_dir=RUN"),
