@@ -50,7 +50,7 @@ class SharpnessAware(torch.optim.AdamW):
         with torch.enable_grad():
             loss = closure()
         moved = [each for group in self.param_groups for each in group["params"] if each.grad is not None]
-        before = torch._foreach_clone(moved)  # subtracting the distance again would round
+        before = [each.clone() for each in moved]  # subtracting the distance again would round
         torch._foreach_add_(moved, self._distances(moved))
         with torch.enable_grad():
             closure()
