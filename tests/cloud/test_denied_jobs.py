@@ -210,7 +210,7 @@ def test_ctrl_c_stops_the_job_that_can_no_longer_be_followed_too(
     for number, name in enumerate(names):
         plane_account.submit(name, SLOW)
         recorded(name, tmp_path / str(number))
-    monkeypatch.setattr(job_runner, "ask_to_stop", lambda running: running == 2)
+    monkeypatch.setattr(job_runner, "ask_to_stop", lambda running: True)
     aws.refuse("DescribeTrainingJob", "AccessDeniedException", "not authorized", times=1)
     with ctrl_c("DescribeTrainingJob", "StopTrainingJob", aws):
         folders, errors = attach(tmp_path)
