@@ -31,7 +31,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "base": (),
     "counts above not learnt": ("data.learn_above=0",),
     "one class above": ("data.learn_above=1",),
-    "no sharpness-aware minimisation": ("model/optimizer=adamw",),
+    "adamw alone": ("model/optimizer=adamw",),
     "no squared error": ("objective=classification",),
     "no mirror images": ("model.average_flips=false",),
     "no averaged weights": ("~callbacks.ema",),

@@ -1,4 +1,4 @@
-"""One-line error messages for wrong overrides, and filters of overrides by key."""
+"""One-line error messages for wrong overrides, filters of overrides by key, and the recipe of a data set."""
 
 import functools
 import os
