@@ -40,6 +40,9 @@ _SLOW_FILES = {
     *("test_train.py", "test_training_rehearsal.py", "test_wheel.py"),
 }
 
+# Tests of jobs and endpoints that the rehearsal carries out are of `make test-long`, but for one job from start to end.
+_ONE_JOB = "test_spot_job_interrupted_twice_equals_a_local_run"
+
 _PHOTOS = REPOSITORY.parent / "shared" / "abid"
 
 
@@ -57,10 +60,13 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark slow tests."""
+    """Mark slow and long tests."""
     for item in items:
-        if item.path.name in _SLOW_FILES or _SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if item.path.name in _SLOW_FILES or _SLOW_FIXTURES & fixtures:
             item.add_marker("slow")
+        if "plane" in fixtures and item.name != _ONE_JOB:
+            item.add_marker("long")
 
 
 def pytest_collection_finish() -> None:

@@ -66,8 +66,7 @@ _NORMALISED = {  # what another day, machine or version changes, and digests of 
 def _sections() -> Iterator[Any]:
     for name in _FILES:
         for number, section in enumerate(_split(name)):
-            marks = [] if name == "configs" else [pytest.mark.long]
-            yield pytest.param(name, number, id=f"{name}: {section.splitlines()[0].strip('# ')}", marks=marks)
+            yield pytest.param(name, number, id=f"{name}: {section.splitlines()[0].strip('# ')}")
 
 
 def _split(name: str) -> list[str]:

@@ -1,6 +1,7 @@
 """Hydra's private parts: the loader, the parsers and the methods that bincounter changes; used in this module alone."""
 
 import argparse
+import copy
 import functools
 import itertools
 import sys
@@ -173,19 +174,24 @@ def _load(
     *further: Any,
     **options: Any,
 ) -> DictConfig:
-    """Expand ``~`` in each configuration that is composed, for a sweep's jobs, too; a single run composes once."""
+    """Expand ``~`` in each configuration that is composed, for a sweep's jobs, too; compose none twice."""
     cfg = composed.pop((config_name, *overrides), None)
     if cfg is not None:
         cfg.hydra.mode = RunMode.RUN
         cfg.hydra.overrides.hydra.append("hydra.mode=RUN")
         return cfg
-    cfg = original(self, config_name, overrides, *further, **options)
-    if OmegaConf.get_type(cfg) in ROOTS.values():
-        with flag_override(cfg, "readonly", False):
-            expand_home(cfg)
-            for folder in ("run", "sweep"):
-                expand_home(cfg.hydra[folder], all_paths=True)
-    return cfg
+    # A sweep composes each job to check it, again to run it, and again for the request to SageMaker.
+    before = self.__dict__.setdefault("before", {})
+    key = (config_name, tuple(overrides), further, tuple(sorted(options.items())), Path.cwd())
+    if key not in before:
+        cfg = original(self, config_name, overrides, *further, **options)
+        if OmegaConf.get_type(cfg) in ROOTS.values():
+            with flag_override(cfg, "readonly", False):
+                expand_home(cfg)
+                for folder in ("run", "sweep"):
+                    expand_home(cfg.hydra[folder], all_paths=True)
+        before[key] = cfg
+    return copy.deepcopy(before[key])
 
 
 @_changed(ConfigLoaderImpl, "_apply_overrides_to_config")
@@ -288,22 +294,28 @@ class _MaskedOmegaConf(OmegaConf):
         OmegaConf.save(OmegaConf.create(mask_secrets(OmegaConf.to_container(config, resolve=resolve))), f)
 
 
-@functools.lru_cache(maxsize=256)  # a sweep composes the same files again and again
-def _yaml_nodes(text: str) -> yaml.Node | None:
-    return yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+_loaded: dict[tuple[str, str, str, int, int], ConfigResult] = {}
+"""Files of settings as they were read, by source, name, time and size: a sweep composes them again and again."""
 
 
 def _keep_yaml_text(original: Callable[..., ConfigResult], self: ConfigSource, config_path: str) -> ConfigResult:
     """Restore the values of a file's text settings as they were typed."""
-    result = original(self, config_path)
-    package = result.header["package"]
-    group = config_path.rpartition("/")[0].replace("/", ".")
-    prefix = group if package is None else package.replace("_global_", "").replace("_group_", group)
     path = Path(self.path, f"{config_path.removesuffix('.yaml')}.yaml")
-    written = _yaml_nodes(path.read_text(encoding="utf-8"))
+    try:
+        status = path.stat()
+    except OSError:
+        return original(self, config_path)  # raises
+    key = (self.provider, self.path, config_path, status.st_mtime_ns, status.st_size)
+    if key not in _loaded:
+        result = original(self, config_path)
+        package = result.header["package"]
+        group = config_path.rpartition("/")[0].replace("/", ".")
+        prefix = group if package is None else package.replace("_global_", "").replace("_group_", group)
+        written = yaml.compose(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        keep_yaml_text(result.config, written, _hint, prefix)
+        _loaded[key] = result
+    return copy.deepcopy(_loaded[key])
 
-    def hint(key: str) -> Any:
-        return next((found for root in ROOTS.values() if (found := schema_hint(key, root)) is not None), None)
 
-    keep_yaml_text(result.config, written, hint, prefix)
-    return result
+def _hint(key: str) -> Any:
+    return next((found for root in ROOTS.values() if (found := schema_hint(key, root)) is not None), None)

@@ -6,8 +6,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,12 +15,13 @@ import numpy as np
 import pytest
 from bins import square_bins
 from browser import chromium, visit
-from commands import REPOSITORY, Run, environment
+from commands import Run, Start
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from playwright.sync_api import Browser
 from s3_server import S3Server
 from served_runs import checkpoint_alone
+from warm_python import Started
 
 from bincounter.audit import stock_records
 from bincounter.audit.audit_page import write_audit_page
@@ -324,7 +323,7 @@ def test_names_of_any_bytes_survive(run: Run, photos: Path, checkpoint: Path, tm
     assert "<img src=x" not in output.with_suffix(".html").read_text(encoding="utf-8")
 
 
-def test_a_killed_audit_resumes_to_the_same_table(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_killed_audit_resumes_to_the_same_table(checkpoint: Path, start: Start, tmp_path: Path) -> None:
     square_bins(tmp_path / "bins", photos=200)
     stock = table(tmp_path / "stock.csv", rows_of(tmp_path / "bins"))
     whole, killed = tmp_path / "whole.csv", tmp_path / "killed.csv"
@@ -336,26 +335,25 @@ def test_a_killed_audit_resumes_to_the_same_table(checkpoint: Path, tmp_path: Pa
     )
     arguments = ["audit", str(tmp_path / "bins"), f"--record={stock}", f"--ckpt-path={checkpoint}"]
 
-    def start(output: Path) -> "subprocess.Popen[bytes]":
-        program = [sys.executable, "-c", slow, *arguments, f"--output={output}", "0.3"]
-        return subprocess.Popen(program, cwd=REPOSITORY, env=environment(), stderr=subprocess.PIPE)
+    def audit(output: Path) -> Started:
+        return start("-c", slow, *arguments, f"--output={output}", "0.3")
 
-    running = start(killed)
+    running = audit(killed)
     work = killed.with_name("killed.csv.part")
     while not work.exists() or work.read_bytes().count(b"\n") < 70:
-        assert running.poll() is None, running.stderr and running.stderr.read()
+        assert running.poll() is None, running.communicate()
         time.sleep(0.02)
     running.send_signal(signal.SIGKILL)
     running.communicate()
     assert running.returncode == -signal.SIGKILL and work.exists() and not killed.exists()
     with work.open("ab") as file:
         file.write(b'["half a li')
-    resumed = start(killed)
-    said = resumed.communicate(timeout=120)[1].decode()
+    resumed = audit(killed)
+    said = resumed.communicate(timeout=120)[1]
     assert resumed.returncode == 0, said
     assert "of 200 photos were counted before" in said
-    undisturbed = start(whole)
-    assert undisturbed.communicate(timeout=120)[1].decode().count("counted before") == 0
+    undisturbed = audit(whole)
+    assert undisturbed.communicate(timeout=120)[1].count("counted before") == 0
     assert killed.read_bytes() == whole.read_bytes()
     assert not list(tmp_path.glob("*.part"))
 

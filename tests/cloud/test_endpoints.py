@@ -21,8 +21,6 @@ from bincounter.errors import ResourceError
 from bincounter.serving.packing.archive import PackageSettings, package
 from sagemaker_rehearsal import BUCKET
 
-pytestmark = pytest.mark.long
-
 GIVEN = (f"target.role={ROLE}", "target.image=123456789012.dkr.ecr.us-east-1.amazonaws.com/ray:serve")
 
 

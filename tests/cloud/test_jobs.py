@@ -118,7 +118,6 @@ def last_logged(run: Path, metric: str) -> float:
     return [float(line.split(",")[column]) for line in lines[1:] if line.split(",")[column]][-1]
 
 
-@pytest.mark.long
 def test_of_three_jobs_one_fails_and_its_own_message_is_on_screen(
     bins: Path, train: Run, run: Run, plane: dict[str, str], tmp_path: Path
 ) -> None:
@@ -144,7 +143,6 @@ def test_of_three_jobs_one_fails_and_its_own_message_is_on_screen(
     assert record(folder / "2")["description"]["TrainingJobStatus"] == "Completed"
 
 
-@pytest.mark.long
 def test_a_stopped_job_is_fetched_and_goes_on_here_and_there(
     bins: Path, undisturbed: Path, train: Run, plane: dict[str, str], tmp_path: Path
 ) -> None:
@@ -177,7 +175,6 @@ def test_a_stopped_job_is_fetched_and_goes_on_here_and_there(
     assert_same_run(folder, undisturbed)
 
 
-@pytest.mark.long
 def test_jobs_that_were_left_alone_are_attached_to_and_fetched(
     bins: Path, train: Run, run: Run, plane: dict[str, str], tmp_path: Path
 ) -> None:
@@ -196,7 +193,6 @@ def test_jobs_that_were_left_alone_are_attached_to_and_fetched(
     assert "holds no job.json" in nothing.stderr
 
 
-@pytest.mark.long
 def test_ctrl_c_leaves_the_job_and_says_how_to_attach(bins: Path, plane: dict[str, str], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     options = [*SMALL, "trainer.max_epochs=2", f"data.source={bins}", f"paths.output_dir={folder}"]
@@ -210,7 +206,6 @@ def test_ctrl_c_leaves_the_job_and_says_how_to_attach(bins: Path, plane: dict[st
     assert f"bincounter attach {folder}" in rest
 
 
-@pytest.mark.long
 def test_ctrl_c_at_a_terminal_asks_and_y_stops_the_job(bins: Path, plane: dict[str, str], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     ours, theirs = pty.openpty()
@@ -230,7 +225,6 @@ def test_ctrl_c_at_a_terminal_asks_and_y_stops_the_job(bins: Path, plane: dict[s
     assert (folder / "checkpoints" / "best.ckpt").exists()
 
 
-@pytest.mark.long
 def test_expired_login_leaves_the_job_running_and_advises_attach(
     bins: Path, train: Run, plane: dict[str, str], tmp_path: Path
 ) -> None:
@@ -247,7 +241,6 @@ def test_expired_login_leaves_the_job_running_and_advises_attach(
     assert f"may still run, and be billed: follow with bincounter attach {folder}" in message
 
 
-@pytest.mark.long
 def test_job_without_log_is_followed_and_a_lost_reply_submits_once(
     bins: Path, train: Run, plane: dict[str, str], tmp_path: Path
 ) -> None:
@@ -265,6 +258,7 @@ def test_job_without_log_is_followed_and_a_lost_reply_submits_once(
     assert (folder / "report.html").exists()
 
 
+@pytest.mark.long
 def test_demo_bins_are_rendered_in_the_job(train: Run, tmp_path: Path) -> None:
     options = ["experiment=demo", "data.layout.photos=120", "trainer.max_epochs=1", "callbacks=[none]"]
     interrupted = [
@@ -279,7 +273,6 @@ def test_demo_bins_are_rendered_in_the_job(train: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.photos
-@pytest.mark.long
 def test_real_photos_interrupted_twice_give_the_same_weights(
     abid_photos: Path, train: Run, plane: dict[str, str], tmp_path: Path
 ) -> None:

@@ -166,6 +166,7 @@ def squares(tmp_path: Path) -> list[str]:
     ]
 
 
+@pytest.mark.long
 def test_a_killed_training_is_resumed(start: Start, train: Run, squares: list[str], tmp_path: Path) -> None:
     sweep = tmp_path / "log" / "sweeps" / "killed"
     search = ["hparams_search=optuna", "hparams_search.n_trials=2", "hparams_search.study_name=killed"]

@@ -51,7 +51,6 @@ def submitted(account: Account, task_name: str) -> list[str]:
     return sorted(job["TrainingJobName"] for job in listed["TrainingJobSummaries"])
 
 
-@pytest.mark.long
 def test_killed_search_resumes_its_jobs_and_survives_a_failure(
     overrides: list[str], run: Run, plane: dict[str, str], account: Account, tmp_path: Path
 ) -> None:
@@ -99,7 +98,6 @@ def _lines(path: Path) -> list[str]:
     return path.read_text().splitlines()
 
 
-@pytest.mark.long
 def test_ctrl_c_stops_a_trial_and_the_next_start_resumes_it(
     overrides: list[str], run: Run, plane: dict[str, str], account: Account, tmp_path: Path
 ) -> None:

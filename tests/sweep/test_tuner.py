@@ -136,7 +136,6 @@ def test_a_wrong_search_is_refused_in_one_line(
     assert not list((tmp_path / "sweep").rglob("*.json"))
 
 
-@pytest.mark.long
 def test_detached_and_killed_search_is_followed_to_its_best_run(
     account: Account, train: Run, at_plane: dict[str, str], tmp_path: Path
 ) -> None:

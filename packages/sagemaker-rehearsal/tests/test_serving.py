@@ -14,8 +14,6 @@ from rehearsed import ROLE, Account
 
 from sagemaker_rehearsal import BUCKET
 
-pytestmark = pytest.mark.long
-
 FILES = {
     "config.yaml": "applications: [{name: default, route_prefix: /, import_path: 'deployment:app'}]",
     "deployment.py": """

@@ -10,8 +10,6 @@ import pytest
 from botocore.exceptions import ClientError
 from rehearsed import ENDED, Account, tuning
 
-pytestmark = pytest.mark.long
-
 LR = {"Name": "lr", "MinValue": "0.0001", "MaxValue": "0.1", "ScalingType": "Logarithmic"}
 EPOCHS = {"Name": "max_epochs", "MinValue": "1", "MaxValue": "5", "ScalingType": "Linear"}
 SIZES = {"Name": "size", "Values": ["32", "64"]}
