@@ -5,7 +5,9 @@
 
 The photos are real ones, repeated under new names: links to one file. Copies of a photo are a scene, which is the
 hardest case for the search for near-copies. Training is that of a small network at 32 pixels, so that an epoch shows
-what reading, batching and logging cost. Each command is a process of its own; memory is the peak of that process.
+what reading, batching and logging cost. Each command is a process of its own. Memory is the peak of preparation, and
+after training that of the process, and that of the decoded photos it has read: pages of a file, which the system takes
+back when it needs them.
 """
 
 import argparse
@@ -31,8 +33,8 @@ def main() -> None:
     """Print a row per number of photos."""
     options = _options()
     sources = real_photos()
-    head = ("photos", "prepare, s", "MB", "again, s", "epoch, s", "photos/s", "MB")
-    print("".join(f"{name:>12}" for name in head), flush=True)
+    head = ("photos", "prepare, s", "MB", "again, s", "epoch, s", "photos/s", "MB", "of files, MB")
+    print("".join(f"{name:>14}" for name in head), flush=True)
     for number in options.photos:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             _print_row(number, sources, Path(folder), shards=options.shards)
@@ -71,16 +73,14 @@ def _print_row(number: int, sources: list[tuple[Path, int]], folder: Path, *, sh
         source = folder / "shards"
     prepare = [sys.executable, "-c", _PREPARE, str(source), str(folder / "data")]
     (cold, _, cold_memory), (warm, _, _) = run(prepare), run(prepare)
-    seconds, trained, memory = _epoch(source, folder)
+    seconds, trained, own, mapped = _epoch(source, folder)
     row = (f"{number:,}", f"{float(cold):.1f}", f"{cold_memory:,}", f"{float(warm):.1f}")
-    print(
-        "".join(f"{text:>12}" for text in (*row, f"{seconds:.1f}", f"{trained / seconds:,.0f}", f"{memory:,}")),
-        flush=True,
-    )
+    trained_row = (f"{seconds:.1f}", f"{trained / seconds:,.0f}", f"{own:,}", f"{mapped:,}")
+    print("".join(f"{text:>14}" for text in (*row, *trained_row)), flush=True)
 
 
-def _epoch(source: Path, folder: Path) -> tuple[float, int, int]:
-    """Seconds and photos of the second epoch of train.py, and its peak memory in MB."""
+def _epoch(source: Path, folder: Path) -> tuple[float, int, int, int]:
+    """Seconds and photos of the second epoch of train.py, and its memory at the end in MB: its own, and of files."""
     clock = folder / "clock.json"
     overrides = {
         "data": "shards" if source.name == "shards" else "folders",
@@ -97,9 +97,10 @@ def _epoch(source: Path, folder: Path) -> tuple[float, int, int]:
         "paths.data_dir": folder / "data",
     }
     command = [sys.executable, LOOPS, str(clock), *(f"{key}={value}" for key, value in overrides.items())]
-    _, _, memory = run(command)
+    run(command)
     began = json.loads(clock.read_text())[1]
-    return began[-1] - began[0], (len(began) - 1) * 256, memory
+    memory = json.loads(clock.with_suffix(".memory").read_text())
+    return began[-1] - began[0], (len(began) - 1) * 256, memory["RssAnon"] // 1024, memory["RssFile"] // 1024
 
 
 if __name__ == "__main__":

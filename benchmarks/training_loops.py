@@ -26,10 +26,10 @@ CLASSES = 5
 
 
 class Clock(L.Callback):
-    """Writes the times at which training steps ended, per epoch, to a JSON file.
+    """Writes the times at which training steps ended, per epoch, to a JSON file, and beside it the memory at the end.
 
     Args:
-        file: to write.
+        file: to write; the other has the suffix ``.memory``, and the fields of Linux in kB.
     """
 
     def __init__(self, file: str) -> None:
@@ -45,8 +45,11 @@ class Clock(L.Callback):
         times.append(now(wait=len(times) in (1, int(trainer.num_training_batches) - 1)))
 
     def on_train_end(self, *_: Any) -> None:
-        """Write the file."""
+        """Write the files."""
         self._file.write_text(json.dumps(self._ended))
+        fields = (line.partition(":") for line in Path("/proc/self/status").read_text().splitlines())
+        memory = {name: int(text.split()[0]) for name, _, text in fields if name in ("RssAnon", "RssFile")}
+        self._file.with_suffix(".memory").write_text(json.dumps(memory))
 
 
 def device() -> torch.device:
