@@ -121,6 +121,7 @@ def aws() -> Iterator[dict[str, str]]:
     server.stop()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "number"), list(_sections()))
 def test_commands_say_what_they_said(
     name: str, number: int, tmp: Path, aws: dict[str, str], monkeypatch: pytest.MonkeyPatch
