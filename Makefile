@@ -39,8 +39,8 @@ docs: install ## build the site, strictly
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # Jobs and endpoints at the rehearsed control plane: the suite has one job from start to end. Snapshots of what commands
-# say, which are compared one by one, and searches that are killed.
-test-long: install ## the rehearsal's jobs and endpoints, snapshots of what commands say, killed searches
+# say, which are compared one by one, and what is killed and goes on.
+test-long: install ## the rehearsal's jobs and endpoints, snapshots of what commands say, killed runs
 	$(BIN)/python -m pytest -n 3 --dist worksteal -m long
 
 # What AWS's Ray Serve image holds: an archive has to serve there as it does here.

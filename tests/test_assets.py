@@ -215,6 +215,7 @@ def test_a_finished_search_says_its_result_again(train: Run, tmp_path: Path) -> 
     ]
 
 
+@pytest.mark.long
 def test_a_killed_search_is_resumed_to_the_trials_it_would_have_had(train: Run, tmp_path: Path) -> None:
     sweep = asset("killed_sweep", tmp_path)
     with sqlite3.connect(sweep / "study.db") as study:  # as if it had been killed on this machine

@@ -1,6 +1,7 @@
 """Pixels of a data set at one size: decoded once into a memory-mapped file, or on every read."""
 
 import ast
+import functools
 import hashlib
 import logging
 import os
@@ -205,15 +206,18 @@ def code_digest(*files: Path) -> str:
     Returns:
         64 hexadecimal digits.
     """
-    digest = hashlib.sha256()
-    for file in files:
-        with tokenize.open(file) as opened:
-            module = ast.parse(opened.read())
-        for node in ast.walk(module):
-            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-                node.body = [line for line in node.body if not _is_docstring(line)]
-        digest.update(ast.unparse(module).encode() + b"\0")
-    return digest.hexdigest()
+    return hashlib.sha256(b"".join(map(bare_code, files))).hexdigest()
+
+
+@functools.cache
+def bare_code(file: Path) -> bytes:
+    """Code of a Python source file without comments, docstrings and formatting, read once in a process."""
+    with tokenize.open(file) as opened:
+        module = ast.parse(opened.read())
+    for node in ast.walk(module):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            node.body = [line for line in node.body if not _is_docstring(line)]
+    return ast.unparse(module).encode() + b"\0"
 
 
 def _is_docstring(line: ast.stmt) -> bool:

@@ -1,5 +1,6 @@
 """Self-contained pages: one file that opens from disk with no network, with style, plots and photos inside."""
 
+import functools
 from pathlib import Path
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
@@ -22,13 +23,19 @@ def write_page(path: Path, template: str, content: dict[str, object], *, package
     Returns:
         ``path``.
     """
-    environment = Environment(
+    write_text(path, environment(package).get_template(template).render(content))
+    return path
+
+
+@functools.cache
+def environment(package: str) -> Environment:
+    """Templates of a package, each compiled once in a process."""
+    found = Environment(
         loader=ChoiceLoader([PackageLoader(package), PackageLoader("bincounter.report")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=percent, decimals=decimals, whole=whole)
-    write_text(path, environment.get_template(template).render(content))
-    return path
+    found.filters.update(percent=percent, decimals=decimals, whole=whole)
+    return found

@@ -323,6 +323,7 @@ def test_names_of_any_bytes_survive(run: Run, photos: Path, checkpoint: Path, tm
     assert "<img src=x" not in output.with_suffix(".html").read_text(encoding="utf-8")
 
 
+@pytest.mark.long
 def test_a_killed_audit_resumes_to_the_same_table(checkpoint: Path, start: Start, tmp_path: Path) -> None:
     square_bins(tmp_path / "bins", photos=200)
     stock = table(tmp_path / "stock.csv", rows_of(tmp_path / "bins"))

@@ -160,6 +160,7 @@ def test_job_writes_run_and_model_to_the_folders_of_sagemaker(finished: Path) ->
     assert {path.name for path in finished.iterdir()} == {"input", "model", "output", "checkpoints", "code"}
 
 
+@pytest.mark.long
 def test_killed_job_resumes_bit_for_bit_in_a_new_container(
     finished: Path, code: Path, bins: Path, tmp_path: Path
 ) -> None:

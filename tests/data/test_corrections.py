@@ -174,7 +174,7 @@ def test_a_damaged_table_is_refused_before_anything_starts(
     assert not (tmp_path / "data").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_reports_its_corrections_and_resumes_with_the_same_alone(tmp_path: Path, train: Run, run: Run) -> None:
     output = f"paths.output_dir={tmp_path / 'run'}"
     train("experiment=demo", "data.layout.photos=60", "data.image_size=32", "trainer.max_epochs=1", "test=false")

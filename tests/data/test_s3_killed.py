@@ -53,6 +53,7 @@ def noted(data_dir: Path) -> list[str]:
         return [key.removeprefix("bins/") for (key,) in rows.execute("SELECT key FROM objects WHERE size >= 0")]
 
 
+@pytest.mark.long
 def test_a_fetch_that_is_killed_at_any_point_goes_on_from_what_it_has(s3_proxy: FaultyProxy, tmp_path: Path) -> None:
     objects = bins(200)
     put(s3_proxy.server, objects)

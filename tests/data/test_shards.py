@@ -190,6 +190,7 @@ def test_packing_goes_on_where_it_was_cut_short(manifest, tmp_path):
         assert {path: path.stat().st_ino for path in before} == before, "a shard that was whole is packed again"
 
 
+@pytest.mark.long
 def test_a_killed_packing_leaves_nothing_that_passes_for_whole(tmp_path):
     root = bin_folders(tmp_path / "bins", photos=300)
     code = f"""

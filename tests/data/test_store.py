@@ -116,6 +116,7 @@ def test_cache_keys_ignore_comments_of_the_code(manifest, tmp_path, monkeypatch,
     fill()
     (edited,) = (file for file in copies if old in file.read_text())
     edited.write_text(edited.read_text().replace(old, new))
+    store_module.bare_code.cache_clear()  # as in a new process
     fill()
     assert len(list((caches / "photos").iterdir())) == len(list((caches / "manifests").iterdir())) == kept
 

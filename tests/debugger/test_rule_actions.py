@@ -117,6 +117,7 @@ def test_a_stopped_run_is_scored_and_stays_stopped(recipe: list[str], train: Run
     assert {name: (folder / "debugger" / name).read_text() for name in before} == before
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("rule", "bounds", "step"), [("vanishing_gradient", VANISHED, 3), ("overtraining", TRAINED_OUT, 18)]
 )

@@ -157,6 +157,7 @@ def test_records_are_whole_and_pandas_reads_them_in_a_line(undisturbed: Path) ->
     assert counts[counts.epoch == 3].trained.sum() == 4 * 8 * (77 // 8)  # drawn in whole batches
 
 
+@pytest.mark.long
 def test_killed_at_random_points_a_run_ends_with_the_same_records(
     recipe: list[str], undisturbed: Path, start: Start, tmp_path: Path
 ) -> None:

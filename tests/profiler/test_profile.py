@@ -89,6 +89,7 @@ def test_measuring_changes_nothing_and_all_of_the_time_is_told(recipe: list[str]
     assert "Time by phase" not in (tmp_path / "plain" / "report.html").read_text()
 
 
+@pytest.mark.long
 def test_a_run_that_is_stopped_and_gone_on_with_has_both_parts(
     recipe: list[str], start: Start, train: Run, tmp_path: Path
 ) -> None:

@@ -96,6 +96,7 @@ def test_unwritable_folder_is_refused_before_the_first_trial(
     assert (tmp_path / "sweep").read_text() == "mine" and not (tmp_path / "log.txt").exists()
 
 
+@pytest.mark.long
 def test_a_raised_total_resumes_and_a_changed_search_is_refused(search: Search) -> None:
     search.run(n_trials=1)
     search.run(n_trials=2)

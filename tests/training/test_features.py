@@ -92,6 +92,7 @@ def test_scores_are_those_of_photos(bins: Path, train: Run, tmp_path: Path) -> N
         assert all(torch.equal(v, same["state_dict"][k]) for k, v in best["state_dict"].items() if "backbone." in k)
 
 
+@pytest.mark.long
 def test_killed_and_without_its_cache_a_run_ends_with_the_same_bits(
     bins: Path, start: Start, train: Run, tmp_path: Path
 ) -> None:

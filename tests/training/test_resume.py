@@ -135,6 +135,7 @@ def test_files_that_are_older_than_the_checkpoint_do_no_harm(
     assert_same(folder, undisturbed)
 
 
+@pytest.mark.long
 def test_killed_at_random_points_a_run_ends_with_the_same_bits(
     recipe: list[str], undisturbed: Path, start: Start, tmp_path: Path
 ) -> None:
