@@ -118,6 +118,7 @@ def _fit(batches: Iterator[tuple[Tensor, Tensor]], options: dict[str, Any]) -> l
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, 1e-3) if plain else torch.optim.AdamW(trained, 1e-3, fused=True)
     model.train(plain or not frozen)
+    compute = torch.compile(model) if options.get("compiled") else model
     began = []
     for photos, counts in batches:
         began.append(now(wait=len(began) in (1, options["steps"])))
@@ -126,7 +127,7 @@ def _fit(batches: Iterator[tuple[Tensor, Tensor]], options: dict[str, Any]) -> l
         image, count = photos.to(device(), non_blocking=True), counts.to(device(), non_blocking=True)
         optimizer.zero_grad()
         with torch.autocast(device().type, torch.bfloat16, enabled=not plain and has_bf16()):
-            loss = F.cross_entropy(model(image).float(), count)
+            loss = F.cross_entropy(compute(image).float(), count)
         loss.backward()
         optimizer.step()
     return began
