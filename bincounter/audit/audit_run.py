@@ -16,6 +16,7 @@ from bincounter.audit.stock_records import COLUMNS, Stock, StockRecord
 from bincounter.data.photo_store import decoder_digest
 from bincounter.errors import Interrupted, ResourceError, UserError
 from bincounter.files import atomic_write, lock, translate_disk_full
+from bincounter.model.answer import position
 from bincounter.names import TableWriter, escape_name
 from bincounter.progress import track
 from bincounter.training.predictor import Prediction
@@ -34,12 +35,14 @@ class Counting:
         judge: of records, by the distributions of this model.
         answers: paths of photos -> a prediction for each, in their order.
         trained_on: ids of the photos that the model was trained on.
+        answer: which count is answered, see :mod:`bincounter.model.answer`.
     """
 
     key: str
     judge: RecordJudge
     answers: Callable[[Iterable[str]], Iterator[Prediction]]
     trained_on: Sequence[str] = ()
+    answer: str = "mode"
 
 
 @dataclass
@@ -50,6 +53,7 @@ class Audit:
         stock: the records.
         counts: the support of the model, ascending ``[K]``.
         probabilities: distributions of the model, float ``[N, K]``; NaN without a prediction.
+        answer: which count is answered, see :mod:`bincounter.model.answer`.
         record_wrong: probability that the record is wrong, float ``[N]``; NaN if it was not judged.
         direction: ``missing`` or ``extra`` ``[N]``; empty if it was not judged.
         units_off: expected true count minus the recorded one, float ``[N]``; NaN if it was not judged.
@@ -60,6 +64,7 @@ class Audit:
     stock: Stock
     counts: Sequence[int]
     probabilities: np.ndarray
+    answer: str
     record_wrong: np.ndarray = field(init=False)
     direction: np.ndarray = field(init=False)
     units_off: np.ndarray = field(init=False)
@@ -84,11 +89,11 @@ class Audit:
         return self.record_wrong[self.order[: np.count_nonzero(~np.isnan(self.record_wrong))]]
 
     def count(self, row: int) -> tuple[int, float] | None:
-        """Return the most likely count, the smallest of equally likely ones, and the mean; ``None`` without them."""
+        """Return the answered count and the mean; ``None`` without them."""
         probabilities = self.probabilities[row]
         if np.isnan(probabilities[0]):
             return None
-        return self.counts[int(probabilities.argmax())], float(probabilities @ np.array(self.counts))
+        return self.counts[position(probabilities.tolist(), self.answer)], float(probabilities @ np.array(self.counts))
 
 
 def run_audit(
@@ -112,7 +117,7 @@ def run_audit(
         Interrupted: by Ctrl-C.
     """
     counts, records = counting.judge.counts, stock.records
-    audit = Audit(stock, counts, np.full((len(records), len(counts)), np.nan))
+    audit = Audit(stock, counts, np.full((len(records), len(counts)), np.nan), counting.answer)
     wanted = {record.file: row for row, record in enumerate(records) if not record.reason}
     for row in wanted.values():
         if records[row].expected not in counts:

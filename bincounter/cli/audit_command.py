@@ -187,12 +187,13 @@ def _model(arguments: Namespace) -> "tuple[Counting, dict[str, str]]":
     run = find_run_of_checkpoint(predictor.checkpoint).run
     judge = RecordJudge.of_model(described, arguments.error_rate, arguments.spread)
     digest, about = file_digest(predictor.checkpoint), _describe(predictor, run, judge.training_shares)
-    if arguments.endpoint is None:
-        return Counting(digest, judge, predictor.answers, described["train_ids"]), about
-    models = model_ids(predictor.checkpoint, trusted=arguments.trust)
-    answers = _endpoint(arguments.endpoint, arguments.data_dir, predictor.checkpoint, models)
-    key = f"{arguments.endpoint} {digest}"
-    return Counting(key, judge, answers, described["train_ids"]), {"endpoint": arguments.endpoint, **about}
+    key = digest
+    answers: Callable[[Iterable[str]], Iterator[Prediction]] = predictor.answers
+    if arguments.endpoint is not None:
+        models = model_ids(predictor.checkpoint, trusted=arguments.trust)
+        answers = _endpoint(arguments.endpoint, arguments.data_dir, predictor.checkpoint, models)
+        key, about = f"{arguments.endpoint} {digest}", {"endpoint": arguments.endpoint, **about}
+    return Counting(key, judge, answers, described["train_ids"], predictor.answer), about
 
 
 def _describe(predictor: "Predictor", run: "RunResults | None", shares: Sequence[float]) -> dict[str, str]:

@@ -131,6 +131,8 @@ class ModelConfig:
     class_weights: str | None = bounded(None, choices=("balanced",))  # balanced: a rare count weighs more in the loss
     # answer with the mean of the distributions for a photo and for its mirror image: takes twice as long
     average_flips: bool = False
+    # count to answer with: mode: the most likely one | median: less often the right one, but off by less
+    answer: str = bounded("mode", choices=("mode", "median"))
     channels_last: bool = True  # memory format, several times faster on CPUs and tensor cores
 
 

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 
 from bincounter.errors import ConfigError, UserError, check_choice
+from bincounter.model.answer import ANSWERS
 from bincounter.model.backbones import cam_layer, feature_size
 from bincounter.model.objectives import Objective
 from bincounter.model.scores import CountMetrics, MeanLoss
@@ -41,6 +42,7 @@ class BinCounter(L.LightningModule):
         unfreeze_every: epochs between two stages of ``gradual``.
         channels_last: keep photos and weights in channels-last memory order, which is quicker on CPUs and tensor cores.
         average_flips: answer with the mean of the distributions for a photo and for its mirror image.
+        answer: count that a distribution answers with, ``mode`` or ``median``, see :mod:`bincounter.model.answer`.
         class_weights: ``balanced`` weighs each photo by ``n / (K * n_count)`` over the training photos, else ``None``.
         train_counts: photos per count in training; needed for ``balanced``.
 
@@ -68,6 +70,7 @@ class BinCounter(L.LightningModule):
         unfreeze_every: int = 1,
         channels_last: bool = True,
         average_flips: bool = False,
+        answer: str = "mode",
         class_weights: str | None = None,
         train_counts: Mapping[int, int] | None = None,
     ) -> None:
@@ -76,6 +79,8 @@ class BinCounter(L.LightningModule):
         self.steps_per_epoch: int | None = None
         self.description: dict[str, Any] | None = None
         self._average_flips = average_flips
+        check_choice("model.answer", answer, ANSWERS)
+        objective.answer = answer
         self._configure_model(backbone, objective, head or {}, channels_last)
         self._configure_loss(class_weights, train_counts)
         self._configure_metrics()
@@ -106,7 +111,7 @@ class BinCounter(L.LightningModule):
         self.register_buffer("class_weights", weights)
 
     def _configure_metrics(self) -> None:
-        self.val_metrics = CountMetrics(self.counts).clone(prefix="val/")
+        self.val_metrics = CountMetrics(self.counts, answer=self.answer).clone(prefix="val/")
         self.val_loss = MeanLoss(self.counts, torch.float32)
 
     def _configure_fit(
@@ -133,6 +138,11 @@ class BinCounter(L.LightningModule):
     def counts(self) -> tuple[int, ...]:
         """The support: counts the model can predict, ascending."""
         return self.objective.answered
+
+    @property
+    def answer(self) -> str:
+        """Which count a distribution answers with, ``mode`` or ``median``."""
+        return self.objective.answer
 
     @property
     def cam_layer(self) -> nn.Module:

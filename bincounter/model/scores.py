@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
+from bincounter.model.answer import positions
 from bincounter.model.objectives import clamped_log
 
 INTERVALS = ("accuracy", "rmse", "mae", "within_one")
@@ -21,24 +22,25 @@ class CountMetrics(MetricCollection):
     Updated with ``(probabilities float[B, K], counts int[B], log_probabilities=float[B, K])``; without the logarithms
     the cross entropy is that of :func:`~bincounter.model.objectives.clamped_log`. Rows with the count -1 are padding
     and ignored, so that a padding sampler does not bias the scores. Accuracy, RMSE, MAE and within-one are of the
-    most likely count; fractions are 0-1, cross entropy is in nats. ``.clone(prefix="val/")`` makes metrics of one side.
+    answered count; fractions are 0-1, cross entropy is in nats. ``.clone(prefix="val/")`` makes metrics of one side.
 
     Args:
         counts: the support, ascending.
         dtype: of the sums; ``torch.float64`` for scores that do not depend on the order of the photos.
+        answer: which count is answered, see :mod:`bincounter.model.answer`.
     """
 
-    def __init__(self, counts: Sequence[int], dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, counts: Sequence[int], dtype: torch.dtype = torch.float32, answer: str = "mode") -> None:
         # Without compute groups: torchmetrics would join two metrics whose states happen to agree on the first batch.
         super().__init__(
             {
-                "accuracy": _Accuracy(counts, dtype),
-                "rmse": _RootMeanSquare(counts, dtype),
-                "mae": _PhotoMean(counts, dtype),
-                "within_one": _WithinOne(counts, dtype),
-                "macro_f1": MacroF1(counts, dtype),
-                "ece": CalibrationError(counts, dtype),
-                "cross_entropy": CrossEntropy(counts, dtype),
+                "accuracy": _Accuracy(counts, dtype, answer),
+                "rmse": _RootMeanSquare(counts, dtype, answer),
+                "mae": _PhotoMean(counts, dtype, answer),
+                "within_one": _WithinOne(counts, dtype, answer),
+                "macro_f1": MacroF1(counts, dtype, answer),
+                "ece": CalibrationError(counts, dtype, answer),
+                "cross_entropy": CrossEntropy(counts, dtype, answer),
             },
             compute_groups=False,
         )
@@ -49,9 +51,9 @@ class _CountMetric(Metric):
 
     full_state_update = False
 
-    def __init__(self, counts: Sequence[int]) -> None:
+    def __init__(self, counts: Sequence[int], answer: str) -> None:
         super().__init__()
-        self.counts = tuple(counts)
+        self.counts, self.answer = tuple(counts), answer
 
     def support(self, like: Tensor) -> Tensor:
         """The support on the device of ``like``, ``int64[K]``."""
@@ -62,7 +64,7 @@ class _CountMetric(Metric):
         """Without padding: probabilities ``[V, K]``, support positions of labels ``[V]`` and predictions ``[V]``."""
         valid = counts != _PADDING
         probabilities, counts = probabilities[valid], counts[valid]
-        return probabilities, torch.searchsorted(self.support(counts), counts), probabilities.argmax(1)
+        return probabilities, torch.searchsorted(self.support(counts), counts), positions(probabilities, self.answer)
 
 
 class _PhotoMean(_CountMetric):
@@ -71,8 +73,8 @@ class _PhotoMean(_CountMetric):
     total: Tensor
     photos: Tensor
 
-    def __init__(self, counts: Sequence[int], dtype: torch.dtype) -> None:
-        super().__init__(counts)
+    def __init__(self, counts: Sequence[int], dtype: torch.dtype, answer: str = "mode") -> None:
+        super().__init__(counts, answer)
         self.add_state("total", torch.tensor(0.0, dtype=dtype), dist_reduce_fx="sum")
         self.add_state("photos", torch.tensor(0), dist_reduce_fx="sum")
 
@@ -138,8 +140,8 @@ class MacroF1(_CountMetric):
 
     confusion: Tensor
 
-    def __init__(self, counts: Sequence[int], dtype: torch.dtype = torch.float32) -> None:
-        super().__init__(counts)
+    def __init__(self, counts: Sequence[int], dtype: torch.dtype = torch.float32, answer: str = "mode") -> None:
+        super().__init__(counts, answer)
         self.result_dtype = dtype
         self.add_state("confusion", torch.zeros(len(counts), len(counts), dtype=torch.long), dist_reduce_fx="sum")
 
@@ -156,7 +158,7 @@ class MacroF1(_CountMetric):
 
 
 class CalibrationError(_CountMetric):
-    """Expected calibration error of the most likely count, in 15 bins of equal width.
+    """Expected calibration error of the answered count, in 15 bins of equal width.
 
     Guo et al., On Calibration of Modern Neural Networks, ICML 2017, https://arxiv.org/abs/1706.04599.
 
@@ -168,18 +170,18 @@ class CalibrationError(_CountMetric):
     confidence: Tensor
     correct: Tensor
 
-    def __init__(self, counts: Sequence[int], dtype: torch.dtype = torch.float32) -> None:
-        super().__init__(counts)
+    def __init__(self, counts: Sequence[int], dtype: torch.dtype = torch.float32, answer: str = "mode") -> None:
+        super().__init__(counts, answer)
         for name in ("photos", "confidence", "correct"):
             self.add_state(name, torch.zeros(_BINS, dtype=dtype), dist_reduce_fx="sum")
 
     def update(self, probabilities: Tensor, counts: Tensor) -> None:
         """Add a batch: ``float[B, K]`` and ``int[B]``."""
         probabilities, label, predicted = self.valid(probabilities, counts)
-        highest = probabilities.amax(1)
+        sure = probabilities.gather(1, predicted[:, None]).squeeze(1)
         # In single precision also for float64 sums: a confidence of 0.2 lies on the edge of two bins.
-        bins = (highest.float() * _BINS).ceil().long().sub(1).clamp(0, _BINS - 1)  # Guo et al.: ((m - 1) / 15, m / 15]
-        confidence = highest.to(self.confidence)
+        bins = (sure.float() * _BINS).ceil().long().sub(1).clamp(0, _BINS - 1)  # Guo et al.: ((m - 1) / 15, m / 15]
+        confidence = sure.to(self.confidence)
         self.photos.index_add_(0, bins, torch.ones_like(confidence))
         self.confidence.index_add_(0, bins, confidence)
         self.correct.index_add_(0, bins, (predicted == label).to(confidence))
@@ -205,6 +207,7 @@ def score(
     support: Sequence[int],
     train_counts: Mapping[int, int],
     log_probabilities: Tensor | None = None,
+    answer: str = "mode",
 ) -> dict[str, Any]:
     """Score the predictions of one side of ``metrics.json``.
 
@@ -214,6 +217,7 @@ def score(
         support: the ``K`` counts, ascending.
         train_counts: photos per count in training, to fit the baselines; may be empty.
         log_probabilities: ``float[N, K]``; by default the clamped logarithms of ``probabilities``.
+        answer: which count is answered, see :mod:`bincounter.model.answer`.
 
     Returns:
         The scores of :class:`CountMetrics`; ``n``; the baselines ``majority_accuracy`` (always predicting the most
@@ -231,19 +235,22 @@ def score(
     logarithms = log_probabilities.detach().to("cpu", torch.float64)
     labels = torch.as_tensor(counts).detach().to("cpu", torch.int64)
     _check(probabilities, labels, support)
-    metrics = CountMetrics(support, torch.float64)
+    metrics = CountMetrics(support, torch.float64, answer)
     metrics.update(probabilities, labels, log_probabilities=logarithms)
-    errors = torch.tensor(list(support))[probabilities.argmax(1)] - labels
+    predicted = positions(probabilities, answer)
+    errors = torch.tensor(list(support))[predicted] - labels
     return {
         **{name: value.item() for name, value in metrics.compute().items()},
         "n": len(labels),
         **_baselines(labels.double(), train_counts),
         "intervals": _intervals(errors.numpy()),
-        "per_count": [_per_count(probabilities, logarithms, labels, support, count, train_counts) for count in support],
+        "per_count": [
+            _per_count(probabilities, logarithms, labels, support, count, train_counts, answer) for count in support
+        ],
         "confusion": _state(metrics["macro_f1"], "confusion").tolist(),
         "counts": [int(count) for count in support],
         "reliability": _reliability(metrics["ece"]),
-        "coverage": _coverage(probabilities, labels, torch.tensor(list(support))),
+        "coverage": _coverage(probabilities.gather(1, predicted[:, None]).squeeze(1), errors == 0),
     }
 
 
@@ -293,10 +300,11 @@ def _per_count(
     support: Sequence[int],
     count: int,
     train_counts: Mapping[int, int],
+    answer: str,
 ) -> dict[str, int | float | None]:
     chosen = labels == count
     row: dict[str, int | float | None] = {"count": int(count), "n": int(chosen.sum())}
-    metrics = CountMetrics(support, torch.float64)
+    metrics = CountMetrics(support, torch.float64, answer)
     metrics.update(probabilities[chosen], labels[chosen], log_probabilities=logarithms[chosen])
     for name in ("accuracy", "rmse", "cross_entropy"):
         row[name] = metrics[name].compute().item() if row["n"] else None  # JSON has no NaN
@@ -306,28 +314,23 @@ def _per_count(
 
 def _reliability(calibration: Metric) -> list[dict[str, float | int]]:
     sums = zip(*(_state(calibration, name) for name in ("photos", "confidence", "correct")), strict=True)
-    return [
-        {"confidence": (confidence / photos).item(), "accuracy": (correct / photos).item(), "n": int(photos)}
-        for photos, confidence, correct in sums
-        if photos > 0
-    ]
+    rows = [(photos, confidence / photos, correct / photos) for photos, confidence, correct in sums if photos > 0]
+    return [{"confidence": sure.item(), "accuracy": right.item(), "n": int(photos)} for photos, sure, right in rows]
 
 
 _COVERAGES = 20  # rows, 5 % each
 
 
-def _coverage(probabilities: Tensor, labels: Tensor, support: Tensor) -> list[dict[str, float | int]]:
+def _coverage(confidence: Tensor, right: Tensor) -> list[dict[str, float | int]]:
     """Accuracy of the photos with the highest confidences: the risk-coverage curve of selective classification.
 
     Geifman and El-Yaniv, Selective Classification for Deep Neural Networks, NeurIPS 2017,
     https://arxiv.org/abs/1705.08500.
     """
-    confidence, predicted = probabilities.max(1)
-    right = support[predicted] == labels
     highest = confidence.sort(descending=True).values
     rows = []
     for step in range(1, _COVERAGES + 1):
-        least = highest[-(-step * len(labels) // _COVERAGES) - 1]
+        least = highest[-(-step * len(right) // _COVERAGES) - 1]
         kept = confidence >= least  # more than asked for where confidences are equal
         rows.append(
             {

@@ -20,6 +20,7 @@ from torch import nn
 from bincounter.data.photo_bounds import cleaned
 from bincounter.data.photos import read_photos
 from bincounter.errors import BinCounterError
+from bincounter.model.answer import positions
 from bincounter.model.objectives import clamped_log
 from bincounter.training.results import SPLIT_OF_SIDE, RunResults
 
@@ -40,7 +41,7 @@ class ScoredPhoto:
     Attributes:
         id: of the photo.
         count: true count.
-        predicted: most likely count.
+        predicted: answered count.
         probabilities: by count of the support, ascending.
     """
 
@@ -199,13 +200,14 @@ class _LogProbability(nn.Module):
 
 
 def grad_cam(model: nn.Module, images: torch.Tensor) -> np.ndarray:
-    """Compute Grad-CAM of the most likely count of each photo.
+    """Compute Grad-CAM of the answered count of each photo.
 
     It explains the log-probability of that count, which works for objectives whose logits are not class scores (CORN).
     Parameters are neither changed nor given gradients, and may be frozen.
 
     Args:
-        model: a counter with ``probabilities_of_view(image) -> [B, K]`` and ``cam_layer``, its last spatial layer.
+        model: a counter with ``probabilities_of_view(image) -> [B, K]``, ``answer``, and ``cam_layer``, its last
+            spatial layer.
         images: float ``[B, 3, S, S]``, normalised, on the model's device.
 
     Returns:
@@ -220,9 +222,9 @@ def grad_cam(model: nn.Module, images: torch.Tensor) -> np.ndarray:
             images = images.detach().clone().requires_grad_()
             explained = _LogProbability(model)
             with torch.no_grad():
-                likely = explained(images).argmax(dim=1)
+                answered = positions(explained(images).exp(), str(model.answer))
             layer = cast(nn.Module, model.cam_layer)
-            coarse = LayerGradCam(explained, layer).attribute(images, likely, relu_attributions=True)
+            coarse = LayerGradCam(explained, layer).attribute(images, answered, relu_attributions=True)
             heat = LayerAttribution.interpolate(coarse, tuple(images.shape[-2:]), "bilinear")[:, 0].detach().float()
     finally:
         model.train(was_training)

@@ -25,7 +25,7 @@ class AuditRow:
         bin: its name.
         photo: path of its photo below the folder of photos; empty without one.
         expected: items by the record; ``None`` without one.
-        predicted: most likely count; ``None`` if the photo was not counted.
+        predicted: answered count; ``None`` if the photo was not counted.
         expected_count: mean of the model's distribution; ``None`` likewise.
         probabilities: of the counts of :attr:`AuditTable.counts`; empty likewise.
         record_wrong: probability that the record is wrong; ``None`` if the bin was not judged.

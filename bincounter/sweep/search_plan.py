@@ -36,6 +36,7 @@ _YOUNGER: dict[str, Any] = {
     "data.learn_above": 0,
     "data.split.fold": None,
     "model.average_flips": False,
+    "model.answer": "mode",
     "objective.squared_error": 0.0,
 }
 """Settings that studies of earlier versions lacked, and their defaults."""

@@ -29,7 +29,7 @@ def calibrate(model: BinCounter, log_probabilities: Tensor, counts: Tensor, chec
     Returns:
         ``temperature``, and the ``ece`` and ``cross_entropy`` of these photos without it.
     """
-    before = CountMetrics(model.counts, torch.float64)
+    before = CountMetrics(model.counts, torch.float64, model.answer)
     before.update(log_probabilities.exp(), counts, log_probabilities=log_probabilities)
     temperature = fit_temperature(log_probabilities, torch.searchsorted(torch.tensor(list(model.counts)), counts))
     model.objective.calibration_temperature = temperature

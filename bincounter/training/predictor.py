@@ -27,6 +27,7 @@ from bincounter.data.s3.address import is_remote, parse_address
 from bincounter.data.s3.sync import fetch
 from bincounter.errors import ConfigError, DataError, ResourceError
 from bincounter.files import atomic_write, checkpoint_file, expand_user
+from bincounter.model.answer import position
 from bincounter.model.build import load_counter
 from bincounter.model.counter import BinCounter
 from bincounter.names import TableWriter, escape_name
@@ -42,7 +43,7 @@ class Prediction:
 
     Attributes:
         photo: path of the photo; of bytes and pixels their index in the list.
-        count: the most likely count, the smallest of equally likely ones; ``None`` with an error.
+        count: the answer, the most likely count or the median as the model was trained; ``None`` with an error.
         expected_count: mean of the distribution; ``None`` with an error.
         probabilities: probability of each count, ascending; empty with an error.
         error: the reason if the photo could not be counted, else empty.
@@ -60,10 +61,19 @@ class Prediction:
     passing: bool = False
 
     @classmethod
-    def of(cls, photo: str, probabilities: Mapping[int, float], least: float | None = None) -> Self:
-        """Summarise a distribution over counts; ``least`` is the confidence below which a person is needed."""
+    def of(
+        cls, photo: str, probabilities: Mapping[int, float], least: float | None = None, count: int | None = None
+    ) -> Self:
+        """Summarise a distribution over counts.
+
+        Args:
+            photo: its path.
+            probabilities: by ascending count.
+            least: confidence below which a person is needed; ``None``: no word of that.
+            count: the answer; by default the most likely count, the smallest of equally likely ones.
+        """
         expected = sum(probability * count for count, probability in probabilities.items())
-        count = max(probabilities, key=probabilities.__getitem__)
+        count = max(probabilities, key=probabilities.__getitem__) if count is None else count
         unsure = None if least is None else probabilities[count] < least
         return cls(photo, count, expected, probabilities, needs_person=unsure)
 
@@ -81,6 +91,7 @@ class Predictor:
 
     Attributes:
         counts: the support: counts the model can predict, ascending.
+        answer: which of them is answered, ``mode`` or ``median``.
         checkpoint: path of its file.
         description: of the checkpoint, see :func:`bincounter.model.build.checkpoint_metadata`.
         failures: number of unread photos for reasons outside of them, such as a lack of memory.
@@ -110,6 +121,7 @@ class Predictor:
         self._normalize = Normalize().to(self._device)
         self._size: int = self.description["image_size"]
         self.counts: tuple[int, ...] = self._model.counts
+        self.answer: str = self._model.answer
         self.failures = 0
 
     @overload
@@ -181,7 +193,7 @@ class Predictor:
                 row = dict(zip(self.counts, next(rows), strict=True))
                 finite = all(map(math.isfinite, row.values()))
                 yield (
-                    Prediction.of(name, row, self._least)
+                    Prediction.of(name, row, self._least, self.counts[position([*row.values()], self.answer)])
                     if finite
                     else Prediction(name, error="the model returns NaN for it")
                 )
@@ -309,7 +321,7 @@ def print_predictions(answers: Iterable[Prediction]) -> int:
             print(f"{escape_name(answer.photo)}: {answer.error}", file=sys.stderr)
             continue
         counted += 1
-        sure = f"({max(answer.probabilities.values()):.0%} sure, {answer.expected_count:.2f} expected)"
+        sure = f"({answer.probabilities[answer.count]:.0%} sure, {answer.expected_count:.2f} expected)"
         person = "\tneeds a person" if answer.needs_person else ""
         print(f"{escape_name(answer.photo)}\t{answer.count}\t{sure}{person}", flush=True)
     return counted

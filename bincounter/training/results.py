@@ -30,7 +30,7 @@ class Predictions:
         ids: photo ids ``[N]``.
         splits: ``validation`` or ``test`` ``[N]``.
         counts: true counts, int ``[N]``.
-        predicted: most likely counts, int ``[N]``.
+        predicted: answered counts, int ``[N]``.
         probabilities: float ``[N, K]``.
         support: counts of the columns of ``probabilities``, ascending ``[K]``.
     """

@@ -16,6 +16,7 @@ from bincounter.data.datamodule import BinDataModule
 from bincounter.data.records import SPLITS
 from bincounter.errors import UserError
 from bincounter.files import write_json
+from bincounter.model.answer import positions
 from bincounter.model.counter import BinCounter
 from bincounter.model.objectives import clamped_log, temper
 from bincounter.model.scores import negative_log_likelihood, score
@@ -47,13 +48,13 @@ class ScoredPhotos:
         logarithms = temper(self.log_probabilities, temperature)
         return ScoredPhotos(self.ids, self.labels, logarithms.exp(), logarithms)
 
-    def rows(self, split: str, counts: Sequence[int]) -> Iterable[list[Any]]:
+    def rows(self, split: str, counts: Sequence[int], answer: str) -> Iterable[list[Any]]:
         """Yield the rows of ``predictions.csv``."""
         support = self.probabilities.new_tensor(list(counts))
         expected = (self.probabilities * support).sum(dim=1).tolist()
-        best = self.probabilities.argmax(dim=1).tolist()
+        answers = positions(self.probabilities, answer).tolist()
         for id_, label, k, mean, row in zip(
-            self.ids, self.labels.tolist(), best, expected, self.probabilities.tolist(), strict=True
+            self.ids, self.labels.tolist(), answers, expected, self.probabilities.tolist(), strict=True
         ):
             yield [id_, split, label, counts[k], f"{mean:.4f}", *(f"{p:.6g}" for p in row)]
 
@@ -67,7 +68,11 @@ Interval = tuple[float, float]
 
 
 def score_each_count(
-    probabilities: Tensor, labels: Tensor, support: Sequence[int], log_probabilities: Tensor | None = None
+    probabilities: Tensor,
+    labels: Tensor,
+    support: Sequence[int],
+    log_probabilities: Tensor | None = None,
+    answer: str = "mode",
 ) -> dict[int, CountRow]:
     """Score the photos of each count.
 
@@ -76,6 +81,7 @@ def score_each_count(
         labels: ``int[N]``, all in the support; ``N`` may be 0.
         support: the ``K`` counts, ascending.
         log_probabilities: ``float[N, K]``; by default the clamped logarithms of ``probabilities``.
+        answer: which count is answered, see :mod:`bincounter.model.answer`.
 
     Returns:
         A row for each count of the support.
@@ -83,7 +89,7 @@ def score_each_count(
     # Double precision on the CPU, as in metrics.json.
     probabilities, labels = probabilities.detach().to("cpu", torch.float64), labels.detach().to("cpu", torch.int64)
     counts = torch.tensor(list(support))
-    right = (counts[probabilities.argmax(1)] == labels).double()
+    right = (counts[positions(probabilities, answer)] == labels).double()
     logarithms = clamped_log(probabilities) if log_probabilities is None else log_probabilities
     loss = negative_log_likelihood(logarithms.to("cpu", torch.float64), torch.searchsorted(counts, labels))
     return {int(count): _score(right[labels == count], loss[labels == count]) for count in support}
@@ -155,7 +161,7 @@ def training_sample(data: BinDataModule) -> tuple[np.ndarray, Tensor]:
 
 
 def per_count_rows(
-    photos: Mapping[str, Mapping[int, int]], predicted: Mapping[str, ScoredPhotos], counts: Sequence[int]
+    photos: Mapping[str, Mapping[int, int]], predicted: Mapping[str, ScoredPhotos], counts: Sequence[int], answer: str
 ) -> dict[tuple[int, str], CountRow]:
     """Return the rows of ``per_count.csv`` by count and split.
 
@@ -163,6 +169,7 @@ def per_count_rows(
         photos: number of photos by split and count; of ``train`` the model's training photos, empty if unknown.
         predicted: predictions by scored split.
         counts: the support, ascending.
+        answer: which count is answered, see :mod:`bincounter.model.answer`.
     """
     rows = {}
     for split in SPLITS:
@@ -170,7 +177,7 @@ def per_count_rows(
         by_count = (
             {}
             if scored is None
-            else score_each_count(scored.probabilities, scored.labels, counts, scored.log_probabilities)
+            else score_each_count(scored.probabilities, scored.labels, counts, scored.log_probabilities, answer)
         )
         for count in counts:
             known = photos[split].get(count, 0) if photos[split] else None
@@ -287,10 +294,10 @@ def score_run(
     for side, (_, fair) in drawn.items():
         if answers := predicted.get(SIDES.get(side, side)):
             kept = answers.probabilities[fair], answers.labels[fair]
-            metrics[side] = score(*kept, model.counts, train_counts, answers.log_probabilities[fair])
+            metrics[side] = score(*kept, model.counts, train_counts, answers.log_probabilities[fair], model.answer)
     by_split = {"train": train_counts, **{name: data.count_of(data.side(name)) for name in SIDES.values()}}
-    write_per_count(folder, per_count_rows(by_split, predicted, model.counts))
-    rows = (predicted[split].rows(split, model.counts) for split in SIDES.values() if split in predicted)
+    write_per_count(folder, per_count_rows(by_split, predicted, model.counts, model.answer))
+    rows = (predicted[split].rows(split, model.counts, model.answer) for split in SIDES.values() if split in predicted)
     write_predictions(folder, chain.from_iterable(rows), model.counts)
     metrics |= {"seen_in_training": dict(seen), "caveats": list(caveats), **calibration}
     write_json(folder / "metrics.json", metrics)  # last: a run with metrics is finished

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torchmetrics.functional import calibration_error, f1_score
 
+from bincounter.model.answer import ANSWERS, position, positions
 from bincounter.model.scores import CountMetrics, score
 
 SUPPORT = [0, 1, 2, 5]
@@ -24,13 +25,14 @@ def predictions(photos: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 @settings(deadline=None, max_examples=40)
-@given(photos=st.integers(1, 60), seed=st.integers(0, 10_000))
-def test_scores_follow_their_formulas(photos: int, seed: int) -> None:
+@given(photos=st.integers(1, 60), seed=st.integers(0, 10_000), answer=st.sampled_from(ANSWERS))
+def test_scores_follow_their_formulas(photos: int, seed: int, answer: str) -> None:
     probabilities, counts = predictions(photos, seed)
-    result = score(probabilities, counts, SUPPORT, {0: 3, 5: 1})
+    result = score(probabilities, counts, SUPPORT, {0: 3, 5: 1}, answer=answer)
     p, y = probabilities.double().numpy(), counts.numpy()
     position = np.searchsorted(SUPPORT, y)
-    error = np.array(SUPPORT)[p.argmax(1)] - y
+    answered = p.argmax(1) if answer == "mode" else (p.cumsum(1) < 0.5).sum(1)
+    error = np.array(SUPPORT)[answered] - y
     assert result["n"] == photos
     assert result["accuracy"] == pytest.approx(np.mean(error == 0))
     assert result["rmse"] == pytest.approx(np.sqrt(np.mean(error**2.0)))
@@ -40,16 +42,30 @@ def test_scores_follow_their_formulas(photos: int, seed: int) -> None:
     assert result["majority_accuracy"] == pytest.approx(np.mean(y == 0))
     assert [row["coverage"] for row in result["coverage"]] == pytest.approx(np.arange(1, 21) / 20)
     for row in result["coverage"]:
-        kept = p.max(1) >= row["confidence"]
+        kept = p[np.arange(photos), answered] >= row["confidence"]
         assert row["n"] == kept.sum() >= row["coverage"] * photos - 1e-9
         assert row["accuracy"] == pytest.approx(np.mean(error[kept] == 0))
     assert result["mean_rmse"] == pytest.approx(np.sqrt(np.mean((y - 1.25) ** 2)))
+    if answer != "mode":
+        return
     options: dict[str, Any] = {"task": "multiclass", "num_classes": len(SUPPORT)}
     label = torch.from_numpy(position)
     f1 = f1_score(probabilities, label, average="macro", **options)
     assert result["macro_f1"] == pytest.approx(f1.item(), abs=1e-5)
     ece = calibration_error(probabilities, label, n_bins=15, norm="l1", **options)
     assert result["ece"] == pytest.approx(ece.item(), abs=1e-4)
+
+
+@given(st.lists(st.lists(st.integers(0, 9), min_size=4, max_size=4).filter(any), min_size=1, max_size=20))
+def test_the_mode_is_right_and_the_median_near_most_often(weights: list[list[int]]) -> None:
+    probabilities = torch.tensor(weights) / torch.tensor(weights).sum(1, keepdim=True)
+    rows, support = probabilities.tolist(), np.array(SUPPORT)
+    for answer in ANSWERS:
+        assert positions(probabilities, answer).tolist() == [position(row, answer) for row in rows]
+    for row in rows:
+        assert row[position(row, "mode")] == max(row)
+        errors = np.abs(support - support[:, None]) @ row
+        assert errors[position(row, "median")] == pytest.approx(errors.min(), abs=1e-6)
 
 
 @settings(deadline=None, max_examples=25)

@@ -85,7 +85,7 @@ def make_run(
         for split, side in sides.items()
     }
     by_count = {split: Counter(counts[side].tolist()) for split, side in sides.items()}
-    write_per_count(path, per_count_rows(by_count, answered, support))
+    write_per_count(path, per_count_rows(by_count, answered, support, "mode"))
     config = {**CONFIG, "model": {**CONFIG["model"], "optimizer": {"lr": lr}}, "paths": {"output_dir": str(path)}}
     (path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     (path / "overrides.txt").write_text(f"model=resnet18\nmodel.weights=null\nmodel.optimizer.lr={lr}\n")

@@ -78,15 +78,19 @@ def test_a_model_answers_its_counts_alone_and_serves_as_it_was_scored(
 ) -> None:
     folder, archive = tmp_path / "run", tmp_path / "model.tar.gz"
     options = ["data.counts=[0,1,2]", "data.learn_above=1", "model.average_flips=true", "data.augmentation.mixup=0.2"]
-    options += ["model/optimizer=sam", "objective.squared_error=0.2"]
+    options += ["model/optimizer=sam", "objective.squared_error=0.2", "model.answer=median"]
     train(*SMALL, *options, f"data.source={bins}", f"paths.output_dir={folder}")
     with (folder / "predictions.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [name for name in rows[0] if name.startswith("p_")] == ["p_0", "p_1", "p_2"]
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["test"]["counts"] == [0, 1, 2] and metrics["caveats"] == []
+    test = [row for row in rows if row["split"] == "test"]
+    below = np.array([[float(row["p_0"]), float(row["p_0"]) + float(row["p_1"])] for row in test])
+    assert [int(row["predicted"]) for row in test] == (below < 0.5).sum(1).tolist()
+    assert metrics["test"]["accuracy"] == np.mean([row["predicted"] == row["count"] for row in test])
 
-    row = next(row for row in rows if row["split"] == "test")
+    row = test[0]
     photo = bins / row["id"]
     answer = bincounter.load(folder, device="cpu").predict(photo)
     written = [float(row[f"p_{count}"]) for count in range(3)]
@@ -102,7 +106,7 @@ def test_a_model_answers_its_counts_alone_and_serves_as_it_was_scored(
 
     run("deploy.py", "action=package", f"ckpt_path={folder}", f"archive={archive}", "parity.photos=4")
     served = ServedModel.load(unpack(archive, tmp_path / "unpacked"))
-    assert served.counts == (0, 1, 2)
+    assert served.counts == (0, 1, 2) and served.answer == "median" == bincounter.load(folder).answer
     assert served.probabilities(pixels)[0].tolist() == pytest.approx(list(answer.probabilities.values()), abs=1e-4)
 
     # A frozen backbone's features are of photos, not of their mirror images.

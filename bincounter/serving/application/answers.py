@@ -6,7 +6,10 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
+
+from bincounter.model.answer import position
 
 if TYPE_CHECKING:  # it imports numpy, and limits are needed without
     from bincounter.audit.posterior import RecordJudge
@@ -72,12 +75,19 @@ class AnswerFormatter:
         counts: the support of the model, ascending.
         least: confidence below which an answer needs a person; ``None`` if answers do not say so.
         judge: of recorded counts; ``None`` in archives of earlier versions.
+        answer: which count is answered, see :mod:`bincounter.model.answer`.
     """
 
     def __init__(
-        self, model: str, counts: Sequence[int], least: float | None = None, judge: "RecordJudge | None" = None
+        self,
+        model: str,
+        counts: Sequence[int],
+        least: float | None = None,
+        judge: "RecordJudge | None" = None,
+        answer: str = "mode",
     ) -> None:
         self._model, self._counts, self._least, self._judge = model, tuple(counts), least, judge
+        self._position = partial(position, answer=answer)
 
     def check_expected(self, expected: int | None) -> None:
         """Check that a recorded count can be judged.
@@ -128,11 +138,11 @@ class AnswerFormatter:
     def _answer(self, row: Sequence[float]) -> dict[str, Any]:
         if not all(map(math.isfinite, row)):
             raise Problem(500, "The model returned NaN for this photo; deploy another checkpoint, or this one in fp32.")
-        largest = max(range(len(row)), key=row.__getitem__)  # of equals the first, as in the scores
+        at = self._position(row)
         expected = sum(count * share for count, share in zip(self._counts, row, strict=True))
-        unsure = {} if self._least is None else {"needs_person": row[largest] < self._least}
+        unsure = {} if self._least is None else {"needs_person": row[at] < self._least}
         return {
-            "count": self._counts[largest],
+            "count": self._counts[at],
             "probabilities": {str(count): _short(share) for count, share in zip(self._counts, row, strict=True)},
             "expected_count": _short(expected),
             "model": self._model,

@@ -70,7 +70,7 @@ class Network(nn.Module):
         backbone: nn.Module = instantiate(node["backbone"])
         learnt = learnt_counts(counts, described.get("learn_above", 0))
         objective: Objective = instantiate(described["description"]["objective"], counts=learnt)
-        objective.answered = tuple(counts)
+        objective.answered, objective.answer = tuple(counts), node.get("answer", "mode")
         objective.calibration_temperature = described.get("temperature", 1.0)
         head = objective.head(feature_size(backbone), **(node.get("head") or {}))
         network = cls(
@@ -117,6 +117,7 @@ class ServedModel:
             ``int8``, of the other engines.
         engine: ``torch``, ``onnxruntime`` or ``openvino``.
         limits: bounds of requests.
+        answer: which count is answered, ``mode`` or ``median``.
         least: confidence below which an answer needs a person, ``None`` if answers do not say so.
         judge: of recorded counts; ``None`` in archives of earlier versions.
     """
@@ -127,6 +128,7 @@ class ServedModel:
         self.image_size: int = described["image_size"]
         self.precision: str = described["precision"]
         self.engine: str = described.get("engine", TORCH)
+        self.answer: str = described["description"]["model"].get("answer", "mode")
         self.limits = Limits(**described["limits"])
         self.least: float | None = described.get("needs_person_below")
         self._described, self._folder = described, folder

@@ -58,7 +58,7 @@ class Service:
         self._limits, self._size = model.limits, model.image_size
         self._reader = Reader(model, fetcher or Fetcher(model.limits))
         self._batcher = Batcher(model.probabilities, model.limits)
-        self._answers = AnswerFormatter(model.name, model.counts, model.least, model.judge)
+        self._answers = AnswerFormatter(model.name, model.counts, model.least, model.judge, model.answer)
         self._decoders = DecodePool(self._size)
         self._fetchers = FetchPool(model.limits)
 

@@ -69,7 +69,7 @@ def predict_fn(received: Received, model: ServedModel) -> Counted | Problem:
 
     try:
         asked = photo_requests.parse_request(received.body, received.content_type, limits, received.expected)
-        answers = AnswerFormatter(model.name, model.counts, model.least, model.judge)
+        answers = AnswerFormatter(model.name, model.counts, model.least, model.judge, model.answer)
         check_expected(asked, answers)
         pixels = [reader.pixels(photo, asked.where(number)) for number, photo in in_time(enumerate(asked.photos))]
         batches = in_time(torch.stack(pixels).split(limits.max_batch))

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from bincounter.data.preprocessing import Normalize
 from bincounter.errors import ConfigError
+from bincounter.model.answer import positions
 from bincounter.model.backbones import cam_layer
 from bincounter.serving.application.answers import Problem
 from bincounter.serving.application.photo_requests import PhotoRequest
@@ -82,12 +83,12 @@ def explanation(model: Any, image: Tensor, counts: Sequence[int]) -> dict[str, o
     from bincounter.report.report_photos import grad_cam  # captum, which serving does without
 
     with torch.inference_mode():
-        likely = int(model.probabilities_of_view(image).argmax())
+        at = int(positions(model.probabilities_of_view(image), model.answer))
     heat = F.adaptive_avg_pool2d(torch.from_numpy(grad_cam(model, image)), min(_SIDE, image.shape[-1]))[0]
     grid = (255 * heat).round().to(torch.uint8)
     height, width = grid.shape
     encoded = base64.b64encode(grid.numpy().tobytes()).decode("ascii")
-    return {"count": counts[likely], "width": width, "height": height, "heat": encoded}
+    return {"count": counts[at], "width": width, "height": height, "heat": encoded}
 
 
 class _ExplainedModel(nn.Module):
@@ -101,6 +102,7 @@ class _ExplainedModel(nn.Module):
         super().__init__()
         self.backbone: Any = served.backbone
         self.head, self.objective = served.head, served.objective
+        self.answer = served.objective.answer
 
     @property
     def cam_layer(self) -> nn.Module:

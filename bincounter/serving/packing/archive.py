@@ -40,6 +40,7 @@ _CARRIED = (
     "data/photo_decoder.py",
     "data/preprocessing.py",
     "model/__init__.py",
+    "model/answer.py",
     "model/backbones.py",
     "model/objectives.py",
     "model/timm_backbones.py",

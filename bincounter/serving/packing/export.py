@@ -1,7 +1,8 @@
 """Exports of a checkpoint: one file that maps ``uint8[B, 3, S, S]`` to distributions over counts, ``float32[B, K]``.
 
 Normalisation and the objective's distribution are inside; decoding and resizing to the square of S pixels stay outside,
-as :mod:`bincounter.data.preprocessing` does them. The counts and S are in the file's metadata.
+as :mod:`bincounter.data.preprocessing` does them. The counts, S, and which count to answer if it is not the most likely
+one, are in the file's metadata.
 """
 
 import io
@@ -187,7 +188,10 @@ def _example(description: Mapping[str, Any]) -> Tensor:
 
 
 def _metadata(description: Mapping[str, Any]) -> str:
-    return json.dumps({"counts": list(description["counts"]), "image_size": description["image_size"]})
+    known = {"counts": list(description["counts"]), "image_size": description["image_size"]}
+    if (answer := description["model"].get("answer", "mode")) != "mode":  # which exports of earlier versions do not say
+        known["answer"] = answer
+    return json.dumps(known)
 
 
 def _reason(error: Exception) -> str:

@@ -21,6 +21,7 @@ from torch import Tensor
 from bincounter.data.photo_bounds import PhotoError
 from bincounter.data.preprocessing import Normalize, decode
 from bincounter.errors import ResourceError, UserError
+from bincounter.model.answer import position, positions
 from bincounter.model.build import load_counter
 from bincounter.model.counter import BinCounter
 from bincounter.serving.application.answers import AnswerFormat, AnswerFormatter
@@ -44,7 +45,7 @@ class ParityResult:
     Attributes:
         photos: number of photos compared.
         largest: largest difference between two probabilities.
-        near_ties: photos with two largest probabilities so close that the count may differ.
+        near_ties: photos whose distribution is so close to two answers that the count may differ.
         bound: largest allowed difference.
     """
 
@@ -93,7 +94,7 @@ def check_parity(
     expected = _trained(counter, photos, description["image_size"])
     with tempfile.TemporaryDirectory(prefix="bincounter-parity-") as folder:
         replies, precision = archive_answers(unpack(archive, Path(folder) / "archive"), photos)
-    return _compared(expected, counter.counts, replies, BOUNDS[precision])
+    return _compared(expected, counter, replies, BOUNDS[precision])
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ def check_score(
     expected = torch.tensor([reply.body["expected_count"] for reply in replies.values()])
     result = ScoreResult(
         len(photos),
-        float((counts[trained.argmax(1)] == truth).float().mean()),
+        float((counts[positions(trained, counter.answer)] == truth).float().mean()),
         float((served == truth).float().mean()),
         float((expected - trained @ counts.float()).abs().mean()),
     )
@@ -174,27 +175,27 @@ def check_export(
     Raises:
         UserError: they differ; the message names the photo and the difference.
     """
-    answers, replies = AnswerFormatter("", counter.counts), {}
+    answers, replies = AnswerFormatter("", counter.counts, answer=counter.answer), {}
     for name, row in _rows(forward, photos, size).items():
         replies[name] = ArchiveAnswer(422, {"error": "unreadable"})
         if row is not None:
             answer = answers.format([row.tolist()], AnswerFormat(), several=False)
             replies[name] = ArchiveAnswer(200, json.loads(answer))
-    return _compared(_trained(counter, photos, size), counter.counts, replies, BOUNDS["fp32"])
+    return _compared(_trained(counter, photos, size), counter, replies, BOUNDS["fp32"])
 
 
 def _compared(
-    expected: Mapping[str, Tensor | None], counts: Sequence[int], replies: Mapping[str, ArchiveAnswer], bound: float
+    expected: Mapping[str, Tensor | None], counter: BinCounter, replies: Mapping[str, ArchiveAnswer], bound: float
 ) -> ParityResult:
     differences = [
-        _difference(name, probabilities, replies[name], counts, bound)
+        _difference(name, probabilities, replies[name], counter, bound)
         for name, probabilities in expected.items()
         if probabilities is not None
     ]
     for name, probabilities in expected.items():
         if probabilities is None and replies[name].status not in _REFUSED:
             raise UserError(f"{name} is rejected by training and counted by the archive; {_ADVICE}")
-    near = sum(_near_tie(row, bound) for row in expected.values() if row is not None)
+    near = sum(_near_tie(row, counter.answer, bound) for row in expected.values() if row is not None)
     return ParityResult(len(expected), max(differences, default=0.0), near, bound)
 
 
@@ -276,13 +277,13 @@ def archive_answers(
     return answers, written["precision"]
 
 
-def _difference(name: str, trained: Tensor, reply: ArchiveAnswer, counts: Sequence[int], bound: float) -> float:
+def _difference(name: str, trained: Tensor, reply: ArchiveAnswer, counter: BinCounter, bound: float) -> float:
     """Return the largest difference between two probabilities of a photo.
 
     Raises:
         UserError: it exceeds the bound, or the counts differ and are not a near-tie.
     """
-    answer = reply.body
+    answer, counts = reply.body, counter.counts
     if reply.status != 200:
         raise UserError(f"{name} is counted by training and refused by the archive ({answer['error']}); {_ADVICE}")
     served = torch.tensor([answer["probabilities"].get(str(count), float("nan")) for count in counts])
@@ -294,12 +295,15 @@ def _difference(name: str, trained: Tensor, reply: ArchiveAnswer, counts: Sequen
             f"{name}: the probability of count {counts[worst]} is {trained[worst]:.6f} in training and "
             f"{served[worst]:.6f} in the archive, and they may differ by {bound:g}{precise} {_ADVICE}"
         )
-    count = counts[int(trained.argmax())]
-    if answer["count"] != count and not _near_tie(trained, bound):
+    count = counts[position(trained.tolist(), counter.answer)]
+    if answer["count"] != count and not _near_tie(trained, counter.answer, bound):
         raise UserError(f"{name} counts {count} in training and {answer['count']} in the archive; {_ADVICE}")
     return float(differences[worst])
 
 
-def _near_tie(probabilities: Tensor, bound: float) -> bool:
+def _near_tie(probabilities: Tensor, answer: str, bound: float) -> bool:
+    if answer == "median":
+        below = probabilities.double().cumsum(0)
+        return bool(((below - 0.5).abs() < len(probabilities) * bound).any())
     first, second = probabilities.topk(2).values
     return bool(first - second < 2 * bound)
