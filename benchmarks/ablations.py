@@ -34,6 +34,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "adamw alone": ("model/optimizer=adamw",),
     "no squared error": ("objective=classification",),
     "no mirror images": ("model.average_flips=false",),
+    "most likely answered": ("model.answer=mode",),
     "no averaged weights": ("~callbacks.ema",),
     "from scratch": ("model.weights=null",),
     "frozen": ("model.trained=frozen", "model.average_flips=false", "~callbacks.ema"),

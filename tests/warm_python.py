@@ -313,5 +313,8 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)  # this bincounter, wherever another is installed
     for module in sys.argv[1:]:
         importlib.import_module(module)
+    if "bincounter.report.page" in sys.modules:  # what each command would read and compile once
+        sys.modules["bincounter.report.page"].environment("bincounter.report").get_template("report.html")
+        sys.modules["bincounter.data.photo_store"].decoder_digest()
     gc.freeze()  # a fork that looked for garbage in all this would copy it
     _leave(_run(*_asked(socket.socket(fileno=os.dup(0)))))

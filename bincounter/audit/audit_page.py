@@ -145,7 +145,7 @@ def _bin(audit: Audit, row: int) -> dict[str, Any]:
         "photo": escape_name(record.photo),
         "expected": record.expected,
         "predicted": counted[0],
-        "sure": percent(audit.probabilities[row].max(), 0),
+        "sure": percent(audit.probabilities[row, list(audit.counts).index(counted[0])], 0),
         "record_wrong": percent(audit.record_wrong[row]),
         "direction": audit.direction[row],
         "units_off": f"{audit.units_off[row]:+.1f}",

@@ -80,7 +80,7 @@ class BinCounter(L.LightningModule):
         self.description: dict[str, Any] | None = None
         self._average_flips = average_flips
         check_choice("model.answer", answer, ANSWERS)
-        objective.answer = answer
+        self.answer = answer
         self._configure_model(backbone, objective, head or {}, channels_last)
         self._configure_loss(class_weights, train_counts)
         self._configure_metrics()
@@ -138,11 +138,6 @@ class BinCounter(L.LightningModule):
     def counts(self) -> tuple[int, ...]:
         """The support: counts the model can predict, ascending."""
         return self.objective.answered
-
-    @property
-    def answer(self) -> str:
-        """Which count a distribution answers with, ``mode`` or ``median``."""
-        return self.objective.answer
 
     @property
     def cam_layer(self) -> nn.Module:

@@ -48,7 +48,6 @@ class Objective(nn.Module, ABC):
         out_features: outputs per photo of :meth:`head`.
         spatial: the head reads maps instead of pooled features.
         answered: the counts to answer, the first ones of ``counts``; by default all. The others are learnt alone.
-        answer: which of them a distribution answers with, see :mod:`bincounter.model.answer`.
         calibration_temperature: of :meth:`calibrated`, fitted after training; 1 changes nothing.
 
     Raises:
@@ -56,7 +55,6 @@ class Objective(nn.Module, ABC):
     """
 
     spatial: ClassVar[bool] = False
-    answer: str = "mode"
     calibration_temperature: float = 1.0
     out_features: int
     support: Tensor

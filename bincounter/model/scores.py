@@ -60,11 +60,11 @@ class _CountMetric(Metric):
         # Not a buffer: averaging weights (EMA) averages buffers too and truncates 0.9 * 3 + 0.1 * 3 to 2.
         return torch.tensor(self.counts, device=like.device)
 
-    def valid(self, probabilities: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Without padding: probabilities ``[V, K]``, support positions of labels ``[V]`` and predictions ``[V]``."""
+    def valid(self, probabilities: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """Without padding: probabilities ``[V, K]``, and positions of the labels in the support ``[V]``."""
         valid = counts != _PADDING
-        probabilities, counts = probabilities[valid], counts[valid]
-        return probabilities, torch.searchsorted(self.support(counts), counts), positions(probabilities, self.answer)
+        counts = counts[valid]
+        return probabilities[valid], torch.searchsorted(self.support(counts), counts)
 
 
 class _PhotoMean(_CountMetric):
@@ -79,9 +79,9 @@ class _PhotoMean(_CountMetric):
         self.add_state("photos", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, probabilities: Tensor, counts: Tensor) -> None:
-        _, label, predicted = self.valid(probabilities, counts)
+        probabilities, label = self.valid(probabilities, counts)
         support = self.support(label)
-        self.add(self.value(support[predicted] - support[label]))
+        self.add(self.value(support[positions(probabilities, self.answer)] - support[label]))
 
     def value(self, error: Tensor) -> Tensor:
         return error.abs()
@@ -117,7 +117,7 @@ class CrossEntropy(_PhotoMean):
 
     def update(self, probabilities: Tensor, counts: Tensor, log_probabilities: Tensor | None = None) -> None:
         """Add a batch: ``float[B, K]``, ``int[B]`` and, if known, the logarithms ``float[B, K]``."""
-        logarithms, label, _ = self.valid(
+        logarithms, label = self.valid(
             clamped_log(probabilities) if log_probabilities is None else log_probabilities, counts
         )
         self.add(negative_log_likelihood(logarithms, label))
@@ -147,8 +147,8 @@ class MacroF1(_CountMetric):
 
     def update(self, probabilities: Tensor, counts: Tensor) -> None:
         """Add a batch: ``float[B, K]`` and ``int[B]``."""
-        _, label, predicted = self.valid(probabilities, counts)
-        size = len(self.counts)
+        probabilities, label = self.valid(probabilities, counts)
+        size, predicted = len(self.counts), positions(probabilities, self.answer)
         self.confusion += torch.bincount(label * size + predicted, minlength=size**2).reshape(size, size)
 
     def compute(self) -> Tensor:
@@ -177,7 +177,8 @@ class CalibrationError(_CountMetric):
 
     def update(self, probabilities: Tensor, counts: Tensor) -> None:
         """Add a batch: ``float[B, K]`` and ``int[B]``."""
-        probabilities, label, predicted = self.valid(probabilities, counts)
+        probabilities, label = self.valid(probabilities, counts)
+        predicted = positions(probabilities, self.answer)
         sure = probabilities.gather(1, predicted[:, None]).squeeze(1)
         # In single precision also for float64 sums: a confidence of 0.2 lies on the edge of two bins.
         bins = (sure.float() * _BINS).ceil().long().sub(1).clamp(0, _BINS - 1)  # Guo et al.: ((m - 1) / 15, m / 15]

@@ -9,7 +9,7 @@ import io
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -206,8 +206,8 @@ def grad_cam(model: nn.Module, images: torch.Tensor) -> np.ndarray:
     Parameters are neither changed nor given gradients, and may be frozen.
 
     Args:
-        model: a counter with ``probabilities_of_view(image) -> [B, K]``, ``answer``, and ``cam_layer``, its last
-            spatial layer.
+        model: a counter with ``probabilities(image) -> [B, K]`` and ``answer``, of which it takes the count;
+            ``probabilities_of_view(image) -> [B, K]``, which it explains; and ``cam_layer``, its last spatial layer.
         images: float ``[B, 3, S, S]``, normalised, on the model's device.
 
     Returns:
@@ -222,7 +222,7 @@ def grad_cam(model: nn.Module, images: torch.Tensor) -> np.ndarray:
             images = images.detach().clone().requires_grad_()
             explained = _LogProbability(model)
             with torch.no_grad():
-                answered = positions(explained(images).exp(), str(model.answer))
+                answered = positions(cast(Any, model).probabilities(images), str(model.answer))
             layer = cast(nn.Module, model.cam_layer)
             coarse = LayerGradCam(explained, layer).attribute(images, answered, relu_attributions=True)
             heat = LayerAttribution.interpolate(coarse, tuple(images.shape[-2:]), "bilinear")[:, 0].detach().float()

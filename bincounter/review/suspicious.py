@@ -17,6 +17,7 @@ import numpy as np
 from bincounter.data.records import BinRecord
 from bincounter.errors import UserError
 from bincounter.files import atomic_write
+from bincounter.model.answer import position
 from bincounter.names import TableWriter, escape_name
 from bincounter.review.audit_table import COLUMNS, VERDICT
 from bincounter.training.results import Predictions, read_results
@@ -32,6 +33,7 @@ class HeldOut:
 
     Attributes:
         support: counts that the models know, ascending.
+        answer: which count the first run answers, see :mod:`bincounter.model.answer`.
 
     Raises:
         UserError: a run has no predictions, trained on what it scored, may have trained on near-copies of it, or knows
@@ -40,6 +42,7 @@ class HeldOut:
 
     def __init__(self, runs: Sequence[Path]) -> None:
         self.support: tuple[int, ...] = ()
+        self.answer = ""
         self._sums: dict[str, np.ndarray] = {}
         self._runs: dict[str, int] = {}
         for run in runs:
@@ -62,6 +65,7 @@ class HeldOut:
         if self.support and found.support != self.support:
             raise UserError(f"{escape_name(name)} knows other counts than the first run: name runs of one data.counts")
         self.support = found.support
+        self.answer = self.answer or (results.config.get("model") or {}).get("answer", "mode")
         for split in _HELD_OUT.values():
             self._count(found.of(split))
 
@@ -137,7 +141,8 @@ def write_suspicious(path: Path, records: Sequence[BinRecord], root: Path, runs:
             record, off = judged[k][0], float(posterior[k] @ support) - judged[k][0].count
             below = posterior[k][support < record.count].sum()
             direction = "missing" if below >= posterior[k][support > record.count].sum() else "extra"
-            facts = [record.count, int(support[rows[k].argmax()]), f"{rows[k] @ support:.4f}"]
+            predicted = int(support[position(rows[k].tolist(), held_out.answer)])
+            facts = [record.count, predicted, f"{rows[k] @ support:.4f}"]
             shares = [f"{share:.6g}" for share in rows[k].tolist()]
             writer.writerow(
                 [record.id, _name(record, root), *facts, *shares, f"{wrong[k]:.6g}", direction, f"{off:.4f}", ""]

@@ -61,20 +61,21 @@ class Prediction:
     passing: bool = False
 
     @classmethod
-    def of(
-        cls, photo: str, probabilities: Mapping[int, float], least: float | None = None, count: int | None = None
-    ) -> Self:
+    def of(cls, photo: str, probabilities: Mapping[int, float], count: int, least: float | None = None) -> Self:
         """Summarise a distribution over counts.
 
         Args:
             photo: its path.
             probabilities: by ascending count.
+            count: the answer.
             least: confidence below which a person is needed; ``None``: no word of that.
-            count: the answer; by default the most likely count, the smallest of equally likely ones.
+
+        Raises:
+            KeyError: the count has no probability.
         """
         expected = sum(probability * count for count, probability in probabilities.items())
-        count = max(probabilities, key=probabilities.__getitem__) if count is None else count
-        unsure = None if least is None else probabilities[count] < least
+        sure = probabilities[count]
+        unsure = None if least is None else sure < least
         return cls(photo, count, expected, probabilities, needs_person=unsure)
 
 
@@ -193,7 +194,7 @@ class Predictor:
                 row = dict(zip(self.counts, next(rows), strict=True))
                 finite = all(map(math.isfinite, row.values()))
                 yield (
-                    Prediction.of(name, row, self._least, self.counts[position([*row.values()], self.answer)])
+                    Prediction.of(name, row, self.counts[position([*row.values()], self.answer)], self._least)
                     if finite
                     else Prediction(name, error="the model returns NaN for it")
                 )

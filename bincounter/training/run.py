@@ -343,6 +343,6 @@ def _follow_checkpoint(cfg: DictConfig, description: Mapping[str, Any]) -> list[
     # config.yaml and the report show the configuration of the scored model.
     with open_dict(cfg):
         cfg.objective = description["objective"]
-        for key, value in description["model"].items():
+        for key, value in {"answer": "mode", "average_flips": False, **description["model"]}.items():
             OmegaConf.update(cfg.model, key, value, merge=key != "backbone")
     return caveats

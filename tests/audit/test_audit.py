@@ -243,7 +243,7 @@ def counting(answer: Callable[[str], Prediction] | None = None) -> Counting:
 
     def known(photo: str) -> Prediction:
         truth = int(Path(photo).parent.name)
-        return Prediction.of(photo, {count: 0.85 if count == truth else 0.05 for count in COUNTS})
+        return Prediction.of(photo, {count: 0.85 if count == truth else 0.05 for count in COUNTS}, truth)
 
     return Counting("model", JUDGE, lambda given_: map(answer or known, given_))
 
@@ -370,7 +370,7 @@ def test_work_of_another_audit_is_not_used(photos: Path, tmp_path: Path) -> None
             seen.append(photo)
             if len(seen) > number:
                 raise KeyboardInterrupt
-            return Prediction.of(photo, {0: 0.7, 1: 0.1, 2: 0.1, 3: 0.1})
+            return Prediction.of(photo, {0: 0.7, 1: 0.1, 2: 0.1, 3: 0.1}, 0)
 
         return counting(answer)
 
@@ -414,7 +414,7 @@ def test_photos_that_could_not_be_read_for_now_are_read_again(photos: Path, tmp_
         return (
             Prediction(photo, error="too many open files", passing=True)
             if lacks
-            else Prediction.of(photo, dict.fromkeys(COUNTS, 0.25))
+            else Prediction.of(photo, dict.fromkeys(COUNTS, 0.25), COUNTS[0])
         )
 
     output = tmp_path / "audit.csv"
@@ -461,7 +461,7 @@ def test_two_audits_do_not_write_one_table(photos: Path, tmp_path: Path) -> None
         with pytest.raises(UserError, match="is in use by another audit") as refused:
             run_audit(matched(stock, photos), counting(), output)
         raised.append(refused.value)
-        return Prediction.of(photo, dict.fromkeys(COUNTS, 0.25))
+        return Prediction.of(photo, dict.fromkeys(COUNTS, 0.25), COUNTS[0])
 
     run_audit(matched(stock, photos), counting(second), output)
     assert len(raised) == 8 and len(read(output)) == 9

@@ -158,6 +158,12 @@ def test_an_answer_below_the_least_confidence_needs_a_person() -> None:
     assert [line.rpartition(",")[2] for line in table] == ["needs_person", "no", "yes"]
 
 
+def test_a_median_needs_a_person_by_its_own_probability() -> None:
+    answers = AnswerFormatter("m", [2, 3, 5], least=0.3, answer="median")
+    formatted = json.loads(answers.format([[0.4, 0.15, 0.45]], parse_accept(None), several=False))
+    assert formatted["count"] == 3 and formatted["needs_person"]
+
+
 def test_probabilities_are_written_exactly() -> None:
     row = torch.rand(200).softmax(0)
     answer = json.loads(AnswerFormatter("m", range(200)).format([row.tolist()], parse_accept(None), several=False))

@@ -142,7 +142,7 @@ def _answer(photo: Path, future: "Future[str]", check_model: Callable[[str], obj
         answer = json.loads(future.result())
         check_model(answer["model"])
         probabilities = {int(count): share for count, share in answer["probabilities"].items()}
-        return Prediction.of(str(photo), probabilities, count=answer["count"])
+        return Prediction.of(str(photo), probabilities, answer["count"])
     except _RejectedPhoto as error:
         return Prediction(str(photo), error=str(error), passing=error.passing)
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -50,7 +50,7 @@ class Network(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone, self.head, self.objective = backbone, head, objective
-        self._normalize, self._precision, self._average_flips = Normalize(), precision, average_flips
+        self._normalize, self._precision, self.average_flips = Normalize(), precision, average_flips
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.to(memory_format=self._memory_format)
         self.eval()
@@ -70,7 +70,7 @@ class Network(nn.Module):
         backbone: nn.Module = instantiate(node["backbone"])
         learnt = learnt_counts(counts, described.get("learn_above", 0))
         objective: Objective = instantiate(described["description"]["objective"], counts=learnt)
-        objective.answered, objective.answer = tuple(counts), node.get("answer", "mode")
+        objective.answered = tuple(counts)
         objective.calibration_temperature = described.get("temperature", 1.0)
         head = objective.head(feature_size(backbone), **(node.get("head") or {}))
         network = cls(
@@ -94,7 +94,7 @@ class Network(nn.Module):
         with self._autocast(photos.device.type):
             views = [
                 self.head(backbone.maps(view) if self.objective.spatial else backbone(view))
-                for view in ([images, images.flip(-1)] if self._average_flips else [images])
+                for view in ([images, images.flip(-1)] if self.average_flips else [images])
             ]
         return self.objective.calibrated(*(outputs.float() for outputs in views))
 

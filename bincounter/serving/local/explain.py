@@ -68,7 +68,7 @@ class Explainer:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _explain(self, pixels: Tensor) -> dict[str, object]:
-        model = self._explained = self._explained or _ExplainedModel(self._served.network()).eval()
+        model = self._explained = self._explained or _ExplainedModel(self._served.network(), self._served.answer).eval()
         return explanation(model, self._normalize(pixels[None]), self._served.counts)
 
 
@@ -83,7 +83,7 @@ def explanation(model: Any, image: Tensor, counts: Sequence[int]) -> dict[str, o
     from bincounter.report.report_photos import grad_cam  # captum, which serving does without
 
     with torch.inference_mode():
-        at = int(positions(model.probabilities_of_view(image), model.answer))
+        at = int(positions(model.probabilities(image), model.answer))
     heat = F.adaptive_avg_pool2d(torch.from_numpy(grad_cam(model, image)), min(_SIDE, image.shape[-1]))[0]
     grid = (255 * heat).round().to(torch.uint8)
     height, width = grid.shape
@@ -96,23 +96,31 @@ class _ExplainedModel(nn.Module):
 
     Args:
         served: from an archive.
+        answer: which count is answered.
     """
 
-    def __init__(self, served: Network) -> None:
+    def __init__(self, served: Network, answer: str) -> None:
         super().__init__()
         self.backbone: Any = served.backbone
         self.head, self.objective = served.head, served.objective
-        self.answer = served.objective.answer
+        self.answer, self._average_flips = answer, served.average_flips
 
     @property
     def cam_layer(self) -> nn.Module:
         """The layer with the explained feature maps."""
         return cam_layer(self.backbone)
 
-    def probabilities_of_view(self, image: Tensor) -> Tensor:
+    def probabilities(self, image: Tensor) -> Tensor:
         """``float[B, 3, S, S]``, normalised -> distributions over the support, ``float32[B, K]``."""
-        features = self.backbone.maps(image) if self.objective.spatial else self.backbone(image)
-        return self.objective.calibrated(self.head(features).float())
+        views = [image, image.flip(-1)] if self._average_flips else [image]
+        return self.objective.calibrated(*map(self._outputs, views))
+
+    def probabilities_of_view(self, image: Tensor) -> Tensor:
+        """Like :meth:`probabilities`, but of the photos as they are alone."""
+        return self.objective.calibrated(self._outputs(image))
+
+    def _outputs(self, image: Tensor) -> Tensor:
+        return self.head(self.backbone.maps(image) if self.objective.spatial else self.backbone(image)).float()
 
 
 def _lower_priority() -> None:

@@ -26,6 +26,7 @@ _CONFIGURATION = (
     "data.split.fractions",
     "model.weights",
     "model.trained",
+    "model.answer",
     "model.optimizer._target_",
     "model.optimizer.lr",
     "trainer.max_epochs",

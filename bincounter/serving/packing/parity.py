@@ -304,6 +304,6 @@ def _difference(name: str, trained: Tensor, reply: ArchiveAnswer, counter: BinCo
 def _near_tie(probabilities: Tensor, answer: str, bound: float) -> bool:
     if answer == "median":
         below = probabilities.double().cumsum(0)
-        return bool(((below - 0.5).abs() < len(probabilities) * bound).any())
+        return bool(((below - 0.5).abs() < len(probabilities) // 2 * bound).any())
     first, second = probabilities.topk(2).values
     return bool(first - second < 2 * bound)
