@@ -40,6 +40,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "frozen": ("model.trained=frozen", "model.average_flips=false", "~callbacks.ema"),
     "96 pixels": ("data.image_size=96",),
     "160 pixels": ("data.image_size=160",),
+    "224 pixels": ("data.image_size=224",),
     "lite2": ("model=efficientnet_lite2",),
     "cutmix, 10 epochs": ("data.augmentation.cutmix=1", "trainer.max_epochs=10"),
     "mixup, 10 epochs": ("data.augmentation.mixup=0.2", "trainer.max_epochs=10"),
