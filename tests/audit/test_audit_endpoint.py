@@ -58,7 +58,8 @@ def answering(statuses: list[int]) -> Iterator[Server]:
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
             status = statuses.pop(0)
-            answer = {"model": "m", "probabilities": {"0": 0.2, "1": 0.8}} if status == 200 else {"error": str(status)}
+            counted = {"model": "m", "count": 1, "probabilities": {"0": 0.2, "1": 0.8}}
+            answer = counted if status == 200 else {"error": str(status)}
             self.send_response(status)
             self.end_headers()
             self.wfile.write(json.dumps(answer).encode())

@@ -46,6 +46,7 @@ _CODE = (
     "data/photo_decoder.py",
     "data/preprocessing.py",
     "model/__init__.py",
+    "model/answer.py",
     "model/backbones.py",
     "model/objectives.py",
     "serving/__init__.py",
