@@ -179,9 +179,10 @@ def _model(arguments: Namespace) -> "tuple[Counting, dict[str, str]]":
     from bincounter.serving.packing.tarball import file_digest
     from bincounter.training.predictor import Predictor
     from bincounter.training.results import find_run_of_checkpoint
-    from bincounter.training.trainer import silence_lightning
+    from bincounter.training.trainer import keep_freed_memory, silence_lightning
 
     silence_lightning()
+    keep_freed_memory()
     predictor = Predictor(arguments.ckpt_path, arguments.trust)
     described = predictor.description
     run = find_run_of_checkpoint(predictor.checkpoint).run

@@ -171,9 +171,10 @@ def _predict(arguments: argparse.Namespace) -> int:
 
     checkpoint = arguments.ckpt_path or find_newest_checkpoint(Path("logs"), named_by="--ckpt-path")
     from bincounter.training.predictor import Predictor, list_photos, print_predictions, write_predictions_csv
-    from bincounter.training.trainer import silence_lightning
+    from bincounter.training.trainer import keep_freed_memory, silence_lightning
 
     silence_lightning()
+    keep_freed_memory()
     # Before photos of a bucket are fetched.
     predictor = Predictor(checkpoint, arguments.trust, coverage=arguments.coverage)
     photos = [photo for source in arguments.sources for photo in list_photos(source, arguments.data_dir)]

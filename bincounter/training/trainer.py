@@ -67,7 +67,7 @@ def make_trainer(
     if options.get("sync_batchnorm") == "auto":  # for GPUs only
         options["sync_batchnorm"] = options["accelerator"] != "cpu" and torch.cuda.is_available()
     if _on_cpu(options["accelerator"]):
-        _keep_freed_memory()
+        keep_freed_memory()
     plugins = [instantiate(node) for node in options.pop("plugins", None) or []]
     overfit = options.pop("overfit_batches", 0)
     if overfit:  # in place of overfit_batches, with which Lightning replaces the sampler
@@ -172,7 +172,7 @@ def _on_cpu(accelerator: str) -> bool:
     return accelerator == "cpu" or (accelerator == "auto" and not elsewhere)
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Let glibc keep the memory of a step for the next one, 8 % of the time of a ResNet18 on 2 cores.
 
     It returns large blocks to the system as soon as they are freed, which then has to clear them page by page.
