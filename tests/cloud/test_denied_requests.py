@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from aws_faults import Faults, faults
+from botocore.retries.bucket import TokenBucket
 from deployments import ROLE, act
 from omegaconf import DictConfig
 from scripted_endpoints import scripted_endpoints
@@ -69,6 +70,8 @@ def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faults]:
         patch.setattr(account, "_TIMEOUT", 1.0)
         patch.setattr(account, "_SLOW_TIMEOUT", 1.0)
         patch.setattr(polling, "_RETRY_WINDOW", 0.1)  # seconds that a wait goes on without an answer
+        # A client that was throttled waits before each request for long, and the tests share it.
+        patch.setattr(TokenBucket, "acquire", lambda *_, **__: True)
         only = account.Account("us-east-1", "target")
         patch.setattr(account, "Account", lambda *_, **__: only)
         yield server
