@@ -38,9 +38,9 @@ test-quick: install ## no programs, servers or browsers: while you edit
 docs: install ## build the site, strictly
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-# Jobs and endpoints at the rehearsed control plane: the suite has one job from start to end. Snapshots of what commands
-# say, which are compared one by one, and what is killed and goes on.
-test-long: install ## the rehearsal's jobs and endpoints, snapshots of what commands say, killed runs
+# Jobs and endpoints as AWS carries them out, by the rehearsal and by Ray Serve; snapshots of what commands say and make,
+# which are compared one by one; and what is killed and goes on.
+test-long: install ## rehearsed jobs and endpoints, snapshots, killed runs
 	$(BIN)/python -m pytest -n 3 --dist worksteal -m long
 
 # What AWS's Ray Serve image holds: an archive has to serve there as it does here.

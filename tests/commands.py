@@ -11,6 +11,8 @@ from warm_python import Started, WarmPython, warm_python
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
+_SHARED = "BINCOUNTER_WARM_PYTHON"
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Process = Started | subprocess.Popen[str]
 Start = Callable[..., Started]
@@ -24,7 +26,13 @@ def environment() -> dict[str, str]:
 @cache
 def warm() -> WarmPython:
     """Return the process that runs ``python ARGUMENTS`` with imports shared by all commands of the tests."""
-    return started.enter_context(warm_python(environment()))
+    shared = os.environ.get(_SHARED)
+    return WarmPython(Path(shared)) if shared else started.enter_context(warm_python(environment()))
+
+
+def share_warm() -> None:
+    """Start it for the workers of pytest-xdist, which begin as copies of this process's environment."""
+    os.environ[_SHARED] = str(warm().folder)
 
 
 started = ExitStack()

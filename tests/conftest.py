@@ -13,7 +13,7 @@ import absl.logging
 import boto3
 import hypothesis
 import pytest
-from commands import REPOSITORY, Run, Start, environment, started, warm
+from commands import REPOSITORY, Run, Start, environment, share_warm, started, warm
 from warm_python import WarmPython
 
 from sagemaker_rehearsal import rehearsed
@@ -43,9 +43,6 @@ _SLOW_FILES = {
     *("test_train.py", "test_training_rehearsal.py", "test_wheel.py"),
 }
 
-# Tests of jobs and endpoints that the rehearsal carries out are of `make test-long`, but for one job from start to end.
-_ONE_JOB = "test_spot_job_interrupted_twice_equals_a_local_run"
-
 _PHOTOS = REPOSITORY.parent / "shared" / "abid"
 
 
@@ -56,10 +53,12 @@ def _photos(name: str) -> Path:
     return folder
 
 
-def pytest_configure() -> None:
-    """Let Ctrl-C arrive, which shells have programs in the background ignore."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Let Ctrl-C arrive, which shells have programs in the background ignore; start what all workers share."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if config.getoption("tx", None):  # of pytest-xdist's workers, which have none themselves
+        share_warm()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -68,7 +67,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         fixtures = set(getattr(item, "fixturenames", ()))
         if item.path.name in _SLOW_FILES or _SLOW_FIXTURES & fixtures:
             item.add_marker("slow")
-        if "plane" in fixtures and item.name != _ONE_JOB:
+        if "plane" in fixtures:  # jobs and endpoints that the rehearsal carries out
             item.add_marker("long")
 
 

@@ -257,6 +257,7 @@ def test_checked_configurations_are_refused_as_by_the_command(command: str, run:
     assert f"$ check {command.replace('.py', '')}\n{done.stderr}" in (_FOLDER / "refusals.txt").read_text()
 
 
+@pytest.mark.long
 def test_a_run_scores_what_it_scored(tmp: Path) -> None:
     now = json.loads((tmp / "run/metrics.json").read_text())
     assert now.pop("caveats") == [] and not any(now.pop("seen_in_training").values())
@@ -274,6 +275,7 @@ def test_a_run_scores_what_it_scored(tmp: Path) -> None:
         assert after[key] == pytest.approx(value, rel=1e-3 if trained else 1e-5), key
 
 
+@pytest.mark.long
 def test_an_archive_holds_what_it_held_and_is_the_same_twice(tmp: Path, run: Run) -> None:
     again, checkpoint = tmp / "again.tar.gz", tmp / "run/checkpoints/best.ckpt"
     run("deploy.py", "action=package", f"ckpt_path={checkpoint}", f"archive={again}", "parity.photos=4")

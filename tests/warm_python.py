@@ -46,6 +46,7 @@ _OF_OTHERS = (
     "torch.utils.tensorboard",
 )
 _OURS = (
+    "bincounter.cli.composition",
     "bincounter.cloud.account",
     "bincounter.report.report",
     "bincounter.sweep.optuna_search",
@@ -123,6 +124,7 @@ class WarmPython:
     """
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.executable = str(folder / "bin" / "python")
         self._socket = folder / "socket"
 
@@ -316,5 +318,8 @@ if __name__ == "__main__":
     if "bincounter.report.page" in sys.modules:  # what each command would read and compile once
         sys.modules["bincounter.report.page"].environment("bincounter.report").get_template("report.html")
         sys.modules["bincounter.data.photo_store"].decoder_digest()
+        sys.modules["bincounter.cli.composition"].compose(
+            ["data=folders", "model=cnn", "trainer=cpu", "callbacks=[none]", "trainer.max_epochs=1"]
+        )
     gc.freeze()  # a fork that looked for garbage in all this would copy it
     _leave(_run(*_asked(socket.socket(fileno=os.dup(0)))))

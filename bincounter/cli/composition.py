@@ -19,6 +19,7 @@ from bincounter.cli.hydra_internals import ROOTS, conf_dir, hydra_loader, parse_
 from bincounter.config.overrides import (
     Groups,
     check_overrides,
+    choices_of,
     compose_groups,
     explain_override_error,
     list_options,
@@ -28,6 +29,8 @@ from bincounter.config.overrides import (
 from bincounter.config.quoting import keep_text, override_of, schema_hint
 from bincounter.errors import ConfigError
 from bincounter.files import expand_user
+
+_composed: dict[Any, DictConfig | None] = {}
 
 
 @dataclass(frozen=True)
@@ -62,16 +65,19 @@ class Composer:
 
     def groups(self, overrides: Sequence[str]) -> Groups:
         """Read the groups' options in all folders of the search path."""
+        folders = self._folders(overrides)
+        return read_groups(folders, self._primary(folders))
+
+    def _folders(self, overrides: Sequence[str]) -> list[Path]:
+        """Return the folders of the search path that are on this machine."""
         folders = [conf_dir(), *([self.config_dir] if self.config_dir else [])]
-        primary = self._primary(folders)
-        searched = OmegaConf.select(primary, "hydra.searchpath", default=[])
+        searched = OmegaConf.select(self._primary(folders), "hydra.searchpath", default=[])
         for override in overrides:
             if override.startswith("hydra.searchpath="):
                 searched = parse_overrides([override])[0].value()
         listed = [searched] if isinstance(searched, str) else searched or []  # Hydra refuses a value that is not a list
         local = [str(each).removeprefix("file://") for each in listed]
-        folders += [Path(each) for each in local if Path(each).is_dir()]
-        return read_groups(folders, self._primary(folders) if local else primary)
+        return [*folders, *(Path(each) for each in local if Path(each).is_dir())]
 
     def _primary(self, folders: Sequence[Path]) -> Any:
         found = [path for folder in folders if (path := folder / f"{self.config_name}.yaml").is_file()]
@@ -79,9 +85,7 @@ class Composer:
 
     def keep_text(self, overrides: Sequence[str], *, sweep: bool = False) -> list[str]:
         """Quote values of text settings (:func:`bincounter.config.quoting.keep_text`); expand a sweep's globs."""
-        choices = functools.cache(lambda: compose_groups(list(overrides), self.groups(overrides), self))
-
-        of_settings = setting_hints(ROOTS[self.command], choices)
+        of_settings = setting_hints(ROOTS[self.command], functools.cache(lambda: self._settings(overrides)))
 
         def hint(key: str) -> Any:
             of_hydra = key.startswith("hydra.")
@@ -89,6 +93,17 @@ class Composer:
 
         kept = [_with_home(override) for override in keep_text(overrides, hint, sweep=sweep)]
         return [list_options(each, self.groups(kept)) if sweep and "=glob(" in each else each for each in kept]
+
+    def _settings(self, overrides: Sequence[str]) -> DictConfig | None:
+        """Compose all settings that a key can name; once for the same choices and files, as jobs of a sweep have."""
+        folders = self._folders(overrides)
+        groups = read_groups(folders, self._primary(folders))
+        choices = choices_of(overrides, groups)
+        files = tuple((path, path.stat().st_mtime_ns) for folder in folders for path in folder.rglob("*.yaml"))
+        key = (self, Path.cwd(), tuple(choices), files)
+        if key not in _composed:
+            _composed[key] = compose_groups(choices, self)
+        return _composed[key]
 
     def explain(self, error: Exception, overrides: list[str]) -> str:
         """Return one line about the override that made Hydra raise ``error``."""

@@ -119,9 +119,7 @@ def prepare_hydra(*, multirun: bool = False) -> None:
         multirun: give each job a folder of its own; a single run keeps the run's folder, even if a launcher
             makes it a multirun of one job.
     """
-    _change_files()
-    register()
-    deploy_schema.register()
+    _change_hydra()
     OmegaConf.register_new_resolver("mode_of", metric_mode, replace=True)
     OmegaConf.register_new_resolver("file_name", lambda text: str(text).replace("/", "-")[:100], replace=True)
     OmegaConf.register_new_resolver("job_folder", lambda number: str(number) if multirun else ".", replace=True)
@@ -226,7 +224,9 @@ def _offer_options(
 
 
 @functools.cache
-def _change_files() -> None:
+def _change_hydra() -> None:
+    register()
+    deploy_schema.register()
     Plugins.instance()  # it executes the modules of plug-ins again
     # Hydra copies it with each source, once per group; what is loaded from it is copied anyway.
     ConfigStore.__deepcopy__ = lambda self, _: self  # type: ignore[attr-defined]

@@ -76,7 +76,7 @@ def explain_override_error(
 
     @functools.cache
     def settings() -> DictConfig | None:
-        return getattr(error, "composed", None) or compose_groups(overrides, groups, compose)
+        return getattr(error, "composed", None) or compose_groups(choices_of(overrides, groups), compose)
 
     for override in OverridesParser.create().parse_overrides(overrides):
         reason = (
@@ -236,10 +236,10 @@ def setting_hints(root: type, compose: Callable[[], DictConfig | None]) -> Hints
     return hint
 
 
-def compose_groups(overrides: list[str], groups: Groups, compose: Compose) -> DictConfig | None:
-    """Compose the choices of groups alone, of a sweep the first one: all settings that a key can name."""
+def compose_groups(overrides: list[str], compose: Compose) -> DictConfig | None:
+    """Compose choices of groups, of a sweep the first one: all settings that a key can name."""
     choices = []
-    for override in OverridesParser.create().parse_overrides([o for o in overrides if _chooses(o, groups)]):
+    for override in OverridesParser.create().parse_overrides(overrides):
         if override.value_type in (ValueType.CHOICE_SWEEP, ValueType.SIMPLE_CHOICE_SWEEP):
             first = next(override.sweep_string_iterator())
             choices.append(f"{override.get_key_element()}={first}")
@@ -251,9 +251,14 @@ def compose_groups(overrides: list[str], groups: Groups, compose: Compose) -> Di
         return None
 
 
-def _chooses(override: str, groups: Groups) -> bool:
-    key = override.lstrip("+~").split("=")[0]
-    return key.split("@")[0] in groups or key == "hydra.searchpath" or key.endswith("._target_")
+def choices_of(overrides: Iterable[str], groups: Groups) -> list[str]:
+    """Return the overrides that decide which settings there are: options of groups, folders of them, classes."""
+
+    def chooses(override: str) -> bool:
+        key = override.lstrip("+~").split("=")[0]
+        return key.split("@")[0] in groups or key == "hydra.searchpath" or key.endswith("._target_")
+
+    return list(filter(chooses, overrides))
 
 
 def _keys(cfg: DictConfig) -> set[str]:

@@ -9,6 +9,7 @@ import matplotlib as mpl
 import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -163,7 +164,7 @@ def photos_and_losses(
         label: description for screen readers.
     """
     with mpl.rc_context(RC):
-        figure = Figure(figsize=(SIZE[0], 1.6 * SIZE[1]), layout="constrained")
+        figure = Figure(figsize=(SIZE[0], 1.6 * SIZE[1]))
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 3))
         bottom = np.zeros(len(counts))
         for split, heights in photos.items():
@@ -245,7 +246,7 @@ def sizes(pixels: np.ndarray, *, label: str) -> Markup:
 
 def canvas(xlabel: str, percent: bool = False) -> tuple[Figure, Axes]:
     """Create a figure with horizontal grid lines; y is a fraction, formatted in per cent, or a number."""
-    figure = Figure(figsize=SIZE, layout="constrained")
+    figure = Figure(figsize=SIZE)
     axes = figure.subplots()
     axes.grid(axis="y")
     axes.set_xlabel(xlabel)
@@ -270,8 +271,26 @@ def percent_tick(value: float, _: object = None) -> str:
     return f"{100 * value:.3g} %"
 
 
+def _leave_margins(figure: Figure) -> None:
+    """Leave room for labels of one line; a layout engine takes as long as drawing, and knows no more of page fonts."""
+    titled = any(axes.get_title("left") for axes in figure.axes)
+    named = any(axes.get_ylabel() for axes in figure.axes)
+    beside = [text for axes in figure.axes for text in _tick_labels(axes.yaxis)]
+    left = 0.1 + 0.068 * max(map(len, beside), default=0) + 0.2 * named  # inches, as all
+    right = 0.06 + 0.034 * len("".join(_tick_labels(figure.axes[-1].xaxis)[-1:]))  # half of the last label
+    top, bottom = 0.25 if titled else 0.1, 0.43
+    width, height = figure.get_size_inches()
+    figure.subplots_adjust(left / width, bottom / height, 1 - right / width, 1 - top / height, hspace=0.25)
+
+
+def _tick_labels(axis: Axis) -> list[str]:
+    return axis.get_major_formatter().format_ticks(axis.get_majorticklocs().tolist())
+
+
 def to_svg(figure: Figure, label: str) -> Markup:
     """Render a figure to a reproducible SVG element with colours and font of the page."""
+    if figure.get_layout_engine() is None:
+        _leave_margins(figure)
     buffer = io.StringIO()
     # The label salts the ids, which have to differ between the plots of a page.
     with mpl.rc_context({"svg.hashsalt": label}):

@@ -12,6 +12,8 @@ import pytest
 from archives import photo
 from ray_served import RayServed, free_port, ray_archive, ray_served
 
+pytestmark = pytest.mark.long
+
 INSTANCES, MEGABYTES = 8, 20
 
 

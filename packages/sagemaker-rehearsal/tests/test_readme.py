@@ -6,11 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from sagemaker_rehearsal import without_aws
 
 README = Path(__file__).parents[1] / "README.md"
 
 
+@pytest.mark.long
 def test_the_examples_run(tmp_path: Path) -> None:
     _, training, endpoint = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     program = tmp_path / "example.py"
