@@ -12,12 +12,13 @@ def main(python: str, *arguments: str) -> int:
 
     Args:
         python: the path that this program was started by; the process listens beside it.
-        arguments: of ``python``; those with an option of the interpreter, or of joblib, whose processes inherit files,
-            are run by itself.
+        arguments: of ``python``; those with an option of the interpreter but ``-P`` before a file, or of joblib, whose
+            processes inherit files, are run by itself.
     """
     command = arguments[arguments[:1] == ("--",) :]
     of_joblib = command[:1] == ("-m",) and command[1].startswith("joblib.")
-    if not command or of_joblib or (command[0].startswith("-") and command[0] != "-m"):
+    has_option = command[command[:1] == ("-P",) :][0].startswith("-") if command else True
+    if of_joblib or (has_option and command[:1] != ("-m",)):
         os.execv(sys.executable, [python, *arguments])
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
         connection.connect(os.path.join(os.path.dirname(python), "socket"))  # noqa: PTH118, PTH120

@@ -291,6 +291,10 @@ def _run(arguments: list[str], folder: str, environment: dict[str, str]) -> int:
         elif arguments[0] == "-m":
             sys.argv, sys.path[0] = arguments[1:], folder
             runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+        elif arguments[0] == "-P":
+            sys.argv = arguments[1:]
+            del sys.path[0]
+            runpy.run_path(arguments[1], run_name="__main__")
         else:
             sys.argv, sys.path[0] = arguments, str(Path(arguments[0]).resolve().parent)
             runpy.run_path(arguments[0], run_name="__main__")
@@ -315,7 +319,9 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)  # this bincounter, wherever another is installed
     for module in sys.argv[1:]:
         importlib.import_module(module)
-    if "bincounter.report.page" in sys.modules:  # what each command would read and compile once
+    if "bincounter.report.page" in sys.modules:  # what each command would import, read and compile once
+        torch = sys.modules["torch"]
+        torch.onnx.export(torch.nn.Identity().eval(), (torch.zeros(1),), dynamo=True, verbose=False)
         sys.modules["bincounter.report.page"].environment("bincounter.report").get_template("report.html")
         sys.modules["bincounter.data.photo_store"].decoder_digest()
         sys.modules["bincounter.cli.composition"].compose(
