@@ -1,7 +1,8 @@
 """Time to accuracy: a bincounter run beside a tuned plain loop, same network, photos and sides, for several seeds.
 
     python benchmarks/time_to_accuracy.py                    ResNet18 from scratch at 96 pixels, 3 seeds
-    python benchmarks/time_to_accuracy.py --key a=1 --key b  settings of train.py in the place of RECIPE below
+    python benchmarks/time_to_accuracy.py --network efficientnet_lite0    with ImageNet weights, at 128 pixels
+    python benchmarks/time_to_accuracy.py --key a=1 --key b  settings of train.py in the place of those below
 
 The loop is the tuned one of benchmarks/training.py for a number of epochs, with AdamW, warm-up and a cosine, as
 train.py has it by default. Its photos are decoded once per run, into memory. A bincounter run is the whole command,
@@ -23,14 +24,26 @@ from training_loops import CLASSES
 
 import bincounter
 
-RECIPE = (
-    "trainer.max_epochs=7",
-    "data.progressive.start_size=64",
-    "data.progressive.until=1",
+COMMON = (
     "data.augmentation={rotation:0,scale:0,brightness:0,contrast:0,saturation:0}",  # the tuned loop has as little
     "model.average_flips=true",
     "optimized_metric=val/cross_entropy",  # the accuracy of 333 photos would choose an epoch at random
 )
+# Of each network: of the tuned loop, and of bincounter.
+TUNED: dict[str, dict[str, Any]] = {
+    "resnet18": {"size": 96, "epochs": 12, "lr": 1e-3, "bf16": True},
+    "efficientnet_lite0": {"size": 128, "epochs": 5, "lr": 6e-4, "bf16": False},  # which is slower on CPUs
+}
+RECIPES = {
+    "resnet18": (
+        *("data.image_size=96", "model.weights=null", "trainer.max_epochs=7"),
+        *("data.progressive.start_size=64", "data.progressive.until=1"),
+    ),
+    "efficientnet_lite0": (
+        *("data.image_size=128", "trainer.precision=32-true", "model.optimizer.lr=6e-4", "trainer.max_epochs=3"),
+        *("data.progressive.start_size=96", "data.progressive.until=0.67"),
+    ),
+}
 
 
 def main() -> None:
@@ -65,7 +78,8 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one run of each loop per seed (0 1 2)")
-    parser.add_argument("--epochs", type=int, default=12, help="of the tuned loop (12)")
+    parser.add_argument("--network", default="resnet18", choices=TUNED, help="(resnet18)")
+    parser.add_argument("--epochs", type=int, help="of the tuned loop (12, of efficientnet_lite0 5)")
     parser.add_argument("--loops", nargs="+", default=["tuned", "bincounter"], help="tuned, bincounter, or both")
     parser.add_argument("--key", action="append", help="setting of train.py; repeat it for several")
     parser.add_argument("--folder", help="where to put files, if not in the system's folder for temporary files")
@@ -97,14 +111,9 @@ def _deal(folder: Path) -> str:
 
 def _tuned(folder: Path, seed: int, options: argparse.Namespace) -> tuple[float, dict[str, float]]:
     given = {
-        "loop": "learn",
-        "model": "resnet18",
-        "size": 96,
-        "batch_size": 64,
-        "frozen": False,
-        "epochs": options.epochs,
-        "seed": seed,
-        "folder": str(folder / "bins"),
+        **{"loop": "learn", "model": options.network, "batch_size": 64, **TUNED[options.network]},
+        **({"epochs": options.epochs} if options.epochs else {}),
+        **{"seed": seed, "folder": str(folder / "bins")},
     }
     started = time.perf_counter()
     output, _, _ = run([sys.executable, LOOPS, json.dumps(given)])
@@ -117,11 +126,10 @@ def _bincounter(folder: Path, seed: int, options: argparse.Namespace) -> tuple[f
         *(sys.executable, str(REPOSITORY / "train.py")),
         # Without their metadata, some photos seem to be near-copies of photos on another side.
         *("data=folders", f"data.source={folder / 'bins'}", "data.split.method=given"),
-        *("data.image_size=96", "data.batch_size=64"),
-        *("model=resnet18", "model.weights=null", "trainer=auto", f"seed={seed}"),
+        *(f"model={options.network}", "data.batch_size=64", "trainer=auto", f"seed={seed}"),
         *(f"paths.output_dir={output_dir}", f"paths.data_dir={folder / f'data-{seed}'}"),
         f"paths.cache_dir={folder / f'data-{seed}' / 'cache'}",
-        *(options.key or RECIPE),
+        *(options.key or (*RECIPES[options.network], *COMMON)),
     ]
     started = time.perf_counter()
     run(command)

@@ -9,7 +9,7 @@ import math
 import runpy
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -138,11 +138,11 @@ def _learn(options: dict[str, Any]) -> dict[str, float]:
     torch.manual_seed(options["seed"])
     folder, size, batch = options["folder"], options["size"], options["batch_size"]
     photos, counts = _decoded(f"{folder}/train", size)
-    model: nn.Module = getattr(models, options["model"])(num_classes=CLASSES)
+    model, centre = _network(options["model"])
     model = model.to(device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
     decayed, others = ([p for p in model.parameters() if (p.ndim > 1) is matrix] for matrix in (True, False))
     groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, 1e-3, fused=True)
+    optimizer = torch.optim.AdamW(groups, options["lr"], fused=True)
     per_epoch = len(photos) // batch
     total, warmup = options["epochs"] * per_epoch, per_epoch // 2
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -153,8 +153,8 @@ def _learn(options: dict[str, Any]) -> dict[str, float]:
             else 0.01 + 0.99 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup))) / 2
         ),
     )
-    bf16 = torch.autocast(device().type, torch.bfloat16, enabled=has_bf16())
-    for _, (image, count) in zip(range(total), _changed(photos, counts, size, batch), strict=False):
+    bf16 = torch.autocast(device().type, torch.bfloat16, enabled=options["bf16"] and has_bf16())
+    for _, (image, count) in zip(range(total), _changed(photos, counts, size, batch, centre), strict=False):
         optimizer.zero_grad()
         with bf16:
             loss = F.cross_entropy(model(image).float(), count)
@@ -163,7 +163,7 @@ def _learn(options: dict[str, Any]) -> dict[str, float]:
         schedule.step()
     model.eval()
     photos, counts = _decoded(f"{folder}/test", size)
-    mean, std = _normalisation()
+    mean, std = _normalisation(centre)
     with torch.inference_mode(), bf16:
         outputs = [
             model(((part.float() - mean) / std).contiguous(memory_format=torch.channels_last))
@@ -174,6 +174,24 @@ def _learn(options: dict[str, Any]) -> dict[str, float]:
         "accuracy": float((scores.argmax(1) == counts).float().mean()),
         "cross_entropy": float(F.cross_entropy(scores, counts)),
     }
+
+
+Centre = tuple[Sequence[float], Sequence[float]]
+_IMAGENET: Centre = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
+def _network(name: str) -> tuple[nn.Module, Centre]:
+    """A torchvision network from scratch, or timm's Lite0 with the weights of its package; and its normalisation."""
+    if name != "efficientnet_lite0":
+        return getattr(models, name)(num_classes=CLASSES), _IMAGENET
+    import timm
+
+    from bincounter.model.packaged_weights import read_packaged
+
+    model = timm.create_model(f"tf_{name}")
+    model.load_state_dict(read_packaged(f"tf_{name}", model.state_dict()))
+    model.reset_classifier(CLASSES)
+    return model, (model.pretrained_cfg["mean"], model.pretrained_cfg["std"])
 
 
 def _from_files(options: dict[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -201,15 +219,15 @@ def _decoded(folder: str, size: int) -> tuple[Tensor, Tensor]:
     return torch.stack(photos), torch.tensor(dataset.targets)
 
 
-def _normalisation() -> tuple[Tensor, ...]:
-    return tuple(
-        torch.tensor(v, device=device())[:, None, None] * 255 for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-    )
+def _normalisation(centre: Centre) -> tuple[Tensor, ...]:
+    return tuple(torch.tensor(v, device=device())[:, None, None] * 255 for v in centre)
 
 
-def _changed(photos: Tensor, counts: Tensor, size: int, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _changed(
+    photos: Tensor, counts: Tensor, size: int, batch: int, centre: Centre = _IMAGENET
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Endless batches in random order, mirrored and shifted as whole batches."""
-    mean, std = _normalisation()
+    mean, std = _normalisation(centre)
     while True:
         order = torch.randperm(len(photos))
         for start in range(0, len(order) - batch + 1, batch):
