@@ -25,7 +25,6 @@ from training_loops import CLASSES
 import bincounter
 
 COMMON = (
-    "data.augmentation={rotation:0,scale:0,brightness:0,contrast:0,saturation:0}",  # the tuned loop has as little
     "model.average_flips=true",
     "optimized_metric=val/cross_entropy",  # the accuracy of 333 photos would choose an epoch at random
 )
@@ -38,10 +37,12 @@ RECIPES = {
     "resnet18": (
         *("data.image_size=96", "model.weights=null", "trainer.max_epochs=7"),
         *("data.progressive.start_size=64", "data.progressive.until=1"),
+        "data.augmentation={rotation:0,scale:0,brightness:0,contrast:0,saturation:0}",  # the tuned loop has as little
     ),
     "efficientnet_lite0": (
         *("data.image_size=128", "trainer.precision=32-true", "model.optimizer.lr=6e-4", "trainer.max_epochs=3"),
-        *("data.progressive.start_size=96", "data.progressive.until=0.67"),
+        *("data.progressive.start_size=96", "data.progressive.until=0.34", "callbacks=[default,ema]"),
+        "callbacks.ema.decay=0.98",
     ),
 }
 
