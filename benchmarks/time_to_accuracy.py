@@ -50,7 +50,7 @@ RECIPES = {
 def main() -> None:
     """Print a row per seed and loop, then the means and ratios as one JSON object."""
     options = _options()
-    print(machine(), flush=True)
+    print(machine(bf16=TUNED[options.network]["bf16"]), flush=True)
     rows: dict[str, list[tuple[float, float, float]]] = {"tuned": [], "bincounter": []}
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)

@@ -92,8 +92,8 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def machine() -> str:
-    """Name the CPU, its capabilities and the precision of training."""
+def machine(*, bf16: bool = True) -> str:
+    """Name the CPU, its capabilities and the precision of training, which is bf16 where wanted and multiplied."""
     if device().type == "cuda":
         return f"{torch.cuda.get_device_name()}, {os.cpu_count()} cores; PyTorch {torch.__version__}"
     names = ("avx2", "avx512_f", "avx512_vnni", "avx512_bf16", "amx_bf16")
@@ -102,7 +102,7 @@ def machine() -> str:
     return (
         f"{capabilities.get('cpu_name', 'CPU')}, {torch.get_num_threads()} threads, {', '.join(found)}; kernels for "
         f"{torch.backends.cpu.get_cpu_capability()}; PyTorch {torch.__version__}; tuned, bincounter and limit in "
-        f"{'bf16' if has_bf16() else 'fp32'}"
+        f"{'bf16' if bf16 and has_bf16() else 'fp32'}"
     )
 
 

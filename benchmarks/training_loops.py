@@ -138,7 +138,7 @@ def _learn(options: dict[str, Any]) -> dict[str, float]:
     torch.manual_seed(options["seed"])
     folder, size, batch = options["folder"], options["size"], options["batch_size"]
     photos, counts = _decoded(f"{folder}/train", size)
-    model, centre = _network(options["model"])
+    model, mean_std = _network(options["model"])
     model = model.to(device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
     decayed, others = ([p for p in model.parameters() if (p.ndim > 1) is matrix] for matrix in (True, False))
     groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
@@ -154,7 +154,7 @@ def _learn(options: dict[str, Any]) -> dict[str, float]:
         ),
     )
     bf16 = torch.autocast(device().type, torch.bfloat16, enabled=options["bf16"] and has_bf16())
-    for _, (image, count) in zip(range(total), _changed(photos, counts, size, batch, centre), strict=False):
+    for _, (image, count) in zip(range(total), _changed(photos, counts, size, batch, mean_std), strict=False):
         optimizer.zero_grad()
         with bf16:
             loss = F.cross_entropy(model(image).float(), count)
@@ -163,7 +163,7 @@ def _learn(options: dict[str, Any]) -> dict[str, float]:
         schedule.step()
     model.eval()
     photos, counts = _decoded(f"{folder}/test", size)
-    mean, std = _normalisation(centre)
+    mean, std = _normalisation(mean_std)
     with torch.inference_mode(), bf16:
         outputs = [
             model(((part.float() - mean) / std).contiguous(memory_format=torch.channels_last))
@@ -176,11 +176,11 @@ def _learn(options: dict[str, Any]) -> dict[str, float]:
     }
 
 
-Centre = tuple[Sequence[float], Sequence[float]]
-_IMAGENET: Centre = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+MeanAndStd = tuple[Sequence[float], Sequence[float]]
+_IMAGENET: MeanAndStd = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
-def _network(name: str) -> tuple[nn.Module, Centre]:
+def _network(name: str) -> tuple[nn.Module, MeanAndStd]:
     """A torchvision network from scratch, or timm's Lite0 with the weights of its package; and its normalisation."""
     if name != "efficientnet_lite0":
         return getattr(models, name)(num_classes=CLASSES), _IMAGENET
@@ -219,15 +219,15 @@ def _decoded(folder: str, size: int) -> tuple[Tensor, Tensor]:
     return torch.stack(photos), torch.tensor(dataset.targets)
 
 
-def _normalisation(centre: Centre) -> tuple[Tensor, ...]:
-    return tuple(torch.tensor(v, device=device())[:, None, None] * 255 for v in centre)
+def _normalisation(mean_std: MeanAndStd) -> tuple[Tensor, ...]:
+    return tuple(torch.tensor(v, device=device())[:, None, None] * 255 for v in mean_std)
 
 
 def _changed(
-    photos: Tensor, counts: Tensor, size: int, batch: int, centre: Centre = _IMAGENET
+    photos: Tensor, counts: Tensor, size: int, batch: int, mean_std: MeanAndStd = _IMAGENET
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Endless batches in random order, mirrored and shifted as whole batches."""
-    mean, std = _normalisation(centre)
+    mean, std = _normalisation(mean_std)
     while True:
         order = torch.randperm(len(photos))
         for start in range(0, len(order) - batch + 1, batch):

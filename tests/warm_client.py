@@ -16,9 +16,9 @@ def main(python: str, *arguments: str) -> int:
             processes inherit files, are run by itself.
     """
     command = arguments[arguments[:1] == ("--",) :]
-    of_joblib = command[:1] == ("-m",) and command[1].startswith("joblib.")
-    has_option = command[command[:1] == ("-P",) :][0].startswith("-") if command else True
-    if of_joblib or (has_option and command[:1] != ("-m",)):
+    is_module = command[:1] == ("-m",) and not command[1].startswith("joblib.")
+    file = command[command[:1] == ("-P",) :][:1]
+    if not is_module and (not file or file[0].startswith("-")):
         os.execv(sys.executable, [python, *arguments])
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
         connection.connect(os.path.join(os.path.dirname(python), "socket"))  # noqa: PTH118, PTH120

@@ -31,6 +31,7 @@ from bincounter.errors import ConfigError
 from bincounter.files import expand_user
 
 _composed: dict[Any, DictConfig | None] = {}
+"""Settings that keys can name, by composer, folder, choices, and the files with their times."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,8 @@ class Composer:
         folders = self._folders(overrides)
         groups = read_groups(folders, self._primary(folders))
         choices = choices_of(overrides, groups)
-        files = tuple((path, path.stat().st_mtime_ns) for folder in folders for path in folder.rglob("*.yaml"))
-        key = (self, Path.cwd(), tuple(choices), files)
+        files = [path for folder in folders for path in folder.rglob("*.yaml") if path.is_file()]
+        key = (self, Path.cwd(), tuple(choices), tuple((path, path.stat().st_mtime_ns) for path in files))
         if key not in _composed:
             _composed[key] = compose_groups(choices, self)
         return _composed[key]
