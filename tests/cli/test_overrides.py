@@ -281,6 +281,16 @@ def test_names_that_aws_refuses_are_refused_first(override: str, sentence: str) 
             validate(compose(["launcher=sagemaker", *S3, override]))
 
 
+def test_a_changed_file_of_options_is_read_again_and_a_dangling_link_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "gone.yaml").symlink_to(tmp_path / "nowhere")
+    mine = tmp_path / "experiment" / "mine.yaml"
+    for target in ("builtins.dict", "bincounter.data.layouts.Abid"):
+        mine.write_text(f"# @package _global_\ndata:\n  layout:\n    _target_: {target}\n    ids: null\n")
+        cfg = compose(["experiment=mine", "data.layout.ids=7"], config_dir=tmp_path)
+        assert cfg.data.layout.ids == (7 if target == "builtins.dict" else "7")
+
+
 def test_text_is_kept_beside_arguments_whose_types_cannot_be_read() -> None:
     assert compose(["logger=wandb", "logger.wandb.project=2024_01"]).logger.wandb.project == "2024_01"
 
