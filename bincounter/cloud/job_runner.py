@@ -107,8 +107,9 @@ class JobRunner:
                 self._submit(self._tasks[0])
         with ThreadPoolExecutor(self._at_once) as pool:
             futures = [pool.submit(self._run, task) for task in self._tasks]
-            while not self._all_done(futures):
-                pass
+            stop = False
+            while not self._all_done(futures, stop=stop):
+                stop = True
 
     @contextmanager
     def _naming_submitted(self) -> Iterator[None]:
@@ -121,8 +122,11 @@ class JobRunner:
                 raise Interrupted(self._left_behind(submitted)) from None
             raise _and(error, self._left_behind(submitted)) if submitted else error from None
 
-    def _all_done(self, futures: Sequence["Future[None]"]) -> bool:
+    def _all_done(self, futures: Sequence["Future[None]"], *, stop: bool) -> bool:
+        """Wait for all jobs, after stopping those that run; return False if Ctrl-C asks to stop them."""
         try:
+            if stop:
+                self._stop_running()
             wait(futures)
         except KeyboardInterrupt:
             if not self._rehearsed and not (self._running and ask_to_stop(len(self._running))):
@@ -131,7 +135,6 @@ class JobRunner:
                 wait(futures)
                 submitted = [task.job for task in self._tasks if is_recorded(task.job)]
                 raise Interrupted(self._left_behind(submitted)) from None
-            self._stop_running()
             return False
         for future in futures:
             future.result()

@@ -121,12 +121,20 @@ class TuningJobMonitor:
             futures.extend(pool.submit(self._show, trial) for trial in new)
             return self._described["HyperParameterTuningJobStatus"] in TUNING_ENDED, bool(new)
 
-        ended = False
+        ended = stopping = False
         while not ended:
-            try:
+            try:  # Ctrl-C comes while AWS is asked to stop the job, too
+                if stopping:
+                    self._stop()
+                stopping = False
                 ended = wait_until(step, self._leave, local=is_local_endpoint(self._account))
             except KeyboardInterrupt:
-                self._stop_or_leave()
+                if not self._rehearsed and not ask_to_stop(len(self._trials) - len(self._ended)):
+                    name = self._tuning.name
+                    raise Interrupted(
+                        f"Interrupted: the tuning job {name} still runs, and is billed; the same command follows it"
+                    ) from None
+                stopping = True
         wait(futures)
         self._update_trials()
         return self._described, list(self._trials.values())
@@ -196,19 +204,13 @@ class TuningJobMonitor:
         reason = f": {describe_failure(described.get('FailureReason', ''))}" if status == "Failed" else ""
         log.info("trial %d: %s, %s%s%s", trial.job.number, status, format_cost(trial.job), objective, reason)
 
-    def _stop_or_leave(self) -> None:
-        running = len(self._trials) - len(self._ended)
-        if self._rehearsed or ask_to_stop(running):
-            log.info("Stopping; results are fetched as the trials end.")
-            try:
-                stop(self._account, self._tuning.name)
-            except BinCounterError as error:
-                name = self._tuning.name
-                log.warning("%s. %s still runs, and is billed: press Ctrl-C to try again.", error, name)
-            return
-        raise Interrupted(
-            f"Interrupted: the tuning job {self._tuning.name} still runs, and is billed; the same command follows it"
-        )
+    def _stop(self) -> None:
+        """Stop the tuning job; one that cannot be stopped is still followed."""
+        log.info("Stopping; results are fetched as the trials end.")
+        try:
+            stop(self._account, self._tuning.name)
+        except BinCounterError as error:
+            log.warning("%s. %s still runs, and is billed: press Ctrl-C to try again.", error, self._tuning.name)
 
 
 def fetch_runs(account: "Account", found: list[Trial], best: str | None) -> None:

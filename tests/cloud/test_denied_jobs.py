@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from aws_faults import Faults, faults
+from botocore.retries.bucket import TokenBucket
 from rehearsed import Account as Plane
 from rehearsed import tuning
 
@@ -30,7 +31,7 @@ import os, pathlib
 (pathlib.Path(os.environ["SAGEMAKER_BASE_DIR"]) / "checkpoints/config.yaml").write_text("seed: 0")
 print("epoch 1 of 1: val/accuracy=0.5")
 """
-SLOW = f"{QUICK}\nimport time\ntime.sleep(60)"
+SLOW = f"{QUICK}\nimport time\ntime.sleep(250)"
 # Requests of `attach` -> the end of the message, or "" where the job is followed and fetched without.
 ATTACH = {
     "DescribeTrainingJob": "may still run, and be billed: follow with ",
@@ -62,6 +63,7 @@ def server(plane: dict[str, str]) -> Iterator[Faults]:
         patch.setattr(account, "_TIMEOUT", 1.0)
         patch.setattr(account, "_SLOW_TIMEOUT", 1.0)
         patch.setattr(polling, "_RETRY_WINDOW", 0.5)
+        patch.setattr(TokenBucket, "acquire", lambda *_, **__: True)  # a throttled client waits longer than the job
         only = account.Account("us-east-1")
         patch.setattr(account, "Account", lambda *_, **__: only)
         yield server
@@ -110,8 +112,11 @@ def monitor(name: str, folder: Path) -> TuningJobMonitor:
 
 
 @contextmanager
-def ctrl_c(disturbed: str, stop: str, aws: Faults, *, heals: bool = True) -> Iterator[None]:
-    """Press Ctrl-C while a job is followed, heal AWS once it was asked to stop the job, and press Ctrl-C again."""
+def ctrl_c(disturbed: str, stop: str, aws: Faults, *, heals: bool = True, waits: float = 2) -> Iterator[None]:
+    """Press Ctrl-C while a job is followed, heal AWS once it was asked to stop the job, and press Ctrl-C again.
+
+    AWS heals ``waits`` seconds after the request to stop; silence is waited for one second.
+    """
 
     def wait_for(operation: str) -> None:
         deadline = time.monotonic() + 60
@@ -123,7 +128,7 @@ def ctrl_c(disturbed: str, stop: str, aws: Faults, *, heals: bool = True) -> Ite
         wait_for(f"Describe{stop.removeprefix('Stop')}")
         os.kill(os.getpid(), signal.SIGINT)
         wait_for(stop)
-        time.sleep(2)  # longer than silence is waited for
+        time.sleep(waits)
         if heals:
             aws.heal()
         if disturbed == stop:
@@ -201,6 +206,25 @@ def test_ctrl_c_stops_a_job(
     assert read_job(tmp_path / "job.json").description["TrainingJobStatus"] == "Stopped"
     warned = f"{name} still runs, and is billed: press Ctrl-C to try again" in caplog.text
     assert warned == (operation == "StopTrainingJob")
+
+
+def test_ctrl_c_again_while_aws_does_not_answer(
+    plane_account: Plane, aws: Faults, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(job_runner, "ask_to_stop", lambda _: True)
+    monkeypatch.setattr(tuning_monitor, "ask_to_stop", lambda _: True)
+    plane_account.submit("impatient", SLOW)
+    recorded("impatient", tmp_path)
+    aws.disturb("StopTrainingJob", "silent")
+    with ctrl_c("StopTrainingJob", "StopTrainingJob", aws, waits=0):
+        _, (error,) = attach(tmp_path)
+    assert "impatient was stopped (Stopped)" in str(error)
+    tune(plane_account, "impatient-too", SLOW)
+    aws.disturb("StopHyperParameterTuningJob", "silent")
+    with ctrl_c("StopHyperParameterTuningJob", "StopHyperParameterTuningJob", aws, waits=0):
+        described, _ = monitor("impatient-too", tmp_path).follow()
+    assert described["HyperParameterTuningJobStatus"] == "Stopped"
+    assert "press Ctrl-C to try again" not in caplog.text
 
 
 def test_ctrl_c_stops_the_job_that_can_no_longer_be_followed_too(
