@@ -25,7 +25,7 @@ demo: install ## render bins, train, score, and write report.html
 lint: install ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers auto
 
 # More workers than cores, since many tests wait; neighbours share what a file sets up, so each worker begins with a part.
 test: lint ## lint, and all tests but the long ones

@@ -38,6 +38,10 @@ ROWS: dict[str, tuple[str, ...]] = {
     "no averaged weights": ("~callbacks.ema",),
     "from scratch": ("model.weights=null",),
     "frozen": ("model.trained=frozen", "model.average_flips=false", "~callbacks.ema"),
+    "first stages kept": ("model.trained=last_stages", "model.stages=5"),
+    "first stages kept, 160 pixels": (
+        *("model.trained=last_stages", "model.stages=5", "data.image_size=160", "model.optimizer.lr=1e-3"),
+    ),
     "96 pixels": ("data.image_size=96",),
     "160 pixels": ("data.image_size=160",),
     "224 pixels": ("data.image_size=224",),
@@ -66,7 +70,7 @@ def main() -> None:
                 list(pool.map(lambda run: _train(options.folder, *run), missing))
             finally:
                 pool.shutdown(cancel_futures=True)
-    print(f"{'row':26}seeds accuracy  difference            RMSE  within one  CE     ECE    surer half  hours")
+    print(f"{'row':30}seeds accuracy  difference            RMSE  within one  CE     ECE    surer half  hours")
     for name in options.rows:
         seeds = [seed for seed in options.seeds if (_place(options.folder, name, seed) / "metrics.json").exists()]
         if seeds:
@@ -106,7 +110,7 @@ def _row(folder: Path, name: str, seeds: Sequence[int]) -> str:
     half = np.mean([next(row for row in test["coverage"] if row["coverage"] == 0.5)["accuracy"] for test in tests])
     hours = np.mean([json.loads((run / "provenance.json").read_text())["seconds"] for run in runs]) / 3600
     return (
-        f"{name:26}{len(seeds):5}{means['accuracy']:9.1%}  {_difference(folder, name, seeds):20}{means['rmse']:6.3f}"
+        f"{name:30}{len(seeds):5}{means['accuracy']:9.1%}  {_difference(folder, name, seeds):20}{means['rmse']:6.3f}"
         f"{means['within_one']:12.1%}{means['cross_entropy']:7.3f}{np.mean([test['ece'] for test in tests]):7.1%}"
         f"{half:12.1%}{hours:7.2f}"
     )

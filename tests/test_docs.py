@@ -138,18 +138,13 @@ class Loads(HTMLParser):
             self.found.append(values.get(LOADED.get(tag, "")) or "")
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site, built as ``make docs`` builds it: a warning, such as a broken link, is an error."""
+def test_the_site_is_whole_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
+    """Built as ``make docs`` builds it: a warning, such as a broken link, is an error."""
     pytest.importorskip("material", reason="the site is built by mkdocs-material: pip install 'bincounter[docs]'")
-    folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    site = tmp_path / "site"
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(site)]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    return folder
-
-
-def test_pages_load_nothing_from_elsewhere(site: Path) -> None:
     pages = list(site.rglob("*.html"))
     assert len(pages) > 15
     for page in pages:
@@ -158,9 +153,6 @@ def test_pages_load_nothing_from_elsewhere(site: Path) -> None:
         assert [each for each in loads.found if re.match(r"(https?:)?//", each)] == [], page
     for sheet in site.rglob("*.css"):
         assert not re.search(r"(@import|url\()\s*['\"]?(https?:)?//", sheet.read_text(encoding="utf-8")), sheet
-
-
-def test_the_site_has_the_settings_the_commands_and_the_drawing(site: Path) -> None:
     assert "data.batch_size" in (site / "reference/train/index.html").read_text(encoding="utf-8")
     commands = (site / "reference/commands/index.html").read_text(encoding="utf-8")
     assert all(f'id="{name}"' in commands for name in _parser()[1])

@@ -221,9 +221,12 @@ class _Scale:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Return the powers of ten; if there are fewer than two, with both ends."""
+    """Return the powers of ten; if there are fewer than two, both ends, and a power whose label has room between."""
     powers = [10.0**power for power in range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)]
-    return powers if len(powers) > 1 else [low, *powers, high] if low < high else [low]
+    if len(powers) > 1 or low == high:
+        return powers if len(powers) > 1 else [low]
+    room = 0.2 * math.log(high / low)
+    return [low, *(power for power in powers if min(math.log(power / low), math.log(high / power)) > room), high]
 
 
 def _axes(xlabel: str, metric: str) -> tuple[Figure, Axes]:

@@ -84,8 +84,7 @@ def run(cfg: DictConfig, callbacks: Sequence[L.Callback] = ()) -> RunOutcome | N
 
     Args:
         cfg: configuration checked by :mod:`bincounter.config.validate`; ``paths.output_dir`` is the run's folder.
-        callbacks: further callbacks, which observe the fit and the scoring without changing their results; see
-            :func:`bincounter.training.scoring.fabric_for`.
+        callbacks: further ones, which change no result; see :func:`bincounter.training.scoring.fabric_for`.
 
     Returns:
         Objects for the report; ``None`` on all but the first process of a DDP run.
@@ -310,7 +309,7 @@ def _fit(
         ) from error
 
 
-# Raised by Lightning if an entry of a checkpoint is missing or has another shape.
+# An entry of a checkpoint is missing or has another shape.
 _UNFIT = (LookupError, TypeError, ValueError, AttributeError, RuntimeError)
 
 
@@ -324,16 +323,15 @@ def own_targets(plain: Mapping[str, Any]) -> list[str]:
 
 
 def _follow_checkpoint(cfg: DictConfig, description: Mapping[str, Any]) -> list[str]:
-    """Take over the checkpoint's image size, counts and model, except for overrides; return caveats."""
+    """Take over the checkpoint's model and counts, and its image size unless another is given; return caveats."""
     caveats = []
-    given = {override.split("=")[0] for override in _overrides()}
+    given = {override.split("=")[0].lstrip("+") for override in _overrides()}
+    asked = {key: OmegaConf.select(cfg, key) for key in given if key.startswith(("model.", "objective."))}
+    size, known = description["image_size"], description["counts"]
     if "data.image_size" not in given:
-        cfg.data.image_size = description["image_size"]
-    elif cfg.data.image_size != description["image_size"]:
-        caveats.append(
-            f"The checkpoint was trained at data.image_size={description['image_size']}, not {cfg.data.image_size}."
-        )
-    known = description["counts"]
+        cfg.data.image_size = size
+    elif cfg.data.image_size != size:
+        caveats.append(f"The checkpoint was trained at data.image_size={size}, not {cfg.data.image_size}.")
     unknown = sorted(set(cfg.data.counts or known) - set(known))
     if unknown:
         caveats.append(f"The checkpoint does not know count {', '.join(map(str, unknown))}: its photos are excluded.")
@@ -345,4 +343,7 @@ def _follow_checkpoint(cfg: DictConfig, description: Mapping[str, Any]) -> list[
         cfg.objective = description["objective"]
         for key, value in {"answer": "mode", "average_flips": False, **description["model"]}.items():
             OmegaConf.update(cfg.model, key, value, merge=key != "backbone")
+    for key, value in asked.items():
+        if (trained := OmegaConf.select(cfg, key)) != value and key != "model.weights":
+            raise ConfigError(f"{key}={value}, but the checkpoint has {trained}: leave {key} out to score it")
     return caveats

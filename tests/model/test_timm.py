@@ -107,6 +107,7 @@ def test_names_that_timm_does_not_know_are_refused(name: str, weights: str | Non
         check_timm(name, weights)
 
 
+@pytest.mark.usefixtures("warm_archives")
 def test_an_archive_lists_timm_and_answers_as_training_does(tmp_path: Path) -> None:
     checkpoint = checkpoint_alone(tmp_path, backbone=NODE)
     archive = package(checkpoint, PackageSettings(tmp_path / "model.tar.gz")).path

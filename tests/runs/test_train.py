@@ -89,7 +89,10 @@ def test_run_writes_all_files_and_can_be_scored_and_compared(
     checkpoint = f"ckpt_path={trained / 'checkpoints' / 'best.ckpt'}"
     again = tmp_path / "again"
     options = ["data=folders", f"data.source={bins}", "data.split.fractions=[0,0,1]", "trainer=cpu"]
-    done = train("train=false", f"ckpt_path={trained}", *options, f"paths.output_dir={again}")
+    given = ["train=false", f"ckpt_path={trained}", *options, f"paths.output_dir={again}"]
+    refused = train(*given, "model.answer=median", "model.optimizer.lr=0.5", code=2)
+    assert "model.answer=median, but the checkpoint has mode: leave model.answer out to score it" in refused.stderr
+    done = train(*given)
     trained_on = sum(row["split"] == "train" for row in split)
     assert f"trained on {trained_on} of these 160 photos" in done.stderr
     assert json.loads((again / "provenance.json").read_text())["photos_seen_in_training"] == trained_on

@@ -1,16 +1,18 @@
 """A finished run to serve, and a checkpoint without a run."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from bins import COUNTS, square_bins
-from commands import REPOSITORY, environment
+from commands import REPOSITORY, environment, warm
 from warm_python import WarmPython
 
 from bincounter.model.build import build_counter, checkpoint_metadata
+from bincounter.serving.packing import parity
 
 _CNN = {"_target_": "bincounter.model.backbones.cnn", "width": 8, "blocks": 3}
 _OBJECTIVE = {"_target_": "bincounter.model.objectives.Classification"}
@@ -41,6 +43,12 @@ def served_run(python: WarmPython, tmp_path_factory: pytest.TempPathFactory) -> 
     done = python.run(("train.py", *overrides), REPOSITORY, environment())
     assert done.returncode == 0, done.stderr
     return root / "logs/run"
+
+
+@pytest.fixture
+def warm_archives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Archives answer in a process that has imported torch already."""
+    monkeypatch.setattr(parity, "archive_answers", partial(parity.archive_answers, python=warm().executable))
 
 
 def checkpoint_alone(folder: Path, *, seed: int = 0, backbone: Mapping[str, Any] = _CNN) -> Path:

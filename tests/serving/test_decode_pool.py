@@ -16,6 +16,7 @@ import psutil
 import pytest
 import torch
 from archives import photo, unpacked_archive
+from commands import warm
 from PIL import Image
 
 from bincounter.data.photo_bounds import PhotoError
@@ -276,11 +277,11 @@ def test_a_process_that_is_killed_for_memory_is_no_fault_of_the_photo(
 
 def test_an_archive_decodes_large_photos_by_its_own_code(tmp_path: Path) -> None:
     folder = unpacked_archive(tmp_path / "archive")
-    answered, _ = archive_answers(folder, {"large": large()})
+    answered, _ = archive_answers(folder, {"large": large()}, python=warm().executable)
     assert answered["large"].status == 200
     own = folder / "code/bincounter/data/photo_decoder.py"
     own.write_text(own.read_text().replace("    os.nice(10)\n", "    os.abort()\n"))
-    answered, _ = archive_answers(folder, {"large": large(), "small": photo()})
+    answered, _ = archive_answers(folder, {"large": large(), "small": photo()}, python=warm().executable)
     assert (answered["large"].status, answered["small"].status) == (503, 200)
 
 

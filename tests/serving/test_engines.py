@@ -23,6 +23,8 @@ from bincounter.serving.packing.parity_photos import scored_photos
 from bincounter.serving.packing.tarball import read_member, unpack
 from bincounter.training.results import find_run_of_checkpoint
 
+pytestmark = pytest.mark.usefixtures("warm_archives")
+
 
 def packed(checkpoint: Path, folder: Path, *overrides: str) -> Path:
     """Pack and check a checkpoint, as ``action=package`` does."""

@@ -67,11 +67,6 @@ def _no_orientation(inside: Path) -> None:
     module.write_text(module.read_text().replace("_ORIENTATION_TAG = 0x0112", "_ORIENTATION_TAG = 0x0113"))
 
 
-def _training_library(inside: Path) -> None:
-    module = inside / "code/bincounter/model/objectives.py"
-    module.write_text(f"import lightning\n{module.read_text()}")
-
-
 def test_an_archive_as_it_is_made_answers_as_training_does(
     checkpoint: Path, packed: Package, photos: dict[str, bytes]
 ) -> None:
@@ -84,6 +79,7 @@ def test_an_archive_as_it_is_made_answers_as_training_does(
     )
 
 
+@pytest.mark.usefixtures("warm_archives")
 def test_bfloat16_has_a_bound_of_its_own(checkpoint: Path, photos: dict[str, bytes], tmp_path: Path) -> None:
     made = package(checkpoint, PackageSettings(tmp_path / "model.tar.gz", precision="bf16"))
     parity = check_parity(checkpoint, made.path, photos)
@@ -95,9 +91,9 @@ def test_bfloat16_has_a_bound_of_its_own(checkpoint: Path, photos: dict[str, byt
     [
         (_other_weights, r"the probability of count \d is 0\.\d+ in training and 0\.\d+ in the archive"),
         (_no_orientation, r"^a rotated JPEG: the probability"),
-        (_training_library, "lightning"),
     ],
 )
+@pytest.mark.usefixtures("warm_archives")
 def test_a_broken_archive_is_stopped(
     change: Callable[[Path], None],
     said: str,
@@ -111,6 +107,16 @@ def test_a_broken_archive_is_stopped(
     with pytest.raises(UserError, match=said) as stopped:
         check_parity(checkpoint, tmp_path / "model.tar.gz", photos)
     assert re.search("package .*again", str(stopped.value))
+
+
+def test_an_archive_that_imports_a_library_of_training_is_stopped(
+    checkpoint: Path, packed: Package, photos: dict[str, bytes], tmp_path: Path
+) -> None:
+    with changed(packed.path, tmp_path) as inside:
+        module = inside / "code/bincounter/model/objectives.py"
+        module.write_text(f"import lightning\n{module.read_text()}")
+    with pytest.raises(UserError, match=r"lightning.*package .*again"):
+        check_parity(checkpoint, tmp_path / "model.tar.gz", photos)
 
 
 def test_photos_are_those_the_run_did_not_learn_from_and_odd_ones(photos: dict[str, bytes], served_run: Path) -> None:
