@@ -41,7 +41,7 @@ RECIPES = {
     ),
     "efficientnet_lite0": (
         *("data.image_size=128", "trainer.precision=32-true", "trainer.max_epochs=3"),
-        # The first stages, which have half of the cost and 1 % of the parameters, keep their weights.
+        # The first stages, which have half of the cost and 2 % of the parameters, keep their weights.
         *("model.trained=last_stages", "model.stages=4"),
         *("model/optimizer=sam", "model.optimizer.lr=1e-3", "trainer.gradient_clip_val=5"),
         *("data.progressive.start_size=96", "data.progressive.until=0.67", "callbacks=[default,ema]"),
