@@ -146,6 +146,7 @@ def finished(code: Path, bins: Path, tmp_path_factory: pytest.TempPathFactory) -
     return base
 
 
+@pytest.mark.long
 def test_job_writes_run_and_model_to_the_folders_of_sagemaker(finished: Path) -> None:
     run, model = finished / "checkpoints", finished / "model"
     config = yaml.safe_load((run / "config.yaml").read_text())
@@ -191,6 +192,7 @@ def test_killed_job_resumes_bit_for_bit_in_a_new_container(
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.long
 def test_a_run_is_not_gone_on_with_on_other_photos(finished: Path, code: Path, bins: Path, tmp_path: Path) -> None:
     other = tmp_path / "bins"
     shutil.copytree(bins, other)
@@ -205,6 +207,7 @@ def test_a_run_is_not_gone_on_with_on_other_photos(finished: Path, code: Path, b
     assert failure.count("\n") == 1
 
 
+@pytest.mark.long
 def test_a_trial_of_a_tuning_job_keeps_its_run_apart_from_the_others(code: Path, bins: Path, tmp_path: Path) -> None:
     tuned = {"_tuning_objective_metric": "val/accuracy", "trainer.max_epochs": "1", "model.optimizer.lr": "0.002"}
     base = container(tmp_path / "search-002-0a1b2c3d" / "ml", code, bins)
@@ -231,6 +234,7 @@ def test_a_trial_without_a_name_is_refused(tmp_path: Path, monkeypatch: pytest.M
         run_folder(tmp_path)
 
 
+@pytest.mark.long
 def test_a_wrong_override_is_answered_in_one_sentence(code: Path, bins: Path, tmp_path: Path) -> None:
     base = container(tmp_path / "ml", code, bins, "model.optimizer.lrr=0.1")
     output = ends(start(base), code=1)
@@ -240,6 +244,7 @@ def test_a_wrong_override_is_answered_in_one_sentence(code: Path, bins: Path, tm
     assert failure in output
 
 
+@pytest.mark.long
 def test_unexpected_error_is_named_with_its_traceback_in_the_log(code: Path, bins: Path, tmp_path: Path) -> None:
     base = container(tmp_path / "ml", code, bins)
     (base / "checkpoints" / ".folder.part").mkdir()  # a killed write leaves files alone
@@ -247,6 +252,7 @@ def test_unexpected_error_is_named_with_its_traceback_in_the_log(code: Path, bin
     assert (base / "output" / "failure").read_text().startswith("IsADirectoryError: ")
 
 
+@pytest.mark.long
 def test_a_run_is_not_gone_on_with_on_another_number_of_instances(
     finished: Path, code: Path, bins: Path, tmp_path: Path
 ) -> None:
@@ -256,6 +262,7 @@ def test_a_run_is_not_gone_on_with_on_another_number_of_instances(
     assert "launcher.instance_count=1" in (base / "output" / "failure").read_text()
 
 
+@pytest.mark.long
 def test_two_instances_of_two_processes_train_as_one(code: Path, bins: Path, tmp_path: Path) -> None:
     hosts = [f"127.0.0.{number}" for number in (1, 2)]
     options = ["data.batch_size=2", "trainer.devices=2", "trainer.max_epochs=1"]

@@ -117,6 +117,7 @@ def undisturbed(recipe: list[str], start: Start, tmp_path_factory: pytest.TempPa
 
 
 @pytest.mark.parametrize("best_checkpoint", ["older", "missing"])
+@pytest.mark.long
 def test_files_that_are_older_than_the_checkpoint_do_no_harm(
     best_checkpoint: str, recipe: list[str], undisturbed: Path, start: Start, train: Run, tmp_path: Path
 ) -> None:
@@ -151,6 +152,7 @@ def test_killed_at_random_points_a_run_ends_with_the_same_bits(
     assert_same(folder, undisturbed)
 
 
+@pytest.mark.long
 def test_sigterm_leaves_a_checkpoint_and_exit_code_143(
     recipe: list[str], undisturbed: Path, start: Start, tmp_path: Path
 ) -> None:
