@@ -38,8 +38,8 @@ test-quick: install ## no programs, servers or browsers: while you edit
 docs: install ## build the site, strictly
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-# Jobs and endpoints as AWS carries them out, by its toolkit, the rehearsal and Ray Serve; snapshots of what commands say and make,
-# which are compared one by one; and what is killed and goes on.
+# Jobs and endpoints as AWS carries them out, by its toolkit, the rehearsal and Ray Serve; snapshots of what commands say
+# and make, which are compared one by one; and what is killed and goes on.
 test-long: install ## rehearsed jobs and endpoints, snapshots, killed runs
 	$(BIN)/python -m pytest -n 3 --dist worksteal -m long
 

@@ -25,6 +25,7 @@ from training_loops import CLASSES
 import bincounter
 
 COMMON = (
+    "data.augmentation={rotation:0,scale:0,brightness:0,contrast:0,saturation:0}",  # the tuned loop has as little
     "model.average_flips=true",
     "optimized_metric=val/cross_entropy",  # the accuracy of 333 photos would choose an epoch at random
 )
@@ -37,7 +38,6 @@ RECIPES = {
     "resnet18": (
         *("data.image_size=96", "model.weights=null", "trainer.max_epochs=7"),
         *("data.progressive.start_size=64", "data.progressive.until=1"),
-        "data.augmentation={rotation:0,scale:0,brightness:0,contrast:0,saturation:0}",  # the tuned loop has as little
     ),
     "efficientnet_lite0": (
         *("data.image_size=128", "trainer.precision=32-true", "trainer.max_epochs=3"),
@@ -45,7 +45,6 @@ RECIPES = {
         *("model.trained=last_stages", "model.stages=4"),
         *("model/optimizer=sam", "model.optimizer.lr=1e-3", "trainer.gradient_clip_val=5"),
         *("data.progressive.start_size=96", "data.progressive.until=0.67", "callbacks=[default,ema]"),
-        "data.augmentation={rotation:0,scale:0,brightness:0,contrast:0,saturation:0}",  # the tuned loop has as little
         "callbacks.ema.decay=0.98",
     ),
 }

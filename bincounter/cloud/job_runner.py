@@ -107,9 +107,9 @@ class JobRunner:
                 self._submit(self._tasks[0])
         with ThreadPoolExecutor(self._at_once) as pool:
             futures = [pool.submit(self._run, task) for task in self._tasks]
-            stop = False
-            while not self._all_done(futures, stop=stop):
-                stop = True
+            stopping = False
+            while not self._all_done(futures, stopping=stopping):
+                stopping = True
 
     @contextmanager
     def _naming_submitted(self) -> Iterator[None]:
@@ -122,10 +122,10 @@ class JobRunner:
                 raise Interrupted(self._left_behind(submitted)) from None
             raise _and(error, self._left_behind(submitted)) if submitted else error from None
 
-    def _all_done(self, futures: Sequence["Future[None]"], *, stop: bool) -> bool:
+    def _all_done(self, futures: Sequence["Future[None]"], *, stopping: bool) -> bool:
         """Wait for all jobs, after stopping those that run; return False if Ctrl-C asks to stop them."""
         try:
-            if stop:
+            if stopping:
                 self._stop_running()
             wait(futures)
         except KeyboardInterrupt:
