@@ -13,6 +13,7 @@ MOST_CONNECTIONS = 1000
 
 _HEAD_SECONDS = 10.0  # until the head of a request has arrived
 _STALL_SECONDS = 10.0  # in which a client has to empty full buffers
+_LINGER_SECONDS = 2.0  # in which bytes of a refused head are discarded
 _FILES = 4096  # open ones; more than MOST_CONNECTIONS needs
 
 
@@ -28,6 +29,7 @@ class Connection(H11Protocol):
         self._since = self.loop.time()  # of the wait for a request
         self._head: asyncio.TimerHandle | None = None
         self._stall: asyncio.TimerHandle | None = None
+        self._refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Accept a connection, and close another if there are too many."""
@@ -39,6 +41,8 @@ class Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Receive bytes of a request; the time limit for its head starts at the first byte."""
+        if self._refused:
+            return
         super().data_received(data)
         if self.conn.their_state is not h11.IDLE:
             self._head = _cancelled(self._head)
@@ -78,7 +82,9 @@ class Connection(H11Protocol):
     def _close_slow(self) -> None:
         if self.transport.is_closing():
             return
-        if self.conn.trailing_data[0]:
+        if not self.conn.trailing_data[0]:
+            self.transport.close()
+        else:
             body = Problem(408, f"No whole head within {_HEAD_SECONDS:g} s; send the request at once.").body()
             headers = [
                 ("Content-Type", "application/json"),
@@ -87,7 +93,10 @@ class Connection(H11Protocol):
             ]
             events = (h11.Response(status_code=408, headers=headers), h11.Data(data=body), h11.EndOfMessage())
             self.transport.write(b"".join(self.conn.send(event) or b"" for event in events))
-        self.transport.close()
+            # A connection that is closed with unread bytes is reset, and its client may never see the answer.
+            self._refused = True
+            self.transport.write_eof()
+            self.loop.call_later(_LINGER_SECONDS, self.transport.close)
 
 
 def _cancelled(timer: asyncio.TimerHandle | None) -> asyncio.TimerHandle | None:
