@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Self, overload
@@ -77,6 +77,16 @@ class Prediction:
         sure = probabilities[count]
         unsure = None if least is None else sure < least
         return cls(photo, count, expected, probabilities, needs_person=unsure)
+
+    @classmethod
+    def of_answer(cls, photo: str, answer: Mapping[str, Any]) -> Self:
+        """Take over an endpoint's answer for a photo.
+
+        Raises:
+            ValueError, KeyError, TypeError, AttributeError: it is not an answer of bincounter.
+        """
+        probabilities = {int(count): float(share) for count, share in answer["probabilities"].items()}
+        return replace(cls.of(photo, probabilities, answer["count"]), needs_person=answer.get("needs_person"))
 
 
 class Predictor:

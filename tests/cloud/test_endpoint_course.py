@@ -29,7 +29,13 @@ PING = (
     "CloudWatch logs for this endpoint."
 )
 ANSWER = json.dumps(
-    {"count": 3, "probabilities": {"2": 0.25, "3": 0.75}, "expected_count": 2.75, "model": "bincounter-0"}
+    {
+        "count": 3,
+        "probabilities": {"2": 0.25, "3": 0.75},
+        "expected_count": 2.75,
+        "model": "bincounter-0",
+        "needs_person": True,
+    }
 )
 
 
@@ -176,7 +182,7 @@ def test_answers_and_refusals_of_the_container(
 
     script.containers = [(503, '{"error": "too much to do"}'), (200, ANSWER)]  # one that is busy is asked again
     assert act(*asked, f"input={photos / '1.jpg'}") == 0
-    assert capsys.readouterr().out == f"{photos / '1.jpg'}\t3\t(75% sure, 2.75 expected)\n"
+    assert capsys.readouterr().out == f"{photos / '1.jpg'}\t3\t(75% sure, 2.75 expected)\tneeds a person\n"
     script.containers = [(200, ANSWER), (422, '{"error": "no photo"}')]  # as bincounter audit --endpoint asks
     answers = list(counting_by("bincounter-0")(str(photos / name) for name in ("1.jpg", "2.png")))
     assert sorted((answer.count, answer.error) for answer in answers if answer.count) == [(3, "")]

@@ -66,15 +66,18 @@ def test_from_a_checkpoint_to_an_answer_and_down_again(
     checkpoint = served_run / "checkpoints/best.ckpt"
     photos = served_run.parents[1] / "bins" / "3"
     assert deploy("action=list").stdout == "No server runs on this machine.\n"
-    with deployed(start, f"ckpt_path={checkpoint}", "parity.photos=1", "target.port=0", *places) as (process, port):
+    settings = (f"ckpt_path={checkpoint}", "parity.photos=1", "coverage=0.47", "target.port=0")
+    with deployed(start, *settings, *places) as (process, port):
         url = f"http://127.0.0.1:{port}/"
         shown = deploy("action=status").stdout.split("\t")
         assert shown[:2] == ["bincounter", url]
         assert deploy("action=list").stdout.split("\t") == shown
         for given in ([], ["target.port=0"], [f"target.port={port}"]):
             asked = deploy("action=invoke", f"input={photos}", *given).stdout.splitlines()
-        told = run("-m", "bincounter", "predict", str(photos), f"ckpt_path={checkpoint}").stdout.splitlines()
+        predict = ("-m", "bincounter", "predict", str(photos), f"ckpt_path={checkpoint}", "--coverage=0.47")
+        told = run(*predict).stdout.splitlines()
         assert asked == told
+        assert "needs a person" in str(told)
         dry = deploy("action=invoke", f"input={photos}", "dry_run=true").stdout
         assert dry == f"Would post {len(told)} photos to {url}invocations.\n"
         archive = f"archive={served_run}/endpoint/model.tar.gz"

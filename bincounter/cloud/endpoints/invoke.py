@@ -141,8 +141,7 @@ def _answer(photo: Path, future: "Future[str]", check_model: Callable[[str], obj
     try:
         answer = json.loads(future.result())
         check_model(answer["model"])
-        probabilities = {int(count): share for count, share in answer["probabilities"].items()}
-        return Prediction.of(str(photo), probabilities, answer["count"])
+        return Prediction.of_answer(str(photo), answer)
     except _RejectedPhoto as error:
         return Prediction(str(photo), error=str(error), passing=error.passing)
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -47,8 +47,7 @@ def post_photos(server: Server, photos: Iterable[Path], headers: Mapping[str, st
                 yield Prediction(str(photo), error=answer["error"], passing=status in _PASSING)
                 continue
             answering = answer["model"]
-            probabilities = {int(count): float(share) for count, share in answer["probabilities"].items()}
-            prediction = Prediction.of(str(photo), probabilities, answer["count"])
+            prediction = Prediction.of_answer(str(photo), answer)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{url} is not a server of bincounter: bincounter deploy action=list shows those"
