@@ -51,14 +51,21 @@ def warm_archives(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parity, "archive_answers", partial(parity.archive_answers, python=warm().executable))
 
 
-def checkpoint_alone(folder: Path, *, seed: int = 0, backbone: Mapping[str, Any] = _CNN) -> Path:
+def checkpoint_alone(
+    folder: Path,
+    *,
+    seed: int = 0,
+    backbone: Mapping[str, Any] = _CNN,
+    objective: Mapping[str, Any] = _OBJECTIVE,
+    **model: Any,
+) -> Path:
     """A checkpoint as training writes it, with random weights and no run around it."""
     torch.manual_seed(seed)
-    model = {"backbone": dict(backbone), "weights": None, "head": {"layers": 0}}
-    counter = build_counter(model, _OBJECTIVE, COUNTS)
+    model = {"backbone": dict(backbone), "weights": None, "head": {"layers": 0}, **model}
+    counter = build_counter(model, objective, COUNTS)
     description = checkpoint_metadata(
         model,
-        _OBJECTIVE,
+        objective,
         COUNTS,
         image_size=32,
         train_counts=dict.fromkeys(COUNTS, 2),

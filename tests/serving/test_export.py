@@ -12,11 +12,12 @@ from bins import COUNTS
 from served_runs import checkpoint_alone
 
 from bincounter.cli.main import main
+from bincounter.data.preprocessing import Normalize
 from bincounter.errors import UserError
 from bincounter.model.build import load_counter
 from bincounter.serving.application.engines import open_model
 from bincounter.serving.packing import export
-from bincounter.serving.packing.export import network_of, to_onnx
+from bincounter.serving.packing.export import network_of, to_onnx, write_export
 from bincounter.serving.packing.parity import check_export
 from bincounter.serving.packing.parity_photos import parity_photos
 from bincounter.training.results import find_run_of_checkpoint
@@ -71,19 +72,23 @@ def test_an_export_is_compared_with_the_checkpoint(
     assert "exists already: remove it, or name another file with --output" in capsys.readouterr().err
 
 
-def test_onnx_is_the_same_bytes_for_any_batch_and_names_no_folder(checkpoint: Path, tmp_path: Path) -> None:
-    counter, description = load_counter(checkpoint)
+@pytest.mark.parametrize("flips", [False, True], ids=["once", "with flips"])
+def test_onnx_is_the_same_bytes_for_any_batch_and_names_no_folder(flips: bool, tmp_path: Path) -> None:
+    counter, description = load_counter(checkpoint_alone(tmp_path, average_flips=flips))
     network = network_of(counter, description)
     content = to_onnx(network, description)
     assert content == to_onnx(network, description)
     assert str(Path(export.__file__).parents[3]).encode() not in content
+    assert "BatchNormalization" not in {node.op_type for node in onnx.load_from_string(content).graph.node}
     (tmp_path / "model.onnx").write_bytes(content)
+    exports = [open_model(engine, tmp_path / "model.onnx") for engine in ("onnxruntime", "openvino")]
+    exports.append(write_export(network, description, "torchscript", tmp_path / "model.pt"))
     for batch in (1, 5):
         photos = torch.randint(0, 256, (batch, 3, 32, 32), dtype=torch.uint8)
         with torch.inference_mode():
-            expected = network(photos)
-        for engine in ("onnxruntime", "openvino"):
-            assert torch.allclose(open_model(engine, tmp_path / "model.onnx")(photos), expected, atol=1e-5)
+            expected = counter.probabilities(Normalize()(photos))
+            for forward in (network, *exports):
+                assert torch.allclose(forward(photos), expected, atol=1e-5)
 
 
 def test_an_export_that_answers_otherwise_is_stopped(checkpoint: Path, tmp_path: Path) -> None:

@@ -92,11 +92,11 @@ class Network(nn.Module):
         images = self._normalize(photos).contiguous(memory_format=self._memory_format)
         backbone = cast(Any, self.backbone)
         with self._autocast(photos.device.type):
-            views = [
-                self.head(backbone.maps(view) if self.objective.spatial else backbone(view))
-                for view in ([images, images.flip(-1)] if self.average_flips else [images])
-            ]
-        return self.objective.calibrated(*(outputs.float() for outputs in views))
+            # As one batch: weights that an exported graph uses twice keep its batch norms out of its convolutions.
+            seen = torch.cat([images, images.flip(-1)]) if self.average_flips else images
+            outputs = self.head(backbone.maps(seen) if self.objective.spatial else backbone(seen)).float()
+        views = [outputs[: images.shape[0]], outputs[images.shape[0] :]] if self.average_flips else [outputs]
+        return self.objective.calibrated(*views)
 
     def _autocast(self, device: str) -> AbstractContextManager[Any]:
         return torch.autocast(device, torch.bfloat16) if self._precision == "bf16" else nullcontext()
