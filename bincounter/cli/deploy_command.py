@@ -98,6 +98,8 @@ def _deploy(cfg: DictConfig) -> int:
     access = read_access(cfg.target.host, cfg.target.token_file)
     if cfg.dry_run:
         checked = f"compare {cfg.parity.photos} photos" if cfg.ckpt_path and cfg.parity.photos else "compare nothing"
+        if cfg.precision == "int8" and cfg.parity.photos:
+            checked = "score it on validation photos"
         origin = origin_of(cfg) if cfg.ckpt_path else None
         made = f"pack {origin.checkpoint} into {place_of(cfg, origin)}" if origin else f"take {cfg.archive}"
         print(f"Would {made}, {checked}, and serve it on {access.host}, port {port}.")

@@ -70,7 +70,7 @@ class LimitsConfig:
 class ParityConfig:
     """Photos that must be predicted alike by the checkpoint and by the archive before it is served."""
 
-    photos: int = bounded(64, ge=0, le=100_000)  # photos to compare; 0: none
+    photos: int = bounded(64, ge=0, le=100_000)  # photos to compare; 0: none; of int8 the score is compared
     # a photo, a folder or an s3:// URI; null: the run's own photos, else rendered demo bins
     source: str | None = path_setting(None)
 
@@ -283,16 +283,16 @@ def _photos(cfg: Mapping[str, Any]) -> None:
 
 def _engine(cfg: Mapping[str, Any]) -> None:
     engine, precision, archive = cfg["engine"], cfg["precision"], cfg["archive"]
-    if engine is not None and cfg["ckpt_path"] is None and archive is not None:
-        raise ConfigError(
-            f"engine={engine} is chosen when a checkpoint is packed, and archive={archive} is packed already: remove "
-            "engine, or name the checkpoint with ckpt_path="
-        )
-    if cfg["coverage"] is not None and cfg["ckpt_path"] is None and archive is not None:
-        raise ConfigError(
-            f"coverage={cfg['coverage']} is set when a checkpoint is packed, and archive={archive} is packed already: "
-            "remove coverage, or name the checkpoint with ckpt_path="
-        )
+    if archive is not None and cfg["ckpt_path"] is None:
+        default = OmegaConf.structured(DeployConfig)
+        for key in ("engine", "precision", "coverage", "limits", "audit"):
+            if cfg[key] != default[key]:
+                raise ConfigError(
+                    f"{key} is set when a checkpoint is packed, and archive={archive} is packed already: remove "
+                    f"{key}, or name the checkpoint with ckpt_path="
+                )
+    if precision == "int8" and cfg["parity"]["source"] is not None:
+        raise ConfigError("precision=int8 is scored on the run's own validation photos: remove parity.source")
     if precision == "int8" and engine == "torch":
         raise ConfigError("precision=int8 is computed by engine=onnxruntime or openvino: set one of them")
     if precision == "bf16" and engine not in (None, "torch"):

@@ -157,6 +157,8 @@ def test_dry_runs_say_what_would_be_done_and_do_nothing(deploy: Deploy, served_r
             f"Would pack {checkpoint} into {tmp_path}/model.tar.gz, compare 64 photos, "
             "and serve it on 127.0.0.1, port 8123.\n"
         )
+    done = deploy(f"ckpt_path={served_run}", "dry_run=true", "precision=int8", "parity.photos=7")
+    assert "model.tar.gz, score it on validation photos, and serve it" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 
