@@ -300,8 +300,8 @@ def confidence_threshold(origin: CheckpointOrigin, coverage: float) -> float:
     rows = ((origin.run.metrics if origin.run else {}).get("val") or {}).get("coverage")
     if not rows:
         raise UserError(
-            f"coverage needs the confidences of validation photos, and {origin.folder} has none: name the folder of a "
-            "run that was scored by this version (train=false ckpt_path=CHECKPOINT scores one again)"
+            f"coverage needs the confidences of validation photos, and {origin.folder} has none: leave it out, or train "
+            "the model again with this version"
         )
     if coverage == 1:
         return 0.0

@@ -208,4 +208,4 @@ def test_a_coverage_needs_a_share_and_a_scored_run(run: Run, tmp_path: Path) -> 
     with pytest.raises(ConfigError, match=r"coverage='0\.5' is not a share"):
         bincounter.load(copy, coverage="0.5")  # type: ignore[arg-type]
     done = run("-m", "bincounter", "predict", str(PHOTO), f"--ckpt-path={RUN}", "--coverage=0.5", code=2)
-    assert "has none: name the folder of a run that was scored by this version" in done.stderr
+    assert "has none: leave it out, or train the model again with this version" in done.stderr

@@ -63,7 +63,7 @@ def test_a_coverage_marks_the_answers_that_need_a_person(checkpoint: Path, tmp_p
     assert (half["coverage"], model.least) == (0.5, pytest.approx(half["confidence"]))
     card = read_member(archive, "README.md").decode()
     assert f"needs_person (yes below a probability of {model.least:.3f})" in card
-    with pytest.raises(UserError, match="has none: name the folder of a run"):
+    with pytest.raises(UserError, match="has none: leave it out, or train"):
         packed(checkpoint_alone(tmp_path), tmp_path, "coverage=0.5", "engine=torch")
 
 
