@@ -1,6 +1,7 @@
 """Result files of a run, written and read; the run of a checkpoint."""
 
 import csv
+import filecmp
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -292,18 +293,29 @@ def confidence_threshold(origin: CheckpointOrigin, coverage: float) -> float:
         coverage: the share, above 0, at most 1.
 
     Raises:
-        ConfigError: ``coverage`` is not a share.
-        UserError: the checkpoint has no run beside it, or one without these scores.
+        ConfigError: ``coverage`` is not a share, or a smaller one than those known.
+        UserError: the checkpoint has no run beside it, or one without its scores.
     """
     if not isinstance(coverage, int | float) or not 0 < coverage <= 1:
         raise ConfigError(f"coverage={coverage!r} is not a share of the photos: use a number above 0, at most 1")
     rows = ((origin.run.metrics if origin.run else {}).get("val") or {}).get("coverage")
     if not rows:
         raise UserError(
-            f"coverage needs the confidences of validation photos, and {origin.folder} has none: leave it out, or train "
-            "the model again with this version"
+            f"coverage needs the confidences of validation photos, and {origin.folder} has none: leave it out, or "
+            "train the model again with this version"
+        )
+    best, given = checkpoint_file(origin.folder), origin.checkpoint
+    scored = best.is_file() and given.is_file() and (given.samefile(best) or filecmp.cmp(given, best, shallow=False))
+    if not scored and given.is_file():  # a missing one is refused when it is loaded
+        raise UserError(
+            f"coverage needs the confidences of {given}, and {origin.folder} has those of its best.ckpt: leave it out, "
+            "or name best.ckpt"
         )
     if coverage == 1:
         return 0.0
+    if coverage < rows[0]["coverage"]:
+        raise ConfigError(
+            f"coverage={coverage} is below {rows[0]['coverage']}, the least share whose confidence is known: use that"
+        )
     shares, confidences = zip(*((row["coverage"], row["confidence"]) for row in rows), strict=True)
     return float(np.interp(coverage, shares, confidences))

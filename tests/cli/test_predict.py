@@ -15,7 +15,7 @@ from commands import REPOSITORY, Run, command, environment
 
 import bincounter
 from bincounter.cli import data_commands, main
-from bincounter.errors import ConfigError
+from bincounter.errors import ConfigError, UserError
 from bincounter.names import read_cell, unescape_name
 
 RUN = REPOSITORY / "tests/assets/classification"
@@ -207,5 +207,12 @@ def test_a_coverage_needs_a_share_and_a_scored_run(run: Run, tmp_path: Path) -> 
         assert f"coverage={float(share)} is not a share of the photos: use a number above 0, at most 1" in done.stderr
     with pytest.raises(ConfigError, match=r"coverage='0\.5' is not a share"):
         bincounter.load(copy, coverage="0.5")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"coverage=0\.4 is below 0\.5, the least share whose confidence is known"):
+        bincounter.load(copy, coverage=0.4)
+    checkpoints = copy / "checkpoints"
+    with pytest.raises(UserError, match=r"confidences of .*last\.ckpt, .* has those of its best\.ckpt: leave it out"):
+        bincounter.load(checkpoints / "last.ckpt", coverage=0.5)
+    shutil.copy(checkpoints / "best.ckpt", checkpoints / "last.ckpt")  # where the last epoch was the best
+    bincounter.load(checkpoints / "last.ckpt", coverage=0.5)
     done = run("-m", "bincounter", "predict", str(PHOTO), f"--ckpt-path={RUN}", "--coverage=0.5", code=2)
     assert "has none: leave it out, or train the model again with this version" in done.stderr
