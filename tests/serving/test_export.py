@@ -100,19 +100,34 @@ def test_an_export_that_answers_otherwise_is_stopped(checkpoint: Path, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("backbone", "said"),
-    [("Branching", "The backbone Branching cannot be exported to ONNX"), ("FixedBatch", "write tensor.shape[0] there")],
+    ("backbone", "kind", "said", "advice"),
+    [
+        (
+            "Branching",
+            "onnx",
+            "The backbone Branching cannot be exported to ONNX",
+            "use engine=torch, or bincounter export --to torchscript",
+        ),
+        ("FixedBatch", "onnx", "fixes the number of photos", "write tensor.shape[0] there, or use engine=torch"),
+        ("FixedBatch", "torchscript", "The exported model fails in its runtime", "write tensor.shape[0] there"),
+    ],
 )
 def test_a_backbone_that_cannot_be_exported_is_named(
-    backbone: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    backbone: str,
+    kind: str,
+    said: str,
+    advice: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "exported_nets.py").write_text(_OWN)
     monkeypatch.syspath_prepend(str(tmp_path))
     checkpoint = checkpoint_alone(tmp_path, backbone={"_target_": f"exported_nets.{backbone}"})
-    assert main(["export", str(checkpoint), "--to", "onnx", "--trust", "exported_nets"]) == 2
+    assert main(["export", str(checkpoint), "--to", kind, "--trust", "exported_nets"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
-    assert line.endswith("use engine=torch, or bincounter export --to torchscript")
+    assert line.endswith(advice)
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def to_onnx(network: Network, description: Mapping[str, Any]) -> bytes:
     if not model.graph.input[0].type.tensor_type.shape.dim[0].dim_param:
         raise ExportError(
             "The model cannot be exported to ONNX (its code fixes the number of photos of a batch, such as by "
-            f"len(tensor)): write tensor.shape[0] there, or {_ADVICE}"
+            "len(tensor)): write tensor.shape[0] there, or use engine=torch"
         )
     # Traces of source lines, which name folders of this machine.
     for part in (model.graph, *model.graph.node, *model.graph.value_info, *model.graph.initializer):

@@ -25,6 +25,7 @@ from bincounter.model.answer import position, positions
 from bincounter.model.build import load_counter
 from bincounter.model.counter import BinCounter
 from bincounter.serving.application.answers import AnswerFormat, AnswerFormatter
+from bincounter.serving.packing.export import ExportError
 from bincounter.serving.packing.tarball import unpack
 
 BOUNDS = {"fp32": 1e-4, "bf16": 2e-2}
@@ -174,9 +175,20 @@ def check_export(
 
     Raises:
         UserError: they differ; the message names the photo and the difference.
+        ExportError: the export fails.
     """
     answers, replies = AnswerFormatter("", counter.counts, answer=counter.answer), {}
-    for name, row in _rows(forward, photos, size).items():
+    try:
+        exported = _rows(forward, photos, size)
+    except (MemoryError, OSError):
+        raise
+    except Exception as error:  # each runtime raises its own
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        raise ExportError(
+            f"The exported model fails in its runtime ({reason}): if its code fixes the number of photos of a batch, such "
+            "as by len(tensor), write tensor.shape[0] there"
+        ) from error
+    for name, row in exported.items():
         replies[name] = ArchiveAnswer(422, {"error": "unreadable"})
         if row is not None:
             answer = answers.format([row.tolist()], AnswerFormat(), several=False)
