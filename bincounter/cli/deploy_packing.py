@@ -4,6 +4,7 @@ import logging
 import os
 import tempfile
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -123,13 +124,25 @@ def _engine(cfg: DictConfig) -> str:
             )
         extra = "openvino" if engine == "openvino" else "onnx"
         check_extra(*EXPORTER, engine, extra=extra, wanted=named)
+        if not _is_distribution(engine):
+            raise ConfigError(
+                f"{named} needs the package {engine}, which archives require by this name: pip install {engine}"
+            )
         return engine
     if gpus or (target_name(cfg) == "local" and torch.cuda.is_available()):
         return TORCH
-    if all(map(find_spec, EXPORTER)):
+    if all(map(find_spec, EXPORTER)) and _is_distribution("onnxruntime"):
         return "onnxruntime"
     log.info("engine=torch; ONNX Runtime is faster on CPUs: pip install 'bincounter[onnx]'")
     return TORCH
+
+
+def _is_distribution(name: str) -> bool:
+    """Return True if a package of that name is installed; others, as onnxruntime-gpu, may bring its module."""
+    try:
+        return bool(version(name))
+    except PackageNotFoundError:
+        return False
 
 
 def origin_of(cfg: DictConfig) -> "CheckpointOrigin":

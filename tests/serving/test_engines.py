@@ -3,7 +3,7 @@
 import io
 import json
 import logging
-from importlib.metadata import version
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -33,6 +33,10 @@ def packed(checkpoint: Path, folder: Path, *overrides: str) -> Path:
     return pack_and_check(compose(given, config_name="deploy")).path
 
 
+def no_distribution(name: str) -> metadata.Distribution:
+    raise metadata.PackageNotFoundError(name)
+
+
 @pytest.fixture(scope="module")
 def checkpoint(served_run: Path) -> Path:
     return served_run / "checkpoints/best.ckpt"
@@ -46,7 +50,7 @@ def test_an_archive_is_computed_by_its_engine_as_by_training(
     archive = packed(checkpoint, tmp_path, *given)
     assert "Parity: 10 photos" in caplog.text
     assert json.loads(read_member(archive, "model.json"))["engine"] == engine
-    assert read_member(archive, "code/requirements.txt").decode() == f"{engine}=={version(engine)}\n"
+    assert read_member(archive, "code/requirements.txt").decode() == f"{engine}=={metadata.version(engine)}\n"
     model = ServedModel.load(unpack(archive, tmp_path / "unpacked"))
     photos = torch.stack([decode(data, 32) for data, _ in scored_photos(find_run_of_checkpoint(checkpoint).run)[:3]])
     served, trained = model.probabilities(photos), model.network()(photos)
@@ -94,6 +98,7 @@ def test_int8_that_loses_the_score_is_stopped(checkpoint: Path, tmp_path: Path) 
         (["precision=int8"], "", "is calibrated on training photos, and none"),
         (["engine=openvino"], "openvino", "engine=openvino needs openvino: pip install 'bincounter[openvino]'"),
         (["precision=int8"], "onnxruntime", "precision=int8 needs onnxruntime: pip install 'bincounter[onnx]'"),
+        (["engine=onnxruntime"], "its distribution", "needs the package onnxruntime, which archives require"),
         (
             ["target=realtime", "target.instance_type=ml.g5.xlarge", "engine=onnxruntime"],
             "",
@@ -107,12 +112,14 @@ def test_engines_that_cannot_serve_are_refused_in_a_sentence(
 ) -> None:
     find = export.find_spec
     monkeypatch.setattr(export, "find_spec", lambda name: None if name == missing else find(name))
+    if missing == "its distribution":  # but not its module, as with onnxruntime-gpu
+        monkeypatch.setattr(metadata.Distribution, "from_name", no_distribution)
     with pytest.raises(BinCounterError, match=r"^[^\n]*$") as refused:
         packed(checkpoint_alone(tmp_path), tmp_path, *overrides)
     assert said in str(refused.value)
 
 
-@pytest.mark.parametrize("reason", ["not installed", "GPUs", "bf16", "backbone"])
+@pytest.mark.parametrize("reason", ["not installed", "onnxruntime-gpu", "GPUs", "bf16", "backbone"])
 def test_torch_serves_where_no_other_engine_can(
     reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -121,6 +128,9 @@ def test_torch_serves_where_no_other_engine_can(
     said = ""
     if reason == "not installed":
         monkeypatch.setattr("bincounter.cli.deploy_packing.find_spec", lambda name: None)
+        said = "engine=torch; ONNX Runtime is faster on CPUs: pip install 'bincounter[onnx]'"
+    elif reason == "onnxruntime-gpu":
+        monkeypatch.setattr(metadata.Distribution, "from_name", no_distribution)
         said = "engine=torch; ONNX Runtime is faster on CPUs: pip install 'bincounter[onnx]'"
     elif reason == "backbone":
         monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: 1 / 0)

@@ -185,8 +185,8 @@ def check_export(
     except Exception as error:  # each runtime raises its own
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise ExportError(
-            f"The exported model fails in its runtime ({reason}): if its code fixes the number of photos of a batch, such "
-            "as by len(tensor), write tensor.shape[0] there"
+            f"The exported model fails in its runtime ({reason}): if its code fixes the number of photos of a batch, "
+            "such as by len(tensor), write tensor.shape[0] there"
         ) from error
     for name, row in exported.items():
         replies[name] = ArchiveAnswer(422, {"error": "unreadable"})
