@@ -6,6 +6,8 @@ import logging
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image
@@ -15,6 +17,7 @@ from bincounter.cli.deploy_command import pack_and_check
 from bincounter.cli.hydra_app import compose
 from bincounter.data.preprocessing import decode
 from bincounter.errors import BinCounterError, UserError
+from bincounter.model.build import load_counter
 from bincounter.serving.application.served_model import ServedModel
 from bincounter.serving.packing import export
 from bincounter.serving.packing.archive import PackageSettings, package
@@ -80,6 +83,16 @@ def test_int8_is_calibrated_and_scored_on_the_runs_photos(
     assert "Score of int8 on 16 validation photos: accuracy" in caplog.text
     sizes = [len(read_member(archive, name)) for name in ("model.onnx", "weights.pt")]
     assert sizes[0] < sizes[1]
+
+
+def test_int8_leaves_the_head_and_the_distribution_in_fp32(tmp_path: Path) -> None:
+    corn = {"_target_": "bincounter.model.objectives.Corn"}  # adds logarithms
+    counter, description = load_counter(checkpoint_alone(tmp_path, objective=corn))
+    photos = np.random.default_rng(0).integers(0, 256, (8, 3, 32, 32), dtype=np.uint8)
+    content = export.quantized(export.to_onnx(export.network_of(counter, description), description), photos)
+    nodes = onnx.load_from_string(content).graph.node
+    quantised = {name for node in nodes if node.op_type == "DequantizeLinear" for name in node.output}
+    assert {node.op_type for node in nodes if quantised & set(node.input)} == {"Conv", "MaxPool", "ReduceMean"}
 
 
 def test_int8_that_loses_the_score_is_stopped(checkpoint: Path, tmp_path: Path) -> None:

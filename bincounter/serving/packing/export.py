@@ -123,12 +123,19 @@ def quantized(model: bytes, photos: np.ndarray) -> bytes:
             batch = next(self._batches, None)
             return None if batch is None else {PIXELS: batch}
 
+    exported = onnx.load_from_string(model)
+    precise, of_head = list[str](), set[str]()  # nodes from the head on; their outputs
+    for node in exported.graph.node:  # in the order of computation
+        if any(name.startswith("head.") or name in of_head for name in node.input):
+            precise.append(node.name)
+            of_head.update(node.output)
     with _quiet(), tempfile.TemporaryDirectory(prefix="bincounter-int8-") as folder:
         path = Path(folder) / ONNX_FILE
         quantize_static(
-            onnx.load_from_string(model),
+            exported,
             path,
             Photos(),
+            nodes_to_exclude=precise,
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=_QUANTIZED,
             per_channel=True,
