@@ -134,6 +134,13 @@ def test_images_of_every_mode_and_orientation_are_counted(mode: str, counter: bi
     assert counter.predict(image).count in counter.counts
 
 
+def test_grey_of_32_bits_is_counted_as_of_16(counter: bincounter.Predictor) -> None:
+    grey = Image.fromarray(np.arange(0, 60_000, 100, dtype=np.uint16).reshape(20, 30))
+    assert grey.mode == "I;16"
+    short, long = counter.predict([grey, grey.convert("I")])
+    assert short.probabilities == long.probabilities
+
+
 def test_the_numbers_are_those_of_the_command_and_of_the_endpoint(
     served_run: Path, run: Run, bins: Path, tmp_path: Path
 ) -> None:

@@ -241,7 +241,8 @@ def _content(photo: Photo) -> bytes:
     if isinstance(photo, Image.Image):
         file = io.BytesIO()
         try:
-            image = photo if photo.mode in _PNG_MODES else photo.convert("RGB")
+            image = photo.convert("I;16") if photo.mode == "I" else photo  # whose conversion to RGB clips at 255
+            image = image if image.mode in _PNG_MODES else image.convert("RGB")
             image.save(file, "PNG", compress_level=1, exif=photo.getexif())
         except ValueError as error:  # it is closed, empty, or of a mode without colours
             raise PhotoError(f"an image without readable pixels ({error})") from error
