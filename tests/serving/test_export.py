@@ -1,7 +1,7 @@
 """Exports: other runtimes compute what the checkpoint does, or the export is stopped in a sentence."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import onnx
@@ -10,6 +10,7 @@ import pytest
 import torch
 from bins import COUNTS
 from served_runs import checkpoint_alone
+from torch import Tensor
 
 from bincounter.cli.main import main
 from bincounter.data.preprocessing import Normalize
@@ -81,13 +82,14 @@ def test_onnx_is_the_same_bytes_for_any_batch_and_names_no_folder(flips: bool, t
     assert str(Path(export.__file__).parents[3]).encode() not in content
     assert "BatchNormalization" not in {node.op_type for node in onnx.load_from_string(content).graph.node}
     (tmp_path / "model.onnx").write_bytes(content)
-    exports = [open_model(engine, tmp_path / "model.onnx") for engine in ("onnxruntime", "openvino")]
-    exports.append(write_export(network, description, "torchscript", tmp_path / "model.pt"))
+    forwards: list[Callable[[Tensor], Tensor]] = [network]
+    forwards += [open_model(engine, tmp_path / "model.onnx") for engine in ("onnxruntime", "openvino")]
+    forwards.append(write_export(network, description, "torchscript", tmp_path / "model.pt"))
     for batch in (1, 5):
         photos = torch.randint(0, 256, (batch, 3, 32, 32), dtype=torch.uint8)
         with torch.inference_mode():
             expected = counter.probabilities(Normalize()(photos))
-            for forward in (network, *exports):
+            for forward in forwards:
                 assert torch.allclose(forward(photos), expected, atol=1e-5)
 
 
