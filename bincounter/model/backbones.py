@@ -321,6 +321,8 @@ def fill(backbone: nn.Module, state: Mapping[str, Tensor], weights: str) -> None
         ConfigError: the state dict is of another architecture, or has values that are not finite.
     """
     own = backbone.state_dict()
+    # torchvision's older files are from before batch normalisation counted batches; torch fills these in, too.
+    state = {**{name: value for name, value in own.items() if name.endswith(".num_batches_tracked")}, **state}
     missing = sorted(own.keys() - state.keys())
     unknown = sorted(state.keys() - own.keys())
     misshapen = sorted(name for name in own.keys() & state.keys() if own[name].shape != state[name].shape)
