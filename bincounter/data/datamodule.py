@@ -90,8 +90,7 @@ class BinDataModule(L.LightningDataModule):
         self._source, self._layout, self._wanted = None if source is None else str(source), layout or Detected(), counts
         self._split = {"method": "grouped", "fractions": (0.8, 0.1, 0.1), "seed": 0, **(split or {})}
         self._balanced, self._seed, self._cache, self._learn_above = balanced, seed, cache, learn_above
-        self._corrections = corrections
-        self._sync = {"connections": 64, **(sync or {})}
+        self._corrections, self._sync = corrections, {"connections": 64, **(sync or {})}
         self._data_dir = Path(data_dir)
         self._cache_dir = Path(cache_dir or self._data_dir / "cache")
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -104,6 +103,7 @@ class BinDataModule(L.LightningDataModule):
         self._normalize, self._resume_at = Normalize(), (0, 0)
         self._same_order = self._prepared = False
         self._features: FeatureStore | None = None
+        self.epochs: int | None = None  # of the fit, which trainer.max_steps may end; by default trainer.max_epochs
 
     # Set by prepare().
     manifest: Manifest
@@ -307,7 +307,7 @@ class BinDataModule(L.LightningDataModule):
             return batch
         image = batch["image"].float()
         if drawn is not None:
-            epochs = (self.trainer.max_epochs if self.trainer else None) or 1
+            epochs = self.epochs or (self.trainer.max_epochs if self.trainer else None) or 1
             image = self._progressive(image, drawn.epoch, epochs)
             image = self._augmentation(image, batch["id"], drawn.epoch)
             if self._mixing:

@@ -130,7 +130,7 @@ def check_photos_per_process(data: BinDataModule, processes: int) -> None:
 
 
 def set_schedule_length(model: BinCounter, trainer: L.Trainer, data: BinDataModule) -> None:
-    """Set the optimizer steps per epoch and in total: reading them from the trainer would break a resume."""
+    """Set the optimizer steps per epoch and in total, and the epochs: reading them later would break a resume."""
     batches = max(len(data.training) // (data.batch_size * trainer.world_size), 1)
     limit = trainer.limit_train_batches
     batches = min(limit, batches) if isinstance(limit, int) else max(int(limit * batches), 1)
@@ -138,6 +138,7 @@ def set_schedule_length(model: BinCounter, trainer: L.Trainer, data: BinDataModu
     epochs = trainer.max_epochs or 1
     steps = model.steps_per_epoch * epochs
     model.total_steps = steps if trainer.max_steps == -1 else min(trainer.max_steps, steps)
+    data.epochs = math.ceil(model.total_steps / model.steps_per_epoch)
 
 
 def end_other_processes(trainer: L.Trainer) -> None:

@@ -13,6 +13,7 @@ from bincounter.data.augmentation import ProgressiveResizing
 from bincounter.model.backbones import cnn
 from bincounter.model.counter import BinCounter
 from bincounter.model.objectives import Classification
+from bincounter.training.trainer import set_schedule_length
 
 
 class Sizes(L.Callback):
@@ -34,7 +35,8 @@ class Sizes(L.Callback):
         self.validation.add(given[2]["image"].shape[-1])
 
 
-def test_photos_grow_to_their_size_over_the_epochs(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("epochs", "steps"), [(8, -1), (20, 15)])
+def test_photos_grow_to_their_size_over_the_epochs(epochs: int, steps: int, tmp_path: Path) -> None:
     data = bincounter.BinDataModule(
         square_bins(tmp_path / "bins"),
         image_size=96,
@@ -46,10 +48,12 @@ def test_photos_grow_to_their_size_over_the_epochs(tmp_path: Path) -> None:
     model = BinCounter(
         cnn(width=4, blocks=2), Classification(data.counts), lambda groups: torch.optim.SGD(groups, 0.01)
     )
-    model.total_steps, model.steps_per_epoch = 8, 2
     sizes = Sizes()
     options: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    L.Trainer(max_epochs=8, accelerator="cpu", callbacks=[sizes], num_sanity_val_steps=0, **options).fit(model, data)
+    options |= {"accelerator": "cpu", "callbacks": [sizes], "num_sanity_val_steps": 0}
+    trainer = L.Trainer(max_epochs=epochs, max_steps=steps, **options)
+    set_schedule_length(model, trainer, data)
+    trainer.fit(model, data)
     assert sizes.training == [{32}, {32}, {64}, {96}, {96}, {96}, {96}, {96}]  # 32, 48, 64, 80, in steps of 32
     assert sizes.validation == {96}
 
