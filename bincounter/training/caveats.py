@@ -96,7 +96,8 @@ def list_caveats(plain: Mapping[str, Any], data: BinDataModule, overlaps: Mappin
     if quick and plain["train"]:
         caveats.append(f"A quick look: the model was trained or chosen on a part of the photos ({', '.join(quick)}).")
     if plain["train"]:
-        absent = [str(count) for count, photos in data.count_of(data.training).items() if not photos]
+        photos = data.count_of(data.training)
+        absent = [str(count) for count in data.counts if not photos[count]]
         if absent:
             caveats.append(f"No training photo has count {', '.join(absent)}: the model never predicts it.")
     refused = len(data.manifest.refusals)

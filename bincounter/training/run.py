@@ -240,16 +240,16 @@ def _check_sides(data: BinDataModule, fractions: list[float]) -> None:
 def _check_same_photos(split: Path, data: BinDataModule, checkpoint: str) -> None:
     """Check that a run is resumed with the same photos, wherever they are."""
     if split.exists():
-        before = [(row.id, row.count, row.split) for row in read_split(split)]
-        if before != [(r.id, r.count, SPLITS[i]) for r, i in zip(data.records, data.assignment.tolist(), strict=True)]:
+        rows = [(row.id, row.count, row.split) for row in read_split(split)]
+        if rows != [(r.id, r.count, SPLITS[i]) for r, i in zip(data.records, data.assignment.tolist(), strict=True)]:
             raise DataError(
                 f"the photos or their split differ from {split}: restore them to resume the run, or start a new one"
             )
     description = read_checkpoint(checkpoint, "bincounter")["bincounter"]
     check_description(description)
     now = dict(zip(_train_ids(data), _train_content(data).tolist(), strict=True))
-    contents = zip(description["train_ids"], description["train_content"].tolist(), strict=True)
-    changed = [id_ for id_, content in contents if now.get(id_) != content]
+    before = dict(zip(description["train_ids"], description["train_content"].tolist(), strict=True))
+    changed = [id_ for id_ in {**before, **now} if now.get(id_) != before.get(id_)]
     if changed:
         raise DataError(
             f"{len(changed):,} of {len(now):,} training photos, {changed[0]} first, are not byte for byte those that "

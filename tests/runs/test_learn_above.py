@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from bins import square_bins
 from commands import Run
+from PIL import Image
 
 import bincounter
 from bincounter.cli.hydra_app import compose
@@ -77,7 +79,7 @@ def test_a_model_answers_its_counts_alone_and_serves_as_it_was_scored(
     bins: Path, train: Run, run: Run, tmp_path: Path
 ) -> None:
     folder, archive = tmp_path / "run", tmp_path / "model.tar.gz"
-    options = ["data.counts=[0,1,2]", "data.learn_above=1", "model.average_flips=true", "data.augmentation.mixup=0.2"]
+    options = ["data.counts=[0,1,2]", "data.learn_above=3", "model.average_flips=true", "data.augmentation.mixup=0.2"]
     options += ["model/optimizer=sam", "objective.squared_error=0.2", "model.answer=median"]
     train(*SMALL, *options, f"data.source={bins}", f"paths.output_dir={folder}")
     with (folder / "predictions.csv").open(newline="") as file:
@@ -89,6 +91,11 @@ def test_a_model_answers_its_counts_alone_and_serves_as_it_was_scored(
     below = np.array([[float(row["p_0"]), float(row["p_0"]) + float(row["p_1"])] for row in test])
     assert [int(row["predicted"]) for row in test] == (below < 0.5).sum(1).tolist()
     assert metrics["test"]["accuracy"] == np.mean([row["predicted"] == row["count"] for row in test])
+
+    more = shutil.copytree(bins, tmp_path / "more")
+    Image.effect_noise((40, 40), 90).save(more / "3" / "new.png")
+    resumed = train("ckpt_path=last", f"paths.output_dir={folder}", f"data.source={more}", code=2)
+    assert "1 of 136 training photos, 3/new.png first, are not byte for byte those" in resumed.stderr
 
     row = test[0]
     photo = bins / row["id"]
