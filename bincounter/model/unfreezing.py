@@ -72,9 +72,21 @@ class Unfreezing:
         """Put stages trained in ``epoch`` in training mode and all others in evaluation mode.
 
         In evaluation mode batch normalisation keeps its statistics, and dropout passes features through unchanged.
+        Modules without parameters, such as dropout, follow the module around them.
         """
         opened = self.open_stages(backbone, epoch)
         backbone.train(opened is None)
-        for stage in opened or ():
-            for module in stage:
-                module.train()
+        modules = [module for stage in opened or () for module in stage]
+        for module in modules:
+            module.train()
+        _train_inside(backbone, {id(each) for module in modules for each in module.parameters()})
+
+
+def _train_inside(module: nn.Module, trained: set[int]) -> None:
+    """Put the largest modules all of whose parameters are trained in training mode."""
+    for child in module.children():
+        parameters = [id(each) for each in child.parameters()]
+        if parameters and trained.issuperset(parameters):
+            child.train()
+        else:
+            _train_inside(child, trained)
