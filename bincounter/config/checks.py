@@ -255,6 +255,7 @@ def target_hint(key: str, node: DictConfig, name: str) -> Any:
 
 
 RENAMED_TARGETS = {
+    "lightning.pytorch.callbacks.EMAWeightAveraging": "bincounter.training.averaging.EMAWeightAveraging",
     "bincounter.cloud.container.cluster.SageMakerEnvironment": "bincounter.cloud.container.SageMakerEnvironment",
 }
 """Targets that have moved, by the names in configurations of earlier versions.

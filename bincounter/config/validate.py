@@ -75,6 +75,9 @@ def validate(cfg: DictConfig) -> None:
         for name, node in (plain[group] or {}).items():
             if node is not None:
                 check_target(f"{group}.{name}", node)
+                if str(node["_target_"]).endswith(".EMAWeightAveraging"):
+                    Bound(ge=0, le=1).check(f"{group}.{name}.decay", node.get("decay", 0))
+                    Bound(ge=1).check(f"{group}.{name}.update_every_n_steps", node.get("update_every_n_steps", 1))
                 if group == "logger":
                     check_mlflow_uri(f"logger.{name}.tracking_uri", node.get("tracking_uri"))
 

@@ -195,7 +195,8 @@ def check_unchanged(
     """
     defaults = flatten({name: OmegaConf.to_container(OmegaConf.structured(schema)) for name, schema in _GROUPS.items()})
     defaults["objective.squared_error"] = 0.0
-    old, new = defaults | flatten(before), defaults | flatten(now)  # settings that an older version did not have
+    # The defaults are for settings that an older version did not have.
+    old, new = defaults | flatten(before), defaults | flatten(renamed_targets(now))
     for key in sorted({*old, *new}):
         if old.get(key) == new.get(key) or any(key == free or key.startswith(f"{free}.") for free in FREE):
             continue

@@ -6,7 +6,7 @@ import lightning as L
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
 from bincounter.errors import ConfigError, UserError
@@ -14,6 +14,7 @@ from bincounter.model.backbones import cnn
 from bincounter.model.build import build_counter, checkpoint_metadata, load_counter, without_pretrained
 from bincounter.model.counter import BinCounter
 from bincounter.model.objectives import Objective
+from bincounter.training.averaging import EMAWeightAveraging
 
 COUNTS = [0, 1, 2, 3]
 CONF = Path(__file__).resolve().parents[2] / "conf"

@@ -1,3 +1,4 @@
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -6,7 +7,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -14,6 +15,8 @@ from bincounter.errors import ConfigError, UserError
 from bincounter.model.build import build_counter
 from bincounter.model.counter import BinCounter
 from bincounter.model.scores import score
+from bincounter.model.unfreezing import Unfreezing
+from bincounter.training.averaging import EMAWeightAveraging
 
 COUNTS = [0, 1, 2, 3]
 Build = Callable[..., BinCounter]
@@ -119,6 +122,16 @@ def test_averaged_weights_leave_the_scores_right(objective: str, build: Build, l
     assert scores["val/loss"].item() == pytest.approx(scores["val/cross_entropy"].item(), abs=1e-5)
 
 
+def test_averaged_weights_of_a_short_fit_are_near_its_last(build: Build, loader: DataLoader) -> None:
+    averaged, last = build(epochs=10), build(epochs=10)
+    initial, average = state(last), pickle.loads(pickle.dumps(EMAWeightAveraging()))  # as sent to a spawned process
+    trainer(10, average).fit(averaged, loader)
+    trainer(10).fit(last, loader)
+    name = "backbone.blocks.0.0.weight"
+    begun, kept, ended = initial[name], averaged.state_dict()[name], last.state_dict()[name]
+    assert 0 < (kept - ended).norm() < 0.5 * (begun - ended).norm()
+
+
 def test_a_frozen_backbone_keeps_weights_and_statistics(build: Build, loader: DataLoader) -> None:
     counter = build(trained="frozen")
     before = state(counter)
@@ -133,6 +146,13 @@ def test_last_stages_train_from_the_output_down(build: Build, loader: DataLoader
     before = state(counter.backbone)
     trainer().fit(counter, loader)
     assert {".".join(name.split(".")[:2]) for name in changed(before, counter.backbone)} == {"blocks.1", "blocks.2"}
+
+
+def test_dropout_follows_the_stage_around_it() -> None:
+    backbone = nn.Sequential(*(nn.Sequential(nn.Linear(2, 2), nn.Dropout()) for _ in range(3)), nn.Dropout())
+    backbone.stages = [[block[0]] for block in backbone[:3]]  # type: ignore[index]
+    Unfreezing("last_stages", stages=2).train(backbone, 0)
+    assert [each.training for each in backbone.modules() if isinstance(each, nn.Dropout)] == [False, True, True, False]
 
 
 class ChangedPerEpoch(Callback):
