@@ -1,6 +1,6 @@
-"""Exponential moving average of the weights, for runs of any length and on any device."""
+"""Exponential moving average of the weights, for fits of any length and on any device."""
 
-from functools import partial
+from typing import Any
 
 import lightning as L
 import torch
@@ -22,8 +22,8 @@ class EMAWeightAveraging(WeightAveraging):
     """
 
     def __init__(self, decay: float = 0.999, update_every_n_steps: int = 1) -> None:
-        super().__init__(multi_avg_fn=partial(_update, decay=decay))  # a closure could not be sent to spawned processes
-        self._every = update_every_n_steps
+        super().__init__(multi_avg_fn=self._update)  # Lightning's closure cannot be sent to spawned processes
+        self._decay, self._every, self._warms_up = decay, update_every_n_steps, True
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Create the average on the device of the fit."""
@@ -34,13 +34,21 @@ class EMAWeightAveraging(WeightAveraging):
         """Return True after every n-th optimizer step."""
         return step_idx is not None and step_idx % self._every == 0
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state for a checkpoint."""
+        return {**super().state_dict(), "warms_up": self._warms_up}
 
-@torch.no_grad()
-def _update(average: list[Tensor], current: list[Tensor], updates: Tensor | int, *, decay: float) -> None:
-    """Update tensors of one device and dtype in place."""
-    n = int(updates)
-    share = 1 - min(decay, (1 + n) / (10 + n))
-    if average[0].is_floating_point():
-        torch._foreach_lerp_(average, current, share)
-    else:  # counters of batches
-        torch._foreach_copy_(average, current)
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Resume; a fit that began with Lightning's callback ends as it would have."""
+        super().load_state_dict(state_dict)
+        self._warms_up = state_dict.get("warms_up", False)
+
+    @torch.no_grad()
+    def _update(self, average: Any, current: Any, updates: Tensor | int) -> None:
+        """Update tensors of one device and dtype in place."""
+        n = int(updates)
+        decay = min(self._decay, (1 + n) / (10 + n)) if self._warms_up else self._decay
+        if average[0].is_floating_point():
+            torch._foreach_lerp_(average, current, 1 - decay)
+        else:  # counters of batches, rounded down
+            torch._foreach_copy_(average, [a * decay + c * (1 - decay) for a, c in zip(average, current, strict=True)])
