@@ -150,7 +150,7 @@ def test_last_stages_train_from_the_output_down(build: Build, loader: DataLoader
 
 def test_dropout_follows_the_stage_around_it() -> None:
     backbone = nn.Sequential(*(nn.Sequential(nn.Linear(2, 2), nn.Dropout()) for _ in range(3)), nn.Dropout())
-    backbone.stages = [[block[0]] for block in backbone[:3]]  # type: ignore[index]
+    backbone.stages = [[block[0]] for block in backbone[:3]]  # type: ignore[assignment, index]
     Unfreezing("last_stages", stages=2).train(backbone, 0)
     assert [each.training for each in backbone.modules() if isinstance(each, nn.Dropout)] == [False, True, True, False]
 
