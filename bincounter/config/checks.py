@@ -258,10 +258,7 @@ RENAMED_TARGETS = {
     "lightning.pytorch.callbacks.EMAWeightAveraging": "bincounter.training.averaging.EMAWeightAveraging",
     "bincounter.cloud.container.cluster.SageMakerEnvironment": "bincounter.cloud.container.SageMakerEnvironment",
 }
-"""Targets that have moved, by the names in configurations of earlier versions.
-
-Checkpoints name backbones and objectives only, whose names stay.
-"""
+"""Targets that have moved, by their earlier names; those of backbones and objectives, in checkpoints, stay."""
 
 
 def renamed_targets(node: Any) -> Any:
