@@ -285,8 +285,8 @@ def _engine(cfg: Mapping[str, Any]) -> None:
     engine, precision, archive = cfg["engine"], cfg["precision"], cfg["archive"]
     if archive is not None and cfg["ckpt_path"] is None:
         default = OmegaConf.structured(DeployConfig)
-        for key in ("engine", "precision", "coverage", "limits", "audit"):
-            if cfg[key] != default[key]:
+        for key in ("engine", "precision", "coverage", "limits", "audit", "trust"):
+            if cfg[key] != default[key] and not isinstance(cfg[key], bool):  # trust=true is for an archive
                 raise ConfigError(
                     f"{key} is set when a checkpoint is packed, and archive={archive} is packed already: remove "
                     f"{key}, or name the checkpoint with ckpt_path="

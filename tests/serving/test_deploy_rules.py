@@ -45,6 +45,7 @@ def checkpoint(tmp_path: Path) -> str:
         (["ckpt_path=README.md", "precision=int8", "parity.source=docs"], "remove parity.source"),
         (["coverage=50"], "coverage=50 is out of range"),
         (["engine=openvino", "archive=README.md", "parity.photos=0"], "is packed already: remove engine"),
+        (["trust=[timm]", "archive=README.md", "parity.photos=0"], "is packed already: remove trust"),
         (["name=my_endpoint"], "letters, digits and hyphens"),
         (["name=" + "a" * 64], "at most 63"),
         (["trust=[a/b]"], "as it is imported"),
