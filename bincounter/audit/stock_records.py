@@ -176,7 +176,7 @@ class PhotoFinder:
         self._buckets = data_dir / "s3"
         roots = [find_source(source, data_dir) for source in sources]
         folders = {root.parent if root.is_file() else root for root in roots}
-        self.folder = folders.pop() if len(folders) == 1 else Path(os.path.commonpath(map(Path.absolute, folders)))
+        self.folder = folders.pop() if len(folders) == 1 else Path(os.path.commonpath(map(os.path.abspath, folders)))
         self._names: dict[tuple[str, str], None] = {}  # pairs of a path and a path below a source, each once
         for root in roots:
             for photo in [root] if root.is_file() else find_photos(root):
@@ -208,7 +208,7 @@ class PhotoFinder:
         ]
 
     def _below(self, path: str) -> str:
-        photo = Path(path) if not self.folder.is_absolute() else Path(path).absolute()
+        photo = Path(path) if not self.folder.is_absolute() else Path(os.path.normpath(Path(path).absolute()))
         return photo.relative_to(self.folder).as_posix()
 
     def _find(self, name: str) -> Sequence[str]:

@@ -175,6 +175,7 @@ def _model(arguments: Namespace) -> "tuple[Counting, dict[str, str]]":
         arguments.ckpt_path = find_newest_checkpoint(Path("logs"), named_by="--ckpt-path")
     from bincounter.audit.audit_run import Counting
     from bincounter.audit.posterior import RecordJudge
+    from bincounter.model.build import training_photos
     from bincounter.serving.packing.archive import model_ids
     from bincounter.serving.packing.tarball import file_digest
     from bincounter.training.predictor import Predictor
@@ -194,7 +195,7 @@ def _model(arguments: Namespace) -> "tuple[Counting, dict[str, str]]":
         models = model_ids(predictor.checkpoint, trusted=arguments.trust)
         answers = _endpoint(arguments.endpoint, arguments.data_dir, predictor.checkpoint, models)
         key, about = f"{arguments.endpoint} {digest}", {"endpoint": arguments.endpoint, **about}
-    return Counting(key, judge, answers, described["train_ids"], predictor.answer), about
+    return Counting(key, judge, answers, training_photos(described)[0], predictor.answer), about
 
 
 def _describe(predictor: "Predictor", run: "RunResults | None", shares: Sequence[float]) -> dict[str, str]:

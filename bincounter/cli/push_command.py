@@ -103,7 +103,8 @@ def _files(address: HubAddress, origin: "CheckpointOrigin", run: "RunResults", l
     described = {
         **description,
         "model": _without_paths(description["model"]),
-        "train_ids": [""] * len(description["train_ids"]),  # names of photos; their hashes are enough
+        # Names of photos; their hashes are enough.
+        **{key: [""] * len(description[key]) for key in ("train_ids", "earlier_ids") if key in description},
     }
     content = io.BytesIO()
     torch.save({"state_dict": checkpoint["state_dict"], "bincounter": described}, content)

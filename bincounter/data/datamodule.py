@@ -25,7 +25,7 @@ from bincounter.data.records import SPLITS, BinRecord, Manifest
 from bincounter.data.s3.ranges import limit_requests_of_worker
 from bincounter.data.sampler import BatchDataset, EvaluationSampler, ResumableBatchSampler, TrainingBatch
 from bincounter.data.source import find_photos
-from bincounter.data.splits import load_or_assign_splits, photos_above
+from bincounter.data.splits import keep_sides, photos_above
 from bincounter.errors import ConfigError, DataError
 from bincounter.files import lock_folder
 from bincounter.model.objectives import learnt_counts
@@ -125,8 +125,8 @@ class BinDataModule(L.LightningDataModule):
             return
         with lock_folder(self._cache_dir):
             self._find(self.image_size if self._cache else None)
-            split = {**self._split, "fractions": tuple(self._split["fractions"])}
-            self.assignment = load_or_assign_splits(self.manifest, self.kept, **split, cache_dir=self._cache_dir)
+            split = {**self._split, "fractions": tuple(self._split["fractions"]), "cache_dir": self._cache_dir}
+            self.assignment = keep_sides(self._scanned, self.manifest, self.kept, self._wanted, **split)
             self.training = self.side("training")
             if self._learn_above:
                 scored = self.kept[self.assignment > 0]

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -124,6 +125,61 @@ def load_or_assign_splits(
         )
         write_split(path, records, assignment)
     return assignment
+
+
+def keep_sides(
+    source: Manifest,
+    corrected: Manifest,
+    keep: np.ndarray,
+    counts: Sequence[int] | None,
+    *,
+    fractions: tuple[float, float, float],
+    method: str,
+    seed: int,
+    cache_dir: Path,
+    fold: int | None = None,
+) -> np.ndarray:
+    """Return the split of a data set whose labels were corrected: photos stay on the sides that they had before.
+
+    Else an earlier model would be compared with a new one on photos that it has learnt. Photos that only corrections
+    bring into the support follow their near-copies, or are split by themselves. If they are most of the photos, all are
+    split by the corrected counts.
+
+    Args:
+        source: all readable photos, with the counts of the source.
+        corrected: the same with the corrected counts.
+        keep: ``int[N]``, positions of the photos with wanted counts, by the corrected ones.
+        counts: the support; ``None`` for all counts.
+        fractions: as for :func:`assign_splits`.
+        method: as for :func:`assign_splits`.
+        seed: as for :func:`assign_splits`.
+        cache_dir: the cache folder.
+        fold: as for :func:`assign_splits`.
+
+    Returns:
+        ``int8[N]``, positions in :data:`SPLITS`.
+
+    Raises:
+        ConfigError: as :func:`assign_splits`.
+        DataError: as :func:`assign_splits`.
+    """
+    before = [i for i, record in enumerate(source.records) if counts is None or record.count in counts]
+    options: dict[str, Any] = {"fractions": fractions, "method": method, "seed": seed, "fold": fold}
+    if len(before) < len(keep) / 2:
+        return load_or_assign_splits(corrected, keep, cache_dir=cache_dir, **options)
+    sides = np.full(len(source.records), -1, np.int8)
+    sides[before] = load_or_assign_splits(source, np.array(before, np.int64), cache_dir=cache_dir, **options)
+    groups = np.array([record.group for record in source.records], np.int64)
+    side_of = dict(zip(groups[before].tolist(), sides[before].tolist(), strict=True))
+    for i in keep[sides[keep] < 0].tolist():
+        given = source.given_splits[i] if method == "given" and fold is None else None
+        sides[i] = side_of.get(groups[i], -1) if given is None else SPLITS.index(given)
+    new = keep[sides[keep] < 0]
+    if len(new):
+        labels = np.array([corrected.records[i].count for i in new], np.int64)
+        sides[new] = _divided(labels, groups[new], fractions, seed)
+    _refuse_empty(sides[keep], groups[keep], fractions)
+    return sides[keep]
 
 
 def photos_above(manifest: Manifest, count: int, scored: np.ndarray) -> np.ndarray:

@@ -67,6 +67,7 @@ def checkpoint_metadata(
     train_counts: Mapping[int, int],
     train_ids: Sequence[str],
     train_content: Tensor,
+    earlier: tuple[Sequence[str], Tensor] = ((), torch.zeros(0, dtype=torch.int64)),
 ) -> dict[str, Any]:
     """Return the metadata to rebuild a checkpoint's model, the value of ``BinCounter.description``.
 
@@ -80,6 +81,7 @@ def checkpoint_metadata(
         train_counts: photos per count in training.
         train_ids: ids of the training photos.
         train_content: ``int64[N]``, content hashes of the training photos (``uint64`` bits viewed as ``int64``).
+        earlier: ids and content hashes of the photos that the initial weights were trained on.
 
     Returns:
         Plain containers and one tensor, readable with ``torch.load(weights_only=True)``.
@@ -97,7 +99,22 @@ def checkpoint_metadata(
         "train_counts": {int(count): int(number) for count, number in train_counts.items()},
         "train_ids": [str(id_) for id_ in train_ids],
         "train_content": torch.as_tensor(train_content, dtype=torch.int64),
+        "earlier_ids": list(earlier[0]),
+        "earlier_content": earlier[1],
     }
+
+
+def training_photos(description: Mapping[str, Any]) -> tuple[list[str], Tensor]:
+    """Photos that a model was trained on, and those that its initial weights were trained on.
+
+    Args:
+        description: see :func:`checkpoint_metadata`.
+
+    Returns:
+        Their ids, and their content hashes ``int64[N]``.
+    """
+    content = (description["train_content"], description.get("earlier_content", torch.zeros(0, dtype=torch.int64)))
+    return [*description["train_ids"], *description.get("earlier_ids", ())], torch.cat(content)
 
 
 def load_counter(
@@ -199,8 +216,14 @@ def check_description(description: Mapping[str, Any]) -> None:
     if not isinstance(photos, dict) or not all(type(n) is int and n >= 0 for pair in photos.items() for n in pair):
         raise UserError(f"its train_counts are not numbers of photos by count{wrong}")
     ids, content = description["train_ids"], description["train_content"]
-    if not isinstance(content, Tensor) or content.shape != (len(ids),) or not all(isinstance(i, str) for i in ids):
-        raise UserError(f"its training photos are not listed by id and content{wrong}")
+    earlier = description.get("earlier_ids", []), description.get("earlier_content", torch.zeros(0))
+    for names, hashes in ((ids, content), earlier):
+        if (
+            not isinstance(hashes, Tensor)
+            or hashes.shape != (len(names),)
+            or not all(isinstance(i, str) for i in names)
+        ):
+            raise UserError(f"its training photos are not listed by id and content{wrong}")
 
 
 def check_finite(state: Mapping[str, Tensor]) -> None:

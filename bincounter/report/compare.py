@@ -60,10 +60,10 @@ class Comparison:
     def best(self, score: str) -> int | None:
         """Index of the run with the best value of a score; ``None`` if no run is ahead."""
         values = [scores.get(score) for scores in self.scores]
-        if None in values or len(set(values)) == 1:
+        if None in values:
             return None
-        arg_best = np.argmax if METRICS[score] == "max" else np.argmin
-        return int(arg_best(np.array(values, dtype=float)))
+        best = (max if METRICS[score] == "max" else min)(values)
+        return None if values.count(best) > 1 else values.index(best)
 
 
 def compare(runs: Sequence[Path]) -> Comparison:
@@ -161,8 +161,10 @@ def distinct_names(paths: Sequence[Path]) -> tuple[str, ...]:
 def _settings(run: RunResults) -> dict[str, str]:
     values = flatten({key: value for key, value in run.config.items() if key not in _PLACES})
     flat = {key: "null" if value is None else str(value) for key, value in values.items()}
-    folders = {str(run.path), str(run.path.resolve())}
-    kept = {key: value for key, value in flat.items() if not any(folder in value for folder in folders)}
+    # Settings that name the run's own folder, or a file in it, differ always. A name such as 0 may be another thing.
+    folders = {str(path) for path in (run.path, run.path.resolve()) if len(path.parts) > 1}
+    own = re.compile(rf"(?<![^=,:\[\s'\"])({'|'.join(map(re.escape, folders))})(?![^/\\\\,\]\s'\"])")
+    kept = {key: value for key, value in flat.items() if not own.search(value)}
     commit = run.provenance.get("commit")
     return kept | ({"(commit)": str(commit)[:12]} if commit else {})
 

@@ -2,12 +2,20 @@
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from bincounter.data.datamodule import BinDataModule
+from bincounter.errors import UserError
+from bincounter.files import checkpoint_file
+from bincounter.model.backbones import is_file_name
+from bincounter.model.build import read_model, training_photos
 from bincounter.training.scoring import SIDES
 
 log = logging.getLogger(__name__)
@@ -22,53 +30,54 @@ class Overlap:
 
     Attributes:
         photos: number of photos of the side.
-        same_bytes: number of them with the bytes of a training photo.
-        same_id: number of them with the id of a training photo.
-        seen: number of them with the bytes or the id.
+        seen: number of them with the bytes of a training photo.
         near: number of the others in a near-copy group of a training photo of this data set.
+        named: number of the rest with the id of a training photo, whose bytes are others.
     """
 
     photos: int
-    same_bytes: int
-    same_id: int
     seen: int
     near: int
+    named: int
 
 
-def training_overlap(data: BinDataModule, description: Mapping[str, Any], *, fitted: bool) -> dict[str, Overlap]:
-    """Compare the photos to score with the training photos of a checkpoint.
+def training_overlap(data: BinDataModule, description: Mapping[str, Any]) -> dict[str, Overlap]:
+    """Compare the photos to score with the training photos of a checkpoint, and of those that its weights come from.
 
     Args:
         data: prepared data module.
         description: metadata of the checkpoint, see :func:`bincounter.model.build.checkpoint_metadata`.
-        fitted: the checkpoint was trained on the training photos of ``data``.
 
     Returns:
         Overlap by side (``val``, ``test``); sides without photos are missing.
     """
-    content, ids = set(description["train_content"].tolist()), set(description["train_ids"])
-    records = data.manifest.records
-    groups = {records[i].group for i in data.training} if fitted else set()
+    ids, learnt = training_photos(description)
+    names, records = set(ids), data.manifest.records
+    known = np.isin(data.manifest.content.view(np.int64), learnt.numpy())
+    groups = {record.group for record, each in zip(records, known.tolist(), strict=True) if each}
     overlaps = {}
     for side, name in SIDES.items():
         positions = data.side(name)
-        same_bytes = np.array([int(data.manifest.content[i].view(np.int64)) in content for i in positions], bool)
-        same_id = np.array([records[i].id in ids for i in positions], bool)
-        near = np.array([records[i].group in groups for i in positions], bool)
-        seen = same_bytes | same_id
+        seen = known[positions]
+        near = np.array([records[i].group in groups for i in positions], bool) & ~seen
+        named = np.array([records[i].id in names for i in positions], bool) & ~seen & ~near
         if len(positions):
-            counted = (int(each.sum()) for each in (same_bytes, same_id, seen, near & ~seen))
-            overlaps[side] = Overlap(len(positions), *counted)
+            overlaps[side] = Overlap(len(positions), *(int(each.sum()) for each in (seen, near, named)))
     return overlaps
+
+
+def photos_behind_weights(weights: str | None) -> tuple[list[str], Tensor]:
+    """Ids and content hashes, ``int64[N]``, of what ``model.weights`` was trained on, if it names a checkpoint."""
+    if weights is not None and is_file_name(weights):
+        with suppress(UserError):  # the backbone accepted it: a file of weights alone
+            return training_photos(read_model(checkpoint_file(Path(weights).expanduser()))["bincounter"])
+    return [], torch.zeros(0, dtype=torch.int64)
 
 
 def log_overlap(overlaps: Mapping[str, Overlap]) -> int:
     """Log and return the number of scored photos that the checkpoint was trained on."""
-    photos, same_bytes, same_id, seen = (
-        sum(getattr(each, name) for each in overlaps.values()) for name in ("photos", "same_bytes", "same_id", "seen")
-    )
-    detail = f" ({same_bytes:,} by their bytes, {same_id:,} by their id)" if seen else ""
-    log.info("The checkpoint was trained on %s of these %s photos%s.", f"{seen:,}", f"{photos:,}", detail)
+    photos, seen = (sum(getattr(each, name) for each in overlaps.values()) for name in ("photos", "seen"))
+    log.info("The checkpoint was trained on %s of these %s photos.", f"{seen:,}", f"{photos:,}")
     return seen
 
 
@@ -86,9 +95,14 @@ def list_caveats(plain: Mapping[str, Any], data: BinDataModule, overlaps: Mappin
         if overlap.seen:
             caveats.append(f"The model was trained on {overlap.seen:,} {these}: their scores are too good.")
         if overlap.near:
+            method = f" (data.split.method={plain['data']['split']['method']})" if plain["train"] else ""
             caveats.append(
-                f"{overlap.near:,} {these} are near-copies of training photos "
-                f"(data.split.method={plain['data']['split']['method']}): their scores are too good."
+                f"{overlap.near:,} {these} are near-copies of training photos{method}: their scores are too good."
+            )
+        if overlap.named:
+            caveats.append(
+                f"{overlap.named:,} {these} have the name of a training photo, but other bytes: if they show the same "
+                "bins, their scores are too good."
             )
     given = {key: plain["trainer"].get(key) for key in QUICK_LOOKS}
     # 1 is one batch, 1.0 is all of them.

@@ -116,10 +116,19 @@ class TrainingLog(L.Callback):
         self._every = log_every_n_steps
         self._epoch, self._recent = PhotoMean(), PhotoMean()
         self._csv: MetricsCsv | None = None
+        self._step, self._validated = 0, False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Find the CSV logger."""
         self._csv = next((logger for logger in trainer.loggers if isinstance(logger, MetricsCsv)), None)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Remember the step, which is not 0 in a resumed run."""
+        self._step = trainer.global_step
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note that the epoch has scores."""
+        self._validated = True
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -129,7 +138,8 @@ class TrainingLog(L.Callback):
         loss = outputs["loss"].detach() * trainer.accumulate_grad_batches  # Lightning divides the loss
         self._epoch.add(loss, photos)
         self._recent.add(loss, photos)
-        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        stepped = trainer.global_step != self._step  # not after every batch with trainer.accumulate_grad_batches
+        self._step = trainer.global_step
         if stepped and trainer.global_step % self._every == 0:
             rate = trainer.optimizers[0].param_groups[0]["lr"]
             self._log(trainer, {"train/loss": self._recent.take(), "lr": rate})
@@ -138,7 +148,8 @@ class TrainingLog(L.Callback):
         """Log the mean over the epoch, and the epoch's scores in a line that programs parse, too."""
         loss = self._epoch.take()
         self._log(trainer, {"train/loss_epoch": loss})
-        logged = {f"val/{name}" for name in METRICS} & trainer.callback_metrics.keys()
+        logged = {f"val/{name}" for name in METRICS} & trainer.callback_metrics.keys() if self._validated else set()
+        self._validated = False  # callback_metrics keeps the scores of earlier epochs
         scores = {name: float(trainer.callback_metrics[name]) for name in sorted(logged)}
         line = " ".join(f"{name}={value:.6g}" for name, value in {"train/loss": loss, **scores}.items())
         if trainer.is_global_zero:

@@ -280,8 +280,8 @@ def find_run_of_checkpoint(checkpoint: Path) -> CheckpointOrigin:
     """
     checkpoint = checkpoint_file(checkpoint)
     folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
-    config = _read(folder / "config.yaml", _config) or {}
-    run = read_results(folder) if "task_name" in config else None  # else another tool's file
+    config = _read(folder / "config.yaml", yaml.safe_load)
+    run = read_results(folder) if isinstance(config, dict) and "task_name" in config else None  # else another tool's
     return CheckpointOrigin(checkpoint, run)
 
 

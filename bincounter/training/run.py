@@ -32,7 +32,7 @@ from bincounter.model.counter import BinCounter
 from bincounter.redaction import mask_secrets
 from bincounter.training import resume
 from bincounter.training.cached_features import cached_features
-from bincounter.training.caveats import list_caveats, log_overlap, training_overlap
+from bincounter.training.caveats import list_caveats, log_overlap, photos_behind_weights, training_overlap
 from bincounter.training.checkpoint import (
     MaxTimeReached,
     StopRequested,
@@ -157,7 +157,7 @@ def _score_only(
     write_quarantine(folder.path / QUARANTINE_FILE, data.manifest.refusals)
     if not len(data.side("validation")) and not (cfg.test and len(data.side("test"))):
         raise DataError("nothing to score: with data.split.fractions=[0,0,1] all photos are scored as test photos")
-    seen = log_overlap(training_overlap(data, loaded[1], fitted=False))
+    seen = log_overlap(training_overlap(data, loaded[1]))
     folder.describe(plain, _overrides(), {"checkpoint": str(checkpoint), "photos_seen_in_training": seen})
     return _scored(plain, folder, data, loaded, None, callbacks, caveats)
 
@@ -174,7 +174,7 @@ def _scored(
     model, description = loaded
     fabric = fabric_for(plain["trainer"], callbacks)
     sides = ["val", *(name for name in ("test", "train") if plain[name])]
-    overlaps = training_overlap(data, description, fitted=fitted is not None)
+    overlaps = training_overlap(data, description)
     overlaps = {side: overlap for side, overlap in overlaps.items() if side in sides}
     metrics = score_run(
         folder.path,
@@ -281,6 +281,7 @@ def _model(plain: dict[str, Any], data: BinDataModule) -> BinCounter:
         train_counts={count: train_counts[count] for count in data.counts},
         train_ids=_train_ids(data),
         train_content=_train_content(data),
+        earlier=photos_behind_weights(plain["model"].get("weights")),
     )
     return model
 

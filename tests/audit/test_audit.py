@@ -281,6 +281,17 @@ def test_many_photos_of_one_name_are_told_apart(monkeypatch: pytest.MonkeyPatch,
     assert [record.file for record in stock.records] == list(map(str, many))
 
 
+def test_folders_named_by_a_way_upwards_lie_in_one_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("work/here/a.png", "there/b.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path / "work")
+    finder, stock = PhotoFinder(["here", "../there"], tmp_path), Stock([StockRecord("A", "b.png", 1)])
+    finder.match(stock)
+    assert finder.folder == tmp_path
+    assert [record.photo for record in stock.records] == ["there/b.png", "work/here/a.png"]
+
+
 def test_photos_of_a_bucket_and_those_that_the_model_was_trained_on(
     run: Run, s3: S3Server, photos: Path, checkpoint: Path, tmp_path: Path
 ) -> None:

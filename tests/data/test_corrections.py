@@ -66,6 +66,31 @@ def test_groups_pixels_and_caches_are_those_of_the_photos(tmp_path: Path) -> Non
     assert (corrected.store.batch([0, 3]) == plain.store.batch([0, 3])).all()
 
 
+@pytest.mark.parametrize("method", ["grouped", "random"])
+def test_corrected_photos_stay_on_their_sides(tmp_path: Path, method: str) -> None:
+    source = bin_folders(tmp_path / "bins", photos=60)
+    split = {"method": method, "fractions": [0.5, 0.25, 0.25]}
+    options: dict[str, Any] = {"image_size": 16, "counts": [0, 1], "split": split, "data_dir": tmp_path / "data"}
+
+    def sides(table: Path | None) -> dict[str, int]:
+        data = BinDataModule(source, corrections=table, **options)
+        data.prepare()
+        return dict(zip([r.id for r in data.records], data.assignment.tolist(), strict=True))
+
+    before = sides(None)
+    changed = {name: 1 - int(name[0]) for name in list(before)[::7]}
+    outside = {"2/2.jpg": 0, "2/5.jpg": 1}  # into the support
+    left = {next(name for name in before if name not in changed): 2}  # out of it
+    now = sides(corrections(tmp_path / "some.csv", {**changed, **outside, **left}))
+    assert now.keys() == before.keys() - left.keys() | outside.keys()
+    assert {name: now[name] for name in before.keys() - left.keys()} == {
+        name: before[name] for name in before.keys() - left.keys()
+    }
+    # Where most labels come from the table, it decides on the split, too.
+    options["counts"] = [7]
+    assert set(sides(corrections(tmp_path / "all.csv", dict.fromkeys(before, 7))).values()) == {0, 1, 2}
+
+
 def test_a_count_outside_of_the_support_excludes_the_photo(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = bin_folders(tmp_path / "bins", photos=30)
     table = corrections(tmp_path / "corrections.csv", {"0/0.jpg": 17, "1/1.jpg": 2})

@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+import yaml
 from made_runs import make_run
 from rich.console import Console
 from test_report import Text
@@ -110,6 +111,23 @@ def test_best_is_the_highest_accuracy_and_the_lowest_error(tmp_path: Path) -> No
     runs = [make_run(tmp_path / name, skill=skill, seed=1) for name, skill in (("a", 0.5), ("b", 2.5), ("c", 1.0))]
     comparison = compare(runs)
     assert {comparison.best(score) for score in ("accuracy", "within_one", "rmse", "mae")} == {1}
+    shared = compare([*runs, make_run(tmp_path / "as-b", skill=2.5, seed=1)])
+    assert shared.best("accuracy") is None  # no run is ahead
+
+
+def test_settings_are_the_same_from_wherever_runs_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, lr in (("0", 0.001), ("1", 0.3)):
+        run = make_run(tmp_path / name, lr=lr)
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        config["data"]["corrections"] = str(run.resolve() / "table.csv")  # a place in the run itself
+        config["model"]["weights"] = str(tmp_path / "10" / "best.ckpt")
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
+    there = compare([tmp_path / "0", tmp_path / "1"]).settings
+    assert there == {"model.optimizer.lr": ("0.001", "0.3")}
+    monkeypatch.chdir(tmp_path)
+    assert compare([Path("0"), Path("1")]).settings == there
+    monkeypatch.chdir(tmp_path / "0")
+    assert compare([Path(), Path("../1")]).settings == there
 
 
 def test_different_photos_are_remarked_on_and_not_paired(tmp_path: Path) -> None:

@@ -124,6 +124,24 @@ def test_run_writes_all_files_and_can_be_scored_and_compared(
     assert (trained / "train.log").read_text().count("epoch 1 of 2: train/loss=") == 1
 
 
+def test_a_run_from_the_weights_of_another_on_another_split(
+    trained: Path, bins: Path, train: Run, tmp_path: Path
+) -> None:
+    further = tmp_path / "further"
+    options = ["trainer.check_val_every_n_epoch=2", "trainer.accumulate_grad_batches=99", "trainer.log_every_n_steps=1"]
+    weights = [f"model.weights={trained}", "data.split.seed=1"]
+    train(*SMALL, f"data.source={bins}", *weights, *options, f"paths.output_dir={further}")
+    learnt = {row["id"] for row in rows(trained / "split.csv") if row["split"] == "train"}
+    held_out = {row["id"] for row in rows(further / "split.csv") if row["split"] == "test"}
+    scored = json.loads((further / "metrics.json").read_text())
+    assert scored["seen_in_training"]["test"] == len(learnt & held_out) > 0
+    assert f"The model was trained on {len(learnt & held_out)} of the {len(held_out)} test photos" in str(scored)
+    # An epoch without validation has no scores; the last step of an epoch is logged, also if it is an early one.
+    log = (further / "train.log").read_text()
+    assert re.search(r"epoch 1 of 2: train/loss=[\d.]+\n", log) and re.search(r"epoch 2 of 2: .* val/accuracy=", log)
+    assert [row["step"] for row in rows(further / "logs" / "metrics.csv") if row["lr"]] == ["0", "1"]
+
+
 def test_broken_inputs_do_not_stop_training_and_are_listed(bins: Path, train: Run, run: Run, tmp_path: Path) -> None:
     root = tmp_path / "bins"
     good = sorted(bins.glob("*/*.png"))[:100]

@@ -172,7 +172,9 @@ def test_where_the_runs_own_photos_are_few_others_are_rendered(checkpoint: Path,
 
 
 def test_photos_can_be_named_and_are_rendered_where_none_are_at_hand(served_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("model: yolov8n")  # of another tool
     alone = find_run_of_checkpoint(checkpoint_alone(tmp_path))
+    assert alone.run is None
     rendered = parity_photos(alone, 2, source=None, data_dir=tmp_path)
     assert rendered.keys() == {"demo bin 0", "demo bin 1"} | ODD
     named = parity_photos(alone, 3, source=str(served_run.parents[1] / "bins" / "2"), data_dir=tmp_path)

@@ -36,8 +36,11 @@ def prepared(source: Path, method: str, cache: Path) -> BinDataModule:
 @pytest.mark.parametrize("method", ["random", "grouped"])
 def test_copies_on_both_sides_and_the_rest_of_what_limits_scores(method: str, tmp_path: Path) -> None:
     bins = square_bins(tmp_path / "bins", photos=40)
-    for path in sorted(bins.glob("*/*.png")):
-        shutil.copy(path, path.with_stem(f"{path.stem}-again"))
+    for number, path in enumerate(sorted(bins.glob("*/*.png"))):
+        again = path.with_stem(f"{path.stem}-again")
+        shutil.copy(path, again)
+        if number % 2:  # the same picture in other bytes
+            again.write_bytes(path.read_bytes() + b"\0")
     (bins / "0" / "torn.png").write_bytes(b"\x89PNG")
     data = prepared(bins, method, tmp_path / "cache")
     records, content = data.manifest.records, data.manifest.content
@@ -46,15 +49,21 @@ def test_copies_on_both_sides_and_the_rest_of_what_limits_scores(method: str, tm
         "train_content": torch.from_numpy(content[training].view("int64")),
         "train_ids": [records[i].id for i in training],
     }
-    overlaps = training_overlap(data, description, fitted=True)
+    overlaps = training_overlap(data, description)
+    groups = {records[i].group for i in training}
     for side, name in (("val", "validation"), ("test", "test")):
         seen = sum(content[i] in content[training] for i in data.side(name))
-        assert overlaps[side].seen == overlaps[side].same_bytes == seen
-        assert (seen > 0) == (method == "random")
-    # Without the bytes in the description they are still near-copies of training photos.
-    unknown = {"train_content": torch.zeros(0, dtype=torch.int64), "train_ids": []}
-    near = training_overlap(data, unknown, fitted=True)["test"]
-    assert (near.seen, near.near) == (0, overlaps["test"].seen)
+        near = sum(records[i].group in groups for i in data.side(name)) - seen
+        assert (overlaps[side].seen, overlaps[side].near, overlaps[side].named) == (seen, near, 0)
+        assert (seen > 0) == (near > 0) == (method == "random")
+    # The photos that the initial weights have learnt count, too.
+    none = {"train_content": torch.zeros(0, dtype=torch.int64), "train_ids": []}
+    earlier = {"earlier_content": description["train_content"], "earlier_ids": description["train_ids"]}
+    assert training_overlap(data, {**none, **earlier}) == overlaps
+    # A name alone may be chance.
+    named = {"train_content": torch.zeros(len(records), dtype=torch.int64), "train_ids": [r.id for r in records]}
+    chance = training_overlap(data, named)["test"]
+    assert (chance.seen, chance.near, chance.named) == (0, 0, chance.photos)
     plain = {"train": True, "trainer": {"fast_dev_run": True}, "data": {"split": {"method": method}}}
     caveats = " ".join(list_caveats(plain, data, overlaps))
     assert ("of the 16 test photos: their scores are too good" in caveats) == (method == "random")
@@ -63,9 +72,14 @@ def test_copies_on_both_sides_and_the_rest_of_what_limits_scores(method: str, tm
     assert "(trainer.limit_val_batches=1)" in " ".join(list_caveats(whole, data, overlaps))
     assert "No training photo has count 9: the model never predicts it." in caveats
     assert "1 input of the source could not be used, see quarantine.csv." in caveats
-    if method == "random":
-        copies = " ".join(list_caveats(plain, data, {"test": near}))
-        assert f"{near.near} of the {near.photos} test photos are near-copies of training photos" in copies
+    near = overlaps["test"].near
+    copies = f"{near} of the 16 test photos are near-copies of training photos"
+    assert (f"{copies} (data.split.method=random): their" in caveats) == (method == "random")
+    scored = " ".join(list_caveats({**plain, "train": False}, data, overlaps))
+    assert (f"{copies}: their scores are too good." in scored) == (method == "random")
+    assert "16 of the 16 test photos have the name of a training photo, but other bytes" in " ".join(
+        list_caveats(plain, data, {"test": chance})
+    )
 
 
 def test_caveats_are_shown_wherever_the_scores_are(tmp_path: Path) -> None:
