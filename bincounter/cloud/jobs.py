@@ -19,7 +19,7 @@ from bincounter.cloud.instances import saving_percent
 from bincounter.config.overrides import LAUNCH_KEYS, drop_overrides
 from bincounter.data.s3.address import parse_address, unusable_reason
 from bincounter.errors import ConfigError, UserError
-from bincounter.files import atomic_write, write_text
+from bincounter.files import atomic_write, lock, write_text
 from bincounter.redaction import mask_argument
 from bincounter.training.results import read_log, read_metrics
 
@@ -54,6 +54,7 @@ class Job:
         instance_count: how many of them.
         price_origin: source of ``usd_per_hour``.
         rehearsed: whether it ran on this machine, so that nothing was paid.
+        fetched: whether the run's folder was downloaded after the job's end; it may have been resumed here since.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Job:
     instance_count: int = 1
     price_origin: str = ""
     rehearsed: bool = False
+    fetched: bool = False
 
     @property
     def stopped_by_hand(self) -> bool:
@@ -116,6 +118,11 @@ def is_recorded(job: Job) -> bool:
     """Return True if the record in a job's folder is its own, not that of the run's earlier job."""
     record = job.folder / JOB_RECORD
     return record.exists() and read_job(record).name == job.name
+
+
+def is_fetched(job: Job) -> bool:
+    """Return True if a command has downloaded the job's run, by the record in its folder."""
+    return is_recorded(job) and read_job(job.folder / JOB_RECORD).fetched
 
 
 def move_to_earlier(folder: Path) -> Path | None:
@@ -223,17 +230,31 @@ def is_local_endpoint(account: "Account") -> bool:
     return urlsplit(account.sagemaker.meta.endpoint_url).hostname in ("127.0.0.1", "localhost")
 
 
-def fetch_run(account: "Account", job: Job, wanted: Callable[[str], bool] = lambda _: True) -> None:
-    """Download the run's folder from S3.
+def fetch_run(account: "Account", job: Job, wanted: Callable[[str], bool] | None = None) -> None:
+    """Download the run's folder from S3, once: a run that was resumed here is not overwritten.
 
     Args:
         account: that the job ran in.
-        job: with its folder.
-        wanted: filter of the run's files, by their names in it.
+        job: that has ended, with its folder.
+        wanted: filter of the run's files, by their names in it; ``None`` for all.
+
+    Raises:
+        UserError: a process uses the folder.
+        BinCounterError: the files cannot be downloaded.
     """
     bucket, prefix = parse_address(job.checkpoint_uri)
-    _fetch_below(account, bucket, f"{prefix}/", job.folder, wanted)
-    _rewrite_overrides(job)
+    job.folder.mkdir(parents=True, exist_ok=True)
+    with (job.folder / ".lock").open("w") as file:  # that of bincounter train
+        if not lock(file, wait=0):
+            raise UserError(f"{job.folder} is in use by another process: wait for it, or stop it")
+        if is_fetched(job):
+            log.info("%s was fetched before: the files in %s are kept", job.name, job.folder)
+            return
+        _fetch_below(account, bucket, f"{prefix}/", job.folder, wanted or (lambda _: True))
+        _rewrite_overrides(job)
+        if wanted is None:
+            job.fetched = True
+            job.save()
 
 
 def fetch_inspection(account: "Account", job: Job) -> None:

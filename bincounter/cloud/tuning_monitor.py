@@ -180,6 +180,7 @@ class TuningJobMonitor:
             price_origin=self._tuning.price_origin,
             rehearsed=self._tuning.rehearsed,
         )
+        job.fetched = jobs.is_fetched(job)  # by bincounter attach
         job.save()
         values = " ".join(f"{key}={value}" for key, value in summary.get("TunedHyperParameters", {}).items())
         log.info("trial %d: %s\n  %s", number, values, self._account.console_link(name))
@@ -218,7 +219,7 @@ def fetch_runs(account: "Account", found: list[Trial], best: str | None) -> None
     for trial in found:
         whole = trial.job.name == best
         try:
-            fetch_run(account, trial.job, (lambda _: True) if whole else (lambda name: name in _SMALL))
+            fetch_run(account, trial.job, None if whole else lambda name: name in _SMALL)
         except (BinCounterError, OSError) as error:
             log.warning("trial %d could not be fetched: %s", trial.job.number, error)
 

@@ -20,8 +20,9 @@ from bincounter.cloud import account, job_runner, polling, tuning_monitor
 from bincounter.cloud.job_runner import attach
 from bincounter.cloud.jobs import Job, read_job
 from bincounter.cloud.tuning_job import TuningJob
-from bincounter.cloud.tuning_monitor import TuningJobMonitor
+from bincounter.cloud.tuning_monitor import TuningJobMonitor, fetch_runs
 from bincounter.errors import BinCounterError
+from bincounter.files import lock
 from sagemaker_rehearsal import BUCKET
 
 FAULTS = ("denied", "throttled", "silent")
@@ -170,6 +171,28 @@ def test_attach(
     aws.heal()
     assert attach(tmp_path) == ([tmp_path], [])
     assert (tmp_path / "config.yaml").exists()
+
+
+def test_a_run_that_is_resumed_here_is_not_overwritten(ended: str, tuned: str, aws: Faults, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    recorded(ended, run)
+    with (run / ".lock").open("w") as file:
+        assert lock(file, wait=0)
+        _, (error,) = attach(run)
+    assert f"({run} is in use by another process" in str(error)
+    assert not (run / "config.yaml").exists()
+    _, trials = monitor(tuned, tmp_path).follow()
+    bucket, _, key = trials[0].job.checkpoint_uri.removeprefix("s3://").partition("/")
+    account.Account("us-east-1").s3.put_object(Bucket=bucket, Key=f"{key}/config.yaml", Body=b"seed: 0")
+    for folder in (run, tmp_path / "0"):
+        assert attach(folder) == ([folder], [])
+        assert (folder / "config.yaml").read_text() == "seed: 0"
+        (folder / "config.yaml").write_text("resumed: here")
+    assert attach(run) == ([run], [])
+    fetch_runs(account.Account("us-east-1"), trials, tuned)
+    _, trials = monitor(tuned, tmp_path).follow()  # as the search's command does when it is repeated
+    fetch_runs(account.Account("us-east-1"), trials, tuned)
+    assert [(folder / "config.yaml").read_text() for folder in (run, tmp_path / "0")] == ["resumed: here"] * 2
 
 
 @pytest.mark.parametrize(
