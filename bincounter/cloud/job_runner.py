@@ -19,6 +19,7 @@ from bincounter.cloud.jobs import (
     fetch_run,
     find_records,
     format_cost,
+    in_region,
     is_recorded,
     read_job,
     stop,
@@ -58,7 +59,7 @@ class JobRunner:
     """Run jobs in parallel.
 
     Args:
-        account: to run them in.
+        account: to run them in, each in its own region.
         tasks: the jobs.
         at_once: jobs at a time.
         rehearsed: whether they end with this command.
@@ -74,7 +75,8 @@ class JobRunner:
         rehearsed: bool = False,
         judge: PruningPolicy | None = None,
     ) -> None:
-        self._account, self._tasks, self._at_once, self._rehearsed = account, tasks, at_once, rehearsed
+        self._tasks, self._at_once, self._rehearsed = tasks, at_once, rehearsed
+        self._accounts = {region: in_region(account, region) for region in {task.job.region for task in tasks}}
         self._judge = judge
         self._leave = threading.Event()  # followers return, jobs still run
         self._stopping = threading.Event()  # running jobs are stopped, others are not submitted
@@ -143,21 +145,22 @@ class JobRunner:
     def _stop_running(self) -> None:
         self._stopping.set()
         log.info("Stopping; results are fetched as the jobs end.")
-        for name in list(self._running):
-            self._stop(name)
+        for task in list(self._running.values()):
+            self._stop(task.job)
 
-    def _stop(self, name: str) -> None:
+    def _stop(self, job: Job) -> None:
         """Stop a job; one that cannot be stopped is still followed, and its results are fetched."""
         try:
-            stop(self._account, name)
+            stop(self._accounts[job.region], job.name)
         except BinCounterError as error:
-            log.warning("%s. %s still runs, and is billed: press Ctrl-C to try again.", error, name)
+            log.warning("%s. %s still runs, and is billed: press Ctrl-C to try again.", error, job.name)
 
     def _submit(self, task: RunningJob) -> None:
         assert task.request is not None
-        submit(self._account, task.job, task.request)
+        account = self._accounts[task.job.region]
+        submit(account, task.job, task.request)
         task.request = None
-        log.info("job %d: %s\n  %s", task.job.number, task.job.name, self._account.console_link(task.job.name))
+        log.info("job %d: %s\n  %s", task.job.number, task.job.name, account.console_link(task.job.name))
 
     def _run(self, task: RunningJob) -> None:
         try:
@@ -183,10 +186,10 @@ class JobRunner:
         job = task.job
         self._running[job.name] = task
         if self._stopping.is_set() and not self._leave.is_set():  # Ctrl-C came while it was submitted
-            self._stop(job.name)
+            self._stop(job)
         try:
             task.ended = follow_job(
-                self._account,
+                self._accounts[job.region],
                 job,
                 self._leave,
                 several=len(self._tasks) > 1,
@@ -209,7 +212,7 @@ class JobRunner:
         job.pruned = True
         job.save()  # keeps the reason of the stop for later commands
         try:
-            stop(self._account, job.name)
+            stop(self._accounts[job.region], job.name)
         except BinCounterError as error:
             log.warning("%s. The job runs until its next epoch.", error)
             job.pruned = False
@@ -218,14 +221,14 @@ class JobRunner:
         """Fetch the results of a job; return the error if it did not complete or cannot be fetched."""
         log.info("%s: %s", job.name, format_cost(job))
         try:
-            fetch_run(self._account, job)
+            fetch_run(self._accounts[job.region], job)
         except (BinCounterError, OSError) as error:
             reason = str(error) if isinstance(error, BinCounterError) else f"{error.filename}: {error.strerror}"
             ended = _ending(job, rehearsed=self._rehearsed)
             failed = f"{ended}; its results could not be fetched" if ended else f"{job.name} could not be fetched"
             return ResourceError(f"{failed} ({reason}): repeat it with {attach_command(job.folder)}")
         try:
-            fetch_inspection(self._account, job)
+            fetch_inspection(self._accounts[job.region], job)
         except (BinCounterError, OSError) as error:  # the run itself is here
             log.warning(
                 "%s. What AWS's Debugger and Profiler saved is missing: repeat it with %s",

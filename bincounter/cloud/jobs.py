@@ -21,7 +21,6 @@ from bincounter.data.s3.address import parse_address, unusable_reason
 from bincounter.errors import ConfigError, UserError
 from bincounter.files import atomic_write, lock, write_text
 from bincounter.redaction import mask_argument
-from bincounter.training.results import read_log, read_metrics
 
 if TYPE_CHECKING:
     from bincounter.cloud.account import Account
@@ -142,20 +141,38 @@ def move_to_earlier(folder: Path) -> Path | None:
     return record.replace(kept)
 
 
+def in_region(account: "Account", region: str) -> "Account":
+    """Return an account in the region of a job, which may be another one than that of the launch."""
+    from bincounter.cloud.account import Account
+
+    return account if account.region == region else Account(region)
+
+
 def find_submitted(account: "Account", folder: Path) -> Job | None:
-    """Describe the job of a run's folder; a record of a job that SageMaker does not know is deleted."""
+    """Describe the job of a run's folder; a record of a job of a rehearsal that has ended is deleted.
+
+    Raises:
+        ConfigError: this account does not have the job.
+    """
     from botocore.exceptions import ClientError
 
-    if not (folder / JOB_RECORD).exists():
+    record = folder / JOB_RECORD
+    if not record.exists():
         return None
-    job = read_job(folder / JOB_RECORD)
+    job = read_job(record)
+    client = in_region(account, job.region).sagemaker
     with translate_errors(f"describing {job.name}"):
         try:
-            job.description = account.sagemaker.describe_training_job(TrainingJobName=job.name)
+            job.description = client.describe_training_job(TrainingJobName=job.name)
         except ClientError as error:
-            if error.response["Error"]["Code"] != "ValidationException":
+            if not is_missing(error):
                 raise
-            (folder / JOB_RECORD).unlink()
+            if not job.rehearsed:  # it may still run, and be billed, in another account
+                raise ConfigError(
+                    f"{record} names the job {job.name}, which this account does not have in {job.region}: use the "
+                    "credentials it was started with, or remove that file"
+                ) from error
+            record.unlink()
             return None
     return job
 
@@ -325,21 +342,3 @@ def format_cost(job: Job) -> str:
     if job.description.get("EnableManagedSpotTraining"):
         saved = f", managed spot saving {saving_percent(trained, billed):.1f} %"
     return f"{trained} s of training, {billed} s billed{saved}, {usd:.4f} USD"
-
-
-def best_value(folder: Path, metric: str, mode: str) -> float | None:
-    """Read the best value of a metric that a run logged, which a sweep optimises.
-
-    Args:
-        folder: of the run.
-        metric: such as ``val/accuracy``.
-        mode: ``max`` or ``min``.
-
-    Raises:
-        UserError: a file of the run is corrupt.
-    """
-    values = [value for _, _, value in read_log(folder).get(metric, ())]
-    if values:
-        return (max if mode == "max" else min)(values)
-    # Without the CSV logger: the scores of the best checkpoint.
-    return read_metrics(folder).get("val", {}).get(metric.removeprefix("val/"))

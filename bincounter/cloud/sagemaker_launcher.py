@@ -187,8 +187,8 @@ class SageMakerLauncher(Launcher):
         return [RunningJob(known[one.number], None) if one.number in known else next(new) for one in planned]
 
     def _result(self, planned: "PlannedJob", task: "RunningJob") -> JobReturn:
-        from bincounter.cloud.jobs import best_value
         from bincounter.config.checks import metric_mode
+        from bincounter.training.results import best_value
 
         if task.error is not None:
             if self._alone:  # Hydra would add a line to our message

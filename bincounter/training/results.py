@@ -160,6 +160,24 @@ def read_metrics(run: Path) -> dict[str, Any]:
     return _read(run / "metrics.json", _metrics) or {}
 
 
+def best_value(folder: Path, metric: str, mode: str) -> float | None:
+    """Read the best value of a metric that a run logged, which a sweep optimises.
+
+    Args:
+        folder: of the run.
+        metric: such as ``val/accuracy``.
+        mode: ``max`` or ``min``.
+
+    Raises:
+        UserError: a file of the run is corrupt.
+    """
+    values = [value for _, _, value in read_log(folder).get(metric, ())]
+    if values:
+        return (max if mode == "max" else min)(values)
+    # Without the CSV logger: the scores of the best checkpoint.
+    return read_metrics(folder).get("val", {}).get(metric.removeprefix("val/"))
+
+
 def _read(path: Path, parse: Callable[[IO[str]], Parsed]) -> Parsed | None:
     """Parse a file of a run; ``None`` if it is missing."""
     return read_file(path, parse, "restore it, or score the run's checkpoint again")

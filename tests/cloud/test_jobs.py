@@ -20,7 +20,7 @@ from commands import Run, Start
 from launched import launched, wait_for
 
 from bincounter.cloud.account import Account
-from bincounter.cloud.jobs import best_value
+from bincounter.training.results import best_value
 
 ROLE = "launcher.role=arn:aws:iam::123456789012:role/rehearsal"
 LAUNCHER = ["launcher=sagemaker_spot", ROLE, "launcher.instance_type=ml.m5.xlarge"]

@@ -17,7 +17,7 @@ from launched import launched, wait_for
 from rehearsed import Account
 from searches import states, study_of
 
-from bincounter.cloud.jobs import best_value
+from bincounter.training.results import best_value
 
 ROLE = "launcher.role=arn:aws:iam::123456789012:role/rehearsal"
 GRID = "hparams_search/sampler=grid"

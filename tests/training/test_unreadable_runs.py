@@ -10,13 +10,12 @@ import torch
 from commands import REPOSITORY, Run
 from made_runs import make_run
 
-from bincounter.cloud.jobs import best_value
 from bincounter.debugger.rule_runner import rule_overrides
 from bincounter.errors import UserError
 from bincounter.report.compare import compare
 from bincounter.sweep.tuner_search import _metric_by_epoch
 from bincounter.training.checkpoint import AtomicCheckpointIO, find_resume_checkpoint
-from bincounter.training.results import read_results
+from bincounter.training.results import best_value, read_results
 from bincounter.training.resume import stored_config
 from bincounter.training.run_folder import find_newest_checkpoint
 
