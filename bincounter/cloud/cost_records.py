@@ -211,10 +211,11 @@ class _Reader:
                 period.region, lambda account: describe(account, period.name), rehearsed=period.rehearsed
             )
         except BinCounterError as error:
+            words = ("bincounter", "deploy", f"target={period.kind}", f"name={period.name}", "action=status")
+            see = shell_command(*words, settings={"target.region": period.region})
             self.costs.notes.append(
                 f"AWS could not be asked whether the endpoint {period.name} still exists ({error}): if it does, it "
-                f"bills {period.usd_per_hour:.4g} USD/h; see bincounter deploy target={period.kind} name={period.name} "
-                "action=status"
+                f"bills {period.usd_per_hour:.4g} USD/h; see {see}"
             )
             return "not known", None
         if described is None:

@@ -258,13 +258,15 @@ def test_transform(
     monkeypatch.setattr(polling, "_RETRY_WINDOW", 0.1)
     archive = tmp_path / "model.tar.gz"
     archive.write_text(f"{operation} {fault}")
-    transform = (*REALTIME, "action=transform", f"name={re.sub('[^a-z]', '', operation.lower())}-{fault}", *photos)
+    name = f"name={re.sub('[^a-z]', '', operation.lower())}-{fault}"
+    transform = (*REALTIME, "action=transform", name, *photos)
     aws.operations.clear()
     aws.disturb(operation, fault)
     with pytest.raises(BinCounterError) as error:
         act(*transform, archive=archive)
     assert ("CreateTransformJob" in aws.operations) == (operation.endswith("TransformJob"))
-    runs = "continues at AWS, and may be billed: check it with bincounter deploy action=list, and delete it with"
+    see = f"bincounter deploy target=realtime {name} action=list target.region=us-east-1"
+    runs = f"continues at AWS, and may be billed: check it with {see}, and delete it with"
     assert (runs in str(error.value)) == (operation == "DescribeTransformJob")
     aws.heal()
     assert act(*transform, archive=archive) == 0

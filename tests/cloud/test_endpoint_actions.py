@@ -89,7 +89,9 @@ def test_status_and_list_say_what_bills(aws: Faults, archive: Path, capsys: pyte
     client.delete_endpoint(EndpointName="of-somebody")
 
 
-def test_delete_leaves_nothing_that_bills(aws: Faults, archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_delete_leaves_nothing_that_bills(
+    aws: Faults, archive: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     act(*REALTIME, "action=deploy", "name=gone", *SCALED, archive=archive)
     act(*REALTIME, "action=deploy", "name=gone-too", archive=archive)
     capsys.readouterr()
@@ -111,7 +113,9 @@ def test_delete_leaves_nothing_that_bills(aws: Faults, archive: Path, capsys: py
     assert not boto3.client("application-autoscaling", "us-east-1").describe_scalable_targets(
         ServiceNamespace="sagemaker", ResourceIds=["endpoint/gone/variant/AllTraffic"]
     )["ScalableTargets"]
-    assert act("target=realtime", "action=delete", "name=gone") == 0
+    with caplog.at_level("INFO"):
+        assert act("target=realtime", "action=delete", "name=gone") == 0
+    assert "No endpoint gone, and no resources of it, in us-east-1: nothing to delete." in caplog.text
 
 
 def test_what_was_left_is_listed_as_free(aws: Faults, archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -148,8 +152,9 @@ def test_an_archive_is_uploaded_once(aws: Faults, archive: Path, caplog: pytest.
     archive.write_bytes(b"an archive that nobody has uploaded yet")
     with caplog.at_level("INFO"):
         act(*REALTIME, "action=deploy", "name=one", "target.wait=false", archive=archive)
-    assert "bincounter deploy target=realtime name=one action=status" in caplog.text
-    act(*REALTIME, "action=deploy", "name=another", archive=archive)
+        assert "bincounter deploy target=realtime name=one action=status target.region=us-east-1" in caplog.text
+        act(*REALTIME, "action=deploy", "name=another", archive=archive)
+    assert "bincounter deploy target=realtime name=another action=delete target.region=us-east-1" in caplog.text
     assert len([name for name in aws.operations if re.fullmatch(r"PUT .*/model\.tar\.gz", name)]) == 1
 
 

@@ -13,8 +13,8 @@ from deployments import ROLE, act
 from scripted_endpoints import ScriptedEndpoints, scripted_endpoints
 
 from bincounter.cli.audit_command import _endpoint
-from bincounter.cloud.endpoints import invoke
-from bincounter.errors import ConfigError, ResourceError, UserError
+from bincounter.cloud.endpoints import endpoint_state, invoke
+from bincounter.errors import ConfigError, Interrupted, ResourceError, UserError
 from sagemaker_rehearsal import client_environment
 
 IMAGE = "target.image=123456789012.dkr.ecr.us-east-1.amazonaws.com/ray:1"
@@ -100,6 +100,18 @@ def test_a_failed_deployment_is_taken_away(
         *("DeleteEndpoint", "DeleteEndpointConfig", "DeleteModel"),
     ]
     assert re.search(r"failing: Creating \(\d+ s\)\n", caplog.text)
+
+
+def test_ctrl_c_names_the_command_that_shows_the_endpoint(
+    script: ScriptedEndpoints, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def press(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(endpoint_state, "wait_until", press)
+    see = "check it with bincounter deploy target=realtime name=left action=status target.region=us-east-1, and delete"
+    with pytest.raises(Interrupted, match=see):
+        act(*REALTIME, "action=deploy", "name=left", archive=archive)
 
 
 UPDATING = [{"EndpointStatus": "InService"}, {"EndpointStatus": "Updating"}, {"EndpointStatus": "InService"}]

@@ -124,7 +124,8 @@ def test_an_endpoint_that_nobody_can_be_asked_about(
     told = " ".join(capsys.readouterr().out.split())
     assert "not known" in told and "< 0.46" in told
     assert "AWS could not be asked whether the endpoint cost-lost still exists (no AWS credentials were found)" in told
-    assert "if it does, it bills 0.23 USD/h" in told
+    see = "see bincounter deploy target=realtime name=cost-lost action=status target.region=us-east-1"
+    assert f"if it does, it bills 0.23 USD/h; {see}" in told
     assert re.search(r"Endpoints: at most [\d.]+ USD so far, 0 USD/h or more now\.", told)
 
 

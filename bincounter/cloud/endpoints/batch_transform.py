@@ -15,7 +15,7 @@ from bincounter.cloud.endpoints.deployment_plan import (
     transform_cost,
 )
 from bincounter.cloud.endpoints.endpoint_requests import EndpointSpec, transform_call
-from bincounter.cloud.endpoints.endpoint_state import TRANSFORM_JOBS, last_error_line, watch_state
+from bincounter.cloud.endpoints.endpoint_state import TRANSFORM_JOBS, deploy_command, last_error_line, watch_state
 from bincounter.data.layouts.base import PHOTO_SUFFIXES, is_photo_name
 from bincounter.errors import BinCounterError, DataError, ResourceError
 
@@ -75,7 +75,7 @@ def transform(
     job.call.request["TransformInput"]["ContentType"] = _content_type(account, source)
     job.model.make(account, spec)
     name = job.call.request["TransformJobName"]
-    see = "bincounter deploy action=list"
+    see = deploy_command(spec, "action=list")
     create_once(
         lambda: job.call.send(account),
         lambda: account.sagemaker.describe_transform_job(TransformJobName=name),

@@ -15,6 +15,7 @@ from bincounter.cloud.endpoints.autoscaling import removal_calls, remove_autosca
 from bincounter.cloud.endpoints.deployment_plan import bucket_uri, print_calls
 from bincounter.cloud.endpoints.endpoint_requests import EndpointSpec
 from bincounter.cloud.endpoints.endpoint_state import (
+    deploy_command,
     describe,
     describe_config,
     describe_model,
@@ -103,7 +104,8 @@ def delete(account: "Account", spec: EndpointSpec) -> "Removal":
     removal = remove(account, spec, refuse_busy=True)
     gone, attempts = removal.gone, removal.attempts
     if not (removal.existed or gone or attempts.left):
-        log.info("No endpoint %s, and no resources of it: nothing to delete.", spec.name)
+        nothing = "No endpoint %s, and no resources of it, in %s: nothing to delete. Set target.region for another."
+        log.info(nothing, spec.name, account.region)
     else:
         log.info(
             "%s: %d configuration%s and %d model%s deleted%s",
@@ -191,7 +193,7 @@ def remove(account: "Account", spec: EndpointSpec, *, refuse_busy: bool = False)
                 "ended: remove target.wait=false, or try again later"
             )
         log.info("The endpoint is %s, and will be deleted when that has ended.", there["EndpointStatus"])
-        there = _settled(account, name, attempts, there)
+        there = _settled(account, spec, attempts, there)
     removal = Removal(name, attempts, existed=there is not None)
     removal.ended = there is None or _delete_endpoint(account, spec, there, attempts)
     config, models = _describe_resources(account, there, attempts)
@@ -200,7 +202,7 @@ def remove(account: "Account", spec: EndpointSpec, *, refuse_busy: bool = False)
     ours.transforms = _stop_transforms(account, spec, ours.transforms, attempts)
     if removal.ended:
         remove_autoscaling(account, spec, attempts)
-        left = _settled(account, name, attempts, None) if removal.existed and spec.target["wait"] else None
+        left = _settled(account, spec, attempts, None) if removal.existed and spec.target["wait"] else None
         if left:
             removal.ended = False
             attempts.left.append(f"the endpoint {name} (it is {left['EndpointStatus']})")
@@ -216,10 +218,10 @@ def _look_at_endpoint(account: "Account", name: str, attempts: Attempts) -> dict
 
 
 def _settled(
-    account: "Account", name: str, attempts: Attempts, default: dict[str, Any] | None
+    account: "Account", spec: EndpointSpec, attempts: Attempts, default: dict[str, Any] | None
 ) -> dict[str, Any] | None:
     """Wait for the endpoint, unless its state cannot be described."""
-    return attempts.look(f"describing the endpoint {name}", partial(wait_until_settled, account, name), default)
+    return attempts.look(f"describing the endpoint {spec.name}", partial(wait_until_settled, account, spec), default)
 
 
 def _delete_endpoint(account: "Account", spec: EndpointSpec, there: dict[str, Any], attempts: Attempts) -> bool:
@@ -234,7 +236,7 @@ def _delete_endpoint(account: "Account", spec: EndpointSpec, there: dict[str, An
             return True
         now = _look_at_endpoint(account, spec.name, attempts)  # the answer may be lost, or autoscaling has begun
         if now and now["EndpointStatus"] in _CHANGING and spec.target["wait"]:
-            now = _settled(account, spec.name, attempts, now)
+            now = _settled(account, spec, attempts, now)
         elif now is None or now.get("EndpointStatus") == "Deleting":
             return True
         else:
@@ -253,7 +255,7 @@ def _stop_transforms(account: "Account", spec: EndpointSpec, jobs: Sequence[str]
     for job in jobs if spec.target["wait"] else ():
         if job not in running:
             ask = partial(account.sagemaker.describe_transform_job, TransformJobName=job)
-            see = "bincounter deploy action=list"
+            see = deploy_command(spec, "action=list")
             attempts.look(
                 f"waiting for the transform job {job}",
                 partial(watch_state, account, ask, "TransformJobStatus", job, see),

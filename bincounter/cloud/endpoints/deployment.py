@@ -65,7 +65,7 @@ def deploy(account: "Account", spec: EndpointSpec, package: "Package", *, update
     if not wait:
         log_status_command(spec)
         return planned.name
-    ended = wait_until_settled(account, spec.name)
+    ended = wait_until_settled(account, spec)
     in_service = ended is not None and ended["EndpointStatus"] == "InService"
     if update:
         if before and not (in_service and ended and ended["EndpointConfigName"] == planned.name):

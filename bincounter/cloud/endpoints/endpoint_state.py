@@ -11,6 +11,7 @@ from bincounter.cloud.aws_errors import describe_endpoint_failure, is_missing, t
 from bincounter.cloud.endpoints.endpoint_requests import EndpointSpec
 from bincounter.cloud.jobs import is_local_endpoint
 from bincounter.cloud.polling import wait_until
+from bincounter.config.quoting import shell_command
 from bincounter.errors import BinCounterError, ConfigError, Interrupted
 
 if TYPE_CHECKING:
@@ -82,12 +83,12 @@ def require_endpoint(account: "Account", name: str) -> dict[str, Any]:
     )
 
 
-def wait_until_settled(account: "Account", name: str) -> dict[str, Any] | None:
+def wait_until_settled(account: "Account", spec: EndpointSpec) -> dict[str, Any] | None:
     """Wait until an endpoint is in service, has failed or is deleted, and log each state.
 
     Args:
         account: account of the endpoint.
-        name: name of the endpoint.
+        spec: settings of the endpoint.
 
     Returns:
         DescribeEndpoint; ``None`` if it was deleted.
@@ -95,8 +96,8 @@ def wait_until_settled(account: "Account", name: str) -> dict[str, Any] | None:
     Raises:
         Interrupted: by Ctrl-C; the endpoint or job continues at AWS.
     """
-    see = f"bincounter deploy action=status name={name}"
-    return watch_state(account, lambda: describe(account, name), "EndpointStatus", name, see)
+    see = deploy_command(spec, "action=status")
+    return watch_state(account, lambda: describe(account, spec.name), "EndpointStatus", spec.name, see)
 
 
 def watch_state(
@@ -160,13 +161,13 @@ def failure_reason(account: "Account", name: str, described: dict[str, Any] | No
 
 def log_status_command(spec: EndpointSpec) -> None:
     """Log the command that shows the state, when nobody waits."""
-    log.info("The endpoint is being deployed, and is billed. Check it with: %s action=status", _command(spec))
+    log.info("The endpoint is being deployed, and is billed. Check it with: %s", deploy_command(spec, "action=status"))
 
 
 def print_endpoint_url(account: "Account", spec: EndpointSpec) -> None:
     """Log the next commands for an endpoint in service, and print its URL."""
-    log.info("Count a photo: %s action=invoke input=PHOTO", _command(spec))
-    log.info("Delete it: %s action=delete", _command(spec))
+    log.info("Count a photo: %s", deploy_command(spec, "action=invoke", "input=PHOTO"))
+    log.info("Delete it: %s", deploy_command(spec, "action=delete"))
     print(invocation_url(account, spec), flush=True)
 
 
@@ -176,8 +177,11 @@ def invocation_url(account: "Account", spec: EndpointSpec) -> str:
     return f"{account.runtime.meta.endpoint_url}/endpoints/{spec.name}/{path}"
 
 
-def _command(spec: EndpointSpec) -> str:
-    return f"bincounter deploy target={spec.kind} name={spec.name}"
+def deploy_command(spec: EndpointSpec, *action: str) -> str:
+    """Return the command of another action on an endpoint, in the region that was set."""
+    region = spec.target["region"]
+    where = {"target.region": region} if region else {}
+    return shell_command("bincounter", "deploy", f"target={spec.kind}", f"name={spec.name}", *action, settings=where)
 
 
 TRANSFORM_JOBS = "/aws/sagemaker/TransformJobs"
