@@ -135,7 +135,15 @@ def test_an_update_leaves_nothing_of_what_was_before(script: ScriptedEndpoints, 
 
 def test_an_update_without_autoscaling_ends_it(script: ScriptedEndpoints, archive: Path) -> None:
     act(*REALTIME, "action=deploy", "name=unscaled", *SCALED, archive=archive)
+    script.asked = []
+    with pytest.raises(
+        ConfigError, match=r"has autoscaling, which target\.request lacks, .*: use action=update to end"
+    ):
+        act(*REALTIME, "action=deploy", "name=unscaled", archive=archive)
     archive.write_bytes(b"another archive")
+    with pytest.raises(ConfigError, match=r"has autoscaling, .*: remove target\.wait=false, so that it is ended"):
+        act(*REALTIME, "action=update", "name=unscaled", "target.wait=false", archive=archive)
+    assert not script.asked
     act(*REALTIME, "action=update", "name=unscaled", archive=archive)
     assert "DeregisterScalableTarget" in script.asked
 

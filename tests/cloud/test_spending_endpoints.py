@@ -14,6 +14,7 @@ from spent import nobody_to_ask, shown  # noqa: F401 - the fixture is for all te
 
 from bincounter.cli.main import main
 from bincounter.cloud.cost_records import read_costs
+from bincounter.cloud.endpoints.endpoint_record import read_periods
 from sagemaker_rehearsal import client_environment
 
 IMAGE = "target.image=123456789012.dkr.ecr.us-east-1.amazonaws.com/ray:1"
@@ -84,13 +85,22 @@ def test_an_update_ends_the_bill_of_the_run_that_was_served_before(script: Scrip
 
 
 def test_what_scales_or_serves_without_instances_says_so(
-    script: ScriptedEndpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    script: ScriptedEndpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     scaled = (
         "target.request.ScalableTarget={MinCapacity:1,MaxCapacity:4}",
         "target.request.ScalingPolicy.TargetTrackingScalingPolicyConfiguration={TargetValue:600,"
         "PredefinedMetricSpecification:{PredefinedMetricType:SageMakerVariantInvocationsPerInstance}}",
     )
+    for _ in range(2):
+        deployed(tmp_path / "late", "cost-late")
+    for step in ("only its autoscaling changes", "nothing to do"):
+        with caplog.at_level("INFO"):
+            deployed(tmp_path / "late", "cost-late", *scaled)
+        assert caplog.messages[-4] == f"The endpoint cost-late has this checkpoint and these settings: {step}."
+    before, after = read_periods(tmp_path / "late" / "endpoint" / "endpoint.json")
+    assert (before.ending, before.ended, before.usd_per_hour_most) == ("replaced", after.begun, 0.23)
+    assert (after.ended, after.usd_per_hour_most) == (None, 0.92)
     deployed(tmp_path / "run", "cost-scaled", *scaled)
     deployed(tmp_path / "idle", "cost-idle", "target=serverless")
     aged(tmp_path / "run")

@@ -1,5 +1,6 @@
 """Application Auto Scaling of an endpoint: register, describe, deregister, restore."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,12 @@ class Autoscaling:
 
     def __bool__(self) -> bool:
         return bool(self.targets)
+
+    def matches(self, calls: Sequence[Call]) -> bool:
+        """Return True if just this is registered by ``calls``; AWS adds members of its own."""
+        there = [call.request for call in (*self.targets, *self.policies)]
+        asked = [call.request for call in calls]
+        return len(there) == len(asked) and all(any(one.items() <= each.items() for each in there) for one in asked)
 
     def restore(self, account: "Account") -> None:
         """Register everything again."""

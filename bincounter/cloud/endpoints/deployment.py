@@ -51,15 +51,18 @@ def deploy(account: "Account", spec: EndpointSpec, package: "Package", *, update
         print_calls(account, planned.calls)
         return planned.name
     before = require_endpoint(account, spec.name) if update else describe(account, spec.name)
+    scaled = suspended = Autoscaling([], [])
     if before:
         _check_state(before, planned, spec, update=update)
+        scaled = _read_autoscaling(account, spec)
     unchanged = before is not None and before["EndpointConfigName"] == planned.name
-    suspended = Autoscaling([], [])
-    if unchanged:
-        log.info("Nothing to do: the endpoint %s has this checkpoint and these settings.", spec.name)
-    else:
-        suspended = _send(account, spec, planned, before)
     wait = spec.target["wait"] or (unchanged and before is not None and before["EndpointStatus"] == "InService")
+    _check_scaling(spec, planned, scaled, update=update, wait=wait)
+    if unchanged:
+        step = "nothing to do" if scaled.matches(planned.scaling) else "only its autoscaling changes"
+        log.info("The endpoint %s has this checkpoint and these settings: %s.", spec.name, step)
+    else:
+        suspended = _send(account, spec, planned, before, scaled)
     if not (update and wait):  # an update may be rolled back: it is recorded once it has succeeded
         endpoint_record.record_begin(account, spec, planned, before["CreationTime"] if before and not update else None)
     if not wait:
@@ -109,10 +112,30 @@ def _check_state(before: dict[str, Any], planned: DeploymentPlan, spec: Endpoint
         )
 
 
+def _check_scaling(
+    spec: EndpointSpec, planned: DeploymentPlan, scaled: Autoscaling, *, update: bool, wait: bool
+) -> None:
+    """Raise a ConfigError if an endpoint would keep autoscaling that is not in its settings."""
+    if planned.scaling or not scaled or (update and wait):  # an update ends it once it has succeeded
+        return
+    step = "remove target.wait=false, so that it is ended" if update else "use action=update to end it"
+    raise ConfigError(
+        f"the endpoint name={spec.name} has autoscaling, which target.request lacks, and may bill more than the price "
+        f"above: {step}, or set target.request.ScalableTarget and target.request.ScalingPolicy"
+    )
+
+
 def _send(
-    account: "Account", spec: EndpointSpec, planned: DeploymentPlan, before: dict[str, Any] | None
+    account: "Account", spec: EndpointSpec, planned: DeploymentPlan, before: dict[str, Any] | None, scaled: Autoscaling
 ) -> Autoscaling:
     """Create the model and the configuration, and send CreateEndpoint or UpdateEndpoint.
+
+    Args:
+        account: that the endpoint is in.
+        spec: its settings.
+        planned: the requests.
+        before: DescribeEndpoint of an endpoint to update.
+        scaled: its autoscaling.
 
     Returns:
         the autoscaling that had to be deregistered for an update.
@@ -121,7 +144,6 @@ def _send(
     try:
         planned.make(account, spec)
         if before:
-            scaled = _read_autoscaling(account, spec)
             config = describe_config(account, before["EndpointConfigName"])
             if _instance_type(config) != _instance_type(planned.config.request):
                 suspended = scaled  # AWS refuses another instance type while autoscaling is registered
@@ -143,11 +165,11 @@ def _send(
 
 
 def _read_autoscaling(account: "Account", spec: EndpointSpec) -> Autoscaling:
-    """Read the autoscaling of an endpoint that is updated; none where that is not allowed, as without any."""
+    """Read the autoscaling of an endpoint that exists; none where that is not allowed, as without any."""
     try:
         return read_autoscaling(account, spec.name)
     except ConfigError as error:
-        log.warning("The update continues as without autoscaling: %s", error)
+        log.warning("The endpoint is taken to have no autoscaling: %s", error)
         return Autoscaling([], [])
 
 

@@ -87,7 +87,7 @@ def read_periods(path: Path) -> list[ServingPeriod]:
 def record_begin(
     account: "Account", spec: EndpointSpec, endpoint: "DeploymentPlan", begun: datetime | None = None
 ) -> None:
-    """Record that an endpoint serves an archive from now on, once per configuration; this ends an open period.
+    """Record that an endpoint serves an archive from now on, once per configuration and price; ends an open period.
 
     A record that cannot be written is a warning, not an error: the endpoint exists, and is billed.
 
@@ -101,8 +101,11 @@ def record_begin(
     period = _period(account, spec, endpoint, begun or datetime.now(UTC))
     try:
         periods = read_periods(path) if path.exists() else []
-        if any(_same(one, period) and one.config == period.config and one.ended is None for one in periods):
-            return
+        for one in periods:
+            if _same(one, period) and one.config == period.config and one.ended is None:
+                if one.usd_per_hour_most == period.usd_per_hour_most:
+                    return
+                period = replace(period, begun=_now())  # with other autoscaling; it served before, too
         _write(path, [*_ended(periods, period, "replaced"), period])
     except (UserError, OSError) as error:
         log.warning("The costs of the endpoint are not recorded for `bincounter cost`: %s", error)
@@ -140,11 +143,15 @@ def _ended(
     periods: Sequence[ServingPeriod], of: ServingPeriod, ending: str, serves: str | None = None
 ) -> list[ServingPeriod]:
     """Return the periods, with the open ones of an endpoint ended."""
-    now = datetime.now(UTC).isoformat(timespec="seconds")
+    now = _now()
     return [
         replace(one, ended=now, ending=ending) if _same(one, of) and one.ended is None and one.config != serves else one
         for one in periods
     ]
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _same(one: ServingPeriod, other: ServingPeriod) -> bool:
