@@ -23,6 +23,7 @@ from bincounter.config.aws_names import (
 )
 from bincounter.config.checks import bounded, open_mapping
 from bincounter.errors import ConfigError
+from bincounter.hub import is_hub
 
 _LONGEST_RUN = 28 * 24 * 3600  # seconds; what SageMaker allows without a raised quota is 5 days, with one 28
 _NAME_LENGTH = 63
@@ -182,11 +183,7 @@ def _run(cfg: Mapping[str, Any], launcher: Mapping[str, Any]) -> None:
         )
     if cfg["debugger"]["kind"] == "smdebug":
         _smdebug(launcher)
-    if cfg["model"]["weights"] and ("/" in cfg["model"]["weights"] or cfg["model"]["weights"].endswith(".ckpt")):
-        raise ConfigError(
-            f"model.weights={cfg['model']['weights']} is a file of this machine, which a job does not see: use a "
-            "torchvision name or null"
-        )
+    _weights(cfg["model"]["weights"])
     if cfg["trainer"].get("accelerator") == "mps":
         raise ConfigError("trainer=mps is an Apple GPU, which SageMaker does not have: use trainer=gpu or trainer=auto")
     if len(cfg["task_name"]) > _NAME_LENGTH:
@@ -195,6 +192,19 @@ def _run(cfg: Mapping[str, Any], launcher: Mapping[str, Any]) -> None:
         raise ConfigError(
             "model.trained=gradual changes what several instances have to exchange as they run: use "
             "model.trained=last_stages, or launcher.instance_count=1"
+        )
+
+
+def _weights(weights: str | None) -> None:
+    """Reject weights of this machine; a job fetches those of the hub itself."""
+    if weights is None or is_hub(weights):
+        return
+    from bincounter.model.backbones import is_file_name  # here: it imports torchvision
+
+    if is_file_name(weights):
+        raise ConfigError(
+            f"model.weights={weights} is a file of this machine, which a job does not see: use a torchvision name, a "
+            "model that bincounter push has uploaded (hf://owner/name), or null"
         )
 
 

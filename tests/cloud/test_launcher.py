@@ -126,7 +126,7 @@ def test_dry_run_without_login_prints_placeholders_and_writes_nothing(
         (["launcher.framework_version=1.0"], "2.14"),
         (["launcher.region=eu-west-99"], "eu-west-99 is not a region"),
         (["ckpt_path=last", "paths.output_dir=logs"], "launcher.checkpoint_uri=s3://"),
-        (["model.weights=runs/best.ckpt"], "is a file of this machine"),
+        *((["model.weights=" + name], "is a file of this machine") for name in ("runs/best.ckpt", "w.pt", "docs")),
         (["train=false", "ckpt_path=README.md"], "remove the launcher"),
         (["+logger.wandb.api_key=0123456789abcdef"], "looks like a secret"),
         (["launcher.environment.WANDB_API_KEY=0123456789abcdef"], "looks like a secret"),
@@ -143,6 +143,14 @@ def test_what_cannot_run_is_refused_in_a_line_before_anything_is_sent(
     assert sentence in message
     assert "0123456789abcdef" not in out + err
     assert "{" not in out  # no request was even shown
+
+
+def test_a_job_fetches_weights_of_the_hub(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "bincounter.files.download", lambda name: REPOSITORY / "README.md"
+    )  # which checks that it exists
+    out, _err = train("launcher=sagemaker_spot", *OFFLINE, *BUCKET, "dry_run=true", "model.weights=hf://ada/bins@v1")
+    assert json.loads(out)["HyperParameters"]["model.weights"].strip("\"'") == "hf://ada/bins@v1"
 
 
 def test_a_job_needs_a_role(train: Train) -> None:
