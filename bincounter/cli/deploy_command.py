@@ -203,7 +203,7 @@ def run_on_sagemaker(cfg: DictConfig, package: "Package | None") -> int:
             return 0
         removal = delete(account, spec)
         if removal.ended:
-            records = endpoint_record.records_below(Path(cfg.paths.log_dir))
+            records = endpoint_record.find_records(Path(cfg.paths.log_dir), state_of(cfg))
             endpoint_record.record_end(account, spec.name, records, "deleted")
         removal.check()
     elif cfg.action == "transform":
@@ -216,9 +216,11 @@ def run_on_sagemaker(cfg: DictConfig, package: "Package | None") -> int:
 
         assert package is not None
         update = cfg.action == "update"
+        if not cfg.dry_run:
+            endpoint_record.list_record(package.path, state_of(cfg))
         config = deploy(account, spec, package, update=update, dry=cfg.dry_run)
         if update and not cfg.dry_run:  # its previous archive may belong to another run
-            earlier = endpoint_record.records_below(Path(cfg.paths.log_dir))
+            earlier = endpoint_record.find_records(Path(cfg.paths.log_dir), state_of(cfg))
             endpoint_record.record_end(account, spec.name, earlier, "replaced", serves=config)
     return 0
 

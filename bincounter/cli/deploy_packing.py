@@ -179,5 +179,5 @@ def _limits(cfg: DictConfig) -> Limits:
 
 
 def state_of(cfg: DictConfig) -> Path:
-    """Folder of unpacked archives and of the list of those packed here."""
+    """Folder of unpacked archives, of the list of those packed here, and of the list of endpoints' records."""
     return Path(cfg.paths.cache_dir) / "serving"

@@ -16,6 +16,8 @@ ROLE = "arn:aws:iam::123456789012:role/rehearsal"
 
 def act(*overrides: str, archive: Path | None = None) -> int:
     """``bincounter deploy OVERRIDES`` for a package that exists; returns the exit code."""
+    if archive is not None and not any(each.startswith("paths.cache_dir=") for each in overrides):
+        overrides = (*overrides, f"paths.cache_dir={archive.parent / 'cache'}")
     cfg = compose(["target.region=us-east-1", *overrides], config_name="deploy")
     package = None
     if archive is not None:

@@ -76,12 +76,15 @@ def test_an_endpoint_bills_until_it_is_deleted(
 
 
 def test_an_update_ends_the_bill_of_the_run_that_was_served_before(script: ScriptedEndpoints, tmp_path: Path) -> None:
-    deployed(tmp_path / "old", "cost-moved")
+    cache = f"paths.cache_dir={tmp_path / 'cache'}"
+    deployed(tmp_path / "old", "cost-moved", cache)
     script.course = [{"EndpointStatus": status} for status in ("InService", "Updating", "InService")]
-    deployed(tmp_path / "new", "cost-moved", f"paths.log_dir={tmp_path}", action="update", content=b"another")
+    deployed(tmp_path / "new", "cost-moved", cache, action="update", content=b"another")  # neither is below log_dir
     (old,), (new,) = (read_costs([tmp_path / name]).endpoints for name in ("old", "new"))
     assert (old.state, old.usd_per_hour) == ("replaced", 0.0)
     assert (new.state, new.until) == ("InService", None)
+    act("target=realtime", "action=delete", "name=cost-moved", cache)
+    assert [bill.state for bill in read_costs([tmp_path / "new"]).endpoints] == ["deleted"]
 
 
 def test_what_scales_or_serves_without_instances_says_so(
@@ -144,7 +147,8 @@ def test_an_endpoint_that_was_deleted_or_changed_elsewhere(script: ScriptedEndpo
     script.course = [{"EndpointStatus": "InService", "EndpointConfigName": "somebody-elses"}]
     assert [bill.state for bill in read_costs([tmp_path / "run"]).endpoints] == ["replaced"]
     script.course = []
-    act("target=realtime", "action=delete", "name=cost-gone", f"paths.log_dir={tmp_path / 'elsewhere'}")
+    elsewhere = [f"paths.{name}_dir={tmp_path / 'elsewhere'}" for name in ("log", "cache")]
+    act("target=realtime", "action=delete", "name=cost-gone", *elsewhere)
     found = read_costs([tmp_path / "run"])
     assert [(bill.state, bill.cost_is_at_most) for bill in found.endpoints] == [("gone", True)]
     assert "the time of its end is not known" in found.notes[0]

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -134,9 +135,37 @@ def record_end(
             log.debug("%s was skipped: %s", path, error)
 
 
-def records_below(folder: Path) -> list[Path]:
-    """Return the paths of the records of all runs below a folder."""
-    return sorted(folder.rglob(f"endpoint/{ENDPOINT_RECORD}"))
+_LIST = "endpoint_records.txt"  # one path a line
+
+
+def list_record(archive: Path, state: Path) -> None:
+    """Add the record beside an archive to the list of this machine, so that its end is recorded wherever it lies.
+
+    A list that cannot be written is a warning, as a record is.
+
+    Args:
+        archive: path of the archive.
+        state: folder of the list.
+    """
+    path = archive.resolve().parent / ENDPOINT_RECORD
+    try:
+        if path not in _listed(state):
+            state.mkdir(parents=True, exist_ok=True)
+            with (state / _LIST).open("ab") as file:
+                file.write(os.fsencode(path) + b"\n")
+    except OSError as error:
+        log.warning("The end of the endpoint will not be recorded for `bincounter cost`: %s", error)
+
+
+def find_records(folder: Path, state: Path) -> list[Path]:
+    """Return the paths of the records of all runs below a folder, and of those in the list of this machine."""
+    below = {path.resolve() for path in folder.rglob(f"endpoint/{ENDPOINT_RECORD}")}
+    return sorted(below.union(_listed(state)))
+
+
+def _listed(state: Path) -> list[Path]:
+    path = state / _LIST
+    return [Path(os.fsdecode(line)) for line in path.read_bytes().splitlines()] if path.is_file() else []
 
 
 def _ended(
