@@ -1,6 +1,7 @@
 """Requests of deploy.py to SageMaker and the resources it leaves, against moto, whose endpoints exist at once."""
 
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -183,6 +184,27 @@ def test_a_folder_with_more_than_photos_is_no_batch(aws: Faults, archive: Path) 
     with pytest.raises(BinCounterError, match=r"no objects under s3://photos/bins/1.jpg/: name the folder"):
         act(*(word.replace("photos/bins", "photos/bins/1.jpg") for word in given), archive=archive)
     assert not made(aws)
+
+
+def test_photos_of_a_batch_without_an_answer_are_counted(aws: Faults, archive: Path) -> None:
+    s3 = boto3.client("s3", "us-east-1")
+    s3.create_bucket(Bucket="batch")
+    answers = ("own/bins/a/0.jpg.out", "own/bins/b/0.jpg.out", "below/a/0.jpg.out", "half/a/0.jpg.out")
+    for key in ("bins/a/0.jpg", "bins/b/0.jpg", *answers):
+        s3.put_object(Bucket="batch", Key=key, Body=b"x")
+
+    def count(output: str, created: float) -> int:
+        aws.change("DescribeTransformJob", lambda there: {**there, "CreationTime": created})
+        given = ("action=transform", "name=batch", "input=s3://batch/bins", f"output=s3://batch/{output}")
+        return act(*REALTIME, *given, archive=archive)
+
+    assert count("own", 0) == 0
+    with pytest.raises(ResourceError, match=r"has no answer for 1 photos \(bins/b/0\.jpg\)"):
+        count("half", 0)
+    with pytest.raises(ResourceError, match="has no answer for 2 photos"):  # these are of an earlier job
+        count("own", time.time() + 3600)
+    s3.put_object(Bucket="batch", Key="below/b/0.jpg.out", Body=b"x")
+    assert count("below", 0) == 0
 
 
 def test_a_folder_of_requests_in_json_is_a_batch(aws: Faults) -> None:

@@ -1,6 +1,8 @@
 """Batch transform: one job that counts the photos of a folder in S3."""
 
 import logging
+from collections.abc import Collection, Sequence
+from datetime import datetime
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -102,9 +104,12 @@ def _report(account: "Account", ended: dict[str, Any], source: str, output: str)
     missing: list[str] = []
     unlisted = None
     try:
-        answers = {PurePosixPath(key).name for key in _names(account, output)}
-        photos = _names(account, source)
-        missing = [key for key in photos if f"{PurePosixPath(key).name}.out" not in answers]
+        begun = ended["CreationTime"].replace(microsecond=0)  # S3's times are whole seconds
+        answers = {
+            key.removeprefix(_folder(output)) for key, time in _objects(account, output).items() if time >= begun
+        }
+        photos = list(_objects(account, source))
+        missing = _unanswered(photos, _folder(source), answers)
         counted = f"{len(photos) - len(missing)} of {len(photos)} photos have an answer in {output}"
     except BinCounterError as error:  # the job has ended in any case
         unlisted = error
@@ -123,13 +128,21 @@ def _report(account: "Account", ended: dict[str, Any], source: str, output: str)
     print(output, flush=True)
 
 
+def _unanswered(photos: Sequence[str], folder: str, answers: Collection[str]) -> list[str]:
+    """Return the photos without an answer, which has the photo's name below the folder, maybe after the folder's."""
+    parts = folder.split("/")
+    leads = ["/".join(parts[number:]) for number in range(len(parts))]
+    missing = [[key for key in photos if f"{lead}{key.removeprefix(folder)}.out" not in answers] for lead in leads]
+    return min(missing, key=len)
+
+
 def _content_type(account: "Account", source: str) -> str:
     """Return the content type of all photos of a job.
 
     Raises:
         DataError: the folder is empty, or has an object that is not a photo, which would fail the job.
     """
-    names = _names(account, source)
+    names = list(_objects(account, source))
     if not names:
         one = "name the folder of the photo, whose photos are all counted" if is_photo_name(source) else "correct input"
         raise DataError(f"no objects under {source}/: {one} (upper and lower case matter)")
@@ -148,11 +161,16 @@ def _content_type(account: "Account", source: str) -> str:
     return "image/png" if kinds == {".png"} else _ANY_PHOTO
 
 
-def _names(account: "Account", uri: str) -> list[str]:
-    """List the keys of the objects in an ``s3://`` folder."""
-    bucket, _, prefix = uri.removeprefix("s3://").partition("/")
-    folder = f"{prefix.rstrip('/')}/" if prefix.rstrip("/") else ""
+def _folder(uri: str) -> str:
+    """Return the start of the keys in an ``s3://`` folder."""
+    prefix = uri.removeprefix("s3://").partition("/")[2].rstrip("/")
+    return f"{prefix}/" if prefix else ""
+
+
+def _objects(account: "Account", uri: str) -> dict[str, datetime]:
+    """List the keys of the objects in an ``s3://`` folder, with the times at which they were written."""
+    bucket = uri.removeprefix("s3://").partition("/")[0]
     with translate_endpoint_errors(f"listing {uri}"):
-        pages = account.s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=folder)
-        keys = [one["Key"] for page in pages for one in page.get("Contents", ())]
-    return [key for key in keys if not key.endswith("/")]
+        pages = account.s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=_folder(uri))
+        found = {one["Key"]: one["LastModified"] for page in pages for one in page.get("Contents", ())}
+    return {key: time for key, time in found.items() if not key.endswith("/")}
