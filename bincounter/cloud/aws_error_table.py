@@ -82,7 +82,7 @@ class AwsErrorCase:
 
 
 _DENIED = "AccessDenied AccessDeniedException UnauthorizedOperation AuthorizationError Forbidden 403"
-_THROTTLED = "Throttling ThrottlingException ThrottledException TooManyRequestsException RequestLimitExceeded SlowDown"
+THROTTLED = "Throttling ThrottlingException ThrottledException TooManyRequestsException RequestLimitExceeded SlowDown"
 CASES = (
     AwsErrorCase(
         "ValidationException ResourceInUse ConflictException",
@@ -190,7 +190,7 @@ CASES = (
         "SageMaker, or wait until other jobs have ended",
     ),
     AwsErrorCase(
-        _THROTTLED,
+        THROTTLED,
         "",
         ResourceError,
         "AWS throttles {doing} ({code}): run the same command again in a minute{fewer}",

@@ -6,6 +6,7 @@ For states that no real container can be brought into on request; test_endpoints
 import json
 import re
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,6 +25,7 @@ class ScriptedEndpoints:
         containers: status and body of the next responses to InvokeEndpoint.
         rolls_back: roll every update back.
         asked: the operations that changed something, in order.
+        most: requests that containers had at a time.
     """
 
     def __init__(self) -> None:
@@ -32,6 +34,8 @@ class ScriptedEndpoints:
         self.containers: list[tuple[int, str]] = []
         self.rolls_back = False
         self.asked: list[str] = []
+        self.most = self._busy = 0
+        self._lock = threading.Lock()
         self._serving: dict[str, str] = {}  # configurations of endpoints that were updated
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -39,7 +43,13 @@ class ScriptedEndpoints:
         if re.match("(Create|Update|Delete|Stop|Register|Deregister)", operation.rpartition(".")[2]):
             self.asked.append(operation.rpartition(".")[2])
         if re.fullmatch(r"/endpoints/[^/]+/invocations", environ["PATH_INFO"]):
+            with self._lock:
+                self._busy += 1
+                self.most = max(self.most, self._busy)
+            time.sleep(0.1)  # so that others come meanwhile
             status, headers, body = self._invoked(environ)
+            with self._lock:
+                self._busy -= 1
         elif operation == "UpdateEndpoint":
             status, headers, body = self._updated(environ)
         else:
@@ -76,6 +86,12 @@ class ScriptedEndpoints:
         code, said = self.containers.pop(0)
         if code == 200:
             return "200 OK", [("Content-Type", "application/json")], said.encode()
+        if code == 429:
+            return (
+                "429 Too Many Requests",
+                [("x-amzn-errortype", "ThrottlingException")],
+                b'{"Message": "Rate exceeded"}',
+            )
         problem = {"Message": f"Received {code}", "OriginalStatusCode": code, "OriginalMessage": said}
         headers = [("Content-Type", "application/json"), ("x-amzn-errortype", "ModelError")]
         return "424 Failed Dependency", headers, json.dumps(problem).encode()

@@ -203,6 +203,10 @@ def test_answers_and_refusals_of_the_container(
     script.containers = [(503, '{"error": "too much to do"}'), (200, ANSWER)]  # one that is busy is asked again
     assert act(*asked, f"input={photos / '1.jpg'}") == 0
     assert capsys.readouterr().out == f"{photos / '1.jpg'}\t3\t(75% sure, 2.75 expected)\tneeds a person\n"
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    script.containers = [(429, ""), (200, ANSWER)]
+    assert act(*asked, f"input={photos / '1.jpg'}") == 0
+    capsys.readouterr()
     script.containers = [(200, ANSWER), (422, '{"error": "no photo"}')]  # as bincounter audit --endpoint asks
     answers = list(counting_by("bincounter-0")(str(photos / name) for name in ("1.jpg", "2.png")))
     assert sorted((answer.count, answer.error) for answer in answers if answer.count) == [(3, "")]
@@ -221,3 +225,14 @@ def test_answers_and_refusals_of_the_container(
     assert capsys.readouterr().err == "".join(
         f"{photos / name}: no photo: send a JPEG\n" for name in ("1.jpg", "2.png")
     )
+
+
+def test_a_serverless_endpoint_gets_as_many_requests_as_it_takes(
+    script: ScriptedEndpoints, archive: Path, photos: Path
+) -> None:
+    kind, name = "target=serverless", "name=takes-one"
+    given = (f"target.role={ROLE}", IMAGE, "target.max_concurrency=1")
+    act(kind, name, *given, "action=deploy", archive=archive)
+    script.containers, script.most = [(200, ANSWER)] * 2, 0
+    assert act(kind, name, "action=invoke", f"input={photos}") == 0
+    assert script.most == 1

@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from bincounter.cloud.aws_error_table import THROTTLED
 from bincounter.cloud.aws_errors import translate_endpoint_errors
 from bincounter.cloud.endpoints.api_objects import Call, build_call
 from bincounter.cloud.endpoints.deployment_plan import bucket_uri, print_calls
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from bincounter.cloud.account import Account
 
-_AT_ONCE = 8  # requests at a time; more would queue at the endpoint
+_AT_ONCE = 8  # requests at a time, at most; more would queue at the endpoint
 _AHEAD = 512  # photos whose requests are prepared at a time
 _TRIES = 6  # attempts per request while the endpoint is overloaded or fails
 _TIMEOUT_S = 1800.0  # seconds until an asynchronous answer: an instance may have to start first
@@ -74,11 +75,11 @@ def invoke(account: "Account", spec: EndpointSpec, photos: list[Path], *, dry: b
     if dry:
         print_calls(account, [_shown(account, spec, photo) for photo in photos])
         return 0
-    kind = _answering(account, spec)
-    if kind == "async" and not spec.target["wait"]:
+    config = _answering(account, spec)
+    if _kind(config) == "async" and not spec.target["wait"]:
         return _submit_all(account, spec, photos)
     try:
-        with closing(_answers(account, spec, photos, kind)) as answers:
+        with closing(_answers(account, spec, photos, config)) as answers:
             counted = print_predictions(answers)
     except KeyboardInterrupt:
         raise Interrupted("Interrupted: run the same command again") from None
@@ -102,8 +103,8 @@ def count_photos(
     yield from _answers(account, spec, photos, _answering(account, spec), check_model)
 
 
-def _answering(account: "Account", spec: EndpointSpec) -> str:
-    """Return the kind of an endpoint.
+def _answering(account: "Account", spec: EndpointSpec) -> dict[str, Any]:
+    """Return the configuration of an endpoint.
 
     Raises:
         BinCounterError: it does not exist, or answers no requests.
@@ -113,19 +114,19 @@ def _answering(account: "Account", spec: EndpointSpec) -> str:
         raise ConfigError(
             f"the endpoint name={spec.name} is {there['EndpointStatus']}, and answers no requests: see action=status"
         )
-    return _kind(describe_config(account, there["EndpointConfigName"]) or {})
+    return describe_config(account, there["EndpointConfigName"]) or {}
 
 
 def _answers(
     account: "Account",
     spec: EndpointSpec,
     photos: Iterable[Path],
-    kind: str,
+    config: dict[str, Any],
     check_model: Callable[[str], object] = lambda model: None,
 ) -> Generator[Prediction]:
-    send, leave = _invoke_async if kind == "async" else _invoke, threading.Event()
-    left = iter(photos)
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
+    kind, left, leave = _kind(config), iter(photos), threading.Event()
+    send = _invoke_async if kind == "async" else _invoke
+    with ThreadPoolExecutor(_at_once(config)) as pool:
         try:
             while batch := list(islice(left, _AHEAD)):
                 futures = [pool.submit(send, account, spec, photo, _LARGEST_MB[kind], leave) for photo in batch]
@@ -155,6 +156,13 @@ def _kind(config: dict[str, Any]) -> str:
         return "async"
     variants = config.get("ProductionVariants", [])
     return "serverless" if any("ServerlessConfig" in variant for variant in variants) else "realtime"
+
+
+def _at_once(config: dict[str, Any]) -> int:
+    """Return the number of requests to send at a time; AWS rejects more than a serverless endpoint takes."""
+    variants = config.get("ProductionVariants", [])
+    taken = [each["ServerlessConfig"]["MaxConcurrency"] for each in variants if "ServerlessConfig" in each]
+    return min([_AT_ONCE, *taken])
 
 
 def _call(spec: EndpointSpec, photo: Path, body: Any) -> Call:
@@ -197,9 +205,10 @@ def _invoke(account: "Account", spec: EndpointSpec, photo: Path, largest_mb: int
             try:
                 return call.send(account)["Body"].read().decode("utf-8", "replace")
             except ClientError as error:
-                if error.response["Error"]["Code"] != "ModelError":
+                code = error.response["Error"]["Code"]
+                if code not in ("ModelError", *THROTTLED.split()):
                     raise
-                failed = _check_retryable(error)
+                failed = _check_retryable(error) if code == "ModelError" else None
         if leave.wait(0.5 * 2**attempt):
             break
     if failed:
