@@ -14,6 +14,7 @@ from bincounter.cloud.instances import gpu_count
 from bincounter.cloud.jobs import JOB_RECORD
 from bincounter.config.aws_names import is_mlflow_arn
 from bincounter.config.overrides import LAUNCH_KEYS, drop_overrides
+from bincounter.config.quoting import override_of
 from bincounter.config.validate import validate
 from bincounter.data.s3.address import is_remote
 from bincounter.errors import ConfigError
@@ -72,7 +73,7 @@ class PlannedJob:
     def ship_source(self, uri: str) -> None:
         """Replace the local folder of the photos by its address in a bucket."""
         self.source = uri
-        self.shipped = [*drop_overrides(self.shipped, "data.source"), f"data.source={uri}"]
+        self.shipped = [*drop_overrides(self.shipped, "data.source"), override_of("data.source", uri)]
 
 
 def compose_job(loader: "ConfigLoader", config: DictConfig, overrides: Sequence[str], number: int) -> PlannedJob:
@@ -217,7 +218,7 @@ def _ship_file(planned: PlannedJob, key: str, path: Path) -> None:
         raise ConfigError(f"{key}={path} is not a file: name one, or drop the setting")
     name = f"{key.rpartition('.')[2]}/{path.name}"  # in the code archive
     planned.extra[name] = path.read_bytes()
-    planned.shipped = [*drop_overrides(planned.shipped, key), f"{key}='{name}'"]
+    planned.shipped = [*drop_overrides(planned.shipped, key), override_of(key, name)]
 
 
 def _refuse_secrets(overrides: Sequence[str]) -> None:

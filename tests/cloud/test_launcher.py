@@ -16,6 +16,7 @@ from commands import REPOSITORY, command, environment
 from hydra.core.hydra_config import HydraConfig
 
 from bincounter.cli import train_command
+from bincounter.config.quoting import override_of
 
 ROLE = "launcher.role=arn:aws:iam::123456789012:role/bincounter"
 OFFLINE = ["launcher.region=eu-west-1", "launcher.bucket=my-bucket", ROLE]
@@ -322,6 +323,16 @@ def test_a_local_folder_is_uploaded_and_a_dry_run_only_says_so(train: Train, tmp
     uri = request["InputDataConfig"][0]["DataSource"]["S3DataSource"]["S3Uri"]
     assert uri.startswith("s3://my-bucket/bincounter/data/bins-")
     assert request["HyperParameters"]["data.source"] == uri.rstrip("/")
+
+
+def test_a_shipped_file_may_have_any_name(train: Train, tmp_path: Path) -> None:
+    bins = square_bins(tmp_path / "bins", photos=20)
+    corrections = tmp_path / "bob's fixes.csv"
+    corrections.write_text("id,count\n1,3\n")
+    given = ["data=folders", f"data.source={bins}", override_of("data.corrections", corrections)]
+    out, _err = train("launcher=sagemaker", *OFFLINE, *given, "dry_run=true")
+    sent = json.loads(out[out.index("{") :])["HyperParameters"]["data.corrections"]
+    assert json.loads(sent) == "corrections/bob's fixes.csv"
 
 
 def test_dry_run_without_a_launcher_says_what_it_is_for(train: Train) -> None:
