@@ -141,7 +141,7 @@ def test_an_update_without_autoscaling_ends_it(script: ScriptedEndpoints, archiv
     ):
         act(*REALTIME, "action=deploy", "name=unscaled", archive=archive)
     archive.write_bytes(b"another archive")
-    with pytest.raises(ConfigError, match=r"has autoscaling, .*: remove target\.wait=false, so that it is ended"):
+    with pytest.raises(ConfigError, match=r"has autoscaling, .*: remove target\.wait=false, so that the update"):
         act(*REALTIME, "action=update", "name=unscaled", "target.wait=false", archive=archive)
     assert not script.asked
     act(*REALTIME, "action=update", "name=unscaled", archive=archive)

@@ -118,10 +118,14 @@ def _check_scaling(
     """Raise a ConfigError if an endpoint would keep autoscaling that is not in its settings."""
     if planned.scaling or not scaled or (update and wait):  # an update ends it once it has succeeded
         return
-    step = "remove target.wait=false, so that it is ended" if update else "use action=update to end it"
+    step = (
+        "remove target.wait=false, so that the update ends it"
+        if update
+        else "use action=update to end it, or set target.request.ScalableTarget and target.request.ScalingPolicy"
+    )
     raise ConfigError(
         f"the endpoint name={spec.name} has autoscaling, which target.request lacks, and may bill more than the price "
-        f"above: {step}, or set target.request.ScalableTarget and target.request.ScalingPolicy"
+        f"above: {step}"
     )
 
 
