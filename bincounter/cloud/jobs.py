@@ -265,7 +265,8 @@ def fetch_run(account: "Account", job: Job, wanted: Callable[[str], bool] | None
         if not lock(file, wait=0):
             raise UserError(f"{job.folder} is in use by another process: wait for it, or stop it")
         if is_fetched(job):
-            log.info("%s was fetched before: the files in %s are kept", job.name, job.folder)
+            again = f'to fetch them again, set "fetched" to false in its {JOB_RECORD}'
+            log.info("%s was fetched before, and the files in %s are kept: %s", job.name, job.folder, again)
             return
         _fetch_below(account, bucket, f"{prefix}/", job.folder, wanted or (lambda _: True))
         _rewrite_overrides(job)
