@@ -39,10 +39,14 @@ _HARMLESS_VALUES = ("", "null", "None", "true", "false", "True", "False", MASK)
 _INNER = re.compile(r"[{,]\s*['\"]?([\w.-]+)['\"]?\s*:")
 _VALUE = r"(\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'|[^\s&;,'\"#<>()\[\]{}]+)"
 _ASSIGNED = re.compile(rf"(?<![\w.$-])([\w.+~/@-]*\w)(\s*=\s*){_VALUE}")  # also in a DSN, JDBC and a query
-_FLAG = re.compile(rf"(?<![\w-])(--?[A-Za-z][\w-]*)(\s+|\s*,\s*){_VALUE}")
+# Quotes as in a printed list: ['--token', 'abc'].
+_FLAG = re.compile(rf"(?<![\w-])(--?[A-Za-z][\w-]*)(\s+|\s*,\s*|['\"]\s*,\s*(?=['\"][^-])){_VALUE}")
 _QUOTED_PAIR = re.compile(r"([\"'])([\w.-]+)\1(\s*:\s*)(\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'|\d+)")
+_FLOW_MAPPING = re.compile(r"\{[^{}]*")  # up to one inside it
+_FLOW_PAIR = re.compile(r"([{,]\s*)([\w.-]+)(\s*:\s*)(\"[^\"]*\"|'[^']*'|[^\s,'\"][^,\n]*)")
 _YAML_LINE = re.compile(r"^(\s*(?:- )?)([\w.-]+)(: +)(\"[^\"]*\"|'[^']*'|\S+)\s*$", re.MULTILINE)
-_LOGIN = re.compile(r"(?<=://)[^/\s]+(?=@)")
+# A password may hold a slash; a port and a path are none.
+_LOGIN = re.compile(r"(?<=://)(?:[^/\s]+|[^/\s:@\[]*:(?!\d+/)[^\s@]+)(?=@)")
 _ORACLE_LOGIN = re.compile(r"(?<=:thin:)[^/\s@]+/[^\s@]+(?=@)")
 _SIGNED = re.compile(
     r"([?&;](?:sig|signature|awsaccesskeyid|googleaccessid|x-(?:amz|goog|oss)-(?:signature|credential|security-token))=)"
@@ -132,6 +136,7 @@ def mask_text(text: str) -> str:
     text = _ASSIGNED.sub(lambda found: _masked(found, 1, 3), text)
     text = _FLAG.sub(lambda found: _masked(found, 1, 3), text)
     text = _QUOTED_PAIR.sub(lambda found: _masked(found, 2, 4), text)
+    text = _FLOW_MAPPING.sub(lambda flow: _FLOW_PAIR.sub(lambda found: _masked(found, 2, 4), flow[0]), text)
     return _YAML_LINE.sub(lambda found: _masked(found, 2, 4), text)
 
 

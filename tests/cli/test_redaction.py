@@ -58,6 +58,11 @@ def test_innocent_names(name: str) -> None:
     ("text", "masked"),
     [
         ("postgresql://ada:hunter2@db/bins", "postgresql://***@db/bins"),
+        ("x.storage=postgresql://ada:hun/ter2@127.0.0.1/db", "x.storage=postgresql://***@127.0.0.1/db"),
+        ("s3a://id:hun/ter2@bins/x", "s3a://***@bins/x"),
+        ("Command '['c', '--token', 'hunter2', '-v']' failed", "Command '['c', '--token', '***', '-v']' failed"),
+        ("{password: hunter2}", "{password: ***}"),
+        ("of {user: ada, dbPassword: hunter2, n: {a: 1}}", "of {user: ada, dbPassword: ***, n: {a: 1}}"),
         ("host=db user=ada password=hunter2 dbname=bins", "host=db user=ada password=*** dbname=bins"),
         ("host=db password='hun ter2' sslmode=require", "host=db password='***' sslmode=require"),
         (
@@ -119,6 +124,10 @@ def test_secrets_in_texts(text: str, masked: str) -> None:
         "model.optimizer.lr=0.1 tags=[a,b] author=ada",
         "s3://my-bucket/bins/x@2.jpg",
         "https://example.org/a?key=1&page=2",
+        "https://host:8080/a@b and http://[::1]:8080/a@b",
+        "s3://my-bucket/a:b/x@2.jpg sqlite:///a:b@c",
+        "wrong login, password: it is not ada's, {user: ada, token_count: 3}",
+        "one of '--token', '--user'",
         "a basic understanding of the bearer",
         "trainer.max_epochs=20 data.layout.key=count",
         "token_count: 3",
