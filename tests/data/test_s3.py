@@ -215,6 +215,16 @@ def test_ids_again_transfer_only_what_changed(s3_proxy: FaultyProxy, tmp_path: P
     assert s3_proxy.objects_sent() == 2
 
 
+@pytest.mark.parametrize("ids", [["1", "2"], None])
+def test_files_of_deleted_objects_stay_if_asked(s3: S3Server, tmp_path: Path, ids: list[str] | None) -> None:
+    s3.put("shop", abid(["1", "2"]))
+    fetch_photos("s3://shop", tmp_path, ids=ids, deleted="keep")
+    (s3.root / "shop/bin-images/1.jpg").unlink()
+    for bins in (ids, ids and ids[:1]):
+        assert files(fetch_photos("s3://shop", tmp_path, ids=bins, deleted="keep")) == abid(["1", "2"])
+    assert "bin-images/1.jpg" not in files(fetch_photos("s3://shop", tmp_path, ids=ids))
+
+
 @pytest.mark.parametrize(
     ("source", "sentence"),
     [

@@ -79,9 +79,9 @@ def fetch(
     bucket, prefix = parse_address(source)
     try:
         with Mirror(data_dir, bucket) as mirror:
-            sync = _Sync(Bucket(bucket, connections), mirror, prefix, connections, wanted)
+            sync = _Sync(Bucket(bucket, connections), mirror, prefix, connections, wanted, deleted == "keep")
             if names is None:
-                sync.fetch_all(keep_deleted=deleted == "keep")
+                sync.fetch_all()
             else:
                 sync.fetch_names(names)
             if left_out is not None:
@@ -108,15 +108,21 @@ class _Sync:
     """One source on its way into the mirror of its bucket."""
 
     def __init__(
-        self, bucket: Bucket, mirror: Mirror, prefix: str, connections: int, wanted: ObjectFilter | None
+        self,
+        bucket: Bucket,
+        mirror: Mirror,
+        prefix: str,
+        connections: int,
+        wanted: ObjectFilter | None,
+        keep_deleted: bool,
     ) -> None:
         self._bucket, self._mirror, self._catalogue = bucket, mirror, mirror.catalogue
-        self._connections, self._wanted = connections, wanted
+        self._connections, self._wanted, self._keep_deleted = connections, wanted, keep_deleted
         self._below = f"{prefix}/" if prefix else ""
         self._address = f"s3://{bucket.name}/{self._below}"
         self.left_out: dict[str, str] = {}
 
-    def fetch_all(self, *, keep_deleted: bool) -> None:
+    def fetch_all(self) -> None:
         """Mirror every object below the prefix."""
         log.info("listing %s", self._address)
         _list_into(
@@ -128,7 +134,7 @@ class _Sync:
         number = self._catalogue.count_listed()
         if not number:
             raise DataError(f"no object exists under {self._address}: correct the folder, its letters' case included")
-        if not keep_deleted:
+        if not self._keep_deleted:
             while gone := self._catalogue.unlisted(self._below):
                 self._mirror.forget(gone)
         self._catalogue.plan_jobs()
@@ -185,7 +191,8 @@ class _Sync:
         self._catalogue.mark_jobs_pending()
         jobs = (DownloadItem(key, Stored(etag, size)) for page in self._catalogue.jobs() for key, etag, size in page)
         outcome = self._transfer(jobs, number, size, (MissingError,))
-        self._mirror.forget(outcome.absent)
+        if not self._keep_deleted:
+            self._mirror.forget(outcome.absent)
         absent = self._catalogue.record_absent(outcome.absent)
         warn("%d objects are listed, but do not exist any more: %s", absent)
         self._leave_out(dict.fromkeys(absent, "is listed, but does not exist any more"))
@@ -200,6 +207,14 @@ class _Sync:
         self._catalogue.mark_pending(key for key, stored in here.items() if stored is None)
         # Without permission to list a bucket, objects that do not exist are denied, too.
         outcome = self._transfer(jobs, len(jobs), None, (MissingError, DeniedError))
+        if self._keep_deleted:
+            outcome = outcome._replace(
+                absent={
+                    key: error
+                    for key, error in outcome.absent.items()
+                    if not (here[key] and isinstance(error, MissingError))
+                }
+            )
         # A denied object may still exist: permissions change, and fetched files stay.
         gone = [key for key, error in outcome.absent.items() if isinstance(error, MissingError) or not here[key]]
         self._mirror.forget(gone)
