@@ -12,10 +12,12 @@ from typing import TypeVar
 import numpy as np
 
 from bincounter.data.records import PhotoFile
-from bincounter.errors import DataError
+from bincounter.errors import DataError, ResourceError
 from bincounter.parallel import map_ordered
 
-_OPEN = 256  # shards that are kept open: opening one on a mounted bucket takes many milliseconds
+_DESCRIPTORS = os.sysconf("SC_OPEN_MAX") if hasattr(os, "sysconf") else -1  # of this process; -1: without a limit
+# Shards that are kept open: opening one on a mounted bucket takes many milliseconds.
+_OPEN = min(256, _DESCRIPTORS // 2) if _DESCRIPTORS > 0 else 256
 _SPAN = 2_000_000  # bytes of consecutive photos that are read together
 _PAUSES = (0.05, 0.2)  # seconds before a function is called again
 _PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.EAGAIN, errno.ETIMEDOUT}
@@ -73,11 +75,16 @@ def read_checked(files: Sequence[PhotoFile], content: np.ndarray) -> list[bytes]
 
     Raises:
         DataError: a photo was changed or lost since then.
-        ResourceError: the network or the server failed.
+        ResourceError: the network, the server or the device failed, or this process may open no more files.
     """
     try:
         photos = retry(lambda: read_photos(files))
     except OSError as error:
+        if error.errno in _PASSING:
+            raise ResourceError(
+                f"{error.filename} {failure_clause(error)}: check the device, the memory and the limit of open files "
+                "(ulimit -n), and run again"
+            ) from error
         raise DataError(
             f"{error.filename} can no longer be read ({error.strerror}): restore it or run again."
         ) from error

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset
+from commands import REPOSITORY, command, environment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_photos import bin_folders, photo_bytes, write
@@ -220,6 +221,23 @@ def test_a_cut_packing_of_other_photos_is_begun_anew(manifest, tmp_path):
     packing.close()
     write(tmp_path / "shards" / ".bins-000001.tar.abc.part", b"half")
     assert contents(packed(manifest, tmp_path / "shards")) == contents(packed(manifest, tmp_path / "whole"))
+
+
+def test_more_shards_than_files_may_be_open_are_read(tmp_path):
+    manifest = scanned(bin_folders(tmp_path / "source", 90), tmp_path / "cache")
+    list(pack_files(manifest, np.arange(90), None, tmp_path / "shards", shard_bytes=1))
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (80, 80)); from pathlib import Path\n"
+        "from bincounter.data.photos import read_checked\nfrom bincounter.data.shards.index import Shards\n"
+        "found = Shards().manifest(Path(sys.argv[1]))\nfiles = [record.file for record in found.records]\n"
+        "print(len(read_checked(files, found.content)))\n"
+        "held = []\ntry:\n    while True: held.append(open('/dev/null'))\n"
+        "except OSError: read_checked(files, found.content)"
+    )
+    started = command("-c", code, str(tmp_path / "shards"))  # with an import of its own, which reads the limit
+    done = subprocess.run(started, check=False, capture_output=True, text=True, cwd=REPOSITORY, env=environment())
+    assert done.stdout == "90\n"
+    assert "ResourceError" in done.stderr and "(too many open files): check the device" in done.stderr
 
 
 def test_packing_again_changes_nothing(manifest, tmp_path):
