@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from bincounter.config.checks import SHORT_PRECISIONS, metric_mode
 from bincounter.config.quoting import search_path, shell_command
 from bincounter.data.datamodule import BinDataModule
+from bincounter.data.s3.error_messages import REPEAT_TRANSFER
 from bincounter.errors import BinCounterError, ConfigError, DataError, ResourceError, UserError
 from bincounter.model.counter import BinCounter
 from bincounter.redaction import mask_text
@@ -267,8 +268,13 @@ def describe_failure(error: BaseException, *, batch_size: int, run: object) -> B
         return ResourceError(
             f"A data.num_workers process was killed, most likely for its memory: use fewer workers; {resume_by}"
         )
-    if isinstance(error, DataError) and str(error).startswith("Caught"):  # from a worker, with its traceback
-        return DataError(str(error).strip().splitlines()[-1].partition(": ")[2])
+    if isinstance(error, BinCounterError):
+        text = str(error)
+        if text.startswith("Caught"):  # from a worker, with its traceback
+            text = text.strip().splitlines()[-1].partition(": ")[2]
+        if Path(str(run), "checkpoints", "last.ckpt").exists():  # else it is from before the fit
+            text = text.replace(REPEAT_TRANSFER, resume_by)
+        return type(error)(text) if text != str(error) else None
     if isinstance(error, ValueError) and "more than 1 value per channel" in str(error):
         return ConfigError(
             "batch normalisation needs more than one value: use a larger data.batch_size or data.image_size"

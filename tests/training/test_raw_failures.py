@@ -1,11 +1,14 @@
 """Errors of Lightning and of the loggers' packages are one sentence with the next step."""
 
 import errno
+from pathlib import Path
 
 import pytest
 from hydra.errors import InstantiationException
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.utils.data import DataLoader, Dataset
 
+from bincounter.data.s3.error_messages import REPEAT_TRANSFER
 from bincounter.errors import BinCounterError, ConfigError, ResourceError, UserError
 from bincounter.training.trainer import translate_errors
 
@@ -68,3 +71,23 @@ def test_raw_failures(error: Exception, kind: type[BinCounterError], sentence: s
     with pytest.raises(kind, match=sentence) as caught, translate_errors(batch_size=8, run="run"):
         raise error
     assert "\n" not in str(caught.value) and "hunter2" not in str(caught.value)
+
+
+class LostPhotos(Dataset):
+    """Photos in a bucket that does not respond."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> None:
+        raise ResourceError(f"the connection to host failed: {REPEAT_TRANSFER}")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_lost_connection_of_a_fit(workers: int, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/last.ckpt").touch()
+    with pytest.raises(ResourceError) as caught, translate_errors(batch_size=8, run=tmp_path):
+        next(iter(DataLoader(LostPhotos(), num_workers=workers)))
+    assert str(caught.value).startswith(f"the connection to host failed: saved files are in {tmp_path}; resume with ")
+    assert "ckpt_path=last" in str(caught.value) and "\n" not in str(caught.value)

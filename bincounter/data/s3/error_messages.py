@@ -53,6 +53,9 @@ TRANSIENT_ERRORS = (
 )
 """Errors of the connection, after which the same request may succeed."""
 
+REPEAT_TRANSFER = "run the same command again, it resumes from what has arrived"
+"""Advice after a failed connection."""
+
 _REFUSED = "{host} refuses the credentials ({code}): "
 _ELSEWHERE = "{address} is in another region: set AWS_REGION to that of its bucket"
 _SENTENCES = {
@@ -133,10 +136,7 @@ def explain_request(error: Exception, address: str, *, host: str, signed: bool, 
         )
     if isinstance(error, TRANSIENT_ERRORS):
         what = str(error) if isinstance(error, DamagedError) else type(error).__name__  # others repeat the endpoint
-        return ResourceError(
-            f"the connection to {host} failed repeatedly for {address} ({what}): run the same command again, it "
-            "resumes from what has arrived"
-        )
+        return ResourceError(f"the connection to {host} failed repeatedly for {address} ({what}): {REPEAT_TRANSFER}")
     return explain_settings(error)
 
 
