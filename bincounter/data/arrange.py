@@ -1,5 +1,6 @@
 """Arrange photos of any layout as bin folders, by hard links or copies."""
 
+import filecmp
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -43,15 +44,27 @@ def arrange(listing: Listing, destination: Path, link: bool = True) -> PlacedFil
         The files that were missing.
 
     Raises:
-        DataError: a photo is part of a shard, or the destination holds photos that are not in the listing.
+        DataError: a photo is part of a shard, or the destination holds other photos, also under the same names.
         ResourceError: the disk is full.
     """
     targets = name_targets((str(photo.count), photo) for photo in listing.candidates)
     if destination.exists():
-        strange = next((photo.id for photo in Folders().list(destination).candidates if photo.id not in targets), None)
-        if strange is not None:
-            raise DataError(f"{destination} holds other photos, such as {strange}: name an empty folder.")
+        strange = [photo.id for photo in Folders().list(destination).candidates if photo.id not in targets]
+        strange = strange or other_files(targets, destination)
+        if strange:
+            raise DataError(f"{destination} holds other photos, such as {strange[0]}: name an empty folder.")
     return place_files({name: photo.file for name, photo in targets.items()}, destination, link=link)
+
+
+def other_files(targets: Mapping[str, Photo], destination: Path) -> list[str]:
+    """Names under which a folder holds files of another content than the photos to be placed there."""
+    return [
+        name
+        for name, photo in targets.items()
+        if (target := destination / name).exists()
+        and not is_same_file(photo.file.path, target)
+        and not filecmp.cmp(photo.file.path, target, shallow=False)
+    ]
 
 
 def name_targets(photos: Iterable[tuple[str, Photo]]) -> dict[str, Photo]:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bincounter.data.arrange import PlacedFiles, is_same_file, name_targets, place_files
+from bincounter.data.arrange import PlacedFiles, is_same_file, name_targets, other_files, place_files
 from bincounter.data.layouts.base import PHOTO_SUFFIXES, is_photo_name, walk
 from bincounter.data.layouts.folders import SPLIT_FILE
 from bincounter.data.records import QUARANTINE_FILE, SPLITS, BinRecord, Manifest, lists_usable_inputs, write_quarantine
@@ -174,14 +174,25 @@ def _fill(folder: Path, manifest: Manifest, photos: Mapping[str, BinRecord], tab
         )
         if not (lists_usable_inputs(folder / QUARANTINE_FILE, manifest) and all(moved)):
             raise DataError(f"{folder} holds other photos, such as {strange[0]}: name an empty folder")
-        for name in strange:
-            (folder / name).unlink()
-    changed = []
-    for table in tables:
+    replaced = other_files(photos, folder)
+    if replaced:
+        there = sum((folder / name).exists() for name in photos)
+        prepared = any((folder / table.name).is_file() for table in tables)
+        if not prepared or 2 * len(replaced) > there:
+            raise DataError(f"{folder} holds other photos, such as {replaced[0]}: name an empty folder")
+        log.info("%d of %d photos in %s have other content, and are replaced", len(replaced), there, folder)
+
+    def differs(table: Path) -> bool:
         old = folder / table.name
-        if not (old.is_file() and filecmp.cmp(table, old, shallow=False)):
-            old.unlink(missing_ok=True)  # outdated as soon as the first photo is placed
-            changed.append(table)
+        return not (old.is_file() and filecmp.cmp(table, old, shallow=False))
+
+    if replaced or any(map(differs, tables)):
+        # Outdated as soon as the first photo is placed. The old quarantine.csv stays, as it shows a later call that the
+        # folder was prepared.
+        (folder / SPLIT_FILE).unlink(missing_ok=True)
+    for name in strange:
+        (folder / name).unlink()
+    changed = [table for table in tables if differs(table)]
     files, size = place_files({name: photo.file for name, photo in photos.items()}, folder)
     with translate_disk_full(folder):
         for table in changed:

@@ -414,13 +414,15 @@ def test_arranging_again_changes_nothing_but_what_is_missing(tmp_path, link):
     assert all(os.path.samestat(after[name], before[name]) for name in ("0.jpg", "1.jpg"))
 
 
-def test_a_copy_of_an_older_photo_is_replaced(tmp_path):
+def test_other_photos_of_the_same_names_are_not_replaced(tmp_path):
     abid_bin(tmp_path / "abid", "1", 1)
     bins = tmp_path / "bins"
     arrange(Abid().list(tmp_path / "abid"), bins, link=False)
-    newer = write(tmp_path / "abid" / "bin-images" / "1.jpg", photo_bytes(99, width=80))
-    arrange(Abid().list(tmp_path / "abid"), bins, link=False)
-    assert (bins / "1" / "1.jpg").read_bytes() == newer.read_bytes()
+    older = (bins / "1" / "1.jpg").read_bytes()
+    write(tmp_path / "abid" / "bin-images" / "1.jpg", photo_bytes(99, width=80))
+    with pytest.raises(DataError, match=r"holds other photos, such as 1/1\.jpg"):
+        arrange(Abid().list(tmp_path / "abid"), bins, link=False)
+    assert (bins / "1" / "1.jpg").read_bytes() == older
 
 
 def test_photos_are_not_arranged_among_others(tmp_path):

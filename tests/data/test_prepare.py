@@ -174,6 +174,42 @@ def test_photos_of_another_split_are_not_mixed_with(s3: S3Server, prepare: Run, 
         assert contents(lies) == before
 
 
+def test_other_photos_of_the_same_names_are_not_replaced(s3: S3Server, prepare: Run, tmp_path: Path) -> None:
+    bins = bin_folders(tmp_path / "source", 30)
+    source = ["data=folders", f"data.source={bins}"]
+    for destination, lies in [(str(tmp_path / "made"), tmp_path / "made"), ("s3://mine/made", s3.root / "mine/made")]:
+        prepare(destination, *source)
+        changed = photo_bytes(400 + len(destination))
+        write(bins / "1/new.jpg", changed).rename(bins / "1/1.jpg")  # a linked copy keeps its content
+        again = prepare(destination, *source)
+        assert "1 of 30" in again.stderr and "\n2 files written" in again.stdout  # and split.csv
+        assert changed in contents(lies).values()
+        assert len(read_split(lies / "split.csv")) == 30
+        before = contents(lies)
+        others = tmp_path / "others"
+        for photo in bins.rglob("*.jpg"):
+            write(others / photo.relative_to(bins), photo_bytes(200 + int(photo.stem)))
+        done = prepare(destination, "data=folders", f"data.source={others}", code=2)
+        assert f"{destination} holds other photos, such as t" in done.stderr and "name an empty folder" in done.stderr
+        assert contents(lies) == before
+
+
+def test_photos_of_others_under_one_of_the_names_are_kept(s3: S3Server, prepare: Run, tmp_path: Path) -> None:
+    bins = bin_folders(tmp_path / "source", 30)
+    source = ["data=folders", f"data.source={bins}"]
+    prepare(tmp_path / "names", *source)
+    name = next(row.id for row in read_split(tmp_path / "names/split.csv"))
+    ours = contents(tmp_path / "names")[name]
+    for theirs in (photo_bytes(900), ours[::-1]):  # of another size, and of the same
+        send([(write(tmp_path / "theirs.jpg", theirs), name)], "s3://mine/made")
+        write(tmp_path / "made" / name, theirs)
+        for destination in ("s3://mine/made", tmp_path / "made"):
+            done = prepare(destination, *source, code=2)
+            assert f"{destination} holds other photos, such as {name}: name an empty folder" in done.stderr
+        assert contents(s3.root / "mine/made")[name] == contents(tmp_path / "made")[name] == theirs
+        assert not (s3.root / "mine/made/split.csv").exists()
+
+
 def test_shards_are_packed_and_sent_with_their_index_last(s3: S3Server, prepare: Run, tmp_path: Path) -> None:
     source = ["data=folders", f"data.source={bin_folders(tmp_path / 'source', 30)}"]
     prepare(tmp_path / "made", "--as", "shards", *source)

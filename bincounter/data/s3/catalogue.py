@@ -235,6 +235,20 @@ class Catalogue:
         """Number of files to send, and their bytes."""
         return self._total("files")
 
+    def files_of_other_size(self) -> tuple[int, int, str]:
+        """Count the files with a listed object, and those of another size than it, and return the key of one of these.
+
+        Files to send last do not count.
+        """
+        other = "files.size != listed.size"
+        query = (
+            f"SELECT count(*), coalesce(sum({other}), 0), coalesce(min(CASE WHEN {other} THEN key END), '') "
+            "FROM files JOIN listed USING (key) WHERE NOT last"
+        )
+        with self._lock:
+            there, others, key = self._rows.execute(query).fetchone()
+        return there, others, key
+
     def forget_files(self) -> None:
         """Drop the files to send."""
         with self._writing() as rows:

@@ -73,15 +73,16 @@ def send(
     Args:
         files: each with its name in the folder, which may have slashes; may be lazy and of any length.
         uri: ``s3://`` address of the folder.
-        last: files that mark the others as complete, sent one after the other once all of those have arrived.
+        last: files that mark the others as complete, sent one after the other once all of those have arrived. With
+            them, other objects of the same names are not replaced, see :meth:`Uploader.protect`.
         refused: name of another object in the folder -> True if it forbids the upload.
         connections: files sent at a time.
         description: for the progress bar.
         region: of the bucket; ``None`` for that of the settings.
 
     Raises:
-        DataError: a file cannot be read or sent or is changed meanwhile, a refused object exists, or address, bucket
-            or credentials are wrong.
+        DataError: a file cannot be read or sent or is changed meanwhile, a refused or protected object exists, or
+            address, bucket or credentials are wrong.
         ResourceError: the network or the server failed; the same call resumes.
     """
     with Uploader(uri, connections=connections, region=region) as outbox:
@@ -89,6 +90,8 @@ def send(
         outbox.load(last, last=True)
         outbox.look()
         outbox.refuse_others(refused)
+        if last:
+            outbox.protect(last[-1][1])
         outbox.log_other_objects()
         return outbox.send(description or f"Sending to {uri}")
 
@@ -111,6 +114,8 @@ class Uploader:
         self._bucket = Bucket(name, connections, region)
         self._catalogue = Catalogue()
         self._address = f"s3://{name}/{self._prefix}"
+        self._mark: str | None = None
+        self._replacing = threading.Lock()
 
     def __enter__(self) -> Self:
         return self
@@ -157,7 +162,24 @@ class Uploader:
         """Raise :class:`DataError` if an object that no file becomes is ``refused``."""
         name = next(filter(refused, self._others()), None)
         if name is not None:
-            raise DataError(f"{self._uri} holds other photos, such as {name}: name an empty folder of the bucket")
+            raise self._other_photos(name)
+
+    def protect(self, mark: str) -> None:
+        """Replace objects only if they are a minority, in a folder that has the object ``mark`` of an earlier upload.
+
+        The mark is emptied before the first of them is replaced, as it does not describe a mixture.
+
+        Raises:
+            DataError: objects of another size than the files would be replaced; those of the same size raise it as they
+                are sent.
+        """
+        self._mark = mark
+        there, others, key = self._catalogue.files_of_other_size()
+        if 2 * others > there:
+            raise self._other_photos(key.removeprefix(self._prefix))
+        if others:
+            self._prepare_replacement(key)
+            log.info("%d of %d objects in %s are of another size, and replaced", others, there, self._uri)
 
     def log_other_objects(self) -> None:
         """Log the number of objects in the folder that no file becomes."""
@@ -178,10 +200,26 @@ class Uploader:
         objects, size = self._catalogue.files_total()
         with TransferProgress(description, objects, size) as progress:
             sender = _Sender(self._bucket, progress)
-            sender.send_all(self._catalogue.files(last=False), self._connections)
+            sender.send_all(self._catalogue.files(last=False), self._connections, self._prepare_replacement)
             sender.send_all(self._catalogue.files(last=True), 1)
         self._catalogue.forget_files()
         return Uploaded(objects, sender.sent, sender.bytes, self._uri.rstrip("/"))
+
+    def _prepare_replacement(self, key: str) -> None:
+        """Empty the mark, or refuse to replace an object; see :meth:`protect`."""
+        if self._mark is None:
+            return
+        mark = self._prefix + self._mark
+        with self._replacing:
+            size = self._catalogue.listed_size(mark)
+            if size is None:
+                raise self._other_photos(key.removeprefix(self._prefix))
+            if size:
+                self._bucket.write(mark, b"", _md5(b"").digest())
+                self._catalogue.add_listed([Listed(mark, "", 0)])
+
+    def _other_photos(self, name: str) -> DataError:
+        return DataError(f"{self._uri} holds other photos, such as {name}: name an empty folder of the bucket")
 
     def _others(self) -> Iterator[str]:
         """Names of the objects that no file becomes."""
@@ -234,25 +272,30 @@ class _Sender:
         self._bucket, self._progress = bucket, progress
         self._large, self._noting = threading.Semaphore(_LARGE_AT_ONCE), threading.Lock()
 
-    def send_all(self, parcels: Iterable[UploadItem], connections: int) -> None:
-        """Send files, ``connections`` at a time."""
-        for_each(parcels, self._send_counted, threads=connections, stop=self._bucket.stop)
+    def send_all(
+        self, parcels: Iterable[UploadItem], connections: int, replacing: Callable[[str], None] = lambda _: None
+    ) -> None:
+        """Send files, ``connections`` at a time; ``replacing`` is called with the key before an object is replaced."""
+        send = partial(self._send_counted, replacing=replacing)
+        for_each(parcels, send, threads=connections, stop=self._bucket.stop)
 
-    def _send_counted(self, parcel: UploadItem) -> None:
+    def _send_counted(self, parcel: UploadItem, replacing: Callable[[str], None]) -> None:
         with nullcontext() if parcel.size <= _SMALL else self._large:
             if self._bucket.stop.is_set():
                 return
-            sent = self._send(parcel)
+            sent = self._send(parcel, replacing)
         with self._noting:
             self.sent += sent
             self.bytes += parcel.size if sent else 0
             self._progress.advance(parcel.size)
 
-    def _send(self, parcel: UploadItem) -> bool:
+    def _send(self, parcel: UploadItem, replacing: Callable[[str], None]) -> bool:
         """Send a file unless its object is the same; return True if it was sent."""
         body, md5 = _read(parcel)
         if parcel.etag == md5.hex() or (parcel.etag is not None and self._is_same(parcel, md5)):
             return False
+        if parcel.etag is not None:
+            replacing(parcel.key)
         self._bucket.write(parcel.key, body, md5)
         return True
 
