@@ -21,6 +21,7 @@ from bincounter.config.debugger_schema import (
 )
 from bincounter.config.launcher_schema import ContainerConfig, LocalConfig, RehearsalConfig, SageMakerConfig
 from bincounter.config.search_schema import OptunaConfig, TunerConfig
+from bincounter.data.split_settings import METHODS
 
 
 @dataclass
@@ -28,8 +29,9 @@ class SplitConfig:
     """Split of the photos into training, validation and test."""
 
     # grouped: linked photos stay on one side | given: the split that the source has | random: photo by photo
-    method: str = bounded("grouped", choices=("grouped", "given", "random"))
-    # shares of training, validation and test; their sum is 1
+    method: str = bounded("grouped", choices=METHODS)
+    # shares of training, validation and test; their sum is 1; without effect, as the seed, where grouped finds train,
+    # valid and test folders that keep linked photos together, and with given
     fractions: list[float] = field(default_factory=lambda: [0.8, 0.1, 0.1])
     # of the split alone, so that runs of several seeds share their test photos
     seed: int = bounded(0, ge=0, le=2**32 - 1)

@@ -24,6 +24,7 @@ from bincounter.config.debugger_schema import check_debugger, check_profiler
 from bincounter.config.launcher_schema import check_launcher, runs_locally
 from bincounter.config.search_schema import check_search
 from bincounter.data.s3.address import is_remote
+from bincounter.data.split_settings import check_counts, complete_split
 from bincounter.errors import ConfigError, check_choice
 from bincounter.files import check_writable, checkpoint_file
 from bincounter.smdebug.settings import check_smdebug
@@ -84,10 +85,9 @@ def validate(cfg: DictConfig) -> None:
 
 def _data(data: Mapping[str, Any], *, training: bool) -> None:
     check_target("data.layout", data["layout"])
-    _counts(data["counts"], training=training)
+    check_counts(data["counts"], training=training)
     _learn_above(data)
-    _fractions(data["split"]["fractions"], training=training)
-    _fold(data["split"])
+    complete_split(data["split"], training=training)
     if data["source"] is None and not _makes_its_photos(data["layout"]):
         raise ConfigError(
             "data.source is not set: name the folder or the s3:// URI of the photos, as in data.source=bins"
@@ -113,17 +113,6 @@ def _makes_its_photos(layout: Mapping[str, Any]) -> bool:
     return hasattr(import_target("data.layout", layout["_target_"]), "make")
 
 
-def _counts(counts: list[int] | None, *, training: bool) -> None:
-    if counts is None:
-        return
-    if any(count < 0 for count in counts):
-        raise ConfigError(f"data.counts={counts} has a negative count; write what bins can hold, as in [0,1,2,3,4,5]")
-    if len(set(counts)) != len(counts):
-        raise ConfigError(f"data.counts={counts} has a count twice: name each once")
-    if len(counts) < (2 if training else 1):
-        raise ConfigError(f"data.counts={counts} leaves nothing to distinguish: name two counts or more")
-
-
 def _learn_above(data: Mapping[str, Any]) -> None:
     if not data["learn_above"]:
         return
@@ -134,31 +123,6 @@ def _learn_above(data: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"{given} learns from photos that data.sync.only=counts leaves in the bucket: remove one of the two"
         )
-
-
-def _fractions(fractions: list[float], *, training: bool) -> None:
-    key = f"data.split.fractions={fractions}".replace(" ", "")
-    if len(fractions) != 3 or any(not 0 <= f <= 1 for f in fractions) or abs(sum(fractions) - 1) > 1e-6:
-        raise ConfigError(
-            f"{key}: write three shares for training, validation and test that add up to 1, as in [0.8,0.1,0.1]"
-        )
-    if training and (fractions[0] == 0 or fractions[1] == 0):
-        raise ConfigError(f"{key} leaves no photos to train or to validate on; only train=false can do without")
-
-
-def _fold(split: Mapping[str, Any]) -> None:
-    if split["fold"] is None:
-        return
-    given, share = f"data.split.fold={split['fold']}", split["fractions"][2]
-    parts = round(1 / share) if share else 0
-    if parts < 2 or abs(parts * share - 1) > 0.02:
-        raise ConfigError(
-            f"{given} needs a test share of one in so many: set data.split.fractions, as in [0.6,0.2,0.2] for 5 parts"
-        )
-    if split["fold"] >= parts:
-        raise ConfigError(f"{given} is out of range: a test share of {share:g} makes {parts} parts, 0 to {parts - 1}")
-    if split["method"] == "given":
-        raise ConfigError(f"{given} makes a split of its own: remove data.split.method=given")
 
 
 def _model(model: Mapping[str, Any], data: Mapping[str, Any]) -> None:

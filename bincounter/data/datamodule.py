@@ -25,6 +25,7 @@ from bincounter.data.records import SPLITS, BinRecord, Manifest
 from bincounter.data.s3.ranges import limit_requests_of_worker
 from bincounter.data.sampler import BatchDataset, EvaluationSampler, ResumableBatchSampler, TrainingBatch
 from bincounter.data.source import find_photos
+from bincounter.data.split_settings import check_counts, complete_split
 from bincounter.data.splits import keep_sides, photos_above
 from bincounter.errors import ConfigError, DataError
 from bincounter.files import lock_folder
@@ -86,16 +87,17 @@ class BinDataModule(L.LightningDataModule):
         sync: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        check_counts(counts, training=False)
+        if batch_size < 1:
+            raise ConfigError(f"data.batch_size={batch_size} is out of range: it must be at least 1")
         self.image_size, self.batch_size = image_size, batch_size
         self._source, self._layout, self._wanted = None if source is None else str(source), layout or Detected(), counts
-        self._split = {"method": "grouped", "fractions": (0.8, 0.1, 0.1), "seed": 0, **(split or {})}
+        self._split = complete_split(split, training=False)
         self._balanced, self._seed, self._cache, self._learn_above = balanced, seed, cache, learn_above
         self._corrections, self._sync = corrections, {"connections": 64, **(sync or {})}
-        self._data_dir = Path(data_dir)
-        self._cache_dir = Path(cache_dir or self._data_dir / "cache")
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self._decoders = cores
-        self._num_workers = num_workers if num_workers is not None else 0 if cache else min(8, max(cores - 1, 1))
+        self._data_dir, self._cache_dir = Path(data_dir), Path(cache_dir or Path(data_dir) / "cache")
+        self._decoders = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self._num_workers = (0 if cache else min(8, max(self._decoders - 1, 1))) if num_workers is None else num_workers
         options = dict(augmentation or {})
         self._mixing = Mixing(mixup=options.pop("mixup", 0.0), cutmix=options.pop("cutmix", 0.0), seed=seed)
         self._augmentation = Augmentation(**options, seed=seed)
@@ -125,7 +127,7 @@ class BinDataModule(L.LightningDataModule):
             return
         with lock_folder(self._cache_dir):
             self._find(self.image_size if self._cache else None)
-            split = {**self._split, "fractions": tuple(self._split["fractions"]), "cache_dir": self._cache_dir}
+            split = {**self._split, "cache_dir": self._cache_dir}
             self.assignment = keep_sides(self._scanned, self.manifest, self.kept, self._wanted, **split)
             self.training = self.side("training")
             if self._learn_above:
@@ -201,8 +203,7 @@ class BinDataModule(L.LightningDataModule):
 
     def side(self, name: str) -> np.ndarray:
         """Positions in ``manifest.records`` of the photos of ``training``, ``validation`` or ``test``."""
-        names = {"training": 0, "validation": 1, "test": 2}
-        return self.kept[self.assignment == names[name]]
+        return self.kept[self.assignment == ("training", "validation", "test").index(name)]
 
     def count_of(self, positions: np.ndarray) -> dict[int, int]:
         """Photos per learnt count among ``positions`` in ``manifest.records``."""
@@ -319,10 +320,9 @@ class BinDataModule(L.LightningDataModule):
     def state_dict(self) -> dict[str, int]:
         """Return the position in training: epoch, its completed batches, and the number of processes."""
         assert self.trainer is not None
-        fit = self.trainer.fit_loop
         progress = batch_progress(self.trainer)
         batch = 0 if progress.is_last_batch else progress.current.ready
-        epoch: int = fit.epoch_progress.current.processed  # type: ignore[attr-defined]
+        epoch: int = self.trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
         return {"epoch": epoch, "batch": batch, "processes": self.trainer.world_size}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:

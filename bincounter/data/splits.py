@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from bincounter.data.records import SPLITS, BinRecord, Manifest
-from bincounter.errors import ConfigError, DataError
+from bincounter.data.split_settings import METHODS
+from bincounter.errors import ConfigError, DataError, check_choice
 from bincounter.files import atomic_write
 from bincounter.names import TableWriter, read_cell
 
@@ -64,9 +65,10 @@ def assign_splits(
         ``int8[N]``, positions in :data:`SPLITS`.
 
     Raises:
-        ConfigError: ``method="given"`` with a layout that gives no sides, or not for every photo.
+        ConfigError: an unknown method, or ``method="given"`` with a layout that gives no sides, or not for every photo.
         DataError: a side with a positive share gets no photo.
     """
+    check_choice("data.split.method", method, METHODS)
     if fold is not None:
         assignment = _held_out(counts, np.arange(len(counts)) if method == "random" else groups, fractions, seed, fold)
     elif method == "given":

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bincounter.data.datamodule import BinDataModule
 from bincounter.data.grouping import FINGERPRINT_BYTES, assign_groups
 from bincounter.data.layouts.abid import Abid
 from bincounter.data.records import SPLITS, BinRecord, Manifest, PhotoFile
@@ -129,6 +130,30 @@ class TestSidesOfTheLayout:
     def test_are_asked_for_and_missing(self, sides, there):
         with pytest.raises(ConfigError, match=f"{there} is in one: set data.split.method=grouped"):
             split([1, 2, 3], method="given", sides=sides)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"split": {"method": "foo"}}, "data.split.method=foo is not one of grouped, given, random"),
+        ({"split": {"test": 0.2}}, "split=test is not one of method, fractions, seed, fold"),
+        ({"split": {"fractions": (0.5, 0.1, 0.1)}}, "write three shares"),
+        ({"split": {"fractions": (0.9, 0.1)}}, "write three shares"),
+        ({"split": {"fold": 0, "fractions": (0.8, 0.2, 0)}}, "data.split.fold=0 needs a test share"),
+        ({"split": {"fold": 7, "fractions": (0.6, 0.2, 0.2)}}, "makes 5 parts, 0 to 4"),
+        ({"counts": [1, 1, 2]}, "has a count twice"),
+        ({"counts": []}, "leaves nothing to distinguish"),
+        ({"batch_size": 0}, "data.batch_size=0 is out of range"),
+    ],
+)
+def test_wrong_arguments_of_a_data_module_are_refused(options, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        BinDataModule("bins", **options)
+
+
+def test_unknown_method_is_refused():
+    with pytest.raises(ConfigError, match=r"did you mean data\.split\.method=grouped"):
+        split([1] * 50, method="groupd")
 
 
 def manifest(photos=40, digest="d1"):
