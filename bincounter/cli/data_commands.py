@@ -105,13 +105,14 @@ def _explore(arguments: argparse.Namespace) -> int:
     if arguments.suspicious:
         return _list_suspicious(output, data, arguments.suspicious)
     data.prepare()
+    from bincounter.data.records import SPLITS
     from bincounter.report.explore import write_data_report
 
-    settings = {
-        "method": cfg.data.split.method,
-        "fractions": list(cfg.data.split.fractions),
-        "seed": cfg.data.split.seed,
-    }
+    split = cfg.data.split
+    settings = {"method": split.method, "fractions": list(split.fractions), "seed": split.seed}
+    given = [data.manifest.given_splits[i] for i in data.kept]
+    if split.method != "random" and split.fold is None and given == [SPLITS[side] for side in data.assignment]:
+        settings = {"method": f"{split.method}, by the folders of the source"}
     source = cfg.data.source or "rendered demo bins"
     write_data_report(output, data.manifest, data.kept, data.assignment, source=source, settings=settings)
     print_written(output)

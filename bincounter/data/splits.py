@@ -54,8 +54,8 @@ def assign_splits(
         counts: ``int[N]``, the label of each photo; photos in an order that does not depend on the machine.
         groups: ``int[N]``, the near-copy group of each photo.
         fractions: shares of the photos for training, validation and test, adding up to 1; a share of 0 gets nothing.
-        method: ``grouped`` keeps groups whole, and uses the layout's own sides if those keep them whole too; ``given``
-            uses the layout's own sides as they are; ``random`` ignores groups.
+        method: ``grouped`` keeps groups whole, and uses the layout's own sides instead of ``fractions`` and ``seed`` if
+            those keep them whole too; ``given`` uses the layout's own sides as they are; ``random`` ignores groups.
         seed: decides between equally good splits.
         given: for each photo the side that its layout gives (one of :data:`SPLITS`), or ``None``.
         fold: of a cross-validation: the photos are split into as many equal parts as test shares make a whole, and this
@@ -280,6 +280,10 @@ def _keeps_groups(groups: np.ndarray, fractions: Sequence[float], given: Sequenc
             "(data.split.method=given keeps the folders' split)",
             f"{straddling:,}",
             f"{len(groups):,}",
+        )
+    else:
+        log.info(
+            "Using the train/valid/test folders of the source: data.split.fractions and data.split.seed are not used"
         )
     return not straddling
 

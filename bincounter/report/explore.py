@@ -43,7 +43,7 @@ def write_data_report(
         keep: int ``[N]``, indices into ``manifest.records`` of the photos within ``data.counts``.
         assignment: int ``[N]``, their splits: 0 training, 1 validation, 2 test.
         source: ``data.source``.
-        settings: of the split (method, fractions, seed), as configured.
+        settings: of the split (method, fractions, seed) that were used.
 
     Returns:
         ``path``.

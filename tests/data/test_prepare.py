@@ -116,7 +116,7 @@ def straddling(rows: list[SplitRow]) -> set[int]:
     return {group for group, found in sides.items() if len(found) > 1}
 
 
-def test_a_folder_gets_links_a_split_and_a_quarantine(prepare: Run, tmp_path: Path) -> None:
+def test_a_folder_gets_links_a_split_and_a_quarantine(prepare: Run, run: Run, tmp_path: Path) -> None:
     bins = bin_folders(tmp_path / "source", 30)
     write(bins / "1/broken.jpg", b"no photo")
     (tmp_path / "made").mkdir()
@@ -132,6 +132,11 @@ def test_a_folder_gets_links_a_split_and_a_quarantine(prepare: Run, tmp_path: Pa
     again = prepare(tmp_path / "made", *source)
     assert "\n0 files written" in again.stdout
     assert {path: path.stat() for path in (tmp_path / "made").rglob("*.*")} == before
+    page = tmp_path / "data.html"
+    options = ["data=folders", f"data.source={tmp_path / 'made'}", f"paths.cache_dir={tmp_path / 'cache'}"]
+    done = run("-m", "bincounter", "explore", *options, "data.split.seed=7", "--output", str(page))
+    assert "data.split.fractions and data.split.seed are not used" in done.stderr
+    assert "grouped, by the folders of the source" in page.read_text() and "split seed" not in page.read_text()
 
 
 def test_a_preparation_that_was_cut_short_is_gone_on_with(prepare: Run, tmp_path: Path) -> None:

@@ -97,8 +97,10 @@ def test_one_group_cannot_be_divided():
 class TestSidesOfTheLayout:
     SIDES = ("train", "train", "train", "validation", "test", "test")
 
-    def test_are_taken_as_they_are(self):
-        assert split([1] * 6, sides=self.SIDES).tolist() == [0, 0, 0, 1, 2, 2]
+    def test_are_taken_as_they_are(self, caplog):
+        with caplog.at_level(logging.INFO):
+            assert split([1] * 6, sides=self.SIDES).tolist() == [0, 0, 0, 1, 2, 2]
+        assert "data.split.fractions and data.split.seed are not used" in caplog.text
 
     def test_are_split_anew_where_near_copies_straddle_them(self, caplog):
         groups = np.repeat(np.arange(50), 2)
