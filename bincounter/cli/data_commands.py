@@ -160,11 +160,16 @@ def _arrange(arguments: argparse.Namespace) -> int:
 def _prepare(arguments: argparse.Namespace) -> int:
     arguments.overrides.append("data.cache=false")  # the decoded photos that training caches are not needed
     cfg, data = _compose_data(arguments)
+    import numpy as np
+
     from bincounter.data.prepare import SIDES, check_destination, prepare_folders, prepare_shards
 
     check_destination(arguments.destination, cfg.data.source)
     data.prepare()
-    split = data.manifest, data.kept, data.assignment
+    prepared = np.union1d(data.kept, data.training)  # photos of data.learn_above, too
+    sides = np.zeros(len(prepared), np.int8)
+    sides[np.isin(prepared, data.kept)] = data.assignment
+    split = data.manifest, prepared, sides
     connections = cfg.data.sync.connections
     if arguments.form == "shards":
         cache_dir = Path(cfg.paths.cache_dir)
@@ -172,7 +177,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
     else:
         placed = prepare_folders(*split, arguments.destination, connections=connections)
     for number, side in enumerate(SIDES):
-        print(f"{side}: {(data.assignment == number).sum():,} photos")
+        print(f"{side}: {(sides == number).sum():,} photos")
     print(f"{placed.files:,} files written, {placed.bytes / 1e6:,.1f} MB")
     print(escape_name(arguments.destination))
     return 0

@@ -87,6 +87,10 @@ def _data(data: Mapping[str, Any], *, training: bool) -> None:
     check_target("data.layout", data["layout"])
     check_counts(data["counts"], training=training)
     _learn_above(data)
+    if data["corrections"] and data["counts"] is not None and data["sync"]["only"] == "counts":
+        raise ConfigError(
+            "data.corrections may add photos that data.sync.only=counts leaves in the bucket: remove one of the two"
+        )
     complete_split(data["split"], training=training)
     if data["source"] is None and not _makes_its_photos(data["layout"]):
         raise ConfigError(

@@ -108,6 +108,25 @@ def test_training_uses_the_prepared_split(s3: S3Server, prepare: Run, tmp_path: 
     assert not data.manifest.refusals
 
 
+@pytest.mark.parametrize("form", ["folders", "shards"])
+def test_photos_of_further_counts_are_prepared_for_training(prepare: Run, tmp_path: Path, form: str) -> None:
+    bins, made = bin_folders(tmp_path / "source", 60, counts=6), tmp_path / "made"
+    write(bins / "5/copy.jpg", (bins / "1/1.jpg").read_bytes())  # not learnt if its original is scored
+    settings = ["data.counts=[0,1,2]", "data.learn_above=2"]
+    prepare(made, "data=folders", f"data.source={bins}", *settings, f"--as={form}")
+
+    def sides(source: Path, layout: str) -> list[set[str]]:
+        paths = [f"paths.{name}_dir={tmp_path / name}" for name in ("data", "cache", "output")]
+        data = data_module(compose([f"data={layout}", f"data.source={source}", *settings, *paths]))
+        data.prepare()
+        positions = data.training, data.side("validation"), data.side("test")
+        return [{Path(data.manifest.records[i].id).name for i in each} for each in positions]
+
+    learnt, *scored = sides(made, form)
+    assert [learnt, *scored] == sides(bins, "folders")
+    assert len(learnt) > 30
+
+
 def straddling(rows: list[SplitRow]) -> set[int]:
     """Groups with photos on two sides."""
     sides: dict[int, set[str]] = {}

@@ -128,6 +128,10 @@ def test_a_model_answers_its_counts_alone_and_serves_as_it_was_scored(
     [
         (["data=demo", "data.learn_above=2"], "add data.counts"),
         (["data=demo", "data.counts=[0,1]", "data.learn_above=2", "data.sync.only=counts"], "remove one of the two"),
+        (
+            ["data=demo", "data.counts=[0,1]", "data.corrections=a.csv", "data.sync.only=counts"],
+            "data.corrections may .*: remove one of the two",
+        ),
         (["data=demo", "data.counts=[0,1]", "data.learn_above=-1"], "data.learn_above=-1 is out of range"),
     ],
 )
