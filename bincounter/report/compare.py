@@ -59,8 +59,8 @@ class Comparison:
 
     def best(self, score: str) -> int | None:
         """Index of the run with the best value of a score; ``None`` if no run is ahead."""
-        values = [scores.get(score) for scores in self.scores]
-        if None in values:
+        values = [scores[score] for scores in self.scores if scores.get(score) is not None]
+        if len(values) < len(self.scores):
             return None
         best = (max if METRICS[score] == "max" else min)(values)
         return None if values.count(best) > 1 else values.index(best)

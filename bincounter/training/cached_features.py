@@ -138,12 +138,14 @@ def cached_features(
     """
     if not plain["data"]["cache"] or not _has_constant_features(plain, trainer, model):
         return None
-    if changes := {name: value for name, value in plain["data"]["augmentation"].items() if value}:
-        zeros = ",".join(f"{name}:{'false' if value is True else 0}" for name, value in changes.items())
+    changes = {name: value for name, value in plain["data"]["augmentation"].items() if value}
+    zeros = ",".join(f"{name}:{'false' if value is True else 0}" for name, value in changes.items())
+    prevent = [f"'data.augmentation={{{zeros}}}'"] if changes else []
+    prevent += ["model.average_flips=false"] if plain["model"]["average_flips"] else []
+    if prevent:
         log.info(
-            "Hint: the backbone is frozen; with 'data.augmentation={%s}' its features would be computed once, and "
-            "epochs would take seconds.",
-            zeros,
+            "Hint: the backbone is frozen; with %s its features would be computed once, and epochs would take seconds.",
+            " ".join(prevent),
         )
         return None
     if resume_from is not None:  # the file of pretrained weights may have changed since
@@ -165,7 +167,6 @@ def _has_constant_features(plain: Mapping[str, Any], trainer: L.Trainer, model: 
     """Return True if a photo's features are constant during the run, and the run uses all of its photos."""
     return (
         model.trained == "frozen"
-        and not plain["model"]["average_flips"]
         and not model.objective.spatial
         and trainer.world_size == 1
         and trainer.precision in _PRECISIONS

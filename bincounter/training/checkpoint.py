@@ -322,6 +322,8 @@ def export_model(run: Path, target: Path) -> None:
         run: the run's folder.
         target: folder for the copies, ``paths.model_dir``; created if missing.
     """
+    if not (run / "metrics.json").exists():
+        (target / "metrics.json").unlink(missing_ok=True)  # of the run before
     for name in _EXPORTED:
         if not (run / name).exists():
             continue

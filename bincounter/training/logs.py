@@ -101,6 +101,10 @@ class MetricsCsv(Logger):
         self.save()
 
 
+RUNS_OF_THEIR_OWN = ("MlflowLogger", "WandbLogger")
+"""Loggers whose runs lie elsewhere, and are continued when a training is resumed."""
+
+
 class TrainingLog(L.Callback):
     """Logs training loss and learning rate; its state continues the logs on resuming.
 
@@ -116,11 +120,13 @@ class TrainingLog(L.Callback):
         self._every = log_every_n_steps
         self._epoch, self._recent = PhotoMean(), PhotoMean()
         self._csv: MetricsCsv | None = None
+        self._loggers: list[Logger] = []
         self._step, self._validated = 0, False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Find the CSV logger."""
+        """Find the CSV logger, and loggers with runs of their own."""
         self._csv = next((logger for logger in trainer.loggers if isinstance(logger, MetricsCsv)), None)
+        self._loggers = [logger for logger in trainer.loggers if type(logger).__name__ in RUNS_OF_THEIR_OWN]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Remember the step, which is not 0 in a resumed run."""
@@ -170,9 +176,10 @@ class TrainingLog(L.Callback):
             logger.save()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the running means and the rows logged so far."""
+        """Return the running means, the rows logged so far, and the ids of the loggers' runs."""
         csv = None if self._csv is None else self._csv.state_dict()
-        return {"epoch": self._epoch.state_dict(), "recent": self._recent.state_dict(), "csv": csv}
+        runs = {type(logger).__name__: logger.version for logger in self._loggers}
+        return {"epoch": self._epoch.state_dict(), "recent": self._recent.state_dict(), "csv": csv, "runs": runs}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state of :meth:`state_dict`."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from bincounter.config.checks import METRICS
 from bincounter.training.checkpoint import export_model
@@ -58,6 +59,19 @@ class MlflowLogger(MLFlowLogger):
             run_id=run_id,
         )
         self._registered_model = registered_model
+
+    @rank_zero_only
+    def resume(self, run_id: str) -> None:
+        """Continue an interrupted run; if this server does not have it, a new one is begun."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._mlflow_client.update_run(run_id, status="RUNNING")
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+        else:
+            self._run_id = run_id
 
     def register(self, run: Path) -> None:
         """Log best checkpoint, configuration and scores of a run as artifacts, and register them as a model version.

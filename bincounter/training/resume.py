@@ -73,6 +73,8 @@ def expand_resume_overrides(overrides: list[str], compose: Callable[[list[str]],
     wanted = given["ckpt_path"].value() if "ckpt_path" in given else None
     if wanted is None or ("train" in given and given["train"].value() is False):
         return overrides
+    if given["ckpt_path"].is_sweep_override():
+        raise ConfigError("ckpt_path names several runs: resume one at a time, or score them by adding train=false")
     if wanted == "latest":
         folder = _latest(Path(compose(_without(parsed, "ckpt_path")).paths.log_dir))
     elif wanted != "last":
@@ -166,12 +168,13 @@ def _parse_overrides(text: str) -> list[Override]:
 
 
 def _replaced(stored: Sequence[Override], given: Mapping[str, Override]) -> list[str]:
-    """Return keys of the run's debugger or profiler if another one is given."""
+    """Return keys of the run's debugger, profiler and loggers that others are given for."""
     before = {override.key_or_group: override.value() for override in stored}
-    other = {
-        group for group in ("debugger", "profiler") if group in given and given[group].value() != before.get(group)
-    }
-    return [key for key in before if key.partition(".")[0] in other]
+    groups = ("debugger", "profiler", "logger")
+    other = {group for group in groups if group in given and given[group].value() != before.get(group)}
+    loggers: Any = given["logger"].value() if "logger" in other else []
+    kept = tuple(f"logger.{name}." for name in (loggers if isinstance(loggers, list) else [loggers]))
+    return [key for key in before if key.partition(".")[0] in other and not key.startswith(kept)]
 
 
 def _without(overrides: Sequence[Override], *keys: str) -> list[str]:

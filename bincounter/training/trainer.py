@@ -95,14 +95,21 @@ def make_trainer(
 
 def _loggers(cfg: DictConfig, resume_from: str | None) -> list[Any]:
     loggers = []
+    stored: dict[str, Any] = {} if resume_from is None else read_checkpoint(resume_from, "global_step", "callbacks")
+    states = (state for name, state in stored.get("callbacks", {}).items() if name.startswith("TrainingLog"))
+    runs: dict[str, str] = next(states, {}).get("runs", {})
     for node in (cfg.logger or {}).values():
         if not node:
             continue
+        kind = node["_target_"].rpartition(".")[2]
         resumed: dict[str, Any] = {}
-        if resume_from is not None and node["_target_"].endswith("TensorBoardLogger"):
-            # Later points belong to the lost part of the run.
-            resumed["purge_step"] = read_checkpoint(resume_from, "global_step")["global_step"]
+        if stored and kind == "TensorBoardLogger":
+            resumed["purge_step"] = stored["global_step"]  # later points belong to the lost part of the run
+        elif runs.get(kind) and kind == "WandbLogger":
+            resumed |= {"id": runs[kind], "resume": "allow"}
         loggers.append(instantiate(node, **resumed))
+        if runs.get(kind) and kind == "MlflowLogger":
+            loggers[-1].resume(runs[kind])
     return loggers
 
 
@@ -138,6 +145,11 @@ def set_schedule_length(model: BinCounter, trainer: L.Trainer, data: BinDataModu
     model.steps_per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
     epochs = trainer.max_epochs or 1
     steps = model.steps_per_epoch * epochs
+    if 0 < trainer.max_steps < model.steps_per_epoch:  # Lightning validates whole epochs
+        raise ConfigError(
+            f"trainer.max_steps={trainer.max_steps} ends the fit before its first validation, after "
+            f"{model.steps_per_epoch} steps: raise it, or shorten epochs with trainer.limit_train_batches"
+        )
     model.total_steps = steps if trainer.max_steps == -1 else min(trainer.max_steps, steps)
     data.epochs = math.ceil(model.total_steps / model.steps_per_epoch)
 

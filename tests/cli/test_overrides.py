@@ -74,6 +74,25 @@ def test_text_settings_keep_what_was_typed(override: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("overrides", "key", "value"),
+    [
+        (["callbacks=early_stopping"], "callbacks.early_stopping.mode", "max"),
+        (
+            ["callbacks=early_stopping", "callbacks.early_stopping.monitor=val/loss"],
+            "callbacks.early_stopping.mode",
+            "min",
+        ),
+        (["callbacks=early_stopping", "optimized_metric=val/rmse"], "callbacks.early_stopping.mode", "min"),
+        (["experiment=capstone_80_5_15"], "model.optimizer._target_", "torch.optim.Adam"),
+        (["experiment=capstone_80_5_15", "model/optimizer=adamw"], "model.optimizer._target_", "torch.optim.AdamW"),
+        (["experiment=capstone_80_10_10", "model/optimizer=sgd"], "model.optimizer._target_", "torch.optim.SGD"),
+    ],
+)
+def test_settings_follow_those_that_they_belong_to(overrides: list[str], key: str, value: str) -> None:
+    assert OmegaConf.select(compose(overrides, config_name="train"), key) == value
+
+
+@pytest.mark.parametrize(
     ("override", "kept"),
     [
         ("task_name=7e4,1.10", "task_name='7e4','1.10'"),

@@ -128,6 +128,7 @@ def test_dry_run_without_login_prints_placeholders_and_writes_nothing(
         (["launcher.region=eu-west-99"], "eu-west-99 is not a region"),
         (["ckpt_path=last", "paths.output_dir=logs"], "launcher.checkpoint_uri=s3://"),
         *((["model.weights=" + name], "is a file of this machine") for name in ("runs/best.ckpt", "w.pt", "docs")),
+        (["model=resnet18", "model.weights=IMAGENET9"], "model.weights=IMAGENET9 is not one of"),
         (["train=false", "ckpt_path=README.md"], "remove the launcher"),
         (["+logger.wandb.api_key=0123456789abcdef"], "looks like a secret"),
         (["launcher.environment.WANDB_API_KEY=0123456789abcdef"], "looks like a secret"),

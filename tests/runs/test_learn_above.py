@@ -80,7 +80,7 @@ def test_a_model_answers_its_counts_alone_and_serves_as_it_was_scored(
 ) -> None:
     folder, archive = tmp_path / "run", tmp_path / "model.tar.gz"
     options = ["data.counts=[0,1,2]", "data.learn_above=3", "model.average_flips=true", "data.augmentation.mixup=0.2"]
-    options += ["model/optimizer=sam", "objective.squared_error=0.2", "model.answer=median"]
+    options += ["debugger=tensors", "model/optimizer=sam", "objective.squared_error=0.2", "model.answer=median"]
     train(*SMALL, *options, f"data.source={bins}", f"paths.output_dir={folder}")
     with (folder / "predictions.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -91,6 +91,9 @@ def test_a_model_answers_its_counts_alone_and_serves_as_it_was_scored(
     below = np.array([[float(row["p_0"]), float(row["p_0"]) + float(row["p_1"])] for row in test])
     assert [int(row["predicted"]) for row in test] == (below < 0.5).sum(1).tolist()
     assert metrics["test"]["accuracy"] == np.mean([row["predicted"] == row["count"] for row in test])
+
+    with (folder / "debugger" / "counts.csv").open(newline="") as file:
+        assert [row["count"] for row in csv.DictReader(file)] == ["0", "1", "2"] * 2  # of each epoch
 
     more = shutil.copytree(bins, tmp_path / "more")
     Image.effect_noise((40, 40), 90).save(more / "3" / "new.png")
@@ -120,7 +123,9 @@ def test_a_model_answers_its_counts_alone_and_serves_as_it_was_scored(
     frozen = train(
         *SMALL, *options, "model.trained=frozen", f"data.source={bins}", f"paths.output_dir={tmp_path / 'frozen'}"
     )
-    assert "cached features" not in frozen.stderr
+    assert (
+        "cached features" not in frozen.stderr and " model.average_flips=false its features would be" in frozen.stderr
+    )
 
 
 @pytest.mark.parametrize(

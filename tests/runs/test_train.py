@@ -136,6 +136,8 @@ def test_a_run_from_the_weights_of_another_on_another_split(
     scored = json.loads((further / "metrics.json").read_text())
     assert scored["seen_in_training"]["test"] == len(learnt & held_out) > 0
     assert f"The model was trained on {len(learnt & held_out)} of the {len(held_out)} test photos" in str(scored)
+    refused = train(*SMALL, f"data.source={bins}", "+trainer.max_steps=3", code=2)
+    assert "trainer.max_steps=3 ends the fit before its first validation, after 8 steps" in refused.stderr
     # An epoch without validation has no scores; the last step of an epoch is logged, also if it is an early one.
     log = (further / "train.log").read_text()
     assert re.search(r"epoch 1 of 2: train/loss=[\d.]+\n", log) and re.search(r"epoch 2 of 2: .* val/accuracy=", log)
@@ -285,6 +287,13 @@ def test_debug_groups_run(debug: str, bins: Path, train: Run, tmp_path: Path) ->
         (["+trainer.max_epoch=5"], "did you mean trainer.max_epochs?"),
         (["trainer.max_epochs=abc"], "trainer.max_epochs=abc has the wrong type"),
         (["model.optimizer.lr=-1"], "model.optimizer.lr=-1 is out of range"),
+        (["model.optimizer.lr=null"], "model.optimizer.lr=null is out of range"),
+        (
+            ["model/optimizer=sgd", "model.optimizer.momentum=0"],
+            "refused by torch.optim.SGD: Nesterov momentum requires",
+        ),
+        (["callbacks=early_stopping", "callbacks.early_stopping.monitor=val/acc"], "monitor=val/accuracy?"),
+        (["-m", "ckpt_path=a,b"], "resume one at a time"),
         (["model.backbone.nam=resnet18"], "did you mean 'model.backbone.name'?"),
         (["model.backbone._target_=no.such.thing"], "is not callable"),
         (["optimized_metric=val/acuracy"], "did you mean optimized_metric=val/accuracy?"),

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bincounter.training.checkpoint import find_resume_checkpoint
+from bincounter.training.checkpoint import export_model, find_resume_checkpoint
 
 
 @pytest.mark.parametrize(
@@ -27,3 +27,17 @@ def test_no_best_model_is_lost(last: object, best: object, chosen: str | None, t
             torch.save({"callbacks": {"RunCheckpoint": state}}, tmp_path / name)
     found = find_resume_checkpoint(tmp_path)
     assert (found.name if found else None) == chosen
+
+
+def test_an_exported_model_never_stands_beside_the_scores_of_another(tmp_path: Path) -> None:
+    for name in ("config.yaml", "checkpoints/best.ckpt", "metrics.json"):
+        for run in ("before", "now"):
+            (tmp_path / run / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / run / name).write_text(run)
+    (tmp_path / "now" / "metrics.json").unlink()  # it is in training
+    for run in ("before", "now"):
+        export_model(tmp_path / run, tmp_path / "served")
+    assert {path.name: path.read_text() for path in (tmp_path / "served").iterdir()} == {
+        "config.yaml": "now",
+        "best.ckpt": "now",
+    }

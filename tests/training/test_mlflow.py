@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from commands import REPOSITORY
+from commands import REPOSITORY, Run
 
 from bincounter.config.aws_names import check_mlflow_uri
 from bincounter.errors import ConfigError
@@ -55,6 +55,25 @@ def test_registered_model_has_scores_and_can_be_fetched(store: str, tmp_path: Pa
         load_counter(path)[0].state_dict() for path in (RUN / "checkpoints/best.ckpt", fetched / "best.ckpt")
     )
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+def test_a_resumed_training_goes_on_in_its_run(store: str, train: Run, tmp_path: Path) -> None:
+    small = ["experiment=demo", "data.layout.photos=60", "data.layout.size=48", "data.image_size=32", "model=cnn_small"]
+    options = ["trainer=cpu", "trainer.max_epochs=1", "test=false", "logger=mlflow", "task_name=resumed"]
+    place = f"paths.output_dir={tmp_path / 'run'}"
+    train(*small, *options, f"logger.mlflow.tracking_uri={store}", place)
+    (tmp_path / "run" / "metrics.json").unlink()  # as if it had been killed before its scoring
+    train("ckpt_path=last", place)
+    from mlflow import MlflowClient
+
+    client = MlflowClient(store)
+    experiment = client.get_experiment_by_name("resumed")
+    assert experiment is not None and len(client.search_runs([experiment.experiment_id])) == 1
+    # A server that does not have the run begins one.
+    other = f"sqlite:///{tmp_path / 'other.db'}"
+    logger = MlflowLogger("bins", other)
+    logger.resume("0" * 32)
+    assert logger.run_id not in (None, "0" * 32)
 
 
 _SERVER = """

@@ -15,6 +15,7 @@ import yaml
 from bins import square_bins
 from commands import Process, Run, Start
 
+from bincounter.cli.hydra_app import compose
 from bincounter.errors import ConfigError
 from bincounter.training import resume
 
@@ -184,6 +185,26 @@ def test_settings_missing_in_an_older_config_have_their_defaults(undisturbed: Pa
         resume.check_unchanged(before, now, tmp_path)
     now["data"]["progressive"]["start_size"] = None
     resume.check_unchanged(before, now, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("now", "dropped"),
+    [
+        ("logger=csv", {"logger", "logger.tensorboard.name", "logger.mlflow.tracking_uri"}),
+        ("logger=[csv,tensorboard]", {"logger", "logger.mlflow.tracking_uri"}),
+        ("seed=4", set()),
+    ],
+)
+def test_settings_of_loggers_that_were_replaced_are_left_out(now: str, dropped: set[str], tmp_path: Path) -> None:
+    stored = ["logger=[tensorboard,mlflow]", "logger.tensorboard.name=mine", "logger.mlflow.tracking_uri=http://a.b"]
+    (tmp_path / "overrides.txt").write_text("\n".join(stored))
+    place = f"paths.output_dir={tmp_path}"
+    resumed = resume.expand_resume_overrides(["ckpt_path=last", place, now], compose)
+    assert resumed == [each for each in stored if each.partition("=")[0] not in dropped] + [
+        now,
+        "ckpt_path=last",
+        place,
+    ]
 
 
 def test_a_run_of_a_folder_of_options_is_resumed_with_it(tmp_path: Path, run: Run) -> None:
