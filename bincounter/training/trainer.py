@@ -96,8 +96,8 @@ def make_trainer(
 def _loggers(cfg: DictConfig, resume_from: str | None) -> list[Any]:
     loggers = []
     stored: dict[str, Any] = {} if resume_from is None else read_checkpoint(resume_from, "global_step", "callbacks")
-    states = (state for name, state in stored.get("callbacks", {}).items() if name.startswith("TrainingLog"))
-    runs: dict[str, str] = next(states, {}).get("runs", {})
+    states = [state for name, state in stored.get("callbacks", {}).items() if name.startswith("TrainingLog")]
+    runs: dict[str, str] = states[0].get("runs", {}) if states else {}
     for node in (cfg.logger or {}).values():
         if not node:
             continue
