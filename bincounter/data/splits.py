@@ -167,7 +167,7 @@ def keep_sides(
     """
     before = [i for i, record in enumerate(source.records) if counts is None or record.count in counts]
     options: dict[str, Any] = {"fractions": fractions, "method": method, "seed": seed, "fold": fold}
-    if len(before) < len(keep) / 2:
+    if source is corrected or len(before) < len(keep) / 2:
         return load_or_assign_splits(corrected, keep, cache_dir=cache_dir, **options)
     sides = np.full(len(source.records), -1, np.int8)
     sides[before] = load_or_assign_splits(source, np.array(before, np.int64), cache_dir=cache_dir, **options)
