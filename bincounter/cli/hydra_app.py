@@ -85,7 +85,9 @@ def main(
     """
 
     def start(composer: Composer, arguments: Namespace) -> int:
-        replace_overrides(arguments, with_recipe(resume.expand_resume_overrides(arguments.overrides, composer)))
+        overrides = resume.expand_resume_overrides(arguments.overrides, composer)
+        # A job of a search has none; a recipe that was chosen at the launch is among the overrides.
+        replace_overrides(arguments, overrides if internal else with_recipe(overrides))
         if arguments.multirun:
             _check_jobs(arguments.overrides, composer)
         run_app(_print_run_folder(job), config_name)

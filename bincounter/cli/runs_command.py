@@ -227,7 +227,8 @@ def _read_sweep(folder: Path, trials: Sequence[Path]) -> ListedSweep:
     planned, reason = None, None
     try:
         if numbered:
-            config = read_results(folder / next(iter(numbered)), predictions=False).config
+            newest = max(numbered, key=lambda name: (name.isdecimal() and int(name), name))  # a search can be extended
+            config = read_results(folder / newest, predictions=False).config
         tuning = load_tuning_job(folder)
         planned = tuning.trials if tuning else (config.get("hparams_search") or {}).get("n_trials")
     except BinCounterError as error:

@@ -25,7 +25,7 @@ from bincounter.cloud.jobs import (
     stop,
     submit,
 )
-from bincounter.config.overrides import drop_overrides
+from bincounter.config.overrides import drop_overrides, without_recipe
 from bincounter.config.quoting import shell_command
 from bincounter.errors import BinCounterError, Interrupted, Pruned, ResourceError, UserError
 
@@ -265,7 +265,9 @@ def _ending(job: Job, *, rehearsed: bool) -> BinCounterError | None:
     if not rehearsed:
         given = drop_overrides(job.overrides, "paths.output_dir", "launcher.checkpoint_uri", "hparams_search", "hydra")
         ways.append(
-            shell_command("bincounter", "train", *given, settings={"launcher.checkpoint_uri": job.checkpoint_uri})
+            shell_command(
+                "bincounter", "train", *without_recipe(given), settings={"launcher.checkpoint_uri": job.checkpoint_uri}
+            )
         )
     resume = shell_command("bincounter", "train", "ckpt_path=last", settings={"paths.output_dir": job.folder})
     if (job.folder / "checkpoints" / "last.ckpt").exists():

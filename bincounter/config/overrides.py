@@ -41,14 +41,27 @@ def with_recipe(overrides: list[str]) -> list[str]:
     Returns:
         All overrides.
     """
+    recipe = _recipe(overrides)
+    if recipe is None:
+        return overrides
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"{recipe[0]}: trained as {recipe[1]}; add model=resnet50 for the default", file=sys.stderr)
+    return [recipe[1], *overrides]
+
+
+def without_recipe(overrides: list[str]) -> list[str]:
+    """Overrides of a part of a search, which has no recipe: as they are, also without the search."""
+    return overrides if _recipe(overrides) is None else ["~experiment", *overrides]
+
+
+def _recipe(overrides: list[str]) -> tuple[str, str] | None:
+    """Return the choice of a data set, and that of its recipe."""
     given = {each.key_or_group: each for each in OverridesParser.create().parse_overrides(overrides)}
     chosen = given["data"].value() if "data" in given and not given["data"].is_sweep_override() else None
     recipe = _RECIPES.get(str(chosen))
     if recipe is None or "data.source" not in given or given.keys() & _CHOICES or _is_a_run(given):
-        return overrides
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"data={chosen}: trained as experiment={recipe}; add model=resnet50 for the default", file=sys.stderr)
-    return [f"experiment={recipe}", *overrides]
+        return None
+    return f"data={chosen}", f"experiment={recipe}"
 
 
 def _is_a_run(given: Mapping[str, Override]) -> bool:

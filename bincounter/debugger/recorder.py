@@ -158,6 +158,7 @@ class TensorRecorder(L.Callback):
         return {
             "recent": self._recent.state_dict(),
             "epoch": self._epoch.state_dict(),
+            "apart": True,
             "trained": None if self._trained is None else self._trained.tolist(),
             "files": self._files.state_dict(),
         }
@@ -166,6 +167,10 @@ class TensorRecorder(L.Callback):
         """Restore the state of :meth:`state_dict`."""
         self._recent.load_state_dict(state_dict["recent"])
         self._epoch.load_state_dict(state_dict["epoch"])
+        if not state_dict.get("apart"):  # an earlier version added the recent photos to the epoch later
+            before = PhotoMean()
+            before.load_state_dict(state_dict["recent"])
+            self._epoch.absorb(before)
         self._trained = None if state_dict["trained"] is None else torch.tensor(state_dict["trained"])
         self._files.load_state_dict(state_dict["files"])
 
@@ -178,6 +183,7 @@ class TensorRecorder(L.Callback):
     def _count(self, pl_module: L.LightningModule, count: Tensor, loss: Tensor) -> None:
         """Add a batch's loss and labels, without synchronising."""
         self._recent.add(loss, len(count))
+        self._epoch.add(loss, len(count))
         if self._due:
             self._step_loss.add(loss, len(count))
         assert isinstance(pl_module, BinCounter)
@@ -224,7 +230,7 @@ class TensorRecorder(L.Callback):
             each = np.stack(list(host)[: len(activations)])
             tables["activation"] = _table(activations, np.insert(each, len(STATISTICS), np.nan, axis=1), modules)
         self._gradients = self._before = None
-        self._epoch.absorb(self._recent)
+        self._recent.clear()
         return StepRecord(trainer.current_epoch, trainer.global_step - 1, float(losses[0]), float(losses[1]), tables)
 
     def _weights(self, pl_module: L.LightningModule, names: Sequence[str], before: Tensor) -> Tensor:
@@ -239,7 +245,6 @@ class TensorRecorder(L.Callback):
 
     def _epoch_record(self, trainer: L.Trainer, pl_module: L.LightningModule) -> EpochRecord:
         assert isinstance(pl_module, BinCounter)
-        self._epoch.absorb(self._recent)
         loss = np.float32(self._epoch.take())
         size = len(pl_module.counts)  # further counts are learnt with data.learn_above, but never answered
         seen = np.zeros(size, dtype=int) if self._trained is None else self._trained[:size].cpu().numpy()

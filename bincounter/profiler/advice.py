@@ -50,20 +50,22 @@ def waits_for_data(facts: ProfileFacts) -> str | None:
 def _cause_of_waiting(facts: ProfileFacts) -> str:
     cores = max(facts.machine.get("cores", 1) // facts.machine.get("processes", 1), 1)  # per process
     workers = facts.machine.get("workers", 0)
-    more = f"data.num_workers={min(max(2 * workers, 1), max(cores - 1, 1), 8)} (now {workers})"
+    target = min(max(2 * workers, 1), max(cores - 1, 1), 8)
+    more = f"data.num_workers={target} (now {workers})"
+    also = f", or {more}" if target > workers else ""
     photos = facts.machine.get("photos")
     if photos == "streamed":
         return "photos are read from a bucket each time; try data.sync.stream=false, which fetches them once."
     if photos == "decoded" and facts.setting("data.cache") is False:
         return "every photo is decoded in every epoch; try data.cache=true, which decodes it once."
     if photos == "decoded":
-        return f"the disk had no room for decoded photos; try another paths.cache_dir, or {more}."
+        return f"the disk had no room for decoded photos; try another paths.cache_dir{also}."
     if facts.mean.get("read_mb_s", 0.0) > READING:
         read = facts.mean["read_mb_s"]
-        return f"cached photos are read from disk at {read:.0f} MB/s; try a faster paths.cache_dir, or {more}."
-    if workers < cores - 1:
+        return f"cached photos are read from disk at {read:.0f} MB/s; try a faster paths.cache_dir{also}."
+    if target > workers:
         return f"too few processes prepare batches; try {more}."
-    return "all cores prepare batches already; a smaller data.image_size has less to read."
+    return "more processes would hardly help; a smaller data.image_size has less to read."
 
 
 def augmentation_dominates(facts: ProfileFacts) -> str | None:

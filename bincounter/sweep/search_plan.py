@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from bincounter.cloud.sagemaker_launcher import is_rehearsal
 from bincounter.config.checks import check_bounds, metric_mode
 from bincounter.config.launcher_schema import runs_locally
-from bincounter.config.overrides import drop_overrides, setting_hints
+from bincounter.config.overrides import drop_overrides, setting_hints, without_recipe
 from bincounter.config.quoting import keep_text, override_of, search_path, shell_command
 from bincounter.config.search_schema import check_search
 from bincounter.config.train_schema import ProgressiveConfig, TrainConfig
@@ -87,7 +87,7 @@ class Plan:
         overrides = [*self.others, *(override_of(key, value) for key, value in values.items())]
         program = [*(("bincounter", "train") if self.own else ("python", sys.argv[0])), *self.search_path]
         if self.own:
-            overrides = drop_overrides(overrides, "hparams_search", "paths.output_dir", "dry_run")
+            overrides = without_recipe(drop_overrides(overrides, "hparams_search", "paths.output_dir", "dry_run"))
         return shell_command(*program, *map(mask_argument, overrides))
 
 

@@ -214,6 +214,7 @@ class SamplerFactory:
             raise ConfigError(f"{_SAMPLER}._target_={node['_target_']} is not a sampler of Optuna: see optuna.samplers")
         self._node = dict(node)
         self._one_sequence = issubclass(self._type, (GridSampler, QMCSampler))
+        self._draws_until_one_completes = issubclass(self._type, QMCSampler)
         self.most: int | None = None
         if issubclass(self._type, GridSampler):
             grid = {each.key: _grid_values(each, to_optuna([each])[each.key]) for each in parameters}
@@ -240,11 +241,16 @@ class SamplerFactory:
     def sampler_for(self, number: int) -> "BaseSampler":
         """Return the sampler of trial ``number``."""
         node = self._node
-        if node.get("seed") is not None and not self._one_sequence:
-            import numpy as np
+        if node.get("seed") is None:
+            return _instantiate(_SAMPLER, node)
+        import numpy as np
+        from optuna.samplers import RandomSampler
 
-            seed = np.random.SeedSequence([int(node["seed"]), number]).generate_state(1)[0]
-            node = {**node, "seed": int(seed)}
+        seed = int(np.random.SeedSequence([int(node["seed"]), number]).generate_state(1)[0])
+        if self._draws_until_one_completes:
+            node = {"independent_sampler": RandomSampler(seed), **node}
+        elif not self._one_sequence:
+            node = {**node, "seed": seed}
         return _instantiate(_SAMPLER, node)
 
 

@@ -108,6 +108,8 @@ class RunResults:
     def epochs(self) -> tuple[int, int | None]:
         """Number of begun epochs (0 without training) and of planned ones (``None`` if unknown)."""
         logged = [epoch + 1 for epoch, _, _ in self.log.get("train/loss_epoch", ())]
+        if self.config.get("train") is False:  # scored alone
+            return 0, None
         planned = self.provenance.get("planned_epochs") or (self.config.get("trainer") or {}).get("max_epochs")
         return self.provenance.get("epochs") or int(max(logged, default=0)), planned
 
@@ -127,6 +129,8 @@ def read_results(path: Path, *, predictions: bool = True) -> RunResults:
         UserError: the folder is not a run's, or one of its files is corrupt.
     """
     config = _read(path / "config.yaml", _config)
+    if config is None and (path / "0" / "config.yaml").is_file():
+        raise UserError(f"{path} is the folder of a sweep: name its runs, such as {path / '0'}")
     if config is None:
         raise UserError(f"{path} is not a run's folder (it has no config.yaml): name the folder that the run printed")
     provenance = _read(path / "provenance.json", _provenance) or {}

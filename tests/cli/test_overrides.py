@@ -17,7 +17,7 @@ from bincounter.cli.hydra_app import compose
 from bincounter.cli.hydra_internals import prepare_hydra, split_jobs
 from bincounter.cloud.hyperparameters import decode_overrides, encode_overrides
 from bincounter.config.deploy_schema import check_deploy
-from bincounter.config.overrides import with_recipe
+from bincounter.config.overrides import with_recipe, without_recipe
 from bincounter.config.quoting import parse, shell_command
 from bincounter.config.validate import validate
 from bincounter.errors import ConfigError
@@ -391,6 +391,13 @@ def test_a_data_set_alone_brings_the_recipe_that_counts_best_on_it(run: Run) -> 
 def test_a_chosen_recipe_stays_as_it_is(overrides: str) -> None:
     given = [each for each in overrides.split() if each != "-m"]
     assert with_recipe(given) == given
+
+
+def test_what_is_printed_of_a_search_has_no_recipe() -> None:
+    given = ["data=abid", "data.source=a", "model.optimizer.lr=0.1"]
+    assert with_recipe(without_recipe(given)) == without_recipe(given) == ["~experiment", *given]
+    assert compose(without_recipe(given), config_name="train").model.backbone.name == "resnet50"
+    assert without_recipe(["model=cnn", *given]) == ["model=cnn", *given]
 
 
 def test_a_restartable_run_has_the_recipe_until_it_is_a_run(tmp_path: Path) -> None:

@@ -85,6 +85,18 @@ def test_state_says_what_can_be_done_with_a_run(tmp_path: Path, listed: Any) -> 
     assert "metrics.json is corrupt" in by_name["corrupt"]["reason"]
 
 
+def test_an_extended_search_has_its_new_total_and_a_scored_model_no_epochs(listed: Any, tmp_path: Path) -> None:
+    shutil.copytree(ASSETS / "killed_sweep", tmp_path / "extended")
+    last = tmp_path / "extended" / "1" / "config.yaml"
+    last.write_text(last.read_text().replace("n_trials: 2", "n_trials: 5"))
+    scored = shutil.copytree(ASSETS / "classification", tmp_path / "scored")
+    (scored / "provenance.json").unlink()
+    (scored / "config.yaml").write_text((scored / "config.yaml").read_text().replace("train: true", "train: false"))
+    below = listed(tmp_path)
+    assert [sweep["planned_trials"] for sweep in below["sweeps"]] == [5]
+    assert [(run["epochs"], run["planned_epochs"]) for run in below["runs"]] == [(0, None)]
+
+
 def test_sweeps_are_one_line_unless_they_are_named(listed: Any) -> None:
     below = listed(ASSETS)
     sweeps = {Path(sweep["folder"]).name: sweep for sweep in below["sweeps"]}

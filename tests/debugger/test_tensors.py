@@ -148,11 +148,18 @@ def test_records_are_whole_and_pandas_reads_them_in_a_line(undisturbed: Path) ->
     assert moved.between(1e-6, 1).all()
     # The records tell what the run's own log does.
     with (undisturbed / "logs" / "metrics.csv").open(newline="") as file:
-        logged = [row for row in csv.DictReader(file) if row["val/loss"] or row["train/loss_epoch"]]
+        log = list(csv.DictReader(file))
+    logged = [row for row in log if row["val/loss"] or row["train/loss_epoch"]]
     told = losses[losses.epoch_loss.notna()]
     np.testing.assert_allclose(told.val_loss, [float(row["val/loss"]) for row in logged if row["val/loss"]])
     means = [float(row["train/loss_epoch"]) for row in logged if row["train/loss_epoch"]]
     np.testing.assert_allclose(told.epoch_loss, means, rtol=1e-6)
+    # A mean is of all steps since the last record, also over the end of an epoch, whose fifth step has one batch.
+    by_step = {int(row["step"]): float(row["train/loss"]) for row in log if row["train/loss"]}
+    recorded = losses[losses.batch_loss.notna()]
+    pairs = [[step - 1, step] for step in steps[1:]]
+    two = [np.average([by_step[s] for s in pair], weights=[8 if s % 5 == 4 else 16 for s in pair]) for pair in pairs]
+    np.testing.assert_allclose(recorded.train_loss.iloc[1:], two, rtol=1e-5)
     counts = tables["counts.csv"]
     assert counts[counts.epoch == 3].trained.sum() == 4 * 8 * (77 // 8)  # drawn in whole batches
 

@@ -72,6 +72,7 @@ TRIGGERED = {
     "try data.sync.stream=false": uncached("streamed"),
     "cached photos are read from disk at 120 MB/s": with_usage(facts(data=16), read_mb_s=120.0),
     "too few processes prepare batches; try data.num_workers=3 (now 2)": facts({"workers": 2, "threads": 1}, data=16),
+    "more processes would hardly help": facts({"workers": 8, "cores": 64, "threads": 1}, data=16),
     # Of 41 ms, 20 pass while the GPU still computes what it was asked for before.
     "The GPU waits 26 % of the time for its batch (21.0 of 80.0 ms)": facts(GPU, data=41, free=80.0),
     "try data.augmentation.flip=false data.augmentation.shift=0 data.augmentation.rotation=0 (one": facts(

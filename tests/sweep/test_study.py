@@ -55,6 +55,15 @@ def test_a_search_in_two_starts_proposes_what_one_does(tmp_path: Path, name: str
         assert other != whole[:2]
 
 
+def test_a_sequence_goes_on_after_trials_that_failed() -> None:
+    sampling = SamplerFactory({"_target_": "optuna.samplers.QMCSampler"}, SPACE, 1)
+    study = optuna.create_study()
+    for number in range(4):
+        study.sampler = sampling.sampler_for(number)
+        study.tell(study.ask(DISTRIBUTIONS), state=optuna.trial.TrialState.FAIL)
+    assert len({trial.params["x"] for trial in study.trials}) == 4
+
+
 def test_a_grid_knows_its_end() -> None:
     listed: list[Parameter] = [Choice("c", (32, 64)), Interval("n", 1, 5, integer=True)]
     assert SamplerFactory({"_target_": "optuna.samplers.GridSampler"}, listed, 1).most == 10
