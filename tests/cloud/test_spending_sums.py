@@ -31,7 +31,7 @@ def bills(draw: st.DrawFn, *, rehearsed: bool | None = None) -> JobBill:
         "BillableTimeInSeconds": trained * draw(fractions),
         "EnableManagedSpotTraining": draw(st.booleans()),
     }
-    accuracy, majority = draw(fractions), draw(fractions)
+    accuracy, majority = (draw(st.integers(0, 10_000)) / 10_000 for _ in range(2))
     score = {
         "scored_on": "val",
         "accuracy_percent": 100 * accuracy,

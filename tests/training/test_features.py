@@ -185,7 +185,7 @@ FINETUNING, AVERAGING, FOREIGN = (
     ("changes", "options", "hint"),
     [
         ({"data.cache": False}, {}, None),
-        ({"model.average_flips": True}, {}, None),
+        ({"model.average_flips": True}, {}, "model.average_flips=false"),
         ({"data.augmentation": NO_CHANGES | {"flip": True}}, {}, "'data.augmentation={flip:false}'"),
         (
             {"data.augmentation": {**NO_CHANGES, "shift": 0.1, "mixup": 0.2}},
