@@ -87,6 +87,7 @@ def test_rules_are_followed_after_the_job_and_their_output_is_fetched(
     assert description["ProfilerRuleEvaluationStatuses"][0]["RuleEvaluationStatus"] == "NoIssuesFound"
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert files == {
+        ".lock",
         "job.json",
         "config.yaml",
         "debugger/smdebug/events/one",

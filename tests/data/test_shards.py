@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -199,7 +200,10 @@ from pathlib import Path
 from test_shards import packed, scanned
 packed(scanned(Path({str(root)!r}), Path({str(tmp_path / "cache")!r})), Path({str(tmp_path / "shards")!r}))
 """
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parent)
+    here = Path(__file__).parent
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=here, env={**os.environ, "PYTHONPATH": str(here.parent)}
+    )
     deadline = time.monotonic() + 60
     while len(list(tmp_path.glob("shards/*.tar"))) < 3:
         assert time.monotonic() < deadline, "no shards were packed"
