@@ -127,8 +127,8 @@ class BinDataModule(L.LightningDataModule):
             return
         with lock_folder(self._cache_dir):
             self._find(self.image_size if self._cache else None)
-            split = {**self._split, "cache_dir": self._cache_dir}
-            self.assignment = keep_sides(self._scanned, self.manifest, self.kept, self._wanted, **split)
+            photos = (self._scanned, self.manifest, self.kept, self._wanted)
+            self.assignment = keep_sides(*photos, self._split, self._cache_dir)
             self.training = self.side("training")
             if self._learn_above:
                 scored = self.kept[self.assignment > 0]

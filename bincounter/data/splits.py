@@ -10,7 +10,7 @@ import csv
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,12 +134,8 @@ def keep_sides(
     corrected: Manifest,
     keep: np.ndarray,
     counts: Sequence[int] | None,
-    *,
-    fractions: tuple[float, float, float],
-    method: str,
-    seed: int,
+    split: Mapping[str, Any],
     cache_dir: Path,
-    fold: int | None = None,
 ) -> np.ndarray:
     """Return the split of a data set whose labels were corrected: photos stay on the sides that they had before.
 
@@ -152,11 +148,8 @@ def keep_sides(
         corrected: the same with the corrected counts.
         keep: ``int[N]``, positions of the photos with wanted counts, by the corrected ones.
         counts: the support; ``None`` for all counts.
-        fractions: as for :func:`assign_splits`.
-        method: as for :func:`assign_splits`.
-        seed: as for :func:`assign_splits`.
+        split: ``method, fractions, seed, fold`` of :func:`assign_splits`.
         cache_dir: the cache folder.
-        fold: as for :func:`assign_splits`.
 
     Returns:
         ``int8[N]``, positions in :data:`SPLITS`.
@@ -166,21 +159,20 @@ def keep_sides(
         DataError: as :func:`assign_splits`.
     """
     before = [i for i, record in enumerate(source.records) if counts is None or record.count in counts]
-    options: dict[str, Any] = {"fractions": fractions, "method": method, "seed": seed, "fold": fold}
     if source is corrected or len(before) < len(keep) / 2:
-        return load_or_assign_splits(corrected, keep, cache_dir=cache_dir, **options)
+        return load_or_assign_splits(corrected, keep, cache_dir=cache_dir, **split)
     sides = np.full(len(source.records), -1, np.int8)
-    sides[before] = load_or_assign_splits(source, np.array(before, np.int64), cache_dir=cache_dir, **options)
+    sides[before] = load_or_assign_splits(source, np.array(before, np.int64), cache_dir=cache_dir, **split)
     groups = np.array([record.group for record in source.records], np.int64)
     side_of = dict(zip(groups[before].tolist(), sides[before].tolist(), strict=True))
     for i in keep[sides[keep] < 0].tolist():
-        given = source.given_splits[i] if method == "given" and fold is None else None
+        given = source.given_splits[i] if split["method"] == "given" and split["fold"] is None else None
         sides[i] = side_of.get(groups[i], -1) if given is None else SPLITS.index(given)
     new = keep[sides[keep] < 0]
     if len(new):
         labels = np.array([corrected.records[i].count for i in new], np.int64)
-        sides[new] = _divided(labels, groups[new], fractions, seed)
-    _refuse_empty(sides[keep], groups[keep], fractions)
+        sides[new] = _divided(labels, groups[new], split["fractions"], split["seed"])
+    _refuse_empty(sides[keep], groups[keep], split["fractions"])
     return sides[keep]
 
 

@@ -101,7 +101,7 @@ class MetricsCsv(Logger):
         self.save()
 
 
-RUNS_OF_THEIR_OWN = ("MlflowLogger", "WandbLogger")
+_RUNS_OF_THEIR_OWN = ("MlflowLogger", "WandbLogger")
 """Loggers whose runs lie elsewhere, and are continued when a training is resumed."""
 
 
@@ -126,7 +126,7 @@ class TrainingLog(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Find the CSV logger, and loggers with runs of their own."""
         self._csv = next((logger for logger in trainer.loggers if isinstance(logger, MetricsCsv)), None)
-        self._loggers = [logger for logger in trainer.loggers if type(logger).__name__ in RUNS_OF_THEIR_OWN]
+        self._loggers = [logger for logger in trainer.loggers if type(logger).__name__ in _RUNS_OF_THEIR_OWN]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Remember the step, which is not 0 in a resumed run."""
