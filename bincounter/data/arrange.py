@@ -30,7 +30,7 @@ class PlacedFiles(NamedTuple):
     bytes: int
 
 
-def arrange(listing: Listing, destination: Path, link: bool = True) -> PlacedFiles:
+def arrange(listing: Listing, destination: Path) -> PlacedFiles:
     """Arrange the photos of a listing as ``<destination>/<count>/<photo>``, which ``Folders`` reads.
 
     Each photo is placed atomically. Existing photos are kept, so that an interrupted call can be repeated.
@@ -38,7 +38,6 @@ def arrange(listing: Listing, destination: Path, link: bool = True) -> PlacedFil
     Args:
         listing: of any layout.
         destination: folder of the arrangement, created if missing.
-        link: use hard links where the file system allows them, copies otherwise; ``False`` for copies only.
 
     Returns:
         The files that were missing.
@@ -53,7 +52,7 @@ def arrange(listing: Listing, destination: Path, link: bool = True) -> PlacedFil
         strange = strange or other_files(targets, destination)
         if strange:
             raise DataError(f"{destination} holds other photos, such as {strange[0]}: name an empty folder.")
-    return place_files({name: photo.file for name, photo in targets.items()}, destination, link=link)
+    return place_files({name: photo.file for name, photo in targets.items()}, destination)
 
 
 def other_files(targets: Mapping[str, Photo], destination: Path) -> list[str]:
@@ -104,13 +103,12 @@ def _longer_names(name: str, photo_id: str) -> Iterator[str]:
     yield from (f"{folder}/{number}-{last}" for number in count(2))
 
 
-def place_files(targets: Mapping[str, PhotoFile], destination: Path, *, link: bool = True) -> PlacedFiles:
+def place_files(targets: Mapping[str, PhotoFile], destination: Path) -> PlacedFiles:
     """Place the files that are missing in a folder, each one atomically.
 
     Args:
         targets: name in the folder -> file of a single photo.
         destination: the folder, created if missing.
-        link: use hard links where the file system allows them, copies otherwise; ``False`` for copies only.
 
     Raises:
         ResourceError: the disk is full.
@@ -122,17 +120,17 @@ def place_files(targets: Mapping[str, PhotoFile], destination: Path, *, link: bo
         for name, file in track(targets.items(), "Arranging photos", len(targets)):
             target = destination / name
             if not is_same_file(file.path, target):
-                _put(file.path, target, link)
+                _put(file.path, target)
                 files += 1
                 size += target.stat().st_size
     return PlacedFiles(files, size)
 
 
-def _put(source: Path, target: Path, link: bool) -> None:
+def _put(source: Path, target: Path) -> None:
     part = target.with_name(f".{os.getpid()}.part")
     part.unlink(missing_ok=True)
     try:
-        if not (link and _linked(source, part)):
+        if not _linked(source, part):
             shutil.copy2(source, part)
             with part.open("rb") as file:
                 os.fsync(file.fileno())  # before the rename: a power cut must not leave an empty file
