@@ -60,13 +60,13 @@ class Faults:
         """
         self._refusals.append(Refusal(operation, code, message, status, headers or {}, times))
 
-    def lose(self, operation: str, *, times: int) -> None:
-        """Carry an operation out, and break off instead of answering."""
-        self._refusals.append(Refusal(operation, "", "", 0, {}, times))
+    def lose(self, operation: str) -> None:
+        """Carry an operation out, and break off instead of answering, once."""
+        self._refusals.append(Refusal(operation, "", "", 0, {}, 1))
 
-    def silence(self, operation: str, *, times: int | None = None) -> None:
+    def silence(self, operation: str) -> None:
         """Take an operation's request, and never answer it."""
-        self._refusals.append(Refusal(operation, "", "", -1, {}, times))
+        self._refusals.append(Refusal(operation, "", "", -1, {}, None))
 
     def disturb(self, operation: str, fault: str) -> None:
         """Have an operation ``denied``, ``throttled`` or ``silent``."""

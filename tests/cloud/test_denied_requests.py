@@ -319,7 +319,7 @@ def test_a_policy_without_autoscaling_is_enough(
 
 
 def test_an_answer_to_delete_that_is_lost(deployed: str, aws: Faults) -> None:
-    aws.lose("DeleteEndpoint", times=1)
+    aws.lose("DeleteEndpoint")
     assert run("delete", deployed) == 0
     assert left(deployed) == []
 

@@ -144,7 +144,7 @@ def test_what_was_made_for_a_refused_endpoint_is_deleted(aws: Faults, archive: P
 
 
 def test_a_lost_answer_is_no_failure(aws: Faults, archive: Path) -> None:
-    aws.lose("CreateEndpoint", times=1)
+    aws.lose("CreateEndpoint")
     assert act(*REALTIME, "action=deploy", "name=lost", archive=archive) == 0
     assert made(aws) == ["CreateModel", "CreateEndpointConfig", "CreateEndpoint"]
 

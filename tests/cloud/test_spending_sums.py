@@ -14,7 +14,7 @@ fractions = st.floats(0, 1)
 
 
 @st.composite
-def bills(draw: st.DrawFn, *, rehearsed: bool | None = None) -> JobBill:
+def bills(draw: st.DrawFn) -> JobBill:
     trained = draw(seconds)
     job = Job(
         name="job",
@@ -24,7 +24,7 @@ def bills(draw: st.DrawFn, *, rehearsed: bool | None = None) -> JobBill:
         checkpoint_uri="s3://bucket/run",
         overrides=[],
         usd_per_hour=draw(st.floats(0, 1000)),
-        rehearsed=draw(st.booleans()) if rehearsed is None else rehearsed,
+        rehearsed=draw(st.booleans()),
     )
     described = {
         "TrainingTimeInSeconds": trained,

@@ -262,10 +262,10 @@ def png(chunks: list[tuple[bytes, bytes]], width: int = 8, height: int = 8) -> b
 
 
 @cache
-def bomb(megabytes: int = 200) -> bytes:
-    """Zeros that were packed to a thousandth."""
+def bomb() -> bytes:
+    """200 MB of zeros, packed to a thousandth."""
     packer = zlib.compressobj(1)
-    return b"".join([*(packer.compress(bytes(1_000_000)) for _ in range(megabytes)), packer.flush()])
+    return b"".join([*(packer.compress(bytes(1_000_000)) for _ in range(200)), packer.flush()])
 
 
 def in_format(format_: str) -> bytes:

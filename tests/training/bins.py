@@ -8,12 +8,12 @@ from PIL import Image
 COUNTS = (0, 1, 2, 3)
 
 
-def square_bins(root: Path, photos: int = 96, size: int = 32, seed: int = 0) -> Path:
+def square_bins(root: Path, photos: int = 96) -> Path:
     """Write ``<root>/<count>/<name>.png``; every photo is a scene of its own."""
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     for index in range(photos):
         count = COUNTS[index % len(COUNTS)]
-        pixels = generator.integers(0, 90, (size, size, 3), dtype=np.uint8)
+        pixels = generator.integers(0, 90, (32, 32, 3), dtype=np.uint8)
         for place in generator.permutation(16)[:count]:
             top, left = divmod(int(place), 4)
             side = int(generator.integers(4, 7))
