@@ -371,7 +371,7 @@ def test_a_killed_audit_resumes_to_the_same_table(checkpoint: Path, start: Start
 
 
 def test_work_of_another_audit_is_not_used(photos: Path, tmp_path: Path) -> None:
-    stock, output = table(tmp_path / "stock.csv", rows_of(photos) * 8), tmp_path / "audit.csv"
+    stock, output = tmp_path / "stock.csv", tmp_path / "audit.csv"
     for n in range(40):
         shutil.copy(photos / names_of(photos)[0], photos / f"0/{n}.png")
     rows = [[f"A-{n}", f"0/{n}.png", 0] for n in range(40)]
@@ -385,15 +385,15 @@ def test_work_of_another_audit_is_not_used(photos: Path, tmp_path: Path) -> None
 
         return counting(answer)
 
-    def asked(rows: list[list[Any]], key: str = "model") -> int:
+    def asked(later: list[list[Any]], key: str = "model") -> int:
         """Photos that an audit counts after one was interrupted at its 36th."""
         seen.clear()
-        table(stock, [[f"A-{n}", f"0/{n}.png", 0] for n in range(40)])
+        table(stock, rows)
         with pytest.raises(Interrupted, match="run the same command again"):
             run_audit(matched(stock, photos), interrupted(36), output)
         seen.clear()
         model = interrupted(1000)
-        run_audit(matched(table(stock, rows), photos), Counting(key, JUDGE, model.answers), output)
+        run_audit(matched(table(stock, later), photos), Counting(key, JUDGE, model.answers), output)
         return len(seen)
 
     seen: list[str] = []

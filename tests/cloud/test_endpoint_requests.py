@@ -333,7 +333,7 @@ def test_images_are_those_of_the_sdk(stack: str, instance_type: str | None, ends
         (["target=realtime", "target.region=us-east1"], "did you mean target.region=us-east-1?"),
     ],
 )
-def test_refusals(overrides: list[str], sentence: str, archive: Path, nobody: Faults) -> None:
+def test_refusals(overrides: list[str], sentence: str, archive: Path) -> None:
     given = [f"target.role={ROLE}", "target.bucket=my-bucket", "target.image=123.dkr.ecr/ray:1", "dry_run=true"]
     with pytest.raises(ConfigError) as refused:
         act(*given, *overrides, archive=archive)

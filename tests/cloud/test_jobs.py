@@ -119,7 +119,7 @@ def last_logged(run: Path, metric: str) -> float:
 
 
 def test_of_three_jobs_one_fails_and_its_own_message_is_on_screen(
-    bins: Path, train: Run, run: Run, plane: dict[str, str], tmp_path: Path
+    bins: Path, run: Run, plane: dict[str, str], tmp_path: Path
 ) -> None:
     folder = tmp_path / "sweep"
     paths = [f"paths.output_dir={folder}", f"paths.log_dir={tmp_path}"]

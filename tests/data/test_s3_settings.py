@@ -91,7 +91,7 @@ def test_a_profile_tells_endpoint_region_and_credentials(s3_proxy: FaultyProxy, 
 
 
 def test_unrenewable_credentials_in_mid_transfer_are_one_sentence(
-    s3_proxy: FaultyProxy, profile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3_proxy: FaultyProxy, profile: Path, tmp_path: Path
 ) -> None:
     calls = profile.with_name("calls")
     lines = [f"with open({str(calls)!r}, 'a') as file: file.write('x')", "import os, sys"]

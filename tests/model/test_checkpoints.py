@@ -224,7 +224,7 @@ def test_a_checkpoint_reads_no_other_file_and_no_address(
         load_counter(save(saved, counter, model_cfg, objective_cfg), trusted=["shop"])
 
 
-def test_nested_initial_weights_are_not_loaded(saved: Path, model_cfg: Config) -> None:
+def test_nested_initial_weights_are_not_loaded(model_cfg: Config) -> None:
     nested = {"_target_": "shop.tiny", "inner": {"_target_": "timm.create_model", "pretrained": True, "weights": "X"}}
     assert without_pretrained({**model_cfg, "backbone": nested})["backbone"]["inner"] == {
         "_target_": "timm.create_model",

@@ -178,7 +178,7 @@ def test_broken_inputs_do_not_stop_training_and_are_listed(bins: Path, train: Ru
     assert "many/a.png" in page.read_text()
 
 
-def test_ckpt_path_latest_goes_on_with_the_newest_unfinished_run(bins: Path, train: Run, tmp_path: Path) -> None:
+def test_ckpt_path_latest_goes_on_with_the_newest_unfinished_run(bins: Path, train: Run) -> None:
     done = train(*SMALL, f"data.source={bins}", "test=false")
     folder = Path(done.stdout.splitlines()[-1])
     (folder / "metrics.json").unlink()  # as if it had been killed while it was scored

@@ -129,7 +129,7 @@ def test_a_photo_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch
     assert good.status == 200
 
 
-def test_a_request_that_is_given_up_ends_its_process(archive: Path, tmp_path: Path) -> None:
+def test_a_request_that_is_given_up_ends_its_process(tmp_path: Path) -> None:
     folder = unpacked_archive(tmp_path / "archive", timeout_s=1.0)
     late, good = answers(folder, many_scans(), large())
     assert (late.status, good.status) == (504, 200)
@@ -263,9 +263,7 @@ def test_a_shortage_while_a_photo_is_explained_is_no_fault_of_the_photo(
     assert later.status == 200
 
 
-def test_a_process_that_is_killed_for_memory_is_no_fault_of_the_photo(
-    monkeypatch: pytest.MonkeyPatch, archive: Path
-) -> None:
+def test_a_process_that_is_killed_for_memory_is_no_fault_of_the_photo(archive: Path) -> None:
     async def kill() -> None:
         while not decoding():
             await asyncio.sleep(0.01)

@@ -66,7 +66,7 @@ def refusal(answered: bytes | BaseException) -> tuple[int, str]:
     return answered.status, answered.sentence
 
 
-async def test_a_body_counts_as_a_request_once_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_body_counts_as_a_request_once_it_is_there() -> None:
     limiter = RequestLimiter(LIMITS, 1)
     slow = [asyncio.create_task(whole(limiter, request(dripping(0.01)))) for _ in range(20)]
     await asyncio.sleep(0.05)
@@ -247,7 +247,7 @@ async def test_the_connection_that_waits_the_longest_gives_way_to_the_next(monke
             assert (await client[0].readuntil(b"\0\0")).startswith(b"HTTP/1.1 200 ")
 
 
-async def test_a_body_waits_for_100_continue_and_is_refused_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_body_waits_for_100_continue_and_is_refused_without_it() -> None:
     async def limited(scope: Scope, receive: Receive, send: Send) -> None:
         try:
             async with RequestLimiter(LIMITS, 1).body(Request(scope, receive)):

@@ -193,7 +193,7 @@ def test_outer_values_of_long_lists_are_tried(base: DictConfig) -> None:
     assert "data.batch_size=0" in refused([f"data.batch_size={','.join(map(str, values))}"], base)
 
 
-def test_what_optuna_is_given(base: DictConfig) -> None:
+def test_what_optuna_is_given() -> None:
     mixed = Choice("a", (True, 1, None, "x"))
     lists = Choice("b", ([1, 2], "[1,2]", {"c": None}))
     stepped = Interval("c", 0, 0.3, step=0.1)
