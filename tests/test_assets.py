@@ -3,7 +3,6 @@
 They lie in tests/assets, made by make.py there. Expected numbers are the tag's own; other processors round differently.
 """
 
-import csv
 import json
 import lzma
 import shutil
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from commands import REPOSITORY, Run, Start
+from outputs import read_rows
 from s3_proxy import FaultyProxy
 from searches import study_of
 
@@ -47,14 +47,9 @@ def checkpoint(name: str, folder: Path) -> Path:
     return path
 
 
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
 def assert_same_rows(path: Path, expected: Path, key: str) -> None:
     """The same table but for the order of rows, the folders of photos, and rounding."""
-    ours, theirs = ({Path(row[key]).stem: row for row in rows(each)} for each in (path, expected))
+    ours, theirs = ({Path(row[key]).stem: row for row in read_rows(each)} for each in (path, expected))
     assert ours.keys() == theirs.keys() and len(theirs) > 1
     for name, row in theirs.items():
         assert ours[name].keys() == row.keys()
@@ -121,7 +116,7 @@ def test_a_killed_run_is_resumed_to_the_end_it_would_have_had(train: Run, tmp_pa
     for part in ("state_dict", "optimizer_states", "lr_schedulers"):
         torch.testing.assert_close(ours[part], theirs[part], rtol=CLOSE, atol=CLOSE)
     assert ours["callbacks"].keys() == theirs["callbacks"].keys()
-    log, expected = (rows(each / "logs" / "metrics.csv") for each in (folder, ASSETS / "undisturbed"))
+    log, expected = (read_rows(each / "logs" / "metrics.csv") for each in (folder, ASSETS / "undisturbed"))
     log = [row for row in log if not row["lr"]]  # the earlier version missed the step that ends an epoch
     assert len(log) == len(expected) > 3
     for row, other in zip(log, expected, strict=True):
@@ -184,7 +179,7 @@ def test_an_archive_is_served_and_its_checkpoint_is_packed_again(start: Start, r
         server.wait(30)
     finally:
         server.kill()
-    answers = {row["path"].removeprefix(PLACE): row for row in rows(ASSETS / "classification" / "answers.csv")}
+    answers = {row["path"].removeprefix(PLACE): row for row in read_rows(ASSETS / "classification" / "answers.csv")}
     assert len(asked) == len(answers)
     for line in asked:
         path, predicted, sure = line.split("\t")

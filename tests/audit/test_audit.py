@@ -18,6 +18,7 @@ from browser import chromium, visit
 from commands import Run, Start
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from outputs import read_rows
 from playwright.sync_api import Browser
 from s3_server import S3Server
 from served_runs import checkpoint_alone
@@ -64,11 +65,6 @@ def table(path: Path, rows: list[list[Any]], header: str = "bin,photo,expected")
     return path
 
 
-def read(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
 def names_of(photos: Path) -> list[str]:
     return sorted(each.relative_to(photos).as_posix() for each in photos.rglob("*.png") if each.name != "broken.png")
 
@@ -101,7 +97,7 @@ def test_every_record_and_every_photo_is_in_the_table(run: Run, photos: Path, ch
     done = run(
         "-m", "bincounter", "audit", str(photos), *arguments, "--cost-of-check=1", "--cost-of-error=1000", "--checks=1"
     )
-    audited = read(output)
+    audited = read_rows(output)
     assert list(audited[0]) == [
         *("bin", "photo", "expected", "predicted", "expected_count", "p_0", "p_1", "p_2", "p_3"),
         *("record_wrong", "direction", "units_off", "reason", "shelf"),
@@ -301,7 +297,7 @@ def test_photos_of_a_bucket_and_those_that_the_model_was_trained_on(
     arguments = ["--record", str(stock), f"ckpt_path={checkpoint}", f"--output={tmp_path / 'audit.csv'}"]
     data = tmp_path / "data"
     done = run("-m", "bincounter", "audit", "s3://shop/named", *arguments, f"--data-dir={data}", **s3.environment())
-    judged = {row["bin"]: row["photo"] for row in read(tmp_path / "audit.csv") if row["record_wrong"]}
+    judged = {row["bin"]: row["photo"] for row in read_rows(tmp_path / "audit.csv") if row["record_wrong"]}
     assert judged == {"A": "3.png", "B": "other.png"}
     assert f"--photos={data / 's3/shop/named'} " in done.stdout
     assert "The model was trained on 1 of these photos, by their names" in done.stderr
@@ -327,7 +323,7 @@ def test_names_of_any_bytes_survive(run: Run, photos: Path, checkpoint: Path, tm
         "--output",
         str(output),
     )
-    audited = read(output)
+    audited = read_rows(output)
     assert len(output.read_text(encoding="utf-8").splitlines()) == len(NAMES) + 1
     assert sorted(read_cell(row["photo"]) for row in audited) == sorted(NAMES)
     assert sorted(read_cell(row["bin"]) for row in audited) == sorted(f"bin {cell}" for cell in cells)
@@ -430,7 +426,7 @@ def test_photos_that_could_not_be_read_for_now_are_read_again(photos: Path, tmp_
 
     output = tmp_path / "audit.csv"
     assert run_audit(matched(stock, photos), counting(lacking), output).uncounted == 1
-    assert [row["reason"] for row in read(output) if row["bin"] == "A-2"] == ["too many open files"]
+    assert [row["reason"] for row in read_rows(output) if row["bin"] == "A-2"] == ["too many open files"]
 
     def full(audit: Audit) -> None:
         raise OSError(errno.ENOSPC, "full")
@@ -456,7 +452,9 @@ def test_a_photo_that_cannot_be_read_withholds_nothing(
         done = run("-m", "bincounter", "audit", str(photos), *arguments, code=1)
         assert "Next: bincounter review" in done.stdout
         assert "1 of 10 photos were not counted for a reason outside of them" in done.stderr
-        assert [row["reason"] for row in read(output) if row["bin"] == "B"] == ["cannot be read (input/output error)"]
+        assert [row["reason"] for row in read_rows(output) if row["bin"] == "B"] == [
+            "cannot be read (input/output error)"
+        ]
         output.with_suffix(".html").unlink()
     (photos / "0/lost.png").unlink()
     shutil.copy(photos / names_of(photos)[0], photos / "0/lost.png")
@@ -475,14 +473,14 @@ def test_two_audits_do_not_write_one_table(photos: Path, tmp_path: Path) -> None
         return Prediction.of(photo, dict.fromkeys(COUNTS, 0.25), COUNTS[0])
 
     run_audit(matched(stock, photos), counting(second), output)
-    assert len(raised) == 8 and len(read(output)) == 9
+    assert len(raised) == 8 and len(read_rows(output)) == 9
 
 
 def test_wrong_records_come_first(photos: Path, tmp_path: Path) -> None:
     rows = rows_of(photos)
     rows[1][2], rows[6][2] = 3, 0
     audit = run_audit(matched(table(tmp_path / "s.csv", rows), photos), counting(), tmp_path / "audit.csv")
-    first = read(tmp_path / "audit.csv")[:2]
+    first = read_rows(tmp_path / "audit.csv")[:2]
     assert {(row["bin"], row["direction"]) for row in first} == {("A-1", "missing"), ("A-6", "extra")}
     assert audit.judged[2] < audit.judged[1] < audit.judged[0]
     assert float(next(row for row in first if row["bin"] == "A-1")["units_off"]) < 0
@@ -527,5 +525,5 @@ def test_a_page_without_judged_records(photos: Path, tmp_path: Path) -> None:
     stock = matched(table(tmp_path / "s.csv", [["A", "nowhere.png", 1]]), photos)
     audit = run_audit(stock, counting(), tmp_path / "audit.csv")
     text = write_audit_page(tmp_path / "audit.html", audit, JUDGE, None, {}).read_text(encoding="utf-8")
-    assert "No record could be judged" in text and len(read(tmp_path / "audit.csv")) == 10
+    assert "No record could be judged" in text and len(read_rows(tmp_path / "audit.csv")) == 10
     assert np.isnan(audit.record_wrong).all()

@@ -1,6 +1,5 @@
 """Training jobs as SageMaker runs them: its folder tree, its toolkit, and nothing but hyperparameters to go by."""
 
-import csv
 import json
 import os
 import shutil
@@ -15,6 +14,7 @@ import torch
 import yaml
 from bins import square_bins
 from commands import REPOSITORY, command, environment
+from outputs import read_rows, tensors
 
 from bincounter.cli import container_command, train_command
 from bincounter.cli.hydra_app import compose
@@ -126,18 +126,6 @@ def ends(process: subprocess.Popen[str], code: int = 0) -> str:
     return output
 
 
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def tensors(node: object, path: str = "") -> dict[str, torch.Tensor]:
-    if isinstance(node, torch.Tensor):
-        return {path: node}
-    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, (list, tuple)) else ()
-    return {name: value for key, child in items for name, value in tensors(child, f"{path}/{key}").items()}
-
-
 @pytest.fixture(scope="module")
 def finished(code: Path, bins: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The base folder of a job that nothing disturbed."""
@@ -196,7 +184,7 @@ def test_killed_job_resumes_bit_for_bit_in_a_new_container(
 def test_a_run_is_not_gone_on_with_on_other_photos(finished: Path, code: Path, bins: Path, tmp_path: Path) -> None:
     other = tmp_path / "bins"
     shutil.copytree(bins, other)
-    training = next(row["id"] for row in rows(finished / "checkpoints" / "split.csv") if row["split"] == "train")
+    training = next(row["id"] for row in read_rows(finished / "checkpoints" / "split.csv") if row["split"] == "train")
     with (other / training).open("ab") as file:
         file.write(b"\0")  # the same picture, but not the same bytes
     base = container(tmp_path / "ml", code, other)
@@ -274,11 +262,11 @@ def test_two_instances_of_two_processes_train_as_one(code: Path, bins: Path, tmp
     assert list((bases[1] / "model").iterdir()) == []
 
     run = bases[0] / "checkpoints"
-    validation = [row["id"] for row in rows(run / "split.csv") if row["split"] == "validation"]
-    assert sorted(row["id"] for row in rows(run / "predictions.csv")) == sorted(validation)
+    validation = [row["id"] for row in read_rows(run / "split.csv") if row["split"] == "validation"]
+    assert sorted(row["id"] for row in read_rows(run / "predictions.csv")) == sorted(validation)
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["val"]["n"] == len(validation)
-    logged = [row["val/accuracy"] for row in rows(run / "logs" / "metrics.csv") if row["val/accuracy"]]
+    logged = [row["val/accuracy"] for row in read_rows(run / "logs" / "metrics.csv") if row["val/accuracy"]]
     # What the instances measured together is what one measures on the same checkpoint.
     assert max(map(float, logged)) == pytest.approx(metrics["val"]["accuracy"])
     # As many steps as one process with four times the batch takes.

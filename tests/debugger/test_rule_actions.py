@@ -11,7 +11,8 @@ import torch
 from bins import square_bins
 from commands import Run
 from faulty import fit
-from test_resume import last_checkpoint, tensors
+from outputs import tensors
+from test_resume import last_checkpoint
 
 from bincounter.debugger.rule_runner import RuleFailed
 

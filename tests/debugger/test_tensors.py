@@ -14,7 +14,8 @@ import pytest
 import torch
 from bins import square_bins
 from commands import Run, Start
-from test_resume import RECIPE, kill_after, last_checkpoint, tensors
+from outputs import tensors
+from test_resume import RECIPE, kill_after, last_checkpoint
 from torch import Tensor
 
 from bincounter.debugger.tensor_records import FILES, EpochRecord, StepRecord, read_records

@@ -1,6 +1,5 @@
 """Audited tables made on the fly, and ``bincounter review`` as a process of its own."""
 
-import csv
 import json
 import signal
 from collections.abc import Iterator, Sequence
@@ -74,12 +73,6 @@ def made_audit(folder: Path, bins: int = 4) -> Path:
         photo.parent.mkdir(parents=True, exist_ok=True)
         photo.write_bytes(photo_bytes(n))
     return write_audit(folder / "audit.csv", rows)
-
-
-def read_answers(path: Path) -> list[dict[str, str]]:
-    """Rows of corrections.csv."""
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 @dataclass

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 from commands import Run
-from reviews import Audited, made_audit, read_answers, write_audit
+from outputs import read_rows
+from reviews import Audited, made_audit, write_audit
 
 from bincounter.data.corrections import Correction, CorrectionsLog
 
@@ -77,7 +78,7 @@ def test_annotated_tasks_become_answers(audit: Path, tasks: list[dict[str, Any]]
     assert "4 answers added" in said
     assert "0 were there already" in said and "4 tasks have no count" in said
     assert "1 tasks match no bin" in said
-    rows = read_answers(audit.parent / "corrections.csv")
+    rows = read_rows(audit.parent / "corrections.csv")
     assert [(row["bin"], row["expected"], row["counted"], row["reviewer"], row["time"]) for row in rows] == [
         ("B-0", "2", "3", "7", ""),
         ("B-1", "2", "12", "ann@example.com", ""),
@@ -87,7 +88,7 @@ def test_annotated_tasks_become_answers(audit: Path, tasks: list[dict[str, Any]]
     tasks[0]["annotations"] = [number(4)]
     said = imported(run, audit, tasks)
     assert "1 answers added" in said and "3 were there already" in said
-    assert read_answers(audit.parent / "corrections.csv")[-1]["counted"] == "4"
+    assert read_rows(audit.parent / "corrections.csv")[-1]["counted"] == "4"
 
 
 @pytest.mark.parametrize(
@@ -95,14 +96,14 @@ def test_annotated_tasks_become_answers(audit: Path, tasks: list[dict[str, Any]]
 )
 def test_tasks_made_elsewhere_match_by_the_name_of_the_photo(audit: Path, run: Run, image: str) -> None:
     imported(run, audit, [{"data": {"image": image}, "annotations": [number(2)]}])
-    assert [row["bin"] for row in read_answers(audit.parent / "corrections.csv")] == ["B-5"]
+    assert [row["bin"] for row in read_rows(audit.parent / "corrections.csv")] == ["B-5"]
 
 
 def test_a_name_of_two_photos_matches_neither(audit: Path, run: Run) -> None:
     write_audit(audit, [Audited("a", "1/x.jpg"), Audited("b", "2/x.jpg"), Audited("c", "y.jpg")])
     made = [{"data": {"image": f"{name}.jpg"}, "annotations": [number(2)]} for name in "xy"]
     assert "1 tasks match no bin" in imported(run, audit, made)
-    assert [row["bin"] for row in read_answers(audit.parent / "corrections.csv")] == ["c"]
+    assert [row["bin"] for row in read_rows(audit.parent / "corrections.csv")] == ["c"]
 
 
 def test_photos_without_a_record_come_back_once(tmp_path: Path, run: Run) -> None:
@@ -113,7 +114,7 @@ def test_photos_without_a_record_come_back_once(tmp_path: Path, run: Run) -> Non
     tasks = [{**task, "annotations": [number(1)]} for task in json.loads((tmp_path / "tasks.json").read_text())]
     assert "3 answers added" in imported(run, audit, tasks)
     assert "0 answers added" in imported(run, audit, tasks)
-    assert [row["photo"] for row in read_answers(tmp_path / "corrections.csv")] == photos
+    assert [row["photo"] for row in read_rows(tmp_path / "corrections.csv")] == photos
 
 
 def test_an_older_annotation_replaces_no_newer_answer(audit: Path, run: Run) -> None:
@@ -130,7 +131,7 @@ def test_an_older_annotation_replaces_no_newer_answer(audit: Path, run: Run) -> 
     tasks = [task(4, before, 0), task(4, before, 1), task(4, after, 2), task(3, after, 3)]
     said = imported(run, audit, tasks)
     assert "2 answers added" in said and "2 were there already" in said
-    assert [(row["bin"], row["counted"]) for row in read_answers(table)[4:]] == [("B-2", "4"), ("B-3", "3")]
+    assert [(row["bin"], row["counted"]) for row in read_rows(table)[4:]] == [("B-2", "4"), ("B-3", "3")]
     assert "0 answers added" in imported(run, audit, tasks)
 
 

@@ -9,8 +9,9 @@ import pytest
 from browser import chromium
 from commands import REPOSITORY
 from made_photos import photo_bytes
+from outputs import read_rows
 from playwright.sync_api import Browser, Page, Route, expect
-from reviews import Audited, ReviewServer, made_audit, read_answers, reviewed, write_audit
+from reviews import Audited, ReviewServer, made_audit, reviewed, write_audit
 
 pytestmark = pytest.mark.browser
 expect.set_options(timeout=60_000)  # on busy cores a browser waits for its turn
@@ -97,7 +98,7 @@ def test_bins_are_counted_by_keys(browser: Browser, tmp_path: Path, size: dict[s
         expect(page.locator("#over-text")).to_contain_text("0 wrong records found, 3.0 expected")
         page.keyboard.press("u")
         shows(page, "B-1")
-    assert [(row["bin"], row["counted"], row["undone"]) for row in read_answers(table)] == [
+    assert [(row["bin"], row["counted"], row["undone"]) for row in read_rows(table)] == [
         *(("B-0", "4", "no"), ("B-0", "4", "yes"), ("B-0", "2", "no"), ("B-2", "2", "no")),
         *(("B-3", "2", "no"), ("B-1", "2", "no"), ("B-1", "2", "yes")),
     ]
@@ -128,7 +129,7 @@ def test_bins_are_counted_by_buttons(browser: Browser, tmp_path: Path, size: dic
         page.reload()
         shows(page, "B-2")
         assert page.input_value("#reviewer") == "Ann"
-    rows = read_answers(tmp_path / "corrections.csv")
+    rows = read_rows(tmp_path / "corrections.csv")
     assert [(row["bin"], row["counted"], row["reviewer"]) for row in rows] == [
         *(("B-0", "12", "Ann"), ("B-2", "0", "Ann"), ("B-2", "0", "Ann")),
     ]
@@ -160,7 +161,7 @@ def test_no_count_is_taken_before_the_photo_of_its_bin(browser: Browser, tmp_pat
         expect(page.locator("#no-photo")).to_contain_text("photos/2.jpg is not a JPEG")
         page.keyboard.press("Enter")
         shows(page, "B-3")
-    assert [row["bin"] for row in read_answers(tmp_path / "corrections.csv")] == ["B-0", "B-1", "B-2"]
+    assert [row["bin"] for row in read_rows(tmp_path / "corrections.csv")] == ["B-0", "B-1", "B-2"]
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -222,7 +223,7 @@ def test_two_browsers_share_the_work(browser: Browser, tmp_path: Path) -> None:
         ends(ben, "All bins are done")
         anna.click("#again")
         ends(anna, "All bins are done")
-    assert [row["counted"] for row in read_answers(tmp_path / "corrections.csv")] == ["3", "5"]
+    assert [row["counted"] for row in read_rows(tmp_path / "corrections.csv")] == ["3", "5"]
 
 
 def test_a_server_that_is_gone_loses_no_count(browser: Browser, tmp_path: Path) -> None:
@@ -239,7 +240,7 @@ def test_a_server_that_is_gone_loses_no_count(browser: Browser, tmp_path: Path) 
             page.keyboard.press("Enter")
             shows(page, "B-1")
             assert page.locator("#message").is_hidden()
-    assert [row["counted"] for row in read_answers(tmp_path / "corrections.csv")] == ["3"]
+    assert [row["counted"] for row in read_rows(tmp_path / "corrections.csv")] == ["3"]
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from commands import Run
 from made_photos import photo_bytes
-from reviews import Audited, made_audit, read_answers, reviewed, write_audit
+from outputs import read_rows
+from reviews import Audited, made_audit, reviewed, write_audit
 
 from bincounter.data.corrections import Correction, CorrectionsLog, last_answers, read_corrections
 from bincounter.review.audit_table import read_audit
@@ -32,13 +33,13 @@ def test_bins_come_in_the_order_of_the_table_with_what_it_says_of_them(tmp_path:
         assert (photo.status, photo.headers["content-type"], photo.body) == (200, "image/jpeg", photo_bytes(0))
         for n in range(4):
             reply = server.post("answer", "anna", id=shown["id"], counted=2 - n % 2).json()
-            assert len(read_answers(tmp_path / "corrections.csv")) == n + 1  # before the next bin is shown
+            assert len(read_rows(tmp_path / "corrections.csv")) == n + 1  # before the next bin is shown
             shown = reply["bin"]
             assert (shown and shown["bin"]) == (f"B-{n + 1}" if n < 3 else None)
         progress = reply["progress"]
         assert (progress["done"], progress["wrong"], progress["missing"], progress["extra"]) == (4, 2, 2, 0)
         assert progress["wrong_expected"] == pytest.approx(0.9 + 0.8 + 0.7 + 0.6)
-    rows = read_answers(tmp_path / "corrections.csv")
+    rows = read_rows(tmp_path / "corrections.csv")
     assert list(rows[0]) == ["bin", "photo", "expected", "counted", "reviewer", "time", "undone"]
     assert [(row["bin"], row["counted"], row["reviewer"], row["undone"]) for row in rows] == [
         (f"B-{n}", str(2 - n % 2), "anna", "no") for n in range(4)
@@ -59,7 +60,7 @@ def test_no_bin_is_shown_to_two_reviewers(tmp_path: Path) -> None:
         refused = server.post("answer", "anna", id=shown["ben"]["id"], counted=2)
         assert refused.status == 409
         assert refused.json()["error"] == "Bin B-1 is answered already, 2 by ben: take the next."
-    assert len(read_answers(tmp_path / "corrections.csv")) == 1
+    assert len(read_rows(tmp_path / "corrections.csv")) == 1
 
 
 def test_a_skipped_bin_comes_after_all_others(tmp_path: Path) -> None:
@@ -88,7 +89,7 @@ def test_an_answer_is_taken_back_by_whoever_gave_it(tmp_path: Path) -> None:
             "There is no answer of yours to take back; count this bin.",
         )
         server.post("answer", "anna", id=first["id"], counted=2)
-    assert [(row["bin"], row["counted"], row["undone"]) for row in read_answers(table)] == [
+    assert [(row["bin"], row["counted"], row["undone"]) for row in read_rows(table)] == [
         *(("B-0", "0", "no"), ("B-1", "3", "no"), ("B-0", "0", "yes"), ("B-0", "2", "no"))
     ]
     assert {key[0]: each.counted for key, each in last_answers(read_corrections(table, "it")).items()} == {
@@ -136,7 +137,7 @@ def test_a_killed_server_resumes_from_the_file(tmp_path: Path) -> None:
         assert server.post("undo", "other", reviewer="anna").json()["bin"]["bin"] == "B-1"
         assert server.post("answer", "anna", id=first["id"], counted=2).status == 200  # the reply was lost in the kill
         assert server.post("answer", "ben", id=first["id"], counted=2).status == 409
-    assert len(read_answers(tmp_path / "corrections.csv")) == 3
+    assert len(read_rows(tmp_path / "corrections.csv")) == 3
 
 
 def test_answers_are_known_again_by_bin_photo_and_record(tmp_path: Path) -> None:
@@ -153,7 +154,7 @@ def test_answers_are_known_again_by_bin_photo_and_record(tmp_path: Path) -> None
         reply = server.post("next", "anna").json()
         assert (reply["bin"]["bin"], reply["progress"]["done"]) == ("B-0", 1)
         assert server.post("answer", "anna", id=reply["bin"]["id"], counted=1).json()["bin"] is None
-    assert [(row["bin"], row["expected"]) for row in read_answers(table)] == [("B-0", "2"), ("", ""), ("B-0", "1")]
+    assert [(row["bin"], row["expected"]) for row in read_rows(table)] == [("B-0", "2"), ("", ""), ("B-0", "1")]
 
 
 @pytest.mark.parametrize("cut", range(1, 60))
@@ -205,7 +206,7 @@ def test_a_full_disk_loses_nothing_and_is_reported(tmp_path: Path, monkeypatch: 
             patch.setattr(os, "fsync", full)
             with pytest.raises(Exception, match="The answer is not saved \\(No space left on device\\)"):
                 queue.answer(Reviewer("1", "anna"), shown, 3)
-        assert read_answers(log.path) == []
+        assert read_rows(log.path) == []
         queue.answer(Reviewer("1", "anna"), shown, 3)
         log.path.unlink()
         with pytest.raises(Exception, match="was replaced while it was in use"):
@@ -320,7 +321,7 @@ def test_requests_of_other_sites_and_wrong_ones_are_refused(tmp_path: Path) -> N
             404,
             "No model was given; start the review with --ckpt-path.",
         )
-    assert read_answers(tmp_path / "corrections.csv") == []
+    assert read_rows(tmp_path / "corrections.csv") == []
 
 
 def test_names_of_any_bytes_survive(tmp_path: Path) -> None:

@@ -1,12 +1,12 @@
 """The Amazon Bin Image Dataset through the commands, in its own layout and arranged as bin folders."""
 
-import csv
 import json
 from collections import defaultdict
 from pathlib import Path
 
 import pytest
 from commands import Run
+from outputs import read_rows
 
 pytestmark = pytest.mark.photos
 
@@ -22,17 +22,12 @@ QUICK = [
 ]
 
 
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def test_abid_is_trained_on_without_a_leak_and_arranged(
     train: Run, run: Run, abid_photos: Path, tmp_path: Path
 ) -> None:
     source = ["data=abid", f"data.source={abid_photos}", COUNTS]
     train(*source, *QUICK, f"paths.output_dir={tmp_path / 'run'}")
-    split = rows(tmp_path / "run" / "split.csv")
+    split = read_rows(tmp_path / "run" / "split.csv")
     assert len(split) == 6664
     sides = defaultdict(set)
     for row in split:

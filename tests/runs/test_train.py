@@ -1,7 +1,6 @@
 """train.py and the commands around it, as users run them."""
 
 import codecs
-import csv
 import fcntl
 import json
 import os
@@ -21,6 +20,7 @@ import torch
 import yaml
 from bins import square_bins
 from commands import REPOSITORY, Run, Start, command, environment
+from outputs import read_rows
 
 SMALL = [
     "data=folders",
@@ -47,11 +47,6 @@ SCORES = {
 }
 
 
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 @pytest.fixture(scope="module")
 def bins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return square_bins(tmp_path_factory.mktemp("bins"), photos=160)
@@ -76,10 +71,10 @@ def test_run_writes_all_files_and_can_be_scored_and_compared(
     calibration = metrics["calibration"]
     assert calibration["temperature"] != 1 and metrics["val"]["cross_entropy"] < calibration["cross_entropy"]
     assert "sweep.subdir" not in (trained / "provenance.json").read_text()  # nobody typed it
-    split = rows(trained / "split.csv")
+    split = read_rows(trained / "split.csv")
     assert list(split[0]) == ["id", "count", "group", "split"]
     assert len(split) == 160
-    predictions = rows(trained / "predictions.csv")
+    predictions = read_rows(trained / "predictions.csv")
     assert list(predictions[0]) == ["id", "split", "count", "predicted", "expected_count", "p_0", "p_1", "p_2", "p_3"]
     right = [row["count"] == row["predicted"] for row in predictions if row["split"] == "test"]
     assert sum(right) / len(right) == pytest.approx(metrics["test"]["accuracy"])
@@ -108,7 +103,7 @@ def test_run_writes_all_files_and_can_be_scored_and_compared(
 
     # Predictions of the command agree with those of the run.
     done = run("-m", "bincounter", "predict", str(bins), checkpoint, "--csv", str(tmp_path / "counts.csv"))
-    counted = {str(Path(row["path"]).relative_to(bins)): row["predicted"] for row in rows(tmp_path / "counts.csv")}
+    counted = {str(Path(row["path"]).relative_to(bins)): row["predicted"] for row in read_rows(tmp_path / "counts.csv")}
     assert len(counted) == 160
     test = [row for row in predictions if row["split"] == "test"]
     assert sum(counted[row["id"]] == row["predicted"] for row in test) >= len(test) - 1  # bf16 may tip a near-tie
@@ -131,8 +126,8 @@ def test_a_run_from_the_weights_of_another_on_another_split(
     options = ["trainer.check_val_every_n_epoch=2", "trainer.accumulate_grad_batches=99", "trainer.log_every_n_steps=1"]
     weights = [f"model.weights={trained}", "data.split.seed=1"]
     train(*SMALL, f"data.source={bins}", *weights, *options, f"paths.output_dir={further}")
-    learnt = {row["id"] for row in rows(trained / "split.csv") if row["split"] == "train"}
-    held_out = {row["id"] for row in rows(further / "split.csv") if row["split"] == "test"}
+    learnt = {row["id"] for row in read_rows(trained / "split.csv") if row["split"] == "train"}
+    held_out = {row["id"] for row in read_rows(further / "split.csv") if row["split"] == "test"}
     scored = json.loads((further / "metrics.json").read_text())
     assert scored["seen_in_training"]["test"] == len(learnt & held_out) > 0
     assert f"The model was trained on {len(learnt & held_out)} of the {len(held_out)} test photos" in str(scored)
@@ -141,7 +136,7 @@ def test_a_run_from_the_weights_of_another_on_another_split(
     # An epoch without validation has no scores; the last step of an epoch is logged, also if it is an early one.
     log = (further / "train.log").read_text()
     assert re.search(r"epoch 1 of 2: train/loss=[\d.]+\n", log) and re.search(r"epoch 2 of 2: .* val/accuracy=", log)
-    assert [row["step"] for row in rows(further / "logs" / "metrics.csv") if row["lr"]] == ["0", "1"]
+    assert [row["step"] for row in read_rows(further / "logs" / "metrics.csv") if row["lr"]] == ["0", "1"]
 
 
 def test_broken_inputs_do_not_stop_training_and_are_listed(bins: Path, train: Run, run: Run, tmp_path: Path) -> None:
@@ -158,10 +153,10 @@ def test_broken_inputs_do_not_stop_training_and_are_listed(bins: Path, train: Ru
     (root / "many").mkdir()
     (root / "many" / "a.png").write_bytes(good[1].read_bytes())
     done = train(*SMALL, f"data.source={root}", f"paths.output_dir={tmp_path / 'run'}")
-    listed = {row["path"]: row["reason"] for row in rows(tmp_path / "run" / "quarantine.csv")}
+    listed = {row["path"]: row["reason"] for row in read_rows(tmp_path / "run" / "quarantine.csv")}
     assert set(listed) == {"0/zero.jpg", "0/torn.png", "0/gone.jpg", "0/notes.txt", "many/a.png"}
     assert all(listed.values())
-    assert len(rows(tmp_path / "run" / "split.csv")) == 100
+    assert len(read_rows(tmp_path / "run" / "split.csv")) == 100
     assert "5 inputs" in done.stderr
 
     page = tmp_path / "data.html"
@@ -219,10 +214,12 @@ def test_two_processes_train_what_one_would_and_score_each_photo_once(
     options = [*group, "trainer.devices=2", "data.batch_size=8"]
     paths = [f"paths.cache_dir={tmp_path / 'cache'}", f"paths.output_dir={tmp_path / 'run'}"]
     run(*program, *SMALL, f"data.source={bins}", *options, *paths)
-    split = [row["id"] for row in rows(tmp_path / "run" / "split.csv") if row["split"] != "train"]
-    assert sorted(row["id"] for row in rows(tmp_path / "run" / "predictions.csv")) == sorted(split)
+    split = [row["id"] for row in read_rows(tmp_path / "run" / "split.csv") if row["split"] != "train"]
+    assert sorted(row["id"] for row in read_rows(tmp_path / "run" / "predictions.csv")) == sorted(split)
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    logged = [row["val/accuracy"] for row in rows(tmp_path / "run" / "logs" / "metrics.csv") if row["val/accuracy"]]
+    logged = [
+        row["val/accuracy"] for row in read_rows(tmp_path / "run" / "logs" / "metrics.csv") if row["val/accuracy"]
+    ]
     # What two processes measured together is what one measures on the same checkpoint.
     assert max(map(float, logged)) == pytest.approx(metrics["val"]["accuracy"])
 
@@ -231,7 +228,7 @@ def test_an_s3_source_is_trained_on(bins: Path, train: Run, s3: object, tmp_path
     photos = {path.relative_to(bins).as_posix(): path.read_bytes() for path in bins.glob("*/*.png")}
     s3.put("bins", photos)  # type: ignore[attr-defined]
     train(*SMALL, "data=s3", "data.source=s3://bins", f"paths.output_dir={tmp_path / 'run'}")
-    assert len(rows(tmp_path / "run" / "split.csv")) == 160
+    assert len(read_rows(tmp_path / "run" / "split.csv")) == 160
 
 
 def test_a_sweep_with_a_wrong_job_starts_none(bins: Path, train: Run, tmp_path: Path) -> None:

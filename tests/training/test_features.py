@@ -15,8 +15,9 @@ import pytest
 import torch
 from bins import square_bins
 from commands import Run, Start
+from outputs import read_rows
 from PIL import Image
-from test_resume import assert_same, kill_after, rows
+from test_resume import assert_same, kill_after
 from torch import Tensor, nn
 
 from bincounter.data.datamodule import BinDataModule
@@ -106,7 +107,7 @@ def test_killed_and_without_its_cache_a_run_ends_with_the_same_bits(
     (stored,) = (tmp_path / "cache" / "features").iterdir()
     assert (np.fromfile(stored / "checks", np.uint32) != 0).sum() == 87  # no test photo
     assert_same(folder, undisturbed)
-    assert rows(folder / "predictions.csv") == rows(undisturbed / "predictions.csv")
+    assert read_rows(folder / "predictions.csv") == read_rows(undisturbed / "predictions.csv")
 
 
 Build = Callable[..., tuple[CachedFeatures, BinCounter, BinDataModule]]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from bins import square_bins
 from commands import Run
+from outputs import read_rows
 from test_features import NO_CHANGES, RECIPE, TOLD
-from test_resume import rows
 
 from bincounter.data.datamodule import BinDataModule
 from bincounter.data.layouts.folders import Folders
@@ -28,8 +28,8 @@ def test_photos_and_losses_of_a_frozen_backbone_then_of_its_checkpoint(bins: Pat
     folder, again = tmp_path / "run", tmp_path / "again"
     source = [f"data.source={bins}", "data.counts=[0,1,2,3,4]"]  # there are no photos with 4
     assert TOLD in train(*RECIPE, *source, f"paths.output_dir={folder}").stderr
-    photos = Counter((int(row["count"]), row["split"]) for row in rows(folder / "split.csv"))
-    found = {(int(row["count"]), row["split"]): row for row in rows(folder / "per_count.csv")}
+    photos = Counter((int(row["count"]), row["split"]) for row in read_rows(folder / "split.csv"))
+    found = {(int(row["count"]), row["split"]): row for row in read_rows(folder / "per_count.csv")}
     assert list(found) == [(count, split) for count in range(5) for split in SPLITS]
     for key, row in found.items():
         assert int(row["photos"]) == int(row["scored"]) == photos[key]
@@ -40,12 +40,12 @@ def test_photos_and_losses_of_a_frozen_backbone_then_of_its_checkpoint(bins: Pat
             ours = found[row["count"], split]
             assert float(ours["accuracy"]) == pytest.approx(row["accuracy"])
             assert float(ours["cross_entropy"]) == pytest.approx(row["cross_entropy"], rel=1e-5)
-    assert {row["split"] for row in rows(folder / "predictions.csv")} == {"validation", "test"}
+    assert {row["split"] for row in read_rows(folder / "predictions.csv")} == {"validation", "test"}
 
     # Scored again, from photos instead of features: the same, and nothing on training photos.
     checkpoint = f"ckpt_path={folder / 'checkpoints' / 'best.ckpt'}"
     train("train=false", checkpoint, "data=folders", *source, "trainer=cpu", f"paths.output_dir={again}")
-    for row in rows(again / "per_count.csv"):
+    for row in read_rows(again / "per_count.csv"):
         before = found[int(row["count"]), row["split"]]
         assert row["photos"] == before["photos"]
         if row["split"] == "train":

@@ -1,7 +1,6 @@
 """A run that is killed at any moment and gone on with ends as if nothing had happened."""
 
 import copy
-import csv
 import random
 import shlex
 import signal
@@ -14,6 +13,7 @@ import torch
 import yaml
 from bins import square_bins
 from commands import Process, Run, Start
+from outputs import read_rows, tensors
 
 from bincounter.cli.hydra_app import compose
 from bincounter.errors import ConfigError
@@ -52,13 +52,6 @@ def last_checkpoint(folder: Path) -> dict:
     return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
 
 
-def tensors(node: object, path: str = "") -> dict[str, torch.Tensor]:
-    if isinstance(node, torch.Tensor):
-        return {path: node}
-    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, (list, tuple)) else ()
-    return {name: value for key, child in items for name, value in tensors(child, f"{path}/{key}").items()}
-
-
 def assert_same(first: Path, second: Path) -> None:
     """Weights, averages, optimizer and counters bit for bit; the log row for row; the best score."""
     ours, theirs = last_checkpoint(first), last_checkpoint(second)
@@ -69,14 +62,9 @@ def assert_same(first: Path, second: Path) -> None:
     for callback in ("RunCheckpoint", "EarlyStopping", "TrainingLog"):
         key = next(name for name in ours["callbacks"] if name.startswith(callback))
         assert str(ours["callbacks"][key]) == str(theirs["callbacks"][key])
-    assert rows(first / "logs" / "metrics.csv") == rows(second / "logs" / "metrics.csv")
+    assert read_rows(first / "logs" / "metrics.csv") == read_rows(second / "logs" / "metrics.csv")
     best = [torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True) for folder in (first, second)]
     assert all(torch.equal(best[0]["state_dict"][name], best[1]["state_dict"][name]) for name in best[0]["state_dict"])
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def kill_after(
