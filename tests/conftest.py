@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import absl.logging
 import boto3
@@ -17,6 +18,9 @@ from commands import REPOSITORY, Run, Start, environment, share_warm, started, w
 from warm_python import WarmPython
 
 from sagemaker_rehearsal import rehearsed
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 # Before torch is imported: on busy cores its threads wait for each other far longer than they work.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -114,6 +118,15 @@ def plane(python: WarmPython, tmp_path_factory: pytest.TempPathFactory) -> Itera
         variables = stack.enter_context(rehearsed(tmp_path_factory.mktemp("rehearsal"), grace=0.5))
         patch.undo()
         yield variables
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["Browser"]:
+    """The Chromium that is installed; the test is skipped where none is."""
+    from browser import chromium  # playwright, which most tests do without
+
+    with chromium() as browser:
+        yield browser
 
 
 @pytest.fixture

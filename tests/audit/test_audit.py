@@ -7,14 +7,14 @@ import re
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from bins import square_bins
-from browser import chromium, visit
+from browser import visit
 from commands import Run, Start
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -484,12 +484,6 @@ def test_wrong_records_come_first(photos: Path, tmp_path: Path) -> None:
     assert {(row["bin"], row["direction"]) for row in first} == {("A-1", "missing"), ("A-6", "extra")}
     assert audit.judged[2] < audit.judged[1] < audit.judged[0]
     assert float(next(row for row in first if row["bin"] == "A-1")["units_off"]) < 0
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.mark.browser

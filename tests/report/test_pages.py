@@ -1,11 +1,10 @@
 """Both pages, looked at in a real browser: nothing is fetched, nothing overflows, everything asked for is on screen."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import Visit, chromium, visit
+from browser import Visit, visit
 from made_data import write_made_data_report
 from made_runs import make_run, write_run_report
 from playwright.sync_api import Browser
@@ -15,12 +14,6 @@ from bincounter.report.compare_page import write_comparison
 
 pytestmark = pytest.mark.browser
 WIDTHS = (390, 1280)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import chromium
 from commands import REPOSITORY
 from made_photos import photo_bytes
 from outputs import read_rows
@@ -19,12 +18,6 @@ expect.set_options(timeout=60_000)  # on busy cores a browser waits for its turn
 RUN = REPOSITORY / "tests" / "assets" / "classification"
 PHOTO = "document.getElementById('photo').src.split('/').pop()"
 SIZES = [{"width": 1280, "height": 800}, {"width": 390, "height": 844}]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
 
 
 @contextmanager

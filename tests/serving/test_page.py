@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from archives import COUNTS, photo
-from browser import chromium
 from local_server import LocalServer
 from playwright.sync_api import Browser, FilePayload, Page, Route, expect
 
@@ -25,12 +24,6 @@ _PASTE = """bytes => {
     files.items.add(new File([new Uint8Array(bytes)], "image.png", { type: "image/png" }));
     document.dispatchEvent(new ClipboardEvent("paste", { clipboardData: files, bubbles: true }));
 }"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
 
 
 @contextmanager

@@ -3,12 +3,11 @@
 import json
 import math
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import optuna
 import pytest
-from browser import chromium, visit
+from browser import visit
 from hydra.core.utils import JobReturn, JobStatus
 from made_studies import BATCH, LR, SPACE, command, made_study
 from omegaconf import OmegaConf
@@ -268,12 +267,6 @@ def test_short_names_tell_keys_apart() -> None:
         "model": "model",
         "+trainer.x": "x",
     }
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["one objective", "two"])
