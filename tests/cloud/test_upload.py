@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from s3_server import S3Server
-from sent_buckets import empty_buckets, writable_server
+from sent_buckets import empty_buckets, made, stored, writable_server
 
 from bincounter.cloud.submission import upload, upload_address
 from bincounter.data.s3.sync import fetch
@@ -24,13 +24,6 @@ def folder(tmp_path: Path) -> Path:
     return made(tmp_path / "bins", PHOTOS | OTHERS)
 
 
-def made(folder: Path, files: dict[str, bytes]) -> Path:
-    for name, body in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(body)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     with writable_server(tmp_path_factory.mktemp("uploads")) as running:
@@ -42,11 +35,6 @@ def server(running: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Ser
     """A server with an empty bucket ``shop``, which the environment leads to."""
     with empty_buckets(running, monkeypatch, "shop"):
         yield running
-
-
-def stored(server: S3Server) -> dict[str, bytes]:
-    root = server.root / "shop/data"
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 def test_a_folder_arrives_in_the_bucket_and_can_be_read_from_there(

@@ -1,4 +1,4 @@
-"""Buckets that tests send to."""
+"""Buckets that tests send to, and folders that they send."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +40,20 @@ def empty_buckets(server: S3Server, monkeypatch: pytest.MonkeyPatch, *names: str
                 for item in page.get("Contents", ()):
                     client.delete_object(Bucket=name, Key=item["Key"])
             client.delete_bucket(Bucket=name)
+
+
+def made(folder: Path, files: dict[str, bytes]) -> Path:
+    """Write files, by their names below a folder."""
+    for name, body in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(body)
+    return folder
+
+
+def stored(server: S3Server) -> dict[str, bytes]:
+    """Objects below ``s3://shop/data``, by the rest of their keys."""
+    root = server.root / "shop/data"
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 def delete(bucket: str, key: str) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from s3_faults import denied, error, expired, failing, meanwhile, renamed, reset_at_once, stalled, unavailable
 from s3_proxy import Fault, FaultyProxy, faulty_proxy
 from s3_server import S3Server
-from sent_buckets import empty_buckets, writable_server
+from sent_buckets import empty_buckets, made, stored, writable_server
 
 from bincounter.data.s3 import bucket
 from bincounter.data.s3.address import unusable_reason
@@ -50,20 +50,8 @@ def folder(tmp_path: Path) -> Path:
     return made(tmp_path / "files", FILES)
 
 
-def made(folder: Path, files: dict[str, bytes]) -> Path:
-    for name, body in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(body)
-    return folder
-
-
 def all_of(folder: Path) -> list[tuple[Path, str]]:
     return [(path, path.relative_to(folder).as_posix()) for path in sorted(folder.rglob("*")) if path.is_file()]
-
-
-def stored(server: S3Server) -> dict[str, bytes]:
-    root = server.root / "shop/data"
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 def requests(proxy: FaultyProxy, method: str) -> list[str]:
