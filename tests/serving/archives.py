@@ -1,5 +1,6 @@
-"""A small unpacked archive, and photos to send it."""
+"""A small unpacked archive, its service, and photos to send it."""
 
+import asyncio
 import io
 import json
 import shutil
@@ -12,6 +13,8 @@ from commands import REPOSITORY
 from PIL import Image
 
 from bincounter.model.build import build_counter
+from bincounter.serving.application.served_model import ServedModel
+from bincounter.serving.application.service import Reply, Service
 
 COUNTS = (0, 1, 2, 3)
 SIZE = 32
@@ -80,6 +83,24 @@ def unpacked_archive(folder: Path, **limits: Any) -> Path:
         shutil.copy(source / name, code / name)
     shutil.copytree(source / "serving/application", code / "serving/application", ignore=lambda *_: ["__pycache__"])
     return folder
+
+
+class Running:
+    """The service of an unpacked archive, in a loop of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self._runner = asyncio.Runner()
+        self._service = Service(ServedModel.load(folder))
+        self._runner.run(self._service.start())
+
+    def ask(
+        self, body: bytes, content_type: str | None = None, accept: str | None = None, expected: str | None = None
+    ) -> Reply:
+        return self._runner.run(self._service.handle(body, content_type, accept, expected))
+
+    def close(self) -> None:
+        self._runner.run(self._service.close())
+        self._runner.close()
 
 
 def photo(seed: int = 0, format_: str = "JPEG", side: int = 96) -> bytes:

@@ -1,6 +1,5 @@
 """Recorded counts in requests: judged as the audit judges them, in JSON and CSV, and refused in a sentence."""
 
-import asyncio
 import base64
 import csv
 import io
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from archives import COUNTS, photo, unpacked_archive
+from archives import COUNTS, Running, photo, unpacked_archive
 from hypothesis import given
 from hypothesis import strategies as st
 from served_runs import checkpoint_alone
@@ -19,7 +18,7 @@ from bincounter.audit.posterior import RecordJudge, training_shares
 from bincounter.serving.application.answers import Limits, Problem
 from bincounter.serving.application.photo_requests import expected_of, parse_request
 from bincounter.serving.application.served_model import ArchiveError, ServedModel
-from bincounter.serving.application.service import Reply, Service
+from bincounter.serving.application.service import Reply
 from bincounter.serving.packing.archive import PackageSettings, package
 from bincounter.serving.packing.tarball import read_member
 
@@ -27,23 +26,14 @@ JSON = "application/json"
 JUDGE = RecordJudge(COUNTS, (0.1, 0.2, 0.3, 0.4), error_rate=0.1, spread=0.25)  # of unpacked_archive
 
 
-class Asking:
-    """A service in a loop of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self._runner = asyncio.Runner()
-        self._service = Service(ServedModel.load(folder))
-        self._runner.run(self._service.start())
+class Asking(Running):
+    """Requests with recorded counts in their headers."""
 
     def __call__(self, body: bytes | dict[str, Any], accept: str | None = None, **headers: str) -> Reply:
         kind = JSON if isinstance(body, dict) else "image/jpeg"
         content = json.dumps(body).encode() if isinstance(body, dict) else body
         expected = expected_of({name.replace("_", "-"): value for name, value in headers.items()})
-        return self._runner.run(self._service.handle(content, kind, accept, expected))
-
-    def close(self) -> None:
-        self._runner.run(self._service.close())
-        self._runner.close()
+        return self.ask(content, kind, accept, expected)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Parsing of requests: accepted formats, and the status and message for all others."""
 
-import asyncio
 import base64
 import gzip
 import io
@@ -9,42 +8,20 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import pytest
-from archives import COUNTS, photo, unpacked_archive
+from archives import COUNTS, Running, photo, unpacked_archive
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from bincounter.serving.application.answers import Limits
 from bincounter.serving.application.photo_requests import parse_request
-from bincounter.serving.application.served_model import ServedModel
-from bincounter.serving.application.service import Reply, Service
+from bincounter.serving.application.service import Reply
 
 JSON, FORM = "application/json", "multipart/form-data; boundary=x"
 EXPECTED = {200, 400, 413, 415, 422}
-
-
-class Running:
-    """A service in a loop of its own.
-
-    Args:
-        folder: of the archive.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._runner = asyncio.Runner()
-        self._service = Service(ServedModel.load(folder))
-        self._runner.run(self._service.start())
-
-    def ask(self, body: bytes, content_type: str | None = None, accept: str | None = None) -> Reply:
-        return self._runner.run(self._service.handle(body, content_type, accept))
-
-    def close(self) -> None:
-        self._runner.run(self._service.close())
-        self._runner.close()
 
 
 @pytest.fixture(scope="module")
