@@ -6,22 +6,12 @@ from typing import Any
 
 import pytest
 from aws_faults import Faults, faults
-from moto.server import ThreadedMotoServer
 
 from bincounter.cloud.account import Account
 from bincounter.errors import ConfigError, DataError, ResourceError
 
 NUMBER = "123456789012"
 TRUST = '{"Version": "2012-10-17", "Statement": []}'
-
-
-@pytest.fixture(scope="module")
-def moto() -> Iterator[str]:
-    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
 
 
 @pytest.fixture

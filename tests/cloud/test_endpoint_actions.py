@@ -9,7 +9,6 @@ import boto3
 import pytest
 from aws_faults import Faults, faults
 from deployments import ROLE, act
-from moto.server import ThreadedMotoServer
 
 from bincounter.cloud.account import Account
 from bincounter.cloud.endpoints import batch_transform
@@ -24,15 +23,6 @@ SCALED = (
 )
 
 
-@pytest.fixture(scope="module")
-def moto() -> Iterator[str]:
-    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
 @pytest.fixture
 def aws(moto: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
     for name in ("PROFILE", "SESSION_TOKEN", "DEFAULT_REGION"):
@@ -41,13 +31,6 @@ def aws(moto: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
         for name, value in server.environment().items():
             monkeypatch.setenv(name, value)
         yield server
-
-
-@pytest.fixture
-def archive(tmp_path: Path) -> Path:
-    path = tmp_path / "model.tar.gz"
-    path.write_bytes(b"an archive")
-    return path
 
 
 def made(aws: Faults) -> list[str]:

@@ -3,19 +3,17 @@
 import json
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
 from deployments import ROLE, act
-from scripted_endpoints import ScriptedEndpoints, scripted_endpoints
+from scripted_endpoints import ScriptedEndpoints
 
 from bincounter.cli.audit_command import _endpoint
 from bincounter.cloud.endpoints import endpoint_state, invoke
 from bincounter.errors import ConfigError, Interrupted, ResourceError, UserError
-from sagemaker_rehearsal import client_environment
 
 IMAGE = "target.image=123456789012.dkr.ecr.us-east-1.amazonaws.com/ray:1"
 REALTIME = ("target=realtime", f"target.role={ROLE}", IMAGE)
@@ -37,28 +35,6 @@ ANSWER = json.dumps(
         "needs_person": True,
     }
 )
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[tuple[ScriptedEndpoints, str]]:
-    with scripted_endpoints() as served:
-        yield served
-
-
-@pytest.fixture
-def script(server: tuple[ScriptedEndpoints, str], monkeypatch: pytest.MonkeyPatch) -> ScriptedEndpoints:
-    for name, value in client_environment(server[1]).items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.delenv("AWS_PROFILE", raising=False)
-    server[0].course, server[0].asked, server[0].rolls_back = [], [], False
-    return server[0]
-
-
-@pytest.fixture
-def archive(tmp_path: Path) -> Path:
-    path = tmp_path / "model.tar.gz"
-    path.write_bytes(b"an archive")
-    return path
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
+from aws_servers import moto_server
 from spent import recorded
 
 from bincounter.cloud.account import Account
@@ -21,15 +21,12 @@ ROLE = "arn:aws:iam::123456789012:role/bincounter"
 
 @pytest.fixture(autouse=True)
 def moto(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
-    for name, value in client_environment(f"http://{host}:{port}").items():
-        monkeypatch.setenv(name, value)
-    yield
-    server.stop()
+    with moto_server() as address:
+        for name, value in client_environment(address).items():
+            monkeypatch.setenv(name, value)
+        yield
 
 
 def submitted(folder: Path, region: str) -> str:

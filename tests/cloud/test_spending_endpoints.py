@@ -2,36 +2,20 @@
 
 import json
 import re
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from deployments import ROLE, act
-from scripted_endpoints import ScriptedEndpoints, scripted_endpoints
+from scripted_endpoints import ScriptedEndpoints
 from spent import nobody_to_ask, shown  # noqa: F401 - the fixture is for all tests here
 
 from bincounter.cli.main import main
 from bincounter.cloud.cost_records import read_costs
 from bincounter.cloud.endpoints.endpoint_record import read_periods
-from sagemaker_rehearsal import client_environment
 
 IMAGE = "target.image=123456789012.dkr.ecr.us-east-1.amazonaws.com/ray:1"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[tuple[ScriptedEndpoints, str]]:
-    with scripted_endpoints() as served:
-        yield served
-
-
-@pytest.fixture
-def script(server: tuple[ScriptedEndpoints, str], monkeypatch: pytest.MonkeyPatch) -> ScriptedEndpoints:
-    for name, value in client_environment(server[1]).items():
-        monkeypatch.setenv(name, value)
-    server[0].course, server[0].asked, server[0].rolls_back = [], [], False
-    return server[0]
 
 
 def deployed(run: Path, name: str, *overrides: str, action: str = "deploy", content: bytes = b"an archive") -> None:
