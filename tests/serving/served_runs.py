@@ -45,6 +45,12 @@ def served_run(python: WarmPython, tmp_path_factory: pytest.TempPathFactory) -> 
     return root / "logs/run"
 
 
+@pytest.fixture(scope="session")
+def checkpoint(served_run: Path) -> Path:
+    """The best checkpoint of that run."""
+    return served_run / "checkpoints/best.ckpt"
+
+
 @pytest.fixture
 def warm_archives(monkeypatch: pytest.MonkeyPatch) -> None:
     """Archives answer in a process that has imported torch already."""

@@ -40,11 +40,6 @@ def no_distribution(name: str) -> metadata.Distribution:
     raise metadata.PackageNotFoundError(name)
 
 
-@pytest.fixture(scope="module")
-def checkpoint(served_run: Path) -> Path:
-    return served_run / "checkpoints/best.ckpt"
-
-
 @pytest.mark.parametrize(("given", "engine"), [([], "onnxruntime"), (["engine=openvino"], "openvino")], ids=str)
 def test_an_archive_is_computed_by_its_engine_as_by_training(
     given: list[str], engine: str, checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture

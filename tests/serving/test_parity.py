@@ -31,11 +31,6 @@ ODD = {"a grey JPEG", "a CMYK JPEG", "a rotated JPEG", "a transparent PNG", "a W
 
 
 @pytest.fixture(scope="module")
-def checkpoint(served_run: Path) -> Path:
-    return served_run / "checkpoints/best.ckpt"
-
-
-@pytest.fixture(scope="module")
 def packed(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Package:
     return package(checkpoint, PackageSettings(tmp_path_factory.mktemp("packed") / "model.tar.gz"))
 
