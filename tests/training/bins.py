@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 COUNTS = (0, 1, 2, 3)
@@ -22,3 +23,9 @@ def square_bins(root: Path, photos: int = 96) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(path)
     return root
+
+
+@pytest.fixture(scope="session")
+def bins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """96 photos of 0 to 3 squares, for all tests that leave them as they are."""
+    return square_bins(tmp_path_factory.mktemp("bins"))

@@ -13,7 +13,6 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from bins import square_bins
 from commands import Run, Start
 from outputs import read_rows
 from PIL import Image
@@ -54,11 +53,6 @@ RECIPE = [
     "logger=[csv]",
 ]
 TOLD = "Training on cached features of the frozen backbone: "
-
-
-@pytest.fixture(scope="module")
-def bins(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return square_bins(tmp_path_factory.mktemp("bins"))
 
 
 def table(path: Path) -> tuple[list[list[str]], np.ndarray]:

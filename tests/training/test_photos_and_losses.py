@@ -19,11 +19,6 @@ SPLITS = ("train", "validation", "test")
 NUMBERS = ("accuracy", "accuracy_low", "accuracy_high", "cross_entropy", "cross_entropy_low", "cross_entropy_high")
 
 
-@pytest.fixture(scope="module")
-def bins(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return square_bins(tmp_path_factory.mktemp("bins"))
-
-
 def test_photos_and_losses_of_a_frozen_backbone_then_of_its_checkpoint(bins: Path, train: Run, tmp_path: Path) -> None:
     folder, again = tmp_path / "run", tmp_path / "again"
     source = [f"data.source={bins}", "data.counts=[0,1,2,3,4]"]  # there are no photos with 4

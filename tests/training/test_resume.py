@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from bins import square_bins
 from commands import Process, Run, Start
 from outputs import read_rows, tensors
 
@@ -83,11 +82,6 @@ def kill_after(
     time.sleep(random.uniform(0, 0.3))  # anywhere in a step, a validation, a write
     process.send_signal(how)
     return process.wait(timeout=60)
-
-
-@pytest.fixture(scope="module")
-def bins(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return square_bins(tmp_path_factory.mktemp("bins"))
 
 
 @pytest.fixture(scope="module")
