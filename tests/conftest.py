@@ -30,7 +30,7 @@ gc.set_threshold(10_000, 20, 50)
 hypothesis.settings.register_profile("bincounter", deadline=None)
 hypothesis.settings.load_profile("bincounter")
 
-pytest_plugins = ["s3_server", "squares", "rehearsed", "local_server", "bins", "served_runs", "aws_servers"]
+pytest_plugins = ["s3_server", "squares", "rehearsed", "local_server", "archives", "bins", "served_runs", "aws_servers"]
 
 # `make test-quick` leaves out tests that start programs, servers or browsers, known by their fixtures, and files whose
 # tests start them by themselves or take seconds.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from commands import REPOSITORY
 from PIL import Image
@@ -83,6 +84,12 @@ def unpacked_archive(folder: Path, **limits: Any) -> Path:
         shutil.copy(source / name, code / name)
     shutil.copytree(source / "serving/application", code / "serving/application", ignore=lambda *_: ["__pycache__"])
     return folder
+
+
+@pytest.fixture(scope="session")
+def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An unpacked archive for all tests that leave it as it is."""
+    return unpacked_archive(tmp_path_factory.mktemp("unpacked") / "archive")
 
 
 class Running:

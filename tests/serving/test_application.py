@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from archives import COUNTS, MODEL, OBJECTIVE, photo, unpacked_archive
+from archives import COUNTS, MODEL, OBJECTIVE, photo
 from torch import Tensor, nn
 
 from bincounter.data.preprocessing import Normalize, decode
@@ -21,11 +21,6 @@ from bincounter.serving.application.batcher import Batcher
 from bincounter.serving.application.served_model import ArchiveError, ServedModel, instantiate
 from bincounter.serving.application.service import Reply, Service
 from bincounter.serving.application.url_fetcher import Fetcher
-
-
-@pytest.fixture(scope="module")
-def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return unpacked_archive(tmp_path_factory.mktemp("application") / "archive")
 
 
 def described(folder: Path, **changes: Any) -> Path:
@@ -51,7 +46,7 @@ class Spatial(nn.Module):
 @pytest.mark.parametrize("head", [{}, {"layers": 1, "width": 16, "dropout": 0.5}])
 @pytest.mark.parametrize("objective", ["Classification", "Corn", "NeighbourSoftened"])
 def test_probabilities_are_training_s_bit_for_bit(
-    tmp_path: Path, archive: Path, objective: str, head: dict[str, Any], channels_last: bool
+    tmp_path: Path, unpacked: Path, objective: str, head: dict[str, Any], channels_last: bool
 ) -> None:
     node = {**MODEL, "head": head, "channels_last": channels_last}
     objective_node = {"_target_": f"bincounter.model.objectives.{objective}"}
@@ -59,7 +54,7 @@ def test_probabilities_are_training_s_bit_for_bit(
     counter = build_counter(node, objective_node, COUNTS).eval()
     parts = ("backbone.", "head.", "objective.")
     torch.save({k: v for k, v in counter.state_dict().items() if k.startswith(parts)}, tmp_path / "weights.pt")
-    shutil.copy(archive / "model.json", tmp_path)
+    shutil.copy(unpacked / "model.json", tmp_path)
     model = ServedModel.load(described(tmp_path, description={"model": node, "objective": objective_node}))
     photos = torch.stack([decode(photo(seed), model.image_size) for seed in range(5)])
     with torch.inference_mode():
@@ -67,9 +62,9 @@ def test_probabilities_are_training_s_bit_for_bit(
         assert torch.equal(model.network()(photos), expected)
 
 
-def test_bf16_is_near(tmp_path: Path, archive: Path) -> None:
-    shutil.copytree(archive, tmp_path / "bf16")
-    exact, quick = ServedModel.load(archive), ServedModel.load(described(tmp_path / "bf16", precision="bf16"))
+def test_bf16_is_near(tmp_path: Path, unpacked: Path) -> None:
+    shutil.copytree(unpacked, tmp_path / "bf16")
+    exact, quick = ServedModel.load(unpacked), ServedModel.load(described(tmp_path / "bf16", precision="bf16"))
     photos = torch.stack([decode(photo(seed), exact.image_size) for seed in range(3)])
     difference = (exact.probabilities(photos) - quick.probabilities(photos)).abs().max()
     assert 0 < difference < 2e-2
@@ -81,9 +76,9 @@ def test_bf16_is_near(tmp_path: Path, archive: Path) -> None:
     "damage", [lambda data: data[: len(data) // 2], lambda data: b"", None], ids=["half", "empty", "missing"]
 )
 def test_a_damaged_archive_is_refused_in_a_sentence(
-    tmp_path: Path, archive: Path, name: str, damage: Callable[[bytes], bytes] | None
+    tmp_path: Path, unpacked: Path, name: str, damage: Callable[[bytes], bytes] | None
 ) -> None:
-    shutil.copytree(archive, tmp_path / "archive")
+    shutil.copytree(unpacked, tmp_path / "archive")
     file = tmp_path / "archive" / name
     if damage:
         file.write_bytes(damage(file.read_bytes()))
@@ -95,8 +90,8 @@ def test_a_damaged_archive_is_refused_in_a_sentence(
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("name", ["head", "backbone"])
-def test_weights_that_are_not_finite_are_refused(tmp_path: Path, archive: Path, name: str, value: float) -> None:
-    shutil.copytree(archive, tmp_path / "archive")
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, unpacked: Path, name: str, value: float) -> None:
+    shutil.copytree(unpacked, tmp_path / "archive")
     weights = torch.load(tmp_path / "archive" / "weights.pt", weights_only=True)
     broken = next(weight for key, weight in weights.items() if key.startswith(name) and weight.is_floating_point())
     broken[(-1,) * broken.ndim] = value
@@ -118,9 +113,9 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, archive: Path, 
     ],
 )
 def test_an_archive_that_does_not_fit_is_refused(
-    tmp_path: Path, archive: Path, changes: dict[str, Any], words: str
+    tmp_path: Path, unpacked: Path, changes: dict[str, Any], words: str
 ) -> None:
-    shutil.copytree(archive, tmp_path / "archive")
+    shutil.copytree(unpacked, tmp_path / "archive")
     with pytest.raises(ArchiveError, match=words):
         ServedModel.load(described(tmp_path / "archive", **changes))
 
@@ -329,7 +324,7 @@ def test_a_batch_that_fails_is_not_the_end(failure: Exception, status: int, read
     batching(scenario)
 
 
-def test_a_request_that_is_late_is_answered_and_forgotten(archive: Path) -> None:
+def test_a_request_that_is_late_is_answered_and_forgotten(unpacked: Path) -> None:
     class Stuck(ServedModel):
         """Computes the blank photo of the start, then only once it may."""
 
@@ -340,7 +335,7 @@ def test_a_request_that_is_late_is_answered_and_forgotten(archive: Path) -> None
                 self.hold.wait(20)
             return super().probabilities(photos)
 
-    model = Stuck.load(archive)
+    model = Stuck.load(unpacked)
     model.hold, model.limits = threading.Event(), Limits(timeout_s=1)
 
     async def run() -> list[Reply]:
@@ -375,11 +370,11 @@ class SlowHost(Fetcher):
         return photo()
 
 
-def test_photos_of_slow_hosts_leave_places_to_others(archive: Path) -> None:
+def test_photos_of_slow_hosts_leave_places_to_others(unpacked: Path) -> None:
     host = SlowHost()
 
     async def scenario() -> None:
-        service = Service(ServedModel.load(archive), host)
+        service = Service(ServedModel.load(unpacked), host)
         await service.start()
         most = service._limits.max_queue // 2
         url = b'{"url": "https://photos.example.org/1.jpg"}'
@@ -397,9 +392,9 @@ def test_photos_of_slow_hosts_leave_places_to_others(archive: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_what_was_done_is_counted(archive: Path) -> None:
+def test_what_was_done_is_counted(unpacked: Path) -> None:
     async def run() -> dict[str, float]:
-        service = Service(ServedModel.load(archive))
+        service = Service(ServedModel.load(unpacked))
         await service.start()
         instances = {"instances": [{"image": base64.b64encode(photo(1, side=300)).decode()}] * 5}
         for _ in range(2):

@@ -33,11 +33,6 @@ from bincounter.serving.packing.parity import archive_answers
 SIZE = 32
 
 
-@pytest.fixture(scope="module")
-def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return unpacked_archive(tmp_path_factory.mktemp("decoded") / "archive")
-
-
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
     """Every process of a pool ends with it."""
@@ -121,9 +116,9 @@ def test_large_photos_have_the_pixels_of_training(monkeypatch: pytest.MonkeyPatc
     pooled(scenario)
 
 
-def test_a_photo_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch, archive: Path) -> None:
+def test_a_photo_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch, unpacked: Path) -> None:
     monkeypatch.setattr(decode_pool, "SECONDS", 0.5)
-    slow, good = answers(archive, many_scans(), large())
+    slow, good = answers(unpacked, many_scans(), large())
     assert slow.status == 422
     assert "takes more than 0.5 s to decode" in json.loads(slow.body)["error"]
     assert good.status == 200
@@ -216,7 +211,7 @@ def test_a_jpeg_that_is_unpacked_whole_is_not_quick(size: tuple[int, int], is_ap
 )
 @pytest.mark.parametrize("step", ["read_header", "decode_square", "subprocess.Popen"])
 def test_a_shortage_is_no_fault_of_the_photo(
-    monkeypatch: pytest.MonkeyPatch, archive: Path, step: str, failure: Exception
+    monkeypatch: pytest.MonkeyPatch, unpacked: Path, step: str, failure: Exception
 ) -> None:
     def fail(*_: object, **__: object) -> None:
         raise failure
@@ -224,7 +219,7 @@ def test_a_shortage_is_no_fault_of_the_photo(
     if step == "subprocess.Popen":
         apart(monkeypatch)
     monkeypatch.setattr(f"bincounter.serving.application.decode_pool.{step}", fail)
-    [reply] = answers(archive, photo())
+    [reply] = answers(unpacked, photo())
     assert (reply.status, reply.headers) == (503, {"Retry-After": "1"})
     assert "short of memory or open files" in json.loads(reply.body)["error"]
 
@@ -240,13 +235,13 @@ def test_a_shortage_is_no_fault_of_the_photo(
     ],
 )
 def test_a_shortage_while_a_photo_is_explained_is_no_fault_of_the_photo(
-    monkeypatch: pytest.MonkeyPatch, archive: Path, step: str, failure: Exception
+    monkeypatch: pytest.MonkeyPatch, unpacked: Path, step: str, failure: Exception
 ) -> None:
     def fail(*_: object, **__: object) -> None:
         raise failure
 
     async def explain() -> tuple[Reply, Reply]:
-        model = ServedModel.load(archive)
+        model = ServedModel.load(unpacked)
         service = Service(model)
         explainer = Explainer(model, service)
         with monkeypatch.context() as failing:
@@ -263,13 +258,13 @@ def test_a_shortage_while_a_photo_is_explained_is_no_fault_of_the_photo(
     assert later.status == 200
 
 
-def test_a_process_that_is_killed_for_memory_is_no_fault_of_the_photo(archive: Path) -> None:
+def test_a_process_that_is_killed_for_memory_is_no_fault_of_the_photo(unpacked: Path) -> None:
     async def kill() -> None:
         while not decoding():
             await asyncio.sleep(0.01)
         decoding()[0].send_signal(signal.SIGKILL)
 
-    [reply] = answers(archive, many_scans(), while_asked=kill)
+    [reply] = answers(unpacked, many_scans(), while_asked=kill)
     assert reply.status == 503
 
 
@@ -283,20 +278,20 @@ def test_an_archive_decodes_large_photos_by_its_own_code(tmp_path: Path) -> None
     assert (answered["large"].status, answered["small"].status) == (503, 200)
 
 
-def test_the_older_image_answers_a_shortage_likewise(monkeypatch: pytest.MonkeyPatch, archive: Path) -> None:
+def test_the_older_image_answers_a_shortage_likewise(monkeypatch: pytest.MonkeyPatch, unpacked: Path) -> None:
     def fail(*_: object) -> None:
         raise MemoryError
 
-    model = pytorch_image.model_fn(str(archive))
+    model = pytorch_image.model_fn(str(unpacked))
     monkeypatch.setattr(decode_pool, "decode_square", fail)
     problem = pytorch_image.predict_fn(pytorch_image.input_fn(photo(), None), model)
     assert isinstance(problem, Problem)
     assert problem.status == 503
 
 
-def test_the_older_image_gives_up_a_photo_that_takes_too_long(monkeypatch: pytest.MonkeyPatch, archive: Path) -> None:
+def test_the_older_image_gives_up_a_photo_that_takes_too_long(monkeypatch: pytest.MonkeyPatch, unpacked: Path) -> None:
     monkeypatch.setattr(decode_pool, "SECONDS", 0.5)
-    model = pytorch_image.model_fn(str(archive))
+    model = pytorch_image.model_fn(str(unpacked))
     problem = pytorch_image.predict_fn(pytorch_image.input_fn(many_scans(), None), model)
     assert isinstance(problem, Problem)
     assert problem.status == 422

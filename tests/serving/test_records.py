@@ -37,8 +37,8 @@ class Asking(Running):
 
 
 @pytest.fixture(scope="module")
-def asking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asking]:
-    asking = Asking(unpacked_archive(tmp_path_factory.mktemp("records") / "archive"))
+def asking(unpacked: Path) -> Iterator[Asking]:
+    asking = Asking(unpacked)
     yield asking
     asking.close()
 

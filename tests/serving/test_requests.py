@@ -8,10 +8,11 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import pytest
-from archives import COUNTS, Running, photo, unpacked_archive
+from archives import COUNTS, Running, photo
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -25,8 +26,8 @@ EXPECTED = {200, 400, 413, 415, 422}
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    running = Running(unpacked_archive(tmp_path_factory.mktemp("asked") / "archive"))
+def service(unpacked: Path) -> Iterator[Running]:
+    running = Running(unpacked)
     yield running
     running.close()
 

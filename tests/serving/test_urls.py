@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from archives import photo, unpacked_archive
+from archives import photo
 from hypothesis import given
 from hypothesis import strategies as st
 from tls_host import NAME, tls_host
@@ -36,11 +36,6 @@ def fetch(host: tuple[int, ssl.SSLContext]) -> Fetch:
     limits = Limits(max_body_bytes=200_000, timeout_s=1, url_hosts=[f"*.example.org:{port}"])
     fetcher = Fetcher(limits, resolve=lambda *_: ["127.0.0.1"], allowed=lambda _: True, context=context)
     return lambda path: fetcher.fetch(f"https://{NAME}:{port}{path}")
-
-
-@pytest.fixture(scope="module")
-def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return unpacked_archive(tmp_path_factory.mktemp("fetched") / "archive")
 
 
 def refused(fetch: Fetch, url: str, status: int = 400) -> str:
@@ -247,7 +242,7 @@ _MANY_FILES = OSError(errno.EMFILE, "Too many open files")
     ],
 )
 def test_a_shortage_while_a_photo_is_fetched_is_no_fault_of_the_url(
-    monkeypatch: pytest.MonkeyPatch, archive: Path, step: str, failure: Exception
+    monkeypatch: pytest.MonkeyPatch, unpacked: Path, step: str, failure: Exception
 ) -> None:
     def fail(*_: object, **__: object) -> Any:
         raise failure
@@ -260,7 +255,7 @@ def test_a_shortage_while_a_photo_is_fetched_is_no_fault_of_the_url(
     resolve = fail if step == "resolve" else lambda *_: ["93.184.215.14"]
 
     async def ask() -> Reply:
-        service = Service(ServedModel.load(archive), Fetcher(Limits(url_hosts=[NAME]), resolve=resolve))
+        service = Service(ServedModel.load(unpacked), Fetcher(Limits(url_hosts=[NAME]), resolve=resolve))
         await service.start()
         if step in names:
             monkeypatch.setattr(names[step], fail)
