@@ -6,11 +6,9 @@ Photos are those of the table's rows, named below the folder of photos. Links in
 import asyncio
 import errno
 import json
-import logging
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +29,10 @@ from bincounter.review.audit_table import AuditRow, AuditTable
 from bincounter.review.review_queue import Reviewer, ReviewQueue
 from bincounter.serving.application.answers import Limits, Problem
 from bincounter.serving.local.access import Access
-from bincounter.serving.local.connections import Connection, raise_file_limit
-from bincounter.serving.local.guards import ProblemResponse, RequestLimiter, SameOrigin
+from bincounter.serving.local.connections import UVICORN, raise_file_limit
+from bincounter.serving.local.guards import PageFiles, ProblemResponse, RequestLimiter, SameOrigin, unforeseen
 
 _PAGE = Path(__file__).with_name("page")
-_STYLE = files("bincounter.report") / "templates" / "style.css"  # the reports' own
-_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 _LIMITS = Limits(max_body_bytes=10_000)
 _REQUESTS = 64  # answered at a time
 _LONGEST_NAME = 100  # characters of a reviewer's name
@@ -67,15 +63,8 @@ def serve_review(table: AuditTable, photos: Path, log: CorrectionsLog, port: int
         queue = ReviewQueue(table, log)
         config = uvicorn.Config(
             create_app(table, queue, photos, attention),
-            loop="asyncio",
-            http=Connection,
-            ws="none",
+            **UVICORN,
             lifespan="off",
-            log_config=None,
-            log_level=logging.ERROR,  # warnings are of requests that are refused
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
             timeout_graceful_shutdown=5,
         )
         raise_file_limit()
@@ -155,13 +144,13 @@ def create_app(table: AuditTable, queue: ReviewQueue, photos: Path, attention: A
     """
     endpoints = _Endpoints(table, queue, photos, attention)
     routes = [
-        Route("/", endpoints.page),
-        Route("/page/{name}", endpoints.page),
+        Route("/", endpoints.files.page),
+        Route("/page/{name}", endpoints.files.page),
         Route("/photo/{id}", endpoints.photo),
         Route("/attention/{id}", endpoints.look),
         *(Route(f"/{name}", endpoints.act, methods=["POST"]) for name in ("next", "answer", "renew", "skip", "undo")),
     ]
-    handlers: dict[Any, Any] = {HTTPException: _no_such_path, Problem: _problem, Exception: _unforeseen}
+    handlers: dict[Any, Any] = {HTTPException: _no_such_path, Problem: _problem, Exception: unforeseen}
     return SameOrigin(Starlette(routes=routes, exception_handlers=handlers), Access())
 
 
@@ -172,14 +161,7 @@ class _Endpoints:
         self._table, self._queue, self._photos, self._attention = table, queue, photos, attention
         self._limiter = RequestLimiter(_LIMITS, _REQUESTS)
         self._looking = asyncio.Lock()  # waited for on the event loop: threads that wait would be missing for photos
-        self._files = {path.name: path.read_bytes() for path in (*_PAGE.iterdir(), _STYLE)}
-
-    async def page(self, request: Request) -> Response:
-        """Return a file of the page."""
-        name = request.path_params.get("name", "index.html")
-        if name not in self._files:
-            raise HTTPException(404)
-        return Response(self._files[name], media_type=_TYPES[Path(name).suffix])
+        self.files = PageFiles(_PAGE)
 
     async def photo(self, request: Request) -> Response:
         """Return the photo of a row."""
@@ -325,7 +307,3 @@ async def _no_such_path(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     sentence = "This path takes POST; open / in a browser." if error.status_code == 405 else "Unknown path; open /."
     return ProblemResponse(Problem(error.status_code, sentence), dict(error.headers or {}))
-
-
-async def _unforeseen(_: Request, error: Exception) -> Response:
-    return ProblemResponse(Problem(500, f"The server failed ({type(error).__name__}); see its log."))

@@ -14,7 +14,6 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mappin
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +44,19 @@ from bincounter.serving.application.served_model import ServedModel
 from bincounter.serving.application.service import Reply, Service, failure
 from bincounter.serving.local.access import Access
 from bincounter.serving.local.explain import Explainer
-from bincounter.serving.local.guards import BearerToken, ProblemResponse, RequestLimiter, SameOrigin
+from bincounter.serving.local.guards import (
+    BearerToken,
+    PageFiles,
+    ProblemResponse,
+    RequestLimiter,
+    SameOrigin,
+    unforeseen,
+)
 from bincounter.serving.local.openapi import describe_api
 
 log = logging.getLogger(__name__)
 
 _PAGE = Path(__file__).with_name("page")
-_STYLE = files("bincounter.report") / "templates" / "style.css"  # the reports' own
-_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 _GONE = 499  # client closed the connection, as nginx logs it
 _WATCH = 0.5  # seconds between two checks of the model
 _GRACE = 5.0  # seconds beyond limits.timeout_s after which an event loop counts as stuck
@@ -83,8 +87,8 @@ def create_app(
     """
     endpoints = _Endpoints(model, folder, identity, restarts, token=access.token is not None)
     routes = [
-        Route("/", endpoints.page),
-        Route("/page/{name}", endpoints.page),
+        Route("/", endpoints.files.page),
+        Route("/page/{name}", endpoints.files.page),
         Route("/model", endpoints.describe),
         Route("/ping", endpoints.ping),
         Route("/metrics", endpoints.scrape),
@@ -92,7 +96,7 @@ def create_app(
         Route("/invocations", endpoints.invoke, methods=["POST"]),
         Route("/explanation", endpoints.explain, methods=["POST"]),
     ]
-    handlers: dict[Any, Any] = {HTTPException: _no_such_path, Exception: _unforeseen}
+    handlers: dict[Any, Any] = {HTTPException: _no_such_path, Exception: unforeseen}
     app: ASGIApp = Starlette(routes=routes, exception_handlers=handlers, lifespan=endpoints.lifespan)
     if access.token is not None:
         app = BearerToken(app, access.token, _is_open)
@@ -119,10 +123,10 @@ class _Endpoints:
         self._metrics = Metrics(model, self._service, restarts)
         self._limiter = RequestLimiter(model.limits, model.limits.max_queue)
         self._explain_limiter = RequestLimiter(model.limits, 1)
-        self._files = {path.name: path.read_bytes() for path in (*_PAGE.iterdir(), _STYLE)}
+        self.files = PageFiles(_PAGE)
         if token:  # a link sends none
             closed = rb'<a href="(/metrics|/openapi\.json)">[^<]*</a>'
-            self._files["index.html"] = re.sub(closed, rb"<code>\1</code> (with the token)", self._files["index.html"])
+            self.files["index.html"] = re.sub(closed, rb"<code>\1</code> (with the token)", self.files["index.html"])
 
     @asynccontextmanager
     async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
@@ -135,13 +139,6 @@ class _Endpoints:
         stopping.set()
         self._explainer.close()
         await self._service.close()
-
-    async def page(self, request: Request) -> Response:
-        """Return a file of the page."""
-        name = request.path_params.get("name", "index.html")
-        if name not in self._files:
-            raise HTTPException(404)
-        return Response(self._files[name], media_type=_TYPES[Path(name).suffix])
 
     async def describe(self, _: Request) -> Response:
         """Return the model, its limits and its scores."""
@@ -235,11 +232,6 @@ async def _no_such_path(request: Request, error: Exception) -> Response:
     else:
         problem = Problem(404, "Unknown path; post photos to /invocations, or open / in a browser.")
     return ProblemResponse(problem, dict(error.headers or {}))
-
-
-async def _unforeseen(_: Request, error: Exception) -> Response:
-    """Response to an unexpected error, which uvicorn logs with its traceback."""
-    return ProblemResponse(Problem(500, f"The server failed ({type(error).__name__}); see its log."))
 
 
 class Metrics(Collector):

@@ -1,6 +1,7 @@
 """Connections of the local server: uvicorn's HTTP protocol with bounds on their number and on slow clients."""
 
 import asyncio
+import logging
 from typing import Any
 
 import h11
@@ -103,6 +104,19 @@ def _cancelled(timer: asyncio.TimerHandle | None) -> asyncio.TimerHandle | None:
     if timer is not None:
         timer.cancel()
     return None
+
+
+UVICORN: dict[str, Any] = {
+    "loop": "asyncio",
+    "http": Connection,
+    "ws": "none",
+    "log_config": None,
+    "log_level": logging.ERROR,  # warnings are of requests that are refused, a line or two for each
+    "access_log": False,
+    "proxy_headers": False,
+    "server_header": False,
+}
+"""Options of ``uvicorn.Config`` for every local server."""
 
 
 def raise_file_limit() -> None:

@@ -1,4 +1,4 @@
-"""Guards of the local server: same-origin and token checks, bounds on size, concurrency and time, error responses."""
+"""Guards of local servers: same-origin and token checks, bounds on size and time, error responses, a page's files."""
 
 import asyncio
 import ctypes
@@ -6,8 +6,11 @@ import hmac
 import sys
 from collections.abc import AsyncIterator, Callable, Set
 from contextlib import asynccontextmanager, suppress
+from importlib.resources import files
+from pathlib import Path
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -24,6 +27,8 @@ _OLDER = 1.0  # seconds by which a body must be older than one that it gives way
 _PERIOD, _PERIOD_BYTES = 5.0, 5000  # seconds, and bytes of a body that must arrive in each of them
 _DISCARD_SECONDS, _DISCARD_BYTES = 2.0, 200_000_000  # of a refused request
 _NAMES = ("127.0.0.1", "localhost")
+_STYLE = files("bincounter.report") / "templates" / "style.css"  # the reports' own
+_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 _POLICY = "; ".join(
     (
         "default-src 'none'",
@@ -209,6 +214,29 @@ class ProblemResponse(Response):
                 while left > 0 and (message := await receive()).get("more_body"):
                     left -= len(message["body"])
         await send({"type": "http.response.body"})
+
+
+async def unforeseen(_: Request, error: Exception) -> Response:
+    """Response to an unexpected error, which uvicorn logs with its traceback."""
+    return ProblemResponse(Problem(500, f"The server failed ({type(error).__name__}); see its log."))
+
+
+class PageFiles(dict[str, bytes]):
+    """Files of a server's page by name, and the reports' style.
+
+    Args:
+        folder: of the page.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__((path.name, path.read_bytes()) for path in (*folder.iterdir(), _STYLE))
+
+    async def page(self, request: Request) -> Response:
+        """Return a file of the page."""
+        name = request.path_params.get("name", "index.html")
+        if name not in self:
+            raise HTTPException(404)
+        return Response(self[name], media_type=_TYPES[Path(name).suffix])
 
 
 class SameOrigin:

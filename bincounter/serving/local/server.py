@@ -29,7 +29,7 @@ from uvicorn.config import STARTUP_FAILURE
 
 from bincounter.errors import ResourceError, UserError
 from bincounter.serving.local.access import Access, reached_at
-from bincounter.serving.local.connections import Connection, raise_file_limit
+from bincounter.serving.local.connections import UVICORN, raise_file_limit
 from bincounter.serving.local.running_servers import identify
 
 log = logging.getLogger(__name__)
@@ -295,15 +295,8 @@ def _work(site: _Site, reports: Pipe, restarts: int) -> None:
     config = uvicorn.Config(
         partial(_load_app, site, reports, restarts),
         factory=True,
-        loop="asyncio",
-        http=Connection,
-        ws="none",
+        **UVICORN,
         lifespan="on",
-        log_config=None,
-        log_level=logging.ERROR,  # warnings are of requests that are refused, a line or two for each
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
         h11_max_incomplete_event_size=_HEAD_BYTES,
         timeout_keep_alive=75,  # clients may reuse a connection after seconds
         timeout_graceful_shutdown=site.grace,
