@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bincounter.cli.data_commands import add_data_dir, add_trust, as_path, as_place
 from bincounter.errors import ConfigError, ResourceError, UserError
 from bincounter.files import check_writable, is_stream
 from bincounter.names import escape_name
@@ -21,20 +22,20 @@ log = logging.getLogger(__name__)
 ERROR_RATE, SPREAD = 0.03, 0.25  # those of posterior.py, which imports numpy
 
 
-def add_audit(commands: Any, path: Callable[[str], Path], place: Callable[[str], str]) -> None:
-    """Add the command to the parser; ``path`` and ``place`` parse the name of a file, and that of a bucket, too."""
+def add_audit(commands: Any) -> None:
+    """Add the command to the parser."""
     audit = commands.add_parser("audit", help="rank bins by the probability that their stock record is wrong")
-    audit.add_argument("sources", nargs="+", type=place, metavar="PHOTO|FOLDER|s3://...", help="photos of the bins")
+    audit.add_argument("sources", nargs="+", type=as_place, metavar="PHOTO|FOLDER|s3://...", help="photos of the bins")
     audit.add_argument(
         "--record",
-        type=path,
+        type=as_path,
         required=True,
         metavar="FILE",
         help="stock records: a CSV table with the columns bin, photo and expected, or a folder of ABID metadata",
     )
     audit.add_argument(
         "--ckpt-path",
-        type=path,
+        type=as_path,
         help="a checkpoint, or a run's folder; the newest best.ckpt under logs/ by default",
     )
     audit.add_argument(
@@ -42,7 +43,9 @@ def add_audit(commands: Any, path: Callable[[str], Path], place: Callable[[str],
         metavar="NAME",
         help="count by this server or SageMaker endpoint, which serves the checkpoint, instead of here",
     )
-    audit.add_argument("--output", type=path, default=Path("audit.csv"), metavar="FILE", help="the table (audit.csv)")
+    audit.add_argument(
+        "--output", type=as_path, default=Path("audit.csv"), metavar="FILE", help="the table (audit.csv)"
+    )
     audit.add_argument(
         "--error-rate", type=float, default=ERROR_RATE, metavar="SHARE", help=f"share of wrong records ({ERROR_RATE})"
     )
@@ -58,10 +61,8 @@ def add_audit(commands: Any, path: Callable[[str], Path], place: Callable[[str],
     audit.add_argument(
         "--checks", type=int, metavar="N", help="checks that people have time for, to print what these find"
     )
-    audit.add_argument("--data-dir", type=path, default=Path("data"), help="where photos of buckets are kept (data)")
-    audit.add_argument(
-        "--trust", action="append", default=[], metavar="PACKAGE", help="your own package that defines the model"
-    )
+    add_data_dir(audit)
+    add_trust(audit)
     audit.set_defaults(command=_audit)
 
 

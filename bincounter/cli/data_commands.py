@@ -41,6 +41,20 @@ def as_path(word: str) -> Path:
     return Path(as_place(word))
 
 
+def add_data_dir(parser: argparse.ArgumentParser) -> None:
+    """Add the option ``--data-dir`` of commands that read photos of buckets."""
+    parser.add_argument(
+        "--data-dir", type=as_path, default=Path("data"), help="where photos of buckets are kept (data)"
+    )
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Add the option ``--trust`` of commands that load a checkpoint."""
+    parser.add_argument(
+        "--trust", action="append", default=[], metavar="PACKAGE", help="your own package that defines the model"
+    )
+
+
 def add_data_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add these commands to the subparsers of ``bincounter``."""
     explore = commands.add_parser("explore", help="write data.html: the contents of a data set, before training on it")

@@ -2,10 +2,10 @@
 
 import os
 from argparse import Namespace
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bincounter.cli.data_commands import add_data_dir, add_trust, as_path
 from bincounter.errors import UserError
 from bincounter.files import check_writable
 from bincounter.names import escape_name
@@ -13,16 +13,16 @@ from bincounter.names import escape_name
 _SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torchscript": ".pt"}
 
 
-def add_export(commands: Any, path: Callable[[str], Path]) -> None:
-    """Add the command to the parser; ``path`` parses the name of a file."""
+def add_export(commands: Any) -> None:
+    """Add the command to the parser."""
     export_ = commands.add_parser("export", help="write a checkpoint's model for ONNX Runtime, OpenVINO or TorchScript")
-    export_.add_argument("checkpoint", type=path, metavar="CKPT", help="a checkpoint, or a run's folder")
+    export_.add_argument("checkpoint", type=as_path, metavar="CKPT", help="a checkpoint, or a run's folder")
     export_.add_argument("--to", required=True, choices=list(_SUFFIXES), help="format of the file")
-    export_.add_argument("--output", type=path, metavar="FILE", help="to write; export/model.* of the run by default")
-    export_.add_argument("--data-dir", type=path, default=Path("data"), help="where photos of buckets are kept (data)")
     export_.add_argument(
-        "--trust", action="append", default=[], metavar="PACKAGE", help="your own package that defines the model"
+        "--output", type=as_path, metavar="FILE", help="to write; export/model.* of the run by default"
     )
+    add_data_dir(export_)
+    add_trust(export_)
     export_.set_defaults(command=_export)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from bincounter import __version__
 from bincounter.cli.audit_command import add_audit
-from bincounter.cli.data_commands import add_data_commands, as_path, as_place, print_written
+from bincounter.cli.data_commands import add_data_commands, add_data_dir, add_trust, as_path, as_place, print_written
 from bincounter.cli.export_command import add_export
 from bincounter.cli.push_command import add_push
 from bincounter.cli.review_command import add_review
@@ -102,20 +102,12 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         metavar="SHARE",
         help="mark the least certain photos: all but this share need a person",
     )
-    predict.add_argument(
-        "--data-dir", type=as_path, default=Path("data"), help="where photos of buckets are kept (data)"
-    )
-    predict.add_argument(
-        "--trust",
-        action="append",
-        default=[],
-        metavar="PACKAGE",
-        help="your own package that defines the checkpoint's model",
-    )
+    add_data_dir(predict)
+    add_trust(predict)
     predict.set_defaults(command=_predict)
 
-    add_audit(commands, as_path, as_place)
-    add_review(commands, as_path)
+    add_audit(commands)
+    add_review(commands)
 
     compare = commands.add_parser("compare", help="compare runs: differing settings and their scores")
     compare.add_argument("runs", nargs="+", type=as_path, metavar="RUN", help="folders of runs, or of sweeps")
@@ -138,8 +130,8 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     cost.add_argument("--json", action="store_true", help="print one JSON document instead of tables")
     cost.set_defaults(command=_cost)
 
-    add_export(commands, as_path)
-    add_push(commands, as_path)
+    add_export(commands)
+    add_push(commands)
 
     rules = commands.add_parser(
         "rules", help="evaluate rules on the tensors recorded by debugger=tensors, with other bounds if given"

@@ -1,10 +1,11 @@
 """``bincounter push RUN --to hf://owner/name``: upload a run's model to the Hugging Face Hub, without photos."""
 
 import io
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
+from bincounter.cli.data_commands import as_path
 from bincounter.data.s3.address import is_remote
 from bincounter.errors import UserError
 from bincounter.hub import FILES, HubAddress, parse_hub, translate_hub_errors
@@ -19,10 +20,10 @@ _NOT_SENT = ("ckpt_path", "debugger", "hparams_search", "launcher", "logger", "p
 """Groups of a run's configuration that name folders, buckets, roles and servers, and do not define the model."""
 
 
-def add_push(commands: Any, path: Callable[[str], Path]) -> None:
-    """Add the command to the parser; ``path`` parses the name of a folder."""
+def add_push(commands: Any) -> None:
+    """Add the command to the parser."""
     push_ = commands.add_parser("push", help="upload a run's model, with a model card, to the Hugging Face Hub")
-    push_.add_argument("run", type=path, metavar="RUN", help="its folder, or a checkpoint in it")
+    push_.add_argument("run", type=as_path, metavar="RUN", help="its folder, or a checkpoint in it")
     push_.add_argument("--to", required=True, metavar="hf://OWNER/NAME", help="the repository; a new one is private")
     push_.add_argument(
         "--licence", metavar="NAME", help="of the model, as the hub names it: confirms that you may share it"

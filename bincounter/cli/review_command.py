@@ -2,11 +2,10 @@
 
 import argparse
 import importlib.util
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bincounter.cli.data_commands import print_written
+from bincounter.cli.data_commands import add_trust, as_path, print_written
 from bincounter.errors import ConfigError, UserError
 from bincounter.files import check_writable
 from bincounter.names import escape_name
@@ -18,13 +17,8 @@ if TYPE_CHECKING:
 _PORT = 8090
 
 
-def add_review(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", as_path: Callable[[str], Path]) -> None:
-    """Add this command to the subparsers of ``bincounter``.
-
-    Args:
-        commands: the subparsers.
-        as_path: converter of names of files.
-    """
+def add_review(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add this command to the subparsers of ``bincounter``."""
     review = commands.add_parser(
         "review", help="serve a page on which people check the bins of an audit, photo by photo"
     )
@@ -37,9 +31,7 @@ def add_review(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", 
     review.add_argument(
         "--ckpt-path", type=as_path, help="a checkpoint, or a run's folder: the page shows where this model looked"
     )
-    review.add_argument(
-        "--trust", action="append", default=[], metavar="PACKAGE", help="your own package that defines the model"
-    )
+    add_trust(review)
     files = review.add_mutually_exclusive_group()
     files.add_argument(
         "--export-label-studio", type=as_path, metavar="JSON", help="write the bins as tasks of Label Studio instead"
