@@ -12,14 +12,14 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from bincounter.errors import BinCounterError, ResourceError, UserError
 from bincounter.hub import download, is_hub
-from bincounter.names import UNENCODABLE
+from bincounter.names import UNENCODABLE, TableWriter
 
 log = logging.getLogger(__name__)
 
@@ -142,6 +142,14 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write ``text`` (UTF-8) to ``path`` atomically."""
     with atomic_write(path) as file:
         file.write(text)
+
+
+def write_table(path: str | os.PathLike[str], header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Write a table to ``path`` atomically, its cells neutralised for spreadsheets."""
+    with atomic_write(path) as file:
+        writer = TableWriter(file)
+        writer.writerow(header)
+        writer.writerows(rows)
 
 
 def write_json(path: str | os.PathLike[str], content: Any, indent: int | None = 2) -> None:

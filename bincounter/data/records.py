@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from bincounter.errors import DataError
-from bincounter.files import atomic_write
-from bincounter.names import TableWriter, read_cell
+from bincounter.files import write_table
+from bincounter.names import read_cell
 
 SPLITS = ("train", "validation", "test")
 
@@ -146,10 +146,7 @@ def data_digest(records: Sequence[BinRecord], content: np.ndarray) -> str:
 
 def write_quarantine(path: Path, refusals: Iterable[RejectedInput]) -> None:
     """Write rejected inputs as a table of ``path,reason``, atomically."""
-    with atomic_write(path) as file:
-        writer = TableWriter(file)
-        writer.writerow(_HEADER)
-        writer.writerows((refusal.path, refusal.reason) for refusal in refusals)
+    write_table(path, _HEADER, ((refusal.path, refusal.reason) for refusal in refusals))
 
 
 def lists_usable_inputs(path: Path, manifest: Manifest) -> bool:

@@ -20,8 +20,8 @@ import numpy as np
 from bincounter.data.records import SPLITS, BinRecord, Manifest
 from bincounter.data.split_settings import METHODS
 from bincounter.errors import ConfigError, DataError, check_choice
-from bincounter.files import atomic_write
-from bincounter.names import TableWriter, read_cell
+from bincounter.files import write_table
+from bincounter.names import read_cell
 
 log = logging.getLogger(__name__)
 
@@ -194,11 +194,8 @@ def photos_above(manifest: Manifest, count: int, scored: np.ndarray) -> np.ndarr
 
 def write_split(path: str | Path, records: Sequence[BinRecord], assignment: np.ndarray) -> None:
     """Write ``split.csv`` atomically: one line per photo, ``id,count,group,split``."""
-    with atomic_write(path) as file:
-        writer = TableWriter(file)
-        writer.writerow(_HEADER)
-        for record, side in zip(records, assignment.tolist(), strict=True):
-            writer.writerow([record.id, record.count, record.group, SPLITS[side]])
+    sides = zip(records, assignment.tolist(), strict=True)
+    write_table(path, _HEADER, ((record.id, record.count, record.group, SPLITS[side]) for record, side in sides))
 
 
 def read_split(path: str | Path) -> list[SplitRow]:

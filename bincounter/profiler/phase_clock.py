@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler
 
-from bincounter.files import atomic_write, write_text
-from bincounter.names import TableWriter
+from bincounter.files import write_table, write_text
 from bincounter.profiler.profile_record import (
     BETWEEN,
     LOGGING,
@@ -242,12 +241,11 @@ class TorchOperators(DetailedProfile):
         profile.export_chrome_trace(str(part))
         part.replace(self._folder / TRACE)
         rows = sorted(profile.key_averages(), key=lambda row: -(row.self_device_time_total or row.self_cpu_time_total))
-        with atomic_write(self._folder / OPERATORS) as file:
-            writer = TableWriter(file)
-            writer.writerow(["operator", "calls", "cpu_ms", "gpu_ms"])  # times exclude the operators called by it
-            for row in rows[: self._operators]:
-                cpu, gpu = row.self_cpu_time_total / 1e3, row.self_device_time_total / 1e3
-                writer.writerow([row.key, row.count, round(cpu, 3), round(gpu, 3)])
+        cells = (  # times exclude the operators called by it
+            (row.key, row.count, round(row.self_cpu_time_total / 1e3, 3), round(row.self_device_time_total / 1e3, 3))
+            for row in rows[: self._operators]
+        )
+        write_table(self._folder / OPERATORS, ("operator", "calls", "cpu_ms", "gpu_ms"), cells)
 
 
 def detailed_profile(settings: Mapping[str, Any], folder: Path, device: torch.device) -> DetailedProfile | None:

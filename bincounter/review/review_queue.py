@@ -8,8 +8,8 @@ from pathlib import Path
 
 from bincounter.data.corrections import HEADER, Correction, CorrectionsLog, last_answers
 from bincounter.errors import UserError
-from bincounter.files import atomic_write
-from bincounter.names import TableWriter, escape_name
+from bincounter.files import write_table
+from bincounter.names import escape_name
 from bincounter.review.audit_table import AuditRow, AuditTable
 from bincounter.serving.application.answers import Problem
 
@@ -45,12 +45,8 @@ def write_wrong_records(path: Path, table: AuditTable, corrections: Sequence[Cor
     answers = standing_answers(table, corrections)
     found = [answers[id_] for id_, row in table.rows.items() if id_ in answers and row.expected is not None]
     wrong = [answer for answer in found if answer.counted != answer.expected]
-    with atomic_write(path) as file:
-        writer = TableWriter(file)
-        writer.writerow(HEADER[:-1])
-        writer.writerows(
-            [each.bin, each.photo, each.expected, each.counted, each.reviewer, each.time] for each in wrong
-        )
+    rows = ([each.bin, each.photo, each.expected, each.counted, each.reviewer, each.time] for each in wrong)
+    write_table(path, HEADER[:-1], rows)
     return len(wrong)
 
 

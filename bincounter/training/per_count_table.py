@@ -1,13 +1,12 @@
 """Per-count scores of a run: rows of ``per_count.csv``, written and read."""
 
 import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-from bincounter.files import atomic_write
-from bincounter.names import TableWriter
+from bincounter.files import write_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +75,3 @@ def write_per_count(run: Path, rows: Mapping[tuple[int, str], CountRow]) -> None
         for (count, split), row in rows.items()
     )
     write_table(run / "per_count.csv", ("count", "split", "photos", "scored", *scores), lines)
-
-
-def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a table atomically, its cells neutralised for spreadsheets."""
-    with atomic_write(path) as file:
-        writer = TableWriter(file)
-        writer.writerow(header)
-        writer.writerows(rows)

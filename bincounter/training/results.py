@@ -15,9 +15,9 @@ import yaml
 
 from bincounter.config.checks import METRICS
 from bincounter.errors import ConfigError, UserError
-from bincounter.files import Parsed, check_mapping, checkpoint_file, read_file
+from bincounter.files import Parsed, check_mapping, checkpoint_file, read_file, write_table
 from bincounter.names import read_cell
-from bincounter.training.per_count_table import CountRow, parse_per_count, write_table
+from bincounter.training.per_count_table import CountRow, parse_per_count
 
 SPLIT_OF_SIDE = {"val": "validation", "test": "test", "train": "train"}
 """Names of the splits in ``metrics.json``, and in ``split.csv`` and ``predictions.csv``."""

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,8 +26,8 @@ from bincounter.data.s3.bucket import Bucket
 from bincounter.data.s3.error_messages import MissingError
 from bincounter.data.s3.ranges import limit_requests, open_bucket
 from bincounter.errors import DataError
-from bincounter.files import atomic_write, write_text
-from bincounter.names import TableWriter, read_cell
+from bincounter.files import write_table, write_text
+from bincounter.names import read_cell
 
 INDEX_FILE = "index.csv"
 _HEADER = ["id", "count", "group", "split", "width", "height", "content", "shard", "offset", "size"]
@@ -100,13 +100,14 @@ def write_index(
         sides: the split of each of them, or ``None``.
         places: location of each of them.
     """
-    with atomic_write(path) as file:
-        writer = TableWriter(file)
-        writer.writerow(_HEADER)
+
+    def rows() -> Iterator[list[Any]]:
         for position, side, place in zip(kept.tolist(), sides, places, strict=True):
             record, size = manifest.records[position], manifest.sizes[position].tolist()
             content = f"{int(manifest.content[position]):016x}"
-            writer.writerow([record.id, record.count, record.group, side or "", *size, content, *place])
+            yield [record.id, record.count, record.group, side or "", *size, content, *place]
+
+    write_table(path, _HEADER, rows())
 
 
 def read_index(
