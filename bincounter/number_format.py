@@ -17,6 +17,8 @@ _SCORES = {
 """Scores of ``metrics.json``, in the order of tables: name in a sentence, and unit."""
 
 SCORES = tuple(_SCORES)
+BASELINES = {"accuracy": ("majority_accuracy", "majority"), "rmse": ("mean_rmse", "mean")}
+"""Scores with a baseline: its key in ``metrics.json``, and its name."""
 
 _SIDES = {"val": "validation", "test": "test", "train": "training"}
 

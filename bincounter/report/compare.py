@@ -15,7 +15,7 @@ from rich.text import Text
 from bincounter.config.checks import METRICS
 from bincounter.errors import UserError
 from bincounter.names import escape_name, one_line
-from bincounter.number_format import SCORES, format_interval, format_score, score_name, whole
+from bincounter.number_format import BASELINES, SCORES, format_interval, format_score, score_name, whole
 from bincounter.training.results import SPLIT_OF_SIDE, Predictions, RunResults, read_results
 from bincounter.training.resume import flatten
 
@@ -24,7 +24,6 @@ _UNSET = "(not set)"
 MARK = " †"
 """Mark of runs with a caveat on their scores."""
 
-BASELINES = {"accuracy": ("majority_accuracy", "majority"), "rmse": ("mean_rmse", "mean")}
 """Baseline of a score: its key in ``metrics.json``, and its name."""
 
 _GAP = 3  # characters between two columns

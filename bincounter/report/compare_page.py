@@ -7,8 +7,17 @@ from typing import Any
 from urllib.parse import quote
 
 from bincounter.names import one_line
-from bincounter.number_format import SCORES, decimals, format_interval, format_score, percent, score_heading, whole
-from bincounter.report.compare import BASELINES, MARK, Comparison, all_remarks, format_gain
+from bincounter.number_format import (
+    BASELINES,
+    SCORES,
+    decimals,
+    format_interval,
+    format_score,
+    percent,
+    score_heading,
+    whole,
+)
+from bincounter.report.compare import MARK, Comparison, all_remarks, format_gain
 from bincounter.report.page import write_page
 from bincounter.report.per_count_section import format_row, per_count_rows
 from bincounter.report.report import confusion

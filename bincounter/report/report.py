@@ -9,7 +9,16 @@ from markupsafe import Markup
 
 from bincounter.model.packaged_weights import name_weights
 from bincounter.names import escape_name
-from bincounter.number_format import SCORES, format_interval, format_score, is_fraction, percent, score_heading, whole
+from bincounter.number_format import (
+    BASELINES,
+    SCORES,
+    format_interval,
+    format_score,
+    is_fraction,
+    percent,
+    score_heading,
+    whole,
+)
 from bincounter.profiler.profile_facts import Profile
 from bincounter.report import plots
 from bincounter.report.page import write_page
@@ -24,7 +33,6 @@ QUARANTINE_ROWS = 300
 READABLE_COUNTS = 12  # with more, numbers above bars, and two in a cell, would not fit
 
 LABELS = {"test": "Test", "val": "Validation", "train": "Training sample"}
-BASELINES = {"accuracy": "majority_accuracy", "rmse": "mean_rmse"}
 
 
 def write_report(
@@ -104,7 +112,7 @@ def _cards(run: RunResults, scores: Mapping[str, Any]) -> list[dict[str, Any]]:
     for key in ("accuracy", "within_one", "rmse", "mae"):
         if scores.get(key) is None:
             continue
-        value, baseline = scores[key], scores.get(BASELINES.get(key, ""))
+        value, baseline = scores[key], scores.get(BASELINES.get(key, ("", ""))[0])
         low, high = scores.get("intervals", {}).get(key) or (value, value)
         top = 1.0 if is_fraction(key) else max(high, baseline or 0) * 1.15 or 1.0
         against = _mean_baseline(run) if key == "rmse" else _majority_baseline(run)
@@ -136,9 +144,9 @@ def _table(run: RunResults) -> dict[str, Any] | None:
             cells.append((format_score(key, run.metrics[side].get(key)), spread))
         rows.append({"name": score_heading(key), "cells": cells, "baseline": False})
         if key in BASELINES:
-            label = "of the majority baseline" if key == "accuracy" else "of the mean baseline"
-            cells = [(format_score(key, run.metrics[side].get(BASELINES[key])), "") for side in sides]
-            rows.append({"name": label, "cells": cells, "baseline": True})
+            baseline, name = BASELINES[key]
+            cells = [(format_score(key, run.metrics[side].get(baseline)), "") for side in sides]
+            rows.append({"name": f"of the {name} baseline", "cells": cells, "baseline": True})
     return {"sides": [LABELS[side] for side in sides], "rows": rows}
 
 

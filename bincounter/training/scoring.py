@@ -20,7 +20,7 @@ from bincounter.model.answer import positions
 from bincounter.model.counter import BinCounter
 from bincounter.model.objectives import clamped_log, temper
 from bincounter.model.scores import negative_log_likelihood, score
-from bincounter.number_format import SCORES, format_interval, format_score, score_name
+from bincounter.number_format import BASELINES, SCORES, format_interval, format_score, score_name
 from bincounter.progress import track
 from bincounter.training.calibration import calibrate
 from bincounter.training.per_count_table import CountRow, write_per_count
@@ -324,8 +324,9 @@ def print_scores(metrics: Mapping[str, Any]) -> None:
     scored = [metrics[side] for side in SIDES if side in metrics]
     for name in SCORES:
         table.add_row(score_name(name, unit=True), *(_with_interval(scores, name) for scores in scored))
-        if baseline := {"accuracy": "majority", "rmse": "mean"}.get(name):
-            values = (format_score(name, scores[f"{baseline}_{name}"]) for scores in scored)
+        if name in BASELINES:
+            key, baseline = BASELINES[name]
+            values = (format_score(name, scores[key]) for scores in scored)
             table.add_row(f"  {baseline} baseline", *values)
     Console().print(table)
     for caveat in metrics["caveats"]:

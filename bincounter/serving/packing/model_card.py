@@ -9,15 +9,12 @@ import yaml
 from bincounter.data.s3.address import is_remote
 from bincounter.model.build import without_pretrained
 from bincounter.model.packaged_weights import name_weights
-from bincounter.number_format import SCORES, format_score, score_heading, whole
+from bincounter.number_format import BASELINES, SCORES, format_score, score_heading, whole
 from bincounter.serving.packing.tarball import CHECKSUMS
 from bincounter.training.results import SPLIT_OF_SIDE, CheckpointOrigin, RunResults
 
 _ABID_BUCKET = "aft-vbi-pds"
-_BASELINES = {
-    "accuracy": ("majority_accuracy", "always the most frequent count"),
-    "rmse": ("mean_rmse", "always the mean of the training photos"),
-}
+_ALWAYS = {"majority": "the most frequent count", "mean": "the mean of the training photos"}  # what baselines predict
 _CONFIGURATION = (
     "seed",
     "data.image_size",
@@ -115,10 +112,10 @@ def _scores(run: RunResults | None, checkpoint: str) -> Iterator[str]:
         [
             score_heading(name),
             format_score(name, scores.get(name)),
-            f"{format_score(name, scores[baseline])} ({baseline_name})" if scores.get(baseline) is not None else "",
+            f"{format_score(name, scores[key])} (always {_ALWAYS[kind]})" if scores.get(key) is not None else "",
         ]
         for name in SCORES
-        for baseline, baseline_name in [_BASELINES.get(name, ("", ""))]
+        for key, kind in [BASELINES.get(name, ("", ""))]
     ]
     seen = run.seen.get(side) or 0
     learnt = f"{seen:,} of them used in training" if seen else "not used in training"
