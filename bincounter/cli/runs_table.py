@@ -14,8 +14,8 @@ from bincounter.cli.runs_command import DONE, ListedRun, ListedSweep, RunList, r
 from bincounter.names import escape_name, one_line
 from bincounter.number_format import format_score, percent, score_name, whole
 from bincounter.report.compare import fold
+from bincounter.training.results import SPLIT_OF_SIDE
 
-_SIDES = {"test": "test", "val": "validation"}
 _ABSENT, _GAP, _MARK = "-", 2, " †"
 _NARROWEST = 16  # characters of a name's column
 
@@ -50,7 +50,7 @@ class RunTables:
 
 
 def _title(what: str, runs: Sequence[ListedRun | None]) -> Text:
-    photos = _SIDES[ranked_on(runs)]
+    photos = SPLIT_OF_SIDE[ranked_on(runs)]
     return Text(f"{what}, best first by accuracy on {photos} photos, 95 % intervals below", style="bold")
 
 

@@ -87,7 +87,7 @@ def compare(runs: Sequence[Path]) -> Comparison:
     # The side that most runs were scored on; test if equally many.
     side = max(("test", "val"), key=lambda side: sum(bool(run.metrics.get(side)) for run in read))
     for run in (run for run in read if not run.metrics.get(side)):
-        of = f"{'test' if side == 'test' else 'validation'} " if run.metrics else ""
+        of = f"{SPLIT_OF_SIDE[side]} " if run.metrics else ""
         reasons.append(f"{run.path} has no {of}scores: score its checkpoint first")
     read = [run for run in read if run.metrics.get(side)]
     if len(read) < 2:
@@ -123,8 +123,7 @@ class _Screen:
             yield _settings_table(comparison, width)
         else:
             yield Text("The settings do not differ.")
-        where = "test" if comparison.side == "test" else "validation"
-        yield Text(f"\nScores on {where} photos, 95 % intervals below, * best", style="bold")
+        yield Text(f"\nScores on {SPLIT_OF_SIDE[comparison.side]} photos, 95 % intervals below, * best", style="bold")
         yield _scores_table(comparison, width)
         for remark in all_remarks(comparison):
             yield Padding(Text(f"Note: {one_line(remark)}"), (1, 0, 0, 0))
@@ -197,7 +196,7 @@ def _remarks(runs: Sequence[RunResults], scored: Sequence[Predictions | None], s
         remarks.append("the photos or labels of these runs differ.")
     photos = [None if each is None else frozenset(each.ids.tolist()) for each in scored]
     if any(each != photos[0] for each in photos[1:]):
-        where = "test" if side == "test" else "validation"
+        where = SPLIT_OF_SIDE[side]
         remarks.append(f"they were scored on different {where} photos, so that scores differ for that reason too.")
     if side == "val" and any(run.metrics.get("test") for run in runs):
         remarks.append("not all runs have test scores, so validation scores are shown.")

@@ -35,7 +35,7 @@ def write_comparison(path: Path, comparison: Comparison) -> Path:
     Returns:
         ``path``.
     """
-    side = {"test": "test", "val": "validation"}[comparison.side]
+    side = SPLIT_OF_SIDE[comparison.side]
     content: dict[str, object] = {
         "title": f"{len(comparison.names)} runs",
         "kicker": f"bincounter comparison · {len(comparison.names)} runs",

@@ -20,9 +20,7 @@ from bincounter.files import atomic_write
 from bincounter.model.answer import position
 from bincounter.names import TableWriter, escape_name
 from bincounter.review.audit_table import COLUMNS, VERDICT
-from bincounter.training.results import Predictions, read_results
-
-_HELD_OUT = {"val": "validation", "test": "test"}
+from bincounter.training.results import HELD_OUT, Predictions, read_results
 
 
 class HeldOut:
@@ -59,14 +57,14 @@ class HeldOut:
                 f"{escape_name(name)} was split by data.split.method={method}, so it may have trained on near-copies "
                 "of the photos that it held out: name runs with data.split.method=grouped"
             )
-        seen = sum(results.seen.get(side, 0) for side in _HELD_OUT)
+        seen = sum(results.seen.get(side, 0) for side in HELD_OUT)
         if seen:
             raise UserError(f"{escape_name(name)} was trained on {seen:,} of the photos it scored: name another run")
         if self.support and found.support != self.support:
             raise UserError(f"{escape_name(name)} knows other counts than the first run: name runs of one data.counts")
         self.support = found.support
         self.answer = self.answer or (results.config.get("model") or {}).get("answer", "mode")
-        for split in _HELD_OUT.values():
+        for split in HELD_OUT.values():
             self._count(found.of(split))
 
     def _count(self, rows: Predictions) -> None:

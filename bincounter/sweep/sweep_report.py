@@ -32,7 +32,7 @@ from bincounter.sweep.search_results import (
     state,
     ties,
 )
-from bincounter.training.results import read_metrics
+from bincounter.training.results import SPLIT_OF_SIDE, read_metrics
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -126,7 +126,7 @@ def _retrained(sweep: Path) -> dict[str, str] | None:
         return None
     report = f"{RETRAINED}/report.html"
     side = "test" if scores.get("test") else "val"
-    photos = f"{scores[side]['n']:,} {'test' if side == 'test' else 'validation'} photos"
+    photos = f"{scores[side]['n']:,} {SPLIT_OF_SIDE[side]} photos"
     return {
         "trial": str(trial),
         "report": report if (sweep / report).is_file() else "",

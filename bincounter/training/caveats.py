@@ -16,7 +16,7 @@ from bincounter.errors import UserError
 from bincounter.files import checkpoint_file
 from bincounter.model.backbones import is_file_name
 from bincounter.model.build import read_model, training_photos
-from bincounter.training.scoring import SIDES
+from bincounter.training.results import HELD_OUT
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def training_overlap(data: BinDataModule, description: Mapping[str, Any]) -> dic
     known = np.isin(data.manifest.content.view(np.int64), learnt.numpy())
     groups = {record.group for record, each in zip(records, known.tolist(), strict=True) if each}
     overlaps = {}
-    for side, name in SIDES.items():
+    for side, name in HELD_OUT.items():
         positions = data.side(name)
         seen = known[positions]
         near = np.array([records[i].group in groups for i in positions], bool) & ~seen
@@ -91,7 +91,7 @@ def list_caveats(plain: Mapping[str, Any], data: BinDataModule, overlaps: Mappin
     """
     caveats = []
     for side, overlap in overlaps.items():
-        these = f"of the {overlap.photos:,} {SIDES[side]} photos"
+        these = f"of the {overlap.photos:,} {HELD_OUT[side]} photos"
         if overlap.seen:
             caveats.append(f"The model was trained on {overlap.seen:,} {these}: their scores are too good.")
         if overlap.near:

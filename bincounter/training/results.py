@@ -19,7 +19,8 @@ from bincounter.files import Parsed, check_mapping, checkpoint_file, read_file, 
 from bincounter.names import read_cell
 from bincounter.training.per_count_table import CountRow, parse_per_count
 
-SPLIT_OF_SIDE = {"val": "validation", "test": "test", "train": "train"}
+HELD_OUT = {"val": "validation", "test": "test"}  # sides that are not trained on
+SPLIT_OF_SIDE = {**HELD_OUT, "train": "train"}
 """Names of the splits in ``metrics.json``, and in ``split.csv`` and ``predictions.csv``."""
 
 

@@ -24,7 +24,7 @@ from bincounter.number_format import BASELINES, SCORES, format_interval, format_
 from bincounter.progress import track
 from bincounter.training.calibration import calibrate
 from bincounter.training.per_count_table import CountRow, write_per_count
-from bincounter.training.results import write_predictions
+from bincounter.training.results import HELD_OUT, SPLIT_OF_SIDE, write_predictions
 from bincounter.training.trainer import TRUE_PRECISIONS, resolve_precision
 
 log = logging.getLogger(__name__)
@@ -185,10 +185,6 @@ def per_count_rows(
     return {(count, split): rows[count, split] for count in counts for split in SPLITS}
 
 
-SIDES = {"val": "validation", "test": "test"}
-"""Sides in ``predictions.csv``: their names in ``metrics.json``, and in ``split.csv``."""
-
-
 def fabric_for(trainer: Mapping[str, Any], watching: Sequence[L.Callback] = ()) -> L.Fabric:
     """Return one device with the precision of a Trainer.
 
@@ -221,7 +217,7 @@ def predict(model: BinCounter, data: BinDataModule, positions: np.ndarray, fabri
     ids: list[str] = []
     labels, probabilities, logarithms = [], [], []
     fabric.call("on_scoring_start", model, side)
-    for batch in track(loader, f"Scoring {SIDES.get(side, 'a training sample')}", len(loader)):
+    for batch in track(loader, f"Scoring {HELD_OUT.get(side, 'a training sample')}", len(loader)):
         moved = data.on_after_batch_transfer(fabric.to_device(batch), 0)
         fabric.call("on_scoring_batch_start", model, side)
         with fabric.autocast():
@@ -278,7 +274,7 @@ def score_run(
         model.objective.calibration_temperature = 1.0
     drawn = {side: _positions(data, side) for side in sides}
     predicted = {
-        SIDES.get(side, side): predict(model, data, positions, fabric, side)
+        SPLIT_OF_SIDE[side]: predict(model, data, positions, fabric, side)
         for side, (positions, _) in drawn.items()
         if len(positions)
     }
@@ -292,12 +288,12 @@ def score_run(
         predicted = {split: answers.tempered(temperature) for split, answers in predicted.items()}
     metrics: dict[str, Any] = {}
     for side, (_, fair) in drawn.items():
-        if answers := predicted.get(SIDES.get(side, side)):
+        if answers := predicted.get(SPLIT_OF_SIDE[side]):
             kept = answers.probabilities[fair], answers.labels[fair]
             metrics[side] = score(*kept, model.counts, train_counts, answers.log_probabilities[fair], model.answer)
-    by_split = {"train": train_counts, **{name: data.count_of(data.side(name)) for name in SIDES.values()}}
+    by_split = {"train": train_counts, **{name: data.count_of(data.side(name)) for name in HELD_OUT.values()}}
     write_per_count(folder, per_count_rows(by_split, predicted, model.counts, model.answer))
-    rows = (predicted[split].rows(split, model.counts, model.answer) for split in SIDES.values() if split in predicted)
+    rows = (predicted[each].rows(each, model.counts, model.answer) for each in HELD_OUT.values() if each in predicted)
     write_predictions(folder, chain.from_iterable(rows), model.counts)
     metrics |= {"seen_in_training": dict(seen), "caveats": list(caveats), **calibration}
     write_json(folder / "metrics.json", metrics)  # last: a run with metrics is finished
@@ -308,7 +304,7 @@ def _positions(data: BinDataModule, side: str) -> tuple[np.ndarray, Tensor]:
     """Return positions of the photos to score, ``int64[N]``, and True for those in the side's scores, ``bool[N]``."""
     if side == "train":
         return training_sample(data)
-    positions = data.side(SIDES[side])
+    positions = data.side(HELD_OUT[side])
     return positions, torch.ones(len(positions), dtype=torch.bool)
 
 
@@ -319,9 +315,9 @@ def print_scores(metrics: Mapping[str, Any]) -> None:
 
     table = Table(box=None, pad_edge=False)
     table.add_column("")
-    for side in (side for side in SIDES if side in metrics):
-        table.add_column(f"{SIDES[side]} ({metrics[side]['n']:,} photos)", justify="right")
-    scored = [metrics[side] for side in SIDES if side in metrics]
+    for side in (side for side in HELD_OUT if side in metrics):
+        table.add_column(f"{HELD_OUT[side]} ({metrics[side]['n']:,} photos)", justify="right")
+    scored = [metrics[side] for side in HELD_OUT if side in metrics]
     for name in SCORES:
         table.add_row(score_name(name, unit=True), *(_with_interval(scores, name) for scores in scored))
         if name in BASELINES:
