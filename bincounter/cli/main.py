@@ -186,12 +186,12 @@ def _predict(arguments: argparse.Namespace) -> int:
 def _compare(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from bincounter.report.compare import compare, format_comparison
+    from bincounter.report.compare import ComparisonTables, compare
 
     if arguments.output:
         check_writable(arguments.output, key="--output")
     comparison = compare(arguments.runs)
-    Console().print(format_comparison(comparison))
+    Console().print(ComparisonTables(comparison))
     if arguments.output:
         from bincounter.report.compare_page import write_comparison
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -105,19 +105,15 @@ def compare(runs: Sequence[Path]) -> Comparison:
     )
 
 
-def format_comparison(comparison: Comparison) -> RenderableType:
-    """Format a comparison for the terminal: settings that differ, then scores, best values marked."""
-    return _Screen(comparison)
-
-
-class _Screen:
+@dataclass(frozen=True)
+class ComparisonTables:
     """A comparison, laid out for the width of the console."""
 
-    def __init__(self, comparison: Comparison) -> None:
-        self._comparison = comparison
+    comparison: Comparison
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        comparison, width = self._comparison, options.max_width
+        """Yield the settings that differ, the scores, best values marked, and the remarks."""
+        comparison, width = self.comparison, options.max_width
         if comparison.settings:
             yield Text("Settings that differ", style="bold")
             yield _settings_table(comparison, width)

@@ -13,13 +13,13 @@ from test_report import Text
 
 from bincounter.cli.main import main
 from bincounter.errors import UserError
-from bincounter.report.compare import Comparison, compare, format_comparison
+from bincounter.report.compare import Comparison, ComparisonTables, compare
 
 
 def on_screen(comparison: Comparison, width: int = 140) -> str:
     console = Console(width=width)
     with console.capture() as capture:
-        console.print(format_comparison(comparison))
+        console.print(ComparisonTables(comparison))
     return capture.get()
 
 

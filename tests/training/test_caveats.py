@@ -13,7 +13,7 @@ from test_features import NO_CHANGES
 
 from bincounter.data.datamodule import BinDataModule
 from bincounter.data.layouts.folders import Folders
-from bincounter.report.compare import compare, format_comparison
+from bincounter.report.compare import ComparisonTables, compare
 from bincounter.training.caveats import list_caveats, training_overlap
 
 
@@ -94,7 +94,7 @@ def test_caveats_are_shown_wherever_the_scores_are(tmp_path: Path) -> None:
     assert "seen in training" not in write_run_report(plain).read_text(encoding="utf-8")
     console = Console(width=200)
     with console.capture() as capture:
-        console.print(format_comparison(compare([plain, limited, old])))
+        console.print(ComparisonTables(compare([plain, limited, old])))
     screen = capture.get()
     assert "limited †" in screen and "old †" in screen and "plain †" not in screen
     assert "Note: limited † The model was trained on 7 of them." in screen
