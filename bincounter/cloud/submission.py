@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _NAMED = 5  # files named in one line of the log
+_READERS = 16  # files read at a time
 
 Needs = tuple[tuple[tuple[str, bytes], ...], tuple[str, ...], bool]
 """Extra files, logger packages, and whether smdebug is needed: jobs with equal needs share a code archive."""
@@ -212,7 +213,7 @@ def _places(planned: "Sequence[PlannedJob]", below: str) -> dict[Path, str]:
     return places
 
 
-def upload_address(folder: Path, base_uri: str, *, workers: int = 16) -> str:
+def upload_address(folder: Path, base_uri: str) -> str:
     """Return the address of a folder's present content: ``base_uri/<name>-<digest>``.
 
     Reads every file. The digest is of names, sizes and MD5s, without hidden files and those that cannot be uploaded.
@@ -220,7 +221,6 @@ def upload_address(folder: Path, base_uri: str, *, workers: int = 16) -> str:
     Args:
         folder: of data, in any layout.
         base_uri: an ``s3://`` address.
-        workers: files to read at a time.
 
     Raises:
         DataError: there is nothing to upload, or a file cannot be read.
@@ -229,7 +229,7 @@ def upload_address(folder: Path, base_uri: str, *, workers: int = 16) -> str:
     from bincounter.progress import track
 
     files = _files(folder)
-    md5s = map_ordered(lambda found: _md5(folder / found.name), files, workers)
+    md5s = map_ordered(lambda found: _md5(folder / found.name), files, _READERS)
     digest = hashlib.sha256()
     for found, md5 in zip(files, track(md5s, f"Reading {folder}", len(files)), strict=True):
         digest.update(f"{found.name}\0{found.size}\0{md5.hex()}\n".encode())

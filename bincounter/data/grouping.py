@@ -49,6 +49,8 @@ _COARSE_COPY = 0.8  # cosine of the coarse parts below which no pair is compared
 _IN_A_ROW = 2  # numbers apart; ABID holds a bin's photographs under id, id + 1 and id + 2
 _SAMPLED, _FAR = 50_000, 64  # pairs of other bins that are compared, and their least distance in the series
 _SAME_NUMBER = 64  # photos looked at after each in a series: numbers that repeat more often are ignored
+_SHARING, _COMPARED = 4_000_000, 65_536  # pairs at a time: those that share an item, those of whole spectra
+_ROWS, _COLUMNS = 2048, 8192  # photos on the sides of a tile of pairs
 _FLAT = 8.0  # root mean square of a spectrum below which there is only sensor and JPEG noise; ABID has 118 or more
 _BRIGHTNESS, _TINT = 64, 12  # largest differences of the mean colours of two copies, in grey levels
 
@@ -153,8 +155,8 @@ def _same_content(content: np.ndarray) -> Pairs:
     return np.arange(len(content)), first[inverse]
 
 
-def _similar_items(items: Sequence[frozenset[str] | None], budget: int = 4_000_000) -> Iterator[Pairs]:
-    """Link photos of similar item sets, at most ``budget`` pairs that share an item at a time."""
+def _similar_items(items: Sequence[frozenset[str] | None]) -> Iterator[Pairs]:
+    """Link photos of similar item sets."""
     sets: dict[frozenset[str], int] = {}  # each distinct set and the photo that stands for it
     twins = [(i, sets.setdefault(known, i)) for i, known in enumerate(items) if known]
     if not twins:
@@ -168,7 +170,7 @@ def _similar_items(items: Sequence[frozenset[str] | None], budget: int = 4_000_0
     transposed = member.T.tocsr()
     sharing = np.add.reduceat(np.bincount(indices)[indices], starts[:-1])
     stands_for = np.fromiter(sets.values(), np.int64)
-    edges = np.flatnonzero(np.diff(np.cumsum(sharing) // budget)) + 1
+    edges = np.flatnonzero(np.diff(np.cumsum(sharing) // _SHARING)) + 1
     for start, stop in pairwise([0, *edges.tolist(), len(sharing)]):
         shared = (member[start:stop] @ transposed).tocoo()
         left, right = shared.row + start, shared.col
@@ -233,11 +235,11 @@ class _Fingerprints:
         self.coarse = coarse / np.maximum(np.linalg.norm(coarse, axis=1, keepdims=True), 1)
         self._mean = fingerprints[:, _SPECTRUM:].astype(np.int16)
 
-    def alike(self, pairs: Pairs, threshold: float, chunk: int = 65_536) -> Pairs:
+    def alike(self, pairs: Pairs, threshold: float) -> Pairs:
         """Select the pairs with a cosine of at least ``threshold``."""
         left, right = pairs
-        starts = range(0, len(left), chunk)
-        cosines = [self.cosine(left[at : at + chunk], right[at : at + chunk]) for at in starts]
+        starts = range(0, len(left), _COMPARED)
+        cosines = [self.cosine(left[at : at + _COMPARED], right[at : at + _COMPARED]) for at in starts]
         alike = np.concatenate([np.zeros(0, np.float32), *cosines]) >= threshold
         return left[alike], right[alike]
 
@@ -254,16 +256,16 @@ class _Fingerprints:
         return np.einsum("ij,ij->i", a, b) / np.maximum(size, 1)
 
 
-def _copies(photos: _Fingerprints, rows: int = 2048, columns: int = 8192) -> Iterator[Pairs]:
+def _copies(photos: _Fingerprints) -> Iterator[Pairs]:
     """Link copies: every pair is compared, tile by tile; photos already linked are not compared again."""
     _, first, inverse = np.unique(photos.raw, axis=0, return_index=True, return_inverse=True)
     yield np.arange(len(inverse)), first[inverse.ravel()]
     order = np.sort(first[photos.coarse[first].any(axis=1)])  # flat photos have nothing more to compare
     coarse = photos.coarse[order]
     component = np.arange(len(order))
-    for top in range(0, len(order), rows):
-        for start in range(top, len(order), columns):
-            cosine = coarse[top : top + rows] @ coarse[start : start + columns].T
+    for top in range(0, len(order), _ROWS):
+        for start in range(top, len(order), _COLUMNS):
+            cosine = coarse[top : top + _ROWS] @ coarse[start : start + _COLUMNS].T
             row, column = np.divmod(np.flatnonzero(cosine >= _COARSE_COPY), cosine.shape[1])
             row, column = row + top, column + start
             fresh = (row < column) & (component[row] != component[column])

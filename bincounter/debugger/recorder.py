@@ -48,7 +48,7 @@ class TensorRecorder(L.Callback):
 
     profiler_phase = "debugger"
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], watch: RecordReceiver | None = None) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, Any], watch: RecordReceiver) -> None:
         self._every = settings["every_n_train_steps"]
         self._patterns = [re.compile(pattern) for pattern in settings["layers"]]
         self._bounds, self._watch = settings["rules"], watch
@@ -85,8 +85,7 @@ class TensorRecorder(L.Callback):
         if self._first:
             self._hooks = hooks
             self._files.begin(self._step)
-        if self._watch is not None:
-            self._watch.begin(trainer, read_records(self._files.folder) if self._first else None)
+        self._watch.begin(trainer, read_records(self._files.folder) if self._first else None)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -177,8 +176,7 @@ class TensorRecorder(L.Callback):
     def _add(self, trainer: L.Trainer, record: Record | None) -> None:
         if record is not None:
             self._files.add(record)
-        if self._watch is not None:
-            self._watch.judge(trainer, record)
+        self._watch.judge(trainer, record)
 
     def _count(self, pl_module: L.LightningModule, count: Tensor, loss: Tensor) -> None:
         """Add a batch's loss and labels, without synchronising."""

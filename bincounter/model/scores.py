@@ -13,7 +13,7 @@ from bincounter.model.objectives import clamped_log
 
 INTERVALS = ("accuracy", "rmse", "mae", "within_one")
 _PADDING = -1
-_BINS = 15
+_BINS, _RESAMPLES = 15, 1000
 
 
 class CountMetrics(MetricCollection):
@@ -277,14 +277,14 @@ def _baselines(labels: Tensor, train_counts: Mapping[int, int]) -> dict[str, flo
     }
 
 
-def _intervals(errors: np.ndarray, resamples: int = 1000, seed: int = 0) -> dict[str, list[float]]:
+def _intervals(errors: np.ndarray) -> dict[str, list[float]]:
     """Percentile bootstrap, 95 % (Efron and Tibshirani 1993, chapter 13).
 
     Drawing N photos with replacement and tabulating their errors is one multinomial draw over the distinct errors, so
     that memory and time do not grow with N.
     """
     values, number = np.unique(errors, return_counts=True)
-    shares = np.random.default_rng(seed).multinomial(len(errors), number / len(errors), resamples) / len(errors)
+    shares = np.random.default_rng(0).multinomial(len(errors), number / len(errors), _RESAMPLES) / len(errors)
     samples = {
         "accuracy": shares @ (values == 0),
         "rmse": np.sqrt(shares @ values**2),

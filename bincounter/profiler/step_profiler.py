@@ -38,6 +38,7 @@ from bincounter.profiler.profile_record import (
 log = logging.getLogger(__name__)
 
 _WRITE_EVERY = 30.0  # seconds; a killed run loses at most these
+_MOST_SAMPLES = 4000  # of a session; beyond it every second one is dropped and the interval doubled
 
 
 class StepProfiler(L.Callback):
@@ -186,13 +187,10 @@ class UsageSampler:
         device: the run's device.
         clock: returns the seconds since the session's first step.
         session: number of the session, for the samples.
-        limit: maximum number of samples; beyond it every second one is dropped and the interval doubled.
     """
 
-    def __init__(
-        self, every: float, device: torch.device, clock: Callable[[], float], session: int, limit: int = 4000
-    ) -> None:
-        self._every, self._clock, self._session, self._limit = every, clock, session, limit
+    def __init__(self, every: float, device: torch.device, clock: Callable[[], float], session: int) -> None:
+        self._every, self._clock, self._session = every, clock, session
         self._processes = ProcessTree()
         self._gpu = Gpu(device) if device.type == "cuda" else None
         self._stop = threading.Event()
@@ -225,7 +223,7 @@ class UsageSampler:
             self._session, self._clock(), cpu, psutil.cpu_percent(), rss, memory, read, write, gpu, gpu_memory
         )
         self._samples.append(sample)
-        if len(self._samples) > self._limit:
+        if len(self._samples) > _MOST_SAMPLES:
             self._samples = self._samples[::2]
             self._every *= 2
 

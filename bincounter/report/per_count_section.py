@@ -48,7 +48,7 @@ def per_count_section(run: RunResults, side: str) -> dict[str, Any] | None:
         "even_guess": math.log(len(counts)),
         "notes": _notes(run, rows, counts, SPLIT_OF_SIDE[side]),
         "file": bool(run.per_count),
-        "findings": _findings(run, rows, counts, SPLIT_OF_SIDE[side]),
+        "findings": _findings(rows, counts, SPLIT_OF_SIDE[side]),
     }
 
 
@@ -140,7 +140,7 @@ def _notes(run: RunResults, rows: Rows, counts: Sequence[int], split: str) -> li
     return notes
 
 
-def _findings(run: RunResults, rows: Rows, counts: Sequence[int], split: str) -> list[str]:
+def _findings(rows: Rows, counts: Sequence[int], split: str) -> list[str]:
     """Sentences on the correlation of photos and loss over the counts, and its limits."""
     side = _SPLITS[split].lower()
     scored = _with_loss(rows, counts, split)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from bincounter.training.run import RunOutcome
 
 SAMPLE, MISTAKES = 24, 8
+_QUALITY = 80  # of a JPEG
 EXPLAINED = 3  # right predictions, and as many mistakes
 
 # Brightness of highlighted and other parts: different enough on dull brown bins.
@@ -130,7 +131,7 @@ def explain(photos: PhotoSelection, outcome: "RunOutcome") -> PhotoSelection:
     return replace(photos, files=files, heat=heat)
 
 
-def inline(data: bytes | None, side: int, quality: int = 80) -> str | None:
+def inline(data: bytes | None, side: int, quality: int = _QUALITY) -> str | None:
     """Shrink a photo so that its longer side is at most ``side`` pixels and encode it as a JPEG data URI.
 
     Args:
@@ -145,7 +146,7 @@ def inline(data: bytes | None, side: int, quality: int = 80) -> str | None:
     return None if photo is None else _uri(photo, quality)
 
 
-def inline_attention(data: bytes | None, heat: np.ndarray, side: int, quality: int = 80) -> str | None:
+def inline_attention(data: bytes | None, heat: np.ndarray, side: int) -> str | None:
     """Highlight parts of a photo by a heat map; the rest fades to a dark grey.
 
     Highlighted parts keep their colours, so that they can be recognised, also by the colour-blind.
@@ -154,7 +155,6 @@ def inline_attention(data: bytes | None, heat: np.ndarray, side: int, quality: i
         data: the photo's file; ``None`` if it is missing.
         heat: float ``[H, W]`` in 0..1, stretched over the photo.
         side: pixels of the longer side.
-        quality: of the JPEG, 1 to 95.
     """
     photo = _open(data, side)
     if photo is None:
@@ -164,7 +164,7 @@ def inline_attention(data: bytes | None, heat: np.ndarray, side: int, quality: i
     colours = np.asarray(photo, dtype=np.float32)
     grey = np.asarray(photo.convert("L"), dtype=np.float32)[..., None] * _DIM
     lit = grey + (_BRIGHT * colours - grey) * light
-    return _uri(Image.fromarray(lit.clip(0, 255).astype(np.uint8)), quality)
+    return _uri(Image.fromarray(lit.clip(0, 255).astype(np.uint8)), _QUALITY)
 
 
 def _open(data: bytes | None, side: int) -> Image.Image | None:
