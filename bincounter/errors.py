@@ -1,4 +1,4 @@
-"""Exceptions and their exit codes; ``check_choice``, ``closest_match`` (did you mean ...?).
+"""Exceptions and their exit codes; ``first_line``; ``check_choice``, ``closest_match`` (did you mean ...?).
 
 The entry points turn them into exit codes: 0 done, 2 the user has to change something, 143 stopped by SIGTERM with a
 checkpoint, 1 anything else.
@@ -45,6 +45,11 @@ class Stopped(BinCounterError):
     """The process was stopped by SIGTERM and left a checkpoint to resume from."""
 
     exit_code = 143
+
+
+def first_line(error: BaseException) -> str:
+    """First line of an error's message; of an error without one the name of its type."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def closest_match(word: str, allowed: Iterable[str]) -> str | None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bincounter.errors import ConfigError, ResourceError, UserError
+from bincounter.errors import ConfigError, ResourceError, UserError, first_line
 from bincounter.redaction import mask_text
 
 FILES = ("best.ckpt", "config.yaml", "metrics.json")
@@ -99,11 +99,11 @@ def translate_hub_errors(address: HubAddress) -> Iterator[None]:
     except errors.LocalTokenNotFoundError as error:
         raise UserError(f"{address} needs a login: {login}") from error
     except errors.HFValidationError as error:
-        raise ConfigError(f"{address} is not a name that the hub allows ({_first_line(error)}): correct it") from error
+        raise ConfigError(f"{address} is not a name that the hub allows ({_reason(error)}): correct it") from error
     except errors.HfHubHTTPError as error:
         if error.response.status_code in (401, 403):
-            raise UserError(f"{address} is refused to this login ({_first_line(error)}): {login}") from error
-        raise ResourceError(f"{address}: the hub answers with an error ({_first_line(error)}): try again") from error
+            raise UserError(f"{address} is refused to this login ({_reason(error)}): {login}") from error
+        raise ResourceError(f"{address}: the hub answers with an error ({_reason(error)}): try again") from error
     except Exception as error:
         # Several libraries raise errors for a lack of network.
         of_client = isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _CLIENTS
@@ -112,11 +112,11 @@ def translate_hub_errors(address: HubAddress) -> Iterator[None]:
         problem, step = "cannot be reached and is not in the cache", "check the network, HF_ENDPOINT and HF_HUB_OFFLINE"
         if isinstance(error, OSError) and (error.filename or error.errno in (errno.ENOSPC, errno.EDQUOT)):
             problem, step = "cannot be written to the hub's cache", "make room there, or set HF_HOME"
-        raise ResourceError(f"{address} {problem} ({_first_line(error)}): {step}") from error
+        raise ResourceError(f"{address} {problem} ({_reason(error)}): {step}") from error
 
 
 _CLIENTS = ("httpx", "httpx2", "httpcore", "httpcore2", "huggingface_hub", "hf_xet", "requests")
 
 
-def _first_line(error: BaseException) -> str:
-    return mask_text(next(iter(str(error).splitlines()), type(error).__name__)).rstrip(". ")
+def _reason(error: BaseException) -> str:
+    return mask_text(first_line(error)).rstrip(". ")

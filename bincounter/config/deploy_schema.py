@@ -25,7 +25,7 @@ from bincounter.config.aws_names import (
 )
 from bincounter.config.checks import Bound, bounded, check_bounds, open_mapping, path_setting
 from bincounter.data.s3.address import is_remote
-from bincounter.errors import ConfigError
+from bincounter.errors import ConfigError, first_line
 from bincounter.files import check_writable, checkpoint_file
 
 ACTIONS = ("deploy", "invoke", "update", "status", "delete", "list", "package", "transform")
@@ -217,7 +217,7 @@ def check_deploy(cfg: DictConfig) -> None:
     try:
         plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     except OmegaConfBaseException as error:
-        raise ConfigError(str(error).splitlines()[0]) from None
+        raise ConfigError(first_line(error)) from None
     target = target_name(cfg)
     check_bounds(cfg)
     limits = plain["limits"]

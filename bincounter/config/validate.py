@@ -28,7 +28,7 @@ from bincounter.config.search_schema import check_search
 from bincounter.config.trainer_checks import check_accelerator, check_trainer
 from bincounter.data.s3.address import is_remote
 from bincounter.data.split_settings import check_counts, complete_split
-from bincounter.errors import ConfigError, check_choice
+from bincounter.errors import ConfigError, check_choice, first_line
 from bincounter.files import check_writable, checkpoint_file
 from bincounter.smdebug.settings import check_smdebug
 
@@ -48,7 +48,7 @@ def validate(cfg: DictConfig) -> None:
     try:
         plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     except OmegaConfBaseException as error:
-        raise ConfigError(str(error).splitlines()[0]) from None
+        raise ConfigError(first_line(error)) from None
     here = runs_locally(cfg.launcher)
     check_bounds(cfg)
     if not plain["train"] and not plain["ckpt_path"]:

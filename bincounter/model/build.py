@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from bincounter.errors import BinCounterError, ConfigError, UserError
+from bincounter.errors import BinCounterError, ConfigError, UserError, first_line
 from bincounter.model.counter import BinCounter
 from bincounter.model.objectives import Objective, learnt_counts
 from bincounter.model.trust import OWN_PARTS, check_arguments, check_trusted, targets_of
@@ -253,7 +253,7 @@ def check_image_size(model: BinCounter, image_size: int) -> None:
             model.eval()(torch.zeros(1, 3, image_size, image_size))
     except (AssertionError, RuntimeError, ValueError) as error:
         raise ConfigError(
-            f"the backbone cannot take photos of {image_size} pixels ({_first_line(error)}): use larger ones"
+            f"the backbone cannot take photos of {image_size} pixels ({first_line(error)}): use larger ones"
         ) from None
     model.train(mode)
 
@@ -307,14 +307,10 @@ def _instantiate(key: str, node: Mapping[str, Any], kind: type, **arguments: Any
             raise ConfigError(
                 f"{key}: {node['_target_']} takes no weights; set model.weights=null and name them in model.backbone."
             ) from error
-        raise ConfigError(f"{key}: {node['_target_']} cannot be built: {_first_line(cause)}") from error
+        raise ConfigError(f"{key}: {node['_target_']} cannot be built: {first_line(cause)}") from error
     if not isinstance(built, kind):
         raise ConfigError(f"{key}: {node['_target_']} returns a {type(built).__name__}, not a {kind.__name__}.")
     return built
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _plain(node: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from bincounter.errors import ConfigError, ResourceError, check_choice
+from bincounter.errors import ConfigError, ResourceError, check_choice, first_line
 from bincounter.model import backbones
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class TimmBackbone(nn.Module):
         except Exception as error:  # clients of hubs raise almost anything without a network
             if not pretrained or known is None:
                 raise
-            why = next(iter(str(error).splitlines()), type(error).__name__).rstrip(". ")
+            why = first_line(error).rstrip(". ")
             raise ResourceError(
                 f"The weights of timm's {name} cannot be downloaded ({why}); train from scratch with "
                 f"model.weights=null, or fetch {known.hf_hub_id or known.url} elsewhere and name its model.safetensors "

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bincounter.config.checks import check_target, import_target
-from bincounter.errors import ConfigError, ResourceError
+from bincounter.errors import ConfigError, ResourceError, first_line
 from bincounter.redaction import mask_secrets
 from bincounter.sweep.distributions import to_optuna
 from bincounter.sweep.search_space import Choice, Interval, Space
@@ -83,14 +83,14 @@ def open_storage(url: str) -> "BaseStorage":
         ) from None
     except RuntimeError as error:
         raise ConfigError(
-            f"hparams_search.storage={shown} was written by another version of Optuna ({str(error).splitlines()[0]}): "
+            f"hparams_search.storage={shown} was written by another version of Optuna ({first_line(error)}): "
             "name another database"
         ) from None
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        reason = mask_secrets(str(getattr(cause, "orig", cause)).splitlines()[0])
+        reason = mask_secrets(first_line(getattr(cause, "orig", cause)))
         raise ResourceError(
             f"the study at {shown} cannot be opened ({reason}): check that it exists and is writable"
         ) from None
@@ -291,6 +291,6 @@ def _instantiate(key: str, node: Mapping[str, Any]) -> Any:
     try:
         return instantiate(dict(node), _convert_="all")
     except HydraException as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
+        reason = first_line(error.__cause__ or error)
         target = node["_target_"]
         raise ConfigError(f"{key} cannot be created ({reason}): correct its arguments, see {target}") from None

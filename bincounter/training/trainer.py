@@ -27,7 +27,7 @@ from bincounter.config.checks import SHORT_PRECISIONS, metric_mode
 from bincounter.config.quoting import search_path, shell_command
 from bincounter.data.datamodule import BinDataModule
 from bincounter.data.s3.error_messages import REPEAT_TRANSFER
-from bincounter.errors import BinCounterError, ConfigError, DataError, ResourceError, UserError
+from bincounter.errors import BinCounterError, ConfigError, DataError, ResourceError, UserError, first_line
 from bincounter.model.counter import BinCounter
 from bincounter.redaction import mask_text
 from bincounter.training.checkpoint import AtomicCheckpointIO, RunCheckpoint, StatelessRandomness, read_checkpoint
@@ -319,7 +319,7 @@ _MLFLOW_LOGIN = (
 
 def _describe_logger_failure(error: BaseException) -> BinCounterError | None:
     """Describe an exception of a logger: missing package, no login, or no server."""
-    for cause in (error, error.__cause__):
+    for cause in filter(None, (error, error.__cause__)):
         missing = isinstance(cause, ModuleNotFoundError)
         library = type(cause).__module__.partition(".")[0]
         name = next((each for each in _LOGGERS if library == each or (missing and each in str(cause).lower())), None)
@@ -330,7 +330,7 @@ def _describe_logger_failure(error: BaseException) -> BinCounterError | None:
                 f"logger={name} needs a package that is not installed: pip install 'bincounter[{name}]', or choose "
                 "logger=csv"
             )
-        text = mask_text(next(iter(str(cause).splitlines()), type(cause).__name__)).rstrip(". ")
+        text = mask_text(first_line(cause)).rstrip(". ")
         if _NO_LOGIN.search(text):
             login = "run `wandb login`, or set WANDB_API_KEY" if name == "wandb" else _MLFLOW_LOGIN
             return ConfigError(f"{name} refuses this login ({text}): {login}, or choose logger=csv")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bincounter.audit.posterior import RecordJudge
 from bincounter.data.preprocessing import Normalize
+from bincounter.errors import first_line
 from bincounter.model.backbones import feature_size
 from bincounter.model.objectives import Objective, learnt_counts
 from bincounter.serving.application.answers import Limits
@@ -155,7 +156,7 @@ class ServedModel:
             ) from error
         except Exception as error:  # torch and constructors raise almost anything on broken input
             raise ArchiveError(
-                f"The archive in {folder} is damaged ({_first_line(error)}); package it again."
+                f"The archive in {folder} is damaged ({first_line(error)}); package it again."
             ) from error
 
     def probabilities(self, photos: Tensor) -> Tensor:
@@ -190,7 +191,7 @@ def read_description(folder: Path) -> dict[str, Any]:
         Limits(**described["limits"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArchiveError(
-            f"{path} is missing or damaged ({_first_line(error)}); unpack the archive again, or package it again."
+            f"{path} is missing or damaged ({first_line(error)}); unpack the archive again, or package it again."
         ) from error
     if newer:
         raise ArchiveError(
@@ -198,10 +199,6 @@ def read_description(folder: Path) -> dict[str, Any]:
             "install a newer bincounter, or package the checkpoint with this one."
         )
     return described
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def instantiate(node: Mapping[str, Any], **arguments: Any) -> Any:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bincounter.errors import ConfigError, UserError
+from bincounter.errors import ConfigError, UserError, first_line
 from bincounter.model.counter import BinCounter
 from bincounter.serving.application.engines import ONNX_FILE, PIXELS, PROBABILITIES, open_model
 from bincounter.serving.application.served_model import Network
@@ -204,7 +204,7 @@ def _metadata(description: Mapping[str, Any]) -> str:
 def _reason(error: Exception) -> str:
     while error.__cause__ is not None and isinstance(error.__cause__, Exception):
         error = error.__cause__
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return first_line(error)[:200]
 
 
 @contextmanager
