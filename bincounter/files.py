@@ -205,6 +205,14 @@ def check_mapping(value: Any) -> dict[str, Any]:
     return value
 
 
+def look_up(mapping: Mapping[str, Any], key: str) -> Any:
+    """Return the value of nested mappings by its dotted name; ``None`` if there is none."""
+    node: Any = mapping
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return node
+
+
 def link(source: Path, path: Path) -> None:
     """Hard-link a file atomically; copies it if the file system has no links.
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from bincounter.cloud.api_shapes import check_request, merge, service_model
 from bincounter.cloud.aws_errors import create_once, translate_errors
 from bincounter.errors import ConfigError, UserError
-from bincounter.files import write_text
+from bincounter.files import look_up, write_text
 
 if TYPE_CHECKING:
     from bincounter.cloud.account import Account
@@ -260,8 +260,5 @@ def _definition(training: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def _refuse_reserved(extra: Mapping[str, Any]) -> None:
     for path, setting in _RESERVED_PARAMETERS.items():
-        node: Any = extra
-        for step in path.split("."):
-            node = node.get(step) if isinstance(node, Mapping) else None
-        if node is not None:
+        if look_up(extra, path) is not None:
             raise ConfigError(f"hparams_search.request.{path} has its own setting: use {setting}")

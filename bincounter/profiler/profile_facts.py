@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bincounter.files import look_up
 from bincounter.profiler.profile_record import (
     AUGMENTATION,
     BACKWARD,
@@ -89,10 +90,7 @@ class ProfileFacts:
 
     def setting(self, key: str) -> Any:
         """Value of the run's configuration by its dotted name, or ``None``."""
-        node: Any = self.config
-        for part in key.split("."):
-            node = node.get(part) if isinstance(node, Mapping) else None
-        return node
+        return look_up(self.config, key)
 
 
 @dataclass(frozen=True)

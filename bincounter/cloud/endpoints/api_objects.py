@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bincounter.cloud.api_shapes import check_shape, merge, service_model
 from bincounter.errors import ConfigError, closest_match
+from bincounter.files import look_up
 
 if TYPE_CHECKING:
     from bincounter.cloud.account import Account
@@ -158,7 +159,7 @@ def check_request_keys(extra: Mapping[str, Any]) -> None:
                 f"target.request.{name}={given} is not a mapping: write target.request.{name}.PARAMETER=VALUE"
             )
         for path, setting in API_OBJECTS[name].reserved.items():
-            if _inside(given, path) is not None:
+            if look_up(given, path) is not None:
                 raise ConfigError(f"target.request.{name}.{path} cannot be set here: it comes from {setting}")
 
 
@@ -185,10 +186,3 @@ def complete_request(name: str, request: Mapping[str, Any], extra: Mapping[str, 
 def build_call(name: str, request: Mapping[str, Any], extra: Mapping[str, Any]) -> Call:
     """Return the request of an object, completed by :func:`complete_request`."""
     return Call(API_OBJECTS[name].service, API_OBJECTS[name].operation, complete_request(name, request, extra))
-
-
-def _inside(given: Mapping[str, Any], path: str) -> Any:
-    node: Any = given
-    for step in path.split("."):
-        node = node.get(step) if isinstance(node, Mapping) else None
-    return node

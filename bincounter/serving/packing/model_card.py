@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from bincounter.data.s3.address import is_remote
+from bincounter.files import look_up
 from bincounter.model.build import without_pretrained
 from bincounter.model.packaged_weights import name_weights
 from bincounter.number_format import BASELINES, SCORES, format_score, score_heading, whole
@@ -195,9 +196,7 @@ def _call(node: Mapping[str, Any]) -> str:
 
 
 def _setting(config: Mapping[str, Any], key: str) -> Any:
-    value: Any = config
-    for name in key.split("."):
-        value = value.get(name) if isinstance(value, Mapping) else None
+    value = look_up(config, key)
     return PurePath(value).name if isinstance(value, str) and "/" in value else value
 
 
