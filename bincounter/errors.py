@@ -1,4 +1,4 @@
-"""Exceptions and their exit codes; ``first_line``; ``check_choice``, ``closest_match`` (did you mean ...?).
+"""Exceptions and their exit codes; the first line of a message; checks of extras and choices; ``closest_match``.
 
 The entry points turn them into exit codes: 0 done, 2 the user has to change something, 143 stopped by SIGTERM with a
 checkpoint, 1 anything else.
@@ -6,6 +6,7 @@ checkpoint, 1 anything else.
 
 import difflib
 from collections.abc import Iterable
+from importlib.util import find_spec
 from typing import Any
 
 
@@ -50,6 +51,17 @@ class Stopped(BinCounterError):
 def first_line(error: BaseException) -> str:
     """First line of an error's message; of an error without one the name of its type."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def check_extra(*modules: str, extra: str, wanted: str) -> None:
+    """Check that optional packages are installed.
+
+    Raises:
+        ConfigError: one is not; the message names the extra.
+    """
+    missing = [module for module in modules if find_spec(module) is None]
+    if missing:
+        raise ConfigError(f"{wanted} needs {missing[0]}: pip install 'bincounter[{extra}]'")
 
 
 def closest_match(word: str, allowed: Iterable[str]) -> str | None:

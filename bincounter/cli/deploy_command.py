@@ -5,7 +5,6 @@ machine (``target=local``) or by SageMaker (``target=realtime|serverless|async``
 docs/deploy.md describes them, ``--cfg job`` prints the composed configuration.
 """
 
-import importlib.util
 import logging
 import os
 import signal
@@ -19,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from bincounter.cli import hydra_app
 from bincounter.cli.deploy_packing import origin_of, pack_and_check, place_of, state_of
 from bincounter.config.deploy_schema import ARCHIVE_ACTIONS, check_deploy, target_name
-from bincounter.errors import ConfigError, Stopped
+from bincounter.errors import Stopped, check_extra
 from bincounter.files import check_writable
 from bincounter.serving.local.access import read_access
 from bincounter.serving.local.running_servers import (
@@ -104,9 +103,7 @@ def _deploy(cfg: DictConfig) -> int:
         made = f"pack {origin.checkpoint} into {place_of(cfg, origin)}" if origin else f"take {cfg.archive}"
         print(f"Would {made}, {checked}, and serve it on {access.host}, port {port}.")
         return 0
-    for module in ("h11", "prometheus_client", "starlette", "uvicorn"):
-        if importlib.util.find_spec(module) is None:
-            raise ConfigError(f"target=local needs {module}: pip install 'bincounter[serving]'")
+    check_extra("h11", "prometheus_client", "starlette", "uvicorn", extra="serving", wanted="target=local")
     from bincounter.serving.local.server import check_port, serve, start_template
     from bincounter.serving.packing.tarball import unpack
 

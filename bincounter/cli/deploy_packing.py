@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from bincounter.config.deploy_schema import target_name
-from bincounter.errors import ConfigError
+from bincounter.errors import ConfigError, check_extra
 from bincounter.files import check_writable
 from bincounter.hub import is_hub, parse_hub
 from bincounter.serving.application.answers import Limits
@@ -108,7 +108,7 @@ def _engine(cfg: DictConfig) -> str:
 
     from bincounter.cloud.instances import gpu_count
     from bincounter.serving.application.engines import TORCH
-    from bincounter.serving.packing.export import EXPORTER, check_extra
+    from bincounter.serving.packing.export import EXPORTER
 
     instance = cfg.target.get("instance_type")
     gpus = gpu_count(instance) if instance else 0

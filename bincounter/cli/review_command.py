@@ -1,12 +1,11 @@
 """The command ``review``, by which people check the bins of an audited table."""
 
 import argparse
-import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bincounter.cli.data_commands import add_trust, as_path, print_written
-from bincounter.errors import ConfigError, UserError
+from bincounter.errors import UserError, check_extra
 from bincounter.files import check_writable
 from bincounter.names import escape_name
 
@@ -61,9 +60,7 @@ def _review(arguments: argparse.Namespace) -> int:
     if arguments.import_label_studio:
         with CorrectionsLog(answers) as log:
             return _import(arguments.import_label_studio, table, log)
-    for module in ("h11", "starlette", "uvicorn"):
-        if importlib.util.find_spec(module) is None:
-            raise ConfigError(f"review needs {module}: pip install 'bincounter[serving]'")
+    check_extra("h11", "starlette", "uvicorn", extra="serving", wanted="review")
     from bincounter.review.review_app import Attention, serve_review
 
     with CorrectionsLog(answers) as log:

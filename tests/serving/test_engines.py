@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from served_runs import checkpoint_alone
 
+from bincounter import errors
 from bincounter.cli.deploy_command import pack_and_check
 from bincounter.cli.hydra_app import compose
 from bincounter.data.preprocessing import decode
@@ -118,8 +119,8 @@ def test_int8_that_loses_the_score_is_stopped(checkpoint: Path, tmp_path: Path) 
 def test_engines_that_cannot_serve_are_refused_in_a_sentence(
     overrides: list[str], missing: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    find = export.find_spec
-    monkeypatch.setattr(export, "find_spec", lambda name: None if name == missing else find(name))
+    find = errors.find_spec
+    monkeypatch.setattr(errors, "find_spec", lambda name: None if name == missing else find(name))
     if missing == "its distribution":  # but not its module, as with onnxruntime-gpu
         monkeypatch.setattr(metadata.Distribution, "from_name", no_distribution)
     with pytest.raises(BinCounterError, match=r"^[^\n]*$") as refused:

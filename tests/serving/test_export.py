@@ -12,6 +12,7 @@ from bins import COUNTS
 from served_runs import checkpoint_alone
 from torch import Tensor
 
+from bincounter import errors
 from bincounter.cli.main import main
 from bincounter.data.preprocessing import Normalize
 from bincounter.errors import UserError
@@ -149,7 +150,7 @@ def test_a_missing_extra_and_a_wrong_suffix_are_named(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    find = export.find_spec
-    monkeypatch.setattr(export, "find_spec", lambda name: None if name in missing else find(name))
+    find = errors.find_spec
+    monkeypatch.setattr(errors, "find_spec", lambda name: None if name in missing else find(name))
     assert main(["export", str(checkpoint_alone(tmp_path)), *arguments]) == 2
     assert said in capsys.readouterr().err

@@ -12,7 +12,6 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bincounter.errors import ConfigError, UserError, first_line
+from bincounter.errors import UserError, check_extra, first_line
 from bincounter.model.counter import BinCounter
 from bincounter.serving.application.engines import ONNX_FILE, PIXELS, PROBABILITIES, open_model
 from bincounter.serving.application.served_model import Network
@@ -34,17 +33,6 @@ _ADVICE = "use engine=torch, or bincounter export --to torchscript"
 
 class ExportError(UserError):
     """A backbone that cannot be exported."""
-
-
-def check_extra(*modules: str, extra: str, wanted: str) -> None:
-    """Check that optional packages are installed.
-
-    Raises:
-        ConfigError: one is not; the message names the extra.
-    """
-    missing = [module for module in modules if find_spec(module) is None]
-    if missing:
-        raise ConfigError(f"{wanted} needs {missing[0]}: pip install 'bincounter[{extra}]'")
 
 
 def network_of(counter: BinCounter, description: Mapping[str, Any]) -> Network:
