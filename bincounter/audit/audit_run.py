@@ -11,8 +11,9 @@ from typing import IO, Any
 
 import numpy as np
 
+from bincounter.audit.audit_columns import audit_columns
 from bincounter.audit.posterior import RecordJudge
-from bincounter.audit.stock_records import COLUMNS, Stock, StockRecord
+from bincounter.audit.stock_records import Stock, StockRecord
 from bincounter.data.photo_store import decoder_digest
 from bincounter.errors import Interrupted, ResourceError, UserError
 from bincounter.files import atomic_write, lock, translate_disk_full
@@ -229,11 +230,9 @@ def _state(photo: str) -> list[int]:
 
 def _write(path: Path, audit: Audit) -> None:
     """Write ``audit.csv``."""
-    probabilities = [f"p_{count}" for count in audit.counts]
-    ours = ["predicted", "expected_count", *probabilities, "record_wrong", "direction", "units_off", "reason"]
     with atomic_write(path) as file:
         writer = TableWriter(file)
-        writer.writerow([*COLUMNS, *ours, *audit.stock.carried])
+        writer.writerow([*audit_columns(audit.counts), *audit.stock.carried])
         for row in audit.order:
             record: StockRecord = audit.stock.records[row]
             counted = audit.count(row)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from bincounter.audit.audit_columns import ANSWER, RECORD, VERDICT
 from bincounter.data.layouts.abid import METADATA, read_metadata
 from bincounter.data.layouts.base import LARGEST_COUNT, UnusableInput, find_photos
 from bincounter.data.s3.address import is_remote
@@ -17,12 +18,6 @@ from bincounter.errors import UserError, closest_match
 from bincounter.names import escape_name, read_cell, unescape_name
 from bincounter.progress import track
 from bincounter.training.predictor import find_source
-
-COLUMNS = ("bin", "photo", "expected")
-"""Columns that a table of records must have; it may have others."""
-
-AUDIT_COLUMNS = (*COLUMNS, "predicted", "expected_count", "record_wrong", "direction", "units_off", "reason")
-"""Columns that every ``audit.csv`` has, beside those of the distribution and those carried from the records."""
 
 _OURS = re.compile(r"p_\d+")
 _ADVICE = "write it as CSV in UTF-8, with commas between the columns bin, photo and expected, and a line for each bin"
@@ -121,7 +116,7 @@ def _from_table(path: Path) -> Stock:
     header = [name.strip() for name in _trimmed(rows[0][1], 0)]
     _check_header(named, header)
     records = [_record(line, _trimmed(row, len(header)), header) for line, row in rows[1:]]
-    return Stock(records, [name for name in header if name not in COLUMNS])
+    return Stock(records, [name for name in header if name not in RECORD])
 
 
 def _trimmed(row: list[str], least: int) -> list[str]:
@@ -132,7 +127,7 @@ def _trimmed(row: list[str], least: int) -> list[str]:
 
 
 def _check_header(named: str, header: Sequence[str]) -> None:
-    for name in COLUMNS:
+    for name in RECORD:
         if name not in header:
             near = closest_match(name, header)
             hint = f" (is it '{escape_name(near)}'?)" if near else ""
@@ -140,14 +135,14 @@ def _check_header(named: str, header: Sequence[str]) -> None:
     twice = next((name for name, times in Counter(header).items() if times > 1), None)
     if twice is not None:
         raise UserError(f"--record {named} has the column '{escape_name(twice)}' twice: remove or rename one")
-    ours = next((name for name in header if name in AUDIT_COLUMNS[len(COLUMNS) :] or _OURS.fullmatch(name)), None)
+    ours = next((name for name in header if name in (*ANSWER, *VERDICT) or _OURS.fullmatch(name)), None)
     if ours is not None:
         raise UserError(f"--record {named} has a column '{ours}', which the audit writes itself: rename it")
 
 
 def _record(line: int, row: list[str], header: Sequence[str]) -> StockRecord:
     cells = dict(zip(header, row + [""] * (len(header) - len(row)), strict=False))
-    name, photo, count = (cells.pop(column) for column in COLUMNS)
+    name, photo, count = (cells.pop(column) for column in RECORD)
     record, count = StockRecord(name, photo, count, carried=list(cells.values()), line=line), count.strip()
     if len(row) > len(header):
         record.reason = f"the line has {len(row)} cells, and the first line {len(header)}"

@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bincounter.audit.audit_columns import VERDICT, audit_columns
 from bincounter.data.corrections import parse_count
 from bincounter.errors import DataError
 from bincounter.names import read_cell
 
-COLUMNS = ["bin", "photo", "expected", "predicted", "expected_count"]
-VERDICT = ["record_wrong", "direction", "units_off", "reason"]
 _PROBABILITY = re.compile(r"p_([0-9]{1,6})")
 
 
@@ -89,7 +88,7 @@ def read_audit(path: Path) -> AuditTable:
             lines = csv.reader(file)
             names = next(lines, [])
             counts = [int(found[1]) for name in names if (found := _PROBABILITY.fullmatch(name))]
-            expected = [*COLUMNS, *(f"p_{count}" for count in counts), *VERDICT]
+            expected = audit_columns(counts)
             if names[: len(expected)] != expected or counts != sorted(set(counts)):
                 raise DataError(
                     f"{path} is not a table of `bincounter audit`, whose columns are bin,photo,expected,predicted,"

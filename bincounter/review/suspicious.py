@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
+from bincounter.audit.audit_columns import audit_columns
 from bincounter.data.records import BinRecord
 from bincounter.errors import UserError
 from bincounter.files import atomic_write
 from bincounter.model.answer import position
 from bincounter.names import TableWriter, escape_name
-from bincounter.review.audit_table import COLUMNS, VERDICT
 from bincounter.training.results import HELD_OUT, Predictions, read_results
 
 
@@ -134,7 +134,7 @@ def write_suspicious(path: Path, records: Sequence[BinRecord], root: Path, runs:
     support = np.array(held_out.support)
     with atomic_write(path) as file:
         writer = TableWriter(file)
-        writer.writerow([*COLUMNS, *(f"p_{count}" for count in held_out.support), *VERDICT])
+        writer.writerow(audit_columns(held_out.support))
         for k in np.argsort(-wrong, kind="stable").tolist():
             record, off = judged[k][0], float(posterior[k] @ support) - judged[k][0].count
             below = posterior[k][support < record.count].sum()
