@@ -121,7 +121,23 @@ class Objective(nn.Module, ABC):
         return temper(logarithms, self.calibration_temperature)
 
 
-class Classification(Objective):
+class _Softmax(Objective):
+    """Base class: one logit per count."""
+
+    def __init__(self, counts: Sequence[int]) -> None:
+        super().__init__(counts)
+        self.out_features = len(self.counts)
+
+    def probabilities(self, outputs: Tensor) -> Tensor:
+        """Softmax of ``outputs``."""
+        return outputs.softmax(1)
+
+    def log_probabilities(self, outputs: Tensor) -> Tensor:
+        """Log-softmax of ``outputs``."""
+        return outputs.log_softmax(1)
+
+
+class Classification(_Softmax):
     """Cross entropy with one class per count.
 
     Args:
@@ -139,7 +155,6 @@ class Classification(Objective):
         if not squared_error >= 0:
             raise ConfigError(f"objective.squared_error={squared_error} must be at least 0.")
         self.label_smoothing, self.squared_error = label_smoothing, squared_error
-        self.out_features = len(self.counts)
 
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Cross entropy between the smoothed target and the softmax of ``outputs``, and the weighted squared error."""
@@ -151,16 +166,8 @@ class Classification(Objective):
         miss = (mass * outputs.softmax(1) - target) @ self.support.to(outputs)
         return entropy + self.squared_error * miss.square()
 
-    def probabilities(self, outputs: Tensor) -> Tensor:
-        """Softmax of ``outputs``."""
-        return outputs.softmax(1)
 
-    def log_probabilities(self, outputs: Tensor) -> Tensor:
-        """Log-softmax of ``outputs``."""
-        return outputs.log_softmax(1)
-
-
-class NeighbourSoftened(Objective):
+class NeighbourSoftened(_Softmax):
     """Cross entropy with labels softened over neighbouring counts: a near miss costs less than a far one.
 
     The soft label of count ``t`` is ``softmax_k(-|k - t| / temperature)``: SORD with the absolute difference (Diaz and
@@ -176,7 +183,6 @@ class NeighbourSoftened(Objective):
         super().__init__(counts)
         if not temperature > 0:
             raise ConfigError(f"objective.temperature={temperature} must be above 0.")
-        self.out_features = len(self.counts)
         self.temperature = temperature
 
     def soft_labels(self) -> Tensor:
@@ -187,14 +193,6 @@ class NeighbourSoftened(Objective):
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Cross entropy between the softened target and the softmax of ``outputs``."""
         return -((target @ self.soft_labels().to(target)) * outputs.log_softmax(1)).sum(1)
-
-    def probabilities(self, outputs: Tensor) -> Tensor:
-        """Softmax of ``outputs``."""
-        return outputs.softmax(1)
-
-    def log_probabilities(self, outputs: Tensor) -> Tensor:
-        """Log-softmax of ``outputs``."""
-        return outputs.log_softmax(1)
 
 
 class Corn(Objective):
