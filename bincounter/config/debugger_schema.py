@@ -226,6 +226,9 @@ class PytorchProfiler(SimpleProfiler):
     steps: int = bounded(3, ge=1)  # batches in detail; each adds megabytes to the trace
 
 
+PROFILERS = {"none": NoProfiler, "simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PytorchProfiler}
+
+
 def check_profiler(profiler: Mapping[str, Any], trainer: Mapping[str, Any]) -> None:
     """Check the settings of ``profiler``.
 
@@ -236,8 +239,7 @@ def check_profiler(profiler: Mapping[str, Any], trainer: Mapping[str, Any]) -> N
     Raises:
         ConfigError: the first error.
     """
-    schemas = {"none": NoProfiler, "simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PytorchProfiler}
-    check_kind("profiler", profiler, schemas)
+    check_kind("profiler", profiler, PROFILERS)
     if profiler["kind"] == "none":
         return
     if trainer.get("profiler") is not None:

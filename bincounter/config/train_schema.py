@@ -12,13 +12,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from bincounter.config.checks import bounded, path_setting
-from bincounter.config.debugger_schema import (
-    DEBUGGERS,
-    AdvancedProfiler,
-    NoProfiler,
-    PytorchProfiler,
-    SimpleProfiler,
-)
+from bincounter.config.debugger_schema import DEBUGGERS, PROFILERS
 from bincounter.config.launcher_schema import ContainerConfig, LocalConfig, RehearsalConfig, SageMakerConfig
 from bincounter.config.search_schema import OptunaConfig, TunerConfig
 from bincounter.data.split_settings import METHODS
@@ -194,10 +188,8 @@ def register() -> None:
     store.store(group="paths", name="schema", node=PathsConfig)
     for name, schema in DEBUGGERS.items():
         store.store(group="debugger", name=f"{name}_schema", node=schema)
-    store.store(group="profiler", name="no_profiler_schema", node=NoProfiler)
-    store.store(group="profiler", name="simple_profiler_schema", node=SimpleProfiler)
-    store.store(group="profiler", name="advanced_profiler_schema", node=AdvancedProfiler)
-    store.store(group="profiler", name="pytorch_profiler_schema", node=PytorchProfiler)
+    for name, schema in PROFILERS.items():
+        store.store(group="profiler", name=f"{name}_profiler_schema", node=schema)
     store.store(group="launcher", name="local_schema", node=LocalConfig)
     store.store(group="launcher", name="sagemaker_schema", node=SageMakerConfig)
     store.store(group="launcher", name="rehearsal_schema", node=RehearsalConfig)
