@@ -16,12 +16,12 @@ from bincounter.config.launcher_schema import runs_locally
 from bincounter.config.search_schema import OptunaConfig
 from bincounter.errors import Pruned
 from bincounter.number_format import format_score
+from bincounter.sweep.search_plan import EPOCHS
 from bincounter.sweep.study import exported_storage_url, make_pruner, open_storage, reopen_trial
 
 if TYPE_CHECKING:
     from optuna import Trial
 
-EPOCHS = "trainer.max_epochs"
 SAVED_SECONDS = "saved_seconds"  # attribute of a pruned trial
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from hydra.core.config_loader import ConfigLoader
 
 _TPE = {"_target_": "optuna.samplers.TPESampler"}
-_EPOCHS = "trainer.max_epochs"
+EPOCHS = "trainer.max_epochs"
 _YOUNGER: dict[str, Any] = {
     "data.progressive": asdict(ProgressiveConfig()),
     "data.corrections": None,
@@ -190,7 +190,7 @@ def _with_epochs(
     if not pruner:
         return None
     raw: Mapping[str, Any] = OmegaConf.to_container(settings.pruner, resolve=False)  # type: ignore[assignment]
-    if raw.get("max_resource") != f"${{{_EPOCHS}}}":
+    if raw.get("max_resource") != f"${{{EPOCHS}}}":
         return pruner
     return {**pruner, "max_resource": most_epochs(parameters, cfg)}
 
@@ -198,7 +198,7 @@ def _with_epochs(
 def most_epochs(parameters: list[Parameter], cfg: DictConfig) -> int:
     """Return the number of epochs of the longest trial."""
     for parameter in parameters:
-        if parameter.key == _EPOCHS:
+        if parameter.key == EPOCHS:
             return int(parameter.high if isinstance(parameter, Interval) else max(parameter.values))
     return int(cfg.trainer.max_epochs)
 
