@@ -22,7 +22,7 @@ from hydra.core.utils import JobReturn
 from hydra.types import TaskFunction
 from omegaconf import DictConfig
 
-from bincounter.cloud.jobs import JOB_RECORD, read_job
+from bincounter.cloud.jobs import JOB_RECORD, Job, read_job
 from bincounter.config.overrides import drop_overrides
 from bincounter.config.quoting import override_of
 from bincounter.errors import BinCounterError, Interrupted, Pruned, Stopped
@@ -213,9 +213,13 @@ def trial_attributes(outcome: Outcome, folder: Path) -> dict[str, Any]:
     """Return attributes of the study's trial that describe its job: folder, seconds, cost, error."""
     found: dict[str, Any] = {"folder": str(folder), "seconds": outcome.seconds, "error": outcome.error}
     if (folder / JOB_RECORD).exists():
-        job = read_job(folder / JOB_RECORD)
-        trained, billed = (job.description.get(f"{name}TimeInSeconds") for name in ("Training", "Billable"))
-        found["seconds"] = trained if trained is not None else found["seconds"]
-        if billed is not None:
-            found |= {"billed_seconds": billed, "usd": round(billed / 3600 * job.usd_per_hour, 6)}
+        found |= billed_attributes(read_job(folder / JOB_RECORD))
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def billed_attributes(job: Job) -> dict[str, Any]:
+    """Return attributes of the study's trial for the time and cost of its job, as far as they are known."""
+    trained, billed = (job.description.get(f"{name}TimeInSeconds") for name in ("Training", "Billable"))
+    usd = None if billed is None else round(billed / 3600 * job.usd_per_hour, 6)
+    found = {"seconds": trained, "billed_seconds": billed, "usd": usd}
     return {name: value for name, value in found.items() if value is not None}

@@ -41,6 +41,7 @@ from bincounter.sweep.search_plan import Plan, check_batch_sizes, most_epochs
 from bincounter.sweep.search_space import Interval, Parameter, log_search_space
 from bincounter.sweep.study import recreate_study, silence_optuna, storage_url
 from bincounter.sweep.trial_queue import SweeperLock
+from bincounter.sweep.trials import billed_attributes
 from bincounter.training.results import read_log
 
 if TYPE_CHECKING:
@@ -289,15 +290,9 @@ def _clip(values: Mapping[str, Any], parameters: Sequence[Parameter]) -> dict[st
 
 
 def _attributes(trial: Trial) -> dict[str, Any]:
-    described = trial.job.description
-    found: dict[str, Any] = {"folder": str(trial.job.folder), "job": trial.job.name}
-    if described.get("TrainingTimeInSeconds") is not None:
-        found["seconds"] = described["TrainingTimeInSeconds"]
-    billed = described.get("BillableTimeInSeconds")
-    if billed is not None:
-        found |= {"billed_seconds": billed, "usd": round(billed / 3600 * trial.job.usd_per_hour, 6)}
+    found = {"folder": str(trial.job.folder), "job": trial.job.name, **billed_attributes(trial.job)}
     if trial.summary["TrainingJobStatus"] == "Failed":
-        found["error"] = describe_failure(described.get("FailureReason", ""))
+        found["error"] = describe_failure(trial.job.description.get("FailureReason", ""))
     return found
 
 
