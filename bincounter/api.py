@@ -168,7 +168,7 @@ def _as_command(arguments: list[str]) -> Iterator[None]:
     finally:
         sys.argv, hydras.hydra = argv, hydra
         for handler in set(root.handlers) - set(handlers):
-            handler.close()  # of the run's train.log
+            handler.close()  # of the run's log
         root.handlers[:] = handlers
         root.setLevel(level)
         for name in os.environ.keys() - environment.keys():  # a rank left by DDP would end the next DDP

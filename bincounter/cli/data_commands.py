@@ -119,16 +119,22 @@ def _explore(arguments: argparse.Namespace) -> int:
     if arguments.suspicious:
         return _list_suspicious(output, data, arguments.suspicious)
     data.prepare()
+    import numpy as np
+
     from bincounter.data.records import SPLITS
     from bincounter.report.explore import write_data_report
 
     split = cfg.data.split
     settings = {"method": split.method, "fractions": list(split.fractions), "seed": split.seed}
+    if split.fold is not None:
+        settings["fold"] = split.fold
     given = [data.manifest.given_splits[i] for i in data.kept]
     if split.method != "random" and split.fold is None and given == [SPLITS[side] for side in data.assignment]:
         settings = {"method": f"{split.method}, by the folders of the source"}
     source = cfg.data.source or "rendered demo bins"
-    write_data_report(output, data.manifest, data.kept, data.assignment, source=source, settings=settings)
+    further = np.setdiff1d(data.training, data.kept)  # photos of data.learn_above
+    about = {"further": further, "source": source, "settings": settings}
+    write_data_report(output, data.manifest, data.kept, data.assignment, **about)
     print_written(output)
     return 0
 

@@ -175,7 +175,7 @@ def _read_run(folder: Path) -> ListedRun:
             started=str(results.provenance.get("started") or _written(folder / "config.yaml")),
             task_name=results.config.get("task_name"),
             model=results.model,
-            photos=(sum(results.photos("train").values()) or None) if results.config.get("train", True) else None,
+            photos=results.learnt or None,
             epochs=epochs,
             planned_epochs=planned,
             scored_on=side if scores else None,
@@ -217,7 +217,7 @@ def _state(results: RunResults, described: Mapping[str, Any] | None) -> tuple[st
         return "running", None
     if (results.path / "checkpoints" / "last.ckpt").exists():
         return RESUMABLE, None
-    return "failed", "it ended before its first checkpoint, see its train.log"
+    return "failed", "it ended before its first checkpoint, see the .log file in its folder"
 
 
 def _read_sweep(folder: Path, trials: Sequence[Path]) -> ListedSweep:

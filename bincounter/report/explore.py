@@ -1,7 +1,7 @@
 """``bincounter explore``: data.html, a data set on one page."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ def write_data_report(
     keep: np.ndarray,
     assignment: np.ndarray,
     *,
+    further: Sequence[int] | np.ndarray = (),
     source: str,
     settings: Mapping[str, object],
 ) -> Path:
@@ -42,8 +43,9 @@ def write_data_report(
         manifest: all photos of the data set, and rejected inputs.
         keep: int ``[N]``, indices into ``manifest.records`` of the photos within ``data.counts``.
         assignment: int ``[N]``, their splits: 0 training, 1 validation, 2 test.
+        further: indices of the photos that ``data.learn_above`` adds to training.
         source: ``data.source``.
-        settings: of the split (method, fractions, seed) that were used.
+        settings: of the split (method, fractions, seed, fold) that were used.
 
     Returns:
         ``path``.
@@ -52,16 +54,18 @@ def write_data_report(
     counts = np.array([record.count for record in records], dtype=int)
     groups = np.array([record.group for record in records], dtype=int)
     refusals = [(escape_name(refusal.path), escape_name(refusal.reason)) for refusal in manifest.refusals]
-    excluded = Counter(record.count for record in manifest.records) - Counter(counts.tolist())
+    above = Counter(manifest.records[i].count for i in further)
+    excluded = Counter(record.count for record in manifest.records) - Counter(counts.tolist()) - above
     content: dict[str, object] = {
         "title": f"Data of {source}",
         "kicker": f"bincounter data report · {source}",
         "headline": _headline(counts),
-        "lead": _lead(counts, groups, sum(excluded.values()), len(refusals), manifest.corrected),
+        "lead": _lead(counts, groups, len(further), sum(excluded.values()), len(refusals), manifest.corrected),
         "footer": f"Made by bincounter from data {manifest.digest}. This file needs no network.",
         "facts": {"source": source, "digest": manifest.digest, **{f"split {k}": v for k, v in settings.items()}},
         "photos": len(counts),
         "counts": _counts(counts, assignment),
+        "above": sorted(above.items()),
         "excluded": sorted(excluded.items()),
         "sizes": _sizes(manifest.sizes[keep]),
         "near_copies": _near_copies(groups),
@@ -106,7 +110,9 @@ def _headline(counts: np.ndarray) -> str:
     return f"{whole(len(counts))} photos of bins with {span} items"
 
 
-def _lead(counts: np.ndarray, groups: np.ndarray, excluded: int, refused: int, corrected: int | None) -> str:
+def _lead(
+    counts: np.ndarray, groups: np.ndarray, further: int, excluded: int, refused: int, corrected: int | None
+) -> str:
     values, photos = np.unique(counts, return_counts=True)
     commonest = values[photos.argmax()]
     _, inverse, size = np.unique(groups, return_inverse=True, return_counts=True)
@@ -114,6 +120,8 @@ def _lead(counts: np.ndarray, groups: np.ndarray, excluded: int, refused: int, c
         f"Always predicting {commonest} would be right on {percent(photos.max() / len(counts))} of them.",
         f"{percent((size[inverse] > 1).mean(), 0)} have a near-copy among the others.",
     ]
+    if further:
+        sentences.append(f"{whole(further)} more with other counts are in training alone, by data.learn_above.")
     if excluded:
         sentences.append(f"{whole(excluded)} more are outside of data.counts.")
     if corrected is not None:

@@ -248,14 +248,15 @@ def _training(run: RunResults) -> dict[int, int]:
 
 def _training_summary(run: RunResults) -> str:
     model = run.config.get("model") or {}
-    training = _training(run)
-    if not training:
+    if not run.learnt:
         return f"{run.model}, scored without training in this run."
     done, planned = run.epochs
     share = done if done == planned else f"{done} of {planned}"
     epochs = f" for {share} epoch{'s' * (planned != 1)}" if planned and done else ""
+    further = run.provenance.get("learnt_above")
+    above = f" ({whole(further)} of them with more items than are answered)" if further else ""
     start = f"started from {name_weights(model)}" if model.get("weights") else "from scratch"
-    return f"{run.model}, {start}, trained on {whole(sum(training.values()))} photos{epochs}{_duration(run)}."
+    return f"{run.model}, {start}, trained on {whole(run.learnt)} photos{above}{epochs}{_duration(run)}."
 
 
 def _duration(run: RunResults) -> str:

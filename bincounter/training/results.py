@@ -114,6 +114,12 @@ class RunResults:
         planned = self.provenance.get("planned_epochs") or (self.config.get("trainer") or {}).get("max_epochs")
         return self.provenance.get("epochs") or int(max(logged, default=0)), planned
 
+    @property
+    def learnt(self) -> int:
+        """Number of photos that the run trained on, with those of ``data.learn_above``; 0 if it only scored."""
+        learnt = sum(self.photos("train").values()) + (self.provenance.get("learnt_above") or 0)
+        return learnt if self.config.get("train", True) else 0
+
     def photos(self, split: str) -> dict[int, int]:
         """Photos per count of one split (``train``, ``validation`` or ``test``), by ascending count."""
         return dict(sorted(Counter(count for count, side in self.split.values() if side == split).items()))
@@ -207,7 +213,8 @@ _ROWS = {
 def _provenance(file: IO[str]) -> dict[str, Any]:
     provenance = check_mapping(json.load(file))
     check_mapping(provenance.get("versions", {}))
-    int(sum(provenance.get(name) or 0 for name in ("seconds", "epochs", "planned_epochs", "resumed_at_epoch")))
+    numbers = ("seconds", "epochs", "planned_epochs", "resumed_at_epoch", "learnt_above")
+    int(sum(provenance.get(name) or 0 for name in numbers))
     return provenance
 
 

@@ -120,6 +120,8 @@ def _fit_and_score(
             _check_same_photos(folder.path / "split.csv", data, resume_from)
         write_split(folder.path / "split.csv", data.records, data.assignment)
         write_quarantine(folder.path / QUARANTINE_FILE, data.manifest.refusals)
+        if further := len(np.setdiff1d(data.training, data.kept)):
+            folder.add_facts({"learnt_above": further})
     check_photos_per_process(data, trainer.world_size)
     model = _model(plain, data)
     set_schedule_length(model, trainer, data)
@@ -199,10 +201,8 @@ def _scored(
 def data_module(cfg: DictConfig) -> BinDataModule:
     """Build the data module of a configuration, without preparing it."""
     options: dict[str, Any] = OmegaConf.to_container(cfg.data, resolve=True)  # type: ignore[assignment]
-    layout = instantiate(options.pop("layout"))
-    return BinDataModule(
-        layout=layout, **options, data_dir=cfg.paths.data_dir, cache_dir=cfg.paths.cache_dir, seed=cfg.seed
-    )
+    options["layout"] = instantiate(options["layout"])
+    return BinDataModule(**options, data_dir=cfg.paths.data_dir, cache_dir=cfg.paths.cache_dir, seed=cfg.seed)
 
 
 def _claim(cfg: DictConfig, plain: dict[str, Any], folder: RunFolder) -> str | None:
@@ -211,8 +211,7 @@ def _claim(cfg: DictConfig, plain: dict[str, Any], folder: RunFolder) -> str | N
     folder.claim(fresh=not resuming)
     checkpoint = _resume_checkpoint(cfg, folder)
     if resuming:
-        before = resume.stored_config(folder.path)
-        if before is not None:
+        if (before := resume.stored_config(folder.path)) is not None:
             # Masked again: an earlier version may have masked less.
             resume.check_unchanged(
                 mask_secrets(before), mask_secrets(plain), folder.path, [*search_path(HydraConfig.get()), *_overrides()]

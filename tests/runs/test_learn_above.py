@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from PIL import Image
 
 import bincounter
 from bincounter.cli.hydra_app import compose
+from bincounter.cli.main import main
 from bincounter.config.validate import validate
 from bincounter.data.preprocessing import decode
 from bincounter.errors import ConfigError
@@ -63,6 +65,16 @@ def test_photos_above_are_in_training_alone(mixup: float, bins: Path, tmp_path: 
     assert all(batch["target"].shape == (16, 3) for batch in batches if mixup)
 
 
+def test_explore_lists_them_apart_from_photos_that_are_not_used(bins: Path, tmp_path: Path) -> None:
+    page = tmp_path / "data.html"
+    settings = ["data.counts=[1,2]", "data.learn_above=1", "data.split.fold=1", f"paths.data_dir={tmp_path}"]
+    assert main(["explore", *SMALL[:2], f"data.source={bins}", *settings, f"--output={page}"]) == 0
+    text = page.read_text()
+    (number,) = re.findall("([0-9]+) more with other counts are in training alone, by data.learn_above.", text)
+    assert int(number) in (39, 40) and f"{40 + 40 - int(number)} more are outside of data.counts." in text
+    assert f"{number} with 3." in text and "<dt>split fold</dt><dd>1</dd>" in text
+
+
 def test_near_copies_of_scored_photos_are_not_learnt(bins: Path, tmp_path: Path) -> None:
     data = bincounter.BinDataModule(
         bins, counts=[0, 1, 2], learn_above=1, image_size=32, split={"fractions": (0.1, 0.45, 0.45)}, data_dir=tmp_path
@@ -76,7 +88,7 @@ def test_near_copies_of_scored_photos_are_not_learnt(bins: Path, tmp_path: Path)
 
 
 def test_a_model_answers_its_counts_alone_and_serves_as_it_was_scored(
-    bins: Path, train: Run, run: Run, tmp_path: Path
+    bins: Path, train: Run, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, archive = tmp_path / "run", tmp_path / "model.tar.gz"
     options = ["data.counts=[0,1,2]", "data.learn_above=3", "model.average_flips=true", "data.augmentation.mixup=0.2"]
@@ -95,6 +107,14 @@ def test_a_model_answers_its_counts_alone_and_serves_as_it_was_scored(
     with (folder / "debugger" / "counts.csv").open(newline="") as file:
         assert [row["count"] for row in csv.DictReader(file)] == ["0", "1", "2"] * 2  # of each epoch
 
+    model, description = load_counter(folder / "checkpoints/best.ckpt")
+    # 40 photos of three squares are learnt, too, without the copy in case that one is scored.
+    trained_on = len(description["train_ids"])
+    further = f"{trained_on - sum(description['train_counts'].values())} of them with more items than are answered"
+    assert f"trained on {trained_on} photos ({further}) for 2 epochs" in (folder / "report.html").read_text()
+    assert main(["runs", str(folder), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["runs"][0]["photos"] == trained_on
+
     more = shutil.copytree(bins, tmp_path / "more")
     Image.effect_noise((40, 40), 90).save(more / "3" / "new.png")
     resumed = train("ckpt_path=last", f"paths.output_dir={folder}", f"data.source={more}", code=2)
@@ -105,7 +125,6 @@ def test_a_model_answers_its_counts_alone_and_serves_as_it_was_scored(
     answer = bincounter.load(folder, device="cpu").predict(photo)
     written = [float(row[f"p_{count}"]) for count in range(3)]
     assert list(answer.probabilities.values()) == pytest.approx(written, abs=0.02)  # bf16 in the run, where there is
-    model, _ = load_counter(folder / "checkpoints/best.ckpt")
     pixels = decode(photo.read_bytes(), 32)[None]
     image = (pixels.float() / 255 - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor(
         [0.229, 0.224, 0.225]
@@ -116,6 +135,8 @@ def test_a_model_answers_its_counts_alone_and_serves_as_it_was_scored(
 
     run("deploy.py", "action=package", f"ckpt_path={folder}", f"archive={archive}", "parity.photos=4")
     served = ServedModel.load(unpack(archive, tmp_path / "unpacked"))
+    assert f"Trained on {trained_on} photos (" in (card := (tmp_path / "unpacked" / "README.md").read_text())
+    assert further in card
     assert served.counts == (0, 1, 2) and served.answer == "median" == bincounter.load(folder).answer
     assert served.probabilities(pixels)[0].tolist() == pytest.approx(list(answer.probabilities.values()), abs=1e-4)
 

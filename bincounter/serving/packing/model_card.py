@@ -141,13 +141,16 @@ def _scores(run: RunResults | None, checkpoint: str) -> Iterator[str]:
 
 def _data(run: RunResults | None, description: Mapping[str, Any]) -> Iterator[str]:
     photos = description["train_counts"]
-    learnt = f"Trained on {sum(photos.values()):,} photos ({_per_count(photos)})"
+    learnt, further = len(description["train_ids"]), ""
+    if above := learnt - sum(photos.values()):  # photos of data.learn_above
+        further = f", {above:,} of them with more items than are answered"
+    trained = f"Trained on {learnt:,} photos ({_per_count(photos)}{further})"
     if run is None:
-        yield f"## Data\n\n{learnt}; their source and licence are unknown."
+        yield f"## Data\n\n{trained}; their source and licence are unknown."
         return
     sides = [f"{sum(run.photos(split).values()):,} {split}" for split in ("validation", "test")]
     beside = f", beside {' and '.join(sides)} photos" if run.split else ""
-    yield f"## Data\n\n{learnt} of {source_name(run)}{beside}. {_licence(run)}"
+    yield f"## Data\n\n{trained} of {source_name(run)}{beside}. {_licence(run)}"
     if run.config.get("train", True) and run.config["model"].get("weights") is not None:
         yield f"Training started from {name_weights(run.config['model'])}."
 
