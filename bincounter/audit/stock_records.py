@@ -203,8 +203,7 @@ class PhotoFinder:
         ]
 
     def _below(self, path: str) -> str:
-        photo = Path(path) if not self.folder.is_absolute() else Path(os.path.normpath(Path(path).absolute()))
-        return photo.relative_to(self.folder).as_posix()
+        return Path(os.path.relpath(path, self.folder)).as_posix()
 
     def _find(self, name: str) -> Sequence[str]:
         """Return the paths that a name stands for: a path, its end, or either without the suffix, however written."""

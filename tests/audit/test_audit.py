@@ -286,6 +286,10 @@ def test_folders_named_by_a_way_upwards_lie_in_one_folder(monkeypatch: pytest.Mo
     finder.match(stock)
     assert finder.folder == tmp_path
     assert [record.photo for record in stock.records] == ["there/b.png", "work/here/a.png"]
+    for source in ("there", "there/b.png"):
+        finder, stock = PhotoFinder([f"{tmp_path}/work/../{source}"], tmp_path), Stock([StockRecord("A", "b", 1)])
+        finder.match(stock)
+        assert [record.photo for record in stock.records] == ["b.png"]
 
 
 def test_photos_of_a_bucket_and_those_that_the_model_was_trained_on(
