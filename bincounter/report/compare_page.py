@@ -95,7 +95,7 @@ def _runs(comparison: Comparison, page: Path) -> list[dict[str, Any]]:
 
 def _report(run: Path, page: Path) -> str:
     report = run / "report.html"
-    return quote(os.path.relpath(report, page.parent)) if report.is_file() else ""
+    return quote(os.fsencode(os.path.relpath(report, page.parent))) if report.is_file() else ""
 
 
 def _scores(comparison: Comparison) -> list[dict[str, Any]]:

@@ -166,7 +166,7 @@ def _row(trial: "FrozenTrial", keys: Sequence[str], search: Search, mark: str) -
 def _report(trial: "FrozenTrial", sweep: Path | None) -> str | None:
     """Return the link to the report of a trial's run."""
     folder = run_folder(trial, sweep, "report.html")
-    return quote(os.path.relpath(folder / "report.html", sweep)) if folder else None
+    return quote(os.fsencode(os.path.relpath(folder / "report.html", sweep))) if folder else None
 
 
 def _duration(length: float) -> str:

@@ -75,7 +75,7 @@ def test_run_with_the_same_answers_gains_nothing(tmp_path: Path) -> None:
     assert "may be chance" in on_screen(comparison)
 
 
-@pytest.mark.parametrize("folder", ["monday", "100 % #1"])
+@pytest.mark.parametrize("folder", ["monday", "100 % #1", "caf\udce9"])
 def test_page_has_the_numbers_of_the_terminal_and_links_the_reports(
     folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -96,7 +96,9 @@ def test_page_has_the_numbers_of_the_terminal_and_links_the_reports(
     assert "<b> is best" in words and "may be chance" not in words
     assert "<b> † It has seen these photos." in words
     assert "model.optimizer.lr0.31.6" in words  # cells of a row
-    links = {unquote(href) for href in re.findall(r'href="([^"#]*report.html)"', page.read_text())}
+    links = {
+        unquote(href, errors="surrogateescape") for href in re.findall(r'href="([^"#]*report.html)"', page.read_text())
+    }
     assert {(page.parent / link).resolve() for link in links} == {runs[1] / "report.html"}
     accuracies = [row["accuracy"] for row in metrics["test"]["per_count"]]
     assert all(f"{100 * accuracy:.1f} %" in words for accuracy in accuracies)

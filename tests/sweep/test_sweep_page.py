@@ -232,7 +232,7 @@ def test_a_running_trial_is_listed(tmp_path: Path) -> None:
 
 def test_reports_are_linked_from_where_the_page_is(tmp_path: Path) -> None:
     study = made_study(2)
-    elsewhere = tmp_path / "other runs" / "7"
+    elsewhere = tmp_path / "other caf\udce9" / "7"
     for folder in (tmp_path / "0", elsewhere):  # trial 0 has no folder attribute: its own is beside the page
         folder.mkdir(parents=True)
         (folder / "report.html").write_text("")
@@ -240,7 +240,7 @@ def test_reports_are_linked_from_where_the_page_is(tmp_path: Path) -> None:
     page = page_of(tmp_path, study)
     assert re.findall(r'<th scope="row"><a href="([^"]*)">(\d+)', page) == [
         ("0/report.html", "0"),
-        ("other%20runs/7/report.html", "2"),
+        ("other%20caf%E9/7/report.html", "2"),
     ]
 
 
