@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from bincounter.data.corrections import Correction, CorrectionsLog, parse_count
 from bincounter.data.layouts.base import LARGEST_COUNT
@@ -157,13 +157,18 @@ class _Rows:
     def find(self, data: Mapping[str, Any]) -> AuditRow | None:
         if "bin" in data and "photo" in data:
             return self._by_key.get((unescape_name(str(data["bin"])), unescape_name(str(data["photo"]))))
+        image = str(data.get(_IMAGE) or "")
         try:
-            address = urlsplit(str(data.get(_IMAGE) or ""))
+            address = urlsplit(image)
             place = parse_qs(address.query, errors="surrogateescape").get("d", [address.path])[0]
         except ValueError:
             return None
-        name = PurePosixPath(place).name
-        return self._by_name.get(name) or self._by_name.get(_UPLOADED.sub("", name, count=1))
+        names = [PurePosixPath(place).name]
+        if address.scheme not in ("http", "https"):  # the key of an object may hold ?, # and %
+            names.insert(0, image.rpartition("/")[2])
+        names += [unquote(name, errors="surrogateescape") for name in names]
+        names += [_UPLOADED.sub("", name, count=1) for name in names]
+        return next(filter(None, map(self._by_name.get, names)), None)
 
 
 def _answer(task: Mapping[str, Any], row: AuditRow) -> Correction | None:

@@ -10,6 +10,8 @@ from outputs import read_rows
 from reviews import Audited, made_audit, write_audit
 
 from bincounter.data.corrections import Correction, CorrectionsLog
+from bincounter.review.audit_table import read_audit
+from bincounter.review.label_studio import import_annotations
 
 REVIEW = ("-m", "bincounter", "review")
 
@@ -92,11 +94,24 @@ def test_annotated_tasks_become_answers(audit: Path, tasks: list[dict[str, Any]]
 
 
 @pytest.mark.parametrize(
-    "image", ["/data/upload/3/0a1b2c3d-5.jpg", "/data/local-files/?d=a/b%2F5.jpg", "s3://bins/photos/5.jpg"]
+    ("image", "name"),
+    [
+        ("/data/upload/3/0a1b2c3d-5.jpg", "5.jpg"),
+        ("/data/local-files/?d=a/b%2F5.jpg", "5.jpg"),
+        ("s3://bins/photos/5.jpg", "5.jpg"),
+        ("s3://bins/photos/p%20q#x?.jpg", "p%20q#x?.jpg"),
+        ("https://bins.example/photos/p%20q%23x.jpg?signed=1/2", "p q#x.jpg"),
+        ("/data/upload/3/0a1b2c3d-caf%E9.jpg", "caf\udce9.jpg"),
+    ],
 )
-def test_tasks_made_elsewhere_match_by_the_name_of_the_photo(audit: Path, run: Run, image: str) -> None:
-    imported(run, audit, [{"data": {"image": image}, "annotations": [number(2)]}])
-    assert [row["bin"] for row in read_rows(audit.parent / "corrections.csv")] == ["B-5"]
+def test_tasks_made_elsewhere_match_by_the_name_of_the_photo(tmp_path: Path, image: str, name: str) -> None:
+    table = read_audit(
+        write_audit(tmp_path / "audit.csv", [Audited("A", "photos/4.jpg"), Audited("B", f"photos/{name}")])
+    )
+    (tmp_path / "annotated.json").write_text(json.dumps([{"data": {"image": image}, "annotations": [number(2)]}]))
+    with CorrectionsLog(tmp_path / "corrections.csv") as log:
+        import_annotations(tmp_path / "annotated.json", table, log)
+        assert [given.bin for given in log.corrections] == ["B"]
 
 
 def test_a_name_of_two_photos_matches_neither(audit: Path, run: Run) -> None:
