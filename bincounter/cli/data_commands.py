@@ -158,8 +158,13 @@ def _list_suspicious(output: Path, data: "BinDataModule", runs: list[Path]) -> i
 
 
 def print_written(path: Path, text: str = "") -> None:
-    """Print the name of a file that was written; on stderr if stdout carries the content."""
-    print(f"{text}{escape_name(path)}", file=sys.stderr if is_stream(path) else sys.stdout)
+    """Print the name of a file that was written, as :func:`print_beside` does."""
+    print_beside(path, f"{text}{escape_name(path)}")
+
+
+def print_beside(path: Path, text: str) -> None:
+    """Print what is to be known of a file that was written; on stderr if stdout carries its content."""
+    print(text, file=sys.stderr if is_stream(path) else sys.stdout)
 
 
 def _arrange(arguments: argparse.Namespace) -> int:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bincounter.cli.data_commands import add_trust, as_path, print_written
+from bincounter.cli.data_commands import add_trust, as_path, print_beside, print_written
 from bincounter.errors import UserError, check_extra
 from bincounter.files import check_writable
 from bincounter.names import escape_name
@@ -89,8 +89,10 @@ def _list_wrong(path: Path, table: "AuditTable", answers: Path) -> int:
     from bincounter.data.corrections import read_corrections
     from bincounter.review.review_queue import write_wrong_records
 
-    number = write_wrong_records(path, table, read_corrections(answers, "--corrections"))
+    number, unknown = write_wrong_records(path, table, read_corrections(answers, "--corrections"))
     print_written(path, f"{number:,} wrong records: ")
+    if unknown:
+        print_beside(path, f"  {unknown:,} answers are of bins or records that {escape_name(table.path)} does not have")
     return 0
 
 

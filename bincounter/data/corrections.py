@@ -36,6 +36,7 @@ class Correction:
         reviewer: name of the person.
         time: of the answer, ISO 8601.
         undone: the answer is taken back.
+        partial: the table lacks the columns bin or expected, so that the answer is for the records of its photo.
     """
 
     bin: str
@@ -45,6 +46,7 @@ class Correction:
     reviewer: str = ""
     time: str = ""
     undone: bool = False
+    partial: bool = False
 
     @property
     def key(self) -> tuple[str, str]:
@@ -225,6 +227,7 @@ def _correction(cells: Sequence[str], names: Sequence[str], path: Path, line: in
         reviewer=read_cell(row.get("reviewer", "")),
         time=read_cell(row.get("time", "")),
         undone=undone,
+        partial=not {"bin", "expected"} <= row.keys(),
     )
 
 

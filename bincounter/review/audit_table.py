@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from bincounter.audit.audit_columns import VERDICT, audit_columns
@@ -23,7 +24,8 @@ class AuditRow:
     Attributes:
         bin: its name.
         photo: path of its photo below the folder of photos; empty without one.
-        expected: items by the record; ``None`` without one.
+        record: the record as it is written; empty without one.
+        expected: items by the record; ``None`` if it is no whole number, and without one.
         predicted: answered count; ``None`` if the photo was not counted.
         expected_count: mean of the model's distribution; ``None`` likewise.
         probabilities: of the counts of :attr:`AuditTable.counts`; empty likewise.
@@ -36,6 +38,7 @@ class AuditRow:
 
     bin: str
     photo: str
+    record: str
     expected: int | None
     predicted: int | None
     expected_count: float | None
@@ -51,6 +54,10 @@ class AuditRow:
         """Name of the bin and its photo, as in :class:`bincounter.data.corrections.Correction`."""
         return self.bin, self.photo
 
+    def is_wrong(self, counted: int) -> bool:
+        """Return True if there is a record, and it is not this count."""
+        return bool(self.record) and self.expected != counted
+
     @property
     def id(self) -> str:
         """Name of the row in addresses; the same for the same bin and photo."""
@@ -64,12 +71,20 @@ class AuditTable:
     Attributes:
         path: its file.
         counts: that the model knows, ascending.
-        rows: by row id, in the order of the file; of rows with the same bin and photo the first.
+        lines: in the order of the file.
     """
 
     path: Path
     counts: tuple[int, ...]
-    rows: Mapping[str, AuditRow]
+    lines: Sequence[AuditRow]
+
+    @cached_property
+    def rows(self) -> dict[str, AuditRow]:
+        """Lines by row id; of those with the same bin and photo the first."""
+        rows: dict[str, AuditRow] = {}
+        for row in self.lines:
+            rows.setdefault(row.id, row)
+        return rows
 
     @property
     def reviewable(self) -> dict[str, AuditRow]:
@@ -94,11 +109,7 @@ def read_audit(path: Path) -> AuditTable:
                     f"{path} is not a table of `bincounter audit`, whose columns are bin,photo,expected,predicted,"
                     "expected_count,p_0,...,record_wrong,direction,units_off,reason: name an audit.csv"
                 )
-            rows: dict[str, AuditRow] = {}
-            for cells in lines:
-                if cells:
-                    row = _row(cells, names, len(expected))
-                    rows.setdefault(row.id, row)
+            rows = [_row(cells, names, len(expected)) for cells in lines if cells]
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}): name the audit.csv of an audit") from error
     except UnicodeDecodeError as error:
@@ -116,10 +127,12 @@ def _row(cells: Sequence[str], names: Sequence[str], known: int) -> AuditRow:
         raise ValueError
     bin_, photo, expected, predicted, mean, *shares = cells[: known - len(VERDICT)]
     wrong, direction, off, reason = cells[known - len(VERDICT) : known]
+    record = read_cell(expected).strip()
     row = AuditRow(
         bin=read_cell(bin_),
         photo=read_cell(photo),
-        expected=parse_count(expected),
+        record=record,
+        expected=parse_count(record),
         predicted=parse_count(predicted),
         expected_count=_number(mean),
         probabilities=tuple(map(float, shares)) if all(shares) else (),

@@ -46,7 +46,7 @@ def _task(row: AuditRow, counts: tuple[int, ...], folder: str) -> dict[str, Any]
         _IMAGE: f"/data/local-files/?d={quote(os.fsencode(f'{folder}/{row.photo}'))}",
         "bin": escape_name(row.bin),
         "photo": escape_name(row.photo),
-        "expected": row.expected,
+        "expected": one_line(row.record) or None if row.expected is None else row.expected,
         "record_wrong": row.record_wrong,
         "direction": one_line(row.direction),
         "reason": one_line(row.reason),

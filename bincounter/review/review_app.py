@@ -70,8 +70,13 @@ def serve_review(table: AuditTable, photos: Path, log: CorrectionsLog, port: int
         raise_file_limit()
         progress = queue.progress()
         print(f"{progress['done']:,} of {progress['bins']:,} bins are answered; they are reviewed until Ctrl-C")
-        if left_out := len(table.rows) - len(rows):
-            print(f"  left out {left_out:,} without a photo: see the column reason in {escape_name(table.path)}")
+        pictured = sum(bool(row.photo) for row in table.lines)
+        left_out = {
+            "without a photo": len(table.lines) - pictured,
+            "with the bin and photo of another line": pictured - len(rows),
+        }
+        if named := " and ".join(f"{number:,} {which}" for which, number in left_out.items() if number):
+            print(f"  left out {named}: see the column reason in {escape_name(table.path)}")
         if queue.outdated:
             bins = "1 bin whose answer is" if queue.outdated == 1 else f"{queue.outdated:,} bins whose answers are"
             print(f"  asks again for {bins} of other records than this table's")

@@ -1,6 +1,7 @@
 """Queue of bins for reviewers: leases, answers on disk, undo, and what was found against what was expected."""
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -31,23 +32,36 @@ class Reviewer:
 
 
 def standing_answers(table: AuditTable, corrections: Sequence[Correction]) -> dict[str, Correction]:
-    """Return the answer of each bin by row id, unless the bin's record has changed since."""
-    ids = {row.key: id_ for id_, row in table.reviewable.items()}
-    last = {ids[key]: given for key, given in last_answers(corrections).items() if key in ids}
-    return {id_: given for id_, given in last.items() if given.expected == table.rows[id_].expected}
+    """Return the answer of each bin by row id, unless the bin's record has changed since.
+
+    An answer of a table without bins or records is for all records of its photo.
+    """
+    rows, by_photo = table.reviewable, defaultdict[str, list[str]](list)
+    for id_, row in rows.items():
+        by_photo[row.photo].append(id_)
+    ids = {row.key: [id_] for id_, row in rows.items()}
+    return {
+        id_: given
+        for key, given in last_answers(corrections).items()
+        for id_ in ids.get(key, by_photo[given.photo] if given.partial else ())
+        if given.expected == rows[id_].expected or (given.partial and given.expected is None)
+    }
 
 
-def write_wrong_records(path: Path, table: AuditTable, corrections: Sequence[Correction]) -> int:
-    """Write the records that people found to be wrong, in the order of the table; return their number.
+def write_wrong_records(path: Path, table: AuditTable, corrections: Sequence[Correction]) -> tuple[int, int]:
+    """Write the records that people found to be wrong, in the order of the table, those of a bin and photo each.
 
     Photos without a record are left out.
+
+    Returns:
+        Number of these records, and of answers of bins or records that the table does not have.
     """
     answers = standing_answers(table, corrections)
-    found = [answers[id_] for id_, row in table.rows.items() if id_ in answers and row.expected is not None]
-    wrong = [answer for answer in found if answer.counted != answer.expected]
-    rows = ([each.bin, each.photo, each.expected, each.counted, each.reviewer, each.time] for each in wrong)
+    found = [(row, answers[row.id]) for row in table.lines if row.id in answers]
+    wrong = [(row, answer) for row, answer in found if row.is_wrong(answer.counted)]
+    rows = ((*row.key, row.record, given.counted, given.reviewer, given.time) for row, given in wrong)
     write_table(path, HEADER[:-1], rows)
-    return len(wrong)
+    return len(wrong), len(set(last_answers(corrections).values()) - set(answers.values()))
 
 
 class ReviewQueue:
@@ -157,7 +171,8 @@ class ReviewQueue:
             "bins": len(self._rows),
             "leased": len(self._leases),
             "judged": len(judged),
-            "wrong": sum(counted != row.expected for row, counted in judged),
+            "wrong": sum(row.is_wrong(counted) for row, counted in done),
+            "wrong_judged": sum(row.is_wrong(counted) for row, counted in judged),
             "wrong_expected": sum(row.record_wrong or 0.0 for row, _ in judged),
             "missing": -sum(units for units in off if units < 0),
             "extra": sum(units for units in off if units > 0),

@@ -101,18 +101,40 @@ def test_an_answer_is_taken_back_by_whoever_gave_it(tmp_path: Path) -> None:
 def test_wrong_records_are_listed_by_the_answers_that_stand(tmp_path: Path, run: Run) -> None:
     audit, table, output = made_audit(tmp_path, bins=5), tmp_path / "corrections.csv", tmp_path / "wrong.csv"
     unrecorded = Audited("", "photos/0.jpg", expected="", reason="the photo has no record")
-    write_audit(audit, [*(Audited(f"B-{n}", f"photos/{n}.jpg") for n in range(5)), unrecorded])
+    rows = [*(Audited(f"B-{n}", f"photos/{n}.jpg") for n in range(5)), unrecorded]
+    records = ["-1", "2.5", "1,000", "a few", ""]  # that no count is
+    rows += [Audited(f"C-{n}", f"{n}.jpg", expected=record, reason="no") for n, record in enumerate(records)]
+    rows += [Audited("B-2", "photos/2.jpg", expected=0, reason="other"), rows[2], Audited("B-4", "photos/4.jpg", 3)]
+    write_audit(audit, rows)
     with CorrectionsLog(table) as log:
+        for n in range(5):
+            log.append(Correction(f"C-{n}", f"{n}.jpg", None, 1, "anna", "now"))
         for n, expected, counted in [(4, 2, 5), (0, 2, 3), (1, 2, 3), (1, 2, 2), (2, 2, 2), (2, 2, 0), (3, 1, 3)]:
             log.append(Correction(f"B-{n}", f"photos/{n}.jpg", expected, counted, "anna", "now"))
         log.append(Correction("B-0", "photos/0.jpg", 2, 3, "anna", "now", undone=True))
         log.append(Correction("", "photos/0.jpg", None, 3, "anna", "now"))
     done = run("-m", "bincounter", "review", str(audit), "--wrong-records", str(output))
-    assert done.stdout == f"2 wrong records: {output}\n"
+    unknown = f"  1 answers are of bins or records that {audit} does not have\n"
+    assert done.stdout == f"8 wrong records: {output}\n{unknown}"
     assert output.read_text().splitlines() == [
         "bin,photo,expected,counted,reviewer,time",
         "B-2,photos/2.jpg,2,0,anna,now",
         "B-4,photos/4.jpg,2,5,anna,now",
+        "C-0,0.jpg,-1,1,anna,now",
+        "C-1,1.jpg,2.5,1,anna,now",
+        'C-2,2.jpg,"1,000",1,anna,now',
+        "C-3,3.jpg,a few,1,anna,now",
+        "B-2,photos/2.jpg,2,0,anna,now",
+        "B-4,photos/4.jpg,3,5,anna,now",
+    ]
+    own = tmp_path / "own.csv"  # for any record of a photo
+    own.write_text("photo,counted\nphotos/2.jpg,0\nphotos/3.jpg,2\nphotos/9.jpg,2\n3.jpg,4\n")
+    done = run("-m", "bincounter", "review", str(audit), "--wrong-records", str(output), "--corrections", str(own))
+    assert done.stdout == f"3 wrong records: {output}\n{unknown}"
+    assert output.read_text().splitlines()[1:] == [
+        "B-2,photos/2.jpg,2,0,,",
+        "C-3,3.jpg,a few,4,,",
+        "B-2,photos/2.jpg,2,0,,",
     ]
     refused = run("-m", "bincounter", "review", str(audit), "--wrong-records", str(table), code=2)
     assert "would replace a table that it is made from" in refused.stderr
@@ -351,7 +373,8 @@ def test_bins_that_were_not_judged_come_with_their_reason(tmp_path: Path) -> Non
     ]
     write_audit(audit, rows)
     with reviewed(audit) as server:
-        assert "left out 1 without a photo" in server.process.told("left out.*")[0]
+        left_out = server.process.told("left out.*")[0]
+        assert "left out 1 without a photo and 1 with the bin and photo of another line: see" in left_out
         first = server.next("anna")
         second = server.post("answer", "anna", id=first["id"], counted=1).json()["bin"]
         assert (second["bin"], second["reason"]) == ("B-7", "the model knows no count 9")
