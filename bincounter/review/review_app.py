@@ -220,6 +220,7 @@ def _described(row: AuditRow, counts: tuple[int, ...]) -> dict[str, Any]:
         "id": row.id,
         "bin": escape_name(row.bin),
         "photo": escape_name(row.photo),
+        "record": one_line(row.record),
         "expected": row.expected,
         "predicted": row.predicted,
         "expected_count": row.expected_count,

@@ -58,7 +58,7 @@ def test_bins_are_counted_by_keys(browser: Browser, tmp_path: Path, size: dict[s
     with reviewed(made_audit(tmp_path)) as server, opened(browser, server, viewport=size) as page:
         shows(page, "B-0")
         assert [page.inner_text(name) for name in ("#expected", "#predicted")] == ["2", "1"]
-        sentence = "Probability that the record is wrong: 90 %. Likely error: items missing, 0.4 on average."
+        sentence = "Probability that the record is wrong: 90 %. Likely error: items missing, -0.4 on average."
         assert page.inner_text("#verdict") == sentence
         shares = [" ".join(row.split()) for row in page.locator("#shares tr").all_inner_texts()]
         assert shares == ["0 10 %", "1 70 %", "2 10 %", "3 10 %"]

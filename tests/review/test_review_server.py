@@ -370,6 +370,7 @@ def test_bins_that_were_not_judged_come_with_their_reason(tmp_path: Path) -> Non
         Audited("B-7", "photos/0.jpg", expected=9, reason="the model knows no count 9"),
         Audited("B-8", "", reason="record without a photo"),
         Audited("B-0", "photos/0.jpg"),  # listed twice
+        Audited("B-9", "photos/0.jpg", expected="a few", reason="the recorded count is not a whole number"),
     ]
     write_audit(audit, rows)
     with reviewed(audit) as server:
@@ -378,9 +379,12 @@ def test_bins_that_were_not_judged_come_with_their_reason(tmp_path: Path) -> Non
         first = server.next("anna")
         second = server.post("answer", "anna", id=first["id"], counted=1).json()["bin"]
         assert (second["bin"], second["reason"]) == ("B-7", "the model knows no count 9")
-        done = server.post("answer", "anna", id=second["id"], counted=8).json()
+        third = server.post("answer", "anna", id=second["id"], counted=8).json()["bin"]
+        assert (third["bin"], third["record"], third["expected"]) == ("B-9", "a few", None)
+        done = server.post("answer", "anna", id=third["id"], counted=3).json()
         assert done["bin"] is None
-        assert (done["progress"]["judged"], done["progress"]["wrong"], done["progress"]["missing"]) == (1, 1, 2)
+        progress = done["progress"]
+        assert [progress[name] for name in ("judged", "wrong", "wrong_judged", "missing")] == [1, 3, 1, 2]
 
 
 @pytest.mark.parametrize(

@@ -45,11 +45,13 @@ function complain(sentence) {
 function show(answer) {
   const { progress } = answer, left = progress.bins - progress.done;
   element("table").textContent = `Review of ${progress.table}`;
-  const found = `${progress.wrong} wrong ${progress.wrong === 1 ? "record" : "records"} found, ${progress.wrong_expected.toFixed(1)} expected`;
+  const { wrong, wrong_judged } = progress, expected = progress.wrong_expected.toFixed(1);
+  const judged = wrong === wrong_judged ? `${expected} expected` : `${wrong_judged} of them in judged bins, where ${expected} were expected`;
+  const found = `${wrong} wrong ${wrong === 1 ? "record" : "records"} found, ${judged}`;
   element("done").textContent = `${progress.done} of ${progress.bins} bins done${progress.done ? `: ${found}` : ""}`;
   element("progress").max = progress.bins;
   element("progress").value = progress.done;
-  element("wrong").textContent = progress.wrong;
+  element("wrong").textContent = wrong;
   element("missing").textContent = progress.missing;
   element("extra").textContent = progress.extra;
   element("look").hidden = !progress.explained;
@@ -70,7 +72,7 @@ function show(answer) {
 function display(bin) {
   element("title").textContent = `Bin ${bin.bin || bin.photo}`;
   element("name").textContent = bin.photo;
-  element("expected").textContent = bin.expected ?? "–";
+  element("expected").textContent = bin.record || "–";
   element("predicted").textContent = bin.predicted ?? "–";
   element("verdict").textContent = verdict(bin);
   const shares = Object.entries(bin.probabilities);
@@ -94,7 +96,7 @@ function remark(sentence) {
 
 function verdict({ record_wrong, direction, units_off, reason }) {
   if (reason) return `Not judged: ${reason}.`;
-  const off = units_off === null ? "" : `, ${Math.abs(units_off).toFixed(1)} on average`;
+  const off = units_off === null ? "" : `, ${units_off < 0 ? "" : "+"}${units_off.toFixed(1)} on average`;
   const likely = direction ? ` Likely error: items ${direction}${off}.` : "";
   return `Probability that the record is wrong: ${percent(record_wrong)}.${likely}`;
 }
