@@ -147,7 +147,9 @@ def _list_suspicious(output: Path, data: "BinDataModule", runs: list[Path]) -> i
     held_out = write_suspicious(output, records, root, runs)
     print_written(output, f"{held_out:,} of {len(records):,} photos were held out by the runs: ")
     if all(is_single_file(record, root) for record in records):
-        advice = f"Check them with bincounter review {escape_name(output)} --photos {escape_name(root)}"
+        from bincounter.config.quoting import shell_command
+
+        advice = f"Check them with {shell_command('bincounter', 'review', output, '--photos', root)}"
     else:
         advice = (
             "bincounter review cannot show photos in shards or in a bucket: to check these, set data.source to a "

@@ -48,10 +48,10 @@ def _review(arguments: argparse.Namespace) -> int:
     from bincounter.data.corrections import CorrectionsLog
     from bincounter.review.audit_table import read_audit
 
+    table = read_audit(arguments.table)
     photos = arguments.photos or arguments.table.parent
     if not photos.is_dir():
         raise UserError(f"--photos={photos} is not a folder: name the one that holds the photos")
-    table = read_audit(arguments.table)
     if arguments.export_label_studio:
         return _export(arguments.export_label_studio, table, photos)
     answers = arguments.corrections or arguments.table.with_name("corrections.csv")
@@ -73,12 +73,15 @@ def _export(path: Path, table: "AuditTable", photos: Path) -> int:
     from bincounter.review.label_studio import LABELING, export_tasks
 
     number = export_tasks(path, table, photos)
-    print(f"{number:,} tasks: {escape_name(path)}")
-    print("Label Studio shows their photos if it is started with")
-    print("  LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true")
-    print(f"  LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={escape_name(photos.resolve().parent)}")
-    print(f"and the project has a local storage of {escape_name(photos.resolve())} and this labeling interface:")
-    print(f"  {LABELING}")
+    print_written(path, f"{number:,} tasks: ")
+    print_beside(
+        path,
+        "Label Studio shows their photos if it is started with\n"
+        "  LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true\n"
+        f"  LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={escape_name(photos.resolve().parent)}\n"
+        f"and the project has a local storage of {escape_name(photos.resolve())} and this labeling interface:\n"
+        f"  {LABELING}",
+    )
     return 0
 
 

@@ -124,9 +124,12 @@ def test_a_name_of_two_photos_matches_neither(audit: Path, run: Run) -> None:
 def test_photos_without_a_record_come_back_once(tmp_path: Path, run: Run) -> None:
     photos = ["1/x.jpg", "2/x.jpg", "y.jpg"]
     rows = [Audited("", photo, expected="", reason="the photo has no record") for photo in photos]
+    rows[2] = rows[2]._replace(expected="2.5")
     audit = write_audit(tmp_path / "audit.csv", rows)
-    run(*REVIEW, str(audit), "--export-label-studio", str(tmp_path / "tasks.json"))
-    tasks = [{**task, "annotations": [number(1)]} for task in json.loads((tmp_path / "tasks.json").read_text())]
+    done = run(*REVIEW, str(audit), "--export-label-studio", "/dev/stdout")
+    assert "3 tasks" in done.stderr and "Label Studio shows" in done.stderr
+    tasks = [{**task, "annotations": [number(1)]} for task in json.loads(done.stdout)]
+    assert [task["data"]["expected"] for task in tasks] == [None, None, "2.5"]
     assert "3 answers added" in imported(run, audit, tasks)
     assert "0 answers added" in imported(run, audit, tasks)
     assert [row["photo"] for row in read_rows(tmp_path / "corrections.csv")] == photos

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -390,6 +391,7 @@ def test_bins_that_were_not_judged_come_with_their_reason(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("break_it", "sentence"),
     [
+        (shutil.rmtree, "audit.csv cannot be read (No such file or directory)"),
         (lambda folder: (folder / "audit.csv").unlink(), "audit.csv cannot be read (No such file or directory)"),
         (lambda folder: (folder / "audit.csv").write_text("a,b\n1,2\n"), "is not a table of `bincounter audit`"),
         (lambda folder: (folder / "audit.csv").write_bytes(b"\xff"), "is not UTF-8 text"),

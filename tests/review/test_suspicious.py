@@ -59,7 +59,7 @@ def test_counts_without_photos_and_right_labels_are_left_in_peace() -> None:
 
 
 def test_runs_are_joined_and_the_table_is_ready_for_review(tmp_path: Path, run: Run) -> None:
-    source = bin_folders(tmp_path / "bins", photos=30)
+    source = bin_folders(tmp_path / "of the bins", photos=30)
     rows = {f"{n % 3}/{n}.jpg": ("validation" if n % 2 else "test", n % 3, sure(n % 3)) for n in range(24)}
     rows["0/3.jpg"] = ("validation", 0, sure(2))
     one = write_run(tmp_path / "one", {**rows, "1/28.jpg": ("train", 1, sure(0))})
@@ -70,7 +70,7 @@ def test_runs_are_joined_and_the_table_is_ready_for_review(tmp_path: Path, run: 
         *("--output", str(table), "--suspicious", str(one), str(other / "predictions.csv")),
     )
     assert f"25 of 30 photos were held out by the runs: {table}" in done.stdout
-    assert f"bincounter review {table} --photos {source}" in done.stderr
+    assert f"bincounter review {table} --photos '{source}'\n" in done.stderr
     with table.open(newline="") as file:
         written = list(csv.DictReader(file))
     first = written[0]
