@@ -190,7 +190,7 @@ class _Endpoints:
         return row, await asyncio.to_thread(read_photo, self._photos, row)
 
     async def act(self, request: Request) -> Response:
-        """Give, skip, take back an answer or keep the bin on screen, and return the bin to show."""
+        """Give, skip or take back an answer, and return the bin to show; or keep the bin on screen."""
         try:
             async with self._limiter.body(request) as body:
                 given = _parsed(body)
@@ -199,8 +199,8 @@ class _Endpoints:
                 # On the event loop: one answer at a time is on its way to the disk.
                 if action == "/answer":
                     self._queue.answer(reviewer, _text(given, "id"), _count(given))
-                elif action == "/renew":
-                    self._queue.renew(reviewer, _text(given, "id"))
+                elif action == "/renew":  # nothing that it leased would be on a screen
+                    return JSONResponse({"held": self._queue.renew(reviewer, _text(given, "id"))})
                 elif action == "/skip":
                     self._queue.skip(reviewer, _text(given, "id"))
                 elif action == "/undo":

@@ -122,16 +122,17 @@ class ReviewQueue:
         self._open.pop(id_, None)
         self._leases.pop(id_, None)
 
-    def renew(self, reviewer: Reviewer, id_: str) -> None:
-        """Keep a bin that is on screen for its session, unless another has it by now.
+    def renew(self, reviewer: Reviewer, id_: str) -> bool:
+        """Keep a bin that is on screen for its session; return False if it is done or another has it by now.
 
         Raises:
             Problem: 404 there is no such bin.
         """
         self._known(id_)
         self._drop_ended()
-        if self._is_free(id_, reviewer):
+        if is_free := self._is_free(id_, reviewer):
             self._lease(id_, reviewer)
+        return is_free
 
     def skip(self, reviewer: Reviewer, id_: str) -> None:
         """Show a bin again after all others.

@@ -219,6 +219,27 @@ def test_two_browsers_share_the_work(browser: Browser, tmp_path: Path) -> None:
     assert [row["counted"] for row in read_rows(tmp_path / "corrections.csv")] == ["3", "5"]
 
 
+def test_a_bin_that_went_to_somebody_else_leaves_the_screen(browser: Browser, tmp_path: Path) -> None:
+    audit = made_audit(tmp_path, bins=3)
+    rows = [Audited("B-0", "photos/0.jpg"), Audited("B-1", "photos/1.jpg")]
+    write_audit(audit, [*rows, Audited("B-2", "photos/2.jpg", expected="a few", reason="no count")])
+    with reviewed(audit) as server, opened(browser, server) as page:
+        page.clock.install()
+        page.reload()
+        shows(page, "B-0")
+        server.post("answer", "cleo", id=page.evaluate(PHOTO), counted=1)  # and gets B-1
+        page.clock.fast_forward(60_000)
+        expect(page.locator("#message")).to_contain_text("Bin B-0 is with somebody else by now, or counted by them")
+        shows(page, "B-2")
+        assert page.inner_text("#expected") == "a few"
+        page.keyboard.press("1")
+        page.keyboard.press("Enter")
+        ends(page, "The rest is with other reviewers")
+        found = "2 wrong records found, 1 of them in judged bins, where 0.5 were expected"
+        assert page.inner_text("#done") == f"2 of 3 bins done: {found}"
+        assert page.locator("#found td").all_inner_texts()[0] == "2"
+
+
 def test_a_server_that_is_gone_loses_no_count(browser: Browser, tmp_path: Path) -> None:
     audit = made_audit(tmp_path)
     with reviewed(audit) as server, opened(browser, server, failing=("ERR_CONNECTION",)) as page:

@@ -49,6 +49,9 @@ def test_bins_come_in_the_order_of_the_table_with_what_it_says_of_them(tmp_path:
 
 def test_no_bin_is_shown_to_two_reviewers(tmp_path: Path) -> None:
     with reviewed(made_audit(tmp_path, bins=3)) as server:
+        first = server.next("anna")
+        for name in ("anna", "nobody"):  # the second leases nothing
+            assert server.post("renew", name, id=first["id"]).json() == {"held": name == "anna"}
         shown = {name: server.next(name) for name in ("anna", "ben", "cleo", "dora")}
         assert [each and each["bin"] for each in shown.values()] == ["B-0", "B-1", "B-2", None]
         assert server.next("ben") == shown["ben"]  # a page that is loaded again
@@ -205,11 +208,11 @@ def test_a_lease_ends_by_itself_and_the_first_answer_counts(tmp_path: Path) -> N
         shown = queue.next(anna)
         assert shown and queue.next(ben) is None
         for now[0] in (LEASE - 1, 2 * LEASE - 2):
-            queue.renew(anna, shown)
+            assert queue.renew(anna, shown)
             assert queue.next(ben) is None
         now[0] = 3 * LEASE
         assert queue.next(ben) == shown
-        queue.renew(anna, shown)  # too late
+        assert not queue.renew(anna, shown)  # too late
         assert queue.next(anna) is None
         queue.answer(anna, shown, 3)
         with pytest.raises(Exception, match="answered already, 3 by anna"):

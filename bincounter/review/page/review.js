@@ -37,6 +37,17 @@ async function ask(action, more) {
   }
 }
 
+async function renew() {
+  if (!bin || busy) return;
+  const { id, bin: name, photo } = bin;
+  try {
+    const [reply, { held }] = await send("renew", { id });
+    if (!reply.ok || held || busy || bin?.id !== id) return;
+    await ask("next");
+    if (bin?.id !== id) complain(`Bin ${name || photo} is with somebody else by now, or counted by them: go on with what is shown.`);
+  } catch { /* the server is gone, which the next answer reports */ }
+}
+
 function complain(sentence) {
   element("message").textContent = sentence;
   element("message").hidden = !sentence;
@@ -267,5 +278,5 @@ document.addEventListener("keydown", event => {
 element("reviewer").value = localStorage.getItem("reviewer") ?? "";
 element("reviewer").placeholder = nickname;
 element("reviewer").addEventListener("input", event => localStorage.setItem("reviewer", event.target.value.trim()));
-setInterval(() => { if (bin) send("renew", { id: bin.id }).catch(() => {}); }, RENEWAL);
+setInterval(renew, RENEWAL);
 await ask("next");
