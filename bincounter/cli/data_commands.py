@@ -133,8 +133,8 @@ def _explore(arguments: argparse.Namespace) -> int:
         settings = {"method": f"{split.method}, by the folders of the source"}
     source = cfg.data.source or "rendered demo bins"
     further = np.setdiff1d(data.training, data.kept)  # photos of data.learn_above
-    about = {"further": further, "source": source, "settings": settings}
-    write_data_report(output, data.manifest, data.kept, data.assignment, **about)
+    photos = data.manifest, data.kept, data.assignment
+    write_data_report(output, *photos, further=further, source=source, settings=settings)
     print_written(output)
     return 0
 
