@@ -3,6 +3,7 @@
 import base64
 import gzip
 import json
+import os
 import re
 import signal
 import socket
@@ -17,11 +18,14 @@ from typing import Any
 import pytest
 from archives import COUNTS, photo, unpacked_archive
 from local_server import LocalServer, gone, local_server
+from served_runs import checkpoint_alone
 
 from bincounter.errors import BinCounterError, UserError
 from bincounter.serving.local.server import serve
+from bincounter.serving.packing.archive import PackageSettings, package
 from bincounter.serving.packing.archive_probe import refused_packages
 from bincounter.serving.packing.parity import archive_answers
+from bincounter.serving.packing.tarball import unpack
 
 
 def head_of(server: LocalServer, request: bytes) -> bytes:
@@ -297,6 +301,28 @@ def check(*_):
         assert server.count(photo()).status == 200
         assert server.metrics()["bincounter_worker_restarts_total"] == 1
         assert "The model no longer answers" in server.log.read_text()
+
+
+@pytest.mark.parametrize("engine", ["torch", "onnxruntime"])
+def test_a_backbone_is_run_as_it_was_packed_and_by_the_installed_bincounter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    backbone = {"_target_": "shelves.backbone", "width": 8, "blocks": 3}
+    (tmp_path / "shelves.py").write_text("from bincounter.model.backbones import cnn as backbone")
+    with monkeypatch.context() as packing:
+        packing.syspath_prepend(tmp_path)
+        made = package(
+            checkpoint_alone(tmp_path, backbone=backbone),
+            PackageSettings(tmp_path / "model.tar.gz", engine=engine),
+            trusted=["shelves"],
+        )
+    (tmp_path / "shelves.py").write_text("raise ValueError('edited since')")
+    folder = unpack(made.path, tmp_path / "archive")
+    (folder / "code/bincounter/data/photo_decoder.py").write_text("raise ValueError('of an earlier version')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    with local_server(folder) as server:
+        large = photo(3, "PNG", side=2000)  # decoded in a process of its own
+        assert server.count(large).status == server.ask("POST", "/explanation", large).status == 200
 
 
 def test_on_sigterm_what_was_taken_is_answered(tmp_path: Path) -> None:

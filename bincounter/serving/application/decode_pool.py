@@ -28,6 +28,7 @@ _QUICK = 6_000_000  # work of a photo that threads decode, see `_work`: about 50
 _MOST_WAITING, _MOST_BYTES = 64, 100_000_000  # photos that wait for a process, and their bytes together
 _MOST_OF_ONE = 4  # of them of one request, which holds its others back
 _MODULE = "bincounter.data.photo_decoder"
+_PATH = os.pathsep.join(map(os.path.abspath, sys.path))  # of this bincounter; the local server puts others first
 # glibc then returns the memory of large photos at once, and a process that waits is as small as a new one.
 _ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "1000000", "MALLOC_TRIM_THRESHOLD_": "1000000"}
 
@@ -268,12 +269,11 @@ class _Process:
             if self._killed:
                 raise MemoryError("given up")
             if self._process is None:
-                path = os.pathsep.join(filter(None, sys.path))  # an archive is on no other path
                 self._process = subprocess.Popen(
                     [sys.executable, "-P", "-m", _MODULE, str(self._size), str(SECONDS)],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
-                    env={**os.environ, **_ENVIRONMENT, "PYTHONPATH": path},
+                    env={**os.environ, **_ENVIRONMENT, "PYTHONPATH": _PATH},
                 )
             return self._process
 

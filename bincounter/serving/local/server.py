@@ -319,7 +319,7 @@ def _load_app(site: _Site, reports: Pipe, restarts: int) -> ASGIApp:
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # warnings are of forms that are refused
-    sys.path.append(str(site.folder / "code"))  # a foreign backbone's files; bincounter itself is the installed one
+    sys.path.insert(0, str(site.folder / "code"))  # a backbone as it was packed; bincounter is the one imported above
     configure_process()
     try:
         model = ServedModel.load(site.folder)
