@@ -153,13 +153,17 @@ def test_requests_take_turns() -> None:
     assert "".join(pooled(scenario)) == "abcabad"
 
 
-def test_more_large_photos_than_can_wait_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode_pool, "_MOST_WAITING", 2)
+@pytest.mark.parametrize(("bound", "most", "taken"), [("_MOST_WAITING", 2, 2), ("_MOST_BYTES", 10, 1)])
+def test_more_large_photos_than_can_wait_are_refused_but_never_the_first(
+    monkeypatch: pytest.MonkeyPatch, bound: str, most: int, taken: int
+) -> None:
+    monkeypatch.setattr(decode_pool, bound, most)
     apart(monkeypatch)
 
     async def scenario(pool: DecodePool) -> None:
         results = await asyncio.gather(*(pool.decode(photo, each) for each in range(3)), return_exceptions=True)
-        [refused] = [each for each in results if isinstance(each, BaseException)]
+        refused, *others = (each for each in results if isinstance(each, BaseException))
+        assert len(others) == 3 - taken - 1
         assert isinstance(refused, Problem)
         assert (refused.status, refused.headers) == (503, {"Retry-After": "1"})
 

@@ -108,7 +108,8 @@ class DecodePool:
         return pixels
 
     async def _decode_apart(self, data: bytes, request: object) -> bytes:
-        if self._waiting >= _MOST_WAITING or self._waiting_bytes + len(data) > _MOST_BYTES:
+        full = self._waiting >= _MOST_WAITING or self._waiting_bytes + len(data) > _MOST_BYTES
+        if self._waiting and full:  # an idle pool takes a photo of any size
             raise Problem(503, f"{self._waiting} large photos wait to be decoded; retry in a second.")
         self._waiting += 1
         self._waiting_bytes += len(data)
