@@ -132,7 +132,7 @@ def _invoke(cfg: DictConfig) -> int:
     if cfg.dry_run:
         print(f"Would post {len(photos)} photos to {server.url}invocations.")
         return 0
-    return 0 if print_predictions(client.post_photos(server, photos, headers)) else 2
+    return print_predictions(client.post_photos(server, photos, headers))
 
 
 def check_sagemaker(cfg: DictConfig) -> None:

@@ -174,13 +174,14 @@ def _predict(arguments: argparse.Namespace) -> int:
     if arguments.csv:
         marked = arguments.coverage is not None
         counted = write_predictions_csv(arguments.csv, predictor.counts, answers, marked=marked)
+        code = 0 if counted else 2
         print_written(arguments.csv, f"{counted} of {len(photos)} photos counted: ")
     else:
-        counted = print_predictions(answers)
+        code = print_predictions(answers)
     if predictor.failures:
         failed = f"{predictor.failures} of {len(photos)} photos were not read for a reason outside of them"
         raise ResourceError(f"{failed}: give this process the right, the memory or the open files, and run again.")
-    return 0 if counted else 2
+    return code
 
 
 def _compare(arguments: argparse.Namespace) -> int:

@@ -326,14 +326,19 @@ def write_predictions_csv(
 
 
 def print_predictions(answers: Iterable[Prediction]) -> int:
-    """Print a line per photo, those with an error on stderr; return the number of the others."""
-    counted = 0
+    """Print a line per photo, those with an error on stderr.
+
+    Returns:
+        The exit code: 0; 1, a photo was not counted for a reason outside of it; else 2 if none was counted.
+    """
+    counted, passing = 0, False
     for answer in answers:
         if answer.count is None:
             print(f"{escape_name(answer.photo)}: {answer.error}", file=sys.stderr)
+            passing |= answer.passing
             continue
         counted += 1
         sure = f"({answer.probabilities[answer.count]:.0%} sure, {answer.expected_count:.2f} expected)"
         person = "\tneeds a person" if answer.needs_person else ""
         print(f"{escape_name(answer.photo)}\t{answer.count}\t{sure}{person}", flush=True)
-    return counted
+    return 1 if passing else 0 if counted else 2

@@ -196,11 +196,34 @@ def test_answers_and_refusals_of_the_container(
     script.containers = [(500, '{"error": "broken"}'), (504, '{"error": "late"}'), (500, ""), (200, ANSWER)]
     late, counted = (next(counting_by("bincounter-0")([str(photos / "1.jpg")])) for _ in range(2))
     assert (late.error, late.passing, counted.count) == ("late", True, 3)
+    script.containers = [(504, '{"error": "late"}'), (504, '{"error": "late"}')]  # not the photo's fault
+    assert act(*asked, f"input={photos / '1.jpg'}") == 1
+    assert capsys.readouterr().err == f"{photos / '1.jpg'}: late\n"
     script.containers = [(422, '{"error": "no photo: send a JPEG"}')] * 2
     assert act(*asked, f"input={photos}") == 2
     assert capsys.readouterr().err == "".join(
         f"{photos / name}: no photo: send a JPEG\n" for name in ("1.jpg", "2.png")
     )
+
+
+def test_photos_that_cannot_be_sent_are_named_and_the_others_sent(
+    script: ScriptedEndpoints,
+    archive: Path,
+    photos: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = ("target=async", "name=later")
+    act(*given, f"target.role={ROLE}", IMAGE, "action=deploy", archive=archive)
+    capsys.readouterr()
+    (photos / "1.jpg").write_bytes(bytes(2000))
+    monkeypatch.setitem(invoke._LARGEST_MB, "async", 0.001)
+    for asked, code in ((photos, 0), (photos / "1.jpg", 2)):
+        assert act(*given, "action=invoke", "target.wait=false", f"input={asked}") == code
+        printed = capsys.readouterr()
+        assert printed.err.startswith(f"{photos / '1.jpg'}: 0.0 MB are above the limit of SageMaker")
+        assert printed.out.startswith(f"{photos / '2.png'}\ts3://" if code == 0 else "")
+        assert len(printed.out.splitlines()) == int(code == 0)
 
 
 def test_a_serverless_endpoint_gets_as_many_requests_as_it_takes(

@@ -2,6 +2,7 @@
 
 import json
 import secrets
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -67,7 +68,7 @@ def invoke(account: "Account", spec: EndpointSpec, photos: list[Path], *, dry: b
         dry: print the requests instead.
 
     Returns:
-        the exit code: 0, or 2 if no photo was counted.
+        the exit code of :func:`bincounter.training.predictor.print_predictions`.
 
     Raises:
         BinCounterError: the endpoint does not exist, or cannot be reached.
@@ -80,10 +81,9 @@ def invoke(account: "Account", spec: EndpointSpec, photos: list[Path], *, dry: b
         return _submit_all(account, spec, photos)
     try:
         with closing(_answers(account, spec, photos, config)) as answers:
-            counted = print_predictions(answers)
+            return print_predictions(answers)
     except KeyboardInterrupt:
         raise Interrupted("Interrupted: run the same command again") from None
-    return 0 if counted else 2
 
 
 def count_photos(
@@ -262,11 +262,19 @@ def _submit(account: "Account", spec: EndpointSpec, photo: Path, largest_mb: int
 
 
 def _submit_all(account: "Account", spec: EndpointSpec, photos: list[Path]) -> int:
+    """Send asynchronous requests and print where their answers will be; returns the exit code as :func:`invoke`."""
     account.bucket(spec.target["bucket"])
+    sent, passing = 0, False
     for photo in photos:
-        request = _submit(account, spec, photo, _LARGEST_MB["async"])
+        try:
+            request = _submit(account, spec, photo, _LARGEST_MB["async"])
+        except _RejectedPhoto as error:
+            print(f"{escape_name(photo)}: {error}", file=sys.stderr)
+            passing |= error.passing
+            continue
+        sent += 1
         print(f"{escape_name(photo)}\t{request.output}", flush=True)
-    return 0
+    return 1 if passing else 0 if sent else 2
 
 
 def _invoke_async(account: "Account", spec: EndpointSpec, photo: Path, largest_mb: int, leave: threading.Event) -> str:
