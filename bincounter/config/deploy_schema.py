@@ -253,10 +253,10 @@ def _action(cfg: Mapping[str, Any], target: str) -> None:
     if action == "transform" and target not in ("realtime", "async"):
         raise ConfigError(
             f"action=transform starts a job on instances, which target={target} does not have: use target=realtime, "
-            "or count "
-            "locally with bincounter predict"
+            "or count locally with bincounter predict"
         )
     _photos(cfg)
+    _packed(cfg)
     _trust(cfg)
     _engine(cfg)
     if action in ARCHIVE_ACTIONS:
@@ -281,16 +281,20 @@ def _photos(cfg: Mapping[str, Any]) -> None:
         _S3.check("output", output)
 
 
+def _packed(cfg: Mapping[str, Any]) -> None:
+    keys, why, step = ["engine", "precision", "coverage", "limits", "audit", "trust"], "", ""
+    if cfg["action"] not in ARCHIVE_ACTIONS:
+        why, keys = f"action={cfg['action']} packs none", [*keys, "ckpt_path", "archive", "archive_sha256", "parity"]
+    elif cfg["archive"] is not None and cfg["ckpt_path"] is None:
+        why, step = f"archive={cfg['archive']} is packed already", ", or name the checkpoint with ckpt_path="
+    default = OmegaConf.structured(DeployConfig)
+    for key in keys if why else ():
+        if cfg[key] != default[key] and not isinstance(cfg[key], bool):  # trust=true is for an archive
+            raise ConfigError(f"{key} is set when a checkpoint is packed, and {why}: remove {key}{step}")
+
+
 def _engine(cfg: Mapping[str, Any]) -> None:
-    engine, precision, archive = cfg["engine"], cfg["precision"], cfg["archive"]
-    if archive is not None and cfg["ckpt_path"] is None:
-        default = OmegaConf.structured(DeployConfig)
-        for key in ("engine", "precision", "coverage", "limits", "audit", "trust"):
-            if cfg[key] != default[key] and not isinstance(cfg[key], bool):  # trust=true is for an archive
-                raise ConfigError(
-                    f"{key} is set when a checkpoint is packed, and archive={archive} is packed already: remove "
-                    f"{key}, or name the checkpoint with ckpt_path="
-                )
+    engine, precision = cfg["engine"], cfg["precision"]
     if precision == "int8" and cfg["parity"]["source"] is not None:
         raise ConfigError("precision=int8 is scored on the run's own validation photos: remove parity.source")
     if precision == "int8" and engine == "torch":
@@ -327,23 +331,18 @@ def _served(cfg: Mapping[str, Any]) -> None:
         raise ConfigError(f"parity.source={source} does not exist: name a photo, a folder or an s3:// URI")
     if path is not None and archive is not None:
         check_writable(Path(archive), key="archive")
-    if path is None:
-        _existing(archive, cfg["parity"]["photos"])
-    elif path == "last":
-        raise ConfigError(
-            "ckpt_path=last resumes a training; to serve, name a file: ckpt_path=RUN/checkpoints/best.ckpt"
-        )
-    elif path != "latest" and not checkpoint_file(path).is_file():
-        raise ConfigError(f"ckpt_path={path} is not a file; a run has RUN/checkpoints/best.ckpt and last.ckpt")
-
-
-def _existing(archive: str, photos: int) -> None:
-    if not Path(archive).is_file():
+    if path is None and not Path(archive).is_file():
         raise ConfigError(
             f"archive={archive} does not exist: name the checkpoint to pack with ckpt_path=RUN/checkpoints/best.ckpt"
         )
-    if photos:
+    if path is None and cfg["parity"]["photos"]:
         raise ConfigError(
             f"archive={archive} has no checkpoint to compare its predictions with: name one with ckpt_path=..., which "
             "packs the archive again, or serve the archive unchecked with parity.photos=0"
         )
+    if path == "last":
+        raise ConfigError(
+            "ckpt_path=last resumes a training; to serve, name a file: ckpt_path=RUN/checkpoints/best.ckpt"
+        )
+    if path not in (None, "latest") and not checkpoint_file(path).is_file():
+        raise ConfigError(f"ckpt_path={path} is not a file; a run has RUN/checkpoints/best.ckpt and last.ckpt")
