@@ -1,6 +1,7 @@
 """Local server over HTTP: answers, guards, metrics, and workers that die, hang or fail."""
 
 import base64
+import errno
 import gzip
 import json
 import os
@@ -15,12 +16,13 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from archives import COUNTS, photo, unpacked_archive
 from local_server import LocalServer, gone, local_server
 from served_runs import checkpoint_alone
 
-from bincounter.errors import BinCounterError, UserError
+from bincounter.errors import BinCounterError, ResourceError, UserError
 from bincounter.serving.local.server import serve
 from bincounter.serving.packing.archive import PackageSettings, package
 from bincounter.serving.packing.archive_probe import refused_packages
@@ -350,6 +352,20 @@ def test_nothing_is_left_over_when_the_server_is_killed(tmp_path: Path) -> None:
         while not gone(worker.pid) and time.monotonic() < until:
             time.sleep(0.05)
         assert gone(worker.pid)
+
+
+def test_a_server_that_cannot_be_listed_ends_with_its_worker(tmp_path: Path) -> None:
+    workers: list[psutil.Process] = []
+
+    def list_on_a_full_disk(_: int) -> None:
+        [template] = (child for child in psutil.Process().children() if "forkserver" in " ".join(child.cmdline()))
+        workers.extend(template.children())
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(ResourceError, match=r"be listed \(no space left on device\): free disk space"):
+        serve(unpacked_archive(tmp_path / "archive"), port=0, started=list_on_a_full_disk)
+    assert workers
+    assert all(gone(worker.pid) for worker in workers)
 
 
 def test_a_taken_port_is_named(tmp_path: Path) -> None:

@@ -74,7 +74,8 @@ def serve(
 
     Raises:
         UserError: the port is taken, or the archive cannot be loaded.
-        ResourceError: the worker was killed while it loaded the model, or died three times within a minute.
+        ResourceError: the worker was killed while it loaded the model, or died three times within a minute; or the
+            addresses cannot be printed, or ``started`` finds the disk full.
     """
     from bincounter.serving.application.served_model import ArchiveError, read_description
 
@@ -86,10 +87,16 @@ def serve(
 
         def announce() -> None:
             actual = listener.getsockname()[1]
-            print(f"{described['model']} is served until Ctrl-C")
-            for kind, path in (("page", "/"), ("photos", "/invocations"), ("metrics", "/metrics")):
-                print(f"  {kind:<8} http://{reached_at(access.host)}:{actual}{path}", flush=True)
-            started(actual)
+            try:
+                print(f"{described['model']} is served until Ctrl-C")
+                for kind, path in (("page", "/"), ("photos", "/invocations"), ("metrics", "/metrics")):
+                    print(f"  {kind:<8} http://{reached_at(access.host)}:{actual}{path}", flush=True)
+                started(actual)
+            except OSError as error:
+                raise ResourceError(
+                    f"The server cannot print its address or be listed ({(error.strerror or str(error)).lower()}): "
+                    "free disk space, or redirect the output elsewhere."
+                ) from error
 
         start_template()
         identity = {"model": described["model"], "name": name, "process": os.getpid()}
@@ -195,8 +202,9 @@ class _Worker:
         return True
 
     def end(self, grace: float) -> None:
-        """Let the worker answer accepted requests for ``grace`` seconds, then kill it."""
-        self._send(signal.SIGTERM)
+        """Let the worker, if it lives, answer accepted requests for ``grace`` seconds, then kill it."""
+        if self.lives(0):
+            self._send(signal.SIGTERM)
         until = time.monotonic() + grace
         while self.lives():
             if time.monotonic() > until:
@@ -239,16 +247,18 @@ class _Supervisor:
         handlers = {number: signal.signal(number, self._record_signal) for number in _EXIT_CODES}
         try:
             worker, restarts = _Worker(self._site, 0), 0
-            while not self._signals:
-                start_template()
-                if not worker.lives():
-                    self._handle_death(worker)
-                    restarts += 1
-                    worker = _Worker(self._site, restarts)
-                elif worker.ready and not self._answered:
-                    self._answered = True
-                    self._announce()
-            worker.end(self._site.grace + _GRACE)
+            try:
+                while not self._signals:
+                    start_template()
+                    if not worker.lives():
+                        self._handle_death(worker)
+                        restarts += 1
+                        worker = _Worker(self._site, restarts)
+                    elif worker.ready and not self._answered:
+                        self._answered = True
+                        self._announce()
+            finally:
+                worker.end(self._site.grace + _GRACE)
             return _EXIT_CODES[signal.Signals(self._signals[0])]
         finally:
             for number, handler in handlers.items():
