@@ -22,6 +22,7 @@ from bincounter.data.shards.packing import pack_files
 from bincounter.errors import DataError, UserError
 from bincounter.report import report_photos
 from bincounter.serving.packing.archive import Package, PackageSettings, package
+from bincounter.serving.application.answers import Limits
 from bincounter.serving.packing.parity import check_parity
 from bincounter.serving.packing.parity_photos import parity_photos
 from bincounter.serving.packing.tarball import CHECKSUMS, unpack, write_tarball
@@ -76,7 +77,8 @@ def test_an_archive_as_it_is_made_answers_as_training_does(
 
 @pytest.mark.usefixtures("warm_archives")
 def test_bfloat16_has_a_bound_of_its_own(checkpoint: Path, photos: dict[str, bytes], tmp_path: Path) -> None:
-    made = package(checkpoint, PackageSettings(tmp_path / "model.tar.gz", precision="bf16"))
+    limits = Limits(max_body_bytes=100, timeout_s=0.001)  # of requests, not of the comparison
+    made = package(checkpoint, PackageSettings(tmp_path / "model.tar.gz", precision="bf16", limits=limits))
     parity = check_parity(checkpoint, made.path, photos)
     assert 0 < parity.largest <= parity.bound == 2e-2
 
