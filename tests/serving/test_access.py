@@ -74,6 +74,25 @@ def test_requests_without_the_token_are_refused(
     ],
 )
 def test_a_server_of_this_machine_alone_is_asked_by_its_own_address(listens: str, asked: str, status: int) -> None:
+    assert guarded_status(Access(listens), Host=asked) == status
+
+
+@pytest.mark.parametrize(
+    ("given", "status"),
+    [
+        ({}, 200),
+        ({"Origin": "https://bins.example"}, 403),
+        ({"Origin": "https://bins.example", "Authorization": f"Bearer {TOKEN}x"}, 403),
+        ({"Origin": "https://bins.example", "Authorization": f"Bearer {TOKEN}"}, 200),
+    ],
+)
+@pytest.mark.parametrize("host", ["127.0.0.1:8080", "10.0.0.1:8080"])
+def test_a_proxy_may_have_another_name_than_the_server(host: str, given: dict[str, str], status: int) -> None:
+    assert guarded_status(Access("127.0.0.1", TOKEN), Host=host, **given) == status
+
+
+def guarded_status(access: Access, **headers: str) -> int | None:
+    """Status of a GET request to an application behind the guard."""
     statuses: list[int | None] = []
 
     async def receive() -> Message:
@@ -82,9 +101,10 @@ def test_a_server_of_this_machine_alone_is_asked_by_its_own_address(listens: str
     async def send(message: Message) -> None:
         statuses.append(message.get("status"))
 
-    scope = {"type": "http", "method": "GET", "headers": [(b"host", asked.encode())]}
-    asyncio.run(SameOrigin(PlainTextResponse("counted"), Access(listens))(scope, receive, send))
-    assert statuses[0] == status
+    sent = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+    scope = {"type": "http", "method": "GET", "headers": sent}
+    asyncio.run(SameOrigin(PlainTextResponse("counted"), access)(scope, receive, send))
+    return statuses[0]
 
 
 def test_health_checks_and_the_page_take_no_token(guarded: LocalServer) -> None:
@@ -105,7 +125,7 @@ def test_other_hosts_reach_the_server_but_not_other_sites_pages(guarded: LocalSe
     own = {**BEARER, "Host": "shelf.example:8080"}
     assert guarded.ask("GET", "/model", headers=own).status == 200
     assert guarded.ask("GET", "/model", headers={**own, "Origin": "https://shelf.example:8080"}).status == 200
-    assert guarded.ask("GET", "/model", headers={**own, "Origin": "http://elsewhere.example"}).status == 403
+    assert guarded.ask("GET", "/ping", headers={"Origin": "http://elsewhere.example"}).status == 403
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect(("192.0.2.1", 9))  # nothing is sent
         address = probe.getsockname()[0]

@@ -247,12 +247,13 @@ class SameOrigin:
 
     Args:
         app: that answers all other requests.
-        access: to the server; one that other machines reach has names of its own, and a token protects it, which
-            foreign pages do not know.
+        access: to the server; one with a token may have names of its own, as behind a proxy, and foreign pages do not
+            know the token.
     """
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
-        self._app, self._names = app, {*_NAMES, access.host} if access.is_local else set()
+        self._app, self._token = app, access.token
+        self._names = {*_NAMES, access.host} if access.is_local and access.token is None else set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse a request, or pass it on."""
@@ -267,7 +268,9 @@ class SameOrigin:
                     headers.setdefault(name, value)
             await send(message)
 
-        sentence = _objection(Headers(scope=scope), self._names)
+        headers = Headers(scope=scope)
+        trusted = self._token is not None and _holds(headers, self._token)
+        sentence = None if trusted else _objection(headers, self._names)
         app = ProblemResponse(Problem(403, sentence)) if sentence else self._app
         await app(scope, receive, send_guarded)
 
@@ -282,18 +285,22 @@ class BearerToken:
     """
 
     def __init__(self, app: ASGIApp, token: str, is_open: Callable[[str], bool]) -> None:
-        self._app, self._token, self._is_open = app, token.encode(), is_open
+        self._app, self._token, self._is_open = app, token, is_open
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse a request, or pass it on."""
         app = self._app
-        if scope["type"] == "http" and not self._is_open(scope["path"]):
-            scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
-            known = hmac.compare_digest(given.strip().encode("latin-1", "replace"), self._token)  # in constant time
-            if scheme.lower() != "bearer" or not known:
-                problem = Problem(401, "This server takes a token; send it in the header Authorization: Bearer TOKEN.")
-                app = ProblemResponse(problem, {"WWW-Authenticate": 'Bearer realm="bincounter"'})
+        closed = scope["type"] == "http" and not self._is_open(scope["path"])
+        if closed and not _holds(Headers(scope=scope), self._token):
+            problem = Problem(401, "This server takes a token; send it in the header Authorization: Bearer TOKEN.")
+            app = ProblemResponse(problem, {"WWW-Authenticate": 'Bearer realm="bincounter"'})
         await app(scope, receive, send)
+
+
+def _holds(headers: Headers, token: str) -> bool:
+    scheme, _, given = headers.get("authorization", "").partition(" ")
+    known = hmac.compare_digest(given.strip().encode("latin-1", "replace"), token.encode())  # in constant time
+    return known and scheme.lower() == "bearer"
 
 
 def _objection(headers: Headers, names: Set[str]) -> str | None:
