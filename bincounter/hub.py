@@ -53,6 +53,14 @@ def parse_hub(name: str | Path) -> HubAddress:
     return HubAddress(*found.groups())
 
 
+def folder_for(name: str | Path, run: Path, log_dir: Path) -> Path:
+    """Folder for files made of a model: its run's, or one under ``log_dir`` for a model of the hub.
+
+    The hub's cache belongs to its library.
+    """
+    return log_dir / "hub" / parse_hub(name).repository if is_hub(name) else run
+
+
 def download(name: str | Path) -> Path:
     """Download a model, or find it in the hub's cache, and return its ``best.ckpt``.
 

@@ -131,10 +131,10 @@ def browser() -> Iterator["Browser"]:
 
 @pytest.fixture
 def run(python: WarmPython) -> Run:
-    """Run ``python ARGUMENTS`` in the repository; ``code=`` is the exit code it must have."""
+    """Run ``python ARGUMENTS`` in the repository or ``cwd``; ``code=`` is the exit code it must have."""
 
-    def run_(*arguments: str, code: int = 0, **env: str) -> subprocess.CompletedProcess[str]:
-        done = python.run(arguments, REPOSITORY, {**environment(), **env})
+    def run_(*arguments: str, code: int = 0, cwd: Path = REPOSITORY, **env: str) -> subprocess.CompletedProcess[str]:
+        done = python.run(arguments, cwd, {**environment(), **env})
         assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from bincounter.config.deploy_schema import target_name
 from bincounter.errors import ConfigError, check_extra
 from bincounter.files import check_writable
-from bincounter.hub import is_hub, parse_hub
+from bincounter.hub import folder_for
 from bincounter.serving.application.answers import Limits
 
 if TYPE_CHECKING:  # what needs numpy or torch is imported on use: --help and refusals are quick
@@ -160,10 +160,7 @@ def place_of(cfg: DictConfig, origin: "CheckpointOrigin") -> Path:
     """Path of the archive of a configuration."""
     if cfg.archive:
         return Path(cfg.archive)
-    folder = origin.folder
-    if is_hub(cfg.ckpt_path):  # the cache belongs to the hub's library
-        folder = Path(cfg.paths.log_dir) / "hub" / parse_hub(cfg.ckpt_path).repository
-    return folder / "endpoint" / "model.tar.gz"
+    return folder_for(cfg.ckpt_path, origin.folder, Path(cfg.paths.log_dir)) / "endpoint" / "model.tar.gz"
 
 
 def _limits(cfg: DictConfig) -> Limits:

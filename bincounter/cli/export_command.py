@@ -8,6 +8,7 @@ from typing import Any
 from bincounter.cli.data_commands import add_data_dir, add_trust, as_path
 from bincounter.errors import UserError
 from bincounter.files import check_writable
+from bincounter.hub import folder_for
 from bincounter.names import escape_name
 
 _SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torchscript": ".pt"}
@@ -38,7 +39,8 @@ def _export(arguments: Namespace) -> int:
     show_log()
     origin = find_run_of_checkpoint(arguments.checkpoint)
     suffix = _SUFFIXES[arguments.to]
-    output: Path = arguments.output or origin.folder / "export" / f"model{suffix}"
+    folder = folder_for(arguments.checkpoint, origin.folder, Path("logs"))
+    output: Path = arguments.output or folder / "export" / f"model{suffix}"
     if output.suffix != suffix:
         raise UserError(f"--output {output} is not a name for --to {arguments.to}: let it end in {suffix}")
     files = [output, output.with_suffix(".bin")] if arguments.to == "openvino" else [output]

@@ -120,6 +120,8 @@ def test_hub_model_is_used_by_all_commands_and_offline(at_hub: AtHub, hub: Hub, 
     paths = [f"paths.{name}_dir={tmp_path / name}" for name in ("log", "cache", "data")]
     done = at_hub("deploy.py", "action=package", "ckpt_path=hf://ada/used", "parity.photos=1", *paths)
     assert Path(done.stdout.strip()) == tmp_path / "log/hub/ada/used/endpoint/model.tar.gz"
+    done = at_hub("-m", "bincounter", "export", "hf://ada/used", "--to", "torchscript", cwd=tmp_path)
+    assert done.stdout.splitlines()[-1] == "logs/hub/ada/used/export/model.pt"
     fit = ("train.py", "data=folders", f"data.source={FOLDERS}", "model=resnet18", "trainer=cpu", *paths)
     done = at_hub(*fit, "model.weights=hf://ada/used@main", code=2)
     assert "model.weights=hf://ada/used@main does not fit this backbone" in done.stderr

@@ -1,5 +1,6 @@
 """Parity gate: an archive whose answers differ from training's is stopped before it is served."""
 
+import errno
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,10 +20,10 @@ from bincounter.data.demo.layout import render
 from bincounter.data.layouts import Folders
 from bincounter.data.scan import scan
 from bincounter.data.shards.packing import pack_files
-from bincounter.errors import DataError, UserError
+from bincounter.errors import DataError, ResourceError, UserError
 from bincounter.report import report_photos
-from bincounter.serving.packing.archive import Package, PackageSettings, package
 from bincounter.serving.application.answers import Limits
+from bincounter.serving.packing.archive import Package, PackageSettings, package
 from bincounter.serving.packing.parity import check_parity
 from bincounter.serving.packing.parity_photos import parity_photos
 from bincounter.serving.packing.tarball import CHECKSUMS, unpack, write_tarball
@@ -81,6 +82,18 @@ def test_bfloat16_has_a_bound_of_its_own(checkpoint: Path, photos: dict[str, byt
     made = package(checkpoint, PackageSettings(tmp_path / "model.tar.gz", precision="bf16", limits=limits))
     parity = check_parity(checkpoint, made.path, photos)
     assert 0 < parity.largest <= parity.bound == 2e-2
+
+
+@pytest.mark.parametrize("writing", ["shutil.copyfileobj", "pathlib.Path.write_bytes"], ids=["unpacks", "photos"])
+def test_a_full_disk_is_reported_with_the_variable_of_its_folder(
+    writing: str, checkpoint: Path, packed: Package, photos: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(writing, fail)
+    with pytest.raises(ResourceError, match=r"\(no space left on device\): free disk space, or set TMPDIR to another"):
+        check_parity(checkpoint, packed.path, photos)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,8 +94,8 @@ def check_parity(
     """
     counter, description = load_counter(checkpoint, trusted)
     expected = _trained(counter, photos, description["image_size"])
-    with tempfile.TemporaryDirectory(prefix="bincounter-parity-") as folder:
-        replies, precision = archive_answers(unpack(archive, Path(folder) / "archive"), photos)
+    with _temporary_folder() as folder:
+        replies, precision = archive_answers(unpack(archive, folder / "archive", key="TMPDIR"), photos)
     return _compared(expected, counter, replies, BOUNDS[precision])
 
 
@@ -138,8 +139,8 @@ def check_score(
     """
     named = {str(number): data for number, (data, _) in enumerate(photos)}
     counter, description = load_counter(checkpoint, trusted)
-    with tempfile.TemporaryDirectory(prefix="bincounter-score-") as folder:
-        replies, _ = archive_answers(unpack(archive, Path(folder) / "archive"), named)
+    with _temporary_folder() as folder:
+        replies, _ = archive_answers(unpack(archive, folder / "archive", key="TMPDIR"), named)
     refused = [reply for reply in replies.values() if reply.status != 200]
     if refused:
         raise UserError(f"A validation photo is refused by the archive ({refused[0].body['error']}); {_ADVICE}")
@@ -251,10 +252,10 @@ def archive_answers(
 
     Raises:
         UserError: the archive cannot be loaded; the message has the last line of the process's stderr.
-        ResourceError: the process was killed, took too long, or could not be started.
+        ResourceError: the process was killed, took too long, or could not be started; or the disk is full.
     """
-    with tempfile.TemporaryDirectory(prefix="bincounter-parity-") as folder:
-        inputs, out = Path(folder) / "photos", Path(folder) / "answers.json"
+    with _temporary_folder() as folder:
+        inputs, out = folder / "photos", folder / "answers.json"
         inputs.mkdir()
         files = {name: f"{number:06}" for number, name in enumerate(photos)}
         for name, file in files.items():
@@ -287,6 +288,23 @@ def archive_answers(
         written = json.loads(out.read_text(encoding="utf-8"))
     answers = {name: ArchiveAnswer(**written["answers"][file]) for name, file in files.items()}
     return answers, written["precision"]
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    """Make a temporary folder for this block.
+
+    Raises:
+        ResourceError: files cannot be written there.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix="bincounter-parity-") as folder:
+            yield Path(folder)
+    except OSError as error:
+        raise ResourceError(
+            f"Temporary files cannot be written ({(error.strerror or str(error)).lower()}): free disk space, or set "
+            "TMPDIR to another folder"
+        ) from error
 
 
 def _difference(name: str, trained: Tensor, reply: ArchiveAnswer, counter: BinCounter, bound: float) -> float:

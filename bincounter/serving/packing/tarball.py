@@ -96,12 +96,13 @@ def _gzipped(content: memoryview) -> Iterator[bytes]:
     yield struct.pack("<II", zlib.crc32(content), len(content) & 0xFFFFFFFF)
 
 
-def unpack(archive: Path, folder: Path) -> Path:
+def unpack(archive: Path, folder: Path, *, key: str = "paths.cache_dir") -> Path:
     """Unpack an archive into a new folder atomically.
 
     Args:
         archive: a ``model.tar.gz``.
         folder: to create; it must not exist yet, or be empty.
+        key: setting or variable that names its place, for the message.
 
     Returns:
         ``folder``.
@@ -127,7 +128,7 @@ def unpack(archive: Path, folder: Path) -> Path:
     except OSError as error:
         raise ResourceError(
             f"{archive} cannot be unpacked into {folder} ({(error.strerror or str(error)).lower()}): free disk "
-            "space, or set paths.cache_dir to another folder"
+            f"space, or set {key} to another folder"
         ) from error
     return folder
 
