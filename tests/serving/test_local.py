@@ -18,11 +18,14 @@ from typing import Any
 
 import psutil
 import pytest
-from archives import COUNTS, photo, unpacked_archive
+from archives import CARD, COUNTS, photo, unpacked_archive
 from local_server import LocalServer, gone, local_server
 from served_runs import checkpoint_alone
 
 from bincounter.errors import BinCounterError, ResourceError, UserError
+from bincounter.serving.local import client
+from bincounter.serving.local.app import read_card
+from bincounter.serving.local.running_servers import Server
 from bincounter.serving.local.server import serve
 from bincounter.serving.packing.archive import PackageSettings, package
 from bincounter.serving.packing.archive_probe import refused_packages
@@ -192,6 +195,31 @@ def test_requests_wait_while_a_killed_worker_is_replaced(served: LocalServer) ->
     assert served.count(photo()).status == 200
     assert served.worker().pid != dead.pid
     assert served.metrics()["bincounter_worker_restarts_total"] == restarts + 1
+
+
+def test_a_photo_is_posted_again_when_the_worker_dies_during_the_upload(
+    served: LocalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send, deaths = client.HTTPConnection.request, [BrokenPipeError(errno.EPIPE, "Broken pipe")]
+
+    def dying(*arguments: Any) -> None:
+        if deaths:
+            raise deaths.pop()
+        send(*arguments)
+
+    server = Server("bincounter", served.port, served.process.pid, served.ask("GET", "/ping").json()["model"])
+    monkeypatch.setattr(client.HTTPConnection, "request", dying)
+    (tmp_path / "1.jpg").write_bytes(photo(1))
+    [answer] = client.post_photos(server, [tmp_path / "1.jpg"], {})
+    assert (answer.count is not None, deaths) == (True, [])
+
+
+def test_scores_are_read_from_the_card_whatever_the_data_set_is_called(tmp_path: Path) -> None:
+    dataset = "dataset:\n      split: test\n      type: image\n      name: squares---\n"
+    card = CARD.replace("dataset: {name: squares, type: image, split: test}\n", dataset)
+    (tmp_path / "README.md").write_text(card)
+    (tmp_path / "model.json").write_text("{}")
+    assert all(score.endswith(" on test photos of squares---") for score in read_card(tmp_path)["scores"].values())
 
 
 def test_workers_are_forked_from_a_template_whose_end_they_survive(served: LocalServer) -> None:

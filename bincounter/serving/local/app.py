@@ -314,5 +314,5 @@ def read_card(folder: Path) -> dict[str, Any]:
 def _results(card: Path) -> list[dict[str, Any]]:
     if not card.is_file():
         return []
-    _, front_matter, _ = card.read_text(encoding="utf-8").split("---\n", 2)
+    _, front_matter, _ = re.split("^---$", card.read_text(encoding="utf-8"), maxsplit=2, flags=re.MULTILINE)
     return [result for model in yaml.safe_load(front_matter).get("model-index", []) for result in model["results"]]

@@ -68,7 +68,7 @@ def _posted(server: Server, content: bytes, headers: Mapping[str, str]) -> tuple
             connection.request("POST", "/invocations", content, {"Content-Type": "application/octet-stream", **headers})
             response = connection.getresponse()
             status, body = response.status, response.read()
-        except ConnectionResetError:  # the worker died; the next request waits for the next worker
+        except (ConnectionResetError, BrokenPipeError):  # the worker died; the next request waits for the next worker
             continue
         except (OSError, HTTPException) as error:
             raise UserError(
