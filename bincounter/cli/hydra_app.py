@@ -36,7 +36,7 @@ from bincounter.cli.hydra_internals import (
     read_arguments,
     split_jobs,
 )
-from bincounter.config.launcher_schema import runs_locally
+from bincounter.config.launcher_schema import check_one_run, runs_locally
 from bincounter.config.overrides import check_overrides, with_recipe
 from bincounter.config.validate import validate
 from bincounter.errors import BinCounterError, ConfigError, Interrupted, Pruned, Stopped, UserError
@@ -286,6 +286,8 @@ def _check_jobs(overrides: list[str], composer: Composer) -> None:
                 raise ConfigError("a sweep runs its jobs on one device each: set trainer.devices=1")
         except ConfigError as error:
             raise ConfigError(f"job {number} ({' '.join(map(mask_argument, job))}): {error}") from None
+    if not runs_locally(cfg.launcher):
+        check_one_run(cfg.launcher, len(jobs))
 
 
 def _print_job_error(error: Exception, number: int, *, searched: bool) -> None:

@@ -13,6 +13,7 @@ from bincounter.cloud.hyperparameters import decode_overrides, encode_overrides
 from bincounter.cloud.instances import gpu_count
 from bincounter.cloud.jobs import JOB_RECORD
 from bincounter.config.aws_names import is_mlflow_arn
+from bincounter.config.launcher_schema import check_one_run
 from bincounter.config.overrides import LAUNCH_KEYS, drop_overrides
 from bincounter.config.quoting import override_of
 from bincounter.config.validate import validate
@@ -153,23 +154,20 @@ def needed_extras(plain: Mapping[str, Any]) -> list[str]:
     return [name for name, is_needed in needed.items() if is_needed]
 
 
-def check_together(planned: Sequence[PlannedJob], settings: Mapping[str, Any]) -> None:
+def check_together(planned: Sequence[PlannedJob], settings: Mapping[str, Any], *, before: int = 0) -> None:
     """Check that the jobs of a launch do not conflict.
 
     Args:
         planned: the jobs.
         settings: ``launcher`` of the launch.
+        before: number of jobs in earlier launches of the same sweep.
 
     Raises:
         ConfigError: jobs share a folder, differ in launcher settings, or are too many at a time.
     """
     if len({one.folder for one in planned}) < len(planned):
         raise ConfigError(f"{len(planned)} jobs would share the folder {planned[0].folder}: add -m for a sweep")
-    if len(planned) > 1 and settings["checkpoint_uri"]:
-        raise ConfigError(
-            f"launcher.checkpoint_uri={settings['checkpoint_uri']} keeps one run, not {len(planned)}: leave "
-            "it out, so that each job has its own folder"
-        )
+    check_one_run(settings, before + len(planned))
     if not settings["wait"] and len(planned) > settings["max_parallel_jobs"]:
         raise ConfigError(
             f"launcher.wait=false starts all {len(planned)} jobs at once, and launcher.max_parallel_jobs is "

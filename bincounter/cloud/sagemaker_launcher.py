@@ -97,7 +97,7 @@ class SageMakerLauncher(Launcher):
         for one in planned:
             one.of_search = self._searches
         self._check_launchable()
-        job_plan.check_together(planned, self._settings)
+        job_plan.check_together(planned, self._settings, before=self._jobs_before)
         for one in planned:
             with _named(one, alone=len(planned) == 1):
                 job_plan.plan_run(one, loader, self._config)

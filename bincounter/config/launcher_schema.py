@@ -99,6 +99,23 @@ def runs_locally(launcher: Any) -> bool:
     return OmegaConf.get_type(launcher) in (LocalConfig, ContainerConfig)
 
 
+def check_one_run(launcher: Mapping[str, Any], jobs: int) -> None:
+    """Check that jobs do not share the folder of one run.
+
+    Args:
+        launcher: settings that the jobs have in common, not those of the local one.
+        jobs: number of all jobs of the command.
+
+    Raises:
+        ConfigError: they would.
+    """
+    if jobs > 1 and launcher["checkpoint_uri"]:
+        raise ConfigError(
+            f"launcher.checkpoint_uri={launcher['checkpoint_uri']} keeps one run, not {jobs}: leave "
+            "it out, so that each job has its own folder"
+        )
+
+
 def check_launcher(cfg: Mapping[str, Any]) -> None:
     """Check the rules of SageMaker, before anything is uploaded or paid for.
 
@@ -109,6 +126,8 @@ def check_launcher(cfg: Mapping[str, Any]) -> None:
         ConfigError: the first error.
     """
     launcher = cfg["launcher"]
+    if launcher["checkpoint_uri"] and cfg["hparams_search"]:
+        raise ConfigError("launcher.checkpoint_uri is for one run, and a search has many: remove it")
     if launcher["max_run"] > _LONGEST_RUN:
         raise ConfigError(f"launcher.max_run={launcher['max_run']} is out of range: it is in seconds, at most 28 days")
     _request(launcher["request"])

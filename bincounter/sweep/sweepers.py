@@ -133,8 +133,6 @@ class TunerSweeper(Sweeper):
                 "hparams_search=sagemaker_tuner runs on SageMaker: remove launcher=local, or use "
                 "hparams_search=optuna, which searches on this machine"
             )
-        if self._config.launcher.checkpoint_uri is not None:
-            raise ConfigError("launcher.checkpoint_uri is for one run, and a search has many: remove it")
         from bincounter.sweep.tuner_search import search
 
         search(plan, self._config, self._context.config_loader, self._launcher)

@@ -231,6 +231,9 @@ def test_multirun_checks_all_jobs_before_the_first_submission(train: Train) -> N
     [
         (["launcher.max_run=3600,7200"], "launcher.max_run is one for all jobs"),
         (["launcher.checkpoint_uri=s3://my-bucket/mine", "seed=0,1"], "keeps one run, not 2"),
+        (["launcher.checkpoint_uri=s3://my-bucket/mine", "seed=0,1", "hydra.sweeper.max_batch_size=1"], "not 2"),
+        (["launcher.checkpoint_uri=s3://my-bucket/mine", "hparams_search=optuna"], "and a search has many"),
+        (["launcher.checkpoint_uri=s3://my-bucket/mine", "hparams_search=sagemaker_tuner"], "and a search has many"),
         (["launcher.wait=false", "seed=range(6)"], "starts all 6 jobs at once"),
     ],
 )
