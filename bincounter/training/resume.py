@@ -203,15 +203,26 @@ def check_unchanged(
     for key in sorted({*old, *new}):
         if old.get(key) == new.get(key) or any(key == free or key.startswith(f"{free}.") for free in FREE):
             continue
-        options = [each for each in arguments if each.startswith("--")]
-        overrides = drop_overrides(arguments[len(options) :], "ckpt_path", "paths", "model.weights")
-        kept = [*options, *map(mask_argument, overrides)]
-        weights = {"model.weights": run / "checkpoints" / "best.ckpt"}
         raise ConfigError(
             f"{key} is {new.get(key, 'absent')} here and {old.get(key, 'absent')} in {run}: a run is resumed with "
-            f"its own configuration; drop the override, or start a new run from its weights with "
-            f"{shell_command('bincounter', 'train', *kept, settings=weights)}"
+            f"its own configuration; drop the override, or {_new_run(run, arguments)}"
         )
+
+
+def _new_run(run: Path, arguments: Sequence[str]) -> str:
+    """Return the advice that starts a new run in place of a resumed one."""
+    if "launcher=container" in arguments:  # whose paths do not exist where the job is submitted
+        return "leave launcher.checkpoint_uri out (or name another) to start a new run"
+    options = [each for each in arguments if each.startswith("--")]
+    overrides = drop_overrides(arguments[len(options) :], "ckpt_path", "paths", "model.weights")
+    command = shell_command(
+        "bincounter",
+        "train",
+        *options,
+        *map(mask_argument, overrides),
+        settings={"model.weights": run / "checkpoints" / "best.ckpt"},
+    )
+    return f"start a new run from its weights with {command}"
 
 
 def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -167,6 +167,10 @@ def test_settings_missing_in_an_older_config_have_their_defaults(undisturbed: Pa
         resume.check_unchanged(before, now, tmp_path)
     now["data"]["progressive"]["start_size"] = None
     resume.check_unchanged(before, now, tmp_path)
+    now["seed"] += 1
+    with pytest.raises(ConfigError, match=r"or leave launcher\.checkpoint_uri out \(or name another\)") as refused:
+        resume.check_unchanged(before, now, tmp_path, ["seed=1", "launcher=container", "ckpt_path=last"])
+    assert "bincounter train" not in str(refused.value)  # the paths of a container exist nowhere else
 
 
 @pytest.mark.parametrize(
