@@ -5,7 +5,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -107,11 +107,14 @@ class JobRunner:
         with self._naming_submitted():
             if self._tasks[0].request is not None:  # an error of the account affects every job: raise it once
                 self._submit(self._tasks[0])
-        with ThreadPoolExecutor(self._at_once) as pool:
+        pool = ThreadPoolExecutor(self._at_once)
+        try:
             futures = [pool.submit(self._run, task) for task in self._tasks]
             stopping = False
             while not self._all_done(futures, stopping=stopping):
                 stopping = True
+        finally:
+            pool.shutdown(wait=False)  # what Ctrl-C leaves behind is told at once
 
     @contextmanager
     def _naming_submitted(self) -> Iterator[None]:
@@ -119,10 +122,23 @@ class JobRunner:
         try:
             yield
         except (BinCounterError, KeyboardInterrupt) as error:
-            submitted = [task.job for task in self._tasks if is_recorded(task.job)]
             if isinstance(error, KeyboardInterrupt):
-                raise Interrupted(self._left_behind(submitted)) from None
+                raise self._interrupted() from None
+            submitted = self._submitted()
             raise _and(error, self._left_behind(submitted)) if submitted else error from None
+
+    def _submitted(self) -> list[Job]:
+        return [task.job for task in self._tasks if is_recorded(task.job)]
+
+    def _interrupted(self) -> Interrupted:
+        """Return the error that says what Ctrl-C has left running, and what it has kept from starting."""
+        submitted = self._submitted()
+        sentence = self._left_behind(submitted)
+        missing = [str(task.job.number) for task in self._tasks if task.job not in submitted]
+        if submitted and missing and not self._rehearsed:
+            left_out = f"{len(missing)} of {len(self._tasks)} jobs were not submitted"
+            sentence += f". {left_out}: launch the values of job {', '.join(missing)} again"
+        return Interrupted(sentence)
 
     def _all_done(self, futures: Sequence["Future[None]"], *, stopping: bool) -> bool:
         """Wait for all jobs, after stopping those that run; return False if Ctrl-C asks to stop them."""
@@ -134,9 +150,9 @@ class JobRunner:
             if not self._rehearsed and not (self._running and ask_to_stop(len(self._running))):
                 self._leave.set()
                 self._stopping.set()
-                wait(futures)
-                submitted = [task.job for task in self._tasks if is_recorded(task.job)]
-                raise Interrupted(self._left_behind(submitted)) from None
+                with suppress(KeyboardInterrupt):
+                    wait(futures)
+                raise self._interrupted() from None
             return False
         for future in futures:
             future.result()
