@@ -67,6 +67,11 @@ class PlannedJob:
     profiler: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def of_trial(self) -> bool:
+        """Return True for a trial of an Optuna study, False for the retraining of its best one."""
+        return OmegaConf.select(self.config, "hparams_search.trial", default=None) is not None
+
+    @property
     def local_source(self) -> Path | None:
         """Return the folder to upload before the job can start."""
         return Path(self.source) if self.source and not is_remote(self.source) else None

@@ -28,6 +28,7 @@ from bincounter.cloud.jobs import (
 from bincounter.config.overrides import drop_overrides, without_recipe
 from bincounter.config.quoting import shell_command
 from bincounter.errors import BinCounterError, Interrupted, Pruned, ResourceError, UserError
+from bincounter.redaction import mask_text
 
 if TYPE_CHECKING:
     from bincounter.cloud.account import Account
@@ -223,7 +224,14 @@ class JobRunner:
     def _check_epoch(self, job: Job, judge: PruningPolicy, line: str, seconds: float) -> None:
         """Stop a job by a log line that ends an epoch, if the policy prunes it; a resumed job logs an epoch twice."""
         scores = epoch_scores(line)
-        if scores is None or not judge(job.number, *scores, seconds) or job.pruned:  # later epochs count as run, too
+        if scores is None:
+            return
+        try:
+            stopped = judge(job.number, *scores, seconds)  # of a pruned job, too: its later epochs count as run
+        except Exception as error:  # such as a study whose database is locked; the job is followed all the same
+            log.warning("%s could not be pruned (%s): it runs on.", job.name, mask_text(repr(error)))
+            return
+        if not stopped or job.pruned:
             return
         job.pruned = True
         job.save()  # keeps the reason of the stop for later commands

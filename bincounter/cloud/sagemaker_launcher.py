@@ -138,7 +138,7 @@ class SageMakerLauncher(Launcher):
             tasks,
             at_once=self._settings["max_parallel_jobs"],
             rehearsed=self._rehearsed,
-            judge=self._judge,
+            judge=self._judge if all(one.of_trial for one in planned) else None,
         )
         if self._searches:
             self._run_trials(runner, tasks)

@@ -68,7 +68,7 @@ class PruningCallback(L.Callback):
         trial: number in the study.
     """
 
-    def __init__(self, make_policy: Callable[[], PruningPolicy], metric: str, trial: int) -> None:
+    def __init__(self, make_policy: Callable[[], PruningPolicy | None], metric: str, trial: int) -> None:
         self._make_policy, self._metric, self._trial = make_policy, metric, trial
         self._policy: PruningPolicy | None = None
 
@@ -104,8 +104,9 @@ def pruning_callbacks(cfg: DictConfig) -> list[L.Callback]:
         return []
     settings: Mapping[str, Any] = OmegaConf.to_container(search, resolve=True)  # type: ignore[assignment]
 
-    def make_policy() -> PruningPolicy:
-        return PruningPolicy(running_trial(url, settings), int(cfg.trainer.max_epochs))
+    def make_policy() -> PruningPolicy | None:
+        trial = running_trial(url, settings)
+        return None if trial is None else PruningPolicy(trial, int(cfg.trainer.max_epochs))
 
     return [PruningCallback(make_policy, pruning_metric(cfg), search.trial)]
 
@@ -128,7 +129,7 @@ def remote_pruning_policy(
         settings: ``hparams_search``, resolved.
         cfg: configuration shared by the trials.
     """
-    policies: dict[int, PruningPolicy] = {}
+    policies: dict[int, PruningPolicy | None] = {}
     lock = threading.Lock()
     metric = pruning_metric(cfg)
 
@@ -136,14 +137,16 @@ def remote_pruning_policy(
         with lock:
             if number not in policies:
                 trial = running_trial(url, {**settings, "trial": number})
-                policies[number] = PruningPolicy(trial, int(trial.params.get(EPOCHS, cfg.trainer.max_epochs)))
-            return metric in scores and policies[number].should_stop(epoch, scores[metric], seconds)
+                epochs = 0 if trial is None else int(trial.params.get(EPOCHS, cfg.trainer.max_epochs))
+                policies[number] = None if trial is None else PruningPolicy(trial, epochs)
+            policy = policies[number]
+            return policy is not None and metric in scores and policy.should_stop(epoch, scores[metric], seconds)
 
     return should_stop
 
 
-def running_trial(url: str, settings: Mapping[str, Any]) -> "Trial":
-    """Open the trial of a job in its sweeper's study."""
+def running_trial(url: str, settings: Mapping[str, Any]) -> "Trial | None":
+    """Open the trial of a job in its sweeper's study; ``None`` if it is not running."""
     import optuna
 
     study = optuna.load_study(
@@ -153,4 +156,5 @@ def running_trial(url: str, settings: Mapping[str, Any]) -> "Trial":
         pruner=make_pruner(settings["pruner"]),
     )
     running = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,))
-    return reopen_trial(study, next(trial for trial in running if trial.number == settings["trial"]))
+    found = next((trial for trial in running if trial.number == settings["trial"]), None)
+    return None if found is None else reopen_trial(study, found)

@@ -1,5 +1,6 @@
 """Jobs followed in this process, on a scripted SageMaker."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,6 +73,18 @@ def tasks(tmp_path: Path) -> list[RunningJob]:
 
 def runner(account: Scripted, tasks: Sequence[RunningJob], judge: Callable[..., bool] | None = None) -> JobRunner:
     return JobRunner(account, tasks, at_once=1, judge=judge)  # type: ignore[arg-type]
+
+
+def test_an_error_of_the_pruner_is_logged_and_the_job_is_followed(
+    tasks: list[RunningJob], caplog: pytest.LogCaptureFixture
+) -> None:
+    def locked(*_: object) -> bool:
+        raise RuntimeError("the database is locked")
+
+    caplog.set_level(logging.WARNING)
+    runner(Scripted(ends=True), tasks[:1], locked).run_all()
+    assert "no more" in str(tasks[0].error)
+    assert "job-0 could not be pruned (RuntimeError('the database is locked'))" in caplog.text
 
 
 def test_ctrl_c_names_the_jobs_that_run_and_those_that_will_not(

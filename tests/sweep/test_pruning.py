@@ -61,3 +61,4 @@ def test_remote_jobs_are_pruned_by_their_epochs(tmp_path: Path) -> None:
     assert study.trials[0].intermediate_values == {1: 0.6, 2: 0.4}
     assert study.trials[0].user_attrs["saved_seconds"] == 6.0
     assert not judge(0, 3, {"val/accuracy": 0.3}, 18.0)  # after its last epoch a trial is complete
+    assert not judge(1, 1, {"val/accuracy": 0.1}, 8.0)  # no trial, but the retraining of the best one
