@@ -56,7 +56,7 @@ class SageMakerLauncher(Launcher):
         self._settings: dict[str, Any] = OmegaConf.to_container(settings, resolve=True)  # type: ignore[assignment]
         self._rehearsed = is_rehearsal(settings)
         self._jobs_before = 0  # in earlier batches of the same sweep
-        self._searches = False  # set by a sweeper that calls prepare_sweep
+        self._priced = False  # by a sweeper that calls prepare_sweep
         self._judge: PruningPolicy | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -75,7 +75,7 @@ class SageMakerLauncher(Launcher):
         """
         from bincounter.cloud.submission import show_cost
 
-        self._searches, self._judge = True, judge
+        self._priced, self._judge = True, judge
         self._check_launchable()
         show_cost(self._settings, trials)
 
@@ -112,6 +112,10 @@ class SageMakerLauncher(Launcher):
         check_config_is_tracked(self._config)
 
     @property
+    def _searches(self) -> bool:
+        return OmegaConf.select(self._config, "hparams_search", default=None) is not None
+
+    @property
     def _listed(self) -> bool:
         """Return True if the command line lists the jobs, instead of a search that chooses them."""
         return str(self._config.hydra.sweeper._target_).endswith(".BasicSweeper")
@@ -124,7 +128,7 @@ class SageMakerLauncher(Launcher):
         dry = bool(OmegaConf.select(self._config, "dry_run", default=False))
         account = Account(self._settings["region"], dry=dry)
         submission = Submission(account, self._settings, REPOSITORY, rehearsed=self._rehearsed)
-        if not self._searches:
+        if not self._priced:
             show_cost(self._settings, len(planned), before=self._jobs_before)
         tasks = self._tasks(planned, account, submission, dry=dry)
         self._jobs_before += len(planned)

@@ -5,23 +5,40 @@ import logging
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 from aws_faults import faults
 from bins import square_bins
 from commands import REPOSITORY, command, environment
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus
+from searches import states, study_of
 
 from bincounter.cli import train_command
+from bincounter.cloud.job_plan import PlannedJob
+from bincounter.cloud.sagemaker_launcher import SageMakerLauncher
+from bincounter.cloud.tuning_job import TuningJob
 from bincounter.config.quoting import override_of
+from bincounter.sweep.distributions import to_optuna
+from bincounter.sweep.search_plan import Plan
+from bincounter.sweep.study import recreate_study, storage_url
 
 ROLE = "launcher.role=arn:aws:iam::123456789012:role/bincounter"
 OFFLINE = ["launcher.region=eu-west-1", "launcher.bucket=my-bucket", ROLE]
 BUCKET = ["data=s3", "data.source=s3://my-bucket/bins"]
 
+RECORD = {
+    "name": "killed",
+    "number": 1,
+    "region": "eu-west-1",
+    "checkpoint_uri": "s3://b/c",
+    "overrides": [],
+    "usd_per_hour": 1.0,
+}
 Train = Callable[..., tuple[str, str]]
 
 
@@ -240,6 +257,58 @@ def test_multirun_checks_all_jobs_before_the_first_submission(train: Train) -> N
 def test_jobs_of_a_multirun_do_not_get_into_each_others_way(overrides: list[str], sentence: str, train: Train) -> None:
     _out, err = train("-m", "launcher=sagemaker", *OFFLINE, *BUCKET, "dry_run=true", *overrides, code=2)
     assert sentence in err.splitlines()[-1]
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> list[PlannedJob]:
+    """The jobs that would be sent; each completes at once, with a score of 0.5."""
+    launched: list[PlannedJob] = []
+
+    def launch(_: SageMakerLauncher, planned: Sequence[PlannedJob]) -> list[JobReturn]:
+        launched.extend(planned)
+        returned = [JobReturn(status=JobStatus.COMPLETED) for _ in planned]
+        for each in returned:
+            each.return_value = 0.5
+        return returned
+
+    monkeypatch.setattr(SageMakerLauncher, "_launch", launch)
+    return launched
+
+
+SEARCH = [
+    "hparams_search=optuna",
+    "launcher=sagemaker_spot",
+    *OFFLINE,
+    "launcher.max_run=600",
+    "trainer=gpu",
+    "data.batch_size=16",
+    "trainer.max_epochs=1",
+]
+
+
+def test_the_killed_retraining_of_a_tuning_job_is_resumed(
+    train: Train, launches: list[PlannedJob], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ended(plan: Plan, *_: object) -> None:
+        job = TuningJob("ended", plan.name, "eu-west-1", 1, 1.0, plan.identity, status="Completed")
+        plan.folder.mkdir()
+        job.save(plan.folder)
+        params, space = {"model.optimizer.lr": 0.1}, to_optuna(plan.parameters)
+        best = optuna.trial.create_trial(value=0.4, params=params, distributions=space)
+        recreate_study(plan, storage_url(None, plan.folder)).add_trial(best)
+
+    bins = square_bins(tmp_path / "bins", photos=20)
+    sweep = tmp_path / "sweep"
+    given = ["hparams_search=sagemaker_tuner", *SEARCH[1:], "data=folders", "model.optimizer.lr=0.1,0.2"]
+    given += ["hparams_search.retrain_best=true", "hparams_search.n_trials=1", f"paths.output_dir={sweep}"]
+    with monkeypatch.context() as patch:
+        patch.setattr("bincounter.sweep.tuner_search.search", ended)
+        train(*given, f"data.source={bins}")
+    (sweep / "best").mkdir()
+    (sweep / "best" / "job.json").write_text(json.dumps(RECORD))  # of the command that was killed
+    train(*given, f"data.source={bins}")
+    (job,) = launches
+    assert job.folder == sweep / "best" and job.of_search
 
 
 def test_a_folder_that_holds_a_run_is_not_written_over(train: Train, tmp_path: Path) -> None:
