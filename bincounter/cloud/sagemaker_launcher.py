@@ -63,20 +63,24 @@ class SageMakerLauncher(Launcher):
         """Store the context and the configuration that Hydra gives every launcher."""
         self._context, self._config = hydra_context, config  # the container has its own task function
 
-    def prepare_sweep(self, trials: int, judge: "PruningPolicy | None") -> None:
+    def prepare_sweep(self, trials: int, judge: "PruningPolicy | None", shared: Sequence[str]) -> None:
         """Announce a search that chooses trial by trial, before it chooses the first.
 
         Args:
             trials: number of trials at most; the price ceiling of all of them is logged, once.
             judge: called with each epoch's scores, from the threads that follow the jobs.
+            shared: overrides of every trial.
 
         Raises:
             ConfigError: no trial could be launched.
         """
+        from bincounter.cloud import job_plan
         from bincounter.cloud.submission import show_cost
 
         self._priced, self._judge = True, judge
         self._check_launchable()
+        loader = self._context.config_loader
+        job_plan.plan_run(job_plan.compose_job(loader, self._config, shared, 0), loader, self._config)
         show_cost(self._settings, trials)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
@@ -98,11 +102,24 @@ class SageMakerLauncher(Launcher):
             one.of_search = self._searches
         self._check_launchable()
         job_plan.check_together(planned, self._settings, before=self._jobs_before)
+        refused: dict[int, ConfigError] = {}
         for one in planned:
-            with _named(one, alone=len(planned) == 1):
-                job_plan.plan_run(one, loader, self._config)
-        with rehearsal_environment(rehearsed=self._rehearsed):
-            return self._launch(planned)
+            try:
+                with _named(one, alone=len(planned) == 1 or self._searches):
+                    job_plan.plan_run(one, loader, self._config)
+            except ConfigError as error:
+                if not self._searches or self._dry:
+                    raise
+                refused[one.number] = error  # a failed trial: others have other values
+        accepted = [one for one in planned if one.number not in refused]
+        launched: Iterator[JobReturn] = iter(())
+        if accepted:
+            with rehearsal_environment(rehearsed=self._rehearsed):
+                launched = iter(self._launch(accepted))
+        return [
+            _returned(one, JobStatus.FAILED, refused[one.number]) if one.number in refused else next(launched)
+            for one in planned
+        ]
 
     def _check_launchable(self) -> None:
         from bincounter.cloud.job_plan import check_config_is_tracked
@@ -110,6 +127,10 @@ class SageMakerLauncher(Launcher):
         if not self._settings["wait"] and not self._listed:
             raise ConfigError("launcher.wait=false gives a sweeper no results to choose by: remove it")
         check_config_is_tracked(self._config)
+
+    @property
+    def _dry(self) -> bool:
+        return bool(OmegaConf.select(self._config, "dry_run", default=False))
 
     @property
     def _searches(self) -> bool:
@@ -125,7 +146,7 @@ class SageMakerLauncher(Launcher):
         from bincounter.cloud.job_runner import JobRunner, attach_command
         from bincounter.cloud.submission import Submission, show_cost
 
-        dry = bool(OmegaConf.select(self._config, "dry_run", default=False))
+        dry = self._dry
         account = Account(self._settings["region"], dry=dry)
         submission = Submission(account, self._settings, REPOSITORY, rehearsed=self._rehearsed)
         if not self._priced:

@@ -10,7 +10,7 @@ from hydra.plugins.launcher import Launcher
 from optuna import Study, create_study, get_all_study_names
 from optuna.trial import FrozenTrial, TrialState
 
-from bincounter.errors import BinCounterError, Interrupted, ResourceError, Stopped
+from bincounter.errors import BinCounterError, ConfigError, Interrupted, ResourceError, Stopped
 from bincounter.files import check_writable
 from bincounter.number_format import format_score
 from bincounter.sweep import trials
@@ -29,7 +29,7 @@ from bincounter.sweep.study import (
     storage_url,
 )
 from bincounter.sweep.trial_queue import QueuedTrial, SweeperLock, TrialQueue
-from bincounter.sweep.trials import Outcome, job_overrides, trial_attributes, with_objectives
+from bincounter.sweep.trials import Outcome, common_overrides, job_overrides, trial_attributes, with_objectives
 from bincounter.sweep.warm_start import add_earlier_trials, check_earlier_searches
 
 log = logging.getLogger(__name__)
@@ -121,7 +121,7 @@ def _prepare(launcher: Launcher, plan: Plan, to_come: int, url: str) -> None:
         from bincounter.sweep.pruning import remote_pruning_policy
 
         policy = remote_pruning_policy(url, {**plan.settings, "study_name": plan.name}, plan.cfg)
-    prepare(to_come + bool(plan.settings["retrain_best"]), policy)
+    prepare(to_come + bool(plan.settings["retrain_best"]), policy, common_overrides(plan))
 
 
 def _resume_hint(event: str, queue: TrialQueue) -> str:
@@ -145,13 +145,24 @@ class _TrialLoop:
         return self._queue.take(self._plan.settings["n_jobs"])
 
     def _run_batch(self, batch: Sequence[QueuedTrial]) -> None:
+        outcomes: dict[Any, Outcome | None]
         outcomes = {each.folder: trials.read_outcome(each.folder) for each in batch}  # of jobs that outlived a sweeper
-        if coming := [each for each in batch if outcomes[each.folder] is None]:
+        coming = [each for each in batch if outcomes[each.folder] is None]
+        outcomes |= {each.folder: self._refusal(each) for each in coming}
+        if coming := [each for each in coming if outcomes[each.folder] is None]:
             outcomes |= self._launch(coming)
         for each in batch:
             outcome = outcomes[each.folder]
             assert outcome is not None
             self._finish(each, with_objectives(self._plan, outcome, each.folder))
+
+    def _refusal(self, queued: QueuedTrial) -> Outcome | None:
+        """Return the outcome of a trial whose values exclude each other, which no later start could launch."""
+        try:
+            self._plan.check_values(values_of(queued.trial.params, self._plan.parameters))
+        except ConfigError as error:
+            return trials.outcome_of_error(error)
+        return None
 
     def _launch(self, batch: Sequence[QueuedTrial]) -> "dict[Any, Outcome | None]":
         """Launch jobs and return their outcomes: from trial.json, or from the launcher's return value."""

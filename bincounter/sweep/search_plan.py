@@ -4,17 +4,19 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from bincounter.cloud.sagemaker_launcher import is_rehearsal
 from bincounter.config.checks import check_bounds, metric_mode
 from bincounter.config.launcher_schema import runs_locally
-from bincounter.config.overrides import drop_overrides, setting_hints, without_recipe
+from bincounter.config.overrides import drop_overrides, setting_hints, without_recipe, wrong_value
 from bincounter.config.quoting import keep_text, override_of, search_path, shell_command
 from bincounter.config.search_schema import check_search
 from bincounter.config.train_schema import ProgressiveConfig, TrainConfig
@@ -60,6 +62,7 @@ class Plan:
         folder: folder of the sweep.
         metrics: names of the objectives.
         directions: ``minimize`` or ``maximize``, one per objective.
+        compose: composes the configuration of a trial from the overrides of its values.
         search_path: options of the command line that name folders of configuration files.
         identity: digests by name; a search with other ones is not resumed.
     """
@@ -75,12 +78,26 @@ class Plan:
     metrics: list[str]
     directions: list[Direction]
     identity: Mapping[str, str]
+    compose: Callable[[list[str]], DictConfig]
     search_path: Sequence[str] = ()
 
     @property
     def scored_in_folder(self) -> bool:
         """Return True if objectives are in ``metrics.json``: a job returns only its ``optimized_metric``."""
         return self.own and self.metrics != [self.cfg.optimized_metric]
+
+    def check_values(self, values: Mapping[str, Any]) -> None:
+        """Check that a run accepts the values of a trial together; each alone was checked with the space.
+
+        Raises:
+            ConfigError: it does not.
+        """
+        try:
+            cfg = self.compose([override_of(key, value) for key, value in values.items()])
+            if self.own:
+                validate(cfg)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(wrong_value(error)) from None
 
     def command(self, values: Mapping[str, Any]) -> str:
         """Return the shell command of a single run with a trial's values."""
@@ -148,6 +165,7 @@ def read_plan(config: DictConfig, settings: DictConfig, arguments: list[str], lo
         metrics=metrics,
         directions=directions,
         identity=identity,
+        compose=compose,
         search_path=search_path(config.hydra),
     )
 

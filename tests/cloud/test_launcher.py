@@ -286,6 +286,21 @@ SEARCH = [
 ]
 
 
+def test_values_that_exclude_each_other_fail_a_trial_and_the_search_goes_on(
+    train: Train, launches: list[PlannedJob], tmp_path: Path
+) -> None:
+    grid = ["model/optimizer=adamw,sgd", "+model.optimizer.amsgrad=true,false", "trainer.devices=1,8"]
+    fixed = ["hparams_search/sampler=grid", "hparams_search.max_failure_rate=1", "model.optimizer.lr=0.1"]
+    place = f"paths.output_dir={tmp_path / 'sweep'}"
+    train(*SEARCH, *BUCKET, *grid, *fixed, "hparams_search.n_jobs=2", place)
+    assert len(launches) == 2
+    trials = study_of(f"sqlite:///{tmp_path / 'sweep' / 'study.db'}").trials
+    assert sorted(states(trials)) == ["COMPLETE"] * 2 + ["FAIL"] * 6
+    errors = [trial.user_attrs["error"] for trial in trials if trial.state.name == "FAIL"]
+    assert sum("amsgrad" in error for error in errors) == 4
+    assert sum("trainer.devices=8 is more than the 1 of" in error for error in errors) == 2
+
+
 def test_the_killed_retraining_of_a_tuning_job_is_resumed(
     train: Train, launches: list[PlannedJob], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
