@@ -27,6 +27,7 @@ from bincounter.sweep.study import (
     open_study,
     silence_optuna,
     storage_url,
+    translate_storage_errors,
 )
 from bincounter.sweep.trial_queue import QueuedTrial, SweeperLock, TrialQueue
 from bincounter.sweep.trials import Outcome, common_overrides, job_overrides, trial_attributes, with_objectives
@@ -59,7 +60,7 @@ def search(plan: Plan, launcher: Launcher) -> None:
     new = plan.settings["storage"] is None and not (plan.folder / "study.db").exists()
     if new:
         _check(plan, sampling, launcher, url)  # before any file is written
-    with SweeperLock(plan.folder) as ownership:
+    with SweeperLock(plan.folder) as ownership, translate_storage_errors(url):
         with ownership.exclusive():
             storage = open_storage(url)
             begun = plan.name in get_all_study_names(storage)

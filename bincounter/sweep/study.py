@@ -11,7 +11,8 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,13 +88,35 @@ def open_storage(url: str) -> "BaseStorage":
             "name another database"
         ) from None
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        reason = mask_secrets(first_line(getattr(cause, "orig", cause)))
         raise ResourceError(
-            f"the study at {shown} cannot be opened ({reason}): check that it exists and is writable"
+            f"the study at {shown} cannot be opened ({_cause(error)}): check that it exists and is writable"
         ) from None
+
+
+@contextmanager
+def translate_storage_errors(url: str) -> Iterator[None]:
+    """Translate the errors of an open storage, such as a full disk or a lost connection.
+
+    Raises:
+        ResourceError: the study cannot be read or written.
+    """
+    import optuna
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        raise ResourceError(
+            f"the study at {mask_secrets(url)} cannot be read or written ({_cause(error)}): free some space, or bring "
+            "its database back, then repeat the command to resume the search"
+        ) from None
+
+
+def _cause(error: BaseException) -> str:
+    """Return the database's own message, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return mask_secrets(first_line(getattr(error, "orig", error)))
 
 
 def silence_optuna() -> None:

@@ -7,7 +7,7 @@ from commands import environment
 from warm_python import Started, WarmPython
 
 APP = """
-import sys, time
+import sqlite3, sys, time
 from pathlib import Path
 import hydra
 from omegaconf import DictConfig
@@ -17,6 +17,9 @@ def app(cfg: DictConfig):
     with Path(cfg.log).open("a") as log:
         log.write(f"{cfg.x}\\n")
     time.sleep(float(cfg.get("sleep", 0)))
+    if "loses" in cfg:
+        with sqlite3.connect(cfg.loses) as study:
+            study.execute("DROP TABLE trials")
     if cfg.x < cfg.get("fails_below", -1):
         raise ValueError(f"x is {cfg.x}\\nand more")
     if cfg.get("returns") == "nothing":

@@ -116,6 +116,13 @@ def test_a_search_of_failures_ends_early(search: Search) -> None:
     )
 
 
+def test_a_database_lost_in_a_search_is_one_sentence(search: Search, tmp_path: Path) -> None:
+    said = search.run(f"+loses={tmp_path / 'sweep' / 'study.db'}", n_trials=2, code=1)
+    (told,) = [line for line in said.splitlines() if line.startswith("Error: ")]
+    assert "the study at sqlite:///" in told and "then repeat the command to resume the search" in told
+    assert "Traceback" not in said
+
+
 def test_a_grid_ends_with_its_last_value_and_keeps_its_failures(search: Search) -> None:
     search.run(GRID, "+x=range(0,3)", "+y=choice(a,b)", "+fails_below=1", n_trials=50, max_failure_rate=1)
     assert sorted((trial.params["+x"], trial.params["+y"], trial.state.name) for trial in search.trials) == [
