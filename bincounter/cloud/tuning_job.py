@@ -51,7 +51,7 @@ class TuningJob:
         region: of the job.
         trials: requested number of trials.
         usd_per_hour: of all instances of one trial, on demand.
-        identity: digests of the search, see bincounter.sweep.search_plan.
+        identity: signature of the search, see bincounter.sweep.search_plan.
         status: ``InProgress``, or the final status.
         instance_type: of a trial, such as ``ml.g5.xlarge``; empty in a record that an earlier version wrote.
         instance_count: instances of a trial.
@@ -64,7 +64,7 @@ class TuningJob:
     region: str
     trials: int
     usd_per_hour: float
-    identity: Mapping[str, str]
+    identity: Mapping[str, Any]
     status: str = "InProgress"
     instance_type: str = ""
     instance_count: int = 1

@@ -98,8 +98,9 @@ def _check(plan: Plan, sampling: SamplerFactory, launcher: Launcher, url: str) -
     """Check that a search can run."""
     check_writable(plan.folder, folder=True)
     check_earlier_searches(plan)
+    assert plan.signature  # of the photos, which may be missing
     if plan.own:
-        check_batch_sizes(plan.parameters, plan.cfg)
+        check_batch_sizes(plan)
     _prepare(launcher, plan, sampling.total(plan.settings["n_trials"]), url)
 
 

@@ -4,8 +4,9 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,6 +31,9 @@ from bincounter.training.resume import FREE
 if TYPE_CHECKING:
     from hydra.core.config_loader import ConfigLoader
 
+DATA_SET = "data set"
+"""Part of a signature: the digest of the photos and labels read on this machine, and their address in a bucket."""
+_CHOOSE_PHOTOS = ("data", "experiment", "data.source", "data.layout", "data.layout.ids", "data.corrections")
 _TPE = {"_target_": "optuna.samplers.TPESampler"}
 EPOCHS = "trainer.max_epochs"
 _YOUNGER: dict[str, Any] = {
@@ -64,7 +68,7 @@ class Plan:
         directions: ``minimize`` or ``maximize``, one per objective.
         compose: composes the configuration of a trial from the overrides of its values.
         search_path: options of the command line that name folders of configuration files.
-        identity: digests by name; a search with other ones is not resumed.
+        identity: digests by name, which name the study; a search with other ones is not resumed.
     """
 
     own: bool
@@ -80,6 +84,34 @@ class Plan:
     identity: Mapping[str, str]
     compose: Callable[[list[str]], DictConfig]
     search_path: Sequence[str] = ()
+
+    @cached_property
+    def signature(self) -> Mapping[str, Any]:
+        """The identity, and what a resumed search must have in common without being named by it."""
+        if not self.own:
+            return self.identity
+        source = self.cfg.data.source
+        address = source.rstrip("/") if source is not None and is_remote(source) else None
+        read_here = self.local or (source is not None and address is None)
+        if any(parameter.key.lstrip("+") in _CHOOSE_PHOTOS for parameter in self.parameters):
+            read_here, address = False, None  # trials differ in their photos, which the space names
+        return {
+            **self.identity,
+            DATA_SET: [self.photos[1] if read_here else None, address],
+            "trainer.max_time": self.cfg.trainer.get("max_time"),
+        }
+
+    @cached_property
+    def photos(self) -> tuple[int, str]:
+        """Number of training photos and digest of the data set, wherever it is; reads the photos on this machine."""
+        from bincounter.training.run import data_module
+
+        data = data_module(self.cfg)
+        if self.local:
+            data.prepare()  # the trials reuse the result
+            return len(data.training), data.manifest.digest
+        number = round(len(data.find()) * self.cfg.data.split.fractions[0])
+        return number, data.manifest.digest
 
     @property
     def scored_in_folder(self) -> bool:
@@ -279,22 +311,19 @@ def _folder(config: DictConfig, name: str, *, own: bool) -> Path:
     return (Path(config.paths.log_dir) / "sweeps" if own else Path("multirun")) / name
 
 
-def check_batch_sizes(parameters: Iterable[Parameter], cfg: DictConfig) -> None:
+def check_batch_sizes(plan: Plan) -> None:
     """Check that batch sizes do not exceed the number of training photos: such trials would all be equal.
-
-    Args:
-        parameters: the space.
-        cfg: configuration shared by the trials.
 
     Raises:
         ConfigError: the largest batch size exceeds the number of photos.
         DataError: the photos cannot be read.
     """
-    parameter = next((parameter for parameter in parameters if parameter.key == "data.batch_size"), None)
-    photos = None if parameter is None else _training_photos(cfg)
-    if parameter is None or photos is None:
+    parameter = next((parameter for parameter in plan.parameters if parameter.key == "data.batch_size"), None)
+    source = plan.cfg.data.source
+    if parameter is None or not (plan.local or source is None or not is_remote(source)):  # only a job reads them
         return
     largest = parameter.high if isinstance(parameter, Interval) else max(parameter.values)
+    photos, _ = plan.photos
     if largest > photos:
         fitting = [str(2**power) for power in range(10) if 2**power <= max(photos // 2, 1)][-3:]
         raise ConfigError(
@@ -303,14 +332,13 @@ def check_batch_sizes(parameters: Iterable[Parameter], cfg: DictConfig) -> None:
         )
 
 
-def _training_photos(cfg: DictConfig) -> int | None:
-    """Return the number of training photos, or ``None`` if only a job on SageMaker reads them."""
-    from bincounter.training.run import data_module
+def changed_parts(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return the names of what differs between two signatures, but for what an earlier version did not store."""
+    return [name for name in now if name in before and not _agree(name, before[name], now[name])]
 
-    data = data_module(cfg)
-    if runs_locally(cfg.launcher):
-        data.prepare()  # the trials reuse the result
-        return len(data.training)
-    if cfg.data.source is not None and is_remote(cfg.data.source):
-        return None
-    return round(len(data.find()) * cfg.data.split.fractions[0])
+
+def _agree(name: str, before: Any, now: Any) -> bool:
+    if name == DATA_SET:  # compared by its digest if both have one, else by its address
+        (digest, address), (digest_now, address_now) = before, now
+        return digest == digest_now if digest and digest_now else address == address_now
+    return before == now

@@ -20,6 +20,7 @@ from bincounter.config.checks import check_target, import_target
 from bincounter.errors import ConfigError, ResourceError, first_line
 from bincounter.redaction import mask_secrets
 from bincounter.sweep.distributions import to_optuna
+from bincounter.sweep.search_plan import changed_parts
 from bincounter.sweep.search_space import Choice, Interval, Space
 
 if TYPE_CHECKING:
@@ -148,12 +149,13 @@ def open_study(plan: "Plan", storage: "BaseStorage", pruner: "BasePruner") -> "S
     before = study.user_attrs.get(_SEARCH)
     if before is None:
         study.set_user_attr(_OBJECTIVES, plan.metrics)
-        study.set_user_attr(_SEARCH, dict(plan.identity))
-    elif before != dict(plan.identity):
+    elif changed_parts(before, plan.signature):
         raise ConfigError(
-            f"the search {plan.name} has another {_changed(before, plan.identity)}: repeat its command unchanged, or "
+            f"the search {plan.name} has another {_changed(before, plan.signature)}: repeat its command unchanged, or "
             "set another hparams_search.study_name and paths.output_dir"
         )
+    if before is None or not plan.signature.keys() <= before.keys():  # an earlier version stored fewer
+        study.set_user_attr(_SEARCH, {**plan.signature, **(before or {})})
     return study
 
 
@@ -167,8 +169,8 @@ def recreate_study(plan: "Plan", url: str) -> "Study":
     return open_study(plan, storage, optuna.pruners.NopPruner())
 
 
-def _changed(before: Mapping[str, str], now: Mapping[str, str]) -> str:
-    return " and ".join(name for name in now if before.get(name) != now[name]) or "name"
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    return " and ".join(changed_parts(before, now)) or "name"
 
 
 def objectives(study: "Study") -> Sequence[str]:

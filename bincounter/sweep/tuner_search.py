@@ -37,7 +37,7 @@ from bincounter.config.quoting import override_of
 from bincounter.errors import ConfigError, ResourceError
 from bincounter.sweep.distributions import from_sagemaker, params_of, to_optuna, to_sagemaker
 from bincounter.sweep.retraining import report_results, retrain_best
-from bincounter.sweep.search_plan import Plan, check_batch_sizes, most_epochs
+from bincounter.sweep.search_plan import Plan, changed_parts, check_batch_sizes, most_epochs
 from bincounter.sweep.search_space import Interval, Parameter, log_search_space
 from bincounter.sweep.study import recreate_study, silence_optuna, storage_url
 from bincounter.sweep.trial_queue import SweeperLock
@@ -130,7 +130,7 @@ class _Tuner:
         with rehearsal_environment(rehearsed=self.rehearsed):
             account, job = self._existing_job()
             if job is None:
-                check_batch_sizes(plan.parameters, plan.cfg)
+                check_batch_sizes(plan)
                 job = self._submitted(account)
             if not self._settings["wait"]:
                 log.info("%s is running; the same command with launcher.wait=true follows it.", job.name)
@@ -194,7 +194,7 @@ class _Tuner:
             region=account.region,
             trials=self._tuning.trials,
             usd_per_hour=task.job.usd_per_hour,
-            identity=dict(self._plan.identity),
+            identity=dict(self._plan.signature),
             instance_type=task.job.instance_type,
             instance_count=task.job.instance_count,
             price_origin=task.job.price_origin,
@@ -211,7 +211,7 @@ class _Tuner:
     def _check_identity(self, job: TuningJob) -> None:
         """Check that a recorded tuning job is of this search."""
         plan = self._plan
-        if (job.study, dict(job.identity)) != (plan.name, dict(plan.identity)):
+        if job.study != plan.name or changed_parts(job.identity, plan.signature):
             raise ConfigError(
                 f"{plan.folder} holds the search {job.study} of {job.name}, which differs: repeat its command "
                 "unchanged, or set another paths.output_dir or hparams_search.study_name"

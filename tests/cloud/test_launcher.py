@@ -301,11 +301,29 @@ def test_values_that_exclude_each_other_fail_a_trial_and_the_search_goes_on(
     assert sum("trainer.devices=8 is more than the 1 of" in error for error in errors) == 2
 
 
+def test_a_search_is_resumed_with_its_photos_wherever_they_are(
+    train: Train, launches: list[PlannedJob], tmp_path: Path
+) -> None:
+    ours, theirs = square_bins(tmp_path / "ours", photos=20), square_bins(tmp_path / "theirs", photos=24)
+
+    def search(source: Path, n_trials: int, *more: str, code: int = 0) -> str:
+        given = ["data=folders", f"data.source={source}", "model.optimizer.lr=0.1,0.2", *more]
+        given += [f"hparams_search.n_trials={n_trials}"]
+        return train(*SEARCH, *given, code=code)[1]
+
+    search(ours, 1)
+    assert len(launches) == 1
+    assert "has another data set: repeat its command" in search(theirs, 1, code=2)
+    assert "has another trainer.max_time: repeat" in search(ours, 1, "trainer.max_time=00:01:00:00", code=2)
+    search(ours.rename(tmp_path / "moved"), 2)
+    assert [job.number for job in launches] == [0, 1]
+
+
 def test_the_killed_retraining_of_a_tuning_job_is_resumed(
     train: Train, launches: list[PlannedJob], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def ended(plan: Plan, *_: object) -> None:
-        job = TuningJob("ended", plan.name, "eu-west-1", 1, 1.0, plan.identity, status="Completed")
+        job = TuningJob("ended", plan.name, "eu-west-1", 1, 1.0, plan.signature, status="Completed")
         plan.folder.mkdir()
         job.save(plan.folder)
         params, space = {"model.optimizer.lr": 0.1}, to_optuna(plan.parameters)
@@ -324,6 +342,8 @@ def test_the_killed_retraining_of_a_tuning_job_is_resumed(
     train(*given, f"data.source={bins}")
     (job,) = launches
     assert job.folder == sweep / "best" and job.of_search
+    other = square_bins(tmp_path / "other", photos=24)
+    assert "which differs: repeat its command" in train(*given, f"data.source={other}", code=2)[1]
 
 
 def test_a_folder_that_holds_a_run_is_not_written_over(train: Train, tmp_path: Path) -> None:
