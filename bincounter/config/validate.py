@@ -92,9 +92,10 @@ def _callback(key: str, node: Mapping[str, Any]) -> None:
     if kind == "EMAWeightAveraging":
         Bound(ge=0, le=1).check(f"{key}.decay", node.get("decay", 0))
         Bound(ge=1).check(f"{key}.update_every_n_steps", node.get("update_every_n_steps", 1))
-    if kind == "EarlyStopping" and "monitor" in node:
-        known = ["train/loss", "val/loss", *(f"val/{each}" for each in METRICS)]
-        check_choice(f"{key}.monitor", node["monitor"], known)
+    # train/loss is that of the last tenth batch, and a resumed epoch may have none.
+    if "monitor" in node and (kind == "EarlyStopping" or node["monitor"] == "train/loss"):
+        known = ["val/loss", *(f"val/{each}" for each in METRICS)]
+        check_choice(f"{key}.monitor", node["monitor"], known, ", which are of all validation photos")
 
 
 def _data(data: Mapping[str, Any], *, training: bool) -> None:

@@ -290,6 +290,7 @@ def test_debug_groups_run(debug: str, bins: Path, train: Run, tmp_path: Path) ->
             "refused by torch.optim.SGD: Nesterov momentum requires",
         ),
         (["callbacks=early_stopping", "callbacks.early_stopping.monitor=val/acc"], "monitor=val/accuracy?"),
+        (["callbacks=early_stopping", "callbacks.early_stopping.monitor=train/loss"], "train/loss is not one of val/loss"),
         (["-m", "ckpt_path=a,b"], "resume one at a time"),
         (["model.backbone.nam=resnet18"], "did you mean 'model.backbone.name'?"),
         (["model.backbone._target_=no.such.thing"], "is not callable"),
