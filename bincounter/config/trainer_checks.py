@@ -34,11 +34,6 @@ def check_trainer(trainer: Mapping[str, Any], model: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"trainer.max_time={trainer['max_time']} is not days:hours:minutes:seconds, as in 00:01:30:00"
         )
-    interval = trainer.get("val_check_interval")
-    if interval not in (None, 1.0):
-        raise ConfigError(
-            "trainer.val_check_interval is fixed: runs validate as epochs end (trainer.check_val_every_n_epoch)"
-        )
     several = "ddp" in str(trainer.get("strategy", "")) or str(trainer.get("devices", 1)) != "1"
     if several and model["trained"] == "gradual":
         raise ConfigError(
@@ -65,7 +60,8 @@ def check_accelerator(trainer: Mapping[str, Any]) -> None:
 def _overridden(trainer: Mapping[str, Any]) -> None:
     """Refuse arguments of the Trainer that would have no effect, or leave nothing to train or to choose by."""
     for key, (taken, instead) in _NOT_OF_THE_TRAINER.items():
-        if key in trainer and trainer[key] not in (None, taken):
+        # 1 is one batch, 1.0 is all of them.
+        if repr(trainer.get(key)) not in ("None", repr(taken)):
             raise ConfigError(f"+trainer.{key} has no effect here: {instead}")
     for key, side in (("limit_train_batches", "train on"), ("limit_val_batches", "choose the best checkpoint by")):
         if key in trainer and trainer[key] is not None and not trainer[key] > 0:
@@ -97,6 +93,7 @@ _NOT_OF_THE_TRAINER = {
     ),
     "num_sanity_val_steps": (0, "the configuration is checked before a run; for one batch of each, add debug=fdr"),
     "use_distributed_sampler": (False, "the data module shares the photos out itself"),
+    "val_check_interval": (1.0, "runs validate as epochs end, see trainer.check_val_every_n_epoch"),
     "limit_test_batches": (1.0, "scores are of all photos; choose them with data.split.fractions"),
     "limit_predict_batches": (1.0, "scores are of all photos; choose them with data.split.fractions"),
 }

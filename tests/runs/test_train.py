@@ -318,6 +318,8 @@ def test_debug_groups_run(debug: str, bins: Path, train: Run, tmp_path: Path) ->
         (["+trainer.enable_checkpointing=false"], "has no effect here: a run always keeps best.ckpt and last.ckpt"),
         (["+trainer.logger=false"], "has no effect here: choose loggers by the group logger"),
         (["+trainer.callbacks=[]"], "has no effect here: choose them by the group callbacks"),
+        (["+trainer.val_check_interval=1"], "has no effect here: runs validate as epochs end"),
+        (["+trainer.limit_test_batches=1"], "has no effect here: scores are of all photos"),
         (["+trainer.default_root_dir=x"], "name the run's folder with paths.output_dir"),
         (["+trainer.limit_val_batches=0"], "leaves nothing to choose the best checkpoint by"),
         (["+trainer.limit_train_batches=0.0"], "leaves nothing to train on"),
