@@ -72,6 +72,13 @@ def _overridden(trainer: Mapping[str, Any]) -> None:
             f"trainer.check_val_every_n_epoch={every} with trainer.max_epochs={epochs} never validates, and the best "
             f"checkpoint is chosen by validation: write {epochs} or less"
         )
+    if (trainer.get("min_epochs") or 0) > epochs:
+        raise ConfigError(
+            f"trainer.min_epochs={trainer['min_epochs']} is above trainer.max_epochs={epochs}: lower it, or raise the "
+            "other"
+        )
+    if trainer.get("gradient_clip_algorithm") is not None and trainer.get("gradient_clip_val") is None:
+        raise ConfigError("+trainer.gradient_clip_algorithm has no effect here: set trainer.gradient_clip_val, too")
     if trainer.get("max_steps") is not None and trainer["max_steps"] < 1 and trainer["max_steps"] != -1:
         raise ConfigError(f"trainer.max_steps={trainer['max_steps']} does not train: write 1 or more, or -1")
     strategy = trainer.get("strategy")

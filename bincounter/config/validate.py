@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -66,6 +65,7 @@ def validate(cfg: DictConfig) -> None:
     check_trainer(plain["trainer"], plain["model"])
     if plain["train"]:
         _sharpness(plain)
+        _averaging(plain)
     check_debugger(plain["debugger"])
     check_smdebug(plain["debugger"], here=here)
     check_profiler(plain["profiler"], plain["trainer"])
@@ -157,11 +157,12 @@ def _model(model: Mapping[str, Any], data: Mapping[str, Any]) -> None:
     if "lr" in model["optimizer"]:
         Bound(gt=0).check("model.optimizer.lr", model["optimizer"]["lr"])
     try:  # what torch checks itself, such as Nesterov momentum without momentum
-        instantiate(dict(model["optimizer"]), params=[Parameter(zeros(1))])
-    except InstantiationException as error:
-        raise ConfigError(
-            f"model.optimizer is refused by {model['optimizer']['_target_']}: {error.__cause__}"
-        ) from None
+        # In two groups, as a model's.
+        groups = [{"params": [Parameter(zeros(1, 1))]}, {"params": [Parameter(zeros(1))], "weight_decay": 0.0}]
+        instantiate(dict(model["optimizer"]), _partial_=True)(groups)
+    except Exception as error:  # also those of an optimizer of one's own
+        cause = error.__cause__ or error
+        raise ConfigError(f"model.optimizer is refused by {model['optimizer']['_target_']}: {cause}") from None
 
 
 def _run(cfg: Mapping[str, Any]) -> None:
@@ -191,6 +192,16 @@ def _sharpness(cfg: Mapping[str, Any]) -> None:
         if refused:
             raise ConfigError(
                 f"model/optimizer=sam does not work with {key}={value}: set {key}={instead}, or model/optimizer=adamw"
+            )
+
+
+def _averaging(cfg: Mapping[str, Any]) -> None:
+    """Refuse an average whose updates are smaller than half of the last digit of its numbers: it never moves."""
+    for name, node in (cfg["callbacks"] or {}).items():
+        if node and node["_target_"].endswith(".EMAWeightAveraging") and cfg["trainer"].get("precision") == "bf16-true":
+            raise ConfigError(
+                f"callbacks.{name} does not work with trainer.precision=bf16-true: set trainer.precision=bf16-mixed, "
+                f"or remove {name} from callbacks"
             )
 
 

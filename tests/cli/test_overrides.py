@@ -300,6 +300,31 @@ def test_names_that_aws_refuses_are_refused_first(override: str, sentence: str) 
             validate(compose(["launcher=sagemaker", *S3, override]))
 
 
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (
+            ["callbacks=early_stopping", "callbacks.early_stopping.monitor=train/loss"],
+            "train/loss is not one of val/loss, .*; did you mean callbacks.early_stopping.monitor=val/loss",
+        ),
+        (["+callbacks.mine={_target_:lightning.pytorch.callbacks.ModelCheckpoint,monitor:train/loss}"], "val/loss, "),
+        (["+trainer.val_check_interval=1"], "has no effect here: runs validate as epochs end"),
+        (["+trainer.limit_test_batches=1"], "has no effect here: scores are of all photos"),
+        (["callbacks=[ema]", "trainer.precision=bf16-true"], "set trainer.precision=bf16-mixed, or remove ema"),
+        (
+            ["model.optimizer._target_=torch.optim.LBFGS", "~model.optimizer.weight_decay"],
+            "refused by torch.optim.LBFGS: .*parameter groups",
+        ),
+        (["trainer.min_epochs=20"], "trainer.min_epochs=20 is above trainer.max_epochs=10"),
+        (["+trainer.gradient_clip_algorithm=value"], "has no effect here: set trainer.gradient_clip_val, too"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_settings_of_a_fit_that_cannot_work_are_refused(overrides: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        validate(compose(["trainer=cpu", "model=cnn", "callbacks=none", *overrides]))
+
+
 def test_a_changed_file_of_options_is_read_again_and_a_dangling_link_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "gone.yaml").symlink_to(tmp_path / "nowhere")
