@@ -22,11 +22,11 @@ from bincounter.config.overrides import with_recipe
 from bincounter.data.datamodule import BinDataModule
 from bincounter.errors import BinCounterError, ConfigError, UserError
 from bincounter.files import read_file
+from bincounter.model.trust import own_targets
 from bincounter.parallel import hidden_script
 from bincounter.redaction import mask_text
 from bincounter.training import resume
 from bincounter.training.predictor import Prediction, Predictor
-from bincounter.training.run import own_targets
 
 __all__ = ["BinDataModule", "Prediction", "Predictor", "Run", "load", "train"]
 

@@ -29,7 +29,8 @@ _PASS_OWNERS = _words("db user smtp mysql pg postgres redis root admin ftp mail 
 # Words after which a name is about a secret or a token, without being one.
 _HARMLESS_ENDINGS = _words(
     "count counts length len size limit type file path dir url uri name arn policy field header method mode dim dims "
-    "index budget ttl expiry expires timeout lifetime provider endpoint host port enabled required scheme"
+    "index budget ttl expiry expires timeout lifetime provider endpoint host port enabled required scheme mixer mlp "
+    "drop"
 )
 _TOKENS_OF_TEXT = _words(
     "cls class pad eos bos mask sep unk special register image dist distillation num n max min per"

@@ -95,8 +95,8 @@ class DataConfig:
 class HeadConfig:
     """Fully connected layers between the backbone's features and the objective's outputs."""
 
-    layers: int = bounded(0, ge=0)  # hidden layers, besides the output
-    width: int = bounded(512, ge=1)  # units in each of them
+    layers: int = bounded(0, ge=0, le=10_000)  # hidden layers, besides the output
+    width: int = bounded(512, ge=1, le=10_000)  # units in each of them
     # share of units dropped after each hidden layer, and before the output where there is none
     dropout: float = bounded(0.0, ge=0, le=0.99)
 

@@ -29,6 +29,7 @@ from bincounter.data.s3.address import is_remote
 from bincounter.data.split_settings import check_counts, complete_split
 from bincounter.errors import ConfigError, check_choice, first_line
 from bincounter.files import check_writable, checkpoint_file
+from bincounter.redaction import mask_secrets
 from bincounter.smdebug.settings import check_smdebug
 
 _COARSE = ("16-mixed", "16-true", "bf16-true")
@@ -149,6 +150,12 @@ def _model(model: Mapping[str, Any], data: Mapping[str, Any]) -> None:
     from torch.nn import Parameter
 
     check_target("model.backbone", model["backbone"])
+    for key, value in model["backbone"].items():
+        if key != "weights" and mask_secrets({key: value}) != {key: value}:
+            raise ConfigError(
+                f"model.backbone.{key} looks like a secret, which no checkpoint keeps, and a model is rebuilt from its "
+                "checkpoint: give the argument another name or value"
+            )
     check_target("model.optimizer", model["optimizer"], given=("params",))
     if model["class_weights"] and data["balanced"]:
         raise ConfigError(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bincounter.errors import BinCounterError, ConfigError, UserError, first_line
 from bincounter.model.counter import BinCounter
 from bincounter.model.objectives import Objective, learnt_counts
-from bincounter.model.trust import OWN_PARTS, check_arguments, check_trusted, targets_of
+from bincounter.model.trust import check_arguments, check_trusted, is_own
 
 VERSION = 1
 _PARTS = ("backbone", "objective", "optimizer", "weights")
@@ -142,16 +142,7 @@ def load_counter(
     checkpoint = read_model(Path(path))
     description = checkpoint["bincounter"]
     try:
-        model = without_pretrained(description["model"])
-        prefixes = [*OWN_PARTS, *(prefix.rstrip(".") + "." for prefix in trusted)]
-        check_description(description)
-        for node in (model, description["objective"]):
-            check_trusted(node, prefixes, path)
-            if not own:
-                check_arguments(node)
-        photos, above = description["train_counts"], description.get("learn_above", 0)
-        parts = model, description["objective"], description["counts"], photos, above
-        _check_shapes(parts, checkpoint["state_dict"])
+        parts = _trusted_parts(description, checkpoint["state_dict"], trusted, path, own=own)
         counter = build_counter(*parts)
         counter.objective.calibration_temperature = description.get("temperature", 1.0)
         counter.load_state_dict(checkpoint["state_dict"])
@@ -166,6 +157,43 @@ def load_counter(
         ) from error
     counter.description = description
     return counter.eval(), description
+
+
+def check_loadable(model: BinCounter, trusted: Sequence[str]) -> None:
+    """Check, before a fit, that :func:`load_counter` will rebuild a model from the fit's checkpoints.
+
+    Raises:
+        ConfigError: it would refuse them.
+    """
+    assert model.description is not None
+    state = model.state_dict()
+    try:
+        parts = _trusted_parts(model.description, state, trusted, "its checkpoints", own=True)
+        if not is_own(parts):
+            with torch.random.fork_rng():
+                build_counter(*parts).load_state_dict(state)
+    except Exception as error:  # a part of one's own may raise anything
+        raise ConfigError(
+            f"the model could not be rebuilt from its checkpoints ({_first_line(error).rstrip('.')}): change "
+            "model.backbone, model.head or objective"
+        ) from error
+
+
+def _trusted_parts(
+    description: Mapping[str, Any], state: Mapping[str, Tensor], trusted: Sequence[str], path: str | Path, *, own: bool
+) -> tuple[Any, ...]:
+    """Return the arguments of :func:`build_counter` for a checkpoint's model, checked."""
+    model = without_pretrained(description["model"])
+    check_description(description)
+    for node in (model, description["objective"]):
+        check_trusted(node, trusted, path)
+        if not own:
+            check_arguments(node)
+    photos, above = description["train_counts"], description.get("learn_above", 0)
+    parts = model, description["objective"], description["counts"], photos, above
+    if is_own(parts):
+        _check_shapes(parts, state)
+    return parts
 
 
 def read_model(path: Path) -> Mapping[str, Any]:
@@ -264,11 +292,9 @@ _LARGEST = 10_000  # width or number of layers
 def _check_shapes(parts: tuple[Any, ...], state: Mapping[str, Tensor]) -> None:
     """Check that weights fit a model of bincounter, before memory is allocated for it."""
     model, objective = parts[:2]
-    if not all(target.startswith(OWN_PARTS) for node in (model, objective) for target in targets_of(node)):
-        return
     numbers = [*model["backbone"].values(), *(model.get("head") or {}).values(), *objective.values()]
     if any(isinstance(number, int) and number > _LARGEST for number in numbers):
-        raise ValueError("no model of this size")
+        raise ValueError(f"a number above {_LARGEST:,}")
     with torch.device("meta"):
         expected = build_counter(*parts).state_dict()
     if {name: t.shape for name, t in expected.items()} != {name: t.shape for name, t in state.items()}:

@@ -39,25 +39,47 @@ def check_arguments(node: Any) -> None:
             check_arguments(value)
 
 
-def check_trusted(node: Any, prefixes: Sequence[str], path: str | Path) -> None:
+def is_own(node: Any) -> bool:
+    """Return True if a node names bincounter's own backbones and objectives only."""
+    return all(target.startswith(OWN_PARTS) for target in targets_of(node))
+
+
+def check_trusted(node: Any, trusted: Sequence[str], path: str | Path) -> None:
     """Check that the callables of a node are trusted, by their names and by where they are defined.
 
     Args:
         node: of a configuration, as plain containers.
-        prefixes: dotted, of trusted callables.
+        trusted: dotted prefixes of further callables to trust, such as ``my_package.``.
         path: of the checkpoint, for the message.
 
     Raises:
         UserError: one is not, or cannot be imported.
     """
+    prefixes = [*OWN_PARTS, *(prefix.rstrip(".") + "." for prefix in trusted)]
     for target in targets_of(node):
-        module = target.rpartition(".")[0] or target
+        module, where, further = target.rpartition(".")[0] or target, "not part of bincounter", ""
         # The prefix first: looking up a name imports its module.
-        if not any(target.startswith(prefix) for prefix in prefixes) or not _defined_in(target, prefixes):
-            raise UserError(
-                f"it is built by {target}, which is not part of bincounter; if you trust {path}, name the module: "
-                f"--trust {module} for predict, trust=[{module}] for deploy, trust=['{module}'] for bincounter.load."
-            )
+        if any(target.startswith(prefix) for prefix in prefixes):
+            found = _look_up(target)
+            if _is_trusted(found, prefixes):
+                continue
+            if not target.startswith(OWN_PARTS):
+                module, further = _module_of(found), ", too"
+                where = f"defined in {module}"
+        raise UserError(
+            f"it is built by {target}, which is {where}; if you trust {path}, name the module{further}: --trust "
+            f"{module} for predict, trust=[{module}] for deploy, trust=['{module}'] for bincounter.load."
+        )
+
+
+def own_targets(plain: Mapping[str, Any]) -> list[str]:
+    """Return the modules named by the user's configuration, which a checkpoint may be built from.
+
+    Args:
+        plain: of ``train``, as plain containers.
+    """
+    targets = [target for node in (plain["model"]["backbone"], plain["objective"]) for target in targets_of(node)]
+    return [module for target in targets for module in (target.rpartition(".")[0], _module_of(_look_up(target)))]
 
 
 def targets_of(node: Any) -> Iterator[str]:
@@ -78,14 +100,21 @@ def targets_of(node: Any) -> Iterator[str]:
             yield from targets_of(value)
 
 
-def _defined_in(target: str, prefixes: Sequence[str]) -> bool:
+def _look_up(target: str) -> Any:
     try:
-        found = get_object(target)
+        return get_object(target)
     except (ImportError, ValueError) as error:
         raise UserError(
             f"it is built by {target}, which cannot be imported; install the package it is from."
         ) from error
-    defined = f"{getattr(found, '__module__', None)}."
+
+
+def _module_of(found: Any) -> str:
+    return str(getattr(found, "__module__", None))
+
+
+def _is_trusted(found: Any, prefixes: Sequence[str]) -> bool:
+    defined = f"{_module_of(found)}."
     if defined in OWN_PARTS:  # not their other functions, some of which read files
         return found in _OWN_BACKBONES or (isinstance(found, type) and issubclass(found, Objective))
     return callable(found) and any(defined.startswith(prefix) for prefix in prefixes)

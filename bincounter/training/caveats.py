@@ -1,7 +1,7 @@
 """Caveats on a run's scores: sentences shown beside the scores, as in ``report.html`` and ``compare``."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor
 
 from bincounter.data.datamodule import BinDataModule
-from bincounter.errors import UserError
+from bincounter.errors import ConfigError, UserError
 from bincounter.files import checkpoint_file
 from bincounter.model.backbones import is_file_name
 from bincounter.model.build import read_model, training_photos
@@ -79,6 +80,45 @@ def log_overlap(overlaps: Mapping[str, Overlap]) -> int:
     photos, seen = (sum(getattr(each, name) for each in overlaps.values()) for name in ("photos", "seen"))
     log.info("The checkpoint was trained on %s of these %s photos.", f"{seen:,}", f"{photos:,}")
     return seen
+
+
+def follow_checkpoint(cfg: DictConfig, description: Mapping[str, Any], overrides: Sequence[str]) -> list[str]:
+    """Take over the checkpoint's model and counts, and its image size unless another is given.
+
+    Args:
+        cfg: of a run that scores the checkpoint; changed in place.
+        description: metadata of the checkpoint, see :func:`bincounter.model.build.checkpoint_metadata`.
+        overrides: of the command line.
+
+    Returns:
+        Caveats on the scores, which are logged, too.
+
+    Raises:
+        ConfigError: an override contradicts the checkpoint.
+    """
+    caveats = []
+    given = {override.split("=")[0].lstrip("+") for override in overrides}
+    asked = {key: OmegaConf.select(cfg, key) for key in given if key.startswith(("model.", "objective."))}
+    size, known = description["image_size"], description["counts"]
+    if "data.image_size" not in given:
+        cfg.data.image_size = size
+    elif cfg.data.image_size != size:
+        caveats.append(f"The checkpoint was trained at data.image_size={size}, not {cfg.data.image_size}.")
+    unknown = sorted(set(cfg.data.counts or known) - set(known))
+    if unknown:
+        caveats.append(f"The checkpoint does not know count {', '.join(map(str, unknown))}: its photos are excluded.")
+    for caveat in caveats:
+        log.warning("%s", caveat)
+    cfg.data.counts = [count for count in known if count in (cfg.data.counts or known)]
+    # config.yaml and the report show the configuration of the scored model.
+    with open_dict(cfg):
+        cfg.objective = description["objective"]
+        for key, value in {"answer": "mode", "average_flips": False, **description["model"]}.items():
+            OmegaConf.update(cfg.model, key, value, merge=key != "backbone")
+    for key, value in asked.items():
+        if (trained := OmegaConf.select(cfg, key)) != value and key != "model.weights":
+            raise ConfigError(f"{key}={value}, but the checkpoint has {trained}: leave {key} out to score it")
+    return caveats
 
 
 def list_caveats(plain: Mapping[str, Any], data: BinDataModule, overlaps: Mapping[str, Overlap]) -> list[str]:

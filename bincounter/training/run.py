@@ -1,7 +1,7 @@
 """One run: lock its folder, prepare the data, fit or load a model, score it."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from bincounter.config.launcher_schema import runs_locally
 from bincounter.config.quoting import search_path, shell_command
@@ -25,14 +25,22 @@ from bincounter.model.build import (
     build_counter,
     check_description,
     check_image_size,
+    check_loadable,
     checkpoint_metadata,
     load_counter,
 )
 from bincounter.model.counter import BinCounter
+from bincounter.model.trust import own_targets
 from bincounter.redaction import mask_secrets
 from bincounter.training import resume
 from bincounter.training.cached_features import cached_features
-from bincounter.training.caveats import list_caveats, log_overlap, photos_behind_weights, training_overlap
+from bincounter.training.caveats import (
+    follow_checkpoint,
+    list_caveats,
+    log_overlap,
+    photos_behind_weights,
+    training_overlap,
+)
 from bincounter.training.checkpoint import (
     MaxTimeReached,
     StopRequested,
@@ -125,6 +133,8 @@ def _fit_and_score(
     check_photos_per_process(data, trainer.world_size)
     model = _model(plain, data)
     set_schedule_length(model, trainer, data)
+    if first:
+        check_loadable(model, own_targets(plain))
     log.info("%s", model.size())
     features = cached_features(plain, trainer, model, data, resume_from)
     resumed_at = None if resume_from is None else epochs_begun(Path(resume_from))
@@ -151,7 +161,7 @@ def _score_only(
     checkpoint = checkpoint_file(cfg.ckpt_path)
     loaded = load_counter(checkpoint, trusted=own_targets(plain))
     folder.claim(fresh=True)
-    caveats = _follow_checkpoint(cfg, loaded[1])
+    caveats = follow_checkpoint(cfg, loaded[1], _overrides())
     plain = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     data = data_module(cfg)
     data.prepare()
@@ -315,35 +325,3 @@ _UNFIT = (LookupError, TypeError, ValueError, AttributeError, RuntimeError)
 
 def _overrides() -> list[str]:
     return list(HydraConfig.get().overrides.task)
-
-
-def own_targets(plain: Mapping[str, Any]) -> list[str]:
-    """Return the modules named by the user's configuration, which a checkpoint may be built from."""
-    return [node["_target_"].rpartition(".")[0] for node in (plain["model"]["backbone"], plain["objective"])]
-
-
-def _follow_checkpoint(cfg: DictConfig, description: Mapping[str, Any]) -> list[str]:
-    """Take over the checkpoint's model and counts, and its image size unless another is given; return caveats."""
-    caveats = []
-    given = {override.split("=")[0].lstrip("+") for override in _overrides()}
-    asked = {key: OmegaConf.select(cfg, key) for key in given if key.startswith(("model.", "objective."))}
-    size, known = description["image_size"], description["counts"]
-    if "data.image_size" not in given:
-        cfg.data.image_size = size
-    elif cfg.data.image_size != size:
-        caveats.append(f"The checkpoint was trained at data.image_size={size}, not {cfg.data.image_size}.")
-    unknown = sorted(set(cfg.data.counts or known) - set(known))
-    if unknown:
-        caveats.append(f"The checkpoint does not know count {', '.join(map(str, unknown))}: its photos are excluded.")
-    for caveat in caveats:
-        log.warning("%s", caveat)
-    cfg.data.counts = [count for count in known if count in (cfg.data.counts or known)]
-    # config.yaml and the report show the configuration of the scored model.
-    with open_dict(cfg):
-        cfg.objective = description["objective"]
-        for key, value in {"answer": "mode", "average_flips": False, **description["model"]}.items():
-            OmegaConf.update(cfg.model, key, value, merge=key != "backbone")
-    for key, value in asked.items():
-        if (trained := OmegaConf.select(cfg, key)) != value and key != "model.weights":
-            raise ConfigError(f"{key}={value}, but the checkpoint has {trained}: leave {key} out to score it")
-    return caveats

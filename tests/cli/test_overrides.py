@@ -309,6 +309,12 @@ def test_names_that_aws_refuses_are_refused_first(override: str, sentence: str) 
         ),
         (["+callbacks.mine={_target_:lightning.pytorch.callbacks.ModelCheckpoint,monitor:train/loss}"], "val/loss, "),
         (["+trainer.val_check_interval=1"], "has no effect here: runs validate as epochs end"),
+        (["model.head.width=12000"], "model.head.width=12000 is out of range: .* at most 10000"),
+        (["model.head.layers=12000"], "model.head.layers=12000 is out of range: .* at most 10000"),
+        (
+            [f"model.backbone._target_={__name__}.count_to", f"+model.backbone.path=hf_{'a1' * 16}"],
+            "model.backbone.path looks like a secret, which no checkpoint keeps",
+        ),
         (["+trainer.limit_test_batches=1"], "has no effect here: scores are of all photos"),
         (["callbacks=[ema]", "trainer.precision=bf16-true"], "set trainer.precision=bf16-mixed, or remove ema"),
         (

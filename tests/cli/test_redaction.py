@@ -34,6 +34,7 @@ author authors authority authored secretary monkey keyboard key keys data.layout
 s3_key key_count keyframe public_key kms_key_id turkey token_count tokens_per_batch max_tokens num_tokens cls_token
 pad_token_id token_type tokenizer token_dim passes n_passes bypass one_pass pass_through compass passive pwdx
 password_file token_path secret_name secret_arn auth_url auth_method private_key_path credentials_file signature
+token_mixer token_mlp token_drop
 bearing model.optimizer.lr data.batch_size launcher.role paths.output_dir trainer.precision limits.url_hosts
 """)
 

@@ -11,9 +11,10 @@ from torch.utils.data import DataLoader
 
 from bincounter.errors import ConfigError, UserError
 from bincounter.model.backbones import cnn
-from bincounter.model.build import build_counter, checkpoint_metadata, load_counter, without_pretrained
+from bincounter.model.build import build_counter, check_loadable, checkpoint_metadata, load_counter, without_pretrained
 from bincounter.model.counter import BinCounter
 from bincounter.model.objectives import Objective
+from bincounter.model.trust import own_targets
 from bincounter.training.averaging import EMAWeightAveraging
 
 COUNTS = [0, 1, 2, 3]
@@ -23,8 +24,9 @@ OWN, CLASSIFICATION = "bincounter.model.backbones", "bincounter.model.objectives
 SHOP_BACKBONES = """
 from torch import nn
 
-def tiny(features):
-    return nn.Sequential(nn.Conv2d(3, features, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+def tiny(features, norm=nn.Identity, pretrained=False):
+    further = [nn.Linear(features, features)] if pretrained else []
+    return nn.Sequential(nn.Conv2d(3, features, 3), norm(features), nn.AdaptiveAvgPool2d(1), nn.Flatten(), *further)
 """
 
 
@@ -141,6 +143,35 @@ def test_parts_of_ones_own_are_trusted_by_name(
     image = torch.randn(2, 3, 32, 32)
     again = load_counter(path, trusted=["shop_backbones"])[0]
     assert torch.equal(again.probabilities(image), counter.eval().probabilities(image))
+
+
+def test_what_a_fit_accepts_is_loaded_from_its_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_cfg: Config, objective_cfg: Config
+) -> None:
+    (tmp_path / "shop_layers.py").write_text(SHOP_BACKBONES)
+    (tmp_path / "shop_front.py").write_text("from shop_layers import tiny\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def begun(backbone: Config) -> tuple[BinCounter, list[str]]:
+        model_cfg["backbone"] = backbone
+        counter = build_counter(model_cfg, objective_cfg, COUNTS)
+        path = save(tmp_path / "own.ckpt", counter, model_cfg, objective_cfg)
+        counter.description = torch.load(path, weights_only=True)["bincounter"]
+        return counter, own_targets({"model": model_cfg, "objective": objective_cfg})
+
+    norm = {"_target_": "torch.nn.BatchNorm2d", "_partial_": True}
+    counter, trusted = begun({"_target_": "shop_front.tiny", "features": 6, "norm": norm})
+    check_loadable(counter, trusted)
+    load_counter(tmp_path / "own.ckpt", trusted)
+    said = r"tiny, which is defined in shop_layers; if .*, name the module, too: --trust shop_layers for"
+    with pytest.raises(UserError, match=said):
+        load_counter(tmp_path / "own.ckpt", ["shop_front"])
+    for backbone, why in (
+        ({"_target_": f"{OWN}.cnn", "width": 12_000, "blocks": 1}, "a number above 10,000"),
+        ({"_target_": "shop_front.tiny", "features": 6, "pretrained": True}, "Error.* in loading state_dict"),
+    ):
+        with pytest.raises(ConfigError, match=rf"could not be rebuilt from its checkpoints \({why}.*\): change model"):
+            check_loadable(*begun(backbone))
 
 
 def test_what_is_no_checkpoint_is_answered_in_one_sentence(saved: Path, tmp_path: Path) -> None:
