@@ -86,11 +86,13 @@ def augmentation_dominates(facts: ProfileFacts) -> str | None:
 def validates_often(facts: ProfileFacts) -> str | None:
     """Validation takes more than ``VALIDATING`` of the fit."""
     share, every = facts.fit_share(VALIDATION), facts.setting("trainer.check_val_every_n_epoch") or 1
-    epochs = facts.setting("trainer.max_epochs") or math.inf
-    if share <= VALIDATING or 4 * every > epochs:  # too few validations to choose a checkpoint
+    epochs = facts.setting("trainer.max_epochs") or 4 * every
+    # With fewer than two validations there is no checkpoint to choose; the last epoch has to have one.
+    rarer = next((number for number in range(2 * every, epochs // 2 + 1) if epochs % number == 0), None)
+    if share <= VALIDATING or rarer is None:
         return None
     finding = f"Validation takes {percent(share, 0)} of the fit: "
-    return finding + f"try trainer.check_val_every_n_epoch={2 * every} (now {every})."
+    return finding + f"try trainer.check_val_every_n_epoch={rarer} (now {every})."
 
 
 def saves_often(facts: ProfileFacts) -> str | None:

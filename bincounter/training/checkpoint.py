@@ -17,8 +17,9 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
 from bincounter.data.datamodule import batch_progress
-from bincounter.errors import UserError
+from bincounter.errors import ConfigError, UserError
 from bincounter.files import atomic_write, link
+from bincounter.model.counter import BinCounter
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -236,6 +237,24 @@ class RunCheckpoint(Checkpoint):
             return False
         self.best, self.best_epoch = value, trainer.current_epoch
         return True
+
+
+def check_last_validation(trainer: L.Trainer, model: BinCounter) -> None:
+    """Check that a fit ends with a validation: its last steps could not be chosen otherwise.
+
+    Raises:
+        ConfigError: it does not; the message has the numbers that would do.
+    """
+    epoch, epochs, every = model.steps_per_epoch or 1, trainer.max_epochs or 1, trainer.check_val_every_n_epoch or 1
+    key, end, most = "max_epochs", epochs, epochs + every
+    if 0 < trainer.max_steps < epoch * epochs:
+        key, end, most, every = "max_steps", trainer.max_steps, epoch * epochs, epoch * every
+    if end % every:
+        near = [str(each) for each in range(every, most + 1, every) if abs(each - end) < every]
+        raise ConfigError(
+            f"trainer.{key}={end} ends the fit between two validations, which come every {every} {key[4:]}: set "
+            f"trainer.{key}={' or '.join(near)}"
+        )
 
 
 def find_resume_checkpoint(folder: Path) -> Path | None:

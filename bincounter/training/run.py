@@ -45,6 +45,7 @@ from bincounter.training.checkpoint import (
     MaxTimeReached,
     StopRequested,
     best_value,
+    check_last_validation,
     epochs_begun,
     export_model,
     find_resume_checkpoint,
@@ -133,6 +134,8 @@ def _fit_and_score(
     check_photos_per_process(data, trainer.world_size)
     model = _model(plain, data)
     set_schedule_length(model, trainer, data)
+    if resume_from is None:
+        check_last_validation(trainer, model)
     if first:
         check_loadable(model, own_targets(plain))
     log.info("%s", model.size())

@@ -145,11 +145,6 @@ def set_schedule_length(model: BinCounter, trainer: L.Trainer, data: BinDataModu
     model.steps_per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
     epochs = trainer.max_epochs or 1
     steps = model.steps_per_epoch * epochs
-    if 0 < trainer.max_steps < model.steps_per_epoch:  # Lightning validates whole epochs
-        raise ConfigError(
-            f"trainer.max_steps={trainer.max_steps} ends the fit before its first validation, after "
-            f"{model.steps_per_epoch} steps: raise it, or shorten epochs with trainer.limit_train_batches"
-        )
     model.total_steps = steps if trainer.max_steps == -1 else min(trainer.max_steps, steps)
     data.epochs = math.ceil(model.total_steps / model.steps_per_epoch)
 

@@ -79,6 +79,9 @@ TRIGGERED = {
         augmentation=26
     ),
     "Validation takes 50 % of the fit: try trainer.check_val_every_n_epoch=2 (now 1)": VALIDATING,
+    "Validation takes 50 % of the fit: try trainer.check_val_every_n_epoch=3 (now 1)": replace(
+        VALIDATING, config={"trainer": {"max_epochs": 9}}
+    ),
     # 6 ms per step of 94 ms of work: 638 ms each; 1 % of the time if one comes every 632 steps.
     "Checkpoints take 6 % of a step: try checkpoint.every_n_train_steps=640 (now 100)": facts(checkpoint=6),
     "try trainer.log_every_n_steps=100 (now 10), or callbacks.progress_bar=null": facts(logging=6),
