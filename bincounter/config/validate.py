@@ -36,6 +36,10 @@ _COARSE = ("16-mixed", "16-true", "bf16-true")
 """Precisions with scaled gradients, or with weights too coarse for a small distance."""
 
 
+_RESUMED = ("last", "best")
+"""Checkpoints of a run that may be resumed, in place of its initial weights."""
+
+
 def validate(cfg: DictConfig) -> None:
     """Check that a configuration can run.
 
@@ -77,7 +81,9 @@ def validate(cfg: DictConfig) -> None:
     if here:
         _files(plain)
     if plain["train"]:
-        _backbone(plain["model"]["backbone"], plain["model"]["weights"], here=here)
+        checkpoints = Path(plain["paths"]["output_dir"], "checkpoints")
+        resumed = plain["ckpt_path"] == "last" and any((checkpoints / f"{each}.ckpt").exists() for each in _RESUMED)
+        _backbone(plain["model"]["backbone"], None if resumed else plain["model"]["weights"], here=here)
     for name, node in (plain["callbacks"] or {}).items():
         if node is not None:
             _callback(f"callbacks.{name}", node)

@@ -17,6 +17,7 @@ from bincounter.errors import ConfigError, UserError
 from bincounter.files import checkpoint_file
 from bincounter.model.backbones import is_file_name
 from bincounter.model.build import read_model, training_photos
+from bincounter.training.checkpoint import read_checkpoint
 from bincounter.training.results import HELD_OUT
 
 log = logging.getLogger(__name__)
@@ -67,8 +68,14 @@ def training_overlap(data: BinDataModule, description: Mapping[str, Any]) -> dic
     return overlaps
 
 
-def photos_behind_weights(weights: str | None) -> tuple[list[str], Tensor]:
-    """Ids and content hashes, ``int64[N]``, of what ``model.weights`` was trained on, if it names a checkpoint."""
+def photos_behind_weights(weights: str | None, resume_from: str | None) -> tuple[list[str], Tensor]:
+    """Ids and content hashes, ``int64[N]``, of what ``model.weights`` was trained on, if it names a checkpoint.
+
+    Those of a resumed run are in its own checkpoint: the file of its initial weights may be gone.
+    """
+    if resume_from is not None:
+        described = read_checkpoint(resume_from, "bincounter")["bincounter"]
+        return described.get("earlier_ids", []), described.get("earlier_content", torch.zeros(0, dtype=torch.int64))
     if weights is not None and is_file_name(weights):
         with suppress(UserError):  # the backbone accepted it: a file of weights alone
             return training_photos(read_model(checkpoint_file(Path(weights).expanduser()))["bincounter"])

@@ -215,13 +215,9 @@ def _new_run(run: Path, arguments: Sequence[str]) -> str:
         return "leave launcher.checkpoint_uri out (or name another) to start a new run"
     options = [each for each in arguments if each.startswith("--")]
     overrides = drop_overrides(arguments[len(options) :], "ckpt_path", "paths", "model.weights")
-    command = shell_command(
-        "bincounter",
-        "train",
-        *options,
-        *map(mask_argument, overrides),
-        settings={"model.weights": run / "checkpoints" / "best.ckpt"},
-    )
+    best, last = (run / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
+    weights = {"model.weights": best if best.exists() else last}
+    command = shell_command("bincounter", "train", *options, *map(mask_argument, overrides), settings=weights)
     return f"start a new run from its weights with {command}"
 
 

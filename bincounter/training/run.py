@@ -28,6 +28,7 @@ from bincounter.model.build import (
     check_loadable,
     checkpoint_metadata,
     load_counter,
+    without_pretrained,
 )
 from bincounter.model.counter import BinCounter
 from bincounter.model.trust import own_targets
@@ -132,7 +133,7 @@ def _fit_and_score(
         if further := len(np.setdiff1d(data.training, data.kept)):
             folder.add_facts({"learnt_above": further})
     check_photos_per_process(data, trainer.world_size)
-    model = _model(plain, data)
+    model = _model(plain, data, resume_from)
     set_schedule_length(model, trainer, data)
     if resume_from is None:
         check_last_validation(trainer, model)
@@ -277,11 +278,14 @@ def _train_content(data: BinDataModule) -> torch.Tensor:  # int64[N]
     return torch.from_numpy(data.manifest.content[data.training].view(np.int64))
 
 
-def _model(plain: dict[str, Any], data: BinDataModule) -> BinCounter:
+def _model(plain: dict[str, Any], data: BinDataModule, resume_from: str | None) -> BinCounter:
     above, train_counts = plain["data"]["learn_above"], data.count_of(data.training)
+    built = plain["model"]
+    if resume_from is not None:  # with the weights of its checkpoint: those it began with may be gone
+        built = {**without_pretrained(built), "optimizer": built["optimizer"]}
     with torch.random.fork_rng():
         torch.manual_seed(plain["seed"])  # initial weights depend on the seed alone
-        model = build_counter(plain["model"], plain["objective"], data.counts, train_counts, above)
+        model = build_counter(built, plain["objective"], data.counts, train_counts, above)
     check_image_size(model, plain["data"]["progressive"]["start_size"] or data.image_size)
     model.description = checkpoint_metadata(
         mask_secrets(plain["model"]),
@@ -293,7 +297,7 @@ def _model(plain: dict[str, Any], data: BinDataModule) -> BinCounter:
         train_counts={count: train_counts[count] for count in data.counts},
         train_ids=_train_ids(data),
         train_content=_train_content(data),
-        earlier=photos_behind_weights(plain["model"].get("weights")),
+        earlier=photos_behind_weights(plain["model"].get("weights"), resume_from),
     )
     return model
 
