@@ -116,7 +116,13 @@ def follow_checkpoint(cfg: DictConfig, description: Mapping[str, Any], overrides
         caveats.append(f"The checkpoint does not know count {', '.join(map(str, unknown))}: its photos are excluded.")
     for caveat in caveats:
         log.warning("%s", caveat)
-    cfg.data.counts = [count for count in known if count in (cfg.data.counts or known)]
+    wanted = [count for count in known if count in (cfg.data.counts or known)]
+    if not wanted:
+        raise ConfigError(
+            f"data.counts={list(cfg.data.counts)}, but the checkpoint knows {', '.join(map(str, known))}: name some of "
+            "these, or leave data.counts out"
+        )
+    cfg.data.counts = wanted
     # config.yaml and the report show the configuration of the scored model.
     with open_dict(cfg):
         cfg.objective = description["objective"]

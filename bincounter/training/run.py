@@ -166,6 +166,7 @@ def _score_only(
     loaded = load_counter(checkpoint, trusted=own_targets(plain))
     folder.claim(fresh=True)
     caveats = follow_checkpoint(cfg, loaded[1], _overrides())
+    check_image_size(loaded[0], cfg.data.image_size)
     plain = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     data = data_module(cfg)
     data.prepare()
