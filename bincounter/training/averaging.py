@@ -7,6 +7,8 @@ import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
+from bincounter.errors import ConfigError
+
 
 class EMAWeightAveraging(WeightAveraging):
     """Validate and keep an exponential moving average of the weights.
@@ -26,7 +28,17 @@ class EMAWeightAveraging(WeightAveraging):
         self._decay, self._every, self._warms_up = decay, update_every_n_steps, True
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Create the average on the device of the fit."""
+        """Create the average on the device of the fit.
+
+        Raises:
+            ConfigError: the fit ends before the second update: the average would be the weights of its first step.
+        """
+        steps = getattr(pl_module, "total_steps", None)
+        if steps is not None and 1 < self._every >= steps and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            raise ConfigError(
+                f"callbacks.ema.update_every_n_steps={self._every} leaves the average at the first of {steps} steps: "
+                "lower it"
+            )
         self._device = trainer.strategy.root_device
         super().setup(trainer, pl_module, stage)
 

@@ -107,7 +107,8 @@ def run(cfg: DictConfig, callbacks: Sequence[L.Callback] = ()) -> RunOutcome | N
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     silence_lightning()
     torch.set_float32_matmul_precision(cfg.float32_matmul_precision)
-    with RunFolder(cfg.paths.output_dir) as folder, translate_errors(batch_size=cfg.data.batch_size, run=folder.path):
+    known = {"batch_size": cfg.data.batch_size, "overfits": bool(cfg.trainer.get("overfit_batches"))}
+    with RunFolder(cfg.paths.output_dir) as folder, translate_errors(run=folder.path, **known):
         return (_fit_and_score if cfg.train else _score_only)(cfg, plain, folder, callbacks)
 
 

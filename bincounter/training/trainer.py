@@ -228,7 +228,7 @@ def silence_lightning() -> None:
 
 
 @contextmanager
-def translate_errors(*, batch_size: int, run: object) -> Iterator[None]:
+def translate_errors(*, batch_size: int, run: object, overfits: bool = False) -> Iterator[None]:
     """Raise known exceptions of a fit or scoring as a :class:`BinCounterError` with one sentence.
 
     Raises:
@@ -237,19 +237,22 @@ def translate_errors(*, batch_size: int, run: object) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        known = describe_failure(error, batch_size=batch_size, run=run)
+        known = describe_failure(error, batch_size=batch_size, run=run, overfits=overfits)
         if known is None:
             raise
         raise known from error
 
 
-def describe_failure(error: BaseException, *, batch_size: int, run: object) -> BinCounterError | None:
+def describe_failure(
+    error: BaseException, *, batch_size: int, run: object, overfits: bool = False
+) -> BinCounterError | None:
     """Describe an exception of a fit or scoring in one sentence; ``None`` if it is unknown.
 
     Args:
         error: the exception.
         batch_size: ``data.batch_size`` of the run.
         run: the run's folder.
+        overfits: ``trainer.overfit_batches`` is set, which limits the batches of training and validation.
     """
     options = search_path(HydraConfig.get()) if HydraConfig.initialized() else []
     by = shell_command("bincounter", "train", *options, "ckpt_path=last", settings={"paths.output_dir": str(run)})
@@ -292,9 +295,10 @@ def describe_failure(error: BaseException, *, batch_size: int, run: object) -> B
         if limit is None:
             return ConfigError(text)
         share, side, batches = limit.groups()
+        key = "trainer.overfit_batches" if overfits else f"trainer.limit_{side}_batches"
         return ConfigError(
-            f"trainer.limit_{side}_batches={share} of {batches} batches is less than one: set "
-            f"trainer.limit_{side}_batches=1, which is a number of batches, or a smaller data.batch_size={batch_size}"
+            f"{key}={share} of {batches} batches is less than one: set {key}=1, which is a number of batches, or a "
+            f"smaller data.batch_size={batch_size}"
         )
     return _describe_logger_failure(error)
 
