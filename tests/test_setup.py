@@ -1,5 +1,6 @@
 """Set-up of a clone: the environments of the Makefile, and the script of CI, with stand-ins for what they start."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -47,3 +48,21 @@ def test_an_environment_that_was_half_made_is_made_again(tmp_path: Path, name: s
         capture_output=True,
     )
     assert (tmp_path / name / ".installed").exists()
+
+
+@pytest.mark.parametrize("version", ["", "3.13.2"])
+def test_ci_ends_whether_pyenv_has_the_interpreter_of_the_image_or_not(tmp_path: Path, version: str) -> None:
+    script = program(tmp_path / ".ci/run", (REPOSITORY / ".ci/run").read_text())
+    programs = {
+        "chromium": "",
+        "make": 'echo "$1"',
+        "pyenv": f"printf '3.12.9\\n{version}\\n'",
+        "python3.13": 'test "$PYENV_VERSION" = 3.13.2',
+    }
+    for name, content in programs.items():
+        program(tmp_path / "bin" / name, f"#!/bin/sh\n{content}\n")
+    path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "PYENV_VERSION": "3.12.9"}
+    ended = subprocess.run([script], env=environment, capture_output=True, text=True, check=True)
+    assert ("test-serving-image" in ended.stdout.split()) is bool(version)
+    assert ("NOT RUN: make test-serving-image" in ended.stderr) is not bool(version)
