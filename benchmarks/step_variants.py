@@ -31,6 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=2, help="rounds, of which the table has medians (2)")
     rounds = parser.parse_args().rounds
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # steps on a GPU end after the loop has gone on
     print(machine(), flush=True)
     seconds: dict[tuple[str, bool], list[float]] = {}
     for _, name, held in itertools.product(range(rounds), VARIANTS, (False, True)):

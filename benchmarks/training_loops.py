@@ -166,7 +166,7 @@ def _learn(options: dict[str, Any]) -> dict[str, float]:
     mean, std = _normalisation(mean_std)
     with torch.inference_mode(), bf16:
         outputs = [
-            model(((part.float() - mean) / std).contiguous(memory_format=torch.channels_last))
+            model(((part.to(device()).float() - mean) / std).contiguous(memory_format=torch.channels_last))
             for part in photos.split(256)
         ]
     scores = torch.cat(outputs).float().cpu()
@@ -236,7 +236,8 @@ def _changed(
             if torch.rand(()) < 0.5:
                 image = image.flip(-1)
             shift = torch.randint(-size // 16, size // 16 + 1, (2,)).tolist()
-            yield image.roll(shift, (-2, -1)).contiguous(memory_format=torch.channels_last), counts[chosen]
+            image = image.roll(shift, (-2, -1)).contiguous(memory_format=torch.channels_last)
+            yield image, counts[chosen].to(device())
 
 
 def _resident(options: dict[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
