@@ -4,7 +4,7 @@
     python benchmarks/ablations.py --folder runs --seeds 0 1 2     three seeds
     python benchmarks/ablations.py --folder runs --rows base lite2
     python benchmarks/ablations.py --folder runs --at-once 8     on a GPU, which one run of this size does not fill
-    python benchmarks/ablations.py --folder quick --quick --at-once 2    of a quicker form, a sixth of the time
+    python benchmarks/ablations.py --folder runs --quick --at-once 2    of a quicker form, a sixth of the time
 
 A row is `experiment=abid_small` with the settings in ROWS, which are also its command. A run that has ended is not run
 again, and one that was killed is resumed: the study can be stopped at any time. `--tables` prints what there is. Runs
@@ -81,7 +81,8 @@ def main() -> None:
     missing = [run for run in runs if not (_place(options.folder, *run) / "metrics.json").exists()]
     if not options.tables:
         shares = SimpleQueue[set[int]]()
-        cores = sorted(os.sched_getaffinity(0)) if options.at_once > 1 else []
+        binds = options.at_once > 1 and hasattr(os, "sched_getaffinity")
+        cores = sorted(os.sched_getaffinity(0)) if binds else []
         for k in range(options.at_once):
             shares.put(set(cores[k :: options.at_once]) or set(cores))
         with ThreadPoolExecutor(options.at_once) as pool:
@@ -101,10 +102,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, required=True, help="where runs are kept")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the runs (0)")
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS, metavar="ROW", help="(all)")
-    parser.add_argument("--quick", action="store_true", help="the quicker form, in a folder of its own")
+    parser.add_argument("--quick", action="store_true", help="the quicker form, in its folder quick")
     parser.add_argument("--at-once", type=int, default=1, help="runs side by side (1)")
     parser.add_argument("--tables", action="store_true", help="run nothing")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.quick:
+        options.folder /= "quick"
+    return options
 
 
 def _place(folder: Path, name: str, seed: int) -> Path:

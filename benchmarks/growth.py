@@ -32,6 +32,8 @@ print(json.dumps(time.perf_counter() - started))
 def main() -> None:
     """Print a row per number of photos."""
     options = _options()
+    if not Path("/proc/self/status").exists():
+        sys.exit("growth.py needs Linux, which tells the memory of a process from that of the files it has read")
     sources = real_photos()
     head = ("photos", "prepare, s", "MB", "again, s", "epoch, s", "photos/s", "MB", "of files, MB")
     print("".join(f"{name:>14}" for name in head), flush=True)

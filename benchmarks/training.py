@@ -237,7 +237,7 @@ def run(command: list[str]) -> tuple[str, str, int]:
         output, log = out.read(), err.read()
     if status:
         sys.exit(f"{' '.join(command)} failed:\n{output}\n{log}")
-    return output, log, usage.ru_maxrss // 1024
+    return output, log, usage.ru_maxrss // (1024**2 if sys.platform == "darwin" else 1024)  # bytes there
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ class Clock(L.Callback):
     """Writes the times at which training steps ended, per epoch, to a JSON file, and beside it the memory at the end.
 
     Args:
-        file: to write; the other has the suffix ``.memory``, and the fields of Linux in kB.
+        file: to write; the other has the suffix ``.memory``, and the fields of Linux in kB; none on other systems.
     """
 
     def __init__(self, file: str) -> None:
@@ -47,7 +47,8 @@ class Clock(L.Callback):
     def on_train_end(self, *_: Any) -> None:
         """Write the files."""
         self._file.write_text(json.dumps(self._ended))
-        fields = (line.partition(":") for line in Path("/proc/self/status").read_text().splitlines())
+        status = Path("/proc/self/status")
+        fields = (line.partition(":") for line in (status.read_text() if status.exists() else "").splitlines())
         memory = {name: int(text.split()[0]) for name, _, text in fields if name in ("RssAnon", "RssFile")}
         self._file.with_suffix(".memory").write_text(json.dumps(memory))
 
@@ -143,6 +144,7 @@ def _learn(options: dict[str, Any]) -> dict[str, float]:
     decayed, others = ([p for p in model.parameters() if (p.ndim > 1) is matrix] for matrix in (True, False))
     groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, options["lr"], fused=True)
+    _check_enough(len(photos), batch)
     per_epoch = len(photos) // batch
     total, warmup = options["epochs"] * per_epoch, per_epoch // 2
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -201,6 +203,7 @@ def _from_files(options: dict[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
     loader = DataLoader(
         ImageFolder(options["folder"], transforms.Compose(changes)), options["batch_size"], shuffle=True, drop_last=True
     )
+    _check_enough(len(loader.dataset), options["batch_size"])  # type: ignore[arg-type]
     while True:
         yield from loader
 
@@ -208,7 +211,14 @@ def _from_files(options: dict[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
 def _from_memory(options: dict[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of photos that were decoded once, flipped and shifted as whole batches."""
     photos, counts = _decoded(options["folder"], options["size"])
+    _check_enough(len(photos), options["batch_size"])
     yield from _changed(photos, counts, options["size"], options["batch_size"])
+
+
+def _check_enough(photos: int, batch: int) -> None:
+    """Exit where an endless row of batches would have none."""
+    if photos < batch:
+        sys.exit(f"{photos} photos are fewer than a batch of {batch}: give the benchmark more")
 
 
 def _decoded(folder: str, size: int) -> tuple[Tensor, Tensor]:
