@@ -7,11 +7,15 @@ apostrophe, has an apostrophe in front. :func:`unescape_name` and :func:`read_ce
 
 import codecs
 import csv
+import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from os import PathLike, fspath
 from typing import IO, Any
+
+from bincounter.errors import ResourceError
 
 UNENCODABLE = "bincounter.unencodable"
 """Error handler of encodings: characters that an encoding lacks become ``\\uXXXX``, which JSON reads back."""
@@ -110,3 +114,26 @@ def _unencodable(error: UnicodeError) -> tuple[str, int]:
 
 
 codecs.register_error(UNENCODABLE, _unencodable)
+
+
+@contextmanager
+def flushed_output() -> Iterator[None]:
+    """Write out what this block prints on stdout, where an error can still be printed and have an exit code.
+
+    Raises:
+        BrokenPipeError: the pipe is closed, as by ``| head``.
+        ResourceError: the output cannot be written.
+    """
+    try:
+        yield
+    finally:
+        try:
+            if sys.stdout is not None:  # closed by >&-
+                sys.stdout.flush()
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter writes it again
+            if isinstance(error, BrokenPipeError):
+                raise
+            raise ResourceError(
+                f"the output cannot be written ({str(error.strerror).lower()}): write it to another place"
+            ) from error

@@ -20,8 +20,10 @@ def as_place(word: str) -> str:
     """Check the name of a file, a folder or a bucket, and expand ``~`` in it.
 
     Raises:
-        argparse.ArgumentTypeError: it is ``KEY=VALUE`` of a known setting or group, so the name is missing.
+        argparse.ArgumentTypeError: it is empty, or ``KEY=VALUE`` of a known setting or group, so the name is missing.
     """
+    if not word:
+        raise argparse.ArgumentTypeError("the name is empty: write that of a file or a folder")
     key, equals, _ = word.lstrip("+~").partition("=")
     if equals and re.fullmatch(r"\w[\w./@]*", key) and not os.path.lexists(word):
         from dataclasses import fields

@@ -36,11 +36,12 @@ from bincounter.cli.hydra_internals import (
     read_arguments,
     split_jobs,
 )
+from bincounter.config.checks import PATH
 from bincounter.config.launcher_schema import check_one_run, runs_locally
 from bincounter.config.overrides import check_overrides, with_recipe
 from bincounter.config.validate import validate
 from bincounter.errors import BinCounterError, ConfigError, Interrupted, Pruned, Stopped, UserError
-from bincounter.names import accept_any_output, one_line
+from bincounter.names import accept_any_output, flushed_output, one_line
 from bincounter.progress import ScreenHandler
 from bincounter.redaction import mask_argument, mask_text
 from bincounter.training import resume
@@ -85,6 +86,9 @@ def main(
     """
 
     def start(composer: Composer, arguments: Namespace) -> int:
+        for override in parse_overrides(arguments.overrides):
+            if override.key_or_group in ("ckpt_path", "paths.output_dir") and override.value() == "":
+                PATH.check(override.key_or_group, "")  # both are read before the configuration is checked
         overrides = resume.expand_resume_overrides(arguments.overrides, composer)
         # A job of a search has none; a recipe that was chosen at the launch is among the overrides.
         replace_overrides(arguments, overrides if internal else with_recipe(overrides))
@@ -129,9 +133,6 @@ def _exit_code(
 ) -> int:
     """Start a Hydra app, and turn its exception into one sentence and an exit code."""
     accept_any_output()
-    if "--version" in sys.argv[1:]:
-        print(f"bincounter {__version__}")
-        return 0
 
     def print_error(sentence: str) -> None:
         sentence = mask_text(sentence)
@@ -139,7 +140,11 @@ def _exit_code(
         keep_error(sentence)
 
     try:
-        return start_app(start, config_name, internal=internal)
+        with flushed_output():
+            if "--version" in sys.argv[1:]:
+                print(f"bincounter {__version__}")
+                return 0
+            return start_app(start, config_name, internal=internal)
     except SystemExit as exit_request:
         return exit_request.code if isinstance(exit_request.code, int) else 1
     except KeyboardInterrupt:
@@ -149,7 +154,6 @@ def _exit_code(
         print_error(str(error))
         return error.exit_code
     except BrokenPipeError:  # `| head` has closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:  # a bug: its report needs the traceback
         traceback.print_exc()
@@ -170,6 +174,7 @@ def start_app(start: Callable[[Composer, Namespace], int], config_name: str, *, 
     composer, arguments = Composer(config_name, config_name), Namespace(overrides=[])
     try:
         arguments = read_arguments()
+        _check_options(arguments)
         prepare_hydra(multirun=arguments.multirun)
         offered.clear()
         composer = Composer(config_name, arguments.config_name or config_name, checked_folder(arguments.config_dir))
@@ -182,6 +187,22 @@ def start_app(start: Callable[[Composer, Namespace], int], config_name: str, *, 
         return start(composer, arguments)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(composer.explain(error, arguments.overrides)) from None
+
+
+def _check_options(arguments: Namespace) -> None:
+    """Reject options of Hydra for which it raises a traceback."""
+    if arguments.experimental_rerun:
+        raise ConfigError(
+            "--experimental-rerun is not offered: start the command again, or resume a run with ckpt_path=last"
+        )
+    if arguments.resolve and not (arguments.cfg or arguments.help):
+        raise ConfigError("--resolve is for --cfg: add --cfg job")
+    kinds = {"--cfg": arguments.cfg, "--info": arguments.info, "-m": arguments.multirun, "--run": arguments.run}
+    given = [name for name, value in kinds.items() if value]
+    if len(given) > 1 and "-m" in given[1:]:
+        raise ConfigError(f"{given[0]} shows one configuration: remove -m, and give each setting one value")
+    if len(given) > 1:
+        raise ConfigError(f"{given[0]} and {given[1]} exclude each other: remove one of them")
 
 
 def _sweeps(arguments: Namespace) -> bool:

@@ -2,7 +2,6 @@
 
 import argparse
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from bincounter.cli.review_command import add_review
 from bincounter.cli.shell_completion import run_completion, wants_completion
 from bincounter.errors import BinCounterError, ResourceError, closest_match
 from bincounter.files import check_writable, format_json
-from bincounter.names import accept_any_output, escape_name, one_line
+from bincounter.names import accept_any_output, escape_name, flushed_output, one_line
 from bincounter.redaction import mask_text
 
 _HYDRA_APPS = {"train": "bincounter.cli.train_command", "deploy": "bincounter.cli.deploy_command"}
@@ -45,18 +44,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"Error: Unknown command '{one_line(given[0])}'. {hint}", file=sys.stderr)
         return 2
     try:
-        if completing:
-            return run_completion(given, commands, _run_hydra_app)
-        if given and given[0] in commands and "--" not in words:  # argparse drops it
-            arguments = commands[given[0]].parse_intermixed_args(words[1:])  # options between photos or overrides
-        else:
-            arguments = parser.parse_args(words)
-        return arguments.command(arguments)
+        with flushed_output():
+            if completing:
+                return run_completion(given, commands, _run_hydra_app)
+            if given and given[0] in commands and "--" not in words:  # argparse drops it
+                arguments = commands[given[0]].parse_intermixed_args(words[1:])  # options between photos or overrides
+            else:
+                arguments = parser.parse_args(words)
+            return arguments.command(arguments)
     except BinCounterError as error:
         print(f"Error: {one_line(mask_text(str(error)))}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:  # `| head` has closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
         sentence = f"{error.filename}: {error.strerror}" if error.filename else str(error)

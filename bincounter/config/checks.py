@@ -71,10 +71,8 @@ def bounded(default: Any, **bounds: Any) -> Any:
         bounds: those of :class:`Bound`. A number has ``ge`` or ``gt``, and ``le``; a string has ``choices``, or a
             ``pattern`` and a ``hint``: the end of the sentence that begins with ``key=value``.
     """
-    metadata = {"bound": Bound(**bounds)}
-    if isinstance(default, list):
-        return field(default_factory=default.copy, metadata=metadata)
-    return field(default=default, metadata=metadata)
+    given: dict[str, Any] = {"default_factory": default.copy} if isinstance(default, list) else {"default": default}
+    return field(**given, metadata={"bound": Bound(**bounds)})
 
 
 def check_bounds(node: DictConfig, key: str = "") -> None:
@@ -116,11 +114,13 @@ def _refuse_additions(node: DictConfig, key: str, known: list[str]) -> None:
         raise ConfigError(f"+{place} is read by nothing: {hint}")
 
 
+# An empty shell variable, which pathlib takes for the current folder.
+PATH = Bound(pattern="(?s).+", hint="is empty; name a file or a folder, or remove it")
+
+
 def path_setting(default: Any = MISSING) -> Any:
     """A dataclass field for a path, or a list of them, in which :func:`expand_home` expands ``~``."""
-    if isinstance(default, list):
-        return field(default_factory=default.copy, metadata={"path": True})
-    return field(default=default, metadata={"path": True})
+    return bounded(default, **vars(PATH))
 
 
 def expand_home(node: DictConfig | ListConfig, *, all_paths: bool = False) -> None:
@@ -135,7 +135,7 @@ def expand_home(node: DictConfig | ListConfig, *, all_paths: bool = False) -> No
     names: Iterable[Any] = node if isinstance(node, DictConfig) else range(len(node))
     for name in names:
         described = typed.get(str(name)) if typed else None
-        is_path = all_paths or (described is not None and bool(described.metadata.get("path")))
+        is_path = all_paths or (described is not None and described.metadata.get("bound") == PATH)
         if not is_path and OmegaConf.is_interpolation(node, name):
             continue
         try:

@@ -19,6 +19,9 @@ from bincounter.config.quoting import Hints, override_of, parse, schema_hint, sh
 from bincounter.errors import ConfigError, closest_match
 from bincounter.redaction import MASK, mask_argument
 
+_OPTIONAL = {"experiment", "hparams_search", "debug"}
+"""Groups that a command can be without."""
+
 Compose = Callable[[list[str]], DictConfig]
 Groups = Mapping[str, Sequence[str]]
 """Options by group."""
@@ -118,7 +121,12 @@ def check_overrides(overrides: list[str], groups: Groups, *, internal: bool = Fa
         group, options = override.key_or_group, groups.get(override.key_or_group)
         if not group:
             raise ConfigError(f"the override {override.input_line!r} has no key: write KEY=VALUE, as in seed=3")
-        if options is None or override.is_delete():
+        if options is None:
+            continue
+        if override.is_delete() and group not in _OPTIONAL:
+            instead = f"write {group}=none" if "none" in options else f"choose one of {', '.join(options)}"
+            raise ConfigError(f"{override.input_line}: {group} cannot be left out: {instead}")
+        if override.is_delete():
             continue
         text = override.get_value_string().strip("'\"")
         if text == "null":

@@ -1,5 +1,6 @@
 """The console script ``bincounter``: the same commands by any of its names, quick until one has work to do."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,31 @@ def test_an_answer_composes_once_and_imports_no_numpy(
 
 def test_the_version_is_that_of_the_package(run: Run) -> None:
     assert run(SCRIPT, "--version").stdout == f"bincounter {bincounter.__version__}\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a file that is always full")
+@pytest.mark.parametrize(
+    "arguments", [["--version"], ["runs"], ["train", "--version"], ["train", "--cfg", "job"]], ids=str
+)
+def test_an_output_that_cannot_be_written_is_an_error(arguments: list[str], tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    environment["PYTHONPATH"] = str(REPOSITORY)
+
+    def start(output: Any) -> subprocess.CompletedProcess[str]:
+        program = [sys.executable, "-m", "bincounter", *arguments]  # the interpreter's own end is part of it
+        return subprocess.run(
+            program, cwd=tmp_path, env=environment, stdout=output, stderr=subprocess.PIPE, text=True, check=False
+        )
+
+    with Path("/dev/full").open("w") as full:
+        done = start(full)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert "the output cannot be written (no space left on device)" in done.stderr
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = start(writer)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 @pytest.mark.parametrize("program", [["train.py"], [SCRIPT, "train"], ["-m", "bincounter", "train"]], ids=str)

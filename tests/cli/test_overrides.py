@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from bincounter.cli.composition import Composer
 from bincounter.cli.hydra_app import compose
 from bincounter.cli.hydra_internals import prepare_hydra, split_jobs
+from bincounter.cli.main import main
 from bincounter.cloud.hyperparameters import decode_overrides, encode_overrides
 from bincounter.config.deploy_schema import check_deploy
 from bincounter.config.overrides import with_recipe, without_recipe
@@ -248,6 +249,7 @@ def test_a_printed_command_can_be_pasted(value: str) -> None:
             "the search would try model.weights='1e3': ",
         ),
         ("launcher=sagemaker launcher.environment.A=null", "launcher.environment.A=null is not a text"),
+        ("paths.output_dir=", "paths.output_dir= is empty; name a file or a folder, or remove it"),
         ("data.batch_size=null", "data.batch_size=null: this setting cannot be null"),
         (
             "data.split.seed=4294967296",
@@ -257,6 +259,13 @@ def test_a_printed_command_can_be_pasted(value: str) -> None:
         ("+foo=1", "+foo is read by nothing: remove it"),
         ("launcher=container", "launcher=container is not one of local, rehearsal, sagemaker, sagemaker_spot"),
         ("data=schema", "data=schema is not one of abid, demo, folders, s3, shards"),
+        ("~logger", "~logger: logger cannot be left out: write logger=none"),
+        ("~data=demo", "~data=demo: data cannot be left out: choose one of abid, demo, folders, s3, shards"),
+        ("-m seed=1,2 --cfg job", "--cfg shows one configuration: remove -m, and give each setting one value"),
+        ("-m seed=1,2 --info defaults", "--info shows one configuration: remove -m"),
+        ("--run --cfg job", "--cfg and --run exclude each other: remove one of them"),
+        ("--resolve seed=1", "--resolve is for --cfg: add --cfg job"),
+        ("--experimental-rerun x.pickle", "--experimental-rerun is not offered"),
         ("debugger=none_schema", "debugger=none_schema is not one of none, smdebug, tensors"),
     ],
 )
@@ -269,6 +278,23 @@ def test_a_wrong_override_is_answered_with_the_right_one(
     assert len(done.stderr.strip().splitlines()) == 1
     left = [path.name for path in (tmp_path / "run").rglob("*")]
     assert left in ([], ["multirun.yaml"])  # Hydra writes it before it calls a launcher
+
+
+@pytest.mark.parametrize("key", ["data.source", "model.weights", "paths.data_dir", "ckpt_path", "deploy ckpt_path"])
+def test_an_empty_variable_is_no_path(key: str) -> None:
+    name = key.removeprefix("deploy ")
+    with pytest.raises(ConfigError, match=f"^{name}= is empty; name a file or a folder, or remove it$"):
+        if key != name:
+            check_deploy(compose([f"{name}="], config_name="deploy"))
+        else:
+            validate(compose(["trainer=cpu", f"{name}="]))
+
+
+@pytest.mark.parametrize("words", [["predict", ""], ["audit", "a", "--record", ""], ["predict", "a", "--ckpt-path="]])
+def test_an_empty_argument_is_no_path(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(words)
+    assert "the name is empty: write that of a file or a folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
