@@ -84,6 +84,8 @@ def validate(cfg: DictConfig) -> None:
         checkpoints = Path(plain["paths"]["output_dir"], "checkpoints")
         resumed = plain["ckpt_path"] == "last" and any((checkpoints / f"{each}.ckpt").exists() for each in _RESUMED)
         _backbone(plain["model"]["backbone"], None if resumed else plain["model"]["weights"], here=here)
+        _objective(plain["objective"], plain["data"]["counts"])
+        _stages(plain["model"])
     for name, node in (plain["callbacks"] or {}).items():
         if node is not None:
             _callback(f"callbacks.{name}", node)
@@ -176,6 +178,34 @@ def _model(model: Mapping[str, Any], data: Mapping[str, Any]) -> None:
     except Exception as error:  # also those of an optimizer of one's own
         cause = error.__cause__ or error
         raise ConfigError(f"model.optimizer is refused by {model['optimizer']['_target_']}: {cause}") from None
+
+
+def _objective(objective: Mapping[str, Any], counts: list[int] | None) -> None:
+    """Build the objective, on any support where the photos will say it: its constructor checks its settings."""
+    try:
+        instantiate(dict(objective), counts=sorted(counts or range(6)))
+    except InstantiationException as error:
+        refused = isinstance(error.__cause__, ConfigError)
+        prefix = "" if refused else f"objective is refused by {objective['_target_']}: "
+        raise ConfigError(f"{prefix}{error.__cause__}") from None
+
+
+def _stages(model: Mapping[str, Any]) -> None:
+    """Check the trained stages of a backbone of ours, whose weights are not allocated."""
+    if model["trained"] not in ("last_stages", "gradual") or not model["backbone"]["_target_"].startswith(
+        "bincounter."
+    ):
+        return
+    import torch
+
+    from bincounter.model.unfreezing import Unfreezing
+
+    with torch.device("meta"):
+        try:
+            backbone = instantiate(dict(model["backbone"]))
+        except InstantiationException:  # the run itself says why
+            return
+    Unfreezing(model["trained"], model["stages"], model["unfreeze_every"]).check(backbone)
 
 
 def _run(cfg: Mapping[str, Any]) -> None:

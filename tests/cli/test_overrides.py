@@ -280,6 +280,21 @@ def test_a_wrong_override_is_answered_with_the_right_one(
     assert left in ([], ["multirun.yaml"])  # Hydra writes it before it calls a launcher
 
 
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        ("objective.label_smoothing=2", "objective.label_smoothing=2 must be at least 0 and below 1"),
+        ("objective.label_smoothing=nan data.counts=[1,0]", "objective.label_smoothing=nan must be at least 0"),
+        ("objective=neighbour objective.temperature=0", "objective.temperature=0 must be above 0"),
+        ("model.trained=last_stages model.stages=99", "model.stages=99 must be 1 to 5, the stages of this backbone"),
+        ("model=efficientnet_lite0 model.trained=last_stages model.stages=9", "model.stages=9 must be 1 to 8"),
+    ],
+)
+def test_what_a_model_refuses_is_refused_before_a_job_starts(overrides: str, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(sentence)):
+        validate(compose(["launcher=sagemaker_spot", *S3, *overrides.split()]))
+
+
 @pytest.mark.parametrize("key", ["data.source", "model.weights", "paths.data_dir", "ckpt_path", "deploy ckpt_path"])
 def test_an_empty_variable_is_no_path(key: str) -> None:
     name = key.removeprefix("deploy ")
