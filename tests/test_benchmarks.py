@@ -1,5 +1,6 @@
 """Parts of the benchmarks that need neither hours nor the machine they are for."""
 
+import importlib
 import json
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,9 +15,7 @@ from PIL import Image
 @pytest.fixture
 def loops(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
-    import training_loops
-
-    return training_loops
+    return importlib.import_module("training_loops")
 
 
 @pytest.fixture
@@ -60,8 +59,7 @@ def test_quick_and_whole_rows_are_in_folders_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
-    import ablations
-
+    ablations: Any = importlib.import_module("ablations")
     started: list[list[str]] = []
     monkeypatch.setattr(ablations.subprocess, "run", lambda command, **_: started.append(command))
     monkeypatch.delattr("os.sched_getaffinity", raising=False)  # as on macOS
