@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -34,7 +35,6 @@ from bincounter.smdebug.settings import check_smdebug
 
 _COARSE = ("16-mixed", "16-true", "bf16-true")
 """Precisions with scaled gradients, or with weights too coarse for a small distance."""
-
 
 _RESUMED = ("last", "best")
 """Checkpoints of a run that may be resumed, in place of its initial weights."""

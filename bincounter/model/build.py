@@ -174,7 +174,7 @@ def check_loadable(model: BinCounter, trusted: Sequence[str]) -> None:
                 build_counter(*parts).load_state_dict(state)
     except Exception as error:  # a part of one's own may raise anything
         raise ConfigError(
-            f"the model could not be rebuilt from its checkpoints ({_first_line(error).rstrip('.')}): change "
+            f"the model could not be rebuilt from its checkpoints ({first_line(error).rstrip('.')}): change "
             "model.backbone, model.head or objective"
         ) from error
 

@@ -19,8 +19,8 @@ from bincounter.files import Parsed, check_mapping, checkpoint_file, read_file, 
 from bincounter.names import read_cell
 from bincounter.training.per_count_table import CountRow, parse_per_count
 
-HELD_OUT = {"val": "validation", "test": "test"}  # sides that are not trained on
-SPLIT_OF_SIDE = {**HELD_OUT, "train": "train"}
+HELD_OUT = {"val": "validation", "test": "test"}
+SPLIT_OF_SIDE = HELD_OUT | {"train": "train"}
 """Names of the splits in ``metrics.json``, and in ``split.csv`` and ``predictions.csv``."""
 
 
@@ -108,17 +108,17 @@ class RunResults:
     @property
     def epochs(self) -> tuple[int, int | None]:
         """Number of begun epochs (0 without training) and of planned ones (``None`` if unknown)."""
-        logged = [epoch + 1 for epoch, _, _ in self.log.get("train/loss_epoch", ())]
         if self.config.get("train") is False:  # scored alone
             return 0, None
+        logged = [epoch + 1 for epoch, _, _ in self.log.get("train/loss_epoch", ())]
         planned = self.provenance.get("planned_epochs") or (self.config.get("trainer") or {}).get("max_epochs")
         return self.provenance.get("epochs") or int(max(logged, default=0)), planned
 
     @property
     def learnt(self) -> int:
         """Number of photos that the run trained on, with those of ``data.learn_above``; 0 if it only scored."""
-        learnt = sum(self.photos("train").values()) + (self.provenance.get("learnt_above") or 0)
-        return learnt if self.config.get("train", True) else 0
+        trained = self.config.get("train", True)
+        return sum(self.photos("train").values()) + (self.provenance.get("learnt_above") or 0) if trained else 0
 
     def photos(self, split: str) -> dict[int, int]:
         """Photos per count of one split (``train``, ``validation`` or ``test``), by ascending count."""
@@ -203,6 +203,7 @@ def _config(file: IO[str]) -> dict[str, Any]:
     return config
 
 
+_NUMBERS = ("seconds", "epochs", "planned_epochs", "resumed_at_epoch", "learnt_above")  # of provenance.json
 _ROWS = {
     "per_count": ("count", "n", "accuracy", "rmse"),
     "reliability": ("confidence", "accuracy", "n"),
@@ -213,8 +214,7 @@ _ROWS = {
 def _provenance(file: IO[str]) -> dict[str, Any]:
     provenance = check_mapping(json.load(file))
     check_mapping(provenance.get("versions", {}))
-    numbers = ("seconds", "epochs", "planned_epochs", "resumed_at_epoch", "learnt_above")
-    int(sum(provenance.get(name) or 0 for name in numbers))
+    int(sum(provenance.get(name) or 0 for name in _NUMBERS))
     return provenance
 
 
@@ -341,11 +341,9 @@ def confidence_threshold(origin: CheckpointOrigin, coverage: float) -> float:
             f"coverage needs the confidences of {given}, and {origin.folder} has those of its best.ckpt: leave it out, "
             "or name best.ckpt"
         )
-    if coverage == 1:
-        return 0.0
     if coverage < rows[0]["coverage"]:
         raise ConfigError(
             f"coverage={coverage} is below {rows[0]['coverage']}, the least share whose confidence is known: use that"
         )
     shares, confidences = zip(*((row["coverage"], row["confidence"]) for row in rows), strict=True)
-    return float(np.interp(coverage, shares, confidences))
+    return float(np.interp(coverage, shares, confidences)) if coverage < 1 else 0.0

@@ -90,7 +90,7 @@ def test_an_error_of_the_pruner_is_logged_and_the_job_is_followed(
 def test_ctrl_c_names_the_jobs_that_run_and_those_that_will_not(
     tasks: list[RunningJob], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    presses = []
+    presses: list[int] = []
 
     def pressed(_: object) -> None:
         presses.append(len(presses))
