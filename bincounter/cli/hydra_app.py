@@ -36,7 +36,6 @@ from bincounter.cli.hydra_internals import (
     read_arguments,
     split_jobs,
 )
-from bincounter.config.checks import PATH
 from bincounter.config.launcher_schema import check_one_run, runs_locally
 from bincounter.config.overrides import check_overrides, with_recipe
 from bincounter.config.validate import validate
@@ -86,9 +85,6 @@ def main(
     """
 
     def start(composer: Composer, arguments: Namespace) -> int:
-        for override in parse_overrides(arguments.overrides):
-            if override.key_or_group in ("ckpt_path", "paths.output_dir") and override.value() == "":
-                PATH.check(override.key_or_group, "")  # both are read before the configuration is checked
         overrides = resume.expand_resume_overrides(arguments.overrides, composer)
         # A job of a search has none; a recipe that was chosen at the launch is among the overrides.
         replace_overrides(arguments, overrides if internal else with_recipe(overrides))

@@ -64,6 +64,7 @@ class JobRunner:
         tasks: the jobs.
         at_once: jobs at a time.
         rehearsed: whether they end with this command.
+        repeats: whether the same command submits what is missing.
         judge: pruning policy, where they are trials of a search that prunes.
     """
 
@@ -74,11 +75,12 @@ class JobRunner:
         *,
         at_once: int,
         rehearsed: bool = False,
+        repeats: bool = False,
         judge: PruningPolicy | None = None,
     ) -> None:
         self._tasks, self._at_once, self._rehearsed = tasks, at_once, rehearsed
         self._accounts = {region: in_region(account, region) for region in {task.job.region for task in tasks}}
-        self._judge = judge
+        self._repeats, self._judge = repeats, judge
         self._leave = threading.Event()  # followers return, jobs still run
         self._stopping = threading.Event()  # running jobs are stopped, others are not submitted
         self._running: dict[str, RunningJob] = {}
@@ -95,8 +97,7 @@ class JobRunner:
             BinCounterError: one could not be submitted; the others have been.
         """
         with self._naming_submitted(), ThreadPoolExecutor(self._at_once) as pool:
-            for future in [pool.submit(self._submit, task) for task in self._tasks]:
-                future.result()
+            list(pool.map(self._submit, self._tasks))
 
     def run_all(self) -> None:
         """Submit, follow and fetch all jobs; errors are left in the tasks.
@@ -136,7 +137,7 @@ class JobRunner:
         submitted = self._submitted()
         sentence = self._left_behind(submitted)
         missing = [str(task.job.number) for task in self._tasks if task.job not in submitted]
-        if submitted and missing and not self._rehearsed:
+        if submitted and missing and not (self._rehearsed or self._repeats):
             left_out = f"{len(missing)} of {len(self._tasks)} jobs were not submitted"
             sentence += f". {left_out}: launch the values of job {', '.join(missing)} again"
         return Interrupted(sentence)

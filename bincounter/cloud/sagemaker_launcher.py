@@ -163,6 +163,7 @@ class SageMakerLauncher(Launcher):
             tasks,
             at_once=self._settings["max_parallel_jobs"],
             rehearsed=self._rehearsed,
+            repeats=self._searches,
             judge=self._judge if all(one.of_trial for one in planned) else None,
         )
         if self._searches:

@@ -20,7 +20,7 @@ from bincounter.errors import ConfigError, closest_match
 from bincounter.redaction import MASK, mask_argument
 
 _OPTIONAL = {"experiment", "hparams_search", "debug"}
-"""Groups that a command can be without."""
+"""Groups that a command can be without, and those in them."""
 
 Compose = Callable[[list[str]], DictConfig]
 Groups = Mapping[str, Sequence[str]]
@@ -123,7 +123,7 @@ def check_overrides(overrides: list[str], groups: Groups, *, internal: bool = Fa
             raise ConfigError(f"the override {override.input_line!r} has no key: write KEY=VALUE, as in seed=3")
         if options is None:
             continue
-        if override.is_delete() and group not in _OPTIONAL:
+        if override.is_delete() and group.partition("/")[0] not in _OPTIONAL:
             instead = f"write {group}=none" if "none" in options else f"choose one of {', '.join(options)}"
             raise ConfigError(f"{override.input_line}: {group} cannot be left out: {instead}")
         if override.is_delete():

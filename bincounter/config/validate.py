@@ -70,7 +70,6 @@ def validate(cfg: DictConfig) -> None:
     check_trainer(plain["trainer"], plain["model"])
     if plain["train"]:
         _sharpness(plain)
-        _averaging(plain)
     check_debugger(plain["debugger"])
     check_smdebug(plain["debugger"], here=here)
     check_profiler(plain["profiler"], plain["trainer"])
@@ -84,23 +83,28 @@ def validate(cfg: DictConfig) -> None:
         checkpoints = Path(plain["paths"]["output_dir"], "checkpoints")
         resumed = plain["ckpt_path"] == "last" and any((checkpoints / f"{each}.ckpt").exists() for each in _RESUMED)
         _backbone(plain["model"]["backbone"], None if resumed else plain["model"]["weights"], here=here)
-        _objective(plain["objective"], plain["data"]["counts"])
+        _objective(plain["objective"], plain["data"])
         _stages(plain["model"])
     for name, node in (plain["callbacks"] or {}).items():
         if node is not None:
-            _callback(f"callbacks.{name}", node)
+            _callback(f"callbacks.{name}", node, plain)
     for name, node in (plain["logger"] or {}).items():
         if node is not None:
             check_target(f"logger.{name}", node)
             check_mlflow_uri(f"logger.{name}.tracking_uri", node.get("tracking_uri"))
 
 
-def _callback(key: str, node: Mapping[str, Any]) -> None:
+def _callback(key: str, node: Mapping[str, Any], cfg: Mapping[str, Any]) -> None:
     check_target(key, node)
     kind = str(node["_target_"]).rpartition(".")[2]
     if kind == "EMAWeightAveraging":
         Bound(ge=0, le=1).check(f"{key}.decay", node.get("decay", 0))
         Bound(ge=1).check(f"{key}.update_every_n_steps", node.get("update_every_n_steps", 1))
+        if cfg["train"] and cfg["trainer"].get("precision") == "bf16-true":  # steps below half of a weight's last digit
+            raise ConfigError(
+                f"{key} does not work with trainer.precision=bf16-true: set trainer.precision=bf16-mixed, or remove "
+                f"{key.partition('.')[2]} from callbacks"
+            )
     # train/loss is that of the last tenth batch, and a resumed epoch may have none.
     if "monitor" in node and (kind == "EarlyStopping" or node["monitor"] == "train/loss"):
         known = ["val/loss", *(f"val/{each}" for each in METRICS)]
@@ -180,10 +184,14 @@ def _model(model: Mapping[str, Any], data: Mapping[str, Any]) -> None:
         raise ConfigError(f"model.optimizer is refused by {model['optimizer']['_target_']}: {cause}") from None
 
 
-def _objective(objective: Mapping[str, Any], counts: list[int] | None) -> None:
-    """Build the objective, on any support where the photos will say it: its constructor checks its settings."""
+def _objective(objective: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+    """Build the objective, one of ours on any support where the photos will say it: it checks its settings."""
+    from bincounter.model.objectives import learnt_counts
+
+    if data["counts"] is None and not objective["_target_"].startswith("bincounter."):
+        return
     try:
-        instantiate(dict(objective), counts=sorted(counts or range(6)))
+        instantiate(dict(objective), counts=learnt_counts(sorted(data["counts"] or range(6)), data["learn_above"]))
     except InstantiationException as error:
         refused = isinstance(error.__cause__, ConfigError)
         prefix = "" if refused else f"objective is refused by {objective['_target_']}: "
@@ -198,11 +206,12 @@ def _stages(model: Mapping[str, Any]) -> None:
         return
     import torch
 
+    from bincounter.model.build import without_pretrained
     from bincounter.model.unfreezing import Unfreezing
 
     with torch.device("meta"):
         try:
-            backbone = instantiate(dict(model["backbone"]))
+            backbone = instantiate(without_pretrained(model)["backbone"])
         except InstantiationException:  # the run itself says why
             return
     Unfreezing(model["trained"], model["stages"], model["unfreeze_every"]).check(backbone)
@@ -235,16 +244,6 @@ def _sharpness(cfg: Mapping[str, Any]) -> None:
         if refused:
             raise ConfigError(
                 f"model/optimizer=sam does not work with {key}={value}: set {key}={instead}, or model/optimizer=adamw"
-            )
-
-
-def _averaging(cfg: Mapping[str, Any]) -> None:
-    """Refuse an average whose updates are smaller than half of the last digit of its numbers: it never moves."""
-    for name, node in (cfg["callbacks"] or {}).items():
-        if node and node["_target_"].endswith(".EMAWeightAveraging") and cfg["trainer"].get("precision") == "bf16-true":
-            raise ConfigError(
-                f"callbacks.{name} does not work with trainer.precision=bf16-true: set trainer.precision=bf16-mixed, "
-                f"or remove {name} from callbacks"
             )
 
 

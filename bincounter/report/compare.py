@@ -24,8 +24,6 @@ _UNSET = "(not set)"
 MARK = " †"
 """Mark of runs with a caveat on their scores."""
 
-"""Baseline of a score: its key in ``metrics.json``, and its name."""
-
 _GAP = 3  # characters between two columns
 _VALUE = 16  # characters kept for a value beside a long key
 _LABEL = 13  # characters of a score's name on one line

@@ -60,6 +60,7 @@ def search(plan: Plan, launcher: Launcher) -> None:
     new = plan.settings["storage"] is None and not (plan.folder / "study.db").exists()
     if new:
         _check(plan, sampling, launcher, url)  # before any file is written
+    _ = plan.signature  # reads the photos, before other processes have to wait
     with SweeperLock(plan.folder) as ownership, translate_storage_errors(url):
         with ownership.exclusive():
             storage = open_storage(url)
@@ -98,7 +99,8 @@ def _check(plan: Plan, sampling: SamplerFactory, launcher: Launcher, url: str) -
     """Check that a search can run."""
     check_writable(plan.folder, folder=True)
     check_earlier_searches(plan)
-    assert plan.signature  # of the photos, which may be missing
+    if plan.own and plan.reads_photos:
+        _ = plan.photos  # which may be missing
     if plan.own:
         check_batch_sizes(plan)
     _prepare(launcher, plan, sampling.total(plan.settings["n_trials"]), url)

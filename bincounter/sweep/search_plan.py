@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +24,7 @@ from bincounter.config.search_schema import check_search
 from bincounter.config.train_schema import ProgressiveConfig, TrainConfig
 from bincounter.config.validate import validate
 from bincounter.data.s3.address import is_remote
-from bincounter.errors import ConfigError
+from bincounter.errors import ConfigError, ResourceError, UserError
 from bincounter.redaction import mask_argument
 from bincounter.sweep.search_space import Interval, Parameter, check_space, read_space
 from bincounter.training.resume import FREE
@@ -87,19 +88,34 @@ class Plan:
 
     @cached_property
     def signature(self) -> Mapping[str, Any]:
-        """The identity, and what a resumed search must have in common without being named by it."""
+        """The identity, and what a resumed search must have in common without being named by it.
+
+        Photos that cannot be read any more do not keep a search that has ended from saying its result again.
+        """
         if not self.own:
             return self.identity
+        digest = None
+        if self.reads_photos:
+            with suppress(UserError, ResourceError):
+                digest = self.photos[1]
         source = self.cfg.data.source
-        address = source.rstrip("/") if source is not None and is_remote(source) else None
-        read_here = self.local or (source is not None and address is None)
-        if any(parameter.key.lstrip("+") in _CHOOSE_PHOTOS for parameter in self.parameters):
-            read_here, address = False, None  # trials differ in their photos, which the space names
+        address = None if self.chooses_photos or source is None or not is_remote(source) else source.rstrip("/")
         return {
             **self.identity,
-            DATA_SET: [self.photos[1] if read_here else None, address],
+            DATA_SET: [digest, address],
             "trainer.max_time": self.cfg.trainer.get("max_time"),
         }
+
+    @property
+    def chooses_photos(self) -> bool:
+        """Return True if trials differ in their photos, which the space names."""
+        return any(parameter.key.lstrip("+") in _CHOOSE_PHOTOS for parameter in self.parameters)
+
+    @property
+    def reads_photos(self) -> bool:
+        """Return True if the photos of all trials are read on this machine."""
+        source = self.cfg.data.source
+        return not self.chooses_photos and (self.local or (source is not None and not is_remote(source)))
 
     @cached_property
     def photos(self) -> tuple[int, str]:
@@ -330,15 +346,3 @@ def check_batch_sizes(plan: Plan) -> None:
             f"data.batch_size={largest:g} is larger than the {photos} training photos: search smaller ones, as in "
             f"data.batch_size={','.join(fitting)}"
         )
-
-
-def changed_parts(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return the names of what differs between two signatures, but for what an earlier version did not store."""
-    return [name for name in now if name in before and not _agree(name, before[name], now[name])]
-
-
-def _agree(name: str, before: Any, now: Any) -> bool:
-    if name == DATA_SET:  # compared by its digest if both have one, else by its address
-        (digest, address), (digest_now, address_now) = before, now
-        return digest == digest_now if digest and digest_now else address == address_now
-    return before == now

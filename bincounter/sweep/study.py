@@ -20,7 +20,7 @@ from bincounter.config.checks import check_target, import_target
 from bincounter.errors import ConfigError, ResourceError, first_line
 from bincounter.redaction import mask_secrets
 from bincounter.sweep.distributions import to_optuna
-from bincounter.sweep.search_plan import changed_parts
+from bincounter.sweep.search_plan import DATA_SET
 from bincounter.sweep.search_space import Choice, Interval, Space
 
 if TYPE_CHECKING:
@@ -167,6 +167,18 @@ def recreate_study(plan: "Plan", url: str) -> "Study":
     if plan.name in optuna.get_all_study_names(storage):
         optuna.delete_study(study_name=plan.name, storage=storage)
     return open_study(plan, storage, optuna.pruners.NopPruner())
+
+
+def changed_parts(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return the names of what differs between two signatures, but for what an earlier version did not store."""
+    return [name for name in now if name in before and not _agree(name, before[name], now[name])]
+
+
+def _agree(name: str, before: Any, now: Any) -> bool:
+    if name == DATA_SET:  # compared by its digest if both have one, else by its address
+        (digest, address), (digest_now, address_now) = before, now
+        return digest == digest_now if digest and digest_now else address == address_now
+    return before == now
 
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

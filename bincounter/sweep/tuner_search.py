@@ -37,9 +37,9 @@ from bincounter.config.quoting import override_of
 from bincounter.errors import ConfigError, ResourceError
 from bincounter.sweep.distributions import from_sagemaker, params_of, to_optuna, to_sagemaker
 from bincounter.sweep.retraining import report_results, retrain_best
-from bincounter.sweep.search_plan import Plan, changed_parts, check_batch_sizes, most_epochs
+from bincounter.sweep.search_plan import Plan, check_batch_sizes, most_epochs
 from bincounter.sweep.search_space import Interval, Parameter, log_search_space
-from bincounter.sweep.study import recreate_study, silence_optuna, storage_url
+from bincounter.sweep.study import changed_parts, recreate_study, silence_optuna, storage_url
 from bincounter.sweep.trial_queue import SweeperLock
 from bincounter.sweep.trials import billed_attributes
 from bincounter.training.results import read_log
@@ -211,10 +211,12 @@ class _Tuner:
     def _check_identity(self, job: TuningJob) -> None:
         """Check that a recorded tuning job is of this search."""
         plan = self._plan
-        if job.study != plan.name or changed_parts(job.identity, plan.signature):
+        changed = changed_parts(job.identity, plan.signature)
+        if job.study != plan.name or changed:
             raise ConfigError(
-                f"{plan.folder} holds the search {job.study} of {job.name}, which differs: repeat its command "
-                "unchanged, or set another paths.output_dir or hparams_search.study_name"
+                f"{plan.folder} holds the search {job.study} of {job.name}, which has another "
+                f"{' and '.join(changed) or 'name'}: repeat its command unchanged, or set another paths.output_dir or "
+                "hparams_search.study_name"
             )
         if self._tuning.trials > job.trials:
             raise ConfigError(

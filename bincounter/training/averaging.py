@@ -34,7 +34,8 @@ class EMAWeightAveraging(WeightAveraging):
             ConfigError: the fit ends before the second update: the average would be the weights of its first step.
         """
         steps = getattr(pl_module, "total_steps", None)
-        if steps is not None and 1 < self._every >= steps and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        resumed_or_tried = trainer.ckpt_path or trainer.fast_dev_run  # type: ignore[attr-defined]
+        if steps is not None and 1 < self._every >= steps and not resumed_or_tried:
             raise ConfigError(
                 f"callbacks.ema.update_every_n_steps={self._every} leaves the average at the first of {steps} steps: "
                 "lower it"

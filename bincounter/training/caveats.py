@@ -71,13 +71,14 @@ def training_overlap(data: BinDataModule, description: Mapping[str, Any]) -> dic
 def photos_behind_weights(weights: str | None, resume_from: str | None) -> tuple[list[str], Tensor]:
     """Ids and content hashes, ``int64[N]``, of what ``model.weights`` was trained on, if it names a checkpoint.
 
-    Those of a resumed run are in its own checkpoint: the file of its initial weights may be gone.
+    Those of a resumed run are in its own checkpoint, except in those of earlier versions: the file of its initial
+    weights may be gone.
     """
-    if resume_from is not None:
-        described = read_checkpoint(resume_from, "bincounter")["bincounter"]
-        return described.get("earlier_ids", []), described.get("earlier_content", torch.zeros(0, dtype=torch.int64))
+    described = {} if resume_from is None else read_checkpoint(resume_from, "bincounter")["bincounter"]
+    if "earlier_ids" in described:
+        return described["earlier_ids"], described["earlier_content"]
     if weights is not None and is_file_name(weights):
-        with suppress(UserError):  # the backbone accepted it: a file of weights alone
+        with suppress(UserError):  # the backbone accepted it: a file of weights alone, or gone since
             return training_photos(read_model(checkpoint_file(Path(weights).expanduser()))["bincounter"])
     return [], torch.zeros(0, dtype=torch.int64)
 

@@ -15,7 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
-from bincounter.config.checks import RENAMED_TARGETS, renamed_targets
+from bincounter.config.checks import PATH, RENAMED_TARGETS, renamed_targets
 from bincounter.config.overrides import drop_overrides
 from bincounter.config.quoting import override_of, shell_command
 from bincounter.config.train_schema import DataConfig, ModelConfig
@@ -70,6 +70,9 @@ def expand_resume_overrides(overrides: list[str], compose: Callable[[list[str]],
     """
     parsed = OverridesParser.create().parse_overrides(overrides)
     given = {override.key_or_group: override for override in parsed}
+    for key in given.keys() & {"ckpt_path", "paths.output_dir"}:  # read before the configuration is checked
+        if given[key].value() == "":
+            PATH.check(key, "")
     wanted = given["ckpt_path"].value() if "ckpt_path" in given else None
     if wanted is None or ("train" in given and given["train"].value() is False):
         return overrides

@@ -295,6 +295,23 @@ def test_what_a_model_refuses_is_refused_before_a_job_starts(overrides: str, sen
         validate(compose(["launcher=sagemaker_spot", *S3, *overrides.split()]))
 
 
+def six(counts):
+    """Objective of six counts, as that of a run that learns photos above those that it answers."""
+    if len(counts) != 6:
+        raise ValueError(counts)
+
+
+@pytest.mark.parametrize("counts", [["data.counts=null"], ["data.counts=[1,2,3]", "data.learn_above=3"]])
+def test_an_objective_of_ones_own_is_built_as_a_run_builds_it(counts: list[str]) -> None:
+    dropped = ["~objective.label_smoothing", "~objective.squared_error"]
+    validate(compose(["trainer=cpu", f"objective._target_={__name__}.six", *dropped, *counts]))
+
+
+def test_a_search_can_be_without_the_space_of_an_option() -> None:
+    composed = compose(["hparams_search=optuna", "~hparams_search/space", "model.optimizer.lr=0.1"])
+    assert composed.hparams_search.n_trials
+
+
 @pytest.mark.parametrize("key", ["data.source", "model.weights", "paths.data_dir", "ckpt_path", "deploy ckpt_path"])
 def test_an_empty_variable_is_no_path(key: str) -> None:
     name = key.removeprefix("deploy ")
@@ -357,6 +374,7 @@ def test_names_that_aws_refuses_are_refused_first(override: str, sentence: str) 
             "model.backbone.path looks like a secret, which no checkpoint keeps",
         ),
         (["+trainer.limit_test_batches=1"], "has no effect here: scores are of all photos"),
+        (["+callbacks.mine.monitor=val/loss"], "callbacks.mine needs a _target_"),
         (["callbacks=[ema]", "trainer.precision=bf16-true"], "set trainer.precision=bf16-mixed, or remove ema"),
         (
             ["model.optimizer._target_=torch.optim.LBFGS", "~model.optimizer.weight_decay"],

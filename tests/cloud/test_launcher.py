@@ -315,7 +315,10 @@ def test_a_search_is_resumed_with_its_photos_wherever_they_are(
     assert len(launches) == 1
     assert "has another data set: repeat its command" in search(theirs, 1, code=2)
     assert "has another trainer.max_time: repeat" in search(ours, 1, "trainer.max_time=00:01:00:00", code=2)
-    search(ours.rename(tmp_path / "moved"), 2)
+    moved = ours.rename(tmp_path / "moved")
+    search(moved, 2)
+    shutil.rmtree(moved)
+    search(moved, 2)  # has ended, and says its result again
     assert [job.number for job in launches] == [0, 1]
 
 
@@ -343,7 +346,7 @@ def test_the_killed_retraining_of_a_tuning_job_is_resumed(
     (job,) = launches
     assert job.folder == sweep / "best" and job.of_search
     other = square_bins(tmp_path / "other", photos=24)
-    assert "which differs: repeat its command" in train(*given, f"data.source={other}", code=2)[1]
+    assert "which has another data set: repeat its command" in train(*given, f"data.source={other}", code=2)[1]
 
 
 def test_a_folder_that_holds_a_run_is_not_written_over(train: Train, tmp_path: Path) -> None:

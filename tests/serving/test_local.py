@@ -337,16 +337,18 @@ def check(*_):
 def test_a_backbone_is_run_as_it_was_packed_and_by_the_installed_bincounter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
 ) -> None:
-    backbone = {"_target_": "shelves.backbone", "width": 8, "blocks": 3}
-    (tmp_path / "shelves.py").write_text("from bincounter.model.backbones import cnn as backbone")
+    name = f"shelves_{engine}"  # imported once in this process
+    module = tmp_path / f"{name}.py"
+    backbone = {"_target_": f"{name}.backbone", "width": 8, "blocks": 3}
+    module.write_text("from bincounter.model.backbones import cnn as backbone")
     with monkeypatch.context() as packing:
         packing.syspath_prepend(tmp_path)
         made = package(
             checkpoint_alone(tmp_path, backbone=backbone),
             PackageSettings(tmp_path / "model.tar.gz", engine=engine),
-            trusted=["shelves"],
+            trusted=[name],
         )
-    (tmp_path / "shelves.py").write_text("raise ValueError('edited since')")
+    module.write_text("raise ValueError('edited since')")
     folder = unpack(made.path, tmp_path / "archive")
     (folder / "code/bincounter/data/photo_decoder.py").write_text("raise ValueError('of an earlier version')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)

@@ -184,8 +184,8 @@ def test_detached_and_killed_search_is_followed_to_its_best_run(
     again = train(*overrides, **at_plane)
     assert again.stdout == done.stdout
     more = train(*overrides, "hparams_search.strategy=Random", "hparams_search.n_trials=40", code=2, **at_plane)
-    assert "which differs: repeat its command unchanged" in more.stderr
+    assert "which has another chooser: repeat its command unchanged" in more.stderr
     elsewhere = train(*overrides, "launcher=rehearsal", code=2, **at_plane)  # a rehearsal's results are not SageMaker's
-    assert "which differs: repeat its command unchanged" in elsewhere.stderr
+    assert "which has another chooser: repeat its command unchanged" in elsewhere.stderr
     by_optuna = train("hparams_search=optuna", *overrides[4:], code=2)
     assert "another chooser" in by_optuna.stderr
