@@ -51,6 +51,7 @@ _CONF = REPOSITORY / "conf"
 _FILES = ("configs", "refusals", "requests", "costs")
 _UPDATES = bool(os.environ.get("UPDATE_SNAPSHOTS"))
 _NORMALISED = {  # what another day, machine or version changes, and digests of code
+    r"No response from AWS to \w+ for \d+ s: .*\n": "",  # of a busy machine
     r"\b\d{8}-\d{6}-(\d+)-[0-9a-f]{4}\b": r"TIME-\1-RANDOM",  # of a training job
     r"\b\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_\d+": "TIME",  # of a run's folder
     r"\b\d{10}-[0-9a-f]{4}\b": "TIME-RANDOM",  # of a tuning job
