@@ -11,6 +11,18 @@ from warm_python import Started, WarmPython, warm_python
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
+SMALL_RUN = (
+    "data=folders",
+    "data.image_size=32",
+    "model=cnn",
+    "model.backbone.width=4",
+    "trainer=cpu",
+    "trainer.max_epochs=1",
+    "callbacks=[none]",
+    "logger=[csv]",
+)
+"""Settings of a run that takes seconds, on photos of one's own."""
+
 _SHARED = "BINCOUNTER_WARM_PYTHON"
 
 Run = Callable[..., subprocess.CompletedProcess[str]]

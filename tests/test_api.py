@@ -15,7 +15,7 @@ import nbformat
 import numpy as np
 import pytest
 from bins import square_bins
-from commands import REPOSITORY, Run, command, environment
+from commands import REPOSITORY, SMALL_RUN, Run, command, environment
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
@@ -27,17 +27,7 @@ from bincounter.serving.application.served_model import ServedModel
 from bincounter.serving.packing.archive import PackageSettings, package
 from bincounter.serving.packing.tarball import unpack
 
-SMALL = [
-    "data=folders",
-    "data.image_size=32",
-    "data.batch_size=16",
-    "model=cnn",
-    "model.backbone.width=4",
-    "trainer=cpu",
-    "trainer.max_epochs=1",
-    "callbacks=[none]",
-    "logger=[csv]",
-]
+SMALL = [*SMALL_RUN, "data.batch_size=16"]
 
 
 @pytest.fixture(scope="module")

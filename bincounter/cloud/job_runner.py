@@ -116,7 +116,7 @@ class JobRunner:
             while not self._all_done(futures, stopping=stopping):
                 stopping = True
         finally:
-            pool.shutdown(wait=False)  # what Ctrl-C leaves behind is told at once
+            pool.shutdown(wait=False)  # what Ctrl-C leaves behind is reported at once
 
     @contextmanager
     def _naming_submitted(self) -> Iterator[None]:

@@ -25,7 +25,7 @@ class AuditRow:
         bin: its name.
         photo: path of its photo below the folder of photos; empty without one.
         record: the record as it is written; empty without one.
-        expected: items by the record; ``None`` if it is no whole number, and without one.
+        expected: items by the record; ``None`` if it is not a whole number, and without one.
         predicted: answered count; ``None`` if the photo was not counted.
         expected_count: mean of the model's distribution; ``None`` likewise.
         probabilities: of the counts of :attr:`AuditTable.counts`; empty likewise.

@@ -287,7 +287,8 @@ def test_folders_named_by_a_way_upwards_lie_in_one_folder(monkeypatch: pytest.Mo
     assert finder.folder == tmp_path
     assert [record.photo for record in stock.records] == ["there/b.png", "work/here/a.png"]
     for source in ("there", "there/b.png"):
-        finder, stock = PhotoFinder([f"{tmp_path}/work/../{source}"], tmp_path), Stock([StockRecord("A", "b", 1)])
+        upwards = str(tmp_path / "there" / ".." / source)
+        finder, stock = PhotoFinder([upwards], tmp_path), Stock([StockRecord("A", "b", 1)])
         finder.match(stock)
         assert [record.photo for record in stock.records] == ["b.png"]
 

@@ -118,8 +118,8 @@ def test_a_search_of_failures_ends_early(search: Search) -> None:
 
 def test_a_database_lost_in_a_search_is_one_sentence(search: Search, tmp_path: Path) -> None:
     said = search.run(f"+loses={tmp_path / 'sweep' / 'study.db'}", n_trials=2, code=1)
-    (told,) = [line for line in said.splitlines() if line.startswith("Error: ")]
-    assert "the study at sqlite:///" in told and "then repeat the command to resume the search" in told
+    (error,) = [line for line in said.splitlines() if line.startswith("Error: ")]
+    assert "the study at sqlite:///" in error and "then repeat the command to resume the search" in error
     assert "Traceback" not in said
 
 

@@ -5,22 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 from bins import square_bins
+from commands import SMALL_RUN
 
 import bincounter
 from bincounter.errors import ConfigError, ResourceError
 
-SMALL = [
-    "data=folders",
-    "data.image_size=32",
-    "data.batch_size=8",
-    "model=cnn",
-    "model.backbone.width=4",
-    "trainer=cpu",
-    "trainer.max_epochs=1",
-    "callbacks=[none]",
-    "logger=[csv]",
-    "+trainer.enable_progress_bar=false",
-]
+SMALL = [*SMALL_RUN, "data.batch_size=8", "+trainer.enable_progress_bar=false"]
 
 
 @pytest.fixture(scope="module")

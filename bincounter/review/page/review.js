@@ -44,7 +44,7 @@ async function renew() {
     const [reply, { held }] = await send("renew", { id });
     if (!reply.ok || held || busy || bin?.id !== id) return;
     await ask("next");
-    if (bin?.id !== id) complain(`Bin ${name || photo} is with somebody else by now, or counted by them: go on with what is shown.`);
+    if (bin?.id !== id) complain(`Bin ${name || photo} is with somebody else by now, or counted by them: please count the one shown now.`);
   } catch { /* the server is gone, which the next answer reports */ }
 }
 
