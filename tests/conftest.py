@@ -1,6 +1,7 @@
 """Fixtures of all tests: the real photos if present, a real server, and the commands as users run them."""
 
 import gc
+import logging
 import os
 import signal
 import subprocess
@@ -97,6 +98,14 @@ def _own_session() -> Iterator[None]:
     """boto3 keeps the credentials it found first in a session that all of a process share."""
     yield
     boto3.DEFAULT_SESSION = None
+
+
+@pytest.fixture(autouse=True)
+def _own_log() -> Iterator[None]:
+    """A command that a test calls in its own process leaves handlers of a log in a folder that is deleted."""
+    before = logging.root.handlers[:]
+    yield
+    logging.root.handlers[:] = before
 
 
 def pytest_sessionfinish() -> None:
