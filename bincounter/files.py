@@ -234,12 +234,18 @@ def link(source: Path, path: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename durable: without it a power cut can undo it."""
+    """Make a rename durable, without which a power cut can undo it, if the file system can."""
     if sys.platform == "win32":  # which opens no folders
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # a folder that may be written, but not read
+        return
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):  # SMB and FUSE flush no folders
+            raise
     finally:
         os.close(descriptor)
 

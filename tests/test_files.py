@@ -1,17 +1,19 @@
-"""File locks between processes."""
+"""Atomic writes, and file locks between processes."""
 
 import errno
 import os
 import signal
+import stat
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import portalocker
 import pytest
 
 from bincounter.errors import ResourceError
-from bincounter.files import lock
+from bincounter.files import atomic_write, lock
 
 _FORKED = """
 import os, sys, time
@@ -66,3 +68,20 @@ def test_a_file_system_without_locks_is_not_waited_for(
     sentence = r"/lock cannot be locked \(No locks available\): name a folder on a file system that has locks"
     with (tmp_path / "lock").open("w") as file, pytest.raises(ResourceError, match=sentence):
         lock(file, wait=wait)
+
+
+@pytest.mark.parametrize(("answer", "ends"), [(errno.EINVAL, True), (errno.ENOTSUP, True), (errno.EIO, False)])
+def test_a_file_system_that_flushes_no_folders_is_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: int, ends: bool
+) -> None:
+    flush = os.fsync
+
+    def refuse_folders(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(answer, os.strerror(answer))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse_folders)
+    with nullcontext() if ends else pytest.raises(OSError), atomic_write(tmp_path / "file", "w") as file:
+        file.write("whole")
+    assert (tmp_path / "file").read_text() == "whole"

@@ -8,6 +8,8 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -405,6 +407,22 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
         port = other.getsockname()[1]
         with pytest.raises(UserError, match=rf"Port {port} is taken.*target\.port"):
             serve(tmp_path, port=port)
+
+
+def test_a_temporary_folder_with_too_long_a_path_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / ("temporary" * 12)
+    folder.mkdir()
+    code = "from bincounter.serving.local.server import start_template; start_template()"
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        check=False,
+        env={**os.environ, "TMPDIR": str(folder)},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.stderr.splitlines()[-1].endswith(
+        "UserError: workers cannot be started (AF_UNIX path too long): set TMPDIR to a folder with a shorter path"
+    )
 
 
 @pytest.mark.parametrize(

@@ -105,11 +105,20 @@ def serve(
 
 
 def start_template() -> None:
-    """Start the process that workers are forked from, unless it runs; returns at once."""
+    """Start the process that workers are forked from, unless it runs; returns at once.
+
+    Raises:
+        UserError: its socket in the temporary folder cannot be created.
+    """
     if _FORKS:
         with _sigint_blocked():
             _PROCESSES.set_forkserver_preload(_PRELOADED)
-            forkserver.ensure_running()
+            try:
+                forkserver.ensure_running()
+            except OSError as error:  # a socket's path has at most 107 bytes
+                raise UserError(
+                    f"workers cannot be started ({error}): set TMPDIR to a folder with a shorter path"
+                ) from error
 
 
 def check_port(port: int, host: str = _LOCAL.host) -> None:
