@@ -1,23 +1,115 @@
-"""Work in threads on items of any number: bounded look-ahead, and the first error stops it.
+"""Cores of this process; work in threads on items of any number: bounded look-ahead, the first error stops it.
 
 Threads rather than asyncio, since hashing and writing a file release Python's global lock: an event loop would do that
 for one object after the other, and took half as long again for photos of 55 kB.
 """
 
+import logging
+import os
+import re
+import shutil
 import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 from bincounter.errors import ResourceError
+
+log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _AHEAD = 8
+_CPU = Path("/sys/devices/system/cpu")
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+_OLD_QUOTA = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
+_ENVIRONMENT = Path("/proc/self/environ")
+_SHARED_MEMORY = Path("/dev/shm")
+_BATCHES = 2 * 2  # of each loader process: two loaders, of training and validation, each two batches ahead
+
+
+def limit_threads() -> None:
+    """Let torch compute on at most :func:`count_cores` threads, unless OMP_NUM_THREADS is set.
+
+    By itself it takes all cores of the machine, also those beyond the CPU quota of its container.
+    """
+    import torch  # here: commands that compute nothing import this module, too
+
+    if not os.environ.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(min(torch.get_num_threads(), count_cores()))
+
+
+def count_threads() -> int:
+    """Number of computing threads: the cores of this process, or OMP_NUM_THREADS if it was started with that.
+
+    Ray sets that variable to 1 inside its workers, so that only the environment at process start counts.
+    """
+    try:
+        given = re.search(rb"(?:^|\0)OMP_NUM_THREADS=(\d*)", _ENVIRONMENT.read_bytes())
+        chosen = given[1].decode() if given else ""
+    except OSError:  # not Linux
+        chosen = os.environ.get("OMP_NUM_THREADS", "")
+    return int(chosen) if chosen.isdecimal() and int(chosen) else count_cores()
+
+
+def count_cores() -> int:
+    """Number of physical cores this process may use, within the CPU quota of its container."""
+    return _within_quota(_physical())
+
+
+def count_cpus() -> int:
+    """Number of hardware threads this process may use, within the CPU quota of its container."""
+    return _within_quota(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def _physical() -> int:
+    if not hasattr(os, "sched_getaffinity"):
+        import torch
+
+        return torch.get_num_threads()
+    usable = os.sched_getaffinity(0)
+    try:  # hardware threads of one core have the same list of siblings
+        return len({(_CPU / f"cpu{number}/topology/thread_siblings_list").read_text() for number in usable})
+    except OSError:
+        return len(usable)
+
+
+def _within_quota(available: int) -> int:
+    try:
+        quota, period = _QUOTA.read_text().split() if _QUOTA.exists() else [path.read_text() for path in _OLD_QUOTA]
+        # Rounded down: one thread too many is stopped for a part of every period, and all others wait for it.
+        return max(1, min(available, int(quota) // int(period))) if quota != "max" and int(quota) > 0 else available
+    except (OSError, ValueError, ZeroDivisionError):
+        return available
+
+
+def workers_within_shared_memory(workers: int, batch_bytes: int, processes: int = 1) -> int:
+    """Number of loader processes, at most ``workers``, whose batches fit into the free shared memory.
+
+    Where it is full, torch's worker loses its batch, and the process that waits for it waits for ever.
+
+    Args:
+        workers: the processes wanted for a loader.
+        batch_bytes: size of a batch.
+        processes: processes of this machine that have loaders.
+    """
+    if not workers or not _SHARED_MEMORY.exists():
+        return workers
+    batches = shutil.disk_usage(_SHARED_MEMORY).free // (batch_bytes * processes)
+    fitting = min(workers, max(batches // _BATCHES - 1, 0))  # beside the batches that are in use
+    if fitting < workers:
+        log.warning(
+            "%s has room for %d of %d data.num_workers: give it more, such as by docker run --shm-size=1g.",
+            _SHARED_MEMORY,
+            fitting,
+            workers,
+        )
+    return fitting
 
 
 @contextmanager

@@ -1,11 +1,9 @@
 """``BinDataModule``: one data set, from its source to batches on the device."""
 
 import logging
-import multiprocessing
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from bincounter.data.layouts.base import IndexedLayout, Layout
 from bincounter.data.photo_store import PhotoStore
 from bincounter.data.preprocessing import Normalize
 from bincounter.data.records import SPLITS, BinRecord, Manifest
-from bincounter.data.s3.ranges import limit_requests_of_worker
+from bincounter.data.s3.ranges import loader_options
 from bincounter.data.sampler import BatchDataset, EvaluationSampler, ResumableBatchSampler, TrainingBatch
 from bincounter.data.source import find_photos
 from bincounter.data.split_settings import check_counts, complete_split
@@ -31,6 +29,7 @@ from bincounter.errors import ConfigError, DataError
 from bincounter.files import lock_folder
 from bincounter.model.objectives import learnt_counts
 from bincounter.names import one_line
+from bincounter.parallel import count_cpus, workers_within_shared_memory
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +95,7 @@ class BinDataModule(L.LightningDataModule):
         self._balanced, self._seed, self._cache, self._learn_above = balanced, seed, cache, learn_above
         self._corrections, self._sync = corrections, {"connections": 64, **(sync or {})}
         self._data_dir, self._cache_dir = Path(data_dir), Path(cache_dir or Path(data_dir) / "cache")
-        self._decoders = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self._decoders = count_cpus()
         self._num_workers = (0 if cache else min(8, max(self._decoders - 1, 1))) if num_workers is None else num_workers
         options = dict(augmentation or {})
         self._mixing = Mixing(mixup=options.pop("mixup", 0.0), cutmix=options.pop("cutmix", 0.0), seed=seed)
@@ -266,9 +265,7 @@ class BinDataModule(L.LightningDataModule):
             return self._photos(positions, sampler)
         rows = BatchDataset("feature", self._features, self.manifest.records, positions, self.learnt[-1])
         # Without workers: handing a batch over would take longer than reading it.
-        return DataLoader(
-            rows, sampler=sampler, batch_size=None, collate_fn=_whole, pin_memory=torch.cuda.is_available()
-        )
+        return DataLoader(rows, sampler=sampler, batch_size=None, collate_fn=_whole, pin_memory=self._pins())
 
     def _photos(self, positions: np.ndarray, sampler: ResumableBatchSampler | EvaluationSampler) -> DataLoader:
         return DataLoader(
@@ -276,21 +273,22 @@ class BinDataModule(L.LightningDataModule):
             sampler=sampler,
             batch_size=None,  # an index of the sampler is a whole batch already
             collate_fn=_whole,
-            num_workers=self._num_workers,
-            persistent_workers=self._num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            **self._workers_that_stream(),
+            num_workers=self._workers,
+            persistent_workers=self._workers > 0,
+            pin_memory=self._pins(),
+            **(loader_options(self._workers, self._sync["connections"]) if self.store.streams else {}),
         )
 
-    def _workers_that_stream(self) -> dict[str, Any]:
-        """DataLoader options for workers that read from a bucket: not forked, and with a shared request limit."""
-        if not self._num_workers or not self.store.streams:
-            return {}
-        share = max(self._sync["connections"] // self._num_workers, 1)
-        forks = "forkserver" in multiprocessing.get_all_start_methods()  # not on Windows
-        workers = multiprocessing.get_context("forkserver" if forks else "spawn")
-        workers.set_forkserver_preload(["bincounter.data.sampler"])  # torch is imported once, not by each of them
-        return {"multiprocessing_context": workers, "worker_init_fn": partial(limit_requests_of_worker, share)}
+    @cached_property
+    def _workers(self) -> int:
+        # Once: the batches of the first loader take shared memory, too.
+        processes = self.trainer.num_devices if self.trainer else 1
+        batch = self.batch_size * 3 * self.image_size**2
+        return workers_within_shared_memory(self._num_workers, batch, processes)
+
+    def _pins(self) -> bool:
+        # Not by torch.cuda.is_available(): with trainer=cpu a GPU stays untouched, another process may have filled it.
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
     def transfer_batch_to_device(
         self, batch: dict[str, Any], device: torch.device, dataloader_idx: int

@@ -15,6 +15,7 @@ from bincounter.errors import BinCounterError, ConfigError, UserError, first_lin
 from bincounter.model.counter import BinCounter
 from bincounter.model.objectives import Objective, learnt_counts
 from bincounter.model.trust import check_arguments, check_trusted, is_own
+from bincounter.parallel import limit_threads
 
 VERSION = 1
 _PARTS = ("backbone", "objective", "optimizer", "weights")
@@ -139,6 +140,7 @@ def load_counter(
         UserError: the file is missing, broken, not a bincounter checkpoint, names a callable that is not trusted, or
             holds weights that are not finite.
     """
+    limit_threads()  # of all that computes with it
     checkpoint = read_model(Path(path))
     description = checkpoint["bincounter"]
     try:

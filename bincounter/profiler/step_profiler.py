@@ -19,6 +19,7 @@ from bincounter.data.datamodule import batch_progress
 from bincounter.data.photo_store import PhotoStore
 from bincounter.errors import UserError
 from bincounter.number_format import percent
+from bincounter.parallel import count_cpus
 from bincounter.profiler.advice import advice
 from bincounter.profiler.phase_clock import DetailedProfile, PhaseClock, detailed_profile
 from bincounter.profiler.profile_facts import Profile
@@ -161,7 +162,7 @@ def _origin(store: PhotoStore | None) -> str:
 def _machine(trainer: L.Trainer) -> dict[str, Any]:
     """Describe the machine and its use by the trainer."""
     device = trainer.strategy.root_device
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = count_cpus()
     machine: dict[str, Any] = {
         "cores": cores,
         "machine_cores": os.cpu_count() or cores,

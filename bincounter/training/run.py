@@ -32,6 +32,7 @@ from bincounter.model.build import (
 )
 from bincounter.model.counter import BinCounter
 from bincounter.model.trust import own_targets
+from bincounter.parallel import limit_threads
 from bincounter.redaction import mask_secrets
 from bincounter.training import resume
 from bincounter.training.cached_features import cached_features
@@ -106,6 +107,7 @@ def run(cfg: DictConfig, callbacks: Sequence[L.Callback] = ()) -> RunOutcome | N
         raise ConfigError("this run is for a launcher: choose one launcher, and do not set hydra.mode")
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     silence_lightning()
+    limit_threads()
     torch.set_float32_matmul_precision(cfg.float32_matmul_precision)
     known = {"batch_size": cfg.data.batch_size, "overfits": bool(cfg.trainer.get("overfit_batches"))}
     with RunFolder(cfg.paths.output_dir) as folder, translate_errors(run=folder.path, **known):

@@ -275,9 +275,13 @@ def describe_failure(
             why = (error.strerror or type(error).__name__).lower()
             return UserError(f"{path} cannot be written ({why}): move it away, or make it writable; {resume_by}")
     if isinstance(error, RuntimeError) and "DataLoader worker" in str(error) and "killed" in str(error):
-        return ResourceError(
-            f"A data.num_workers process was killed, most likely for its memory: use fewer workers; {resume_by}"
+        shared = "shared memory" in str(error)
+        why = (
+            "ran out of shared memory: give it more (docker run --shm-size=1g), or"
+            if shared
+            else "was killed, most likely for its memory:"
         )
+        return ResourceError(f"A data.num_workers process {why} use fewer workers; {resume_by}")
     if isinstance(error, BinCounterError):
         text = str(error)
         if text.startswith("Caught"):  # from a worker, with its traceback

@@ -43,6 +43,7 @@ model-index:
 _CODE = (
     "__init__.py",
     "errors.py",
+    "parallel.py",
     "audit/__init__.py",
     "audit/posterior.py",
     "data/__init__.py",

@@ -65,6 +65,19 @@ def missing(package: str) -> Exception:
             UserError,
             r"run/checkpoints/last.ckpt cannot be written \(not a directory\)",
         ),
+        (
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
+            ResourceError,
+            "A data.num_workers process was killed, most likely for its memory: use fewer workers; saved files are in",
+        ),
+        (
+            RuntimeError(
+                "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers "
+                "are out of shared memory. Please try to raise your shared memory limit."
+            ),
+            ResourceError,
+            r"A data.num_workers process ran out of shared memory: give it more \(docker run .*=1g\), or use fewer",
+        ),
     ],
 )
 def test_raw_failures(error: Exception, kind: type[BinCounterError], sentence: str) -> None:

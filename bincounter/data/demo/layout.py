@@ -20,7 +20,7 @@ from bincounter.data.layouts.folders import Folders
 from bincounter.data.records import Listing
 from bincounter.errors import ConfigError, DataError
 from bincounter.files import lock_folder, write_text
-from bincounter.parallel import hidden_script
+from bincounter.parallel import count_cpus, hidden_script
 from bincounter.progress import track
 
 log = logging.getLogger(__name__)
@@ -141,7 +141,7 @@ def _draw_all(folder: Path, settings: dict, workers: int | None) -> None:
         (folder / str(count)).mkdir(parents=True)
     draw = partial(_draw_some, folder, settings)
     jobs = [range(start, min(start + _JOB, photos)) for start in range(0, photos, _JOB)]
-    workers = min(workers or os.cpu_count() or 1, len(jobs))
+    workers = min(workers or count_cpus(), len(jobs))
     if workers == 1:
         for job in track(jobs, "Rendering demo bins", len(jobs)):
             draw(job)

@@ -4,11 +4,13 @@ The threads of obstore do not survive a fork, and a request in a forked process 
 read photos have to be started by ``forkserver`` or ``spawn``; a forked one gets an error.
 """
 
+import multiprocessing
 import os
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 from bincounter.data.records import PhotoFile
 from bincounter.data.s3.bucket import Bucket
@@ -25,8 +27,18 @@ def limit_requests(connections: int) -> None:
     _reader = _Reader(connections)
 
 
-def limit_requests_of_worker(connections: int, _worker: int) -> None:
-    """:func:`limit_requests`, as a DataLoader calls it in each of its workers."""
+def loader_options(workers: int, connections: int) -> dict[str, Any]:
+    """DataLoader options for workers that read from a bucket: not forked, and with a shared request limit."""
+    if not workers:
+        return {}
+    forks = "forkserver" in multiprocessing.get_all_start_methods()  # not on Windows
+    context = multiprocessing.get_context("forkserver" if forks else "spawn")
+    context.set_forkserver_preload(["bincounter.data.sampler"])  # torch is imported once, not by each of them
+    initialize = partial(_limit_requests_of_worker, max(connections // workers, 1))
+    return {"multiprocessing_context": context, "worker_init_fn": initialize}
+
+
+def _limit_requests_of_worker(connections: int, _worker: int) -> None:
     limit_requests(connections)
 
 

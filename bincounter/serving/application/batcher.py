@@ -3,27 +3,21 @@
 import asyncio
 import ctypes
 import logging
-import os
-import re
 import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from bincounter.parallel import count_threads
 from bincounter.serving.application.answers import Limits, Problem, is_shortage
 
 log = logging.getLogger(__name__)
 
-_CPU = Path("/sys/devices/system/cpu")
-_QUOTA = Path("/sys/fs/cgroup/cpu.max")
-_OLD_QUOTA = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
-_ENVIRONMENT = Path("/proc/self/environ")
 # glibc's mallopt: see its manual page.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 
@@ -201,41 +195,3 @@ def configure_process() -> None:
 def use_cores() -> None:
     """Let the calling thread compute on :func:`count_threads` threads."""
     torch.set_num_threads(count_threads())
-
-
-def count_threads() -> int:
-    """Number of threads of a forward: the cores of this process, or OMP_NUM_THREADS if it was started with that.
-
-    Ray sets that variable to 1 inside its workers, so that only the environment at process start counts.
-    """
-    try:
-        given = re.search(rb"(?:^|\0)OMP_NUM_THREADS=(\d*)", _ENVIRONMENT.read_bytes())
-        chosen = given[1].decode() if given else ""
-    except OSError:  # not Linux
-        chosen = os.environ.get("OMP_NUM_THREADS", "")
-    return int(chosen) if chosen.isdecimal() and int(chosen) else count_cores()
-
-
-def count_cores() -> int:
-    """Number of physical cores this process may use, within the CPU quota of its container."""
-    available = _physical()
-    quota = _quota()
-    return available if quota is None else max(1, min(available, round(quota)))
-
-
-def _physical() -> int:
-    if not hasattr(os, "sched_getaffinity"):
-        return torch.get_num_threads()
-    usable = os.sched_getaffinity(0)
-    try:  # hardware threads of one core have the same list of siblings
-        return len({(_CPU / f"cpu{number}/topology/thread_siblings_list").read_text() for number in usable})
-    except OSError:
-        return len(usable)
-
-
-def _quota() -> float | None:
-    try:
-        quota, period = _QUOTA.read_text().split() if _QUOTA.exists() else [path.read_text() for path in _OLD_QUOTA]
-        return float(quota) / float(period) if quota != "max" and float(quota) > 0 else None
-    except (OSError, ValueError):
-        return None

@@ -19,6 +19,7 @@ from torch import Tensor
 from bincounter.data.photo_bounds import PhotoError
 from bincounter.data.photo_decoder import FAILED, PIXELS, REFUSED, Header, decode_square, read_header
 from bincounter.data.preprocessing import as_tensor
+from bincounter.parallel import count_cpus
 from bincounter.serving.application.answers import Problem
 
 SECONDS = 10.0
@@ -49,7 +50,7 @@ class DecodePool:
     """
 
     def __init__(self, size: int) -> None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = count_cpus()
         processes = max(1, min(2, cores // 2))
         self._size = size
         self._threads, self._thread_turns = ThreadPoolExecutor(cores, "decode"), _Turns(cores)

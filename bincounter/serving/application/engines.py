@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bincounter.serving.application.batcher import count_threads
+from bincounter.parallel import count_threads
 
 TORCH = "torch"
 ONNX_FILE = "model.onnx"

@@ -33,6 +33,7 @@ _PACKAGE = Path(bincounter.__file__).parent
 _CARRIED = (
     "__init__.py",
     "errors.py",
+    "parallel.py",
     "audit/__init__.py",
     "audit/posterior.py",
     "data/__init__.py",
