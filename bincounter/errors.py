@@ -1,10 +1,12 @@
-"""Exceptions and their exit codes; the first line of a message; checks of extras and choices; ``closest_match``.
+"""Exceptions and their exit codes; the first line of a message; checks of extras and choices; files not read.
 
 The entry points turn them into exit codes: 0 done, 2 the user has to change something, 143 stopped by SIGTERM with a
 checkpoint, 1 anything else.
 """
 
 import difflib
+import errno
+import re
 from collections.abc import Iterable
 from importlib.util import find_spec
 from typing import Any
@@ -51,6 +53,29 @@ class Stopped(BinCounterError):
 def first_line(error: BaseException) -> str:
     """First line of an error's message; of an error without one the name of its type."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+_OF_CONTENT = {errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EINVAL}  # another try fails, too
+_OF_TORCH = re.compile(r"unable to .*: (.+) \(\d+\)|.*can't (allocate memory)")  # its RuntimeErrors have no errno
+
+
+def unreadable(name: object, error: BaseException) -> ResourceError | None:
+    """Describe a failure to read a file whose content may be whole; ``None`` if its content is at fault.
+
+    Args:
+        name: of the file.
+        error: raised by what read it, such as ``torch.load``.
+    """
+    found = _OF_TORCH.match(first_line(error)) if isinstance(error, RuntimeError) else None
+    if isinstance(error, MemoryError) or (found and "allocate" in found[0]):
+        reason = "not enough memory"
+    elif isinstance(error, OSError) and error.errno not in (None, *_OF_CONTENT):
+        reason = (error.strerror or type(error).__name__).lower()
+    elif found:
+        reason = found[1].lower()
+    else:
+        return None
+    return ResourceError(f"{name} cannot be read ({reason}): check memory, disk and permissions, and run again")
 
 
 def check_extra(*modules: str, extra: str, wanted: str) -> None:

@@ -36,7 +36,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models import resnet as torchvision_resnet
 
-from bincounter.errors import ConfigError, ResourceError, check_choice
+from bincounter.errors import ConfigError, ResourceError, check_choice, unreadable
 
 log = logging.getLogger(__name__)
 
@@ -293,7 +293,8 @@ def read_weights(weights: str) -> Mapping[str, Tensor]:
     """Read the state dict of a weights file, or of the backbone in a bincounter checkpoint.
 
     Raises:
-        ConfigError: the file cannot be read, or holds no state dict.
+        ConfigError: the file is broken, or holds no state dict.
+        ResourceError: memory or disk failed.
     """
     path = _weights_file(weights)
     try:
@@ -303,7 +304,8 @@ def read_weights(weights: str) -> Mapping[str, Tensor]:
             return load_file(path)
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises almost anything on a broken file
-        raise ConfigError(f"model.weights={path} is not a weights file that torch can read safely.") from error
+        unsafe = ConfigError(f"model.weights={path} is not a weights file that torch can read safely.")
+        raise (unreadable(f"model.weights={path}", error) or unsafe) from error
     if isinstance(content, Mapping) and "bincounter" in content and isinstance(content.get("state_dict"), Mapping):
         prefix = "backbone."
         content = {name[len(prefix) :]: v for name, v in content["state_dict"].items() if name.startswith(prefix)}

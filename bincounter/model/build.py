@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from bincounter.errors import BinCounterError, ConfigError, UserError, first_line
+from bincounter.errors import BinCounterError, ConfigError, UserError, first_line, unreadable
 from bincounter.model.counter import BinCounter
 from bincounter.model.objectives import Objective, learnt_counts
 from bincounter.model.trust import check_arguments, check_trusted, is_own
@@ -152,11 +152,10 @@ def load_counter(
         check_image_size(counter, description["image_size"])
     except BinCounterError as error:
         raise UserError(f"The model in {path} cannot be used: {error}") from error
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path} does not hold what its model needs; use the bincounter version that wrote it, or another "
-            "checkpoint."
-        ) from error
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+        advice = "use the bincounter version that wrote it, or another checkpoint."
+        wrong = f"{path} does not hold what its model needs; {advice}"
+        raise (unreadable(path, error) or UserError(wrong)) from error
     counter.description = description
     return counter.eval(), description
 
@@ -203,13 +202,15 @@ def read_model(path: Path) -> Mapping[str, Any]:
 
     Raises:
         UserError: the file is missing, broken, or not a checkpoint of this version of bincounter.
+        ResourceError: memory or disk failed.
     """
     if not path.is_file():
         raise UserError(f"Checkpoint {path} does not exist, or is a folder without one; give the path of a .ckpt file.")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises almost anything on a broken file
-        raise UserError(f"{path} is truncated or not a checkpoint; give the path of a whole .ckpt file.") from error
+        broken = UserError(f"{path} is truncated or not a checkpoint; give the path of a whole .ckpt file.")
+        raise (unreadable(path, error) or broken) from error
     description = checkpoint.get("bincounter") if isinstance(checkpoint, Mapping) else None
     if not isinstance(description, Mapping) or "state_dict" not in checkpoint:
         raise UserError(f"{path} is not a checkpoint of bincounter; give one that bincounter wrote.")

@@ -17,7 +17,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
 from bincounter.data.datamodule import batch_progress
-from bincounter.errors import ConfigError, UserError
+from bincounter.errors import ConfigError, UserError, unreadable
 from bincounter.files import atomic_write, link
 from bincounter.model.counter import BinCounter
 
@@ -64,14 +64,13 @@ def read_checkpoint(path: str | Path, *keys: str, mmap: bool = True, map_locatio
 
     Raises:
         UserError: the file is truncated, or not a run's checkpoint.
+        ResourceError: memory or disk failed.
     """
     try:
         content = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
         whole = all(isinstance(content[key], _RESTORED.get(key, object)) for key in keys)
-    except MemoryError:
-        raise
     except Exception as error:  # torch raises almost anything on a broken file
-        raise _broken(path) from error
+        raise (unreadable(path, error) or _broken(path)) from error
     if not whole:
         raise _broken(path)
     return content

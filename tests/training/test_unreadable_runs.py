@@ -1,5 +1,6 @@
 """Files of a run that are cut short or of another kind: one sentence with the file and a next step."""
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -11,8 +12,11 @@ from commands import REPOSITORY, Run
 from made_runs import make_run
 
 from bincounter.debugger.rule_runner import rule_overrides
-from bincounter.errors import UserError
+from bincounter.errors import ResourceError, UserError
+from bincounter.model.backbones import read_weights
+from bincounter.model.build import load_counter
 from bincounter.report.compare import compare
+from bincounter.serving.application.served_model import ArchiveError, ServedModel
 from bincounter.sweep.tuner_search import _metric_by_epoch
 from bincounter.training.checkpoint import AtomicCheckpointIO, find_resume_checkpoint
 from bincounter.training.results import best_value, read_results
@@ -110,6 +114,37 @@ def test_a_checkpoint_to_resume_from(how: str, tmp_path: Path) -> None:
     for read in (find_resume_checkpoint, lambda folder: AtomicCheckpointIO().load_checkpoint(folder / "last.ckpt")):
         with pytest.raises(UserError, match="not the checkpoint of a run"):
             read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RuntimeError("unable to mmap 400001556 bytes from file <a.ckpt>: Cannot allocate memory (12)"), "not enough"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to"), "not enough memory"),
+        (MemoryError(), "not enough memory"),
+        (RuntimeError("unable to open file <a.ckpt> in read-only mode: Stale file handle (116)"), "stale file handle"),
+        (OSError(errno.EIO, "Input/output error"), "input/output error"),
+        (PermissionError(errno.EACCES, "Permission denied"), "permission denied"),
+    ],
+)
+def test_a_whole_file_that_cannot_be_read_now(
+    error: Exception, reason: str, unpacked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = shutil.copy(REPOSITORY / "tests" / "assets" / "killed" / "checkpoints" / "last.ckpt", tmp_path)
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("torch.load", fail)
+    for read, kind in (
+        (lambda: find_resume_checkpoint(tmp_path), ResourceError),
+        (lambda: load_counter(path), ResourceError),
+        (lambda: read_weights(str(path)), ResourceError),
+        (lambda: ServedModel.load(unpacked), ArchiveError),
+    ):
+        with pytest.raises(kind, match=rf"cannot be read \({reason}.*\): check memory, disk and permissions") as caught:
+            read()
+        assert not any(word in str(caught.value) for word in ("truncated", "delete", "damaged"))
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "overrides.txt", "split.csv", "checkpoints/last.ckpt"])

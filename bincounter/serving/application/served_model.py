@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bincounter.audit.posterior import RecordJudge
 from bincounter.data.preprocessing import Normalize
-from bincounter.errors import first_line
+from bincounter.errors import first_line, unreadable
 from bincounter.model.backbones import feature_size
 from bincounter.model.objectives import Objective, learnt_counts
 from bincounter.serving.application.answers import Limits
@@ -155,9 +155,8 @@ class ServedModel:
                 f"The model of {folder} needs {error.name}, which is not installed; install it."
             ) from error
         except Exception as error:  # torch and constructors raise almost anything on broken input
-            raise ArchiveError(
-                f"The archive in {folder} is damaged ({first_line(error)}); package it again."
-            ) from error
+            broken = f"The archive in {folder} is damaged ({first_line(error)}); package it again."
+            raise ArchiveError(str(unreadable(f"The archive in {folder}", error) or broken)) from error
 
     def probabilities(self, photos: Tensor) -> Tensor:
         """``uint8[B, 3, S, S]`` -> distributions over the support, ``float32[B, K]`` on the CPU."""
@@ -190,9 +189,8 @@ def read_description(folder: Path) -> dict[str, Any]:
         newer = described.get("format", 1) > FORMAT
         Limits(**described["limits"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArchiveError(
-            f"{path} is missing or damaged ({first_line(error)}); unpack the archive again, or package it again."
-        ) from error
+        broken = f"{path} is missing or damaged ({first_line(error)}); unpack the archive again, or package it again."
+        raise ArchiveError(str(unreadable(path, error) or broken)) from error
     if newer:
         raise ArchiveError(
             f"{path} has format {described['format']}, and this bincounter reads formats up to {FORMAT}; "
