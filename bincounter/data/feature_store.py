@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bincounter.data.photo_store import map_bytes
 from bincounter.files import lock_folder, translate_disk_full, write_text
 
 log = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ class FeatureStore:
             ``False``, with a warning in the log, if the disk has no room for them.
 
         Raises:
-            ResourceError: the disk is full.
+            ResourceError: the disk is full, or the file cannot be mapped.
         """
         wanted = np.union1d(rows, np.flatnonzero(self._held))  # including held rows: the file may have been replaced
         with lock_folder(self.folder), translate_disk_full(self.folder):
@@ -90,8 +91,7 @@ class FeatureStore:
                 return False
             if len(missing):
                 self._write(compute(missing))
-            # As a plain array: a memmap subclass would make every batch one too.
-            self._bytes = np.asarray(np.memmap(self._rows_file, np.uint8, "r", shape=self._shape))
+            self._bytes = map_bytes(self._rows_file, self._shape)
         self._held[wanted] = True
         return True
 
@@ -131,7 +131,7 @@ class FeatureStore:
     def _missing(self, rows: np.ndarray) -> np.ndarray:
         """Return those of ``rows`` that are missing or do not match their checksums."""
         checks = np.fromfile(self._checks_file, np.uint32)
-        features = np.asarray(np.memmap(self._rows_file, np.uint8, "r", shape=self._shape))
+        features = map_bytes(self._rows_file, self._shape)
         wrong = np.array([self._check(row, features[row]) != checks[row] for row in rows.tolist()], dtype=bool)
         damaged = int((checks[rows[wrong]] != 0).sum())
         if damaged:

@@ -98,6 +98,8 @@ class PhotoStore:
 
         Raises:
             DataError: a photo was changed or lost since it was scanned (only if they are not cached).
+            ResourceError: the file of decoded photos cannot be mapped, or (if they are not cached) memory or a disk
+                failed.
         """
         if self._file is None:
             photos = np.empty((len(indices), 3, self._image_size, self._image_size), np.uint8)
@@ -108,9 +110,8 @@ class PhotoStore:
         if self._photos is None:
             shape = (len(self), 3, self._image_size, self._image_size)
             try:
-                # As a plain array: a memmap subclass would make every batch one too.
-                self._photos = np.asarray(np.memmap(self._file, np.uint8, "r", shape=shape))
-            except (OSError, ValueError) as error:
+                self._photos = map_bytes(self._file, shape)
+            except (FileNotFoundError, ValueError) as error:
                 raise DataError(
                     f"The decoded photos in {self._file} are missing: run again to decode them again."
                 ) from error
@@ -155,6 +156,27 @@ class PhotoStore:
                 writer.put(index, photo)
             writer.publish(file)
         return True
+
+
+def map_bytes(file: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """Map a file of the cache into memory, to be read.
+
+    Raises:
+        FileNotFoundError: it is missing.
+        ValueError: it is too short.
+        ResourceError: it cannot be mapped.
+    """
+    try:
+        # As a plain array: a memmap subclass would make every batch one too.
+        return np.asarray(np.memmap(file, np.uint8, "r", shape=shape))
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        reason = (error.strerror or type(error).__name__).lower()
+        raise ResourceError(
+            f"{file} cannot be mapped into memory ({reason}): raise the limit of virtual memory (ulimit -v), set "
+            "paths.cache_dir to a folder on a local disk, or data.cache=false"
+        ) from error
 
 
 class PhotoWriter:

@@ -1,3 +1,4 @@
+import errno
 import logging
 import os
 import pickle
@@ -12,8 +13,9 @@ from made_photos import bin_folders, photo_bytes, write
 
 import bincounter.data.photo_store as store_module
 import bincounter.data.scan as scan_module
+from bincounter.data.feature_store import FeatureStore
 from bincounter.data.layouts.folders import Folders
-from bincounter.data.photo_store import PhotoStore
+from bincounter.data.photo_store import PhotoStore, photos_path
 from bincounter.data.preprocessing import decode
 from bincounter.data.records import Manifest
 from bincounter.data.scan import scan
@@ -70,6 +72,25 @@ def test_scanning_with_a_size_decodes_once_for_all(tmp_path, manifest):
     for record in again.records:
         record.file.path.unlink()
     assert torch.equal(opened(again, cache).batch(range(8)), wanted)
+
+
+def test_a_file_that_cannot_be_mapped(manifest, cache, monkeypatch):
+    store = opened(manifest, cache)
+
+    def fail(*_, **__):
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr("numpy.memmap", fail)
+    features = FeatureStore(cache, {}, rows=2, size=5, dtype=torch.float32)
+    for read in (lambda: store.batch([0]), lambda: features.fill(np.arange(2), lambda rows: [])):
+        with pytest.raises(
+            ResourceError, match=r"mapped into memory \(cannot allocate memory\): raise .* data.cache=false"
+        ):
+            read()
+    monkeypatch.undo()
+    photos_path(cache, manifest, SIZE).unlink()
+    with pytest.raises(DataError, match="are missing: run again to decode them again"):
+        store.batch([0])
 
 
 def test_photos_are_kept_for_the_next_time(manifest, cache):
