@@ -210,6 +210,15 @@ def test_options_of_load_are_checked(options: dict[str, Any], said: str) -> None
         bincounter.load(CHECKPOINT, **options)
 
 
+def test_a_gpu_that_torch_is_not_built_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nCUDA kernel errors")
+
+    monkeypatch.setattr("torch.zeros", fail)
+    with pytest.raises(ConfigError, match=r"the GPU cannot be used \(CUDA error: .* device\): hide it by CUDA_VISIBLE"):
+        bincounter.load(CHECKPOINT)
+
+
 def test_runs_of_one_process_leave_it_as_it_was(small: list[str], tmp_path: Path) -> None:
     def state() -> tuple[Any, ...]:
         root = logging.getLogger()

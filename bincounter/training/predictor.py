@@ -25,12 +25,13 @@ from bincounter.data.photos import failure_clause, retry
 from bincounter.data.preprocessing import Normalize, decode
 from bincounter.data.s3.address import is_remote, parse_address
 from bincounter.data.s3.sync import fetch
-from bincounter.errors import ConfigError, DataError, ResourceError
+from bincounter.errors import ConfigError, DataError, ResourceError, first_line
 from bincounter.files import atomic_write, checkpoint_file, expand_user
 from bincounter.model.answer import position
 from bincounter.model.build import load_counter
 from bincounter.model.counter import BinCounter
 from bincounter.names import TableWriter, escape_name
+from bincounter.parallel import count_cpus
 from bincounter.training.results import confidence_threshold, find_run_of_checkpoint
 
 Photo = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | np.ndarray
@@ -176,7 +177,7 @@ class Predictor:
     def answers(self, photos: Iterable[Photo]) -> Iterator[Prediction]:
         """Yield a prediction for each photo, in order, with an error if it cannot be counted."""
         remaining = ((_name(photo, number), photo) for number, photo in enumerate(photos))
-        with ThreadPoolExecutor() as pool:
+        with ThreadPoolExecutor(min(32, count_cpus() + 4)) as pool:  # Python's default knows no CPU quota
             while batch := list(islice(remaining, self._batch_size)):
                 yield from self._batch([name for name, _ in batch], list(pool.map(self._read, batch)))
 
@@ -211,13 +212,16 @@ class Predictor:
 
 
 def _device(name: str) -> torch.device:
-    if name == "auto":
-        return L.Fabric(accelerator="auto", devices=1).device
     try:
-        value = torch.zeros(1, device=name)
+        value = torch.zeros(1, device=L.Fabric(accelerator="auto", devices=1).device if name == "auto" else name)
         value.item()  # a device without storage, such as meta, raises
         return value.device
     except (AssertionError, RuntimeError, NotImplementedError, TypeError) as error:
+        if name == "auto":  # such as a GPU that is too old for this torch
+            raise ConfigError(
+                f"the GPU cannot be used ({first_line(error)}): hide it by CUDA_VISIBLE_DEVICES=, or install a torch "
+                "that is built for it"
+            ) from error
         raise ConfigError(f"device={name} is not available here: use auto, cpu, or a GPU such as cuda:0") from error
 
 

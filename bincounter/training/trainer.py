@@ -64,11 +64,13 @@ def make_trainer(
     elif not any(isinstance(callback, ProgressBar) for callback in callbacks):
         options.setdefault("enable_progress_bar", False)  # else Lightning adds its own
     options["precision"] = resolve_precision(options.get("precision"), options["accelerator"])
-    _warn_of_emulated_bf16(options["precision"], options["accelerator"])
     if options.get("sync_batchnorm") == "auto":  # for GPUs only
         options["sync_batchnorm"] = options["accelerator"] != "cpu" and torch.cuda.is_available()
     if _on_cpu(options["accelerator"]):
         keep_freed_memory()
+        if options["precision"].startswith(("bf16", "16")) and _cpu_has(*_BF16_OF_X86, "bf16") is False:
+            emulated = "This CPU emulates 16-bit numbers: trainer.precision=%s is slower than 32-true here."
+            log.warning(emulated, options["precision"])
     plugins = [instantiate(node) for node in options.pop("plugins", None) or []]
     overfit = options.pop("overfit_batches", 0)
     if overfit:  # in place of overfit_batches, with which Lightning replaces the sampler
@@ -173,7 +175,7 @@ def resolve_precision(precision: str | int | None, accelerator: str) -> str:
         return SHORT_PRECISIONS.get(str(precision or 32), str(precision))
     if accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available():
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
-    return "bf16-mixed" if _on_cpu(accelerator) and _cpu_multiplies_bf16() else "32-true"
+    return "bf16-mixed" if _on_cpu(accelerator) and _cpu_has(*_BF16_OF_X86) else "32-true"
 
 
 def _on_cpu(accelerator: str) -> bool:
@@ -196,16 +198,14 @@ def keep_freed_memory() -> None:
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt, see its manual page
 
 
-def _warn_of_emulated_bf16(precision: str, accelerator: str) -> None:
-    if precision.startswith(("bf16", "16")) and _on_cpu(accelerator) and not _cpu_multiplies_bf16():
-        log.warning("This CPU emulates 16-bit numbers: trainer.precision=%s is slower than 32-true here.", precision)
+_BF16_OF_X86 = ("avx512_bf16", "amx_bf16")
 
 
-def _cpu_multiplies_bf16() -> bool:
-    if not hasattr(torch.cpu, "get_capabilities"):  # torch before 2.12
-        return False
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+def _cpu_has(*units: str) -> bool | None:
+    """Return True if the CPU has one of these units, ``None`` if torch knows none of them."""
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # torch before 2.12
+    known = [bool(capabilities[unit]) for unit in units if unit in capabilities]
+    return any(known) if known else None
 
 
 _MESSAGES = (
@@ -282,6 +282,11 @@ def describe_failure(
             else "was killed, most likely for its memory:"
         )
         return ResourceError(f"A data.num_workers process {why} use fewer workers; {resume_by}")
+    if "no kernel image is available" in str(error):
+        return ConfigError(
+            f"this GPU is too old, or too new, for the installed torch {torch.__version__}: use trainer=cpu, or "
+            "install a torch that is built for it"
+        )
     if isinstance(error, BinCounterError):
         text = str(error)
         if text.startswith("Caught"):  # from a worker, with its traceback

@@ -1,6 +1,7 @@
 """Errors of Lightning and of the loggers' packages are one sentence with the next step."""
 
 import errno
+import logging
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,11 @@ from hydra.errors import InstantiationException
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, Dataset
 
+from bincounter.cli.hydra_app import compose
 from bincounter.data.s3.error_messages import REPEAT_TRANSFER
 from bincounter.errors import BinCounterError, ConfigError, ResourceError, UserError
-from bincounter.training.trainer import translate_errors
+from bincounter.training.run_folder import RunFolder
+from bincounter.training.trainer import make_trainer, resolve_precision, translate_errors
 
 
 def raised_by(package: str, message: str) -> Exception:
@@ -66,6 +69,11 @@ def missing(package: str) -> Exception:
             r"run/checkpoints/last.ckpt cannot be written \(not a directory\)",
         ),
         (
+            RuntimeError("CUDA error: no kernel image is available for execution on the device\nCUDA kernel errors"),
+            ConfigError,
+            "this GPU is too old, or too new, for the installed torch .*: use trainer=cpu, or install a torch that is",
+        ),
+        (
             RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
             ResourceError,
             "A data.num_workers process was killed, most likely for its memory: use fewer workers; saved files are in",
@@ -84,6 +92,31 @@ def test_raw_failures(error: Exception, kind: type[BinCounterError], sentence: s
     with pytest.raises(kind, match=sentence) as caught, translate_errors(batch_size=8, run="run"):
         raise error
     assert "\n" not in str(caught.value) and "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "precision", "emulated"),
+    [
+        ({"avx2": True, "avx512_bf16": True, "amx_bf16": False}, "bf16-mixed", False),
+        ({"avx2": True, "avx512_bf16": False, "amx_bf16": False}, "32-true", True),
+        ({"neon": True, "bf16": True}, "32-true", False),  # ARM, unmeasured
+        ({"neon": True, "bf16": False}, "32-true", True),
+        ({"architecture": "unknown"}, "32-true", False),
+    ],
+)
+def test_bf16_of_cpus(
+    capabilities: dict[str, object],
+    precision: str,
+    emulated: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: capabilities)
+    assert resolve_precision("auto", "cpu") == precision
+    with caplog.at_level(logging.WARNING):
+        make_trainer(compose(["trainer=cpu", "trainer.precision=bf16-mixed", "logger=csv"]), RunFolder(tmp_path), None)
+    assert ("emulates 16-bit numbers" in caplog.text) == emulated
 
 
 class LostPhotos(Dataset):
