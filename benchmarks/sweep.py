@@ -1,4 +1,4 @@
-"""Time of a search: trials on cached features against a plain loop, and the sweeper's overhead per trial.
+"""Time of a search: trials on cached features against a plain loop.
 
     python benchmarks/sweep.py            20 trials, 2,000 real photos; about 20 minutes on 2 cores
     python benchmarks/sweep.py --quick    4 trials, 700 photos
@@ -9,15 +9,11 @@ and the time is the same) at 224 pixels, sampled by ``hparams_search=optuna``. T
 scripts do, with the same values: PIL, torchvision transforms, a DataLoader, ResNet50 in fp32, features recomputed in
 every epoch for training and validation photos. It is timed on a slice of the photos for every trial, before, between
 and after the two halves of the search, and scaled to all photos.
-
-Overhead: milliseconds per trial of an empty Hydra app under this sweeper, under Hydra's own sweeper with listed values
-(which composes and starts jobs too), and of a bare Optuna loop on the same kind of storage.
 """
 
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,48 +27,22 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import models, transforms
-
-REPOSITORY = Path(__file__).resolve().parents[1]
-PHOTOS = REPOSITORY.parent / "shared" / "abid" / "resized-224"
-COUNTS = (1, 2, 3, 4, 5)
-
-APP = """
-import hydra
-from omegaconf import DictConfig
-
-@hydra.main(version_base="1.3", config_path=None)
-def app(cfg: DictConfig) -> float:
-    return (float(cfg.x) - 0.3) ** 2
-
-app()
-"""
+from training import CLASSES, PHOTOS, REPOSITORY, real_photos, run
 
 
 def main() -> None:
-    """Measure, print the table, and the ratios as one JSON object."""
+    """Measure, print the table, and the ratio as one JSON object."""
     options = _options()
-    if not PHOTOS.is_dir():
-        sys.exit(f"the photos of ../shared/abid/resized-224 are missing ({PHOTOS})")
     with tempfile.TemporaryDirectory() as folder:
-        overhead = _overhead(Path(folder), trials=20 if options.quick else 100, rounds=1 if options.quick else 3)
         search = _search(Path(folder), options)
     rows = {
         "search, cache of features included, s": search["cached"],
         "plain loop, s": search["plain"],
         "ratio": search["ratio"],
-        "bare Optuna, ms per trial": overhead["bare"],
-        "Hydra's sweeper, ms per job": overhead["hydra"],
-        "this sweeper, ms per trial": overhead["ours"],
-        "over bare Optuna, ms per trial": overhead["ours"] - overhead["bare"],
-        "over Hydra's sweeper, ms per trial": overhead["ours"] - overhead["hydra"],
     }
     for name, value in rows.items():
         print(f"{name:40}{value:12.1f}")
-    print(
-        json.dumps(
-            {"sweep_speedup": round(search["ratio"], 2), "overhead_ms": round(overhead["ours"] - overhead["bare"], 2)}
-        )
-    )
+    print(json.dumps({"sweep_speedup": round(search["ratio"], 2)}))
 
 
 def _options() -> argparse.Namespace:
@@ -84,55 +54,9 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def _overhead(folder: Path, *, trials: int, rounds: int) -> dict[str, float]:
-    """Milliseconds per trial, medians over interleaved rounds; the start of the program is subtracted."""
-    (folder / "app.py").write_text(APP)
-    few = 5
-    found: dict[str, list[float]] = {"bare": [], "hydra": [], "ours": []}
-    for number in range(rounds):
-        found["bare"].append(_bare(folder / f"bare{number}.db", trials))
-        for name in ("hydra", "ours"):
-            command = _listed if name == "hydra" else _chosen
-            short = _timed([sys.executable, "app.py", *command(few, folder / f"{name}{number}-short")], folder)
-            long = _timed([sys.executable, "app.py", *command(few + trials, folder / f"{name}{number}-long")], folder)
-            found[name].append((long - short) / trials)
-    return {name: 1000 * statistics.median(values) for name, values in found.items()}
-
-
-def _bare(database: Path, trials: int) -> float:
-    """Seconds per trial of Optuna alone."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sampler = optuna.samplers.TPESampler(seed=0)
-    study = optuna.create_study(storage=f"sqlite:///{database}", sampler=sampler)
-    space: dict[str, optuna.distributions.BaseDistribution] = {"x": optuna.distributions.FloatDistribution(0, 1)}
-    started = time.perf_counter()
-    for _ in range(trials):
-        trial = study.ask(space)
-        study.tell(trial, (trial.params["x"] - 0.3) ** 2)
-    return (time.perf_counter() - started) / trials
-
-
-def _listed(jobs: int, folder: Path) -> list[str]:
-    values = ",".join(f"{number / jobs:.4f}" for number in range(jobs))
-    return ["-m", f"+x={values}", f"hydra.sweep.dir={folder}"]
-
-
-def _chosen(trials: int, folder: Path) -> list[str]:
-    settings = f"hydra.sweeper.settings.n_trials={trials}"
-    return ["-m", "hydra/sweeper=bincounter_optuna", settings, "+x=interval(0,1)", f"hydra.sweep.dir={folder}"]
-
-
-def _timed(command: Sequence[str], folder: Path) -> float:
-    started = time.perf_counter()
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)} failed:\n{done.stdout}\n{done.stderr}")
-    return time.perf_counter() - started
-
-
 def _search(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     """Seconds of the search, in two halves, and of the plain loop with its values, timed around them."""
-    photos = _photos(options.photos)
+    photos = real_photos()[: options.photos]
     ids = folder / "ids.txt"
     ids.write_text("".join(f"{path.stem}\n" for path, _ in photos))
     plain = _Plain(photos, options.slice)
@@ -164,7 +88,9 @@ def _half(folder: Path, ids: Path, trials: int) -> float:
         "paths.output_dir": folder / "search",
         "paths.data_dir": folder / "data",
     }
-    return _timed([*command, *(f"{key}={value}" for key, value in settings.items())], REPOSITORY)
+    started = time.perf_counter()
+    run([*command, *(f"{key}={value}" for key, value in settings.items())])
+    return time.perf_counter() - started
 
 
 def _trials(folder: Path) -> list[dict[str, Any]]:
@@ -182,17 +108,6 @@ def _plain_values(trial: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _photos(number: int) -> list[tuple[Path, int]]:
-    """The first photos in the order of their names whose counts are 1 to 5."""
-    found: list[tuple[Path, int]] = []
-    for path in sorted((PHOTOS / "bin-images").glob("*.jpg")):
-        metadata = PHOTOS / "metadata" / f"{path.stem}.json"
-        count = json.loads(metadata.read_text())["EXPECTED_QUANTITY"] if metadata.exists() else None
-        if count in COUNTS and len(found) < number:
-            found.append((path, count))
-    return found
-
-
 class _Files(Dataset):
     """Dataset that reads photos as the published scripts do."""
 
@@ -206,7 +121,7 @@ class _Files(Dataset):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         path, count = self._photos[index]
         with Image.open(path) as photo:
-            return self._transform(photo.convert("RGB")), count - COUNTS[0]
+            return self._transform(photo.convert("RGB")), count - 1
 
 
 class _Plain:
@@ -241,7 +156,9 @@ class _Plain:
         for parameter in model.parameters():
             parameter.requires_grad = False
         width = model.fc.in_features
-        model.fc = nn.Sequential(nn.Linear(width, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 5))
+        model.fc = nn.Sequential(
+            nn.Linear(width, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, CLASSES)
+        )
         optimizer = torch.optim.Adagrad(model.fc.parameters(), lr=lr)
         started = time.perf_counter()
         for _ in range(epochs):
