@@ -27,7 +27,7 @@ def format_score(metric: str, value: float | None, *, unit: bool = False) -> str
     """Format a score, such as ``37.5 %``, ``0.812``, or ``0.812 items`` with its unit.
 
     Args:
-        metric: such as ``rmse`` or ``val/rmse``; a metric of another app is a number without unit.
+        metric: such as ``rmse`` or ``val/rmse``; another one is a number without unit.
         value: of the metric; fractions are 0-1.
         unit: append ``items`` or ``nats``; leave it out if the heading names it.
     """

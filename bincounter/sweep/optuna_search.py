@@ -53,7 +53,7 @@ def search(plan: Plan, launcher: Launcher) -> None:
     silence_optuna()
     check_single_objective(plan)
     sampling = SamplerFactory(plan.settings["sampler"], plan.parameters, len(plan.directions))
-    if plan.own and plan.cfg.dry_run:
+    if plan.cfg.dry_run:
         _show_requests(plan, sampling, launcher)
         return
     url = storage_url(plan.settings["storage"], plan.folder)
@@ -99,10 +99,9 @@ def _check(plan: Plan, sampling: SamplerFactory, launcher: Launcher, url: str) -
     """Check that a search can run."""
     check_writable(plan.folder, folder=True)
     check_earlier_searches(plan)
-    if plan.own and plan.reads_photos:
+    if plan.reads_photos:
         _ = plan.photos  # which may be missing
-    if plan.own:
-        check_batch_sizes(plan)
+    check_batch_sizes(plan)
     _prepare(launcher, plan, sampling.total(plan.settings["n_trials"]), url)
 
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -16,11 +15,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from bincounter.cloud.sagemaker_launcher import is_rehearsal
-from bincounter.config.checks import check_bounds, metric_mode
+from bincounter.config.checks import metric_mode
 from bincounter.config.launcher_schema import runs_locally
 from bincounter.config.overrides import drop_overrides, setting_hints, without_recipe, wrong_value
 from bincounter.config.quoting import keep_text, override_of, search_path, shell_command
-from bincounter.config.search_schema import check_search
 from bincounter.config.train_schema import ProgressiveConfig, TrainConfig
 from bincounter.config.validate import validate
 from bincounter.data.s3.address import is_remote
@@ -35,7 +33,6 @@ if TYPE_CHECKING:
 DATA_SET = "data set"
 """Part of a signature: the digest of the photos and labels read on this machine, and their address in a bucket."""
 _CHOOSE_PHOTOS = ("data", "experiment", "data.source", "data.layout", "data.layout.ids", "data.corrections")
-_TPE = {"_target_": "optuna.samplers.TPESampler"}
 EPOCHS = "trainer.max_epochs"
 _YOUNGER: dict[str, Any] = {
     "data.progressive": asdict(ProgressiveConfig()),
@@ -57,7 +54,6 @@ class Plan:
     """A search.
 
     Attributes:
-        own: its trials are runs of ``bincounter train``, not of another Hydra app.
         local: its trials run on this machine.
         cfg: configuration shared by the trials, without Hydra's part.
         settings: ``hparams_search``, resolved.
@@ -72,7 +68,6 @@ class Plan:
         identity: digests by name, which name the study; a search with other ones is not resumed.
     """
 
-    own: bool
     local: bool
     cfg: DictConfig
     settings: Mapping[str, Any]
@@ -92,8 +87,6 @@ class Plan:
 
         Photos that cannot be read any more do not keep a search that has ended from saying its result again.
         """
-        if not self.own:
-            return self.identity
         digest = None
         if self.reads_photos:
             with suppress(UserError, ResourceError):
@@ -132,7 +125,7 @@ class Plan:
     @property
     def scored_in_folder(self) -> bool:
         """Return True if objectives are in ``metrics.json``: a job returns only its ``optimized_metric``."""
-        return self.own and self.metrics != [self.cfg.optimized_metric]
+        return self.metrics != [self.cfg.optimized_metric]
 
     def check_values(self, values: Mapping[str, Any]) -> None:
         """Check that a run accepts the values of a trial together; each alone was checked with the space.
@@ -141,27 +134,22 @@ class Plan:
             ConfigError: it does not.
         """
         try:
-            cfg = self.compose([override_of(key, value) for key, value in values.items()])
-            if self.own:
-                validate(cfg)
+            validate(self.compose([override_of(key, value) for key, value in values.items()]))
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(wrong_value(error)) from None
 
     def command(self, values: Mapping[str, Any]) -> str:
         """Return the shell command of a single run with a trial's values."""
         overrides = [*self.others, *(override_of(key, value) for key, value in values.items())]
-        program = [*(("bincounter", "train") if self.own else ("python", sys.argv[0])), *self.search_path]
-        if self.own:
-            overrides = without_recipe(drop_overrides(overrides, "hparams_search", "paths.output_dir", "dry_run"))
-        return shell_command(*program, *map(mask_argument, overrides))
+        overrides = without_recipe(drop_overrides(overrides, "hparams_search", "paths.output_dir", "dry_run"))
+        return shell_command("bincounter", "train", *self.search_path, *map(mask_argument, overrides))
 
 
-def read_plan(config: DictConfig, settings: DictConfig, arguments: list[str], loader: "ConfigLoader") -> Plan:
+def read_plan(config: DictConfig, arguments: list[str], loader: "ConfigLoader") -> Plan:
     """Read and check a search.
 
     Args:
         config: the composed configuration, Hydra's part included.
-        settings: ``hparams_search``, or those of ``hydra/sweeper`` in another app.
         arguments: overrides of the command line, without Hydra's.
         loader: composes configurations.
 
@@ -169,47 +157,39 @@ def read_plan(config: DictConfig, settings: DictConfig, arguments: list[str], lo
         ConfigError: a wrong setting, space or objective.
     """
     cfg = _without_hydra(config)
-    own = OmegaConf.get_type(cfg) is TrainConfig
-    plain: dict[str, Any] = OmegaConf.to_container(settings, resolve=True)  # type: ignore[assignment]
-    if "sampler" in plain:
-        plain["sampler"] = plain["sampler"] or _TPE
+    validate(cfg)
+    plain: dict[str, Any] = OmegaConf.to_container(cfg.hparams_search, resolve=True)  # type: ignore[assignment]
     if config.hydra.runtime.choices.get("hydra/launcher") == "basic" and "n_jobs" in plain:
         plain["n_jobs"] = 1  # jobs run one by one: each trial is chosen with all earlier results
-    if own:
-        validate(cfg)
-        arguments = _with_launcher(config, arguments)
-        texts = [f"{key}={text}" for key, text in plain["space"].items()]
-        kept = keep_text(texts, setting_hints(TrainConfig, lambda: cfg), sweep=True)
-        plain["space"] = {key: text for key, _, text in (each.partition("=") for each in kept)}
-    else:  # without the objectives, whose names are the app's
-        check_bounds(settings, "hparams_search")
-        check_search({**plain, "metrics": [], "pruner": None})
+    arguments = _with_launcher(config, arguments)
+    texts = [f"{key}={text}" for key, text in plain["space"].items()]
+    kept = keep_text(texts, setting_hints(TrainConfig, lambda: cfg), sweep=True)
+    plain["space"] = {key: text for key, _, text in (each.partition("=") for each in kept)}
     parameters, others = read_space(plain["space"], arguments, cfg)
 
     def compose(overrides: list[str]) -> DictConfig:
         return _without_hydra(loader.load_sweep_config(config, [*others, *overrides]))
 
     check_space(parameters, compose)
-    if own:
-        _check_search_file(others, cfg, config, loader)
-        if "pruner" in plain:
-            plain["pruner"] = _with_epochs(settings, plain["pruner"], parameters, cfg)
-    metrics, directions = _objectives(plain.get("metrics", []), cfg, own=own)
+    _check_search_file(others, cfg, config, loader)
+    if "pruner" in plain:
+        plain["pruner"] = _with_epochs(plain["pruner"], parameters, cfg)
+    metrics: list[str] = plain.get("metrics") or [cfg.optimized_metric]
+    directions = [_DIRECTIONS[metric_mode(metric)] for metric in metrics]
     identity = {
-        **_identity(cfg, parameters, list(zip(metrics, directions, strict=True)), own=own),
+        **_identity(cfg, parameters, list(zip(metrics, directions, strict=True))),
         "chooser": _chooser(plain, cfg),
     }
     task = re.sub(r"[^A-Za-z0-9._-]+", "-", config.hydra.job.name).strip("-.") or "search"  # also names a folder
     name = plain["study_name"] or f"{task}-{_digest(identity)}"
     return Plan(
-        own=own,
-        local=not own or runs_locally(cfg.launcher),
+        local=runs_locally(cfg.launcher),
         cfg=cfg,
         settings=plain,
         parameters=parameters,
         others=others,
         name=name,
-        folder=_folder(config, name, own=own),
+        folder=_folder(config, name),
         metrics=metrics,
         directions=directions,
         identity=identity,
@@ -250,12 +230,12 @@ def _check_search_file(others: list[str], cfg: DictConfig, config: DictConfig, l
 
 
 def _with_epochs(
-    settings: DictConfig, pruner: Mapping[str, Any] | None, parameters: list[Parameter], cfg: DictConfig
+    pruner: Mapping[str, Any] | None, parameters: list[Parameter], cfg: DictConfig
 ) -> Mapping[str, Any] | None:
     """Return the pruner's settings, with the longest trial's epochs for a ``max_resource`` in epochs."""
     if not pruner:
         return None
-    raw: Mapping[str, Any] = OmegaConf.to_container(settings.pruner, resolve=False)  # type: ignore[assignment]
+    raw: Mapping[str, Any] = OmegaConf.to_container(cfg.hparams_search.pruner, resolve=False)  # type: ignore[assignment]
     if raw.get("max_resource") != f"${{{EPOCHS}}}":
         return pruner
     return {**pruner, "max_resource": most_epochs(parameters, cfg)}
@@ -269,16 +249,6 @@ def most_epochs(parameters: list[Parameter], cfg: DictConfig) -> int:
     return int(cfg.trainer.max_epochs)
 
 
-def _objectives(metrics: list[str], cfg: DictConfig, *, own: bool) -> tuple[list[str], list[Direction]]:
-    """Return names and directions; other apps' objectives are minimised unless they end in ``:max``."""
-    if own:
-        metrics = metrics or [cfg.optimized_metric]
-        return metrics, [_DIRECTIONS[metric_mode(metric)] for metric in metrics]
-    pairs = [metric.rpartition(":") if metric.endswith((":max", ":min")) else (metric, "", "min") for metric in metrics]
-    pairs = pairs or [("value", "", "min")]
-    return [name for name, _, _ in pairs], [_DIRECTIONS[mode] for _, _, mode in pairs]
-
-
 def _chooser(settings: Mapping[str, Any], cfg: DictConfig) -> str:
     """Name of the optimiser; a rehearsal's tuner is not SageMaker's."""
     if "strategy" not in settings:
@@ -286,17 +256,13 @@ def _chooser(settings: Mapping[str, Any], cfg: DictConfig) -> str:
     return f"{settings['strategy']} of {'a rehearsal' if is_rehearsal(cfg.launcher) else 'SageMaker'}"
 
 
-def _identity(
-    cfg: DictConfig, parameters: list[Parameter], objectives: list[tuple[str, str]], *, own: bool
-) -> dict[str, str]:
+def _identity(cfg: DictConfig, parameters: list[Parameter], objectives: list[tuple[str, str]]) -> dict[str, str]:
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=False)  # type: ignore[assignment]
     searched = {parameter.key.lstrip("+") for parameter in parameters}
-    for key in (*(FREE if own else ()), *searched):
+    # Studies of versions that lacked some settings are resumed.
+    younger = [key for key, default in _YOUNGER.items() if OmegaConf.select(cfg, key) == default]
+    for key in (*FREE, *searched, *younger):
         _drop(plain, key.replace("/", "."))
-    if own:  # studies of versions that lacked these settings are resumed
-        for key, default in _YOUNGER.items():
-            if OmegaConf.select(cfg, key) == default:
-                _drop(plain, key)
     return {
         "configuration": _digest(plain),
         "space": _digest(sorted(repr(parameter) for parameter in parameters)),
@@ -317,14 +283,14 @@ def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
-def _folder(config: DictConfig, name: str, *, own: bool) -> Path:
+def _folder(config: DictConfig, name: str) -> Path:
     """Return the configured folder, or one named after the study if the configured one contains the time."""
     written = str(OmegaConf.to_container(config.hydra.sweep, resolve=False)["dir"])  # type: ignore[index,call-overload]
-    if own and written == "${paths.output_dir}":
+    if written == "${paths.output_dir}":
         written = str(OmegaConf.to_container(config.paths, resolve=False)["output_dir"])  # type: ignore[index,call-overload]
     if "${now:" not in written:
         return Path(config.hydra.sweep.dir)
-    return (Path(config.paths.log_dir) / "sweeps" if own else Path("multirun")) / name
+    return Path(config.paths.log_dir, "sweeps", name)
 
 
 def check_batch_sizes(plan: Plan) -> None:

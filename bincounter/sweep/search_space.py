@@ -17,7 +17,6 @@ from omegaconf.errors import OmegaConfBaseException
 from bincounter.config.launcher_schema import runs_locally
 from bincounter.config.overrides import LAUNCH_KEYS, unknown_setting, wrong_value
 from bincounter.config.quoting import override_of
-from bincounter.config.train_schema import TrainConfig
 from bincounter.config.validate import validate
 from bincounter.errors import ConfigError, check_choice
 
@@ -318,12 +317,7 @@ def _extremes(parameter: Parameter, *, few: bool) -> list[Any]:
 
 
 def _validate(cfg: DictConfig) -> None:
-    if OmegaConf.get_type(cfg) is TrainConfig:  # not of another Hydra app
-        validate(cfg)
-        _check_launchable(cfg)
-
-
-def _check_launchable(cfg: DictConfig) -> None:
+    validate(cfg)
     if cfg.ckpt_path is not None:
         raise ConfigError(
             "ckpt_path resumes one run, and a search is resumed by repeating its command: leave ckpt_path out"

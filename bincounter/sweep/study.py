@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bincounter.config.checks import check_target, import_target
+from bincounter.config.checks import import_target
 from bincounter.errors import ConfigError, ResourceError, first_line
 from bincounter.redaction import mask_secrets
 from bincounter.sweep.distributions import to_optuna
@@ -245,7 +245,6 @@ class SamplerFactory:
     def __init__(self, node: Mapping[str, Any], parameters: Space, objectives: int) -> None:
         from optuna.samplers import BaseSampler, CmaEsSampler, GridSampler, QMCSampler
 
-        check_target(_SAMPLER, node, given=("search_space",))
         self._type = import_target(_SAMPLER, node["_target_"])
         if not (inspect.isclass(self._type) and issubclass(self._type, BaseSampler)):
             raise ConfigError(f"{_SAMPLER}._target_={node['_target_']} is not a sampler of Optuna: see optuna.samplers")
@@ -314,7 +313,6 @@ def make_pruner(node: Mapping[str, Any] | None) -> "BasePruner":
 
     if not node:
         return NopPruner()
-    check_target(_PRUNER, node)
     kind = import_target(_PRUNER, node["_target_"])
     if not (inspect.isclass(kind) and issubclass(kind, BasePruner)):
         raise ConfigError(f"{_PRUNER}._target_={node['_target_']} is not a pruner of Optuna: see optuna.pruners")

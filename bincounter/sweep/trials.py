@@ -11,9 +11,9 @@ import json
 import math
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import redirect_stderr
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ class RecordedTask:
     """Task function that locks its job's folder and writes an :class:`Outcome` into it.
 
     Args:
-        task: the app's task function.
+        task: task function of Hydra.
     """
 
     def __init__(self, task: TaskFunction) -> None:
@@ -109,27 +109,19 @@ def outcome_of_error(error: BaseException) -> Outcome:
     """Convert an error to an outcome; re-raise an interruption."""
     if isinstance(error, (Interrupted, Stopped)):
         raise error
-    if isinstance(error, Pruned) or type(error).__name__ == "TrialPruned":  # Optuna's, raised by other apps
+    if isinstance(error, Pruned):
         return Outcome(pruned=True)
     sentence = mask_text(next(iter(str(error).splitlines()), ""))
     return Outcome(error=sentence if isinstance(error, BinCounterError) else f"{type(error).__name__}: {sentence}")
 
 
-def outcome_of_value(value: Any) -> Outcome:
-    """Convert a return value to an outcome: a number, or one per objective; other values are an error."""
+def outcome_of_value(value: float | None) -> Outcome:
+    """Convert the return value of a job to an outcome; a missing or infinite one is an error."""
     if value is None:
-        return Outcome(error="the job returned nothing: have it return the value to optimise")
-    several = isinstance(value, Iterable) and not isinstance(value, str) and getattr(value, "ndim", 1) > 0
-    try:
-        values = [float(each) for each in (value if several else [value])]
-    except (TypeError, ValueError):
-        values = []
-    if not values:
-        kind = type(value).__name__
-        return Outcome(error=f"the job returned a {kind}: have it return a number, or one for each objective")
-    if not all(math.isfinite(each) for each in values):
+        return Outcome(error="the job returned no score: read its log")
+    if not math.isfinite(value):
         return Outcome(error=f"the job returned {value}: it has diverged, so search smaller learning rates")
-    return Outcome(values=values)
+    return Outcome(values=[float(value)])
 
 
 def is_running(folder: Path) -> bool:
@@ -158,21 +150,19 @@ def job_overrides(
         trial: its number in the study; ``None`` for the best trial's retraining, which is scored on the test photos.
     """
     overrides = [*common_overrides(plan), *(override_of(key, value) for key, value in values.items())]
-    if plan.own:
-        if trial is None:
-            overrides = drop_overrides(overrides, "hparams_search")
-        else:
-            overrides += _trial_overrides(plan, trial, overrides)
-        if resuming and plan.local:
-            overrides.append("ckpt_path=last")
+    if trial is None:
+        overrides = drop_overrides(overrides, "hparams_search")
+    else:
+        overrides += _trial_overrides(plan, trial, overrides)
+    if resuming and plan.local:
+        overrides.append("ckpt_path=last")
     return [*overrides, override_of("hydra.sweep.dir", str(plan.folder)), f"hydra.sweep.subdir={place}"]
 
 
 def common_overrides(plan: Plan) -> list[str]:
     """Return the overrides shared by all trials."""
     # A database's URL may hold a password, and a job's overrides are logged.
-    secret = ("paths.output_dir", "hparams_search.storage", "hparams_search.warm_start")
-    return drop_overrides(plan.others, *secret) if plan.own else plan.others
+    return drop_overrides(plan.others, "paths.output_dir", "hparams_search.storage", "hparams_search.warm_start")
 
 
 def _trial_overrides(plan: Plan, number: int, overrides: list[str]) -> list[str]:
@@ -187,26 +177,15 @@ def _trial_overrides(plan: Plan, number: int, overrides: list[str]) -> list[str]
 
 def with_objectives(plan: Plan, outcome: Outcome, folder: Path) -> Outcome:
     """Return an outcome with one value per objective, read from ``metrics.json`` if the job does not return them."""
-    if outcome.values is None:
+    if outcome.values is None or not plan.scored_in_folder:
         return outcome
-    values = outcome.values
-    if plan.scored_in_folder:
-        names = [metric.removeprefix("val/") for metric in plan.metrics]
-        values = (
-            read_file(
-                folder / "metrics.json",
-                lambda file: [float(scores[name]) for scores in [json.load(file)["val"]] for name in names],
-                "delete the trial's folder to run it again",
-            )
-            or []
-        )
-    if len(values) == len(plan.metrics):
-        return Outcome(values=values, seconds=outcome.seconds)
-    return Outcome(
-        error=f"the job returned {len(values)} values and the search has {len(plan.metrics)} objectives: name each "
-        "in metrics",
-        seconds=outcome.seconds,
+    names = [metric.removeprefix("val/") for metric in plan.metrics]
+    values = read_file(
+        folder / "metrics.json",
+        lambda file: [float(scores[name]) for scores in [json.load(file)["val"]] for name in names],
+        "delete the trial's folder to run it again",
     )
+    return replace(outcome, values=values, error=None if values else f"{folder / 'metrics.json'} is missing")
 
 
 def trial_attributes(outcome: Outcome, folder: Path) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def test_scores_stand_beside_their_intervals_and_baselines(run: Path) -> None:
         ("val/cross_entropy", 1.60944, "1.609 nats", "Validation cross entropy, nats"),
         ("ece", None, "n/a", "Calibration error"),
         ("rmse", float("nan"), "n/a", "RMSE, items"),
-        ("revenue", 1234.5678, "1234.6", "revenue"),  # of another app's search
+        ("revenue", 1234.5678, "1234.6", "revenue"),
     ],
 )
 def test_scores_are_formatted_alike_everywhere(metric: str, value: float | None, text: str, heading: str) -> None:

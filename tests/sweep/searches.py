@@ -1,69 +1,69 @@
-"""Tiny Hydra app to search over, and access to its study."""
+"""Searches by ``bincounter train`` whose trials train nothing, and access to their studies."""
 
 from pathlib import Path
 
 import optuna
-from commands import environment
+from bins import square_bins
+from commands import SMALL_RUN, environment
 from warm_python import Started, WarmPython
 
+LR = "model.optimizer.lr"
 APP = """
-import sqlite3, sys, time
+import os, sqlite3, sys, time
 from pathlib import Path
-import hydra
-from omegaconf import DictConfig
+from bincounter.cli import hydra_app
 
-@hydra.main(version_base="1.3", config_path=None)
-def app(cfg: DictConfig):
-    with Path(cfg.log).open("a") as log:
-        log.write(f"{cfg.x}\\n")
-    time.sleep(float(cfg.get("sleep", 0)))
-    if "loses" in cfg:
-        with sqlite3.connect(cfg.loses) as study:
+def job(cfg):
+    lr = cfg.model.optimizer.lr
+    with Path(os.environ["LOG"]).open("a") as log:
+        log.write(f"{lr}\\n")
+    time.sleep(float(os.environ.get("SLEEP", 0)))
+    if "LOSES" in os.environ:
+        with sqlite3.connect(os.environ["LOSES"]) as study:
             study.execute("DROP TABLE trials")
-    if cfg.x < cfg.get("fails_below", -1):
-        raise ValueError(f"x is {cfg.x}\\nand more")
-    if cfg.get("returns") == "nothing":
-        return None
-    if cfg.get("returns") == "two":
-        return cfg.x, (cfg.x - 1) ** 2
-    return (cfg.x - 0.3) ** 2
+    if lr < float(os.environ.get("FAILS_BELOW", 0)):
+        raise ValueError(f"lr is {lr}\\nand more")
+    return None if "NO_SCORE" in os.environ else 1 - (lr - 0.03) ** 2
 
-if __name__ == "__main__":
-    app()
+sys.exit(hydra_app.main(job, config_name="train"))
 """
 
 
 class Search:
-    """A search of the tiny app, in a folder of its own.
+    """A search by the command ``train``, in a folder of its own, with a job that computes a score from the settings.
 
     Args:
-        folder: holds the app; the sweep lies in ``sweep``.
+        folder: holds the program; the sweep lies in ``sweep``.
         python: runs it.
+
+    Attributes:
+        variables: environment of the job: SLEEP (seconds), FAILS_BELOW (learning rate), LOSES (database), NO_SCORE.
     """
 
     def __init__(self, folder: Path, python: WarmPython) -> None:
         self.folder, self.python = folder, python
+        self.variables: dict[str, str] = {}
+        self.bins = square_bins(folder / "bins", photos=16)
         (folder / "app.py").write_text(APP)
 
     @property
     def database(self) -> str:
         return f"sqlite:///{self.folder / 'sweep' / 'study.db'}"
 
-    def command(self, *overrides: str, n_trials: int, **settings: object) -> list[str]:
-        chosen = [f"hydra.sweeper.settings.{name}={value}" for name, value in settings.items()]
-        space = [] if any(each.startswith("+x=") for each in overrides) else ["+x=interval(0.0,1.0)"]
-        place = ["hydra.sweep.dir=sweep", f"+log={self.folder / 'log.txt'}"]
-        total = f"hydra.sweeper.settings.n_trials={n_trials}"
-        return ["app.py", "-m", "hydra/sweeper=bincounter_optuna", total, *chosen, *space, *place, *overrides]
-
     def start(self, *overrides: str, n_trials: int, **settings: object) -> Started:
-        return self.python.start(self.command(*overrides, n_trials=n_trials, **settings), self.folder, environment())
+        chosen = [f"hparams_search.{name}={value}" for name, value in settings.items()]
+        space = [] if any(each.startswith(f"{LR}=") for each in overrides) else [f"{LR}=interval(0.01,0.1)"]
+        places = ["paths.output_dir=sweep", *(f"paths.{name}_dir={name}" for name in ("data", "cache", "log"))]
+        fixed = [*SMALL_RUN, f"data.source={self.bins}", "data.batch_size=8", "hparams_search=optuna"]
+        command = ["app.py", *fixed, f"hparams_search.n_trials={n_trials}", *chosen, *space, *places, *overrides]
+        variables = {**environment(), "LOG": str(self.folder / "log.txt"), **self.variables}
+        return self.python.start(command, self.folder, variables)
 
     def run(self, *overrides: str, n_trials: int, code: int = 0, **settings: object) -> str:
-        arguments = self.command(*overrides, n_trials=n_trials, **settings)
-        done = self.python.run(arguments, self.folder, environment())
-        assert done.returncode == code, done.stderr + done.stdout
-        return done.stderr + done.stdout
+        process = self.start(*overrides, n_trials=n_trials, **settings)
+        out, err = process.communicate()
+        assert process.returncode == code, err + out
+        return err + out
 
     @property
     def trials(self) -> list[optuna.trial.FrozenTrial]:
@@ -71,7 +71,7 @@ class Search:
 
     @property
     def runs(self) -> int:
-        """Number of runs of the app."""
+        """Number of runs of the job."""
         return len((self.folder / "log.txt").read_text().splitlines())
 
 

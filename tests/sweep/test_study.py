@@ -98,14 +98,13 @@ def test_a_running_trial_is_reopened_with_its_values(tmp_path: Path) -> None:
     ("node", "said"),
     [
         ({"_target_": "optuna.samplers.TPESampel"}, "is not callable"),
-        ({"_target_": "optuna.samplers.TPESampler", "seeed": 1}, "did you mean hparams_search.sampler.seed?"),
         ({"_target_": "optuna.pruners.MedianPruner"}, "is not a sampler of Optuna"),
         ({"_target_": "optuna.samplers.GridSampler"}, "x is a continuous interval"),
         ({"_target_": "optuna.samplers.QMCSampler", "qmc_type": "dice"}, "cannot be created"),
     ],
 )
 def test_wrong_samplers_are_refused(node: dict, said: str) -> None:
-    with pytest.raises(ConfigError, match=said.replace("?", r"\?")):
+    with pytest.raises(ConfigError, match=said):
         SamplerFactory(node, SPACE, 1)
 
 
@@ -139,11 +138,6 @@ def test_a_missing_folder_is_reported(tmp_path: Path) -> None:
         open_storage(storage_url(None, tmp_path / "nowhere"))
 
 
-@pytest.mark.parametrize("value", [None, float("nan"), float("inf"), "good", {}, [1.0, None]])
-def test_what_cannot_be_compared_is_an_error(value: object) -> None:
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
+def test_what_cannot_be_compared_is_an_error(value: float | None) -> None:
     assert outcome_of_value(value).error is not None
-
-
-@pytest.mark.parametrize(("value", "values"), [(1, [1.0]), ((0.5, 2), [0.5, 2.0]), (True, [1.0])])
-def test_numbers_are_values(value: object, values: list[float]) -> None:
-    assert outcome_of_value(value).values == values

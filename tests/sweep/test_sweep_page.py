@@ -92,7 +92,7 @@ def test_trials_of_earlier_searches_are_not_taken_for_its_own(
         ("val/accuracy", "validation accuracy 37.5 %"),
         ("val/rmse", "validation RMSE 0.375 items"),
         ("val/cross_entropy", "validation cross entropy 0.375 nats"),
-        ("profit", "profit 0.375"),  # of another app
+        ("profit", "profit 0.375"),
     ],
 )
 def test_scores_have_the_units_of_the_reports(metric: str, score: str, tmp_path: Path) -> None:
