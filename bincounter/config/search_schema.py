@@ -18,7 +18,7 @@ class SearchConfig:
     """Settings of every search."""
 
     space: dict[str, str] = open_mapping()  # searched settings, each with its interval, choice or range
-    n_trials: int = 20  # trials in total, 1 or more, those of earlier starts included
+    n_trials: int = bounded(20, ge=1)  # trials in total, those of earlier starts included
     # name of the search and its folder; null: from task_name and a digest of the search, so that a command resumes
     study_name: str | None = bounded(None, pattern=r"[A-Za-z0-9][A-Za-z0-9._-]*", hint=_NO_STUDY_NAME)
     warm_start: list[str] = path_setting([])  # folders of past searches, or names of tuning jobs, to learn from
@@ -34,7 +34,7 @@ class OptunaConfig(SearchConfig):
     metrics: list[str] = field(default_factory=list)  # validation metrics to optimise; empty: optimized_metric alone
     sampler: Any = None  # a group of its own, hparams_search/sampler
     pruner: Any = None  # a group of its own, hparams_search/pruner
-    max_failure_rate: float = 0.5  # share of failed trials, 0 to 1, above which the search ends
+    max_failure_rate: float = bounded(0.5, ge=0, le=1)  # share of failed trials above which the search ends
     trial: int | None = None  # number of the trial; set by the sweeper, not by you
 
 
@@ -57,8 +57,6 @@ def check_search(search: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: the first error.
     """
-    if search["n_trials"] < 1:
-        raise ConfigError(f"hparams_search.n_trials={search['n_trials']} has no trials: write 1 or more")
     if "strategy" in search:
         _tuner(search)
     else:
@@ -80,8 +78,6 @@ def _tuner(search: Mapping[str, Any]) -> None:
 
 
 def _optuna(search: Mapping[str, Any]) -> None:
-    if not 0 <= search["max_failure_rate"] <= 1:
-        raise ConfigError(f"hparams_search.max_failure_rate={search['max_failure_rate']:g} is a share: write 0 to 1")
     for metric in search["metrics"]:
         metric_mode(metric, key="hparams_search.metrics")
     if len(set(search["metrics"])) < len(search["metrics"]):
