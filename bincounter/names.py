@@ -10,7 +10,7 @@ import csv
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike, fspath
 from typing import IO, Any
@@ -43,6 +43,12 @@ def unescape_name(text: str) -> str:
 def one_line(sentence: str) -> str:
     """Escape line breaks and control characters in a sentence; its backslashes stay."""
     return _IN_SENTENCES.sub(_escaped, sentence)
+
+
+def first_of(items: Sequence[object], most: int = 5) -> str:
+    """Format the first few of many items, and the number of the others."""
+    others = len(items) - most
+    return ", ".join(map(str, items[:most])) + (f" and {others} more" if others > 0 else "")
 
 
 def _escaped(found: re.Match[str]) -> str:

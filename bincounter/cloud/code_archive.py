@@ -25,6 +25,7 @@ from packaging.utils import canonicalize_name
 
 from bincounter.errors import ConfigError
 from bincounter.files import atomic_write
+from bincounter.names import first_of
 
 LARGEST = 50_000_000
 """Maximum size of all files together, in bytes."""
@@ -186,8 +187,8 @@ def _refuse_untracked(root: Path) -> None:
     )
     if untracked:
         raise ConfigError(
-            f"{_some(untracked)} {'is' if len(untracked) == 1 else 'are'} not tracked by git and would be missing in "
-            "the container: git add (-f) what belongs to the run, and move the rest elsewhere or add it to .gitignore"
+            f"{first_of(untracked)} {'is' if len(untracked) == 1 else 'are'} not tracked by git and would be missing "
+            "in the container: git add (-f) what belongs to the run, and move the rest away or add it to .gitignore"
         )
 
 
@@ -245,12 +246,6 @@ def _secret(where: str, why: str) -> ConfigError:
         f"{where} {why}, and a code archive holds no secrets: remove it from git (git rm --cached), replace the secret "
         "if it was ever pushed, and let the job's role give access"
     )
-
-
-def _some(names: list[str]) -> str:
-    """Format the first few of many names."""
-    rest = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _archive(files: Mapping[str, _File]) -> bytes:

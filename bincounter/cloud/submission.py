@@ -23,7 +23,7 @@ from bincounter.cloud.job_runner import RunningJob
 from bincounter.cloud.jobs import Job, job_name
 from bincounter.config.launcher_schema import keep_alive
 from bincounter.errors import ConfigError, DataError
-from bincounter.names import escape_name
+from bincounter.names import escape_name, first_of
 
 if TYPE_CHECKING:
     from bincounter.cloud.account import Account
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_NAMED = 5  # files named in one line of the log
 _READERS = 16  # files read at a time
 
 Needs = tuple[tuple[tuple[str, bytes], ...], tuple[str, ...], bool]
@@ -270,8 +269,7 @@ def _files(folder: Path) -> "list[InputFile]":
         else:
             files.append(found)
     if skipped:
-        more = ", ..." if len(skipped) > _NAMED else ""
-        log.warning("%d skipped in the upload: %s", len(skipped), ", ".join(skipped[:_NAMED]) + more)
+        log.warning("%d skipped in the upload: %s", len(skipped), first_of(skipped))
     for reason, number in passed_over.items():
         log.info("%d %s skipped in the upload of %s", number, reason, escape_name(folder))
     if not files:

@@ -9,6 +9,7 @@ from typing import IO, Any, ClassVar
 
 from bincounter.debugger.tensor_records import EpochRecord, Record, StepRecord
 from bincounter.files import check_mapping, read_file
+from bincounter.names import first_of
 
 _NAMED = 3  # tensors in a sentence
 
@@ -74,9 +75,7 @@ class Streaks:
 
 def format_tensors(values: Mapping[str, str]) -> str:
     """Format the first few tensors, with a number each: ``a (1e-8), b (0) and 5 more``."""
-    shown = [f"{name} ({value})" for name, value in list(values.items())[:_NAMED]]
-    more = len(values) - len(shown)
-    return ", ".join(shown) + (f" and {more} more" if more else "")
+    return first_of([f"{name} ({value})" for name, value in values.items()], _NAMED)
 
 
 _STATES = {"off": "off", "waiting": "not enough data", "passed": "nothing found"}

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from bincounter.config.checks import metric_mode
 from bincounter.errors import UserError
+from bincounter.names import first_of
 from bincounter.number_format import format_interval, format_score, is_fraction
 from bincounter.redaction import mask_argument
 from bincounter.training.results import read_metrics
@@ -168,9 +169,8 @@ class Ties:
             return f"{text}."
         if not self.numbers:
             return f"{text}, and no other trial's score lies within it."
-        shown = ", ".join(map(str, self.numbers[:_SHOWN])) + (", ..." if len(self.numbers) > _SHOWN else "")
         ties = f"{len(self.numbers)} of the {others} other trials tie{'s' * (len(self.numbers) == 1)} with it"
-        return f"{text}: {ties} ({shown}), as their scores lie within it."
+        return f"{text}: {ties} ({first_of(self.numbers, _SHOWN)}), as their scores lie within it."
 
 
 def ties(study: "Study", search: Search) -> Ties | None:

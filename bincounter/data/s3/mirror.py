@@ -21,11 +21,11 @@ from bincounter.data.s3.address import unusable_reason
 from bincounter.data.s3.catalogue import Catalogue, is_corrupt
 from bincounter.data.s3.objects import Listed, Stored
 from bincounter.files import lock
+from bincounter.names import first_of
 
 log = logging.getLogger(__name__)
 
 _FOLDERS = 10_000  # cached names of folders that exist, or that are no object
-_NAMED = 5  # objects named in one line of the log
 
 
 class StagedFile(NamedTuple):
@@ -183,7 +183,7 @@ def warn_unusable_keys(reasons: Mapping[str, str]) -> dict[str, str]:
 def warn(message: str, items: Sequence[str]) -> None:
     """Log a warning with the number of items and the first few of them."""
     if items:
-        log.warning(message, len(items), ", ".join(items[:_NAMED]) + (", ..." if len(items) > _NAMED else ""))
+        log.warning(message, len(items), first_of(items))
 
 
 def _in_the_way(item: Listed, catalogue: Catalogue, folders: set[str]) -> Iterator[str]:
