@@ -3,40 +3,15 @@
 import json
 import time
 from pathlib import Path
-from textwrap import dedent
 from typing import Any
 
 import pytest
 from aws_faults import faults
 from commands import Run
-from rehearsed import Account
+from rehearsed import INSPECTED, JOBS, SAVES, Account
 
 from bincounter.cloud import debugger_rules
 from bincounter.cloud.jobs import Job
-from sagemaker_rehearsal import BUCKET
-
-JOBS = f"s3://{BUCKET}/jobs"
-HOOK = {"S3OutputPath": JOBS, "HookParameters": {"train.save_interval": "2"}}
-PROFILER = {"S3OutputPath": JOBS, "ProfilingIntervalInMilliseconds": 500}
-
-
-def rules(*names: str) -> list[dict[str, str]]:
-    return [{"RuleConfigurationName": name, "RuleEvaluatorImage": "theirs"} for name in names]
-
-
-INSPECTED: dict[str, Any] = {
-    "DebugHookConfig": HOOK,
-    "DebugRuleConfigurations": rules("overfit", "exploding_tensor"),
-    "ProfilerConfig": PROFILER,
-    "ProfilerRuleConfigurations": rules("ProfilerReport"),
-}
-SAVES = dedent("""
-    import os, pathlib
-    base = pathlib.Path(os.environ["SAGEMAKER_BASE_DIR"])
-    (base / "output/tensors/events").mkdir(parents=True)
-    (base / "output/tensors/events/one").write_text("tensors")
-    (base / "checkpoints/config.yaml").write_text("seed: 0")
-""")
 
 
 def recorded(name: str, folder: Path) -> Path:

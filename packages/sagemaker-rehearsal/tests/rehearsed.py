@@ -16,6 +16,31 @@ from sagemaker_rehearsal import BUCKET, rehearsed
 ROLE = "arn:aws:iam::123456789012:role/rehearsal"
 LOG_GROUP = "/aws/sagemaker/TrainingJobs"
 ENDED = ("Completed", "Failed", "Stopped")
+JOBS = f"s3://{BUCKET}/jobs"
+HOOK = {"S3OutputPath": JOBS, "HookParameters": {"train.save_interval": "2"}}
+PROFILER = {"S3OutputPath": JOBS, "ProfilingIntervalInMilliseconds": 500}
+
+
+def rules(*names: str) -> list[dict[str, str]]:
+    return [{"RuleConfigurationName": name, "RuleEvaluatorImage": "theirs"} for name in names]
+
+
+INSPECTED: dict[str, Any] = {
+    "DebugHookConfig": HOOK,
+    "DebugRuleConfigurations": rules("overfit", "exploding_tensor"),
+    "ProfilerConfig": PROFILER,
+    "ProfilerRuleConfigurations": rules("ProfilerReport"),
+}
+"""Members of a request that SageMaker's Debugger and Profiler inspect."""
+SAVES = """
+    import os, pathlib
+    base = pathlib.Path(os.environ["SAGEMAKER_BASE_DIR"])
+    print((base / "input/config/debughookconfig.json").read_text())
+    (base / "output/tensors/events").mkdir(parents=True)
+    (base / "output/tensors/events/one").write_text("tensors")
+    (base / "checkpoints/config.yaml").write_text("seed: 0")
+"""
+"""Program of such a job."""
 
 
 class Account:

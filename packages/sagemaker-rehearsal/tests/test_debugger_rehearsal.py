@@ -1,38 +1,11 @@
 """SageMaker Debugger in a rehearsal: its hook's files are moved as on AWS, its rules are not evaluated."""
 
 import json
-from textwrap import dedent
 from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
-from rehearsed import Account, request
-
-from sagemaker_rehearsal import BUCKET
-
-JOBS = f"s3://{BUCKET}/jobs"
-HOOK = {"S3OutputPath": JOBS, "HookParameters": {"train.save_interval": "2"}}
-PROFILER = {"S3OutputPath": JOBS, "ProfilingIntervalInMilliseconds": 500}
-
-
-def rules(*names: str) -> list[dict[str, str]]:
-    return [{"RuleConfigurationName": name, "RuleEvaluatorImage": "theirs"} for name in names]
-
-
-INSPECTED: dict[str, Any] = {
-    "DebugHookConfig": HOOK,
-    "DebugRuleConfigurations": rules("overfit", "exploding_tensor"),
-    "ProfilerConfig": PROFILER,
-    "ProfilerRuleConfigurations": rules("ProfilerReport"),
-}
-SAVES = dedent("""
-    import os, pathlib
-    base = pathlib.Path(os.environ["SAGEMAKER_BASE_DIR"])
-    print((base / "input/config/debughookconfig.json").read_text())
-    (base / "output/tensors/events").mkdir(parents=True)
-    (base / "output/tensors/events/one").write_text("tensors")
-    (base / "checkpoints/config.yaml").write_text("seed: 0")
-""")
+from rehearsed import HOOK, INSPECTED, PROFILER, SAVES, Account, request, rules
 
 
 def test_hook_is_configured_and_rules_are_not_evaluated(
