@@ -90,6 +90,15 @@ def whole(value: float | None) -> str:
     return f"{value:,.0f}" if is_number(value) else ABSENT
 
 
+def duration(seconds: float) -> str:
+    """Format a duration, such as ``4.2 s``, ``3 min 05 s`` or ``2 h 10 min``."""
+    if round(seconds, 1) < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+
+
 def is_number(value: Any) -> TypeGuard[float]:
     """Return True if there is a number to format."""
     return value is not None and not math.isnan(value)

@@ -1,6 +1,5 @@
 """Tables of ``bincounter runs``."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -113,15 +112,6 @@ def _table(names: Sequence[str], rows: Sequence[Sequence[Text]], width: int) -> 
         table.add_column(name, justify="right" if right else "left", overflow="fold")
     for first, *cells in rows:
         folder, day = first.split("\n")
-        table.add_row(Text(_fold_path(folder.plain, room)).append("\n").append_text(day), *cells)
+        lines = [fold(line, room) for line in fold(folder.plain, room, breaks="(?<=/)").split("\n")]
+        table.add_row(Text("\n".join(lines)).append("\n").append_text(day), *cells)
     return table
-
-
-def _fold_path(path: str, width: int) -> str:
-    """Break a path into lines, between its parts if possible."""
-    lines = [""]
-    for part in re.split(r"(?<=/)", path):
-        if lines[-1] and len(lines[-1]) + len(part) > width:
-            lines.append("")
-        lines[-1] += part
-    return "\n".join(fold(line, width) for line in lines)

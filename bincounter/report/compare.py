@@ -27,6 +27,7 @@ MARK = " †"
 _GAP = 3  # characters between two columns
 _VALUE = 16  # characters kept for a value beside a long key
 _LABEL = 13  # characters of a score's name on one line
+_BREAKS = r"(?<=[./,= -])|(?<=[^\W_]_)(?=[^\W_])"  # after dots, dashes and slashes, and underscores between words
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +201,7 @@ def _remarks(runs: Sequence[RunResults], scored: Sequence[Predictions | None], s
 def _settings_table(comparison: Comparison, width: int) -> Table:
     rows = [("", *comparison.names), *((key, *values) for key, values in comparison.settings.items())]
     natural = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    longest = max(len(piece) for key in comparison.settings for piece in _pieces(key))
+    longest = max(len(piece) for key in comparison.settings for piece in re.split(_BREAKS, key))
     # Keys get the width that values can spare, and values share the rest.
     room = width - _GAP - sum(min(each, _VALUE) + _GAP for each in natural[1:])
     first = min(natural[0], max(longest, room))
@@ -215,15 +216,10 @@ def _settings_table(comparison: Comparison, width: int) -> Table:
     return table
 
 
-def _pieces(name: str) -> list[str]:
-    """Split a name after its dots, dashes and slashes, and after underscores between words."""
-    return re.split(r"(?<=[./,= -])|(?<=[^\W_]_)(?=[^\W_])", name)
-
-
-def fold(name: str, width: int) -> str:
-    """Break a name into lines of at most ``width`` characters, if possible, and never inside a word."""
+def fold(name: str, width: int, breaks: str = _BREAKS) -> str:
+    """Break a name into lines of at most ``width`` characters, if possible, at matches of a pattern only."""
     lines = [""]
-    for piece in _pieces(name):
+    for piece in re.split(breaks, name):
         if lines[-1] and len(lines[-1]) + len(piece) > width:
             lines.append("")
         lines[-1] += piece

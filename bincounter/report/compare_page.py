@@ -7,20 +7,11 @@ from typing import Any
 from urllib.parse import quote
 
 from bincounter.names import one_line
-from bincounter.number_format import (
-    BASELINES,
-    SCORES,
-    decimals,
-    format_interval,
-    format_score,
-    percent,
-    score_heading,
-    whole,
-)
+from bincounter.number_format import decimals, format_interval, percent, whole
 from bincounter.report.compare import MARK, Comparison, all_remarks, format_gain
 from bincounter.report.page import write_page
 from bincounter.report.per_count_section import format_row, per_count_rows
-from bincounter.report.report import confusion
+from bincounter.report.report import confusion, score_rows
 from bincounter.training.per_count_table import CountRow
 from bincounter.training.results import SPLIT_OF_SIDE
 
@@ -99,26 +90,14 @@ def _report(run: Path, page: Path) -> str:
 
 
 def _scores(comparison: Comparison) -> list[dict[str, Any]]:
-    """Return the rows of all scores, each with its difference and baseline below."""
-    rows = [_row("Photos", [(whole(scores.get("n")), "") for scores in comparison.scores])]
-    for score in SCORES:
-        cells = [
-            (format_score(score, scores.get(score)), format_interval(score, interval) if interval else "")
-            for scores in comparison.scores
-            for interval in [scores.get("intervals", {}).get(score)]
-        ]
-        rows.append(_row(score_heading(score), cells, best=comparison.best(score)))
-        if score == "accuracy" and any(comparison.gains):
-            rows.append(_row("against the first", [format_gain(gain) for gain in comparison.gains]))
-        if score in BASELINES:
-            key, name = BASELINES[score]
-            values = [(format_score(score, scores.get(key)), "") for scores in comparison.scores]
-            rows.append(_row(f"of the {name} baseline", values, baseline=True))
+    """Return the rows of all scores with the best run of each, and the differences below the accuracy."""
+    rows = []
+    for row in score_rows(comparison.scores):
+        rows.append({**row, "best": comparison.best(row["score"]) if row["score"] else None})
+        if row["score"] == "accuracy" and any(comparison.gains):
+            cells = [format_gain(gain) for gain in comparison.gains]
+            rows.append({"name": "against the first", "cells": cells, "best": None, "baseline": False})
     return rows
-
-
-def _row(name: str, cells: list[tuple[str, str]], *, best: int | None = None, baseline: bool = False) -> dict[str, Any]:
-    return {"name": name, "cells": cells, "best": best, "baseline": baseline}
 
 
 def _per_count(comparison: Comparison) -> list[tuple[int, list[Mapping[str, str]]]]:

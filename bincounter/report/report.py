@@ -12,6 +12,7 @@ from bincounter.names import escape_name
 from bincounter.number_format import (
     BASELINES,
     SCORES,
+    duration,
     format_interval,
     format_score,
     is_fraction,
@@ -135,19 +136,34 @@ def _table(run: RunResults) -> dict[str, Any] | None:
     sides = [side for side in LABELS if run.metrics.get(side)]
     if not sides:
         return None
-    rows = [{"name": "Photos", "cells": [(whole(run.metrics[side]["n"]), "") for side in sides], "baseline": False}]
-    for key in SCORES:
-        cells = []
-        for side in sides:
-            interval = run.metrics[side].get("intervals", {}).get(key)
-            spread = format_interval(key, interval) if interval else ""
-            cells.append((format_score(key, run.metrics[side].get(key)), spread))
-        rows.append({"name": score_heading(key), "cells": cells, "baseline": False})
-        if key in BASELINES:
-            baseline, name = BASELINES[key]
-            cells = [(format_score(key, run.metrics[side].get(baseline)), "") for side in sides]
-            rows.append({"name": f"of the {name} baseline", "cells": cells, "baseline": True})
-    return {"sides": [LABELS[side] for side in sides], "rows": rows}
+    return {"sides": [LABELS[side] for side in sides], "rows": score_rows([run.metrics[side] for side in sides])}
+
+
+def score_rows(columns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows of a table of all scores; ``score`` is the key of a score, ``None`` in other rows.
+
+    Args:
+        columns: scores of one side of a run, a column each.
+    """
+    rows = [_score_row("Photos", [(whole(scores.get("n")), "") for scores in columns])]
+    for score in SCORES:
+        cells = [
+            (format_score(score, scores.get(score)), format_interval(score, interval) if interval else "")
+            for scores in columns
+            for interval in [scores.get("intervals", {}).get(score)]
+        ]
+        rows.append(_score_row(score_heading(score), cells, score=score))
+        if score in BASELINES:
+            key, name = BASELINES[score]
+            cells = [(format_score(score, scores.get(key)), "") for scores in columns]
+            rows.append(_score_row(f"of the {name} baseline", cells, baseline=True))
+    return rows
+
+
+def _score_row(
+    name: str, cells: list[tuple[str, str]], *, score: str | None = None, baseline: bool = False
+) -> dict[str, Any]:
+    return {"name": name, "cells": cells, "score": score, "baseline": baseline}
 
 
 def _curves(run: RunResults) -> list[tuple[str, Markup, list[tuple[str, str]]]]:
@@ -264,11 +280,8 @@ def _duration(run: RunResults) -> str:
     seconds = run.provenance.get("seconds")
     if seconds is None:
         return ""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    words = f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
     resumed = run.provenance.get("resumed_at_epoch")
-    return f", in {words}" + (f" since it was resumed at epoch {resumed}" if resumed else "")
+    return f", in {duration(seconds)}" + (f" since it was resumed at epoch {resumed}" if resumed else "")
 
 
 def _fact(name: str, value: Any) -> tuple[str, str]:

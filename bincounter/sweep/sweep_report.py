@@ -14,7 +14,7 @@ from urllib.parse import quote
 from markupsafe import Markup
 
 from bincounter.errors import UserError
-from bincounter.number_format import format_score, score_heading, score_name
+from bincounter.number_format import duration, format_score, score_heading, score_name
 from bincounter.report import page
 from bincounter.sweep import sweep_plots
 from bincounter.sweep.search_results import (
@@ -105,7 +105,7 @@ def _lead(study: "Study", search: Search, tied: Ties | None) -> str:
             sentences.append(tied.describe(search.metrics[0], len(completed(study))))
     sentences.append(f"{format_tally(study)}.")
     if spent:
-        sentences.append(f"They took {_duration(spent)}{f', and pruning saved {_duration(saved)}' if saved else ''}.")
+        sentences.append(f"They took {duration(spent)}{f', and pruning saved {duration(saved)}' if saved else ''}.")
     if usd:
         sentences.append(f"They cost {usd:.2f} USD.")
     return " ".join(sentences)
@@ -157,7 +157,7 @@ def _row(trial: "FrozenTrial", keys: Sequence[str], search: Search, mark: str) -
         "report": _report(trial, search.folder),
         "scores": [format_score(metric, value) for metric, value in scores],
         "params": [format_value(trial.params[key]) if key in trial.params else "" for key in keys],
-        **{name: "" if value is None else _duration(value) for name, value in times.items()},
+        **{name: "" if value is None else duration(value) for name, value in times.items()},
         "usd": f"{attrs['usd']:.4f}" if "usd" in attrs else "",
         "error": attrs.get("error", ""),
     }
@@ -167,15 +167,6 @@ def _report(trial: "FrozenTrial", sweep: Path | None) -> str | None:
     """Return the link to the report of a trial's run."""
     folder = run_folder(trial, sweep, "report.html")
     return quote(os.fsencode(os.path.relpath(folder / "report.html", sweep))) if folder else None
-
-
-def _duration(length: float) -> str:
-    """Format seconds, such as ``3 min 05 s``."""
-    if length < 60:
-        return f"{length:.1f} s"
-    minutes, rest = divmod(round(length), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
 
 
 @dataclass(frozen=True)
