@@ -123,9 +123,7 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO]:
             yield file
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the target, since a rename is atomic only inside one file system.
-    # The start of its name: all of it and the suffix may be longer than a name can be.
-    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.part")
+    temporary = _beside(path)
     try:  # before the file is made: SIGTERM may come at once
         with temporary.open(mode.replace("w", "x"), **text) as file:  # type: ignore[call-overload]
             yield file
@@ -222,15 +220,28 @@ def link(source: Path, path: Path) -> None:
         source: the file.
         path: its second name, on the same file system; an existing file is replaced.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        temporary.hardlink_to(source)
-    except OSError:
-        with source.open("rb") as content, atomic_write(path, "wb") as copy:
-            shutil.copyfileobj(content, copy)
-        return
-    temporary.replace(path)
+    place(source, path)
     _sync_folder(path.parent)
+
+
+def place(source: Path, path: Path) -> None:
+    """Do as :func:`link`, and copy the times, too, but leave the folder to be synced with others."""
+    temporary = _beside(path)
+    try:
+        try:
+            temporary.hardlink_to(source.resolve())
+        except OSError:  # the file system, the device or the owner forbids it
+            shutil.copy2(source, temporary)
+            with temporary.open("rb") as copy:
+                os.fsync(copy.fileno())  # before the rename: a power cut must not leave an empty file
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)  # a rename onto another link of the same file leaves both
+
+
+def _beside(path: Path) -> Path:
+    """Temporary name beside a file, since a rename is atomic only inside one file system."""
+    return path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.part")  # all of its name could be too long
 
 
 def _sync_folder(folder: Path) -> None:

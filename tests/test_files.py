@@ -1,4 +1,4 @@
-"""Atomic writes, and file locks between processes."""
+"""Atomic writes, links, and file locks between processes."""
 
 import errno
 import os
@@ -13,7 +13,7 @@ import portalocker
 import pytest
 
 from bincounter.errors import ResourceError
-from bincounter.files import atomic_write, lock
+from bincounter.files import atomic_write, link, lock
 
 _FORKED = """
 import os, sys, time
@@ -85,3 +85,12 @@ def test_a_file_system_that_flushes_no_folders_is_written_to(
     with nullcontext() if ends else pytest.raises(OSError), atomic_write(tmp_path / "file", "w") as file:
         file.write("whole")
     assert (tmp_path / "file").read_text() == "whole"
+
+
+def test_a_second_link_to_the_same_file_leaves_nothing_behind(tmp_path: Path) -> None:
+    best, last = tmp_path / "best.ckpt", tmp_path / f"{'x' * 250}.ckpt"
+    best.write_text("weights")
+    link(best, last)
+    link(best, last)
+    assert last.samefile(best)
+    assert set(tmp_path.iterdir()) == {best, last}

@@ -2,7 +2,6 @@
 
 import filecmp
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import count
@@ -12,7 +11,7 @@ from typing import NamedTuple, TypeVar
 from bincounter.data.layouts.folders import Folders
 from bincounter.data.records import BinRecord, Candidate, Listing, PhotoFile
 from bincounter.errors import DataError
-from bincounter.files import translate_disk_full
+from bincounter.files import place, translate_disk_full
 from bincounter.progress import track
 
 Photo = TypeVar("Photo", BinRecord, Candidate)
@@ -120,23 +119,10 @@ def place_files(targets: Mapping[str, PhotoFile], destination: Path) -> PlacedFi
         for name, file in track(targets.items(), "Arranging photos", len(targets)):
             target = destination / name
             if not is_same_file(file.path, target):
-                _put(file.path, target)
+                place(file.path, target)
                 files += 1
                 size += target.stat().st_size
     return PlacedFiles(files, size)
-
-
-def _put(source: Path, target: Path) -> None:
-    part = target.with_name(f".{os.getpid()}.part")
-    part.unlink(missing_ok=True)
-    try:
-        if not _linked(source, part):
-            shutil.copy2(source, part)
-            with part.open("rb") as file:
-                os.fsync(file.fileno())  # before the rename: a power cut must not leave an empty file
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def is_same_file(source: Path, target: Path) -> bool:
@@ -144,12 +130,4 @@ def is_same_file(source: Path, target: Path) -> bool:
     with suppress(FileNotFoundError):
         old, new = target.stat(), source.stat()
         return os.path.samestat(old, new) or (old.st_size, old.st_mtime_ns) == (new.st_size, new.st_mtime_ns)
-    return False
-
-
-def _linked(source: Path, part: Path) -> bool:
-    """Make a hard link; returns False if the file system, the device or the owner forbids it."""
-    with suppress(OSError):
-        part.hardlink_to(source.resolve())
-        return True
     return False

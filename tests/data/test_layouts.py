@@ -1,3 +1,4 @@
+import errno
 import json
 import logging
 import os
@@ -388,8 +389,15 @@ def test_detect_says_what_it_looked_for(tmp_path):
 def links(request, monkeypatch):
     """True where the file system allows hard links."""
     if not request.param:
-        monkeypatch.setattr("bincounter.data.arrange._linked", lambda source, part: False)
+        forbid_links(monkeypatch)
     return request.param
+
+
+def forbid_links(monkeypatch):
+    def refuse(path, source):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
 
 
 def test_arranged_photos_are_bin_folders(tmp_path, links):
@@ -422,7 +430,7 @@ def test_arranging_again_changes_nothing_but_what_is_missing(tmp_path):
 
 
 def test_other_photos_of_the_same_names_are_not_replaced(tmp_path, monkeypatch):
-    monkeypatch.setattr("bincounter.data.arrange._linked", lambda source, part: False)  # else one file has two names
+    forbid_links(monkeypatch)  # else one file has two names
     abid_bin(tmp_path / "abid", "1", 1)
     bins = tmp_path / "bins"
     arrange(Abid().list(tmp_path / "abid"), bins)
