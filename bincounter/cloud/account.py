@@ -7,7 +7,6 @@ Settings come from the places that every AWS tool reads: ``AWS_*`` variables (``
 import json
 import logging
 import os
-import re
 import threading
 from functools import cache, cached_property
 from typing import Any
@@ -19,8 +18,6 @@ from bincounter.errors import BinCounterError, ConfigError, closest_match
 
 log = logging.getLogger(__name__)
 
-_ROLE_ARN = re.compile(r"arn:aws[a-z-]*:iam::\d{12}:role/[\w+=,.@/-]+")
-_ROLE_NAME = re.compile(r"(?:[\w+=,.@-]+/)*[\w+=,.@-]{1,64}")
 _CONSOLES = {"aws-cn": "console.amazonaws.cn", "aws-us-gov": "console.amazonaws-us-gov.com"}
 _STAND_IN_REGION, _STAND_IN_NUMBER = "us-east-1", "000000000000"
 _STAND_IN_ROLE = f"arn:aws:iam::{_STAND_IN_NUMBER}:role/stand-in"
@@ -30,6 +27,10 @@ _SLOW_SERVICES = ("s3", "sagemaker-runtime")
 _ATTEMPTS = 4
 _DENIED = ("403", "AccessDenied", "AccessDeniedException", "Forbidden")
 _MISSING = ("404", "NoSuchBucket", "NotFound")
+
+
+def _client_of(service: str) -> property:
+    return property(lambda account: account.client(service), doc=f"The boto3 client of {service}.")
 
 
 class Account:
@@ -47,6 +48,14 @@ class Account:
     Raises:
         ConfigError: no region is set, SageMaker is not in it, or the profile does not exist.
     """
+
+    sagemaker = _client_of("sagemaker")
+    s3 = _client_of("s3")
+    logs = _client_of("logs")
+    sts = _client_of("sts")
+    iam = _client_of("iam")
+    runtime = _client_of("sagemaker-runtime")
+    autoscaling = _client_of("application-autoscaling")
 
     def __init__(self, region: str | None, group: str = "launcher", *, dry: bool = False) -> None:
         import boto3
@@ -68,41 +77,6 @@ class Account:
             _check_region(self.region, group)
         self._clients: dict[str, Any] = {}
         self._lock = threading.RLock()  # jobs are submitted from several threads; sessions are not thread-safe
-
-    @property
-    def sagemaker(self) -> Any:
-        """The boto3 client of SageMaker."""
-        return self._client("sagemaker")
-
-    @property
-    def s3(self) -> Any:
-        """The boto3 client of S3."""
-        return self._client("s3")
-
-    @property
-    def logs(self) -> Any:
-        """The boto3 client of CloudWatch Logs."""
-        return self._client("logs")
-
-    @property
-    def sts(self) -> Any:
-        """The boto3 client of STS."""
-        return self._client("sts")
-
-    @property
-    def iam(self) -> Any:
-        """The boto3 client of IAM."""
-        return self._client("iam")
-
-    @property
-    def runtime(self) -> Any:
-        """The boto3 client of SageMaker's endpoints."""
-        return self._client("sagemaker-runtime")
-
-    @property
-    def autoscaling(self) -> Any:
-        """The boto3 client of Application Auto Scaling."""
-        return self._client("application-autoscaling")
 
     @cached_property
     def number(self) -> str:
@@ -189,11 +163,11 @@ class Account:
         """Return the ARN of the role that SageMaker runs the job as.
 
         Args:
-            name_or_arn: ``launcher.role``. An ARN is taken as it is, without a request. A name is looked up; where that
-                is not allowed, its ARN is made from the account's number.
+            name_or_arn: ``launcher.role``, which was checked. An ARN is taken as it is, without a request. A name is
+                looked up; where that is not allowed, its ARN is made from the account's number.
 
         Raises:
-            ConfigError: no role is set, it is not a name or an ARN, or it does not exist.
+            ConfigError: no role is set, or it does not exist.
         """
         from botocore.exceptions import BotoCoreError, ClientError
 
@@ -205,13 +179,8 @@ class Account:
                 "SageMaker runs a job as a role, and none is set: create one with the commands of docs/sagemaker.md "
                 f"(The role), then set {self._group}.role to its name or ARN"
             )
-        if _ROLE_ARN.fullmatch(name_or_arn):
+        if name_or_arn.startswith("arn:"):
             return name_or_arn
-        if name_or_arn.startswith("arn:") or not _ROLE_NAME.fullmatch(name_or_arn):
-            raise ConfigError(
-                f"{self._group}.role={name_or_arn} is neither the name of a role nor its ARN: write it as "
-                "arn:aws:iam::<account>:role/<name> (`aws iam list-roles` lists them)"
-            )
         with translate_errors(f"looking up {self._group}.role={name_or_arn}", self._group):
             try:
                 return str(self.iam.get_role(RoleName=name_or_arn.rpartition("/")[2])["Role"]["Arn"])
@@ -262,7 +231,15 @@ class Account:
         console = _CONSOLES.get(self._session.get_partition_for_region(self.region), "console.aws.amazon.com")
         return f"https://{self.region}.{console}/sagemaker/home?region={self.region}#/jobs/{job_name}"
 
-    def _client(self, service: str) -> Any:
+    def client(self, service: str) -> Any:
+        """The boto3 client of a service.
+
+        Args:
+            service: its name in boto3, such as ``sagemaker-runtime``.
+
+        Raises:
+            ConfigError: no region is set, or ``AWS_ENDPOINT_URL`` is not an address.
+        """
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError
 

@@ -116,19 +116,6 @@ class TestRole:
         assert Account(None).role(self.ARN) == self.ARN
         assert not aws.operations
 
-    @pytest.mark.parametrize(
-        "role",
-        [
-            f"arn:aws:sts::{NUMBER}:assumed-role/x/me",
-            "arn:aws:iam::12:role/x",
-            "a role",
-            f"arn:aws:iam::{NUMBER}:user/x",
-        ],
-    )
-    def test_no_role(self, aws: Faults, role: str) -> None:
-        with pytest.raises(ConfigError, match="neither the name of a role nor its ARN"):
-            Account(None).role(role)
-
     def test_none(self, aws: Faults) -> None:
         with pytest.raises(ConfigError, match=r"docs/sagemaker.md .*launcher.role"):
             Account(None).role(None)

@@ -322,7 +322,6 @@ def test_images_are_those_of_the_sdk(stack: str, instance_type: str | None, ends
             "API_TOKEN looks like a secret",
         ),
         (["target=realtime", f"name={'b' * 60}"], "shorten it"),
-        (["target=realtime", "target.role=a role"], "target.role=a role is neither"),
         (["target=realtime", "target.region=us-east1"], "did you mean target.region=us-east-1?"),
     ],
 )

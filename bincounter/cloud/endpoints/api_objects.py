@@ -31,9 +31,7 @@ class Call(NamedTuple):
         """Send the request and return its response; raises the errors of botocore."""
         from botocore import xform_name
 
-        clients = {SAGEMAKER: "sagemaker", RUNTIME: "runtime", AUTOSCALING: "autoscaling"}
-        client = getattr(account, clients[self.service])
-        return getattr(client, xform_name(self.operation))(**self.request)
+        return getattr(account.client(self.service), xform_name(self.operation))(**self.request)
 
 
 @dataclass(frozen=True)
