@@ -12,11 +12,12 @@ from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from bincounter.cli import train_command
 from bincounter.cli.composition import Composer, checked_folder
 from bincounter.cli.hydra_app import parse_overrides, replace_overrides, run_app, start_app, start_as_script
+from bincounter.config.checks import plain_of
 from bincounter.config.launcher_schema import runs_locally
 from bincounter.config.overrides import with_recipe
 from bincounter.data.datamodule import BinDataModule
@@ -121,7 +122,7 @@ def train(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -
     def job(cfg: DictConfig) -> float | None:
         cfg.paths.output_dir = HydraConfig.get().runtime.output_dir
         value = train_command.job(cfg)
-        plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+        plain = plain_of(cfg)
         runs.append(Run(cfg.paths.output_dir, trust=own_targets(plain)))
         return value
 

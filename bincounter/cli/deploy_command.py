@@ -11,12 +11,13 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from bincounter.cli import hydra_app
 from bincounter.cli.deploy_packing import origin_of, pack_and_check, place_of, state_of
+from bincounter.config.checks import plain_of
 from bincounter.config.deploy_schema import ARCHIVE_ACTIONS, check_deploy, target_name
 from bincounter.errors import Stopped, check_extra
 from bincounter.files import check_writable
@@ -227,6 +228,6 @@ def endpoint_spec(cfg: DictConfig) -> "EndpointSpec":
     from bincounter.cloud.endpoints.api_objects import check_request_keys
     from bincounter.cloud.endpoints.endpoint_requests import EndpointSpec
 
-    target: dict[str, Any] = OmegaConf.to_container(cfg.target, resolve=True)  # type: ignore[assignment]
+    target = plain_of(cfg.target)
     check_request_keys(target["request"])
     return EndpointSpec(cfg.name, target_name(cfg), target, cfg.limits.max_body_mb)

@@ -13,6 +13,7 @@ from bincounter.cloud.hyperparameters import decode_overrides, encode_overrides
 from bincounter.cloud.instances import gpu_count
 from bincounter.cloud.jobs import JOB_RECORD
 from bincounter.config.aws_names import is_mlflow_arn
+from bincounter.config.checks import plain_of
 from bincounter.config.launcher_schema import check_one_run
 from bincounter.config.overrides import LAUNCH_KEYS, drop_overrides
 from bincounter.config.quoting import override_of
@@ -125,7 +126,7 @@ def plan_run(planned: PlannedJob, loader: "ConfigLoader", config: DictConfig) ->
     cfg = task_config(planned)
     _refuse_secrets(planned.overrides)
     validate(cfg)
-    plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    plain = plain_of(cfg)
     _check_devices(plain)
     planned.extra[COMMIT_FILE] = json.dumps(code_commit()).encode()
     planned.source = plain["data"]["source"]

@@ -19,6 +19,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from bincounter.config.checks import metric_mode, plain_of
 from bincounter.config.launcher_schema import RehearsalConfig
 from bincounter.errors import ConfigError, Interrupted, ResourceError
 from bincounter.redaction import mask_argument
@@ -53,7 +54,7 @@ class SageMakerLauncher(Launcher):
     """
 
     def __init__(self, settings: DictConfig) -> None:
-        self._settings: dict[str, Any] = OmegaConf.to_container(settings, resolve=True)  # type: ignore[assignment]
+        self._settings = plain_of(settings)
         self._rehearsed = is_rehearsal(settings)
         self._jobs_before = 0  # in earlier batches of the same sweep
         self._priced = False  # by a sweeper that calls prepare_sweep
@@ -213,7 +214,6 @@ class SageMakerLauncher(Launcher):
         return [RunningJob(known[one.number], None) if one.number in known else next(new) for one in planned]
 
     def _result(self, planned: "PlannedJob", task: "RunningJob") -> JobReturn:
-        from bincounter.config.checks import metric_mode
         from bincounter.training.results import best_value
 
         if task.error is not None:

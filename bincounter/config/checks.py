@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from bincounter.errors import ConfigError, check_choice, closest_match
+from bincounter.errors import ConfigError, check_choice, closest_match, first_line
 from bincounter.files import expand_user
 
 _HYDRA_KEYS = {"_target_", "_partial_", "_args_", "_recursive_", "_convert_"}  # read by Hydra itself
@@ -73,6 +73,18 @@ def bounded(default: Any, **bounds: Any) -> Any:
     """
     given: dict[str, Any] = {"default_factory": default.copy} if isinstance(default, list) else {"default": default}
     return field(**given, metadata={"bound": Bound(**bounds)})
+
+
+def plain_of(node: DictConfig) -> dict[str, Any]:
+    """Resolve a node as plain containers.
+
+    Raises:
+        ConfigError: an interpolation cannot be resolved.
+    """
+    try:
+        return OmegaConf.to_container(node, resolve=True)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise ConfigError(first_line(error)) from None
 
 
 def check_bounds(node: DictConfig, key: str = "") -> None:
@@ -253,22 +265,6 @@ def target_hint(key: str, node: DictConfig, name: str) -> Any:
         with suppress(KeyError, ValueError):  # it has no such parameter, or no signature
             hint = str if isinstance(inspect.signature(target).parameters[name].default, str) else None
     return hint
-
-
-RENAMED_TARGETS = {
-    "lightning.pytorch.callbacks.EMAWeightAveraging": "bincounter.training.averaging.EMAWeightAveraging",
-    "bincounter.cloud.container.cluster.SageMakerEnvironment": "bincounter.cloud.container.SageMakerEnvironment",
-}
-"""Targets that have moved, by their earlier names; those of backbones and objectives, in checkpoints, stay."""
-
-
-def renamed_targets(node: Any) -> Any:
-    """Copy a stored configuration, with the present names of :data:`RENAMED_TARGETS`."""
-    if isinstance(node, Mapping):
-        return {key: renamed_targets(value) for key, value in node.items()}
-    if isinstance(node, list):
-        return [renamed_targets(value) for value in node]
-    return RENAMED_TARGETS.get(node, node) if isinstance(node, str) else node
 
 
 def _hints(target: Any) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from bincounter.config.aws_names import (
     bucket_field,
@@ -23,9 +22,9 @@ from bincounter.config.aws_names import (
     role_field,
     s3_folder,
 )
-from bincounter.config.checks import Bound, bounded, check_bounds, open_mapping, path_setting
+from bincounter.config.checks import Bound, bounded, check_bounds, open_mapping, path_setting, plain_of
 from bincounter.data.s3.address import is_remote
-from bincounter.errors import ConfigError, first_line
+from bincounter.errors import ConfigError
 from bincounter.files import check_writable, checkpoint_file
 
 ACTIONS = ("deploy", "invoke", "update", "status", "delete", "list", "package", "transform")
@@ -214,10 +213,7 @@ def check_deploy(cfg: DictConfig) -> None:
     Raises:
         ConfigError: the first error, with the key, the allowed values and the next step.
     """
-    try:
-        plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    except OmegaConfBaseException as error:
-        raise ConfigError(first_line(error)) from None
+    plain = plain_of(cfg)
     target = target_name(cfg)
     check_bounds(cfg)
     limits = plain["limits"]

@@ -9,8 +9,7 @@ from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 
 from bincounter.config.aws_names import check_mlflow_uri
 from bincounter.config.checks import (
@@ -21,6 +20,7 @@ from bincounter.config.checks import (
     check_target,
     import_target,
     metric_mode,
+    plain_of,
 )
 from bincounter.config.debugger_schema import check_debugger, check_profiler
 from bincounter.config.launcher_schema import check_launcher, runs_locally
@@ -28,7 +28,7 @@ from bincounter.config.search_schema import check_search
 from bincounter.config.trainer_checks import check_accelerator, check_trainer
 from bincounter.data.s3.address import is_remote
 from bincounter.data.split_settings import check_counts, complete_split
-from bincounter.errors import ConfigError, check_choice, first_line
+from bincounter.errors import ConfigError, check_choice
 from bincounter.files import check_writable, checkpoint_file
 from bincounter.redaction import mask_secrets
 from bincounter.smdebug.settings import check_smdebug
@@ -49,10 +49,7 @@ def validate(cfg: DictConfig) -> None:
     Raises:
         ConfigError: the first error, with the key, the allowed values and the next step.
     """
-    try:
-        plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    except OmegaConfBaseException as error:
-        raise ConfigError(first_line(error)) from None
+    plain = plain_of(cfg)
     here = runs_locally(cfg.launcher)
     check_bounds(cfg)
     if not plain["train"] and not plain["ckpt_path"]:

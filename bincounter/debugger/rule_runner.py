@@ -9,11 +9,12 @@ from typing import IO, Any
 
 import lightning as L
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from bincounter.config.checks import plain_of
 from bincounter.config.debugger_schema import MEASURED, check_debugger
 from bincounter.debugger.loss_rules import ClassImbalance, LossNotDecreasing, Overfit, Overtraining
 from bincounter.debugger.recorder import TensorRecorder
@@ -285,7 +286,7 @@ def debugger_callbacks(cfg: DictConfig) -> list[L.Callback]:
     Args:
         cfg: the run's whole configuration.
     """
-    settings: dict[str, Any] = OmegaConf.to_container(cfg.debugger, resolve=True)  # type: ignore[assignment]
+    settings = plain_of(cfg.debugger)
     if settings["kind"] == "smdebug":
         from bincounter.smdebug.hook import SmdebugCallback  # in an environment of its own
 

@@ -13,8 +13,9 @@ import lightning as L
 import psutil
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from bincounter.config.checks import plain_of
 from bincounter.data.datamodule import batch_progress
 from bincounter.data.photo_store import PhotoStore
 from bincounter.errors import UserError
@@ -302,7 +303,7 @@ def profiler_callbacks(cfg: DictConfig) -> list[L.Callback]:
     Args:
         cfg: the run's whole configuration.
     """
-    settings: dict[str, Any] = OmegaConf.to_container(cfg.profiler, resolve=True)  # type: ignore[assignment]
+    settings = plain_of(cfg.profiler)
     if not cfg.train or settings["kind"] == "none":
         return []
     return [StepProfiler(Path(cfg.paths.output_dir) / FOLDER, settings)]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import lightning as L
 from omegaconf import DictConfig, OmegaConf
 
+from bincounter.config.checks import plain_of
 from bincounter.config.launcher_schema import runs_locally
 from bincounter.config.search_schema import OptunaConfig
 from bincounter.errors import Pruned
@@ -102,7 +103,7 @@ def pruning_callbacks(cfg: DictConfig) -> list[L.Callback]:
         return []
     if search.trial is None or not search.pruner:
         return []
-    settings: Mapping[str, Any] = OmegaConf.to_container(search, resolve=True)  # type: ignore[assignment]
+    settings = plain_of(search)
 
     def make_policy() -> PruningPolicy | None:
         trial = running_trial(url, settings)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 from hydra.plugins.launcher import Launcher
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from bincounter.cloud import job_plan
@@ -32,6 +32,7 @@ from bincounter.cloud.tuning_job import (
     tuning_request,
 )
 from bincounter.cloud.tuning_monitor import Trial, TuningJobMonitor, fetch_runs, format_total_cost
+from bincounter.config.checks import plain_of
 from bincounter.config.overrides import drop_overrides
 from bincounter.config.quoting import override_of
 from bincounter.errors import ConfigError, ResourceError
@@ -64,7 +65,7 @@ def search(plan: Plan, config: DictConfig, loader: "ConfigLoader", launcher: Lau
     """
     silence_optuna()
     job_plan.check_config_is_tracked(config)
-    settings: dict[str, Any] = OmegaConf.to_container(config.launcher, resolve=True)  # type: ignore[assignment]
+    settings = plain_of(config.launcher)
     tuner = _Tuner(plan, settings, job_plan.compose_job(loader, config, _base(plan), 0), is_rehearsal(config.launcher))
     job_plan.plan_run(tuner.base, loader, config)
     log_search_space(plan.parameters)

@@ -15,7 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
-from bincounter.config.checks import PATH, RENAMED_TARGETS, renamed_targets
+from bincounter.config.checks import PATH
 from bincounter.config.overrides import drop_overrides
 from bincounter.config.quoting import override_of, shell_command
 from bincounter.config.train_schema import DataConfig, ModelConfig
@@ -26,6 +26,12 @@ from bincounter.redaction import MASK, mask_argument
 log = logging.getLogger(__name__)
 
 _RESTORE = "restore it, or start a new run"
+
+_RENAMED_TARGETS = {
+    "lightning.pytorch.callbacks.EMAWeightAveraging": "bincounter.training.averaging.EMAWeightAveraging",
+    "bincounter.cloud.container.cluster.SageMakerEnvironment": "bincounter.cloud.container.SageMakerEnvironment",
+}
+"""Targets that have moved, by their earlier names; those of backbones and objectives, in checkpoints, stay."""
 
 _GROUPS = {"data": DataConfig, "model": ModelConfig}
 
@@ -165,9 +171,18 @@ def _overrides(run: Path) -> list[Override]:
 
 
 def _parse_overrides(text: str) -> list[Override]:
-    for before, now in RENAMED_TARGETS.items():
+    for before, now in _RENAMED_TARGETS.items():
         text = text.replace(before, now)
     return OverridesParser.create().parse_overrides([line for line in text.splitlines() if line and MASK not in line])
+
+
+def _renamed_targets(node: Any) -> Any:
+    """Copy a stored configuration, with the present names of :data:`_RENAMED_TARGETS`."""
+    if isinstance(node, Mapping):
+        return {key: _renamed_targets(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_renamed_targets(value) for value in node]
+    return _RENAMED_TARGETS.get(node, node) if isinstance(node, str) else node
 
 
 def _replaced(stored: Sequence[Override], given: Mapping[str, Override]) -> list[str]:
@@ -202,7 +217,7 @@ def check_unchanged(
     defaults = flatten({name: OmegaConf.to_container(OmegaConf.structured(schema)) for name, schema in _GROUPS.items()})
     defaults["objective.squared_error"] = 0.0
     # The defaults are for settings that an older version did not have.
-    old, new = defaults | flatten(before), defaults | flatten(renamed_targets(now))
+    old, new = defaults | flatten(before), defaults | flatten(_renamed_targets(now))
     for key in sorted({*old, *new}):
         if old.get(key) == new.get(key) or any(key == free or key.startswith(f"{free}.") for free in FREE):
             continue
@@ -243,7 +258,7 @@ def stored_config(run: Path) -> dict[str, Any] | None:
     """
     return read_file(
         run / "config.yaml",
-        lambda file: renamed_targets(check_mapping(OmegaConf.to_container(OmegaConf.load(file)) or None)),
+        lambda file: _renamed_targets(check_mapping(OmegaConf.to_container(OmegaConf.load(file)) or None)),
         _RESTORE,
     )
 

@@ -12,8 +12,9 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from bincounter.config.checks import plain_of
 from bincounter.config.launcher_schema import runs_locally
 from bincounter.config.quoting import search_path, shell_command
 from bincounter.data.datamodule import BinDataModule
@@ -105,7 +106,7 @@ def run(cfg: DictConfig, callbacks: Sequence[L.Callback] = ()) -> RunOutcome | N
     """
     if not runs_locally(cfg.launcher):
         raise ConfigError("this run is for a launcher: choose one launcher, and do not set hydra.mode")
-    plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    plain = plain_of(cfg)
     silence_lightning()
     limit_threads()
     torch.set_float32_matmul_precision(cfg.float32_matmul_precision)
@@ -170,7 +171,7 @@ def _score_only(
     folder.claim(fresh=True)
     caveats = follow_checkpoint(cfg, loaded[1], _overrides())
     check_image_size(loaded[0], cfg.data.image_size)
-    plain = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    plain = plain_of(cfg)
     data = data_module(cfg)
     data.prepare()
     write_split(folder.path / "split.csv", data.records, data.assignment)
@@ -218,7 +219,7 @@ def _scored(
 
 def data_module(cfg: DictConfig) -> BinDataModule:
     """Build the data module of a configuration, without preparing it."""
-    options: dict[str, Any] = OmegaConf.to_container(cfg.data, resolve=True)  # type: ignore[assignment]
+    options = plain_of(cfg.data)
     options["layout"] = instantiate(options["layout"])
     return BinDataModule(**options, data_dir=cfg.paths.data_dir, cache_dir=cfg.paths.cache_dir, seed=cfg.seed)
 

@@ -21,9 +21,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from bincounter.config.checks import SHORT_PRECISIONS, metric_mode
+from bincounter.config.checks import SHORT_PRECISIONS, metric_mode, plain_of
 from bincounter.config.quoting import search_path, shell_command
 from bincounter.data.datamodule import BinDataModule
 from bincounter.data.s3.error_messages import REPEAT_TRANSFER
@@ -48,7 +48,7 @@ def make_trainer(
         resume_from: checkpoint to resume from, if any.
         watching: further callbacks, called before an epoch's checkpoint is written.
     """
-    options: dict[str, Any] = OmegaConf.to_container(cfg.trainer, resolve=True)  # type: ignore[assignment]
+    options = plain_of(cfg.trainer)
     max_time = options.pop("max_time", None)
     checkpoint = RunCheckpoint(
         folder.checkpoints,
