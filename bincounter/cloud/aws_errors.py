@@ -129,6 +129,45 @@ def is_missing(error: "ClientError") -> bool:
     return details.get("Code") in _MISSING_CODES and bool(_MISSING.search(details.get("Message") or ""))
 
 
+def describe_if_exists(ask: Callable[[], dict[str, Any]], doing: str, group: str = "launcher") -> dict[str, Any] | None:
+    """Send a request; return its response, or ``None`` if the resource does not exist.
+
+    Args:
+        ask: sends the request.
+        doing: purpose of the request, as in ``"describing x"``.
+        group: settings that the request is made from, ``launcher`` or ``target``.
+
+    Raises:
+        BinCounterError: AWS gave no description.
+    """
+    from botocore.exceptions import ClientError
+
+    with translate_errors(doing, group):
+        try:
+            return ask()
+        except ClientError as error:
+            if is_missing(error):
+                return None
+            raise
+
+
+def stop_unless_ended(stop: Callable[[], Any], name: str) -> None:
+    """Send a request that stops a job; one that has ended is left alone.
+
+    Args:
+        stop: sends the request.
+        name: of the job.
+    """
+    from botocore.exceptions import ClientError
+
+    with translate_errors(f"stopping {name}"):
+        try:
+            stop()
+        except ClientError as error:
+            if error.response["Error"]["Code"] != "ValidationException":  # it is stopping already, or has ended
+                raise
+
+
 def describe_failure(reason: str) -> str:
     """Describe the failure of a training job in one sentence.
 

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bincounter.cloud.aws_errors import translate_errors
 from bincounter.cloud.cost_bills import (
     RUNNING,
     Bill,
@@ -21,7 +22,15 @@ from bincounter.cloud.cost_bills import (
     state_of,
 )
 from bincounter.cloud.endpoints.endpoint_record import ENDPOINT_RECORD, ServingPeriod, read_periods
-from bincounter.cloud.jobs import EARLIER_JOBS, ENDED_STATUSES, JOB_RECORD, Job, is_local_endpoint, read_job
+from bincounter.cloud.jobs import (
+    EARLIER_JOBS,
+    ENDED_STATUSES,
+    JOB_RECORD,
+    Job,
+    description_of,
+    is_local_endpoint,
+    read_job,
+)
 from bincounter.cloud.tuning_job import TUNING_ENDED, TUNING_RECORD, load_tuning_job
 from bincounter.config.quoting import shell_command
 from bincounter.errors import BinCounterError, ConfigError, ResourceError, UserError
@@ -135,18 +144,12 @@ class _Reader:
 
     def _job_now(self, job: Job) -> tuple[Mapping[str, Any], str]:
         """Return description and state of a job, from AWS if it had not ended when it was last seen."""
-        from bincounter.cloud.endpoints.endpoint_state import describe_if_exists
-
         if (state := state_of(job.description)) != RUNNING:
             return job.description, state
-
-        def describe(account: "Account") -> dict[str, Any] | None:
-            return describe_if_exists(
-                lambda: account.sagemaker.describe_training_job(TrainingJobName=job.name), f"describing {job.name}"
-            )
-
         try:
-            described = self._ask(job.region, describe, rehearsed=job.rehearsed)
+            described = self._ask(
+                job.region, lambda account: description_of(account, job.name), rehearsed=job.rehearsed
+            )
         except BinCounterError as error:
             seen = datetime.fromtimestamp((job.folder / JOB_RECORD).stat().st_mtime, UTC)
             self.costs.notes.append(
@@ -260,7 +263,6 @@ def _connect(region: str) -> "Account | BinCounterError":
     import boto3
 
     from bincounter.cloud.account import Account
-    from bincounter.cloud.aws_errors import translate_errors
 
     try:
         with translate_errors("reading the AWS settings"):

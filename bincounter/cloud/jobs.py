@@ -9,11 +9,12 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from bincounter.cloud.aws_errors import create_once, is_missing, translate_errors
+from bincounter.cloud.aws_errors import create_once, describe_if_exists, stop_unless_ended, translate_errors
 from bincounter.cloud.debugger_rules import RULE_STATUS_KEYS
 from bincounter.cloud.instances import saving_percent
 from bincounter.config.overrides import LAUNCH_KEYS, drop_overrides
@@ -154,27 +155,21 @@ def find_submitted(account: "Account", folder: Path) -> Job | None:
     Raises:
         ConfigError: this account does not have the job.
     """
-    from botocore.exceptions import ClientError
-
     record = folder / JOB_RECORD
     if not record.exists():
         return None
     job = read_job(record)
-    client = in_region(account, job.region).sagemaker
-    with translate_errors(f"describing {job.name}"):
-        try:
-            job.description = client.describe_training_job(TrainingJobName=job.name)
-        except ClientError as error:
-            if not is_missing(error):
-                raise
-            if not job.rehearsed:  # it may still run, and be billed, in another account
-                raise ConfigError(
-                    f"{record} names the job {job.name}, which this account does not have in {job.region}: use the "
-                    "credentials it was started with, or remove that file"
-                ) from error
-            record.unlink()
-            return None
-    return job
+    described = description_of(in_region(account, job.region), job.name)
+    if described is not None:
+        job.description = described
+        return job
+    if not job.rehearsed:  # it may still run, and be billed, in another account
+        raise ConfigError(
+            f"{record} names the job {job.name}, which this account does not have in {job.region}: use the "
+            "credentials it was started with, or remove that file"
+        )
+    record.unlink()
+    return None
 
 
 def job_name(task_name: str, number: int) -> str:
@@ -212,14 +207,7 @@ def submit(account: "Account", job: Job, request: dict[str, Any]) -> None:
 
 def stop(account: "Account", name: str) -> None:
     """Send StopTrainingJob; a job that has ended is left alone."""
-    from botocore.exceptions import ClientError
-
-    with translate_errors(f"stopping {name}"):
-        try:
-            account.sagemaker.stop_training_job(TrainingJobName=name)
-        except ClientError as error:
-            if error.response["Error"]["Code"] != "ValidationException":  # it is stopping already, or has ended
-                raise
+    stop_unless_ended(lambda: account.sagemaker.stop_training_job(TrainingJobName=name), name)
 
 
 def describe(account: "Account", name: str) -> dict[str, Any]:
@@ -228,18 +216,19 @@ def describe(account: "Account", name: str) -> dict[str, Any]:
     Raises:
         ConfigError: there is no such job.
     """
-    from botocore.exceptions import ClientError
+    described = description_of(account, name)
+    if described is None:
+        raise ConfigError(
+            f"SageMaker has no job {name}: it was never created, or in another account; set AWS_PROFILE to that, or "
+            "run its command again"
+        )
+    return described
 
-    with translate_errors(f"describing {name}"):
-        try:
-            return account.sagemaker.describe_training_job(TrainingJobName=name)
-        except ClientError as error:
-            if not is_missing(error):
-                raise
-            raise ConfigError(
-                f"SageMaker has no job {name}: it was never created, or in another account; set AWS_PROFILE to that, "
-                "or run its command again"
-            ) from error
+
+def description_of(account: "Account", name: str) -> dict[str, Any] | None:
+    """Return DescribeTrainingJob; ``None`` if there is no such job."""
+    ask = partial(account.sagemaker.describe_training_job, TrainingJobName=name)
+    return describe_if_exists(ask, f"describing {name}")
 
 
 def is_local_endpoint(account: "Account") -> bool:

@@ -6,11 +6,12 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bincounter.cloud.api_shapes import check_request, merge, service_model
-from bincounter.cloud.aws_errors import create_once, translate_errors
+from bincounter.cloud.aws_errors import create_once, describe_if_exists, stop_unless_ended, translate_errors
 from bincounter.errors import ConfigError, UserError
 from bincounter.files import look_up, write_text
 
@@ -111,16 +112,8 @@ def submit(account: "Account", job: TuningJob, request: dict[str, Any], folder: 
 
 def tuning_job_exists(account: "Account", job: TuningJob) -> bool:
     """Return True if SageMaker knows a tuning job, in this account and the job's region."""
-    from botocore.exceptions import ClientError
-
-    with translate_errors(f"describing {job.name}"):
-        try:
-            account.sagemaker.describe_hyper_parameter_tuning_job(HyperParameterTuningJobName=job.name)
-        except ClientError as error:
-            if error.response["Error"]["Code"] not in ("ResourceNotFound", "ValidationException"):
-                raise
-            return False
-    return True
+    ask = partial(account.sagemaker.describe_hyper_parameter_tuning_job, HyperParameterTuningJobName=job.name)
+    return describe_if_exists(ask, f"describing {job.name}") is not None
 
 
 def describe(account: "Account", name: str) -> dict[str, Any]:
@@ -141,14 +134,7 @@ def list_trials(account: "Account", name: str) -> list[dict[str, Any]]:
 
 def stop(account: "Account", name: str) -> None:
     """Send StopHyperParameterTuningJob; a tuning job that has ended is left alone."""
-    from botocore.exceptions import ClientError
-
-    with translate_errors(f"stopping {name}"):
-        try:
-            account.sagemaker.stop_hyper_parameter_tuning_job(HyperParameterTuningJobName=name)
-        except ClientError as error:
-            if error.response["Error"]["Code"] != "ValidationException":  # it is stopping already, or has ended
-                raise
+    stop_unless_ended(lambda: account.sagemaker.stop_hyper_parameter_tuning_job(HyperParameterTuningJobName=name), name)
 
 
 @dataclass(frozen=True)

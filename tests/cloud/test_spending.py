@@ -215,6 +215,17 @@ def test_rehearsed_jobs_cost_nothing_and_count_interruptions(
             assert jobs(tmp_path / "0")[0].state == "cut off"
 
 
+def test_an_error_of_a_job_names_the_settings_of_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: Any) -> None:
+        raise ClientError({"Error": {"Code": "New", "Message": "new"}}, "DescribeTrainingJob")
+
+    client = SimpleNamespace(meta=_Sagemaker.meta, describe_training_job=refuse)
+    monkeypatch.setattr("bincounter.cloud.cost_records._connect", lambda region: SimpleNamespace(sagemaker=client))
+    recorded(tmp_path / "0", None)
+    (note,) = read_costs([tmp_path / "0"]).notes
+    assert "set AWS_PROFILE or launcher.region to another" in note
+
+
 class _Sagemaker:
     """Takes or refuses a job."""
 

@@ -5,9 +5,10 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from bincounter.cloud.aws_errors import describe_endpoint_failure, is_missing, translate_endpoint_errors
+from bincounter.cloud.aws_errors import describe_endpoint_failure, describe_if_exists, translate_endpoint_errors
 from bincounter.cloud.endpoints.endpoint_requests import EndpointSpec
 from bincounter.cloud.jobs import is_local_endpoint
 from bincounter.cloud.polling import wait_until
@@ -25,40 +26,20 @@ _REMIND_S = 60.0  # seconds between two log lines of an unchanged state
 
 def describe(account: "Account", name: str) -> dict[str, Any] | None:
     """Return DescribeEndpoint; ``None`` if the endpoint does not exist."""
-    return describe_if_exists(
-        lambda: account.sagemaker.describe_endpoint(EndpointName=name), f"describing the endpoint {name}"
-    )
+    ask = partial(account.sagemaker.describe_endpoint, EndpointName=name)
+    return describe_if_exists(ask, f"describing the endpoint {name}", "target")
 
 
 def describe_config(account: "Account", name: str) -> dict[str, Any] | None:
     """Return DescribeEndpointConfig; ``None`` if the configuration does not exist."""
-    return describe_if_exists(
-        lambda: account.sagemaker.describe_endpoint_config(EndpointConfigName=name),
-        f"describing the configuration {name}",
-    )
+    ask = partial(account.sagemaker.describe_endpoint_config, EndpointConfigName=name)
+    return describe_if_exists(ask, f"describing the configuration {name}", "target")
 
 
 def describe_model(account: "Account", name: str) -> dict[str, Any] | None:
     """Return DescribeModel; ``None`` if the model does not exist."""
-    return describe_if_exists(lambda: account.sagemaker.describe_model(ModelName=name), f"describing the model {name}")
-
-
-def describe_if_exists(ask: Callable[[], dict[str, Any]], doing: str) -> dict[str, Any] | None:
-    """Send a request; return its response, or ``None`` if the resource does not exist.
-
-    Args:
-        ask: sends the request.
-        doing: purpose of the request, for error messages.
-    """
-    from botocore.exceptions import ClientError
-
-    with translate_endpoint_errors(doing):
-        try:
-            return ask()
-        except ClientError as error:
-            if is_missing(error):
-                return None
-            raise
+    ask = partial(account.sagemaker.describe_model, ModelName=name)
+    return describe_if_exists(ask, f"describing the model {name}", "target")
 
 
 def require_endpoint(account: "Account", name: str) -> dict[str, Any]:
