@@ -1,6 +1,5 @@
 """Python API: the names of ``import bincounter``, imported from here on first use."""
 
-import json
 import logging
 import os
 import sys
@@ -22,7 +21,7 @@ from bincounter.config.launcher_schema import runs_locally
 from bincounter.config.overrides import with_recipe
 from bincounter.data.datamodule import BinDataModule
 from bincounter.errors import BinCounterError, ConfigError, UserError
-from bincounter.files import read_file
+from bincounter.files import read_json
 from bincounter.model.trust import own_targets
 from bincounter.parallel import hidden_script
 from bincounter.redaction import mask_text
@@ -85,7 +84,7 @@ class Run:
         Raises:
             UserError: the file is missing: the run has not ended, or the folder is not a run's.
         """
-        found = read_file(self.folder / "metrics.json", json.load, "restore it, or start a new run")
+        found = read_json(self.folder / "metrics.json", "restore it, or start a new run")
         if found is None:
             raise UserError(f"{self.folder} has no metrics.json: name the folder of a run that has ended")
         return found

@@ -192,6 +192,19 @@ def read_file(path: Path, parse: Callable[[IO[str]], Parsed], advice: str) -> Pa
         raise UserError(f"{path} is corrupt ({type(error).__name__}): {advice}") from error
 
 
+def read_json(path: Path, advice: str) -> dict[str, Any] | None:
+    """Read a JSON object; ``None`` if the file is missing.
+
+    Args:
+        path: the file.
+        advice: see :func:`read_file`.
+
+    Raises:
+        UserError: the file cannot be read, or is corrupt.
+    """
+    return read_file(path, lambda file: check_mapping(json.load(file)), advice)
+
+
 def check_mapping(value: Any) -> dict[str, Any]:
     """Return a value that was read from JSON or YAML, if it is a mapping.
 

@@ -1,6 +1,5 @@
 """Bills from the folders of runs, sweeps and endpoints; those that had not ended are described by AWS."""
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -34,6 +33,7 @@ from bincounter.cloud.jobs import (
 from bincounter.cloud.tuning_job import TUNING_ENDED, TUNING_RECORD, load_tuning_job
 from bincounter.config.quoting import shell_command
 from bincounter.errors import BinCounterError, ConfigError, ResourceError, UserError
+from bincounter.files import read_json
 
 if TYPE_CHECKING:
     from bincounter.cloud.account import Account
@@ -297,7 +297,7 @@ def _endpoint_records(folder: Path) -> list[Path]:
 
 def _local_bill(folder: Path) -> LocalBill:
     """Make the bill of a run on this machine; begin and end come from its files."""
-    started = _json(folder / "provenance.json").get("started")
+    started = (read_json(folder / "provenance.json", "bring it back from a copy") or {}).get("started")
     ended = next((path.stat().st_mtime for name in _LAST_WRITTEN if (path := folder / name).exists()), None)
     seconds = None
     try:
@@ -312,7 +312,8 @@ def _local_bill(folder: Path) -> LocalBill:
 def _scores(path: Path) -> dict[str, Any]:
     """Scores of a run by the keys of its bill; a side without an accuracy or a baseline does not count."""
     sides: dict[str, list[Any]] = {}
-    for side, scores in _json(path).items():
+    found = read_json(path, "bring it back from a copy, or score the run again") or {}
+    for side, scores in found.items():
         values = [scores.get(key) for key in ("accuracy", "majority_accuracy")] if isinstance(scores, dict) else [None]
         if side in ("val", "test") and all(isinstance(each, int | float) and math.isfinite(each) for each in values):
             sides[side] = values
@@ -327,20 +328,3 @@ def _scores(path: Path) -> dict[str, Any]:
         "points": 100 * (accuracy - majority),
         "_rank": sides.get("val", sides[scored_on])[0],
     }
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; empty where the file is missing.
-
-    Raises:
-        UserError: it is damaged.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        content = None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged: bring it back from a copy, or score the run again")
-    return content

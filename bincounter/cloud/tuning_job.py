@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from bincounter.cloud.api_shapes import check_request, merge, service_model
 from bincounter.cloud.aws_errors import create_once, describe_if_exists, stop_unless_ended, translate_errors
-from bincounter.errors import ConfigError, UserError
-from bincounter.files import look_up, write_text
+from bincounter.errors import ConfigError
+from bincounter.files import look_up, read_file, write_json
 
 if TYPE_CHECKING:
     from bincounter.cloud.account import Account
@@ -74,22 +74,17 @@ class TuningJob:
 
     def save(self, folder: Path) -> None:
         """Write ``tuning.json`` into the search's folder."""
-        write_text(folder / TUNING_RECORD, json.dumps(vars(self), indent=2) + "\n")
+        write_json(folder / TUNING_RECORD, vars(self))
 
 
 def load_tuning_job(folder: Path) -> TuningJob | None:
     """Read the tuning job of a search's folder; ``None`` where there is none.
 
     Raises:
-        UserError: its record is damaged.
+        UserError: its record is corrupt.
     """
-    path = folder / TUNING_RECORD
-    if not path.exists():
-        return None
-    try:
-        return TuningJob(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError):
-        raise UserError(f"{path} is damaged: bring it back from a copy, or remove it, which forgets its job") from None
+    advice = "bring it back from a copy, or remove it, which forgets its job"
+    return read_file(folder / TUNING_RECORD, lambda file: TuningJob(**json.load(file)), advice)
 
 
 def submit(account: "Account", job: TuningJob, request: dict[str, Any], folder: Path) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from bincounter.errors import UserError
-from bincounter.files import write_text
+from bincounter.files import write_json
 from bincounter.model.counter import BinCounter
 from bincounter.smdebug.settings import hook_config, require_smdebug
 
@@ -162,7 +162,7 @@ def open_hook(debugger: Mapping[str, Any], folder: Path, state: Mapping[str, Any
     elif (tensors / END_OF_JOB_FILENAME).exists():
         raise UserError(f"{tensors} already has tensors of a run: give debughookconfig.json another LocalPath")
     file = folder / "debugger" / "smdebug.json"
-    write_text(file, json.dumps(config, indent=2) + "\n")
+    write_json(file, config)
     hook: BatchHook = BatchHook.create_from_json_file(str(file))
     if state is not None:
         hook.restore(state)

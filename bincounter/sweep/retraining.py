@@ -10,7 +10,7 @@ from hydra.plugins.launcher import Launcher
 
 from bincounter.cloud.jobs import JOB_RECORD, move_to_earlier, read_job
 from bincounter.errors import ConfigError, ResourceError
-from bincounter.files import write_text
+from bincounter.files import write_json
 from bincounter.sweep.distributions import values_of
 from bincounter.sweep.search_plan import Plan
 from bincounter.sweep.search_results import Search, best_trials, print_results
@@ -64,7 +64,7 @@ def retrain_best(plan: Plan, study: "Study", launcher: Launcher, ownership: Swee
         if (earlier is not None and earlier.error is None) or (folder / "metrics.json").exists():
             return
         _remove_failure(folder)
-        write_text(record, json.dumps({"trial": best[0].number}) + "\n")
+        write_json(record, {"trial": best[0].number}, indent=None)
         overrides = job_overrides(
             plan, values_of(best[0].params, plan.parameters), RETRAINED, resuming=repeated is not None
         )

@@ -3,7 +3,6 @@
 The module imports nothing heavy, so that a wrong path is reported at once.
 """
 
-import json
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +19,7 @@ from bincounter.config.overrides import drop_overrides
 from bincounter.config.quoting import override_of, shell_command
 from bincounter.config.train_schema import DataConfig, ModelConfig
 from bincounter.errors import ConfigError, ResourceError, UserError
-from bincounter.files import check_mapping, expand_user, lock, read_file
+from bincounter.files import check_mapping, expand_user, lock, read_file, read_json
 from bincounter.redaction import MASK, mask_argument
 
 log = logging.getLogger(__name__)
@@ -270,7 +269,7 @@ def is_debug_run(run: Path) -> bool:
     """
     try:
         trainer = check_mapping((stored_config(run) or {}).get("trainer") or {})
-        origin = read_file(run / "provenance.json", lambda file: check_mapping(json.load(file)), _RESTORE) or {}
+        origin = read_json(run / "provenance.json", _RESTORE) or {}
         old = "debug" not in origin and any(
             override.key_or_group == "debug" and override.value() for override in _overrides(run)
         )

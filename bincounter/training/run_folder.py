@@ -18,7 +18,7 @@ import yaml
 
 import bincounter
 from bincounter.errors import UserError
-from bincounter.files import check_mapping, lock, read_file, write_json, write_text
+from bincounter.files import lock, read_json, write_json, write_text
 from bincounter.redaction import mask_argument, mask_secrets
 from bincounter.training.resume import is_debug_run
 
@@ -90,8 +90,7 @@ class RunFolder:
     def add_facts(self, facts: Mapping[str, Any]) -> None:
         """Add entries to ``provenance.json``."""
         path = self.path / "provenance.json"
-        before = read_file(path, lambda file: check_mapping(json.load(file)), "restore it, or start a new run") or {}
-        write_json(path, {**before, **facts})
+        write_json(path, {**(read_json(path, "restore it, or start a new run") or {}), **facts})
 
 
 COMMIT_FILE = "commit.json"

@@ -145,4 +145,4 @@ def test_a_record_that_cannot_be_written_is_no_error(
     (tmp_path / "run" / "endpoint" / "endpoint.json").write_text("{")
     deployed(tmp_path / "run", "cost-unwritten")
     assert "The costs of the endpoint are not recorded" in caplog.text
-    assert "endpoint.json is damaged" in read_costs([tmp_path / "run"]).errors[0]
+    assert "endpoint.json is corrupt" in read_costs([tmp_path / "run"]).errors[0]

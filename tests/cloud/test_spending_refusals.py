@@ -18,12 +18,12 @@ from bincounter.cloud.cost_records import read_costs
         ("job.json", "{", "job.json is damaged: bring it back"),
         ("job.json", "[]", "job.json is damaged: bring it back"),
         ("job.json", '{"name": "x"}', "job.json is damaged: bring it back"),
-        ("metrics.json", "[1]", "metrics.json is damaged: bring it back"),
-        ("metrics.json", "", "metrics.json is damaged: bring it back"),
+        ("metrics.json", "[1]", "metrics.json is corrupt (TypeError): bring it back"),
+        ("metrics.json", "", "metrics.json is corrupt (JSONDecodeError): bring it back"),
         ("provenance.json", '{"started": 5}', "provenance.json is damaged (started)"),
-        ("../sweep/tuning.json", "{}", "tuning.json is damaged: bring it back"),
-        ("endpoint/endpoint.json", "[]", "endpoint.json is damaged: bring it back"),
-        ("endpoint/endpoint.json", '[{"name": "x"}]', "endpoint.json is damaged: bring it back"),
+        ("../sweep/tuning.json", "{}", "tuning.json is corrupt (TypeError): bring it back"),
+        ("endpoint/endpoint.json", "[]", "endpoint.json is corrupt (ValueError): bring it back"),
+        ("endpoint/endpoint.json", '[{"name": "x"}]', "endpoint.json is corrupt (TypeError): bring it back"),
     ],
 )
 def test_what_is_damaged_is_named_and_the_others_are_shown(

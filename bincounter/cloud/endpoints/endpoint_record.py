@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from bincounter.cloud.endpoints.deployment_plan import running_cost
 from bincounter.cloud.endpoints.endpoint_requests import EndpointSpec
 from bincounter.cloud.instances import usd_per_hour, usd_per_second
 from bincounter.cloud.jobs import is_local_endpoint
 from bincounter.errors import UserError
-from bincounter.files import write_text
+from bincounter.files import read_file, write_json
 
 if TYPE_CHECKING:
     from bincounter.cloud.account import Account
@@ -67,21 +67,20 @@ class ServingPeriod:
 
 
 def read_periods(path: Path) -> list[ServingPeriod]:
-    """Read the periods of a record, ordered by their begin.
+    """Read the periods of a record, ordered by their begin; none if it is missing.
 
     Raises:
         UserError: the record is corrupt.
     """
-    try:
-        periods = [ServingPeriod(**one) for one in json.loads(path.read_text(encoding="utf-8"))]
-        prices = [(one.usd_per_hour, one.usd_per_hour_most) for one in periods if one.hours >= 0]
-        whole = len(periods) > 0 and all(0 <= usd <= most for usd, most in prices)
-    except (ValueError, TypeError):
-        whole = False
-    if not whole:
-        raise UserError(
-            f"{path} is damaged: bring it back from a copy, or remove it and use bincounter deploy action=status"
-        )
+    advice = "bring it back from a copy, or remove it and use bincounter deploy action=status"
+    return read_file(path, _periods, advice) or []
+
+
+def _periods(file: IO[str]) -> list[ServingPeriod]:
+    periods = [ServingPeriod(**one) for one in json.load(file)]
+    prices = [(one.usd_per_hour, one.usd_per_hour_most) for one in periods if one.hours >= 0]
+    if not periods or any(not 0 <= usd <= most for usd, most in prices):
+        raise ValueError("no periods, or prices that are none")
     return periods
 
 
@@ -101,7 +100,7 @@ def record_begin(
     path = endpoint.model.package.path.parent / ENDPOINT_RECORD
     period = _period(account, spec, endpoint, begun or datetime.now(UTC))
     try:
-        periods = read_periods(path) if path.exists() else []
+        periods = read_periods(path)
         for one in periods:
             if _same(one, period) and one.config == period.config and one.ended is None:
                 if one.usd_per_hour_most == period.usd_per_hour_most:
@@ -188,7 +187,7 @@ def _same(one: ServingPeriod, other: ServingPeriod) -> bool:
 
 
 def _write(path: Path, periods: Sequence[ServingPeriod]) -> None:
-    write_text(path, json.dumps([asdict(one) for one in periods], indent=2) + "\n")
+    write_json(path, [asdict(one) for one in periods])
 
 
 def _period(account: "Account", spec: EndpointSpec, endpoint: "DeploymentPlan", begun: datetime) -> ServingPeriod:

@@ -19,7 +19,7 @@ from bincounter.data.layouts.base import InputFile
 from bincounter.data.layouts.folders import Folders
 from bincounter.data.records import Listing
 from bincounter.errors import ConfigError, DataError
-from bincounter.files import lock_folder, write_text
+from bincounter.files import lock_folder, write_json
 from bincounter.parallel import count_cpus, hidden_script
 from bincounter.progress import track
 
@@ -102,7 +102,7 @@ def render(
         aside = workspace / "part"
         shutil.rmtree(aside, ignore_errors=True)  # of a killed rendering: we hold the lock
         _draw_all(aside, settings, workers)
-        write_text(aside / MARKER, json.dumps(settings, indent=2) + "\n")
+        write_json(aside / MARKER, settings)
         os.sync()  # one flush for thousands of small files
         aside.rename(root)
     log.info("Rendered %d demo bins into %s", photos, root)
