@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from bincounter.cloud.sagemaker_launcher import is_rehearsal
-from bincounter.config.checks import metric_mode
+from bincounter.config.checks import metric_mode, plain_of
 from bincounter.config.launcher_schema import runs_locally
 from bincounter.config.overrides import drop_overrides, setting_hints, without_recipe, wrong_value
 from bincounter.config.quoting import keep_text, override_of, search_path, shell_command
@@ -158,7 +158,7 @@ def read_plan(config: DictConfig, arguments: list[str], loader: "ConfigLoader") 
     """
     cfg = _without_hydra(config)
     validate(cfg)
-    plain: dict[str, Any] = OmegaConf.to_container(cfg.hparams_search, resolve=True)  # type: ignore[assignment]
+    plain = plain_of(cfg.hparams_search)
     if config.hydra.runtime.choices.get("hydra/launcher") == "basic" and "n_jobs" in plain:
         plain["n_jobs"] = 1  # jobs run one by one: each trial is chosen with all earlier results
     arguments = _with_launcher(config, arguments)
