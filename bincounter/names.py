@@ -10,6 +10,7 @@ import csv
 import os
 import re
 import sys
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike, fspath
@@ -38,6 +39,17 @@ def escape_name(name: str | PathLike[str]) -> str:
 def unescape_name(text: str) -> str:
     """Return the name that :func:`escape_name` wrote."""
     return _ESCAPE.sub(_unescaped, text)
+
+
+def spellings(text: str) -> list[str]:
+    """Return the names that a text of a table from elsewhere may stand for, the most exact first."""
+    names = [text, text.strip(), read_cell(text), unescape_name(text), text.strip().replace("\\", "/")]
+    return list(dict.fromkeys(names))
+
+
+def composed(name: str) -> str:
+    """Return a name whose accents are one character each, not two as macOS writes them."""
+    return unicodedata.normalize("NFC", name)
 
 
 def one_line(sentence: str) -> str:

@@ -4,7 +4,6 @@ import csv
 import io
 import os
 import re
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from bincounter.data.layouts.abid import METADATA, read_metadata
 from bincounter.data.layouts.base import LARGEST_COUNT, UnusableInput, find_photos
 from bincounter.data.s3.address import is_remote
 from bincounter.errors import UserError, closest_match
-from bincounter.names import escape_name, read_cell, unescape_name
+from bincounter.names import composed, escape_name, spellings
 from bincounter.progress import track
 from bincounter.training.predictor import find_source
 
@@ -207,13 +206,13 @@ class PhotoFinder:
 
     def _find(self, name: str) -> Sequence[str]:
         """Return the paths that a name stands for: a path, its end, or either without the suffix, however written."""
-        spellings = [name, name.strip(), read_cell(name), unescape_name(name), name.strip().replace("\\", "/")]
+        names = spellings(name)
         if is_remote(name.strip()):  # an object, which has a local copy
-            spellings.append(str(self._buckets / name.strip().partition("://")[2]))
-        for each in dict.fromkeys(spellings):
+            names.append(str(self._buckets / name.strip().partition("://")[2]))
+        for each in names:
             if (path := str(Path(each))) in self._photos:
                 return (path,)
-            key = _composed(PurePosixPath(each).as_posix())
+            key = composed(PurePosixPath(each).as_posix())
             if found := next((paths for form in _FORMS if (paths := self._index(form).get(key))), None):
                 return found
         return ()
@@ -228,24 +227,19 @@ class PhotoFinder:
         return self._indexes[form]
 
 
-def _composed(name: str) -> str:
-    """Return a name whose accents are one character each, not two as macOS writes them."""
-    return unicodedata.normalize("NFC", name)
-
-
 def _without_suffix(name: str) -> str:
-    return _composed(name).rpartition(".")[0]
+    return composed(name).rpartition(".")[0]
 
 
 def _name(path: str) -> str:
-    return _composed(path).rpartition("/")[2]
+    return composed(path).rpartition("/")[2]
 
 
 def _stem(path: str) -> str:
     return _without_suffix(_name(path))
 
 
-_FORMS = (_composed, _without_suffix, _name, _stem)
+_FORMS = (composed, _without_suffix, _name, _stem)
 
 
 def _compare(first: StockRecord, later: StockRecord) -> None:

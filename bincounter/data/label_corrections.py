@@ -2,21 +2,22 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from bincounter.data.corrections import Correction, last_answers, read_corrections
+from bincounter.data.layouts.base import COUNT_NAME, PHOTO_SUFFIXES
 from bincounter.data.records import BinRecord, Manifest, data_digest
-from bincounter.names import escape_name
+from bincounter.names import composed, escape_name, spellings
 
 log = logging.getLogger(__name__)
 
 # A photo is matched by its id or its path, else by its file name, else without the suffix: ids of ABID have none.
-_FORMS: tuple[Callable[[str], str], ...] = (
-    str,
-    lambda name: PurePosixPath(name).name,
-    lambda name: PurePosixPath(name).stem,
+_EXACT: tuple[Callable[[str], str], ...] = (str, lambda name: composed(PurePosixPath(name).as_posix()))
+_INEXACT: tuple[Callable[[str], str], ...] = (
+    lambda name: composed(PurePosixPath(name).name),
+    lambda name: composed(PurePosixPath(name).stem),
 )
 
 
@@ -24,7 +25,8 @@ def correct_labels(manifest: Manifest, path: Path) -> Manifest:
     """Replace the counts of photos by those of a table of corrections; groups and the order of photos stay.
 
     Photos are matched by id or by path below the root, else by a file name that one photo and one correction alone
-    have. Other corrections are left out, and counted in a warning.
+    have, unless the correction's path is that of another photo of the data set, which may have been deleted since.
+    Other corrections are left out, and counted in a warning.
 
     Args:
         manifest: of the data set.
@@ -67,7 +69,9 @@ def correct_labels(manifest: Manifest, path: Path) -> Manifest:
 def _match(manifest: Manifest, answers: Sequence[Correction]) -> list[int | None]:
     """Return the position of each answer's photo in the records; ``None`` if the photo may be another one."""
     places: list[int | None] = [None] * len(answers)
-    for form in _FORMS:
+    spelt = [spellings(escape_name(answer.photo)) for answer in answers]  # as in the table
+    folders = {composed(record.id.rpartition("/")[0]) for record in manifest.records}
+    for form in (*_EXACT, *_INEXACT):
         left = [number for number, place in enumerate(places) if place is None]
         if not left:
             break
@@ -76,14 +80,37 @@ def _match(manifest: Manifest, answers: Sequence[Correction]) -> list[int | None
             for name in {form(name) for name in _names(record, manifest.root)}:
                 index[name] = None if name in index else place
         taken = set(places)  # by a more exact form
-        reviewed: defaultdict[str, set[str]] = defaultdict(set)
+        found: defaultdict[str, dict[int, str]] = defaultdict(dict)  # name -> answers, and how they spell it
         for number in left:
-            reviewed[form(answers[number].photo)].add(answers[number].photo)
-        for number in left:
-            name = form(answers[number].photo)
-            if len(reviewed[name]) == 1 and index.get(name) not in taken:
-                places[number] = index.get(name)
+            spelling = next((name for name in spelt[number] if form(name) in index), None)
+            if spelling is not None:
+                found[form(spelling)][number] = spelling
+        for name, spelled in found.items():
+            only = index[name]
+            if only is None or only in taken or len({answers[number].photo for number in spelled}) > 1:
+                continue
+            for number, spelling in spelled.items():
+                if form in _EXACT or not _is_another(spelling, manifest.records[only].id, folders):
+                    places[number] = only
     return places
+
+
+def _is_another(name: str, id_: str, folders: Set[str]) -> bool:
+    """Check whether a path is of another photo than the only one of its file name, such as one that was deleted.
+
+    The recorded count cannot tell: that of an audit is the stock's, which may differ from the label.
+
+    Args:
+        name: path of the photo that was counted.
+        id_: of the photo of its file name.
+        folders: of the data set.
+    """
+    path, own = PurePosixPath(composed(name)), PurePosixPath(composed(id_))
+    if path.name != own.name and {path.suffix.lower(), own.suffix.lower()} <= PHOTO_SUFFIXES:
+        return True
+    labels = [each.parent.name for each in (path, own)]
+    differ = all(map(COUNT_NAME.fullmatch, labels)) and int(labels[0]) != int(labels[1])
+    return differ or (path.parent != own.parent and str(path.parent) in folders)
 
 
 def _names(record: BinRecord, root: Path) -> list[str]:

@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,36 @@ def test_corrections_of_no_certain_photo_are_left_out(tmp_path: Path, caplog: py
     found = labels(source, tmp_path, corrections(tmp_path / "corrections.csv", given_))
     assert found == before | {"0/same.jpg": 1, "1/1.jpg": 0}
     assert "6 of 9 corrections are left out, same.jpg first: they match no photo, or their names fit" in caplog.text
+
+
+def test_an_answer_to_a_photo_that_is_gone_corrects_no_other_of_its_name(tmp_path: Path) -> None:
+    source = bin_folders(tmp_path / "bins", photos=30)
+    gone = {
+        "2/a.jpg": "1/a.jpg",
+        "17/b.jpg": "1/b.jpg",
+        "1/c.png": "1/c.jpg",
+        "train/1/d.jpg": "test/1/d.jpg",
+        "2/e": "1/e.jpg",
+    }
+    for number, name in enumerate((*gone.values(), "1/f.jpg", "train/1/g.jpg")):
+        write(source / name, photo_bytes(100 + number))
+    before = labels(source, tmp_path, None)
+    assert labels(source, tmp_path, corrections(tmp_path / "gone.csv", dict.fromkeys(gone, 5))) == before
+    # The record of an audit is the stock's: it may differ from the label of the photo.
+    with CorrectionsLog(tmp_path / "audit.csv") as log:
+        log.append(Correction("b", "aisle-a/f.jpg", 4, 2))
+    assert labels(source, tmp_path, tmp_path / "audit.csv") == before | {"1/f.jpg": 2}
+
+
+def test_names_of_other_systems_are_matched(tmp_path: Path) -> None:
+    source = bin_folders(tmp_path / "bins", photos=30)
+    wanted = {"1/new.jpg": 0, "2/table.jpg": 1, "2/\N{LATIN SMALL LETTER E WITH ACUTE}.jpg": 0}
+    for number, name in enumerate(wanted):
+        write(source / unicodedata.normalize("NFD", name), photo_bytes(100 + number))
+    rows = [f"{name},{count}\n".replace("/", "\\") for name, count in wanted.items()]
+    table = write(tmp_path / "mine.csv", "photo,counted\n" + "".join(rows))
+    found = labels(source, tmp_path, table)
+    assert {name: found[unicodedata.normalize("NFD", name)] for name in wanted} == wanted
 
 
 @given(
