@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bincounter.data.layouts import Detected
-from bincounter.data.layouts.abid import METADATA, MISSING_PHOTO_REASONS, PHOTOS, read_ids, read_metadata
+from bincounter.data.layouts.abid import METADATA, MISSING_PHOTO_REASONS, PHOTOS, read_metadata, read_photo_names
 from bincounter.data.layouts.base import COUNT_NAME, IndexedLayout, Layout, UnusableInput
 from bincounter.data.layouts.folders import MISSING_REASONS, SPLIT_FOLDERS
 from bincounter.data.records import Manifest, RejectedInput
@@ -67,7 +67,7 @@ def fetch_photos(
     source: str,
     data_dir: Path,
     *,
-    ids: Sequence[str] | None = None,
+    ids: Sequence[str] | Mapping[str, str] | None = None,
     counts: Sequence[int] | None = None,
     only: str = "all",
     deleted: str = "mirror",
@@ -80,7 +80,8 @@ def fetch_photos(
         source: an ``s3://`` address.
         data_dir: the folder that holds the copies of all buckets.
         ids: of a source in ABID's layout fetch only the photos and the metadata of these bins, without a listing (the
-            public bucket has a million objects); the layout reports missing files.
+            public bucket has a million objects); the layout reports missing files. A mapping holds file names of the
+            photos, which are ``<id>.jpg`` otherwise.
         counts: that will be used; ``None`` for all.
         only: ``counts`` to fetch only photos with these counts, by folder or by metadata.
         deleted: ``mirror`` to delete local files without an object, ``keep`` to leave them.
@@ -96,7 +97,8 @@ def fetch_photos(
     """
     names = wanted = None
     if ids is not None:
-        names = [f"{METADATA}/{each}.json" for each in ids] + [f"{PHOTOS}/{each}.jpg" for each in ids]
+        photos = ids.values() if isinstance(ids, Mapping) else [f"{each}.jpg" for each in ids]
+        names = [f"{METADATA}/{each}.json" for each in ids] + [f"{PHOTOS}/{each}" for each in photos]
     if only == "counts" and counts is not None:
         wanted = CountFilter(local_folder(data_dir, *parse_address(source)), counts)
     return fetch(
@@ -166,7 +168,7 @@ def _root(
     if is_remote(source):
         id_list = getattr(layout, "ids", None)
         settings = {name: value for name, value in sync.items() if name != "stream"}
-        ids = read_ids(id_list) if id_list else None
+        ids = read_photo_names(id_list) if id_list else None
         return fetch_photos(source, data_dir, ids=ids, counts=counts, left_out=left_out, **settings)
     root = expand_folder(source)
     if not root.is_dir():

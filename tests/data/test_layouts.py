@@ -333,6 +333,15 @@ def test_ids_from_text(tmp_path, text):
     assert read_ids(write(tmp_path / "ids.txt", text)) == ["00001", "1"]
 
 
+@pytest.mark.parametrize("suffix", [".jpeg", ".PNG", ".webp"])
+def test_ids_from_paths_of_photos(tmp_path, suffix):
+    photo = write(tmp_path / "bin-images" / f"1{suffix}", b"unopened")
+    write(tmp_path / "metadata" / "1.json", metadata(2))
+    ids = write(tmp_path / "ids.txt", f"bin-images/{photo.name}\n")
+    listing = Abid(str(ids)).list(tmp_path)
+    assert counts(listing) == {"1": 2} and not listing.refusals
+
+
 @pytest.mark.parametrize(
     "content",
     [

@@ -13,7 +13,7 @@ from s3_faults import denied, listing
 from s3_proxy import FaultyProxy
 from s3_server import S3Server
 
-from bincounter.data.layouts.abid import Abid
+from bincounter.data.layouts.abid import Abid, read_photo_names
 from bincounter.data.layouts.folders import Folders
 from bincounter.data.s3 import catalogue
 from bincounter.data.s3.sync import fetch
@@ -89,6 +89,15 @@ def test_only_photos_of_the_counts_are_fetched_of_ids(
     fetch_photos("s3://shop/bins", tmp_path, ids=["1", "4"], counts=[7], only="counts")  # which none of them has
     fetch_photos("s3://shop/bins", tmp_path, ids=ids, only="counts")  # no counts are all counts
     assert files(tmp_path) == expected
+
+
+def test_photos_of_an_id_list_are_fetched_by_their_own_suffix(s3: S3Server, tmp_path: Path) -> None:
+    objects = abid({"1": 1, "2": 2})
+    s3.put("shop", {name.replace("2.jpg", "2.png"): body for name, body in objects.items()})
+    lists = {"1": ["metadata/1.json"], "2": ["metadata/2.json", "bin-images/2.png"]}
+    (tmp_path / "ids.json").write_text(json.dumps(lists))
+    folder = fetch_photos("s3://shop", tmp_path, ids=read_photo_names(tmp_path / "ids.json"))
+    assert (folder / "bin-images" / "2.png").read_bytes() == objects["bin-images/2.jpg"]
 
 
 SPLIT_TABLE = b"""id,count,group,split

@@ -20,7 +20,7 @@ MISSING_PHOTO_REASONS = ("metadata without a photo", "in the id list, but no suc
 """Reasons for rejecting bins without a photo: without an id list, and with one."""
 
 _ID = re.compile(r"\w[\w.-]*")
-_SUFFIXES = frozenset({".json", ".jpg"})
+_SUFFIXES = PHOTO_SUFFIXES | {".json"}
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,12 @@ def read_metadata(path: Path) -> tuple[int, frozenset[str] | None]:
 
 
 def read_ids(path: str | Path) -> list[str]:
-    """Read an id list: its distinct ids, in order.
+    """Read an id list: its distinct ids, in order; see :func:`read_photo_names`."""
+    return list(read_photo_names(path))
+
+
+def read_photo_names(path: str | Path) -> dict[str, str]:
+    """Read an id list: the file name of each photo by its id, ``.jpg`` unless the list names its path.
 
     Two formats are read: JSON that maps each count to paths of metadata files, as the Udacity project publishes it
     (``{"1": ["data/metadata/100313.json", ...], ...}``), and text with one id per line. An id may be given as the
@@ -142,10 +147,15 @@ def read_ids(path: str | Path) -> list[str]:
         entries = _json_entries(path, text)
     else:
         entries = [line.strip() for line in text.splitlines() if line.strip()]
-    ids = list(dict.fromkeys(_id(path, entry) for entry in entries))
-    if not ids:
+    names: dict[str, str] = {}
+    for entry in entries:
+        identifier, suffix = _id(path, entry), PurePosixPath(entry).suffix
+        if suffix.lower() in PHOTO_SUFFIXES:
+            names[identifier] = identifier + suffix
+        names.setdefault(identifier, f"{identifier}.jpg")
+    if not names:
         raise _no_list(path, "it names no photo")
-    return ids
+    return names
 
 
 def _json_entries(path: Path, text: str) -> list[str]:
