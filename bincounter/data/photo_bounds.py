@@ -31,7 +31,7 @@ JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 """Magic numbers of the formats."""
 
 _MARKER = re.compile(rb"\xff([^\x00\xff])")
-_NEXT = re.compile(rb"(?<!\xff)\xff++([^\x00\x01\xd0-\xd7])")  # after entropy-coded data, with the padding before it
+_NEXT = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])")  # after entropy-coded data and padding of 0xFF
 _ALONE = {0x01, *range(0xD0, 0xD9)}  # markers without a length
 _SCAN, _END, _PROGRESSIVE = 0xDA, 0xD9, 0xC2
 _SCAN_BYTES = bytes([0xFF, _SCAN])
@@ -43,6 +43,8 @@ _MOST_ALIKE = 64  # kept segments per marker; Pillow copies the EXIF block once 
 _FRAMES = {0xC0: 2, 0xC1: 2, _PROGRESSIVE: 1}  # Huffman-coded frames -> minimum bits per block
 # Various bit patterns, since the most likely ones change no pixel, and restart markers, for decoders that wait for one.
 _FILLERS = [bytes((37 * place + 29 * number + 155) % 255 for place in range(32)) for number in range(9)]
+# Twice the bytes that decoders read ahead, of no Huffman code, so that they do for less than four blocks.
+_LAST_BITS = b"\xff\x00" * 16
 _MORE_BITS = _FILLERS[8] + b"".join(bytes([0xFF, 0xD0 + number]) + _FILLERS[number] for number in range(8))
 
 _KEPT_CHUNKS = (b"tRNS", b"eXIf")  # ancillary chunks that change pixels
@@ -63,9 +65,10 @@ class CleanedPhoto:
     """A photo without padding and without metadata that changes no pixel.
 
     Attributes:
-        data: bytes of the photo.
+        data: bytes of the photo. The end marker of a JPEG of one scan is replaced by a few bits: a decoder that needs
+            more reports that the data ends, where it would fill in pixels in front of a marker.
         scan: offset of the first scan of a JPEG; ``None`` for other formats.
-        scans: upper bound on the number of scans of a JPEG; 1 for other formats.
+        scans: upper bound on the number of scans of a JPEG, above 1 unless it has only one; 1 for other formats.
     """
 
     data: bytes
@@ -81,7 +84,7 @@ class CleanedPhoto:
         parts, place, in_scan = [], 0, True
         for end, code in self._markers():
             if in_scan:
-                parts += [self.data[place:end], _MORE_BITS]
+                parts += [self.data[place:end].rstrip(b"\xff"), _MORE_BITS]
                 place = end
             in_scan = code == _SCAN
         return b"".join([*parts, self.data[place:]])
@@ -94,17 +97,15 @@ class CleanedPhoto:
     def _markers(self) -> Iterator[tuple[int, int]]:
         """Yield offset and code of each marker after the first scan's data, except restart markers."""
         assert self.scan is not None
-        view = memoryview(self.data)
         place = self.scan + 2 + _length(self.data, self.scan + 2)
         for _ in range(MAX_SEGMENTS):
-            marker = _NEXT.search(view[place:])  # a segment may end with 0xFF
+            marker = _NEXT.search(self.data, place)
             if marker is None:
                 return
-            yield place + marker.start(), marker[1][0]
+            yield marker.start(), marker[1][0]
             if marker[1][0] == _END:
                 return
-            place += marker.end()
-            place += _length(self.data, place)
+            place = marker.end() + _length(self.data, marker.end())
         raise _too_many_segments()
 
 
@@ -138,8 +139,12 @@ def _cleaned_jpeg(data: bytes) -> CleanedPhoto:
             if 8 * (len(data) - place) < least_bits:
                 raise PhotoError("truncated")
             # In a frame that is not progressive, a scan of all components is the only one.
-            scans = 1 if data[body : body + 1] == components else data.count(_SCAN_BYTES, marker.start())
-            photo = CleanedPhoto(b"".join([*parts, data[marker.start() :]]), sum(map(len, parts)), scans)
+            start, scans, coded = sum(map(len, parts)), 1, data[marker.start() :]
+            if data[body : body + 1] != components:
+                scans = max(2, data.count(_SCAN_BYTES, marker.start()))
+            elif end := _NEXT.search(data, place):
+                coded = data[marker.start() : end.start()].rstrip(b"\xff") + _LAST_BITS
+            photo = CleanedPhoto(b"".join([*parts, coded]), start, scans)
             if photo.has_too_many_scans():
                 raise PhotoError(f"stored in more than {MAX_SCANS} scans")
             return photo

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import warnings
+import zlib
 from typing import NamedTuple
 
 # Imported eagerly: Pillow's lazy import of plugins is not thread-safe, and fails without free file descriptors.
@@ -57,7 +58,6 @@ _UPRIGHT = {
 }
 _HIGH_BYTES = [value >> 8 for value in range(1 << 16)]
 _STRIP = 256  # rows
-_MIDDLE_GREY = {127, 128}  # inverted in CMYK
 
 
 class Header(NamedTuple):
@@ -109,7 +109,7 @@ def decode_square(data: bytes, size: int) -> bytes:
         try:
             photo.draft(None, (size, size))
             photo.load()
-            if whole.scan is not None and _ends_early(photo, whole, size):
+            if whole.scans > 1 and _ends_early(whole):
                 raise PhotoError("truncated")
             square = _rgb(photo).resize((size, size), Image.Resampling.BILINEAR)
             turn = _UPRIGHT.get(_orientation(photo))
@@ -179,20 +179,22 @@ def pillow_verdict(error: Exception, pixels: int, reason: str = "") -> PhotoErro
     return PhotoError(reason or ("truncated" if "truncated" in words else "damaged"))
 
 
-def _ends_early(photo: Image.Image, whole: CleanedPhoto, size: int) -> bool:
-    """Check whether a JPEG has too few bits for its pixels; its decoder fills in the missing ones without an error.
+def _ends_early(whole: CleanedPhoto) -> bool:
+    """Check whether a JPEG of several scans has too few bits; its decoder fills in pixels without an error.
 
-    The decoder fills missing blocks with middle grey or the last colour, so that the last pixel is grey or the last row
-    has one colour. A complete photo may have such a row too, but its pixels do not change when bits are appended.
+    Its pixels change if bits are appended to its scans. They are compared in full size, whatever size is wanted: a
+    photo is truncated, or it is not.
     """
-    last_row = photo.crop((0, photo.height - 1, photo.width, photo.height))
-    if last_row.getcolors(1) is None and not _MIDDLE_GREY.issuperset(last_row.tobytes()[-len(photo.getbands()) :]):
-        return False
-    with Image.open(io.BytesIO(whole.with_more_bits()), formats=_FORMATS) as longer:
-        longer.draft(None, (size, size))
-        longer.load()
-        strips = [(0, top, photo.width, min(top + _STRIP, photo.height)) for top in range(0, photo.height, _STRIP)]
-        return any(photo.crop(strip).tobytes() != longer.crop(strip).tobytes() for strip in strips)
+    return _checksum(whole.data) != _checksum(whole.with_more_bits())
+
+
+def _checksum(data: bytes) -> int:
+    checksum = 0
+    with Image.open(io.BytesIO(data), formats=_FORMATS) as photo:
+        for top in range(0, photo.height, _STRIP):
+            strip = photo.crop((0, top, photo.width, min(top + _STRIP, photo.height)))
+            checksum = zlib.crc32(strip.tobytes(), checksum)
+    return checksum
 
 
 def _too_large() -> PhotoTooLargeError:

@@ -249,6 +249,32 @@ def test_jpegs_that_end_in_their_last_blocks_are_truncated(size, mode, restarts)
                 decode(short, side)
 
 
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.5, 0.92])
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_a_progressive_jpeg_that_was_cut_and_closed_is_truncated(mode, share):
+    data = encoded(noise().convert(mode), progressive=True, quality=75, subsampling=2)
+    decode(data, 32)
+    short = data[: -int(share * len(data))].rstrip(b"\xff") + b"\xff\xd9"
+    for size in (8, 200):
+        with pytest.raises(PhotoError, match=r"^truncated$"):
+            decode(short, size)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_the_size_decides_not_whether_a_photo_is_truncated(progressive):
+    data = encoded(noise(60, 50).resize((600, 500)), subsampling=2, progressive=progressive)
+    for cut in (*range(3, 60), 400, 800):
+        verdicts = set()
+        for size in (8, 64, 200, 400):
+            try:
+                decode(data[: -2 - cut].rstrip(b"\xff") + b"\xff\xd9", size)
+                verdicts.add("whole")
+            except PhotoError as error:
+                verdicts.add(str(error))
+        assert len(verdicts) == 1, cut
+    assert verdicts == {"truncated"}
+
+
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
 @pytest.mark.parametrize("size", [(1, 1), (7, 9), (33, 200), (300, 250)])
 def test_flat_photos_are_whole(size, mode):
