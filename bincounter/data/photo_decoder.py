@@ -111,7 +111,7 @@ def decode_square(data: bytes, size: int) -> bytes:
             photo.load()
             if whole.scans > 1 and _ends_early(whole):
                 raise PhotoError("truncated")
-            square = _rgb(photo).resize((size, size), Image.Resampling.BILINEAR)
+            square = rgb(photo).resize((size, size), Image.Resampling.BILINEAR)
             turn = _UPRIGHT.get(_orientation(photo))
         except Exception as error:  # Pillow raises many types for invalid bytes: OSError, SyntaxError, ...
             raise pillow_verdict(error, pixels) from error
@@ -201,7 +201,7 @@ def _too_large() -> PhotoTooLargeError:
     return PhotoTooLargeError(f"larger than {MAX_PIXELS // 1_000_000} megapixels")
 
 
-def _rgb(photo: Image.Image) -> Image.Image:
+def rgb(photo: Image.Image) -> Image.Image:
     """Convert any colour mode to RGB, with transparent parts on white."""
     if photo.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion clips at 255
         return photo.convert("I").point(_HIGH_BYTES, "L").convert("RGB")

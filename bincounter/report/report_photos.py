@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 from torch import nn
 
 from bincounter.data.photo_bounds import cleaned
+from bincounter.data.photo_decoder import rgb
 from bincounter.data.photos import read_photos
 from bincounter.errors import BinCounterError
 from bincounter.model.answer import positions
@@ -168,13 +169,13 @@ def inline_attention(data: bytes | None, heat: np.ndarray, side: int) -> str | N
 
 
 def _open(data: bytes | None, side: int) -> Image.Image | None:
-    """Decode to RGB, upright, at most ``side`` pixels long; ``None`` if the file cannot be read."""
+    """Decode to RGB as for the model, upright, at most ``side`` pixels long; ``None`` if the file cannot be read."""
     if not data:
         return None
     try:
         image = Image.open(io.BytesIO(cleaned(data).data))
         image.draft("RGB", (side, side))
-        photo = ImageOps.exif_transpose(image).convert("RGB")
+        photo = rgb(ImageOps.exif_transpose(image))
         photo.thumbnail((side, side), Image.Resampling.LANCZOS)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None

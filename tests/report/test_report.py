@@ -1,3 +1,4 @@
+import base64
 import io
 import json
 import os
@@ -12,11 +13,12 @@ import pytest
 from made_runs import drawn_photo, make_run, write_run_report
 from PIL import Image
 
+from bincounter.data.preprocessing import decode
 from bincounter.errors import UserError
 from bincounter.number_format import SCORES, format_score, score_heading
 from bincounter.profiler.profile_record import STEP, ProfileRecord, Row, Session, Usage
 from bincounter.report import plots
-from bincounter.report.report_photos import select_photos
+from bincounter.report.report_photos import inline, select_photos
 from bincounter.training.results import read_results
 from bincounter.training.scoring import print_scores
 
@@ -235,6 +237,17 @@ def test_damaged_file_is_named(run: Path, name: str) -> None:
     path.write_text(half.rpartition(",")[0] + '\n: "[{' if name.endswith("yaml") else half + "\nx,y")
     with pytest.raises(UserError, match=f"{name} is corrupt"):
         write_run_report(run)
+
+
+@pytest.mark.parametrize("kind", ["16-bit grey", "transparent"])
+def test_pages_show_the_pixels_that_the_model_sees(kind: str) -> None:
+    ramp = np.tile(np.linspace(0, 65_535, 64).astype(np.uint16), (64, 1))
+    photo = Image.fromarray(ramp) if kind == "16-bit grey" else Image.new("RGBA", (64, 64), (200, 10, 10, 0))
+    photo.save(file := io.BytesIO(), "PNG")
+    uri = inline(file.getvalue(), 64, quality=95)
+    assert uri is not None
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))), int)
+    assert abs(shown - decode(file.getvalue(), 64).permute(1, 2, 0).numpy()).max() < 5
 
 
 def test_each_file_of_the_run_is_opened_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
