@@ -117,11 +117,23 @@ def test_every_form_of_a_photo_gives_the_same_prediction(counter: bincounter.Pre
     assert counter.predict(str(tmp_path)) == [first]  # a folder is a list, of whatever length
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "I;16", "F"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "I;16"])
 def test_images_of_every_mode_and_orientation_are_counted(mode: str, counter: bincounter.Predictor) -> None:
     image = Image.new("L", (20, 30), 200).convert(mode) if mode != "I;16" else Image.new(mode, (20, 30), 200)
     image.getexif()[0x0112] = 6
     assert counter.predict(image).count in counter.counts
+
+
+@pytest.mark.parametrize("mode", ["PA", "RGBa"])
+def test_transparent_parts_are_white_in_every_mode(mode: str, counter: bincounter.Predictor) -> None:
+    image = Image.new("RGBA", (20, 30), (200, 10, 10, 0)).convert(mode)
+    given, white = counter.predict([image, Image.new("RGB", (20, 30), "white")])
+    assert given.probabilities == white.probabilities
+
+
+def test_an_image_of_floats_is_refused_as_an_array_of_them_is(counter: bincounter.Predictor) -> None:
+    with pytest.raises(DataError, match=r"an image of float32\[30, 20\], not of uint8\[H, W, 3\]"):
+        counter.predict(Image.new("F", (20, 30), 0.5))
 
 
 def test_grey_of_32_bits_is_counted_as_of_16(counter: bincounter.Predictor) -> None:

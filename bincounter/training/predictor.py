@@ -243,16 +243,7 @@ def _content(photo: Photo) -> bytes:
             raise PhotoError(f"an array of {photo.dtype}{list(photo.shape)}, not of uint8[H, W, 3]")
         photo = Image.fromarray(photo)
     if isinstance(photo, Image.Image):
-        file = io.BytesIO()
-        try:
-            image = photo.convert("I;16") if photo.mode == "I" else photo  # whose conversion to RGB clips at 255
-            image = image if image.mode in _PNG_MODES else image.convert("RGB")
-            image.save(file, "PNG", compress_level=1, exif=photo.getexif())
-        except ValueError as error:  # it is closed, empty, or of a mode without colours
-            raise PhotoError(f"an image without readable pixels ({error})") from error
-        except Exception as error:  # broken bytes, which Pillow decodes only now
-            raise pillow_verdict(error, photo.width * photo.height) from error
-        return file.getvalue()
+        return _png(photo)
     if hasattr(photo, "read"):
         try:
             photo = photo.read()
@@ -265,8 +256,23 @@ def _content(photo: Photo) -> bytes:
     raise PhotoError(f"not a path, bytes, a file, an image of Pillow or an array, but of type {type(photo).__name__}")
 
 
+def _png(photo: Image.Image) -> bytes:
+    if photo.mode == "F":  # of any scale
+        raise PhotoError(f"an image of float32[{photo.height}, {photo.width}], not of uint8[H, W, 3]")
+    file = io.BytesIO()
+    try:
+        image = photo.convert(_PNG_MODES.get(photo.mode, "RGB"))
+        image.save(file, "PNG", compress_level=1, exif=photo.getexif())
+    except ValueError as error:  # it is closed, empty, or of a mode without colours
+        raise PhotoError(f"an image without readable pixels ({error})") from error
+    except Exception as error:  # broken bytes, which Pillow decodes only now
+        raise pillow_verdict(error, photo.width * photo.height) from error
+    return file.getvalue()
+
+
 _ONE = (bytes, bytearray, memoryview, Image.Image, np.ndarray)
-_PNG_MODES = ("1", "L", "LA", "I;16", "P", "RGB", "RGBA")
+_PNG_MODES = {mode: mode for mode in ("1", "L", "LA", "I;16", "P", "RGB", "RGBA")}
+_PNG_MODES |= {"I": "I;16", "PA": "RGBA", "RGBa": "RGBA"}  # RGB clips at 255, and has no transparency
 
 
 def list_photos(source: str, data_dir: Path) -> list[Path]:
