@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from bincounter.audit.audit_columns import ANSWER, RECORD, VERDICT
 from bincounter.data.layouts.abid import METADATA, read_metadata
-from bincounter.data.layouts.base import LARGEST_COUNT, UnusableInput, find_photos
+from bincounter.data.layouts.base import LARGEST_COUNT, UnusableInput, find_photos, is_photo_name
 from bincounter.data.s3.address import is_remote
 from bincounter.errors import UserError, closest_match
 from bincounter.names import composed, escape_name, spellings
@@ -79,7 +79,7 @@ def read_stock(path: Path) -> Stock:
 
 def _from_metadata(path: Path) -> Stock:
     folder = path / METADATA if (path / METADATA).is_dir() else path
-    files = sorted(file for file in folder.iterdir() if file.suffix == ".json" and not file.name.startswith("."))
+    files = sorted(file for file in folder.iterdir() if is_photo_name(file.name, frozenset({".json"})))
     if not files:
         raise UserError(
             f"{escape_name(path)} has no metadata/<id>.json: name the folder of the metadata, or a CSV table"

@@ -220,7 +220,7 @@ def test_metadata_of_abid_are_records(photos: Path, tmp_path: Path) -> None:
     for number, text in enumerate(('{"EXPECTED_QUANTITY": 2}', '{"EXPECTED_QUANTITY": "2"}', "{"), start=1):
         suffix = "jpeg" if number == 1 else "jpg"
         shutil.copy(photos / names_of(photos)[number], folder / f"bin-images/{number}.{suffix}")
-        (folder / f"metadata/{number}.json").write_text(text)
+        (folder / f"metadata/{number}.{'JSON' if number == 1 else 'json'}").write_text(text)
     stock = read_stock(folder)
     PhotoFinder([str(folder / "bin-images")], tmp_path).match(stock)
     assert [(record.bin, record.expected) for record in stock.records] == [("1", 2), ("2", ""), ("3", "")]
