@@ -36,7 +36,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models import resnet as torchvision_resnet
 
-from bincounter.errors import ConfigError, ResourceError, check_choice, unreadable
+from bincounter.errors import ConfigError, ResourceError, check_choice, check_extra, unreadable
 
 log = logging.getLogger(__name__)
 
@@ -297,9 +297,11 @@ def read_weights(weights: str) -> Mapping[str, Tensor]:
         ResourceError: memory or disk failed.
     """
     path = _weights_file(weights)
+    if path.suffix == ".safetensors":  # a dependency of timm
+        check_extra("safetensors", extra="timm", wanted=f"model.weights={path}")
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file  # a dependency of timm
+            from safetensors.torch import load_file
 
             return load_file(path)
         content: Any = torch.load(path, map_location="cpu", weights_only=True)

@@ -14,7 +14,7 @@ from served_runs import checkpoint_alone
 from bincounter.data.preprocessing import Normalize
 from bincounter.errors import ConfigError, UserError
 from bincounter.model import packaged_weights
-from bincounter.model.backbones import cam_layer, feature_size
+from bincounter.model.backbones import cam_layer, feature_size, read_weights
 from bincounter.model.build import load_counter
 from bincounter.model.packaged_weights import read_packaged
 from bincounter.model.timm_backbones import TimmBackbone, check_timm
@@ -84,6 +84,13 @@ def test_weights_come_from_files_of_timm_and_from_checkpoints(kind: str, tmp_pat
         save_file(given.state_dict(), tmp_path / kind)
     own = TimmBackbone(NODE["name"], weights=str(tmp_path / kind)).net.state_dict()
     assert all(torch.equal(tensor, given.state_dict()[name]) for name, tensor in own.items())
+
+
+def test_weights_say_that_safetensors_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"unread")
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(ConfigError, match=r"model\.safetensors needs safetensors: pip install 'bincounter\[timm\]'"):
+        read_weights(str(tmp_path / "model.safetensors"))
 
 
 @pytest.mark.parametrize(
