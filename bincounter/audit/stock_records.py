@@ -13,10 +13,10 @@ from bincounter.audit.audit_columns import ANSWER, RECORD, VERDICT
 from bincounter.data.layouts.abid import METADATA, read_metadata
 from bincounter.data.layouts.base import LARGEST_COUNT, UnusableInput, find_photos, is_photo_name
 from bincounter.data.s3.address import is_remote
+from bincounter.data.source import find_source
 from bincounter.errors import UserError, closest_match
 from bincounter.names import composed, escape_name, spellings
 from bincounter.progress import track
-from bincounter.training.predictor import find_source
 
 _OURS = re.compile(r"p_\d+")
 _ADVICE = "write it as CSV in UTF-8, with commas between the columns bin, photo and expected, and a line for each bin"

@@ -124,8 +124,9 @@ def _deploy(cfg: DictConfig) -> int:
 
 
 def _invoke(cfg: DictConfig) -> int:
+    from bincounter.data.source import list_photos
     from bincounter.serving.local import client
-    from bincounter.training.predictor import list_photos, print_predictions
+    from bincounter.training.predictor import print_predictions
 
     server = find_server(cfg.name, state_of(cfg), cfg.target.port, cfg.target.host)
     headers = read_access("127.0.0.1", cfg.target.token_file).headers
@@ -182,7 +183,7 @@ def run_on_sagemaker(cfg: DictConfig, package: "Package | None") -> int:
     account = Account(spec.target["region"], "target", dry=cfg.dry_run)
     if cfg.action == "invoke":
         from bincounter.cloud.endpoints.invoke import invoke
-        from bincounter.training.predictor import list_photos
+        from bincounter.data.source import list_photos
 
         return invoke(account, spec, list_photos(cfg.input, Path(cfg.paths.data_dir)), dry=cfg.dry_run)
     if cfg.action == "status":

@@ -161,7 +161,8 @@ def _predict(arguments: argparse.Namespace) -> int:
     from bincounter.training.run_folder import find_newest_checkpoint
 
     checkpoint = arguments.ckpt_path or find_newest_checkpoint(Path("logs"), named_by="--ckpt-path")
-    from bincounter.training.predictor import Predictor, list_photos, print_predictions, write_predictions_csv
+    from bincounter.data.source import list_photos
+    from bincounter.training.predictor import Predictor, print_predictions, write_predictions_csv
     from bincounter.training.trainer import keep_freed_memory, silence_lightning
 
     silence_lightning()

@@ -1,13 +1,15 @@
 """Photos of ``data.source``: rendered, synced, streamed or read from a folder, as a manifest."""
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bincounter.data.layouts import Detected
 from bincounter.data.layouts.abid import METADATA, MISSING_PHOTO_REASONS, PHOTOS, read_metadata, read_photo_names
-from bincounter.data.layouts.base import COUNT_NAME, IndexedLayout, Layout, UnusableInput
+from bincounter.data.layouts.base import COUNT_NAME, PHOTO_SUFFIXES, IndexedLayout, Layout, UnusableInput
+from bincounter.data.layouts.base import find_photos as photos_below
 from bincounter.data.layouts.folders import MISSING_REASONS, SPLIT_FOLDERS
 from bincounter.data.records import Manifest, RejectedInput
 from bincounter.data.s3.address import is_remote, parse_address
@@ -16,6 +18,7 @@ from bincounter.data.s3.sync import fetch
 from bincounter.data.scan import scan
 from bincounter.data.shards.index import Shards, streamed_manifest
 from bincounter.errors import ConfigError, DataError
+from bincounter.names import escape_name
 
 
 def find_photos(
@@ -186,3 +189,38 @@ def _without_excluded(manifest: Manifest, counts: Sequence[int]) -> Manifest:
         return refusal.reason in MISSING_REASONS and chooser.by_name(refusal.path) is False
 
     return replace(manifest, refusals=tuple(refusal for refusal in manifest.refusals if not is_excluded(refusal)))
+
+
+def list_photos(source: str, data_dir: Path) -> list[Path]:
+    """List the photos of ``source``, and log the number of other files in a folder.
+
+    Args:
+        source: a photo, a folder (searched recursively), or the ``s3://`` URI of either.
+        data_dir: folder for local copies of a bucket.
+
+    Raises:
+        DataError: ``source`` does not exist, or has no photo.
+    """
+    root = find_source(source, data_dir)
+    return [root] if root.is_file() else photos_below(root)
+
+
+def find_source(source: str, data_dir: Path) -> Path:
+    """Find the photo or the folder of ``source`` on this machine; arguments as of :func:`list_photos`.
+
+    Raises:
+        DataError: it does not exist.
+    """
+    root = _fetched(source, data_dir) if is_remote(source) else Path(source)
+    if not root.is_file() and not root.is_dir():
+        raise DataError(f"{escape_name(source)} is neither a photo nor a folder: correct the path, or use an s3:// URI")
+    return root
+
+
+def _fetched(source: str, data_dir: Path) -> Path:
+    """Return the local copy of a photo or folder in a bucket."""
+    folder, _, name = source.rpartition("/")
+    if Path(name).suffix.lower() in PHOTO_SUFFIXES and parse_address(source)[1]:
+        with suppress(DataError):  # a folder may have such a name, too; its listing raises the error
+            return fetch(folder, data_dir, names=[name]) / name
+    return fetch(source, data_dir)

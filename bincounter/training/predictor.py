@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -18,13 +17,11 @@ import torch
 from PIL import Image
 
 from bincounter.config.checks import Bound
-from bincounter.data.layouts.base import PHOTO_SUFFIXES, find_photos
 from bincounter.data.photo_bounds import PhotoError
 from bincounter.data.photo_decoder import pillow_verdict
 from bincounter.data.photos import failure_clause, retry
 from bincounter.data.preprocessing import Normalize, decode
-from bincounter.data.s3.address import is_remote, parse_address
-from bincounter.data.s3.sync import fetch
+from bincounter.data.source import list_photos
 from bincounter.errors import ConfigError, DataError, ResourceError, first_line
 from bincounter.files import atomic_write, checkpoint_file, expand_user
 from bincounter.model.answer import position
@@ -273,41 +270,6 @@ def _png(photo: Image.Image) -> bytes:
 _ONE = (bytes, bytearray, memoryview, Image.Image, np.ndarray)
 _PNG_MODES = {mode: mode for mode in ("1", "L", "LA", "I;16", "P", "RGB", "RGBA")}
 _PNG_MODES |= {"I": "I;16", "PA": "RGBA", "RGBa": "RGBA"}  # RGB clips at 255, and has no transparency
-
-
-def list_photos(source: str, data_dir: Path) -> list[Path]:
-    """List the photos of ``source``, and log the number of other files in a folder.
-
-    Args:
-        source: a photo, a folder (searched recursively), or the ``s3://`` URI of either.
-        data_dir: folder for local copies of a bucket.
-
-    Raises:
-        DataError: ``source`` does not exist, or has no photo.
-    """
-    root = find_source(source, data_dir)
-    return [root] if root.is_file() else find_photos(root)
-
-
-def find_source(source: str, data_dir: Path) -> Path:
-    """Find the photo or the folder of ``source`` on this machine; arguments as of :func:`list_photos`.
-
-    Raises:
-        DataError: it does not exist.
-    """
-    root = _fetched(source, data_dir) if is_remote(source) else Path(source)
-    if not root.is_file() and not root.is_dir():
-        raise DataError(f"{escape_name(source)} is neither a photo nor a folder: correct the path, or use an s3:// URI")
-    return root
-
-
-def _fetched(source: str, data_dir: Path) -> Path:
-    """Return the local copy of a photo or folder in a bucket."""
-    folder, _, name = source.rpartition("/")
-    if Path(name).suffix.lower() in PHOTO_SUFFIXES and parse_address(source)[1]:
-        with suppress(DataError):  # a folder may have such a name, too; its listing raises the error
-            return fetch(folder, data_dir, names=[name]) / name
-    return fetch(source, data_dir)
 
 
 def write_predictions_csv(

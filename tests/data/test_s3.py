@@ -17,9 +17,8 @@ from s3_server import S3Server
 from bincounter.data.layouts.folders import Folders
 from bincounter.data.s3.address import is_remote, parse_address, unusable_reason
 from bincounter.data.s3.sync import fetch
-from bincounter.data.source import fetch_photos, find_photos
+from bincounter.data.source import fetch_photos, find_photos, list_photos
 from bincounter.errors import DataError, ResourceError
-from bincounter.training.predictor import list_photos
 
 PHOTOS = {f"bins/{count}/{name}.jpg": f"{count}{name}".encode() * 100 for count in (1, 2) for name in "abc"}
 

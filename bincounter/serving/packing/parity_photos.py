@@ -20,10 +20,9 @@ from bincounter.data.records import PhotoFile
 from bincounter.data.s3.address import is_remote, parse_address
 from bincounter.data.s3.mirror import local_folder
 from bincounter.data.shards.index import INDEX_FILE, Shards, is_index
-from bincounter.data.source import expand_folder
+from bincounter.data.source import expand_folder, list_photos
 from bincounter.errors import DataError
 from bincounter.names import escape_name
-from bincounter.training.predictor import list_photos
 from bincounter.training.results import CheckpointOrigin, RunResults
 
 log = logging.getLogger(__name__)
