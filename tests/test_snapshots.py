@@ -92,6 +92,7 @@ def tmp(python: WarmPython, tmp_path_factory: pytest.TempPathFactory) -> Path:
     overrides = (
         "experiment=demo model=cnn model.backbone.width=8 model.backbone.blocks=3 data.layout.photos=240 "
         "data.layout.size=64 data.image_size=32 data.batch_size=16 trainer=cpu trainer.max_epochs=2 callbacks=[none] "
+        "trainer.precision=32-true "  # 16-bit products differ among CPUs
         f"+trainer.enable_progress_bar=false paths.data_dir={root}/data paths.log_dir={root}/logs "
         f"paths.output_dir={root}/run"
     )
