@@ -26,7 +26,7 @@ def test_a_step_is_adamws_with_the_gradient_of_the_nearby_weights() -> None:
             return loss.item()
 
         loss = F.cross_entropy(theirs(photos), labels)
-        assert optimizer.step(closure) == loss.item()
+        assert optimizer.step(closure) == pytest.approx(loss.item())  # sums in another order on some CPUs
         weights = list(theirs.parameters())
         gradients = torch.autograd.grad(loss, weights)
         norm = torch.cat([each.flatten() for each in gradients]).norm()
