@@ -227,11 +227,7 @@ def look_up(mapping: Mapping[str, Any], key: str) -> Any:
 def link(source: Path, path: Path) -> None:
     """Hard-link a file atomically; copies it if the file system has no links.
 
-    The two names are independent as long as files are replaced and never written in place.
-
-    Args:
-        source: the file.
-        path: its second name, on the same file system; an existing file is replaced.
+    ``path`` replaces an existing file. The two names are independent as long as files are never written in place.
     """
     place(source, path)
     _sync_folder(path.parent)
@@ -244,9 +240,12 @@ def place(source: Path, path: Path) -> None:
         try:
             temporary.hardlink_to(source.resolve())
         except OSError:  # the file system, the device or the owner forbids it
-            shutil.copy2(source, temporary)
-            with temporary.open("rb") as copy:
+            with source.open("rb") as content, temporary.open("xb") as copy:
+                shutil.copyfileobj(content, copy)
+                copy.flush()
                 os.fsync(copy.fileno())  # before the rename: a power cut must not leave an empty file
+            with suppress(OSError):  # some of these file systems keep no times or modes
+                shutil.copystat(source, temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)  # a rename onto another link of the same file leaves both

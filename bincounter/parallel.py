@@ -34,14 +34,16 @@ _BATCHES = 2 * 2  # of each loader process: two loaders, of training and validat
 
 
 def limit_threads() -> None:
-    """Let torch compute on at most :func:`count_cores` threads, unless OMP_NUM_THREADS is set.
+    """Lower torch's number of threads to the CPU quota of the container, unless OMP_NUM_THREADS is set.
 
-    By itself it takes all cores of the machine, also those beyond the CPU quota of its container.
+    By itself it takes all cores of the machine.
     """
     import torch  # here: commands that compute nothing import this module, too
 
     if not os.environ.get("OMP_NUM_THREADS"):
-        torch.set_num_threads(min(torch.get_num_threads(), count_cores()))
+        threads = torch.get_num_threads()
+        if (fewer := _within_quota(threads)) < threads:
+            torch.set_num_threads(fewer)
 
 
 def count_threads() -> int:

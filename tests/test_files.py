@@ -94,3 +94,16 @@ def test_a_second_link_to_the_same_file_leaves_nothing_behind(tmp_path: Path) ->
     link(best, last)
     assert last.samefile(best)
     assert set(tmp_path.iterdir()) == {best, last}
+
+
+def test_a_file_is_copied_where_links_times_and_modes_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    for name in ("link", "utime", "chmod"):
+        monkeypatch.setattr(os, name, refuse)
+    (tmp_path / "best.ckpt").write_text("weights")
+    link(tmp_path / "best.ckpt", tmp_path / "last.ckpt")
+    assert (tmp_path / "last.ckpt").read_text() == "weights" and len(list(tmp_path.iterdir())) == 2

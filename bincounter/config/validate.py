@@ -267,10 +267,10 @@ def _files(cfg: Mapping[str, Any]) -> None:
         if cfg["paths"][name] is not None:
             check_writable(Path(cfg["paths"][name]), folder=True, key=f"paths.{name}")
     if layout.get("ids") is not None:
-        from bincounter.data.layouts.abid import Abid, read_ids
+        from bincounter.data.layouts.abid import Abid, read_photo_names
 
         if import_target("data.layout", layout["_target_"]) is Abid:
-            read_ids(layout["ids"])
+            read_photo_names(layout["ids"])
     if cfg["data"]["corrections"] is not None:
         from bincounter.data.corrections import read_corrections
 

@@ -71,7 +71,7 @@ def _match(manifest: Manifest, answers: Sequence[Correction]) -> list[int | None
     places: list[int | None] = [None] * len(answers)
     spelt = [spellings(escape_name(answer.photo)) for answer in answers]  # as in the table
     folders = {composed(record.id.rpartition("/")[0]) for record in manifest.records}
-    for form in (*_EXACT, *_INEXACT):
+    for form, most in ((str, 1), *((form, None) for form in (*_EXACT, *_INEXACT))):  # first as they are written
         left = [number for number, place in enumerate(places) if place is None]
         if not left:
             break
@@ -82,7 +82,7 @@ def _match(manifest: Manifest, answers: Sequence[Correction]) -> list[int | None
         taken = set(places)  # by a more exact form
         found: defaultdict[str, dict[int, str]] = defaultdict(dict)  # name -> answers, and how they spell it
         for number in left:
-            spelling = next((name for name in spelt[number] if form(name) in index), None)
+            spelling = next((name for name in spelt[number][:most] if form(name) in index), None)
             if spelling is not None:
                 found[form(spelling)][number] = spelling
         for name, spelled in found.items():
@@ -106,11 +106,17 @@ def _is_another(name: str, id_: str, folders: Set[str]) -> bool:
         folders: of the data set.
     """
     path, own = PurePosixPath(composed(name)), PurePosixPath(composed(id_))
-    if path.name != own.name and {path.suffix.lower(), own.suffix.lower()} <= PHOTO_SUFFIXES:
+    if path.parent == own.parent:
+        return path.name != own.name and {path.suffix.lower(), own.suffix.lower()} <= PHOTO_SUFFIXES
+    if str(path.parent) in folders:
         return True
     labels = [each.parent.name for each in (path, own)]
-    differ = all(map(COUNT_NAME.fullmatch, labels)) and int(labels[0]) != int(labels[1])
-    return differ or (path.parent != own.parent and str(path.parent) in folders)
+    # Deeper paths are of another place, where a number may be a day.
+    return (
+        len(path.parts) <= len(own.parts)
+        and all(map(COUNT_NAME.fullmatch, labels))
+        and int(labels[0]) != int(labels[1])
+    )
 
 
 def _names(record: BinRecord, root: Path) -> list[str]:

@@ -105,11 +105,11 @@ def decode_square(data: bytes, size: int) -> bytes:
     """
     whole = cleaned(data)
     with _opened(whole) as photo:
-        pixels = photo.width * photo.height
+        pixels, stored = photo.width * photo.height, photo.size
         try:
             photo.draft(None, (size, size))
             photo.load()
-            if whole.scans > 1 and _ends_early(whole):
+            if whole.scans > 1 and _ends_early(whole, photo if photo.size == stored else None):
                 raise PhotoError("truncated")
             square = rgb(photo).resize((size, size), Image.Resampling.BILINEAR)
             turn = _UPRIGHT.get(_orientation(photo))
@@ -179,21 +179,28 @@ def pillow_verdict(error: Exception, pixels: int, reason: str = "") -> PhotoErro
     return PhotoError(reason or ("truncated" if "truncated" in words else "damaged"))
 
 
-def _ends_early(whole: CleanedPhoto) -> bool:
+def _ends_early(whole: CleanedPhoto, decoded: Image.Image | None) -> bool:
     """Check whether a JPEG of several scans has too few bits; its decoder fills in pixels without an error.
 
     Its pixels change if bits are appended to its scans. They are compared in full size, whatever size is wanted: a
     photo is truncated, or it is not.
+
+    Args:
+        whole: the photo.
+        decoded: its pixels, if they are there in full size.
     """
-    return _checksum(whole.data) != _checksum(whole.with_more_bits())
+    return _checksum(decoded or _read(whole.data)) != _checksum(_read(whole.with_more_bits()))
 
 
-def _checksum(data: bytes) -> int:
+def _read(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data), formats=_FORMATS)
+
+
+def _checksum(photo: Image.Image) -> int:
     checksum = 0
-    with Image.open(io.BytesIO(data), formats=_FORMATS) as photo:
-        for top in range(0, photo.height, _STRIP):
-            strip = photo.crop((0, top, photo.width, min(top + _STRIP, photo.height)))
-            checksum = zlib.crc32(strip.tobytes(), checksum)
+    for top in range(0, photo.height, _STRIP):
+        strip = photo.crop((0, top, photo.width, min(top + _STRIP, photo.height)))
+        checksum = zlib.crc32(strip.tobytes(), checksum)
     return checksum
 
 

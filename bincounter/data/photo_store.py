@@ -1,6 +1,7 @@
 """Pixels of a data set at one size: decoded once into a memory-mapped file, or on every read."""
 
 import ast
+import errno
 import functools
 import hashlib
 import logging
@@ -21,7 +22,7 @@ from bincounter.data.photo_bounds import PhotoError
 from bincounter.data.photos import failure_clause, in_reading_order, read_ahead, read_checked, retry
 from bincounter.data.preprocessing import decode
 from bincounter.data.records import Manifest, PhotoFile
-from bincounter.errors import DataError, ResourceError
+from bincounter.errors import DataError, ResourceError, unreadable
 from bincounter.files import translate_disk_full
 from bincounter.parallel import map_ordered
 from bincounter.progress import track
@@ -172,10 +173,11 @@ def map_bytes(file: Path, shape: tuple[int, ...]) -> np.ndarray:
     except FileNotFoundError:
         raise
     except OSError as error:
-        reason = (error.strerror or type(error).__name__).lower()
+        if error.errno not in (errno.ENOMEM, errno.ENODEV):
+            raise (unreadable(file, error) or error) from error
         raise ResourceError(
-            f"{file} cannot be mapped into memory ({reason}): raise the limit of virtual memory (ulimit -v), set "
-            "paths.cache_dir to a folder on a local disk, or data.cache=false"
+            f"{file} cannot be mapped into memory ({error.strerror}): raise the limit of virtual memory (ulimit -v), "
+            "set paths.cache_dir to a folder on a local disk, or data.cache=false"
         ) from error
 
 

@@ -214,10 +214,11 @@ def _device(name: str) -> torch.device:
         value.item()  # a device without storage, such as meta, raises
         return value.device
     except (AssertionError, RuntimeError, NotImplementedError, TypeError) as error:
-        if name == "auto":  # such as a GPU that is too old for this torch
+        if name == "auto":
+            old = "no kernel image" in str(error)  # of a GPU that this torch is not built for
+            free = "install a torch that is built for it" if old else "free its memory"
             raise ConfigError(
-                f"the GPU cannot be used ({first_line(error)}): hide it by CUDA_VISIBLE_DEVICES=, or install a torch "
-                "that is built for it"
+                f"the GPU cannot be used ({first_line(error)}): hide it by CUDA_VISIBLE_DEVICES=, or {free}"
             ) from error
         raise ConfigError(f"device={name} is not available here: use auto, cpu, or a GPU such as cuda:0") from error
 
@@ -258,7 +259,8 @@ def _png(photo: Image.Image) -> bytes:
         raise PhotoError(f"an image of float32[{photo.height}, {photo.width}], not of uint8[H, W, 3]")
     file = io.BytesIO()
     try:
-        image = photo.convert(_PNG_MODES.get(photo.mode, "RGB"))
+        mode = _PNG_MODES.get(photo.mode, "RGB")
+        image = photo if mode == photo.mode else photo.convert(mode)
         image.save(file, "PNG", compress_level=1, exif=photo.getexif())
     except ValueError as error:  # it is closed, empty, or of a mode without colours
         raise PhotoError(f"an image without readable pixels ({error})") from error

@@ -147,6 +147,9 @@ def test_an_answer_to_a_photo_that_is_gone_corrects_no_other_of_its_name(tmp_pat
         write(source / name, photo_bytes(100 + number))
     before = labels(source, tmp_path, None)
     assert labels(source, tmp_path, corrections(tmp_path / "gone.csv", dict.fromkeys(gone, 5))) == before
+    elsewhere = {"originals/a.png": 3, "/photos/2024/05/17/b.jpg": 4, "1/c.jpg": 2, "1/c.jpg ": 3}
+    found = labels(source, tmp_path, corrections(tmp_path / "elsewhere.csv", elsewhere))
+    assert found == before | {"1/a.jpg": 3, "1/b.jpg": 4, "1/c.jpg": 2}
     # The record of an audit is the stock's: it may differ from the label of the photo.
     with CorrectionsLog(tmp_path / "audit.csv") as log:
         log.append(Correction("b", "aisle-a/f.jpg", 4, 2))

@@ -12,7 +12,7 @@ from made_photos import abid_bin, bin_folders, metadata, photo_bytes, write
 
 from bincounter.data.arrange import arrange
 from bincounter.data.layouts import detect
-from bincounter.data.layouts.abid import Abid, read_ids
+from bincounter.data.layouts.abid import Abid, read_photo_names
 from bincounter.data.layouts.base import find_photos
 from bincounter.data.layouts.folders import Folders
 from bincounter.data.records import Listing, read_quarantine, write_quarantine
@@ -317,20 +317,21 @@ def test_abid_with_an_id_list(tmp_path):
     root = tmp_path / "abid"
     for name in ("1", "00001", "2"):
         abid_bin(root, name, 1)
-    ids = write(tmp_path / "ids.txt", "00001\n2\n777\n")
+    ids = write(tmp_path / "ids.txt", "00001\n2\n777\nbin-images/778.png\n")
     listing = Abid(str(ids)).list(root)
     assert counts(listing) == {"00001": 1, "2": 1}
-    assert refused(listing) == {"bin-images/777.jpg": "in the id list, but no such photo"}
+    missing = "in the id list, but no such photo"
+    assert refused(listing) == {"bin-images/777.jpg": missing, "bin-images/778.png": missing}
 
 
 def test_ids_from_the_udacity_list(tmp_path):
     lists = {"1": ["data/metadata/100313.json", "data/metadata/00001.json"], "2": ["data/metadata/1.json"], "3": []}
-    assert read_ids(write(tmp_path / "file_list.json", json.dumps(lists))) == ["100313", "00001", "1"]
+    assert list(read_photo_names(write(tmp_path / "file_list.json", json.dumps(lists)))) == ["100313", "00001", "1"]
 
 
 @pytest.mark.parametrize("text", ["00001\n1\n\n", "\ufeff00001\r\n1\r\n1", "  bin-images/00001.jpg\nmetadata/1.json"])
 def test_ids_from_text(tmp_path, text):
-    assert read_ids(write(tmp_path / "ids.txt", text)) == ["00001", "1"]
+    assert list(read_photo_names(write(tmp_path / "ids.txt", text))) == ["00001", "1"]
 
 
 @pytest.mark.parametrize("suffix", [".jpeg", ".PNG", ".webp"])
@@ -360,20 +361,20 @@ def test_ids_from_paths_of_photos(tmp_path, suffix):
 )
 def test_what_is_no_id_list_is_refused(tmp_path, content):
     with pytest.raises(DataError, match="ids") as caught:
-        read_ids(write(tmp_path / "ids.txt", content))
+        read_photo_names(write(tmp_path / "ids.txt", content))
     assert "ids.txt" in str(caught.value)
 
 
 def test_an_id_list_that_is_missing(tmp_path):
     with pytest.raises(DataError, match="No such file"):
-        read_ids(tmp_path / "ids.txt")
+        read_photo_names(tmp_path / "ids.txt")
 
 
 @given(st.text(max_size=60))
 def test_ids_are_plain_file_names_or_refused(tmp_path_factory, text):
     file = write(tmp_path_factory.mktemp("ids") / "ids.txt", text.encode("utf-8", "replace"))
     try:
-        ids = read_ids(file)
+        ids = list(read_photo_names(file))
     except DataError:
         return
     assert all(Path(name).name == name and name not in ("", ".", "..") for name in ids)

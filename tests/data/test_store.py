@@ -84,7 +84,7 @@ def test_a_file_that_cannot_be_mapped(manifest, cache, monkeypatch):
     features = FeatureStore(cache, {}, rows=2, size=5, dtype=torch.float32)
     for read in (lambda: store.batch([0]), lambda: features.fill(np.arange(2), lambda rows: [])):
         with pytest.raises(
-            ResourceError, match=r"mapped into memory \(cannot allocate memory\): raise .* data.cache=false"
+            ResourceError, match=r"mapped into memory \(Cannot allocate memory\): raise .* data.cache=false"
         ):
             read()
     monkeypatch.undo()

@@ -28,7 +28,7 @@ class Abid:
     """Photos labelled by the ``EXPECTED_QUANTITY`` of their metadata; a photo's id is its file stem.
 
     Attributes:
-        ids: path of a list that names the photos to use (see :func:`read_ids`), or ``None`` for all of them.
+        ids: path of a list that names the photos to use (see :func:`read_photo_names`), or ``None`` for all of them.
     """
 
     ids: str | None = None
@@ -51,7 +51,7 @@ class Abid:
                 raise DataError(
                     f"{root} has no {folder}/ folder: the ABID layout needs {PHOTOS}/ and {METADATA}/ in it."
                 )
-        wanted = None if self.ids is None else dict.fromkeys(read_ids(self.ids))
+        wanted = None if self.ids is None else read_photo_names(self.ids)
         listing = Listing()
         photos = _by_id(root, PHOTOS, PHOTO_SUFFIXES, wanted, listing)
         metadata = _by_id(root, METADATA, frozenset({".json"}), wanted, listing)
@@ -63,13 +63,13 @@ class Abid:
         if wanted is None:
             listing.refusals += [RejectedInput(found.name, MISSING_PHOTO_REASONS[0]) for found in metadata.values()]
         else:
-            missing = [identifier for identifier in wanted if identifier not in photos]
-            listing.refusals += [RejectedInput(f"{PHOTOS}/{name}.jpg", MISSING_PHOTO_REASONS[1]) for name in missing]
+            missing = [name for identifier, name in wanted.items() if identifier not in photos]
+            listing.refusals += [RejectedInput(f"{PHOTOS}/{name}", MISSING_PHOTO_REASONS[1]) for name in missing]
         return listing
 
 
 def _by_id(
-    root: Path, folder: str, suffixes: frozenset[str], wanted: dict[str, None] | None, listing: Listing
+    root: Path, folder: str, suffixes: frozenset[str], wanted: dict[str, str] | None, listing: Listing
 ) -> dict[str, InputFile]:
     """Index the files of a folder by their stem; rejects other files."""
     files: dict[str, InputFile] = {}
@@ -119,11 +119,6 @@ def read_metadata(path: Path) -> tuple[int, frozenset[str] | None]:
     items = metadata.get("BIN_FCSKU_DATA")
     # Interned: half a million bins name millions of ASINs, most of them many times.
     return count, frozenset(map(sys.intern, items)) if isinstance(items, dict) else None
-
-
-def read_ids(path: str | Path) -> list[str]:
-    """Read an id list: its distinct ids, in order; see :func:`read_photo_names`."""
-    return list(read_photo_names(path))
 
 
 def read_photo_names(path: str | Path) -> dict[str, str]:

@@ -22,8 +22,8 @@ from bincounter.data.preprocessing import as_tensor
 from bincounter.parallel import count_cpus
 from bincounter.serving.application.answers import Problem
 
-SECONDS = 10.0
-"""Processor time that a process may take for a photo; the largest photos of good encoders take 3."""
+SECONDS = 20.0
+"""Processor time that a process may take for a photo; the largest photos of good encoders take 6."""
 
 _QUICK = 6_000_000  # work of a photo that threads decode, see `_work`: about 50 ms
 _MOST_WAITING, _MOST_BYTES = 64, 100_000_000  # photos that wait for a process, and their bytes together
@@ -160,14 +160,15 @@ def _work(header: Header, size: int, side: int) -> int:
     """Estimate the decoding time of a photo by its coded bytes and pixels, in units of 8 ns on one core of 2023.
 
     A JPEG with both sides several times as long as the square's is decoded at an eighth, a quarter or a half. One of
-    several scans is decoded three times.
+    several scans is decoded twice more, as a whole.
     """
     pixels = header.width * header.height
     if not header.is_jpeg:
         return size + 3 * pixels
     smaller = min(header.width, header.height) // side
     scale = next((each for each in (8, 4, 2) if smaller >= each), 1)
-    return (1 if header.scans == 1 else 3) * (size + pixels * header.scans // 8 + 3 * pixels // scale**2)
+    coded = size + pixels * header.scans // 8
+    return coded + 3 * pixels // scale**2 + (0 if header.scans == 1 else 2 * (coded + 3 * pixels))
 
 
 async def _in(pool: ThreadPoolExecutor, function: Callable[[], _T]) -> _T:

@@ -115,7 +115,9 @@ def start_template() -> None:
             _PROCESSES.set_forkserver_preload(_PRELOADED)
             try:
                 forkserver.ensure_running()
-            except OSError as error:  # a socket's path has at most 107 bytes
+            except OSError as error:
+                if "too long" not in str(error):  # a socket's path has at most 107 bytes
+                    raise
                 raise UserError(
                     f"workers cannot be started ({error}): set TMPDIR to a folder with a shorter path"
                 ) from error
