@@ -71,8 +71,9 @@ def _match(manifest: Manifest, answers: Sequence[Correction]) -> list[int | None
     places: list[int | None] = [None] * len(answers)
     spelt = [spellings(escape_name(answer.photo)) for answer in answers]  # as in the table
     folders = {composed(record.id.rpartition("/")[0]) for record in manifest.records}
-    forms: list[Callable[[str], str]] = [str, *_EXACT, *_INEXACT]
-    for most, form in zip([1, *[None] * 4], forms, strict=True):  # at first the names as they are written
+    rounds: list[tuple[Callable[[str], str], int | None]] = [(str, 1)]  # at first the names as they are written
+    rounds += [(form, None) for form in (*_EXACT, *_INEXACT)]
+    for form, most in rounds:
         left = [number for number, place in enumerate(places) if place is None]
         if not left:
             break
